@@ -1,0 +1,44 @@
+# Every target works from a fresh clone: it makes .venv first. PYTHON picks the interpreter (>= 3.11).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: help demo test test-slow check lint types floors format bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+demo: $(STAMP)  ## the whole journey, offline: mock teacher -> corpus -> student -> scorecard
+	$(BIN)/python -m harvester.demo
+
+test: $(STAMP)  ## the default suite
+	$(BIN)/python -m pytest -m 'not slow and not torture'
+
+test-slow: $(STAMP)  ## what the default suite leaves out
+	$(BIN)/python -m pytest -m 'slow'
+
+check: lint types floors  ## ruff, mypy, import floors, README tree
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+floors: $(STAMP)
+	$(BIN)/lint-imports
+	$(BIN)/python tests/readme_tree.py
+
+format: $(STAMP)  ## let ruff rewrite
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what the targets generated, never answers
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -1,0 +1,7 @@
+"""Black-box distillation harvester: asks a teacher, keeps every paid answer, seals them into Parquet.
+
+Import from the room that owns the name (`harvester.corpus`, `harvester.schema`); this file imports
+nothing, so that `import harvester` costs nothing.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,251 @@
+"""harvest.toml as frozen values. An unknown key is an error that names the nearest known one.
+
+Secrets are named, never held: `api_key_env` is the NAME of an environment variable; only
+`api_key(config)` reads it, at the moment a client is built.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from harvester.errors import ConfigError
+
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+Positive = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Limits(_Frozen):
+    """What the teacher allows, as far as the operator knows; the rest is learned."""
+
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    input_tokens_per_minute: Positive | None = None
+    output_tokens_per_minute: Positive | None = None
+    requests_per_day: Positive | None = None
+    tokens_per_day: Positive | None = None
+    max_concurrency: PositiveInt = 64
+
+
+class Price(_Frozen):
+    """USD per million tokens, with the day it was read."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cached_input: float | None = Field(default=None, ge=0)
+    as_of: Any = None
+
+
+class Teacher(_Frozen):
+    """Whom we ask. One credential, one identity; `replicas` serve the same model under it."""
+
+    base_url: str
+    model: str = Field(min_length=1)
+    api_key_env: str | None = None
+    terms: str = ""
+    replicas: tuple[str, ...] = ()
+    limits: Limits = Limits()
+    price: Price | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _one_clean_url(cls, value: str) -> str:
+        return check_url(value)
+
+    @field_validator("replicas")
+    @classmethod
+    def _clean_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_url(url) for url in value)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name_not_a_key(cls, value: str | None) -> str | None:
+        if value is not None and (not _ENV_NAME.match(value) or value.startswith("sk-")):
+            raise ValueError("must be the NAME of an environment variable, not the key itself")
+        return value
+
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        """All addresses of this teacher, the identity's first."""
+        return (self.base_url, *self.replicas)
+
+    @property
+    def identity(self) -> str:
+        """`base_url|model`: what the cache key and the rows call this teacher."""
+        return f"{self.base_url}|{self.model}"
+
+
+class Prompts(_Frozen):
+    """Where prompts come from; globs are resolved beside the configuration file."""
+
+    files: tuple[str, ...] = Field(min_length=1)
+    system: str | None = None
+
+
+class Sampling(_Frozen):
+    """Fields of the wire body; None means: not sent."""
+
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: PositiveInt | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    reasoning_effort: str | None = None
+    samples: PositiveInt = 1
+    top_logprobs: int = Field(default=0, ge=0, le=20)
+    stream: bool = False
+    tools: tuple[dict[str, Any], ...] | None = None
+    response_format: dict[str, Any] | None = None
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+
+class Store(_Frozen):
+    """Where answers are kept."""
+
+    path: str = "store"
+    shard_mib: Positive = 64
+    min_free_mib: float = Field(default=256, ge=0)
+
+
+class Budget(_Frozen):
+    """Ceilings on what may be spent in one run."""
+
+    usd: Positive | None = None
+    tokens: PositiveInt | None = None
+
+
+class Run(_Frozen):
+    """How one run behaves."""
+
+    max_failed: int = Field(default=0, ge=0)
+    deadline_s: Positive = 120
+    connect_timeout_s: Positive = 10
+    max_attempts: PositiveInt = 5
+    grace_s: Positive = 25
+    purpose: Literal["train", "eval"] = "train"
+    epoch: int = Field(default=0, ge=0)
+    trust_env: bool = False
+
+
+class HarvestConfig(_Frozen):
+    """A whole harvest.toml."""
+
+    teacher: Teacher
+    prompts: Prompts
+    sampling: Sampling = Sampling()
+    store: Store = Store()
+    budget: Budget = Budget()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _money_needs_a_price(self) -> HarvestConfig:
+        if self.budget.usd is not None and self.teacher.price is None:
+            raise ValueError("[budget] usd needs a [teacher.price]; without one, set [budget] tokens")
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the configuration's values; goes into lineage."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def check_url(url: str) -> str:
+    """The URL without a trailing slash, or ValueError when it is unfit to carry a key.
+
+    https is required unless the host is loopback; user info, query and fragment are refused because
+    secrets hide there.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"{url!r} is not an http(s) URL such as http://127.0.0.1:8000/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(
+            "a base URL carries no user, password, query or fragment; name the key in api_key_env"
+        )
+    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        raise ValueError(f"plain http is for loopback only; use https for {parts.hostname}")
+    return url.rstrip("/")
+
+
+def load(path: Path) -> HarvestConfig:
+    """Read harvest.toml.
+
+    Raises:
+        ConfigError: missing or broken file, unknown key (with a suggestion), impossible value.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("no such file", place=str(path), remedy="`harvester init DIR` makes one") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"not readable as TOML: {error}", place=str(path)) from None
+    return parse(data, place=str(path))
+
+
+def parse(data: dict[str, Any], *, place: str) -> HarvestConfig:
+    """Validate already loaded TOML; `place` is named in errors.
+
+    Raises:
+        ConfigError: the first thing wrong, with its key and a remedy.
+    """
+    try:
+        return HarvestConfig.model_validate(data)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        # A misspelt key often also leaves a required one missing: name the spelling first.
+        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(
+                f"unknown key {where!r}", place=place, remedy=_suggestion(first["loc"])
+            ) from None
+        raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}", place=place) from None
+
+
+def _suggestion(loc: tuple[int | str, ...]) -> str:
+    model: Any = HarvestConfig
+    for part in loc[:-1]:
+        found = model.model_fields.get(str(part)) if hasattr(model, "model_fields") else None
+        if found is None:
+            return ""
+        kinds = [found.annotation, *get_args(found.annotation)]
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if model is None:
+            return ""
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+
+
+def api_key(teacher: Teacher) -> str | None:
+    """The credential from the environment, None when the teacher needs none.
+
+    Raises:
+        ConfigError: the named variable is unset or empty.
+    """
+    if teacher.api_key_env is None:
+        return None
+    value = os.environ.get(teacher.api_key_env, "").strip()
+    if not value:
+        raise ConfigError(
+            f"environment variable {teacher.api_key_env} is not set",
+            place="teacher.api_key_env",
+            remedy=f"export {teacher.api_key_env}=... or remove api_key_env for a teacher without a key",
+        )
+    return value

@@ -1,0 +1,230 @@
+"""Everything that can go wrong, drawn once.
+
+HarvesterError                      cause, place, remedy; knows its exit code
+├── UsageError                  2   the operator must change something before we start
+│   ├── ConfigError                 harvest.toml, a teacher row, a flag
+│   └── PromptError                 a prompt file, with file and line
+├── TermsRefused               77   the terms do not permit this use
+├── StoreError                  5   the disk or what lies on it
+│   ├── StoreFull                   ENOSPC, EDQUOT, or the reserve is gone
+│   ├── StoreCorrupt                bytes are not what was written
+│   └── StoreFormatError            written by another version of the format
+├── StoreLocked                75   another process holds the store
+├── StoppedAtLimit             10   a ceiling the user set; resumable
+├── Interrupted           130/143   a signal; drained; resumable
+├── FindingsError               1   `verify` or `--check` found something
+├── TooManyFailures             3   complete, but more rows failed than max_failed
+└── TeacherError                    what one attempt met on the wire
+    ├── transient: the same request may succeed later
+    │   ├── RateLimited             429/503/529 with a wait; costs no attempt
+    │   ├── TeacherUnavailable      5xx, 408, 409, refused, DNS midway
+    │   ├── AttemptTimeout          no last byte within deadline_s (possibly billed)
+    │   ├── ConnectionBroken        reset, cut body, garbage status line (possibly billed)
+    │   └── BrokenAnswer            a 200 that holds no completion; raw bytes are kept
+    └── permanent
+        ├── PromptRejected          this prompt, for ever: a dead letter
+        └── TeacherRefused      4   this key, quota, model, policy or address: the job stops
+
+A leaf answers `is_permanent`; the retrier asks it and never reads messages. `code` is a stable
+short name (`harvester explain CODE`), also the row's reason in the dead letters.
+"""
+
+from __future__ import annotations
+
+EXIT_COMPLETE = 0
+
+
+class HarvesterError(Exception):
+    """Base of all errors with a cause, a place and a remedy.
+
+    Args:
+        message: what happened, one plain line.
+        place: where: `file:line`, a key of a config file, a URL's host and path. Never a secret.
+        remedy: what the reader can do about it.
+    """
+
+    code = "H000"
+    exit_code = 1
+    is_permanent = True
+
+    def __init__(self, message: str, *, place: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.place = place
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        where = f"{self.place}: " if self.place else ""
+        then = f" ({self.remedy})" if self.remedy else ""
+        return f"{where}{self.message}{then}"
+
+
+class UsageError(HarvesterError):
+    """The operator must change something before anything starts."""
+
+    code = "usage"
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration value is missing, unknown or impossible."""
+
+    code = "config"
+
+
+class PromptError(UsageError):
+    """A prompt file, or a line of it, can't be used."""
+
+    code = "prompt_file"
+
+
+class TermsRefused(HarvesterError):
+    """The recorded terms do not permit this use. There is no override flag."""
+
+    code = "terms"
+    exit_code = 77
+
+
+class StoreError(HarvesterError):
+    """The disk under the store, or what lies on it."""
+
+    code = "store"
+    exit_code = 5
+
+
+class StoreFull(StoreError):
+    """No room left (ENOSPC, EDQUOT, or the free-space reserve is gone)."""
+
+    code = "store_full"
+
+
+class StoreCorrupt(StoreError):
+    """Bytes on disk are not the bytes that were written."""
+
+    code = "store_corrupt"
+
+
+class StoreFormatError(StoreError):
+    """The store was written by another version of the format."""
+
+    code = "store_format"
+
+
+class StoreLocked(HarvesterError):
+    """Another process holds the store."""
+
+    code = "locked"
+    exit_code = 75
+
+
+class StoppedAtLimit(HarvesterError):
+    """A ceiling the user set was reached: money, tokens, rows or time. Resumable."""
+
+    code = "limit"
+    exit_code = 10
+
+
+class Interrupted(HarvesterError):
+    """A signal ended the run; what was paid is stored. Resumable."""
+
+    code = "interrupted"
+    exit_code = 130
+
+    def __init__(self, message: str, *, signal_number: int, place: str = "", remedy: str = "") -> None:
+        super().__init__(message, place=place, remedy=remedy)
+        self.exit_code = 128 + signal_number
+
+
+class FindingsError(HarvesterError):
+    """`verify` or `--check` found something worth an exit code."""
+
+    code = "findings"
+    exit_code = 1
+
+
+class TooManyFailures(HarvesterError):
+    """The run is complete, but more rows failed than `max_failed` allows."""
+
+    code = "too_many_failures"
+    exit_code = 3
+
+
+class TeacherError(HarvesterError):
+    """What one attempt met on the wire.
+
+    Args:
+        status: HTTP status, None when no status line arrived.
+        error_code: the teacher's own code (`error.code` or `error.type`), verbatim.
+        retry_after_s: seconds the teacher asked us to wait, None when it said nothing.
+        raw: body bytes as received (capped), kept for the record.
+        maybe_billed: the teacher may have generated, and charged for, an answer we don't hold.
+    """
+
+    code = "teacher"
+    exit_code = 4
+
+    def __init__(  # noqa: PLR0913 - one value per fact of the attempt; all keyword-only
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        error_code: str = "",
+        retry_after_s: float | None = None,
+        raw: bytes = b"",
+        maybe_billed: bool = False,
+        place: str = "",
+        remedy: str = "",
+    ) -> None:
+        super().__init__(message, place=place, remedy=remedy)
+        self.status = status
+        self.error_code = error_code
+        self.retry_after_s = retry_after_s
+        self.raw = raw
+        self.maybe_billed = maybe_billed
+
+
+class RateLimited(TeacherError):
+    """The teacher asks for patience (429, or 503/529 as overload). Costs no attempt."""
+
+    code = "rate_limited"
+    is_permanent = False
+
+
+class TeacherUnavailable(TeacherError):
+    """5xx, 408, 409, connection refused, name resolution failing midway."""
+
+    code = "unavailable"
+    is_permanent = False
+
+
+class AttemptTimeout(TeacherError):
+    """The last byte didn't arrive within the attempt's deadline."""
+
+    code = "timeout"
+    is_permanent = False
+
+
+class ConnectionBroken(TeacherError):
+    """Reset, cut body, garbage status line: the bytes stopped before the answer ended."""
+
+    code = "connection"
+    is_permanent = False
+
+
+class BrokenAnswer(TeacherError):
+    """A 200 whose body holds no completion: junk JSON, HTML, no choices, an error inside."""
+
+    code = "broken_answer"
+    is_permanent = False
+
+
+class PromptRejected(TeacherError):
+    """The teacher will never answer this prompt: it becomes a dead letter."""
+
+    code = "prompt_rejected"
+
+
+class TeacherRefused(TeacherError):
+    """The teacher refuses this key, account, model or address: the whole job stops."""
+
+    code = "teacher_refused"
