@@ -1,0 +1,202 @@
+"""Prompt files -> Prompt, streamed, with file and line in every error.
+
+JSONL (also .gz), Parquet, CSV and plain text (one prompt a line). A JSON line is
+`{"prompt": "..."}` or `{"messages": [...]}`, with optional `id`, `reference`, `tags`; any further
+field travels as metadata. Nothing here is sent anywhere but the messages.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harvester.errors import PromptError
+from harvester.journey import Message, Prompt
+
+MAX_LINE_BYTES = 16 * 1024 * 1024
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_OWN_FIELDS = frozenset({"id", "prompt", "messages", "reference", "tags"})
+_BOM = b"\xef\xbb\xbf"
+
+
+def find(files: Sequence[str], root: Path) -> list[Path]:
+    """The prompt files that the configured names and globs mean, in a stable order, each once.
+
+    Raises:
+        PromptError: a name or glob that matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in files:
+        base = Path(pattern)
+        matches = [base] if base.is_absolute() else sorted(root.glob(pattern))
+        matches = [path for path in matches if path.is_file()]
+        if not matches:
+            raise PromptError(
+                f"no prompt file matches {pattern!r}",
+                place=str(root),
+                remedy="names and globs are resolved beside the configuration file",
+            )
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def read(files: Sequence[str], root: Path) -> Iterator[Prompt]:
+    """All prompts of all files, in file order, one at a time.
+
+    Raises:
+        PromptError: the first file or line that can't be used.
+    """
+    empty = True
+    for path in find(files, root):
+        name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+        for line, fields in _rows(path, name):
+            empty = False
+            yield to_prompt(fields, file=name, line=line)
+    if empty:
+        raise PromptError("the prompt files hold no prompt", place=", ".join(files))
+
+
+def to_prompt(fields: Mapping[str, Any], *, file: str, line: int) -> Prompt:
+    """One loaded row as a Prompt.
+
+    Raises:
+        PromptError: no messages, or messages of a shape the API doesn't know.
+    """
+    place = f"{file}:{line}" if line else file
+    messages = _messages(fields, place)
+    reference = fields.get("reference")
+    if reference is not None and not isinstance(reference, str):
+        reference = orjson.dumps(reference).decode()
+    tags = fields.get("tags") or ()
+    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
+        raise PromptError("tags must be a list of strings", place=place)
+    identity = fields.get("id")
+    return Prompt(
+        id=_derived_id(messages, place) if identity in (None, "") else str(identity),
+        messages=messages,
+        reference=reference,
+        tags=tuple(tags),
+        metadata={name: value for name, value in fields.items() if name not in _OWN_FIELDS},
+        file=file,
+        line=line,
+    )
+
+
+def _messages(fields: Mapping[str, Any], place: str) -> tuple[Message, ...]:
+    text, messages = fields.get("prompt"), fields.get("messages")
+    if text is not None and messages is not None:
+        raise PromptError("both 'prompt' and 'messages' are given", place=place, remedy="keep one")
+    if messages is None:
+        if not isinstance(text, str) or not text.strip():
+            raise PromptError("needs 'prompt' (text) or 'messages' (a list)", place=place)
+        return ({"role": "user", "content": text},)
+    if not isinstance(messages, list) or not messages:
+        raise PromptError("'messages' must be a list with at least one message", place=place)
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise PromptError(f"message {number} needs a role out of {', '.join(sorted(ROLES))}", place=place)
+        content = message.get("content")
+        if not (isinstance(content, str | list) or (content is None and message.get("tool_calls"))):
+            raise PromptError(f"message {number} needs 'content' (text or a list of parts)", place=place)
+    return tuple(messages)
+
+
+def _derived_id(messages: tuple[Message, ...], place: str) -> str:
+    try:
+        return hashlib.sha256(orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)).hexdigest()[:24]
+    except (orjson.JSONEncodeError, TypeError) as error:
+        raise PromptError(f"text that is not valid Unicode: {error}", place=place) from None
+
+
+def _rows(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes[-1:] or [""])[0]
+    try:
+        if kind == ".parquet":
+            yield from _parquet_rows(path)
+        elif kind == ".csv":
+            yield from _csv_rows(path, name)
+        elif kind in {".jsonl", ".ndjson", ".json"}:
+            yield from _json_rows(path, name)
+        elif kind == ".txt":
+            yield from _text_rows(path, name)
+        else:
+            raise PromptError(
+                f"unknown kind of prompt file {kind or '(no suffix)'!r}",
+                place=name,
+                remedy="use .jsonl, .jsonl.gz, .parquet, .csv or .txt",
+            )
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise PromptError(f"can't be read: {error}", place=name) from None
+
+
+def _open(path: Path) -> gzip.GzipFile | BufferedReader:
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
+    """Non-blank lines without their ends; a byte order mark at the start is dropped."""
+    with _open(path) as handle:
+        number = 0
+        while line := handle.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise PromptError(f"longer than {MAX_LINE_BYTES >> 20} MiB", place=f"{name}:{number}")
+            text = line.removeprefix(_BOM) if number == 1 else line
+            if text.strip():
+                yield number, text
+
+
+def _json_rows(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in _lines(path, name):
+        try:
+            loaded = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise PromptError(
+                f"not a JSON line: {error}", place=f"{name}:{number}", remedy='a line is {"prompt": "..."}'
+            ) from None
+        if not isinstance(loaded, dict):
+            raise PromptError(
+                f"a JSON object is expected, found {type(loaded).__name__}", place=f"{name}:{number}"
+            )
+        yield number, loaded
+
+
+def _text_rows(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in _lines(path, name):
+        try:
+            yield number, {"prompt": line.decode("utf-8").rstrip("\r\n")}
+        except UnicodeDecodeError as error:
+            raise PromptError(f"not UTF-8: {error.reason}", place=f"{name}:{number}") from None
+
+
+def _csv_rows(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8-sig", newline="") as handle:
+        reader = csv.DictReader(handle, strict=True)
+        if "prompt" not in (reader.fieldnames or ()):
+            raise PromptError("the header has no column 'prompt'", place=f"{name}:1")
+        try:
+            for row in reader:
+                if None in row:
+                    raise PromptError("more cells than the header names", place=f"{name}:{reader.line_num}")
+                yield reader.line_num, {key: value for key, value in row.items() if value not in (None, "")}
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise PromptError(f"not readable as CSV: {error}", place=f"{name}:{reader.line_num}") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with pq.ParquetFile(path) as file:
+        number = 0
+        for batch in file.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, {key: value for key, value in row.items() if value is not None}
