@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## the whole journey, offline: mock teacher -> corpus -> student -> scorecard
-	$(BIN)/python -m harvester.demo
+	$(BIN)/python -m harvester demo
 
 test: $(STAMP)  ## the default suite
 	$(BIN)/python -m pytest -m 'not slow and not torture'

@@ -1,0 +1,72 @@
+"""The command line: one typer app, and the one door where errors become lines and exit codes.
+
+Importing this loads neither httpx, openai, pyarrow nor torch; commands import their rooms when they run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from harvester import __version__
+from harvester.commands import harvest, mock, store, terms, watch
+from harvester.errors import HarvesterError
+
+EXIT_CODES = """Exit codes: 0 complete, 1 verify/--check found something, 2 usage or configuration,
+3 complete but more rows failed than max_failed, 4 the teacher refuses, 5 storage fault,
+10 stopped at a limit you set (resumable), 75 another process holds the store,
+77 the terms do not permit it, 130/143 interrupted and drained (resumable)."""
+
+app = typer.Typer(
+    name="harvester",
+    help="Ask a teacher, keep every paid answer, seal them into Parquet.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"harvester {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Say the version."
+    ),
+) -> None:
+    """Ask a teacher, keep every paid answer, seal them into Parquet."""
+
+
+for room in (harvest, watch, store, terms, mock):
+    room.register(app)
+
+
+def main() -> None:
+    """Run the app; every HarvesterError ends as one clear message and its documented exit code."""
+    try:
+        app()
+    except HarvesterError as error:
+        _say(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `harvester ... | head`: the reader left, nothing is wrong here
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _say(error: HarvesterError) -> None:
+    from harvester.commands.console import talk
+
+    talk(f"error[{error.code}]: {error.message}")
+    if error.place:
+        talk(f"  where   {error.place}")
+    if error.remedy:
+        talk(f"  remedy  {error.remedy}")

@@ -1,0 +1,69 @@
+"""init, plan, run: the verbs around harvest.toml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
+CONFIG = typer.Argument(..., help="Path of a harvest.toml.", show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's verbs."""
+    app.command(epilog="Example: harvester init my-run")(init)
+    app.command(epilog="Example: harvester plan my-run/harvest.toml")(plan)
+    app.command(epilog="Example: harvester run my-run/harvest.toml --max-usd 2")(run)
+
+
+def init(
+    folder: Path = typer.Argument(..., help="Folder to make.", show_default=False), as_json: bool = JSON
+) -> None:
+    """Make a runnable folder: harvest.toml, prompts, README."""
+    from harvester.commands.console import emit
+    from harvester.starter import write_starter
+
+    files = write_starter(folder)
+    lines = [
+        f"made {folder}: {', '.join(path.name for path in files)}",
+        "next: harvester mock-teacher --port 8000   (in another terminal)",
+        f"      harvester run {folder / 'harvest.toml'}",
+    ]
+    emit({"folder": str(folder), "files": [str(path) for path in files]}, lines, as_json=as_json)
+
+
+def plan(config: Path = CONFIG, as_json: bool = JSON) -> None:
+    """Count, price and time a harvest without sending a request."""
+    from harvester import job
+    from harvester.commands.console import emit
+
+    outlook = job.outlook(config)
+    emit(outlook.as_dict(), outlook.lines(), as_json=as_json)
+
+
+def run(
+    config: Path = CONFIG,
+    limit: int | None = typer.Option(None, min=1, help="Stop after this many new answers."),
+    max_usd: float | None = typer.Option(None, min=0, help="Ceiling on this run's cost."),
+    max_tokens: int | None = typer.Option(None, min=1, help="Ceiling on this run's tokens."),
+    max_runtime: str | None = typer.Option(None, help="Stop after a while, as in 90s, 30m, 2h."),
+    grace: float | None = typer.Option(None, min=0, help="Seconds to wait for paid answers on a signal."),
+    as_json: bool = JSON,
+) -> None:
+    """Harvest until done or a limit. Resume is the default: held answers are never asked again."""
+    import asyncio
+
+    from harvester import job
+    from harvester.commands.console import emit, painted, talk
+
+    flags = job.Flags(
+        rows=limit, usd=max_usd, tokens=max_tokens, runtime_s=job.seconds(max_runtime), grace_s=grace
+    )
+    prepared = job.prepare(config, flags)
+    for line in prepared.lines():
+        talk(line)
+    with painted(prepared.rows_total, "harvest") as update:
+        summary = asyncio.run(job.run(prepared, update))
+    emit(summary.as_dict(), summary.lines(), as_json=as_json)
+    raise typer.Exit(summary.exit_code)

@@ -1,0 +1,93 @@
+"""seal, verify, curate, export, report: the verbs around a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
+STORE = typer.Argument(..., help="The store's folder.", show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's verbs."""
+    app.command(epilog="Example: harvester seal my-run/store")(seal)
+    app.command(epilog="Example: harvester verify my-run/store")(verify)
+    app.command(epilog="Example: harvester curate curate.toml")(curate)
+    app.command(epilog="Example: harvester export my-run/store out --to messages")(export)
+    app.command(epilog="Example: harvester report my-run/store")(report)
+
+
+def seal(store: Path = STORE, as_json: bool = JSON) -> None:
+    """Move all journalled answers into Parquet shards now."""
+    from harvester import job
+    from harvester.commands.console import emit
+
+    sealed = job.seal_now(store)
+    files = [str(store / "shards" / name) for name in sealed.files]
+    emit(
+        {"rows": sealed.rows, "files": files},
+        [f"sealed {sealed.rows:,} answers into {len(files)} shards under {store / 'shards'}"],
+        as_json=as_json,
+    )
+
+
+def verify(store: Path = STORE, as_json: bool = JSON) -> None:
+    """Check counts, hashes, dangling intents, torn or foreign files; exit 1 names each finding."""
+    from harvester.commands.console import emit
+    from harvester.corpus import Corpus
+    from harvester.errors import FindingsError
+
+    corpus = Corpus.open(store)
+    findings = corpus.verify()
+    data = {"answers": corpus.count(), "findings": [str(finding) for finding in findings]}
+    lines = [f"{corpus.count():,} answers, {len(findings)} findings", *(f"  {each}" for each in findings)]
+    emit(data, lines, as_json=as_json)
+    if findings:
+        raise FindingsError(f"{len(findings)} findings", place=str(store))
+
+
+def curate(config: Path = typer.Argument(..., help="Path of a curate.toml."), as_json: bool = JSON) -> None:
+    """Filter a corpus into a curated corpus, with a tally of reasons."""
+    from harvester import curate as room
+    from harvester.commands.console import emit
+
+    wanted = room.load(config)
+    tally = room.curate(wanted)
+    lines = [f"kept {tally.kept:,} rows in {wanted.out}"]
+    lines += [f"  dropped {count:,}: {reason}" for reason, count in tally.dropped.items()]
+    emit({"kept": tally.kept, "dropped": dict(tally.dropped), "out": str(wanted.out)}, lines, as_json=as_json)
+
+
+def export(
+    store: Path = STORE,
+    out: Path = typer.Argument(..., help="A new folder.", show_default=False),
+    to: str = typer.Option("prompt-completion", help="prompt-completion, messages, openai or sharegpt."),
+    reasoning: str = typer.Option("keep", help="keep, inline or drop."),
+    split: str | None = typer.Option(None, help="Only rows whose metadata `split` equals this."),
+    as_json: bool = JSON,
+) -> None:
+    """Write a corpus in the shapes other trainers read."""
+    from harvester import export as room
+    from harvester.commands.console import emit
+
+    done = room.export(store, out, shape=to, reasoning=reasoning, split=split)
+    lines = [f"wrote {done.rows:,} rows to {out}"]
+    lines += [f"  left out {count:,}: {reason}" for reason, count in done.left_out.items()]
+    data = {"rows": done.rows, "files": [str(path) for path in done.files], "left_out": dict(done.left_out)}
+    emit(data, lines, as_json=as_json)
+
+
+def report(
+    store: Path = STORE,
+    out: Path | None = typer.Option(None, help="Where to write; default: report.html in the store."),
+    scorecard: Path | None = typer.Option(None, help="A scorecard.json to show beside the harvest."),
+    as_json: bool = JSON,
+) -> None:
+    """Write one self-contained HTML page about a harvest."""
+    from harvester import report as room
+    from harvester.commands.console import emit
+
+    path = room.write_report(store, out or store / "report.html", scorecard=scorecard)
+    emit({"report": str(path)}, [f"report {path}"], as_json=as_json)

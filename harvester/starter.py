@@ -1,0 +1,81 @@
+"""What `harvester init` writes: a folder that runs as it is, against the mock teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harvester.errors import ConfigError
+
+HARVEST_TOML = """\
+[teacher]
+base_url = "http://127.0.0.1:8000/v1"    # `harvester mock-teacher --port 8000`, or your own server
+model = "mock-teacher"
+terms = "mock-teacher"                   # a terms record: `harvester terms list`
+# api_key_env = "TEACHER_API_KEY"        # the NAME of a variable, never the key
+
+[teacher.limits]                         # all optional; learned where absent
+max_concurrency = 64
+# requests_per_minute = 600
+# tokens_per_minute = 100_000
+
+[teacher.price]                          # USD per million tokens, and the day you read it
+input = 0.0
+output = 0.0
+as_of = 2026-11-01
+
+[prompts]
+files = ["prompts/*.jsonl"]
+# system = "You answer briefly."
+
+[sampling]
+temperature = 0.0
+max_tokens = 256
+
+[store]
+path = "store"
+
+[budget]                                 # ceilings of one run; it stops before it would pass them
+tokens = 1_000_000
+
+[run]
+max_failed = 0
+"""
+
+PROMPTS = """\
+{"prompt": "What is 124 + 57?", "reference": "181", "tags": ["sum"]}
+{"prompt": "Reverse the letters of planet.", "reference": "tenalp", "tags": ["reverse"]}
+{"messages": [{"role": "system", "content": "Answer with one word."}, {"role": "user", "content": "Write hello in upper case."}], "reference": "HELLO"}
+"""  # noqa: E501 - a JSON line is one line
+
+README = """\
+# A harvest
+
+    harvester mock-teacher --port 8000     # in another terminal; or point harvest.toml at your teacher
+    harvester plan harvest.toml            # counts, cost, terms; sends nothing
+    harvester run harvest.toml             # Ctrl-C any time; the same command resumes
+    harvester status store
+    harvester report store
+
+Answers lie in `store/shards/*.parquet`. A prompt line is {"prompt": "..."} or {"messages": [...]},
+with optional `id`, `reference`, `tags`; further fields travel along and are never sent.
+"""
+
+
+def write_starter(folder: Path) -> tuple[Path, ...]:
+    """Write the folder's files; an existing file is never touched.
+
+    Raises:
+        ConfigError: one of them exists, or the folder can't be written.
+    """
+    files = {"harvest.toml": HARVEST_TOML, "prompts/first.jsonl": PROMPTS, "README.md": README}
+    paths = {folder / name: text for name, text in files.items()}
+    for path in paths:
+        if path.exists():
+            raise ConfigError("exists already", place=str(path), remedy="name a new folder")
+    try:
+        for path, text in paths.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"can't be written: {error.strerror}", place=str(folder)) from None
+    return tuple(paths)
