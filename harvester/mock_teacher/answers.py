@@ -1,0 +1,74 @@
+"""What the mock teacher says: a rule's answer, or with a known chance a wrong one.
+
+Whether an answer is wrong, and which wrong one it is, is a pure function of the server's seed, the
+task, the prompt text and, above temperature 0, the sample (request body, its `seed` or else how often
+this body was answered before, choice index). At temperature 0 the same prompt always gets the same
+answer, so the teacher's errors are real, known and repeatable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from harvester.mock_teacher.rules import Solved, solve, wrong_answer
+from harvester.mock_teacher.settings import EVERY_TASK
+from harvester.mock_teacher.wire import Ask
+
+UNKNOWN_TASK = "I do not know this task."
+_CACHED_CHARS = 4096  # longer prompts are solved anew rather than kept in memory
+_UNIT = 2.0**64
+
+_solve_short = lru_cache(maxsize=16_384)(solve)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One choice's text. `digest` (32 bytes) seeds whatever else belongs to it, such as logprobs.
+
+    `right` is None where no rule knows the prompt.
+    """
+
+    text: str
+    task: str | None
+    right: bool | None
+    digest: bytes
+
+
+class Answerer:
+    """Decides answers; remembers only how often a body was answered above temperature 0."""
+
+    def __init__(self, seed: int, accuracy: Mapping[str, float]) -> None:
+        self._seed = seed
+        self._accuracy = accuracy
+        self._answered: Counter[bytes] = Counter()
+
+    def answers(self, ask: Ask) -> list[Answer]:
+        """The `n` answers to a request."""
+        solved = _solve_short(ask.text) if len(ask.text) <= _CACHED_CHARS else solve(ask.text)
+        return [self._answer(ask, solved, choice) for choice in range(ask.n)]
+
+    def note_answered(self, ask: Ask) -> None:
+        """Count an answer, so that the next equal request above temperature 0 gets another sample."""
+        if ask.temperature > 0 and ask.seed is None:
+            self._answered[ask.body_sha256] += 1
+
+    def _answer(self, ask: Ask, solved: Solved | None, choice: int) -> Answer:
+        task = solved.task if solved else ""
+        digest = hashlib.sha256(f"{self._seed}\0{task}\0".encode() + ask.prompt_sha256)
+        if ask.temperature > 0:
+            # The body already holds the request's seed, if there is one.
+            occurrence = self._answered[ask.body_sha256] if ask.seed is None else 0
+            digest.update(ask.body_sha256 + f"\0{occurrence}\0{choice}".encode())
+        chance = digest.digest()
+        if solved is None:
+            return Answer(UNKNOWN_TASK, None, None, chance)
+        share = self._accuracy.get(task, self._accuracy.get(EVERY_TASK, 1.0))
+        if int.from_bytes(chance[:8]) / _UNIT < share:
+            return Answer(solved.answer, task, True, chance)
+        wrong = wrong_answer(solved, random.Random(chance[8:]))
+        return Answer(wrong, task, False, chance)

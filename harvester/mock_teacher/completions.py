@@ -1,0 +1,137 @@
+"""Answers dressed as OpenAI's `chat.completion`, whole or as the events of a stream. No I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from harvester.mock_teacher import tokens
+from harvester.mock_teacher.answers import Answer
+from harvester.mock_teacher.logprobs import token_logprobs
+from harvester.mock_teacher.wire import Ask
+
+Completion = dict[str, Any]
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One choice after `stop` and `max_tokens`; `"".join(pieces)` is its text."""
+
+    pieces: list[str]
+    finish_reason: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What names one reply of one server."""
+
+    response_id: str
+    created: int
+    model: str
+    fingerprint: str
+
+
+def generate(ask: Ask, answers: Sequence[Answer]) -> list[Generated]:
+    """Cut the answers' texts at the first stop sequence, then at `max_tokens`."""
+    return [_cut(answer, ask) for answer in answers]
+
+
+def _cut(answer: Answer, ask: Ask) -> Generated:
+    text = answer.text
+    for word in ask.stop:
+        text = text.partition(word)[0]
+    pieces = tokens.split(text)
+    if ask.max_tokens is not None and len(pieces) > ask.max_tokens:
+        return Generated(pieces[: ask.max_tokens], "length", answer.digest)
+    return Generated(pieces, "stop", answer.digest)
+
+
+def usage(prompt_tokens: int, generated: Sequence[Generated]) -> dict[str, Any]:
+    """The usage object: tokens of the prompt once, of every choice together."""
+    completion_tokens = sum(len(one.pieces) for one in generated)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+def completion(ask: Ask, generated: Sequence[Generated], identity: Identity) -> Completion:
+    """The whole `chat.completion` object."""
+    return {
+        "id": identity.response_id,
+        "object": "chat.completion",
+        "created": identity.created,
+        "model": identity.model,
+        "choices": [_choice(ask, index, one) for index, one in enumerate(generated)],
+        "usage": usage(ask.prompt_tokens, generated),
+        "system_fingerprint": identity.fingerprint,
+    }
+
+
+def _choice(ask: Ask, index: int, one: Generated) -> dict[str, Any]:
+    entries = token_logprobs(one.pieces, ask.top_logprobs, one.digest) if ask.logprobs else None
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": "".join(one.pieces), "refusal": None},
+        "logprobs": None if entries is None else {"content": entries, "refusal": None},
+        "finish_reason": one.finish_reason,
+    }
+
+
+def to_json(value: Any) -> bytes:
+    """JSON bytes; integers beyond 64 bits are a fault script's right."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value).encode()
+
+
+def event(value: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + to_json(value) + b"\n\n"
+
+
+def stream_events(whole: Completion, include_usage: bool) -> list[bytes]:
+    """The same completion as server-sent events: role, one chunk per token, finish, usage, `[DONE]`.
+
+    Works from the finished object, so that a spoilt completion streams spoilt in the same way; one
+    without a list of choices goes out as a single event.
+    """
+    choices = whole.get("choices")
+    if not isinstance(choices, list):
+        return [event(whole), DONE]
+    head = {key: value for key, value in whole.items() if key not in ("choices", "usage")}
+    head["object"] = "chat.completion.chunk"
+    if include_usage:
+        head["usage"] = None
+    events = [event({**head, "choices": [chunk]}) for choice in choices for chunk in _chunks(choice)]
+    if include_usage and "usage" in whole:
+        events.append(event({**head, "choices": [], "usage": whole["usage"]}))
+    return [*events, DONE]
+
+
+def _chunks(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    index = choice.get("index", 0)
+    message = dict(choice.get("message") or {})
+    content = message.pop("content", None)
+    entries = (choice.get("logprobs") or {}).get("content")
+    first = {key: value for key, value in message.items() if key == "role" or value is not None}
+    deltas: list[tuple[dict[str, Any], Any, str | None]] = [(first, None, None)]
+    if isinstance(content, str):
+        for at, piece in enumerate(tokens.split(content)):
+            logprobs = {"content": [entries[at]]} if entries and at < len(entries) else None
+            deltas.append(({"content": piece}, logprobs, None))
+    deltas.append(({}, None, choice.get("finish_reason")))
+    return [
+        {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        for delta, logprobs, finish in deltas
+    ]

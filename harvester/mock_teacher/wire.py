@@ -1,0 +1,185 @@
+"""OpenAI's chat shapes: what a request body means, and how refusals look. No I/O.
+
+A body that breaks a rule raises `Refusal` with the status and error object OpenAI's API would use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from harvester.mock_teacher import tokens
+
+Headers = list[tuple[bytes, bytes]]
+
+MAX_CHOICES = 128
+MAX_TOP_LOGPROBS = 20
+_TRANSPORT_ONLY = ("stream", "stream_options")
+
+
+def error_body(message: str, kind: str, code: str | None, param: str | None = None) -> bytes:
+    """OpenAI's error object as JSON bytes."""
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+class Refusal(Exception):
+    """A request answered without generating, hence without a charge."""
+
+    def __init__(self, status: int, body: bytes, headers: Headers | None = None) -> None:
+        super().__init__(status)
+        self.status = status
+        self.body = body
+        self.headers = headers or []
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A valid chat request.
+
+    `text` is the last user message (text parts joined); `body_sha256` is over the body with sorted
+    keys and without `stream`/`stream_options`.
+    """
+
+    model: str
+    text: str
+    n: int
+    temperature: float
+    seed: int | None
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    logprobs: bool
+    top_logprobs: int
+    stream: bool
+    include_usage: bool
+    prompt_tokens: int
+    body_sha256: bytes
+    prompt_sha256: bytes
+
+
+def _invalid(message: str, param: str | None = None, code: str | None = None) -> Refusal:
+    return Refusal(400, error_body(message, "invalid_request_error", code, param))
+
+
+def read_ask(raw: bytes, *, model: str, context_tokens: int) -> Ask:
+    """Understand a request body.
+
+    Raises:
+        Refusal: 400 for broken JSON, wrong values or a prompt over the context; 404 for another model.
+    """
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise _invalid("We could not parse the JSON body of your request.") from error
+    if not isinstance(body, dict):
+        raise _invalid("The body of the request must be a JSON object.")
+    asked_model = body.get("model")
+    if not isinstance(asked_model, str):
+        raise _invalid("you must provide a model parameter", "model")
+    if asked_model != model:
+        text = f"The model `{asked_model}` does not exist or you do not have access to it."
+        raise Refusal(404, error_body(text, "invalid_request_error", "model_not_found", "model"))
+    text, prompt_tokens = _read_messages(body.get("messages"))
+    max_tokens = _read_max_tokens(body)
+    if prompt_tokens + (max_tokens or 0) > context_tokens:
+        raise _invalid(
+            f"This model's maximum context length is {context_tokens} tokens. However, you requested "
+            f"{prompt_tokens + (max_tokens or 0)} tokens.",
+            "messages",
+            "context_length_exceeded",
+        )
+    logprobs, top = _read_logprobs(body)
+    stream = _boolean(body, "stream")
+    options = body.get("stream_options")
+    for field in _TRANSPORT_ONLY:
+        body.pop(field, None)
+    return Ask(
+        model=asked_model,
+        text=text,
+        n=_integer(body, "n", 1, MAX_CHOICES) or 1,
+        temperature=_number(body, "temperature", 0, 2, 1.0),
+        seed=_integer(body, "seed", -(2**63), 2**63 - 1),
+        max_tokens=max_tokens,
+        stop=_read_stop(body.get("stop")),
+        logprobs=logprobs,
+        top_logprobs=top,
+        stream=stream,
+        include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        prompt_tokens=prompt_tokens,
+        body_sha256=hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).digest(),
+        prompt_sha256=hashlib.sha256(text.encode()).digest(),
+    )
+
+
+def _read_messages(messages: Any) -> tuple[str, int]:
+    if not isinstance(messages, list) or not messages:
+        raise _invalid("Invalid 'messages': expected a non-empty array.", "messages")
+    last_user = ""
+    prompt_tokens = 0
+    for at, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise _invalid(f"Invalid 'messages[{at}]': expected an object with a role.", f"messages[{at}]")
+        text = _message_text(message.get("content"), at)
+        prompt_tokens += tokens.count(text) + tokens.TOKENS_PER_MESSAGE
+        if message["role"] == "user":
+            last_user = text
+    return last_user, prompt_tokens
+
+
+def _message_text(content: Any, at: int) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(part for part in parts if isinstance(part, str))
+    raise _invalid(f"Invalid 'messages[{at}].content'.", f"messages[{at}].content")
+
+
+def _read_max_tokens(body: dict[str, Any]) -> int | None:
+    newer = _integer(body, "max_completion_tokens", 1, 2**31)
+    older = _integer(body, "max_tokens", 1, 2**31)
+    return older if newer is None else newer
+
+
+def _read_logprobs(body: dict[str, Any]) -> tuple[bool, int]:
+    wanted = _boolean(body, "logprobs")
+    top = _integer(body, "top_logprobs", 0, MAX_TOP_LOGPROBS) or 0
+    if top and not wanted:
+        raise _invalid("'logprobs' must be true when 'top_logprobs' is set.", "top_logprobs")
+    return wanted, top
+
+
+def _read_stop(stop: Any) -> tuple[str, ...]:
+    found = [stop] if isinstance(stop, str) else [] if stop is None else stop
+    if not isinstance(found, list) or len(found) > 4 or not all(isinstance(word, str) for word in found):
+        raise _invalid("Invalid 'stop': expected up to 4 strings.", "stop")
+    return tuple(word for word in found if word)
+
+
+def _boolean(body: dict[str, Any], field: str) -> bool:
+    value = body.get(field)
+    if value is not None and not isinstance(value, bool):
+        raise _invalid(f"Invalid type for '{field}': expected a boolean.", field)
+    return bool(value)
+
+
+def _integer(body: dict[str, Any], field: str, low: int, high: int) -> int | None:
+    value = body.get(field)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise _invalid(f"Invalid value for '{field}': expected an integer from {low} to {high}.", field)
+    return value
+
+
+def _number(body: dict[str, Any], field: str, low: float, high: float, default: float) -> float:
+    value = body.get(field)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise _invalid(f"Invalid value for '{field}': expected a number from {low} to {high}.", field)
+    return float(value)
