@@ -1,0 +1,131 @@
+"""What the fault script can do: every action's name, its stage, whether it is billed, its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """Where on a reply's way an action takes hold."""
+
+    REFUSE = "refuse"  # instead of generating
+    ANSWER = "answer"  # on the completion object, before it becomes bytes
+    BODY = "body"  # on the body's bytes and headers
+    STREAM = "stream"  # on the events of a stream; never matches a request without `stream`
+    WIRE = "wire"  # on the socket
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One kind of fault. `billed`: charged in the ledger unless the rule says otherwise."""
+
+    stage: Stage
+    billed: bool
+    options: frozenset[str]
+
+
+def _stage(stage: Stage, billed: bool, table: dict[str, str]) -> dict[str, Action]:
+    return {name: Action(stage, billed, frozenset(options.split())) for name, options in table.items()}
+
+
+ACTIONS: dict[str, Action] = {
+    **_stage(
+        Stage.REFUSE,
+        False,
+        {
+            "status": "status code kind message body headers content_type retry_after",
+            "redirect": "status location",
+            "html": "status",  # a captive portal
+            "error_200": "code kind message",
+        },
+    ),
+    **_stage(
+        Stage.ANSWER,
+        True,
+        {
+            "delay": "",  # `delay_s` is an option of every action
+            "patch": "value",  # RFC 7396 merge patch of the completion; null removes
+            "choice": "value",  # the same for each choice
+            "message": "value",  # the same for each message
+            "content": "value",
+            "null_content": "",
+            "empty_content": "",
+            "refusal": "value",
+            "reasoning": "value",
+            "tool_call": "function arguments",
+            "length": "",
+            "content_filter": "",
+            "finish_reason": "value",
+            "usage": "value",
+            "no_usage": "",
+            "id": "value",
+            "no_id": "",
+            "model": "value",
+            "fingerprint": "value",
+            "empty_choices": "",
+            "null_choices": "",
+            "no_choices": "",
+            "extra_choice": "",
+            "wrong_index": "",
+        },
+    ),
+    **_stage(
+        Stage.BODY,
+        True,
+        {
+            "junk_json": "",
+            "truncated_json": "share",
+            "invalid_utf8": "",
+            "bom": "",
+            "nan": "",
+            "duplicate_keys": "",
+            "deep_json": "depth",
+            "big_integer": "digits",
+            "lone_surrogate": "",
+            "nul": "",
+            "empty_body": "",
+            "body": "value content_type",
+            "content_type": "value",
+            "headers": "value",
+            "gzip_bomb": "decoded_bytes",
+        },
+    ),
+    **_stage(
+        Stage.STREAM,
+        True,
+        {
+            "no_done": "",  # everything but `[DONE]`
+            "stream_cut": "events",  # clean end after so many events
+            "stream_error": "events code message",
+            "stream_comments": "",
+            "stream_junk": "events",
+        },
+    ),
+    **_stage(
+        Stage.WIRE,
+        True,
+        {
+            "silence": "",  # until the caller leaves; billed: it may have generated
+            "reset": "",
+            "fin": "",
+            "reset_body": "share",
+            "cut_body": "share",
+            "chunk_cut": "share",
+            "stall_body": "share",
+            "fin_headers": "",
+            "garbage_status": "value",
+            "drip": "bytes interval_s",
+            "endless_headers": "bytes",
+            "huge_body": "bytes",
+            "close_idle": "",  # whole reply, then the kept-alive connection is closed unannounced
+        },
+    ),
+}
+
+LOST = frozenset(
+    {"silence", "reset", "fin", "reset_body", "cut_body", "chunk_cut", "stall_body", "fin_headers"}
+    | {"garbage_status", "endless_headers", "huge_body", "truncated_json", "empty_body"}
+    | {"stream_cut", "stream_error"}
+)
+"""Actions after which the caller can't hold the whole answer: the ledger marks it `cut`."""

@@ -1,0 +1,231 @@
+"""Faults in what is said: on the completion object, on the body's bytes, on a stream's events. Pure."""
+
+from __future__ import annotations
+
+import copy
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from harvester.mock_teacher.completions import Completion, event
+from harvester.mock_teacher.wire import Headers, error_body
+
+Options = Mapping[str, Any]
+JSON_TYPE = (b"content-type", b"application/json")
+STREAM_TYPE = (b"content-type", b"text/event-stream; charset=utf-8")
+_HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in.</body></html>"
+DEFAULT_DECODED_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole HTTP reply. `events` is not None for a stream; then `body` is unused."""
+
+    status: int
+    headers: Headers
+    body: bytes = b""
+    events: tuple[bytes, ...] | None = None
+
+    def whole_body(self) -> bytes:
+        """All body bytes, of a stream too."""
+        return self.body if self.events is None else b"".join(self.events)
+
+
+def _merge(target: Any, patch: Any) -> Any:
+    """RFC 7396: objects merge, null removes, anything else replaces."""
+    if not isinstance(patch, Mapping):
+        return patch
+    merged = dict(target) if isinstance(target, Mapping) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = _merge(merged.get(key), value)
+    return merged
+
+
+def _on_choices(change: Callable[[dict[str, Any]], None]) -> Callable[[Completion], None]:
+    def apply(whole: Completion) -> None:
+        for choice in whole["choices"]:
+            change(choice)
+
+    return apply
+
+
+def _tool_call(options: Options) -> Callable[[Completion], None]:
+    call = {
+        "id": "call_mock",
+        "type": "function",
+        "function": {"name": options.get("function", "look_up"), "arguments": options.get("arguments", "{}")},
+    }
+
+    def change(choice: dict[str, Any]) -> None:
+        choice["message"].update(content=None, tool_calls=[call])
+        choice["finish_reason"] = "tool_calls"
+
+    return _on_choices(change)
+
+
+def _halve(choice: dict[str, Any]) -> None:
+    text = choice["message"]["content"]
+    choice["message"]["content"] = text[: len(text) // 2]
+    choice["finish_reason"] = "length"
+
+
+def _extra_choice(whole: Completion) -> None:
+    whole["choices"].append({**copy.deepcopy(whole["choices"][-1]), "index": len(whole["choices"])})
+
+
+def _message(field: str, value: Any) -> Callable[[Completion], None]:
+    return _on_choices(lambda choice: choice["message"].update({field: value}))
+
+
+_ANSWERS: dict[str, Callable[[Options], Callable[[Completion], None]]] = {
+    "choice": lambda o: _on_choices(lambda choice: choice.update(_merge(choice, o["value"]))),
+    "message": lambda o: _on_choices(lambda choice: choice["message"].update(o["value"])),
+    "content": lambda o: _message("content", o["value"]),
+    "null_content": lambda _: _message("content", None),
+    "empty_content": lambda _: _message("content", ""),
+    "refusal": lambda o: _on_choices(
+        lambda choice: choice["message"].update(
+            content=None, refusal=o.get("value", "I can't help with that.")
+        )
+    ),
+    "reasoning": lambda o: _message("reasoning_content", o.get("value", "Let me think.")),
+    "tool_call": _tool_call,
+    "length": lambda _: _on_choices(_halve),
+    "content_filter": lambda _: _on_choices(lambda choice: choice.update(finish_reason="content_filter")),
+    "finish_reason": lambda o: _on_choices(lambda choice: choice.update(finish_reason=o.get("value"))),
+    "usage": lambda o: lambda whole: whole.update(usage=o.get("value")),
+    "no_usage": lambda _: lambda whole: whole.__delitem__("usage"),
+    "id": lambda o: lambda whole: whole.update(id=o.get("value", "chatcmpl-duplicate")),
+    "no_id": lambda _: lambda whole: whole.__delitem__("id"),
+    "model": lambda o: lambda whole: whole.update(model=o.get("value", "another-model")),
+    "fingerprint": lambda o: lambda whole: whole.update(system_fingerprint=o.get("value", "mock-changed")),
+    "empty_choices": lambda _: lambda whole: whole.update(choices=[]),
+    "null_choices": lambda _: lambda whole: whole.update(choices=None),
+    "no_choices": lambda _: lambda whole: whole.__delitem__("choices"),
+    "extra_choice": lambda _: _extra_choice,
+    "wrong_index": lambda _: _on_choices(lambda choice: choice.update(index=choice["index"] + 7)),
+}
+
+
+def spoil_answer(action: str, options: Options, whole: Completion) -> Completion:
+    """Apply an action of stage `answer`; the given object is the caller's to lose."""
+    if action == "patch":
+        merged: Completion = _merge(whole, options["value"])
+        return merged
+    if action in _ANSWERS:  # `delay` changes nothing
+        _ANSWERS[action](options)(whole)
+    return whole
+
+
+def _in_content(escaped: bytes) -> Callable[[Options, bytes], bytes]:
+    """Put raw bytes at the start of the answer's text (or of the body's first string value)."""
+    return lambda _, body: body.replace(b'"content":"', b'"content":"' + escaped)
+
+
+def _deep(options: Options, body: bytes) -> bytes:
+    depth = int(options.get("depth", 100_000))
+    return body[:-1] + b',"deep":' + b"[" * depth + b"]" * depth + b"}"
+
+
+_BODIES: dict[str, Callable[[Options, bytes], bytes]] = {
+    "junk_json": lambda _, body: b"{not json at all",
+    "truncated_json": lambda o, body: body[: int(len(body) * o.get("share", 0.5))],
+    "invalid_utf8": _in_content(b"\xff\xfe\xc3("),
+    "bom": lambda _, body: b"\xef\xbb\xbf" + body,
+    "nan": lambda _, body: body[:-1] + b',"score":NaN}',
+    "duplicate_keys": lambda _, body: body[:-1] + b',"id":"chatcmpl-second"}',
+    "deep_json": _deep,
+    "big_integer": lambda o, body: body[:-1] + b',"big":' + b"9" * o.get("digits", 5000) + b"}",
+    "lone_surrogate": _in_content(b"\\ud800"),
+    "nul": _in_content(b"\\u0000"),
+    "empty_body": lambda _, body: b"",
+}
+
+
+def _with_headers(headers: Headers, changed: Mapping[str, Any]) -> Headers:
+    """Replace headers by name; a null value removes."""
+    new = {name.lower().encode("latin-1"): value for name, value in changed.items()}
+    kept = [(name, value) for name, value in headers if name not in new]
+    return kept + [(name, str(value).encode("latin-1")) for name, value in new.items() if value is not None]
+
+
+def as_bytes(value: Any) -> bytes:
+    """A script's body: text as it stands (UTF-8), anything else as JSON."""
+    return value.encode() if isinstance(value, str) else json.dumps(value).encode()
+
+
+def spoil_body(action: str, options: Options, reply: Reply) -> Reply:
+    """Apply an action of stage `body`. A stream becomes one block of bytes where its text is touched."""
+    if action == "headers":
+        return replace(reply, headers=_with_headers(reply.headers, options["value"]))
+    if action == "content_type":
+        headers = _with_headers(reply.headers, {"content-type": options.get("value", "text/plain")})
+        return replace(reply, headers=headers)
+    if action == "body":
+        headers = _with_headers(
+            reply.headers, {"content-type": options.get("content_type", "application/json")}
+        )
+        return Reply(reply.status, headers, as_bytes(options["value"]))
+    if action == "gzip_bomb":
+        headers = _with_headers(reply.headers, {"content-encoding": "gzip"})
+        return Reply(reply.status, headers, gzip_bomb(options.get("decoded_bytes", DEFAULT_DECODED_BYTES)))
+    return Reply(reply.status, reply.headers, _BODIES[action](options, reply.whole_body()))
+
+
+@lru_cache(maxsize=4)
+def gzip_bomb(decoded_bytes: int) -> bytes:
+    """A valid one-member gzip file of JSON whose text is `decoded_bytes` spaces (to the MiB)."""
+    head, block, tail = b'{"choices":[{"message":{"content":"', b" " * 2**20, b'"}}]}'
+    blocks = max(1, decoded_bytes >> 20)
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    parts = [packer.compress(head)]
+    parts += [packer.compress(block) for _ in range(blocks)]
+    parts.append(packer.compress(tail) + packer.flush())
+    return b"".join(parts)
+
+
+def spoil_stream(action: str, options: Options, reply: Reply) -> Reply:
+    """Apply an action of stage `stream` to the events."""
+    events = reply.events or ()
+    kept = events[: options.get("events", max(1, len(events) // 2))]
+    if action == "no_done":
+        events = events[:-1]
+    elif action == "stream_cut":
+        events = kept
+    elif action == "stream_error":
+        error = {
+            "message": options.get("message", "The server had an error."),
+            "code": options.get("code", 500),
+        }
+        events = (*kept, event({"error": error}))
+    elif action == "stream_junk":
+        events = (*kept, b"data: {not json\n\n", *events[len(kept) :])
+    else:  # stream_comments: keep-alives between all events
+        events = tuple(part for one in events for part in (b": keep-alive\n\n", one))
+    return replace(reply, events=events)
+
+
+def refuse(action: str, options: Options) -> Reply:
+    """The reply of an action of stage `refuse`."""
+    if action == "redirect":
+        location = str(options.get("location", "http://127.0.0.1:9/elsewhere")).encode()
+        return Reply(options.get("status", 307), [(b"location", location)])
+    if action == "html":
+        return Reply(options.get("status", 200), [(b"content-type", b"text/html; charset=utf-8")], _HTML)
+    status = 200 if action == "error_200" else options.get("status", 500)
+    code, kind = options.get("code"), options.get("kind", "mock_error")
+    body = error_body(options.get("message", f"Scripted fault ({status})."), kind, code)
+    if "body" in options:
+        body = as_bytes(options["body"])
+    headers = _with_headers([JSON_TYPE], options.get("headers", {}))
+    if "content_type" in options:
+        headers = _with_headers(headers, {"content-type": options["content_type"]})
+    if "retry_after" in options:
+        headers = _with_headers(headers, {"retry-after": options["retry_after"]})
+    return Reply(status, headers, body)
