@@ -1,0 +1,105 @@
+"""`python -m harvester.mock_teacher`: serve until SIGINT or SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harvester.errors import HarvesterError
+from harvester.mock_teacher.faults import load_script
+from harvester.mock_teacher.listening import serve
+from harvester.mock_teacher.settings import MockSettings, parse_accuracy
+
+
+def parser(prog: str = "python -m harvester.mock_teacher") -> argparse.ArgumentParser:
+    """The flags of the command line."""
+    flags = argparse.ArgumentParser(
+        prog=prog,
+        description="A local OpenAI-compatible teacher with rules, limits, faults and a billing ledger.",
+        epilog=f"example: {prog} --port 8000 --rpm 600 --accuracy 0.9 --ledger billed.jsonl",
+    )
+    add = flags.add_argument
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=0, help="0 picks a free one (default)")
+    add("--port-file", type=Path, help="write the port there once requests are served")
+    add("--model", default="mock-teacher", help="the one model name it knows")
+    add("--seed", type=int, default=0, help="two servers with one seed answer alike")
+    add("--accuracy", default="0.95", help="share of right answers: 0.9, or sum=0.8,reverse=0.99")
+    add("--latency", type=float, default=0.0, metavar="S", help="mean seconds before an answer")
+    add("--latency-jitter", type=float, default=0.0, metavar="SHARE", help="spread around the mean, 0..1")
+    add("--per-token-latency", type=float, default=0.0, metavar="S", help="seconds per generated token")
+    add("--rpm", type=float, help="requests per minute")
+    add("--tpm", type=float, help="tokens per minute")
+    add("--burst", type=float, default=1.0, metavar="S", help="seconds' worth of a limit taken at once")
+    add("--tpm-counts", default="actual", choices=("actual", "max"), help="tokens used, or max_tokens asked")
+    add("--hide-limits", action="store_true", help="no limit headers, no Retry-After, no wait in messages")
+    add("--max-concurrency", type=int, help="requests in the works at once")
+    add("--concurrency-status", type=int, default=503, choices=(429, 503))
+    add("--context-tokens", type=int, default=131_072)
+    add("--faults", type=Path, metavar="FILE", help="fault script, TOML or JSON")
+    add("--ledger", type=Path, metavar="FILE", help="append one JSON line per charged reply")
+    add("--require-key-env", metavar="NAME", help="variable that holds the key callers must send")
+    add("--certificate", type=Path, metavar="FILE", help="PEM; with --private-key the server speaks TLS")
+    add("--private-key", type=Path, metavar="FILE")
+    add("--json", action="store_true", help="announce the address as a JSON line")
+    return flags
+
+
+def settings_from(flags: argparse.Namespace) -> MockSettings:
+    """Settings from parsed flags.
+
+    Raises:
+        ConfigError: an impossible value, or a fault script that can't be used.
+    """
+    return MockSettings(
+        host=flags.host,
+        port=flags.port,
+        model=flags.model,
+        seed=flags.seed,
+        accuracy=parse_accuracy(flags.accuracy),
+        rpm=flags.rpm,
+        tpm=flags.tpm,
+        burst_s=flags.burst,
+        tpm_counts=flags.tpm_counts,
+        hide_limits=flags.hide_limits,
+        max_concurrency=flags.max_concurrency,
+        concurrency_status=flags.concurrency_status,
+        latency_s=flags.latency,
+        latency_jitter=flags.latency_jitter,
+        per_token_latency_s=flags.per_token_latency,
+        context_tokens=flags.context_tokens,
+        faults=load_script(flags.faults) if flags.faults else (),
+        ledger_file=flags.ledger,
+        require_key_env=flags.require_key_env,
+        certificate=flags.certificate,
+        private_key=flags.private_key,
+    )
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m harvester.mock_teacher") -> int:
+    """Serve as the flags say; returns the exit code."""
+    flags = parser(prog).parse_args(arguments)
+
+    def announce(base_url: str) -> None:
+        line = json.dumps({"base_url": base_url}) if flags.json else f"mock teacher at {base_url}"
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+        if flags.port_file:
+            # Renamed into place: whoever waits for the file never reads half a number.
+            hidden = flags.port_file.with_name(f".{flags.port_file.name}.new")
+            hidden.write_text(base_url.rpartition(":")[2].partition("/")[0])
+            hidden.replace(flags.port_file)
+
+    try:
+        serve(settings_from(flags), announce)
+    except HarvesterError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,155 @@
+"""A mock teacher under way, in a thread or in a process of its own, and the doors it has for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import orjson
+
+from harvester.errors import HarvesterError
+from harvester.mock_teacher.listening import MockServer
+from harvester.mock_teacher.settings import MockSettings
+
+_START_S = 30.0
+_STOP_S = 10.0
+
+
+class RunningMock:
+    """A mock teacher that serves until `stop` (or the end of a `with`).
+
+    Everything but `stop` goes over HTTP, so it works alike for a thread and for a process. `pid` is
+    that of a process, None for a thread.
+    """
+
+    def __init__(
+        self, base_url: str, stop: Callable[[], None], certificate: Path | None = None, pid: int | None = None
+    ) -> None:
+        self.base_url = base_url
+        self.pid = pid
+        self._stop = stop
+        self._certificate = certificate
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the server and wait until it is gone; a second call does nothing."""
+        self._stop()
+
+    def ledger(self, since: int = 0) -> dict[str, Any]:
+        """`{"totals": {...}, "entries": [...]}`; see `ledger.Charge` for the fields."""
+        found: dict[str, Any] = self._call("GET", f"/mock/ledger?since={since}")
+        return found
+
+    def totals(self) -> dict[str, int]:
+        """The sums of the ledger alone; see `Ledger.totals`."""
+        found: dict[str, int] = self._call("GET", "/mock/ledger?entries=0")["totals"]
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Counters of the server: received, admitted, statuses, in_flight, tasks, limits, faults."""
+        found: dict[str, Any] = self._call("GET", "/mock/state")
+        return found
+
+    def fired(self) -> dict[str, int]:
+        """How often each fault rule acted, by its name (`name`, else `POSITION:ACTION`)."""
+        return {name: fault["fired"] for name, fault in self.state()["faults"].items()}
+
+    def set_limits(self, **limits: float | bool | None) -> dict[str, Any]:
+        """Change limits from now on: rpm, tpm, burst_s, hide, max_concurrency, concurrency_status."""
+        found: dict[str, Any] = self._call("POST", "/mock/limits", limits)
+        return found
+
+    def set_faults(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the fault script; counters start anew, ordinals go on."""
+        self._call("POST", "/mock/faults", [dict(row) for row in rows])
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        url = urlsplit(self.base_url)
+        assert url.hostname is not None
+        if url.scheme == "https":
+            trust = ssl.create_default_context(cafile=self._certificate)
+            trust.check_hostname = False
+            line: http.client.HTTPConnection = http.client.HTTPSConnection(
+                url.hostname, url.port, timeout=_START_S, context=trust
+            )
+        else:
+            line = http.client.HTTPConnection(url.hostname, url.port, timeout=_START_S)
+        try:
+            line.request(method, path, None if body is None else orjson.dumps(body), {"connection": "close"})
+            reply = line.getresponse()
+            content = orjson.loads(reply.read())
+        finally:
+            line.close()
+        if reply.status != 200:
+            raise HarvesterError(content["error"]["message"], place=f"{url.netloc}{path}")
+        return content
+
+
+def start_in_thread(settings: MockSettings | None = None) -> RunningMock:
+    """Start a mock teacher in a thread of this process and wait until it serves.
+
+    Raises:
+        ConfigError: as `serve`.
+    """
+    chosen = settings or MockSettings()
+    ready = threading.Event()
+    server = MockServer(chosen, lambda _: ready.set(), grace_s=0)
+    thread = threading.Thread(target=lambda: asyncio.run(server.listen()), name="mock-teacher", daemon=True)
+    thread.start()
+    if not ready.wait(_START_S):
+        raise HarvesterError("the mock teacher did not start", place=server.base_url)
+
+    def stop() -> None:
+        if thread.is_alive():
+            server.leave()
+            thread.join(_STOP_S)
+
+    return RunningMock(server.base_url, stop, chosen.certificate)
+
+
+def start_process(*flags: str) -> RunningMock:
+    """Start `python -m harvester.mock_teacher FLAGS` (`--port 0` unless given) and wait until it serves.
+
+    Raises:
+        HarvesterError: it ended without serving; the message is what it said.
+    """
+    command = [sys.executable, "-m", "harvester.mock_teacher", "--json", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    first = process.stdout.readline()
+    if not first:
+        said = process.stderr.read().decode(errors="replace").strip()
+        process.stdout.close()
+        process.stderr.close()
+        process.wait(_STOP_S)
+        raise HarvesterError(f"the mock teacher did not start: {said}", place="harvester.mock_teacher")
+
+    def stop() -> None:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.communicate(timeout=_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        except ValueError:  # its pipes are closed: stopped before
+            process.wait()
+
+    return RunningMock(orjson.loads(first)["base_url"], stop, pid=process.pid)

@@ -1,0 +1,237 @@
+"""The mock teacher as an ASGI app: admits a chat request, generates, charges, and replies or spoils.
+
+A request's way: key, body, model, concurrency, limits (any of them may refuse it, uncharged), then
+ordinal, fault rule, latency, charge, reply. The chat route is plain ASGI because it is the hot path;
+the other routes are Starlette's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from harvester.errors import ConfigError
+from harvester.mock_teacher import spoil, wire
+from harvester.mock_teacher.actions import LOST, Stage
+from harvester.mock_teacher.answers import Answer, Answerer
+from harvester.mock_teacher.completions import (
+    Completion,
+    Generated,
+    Identity,
+    completion,
+    generate,
+    stream_events,
+    to_json,
+)
+from harvester.mock_teacher.cut import Line
+from harvester.mock_teacher.faults import Rule, Script
+from harvester.mock_teacher.ledger import Charge, Ledger
+from harvester.mock_teacher.limits import Limits, LimitValues
+from harvester.mock_teacher.reply import Sender, read_body
+from harvester.mock_teacher.settings import MockSettings
+from harvester.mock_teacher.spoil import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One admitted request on its way: what is asked, what was generated, which fault acts."""
+
+    ordinal: int
+    ask: wire.Ask
+    answers: Sequence[Answer]
+    generated: Sequence[Generated]
+    rule: Rule | None
+    fault: str | None
+
+    def output_tokens(self) -> int:
+        """Tokens of all choices."""
+        return sum(len(one.pieces) for one in self.generated)
+
+
+class MockTeacher:
+    """State of one mock teacher and its chat route.
+
+    Raises:
+        ConfigError: the variable named by `require_key_env` is not set, or the ledger can't be written.
+    """
+
+    def __init__(self, settings: MockSettings) -> None:
+        self.settings = settings
+        self.key = _read_key(settings.require_key_env)
+        self.ledger = Ledger(settings.ledger_file)
+        self.answerer = Answerer(settings.seed, settings.accuracy)
+        values = LimitValues(
+            settings.rpm,
+            settings.tpm,
+            settings.burst_s,
+            settings.hide_limits,
+            settings.max_concurrency,
+            settings.concurrency_status,
+        )
+        self.limits = Limits(values, settings.model, time.monotonic())
+        self.script = Script(settings.faults)
+        self.fingerprint = f"mock-{settings.seed & 0xFFFFFFFF:08x}"
+        self.started_at = time.time()
+        self.admitted = 0
+        self.received = 0
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.statuses: Counter[int] = Counter()
+        self.held: set[asyncio.Transport] = set()
+        self.tasks: dict[str, dict[str, int]] = {}
+        self._life = f"{int(self.started_at * 1000) & 0xFFFFFFFF:08x}"
+        self._jitter = settings.latency_jitter
+
+    async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one `POST /v1/chat/completions`."""
+        self.received += 1
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        sender = self.sender(scope, receive, send)
+        try:
+            turn = await self._admit(scope, receive)
+            if turn is not None:
+                await self._serve(turn, sender)
+        except wire.Refusal as refusal:
+            await sender.send(Reply(refusal.status, [spoil.JSON_TYPE, *refusal.headers], refusal.body))
+        finally:
+            self.in_flight -= 1
+
+    def sender(self, scope: Scope, receive: Receive, send: Send) -> Sender:
+        """The way back to the caller of this scope."""
+        return Sender(Line(scope["state"]["transport"], receive), send, self.statuses, self.held)
+
+    async def _admit(self, scope: Scope, receive: Receive) -> Turn | None:
+        raw = await read_body(receive)
+        if raw is None:
+            return None
+        self.check_key(scope)
+        settings = self.settings
+        ask = wire.read_ask(raw, model=settings.model, context_tokens=settings.context_tokens)
+        self.limits.check_concurrency(self.in_flight)
+        answers = self.answerer.answers(ask)
+        generated = generate(ask, answers)
+        output = sum(len(one.pieces) for one in generated)
+        if settings.tpm_counts == "max" and ask.max_tokens is not None:
+            output = ask.max_tokens * ask.n
+        self.limits.admit(ask.prompt_tokens + output, time.monotonic())
+        self.admitted += 1
+        match = self.script.match(self.admitted, text=ask.text, body=ask.body_sha256, stream=ask.stream)
+        rule, name = match if match else (None, None)
+        if rule is None or rule.is_billed:
+            # Before anything is awaited, so that two equal requests in flight get two samples.
+            self.answerer.note_answered(ask)
+        return Turn(self.admitted, ask, answers, generated, rule, name)
+
+    def check_key(self, scope: Scope) -> None:
+        """Raise a 401 `Refusal` unless the request carries the key, where one is required."""
+        if self.key is None:
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if given != b"Bearer " + self.key:
+            text = "Incorrect API key provided."
+            raise wire.Refusal(401, wire.error_body(text, "invalid_request_error", "invalid_api_key"))
+
+    async def _serve(self, turn: Turn, sender: Sender) -> None:
+        rule = turn.rule
+        wait_s = self._latency_s(turn.ordinal, 0 if turn.ask.stream else turn.output_tokens())
+        wait_s += rule.delay_s if rule else 0.0
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        response_id = f"chatcmpl-{self._life}{turn.ordinal:08x}"
+        if rule is None or rule.is_billed:
+            self._charge(turn, response_id, sender.is_gone())
+        if rule is not None and rule.kind.stage is Stage.REFUSE:
+            await sender.send(spoil.refuse(rule.action, rule.options))
+            return
+        reply = self._reply(turn, response_id)
+        if rule is not None and rule.kind.stage is Stage.WIRE:
+            await sender.cut(rule.action, rule.options, reply)
+        else:
+            await sender.send(reply, self.settings.per_token_latency_s)
+
+    def _latency_s(self, ordinal: int, output_tokens: int) -> float:
+        mean = self.settings.latency_s
+        if mean and self._jitter:
+            # A low-discrepancy sequence: even spread, no state, the same in every run.
+            mean *= 1 + self._jitter * (2 * (ordinal * 0.6180339887498949 % 1.0) - 1)
+        return mean + output_tokens * self.settings.per_token_latency_s
+
+    def _charge(self, turn: Turn, response_id: str, caller_gone: bool) -> None:
+        ask = turn.ask
+        task = turn.answers[0].task
+        right = None if task is None else sum(bool(answer.right) for answer in turn.answers)
+        if task is not None:
+            tally = self.tasks.setdefault(task, {"answers": 0, "right": 0})
+            tally["answers"] += ask.n
+            tally["right"] += right or 0
+        self.ledger.charge(
+            Charge(
+                ordinal=turn.ordinal,
+                response_id=response_id,
+                body_sha256=ask.body_sha256,
+                prompt_sha256=ask.prompt_sha256,
+                choices=ask.n,
+                prompt_tokens=ask.prompt_tokens,
+                completion_tokens=turn.output_tokens(),
+                at=time.time(),
+                task=task,
+                right=right,
+                cut=caller_gone or (turn.rule is not None and turn.rule.action in LOST),
+                fault=turn.fault,
+            )
+        )
+
+    def _reply(self, turn: Turn, response_id: str) -> Reply:
+        rule, ask = turn.rule, turn.ask
+        identity = Identity(response_id, int(time.time()), ask.model, self.fingerprint)
+        whole: Completion = completion(ask, turn.generated, identity)
+        if rule is not None and rule.kind.stage is Stage.ANSWER:
+            whole = spoil.spoil_answer(rule.action, rule.options, whole)
+        headers = [(b"x-request-id", b"req_" + response_id[9:].encode()), *self.limits.headers()]
+        if ask.stream:
+            events = tuple(stream_events(whole, ask.include_usage))
+            reply = Reply(200, [spoil.STREAM_TYPE, *headers], events=events)
+        else:
+            reply = Reply(200, [spoil.JSON_TYPE, *headers], to_json(whole))
+        if rule is not None and rule.kind.stage is Stage.BODY:
+            return spoil.spoil_body(rule.action, rule.options, reply)
+        if rule is not None and rule.kind.stage is Stage.STREAM:
+            return spoil.spoil_stream(rule.action, rule.options, reply)
+        return reply
+
+    def state(self) -> dict[str, Any]:
+        """Everything a test may want to know, as JSON values."""
+        values = self.limits.values
+        return {
+            "model": self.settings.model,
+            "pid": os.getpid(),
+            "cpu_s": time.process_time(),
+            "received": self.received,
+            "admitted": self.admitted,
+            "in_flight": self.in_flight,
+            "most_in_flight": self.most_in_flight,
+            "statuses": {str(status): times for status, times in self.statuses.items()},
+            "tasks": self.tasks,
+            "limits": {name: getattr(values, name) for name in LimitValues.__slots__},
+            "faults": {
+                name: {"fired": times, "ordinals": self.script.ordinals[name]}
+                for name, times in self.script.fired.items()
+            },
+        }
+
+
+def _read_key(name: str | None) -> bytes | None:
+    if name is None:
+        return None
+    value = os.environ.get(name, "")
+    if not value:
+        raise ConfigError(f"the variable {name} is not set", place="--require-key-env")
+    return value.encode()

@@ -1,0 +1,98 @@
+"""What a mock teacher is told before it starts: one frozen value, and how its texts are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harvester.errors import ConfigError
+from harvester.mock_teacher.faults import Rule
+
+EVERY_TASK = "*"
+DEFAULT_ACCURACY = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class MockSettings:
+    """Everything that shapes the mock teacher.
+
+    Attributes:
+        port: 0 picks a free one.
+        seed: with the request it decides every answer; two servers with one seed answer alike.
+        accuracy: share of right answers by task name; `*` stands for every other task.
+        rpm, tpm: requests and tokens per minute, None = no limit.
+        burst_s: seconds' worth of a limit that may be taken at once.
+        tpm_counts: `actual` charges prompt + answer, `max` charges prompt + max_tokens up front.
+        hide_limits: leave out `x-ratelimit-*`, Retry-After and the wait named in the message.
+        max_concurrency: requests in the works at once; more get `concurrency_status`.
+        latency_s: mean seconds before an answer; `latency_jitter` is the half-width as a share of it.
+        context_tokens: prompt + max_tokens above this is a 400 `context_length_exceeded`.
+        require_key_env: NAME of the variable that holds the key callers must send.
+        certificate, private_key: PEM files; with them the server speaks TLS.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    model: str = "mock-teacher"
+    seed: int = 0
+    accuracy: Mapping[str, float] = field(default_factory=lambda: {EVERY_TASK: DEFAULT_ACCURACY})
+    rpm: float | None = None
+    tpm: float | None = None
+    burst_s: float = 1.0
+    tpm_counts: str = "actual"
+    hide_limits: bool = False
+    max_concurrency: int | None = None
+    concurrency_status: int = 503
+    latency_s: float = 0.0
+    latency_jitter: float = 0.0
+    per_token_latency_s: float = 0.0
+    context_tokens: int = 131_072
+    faults: tuple[Rule, ...] = ()
+    ledger_file: Path | None = None
+    require_key_env: str | None = None
+    keep_alive_s: int = 75
+    certificate: Path | None = None
+    private_key: Path | None = None
+
+    def __post_init__(self) -> None:
+        checks = {
+            "rpm must be above 0": self.rpm is None or self.rpm > 0,
+            "tpm must be above 0": self.tpm is None or self.tpm > 0,
+            "burst must be above 0 seconds": self.burst_s > 0,
+            "tpm-counts must be actual or max": self.tpm_counts in ("actual", "max"),
+            "max-concurrency must be above 0": self.max_concurrency is None or self.max_concurrency > 0,
+            "concurrency-status must be 429 or 503": self.concurrency_status in (429, 503),
+            "latency must not be negative": min(self.latency_s, self.per_token_latency_s) >= 0,
+            "latency-jitter must lie between 0 and 1": 0 <= self.latency_jitter <= 1,
+            "accuracy must lie between 0 and 1": all(0 <= share <= 1 for share in self.accuracy.values()),
+            "port must lie between 0 and 65535": 0 <= self.port <= 65_535,
+            "TLS needs both a certificate and its private key": (self.certificate is None)
+            == (self.private_key is None),
+        }
+        for claim, holds in checks.items():
+            if not holds:
+                raise ConfigError(claim, place="mock teacher")
+
+
+def parse_accuracy(text: str) -> dict[str, float]:
+    """Read `0.9`, `sum=0.8,reverse=0.99` or `0.9,sum=0.8`; tasks not named keep the default.
+
+    Raises:
+        ConfigError: a part is neither a number nor `task=number`, or outside 0..1.
+    """
+    shares = {EVERY_TASK: DEFAULT_ACCURACY}
+    for part in text.split(","):
+        task, equals, number = part.strip().rpartition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1 or (equals and not task):
+            raise ConfigError(
+                f"{part.strip()!r} is not an accuracy",
+                place="--accuracy",
+                remedy="write 0.9 or sum=0.8,reverse=0.99",
+            )
+        shares[task or EVERY_TASK] = share
+    return shares
