@@ -1,0 +1,35 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from harvester.mock_teacher.faults import read_rules
+from harvester.mock_teacher.running import RunningMock, start_in_thread
+from harvester.mock_teacher.settings import EVERY_TASK, MockSettings
+
+
+@pytest.fixture
+def mock_teacher() -> Iterator[Callable[..., RunningMock]]:
+    """Start mock teachers that end with the test.
+
+    `mock_teacher(faults=[{"action": "status", "status": 503, "nth": 2}], accuracy=1.0, rpm=600)`:
+    faults as rows of a fault script, accuracy as one number or by task, else fields of `MockSettings`.
+    """
+    with ExitStack() as stack:
+
+        def start(
+            *,
+            faults: Sequence[Mapping[str, Any]] = (),
+            accuracy: float | Mapping[str, float] = 0.95,
+            **settings: Any,
+        ) -> RunningMock:
+            shares = accuracy if isinstance(accuracy, Mapping) else {EVERY_TASK: accuracy}
+            chosen = MockSettings(faults=read_rules(faults), accuracy=shares, **settings)
+            return stack.enter_context(start_in_thread(chosen))
+
+        yield start
