@@ -13,6 +13,12 @@ from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import EVERY_TASK, MockSettings
 
 
+def _check(mock: RunningMock) -> None:
+    """A fault that breaks the mock itself is no test of anybody."""
+    if not mock.is_stopped:
+        assert mock.state()["errors"] == []
+
+
 @pytest.fixture
 def mock_teacher() -> Iterator[Callable[..., RunningMock]]:
     """Start mock teachers that end with the test.
@@ -30,6 +36,8 @@ def mock_teacher() -> Iterator[Callable[..., RunningMock]]:
         ) -> RunningMock:
             shares = accuracy if isinstance(accuracy, Mapping) else {EVERY_TASK: accuracy}
             chosen = MockSettings(faults=read_rules(faults), accuracy=shares, **settings)
-            return stack.enter_context(start_in_thread(chosen))
+            mock = stack.enter_context(start_in_thread(chosen))
+            stack.callback(_check, mock)
+            return mock
 
         yield start

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class Stage(StrEnum):
@@ -67,6 +69,7 @@ ACTIONS: dict[str, Action] = {
             "null_choices": "",
             "no_choices": "",
             "extra_choice": "",
+            "reversed_choices": "",
             "wrong_index": "",
         },
     ),
@@ -129,3 +132,36 @@ LOST = frozenset(
     | {"stream_cut", "stream_error"}
 )
 """Actions after which the caller can't hold the whole answer: the ledger marks it `cut`."""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+_COUNT = (_is_count, "a whole number from 1 up")
+_OPTION_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "status": (lambda value: _is_count(value) and 200 <= value <= 599, "a status from 200 to 599"),
+    "share": (lambda value: _is_number(value) and value <= 1, "a number from 0 to 1"),
+    "interval_s": (_is_number, "a number of seconds"),
+    "headers": (lambda value: isinstance(value, dict), "an object"),
+    **dict.fromkeys(("bytes", "events", "depth", "digits", "decoded_bytes"), _COUNT),
+}
+_NEED_OBJECT = frozenset({"patch", "choice", "message", "headers"})
+_NEED_VALUE = _NEED_OBJECT | {"content", "body"}
+
+
+def option_fault(action: str, options: Mapping[str, Any]) -> str | None:
+    """What is wrong with an action's options, None if nothing: a script must fail when it is read."""
+    for name, value in options.items():
+        check = _OPTION_CHECKS.get(name)
+        if check is not None and not check[0](value):
+            return f"{name} must be {check[1]}"
+    if action in _NEED_VALUE and "value" not in options:
+        return f"{action} needs a value"
+    if action in _NEED_OBJECT and not isinstance(options["value"], dict):
+        return f"{action} needs an object as its value"
+    return None

@@ -28,9 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError
-from harvester.mock_teacher.actions import ACTIONS, Action, Stage
+from harvester.mock_teacher.actions import ACTIONS, Action, Stage, option_fault
 
 CHAT, MODELS = "chat", "models"
+MAX_ORDINALS = 10_000
+"""So many firings per rule are listed; all are counted."""
 _CONDITIONS = ("nth", "every", "first", "after", "prompt", "attempt", "probability", "seed", "times", "on")
 _ALWAYS_ALLOWED = ("name", "action", "billed", "delay_s", *_CONDITIONS)
 
@@ -84,17 +86,30 @@ def read_rule(row: Mapping[str, Any], place: str) -> Rule:
     for key in row:
         if key not in allowed:
             raise ConfigError(f"{action} has no option {key!r}", place=place, remedy=_suggest(key, allowed))
+    options = {key: row[key] for key in ACTIONS[action].options if key in row}
+    wrong = option_fault(action, options) or _condition_fault(row, ACTIONS[action])
+    if wrong:
+        raise ConfigError(wrong, place=place)
     values = {key: row[key] for key in _ALWAYS_ALLOWED if key in row}
     for key in ("nth", "attempt"):
         values[key] = _ordinals(row.get(key, []), key, place)
+    return Rule(**values, options=options)
+
+
+def _condition_fault(row: Mapping[str, Any], action: Action) -> str | None:
     for key in ("every", "first", "after", "seed", "times"):
         if key in row and (not isinstance(row[key], int) or isinstance(row[key], bool)):
-            raise ConfigError(f"{key} must be a whole number", place=place)
+            return f"{key} must be a whole number"
+    for key in ("probability", "delay_s"):
+        if key in row and (not isinstance(row[key], int | float) or row[key] < 0):
+            return f"{key} must be a number from 0 up"
     if row.get("every", 1) < 1:
-        raise ConfigError("every must be at least 1", place=place)
-    if values.get("on", CHAT) not in (CHAT, MODELS):
-        raise ConfigError("on must be 'chat' or 'models'", place=place)
-    return Rule(**values, options={key: row[key] for key in ACTIONS[action].options if key in row})
+        return "every must be at least 1"
+    if row.get("on", CHAT) not in (CHAT, MODELS):
+        return "on must be 'chat' or 'models'"
+    if row.get("on") == MODELS and action.stage in (Stage.ANSWER, Stage.STREAM):
+        return "on = 'models' has no answer or stream to spoil"
+    return None
 
 
 def _ordinals(value: Any, key: str, place: str) -> tuple[int, ...]:
@@ -160,7 +175,8 @@ class Script:
                 continue
             if _by_ordinal(rule, ordinal) and _by_body(rule, text, body or b"%d" % ordinal, attempt):
                 self.fired[name] += 1
-                self.ordinals[name].append(ordinal)
+                if len(self.ordinals[name]) < MAX_ORDINALS:
+                    self.ordinals[name].append(ordinal)
                 return rule, name
         return None
 

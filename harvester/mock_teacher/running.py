@@ -36,6 +36,7 @@ class RunningMock:
     ) -> None:
         self.base_url = base_url
         self.pid = pid
+        self.is_stopped = False
         self._stop = stop
         self._certificate = certificate
 
@@ -49,6 +50,7 @@ class RunningMock:
 
     def stop(self) -> None:
         """End the server and wait until it is gone; a second call does nothing."""
+        self.is_stopped = True
         self._stop()
 
     def ledger(self, since: int = 0) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class MockTeacher:
         self.in_flight = 0
         self.most_in_flight = 0
         self.statuses: Counter[int] = Counter()
+        self.errors: list[str] = []
         self.held: set[asyncio.Transport] = set()
         self.tasks: dict[str, dict[str, int]] = {}
         self._life = f"{int(self.started_at * 1000) & 0xFFFFFFFF:08x}"
@@ -101,6 +102,9 @@ class MockTeacher:
                 await self._serve(turn, sender)
         except wire.Refusal as refusal:
             await sender.send(Reply(refusal.status, [spoil.JSON_TYPE, *refusal.headers], refusal.body))
+        except Exception as error:
+            self.errors.append(repr(error))
+            raise
         finally:
             self.in_flight -= 1
 
@@ -219,6 +223,7 @@ class MockTeacher:
             "in_flight": self.in_flight,
             "most_in_flight": self.most_in_flight,
             "statuses": {str(status): times for status, times in self.statuses.items()},
+            "errors": self.errors,
             "tasks": self.tasks,
             "limits": {name: getattr(values, name) for name in LimitValues.__slots__},
             "faults": {

