@@ -5,10 +5,18 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+
+
+def until(holds: Callable[[], object], patience_s: float = 15.0) -> None:
+    """Ask again until it holds; fail when patience ends."""
+    deadline = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to hold"
 
 
 def body_of(text: str, **fields: Any) -> dict[str, Any]:

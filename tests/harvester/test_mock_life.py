@@ -16,7 +16,7 @@ import pytest
 from harvester.errors import ConfigError, HarvesterError
 from harvester.mock_teacher.running import start_in_thread, start_process
 from harvester.mock_teacher.settings import MockSettings, parse_accuracy
-from tests.raw_client import Caller, body_of, once, raw
+from tests.raw_client import Caller, body_of, once, raw, until
 
 
 def test_the_ledger_charges_what_was_generated_and_nothing_else(mock_teacher, tmp_path):
@@ -33,7 +33,7 @@ def test_the_ledger_charges_what_was_generated_and_nothing_else(mock_teacher, tm
         assert caller.ask("What is 1 + 2?", n=3).status == 200
         assert caller.ask("x", model="other").status == 404
     assert raw(mock.base_url).how == "fin"
-    assert raw(mock.base_url).how == "fin"
+    assert once(mock.base_url).status == 500
     assert raw(mock.base_url).how == "reset"
     assert once(mock.base_url).status == 200
     ledger = mock.ledger()
@@ -51,10 +51,9 @@ def test_the_ledger_charges_what_was_generated_and_nothing_else(mock_teacher, tm
 
 
 def test_who_hangs_up_pays_all_the_same(mock_teacher):
-    mock = mock_teacher(latency_s=0.05)
-    assert raw(mock.base_url, patience_s=0.01).how == "silence"
-    while mock.state()["in_flight"]:
-        pass
+    mock = mock_teacher(latency_s=0.4)
+    assert raw(mock.base_url, patience_s=0.02).how == "silence"
+    until(lambda: not mock.state()["in_flight"])
     assert [entry["cut"] for entry in mock.ledger()["entries"]] == [True]
 
 
@@ -164,8 +163,7 @@ def test_stopping_lets_go_of_callers_that_wait(mock_teacher):
     mock = mock_teacher(faults=[{"action": "silence"}])
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(raw, mock.base_url, patience_s=20)
-        while not mock.fired()["1:silence"]:
-            pass
+        until(lambda: mock.fired()["1:silence"])
         mock.stop()
         assert waiting.result(timeout=10).how in ("fin", "reset")
     mock.stop()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from harvester.errors import HarvesterError
 from harvester.mock_teacher.limits import Bucket, duration
-from tests.raw_client import Caller, once, raw
+from tests.raw_client import Caller, once, raw, until
 
 amounts = st.floats(0.5, 500)
 steps = st.lists(st.tuples(st.floats(0, 30), amounts), max_size=60)
@@ -152,8 +152,7 @@ def test_more_requests_at_once_than_the_ceiling_are_refused(mock_teacher, status
     )
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(raw, mock.base_url, patience_s=20)
-        while not mock.fired()["1:silence"]:
-            pass
+        until(lambda: mock.fired()["1:silence"])
         refused = once(mock.base_url)
         assert (refused.status, refused.json()["error"]["code"]) == (status, code)
         mock.stop()
