@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from harvester.errors import ConfigError
 from harvester.mock_teacher import spoil, wire
 from harvester.mock_teacher.actions import Stage
+from harvester.mock_teacher.batches import Batches
 from harvester.mock_teacher.faults import MODELS, Script, read_rules
 from harvester.mock_teacher.limits import LimitValues
 from harvester.mock_teacher.server import MockTeacher
@@ -37,6 +38,7 @@ def application(teacher: MockTeacher) -> ASGIApp:
             Route("/mock/state", _state(teacher), methods=["GET"]),
             Route("/mock/limits", _limits(teacher), methods=["POST"]),
             Route("/mock/faults", _faults(teacher), methods=["POST"]),
+            *Batches(teacher).routes(),
         ],
         exception_handlers={HTTPException: _no_such_route, ConfigError: _bad_order},
     )

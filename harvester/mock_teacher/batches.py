@@ -1,0 +1,133 @@
+"""Files and batches: an uploaded JSON Lines file is answered whole, billed like any other answer.
+
+A batch is finished when it is created, so nobody waits; a line that can't be answered lies in its error
+file, as at a real provider.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from email.parser import BytesParser
+from email.policy import HTTP
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from harvester.mock_teacher import wire
+from harvester.mock_teacher.completions import Identity, completion, generate
+from harvester.mock_teacher.ledger import Charge
+from harvester.mock_teacher.server import MockTeacher
+
+
+class Batches:
+    """State of the files and batches of one mock teacher, and their routes."""
+
+    def __init__(self, teacher: MockTeacher) -> None:
+        self._teacher = teacher
+        self._files: dict[str, bytes] = {}
+        self._batches: dict[str, dict[str, Any]] = {}
+        self._numbers = itertools.count(1)
+
+    def routes(self) -> list[Route]:
+        """What `routes.application` mounts."""
+        return [
+            Route("/v1/files", self._upload, methods=["POST"]),
+            Route("/v1/files/{file_id}/content", self._content, methods=["GET"]),
+            Route("/v1/batches", self._create, methods=["POST"]),
+            Route("/v1/batches", self._list, methods=["GET"]),
+            Route("/v1/batches/{batch_id}", self._retrieve, methods=["GET"]),
+        ]
+
+    async def _upload(self, request: Request) -> Response:
+        """Multipart upload (RFC 7578), read by the standard library's MIME parser."""
+        head = f"Content-Type: {request.headers.get('content-type', '')}\r\n\r\n".encode()
+        parts = BytesParser(policy=HTTP).parsebytes(head + await request.body())
+        for part in parts.iter_parts() if parts.is_multipart() else ():
+            if part.get_filename():
+                content = part.get_payload(decode=True)
+                assert isinstance(content, bytes)
+                return _json(self._file(content, part.get_filename() or ""))
+        return _refused(400, "the upload holds no file")
+
+    def _file(self, content: bytes, name: str) -> dict[str, Any]:
+        file_id = f"file-mock{next(self._numbers):08d}"
+        self._files[file_id] = content
+        return {
+            "id": file_id, "object": "file", "bytes": len(content), "created_at": int(time.time()),
+            "filename": name, "purpose": "batch", "status": "processed",
+        }  # fmt: skip
+
+    async def _content(self, request: Request) -> Response:
+        content = self._files.get(request.path_params["file_id"])
+        return _refused(404, "no such file") if content is None else Response(content)
+
+    async def _create(self, request: Request) -> Response:
+        order = orjson.loads(await request.body())
+        source = self._files.get(order.get("input_file_id", ""))
+        if source is None:
+            return _refused(400, "input_file_id names no file")
+        good: list[bytes] = []
+        bad: list[bytes] = []
+        for line in source.splitlines():
+            asked = orjson.loads(line)
+            status, body = self._answer(orjson.dumps(asked["body"]))
+            row = {"custom_id": asked["custom_id"], "response": {"status_code": status, "body": body}}
+            (good if status == 200 else bad).append(orjson.dumps({"id": "batch_req", "error": None, **row}))
+        batch_id = f"batch_mock{next(self._numbers):08d}"
+        now = int(time.time())
+        self._batches[batch_id] = {
+            "id": batch_id, "object": "batch", "endpoint": order.get("endpoint"), "status": "completed",
+            "input_file_id": order["input_file_id"], "completion_window": "24h", "created_at": now,
+            "metadata": order.get("metadata"),
+            "output_file_id": self._file(b"\n".join(good), "output.jsonl")["id"] if good else None,
+            "error_file_id": self._file(b"\n".join(bad), "errors.jsonl")["id"] if bad else None,
+            "request_counts": {"total": len(good) + len(bad), "completed": len(good), "failed": len(bad)},
+        }  # fmt: skip
+        return _json(self._batches[batch_id])
+
+    def _answer(self, raw: bytes) -> tuple[int, dict[str, Any]]:
+        teacher = self._teacher
+        try:
+            ask = wire.read_ask(
+                raw, model=teacher.settings.model, context_tokens=teacher.settings.context_tokens
+            )
+        except wire.Refusal as refusal:
+            return refusal.status, orjson.loads(refusal.body)
+        answers = teacher.answerer.answers(ask)
+        generated = generate(ask, answers)
+        teacher.answerer.note_answered(ask)
+        teacher.admitted += 1
+        identity = Identity(
+            f"chatcmpl-batch{teacher.admitted:08x}", int(time.time()), ask.model, teacher.fingerprint
+        )
+        teacher.ledger.charge(
+            Charge(
+                ordinal=teacher.admitted, response_id=identity.response_id, body_sha256=ask.body_sha256,
+                prompt_sha256=ask.prompt_sha256, choices=ask.n, prompt_tokens=ask.prompt_tokens,
+                completion_tokens=sum(len(one.pieces) for one in generated), at=time.time(),
+                task=answers[0].task, right=None, cut=False, fault=None,
+            )
+        )  # fmt: skip
+        loaded: dict[str, Any] = orjson.loads(orjson.dumps(completion(ask, generated, identity)))
+        return 200, loaded
+
+    async def _retrieve(self, request: Request) -> Response:
+        batch = self._batches.get(request.path_params["batch_id"])
+        return _refused(404, "no such batch") if batch is None else _json(batch)
+
+    async def _list(self, _: Request) -> Response:
+        rows = list(self._batches.values())
+        return _json({"object": "list", "data": rows, "has_more": False})
+
+
+def _json(value: Any) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")
+
+
+def _refused(status: int, message: str) -> Response:
+    body = wire.error_body(message, "invalid_request_error", None)
+    return Response(body, status, media_type="application/json")
