@@ -1,0 +1,181 @@
+"""Raw body of a chat completion -> Completion. Pure; the raw bytes stay the truth.
+
+Tolerant where teachers differ (usage, finish reasons, reasoning fields, content parts), strict about
+one thing: a 200 that holds no completion is an error, never an empty answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from harvester.errors import BrokenAnswer
+from harvester.journey import Alternative, Completion, Outcome, TokenLogprob, Usage
+from harvester.refusals import classify, error_inside, visible
+
+__all__ = ["classify", "estimate_tokens", "parse"]
+
+MAX_PLAUSIBLE_TOKENS = 1_000_000_000
+BYTES_PER_TOKEN = 4
+_FINISHED = frozenset({"stop", "eos", "end_turn", "stop_sequence", "tool_calls", "function_call"})
+_BROKEN_FINISH = frozenset({"error", "network_error", "abort"})
+
+
+def estimate_tokens(text_bytes: int) -> int:
+    """Tokens that so many UTF-8 bytes of text amount to, roughly: one per four bytes, rounded up."""
+    return -(-text_bytes // BYTES_PER_TOKEN)
+
+
+def parse(raw: bytes, *, input_tokens: int = 0) -> Completion:
+    """Understand one response body.
+
+    Args:
+        raw: body as received, content encoding removed.
+        input_tokens: estimate to fall back on when the teacher reports no usable `usage`.
+
+    Raises:
+        BrokenAnswer: it holds no completion; `raw` is on the error.
+        TeacherError: the leaf that an error inside the body stands for.
+    """
+    document = _load(raw)
+    choices = document.get("choices")
+    if not isinstance(choices, list) or not choices:
+        inside = error_inside(document, raw)
+        if inside is not None:
+            raise inside
+        raise _broken("status 200 without choices", raw, billed="usage" in document)
+    choice = choices[0]
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        raise _broken("status 200 whose choice holds no message", raw, billed=True)
+    finish_reason = str(choice.get("finish_reason") or "")
+    if finish_reason in _BROKEN_FINISH:
+        raise _broken(f"the teacher ended its answer with {visible(finish_reason)!r}", raw, billed=True)
+    text = _text(message.get("content"))
+    refusal = _text(message.get("refusal"))
+    tools = message.get("tool_calls") or message.get("function_call")
+    reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
+    return Completion(
+        text=text,
+        outcome=_outcome(finish_reason, text, refusal, tools),
+        finish_reason=finish_reason,
+        usage=_usage(document.get("usage"), input_tokens, text, reasoning),
+        reasoning=reasoning,
+        refusal=refusal,
+        tool_calls_json=orjson.dumps(tools).decode() if tools else None,
+        model=_word(document.get("model")),
+        system_fingerprint=_word(document.get("system_fingerprint")),
+        response_id=_word(document.get("id")),
+        logprobs=_logprobs(choice.get("logprobs")),
+    )
+
+
+def _load(raw: bytes) -> dict[str, Any]:
+    try:
+        document = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
+    except (orjson.JSONDecodeError, RecursionError):
+        start = visible(raw[:400].decode("utf-8", "replace"))
+        raise _broken(f"status 200 whose body is not JSON: {start}", raw, billed=True) from None
+    if not isinstance(document, dict):
+        raise _broken("status 200 whose body is not a JSON object", raw, billed=False)
+    return document
+
+
+def _broken(message: str, raw: bytes, *, billed: bool) -> BrokenAnswer:
+    return BrokenAnswer(message, status=200, raw=raw, maybe_billed=billed)
+
+
+def _outcome(finish_reason: str, text: str | None, refusal: str | None, tools: Any) -> Outcome:
+    if finish_reason == "length":
+        return Outcome.TRUNCATED
+    if finish_reason == "content_filter":
+        return Outcome.FILTERED
+    if refusal:
+        return Outcome.REFUSED
+    if tools:
+        return Outcome.TOOL_CALL
+    if not text:
+        return Outcome.EMPTY
+    return Outcome.OK if finish_reason in _FINISHED else Outcome.UNKNOWN
+
+
+def _text(value: Any) -> str | None:
+    """Text of a content field; the text parts joined where it is a list of parts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        parts = [part.get("text") for part in value if isinstance(part, dict)]
+        return "".join(part for part in parts if isinstance(part, str)) or None
+    return None
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _usage(usage: Any, input_estimate: int, text: str | None, reasoning: str | None) -> Usage:
+    """Reported counts where they are plausible, else an estimate that says so."""
+    fields = usage if isinstance(usage, dict) else {}
+    got_in, got_out = _count(fields.get("prompt_tokens")), _count(fields.get("completion_tokens"))
+    if got_in is None or got_out is None:
+        written = len((text or "").encode("utf-8", "replace")) + len(
+            (reasoning or "").encode("utf-8", "replace")
+        )
+        return Usage(
+            input_tokens=input_estimate if got_in is None else got_in,
+            output_tokens=estimate_tokens(written) if got_out is None else got_out,
+            source="estimated",
+        )
+    return Usage(
+        input_tokens=got_in,
+        output_tokens=got_out,
+        cached_tokens=_detail(fields, "prompt_tokens_details", "cached_tokens"),
+        reasoning_tokens=_detail(fields, "completion_tokens_details", "reasoning_tokens"),
+    )
+
+
+def _count(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PLAUSIBLE_TOKENS:
+        return None
+    return value
+
+
+def _detail(fields: Mapping[str, Any], group: str, name: str) -> int:
+    details = fields.get(group)
+    return (_count(details.get(name)) or 0) if isinstance(details, dict) else 0
+
+
+def _logprobs(value: Any) -> tuple[TokenLogprob, ...]:
+    content = value.get("content") if isinstance(value, dict) else None
+    if not isinstance(content, list):
+        return ()
+    return tuple(
+        TokenLogprob(
+            token=one.token,
+            data=one.data,
+            logprob=one.logprob,
+            top=tuple(_alternative(entry) for entry in item.get("top_logprobs") or () if _is_token(entry)),
+        )
+        for item in content
+        if _is_token(item)
+        for one in (_alternative(item),)
+    )
+
+
+def _is_token(item: Any) -> bool:
+    return (
+        isinstance(item, dict)
+        and isinstance(item.get("token"), str)
+        and isinstance(item.get("logprob"), int | float)
+    )
+
+
+def _alternative(item: Mapping[str, Any]) -> Alternative:
+    data = item.get("bytes")
+    try:
+        exact = bytes(data) if isinstance(data, list) else None
+    except (TypeError, ValueError):
+        exact = None
+    return Alternative(token=item["token"], data=exact, logprob=float(item["logprob"]))

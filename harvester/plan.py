@@ -1,0 +1,114 @@
+"""Prompt x configuration -> Request: the wire body after defaults, its key, its likely size and price.
+
+Pure and streaming: one request at a time, never a list of all rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from harvester.completion import estimate_tokens
+from harvester.config import HarvestConfig, Price, Sampling
+from harvester.journey import Message, Prompt, Request
+from harvester.keys import request_key
+
+TOKENS_PER_MESSAGE = 4
+DEFAULT_OUTPUT_TOKENS = 1024
+"""Reserved for an answer when no `max_tokens` is configured."""
+
+
+def requests(prompts: Iterable[Prompt], config: HarvestConfig) -> Iterator[Request]:
+    """Every request of a harvest, in prompt order, `samples` of each."""
+    fixed = _fixed_fields(config)
+    samples = config.sampling.samples
+    for prompt in prompts:
+        for sample_index in range(samples):
+            yield _dress(prompt, config, fixed, sample_index)
+
+
+def request_for(prompt: Prompt, config: HarvestConfig, sample_index: int = 0) -> Request:
+    """One prompt's request. See `requests` for a whole set."""
+    return _dress(prompt, config, _fixed_fields(config), sample_index)
+
+
+def cost_microusd(price: Price | None, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
+    """Price of so many tokens in millionths of a dollar, rounded up: a ceiling must never be passed.
+
+    USD per million tokens is micro-dollars per token, so no factor is needed.
+    """
+    if price is None:
+        return 0
+    cached_rate = price.input if price.cached_input is None else price.cached_input
+    cached = min(cached_tokens, input_tokens)
+    exact = (input_tokens - cached) * price.input + cached * cached_rate + output_tokens * price.output
+    # 1e-6: 3 * 0.15 is 0.44999999999999996 in binary; rounding noise must not add a micro-dollar.
+    return max(0, math.ceil(exact - 1e-6))
+
+
+def _dress(prompt: Prompt, config: HarvestConfig, fixed: dict[str, Any], sample_index: int) -> Request:
+    messages = _with_system(prompt.messages, config.prompts.system)
+    body = {"messages": messages, **fixed}
+    seed = config.sampling.seed
+    if seed is not None and config.sampling.samples > 1:
+        body["seed"] = seed + sample_index
+    input_tokens = sum(_size(message) for message in messages)
+    output_tokens = _ceiling(body)
+    return Request(
+        key=request_key(config.teacher.base_url, body, sample_index, config.run.epoch),
+        prompt=prompt,
+        body=body,
+        sample_index=sample_index,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        reserved_microusd=cost_microusd(config.teacher.price, input_tokens, output_tokens),
+    )
+
+
+def _with_system(messages: tuple[Message, ...], system: str | None) -> list[Message]:
+    """A prompt that brings its own system message keeps it."""
+    if system is None or (messages and messages[0].get("role") in {"system", "developer"}):
+        return list(messages)
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _fixed_fields(config: HarvestConfig) -> dict[str, Any]:
+    """What every body of this harvest shares; `stream` is transport only and never changes the key."""
+    sampling = config.sampling
+    fields: dict[str, Any] = {"model": config.teacher.model, **_given(sampling), **sampling.extra}
+    if sampling.stop is not None:
+        fields["stop"] = list(sampling.stop)
+    if sampling.tools is not None:
+        fields["tools"] = [dict(tool) for tool in sampling.tools]
+    if sampling.top_logprobs:
+        fields |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+    if sampling.stream:
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+    return fields
+
+
+def _given(sampling: Sampling) -> dict[str, Any]:
+    names = (
+        "temperature", "top_p", "max_tokens", "seed", "presence_penalty", "frequency_penalty",
+        "reasoning_effort", "response_format",
+    )  # fmt: skip
+    values = {name: getattr(sampling, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _size(message: Message) -> int:
+    content = message.get("content")
+    if isinstance(content, str):
+        text_bytes = len(content) if content.isascii() else len(content.encode("utf-8", "replace"))
+    else:
+        text_bytes = len(str(content)) if content else 0
+    return TOKENS_PER_MESSAGE + estimate_tokens(text_bytes)
+
+
+def _ceiling(body: dict[str, Any]) -> int:
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = body.get(name)
+        if isinstance(value, int) and value > 0:
+            return value
+    return DEFAULT_OUTPUT_TOKENS

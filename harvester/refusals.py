@@ -1,0 +1,221 @@
+"""What a teacher says when it does not answer: status, headers, body -> one leaf of the error tree.
+
+Pure. Nothing here waits or retries; it only names what happened, how long the teacher asked us to
+wait, and what a person can do. Excerpts of bodies are capped, keys in them are masked and control
+characters are made visible, for they come from outside.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from harvester.errors import (
+    BrokenAnswer,
+    PromptRejected,
+    RateLimited,
+    TeacherError,
+    TeacherRefused,
+    TeacherUnavailable,
+)
+
+EXCERPT_CHARS = 200
+RAW_KEPT_BYTES = 2048
+MAX_RETRY_AFTER_S = 86_400.0
+"""A wait named by a teacher is cut to a day; what is longer is a mistake or a daily quota."""
+
+_QUOTA = frozenset(
+    {
+        "insufficient_quota",
+        "insufficient_balance",
+        "insufficient_credits",
+        "credit_balance_exhausted",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "account_deactivated",
+        "access_terminated",
+        "exceeded_current_quota_error",
+    }
+)
+_QUOTA_ENDINGS = ("_spend_limit_exceeded", "_usage_limit_exceeded")
+_MODERATION = frozenset(
+    {
+        "content_filter",
+        "content_policy_violation",
+        "data_inspection_failed",
+        "invalid_prompt",
+        "moderation",
+        "moderation_blocked",
+        "responsible_ai_policy_violation",
+    }
+)
+_SETUP_CODES = frozenset({"model_not_found", "unsupported_model", "invalid_model", "invalid_api_key"})
+_REFUSED = {
+    401: ("the key is not accepted", "check the variable named in api_key_env"),
+    402: ("the account has no credit or quota left", "top up, then resume"),
+    403: ("this account may not do this", "check the account, its region and the model"),
+    404: ("no such model or path", "check model, and base_url with its /v1"),
+}
+_KEYLIKE = re.compile(r"\b((?:sk|pk|gsk|xai|key|org)[-_])[\w*.\-]{6,}|(?i:bearer)\s+\S{6,}")
+_STATUS_OF_TYPE = {
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "requests": 429,
+    "tokens": 429,
+    "overloaded_error": 529,
+    "server_overloaded": 503,
+    "server_error": 500,
+    "api_error": 500,
+    "timeout_error": 504,
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+}
+
+
+def classify(
+    status: int, headers: Mapping[str, str], body: bytes, *, place: str = "", secret: str | None = None
+) -> TeacherError:
+    """The error that a reply other than a completion means.
+
+    Args:
+        status: HTTP status, or the one an error inside a 200 stands for.
+        headers: with lower-case names.
+        place: host and path, for the message.
+        secret: masked wherever the body echoes it.
+    """
+    code, said = _error_of(body)
+    leaf, what, remedy = _leaf(status, code, headers)
+    text = visible(said if secret is None else said.replace(secret, "***"))
+    return leaf(
+        f"{what}: {text}" if text else what,
+        status=status,
+        error_code=code,
+        retry_after_s=retry_after_s(headers) if not leaf.is_permanent else None,
+        raw=body[:RAW_KEPT_BYTES],
+        maybe_billed=False,
+        place=place,
+        remedy=remedy,
+    )
+
+
+def error_inside(document: Mapping[str, Any], body: bytes) -> TeacherError | None:
+    """The error that a 200 carries in its body, None when it carries none."""
+    error = document.get("error")
+    if not error:
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    number = int(code) if isinstance(code, int | str) and str(code).isdigit() else 0
+    kind = str(error.get("type") or code or "") if isinstance(error, dict) else ""
+    status = number if 400 <= number <= 599 else _STATUS_OF_TYPE.get(kind, 0)
+    if not status and isinstance(code, str):
+        status = 429 if _is_quota(code) else _STATUS_OF_TYPE.get(code, 0)
+    if status:
+        return classify(status, {}, body)
+    said = visible(_error_of(body)[1])
+    return BrokenAnswer(f"status 200 with an error inside: {said}", status=200, raw=body)
+
+
+def _leaf(status: int, code: str, headers: Mapping[str, str]) -> tuple[type[TeacherError], str, str]:
+    """Leaf, message and remedy for a status and the teacher's own code."""
+    if 300 <= status < 400:
+        host = visible(urlsplit(headers.get("location", "")).netloc) or "an unnamed host"
+        remedy = (
+            "redirects are not followed, they would carry the key along; put the final address in base_url"
+        )
+        return TeacherRefused, f"HTTP {status} redirects to {host}", remedy
+    if _is_quota(code):
+        return TeacherRefused, f"HTTP {status}, {_REFUSED[402][0]}", _REFUSED[402][1]
+    if code in _MODERATION and status in {400, 403, 422}:
+        return PromptRejected, f"HTTP {status}, the prompt is moderated", ""
+    if code in _SETUP_CODES:
+        return TeacherRefused, f"HTTP {status}, {_REFUSED[404][0]}", _REFUSED[404][1]
+    if status in _REFUSED:
+        return TeacherRefused, f"HTTP {status}, {_REFUSED[status][0]}", _REFUSED[status][1]
+    return _leaf_of_row(status, headers)
+
+
+def _leaf_of_row(status: int, headers: Mapping[str, str]) -> tuple[type[TeacherError], str, str]:
+    """What concerns this request alone: try later, or never."""
+    asks = "retry-after" in headers or "retry-after-ms" in headers
+    if status in {429, 529} or (status == 503 and asks):
+        return RateLimited, f"HTTP {status}, the teacher asks for patience", ""
+    if status in {408, 409, 425} or status >= 500:
+        return TeacherUnavailable, f"HTTP {status}, the teacher failed", ""
+    if 400 <= status < 500:
+        return PromptRejected, f"HTTP {status}, the request is not accepted", ""
+    return BrokenAnswer, f"HTTP {status} where 200 was expected", ""
+
+
+def _is_quota(code: str) -> bool:
+    return code in _QUOTA or code.endswith(_QUOTA_ENDINGS)
+
+
+def _error_of(body: bytes) -> tuple[str, str]:
+    """The teacher's error code (or type) and its message; the body's start when it isn't JSON."""
+    try:
+        document = orjson.loads(body)
+    except (orjson.JSONDecodeError, RecursionError):
+        return "", body[: 4 * EXCERPT_CHARS].decode("utf-8", "replace")
+    error = document.get("error", document) if isinstance(document, dict) else document
+    if not isinstance(error, dict):
+        return "", str(error)[: 4 * EXCERPT_CHARS]
+    kind, code = error.get("type"), error.get("code")
+    named = code if isinstance(code, str) and not code.isdigit() else kind
+    said = error.get("message") or error.get("detail") or ""
+    return str(named or "")[:100], str(said)[: 4 * EXCERPT_CHARS]
+
+
+def visible(text: str) -> str:
+    """One short line that is safe to show: no control characters, nothing that looks like a key."""
+    masked = _KEYLIKE.sub("***", text)
+    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in masked)
+    shown = " ".join(shown.replace("\N{REPLACEMENT CHARACTER}", " ").split())
+    return shown if len(shown) <= EXCERPT_CHARS else shown[: EXCERPT_CHARS - 1] + "…"
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds the teacher asks us to wait, 0 to a day; None when it says nothing intelligible.
+
+    `retry-after-ms` wins over `retry-after` (seconds, also fractions, or an HTTP date). A date is
+    taken relative to the reply's own Date header, so a wrong local clock does no harm.
+    """
+    in_ms = _number(headers.get("retry-after-ms"))
+    if in_ms is not None:
+        return _clamped(in_ms / 1000)
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    seconds = _number(value)
+    if seconds is None:
+        seconds = _seconds_until(value, headers.get("date"))
+    return None if seconds is None else _clamped(seconds)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text) if text is not None else math.nan
+    except ValueError:
+        return None
+    return None if math.isnan(value) else value
+
+
+def _seconds_until(date: str, server_date: str | None) -> float | None:
+    if server_date is None:
+        return None
+    try:
+        span = parsedate_to_datetime(date) - parsedate_to_datetime(server_date)
+    except (TypeError, ValueError):
+        return None
+    return span.total_seconds()
+
+
+def _clamped(seconds: float) -> float:
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
