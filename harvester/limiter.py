@@ -1,0 +1,182 @@
+"""How fast and how many at once: continuous token buckets with debt, and an AIMD window.
+
+Pure: monotonic seconds in, a delay out; who waits, and how, is `teacher`'s matter. Law of a bucket:
+what is admitted in any span of T seconds is at most `max(capacity, largest single charge) + rate * T`
+(plus what was refunded in it). A request larger than the bucket goes when the bucket is full and is
+charged in full, so the level may be negative: debt. Admission is in the order of asking: the head
+of the line blocks, so small requests never starve a big one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from harvester.config import Limits
+
+BURST_S = 0.25
+"""Capacity of a bucket in seconds of its rate. Small, so that a restart can't double the rate."""
+CUT = 0.5
+GROWTH_SHARE = 0.8
+FIRST_WINDOW = 16.0
+_EPSILON = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What one request takes out of the buckets (tokens estimated before, reported after)."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+class Bucket:
+    """One limit. Starts empty but for one request's worth, so a cold start earns its burst.
+
+    Args:
+        name: for `why`, as in "tokens per minute".
+        rate: units per second.
+        now: monotonic seconds.
+    """
+
+    def __init__(self, name: str, rate: float, now: float) -> None:
+        self.name = name
+        self.rate = rate
+        self.capacity = max(1.0, rate * BURST_S)
+        self.level = 1.0
+        self._at = now
+
+    def change(self, rate: float, now: float) -> None:
+        """Another rate from now on; what was saved or owed stays, within the new capacity."""
+        self.refill(now)
+        self.rate = rate
+        self.capacity = max(1.0, rate * BURST_S)
+        self.level = min(self.level, self.capacity)
+
+    def refill(self, now: float) -> None:
+        """Bring the level up to `now`; a step back counts as no time."""
+        if now > self._at:
+            self.level = min(self.capacity, self.level + (now - self._at) * self.rate)
+            self._at = now
+
+    def wait_s(self, amount: float, now: float) -> float:
+        """Seconds until `amount` may be taken; 0 when it may be taken now."""
+        self.refill(now)
+        missing = min(amount, self.capacity) - self.level
+        return missing / self.rate if missing > _EPSILON * self.capacity else 0.0
+
+    def take(self, amount: float) -> None:
+        """Charge; negative gives back, up to the capacity."""
+        self.level = min(self.capacity, self.level - amount)
+
+
+class Window:
+    """How many requests may be in flight: additive increase, multiplicative decrease.
+
+    One cut per round trip: a failure of a request sent before the last cut tells nothing new.
+    Growth only when at least 80 % of the window was in use, doubling per round trip until the first cut.
+    """
+
+    def __init__(self, ceiling: int) -> None:
+        self.ceiling = float(ceiling)
+        self.size = min(FIRST_WINDOW, self.ceiling)
+        self.threshold = self.ceiling
+        self.in_flight = 0
+        self.cut_at = -math.inf
+
+    @property
+    def is_full(self) -> bool:
+        """Nobody may enter now."""
+        return self.in_flight >= int(self.size)
+
+    def grow(self, sent_at: float) -> None:
+        """An answer came; its own slot still counts as used."""
+        if sent_at <= self.cut_at or self.in_flight < GROWTH_SHARE * int(self.size):
+            return
+        step = 1.0 if self.size < self.threshold else 1.0 / self.size
+        self.size = min(self.ceiling, self.size + step)
+
+    def cut(self, sent_at: float, now: float) -> bool:
+        """The teacher is overloaded; False when this round trip has had its cut already."""
+        if sent_at <= self.cut_at:
+            return False
+        self.cut_at = now
+        self.size = max(1.0, self.size * CUT)
+        self.threshold = self.size
+        return True
+
+
+class Limiter:
+    """All limits of one endpoint."""
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self.window = Window(limits.max_concurrency)
+        self.buckets: dict[str, Bucket] = {}
+        self.paused_until = -math.inf
+        self.pause_reason = ""
+        for name, limit, span_s in (
+            ("requests per minute", limits.requests_per_minute, 60.0),
+            ("tokens per minute", limits.tokens_per_minute, 60.0),
+            ("input tokens per minute", limits.input_tokens_per_minute, 60.0),
+            ("output tokens per minute", limits.output_tokens_per_minute, 60.0),
+            ("requests per day", limits.requests_per_day, 86_400.0),
+            ("tokens per day", limits.tokens_per_day, 86_400.0),
+        ):
+            if limit is not None:
+                self.buckets[name] = Bucket(name, limit / span_s, now)
+
+    def wait_s(self, charge: Charge, now: float) -> float:
+        """Seconds until this charge may pass: 0 now, infinity when only a release can tell."""
+        if self.window.is_full:
+            return math.inf
+        wait = max(0.0, self.paused_until - now)
+        for name, bucket in self.buckets.items():
+            wait = max(wait, bucket.wait_s(_amount(name, charge), now))
+        return wait
+
+    def enter(self, charge: Charge) -> None:
+        """Take the charge and a place in the window; only after `wait_s` said 0."""
+        self.window.in_flight += 1
+        for name, bucket in self.buckets.items():
+            bucket.take(_amount(name, charge))
+
+    def leave(self) -> None:
+        """Give the place in the window back; every `enter` has exactly one."""
+        self.window.in_flight -= 1
+
+    def settle(self, reserved: Charge, actual: Charge, now: float) -> None:
+        """Correct the estimate by what the teacher counted."""
+        for name, bucket in self.buckets.items():
+            bucket.refill(now)
+            bucket.take(_amount(name, actual) - _amount(name, reserved))
+
+    def refund(self, charge: Charge, now: float) -> None:
+        """The request never left, or was refused before it counted: everything comes back."""
+        for name, bucket in self.buckets.items():
+            bucket.refill(now)
+            bucket.take(-_amount(name, charge))
+
+    def pause(self, seconds: float, now: float, reason: str) -> None:
+        """The teacher named a time: nobody is admitted before it. The window is not touched."""
+        until = now + seconds
+        if until > self.paused_until:
+            self.paused_until, self.pause_reason = until, reason
+
+    def why(self, charge: Charge, now: float) -> str:
+        """The limit that decides now, as in "tokens per minute, 41 s"; "" when none does."""
+        waits = {name: bucket.wait_s(_amount(name, charge), now) for name, bucket in self.buckets.items()}
+        waits[self.pause_reason or "pause"] = max(0.0, self.paused_until - now)
+        name = max(waits, key=lambda key: waits[key])
+        if waits[name] > 0:
+            return f"{name}, {waits[name]:.0f} s" if waits[name] >= 1 else name
+        return f"window of {int(self.window.size)} in flight" if self.window.is_full else ""
+
+
+def _amount(name: str, charge: Charge) -> float:
+    if name.startswith("requests"):
+        return 1.0
+    if name.startswith("input"):
+        return charge.input_tokens
+    if name.startswith("output"):
+        return charge.output_tokens
+    return charge.input_tokens + charge.output_tokens

@@ -1,0 +1,134 @@
+"""A pass in numbers: its ceilings, its counters and latencies, its ending. Plain values that add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+LATENCY_EDGES_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one pass has done so far.
+
+    `rows` are requests taken from the feed; each ends as exactly one of from_cache, duplicates,
+    answers_stored and dead, or is still open. `requests_sent` counts attempts on the wire.
+    """
+
+    rows: int = 0
+    from_cache: int = 0
+    duplicates: int = 0
+    requests_sent: int = 0
+    answers_stored: int = 0
+    dead: int = 0
+    possibly_billed: int = 0
+    refunded: int = 0
+    rate_limited: int = 0
+    retries: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microusd: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, int] = field(default_factory=dict)
+    latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_EDGES_S) + 1))
+
+    def note_latency(self, seconds: float) -> None:
+        """Count one answer's latency into its histogram cell."""
+        cell = sum(seconds > edge for edge in LATENCY_EDGES_S)
+        self.latency_counts[cell] += 1
+
+    def note(self, cells: dict[str, int], name: str) -> None:
+        """Count one of `outcomes` or `errors`."""
+        cells[name] = cells.get(name, 0) + 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def merge(tallies: list[Tally]) -> Tally:
+    """The sum of several ranks' tallies."""
+    total = Tally()
+    for tally in tallies:
+        for name, value in tally.as_dict().items():
+            mine = getattr(total, name)
+            if isinstance(value, int):
+                setattr(total, name, mine + value)
+            elif isinstance(value, Mapping):
+                for key, count in value.items():
+                    mine[key] = mine.get(key, 0) + count
+            else:
+                setattr(total, name, [a + b for a, b in zip(mine, value, strict=True)])
+    return total
+
+
+COMPLETE = "complete"
+INTERRUPTED = "interrupted"
+LIMIT_ROWS = "rows"
+LIMIT_BUDGET = "budget"
+LIMIT_RUNTIME = "runtime"
+
+
+@dataclass(frozen=True, slots=True)
+class PassLimits:
+    """Ceilings of one pass, beside those of the configuration; None is no ceiling.
+
+    `rows` bounds the requests that are newly sent; `grace_s` is how long what is on the wire may take
+    after a stop, because it is paid for.
+    """
+
+    rows: int | None = None
+    usd: float | None = None
+    tokens: int | None = None
+    runtime_s: float | None = None
+    grace_s: float = 25.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The pass at one instant. Counts as in Tally; `why` says what holds the next request back."""
+
+    rows: int = 0
+    from_cache: int = 0
+    duplicates: int = 0
+    requests_sent: int = 0
+    answers_stored: int = 0
+    dead: int = 0
+    possibly_billed: int = 0
+    refunded: int = 0
+    rate_limited: int = 0
+    retries: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microusd: int = 0
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, int] = field(default_factory=dict)
+    latency_counts: tuple[int, ...] = ()
+    in_flight: int = 0
+    window: int = 0
+    why: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def as_result(self, ending: str) -> PassResult:
+        """These counts as the result of a pass that ended so."""
+        return PassResult(ending, self)
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """How a pass ended (complete, interrupted, rows, budget, runtime) and what it did."""
+
+    ending: str
+    counts: Snapshot
+
+
+def snapshot(tally: Tally, *, in_flight: int = 0, window: int = 0, why: str = "") -> Snapshot:
+    """A frozen copy of the counters, with the state of the limiter beside them."""
+    values = tally.as_dict()
+    values["latency_counts"] = tuple(values["latency_counts"])
+    return Snapshot(**values, in_flight=in_flight, window=window, why=why)
