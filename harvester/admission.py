@@ -1,0 +1,105 @@
+"""The door of one endpoint: who waits, in which order, and what each reply teaches the limiter.
+
+The laws are `limiter`'s; here is only the waiting. One line, first come first served: its head waits,
+all others queue behind it, so a big request is never overtaken for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from harvester.clock import Clock
+from harvester.errors import RateLimited, TeacherError
+from harvester.limiter import Charge, Limiter
+
+UNNAMED_PAUSE_S = 0.5
+LONGEST_UNNAMED_PAUSE_S = 60.0
+_OVERLOAD = frozenset({429, 503, 529})
+
+
+class NotSent(Exception):
+    """The pass is draining: this request was not sent and stays open for the next run."""
+
+
+class Admission:
+    """Lets requests through to one endpoint under its limiter."""
+
+    def __init__(self, limiter: Limiter, clock: Clock) -> None:
+        self.limiter = limiter
+        self.clock = clock
+        self.draining = asyncio.Event()
+        self.moved = asyncio.Event()
+        self._line = asyncio.Lock()
+        self._in_line = 0
+        self._refused_in_a_row = 0
+
+    def drain(self) -> None:
+        """Admit nobody any more; everyone who waits gets NotSent."""
+        self.draining.set()
+        self.moved.set()
+
+    def why(self) -> str:
+        """What holds the next request back, "" when nothing does."""
+        return self.limiter.why(Charge(0, 0), self.clock.now()) if self._in_line else ""
+
+    async def enter(self, charge: Charge) -> float:
+        """Wait for a turn; returns the time of entry. Every entry needs one `leave`.
+
+        Raises:
+            NotSent: the pass drains.
+        """
+        if self.draining.is_set():
+            raise NotSent
+        if self._in_line or self.limiter.wait_s(charge, self.clock.now()) > 0:
+            await self._stand_in_line(charge)
+        self.limiter.enter(charge)
+        return self.clock.now()
+
+    async def _stand_in_line(self, charge: Charge) -> None:
+        self._in_line += 1
+        try:
+            async with self._line:
+                while (wait_s := self.limiter.wait_s(charge, self.clock.now())) > 0:
+                    self.moved.clear()
+                    await self.clock.wait(self.moved, wait_s)
+                    if self.draining.is_set():
+                        raise NotSent
+        finally:
+            self._in_line -= 1
+
+    def leave(self) -> None:
+        """The place in the window is free again."""
+        self.limiter.leave()
+        self.moved.set()
+
+    def answered(self, reserved: Charge, actual: Charge, entered_at: float) -> None:
+        """An answer came and named what it used."""
+        self._refused_in_a_row = 0
+        self.limiter.settle(reserved, actual, self.clock.now())
+        self.limiter.window.grow(entered_at)
+
+    def not_sent(self, reserved: Charge) -> None:
+        """Nothing left this machine."""
+        self.limiter.refund(reserved, self.clock.now())
+
+    def failed(self, error: TeacherError, reserved: Charge, entered_at: float) -> None:
+        """An attempt failed; the error says what the teacher may have counted.
+
+        Not connected: all comes back. A 4xx counts as a request without tokens. After a timeout or a
+        5xx the teacher may have counted all of it, so the reservation stays.
+        """
+        now = self.clock.now()
+        if error.status is None and not error.maybe_billed:
+            self.limiter.refund(reserved, now)
+        elif error.status is not None and 400 <= error.status < 500:
+            self.limiter.settle(reserved, Charge(0, 0), now)
+        if error.status in _OVERLOAD and self.limiter.window.cut(entered_at, now):
+            self._refused_in_a_row += 1
+        if isinstance(error, RateLimited):
+            self.limiter.pause(self._pause_s(error), now, "the teacher's Retry-After")
+
+    def _pause_s(self, error: TeacherError) -> float:
+        if error.retry_after_s is not None:
+            return error.retry_after_s
+        doubled = UNNAMED_PAUSE_S * 2.0 ** min(max(self._refused_in_a_row - 1, 0), 10)
+        return min(LONGEST_UNNAMED_PAUSE_S, doubled)

@@ -1,0 +1,262 @@
+"""One request -> one raw answer over HTTP. The only file that names httpx, and the door where the
+errors of httpx and aiohttp become ours.
+
+httpx speaks through an aiohttp transport: httpx's own pool costs O(connections) per request and leaks
+a slot per cancelled one (encode/httpcore#1093). One client per origin; redirects are never followed;
+a reply is capped after decoding; one deadline covers connect to last byte, for a per-read timeout never
+fires on a slow drip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import aiohttp
+import httpx
+import orjson
+from httpx_aiohttp import AiohttpTransport
+
+from harvester import __version__
+from harvester.completion import classify
+from harvester.config import Run, Teacher
+from harvester.errors import (
+    AttemptTimeout,
+    BrokenAnswer,
+    ConnectionBroken,
+    PromptRejected,
+    TeacherError,
+    TeacherRefused,
+    TeacherUnavailable,
+)
+from harvester.journey import RawAnswer, Request
+from harvester.refusals import visible
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+KEEP_ALIVE_S = 60.0
+USER_AGENT = f"blackbox-distillation/{__version__}"
+
+# Most specific first. True: the request may have reached the teacher, so it may have been billed.
+# httpx_aiohttp calls every aiohttp.ClientConnectionError a ConnectTimeout, also a reset after the
+# request was sent; so the aiohttp cause is asked before httpx's name for it.
+_DOOR: tuple[tuple[type[BaseException], type[TeacherError], str, bool], ...] = (
+    (aiohttp.ClientConnectorDNSError, TeacherUnavailable, "the host name can't be resolved", False),
+    (aiohttp.ClientConnectorCertificateError, TeacherRefused, "the certificate is not trusted", False),
+    (aiohttp.ClientConnectorSSLError, TeacherRefused, "TLS fails", False),
+    (aiohttp.ClientProxyConnectionError, TeacherUnavailable, "the proxy can't be reached", False),
+    (aiohttp.ClientConnectorError, TeacherUnavailable, "can't connect", False),
+    (aiohttp.ConnectionTimeoutError, TeacherUnavailable, "no connection within connect_timeout_s", False),
+    (aiohttp.ServerTimeoutError, AttemptTimeout, "no byte in time", True),
+    (aiohttp.ClientPayloadError, ConnectionBroken, "the body broke off", True),
+    (aiohttp.ClientResponseError, ConnectionBroken, "the reply is not HTTP", True),
+    (aiohttp.ClientConnectionError, ConnectionBroken, "the connection broke", True),
+    (httpx.ConnectTimeout, TeacherUnavailable, "no connection within connect_timeout_s", False),
+    (httpx.ConnectError, TeacherUnavailable, "can't connect", False),
+    (httpx.ProxyError, TeacherUnavailable, "the proxy can't be reached", False),
+    (httpx.TimeoutException, AttemptTimeout, "no byte in time", True),
+    (httpx.DecodingError, BrokenAnswer, "the body's encoding is broken", True),
+    (httpx.TransportError, ConnectionBroken, "the connection broke", True),
+    (httpx.HTTPError, ConnectionBroken, "the exchange broke", True),
+    (aiohttp.ClientError, ConnectionBroken, "the exchange broke", True),
+    (OSError, ConnectionBroken, "the connection broke", True),
+    (ValueError, ConnectionBroken, "the reply is not HTTP", True),
+)
+
+
+class Client:
+    """Sends to one teacher: one httpx client for each of its origins.
+
+    Args:
+        teacher: base URLs and limits.
+        run: deadlines and whether proxy variables are honoured.
+        key: the credential, sent to the teacher's own origins only; None for none.
+        transport: another transport, for tests.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        run: Run,
+        key: str | None,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._teacher = teacher
+        self._run = run
+        self._key = key
+        self._headers = httpx.Headers(
+            {"user-agent": USER_AGENT, "accept": "application/json", "accept-encoding": "gzip, deflate"}
+            | ({"authorization": f"Bearer {key}"} if key else {})
+        )
+        self._timeout = httpx.Timeout(None, connect=run.connect_timeout_s)
+        self._clients = {
+            base: httpx.AsyncClient(
+                transport=transport or self._transport(), follow_redirects=False, trust_env=run.trust_env
+            )
+            for base in teacher.base_urls
+        }
+        self._chat = {base: httpx.URL(f"{base}/chat/completions") for base in teacher.base_urls}
+
+    def _transport(self) -> httpx.AsyncBaseTransport:
+        context = httpx.create_ssl_context(trust_env=self._run.trust_env)
+
+        def session() -> aiohttp.ClientSession:
+            # The limiter's window bounds connections; a second bound here could only deadlock with it.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=context)
+            return aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=self._run.trust_env
+            )
+
+        made: httpx.AsyncBaseTransport = AiohttpTransport(client=session)
+        return made
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for client in self._clients.values():
+            await client.aclose()
+
+    async def send(self, request: Request, endpoint: str) -> RawAnswer:
+        """One attempt. `endpoint` is one of the teacher's base URLs.
+
+        Raises:
+            TeacherError: anything but a 200, as the leaf it means; `maybe_billed` says whether the
+                teacher may have generated an answer.
+        """
+        content = orjson.dumps(request.body)
+        headers = self._headers.copy()
+        headers["content-type"] = "application/json"
+        headers["content-length"] = str(len(content))
+        answer = await self._exchange("POST", self._chat[endpoint], endpoint, headers, content)
+        if answer.status != 200:
+            raise classify(
+                answer.status,
+                answer.headers,
+                answer.body,
+                place=_place(self._chat[endpoint]),
+                secret=self._key,
+            )
+        return answer
+
+    def _refusal(self, answer: RawAnswer, url: httpx.URL) -> TeacherError:
+        return classify(answer.status, answer.headers, answer.body, place=_place(url), secret=self._key)
+
+    async def probe(self) -> None:
+        """Ask each base URL for its models, so that a wrong address, key or model fails before any send.
+
+        A teacher without a list of models passes.
+
+        Raises:
+            TeacherRefused: unreachable, not authorised, or the model is not among those listed.
+        """
+        for base in self._teacher.base_urls:
+            url = httpx.URL(f"{base}/models")
+            try:
+                answer = await self._exchange("GET", url, base, self._headers, b"")
+            except TeacherError as error:
+                raise TeacherRefused(
+                    f"the teacher can't be reached: {error.message}",
+                    place=_place(url),
+                    remedy="is it running, and is base_url right?",
+                ) from error
+            if answer.status in {401, 402, 403} or 300 <= answer.status < 400:
+                raise self._refusal(answer, url)
+            models = _models(answer.body) if answer.status == 200 else []
+            if models and not any(_names(model, self._teacher.model) for model in models):
+                shown = visible(", ".join(models[:20]))
+                raise TeacherRefused(
+                    f"the teacher has no model {self._teacher.model!r}",
+                    place=_place(url),
+                    remedy=f"set model to one of: {shown}",
+                )
+
+    async def _exchange(
+        self, method: str, url: httpx.URL, endpoint: str, headers: httpx.Headers, content: bytes
+    ) -> RawAnswer:
+        request = httpx.Request(
+            method, url, headers=headers, content=content, extensions={"timeout": self._timeout.as_dict()}
+        )
+        started_s = time.monotonic()
+        try:
+            async with asyncio.timeout(self._run.deadline_s):
+                response = await self._clients[endpoint].send(request, stream=True)
+                try:
+                    body = await _read(response)
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            raise AttemptTimeout(
+                f"no last byte within {self._run.deadline_s:g} s", maybe_billed=True, place=_place(url)
+            ) from None
+        except TeacherError as error:
+            error.place = _place(url)
+            raise
+        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError) as error:
+            raise _translated(error, url) from error
+        return RawAnswer(
+            status=response.status_code,
+            headers=response.headers,
+            body=body,
+            endpoint=endpoint,
+            latency_s=time.monotonic() - started_s,
+            received_at=time.time(),
+        )
+
+
+async def _read(response: httpx.Response) -> bytes:
+    """The decoded body, up to the cap."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.aiter_bytes():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise PromptRejected(
+                f"the reply is larger than {MAX_BODY_BYTES >> 20} MiB",
+                status=response.status_code,
+                maybe_billed=True,
+            )
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _translated(error: BaseException, url: httpx.URL) -> TeacherError:
+    """Our name for a third party's error: its aiohttp cause first, the most specific row wins."""
+    met = [cause for cause in (error.__cause__, error) if cause is not None]
+    for cause in met:
+        for theirs, ours, message, maybe_billed in _DOOR:
+            if isinstance(cause, theirs):
+                detail = visible(str(cause))
+                text = f"{message}: {detail}" if detail else message
+                return ours(text, maybe_billed=maybe_billed, place=_place(url))
+    return ConnectionBroken("the exchange broke", maybe_billed=True, place=_place(url))
+
+
+def _place(url: httpx.URL) -> str:
+    parts = urlsplit(str(url))
+    return f"{parts.netloc}{parts.path}"
+
+
+def _models(body: bytes) -> list[str]:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return []
+    rows = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(rows, list):
+        return []
+    return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
+
+
+def _names(listed: str, wanted: str) -> bool:
+    """Some teachers list `models/NAME` for what is asked as `NAME`."""
+    return listed == wanted or listed.endswith(f"/{wanted}")

@@ -1,0 +1,122 @@
+"""Single flight: which rows need a send of their own, and who shares whose answer.
+
+A row is fresh when the store does not hold its key and no equal request is under way. Everyone else is
+written down as a further asker of the one answer, so that it is billed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from harvester.journal import Answer, Ask, Dead, Held, asker_of
+from harvester.journey import Outcome, Request
+from harvester.metrics import Tally
+from harvester.scribe import Scribe
+from harvester.teacher import Answered, GaveUp
+
+RE_ASKED = frozenset({"unavailable", "timeout", "connection", "broken_answer", "rate_limited"})
+"""Dead letters of these kinds get another chance in the next run; a rejected prompt never does."""
+
+
+class Flights:
+    """Requests under way, by key. Its size is bounded by the queue and the window."""
+
+    def __init__(self, scribe: Scribe, tally: Tally) -> None:
+        self._scribe = scribe
+        self._tally = tally
+        self._under_way: dict[bytes, list[Request]] = {}
+        self._landed: set[bytes] = set()
+
+    async def look_up(self, chunk: Sequence[Request]) -> Mapping[bytes, Held]:
+        """What the store holds of these. Call `is_fresh` for each of them before the next look-up."""
+        # A flight that lands after the store was read and before its row is looked at would be in
+        # neither place, and be paid twice: such landings are remembered for the length of a chunk.
+        self._landed.clear()
+        keys = [request.key for request in chunk]
+        return await self._scribe.call(lambda journal: journal.held(keys))
+
+    def is_fresh(self, request: Request, held: Held | None) -> bool:
+        """Count this row; False when it needs no flight of its own."""
+        tally = self._tally
+        tally.rows += 1
+        followers = self._under_way.get(request.key)
+        if followers is not None:
+            followers.append(request)
+            tally.duplicates += 1
+        elif request.key in self._landed:
+            self._note_asker(request)
+            tally.duplicates += 1
+        elif held is None or _asks_again(request, held):
+            return True
+        else:
+            if held.asker != asker_of(request.prompt, request.sample_index):
+                self._note_asker(request)
+            tally.dead += held.state == "dead"
+            tally.from_cache += held.state != "dead"
+        return False
+
+    def take_off(self, request: Request) -> None:
+        """This request is under way from now on."""
+        self._under_way[request.key] = []
+
+    def land(self, request: Request) -> None:
+        """Its ending is durable: those who shared it are written down as its askers."""
+        self._landed.add(request.key)
+        for follower in self._under_way.pop(request.key, ()):
+            self._note_asker(follower)
+
+    def drop(self, request: Request) -> None:
+        """It was not sent; it and its followers stay open for the next run."""
+        self._under_way.pop(request.key, None)
+
+    def _note_asker(self, request: Request) -> None:
+        self._scribe.submit(Ask(request.key, request.prompt, request.sample_index), lambda: None)
+
+
+def answer_record(request: Request, answered: Answered) -> Answer:
+    """What the journal keeps of an answer: raw bytes, what was asked, what it cost."""
+    raw, parsed = answered.raw, answered.completion
+    return Answer(
+        attempt_id=answered.attempt_id,
+        key=request.key,
+        raw=raw.body,
+        status=raw.status,
+        prompt=request.prompt,
+        sample_index=request.sample_index,
+        body=request.body,
+        outcome=str(parsed.outcome),
+        input_tokens=parsed.usage.input_tokens,
+        output_tokens=parsed.usage.output_tokens,
+        cost_microusd=answered.cost_microusd,
+        attempts=answered.attempts,
+        latency_s=raw.latency_s,
+        at=raw.received_at,
+        endpoint=raw.endpoint,
+    )
+
+
+def dead_record(request: Request, gone: GaveUp, at: float) -> Dead:
+    """A dead letter: the row and why it will get no answer."""
+    return Dead(
+        key=request.key,
+        prompt=request.prompt,
+        sample_index=request.sample_index,
+        body=request.body,
+        code=gone.error.code,
+        message=str(gone.error),
+        attempts=gone.attempts,
+        at=at,
+    )
+
+
+def _asks_again(request: Request, held: Held) -> bool:
+    """Whether a request that the store knows is worth another send."""
+    if held.state == "dead":
+        return held.outcome in RE_ASKED
+    # Only a truncated answer gains from more room; every other answer is paid and final.
+    wanted = request.body.get("max_completion_tokens", request.body.get("max_tokens"))
+    return (
+        held.outcome == Outcome.TRUNCATED
+        and held.max_tokens is not None
+        and (wanted is None or wanted > held.max_tokens)
+    )

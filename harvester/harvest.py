@@ -1,0 +1,253 @@
+"""One pass: feed -> bounded queue -> workers -> one writer; drains on cancel.
+
+The feed is read in chunks; what the store holds already never becomes a task. Equal requests share one
+flight. A worker hands its answer to the writer and goes on; it counts as stored when it is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+from harvester.admission import NotSent
+from harvester.backoff import Backoff
+from harvester.budget import Budget
+from harvester.client import Client
+from harvester.clock import Clock, SystemClock
+from harvester.config import Budget as Ceilings
+from harvester.config import HarvestConfig
+from harvester.errors import HarvesterError, StoppedAtLimit
+from harvester.flights import Flights, answer_record, dead_record
+from harvester.journal import GroupCommit
+from harvester.journey import Request
+from harvester.limiter import Limiter
+from harvester.metrics import (
+    COMPLETE,
+    INTERRUPTED,
+    LIMIT_BUDGET,
+    LIMIT_ROWS,
+    LIMIT_RUNTIME,
+    PassLimits,
+    PassResult,
+    Snapshot,
+    Tally,
+    snapshot,
+)
+from harvester.scribe import Scribe
+from harvester.teacher import Answered, GaveUp, Laws, Teacher
+
+__all__ = ["PassLimits", "PassResult", "Snapshot", "harvest"]
+
+CHUNK = 500
+PROGRESS_EVERY_S = 0.2
+
+
+async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two by name
+    feed: Iterator[Request],
+    config: HarvestConfig,
+    *,
+    key: str | None,
+    writer: GroupCommit,
+    run_id: str,
+    limits: PassLimits,
+    stop: asyncio.Event,
+    on_progress: Callable[[Snapshot], None],
+    clock: Clock | None = None,
+) -> PassResult:
+    """Drain the feed once.
+
+    Args:
+        feed: requests in order, pulled in a thread, a chunk at a time.
+        key: the credential, None for none.
+        writer: the store's only writer while the pass lives; it is not closed here.
+        run_id: the run, begun in the journal already.
+        limits: ceilings of this pass beside those of the configuration.
+        stop: set it to drain: nothing new is sent, what is on the wire gets `limits.grace_s`.
+        on_progress: gets a Snapshot every 0.2 s and once at the end, whatever the ending.
+
+    Returns:
+        The ending ("complete", "interrupted", "rows", "budget", "runtime") and the counts.
+
+    Raises:
+        TeacherRefused: after everything on the wire was stored.
+        StoreError: an answer could not be kept; nothing was sent after that.
+        PromptError: the feed met a line that can't be used; earlier rows are stored.
+    """
+    chosen = clock or SystemClock()
+    async with Client(config.teacher, config.run, key) as client:
+        one = _Pass(client, config, limits, on_progress, chosen)
+        one.scribe = Scribe(writer, one.fail)
+        one.flights = Flights(one.scribe, one.tally)
+        await one.scribe.start()
+        laws = Laws(
+            Limiter(config.teacher.limits, chosen.now()),
+            _budget(config.budget, limits),
+            Backoff(config.run.max_attempts),
+            chosen,
+            config.teacher.price,
+        )
+        one.teacher = Teacher(client, config.teacher.base_url, laws, one.scribe, one.tally, run_id)
+        return await one.run(feed, stop)
+
+
+def _budget(ceilings: Ceilings, limits: PassLimits) -> Budget:
+    """The lower of the file's and the command line's ceilings."""
+    usd = [value for value in (ceilings.usd, limits.usd) if value is not None]
+    tokens = [value for value in (ceilings.tokens, limits.tokens) if value is not None]
+    return Budget(tokens=min(tokens, default=None), microusd=int(min(usd) * 1_000_000) if usd else None)
+
+
+class _Pass:
+    """State of one pass; everything here runs on the event loop."""
+
+    scribe: Scribe
+    flights: Flights
+    teacher: Teacher
+
+    def __init__(
+        self,
+        client: Client,
+        config: HarvestConfig,
+        limits: PassLimits,
+        on_progress: Callable[[Snapshot], None],
+        clock: Clock,
+    ) -> None:
+        self.client = client
+        self.limits = limits
+        self.on_progress = on_progress
+        self.clock = clock
+        self.size = config.teacher.limits.max_concurrency
+        self.tally = Tally()
+        self.queue: asyncio.Queue[Request | None] = asyncio.Queue(maxsize=self.size)
+        self.ending = COMPLETE
+        self.error: HarvesterError | None = None
+        self.draining = asyncio.Event()
+        self.probed = False
+
+    async def run(self, feed: Iterator[Request], stop: asyncio.Event) -> PassResult:
+        try:
+            async with asyncio.TaskGroup() as group:
+                crew = [group.create_task(self._work()) for _ in range(self.size)]
+                aides = [
+                    group.create_task(self._watch(stop, crew)),
+                    group.create_task(self._tell()),
+                ]
+                await group.create_task(self._feed(feed))
+                await asyncio.wait(crew)
+                await self.scribe.flush()
+                for aide in aides:
+                    aide.cancel()
+        except BaseExceptionGroup as group_error:
+            raise group_error.exceptions[0] from None
+        finally:
+            self.on_progress(self.snapshot())
+        if self.error is not None:
+            raise self.error
+        return PassResult(self.ending, self.snapshot())
+
+    def fail(self, error: HarvesterError) -> None:
+        """The pass can't go on; the first reason counts."""
+        if self.error is None:
+            self.error = error
+        self._drain(self.ending)
+
+    def _drain(self, ending: str) -> None:
+        if not self.draining.is_set():
+            self.ending = ending
+            self.draining.set()
+            self.teacher.drain()
+
+    async def _feed(self, feed: Iterator[Request]) -> None:
+        admitted = 0
+        try:
+            while not self.draining.is_set():
+                chunk = await asyncio.to_thread(lambda: list(itertools.islice(feed, CHUNK)))
+                if not chunk:
+                    break
+                held = await self.flights.look_up(chunk)
+                for request in chunk:
+                    if self.draining.is_set():
+                        break
+                    if not self.flights.is_fresh(request, held.get(request.key)):
+                        continue
+                    if self.limits.rows is not None and admitted >= self.limits.rows:
+                        self.ending = LIMIT_ROWS
+                        return
+                    admitted += 1
+                    await self._send_off(request)
+        except HarvesterError as error:
+            self.fail(error)
+        finally:
+            for _ in range(self.size):
+                await self.queue.put(None)
+
+    async def _send_off(self, request: Request) -> None:
+        if not self.probed:
+            await self.client.probe()
+            self.probed = True
+        self.flights.take_off(request)
+        await self.queue.put(request)
+
+    async def _work(self) -> None:
+        while (request := await self.queue.get()) is not None:
+            if self.draining.is_set():
+                self.flights.drop(request)
+                continue
+            await self.scribe.room()
+            try:
+                self._keep(request, await self.teacher.ask(request))
+            except NotSent:
+                self.flights.drop(request)
+            except StoppedAtLimit:
+                self.flights.drop(request)
+                self._drain(LIMIT_BUDGET)
+            except GaveUp as gone:
+                self._give_up(request, gone)
+            except HarvesterError as error:
+                self.flights.drop(request)
+                self.fail(error)
+
+    def _keep(self, request: Request, answered: Answered) -> None:
+        record = answer_record(request, answered)
+
+        def stored() -> None:
+            tally = self.tally
+            tally.answers_stored += 1
+            tally.input_tokens += record.input_tokens
+            tally.output_tokens += record.output_tokens
+            tally.cost_microusd += record.cost_microusd
+            tally.note(tally.outcomes, record.outcome)
+            tally.note_latency(record.latency_s)
+            self.flights.land(request)
+
+        self.scribe.submit(record, stored)
+
+    def _give_up(self, request: Request, gone: GaveUp) -> None:
+        def stored() -> None:
+            self.tally.dead += 1
+            self.flights.land(request)
+
+        self.scribe.submit(dead_record(request, gone, self.clock.wall()), stored)
+
+    async def _watch(self, stop: asyncio.Event, crew: list[asyncio.Task[None]]) -> None:
+        """Drain on a stop or at the end of the time, then give the wire its grace."""
+        runtime_s = self.limits.runtime_s
+        await self.clock.wait(stop, math.inf if runtime_s is None else runtime_s)
+        self._drain(INTERRUPTED if stop.is_set() else LIMIT_RUNTIME)
+        await self.clock.sleep(self.limits.grace_s)
+        for worker in crew:
+            worker.cancel()
+
+    async def _tell(self) -> None:
+        while True:
+            self.on_progress(self.snapshot())
+            await self.clock.sleep(PROGRESS_EVERY_S)
+
+    def snapshot(self) -> Snapshot:
+        """The counts now."""
+        window = self.teacher.window
+        return snapshot(
+            self.tally, in_flight=window.in_flight, window=int(window.size), why=self.teacher.why()
+        )
