@@ -35,10 +35,10 @@ def init(
 
 def plan(config: Path = CONFIG, as_json: bool = JSON) -> None:
     """Count, price and time a harvest without sending a request."""
-    from harvester import job
+    from harvester import prepare
     from harvester.commands.console import emit
 
-    outlook = job.outlook(config)
+    outlook = prepare.look_ahead(config)
     emit(outlook.as_dict(), outlook.lines(), as_json=as_json)
 
 
@@ -54,13 +54,11 @@ def run(
     """Harvest until done or a limit. Resume is the default: held answers are never asked again."""
     import asyncio
 
-    from harvester import job
+    from harvester import job, prepare
     from harvester.commands.console import emit, painted, talk
 
-    flags = job.Flags(
-        rows=limit, usd=max_usd, tokens=max_tokens, runtime_s=job.seconds(max_runtime), grace_s=grace
-    )
-    prepared = job.prepare(config, flags)
+    flags = prepare.Flags(limit, max_usd, max_tokens, prepare.seconds(max_runtime), grace)
+    prepared = prepare.prepare(config, flags)
     for line in prepared.lines():
         talk(line)
     with painted(prepared.rows_total, "harvest") as update:

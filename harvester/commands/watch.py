@@ -23,7 +23,7 @@ def status(
     """Say what is held, what it cost and what it waits for; works while a run lives."""
     import time
 
-    from harvester import job, report
+    from harvester import job, prepare, report
     from harvester.commands.console import emit
     from harvester.errors import FindingsError
 
@@ -31,7 +31,7 @@ def status(
     emit(found, report.status_lines(found), as_json=as_json)
     if check:
         age_s = time.time() - float(found.get("updated_at", 0))
-        fresh = found.get("alive") and age_s <= (job.seconds(max_age) or 0)
+        fresh = found.get("alive") and age_s <= (prepare.seconds(max_age) or 0)
         if found.get("state") != "complete" and not fresh:
             raise FindingsError(
                 f"no live job: {found.get('state', 'never ran')}, last heartbeat {age_s:.0f} s ago",

@@ -1,0 +1,114 @@
+"""Everything that can fail for free: configuration, prompts, terms, key. Sends nothing, writes nothing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from harvester import config as settings
+from harvester import outlook, prompts, terms
+from harvester.config import HarvestConfig
+from harvester.errors import ConfigError
+from harvester.metrics import PassLimits
+
+_UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """Ceilings given on the command line; None leaves the file's value."""
+
+    rows: int | None = None
+    usd: float | None = None
+    tokens: int | None = None
+    runtime_s: float | None = None
+    grace_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that may start: configuration read, prompts checked, terms permitted."""
+
+    path: Path
+    config: HarvestConfig
+    flags: Flags
+    rows_total: int
+    verdict: terms.Verdict
+    key: str | None
+
+    @property
+    def root(self) -> Path:
+        """The folder that paths in the configuration are relative to."""
+        return self.path.resolve().parent
+
+    @property
+    def store(self) -> Path:
+        """The store's folder."""
+        return self.root / self.config.store.path
+
+    def limits(self) -> PassLimits:
+        """The flags as the pass wants them."""
+        grace_s = self.config.run.grace_s if self.flags.grace_s is None else self.flags.grace_s
+        flags = self.flags
+        return PassLimits(flags.rows, flags.usd, flags.tokens, flags.runtime_s, grace_s)
+
+    def lines(self) -> list[str]:
+        """What is about to happen, for people."""
+        teacher = self.config.teacher
+        return [
+            f"teacher {teacher.model} at {teacher.base_url}",
+            f"terms   {self.verdict.summary()}",
+            f"rows    {self.rows_total:,} (prompts x samples) into {self.store}",
+        ]
+
+
+def seconds(text: str | None) -> float | None:
+    """`90`, `90s`, `30m`, `2h`, `1.5d` in seconds; None stays None.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    if match is None:
+        raise ConfigError(f"{text!r} is not a duration", remedy="as in 90s, 30m, 2h")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+def prepare(path: Path, flags: Flags | None = None) -> Prepared:
+    """Read, check and gate; sends nothing and writes nothing.
+
+    Raises:
+        ConfigError, PromptError, TermsRefused: before anything could cost.
+    """
+    config = settings.load(path)
+    root = path.resolve().parent
+    verdict = gate(config, root)
+    verdict.require()
+    key = settings.api_key(config.teacher)
+    rows = sum(1 for _ in prompts.read(config.prompts.files, root)) * config.sampling.samples
+    return Prepared(path, config, flags or Flags(), rows, verdict, key)
+
+
+def gate(config: HarvestConfig, root: Path) -> terms.Verdict:
+    """Ask the terms gate for the use `harvest`; a folder `terms` beside the file overlays the registry."""
+    return terms.allows(
+        terms.load_registry(root / "terms"),
+        host=urlsplit(config.teacher.base_url).hostname or "",
+        model=config.teacher.model,
+        declared=config.teacher.terms,
+        use="harvest",
+        purpose=config.run.purpose,
+        today=datetime.now(UTC).date(),
+    )
+
+
+def look_ahead(path: Path) -> outlook.Outlook:
+    """`harvester plan`: what a run would do. Also for teachers the gate would refuse."""
+    config = settings.load(path)
+    root = path.resolve().parent
+    return outlook.outlook(config, root, gate(config, root))

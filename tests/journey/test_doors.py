@@ -1,0 +1,171 @@
+"""The command line with wrong input: one clear line, the remedy, the documented exit code, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIG = """\
+[teacher]
+base_url = "{base_url}"
+model = "{model}"
+terms = "mock-teacher"
+[prompts]
+files = ["*.jsonl"]
+[sampling]
+temperature = 0.0
+max_tokens = 64
+[run]
+deadline_s = 10
+"""
+
+
+def harvester(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "harvester", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def folder(
+    tmp_path: Path,
+    base_url: str,
+    *,
+    model: str = "mock-teacher",
+    lines: tuple[str, ...] = ('{"prompt": "What is 12 + 30?"}',),
+) -> Path:
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path = tmp_path / "harvest.toml"
+    path.write_text(CONFIG.format(base_url=base_url, model=model), encoding="utf-8")
+    return path
+
+
+def refused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_missing_config_names_the_file_and_the_remedy(tmp_path: Path):
+    done = harvester("run", str(tmp_path / "none.toml"))
+    assert done.returncode == 2
+    assert "no such file" in done.stderr
+    assert "none.toml" in done.stderr
+    assert "harvester init" in done.stderr
+
+
+def test_a_misspelt_key_is_answered_with_the_nearest_one(tmp_path: Path):
+    path = folder(tmp_path, "http://127.0.0.1:9/v1")
+    path.write_text(path.read_text().replace("max_tokens", "max_token"))
+    done = harvester("plan", str(path))
+    assert done.returncode == 2
+    assert "did you mean 'max_tokens'?" in done.stderr
+
+
+def test_a_broken_prompt_line_is_named_before_anything_is_sent(tmp_path: Path, mock_teacher):
+    teacher = mock_teacher()
+    path = folder(tmp_path, teacher.base_url, lines=('{"prompt": "What is 12 + 30?"}', '{"prompt": 3'))
+    done = harvester("run", str(path))
+    assert done.returncode == 2
+    assert "a.jsonl:2" in done.stderr
+    assert teacher.totals()["answers"] == 0
+
+
+def test_an_unreachable_teacher_is_named_quickly(tmp_path: Path):
+    port = refused_port()
+    done = harvester("run", str(folder(tmp_path, f"http://127.0.0.1:{port}/v1")))
+    assert done.returncode == 4
+    assert f"127.0.0.1:{port}" in done.stderr
+    assert "remedy" in done.stderr
+
+
+def test_a_wrong_model_says_which_models_exist(tmp_path: Path, mock_teacher):
+    teacher = mock_teacher()
+    done = harvester("run", str(folder(tmp_path, teacher.base_url, model="mock-teacher-2")))
+    assert done.returncode == 4
+    assert "mock-teacher-2" in done.stderr
+    assert "mock-teacher" in done.stderr.replace("mock-teacher-2", "")
+
+
+def test_undeclared_terms_are_refused_before_the_first_byte(tmp_path: Path, mock_teacher):
+    teacher = mock_teacher()
+    path = folder(tmp_path, teacher.base_url)
+    path.write_text(
+        path.read_text().replace('terms = "mock-teacher"\n', "").replace("mock-teacher", "some-model")
+    )
+    done = harvester("run", str(path))
+    assert done.returncode == 77
+    assert teacher.totals()["answers"] == 0
+
+
+def test_an_unset_key_variable_is_named_and_a_set_one_never_shown(tmp_path: Path, mock_teacher):
+    teacher = mock_teacher()
+    path = folder(tmp_path, teacher.base_url)
+    path.write_text(path.read_text().replace("[prompts]", 'api_key_env = "DOORS_KEY"\n[prompts]'))
+    done = harvester("run", str(path))
+    assert done.returncode == 2
+    assert "DOORS_KEY" in done.stderr
+    done = harvester("run", str(path), DOORS_KEY="canary-3f9a")
+    assert done.returncode == 0, done.stderr
+    assert "canary-3f9a" not in done.stdout + done.stderr
+
+
+def test_an_empty_store_is_said_to_be_empty(tmp_path: Path):
+    for verb in (("verify",), ("report",), ("export",), ("seal",)):
+        more = (str(tmp_path / "out"),) if verb == ("export",) else ()
+        done = harvester(*verb, str(tmp_path / "nothing"), *more)
+        assert done.returncode in {2, 5}, (verb, done.stderr)
+        assert "nothing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run",), ("run", "x", "--nope"), ("run", "x", "--limit", "0"), ("frobnicate",)]
+)
+def test_wrong_usage_exits_2(arguments: tuple[str, ...]):
+    assert harvester(*arguments).returncode == 2
+
+
+def test_a_run_completes_resumes_for_nothing_and_says_so(tmp_path: Path, mock_teacher):
+    teacher = mock_teacher()
+    lines = tuple(json.dumps({"prompt": f"What is {a} + 30?"}) for a in range(10, 60))
+    path = folder(tmp_path, teacher.base_url, lines=lines)
+    first = harvester("run", str(path), "--json")
+    assert first.returncode == 0, first.stderr
+    said = json.loads(first.stdout)
+    assert (said["requests_sent"], said["answers_stored"], said["from_cache"]) == (50, 50, 0)
+    again = json.loads(harvester("run", str(path), "--json").stdout)
+    assert (again["requests_sent"], again["answers_stored"], again["from_cache"]) == (0, 0, 50)
+    assert teacher.totals()["answers"] == 50
+    assert harvester("verify", str(tmp_path / "store")).returncode == 0
+    status = harvester("status", str(tmp_path / "store"), "--check")
+    assert status.returncode == 0, status.stderr
+    plan = json.loads(harvester("plan", str(path), "--json").stdout)
+    assert (plan["rows"], plan["cached"]) == (50, 50)
+    report = harvester("report", str(tmp_path / "store"))
+    assert report.returncode == 0, report.stderr
+    assert (tmp_path / "store" / "report.html").stat().st_size > 5000
+
+
+def test_a_row_limit_ends_with_10_and_resumes(tmp_path: Path, mock_teacher):
+    teacher = mock_teacher()
+    lines = tuple(json.dumps({"prompt": f"What is {a} + 40?"}) for a in range(10, 60))
+    path = folder(tmp_path, teacher.base_url, lines=lines)
+    first = harvester("run", str(path), "--limit", "20", "--json")
+    assert first.returncode == 10, first.stderr
+    held = json.loads(first.stdout)["answers_stored"]
+    assert held == 20
+    second = harvester("run", str(path), "--json")
+    assert second.returncode == 0, second.stderr
+    assert json.loads(second.stdout)["answers_stored"] == 30
+    assert teacher.totals()["answers"] == 50
