@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import typer
 
+Shape = Literal["prompt-completion", "messages", "openai", "sharegpt"]
+Reasoning = Literal["keep", "inline", "drop"]
 JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
 STORE = typer.Argument(..., help="The store's folder.", show_default=False)
 
@@ -63,8 +66,8 @@ def curate(config: Path = typer.Argument(..., help="Path of a curate.toml."), as
 def export(
     store: Path = STORE,
     out: Path = typer.Argument(..., help="A new folder.", show_default=False),
-    to: str = typer.Option("prompt-completion", help="prompt-completion, messages, openai or sharegpt."),
-    reasoning: str = typer.Option("keep", help="keep, inline or drop."),
+    to: Shape = typer.Option("prompt-completion", help="The shape to write."),
+    reasoning: Reasoning = typer.Option("keep", help="Reasoning content: its own field, inside, or gone."),
     split: str | None = typer.Option(None, help="Only rows whose metadata `split` equals this."),
     as_json: bool = JSON,
 ) -> None:
