@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from harvester.journal import Answer, Ask, Dead, Held, asker_of
 from harvester.journey import Outcome, Request
 from harvester.metrics import Tally
+from harvester.records import Answer, Ask, Dead, Held, asker_of
 from harvester.scribe import Scribe
 from harvester.teacher import Answered, GaveUp
 

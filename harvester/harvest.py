@@ -20,7 +20,7 @@ from harvester.config import Budget as Ceilings
 from harvester.config import HarvestConfig
 from harvester.errors import HarvesterError, StoppedAtLimit
 from harvester.flights import Flights, answer_record, dead_record
-from harvester.journal import GroupCommit
+from harvester.group_commit import GroupCommit
 from harvester.journey import Request
 from harvester.limiter import Limiter
 from harvester.metrics import (

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -152,7 +151,7 @@ async def _settle(
     store = prepared.store
     sealed = await _on_writer(writer, lambda j: shards.seal(j, store, target_bytes=target, everything=True))
     await _on_writer(writer, lambda j: j.end_run(run_id, result.ending, exit_code, time.time()))
-    await _on_writer(writer, lambda j: write_dead_letters(j, store))
+    await _on_writer(writer, lambda j: j.write_dead_letters(store))
     return sealed.rows
 
 
@@ -177,15 +176,6 @@ async def _on_writer(writer: GroupCommit, fn: Callable[[Journal], T]) -> T:
     return await asyncio.wrap_future(writer.call(fn))
 
 
-def write_dead_letters(journal: Journal, store: Path) -> None:
-    """Replace dead_letters.jsonl, a view; the truth is in the journal."""
-    hidden = store / ".dead_letters.jsonl.tmp"
-    with hidden.open("w", encoding="utf-8") as handle:
-        for row in journal.dead_letters():
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
-    hidden.replace(store / "dead_letters.jsonl")
-
-
 def seal_now(store: Path) -> shards.SealResult:
     """`harvester seal`: everything journalled becomes Parquet, without a run."""
     Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
@@ -201,7 +191,7 @@ def status(store: Path) -> dict[str, Any]:
     """The heartbeat, whether its process lives, and the ledger's totals."""
     journal = Journal.open(store, read_only=True)
     try:
-        totals, dangling = journal.totals(), len(journal.dangling())
+        totals, dangling = journal.totals(), len(journal.dangling(in_flight=not is_held(store)))
     finally:
         journal.close()
     found = report.read_status(store)

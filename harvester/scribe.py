@@ -12,7 +12,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from harvester.errors import HarvesterError, StoreError
-from harvester.journal import GroupCommit, Journal, Record
+from harvester.group_commit import GroupCommit
+from harvester.journal import Journal
+from harvester.records import Record
 
 T = TypeVar("T")
 Heard = Callable[[BaseException | None], None]

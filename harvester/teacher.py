@@ -20,11 +20,11 @@ from harvester.budget import Budget, Room
 from harvester.clock import Clock
 from harvester.config import Price
 from harvester.errors import RateLimited, StoppedAtLimit, TeacherError, TeacherRefused
-from harvester.journal import Failure, Intent, Refund
 from harvester.journey import Completion, RawAnswer, Request
 from harvester.limiter import Charge, Limiter, Window
 from harvester.metrics import Tally
 from harvester.plan import cost_microusd
+from harvester.records import Failure, Intent, Refund
 from harvester.scribe import Scribe
 
 
