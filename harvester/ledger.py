@@ -1,0 +1,207 @@
+"""Records -> rows: what one transaction of the journal writes, and what it counts for its run.
+
+Everything is turned into rows before the transaction begins, so that a record JSON can't hold fails alone
+and the disk is held for as short as possible.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from harvester.database import OUTCOME_CODES, checksum
+from harvester.journey import Outcome
+from harvester.records import (
+    Answer,
+    Ask,
+    Dead,
+    Failure,
+    Intent,
+    Record,
+    Refund,
+    asker_of,
+    prompt_json,
+)
+
+FAILURES_KEPT = 1000
+FAILURE_RAW_BYTES = 2048
+_UNKNOWN = OUTCOME_CODES[Outcome.UNKNOWN]
+
+
+def micros(seconds: float) -> int:
+    """Seconds as whole microseconds, as every time in the journal is kept."""
+    return round(seconds * 1e6)
+
+
+class Entries:
+    """The rows of one transaction, and the counts they add to run number `run`."""
+
+    def __init__(self, run: int, records: Iterable[Record]) -> None:
+        self._run = run
+        self._counts: Counter[str] = Counter()
+        self._intents: list[tuple[Any, ...]] = []
+        self._ended: list[tuple[int]] = []
+        self._answers: list[tuple[Any, ...]] = []
+        self._failures: list[Failure] = []
+        self._dead: list[tuple[Any, ...]] = []
+        self._asks: list[tuple[Any, ...]] = []
+        take = {
+            Intent: self._intent, Refund: self._refund, Failure: self._failure,
+            Answer: self._answer, Dead: self._dead_letter, Ask: self._ask,
+        }  # fmt: skip
+        for record in records:
+            take[type(record)](record)  # type: ignore[operator]
+
+    def _intent(self, one: Intent) -> None:
+        self._counts["attempts"] += 1
+        scalars = (
+            one.attempt_id, self._run, micros(one.at), one.reserved_tokens, one.reserved_microusd, None,
+            one.endpoint,
+        )  # fmt: skip
+        self._intents.append((*scalars, one.key, checksum(scalars, one.key)))
+
+    def _refund(self, one: Refund) -> None:
+        self._counts["refunds"] += 1
+        self._ended.append((one.attempt_id,))
+
+    def _failure(self, one: Failure) -> None:
+        self._counts[f"error.{one.code}"] += 1
+        self._failures.append(one)
+        if not one.maybe_billed:
+            self._ended.append((one.attempt_id,))
+
+    def _answer(self, one: Answer) -> None:
+        count = self._counts
+        count["answers"] += 1
+        count["outcome." + one.outcome] += 1
+        count["input_tokens"] += one.input_tokens
+        count["output_tokens"] += one.output_tokens
+        count["cost_microusd"] += one.cost_microusd
+        self._ended.append((one.attempt_id,))
+        asker = asker_of(one.prompt, one.sample_index)
+        prompt, body = prompt_json(one.prompt), orjson.dumps(one.body)
+        scalars = (
+            self._run, OUTCOME_CODES.get(one.outcome, _UNKNOWN), ceiling(one.body), one.status,
+            one.sample_index, one.attempts, one.input_tokens, one.output_tokens, one.cost_microusd,
+            micros(one.latency_s), micros(one.at), one.endpoint,
+        )  # fmt: skip
+        check = checksum(scalars, one.key, asker, prompt, body, one.raw)
+        self._answers.append(
+            (one.key, asker, *scalars[:-1], check, one.endpoint, prompt.decode(), body.decode(), one.raw)
+        )
+
+    def _dead_letter(self, one: Dead) -> None:
+        self._counts["dead"] += 1
+        asker = asker_of(one.prompt, one.sample_index)
+        prompt, body = prompt_json(one.prompt), orjson.dumps(one.body)
+        scalars = (
+            self._run, ceiling(one.body), one.sample_index, one.attempts, micros(one.at), one.code,
+            one.message,
+        )  # fmt: skip
+        check = checksum(scalars, one.key, asker, prompt, body)
+        self._dead.append((one.key, asker, *scalars, prompt.decode(), body.decode(), check))
+
+    def _ask(self, one: Ask) -> None:
+        prompt = prompt_json(one.prompt)
+        asker = asker_of(one.prompt, one.sample_index)
+        check = checksum([one.sample_index], one.key, asker, prompt)
+        self._asks.append((one.key, asker, one.sample_index, prompt.decode(), check))
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Inside an open transaction: rows, then counters."""
+        if self._intents:
+            connection.executemany("INSERT INTO intents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._intents)
+            last = max(row[0] for row in self._intents)
+            connection.execute(
+                "UPDATE meta SET value = ? WHERE name = 'last_attempt_id' AND CAST(value AS INTEGER) < ?",
+                (str(last), last),
+            )
+        if self._failures:
+            self._write_failures(connection)
+        if self._answers:
+            self._write_answers(connection)
+        if self._ended:
+            connection.executemany("DELETE FROM intents WHERE attempt_id = ?", self._ended)
+        if self._dead:
+            connection.executemany(
+                "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._dead
+            )
+        if self._asks:
+            self._counts["asks"] += _inserted(
+                connection,
+                "INSERT OR IGNORE INTO asks (key, asker, sample_index, prompt_json, checksum)"
+                " VALUES (?, ?, ?, ?, ?)",
+                self._asks,
+            )
+        connection.executemany(
+            "INSERT INTO counters VALUES (?, ?, ?)"
+            " ON CONFLICT (run, name) DO UPDATE SET value = value + excluded.value",
+            [(self._run, name, value) for name, value in self._counts.items() if value],
+        )
+
+    def _write_answers(self, connection: sqlite3.Connection) -> None:
+        # Nobody asks for a key that is held; should it happen, the first answer stays and the second is
+        # counted, for a key has one row in the corpus.
+        stored = _inserted(
+            connection,
+            "INSERT OR IGNORE INTO answers (key, asker, run, outcome, max_tokens, status, sample_index,"
+            " attempts, input_tokens, output_tokens, cost_microusd, latency_us, at_us, checksum, endpoint,"
+            " prompt_json, body_json, raw) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,"
+            " ?14, ?15, ?16, ?17, ?18 WHERE NOT EXISTS (SELECT 1 FROM keys WHERE key = ?1)",
+            self._answers,
+        )
+        again = len(self._answers) - stored
+        self._counts["answers"] -= again
+        self._counts["paid_twice"] += again
+        connection.executemany("DELETE FROM dead WHERE key = ?", [row[:1] for row in self._answers])
+
+    def _write_failures(self, connection: sqlite3.Connection) -> None:
+        for one in self._failures:
+            raw = one.raw[:FAILURE_RAW_BYTES]
+            scalars = (one.attempt_id, self._run, one.status, int(one.maybe_billed), micros(one.at), one.code)
+            connection.execute(
+                "INSERT INTO failures (attempt_id, run, status, maybe_billed, at_us, code, key, raw,"
+                " checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*scalars, one.key, raw, checksum(scalars, one.key, raw)),
+            )
+            if one.maybe_billed:
+                self._counts["possibly_billed"] += 1
+                self._counts["possibly_billed_microusd"] += _mark(connection, one)
+        connection.execute(
+            "DELETE FROM failures WHERE id <= (SELECT max(id) FROM failures) - ?", (FAILURES_KEPT,)
+        )
+
+
+def _mark(connection: sqlite3.Connection, failure: Failure) -> int:
+    """Leave the intent on the list with its error; returns what was reserved for it."""
+    found = connection.execute(
+        "SELECT attempt_id, run, at_us, reserved_tokens, reserved_microusd, endpoint, key FROM intents"
+        " WHERE attempt_id = ?",
+        (failure.attempt_id,),
+    ).fetchone()
+    if found is None:
+        return 0
+    *scalars, endpoint, key = found
+    check = checksum([*scalars, failure.code, endpoint], key)
+    connection.execute(
+        "UPDATE intents SET code = ?, checksum = ? WHERE attempt_id = ?",
+        (failure.code, check, failure.attempt_id),
+    )
+    return int(scalars[4])
+
+
+def _inserted(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
+    return connection.executemany(statement, rows).rowcount
+
+
+def ceiling(body: Mapping[str, Any]) -> int | None:
+    """The ceiling on output tokens that a body names, None where it names none."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = body.get(name)
+        if isinstance(value, int):
+            return value
+    return None
