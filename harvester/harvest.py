@@ -239,6 +239,8 @@ class _Pass:
         await self.clock.sleep(self.limits.grace_s)
         for worker in crew:
             worker.cancel()
+        while True:  # nobody takes from the queue any more; the feeder must not wait for room
+            await self.queue.get()
 
     async def _tell(self) -> None:
         while True:

@@ -1,0 +1,231 @@
+"""The one door to the network: what leaves, what comes back, and whose errors they are."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+import respx
+
+from harvester import client as room
+from harvester.client import USER_AGENT, Client
+from harvester.config import HarvestConfig
+from harvester.errors import (
+    AttemptTimeout,
+    ConnectionBroken,
+    PromptRejected,
+    RateLimited,
+    TeacherError,
+    TeacherRefused,
+    TeacherUnavailable,
+)
+from harvester.journey import Prompt, RawAnswer
+from harvester.plan import request_for
+
+URL = "http://127.0.0.1:9/v1"
+GOOD = orjson.dumps({"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]})
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def config(url: str = URL, **run: Any) -> HarvestConfig:
+    teacher = {"base_url": url, "model": "m"}
+    return HarvestConfig.model_validate({"teacher": teacher, "prompts": {"files": ["p"]}, "run": run})
+
+
+def send(
+    chosen: HarvestConfig, *, key: str | None = None, router: respx.MockRouter | None = None
+) -> RawAnswer:
+    async def go() -> RawAnswer:
+        transport = None if router is None else httpx.MockTransport(router.async_handler)
+        async with Client(chosen.teacher, chosen.run, key, transport=transport) as client:
+            request = request_for(Prompt("p", ({"role": "user", "content": "2+2"},)), chosen)
+            return await client.send(request, chosen.teacher.base_url)
+
+    return asyncio.run(go())
+
+
+def probe(router: respx.MockRouter, key: str | None = None) -> None:
+    async def go() -> None:
+        chosen = config()
+        transport = httpx.MockTransport(router.async_handler)
+        async with Client(chosen.teacher, chosen.run, key, transport=transport) as client:
+            await client.probe()
+
+    asyncio.run(go())
+
+
+@contextmanager
+def wire(reply: bytes, *, hang: bool = False, reset: bool = False) -> Iterator[str]:
+    """A socket that reads one request and answers with exactly these bytes."""
+    import threading
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def serve() -> None:
+        try:
+            line, _ = listener.accept()
+        except OSError:
+            return
+        with line:
+            received = b""
+            while b"\r\n\r\n" not in received or not received.endswith(b"}"):
+                received += line.recv(65536)
+            line.sendall(reply)
+            if hang:
+                over.wait(10)
+            if reset:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    finally:
+        over.set()
+        listener.close()
+        thread.join(10)
+
+
+def http_reply(body: bytes, headers: Mapping[str, str] | None = None, length: int | None = None) -> bytes:
+    lines = ["HTTP/1.1 200 OK", f"content-length: {len(body) if length is None else length}"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def test_what_goes_on_the_wire() -> None:
+    with respx.mock(assert_all_mocked=True) as router:
+        route = router.post(f"{URL}/chat/completions").respond(200, content=GOOD)
+        answer = send(config(), key="sk-secret", router=router)
+    sent = route.calls.last.request
+    assert answer.body == GOOD
+    assert sent.headers["authorization"] == "Bearer sk-secret"
+    assert sent.headers["user-agent"] == USER_AGENT
+    assert orjson.loads(sent.content) == {"model": "m", "messages": [{"role": "user", "content": "2+2"}]}
+
+
+def test_without_a_key_no_authorization_leaves() -> None:
+    with respx.mock() as router:
+        route = router.post(f"{URL}/chat/completions").respond(200, content=GOOD)
+        send(config(), router=router)
+    assert "authorization" not in route.calls.last.request.headers
+
+
+def test_a_redirect_is_never_followed() -> None:
+    with respx.mock(assert_all_called=False) as router:
+        router.post(f"{URL}/chat/completions").respond(307, headers={"location": "http://evil.example/x"})
+        elsewhere = router.route(host="evil.example").respond(200, content=GOOD)
+        with pytest.raises(TeacherRefused, match=r"evil\.example"):
+            send(config(), key="sk-secret", router=router)
+    assert not elsewhere.called
+
+
+def test_a_refusal_echoing_the_key_does_not_show_it() -> None:
+    with respx.mock() as router:
+        said = {"error": {"message": "Incorrect API key provided: odd_secret_value"}}
+        router.post(f"{URL}/chat/completions").respond(401, json=said)
+        with pytest.raises(TeacherRefused) as caught:
+            send(config(), key="odd_secret_value", router=router)
+    assert "odd_secret_value" not in str(caught.value)
+
+
+def test_retry_after_arrives_in_the_error() -> None:
+    with respx.mock() as router:
+        router.post(f"{URL}/chat/completions").respond(429, headers={"Retry-After-Ms": "1500"})
+        with pytest.raises(RateLimited) as caught:
+            send(config(), router=router)
+    assert caught.value.retry_after_s == 1.5
+
+
+def test_connection_refused_was_surely_not_billed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+    with pytest.raises(TeacherUnavailable) as caught:
+        send(config(url))
+    assert not caught.value.maybe_billed
+    assert url.removeprefix("http://").split("/")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        b"HTTP/1.1 200",
+        b"SMTP ready\r\n\r\n",
+        http_reply(GOOD, length=len(GOOD) + 10),
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab",
+        b"HTTP/1.1 200 OK\r\nx-long: " + b"a" * 100_000 + b"\r\n\r\n",
+    ],
+    ids=["closed", "half a head", "not http", "short body", "cut chunk", "endless header"],
+)
+def test_broken_connections_may_have_been_billed(reply: bytes) -> None:
+    with wire(reply) as url, pytest.raises(ConnectionBroken) as caught:
+        send(config(url))
+    assert caught.value.maybe_billed
+    assert not caught.value.is_permanent
+
+
+def test_a_reset_may_have_been_billed() -> None:
+    with wire(http_reply(GOOD, length=999), reset=True) as url, pytest.raises(ConnectionBroken) as caught:
+        send(config(url))
+    assert caught.value.maybe_billed
+
+
+@pytest.mark.parametrize("reply", [b"", http_reply(GOOD, length=999)], ids=["silence", "stalled body"])
+def test_one_deadline_covers_connect_to_last_byte(reply: bytes) -> None:
+    with wire(reply, hang=True) as url, pytest.raises(AttemptTimeout) as caught:
+        send(config(url, deadline_s=0.2))
+    assert caught.value.maybe_billed
+
+
+def test_a_compressed_answer_is_decoded_and_a_bomb_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = http_reply(gzip.compress(GOOD), {"content-encoding": "gzip"})
+    with wire(packed) as url:
+        assert send(config(url)).body == GOOD
+    monkeypatch.setattr(room, "MAX_BODY_BYTES", 1 << 20)
+    bomb = http_reply(gzip.compress(b"0" * (8 << 20)), {"content-encoding": "gzip"})
+    with wire(bomb) as url, pytest.raises(PromptRejected, match="larger than 1 MiB"):
+        send(config(url))
+
+
+def test_a_lying_encoding_is_no_crash() -> None:
+    with wire(http_reply(GOOD, {"content-encoding": "gzip"})) as url, pytest.raises(TeacherError):
+        send(config(url))
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [(200, {"data": [{"id": "m"}]}), (200, {"data": [{"id": "models/m"}]}), (200, {}), (404, {}), (503, {})],
+)
+def test_probe_passes(status: int, content: Any) -> None:
+    with respx.mock() as router:
+        router.get(f"{URL}/models").respond(status, json=content)
+        probe(router)
+
+
+def test_probe_names_the_models_there_are() -> None:
+    with respx.mock() as router:
+        router.get(f"{URL}/models").respond(200, json={"data": [{"id": "other"}, {"id": "another"}]})
+        with pytest.raises(TeacherRefused, match="other, another"):
+            probe(router)
+
+
+def test_probe_stops_at_a_wrong_key() -> None:
+    with respx.mock() as router:
+        router.get(f"{URL}/models").respond(401)
+        with pytest.raises(TeacherRefused, match="key"):
+            probe(router)
+
+
+def test_probe_says_what_to_check_when_nobody_is_there() -> None:
+    with respx.mock() as router:
+        router.get(f"{URL}/models").mock(side_effect=httpx.ConnectError("refused"))
+        with pytest.raises(TeacherRefused, match="is it running"):
+            probe(router)
