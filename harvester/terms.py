@@ -1,81 +1,55 @@
-"""The gate: what a teacher's recorded terms permit. Closed by default, without an override.
+"""The gate: what recorded terms permit. Closed by default, without an override.
 
 A record says what one layer (the weights, the service that hosts them, a router in between) allows; the
-verdict is the worst of all layers that apply. Unknown, expired or absent means no. Everything but
-`load_registry` is pure: the day is passed in. This is a reading of published texts, not legal advice.
+verdict is the worst of all layers that apply. Unknown, expired, changed or absent means no. Pure: records,
+permissions and the day are passed in. A reading of published texts, not legal advice.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from datetime import date, timedelta
-from fnmatch import fnmatchcase
-from importlib.resources import files
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Literal
 
-from harvester.errors import ConfigError, TermsRefused
+from harvester import layers
+from harvester.duties import Student, unpaid
+from harvester.errors import TermsRefused
+from harvester.permissions import Permission, load_permissions
+from harvester.registry import SEVERITY, Registry, TermsRecord, load_registry
+
+__all__ = [
+    "Permission",
+    "Purpose",
+    "Registry",
+    "TermsRecord",
+    "Use",
+    "Verdict",
+    "allows",
+    "allows_training",
+    "load_permissions",
+    "load_registry",
+]
 
 Use = Literal["harvest", "seal", "train", "export"]
 Purpose = Literal["train", "eval"]
-SEVERITY = ("permit", "duties", "restrict", "unknown")
-LAYERS = ("weights", "service", "router")
-GRACE = timedelta(days=90)
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TermsRecord:
-    """One layer's terms, as read on a day.
-
-    Attributes:
-        host, model: shell-style patterns of what the record speaks about.
-        established: primary (text read), third_party (someone's account), general (common knowledge).
-        evaluation: whether answers may be used to evaluate models, where training is restricted.
-        review_after: from this day the record is stale; 90 days later it counts as unknown.
-    """
-
-    id: str
-    layer: str
-    host: str
-    model: str
-    verdict: str
-    gist: str
-    url: str
-    licence: str
-    seen: date
-    established: str
-    duties: tuple[str, ...] = ()
-    effective: date | None = None
-    review_after: date | None = None
-    evaluation: bool = False
-    mock: bool = False
-
-    def speaks_of(self, host: str, model: str) -> bool:
-        """Whether this record is about that model at that host."""
-        return fnmatchcase(host.lower(), self.host.lower()) and fnmatchcase(model.lower(), self.model.lower())
-
-    def in_force(self, today: date) -> bool:
-        """Not yet long past its review."""
-        return self.review_after is None or today <= self.review_after + GRACE
-
-
-@dataclass(frozen=True, slots=True)
-class Registry:
-    """All records, by id; a user's folder overlays the shipped ones."""
-
-    records: Mapping[str, TermsRecord]
-
-    def find(self, record_id: str) -> TermsRecord | None:
-        """The record of that id."""
-        return self.records.get(record_id)
+FREE = frozenset({"permit", "duties"})
+REMEDIES = (
+    "choose a permitted teacher (`harvester terms list`), or record a permission you hold "
+    '(`harvester terms record`), or collect for evaluation only ([run] purpose = "eval") where allowed'
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The gate's answer, with everything a refusal has to say."""
+    """The gate's answer, with everything a refusal has to say.
+
+    Attributes:
+        status: worst of the layers: permit, duties, restrict or unknown, before any permission.
+        reasons: why not, or nothing.
+        body: fields the wire body has to carry (a router's), merged over the request's own.
+        conditions: thresholds the operator has to judge. warnings: readings due for a review.
+    """
 
     permitted: bool
     status: str
@@ -84,13 +58,18 @@ class Verdict:
     reasons: tuple[str, ...]
     mock: bool = False
     permission_sha256: str = ""
+    body: Mapping[str, Any] = field(default_factory=dict)
+    conditions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """One line."""
         ids = ", ".join(self.record_ids) or "no record"
         duties = f"; duties: {', '.join(self.duties)}" if self.duties else ""
         mock = " (rows are marked mock)" if self.mock else ""
-        return f"{'permitted' if self.permitted else 'not permitted'}: {self.status} by {ids}{mock}{duties}"
+        lent = f", by permission {self.permission_sha256[:12]}" if self.permission_sha256 else ""
+        word = "permitted" if self.permitted else "not permitted"
+        return f"{word}: {self.status} by {ids}{lent}{mock}{duties}"
 
     def require(self) -> None:
         """Do nothing when permitted.
@@ -102,48 +81,8 @@ class Verdict:
             raise TermsRefused(
                 "the recorded terms do not permit this use: " + "; ".join(self.reasons),
                 place=", ".join(self.record_ids) or "terms",
-                remedy="choose a permitted teacher (`harvester terms list`), or record terms you have read "
-                "in a folder `terms` beside the configuration",
+                remedy=REMEDIES,
             )
-
-
-def load_registry(*overlays: Path) -> Registry:
-    """Shipped records, overlaid by the TOML files of the user's folders (a missing folder is empty).
-
-    Raises:
-        ConfigError: a file that is no registry; names it.
-    """
-    records: dict[str, TermsRecord] = {}
-    shipped = files("harvester_data").joinpath("terms")
-    sources = [
-        (item.name, item.read_text(encoding="utf-8"))
-        for item in shipped.iterdir()
-        if item.name.endswith(".toml")
-    ]
-    for folder in overlays:
-        sources += [(str(path), path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.toml"))]
-    for name, text in sources:  # shipped first, so that a user's record replaces one of the same id
-        records.update({record.id: record for record in _parse(text, name)})
-    return Registry(records)
-
-
-def _parse(text: str, place: str) -> Iterable[TermsRecord]:
-    known = {f.name for f in fields(TermsRecord)}
-    try:
-        rows = tomllib.loads(text)["record"]
-    except (tomllib.TOMLDecodeError, KeyError) as error:
-        raise ConfigError(f"is no terms registry: {error}", place=place) from None
-    for row in rows:
-        where = f"{place}: record {row.get('id', '?')!r}"
-        if set(row) - known:
-            raise ConfigError(f"unknown fields {sorted(set(row) - known)}", place=where)
-        try:
-            record = TermsRecord(**{**row, "duties": tuple(row.get("duties", ()))})
-        except TypeError as error:
-            raise ConfigError(str(error).replace("TermsRecord.__init__() ", ""), place=where) from None
-        if record.verdict not in SEVERITY or record.layer not in LAYERS:
-            raise ConfigError(f"verdict {record.verdict!r} or layer {record.layer!r} is unknown", place=where)
-        yield record
 
 
 def allows(  # noqa: PLR0913 - the facts a verdict depends on, all by name
@@ -155,83 +94,130 @@ def allows(  # noqa: PLR0913 - the facts a verdict depends on, all by name
     use: Use,
     purpose: Purpose,
     today: date,
+    permissions: Sequence[Permission] = (),
+    student_base: str = "",
 ) -> Verdict:
     """Whether this use of this teacher is permitted today.
 
-    `declared` names the record of the weights (several ids: comma-separated); records of services and
-    routers apply by themselves when their patterns speak of host and model. An id that speaks of another
-    host or model does not count: naming the mock's record does not make a teacher the mock.
+    Args:
+        host: name without port.
+        declared: ids of records, comma-separated: the weights', and behind a router the host's too.
+            Naming a record that speaks of another model or host is an error of its own, so that the
+            mock's record makes no teacher a mock.
+        permissions: only one that covers host, model and use lifts a restriction; duties stay.
+        student_base: base of the student where it is known; some weights may teach their own line only.
     """
-    found: dict[str, TermsRecord] = {}
-    reasons: list[str] = []
-    for name in filter(None, (part.strip() for part in declared.split(","))):
-        record = registry.find(name)
-        if record is None:
-            reasons.append(f"there is no terms record {name!r}")
-        elif not record.speaks_of(host, model):
-            reasons.append(
-                f"record {name!r} speaks of {record.model} at {record.host}, not of {model} at {host}"
-            )
-        else:
-            found[name] = record
-    for record in registry.records.values():
-        if record.layer != "weights" and record.speaks_of(host, model):
-            found[record.id] = record
-    if not found and not reasons:
-        where = "weights served on this machine" if host in LOOPBACK else f"{model} at {host}"
-        reasons.append(f"no terms record is declared for {where}")
-    status = "unknown" if reasons else _worst(found.values(), today, reasons)
-    permitted = _permits(status, found.values(), use, purpose)
-    if not permitted:
-        reasons += [
-            f"{r.id}: {r.gist} ({r.url}, seen {r.seen})" for r in found.values() if r.verdict != "permit"
-        ]
-        if not reasons:
-            reasons.append("rows collected for evaluation can't be trained on or exported")
-    duties = tuple(dict.fromkeys(duty for record in found.values() for duty in record.duties))
-    mock = any(record.mock for record in found.values())
-    return Verdict(permitted, status, tuple(found), duties, tuple(reasons), mock)
+    found, reasons = layers.speaking(registry, host, model, declared, harvesting=use == "harvest")
+    status, evaluation = layers.worst(found, use == "seal", today, student_base, reasons)
+    lent = None
+    if purpose == "eval" and use in {"train", "export"}:
+        reasons.append("rows collected for evaluation are never trained on, nor exported for training")
+        permitted = False
+    else:
+        permitted = status in FREE or (purpose == "eval" and status == "restrict" and evaluation)
+        if not permitted:
+            lent = next((p for p in permissions if p.covers(host, model, use, today)), None)
+            permitted = lent is not None
+    duties = [duty for r in found for duty in r.duties]
+    duties += [f"same_line:{r.student_line}" for r in found if r.student_line]
+    return Verdict(
+        permitted,
+        status,
+        tuple(r.id for r in found),
+        tuple(dict.fromkeys(duty for duty in duties if lent is None or not lent.frees_of(duty))),
+        () if permitted else tuple(dict.fromkeys(reasons)),
+        mock=any(r.mock for r in found),
+        permission_sha256=lent.sha256 if lent else "",
+        body=layers.wire_fields(found),
+        conditions=tuple(f"{r.id}: {condition}" for r in found for condition in r.conditions),
+        warnings=tuple(f"{r.id} was due for review on {r.review_after}" for r in found if r.is_stale(today)),
+    )
 
 
-def _worst(records: Iterable[TermsRecord], today: date, reasons: list[str]) -> str:
-    worst = 0
-    for record in records:
-        if not record.in_force(today):
-            reasons.append(f"{record.id} was to be reviewed by {record.review_after}; read the terms again")
-            worst = SEVERITY.index("unknown")
-        worst = max(worst, SEVERITY.index(record.verdict))
-    return SEVERITY[worst]
+def allows_training(  # noqa: PLR0913 - the facts a verdict depends on, all by name
+    lineages: Sequence[Mapping[str, Any]],
+    *,
+    registry: Registry,
+    today: date,
+    student_base: str,
+    student_name: str,
+    student_licence: str | None = None,
+    permissions: Sequence[Permission] = (),
+    use: Use = "train",
+) -> Verdict:
+    """Whether a student may learn from shards of these lineages, and be exported (`use="export"`).
+
+    Each lineage is asked again under the records it names; duties are united and held against the
+    student's base, name and licence. No lineage at all is no.
+    """
+    asked = [_asked(each, registry, today, student_base, permissions, use) for each in lineages]
+    reasons = [reason for verdict in asked for reason in verdict.reasons if not verdict.permitted]
+    if not lineages:
+        reasons.append("there is no lineage, so nobody can show which terms applied")
+    duties = tuple(dict.fromkeys(duty for verdict in asked for duty in verdict.duties))
+    student = Student(base=student_base, name=student_name, licence=student_licence)
+    reasons += unpaid(duties, student)
+    statuses = [v.status for v in asked] or ["unknown"]
+    hashes = dict.fromkeys(v.permission_sha256 for v in asked if v.permission_sha256)
+    return Verdict(
+        not reasons,
+        max(statuses, key=SEVERITY.index),
+        tuple(dict.fromkeys(i for v in asked for i in v.record_ids)),
+        duties,
+        tuple(dict.fromkeys(reasons)),
+        mock=any(v.mock for v in asked),
+        permission_sha256=",".join(hashes),
+        conditions=tuple(dict.fromkeys(c for v in asked for c in v.conditions)),
+        warnings=tuple(dict.fromkeys(w for v in asked for w in v.warnings)),
+    )
 
 
-def _permits(status: str, records: Iterable[TermsRecord], use: Use, purpose: Purpose) -> bool:
-    if purpose == "eval":
-        if use not in {"harvest", "seal"}:
-            return False
-        return status in {"permit", "duties"} or (
-            status == "restrict" and all(r.evaluation or r.verdict in {"permit", "duties"} for r in records)
+def _asked(
+    lineage: Mapping[str, Any],
+    registry: Registry,
+    today: date,
+    student_base: str,
+    permissions: Sequence[Permission],
+    use: Use,
+) -> Verdict:
+    teacher = str(lineage.get("teacher_id") or lineage.get("host") or "an unknown teacher")
+    absent = [name for name in ("terms_id", "host", "model", "purpose") if not lineage.get(name)]
+    if absent:
+        why = f"rows of {teacher} carry no lineage ({', '.join(absent)} not said)"
+        return Verdict(False, "unknown", (), (), (why,))
+    leaned = str(lineage.get("permission_sha256") or "")
+    verdict = allows(
+        registry,
+        host=host_of(str(lineage["host"])),
+        model=str(lineage["model"]),
+        declared=str(lineage["terms_id"]),
+        use=use,
+        purpose="train" if lineage["purpose"] == "train" else "eval",
+        today=today,
+        permissions=[p for p in permissions if leaned and p.sha256 == leaned],
+        student_base=student_base,
+    )
+    reasons = list(verdict.reasons)
+    if leaned and verdict.status not in FREE and not verdict.permission_sha256:
+        reasons.append(
+            f"rows of {teacher} lean on permission {leaned[:12]}, which is not here or not in force"
         )
-    return status in {"permit", "duties"}
+    duties = dict.fromkeys((*verdict.duties, *lineage.get("duties", ())))
+    return Verdict(
+        verdict.permitted,
+        verdict.status,
+        verdict.record_ids,
+        tuple(duties),
+        tuple(reasons),
+        mock=verdict.mock or bool(lineage.get("mock")),
+        permission_sha256=verdict.permission_sha256,
+        conditions=verdict.conditions,
+        warnings=verdict.warnings,
+    )
 
 
-def allows_training(lineages: Sequence[Mapping[str, Any]], *, registry: Registry, today: date) -> Verdict:
-    """Whether a student may learn from shards of these lineages: each is asked again; none at all is no."""
-    reasons: list[str] = []
-    ids: dict[str, None] = {}
-    duties: dict[str, None] = {}
-    mock = False
-    for lineage in lineages:
-        if not lineage.get("terms_id"):
-            reasons.append("a shard carries no lineage, so nobody can show which terms applied")
-            continue
-        host = str(lineage.get("host", "")).rsplit(":", 1)[0]
-        verdict = allows(
-            registry, host=host, model=str(lineage.get("model", "")), declared=str(lineage["terms_id"]),
-            use="train", purpose="eval" if lineage.get("purpose") == "eval" else "train", today=today,
-        )  # fmt: skip
-        ids.update(dict.fromkeys(verdict.record_ids))
-        duties.update(dict.fromkeys((*verdict.duties, *lineage.get("duties", ()))))
-        mock = mock or verdict.mock
-        if not verdict.permitted:
-            reasons += verdict.reasons
-    status = "permit" if not reasons else "restrict"
-    return Verdict(not reasons, status, tuple(ids), tuple(duties), tuple(dict.fromkeys(reasons)), mock)
+def host_of(address: str) -> str:
+    """Host name of `name:port`, `[v6]:port` or a bare name."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address if address.count(":") > 1 else address.partition(":")[0]
