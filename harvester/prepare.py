@@ -13,6 +13,8 @@ from harvester import outlook, prompts, terms
 from harvester.config import HarvestConfig
 from harvester.errors import ConfigError
 from harvester.metrics import PassLimits
+from harvester.permissions import load_permissions
+from harvester.registry import load_registry
 
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -95,15 +97,19 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
 
 
 def gate(config: HarvestConfig, root: Path) -> terms.Verdict:
-    """Ask the terms gate for the use `harvest`; a folder `terms` beside the file overlays the registry."""
+    """Ask the terms gate for the use `harvest`.
+
+    Folders beside the configuration count: `terms` overlays the registry, `permissions` holds recorded ones.
+    """
     return terms.allows(
-        terms.load_registry(root / "terms"),
+        load_registry(root / "terms"),
         host=urlsplit(config.teacher.base_url).hostname or "",
         model=config.teacher.model,
         declared=config.teacher.terms,
         use="harvest",
         purpose=config.run.purpose,
         today=datetime.now(UTC).date(),
+        permissions=load_permissions(root / "permissions"),
     )
 
 
