@@ -7,6 +7,7 @@ writes and checkpoints (SQLite before 3.51.3 can corrupt a WAL when two do); rea
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
@@ -205,6 +206,14 @@ def named(error: sqlite3.Error, place: Path) -> StoreError:
     if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}:
         return StoreError(f"can't be opened for this: {error}", place=str(place), remedy="check permissions")
     return StoreError(f"{error}", place=str(place), remedy="check the disk, then run again")
+
+
+def disk_error(error: OSError, place: Path) -> StoreError:
+    """The leaf of our tree that an error of the operating system stands for."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StoreFull("no room left", place=str(place), remedy="free space, then run again")
+    why = error.strerror or str(error)
+    return StoreError(f"the disk refused: {why}", place=str(place), remedy="check it, then run again")
 
 
 def checksum(scalars: Sequence[int | str | None], *texts: bytes) -> int:

@@ -1,0 +1,214 @@
+"""Reads what was harvested: sealed shards, the journal's tail, and who shares whose answer.
+
+Never writes, never checkpoints; safe beside a living writer. A folder of shards without a journal (a copy,
+a curated corpus) is a corpus too. Imports pyarrow, orjson and the standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from harvester import database
+from harvester.errors import StoreError
+from harvester.findings import Finding, look
+from harvester.projection import SELECT_ANSWERS, asked_by, sample_of
+from harvester.records import ShardEntry
+from harvester.schema import SCHEMA, Sample, from_row
+from harvester.shard_file import lineages_in, opened
+
+ROWS_PER_BATCH = 512
+_ASKED = ("prompt_id", "sample_index", "reference", "tags", "metadata_json", "source_file", "source_line")
+
+
+class Corpus:
+    """All samples of a store, or of a bare folder of shards.
+
+    Attributes:
+        folder: where the Parquet files lie.
+        manifest: the sealed files, as of `open`.
+    """
+
+    def __init__(self, store: Path, folder: Path, *, has_journal: bool) -> None:
+        self._store = store
+        self.folder = folder
+        self._has_journal = has_journal
+        self.manifest: tuple[ShardEntry, ...] = self._read_manifest()
+
+    @classmethod
+    def open(cls, store: Path) -> Corpus:
+        """Open a store folder, its `shards` folder, or any folder of shards.
+
+        Raises:
+            StoreError: there is no corpus here; StoreCorrupt, StoreFormatError by cause.
+        """
+        if (store / database.NAME).exists():
+            return cls(store, store / "shards", has_journal=True)
+        for folder in (store / "shards", store):
+            if any(folder.glob("*.parquet")):
+                return cls(store, folder, has_journal=False)
+        raise StoreError(
+            "no corpus here", place=str(store), remedy="name the folder that holds journal.db or shards/"
+        )
+
+    def samples(self, columns: Sequence[str] | None = None, tail: bool = True) -> Iterator[Sample]:
+        """Every sample, once for each prompt that asked for it, in bounded memory.
+
+        One snapshot: what is sealed meanwhile neither vanishes nor comes twice. Journalled answers come
+        first, then shards in the order they were sealed.
+
+        Args:
+            columns: fields to fill; the others keep their defaults. None fills all.
+            tail: also answers that are not sealed yet.
+
+        Raises:
+            StoreError, StoreCorrupt: a file is missing or is not what was sealed; its name is in the error.
+        """
+        wanted = SCHEMA.names if columns is None else list(columns)
+        unknown = set(wanted) - set(SCHEMA.names)
+        if unknown:
+            raise KeyError(f"no such columns: {sorted(unknown)}")
+        if not self._has_journal:
+            yield from self._sealed(self.manifest, wanted, None)
+            return
+        with contextlib.closing(database.open_for_reading(self._store)) as connection:
+            with database.translated(self._store / database.NAME):
+                connection.execute("BEGIN")
+                manifest = _manifest(connection)
+                if tail:
+                    yield from self._tail(connection, wanted)
+                connection.execute("COMMIT")  # a reader that stays open would keep the WAL growing
+            yield from self._sealed(manifest, wanted, connection)
+
+    def count(self) -> int:
+        """Answers held: sealed and journalled. `samples` may give more, for prompts may share an answer."""
+        if not self._has_journal:
+            return sum(entry.rows for entry in self.manifest)
+        with self._reading() as connection:
+            query = "SELECT (SELECT coalesce(sum(rows), 0) FROM manifest) + (SELECT count(*) FROM answers)"
+            return int(connection.execute(query).fetchone()[0])
+
+    def lineages(self) -> list[dict[str, Any]]:
+        """One dict a run that holds rows here: teacher, terms, purpose, duties, configuration hash."""
+        found: dict[str, dict[str, Any]] = {}
+        for entry in self.manifest:
+            with opened(self.folder / entry.name) as file:
+                for lineage in lineages_in(file):
+                    found.setdefault(str(lineage.get("run_id", "")), lineage)
+        if self._has_journal:
+            with self._reading() as connection:
+                query = "SELECT lineage_json FROM runs WHERE run IN (SELECT run FROM answers)"
+                for (text,) in connection.execute(query):
+                    lineage = orjson.loads(text)
+                    found.setdefault(lineage["run_id"], lineage)
+        return [found[run_id] for run_id in sorted(found)]
+
+    def verify(self) -> list[Finding]:
+        """What is missing, foreign, torn or changed, each by name; empty when all is as it was written."""
+        return look(self._store, self.folder, self._read_manifest(), has_journal=self._has_journal)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with (
+            contextlib.closing(database.open_for_reading(self._store)) as connection,
+            database.translated(self._store / database.NAME),
+        ):
+            yield connection
+
+    def _read_manifest(self) -> tuple[ShardEntry, ...]:
+        if self._has_journal:
+            with self._reading() as connection:
+                return _manifest(connection)
+        entries = []
+        for number, path in enumerate(sorted(self.folder.glob("*.parquet"))):
+            with opened(path) as file:
+                entries.append(
+                    ShardEntry(number, path.name, "", file.metadata.num_rows, path.stat().st_size, "", 0.0)
+                )
+        return tuple(entries)
+
+    def _tail(self, connection: sqlite3.Connection, wanted: Sequence[str]) -> Iterator[Sample]:
+        lineages = {
+            run: orjson.loads(text) for run, text in connection.execute("SELECT run, lineage_json FROM runs")
+        }
+        cursor = connection.execute(f"{SELECT_ANSWERS} ORDER BY id")
+        names = [column[0] for column in cursor.description]
+        asks = _Asks(connection, wanted)
+        while rows := cursor.fetchmany(ROWS_PER_BATCH):
+            whole = [dict(zip(names, row, strict=True)) for row in rows]
+            samples = [sample_of(row, lineages[row["run"]]) for row in whole]
+            yield from asks.fan_out([_projected(sample, wanted) for sample in samples], samples)
+
+    def _sealed(
+        self, manifest: Sequence[ShardEntry], wanted: Sequence[str], connection: sqlite3.Connection | None
+    ) -> Iterator[Sample]:
+        asks = None if connection is None else _Asks(connection, wanted)
+        needed = list(wanted)
+        if asks is not None and asks.are_any:
+            needed = sorted({*wanted, "key", "prompt_id", "sample_index"})
+        for entry in manifest:
+            with opened(self.folder / entry.name) as file:
+                for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=needed):
+                    samples = [from_row(row) for row in batch.to_pylist()]
+                    if asks is None or not asks.are_any:
+                        yield from samples
+                        continue
+                    shown = samples
+                    if len(needed) > len(wanted):
+                        shown = [_projected(sample, wanted) for sample in samples]
+                    yield from asks.fan_out(shown, samples)
+
+
+class _Asks:
+    """Further prompts that share an answer, looked up a batch at a time."""
+
+    def __init__(self, connection: sqlite3.Connection, wanted: Sequence[str]) -> None:
+        self._connection = connection
+        self._wanted = set(wanted) & set(_ASKED)
+        (found,) = connection.execute("SELECT EXISTS (SELECT 1 FROM asks)").fetchone()
+        self.are_any = bool(found)
+
+    def fan_out(self, shown: Sequence[Sample], samples: Sequence[Sample]) -> Iterator[Sample]:
+        """Each sample, and a copy for every further row that asked; the newest metadata of a row wins.
+
+        `samples` are the same rows with at least key, prompt id and sample number filled.
+        """
+        by_key = self._of([bytes.fromhex(sample.key) for sample in samples]) if self.are_any else {}
+        for bare, full in zip(shown, samples, strict=True):
+            asked = by_key.get(full.key)
+            if asked is None:
+                yield bare
+                continue
+            rows: dict[tuple[str, int], dict[str, Any]] = {(full.prompt_id, full.sample_index): {}}
+            for one in asked:
+                rows[one["prompt_id"], one["sample_index"]] = one
+            for one in rows.values():
+                yield replace(bare, **{name: one[name] for name in self._wanted if name in one})
+
+    def _of(self, keys: Sequence[bytes]) -> dict[str, list[dict[str, Any]]]:
+        holes = ",".join("?" * len(keys))
+        query = f"SELECT key, prompt_json, sample_index FROM asks WHERE key IN ({holes}) ORDER BY id"  # noqa: S608
+        found: dict[str, list[dict[str, Any]]] = {}
+        for key, prompt_json, sample_index in self._connection.execute(query, keys):
+            found.setdefault(key.hex(), []).append(asked_by(prompt_json, sample_index))
+        return found
+
+
+def _manifest(connection: sqlite3.Connection) -> tuple[ShardEntry, ...]:
+    query = (
+        "SELECT shard, name, sha256, rows, size_bytes, lineage_digest, sealed_us FROM manifest ORDER BY shard"
+    )
+    return tuple(
+        ShardEntry(shard, name, sha256, rows, size, lineage, sealed_us / 1e6)
+        for shard, name, sha256, rows, size, lineage, sealed_us in connection.execute(query)
+    )
+
+
+def _projected(sample: Sample, wanted: Sequence[str]) -> Sample:
+    return from_row({name: getattr(sample, name) for name in wanted})

@@ -1,0 +1,118 @@
+"""One Parquet file of a corpus: how it is written, read back, hashed, made durable and opened.
+
+Every page carries a checksum; the file's metadata names the lineage of every run whose answers it holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harvester.database import disk_error
+from harvester.errors import StoreCorrupt, StoreError
+from harvester.schema import LINEAGE_KEY, SCHEMA
+
+APART = ("teacher_id", "host", "model", "terms_id", "permission_sha256", "purpose", "mock", "duties")
+"""Runs that differ in any of these never share a file."""
+
+_DICTIONARY = [
+    "messages.list.element.role",
+    "outcome", "finish_reason", "tags.list.element", "source_file", "teacher_id",
+    "endpoint", "request_model", "response_model", "system_fingerprint", "terms_id", "permission_sha256",
+    "purpose", "usage_source", "run_id", "config_sha256", "tool_version",
+]  # fmt: skip
+
+
+def writer_of(sink: BinaryIO, lineages: Sequence[Mapping[str, Any]]) -> pq.ParquetWriter:
+    """A writer of exactly the contract's schema; `lineages` are the runs whose rows will follow."""
+    text = orjson.dumps(list(lineages), option=orjson.OPT_SORT_KEYS)
+    return pq.ParquetWriter(
+        sink,
+        SCHEMA.with_metadata({**(SCHEMA.metadata or {}), LINEAGE_KEY: text}),
+        compression="zstd",
+        write_page_checksum=True,
+        use_dictionary=_DICTIONARY,
+    )
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """A shard with page checksums on.
+
+    Raises:
+        StoreError: it is missing; StoreCorrupt: its bytes are not what was written. Both name it.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except FileNotFoundError:
+        raise StoreError(
+            "is missing", place=str(path), remedy="`harvester verify` names what is lost"
+        ) from None
+    except (pa.ArrowException, OSError) as error:
+        raise StoreCorrupt(f"is not what was sealed: {error}", place=str(path)) from error
+
+
+def lineages_in(file: pq.ParquetFile) -> list[dict[str, Any]]:
+    """Lineages in a shard's metadata, one for each run whose answers it holds."""
+    loaded = orjson.loads((file.schema_arrow.metadata or {}).get(LINEAGE_KEY, b"[]"))
+    return loaded if isinstance(loaded, list) else [loaded]
+
+
+def lineage_digest(lineage: Mapping[str, Any]) -> str:
+    """SHA-256 (64 hex digits) over the parts of a lineage that keep runs in separate files."""
+    apart = {name: lineage.get(name) for name in APART}
+    return hashlib.sha256(orjson.dumps(apart, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def read_back(path: Path, keys: Sequence[bytes]) -> None:
+    """Decode every page of the file and compare its keys with what was meant to be written.
+
+    Raises:
+        StoreCorrupt: they differ.
+    """
+    expected = iter(keys)
+    rows = 0
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number)
+            table.validate(full=True)
+            rows += table.num_rows
+            if any(key != next(expected).hex() for key in table.column("key").to_pylist()):
+                raise StoreCorrupt("reads back differently from what was written", place=str(path))
+    if rows != len(keys):
+        raise StoreCorrupt(f"{rows} rows read back, {len(keys)} written", place=str(path))
+
+
+def digest_of(path: Path) -> tuple[str, int]:
+    """SHA-256 of a file, 64 hex digits, and its size in bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename is durable only when its folder is."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def disk(folder: Path) -> Iterator[None]:
+    """The operating system's and pyarrow's errors by our names."""
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise StoreCorrupt(f"not what was written: {error}", place=str(folder)) from error
+    except OSError as error:
+        raise disk_error(error, folder) from error

@@ -1,0 +1,239 @@
+"""Journal -> immutable Parquet shards. A crash at any instant leaves garbage or work to finish, never a lie.
+
+One shard: write under a hidden name, read back and compare, fsync, rename, fsync the folder, then manifest
+row, key index and removal of the bodies in one transaction. A file that was renamed when the process died
+is adopted by the next sealing, so no reader of the folder ever sees its rows vanish or come twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from harvester.database import checksum
+from harvester.failpoints import reach
+from harvester.journal import Journal
+from harvester.ledger import micros
+from harvester.projection import SELECT_ANSWERS, sample_of
+from harvester.records import ShardEntry
+from harvester.schema import Sample, to_table
+from harvester.shard_file import (
+    digest_of,
+    disk,
+    lineage_digest,
+    lineages_in,
+    opened,
+    read_back,
+    sync_folder,
+    writer_of,
+)
+
+FOLDER = "shards"
+NAME = re.compile(r"part-(\d{8})-([0-9a-f]{16})\.parquet\Z")
+ROWS_PER_GROUP = 2048
+BYTES_PER_GROUP = 16 * 1024 * 1024
+EXPECTED_COMPRESSION = 3
+"""Stored bytes a byte of shard; only decides when a shard is worth writing."""
+
+_IndexRow = tuple[bytes, int, int | None, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class SealResult:
+    """What one sealing moved: rows, and the names of the new files in `shards/`."""
+
+    rows: int
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Unsealed answers of runs with one lineage digest."""
+
+    digest: str
+    runs: tuple[int, ...]
+    lineages: tuple[dict[str, Any], ...]
+    stored_bytes: int
+
+
+def seal(journal: Journal, store: Path, *, target_bytes: int, everything: bool) -> SealResult:
+    """Move answers from the journal into shards of about `target_bytes`, one lineage a file.
+
+    Call it on the thread that owns the journal. Without `everything`, only what fills a shard is moved.
+
+    Raises:
+        StoreError, StoreFull, StoreCorrupt: what was sealed before stays sealed, the rest stays journalled.
+    """
+    folder = store / FOLDER
+    with disk(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for hidden in folder.glob(".part-*.tmp"):
+            hidden.unlink()
+    files = _adopt(journal, folder)
+    rows = sum(count for _, count in files)
+    for group in _groups(journal):
+        left = group.stored_bytes
+        while left > 0 and (everything or left >= target_bytes * EXPECTED_COMPRESSION):
+            with disk(folder):
+                name, count, moved = _seal_one(journal, folder, group, target_bytes)
+            files.append((name, count))
+            rows += count
+            left -= moved
+    return SealResult(rows, tuple(name for name, _ in files))
+
+
+def _groups(journal: Journal) -> list[_Group]:
+    found: dict[str, list[tuple[int, dict[str, Any], int]]] = {}
+    with journal.reading() as connection:
+        rows = connection.execute(
+            "SELECT run, lineage_json, sum(length(raw) + length(body_json) + length(prompt_json))"
+            " FROM answers JOIN runs USING (run) GROUP BY run ORDER BY run"
+        ).fetchall()
+    for run, text, stored in rows:
+        lineage = orjson.loads(text)
+        found.setdefault(lineage_digest(lineage), []).append((run, lineage, stored))
+    return [
+        _Group(digest, tuple(r for r, _, _ in runs), tuple(x for _, x, _ in runs), sum(s for _, _, s in runs))
+        for digest, runs in sorted(found.items())
+    ]
+
+
+def _seal_one(journal: Journal, folder: Path, group: _Group, target_bytes: int) -> tuple[str, int, int]:
+    """Write and commit one shard; returns its name, its rows and the stored bytes it took."""
+    with journal.reading() as connection:
+        (last,) = connection.execute("SELECT value FROM meta WHERE name = 'last_shard'").fetchone()
+    shard = int(last) + 1
+    hidden = folder / f".part-{shard:08d}.tmp"
+    try:
+        index, moved = _write(journal, hidden, group, target_bytes)
+        reach("shards.after_write")
+        read_back(hidden, [row[0] for row in index])
+        digest, size = digest_of(hidden)
+        name = f"part-{shard:08d}-{digest[:16]}.parquet"
+        reach("shards.before_rename")
+        hidden.rename(folder / name)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk needs the room; the rows are journalled still
+            hidden.unlink(missing_ok=True)
+        raise
+    reach("shards.after_rename")
+    sync_folder(folder)
+    entry = ShardEntry(shard, name, digest, len(index), size, group.digest, time.time())
+    _commit(journal, entry, index)
+    return name, len(index), moved
+
+
+def _write(journal: Journal, hidden: Path, group: _Group, target_bytes: int) -> tuple[list[_IndexRow], int]:
+    lineages = sorted(group.lineages, key=lambda lineage: str(lineage["run_id"]))
+    by_run = dict(zip(group.runs, group.lineages, strict=True))
+    index: list[_IndexRow] = []
+    moved = 0
+    with hidden.open("xb") as sink, contextlib.closing(_row_groups(journal, group.runs)) as slices:
+        with writer_of(sink, lineages) as writer:
+            for rows in slices:
+                samples: list[Sample] = []
+                for row in rows:
+                    samples.append(sample_of(row, by_run[row["run"]]))
+                    index.append((row["key"], row["outcome"], row["max_tokens"], row["asker"]))
+                    moved += _stored(row)
+                writer.write_table(to_table(samples).cast(writer.schema))
+                if sink.tell() >= target_bytes:
+                    break
+        sink.flush()
+        os.fsync(sink.fileno())
+    hidden.chmod(0o600)
+    return index, moved
+
+
+def _row_groups(journal: Journal, runs: Sequence[int]) -> Generator[list[dict[str, Any]]]:
+    """Unsealed answers in order of arrival, in slices that fit in memory."""
+    holes = ",".join("?" * len(runs))
+    query = f"{SELECT_ANSWERS} WHERE run IN ({holes}) ORDER BY id"  # in order of arrival
+    rows: list[dict[str, Any]] = []
+    size = 0
+    with journal.reading() as connection:
+        cursor = connection.execute(query, runs)
+        names = [column[0] for column in cursor.description]
+        for values in cursor:
+            row = dict(zip(names, values, strict=True))
+            rows.append(row)
+            size += _stored(row)
+            if len(rows) >= ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
+                yield rows
+                rows, size = [], 0
+    if rows:
+        yield rows
+
+
+def _stored(row: dict[str, Any]) -> int:
+    return len(row["raw"]) + len(row["body_json"]) + len(row["prompt_json"])
+
+
+def _commit(journal: Journal, entry: ShardEntry, index: Sequence[_IndexRow]) -> None:
+    """Manifest row, key index and removal of the bodies: all or nothing."""
+    sealed_us = micros(entry.sealed_at)
+    facts = (
+        entry.shard, entry.name, entry.sha256, entry.rows, entry.size_bytes, entry.lineage_digest, sealed_us,
+    )  # fmt: skip
+    keys = [
+        (key, entry.shard, outcome, ceiling, asker, checksum([entry.shard, outcome, ceiling], key, asker))
+        for key, outcome, ceiling, asker in sorted(index)  # sorted: neighbours share a page of the index
+    ]
+    with journal.writing() as connection:
+        connection.execute("INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*facts, checksum(facts)))
+        connection.execute("UPDATE meta SET value = ? WHERE name = 'last_shard'", (str(entry.shard),))
+        connection.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?, ?)", keys)
+        connection.executemany("DELETE FROM answers WHERE key = ?", [row[:1] for row in keys])
+        reach("shards.before_commit")
+    reach("shards.after_commit")
+
+
+def _adopt(journal: Journal, folder: Path) -> list[tuple[str, int]]:
+    """Finish the sealing that a crash cut between rename and commit; its rows are still journalled."""
+    with journal.reading() as connection:
+        known = {name for (name,) in connection.execute("SELECT name FROM manifest")}
+        (last,) = connection.execute("SELECT value FROM meta WHERE name = 'last_shard'").fetchone()
+    adopted = []
+    for path in sorted(folder.glob("part-*.parquet")):
+        match = NAME.match(path.name)
+        if match is None or path.name in known or int(match[1]) != int(last) + 1:
+            continue
+        digest, size = digest_of(path)
+        if digest[:16] != match[2]:
+            continue  # damaged or not ours: `verify` names it, its rows are sealed again from the journal
+        index, lineage = _index_of(journal, path)
+        if index is None:
+            continue
+        sync_folder(folder)
+        _commit(
+            journal,
+            ShardEntry(int(match[1]), path.name, digest, len(index), size, lineage, time.time()),
+            index,
+        )
+        adopted.append((path.name, len(index)))
+    return adopted
+
+
+def _index_of(journal: Journal, path: Path) -> tuple[list[_IndexRow] | None, str]:
+    """Index rows of a file whose rows are all journalled still; None when any is not."""
+    with opened(path) as file:
+        keys = [bytes.fromhex(text) for text in file.read(columns=["key"]).column("key").to_pylist()]
+        lineages = lineages_in(file)
+    index: list[_IndexRow] = []
+    with journal.reading() as connection:
+        for key in keys:
+            row = connection.execute(
+                "SELECT key, outcome, max_tokens, asker FROM answers WHERE key = ?", (key,)
+            ).fetchone()
+            if row is None:
+                return None, ""
+            index.append(row)
+    return index, lineage_digest(lineages[0])
