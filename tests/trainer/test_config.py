@@ -1,0 +1,54 @@
+"""train.toml: what it refuses, and how it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.config import load
+from trainer.errors import ConfigError
+
+LEAST = '[student]\nbase = "b"\n[data]\ncorpus = "c"\n'
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "train.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_least_file_is_enough_and_paths_start_beside_it(tmp_path):
+    config = load(written(tmp_path, LEAST))
+    assert config.base == (tmp_path / "b").resolve()
+    assert config.corpus == (tmp_path / "c").resolve()
+    assert config.out_path == (tmp_path / "out").resolve()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (LEAST + "[lora]\nrnak = 8\n", "did you mean 'rank'"),
+        (LEAST + "[trian]\nlr = 1\n", "did you mean 'train'"),
+        (LEAST + "[train]\nlr = 0\n", "train.lr"),
+        (LEAST + "[train]\nmax_length = 100\nbatch_tokens = 50\n", "doesn't fit a pack"),
+        (LEAST + "root = 1\n", "unknown key"),
+        ("[student]\n", "student.base"),
+        ("[student\n", "not readable as TOML"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_remedy(tmp_path, text, said):
+    with pytest.raises(ConfigError, match=said.replace("[", r"\[")) as caught:
+        load(written(tmp_path, text))
+    assert "train.toml" in caught.value.place
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load(tmp_path / "absent.toml")
+
+
+def test_values_are_fixed_once_read(tmp_path):
+    config = load(written(tmp_path, LEAST))
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.lr = 1.0

@@ -1,0 +1,256 @@
+"""Corpus -> examples and held-out prompts; and the order in which examples are learned.
+
+A prompt is known by its content, so one text under two ids can't lie on both sides of the split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from harvester.corpus import Corpus
+
+from harvester.errors import TermsRefused
+from harvester.journey import Outcome
+from harvester.schema import Sample
+from trainer.config import Data, Train, TrainConfig
+from trainer.errors import DataError
+from trainer.pack import pack
+from trainer.render import Example, Renderer
+
+COLUMNS = [
+    *("key", "prompt_id", "sample_index", "messages", "completion", "reasoning", "outcome", "finish_reason"),
+    *("reference", "metadata_json", "purpose", "terms_id", "teacher_id", "mock"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """A prompt that is judged with and never learned from.
+
+    Attributes:
+        teacher: the teacher's first answer, None when it gave none that is usable.
+    """
+
+    prompt_id: str
+    messages: tuple[Mapping[str, Any], ...]
+    reference: str | None
+    task: str
+    split: str
+    teacher: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The corpus sorted into two piles, before anything is tokenised.
+
+    Attributes:
+        train: samples to learn from.
+        held_out: prompts to judge with, in order of prompt id.
+        excluded: samples in neither pile, by reason.
+        lineages: who taught, under which terms.
+    """
+
+    train: tuple[Sample, ...]
+    held_out: tuple[HeldOut, ...]
+    excluded: Mapping[str, int]
+    lineages: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Rendered training examples. `sha256` covers ids, borders and order: resume asks whether it changed."""
+
+    examples: tuple[Example, ...]
+    excluded: Mapping[str, int]
+    sha256: str
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens each example feeds to the model: its last id is a target only."""
+        return [len(e.ids) - 1 for e in self.examples]
+
+
+def gate(lineages: Sequence[Mapping[str, Any]]) -> None:
+    """The second door of the terms: a corpus that can't name its terms record is not learned from.
+
+    Raises:
+        TermsRefused: a lineage names no terms record.
+    """
+    for lineage in lineages:
+        if not lineage.get("terms_id"):
+            teacher = lineage.get("teacher_id") or "unknown"
+            raise TermsRefused(
+                f"answers of {teacher} carry no terms record",
+                place="corpus",
+                remedy="harvest with [teacher] terms set; unknown terms mean no",
+            )
+
+
+def read(config: TrainConfig) -> Rows:
+    """Read the corpus and split it by prompt. Loads no torch.
+
+    Raises:
+        DataError: no corpus, an empty one, or no row to learn from.
+        TermsRefused: see `gate`.
+    """
+    if not config.corpus.is_dir():
+        raise DataError(
+            "no corpus here", place=str(config.corpus), remedy="harvest first, or set [data] corpus"
+        )
+    corpus = Corpus.open(config.corpus)
+    lineages = tuple(corpus.lineages())
+    gate(lineages)
+    samples = sorted(corpus.samples(COLUMNS), key=lambda s: (s.prompt_id, s.sample_index, s.key))
+    if not samples:
+        raise DataError(
+            "the corpus is empty", place=str(config.corpus), remedy="`harvester run harvest.toml` fills it"
+        )
+    excluded: Counter[str] = Counter()
+    prompts = [prompt_key(s.messages) for s in samples]
+    splits = [split_of(s, key, config.data) for s, key in zip(samples, prompts, strict=True)]
+    judged = {key for key, split in zip(prompts, splits, strict=True) if split != "train"}
+    train: list[Sample] = []
+    seen: set[str] = set()
+    for sample, key, split in zip(samples, prompts, splits, strict=True):
+        if split != "train":
+            continue
+        reason = _unfit(sample, config.data) or ("leaked" if key in judged else "")
+        reason = reason or ("shared answer" if sample.key in seen else "")
+        if reason:
+            excluded[reason] += 1
+            continue
+        seen.add(sample.key)
+        train.append(sample)
+    if not train:
+        counts = ", ".join(f"{n} {reason}" for reason, n in sorted(excluded.items()))
+        raise DataError(
+            f"no row to learn from: {counts or 'all rows are held out'}",
+            place=str(config.corpus),
+            remedy=f"rows need a completion and {config.data.split_field!r} = 'train' (or none)",
+        )
+    return Rows(tuple(train), _held_out(samples, splits, config.data), excluded, lineages)
+
+
+def render(rows: Rows, renderer: Renderer, config: TrainConfig) -> Dataset:
+    """Render the training pile.
+
+    Raises:
+        DataError: every row is too long.
+    """
+    examples = renderer.examples(
+        [s.messages for s in rows.train],
+        [answer_of(s, config.data) for s in rows.train],
+        [s.outcome != Outcome.TRUNCATED for s in rows.train],
+    )
+    fitting = tuple(e for e in examples if len(e.ids) <= config.train.max_length)
+    excluded = Counter(rows.excluded)
+    if len(fitting) < len(examples):
+        excluded["too long"] += len(examples) - len(fitting)
+    if not fitting:
+        raise DataError(
+            f"every row is longer than {config.train.max_length} tokens",
+            place=str(config.corpus),
+            remedy="raise [train] max_length",
+        )
+    digest = hashlib.sha256()
+    for example in fitting:
+        digest.update(f"{len(example.ids)} {example.prompt_length} ".encode())
+        digest.update(example.ids.tobytes())
+    return Dataset(fitting, excluded, digest.hexdigest())
+
+
+def prompt_key(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Content of a prompt as a hash: role and text of each message."""
+    content = [[m.get("role"), m.get("content")] for m in messages]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+
+def split_of(sample: Sample, key: str, data: Data) -> str:
+    """The split a row names, or one drawn from its prompt's content; "eval" rows never train."""
+    named = sample.metadata.get(data.split_field)
+    if isinstance(named, str) and named:
+        return "held_out" if named == "train" and sample.purpose == "eval" else named
+    drawn = int(key[:12], 16) / 16**12
+    return "held_out" if sample.purpose == "eval" or drawn < data.eval_share else "train"
+
+
+def _unfit(sample: Sample, data: Data) -> str:
+    if sample.outcome == Outcome.TRUNCATED:
+        if data.truncated == "exclude":
+            return "truncated"
+    elif sample.outcome != Outcome.OK:
+        return str(sample.outcome)
+    return "" if (sample.completion or "").strip() else "empty"
+
+
+def answer_of(sample: Sample, data: Data) -> str:
+    """The text to learn: the completion, with its reasoning before it when that is wanted."""
+    answer = sample.completion or ""
+    if data.reasoning == "inline" and sample.reasoning:
+        return f"<think>\n{sample.reasoning}\n</think>\n\n{answer}"
+    return answer
+
+
+def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: Data) -> tuple[HeldOut, ...]:
+    found: dict[str, HeldOut] = {}
+    for sample, split in zip(samples, splits, strict=True):
+        if split == "train" or sample.prompt_id in found:
+            continue
+        task = sample.metadata.get("task")
+        found[sample.prompt_id] = HeldOut(
+            sample.prompt_id,
+            tuple(sample.messages),
+            sample.reference,
+            task if isinstance(task, str) and task else "all",
+            split,
+            sample.completion if not _unfit(sample, data) else None,
+        )
+    return tuple(found.values())
+
+
+class Order:
+    """Which examples each step learns: a pure function of (lengths, seed, epoch, step).
+
+    Args:
+        lengths: tokens each example feeds.
+    """
+
+    def __init__(self, lengths: Sequence[int], train: Train) -> None:
+        self._lengths = lengths
+        self._train = train
+        self._epoch = lru_cache(maxsize=2)(self._pack_epoch)
+        self._first = [0]
+        self.waste = 0.0
+        for epoch in range(train.epochs):
+            packs, waste = self._epoch(epoch)
+            self.waste += waste / train.epochs
+            self._first.append(self._first[-1] + -(-len(packs) // train.packs_per_step))
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self._first[-1]
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch a step belongs to."""
+        return next(e for e in range(self._train.epochs) if step < self._first[e + 1])
+
+    def packs(self, step: int) -> tuple[tuple[int, ...], ...]:
+        """Example numbers of each pack of a step."""
+        epoch = self.epoch_of(step)
+        begin = (step - self._first[epoch]) * self._train.packs_per_step
+        return self._epoch(epoch)[0][begin : begin + self._train.packs_per_step]
+
+    def _pack_epoch(self, epoch: int) -> tuple[tuple[tuple[int, ...], ...], float]:
+        seed = int.from_bytes(hashlib.sha256(f"{self._train.seed}/{epoch}".encode()).digest()[:8])
+        packing = pack(self._lengths, self._train.pack_budget, seed=seed)
+        packs = list(packing.packs)
+        random.Random(seed).shuffle(packs)  # noqa: S311 - reproducible order, nothing secret
+        return tuple(packs), packing.waste

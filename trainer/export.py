@@ -1,0 +1,142 @@
+"""Adapter and merged weights, with a card that names base, teachers and terms."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from trainer import model
+from trainer.config import TrainConfig
+from trainer.dataset import Rows
+from trainer.errors import StudentError
+from trainer.render import Renderer
+
+CARD = """\
+---
+base_model: {base}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, distillation]
+---
+# A student of {teachers}
+
+LoRA adapter, rank {rank}, alpha {alpha:g}, on {target}. Load it with
+`peft.PeftModel.from_pretrained(base_model, "this folder")`.
+
+| | |
+|---|---|
+| base | `{base}` |
+| base SHA-256 (config and weights) | `{base_sha256}` |
+| training answers | {rows:,} |
+| seed, epochs, peak rate | {seed}, {epochs}, {lr:g} |
+| end of a turn | token {stop_id} |
+
+## Who taught
+{lineage}
+"""
+
+
+def write_adapter(student: Any, renderer: Renderer, config: TrainConfig, rows: Rows) -> Path:
+    """Write `<out>/adapter`: PEFT's two files, tokenizer, card and lineage; replaced as a whole.
+
+    Returns:
+        the folder, which `peft.PeftModel.from_pretrained` loads untouched.
+    """
+    final = config.out_path / "adapter"
+    aside = final.with_name(".adapter.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    student.peft_config["default"].base_model_name_or_path = str(config.base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        student.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
+    renderer.tokenizer.save_pretrained(str(aside))
+    lineage = lineage_of(rows)
+    (aside / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
+    (aside / "README.md").write_text(_card(config, rows, renderer, lineage), encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    aside.rename(final)
+    return final
+
+
+def lineage_of(rows: Rows) -> dict[str, Any]:
+    """Who taught the rows that were learned, under which terms, and the corpus's own lineage."""
+    taught = Counter((s.teacher_id, s.terms_id, s.mock) for s in rows.train)
+    return {
+        "teachers": [
+            {"teacher": teacher, "terms": terms, "mock": mock, "rows": count}
+            for (teacher, terms, mock), count in sorted(taught.items())
+        ],
+        "lineages": [dict(each) for each in rows.lineages],
+    }
+
+
+def _card(config: TrainConfig, rows: Rows, renderer: Renderer, lineage: Mapping[str, Any]) -> str:
+    teachers: Sequence[Mapping[str, Any]] = lineage["teachers"]
+    lines = [
+        f"- `{t['teacher'] or 'unknown'}`, terms record `{t['terms'] or 'none'}`, {t['rows']:,} answers"
+        + (" (the mock teacher: of no use outside tests)" if t["mock"] else "")
+        for t in teachers
+    ]
+    duties = sorted({str(duty) for each in rows.lineages for duty in each.get("duties") or ()})
+    lines += [f"- duty: {duty}" for duty in duties]
+    return CARD.format(
+        base=config.base,
+        teachers=", ".join(sorted({str(t["teacher"]) for t in teachers})) or "an unknown teacher",
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+        target=config.lora.target if isinstance(config.lora.target, str) else ", ".join(config.lora.target),
+        base_sha256=model.base_sha256(config.base),
+        rows=len(rows.train),
+        seed=config.train.seed,
+        epochs=config.train.epochs,
+        lr=config.train.lr,
+        stop_id=renderer.shape.stop_id,
+        lineage="\n".join(lines),
+    )
+
+
+def merge(config: TrainConfig, folder: Path) -> dict[str, Any]:
+    """Fold the adapter into the base in fp32, write a plain transformers folder, and prove it equal.
+
+    Returns:
+        parity: largest logit difference and share of equal greedy tokens on a probe, unmerged against
+        merged, reloaded from disk.
+
+    Raises:
+        StudentError: no adapter, or the written weights don't reproduce its logits.
+    """
+    adapter = config.out_path / "adapter"
+    if not (adapter / "adapter_config.json").is_file():
+        raise StudentError(
+            "no adapter here", place=str(adapter), remedy="`trainer train train.toml` makes it"
+        )
+    device = torch.device("cpu")
+    tokenizer = model.load_tokenizer(config.base)
+    size = min(len(tokenizer), 1 << 15)
+    probe = torch.randint(size, (4, 64), generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        student = PeftModel.from_pretrained(model.load_base(config.base, device), str(adapter)).eval()
+    with torch.no_grad():
+        unmerged = student(input_ids=probe).logits
+        merged = student.merge_and_unload()
+        merged.generation_config.eos_token_id = Renderer(tokenizer).shape.stop_id
+        merged.save_pretrained(str(folder), safe_serialization=True)
+        tokenizer.save_pretrained(str(folder))
+        again = model.load_base(folder, device)(input_ids=probe).logits
+    parity = {
+        "max_logit_difference": float((again - unmerged).abs().max()),
+        "greedy_agreement": float((again.argmax(-1) == unmerged.argmax(-1)).float().mean()),
+    }
+    (folder / "parity.json").write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
+    if not parity["max_logit_difference"] < 1e-2:
+        raise StudentError(f"merged weights differ from the adapter: {parity}", place=str(folder))
+    return parity

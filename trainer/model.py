@@ -1,0 +1,200 @@
+"""The student: a local folder, its tokenizer, an adapter on its linear layers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from trainer import segments
+from trainer.config import Train, TrainConfig
+from trainer.errors import ConfigError, StudentError
+
+logging.disable_progress_bar()  # our own bar is the one on the screen
+logging.set_verbosity_error()
+
+
+def check_base(folder: Path) -> None:
+    """Refuse a base that is missing, would run code of its own, or holds pickled weights only.
+
+    Raises:
+        StudentError: what is wrong and what to do.
+    """
+    if not (folder / "config.json").is_file():
+        raise StudentError(
+            "no student here: config.json is missing",
+            place=str(folder),
+            remedy="set [student] base to a local folder in transformers' format; nothing is downloaded",
+        )
+    for name in ("config.json", "tokenizer_config.json"):
+        if "auto_map" in _json(folder / name):
+            raise StudentError(
+                "wants to run Python code of its own (auto_map)",
+                place=str(folder / name),
+                remedy="use a student whose architecture is part of transformers",
+            )
+    if not any(folder.glob("*.safetensors")):
+        raise StudentError(
+            "no *.safetensors weights",
+            place=str(folder),
+            remedy="convert the weights; pickled files are never loaded",
+        )
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise StudentError(f"not readable as JSON: {error}", place=str(path)) from None
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def base_sha256(folder: Path) -> str:
+    """Hash of the base's configuration and weights; ties an adapter to the base it was made for."""
+    digest = hashlib.sha256()
+    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def vocabulary_of(folder: Path) -> int:
+    """Rows of the base's embedding, as its configuration tells."""
+    return int(_json(folder / "config.json").get("vocab_size", 0))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The base's tokenizer, from disk only.
+
+    Raises:
+        StudentError: missing or broken files.
+    """
+    check_base(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudentError(f"tokenizer can't be read: {first_line(error)}", place=str(folder)) from None
+
+
+def device_of(train: Train) -> torch.device:
+    """Where to run. "fastest" is CUDA when there is one, else the CPU.
+
+    Raises:
+        ConfigError: CUDA was asked for and is absent.
+    """
+    if train.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "no CUDA device on this machine", place="train.device", remedy='device = "cpu" or leave it out'
+        )
+    return torch.device("cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def set_threads(train: Train) -> None:
+    """CPU threads: as told, else one per core this process may use."""
+    torch.set_num_threads(train.threads or len(os.sched_getaffinity(0)))
+
+
+def dtype_of(device: torch.device) -> torch.dtype:
+    """Dtype of the frozen base: bf16 on CUDA, fp32 on CPU, where bf16 is neither fast nor exact."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def load_base(folder: Path, device: torch.device, attention: str = "sdpa") -> Any:
+    """The untouched student, in evaluation mode.
+
+    Raises:
+        StudentError: files that transformers can't make a causal language model of.
+    """
+    check_base(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=dtype_of(device),
+            attn_implementation=attention,
+        )
+    except Exception as error:  # noqa: BLE001 - safetensors, transformers and torch each raise their own
+        raise StudentError(f"the base can't be loaded: {first_line(error)}", place=str(folder)) from None
+    return model.to(device).eval()
+
+
+def with_adapter(config: TrainConfig, device: torch.device) -> Any:
+    """Base plus a fresh adapter, ready to train: packed attention, fp32 adapter, everything else frozen.
+
+    A is drawn from `[train] seed`, B is zero, so the student starts as the base.
+
+    Raises:
+        StudentError: no linear layer matches `[lora] target`.
+    """
+    base = load_base(config.base, device, segments.register())
+    lora = config.lora
+    torch.manual_seed(config.train.seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft calls a deprecated name of transformers
+            student = get_peft_model(
+                base,
+                LoraConfig(
+                    task_type="CAUSAL_LM",
+                    r=lora.rank,
+                    lora_alpha=lora.alpha,
+                    lora_dropout=lora.dropout,
+                    target_modules=lora.target if isinstance(lora.target, str) else list(lora.target),
+                    use_rslora=lora.rslora,
+                    use_dora=lora.dora,
+                ),
+                autocast_adapter_dtype=True,  # fp32 master weights over a bf16 base
+            )
+    except ValueError as error:
+        raise StudentError(
+            f"no adapter: {first_line(error)}", place="lora.target", remedy='target = "all-linear"'
+        ) from None
+    return student.train()
+
+
+def load_student(config: TrainConfig, adapter: Path, device: torch.device) -> Any:
+    """Base plus a trained adapter, for generation. On CPU it is merged in fp32, which costs no accuracy.
+
+    Raises:
+        StudentError: no adapter there, or one that doesn't fit the base.
+    """
+    if not (adapter / "adapter_config.json").is_file():
+        raise StudentError(
+            "no adapter here", place=str(adapter), remedy="`trainer train train.toml` makes it"
+        )
+    base = load_base(config.base, device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            student = PeftModel.from_pretrained(base, str(adapter), local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - see load_base
+        raise StudentError(f"the adapter can't be loaded: {first_line(error)}", place=str(adapter)) from None
+    if device.type == "cpu":
+        return student.merge_and_unload().eval()
+    return student.eval()
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Trainable parameters by name, in the model's order."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def first_line(error: BaseException) -> str:
+    """An error of others, cut to one line."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
