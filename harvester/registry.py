@@ -41,6 +41,7 @@ class TermsRecord:
         provider: the name under which a router knows this service.
         established: primary (text or a tracked copy of it read), third_party (someone's account of it),
             general (common knowledge).
+        source: what was read, where it is not the text at `url` itself.
         seen: day of the copy that was read. changed: day on which the text was found to differ from it.
         review_after: stale from then on; 90 days later it counts as unknown.
         superseded_by: record of a later version; this one speaks only for rows already harvested.
@@ -54,6 +55,7 @@ class TermsRecord:
     gist: str
     url: str
     licence: str
+    source: str
     seen: date
     review_after: date
     established: str

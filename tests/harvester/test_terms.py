@@ -27,6 +27,7 @@ def record(name: str, **more: Any) -> TermsRecord:
         "gist": f"gist of {name}",
         "url": f"https://example.com/{name}",
         "licence": "Apache-2.0",
+        "source": "the text",
         "seen": date(2026, 10, 1),
         "review_after": date(2027, 4, 1),
         "established": "primary",
