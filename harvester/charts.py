@@ -39,7 +39,10 @@ def histogram(values: Sequence[float], *, unit: str, bins: int = 32) -> Markup:
     if not values:
         return Markup('<p class="none">nothing measured yet</p>')
     ordered = sorted(values)
-    low, high = ordered[0], ordered[min(len(ordered) - 1, math.ceil(0.995 * len(ordered)))]
+    low, top = ordered[0], ordered[min(len(ordered) - 1, math.ceil(0.995 * len(ordered)))]
+    high = top
+    if all(value == int(value) for value in ordered) and high - low < 2 * bins:
+        bins, high = int(high - low) + 1, high + 1  # whole numbers in a small range: one bin each
     width = (high - low) / bins or 1.0
     counts = [0] * bins
     for value in ordered:
@@ -59,7 +62,7 @@ def histogram(values: Sequence[float], *, unit: str, bins: int = 32) -> Markup:
     axis = (
         f'<line class="axis" x1="0" x2="{WIDTH}" y1="{base}" y2="{base}"/>'
         f'<text x="0" y="{base + 16}">{compact(low)}</text>'
-        f'<text x="{WIDTH}" y="{base + 16}" text-anchor="end">{compact(high)} {escape(unit)}</text>'
+        f'<text x="{WIDTH}" y="{base + 16}" text-anchor="end">{compact(top)} {escape(unit)}</text>'
         f'<text x="{WIDTH / 2}" y="{base + 16}" text-anchor="middle">median {compact(middle)}, '
         f"95 % below {compact(p95)}</text>"
     )
@@ -86,7 +89,7 @@ def shares(counts: Mapping[str, int]) -> Markup:
 
 def accuracies(tasks: Mapping[str, Mapping[str, Interval]], who: Sequence[str]) -> Markup:
     """A dot with its interval for each of `who`, one band a task, on a 0..100 % axis."""
-    left, right, band = 130, WIDTH - 16, 20 + 12 * len(who)
+    left, right, band = 130, WIDTH - 24, 20 + 12 * len(who)
     span = right - left
     parts = []
     for tick in range(0, 101, 25):

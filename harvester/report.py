@@ -67,7 +67,7 @@ def write_report(store: Path, out: Path, *, scorecard: Path | None = None) -> Pa
     """
     seen = _walk(Corpus.open(store).samples(columns=_COLUMNS))
     page = render(
-        seen, title=f"Harvest {store.resolve().name}", status=read_status(store), card=_load(scorecard)
+        seen, title=f"Harvest of {_main_model(seen)}", status=read_status(store), card=_load(scorecard)
     )
     hidden = out.with_name(f".{out.name}.tmp")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -158,6 +158,11 @@ def _walk(samples: Iterable[Sample]) -> _Seen:
                 }
             )
     return seen
+
+
+def _main_model(seen: _Seen) -> str:
+    found = seen.facts["request model"].most_common(1)
+    return found[0][0] if found else "no teacher yet"
 
 
 def _subtitle(seen: _Seen) -> str:
