@@ -115,17 +115,17 @@ def open_for_reading(store: Path) -> sqlite3.Connection:
         raise StoreError("no journal here", place=str(path), remedy="is this the store's folder?")
     with translated(path):
         connection = _read_only(path)
-        if not _is_made(connection, path):
+        try:
+            if not _is_made(connection, path):
+                raise StoreError("the journal is empty", place=str(path))
+        except BaseException:
             connection.close()
-            raise StoreError("the journal is empty", place=str(path))
+            raise
     return connection
 
 
 def _read_only(path: Path) -> sqlite3.Connection:
-    address = path.resolve().as_uri()
-    connection = sqlite3.connect(
-        f"{address}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
-    )
+    connection = _connect(path, "mode=ro")
     try:
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     except sqlite3.OperationalError:
@@ -134,11 +134,17 @@ def _read_only(path: Path) -> sqlite3.Connection:
         # no writer and nothing to replay, so the bare file is the whole truth.
         if path.with_name(f"{NAME}-wal").exists():
             raise
-        connection = sqlite3.connect(
-            f"{address}?mode=ro&immutable=1", uri=True, isolation_level=None, check_same_thread=False
-        )
+        connection = _connect(path, "mode=ro&immutable=1")
+    except BaseException:
+        connection.close()
+        raise
     connection.execute("PRAGMA busy_timeout=5000")
     return connection
+
+
+def _connect(path: Path, options: str) -> sqlite3.Connection:
+    address = f"{path.resolve().as_uri()}?{options}"
+    return sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
 
 
 def _is_made(connection: sqlite3.Connection, path: Path) -> bool:
@@ -190,6 +196,10 @@ def translated(place: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise named(error, place) from error
+    except UnicodeDecodeError as error:  # a damaged schema quoted in SQLite's own message
+        raise StoreCorrupt(
+            "the journal is damaged", place=str(place), remedy="`harvester verify` names what is lost"
+        ) from error
 
 
 def named(error: sqlite3.Error, place: Path) -> StoreError:

@@ -98,8 +98,6 @@ def _journal(store: Path) -> list[Finding]:
             found += _index(connection)
     except StoreError as error:
         found.append(Finding("damaged", database.NAME, error.message))
-    except UnicodeDecodeError as error:
-        found.append(Finding("damaged", database.NAME, str(error)))
     return found
 
 

@@ -19,6 +19,7 @@ import orjson
 from harvester import database
 from harvester.database import OUTCOMES, checksum
 from harvester.errors import StoreError
+from harvester.failpoints import reach
 from harvester.ledger import Entries, micros
 from harvester.records import Held, Intent, Record, RunRecord, Totals
 
@@ -158,6 +159,8 @@ class Journal:
         entries = Entries(self._run, records)
         with self.writing() as connection:
             entries.write(connection)
+            reach("journal.after_insert")
+        reach("journal.after_commit")
 
     def write_dead_letters(self, store: Path) -> int:
         """Rewrite `dead_letters.jsonl`, a view for people; returns its lines. No file when there are none."""
