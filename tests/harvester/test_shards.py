@@ -17,7 +17,7 @@ from harvester.errors import StoreError
 from harvester.journal import Journal
 from harvester.schema import LINEAGE_KEY, SCHEMA
 from harvester.shards import seal
-from tests.harvester.store_rows import answer, fill, key_of, open_store, prompt_of, raw_of, run_record
+from tests.harvester.store_rows import answer, fill, intent, key_of, open_store, prompt_of, raw_of, run_record
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
@@ -225,12 +225,17 @@ def test_a_kill_at_a_failpoint_loses_nothing_acknowledged(tmp_path, failpoint):
     store = tmp_path / "store"
     sent, stored = write_until_killed(store, 0, failpoint=failpoint)
     held = check_after_kill(store, sent, stored)
-    with Journal.open(store) as journal:  # the next life finishes what this one began
+    with Journal.open(store) as journal:  # the next life goes on, and finishes what this one began
         journal.begin_run(run_record("after"))
-        seal(journal, store, target_bytes=MIB, everything=True)
-    assert check_after_kill(store, sent, stored) == held
+        first = journal.next_attempt_id()
+        more = range(9000, 9010)
+        journal.apply([intent(n, "after", first + n) for n in more])
+        journal.apply([answer(n, attempt_id=first + n) for n in more])
+        in_journal = len(held) + len(more) - sum(entry.rows for entry in Corpus.open(store).manifest)
+        assert seal(journal, store, target_bytes=MIB, everything=True).rows == in_journal
+    assert check_after_kill(store, sent | set(more), stored) == held | set(more)
     assert Corpus.open(store).verify() == []
-    assert sum(entry.rows for entry in Corpus.open(store).manifest) == len(held)
+    assert sum(entry.rows for entry in Corpus.open(store).manifest) == len(held) + len(more)
 
 
 def test_kills_at_random_instants_lose_nothing_acknowledged(tmp_path):
