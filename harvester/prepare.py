@@ -91,9 +91,18 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
     root = path.resolve().parent
     verdict = gate(config, root)
     verdict.require()
+    config = _with_wire_fields(config, verdict)
     key = settings.api_key(config.teacher)
     rows = sum(1 for _ in prompts.read(config.prompts.files, root)) * config.sampling.samples
     return Prepared(path, config, flags or Flags(), rows, verdict, key)
+
+
+def _with_wire_fields(config: HarvestConfig, verdict: terms.Verdict) -> HarvestConfig:
+    """The configuration with the fields that a router's terms want in every body; theirs win."""
+    if not verdict.body:
+        return config
+    extra = {**config.sampling.extra, **verdict.body}
+    return config.model_copy(update={"sampling": config.sampling.model_copy(update={"extra": extra})})
 
 
 def gate(config: HarvestConfig, root: Path) -> terms.Verdict:
