@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,13 @@ SOURCES = sorted([*ROOT.glob("harvester/**/*.py"), *ROOT.glob("trainer/**/*.py")
 
 def test_readme_tree_equals_the_listing():
     assert readme_tree.differences() == []
+
+
+@pytest.mark.parametrize("package", ["harvester", "trainer"])
+def test_architecture_names_every_room(package: str):
+    told = set(re.findall(r"[a-z_]+", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")))
+    rooms = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
+    assert sorted(rooms - told) == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
