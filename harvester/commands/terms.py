@@ -20,7 +20,7 @@ desk = typer.Typer(
 def register(app: typer.Typer) -> None:
     """Add this file's verbs."""
     desk.command("list", epilog="Example: harvester terms list --permit")(list_records)
-    desk.command(epilog="Example: harvester terms show openai-services")(show)
+    desk.command(epilog="Example: harvester terms show openai-api-2026-01-01")(show)
     desk.command(epilog="Example: harvester terms check my-run/harvest.toml")(check)
     desk.command(epilog="Example: harvester terms record --beside my-run")(record)
     desk.command(epilog="Example: harvester terms review mock-teacher --beside my-run")(review)
