@@ -25,6 +25,22 @@ Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
+# Keys that other tools know and this one refuses on purpose: the error says why instead of guessing a typo.
+_UNWANTED = {
+    **dict.fromkeys(
+        ("api_keys", "api_key_envs", "keys", "key_pool"), "one credential per teacher: no key pools"
+    ),
+    **dict.fromkeys(
+        ("proxy", "proxies", "proxy_list"), "no proxy rotation; [run] trust_env uses the machine's proxy"
+    ),
+    **dict.fromkeys(("user_agent", "headers", "default_headers"), "the client says who it is: no disguise"),
+    **dict.fromkeys(("api_key", "key", "token"), "never the key itself: name its variable in api_key_env"),
+    **dict.fromkeys(
+        ("force", "ignore_terms", "skip_terms", "accept_terms"), "the terms gate has no override"
+    ),
+}
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
@@ -70,6 +86,13 @@ class Teacher(_Frozen):
     @classmethod
     def _clean_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(check_url(url) for url in value)
+
+    @field_validator("api_key_env", mode="before")
+    @classmethod
+    def _one_credential(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple | dict):
+            raise ValueError("one credential per teacher: no key pools")
+        return value
 
     @field_validator("api_key_env")
     @classmethod
@@ -219,6 +242,8 @@ def parse(data: dict[str, Any], *, place: str) -> HarvestConfig:
 
 
 def _suggestion(loc: tuple[int | str, ...]) -> str:
+    if loc[-1] in _UNWANTED:
+        return _UNWANTED[str(loc[-1])]
     model: Any = HarvestConfig
     for part in loc[:-1]:
         found = model.model_fields.get(str(part)) if hasattr(model, "model_fields") else None

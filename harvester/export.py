@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from harvester import doors
 from harvester.corpus import Corpus
 from harvester.errors import ConfigError, StoreError, TermsRefused
 from harvester.schema import Sample
@@ -52,14 +53,16 @@ def export(
     Raises:
         ConfigError: unknown shape.
         StoreError: `out` holds files already, or the store can't be read.
-        TermsRefused: rows were collected for evaluation only.
+        TermsRefused: the terms of a lineage don't permit it, or rows were collected for evaluation only.
     """
     if shape not in SHAPES:
         raise ConfigError(f"unknown shape {shape!r}", remedy=f"one of {', '.join(SHAPES)}")
     if out.exists() and any(out.iterdir()):
         raise StoreError("is not empty", place=str(out), remedy="name a new folder")
+    corpus = Corpus.open(store)
+    doors.ask(corpus.lineages(), "export", store.resolve().parent)
     left_out: dict[str, int] = {}
-    rows = _rows(Corpus.open(store), SHAPES[shape], reasoning, split, left_out)
+    rows = _rows(corpus, SHAPES[shape], reasoning, split, left_out)
     write = _write_parquet if shape in {"prompt-completion", "messages"} else _write_jsonl
     files, count = write(rows, out)
     return Exported(count, files, left_out)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from harvester import __version__, prompts, report, shards
+from harvester import __version__, doors, prompts, report, shards
+from harvester.corpus import Corpus
 from harvester.errors import HarvesterError, StoppedAtLimit, StoreError, TooManyFailures
 from harvester.group_commit import GroupCommit
 from harvester.harvest import harvest
@@ -178,7 +179,7 @@ async def _on_writer(writer: GroupCommit, fn: Callable[[Journal], T]) -> T:
 
 def seal_now(store: Path) -> shards.SealResult:
     """`harvester seal`: everything journalled becomes Parquet, without a run."""
-    Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
+    doors.ask(Corpus.open(store).lineages(), "seal", store.resolve().parent)
     with StoreLock(store, started_at=time.time()):
         journal = Journal.open(store)
         try:

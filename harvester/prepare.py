@@ -106,20 +106,25 @@ def _with_wire_fields(config: HarvestConfig, verdict: terms.Verdict) -> HarvestC
 
 
 def gate(config: HarvestConfig, root: Path) -> terms.Verdict:
-    """Ask the terms gate for the use `harvest`.
+    """Ask the terms gate for the use `harvest`, for every address of the teacher; the worst answer counts.
 
     Folders beside the configuration count: `terms` overlays the registry, `permissions` holds recorded ones.
     """
-    return terms.allows(
-        load_registry(root / "terms"),
-        host=urlsplit(config.teacher.base_url).hostname or "",
-        model=config.teacher.model,
-        declared=config.teacher.terms,
-        use="harvest",
-        purpose=config.run.purpose,
-        today=datetime.now(UTC).date(),
-        permissions=load_permissions(root / "permissions"),
-    )
+    registry, permissions = load_registry(root / "terms"), load_permissions(root / "permissions")
+    verdicts = [
+        terms.allows(
+            registry,
+            host=host,
+            model=config.teacher.model,
+            declared=config.teacher.terms,
+            use="harvest",
+            purpose=config.run.purpose,
+            today=datetime.now(UTC).date(),
+            permissions=permissions,
+        )
+        for host in dict.fromkeys(urlsplit(url).hostname or "" for url in config.teacher.base_urls)
+    ]
+    return next((verdict for verdict in verdicts if not verdict.permitted), verdicts[0])
 
 
 def look_ahead(path: Path) -> outlook.Outlook:

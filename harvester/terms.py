@@ -150,7 +150,12 @@ def allows_training(  # noqa: PLR0913 - the facts a verdict depends on, all by n
     Each lineage is asked again under the records it names; duties are united and held against the
     student's base, name and licence. No lineage at all is no.
     """
-    asked = [_asked(each, registry, today, student_base, permissions, use) for each in lineages]
+    asked = [
+        allows_lineage(
+            each, registry=registry, today=today, student_base=student_base, permissions=permissions, use=use
+        )
+        for each in lineages
+    ]
     reasons = [reason for verdict in asked for reason in verdict.reasons if not verdict.permitted]
     if not lineages:
         reasons.append("there is no lineage, so nobody can show which terms applied")
@@ -172,14 +177,20 @@ def allows_training(  # noqa: PLR0913 - the facts a verdict depends on, all by n
     )
 
 
-def _asked(
+def allows_lineage(  # noqa: PLR0913 - the facts a verdict depends on, all by name
     lineage: Mapping[str, Any],
+    *,
     registry: Registry,
     today: date,
-    student_base: str,
     permissions: Sequence[Permission],
     use: Use,
+    student_base: str = "",
 ) -> Verdict:
+    """Whether rows of this lineage may be used so today, under the records they name themselves.
+
+    A lineage that doesn't say record, host, model and purpose is no; so is one that leans on a permission
+    that is not among `permissions`.
+    """
     teacher = str(lineage.get("teacher_id") or lineage.get("host") or "an unknown teacher")
     absent = [name for name in ("terms_id", "host", "model", "purpose") if not lineage.get(name)]
     if absent:
