@@ -13,15 +13,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harvester.corpus import Corpus
 from harvester.errors import ConfigError, StoreError
 from harvester.filters import Filter, chain, named
-from harvester.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
+from harvester.schema import Sample, to_table
+from harvester.shard_file import sync_folder, writer_of
 
 ROWS_PER_GROUP = 4096
 
@@ -106,7 +106,7 @@ class _Writers:
     def __init__(self, folder: Path, lineages: Mapping[str, Mapping[str, Any]]) -> None:
         self._folder = folder
         self._lineages = lineages
-        self._open: dict[str, pq.ParquetWriter] = {}
+        self._open: dict[str, tuple[BinaryIO, pq.ParquetWriter]] = {}
         self._rows: dict[str, list[Sample]] = {}
 
     def __enter__(self) -> _Writers:
@@ -120,22 +120,24 @@ class _Writers:
 
     def _flush(self, run_id: str) -> None:
         if run_id not in self._open:
-            lineage = json.dumps(dict(self._lineages.get(run_id, {})), sort_keys=True).encode()
-            schema: pa.Schema = SCHEMA.with_metadata({**(SCHEMA.metadata or {}), LINEAGE_KEY: lineage})
-            path = self._folder / f".curated-{len(self._open):05d}.parquet.tmp"
-            self._open[run_id] = pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
-        writer = self._open[run_id]
+            sink = self._hidden(len(self._open)).open("wb")
+            self._open[run_id] = (sink, writer_of(sink, [self._lineages.get(run_id, {})]))
+        _, writer = self._open[run_id]
         writer.write_table(to_table(self._rows.pop(run_id)).cast(writer.schema))
+
+    def _hidden(self, number: int) -> Path:
+        return self._folder / f".curated-{number:05d}.parquet.tmp"
 
     def __exit__(self, kind: object, *_: object) -> None:
         for run_id in list(self._rows) if kind is None else []:
             self._flush(run_id)
-        for number, writer in enumerate(self._open.values()):
+        for number, (sink, writer) in enumerate(self._open.values()):
             writer.close()
-            hidden = self._folder / f".curated-{number:05d}.parquet.tmp"
-            if kind is not None:
-                hidden.unlink()
-                continue
-            with hidden.open("rb") as handle:
-                os.fsync(handle.fileno())
-            hidden.rename(self._folder / f"curated-{number:05d}.parquet")
+            sink.flush()
+            os.fsync(sink.fileno())
+            sink.close()
+            if kind is None:
+                self._hidden(number).rename(self._folder / f"curated-{number:05d}.parquet")
+            else:
+                self._hidden(number).unlink()
+        sync_folder(self._folder)

@@ -6,10 +6,12 @@ Shapes: TRL's prompt-completion (default) and messages, OpenAI fine-tuning JSONL
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +21,11 @@ import pyarrow.parquet as pq
 from harvester import doors
 from harvester.corpus import Corpus
 from harvester.errors import ConfigError, StoreError, TermsRefused
+from harvester.papers.account import Dataset, Shard, records_of
+from harvester.papers.cards import dataset_card
+from harvester.papers.croissant import croissant
+from harvester.papers.notice import notice
+from harvester.registry import load_registry
 from harvester.schema import Sample
 
 Shape = Literal["prompt-completion", "messages", "openai", "sharegpt"]
@@ -30,7 +37,7 @@ _COLUMNS = ("key", "prompt_id", "messages", "completion", "reasoning", "outcome"
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote, and what it left out with the reason."""
+    """What an export wrote (shards first, then its papers), and what it left out with the reason."""
 
     rows: int
     files: tuple[Path, ...]
@@ -65,7 +72,47 @@ def export(
     rows = _rows(corpus, SHAPES[shape], reasoning, split, left_out)
     write = _write_parquet if shape in {"prompt-completion", "messages"} else _write_jsonl
     files, count = write(rows, out)
-    return Exported(count, files, left_out)
+    papers = _write_papers(corpus, out, files, store.resolve().parent)
+    return Exported(count, (*files, *papers), left_out)
+
+
+def _write_papers(corpus: Corpus, out: Path, files: Sequence[Path], beside: Path) -> tuple[Path, ...]:
+    """README.md (dataset card), NOTICE and croissant.json, from the lineages of the corpus."""
+    lineages = tuple(corpus.lineages())
+    shards = tuple(
+        Shard(str(path.relative_to(out)), _sha256(path), _rows_in(path), path.stat().st_size)
+        for path in files
+    )
+    dataset = Dataset(
+        name=beside.name,
+        version="1.0.0",
+        url="",
+        creator="",
+        published=datetime.now(UTC).date(),
+        shards=shards,
+        lineages=lineages,
+        records=records_of(lineages, load_registry(beside / "terms")),
+    )
+    texts = {
+        "README.md": dataset_card(dataset),
+        "NOTICE": notice(dataset, title=dataset.name),
+        "croissant.json": json.dumps(croissant(dataset), indent=2, ensure_ascii=False) + "\n",
+    }
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8")
+    return tuple(out / name for name in texts)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _rows_in(path: Path) -> int:
+    if path.suffix == ".parquet":
+        return int(pq.read_metadata(path).num_rows)
+    with path.open("rb") as handle:
+        return sum(1 for _ in handle)
 
 
 def _rows(

@@ -1,0 +1,135 @@
+"""Export and curation: shapes other trainers read, papers beside them, reasons for what was left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from harvester import curate, export
+from harvester.corpus import Corpus
+from harvester.errors import ConfigError, StoreError, TermsRefused
+from harvester.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
+
+LINEAGE = {
+    "run_id": "run-1", "teacher_id": "http://127.0.0.1:1/v1|mock-teacher", "host": "127.0.0.1:1",
+    "model": "mock-teacher", "terms_id": "mock-teacher", "permission_sha256": "", "purpose": "train",
+    "mock": True, "duties": [], "config_sha256": "c" * 64, "tool_version": "0.1.0",
+}  # fmt: skip
+
+
+def sample(number: int, **changes: object) -> Sample:
+    facts = {
+        "key": f"{number:064x}", "prompt_id": f"p{number}",
+        "messages": [{"role": "user", "content": f"{number}?"}], "completion": f"answer {number}", "outcome": "ok", "finish_reason": "stop", "run_id": "run-1",
+        "metadata_json": json.dumps({"split": "train" if number % 2 else "held_out"}), "mock": True,
+        "terms_id": "mock-teacher",
+    }  # fmt: skip
+    return Sample(**{**facts, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    rows = [
+        *(sample(n) for n in range(8)),
+        sample(8, reasoning="first this", completion="then that"),
+        sample(9, outcome="truncated"),
+        sample(10, completion=None, outcome="empty"),
+        sample(11, completion="answer 3", messages=[{"role": "user", "content": "3?"}]),
+    ]
+    folder = tmp_path / "store" / "shards"
+    folder.mkdir(parents=True)
+    metadata = {**SCHEMA.metadata, LINEAGE_KEY: json.dumps([LINEAGE]).encode()}
+    pq.write_table(to_table(rows).replace_schema_metadata(metadata), folder / "part-000001-aa.parquet")
+    return folder.parent
+
+
+def test_prompt_completion_is_the_default_and_says_what_was_left_out(store: Path, tmp_path: Path):
+    done = export.export(store, tmp_path / "out")
+    assert (done.rows, done.left_out) == (10, {"outcome_truncated": 1, "outcome_empty": 1})
+    rows = pq.read_table(tmp_path / "out" / "data" / "train-00000-of-00001.parquet").to_pylist()
+    assert rows[0]["prompt"] == [{"role": "user", "content": "0?"}]
+    assert rows[0]["completion"][0]["content"] == "answer 0"
+    assert rows[8]["completion"][0]["reasoning_content"] == "first this"
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "text"), [("drop", "then that"), ("inline", "<think>\nfirst this\n</think>\n\nthen that")]
+)
+def test_reasoning_is_dropped_or_put_inside_by_choice(store: Path, tmp_path: Path, reasoning: str, text: str):
+    export.export(store, tmp_path / "out", shape="openai", reasoning=reasoning)  # type: ignore[arg-type]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert rows[8]["messages"][-1] == {"role": "assistant", "content": text}
+
+
+def test_sharegpt_speaks_of_human_and_gpt(store: Path, tmp_path: Path):
+    export.export(store, tmp_path / "out", shape="sharegpt")
+    first = json.loads((tmp_path / "out" / "train.jsonl").read_text().splitlines()[0])
+    assert [turn["from"] for turn in first["conversations"]] == ["human", "gpt"]
+
+
+def test_a_split_keeps_only_its_rows(store: Path, tmp_path: Path):
+    done = export.export(store, tmp_path / "out", shape="messages", split="train")
+    assert done.rows == 5
+    assert done.left_out["other_split"] == 5
+
+
+def test_the_papers_name_teacher_terms_and_hashes(store: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    export.export(store, out)
+    card = (out / "README.md").read_text()
+    assert "mock-teacher" in card
+    assert "of no use outside tests" in card
+    described = json.loads((out / "croissant.json").read_text())
+    hashes = [item.get("sha256") for item in described["distribution"] if "sha256" in item]
+    assert hashes
+    assert all(digest in card for digest in hashes)
+    assert "record mock-teacher" in (out / "NOTICE").read_text()
+
+
+def test_a_folder_in_use_an_unknown_shape_and_a_row_for_evaluation_are_refused(store: Path, tmp_path: Path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "x").write_text("")
+    with pytest.raises(StoreError, match="not empty"):
+        export.export(store, tmp_path / "used")
+    with pytest.raises(ConfigError, match="unknown shape"):
+        export.export(store, tmp_path / "out", shape="csv")  # type: ignore[arg-type]
+    metadata = {**SCHEMA.metadata, LINEAGE_KEY: json.dumps([LINEAGE]).encode()}
+    table = to_table([sample(99, purpose="eval")]).replace_schema_metadata(metadata)
+    pq.write_table(table, store / "shards" / "part-000002-bb.parquet")
+    with pytest.raises(TermsRefused, match="evaluation"):
+        export.export(store, tmp_path / "out")
+
+
+def test_a_curated_corpus_is_a_corpus_with_the_lineage_of_its_source(store: Path):
+    path = store.parent / "curate.toml"
+    chosen = 'filters = ["finished", "not_blank", "no_duplicates", {longest = 9}]'
+    path.write_text(f'corpus = "store"\nout = "curated"\n{chosen}\n')
+    tally = curate.curate(curate.load(path))
+    assert tally.kept == 9
+    assert dict(tally.dropped) == {"duplicate": 1, "outcome_empty": 1, "outcome_truncated": 1}
+    curated = Corpus.open(store.parent / "curated")
+    assert curated.count() == 9
+    assert [lineage["run_id"] for lineage in curated.lineages()] == ["run-1"]
+    assert curated.verify() == []
+    with pytest.raises(StoreError, match="already"):
+        curate.curate(curate.load(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("corpus = 1\n[", "not readable as TOML"),
+        ('corpus = "a"', "'corpus' and 'out' are needed"),
+        ('corpus = "a"\nout = "b"\nfilter = []', "unknown keys"),
+        ('corpus = "a"\nout = "b"\nfilters = ["nope"]', "unknown filter"),
+        ('corpus = "a"\nout = "b"\nfilters = [3]', "a name, or one name = value"),
+    ],
+)
+def test_a_wrong_curate_file_is_named(tmp_path: Path, text: str, said: str):
+    path = tmp_path / "curate.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
+        curate.load(path)
