@@ -23,7 +23,8 @@ LINEAGE = {
 def sample(number: int, **changes: object) -> Sample:
     facts = {
         "key": f"{number:064x}", "prompt_id": f"p{number}",
-        "messages": [{"role": "user", "content": f"{number}?"}], "completion": f"answer {number}", "outcome": "ok", "finish_reason": "stop", "run_id": "run-1",
+        "messages": [{"role": "user", "content": f"{number}?"}], "completion": f"answer {number}",
+        "outcome": "ok", "finish_reason": "stop", "run_id": "run-1",
         "metadata_json": json.dumps({"split": "train" if number % 2 else "held_out"}), "mock": True,
         "terms_id": "mock-teacher",
     }  # fmt: skip
