@@ -33,7 +33,8 @@ def content_key(task: str, slots: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _sum(rng: random.Random) -> Slots:
-    return {name: str(rng.randrange(*rng.choice(((10, 100), (100, 1000))))) for name in "ab"}
+    """Two two-digit numbers: sums of two or three digits."""
+    return {name: str(rng.randrange(10, 100)) for name in "ab"}
 
 
 def _letters(rng: random.Random, *lengths: int) -> str:
@@ -41,19 +42,19 @@ def _letters(rng: random.Random, *lengths: int) -> str:
 
 
 def _text(rng: random.Random) -> Slots:
-    return {"text": _letters(rng, 4, 5, 6)}
+    return {"text": _letters(rng, 4, 5)}
 
 
 def _shift(rng: random.Random) -> Slots:
-    return {"text": _letters(rng, 4, 5), "k": str(rng.randint(1, 5))}
+    return {"text": _letters(rng, 3, 4), "k": str(rng.randint(1, 5))}
 
 
 def _count(rng: random.Random) -> Slots:
-    """0 to 4 of the letter among others, each as likely."""
+    """0 to 3 of the letter among others, each as likely."""
     letter = rng.choice(string.ascii_lowercase)
     others = string.ascii_lowercase.replace(letter, "")
-    wanted = rng.randint(0, 4)
-    letters = [letter] * wanted + rng.choices(others, k=rng.randint(5, 7) - wanted)
+    wanted = rng.randint(0, 3)
+    letters = [letter] * wanted + rng.choices(others, k=rng.randint(4, 6) - wanted)
     rng.shuffle(letters)
     return {"letter": letter, "text": "".join(letters)}
 
@@ -78,7 +79,7 @@ def _sql(rng: random.Random) -> Slots:
 _DRAWS: Final[Mapping[str, Callable[[random.Random], Slots]]] = {
     "sum": _sum,
     "reverse": _text,
-    "sort": lambda rng: {"text": _letters(rng, 4, 5)},
+    "sort": lambda rng: {"text": _letters(rng, 3, 4)},
     "shift": _shift,
     "count": _count,
     "upper": _text,
