@@ -6,6 +6,7 @@ one thing: a 200 that holds no completion is an error, never an empty answer.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import orjson
 from harvester.errors import BrokenAnswer
 from harvester.journey import Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.refusals import classify, error_inside, visible
+from harvester.stream import assemble, is_stream
 
 __all__ = ["classify", "estimate_tokens", "parse"]
 
@@ -32,14 +34,14 @@ def parse(raw: bytes, *, input_tokens: int = 0) -> Completion:
     """Understand one response body.
 
     Args:
-        raw: body as received, content encoding removed.
+        raw: body as received, content encoding removed; JSON, or the events of a stream.
         input_tokens: estimate to fall back on when the teacher reports no usable `usage`.
 
     Raises:
         BrokenAnswer: it holds no completion; `raw` is on the error.
         TeacherError: the leaf that an error inside the body stands for.
     """
-    document = _load(raw)
+    document, exact = (assemble(raw), True) if is_stream(raw) else _load(raw)
     choices = document.get("choices")
     if not isinstance(choices, list) or not choices:
         inside = error_inside(document, raw)
@@ -59,7 +61,7 @@ def parse(raw: bytes, *, input_tokens: int = 0) -> Completion:
     reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
     return Completion(
         text=text,
-        outcome=_outcome(finish_reason, text, refusal, tools),
+        outcome=_outcome(finish_reason, text, refusal, tools) if exact else Outcome.UNKNOWN,
         finish_reason=finish_reason,
         usage=_usage(document.get("usage"), input_tokens, text, reasoning),
         reasoning=reasoning,
@@ -72,15 +74,28 @@ def parse(raw: bytes, *, input_tokens: int = 0) -> Completion:
     )
 
 
-def _load(raw: bytes) -> dict[str, Any]:
+def _load(raw: bytes) -> tuple[dict[str, Any], bool]:
+    """The document, and whether it is exactly what the bytes say."""
+    exact = True
     try:
         document = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
     except (orjson.JSONDecodeError, RecursionError):
-        start = visible(raw[:400].decode("utf-8", "replace"))
-        raise _broken(f"status 200 whose body is not JSON: {start}", raw, billed=True) from None
+        document, exact = _salvaged(raw), False
     if not isinstance(document, dict):
         raise _broken("status 200 whose body is not a JSON object", raw, billed=False)
-    return document
+    return document, exact
+
+
+def _salvaged(raw: bytes) -> Any:
+    """What the tolerant parser makes of NaN, lone surrogates and broken UTF-8: the answer was paid."""
+    try:
+        document = json.loads(raw.decode("utf-8-sig", "replace"))
+        return json.loads(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        start = visible(raw[:400].decode("utf-8", "replace"))
+        broken = _broken(f"status 200 whose body is not JSON: {start}", raw, billed=True)
+        broken.error_code = "html" if raw.lstrip()[:1] == b"<" else ""
+        raise broken from None
 
 
 def _broken(message: str, raw: bytes, *, billed: bool) -> BrokenAnswer:

@@ -96,7 +96,7 @@ def test_logprobs_keep_exact_bytes() -> None:
     "raw",
     [
         b"", b"{", b"<html>", b"[]", b"7", b"{}", b'{"choices":null}', b'{"choices":[]}', b'{"choices":[1]}',
-        b'{"choices":[{}]}', b"\xff\xfe", b'{"choices":[{"message":{"content":"' + b"\xff" + b'"}}]}',
+        b'{"choices":[{}]}', b"\xff\xfe", b'{"choices":[{"message":"' + b"\xff" + b'"}]}',
         b"[" * 100_000, b'{"choices":NaN}',
         body({"content": ""}, "error"), body({"content": "half"}, "network_error"),
     ],
