@@ -7,13 +7,16 @@ all others queue behind it, so a big request is never overtaken for ever.
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Mapping
 
 from harvester.clock import Clock
-from harvester.errors import RateLimited, TeacherError
+from harvester.errors import AttemptTimeout, RateLimited, TeacherError
 from harvester.limiter import Charge, Limiter
 
 UNNAMED_PAUSE_S = 0.5
 LONGEST_UNNAMED_PAUSE_S = 60.0
+_ASKED = "the teacher's Retry-After"
 _OVERLOAD = frozenset({429, 503, 529})
 
 
@@ -32,6 +35,7 @@ class Admission:
         self._line = asyncio.Lock()
         self._in_line = 0
         self._refused_in_a_row = 0
+        self._taught_at = -math.inf
 
     def drain(self) -> None:
         """Admit nobody any more; everyone who waits gets NotSent."""
@@ -72,9 +76,13 @@ class Admission:
         self.limiter.leave()
         self.moved.set()
 
-    def answered(self, reserved: Charge, actual: Charge, entered_at: float) -> None:
-        """An answer came and named what it used."""
+    def answered(
+        self, reserved: Charge, actual: Charge, entered_at: float, headers: Mapping[str, str]
+    ) -> None:
+        """An answer came and named what it used, and perhaps the limits."""
         self._refused_in_a_row = 0
+        self.limiter.learn(headers, self.clock.now())
+        self.limiter.pace.accepted(entered_at)
         self.limiter.settle(reserved, actual, self.clock.now())
         self.limiter.window.grow(entered_at)
 
@@ -93,10 +101,18 @@ class Admission:
             self.limiter.refund(reserved, now)
         elif error.status is not None and 400 <= error.status < 500:
             self.limiter.settle(reserved, Charge(0, 0), now)
-        if error.status in _OVERLOAD and self.limiter.window.cut(entered_at, now):
-            self._refused_in_a_row += 1
-        if isinstance(error, RateLimited):
-            self.limiter.pause(self._pause_s(error), now, "the teacher's Retry-After")
+        if error.headers:
+            self.limiter.learn(error.headers, now)
+        taught = error.status == 429 and self.limiter.refused(entered_at, now)
+        told = error.retry_after_s is not None
+        slows = error.status in _OVERLOAD or isinstance(error, AttemptTimeout)
+        # A 429 that named its wait or taught a rate says nothing against the number in flight.
+        if slows and not (error.status == 429 and (told or taught or entered_at <= self._taught_at)):
+            self._refused_in_a_row += self.limiter.window.cut(entered_at, now)
+        if taught:
+            self._taught_at = now
+        if isinstance(error, RateLimited) and (told or entered_at > self._taught_at):
+            self.limiter.pause(self._pause_s(error), now, _ASKED if told else "refused without a time")
 
     def _pause_s(self, error: TeacherError) -> float:
         if error.retry_after_s is not None:

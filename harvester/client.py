@@ -190,6 +190,9 @@ class Client:
         try:
             async with asyncio.timeout(self._run.deadline_s):
                 response = await self._clients[endpoint].send(request, stream=True)
+                raw_headers = response.headers.raw
+                # httpx decodes all headers once more just to guess their encoding unless it is told.
+                response.headers.encoding = "latin-1"
                 try:
                     body = await _read(response)
                 finally:
@@ -205,7 +208,7 @@ class Client:
             raise _translated(error, url) from error
         return RawAnswer(
             status=response.status_code,
-            headers=response.headers,
+            headers={name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw_headers},
             body=body,
             endpoint=endpoint,
             latency_s=time.monotonic() - started_s,

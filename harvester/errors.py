@@ -31,6 +31,8 @@ short name (`harvester explain CODE`), also the row's reason in the dead letters
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 EXIT_COMPLETE = 0
 
 
@@ -158,6 +160,8 @@ class TeacherError(HarvesterError):
         retry_after_s: seconds the teacher asked us to wait, None when it said nothing.
         raw: body bytes as received (capped), kept for the record.
         maybe_billed: the teacher may have generated, and charged for, an answer we don't hold.
+
+    `headers` of the reply may name limits; who classified the reply puts them there.
     """
 
     code = "teacher"
@@ -181,6 +185,7 @@ class TeacherError(HarvesterError):
         self.retry_after_s = retry_after_s
         self.raw = raw
         self.maybe_billed = maybe_billed
+        self.headers: Mapping[str, str] = {}
 
 
 class RateLimited(TeacherError):

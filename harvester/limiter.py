@@ -10,15 +10,20 @@ of the line blocks, so small requests never starve a big one.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harvester.config import Limits
+from harvester.learned import DAY_S, told
+from harvester.pace import Pace
 
 BURST_S = 0.25
 """Capacity of a bucket in seconds of its rate. Small, so that a restart can't double the rate."""
 CUT = 0.5
 GROWTH_SHARE = 0.8
 FIRST_WINDOW = 16.0
+LEARNED = "requests per second, learned from refusals"
+LEAST_RATE = 1 / 60
 _EPSILON = 1e-9
 
 
@@ -58,6 +63,12 @@ class Bucket:
         if now > self._at:
             self.level = min(self.capacity, self.level + (now - self._at) * self.rate)
             self._at = now
+
+    def rest(self, now: float, until: float) -> None:
+        """Nothing accrues before `until`, and at most one request's worth is left then."""
+        self.refill(now)
+        self.level = min(self.level, 1.0)
+        self._at = max(self._at, until)
 
     def wait_s(self, amount: float, now: float) -> float:
         """Seconds until `amount` may be taken; 0 when it may be taken now."""
@@ -112,6 +123,9 @@ class Limiter:
     def __init__(self, limits: Limits, now: float) -> None:
         self.window = Window(limits.max_concurrency)
         self.buckets: dict[str, Bucket] = {}
+        self.pace = Pace(now)
+        self.typical_output: float | None = None
+        self._configured: dict[str, float] = {}
         self.paused_until = -math.inf
         self.pause_reason = ""
         for name, limit, span_s in (
@@ -123,6 +137,7 @@ class Limiter:
             ("tokens per day", limits.tokens_per_day, 86_400.0),
         ):
             if limit is not None:
+                self._configured[name] = limit / span_s
                 self.buckets[name] = Bucket(name, limit / span_s, now)
 
     def wait_s(self, charge: Charge, now: float) -> float:
@@ -130,6 +145,7 @@ class Limiter:
         if self.window.is_full:
             return math.inf
         wait = max(0.0, self.paused_until - now)
+        self._keep_pace(now)
         for name, bucket in self.buckets.items():
             wait = max(wait, bucket.wait_s(_amount(name, charge), now))
         return wait
@@ -140,12 +156,59 @@ class Limiter:
         for name, bucket in self.buckets.items():
             bucket.take(_amount(name, charge))
 
+    def likely(self, charge: Charge) -> Charge:
+        """What to reserve: the asked ceiling, or nearly all that answers used so far if that is less."""
+        if self.typical_output is None or self.typical_output >= charge.output_tokens:
+            return charge
+        return Charge(charge.input_tokens, math.ceil(self.typical_output))
+
+    def learn(self, headers: Mapping[str, str], now: float) -> None:
+        """Take limits from a reply's headers; a configured limit stays the ceiling.
+
+        A daily allowance that is used up pauses until its reset; otherwise it governs no rate.
+        """
+        for one in told(headers):
+            if one.span_s == DAY_S:
+                if one.remaining is not None and one.remaining < 1 and one.reset_s:
+                    self.pause(one.reset_s, now, one.name)
+                continue
+            rate = min(one.rate, self._configured.get(one.name, math.inf))
+            bucket = self.buckets.get(one.name)
+            if bucket is None:
+                self.buckets[one.name] = Bucket(one.name, rate, now)
+            elif bucket.rate != rate:
+                bucket.change(rate, now)
+
+    def refused(self, entered_at: float, now: float) -> bool:
+        """A 429 came: slow down once per round trip; False when the refusal taught no rate."""
+        learned = self.pace.refused(entered_at, now)
+        if learned:
+            self._keep_pace(now)
+            self.buckets[LEARNED].level = min(0.0, self.buckets[LEARNED].level)
+        return learned
+
+    def _keep_pace(self, now: float) -> None:
+        rate = self.pace.grow(now)
+        if rate is None:
+            return
+        rate = max(rate, LEAST_RATE)
+        bucket = self.buckets.get(LEARNED)
+        if bucket is None:
+            self.buckets[LEARNED] = Bucket(LEARNED, rate, now)
+        else:
+            bucket.change(rate, now)
+
     def leave(self) -> None:
         """Give the place in the window back; every `enter` has exactly one."""
         self.window.in_flight -= 1
 
     def settle(self, reserved: Charge, actual: Charge, now: float) -> None:
         """Correct the estimate by what the teacher counted."""
+        if actual.output_tokens:
+            # Stochastic quantile: rises by 19 parts for each answer above, falls by one for each below.
+            q = actual.output_tokens if self.typical_output is None else self.typical_output
+            step = max(1.0, 0.05 * q)
+            self.typical_output = q + (0.95 * step if actual.output_tokens > q else -0.05 * step)
         for name, bucket in self.buckets.items():
             bucket.refill(now)
             bucket.take(_amount(name, actual) - _amount(name, reserved))
@@ -159,8 +222,12 @@ class Limiter:
     def pause(self, seconds: float, now: float, reason: str) -> None:
         """The teacher named a time: nobody is admitted before it. The window is not touched."""
         until = now + seconds
-        if until > self.paused_until:
-            self.paused_until, self.pause_reason = until, reason
+        if until <= self.paused_until:
+            return
+        self.paused_until, self.pause_reason = until, reason
+        # Nothing is saved up during a pause: those who waited leave one by one, not as a herd.
+        for bucket in self.buckets.values():
+            bucket.rest(now, until)
 
     def why(self, charge: Charge, now: float) -> str:
         """The limit that decides now, as in "tokens per minute, 41 s"; "" when none does."""

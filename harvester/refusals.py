@@ -94,7 +94,7 @@ def classify(
     code, said = _error_of(body)
     leaf, what, remedy = _leaf(status, code, headers)
     text = visible(said if secret is None else said.replace(secret, "***"))
-    return leaf(
+    error = leaf(
         f"{what}: {text}" if text else what,
         status=status,
         error_code=code,
@@ -104,6 +104,8 @@ def classify(
         place=place,
         remedy=remedy,
     )
+    error.headers = headers
+    return error
 
 
 def error_inside(document: Mapping[str, Any], body: bytes) -> TeacherError | None:

@@ -154,6 +154,7 @@ class Teacher:
         door = self._door
 
         async def ask(attempt: Attempt) -> Answered:
+            attempt = replace(attempt, charge=self._laws.limiter.likely(attempt.charge))
             entered_at = await door.enter(attempt.charge)
             try:
                 answered = await inner(attempt)
@@ -166,7 +167,8 @@ class Teacher:
                 raise
             else:
                 usage = answered.completion.usage
-                door.answered(attempt.charge, Charge(usage.input_tokens, usage.output_tokens), entered_at)
+                actual = Charge(usage.input_tokens, usage.output_tokens)
+                door.answered(attempt.charge, actual, entered_at, answered.raw.headers)
                 return answered
             finally:
                 door.leave()
