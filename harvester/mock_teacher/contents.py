@@ -45,6 +45,22 @@ def _text(rng: random.Random) -> Slots:
     return {"text": _letters(rng, 4, 5)}
 
 
+def _lopsided(rng: random.Random) -> Slots:
+    """No palindrome, which an echo would get right."""
+    while True:
+        text = _letters(rng, 4, 5)
+        if text != text[::-1]:
+            return {"text": text}
+
+
+def _unsorted(rng: random.Random) -> Slots:
+    """Never sorted already, which an echo would get right."""
+    while True:
+        text = _letters(rng, 3, 4)
+        if list(text) != sorted(text):
+            return {"text": text}
+
+
 def _shift(rng: random.Random) -> Slots:
     return {"text": _letters(rng, 3, 4), "k": str(rng.randint(1, 5))}
 
@@ -78,8 +94,8 @@ def _sql(rng: random.Random) -> Slots:
 
 _DRAWS: Final[Mapping[str, Callable[[random.Random], Slots]]] = {
     "sum": _sum,
-    "reverse": _text,
-    "sort": lambda rng: {"text": _letters(rng, 3, 4)},
+    "reverse": _lopsided,
+    "sort": _unsorted,
     "shift": _shift,
     "count": _count,
     "upper": _text,

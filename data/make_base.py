@@ -1,0 +1,151 @@
+"""Make data/base: the tiny student that the demo fine-tunes.
+
+    python data/make_base.py [FOLDER]
+
+A Llama-shaped model with its tokenizer, pre-trained for about ten minutes on one CPU core on the text of
+`base_text`. Seeded; the same machine and library versions give the same weights.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import torch
+from harvester_data import base_facts as facts
+from harvester_data import base_text as text
+from harvester_data.base_document import NAMES, WORDS, Document, Maker
+from harvester_data.base_tokenizer import END, make_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SEED: Final = 1
+STEPS: Final = 4_000
+STEP_TOKENS: Final = 1_536
+POOL: Final = 1_500  # documents sorted by length at a time, so that a step pads little
+RATE: Final = 3e-3  # AdamW: embedding and norms
+MUON_RATE: Final = 0.008  # Muon: every other matrix
+PROMPT_WEIGHT: Final = 0.05  # the user's turn of a chat document is noise mostly
+
+# Copying has to be learned before anything that builds on it, else nothing is.
+COPYING: Final[Mapping[Maker, float]] = {
+    text.say: 6, text.small: 3, facts.repeated: 2, text.mirror: 2, facts.recalled: 1, facts.neighbours: 1,
+}  # fmt: skip
+SKILLS: Final[Mapping[Maker, float]] = {
+    text.both: 6, text.hop: 5, text.mirror: 4, text.rank: 4, text.tally: 6, text.say: 2, text.say_among: 2,
+    text.small: 2, text.short: 2, text.pick: 2,
+    facts.letter_facts: 2, facts.digit_facts: 2, facts.queries: 1.5, facts.rising: 1,
+    facts.compared: 1, facts.capitals: 1, facts.neighbours: 1, facts.months: 1, facts.days: 1,
+    facts.alphabet: 0.7, facts.sentence: 0.7, facts.numbers: 0.5, facts.repeated: 0.3, facts.recalled: 0.3,
+    facts.signs: 0.3,
+}  # fmt: skip
+PHASES: Final = ((20_000, COPYING), (0, SKILLS))
+
+Weighed = tuple[list[int], list[float]]
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """An untrained student, fp32."""
+    torch.manual_seed(SEED)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def weigh(document: Document, tokenizer: PreTrainedTokenizerFast) -> Weighed:
+    """Token ids of a document, and how much the loss of each counts."""
+    if document.reply is None:
+        ids = tokenizer(document.text + END)["input_ids"]
+        return ids, [1.0] * len(ids)
+    turn = [{"role": "user", "content": document.text}]
+    prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+    reply = tokenizer(document.reply + END)["input_ids"]
+    return prompt + reply, [PROMPT_WEIGHT] * len(prompt) + [1.0] * len(reply)
+
+
+def batches(tokenizer: PreTrainedTokenizerFast) -> Iterator[list[Weighed]]:
+    """Documents of like length, about `STEP_TOKENS` at a time."""
+    documents, rng = text.stream(SEED, PHASES), random.Random(SEED)
+    while True:
+        pool = sorted(
+            (weigh(one, tokenizer) for one in islice(documents, POOL)), key=lambda pair: len(pair[0])
+        )
+        rows: list[list[Weighed]] = [[]]
+        for pair in pool:
+            if (len(rows[-1]) + 1) * len(pair[0]) > STEP_TOKENS:
+                rows.append([])
+            rows[-1].append(pair)
+        rng.shuffle(rows)
+        yield from rows
+
+
+def loss_of(model: LlamaForCausalLM, rows: list[Weighed]) -> torch.Tensor:
+    """Weighted mean cross-entropy, nats per token."""
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    weights = torch.zeros(len(rows), width)
+    for at, (row, weight) in enumerate(rows):
+        ids[at, : len(row)] = torch.tensor(row)
+        weights[at, : len(row)] = torch.tensor(weight)
+    logits = model(input_ids=ids).logits[:, :-1]
+    each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    return (each * weights[:, 1:]).sum() / weights[:, 1:].sum()
+
+
+def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int = STEPS) -> None:
+    """Warm up for 50 steps, hold the rate for a fifth, then lower it linearly to 2 %."""
+    named = list(model.named_parameters())
+    matrices = [weight for name, weight in named if weight.ndim == 2 and "embed" not in name]
+    others = [weight for name, weight in named if weight.ndim != 2 or "embed" in name]
+    optimisers = (
+        torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.Muon(matrices, lr=MUON_RATE, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original"),
+    )
+    began, mean = time.monotonic(), 0.0
+    for step, rows in enumerate(islice(batches(tokenizer), steps)):
+        share = min(1.0, (step + 1) / 50) * (0.02 + 0.98 * min(1.0, (1 - step / steps) * 1.25))
+        for optimiser, rate in zip(optimisers, (RATE, MUON_RATE), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * share
+        loss = loss_of(model, rows)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        mean += loss.item() / 250
+        if (step + 1) % 250 == 0:
+            print(f"step {step + 1:,}/{steps:,} loss {mean:.3f} {time.monotonic() - began:.0f} s", flush=True)
+            mean = 0.0
+
+
+def main() -> None:
+    """Train from scratch and save."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "base"
+    torch.set_num_threads(1)
+    tokenizer = make_tokenizer((*WORDS, *NAMES))
+    model = make_model(tokenizer)
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
+    train(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(f"wrote {folder}")
+
+
+if __name__ == "__main__":
+    main()
