@@ -6,6 +6,7 @@ JSON; nothing here can run code when it is read.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from harvester import failpoints
 from trainer.errors import CheckpointError, StoreFull
 
 MANIFEST = "MANIFEST.json"
@@ -90,18 +92,23 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
+        _check_room(folder, checkpoint)
         aside.mkdir()
         save_file(_plain(checkpoint.adapter), aside / "adapter.safetensors")
+        failpoints.reach("checkpoint.adapter_written")
         save_file(_plain(checkpoint.moments), aside / "optimiser.safetensors")
         _write(aside / "state.json", {"format": FORMAT, "step": checkpoint.step, **checkpoint.state})
         files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(aside.iterdir())}
         for name in files:
             _fsync(aside / name)
+        failpoints.reach("checkpoint.before_manifest")
         _write(aside / MANIFEST, {"format": FORMAT, "files": files})
         _fsync(aside / MANIFEST)
         _fsync(aside)
+        failpoints.reach("checkpoint.before_rename")
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
+        failpoints.reach("checkpoint.after_rename")
         _fsync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -113,6 +120,20 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     for old in _finished(folder)[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _check_room(folder: Path, checkpoint: Checkpoint) -> None:
+    tensors = (*checkpoint.adapter.values(), *checkpoint.moments.values())
+    needed = 2 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} MiB wanted")
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One phrase for each setting that differs."""
+    keys = sorted({*before, *now})
+    return [f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in keys if before.get(k) != now.get(k)]
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:

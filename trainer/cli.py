@@ -102,6 +102,7 @@ def doctor(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
 def train(
     config: Path = CONFIG,
     processes: int = typer.Option(1, min=1, help="Processes on this machine, one a device (torchrun)."),
+    allow_change: bool = typer.Option(False, help="Resume although settings or corpus changed."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Train the adapter; the same command resumes where it stopped.
@@ -116,6 +117,9 @@ def train(
 
         raise typer.Exit(fleet.launch(config, processes))
     _talk("reading corpus and student")
+    from trainer import dataset
+
+    rows = dataset.read(loaded)  # what the corpus lacks is said before torch is loaded
     from trainer import train as room
 
     with _bar("train", "steps") as update:
@@ -126,6 +130,8 @@ def train(
                 log.steps,
                 f"epoch {log.epoch + 1}, loss {log.loss:.3f}, {log.tokens_per_s:,.0f} tokens/s",
             ),
+            rows=rows,
+            allow_change=allow_change,
         )
     loss = f", loss {done.loss:.3f}" if done.loss is not None else ""
     now = (

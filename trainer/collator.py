@@ -10,6 +10,7 @@ import torch
 
 from trainer.render import Example
 from trainer.segments import Group
+from trainer.varlen import Bounds, bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +22,14 @@ class Batch:
         position_ids: [1, tokens] int64, from 0 in every document.
         predict_at: [supervised] int64, positions whose logits are judged: one before each target.
         targets: [supervised] int64, the token to predict there.
-        segments: groups of documents for `segments.attend`.
+        segments: groups of documents for `segments.attend`; on CUDA their bounds, for `varlen.attend`.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     predict_at: torch.Tensor
     targets: torch.Tensor
-    segments: tuple[Group, ...]
+    segments: tuple[Group, ...] | Bounds
 
     @property
     def tokens(self) -> int:
@@ -39,6 +40,18 @@ class Batch:
     def supervised(self) -> int:
         """Tokens that count in the loss."""
         return self.targets.shape[0]
+
+
+def padding_of(packs: Sequence[Sequence[Example]]) -> float:
+    """Share of the cells that attention lays out, on CPU, and that hold no token, in [0, 1)."""
+    cells = tokens = 0
+    for pack in packs:
+        lengths = sorted((len(e.ids) - 1 for e in pack), reverse=True)
+        cuts = _cuts(lengths)
+        for first, last in zip(cuts, [*cuts[1:], len(lengths)], strict=True):
+            cells += lengths[first] * (last - first)
+        tokens += sum(lengths)
+    return 1 - tokens / cells if cells else 0.0
 
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
@@ -64,7 +77,7 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
         _tensor(positions, device)[None],
         _tensor(predict_at, device),
         _tensor(targets, device),
-        _groups(lengths, device),
+        bounds(lengths, device) if torch.device(device).type == "cuda" else _groups(lengths, device),
     )
 
 
@@ -72,12 +85,17 @@ def _tensor(array: np.ndarray[tuple[int], np.dtype[np.int64]], device: torch.dev
     return torch.from_numpy(array).to(device, non_blocking=True)
 
 
-def _groups(lengths: Sequence[int], device: torch.device | str) -> tuple[Group, ...]:
+def _cuts(lengths: Sequence[int]) -> list[int]:
     """Cut a falling list of lengths where a document is less than half its group's longest."""
     cuts = [0]
     for i, length in enumerate(lengths):
         if length * 2 < lengths[cuts[-1]]:
             cuts.append(i)
+    return cuts
+
+
+def _groups(lengths: Sequence[int], device: torch.device | str) -> tuple[Group, ...]:
+    cuts = _cuts(lengths)
     groups = []
     begin = 0
     for first, last in zip(cuts, [*cuts[1:], len(lengths)], strict=True):

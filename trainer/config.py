@@ -27,9 +27,16 @@ class _Frozen(BaseModel):
 
 
 class Student(_Frozen):
-    """The local model to tune: a folder with safetensors weights, tokenizer and chat template."""
+    """The local model to tune: a folder with safetensors weights, tokenizer and chat template.
+
+    Attributes:
+        template: a chat template to use instead of the folder's own; a part of a training's identity.
+        sha256: hash of the base (`trainer plan` prints it); another base is refused.
+    """
 
     base: str = Field(min_length=1)
+    template: str = ""
+    sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
 
 
 class Data(_Frozen):
@@ -74,6 +81,8 @@ class Train(_Frozen):
         lr_floor: share of the peak rate that the cosine ends at.
         clip: bound of the gradient's norm.
         save_every: steps between checkpoints; 0 means one at the end.
+        checkpointing: recompute activations in the backward pass; "planned" does so only where the memory
+            plan says that they would not fit.
         threads: CPU threads, 0 means as many as there are cores for this process.
     """
 
@@ -92,6 +101,7 @@ class Train(_Frozen):
     save_every: int = Field(default=200, ge=0)
     threads: int = Field(default=0, ge=0)
     device: Literal["cpu", "cuda", "fastest"] = "fastest"
+    checkpointing: Literal["never", "always", "planned"] = "planned"
 
     @property
     def pack_budget(self) -> int:
@@ -113,9 +123,16 @@ class Evaluate(_Frozen):
 
 
 class Out(_Frozen):
-    """Folder that receives adapter/, checkpoints/, train.jsonl, answers.jsonl and scorecard.json."""
+    """Folder that receives adapter/, checkpoints/, train.jsonl, answers.jsonl and scorecard.json.
+
+    Attributes:
+        name: what the student will be called (default: the folder's name); some terms ask for a prefix.
+        licence: id for its card; some terms force one. Empty: what the duties force.
+    """
 
     path: str = "out"
+    name: str = ""
+    licence: str = ""
 
 
 class TrainConfig(_Frozen):
@@ -144,6 +161,11 @@ class TrainConfig(_Frozen):
         return (self.root / self.student.base).resolve()
 
     @property
+    def template(self) -> Path | None:
+        """File of the chat template to use instead of the base's own."""
+        return (self.root / self.student.template).resolve() if self.student.template else None
+
+    @property
     def corpus(self) -> Path:
         """Folder of the corpus."""
         return (self.root / self.data.corpus).resolve()
@@ -152,6 +174,11 @@ class TrainConfig(_Frozen):
     def out_path(self) -> Path:
         """Folder of everything written."""
         return (self.root / self.out.path).resolve()
+
+    @property
+    def name(self) -> str:
+        """What the student is called."""
+        return self.out.name or self.out_path.name
 
     @property
     def sha256(self) -> str:

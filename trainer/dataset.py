@@ -1,4 +1,4 @@
-"""Corpus -> examples and held-out prompts; and the order in which examples are learned.
+"""Corpus -> samples to learn, held-out prompts, rendered examples. Loads no torch.
 
 A prompt is known by its content, so one text under two ids can't lie on both sides of the split.
 """
@@ -7,26 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from harvester.corpus import Corpus
-
-from harvester.errors import TermsRefused
 from harvester.journey import Outcome
 from harvester.schema import Sample
-from trainer.config import Data, Train, TrainConfig
-from trainer.errors import DataError
-from trainer.pack import pack
+from trainer import gate
+from trainer.config import Data, TrainConfig
+from trainer.errors import DataError, StudentError
 from trainer.render import Example, Renderer
 
 COLUMNS = [
     *("key", "prompt_id", "sample_index", "messages", "completion", "reasoning", "outcome", "finish_reason"),
-    *("reference", "metadata_json", "purpose", "terms_id", "teacher_id", "mock"),
+    *("reference", "metadata_json", "purpose", "terms_id", "teacher_id", "mock", "run_id"),
 ]
 
 
@@ -77,28 +73,13 @@ class Dataset:
         return [len(e.ids) - 1 for e in self.examples]
 
 
-def gate(lineages: Sequence[Mapping[str, Any]]) -> None:
-    """The second door of the terms: a corpus that can't name its terms record is not learned from.
-
-    Raises:
-        TermsRefused: a lineage names no terms record.
-    """
-    for lineage in lineages:
-        if not lineage.get("terms_id"):
-            teacher = lineage.get("teacher_id") or "unknown"
-            raise TermsRefused(
-                f"answers of {teacher} carry no terms record",
-                place="corpus",
-                remedy="harvest with [teacher] terms set; unknown terms mean no",
-            )
-
-
 def read(config: TrainConfig) -> Rows:
     """Read the corpus and split it by prompt. Loads no torch.
 
     Raises:
         DataError: no corpus, an empty one, or no row to learn from.
-        TermsRefused: see `gate`.
+        TermsRefused: see `gate.ask`.
+        StoreError, StoreCorrupt: a shard is missing or torn; its name is in the error.
     """
     if not config.corpus.is_dir():
         raise DataError(
@@ -106,12 +87,12 @@ def read(config: TrainConfig) -> Rows:
         )
     corpus = Corpus.open(config.corpus)
     lineages = tuple(corpus.lineages())
-    gate(lineages)
     samples = sorted(corpus.samples(COLUMNS), key=lambda s: (s.prompt_id, s.sample_index, s.key))
     if not samples:
         raise DataError(
             "the corpus is empty", place=str(config.corpus), remedy="`harvester run harvest.toml` fills it"
         )
+    gate.ask(config, lineages, {s.run_id for s in samples})
     excluded: Counter[str] = Counter()
     prompts = [prompt_key(s.messages) for s in samples]
     splits = [split_of(s, key, config.data) for s, key in zip(samples, prompts, strict=True)]
@@ -138,32 +119,48 @@ def read(config: TrainConfig) -> Rows:
     return Rows(tuple(train), _held_out(samples, splits, config.data), excluded, lineages)
 
 
-def render(rows: Rows, renderer: Renderer, config: TrainConfig) -> Dataset:
+def render(rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int = 0) -> Dataset:
     """Render the training pile.
 
+    Args:
+        vocabulary: rows of the student's embedding; 0 leaves ids unchecked.
+
     Raises:
-        DataError: every row is too long.
+        DataError: every row is too long, or none has a token to learn.
+        StudentError: the tokenizer makes ids that the student has no embedding for.
     """
     examples = renderer.examples(
         [s.messages for s in rows.train],
         [answer_of(s, config.data) for s in rows.train],
         [s.outcome != Outcome.TRUNCATED for s in rows.train],
     )
-    fitting = tuple(e for e in examples if len(e.ids) <= config.train.max_length)
-    excluded = Counter(rows.excluded)
-    if len(fitting) < len(examples):
-        excluded["too long"] += len(examples) - len(fitting)
+    reasons = [_unlearnable(e, config.train.max_length) for e in examples]
+    fitting = tuple(e for e, reason in zip(examples, reasons, strict=True) if not reason)
+    excluded = Counter(rows.excluded) + Counter(reason for reason in reasons if reason)
     if not fitting:
         raise DataError(
-            f"every row is longer than {config.train.max_length} tokens",
+            f"no row to learn from: all longer than {config.train.max_length} tokens, or with none to learn",
             place=str(config.corpus),
             remedy="raise [train] max_length",
+        )
+    highest = max(int(e.ids.max()) for e in fitting)
+    if vocabulary and highest >= vocabulary:
+        raise StudentError(
+            f"the tokenizer makes id {highest}, the student embeds ids below {vocabulary}",
+            place=str(config.base),
+            remedy="tokenizer and weights are not of one model",
         )
     digest = hashlib.sha256()
     for example in fitting:
         digest.update(f"{len(example.ids)} {example.prompt_length} ".encode())
         digest.update(example.ids.tobytes())
     return Dataset(fitting, excluded, digest.hexdigest())
+
+
+def _unlearnable(example: Example, max_length: int) -> str:
+    if len(example.ids) > max_length:  # never cut: a cut answer teaches to stop in the middle
+        return "too long"
+    return "" if example.supervised > 0 and example.prompt_length > 0 else "nothing supervised"
 
 
 def prompt_key(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -213,44 +210,3 @@ def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: Data) -> t
             sample.completion if not _unfit(sample, data) else None,
         )
     return tuple(found.values())
-
-
-class Order:
-    """Which examples each step learns: a pure function of (lengths, seed, epoch, step).
-
-    Args:
-        lengths: tokens each example feeds.
-    """
-
-    def __init__(self, lengths: Sequence[int], train: Train) -> None:
-        self._lengths = lengths
-        self._train = train
-        self._epoch = lru_cache(maxsize=2)(self._pack_epoch)
-        self._first = [0]
-        self.waste = 0.0
-        for epoch in range(train.epochs):
-            packs, waste = self._epoch(epoch)
-            self.waste += waste / train.epochs
-            self._first.append(self._first[-1] + -(-len(packs) // train.packs_per_step))
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole training."""
-        return self._first[-1]
-
-    def epoch_of(self, step: int) -> int:
-        """The epoch a step belongs to."""
-        return next(e for e in range(self._train.epochs) if step < self._first[e + 1])
-
-    def packs(self, step: int) -> tuple[tuple[int, ...], ...]:
-        """Example numbers of each pack of a step."""
-        epoch = self.epoch_of(step)
-        begin = (step - self._first[epoch]) * self._train.packs_per_step
-        return self._epoch(epoch)[0][begin : begin + self._train.packs_per_step]
-
-    def _pack_epoch(self, epoch: int) -> tuple[tuple[tuple[int, ...], ...], float]:
-        seed = int.from_bytes(hashlib.sha256(f"{self._train.seed}/{epoch}".encode()).digest()[:8])
-        packing = pack(self._lengths, self._train.pack_budget, seed=seed)
-        packs = list(packing.packs)
-        random.Random(seed).shuffle(packs)  # noqa: S311 - reproducible order, nothing secret
-        return tuple(packs), packing.waste

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer import dataset, model
+from trainer import dataset, model, weights
 from trainer.config import TrainConfig
 from trainer.render import Example, Renderer
 
@@ -38,12 +38,12 @@ def diagnose(config: TrainConfig) -> Diagnosis:
         DataError, StudentError: there is nothing to look at.
     """
     rows = dataset.read(config)
-    renderer = Renderer(model.load_tokenizer(config.base))
+    renderer = Renderer(model.load_tokenizer(config.base, config.template))
     data = dataset.render(rows, renderer, config)
     answers = [dataset.answer_of(s, config.data) for s in rows.train]
     rendered = renderer.examples([s.messages for s in rows.train], answers, [True] * len(answers))
     findings = [
-        *check(data.examples, renderer, vocabulary=model.vocabulary_of(config.base)),
+        *check(data.examples, renderer, vocabulary=weights.vocabulary_of(config.base)),
         *_verbatim(rendered, answers, renderer),
     ]
     shown = tuple(

@@ -10,6 +10,7 @@ HarvesterError                       message, place, remedy; knows its exit code
 │   └── CheckpointError              a checkpoint isn't what was written
 ├── ResumeRefused                2   configuration or corpus changed under a half-done training
 ├── StoreLocked                 75   another training holds the output folder
+├── OutOfMemory                  1   a pack does not fit the device; checkpoints are untouched
 ├── TrainingDiverged             1   loss or gradient kept being NaN or infinite
 ├── FindingsError                1   `doctor` found something fatal
 └── Interrupted            130/143   a signal; checkpointed; resumable
@@ -35,6 +36,7 @@ __all__ = [
     "FindingsError",
     "HarvesterError",
     "Interrupted",
+    "OutOfMemory",
     "ResumeRefused",
     "StoreError",
     "StoreFull",
@@ -73,4 +75,11 @@ class TrainingDiverged(HarvesterError):
     """Loss or gradient was NaN or infinite several steps in a row."""
 
     code = "diverged"
+    exit_code = 1
+
+
+class OutOfMemory(HarvesterError):
+    """A pack does not fit into the device's memory."""
+
+    code = "memory"
     exit_code = 1

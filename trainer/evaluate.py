@@ -40,7 +40,7 @@ def evaluate(config: TrainConfig, on_batch: Progress = lambda _who, _total, _don
             place=str(config.corpus),
             remedy=f"rows need a reference and {config.data.split_field!r} other than 'train', or eval_share",
         )
-    renderer = Renderer(model.load_tokenizer(config.base))
+    renderer = Renderer(model.load_tokenizer(config.base, config.template))
     prompts = renderer.prompts([h.messages for h in asked])
     said: dict[str, list[str]] = {}
     for who in ("base", "student"):

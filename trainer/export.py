@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from trainer import model
+from trainer import gate, model, weights
 from trainer.config import TrainConfig
 from trainer.dataset import Rows
 from trainer.errors import StudentError
@@ -93,7 +93,7 @@ def _card(config: TrainConfig, rows: Rows, renderer: Renderer, lineage: Mapping[
         rank=config.lora.rank,
         alpha=config.lora.alpha,
         target=config.lora.target if isinstance(config.lora.target, str) else ", ".join(config.lora.target),
-        base_sha256=model.base_sha256(config.base),
+        base_sha256=weights.base_sha256(config.base),
         rows=len(rows.train),
         seed=config.train.seed,
         epochs=config.train.epochs,
@@ -111,15 +111,15 @@ def merge(config: TrainConfig, folder: Path) -> dict[str, Any]:
         merged, reloaded from disk.
 
     Raises:
+        TermsRefused: the terms of its teachers do not permit to export this student.
         StudentError: no adapter, or the written weights don't reproduce its logits.
     """
     adapter = config.out_path / "adapter"
-    if not (adapter / "adapter_config.json").is_file():
-        raise StudentError(
-            "no adapter here", place=str(adapter), remedy="`trainer train train.toml` makes it"
-        )
+    weights.check_adapter(adapter)
+    lineages = weights.read_json(adapter / "lineage.json").get("lineages", [])
+    gate.ask(config, lineages, (), use="export")
     device = torch.device("cpu")
-    tokenizer = model.load_tokenizer(config.base)
+    tokenizer = model.load_tokenizer(config.base, config.template)
     size = min(len(tokenizer), 1 << 15)
     probe = torch.randint(size, (4, 64), generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional
+
+CHUNK = 1024  # rows of logits alive at once: 1024 x 152k x 4 bytes is 0.6 GB
 
 
 def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,3 +23,46 @@ def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torc
     wide = logits.float()
     correct = (wide.detach().argmax(dim=-1) == targets).sum()
     return functional.cross_entropy(wide, targets, reduction="sum"), correct
+
+
+def head_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`cross_entropy_sum` of a frozen output layer, in chunks: no [supervised, vocabulary] tensor is kept.
+
+    The gradient of `hidden` is made in the forward pass, where the logits are at hand (4 V H FLOP a row
+    instead of 6), and scaled in the backward pass; the frozen weight gets none.
+
+    Args:
+        hidden: [supervised, width]. weight: [vocabulary, width], frozen. bias: [vocabulary], frozen.
+    """
+    loss, correct = _HeadLoss.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+    return loss, correct
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden, weight, bias, targets = args
+        wanted = ctx.needs_input_grad[0]
+        slope = torch.empty_like(hidden) if wanted else None
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        for begin in range(0, hidden.shape[0], CHUNK):
+            rows = slice(begin, begin + CHUNK)
+            target = targets[rows]
+            logits = functional.linear(hidden[rows], weight, bias).float()
+            correct += (logits.argmax(dim=-1) == target).sum()
+            total = torch.logsumexp(logits, dim=-1, keepdim=True)
+            loss += (total - logits.gather(1, target[:, None])).sum()
+            if slope is not None:
+                share = logits.sub_(total).exp_()
+                share.scatter_add_(1, target[:, None], share.new_full((len(target), 1), -1.0))
+                slope[rows] = share.to(weight.dtype) @ weight
+        ctx.slope = slope
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return grads[0] * ctx.slope, None, None, None

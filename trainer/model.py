@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,78 +12,29 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from trainer import segments
+from trainer import segments, varlen
 from trainer.config import Train, TrainConfig
 from trainer.errors import ConfigError, StudentError
+from trainer.weights import check_adapter, check_base, template_of
 
 logging.disable_progress_bar()  # our own bar is the one on the screen
 logging.set_verbosity_error()
 
 
-def check_base(folder: Path) -> None:
-    """Refuse a base that is missing, would run code of its own, or holds pickled weights only.
-
-    Raises:
-        StudentError: what is wrong and what to do.
-    """
-    if not (folder / "config.json").is_file():
-        raise StudentError(
-            "no student here: config.json is missing",
-            place=str(folder),
-            remedy="set [student] base to a local folder in transformers' format; nothing is downloaded",
-        )
-    for name in ("config.json", "tokenizer_config.json"):
-        if "auto_map" in _json(folder / name):
-            raise StudentError(
-                "wants to run Python code of its own (auto_map)",
-                place=str(folder / name),
-                remedy="use a student whose architecture is part of transformers",
-            )
-    if not any(folder.glob("*.safetensors")):
-        raise StudentError(
-            "no *.safetensors weights",
-            place=str(folder),
-            remedy="convert the weights; pickled files are never loaded",
-        )
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise StudentError(f"not readable as JSON: {error}", place=str(path)) from None
-    return loaded if isinstance(loaded, dict) else {}
-
-
-def base_sha256(folder: Path) -> str:
-    """Hash of the base's configuration and weights; ties an adapter to the base it was made for."""
-    digest = hashlib.sha256()
-    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def vocabulary_of(folder: Path) -> int:
-    """Rows of the base's embedding, as its configuration tells."""
-    return int(_json(folder / "config.json").get("vocab_size", 0))
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The base's tokenizer, from disk only.
+def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
+    """The base's tokenizer, from disk only, with its own chat template or the one given.
 
     Raises:
         StudentError: missing or broken files.
     """
     check_base(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StudentError(f"tokenizer can't be read: {first_line(error)}", place=str(folder)) from None
+    if template is not None:
+        tokenizer.chat_template = template_of(template)
+    return tokenizer
 
 
 def device_of(train: Train) -> torch.device:
@@ -109,7 +57,18 @@ def set_threads(train: Train) -> None:
 
 def dtype_of(device: torch.device) -> torch.dtype:
     """Dtype of the frozen base: bf16 on CUDA, fp32 on CPU, where bf16 is neither fast nor exact."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}  # dense bf16 FLOP/s, vendor's sheets
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Arithmetic of the device in FLOP/s where it is known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
 def load_base(folder: Path, device: torch.device, attention: str = "sdpa") -> Any:
@@ -141,7 +100,8 @@ def with_adapter(config: TrainConfig, device: torch.device) -> Any:
     Raises:
         StudentError: no linear layer matches `[lora] target`.
     """
-    base = load_base(config.base, device, segments.register())
+    check_base(config.base, config.student.sha256)
+    base = load_base(config.base, device, varlen.register() if device.type == "cuda" else segments.register())
     lora = config.lora
     torch.manual_seed(config.train.seed)
     try:
@@ -173,10 +133,7 @@ def load_student(config: TrainConfig, adapter: Path, device: torch.device) -> An
     Raises:
         StudentError: no adapter there, or one that doesn't fit the base.
     """
-    if not (adapter / "adapter_config.json").is_file():
-        raise StudentError(
-            "no adapter here", place=str(adapter), remedy="`trainer train train.toml` makes it"
-        )
+    check_adapter(adapter)
     base = load_base(config.base, device)
     try:
         with warnings.catch_warnings():

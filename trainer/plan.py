@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from trainer import dataset, model
 from trainer.config import TrainConfig
-from trainer.errors import StudentError
+from trainer.order import Order
 from trainer.render import Renderer
+from trainer.weights import shapes_of, vocabulary_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +38,10 @@ def plan(config: TrainConfig) -> TrainPlan:
         DataError, StudentError: as `trainer train` would.
     """
     rows = dataset.read(config)
-    data = dataset.render(rows, Renderer(model.load_tokenizer(config.base)), config)
-    order = dataset.Order(data.lengths, config.train)
-    shapes = _shapes(config.base)
+    renderer = Renderer(model.load_tokenizer(config.base, config.template))
+    data = dataset.render(rows, renderer, config, vocabulary_of(config.base))
+    order = Order(data.lengths, config.train)
+    shapes = shapes_of(config.base)
     parameters = sum(_size(shape) for shape in shapes.values())
     adapter = sum(
         config.lora.rank * (shape[0] + shape[1]) for name, shape in shapes.items() if _is_linear(name, shape)
@@ -76,18 +76,6 @@ def _memory(config: TrainConfig, parameters: int, adapter: int) -> dict[str, int
         "activations": (10 * width + 3 * wide) * layers * tokens * element,
         "logits": vocabulary * tokens * 4 * 3,  # the upper bound: every position supervised
     }
-
-
-def _shapes(base: Path) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-    for path in sorted(base.glob("*.safetensors")):
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a mapping
-                    found[name] = tuple(file.get_slice(name).get_shape())
-        except Exception as error:  # noqa: BLE001 - safetensors raises its own kinds
-            raise StudentError(f"weights can't be read: {model.first_line(error)}", place=str(path)) from None
-    return found
 
 
 def _is_linear(name: str, shape: tuple[int, ...]) -> bool:

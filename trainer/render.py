@@ -8,6 +8,7 @@ followed by the template's own end of turn.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.errors import StudentError
+from trainer.hold import time_limit
 
 Ids = npt.NDArray[np.int32]
+TEMPLATE_S = 5.0  # a template is a program of others; sandboxed by transformers, bounded here
+DATE = "26 Jul 2024"  # what Llama 3's template falls back to: today's would change every prompt tomorrow
 _ANSWER = "\ue0f0answer\ue0f1"  # private use: no template trims or splits it
 _SPECIAL = "\ue0f2{}\ue0f3"
 
@@ -84,6 +88,11 @@ class Renderer:
         self._specials = sorted(_special_texts(tokenizer), key=len, reverse=True)
         self.shape = self._learn_shape()
 
+    @property
+    def template_sha256(self) -> str:
+        """Hash of the chat template's text."""
+        return hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()
+
     def prompts(self, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[int]]:
         """Ids of each row of messages, generation prompt included; what the model continues."""
         return self._encode([self._prompt_text(messages) for messages in rows])
@@ -116,9 +125,10 @@ class Renderer:
 
     def _template(self, messages: Sequence[Mapping[str, Any]], *, generation: bool) -> str:
         try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=generation
-            )
+            with time_limit(TEMPLATE_S):
+                text = self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=generation, date_string=DATE
+                )
         except Exception as error:  # noqa: BLE001 - jinja raises whatever the template's author chose
             raise StudentError(
                 f"the chat template refuses these messages: {error}",

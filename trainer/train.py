@@ -1,46 +1,28 @@
-"""The loop, one page: packs in order, one loss a step, checkpoints, an adapter at the end.
-
-A step's loss is the sum over the supervised tokens of all its packs, divided once by their number, so how a
-step is cut into packs changes nothing but memory.
-"""
+"""The loop, one page: packs in order, one loss a step, checkpoints, an adapter at the end."""
 
 from __future__ import annotations
 
-import json
 import math
+import resource
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer import checkpoint, dataset, export, folding, model, optim
-from trainer.collator import Batch, collate
+from trainer import checkpoint, dataset, export, flops, folding, model, optim, weights
+from trainer.collator import padding_of
 from trainer.config import TrainConfig
-from trainer.errors import Interrupted, ResumeRefused, TrainingDiverged
+from trainer.errors import Interrupted, ResumeRefused, StoreFull
 from trainer.hold import held, signals
-from trainer.losses import cross_entropy_sum
+from trainer.logbook import Logbook, StepLog
+from trainer.order import Order
 from trainer.render import Renderer
-
-MAX_BAD_STEPS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class StepLog:
-    """What a step did. Rates are since the last log line; loss is nats per supervised token."""
-
-    step: int
-    steps: int
-    epoch: int
-    loss: float
-    accuracy: float
-    grad_norm: float
-    lr: float
-    tokens_per_s: float
-    supervised_per_s: float
-    skipped: int
+from trainer.step import Learned, Stepper, check_moves
+from trainer.world import World, joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,34 +41,44 @@ class Trained:
     notes: tuple[str, ...]
 
 
-def train(config: TrainConfig, on_step: Callable[[StepLog], None] = lambda _: None) -> Trained:
+def train(
+    config: TrainConfig,
+    on_step: Callable[[StepLog], None] = lambda _: None,
+    *,
+    rows: dataset.Rows | None = None,
+    allow_change: bool = False,
+) -> Trained:
     """Train the adapter, or go on where the last run stopped.
 
+    Args:
+        rows: the corpus where it has been read already.
+        allow_change: go on under settings other than those of the checkpoint.
+
     Raises:
-        DataError, StudentError, ConfigError: nothing was started.
+        DataError, StudentError, ConfigError, TermsRefused: nothing was started.
         ResumeRefused: a half-done training of another configuration or corpus lies in the output folder.
         Interrupted: SIGTERM or SIGINT; the step was finished and checkpointed.
-        TrainingDiverged: several steps in a row had no finite loss or gradient.
+        TrainingDiverged, OutOfMemory: the last checkpoint is good.
     """
-    with held(config.out_path), signals() as asked:
+    with joined() as world, held(config.out_path) if world.leads else nullcontext(), signals() as asked:
         began = time.monotonic()
         model.set_threads(config.train)
         device = model.device_of(config.train)
-        rows = dataset.read(config)
-        renderer = Renderer(model.load_tokenizer(config.base))
-        data = dataset.render(rows, renderer, config)
-        order = dataset.Order(data.lengths, config.train)
-        student = model.with_adapter(config, device)
-        folding.fold(student)
-        run = _Run(config, data, order, student, device)
-        first = run.resume()
+        rows = rows or dataset.read(config)
+        renderer = Renderer(model.load_tokenizer(config.base, config.template))
+        data = dataset.render(rows, renderer, config, weights.vocabulary_of(config.base))
+        order = Order(data.lengths, config.train)
+        run = _Run(config, data, order, model.with_adapter(config, device), world)
+        run.template = renderer.template_sha256
+        run.logbook = Logbook(config.out_path, on_step, model.peak_flops(device)) if world.leads else None
+        first = run.resume(allow_change=allow_change)
         for step in range(first, order.steps):
-            run.step(step, on_step)
-            if asked:
+            stop = run.step(step, asked)
+            if stop:
                 run.save(step + 1)
                 raise Interrupted(
                     f"stopped after step {step + 1} of {order.steps}, checkpointed",
-                    signal_number=asked[0],
+                    signal_number=asked[0] if asked else 15,
                     remedy="the same command goes on from here",
                 )
             if config.train.save_every and (step + 1) % config.train.save_every == 0:
@@ -94,125 +86,105 @@ def train(config: TrainConfig, on_step: Callable[[StepLog], None] = lambda _: No
         if first < order.steps:
             run.save(order.steps)
         adapter = config.out_path / "adapter"
-        if first < order.steps or not (adapter / "adapter_config.json").exists():
-            export.write_adapter(student, renderer, config, rows)
+        if world.leads and (first < order.steps or not (adapter / "adapter_config.json").exists()):
+            export.write_adapter(run.student, renderer, config, rows)
+        world.wait()
         return run.summary(adapter, order.steps - first, time.monotonic() - began)
 
 
 class _Run:
-    """The moving parts of one training: student, optimiser, counters."""
+    """The moving parts of one training."""
+
+    logbook: Logbook | None = None
+    template = ""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        data: dataset.Dataset,
-        order: dataset.Order,
-        student: Any,
-        device: torch.device,
+        self, config: TrainConfig, data: dataset.Dataset, order: Order, student: Any, world: World
     ) -> None:
-        self.config, self.data, self.order, self.student, self.device = config, data, order, student, device
+        self.config, self.data, self.order, self.student, self.world = config, data, order, student, world
+        folding.fold(student)
         self.named = model.trainable(student)
         self.optimiser = optim.adamw(self.named.items(), config.train, config.lora)
+        self.stepper = Stepper(student, self.named, self.optimiser, config.train, world)
+        self.device = self.stepper.device
+        self.count = flops.counter(student)
         self.checkpoints = config.out_path / "checkpoints"
-        self.log = config.out_path / "train.jsonl"
-        self.notes: list[str] = []
-        self.tokens = self.skipped = self.bad_in_row = 0
+        self.notes = [
+            f"{self.device.type}, base {model.dtype_of(self.device)}, adapter torch.float32".replace(
+                "torch.", ""
+            )
+        ]
         self.loss: float | None = None
-        self._clock = time.monotonic()
-        self._since = [0, 0]  # tokens and supervised tokens since the last log line
         self._spent_s = 0.0
 
-    def step(self, step: int, on_step: Callable[[StepLog], None]) -> None:
-        """One optimiser update, or one skipped step."""
+    def step(self, step: int, asked: Sequence[int]) -> bool:
+        """One optimiser update or one skipped step; whether to stop after it."""
         began = time.monotonic()
         train = self.config.train
-        torch.manual_seed(train.seed * 1_000_003 + step)  # dropout is a function of (seed, step)
         packs = [[self.data.examples[i] for i in numbers] for numbers in self.order.packs(step)]
-        batches = [collate(examples, self.device) for examples in packs]
-        supervised = sum(batch.supervised for batch in batches)
-        loss = torch.zeros((), device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for batch in batches:
-            part, right = cross_entropy_sum(forward(self.student, batch), batch.targets)
-            (part / supervised).backward()  # type: ignore[no-untyped-call]
-            loss += part.detach()
-            correct += right
-        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), train.clip)
         lr = optim.set_lr(self.optimiser, optim.lr_factor(step, self.order.steps, train))
-        self._update(step, float(loss) / supervised, float(norm))
-        self.optimiser.zero_grad(set_to_none=True)
-        self._count(sum(batch.tokens for batch in batches), supervised, time.monotonic() - began)
-        if (step + 1) % train.log_every == 0 or step + 1 == self.order.steps:
-            self._report(step, int(correct) / supervised, float(norm), lr, on_step)
+        learned = self.stepper.learn(step, packs, asked=bool(asked))
+        logs = (step + 1) % train.log_every == 0 or step + 1 == self.order.steps
+        if step == 0:
+            check_moves(float(learned.norm))
+        if self.logbook is not None:
+            self.logbook.count(learned.tokens, learned.supervised, sum(map(self.count, packs)))
+        if logs or self.device.type == "cpu":  # elsewhere reading would make the device wait
+            self._look(step, learned, lr, padding_of(packs), logs=logs)
+        self._spent_s += time.monotonic() - began
+        return bool(learned.asked) if self.world.size > 1 else bool(asked)
 
-    def _update(self, step: int, loss: float, norm: float) -> None:
+    def _look(self, step: int, learned: Learned, lr: float, padding: float, *, logs: bool) -> None:
+        loss, norm = float(learned.loss), float(learned.norm)
         if math.isfinite(loss) and math.isfinite(norm):
-            self.optimiser.step()
-            self.loss, self.bad_in_row = loss, 0
-            return
-        self.skipped += 1
-        self.bad_in_row += 1
-        if self.bad_in_row >= MAX_BAD_STEPS:
-            raise TrainingDiverged(
-                f"loss or gradient was not finite {MAX_BAD_STEPS} steps in a row, the last at {step + 1}",
-                place=str(self.checkpoints),
-                remedy="lower [train] lr; the last checkpoint is good",
+            self.loss = loss
+        if logs and self.logbook is not None:
+            self.logbook.line(
+                {
+                    "step": step + 1,
+                    "steps": self.order.steps,
+                    "epoch": self.order.epoch_of(step),
+                    "loss": math.nan if self.loss is None else self.loss,
+                    "accuracy": float(learned.accuracy),
+                    "grad_norm": norm,
+                    "lr": lr,
+                    "skipped": self.stepper.skipped,
+                    "padding": padding,
+                    "memory_bytes": memory_bytes(self.device),
+                }
             )
+        self.stepper.check(step, str(self.checkpoints))
 
-    def _count(self, tokens: int, supervised: int, seconds: float) -> None:
-        self.tokens += tokens
-        self._since[0] += tokens
-        self._since[1] += supervised
-        self._spent_s += seconds
-
-    def _report(
-        self, step: int, accuracy: float, norm: float, lr: float, on_step: Callable[[StepLog], None]
-    ) -> None:
-        now = time.monotonic()
-        seconds = max(now - self._clock, 1e-9)
-        loss = self.loss if self.loss is not None else math.nan
-        line = StepLog(
-            step=step + 1,
-            steps=self.order.steps,
-            epoch=self.order.epoch_of(step),
-            loss=loss,
-            accuracy=accuracy,
-            grad_norm=norm,
-            lr=lr,
-            tokens_per_s=self._since[0] / seconds,
-            supervised_per_s=self._since[1] / seconds,
-            skipped=self.skipped,
-        )
-        self._clock, self._since = now, [0, 0]
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(line)) + "\n")
-        on_step(line)
-
-    def resume(self) -> int:
+    def resume(self, *, allow_change: bool) -> int:
         """Steps already done, after putting their state back."""
         found, skipped = checkpoint.newest(self.checkpoints)
         self.notes += [f"checkpoint skipped: {line}" for line in skipped]
-        self._clock = time.monotonic()
         if found is None:
             return 0
-        changed = changes(found.state.get("settings", {}), self._settings())
-        if changed:
+        changed = checkpoint.changes(found.state.get("settings", {}), self._settings())
+        if changed and not allow_change:
             raise ResumeRefused(
                 f"the training in this folder had other settings: {'; '.join(changed)}",
                 place=str(self.checkpoints),
-                remedy="set them back, choose another [out] path, or remove the checkpoints",
+                remedy="set them back, choose another [out] path, or say --allow-change",
             )
+        self.notes += [f"changed on the way: {line}" for line in changed]
         checkpoint.restore(found, self.optimiser, self.named)
-        self.skipped = int(found.state.get("skipped", 0))
+        self.stepper.skipped = int(found.state.get("skipped", 0))
         self.loss = found.state.get("loss")
         self.notes.append(f"resumed at step {found.step} of {self.order.steps}")
-        return found.step
+        return min(found.step, self.order.steps)
 
     def save(self, step: int) -> None:
-        """Write a checkpoint after `step` steps."""
-        state = {"settings": self._settings(), "skipped": self.skipped, "loss": self.loss}
+        """Write a checkpoint after `step` steps. Without room the older one stays, the training goes on."""
+        if not self.world.leads:
+            return
+        state = {"settings": self._settings(), "skipped": self.stepper.skipped, "loss": self.loss}
         moments = checkpoint.moments_of(self.optimiser, self.named)
-        checkpoint.save(self.checkpoints, checkpoint.Checkpoint(step, state, self.named, moments))
+        try:
+            checkpoint.save(self.checkpoints, checkpoint.Checkpoint(step, state, self.named, moments))
+        except StoreFull as error:
+            self.notes.append(f"warning: {error.message}; the last good checkpoint is kept")
 
     def _settings(self) -> dict[str, Any]:
         """Everything the weights depend on, flat, so that a difference can be named."""
@@ -225,39 +197,29 @@ class _Run:
             **flat,
             "train.threads": threads,
             "corpus": self.data.sha256,
-            "base": model.base_sha256(self.config.base),
+            "base": weights.base_sha256(self.config.base),
+            "template": self.template,
         }
 
     def summary(self, adapter: Path, steps_now: int, wall_s: float) -> Trained:
         """The closing values."""
+        tokens = self.logbook.tokens if self.logbook else 0
         return Trained(
             adapter=str(adapter),
             steps=self.order.steps,
             steps_now=steps_now,
             examples=len(self.data.examples),
             excluded=dict(self.data.excluded),
-            tokens=self.tokens,
+            tokens=tokens,
             loss=self.loss,
-            tokens_per_s=self.tokens / self._spent_s if self._spent_s else 0.0,
+            tokens_per_s=tokens / self._spent_s if self._spent_s else 0.0,
             wall_s=wall_s,
             notes=tuple(self.notes),
         )
 
 
-def forward(student: Any, batch: Batch) -> torch.Tensor:
-    """Logits [supervised, vocabulary] of a packed row: the head runs on judged positions only."""
-    out = student(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=batch.predict_at,
-        segments=batch.segments,
-    )
-    logits: torch.Tensor = out.logits[0]
-    return logits
-
-
-def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """One phrase for each setting that differs."""
-    keys = sorted({*before, *now})
-    return [f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in keys if before.get(k) != now.get(k)]
+def memory_bytes(device: torch.device) -> int:
+    """Most memory used so far: allocated on CUDA, resident on CPU (Linux counts KiB)."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

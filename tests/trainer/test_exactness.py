@@ -12,7 +12,7 @@ from trainer import folding, model
 from trainer.collator import collate
 from trainer.losses import cross_entropy_sum
 from trainer.render import Example
-from trainer.train import forward
+from trainer.step import forward
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainer import tiny
-from trainer import checkpoint, dataset, export, model
+from trainer import checkpoint, dataset, export, model, step
 from trainer import config as settings
 from trainer.errors import DataError, Interrupted, ResumeRefused, StoreLocked, TrainingDiverged
 from trainer.evaluate import evaluate
 from trainer.hold import held
+from trainer.order import Order
 from trainer.render import Renderer
-from trainer.train import forward, train
+from trainer.train import train
 
 
 def adapter_of(config) -> dict[str, torch.Tensor]:
@@ -125,9 +126,9 @@ def test_an_interrupted_training_ends_in_the_same_bits(tmp_path, dropout):
     steps = train(whole).steps
     assert steps > 8
     parts = settings.load(tiny.train_toml(tmp_path / "parts", rows, **shape))
-    for step in (1, 3, 7):
+    for at in (1, 3, 7):
         with pytest.raises(Interrupted) as caught:
-            train(parts, stop_after(step))
+            train(parts, stop_after(at))
         assert caught.value.exit_code == 143
     done = train(parts)
     assert done.steps_now == steps - 7
@@ -179,14 +180,15 @@ def test_a_loss_that_is_not_finite_is_skipped_then_stops(tmp_path, monkeypatch):
 
     def poisoned(student, batch):
         calls.append(1)
-        logits = forward(student, batch)
-        return logits * float("nan") if len(calls) in {2, 4, 5, 6} else logits
+        loss, correct = honest(student, batch)
+        return (loss * float("nan") if len(calls) in {2, 4, 5, 6} else loss), correct
 
-    monkeypatch.setattr("trainer.train.forward", poisoned)
+    honest = step.loss_of
+    monkeypatch.setattr(step, "loss_of", poisoned)
     logs = []
     with pytest.raises(TrainingDiverged):
         train(config, logs.append)
-    assert [log.skipped for log in logs] == [0, 1, 1, 2, 3]
+    assert [log.skipped for log in logs] == [0, 1, 1, 2, 3, 4]
     assert all(log.loss == log.loss for log in logs)  # never averaged with a NaN
 
 
@@ -240,12 +242,12 @@ def test_a_corpus_without_completions_says_so(tmp_path):
 def test_the_order_is_a_function_of_seed_and_step():
     shape = settings.Train(epochs=3, batch_tokens=64, max_length=32)
     lengths = [8 + i % 9 for i in range(100)]
-    one, two = dataset.Order(lengths, shape), dataset.Order(lengths, shape)
+    one, two = Order(lengths, shape), Order(lengths, shape)
     assert [one.packs(s) for s in range(one.steps)] == [two.packs(s) for s in reversed(range(one.steps))][
         ::-1
     ]
     for epoch in range(3):
         seen = [i for s in range(one.steps) if one.epoch_of(s) == epoch for p in one.packs(s) for i in p]
         assert sorted(seen) == list(range(100))
-    other = dataset.Order(lengths, shape.model_copy(update={"seed": 1}))
+    other = Order(lengths, shape.model_copy(update={"seed": 1}))
     assert one.packs(0) != other.packs(0)

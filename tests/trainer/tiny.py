@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harvester import schema
+from harvester.shard_file import writer_of
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -73,6 +73,7 @@ def sample(number: int, prompt: str, completion: str | None, **more: Any) -> sch
         "teacher_id": "http://127.0.0.1/v1|mock",
         "terms_id": "mock-teacher",
         "mock": True,
+        "run_id": "run-1",
         **more,
     }
     return schema.Sample(**row)
@@ -89,11 +90,33 @@ def skill(count: int, *, held_out: int = 0) -> list[schema.Sample]:
     return rows
 
 
-def corpus(folder: Path, rows: Iterable[schema.Sample]) -> Path:
+def lineage(**changes: Any) -> dict[str, Any]:
+    """Who taught: the mock teacher, under its own record."""
+    return {
+        "run_id": "run-1",
+        "teacher_id": "http://127.0.0.1/v1|mock",
+        "host": "127.0.0.1",
+        "model": "mock-teacher",
+        "terms_id": "mock-teacher",
+        "permission_sha256": "",
+        "purpose": "train",
+        "mock": True,
+        "duties": [],
+        **changes,
+    }
+
+
+def corpus(
+    folder: Path, rows: Iterable[schema.Sample], lineages: Sequence[dict[str, Any]] | None = None
+) -> Path:
     """Shards in a folder."""
     shards = folder / "shards"
     shards.mkdir(parents=True, exist_ok=True)
-    pq.write_table(schema.to_table(rows), shards / "00000.parquet")
+    with (
+        (shards / "00000.parquet").open("wb") as sink,
+        writer_of(sink, [lineage()] if lineages is None else lineages) as writer,
+    ):
+        writer.write_table(schema.to_table(rows).cast(writer.schema))
     return folder
 
 

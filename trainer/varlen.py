@@ -1,0 +1,96 @@
+"""Attention by segment bounds on CUDA: torch's variable-length kernel, no padding, no mask.
+
+The kernel's signature moved between torch 2.11 (`is_causal`) and 2.13 (`window_size`, `enable_gqa`); it is
+asked what it takes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from trainer.errors import StudentError
+
+NAME = "distil_varlen"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Where documents begin in a row.
+
+    Attributes:
+        starts: [documents + 1] int32, from 0 to the row's tokens.
+        longest: tokens of the longest document.
+    """
+
+    starts: torch.Tensor
+    longest: int
+
+
+def bounds(lengths: Sequence[int], device: torch.device | str) -> Bounds:
+    """Bounds of documents that lie one after the other."""
+    starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    torch.cumsum(torch.tensor(lengths, dtype=torch.int32), 0, out=starts[1:])
+    return Bounds(starts.to(device, non_blocking=True), max(lengths))
+
+
+def attend(  # noqa: PLR0913 - the signature is transformers'
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    segments: Bounds | None = None,
+    **extra: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each document; shapes as in `segments.attend`.
+
+    Raises:
+        StudentError: the model asks for something this kernel would silently leave out.
+    """
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if extra.get(name) is not None]
+    if attention_mask is not None or segments is None or dropout or unknown:
+        raise StudentError(
+            f"packed attention can't honour {', '.join(unknown) or 'a mask or dropout'}",
+            remedy="use a student of the Llama, Qwen or Mistral family",
+        )
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, dim]
+    kernel = _kernel()
+    takes = inspect.signature(kernel).parameters
+    options: dict[str, Any] = {"scale": scaling} if scaling is not None else {}
+    window = extra.get("sliding_window")
+    if "window_size" in takes:
+        options["window_size"] = (int(window) - 1 if window else -1, 0)
+    elif window and segments.longest > window:
+        raise StudentError("this torch has no sliding window for packed attention", remedy="torch >= 2.13")
+    else:
+        options["is_causal"] = True
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in takes:
+            options["enable_gqa"] = True
+        else:
+            repeats = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    at, longest = segments.starts, segments.longest
+    out = kernel(q, k, v, at, at, longest, longest, **options)
+    return out[None], None
+
+
+def _kernel() -> Any:
+    from torch.nn.attention.varlen import varlen_attn  # loads CUDA's operators; absent on some builds
+
+    return varlen_attn
+
+
+def register() -> str:
+    """Make `NAME` known to transformers; returns it."""
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, lambda *_args, **_kwargs: None)
+    return NAME
