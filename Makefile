@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-slow check lint types floors format bench clean
+.PHONY: help demo test test-slow torture-trainer check lint types floors format bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -22,6 +22,9 @@ test: $(STAMP)  ## the default suite
 
 test-slow: $(STAMP)  ## what the default suite leaves out
 	$(BIN)/python -m pytest -m 'slow'
+
+torture-trainer: $(STAMP)  ## 200 kills of a training, each resumed to the same bits
+	$(BIN)/python -m pytest -m torture tests/trainer
 
 check: lint types floors  ## ruff, mypy, import floors, README tree
 

@@ -115,7 +115,7 @@ def train(
     if processes > 1:
         from trainer import fleet
 
-        raise typer.Exit(fleet.launch(config, processes))
+        raise typer.Exit(fleet.launch(config, processes, allow_change=allow_change))
     _talk("reading corpus and student")
     from trainer import dataset
 
@@ -139,6 +139,8 @@ def train(
         if done.steps_now
         else "complete already"
     )
+    if os.environ.get("RANK", "0") != "0":
+        return  # one process of a fleet talks
     lines = [
         *done.notes,
         f"examples {done.examples:,}{_excluded(done.excluded)}; {done.steps:,} steps, {now}{loss}",

@@ -9,7 +9,7 @@ from pathlib import Path
 from trainer.errors import ConfigError
 
 
-def launch(config: Path, processes: int) -> int:
+def launch(config: Path, processes: int, *, allow_change: bool = False) -> int:
     """Run `trainer train CONFIG` in `processes` processes on this machine; returns the exit code.
 
     Raises:
@@ -18,5 +18,6 @@ def launch(config: Path, processes: int) -> int:
     if processes < 2:
         raise ConfigError("a fleet has at least two processes", place="--processes", remedy="leave it out")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run([*command, "-m", "trainer", "train", str(config), "--json"], check=False)
+    flags = ["--json", *(["--allow-change"] if allow_change else [])]
+    done = subprocess.run([*command, "-m", "trainer", "train", str(config), *flags], check=False)
     return done.returncode
