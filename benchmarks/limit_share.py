@@ -79,7 +79,7 @@ def measure(case: Case, seconds: float) -> tuple[list[tuple[float, Snapshot]], d
         return seen, mock.state()
 
 
-async def _run(  # noqa: PLR0913
+async def _run(
     config: HarvestConfig,
     case: Case,
     mock: RunningMock,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from harvester.breaker import Breaker
 from harvester.clock import Clock
-from harvester.errors import AttemptTimeout, RateLimited, TeacherError
+from harvester.errors import AttemptTimeout, ConnectionBroken, RateLimited, TeacherError, TeacherUnavailable
 from harvester.limiter import Charge, Limiter
 
 UNNAMED_PAUSE_S = 0.5
@@ -24,12 +25,42 @@ class NotSent(Exception):
     """The pass is draining: this request was not sent and stays open for the next run."""
 
 
-class Admission:
-    """Lets requests through to one endpoint under its limiter."""
+class Parked(Exception):
+    """The teacher wants longer than our patience: the pass ends here, and a later one goes on."""
 
-    def __init__(self, limiter: Limiter, clock: Clock) -> None:
+    def __init__(self, wait_s: float, why: str) -> None:
+        super().__init__(why)
+        self.wait_s = wait_s
+        self.why = why
+
+
+class Moved(Exception):
+    """This endpoint fell out while the request stood in its line; another one is up."""
+
+
+class Admission:
+    """Lets requests through to one endpoint under its limiter and its breaker.
+
+    Args:
+        patience_s: longest single wait, and longest time without any answer, before the pass parks.
+        elsewhere: whether another endpoint is up.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        limiter: Limiter,
+        clock: Clock,
+        *,
+        patience_s: float = math.inf,
+        elsewhere: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.endpoint = endpoint
         self.limiter = limiter
         self.clock = clock
+        self.breaker = Breaker()
+        self._patience_s = patience_s
+        self._elsewhere = elsewhere
         self.draining = asyncio.Event()
         self.moved = asyncio.Event()
         self._line = asyncio.Lock()
@@ -46,11 +77,26 @@ class Admission:
         """What holds the next request back, "" when nothing does."""
         return self.limiter.why(Charge(0, 0), self.clock.now()) if self._in_line else ""
 
+    @property
+    def is_out(self) -> bool:
+        """Ejected, or asked to wait beyond our patience."""
+        return self.breaker.is_open or (self.limiter.paused_until - self.clock.now() > self._patience_s)
+
+    def load(self) -> tuple[int, float]:
+        """The least is chosen: a look at one that fell out, then the emptiest line, then those out."""
+        window = self.limiter.window
+        if self.is_out:
+            may_look = not self._in_line and not window.in_flight
+            return (0 if may_look and self.clock.now() >= self.limiter.paused_until else 2), 0.0
+        return 1, (self._in_line + window.in_flight) / window.size
+
     async def enter(self, charge: Charge) -> float:
         """Wait for a turn; returns the time of entry. Every entry needs one `leave`.
 
         Raises:
             NotSent: the pass drains.
+            Parked: the wait is longer than our patience.
+            Moved: the endpoint fell out meanwhile, and another one is up.
         """
         if self.draining.is_set():
             raise NotSent
@@ -64,12 +110,23 @@ class Admission:
         try:
             async with self._line:
                 while (wait_s := self.limiter.wait_s(charge, self.clock.now())) > 0:
+                    self._look_around(wait_s)
                     self.moved.clear()
                     await self.clock.wait(self.moved, wait_s)
                     if self.draining.is_set():
                         raise NotSent
         finally:
             self._in_line -= 1
+
+    def _look_around(self, wait_s: float) -> None:
+        """Raise when waiting here is of no use."""
+        if self.is_out and self._elsewhere():
+            raise Moved
+        if self._patience_s < wait_s < math.inf:
+            raise Parked(wait_s, self.why())
+        down_s = self.breaker.down_s(self.clock.now())
+        if down_s > self._patience_s:
+            raise Parked(wait_s, f"no answer from {self.endpoint} for {down_s:.0f} s")
 
     def leave(self) -> None:
         """The place in the window is free again."""
@@ -81,6 +138,7 @@ class Admission:
     ) -> None:
         """An answer came and named what it used, and perhaps the limits."""
         self._refused_in_a_row = 0
+        self.breaker.answered()
         self.limiter.learn(headers, self.clock.now())
         self.limiter.pace.accepted(entered_at)
         self.limiter.settle(reserved, actual, self.clock.now())
@@ -90,7 +148,7 @@ class Admission:
         """Nothing left this machine."""
         self.limiter.refund(reserved, self.clock.now())
 
-    def failed(self, error: TeacherError, reserved: Charge, entered_at: float) -> None:
+    def failed(self, error: TeacherError, key: bytes, reserved: Charge, entered_at: float) -> None:
         """An attempt failed; the error says what the teacher may have counted.
 
         Not connected: all comes back. A 4xx counts as a request without tokens. After a timeout or a
@@ -113,6 +171,18 @@ class Admission:
             self._taught_at = now
         if isinstance(error, RateLimited) and (told or entered_at > self._taught_at):
             self.limiter.pause(self._pause_s(error), now, _ASKED if told else "refused without a time")
+
+        elif isinstance(error, TeacherUnavailable | AttemptTimeout | ConnectionBroken):
+            self._broke(key, reached=error.status is not None or error.maybe_billed)
+
+    def _broke(self, key: bytes, *, reached: bool) -> None:
+        now = self.clock.now()
+        pause_s = self.breaker.failed(key, now, reached=reached)
+        if pause_s is not None:
+            window = self.limiter.window
+            window.size, window.threshold = 1.0, window.ceiling  # one goes to look, then quickly more
+            self.limiter.pause(pause_s, now, "the teacher fails; next look")
+            self.moved.set()
 
     def _pause_s(self, error: TeacherError) -> float:
         if error.retry_after_s is not None:

@@ -19,6 +19,8 @@ from harvester.errors import BrokenAnswer, TeacherError
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 60.0
+RETRY_SHARE = 0.1
+RETRIES_ON_CREDIT = 20.0
 BROKEN_ANSWER_ATTEMPTS = 3
 """A 200 without a completion was probably billed: two further tries, then a dead letter."""
 
@@ -54,12 +56,36 @@ class wait_at_least_asked(wait_base):  # noqa: N801
         return (asked or 0.0) + self.other(retry_state)
 
 
+class Allowance:
+    """The retry budget of a whole run: one retry for ten first tries, twenty on credit, and one a second.
+
+    What would pass it waits, so that a struggling teacher meets little more than the ordinary traffic.
+    """
+
+    def __init__(self) -> None:
+        self._level = RETRIES_ON_CREDIT
+        self._at: float | None = None
+
+    def first_try(self) -> None:
+        """A request was sent for the first time."""
+        self._level = min(RETRIES_ON_CREDIT, self._level + RETRY_SHARE)
+
+    def retry(self, now: float) -> float:
+        """Take one retry; seconds until it may go, for it may be owed."""
+        if self._at is not None:
+            self._level = min(RETRIES_ON_CREDIT, self._level + max(0.0, now - self._at))
+        self._at = now
+        self._level -= 1
+        return max(0.0, -self._level)
+
+
 @dataclass(slots=True)
 class Backoff:
     """The law of one run. `chance` makes the jitter repeatable in tests."""
 
     max_attempts: int = 5
     chance: random.Random = field(default_factory=random.Random)
+    allowance: Allowance = field(default_factory=Allowance)
 
     def wait_s(self, error: TeacherError, attempts: int) -> float | None:
         """Seconds until the next try after `attempts` tries, None when this was the last."""

@@ -157,18 +157,22 @@ class Client:
         A teacher without a list of models passes.
 
         Raises:
-            TeacherRefused: unreachable, not authorised, or the model is not among those listed.
+            TeacherRefused: none can be reached, not authorised, or the model is not among those listed.
         """
+        lost: TeacherRefused | None = None
+        reached = 0
         for base in self._teacher.base_urls:
             url = httpx.URL(f"{base}/models")
             try:
                 answer = await self._exchange("GET", url, base, self._headers, b"")
             except TeacherError as error:
-                raise TeacherRefused(
+                lost = TeacherRefused(
                     f"the teacher can't be reached: {error.message}",
                     place=_place(url),
                     remedy="is it running, and is base_url right?",
-                ) from error
+                )
+                continue
+            reached += 1
             if answer.status in {401, 402, 403} or 300 <= answer.status < 400:
                 raise self._refusal(answer, url)
             models = _models(answer.body) if answer.status == 200 else []
@@ -179,6 +183,8 @@ class Client:
                     place=_place(url),
                     remedy=f"set model to one of: {shown}",
                 )
+        if lost is not None and not reached:
+            raise lost
 
     async def _exchange(
         self, method: str, url: httpx.URL, endpoint: str, headers: httpx.Headers, content: bytes

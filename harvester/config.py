@@ -164,6 +164,7 @@ class Run(_Frozen):
     purpose: Literal["train", "eval"] = "train"
     epoch: int = Field(default=0, ge=0)
     trust_env: bool = False
+    patience_s: Positive = 600
 
 
 class HarvestConfig(_Frozen):

@@ -10,23 +10,23 @@ import asyncio
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 from harvester.admission import NotSent
-from harvester.backoff import Backoff
-from harvester.budget import Budget
 from harvester.client import Client
 from harvester.clock import Clock, SystemClock
-from harvester.config import Budget as Ceilings
 from harvester.config import HarvestConfig
+from harvester.doubts import Doubts
 from harvester.errors import HarvesterError, StoppedAtLimit
 from harvester.flights import Flights, answer_record, dead_record
 from harvester.group_commit import GroupCommit
 from harvester.journey import Request
-from harvester.limiter import Limiter
+from harvester.laws import laws_of
 from harvester.metrics import (
     COMPLETE,
     INTERRUPTED,
     LIMIT_BUDGET,
+    LIMIT_PARKED,
     LIMIT_ROWS,
     LIMIT_RUNTIME,
     PassLimits,
@@ -36,7 +36,7 @@ from harvester.metrics import (
     snapshot,
 )
 from harvester.scribe import Scribe
-from harvester.teacher import Answered, GaveUp, Laws, Teacher
+from harvester.teacher import Answered, GaveUp, Parked, Teacher
 
 __all__ = ["PassLimits", "PassResult", "Snapshot", "harvest"]
 
@@ -68,7 +68,7 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
         on_progress: gets a Snapshot every 0.2 s and once at the end, whatever the ending.
 
     Returns:
-        The ending ("complete", "interrupted", "rows", "budget", "runtime") and the counts.
+        The ending ("complete", "interrupted", "rows", "budget", "runtime", "parked") and the counts.
 
     Raises:
         TeacherRefused: after everything on the wire was stored.
@@ -81,22 +81,9 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
         one.scribe = Scribe(writer, one.fail)
         one.flights = Flights(one.scribe, one.tally)
         await one.scribe.start()
-        laws = Laws(
-            Limiter(config.teacher.limits, chosen.now()),
-            _budget(config.budget, limits),
-            Backoff(config.run.max_attempts),
-            chosen,
-            config.teacher.price,
-        )
-        one.teacher = Teacher(client, config.teacher.base_url, laws, one.scribe, one.tally, run_id)
+        laws = laws_of(config, limits, chosen)
+        one.teacher = Teacher(client, laws, one.scribe, one.tally, run_id)
         return await one.run(feed, stop)
-
-
-def _budget(ceilings: Ceilings, limits: PassLimits) -> Budget:
-    """The lower of the file's and the command line's ceilings."""
-    usd = [value for value in (ceilings.usd, limits.usd) if value is not None]
-    tokens = [value for value in (ceilings.tokens, limits.tokens) if value is not None]
-    return Budget(tokens=min(tokens, default=None), microusd=int(min(usd) * 1_000_000) if usd else None)
 
 
 class _Pass:
@@ -121,7 +108,9 @@ class _Pass:
         self.size = config.teacher.limits.max_concurrency
         self.tally = Tally()
         self.queue: asyncio.Queue[Request | None] = asyncio.Queue(maxsize=self.size)
+        self.doubts = Doubts()
         self.ending = COMPLETE
+        self.detail = ""
         self.error: HarvesterError | None = None
         self.draining = asyncio.Event()
         self.probed = False
@@ -136,6 +125,7 @@ class _Pass:
                 ]
                 await group.create_task(self._feed(feed))
                 await asyncio.wait(crew)
+                self._write_off()
                 await self.scribe.flush()
                 for aide in aides:
                     aide.cancel()
@@ -145,7 +135,7 @@ class _Pass:
             self.on_progress(self.snapshot())
         if self.error is not None:
             raise self.error
-        return PassResult(self.ending, self.snapshot())
+        return PassResult(self.ending, self.snapshot(), self.detail)
 
     def fail(self, error: HarvesterError) -> None:
         """The pass can't go on; the first reason counts."""
@@ -200,6 +190,9 @@ class _Pass:
                 self._keep(request, await self.teacher.ask(request))
             except NotSent:
                 self.flights.drop(request)
+            except Parked as parked:
+                self.flights.drop(request)
+                self._park(parked)
             except StoppedAtLimit:
                 self.flights.drop(request)
                 self._drain(LIMIT_BUDGET)
@@ -211,6 +204,7 @@ class _Pass:
 
     def _keep(self, request: Request, answered: Answered) -> None:
         record = answer_record(request, answered)
+        self._write_off()
 
         def stored() -> None:
             tally = self.tally
@@ -224,7 +218,29 @@ class _Pass:
 
         self.scribe.submit(record, stored)
 
+    def _park(self, parked: Parked) -> None:
+        if not self.draining.is_set():
+            at = datetime.fromtimestamp(self.clock.wall() + parked.wait_s, UTC)
+            self.detail = f"{parked.why}; go on after {at:%Y-%m-%d %H:%M:%S} UTC"
+        self._drain(LIMIT_PARKED)
+
     def _give_up(self, request: Request, gone: GaveUp) -> None:
+        meaning = self.doubts.add(request, gone)
+        if meaning is None:
+            return
+        for doubtful, _ in self.doubts.take():
+            self.flights.drop(doubtful)
+        if isinstance(meaning, Parked):
+            self._park(meaning)
+        else:
+            self.fail(meaning)
+
+    def _write_off(self) -> None:
+        """Others were answered, or the feed is at its end: what failed is a dead letter."""
+        for request, gone in self.doubts.take():
+            self._bury(request, gone)
+
+    def _bury(self, request: Request, gone: GaveUp) -> None:
         def stored() -> None:
             self.tally.dead += 1
             self.flights.land(request)
@@ -249,7 +265,10 @@ class _Pass:
 
     def snapshot(self) -> Snapshot:
         """The counts now."""
-        window = self.teacher.window
+        windows = self.teacher.windows
         return snapshot(
-            self.tally, in_flight=window.in_flight, window=int(window.size), why=self.teacher.why()
+            self.tally,
+            in_flight=sum(window.in_flight for window in windows),
+            window=sum(int(window.size) for window in windows),
+            why=self.teacher.why(),
         )

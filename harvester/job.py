@@ -52,6 +52,7 @@ class Summary:
     sealed_rows: int
     store: str
     resume: str
+    detail: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For --json and run.json."""
@@ -64,6 +65,8 @@ class Summary:
             f"{self.from_cache:,} from cache, {self.dead:,} failed, cost ${self.cost_microusd / 1e6:.4f}",
             f"answers lie in {self.store}/shards ({self.sealed_rows:,} sealed now)",
         ]
+        if self.detail:
+            said.insert(1, f"why: {self.detail}")
         if self.possibly_billed:
             said.append(f"{self.possibly_billed:,} attempts were possibly billed without an answer to hold")
         if self.dead:
@@ -169,7 +172,7 @@ def _summary(prepared: Prepared, run_id: str, result: PassResult, exit_code: int
     return Summary(
         run_id, result.ending, exit_code, prepared.rows_total, counts.requests_sent, counts.answers_stored,
         counts.from_cache, counts.duplicates, counts.dead, counts.possibly_billed, counts.cost_microusd,
-        sealed, str(prepared.store), f"harvester run {prepared.path}",
+        sealed, str(prepared.store), f"harvester run {prepared.path}", result.detail,
     )  # fmt: skip
 
 

@@ -42,6 +42,7 @@ class Request:
         input_tokens: estimated prompt tokens.
         output_tokens: tokens to reserve for the answer (`max_tokens`, or a default guess).
         reserved_microusd: price of both at the configured rates, in millionths of a dollar.
+        most_tokens, most_microusd: what it can't exceed; the budget sets that aside.
     """
 
     key: bytes
@@ -51,6 +52,8 @@ class Request:
     input_tokens: int = 0
     output_tokens: int = 0
     reserved_microusd: int = 0
+    most_tokens: int = 0
+    most_microusd: int = 0
 
 
 class Outcome(StrEnum):

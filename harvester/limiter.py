@@ -51,6 +51,10 @@ class Bucket:
         self.level = 1.0
         self._at = now
 
+    def save_up(self, capacity: float, rate: float) -> None:
+        """Hold so much at once, all of it now: half a day's allowance, the other half over the day."""
+        self.capacity, self.rate, self.level = max(1.0, capacity), rate, max(1.0, capacity)
+
     def change(self, rate: float, now: float) -> None:
         """Another rate from now on; what was saved or owed stays, within the new capacity."""
         self.refill(now)
@@ -139,6 +143,8 @@ class Limiter:
             if limit is not None:
                 self._configured[name] = limit / span_s
                 self.buckets[name] = Bucket(name, limit / span_s, now)
+                if span_s == DAY_S:
+                    self.buckets[name].save_up(limit / 2, limit / 2 / span_s)
 
     def wait_s(self, charge: Charge, now: float) -> float:
         """Seconds until this charge may pass: 0 now, infinity when only a release can tell."""

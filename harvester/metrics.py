@@ -69,6 +69,7 @@ INTERRUPTED = "interrupted"
 LIMIT_ROWS = "rows"
 LIMIT_BUDGET = "budget"
 LIMIT_RUNTIME = "runtime"
+LIMIT_PARKED = "parked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +122,11 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
-    """How a pass ended (complete, interrupted, rows, budget, runtime) and what it did."""
+    """How a pass ended (complete, interrupted, rows, budget, runtime, parked), what it did, and why."""
 
     ending: str
     counts: Snapshot
+    detail: str = ""
 
 
 def snapshot(tally: Tally, *, in_flight: int = 0, window: int = 0, why: str = "") -> Snapshot:

@@ -12,7 +12,7 @@ from collections import deque
 CUT_TO = 0.95
 GROWTH_PER_S = 0.005
 ACCELERATION = 0.003
-"""Relative growth per second is 0.005 + 0.003 t^2, t seconds after the cut: 5 % after 3 s, twofold after 9 s."""
+"""Relative growth per second is 0.005 + 0.003 t^2, t seconds after a cut: 4 % at 3 s, twofold at 9 s."""
 SHORT_S, LONG_S = 1.0, 10.0
 ENOUGH = 20
 FEWEST = 3

@@ -5,6 +5,7 @@ Pure and streaming: one request at a time, never a list of all rows.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,6 +18,11 @@ from harvester.keys import request_key
 TOKENS_PER_MESSAGE = 4
 DEFAULT_OUTPUT_TOKENS = 1024
 """Reserved for an answer when no `max_tokens` is configured."""
+MOST_OUTPUT_TOKENS = 32_768
+"""What the budget takes for the longest possible answer when no `max_tokens` bounds it."""
+MOST_TOKENS_OF_IMAGE = 4096
+FRAME_TOKENS = 64
+"""What a chat template adds around messages and tools at most: 64, and 16 for each message."""
 
 
 def requests(prompts: Iterable[Prompt], config: HarvestConfig) -> Iterator[Request]:
@@ -54,7 +60,9 @@ def _dress(prompt: Prompt, config: HarvestConfig, fixed: dict[str, Any], sample_
     if seed is not None and config.sampling.samples > 1:
         body["seed"] = seed + sample_index
     input_tokens = sum(_size(message) for message in messages)
-    output_tokens = _ceiling(body)
+    ceiling = _ceiling(body)
+    output_tokens = ceiling or DEFAULT_OUTPUT_TOKENS
+    most_in, most_out = _most_input(body), (ceiling or MOST_OUTPUT_TOKENS) * _choices(body)
     return Request(
         key=request_key(config.teacher.base_url, body, sample_index, config.run.epoch),
         prompt=prompt,
@@ -63,6 +71,8 @@ def _dress(prompt: Prompt, config: HarvestConfig, fixed: dict[str, Any], sample_
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         reserved_microusd=cost_microusd(config.teacher.price, input_tokens, output_tokens),
+        most_tokens=most_in + most_out,
+        most_microusd=cost_microusd(config.teacher.price, most_in, most_out),
     )
 
 
@@ -106,9 +116,33 @@ def _size(message: Message) -> int:
     return TOKENS_PER_MESSAGE + estimate_tokens(text_bytes)
 
 
+def _most_input(body: dict[str, Any]) -> int:
+    """More tokens than any tokenizer makes of this: none spends less than a byte on a token."""
+    messages = body["messages"]
+    extras = [body[name] for name in ("tools", "functions", "response_format") if name in body]
+    images = sum(
+        isinstance(part, dict) and part.get("type") not in {None, "text"}
+        for message in messages
+        if isinstance(message.get("content"), list)
+        for part in message["content"]
+    )
+    text_bytes = sum(_bytes(message) for message in messages) + sum(_bytes(extra) for extra in extras)
+    return FRAME_TOKENS + 16 * len(messages) + MOST_TOKENS_OF_IMAGE * images + text_bytes
+
+
+def _bytes(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _choices(body: dict[str, Any]) -> int:
+    n = body.get("n")
+    return n if isinstance(n, int) and n > 0 else 1
+
+
 def _ceiling(body: dict[str, Any]) -> int:
+    """Tokens the answer is limited to, 0 for no limit."""
     for name in ("max_completion_tokens", "max_tokens"):
         value = body.get(name)
         if isinstance(value, int) and value > 0:
             return value
-    return DEFAULT_OUTPUT_TOKENS
+    return 0

@@ -8,24 +8,23 @@ answer is recorded; the answer itself is recorded by whoever asked.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from harvester import completion
-from harvester.admission import Admission, NotSent
-from harvester.backoff import Backoff
-from harvester.budget import Budget, Room
-from harvester.clock import Clock
-from harvester.config import Price
+from harvester.admission import Admission, Moved, NotSent, Parked
+from harvester.budget import Room
 from harvester.errors import RateLimited, StoppedAtLimit, TeacherError, TeacherRefused
 from harvester.journey import Completion, RawAnswer, Request
-from harvester.limiter import Charge, Limiter, Window
+from harvester.laws import Laws
+from harvester.limiter import Charge, Window
 from harvester.metrics import Tally
 from harvester.plan import cost_microusd
 from harvester.records import Failure, Intent, Refund
 from harvester.scribe import Scribe
+
+__all__ = ["Answered", "Attempt", "GaveUp", "Parked", "Sender", "Teacher"]
 
 
 class Sender(Protocol):
@@ -51,6 +50,7 @@ class Attempt:
     request: Request
     charge: Charge
     number: int
+    endpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,39 +67,32 @@ class Answered:
 Ask = Callable[[Attempt], Awaitable[Answered]]
 
 
-@dataclass(slots=True)
-class Laws:
-    """The values that govern one endpoint in one pass."""
-
-    limiter: Limiter
-    budget: Budget
-    backoff: Backoff
-    clock: Clock
-    price: Price | None = None
-
-
 class Teacher:
-    """Asks one endpoint under its laws.
+    """Asks one teacher, at whichever of its endpoints is least loaded, under its laws.
 
     Args:
         client: sends one attempt.
-        endpoint: base URL.
-        laws: limiter, budget, backoff and clock.
+        laws: limiters, budget, backoff and clock.
         scribe: keeps intents and failures.
         tally: counts attempts, errors, waits.
         run_id: goes into each intent.
     """
 
-    def __init__(
-        self, client: Sender, endpoint: str, laws: Laws, scribe: Scribe, tally: Tally, run_id: str
-    ) -> None:
+    def __init__(self, client: Sender, laws: Laws, scribe: Scribe, tally: Tally, run_id: str) -> None:
         self._client = client
-        self._endpoint = endpoint
         self._laws = laws
         self._scribe = scribe
         self._tally = tally
         self._run_id = run_id
-        self._door = Admission(laws.limiter, laws.clock)
+        self._doors = [
+            Admission(
+                endpoint, limiter, laws.clock,
+                patience_s=laws.patience_s,
+                elsewhere=lambda: any(not door.is_out for door in self._doors),
+            )
+            for endpoint, limiter in laws.limiters.items()
+        ]  # fmt: skip
+        self._settled = asyncio.Event()
         self._onion = self._compose()
 
     def _compose(self) -> Ask:
@@ -114,53 +107,80 @@ class Teacher:
             TeacherRefused: no prompt will.
             StoppedAtLimit: the budget does not allow it.
             NotSent: the pass began to drain before it left.
+            Parked: the teacher asks for more patience than we have.
             StoreError: an intent could not be written.
         """
+        self._laws.backoff.allowance.first_try()
         return await self._onion(Attempt(request, Charge(request.input_tokens, request.output_tokens), 1))
 
     def drain(self) -> None:
         """Admit nobody any more; who is on the wire finishes, who waits gets NotSent."""
-        self._door.drain()
+        for door in self._doors:
+            door.drain()
+        self._settled.set()
 
     @property
-    def window(self) -> Window:
-        """The window of requests in flight."""
-        return self._laws.limiter.window
+    def windows(self) -> list[Window]:
+        """The window of requests in flight at each endpoint."""
+        return [door.limiter.window for door in self._doors]
 
     def why(self) -> str:
         """What holds the next request back, "" when nothing does."""
-        return self._door.why()
+        return next((why for door in self._doors if (why := door.why())), "")
 
     def _retrying(self, inner: Ask) -> Ask:
         async def ask(attempt: Attempt) -> Answered:
+            unreached = 0
             while True:
                 try:
                     return await inner(attempt)
                 except RateLimited:
                     continue  # the limiter is paused by now; no attempt is consumed
                 except TeacherError as error:
-                    wait_s = self._laws.backoff.wait_s(error, attempt.number)
-                    if wait_s is None and isinstance(error, TeacherRefused):
-                        raise
-                    if wait_s is None:
-                        raise GaveUp(error, attempt.number) from error
-                    self._tally.retries += 1
-                    await self._laws.clock.wait(self._door.draining, wait_s)  # `enter` sees a drain
-                    attempt = replace(attempt, number=attempt.number + 1)
+                    # What never left costs no attempt; the breaker and our patience bound it.
+                    left = error.is_permanent or error.status is not None or error.maybe_billed
+                    unreached += not left
+                    wait_s = self._wait_s(error, attempt.number if left else min(unreached, 2))
+                    # `enter` sees a drain
+                    await self._laws.clock.wait(self._doors[0].draining, wait_s)
+                    attempt = replace(attempt, number=attempt.number + left)
 
         return ask
 
-    def _limited(self, inner: Ask) -> Ask:
-        door = self._door
+    def _wait_s(self, error: TeacherError, attempts: int) -> float:
+        """Seconds until the next try; raises when there is none."""
+        laws = self._laws
+        wait_s = laws.backoff.wait_s(error, attempts)
+        if wait_s is not None:
+            self._tally.retries += 1
+            return max(wait_s, laws.backoff.allowance.retry(laws.clock.now()))
+        if isinstance(error, TeacherRefused):
+            raise error
+        if error.error_code == "html":
+            raise TeacherRefused(
+                f"a web page came instead of an answer: {error.message}", status=error.status,
+                raw=error.raw, place=error.place, remedy="is base_url right, or is a sign-in page between?",
+            ) from error  # fmt: skip
+        raise GaveUp(error, attempts) from error
 
+    def _limited(self, inner: Ask) -> Ask:
         async def ask(attempt: Attempt) -> Answered:
-            attempt = replace(attempt, charge=self._laws.limiter.likely(attempt.charge))
-            entered_at = await door.enter(attempt.charge)
+            request = attempt.request
+            asked = Charge(request.input_tokens, request.output_tokens)
+            while True:
+                door = min(self._doors, key=Admission.load)
+                charge = door.limiter.likely(asked)
+                try:
+                    entered_at = await door.enter(charge)
+                    break
+                except Moved:
+                    continue
+            attempt = replace(attempt, charge=charge, endpoint=door.endpoint)
             try:
                 answered = await inner(attempt)
             except TeacherError as error:
                 self._tally.rate_limited += isinstance(error, RateLimited)
-                door.failed(error, attempt.charge, entered_at)
+                door.failed(error, request.key, attempt.charge, entered_at)
                 raise
             except (NotSent, StoppedAtLimit):
                 door.not_sent(attempt.charge)
@@ -179,14 +199,20 @@ class Teacher:
         budget = self._laws.budget
 
         async def ask(attempt: Attempt) -> Answered:
+            try:
+                return await within(attempt)
+            finally:
+                self._settled.set()  # whoever waits for room looks again
+
+        async def within(attempt: Attempt) -> Answered:
             request = attempt.request
-            reserved = (request.input_tokens + request.output_tokens, request.reserved_microusd)
+            reserved = (request.most_tokens, request.most_microusd)
             while (room := budget.reserve(*reserved)) is not Room.GRANTED:
                 if room is Room.NEVER:
                     raise StoppedAtLimit("the budget is used up", remedy="raise [budget], then resume")
-                await self._laws.clock.wait(self._door.moved, math.inf)
-                self._door.moved.clear()
-                if self._door.draining.is_set():
+                self._settled.clear()
+                await self._settled.wait()
+                if self._doors[0].draining.is_set():
                     raise NotSent
             try:
                 answered = await inner(attempt)
@@ -198,7 +224,9 @@ class Teacher:
                 budget.settle(reserved, reserved)
                 raise
             usage = answered.completion.usage
-            budget.settle(reserved, (usage.input_tokens + usage.output_tokens, answered.cost_microusd))
+            billed = (usage.input_tokens + usage.output_tokens, answered.cost_microusd)
+            # Without a count from the teacher the reservation stands: a ceiling errs on the safe side.
+            budget.settle(reserved, billed if usage.source == "reported" else reserved)
             return answered
 
         return ask
@@ -207,16 +235,15 @@ class Teacher:
         """Intent, send, parse; a failure or refund is recorded before anyone hears of it."""
         request, clock, tally = attempt.request, self._laws.clock, self._tally
         attempt_id = self._scribe.attempt_id()
-        tokens = request.input_tokens + request.output_tokens
         await self._scribe.durable(
             Intent(
-                attempt_id, request.key, self._run_id, self._endpoint, clock.wall(), tokens,
-                request.reserved_microusd,
+                attempt_id, request.key, self._run_id, attempt.endpoint, clock.wall(),
+                request.most_tokens, request.most_microusd,
             )
         )  # fmt: skip
         tally.requests_sent += 1
         try:
-            raw = await self._client.send(request, self._endpoint)
+            raw = await self._client.send(request, attempt.endpoint)
             parsed = completion.parse(raw.body, input_tokens=request.input_tokens)
         except TeacherError as error:
             self._record(error, attempt_id, request.key)

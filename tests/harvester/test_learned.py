@@ -50,8 +50,16 @@ def test_a_limit_in_every_form(
     assert (one.name, one.rate, one.remaining) == (name, pytest.approx(rate), remaining)
 
 
-@given(st.dictionaries(st.sampled_from(["x-ratelimit-limit-requests", "x-ratelimit-reset-requests", "date",
-    "anthropic-ratelimit-tokens-limit", "ratelimit-reset", "ratelimit-limit"]), st.text(max_size=30)))  # fmt: skip
+NAMES = (
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-reset-requests",
+    "date",
+    "ratelimit-limit",
+    "ratelimit-reset",
+)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), st.text(max_size=30)))
 def test_no_header_crashes_or_gives_an_impossible_rate(headers: dict[str, str]) -> None:
     for one in told(headers):
         assert 0 < one.rate < float("inf")

@@ -1,0 +1,56 @@
+"""The laws of one pass, built from its configuration: limiters, budget, backoff, patience."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harvester.backoff import Backoff
+from harvester.budget import Budget
+from harvester.clock import Clock
+from harvester.config import HarvestConfig, Price, Teacher
+from harvester.limiter import Limiter
+from harvester.metrics import PassLimits
+
+
+@dataclass(slots=True)
+class Laws:
+    """The values that govern one pass; a limiter for each endpoint, by base URL."""
+
+    limiters: Mapping[str, Limiter]
+    budget: Budget
+    backoff: Backoff
+    clock: Clock
+    price: Price | None = None
+    patience_s: float = math.inf
+
+
+def laws_of(config: HarvestConfig, limits: PassLimits, clock: Clock) -> Laws:
+    """The laws that a configuration and the ceilings of one pass make."""
+    return Laws(
+        _limiters(config.teacher, clock.now()),
+        _budget(config, limits),
+        Backoff(config.run.max_attempts),
+        clock,
+        config.teacher.price,
+        config.run.patience_s,
+    )
+
+
+def _limiters(teacher: Teacher, now: float) -> dict[str, Limiter]:
+    """One for each address; the limits belong to the credential, so each gets its part of them."""
+    shares = {
+        name: value / len(teacher.base_urls)
+        for name, value in teacher.limits.model_dump(exclude={"max_concurrency"}).items()
+        if value is not None
+    }
+    limits = teacher.limits.model_copy(update=shares)
+    return {url: Limiter(limits, now) for url in teacher.base_urls}
+
+
+def _budget(config: HarvestConfig, limits: PassLimits) -> Budget:
+    """The lower of the file's and the command line's ceilings."""
+    usd = [value for value in (config.budget.usd, limits.usd) if value is not None]
+    tokens = [value for value in (config.budget.tokens, limits.tokens) if value is not None]
+    return Budget(tokens=min(tokens, default=None), microusd=int(min(usd) * 1_000_000) if usd else None)
