@@ -6,19 +6,15 @@ they run.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from trainer import __version__
+from trainer.console import bar, emit, excluded, marked, table, talk, visible
 from trainer.errors import HarvesterError
 
 EXIT_CODES = """Exit codes: 0 complete, 1 doctor found a fatal fault or the training diverged, 2 usage,
@@ -66,13 +62,13 @@ def plan(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
     told = asdict(room.plan(loaded))
     memory = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in told["memory"].items())
     lines = [
-        f"examples {told['examples']:,}, held out {told['held_out']:,}{_excluded(told['excluded'])}",
+        f"examples {told['examples']:,}, held out {told['held_out']:,}{excluded(told['excluded'])}",
         f"tokens per epoch {told['tokens_per_epoch']:,}, supervised {told['supervised_per_epoch']:,}",
         f"steps {told['steps']:,} of {told['packs_per_step']} packs, empty seats {told['pack_waste']:.1%}",
         f"parameters: base {told['base_parameters']:,}, adapter {told['adapter_parameters']:,}",
         f"memory in MiB: {memory}",
     ]
-    _emit(told, lines, as_json=as_json)
+    emit(told, lines, as_json=as_json)
 
 
 @app.command()
@@ -90,8 +86,8 @@ def doctor(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
     found = room.diagnose(loaded)
     if not as_json:
         for shown in found.shown:
-            typer.echo(f"{_visible(shown.prompt_id)}: {_marked(shown.tokens)}")
-    _emit(asdict(found), [f"examples {found.examples:,}{_excluded(found.excluded)}"], as_json=as_json)
+            typer.echo(f"{visible(shown.prompt_id)}: {marked(shown.tokens)}")
+    emit(asdict(found), [f"examples {found.examples:,}{excluded(found.excluded)}"], as_json=as_json)
     if found.findings:
         raise FindingsError(
             "; ".join(found.findings), place=str(config), remedy="repair template, tokenizer or corpus"
@@ -116,13 +112,13 @@ def train(
         from trainer import fleet
 
         raise typer.Exit(fleet.launch(config, processes, allow_change=allow_change))
-    _talk("reading corpus and student")
+    talk("reading corpus and student")
     from trainer import dataset
 
     rows = dataset.read(loaded)  # what the corpus lacks is said before torch is loaded
     from trainer import train as room
 
-    with _bar("train", "steps") as update:
+    with bar("train", "steps") as update:
         done = room.train(
             loaded,
             lambda log: update(
@@ -143,10 +139,10 @@ def train(
         return  # one process of a fleet talks
     lines = [
         *done.notes,
-        f"examples {done.examples:,}{_excluded(done.excluded)}; {done.steps:,} steps, {now}{loss}",
+        f"examples {done.examples:,}{excluded(done.excluded)}; {done.steps:,} steps, {now}{loss}",
         f"adapter in {done.adapter}",
     ]
-    _emit(asdict(done), lines, as_json=as_json)
+    emit(asdict(done), lines, as_json=as_json)
 
 
 @app.command()
@@ -158,17 +154,17 @@ def evaluate(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
     from trainer import config as settings
 
     loaded = settings.load(config)
-    _talk("reading corpus and student")
+    talk("reading corpus and student")
     from trainer import evaluate as room
 
-    with _bar("score", "prompts") as update:
+    with bar("score", "prompts") as update:
         offset = {"base": 0, "student": 1}
         card = room.evaluate(
             loaded, lambda who, total, done: update(offset[who] * total + done, 2 * total, who)
         )
     where = str(loaded.out_path / "scorecard.json")
-    _table(card)
-    _emit({**card, "scorecard": where}, [f"scorecard in {where}"], as_json=as_json)
+    table(card)
+    emit({**card, "scorecard": where}, [f"scorecard in {where}"], as_json=as_json)
 
 
 @app.command()
@@ -188,7 +184,37 @@ def export(
 
     parity = room.merge(loaded, out)
     said = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in parity.items())
-    _emit({**parity, "merged": str(out)}, [f"merged student in {out}: {said}"], as_json=as_json)
+    emit({**parity, "merged": str(out)}, [f"merged student in {out}: {said}"], as_json=as_json)
+
+
+@app.command()
+def trace(
+    adapter: Path = typer.Argument(..., help="Folder of an adapter.", show_default=False),
+    row: str | None = typer.Argument(None, help="Prompt id, or the start of a key; none: check everything."),
+    corpus: Path | None = typer.Option(None, help="The corpus; needed to follow a row."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Follow a learned row back to its request, teacher and terms, or check the whole hash tree.
+
+    Example: trainer trace data/demo/adapter skills-sum-train-0353 --corpus data/demo/store
+    """
+    from trainer import trace as room
+    from trainer.errors import ConfigError, FindingsError
+
+    if row is not None:
+        if corpus is None:
+            raise ConfigError(
+                "to follow a row the corpus is needed", place=row, remedy="name it with --corpus"
+            )
+        told = room.trace(adapter, row, corpus)
+        emit(told, [f"{name:<15} {value}" for name, value in told.items()], as_json=as_json)
+        return
+    found = room.verify(adapter, corpus)
+    tree, leaves = room.read(adapter)
+    lines = [f"{len(leaves):,} learned rows, root {tree['root']}", *(f"  {one}" for one in found)]
+    emit({"root": tree["root"], "rows": len(leaves), "findings": found}, lines, as_json=as_json)
+    if found:
+        raise FindingsError(f"{len(found)} findings", place=str(adapter))
 
 
 def main() -> None:
@@ -199,93 +225,11 @@ def main() -> None:
     try:
         app()
     except HarvesterError as error:
-        _talk(f"error[{error.code}]: {error.message}")
+        talk(f"error[{error.code}]: {error.message}")
         if error.place:
-            _talk(f"  where   {error.place}")
+            talk(f"  where   {error.place}")
         if error.remedy:
-            _talk(f"  remedy  {error.remedy}")
+            talk(f"  remedy  {error.remedy}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _emit(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(data, ensure_ascii=False, default=str))
-        return
-    for line in lines:
-        typer.echo(_visible(line))
-
-
-def _talk(line: str) -> None:
-    typer.echo(_visible(line), err=True)
-
-
-def _visible(text: str) -> str:
-    """Control characters as escapes: teacher text can't steer a terminal."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t " else c.encode("unicode_escape").decode() for c in text
-    )
-
-
-def _excluded(reasons: Mapping[str, int]) -> str:
-    return "".join(f"; left out {count:,} {reason}" for reason, count in sorted(reasons.items()))
-
-
-def _marked(tokens: Sequence[tuple[str, bool]]) -> str:
-    """Tokens as one line, a dot between them; what is supervised is green, or in ⟦⟧ without a terminal."""
-    said = []
-    for supervised, run in groupby(tokens, key=lambda token: token[1]):
-        text = "·".join(_visible(piece).replace("\n", "\\n") for piece, _ in run)
-        if supervised:
-            text = typer.style(text, fg=typer.colors.GREEN) if sys.stdout.isatty() else f"⟦{text}⟧"
-        said.append(text)
-    return "".join(said)
-
-
-def _table(card: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"accuracy on {card['split'].replace('_', ' ')} prompts, 95 % intervals")
-    for name, side in (("task", "left"), *((who, "right") for who in ("base", "student", "teacher"))):
-        table.add_column(name, justify="left" if side == "left" else "right")
-    extra = {f"{name} (macro)": split["macro"] for name, split in card["splits"].items()}
-    for name, row in {**card["tasks"], "macro": card["macro"], **extra}.items():
-        cells = [
-            f"{row[w]['accuracy']:.1%} ({row[w]['low']:.0%}–{row[w]['high']:.0%})"
-            for w in ("base", "student", "teacher")
-        ]
-        table.add_row(name.replace("_", " "), *cells, style="bold" if name == "macro" else "")
-    console = Console(stderr=True)
-    console.print(table)
-    low, high = card["recovery_low"], card["recovery_high"]
-    console.print(f"recovery (student / teacher) {card['recovery']:.3f} ({low:.2f}–{high:.2f})")
-
-
-@contextmanager
-def _bar(title: str, noun: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr; without a terminal, a plain line at each fifth of the way."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        fifth = -1
-
-        def plain(done: int, total: int, said: str) -> None:
-            nonlocal fifth
-            if done * 5 // max(total, 1) != fifth:
-                fifth = done * 5 // max(total, 1)
-                _talk(f"{title}: {done:,}/{total:,} {noun}, {said}")
-
-        yield plain
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[said]}"), console=console) as progress:
-        bar = progress.add_task(title, total=None, said="")
-
-        def paint(done: int, total: int, said: str) -> None:
-            progress.update(bar, completed=done, total=total, said=said)
-
-        yield paint

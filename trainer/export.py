@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from trainer import gate, model, weights
+from trainer import gate, model, trace, weights
 from trainer.config import TrainConfig
 from trainer.dataset import Rows
 from trainer.errors import StudentError
@@ -61,6 +61,7 @@ def write_adapter(student: Any, renderer: Renderer, config: TrainConfig, rows: R
     lineage = lineage_of(rows)
     (aside / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
     (aside / "README.md").write_text(_card(config, rows, renderer, lineage), encoding="utf-8")
+    trace.write(aside, (trace.leaf_of(sample) for sample in rows.train), rows.lineages)
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     return final
