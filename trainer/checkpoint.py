@@ -177,7 +177,8 @@ def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    # no newline at the end: every byte that is cut off breaks the JSON
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, default=str), encoding="utf-8")
 
 
 def _fsync(path: Path) -> None:

@@ -23,7 +23,7 @@ from trainer.train import train
 def live(told: dict[str, Any]) -> int:
     os.environ.update(told["env"])
     importlib.reload(failpoints)  # reads the environment once, at import
-    with open(os.devnull, "w") as nowhere:
+    with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     try:
         train(settings.load(told["toml"]))

@@ -1,0 +1,47 @@
+"""The real command line, run in this process: exit code, stdout, stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.trainer import tiny
+from trainer import cli
+
+Door = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def door(monkeypatch, capsys) -> Door:
+    """`door("train", toml)` -> (exit code, stdout, stderr)."""
+
+    def knock(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["trainer", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return knock
+
+
+@pytest.fixture
+def toml(tmp_path) -> Path:
+    """A small training of some ten steps, a checkpoint after each."""
+    return tiny.train_toml(
+        tmp_path,
+        tiny.skill(40, held_out=4),
+        train={"epochs": 2, "log_every": 1, "save_every": 1, "pack_tokens": 128, "warmup": 0.0},
+    )
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    import json
+
+    return [json.loads(line) for line in path.read_text().splitlines()]
