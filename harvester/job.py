@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from harvester import __version__, doors, prompts, report, shards
+from harvester import __version__, compaction, doors, prompts, report, shards
 from harvester.corpus import Corpus
 from harvester.errors import HarvesterError, StoppedAtLimit, StoreError, TooManyFailures
 from harvester.group_commit import GroupCommit
@@ -32,6 +32,8 @@ from harvester.signals import handled
 
 T = TypeVar("T")
 ABORTED = "aborted"
+SEAL_EVERY_S = 5.0
+_END = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ async def _live(
 ) -> Summary:
     heart = Heart(prepared.store, run_id, prepared.rows_total, watch)
     beat = asyncio.create_task(heart.beat())
+    sealing = asyncio.create_task(_seal_along(prepared, writer))
     stop = asyncio.Event()
     error: HarvesterError | None = None
     with handled(stop) as caught:
@@ -134,9 +137,10 @@ async def _live(
             result = PassResult(ABORTED, heart.latest)
         except HarvesterError as raised:
             result, error = PassResult(raised.code, heart.latest), raised
-    beat.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await beat
+    for aide in (beat, sealing):
+        aide.cancel()
+        with contextlib.suppress(asyncio.CancelledError, StoreError):  # a failed sealing is met again below
+            await aide
     exit_code = error.exit_code if error else _exit_code(result, caught.number, prepared)
     sealed = (
         0 if isinstance(error, StoreError) else await _settle(prepared, run_id, writer, result, exit_code)
@@ -147,6 +151,27 @@ async def _live(
     return _summary(prepared, run_id, result, exit_code, sealed)
 
 
+async def _seal_along(prepared: Prepared, writer: GroupCommit) -> None:
+    """Seal what fills a shard while the harvest goes on: a slice, then whatever was submitted meanwhile."""
+    target = int(prepared.config.store.shard_mib * 1024 * 1024)
+    while True:
+        await asyncio.sleep(SEAL_EVERY_S)
+        steps = await _on_writer(
+            writer,
+            lambda j: shards.seal_steps(j, prepared.store, target_bytes=target, everything=False),
+        )
+        await _in_slices(writer, steps)
+
+
+async def _in_slices(writer: GroupCommit, steps: Generator[None, None, object]) -> None:
+    """Run a generator's steps on the writer thread; cut short, it is closed there."""
+    try:
+        while await _on_writer(writer, lambda _: next(steps, _END)) is not _END:
+            pass
+    finally:
+        writer.call(lambda _: steps.close())
+
+
 async def _settle(
     prepared: Prepared, run_id: str, writer: GroupCommit, result: PassResult, exit_code: int
 ) -> int:
@@ -154,6 +179,8 @@ async def _settle(
     target = int(prepared.config.store.shard_mib * 1024 * 1024)
     store = prepared.store
     sealed = await _on_writer(writer, lambda j: shards.seal(j, store, target_bytes=target, everything=True))
+    steps = await _on_writer(writer, lambda j: compaction.compact_steps(j, store, target_bytes=target))
+    await _in_slices(writer, steps)
     await _on_writer(writer, lambda j: j.end_run(run_id, result.ending, exit_code, time.time()))
     await _on_writer(writer, lambda j: j.write_dead_letters(store))
     return sealed.rows

@@ -3,6 +3,7 @@
 One shard: write under a hidden name, read back and compare, fsync, rename, fsync the folder, then manifest
 row, key index and removal of the bodies in one transaction. A file that was renamed when the process died
 is adopted by the next sealing, so no reader of the folder ever sees its rows vanish or come twice.
+`seal_steps` does it in slices, so that a living harvest commits between them.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ FOLDER = "shards"
 NAME = re.compile(r"part-(\d{8})-([0-9a-f]{16})\.parquet\Z")
 ROWS_PER_GROUP = 2048
 BYTES_PER_GROUP = 16 * 1024 * 1024
+ROWS_PER_SLICE = 256
+"""Most rows turned into samples at a time: about 20 ms during which nothing is committed."""
 EXPECTED_COMPRESSION = 3
 """Stored bytes a byte of shard; only decides when a shard is worth writing."""
 
@@ -72,18 +75,37 @@ def seal(journal: Journal, store: Path, *, target_bytes: int, everything: bool) 
     Raises:
         StoreError, StoreFull, StoreCorrupt: what was sealed before stays sealed, the rest stays journalled.
     """
+    steps = seal_steps(journal, store, target_bytes=target_bytes, everything=everything)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: SealResult = end.value
+            return result
+
+
+def seal_steps(
+    journal: Journal, store: Path, *, target_bytes: int, everything: bool
+) -> Generator[None, None, SealResult]:
+    """`seal` in slices: each `next` runs one on the thread that owns the journal, which may write in between.
+
+    At most one of them at a time; one that is closed early leaves its answers journalled. Raises as `seal`.
+    """
     folder = store / FOLDER
     with disk(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
         for hidden in folder.glob(".part-*.tmp"):
             hidden.unlink()
-    files = _adopt(journal, folder)
+    with disk(folder):
+        files = _adopt(journal, folder)
     rows = sum(count for _, count in files)
     for group in _groups(journal):
         left = group.stored_bytes
         while left > 0 and (everything or left >= target_bytes * EXPECTED_COMPRESSION):
             with disk(folder):
-                name, count, moved = _seal_one(journal, folder, group, target_bytes)
+                name, count, moved = yield from _seal_one(journal, folder, group, target_bytes)
+            if count == 0:
+                break
             files.append((name, count))
             rows += count
             left -= moved
@@ -106,71 +128,94 @@ def _groups(journal: Journal) -> list[_Group]:
     ]
 
 
-def _seal_one(journal: Journal, folder: Path, group: _Group, target_bytes: int) -> tuple[str, int, int]:
+def _seal_one(
+    journal: Journal, folder: Path, group: _Group, target_bytes: int
+) -> Generator[None, None, tuple[str, int, int]]:
     """Write and commit one shard; returns its name, its rows and the stored bytes it took."""
-    with journal.reading() as connection:
-        (last,) = connection.execute("SELECT value FROM meta WHERE name = 'last_shard'").fetchone()
-    shard = int(last) + 1
+    shard = next_shard(journal)
     hidden = folder / f".part-{shard:08d}.tmp"
     try:
-        index, moved = _write(journal, hidden, group, target_bytes)
+        index, moved = yield from _write(journal, hidden, group, target_bytes)
         reach("shards.after_write")
-        read_back(hidden, [row[0] for row in index])
-        digest, size = digest_of(hidden)
-        name = f"part-{shard:08d}-{digest[:16]}.parquet"
-        reach("shards.before_rename")
-        hidden.rename(folder / name)
+        entry = yield from finish(hidden, shard, [row[0] for row in index], group.digest)
     except BaseException:
         with contextlib.suppress(OSError):  # a full disk needs the room; the rows are journalled still
             hidden.unlink(missing_ok=True)
         raise
-    reach("shards.after_rename")
-    sync_folder(folder)
-    entry = ShardEntry(shard, name, digest, len(index), size, group.digest, time.time())
     _commit(journal, entry, index)
-    return name, len(index), moved
+    return entry.name, len(index), moved
 
 
-def _write(journal: Journal, hidden: Path, group: _Group, target_bytes: int) -> tuple[list[_IndexRow], int]:
+def next_shard(journal: Journal) -> int:
+    """The number of the next shard."""
+    with journal.reading() as connection:
+        (last,) = connection.execute("SELECT value FROM meta WHERE name = 'last_shard'").fetchone()
+    return int(last) + 1
+
+
+def finish(
+    hidden: Path, shard: int, keys: Sequence[bytes], lineage: str
+) -> Generator[None, None, ShardEntry]:
+    """Read a written file back, give it its name and make that durable; the manifest comes next."""
+    yield from read_back(hidden, keys)
+    digest, size = digest_of(hidden)
+    yield
+    name = f"part-{shard:08d}-{digest[:16]}.parquet"
+    reach("shards.before_rename")
+    hidden.rename(hidden.with_name(name))
+    reach("shards.after_rename")
+    sync_folder(hidden.parent)
+    return ShardEntry(shard, name, digest, len(keys), size, lineage, time.time())
+
+
+def _write(
+    journal: Journal, hidden: Path, group: _Group, target_bytes: int
+) -> Generator[None, None, tuple[list[_IndexRow], int]]:
     lineages = sorted(group.lineages, key=lambda lineage: str(lineage["run_id"]))
     by_run = dict(zip(group.runs, group.lineages, strict=True))
     index: list[_IndexRow] = []
-    moved = 0
-    with hidden.open("xb") as sink, contextlib.closing(_row_groups(journal, group.runs)) as slices:
+    waiting: list[Sample] = []
+    moved = waiting_bytes = last_id = 0
+    with hidden.open("xb") as sink:
         with writer_of(sink, lineages) as writer:
-            for rows in slices:
-                samples: list[Sample] = []
+            while rows := _slice(journal, group.runs, last_id):
+                last_id = rows[-1]["id"]
                 for row in rows:
-                    samples.append(sample_of(row, by_run[row["run"]]))
+                    waiting.append(sample_of(row, by_run[row["run"]]))
                     index.append((row["key"], row["outcome"], row["max_tokens"], row["asker"]))
-                    moved += _stored(row)
-                writer.write_table(to_table(samples).cast(writer.schema))
-                if sink.tell() >= target_bytes:
-                    break
+                    waiting_bytes += _stored(row)
+                if len(waiting) >= ROWS_PER_GROUP or waiting_bytes >= BYTES_PER_GROUP:
+                    writer.write_table(to_table(waiting).cast(writer.schema))
+                    moved += waiting_bytes
+                    waiting, waiting_bytes = [], 0
+                    if sink.tell() >= target_bytes:
+                        break
+                yield
+            if waiting:
+                writer.write_table(to_table(waiting).cast(writer.schema))
         sink.flush()
         os.fsync(sink.fileno())
     hidden.chmod(0o600)
-    return index, moved
+    return index, moved + waiting_bytes
 
 
-def _row_groups(journal: Journal, runs: Sequence[int]) -> Generator[list[dict[str, Any]]]:
-    """Unsealed answers in order of arrival, in slices that fit in memory."""
+def _slice(journal: Journal, runs: Sequence[int], after: int) -> list[dict[str, Any]]:
+    """The next unsealed answers in order of arrival. Not one long cursor: it would hold the WAL."""
     holes = ",".join("?" * len(runs))
-    query = f"{SELECT_ANSWERS} WHERE run IN ({holes}) ORDER BY id"  # in order of arrival
+    query = f"{SELECT_ANSWERS} WHERE run IN ({holes}) AND id > ? ORDER BY id"
     rows: list[dict[str, Any]] = []
     size = 0
-    with journal.reading() as connection:
-        cursor = connection.execute(query, runs)
+    with (
+        journal.reading() as connection,
+        contextlib.closing(connection.execute(query, (*runs, after))) as cursor,
+    ):
         names = [column[0] for column in cursor.description]
         for values in cursor:
-            row = dict(zip(names, values, strict=True))
-            rows.append(row)
-            size += _stored(row)
-            if len(rows) >= ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
-                yield rows
-                rows, size = [], 0
-    if rows:
-        yield rows
+            rows.append(dict(zip(names, values, strict=True)))
+            size += _stored(rows[-1])
+            if len(rows) >= ROWS_PER_SLICE or size >= BYTES_PER_GROUP:
+                break
+    return rows
 
 
 def _stored(row: dict[str, Any]) -> int:

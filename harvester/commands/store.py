@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     """Add this file's verbs."""
     app.command(epilog="Example: harvester seal my-run/store")(seal)
     app.command(epilog="Example: harvester verify my-run/store")(verify)
+    app.command(epilog="Example: harvester purge my-run/store --prompt-id p17")(purge)
     app.command(epilog="Example: harvester curate curate.toml")(curate)
     app.command(epilog="Example: harvester export my-run/store out --to messages")(export)
     app.command(epilog="Example: harvester report my-run/store")(report)
@@ -36,19 +37,36 @@ def seal(store: Path = STORE, as_json: bool = JSON) -> None:
     )
 
 
-def verify(store: Path = STORE, as_json: bool = JSON) -> None:
+def verify(
+    store: Path = STORE,
+    repair: bool = typer.Option(
+        False, "--repair", help="Quarantine damaged and foreign files; ask again only for what is gone."
+    ),
+    as_json: bool = JSON,
+) -> None:
     """Check counts, hashes, dangling intents, torn or foreign files; exit 1 names each finding."""
+    from harvester import mending
     from harvester.commands.console import emit
-    from harvester.corpus import Corpus
     from harvester.errors import FindingsError
 
-    corpus = Corpus.open(store)
-    findings = corpus.verify()
-    data = {"answers": corpus.count(), "findings": [str(finding) for finding in findings]}
-    lines = [f"{corpus.count():,} answers, {len(findings)} findings", *(f"  {each}" for each in findings)]
+    data, lines, left = mending.check(store, repair=repair)
     emit(data, lines, as_json=as_json)
-    if findings:
-        raise FindingsError(f"{len(findings)} findings", place=str(store))
+    if left:
+        raise FindingsError(f"{left} findings", place=str(store), remedy="`harvester verify PATH --repair`")
+
+
+def purge(
+    store: Path = STORE,
+    key: str | None = typer.Argument(None, help="A key, 64 hex digits."),
+    prompt_id: str | None = typer.Option(None, help="Every answer this prompt asked for."),
+    as_json: bool = JSON,
+) -> None:
+    """Take answers out of the journal, the shards and so of every corpus and export, for good."""
+    from harvester import mending
+    from harvester.commands.console import emit
+
+    taken = mending.purge_store(store, key, prompt_id)
+    emit({"purged": taken}, [f"purged {taken:,} answers from {store}"], as_json=as_json)
 
 
 def curate(config: Path = typer.Argument(..., help="Path of a curate.toml."), as_json: bool = JSON) -> None:
