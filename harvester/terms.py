@@ -177,7 +177,7 @@ def allows_training(  # noqa: PLR0913 - the facts a verdict depends on, all by n
     )
 
 
-def allows_lineage(  # noqa: PLR0913 - the facts a verdict depends on, all by name
+def allows_lineage(
     lineage: Mapping[str, Any],
     *,
     registry: Registry,
