@@ -49,8 +49,12 @@ def _root(
 
 
 @app.command()
-def plan(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
-    """Rows, tokens, steps and memory, before a weight is moved.
+def plan(
+    config: Path = CONFIG,
+    probe: int = typer.Option(20, min=0, help="Real steps to measure time with; 0 loads no weights."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Rows, tokens, steps and memory, before a weight is moved; time from a short probe.
 
     Example: trainer plan train.toml
     """
@@ -59,15 +63,18 @@ def plan(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
     loaded = settings.load(config)
     from trainer import plan as room
 
-    told = asdict(room.plan(loaded))
+    told = asdict(room.plan(loaded, probe))
     memory = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in told["memory"].items())
     lines = [
         f"examples {told['examples']:,}, held out {told['held_out']:,}{excluded(told['excluded'])}",
         f"tokens per epoch {told['tokens_per_epoch']:,}, supervised {told['supervised_per_epoch']:,}",
         f"steps {told['steps']:,} of {told['packs_per_step']} packs, empty seats {told['pack_waste']:.1%}",
         f"parameters: base {told['base_parameters']:,}, adapter {told['adapter_parameters']:,}",
-        f"memory in MiB: {memory}",
+        f"memory in MiB: {memory}{'; activations are computed again' if told['checkpointing'] else ''}",
+        f"base SHA-256 {told['base_sha256']}",
     ]
+    if told["time_s"] is not None:
+        lines.append(f"time {told['time_s']:,.0f} s at {told['tokens_per_s']:,.0f} tokens/s ({probe} steps)")
     emit(told, lines, as_json=as_json)
 
 

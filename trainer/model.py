@@ -102,12 +102,21 @@ def with_adapter(config: TrainConfig, device: torch.device) -> Any:
     """
     check_base(config.base, config.student.sha256)
     base = load_base(config.base, device, varlen.register() if device.type == "cuda" else segments.register())
-    lora = config.lora
     torch.manual_seed(config.train.seed)
+    return adapt(base, config).train()
+
+
+def adapt(base: Any, config: TrainConfig) -> Any:
+    """A fresh adapter on a base, by PEFT; A drawn from torch's generator.
+
+    Raises:
+        StudentError: no linear layer matches `[lora] target`.
+    """
+    lora = config.lora
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft calls a deprecated name of transformers
-            student = get_peft_model(
+            return get_peft_model(
                 base,
                 LoraConfig(
                     task_type="CAUSAL_LM",
@@ -124,7 +133,6 @@ def with_adapter(config: TrainConfig, device: torch.device) -> Any:
         raise StudentError(
             f"no adapter: {first_line(error)}", place="lora.target", remedy='target = "all-linear"'
         ) from None
-    return student.train()
 
 
 def load_student(config: TrainConfig, adapter: Path, device: torch.device) -> Any:

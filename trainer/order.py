@@ -44,6 +44,11 @@ class Order:
         begin = (step - self._first[epoch]) * self._train.packs_per_step
         return self._epoch(epoch)[0][begin : begin + self._train.packs_per_step]
 
+    def largest(self) -> tuple[int, ...]:
+        """The first of the packs with the most tokens."""
+        every = (pack for step in range(self.steps) for pack in self.packs(step))
+        return max(every, key=lambda pack: sum(self._lengths[i] for i in pack))
+
     def _pack_epoch(self, epoch: int) -> tuple[tuple[tuple[int, ...], ...], float]:
         seed = int.from_bytes(hashlib.sha256(f"{self._train.seed}/{epoch}".encode()).digest()[:8])
         packing = pack(self._lengths, self._train.pack_budget, seed=seed)

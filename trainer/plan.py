@@ -1,22 +1,33 @@
-"""What a training will cost, before a weight is moved: rows, tokens, steps, memory by part."""
+"""What a training will cost: rows, tokens, steps, memory before a weight is moved; time from real steps."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import statistics
+import time
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from trainer import dataset, model
+from trainer import dataset, flops, folding, memory, model, optim
 from trainer.config import TrainConfig
 from trainer.order import Order
 from trainer.render import Renderer
-from trainer.weights import shapes_of, vocabulary_of
+from trainer.step import Stepper
+from trainer.weights import base_sha256, shapes_of, vocabulary_of
+from trainer.world import World
+
+WARM_STEPS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
-    """Counts and estimates; memory in bytes."""
+    """Counts and estimates.
+
+    Attributes:
+        memory: bytes by part, and their peak, for the largest pack; see `memory.Memory`.
+        step_s: median seconds of the probe's steps; time_s: of all steps. None without a probe.
+        tokens_per_s, flop_per_s: of the probe.
+    """
 
     examples: int
     held_out: int
@@ -27,26 +38,31 @@ class TrainPlan:
     packs_per_step: int
     pack_waste: float
     base_parameters: int
+    base_sha256: str
     adapter_parameters: int
+    checkpointing: bool
     memory: dict[str, int]
+    step_s: float | None = None
+    time_s: float | None = None
+    tokens_per_s: float | None = None
+    flop_per_s: float | None = None
 
 
-def plan(config: TrainConfig) -> TrainPlan:
-    """Read corpus and shapes, load no weights.
+def plan(config: TrainConfig, probe_steps: int = 0) -> TrainPlan:
+    """Read corpus and shapes; with `probe_steps`, load the student and make that many steps, keeping nothing.
 
     Raises:
-        DataError, StudentError: as `trainer train` would.
+        DataError, StudentError, TermsRefused: as `trainer train` would.
     """
+    model.set_threads(config.train)
     rows = dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     data = dataset.render(rows, renderer, config, vocabulary_of(config.base))
     order = Order(data.lengths, config.train)
-    shapes = shapes_of(config.base)
-    parameters = sum(_size(shape) for shape in shapes.values())
-    adapter = sum(
-        config.lora.rank * (shape[0] + shape[1]) for name, shape in shapes.items() if _is_linear(name, shape)
-    )
-    return TrainPlan(
+    pack = [data.examples[i] for i in order.largest()]
+    checkpointing = memory.needs_checkpointing(config, pack)
+    needs = memory.estimate(config, pack, checkpointing=checkpointing)
+    told = TrainPlan(
         examples=len(data.examples),
         held_out=len(rows.held_out),
         excluded=dict(data.excluded),
@@ -55,32 +71,43 @@ def plan(config: TrainConfig) -> TrainPlan:
         steps=order.steps,
         packs_per_step=config.train.packs_per_step,
         pack_waste=order.waste,
-        base_parameters=parameters,
-        adapter_parameters=adapter,
-        memory=_memory(config, parameters, adapter),
+        base_parameters=sum(int(torch.Size(shape).numel()) for shape in shapes_of(config.base).values()),
+        base_sha256=base_sha256(config.base),
+        adapter_parameters=needs.adapter // 4,
+        checkpointing=checkpointing,
+        memory=asdict(needs),
     )
+    return _probed(told, config, data, order, probe_steps) if probe_steps else told
 
 
-def _memory(config: TrainConfig, parameters: int, adapter: int) -> dict[str, int]:
-    facts = json.loads((config.base / "config.json").read_text(encoding="utf-8"))
-    width, wide = int(facts.get("hidden_size", 0)), int(facts.get("intermediate_size", 0))
-    layers, vocabulary = int(facts.get("num_hidden_layers", 0)), int(facts.get("vocab_size", 0))
-    element = model.dtype_of(model.device_of(config.train)).itemsize
-    tokens = config.train.pack_budget
-    return {
-        "base": parameters * element,
-        "adapter": adapter * 4,
-        "gradients": adapter * 4,
-        "moments": adapter * 8,
-        # ~10 H + 3 F values a token and layer are kept for the backward pass without checkpointing
-        "activations": (10 * width + 3 * wide) * layers * tokens * element,
-        "logits": vocabulary * tokens * 4 * 3,  # the upper bound: every position supervised
-    }
-
-
-def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and not any(part in name for part in ("embed", "lm_head", "wte", "wpe"))
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
+def _probed(
+    told: TrainPlan, config: TrainConfig, data: dataset.Dataset, order: Order, steps: int
+) -> TrainPlan:
+    device = model.device_of(config.train)
+    student = model.with_adapter(config, device)
+    if told.checkpointing:
+        memory.recompute(student)
+    folding.fold(student)
+    named = model.trainable(student)
+    stepper = Stepper(
+        student, named, optim.adamw(named.items(), config.train, config.lora), config.train, World()
+    )
+    count = flops.counter(student)
+    seconds, tokens, flop = [], [], []
+    for made in range(WARM_STEPS + steps):
+        packs = [[data.examples[i] for i in numbers] for numbers in order.packs(made % order.steps)]
+        began = time.monotonic()
+        learned = stepper.learn(made, packs)
+        float(learned.loss)  # waits for the device
+        if made >= WARM_STEPS:
+            seconds.append(time.monotonic() - began)
+            tokens.append(learned.tokens)
+            flop.append(sum(map(count, packs)))
+    middle = statistics.median(seconds)
+    return replace(
+        told,
+        step_s=middle,
+        time_s=middle * order.steps,
+        tokens_per_s=sum(tokens) / sum(seconds),
+        flop_per_s=sum(flop) / sum(seconds),
+    )

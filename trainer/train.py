@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint, dataset, export, flops, folding, model, optim, weights
+from trainer import checkpoint, dataset, export, flops, folding, memory, model, optim, weights
 from trainer.collator import padding_of
 from trainer.config import TrainConfig
 from trainer.errors import Interrupted, ResumeRefused, StoreFull
@@ -102,6 +102,10 @@ class _Run:
         self, config: TrainConfig, data: dataset.Dataset, order: Order, student: Any, world: World
     ) -> None:
         self.config, self.data, self.order, self.student, self.world = config, data, order, student, world
+        largest = [data.examples[i] for i in order.largest()]
+        self.checkpointing = memory.needs_checkpointing(config, largest)
+        if self.checkpointing:
+            memory.recompute(student)
         folding.fold(student)
         self.named = model.trainable(student)
         self.optimiser = optim.adamw(self.named.items(), config.train, config.lora)
@@ -114,6 +118,8 @@ class _Run:
                 "torch.", ""
             )
         ]
+        if self.checkpointing:
+            self.notes.append("activations are computed again in the backward pass: they would not fit")
         self.loss: float | None = None
         self._spent_s = 0.0
 
@@ -190,7 +196,7 @@ class _Run:
         """Everything the weights depend on, flat, so that a difference can be named."""
         told = self.config.model_dump(mode="json")
         flat = {f"{part}.{key}": told[part][key] for part in ("data", "lora", "train") for key in told[part]}
-        for key in ("train.log_every", "train.save_every", "data.corpus"):
+        for key in ("train.log_every", "train.save_every", "train.checkpointing", "data.corpus"):
             del flat[key]
         threads = torch.get_num_threads() if self.device.type == "cpu" else 0
         return {
