@@ -173,11 +173,11 @@ class Admission:
             self.limiter.pause(self._pause_s(error), now, _ASKED if told else "refused without a time")
 
         elif isinstance(error, TeacherUnavailable | AttemptTimeout | ConnectionBroken):
-            self._broke(key, reached=error.status is not None or error.maybe_billed)
+            self._broke(key, entered_at, reached=error.status is not None or error.maybe_billed)
 
-    def _broke(self, key: bytes, *, reached: bool) -> None:
+    def _broke(self, key: bytes, entered_at: float, *, reached: bool) -> None:
         now = self.clock.now()
-        pause_s = self.breaker.failed(key, now, reached=reached)
+        pause_s = self.breaker.failed(key, entered_at, now, reached=reached)
         if pause_s is not None:
             window = self.limiter.window
             window.size, window.threshold = 1.0, window.ceiling  # one goes to look, then quickly more

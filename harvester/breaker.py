@@ -17,6 +17,7 @@ class Breaker:
     def __init__(self) -> None:
         self.is_open = False
         self.down_since: float | None = None
+        self._opened_at = 0.0
         self._failed: set[bytes] = set()
         self._unreached = 0
         self._pause_s = FIRST_PAUSE_S
@@ -29,12 +30,15 @@ class Breaker:
         self._unreached = 0
         self._pause_s = FIRST_PAUSE_S
 
-    def failed(self, key: bytes, now: float, *, reached: bool) -> float | None:
+    def failed(self, key: bytes, entered_at: float, now: float, *, reached: bool) -> float | None:
         """A request failed for no fault of its own; returns for how long nobody may enter, None: go on.
 
         Args:
+            entered_at: when it was let in; what was let in before the opening is old news.
             reached: False when nothing left this machine, which can't be the request's fault.
         """
+        if self.is_open and entered_at <= self._opened_at:
+            return None
         self.down_since = now if self.down_since is None else self.down_since
         self._failed.add(key)
         self._unreached += not reached
@@ -42,7 +46,7 @@ class Breaker:
             return None
         pause_s = self._pause_s
         self._pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
-        self.is_open = True
+        self.is_open, self._opened_at = True, now
         return pause_s
 
     def down_s(self, now: float) -> float:

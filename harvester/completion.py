@@ -93,8 +93,9 @@ def _salvaged(raw: bytes) -> Any:
         return json.loads(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         start = visible(raw[:400].decode("utf-8", "replace"))
-        broken = _broken(f"status 200 whose body is not JSON: {start}", raw, billed=True)
-        broken.error_code = "html" if raw.lstrip()[:1] == b"<" else ""
+        is_page = raw.lstrip()[:1] == b"<"  # somebody between us and the teacher speaks
+        broken = _broken(f"status 200 whose body is not JSON: {start}", raw, billed=not is_page)
+        broken.error_code = "html" if is_page else ""
         raise broken from None
 
 

@@ -11,6 +11,7 @@ from harvester.journey import Request
 from harvester.teacher import GaveUp, Parked
 
 IN_A_ROW = 20
+PAGES_IN_A_ROW = 3
 Doubt = tuple[Request, GaveUp]
 
 
@@ -23,9 +24,17 @@ class Doubts:
     def add(self, request: Request, gone: GaveUp) -> TeacherError | Parked | None:
         """One more; at the twentieth, what it means."""
         self._held.append((request, gone))
+        error = gone.error
+        pages = [one for one, other in self._held if other.error.error_code == "html"]
+        if len(pages) == len(self._held) >= PAGES_IN_A_ROW:
+            return TeacherRefused(
+                f"web pages come instead of answers: {error.message}",
+                status=error.status,
+                place=error.place,
+                remedy="is base_url right, or is a sign-in page between?",
+            )
         if len({one.prompt.id for one, _ in self._held}) < IN_A_ROW:
             return None
-        error = gone.error
         if not isinstance(error, PromptRejected):
             return Parked(0.0, f"{IN_A_ROW} rows in a row failed; the last: {error.message}")
         return TeacherRefused(

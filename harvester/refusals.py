@@ -63,6 +63,8 @@ _REFUSED = {
     404: ("no such model or path", "check model, and base_url with its /v1"),
 }
 _KEYLIKE = re.compile(r"\b((?:sk|pk|gsk|xai|key|org)[-_])[\w*.\-]{6,}|(?i:bearer)\s+\S{6,}")
+_GATEWAY_LOST = frozenset({502, 504, 520, 524})
+"""A gateway lost touch with the teacher behind it, which may have answered, and charged, all the same."""
 _STATUS_OF_TYPE = {
     "rate_limit_exceeded": 429,
     "rate_limit_error": 429,
@@ -100,7 +102,7 @@ def classify(
         error_code=code,
         retry_after_s=retry_after_s(headers) if not leaf.is_permanent else None,
         raw=body[:RAW_KEPT_BYTES],
-        maybe_billed=False,
+        maybe_billed=status in _GATEWAY_LOST,
         place=place,
         remedy=remedy,
     )

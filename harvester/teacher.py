@@ -156,11 +156,6 @@ class Teacher:
             return max(wait_s, laws.backoff.allowance.retry(laws.clock.now()))
         if isinstance(error, TeacherRefused):
             raise error
-        if error.error_code == "html":
-            raise TeacherRefused(
-                f"a web page came instead of an answer: {error.message}", status=error.status,
-                raw=error.raw, place=error.place, remedy="is base_url right, or is a sign-in page between?",
-            ) from error  # fmt: skip
         raise GaveUp(error, attempts) from error
 
     def _limited(self, inner: Ask) -> Ask:

@@ -1,0 +1,91 @@
+"""A whole run against a teacher that misbehaves: what operator, store and the teacher's ledger say of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harvester import job
+from harvester.errors import HarvesterError
+from harvester.journal import Journal
+from harvester.mock_teacher.running import RunningMock
+from harvester.prepare import prepare
+from harvester.records import Totals
+
+POISON = "77 + 1"
+PROMPTS = ("What is 3 + 4?", f"What is {POISON}?", "What is 5 + 6?")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended: `said` is what the operator reads, `billed` what the teacher charged for it."""
+
+    exit_code: int
+    said: str
+    store: Path
+    totals: Totals
+    billed: Mapping[str, int]
+    fired: int
+    letters: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def outcomes(self) -> Mapping[str, int]:
+        """Answers by outcome."""
+        return self.totals.outcomes
+
+
+def live(
+    mock: RunningMock,
+    root: Path,
+    faults: Sequence[Mapping[str, Any]] = (),
+    *,
+    prompts: Sequence[str | Mapping[str, Any]] = PROMPTS,
+    teacher: Mapping[str, Any] | None = None,
+    **parts: Mapping[str, Any],
+) -> Ended:
+    """Write a folder, run it in this process, and gather all accounts of it."""
+    mock.set_faults(faults)
+    before = mock.totals()
+    rows = [{"prompt": one} if isinstance(one, str) else dict(one) for one in prompts]
+    (root / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tables: dict[str, Mapping[str, Any]] = {
+        "teacher": {"base_url": mock.base_url, "model": "mock-teacher", "terms": "mock-teacher",
+                    "limits": {"max_concurrency": 2}, **(teacher or {})},
+        "prompts": {"files": ["*.jsonl"]},
+        "sampling": {"max_tokens": 64, **parts.pop("sampling", {})},
+        "run": {"deadline_s": 5, "max_attempts": 2, "patience_s": 5, **parts.pop("run", {})},
+        **parts,
+    }  # fmt: skip
+    path = root / "harvest.toml"
+    path.write_text("".join(toml(name, table) for name, table in tables.items()), encoding="utf-8")
+    exit_code, said = run(path)
+    with Journal.open(root / "store", read_only=True) as journal:
+        totals = journal.totals()
+    after = mock.totals() if not mock.is_stopped else before
+    letters = root / "store" / "dead_letters.jsonl"
+    return Ended(
+        exit_code, said, root / "store", totals,
+        {name: after[name] - before[name] for name in before},
+        sum(mock.fired().values()) if not mock.is_stopped else 0,
+        [json.loads(line) for line in letters.read_text().splitlines()] if letters.exists() else [],
+    )  # fmt: skip
+
+
+def run(path: Path) -> tuple[int, str]:
+    try:
+        summary = asyncio.run(job.run(prepare(path), lambda _: None))
+    except HarvesterError as error:
+        return error.exit_code, str(error)
+    return summary.exit_code, "\n".join(summary.lines())
+
+
+def toml(name: str, table: Mapping[str, Any]) -> str:
+    """One table; values are JSON, which for these is TOML too; nested tables follow their parent."""
+    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    nested = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    lines = [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in plain.items())]
+    return "\n".join(lines) + "\n" + "".join(toml(f"{name}.{key}", value) for key, value in nested.items())

@@ -1,0 +1,160 @@
+"""What a teacher may answer, row by row of the fault catalogue: fired, ended, billed and said as due."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester.mock_teacher.running import RunningMock, start_in_thread
+from harvester.mock_teacher.settings import MockSettings
+from tests.faults.bench import POISON, live
+
+FOR_EVER = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One fault on the second of three prompts and what must come of it.
+
+    `times` is how often it strikes; `billed` what the ledger charges; `kept` the poisoned row's outcome.
+    """
+
+    number: int
+    fault: dict[str, Any]
+    times: int = FOR_EVER
+    exit_code: int = 0
+    answers: int = 3
+    billed: int = 3
+    dead: int = 0
+    lost: int = 0
+    kept: str = ""
+    says: str = ""
+    letter: str = ""
+    parts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        told = [str(value)[:24] for key, value in self.fault.items() if key != "action"]
+        return "-".join([str(self.number), self.fault["action"], *told])
+
+
+def status(number: int, code: int, name: str = "", **more: Any) -> dict[str, Any]:
+    return {"action": "status", "status": code, **({"code": name} if name else {}), **more}
+
+
+def refused(number: int, fault: dict[str, Any], says: str) -> Row:
+    return Row(number, fault, exit_code=4, answers=-1, billed=-1, says=says)
+
+
+def dead(number: int, fault: dict[str, Any], letter: str, **more: Any) -> Row:
+    return Row(number, fault, exit_code=3, **{"answers": 2, "billed": 2, **more}, dead=1, letter=letter)
+
+
+def retried(number: int, fault: dict[str, Any], **more: Any) -> Row:
+    return Row(number, fault, times=1, **more)
+
+
+def flagged(number: int, fault: dict[str, Any], kept: str) -> Row:
+    return Row(number, fault, kept=kept)
+
+
+def asks(value: str | None, name: str = "retry-after") -> dict[str, Any]:
+    headers = {} if value is None else {"headers": {name: value}}
+    return status(0, 429, "rate_limit_exceeded", **headers)
+
+
+ROWS = [
+    dead(1, status(1, 400, "context_length_exceeded"), "HTTP 400"),
+    refused(2, status(2, 401, "invalid_api_key"), "401"),
+    refused(3, status(3, 402), "no credit"),
+    refused(4, status(4, 403), "may not do this"),
+    dead(4, status(4, 403, "content_policy_violation"), "moderated"),
+    refused(5, status(5, 404), "/v1"),
+    *(retried(6, status(6, code)) for code in (408, 409)),
+    dead(7, status(7, 413), "HTTP 413"),
+    dead(8, status(8, 422), "HTTP 422"),
+    *(retried(9, asks(value, name)) for value, name in (("1", "retry-after"), ("300", "retry-after-ms"))),
+    *(retried(10, asks(value)) for value in ("0", "-5", "nan", "soon", "Tue, 01 Jan 1980 00:00:00 GMT")),
+    *(Row(10, asks(value), exit_code=10, answers=-1, billed=-1, says="Retry-After")
+      for value in ("1e99", "7200")),
+    retried(11, asks(None)),
+    *(refused(12, status(12, 429, code), "no credit or quota") for code in (
+        "insufficient_quota", "credit_balance_exhausted", "org_spend_limit_exceeded",
+        "x_usage_limit_exceeded")),
+    Row(13, status(13, 429, "rate_limit_exceeded", headers={
+        "x-ratelimit-limit-requests": "200", "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": "5h0m0s"}), exit_code=10, answers=-1, billed=-1,
+        says="requests per day"),
+    *(retried(14, status(14, code)) for code in (500, 503, 529)),
+    *(retried(14, status(14, code), lost=1) for code in (502, 504, 520, 524)),
+    refused(15, {"action": "redirect", "location": "https://elsewhere.example/v1"}, "elsewhere.example"),
+    retried(16, {"action": "error_200", "code": "rate_limit_exceeded"}),
+    refused(16, {"action": "error_200", "code": "insufficient_quota"}, "no credit or quota"),
+    *(dead(17, {"action": action}, "without choices", billed=4, lost=2)
+      for action in ("empty_choices", "no_choices", "null_choices")),
+    flagged(18, {"action": "null_content"}, "empty"),
+    flagged(18, {"action": "empty_content"}, "empty"),
+    flagged(18, {"action": "refusal", "value": "No."}, "refused"),
+    flagged(18, {"action": "tool_call"}, "tool_call"),
+    flagged(19, {"action": "length"}, "truncated"),
+    flagged(20, {"action": "content_filter"}, "filtered"),
+    *(retried(21, {"action": "finish_reason", "value": value}, billed=4, lost=1)
+      for value in ("error", "network_error")),
+    flagged(22, {"action": "finish_reason", "value": "because"}, "unknown"),
+    flagged(23, {"action": "no_usage"}, "ok"),
+    *(flagged(23, {"action": "usage", "value": {"prompt_tokens": value, "completion_tokens": value}}, "ok")
+      for value in (-1, "many", 10**18)),
+    flagged(24, {"action": "no_id"}, "ok"),
+    flagged(24, {"action": "id", "value": "same"}, "ok"),
+    *(flagged(25, {"action": action}, "ok") for action in ("extra_choice", "reversed_choices")),
+    flagged(26, {"action": "model", "value": "another"}, "ok"),
+    flagged(26, {"action": "fingerprint", "value": "fp-new"}, "ok"),
+    *(retried(27, {"action": action}, billed=4, lost=1)
+      for action in ("truncated_json", "cut_body", "chunk_cut")),
+    *(retried(28, {"action": action}, billed=4, lost=1)
+      for action in ("reset_body", "fin_headers", "garbage_status", "reset", "fin")),
+    retried(31, {"action": "drip", "bytes": 1, "interval_s": 0.2}, billed=4, lost=1,
+            parts={"run": {"deadline_s": 1}}),
+    retried(32, {"action": "silence"}, billed=4, lost=1, parts={"run": {"deadline_s": 1}}),
+    dead(33, {"action": "gzip_bomb"}, "larger than", billed=3, lost=1),
+    dead(33, {"action": "huge_body", "bytes": 40 * 2**20}, "larger than", billed=3, lost=1),
+    retried(33, {"action": "endless_headers", "bytes": 2**20}, billed=4, lost=1),
+    dead(34, {"action": "html", "status": 200}, "not JSON"),
+    flagged(34, {"action": "content_type", "value": "text/plain"}, "ok"),
+    *(flagged(35, {"action": action}, kept) for action, kept in (
+        ("invalid_utf8", "unknown"), ("bom", "ok"), ("lone_surrogate", "unknown"), ("nul", "ok"),
+        ("nan", "unknown"), ("duplicate_keys", "ok"))),
+    *(retried(35, {"action": action}, billed=4, lost=1)
+      for action in ("junk_json", "empty_body", "deep_json")),
+    retried(38, {"action": "close_idle"}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mock() -> Iterator[RunningMock]:
+    with start_in_thread(MockSettings(latency_s=0.01)) as running:
+        yield running
+        assert running.state()["errors"] == []
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_row(row: Row, mock: RunningMock, tmp_path: Path) -> None:
+    fault = {**row.fault, "prompt": POISON, "times": row.times}
+    ended = live(mock, tmp_path, [fault], **row.parts)
+    assert ended.fired >= 1, "the fault never fired"
+    assert ended.exit_code == row.exit_code, ended.said
+    assert row.says in ended.said
+    assert ended.totals.dead == row.dead == len(ended.letters)
+    assert ended.totals.possibly_billed == row.lost
+    if row.answers >= 0:
+        assert ended.totals.answers == row.answers
+        assert ended.billed["requests"] == row.billed
+    # What the teacher charged is what we hold and what we know to be possibly billed, and no more.
+    assert ended.billed["requests"] <= ended.totals.answers + ended.totals.possibly_billed
+    if row.kept:
+        assert ended.outcomes.get(row.kept, 0) == (3 if row.kept == "ok" else 1), ended.outcomes
+    if row.letter:
+        assert row.letter in ended.letters[0]["message"]

@@ -1,0 +1,172 @@
+"""Faults of a whole run, row by row of the catalogue: streaks, hosts, budgets, limits, prompts, replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harvester.errors import PromptError
+from harvester.mock_teacher.running import RunningMock
+from harvester.prepare import prepare
+from tests.faults import bench
+from tests.faults.bench import PROMPTS, live
+
+Mock = Callable[..., RunningMock]
+MANY = tuple(f"What is {n} + {3 * n}?" for n in range(60))
+
+
+def test_row_1_twenty_rejections_in_a_row_stop_and_write_nothing_off(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher()
+    ended = live(mock, tmp_path, [{"action": "status", "status": 400}], prompts=MANY)
+    assert 20 <= ended.fired <= 25
+    assert (ended.exit_code, ended.totals.dead, ended.billed["requests"]) == (4, 0, 0)
+    assert "20 prompts in a row were rejected" in ended.said
+    mended = live(mock, tmp_path, prompts=MANY)
+    assert (mended.exit_code, mended.totals.answers) == (0, 60)
+
+
+def test_row_1_scattered_rejections_are_rows_not_the_configuration(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher()
+    ended = live(mock, tmp_path, [{"action": "status", "status": 400, "every": 2}], prompts=MANY)
+    assert (ended.exit_code, ended.totals.dead, ended.totals.answers) == (3, 30, 30)
+
+
+def test_row_2_a_key_revoked_midway_keeps_what_was_paid_and_shows_no_key(
+    mock_teacher: Mock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEACHER_KEY", "sk-CANARY-0123456789")
+    mock = mock_teacher(require_key_env="TEACHER_KEY", latency_s=0.01)
+    fault = {"action": "status", "status": 401, "after": 10, "message": "bad key sk-CANARY-0123456789"}
+    ended = live(mock, tmp_path, [fault], prompts=MANY, teacher={"api_key_env": "TEACHER_KEY"})
+    assert ended.fired >= 1
+    assert (ended.exit_code, ended.totals.answers) == (4, ended.billed["requests"])
+    assert "CANARY" not in ended.said
+
+
+def test_row_11_five_hundred_bare_refusals_lose_no_row(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(latency_s=0.02)
+    fault = {"action": "status", "status": 429, "code": "rate_limit_exceeded", "first": 30}
+    ended = live(mock, tmp_path, [fault], prompts=MANY, teacher={"limits": {"max_concurrency": 64}})
+    assert ended.fired >= 16
+    assert (ended.exit_code, ended.totals.answers, ended.totals.dead) == (0, 60, 0)
+
+
+def test_row_13_the_parked_run_goes_on_later(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    fault = {"action": "status", "status": 429, "headers": {"retry-after": "18000"}, "after": 5}
+    parked = live(mock, tmp_path, [fault], prompts=MANY)
+    assert parked.exit_code == 10
+    assert "parked" in parked.said
+    assert "go on after" in parked.said
+    resumed = live(mock, tmp_path, prompts=MANY)
+    assert (resumed.exit_code, resumed.totals.answers) == (0, 60)
+    assert mock.totals()["requests"] == 60
+
+
+def test_row_14_a_teacher_that_always_fails_parks_and_meets_few_retries(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher()
+    run = {"patience_s": 0.5}
+    ended = live(mock, tmp_path, [{"action": "status", "status": 500}], prompts=MANY, run=run)
+    assert ended.exit_code == 10
+    assert "no answer from" in ended.said
+    assert ended.fired <= 20
+
+
+def test_row_29_a_host_that_goes_down_parks_and_costs_no_row(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    first = live(mock, tmp_path, [{"action": "reset", "after": 5}], prompts=MANY, run={"patience_s": 0.5})
+    assert first.exit_code == 10
+    assert (first.totals.dead, first.totals.answers) == (0, 5)
+    second = live(mock, tmp_path, prompts=MANY)
+    assert (second.exit_code, second.totals.answers) == (0, 60)
+
+
+def test_row_29_nobody_at_the_address_stops_before_any_send(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    live(mock, tmp_path)
+    (tmp_path / "more.jsonl").write_text('{"prompt": "What is 8 + 8?"}\n')
+    path = tmp_path / "harvest.toml"
+    mock.stop()
+    exit_code, said = bench.run(path)
+    assert exit_code == 4
+    assert "can't be reached" in said
+
+
+def test_row_40_after_a_storm_of_lost_attempts_all_are_served(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    fault = {"action": "silence", "first": 20}
+    run = {"deadline_s": 0.3, "max_attempts": 9, "patience_s": 60}
+    limits = {"max_concurrency": 64}
+    ended = live(mock, tmp_path, [fault], prompts=MANY, run=run, teacher={"limits": limits})
+    assert ended.fired == 20
+    assert (ended.exit_code, ended.totals.answers, ended.totals.possibly_billed) == (0, 60, 20)
+    assert ended.billed["requests"] == 80
+
+
+def test_row_59_another_temperature_is_another_row_and_the_old_ones_stay(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher()
+    live(mock, tmp_path)
+    changed = live(mock, tmp_path, sampling={"temperature": 0.5})
+    assert (changed.exit_code, changed.totals.answers, changed.billed["requests"]) == (0, 6, 3)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"prompt": "a"', '{"text": 1}', "[]", '{"prompt": "\\ud800"}', '{"prompt": ""}']
+)
+def test_rows_60_and_61_a_bad_line_is_named_before_anything_is_sent(
+    mock_teacher: Mock, tmp_path: Path, line: str
+) -> None:
+    mock = mock_teacher()
+    live(mock, tmp_path)
+    (tmp_path / "p.jsonl").write_text(f'{{"prompt": "fine"}}\n{line}\n')
+    with pytest.raises(PromptError, match=r"p\.jsonl:2"):
+        prepare(tmp_path / "harvest.toml")
+
+
+def test_rows_62_and_63_edited_prompts_and_equal_requests_are_paid_once(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher()
+    live(mock, tmp_path, prompts=(*PROMPTS, *PROMPTS))
+    assert mock.totals()["requests"] == 3
+    again = live(mock, tmp_path, prompts=("What is 9 + 9?", *reversed(PROMPTS)))
+    assert (again.exit_code, again.billed["requests"], again.totals.answers) == (0, 1, 4)
+
+
+@pytest.mark.parametrize("fault", [[], [{"action": "no_usage"}], [{"action": "cut_body", "every": 3}]])
+def test_row_64_billed_never_passes_the_ceiling(
+    mock_teacher: Mock, tmp_path: Path, fault: list[dict[str, object]]
+) -> None:
+    mock = mock_teacher(latency_s=0.01)
+    ended = live(mock, tmp_path, fault, prompts=MANY, budget={"tokens": 1500}, run={"patience_s": 60})
+    assert ended.exit_code == 10
+    assert ended.said.startswith("budget")
+    assert 0 < ended.billed["total_tokens"] <= 1500
+
+
+def test_a_dead_replica_is_left_and_the_others_do_its_work(mock_teacher: Mock, tmp_path: Path) -> None:
+    good, bad = mock_teacher(latency_s=0.01), mock_teacher()
+    bad.set_faults([{"action": "status", "status": 500}])
+    ended = live(good, tmp_path, prompts=MANY, teacher={"replicas": [bad.base_url]}, run={"max_attempts": 5})
+    assert 1 <= sum(bad.fired().values()) < 25
+    assert (ended.exit_code, ended.totals.answers) == (0, 60)
+    bad.stop()
+    again = live(good, tmp_path, prompts=MANY, teacher={"replicas": [bad.base_url]}, sampling={"seed": 2})
+    assert (again.exit_code, again.billed["requests"]) == (0, 60)
+
+
+def test_two_replicas_share_the_work(mock_teacher: Mock, tmp_path: Path) -> None:
+    one, two = mock_teacher(latency_s=0.01), mock_teacher(latency_s=0.01)
+    live(one, tmp_path, prompts=MANY, teacher={"replicas": [two.base_url], "limits": {"max_concurrency": 8}})
+    assert one.totals()["requests"] + two.totals()["requests"] == 60
+    assert min(one.totals()["requests"], two.totals()["requests"]) >= 15
