@@ -21,7 +21,10 @@ test: $(STAMP)  ## the default suite
 	$(BIN)/python -m pytest -m 'not slow and not torture'
 
 test-slow: $(STAMP)  ## what the default suite leaves out
-	$(BIN)/python -m pytest -m 'slow'
+	$(BIN)/python -m pytest -m 'slow and not torture'
+
+torture: $(STAMP)  ## a thousand kills under way (TORTURE_KILLS=N for another number)
+	$(BIN)/python -m pytest -m torture -s
 
 torture-trainer: $(STAMP)  ## 200 kills of a training, each resumed to the same bits
 	$(BIN)/python -m pytest -m torture tests/trainer

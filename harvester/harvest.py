@@ -103,6 +103,7 @@ class _Pass:
     ) -> None:
         self.client = client
         self.limits = limits
+        self.min_free_mib = config.store.min_free_mib
         self.on_progress = on_progress
         self.clock = clock
         self.size = config.teacher.limits.max_concurrency
@@ -175,6 +176,7 @@ class _Pass:
 
     async def _send_off(self, request: Request) -> None:
         if not self.probed:
+            await self._require_room()
             await self.client.probe()
             self.probed = True
         self.flights.take_off(request)
@@ -262,6 +264,14 @@ class _Pass:
         while True:
             self.on_progress(self.snapshot())
             await self.clock.sleep(PROGRESS_EVERY_S)
+            try:
+                await self._require_room()
+            except HarvesterError as error:  # drains: what is on the wire is still kept
+                self.fail(error)
+
+    async def _require_room(self) -> None:
+        """Low disk stops admission before money is spent on what could not be kept."""
+        await self.scribe.call(lambda journal: journal.require_room(self.min_free_mib))
 
     def snapshot(self) -> Snapshot:
         """The counts now."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ import orjson
 
 from harvester import database
 from harvester.database import OUTCOMES, checksum
-from harvester.errors import StoreError
+from harvester.errors import StoreError, StoreFull
 from harvester.failpoints import reach
 from harvester.ledger import Entries, micros
 from harvester.records import Held, Intent, Record, RunRecord, Totals
@@ -186,6 +187,23 @@ class Journal:
         except OSError as error:
             raise StoreError(f"can't be written: {error.strerror}", place=str(path)) from None
         return lines
+
+    def require_room(self, free_mib: float) -> None:
+        """Refuse while the disk has less room than this: what can't be kept must not be paid for.
+
+        Raises:
+            StoreFull: less is free; StoreError: the folder can't be asked.
+        """
+        try:
+            free = shutil.disk_usage(self.path.parent).free / 2**20
+        except OSError as error:
+            raise StoreError(f"has gone: {error.strerror}", place=str(self.path.parent)) from None
+        if free < free_mib:
+            raise StoreFull(
+                f"{free:,.0f} MiB free, [store] min_free_mib is {free_mib:,.0f}",
+                place=str(self.path.parent),
+                remedy="free space, then run again; nothing more was sent",
+            )
 
     def dangling(self, *, in_flight: bool = True) -> list[Intent]:
         """Intents without an outcome: their requests were possibly billed.

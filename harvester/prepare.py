@@ -28,6 +28,7 @@ class Flags:
     tokens: int | None = None
     runtime_s: float | None = None
     grace_s: float | None = None
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,9 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
     verdict = gate(config, root)
     verdict.require()
     config = _with_wire_fields(config, verdict)
+    if flags is not None and flags.epoch is not None:  # ask again on purpose: other keys, same prompts
+        run = config.run.model_copy(update={"epoch": flags.epoch})
+        config = config.model_copy(update={"run": run})
     key = settings.api_key(config.teacher)
     rows = sum(1 for _ in prompts.read(config.prompts.files, root)) * config.sampling.samples
     return Prepared(path, config, flags or Flags(), rows, verdict, key)

@@ -49,6 +49,7 @@ def run(
     max_tokens: int | None = typer.Option(None, min=1, help="Ceiling on this run's tokens."),
     max_runtime: str | None = typer.Option(None, help="Stop after a while, as in 90s, 30m, 2h."),
     grace: float | None = typer.Option(None, min=0, help="Seconds to wait for paid answers on a signal."),
+    epoch: int | None = typer.Option(None, min=0, help="Another number asks everything again, on purpose."),
     as_json: bool = JSON,
 ) -> None:
     """Harvest until done or a limit. Resume is the default: held answers are never asked again."""
@@ -57,7 +58,7 @@ def run(
     from harvester import job, prepare
     from harvester.commands.console import emit, painted, talk
 
-    flags = prepare.Flags(limit, max_usd, max_tokens, prepare.seconds(max_runtime), grace)
+    flags = prepare.Flags(limit, max_usd, max_tokens, prepare.seconds(max_runtime), grace, epoch)
     prepared = prepare.prepare(config, flags)
     for line in prepared.lines():
         talk(line)

@@ -1,0 +1,57 @@
+"""Lives of a real harvest, to be killed: `python -m tests.harvester.harvest_lives harvest.toml`.
+
+Reads one line a life, `SECONDS FAILPOINT` (`-` for none), forks, lets the child harvest, kills it with
+SIGKILL when the time is over, and answers `STATUS STORED`: the wait status and the last number of answers
+the child had counted as stored. Everything is imported once, so a life costs no start-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harvester import client, failpoints, job, prepare  # noqa: F401 - imported before the first fork
+
+
+def live(config: Path, failpoint: str, told: int) -> None:
+    job.SEAL_EVERY_S = 0.05
+    name, _, nth = failpoint.partition(":")
+    failpoints._armed, failpoints._left = name, int(nth or 1)
+
+    def watch(snapshot: Mapping[str, Any]) -> None:
+        os.write(told, b"%d\n" % snapshot["answers_stored"])
+
+    summary = asyncio.run(job.run(prepare.prepare(config), watch))
+    os._exit(summary.exit_code)
+
+
+def main() -> None:
+    config = Path(sys.argv[1])
+    for line in sys.stdin:
+        seconds, failpoint = line.split()
+        readable, told = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                live(config, failpoint, told)
+            finally:
+                os._exit(99)
+        os.close(told)
+        child = os.pidfd_open(pid)
+        if not select.select([child], [], [], float(seconds))[0]:
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        os.close(child)
+        with os.fdopen(readable, "rb") as said:
+            stored = (said.read().splitlines() or [b"0"])[-1]
+        print(os.waitstatus_to_exitcode(status), int(stored), flush=True)
+
+
+if __name__ == "__main__":
+    main()
