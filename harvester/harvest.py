@@ -211,11 +211,9 @@ class _Pass:
         def stored() -> None:
             tally = self.tally
             tally.answers_stored += 1
-            tally.input_tokens += record.input_tokens
-            tally.output_tokens += record.output_tokens
             tally.cost_microusd += record.cost_microusd
             tally.note(tally.outcomes, record.outcome)
-            tally.note_latency(record.latency_s)
+            tally.note_answer(record.latency_s, record.input_tokens, record.output_tokens)
             self.flights.land(request)
 
         self.scribe.submit(record, stored)

@@ -12,6 +12,8 @@ from typing import Any
 
 from harvester.metrics import Snapshot
 from harvester.report import write_status
+from harvester.trace import Trace
+from harvester.vitals import Vitals
 
 BEAT_S = 2.0
 
@@ -23,6 +25,8 @@ class Heart:
         self, store: Path, run_id: str, rows_total: int, watch: Callable[[Mapping[str, Any]], None]
     ) -> None:
         self.latest = Snapshot()
+        self._vitals = Vitals()
+        self._trace = Trace(store, run_id)
         self._store = store
         self._watch = watch
         self._facts = {
@@ -36,13 +40,19 @@ class Heart:
     def note(self, snapshot: Snapshot) -> None:
         """The pass says where it is."""
         self.latest = snapshot
-        self._watch({**snapshot.as_dict(), "waiting": snapshot.why})
+        told = {**snapshot.as_dict(), "waiting": snapshot.why}
+        self._watch(told)
+        if self._trace.is_due():
+            self._trace.note(told, self._vitals.read())
+            self._vitals.start_over()
 
     async def beat(self) -> None:
         """Write until cancelled. A disk that refuses the heartbeat ends no run: the journal will say."""
-        while True:
-            self.write("running")
-            await asyncio.sleep(BEAT_S)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._vitals.watch())
+            while True:
+                self.write("running")
+                await asyncio.sleep(BEAT_S)
 
     def write(self, state: str, **more: Any) -> None:
         """Write the file now."""
@@ -54,8 +64,11 @@ class Heart:
             "waiting": waiting,
             **self._facts,
             **counts,
+            **self._vitals.read(),
             **more,
         }
+        if state != "running":
+            self._trace.note(told, self._vitals.read())
         try:
             write_status(self._store, told)
         except OSError:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-LATENCY_EDGES_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+LATENCY_EDGES_S = (
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+)  # fmt: skip
+TOKEN_EDGES = tuple(4**power for power in range(14))
+"""Upper edges of the histogram cells; both are those OpenTelemetry's GenAI conventions advise."""
 
 
 @dataclass(slots=True)
@@ -32,12 +37,19 @@ class Tally:
     cost_microusd: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
+    latency_sum_s: float = 0.0
     latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_EDGES_S) + 1))
+    input_token_counts: list[int] = field(default_factory=lambda: [0] * (len(TOKEN_EDGES) + 1))
+    output_token_counts: list[int] = field(default_factory=lambda: [0] * (len(TOKEN_EDGES) + 1))
 
-    def note_latency(self, seconds: float) -> None:
-        """Count one answer's latency into its histogram cell."""
-        cell = sum(seconds > edge for edge in LATENCY_EDGES_S)
-        self.latency_counts[cell] += 1
+    def note_answer(self, latency_s: float, input_tokens: int, output_tokens: int) -> None:
+        """Count one answer into the three histograms and their sums."""
+        self.input_tokens += input_tokens
+        self.output_tokens += output_tokens
+        self.latency_sum_s += latency_s
+        self.latency_counts[bisect_left(LATENCY_EDGES_S, latency_s)] += 1
+        self.input_token_counts[bisect_left(TOKEN_EDGES, input_tokens)] += 1
+        self.output_token_counts[bisect_left(TOKEN_EDGES, output_tokens)] += 1
 
     def note(self, cells: dict[str, int], name: str) -> None:
         """Count one of `outcomes` or `errors`."""
@@ -54,7 +66,7 @@ def merge(tallies: list[Tally]) -> Tally:
     for tally in tallies:
         for name, value in tally.as_dict().items():
             mine = getattr(total, name)
-            if isinstance(value, int):
+            if isinstance(value, int | float):
                 setattr(total, name, mine + value)
             elif isinstance(value, Mapping):
                 for key, count in value.items():
@@ -106,7 +118,10 @@ class Snapshot:
     cost_microusd: int = 0
     outcomes: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, int] = field(default_factory=dict)
+    latency_sum_s: float = 0.0
     latency_counts: tuple[int, ...] = ()
+    input_token_counts: tuple[int, ...] = ()
+    output_token_counts: tuple[int, ...] = ()
     in_flight: int = 0
     window: int = 0
     why: str = ""
@@ -132,5 +147,6 @@ class PassResult:
 def snapshot(tally: Tally, *, in_flight: int = 0, window: int = 0, why: str = "") -> Snapshot:
     """A frozen copy of the counters, with the state of the limiter beside them."""
     values = tally.as_dict()
-    values["latency_counts"] = tuple(values["latency_counts"])
+    for name in ("latency_counts", "input_token_counts", "output_token_counts"):
+        values[name] = tuple(values[name])
     return Snapshot(**values, in_flight=in_flight, window=window, why=why)
