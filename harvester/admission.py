@@ -67,6 +67,7 @@ class Admission:
         self._in_line = 0
         self._refused_in_a_row = 0
         self._taught_at = -math.inf
+        self._last = ""
 
     def drain(self) -> None:
         """Admit nobody any more; everyone who waits gets NotSent."""
@@ -122,11 +123,13 @@ class Admission:
         """Raise when waiting here is of no use."""
         if self.is_out and self._elsewhere():
             raise Moved
-        if self._patience_s < wait_s < math.inf:
+        now = self.clock.now()
+        if self.breaker.is_open:
+            look_s = max(0.0, self.limiter.paused_until - now)
+            if self.breaker.down_s(now) + look_s > self._patience_s:
+                raise Parked(look_s, f"no answer from {self.endpoint}; the last attempt: {self._last}")
+        elif self._patience_s < wait_s < math.inf:
             raise Parked(wait_s, self.why())
-        down_s = self.breaker.down_s(self.clock.now())
-        if down_s > self._patience_s:
-            raise Parked(wait_s, f"no answer from {self.endpoint} for {down_s:.0f} s")
 
     def leave(self) -> None:
         """The place in the window is free again."""
@@ -155,6 +158,7 @@ class Admission:
         5xx the teacher may have counted all of it, so the reservation stays.
         """
         now = self.clock.now()
+        self._last = error.message
         if error.status is None and not error.maybe_billed:
             self.limiter.refund(reserved, now)
         elif error.status is not None and 400 <= error.status < 500:
@@ -171,7 +175,6 @@ class Admission:
             self._taught_at = now
         if isinstance(error, RateLimited) and (told or entered_at > self._taught_at):
             self.limiter.pause(self._pause_s(error), now, _ASKED if told else "refused without a time")
-
         elif isinstance(error, TeacherUnavailable | AttemptTimeout | ConnectionBroken):
             self._broke(key, entered_at, reached=error.status is not None or error.maybe_billed)
 

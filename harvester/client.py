@@ -10,6 +10,7 @@ fires on a slow drip.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from types import TracebackType
 from typing import Self
@@ -94,14 +95,14 @@ class Client:
         self._timeout = httpx.Timeout(None, connect=run.connect_timeout_s)
         self._clients = {
             base: httpx.AsyncClient(
-                transport=transport or self._transport(), follow_redirects=False, trust_env=run.trust_env
+                transport=transport or self._transport(base), follow_redirects=False, trust_env=run.trust_env
             )
             for base in teacher.base_urls
         }
         self._chat = {base: httpx.URL(f"{base}/chat/completions") for base in teacher.base_urls}
 
-    def _transport(self) -> httpx.AsyncBaseTransport:
-        context = httpx.create_ssl_context(trust_env=self._run.trust_env)
+    def _transport(self, base: str) -> httpx.AsyncBaseTransport:
+        context = self._context(base)
 
         def session() -> aiohttp.ClientSession:
             # The limiter's window bounds connections; a second bound here could only deadlock with it.
@@ -110,8 +111,17 @@ class Client:
                 connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=self._run.trust_env
             )
 
-        made: httpx.AsyncBaseTransport = AiohttpTransport(client=session)
+        made: httpx.AsyncBaseTransport = AiohttpTransport(verify=context, client=session)
         return made
+
+    def _context(self, base: str) -> ssl.SSLContext:
+        """Verifies always: against the public roots and the teacher's own bundle."""
+        if not base.startswith("https:"):
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody; reading the roots takes 25 ms
+        context = httpx.create_ssl_context(trust_env=self._run.trust_env)
+        if self._teacher.ca_file is not None:
+            context.load_verify_locations(self._teacher.ca_file)
+        return context
 
     async def __aenter__(self) -> Self:
         return self

@@ -67,13 +67,17 @@ class Price(_Frozen):
 
 
 class Teacher(_Frozen):
-    """Whom we ask. One credential, one identity; `replicas` serve the same model under it."""
+    """Whom we ask. One credential, one identity; `replicas` serve the same model under it.
+
+    `ca_file` names a PEM bundle to trust beside the public roots; there is no way to trust everybody.
+    """
 
     base_url: str
     model: str = Field(min_length=1)
     api_key_env: str | None = None
     terms: str = ""
     replicas: tuple[str, ...] = ()
+    ca_file: str | None = None
     limits: Limits = Limits()
     price: Price | None = None
 

@@ -161,7 +161,8 @@ class TeacherError(HarvesterError):
         raw: body bytes as received (capped), kept for the record.
         maybe_billed: the teacher may have generated, and charged for, an answer we don't hold.
 
-    `headers` of the reply may name limits; who classified the reply puts them there.
+    `headers` of the reply may name limits; who classified the reply puts them there. `endpoint` is the base
+    URL it came from, noted by who chose it.
     """
 
     code = "teacher"
@@ -186,6 +187,7 @@ class TeacherError(HarvesterError):
         self.raw = raw
         self.maybe_billed = maybe_billed
         self.headers: Mapping[str, str] = {}
+        self.endpoint = ""
 
 
 class RateLimited(TeacherError):

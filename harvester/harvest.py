@@ -126,7 +126,7 @@ class _Pass:
                 ]
                 await group.create_task(self._feed(feed))
                 await asyncio.wait(crew)
-                self._write_off()
+                self._close_doubts()
                 await self.scribe.flush()
                 for aide in aides:
                     aide.cancel()
@@ -234,6 +234,13 @@ class _Pass:
             self._park(meaning)
         else:
             self.fail(meaning)
+
+    def _close_doubts(self) -> None:
+        """The pass is over: what failed is a dead letter, unless nobody gets through any more."""
+        if self.error is None and self.ending != LIMIT_PARKED:
+            self._write_off()
+        for request, _ in self.doubts.take():
+            self.flights.drop(request)
 
     def _write_off(self) -> None:
         """Others were answered, or the feed is at its end: what failed is a dead letter."""

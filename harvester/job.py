@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from harvester import __version__, compaction, doors, prompts, report, shards
+from harvester.clock import Clock
 from harvester.corpus import Corpus
 from harvester.errors import HarvesterError, StoppedAtLimit, StoreError, TooManyFailures
 from harvester.group_commit import GroupCommit
@@ -78,8 +79,14 @@ class Summary:
         return said
 
 
-async def run(prepared: Prepared, watch: Callable[[Mapping[str, Any]], None]) -> Summary:
+async def run(
+    prepared: Prepared, watch: Callable[[Mapping[str, Any]], None], clock: Clock | None = None
+) -> Summary:
     """Harvest until an ending; every ending is recorded, sealed and reported.
+
+    Args:
+        watch: gets the counts, five times a second.
+        clock: governs every wait of the pass; None is the machine's.
 
     Raises:
         HarvesterError: nothing could start (store held, disk unfit, teacher unreachable), the teacher
@@ -90,7 +97,7 @@ async def run(prepared: Prepared, watch: Callable[[Mapping[str, Any]], None]) ->
         try:
             record = _record(prepared)
             await _on_writer(writer, lambda journal: journal.begin_run(record))
-            return await _live(prepared, record.run_id, writer, watch)
+            return await _live(prepared, record.run_id, writer, watch, clock)
         finally:
             await asyncio.to_thread(writer.close)
 
@@ -115,7 +122,11 @@ def _record(prepared: Prepared) -> RunRecord:
 
 
 async def _live(
-    prepared: Prepared, run_id: str, writer: GroupCommit, watch: Callable[[Mapping[str, Any]], None]
+    prepared: Prepared,
+    run_id: str,
+    writer: GroupCommit,
+    watch: Callable[[Mapping[str, Any]], None],
+    clock: Clock | None,
 ) -> Summary:
     heart = Heart(prepared.store, run_id, prepared.rows_total, watch)
     beat = asyncio.create_task(heart.beat())
@@ -127,7 +138,7 @@ async def _live(
         work = asyncio.create_task(
             harvest(
                 feed, prepared.config, key=prepared.key, writer=writer, run_id=run_id,
-                limits=prepared.limits(), stop=stop, on_progress=heart.note,
+                limits=prepared.limits(), stop=stop, on_progress=heart.note, clock=clock,
             )
         )  # fmt: skip
         caught.second = work.cancel

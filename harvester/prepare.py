@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,7 +93,7 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
     root = path.resolve().parent
     verdict = gate(config, root)
     verdict.require()
-    config = _with_wire_fields(config, verdict)
+    config = _with_trust(_with_wire_fields(config, verdict), root)
     if flags is not None and flags.epoch is not None:  # ask again on purpose: other keys, same prompts
         run = config.run.model_copy(update={"epoch": flags.epoch})
         config = config.model_copy(update={"run": run})
@@ -107,6 +108,22 @@ def _with_wire_fields(config: HarvestConfig, verdict: terms.Verdict) -> HarvestC
         return config
     extra = {**config.sampling.extra, **verdict.body}
     return config.model_copy(update={"sampling": config.sampling.model_copy(update={"extra": extra})})
+
+
+def _with_trust(config: HarvestConfig, root: Path) -> HarvestConfig:
+    """The configuration with `ca_file` found beside it, and found fit."""
+    if config.teacher.ca_file is None:
+        return config
+    path = root / config.teacher.ca_file
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:
+        raise ConfigError(
+            f"can't be read as certificates: {error.strerror or error}",
+            place=str(path),
+            remedy="[teacher] ca_file names a PEM file of the certificates to trust",
+        ) from None
+    return config.model_copy(update={"teacher": config.teacher.model_copy(update={"ca_file": str(path)})})
 
 
 def gate(config: HarvestConfig, root: Path) -> terms.Verdict:

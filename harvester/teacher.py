@@ -45,12 +45,13 @@ class GaveUp(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try on the wire; `number` counts from 1."""
+    """One try on the wire; `number` counts from 1, `avoid` is where the last one failed."""
 
     request: Request
     charge: Charge
     number: int
     endpoint: str = ""
+    avoid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +141,16 @@ class Teacher:
                     # What never left costs no attempt; the breaker and our patience bound it.
                     left = error.is_permanent or error.status is not None or error.maybe_billed
                     unreached += not left
-                    wait_s = self._wait_s(error, attempt.number if left else min(unreached, 2))
+                    wait_s = self._wait_s(error, attempt.number if left else self._free(unreached))
                     # `enter` sees a drain
                     await self._laws.clock.wait(self._doors[0].draining, wait_s)
-                    attempt = replace(attempt, number=attempt.number + left)
+                    attempt = replace(attempt, number=attempt.number + left, avoid=error.endpoint)
 
         return ask
+
+    def _free(self, tries: int) -> int:
+        """As how many attempts so many tries count that never left: they lengthen the wait a little."""
+        return min(tries, 2, self._laws.backoff.max_attempts - 1)
 
     def _wait_s(self, error: TeacherError, attempts: int) -> float:
         """Seconds until the next try; raises when there is none."""
@@ -163,7 +168,7 @@ class Teacher:
             request = attempt.request
             asked = Charge(request.input_tokens, request.output_tokens)
             while True:
-                door = min(self._doors, key=Admission.load)
+                door = self._choose(attempt.avoid)
                 charge = door.limiter.likely(asked)
                 try:
                     entered_at = await door.enter(charge)
@@ -174,6 +179,7 @@ class Teacher:
             try:
                 answered = await inner(attempt)
             except TeacherError as error:
+                error.endpoint = door.endpoint
                 self._tally.rate_limited += isinstance(error, RateLimited)
                 door.failed(error, request.key, attempt.charge, entered_at)
                 raise
@@ -189,6 +195,16 @@ class Teacher:
                 door.leave()
 
         return ask
+
+    def _choose(self, avoid: str) -> Admission:
+        """The least loaded endpoint, another one than `avoid` if there is one: who fails fast looks idle."""
+
+        def rank(door: Admission) -> tuple[int, bool, float]:
+            tier, load = door.load()
+            is_avoided = door.endpoint == avoid
+            return max(tier, is_avoided), is_avoided, load
+
+        return min(self._doors, key=rank)
 
     def _budgeted(self, inner: Ask) -> Ask:
         budget = self._laws.budget
