@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from harvester.journey import Outcome, Request
+from harvester.ceilings import Ceilings, Found, look_up
+from harvester.journey import Request
 from harvester.metrics import Tally
 from harvester.records import Answer, Ask, Dead, Held, asker_of
 from harvester.scribe import Scribe
@@ -21,21 +22,21 @@ RE_ASKED = frozenset({"unavailable", "timeout", "connection", "broken_answer", "
 class Flights:
     """Requests under way, by key. Its size is bounded by the queue and the window."""
 
-    def __init__(self, scribe: Scribe, tally: Tally) -> None:
+    def __init__(self, scribe: Scribe, tally: Tally, ceilings: Ceilings) -> None:
         self._scribe = scribe
         self._tally = tally
+        self._ceilings = ceilings
         self._under_way: dict[bytes, list[Request]] = {}
         self._landed: set[bytes] = set()
 
-    async def look_up(self, chunk: Sequence[Request]) -> Mapping[bytes, Held]:
+    async def look_up(self, chunk: Sequence[Request]) -> Mapping[bytes, Found]:
         """What the store holds of these. Call `is_fresh` for each of them before the next look-up."""
         # A flight that lands after the store was read and before its row is looked at would be in
         # neither place, and be paid twice: such landings are remembered for the length of a chunk.
         self._landed.clear()
-        keys = [request.key for request in chunk]
-        return await self._scribe.call(lambda journal: journal.held(keys))
+        return await self._scribe.call(lambda journal: look_up(journal, chunk, self._ceilings))
 
-    def is_fresh(self, request: Request, held: Held | None) -> bool:
+    def is_fresh(self, request: Request, found: Found | None) -> bool:
         """Count this row; False when it needs no flight of its own."""
         tally = self._tally
         tally.rows += 1
@@ -44,15 +45,15 @@ class Flights:
             followers.append(request)
             tally.duplicates += 1
         elif request.key in self._landed:
-            self._note_asker(request)
+            self._note_asker(request, request.key)
             tally.duplicates += 1
-        elif held is None or _asks_again(request, held):
+        elif found is None or _asks_again(found.held):
             return True
         else:
-            if held.asker != asker_of(request.prompt, request.sample_index):
-                self._note_asker(request)
-            tally.dead += held.state == "dead"
-            tally.from_cache += held.state != "dead"
+            if found.held.asker != asker_of(request.prompt, request.sample_index):
+                self._note_asker(request, found.key)
+            tally.dead += found.held.state == "dead"
+            tally.from_cache += found.held.state != "dead"
         return False
 
     def take_off(self, request: Request) -> None:
@@ -63,14 +64,14 @@ class Flights:
         """Its ending is durable: those who shared it are written down as its askers."""
         self._landed.add(request.key)
         for follower in self._under_way.pop(request.key, ()):
-            self._note_asker(follower)
+            self._note_asker(follower, request.key)
 
     def drop(self, request: Request) -> None:
         """It was not sent; it and its followers stay open for the next run."""
         self._under_way.pop(request.key, None)
 
-    def _note_asker(self, request: Request) -> None:
-        self._scribe.submit(Ask(request.key, request.prompt, request.sample_index), lambda: None)
+    def _note_asker(self, request: Request, key: bytes) -> None:
+        self._scribe.submit(Ask(key, request.prompt, request.sample_index), lambda: None)
 
 
 def answer_record(request: Request, answered: Answered) -> Answer:
@@ -109,14 +110,6 @@ def dead_record(request: Request, gone: GaveUp, at: float) -> Dead:
     )
 
 
-def _asks_again(request: Request, held: Held) -> bool:
+def _asks_again(held: Held) -> bool:
     """Whether a request that the store knows is worth another send."""
-    if held.state == "dead":
-        return held.outcome in RE_ASKED
-    # Only a truncated answer gains from more room; every other answer is paid and final.
-    wanted = request.body.get("max_completion_tokens", request.body.get("max_tokens"))
-    return (
-        held.outcome == Outcome.TRUNCATED
-        and held.max_tokens is not None
-        and (wanted is None or wanted > held.max_tokens)
-    )
+    return held.state == "dead" and held.outcome in RE_ASKED

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from harvester.admission import NotSent
+from harvester.ceilings import Ceilings
 from harvester.client import Client
 from harvester.clock import Clock, SystemClock
 from harvester.config import HarvestConfig
@@ -79,8 +80,9 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
     async with Client(config.teacher, config.run, key) as client:
         one = _Pass(client, config, limits, on_progress, chosen)
         one.scribe = Scribe(writer, one.fail)
-        one.flights = Flights(one.scribe, one.tally)
         await one.scribe.start()
+        ceilings = await one.scribe.call(lambda journal: Ceilings.of(journal, config))
+        one.flights = Flights(one.scribe, one.tally, ceilings)
         laws = laws_of(config, limits, chosen)
         one.teacher = Teacher(client, laws, one.scribe, one.tally, run_id)
         return await one.run(feed, stop)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester import prompts, terms
+from harvester.ceilings import Ceilings, look_up
 from harvester.config import HarvestConfig
 from harvester.journal import Journal
 from harvester.journey import Request
@@ -69,10 +70,11 @@ def outlook(config: HarvestConfig, root: Path, verdict: terms.Verdict) -> Outloo
     journal = Journal.open(store, read_only=True) if (store / "journal.db").exists() else None
     rows = cached = duplicates = tokens_in = tokens_out = low = high = 0
     seen: set[bytes] = set()
+    ceilings = Ceilings.of(journal, config) if journal else Ceilings(config.teacher.base_url)
     feed = requests(prompts.read(config.prompts.files, root), config)
     while chunk := list(itertools.islice(feed, CHUNK)):
         rows += len(chunk)
-        held = set(journal.held([r.key for r in chunk])) if journal else set()
+        held = set(look_up(journal, chunk, ceilings)) if journal else set()
         cached += sum(r.key in held for r in chunk)
         fresh: list[Request] = []
         for request in chunk:
