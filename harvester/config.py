@@ -211,19 +211,34 @@ def check_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def read_toml(path: Path, missing: str) -> dict[str, Any]:
+    """A TOML file as it stands; `missing` is the remedy when there is none.
+
+    Raises:
+        ConfigError: missing, not UTF-8 or not TOML, with the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("no such file", place=str(path), remedy=missing) from None
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line (\d+)", str(error))
+        raise ConfigError(
+            f"not readable as TOML: {error}",
+            place=f"{path}:{line[1]}" if line else str(path),
+            remedy="text stands in quotes, a table's name in [brackets], one `key = value` a line",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't be read: {error}", place=str(path)) from None
+
+
 def load(path: Path) -> HarvestConfig:
     """Read harvest.toml.
 
     Raises:
         ConfigError: missing or broken file, unknown key (with a suggestion), impossible value.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("no such file", place=str(path), remedy="`harvester init DIR` makes one") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"not readable as TOML: {error}", place=str(path)) from None
-    return parse(data, place=str(path))
+    return parse(read_toml(path, "`harvester init DIR` makes one"), place=str(path))
 
 
 def parse(data: dict[str, Any], *, place: str) -> HarvestConfig:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
+from harvester.config import read_toml
 from harvester.corpus import Corpus
 from harvester.errors import ConfigError, StoreError
 from harvester.filters import Filter, chain, named
@@ -49,10 +49,7 @@ def load(path: Path) -> CurateConfig:
     Raises:
         ConfigError: missing or broken file, unknown key or filter.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"not readable as TOML: {error}", place=str(path)) from None
+    data = read_toml(path, "a curate.toml needs corpus, out and [[filters]]")
     unknown = set(data) - {"corpus", "out", "filters"}
     if unknown or not {"corpus", "out"} <= set(data):
         raise ConfigError(

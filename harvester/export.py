@@ -58,7 +58,7 @@ def export(
         split: keep only rows whose metadata `split` equals this; None keeps all.
 
     Raises:
-        ConfigError: unknown shape.
+        ConfigError: unknown shape, or no row to write.
         StoreError: `out` holds files already, or the store can't be read.
         TermsRefused: the terms of a lineage don't permit it, or rows were collected for evaluation only.
     """
@@ -70,6 +70,15 @@ def export(
     doors.ask(corpus.lineages(), "export", store.resolve().parent)
     left_out: dict[str, int] = {}
     rows = _rows(corpus, SHAPES[shape], reasoning, split, left_out)
+    first = next(rows, None)
+    if first is None:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+        raise ConfigError(
+            f"nothing to export: {f'all rows are left out ({why})' if why else 'the corpus holds no row'}",
+            place=str(store),
+            remedy="harvest first: `harvester run`" if not why else "`harvester report` shows what came back",
+        )
+    rows = itertools.chain([first], rows)
     write = _write_parquet if shape in {"prompt-completion", "messages"} else _write_jsonl
     files, count = write(rows, out)
     papers = _write_papers(corpus, out, files, store.resolve().parent)

@@ -97,7 +97,11 @@ def _messages(fields: Mapping[str, Any], place: str) -> tuple[Message, ...]:
         raise PromptError("both 'prompt' and 'messages' are given", place=place, remedy="keep one")
     if messages is None:
         if not isinstance(text, str) or not text.strip():
-            raise PromptError("needs 'prompt' (text) or 'messages' (a list)", place=place)
+            raise PromptError(
+                "needs 'prompt' (text) or 'messages' (a list)",
+                place=place,
+                remedy='a line is {"prompt": "..."} or {"messages": [...]}',
+            )
         return ({"role": "user", "content": text},)
     if not isinstance(messages, list) or not messages:
         raise PromptError("'messages' must be a list with at least one message", place=place)

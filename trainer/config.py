@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -192,15 +193,25 @@ def load(path: Path) -> TrainConfig:
     Raises:
         ConfigError: missing or broken file, unknown key (with a suggestion), impossible value.
     """
+    return parse(_read_toml(path), root=path.parent, place=str(path))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             "no such file", place=str(path), remedy="a train.toml needs [student] base and [data] corpus"
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"not readable as TOML: {error}", place=str(path)) from None
-    return parse(data, root=path.parent, place=str(path))
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line (\d+)", str(error))
+        raise ConfigError(
+            f"not readable as TOML: {error}",
+            place=f"{path}:{line[1]}" if line else str(path),
+            remedy="text stands in quotes, a table's name in [brackets], one `key = value` a line",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't be read: {error}", place=str(path)) from None
 
 
 def parse(data: dict[str, Any], *, root: Path, place: str) -> TrainConfig:

@@ -57,8 +57,8 @@ def test_a_wrong_value_is_named_with_its_remedy(tables: dict[str, dict[str, obje
 def test_missing_and_broken_files(tmp_path: Path):
     with pytest.raises(ConfigError, match="no such file"):
         config.load(tmp_path / "none.toml")
-    (tmp_path / "a.toml").write_text("[teacher\n")
-    with pytest.raises(ConfigError, match="not readable as TOML"):
+    (tmp_path / "a.toml").write_text("# one\n[teacher\n")
+    with pytest.raises(ConfigError, match=r"a\.toml:2: not readable as TOML"):
         config.load(tmp_path / "a.toml")
 
 

@@ -11,6 +11,7 @@ import pytest
 from harvester import curate, export
 from harvester.corpus import Corpus
 from harvester.errors import ConfigError, StoreError, TermsRefused
+from harvester.journal import Journal
 from harvester.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
 
 LINEAGE = {
@@ -54,6 +55,15 @@ def test_prompt_completion_is_the_default_and_says_what_was_left_out(store: Path
     assert rows[0]["prompt"] == [{"role": "user", "content": "0?"}]
     assert rows[0]["completion"][0]["content"] == "answer 0"
     assert rows[8]["completion"][0]["reasoning_content"] == "first this"
+
+
+def test_nothing_to_export_is_refused_and_writes_nothing(store: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="all rows are left out"):
+        export.export(store, tmp_path / "out", split="no-such-split")
+    Journal.open(tmp_path / "bare").close()
+    with pytest.raises(ConfigError, match="the corpus holds no row"):
+        export.export(tmp_path / "bare", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
