@@ -49,14 +49,15 @@ class Data(_Frozen):
             with, never trained on.
         eval_share: share of the prompts without a split that is held out, chosen by the prompt's content.
         truncated: rows cut by the teacher's token limit: left out, or learned without an end of turn.
-        reasoning: reasoning beside the answer: left out, or put before it in think tags.
+        reasoning: the teacher's reasoning: left out, put before the answer as plain text in think tags, or
+            kept where the student's template has its place for it.
     """
 
     corpus: str = Field(min_length=1)
     split_field: str = "split"
     eval_share: Share = 0.1
     truncated: Literal["exclude", "unterminated"] = "exclude"
-    reasoning: Literal["drop", "inline"] = "drop"
+    reasoning: Literal["drop", "inline", "keep"] = "drop"
 
 
 class Lora(_Frozen):

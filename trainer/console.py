@@ -68,6 +68,9 @@ def table(card: Mapping[str, Any]) -> None:
     console.print(drawn)
     low, high = card["recovery_low"], card["recovery_high"]
     console.print(f"recovery (student / teacher) {card['recovery']:.3f} ({low:.2f}–{high:.2f})")
+    base, student = (card.get("loss", {}).get(who) for who in ("base", "student"))
+    if student is not None:
+        console.print(f"loss on the teacher's answers: base {base:.3f}, student {student:.3f}")
 
 
 @contextmanager

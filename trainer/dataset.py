@@ -25,6 +25,8 @@ COLUMNS = [
     *("reference", "metadata_json", "purpose", "terms_id", "teacher_id", "mock", "run_id"),
 ]
 
+INLINE = ("<think>\n", "\n</think>\n\n")  # plain text around reasoning that is learned as part of the answer
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
@@ -32,6 +34,7 @@ class HeldOut:
 
     Attributes:
         teacher: the teacher's first answer, None when it gave none that is usable.
+        taught: that answer as it would be learned; thought: its reasoning, where that is kept.
     """
 
     prompt_id: str
@@ -40,6 +43,8 @@ class HeldOut:
     task: str
     split: str
     teacher: str | None
+    taught: str | None = None
+    thought: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,7 @@ def render(rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int 
         [s.messages for s in rows.train],
         [answer_of(s, config.data) for s in rows.train],
         [s.outcome != Outcome.TRUNCATED for s in rows.train],
+        [thought_of(s, config.data) for s in rows.train],
     )
     reasons = [_unlearnable(e, config.train.max_length) for e in examples]
     fitting = tuple(e for e, reason in zip(examples, reasons, strict=True) if not reason)
@@ -188,11 +194,16 @@ def _unfit(sample: Sample, data: Data) -> str:
 
 
 def answer_of(sample: Sample, data: Data) -> str:
-    """The text to learn: the completion, with its reasoning before it when that is wanted."""
+    """The text to learn: the completion, with its reasoning before it as plain text when that is wanted."""
     answer = sample.completion or ""
     if data.reasoning == "inline" and sample.reasoning:
-        return f"<think>\n{sample.reasoning}\n</think>\n\n{answer}"
+        return f"{INLINE[0]}{sample.reasoning}{INLINE[1]}{answer}"
     return answer
+
+
+def thought_of(sample: Sample, data: Data) -> str | None:
+    """The reasoning to learn where the student's template puts it; None where none is wanted."""
+    return (sample.reasoning or None) if data.reasoning == "keep" else None
 
 
 def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: Data) -> tuple[HeldOut, ...]:
@@ -201,6 +212,7 @@ def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: Data) -> t
         if split == "train" or sample.prompt_id in found:
             continue
         task = sample.metadata.get("task")
+        fit = not _unfit(sample, data) and sample.outcome == Outcome.OK
         found[sample.prompt_id] = HeldOut(
             sample.prompt_id,
             tuple(sample.messages),
@@ -208,5 +220,7 @@ def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: Data) -> t
             task if isinstance(task, str) and task else "all",
             split,
             sample.completion if not _unfit(sample, data) else None,
+            answer_of(sample, data) if fit else None,
+            thought_of(sample, data) if fit else None,
         )
     return tuple(found.values())

@@ -48,7 +48,8 @@ def diagnose(config: TrainConfig) -> Diagnosis:
     data = dataset.render(rows, renderer, config)
     answers = [dataset.answer_of(s, config.data) for s in rows.train]
     ends = [s.outcome != "truncated" for s in rows.train]
-    rendered = renderer.examples([s.messages for s in rows.train], answers, ends)
+    thoughts = [dataset.thought_of(s, config.data) for s in rows.train]
+    rendered = renderer.examples([s.messages for s in rows.train], answers, ends, thoughts)
     findings = [
         *check(rendered, renderer, vocabulary=weights.vocabulary_of(config.base)),
         *_texts(rendered, answers, renderer),

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from trainer import dataset, model
+from trainer import dataset, model, segments, varlen
+from trainer.collator import collate
 from trainer.config import TrainConfig
-from trainer.dataset import HeldOut
+from trainer.dataset import INLINE, HeldOut
 from trainer.errors import DataError
-from trainer.render import Renderer
+from trainer.pack import pack
+from trainer.render import Example, Renderer
 from trainer.scorecard import Judged, is_right, scorecard
+from trainer.step import loss_of
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,16 +44,22 @@ def evaluate(config: TrainConfig, on_batch: Progress = lambda _who, _total, _don
             remedy=f"rows need a reference and {config.data.split_field!r} other than 'train', or eval_share",
         )
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    prompts = renderer.prompts([h.messages for h in asked])
+    thinks = config.data.reasoning == "keep" and renderer.shape.reasoning is not None
+    prompts = renderer.prompts([h.messages for h in asked], [thinks] * len(asked))
+    taught = taught_examples(rows.held_out, renderer, config)
     said: dict[str, list[str]] = {}
+    loss: dict[str, float | None] = {}
     for who in ("base", "student"):
         if who == "base":
             answering = model.load_base(config.base, device)
         else:
             answering = model.load_student(config, config.out_path / "adapter", device)
-        said[who] = answers(answering, renderer, prompts, config, partial(on_batch, who, len(asked)))
+        texts = answers(answering, renderer, prompts, config, partial(on_batch, who, len(asked)))
+        said[who] = [_answer(text, renderer, config) for text in texts]
+        loss[who] = held_out_loss(answering, taught, config)
     card = scorecard(judge(asked, said), resamples=config.evaluate.resamples)
     card["without_reference"] = len(rows.held_out) - len(asked)
+    card["loss"] = {**loss, "tokens": sum(e.supervised for e in taught)}
     _write(config, card, asked, said)
     return card
 
@@ -95,6 +104,46 @@ def answers(
             texts[i] = renderer.tokenizer.decode(answer, skip_special_tokens=False)
         on_done(begin + len(numbers))
     return texts
+
+
+def _answer(text: str, renderer: Renderer, config: TrainConfig) -> str:
+    """What is judged: the answer, without the reasoning a student was taught to say before it."""
+    if config.data.reasoning == "keep":
+        return renderer.shape.answer_in(text)
+    _, mark, after = text.partition(INLINE[1]) if config.data.reasoning == "inline" else ("", "", "")
+    return after if mark else text
+
+
+def taught_examples(
+    held_out: Sequence[HeldOut], renderer: Renderer, config: TrainConfig
+) -> tuple[Example, ...]:
+    """The teacher's held-out answers, rendered as if they were to be learned; those too long are left out."""
+    rows = [h for h in held_out if h.taught is not None]
+    made = renderer.examples(
+        [h.messages for h in rows],
+        [h.taught or "" for h in rows],
+        [True] * len(rows),
+        [h.thought for h in rows],
+    )
+    return tuple(e for e in made if len(e.ids) <= config.train.max_length)
+
+
+def held_out_loss(answering: Any, examples: Sequence[Example], config: TrainConfig) -> float | None:
+    """Nats per supervised token of the teacher's held-out answers, by the loss function that trains.
+
+    Returns:
+        None where there is nothing to judge with.
+    """
+    if not examples:
+        return None
+    device = next(answering.parameters()).device
+    whole = answering.get_base_model() if hasattr(answering, "get_base_model") else answering
+    whole.set_attn_implementation(varlen.register() if device.type == "cuda" else segments.register())
+    total = 0.0
+    with torch.no_grad():
+        for numbers in pack([len(e.ids) - 1 for e in examples], config.train.pack_budget).packs:
+            total += float(loss_of(answering, collate([examples[i] for i in numbers], device))[0])
+    return total / sum(e.supervised for e in examples)
 
 
 def judge(asked: Sequence[HeldOut], said: dict[str, list[str]]) -> list[Judged]:

@@ -9,6 +9,7 @@ followed by the template's own end of turn.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer import shape
 from trainer.errors import StudentError
 from trainer.hold import time_limit
 
 Ids = npt.NDArray[np.int32]
+Rows = Sequence[Sequence[Mapping[str, Any]]]
 TEMPLATE_S = 5.0  # a template is a program of others; sandboxed by transformers, bounded here
 DATE = "26 Jul 2024"  # what Llama 3's template falls back to: today's would change every prompt tomorrow
-_ANSWER = "\ue0f0answer\ue0f1"  # private use: no template trims or splits it
+ANCHOR = "\n"  # before text whose tokenizer would put a space at the start of it
 _SPECIAL = "\ue0f2{}\ue0f3"
 
 
@@ -46,27 +49,6 @@ class Example:
         return len(self.ids) - self.prompt_length
 
 
-@dataclass(frozen=True, slots=True)
-class ChatShape:
-    """What a chat template puts around an assistant's answer.
-
-    Attributes:
-        scaffold: text between generation prompt and answer that the template supplies (an empty think
-            block): part of the prompt, never supervised.
-        lead: white space between generation prompt and answer: the model has to say it.
-        end_of_turn: ids after the answer, up to and including the first special token.
-    """
-
-    scaffold: str
-    lead: str
-    end_of_turn: tuple[int, ...]
-
-    @property
-    def stop_id(self) -> int:
-        """The id whose arrival ends an answer."""
-        return self.end_of_turn[-1]
-
-
 class Renderer:
     """A tokenizer and the shape of its chat template.
 
@@ -85,20 +67,43 @@ class Renderer:
                 remedy="add chat_template.jinja to the base folder; none is invented here",
             )
         self.tokenizer = tokenizer
-        self._specials = sorted(_special_texts(tokenizer), key=len, reverse=True)
-        self.shape = self._learn_shape()
+        added = tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+        self._specials = sorted(special, key=len, reverse=True)
+        # "<think>" is often an added token that isn't special: in an answer it has to stay text as well
+        said = {token.content for token in added} - special
+        marks = sorted((mark for mark in said if mark in tokenizer.chat_template), key=len, reverse=True)
+        self._marks = re.compile(f"({'|'.join(map(re.escape, marks))})") if marks else None
+        bare, self._anchor = self._split([ANCHOR, ANCHOR + "x", "x"]), []
+        if bare[1] != bare[0] + bare[2]:  # "x" alone gets a space before it, as SentencePiece does
+            self._anchor = bare[0]
+        self.shape = shape.learn(self.template, tokenizer)
 
     @property
     def template_sha256(self) -> str:
         """Hash of the chat template's text."""
         return hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()
 
-    def prompts(self, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[int]]:
-        """Ids of each row of messages, generation prompt included; what the model continues."""
-        return self._encode([self._prompt_text(messages) for messages in rows])
+    def prompts(self, rows: Rows, thinking: Sequence[bool] = ()) -> list[list[int]]:
+        """Ids of each row of messages, generation prompt included; what the model continues.
+
+        Args:
+            thinking: which rows are continued with reasoning, so without the scaffold that closes it; none.
+        """
+        thinks = thinking or [False] * len(rows)
+        return self._encode(
+            [
+                self.prompt_text(messages) + ("" if thought else self.shape.scaffold)
+                for messages, thought in zip(rows, thinks, strict=True)
+            ]
+        )
 
     def examples(
-        self, rows: Sequence[Sequence[Mapping[str, Any]]], answers: Sequence[str], terminated: Sequence[bool]
+        self,
+        rows: Rows,
+        answers: Sequence[str],
+        terminated: Sequence[bool],
+        thoughts: Sequence[str | None] = (),
     ) -> list[Example]:
         """Render rows of messages with the teacher's answers.
 
@@ -106,24 +111,39 @@ class Renderer:
             rows: messages of each prompt.
             answers: the text to learn, verbatim.
             terminated: whether the end of turn follows; not so for answers cut by a token limit.
+            thoughts: reasoning to learn, verbatim, where the template has its place for it.
+
+        Raises:
+            StudentError: reasoning is to be kept and the template has no place for it.
         """
-        plain = self.tokenizer(
-            [self.shape.lead + answer for answer in answers],
-            add_special_tokens=False,
-            split_special_tokens=True,  # "<|im_end|>" in the teacher's text stays text
-        )["input_ids"]
+        thinks = thoughts or [None] * len(rows)
+        prompts = self.prompts(rows, [bool(thought) for thought in thinks])
+        leads = ["" if thought else self.shape.lead for thought in thinks]
+        plain = self.texts([lead + answer for lead, answer in zip(leads, answers, strict=True)])
         made = []
-        for prompt, answer, ends in zip(self.prompts(rows), plain, terminated, strict=True):
-            ids = [*prompt, *answer, *(self.shape.end_of_turn if ends else ())]
+        for prompt, thought, answer, ends in zip(prompts, thinks, plain, terminated, strict=True):
+            before = self._thought(thought) if thought else []
+            ids = [*prompt, *before, *answer, *(self.shape.end_of_turn if ends else ())]
             made.append(Example(np.asarray(ids, dtype=np.int32), len(prompt), ends))
         return made
 
-    def _prompt_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        # Control tokens written by a user are hidden from the template and put back as plain text.
-        hidden = [{**m, "content": self._hide(m.get("content") or "")} for m in messages]
-        return self._template(hidden, generation=True) + self.shape.scaffold
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts that a student has to say: nothing in them is a control token."""
+        if self._marks is None or not any(self._marks.search(text) for text in texts):
+            return self._plain(texts)
+        return [self._unmarked(text) for text in texts]
 
-    def _template(self, messages: Sequence[Mapping[str, Any]], *, generation: bool) -> str:
+    def prompt_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """A prompt as the template writes it, without scaffold; control tokens of a user stay hidden."""
+        # They are hidden from the template and put back as plain text.
+        return self.template([{**m, "content": self._hide(m.get("content") or "")} for m in messages], True)
+
+    def template(self, messages: Sequence[Mapping[str, Any]], generation: bool) -> str:
+        """Messages through the chat template: the one place that calls it, with every choice made.
+
+        Raises:
+            StudentError: the template raises, reaches out or does not end.
+        """
         try:
             with time_limit(TEMPLATE_S):
                 text = self.tokenizer.apply_chat_template(
@@ -136,6 +156,41 @@ class Renderer:
                 remedy="roles must be those the student's template knows",
             ) from None
         return str(text)
+
+    def _thought(self, thought: str) -> list[int]:
+        if self.shape.reasoning is None:
+            raise StudentError(
+                "the chat template has no place for reasoning",
+                place="data.reasoning",
+                remedy='reasoning = "inline" or "drop"',
+            )
+        before, after = (
+            self.tokenizer.encode(t, add_special_tokens=False) if t else [] for t in self.shape.reasoning
+        )
+        return [*before, *self.texts([thought])[0], *after]
+
+    def _split(self, texts: Sequence[str]) -> list[list[int]]:
+        # "<|im_end|>" in the teacher's text stays text
+        found = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        return list(found["input_ids"])
+
+    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
+        if not self._anchor:
+            return self._split(texts)
+        border = len(self._anchor)
+        return [
+            ids[border:] if ids[:border] == self._anchor else self._split([text])[0]
+            for ids, text in zip(self._split([ANCHOR + text for text in texts]), texts, strict=True)
+        ]
+
+    def _unmarked(self, text: str) -> list[int]:
+        assert self._marks is not None
+        ids: list[int] = []
+        for piece in self._marks.split(text):
+            whole = piece and self._marks.fullmatch(piece)
+            for part in (piece[:1], piece[1:]) if whole else (piece,):
+                ids += self._plain([part])[0] if part else []
+        return ids
 
     def _hide(self, content: str) -> str:
         for number, special in enumerate(self._specials):
@@ -156,42 +211,7 @@ class Renderer:
         for piece in text.split("\ue0f2"):
             number, mark, rest = piece.partition("\ue0f3")
             if mark and number.isdigit() and int(number) < len(self._specials):
-                plain = self._specials[int(number)]
-                ids += self.tokenizer.encode(plain, add_special_tokens=False, split_special_tokens=True)
+                ids += self._plain([self._specials[int(number)]])[0]
                 piece = rest
             ids += self.tokenizer.encode(piece, add_special_tokens=False) if piece else []
         return ids
-
-    def _learn_shape(self) -> ChatShape:
-        user = {"role": "user", "content": "hi"}
-        asked = self._template([user], generation=True)
-        told = self._template([user, {"role": "assistant", "content": _ANSWER}], generation=False)
-        before, found, after = told.partition(_ANSWER)
-        if not found or not before.startswith(asked):
-            raise StudentError(
-                "the chat template doesn't continue its own generation prompt with the assistant's text",
-                place=str(getattr(self.tokenizer, "name_or_path", "")),
-                remedy="repair the template: rendering with add_generation_prompt must be a prefix",
-            )
-        between = before[len(asked) :]
-        scaffold, lead = (between, "") if between.strip() else ("", between)
-        return ChatShape(scaffold, lead, self._end_of_turn(after))
-
-    def _end_of_turn(self, after: str) -> tuple[int, ...]:
-        ids = self.tokenizer.encode(after, add_special_tokens=False)
-        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        for position, token in enumerate(ids):
-            if token in special:
-                return tuple(ids[: position + 1])
-        if self.tokenizer.eos_token_id is None:
-            raise StudentError(
-                "neither the chat template nor the tokenizer says how a turn ends",
-                place=str(getattr(self.tokenizer, "name_or_path", "")),
-                remedy="give the tokenizer an eos_token",
-            )
-        return (int(self.tokenizer.eos_token_id),)
-
-
-def _special_texts(tokenizer: Any) -> set[str]:
-    added = tokenizer.added_tokens_decoder.values()
-    return {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)

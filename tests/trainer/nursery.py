@@ -1,6 +1,7 @@
-"""A process that has torch loaded and forks a training for each line it reads: 20 kills cost one start.
+"""A process that has torch loaded, and nothing else, and forks another for each line it reads.
 
-stdin: {"toml": path, "env": {...}, "kill_after_s": seconds or null}; stdout: {"signal": n, "code": n}.
+Twenty kills, or ten fresh looks at an adapter, cost one start. stdin: {"what": name, ...}; stdout:
+{"signal": n, "code": n, "err": text} of the child, or of the first child that failed where there are two.
 """
 
 from __future__ import annotations
@@ -8,52 +9,119 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import signal
+import socket
 import sys
 import threading
+import traceback
+import warnings
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+import peft
+import torch
+import transformers
+from safetensors.torch import save_file
+
 from harvester import failpoints
-from harvester.errors import HarvesterError
-from trainer import config as settings
-from trainer.train import train
+from trainer import cli
+from trainer import train as _warm  # noqa: F401 - its rooms are loaded once, here
 
 
-def live(told: dict[str, Any]) -> int:
-    os.environ.update(told["env"])
+def command(told: dict[str, Any]) -> None:
+    """`trainer WORDS...` as from a shell, killed at a named point, under limits."""
+    os.environ.update(told.get("env", {}))
     importlib.reload(failpoints)  # reads the environment once, at import
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file at its limit is an error, as a full disk is
+    for name, most in told.get("limits", {}).items():
+        held = resident() if name == "RLIMIT_AS" else 0
+        resource.setrlimit(getattr(resource, name), (held + most, held + most))
+    sys.argv = ["trainer", *map(str, told["words"])]
+    cli.main()
+
+
+def resident() -> int:
+    """Bytes of address space this process has already."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+
+
+def logits(told: dict[str, Any]) -> None:
+    """Load a student by the plain doors of transformers and PEFT and write its logits."""
+    warnings.simplefilter("ignore")
+    student = transformers.AutoModelForCausalLM.from_pretrained(told["base"], dtype=torch.float32)
+    if told.get("adapter"):
+        student = peft.PeftModel.from_pretrained(student, told["adapter"])
+    with torch.no_grad():
+        found = student.eval()(input_ids=torch.arange(3, 40)[None]).logits
+    save_file({"logits": found}, told["out"])
+
+
+def prompt(told: dict[str, Any]) -> None:
+    """Render messages by the plain door of transformers, as a server does."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(told["folder"])
+    ids = tokenizer.apply_chat_template(told["messages"], add_generation_prompt=True, return_dict=False)
+    Path(told["out"]).write_text(json.dumps(ids), encoding="utf-8")
+
+
+def gradients(told: dict[str, Any]) -> None:
+    """One step of a training, alone or as a rank among others; write what it adds up."""
+    from tests.trainer import accumulation
+
+    accumulation.write(told)
+
+
+LIVES = {"command": command, "logits": logits, "prompt": prompt, "gradients": gradients}
+
+
+def born(told: dict[str, Any], err: Any, rank: int, port: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 70
     try:
-        train(settings.load(told["toml"]))
-    except HarvesterError as error:
-        return error.exit_code
-    return 0
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(err.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        if told.get("world", 1) > 1:
+            os.environ.update(
+                RANK=str(rank), WORLD_SIZE=str(told["world"]), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+            )
+        LIVES[told["what"]](told)
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     for line in sys.stdin:
         told = json.loads(line)
-        told["toml"] = Path(told["toml"])
-        child = os.fork()
-        if child == 0:
-            code = 70
-            try:
-                code = live(told)
-            finally:
-                os._exit(code)
-        timer = None
-        if told.get("kill_after_s") is not None:
-            timer = threading.Timer(told["kill_after_s"], os.kill, (child, signal.SIGKILL))
-            timer.start()
-        _, status = os.waitpid(child, 0)
-        if timer is not None:
-            timer.cancel()
-            timer.join()
-        killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
-        print(json.dumps({"signal": killed, "code": code}), flush=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        with TemporaryFile("w+") as err:
+            children = [born(told, err, rank, port) for rank in range(told.get("world", 1))]
+            timer = None
+            if told.get("kill_after_s") is not None:
+                timer = threading.Timer(told["kill_after_s"], os.kill, (children[0], signal.SIGKILL))
+                timer.start()
+            ends = [os.waitpid(child, 0)[1] for child in children]
+            if timer is not None:
+                timer.cancel()
+                timer.join()
+            status = next((end for end in ends if end), 0)
+            err.seek(0)
+            killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+            code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
+            print(json.dumps({"signal": killed, "code": code, "err": err.read()}), flush=True)
 
 
 if __name__ == "__main__":

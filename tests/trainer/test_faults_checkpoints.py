@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -245,14 +243,8 @@ def test_30_a_checkpoint_that_is_a_link_is_not_followed(tmp_path):
     assert "state.json is not what was written" in skipped[0]
 
 
-def test_32_a_second_trainer_ends_with_75(toml):  # noqa: F811
+def test_32_a_second_trainer_ends_with_75(toml, nursery):  # noqa: F811
     with hold.held(toml.parent / "out"):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "trainer", "train", str(toml)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-    assert done.returncode == 75
-    assert "another training holds" in done.stderr
+        ended = nursery("command", words=("train", toml))
+    assert ended["code"] == 75
+    assert "another training holds" in ended["err"]

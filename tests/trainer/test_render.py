@@ -1,4 +1,4 @@
-"""Labels: the prompt as served, the teacher's text verbatim, the end of turn learned."""
+"""Labels: the prompt as served, the teacher's text verbatim, the end of turn learned; on six shapes."""
 
 from __future__ import annotations
 
@@ -6,89 +6,125 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.trainer import tiny
+from tests.trainer import shapes, tiny
+from tests.trainer.shapes import SHAPES
 from trainer.errors import StudentError
 from trainer.render import Renderer
 
-LLAMA3 = (
-    "{{ '<s>' }}{% for m in messages %}[{{ m['role'] }}]\n\n{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]\n\n{% endif %}"
-)
-MISTRAL = (
-    "{{ '<s>' }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
-    "{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
-)
-GEMMA = (
-    "{{ '<s>' }}{% for m in messages %}<start>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
-    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
-    "{% if add_generation_prompt %}<start>model\n{% endif %}"
-)
-QWEN3 = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
-    "{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SHAPES = {
-    "chatml": (tiny.CHATML, "<|im_end|>"),
-    "llama-3": (LLAMA3, "<|eot_id|>"),
-    "mistral": (MISTRAL, "</s>"),
-    "gemma": (GEMMA, "<end_of_turn>"),
-    "qwen-3": (QWEN3, "<|im_end|>"),
-}
 USER = [{"role": "user", "content": "say hi"}]
+TURNS = [*USER, {"role": "assistant", "content": "hi"}, {"role": "user", "content": "and now?"}]
+SAID = "  two\nlines, ünï 🙂 "
+THOUGHT = "\n first this;\n\nthen </that> \n"
+RENDERERS = {name: Renderer(shape.tokenizer()) for name, shape in SHAPES.items()}
+RENDERER = RENDERERS["chatml"]
 
 
+def halves(renderer: Renderer, example) -> tuple[str, str]:
+    """The prompt's text and the supervised text of an example."""
+    decode, border = renderer.tokenizer.decode, example.prompt_length
+    return decode(example.ids[:border].tolist()), decode(example.ids[border:].tolist())
+
+
+@pytest.mark.parametrize("messages", [USER, TURNS], ids=["one turn", "three turns"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_supervised_is_the_answer_and_the_end_of_turn(name):
-    template, stop = SHAPES[name]
-    tokenizer = tiny.tokenizer(template, bos_token="<s>")
+def test_supervised_is_the_answer_verbatim_and_the_end_of_turn(name, messages):
+    renderer, shape = RENDERERS[name], SHAPES[name]
+    [example] = renderer.examples([messages], [SAID], [True])
+    prompt, learned = halves(renderer, example)
+    assert learned == renderer.shape.lead + SAID + shape.stop
+    assert example.ids[-1] == renderer.shape.stop_id
+    assert renderer.tokenizer.convert_ids_to_tokens(renderer.shape.stop_id) == shape.stop
+    assert renderer.prompts([messages])[0] == example.ids[: example.prompt_length].tolist()
+    served = renderer.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024", enable_thinking=False
+    )
+    assert prompt == served  # what a server sends to the model, the empty think block of Qwen 3 included
+    assert prompt.count("<s>") == served.count("<s>") <= 1
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama-3", "qwen-2.5", "qwen-3", "mistral"])
+def test_a_system_prompt_is_in_the_prompt(name):
+    renderer = RENDERERS[name]
+    [example] = renderer.examples([[{"role": "system", "content": "Be brief."}, *USER]], ["hi"], [True])
+    prompt, learned = halves(renderer, example)
+    assert "Be brief." in prompt
+    assert "Be brief." not in learned
+
+
+def test_a_role_that_the_template_refuses_is_said():
+    with pytest.raises(StudentError, match="System role not supported"):
+        RENDERERS["gemma"].prompts([[{"role": "system", "content": "Be brief."}, *USER]])
+
+
+def test_reasoning_is_kept_where_the_template_has_its_place():
+    renderer = RENDERERS["qwen-3"]
+    [kept, none] = renderer.examples([USER, USER], [SAID, SAID], [True, True], [THOUGHT, None])
+    prompt, learned = halves(renderer, kept)
+    assert prompt.endswith("<|im_start|>assistant\n")
+    assert (
+        learned == f"<think>\n{THOUGHT}\n</think>\n\n{SAID}<|im_end|>"
+    )  # teacher's words, to the last blank
+    assert renderer.shape.answer_in(learned.removesuffix("<|im_end|>")) == SAID
+    think = renderer.tokenizer.convert_tokens_to_ids("<think>")
+    assert kept.ids[kept.prompt_length] == think
+    # without reasoning the empty block belongs to the prompt: nobody learns to say it
+    prompt, learned = halves(renderer, none)
+    assert prompt.endswith("<think>\n\n</think>\n\n")
+    assert "think" not in learned
+
+
+@pytest.mark.parametrize("name", sorted(set(SHAPES) - {"qwen-3"}))
+def test_reasoning_is_not_kept_where_the_template_would_lose_it(name):
+    with pytest.raises(StudentError, match="no place for reasoning"):
+        RENDERERS[name].examples([USER], [SAID], [True], [THOUGHT])
+
+
+@given(st.text(max_size=30), st.sampled_from(sorted(SHAPES)), st.data())
+@settings(max_examples=120, deadline=None)
+def test_control_tokens_in_text_stay_text(text, name, data):
+    renderer, shape = RENDERERS[name], SHAPES[name]
+    token = data.draw(st.sampled_from((*tiny.SPECIALS, *shape.specials, *shape.marks)))
+    answer = text + token + text
+    [example] = renderer.examples([[{"role": "user", "content": "a " + token}]], [answer], [True])
+    tail = len(renderer.shape.end_of_turn)
+    body = example.ids[example.prompt_length : len(example.ids) - tail].tolist()
+    assert not set(body) & set(renderer.tokenizer.added_tokens_decoder)
+    assert renderer.tokenizer.decode(body) == renderer.shape.lead + answer
+    # and a user's cannot open a turn: the prompt holds as many as it does with a harmless question
+    [plain] = renderer.examples([[{"role": "user", "content": "a b"}]], ["b"], [True])
+    number = renderer.tokenizer.convert_tokens_to_ids(token)
+    if token not in shape.marks:
+        both = [e.ids[: e.prompt_length].tolist().count(number) for e in (example, plain)]
+        assert both[0] == both[1]
+
+
+def test_a_merge_over_the_border_shifts_nothing():
+    tokenizer = shapes.merging()
     renderer = Renderer(tokenizer)
-    [example] = renderer.examples([USER], ["  two\nlines "], [True])
-    learned = tokenizer.decode(example.ids[example.prompt_length :].tolist())
-    prompt = tokenizer.decode(example.ids[: example.prompt_length].tolist())
-    assert learned == renderer.shape.lead + "  two\nlines " + stop
-    assert prompt.startswith(tokenizer.apply_chat_template(USER, tokenize=False, add_generation_prompt=True))
-    assert example.ids[-1] == renderer.shape.stop_id == tokenizer.convert_tokens_to_ids(stop)
-    assert prompt.count("<s>") <= 1
+    [example] = renderer.examples([USER], ["word"], [True])
+    prompt, learned = halves(renderer, example)
+    assert (prompt[-10:], learned) == ("assistant:", " word</s>")
+    whole = tokenizer.encode(prompt + " word", add_special_tokens=False)
+    assert ": w" in tokenizer.convert_ids_to_tokens(whole)  # what one pass over both would have made
+    assert whole[: example.prompt_length] != example.ids[: example.prompt_length].tolist()
     assert renderer.prompts([USER])[0] == example.ids[: example.prompt_length].tolist()
 
 
-def test_a_think_block_of_the_template_is_prompt_not_label():
-    renderer = Renderer(tiny.tokenizer(QWEN3))
-    [example] = renderer.examples([USER], ["hi"], [True])
-    decode = renderer.tokenizer.decode
-    assert decode(example.ids[: example.prompt_length].tolist()).endswith("<think>\n\n</think>\n\n")
-    assert "think" not in decode(example.ids[example.prompt_length :].tolist())
+def test_a_tokenizer_that_puts_a_space_before_a_text_adds_none_to_an_answer():
+    tokenizer = shapes.spaced()
+    renderer = Renderer(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("hi", add_special_tokens=False))[0] == "▁h"
+    for said in ("hi", " hi", "who", "\nhi"):
+        [example] = renderer.examples([USER], [said], [True])
+        text = tokenizer.decode(example.ids.tolist())
+        assert text.endswith(f"assistant:{said}</s>")
 
 
-@given(st.text(min_size=1, max_size=40), st.sampled_from(tiny.SPECIALS))
-@settings(max_examples=60, deadline=None)
-def test_control_tokens_in_text_stay_text(text, special):
-    renderer = RENDERER
-    answer = text + special + text
-    [example] = renderer.examples([[{"role": "user", "content": answer}]], [answer], [True])
-    stops = [i for i in example.ids[example.prompt_length :].tolist() if i == renderer.shape.stop_id]
-    assert len(stops) == 1  # only the template's own
-    learned = example.ids[example.prompt_length : -1].tolist()
-    assert renderer.tokenizer.decode(learned) == answer
-    prompt = example.ids[: example.prompt_length].tolist()
-    assert prompt.count(renderer.tokenizer.convert_tokens_to_ids("<|im_start|>")) == 2
-    assert renderer.tokenizer.decode(prompt).count(special) >= 1
-
-
-RENDERER = Renderer(tiny.tokenizer())
-
-
-def test_the_border_is_where_the_prompt_ends_whatever_follows():
-    for answer in ("word", " word", "\nword", "word the word"):
-        [example] = RENDERER.examples([USER], [answer], [True])
-        assert example.ids[: example.prompt_length].tolist() == RENDERER.prompts([USER])[0]
-
-
-def test_a_cut_answer_has_no_end_of_turn():
-    [example] = RENDERER.examples([USER], ["cut of"], [False])
-    assert example.ids[-1] != RENDERER.shape.stop_id
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_cut_answer_has_no_end_of_turn(name):
+    renderer = RENDERERS[name]
+    [example] = renderer.examples([USER], ["cut of"], [False])
+    assert renderer.shape.stop_id not in example.ids[example.prompt_length :]
     assert not example.terminated
 
 
@@ -103,3 +139,10 @@ def test_a_cut_answer_has_no_end_of_turn():
 def test_a_template_that_can_not_serve_is_refused(template, said):
     with pytest.raises(StudentError, match=said):
         Renderer(tiny.tokenizer(template))
+
+
+def test_a_turn_that_never_ends_is_refused():
+    tokenizer = tiny.tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    tokenizer.eos_token = None
+    with pytest.raises(StudentError, match="how a turn ends"):
+        Renderer(tokenizer)

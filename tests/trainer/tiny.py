@@ -20,20 +20,23 @@ CHATML = (
 SPECIALS = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>", "<|eot_id|>", "<end_of_turn>")
 
 
-def tokenizer(template: str | None = CHATML, *, eos: str = "<|im_end|>", **special: Any) -> Any:
-    """A byte-level BPE tokenizer of 320 ids with control tokens."""
+def tokenizer(
+    template: str | None = CHATML, *, eos: str = "<|im_end|>", more: Sequence[str] = (), **special: Any
+) -> Any:
+    """A byte-level BPE tokenizer of 320 ids with control tokens, `more` of them where they are wanted."""
+    specials = [*SPECIALS, *more]
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     wanted = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
+        vocab_size=320, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
     )
     made.train_from_iterator(["say the word backwards, please"] * 4, wanted)
     given = {"eos_token": eos, "pad_token": "<|pad|>", **special}
     fast = PreTrainedTokenizerFast(
         tokenizer_object=made,
-        extra_special_tokens=[s for s in SPECIALS if s not in given.values()],
+        extra_special_tokens=[s for s in specials if s not in given.values()],
         **given,
     )
     fast.chat_template = template

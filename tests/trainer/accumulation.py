@@ -1,0 +1,52 @@
+"""One step of eight packs, learned whole, one by one, or dealt to ranks: what its gradients come to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from trainer import config as settings
+from trainer import dataset, model, optim
+from trainer.render import Renderer
+from trainer.step import Stepper
+from trainer.weights import vocabulary_of
+from trainer.world import joined
+
+
+def examples(config: settings.TrainConfig) -> list[Any]:
+    renderer = Renderer(model.load_tokenizer(config.base))
+    return list(dataset.render(dataset.read(config), renderer, config, vocabulary_of(config.base)).examples)
+
+
+def write(told: dict[str, Any]) -> None:
+    """Cut the corpus into `packs` packs, learn one step, write gradients (before clipping), loss and norm."""
+    config = settings.load(Path(told["toml"]))
+    made = examples(config)
+    packs = [made[number :: told["packs"]] for number in range(told["packs"])]
+    with joined() as world:
+        student = model.with_adapter(config, torch.device("cpu"))
+        with torch.no_grad():  # B starts at zero and would hide A's gradient
+            for name, p in student.named_parameters():
+                if "lora_B" in name:
+                    p.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
+        named = model.trainable(student)
+        stepper = Stepper(
+            student, named, optim.adamw(named.items(), config.train, config.lora), config.train, world
+        )
+        kept: dict[str, torch.Tensor] = {}
+        honest = torch.nn.utils.clip_grad_norm_
+
+        def noting(parameters: Any, bound: float) -> torch.Tensor:
+            kept.update({name: p.grad.clone() for name, p in named.items()})
+            return honest(list(parameters), bound)
+
+        torch.nn.utils.clip_grad_norm_ = noting
+        try:
+            learned = stepper.learn(0, packs)
+        finally:
+            torch.nn.utils.clip_grad_norm_ = honest
+        if world.leads:
+            save_file({**kept, "loss": learned.loss, "norm": learned.norm}, told["out"])

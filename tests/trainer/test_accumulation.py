@@ -1,0 +1,39 @@
+"""A step of eight packs: learned as one, one by one, or dealt to two ranks, its gradient is the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainer import tiny
+
+ROWS = [tiny.sample(i, f"say {'ab' * (i % 5)}", "word " * (1 + i % 7)) for i in range(24)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, nursery):
+    """The step learned in one pack, and a way to learn it otherwise."""
+    folder = tmp_path_factory.mktemp("step")
+    toml = tiny.train_toml(folder, ROWS, data={"eval_share": 0.0})
+
+    def learn(name: str, **how: int) -> dict[str, torch.Tensor]:
+        ended = nursery("gradients", toml=toml, out=folder / name, **how)
+        assert (ended["code"], ended["signal"]) == (0, 0), ended["err"]
+        return load_file(folder / name)
+
+    return learn("whole", packs=1), learn
+
+
+@pytest.mark.parametrize(
+    "how", [{"packs": 8}, {"packs": 8, "world": 2}, {"packs": 5, "world": 2}], ids=["8x1", "2 ranks", "odd"]
+)
+def test_one_by_eight_is_eight_by_one_is_two_ranks(whole, how):
+    wanted, learn = whole
+    found = learn("-".join(map(str, how.values())), **how)
+    assert found.keys() == wanted.keys()
+    worst = {name: float((found[name] - wanted[name]).abs().max()) for name in wanted}
+    assert max(worst.values()) < 1e-6, worst
+    assert float(wanted["norm"]) > 0.1
+    # what dividing by each pack's own tokens would have made: the rows' lengths differ, so this differs
+    assert len({len(row.completion) for row in ROWS}) > 1
