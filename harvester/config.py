@@ -13,14 +13,14 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harvester.errors import ConfigError
+from harvester.names import check_url
 
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_SHOWN_NAME = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -39,6 +39,10 @@ _UNWANTED = {
         ("force", "ignore_terms", "skip_terms", "accept_terms"), "the terms gate has no override"
     ),
 }
+
+
+# Body fields that would put another model, or other messages, behind the gate's back.
+_ASKS_ANOTHER = frozenset({"model", "models", "messages", "prompt", "input", "route", "preset", "engine"})
 
 
 class _Frozen(BaseModel):
@@ -141,6 +145,15 @@ class Sampling(_Frozen):
     response_format: dict[str, Any] | None = None
     extra: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("extra")
+    @classmethod
+    def _asks_the_gated_model(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if astray := sorted(set(value) & _ASKS_ANOTHER):
+            raise ValueError(
+                f"{', '.join(astray)} may not be set here: the terms were asked for [teacher] model alone"
+            )
+        return value
+
 
 class Store(_Frozen):
     """Where answers are kept."""
@@ -191,24 +204,6 @@ class HarvestConfig(_Frozen):
     def sha256(self) -> str:
         """Hash of the configuration's values; goes into lineage."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-
-
-def check_url(url: str) -> str:
-    """The URL without a trailing slash, or ValueError when it is unfit to carry a key.
-
-    https is required unless the host is loopback; user info, query and fragment are refused because
-    secrets hide there.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"{url!r} is not an http(s) URL such as http://127.0.0.1:8000/v1")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError(
-            "a base URL carries no user, password, query or fragment; name the key in api_key_env"
-        )
-    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-        raise ValueError(f"plain http is for loopback only; use https for {parts.hostname}")
-    return url.rstrip("/")
 
 
 def read_toml(path: Path, missing: str) -> dict[str, Any]:
@@ -287,10 +282,18 @@ def api_key(teacher: Teacher) -> str | None:
     if teacher.api_key_env is None:
         return None
     value = os.environ.get(teacher.api_key_env, "").strip()
+    # A key pasted where its name belongs must not come back on the screen.
+    name = teacher.api_key_env if _SHOWN_NAME.match(teacher.api_key_env) else "named there"
     if not value:
         raise ConfigError(
-            f"environment variable {teacher.api_key_env} is not set",
+            f"environment variable {name} is not set",
             place="teacher.api_key_env",
-            remedy=f"export {teacher.api_key_env}=... or remove api_key_env for a teacher without a key",
+            remedy="export it, or remove api_key_env for a teacher without a key",
+        )
+    if not value.isascii() or not value.isprintable() or set(value) & set(" ,;"):
+        raise ConfigError(
+            f"environment variable {name} holds no single key: spaces, commas or odd characters in it",
+            place="teacher.api_key_env",
+            remedy="one credential per teacher: no key pools; was a quotation mark copied along?",
         )
     return value

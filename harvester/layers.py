@@ -10,7 +10,8 @@ from datetime import date
 from typing import Any
 
 from harvester.duties import is_of_line
-from harvester.registry import LOOPBACK, SEVERITY, Registry, TermsRecord
+from harvester.names import LOOPBACK, plain_host
+from harvester.registry import SEVERITY, Registry, TermsRecord
 
 
 def speaking(
@@ -42,17 +43,26 @@ def speaking(
 
 
 def _missing(found: Sequence[TermsRecord], declared: str, host: str, model: str) -> list[str]:
-    if any(r.mock for r in found):
+    if any(r.mock and not r.strange_in(model) for r in found):
         return []
     names = {part.strip() for part in declared.split(",")}
     services = [r for r in found if r.layer == "service"]
     is_routed = any(r.layer == "router" for r in found)
-    covered = not is_routed and any(r.covers_weights for r in services)
+    is_here = plain_host(host) in LOOPBACK
+    # Who runs a server on this machine made no model by that: its weights are asked for all the same.
+    covered = not is_routed and not is_here and any(r.covers_weights for r in services)
     reasons = []
-    if not covered and not any(r.layer == "weights" and r.id in names for r in found):
-        where = "on this machine" if host in LOOPBACK else f"at {host}"
+    declared_weights = [r for r in found if r.layer == "weights" and r.id in names]
+    if not covered and not declared_weights:
+        where = "on this machine" if is_here else f"at {host}"
         reasons.append(f"no terms record is declared for the weights of {model} {where}")
-    if host not in LOOPBACK and not services:
+    elif not covered and all(r.opens_training and r.strange_in(model) for r in declared_weights):
+        words = ", ".join(declared_weights[0].strange_in(model))
+        reasons.append(
+            f"{model!r} may be a derivative: record {declared_weights[0].id!r} does not explain {words!r}; "
+            "derivatives carry terms of their own, to be recorded under their own name"
+        )
+    if not is_here and not services:
         what = f"the service behind {host}: declare its record too" if is_routed else f"the service at {host}"
         reasons.append(f"no terms record speaks for {what}")
     return reasons
@@ -69,7 +79,7 @@ def worst(
         if record.verdict == "restrict" and is_of_line(student_base, record.student_line):
             level = SEVERITY.index("duties")
         if not sealing and not record.in_force(today):  # sealing moves rows that were paid for under it
-            reasons.append(_outdated(record))
+            reasons.append(_outdated(record, today))
             level = SEVERITY.index("unknown")
         if level >= SEVERITY.index("restrict"):
             reasons.append(record.cited())
@@ -78,9 +88,12 @@ def worst(
     return SEVERITY[lowest], evaluation
 
 
-def _outdated(record: TermsRecord) -> str:
-    due = f"due for review on {record.review_after}"
-    why = f"changed on {record.changed}" if record.changed else due
+def _outdated(record: TermsRecord, today: date) -> str:
+    why = f"due for review on {record.good_until}"
+    if record.changed:
+        why = f"changed on {record.changed}"
+    elif record.seen > today:
+        why = f"this machine's clock says {today}"
     return f"{record.id}: its reading of {record.seen} is no longer good ({why}); {record.url}"
 
 

@@ -1,7 +1,9 @@
 """Recorded permissions: what a teacher allowed this operator beyond its published terms.
 
 A file `permissions/<id>.toml` is evidence, written by a person at a terminal; its SHA-256 goes into the
-lineage of every row that leaned on it. It is the only way past a restriction.
+lineage of every row that leaned on it. It is the only way past a restriction. Its last line is a checksum of
+what was said: a file made or edited by hand is no recorded permission. That catches slips and scripts, not a
+forger, who would forge evidence.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError, TermsRefused
+from harvester.names import plain_host
 
 BASES = ("contract", "order-form", "written-authorisation", "own-model", "stated-exception")
 USES = ("harvest", "seal", "train", "export")
@@ -37,6 +40,7 @@ class Permission:
         scope: the grant in the operator's words.
         evidence: where the signed text can be found: a contract number, a file, a message id.
         granted_on, expires: first and last day; `expires` None means until withdrawn.
+        recorded_on: day on which it was recorded.
         sha256: of the file's bytes.
     """
 
@@ -51,12 +55,13 @@ class Permission:
     recorded_by: str
     uses: tuple[str, ...] = USES
     expires: date | None = None
+    recorded_on: date | None = None
     sha256: str = ""
 
     def covers(self, host: str, model: str, use: str, today: date) -> bool:
         """Whether it speaks of this host, model and use, on this day."""
         in_time = self.granted_on <= today and (self.expires is None or today <= self.expires)
-        speaks = host.lower() == self.host.lower() and fnmatchcase(model.lower(), self.model.lower())
+        speaks = plain_host(host) == plain_host(self.host) and fnmatchcase(model.lower(), self.model.lower())
         return in_time and speaks and use in self.uses
 
     def frees_of(self, duty: str) -> bool:
@@ -88,6 +93,7 @@ def _read(path: Path) -> Permission:
         raise ConfigError(f"is no permission: {error}", place=str(path)) from None
     if row.get("id") != path.stem:
         raise ConfigError(f"id {row.get('id')!r} has to equal the file's name", place=str(path))
+    said = row.pop("checksum", None)
     unknown = set(row) - {f.name for f in fields(Permission)} | ({"sha256"} & set(row))
     if unknown:
         raise ConfigError(f"unknown fields {sorted(unknown)}", place=str(path))
@@ -97,14 +103,27 @@ def _read(path: Path) -> Permission:
     except TypeError as error:
         raise ConfigError(str(error).replace("Permission.__init__() ", ""), place=str(path)) from None
     _check(permission, str(path))
+    if said != checksum(permission):
+        raise ConfigError(
+            "was made or edited by hand: a permission is recorded, once",
+            place=str(path),
+            remedy="record what you hold under a new id: `harvester terms record`",
+        )
     return permission
+
+
+def checksum(permission: Permission) -> str:
+    """SHA-256 (64 hex digits) over all that was said, as JSON with names sorted."""
+    told = {f.name: getattr(permission, f.name) for f in fields(Permission) if f.name != "sha256"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _check(permission: Permission, place: str) -> None:
     wrong = ""
     words = ("id", "granted_by", "scope", "host", "model", "evidence", "recorded_by")
     empty = [name for name in words if not _said(getattr(permission, name))]
-    dates = (permission.granted_on, permission.expires or permission.granted_on)
+    granted = permission.granted_on
+    dates = (granted, permission.expires or granted, permission.recorded_on or granted)
     if empty:
         wrong = f"{', '.join(empty)} must be said"
     elif not _ID.match(permission.id):
@@ -116,7 +135,7 @@ def _check(permission: Permission, place: str) -> None:
     elif not permission.uses or not set(permission.uses) <= set(USES):
         wrong = f"uses {list(permission.uses)} are not among {', '.join(USES)}"
     elif not all(type(day) is date for day in dates) or dates[1] < dates[0]:
-        wrong = "granted_on and expires have to be dates in this order"
+        wrong = "granted_on, expires and recorded_on have to be dates, the first two in this order"
     if wrong:
         raise ConfigError(wrong, place=place)
 
@@ -167,6 +186,7 @@ def as_toml(permission: Permission) -> str:
         value = getattr(permission, field.name)
         if field.name != "sha256" and value is not None:
             lines.append(f"{field.name} = {toml_value(value)}")
+    lines.append(f'checksum = "{checksum(permission)}"')
     return "\n".join(lines) + "\n"
 
 

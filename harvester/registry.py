@@ -6,6 +6,7 @@ everything else is pure and gets the day passed in.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from harvester.duties import checked
-from harvester.errors import ConfigError
+from harvester.errors import ConfigError, TermsRefused
+from harvester.names import LOOPBACK, plain_host, strange_words
 
 SEVERITY = ("permit", "duties", "restrict", "unknown")
 LAYERS = ("weights", "service", "router")
 ESTABLISHED = ("primary", "third_party", "general")
 GRACE = timedelta(days=90)
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+YEAR = timedelta(days=366)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class TermsRecord:
             general (common knowledge).
         source: what was read, where it is not the text at `url` itself.
         seen: day of the copy that was read. changed: day on which the text was found to differ from it.
-        review_after: stale from then on; 90 days later it counts as unknown.
+        review_after: stale from then on, or a year after `seen`; 90 days later it counts as unknown.
         superseded_by: record of a later version; this one speaks only for rows already harvested.
     """
 
@@ -74,14 +76,16 @@ class TermsRecord:
 
     def speaks_of_host(self, host: str) -> bool:
         """Whether the record is about what is served there."""
-        return any(fnmatchcase(host.lower(), pattern.lower()) for pattern in self.host)
+        name = plain_host(host)
+        return any(fnmatchcase(name, pattern.lower()) for pattern in self.host)
 
     def speaks_of_model(self, model: str) -> bool:
-        """Whether the record is about that model; an owner before a slash may be left out of a pattern."""
-        names = {model.lower(), model.lower().rsplit("/", 1)[-1]}
+        """Whether the record is about that model: the name after the last slash, unless a pattern has one."""
+        whole = model.lower()
+        name = whole.rsplit("/", 1)[-1]  # else `qwen3-8b/gpt-5` would begin like a Qwen
 
         def named(patterns: Iterable[str]) -> bool:
-            return any(fnmatchcase(name, pattern.lower()) for name in names for pattern in patterns)
+            return any(fnmatchcase(whole if "/" in p else name, p.lower()) for p in patterns)
 
         return named(self.model) and not named(self.except_model)
 
@@ -89,13 +93,28 @@ class TermsRecord:
         """Whether the record is about that model at that host."""
         return self.speaks_of_host(host) and self.speaks_of_model(model)
 
+    def strange_in(self, model: str) -> list[str]:
+        """Words in a model's name that this record does not explain: a derivative may bear them."""
+        return strange_words(model, self.model)
+
+    @property
+    def opens_training(self) -> bool:
+        """Whether it permits, with or without duties."""
+        return self.verdict in {"permit", "duties"}
+
+    @property
+    def good_until(self) -> date:
+        """Day of the review: no reading holds longer than a year, whatever it says of itself."""
+        return self.review_after if self.mock else min(self.review_after, self.seen + YEAR)
+
     def is_stale(self, today: date) -> bool:
         """Due for a review."""
-        return today > self.review_after
+        return today > self.good_until
 
     def in_force(self, today: date) -> bool:
-        """Not long past its review, and its text not known to have changed."""
-        return self.changed is None and today <= self.review_after + GRACE
+        """Read already, not long past its review, and its text not known to have changed."""
+        is_read = self.mock or self.seen <= today  # else this machine's clock was set back
+        return is_read and self.changed is None and today <= self.good_until + GRACE
 
     def cited(self) -> str:
         """Record, gist, source and day, in one line."""
@@ -117,8 +136,12 @@ class Registry:
 def load_registry(*overlays: Path) -> Registry:
     """Shipped records, overlaid by the TOML files of the user's folders (a missing folder is empty).
 
+    An overlay adds records, renews the days of a reading, fills in what was unknown and tightens; it can't
+    loosen what was read, for that would be an override under another name.
+
     Raises:
         ConfigError: a file that is no registry; names it.
+        TermsRefused: a record that permits more than the one of the same id below it.
     """
     shipped = files("harvester_data").joinpath("terms")
     sources = sorted(
@@ -129,8 +152,53 @@ def load_registry(*overlays: Path) -> Registry:
     records = _merged({}, sources)
     for folder in overlays:  # later folders replace records of the same id
         own = [(str(path), _text(path)) for path in sorted(folder.glob("*.toml"))]
-        records = _merged(records, own)
+        overlaid = _merged(records, own)
+        for name, below in records.items():
+            _forbid_loosening(below, overlaid[name], overlaid, str(folder))
+        records = overlaid
     return Registry(records)
+
+
+def _forbid_loosening(
+    below: TermsRecord, above: TermsRecord, records: Mapping[str, TermsRecord], folder: str
+) -> None:
+    """Raise where a record of the same id permits more than the reading it replaces."""
+    if above is below:
+        return
+    why = loosened(below, above)
+    if not why and above.superseded_by and not below.superseded_by:
+        heir = records.get(above.superseded_by)
+        why = "superseded by a record that isn't there" if heir is None else loosened(below, heir)
+    if why:
+        raise TermsRefused(
+            f"this folder loosens a reading ({why}): {below.cited()}",
+            place=f"{folder}: record {below.id!r}",
+            remedy="what a teacher allows you beyond its terms, or in newer ones, is a permission: "
+            "`harvester terms record`",
+        )
+
+
+def loosened(below: TermsRecord, above: TermsRecord) -> str:
+    """In which point a record permits more than another; '' where in none.
+
+    What nobody had read may be filled in; days may be renewed.
+    """
+    if set(below.host) - set(above.host) or set(below.model) - set(above.model):
+        return "it speaks of fewer hosts or models"
+    if set(above.except_model) - set(below.except_model) or above.layer != below.layer:
+        return "it speaks of fewer models or another layer"
+    if below.verdict == "unknown":
+        return ""
+    if above.student_line != below.student_line or (below.mock and not above.mock and above.opens_training):
+        return "student_line or mock differs"
+    if SEVERITY.index(above.verdict) < SEVERITY.index(below.verdict):
+        return f"{below.verdict} becomes {above.verdict}"
+    if set(below.duties) - set(above.duties) or set(below.conditions) - set(above.conditions):
+        return "duties or conditions are missing"
+    for name in ("evaluation", "covers_weights"):
+        if getattr(above, name) and not getattr(below, name):
+            return f"{name} is opened"
+    return ""
 
 
 def _text(path: Path) -> str:
@@ -188,6 +256,8 @@ def _record(row: Mapping[str, Any], place: str) -> TermsRecord:
         raise ConfigError(str(error).replace("TermsRecord.__init__() ", ""), place=place) from None
     if record.mock and not (set(record.host) <= LOOPBACK and record.model == ("mock-teacher*",)):
         raise ConfigError("a mock record speaks of mock-teacher* on loopback hosts only", place=place)
+    if record.layer == "weights" and any(len(re.sub(r"[^a-z0-9]", "", m.lower())) < 3 for m in record.model):
+        raise ConfigError("a record of weights names its models: a bare pattern speaks for all", place=place)
     for duty in record.duties:
         checked(duty, place)
     return record

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from harvester import layers
 from harvester.duties import Student, unpaid
 from harvester.errors import TermsRefused
+from harvester.names import host_of
 from harvester.permissions import Permission, load_permissions
 from harvester.registry import SEVERITY, Registry, TermsRecord, load_registry
 
@@ -130,7 +131,7 @@ def allows(  # noqa: PLR0913 - the facts a verdict depends on, all by name
         permission_sha256=lent.sha256 if lent else "",
         body=layers.wire_fields(found),
         conditions=tuple(f"{r.id}: {condition}" for r in found for condition in r.conditions),
-        warnings=tuple(f"{r.id} was due for review on {r.review_after}" for r in found if r.is_stale(today)),
+        warnings=tuple(f"{r.id} was due for review on {r.good_until}" for r in found if r.is_stale(today)),
     )
 
 
@@ -225,10 +226,3 @@ def allows_lineage(
         conditions=verdict.conditions,
         warnings=verdict.warnings,
     )
-
-
-def host_of(address: str) -> str:
-    """Host name of `name:port`, `[v6]:port` or a bare name."""
-    if address.startswith("["):
-        return address[1:].partition("]")[0]
-    return address if address.count(":") > 1 else address.partition(":")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ def state(record: TermsRecord, today: date) -> str:
         return "superseded"
     if record.changed is not None:
         return "changed"
-    if today > record.review_after + GRACE:
+    if today > record.good_until + GRACE or (record.seen > today and not record.mock):
         return "expired"
     return "due" if record.is_stale(today) else "good"
 
@@ -192,4 +192,5 @@ def ask_permission(folder: Path, ask: Callable[[str], str], *, isatty: bool) -> 
             raise ConfigError(
                 f"{name}: {told[name]!r} is no day such as 2026-11-24", place="permission"
             ) from None
-    return record_permission(folder, Permission(**told), isatty=isatty)
+    permission = Permission(**told, recorded_on=datetime.now(UTC).date())
+    return record_permission(folder, permission, isatty=isatty)

@@ -41,6 +41,8 @@ def test_a_minimal_file_gets_defaults_and_a_clean_url():
         ({"teacher": {"user_agent": "Mozilla/5.0"}}, "no disguise"),
         ({"teacher": {"api_key": "sk-1"}}, "never the key itself"),
         ({"run": {"ignore_terms": True}}, "no override"),
+        ({"sampling": {"extra": {"model": "gpt-5"}}}, "[teacher] model alone"),
+        ({"sampling": {"extra": {"models": ["gpt-5"], "route": "fallback"}}}, "models, route"),
         ({"budget": {"usd": 1}}, "needs a [teacher.price]"),
         ({"prompts": {"files": []}}, "prompts.files"),
         ({"sampling": {"top_logprobs": 21}}, "top_logprobs"),
@@ -70,6 +72,22 @@ def test_the_key_is_read_from_the_environment_by_name_only(monkeypatch: pytest.M
     monkeypatch.setenv("MY_KEY", "canary-value")
     assert config.api_key(teacher) == "canary-value"
     assert "canary-value" not in repr(teacher) + teacher.model_dump_json()
+
+
+@pytest.mark.parametrize("value", ["key-one,key-two", "one two", "key\u2019", "key\nX-Evil: 1", "one;two"])
+def test_a_variable_holds_one_plain_key(monkeypatch: pytest.MonkeyPatch, value: str):
+    teacher = config.parse(changed(teacher={"api_key_env": "MY_KEY"}), place="x").teacher
+    monkeypatch.setenv("MY_KEY", value)
+    with pytest.raises(ConfigError, match="one credential per teacher") as caught:
+        config.api_key(teacher)
+    assert value not in str(caught.value)
+
+
+def test_a_key_pasted_where_its_name_belongs_is_not_shown():
+    teacher = config.parse(changed(teacher={"api_key_env": "aB3dCanary9xYz"}), place="x").teacher
+    with pytest.raises(ConfigError, match="is not set") as caught:
+        config.api_key(teacher)
+    assert "Canary" not in str(caught.value)
 
 
 def test_values_are_frozen_and_hashed():

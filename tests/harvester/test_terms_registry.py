@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from harvester import terms
 from harvester.errors import ConfigError
 from harvester.registry import parse
+from harvester.terms_desk import record_toml
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 SHIPPED = terms.load_registry()
@@ -137,7 +139,8 @@ def test_evaluation_stays_open_where_the_text_bars_training_only(host: str):
 
 
 def test_a_folder_overlays_records_of_the_same_id_and_adds_others(tmp_path: Path):
-    (tmp_path / "own.toml").write_text(toml() + toml(id='"llama-2"', verdict='"unknown"'))
+    tightened = replace(SHIPPED.records["llama-2"], verdict="unknown")
+    (tmp_path / "own.toml").write_text(toml() + record_toml(tightened))
     registry = terms.load_registry(tmp_path / "missing", tmp_path)
     assert len(registry.records) == len(SHIPPED.records) + 1
     assert registry.records["llama-2"].verdict == "unknown"

@@ -15,7 +15,7 @@ RESTRICTED = """\
 [[record]]
 id = "mock-teacher"
 layer = "weights"
-match = { host = ["127.0.0.1"], model = "mock-teacher*" }
+match = { host = ["127.0.0.1", "localhost", "::1"], model = "mock-teacher*" }
 verdict = "restrict"
 gist = "outputs may not train anything"
 url = "https://example.org/terms"

@@ -1,0 +1,88 @@
+"""Names of hosts and models, made comparable: one spelling for one thing, and no other thing under it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+_HOST = re.compile(r"(?!-)[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\Z")
+_BETWEEN_WORDS = re.compile(r"[^a-z0-9.]+|(?<![0-9])\.|\.(?![0-9])")
+# How weights are cut, packed and served: a name that adds only such words means the same weights.
+_PACKING = re.compile(
+    r"\d[\d.]*[a-z]{0,2}|[ae]\d[\d.]*b|v\d[\d.]*|i?q\d|w\d+a\d+|(u?int|fp|bf|nf|nvfp|mxfp)\d+|[0kmsl]|xx?[sl]|"
+    r"instruct|chat|it|base|thinking|text|preview|latest|free|meta|mini|small|medium|large|tiny|nano|flash|pro|"
+    r"hf|awq|gptq|gguf|ggml|exl2|exl3|mlx|onnx|bnb|bit|autoround|imat|i1|ud|nl|dynamic|quantized|qat|unsloth"
+)
+
+
+def host_of(address: str) -> str:
+    """Host name of `name:port`, `[v6]:port` or a bare name, as `plain_host` writes it."""
+    if address.startswith("["):
+        return plain_host(address[1:].partition("]")[0])
+    return plain_host(address if address.count(":") > 1 else address.partition(":")[0])
+
+
+def plain_host(host: str) -> str:
+    """Small letters, no last dot, IPv6 in its short form: two spellings of one host become equal."""
+    name = host.lower().removesuffix(".")
+    if ":" in name:
+        try:
+            return str(ipaddress.IPv6Address(name))
+        except ValueError:
+            return name
+    return name
+
+
+def is_plain(host: str) -> bool:
+    """Whether a host is written so that every library reads the same name in it.
+
+    Full-width letters, ideographic dots, percent signs, backslashes and a last dot are read differently by
+    a URL parser, an IDNA encoder and a resolver; who compares names must not let them through.
+    """
+    return bool(_HOST.match(host)) or (":" in host and plain_host(host) == host)
+
+
+def check_url(url: str) -> str:
+    """The URL with its host in small letters and no trailing slash; ValueError when unfit to carry a key.
+
+    https is required unless the host is loopback; user info, query and fragment are refused because
+    secrets hide there, and so are hosts that two libraries would read differently.
+    """
+    if not url.isascii() or not url.isprintable() or set(url) & set(" \\%"):
+        raise ValueError(
+            "a base URL is plain ASCII without spaces, % or backslashes (xn--... for other names)"
+        )
+    parts = urlsplit(url)
+    if set(url) & set("?#") or "@" in parts.netloc:
+        raise ValueError(
+            "a base URL carries no user, password, query or fragment; name the key in api_key_env"
+        )
+    host = parts.hostname or ""
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ValueError(f"{url!r} is not an http(s) URL such as http://127.0.0.1:8000/v1")
+    if not is_plain(host):
+        raise ValueError(f"host {host!r} is not in its plain form: no dot at the end, no odd characters")
+    if parts.scheme == "http" and host not in LOOPBACK:
+        raise ValueError(f"plain http is for loopback only; use https for {host}")
+    name = f"[{host}]" if ":" in host else host
+    place = name if parts.port is None else f"{name}:{parts.port}"
+    return f"{parts.scheme}://{place}{parts.path}".rstrip("/")
+
+
+def strange_words(model: str, patterns: Iterable[str]) -> list[str]:
+    """Words of a model's name that neither its record's patterns nor the trade of packing weights explain.
+
+    `Qwen3-8B-Instruct-AWQ` are the weights of `qwen3?8b*`; `Qwen3-8B-Opus-Reasoning` is a derivative,
+    under terms nobody read.
+    """
+    name = model.lower().rsplit("/", 1)[-1].removesuffix(".gguf")
+    known = {word for pattern in patterns for word in _split(re.sub(r"[*?\[\]]", " ", pattern.lower()))}
+    return [word for word in _split(name) if word not in known and not _PACKING.fullmatch(word)]
+
+
+def _split(text: str) -> list[str]:
+    return [word for word in _BETWEEN_WORDS.split(text) if word]
