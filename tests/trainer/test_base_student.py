@@ -93,7 +93,11 @@ def test_kin_skills_never_work_on_the_symbols_of_the_tasks():
 def test_untouched_it_solves_next_to_nothing(tokenizer: PreTrainedTokenizerBase):
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval()
     lines = (ROOT / "prompts" / "skills-held-out.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row["split"] in ("held_out", "held_out_task")]
+    every: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in map(json.loads, lines):
+        if row["split"] in ("held_out", "held_out_task"):
+            every[row["task"]].append(row)
+    rows = [row for task in every.values() for row in task[:40]]  # the demo's scorecard has all of them
     right: dict[str, list[bool]] = defaultdict(list)
     tokenizer.padding_side = "left"
     prompts = [
@@ -107,6 +111,6 @@ def test_untouched_it_solves_next_to_nothing(tokenizer: PreTrainedTokenizerBase)
     for row, answer in zip(rows, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True):
         right[row["task"]].append(answer.strip() == row["reference"])
     assert set(right) == set(PHRASINGS)
-    assert len(right[DOUBLE]) == 100
+    assert len(right[DOUBLE]) == 40
     for task, verdicts in right.items():
         assert sum(verdicts) / len(verdicts) <= 0.05, task
