@@ -79,8 +79,12 @@ def plan(
 
 
 @app.command()
-def doctor(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
-    """Show what is supervised, and find label faults before they are learned.
+def doctor(
+    config: Path = CONFIG,
+    page: Path | None = typer.Option(None, help="Where the page goes; default: doctor.html in [out] path."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Show what is supervised, and find label faults before they are learned; write it all on one page.
 
     Example: trainer doctor train.toml
     """
@@ -91,10 +95,17 @@ def doctor(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
     from trainer.errors import FindingsError
 
     found = room.diagnose(loaded)
+    where = str(room.write_page(found, loaded, page or loaded.out_path / "doctor.html"))
     if not as_json:
         for shown in found.shown:
-            typer.echo(f"{visible(shown.prompt_id)}: {marked(shown.tokens)}")
-    emit(asdict(found), [f"examples {found.examples:,}{excluded(found.excluded)}"], as_json=as_json)
+            pieces = [(token.text, token.supervised) for token in shown.tokens]
+            typer.echo(f"{visible(shown.prompt_id)}: {marked(pieces)}")
+    lines = [
+        f"examples {found.examples:,}{excluded(found.excluded)}",
+        *(f"note: {line}" for line in found.notices),
+        f"page in {where}",
+    ]
+    emit({**asdict(found), "page": where}, lines, as_json=as_json)
     if found.findings:
         raise FindingsError(
             "; ".join(found.findings), place=str(config), remedy="repair template, tokenizer or corpus"

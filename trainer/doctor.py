@@ -2,39 +2,64 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from trainer import dataset, model, weights
-from trainer.collator import collate
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from trainer import checkup, dataset, model, weights
+from trainer.checkup import Check, Rendered
 from trainer.config import TrainConfig
-from trainer.dataset import Rows
-from trainer.render import Example, Renderer
+from trainer.render import Renderer
 
 SHOWN = 5
-MOST_LEFT_OUT = (
-    0.5  # of the rows to learn; above it, the student would learn another corpus than was paid for
-)
+LONGEST_SHOWN = 400  # tokens of a sample on the page; the middle of a longer prompt is left out
+BINS = 32
+BROKEN, REST = "\N{REPLACEMENT CHARACTER}", "◂"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token as text. control: it belongs to template or tokenizer, not to anybody's words."""
+
+    text: str
+    id: int
+    supervised: bool
+    control: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A sample cut into tokens: text and whether each is supervised."""
+    """A sample cut into tokens, and why it was picked."""
 
     prompt_id: str
-    tokens: tuple[tuple[str, bool], ...]
+    why: str
+    is_faulty: bool
+    tokens: tuple[Token, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Findings are fatal; an empty list is a clean bill."""
+    """Findings are fatal; an empty list is a clean bill.
+
+    Attributes:
+        notices: what is worth knowing and stops nothing.
+        lengths: lower edge, upper edge, examples, supervised share: bins of the tokens of an example.
+    """
 
     findings: tuple[str, ...]
+    notices: tuple[str, ...]
+    checks: tuple[Check, ...]
     shown: tuple[Shown, ...]
     examples: int
+    held_out: int
+    tokens: int
+    supervised: int
     excluded: dict[str, int]
+    lengths: tuple[tuple[int, int, int, float], ...]
 
 
 def diagnose(config: TrainConfig) -> Diagnosis:
@@ -46,104 +71,126 @@ def diagnose(config: TrainConfig) -> Diagnosis:
     rows = dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     data = dataset.render(rows, renderer, config)
-    answers = [dataset.answer_of(s, config.data) for s in rows.train]
-    ends = [s.outcome != "truncated" for s in rows.train]
-    thoughts = [dataset.thought_of(s, config.data) for s in rows.train]
-    rendered = renderer.examples([s.messages for s in rows.train], answers, ends, thoughts)
-    findings = [
-        *check(rendered, renderer, vocabulary=weights.vocabulary_of(config.base)),
-        *_texts(rendered, answers, renderer),
-        *_borders(rendered, rows, renderer),
-        *_corpus(rows, len(data.examples)),
+    seen = checkup.rendered(rows, renderer, config)
+    vocabulary = weights.vocabulary_of(config.base)
+    found = checkup.checks(seen, renderer, vocabulary=vocabulary, learned=len(data.examples))
+    return Diagnosis(
+        findings=tuple(str(check) for check in found if check.count),
+        notices=tuple(_notices(seen, renderer, config)),
+        checks=tuple(found),
+        shown=tuple(_picked(seen, found, renderer)),
+        examples=len(data.examples),
+        held_out=len(rows.held_out),
+        tokens=sum(len(e.ids) for e in data.examples),
+        supervised=sum(e.supervised for e in data.examples),
+        excluded=dict(data.excluded),
+        lengths=_lengths(seen),
+    )
+
+
+def write_page(found: Diagnosis, config: TrainConfig, path: Path) -> Path:
+    """The diagnosis as one HTML file without remote assets or scripts; returns its path."""
+    environment = Environment(
+        loader=PackageLoader("trainer", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("doctor.html.j2").render(
+        found=found,
+        config=config,
+        highest=max((count for _, _, count, _ in found.lengths), default=1),
+        samples=[(shown, _shortened(shown.tokens)) for shown in found.shown],
+        visible=visible,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def visible(text: str) -> str:
+    """A token's text with its white space and control characters to be seen."""
+    plain = text.replace("\n", "↵").replace("\t", "⇥").replace(" ", "·")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain) or "∅"
+
+
+def _shortened(tokens: Sequence[Token]) -> tuple[Sequence[Token], int, Sequence[Token]]:
+    """Head, tokens left out, tail; the tail reaches back over the border between prompt and answer."""
+    if len(tokens) <= LONGEST_SHOWN:
+        return tokens, 0, ()
+    border = next((i for i, token in enumerate(tokens) if token.supervised), len(tokens))
+    head = LONGEST_SHOWN // 4
+    begin = max(head, min(border - head, len(tokens) - head))
+    return tokens[:head], begin - head, tokens[begin : begin + LONGEST_SHOWN - head]
+
+
+def _picked(seen: Rendered, found: Sequence[Check], renderer: Renderer) -> list[Shown]:
+    """The first row of every fault; then the shortest, the longest and some between."""
+    by_length = sorted(range(len(seen.examples)), key=lambda i: len(seen.examples[i].ids))
+    why: dict[int, str] = {}
+    for check in found:
+        if check.first is not None and check.first not in why:
+            why[check.first] = check.fault
+    faulty = len(why)
+    names = ("shortest", "a quarter is shorter", "median", "three quarters are shorter", "longest")
+    for place, name in enumerate(names):
+        if len(why) < faulty + SHOWN:
+            why.setdefault(by_length[(len(by_length) - 1) * place // (SHOWN - 1)], name)
+    for number in by_length:
+        if len(why) >= SHOWN:
+            break
+        why.setdefault(number, "")
+    return [
+        Shown(seen.rows.train[number].prompt_id, said, at < faulty, _tokens(seen.examples[number], renderer))
+        for at, (number, said) in enumerate(why.items())
     ]
-    shown = tuple(
-        Shown(sample.prompt_id, _tokens(example, renderer))
-        for sample, example in list(zip(rows.train, rendered, strict=True))[:SHOWN]
+
+
+def _tokens(example: Any, renderer: Renderer) -> tuple[Token, ...]:
+    added = set(renderer.tokenizer.added_tokens_decoder)
+    ids = example.ids.tolist()
+    pieces = renderer.tokenizer.batch_decode([[token] for token in ids])
+    for at, piece in enumerate(pieces):
+        if piece.endswith(BROKEN):  # a character of several tokens is shown in the first of them
+            for end in range(at + 2, min(at + 5, len(ids) + 1)):
+                whole = renderer.tokenizer.decode(ids[at:end])
+                if BROKEN not in whole:
+                    pieces[at:end] = [whole, *[REST] * (end - at - 1)]
+                    break
+    return tuple(
+        Token(piece, token, at >= example.prompt_length, token in added)
+        for at, (piece, token) in enumerate(zip(pieces, ids, strict=True))
     )
-    return Diagnosis(tuple(findings), shown, len(data.examples), dict(data.excluded))
 
 
-def check(examples: Sequence[Example], renderer: Renderer, *, vocabulary: int) -> list[str]:
-    """Faults of ids and labels: one line for each kind, with the number of examples that have it."""
+def _lengths(seen: Rendered) -> tuple[tuple[int, int, int, float], ...]:
+    longest = max(len(e.ids) for e in seen.examples)
+    width = max(1, -(-longest // BINS))
+    edges = range(0, longest + width, width)
+    bins = []
+    for low, high in pairwise(edges):
+        inside = [e for e in seen.examples if low < len(e.ids) <= high]
+        tokens = sum(len(e.ids) for e in inside)
+        share = sum(e.supervised for e in inside) / tokens if tokens else 0.0
+        bins.append((low + 1, high, len(inside), share))
+    return tuple(bins)
+
+
+def _notices(seen: Rendered, renderer: Renderer, config: TrainConfig) -> list[str]:
+    said = []
     stop = renderer.shape.stop_id
-    bos = renderer.tokenizer.bos_token_id
-    tests: dict[str, Any] = {
-        "no supervised token": lambda e: e.supervised <= 0,
-        "end of turn is not learned": lambda e: e.terminated and int(e.ids[-1]) != stop,
-        "begins with two BOS tokens": lambda e: bos is not None and list(e.ids[:2]) == [bos, bos],
-        f"token ids outside the model's {vocabulary}": lambda e: (
-            int(e.ids.max()) >= vocabulary or int(e.ids.min()) < 0
-        ),
-        "labels are not the answer (a token was masked by its id)": lambda e: (
-            e.supervised > 0 and collate([e]).targets.tolist() != e.ids[e.prompt_length :].tolist()
-        ),
-    }
-    return list(_said(examples, tests))
-
-
-def _said(items: Sequence[Any], tests: dict[str, Any]) -> Iterator[str]:
-    for said, test in tests.items():
-        if count := sum(bool(test(item)) for item in items):
-            yield f"{said}: {count:,} of {len(items):,} examples"
-
-
-def _texts(examples: Sequence[Example], answers: Sequence[str], renderer: Renderer) -> Iterator[str]:
-    """Faults of the answer's text on its way into ids."""
-    tokenizer = renderer.tokenizer
-    control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    unknown = tokenizer.unk_token_id
-    bodies = []
-    for example, answer in zip(examples, answers, strict=True):
-        tail = len(renderer.shape.end_of_turn) if example.terminated else 0
-        ids = example.ids[example.prompt_length : len(example.ids) - tail].tolist()
-        bodies.append((ids, renderer.shape.lead + answer))
-    yield from _said(
-        bodies,
-        {
-            "the teacher's text is not verbatim": lambda b: (
-                tokenizer.decode(b[0], skip_special_tokens=False, clean_up_tokenization_spaces=False) != b[1]
-            ),
-            "control tokens inside the answer": lambda b: bool(control & set(b[0]) - {unknown}),
-            "unknown tokens in the answer": lambda b: unknown is not None and unknown in b[0],
-        },
-    )
-
-
-def _borders(examples: Sequence[Example], rows: Rows, renderer: Renderer) -> Iterator[str]:
-    """The prompt has to end exactly where the student will begin to answer."""
-    served = renderer.prompts([s.messages for s in rows.train])
-    yield from _said(
-        list(zip(examples, served, strict=True)),
-        {
-            "the prompt learned is not the prompt served": lambda pair: (
-                pair[0].ids[: pair[0].prompt_length].tolist() != pair[1]
-            )
-        },
-    )
-
-
-def _corpus(rows: Rows, learned: int) -> Iterator[str]:
-    """Faults of the corpus itself."""
-    judged = {_plain(held.messages) for held in rows.held_out}
-    yield from _said(
-        rows.train,
-        {
-            "held-out prompts under another spelling": lambda s: _plain(s.messages) in judged,
-            "cut by the token limit, yet taught as whole": lambda s: (
-                s.finish_reason == "length" and s.outcome != "truncated"
-            ),
-        },
-    )
-    if learned < len(rows.train) * (1 - MOST_LEFT_OUT):
-        yield f"most rows are too long to learn: {len(rows.train) - learned:,} of {len(rows.train):,}"
-
-
-def _plain(messages: Sequence[Any]) -> str:
-    """A prompt's text without what spelling alone changes: case, white space, Unicode form."""
-    text = "\n".join(str(m.get("content") or "") for m in messages)
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _tokens(example: Example, renderer: Renderer) -> tuple[tuple[str, bool], ...]:
-    pieces = [renderer.tokenizer.decode([token]) for token in example.ids.tolist()]
-    return tuple((piece, at >= example.prompt_length) for at, piece in enumerate(pieces))
+    told = weights.read_json(config.base / "generation_config.json").get("eos_token_id")
+    if told is not None and stop not in (told if isinstance(told, list) else [told]):
+        name = renderer.tokenizer.convert_ids_to_tokens(stop)
+        said.append(
+            f"the base's generation_config ends at token {told}, its chat template at {stop} ({name}); "
+            "what is written here says the latter"
+        )
+    thinking = sum(s.completion is not None and s.completion.lstrip().startswith("<think>")
+                   for s in seen.rows.train)  # fmt: skip
+    if thinking:
+        said.append(f"reasoning inside the answer: {thinking:,} begin with <think> and are learned as text")
+    dropped = sum(bool(s.reasoning) for s in seen.rows.train) if config.data.reasoning == "drop" else 0
+    if dropped:
+        said.append(f"reasoning is left out of {dropped:,} rows ([data] reasoning)")
+    unended = sum(not e.terminated for e in seen.examples)
+    if unended:
+        said.append(f"answers cut by the token limit, learned without an end: {unended:,}")
+    return said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from tokenizers import normalizers
 
 from tests.trainer import tiny
 from tests.trainer.door import door, toml  # noqa: F401 - fixtures
+from tests.trainer.shapes import SHAPES
+from trainer import checkup, doctor
 from trainer import config as settings
-from trainer import doctor
 from trainer.render import Renderer
 
 
@@ -59,14 +61,14 @@ def plant_cut_answer_taught_as_whole(path, monkeypatch):
 
 
 def plant_pad_is_eos_and_masked(path, monkeypatch):
-    honest = doctor.collate
+    honest = checkup.collate
 
     def masking(examples):
         batch = honest(examples)
         kept = batch.targets != 2  # what collators do that mask by id
         return replace(batch, targets=torch.where(kept, batch.targets, torch.tensor(-100)))
 
-    monkeypatch.setattr(doctor, "collate", masking)
+    monkeypatch.setattr(checkup, "collate", masking)
 
 
 def plant_ids_out_of_range(path, monkeypatch):
@@ -148,3 +150,78 @@ def test_a_cut_answer_learned_without_its_end_is_no_fault(toml):  # noqa: F811
     tiny.corpus(toml.parent / "store", [cut, *rows[1:]])
     toml.write_text(toml.read_text().replace("[lora]", 'truncated = "unterminated"\n[lora]'))
     assert doctor.diagnose(settings.load(toml)).findings == ()
+
+
+def test_a_corpus_in_which_no_answer_ends_is_fatal(door, toml):  # noqa: F811
+    cut = [replace(s, finish_reason="length", outcome="truncated") for s in tiny.skill(8)]
+    tiny.corpus(toml.parent / "store", cut)
+    toml.write_text(toml.read_text().replace("[lora]", 'truncated = "unterminated"\n[lora]'))
+    code, out, err = door("doctor", toml)
+    assert code == 1
+    assert "nobody learns to stop: 8 of 8" in err
+    assert "note: answers cut by the token limit, learned without an end: 8" in out
+
+
+@pytest.mark.parametrize("reasoning", ["keep", "inline", "drop"])
+def test_reasoning_gets_a_clean_bill_whatever_is_done_with_it(toml, reasoning):  # noqa: F811
+    tiny.base(toml.parent / "base", speech=SHAPES["qwen-3"].tokenizer())
+    rows = [
+        replace(s, reasoning="so\n\n</think> it is " if i % 2 else None) for i, s in enumerate(tiny.skill(8))
+    ]
+    tiny.corpus(toml.parent / "store", rows)
+    toml.write_text(toml.read_text().replace("[lora]", f'reasoning = "{reasoning}"\n[lora]'))
+    found = doctor.diagnose(settings.load(toml))
+    assert found.findings == ()
+    assert [line for line in found.notices if "left out of 4 rows" in line or reasoning != "drop"] == list(
+        found.notices
+    )
+
+
+class Tags(HTMLParser):
+    """What a browser would find: tags with their attributes, and text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_shows_every_check_and_token_and_runs_nothing(door, toml):  # noqa: F811
+    evil = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\u202e\x1b[31m'
+    rows = tiny.skill(8)
+    tiny.corpus(toml.parent / "store", [replace(rows[0], prompt_id=evil, completion=evil), *rows[1:]])
+    code, out, _ = door("doctor", toml)
+    path = toml.parent / "out" / "doctor.html"
+    assert (code, f"page in {path}" in out) == (0, True)
+    page = path.read_text(encoding="utf-8")
+    seen = Tags(page)
+    names = {tag for tag, _ in seen.tags}
+    assert not names & {"script", "img", "link", "iframe", "object", "form"}
+    assert not [a for _, attrs in seen.tags for a in attrs if a.startswith("on") or a in {"src", "href"}]
+    [policy] = [a["content"] for tag, a in seen.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    found = doctor.diagnose(settings.load(toml))
+    assert all(check.fault in seen.text for check in found.checks)
+    spans = [a["class"].split() for tag, a in seen.tags if tag == "span" and "title" in a]
+    shown = [token for sample in found.shown for token in sample.tokens]
+    assert len(spans) == len(shown) == sum(len(s.tokens) for s in found.shown)
+    assert [("s" in c) for c in spans] == [t.supervised for t in shown]
+    assert [("c" in c) for c in spans] == [t.control for t in shown]
+    assert {"t", "s", "c"} in [set(c) for c in spans]
+
+
+def test_the_first_row_of_a_fault_comes_first_on_the_page(door, toml):  # noqa: F811
+    rows = tiny.skill(8)
+    tiny.corpus(toml.parent / "store", [*rows[:5], replace(rows[5], finish_reason="length"), *rows[6:]])
+    code, out, _ = door("doctor", toml, "--json", "--page", toml.parent / "deep" / "page.html")
+    told = json.loads(out)
+    assert (code, told["shown"][0]["prompt_id"], told["shown"][0]["is_faulty"]) == (1, "p5", True)
+    assert "1 fatal fault:" in (toml.parent / "deep" / "page.html").read_text()

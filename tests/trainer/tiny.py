@@ -43,7 +43,9 @@ def tokenizer(
     return fast
 
 
-def base(folder: Path, *, template: str | None = CHATML, seed: int = 0, **shape: Any) -> Path:
+def base(
+    folder: Path, *, template: str | None = CHATML, seed: int = 0, speech: Any = None, **shape: Any
+) -> Path:
     """A Llama-shaped student of some 60k parameters, saved where `student.base` can point."""
     torch.manual_seed(seed)
     settings = {
@@ -54,7 +56,7 @@ def base(folder: Path, *, template: str | None = CHATML, seed: int = 0, **shape:
         "num_key_value_heads": 2,
         "tie_word_embeddings": True,
     }
-    made = tokenizer(template)
+    made = speech or tokenizer(template)
     config = LlamaConfig(
         vocab_size=len(made), max_position_embeddings=256, eos_token_id=2, **{**settings, **shape}
     )
