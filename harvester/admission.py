@@ -17,6 +17,7 @@ from harvester.limiter import Charge, Limiter
 
 UNNAMED_PAUSE_S = 0.5
 LONGEST_UNNAMED_PAUSE_S = 60.0
+LOOK = "the teacher fails; next look"
 _ASKED = "the teacher's Retry-After"
 _OVERLOAD = frozenset({429, 503, 529})
 
@@ -65,6 +66,7 @@ class Admission:
         self.moved = asyncio.Event()
         self._line = asyncio.Lock()
         self._in_line = 0
+        self._head = Charge(0, 0)
         self._refused_in_a_row = 0
         self._taught_at = -math.inf
         self._last = ""
@@ -76,7 +78,7 @@ class Admission:
 
     def why(self) -> str:
         """What holds the next request back, "" when nothing does."""
-        return self.limiter.why(Charge(0, 0), self.clock.now()) if self._in_line else ""
+        return self.limiter.why(self._head, self.clock.now()) if self._in_line else ""
 
     @property
     def is_out(self) -> bool:
@@ -110,6 +112,7 @@ class Admission:
         self._in_line += 1
         try:
             async with self._line:
+                self._head = charge
                 while (wait_s := self.limiter.wait_s(charge, self.clock.now())) > 0:
                     self._look_around(wait_s)
                     self.moved.clear()
@@ -129,6 +132,9 @@ class Admission:
             if self.breaker.down_s(now) + look_s > self._patience_s:
                 raise Parked(look_s, f"no answer from {self.endpoint}; the last attempt: {self._last}")
         elif self._patience_s < wait_s < math.inf:
+            # What those in flight reserved comes back in part when they are answered.
+            if self.limiter.window.in_flight and self.limiter.paused_until <= now:
+                return
             raise Parked(wait_s, self.why())
 
     def leave(self) -> None:
@@ -184,7 +190,7 @@ class Admission:
         if pause_s is not None:
             window = self.limiter.window
             window.size, window.threshold = 1.0, window.ceiling  # one goes to look, then quickly more
-            self.limiter.pause(pause_s, now, "the teacher fails; next look")
+            self.limiter.pause(pause_s, now, LOOK)
             self.moved.set()
 
     def _pause_s(self, error: TeacherError) -> float:

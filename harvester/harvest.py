@@ -23,6 +23,7 @@ from harvester.flights import Flights, answer_record, dead_record
 from harvester.group_commit import GroupCommit
 from harvester.journey import Request
 from harvester.laws import laws_of
+from harvester.levels import Levels
 from harvester.metrics import (
     COMPLETE,
     INTERRUPTED,
@@ -84,6 +85,8 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
         ceilings = await one.scribe.call(lambda journal: Ceilings.of(journal, config))
         one.flights = Flights(one.scribe, one.tally, ceilings)
         laws = laws_of(config, limits, chosen)
+        one.levels = Levels(one.scribe, laws.limiters, config.teacher, chosen)
+        await one.levels.restore()
         one.teacher = Teacher(client, laws, one.scribe, one.tally, run_id)
         return await one.run(feed, stop)
 
@@ -93,6 +96,7 @@ class _Pass:
 
     scribe: Scribe
     flights: Flights
+    levels: Levels
     teacher: Teacher
 
     def __init__(
@@ -130,6 +134,8 @@ class _Pass:
                 await asyncio.wait(crew)
                 self._close_doubts()
                 await self.scribe.flush()
+                if self.scribe.fault is None:
+                    await self.levels.keep(final=True)
                 for aide in aides:
                     aide.cancel()
         except BaseExceptionGroup as group_error:
@@ -273,6 +279,7 @@ class _Pass:
             await self.clock.sleep(PROGRESS_EVERY_S)
             try:
                 await self._require_room()
+                await self.levels.keep()
             except HarvesterError as error:  # drains: what is on the wire is still kept
                 self.fail(error)
 

@@ -153,14 +153,14 @@ class Limiter:
         wait = max(0.0, self.paused_until - now)
         self._keep_pace(now)
         for name, bucket in self.buckets.items():
-            wait = max(wait, bucket.wait_s(_amount(name, charge), now))
+            wait = max(wait, bucket.wait_s(amount(name, charge), now))
         return wait
 
     def enter(self, charge: Charge) -> None:
         """Take the charge and a place in the window; only after `wait_s` said 0."""
         self.window.in_flight += 1
         for name, bucket in self.buckets.items():
-            bucket.take(_amount(name, charge))
+            bucket.take(amount(name, charge))
 
     def likely(self, charge: Charge) -> Charge:
         """What to reserve: the asked ceiling, or nearly all that answers used so far if that is less."""
@@ -217,13 +217,13 @@ class Limiter:
             self.typical_output = q + (0.95 * step if actual.output_tokens > q else -0.05 * step)
         for name, bucket in self.buckets.items():
             bucket.refill(now)
-            bucket.take(_amount(name, actual) - _amount(name, reserved))
+            bucket.take(amount(name, actual) - amount(name, reserved))
 
     def refund(self, charge: Charge, now: float) -> None:
         """The request never left, or was refused before it counted: everything comes back."""
         for name, bucket in self.buckets.items():
             bucket.refill(now)
-            bucket.take(-_amount(name, charge))
+            bucket.take(-amount(name, charge))
 
     def pause(self, seconds: float, now: float, reason: str) -> None:
         """The teacher named a time: nobody is admitted before it. The window is not touched."""
@@ -237,7 +237,7 @@ class Limiter:
 
     def why(self, charge: Charge, now: float) -> str:
         """The limit that decides now, as in "tokens per minute, 41 s"; "" when none does."""
-        waits = {name: bucket.wait_s(_amount(name, charge), now) for name, bucket in self.buckets.items()}
+        waits = {name: bucket.wait_s(amount(name, charge), now) for name, bucket in self.buckets.items()}
         waits[self.pause_reason or "pause"] = max(0.0, self.paused_until - now)
         name = max(waits, key=lambda key: waits[key])
         if waits[name] > 0:
@@ -245,7 +245,8 @@ class Limiter:
         return f"window of {int(self.window.size)} in flight" if self.window.is_full else ""
 
 
-def _amount(name: str, charge: Charge) -> float:
+def amount(name: str, charge: Charge) -> float:
+    """What a charge takes out of the bucket of this name."""
     if name.startswith("requests"):
         return 1.0
     if name.startswith("input"):

@@ -45,6 +45,11 @@ class Pace:
         self._cut_at = self._grown_at = now
         return True
 
+    def resume(self, rate: float, now: float) -> None:
+        """Go on from a rate that an earlier process learned."""
+        self.rate = rate
+        self._cut_at = self._grown_at = now
+
     def _seen(self, now: float) -> float | None:
         """Accepted entries per second over the last second, or ten where they are few."""
         last = self._accepted[-1] if self._accepted else now

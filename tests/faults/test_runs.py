@@ -57,18 +57,6 @@ def test_row_11_five_hundred_bare_refusals_lose_no_row(mock_teacher: Mock, tmp_p
     assert (ended.exit_code, ended.totals.answers, ended.totals.dead) == (0, 60, 0)
 
 
-def test_row_13_the_parked_run_goes_on_later(mock_teacher: Mock, tmp_path: Path) -> None:
-    mock = mock_teacher()
-    fault = {"action": "status", "status": 429, "headers": {"retry-after": "18000"}, "after": 5}
-    parked = live(mock, tmp_path, [fault], prompts=MANY)
-    assert parked.exit_code == 10
-    assert "parked" in parked.said
-    assert "go on after" in parked.said
-    resumed = live(mock, tmp_path, prompts=MANY)
-    assert (resumed.exit_code, resumed.totals.answers) == (0, 60)
-    assert mock.totals()["requests"] == 60
-
-
 def test_row_14_a_teacher_that_always_fails_parks_and_meets_few_retries(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
