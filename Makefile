@@ -1,5 +1,7 @@
-# Every target works from a fresh clone: it makes .venv first. PYTHON picks the interpreter (>= 3.11).
+# Every target works from a fresh clone: it makes .venv first. PYTHON picks the interpreter (>= 3.11),
+# WORKERS how many processes the default suite runs in.
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
@@ -18,7 +20,7 @@ demo: $(STAMP)  ## the whole journey, offline: mock teacher -> corpus -> student
 	$(BIN)/python -m harvester demo
 
 test: $(STAMP)  ## the default suite
-	$(BIN)/python -m pytest -m 'not slow and not torture'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow and not torture'
 
 test-slow: $(STAMP)  ## what the default suite leaves out
 	$(BIN)/python -m pytest -m 'slow and not torture'

@@ -79,7 +79,7 @@ class Colour(Enum):
 @pytest.mark.parametrize(
     "value",
     [math.nan, math.inf, "\ud800", {"\udfff": 1}, 2**53, {1: 2}, {"a": object()}, b"bytes", Colour.RED],
-    ids=repr,
+    ids=lambda value: repr(value).split(" object at")[0],
 )
 def test_what_json_can_not_hold_is_refused_with_a_plain_error(value):
     with pytest.raises(ValueError, match="no canonical JSON") as caught:
