@@ -64,6 +64,7 @@ class Admission:
         self._elsewhere = elsewhere
         self.draining = asyncio.Event()
         self.moved = asyncio.Event()
+        self.held_for = ""
         self._line = asyncio.Lock()
         self._in_line = 0
         self._head = Charge(0, 0)
@@ -76,8 +77,20 @@ class Admission:
         self.draining.set()
         self.moved.set()
 
+    def hold(self, why: str) -> None:
+        """Admit nobody, for this reason, until called with "": then one by one, nothing was saved up."""
+        if self.held_for and not why:
+            now = self.clock.now()
+            for bucket in self.limiter.buckets.values():
+                bucket.rest(now, now)
+            self.breaker.forgive(now)
+        self.held_for = why
+        self.moved.set()
+
     def why(self) -> str:
         """What holds the next request back, "" when nothing does."""
+        if self.held_for:
+            return self.held_for
         return self.limiter.why(self._head, self.clock.now()) if self._in_line else ""
 
     @property
@@ -103,7 +116,7 @@ class Admission:
         """
         if self.draining.is_set():
             raise NotSent
-        if self._in_line or self.limiter.wait_s(charge, self.clock.now()) > 0:
+        if self._in_line or self._wait_s(charge) > 0:
             await self._stand_in_line(charge)
         self.limiter.enter(charge)
         return self.clock.now()
@@ -113,7 +126,7 @@ class Admission:
         try:
             async with self._line:
                 self._head = charge
-                while (wait_s := self.limiter.wait_s(charge, self.clock.now())) > 0:
+                while (wait_s := self._wait_s(charge)) > 0:
                     self._look_around(wait_s)
                     self.moved.clear()
                     await self.clock.wait(self.moved, wait_s)
@@ -122,8 +135,13 @@ class Admission:
         finally:
             self._in_line -= 1
 
+    def _wait_s(self, charge: Charge) -> float:
+        return math.inf if self.held_for else self.limiter.wait_s(charge, self.clock.now())
+
     def _look_around(self, wait_s: float) -> None:
         """Raise when waiting here is of no use."""
+        if self.held_for:
+            return
         if self.is_out and self._elsewhere():
             raise Moved
         now = self.clock.now()

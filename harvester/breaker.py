@@ -49,6 +49,10 @@ class Breaker:
         self.is_open, self._opened_at = True, now
         return pause_s
 
+    def forgive(self, now: float) -> None:
+        """Nobody tried for a while, on purpose: the time down counts from now on."""
+        self.down_since = None if self.down_since is None else now
+
     def down_s(self, now: float) -> float:
         """Seconds since the first failure of this row, 0 while answers come."""
         return 0.0 if self.down_since is None or not self.is_open else now - self.down_since

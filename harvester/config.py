@@ -6,39 +6,32 @@ Secrets are named, never held: `api_key_env` is the NAME of an environment varia
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from harvester import hours
 from harvester.errors import ConfigError
 from harvester.names import check_url
+from harvester.spelling import suggestion
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SHOWN_NAME = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
-
-
-# Keys that other tools know and this one refuses on purpose: the error says why instead of guessing a typo.
-_UNWANTED = {
-    **dict.fromkeys(
-        ("api_keys", "api_key_envs", "keys", "key_pool"), "one credential per teacher: no key pools"
-    ),
-    **dict.fromkeys(
-        ("proxy", "proxies", "proxy_list"), "no proxy rotation; [run] trust_env uses the machine's proxy"
-    ),
-    **dict.fromkeys(("user_agent", "headers", "default_headers"), "the client says who it is: no disguise"),
-    **dict.fromkeys(("api_key", "key", "token"), "never the key itself: name its variable in api_key_env"),
-    **dict.fromkeys(
-        ("force", "ignore_terms", "skip_terms", "accept_terms"), "the terms gate has no override"
-    ),
-}
 
 
 # Body fields that would put another model, or other messages, behind the gate's back.
@@ -184,6 +177,20 @@ class Run(_Frozen):
     patience_s: Positive = 600
 
 
+class Schedule(_Frozen):
+    """When a run may work; outside its hours it ends with exit 10, or waits when it watches."""
+
+    hours: tuple[str, ...] = ()
+    finish_by: AwareDatetime | None = None
+
+    @field_validator("hours")
+    @classmethod
+    def _openings(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            hours.parse(text)
+        return value
+
+
 class HarvestConfig(_Frozen):
     """A whole harvest.toml."""
 
@@ -193,6 +200,7 @@ class HarvestConfig(_Frozen):
     store: Store = Store()
     budget: Budget = Budget()
     run: Run = Run()
+    schedule: Schedule = Schedule()
 
     @model_validator(mode="after")
     def _money_needs_a_price(self) -> HarvestConfig:
@@ -251,26 +259,9 @@ def parse(data: dict[str, Any], *, place: str) -> HarvestConfig:
         where = ".".join(str(part) for part in first["loc"]) or "file"
         if first["type"] == "extra_forbidden":
             raise ConfigError(
-                f"unknown key {where!r}", place=place, remedy=_suggestion(first["loc"])
+                f"unknown key {where!r}", place=place, remedy=suggestion(HarvestConfig, first["loc"])
             ) from None
         raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}", place=place) from None
-
-
-def _suggestion(loc: tuple[int | str, ...]) -> str:
-    if loc[-1] in _UNWANTED:
-        return _UNWANTED[str(loc[-1])]
-    model: Any = HarvestConfig
-    for part in loc[:-1]:
-        found = model.model_fields.get(str(part)) if hasattr(model, "model_fields") else None
-        if found is None:
-            return ""
-        kinds = [found.annotation, *get_args(found.annotation)]
-        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-        if model is None:
-            return ""
-    known = list(model.model_fields)
-    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
 
 
 def api_key(teacher: Teacher) -> str | None:

@@ -4,6 +4,7 @@ HarvesterError                      cause, place, remedy; knows its exit code
 ├── UsageError                  2   the operator must change something before we start
 │   ├── ConfigError                 harvest.toml, a teacher row, a flag
 │   └── PromptError                 a prompt file, with file and line
+│       └── NoPrompts                   none there; a watching run waits for them
 ├── TermsRefused               77   the terms do not permit this use
 ├── StoreError                  5   the disk or what lies on it
 │   ├── StoreFull                   ENOSPC, EDQUOT, or the reserve is gone
@@ -78,6 +79,12 @@ class PromptError(UsageError):
     """A prompt file, or a line of it, can't be used."""
 
     code = "prompt_file"
+
+
+class NoPrompts(PromptError):
+    """A name or glob matches no file, or the files hold no prompt. A watching run waits for them."""
+
+    code = "no_prompts"
 
 
 class TermsRefused(HarvesterError):

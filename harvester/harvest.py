@@ -7,7 +7,6 @@ flight. A worker hands its answer to the writer and goes on; it counts as stored
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from harvester.ceilings import Ceilings
 from harvester.client import Client
 from harvester.clock import Clock, SystemClock
 from harvester.config import HarvestConfig
+from harvester.crew import Crew, take
 from harvester.doubts import Doubts
 from harvester.errors import HarvesterError, StoppedAtLimit
 from harvester.flights import Flights, answer_record, dead_record
@@ -24,6 +24,7 @@ from harvester.group_commit import GroupCommit
 from harvester.journey import Request
 from harvester.laws import laws_of
 from harvester.levels import Levels
+from harvester.levers import Levers
 from harvester.metrics import (
     COMPLETE,
     INTERRUPTED,
@@ -44,10 +45,11 @@ __all__ = ["PassLimits", "PassResult", "Snapshot", "harvest"]
 
 CHUNK = 500
 PROGRESS_EVERY_S = 0.2
+REST_S = 1.0
 
 
 async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two by name
-    feed: Iterator[Request],
+    feed: Iterator[Request | None],
     config: HarvestConfig,
     *,
     key: str | None,
@@ -56,18 +58,21 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
     limits: PassLimits,
     stop: asyncio.Event,
     on_progress: Callable[[Snapshot], None],
+    on_levers: Callable[[Levers], None] = lambda _: None,
     clock: Clock | None = None,
 ) -> PassResult:
     """Drain the feed once.
 
     Args:
-        feed: requests in order, pulled in a thread, a chunk at a time.
+        feed: requests in order, pulled in a thread, a chunk at a time. None means "no more for now": what was
+            read is sent, and a second later the feed is asked again.
         key: the credential, None for none.
         writer: the store's only writer while the pass lives; it is not closed here.
         run_id: the run, begun in the journal already.
         limits: ceilings of this pass beside those of the configuration.
         stop: set it to drain: nothing new is sent, what is on the wire gets `limits.grace_s`.
         on_progress: gets a Snapshot every 0.2 s and once at the end, whatever the ending.
+        on_levers: gets the levers of this pass before anything is sent.
 
     Returns:
         The ending ("complete", "interrupted", "rows", "budget", "runtime", "parked") and the counts.
@@ -88,6 +93,7 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
         one.levels = Levels(one.scribe, laws.limiters, config.teacher, chosen)
         await one.levels.restore()
         one.teacher = Teacher(client, laws, one.scribe, one.tally, run_id)
+        on_levers(Levers(one.teacher, one.crew.resize))
         return await one.run(feed, stop)
 
 
@@ -112,26 +118,23 @@ class _Pass:
         self.min_free_mib = config.store.min_free_mib
         self.on_progress = on_progress
         self.clock = clock
-        self.size = config.teacher.limits.max_concurrency
+        self.crew = Crew(config.teacher.limits.max_concurrency, self._work)
         self.tally = Tally()
-        self.queue: asyncio.Queue[Request | None] = asyncio.Queue(maxsize=self.size)
         self.doubts = Doubts()
         self.ending = COMPLETE
         self.detail = ""
         self.error: HarvesterError | None = None
         self.draining = asyncio.Event()
         self.probed = False
+        self.idle = False
 
-    async def run(self, feed: Iterator[Request], stop: asyncio.Event) -> PassResult:
+    async def run(self, feed: Iterator[Request | None], stop: asyncio.Event) -> PassResult:
         try:
             async with asyncio.TaskGroup() as group:
-                crew = [group.create_task(self._work()) for _ in range(self.size)]
-                aides = [
-                    group.create_task(self._watch(stop, crew)),
-                    group.create_task(self._tell()),
-                ]
+                self.crew.start(group)
+                aides = [group.create_task(self._watch(stop)), group.create_task(self._tell())]
                 await group.create_task(self._feed(feed))
-                await asyncio.wait(crew)
+                await self.crew.finish()
                 self._close_doubts()
                 await self.scribe.flush()
                 if self.scribe.fault is None:
@@ -158,13 +161,15 @@ class _Pass:
             self.draining.set()
             self.teacher.drain()
 
-    async def _feed(self, feed: Iterator[Request]) -> None:
-        admitted = 0
+    async def _feed(self, feed: Iterator[Request | None]) -> None:
+        admitted, more = 0, True
         try:
-            while not self.draining.is_set():
-                chunk = await asyncio.to_thread(lambda: list(itertools.islice(feed, CHUNK)))
-                if not chunk:
-                    break
+            while more and not self.draining.is_set():
+                chunk, more = await asyncio.to_thread(take, feed, CHUNK)
+                self.idle = more and not chunk
+                if self.idle:
+                    await self._rest()
+                    continue
                 held = await self.flights.look_up(chunk)
                 for request in chunk:
                     if self.draining.is_set():
@@ -178,9 +183,12 @@ class _Pass:
                     await self._send_off(request)
         except HarvesterError as error:
             self.fail(error)
-        finally:
-            for _ in range(self.size):
-                await self.queue.put(None)
+
+    async def _rest(self) -> None:
+        """Nothing to read for now. What failed alone, with nobody left to speak for it, is written off."""
+        if self.crew.queue_is_empty and not any(door.limiter.window.in_flight for door in self.teacher.doors):
+            self._write_off()
+        await self.clock.wait(self.draining, REST_S)
 
     async def _send_off(self, request: Request) -> None:
         if not self.probed:
@@ -188,29 +196,28 @@ class _Pass:
             await self.client.probe()
             self.probed = True
         self.flights.take_off(request)
-        await self.queue.put(request)
+        await self.crew.put(request)
 
-    async def _work(self) -> None:
-        while (request := await self.queue.get()) is not None:
-            if self.draining.is_set():
-                self.flights.drop(request)
-                continue
-            await self.scribe.room()
-            try:
-                self._keep(request, await self.teacher.ask(request))
-            except NotSent:
-                self.flights.drop(request)
-            except Parked as parked:
-                self.flights.drop(request)
-                self._park(parked)
-            except StoppedAtLimit:
-                self.flights.drop(request)
-                self._drain(LIMIT_BUDGET)
-            except GaveUp as gone:
-                self._give_up(request, gone)
-            except HarvesterError as error:
-                self.flights.drop(request)
-                self.fail(error)
+    async def _work(self, request: Request) -> None:
+        if self.draining.is_set():
+            self.flights.drop(request)
+            return
+        await self.scribe.room()
+        try:
+            self._keep(request, await self.teacher.ask(request))
+        except GaveUp as gone:
+            self._give_up(request, gone)
+        except (NotSent, Parked, HarvesterError) as stopped:
+            self.flights.drop(request)
+            self._stop_for(stopped)
+
+    def _stop_for(self, stopped: NotSent | Parked | HarvesterError) -> None:
+        if isinstance(stopped, Parked):
+            self._park(stopped)
+        elif isinstance(stopped, StoppedAtLimit):
+            self._drain(LIMIT_BUDGET)
+        elif isinstance(stopped, HarvesterError):
+            self.fail(stopped)
 
     def _keep(self, request: Request, answered: Answered) -> None:
         record = answer_record(request, answered)
@@ -238,10 +245,7 @@ class _Pass:
             return
         for doubtful, _ in self.doubts.take():
             self.flights.drop(doubtful)
-        if isinstance(meaning, Parked):
-            self._park(meaning)
-        else:
-            self.fail(meaning)
+        self._stop_for(meaning)
 
     def _close_doubts(self) -> None:
         """The pass is over: what failed is a dead letter, unless nobody gets through any more."""
@@ -262,16 +266,13 @@ class _Pass:
 
         self.scribe.submit(dead_record(request, gone, self.clock.wall()), stored)
 
-    async def _watch(self, stop: asyncio.Event, crew: list[asyncio.Task[None]]) -> None:
+    async def _watch(self, stop: asyncio.Event) -> None:
         """Drain on a stop or at the end of the time, then give the wire its grace."""
         runtime_s = self.limits.runtime_s
         await self.clock.wait(stop, math.inf if runtime_s is None else runtime_s)
         self._drain(INTERRUPTED if stop.is_set() else LIMIT_RUNTIME)
         await self.clock.sleep(self.limits.grace_s)
-        for worker in crew:
-            worker.cancel()
-        while True:  # nobody takes from the queue any more; the feeder must not wait for room
-            await self.queue.get()
+        await self.crew.dismiss()
 
     async def _tell(self) -> None:
         while True:
@@ -289,10 +290,10 @@ class _Pass:
 
     def snapshot(self) -> Snapshot:
         """The counts now."""
-        windows = self.teacher.windows
+        windows = [door.limiter.window for door in self.teacher.doors]
         return snapshot(
             self.tally,
             in_flight=sum(window.in_flight for window in windows),
             window=sum(int(window.size) for window in windows),
-            why=self.teacher.why(),
+            why=self.teacher.why() or ("new prompts" if self.idle else ""),
         )

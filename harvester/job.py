@@ -1,4 +1,4 @@
-"""The long life of a harvest: lock, resume, heartbeat, signals, sealing, ending.
+"""The long life of a harvest: lock, resume, heartbeat, signals, hours, control, sealing, ending.
 
 `prepare.prepare` has done everything that can fail for free; `run` is the only part that may spend money.
 """
@@ -9,84 +9,37 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
-from harvester import __version__, compaction, doors, prompts, report, shards
-from harvester.clock import Clock
-from harvester.corpus import Corpus
-from harvester.errors import HarvesterError, StoppedAtLimit, StoreError, TooManyFailures
+from harvester import __version__, control, endings, sealing, shift
+from harvester.clock import Clock, SystemClock
+from harvester.endings import ABORTED, STOPPED, Stop, Summary
+from harvester.errors import ConfigError, HarvesterError, StoreError
 from harvester.group_commit import GroupCommit
 from harvester.harvest import harvest
-from harvester.heartbeat import Heart
+from harvester.heartbeat import Heart, Watch
+from harvester.inbox import Inbox
 from harvester.journal import Journal
-from harvester.lock import StoreLock, is_held
-from harvester.metrics import COMPLETE, INTERRUPTED, PassResult
-from harvester.plan import requests
+from harvester.levers import Levers
+from harvester.lock import StoreLock
+from harvester.metrics import INTERRUPTED, PassResult
 from harvester.prepare import Prepared
 from harvester.records import RunRecord
-from harvester.signals import handled
+from harvester.sealing import on_writer
+from harvester.signals import Caught, handled
 
-T = TypeVar("T")
-ABORTED = "aborted"
-SEAL_EVERY_S = 5.0
-_END = object()
+OPERATOR = "operator"
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """How a run ended."""
-
-    run_id: str
-    ending: str
-    exit_code: int
-    rows_total: int
-    requests_sent: int
-    answers_stored: int
-    from_cache: int
-    duplicates: int
-    dead: int
-    possibly_billed: int
-    cost_microusd: int
-    sealed_rows: int
-    store: str
-    resume: str
-    detail: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For --json and run.json."""
-        return asdict(self)
-
-    def lines(self) -> list[str]:
-        """For people."""
-        said = [
-            f"{self.ending}: {self.requests_sent:,} requests sent, {self.answers_stored:,} answers stored, "
-            f"{self.from_cache:,} from cache, {self.dead:,} failed, cost ${self.cost_microusd / 1e6:.4f}",
-            f"answers lie in {self.store}/shards ({self.sealed_rows:,} sealed now)",
-        ]
-        if self.detail:
-            said.insert(1, f"why: {self.detail}")
-        if self.possibly_billed:
-            said.append(f"{self.possibly_billed:,} attempts were possibly billed without an answer to hold")
-        if self.dead:
-            said.append(f"failed rows and reasons: {self.store}/dead_letters.jsonl")
-        if self.exit_code not in {0, TooManyFailures.exit_code}:
-            said.append(f"resume with: {self.resume}")
-        return said
-
-
-async def run(
-    prepared: Prepared, watch: Callable[[Mapping[str, Any]], None], clock: Clock | None = None
-) -> Summary:
+async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> Summary:
     """Harvest until an ending; every ending is recorded, sealed and reported.
 
     Args:
-        watch: gets the counts, five times a second.
-        clock: governs every wait of the pass; None is the machine's.
+        watch: gets what status.json says, five times a second.
+        clock: governs every wait of the pass and the hours; None is the machine's.
 
     Raises:
         HarvesterError: nothing could start (store held, disk unfit, teacher unreachable), the teacher
@@ -96,8 +49,8 @@ async def run(
         writer = GroupCommit(Journal.open(prepared.store))
         try:
             record = _record(prepared)
-            await _on_writer(writer, lambda journal: journal.begin_run(record))
-            return await _live(prepared, record.run_id, writer, watch, clock)
+            await on_writer(writer, lambda journal: journal.begin_run(record))
+            return await _Life(prepared, record.run_id, writer, watch, clock or SystemClock()).live()
         finally:
             await asyncio.to_thread(writer.close)
 
@@ -121,127 +74,140 @@ def _record(prepared: Prepared) -> RunRecord:
     )
 
 
-async def _live(
-    prepared: Prepared,
-    run_id: str,
-    writer: GroupCommit,
-    watch: Callable[[Mapping[str, Any]], None],
-    clock: Clock | None,
-) -> Summary:
-    heart = Heart(prepared.store, run_id, prepared.rows_total, watch)
-    beat = asyncio.create_task(heart.beat())
-    sealing = asyncio.create_task(_seal_along(prepared, writer))
-    stop = asyncio.Event()
-    error: HarvesterError | None = None
-    with handled(stop) as caught:
-        feed = requests(prompts.read(prepared.config.prompts.files, prepared.root), prepared.config)
+class _Life:
+    """One run from its first beat to its last; everything here is on the event loop."""
+
+    def __init__(
+        self, prepared: Prepared, run_id: str, writer: GroupCommit, watch: Watch, clock: Clock
+    ) -> None:
+        self.prepared = prepared
+        self.clock = clock
+        self.run_id = run_id
+        self.writer = writer
+        self.stop = Stop()
+        self.target_bytes = int(prepared.config.store.shard_mib * 1024 * 1024)
+        self.inbox = Inbox(prepared.config, prepared.root, lambda error: self.heart.complain(error))
+        facts = {
+            "run_id": run_id,
+            "rows_total": prepared.rows_total,
+            "input_tokens_total": prepared.input_tokens,
+            "config": str(prepared.path),
+            "model": prepared.config.teacher.model,
+        }
+        self.heart = Heart(prepared.store, facts, self.inbox, watch, prepared.hours)
+
+    async def live(self) -> Summary:
+        """The pass among its aides, then the settling of accounts."""
+        prepared, heart = self.prepared, self.heart
+        async with (
+            _beside(heart.beat()), control.served(prepared.store, self.act, heart.complain),
+            _beside(shift.keep(prepared.hours, self.clock, self.stop, heart, wait=prepared.flags.watch)),
+        ):  # fmt: skip
+            with handled() as caught:
+                result, error = await self._pass(caught)
+                code = error.exit_code if error else self._exit_code(result, caught)
+                heart.state, heart.levers = "sealing", None
+                settling = asyncio.create_task(self._settle(result, code, error))
+                caught.first, caught.second = (lambda: None), settling.cancel
+                sealed = 0
+                try:
+                    sealed = await settling
+                except asyncio.CancelledError:
+                    code = 128 + caught.number
+        heart.end(result.ending, code)
+        if error is not None:
+            raise error
+        counts = endings.counts_of(result.counts)
+        return Summary(
+            run_id=self.run_id, ending=result.ending, exit_code=code, rows_total=prepared.rows_total,
+            sealed_rows=sealed, store=str(prepared.store), resume=f"harvester run {prepared.path}",
+            detail=result.detail, **counts,
+        )  # fmt: skip
+
+    def _exit_code(self, result: PassResult, caught: Caught) -> int:
+        return endings.exit_code(result, caught.number, self.prepared.config.run.max_failed)
+
+    async def _pass(self, caught: Caught) -> tuple[PassResult, HarvesterError | None]:
+        prepared, heart, stop = self.prepared, self.heart, self.stop
         work = asyncio.create_task(
             harvest(
-                feed, prepared.config, key=prepared.key, writer=writer, run_id=run_id,
-                limits=prepared.limits(), stop=stop, on_progress=heart.note, clock=clock,
+                self.inbox.watched() if prepared.flags.watch else self.inbox.once(), prepared.config,
+                key=prepared.key, writer=self.writer, run_id=self.run_id, limits=prepared.limits(),
+                stop=stop.event, on_progress=heart.note, on_levers=self._take_levers, clock=self.clock,
             )
         )  # fmt: skip
+        caught.first = self._interrupted
         caught.second = work.cancel
+        async with _beside(sealing.seal_along(prepared.store, self.writer, self.target_bytes)):
+            try:
+                return stop.named(await work), None
+            except asyncio.CancelledError:
+                return PassResult(ABORTED, heart.latest), None
+            except HarvesterError as raised:
+                return PassResult(raised.code, heart.latest), raised
+
+    def _take_levers(self, levers: Levers) -> None:
+        self.heart.levers = levers
+        shift.look(self.prepared.hours, self.clock.wall(), self.stop, levers, wait=self.prepared.flags.watch)
+
+    def _interrupted(self) -> None:
+        self._drain(INTERRUPTED, "")
+
+    def _drain(self, ending: str, detail: str) -> None:
+        self.heart.state = "draining"
+        self.stop.ask(ending, detail)
+
+    def act(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Do what came over the socket, and say what is true now.
+
+        Raises:
+            ConfigError: nothing we can do.
+        """
+        verb, levers = asked.get("verb"), self.heart.levers
+        if verb == "status":
+            return self.heart.told()
+        if verb == "stop":
+            self._drain(STOPPED, "by `harvester stop`")
+            return {"said": "it drains: nothing new is sent, what is paid for is awaited and kept"}
+        if levers is None:
+            raise ConfigError("the run is ending", remedy="wait for its end, or see `harvester status`")
+        if verb == "pause":
+            levers.hold(OPERATOR, "paused by the operator")
+            return {"said": "paused: nothing new is sent until `harvester resume`"}
+        if verb == "resume":
+            levers.release(OPERATOR)
+            held = "; ".join(levers.holds.values())
+            return {"said": f"resumed, but still held: {held}" if held else "resumed"}
+        if verb == "set":
+            said = levers.set(str(asked.get("name", "")), str(asked.get("value", "")))
+            return {"said": f"{said}, until this run ends"}
+        raise ConfigError(f"unknown verb {verb!r}")
+
+    async def _settle(self, result: PassResult, code: int, error: HarvesterError | None) -> int:
+        """Seal, record the ending, write the view of dead letters; returns the rows sealed.
+
+        After a fault of the disk nothing is written any more; after an abort only the ending is.
+        """
+        sealed = 0
+        if isinstance(error, StoreError):
+            return sealed
+        store = self.prepared.store
         try:
-            result = await work
-        except asyncio.CancelledError:
-            result = PassResult(ABORTED, heart.latest)
-        except HarvesterError as raised:
-            result, error = PassResult(raised.code, heart.latest), raised
-    for aide in (beat, sealing):
-        aide.cancel()
-        with contextlib.suppress(asyncio.CancelledError, StoreError):  # a failed sealing is met again below
-            await aide
-    exit_code = error.exit_code if error else _exit_code(result, caught.number, prepared)
-    sealed = (
-        0 if isinstance(error, StoreError) else await _settle(prepared, run_id, writer, result, exit_code)
-    )
-    heart.write(result.ending, exit_code=exit_code)
-    if error is not None:
-        raise error
-    return _summary(prepared, run_id, result, exit_code, sealed)
-
-
-async def _seal_along(prepared: Prepared, writer: GroupCommit) -> None:
-    """Seal what fills a shard while the harvest goes on: a slice, then whatever was submitted meanwhile."""
-    target = int(prepared.config.store.shard_mib * 1024 * 1024)
-    while True:
-        await asyncio.sleep(SEAL_EVERY_S)
-        steps = await _on_writer(
-            writer,
-            lambda j: shards.seal_steps(j, prepared.store, target_bytes=target, everything=False),
-        )
-        await _in_slices(writer, steps)
-
-
-async def _in_slices(writer: GroupCommit, steps: Generator[None, None, object]) -> None:
-    """Run a generator's steps on the writer thread; cut short, it is closed there."""
-    try:
-        while await _on_writer(writer, lambda _: next(steps, _END)) is not _END:
-            pass
-    finally:
-        writer.call(lambda _: steps.close())
-
-
-async def _settle(
-    prepared: Prepared, run_id: str, writer: GroupCommit, result: PassResult, exit_code: int
-) -> int:
-    """Seal, record the ending, write the view of dead letters; returns the rows sealed."""
-    target = int(prepared.config.store.shard_mib * 1024 * 1024)
-    store = prepared.store
-    sealed = await _on_writer(writer, lambda j: shards.seal(j, store, target_bytes=target, everything=True))
-    steps = await _on_writer(writer, lambda j: compaction.compact_steps(j, store, target_bytes=target))
-    await _in_slices(writer, steps)
-    await _on_writer(writer, lambda j: j.end_run(run_id, result.ending, exit_code, time.time()))
-    await _on_writer(writer, lambda j: j.write_dead_letters(store))
-    return sealed.rows
-
-
-def _exit_code(result: PassResult, signal_number: int, prepared: Prepared) -> int:
-    if signal_number:
-        return 128 + signal_number
-    if result.ending not in {COMPLETE, INTERRUPTED, ABORTED}:
-        return StoppedAtLimit.exit_code
-    return TooManyFailures.exit_code if result.counts.dead > prepared.config.run.max_failed else 0
-
-
-def _summary(prepared: Prepared, run_id: str, result: PassResult, exit_code: int, sealed: int) -> Summary:
-    counts = result.counts
-    return Summary(
-        run_id, result.ending, exit_code, prepared.rows_total, counts.requests_sent, counts.answers_stored,
-        counts.from_cache, counts.duplicates, counts.dead, counts.possibly_billed, counts.cost_microusd,
-        sealed, str(prepared.store), f"harvester run {prepared.path}", result.detail,
-    )  # fmt: skip
-
-
-async def _on_writer(writer: GroupCommit, fn: Callable[[Journal], T]) -> T:
-    return await asyncio.wrap_future(writer.call(fn))
-
-
-def seal_now(store: Path) -> shards.SealResult:
-    """`harvester seal`: everything journalled becomes Parquet, without a run."""
-    doors.ask(Corpus.open(store).lineages(), "seal", store.resolve().parent)
-    with StoreLock(store, started_at=time.time()):
-        journal = Journal.open(store)
-        try:
-            return shards.seal(journal, store, target_bytes=64 * 1024 * 1024, everything=True)
+            if result.ending != ABORTED:
+                sealed = await sealing.seal_all(store, self.writer, self.target_bytes)
         finally:
-            journal.close()
+            await on_writer(self.writer, lambda j: j.end_run(self.run_id, result.ending, code, time.time()))
+        await on_writer(self.writer, lambda j: j.write_dead_letters(store))
+        return sealed
 
 
-def status(store: Path) -> dict[str, Any]:
-    """The heartbeat, whether its process lives, and the ledger's totals."""
-    journal = Journal.open(store, read_only=True)
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Something that goes on while the block lives; if sealing fails, the run meets it again at its end."""
+    aide = asyncio.create_task(work)
     try:
-        totals, dangling = journal.totals(), len(journal.dangling(in_flight=not is_held(store)))
+        yield
     finally:
-        journal.close()
-    found = report.read_status(store)
-    alive = is_held(store)
-    if found.get("state") == "running" and not alive:
-        found["state"] = "died"
-    return {
-        **found, "alive": alive, "store": str(store), "held": totals.answers,
-        "possibly_billed": totals.possibly_billed, "without_outcome": dangling,
-        "cost_microusd": totals.cost_microusd,
-    }  # fmt: skip
+        aide.cancel()
+        with contextlib.suppress(asyncio.CancelledError, StoreError):
+            await aide

@@ -99,6 +99,13 @@ class Window:
         self.in_flight = 0
         self.cut_at = -math.inf
 
+    def bound(self, ceiling: int) -> None:
+        """Another ceiling from now on. A window that no failure had cut may grow to it at once."""
+        if self.threshold >= self.ceiling:
+            self.threshold = float(ceiling)
+        self.ceiling = float(ceiling)
+        self.size = min(self.size, self.ceiling)
+
     @property
     def is_full(self) -> bool:
         """Nobody may enter now."""
@@ -203,6 +210,18 @@ class Limiter:
             self.buckets[LEARNED] = Bucket(LEARNED, rate, now)
         else:
             bucket.change(rate, now)
+
+    def retune(self, name: str, rate: float | None, now: float) -> None:
+        """Another configured rate (units per second) for a bucket from now on; None takes the limit away."""
+        if rate is None:
+            self._configured.pop(name, None)
+            self.buckets.pop(name, None)
+            return
+        self._configured[name] = rate
+        if name in self.buckets:
+            self.buckets[name].change(rate, now)
+        else:
+            self.buckets[name] = Bucket(name, rate, now)
 
     def leave(self) -> None:
         """Give the place in the window back; every `enter` has exactly one."""

@@ -39,6 +39,11 @@ def request_for(prompt: Prompt, config: HarvestConfig, sample_index: int = 0) ->
     return _dress(prompt, config, _fixed_fields(config), sample_index)
 
 
+def input_tokens_of(prompt: Prompt, config: HarvestConfig) -> int:
+    """Estimated input tokens of one request for this prompt, without making it."""
+    return sum(_size(message) for message in _with_system(prompt.messages, config.prompts.system))
+
+
 def cost_microusd(price: Price | None, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
     """Price of so many tokens in millionths of a dollar, rounded up: a ceiling must never be passed.
 

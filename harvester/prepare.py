@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,14 +9,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from harvester import config as settings
-from harvester import outlook, prompts, terms
+from harvester import hours, outlook, plan, prompts, terms
 from harvester.config import HarvestConfig
-from harvester.errors import ConfigError
+from harvester.errors import ConfigError, NoPrompts
+from harvester.hours import Hours
 from harvester.metrics import PassLimits
 from harvester.permissions import load_permissions
 from harvester.registry import load_registry
-
-_UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +28,8 @@ class Flags:
     runtime_s: float | None = None
     grace_s: float | None = None
     epoch: int | None = None
+    watch: bool = False
+    finish_by: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class Prepared:
     config: HarvestConfig
     flags: Flags
     rows_total: int
+    input_tokens: int
     verdict: terms.Verdict
     key: str | None
 
@@ -52,6 +53,14 @@ class Prepared:
     def store(self) -> Path:
         """The store's folder."""
         return self.root / self.config.store.path
+
+    @property
+    def hours(self) -> Hours:
+        """When the run may work; a deadline on the command line counts beside that of the file."""
+        schedule = self.config.schedule
+        told = schedule.finish_by.timestamp() if schedule.finish_by else None
+        ends = [end for end in (told, self.flags.finish_by) if end is not None]
+        return Hours(tuple(hours.parse(text) for text in schedule.hours), min(ends, default=None))
 
     def limits(self) -> PassLimits:
         """The flags as the pass wants them."""
@@ -69,20 +78,6 @@ class Prepared:
         ]
 
 
-def seconds(text: str | None) -> float | None:
-    """`90`, `90s`, `30m`, `2h`, `1.5d` in seconds; None stays None.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
-    if match is None:
-        raise ConfigError(f"{text!r} is not a duration", remedy="as in 90s, 30m, 2h")
-    return float(match[1]) * _UNITS_S[match[2]]
-
-
 def prepare(path: Path, flags: Flags | None = None) -> Prepared:
     """Read, check and gate; sends nothing and writes nothing.
 
@@ -98,8 +93,23 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
         run = config.run.model_copy(update={"epoch": flags.epoch})
         config = config.model_copy(update={"run": run})
     key = settings.api_key(config.teacher)
-    rows = sum(1 for _ in prompts.read(config.prompts.files, root)) * config.sampling.samples
-    return Prepared(path, config, flags or Flags(), rows, verdict, key)
+    rows, tokens = _count(config, root, watch=flags is not None and flags.watch)
+    return Prepared(path, config, flags or Flags(), rows, tokens, verdict, key)
+
+
+def _count(config: HarvestConfig, root: Path, *, watch: bool) -> tuple[int, int]:
+    """Rows and their estimated input tokens; reads every prompt, so the first bad line is met here."""
+    rows = tokens = 0
+    # A watching run may name files that are not there yet.
+    for files in [(pattern,) for pattern in config.prompts.files] if watch else [config.prompts.files]:
+        try:
+            for prompt in prompts.read(files, root):
+                rows += 1
+                tokens += plan.input_tokens_of(prompt, config)
+        except NoPrompts:
+            if not watch:
+                raise
+    return rows * config.sampling.samples, tokens * config.sampling.samples
 
 
 def _with_wire_fields(config: HarvestConfig, verdict: terms.Verdict) -> HarvestConfig:

@@ -19,7 +19,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harvester.errors import PromptError
+from harvester.errors import NoPrompts, PromptError
 from harvester.journey import Message, Prompt
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -32,7 +32,7 @@ def find(files: Sequence[str], root: Path) -> list[Path]:
     """The prompt files that the configured names and globs mean, in a stable order, each once.
 
     Raises:
-        PromptError: a name or glob that matches nothing.
+        NoPrompts: a name or glob that matches nothing.
     """
     found: dict[Path, None] = {}
     for pattern in files:
@@ -40,7 +40,7 @@ def find(files: Sequence[str], root: Path) -> list[Path]:
         matches = [base] if base.is_absolute() else sorted(root.glob(pattern))
         matches = [path for path in matches if path.is_file()]
         if not matches:
-            raise PromptError(
+            raise NoPrompts(
                 f"no prompt file matches {pattern!r}",
                 place=str(root),
                 remedy="names and globs are resolved beside the configuration file",
@@ -57,12 +57,22 @@ def read(files: Sequence[str], root: Path) -> Iterator[Prompt]:
     """
     empty = True
     for path in find(files, root):
-        name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-        for line, fields in _rows(path, name):
+        for prompt in read_file(path, root):
             empty = False
-            yield to_prompt(fields, file=name, line=line)
+            yield prompt
     if empty:
-        raise PromptError("the prompt files hold no prompt", place=", ".join(files))
+        raise NoPrompts("the prompt files hold no prompt", place=", ".join(files))
+
+
+def read_file(path: Path, root: Path) -> Iterator[Prompt]:
+    """The prompts of one file; names in errors are relative to `root`.
+
+    Raises:
+        PromptError: the first line that can't be used.
+    """
+    name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    for line, fields in _rows(path, name):
+        yield to_prompt(fields, file=name, line=line)
 
 
 def to_prompt(fields: Mapping[str, Any], *, file: str, line: int) -> Prompt:

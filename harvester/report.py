@@ -22,6 +22,7 @@ from harvester import charts
 from harvester.corpus import Corpus
 from harvester.errors import ConfigError
 from harvester.schema import Sample
+from harvester.status import read_status
 
 SAMPLES_SHOWN = 300
 SCRIPT = """
@@ -94,42 +95,6 @@ def render(seen: _Seen, *, title: str, status: Mapping[str, Any], card: Mapping[
         samples=seen.shown,
         total_samples=f"{seen.rows:,}",
     )
-
-
-def read_status(store: Path) -> dict[str, Any]:
-    """The heartbeat file of a store; empty when no run has written one."""
-    try:
-        loaded = json.loads((store / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
-
-
-def write_status(store: Path, status: Mapping[str, Any]) -> None:
-    """Replace the heartbeat file atomically. No fsync: after a power cut an older heartbeat is as true."""
-    hidden = store / ".status.json.tmp"
-    hidden.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
-    hidden.replace(store / "status.json")
-
-
-def status_lines(status: Mapping[str, Any]) -> list[str]:
-    """The heartbeat in words."""
-    if not status:
-        return ["no run has written a status here yet"]
-    done = status.get("from_cache", 0) + status.get("answers_stored", 0) + status.get("dead", 0)
-    lines = [
-        f"{status.get('state', '?')}: {done:,} of {status.get('rows_total', 0):,} rows"
-        f" ({status.get('from_cache', 0):,} from cache, {status.get('dead', 0):,} failed)",
-        f"requests sent {status.get('requests_sent', 0):,}, "
-        f"answers stored {status.get('answers_stored', 0):,}, "
-        f"possibly billed {status.get('possibly_billed', 0):,}",
-        f"cost so far ${status.get('cost_microusd', 0) / 1e6:.4f}",
-    ]
-    if status.get("waiting"):
-        lines.append(f"waiting for {status['waiting']}")
-    if status.get("errors"):
-        lines.append("errors: " + ", ".join(f"{code} {count:,}" for code, count in status["errors"].items()))
-    return lines
 
 
 def _walk(samples: Iterable[Sample]) -> _Seen:

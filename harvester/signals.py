@@ -13,14 +13,15 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(slots=True)
 class Caught:
-    """Which signal came first (0: none), and what a second one does."""
+    """Which signal came first (0: none), and what the first and a second one do."""
 
     number: int = 0
-    second: Callable[[], object] | None = None
+    first: Callable[[], object] = lambda: None
+    second: Callable[[], object] = lambda: None
 
 
 @contextmanager
-def handled(stop: asyncio.Event) -> Iterator[Caught]:
+def handled() -> Iterator[Caught]:
     """Install handlers on the running loop; they only set values, and are gone afterwards.
 
     SIGHUP is ignored: a closed terminal is no reason to lose a harvest.
@@ -31,8 +32,8 @@ def handled(stop: asyncio.Event) -> Iterator[Caught]:
     def on_signal(number: int) -> None:
         if caught.number == 0:
             caught.number = number
-            stop.set()
-        elif caught.second is not None:
+            caught.first()
+        else:
             caught.second()
 
     for number in ENDING:
@@ -44,3 +45,15 @@ def handled(stop: asyncio.Event) -> Iterator[Caught]:
         for number in ENDING:
             loop.remove_signal_handler(number)
         signal.signal(signal.SIGHUP, hang_up)
+
+
+def end_at_once() -> None:
+    """Until a harvest drains: SIGTERM ends the process with 143, also as process 1 of a container.
+
+    Without a handler the kernel keeps SIGTERM from process 1, and reading prompts may take a while.
+    """
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)

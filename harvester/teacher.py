@@ -18,7 +18,7 @@ from harvester.budget import Room
 from harvester.errors import RateLimited, StoppedAtLimit, TeacherError, TeacherRefused
 from harvester.journey import Completion, RawAnswer, Request
 from harvester.laws import Laws
-from harvester.limiter import Charge, Window
+from harvester.limiter import Charge
 from harvester.metrics import Tally
 from harvester.plan import cost_microusd
 from harvester.records import Failure, Intent, Refund
@@ -121,9 +121,20 @@ class Teacher:
         self._settled.set()
 
     @property
-    def windows(self) -> list[Window]:
-        """The window of requests in flight at each endpoint."""
-        return [door.limiter.window for door in self._doors]
+    def doors(self) -> list[Admission]:
+        """The doors of the endpoints: their windows, and levers to move."""
+        return self._doors
+
+    @property
+    def laws(self) -> Laws:
+        """The laws that govern this pass."""
+        return self._laws
+
+    def look_again(self) -> None:
+        """The laws changed: whoever waits asks them anew."""
+        for door in self._doors:
+            door.moved.set()
+        self._settled.set()
 
     def why(self) -> str:
         """What holds the next request back, "" when nothing does."""

@@ -50,15 +50,27 @@ def run(
     max_runtime: str | None = typer.Option(None, help="Stop after a while, as in 90s, 30m, 2h."),
     grace: float | None = typer.Option(None, min=0, help="Seconds to wait for paid answers on a signal."),
     epoch: int | None = typer.Option(None, min=0, help="Another number asks everything again, on purpose."),
+    watch: bool = typer.Option(False, "--watch", help="Stay up: take prompt files that appear or grow."),
+    finish_by: str | None = typer.Option(None, help="Stop then, as in 2026-11-27T18:00+01:00."),
     as_json: bool = JSON,
 ) -> None:
     """Harvest until done or a limit. Resume is the default: held answers are never asked again."""
     import asyncio
 
-    from harvester import job, prepare
+    from harvester import hours, job, prepare, signals
     from harvester.commands.console import emit, painted, talk
+    from harvester.errors import UsageError
 
-    flags = prepare.Flags(limit, max_usd, max_tokens, prepare.seconds(max_runtime), grace, epoch)
+    signals.end_at_once()
+    try:
+        runtime_s = None if max_runtime is None else hours.seconds(max_runtime)
+        ends_at = None if finish_by is None else hours.instant(finish_by)
+    except ValueError as error:
+        raise UsageError(str(error), place="--max-runtime or --finish-by") from None
+    flags = prepare.Flags(
+        rows=limit, usd=max_usd, tokens=max_tokens, runtime_s=runtime_s, grace_s=grace, epoch=epoch,
+        watch=watch, finish_by=ends_at,
+    )  # fmt: skip
     prepared = prepare.prepare(config, flags)
     for line in prepared.lines():
         talk(line)

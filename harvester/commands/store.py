@@ -25,10 +25,10 @@ def register(app: typer.Typer) -> None:
 
 def seal(store: Path = STORE, as_json: bool = JSON) -> None:
     """Move all journalled answers into Parquet shards now."""
-    from harvester import job
+    from harvester import sealing
     from harvester.commands.console import emit
 
-    sealed = job.seal_now(store)
+    sealed = sealing.seal_now(store)
     files = [str(store / "shards" / name) for name in sealed.files]
     emit(
         {"rows": sealed.rows, "files": files},

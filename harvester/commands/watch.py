@@ -1,4 +1,4 @@
-"""status: what a store's job is doing, from any terminal."""
+"""status, pause, resume, stop, set: look at a store's job and steer it, from any terminal."""
 
 from __future__ import annotations
 
@@ -7,34 +7,84 @@ from pathlib import Path
 import typer
 
 JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
+STORE = typer.Argument(..., help="The store's folder.", show_default=False)
+POLL_S = 0.1
 
 
 def register(app: typer.Typer) -> None:
     """Add this file's verbs."""
     app.command(epilog="Example: harvester status my-run/store --check --max-age 10m")(status)
+    app.command(epilog="Example: harvester pause my-run/store")(pause)
+    app.command(epilog="Example: harvester resume my-run/store")(resume)
+    app.command(epilog="Example: harvester stop my-run/store")(stop)
+    app.command("set", epilog="Example: harvester set my-run/store rpm 300")(set_)
 
 
 def status(
-    store: Path = typer.Argument(..., help="The store's folder.", show_default=False),
+    store: Path = STORE,
     check: bool = typer.Option(False, "--check", help="Exit 1 unless alive or complete."),
     max_age: str = typer.Option("10m", help="How old the heartbeat may be for --check."),
     as_json: bool = JSON,
 ) -> None:
-    """Say what is held, what it cost and what it waits for; works while a run lives."""
+    """Say how far it is, how fast, why it waits, what is left and what it cost; works while a run lives."""
+    from harvester import hours, remote
+    from harvester import status as room
+    from harvester.commands.console import emit
+    from harvester.errors import FindingsError, UsageError
+
+    try:
+        oldest_s = hours.seconds(max_age)
+    except ValueError as error:
+        raise UsageError(str(error), place="--max-age") from None
+    found = room.status(store, remote.ask(store, "status", patience_s=1.0))
+    emit(found, room.status_lines(found), as_json=as_json)
+    wrong = room.unfit(found, oldest_s) if check else ""
+    if wrong:
+        raise FindingsError(wrong, place=str(store), remedy="`harvester run` resumes a job that ended")
+
+
+def pause(store: Path = STORE, as_json: bool = JSON) -> None:
+    """Send nothing new until `resume`; what is on the wire is awaited and kept."""
+    _tell(store, "pause", as_json=as_json)
+
+
+def resume(store: Path = STORE, as_json: bool = JSON) -> None:
+    """Go on after `pause`."""
+    _tell(store, "resume", as_json=as_json)
+
+
+def stop(
+    store: Path = STORE,
+    wait: bool = typer.Option(True, help="Return when the job has ended."),
+    as_json: bool = JSON,
+) -> None:
+    """Drain and end the job, as SIGTERM would; it exits with 10 and can be resumed."""
     import time
 
-    from harvester import job, prepare, report
-    from harvester.commands.console import emit
-    from harvester.errors import FindingsError
+    from harvester.lock import is_held
 
-    found = job.status(store)
-    emit(found, report.status_lines(found), as_json=as_json)
-    if check:
-        age_s = time.time() - float(found.get("updated_at", 0))
-        fresh = found.get("alive") and age_s <= (prepare.seconds(max_age) or 0)
-        if found.get("state") != "complete" and not fresh:
-            raise FindingsError(
-                f"no live job: {found.get('state', 'never ran')}, last heartbeat {age_s:.0f} s ago",
-                place=str(store),
-                remedy="`harvester run` resumes it",
-            )
+    _tell(store, "stop", as_json=as_json)
+    while wait and is_held(store):
+        time.sleep(POLL_S)
+
+
+def set_(
+    store: Path = STORE,
+    name: str = typer.Argument(..., help="max-concurrency, rpm, tpm or budget.", show_default=False),
+    value: str = typer.Argument(
+        ...,
+        help="A number; rpm and tpm also `none`; budget in USD, or as in 3000000tokens.",
+        show_default=False,
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """Change a limit or the budget of the living run; the file stays what it is."""
+    _tell(store, "set", as_json=as_json, name=name, value=value)
+
+
+def _tell(store: Path, verb: str, *, as_json: bool, **more: str) -> None:
+    from harvester import remote
+    from harvester.commands.console import emit
+
+    said = remote.tell(store, verb, **more)
+    emit(said, [str(said.get("said", ""))], as_json=as_json)

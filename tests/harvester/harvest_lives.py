@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harvester import client, failpoints, job, prepare  # noqa: F401 - imported before the first fork
+from harvester import client, failpoints, job, prepare, sealing  # noqa: F401 - imported before the first fork
 
 
 def live(config: Path, failpoint: str, told: int) -> None:
-    job.SEAL_EVERY_S = 0.05
+    sealing.SEAL_EVERY_S = 0.05
     name, _, nth = failpoint.partition(":")
     failpoints._armed, failpoints._left = name, int(nth or 1)
 

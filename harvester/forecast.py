@@ -1,0 +1,148 @@
+"""How fast, how long and how much yet: rates of the last minute, and a range for what is left. Pure.
+
+Rows of unequal length make a row rate lie, so the time left is computed from tokens left. The range lies
+between the fastest and the slowest of three speeds (the last minute, the last ten, the whole run; time on
+hold counts for none), widened by the standard error of tokens per answer, estimated by batch means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import stdev
+
+MINUTE_S = 60.0
+SPANS_S = (60.0, 600.0, math.inf)
+EVERY_S = 2.0
+"""Points are noted no closer than this: ten minutes are 300 of them."""
+LEAST_ERROR = 0.02
+UNKNOWN_ERROR = 0.5
+FEWEST_BATCHES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Counters of a run at one instant; `active_s` is the time that was not spent on hold."""
+
+    at: float
+    active_s: float
+    sent: int = 0
+    refused: int = 0
+    answers: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microusd: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Both kinds."""
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is not done: rows without an ending, and their prompts' tokens as estimated before sending.
+
+    `guessed_input` is the mean estimate of the rows that were taken so far; against what the teacher reported
+    it calibrates the estimates of those to come.
+    """
+
+    rows: int
+    input_tokens: float
+    guessed_input: float
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A range and its likeliest value."""
+
+    low: float
+    likely: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What is left: tokens, seconds of work, and the whole run's cost in micro-dollars."""
+
+    tokens: Span
+    seconds: Span
+    cost_microusd: Span
+
+
+class Forecast:
+    """Remembers ten minutes of points, and the first."""
+
+    def __init__(self) -> None:
+        self._points: deque[Point] = deque(maxlen=int(SPANS_S[1] / EVERY_S) + 2)
+        self._first: Point | None = None
+
+    def note(self, point: Point) -> None:
+        """Take a point; one too close to the last but one replaces the last."""
+        if self._first is None:
+            self._first = point
+        if len(self._points) > 1 and point.at - self._points[-2].at < EVERY_S:
+            self._points[-1] = point
+        else:
+            self._points.append(point)
+
+    def per_minute(self, name: str) -> float:
+        """Units per minute of one counter over the last minute, time on hold included."""
+        if not self._points:
+            return 0.0
+        last = self._points[-1]
+        since = next(point for point in self._points if point.at >= last.at - MINUTE_S)
+        span = last.at - since.at
+        done: float = getattr(last, name) - getattr(since, name)
+        return done * MINUTE_S / span if span > 0 else 0.0
+
+    def refused_share(self) -> float:
+        """Refusals for the rate per request sent, over the last minute."""
+        sent = self.per_minute("sent")
+        return min(1.0, self.per_minute("refused") / sent) if sent else 0.0
+
+    def ahead(self, work: Work) -> Ahead | None:
+        """What is left; None while nothing was answered, for then nobody knows."""
+        if self._first is None or not self._points:
+            return None
+        last = self._points[-1]
+        speeds = [speed for span in SPANS_S if (speed := self._speed(span)) > 0]
+        if not last.answers or not speeds:
+            return None
+        told = last.input_tokens / last.answers
+        factor = min(4.0, max(0.25, told / work.guessed_input)) if work.guessed_input else 1.0
+        tokens = work.input_tokens * factor + work.rows * last.output_tokens / last.answers
+        error = self._error("tokens")
+        spread = Span(tokens * (1 - error), tokens, tokens * (1 + error))
+        seconds = Span(spread.low / max(speeds), tokens / speeds[len(speeds) // 2], spread.high / min(speeds))
+        each = last.cost_microusd / last.answers
+        error = self._error("cost_microusd")
+        cost = Span(*(last.cost_microusd + work.rows * each * (1 + e) for e in (-error, 0.0, error)))
+        return Ahead(spread, seconds, cost)
+
+    def _speed(self, span_s: float) -> float:
+        """Tokens per second of work over the last so many seconds of it."""
+        last = self._points[-1]
+        assert self._first is not None
+        since = self._first
+        if not math.isinf(span_s):
+            since = next(point for point in self._points if point.active_s >= last.active_s - span_s)
+        span = last.active_s - since.active_s
+        return (last.tokens - since.tokens) / span if span > 0 else 0.0
+
+    def _error(self, name: str) -> float:
+        """Two standard errors of units per answer, relative to the mean (batch means)."""
+        means = [
+            (getattr(b, name) - getattr(a, name)) / (b.answers - a.answers)
+            for a, b in pairwise(self._points)
+            if b.answers > a.answers
+        ]
+        if len(means) < FEWEST_BATCHES:
+            return UNKNOWN_ERROR
+        mean = sum(means) / len(means)
+        if mean <= 0:
+            return 0.0
+        error: float = 2 * stdev(means) / math.sqrt(len(means)) / mean
+        return min(UNKNOWN_ERROR, max(LEAST_ERROR, error))

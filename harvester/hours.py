@@ -1,0 +1,196 @@
+"""When a job may work: opening hours in a time zone, a deadline, and durations as people write them. Pure.
+
+An opening is "[DAYS ]HH:MM-HH:MM ZONE", as in "22:00-07:00 Europe/Berlin" or "Mon-Fri,Sun 09:00-12:30 UTC";
+the days are those on which it opens, and an end not after its start lies on the next day. Times are Unix
+seconds; the edges are wall-clock times of the zone. Where a change of daylight saving time skips an edge, it
+comes as much later as the clock was put forward; where an edge occurs twice, the first one counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+HORIZON_DAYS = 9
+"""How far edges are looked for: a weekly opening shows within eight days."""
+_OPENING = re.compile(
+    r"(?:(?P<days>[A-Za-z,\- ]+?)\s+)?(?P<start>\d\d:\d\d)-(?P<end>\d\d:\d\d)\s+(?P<zone>\S+)\Z"
+)
+_UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """One span of wall-clock time on some days of the week (Monday is 0). Minutes count from midnight."""
+
+    days: frozenset[int]
+    start: int
+    end: int
+    zone: str
+
+    @property
+    def starts_at(self) -> str:
+        """HH:MM."""
+        return f"{self.start // 60:02d}:{self.start % 60:02d}"
+
+    def on(self, day: date) -> tuple[float, float] | None:
+        """This day's span in Unix seconds, None when it does not open then."""
+        if day.weekday() not in self.days:
+            return None
+        last = day if self.end > self.start else day + timedelta(days=1)
+        return self._instant(day, self.start), self._instant(last, self.end)
+
+    def _instant(self, day: date, minutes: int) -> float:
+        midnight = datetime.combine(day + timedelta(days=minutes // 1440), time(), ZoneInfo(self.zone))
+        # Wall-clock arithmetic; fold=0 is the first of two, and a skipped time moves by the gap (PEP 495).
+        return (midnight + timedelta(minutes=minutes % 1440)).timestamp()
+
+
+def parse(text: str) -> Opening:
+    """An opening as written in a configuration.
+
+    Raises:
+        ValueError: in words for the operator.
+    """
+    match = _OPENING.match(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not an opening such as '22:00-07:00 Europe/Berlin'")
+    start, end = _minutes(match["start"], text), _minutes(match["end"], text)
+    if start == end or start == 1440:
+        raise ValueError(f"{text!r} opens and closes at once; a whole day is 00:00-24:00")
+    try:
+        ZoneInfo(match["zone"])
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"{match['zone']!r} is not a time zone such as Europe/Berlin or UTC") from None
+    return Opening(_days(match["days"] or "Mon-Sun", text), start, end, match["zone"])
+
+
+def _minutes(text: str, whole: str) -> int:
+    hour, minute = (int(part) for part in text.split(":"))
+    if minute > 59 or hour * 60 + minute > 1440:
+        raise ValueError(f"{text} in {whole!r} is not a time of day")
+    return hour * 60 + minute
+
+
+def _days(text: str, whole: str) -> frozenset[int]:
+    found: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        names = [name.capitalize()[:3] for name in part.split("-")]
+        if len(names) > 2 or any(name not in DAYS for name in names):
+            raise ValueError(f"{part!r} in {whole!r} is not a day or a range such as Mon-Fri")
+        first, last = DAYS.index(names[0]), DAYS.index(names[-1])
+        found.update((first + step) % 7 for step in range((last - first) % 7 + 1))
+    return frozenset(found)
+
+
+def spans(openings: Sequence[Opening], at: float) -> list[tuple[float, float]]:
+    """All open spans from a day before `at` to the horizon, merged and in order."""
+    found: list[tuple[float, float]] = []
+    for opening in openings:
+        today = datetime.fromtimestamp(at, ZoneInfo(opening.zone)).date()
+        for step in range(-2, HORIZON_DAYS):
+            span = opening.on(today + timedelta(days=step))
+            if span is not None and span[1] > span[0]:  # a change of the clock may swallow a short one
+                found.append(span)
+    merged: list[tuple[float, float]] = []
+    for start, end in sorted(found):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
+
+
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """When a job may work; no openings mean always. `finish_by`: not after this, in Unix seconds."""
+
+    openings: tuple[Opening, ...] = ()
+    finish_by: float | None = None
+
+    def is_open(self, at: float) -> bool:
+        """Whether work is allowed now, the deadline aside."""
+        return not self.openings or any(start <= at < end for start, end in spans(self.openings, at))
+
+    def is_over(self, at: float) -> bool:
+        """The deadline has passed."""
+        return self.finish_by is not None and at >= self.finish_by
+
+    def opens_at(self, at: float) -> float:
+        """The next instant at which it is open: `at` itself when it is."""
+        if self.is_open(at):
+            return at
+        return min(start for start, _ in spans(self.openings, at) if start > at)
+
+    def closes_at(self, at: float) -> float | None:
+        """When the opening that `at` lies in ends, or the deadline; None when neither comes in sight."""
+        closing = next((end for start, end in spans(self.openings, at) if start <= at < end), None)
+        if closing is not None and closing - at > (HORIZON_DAYS - 2) * 86400:
+            closing = None  # open around the clock
+        ends = [end for end in (closing, self.finish_by) if end is not None]
+        return min(ends, default=None)
+
+    def after(self, at: float, work_s: float) -> float | None:
+        """When so much work will be done from `at` on, counting open time only; None beyond a year."""
+        if not self.openings:
+            return at + work_s
+        limit = at + 366 * 86400
+        while at < limit:
+            for start, end in spans(self.openings, at):
+                begun = max(start, at)
+                if end <= begun:
+                    continue
+                if work_s <= end - begun:
+                    return begun + work_s
+                work_s -= end - begun
+                at = end
+        return None
+
+    def why_closed(self, at: float) -> str:
+        """In words: "" when open."""
+        if self.is_over(at):
+            return f"the deadline {local(self.finish_by or at, self.zone)} has passed"
+        if self.is_open(at):
+            return ""
+        return f"outside the opening hours; opens {local(self.opens_at(at), self.zone)}"
+
+    @property
+    def zone(self) -> str:
+        """The zone that times are told in."""
+        return self.openings[0].zone if self.openings else "UTC"
+
+
+def local(at: float, zone: str = "UTC") -> str:
+    """An instant as people of that zone write it."""
+    return f"{datetime.fromtimestamp(at, UTC).astimezone(ZoneInfo(zone)):%a %Y-%m-%d %H:%M %Z}"
+
+
+def seconds(text: str) -> float:
+    """`90`, `90s`, `30m`, `2h`, `1.5d` in seconds.
+
+    Raises:
+        ValueError: anything else, in words for the operator.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration such as 90s, 30m, 2h or 1.5d")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+def instant(text: str) -> float:
+    """An ISO 8601 time with its offset, as in 2026-11-27T18:00+01:00, as Unix seconds.
+
+    Raises:
+        ValueError: not such a time, or one without an offset: it would mean another instant elsewhere.
+    """
+    try:
+        when = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ValueError(f"{text!r} is not a time such as 2026-11-27T18:00+01:00") from None
+    if when.tzinfo is None:
+        raise ValueError(f"{text!r} names no offset; write it as in 2026-11-27T18:00+01:00")
+    return when.timestamp()

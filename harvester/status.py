@@ -1,0 +1,170 @@
+"""status.json and what it means: the heartbeat file of a store, read by anyone, also while a run lives.
+
+Loads neither httpx nor pyarrow, so that it answers at once beside a store of a million rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harvester.journal import Journal
+from harvester.lock import is_held, read_holder
+
+RUNNING = frozenset({"running", "on hold", "draining", "sealing"})
+"""States of a living job; any other is how its last run ended."""
+HUNG_AFTER_S = 60.0
+"""A holder of the store whose heartbeat is older than this is called hung; it beats every two seconds."""
+
+
+def read_status(store: Path) -> dict[str, Any]:
+    """The heartbeat file of a store; empty when no run has written one."""
+    try:
+        loaded = json.loads((store / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def write_status(store: Path, status: Mapping[str, Any]) -> None:
+    """Replace the heartbeat file atomically. No fsync: after a power cut an older heartbeat is as true."""
+    hidden = store / ".status.json.tmp"
+    hidden.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
+    hidden.replace(store / "status.json")
+
+
+def status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The heartbeat, whether its process lives or hangs, and the ledger's totals.
+
+    Args:
+        live: what the job itself said just now over its socket; None when it did not answer.
+
+    Raises:
+        StoreError: no journal here, or one that can't be read.
+    """
+    alive = is_held(store)
+    with Journal.open(store, read_only=True) as journal:
+        totals, dangling = journal.totals(), len(journal.dangling(in_flight=not alive))
+    found = {**read_status(store), **(live or {})}
+    found["heartbeat_age_s"] = round(max(0.0, time.time() - float(found.get("updated_at", 0))), 1)
+    if alive:
+        holder = read_holder(store / "LOCK")
+        found["process"] = _process(holder)
+        if live is None and found["heartbeat_age_s"] > HUNG_AFTER_S:
+            found["state"] = "hung"
+    elif found.get("state") in RUNNING:
+        found["state"] = "died"
+    return {
+        **found, "alive": alive, "store": str(store), "held": totals.answers,
+        "possibly_billed": totals.possibly_billed, "without_outcome": dangling,
+        "cost_microusd_ever": totals.cost_microusd,
+    }  # fmt: skip
+
+
+def _process(holder: Mapping[str, Any]) -> str:
+    """State of the holder by proc(5): "stopped" after SIGSTOP; "" on another host or without /proc."""
+    if holder.get("host") != os.uname().nodename:
+        return ""
+    try:
+        line = Path(f"/proc/{int(holder['pid'])}/stat").read_text(encoding="utf-8", errors="replace")
+    except (OSError, KeyError, TypeError, ValueError):
+        return ""
+    letter = line.rpartition(")")[2].split()[0]
+    return {"T": "stopped", "t": "traced", "Z": "zombie", "D": "waits for the disk"}.get(letter, "runs")
+
+
+def unfit(found: Mapping[str, Any], max_age_s: float) -> str:
+    """Why a health probe should fail, "" when it shouldn't: complete, or alive with a fresh heartbeat."""
+    if found.get("state") == "complete":
+        return ""
+    age = f"last heartbeat {found['heartbeat_age_s']:.0f} s ago"
+    if not found.get("alive"):
+        return f"no live job: {found.get('state', 'never ran')}, {age}"
+    stale = found["heartbeat_age_s"] > max_age_s
+    return f"the job hangs ({found.get('process') or 'no news'}), {age}" if stale else ""
+
+
+def status_lines(found: Mapping[str, Any]) -> list[str]:
+    """The heartbeat in words."""
+    if not found.get("run_id"):
+        return ["no run has written a status here yet"]
+    lines = [_headline(found), *_pace(found), *_money(found)]
+    if found.get("waiting"):
+        lines.append(f"waiting   {found['waiting']}")
+    if found.get("errors"):
+        told = ", ".join(f"{code} {count:,}" for code, count in sorted(found["errors"].items()))
+        lines.append(f"errors    {told}   (`harvester explain CODE`)")
+    if found.get("possibly_billed"):
+        lines.append(f"billed?   {found['possibly_billed']:,} attempts possibly billed without an answer")
+    lines.append(_who(found))
+    return lines
+
+
+def _headline(found: Mapping[str, Any]) -> str:
+    done, total = rows_done(found), found.get("rows_total", 0)
+    share = f" ({done / total:.1%})" if total else ""
+    return (
+        f"{found.get('state', '?')}: {done:,} of {total:,} rows{share}; {found.get('answers_stored', 0):,} "
+        f"answers, {found.get('from_cache', 0):,} from cache, {found.get('dead', 0):,} failed"
+    )
+
+
+def rows_done(found: Mapping[str, Any]) -> int:
+    """Rows that have an ending."""
+    return sum(found.get(name, 0) for name in ("from_cache", "duplicates", "answers_stored", "dead"))
+
+
+def _pace(found: Mapping[str, Any]) -> list[str]:
+    if found.get("state") not in RUNNING | {"hung"}:
+        return []
+    rates, limits = found.get("rates", {}), found.get("limits", {})
+    requests, tokens = rates.get("requests_per_minute", 0), rates.get("tokens_per_minute", 0)
+    lines = [
+        f"rate      {requests:,.0f} requests/min{_of(limits.get('requests_per_minute'), requests)}, "
+        f"{tokens:,.0f} tokens/min{_of(limits.get('tokens_per_minute'), tokens)}, "
+        f"{found.get('refused_share', 0):.1%} refused",
+        f"in flight {found.get('in_flight', 0):,} of a window of {found.get('window', 0):,}",
+    ]
+    eta = found.get("eta_s")
+    if eta:
+        lines.append(
+            f"left      about {found.get('tokens_left', {}).get('likely', 0):,.0f} tokens: "
+            f"{span(eta['low'])} to {span(eta['high'])}"
+        )
+    return lines
+
+
+def _of(limit: float | None, rate: float) -> str:
+    return f" of {limit:,.0f} ({rate / limit:.0%})" if limit else ""
+
+
+def _money(found: Mapping[str, Any]) -> list[str]:
+    said = f"cost      ${found.get('cost_microusd', 0) / 1e6:.4f} this run"
+    projected = found.get("cost_projected_microusd")
+    if projected and found.get("state") in RUNNING:
+        said += f", ${projected['low'] / 1e6:.4f} to ${projected['high'] / 1e6:.4f} projected"
+    ceiling = found.get("budget", {}).get("microusd")
+    if ceiling is not None:
+        said += f", budget ${ceiling / 1e6:.4f}"
+    return [said]
+
+
+def _who(found: Mapping[str, Any]) -> str:
+    who = f"pid {found.get('pid', '?')} on {found.get('host', '?')}"
+    beat = f"heartbeat {found.get('heartbeat_age_s', 0):.0f} s ago"
+    if not found.get("alive"):
+        return f"process   none (was {who}), {beat}"
+    state = found.get("process")
+    return f"process   {who}{f', {state}' if state else ''}, {beat}"
+
+
+def span(seconds: float) -> str:
+    """Seconds in words of fitting size."""
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} seconds"

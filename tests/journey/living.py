@@ -1,0 +1,94 @@
+"""A harvest as a process of its own, steered as an operator would: signals, sockets, other commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harvester.status import read_status
+
+CONFIG = """\
+[teacher]
+base_url = "{base_url}"
+model = "mock-teacher"
+terms = "mock-teacher"
+{teacher}
+[prompts]
+files = ["*.jsonl"]
+[sampling]
+temperature = 0.0
+max_tokens = 64
+{more}
+"""
+
+
+def write_folder(root: Path, base_url: str, rows: int, *, teacher: str = "", more: str = "") -> Path:
+    write_prompts(root / "a.jsonl", range(10, 10 + rows))
+    path = root / "harvest.toml"
+    path.write_text(CONFIG.format(base_url=base_url, teacher=teacher, more=more), encoding="utf-8")
+    return path
+
+
+def write_prompts(path: Path, numbers: Sequence[int]) -> None:
+    lines = [json.dumps({"prompt": f"What is {number} + 30?"}) + "\n" for number in numbers]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def harvester(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "harvester", *map(str, arguments)],
+        capture_output=True, text=True, timeout=60, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+class Life:
+    """One `harvester run` under way."""
+
+    def __init__(self, config: Path, process: subprocess.Popen[str]) -> None:
+        self.store = config.parent / "store"
+        self.process = process
+
+    def until(self, wanted: Callable[[dict[str, Any]], bool], *, within_s: float = 30.0) -> dict[str, Any]:
+        """The heartbeat, as soon as it says what is wanted."""
+        limit = time.monotonic() + within_s
+        found: dict[str, Any] = {}
+        while time.monotonic() < limit:
+            found = read_status(self.store)
+            if found and found.get("pid") == self.process.pid and wanted(found):
+                return found
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.05)
+        raise AssertionError(f"never said so: {found}")
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self, *, within_s: float = 30.0) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        out, err = self.process.communicate(timeout=within_s)
+        assert "Traceback" not in err, err
+        return self.process.returncode, out or "", err
+
+
+@contextmanager
+def living(config: Path, *flags: object, stdout: Any = subprocess.PIPE, **environment: str) -> Iterator[Life]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harvester", "run", str(config), *map(str, flags)],
+        stdout=stdout, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    try:
+        yield Life(config, process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

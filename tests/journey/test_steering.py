@@ -1,0 +1,152 @@
+"""A living harvest from another terminal: status, pause, resume, set, stop, over the socket in its store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester import control, remote
+from harvester.errors import ConfigError, FindingsError
+from harvester.mock_teacher.running import RunningMock
+from harvester.status import status, status_lines
+from tests.journey.living import harvester, living, write_folder
+
+Mock = Callable[..., RunningMock]
+LIMITED = "[teacher.limits]\nrequests_per_minute = 1200\nmax_concurrency = 4\n"
+PRICED = "[teacher.price]\ninput = 1.0\noutput = 2.0\n"
+
+
+def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(latency_s=0.02)
+    config = write_folder(tmp_path, mock.base_url, 2000, teacher=LIMITED + PRICED)
+    store = tmp_path / "store"
+    with living(config) as life:
+        life.until(lambda s: s["answers_stored"] >= 20)
+        assert stat.S_IMODE((store / remote.NAME).stat().st_mode) == 0o600
+
+        said = harvester("status", store, "--json", "--check", "--max-age", "10m")
+        assert said.returncode == 0, said.stderr
+        seen = json.loads(said.stdout)
+        assert (seen["state"], seen["alive"], seen["pid"]) == ("running", True, life.process.pid)
+        assert seen["limits"]["requests_per_minute"] == 1200
+        assert 0 < seen["rates"]["requests_per_minute"] <= 1300
+        assert seen["waiting"].startswith("requests per minute")
+        assert seen["rows_left"] == 2000 - seen["answers_stored"]
+        assert 0 < seen["eta_s"]["low"] <= seen["eta_s"]["likely"] <= seen["eta_s"]["high"]
+        assert seen["cost_projected_microusd"]["high"] > seen["cost_microusd"] > 0
+
+        assert "paused" in remote.tell(store, "pause")["said"]
+        held = life.until(lambda s: s["state"] == "on hold" and s["in_flight"] == 0)
+        assert held["waiting"] == "paused by the operator"
+        sent = mock.state()["received"]
+        assert harvester("status", store).stdout.startswith("on hold:")
+        assert remote.tell(store, "set", name="rpm", value="6000")["said"].startswith("rpm is 6,000")
+        assert remote.tell(store, "set", name="tpm", value="none")["said"].startswith("tpm has no")
+        remote.tell(store, "set", name="max-concurrency", value="16")
+        remote.tell(store, "set", name="budget", value="$7.50")
+        remote.tell(store, "set", name="budget", value="3,000,000tokens")
+        assert mock.state()["received"] == sent
+
+        remote.tell(store, "resume")
+        faster = life.until(lambda s: s["state"] == "running" and s["window"] > 4)
+        assert faster["limits"]["requests_per_minute"] == 6000
+        assert faster["limits"]["max_concurrency"] == 16
+        assert (faster["budget"]["microusd"], faster["budget"]["tokens"]) == (7_500_000, 3_000_000)
+
+        stopped = harvester("stop", store)
+        assert stopped.returncode == 0, stopped.stderr
+        code, out, _ = life.end()
+        assert code == 10
+        assert f"resume with: harvester run {config}" in out
+    assert not (store / remote.NAME).exists()
+    found = status(store)
+    assert (found["state"], found["alive"], found["exit_code"]) == ("stopped", False, 10)
+    assert found["held"] == mock.totals()["answers"]
+    assert harvester("pause", store).returncode == 1
+
+
+def test_what_cant_be_set_is_refused_in_words_and_changes_nothing(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(latency_s=0.1)
+    config = write_folder(tmp_path, mock.base_url, 500, teacher=LIMITED)
+    store = tmp_path / "store"
+    with living(config) as life:
+        before = life.until(lambda s: s["answers_stored"] > 0)["limits"]
+        for name, value in (
+            ("rpm", "fast"), ("rpm", "0"), ("rpm", "nan"), ("tpm", "-3"), ("max-concurrency", "0"),
+            ("max-concurrency", "2.5"), ("budget", "5"), ("budget", "much"), ("colour", "red"),
+        ):  # fmt: skip
+            with pytest.raises(ConfigError):
+                remote.ask(store, "set", name=name, value=value)
+        with pytest.raises(ConfigError, match="unknown verb"):
+            remote.ask(store, "dance")
+        for line in (b"[1]\n", b"nonsense\n", b"[" * 60_000 + b"\n"):
+            with socket.socket(socket.AF_UNIX) as raw, remote.address(store) as path:
+                raw.connect(path)
+                raw.sendall(line)
+                assert b"error" in raw.recv(4096)
+        assert life.until(lambda s: True)["limits"] == before
+        wrong = harvester("set", store, "rpm", "fast")
+        assert (wrong.returncode, "not a number" in wrong.stderr) == (2, True)
+
+
+def test_a_ceiling_lowered_below_what_was_spent_ends_the_run(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(latency_s=0.02)
+    config = write_folder(tmp_path, mock.base_url, 2000, teacher=LIMITED + PRICED)
+    with living(config) as life:
+        life.until(lambda s: s["answers_stored"] >= 10)
+        remote.tell(life.store, "set", name="budget", value="10tokens")
+        code, out, _ = life.end()
+    assert code == 10
+    assert out.startswith("budget:")
+
+
+def test_a_dead_job_is_told_from_a_hung_one(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(latency_s=0.05)
+    config = write_folder(tmp_path, mock.base_url, 2000, teacher=LIMITED)
+    store = tmp_path / "store"
+    with living(config) as life:
+        life.until(lambda s: s["answers_stored"] > 0)
+        life.signal(signal.SIGSTOP)
+        assert remote.ask(store, "status", patience_s=0.2) is None
+        stopped = status(store)
+        assert (stopped["alive"], stopped["process"]) == (True, "stopped")
+        with pytest.raises(FindingsError, match="does not answer"):
+            remote.tell(store, "pause", patience_s=0.2)
+        told = json.loads((store / "status.json").read_text())
+        (store / "status.json").write_text(json.dumps({**told, "updated_at": told["updated_at"] - 900}))
+        probe = harvester("status", store, "--check", "--max-age", "10m")
+        assert (probe.returncode, probe.stdout.startswith("hung:")) == (1, True)
+        assert "the job hangs (stopped)" in probe.stderr
+        life.signal(signal.SIGKILL)
+        life.process.wait()
+    dead = status(store)
+    assert (dead["state"], dead["alive"]) == ("died", False)
+    assert (store / remote.NAME).exists()  # left behind; the next life takes its place
+    probe = harvester("status", store, "--check")
+    assert (probe.returncode, "no live job: died" in probe.stderr) == (1, True)
+    assert any(line.startswith("process   none") for line in status_lines(dead))
+    with living(config, "--limit", 5) as life:
+        assert life.end()[0] == 10
+
+
+def test_a_store_with_a_long_name_is_steered_too(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 80) / ("e" * 80)
+    deep.mkdir(parents=True)
+    assert len(os.fsencode(deep / remote.NAME)) > 108
+
+    async def talk() -> dict[str, Any] | None:
+        async with control.served(deep, lambda asked: {"said": asked["verb"]}, complain=lambda _: None):
+            assert stat.S_IMODE((deep / remote.NAME).stat().st_mode) == 0o600
+            return await asyncio.to_thread(remote.ask, deep, "hello")
+
+    assert asyncio.run(talk()) == {"said": "hello"}
+    assert not (deep / remote.NAME).exists()
