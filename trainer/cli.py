@@ -189,20 +189,30 @@ def evaluate(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
 def export(
     config: Path = CONFIG,
     out: Path = typer.Argument(..., help="Folder for the merged student.", show_default=False),
+    dtype: str = typer.Option("", help="float32, bfloat16 or float16; default: the base's own."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Merge the adapter into the base in fp32 and prove the result equal.
+    """Merge the adapter into the base in fp32, prove the result equal, print the commands that serve it.
 
     Example: trainer export train.toml merged/
     """
     from trainer import config as settings
 
     loaded = settings.load(config)
-    from trainer import export as room
+    from trainer import merge as room
+    from trainer import model, render, serving
 
-    parity = room.merge(loaded, out)
-    said = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in parity.items())
-    emit({**parity, "merged": str(out)}, [f"merged student in {out}: {said}"], as_json=as_json)
+    parity = room.merge(loaded, out, dtype)
+    renderer = render.Renderer(model.load_tokenizer(loaded.base, loaded.template))
+    how = serving.commands(loaded, renderer, out.resolve())
+    said = ", ".join(
+        f"{name.replace('_', ' ')} {value:.3g}" for name, value in parity.items() if isinstance(value, float)
+    )
+    emit(
+        {**parity, "merged": str(out), "serving": asdict(how)},
+        [f"merged student in {out}, {parity['dtype']}: {said}", *serving.lines(how)],
+        as_json=as_json,
+    )
 
 
 @app.command()

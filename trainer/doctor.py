@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from trainer import checkup, dataset, model, weights
+from trainer import checkup, dataset, model, serving, weights
 from trainer.checkup import Check, Rendered
 from trainer.config import TrainConfig
 from trainer.render import Renderer
@@ -190,6 +190,8 @@ def _notices(seen: Rendered, renderer: Renderer, config: TrainConfig) -> list[st
     dropped = sum(bool(s.reasoning) for s in seen.rows.train) if config.data.reasoning == "drop" else 0
     if dropped:
         said.append(f"reasoning is left out of {dropped:,} rows ([data] reasoning)")
+    if odd := serving.speech(config, renderer)[1]:
+        said.append(odd)
     unended = sum(not e.terminated for e in seen.examples)
     if unended:
         said.append(f"answers cut by the token limit, learned without an end: {unended:,}")

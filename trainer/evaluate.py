@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from trainer import dataset, model, segments, varlen
+from trainer import dataset, model, segments, serving, varlen
 from trainer.collator import collate
 from trainer.config import TrainConfig
 from trainer.dataset import INLINE, HeldOut
@@ -44,7 +44,7 @@ def evaluate(config: TrainConfig, on_batch: Progress = lambda _who, _total, _don
             remedy=f"rows need a reference and {config.data.split_field!r} other than 'train', or eval_share",
         )
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    thinks = config.data.reasoning == "keep" and renderer.shape.reasoning is not None
+    thinks = serving.thinks(config, renderer)
     prompts = renderer.prompts([h.messages for h in asked], [thinks] * len(asked))
     taught = taught_examples(rows.held_out, renderer, config)
     said: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Adapter and merged weights, with a card that names base, teachers and terms."""
+"""The adapter as others load it, with a card that names base, teachers and terms."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import PeftModel
-
-from trainer import gate, model, trace, weights
+from trainer import serving, trace, weights
 from trainer.config import TrainConfig
 from trainer.dataset import Rows
-from trainer.errors import StudentError
 from trainer.render import Renderer
 
 CARD = """\
@@ -57,7 +53,7 @@ def write_adapter(student: Any, renderer: Renderer, config: TrainConfig, rows: R
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         student.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
-    renderer.tokenizer.save_pretrained(str(aside))
+    write_speech(aside, renderer, config)
     lineage = lineage_of(rows)
     (aside / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
     (aside / "README.md").write_text(_card(config, rows, renderer, lineage), encoding="utf-8")
@@ -65,6 +61,20 @@ def write_adapter(student: Any, renderer: Renderer, config: TrainConfig, rows: R
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     return final
+
+
+def write_speech(folder: Path, renderer: Renderer, config: TrainConfig) -> None:
+    """Tokenizer, chat template and generation config, so that a server speaks as the student learned."""
+    tokenizer = renderer.tokenizer
+    original = tokenizer.chat_template
+    try:
+        tokenizer.chat_template, _ = serving.speech(config, renderer)
+        tokenizer.save_pretrained(str(folder))
+    finally:
+        tokenizer.chat_template = original
+    told = dict(weights.read_json(config.base / "generation_config.json"))
+    told["eos_token_id"] = serving.eos_ids(told, renderer.shape.stop_id)
+    (folder / "generation_config.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def lineage_of(rows: Rows) -> dict[str, Any]:
@@ -102,42 +112,3 @@ def _card(config: TrainConfig, rows: Rows, renderer: Renderer, lineage: Mapping[
         stop_id=renderer.shape.stop_id,
         lineage="\n".join(lines),
     )
-
-
-def merge(config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Fold the adapter into the base in fp32, write a plain transformers folder, and prove it equal.
-
-    Returns:
-        parity: largest logit difference and share of equal greedy tokens on a probe, unmerged against
-        merged, reloaded from disk.
-
-    Raises:
-        TermsRefused: the terms of its teachers do not permit to export this student.
-        StudentError: no adapter, or the written weights don't reproduce its logits.
-    """
-    adapter = config.out_path / "adapter"
-    weights.check_adapter(adapter)
-    lineages = weights.read_json(adapter / "lineage.json").get("lineages", [])
-    gate.ask(config, lineages, (), use="export")
-    device = torch.device("cpu")
-    tokenizer = model.load_tokenizer(config.base, config.template)
-    size = min(len(tokenizer), 1 << 15)
-    probe = torch.randint(size, (4, 64), generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        student = PeftModel.from_pretrained(model.load_base(config.base, device), str(adapter)).eval()
-    with torch.no_grad():
-        unmerged = student(input_ids=probe).logits
-        merged = student.merge_and_unload()
-        merged.generation_config.eos_token_id = Renderer(tokenizer).shape.stop_id
-        merged.save_pretrained(str(folder), safe_serialization=True)
-        tokenizer.save_pretrained(str(folder))
-        again = model.load_base(folder, device)(input_ids=probe).logits
-    parity = {
-        "max_logit_difference": float((again - unmerged).abs().max()),
-        "greedy_agreement": float((again.argmax(-1) == unmerged.argmax(-1)).float().mean()),
-    }
-    (folder / "parity.json").write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
-    if not parity["max_logit_difference"] < 1e-2:
-        raise StudentError(f"merged weights differ from the adapter: {parity}", place=str(folder))
-    return parity

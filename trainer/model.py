@@ -110,9 +110,10 @@ def adapt(base: Any, config: TrainConfig) -> Any:
     """A fresh adapter on a base, by PEFT; A drawn from torch's generator.
 
     Raises:
-        StudentError: no linear layer matches `[lora] target`.
+        StudentError: no linear layer matches `[lora] target`, or it names a tied embedding.
     """
     lora = config.lora
+    _check_ties(base, lora.target)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft calls a deprecated name of transformers
@@ -133,6 +134,21 @@ def adapt(base: Any, config: TrainConfig) -> Any:
         raise StudentError(
             f"no adapter: {first_line(error)}", place="lora.target", remedy='target = "all-linear"'
         ) from None
+
+
+def _check_ties(base: Any, target: str | tuple[str, ...]) -> None:
+    """An adapter on one side of tied weights is lost, or counts twice, when it is merged."""
+    if isinstance(target, str) or not getattr(base.config, "tie_word_embeddings", False):
+        return
+    tied = (base.get_input_embeddings(), base.get_output_embeddings())
+    names = [name for name, module in base.named_modules() if any(module is each for each in tied)]
+    odd = [t for t in target if any(name == t or name.endswith(f".{t}") for name in names)]
+    if odd:
+        raise StudentError(
+            f"{odd[0]} is tied: input and output share one weight in this base",
+            place="lora.target",
+            remedy='target = "all-linear" leaves embeddings and output layer alone',
+        )
 
 
 def load_student(config: TrainConfig, adapter: Path, device: torch.device) -> Any:

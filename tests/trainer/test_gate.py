@@ -9,7 +9,7 @@ import pytest
 from harvester.errors import TermsRefused
 from tests.trainer import tiny
 from trainer import config as settings
-from trainer import dataset, export
+from trainer import dataset, merge
 from trainer.train import train
 
 
@@ -61,5 +61,5 @@ def test_the_door_is_asked_once_more_at_export(tmp_path):
     told["lineages"][0]["terms_id"] = "withdrawn"
     lineage.write_text(json.dumps(told))
     with pytest.raises(TermsRefused, match="withdrawn"):
-        export.merge(config, tmp_path / "merged")
+        merge.merge(config, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

@@ -157,4 +157,6 @@ def train_toml(folder: Path, rows: Sequence[schema.Sample], **sections: dict[str
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
     return repr(value) if isinstance(value, (int, float)) else f'"{value}"'
