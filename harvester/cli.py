@@ -11,7 +11,7 @@ import sys
 import typer
 
 from harvester import __version__
-from harvester.commands import harvest, mock, store, terms, watch
+from harvester.commands import harvest, mock, pages, store, terms, watch
 from harvester.errors import HarvesterError
 
 EXIT_CODES = """Exit codes: 0 complete, 1 verify/--check found something, 2 usage or configuration,
@@ -44,7 +44,7 @@ def _root(
     """Ask a teacher, keep every paid answer, seal them into Parquet."""
 
 
-for room in (harvest, watch, store, terms, mock):
+for room in (harvest, watch, pages, store, terms, mock):
     room.register(app)
 
 

@@ -86,6 +86,29 @@ class Corpus:
                 connection.execute("COMMIT")  # a reader that stays open would keep the WAL growing
             yield from self._sealed(manifest, wanted, connection)
 
+    @contextlib.contextmanager
+    def instant(self) -> Iterator[tuple[tuple[ShardEntry, ...], Iterator[Sample]]]:
+        """The sealed files, and the answers that lie in none of them, as of one instant.
+
+        Each answer comes once, under the prompt that paid for it. Read the answers inside the block.
+        """
+        if not self._has_journal:
+            yield self.manifest, iter(())
+            return
+        with self._reading() as connection:
+            connection.execute("BEGIN")
+            yield _manifest(connection), self._unsealed(connection)
+            connection.execute("COMMIT")
+
+    def _unsealed(self, connection: sqlite3.Connection) -> Iterator[Sample]:
+        cursor = connection.execute(f"{SELECT_ANSWERS} ORDER BY id")
+        names = [column[0] for column in cursor.description]
+        query = "SELECT run, lineage_json FROM runs"
+        lineages = {run: orjson.loads(text) for run, text in connection.execute(query)}
+        for row in cursor:
+            whole = dict(zip(names, row, strict=True))
+            yield sample_of(whole, lineages[whole["run"]])
+
     def count(self) -> int:
         """Answers held: sealed and journalled. `samples` may give more, for prompts may share an answer."""
         if not self._has_journal:

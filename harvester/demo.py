@@ -74,7 +74,8 @@ def run_demo(folder: Path) -> dict[str, Any]:
     _stage("train", "trainer", "train", str(train_toml), "--json")
     _stage("score", "trainer", "evaluate", str(train_toml), "--json")
     report = ("harvester", "report", str(folder / "store"), "--out", str(folder / "report.html"))
-    _stage("report", *report, "--scorecard", str(folder / "scorecard.json"))
+    training = ("--training", str(folder / "train.jsonl"))
+    _stage("report", *report, "--scorecard", str(folder / "scorecard.json"), *training)
     summary["wall_s"] = round(time.monotonic() - began, 1)
     return dict(summary)
 

@@ -1,219 +1,206 @@
-"""Metrics + manifest + scorecard -> one self-contained HTML page; status.json -> lines for a terminal.
+"""What a store tells, gathered -> the parts of a page.
 
-The page carries no remote asset; its only script is pinned by hash in a strict Content-Security-Policy,
-and every word of a teacher passes through jinja2's escaping.
+The report is one self-contained HTML file; `view` serves the same parts live.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from harvester import charts
-from harvester.corpus import Corpus
-from harvester.errors import ConfigError
+from harvester import charts, database, figures, judged, page
+from harvester.browse import browser
+from harvester.census import Census, Known, take
+from harvester.journal import Journal
+from harvester.records import Totals
 from harvester.schema import Sample
-from harvester.status import read_status
+from harvester.status import RUNNING, read_status, rows_done, status
+from harvester.trace import read_trace
 
-SAMPLES_SHOWN = 300
-SCRIPT = """
-const rows = Array.from(document.querySelectorAll('#samples tr'));
-const found = document.getElementById('found');
-document.getElementById('search').addEventListener('input', (event) => {
-  const wanted = event.target.value.toLowerCase();
-  let shown = 0;
-  for (const row of rows) {
-    row.hidden = !row.textContent.toLowerCase().includes(wanted);
-    shown += row.hidden ? 0 : 1;
-  }
-  found.textContent = wanted ? shown + ' match' : '';
-});
-""".strip()
-_COLUMNS = (
-    "messages", "completion", "outcome", "latency_s", "input_tokens", "output_tokens", "cost_microusd",
-    "created_at", "endpoint", "request_model", "response_model", "terms_id", "mock", "tool_version", "run_id",
-)  # fmt: skip
+MOST_RUNS = 30
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What one walk over the corpus gathers for the page."""
+class Account:
+    """Everything a page is made of, as of one moment."""
 
-    rows: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    latencies_ms: list[float] = field(default_factory=list)
-    output_tokens: list[float] = field(default_factory=list)
-    tokens: int = 0
-    cost_microusd: int = 0
-    minutes: Counter[int] = field(default_factory=Counter)
-    facts: dict[str, Counter[str]] = field(default_factory=dict)
-    shown: list[dict[str, Any]] = field(default_factory=list)
+    census: Census
+    samples: list[Sample]
+    points: list[dict[str, Any]]
+    status: dict[str, Any]
+    totals: Totals
+    runs: list[dict[str, Any]]
+    card: Mapping[str, Any] | None = None
+    training: list[dict[str, Any]] = field(default_factory=list)
 
 
-def write_report(store: Path, out: Path, *, scorecard: Path | None = None) -> Path:
+def write_report(
+    store: Path, out: Path, *, scorecard: Path | None = None, training: Path | None = None
+) -> Path:
     """Write the report of a store to `out`, atomically.
+
+    Args:
+        scorecard: a scorecard.json to show beside the harvest.
+        training: a train.jsonl, whose loss is drawn.
 
     Raises:
         StoreError: the store can't be read.
-        ConfigError: the scorecard is missing or isn't one.
+        ConfigError: the scorecard or the training log is missing or isn't one.
     """
-    seen = _walk(Corpus.open(store).samples(columns=_COLUMNS))
-    page = render(
-        seen, title=f"Harvest of {_main_model(seen)}", status=read_status(store), card=_load(scorecard)
-    )
+    account = gather(store, card=judged.read_scorecard(scorecard), training=judged.read_training(training))
     hidden = out.with_name(f".{out.name}.tmp")
     out.parent.mkdir(parents=True, exist_ok=True)
-    hidden.write_text(page, encoding="utf-8")
+    hidden.write_text(
+        page.document(overview(account), browser(account.census, account.samples)), encoding="utf-8"
+    )
     hidden.replace(out)
     return out
 
 
-def render(seen: _Seen, *, title: str, status: Mapping[str, Any], card: Mapping[str, Any] | None) -> str:
-    """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("harvester", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    return environment.get_template("report.html.j2").render(
-        title=title,
-        subtitle=_subtitle(seen),
-        script=Markup(SCRIPT),  # noqa: S704 - our own constant, pinned by its hash
-        script_hash=f"sha256-{digest}",
-        tiles=_tiles(seen, status),
-        charts=_charts(seen, status),
-        scorecard=_scorecard(card) if card else None,
-        provenance=[(name, _facts(found)) for name, found in seen.facts.items()],
-        samples=seen.shown,
-        total_samples=f"{seen.rows:,}",
-    )
+def gather(
+    store: Path,
+    *,
+    known: Known | None = None,
+    card: Mapping[str, Any] | None = None,
+    training: Sequence[dict[str, Any]] = (),
+) -> Account:
+    """Read a store, also while a run lives; `known` keeps what sealed shards told from one call to the next.
+
+    Raises:
+        StoreError, StoreCorrupt: it can't be read.
+    """
+    census, samples = take(store, known)
+    told, totals, runs = ledger_of(store)
+    return Account(census, samples, read_trace(store), told, totals, runs, card, list(training))
 
 
-def _walk(samples: Iterable[Sample]) -> _Seen:
-    seen = _Seen()
-    names = ("endpoint", "request_model", "response_model", "terms_id", "tool_version", "run_id")
-    seen.facts = {name.replace("_", " "): Counter() for name in (*names, "mock")}
-    for sample in samples:
-        seen.rows += 1
-        seen.outcomes[sample.outcome] += 1
-        seen.latencies_ms.append(sample.latency_s * 1000)
-        seen.output_tokens.append(sample.output_tokens)
-        seen.tokens += sample.input_tokens + sample.output_tokens
-        seen.cost_microusd += sample.cost_microusd
-        seen.minutes[int(sample.created_at.timestamp())] += 1
-        for name in names:
-            seen.facts[name.replace("_", " ")][str(getattr(sample, name)) or "(none)"] += 1
-        seen.facts["mock"]["yes" if sample.mock else "no"] += 1
-        if len(seen.shown) < SAMPLES_SHOWN:
-            prompt = "\n".join(f"{m['role']}: {m.get('content') or ''}" for m in sample.messages)
-            seen.shown.append(
-                {
-                    "prompt": prompt[:2000],
-                    "completion": (sample.completion or "")[:2000],
-                    "outcome": sample.outcome,
-                    "tokens": sample.output_tokens,
-                }
-            )
-    return seen
+def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]]:
+    """The heartbeat with its truth about who lives, the ledger's totals, and the newest runs."""
+    if not (store / database.NAME).exists():  # a bare folder of shards: no ledger came with it
+        return read_status(store), Totals(), []
+    query = "SELECT run_id, started_us, ended_us, ending, exit_code FROM runs ORDER BY run DESC LIMIT ?"
+    names = ("run_id", "started_us", "ended_us", "ending", "exit_code")
+    with Journal.open(store, read_only=True) as journal:
+        with journal.reading() as connection:
+            found = connection.execute(query, (MOST_RUNS,)).fetchall()
+        runs = [dict(zip(names, row, strict=True)) | {"totals": journal.totals(row[0])} for row in found]
+        return status(store), journal.totals(), runs
 
 
-def _main_model(seen: _Seen) -> str:
-    found = seen.facts["request model"].most_common(1)
-    return found[0][0] if found else "no teacher yet"
-
-
-def _subtitle(seen: _Seen) -> str:
-    models = ", ".join(name for name, _ in seen.facts["request model"].most_common(3)) or "no teacher yet"
-    mock = " (mock teacher: rows are marked, never pass as real)" if seen.facts["mock"]["yes"] else ""
-    return f"{seen.rows:,} answers from {models}{mock}"
-
-
-def _facts(found: Counter[str]) -> str:
-    return ", ".join(f"{name} ({count:,})" for name, count in found.most_common(5))
-
-
-def _tiles(seen: _Seen, status: Mapping[str, Any]) -> list[dict[str, Any]]:
-    billed = int(status.get("possibly_billed", 0))
-    dead = int(status.get("dead", 0))
-    return [
-        {"name": "answers held", "value": f"{seen.rows:,}", "bad": False},
-        {"name": "requests sent, last run", "value": f"{status.get('requests_sent', 0):,}", "bad": False},
-        {"name": "from cache, last run", "value": f"{status.get('from_cache', 0):,}", "bad": False},
-        {"name": "tokens", "value": charts.compact(seen.tokens), "bad": False},
-        {"name": "cost", "value": f"${seen.cost_microusd / 1e6:,.2f}", "bad": False},
-        {"name": "failed rows", "value": f"{dead:,}", "bad": dead > 0},
-        {"name": "possibly billed, not held", "value": f"{billed:,}", "bad": billed > 0},
-    ]
-
-
-def _charts(seen: _Seen, status: Mapping[str, Any]) -> list[dict[str, Any]]:
-    first = min(seen.minutes, default=0)
-    rate = [(float(second - first), float(seen.minutes[second])) for second in sorted(seen.minutes)]
-    drawn = [
-        {
-            "title": "Answers per second",
-            "drawing": charts.line(rate, x_unit="s", y_unit="answers"),
-            "note": "",
-        },
-        {"title": "Latency", "drawing": charts.histogram(seen.latencies_ms, unit="ms"), "note": ""},
-        {
-            "title": "Output tokens",
-            "drawing": charts.histogram(seen.output_tokens, unit="tokens"),
-            "note": "",
-        },
-        {"title": "How answers ended", "drawing": charts.shares(seen.outcomes), "note": ""},
-    ]
-    errors = status.get("errors") or {}
-    if errors:
-        drawn.append(
-            {"title": "Errors met, last run", "drawing": charts.shares(errors), "note": "Attempts, not rows."}
-        )
-    return drawn
-
-
-def _load(scorecard: Path | None) -> Mapping[str, Any] | None:
-    if scorecard is None:
-        return None
-    try:
-        loaded = json.loads(scorecard.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"scorecard can't be read: {error}", place=str(scorecard)) from None
-    if not isinstance(loaded, dict) or not {"tasks", "macro", "recovery"} <= set(loaded):
-        raise ConfigError("not a scorecard", place=str(scorecard), remedy="`trainer evaluate` writes one")
-    return loaded
-
-
-def _scorecard(card: Mapping[str, Any]) -> dict[str, Any]:
-    who: Sequence[str] = ("base", "student", "teacher")
-    named = {**card["tasks"], "macro": card["macro"]}
-    points = {
-        task: {name: charts.Interval(s[name]["accuracy"], s[name]["low"], s[name]["high"]) for name in who}
-        for task, s in named.items()
+def overview(account: Account) -> dict[str, Any]:
+    """All of the page but the browser of samples."""
+    census = account.census
+    course = figures.Course(account.points)
+    return {
+        "title": f"Harvest of {_names(census, 'request_model', 1) or 'no teacher yet'}",
+        "subtitle": _subtitle(census),
+        "state": account.status.get("state", ""),
+        "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        "bars": progress(account.status),
+        "tiles": _tiles(account),
+        "scorecard": judged.scorecard_parts(account.card) if account.card else None,
+        "training": judged.training_charts(account.training) if account.training else [],
+        "charts": [
+            *figures.rate_charts(course, census),
+            *figures.answer_charts(census, account.totals.errors),
+        ],
+        "process": figures.process_charts(course) if any(len(run) > 2 for run in course.runs) else [],
+        "runs": [_run(run) for run in account.runs],
+        "provenance": _provenance(census),
     }
-    rows = []
-    for task, score in points.items():
-        teacher = score["teacher"].accuracy
-        cells = {name: f"{p.accuracy:.1%} ({p.low:.0%}–{p.high:.0%})" for name, p in score.items()}
-        recovery = f"{score['student'].accuracy / teacher:.2f}" if teacher else "–"
-        rows.append({"name": task, "total": task == "macro", "recovery": recovery, **cells})
-    return {"drawing": charts.accuracies(points, who), "rows": rows, "notes": _notes(card)}
 
 
-def _notes(card: Mapping[str, Any]) -> list[str]:
-    notes = [f"Macro recovery {card['recovery']:.3f}"]
-    for name, split in (card.get("splits") or {}).items():
-        macro = split.get("macro") if isinstance(split, dict) else None
-        if macro:
-            figures = ", ".join(
-                f"{who} {macro[who]['accuracy']:.1%}" for who in ("base", "student", "teacher")
+def progress(status: Mapping[str, Any]) -> list[dict[str, str]]:
+    """How far rows and budget are, as widths in percent."""
+    bars = []
+    total = status.get("rows_total") or 0
+    if total:
+        done = rows_done(status)
+        bars.append(_bar("rows", done, total, f"{done:,} of {total:,}"))
+    budget = status.get("budget") or {}
+    for name, say in (("microusd", lambda v: charts.dollars(v / 1e6)), ("tokens", charts.compact)):
+        ceiling, spent = budget.get(name), budget.get(f"{name}_spent", 0)
+        if ceiling:
+            bars.append(_bar("budget", spent, ceiling, f"{say(spent)} of {say(ceiling)}"))
+    return bars
+
+
+def _bar(name: str, done: float, total: float, said: str) -> dict[str, str]:
+    share = min(1.0, done / total)
+    return {"name": name, "width": f"{share * 100:.2f}", "said": f"{said} ({share:.1%})"}
+
+
+def _names(census: Census, fact: str, most: int) -> str:
+    return ", ".join(name for name, _ in census.facts[fact].most_common(most))
+
+
+def _subtitle(census: Census) -> str:
+    models = _names(census, "request_model", 3) or "no teacher yet"
+    mock = " (mock teacher: rows are marked, never pass as real)" if census.mock else ""
+    return f"{census.rows:,} answers from {models}{mock}"
+
+
+def _provenance(census: Census) -> list[tuple[str, str]]:
+    said = [
+        (
+            fact.replace("_", " "),
+            ", ".join(f"{name or '(none)'} ({n:,})" for name, n in counts.most_common(6)),
+        )
+        for fact, counts in census.facts.items()
+        if counts
+    ]
+    return [*said, ("mock", f"{census.mock:,} of {census.rows:,}")] if census.rows else said
+
+
+def _tiles(account: Account) -> list[dict[str, Any]]:
+    census, status, totals = account.census, account.status, account.totals
+    live = status.get("state") in RUNNING
+    tiles = [_tile("answers held", f"{census.rows:,}")]
+    rates, eta = status.get("rates") or {}, status.get("eta_s") or {}
+    if live and rates:
+        tiles.append(_tile("requests a minute", f"{rates.get('requests_per_minute', 0):,.0f}"))
+    if live and eta:
+        ends = f"{figures.duration(eta['low'])} to {figures.duration(eta['high'])}"
+        tiles.append(_tile("time left", ends))
+    tiles.append(_tile("tokens in and out", charts.compact(census.input_tokens + census.output_tokens)))
+    tiles.append(_tile("cost", charts.dollars(totals.cost_microusd / 1e6 or census.cost_microusd / 1e6)))
+    projected = status.get("cost_projected_microusd") or {}
+    if live and projected:
+        tiles.append(_tile("cost of this run, projected", charts.dollars(projected["likely"] / 1e6)))
+    if totals.attempts:
+        refused = totals.errors.get("rate_limited", 0)
+        tiles.append(_tile("attempts sent", f"{totals.attempts:,}"))
+        tiles.append(
+            _tile(
+                "refused for the rate", f"{refused / totals.attempts:.1%}", bad=refused * 20 > totals.attempts
             )
-            notes.append(f"{name.replace('_', ' ')}: {figures}")
-    return notes
+        )
+    tiles.append(_tile("failed rows", f"{totals.dead:,}", bad=totals.dead > 0))
+    billed = totals.possibly_billed
+    tiles.append(_tile("possibly billed, not held", f"{billed:,}", bad=billed > 0))
+    return tiles
+
+
+def _tile(name: str, value: str, *, bad: bool = False) -> dict[str, Any]:
+    return {"name": name, "value": value, "bad": bad}
+
+
+def _run(run: Mapping[str, Any]) -> dict[str, str]:
+    totals: Totals = run["totals"]
+    ended_us = run["ended_us"] or (time.time() * 1e6 if not run["ending"] else None)
+    started = datetime.fromtimestamp(run["started_us"] / 1e6, UTC)
+    return {
+        "run_id": run["run_id"],
+        "started": f"{started:%Y-%m-%d %H:%M}",
+        "took": figures.duration((ended_us - run["started_us"]) / 1e6) if ended_us else "",
+        "ending": run["ending"] or "under way",
+        "exit_code": "" if run["exit_code"] is None else str(run["exit_code"]),
+        "attempts": f"{totals.attempts:,}",
+        "answers": f"{totals.answers:,}",
+        "dead": f"{totals.dead:,}",
+        "cost": charts.dollars(totals.cost_microusd / 1e6),
+    }

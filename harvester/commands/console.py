@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from harvester.inert import one_line
+
 PLAIN_EVERY_S = 30.0
 
 
@@ -18,24 +20,17 @@ def emit(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> Non
         print(json.dumps(data, ensure_ascii=False, default=str))  # noqa: T201
         return
     for line in lines:
-        print(visible(line))  # noqa: T201
+        print(one_line(line))  # noqa: T201
 
 
 def talk(line: str) -> None:
     """A line for people, on stderr. A closed stderr never ends a run."""
     try:
-        print(visible(line), file=sys.stderr, flush=True)  # noqa: T201
+        print(one_line(line), file=sys.stderr, flush=True)  # noqa: T201
     except OSError:
         sys.stderr = open(  # noqa: SIM115, PTH123 - must outlive this call
             "/dev/null", "w", encoding="utf-8"
         )
-
-
-def visible(text: str) -> str:
-    """Control characters and bidirectional overrides as escapes: teacher text can't steer a terminal."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t " else c.encode("unicode_escape").decode() for c in text
-    )
 
 
 @contextmanager
@@ -101,6 +96,6 @@ def _bars(total: int, title: str) -> Iterator[Callable[[Mapping[str, Any]], None
                 said += f", {snapshot['dead']:,} failed"
             if snapshot.get("waiting"):
                 said += f", waiting for {snapshot['waiting']}"
-            progress.update(bar, completed=done, said=visible(said))
+            progress.update(bar, completed=done, said=one_line(said))
 
         yield update

@@ -1,4 +1,4 @@
-"""seal, verify, curate, export, report: the verbs around a store."""
+"""seal, verify, curate, export: the verbs around a store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: harvester purge my-run/store --prompt-id p17")(purge)
     app.command(epilog="Example: harvester curate curate.toml")(curate)
     app.command(epilog="Example: harvester export my-run/store out --to messages")(export)
-    app.command(epilog="Example: harvester report my-run/store")(report)
 
 
 def seal(store: Path = STORE, as_json: bool = JSON) -> None:
@@ -98,17 +97,3 @@ def export(
     lines += [f"  left out {count:,}: {reason}" for reason, count in done.left_out.items()]
     data = {"rows": done.rows, "files": [str(path) for path in done.files], "left_out": dict(done.left_out)}
     emit(data, lines, as_json=as_json)
-
-
-def report(
-    store: Path = STORE,
-    out: Path | None = typer.Option(None, help="Where to write; default: report.html in the store."),
-    scorecard: Path | None = typer.Option(None, help="A scorecard.json to show beside the harvest."),
-    as_json: bool = JSON,
-) -> None:
-    """Write one self-contained HTML page about a harvest."""
-    from harvester import report as room
-    from harvester.commands.console import emit
-
-    path = room.write_report(store, out or store / "report.html", scorecard=scorecard)
-    emit({"report": str(path)}, [f"report {path}"], as_json=as_json)

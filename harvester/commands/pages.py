@@ -1,0 +1,80 @@
+"""report, view, metrics: a store for people and for Prometheus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
+STORE = typer.Argument(..., help="The store's folder.", show_default=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's verbs."""
+    app.command(epilog="Example: harvester report my-run/store")(report)
+    app.command(epilog="Example: harvester view my-run/store --port 8765")(view)
+    app.command(epilog="Example: harvester metrics my-run/store --out /var/lib/node_exporter/harvest.prom")(
+        metrics
+    )
+
+
+def report(
+    store: Path = STORE,
+    out: Path | None = typer.Option(None, help="Where to write; default: report.html in the store."),
+    scorecard: Path | None = typer.Option(None, help="A scorecard.json to show beside the harvest."),
+    training: Path | None = typer.Option(None, help="A train.jsonl whose loss to draw."),
+    as_json: bool = JSON,
+) -> None:
+    """Write one self-contained HTML page about a harvest."""
+    from harvester import report as room
+    from harvester.commands.console import emit
+
+    path = room.write_report(store, out or store / "report.html", scorecard=scorecard, training=training)
+    emit({"report": str(path)}, [f"report {path}"], as_json=as_json)
+
+
+def view(
+    store: Path = STORE,
+    port: int = typer.Option(8765, min=0, max=65535, help="On 127.0.0.1; 0 picks a free one."),
+    as_json: bool = JSON,
+) -> None:
+    """Serve the report live on 127.0.0.1, read-only, with /metrics for Prometheus; Ctrl-C ends it.
+
+    Anyone with an account on this machine can open it.
+    """
+    import sys
+
+    from harvester import view as room
+    from harvester.commands.console import emit
+
+    def ready(address: str) -> None:
+        emit({"view": address}, [f"view    {address}   (Ctrl-C ends it)"], as_json=as_json)
+        sys.stdout.flush()
+
+    try:
+        room.serve(store, port, ready)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+def metrics(
+    store: Path = STORE,
+    out: Path | None = typer.Option(
+        None, help="A file for node_exporter's textfile collector; default: stdout."
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """Write Prometheus text about a store, once; `view` serves the same at /metrics."""
+    from harvester import exposition
+    from harvester.commands.console import emit
+    from harvester.errors import ConfigError
+
+    if out is None:
+        print(exposition.exposed(store), end="")  # noqa: T201
+        return
+    try:
+        exposition.write_textfile(store, out)
+    except OSError as error:
+        raise ConfigError(f"can't be written: {error.strerror}", place=str(out)) from None
+    emit({"metrics": str(out)}, [f"metrics {out}"], as_json=as_json)

@@ -1,0 +1,115 @@
+"""Prometheus text: read by Prometheus's own parser, named by its conventions, true by the ledger."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from harvester import exposition
+from tests.faults import bench
+from tests.pages import hostile
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from harvester.mock_teacher.faults import read_rules
+    from harvester.mock_teacher.running import start_in_thread
+    from harvester.mock_teacher.settings import MockSettings
+
+    faults = [{"action": "status", "status": 503, "nth": 4}]
+    with start_in_thread(MockSettings(faults=read_rules(faults))) as mock:
+        ended = bench.live(
+            mock, tmp_path_factory.mktemp("run"), faults, prompts=[f"What is {n} + 1?" for n in range(20)],
+            teacher={"price": {"input": 1000, "output": 1000}},
+        )  # fmt: skip
+    assert ended.fired == 1
+    return ended.store
+
+
+def families(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    """Sample name -> labels -> value."""
+    found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+def test_counters_are_the_ledgers(store: Path):
+    found = families(exposition.exposed(store))
+    assert found["harvester_attempts_total"] == {(): 21}
+    assert found["harvester_answers_total"] == {(("outcome", "ok"),): 20}
+    assert found["harvester_attempt_errors_total"] == {(("code", "unavailable"),): 1}
+    assert found["harvester_cost_dollars_total"][()] > 0
+    assert found["harvester_rows_done"][("ending", "answered"),] == 20
+    assert found["harvester_state"] == {(("state", "complete"),): 1}
+
+
+def test_histograms_are_cumulative_and_whole(store: Path):
+    found = families(exposition.exposed(store))
+    cells = found["harvester_request_duration_seconds_bucket"]
+    counts = [cells[key] for key in sorted(cells, key=lambda key: float(dict(key)["le"]))]
+    assert counts == sorted(counts)
+    assert counts[-1] == found["harvester_request_duration_seconds_count"][()] == 20
+    assert found["harvester_request_duration_seconds_sum"][()] > 0
+    assert found["harvester_usage_tokens_count"] == {(("type", "input"),): 20, (("type", "output"),): 20}
+
+
+def test_names_follow_the_conventions(store: Path):
+    bases = {
+        "seconds",
+        "bytes",
+        "dollars",
+        "ratio",
+        "tokens",
+        "requests",
+        "attempts",
+        "rows",
+        "info",
+        "total",
+    }
+    for family in text_string_to_metric_families(exposition.exposed(store)):
+        assert family.documentation
+        assert re.fullmatch(r"harvester_[a-z_]+", family.name)
+        assert family.type in {"counter", "gauge", "histogram"}
+        if family.type == "counter":
+            assert all(sample.name.endswith("_total") for sample in family.samples)
+        if family.name.endswith(("_s", "_ms", "_milliseconds", "_minutes", "_mib", "_usd", "_microusd")):
+            pytest.fail(f"{family.name} is in no base unit")
+        if family.type == "histogram":
+            assert family.name.rsplit("_", 1)[1] in bases
+
+
+def test_labels_are_escaped():
+    for text in hostile.TEXTS:
+        drawn = exposition.family("m", "gauge", "about", [("", {"code": text}, 1.5)])
+        (found,) = next(iter(text_string_to_metric_families(drawn))).samples
+        assert found.labels["code"] == text.replace("\r", "\r")
+        assert found.value == 1.5
+
+
+def test_no_text_key_or_path_is_in_it(store: Path, hostile_store: Path):
+    for one in (store, hostile_store):
+        text = exposition.exposed(one)
+        assert str(one) not in text
+        assert "What is" not in text
+        assert "<script" not in text
+
+
+def test_the_textfile_is_whole_and_readable_by_the_collector(store: Path, tmp_path: Path):
+    out = tmp_path / "harvest.prom"
+    command = [sys.executable, "-m", "harvester", "metrics", str(store), "--out", str(out)]
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+    assert families(out.read_text(encoding="utf-8"))["harvester_attempts_total"] == {(): 21}
+    assert out.stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in tmp_path.iterdir()] == ["harvest.prom"]
+    bad = subprocess.run(
+        [*command[:-1], str(tmp_path / "no" / "x.prom")], capture_output=True, timeout=60, text=True
+    )
+    assert bad.returncode == 2
+    assert "Traceback" not in bad.stderr

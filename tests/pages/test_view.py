@@ -1,0 +1,177 @@
+"""The view's doors without a browser: local names only, reading only, no word that isn't escaped."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from harvester import page, search, shards, view
+from harvester.inert import one_line, visible
+from tests.harvester import store_rows as rows
+from tests.pages import hostile
+
+
+@pytest.fixture(scope="module")
+def client(hostile_store: Path) -> TestClient:
+    return TestClient(view.app_of(hostile_store), base_url="http://127.0.0.1:8765")
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example:8765", "", "127.0.0.1@evil.example"]
+)
+def test_other_names_get_403(client: TestClient, host: str):
+    reply = client.get("/", headers={"host": host})
+    assert reply.status_code == 403
+    assert "Harvest" not in reply.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.1:8765", "localhost:9"])
+def test_local_names_are_served(client: TestClient, host: str):
+    assert client.get("/metrics", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_it_only_reads(client: TestClient, method: str):
+    reply = client.request(method, "/")
+    assert reply.status_code == 405
+    assert reply.headers["allow"] == "GET, HEAD"
+
+
+def test_every_reply_carries_the_policy(client: TestClient):
+    for path in ("/", "/overview", "/samples?q=x", "/metrics", "/nowhere"):
+        headers = client.get(path).headers
+        policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == "'none'"
+        assert policy["frame-ancestors"] == "'none'"
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+
+
+class Tags(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, tuple[str, ...]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, tuple(name for name, _ in attrs)))
+
+
+def tags_of(text: str) -> list[tuple[str, tuple[str, ...]]]:
+    parser = Tags()
+    parser.feed(text)
+    return parser.found
+
+
+@pytest.mark.parametrize("text", hostile.TEXTS)
+def test_a_hostile_text_adds_no_tag_and_no_attribute(text: str):
+    def samples(words: str) -> str:
+        one = {"prompt": words, "completion": words, "outcome": words, "tokens": words}
+        return page.fragment(
+            "samples", {"samples": [{**one, "further": [(words, words)], "facts": [(words, words)]}]}
+        )
+
+    assert tags_of(samples(text)) == tags_of(samples("plain"))
+    drawn = samples(text)
+    assert not any(ord(c) < 32 and c not in "\n\t" for c in drawn)
+    assert not {"\u202e", "\u2066", "\x85", "\u2028"} & set(drawn)
+
+
+def test_text_for_people_keeps_what_people_write():
+    kept = "日本語　全角 العربية 👩‍👩‍👧‍👦 naïve\tline\nnext"
+    assert visible(kept) == kept
+    assert one_line("a\nb\r\x1b[0m") == "a\\nb\\r\\x1b[0m"
+    assert visible("\ud800") == "\\ud800"
+
+
+def test_search_walks_the_whole_store_page_by_page(tmp_path: Path):
+    store = tmp_path / "store"
+    with rows.open_store(store) as journal:
+        for start in (0, 150):
+            rows.fill(journal, range(start, start + 150))
+            shards.seal(journal, store, target_bytes=1 << 20, everything=True)
+        rows.fill(journal, range(300, 420))
+        seen: list[str] = []
+        cursor = ""
+        while True:
+            found = search.search(store, "WHAT IS", cursor=cursor)
+            assert len(found.samples) <= search.PAGE
+            seen += [sample.prompt_id for sample in found.samples]
+            cursor = found.cursor
+            if not cursor:
+                break
+        assert sorted(seen) == sorted(f"p{n}" for n in range(420))
+        assert [s.prompt_id for s in search.search(store, "is 417 +").samples] == ["p417"]
+        assert [s.prompt_id for s in search.search(store, "is 7 +").samples] == ["p7"]
+        assert search.search(store, "", outcome="truncated").samples == []
+        assert len(search.search(store, "nothing", cursor="no-shard:1:1").samples) == 0
+
+
+def test_a_search_that_takes_long_hands_over_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(search, "PATIENCE_S", 0.0)
+    store = tmp_path / "store"
+    with rows.open_store(store) as journal:
+        for start in (0, 10):
+            rows.fill(journal, range(start, start + 10))
+            shards.seal(journal, store, target_bytes=1 << 20, everything=True)
+    first = search.search(store, "is 3 +")
+    assert (first.samples, bool(first.cursor), first.looked_at) == ([], True, 10)
+    second = search.search(store, "is 3 +", cursor=first.cursor)
+    assert [s.prompt_id for s in second.samples] == ["p3"]
+
+
+@pytest.fixture
+def viewing(hostile_store: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`harvester view` in a process of its own, and its address."""
+    command = [sys.executable, "-m", "harvester", "view", str(hostile_store), "--port", "0", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process, json.loads(process.stdout.readline())["view"]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_command_serves_one_local_address_and_ends_cleanly(
+    viewing: tuple[subprocess.Popen[str], str], hostile_store: Path
+):
+    process, address = viewing
+    port = int(address.rsplit(":", 1)[1].rstrip("/"))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(address, timeout=10) as reply:
+        assert "Harvest of" in reply.read().decode()
+    assert listeners(process.pid, port) == ["0100007F"]
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        opener.open(urllib.request.Request(address, headers={"Host": "rebound.example"}), timeout=10)
+    command = [sys.executable, "-m", "harvester", "view", str(hostile_store), "--port", str(port)]
+    taken = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert taken.returncode == 2
+    assert "--port 0" in taken.stderr
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 0
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+
+
+def listeners(pid: int, port: int) -> list[str]:
+    """Addresses (hex, as the kernel tells) at which a process listens on a port."""
+    inodes = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            address, local_port = fields[1].split(":")
+            if fields[3] == "0A" and int(local_port, 16) == port and f"socket:[{fields[9]}]" in inodes:
+                found.append(address)
+    return found
