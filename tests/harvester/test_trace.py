@@ -7,6 +7,7 @@ import json
 import time
 from pathlib import Path
 
+from harvester.clock import SystemClock
 from harvester.trace import LAST_EVERY_S, MOST_LINES, NAME, Trace, read_trace
 from harvester.vitals import Vitals
 from tests.faults import bench
@@ -26,9 +27,10 @@ def test_a_run_leaves_its_trace(tmp_path: Path, mock_teacher):
 
 
 def test_refusals_and_their_reason_are_in_the_trace(tmp_path: Path, mock_teacher):
-    faults = [{"action": "status", "status": 429, "nth": 3, "headers": {"Retry-After": "1"}}]
+    faults = [{"action": "status", "status": 429, "nth": 3, "retry_after": 1}]
     mock = mock_teacher()
-    ended = bench.live(mock, tmp_path, faults, prompts=[f"What is {n} + 2?" for n in range(12)])
+    prompts = [f"What is {n} + 2?" for n in range(12)]
+    ended = bench.live(mock, tmp_path, faults, prompts=prompts, clock=SystemClock())
     assert ended.fired == 1
     points = read_trace(ended.store)
     assert points[-1]["limited"] == 1
