@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from harvester.errors import BrokenAnswer
+from harvester.errors import BrokenAnswer, TeacherError
+from harvester.forms import fits
 from harvester.journey import Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.refusals import classify, error_inside, visible
 from harvester.stream import assemble, is_stream
@@ -30,17 +32,31 @@ def estimate_tokens(text_bytes: int) -> int:
     return -(-text_bytes // BYTES_PER_TOKEN)
 
 
-def parse(raw: bytes, *, input_tokens: int = 0) -> Completion:
+def parse(raw: bytes, input_tokens: int = 0, response_format: Any = None) -> Completion:
     """Understand one response body.
 
     Args:
         raw: body as received, content encoding removed; JSON, or the events of a stream.
         input_tokens: estimate to fall back on when the teacher reports no usable `usage`.
+        response_format: what the request asked for; an answer of another form is `invalid`.
 
     Raises:
         BrokenAnswer: it holds no completion; `raw` is on the error.
         TeacherError: the leaf that an error inside the body stands for.
     """
+    try:
+        found = _understood(raw, input_tokens)
+    except TeacherError:
+        raise
+    except Exception:  # noqa: BLE001 - the answer was paid: a fault of ours must not lose it
+        usage = Usage(input_tokens, estimate_tokens(len(raw)), source="estimated")
+        return Completion(None, Outcome.UNKNOWN, "", usage)
+    if response_format and found.outcome is Outcome.OK and not fits(found.text or "", response_format):
+        return replace(found, outcome=Outcome.INVALID)
+    return found
+
+
+def _understood(raw: bytes, input_tokens: int) -> Completion:
     document, exact = (assemble(raw), True) if is_stream(raw) else _load(raw)
     choices = document.get("choices")
     if not isinstance(choices, list) or not choices:
@@ -48,7 +64,8 @@ def parse(raw: bytes, *, input_tokens: int = 0) -> Completion:
         if inside is not None:
             raise inside
         raise _broken("status 200 without choices", raw, billed="usage" in document)
-    choice = choices[0]
+    # One choice is asked for; should more come, or in another order, ours is the one with index 0.
+    choice = next((one for one in choices if isinstance(one, dict) and one.get("index") == 0), choices[0])
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         raise _broken("status 200 whose choice holds no message", raw, billed=True)

@@ -26,7 +26,7 @@ from pydantic import (
 from harvester import hours
 from harvester.errors import ConfigError
 from harvester.names import check_url
-from harvester.spelling import suggestion
+from harvester.spelling import PLACED, suggestion
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SHOWN_NAME = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
@@ -137,6 +137,13 @@ class Sampling(_Frozen):
     tools: tuple[dict[str, Any], ...] | None = None
     response_format: dict[str, Any] | None = None
     extra: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("extra")
+    @classmethod
+    def _nothing_with_a_place_of_its_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted(value.keys() & PLACED.keys()):
+            raise ValueError(f"{name!r} has a place of its own: {PLACED[name]}")
+        return value
 
     @field_validator("extra")
     @classmethod

@@ -31,6 +31,7 @@ OUTCOME_CODES: dict[str, int] = {
     Outcome.TOOL_CALL: 4,
     Outcome.EMPTY: 5,
     Outcome.UNKNOWN: 6,
+    Outcome.INVALID: 7,
 }
 OUTCOMES = {code: name for name, code in OUTCOME_CODES.items()}
 

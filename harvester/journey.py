@@ -65,6 +65,7 @@ class Outcome(StrEnum):
     REFUSED = "refused"  # message.refusal is set
     TOOL_CALL = "tool_call"
     EMPTY = "empty"  # null or "" content and nothing else
+    INVALID = "invalid"  # not the JSON that response_format asked for
     UNKNOWN = "unknown"  # a finish_reason we have never heard of
 
 

@@ -20,7 +20,9 @@ DEFAULT_OUTPUT_TOKENS = 1024
 """Reserved for an answer when no `max_tokens` is configured."""
 MOST_OUTPUT_TOKENS = 32_768
 """What the budget takes for the longest possible answer when no `max_tokens` bounds it."""
-MOST_TOKENS_OF_IMAGE = 4096
+TOKENS_OF_IMAGE = 1024
+MOST_TOKENS_OF_IMAGE = 50_000
+"""More than any teacher is known to charge for one: 2,833 + 8 x 5,667 of gpt-4o-mini at high detail."""
 FRAME_TOKENS = 64
 """What a chat template adds around messages and tools at most: 64, and 16 for each message."""
 
@@ -67,7 +69,7 @@ def _dress(prompt: Prompt, config: HarvestConfig, fixed: dict[str, Any], sample_
     input_tokens = sum(_size(message) for message in messages)
     ceiling = _ceiling(body)
     output_tokens = ceiling or DEFAULT_OUTPUT_TOKENS
-    most_in, most_out = _most_input(body), (ceiling or MOST_OUTPUT_TOKENS) * _choices(body)
+    most_in, most_out = _most_input(body), ceiling or MOST_OUTPUT_TOKENS
     return Request(
         key=request_key(config.teacher.base_url, body, sample_index, config.run.epoch),
         prompt=prompt,
@@ -116,32 +118,43 @@ def _size(message: Message) -> int:
     content = message.get("content")
     if isinstance(content, str):
         text_bytes = len(content) if content.isascii() else len(content.encode("utf-8", "replace"))
-    else:
-        text_bytes = len(str(content)) if content else 0
-    return TOKENS_PER_MESSAGE + estimate_tokens(text_bytes)
+        return TOKENS_PER_MESSAGE + estimate_tokens(text_bytes)
+    text_bytes = len(str(_without_images(content))) if content else 0
+    return TOKENS_PER_MESSAGE + estimate_tokens(text_bytes) + TOKENS_OF_IMAGE * _images(message)
+
+
+def _images(message: Message) -> int:
+    """How many parts are no text."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return 0
+    return sum(isinstance(part, dict) and part.get("type") not in {None, "text"} for part in content)
+
+
+def _without_images(content: Any) -> Any:
+    """The parts whose tokens go by their bytes; an image's go by its pixels, also in a data URI."""
+    if not isinstance(content, list):
+        return content
+    return [part for part in content if not (isinstance(part, dict) and part.get("type") == "image_url")]
 
 
 def _most_input(body: dict[str, Any]) -> int:
     """More tokens than any tokenizer makes of this: none spends less than a byte on a token."""
     messages = body["messages"]
     extras = [body[name] for name in ("tools", "functions", "response_format") if name in body]
-    images = sum(
-        isinstance(part, dict) and part.get("type") not in {None, "text"}
-        for message in messages
+    images = sum(_images(message) for message in messages)
+    told = [
+        {**message, "content": _without_images(message["content"])}
         if isinstance(message.get("content"), list)
-        for part in message["content"]
-    )
-    text_bytes = sum(_bytes(message) for message in messages) + sum(_bytes(extra) for extra in extras)
+        else message
+        for message in messages
+    ]
+    text_bytes = sum(_bytes(message) for message in told) + sum(_bytes(extra) for extra in extras)
     return FRAME_TOKENS + 16 * len(messages) + MOST_TOKENS_OF_IMAGE * images + text_bytes
 
 
 def _bytes(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
-
-
-def _choices(body: dict[str, Any]) -> int:
-    n = body.get("n")
-    return n if isinstance(n, int) and n > 0 else 1
 
 
 def _ceiling(body: dict[str, Any]) -> int:

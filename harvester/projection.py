@@ -28,7 +28,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def sample_of(row: Mapping[str, Any], lineage: Mapping[str, Any]) -> Sample:
     """One row of the journal's `answers`, with the lineage of its run, as a row of the corpus."""
     body = orjson.loads(row["body_json"])
-    answer = _parsed(row)
+    answer = _parsed(row, body)
     return Sample(
         key=row["key"].hex(),
         messages=body.get("messages") or [],
@@ -90,9 +90,9 @@ def clean(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def _parsed(row: Mapping[str, Any]) -> Completion:
+def _parsed(row: Mapping[str, Any], body: Mapping[str, Any]) -> Completion:
     try:
-        return completion.parse(row["raw"], input_tokens=row["input_tokens"])
+        return completion.parse(row["raw"], row["input_tokens"], body.get("response_format"))
     except TeacherError:
         usage = Usage(row["input_tokens"], row["output_tokens"], source="estimated")
         return Completion(None, Outcome.UNKNOWN, "", usage)

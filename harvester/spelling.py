@@ -23,6 +23,13 @@ _UNWANTED = {
     ),
 }
 
+# What `sampling.extra` must not carry: it would change what is asked behind the back of plan and budget.
+PLACED = {
+    "n": "set samples; each is a request, a key and a row of its own",
+    **dict.fromkeys(("stream", "stream_options"), "set [sampling] stream"),
+    **dict.fromkeys(("logprobs", "top_logprobs"), "set [sampling] top_logprobs"),
+}
+
 
 def suggestion(root: type[BaseModel], loc: Sequence[int | str]) -> str:
     """A remedy for the unknown key at the end of `loc`, the path to it from the root of the configuration."""

@@ -266,7 +266,7 @@ class Teacher:
         tally.requests_sent += 1
         try:
             raw = await self._client.send(request, attempt.endpoint)
-            parsed = completion.parse(raw.body, input_tokens=request.input_tokens)
+            parsed = completion.parse(raw.body, request.input_tokens, request.body.get("response_format"))
         except TeacherError as error:
             self._record(error, attempt_id, request.key)
             raise

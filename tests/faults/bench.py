@@ -76,7 +76,7 @@ def live(
     tables: dict[str, Mapping[str, Any]] = {
         "teacher": {"base_url": mock.base_url, "model": "mock-teacher", "terms": "mock-teacher",
                     "limits": {"max_concurrency": 2}, **(teacher or {})},
-        "prompts": {"files": ["*.jsonl"]},
+        "prompts": {"files": ["*.jsonl"], **parts.pop("prompt_table", {})},
         "sampling": {"max_tokens": 64, **parts.pop("sampling", {})},
         "run": {"deadline_s": 5, "max_attempts": 2, "patience_s": 5, **parts.pop("run", {})},
         **parts,
@@ -84,8 +84,10 @@ def live(
     path = root / "harvest.toml"
     path.write_text("".join(toml(name, table) for name, table in tables.items()), encoding="utf-8")
     exit_code, said = run(path, clock or Hasty())
-    with Journal.open(root / "store", read_only=True) as journal:
-        totals = journal.totals()
+    totals = Totals()
+    if (root / "store" / "journal.db").exists():
+        with Journal.open(root / "store", read_only=True) as journal:
+            totals = journal.totals()
     after = mock.totals() if not mock.is_stopped else before
     letters = root / "store" / "dead_letters.jsonl"
     return Ended(
@@ -106,8 +108,14 @@ def run(path: Path, clock: Clock | None = None) -> tuple[int, str]:
 
 
 def toml(name: str, table: Mapping[str, Any]) -> str:
-    """One table; values are JSON, which for these is TOML too; nested tables follow their parent."""
-    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    nested = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    lines = [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in plain.items())]
-    return "\n".join(lines) + "\n" + "".join(toml(f"{name}.{key}", value) for key, value in nested.items())
+    """One table, its values inline."""
+    return "\n".join([f"[{name}]", *(f"{key} = {inline(value)}" for key, value in table.items())]) + "\n"
+
+
+def inline(value: Any) -> str:
+    """A value as TOML writes it; what is no table or list is written as JSON writes it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {inline(held)}" for key, held in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(inline, value)) + "]"
+    return json.dumps(value)
