@@ -7,6 +7,7 @@ shared memory on them, do not keep what they promise.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -14,6 +15,7 @@ import socket
 from pathlib import Path
 from types import TracebackType
 
+from harvester.database import disk_error
 from harvester.errors import StoreError, StoreLocked
 
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -42,7 +44,7 @@ class StoreLock:
             refuse_network_file_system(self._path.parent)
             self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StoreError(f"store can't be opened: {error.strerror}", place=str(self._path)) from None
+            raise disk_error(error, self._path) from None
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -53,14 +55,19 @@ class StoreLock:
                 place=str(self._path),
                 remedy="wait for it to end, or `harvester stop` it; nothing was sent",
             ) from None
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, json.dumps(self._note).encode(), 0)
+        try:
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, json.dumps(self._note).encode(), 0)
+        except OSError as error:
+            os.close(self._handle)
+            raise disk_error(error, self._path) from None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.ftruncate(self._handle, 0)
+        with contextlib.suppress(OSError):  # the note only serves a message
+            os.ftruncate(self._handle, 0)
         os.close(self._handle)  # closing drops the lock
 
 

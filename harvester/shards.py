@@ -65,6 +65,8 @@ class _Group:
     runs: tuple[int, ...]
     lineages: tuple[dict[str, Any], ...]
     stored_bytes: int
+    last_id: int
+    """The newest of them; what arrives later waits for the next sealing, which would else never end."""
 
 
 def seal(journal: Journal, store: Path, *, target_bytes: int, everything: bool) -> SealResult:
@@ -113,19 +115,20 @@ def seal_steps(
 
 
 def _groups(journal: Journal) -> list[_Group]:
-    found: dict[str, list[tuple[int, dict[str, Any], int]]] = {}
+    found: dict[str, list[tuple[int, dict[str, Any], int, int]]] = {}
     with journal.reading() as connection:
         rows = connection.execute(
-            "SELECT run, lineage_json, sum(length(raw) + length(body_json) + length(prompt_json))"
+            "SELECT run, lineage_json, sum(length(raw) + length(body_json) + length(prompt_json)), max(id)"
             " FROM answers JOIN runs USING (run) GROUP BY run ORDER BY run"
         ).fetchall()
-    for run, text, stored in rows:
+    for run, text, stored, last_id in rows:
         lineage = orjson.loads(text)
-        found.setdefault(lineage_digest(lineage), []).append((run, lineage, stored))
-    return [
-        _Group(digest, tuple(r for r, _, _ in runs), tuple(x for _, x, _ in runs), sum(s for _, _, s in runs))
-        for digest, runs in sorted(found.items())
-    ]
+        found.setdefault(lineage_digest(lineage), []).append((run, lineage, stored, last_id))
+    groups = []
+    for digest, runs in sorted(found.items()):
+        numbers, lineages, stored_bytes, last_ids = zip(*runs, strict=True)
+        groups.append(_Group(digest, numbers, lineages, sum(stored_bytes), max(last_ids)))
+    return groups
 
 
 def _seal_one(
@@ -178,7 +181,7 @@ def _write(
     moved = waiting_bytes = last_id = 0
     with hidden.open("xb") as sink:
         with writer_of(sink, lineages) as writer:
-            while rows := _slice(journal, group.runs, last_id):
+            while rows := _slice(journal, group, last_id):
                 last_id = rows[-1]["id"]
                 for row in rows:
                     waiting.append(sample_of(row, by_run[row["run"]]))
@@ -199,15 +202,15 @@ def _write(
     return index, moved + waiting_bytes
 
 
-def _slice(journal: Journal, runs: Sequence[int], after: int) -> list[dict[str, Any]]:
+def _slice(journal: Journal, group: _Group, after: int) -> list[dict[str, Any]]:
     """The next unsealed answers in order of arrival. Not one long cursor: it would hold the WAL."""
-    holes = ",".join("?" * len(runs))
-    query = f"{SELECT_ANSWERS} WHERE run IN ({holes}) AND id > ? ORDER BY id"
+    holes = ",".join("?" * len(group.runs))
+    query = f"{SELECT_ANSWERS} WHERE run IN ({holes}) AND id > ? AND id <= ? ORDER BY id"
     rows: list[dict[str, Any]] = []
     size = 0
     with (
         journal.reading() as connection,
-        contextlib.closing(connection.execute(query, (*runs, after))) as cursor,
+        contextlib.closing(connection.execute(query, (*group.runs, after, group.last_id))) as cursor,
     ):
         names = [column[0] for column in cursor.description]
         for values in cursor:

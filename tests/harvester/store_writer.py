@@ -51,9 +51,11 @@ def leave(writer: GroupCommit, run_id: str, number: int, attempt_id: int, slots:
         slots.release()
 
     def sent(error: BaseException | None) -> None:
-        if error is None:
-            os.write(1, b"sent %d\n" % number)  # from here on the teacher may bill
-            writer.submit(answer(number, attempt_id=attempt_id), stored)
+        if error is not None:
+            slots.release()
+            return
+        os.write(1, b"sent %d\n" % number)  # from here on the teacher may bill
+        writer.submit(answer(number, attempt_id=attempt_id), stored)
 
     writer.submit(intent(number, run_id, attempt_id), sent)
 
