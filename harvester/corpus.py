@@ -17,6 +17,7 @@ import orjson
 
 from harvester import database
 from harvester.errors import StoreError
+from harvester.exchange import find, reading
 from harvester.findings import Finding, look
 from harvester.projection import SELECT_ANSWERS, asked_by, sample_of
 from harvester.records import ShardEntry
@@ -77,7 +78,7 @@ class Corpus:
         if not self._has_journal:
             yield from self._sealed(self.manifest, wanted, None)
             return
-        with contextlib.closing(database.open_for_reading(self._store)) as connection:
+        with reading(self.folder), contextlib.closing(database.open_for_reading(self._store)) as connection:
             with database.translated(self._store / database.NAME):
                 connection.execute("BEGIN")
                 manifest = _manifest(connection)
@@ -120,10 +121,11 @@ class Corpus:
     def lineages(self) -> list[dict[str, Any]]:
         """One dict a run that holds rows here: teacher, terms, purpose, duties, configuration hash."""
         found: dict[str, dict[str, Any]] = {}
-        for entry in self.manifest:
-            with opened(self.folder / entry.name) as file:
-                for lineage in lineages_in(file):
-                    found.setdefault(str(lineage.get("run_id", "")), lineage)
+        with reading(self.folder):
+            for entry in self._read_manifest():
+                with opened(find(self.folder, entry.name)) as file:
+                    for lineage in lineages_in(file):
+                        found.setdefault(str(lineage.get("run_id", "")), lineage)
         if self._has_journal:
             with self._reading() as connection:
                 query = "SELECT lineage_json FROM runs WHERE run IN (SELECT run FROM answers)"
@@ -134,7 +136,8 @@ class Corpus:
 
     def verify(self) -> list[Finding]:
         """What is missing, foreign, torn or changed, each by name; empty when all is as it was written."""
-        return look(self._store, self.folder, self._read_manifest(), has_journal=self._has_journal)
+        with reading(self.folder):
+            return look(self._store, self.folder, self._read_manifest(), has_journal=self._has_journal)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -176,7 +179,7 @@ class Corpus:
         if asks is not None and asks.are_any:
             needed = sorted({*wanted, "key", "prompt_id", "sample_index"})
         for entry in manifest:
-            with opened(self.folder / entry.name) as file:
+            with opened(find(self.folder, entry.name)) as file:
                 for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=needed):
                     samples = [from_row(row) for row in batch.to_pylist()]
                     if asks is None or not asks.are_any:

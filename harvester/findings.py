@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from harvester import database
 from harvester.database import checksum
 from harvester.errors import StoreError
+from harvester.exchange import find
 from harvester.lock import is_held
 from harvester.records import ShardEntry
 from harvester.schema import SCHEMA
@@ -44,7 +45,7 @@ def look(store: Path, folder: Path, manifest: Sequence[ShardEntry], *, has_journ
 
 
 def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
-    path = folder / entry.name
+    path = find(folder, entry.name)
     place = f"{folder.name}/{entry.name}"
     if not path.exists():
         yield Finding("missing", place, f"{entry.rows} sealed answers are gone")
@@ -75,11 +76,16 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
 def _foreign(store: Path, folder: str, present: Sequence[str]) -> Iterator[Finding]:
     """Files no manifest row names; listed before the manifest was read, for a new shard is a file first."""
     strays = {name for name in present if not name.startswith(".")}
+    number = ""
     with contextlib.suppress(StoreError), contextlib.closing(database.open_for_reading(store)) as connection:
         strays -= {name for (name,) in connection.execute("SELECT name FROM manifest")}
+        (last,) = connection.execute("SELECT value FROM meta WHERE name = 'last_shard'").fetchone()
+        number = f"part-{int(last) + 1:08d}-"
     for name in sorted(strays):
         if name.startswith("part-") and is_held(store):
             continue  # a process is sealing: between rename and commit a shard is in no manifest
+        if name.startswith(number) and _sha256(store / folder / name).startswith(name[14:30]):
+            continue  # one was killed there: the next run takes the file over
         yield Finding("foreign", f"{folder}/{name}", "no manifest row names it")
 
 

@@ -132,6 +132,12 @@ class Journal:
             query = "SELECT value FROM meta WHERE name = 'last_attempt_id'"
             return int(connection.execute(query).fetchone()[0]) + 1
 
+    def next_shard(self) -> int:
+        """The number of the next shard; no number is used twice."""
+        with self.reading() as connection:
+            query = "SELECT value FROM meta WHERE name = 'last_shard'"
+            return int(connection.execute(query).fetchone()[0]) + 1
+
     def held(self, keys: Sequence[bytes]) -> dict[bytes, Held]:
         """What is known of these keys; absent keys are absent from the result."""
         found: dict[bytes, Held] = {}

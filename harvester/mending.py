@@ -17,7 +17,6 @@ from typing import Any
 import orjson
 import pyarrow.compute as pc
 
-from harvester.compaction import enter, manifest_of, rewrite, tables_of, tidy
 from harvester.corpus import Corpus
 from harvester.database import OUTCOME_CODES, checksum
 from harvester.errors import ConfigError, HarvesterError, StoreCorrupt
@@ -26,8 +25,18 @@ from harvester.journal import Journal
 from harvester.ledger import ceiling
 from harvester.lock import StoreLock, is_held
 from harvester.records import ShardEntry
-from harvester.shard_file import digest_of, disk, lineage_digest, lineages_in, opened, sync_folder
-from harvester.shards import FOLDER, NAME, seal
+from harvester.rewriting import enter, keys_in, manifest_of, rewrite, tables_of, tidy
+from harvester.shard_file import (
+    FOLDER,
+    NAME,
+    digest_of,
+    disk,
+    lineage_digest,
+    lineages_in,
+    opened,
+    sync_folder,
+)
+from harvester.shards import seal
 
 QUARANTINE = "quarantine"
 _SHARD_FINDINGS = frozenset({"missing", "torn", "changed", "damaged", "disagrees"})
@@ -92,7 +101,7 @@ def _reinstate(journal: Journal, store: Path) -> bool:
         with opened(path) as file:
             rows, lineage = file.metadata.num_rows, lineage_digest(lineages_in(file)[0])
         entry = ShardEntry(int(match[1]), path.name, digest, rows, size, lineage, path.stat().st_mtime)
-        if len(_keys_in(journal, entry)) == rows:
+        if len(keys_in(journal, entry)) == rows:
             with journal.writing() as connection:
                 enter(connection, entry)
             again = True
@@ -101,7 +110,7 @@ def _reinstate(journal: Journal, store: Path) -> bool:
 
 def _reindex(journal: Journal, store: Path, entry: ShardEntry) -> None:
     """Put rows of a readable shard back into the key index where they are missing there."""
-    known = _keys_in(journal, entry)
+    known = keys_in(journal, entry)
     rows: list[tuple[bytes, int, int | None]] = []
     for table in tables_of(store / FOLDER / entry.name, salvage=True):
         for row in table.select(["key", "outcome", "request_json"]).to_pylist():
@@ -164,7 +173,7 @@ def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
         connection.execute("PRAGMA secure_delete=ON")
     held = set(journal.held(sorted(wanted)))
     for entry in manifest_of(journal):
-        if wanted & _keys_in(journal, entry):
+        if wanted & keys_in(journal, entry):
             _drain(rewrite(journal, store, [entry], without=wanted))
     with journal.writing() as connection:
         for table in _TABLES:
@@ -193,12 +202,7 @@ def keys_of_prompt(journal: Journal, store: Path, prompt_id: str) -> set[bytes]:
     return found
 
 
-def _keys_in(journal: Journal, entry: ShardEntry) -> set[bytes]:
-    with journal.reading() as connection:
-        return {key for (key,) in connection.execute("SELECT key FROM keys WHERE shard = ?", (entry.shard,))}
-
-
-def _drain(steps: Generator[None, None, set[bytes]]) -> set[bytes]:
+def _drain(steps: Generator[str | None, None, set[bytes]]) -> set[bytes]:
     while True:
         try:
             next(steps)

@@ -1,21 +1,33 @@
-"""Journal -> shards on the writer thread: along a living run, at its end, and by `harvester seal`."""
+"""Journal -> shards on the writer thread: along a living run, at its end, and by `harvester seal`.
+
+Small shards are merged only while nobody reads the folder: a reader that had listed it before would look
+for files that are gone.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import TypeVar
 
 from harvester import compaction, doors, shards
 from harvester.corpus import Corpus
+from harvester.exchange import Watch
 from harvester.group_commit import GroupCommit
 from harvester.journal import Journal
 from harvester.lock import StoreLock
+from harvester.rewriting import READY
+from harvester.shard_file import FOLDER
 
 T = TypeVar("T")
 SEAL_EVERY_S = 5.0
+QUIET_S = 3.0
+"""A folder that nobody touched for so long has no reader between listing it and opening its files."""
+PATIENCE = 5
+"""How often a merged file waits for such a time before it is given up."""
 
 
 async def on_writer(writer: GroupCommit, fn: Callable[[Journal], T]) -> T:
@@ -24,32 +36,63 @@ async def on_writer(writer: GroupCommit, fn: Callable[[Journal], T]) -> T:
 
 
 async def seal_along(store: Path, writer: GroupCommit, target_bytes: int) -> None:
-    """Seal what fills a shard while the harvest goes on: a slice, then whatever was submitted meanwhile."""
+    """Seal what fills a shard and merge small ones: a slice, then whatever was submitted meanwhile."""
     while True:
         await asyncio.sleep(SEAL_EVERY_S)
         steps = await on_writer(
             writer, lambda j: shards.seal_steps(j, store, target_bytes=target_bytes, everything=False)
         )
         await _in_slices(writer, steps)
+        await merge(store, writer, target_bytes, patience=PATIENCE)
 
 
-async def _in_slices(writer: GroupCommit, steps: Generator[None, None, T]) -> T:
+async def merge(store: Path, writer: GroupCommit, target_bytes: int, *, patience: int) -> None:
+    """Merge small shards, if there are enough of them and nobody reads the folder.
+
+    Raises:
+        StoreError: the disk refuses; the small ones stay.
+    """
+    if not await on_writer(writer, lambda j: compaction.batches(j, target_bytes)):
+        return
+    with contextlib.closing(Watch(store / FOLDER)) as watch:
+        steps = await on_writer(
+            writer,
+            lambda j: compaction.compact_steps(j, store, target_bytes=target_bytes, is_quiet=watch.is_quiet),
+        )
+        await _in_slices(writer, steps, lambda: _wait_for_quiet(watch, patience))
+
+
+async def _wait_for_quiet(watch: Watch, patience: int) -> None:
+    watch.renew()
+    for _ in range(patience):
+        await asyncio.sleep(QUIET_S)
+        if watch.is_quiet():
+            return
+
+
+async def _in_slices(
+    writer: GroupCommit,
+    steps: Generator[str | None, None, T],
+    ready: Callable[[], Awaitable[None]] | None = None,
+) -> T:
     """What a generator returns, its steps run on the writer thread; cut short, it is closed there."""
     try:
-        while not (ended := await on_writer(writer, lambda _: _step(steps))):
-            pass
-        return ended[0]
+        while True:
+            step, *ended = await on_writer(writer, lambda _: _step(steps))
+            if ended:
+                return ended[0]
+            if step is READY and ready is not None:
+                await ready()
     finally:
         writer.call(lambda _: steps.close())
 
 
-def _step(steps: Generator[None, None, T]) -> tuple[T] | tuple[()]:
-    """One step; what the generator returned once it has, for StopIteration can't cross a future."""
+def _step(steps: Generator[str | None, None, T]) -> tuple[str | None] | tuple[None, T]:
+    """One step; also what the generator returned once it has, for StopIteration can't cross a future."""
     try:
-        next(steps)
+        return (next(steps),)
     except StopIteration as end:
-        return (end.value,)
-    return ()
+        return None, end.value
 
 
 async def seal_all(store: Path, writer: GroupCommit, target_bytes: int) -> int:
@@ -58,8 +101,7 @@ async def seal_all(store: Path, writer: GroupCommit, target_bytes: int) -> int:
         writer, lambda j: shards.seal_steps(j, store, target_bytes=target_bytes, everything=True)
     )
     sealed = await _in_slices(writer, steps)
-    merging = await on_writer(writer, lambda j: compaction.compact_steps(j, store, target_bytes=target_bytes))
-    await _in_slices(writer, merging)
+    await merge(store, writer, target_bytes, patience=1)
     return sealed.rows
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,8 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harvester.database import disk_error
-from harvester.errors import StoreCorrupt, StoreError
-from harvester.schema import LINEAGE_KEY, SCHEMA
+from harvester.errors import StoreCorrupt, StoreError, StoreFormatError
+from harvester.records import ShardEntry
+from harvester.schema import LINEAGE_KEY, SCHEMA, SCHEMA_VERSION, VERSION_KEY
+
+FOLDER = "shards"
+NAME = re.compile(r"part-(\d{8})-([0-9a-f]{16})\.parquet\Z")
+ROWS_PER_GROUP = 2048
+BYTES_PER_GROUP = 16 * 1024 * 1024
 
 APART = ("teacher_id", "host", "model", "terms_id", "permission_sha256", "purpose", "mock", "duties")
 """Runs that differ in any of these never share a file."""
@@ -48,10 +56,12 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
     """A shard with page checksums on.
 
     Raises:
-        StoreError: it is missing; StoreCorrupt: its bytes are not what was written. Both name it.
+        StoreError: it is missing; StoreCorrupt: its bytes are not what was written; StoreFormatError: a
+            later release wrote it. All name it.
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            require_version(path, file)
             yield file
     except FileNotFoundError:
         raise StoreError(
@@ -59,6 +69,22 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
         ) from None
     except (pa.ArrowException, OSError) as error:
         raise StoreCorrupt(f"is not what was sealed: {error}", place=str(path)) from error
+
+
+def require_version(path: Path, file: pq.ParquetFile) -> None:
+    """Refuse a shard of another version of the contract; one without a version is nobody's business here.
+
+    Raises:
+        StoreFormatError: it names another version than this program reads.
+    """
+    found = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"").decode("ascii", "replace")
+    if found and found != str(SCHEMA_VERSION):
+        newer = not found.isdigit() or int(found) > SCHEMA_VERSION
+        raise StoreFormatError(
+            f"columns of version {found}, this program reads {SCHEMA_VERSION}",
+            place=str(path),
+            remedy="install a newer release" if newer else "open it with the release that wrote it",
+        )
 
 
 def lineages_in(file: pq.ParquetFile) -> list[dict[str, Any]]:
@@ -91,6 +117,21 @@ def read_back(path: Path, keys: Sequence[bytes]) -> Iterator[None]:
             yield
     if rows != len(keys):
         raise StoreCorrupt(f"{rows} rows read back, {len(keys)} written", place=str(path))
+
+
+def checked(
+    hidden: Path, shard: int, keys: Sequence[bytes], lineage: str
+) -> Generator[None, None, ShardEntry]:
+    """Read a written file back; returns what the manifest will say of it, its name by its content.
+
+    Raises:
+        StoreCorrupt: it does not read as it was written.
+    """
+    yield from read_back(hidden, keys)
+    digest, size = digest_of(hidden)
+    yield
+    name = f"part-{shard:08d}-{digest[:16]}.parquet"
+    return ShardEntry(shard, name, digest, len(keys), size, lineage, time.time())
 
 
 def digest_of(path: Path) -> tuple[str, int]:

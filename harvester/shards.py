@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -25,22 +24,23 @@ from harvester.journal import Journal
 from harvester.ledger import micros
 from harvester.projection import SELECT_ANSWERS, sample_of
 from harvester.records import ShardEntry
+from harvester.rewriting import tidy
 from harvester.schema import Sample, to_table
 from harvester.shard_file import (
+    BYTES_PER_GROUP,
+    FOLDER,
+    NAME,
+    ROWS_PER_GROUP,
+    checked,
     digest_of,
     disk,
     lineage_digest,
     lineages_in,
     opened,
-    read_back,
     sync_folder,
     writer_of,
 )
 
-FOLDER = "shards"
-NAME = re.compile(r"part-(\d{8})-([0-9a-f]{16})\.parquet\Z")
-ROWS_PER_GROUP = 2048
-BYTES_PER_GROUP = 16 * 1024 * 1024
 ROWS_PER_SLICE = 256
 """Most rows turned into samples at a time: about 20 ms during which nothing is committed."""
 EXPECTED_COMPRESSION = 3
@@ -96,8 +96,7 @@ def seal_steps(
     folder = store / FOLDER
     with disk(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
-        for hidden in folder.glob(".part-*.tmp"):
-            hidden.unlink()
+    tidy(journal, store)
     with disk(folder):
         files = _adopt(journal, folder)
     rows = sum(count for _, count in files)
@@ -135,40 +134,22 @@ def _seal_one(
     journal: Journal, folder: Path, group: _Group, target_bytes: int
 ) -> Generator[None, None, tuple[str, int, int]]:
     """Write and commit one shard; returns its name, its rows and the stored bytes it took."""
-    shard = next_shard(journal)
+    shard = journal.next_shard()
     hidden = folder / f".part-{shard:08d}.tmp"
     try:
         index, moved = yield from _write(journal, hidden, group, target_bytes)
         reach("shards.after_write")
-        entry = yield from finish(hidden, shard, [row[0] for row in index], group.digest)
+        entry = yield from checked(hidden, shard, [row[0] for row in index], group.digest)
+        reach("shards.before_rename")
+        hidden.rename(folder / entry.name)
+        reach("shards.after_rename")
+        sync_folder(folder)
     except BaseException:
         with contextlib.suppress(OSError):  # a full disk needs the room; the rows are journalled still
             hidden.unlink(missing_ok=True)
         raise
     _commit(journal, entry, index)
     return entry.name, len(index), moved
-
-
-def next_shard(journal: Journal) -> int:
-    """The number of the next shard."""
-    with journal.reading() as connection:
-        (last,) = connection.execute("SELECT value FROM meta WHERE name = 'last_shard'").fetchone()
-    return int(last) + 1
-
-
-def finish(
-    hidden: Path, shard: int, keys: Sequence[bytes], lineage: str
-) -> Generator[None, None, ShardEntry]:
-    """Read a written file back, give it its name and make that durable; the manifest comes next."""
-    yield from read_back(hidden, keys)
-    digest, size = digest_of(hidden)
-    yield
-    name = f"part-{shard:08d}-{digest[:16]}.parquet"
-    reach("shards.before_rename")
-    hidden.rename(hidden.with_name(name))
-    reach("shards.after_rename")
-    sync_folder(hidden.parent)
-    return ShardEntry(shard, name, digest, len(keys), size, lineage, time.time())
 
 
 def _write(
@@ -246,13 +227,11 @@ def _commit(journal: Journal, entry: ShardEntry, index: Sequence[_IndexRow]) -> 
 
 def _adopt(journal: Journal, folder: Path) -> list[tuple[str, int]]:
     """Finish the sealing that a crash cut between rename and commit; its rows are still journalled."""
-    with journal.reading() as connection:
-        known = {name for (name,) in connection.execute("SELECT name FROM manifest")}
-        (last,) = connection.execute("SELECT value FROM meta WHERE name = 'last_shard'").fetchone()
+    number = journal.next_shard()
     adopted = []
-    for path in sorted(folder.glob("part-*.parquet")):
+    for path in sorted(folder.glob(f"part-{number:08d}-*.parquet")):
         match = NAME.match(path.name)
-        if match is None or path.name in known or int(match[1]) != int(last) + 1:
+        if match is None or number != journal.next_shard():
             continue
         digest, size = digest_of(path)
         if digest[:16] != match[2]:

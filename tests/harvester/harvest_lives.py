@@ -1,8 +1,8 @@
-"""Lives of a real harvest, to be killed: `python -m tests.harvester.harvest_lives harvest.toml`.
+"""Lives of a real harvest, to be killed: `python -m tests.harvester.harvest_lives harvest.toml [QUIET_S]`.
 
 Reads one line a life, `SECONDS FAILPOINT` (`-` for none), forks, lets the child harvest, kills it with
-SIGKILL when the time is over, and answers `STATUS STORED`: the wait status and the last number of answers
-the child had counted as stored. Everything is imported once, so a life costs no start-up.
+SIGKILL so long after it began to ask, and answers `STATUS STORED`: the wait status and the last number of
+answers the child had counted as stored. Everything is imported once, so a life costs no start-up.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harvester import client, failpoints, job, prepare, sealing  # noqa: F401 - imported before the first fork
+from harvester import client, failpoints, job, limiter, prepare, sealing, shards  # noqa: F401 - imported before the first fork
+
+QUIET_S = float(sys.argv[2]) if len(sys.argv) > 2 else 0.02
 
 
 def live(config: Path, failpoint: str, told: int) -> None:
-    sealing.SEAL_EVERY_S = 0.05
+    sealing.SEAL_EVERY_S, sealing.QUIET_S = 0.05, QUIET_S
+    limiter.FIRST_WINDOW = 128  # a short life has no time to open its window
+    shards.EXPECTED_COMPRESSION = 0  # whatever is there is sealed: many small shards, to be merged
     name, _, nth = failpoint.partition(":")
     failpoints._armed, failpoints._left = name, int(nth or 1)
 
@@ -44,6 +48,7 @@ def main() -> None:
                 os._exit(99)
         os.close(told)
         child = os.pidfd_open(pid)
+        select.select([readable, child], [], [])  # the first word: it begins to ask
         if not select.select([child], [], [], float(seconds))[0]:
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)

@@ -76,7 +76,7 @@ def test_shards_of_different_terms_and_large_ones_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "point", ["shards.before_rename", "shards.after_rename", "compaction.before_commit",
+    "point", ["compaction.before_exchange", "compaction.after_exchange", "compaction.before_commit",
               "compaction.after_commit"],
 )  # fmt: skip
 def test_a_kill_while_merging_loses_and_doubles_nothing(tmp_path, point):
@@ -93,6 +93,9 @@ def test_a_kill_while_merging_loses_and_doubles_nothing(tmp_path, point):
     )
     assert done.returncode == -signal.SIGKILL
     assert rows_of(tmp_path) == before
+    plain = pq.read_table(tmp_path / "shards")["key"].to_pylist()
+    assert sorted(plain) == sorted(before)
+    assert Corpus.open(tmp_path).verify() == []
     compacted(tmp_path)
     assert rows_of(tmp_path) == before
     assert len(sealed(tmp_path)) == 1

@@ -1,0 +1,252 @@
+"""Some shards put into one new shard: rows kept in order, some left out. Merging, purge and repair use it.
+
+The new file is written hidden, read back, and then the whole folder is exchanged for one that holds it in
+place of the old files (`exchange`); one transaction names it in the manifest and points the key index at
+it. No reader meets a row twice or misses one, and a kill at any instant is gone on from by `tidy`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harvester import exchange
+from harvester.database import checksum
+from harvester.errors import StoreError
+from harvester.failpoints import reach
+from harvester.journal import Journal
+from harvester.ledger import micros
+from harvester.records import ShardEntry
+from harvester.shard_file import (
+    BYTES_PER_GROUP,
+    FOLDER,
+    NAME,
+    ROWS_PER_GROUP,
+    checked,
+    digest_of,
+    disk,
+    lineages_in,
+    opened,
+    writer_of,
+)
+
+READY = "ready"
+"""What a step yields when only the exchange is left: a good moment to wait for one."""
+
+
+class NotNow(Exception):
+    """Somebody reads the folder: the exchange is left for another time. Nothing has changed."""
+
+
+def rewrite(
+    journal: Journal,
+    store: Path,
+    entries: Sequence[ShardEntry],
+    *,
+    without: Collection[bytes] = frozenset(),
+    salvage: bool = False,
+    may_exchange: Callable[[], bool] = lambda: True,
+) -> Generator[str | None, None, set[bytes]]:
+    """Put the rows of some shards into one new shard, in their order; returns the keys left behind.
+
+    Args:
+        without: keys to leave out.
+        salvage: a row group that can't be read is left out, with its keys, instead of raising.
+        may_exchange: asked right before the new file is shown.
+
+    Raises:
+        NotNow: `may_exchange` said no.
+        StoreError, StoreFull, StoreCorrupt: nothing has changed.
+    """
+    folder = store / FOLDER
+    shard = journal.next_shard()
+    hidden = folder / f".part-{shard:08d}.tmp"
+    entry: ShardEntry | None = None
+    try:
+        with disk(folder):
+            keys = yield from _copy(folder, hidden, entries, {key.hex() for key in without}, salvage)
+            if keys:
+                entry = yield from checked(hidden, shard, keys, entries[0].lineage_digest)
+            new = None if entry is None else (hidden, entry.name)
+            exchange.stage(folder, without={one.name for one in entries}, new=new)
+        yield READY
+        reach("compaction.before_exchange")
+        if not may_exchange():
+            raise NotNow
+    except BaseException:
+        with contextlib.suppress(OSError):
+            hidden.unlink(missing_ok=True)
+            exchange.discard(folder)
+        raise
+    with disk(folder):
+        exchange.exchange(folder)
+    reach("compaction.after_exchange")
+    return _enter_swap(journal, store, entries, entry, keys)
+
+
+def _copy(
+    folder: Path, hidden: Path, entries: Sequence[ShardEntry], without: Collection[str], salvage: bool
+) -> Generator[None, None, list[bytes]]:
+    lineages: dict[str, dict[str, object]] = {}
+    for entry in entries:
+        with contextlib.suppress(*(StoreError,) if salvage else ()), opened(folder / entry.name) as file:
+            lineages.update({str(one["run_id"]): one for one in lineages_in(file)})
+    keys: list[bytes] = []
+    with hidden.open("xb") as sink:
+        with writer_of(sink, [lineages[run_id] for run_id in sorted(lineages)]) as writer:
+            for table in _row_groups(folder, entries, without, salvage):
+                writer.write_table(table.cast(writer.schema))
+                keys += [bytes.fromhex(key) for key in table.column("key").to_pylist()]
+                yield
+        sink.flush()
+        os.fsync(sink.fileno())
+    hidden.chmod(0o600)
+    return keys
+
+
+def _row_groups(
+    folder: Path, entries: Sequence[ShardEntry], without: Collection[str], salvage: bool
+) -> Iterator[pa.Table]:
+    """The rows of all entries in row groups of the usual size, whatever size theirs had."""
+    waiting: list[pa.Table] = []
+    for entry in entries:
+        for table in tables_of(folder / entry.name, salvage=salvage):
+            if without:
+                kept = [key not in without for key in table.column("key").to_pylist()]
+                table = table.filter(pa.array(kept))
+            waiting.append(table)
+            rows, size = sum(one.num_rows for one in waiting), sum(one.nbytes for one in waiting)
+            if rows >= ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
+                yield pa.concat_tables(waiting)
+                waiting = []
+    if any(table.num_rows for table in waiting):
+        yield pa.concat_tables(waiting)
+
+
+def tables_of(path: Path, *, salvage: bool) -> Generator[pa.Table]:
+    """Row groups of a shard; with `salvage`, those that still decode under their page checksums."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for number in range(file.num_row_groups):
+                try:
+                    table = file.read_row_group(number)
+                    table.validate(full=True)
+                except (pa.ArrowException, OSError):
+                    if not salvage:
+                        raise
+                    continue
+                yield table
+    except (pa.ArrowException, OSError):
+        if not salvage:
+            raise
+
+
+def _enter_swap(
+    journal: Journal, store: Path, old: Sequence[ShardEntry], new: ShardEntry | None, keys: Sequence[bytes]
+) -> set[bytes]:
+    """The folder was exchanged: say so in the manifest and the key index, then drop the old folder."""
+    # A scan of the whole index only where rows were left out: a merge must not stop a harvest for long.
+    gone = set[bytes]()
+    if sum(one.rows for one in old) != len(keys):
+        gone = {key for one in old for key in keys_in(journal, one)}.difference(keys)
+    with journal.writing() as connection:
+        connection.executemany("DELETE FROM keys WHERE key = ?", [(key,) for key in sorted(gone)])
+        connection.executemany("DELETE FROM manifest WHERE shard = ?", [(one.shard,) for one in old])
+        if new is not None:
+            connection.executemany(
+                "UPDATE keys SET shard = ?, checksum = ? WHERE key = ?",
+                list(_moved(connection, new.shard, sorted(keys))),
+            )
+            enter(connection, new)
+            connection.execute("UPDATE meta SET value = ? WHERE name = 'last_shard'", (str(new.shard),))
+        reach("compaction.before_commit")
+    reach("compaction.after_commit")
+    with disk(store / FOLDER):
+        exchange.discard(store / FOLDER)
+    return gone
+
+
+def _moved(
+    connection: sqlite3.Connection, shard: int, keys: Sequence[bytes]
+) -> Iterator[tuple[int, int, bytes]]:
+    for key in keys:
+        query = "SELECT outcome, max_tokens, asker FROM keys WHERE key = ?"
+        outcome, ceiling, asker = connection.execute(query, (key,)).fetchone()
+        yield shard, checksum([shard, outcome, ceiling], key, asker), key
+
+
+def enter(connection: sqlite3.Connection, entry: ShardEntry) -> None:
+    """Name a shard in the manifest, inside an open transaction."""
+    facts = (
+        entry.shard, entry.name, entry.sha256, entry.rows, entry.size_bytes, entry.lineage_digest,
+        micros(entry.sealed_at),
+    )  # fmt: skip
+    connection.execute("INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*facts, checksum(facts)))
+
+
+def tidy(journal: Journal, store: Path) -> None:
+    """Go on from where a kill left a rewriting: before its exchange undo it, after it finish it.
+
+    Raises:
+        StoreError: the folder refuses.
+    """
+    folder = store / FOLDER
+    with disk(folder):
+        is_staged = exchange.resume(folder)
+        for path in folder.glob(".part-*.tmp"):
+            path.unlink()
+        if not is_staged:
+            return
+        old = [one for one in manifest_of(journal) if exchange.find(folder, one.name).parent != folder]
+        if old:
+            found = _exchanged(journal, folder, old)
+            if found is not None:
+                _enter_swap(journal, store, old, *found)
+                return
+            for entry in old:  # not our doing: give back what the folder lacks
+                exchange.find(folder, entry.name).rename(folder / entry.name)
+        exchange.discard(folder)
+
+
+def _exchanged(
+    journal: Journal, folder: Path, old: Sequence[ShardEntry]
+) -> tuple[ShardEntry, list[bytes]] | None:
+    """The file that took the place of `old`: numbered like the next shard, whole, without a strange key."""
+    number = journal.next_shard()
+    known = {key for entry in old for key in keys_in(journal, entry)}
+    for path in folder.glob(f"part-{number:08d}-*.parquet"):
+        match = NAME.match(path.name)
+        digest, size = digest_of(path)
+        if match is None or digest[:16] != match[2]:
+            continue
+        with opened(path) as file:
+            keys = [bytes.fromhex(text) for text in file.read(columns=["key"]).column("key").to_pylist()]
+        if known.issuperset(keys):
+            made_at = path.stat().st_mtime
+            digest_of_lineage = old[0].lineage_digest
+            return ShardEntry(number, path.name, digest, len(keys), size, digest_of_lineage, made_at), keys
+    return None
+
+
+def keys_in(journal: Journal, entry: ShardEntry) -> set[bytes]:
+    """Keys that the index places in a shard."""
+    with journal.reading() as connection:
+        return {key for (key,) in connection.execute("SELECT key FROM keys WHERE shard = ?", (entry.shard,))}
+
+
+def manifest_of(journal: Journal) -> list[ShardEntry]:
+    """The sealed shards, in the order they were sealed."""
+    query = (
+        "SELECT shard, name, sha256, rows, size_bytes, lineage_digest, sealed_us FROM manifest ORDER BY shard"
+    )
+    with journal.reading() as connection:
+        return [
+            ShardEntry(shard, name, sha256, rows, size, lineage, sealed_us / 1e6)
+            for shard, name, sha256, rows, size, lineage, sealed_us in connection.execute(query)
+        ]
