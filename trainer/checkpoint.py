@@ -86,6 +86,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
     Raises:
         StoreFull: no room; earlier checkpoints are untouched.
+        CheckpointError: what was written is not what is read; earlier checkpoints are kept.
     """
     final = folder / f"step-{checkpoint.step:08d}"
     aside = folder / f".{final.name}.tmp"
@@ -110,6 +111,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         aside.rename(final)
         failpoints.reach("checkpoint.after_rename")
         _fsync(folder)
+        _check_read(final, checkpoint)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise StoreFull(
@@ -120,6 +122,24 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     for old in _finished(folder)[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _check_read(path: Path, checkpoint: Checkpoint) -> None:
+    """An older checkpoint is forgotten only when the new one can be read back and is what was meant."""
+    found = _read(path)
+    for mine, theirs in ((checkpoint.adapter, found.adapter), (checkpoint.moments, found.moments)):
+        same = mine.keys() == theirs.keys() and all(
+            torch.equal(theirs[name], t.detach().cpu()) for name, t in mine.items()
+        )
+        if not same:
+            raise CheckpointError("reads back other than it was written", place=str(path))
+
+
+def settle(folder: Path) -> None:
+    """Every file of a folder, and the folder, to the disk: before it gets the name that others open."""
+    for path in sorted(folder.rglob("*")):
+        _fsync(path)
+    _fsync(folder)
 
 
 def _check_room(folder: Path, checkpoint: Checkpoint) -> None:
@@ -159,6 +179,8 @@ def _finished(folder: Path) -> list[Path]:
 
 def _read(path: Path) -> Checkpoint:
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    if (version := manifest.get("format")) != FORMAT:
+        raise CheckpointError(f"format {version}, this version reads {FORMAT}", place=str(path))
     for name in ("adapter.safetensors", "optimiser.safetensors", "state.json"):
         told, file = manifest["files"][name], path / name
         if file.is_symlink() or file.stat().st_size != told["bytes"] or sha256(file) != told["sha256"]:

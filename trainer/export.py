@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from trainer import serving, trace, weights
+from trainer.checkpoint import settle
 from trainer.config import TrainConfig
 from trainer.dataset import Rows
+from trainer.errors import StoreFull
 from trainer.render import Renderer
 
 CARD = """\
@@ -45,10 +49,30 @@ def write_adapter(student: Any, renderer: Renderer, config: TrainConfig, rows: R
 
     Returns:
         the folder, which `peft.PeftModel.from_pretrained` loads untouched.
+
+    Raises:
+        StoreFull: it can't be written; the last checkpoint holds the same weights.
     """
     final = config.out_path / "adapter"
     aside = final.with_name(".adapter.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        _fill(aside, student, renderer, config, rows)
+        settle(aside)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        settle(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise StoreFull(
+            f"adapter not written: {error}",
+            place=str(final),
+            remedy="free some room; the same command writes it from the last checkpoint",
+        ) from None
+    return final
+
+
+def _fill(aside: Path, student: Any, renderer: Renderer, config: TrainConfig, rows: Rows) -> None:
     student.peft_config["default"].base_model_name_or_path = str(config.base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -58,9 +82,6 @@ def write_adapter(student: Any, renderer: Renderer, config: TrainConfig, rows: R
     (aside / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
     (aside / "README.md").write_text(_card(config, rows, renderer, lineage), encoding="utf-8")
     trace.write(aside, (trace.leaf_of(sample) for sample in rows.train), rows.lineages)
-    shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
-    return final
 
 
 def write_speech(folder: Path, renderer: Renderer, config: TrainConfig) -> None:

@@ -11,14 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from trainer.errors import StoreLocked
+from trainer.errors import StoreError, StoreLocked
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the output folder for the life of a training."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
+    """Hold the output folder for the life of a training.
+
+    Raises:
+        StoreLocked: another training does. StoreError: the folder can't be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StoreError(
+            f"the output folder can't be written: {error.strerror}",
+            place=str(folder),
+            remedy="set another [out] path",
+        ) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

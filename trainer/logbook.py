@@ -49,6 +49,7 @@ class Logbook:
         self._path, self._on_line, self._peak = folder / "train.jsonl", on_line, peak
         self._board = _board(folder / "tensorboard")
         self.tokens = 0
+        self.trouble = ""
         self.began = self._clock = time.monotonic()
         self._since = [0.0, 0.0, 0.0]
 
@@ -66,8 +67,11 @@ class Logbook:
         mfu = flop / self._peak if self._peak else None
         log = StepLog(**facts, tokens_per_s=tokens, supervised_per_s=supervised, flop_per_s=flop, mfu=mfu)
         told = asdict(log)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(told) + "\n")
+        except OSError as error:  # a line that is lost is no reason to lose a training
+            self.trouble = f"{self._path.name} not written: {error.strerror}"
         if self._board is not None:
             for name, value in told.items():
                 if isinstance(value, float):

@@ -17,6 +17,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from trainer import gate, model, serving, turns, weights
+from trainer.checkpoint import settle
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, StoreFull, StudentError
 from trainer.export import write_speech
@@ -55,6 +56,7 @@ def merge(config: TrainConfig, folder: Path, dtype: str = "") -> dict[str, Any]:
         shutil.rmtree(aside, ignore_errors=True)
         parity = _fold(config, adapter, aside, kind, renderer)
         _papers(config, adapter, aside, renderer, parity)
+        settle(aside)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
     except (OSError, SafetensorError) as error:

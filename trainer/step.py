@@ -21,6 +21,7 @@ from trainer.render import Example
 from trainer.world import World
 
 MAX_BAD_STEPS = 3
+HOST_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")  # torch's allocator: Linux, elsewhere
 PLAIN_HEADS = frozenset(
     {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
 )  # logits are hidden x weight, no more
@@ -85,7 +86,7 @@ class Stepper:
             try:
                 part, right = loss_of(self.student, collate(packs[number], self.device))
                 (part / supervised).backward()  # type: ignore[no-untyped-call]
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 raise _memory(error, packs[number]) from None
             loss += part.detach()
             correct += right
@@ -184,9 +185,10 @@ def forward(student: Any, batch: Batch) -> torch.Tensor:
     return logits
 
 
-def _memory(error: RuntimeError, pack: Sequence[Example]) -> Exception:
+def _memory(error: RuntimeError | MemoryError, pack: Sequence[Example]) -> Exception:
     """The error itself, or ours when it says that memory ran out."""
-    if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+    told = any(words in str(error) for words in HOST_OUT_OF_MEMORY)
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not told:
         return error
     longest, tokens = max(len(e.ids) for e in pack), sum(len(e.ids) - 1 for e in pack)
     return OutOfMemory(

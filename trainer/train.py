@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from trainer import checkpoint, dataset, export, flops, folding, memory, model, optim, weights
 from trainer.collator import padding_of
 from trainer.config import TrainConfig
-from trainer.errors import Interrupted, ResumeRefused, StoreFull
+from trainer.errors import CheckpointError, Interrupted, ResumeRefused, StoreFull
 from trainer.hold import held, signals
 from trainer.logbook import Logbook, StepLog
 from trainer.order import Order
@@ -167,7 +168,7 @@ class _Run:
         self.notes += [f"checkpoint skipped: {line}" for line in skipped]
         if found is None:
             return 0
-        changed = checkpoint.changes(found.state.get("settings", {}), self._settings())
+        changed = checkpoint.changes(found.state.get("settings", {}), self._settings)
         if changed and not allow_change:
             raise ResumeRefused(
                 f"the training in this folder had other settings: {'; '.join(changed)}",
@@ -185,15 +186,16 @@ class _Run:
         """Write a checkpoint after `step` steps. Without room the older one stays, the training goes on."""
         if not self.world.leads:
             return
-        state = {"settings": self._settings(), "skipped": self.stepper.skipped, "loss": self.loss}
+        state = {"settings": self._settings, "skipped": self.stepper.skipped, "loss": self.loss}
         moments = checkpoint.moments_of(self.optimiser, self.named)
         try:
             checkpoint.save(self.checkpoints, checkpoint.Checkpoint(step, state, self.named, moments))
-        except StoreFull as error:
+        except (StoreFull, CheckpointError) as error:
             self.notes.append(f"warning: {error.message}; the last good checkpoint is kept")
 
+    @cached_property
     def _settings(self) -> dict[str, Any]:
-        """Everything the weights depend on, flat, so that a difference can be named."""
+        """Everything the weights depend on, flat, so that a difference can be named; hashes the base once."""
         told = self.config.model_dump(mode="json")
         flat = {f"{part}.{key}": told[part][key] for part in ("data", "lora", "train") for key in told[part]}
         for key in ("train.log_every", "train.save_every", "train.checkpointing", "data.corpus"):
@@ -203,6 +205,8 @@ class _Run:
             **flat,
             "train.threads": threads,
             "corpus": self.data.sha256,
+            "corpus.examples": len(self.data.examples),
+            "corpus.tokens": sum(self.data.lengths),
             "base": weights.base_sha256(self.config.base),
             "template": self.template,
         }
@@ -210,6 +214,8 @@ class _Run:
     def summary(self, adapter: Path, steps_now: int, wall_s: float) -> Trained:
         """The closing values."""
         tokens = self.logbook.tokens if self.logbook else 0
+        if self.logbook and self.logbook.trouble:
+            self.notes.append(f"warning: {self.logbook.trouble}")
         return Trained(
             adapter=str(adapter),
             steps=self.order.steps,

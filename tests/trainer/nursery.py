@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -72,6 +73,15 @@ def gradients(told: dict[str, Any]) -> None:
     accumulation.write(told)
 
 
+def signal_when(child: int, path: str, number: int) -> None:
+    """Signal a child as soon as a file exists that it writes, or never if it ends before."""
+    while (
+        not Path(path).exists() and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    ):
+        time.sleep(0.005)
+    os.kill(child, number)
+
+
 LIVES = {"command": command, "logits": logits, "prompt": prompt, "gradients": gradients}
 
 
@@ -113,6 +123,8 @@ def main() -> None:
             if told.get("kill_after_s") is not None:
                 timer = threading.Timer(told["kill_after_s"], os.kill, (children[0], signal.SIGKILL))
                 timer.start()
+            if told.get("signal_when") is not None:
+                signal_when(children[0], *told["signal_when"])
             ends = [os.waitpid(child, 0)[1] for child in children]
             if timer is not None:
                 timer.cancel()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -121,6 +123,28 @@ def test_08_a_full_disk_costs_a_warning_and_the_old_checkpoint_stays(door, toml,
     assert not list((toml.parent / "out" / "checkpoints").glob(".*"))
 
 
+def test_08_an_old_checkpoint_stays_until_the_new_one_reads_back(tmp_path, monkeypatch):
+    tensors = {"w": torch.ones(2)}
+    checkpoint.save(tmp_path, checkpoint.Checkpoint(1, {}, tensors, {"w/m": torch.ones(2)}))
+    monkeypatch.setattr(checkpoint, "KEEP", 1)
+    honest = checkpoint.save_file
+    monkeypatch.setattr(  # a write that says it went well and stored something else
+        checkpoint, "save_file", lambda t, path: honest({name: x * 0 for name, x in t.items()}, path)
+    )
+    with pytest.raises(CheckpointError, match="other than it was written"):
+        checkpoint.save(tmp_path, checkpoint.Checkpoint(2, {}, tensors, {"w/m": torch.ones(2)}))
+    assert (tmp_path / "step-00000001").is_dir()
+
+
+def test_06_a_checkpoint_of_another_format_is_skipped_and_named(tmp_path):
+    state = checkpoint.Checkpoint(1, {}, {"w": torch.ones(2)}, {"w/m": torch.ones(2)})
+    manifest = checkpoint.save(tmp_path, state) / "MANIFEST.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
+    found, skipped = checkpoint.newest(tmp_path)
+    assert found is None
+    assert "format 99" in skipped[0]
+
+
 def test_08_a_write_that_fails_half_way_leaves_no_litter(tmp_path, monkeypatch):
     keep = checkpoint.Checkpoint(1, {}, {"w": torch.ones(2)}, {"w/m": torch.ones(2)})
     checkpoint.save(tmp_path, keep)
@@ -146,6 +170,27 @@ def test_09_10_11_stopped_after_any_step_the_end_has_the_same_bits(tmp_path):
         assert train(settings.load(parts)).steps_now == steps - at
         mine = adapter_of(parts.parent)
         assert all(torch.equal(wanted[name], mine[name]) for name in wanted)
+
+
+def test_11_no_state_of_a_random_generator_is_needed(tmp_path):
+    shape = {"train": {"epochs": 2, "log_every": 1, "pack_tokens": 128}, "lora": {"dropout": 0.2}}
+    calm = tiny.train_toml(tmp_path / "calm", tiny.skill(30), **shape)
+    train(settings.load(calm))
+
+    def disturb(log) -> None:  # what a callback, a logger or a library might draw
+        random.random(), np.random.default_rng().random(), torch.rand(3)
+        np.random.seed(log.step)
+        torch.manual_seed(log.step * 7)
+        stop_after(3)(log)
+
+    stormy = tiny.train_toml(tmp_path / "stormy", tiny.skill(30), **shape)
+    with pytest.raises(Interrupted):
+        train(settings.load(stormy), disturb)
+    random.seed(1)
+    torch.manual_seed(99)
+    train(settings.load(stormy), disturb)
+    one, two = adapter_of(calm.parent), adapter_of(stormy.parent)
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_11_28_a_checkpoint_is_safetensors_and_json_only(toml):  # noqa: F811
@@ -196,6 +241,7 @@ def test_13_15_a_changed_base_or_corpus_is_refused(door, toml):  # noqa: F811
     tiny.corpus(toml.parent / "store", tiny.skill(41))
     code, _, err = door("train", toml)
     assert (code, "corpus '" in err) == (2, True)
+    assert "corpus.examples 40 -> 41" in err
 
 
 def test_25_a_torn_shard_is_named_before_the_first_step(door, toml):  # noqa: F811
