@@ -137,6 +137,7 @@ def held_out_loss(answering: Any, examples: Sequence[Example], config: TrainConf
     if not examples:
         return None
     device = next(answering.parameters()).device
+    answering.requires_grad_(False)  # a frozen head is never laid out as a whole
     whole = answering.get_base_model() if hasattr(answering, "get_base_model") else answering
     whole.set_attn_implementation(varlen.register() if device.type == "cuda" else segments.register())
     total = 0.0
