@@ -5,13 +5,14 @@ Importing this loads neither httpx, openai, pyarrow nor torch; commands import t
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 import typer
 
 from harvester import __version__
-from harvester.commands import harvest, mock, pages, store, terms, watch
+from harvester.commands import harvest, mock, pages, reference, store, terms, watch
 from harvester.errors import HarvesterError
 
 EXIT_CODES = """Exit codes: 0 complete, 1 verify/--check found something, 2 usage or configuration,
@@ -44,12 +45,13 @@ def _root(
     """Ask a teacher, keep every paid answer, seal them into Parquet."""
 
 
-for room in (harvest, watch, pages, store, terms, mock):
+for room in (harvest, watch, pages, store, terms, reference, mock):
     room.register(app)
 
 
 def main() -> None:
     """Run the app; every HarvesterError ends as one clear message and its documented exit code."""
+    _standard_streams()
     try:
         app()
     except HarvesterError as error:
@@ -60,6 +62,18 @@ def main() -> None:
     except BrokenPipeError:  # `harvester ... | head`: the reader left, nothing is wrong here
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _standard_streams() -> None:
+    """What can't be shown is escaped, not fatal; a stream closed by the caller is never a store's file."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _say(error: HarvesterError) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -271,7 +272,7 @@ def parse(data: dict[str, Any], *, place: str) -> HarvestConfig:
         raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}", place=place) from None
 
 
-def api_key(teacher: Teacher) -> str | None:
+def api_key(teacher: Teacher, environment: Mapping[str, str] = os.environ) -> str | None:
     """The credential from the environment, None when the teacher needs none.
 
     Raises:
@@ -279,14 +280,14 @@ def api_key(teacher: Teacher) -> str | None:
     """
     if teacher.api_key_env is None:
         return None
-    value = os.environ.get(teacher.api_key_env, "").strip()
+    value = environment.get(teacher.api_key_env, "").strip()
     # A key pasted where its name belongs must not come back on the screen.
     name = teacher.api_key_env if _SHOWN_NAME.match(teacher.api_key_env) else "named there"
     if not value:
         raise ConfigError(
             f"environment variable {name} is not set",
             place="teacher.api_key_env",
-            remedy="export it, or remove api_key_env for a teacher without a key",
+            remedy="export it, or set it in .env beside the file; remove api_key_env if no key is needed",
         )
     if not value.isascii() or not value.isprintable() or set(value) & set(" ,;"):
         raise ConfigError(

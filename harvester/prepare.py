@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from harvester import config as settings
-from harvester import forms, hours, outlook, plan, prompts, terms
+from harvester import environment, forms, hours, outlook, plan, prompts, terms
 from harvester.config import HarvestConfig
 from harvester.errors import ConfigError, NoPrompts
 from harvester.hours import Hours
@@ -93,7 +93,7 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
         run = config.run.model_copy(update={"epoch": flags.epoch})
         config = config.model_copy(update={"run": run})
     forms.check(config.sampling.response_format)
-    key = settings.api_key(config.teacher)
+    key = settings.api_key(config.teacher, environment.variables(root))
     rows, tokens = _count(config, root, watch=flags is not None and flags.watch)
     return Prepared(path, config, flags or Flags(), rows, tokens, verdict, key)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +16,14 @@ PLAIN_EVERY_S = 30.0
 
 
 def emit(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
-    """Print a command's result: one JSON line, or its lines of text."""
-    if as_json:
-        print(json.dumps(data, ensure_ascii=False, default=str))  # noqa: T201
-        return
-    for line in lines:
-        print(one_line(line))  # noqa: T201
+    """Print a command's result: one JSON line, or its lines of text. A reader that left changes no exit code."""
+    said = [json.dumps(data, ensure_ascii=False, default=str)] if as_json else map(one_line, lines)
+    try:
+        for line in said:
+            print(line)  # noqa: T201
+        print(end="", flush=True)  # noqa: T201
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def talk(line: str) -> None:
