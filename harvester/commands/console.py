@@ -16,7 +16,7 @@ PLAIN_EVERY_S = 30.0
 
 
 def emit(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
-    """Print a command's result: one JSON line, or its lines of text. A reader that left changes no exit code."""
+    """Print a command's result: one JSON line, or lines of text. A reader that left changes no exit code."""
     said = [json.dumps(data, ensure_ascii=False, default=str)] if as_json else map(one_line, lines)
     try:
         for line in said:
