@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping
 
+from harvester import open_files
 from harvester.breaker import Breaker
 from harvester.clock import Clock
 from harvester.errors import AttemptTimeout, ConnectionBroken, RateLimited, TeacherError, TeacherUnavailable
@@ -183,6 +184,10 @@ class Admission:
         """
         now = self.clock.now()
         self._last = error.message
+        if error.error_code == open_files.CODE:  # our own shortage: the endpoint is not to blame
+            self.limiter.refund(reserved, now)
+            self.limiter.window.run_short()
+            return
         if error.status is None and not error.maybe_billed:
             self.limiter.refund(reserved, now)
         elif error.status is not None and 400 <= error.status < 500:

@@ -21,7 +21,7 @@ import httpx
 import orjson
 from httpx_aiohttp import AiohttpTransport
 
-from harvester import __version__
+from harvester import __version__, open_files
 from harvester.completion import classify
 from harvester.config import Run, Teacher
 from harvester.errors import (
@@ -38,6 +38,7 @@ from harvester.refusals import visible
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 KEEP_ALIVE_S = 60.0
+NAMES_KEPT_S = 10
 USER_AGENT = f"blackbox-distillation/{__version__}"
 
 # Most specific first. True: the request may have reached the teacher, so it may have been billed.
@@ -106,7 +107,9 @@ class Client:
 
         def session() -> aiohttp.ClientSession:
             # The limiter's window bounds connections; a second bound here could only deadlock with it.
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=context)
+            connector = aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=KEEP_ALIVE_S, ttl_dns_cache=NAMES_KEPT_S, ssl=context
+            )
             return aiohttp.ClientSession(
                 connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=self._run.trust_env
             )
@@ -254,6 +257,12 @@ def _translated(error: BaseException, url: httpx.URL) -> TeacherError:
     for cause in met:
         for theirs, ours, message, maybe_billed in _DOOR:
             if isinstance(cause, theirs):
+                if isinstance(cause, OSError) and cause.errno in open_files.SHORTAGE:
+                    return TeacherUnavailable(
+                        "no file descriptor is left to connect with",
+                        error_code=open_files.CODE,
+                        place=_place(url),
+                    )
                 detail = visible(str(cause))
                 text = f"{message}: {detail}" if detail else message
                 return ours(text, maybe_billed=maybe_billed, place=_place(url))

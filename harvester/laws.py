@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from harvester import open_files
 from harvester.backoff import Backoff
 from harvester.budget import Budget
 from harvester.clock import Clock
 from harvester.config import HarvestConfig, Price, Teacher
-from harvester.limiter import Limiter
+from harvester.limiter import OPEN_FILES, Limiter
 from harvester.metrics import PassLimits
 
 
@@ -45,8 +46,13 @@ def _limiters(teacher: Teacher, now: float) -> dict[str, Limiter]:
         for name, value in teacher.limits.model_dump(exclude={"max_concurrency"}).items()
         if value is not None
     }
-    limits = teacher.limits.model_copy(update=shares)
-    return {url: Limiter(limits, now) for url in teacher.base_urls}
+    most = open_files.bears(teacher.limits.max_concurrency)
+    limits = teacher.limits.model_copy(update={**shares, "max_concurrency": most})
+    limiters = {url: Limiter(limits, now) for url in teacher.base_urls}
+    if most < teacher.limits.max_concurrency:
+        for limiter in limiters.values():
+            limiter.window.held_by = OPEN_FILES
+    return limiters
 
 
 def _budget(config: HarvestConfig, limits: PassLimits) -> Budget:

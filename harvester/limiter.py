@@ -24,6 +24,7 @@ GROWTH_SHARE = 0.8
 FIRST_WINDOW = 16.0
 LEARNED = "requests per second, learned from refusals"
 LEAST_RATE = 1 / 60
+OPEN_FILES = ", all that the limit of open files bears"
 _EPSILON = 1e-9
 
 
@@ -98,6 +99,7 @@ class Window:
         self.threshold = self.ceiling
         self.in_flight = 0
         self.cut_at = -math.inf
+        self.held_by = ""
 
     def bound(self, ceiling: int) -> None:
         """Another ceiling from now on. A window that no failure had cut may grow to it at once."""
@@ -117,6 +119,12 @@ class Window:
             return
         step = 1.0 if self.size < self.threshold else 1.0 / self.size
         self.size = min(self.ceiling, self.size + step)
+
+    def run_short(self) -> None:
+        """This machine opens no further connection: what is open now has to do, less this one."""
+        self.ceiling = max(1.0, min(self.ceiling, self.in_flight - 1.0))
+        self.size = min(self.size, self.ceiling)
+        self.held_by = OPEN_FILES
 
     def cut(self, sent_at: float, now: float) -> bool:
         """The teacher is overloaded; False when this round trip has had its cut already."""
@@ -261,7 +269,8 @@ class Limiter:
         name = max(waits, key=lambda key: waits[key])
         if waits[name] > 0:
             return f"{name}, {waits[name]:.0f} s" if waits[name] >= 1 else name
-        return f"window of {int(self.window.size)} in flight" if self.window.is_full else ""
+        window = self.window
+        return f"window of {int(window.size)} in flight{window.held_by}" if window.is_full else ""
 
 
 def amount(name: str, charge: Charge) -> float:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from harvester import config as settings
-from harvester import environment, forms, hours, outlook, plan, prompts, terms
+from harvester import environment, forms, hours, identities, outlook, plan, prompts, terms
 from harvester.config import HarvestConfig
 from harvester.errors import ConfigError, NoPrompts
 from harvester.hours import Hours
+from harvester.identities import Identities
 from harvester.metrics import PassLimits
 from harvester.permissions import load_permissions
 from harvester.registry import load_registry
@@ -71,8 +73,10 @@ class Prepared:
     def lines(self) -> list[str]:
         """What is about to happen, for people."""
         teacher = self.config.teacher
+        proxies = _proxies(self.config)
         return [
             f"teacher {teacher.model} at {teacher.base_url}",
+            *(f"proxy   {host} (from the environment)" for host in proxies),
             f"terms   {self.verdict.summary()}",
             f"rows    {self.rows_total:,} (prompts x samples) into {self.store}",
         ]
@@ -101,15 +105,19 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
 def _count(config: HarvestConfig, root: Path, *, watch: bool) -> tuple[int, int]:
     """Rows and their estimated input tokens; reads every prompt, so the first bad line is met here."""
     rows = tokens = 0
+    ids = Identities()
     # A watching run may name files that are not there yet.
     for files in [(pattern,) for pattern in config.prompts.files] if watch else [config.prompts.files]:
         try:
             for prompt in prompts.read(files, root):
                 rows += 1
+                ids.note(prompt)
                 tokens += plan.input_tokens_of(prompt, config)
         except NoPrompts:
             if not watch:
                 raise
+    if not watch and ids.clash():
+        raise identities.named(prompts.read(config.prompts.files, root))
     return rows * config.sampling.samples, tokens * config.sampling.samples
 
 
@@ -119,6 +127,15 @@ def _with_wire_fields(config: HarvestConfig, verdict: terms.Verdict) -> HarvestC
         return config
     extra = {**config.sampling.extra, **verdict.body}
     return config.model_copy(update={"sampling": config.sampling.model_copy(update={"extra": extra})})
+
+
+def _proxies(config: HarvestConfig) -> list[str]:
+    """Host and port of the proxies that requests go through; never the credentials in their URLs."""
+    if not config.run.trust_env:
+        return []
+    parts = [urlsplit(url) for url in config.teacher.base_urls]
+    used = [getproxies().get(one.scheme) for one in parts if not proxy_bypass(one.hostname or "")]
+    return sorted({urlsplit(url).netloc.rpartition("@")[2] for url in used if url})
 
 
 def _with_trust(config: HarvestConfig, root: Path) -> HarvestConfig:

@@ -38,6 +38,13 @@ def find(files: Sequence[str], root: Path) -> list[Path]:
     for pattern in files:
         base = Path(pattern)
         matches = [base] if base.is_absolute() else sorted(root.glob(pattern))
+        for path in matches:
+            if path.is_fifo() or path.is_char_device():
+                raise PromptError(
+                    "is a pipe or a terminal, which can't be read twice",
+                    place=str(path),
+                    remedy="save the prompts to a .jsonl file first: a run counts them before it asks",
+                )
         matches = [path for path in matches if path.is_file()]
         if not matches:
             raise NoPrompts(
