@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from harvester import database
-from harvester.errors import StoreError
+from harvester.errors import StoreError, StoreFormatError
 from harvester.exchange import find, reading
 from harvester.findings import Finding, look
 from harvester.projection import SELECT_ANSWERS, asked_by, sample_of
@@ -118,21 +120,39 @@ class Corpus:
             query = "SELECT (SELECT coalesce(sum(rows), 0) FROM manifest) + (SELECT count(*) FROM answers)"
             return int(connection.execute(query).fetchone()[0])
 
-    def lineages(self) -> list[dict[str, Any]]:
-        """One dict a run that holds rows here: teacher, terms, purpose, duties, configuration hash."""
-        found: dict[str, dict[str, Any]] = {}
-        with reading(self.folder):
-            for entry in self._read_manifest():
-                with opened(find(self.folder, entry.name)) as file:
-                    for lineage in lineages_in(file):
-                        found.setdefault(str(lineage.get("run_id", "")), lineage)
-        if self._has_journal:
+    def lineages(self, *, sealed: bool = True) -> list[dict[str, Any]]:
+        """One dict a run that holds rows here: teacher, terms, purpose, duties, configuration hash.
+
+        Two files that say different things of one run give two. `sealed=False` leaves the shards aside.
+        """
+        told: list[dict[str, Any]] = []
+        if self._has_journal:  # the tail first: what is sealed meanwhile is met again among the shards
             with self._reading() as connection:
                 query = "SELECT lineage_json FROM runs WHERE run IN (SELECT run FROM answers)"
-                for (text,) in connection.execute(query):
-                    lineage = orjson.loads(text)
-                    found.setdefault(lineage["run_id"], lineage)
-        return [found[run_id] for run_id in sorted(found)]
+                told += [orjson.loads(text) for (text,) in connection.execute(query)]
+        with reading(self.folder):
+            for entry in self._read_manifest() if sealed else ():
+                with opened(find(self.folder, entry.name)) as file:
+                    told += lineages_in(file) or [{}]  # a silent file is no part of what others say
+        found = {orjson.dumps(lineage, option=orjson.OPT_SORT_KEYS): lineage for lineage in told}
+        return sorted(found.values(), key=lambda lineage: str(lineage.get("run_id", "")))
+
+    def distinct(self, columns: Sequence[str], *, sealed: bool = True) -> list[dict[str, Any]]:
+        """Every combination of values that rows hold in some columns, each once.
+
+        Raises:
+            StoreFormatError: a file lacks one of the columns.
+        """
+        found: dict[tuple[Any, ...], None] = {}
+        if self._has_journal:
+            with self._reading() as connection:
+                for sample in self._tail(connection, columns):
+                    found[tuple(getattr(sample, name) for name in columns)] = None
+        with reading(self.folder):
+            for entry in self._read_manifest() if sealed else ():
+                with opened(find(self.folder, entry.name)) as file:
+                    found.update(dict.fromkeys(_combinations(file, columns, self.folder / entry.name)))
+        return [dict(zip(columns, values, strict=True)) for values in found]
 
     def verify(self) -> list[Finding]:
         """What is missing, foreign, torn or changed, each by name; empty when all is as it was written."""
@@ -238,3 +258,12 @@ def _manifest(connection: sqlite3.Connection) -> tuple[ShardEntry, ...]:
 
 def _projected(sample: Sample, wanted: Sequence[str]) -> Sample:
     return from_row({name: getattr(sample, name) for name in wanted})
+
+
+def _combinations(file: pq.ParquetFile, columns: Sequence[str], place: Path) -> Iterator[tuple[Any, ...]]:
+    lacking = sorted(set(columns) - set(file.schema_arrow.names))
+    if lacking:
+        raise StoreFormatError(f"lacks columns {lacking}", place=str(place))
+    for batch in file.iter_batches(columns=list(columns)):
+        held = pa.Table.from_batches([batch]).group_by(list(columns)).aggregate([])
+        yield from (tuple(row[name] for name in columns) for row in held.to_pylist())

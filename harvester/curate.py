@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
+from harvester import doors
 from harvester.config import read_toml
 from harvester.corpus import Corpus
 from harvester.errors import ConfigError, StoreError
@@ -73,6 +74,7 @@ def curate(config: CurateConfig) -> Tally:
     """Filter a corpus into a new folder of shards.
 
     Raises:
+        TermsRefused: rows whose lineage is missing or says otherwise.
         StoreError: the target holds shards already (a curated corpus is written once), or can't be written.
     """
     shards = config.out / "shards"
@@ -80,6 +82,7 @@ def curate(config: CurateConfig) -> Tally:
         raise StoreError("holds a curated corpus already", place=str(shards), remedy="name another 'out'")
     shards.mkdir(parents=True, exist_ok=True)
     corpus = Corpus.open(config.corpus)
+    doors.require_lineage(corpus)
     lineages = {str(lineage.get("run_id", "")): lineage for lineage in corpus.lineages()}
     decide = chain(config.filters)
     kept, dropped = 0, Counter[str]()

@@ -67,7 +67,7 @@ def export(
     if out.exists() and any(out.iterdir()):
         raise StoreError("is not empty", place=str(out), remedy="name a new folder")
     corpus = Corpus.open(store)
-    doors.ask(corpus.lineages(), "export", store.resolve().parent)
+    doors.ask(corpus, "export", store.resolve().parent)
     left_out: dict[str, int] = {}
     rows = _rows(corpus, SHAPES[shape], reasoning, split, left_out)
     first = next(rows, None)

@@ -10,7 +10,7 @@ from datetime import date
 from typing import Any
 
 from harvester.duties import is_of_line
-from harvester.names import LOOPBACK, plain_host
+from harvester.names import LOOPBACK, plain_host, printable
 from harvester.registry import SEVERITY, Registry, TermsRecord
 
 
@@ -20,6 +20,7 @@ def speaking(
     """Records that speak of this teacher, and what is missing or misdeclared."""
     found: dict[str, TermsRecord] = {}
     reasons: list[str] = []
+    shown = printable(model)
     matching = [r for r in registry.records.values() if not r.mock and r.speaks_of_model(model)]
     current = [r for r in matching if not r.superseded_by]
     is_routed = any(r.layer == "router" and r.speaks_of_host(host) for r in matching)
@@ -31,7 +32,7 @@ def speaking(
             record.speaks_of_host(host) or (is_routed and record.provider)
         ):
             spoken = f"{', '.join(record.model)} at {', '.join(record.host)}"
-            reasons.append(f"record {name!r} speaks of {spoken}, not of {model} at {host}")
+            reasons.append(f"record {name!r} speaks of {spoken}, not of {shown} at {host}")
         else:
             found[name] = record
             if record.superseded_by and harvesting:
@@ -46,6 +47,7 @@ def _missing(found: Sequence[TermsRecord], declared: str, host: str, model: str)
     if any(r.mock and not r.strange_in(model) for r in found):
         return []
     names = {part.strip() for part in declared.split(",")}
+    shown = printable(model)
     services = [r for r in found if r.layer == "service"]
     is_routed = any(r.layer == "router" for r in found)
     is_here = plain_host(host) in LOOPBACK
@@ -55,7 +57,7 @@ def _missing(found: Sequence[TermsRecord], declared: str, host: str, model: str)
     declared_weights = [r for r in found if r.layer == "weights" and r.id in names]
     if not covered and not declared_weights:
         where = "on this machine" if is_here else f"at {host}"
-        reasons.append(f"no terms record is declared for the weights of {model} {where}")
+        reasons.append(f"no terms record is declared for the weights of {shown} {where}")
     elif not covered and all(r.opens_training and r.strange_in(model) for r in declared_weights):
         words = ", ".join(declared_weights[0].strange_in(model))
         reasons.append(

@@ -73,6 +73,11 @@ def check_url(url: str) -> str:
     return f"{parts.scheme}://{place}{parts.path}".rstrip("/")
 
 
+def printable(name: str) -> str:
+    """A name as it may be shown: answers name their own model, and a teacher's text is never trusted."""
+    return name if name.isprintable() else ascii(name)
+
+
 def strange_words(model: str, patterns: Iterable[str]) -> list[str]:
     """Words of a model's name that neither its record's patterns nor the trade of packing weights explain.
 

@@ -12,6 +12,7 @@ from urllib.request import getproxies, proxy_bypass
 from harvester import config as settings
 from harvester import environment, forms, hours, identities, outlook, plan, prompts, terms
 from harvester.config import HarvestConfig
+from harvester.doors import ask_what_waits
 from harvester.errors import ConfigError, NoPrompts
 from harvester.hours import Hours
 from harvester.identities import Identities
@@ -93,6 +94,7 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
     verdict = gate(config, root)
     verdict.require()
     config = _with_trust(_with_wire_fields(config, verdict), root)
+    ask_what_waits(root / config.store.path)
     if flags is not None and flags.epoch is not None:  # ask again on purpose: other keys, same prompts
         run = config.run.model_copy(update={"epoch": flags.epoch})
         config = config.model_copy(update={"run": run})

@@ -107,7 +107,7 @@ async def seal_all(store: Path, writer: GroupCommit, target_bytes: int) -> int:
 
 def seal_now(store: Path) -> shards.SealResult:
     """`harvester seal`: everything journalled becomes Parquet, without a run."""
-    doors.ask(Corpus.open(store).lineages(), "seal", store.resolve().parent)
+    doors.ask(Corpus.open(store), "seal", store.resolve().parent)
     with StoreLock(store, started_at=time.time()):
         journal = Journal.open(store)
         try:

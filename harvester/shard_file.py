@@ -88,9 +88,19 @@ def require_version(path: Path, file: pq.ParquetFile) -> None:
 
 
 def lineages_in(file: pq.ParquetFile) -> list[dict[str, Any]]:
-    """Lineages in a shard's metadata, one for each run whose answers it holds."""
-    loaded = orjson.loads((file.schema_arrow.metadata or {}).get(LINEAGE_KEY, b"[]"))
-    return loaded if isinstance(loaded, list) else [loaded]
+    """Lineages in a shard's metadata, one for each run whose answers it holds.
+
+    Raises:
+        StoreCorrupt: what lies there is none.
+    """
+    try:
+        loaded = orjson.loads((file.schema_arrow.metadata or {}).get(LINEAGE_KEY, b"[]"))
+    except orjson.JSONDecodeError as error:
+        raise StoreCorrupt(f"a shard's lineage can't be read: {error}") from None
+    told = loaded if isinstance(loaded, list) else [loaded]
+    if not all(isinstance(one, dict) for one in told):
+        raise StoreCorrupt("a shard's lineage is no list of objects")
+    return told
 
 
 def lineage_digest(lineage: Mapping[str, Any]) -> str:

@@ -8,11 +8,11 @@ permissions and the day are passed in. A reading of published texts, not legal a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, Literal
 
-from harvester import layers
+from harvester import layers, provenance
 from harvester.duties import Student, unpaid
 from harvester.errors import TermsRefused
 from harvester.names import host_of
@@ -20,6 +20,7 @@ from harvester.permissions import Permission, load_permissions
 from harvester.registry import SEVERITY, Registry, TermsRecord, load_registry
 
 __all__ = [
+    "ROW_FACTS",
     "Permission",
     "Purpose",
     "Registry",
@@ -34,6 +35,8 @@ __all__ = [
 
 Use = Literal["harvest", "seal", "train", "export"]
 Purpose = Literal["train", "eval"]
+ROW_FACTS = provenance.COLUMNS
+"""Columns of the corpus whose values the doors hold against the lineages: `Corpus.distinct(ROW_FACTS)`."""
 FREE = frozenset({"permit", "duties"})
 REMEDIES = (
     "choose a permitted teacher (`harvester terms list`), or record a permission you hold "
@@ -145,21 +148,21 @@ def allows_training(  # noqa: PLR0913 - the facts a verdict depends on, all by n
     student_licence: str | None = None,
     permissions: Sequence[Permission] = (),
     use: Use = "train",
+    facts: Sequence[provenance.Fact] = (),
 ) -> Verdict:
     """Whether a student may learn from shards of these lineages, and be exported (`use="export"`).
 
     Each lineage is asked again under the records it names; duties are united and held against the
     student's base, name and licence. No lineage at all is no.
+
+    Args:
+        facts: what the rows say of themselves; see `provenance`.
     """
-    asked = [
-        allows_lineage(
-            each, registry=registry, today=today, student_base=student_base, permissions=permissions, use=use
-        )
-        for each in lineages
-    ]
+    asked = again(
+        lineages, facts, registry=registry, today=today, student_base=student_base, permissions=permissions,
+        use=use,
+    )  # fmt: skip
     reasons = [reason for verdict in asked for reason in verdict.reasons if not verdict.permitted]
-    if not lineages:
-        reasons.append("there is no lineage, so nobody can show which terms applied")
     duties = tuple(dict.fromkeys(duty for verdict in asked for duty in verdict.duties))
     student = Student(base=student_base, name=student_name, licence=student_licence)
     reasons += unpaid(duties, student)
@@ -178,7 +181,26 @@ def allows_training(  # noqa: PLR0913 - the facts a verdict depends on, all by n
     )
 
 
-def allows_lineage(
+def again(
+    lineages: Sequence[Mapping[str, Any]], facts: Sequence[provenance.Fact], **told: Any
+) -> list[Verdict]:
+    """Every lineage asked again, and one verdict more where rows and lineages differ or nobody says a thing.
+
+    Args:
+        told: as for `allows_lineage`.
+    """
+    others = provenance.answering(facts)
+    asked = [
+        allows_lineage(each, answering=others.get(str(each.get("run_id") or ""), ()), **told)
+        for each in lineages
+    ]
+    reasons = provenance.disagreements(lineages, facts)
+    if not lineages:
+        reasons.append("there is no lineage, so nobody can show which terms applied")
+    return [*asked, *([Verdict(False, "unknown", (), (), tuple(reasons))] if reasons else [])]
+
+
+def allows_lineage(  # noqa: PLR0913 - the facts a verdict depends on, all by name
     lineage: Mapping[str, Any],
     *,
     registry: Registry,
@@ -186,12 +208,43 @@ def allows_lineage(
     permissions: Sequence[Permission],
     use: Use,
     student_base: str = "",
+    answering: Sequence[str] = (),
 ) -> Verdict:
     """Whether rows of this lineage may be used so today, under the records they name themselves.
 
     A lineage that doesn't say record, host, model and purpose is no; so is one that leans on a permission
     that is not among `permissions`.
+
+    Args:
+        answering: names that answers gave as their model's, other than the one asked for: the same records
+            have to speak for them.
     """
+    verdicts = [
+        _as_model(lineage, name, registry=registry, today=today, permissions=permissions, use=use,
+                  student_base=student_base)
+        for name in (str(lineage.get("model") or ""), *answering)
+    ]  # fmt: skip
+    first = verdicts[0]
+    reasons = list(first.reasons)
+    for name, verdict in zip(answering, verdicts[1:], strict=True):
+        if not verdict.permitted:
+            reasons += [
+                f"asked for {lineage.get('model')!r}, {name!r} answered: {r}" for r in verdict.reasons
+            ]
+    return replace(
+        first,
+        permitted=all(verdict.permitted for verdict in verdicts),
+        status=max((verdict.status for verdict in verdicts), key=SEVERITY.index),
+        record_ids=tuple(dict.fromkeys(i for verdict in verdicts for i in verdict.record_ids)),
+        duties=tuple(dict.fromkeys(duty for verdict in verdicts for duty in verdict.duties)),
+        reasons=tuple(reasons),
+    )
+
+
+def _as_model(  # noqa: PLR0913 - as above
+    lineage: Mapping[str, Any], model: str, *, registry: Registry, today: date,
+    permissions: Sequence[Permission], use: Use, student_base: str,
+) -> Verdict:  # fmt: skip
     teacher = str(lineage.get("teacher_id") or lineage.get("host") or "an unknown teacher")
     absent = [name for name in ("terms_id", "host", "model", "purpose") if not lineage.get(name)]
     if absent:
@@ -201,7 +254,7 @@ def allows_lineage(
     verdict = allows(
         registry,
         host=host_of(str(lineage["host"])),
-        model=str(lineage["model"]),
+        model=model,
         declared=str(lineage["terms_id"]),
         use=use,
         purpose="train" if lineage["purpose"] == "train" else "eval",
@@ -215,14 +268,10 @@ def allows_lineage(
             f"rows of {teacher} lean on permission {leaned[:12]}, which is not here or not in force"
         )
     duties = dict.fromkeys((*verdict.duties, *lineage.get("duties", ())))
-    return Verdict(
-        verdict.permitted,
-        verdict.status,
-        verdict.record_ids,
-        tuple(duties),
-        tuple(reasons),
+    return replace(
+        verdict,
+        duties=tuple(duties),
+        reasons=tuple(reasons),
         mock=verdict.mock or bool(lineage.get("mock")),
-        permission_sha256=verdict.permission_sha256,
-        conditions=verdict.conditions,
-        warnings=verdict.warnings,
+        body={},
     )

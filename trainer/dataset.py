@@ -91,13 +91,13 @@ def read(config: TrainConfig) -> Rows:
             "no corpus here", place=str(config.corpus), remedy="harvest first, or set [data] corpus"
         )
     corpus = Corpus.open(config.corpus)
-    lineages = tuple(corpus.lineages())
     samples = sorted(corpus.samples(COLUMNS), key=lambda s: (s.prompt_id, s.sample_index, s.key))
     if not samples:
         raise DataError(
             "the corpus is empty", place=str(config.corpus), remedy="`harvester run harvest.toml` fills it"
         )
-    gate.ask(config, lineages, {s.run_id for s in samples})
+    lineages = tuple(corpus.lineages())
+    gate.ask(config, lineages, corpus.distinct(gate.COLUMNS))
     excluded: Counter[str] = Counter()
     prompts = [prompt_key(s.messages) for s in samples]
     splits = [split_of(s, key, config.data) for s, key in zip(samples, prompts, strict=True)]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from harvester import terms
 from trainer.config import TrainConfig
 
+COLUMNS = terms.ROW_FACTS
+
 
 def ask(
     config: TrainConfig,
     lineages: Sequence[Mapping[str, Any]],
-    runs: Collection[str],
+    facts: Sequence[Mapping[str, Any]],
     *,
     use: Literal["train", "export"] = "train",
 ) -> terms.Verdict:
@@ -24,15 +26,14 @@ def ask(
 
     Args:
         lineages: of the corpus, one a run.
-        runs: runs whose rows are at hand. Rows of a run without a lineage stand for an unknown teacher.
+        facts: what the rows say of themselves (`harvester.provenance`); rows without a lineage, or whose
+            lineage says otherwise, are refused.
 
     Raises:
         TermsRefused: exit 77; unknown, expired, evaluation-only or unpaid duties mean no.
     """
-    known = {str(lineage.get("run_id", "")) for lineage in lineages}
-    unknown = [{"teacher_id": f"run {run!r}"} for run in sorted(set(runs) - known)]
     verdict = terms.allows_training(
-        [*lineages, *unknown],
+        lineages,
         registry=terms.load_registry(config.root / "terms"),
         today=datetime.now(UTC).date(),
         student_base=str(config.base),
@@ -40,6 +41,7 @@ def ask(
         student_licence=config.out.licence or None,
         permissions=terms.load_permissions(config.root / "permissions"),
         use=use,
+        facts=facts,
     )
     verdict.require()
     return verdict

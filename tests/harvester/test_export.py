@@ -27,7 +27,7 @@ def sample(number: int, **changes: object) -> Sample:
         "messages": [{"role": "user", "content": f"{number}?"}], "completion": f"answer {number}",
         "outcome": "ok", "finish_reason": "stop", "run_id": "run-1",
         "metadata_json": json.dumps({"split": "train" if number % 2 else "held_out"}), "mock": True,
-        "terms_id": "mock-teacher",
+        "terms_id": "mock-teacher", "teacher_id": LINEAGE["teacher_id"],
     }  # fmt: skip
     return Sample(**{**facts, **changes})  # type: ignore[arg-type]
 

@@ -21,6 +21,7 @@ SHIPPED = terms.load_registry()
 
 def lineage(model: str = "mock-teacher", terms_id: str = "mock-teacher", **more: Any) -> dict[str, Any]:
     return {
+        "run_id": f"run {terms_id} {sorted(more.items())}",
         "teacher_id": f"http://127.0.0.1:8000/v1|{model}",
         "host": "127.0.0.1:8000",
         "model": model,

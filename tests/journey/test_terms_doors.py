@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -66,12 +67,27 @@ def test_export_asks_again_and_writes_nothing_when_refused(harvested, tmp_path: 
     assert not (tmp_path / "refused").exists()
 
 
-def test_sealing_asks_again_and_leaves_the_answers_where_they_are(harvested):
-    path, _ = harvested
-    restrict(path.parent)
-    store = str(path.parent / "store")
+def test_sealing_asks_again_and_leaves_the_answers_where_they_are(tmp_path: Path, mock_teacher):
+    """Answers that a killed run left journalled are neither sealed by hand nor along with the next run."""
+    teacher = mock_teacher()
+    path = folder(tmp_path, teacher.base_url, lines=tuple(f'{{"prompt": "{n} + 1?"}}' for n in range(10)))
+    killed = harvester("run", str(path), HARVESTER_FAILPOINT="shards.after_write")
+    assert killed.returncode == -signal.SIGKILL
+    restrict(tmp_path)
+    store = str(tmp_path / "store")
     assert harvester("seal", store).returncode == 77
     assert json.loads(harvester("verify", store, "--json").stdout)["answers"] == 10
+    (tmp_path / "other").mkdir()
+    other = folder(tmp_path / "other", teacher.base_url)
+    other.write_text(other.read_text() + f'[store]\npath = "{store}"\n')
+    received = teacher.state()["received"]
+    refused = harvester(
+        "run", str(other)
+    )  # its own terms are good; the answers waiting in the store's are not
+    assert refused.returncode == 77
+    assert "outputs may not train anything" in refused.stderr
+    assert teacher.state()["received"] == received
+    assert not list((tmp_path / "store" / "shards").glob("*.parquet"))
 
 
 def test_rows_collected_for_evaluation_are_never_exported(tmp_path: Path, mock_teacher):

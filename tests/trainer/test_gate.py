@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,9 @@ from trainer.train import train
 
 def configured(folder, lineages, **sections):
     path = tiny.train_toml(folder, tiny.skill(8), **sections)
-    tiny.corpus(folder / "store", tiny.skill(8), lineages)
+    told = lineages[0] if lineages else tiny.lineage()
+    same = {name: told[name] for name in ("terms_id", "mock", "purpose", "permission_sha256", "teacher_id")}
+    tiny.corpus(folder / "store", [replace(row, **same) for row in tiny.skill(8)], lineages)
     return settings.load(path)
 
 
