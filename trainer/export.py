@@ -38,6 +38,7 @@ LoRA adapter, rank {rank}, alpha {alpha:g}, on {target}. Load it with
 | training answers | {rows:,} |
 | seed, epochs, peak rate | {seed}, {epochs}, {lr:g} |
 | end of a turn | token {stop_id} |
+| chat template SHA-256 | `{template}` |
 
 ## Who taught
 {lineage}
@@ -131,5 +132,6 @@ def _card(config: TrainConfig, rows: Rows, renderer: Renderer, lineage: Mapping[
         epochs=config.train.epochs,
         lr=config.train.lr,
         stop_id=renderer.shape.stop_id,
+        template=renderer.template_sha256,
         lineage="\n".join(lines),
     )

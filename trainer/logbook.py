@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -53,6 +54,20 @@ class Logbook:
         self.began = self._clock = time.monotonic()
         self._since = [0.0, 0.0, 0.0]
 
+    def keep(self, steps: int) -> None:
+        """Forget lines of steps after `steps`: they are learned again, and a step has one line."""
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= steps]
+            if len(kept) < len(lines):
+                aside = self._path.with_name(f".{self._path.name}.tmp")
+                aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+                aside.rename(self._path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.trouble = f"{self._path.name} not written: {error.strerror}"
+
     def count(self, tokens: int, supervised: int, flop: float) -> None:
         """A step was made."""
         self.tokens += tokens
@@ -78,6 +93,13 @@ class Logbook:
                     self._board.add_scalar(name, value, log.step)
         self._on_line(log)
         return log
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # torn by a kill
 
 
 def _board(folder: Path) -> Any:

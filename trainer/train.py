@@ -73,6 +73,8 @@ def train(
         run.template = renderer.template_sha256
         run.logbook = Logbook(config.out_path, on_step, model.peak_flops(device)) if world.leads else None
         first = run.resume(allow_change=allow_change)
+        if run.logbook is not None:
+            run.logbook.keep(first)
         for step in range(first, order.steps):
             stop = run.step(step, asked)
             if stop:

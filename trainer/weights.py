@@ -65,7 +65,7 @@ def _check_index(folder: Path) -> None:
 
 
 def check_adapter(folder: Path) -> None:
-    """Refuse an adapter that is missing, pickled or torn.
+    """Refuse an adapter that is missing, pickled, torn, or a link out of its folder.
 
     Raises:
         StudentError: which file, and what is wrong.
@@ -77,6 +77,8 @@ def check_adapter(folder: Path) -> None:
         raise StudentError(
             "no adapter_model.safetensors", place=str(folder), remedy="pickled adapters are never loaded"
         )
+    if file.resolve().parent != folder.resolve():
+        raise StudentError("is a link to somewhere else", place=str(file), remedy="train or fetch it again")
     _shapes(file)
 
 

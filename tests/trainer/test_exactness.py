@@ -57,7 +57,8 @@ def test_a_pack_has_the_loss_and_gradients_of_its_documents_alone(student):
     unpacked = gradients(student)
     assert torch.allclose(together, alone, rtol=1e-5)
     assert packed.keys() == unpacked.keys()
-    assert all(torch.allclose(packed[n], unpacked[n], atol=1e-5, rtol=1e-4) for n in packed)
+    worst = max(float((packed[n] - unpacked[n]).abs().max()) for n in packed)
+    assert worst <= 1e-5 * max(1.0, max(float(g.abs().max()) for g in unpacked.values()))
 
 
 def test_the_loss_is_that_of_transformers_own_forward(student):
@@ -111,7 +112,8 @@ def test_folding_changes_neither_loss_nor_gradient(student, tmp_path):
             m.__dict__.pop("forward", None)
     after = gradients(student)
     assert torch.allclose(plain, folded, rtol=1e-5)
-    assert all(torch.allclose(before[n], after[n], atol=1e-5, rtol=1e-4) for n in before)
+    worst = max(float((before[n] - after[n]).abs().max()) for n in before)
+    assert worst <= 1e-5 * max(1.0, max(float(g.abs().max()) for g in before.values()))
 
 
 def test_every_target_is_predicted_from_the_token_before_it():

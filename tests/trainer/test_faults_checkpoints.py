@@ -289,6 +289,30 @@ def test_30_a_checkpoint_that_is_a_link_is_not_followed(tmp_path):
     assert "state.json is not what was written" in skipped[0]
 
 
+def test_30_an_adapter_that_is_a_link_out_is_refused(door, toml):  # noqa: F811
+    assert door("train", toml)[0] == 0
+    file = toml.parent / "out" / "adapter" / "adapter_model.safetensors"
+    file.rename(toml.parent / "elsewhere.safetensors")
+    file.symlink_to(toml.parent / "elsewhere.safetensors")
+    for words in (("evaluate", toml), ("export", toml, toml.parent / "merged")):
+        code, _, err = door(*words)
+        assert (code, "is a link to somewhere else" in err) == (2, True)
+
+
+def test_05_a_step_has_one_line_in_the_log_whatever_was_killed(toml, nursery):  # noqa: F811
+    toml.write_text(toml.read_text().replace("save_every = 1", "save_every = 4"))
+    ended = nursery("command", words=("train", toml), env={"HARVESTER_FAILPOINT": "train.backward:7"})
+    assert ended["signal"] == signal.SIGKILL
+    log = toml.parent / "out" / "train.jsonl"
+    assert len(log.read_text().splitlines()) == 6
+    with log.open("a") as file:
+        file.write('{"step": 7, "lo')  # torn by the kill
+    ended = nursery("command", words=("train", toml))
+    assert ended["code"] == 0, ended["err"]
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+
+
 def test_32_a_second_trainer_ends_with_75(toml, nursery):  # noqa: F811
     with hold.held(toml.parent / "out"):
         ended = nursery("command", words=("train", toml))

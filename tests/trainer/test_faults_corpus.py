@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -157,6 +158,8 @@ def test_21_a_missing_template_is_refused_and_an_explicit_one_is_identity(door, 
     (toml.parent / "mine.jinja").write_text(tiny.CHATML)
     toml.write_text(toml.read_text().replace('base = "base"', 'base = "base"\ntemplate = "mine.jinja"'))
     assert door("train", toml)[0] == 0
+    recorded = hashlib.sha256(tiny.CHATML.encode()).hexdigest()
+    assert recorded in (toml.parent / "out" / "adapter" / "README.md").read_text()
     (toml.parent / "mine.jinja").write_text(tiny.CHATML + "{# another #}")
     code, _, err = door("train", toml)
     assert (code, "template '" in err) == (2, True)
