@@ -82,7 +82,10 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
 
 
 def _tensor(array: np.ndarray[tuple[int], np.dtype[np.int64]], device: torch.device | str) -> torch.Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    made = torch.from_numpy(array)
+    if torch.device(device).type == "cuda":
+        made = made.pin_memory()  # else the copy would wait for its turn
+    return made.to(device, non_blocking=True)
 
 
 def _cuts(lengths: Sequence[int]) -> list[int]:

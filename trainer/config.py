@@ -85,6 +85,7 @@ class Train(_Frozen):
         save_every: steps between checkpoints; 0 means one at the end.
         checkpointing: recompute activations in the backward pass; "planned" does so only where the memory
             plan says that they would not fit.
+        compile: torch.compile for the layers and the loss; the first step takes its time, last bits differ.
         threads: CPU threads, 0 means as many as there are cores for this process.
     """
 
@@ -104,6 +105,7 @@ class Train(_Frozen):
     threads: int = Field(default=0, ge=0)
     device: Literal["cpu", "cuda", "fastest"] = "fastest"
     checkpointing: Literal["never", "always", "planned"] = "planned"
+    compile: bool = False
 
     @property
     def pack_budget(self) -> int:

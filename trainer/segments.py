@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from trainer.errors import StudentError
 
@@ -80,6 +80,8 @@ def _grid(x: torch.Tensor, group: Group) -> torch.Tensor:
     return tokens.view(group.documents, group.longest, heads, dim).transpose(1, 2)
 
 
+# Bounds differ with every pack: traced, attention would be compiled anew for each.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(  # noqa: PLR0913 - the signature is transformers'
     module: Any,
     query: torch.Tensor,
@@ -134,12 +136,11 @@ def _window(longest: int, window: int, device: torch.device) -> torch.Tensor:
     return (back >= 0) & (back < window)
 
 
-def _no_mask(*_args: Any, **_kwargs: Any) -> None:
-    return None
-
-
 def register() -> str:
-    """Make `NAME` known to transformers; returns it."""
+    """Make `NAME` known to transformers; returns it.
+
+    No mask function is registered with it: then transformers makes no mask and, once a forward pass, doesn't
+    read from the device whether the row is packed.
+    """
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, _no_mask)
     return NAME

@@ -169,7 +169,7 @@ def loss_of(student: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         segments=batch.segments,
     )
     hidden = out.last_hidden_state[0].index_select(0, batch.predict_at)
-    return head_loss(hidden, head.weight, head.bias, batch.targets)
+    return head_loss(hidden, head.weight, head.bias, batch.targets, getattr(whole, "judge", None))
 
 
 def forward(student: Any, batch: Batch) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint, dataset, export, flops, folding, memory, model, optim, weights
+from trainer import checkpoint, compiling, dataset, export, flops, folding, memory, model, optim, weights
 from trainer.collator import padding_of
 from trainer.config import TrainConfig
 from trainer.errors import CheckpointError, Interrupted, ResumeRefused, StoreFull
@@ -110,10 +110,13 @@ class _Run:
         if self.checkpointing:
             memory.recompute(student)
         folding.fold(student)
+        if config.train.compile:
+            compiling.compile_student(student)
         self.named = model.trainable(student)
         self.optimiser = optim.adamw(self.named.items(), config.train, config.lora)
         self.stepper = Stepper(student, self.named, self.optimiser, config.train, world)
         self.device = self.stepper.device
+        self.looks_always = self.device.type == "cpu"  # elsewhere reading a value makes the host wait
         self.count = flops.counter(student)
         self.checkpoints = config.out_path / "checkpoints"
         self.notes = [
@@ -138,10 +141,13 @@ class _Run:
             check_moves(float(learned.norm))
         if self.logbook is not None:
             self.logbook.count(learned.tokens, learned.supervised, sum(map(self.count, packs)))
-        if logs or self.device.type == "cpu":  # elsewhere reading would make the device wait
+        looks = logs or self.looks_always
+        if looks:
             self._look(step, learned, lr, padding_of(packs), logs=logs)
         self._spent_s += time.monotonic() - began
-        return bool(learned.asked) if self.world.size > 1 else bool(asked)
+        if self.world.size == 1:
+            return bool(asked)
+        return looks and bool(learned.asked)  # all ranks look at the same steps, so they stop at the same one
 
     def _look(self, step: int, learned: Learned, lr: float, padding: float, *, logs: bool) -> None:
         loss, norm = float(learned.loss), float(learned.norm)

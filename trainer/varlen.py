@@ -9,10 +9,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from trainer.errors import StudentError
 
@@ -39,6 +40,8 @@ def bounds(lengths: Sequence[int], device: torch.device | str) -> Bounds:
     return Bounds(starts.to(device, non_blocking=True), max(lengths))
 
 
+# Bounds differ with every pack: traced, attention would be compiled anew for each.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(  # noqa: PLR0913 - the signature is transformers'
     module: Any,
     query: torch.Tensor,
@@ -63,7 +66,7 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
         )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, dim]
     kernel = _kernel()
-    takes = inspect.signature(kernel).parameters
+    takes = _takes(kernel)
     options: dict[str, Any] = {"scale": scaling} if scaling is not None else {}
     window = extra.get("sliding_window")
     if "window_size" in takes:
@@ -83,6 +86,11 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
     return out[None], None
 
 
+@lru_cache(maxsize=8)
+def _takes(kernel: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(kernel).parameters)
+
+
 def _kernel() -> Any:
     from torch.nn.attention.varlen import varlen_attn  # loads CUDA's operators; absent on some builds
 
@@ -90,7 +98,6 @@ def _kernel() -> Any:
 
 
 def register() -> str:
-    """Make `NAME` known to transformers; returns it."""
+    """Make `NAME` known to transformers; returns it. As with `segments`, without a mask function."""
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, lambda *_args, **_kwargs: None)
     return NAME

@@ -1,0 +1,131 @@
+"""The kernels of a training against fp32 references: python kernel_checks.py DEVICE DTYPE.
+
+Random values, fresh on every run; a kernel passes when the norm of its error over the norm of its reference
+is small for its dtype. Prints one JSON line {name: error}; exit 1 when one is not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import lora_task
+import numpy as np
+import torch
+from torch.nn import functional
+
+from trainer import folding, segments, varlen
+from trainer.collator import collate
+from trainer.fused import lora_linear
+from trainer.losses import cross_entropy_sum, head_loss
+from trainer.render import Example
+from trainer.step import loss_of
+
+BOUND = {"bfloat16": 2e-2, "float32": 1e-4}
+WHOLE = {"bfloat16": 1e-3, "float32": 1e-5}  # relative difference of a two-layer student's loss
+TINY = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 4096,
+}
+
+
+def error(mine: torch.Tensor, reference: torch.Tensor) -> float:
+    """Norm of the difference over the norm of the reference, on the CPU in fp64."""
+    wide = reference.detach().double().cpu()
+    return float((mine.detach().double().cpu() - wide).norm() / wide.norm())
+
+
+def attention(device: str, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
+    """The packed path against each document alone, forward and backward."""
+    lengths = sorted((int(n) for n in np.random.default_rng().integers(3, 200, size=12)), reverse=True)
+    q, k, v = (torch.randn(1, h, sum(lengths), 64, device=device, dtype=dtype) for h in (8, 2, 2))
+    wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
+    own = [x.requires_grad_() for x in (q, k, v)]
+    on_cuda = device == "cuda"
+    path = varlen if on_cuda else segments
+    bounds = varlen.bounds(lengths, device) if on_cuda else collate(_documents(lengths)).segments
+    out, _ = path.attend(None, *own, None, scaling=64**-0.5, segments=bounds)
+    parts, begin = [], 0
+    for n in lengths:
+        cut = [x[:, :, begin : begin + n] for x in wide]
+        parts.append(functional.scaled_dot_product_attention(*cut, is_causal=True, enable_gqa=True))
+        begin += n
+    reference = torch.cat(parts, dim=2).transpose(1, 2)
+    slope = torch.randn_like(reference)
+    out.backward(slope.to(dtype))
+    reference.backward(slope)
+    yield "attention", error(out, reference)
+    for name, mine, theirs in zip("qkv", own, wide, strict=True):
+        yield f"attention d{name}", error(mine.grad, theirs.grad)
+
+
+def _documents(lengths: list[int]) -> list[Example]:
+    return [Example(np.zeros(n + 1, np.int32), 1) for n in lengths]
+
+
+def head(device: str, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
+    """The chunked head against cross-entropy over whole logits."""
+    hidden = torch.randn(3000, 256, device=device, dtype=dtype)
+    weight = torch.randn(8000, 256, device=device, dtype=dtype) / 16
+    targets = torch.randint(8000, (3000,), device=device)
+    wide, own = hidden.detach().float().requires_grad_(), hidden.requires_grad_()
+    loss, _ = head_loss(own, weight, None, targets)
+    reference, _ = cross_entropy_sum(functional.linear(wide, weight.float()), targets)
+    loss.backward()
+    reference.backward()
+    yield "head loss", error(loss, reference)
+    yield "head dx", error(own.grad, wide.grad)
+
+
+def lora(device: str, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
+    """The fused layer against the three products of its definition."""
+    x = torch.randn(2000, 256, device=device, dtype=dtype)
+    weight = torch.randn(512, 256, device=device, dtype=dtype) / 16
+    down, up = (torch.randn(*s, device=device) / 16 for s in ((32, 256), (512, 32)))
+    own = [t.detach().clone().requires_grad_() for t in (x, down, up)]
+    wide = [t.detach().float().requires_grad_() for t in (x, down, up)]
+    out = lora_linear(own[0], weight, None, own[1], own[2], 1.7)
+    reference = wide[0] @ weight.float().t() + 1.7 * (wide[0] @ wide[1].t()) @ wide[2].t()
+    slope = torch.randn_like(reference)
+    out.backward(slope.to(dtype))
+    reference.backward(slope)
+    yield "lora", error(out, reference)
+    for name, mine, theirs in zip(("dx", "dA", "dB"), own, wide, strict=True):
+        yield f"lora {name}", error(mine.grad, theirs.grad)
+
+
+def whole(device: str, dtype: str) -> float:
+    """A two-layer student's loss here against the same weights in fp32 on the CPU."""
+    task = lora_task.Task("", shape=TINY, device=device, dtype=dtype)
+    path = varlen.register() if device == "cuda" else segments.register()
+    here = lora_task.adapted(task, lora_task.base(task, path))
+    folding.fold(here)
+    there = lora_task.adapted(task, lora_task.base(lora_task.Task("", shape=TINY), segments.register()))
+    there.load_state_dict({name: value.float().cpu() for name, value in here.state_dict().items()})
+    ids = np.random.default_rng()
+    pack = [Example(ids.integers(3, 4000, size=int(n), dtype=np.int32), 5) for n in (90, 60, 33, 12)]
+    mine, theirs = loss_of(here, collate(pack, device))[0], loss_of(there, collate(pack))[0]
+    return abs(float(mine) - float(theirs)) / float(theirs)
+
+
+def main() -> None:
+    device, dtype = sys.argv[1:]
+    found: dict[str, Any] = {}
+    for check in (attention, head, lora):
+        found.update(check(device, getattr(torch, dtype)))
+    bad = [name for name, size in found.items() if not size < BOUND[dtype]]
+    found["two-layer loss"] = whole(device, dtype)
+    bad += [] if found["two-layer loss"] < WHOLE[dtype] else ["two-layer loss"]
+    print(json.dumps({name: float(f"{size:.2e}") for name, size in found.items()}))
+    if bad:
+        sys.exit(f"off: {', '.join(bad)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Our trainer on a task of `lora_task`, by the rooms of `trainer train`: python our_side.py TASK.json."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import lora_task
+import numpy as np
+import torch
+
+from trainer import compiling, flops, folding, model, optim, segments, varlen
+from trainer import config as settings
+from trainer.collator import padding_of
+from trainer.render import Example
+from trainer.step import Stepper
+from trainer.world import World
+
+WINDOW = 10
+
+
+def configured(task: lora_task.Task) -> settings.TrainConfig:
+    """The task as a train.toml would say it."""
+    told = {
+        "student": {"base": task.base or "random"},
+        "data": {"corpus": "none"},
+        "lora": {"rank": task.rank, "alpha": task.alpha},
+        "train": {
+            "lr": task.lr,
+            "clip": task.clip,
+            "seed": task.seed,
+            "schedule": "constant",
+            "warmup": 0.0,
+            "threads": task.threads,
+        },
+    }
+    return settings.parse(told, root=Path(task.folder), place="task")
+
+
+def main() -> None:
+    task = lora_task.load(sys.argv[1])
+    config = configured(task)
+    model.set_threads(config.train)
+    attention = varlen.register() if task.device == "cuda" else segments.register()
+    student = lora_task.adapted(task, lora_task.base(task, attention)).train()
+    first = lora_task.fingerprint(student)
+    folding.fold(student)
+    if task.compile:
+        compiling.compile_student(student)
+    named = model.trainable(student)
+    optimiser = optim.adamw(named.items(), config.train, config.lora)
+    stepper = Stepper(student, named, optimiser, config.train, World())
+    count = flops.counter(student)
+    clock, losses, per_step, work = lora_task.Clock(task.device), [], [], 0.0
+    since = torch.zeros((), device=task.device)
+    for number, packs in enumerate(task.steps()[: task.total]):
+        examples = [[Example(np.asarray(ids, np.int32), n) for ids, n in pack] for pack in packs]
+        optim.set_lr(optimiser, 1.0)
+        learned = stepper.learn(number, examples)
+        since += learned.loss
+        work += sum(map(count, examples)) if number >= task.warm else 0.0
+        if (number + 1) % WINDOW == 0:
+            losses.append(float(since) / WINDOW)
+            padding_of(examples)
+            stepper.check(number, task.folder)
+            since.zero_()
+        per_step.append((learned.tokens, learned.supervised))
+        clock.mark()
+    told = lora_task.told(task, clock, losses, per_step, first)
+    print(told[:-1] + f', "flop": {work}}}')
+
+
+if __name__ == "__main__":
+    main()
