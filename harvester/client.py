@@ -23,7 +23,8 @@ from httpx_aiohttp import AiohttpTransport
 
 from harvester import __version__, open_files
 from harvester.completion import classify
-from harvester.config import Run, Teacher
+from harvester.conduct import Run
+from harvester.config import Teacher
 from harvester.errors import (
     AttemptTimeout,
     BrokenAnswer,

@@ -12,38 +12,29 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from harvester import hours
+from harvester.conduct import Budget, Canary, Frozen, Positive, PositiveInt, Run, Schedule
 from harvester.errors import ConfigError
 from harvester.names import check_url
 from harvester.spelling import PLACED, suggestion
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SHOWN_NAME = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
-Positive = Annotated[float, Field(gt=0)]
-PositiveInt = Annotated[int, Field(gt=0)]
 
 
 # Body fields that would put another model, or other messages, behind the gate's back.
 _ASKS_ANOTHER = frozenset({"model", "models", "messages", "prompt", "input", "route", "preset", "engine"})
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-
-class Limits(_Frozen):
+class Limits(Frozen):
     """What the teacher allows, as far as the operator knows; the rest is learned."""
 
     requests_per_minute: Positive | None = None
@@ -55,7 +46,7 @@ class Limits(_Frozen):
     max_concurrency: PositiveInt = 64
 
 
-class Price(_Frozen):
+class Price(Frozen):
     """USD per million tokens, with the day it was read."""
 
     input: float = Field(ge=0)
@@ -64,7 +55,7 @@ class Price(_Frozen):
     as_of: Any = None
 
 
-class Teacher(_Frozen):
+class Teacher(Frozen):
     """Whom we ask. One credential, one identity; `replicas` serve the same model under it.
 
     `ca_file` names a PEM bundle to trust beside the public roots; there is no way to trust everybody.
@@ -114,14 +105,14 @@ class Teacher(_Frozen):
         return f"{self.base_url}|{self.model}"
 
 
-class Prompts(_Frozen):
+class Prompts(Frozen):
     """Where prompts come from; globs are resolved beside the configuration file."""
 
     files: tuple[str, ...] = Field(min_length=1)
     system: str | None = None
 
 
-class Sampling(_Frozen):
+class Sampling(Frozen):
     """Fields of the wire body; None means: not sent."""
 
     temperature: float | None = Field(default=None, ge=0)
@@ -156,7 +147,7 @@ class Sampling(_Frozen):
         return value
 
 
-class Store(_Frozen):
+class Store(Frozen):
     """Where answers are kept."""
 
     path: str = "store"
@@ -164,42 +155,7 @@ class Store(_Frozen):
     min_free_mib: float = Field(default=256, ge=0)
 
 
-class Budget(_Frozen):
-    """Ceilings on what may be spent in one run."""
-
-    usd: Positive | None = None
-    tokens: PositiveInt | None = None
-
-
-class Run(_Frozen):
-    """How one run behaves."""
-
-    max_failed: int = Field(default=0, ge=0)
-    deadline_s: Positive = 120
-    connect_timeout_s: Positive = 10
-    max_attempts: PositiveInt = 5
-    grace_s: Positive = 25
-    purpose: Literal["train", "eval"] = "train"
-    epoch: int = Field(default=0, ge=0)
-    trust_env: bool = False
-    patience_s: Positive = 600
-
-
-class Schedule(_Frozen):
-    """When a run may work; outside its hours it ends with exit 10, or waits when it watches."""
-
-    hours: tuple[str, ...] = ()
-    finish_by: AwareDatetime | None = None
-
-    @field_validator("hours")
-    @classmethod
-    def _openings(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            hours.parse(text)
-        return value
-
-
-class HarvestConfig(_Frozen):
+class HarvestConfig(Frozen):
     """A whole harvest.toml."""
 
     teacher: Teacher
@@ -209,6 +165,7 @@ class HarvestConfig(_Frozen):
     budget: Budget = Budget()
     run: Run = Run()
     schedule: Schedule = Schedule()
+    canary: Canary = Canary()
 
     @model_validator(mode="after")
     def _money_needs_a_price(self) -> HarvestConfig:

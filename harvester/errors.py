@@ -15,6 +15,7 @@ HarvesterError                      cause, place, remedy; knows its exit code
 ├── Interrupted           130/143   a signal; drained; resumable
 ├── FindingsError               1   `verify` or `--check` found something
 ├── TooManyFailures             3   complete, but more rows failed than max_failed
+├── TeacherChanged                  a canary met another teacher; a complaint, no ending
 └── TeacherError                    what one attempt met on the wire
     ├── transient: the same request may succeed later
     │   ├── RateLimited             429/503/529 with a wait; costs no attempt
@@ -156,6 +157,12 @@ class TooManyFailures(HarvesterError):
 
     code = "too_many_failures"
     exit_code = 3
+
+
+class TeacherChanged(HarvesterError):
+    """A canary met another model, another build or other answers than before; the run goes on, or is held."""
+
+    code = "drift"
 
 
 class TeacherError(HarvesterError):

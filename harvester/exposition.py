@@ -100,6 +100,10 @@ def _gauges(status: Mapping[str, Any]) -> Iterator[str]:
         value = status.get(key)
         if isinstance(value, int | float):
             yield family(f"harvester_{name}", "gauge", about, _one(value))
+    for name, key, about in _CANARY_GAUGES:
+        value = (status.get("canary") or {}).get(key)
+        if isinstance(value, int | float):
+            yield family(f"harvester_canary_{name}", "gauge", about, _one(value))
     rows = {name: status.get(key, 0) for name, key in _ROWS.items()}
     yield family(
         "harvester_rows_done", "gauge", "Rows of this run with an ending, by ending.", _by("ending", rows)
@@ -135,8 +139,12 @@ _PLAIN_GAUGES = (
     ("open_fds", "open_files", "Open file descriptors of the job's process."),
     ("tasks", "tasks", "Tasks on the job's event loop."),
     ("loop_lag_seconds", "loop_lag_s", "Latest that the event loop came back of late."),
-    ("drift_distance_ratio", "drift_distance", "Mean distance of the last canary answers from the first."),
-    ("drift_changes", "drift_changes", "Canary rounds in which the teacher had changed."),
+)
+_CANARY_GAUGES = (
+    ("rounds", "rounds", "Rounds of canaries asked of this teacher."),
+    ("changes", "changes", "Rounds of this run in which the teacher had changed."),
+    ("distance_ratio", "distance", "Mean distance of the last round's answers from the reference."),
+    ("round_timestamp_seconds", "asked_at", "When the last round was asked."),
 )
 
 

@@ -196,6 +196,14 @@ def _endings(census: Census) -> Counter[str]:
     return endings
 
 
+def drift_chart(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How far the canaries' answers are from the first ones, round by round."""
+    curve = [(float(one["at"]), float(one["distance"])) for one in rounds if one.get("distance") is not None]
+    marks = [float(one["at"]) for one in rounds if one.get("changes")]
+    drawing = charts.lines([Series("distance", curve, "three", area=True)], x=_clock, marks=marks)
+    return figure("Canaries: distance from the reference", drawing, "0: the same words; 1: none in common.")
+
+
 def process_charts(course: Course) -> list[dict[str, Any]]:
     """Memory and the loop's lag: whether the harvester itself is well."""
     memory = course.level(lambda p: p["rss_bytes"] / 2**20 if p.get("rss_bytes") else None)

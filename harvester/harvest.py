@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
+from harvester import metrics
 from harvester.admission import NotSent
 from harvester.ceilings import Ceilings
 from harvester.client import Client
@@ -25,20 +26,9 @@ from harvester.journey import Request
 from harvester.laws import laws_of
 from harvester.levels import Levels
 from harvester.levers import Levers
-from harvester.metrics import (
-    COMPLETE,
-    INTERRUPTED,
-    LIMIT_BUDGET,
-    LIMIT_PARKED,
-    LIMIT_ROWS,
-    LIMIT_RUNTIME,
-    PassLimits,
-    PassResult,
-    Snapshot,
-    Tally,
-    snapshot,
-)
+from harvester.metrics import PassLimits, PassResult, Snapshot, Tally, snapshot
 from harvester.scribe import Scribe
+from harvester.sentinel import Sentinel
 from harvester.teacher import Answered, GaveUp, Parked, Teacher
 
 __all__ = ["PassLimits", "PassResult", "Snapshot", "harvest"]
@@ -59,6 +49,7 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
     stop: asyncio.Event,
     on_progress: Callable[[Snapshot], None],
     on_levers: Callable[[Levers], None] = lambda _: None,
+    sentinel: Sentinel | None = None,
     clock: Clock | None = None,
 ) -> PassResult:
     """Drain the feed once.
@@ -73,6 +64,7 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
         stop: set it to drain: nothing new is sent, what is on the wire gets `limits.grace_s`.
         on_progress: gets a Snapshot every 0.2 s and once at the end, whatever the ending.
         on_levers: gets the levers of this pass before anything is sent.
+        sentinel: asks the same teacher its canaries while the pass lives.
 
     Returns:
         The ending ("complete", "interrupted", "rows", "budget", "runtime", "parked") and the counts.
@@ -94,7 +86,7 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
         await one.levels.restore()
         one.teacher = Teacher(client, laws, one.scribe, one.tally, run_id)
         on_levers(Levers(one.teacher, one.crew.resize))
-        return await one.run(feed, stop)
+        return await one.run(feed, stop, sentinel)
 
 
 class _Pass:
@@ -121,24 +113,30 @@ class _Pass:
         self.crew = Crew(config.teacher.limits.max_concurrency, self._work)
         self.tally = Tally()
         self.doubts = Doubts()
-        self.ending = COMPLETE
+        self.ending = metrics.COMPLETE
         self.detail = ""
         self.error: HarvesterError | None = None
         self.draining = asyncio.Event()
         self.probed = False
         self.idle = False
 
-    async def run(self, feed: Iterator[Request | None], stop: asyncio.Event) -> PassResult:
+    async def run(
+        self, feed: Iterator[Request | None], stop: asyncio.Event, sentinel: Sentinel | None
+    ) -> PassResult:
         try:
             async with asyncio.TaskGroup() as group:
                 self.crew.start(group)
                 aides = [group.create_task(self._watch(stop)), group.create_task(self._tell())]
+                if sentinel is not None:
+                    aides.append(group.create_task(sentinel.watch(self.teacher)))
                 await group.create_task(self._feed(feed))
                 await self.crew.finish()
                 self._close_doubts()
                 await self.scribe.flush()
                 if self.scribe.fault is None:
                     await self.levels.keep(final=True)
+                if sentinel is not None:
+                    await sentinel.finish(self.limits.grace_s)
                 for aide in aides:
                     aide.cancel()
         except BaseExceptionGroup as group_error:
@@ -177,7 +175,7 @@ class _Pass:
                     if not self.flights.is_fresh(request, held.get(request.key)):
                         continue
                     if self.limits.rows is not None and admitted >= self.limits.rows:
-                        self.ending = LIMIT_ROWS
+                        self.ending = metrics.LIMIT_ROWS
                         return
                     admitted += 1
                     await self._send_off(request)
@@ -215,7 +213,7 @@ class _Pass:
         if isinstance(stopped, Parked):
             self._park(stopped)
         elif isinstance(stopped, StoppedAtLimit):
-            self._drain(LIMIT_BUDGET)
+            self._drain(metrics.LIMIT_BUDGET)
         elif isinstance(stopped, HarvesterError):
             self.fail(stopped)
 
@@ -237,7 +235,7 @@ class _Pass:
         if not self.draining.is_set():
             at = datetime.fromtimestamp(self.clock.wall() + parked.wait_s, UTC)
             self.detail = f"{parked.why}; go on after {at:%Y-%m-%d %H:%M:%S} UTC"
-        self._drain(LIMIT_PARKED)
+        self._drain(metrics.LIMIT_PARKED)
 
     def _give_up(self, request: Request, gone: GaveUp) -> None:
         meaning = self.doubts.add(request, gone)
@@ -249,7 +247,7 @@ class _Pass:
 
     def _close_doubts(self) -> None:
         """The pass is over: what failed is a dead letter, unless nobody gets through any more."""
-        if self.error is None and self.ending != LIMIT_PARKED:
+        if self.error is None and self.ending != metrics.LIMIT_PARKED:
             self._write_off()
         for request, _ in self.doubts.take():
             self.flights.drop(request)
@@ -270,7 +268,7 @@ class _Pass:
         """Drain on a stop or at the end of the time, then give the wire its grace."""
         runtime_s = self.limits.runtime_s
         await self.clock.wait(stop, math.inf if runtime_s is None else runtime_s)
-        self._drain(INTERRUPTED if stop.is_set() else LIMIT_RUNTIME)
+        self._drain(metrics.INTERRUPTED if stop.is_set() else metrics.LIMIT_RUNTIME)
         await self.clock.sleep(self.limits.grace_s)
         await self.crew.dismiss()
 

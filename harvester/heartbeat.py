@@ -48,6 +48,7 @@ class Heart:
         self.latest = Snapshot()
         self.levers: Levers | None = None
         self.state = "running"
+        self.canary: Mapping[str, Any] = {}
         self._store = store
         self._inbox = inbox
         self._watch = watch
@@ -134,6 +135,7 @@ class Heart:
             "refused_share": round(self._forecast.refused_share(), 4),
             **(self.levers.gauges() if self.levers else {"limits": {}, "budget": {}}),
             "complaints": list(self._complaints),
+            "canary": dict(self.canary),
             **self._vitals.read(),
         }
         return {**told, **self._ahead(told)}

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from harvester import __version__, control, endings, sealing, shift
 from harvester.clock import Clock, SystemClock
 from harvester.endings import ABORTED, STOPPED, Stop, Summary
-from harvester.errors import ConfigError, HarvesterError, StoreError
+from harvester.errors import ConfigError, HarvesterError, StoreError, TeacherChanged
 from harvester.group_commit import GroupCommit
 from harvester.harvest import harvest
 from harvester.heartbeat import Heart, Watch
@@ -29,9 +29,10 @@ from harvester.metrics import INTERRUPTED, PassResult
 from harvester.prepare import Prepared
 from harvester.records import RunRecord
 from harvester.sealing import on_writer
+from harvester.sentinel import Orders, Sentinel
 from harvester.signals import Caught, handled
 
-OPERATOR = "operator"
+OPERATOR, DRIFT = "operator", "drift"
 
 
 async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> Summary:
@@ -50,7 +51,7 @@ async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> S
         try:
             record = _record(prepared)
             await on_writer(writer, lambda journal: journal.begin_run(record))
-            return await _Life(prepared, record.run_id, writer, watch, clock or SystemClock()).live()
+            return await _Life(prepared, record, writer, watch, clock or SystemClock()).live()
         finally:
             await asyncio.to_thread(writer.close)
 
@@ -78,23 +79,30 @@ class _Life:
     """One run from its first beat to its last; everything here is on the event loop."""
 
     def __init__(
-        self, prepared: Prepared, run_id: str, writer: GroupCommit, watch: Watch, clock: Clock
+        self, prepared: Prepared, record: RunRecord, writer: GroupCommit, watch: Watch, clock: Clock
     ) -> None:
         self.prepared = prepared
         self.clock = clock
-        self.run_id = run_id
+        self.run_id = record.run_id
         self.writer = writer
         self.stop = Stop()
         self.target_bytes = int(prepared.config.store.shard_mib * 1024 * 1024)
         self.inbox = Inbox(prepared.config, prepared.root, lambda error: self.heart.complain(error))
         facts = {
-            "run_id": run_id,
+            "run_id": record.run_id,
             "rows_total": prepared.rows_total,
             "input_tokens_total": prepared.input_tokens,
             "config": str(prepared.path),
             "model": prepared.config.teacher.model,
         }
         self.heart = Heart(prepared.store, facts, self.inbox, watch, prepared.hours)
+        self.sentinel: Sentinel | None = None
+        if prepared.config.canary.prompts is not None:
+            orders = Orders(
+                prepared.config, prepared.root, prepared.store, record, self._changed, self.heart.complain
+            )
+            self.sentinel = Sentinel(orders, clock)
+            self.heart.canary = self.sentinel.news
 
     async def live(self) -> Summary:
         """The pass among its aides, then the settling of accounts."""
@@ -133,7 +141,8 @@ class _Life:
             harvest(
                 self.inbox.watched() if prepared.flags.watch else self.inbox.once(), prepared.config,
                 key=prepared.key, writer=self.writer, run_id=self.run_id, limits=prepared.limits(),
-                stop=stop.event, on_progress=heart.note, on_levers=self._take_levers, clock=self.clock,
+                stop=stop.event, on_progress=heart.note, on_levers=self._take_levers,
+                sentinel=self.sentinel, clock=self.clock,
             )
         )  # fmt: skip
         caught.first = self._interrupted
@@ -149,6 +158,12 @@ class _Life:
     def _take_levers(self, levers: Levers) -> None:
         self.heart.levers = levers
         shift.look(self.prepared.hours, self.clock.wall(), self.stop, levers, wait=self.prepared.flags.watch)
+
+    def _changed(self, said: str) -> None:
+        """A canary found the teacher changed."""
+        self.heart.complain(TeacherChanged(said))
+        if self.prepared.config.canary.pause and self.heart.levers is not None:
+            self.heart.levers.hold(DRIFT, f"the teacher changed ({said}); `harvester resume` goes on")
 
     def _interrupted(self) -> None:
         self._drain(INTERRUPTED, "")
@@ -176,6 +191,7 @@ class _Life:
             return {"said": "paused: nothing new is sent until `harvester resume`"}
         if verb == "resume":
             levers.release(OPERATOR)
+            levers.release(DRIFT)
             held = "; ".join(levers.holds.values())
             return {"said": f"resumed, but still held: {held}" if held else "resumed"}
         if verb == "set":

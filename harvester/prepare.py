@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from harvester import config as settings
-from harvester import environment, forms, hours, identities, outlook, plan, prompts, terms
+from harvester import environment, forms, hours, identities, outlook, plan, prompts, sentinel, terms
 from harvester.config import HarvestConfig
 from harvester.doors import ask_what_waits
 from harvester.errors import ConfigError, NoPrompts
@@ -99,6 +99,9 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
         run = config.run.model_copy(update={"epoch": flags.epoch})
         config = config.model_copy(update={"run": run})
     forms.check(config.sampling.response_format)
+    if sentinel.check(config, root):  # canaries are asked to evaluate the teacher, not to learn from it
+        evaluating = config.run.model_copy(update={"purpose": "eval"})
+        gate(config.model_copy(update={"run": evaluating}), root).require()
     key = settings.api_key(config.teacher, environment.variables(root))
     rows, tokens = _count(config, root, watch=flags is not None and flags.watch)
     return Prepared(path, config, flags or Flags(), rows, tokens, verdict, key)

@@ -18,6 +18,7 @@ from harvester.census import Census, Known, take
 from harvester.journal import Journal
 from harvester.records import Totals
 from harvester.schema import Sample
+from harvester.sentinel import read_rounds
 from harvester.status import RUNNING, read_status, rows_done, status
 from harvester.trace import read_trace
 
@@ -36,6 +37,7 @@ class Account:
     runs: list[dict[str, Any]]
     card: Mapping[str, Any] | None = None
     training: list[dict[str, Any]] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
 
 
 def write_report(
@@ -75,7 +77,8 @@ def gather(
     """
     census, samples = take(store, known)
     told, totals, runs = ledger_of(store)
-    return Account(census, samples, read_trace(store), told, totals, runs, card, list(training))
+    points, rounds = read_trace(store), read_rounds(store)
+    return Account(census, samples, points, told, totals, runs, card, list(training), rounds)
 
 
 def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]]:
@@ -108,6 +111,7 @@ def overview(account: Account) -> dict[str, Any]:
             *figures.rate_charts(course, census),
             *figures.answer_charts(census, account.totals.errors),
         ],
+        "drift": _drift(account.rounds),
         "process": figures.process_charts(course) if any(len(run) > 2 for run in course.runs) else [],
         "runs": [_run(run) for run in account.runs],
         "provenance": _provenance(census),
@@ -187,6 +191,22 @@ def _tiles(account: Account) -> list[dict[str, Any]]:
 
 def _tile(name: str, value: str, *, bad: bool = False) -> dict[str, Any]:
     return {"name": name, "value": value, "bad": bad}
+
+
+def _drift(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The canaries' chart, and every change they met; None where none were asked."""
+    if not rounds:
+        return None
+    changes = [
+        {
+            "at": f"{datetime.fromtimestamp(one['at'], UTC):%Y-%m-%d %H:%M}",
+            "round": f"{one['round']:,}",
+            "said": "; ".join(one["changes"]),
+        }
+        for one in rounds
+        if one.get("changes")
+    ]
+    return {"chart": figures.drift_chart(rounds), "changes": changes[::-1], "rounds": f"{len(rounds):,}"}
 
 
 def _run(run: Mapping[str, Any]) -> dict[str, str]:

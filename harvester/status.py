@@ -100,6 +100,12 @@ def status_lines(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"errors    {told}   (`harvester explain CODE`)")
     if found.get("possibly_billed"):
         lines.append(f"billed?   {found['possibly_billed']:,} attempts possibly billed without an answer")
+    canary = found.get("canary") or {}
+    if canary:
+        said = canary.get("said") or "the teacher answers as before"
+        lines.append(
+            f"canaries  {canary.get('rounds', 0):,} rounds, {canary.get('changes', 0):,} changes: {said}"
+        )
     lines.append(_who(found))
     return lines
 

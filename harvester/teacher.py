@@ -8,6 +8,7 @@ answer is recorded; the answer itself is recorded by whoever asked.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -113,6 +114,12 @@ class Teacher:
         """
         self._laws.backoff.allowance.first_try()
         return await self._onion(Attempt(request, Charge(request.input_tokens, request.output_tokens), 1))
+
+    def beside(self, scribe: Scribe, tally: Tally, run_id: str) -> Teacher:
+        """The same doors and laws, other books: what it asks pays the same limits."""
+        aside = copy.copy(self)
+        aside._scribe, aside._tally, aside._run_id, aside._onion = scribe, tally, run_id, aside._compose()
+        return aside
 
     def drain(self) -> None:
         """Admit nobody any more; who is on the wire finishes, who waits gets NotSent."""
@@ -238,8 +245,7 @@ class Teacher:
                     raise NotSent
             try:
                 answered = await inner(attempt)
-            except TeacherError as error:
-                # What may have been billed counts as billed: a ceiling errs on the safe side.
+            except TeacherError as error:  # what may have been billed counts as billed: the safe side
                 budget.settle(reserved, reserved if error.maybe_billed else (0, 0))
                 raise
             except BaseException:
@@ -287,12 +293,8 @@ class Teacher:
         tally.possibly_billed += error.maybe_billed
         if error.status is None and not error.maybe_billed:
             tally.refunded += 1
-            self._scribe.submit(Refund(attempt_id), _nothing)
+            self._scribe.submit(Refund(attempt_id), lambda: None)
             return
         at = self._laws.clock.wall()
         failure = Failure(attempt_id, key, error.code, error.status, error.raw, error.maybe_billed, at)
-        self._scribe.submit(failure, _nothing)
-
-
-def _nothing() -> None:
-    pass
+        self._scribe.submit(failure, lambda: None)

@@ -27,6 +27,7 @@ from harvester.browse import browser, shown
 from harvester.census import Known
 from harvester.errors import ConfigError, StoreError
 from harvester.search import search
+from harvester.sentinel import read_rounds
 from harvester.trace import read_trace
 
 HOSTS = frozenset({"127.0.0.1", "localhost"})
@@ -93,7 +94,7 @@ class Desk:
         account = self._account
         status, totals, runs = report.ledger_of(self.store)
         account.status, account.totals, account.runs = status, totals, runs
-        account.points = read_trace(self.store)
+        account.points, account.rounds = read_trace(self.store), read_rounds(self.store)
         return account
 
     def _take(self) -> report.Account:

@@ -1,0 +1,194 @@
+"""Canaries: asked on schedule at the same doors, kept out of the corpus; a change is told, and holds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import escape
+
+from harvester import exposition, job, report, sentinel
+from harvester.canary import Reply, compare, distance
+from harvester.corpus import Corpus
+from harvester.journal import Journal
+from harvester.mock_teacher.running import RunningMock
+from harvester.prepare import prepare
+from harvester.remote import ask
+from harvester.status import status, status_lines
+from tests.faults import bench
+
+words = st.lists(st.sampled_from("abcdef"), max_size=12).map(" ".join)
+
+
+@given(words, words)
+def test_distance_is_a_share(before: str, after: str):
+    found = distance(before, after)
+    assert 0.0 <= found <= 1.0
+    assert found == distance(after, before)
+    assert distance(before, before) == 0.0
+    assert (found == 1.0) == (before != after and not set(before.split()) & set(after.split()))
+
+
+def test_distance_by_known_answers():
+    assert distance("a b  c\nd", "a b c d") == 0.0
+    assert distance("a b c d", "a b c e") == 1 - 2 * 5 / 14
+    assert distance("a b", "b a") == 1 - 2 * 2 / 6
+    assert distance("a b", "") == 1.0
+    assert distance("", "") == 0.0
+
+
+def reply(text: str = "one two", model: str = "m", fingerprint: str = "f") -> Reply:
+    return Reply(text, model, fingerprint)
+
+
+def test_what_counts_as_a_change():
+    before = {"a": reply(), "b": reply("three four")}
+    assert compare(before, before, 0.5).changes == []
+    assert compare({}, before, 0.0).changes == []
+    assert compare(before, {"a": reply(model="n"), "b": reply("three four")}, 0.5).changes == [
+        "model 'm' -> 'n'"
+    ]
+    assert compare(before, {"a": reply(fingerprint="g")}, 0.5).changes == ["fingerprint 'f' -> 'g'"]
+    assert compare(before, {"a": reply("six seven")}, 0.5).changes == [
+        "answers differ by 100%, tolerance 50%"
+    ]
+    half = compare(before, {"a": reply("one six"), "b": reply("three four")}, 0.5)
+    assert (half.distance, half.changes, half.furthest) == (pytest.approx(1 / 3), [], "a")
+
+
+def folder(root: Path, mock: RunningMock, rows: int, **canary_table: Any) -> Path:
+    prompts = [json.dumps({"prompt": f"What is {n} + 5?"}) + "\n" for n in range(rows)]
+    (root / "p.jsonl").write_text("".join(prompts), encoding="utf-8")
+    (root / "canaries").mkdir()
+    lines = [json.dumps({"prompt": f"Write w{n}x backwards."}) + "\n" for n in range(4)]
+    (root / "canaries" / "c.jsonl").write_text("".join(lines), encoding="utf-8")
+    tables: dict[str, Mapping[str, Any]] = {
+        "teacher": {"base_url": mock.base_url, "model": "mock-teacher", "terms": "mock-teacher",
+                    "limits": {"max_concurrency": 2}},
+        "prompts": {"files": ["p.jsonl"]},
+        "sampling": {"max_tokens": 64, "temperature": 0.7},
+        "canary": {"prompts": "canaries/*.jsonl", "every_s": 0.4, **canary_table},
+    }  # fmt: skip
+    path = root / "harvest.toml"
+    path.write_text("".join(bench.toml(name, table) for name, table in tables.items()), encoding="utf-8")
+    return path
+
+
+def live(path: Path, on_told: Callable[[Mapping[str, Any]], None] = lambda _: None) -> Any:
+    return asyncio.run(job.run(prepare(path), on_told))
+
+
+def test_a_steady_teacher_is_asked_again_and_kept_apart(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.05)
+    path = folder(tmp_path, mock, 60)
+    summary = live(path)
+    assert (summary.exit_code, summary.answers_stored) == (0, 60)
+    rounds = sentinel.read_rounds(tmp_path / "store")
+    assert len(rounds) >= 2
+    assert all((one["asked"], one["answered"], one["changes"]) == (4, 4, []) for one in rounds)
+    assert [one["distance"] for one in rounds] == [None] + [0.0] * (len(rounds) - 1)
+    asked = list(Corpus.open(tmp_path / "store" / "canary").samples())
+    assert len(asked) == 4 * len(rounds)
+    assert {sample.purpose for sample in asked} == {"eval"}
+    assert json.loads(asked[0].request_json)["temperature"] == 0.0
+    assert Corpus.open(tmp_path / "store").count() == 60
+    assert mock.totals()["answers"] == 60 + len(asked)
+    with Journal.open(tmp_path / "store" / "canary", read_only=True) as journal:
+        assert journal.dangling() == []
+        assert journal.totals().cost_microusd == sum(sample.cost_microusd for sample in asked)
+    with (tmp_path / "p.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"prompt": f"What is {n} + 6?"}) + "\n" for n in range(10))
+    live(path)
+    again = sentinel.read_rounds(tmp_path / "store")
+    assert [one["round"] for one in again] == list(range(1, len(again) + 1))
+    assert [one["distance"] for one in again[len(rounds) :]] == [0.0] * (len(again) - len(rounds))
+    assert len(again) > len(rounds)
+
+
+CHANGES = [
+    ({"action": "patch", "value": {"model": "mock-teacher-2"}}, "model 'mock-teacher' -> 'mock-teacher-2'"),
+    ({"action": "patch", "value": {"system_fingerprint": "fp_b"}}, "'fp_b'"),
+    ({"action": "content", "value": "something else altogether, in many more words"}, "answers differ by"),
+]
+
+
+def test_every_kind_of_change_is_recorded_and_shown_once(tmp_path: Path, mock_teacher):
+    for number, (rule, said) in enumerate(CHANGES):
+        root = tmp_path / str(number)
+        root.mkdir()
+        mock = mock_teacher(latency_s=0.05)
+        path = folder(root, mock, 40)
+        news: list[Mapping[str, Any]] = []
+
+        def change(
+            told: Mapping[str, Any], mock: RunningMock = mock, rule: Any = rule, news: Any = news
+        ) -> None:
+            if told["canary"].get("rounds") and not news:
+                mock.set_faults([{**rule, "prompt": "backwards"}])
+            if told["canary"]:
+                news.append(told)
+
+        assert live(path, change).exit_code == 0
+        rounds = sentinel.read_rounds(root / "store")
+        changed = [one for one in rounds if one["changes"]]
+        assert len(changed) == 1, rounds
+        assert said in "; ".join(changed[0]["changes"])
+        assert news[-1]["canary"]["changes"] == 1
+        assert said in news[-1]["canary"]["said"]
+        assert any(said in complaint for complaint in news[-1]["complaints"])
+        assert said in "\n".join(status_lines(status(root / "store")))
+        assert "harvester_canary_changes 1\n" in exposition.exposed(root / "store")
+        page = report.write_report(root / "store", root / "report.html").read_text(encoding="utf-8")
+        assert str(escape(said)) in page
+
+
+def test_a_change_holds_the_run_when_asked_to_until_the_operator_resumes(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.05)
+    path = folder(tmp_path, mock, 60, pause=True)
+    seen: dict[str, Any] = {"changed": False, "held": 0}
+
+    def act(told: Mapping[str, Any]) -> None:
+        if told["canary"].get("rounds") and not seen["changed"]:
+            seen["changed"] = True
+            mock.set_faults([{"action": "patch", "value": {"model": "another"}}])
+        if told["state"] == "on hold" and told["in_flight"] == 0:
+            seen["held"] += 1
+            assert seen["held"] < 100, "it was never resumed"
+            seen.setdefault("stored", told["answers_stored"])
+            seen["why"] = told["waiting"]
+            if seen["held"] == 3:
+                assert told["answers_stored"] == seen["stored"]
+                asyncio.get_running_loop().run_in_executor(None, ask, tmp_path / "store", "resume")
+
+    summary = live(path, act)
+    assert seen["held"] >= 3
+    assert "the teacher changed (model 'mock-teacher' -> 'another')" in seen["why"]
+    assert seen["stored"] < 60
+    assert (summary.exit_code, summary.answers_stored) == (0, 60)
+
+
+def test_a_failing_canary_disturbs_nobody(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.02, faults=[{"action": "status", "status": 400, "prompt": "w1x"}])
+    summary = live(folder(tmp_path, mock, 20))
+    assert (summary.exit_code, summary.answers_stored) == (0, 20)
+    assert sentinel.read_rounds(tmp_path / "store")[0]["answered"] == 3
+
+
+def test_too_many_and_unreadable_canaries_are_refused_before_anything_is_sent(tmp_path: Path, mock_teacher):
+    mock = mock_teacher()
+    path = folder(tmp_path, mock, 1)
+    (tmp_path / "canaries" / "c.jsonl").write_text('{"prompt": "x"}\n' * 51)
+    exit_code, said = bench.run(path)
+    assert exit_code == 2
+    assert "51 canaries" in said
+    (tmp_path / "canaries" / "c.jsonl").write_text('{"prompt": 3}\n')
+    exit_code, said = bench.run(path)
+    assert exit_code == 2
+    assert "c.jsonl:1" in said
+    assert mock.totals()["answers"] == 0
