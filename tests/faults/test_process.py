@@ -1,0 +1,227 @@
+"""Faults of the process and the machine under it: signals, stops, open files, memory, clocks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harvester.corpus import Corpus
+from harvester.journal import Journal
+from harvester.mock_teacher.running import RunningMock, start_process
+from tests.faults.bench import Hasty, live
+from tests.journey.living import Life, living, write_folder
+
+Mock = Callable[..., RunningMock]
+FOUR = "[teacher.limits]\nmax_concurrency = 4\n"
+
+
+def stored(store: Path) -> int:
+    return sum(1 for _ in Corpus.open(store).samples(["key"]))
+
+
+def until_asked(mock: RunningMock, life: Life, times: int) -> None:
+    """Return when the teacher has so many requests in the works or answered."""
+    while mock.state()["received"] < times:
+        assert life.process.poll() is None, life.process.communicate()
+        time.sleep(0.02)
+
+
+def test_row_47_one_signal_waits_for_what_is_paid(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(latency_s=0.3)
+    with living(write_folder(tmp_path, mock.base_url, 400, teacher=FOUR)) as life:
+        until_asked(mock, life, 7)
+        life.signal(signal.SIGTERM)
+        ended, said, _ = life.end()
+    assert ended == 143
+    assert "resume with: harvester run" in said
+    billed = mock.totals()
+    assert 0 < billed["requests"] < 400
+    assert (billed["cut"], stored(tmp_path / "store")) == (0, billed["requests"])
+
+
+def test_row_48_a_second_signal_ends_at_once_and_leaves_a_whole_store(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher(faults=[{"action": "silence", "after": 8}], latency_s=0.02)
+    config = write_folder(tmp_path, mock.base_url, 400, teacher=FOUR, more="[run]\ngrace_s = 600\n")
+    with living(config) as life:
+        until_asked(mock, life, 12)
+        life.signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):  # it waits: these four may be paid for
+            life.process.wait(0.5)
+        life.signal(signal.SIGINT)
+        ended, _, _ = life.end()
+    assert ended == 130
+    with Journal.open(tmp_path / "store", read_only=True) as journal:
+        assert (journal.totals().answers, len(journal.dangling())) == (8, 4)
+
+
+def test_row_49_a_closed_terminal_and_a_closed_pipe_end_no_run(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(latency_s=0.05)
+    reader, writer = os.pipe()
+    config = write_folder(tmp_path, mock.base_url, 60, teacher=FOUR)
+    with living(config, "--json", stdout=writer) as life:
+        os.close(writer)
+        os.close(reader)  # as `| head` does
+        until_asked(mock, life, 5)
+        life.signal(signal.SIGHUP)
+        ended, _, _ = life.end()
+    assert ended == 0
+    assert stored(tmp_path / "store") == mock.totals()["requests"] == 60
+
+
+def test_row_52_a_stopped_process_saves_up_no_burst(mock_teacher: Mock, tmp_path: Path) -> None:
+    """The teacher refuses what comes faster than 20 a second, with eight to spare."""
+    mock = mock_teacher(rpm=1200, burst_s=0.4)
+    config = write_folder(
+        tmp_path, mock.base_url, 40, teacher="[teacher.limits]\nrequests_per_minute = 1150\n"
+    )
+    with living(config) as life:
+        until_asked(mock, life, 9)
+        life.signal(signal.SIGSTOP)
+        time.sleep(1.0)  # the fault itself: twenty requests' worth of time
+        life.signal(signal.SIGCONT)
+        ended, _, _ = life.end()
+    assert (ended, stored(tmp_path / "store")) == (0, 40)
+    assert mock.state()["statuses"].get("429", 0) == 0
+
+
+def test_row_45_the_window_keeps_to_the_limit_of_open_files() -> None:
+    code = """
+import resource, sys
+from harvester import open_files
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 100))
+print(open_files.bears(512), open_files.bears(8), *resource.getrlimit(resource.RLIMIT_NOFILE))
+from harvester.clock import SystemClock
+from harvester.config import HarvestConfig
+from harvester.laws import laws_of
+from harvester.limiter import Charge
+from harvester.metrics import PassLimits
+teacher = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "limits": {"max_concurrency": 512}}
+config = HarvestConfig.model_validate({"teacher": teacher, "prompts": {"files": ["p"]}})
+(limiter,) = laws_of(config, PassLimits(), SystemClock()).limiters.values()
+limiter.window.size = limiter.window.ceiling
+while not limiter.window.is_full:
+    limiter.enter(Charge(1, 1))
+print(limiter.why(Charge(1, 1), 0.0))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [
+        "36 8 100 100",
+        "window of 36 in flight, all that the limit of open files bears",
+    ], done.stderr
+
+
+def test_row_45_at_runtime_a_shortage_lowers_the_window_and_costs_no_row(tmp_path: Path) -> None:
+    blind = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))\n"
+        "from harvester import open_files; open_files.bears = lambda wanted: wanted"
+    )
+    with start_process("--latency", "0.05") as mock:
+        teacher = "[teacher.limits]\nmax_concurrency = 256\n"
+        more = "[run]\nmax_attempts = 1\n"
+        config = write_folder(tmp_path, mock.base_url, 300, teacher=teacher, more=more)
+        done = _run(blind, config)
+        assert done.returncode == 0, done.stderr
+        assert stored(tmp_path / "store") == mock.totals()["requests"] == 300
+    with Journal.open(tmp_path / "store", read_only=True) as journal:
+        totals = journal.totals()
+    assert totals.refunds > 0, "the fault never fired"
+    assert (totals.dead, totals.possibly_billed) == (0, 0)
+
+
+def _run(before: str, config: Path) -> subprocess.CompletedProcess[str]:
+    code = f"{before}\nimport runpy, sys\nsys.argv = ['harvester', 'run', {str(config)!r}]\n"
+    code += "runpy.run_module('harvester', run_name='__main__')\n"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_row_46_prompts_are_streamed_whatever_their_size(tmp_path: Path, mock_teacher: Mock) -> None:
+    """90 MB of prompts are walked through while the process grows by a chunk of them at most."""
+    mock = mock_teacher()
+    folder = write_folder(tmp_path, mock.base_url, 1, teacher=FOUR).parent
+    filler = "x" * 60_000
+    with (folder / "b.jsonl").open("w") as out:
+        out.writelines(f'{{"prompt": "{n} {filler}"}}\n' for n in range(1500))
+    code = f"""
+import asyncio, resource
+from pathlib import Path
+from harvester import client, job
+from harvester.prepare import Flags, prepare
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+summary = asyncio.run(job.run(prepare(Path({str(folder / "harvest.toml")!r}), Flags(rows=8)), lambda _: None))
+print(summary.rows_total, summary.answers_stored, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows, answers, grown_kib = map(int, done.stdout.split())
+    assert (rows, answers) == (1501, 8)
+    assert grown_kib < 88_000
+
+
+class Jumpy(Hasty):
+    """A calendar that jumps a day forth or back at every look; the monotonic clock goes on as ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    def wall(self) -> float:
+        self.looks += 1
+        return super().wall() + 86_400 * (-1) ** self.looks
+
+
+def test_row_41_a_jumping_calendar_moves_no_wait(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    clock = Jumpy()
+    faults = [
+        {"action": "status", "status": 429, "headers": {"retry-after": "2"}, "first": 4},
+        {"action": "status", "status": 500, "every": 7},
+    ]
+    prompts = [f"What is {n} + 4?" for n in range(40)]
+    limits = {"requests_per_minute": 60_000, "max_concurrency": 4}
+    ended = live(
+        mock,
+        tmp_path,
+        faults,
+        prompts=prompts,
+        clock=clock,
+        teacher={"limits": limits},
+        run={"max_attempts": 9},
+    )
+    assert clock.looks > 40
+    assert ended.fired > 4
+    assert (ended.exit_code, ended.totals.answers, ended.billed["requests"]) == (0, 40, 40)
+
+
+class Suspended(Hasty):
+    """The machine sleeps ten minutes after a few looks at the clock: its monotonic clock leaps too."""
+
+    def __init__(self) -> None:
+        super().__init__(speed=1.0)
+        self.looks = 0
+
+    def now(self) -> float:
+        self.looks += 1
+        return super().now() + (600.0 if self.looks > 200 else 0.0)
+
+
+def test_row_41_a_suspended_machine_wakes_without_a_burst(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(rpm=3000, burst_s=0.5)
+    clock = Suspended()
+    prompts = [f"What is {n} + 4?" for n in range(60)]
+    limits = {"requests_per_minute": 2900}
+    ended = live(mock, tmp_path, prompts=prompts, clock=clock, teacher={"limits": limits})
+    assert clock.looks > 200
+    assert (ended.exit_code, ended.totals.answers) == (0, 60)
+    assert mock.state()["statuses"].get("429", 0) == 0
