@@ -128,6 +128,8 @@ class Admission:
             async with self._line:
                 self._head = charge
                 while (wait_s := self._wait_s(charge)) > 0:
+                    if self.draining.is_set():  # also who came to the head of the line after the drain
+                        raise NotSent
                     self._look_around(wait_s)
                     self.moved.clear()
                     await self.clock.wait(self.moved, wait_s)

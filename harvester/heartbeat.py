@@ -90,6 +90,11 @@ class Heart:
         """A watched prompt file can't be used; the run goes on."""
         self._complaints = [*self._complaints, str(error)][-COMPLAINTS_KEPT:]
 
+    def turn(self, state: str) -> None:
+        """Another state from now on; whoever looks sees it at once."""
+        self.state = state
+        self._beat()
+
     async def beat(self) -> None:
         """Write until cancelled. A disk that refuses the heartbeat ends no run: the journal will say."""
         self._notify.ready()
@@ -97,12 +102,15 @@ class Heart:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._vitals.watch())
             while True:
-                told = self.write()
-                if self.state in {"draining", "sealing"}:
-                    self._notify.stopping(MORE_TIME_S)
-                else:
-                    self._notify.beat("; ".join(status_lines(told)[:2]))
+                self._beat()
                 await asyncio.sleep(every_s)
+
+    def _beat(self) -> None:
+        told = self.write()
+        if self.state in {"draining", "sealing"}:
+            self._notify.stopping(MORE_TIME_S)
+        else:
+            self._notify.beat("; ".join(status_lines(told)[:2]))
 
     def end(self, ending: str, exit_code: int) -> None:
         """The last word: how the run ended."""

@@ -114,7 +114,8 @@ class _Life:
             with handled() as caught:
                 result, error = await self._pass(caught)
                 code = error.exit_code if error else self._exit_code(result, caught)
-                heart.state, heart.levers = "sealing", None
+                heart.levers = None
+                heart.turn("sealing")
                 settling = asyncio.create_task(self._settle(result, code, error))
                 caught.first, caught.second = (lambda: None), settling.cancel
                 sealed = 0
@@ -169,8 +170,8 @@ class _Life:
         self._drain(INTERRUPTED, "")
 
     def _drain(self, ending: str, detail: str) -> None:
-        self.heart.state = "draining"
         self.stop.ask(ending, detail)
+        self.heart.turn("draining")
 
     def act(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         """Do what came over the socket, and say what is true now.

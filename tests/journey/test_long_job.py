@@ -1,0 +1,236 @@
+"""The long job as an operator meets it: real signals, limits of time, hours, and files that grow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from harvester import remote
+from harvester.journal import Journal
+from harvester.mock_teacher.running import RunningMock
+from harvester.notify import Notify
+from harvester.status import status
+from tests.journey.living import harvester, living, write_folder, write_prompts
+
+Mock = Callable[..., RunningMock]
+FOUR = "[teacher.limits]\nmax_concurrency = 4\n"
+SILENT = [{"action": "silence"}]
+
+
+def notices(line: socket.socket) -> list[str]:
+    found = []
+    line.setblocking(False)
+    while True:
+        try:
+            found.append(line.recv(4096).decode())
+        except BlockingIOError:
+            return found
+
+
+def test_a_signal_drains_seals_and_says_how_to_go_on_and_systemd_hears_it(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher(latency_s=0.5)
+    config = write_folder(tmp_path, mock.base_url, 500, teacher=FOUR)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("\0harvester-test-" + str(os.getpid()))
+        address = "@harvester-test-" + str(os.getpid())
+        with living(config, NOTIFY_SOCKET=address, WATCHDOG_USEC="1500000") as life:
+            life.until(lambda s: s["answers_stored"] >= 4 and s["in_flight"] == 4)
+            life.signal(signal.SIGHUP)  # the terminal went: no reason to end
+            life.signal(signal.SIGTERM)
+            code, out, _ = life.end()
+        heard = notices(manager)
+    assert code == 143
+    assert out.startswith("interrupted:")
+    assert f"resume with: harvester run {config}" in out
+    found = status(tmp_path / "store")
+    assert (found["state"], found["exit_code"], found["possibly_billed"]) == ("interrupted", 143, 0)
+    assert found["held"] == mock.totals()["answers"] >= 8  # those on the wire were awaited, and no more sent
+    assert list((tmp_path / "store" / "shards").glob("part-*.parquet"))
+    assert heard[0] == "READY=1"
+    assert any(one.startswith("STATUS=running: ") and one.endswith("\nWATCHDOG=1") for one in heard)
+    assert any(one.startswith("STOPPING=1\nEXTEND_TIMEOUT_USEC=") for one in heard)
+
+
+@pytest.mark.parametrize(
+    ("signals", "flags", "ending", "code"),
+    [
+        ((signal.SIGINT, signal.SIGINT), (), "aborted", 130),
+        ((signal.SIGTERM, signal.SIGINT), (), "aborted", 143),
+        ((signal.SIGTERM,), ("--grace", "0.2"), "interrupted", 143),
+    ],
+)
+def test_a_second_signal_or_the_end_of_the_grace_gives_up_what_is_on_the_wire_and_nothing_else(
+    mock_teacher: Mock, tmp_path: Path, signals: tuple[signal.Signals, ...], flags: tuple[str, ...],
+    ending: str, code: int,
+) -> None:  # fmt: skip
+    mock = mock_teacher()
+    config = write_folder(tmp_path, mock.base_url, 40, teacher=FOUR)
+    store = tmp_path / "store"
+    assert harvester("run", config, "--limit", 10).returncode == 10
+    mock.set_faults(SILENT)
+    with living(config, *flags) as life:
+        life.until(lambda s: s["in_flight"] == 4)
+        for number in signals[:-1]:
+            life.signal(number)
+            life.until(lambda s: s["state"] == "draining")
+        life.signal(signals[-1])
+        ended, out, _ = life.end()
+    assert (ended, out.partition(":")[0]) == (code, ending)
+    found = status(store)
+    assert (found["held"], found["possibly_billed"], found["state"]) == (10, 4, ending)
+    mock.set_faults([])
+    assert harvester("run", config).returncode == 0
+    assert status(store)["held"] == 40
+    with Journal.open(store, read_only=True) as journal:
+        assert journal.totals().answers == 40
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    config = write_folder(tmp_path, mock.base_url, 30, teacher=FOUR)
+    run = f"{sys.executable} -m harvester run {config}"
+    for closing, limit in ((">&- 2>&-", 10), ("<&- >&- 2>/dev/null", 10)):
+        done = subprocess.run(["sh", "-c", f"exec {run} --limit {limit} {closing}"], timeout=60)
+        assert done.returncode == 10
+    readable, writable = os.pipe()
+    os.close(readable)  # `harvester run ... | head`, and head has gone
+    try:
+        done = subprocess.run([*run.split(), "--json"], stdout=writable, stderr=writable, timeout=60)
+    finally:
+        os.close(writable)
+    assert done.returncode == 0
+    assert harvester("verify", tmp_path / "store").returncode == 0
+    assert status(tmp_path / "store")["held"] == 30
+
+
+def test_sigterm_before_the_first_request_ends_with_143() -> None:
+    code = "from harvester import signals; signals.end_at_once(); print(1, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        assert process.wait(30) == 143  # not -15: also process 1 of a container hears it
+
+
+def test_after_a_stop_of_the_process_nobody_stampedes(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(latency_s=0.01, rpm=2400)
+    limits = "[teacher.limits]\nmax_concurrency = 64\nrequests_per_minute = 2400\n"
+    config = write_folder(tmp_path, mock.base_url, 2000, teacher=limits)
+    with living(config) as life:
+        before = life.until(lambda s: s["answers_stored"] >= 40)["answers_stored"]
+        life.signal(signal.SIGSTOP)
+        time.sleep(2.0)  # the fault itself: two seconds of standing still are eighty requests
+        life.signal(signal.SIGCONT)
+        life.until(lambda s: s["answers_stored"] >= before + 120)
+        remote.tell(life.store, "stop")
+        assert life.end()[0] == 10
+    times = sorted(one["at"] for one in mock.ledger()["entries"])
+    gaps = [b - a for a, b in pairwise(times)]
+    assert max(gaps) >= 1.5  # it stood still
+    resumed = times[gaps.index(max(gaps)) + 1]
+    for span_s in (0.25, 0.5, 1.0):  # 40 a second, and what was saved: a quarter of a second, and one
+        assert sum(resumed <= at < resumed + span_s for at in times) <= 40 * span_s + 10 + 5
+    assert mock.state()["statuses"].get("429", 0) == 0
+
+
+def later(hours: float) -> datetime:
+    return datetime.now(UTC) + timedelta(hours=hours)
+
+
+def test_limits_of_time_end_with_10_and_resume(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(latency_s=0.05)
+    config = write_folder(tmp_path, mock.base_url, 3000, teacher=FOUR)
+    for flags, ending in (
+        (("--max-runtime", "1s"), "runtime"),
+        (("--finish-by", (datetime.now(UTC) + timedelta(seconds=4)).isoformat()), "deadline"),
+        (("--finish-by", later(-1).isoformat()), "deadline"),
+    ):
+        answers = mock.totals()["answers"]
+        done = harvester("run", config, *flags, "--json")
+        assert done.returncode == 10, done.stderr
+        said = json.loads(done.stdout)
+        assert said["ending"] == ending
+        assert said["from_cache"] == (0 if "-1" in str(flags) else said["from_cache"])
+        assert mock.totals()["answers"] - answers == said["answers_stored"]
+    assert "has passed" in said["detail"]
+    assert harvester("run", config, "--finish-by", "tomorrow").returncode == 2
+    assert harvester("run", config, "--max-runtime", "soon").returncode == 2
+
+
+def test_outside_its_hours_a_run_sends_nothing_and_a_watching_one_waits(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher()
+    hours = f'[schedule]\nhours = ["{later(6):%H:%M}-{later(7):%H:%M} UTC"]\n'
+    config = write_folder(tmp_path, mock.base_url, 10, more=hours)
+    done = harvester("run", config)
+    assert (done.returncode, done.stdout.partition(":")[0]) == (10, "hours")
+    assert "outside the opening hours; opens" in done.stdout
+    with living(config, "--watch") as life:
+        held = life.until(lambda s: s["state"] == "on hold")
+        assert held["waiting"].startswith("outside the opening hours; opens")
+        assert harvester("status", life.store, "--check").returncode == 0
+        said = remote.tell(life.store, "resume")  # the operator can't open what the hours closed
+        assert "still held: outside" in said["said"]
+        life.signal(signal.SIGTERM)
+        assert life.end()[0] == 143
+    assert mock.totals()["answers"] == 0
+
+
+def test_a_watching_run_takes_files_that_appear_or_grow_and_forgives_a_half_written_line(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher()
+    config = write_folder(tmp_path, mock.base_url, 3)
+    with living(config, "--watch") as life:
+        idle = life.until(lambda s: s["answers_stored"] == 3 and s["waiting"] == "new prompts")
+        assert (idle["state"], idle["rows_total"], idle["rows_left"]) == ("running", 3, 0)
+        with (tmp_path / "a.jsonl").open("a", encoding="utf-8") as file:
+            file.write('{"prompt": "What is 71 + 30?"}\n{"prompt": "What is 72 + 30?"}\n')
+        write_prompts(tmp_path / "b.jsonl", range(80, 82))
+        torn = tmp_path / "c.jsonl"
+        torn.write_text('{"prompt": "What is 90 + 30?"}\n{"prompt": "What is 9', encoding="utf-8")
+        grown = life.until(lambda s: s["answers_stored"] == 8 and s["complaints"])
+        assert "c.jsonl:2" in grown["complaints"][0]
+        with torn.open("a", encoding="utf-8") as file:
+            file.write('1 + 30?"}\n')
+        done = life.until(lambda s: s["answers_stored"] == 9)
+        assert (done["rows_total"], done["from_cache"], done["duplicates"]) == (9, 0, 0)
+        remote.tell(life.store, "stop")
+        assert life.end()[0] == 10
+    assert mock.totals()["answers"] == 9
+
+
+def test_a_watching_run_may_begin_with_nothing(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    config = write_folder(tmp_path, mock.base_url, 1)
+    (tmp_path / "a.jsonl").unlink()
+    assert harvester("run", config).returncode == 2
+    with living(config, "--watch", "--limit", 4) as life:
+        life.until(lambda s: s["waiting"] == "new prompts")
+        write_prompts(tmp_path / "d.jsonl", range(10, 30))
+        code, out, _ = life.end()
+    assert (code, out.partition(":")[0]) == (10, "rows")
+    assert mock.totals()["answers"] == 4
+
+
+def test_without_a_service_manager_nothing_is_sent(tmp_path: Path) -> None:
+    Notify({}).beat("x")
+    Notify({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()  # a lost message is no error
+    assert Notify({"WATCHDOG_USEC": "3000000"}).watchdog_s == 3.0
+    assert Notify({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).watchdog_s is None
