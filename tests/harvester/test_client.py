@@ -27,6 +27,7 @@ from harvester.errors import (
     TeacherUnavailable,
 )
 from harvester.journey import Prompt, RawAnswer
+from harvester.mock_teacher.running import RunningMock
 from harvester.plan import request_for
 
 URL = "http://127.0.0.1:9/v1"
@@ -229,3 +230,29 @@ def test_probe_says_what_to_check_when_nobody_is_there() -> None:
         router.get(f"{URL}/models").mock(side_effect=httpx.ConnectError("refused"))
         with pytest.raises(TeacherRefused, match="is it running"):
             probe(router)
+
+
+def test_cancelled_requests_take_no_slot_with_them(mock_teacher: Callable[..., RunningMock]) -> None:
+    # httpx's own pool loses a slot for each that is cancelled while it waits for one (encode/httpcore#1093).
+    chosen = config(mock_teacher(latency_s=0.3, model="m").base_url)
+
+    async def go() -> tuple[int, list[int]]:
+        cut = 0
+        async with Client(chosen.teacher, chosen.run, None) as client:
+
+            async def ask(number: int) -> int:
+                prompt = Prompt(f"p{number}", ({"role": "user", "content": f"What is {number} + 1?"},))
+                return (await client.send(request_for(prompt, chosen), chosen.teacher.base_url)).status
+
+            for wave in range(4):
+                tasks = [asyncio.create_task(ask(number)) for number in range(250)]
+                await asyncio.sleep(0.02 * wave)  # before they connect, while they do, once they are sent
+                for task in tasks:
+                    task.cancel()
+                ends = await asyncio.gather(*tasks, return_exceptions=True)
+                cut += sum(isinstance(end, asyncio.CancelledError) for end in ends)
+            return cut, await asyncio.gather(*(ask(number) for number in range(64)))
+
+    cut, healthy = asyncio.run(go())
+    assert cut == 1000
+    assert healthy == [200] * 64

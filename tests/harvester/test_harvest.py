@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from harvester.config import HarvestConfig
 from harvester.errors import PromptError, TeacherRefused
 from harvester.group_commit import GroupCommit
-from harvester.harvest import PassLimits, PassResult, Snapshot, harvest
+from harvester.harvest import CHUNK, PassLimits, PassResult, Snapshot, harvest
 from harvester.journal import Journal
 from harvester.journey import Prompt
 from harvester.mock_teacher.running import RunningMock
@@ -240,3 +240,25 @@ def test_progress_adds_up_at_the_end(mock_teacher: Mock, bench: Bench) -> None:
     assert last.in_flight == 0
     assert Counter(last.outcomes) == {"ok": 20}
     assert sum(last.latency_counts) == 20
+
+
+def test_a_pass_reads_a_bounded_way_ahead_with_a_window_of_tasks(mock_teacher: Mock, bench: Bench) -> None:
+    chosen = config(mock_teacher(), teacher={"limits": {"max_concurrency": 8}})
+    read = 0
+
+    def counted() -> Iterator[Prompt]:
+        nonlocal read
+        for one in sums(1000):
+            read += 1
+            yield one
+
+    seen: list[tuple[int, int]] = []
+
+    def look(shot: Snapshot) -> bool:
+        seen.append((len(asyncio.all_tasks()), read - shot.answers_stored))
+        return False
+
+    assert bench.run(chosen, counted(), stop_when=look).counts.answers_stored == 1000
+    assert len(seen) > 2
+    assert max(tasks for tasks, _ in seen) <= 3 * 8 + 10  # never a task a row
+    assert max(ahead for _, ahead in seen) <= CHUNK + 256  # a chunk, and what is not yet durable
