@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-slow torture torture-trainer bench-trainer check lint types floors format clean
+.PHONY: help demo test test-slow torture torture-trainer bench bench-trainer check lint types floors format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -30,6 +30,12 @@ torture: $(STAMP)  ## a thousand kills under way (TORTURE_KILLS=N for another nu
 
 torture-trainer: $(STAMP)  ## 200 kills of a training, each resumed to the same bits
 	$(BIN)/python -m pytest -m torture tests/trainer
+
+bench: $(STAMP)  ## ratios against bare loops: about 15 minutes on an idle machine, with nginx if installed
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/cancelled.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/limit_share.py
 
 bench-trainer: $(STAMP)  ## our trainer beside TRL 1.16 on this CPU; makes an environment for TRL once
 	$(BIN)/python benchmarks/trainer_vs_trl.py

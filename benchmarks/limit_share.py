@@ -1,133 +1,167 @@
 """Share of a teacher's limit that a harvest uses, and the share of its sends that are refused.
 
-    python benchmarks/limit_share.py [--seconds 60] [--case configured|too_high|hidden|halved]
+    python benchmarks/limit_share.py [--seconds 60] [--case configured] [--case hidden] ...
 
 The teacher is the mock in a process of its own: 200 requests/s, 0.2 s latency, continuous buckets that hold
-one second's worth. Prints answers per second over the limit (first second left out), 429s over sends.
+one second's worth. Prints answers per second over the limit (first second left out) and 429s over sends; for
+a limit that changes, when the harvest had settled: the first second from which five in a row got 90 % of the
+new limit with less than 5 % refused. The bare loop (64 workers over httpx, half a second's rest after a 429)
+is what the shares are compared with.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from bare import HEADERS, bare_httpx
+from one_pass import Shots, bodies, configured, one_pass
+
 from harvester.config import HarvestConfig
-from harvester.group_commit import GroupCommit
-from harvester.harvest import PassLimits, Snapshot, harvest
-from harvester.journal import Journal
-from harvester.journey import Prompt
+from harvester.metrics import Snapshot
 from harvester.mock_teacher.running import RunningMock, start_process
-from harvester.plan import requests
-from harvester.records import RunRecord
 
 RATE = 200
 LATENCY_S = 0.2
+BARE_WORKERS = 64
+BARE_REST_S = 0.5
+SETTLED_FOR = 5
+SETTLED_SHARE, SETTLED_REFUSED = 0.9, 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What the harvester is told, whether the mock hides its limits, when the limit changes."""
+    """What the harvester is told, whether the mock hides its limits, what is to be reached."""
 
     rpm: int | None
     hide: bool = False
     changes: tuple[tuple[float, int], ...] = ()  # share of the run, requests per minute
+    goal: str = ""
+    bare: bool = False
 
 
+HALVED = ((1 / 3, RATE * 30), (2 / 3, RATE * 60))
 CASES = {
-    "configured": Case(RATE * 60),
-    "too_high": Case(RATE * 60 * 5),
-    "too_high_hidden": Case(RATE * 60 * 5, hide=True),
-    "unknown": Case(None),
-    "hidden": Case(None, hide=True),
-    "halved": Case(None, hide=True, changes=((1 / 3, RATE * 30), (2 / 3, RATE * 60))),
-    "halved_told": Case(None, changes=((1 / 3, RATE * 30), (2 / 3, RATE * 60))),
+    "configured": Case(RATE * 60, goal="0.97 with < 1 %"),
+    "too_high": Case(RATE * 60 * 5, goal="0.92 with < 2 %"),
+    "too_high_hidden": Case(RATE * 60 * 5, hide=True, goal="0.92 with < 2 %"),
+    "unknown": Case(None, goal="0.92 with < 2 %"),
+    "hidden": Case(None, hide=True, goal="0.92 with < 2 %"),
+    "halved": Case(None, hide=True, changes=HALVED, goal="settled within 10 s each way"),
+    "halved_told": Case(None, changes=HALVED, goal="settled within 10 s each way"),
+    "bare": Case(None, hide=True, bare=True),
 }
 
 
-def prompts() -> Iterator[Prompt]:
-    for n in itertools.count():
-        yield Prompt(f"p{n}", ({"role": "user", "content": f"What is {n} + {7 * n}?"},))
-
-
-def measure(case: Case, seconds: float) -> tuple[list[tuple[float, Snapshot]], dict[str, Any]]:
+def measure(case: Case, seconds: float) -> tuple[Shots, list[float], dict[str, Any]]:
+    """The counts over time, when the limit changed, and the mock's own count of what it received."""
     flags = ["--rpm", str(RATE * 60), "--latency", str(LATENCY_S), *(["--hide-limits"] if case.hide else [])]
-    with start_process(*flags) as mock, tempfile.TemporaryDirectory() as folder:
-        limits: dict[str, Any] = {"max_concurrency": 512}
-        if case.rpm is not None:
-            limits["requests_per_minute"] = case.rpm
-        config = HarvestConfig.model_validate(
-            {
-                "teacher": {"base_url": mock.base_url, "model": "mock-teacher", "limits": limits},
-                "prompts": {"files": ["p"]},
-                "sampling": {"max_tokens": 64},
-            }
-        )
-        seen: list[tuple[float, Snapshot]] = []
-        writer = GroupCommit(Journal.open(Path(folder)))
-        try:
-            writer.call(lambda j: j.begin_run(RunRecord("r", time.time(), config.teacher.identity))).result()
-            asyncio.run(_run(config, case, mock, writer, seen, seconds))
-        finally:
-            writer.close()
-        return seen, mock.state()
+    limits: dict[str, Any] = {"max_concurrency": 512}
+    if case.rpm is not None:
+        limits["requests_per_minute"] = case.rpm
+    changed: list[float] = []
+    with start_process(*flags) as mock:
+        config = configured(mock.base_url, limits)
+        if case.bare:
+            answers = asyncio.run(_bare(config, seconds))
+            return answers, [], mock.state()
+        shots = asyncio.run(one_pass(config, seconds, lambda: _change(case, mock, seconds, changed)))
+        return shots, changed, mock.state()
 
 
-async def _run(
-    config: HarvestConfig,
-    case: Case,
-    mock: RunningMock,
-    writer: GroupCommit,
-    seen: list[tuple[float, Snapshot]],
-    seconds: float,
-) -> None:
-    async def change() -> None:
-        at = 0.0
-        for share, rpm in case.changes:
-            await asyncio.sleep(share * seconds - at)
-            at = share * seconds
-            await asyncio.to_thread(mock.set_limits, rpm=rpm)
-
-    changing = asyncio.create_task(change())
-    await harvest(
-        requests(prompts(), config), config, key=None, writer=writer, run_id="r",
-        limits=PassLimits(runtime_s=seconds, grace_s=5), stop=asyncio.Event(),
-        on_progress=lambda shot: seen.append((time.monotonic(), shot)),
-    )  # fmt: skip
-    changing.cancel()
+async def _change(case: Case, mock: RunningMock, seconds: float, changed: list[float]) -> None:
+    at = 0.0
+    for share, rpm in case.changes:
+        await asyncio.sleep(share * seconds - at)
+        at = share * seconds
+        await asyncio.to_thread(mock.set_limits, rpm=rpm)
+        changed.append(time.monotonic())
 
 
-def rates(seen: list[tuple[float, Snapshot]], step_s: float = 2.0) -> list[float]:
-    """Answers per second in each step."""
-    found, (begun, last) = [], seen[0]
-    for at, shot in seen:
-        if at - begun >= step_s:
-            found.append((shot.answers_stored - last.answers_stored) / (at - begun))
+async def _bare(config: HarvestConfig, seconds: float) -> Shots:
+    """64 workers that send again half a second after a refusal."""
+    answers = refused = 0
+    feed = bodies()
+    until = time.monotonic() + seconds
+
+    url = f"{config.teacher.base_url}/chat/completions"
+    async with bare_httpx() as client:
+
+        async def work() -> None:
+            nonlocal answers, refused
+            while time.monotonic() < until:
+                status = (await client.post(url, content=next(feed), headers=HEADERS)).status_code
+                answers += status == 200
+                refused += status == 429
+                if status == 429:
+                    await asyncio.sleep(BARE_REST_S)
+
+        shots: Shots = []
+        workers = [asyncio.create_task(work()) for _ in range(BARE_WORKERS)]
+        while time.monotonic() < until:
+            shots.append((time.monotonic(), Snapshot(answers_stored=answers, rate_limited=refused)))
+            await asyncio.sleep(0.2)
+        await asyncio.gather(*workers)
+    return shots
+
+
+def by_second(shots: Shots) -> list[tuple[float, float, float]]:
+    """Time, answers per second, and refused over sends, of each second."""
+    found, (begun, last) = [], shots[0]
+    for at, shot in shots:
+        if at - begun >= 1.0:
+            answers = shot.answers_stored - last.answers_stored
+            refused = shot.rate_limited - last.rate_limited
+            found.append((begun, answers / (at - begun), refused / max(1, answers + refused)))
             begun, last = at, shot
     return found
 
 
+def settled_s(
+    seconds: Sequence[tuple[float, float, float]], since: float, until: float, limit: float
+) -> float:
+    """Seconds from a change of the limit until five in a row were near it; infinity where none were."""
+    rows = [row for row in seconds if since <= row[0] < until]
+    near = [rate >= SETTLED_SHARE * limit and refused < SETTLED_REFUSED for _, rate, refused in rows]
+    for place in range(len(near) - SETTLED_FOR + 1):
+        if all(near[place : place + SETTLED_FOR]):
+            return rows[place][0] - since
+    return float("inf")
+
+
+def tell(name: str, seconds: float) -> None:
+    """Measure one case and print it."""
+    case = CASES[name]
+    shots, changed, state = measure(case, seconds)
+    begun = shots[0][0]
+    body = [(at, shot) for at, shot in shots if 1 <= at - begun <= seconds]
+    (first_at, first), (last_at, last) = body[0], body[-1]
+    answers = (last.answers_stored - first.answers_stored) / (last_at - first_at)
+    refused = state["statuses"].get("429", 0) / max(1, state["received"])
+    goal = f"   to reach: {case.goal}" if case.goal else ""
+    if not case.changes:
+        print(f"{name:16} share of limit {answers / RATE:.3f}   refused {refused:.2%}{goal}", flush=True)
+        return
+    seconds_seen, ends = by_second(shots), [*changed[1:], begun + seconds]
+    ways = [
+        f"{rpm / 60:.0f}/s after {settled_s(seconds_seen, at, end, rpm / 60):.1f} s"
+        for (_, rpm), at, end in zip(case.changes, changed, ends, strict=True)
+    ]
+    print(f"{name:16} settled at {', '.join(ways)}   refused {refused:.2%}{goal}")
+    print("   answers/s:", *(f"{rate:.0f}" for _, rate, _ in seconds_seen), flush=True)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--case", choices=CASES, action="append")
     chosen = parser.parse_args()
     for name in chosen.case or CASES:
-        seen, state = measure(CASES[name], chosen.seconds)
-        begun = seen[0][0]
-        body = [(at, shot) for at, shot in seen if 1 <= at - begun <= chosen.seconds]
-        (first_at, first), (last_at, last) = body[0], body[-1]
-        answers = (last.answers_stored - first.answers_stored) / (last_at - first_at)
-        refused = state["statuses"].get("429", 0) / max(1, state["received"])
-        print(f"{name:16} share of limit {answers / RATE:.3f}   refused {refused:.2%}", flush=True)
-        if CASES[name].changes:
-            print("   answers/s every 2 s:", *(f"{rate:.0f}" for rate in rates(seen)))
+        tell(name, chosen.seconds)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""One pass of the harvester with everything on, for the benchmarks: keys, limiter, budget, ledger, store.
+
+The limits and the budget are set so high that they never bind: what they cost is measured, not their effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from load_side import MODEL
+
+from harvester.config import HarvestConfig
+from harvester.group_commit import GroupCommit
+from harvester.harvest import PassLimits, Snapshot, harvest
+from harvester.journal import Journal
+from harvester.journey import Prompt
+from harvester.plan import requests
+from harvester.records import RunRecord
+
+Shots = list[tuple[float, Snapshot]]
+"""Monotonic seconds and the counts then."""
+WIDE_LIMITS = {"requests_per_minute": 6_000_000, "tokens_per_minute": 6_000_000_000}
+
+
+def questions() -> Iterator[Prompt]:
+    """Prompts without end, each different."""
+    for n in itertools.count():
+        yield Prompt(f"p{n}", ({"role": "user", "content": f"What is {n} + {7 * n}?"},))
+
+
+def bodies() -> Iterator[bytes]:
+    """The same questions as bare bodies: no plan, no key."""
+    for prompt in questions():
+        yield orjson.dumps({"messages": prompt.messages, "model": MODEL, "max_tokens": 64})
+
+
+def configured(base_url: str, limits: dict[str, Any], **tables: Any) -> HarvestConfig:
+    """A configuration for one teacher under these limits; more tables by name, `price` for the teacher's."""
+    teacher: dict[str, Any] = {"base_url": base_url, "model": MODEL, "limits": limits}
+    if "price" in tables:
+        teacher["price"] = tables.pop("price")
+    return HarvestConfig.model_validate(
+        {"teacher": teacher, "prompts": {"files": ["p"]}, "sampling": {"max_tokens": 64}} | tables
+    )
+
+
+def everything_on(base_url: str, in_flight: int) -> HarvestConfig:
+    """All laws at work, none of them binding, so many requests in flight at most."""
+    return configured(
+        base_url,
+        WIDE_LIMITS | {"max_concurrency": in_flight},
+        price={"input": 0.15, "output": 0.6, "as_of": "2026-11-01"},
+        budget={"usd": 1e6, "tokens": 10**13},
+    )
+
+
+async def one_pass(
+    config: HarvestConfig, seconds: float, meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None
+) -> Shots:
+    """Harvest for so long into a store of its own; the counts five times a second.
+
+    Args:
+        meanwhile: starts with the pass and is cancelled at its end.
+    """
+    shots: Shots = []
+    aside = asyncio.create_task(meanwhile()) if meanwhile else None
+    with tempfile.TemporaryDirectory(prefix="store-") as folder:
+        writer = GroupCommit(Journal.open(Path(folder)))
+        try:
+            run = RunRecord("r", time.time(), config.teacher.identity)
+            await asyncio.wrap_future(writer.call(lambda journal: journal.begin_run(run)))
+            await harvest(
+                requests(questions(), config), config, key=None, writer=writer, run_id="r",
+                limits=PassLimits(runtime_s=seconds, grace_s=5), stop=asyncio.Event(),
+                on_progress=lambda shot: shots.append((time.monotonic(), shot)),
+            )  # fmt: skip
+        finally:
+            await asyncio.to_thread(writer.close)
+            if aside:
+                aside.cancel()
+    return shots
