@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -42,6 +43,7 @@ _Headers = list[tuple[bytes, bytes]]
 MAX_BODY_BYTES = 32 * 1024 * 1024
 KEEP_ALIVE_S = 60.0
 NAMES_KEPT_S = 10
+PIECE_BYTES = 256 * 1024
 USER_AGENT = f"blackbox-distillation/{__version__}"
 
 # Most specific first. True: the request may have reached the teacher, so it may have been billed.
@@ -150,13 +152,7 @@ class Client:
         headers = [*self._headers, (b"content-type", b"application/json")]
         answer = await self._exchange("POST", self._chat[endpoint], endpoint, headers, content)
         if answer.status != 200:
-            raise classify(
-                answer.status,
-                answer.headers,
-                answer.body,
-                place=_place(self._chat[endpoint]),
-                secret=self._key,
-            )
+            raise self._refusal(answer, self._chat[endpoint])
         return answer
 
     def _refusal(self, answer: RawAnswer, url: httpx.URL) -> TeacherError:
@@ -201,7 +197,12 @@ class Client:
         self, method: str, url: httpx.URL, endpoint: str, headers: _Headers, content: bytes
     ) -> RawAnswer:
         request = httpx.Request(
-            method, url, headers=headers, content=content, extensions={"timeout": self._timeout.as_dict()}
+            method,
+            url,
+            headers=headers,
+            # Written at once, a large body (an image) would hold up the loop and everybody on it.
+            content=content if len(content) <= PIECE_BYTES else _in_pieces(content),
+            extensions={"timeout": self._timeout.as_dict()},
         )
         started_s = time.monotonic()
         try:
@@ -231,6 +232,11 @@ class Client:
             latency_s=time.monotonic() - started_s,
             received_at=time.time(),
         )
+
+
+async def _in_pieces(content: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), PIECE_BYTES):
+        yield content[start : start + PIECE_BYTES]
 
 
 async def _read(response: httpx.Response) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from harvester.mock_teacher.running import RunningMock
 from harvester.prepare import prepare
 from harvester.records import Totals
 
+Watch = Callable[[Mapping[str, Any]], None]
 POISON = "77 + 1"
 PROMPTS = ("What is 3 + 4?", f"What is {POISON}?", "What is 5 + 6?")
 
@@ -66,6 +67,7 @@ def live(
     prompts: Sequence[str | Mapping[str, Any]] = PROMPTS,
     teacher: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
+    watch: Watch = lambda _: None,
     **parts: Mapping[str, Any],
 ) -> Ended:
     """Write a folder, run it in this process, and gather all accounts of it."""
@@ -83,7 +85,7 @@ def live(
     }  # fmt: skip
     path = root / "harvest.toml"
     path.write_text("".join(toml(name, table) for name, table in tables.items()), encoding="utf-8")
-    exit_code, said = run(path, clock or Hasty())
+    exit_code, said = run(path, clock or Hasty(), watch)
     totals = Totals()
     if (root / "store" / "journal.db").exists():
         with Journal.open(root / "store", read_only=True) as journal:
@@ -98,10 +100,10 @@ def live(
     )  # fmt: skip
 
 
-def run(path: Path, clock: Clock | None = None) -> tuple[int, str]:
+def run(path: Path, clock: Clock | None = None, watch: Watch = lambda _: None) -> tuple[int, str]:
     """What `harvester run` does: the exit code, and what it says."""
     try:
-        summary = asyncio.run(job.run(prepare(path), lambda _: None, clock))
+        summary = asyncio.run(job.run(prepare(path), watch, clock))
     except HarvesterError as error:
         return error.exit_code, str(error)
     return summary.exit_code, "\n".join(summary.lines())

@@ -1,0 +1,155 @@
+"""Faults of prompt files: a bad one is named before anything is sent, an odd one is read as it is."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harvester.corpus import Corpus
+from harvester.errors import PromptError
+from harvester.mock_teacher.running import RunningMock, start_in_thread
+from harvester.mock_teacher.settings import MockSettings
+from harvester.prepare import prepare
+from tests.faults import bench
+from tests.faults.bench import PROMPTS, Hasty, live
+
+GOOD = b'{"prompt": "fine"}\n'
+
+
+@pytest.fixture(scope="module")
+def mock() -> Iterator[RunningMock]:
+    with start_in_thread(MockSettings(context_tokens=10**7)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, mock: RunningMock) -> Path:
+    """A folder with a configuration that has run; its prompt file is each test's to replace."""
+    root = tmp_path_factory.mktemp("prompts")
+    live(mock, root)
+    return root
+
+
+def refused(mock: RunningMock, folder: Path, content: bytes, place: str, says: str) -> None:
+    """The whole run ends with exit code 2, names the place, and nothing is sent."""
+    (folder / "p.jsonl").write_bytes(content)
+    sent = mock.state()["received"]
+    code, said = bench.run(folder / "harvest.toml", Hasty())
+    assert (code, mock.state()["received"]) == (2, sent)
+    assert place in said
+    assert says in said
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"prompt": "a"', "not a JSON line"), (b'{"text": 1}', "needs 'prompt'"), (b"[]", "JSON object"),
+        (b'"text"', "JSON object"), (b'{"prompt": 7}', "needs 'prompt'"),
+        (b'{"prompt": null}', "needs 'prompt'"),
+        (b'{"prompt": ""}', "needs 'prompt'"), (b'{"prompt": " "}', "needs 'prompt'"),
+        (b'{"prompt": "\\ud800"}', "not a JSON line"), (b'{"prompt": "\xff\xfe"}', "not a JSON line"),
+        (b'{"prompt": NaN}', "not a JSON line"), (b"\x00\x00\x00", "not a JSON line"),
+        (b'{"messages": [{"role": "user", "content": 7}]}', "needs 'content'"),
+        (b'{"messages": {"role": "user"}}', "must be a list"), (b'{"prompt": "a", "tags": "b"}', "tags"),
+        (b'{"prompt": "' + b"x" * (17 << 20) + b'"}', "longer than 16 MiB"),
+    ],
+    ids=lambda part: part[:24].decode("latin-1") if isinstance(part, bytes) else "",
+)  # fmt: skip
+def test_rows_60_and_61_a_bad_line_is_named(mock: RunningMock, folder: Path, line: bytes, says: str) -> None:
+    refused(mock, folder, GOOD + b"\r\n" + line + b"\n", "p.jsonl:3", says)
+
+
+def test_row_60_an_id_of_two_prompts_is_named_with_both_places(mock: RunningMock, folder: Path) -> None:
+    lines = b'{"prompt": "x", "id": "a"}\n{"prompt": "y", "id": "b"}\n{"prompt": "z", "id": "a"}\n'
+    refused(mock, folder, lines, "p.jsonl:3", "the id 'a' belongs to another prompt, at p.jsonl:1")
+
+
+def test_row_60_the_same_prompt_twice_is_no_fault_and_paid_once(mock: RunningMock, tmp_path: Path) -> None:
+    twice = [{"prompt": "What is 2 + 2?", "id": "a"}] * 2
+    ended = live(mock, tmp_path, prompts=twice)
+    assert (ended.exit_code, ended.billed["requests"]) == (0, 1)
+
+
+def test_row_60_marks_line_ends_blanks_and_mixed_fields_are_read(mock: RunningMock, tmp_path: Path) -> None:
+    live(mock, tmp_path)
+    lines = b'\xef\xbb\xbf{"prompt": "What is 3 + 4?"}\r\n\r\n   \n{"prompt": "What is 1 + 8?", "level": 1}\n'
+    (tmp_path / "p.jsonl").write_bytes(lines + b'{"prompt": "What is 1 + 9?", "level": "one"}')
+    code, _ = bench.run(tmp_path / "harvest.toml", Hasty())
+    found = {row.messages[0]["content"]: row.source_line for row in Corpus.open(tmp_path / "store").samples()}
+    assert code == 0
+    assert (found["What is 1 + 8?"], found["What is 1 + 9?"]) == (4, 5)
+
+
+def test_row_61_odd_text_is_sent_as_it_is(mock: RunningMock, tmp_path: Path) -> None:
+    odd = [
+        "nul \x00 in it",
+        "\u202eright to left",
+        "e\u0301 is not \u00e9",
+        "\U0001f600 " * 3,
+        "\u2028",
+        "x" * (1 << 20),
+    ]
+    ended = live(mock, tmp_path, prompts=[text + " What is 1 + 1?" for text in odd])
+    assert (ended.exit_code, ended.billed["requests"]) == (0, len(odd))
+    sent = {json.loads(row.request_json)["messages"][0]["content"] for row in _rows(tmp_path)}
+    assert sent == {text + " What is 1 + 1?" for text in odd}
+
+
+def _rows(root: Path) -> list[object]:
+    return list(Corpus.open(root / "store").samples())
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(st.binary(max_size=40), min_size=1, max_size=4))
+def test_row_60_any_bytes_are_read_or_named(folder: Path, lines: list[bytes]) -> None:
+    (folder / "p.jsonl").write_bytes(GOOD + b"\n".join(lines))
+    try:
+        rows = prepare(folder / "harvest.toml").rows_total
+    except PromptError as error:
+        named = error.place
+    else:
+        named = f"p.jsonl, {rows} rows"
+    assert named.startswith("p.jsonl")
+
+
+def test_row_62_a_cut_archive_costs_nothing(mock: RunningMock, folder: Path) -> None:
+    whole = gzip.compress(b"".join(b'{"prompt": "What is %d + 1?"}\n' % n for n in range(200)))
+    (folder / "p.jsonl").write_bytes(GOOD)
+    archive = folder / "q.jsonl.gz"
+    config = folder / "gz.toml"
+    config.write_text((folder / "harvest.toml").read_text().replace('"*.jsonl"', '"q.jsonl.gz"'))
+    for cut in (len(whole) - 9, len(whole) // 2, 5):
+        archive.write_bytes(whole[:cut])
+        sent = mock.state()["received"]
+        code, said = bench.run(config, Hasty())
+        assert (code, mock.state()["received"]) == (2, sent)
+        assert "q.jsonl.gz" in said
+    archive.write_bytes(whole)
+    assert prepare(config).rows_total == 200
+
+
+def test_row_62_a_pipe_is_refused_in_words(mock: RunningMock, folder: Path) -> None:
+    pipe = folder / "pipe.jsonl"
+    os.mkfifo(pipe)
+    try:
+        refused(mock, folder, GOOD, "pipe.jsonl", "is a pipe or a terminal, which can't be read twice")
+    finally:
+        pipe.unlink()
+
+
+def test_row_62_edited_reordered_and_extended_prompts_re_pay_nothing(
+    mock: RunningMock, tmp_path: Path
+) -> None:
+    live(mock, tmp_path, prompts=PROMPTS)
+    changed = live(mock, tmp_path, prompts=("What is 2 + 9?", *reversed(PROMPTS)))
+    assert (changed.exit_code, changed.billed["requests"], changed.totals.answers) == (0, 1, 4)
+    assert "3 from cache" in changed.said
+    fewer = live(mock, tmp_path, prompts=PROMPTS[1:])
+    assert (fewer.exit_code, fewer.billed["requests"], fewer.totals.answers) == (0, 0, 4)
