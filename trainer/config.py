@@ -85,6 +85,8 @@ class Train(_Frozen):
         save_every: steps between checkpoints; 0 means one at the end.
         checkpointing: recompute activations in the backward pass; "planned" does so only where the memory
             plan says that they would not fit.
+        shard: deal the base's layers to the processes of a fleet; "planned" does so only where the base would
+            take more than half of a device.
         compile: torch.compile for the layers and the loss; the first step takes its time, last bits differ.
         threads: CPU threads, 0 means as many as there are cores for this process.
     """
@@ -105,6 +107,7 @@ class Train(_Frozen):
     threads: int = Field(default=0, ge=0)
     device: Literal["cpu", "cuda", "fastest"] = "fastest"
     checkpointing: Literal["never", "always", "planned"] = "planned"
+    shard: Literal["never", "always", "planned"] = "planned"
     compile: bool = False
 
     @property

@@ -146,14 +146,29 @@ def recompute(student: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def needs_checkpointing(config: TrainConfig, pack: Sequence[Example]) -> bool:
-    """What `[train] checkpointing` comes to here, for the largest pack."""
+def needs_sharding(config: TrainConfig, ranks: int) -> bool:
+    """What `[train] shard` comes to in a fleet of `ranks` processes."""
+    if ranks == 1 or config.train.shard != "planned":
+        return ranks > 1 and config.train.shard == "always"
+    device = model.device_of(config.train)
+    free = free_bytes(device)
+    copies = ranks if device.type == "cpu" else 1  # processes share the host's memory, not a device's
+    return free is not None and 2 * copies * _bytes(config.base) > free
+
+
+def needs_checkpointing(config: TrainConfig, pack: Sequence[Example], *, shards: int = 1) -> bool:
+    """What `[train] checkpointing` comes to here, for the largest pack.
+
+    Args:
+        shards: processes that the base's layers are dealt to.
+    """
     if config.train.checkpointing != "planned":
         return config.train.checkpointing == "always"
     free = free_bytes(model.device_of(config.train))
     if free is None or (64 * _bytes(config.base) + 64 * 2**20 < free and config.train.pack_budget <= 1 << 14):
         return False  # far from it: not worth the walk
-    return estimate(config, pack, checkpointing=False).peak > ROOM * free
+    elsewhere = _bytes(config.base) * (shards - 1) // shards
+    return estimate(config, pack, checkpointing=False).peak - elsewhere > ROOM * free
 
 
 def _bytes(folder: Path) -> int:

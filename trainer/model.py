@@ -71,8 +71,13 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
-def load_base(folder: Path, device: torch.device, attention: str = "sdpa") -> Any:
-    """The untouched student, in evaluation mode.
+def load_base(
+    folder: Path, device: torch.device, attention: str = "sdpa", *, place: torch.device | None = None
+) -> Any:
+    """The untouched student, in evaluation mode, in the dtype of `device`.
+
+    Args:
+        place: where its weights lie; None means on the device.
 
     Raises:
         StudentError: files that transformers can't make a causal language model of.
@@ -89,19 +94,23 @@ def load_base(folder: Path, device: torch.device, attention: str = "sdpa") -> An
         )
     except Exception as error:  # noqa: BLE001 - safetensors, transformers and torch each raise their own
         raise StudentError(f"the base can't be loaded: {first_line(error)}", place=str(folder)) from None
-    return model.to(device).eval()
+    return model.to(place or device).eval()
 
 
-def with_adapter(config: TrainConfig, device: torch.device) -> Any:
+def with_adapter(config: TrainConfig, device: torch.device, *, sharded: bool = False) -> Any:
     """Base plus a fresh adapter, ready to train: packed attention, fp32 adapter, everything else frozen.
 
     A is drawn from `[train] seed`, B is zero, so the student starts as the base.
+
+    Args:
+        sharded: keep the weights in host memory, for `sharding` to deal out.
 
     Raises:
         StudentError: no linear layer matches `[lora] target`.
     """
     check_base(config.base, config.student.sha256)
-    base = load_base(config.base, device, varlen.register() if device.type == "cuda" else segments.register())
+    attention = varlen.register() if device.type == "cuda" else segments.register()
+    base = load_base(config.base, device, attention, place=torch.device("cpu") if sharded else None)
     torch.manual_seed(config.train.seed)
     return adapt(base, config).train()
 

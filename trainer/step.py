@@ -6,7 +6,7 @@ step is cut into packs, or dealt to processes, changes nothing but memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,10 @@ class Stepper:
         optimiser: torch.optim.Optimizer,
         train: Train,
         world: World,
+        *,
+        sharded: bool = False,
     ) -> None:
+        self.sharded = sharded
         self.student, self.named, self.optimiser, self.train, self.world = (
             student,
             named,
@@ -81,15 +84,15 @@ class Stepper:
         supervised = sum(example.supervised for pack in packs for example in pack)
         loss = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device)
-        for number in range(self.world.rank, len(packs), self.world.size):
+        for number, counts in self._dealt(len(packs)):
             torch.manual_seed((self.train.seed * 1_000_003 + step) * 4099 + number)
             try:
                 part, right = loss_of(self.student, collate(packs[number], self.device))
-                (part / supervised).backward()  # type: ignore[no-untyped-call]
+                (part * counts / supervised).backward()
             except (RuntimeError, MemoryError) as error:
                 raise _memory(error, packs[number]) from None
-            loss += part.detach()
-            correct += right
+            loss += part.detach() * counts
+            correct += right * counts
         failpoints.reach("train.backward")
         wish = torch.tensor(float(asked), device=self.device)
         grads = [self._grad(p) for p in self.named.values()] if self.world.size > 1 else []
@@ -99,6 +102,16 @@ class Stepper:
         self._update(loss, norm)
         tokens = sum(len(example.ids) - 1 for pack in packs for example in pack)
         return Learned(loss, correct, norm, wish, tokens, supervised)
+
+    def _dealt(self, packs: int) -> Iterator[tuple[int, int]]:
+        """Numbers of this rank's packs, each with 1. Ranks that share a sharded base walk equally often, for
+        they gather its layers together: one without a pack walks the last again, which counts 0."""
+        for first in range(0, packs, self.world.size):
+            number = first + self.world.rank
+            if number < packs:
+                yield number, 1
+            elif self.sharded:
+                yield packs - 1, 0
 
     def _grad(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         if parameter.grad is None:  # this rank had no pack

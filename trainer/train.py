@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from trainer import checkpoint, compiling, dataset, export, flops, folding, memory, model, optim, weights
+from trainer import sharding as fsdp
 from trainer.collator import padding_of
 from trainer.config import TrainConfig
 from trainer.errors import CheckpointError, Interrupted, ResumeRefused, StoreFull
@@ -69,7 +70,7 @@ def train(
         renderer = Renderer(model.load_tokenizer(config.base, config.template))
         data = dataset.render(rows, renderer, config, weights.vocabulary_of(config.base))
         order = Order(data.lengths, config.train)
-        run = _Run(config, data, order, model.with_adapter(config, device), world)
+        run = _Run(config, data, order, world)
         run.template = renderer.template_sha256
         run.logbook = Logbook(config.out_path, on_step, model.peak_flops(device)) if world.leads else None
         first = run.resume(allow_change=allow_change)
@@ -101,21 +102,23 @@ class _Run:
     logbook: Logbook | None = None
     template = ""
 
-    def __init__(
-        self, config: TrainConfig, data: dataset.Dataset, order: Order, student: Any, world: World
-    ) -> None:
-        self.config, self.data, self.order, self.student, self.world = config, data, order, student, world
+    def __init__(self, config: TrainConfig, data: dataset.Dataset, order: Order, world: World) -> None:
+        self.config, self.data, self.order, self.world = config, data, order, world
+        self.device = model.device_of(config.train)
         largest = [data.examples[i] for i in order.largest()]
-        self.checkpointing = memory.needs_checkpointing(config, largest)
+        sharded = world.any(memory.needs_sharding(config, world.size))
+        shards = world.size if sharded else 1
+        self.student = student = model.with_adapter(config, self.device, sharded=sharded)
+        self.checkpointing = world.any(memory.needs_checkpointing(config, largest, shards=shards))
         if self.checkpointing:
             memory.recompute(student)
-        folding.fold(student)
+        folding.fold(student, sharded=sharded)
+        kept = fsdp.shard(student, self.device) if sharded else 0
         if config.train.compile:
             compiling.compile_student(student)
         self.named = model.trainable(student)
         self.optimiser = optim.adamw(self.named.items(), config.train, config.lora)
-        self.stepper = Stepper(student, self.named, self.optimiser, config.train, world)
-        self.device = self.stepper.device
+        self.stepper = Stepper(student, self.named, self.optimiser, config.train, world, sharded=sharded)
         self.looks_always = self.device.type == "cpu"  # elsewhere reading a value makes the host wait
         self.count = flops.counter(student)
         self.checkpoints = config.out_path / "checkpoints"
@@ -124,6 +127,8 @@ class _Run:
                 "torch.", ""
             )
         ]
+        if sharded:
+            self.notes.append(f"base sharded: {kept / 2**20:,.1f} MiB of it in each of {shards} processes")
         if self.checkpointing:
             self.notes.append("activations are computed again in the backward pass: they would not fit")
         self.loss: float | None = None
@@ -206,8 +211,9 @@ class _Run:
         """Everything the weights depend on, flat, so that a difference can be named; hashes the base once."""
         told = self.config.model_dump(mode="json")
         flat = {f"{part}.{key}": told[part][key] for part in ("data", "lora", "train") for key in told[part]}
-        for key in ("train.log_every", "train.save_every", "train.checkpointing", "data.corpus"):
+        for key in ("train.log_every", "train.save_every", "train.checkpointing", "train.shard"):
             del flat[key]
+        del flat["data.corpus"]
         threads = torch.get_num_threads() if self.device.type == "cpu" else 0
         return {
             **flat,

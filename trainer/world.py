@@ -36,6 +36,15 @@ class World:
         for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def any(self, claim: bool) -> bool:
+        """Whether any rank claims it: what all must do alike is decided by all."""
+        if self.size == 1:
+            return claim
+        place = torch.cuda.current_device() if distributed.get_backend() == "nccl" else "cpu"
+        found = torch.tensor(float(claim), device=place)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        return bool(found)
+
     def wait(self) -> None:
         """Until every rank is here."""
         if self.size > 1:

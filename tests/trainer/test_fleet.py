@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.trainer import tiny
 from trainer import config as settings
+from trainer import model
 from trainer.train import train
 
 DEALT = {"train": {"epochs": 1, "batch_tokens": 1024, "max_length": 64, "pack_tokens": 128, "log_every": 1}}
@@ -70,3 +72,52 @@ def test_ranks_add_up_what_they_hold(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert torch.distributed.is_available()
+
+
+def fleet(toml: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """`trainer train` in two processes."""
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "trainer", "train", str(toml), "--processes", "2", "--json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **more},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_two_processes_with_half_the_base_each_learn_what_one_does_and_either_resumes_the_other(tmp_path):
+    rows = tiny.skill(60)
+    shape = {
+        "train": {**DEALT["train"], "batch_tokens": 384, "save_every": 1}
+    }  # three packs a step: one idles
+    one = settings.load(tiny.train_toml(tmp_path / "one", rows, **shape))
+    whole = train(one)
+    shape["train"]["shard"] = "always"
+    toml = tiny.train_toml(tmp_path / "two", rows, **shape)
+    killed = fleet(toml, HARVESTER_FAILPOINT="train.update:3")
+    assert killed.returncode != 0
+    checkpoints = sorted((tmp_path / "two/out/checkpoints").glob("step-*"))
+    assert 0 < len(checkpoints) < whole.steps
+    finished = fleet(toml)
+    assert finished.returncode == 0, finished.stderr
+    [told] = [json.loads(line) for line in finished.stdout.splitlines() if line.startswith("{")]
+    [note] = [note for note in told["notes"] if "sharded" in note]
+    assert any(note.startswith("resumed at step 2") for note in told["notes"])
+    mine = load_file(one.out_path / "adapter/adapter_model.safetensors")
+    theirs = load_file(tmp_path / "two/out/adapter/adapter_model.safetensors")
+    assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-5
+    shutil.rmtree(checkpoints[0].parent.parent / "adapter")
+    for late in sorted(checkpoints[0].parent.glob("step-*"))[-1:]:
+        shutil.rmtree(late)  # the fleet's last step is left to one process
+    alone = train(settings.load(toml))
+    assert alone.steps_now == 1
+    theirs = load_file(tmp_path / "two/out/adapter/adapter_model.safetensors")
+    assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-5
+    layers = sum(p.numel() for n, p in base_of(one).named_parameters() if ".layers." in n)
+    others = sum(p.numel() for n, p in base_of(one).named_parameters() if ".layers." not in n)
+    assert float(note.split()[2]) == pytest.approx((layers / 2 + others) * 4 / 2**20, abs=0.06)
+
+
+def base_of(config):
+    return model.load_base(config.base, torch.device("cpu"))
