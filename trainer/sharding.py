@@ -30,9 +30,7 @@ def shard(student: Any, device: torch.device) -> int:
         buffers.update({name: b.to(device) for name, b in buffers.items() if b is not None})
     for layer in inner.layers:
         fully_shard(layer, mesh=mesh, ignored_params=whole)
-    fully_shard(
-        inner, mesh=mesh, ignored_params=whole
-    )  # the root, with nothing of its own: it orders the layers
+    fully_shard(inner, mesh=mesh, ignored_params=whole)  # the root owns nothing: it orders the layers
     return sum(_local_bytes(p) for p in student.parameters() if not p.requires_grad)
 
 

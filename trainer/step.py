@@ -88,7 +88,7 @@ class Stepper:
             torch.manual_seed((self.train.seed * 1_000_003 + step) * 4099 + number)
             try:
                 part, right = loss_of(self.student, collate(packs[number], self.device))
-                (part * counts / supervised).backward()
+                (part * counts / supervised).backward()  # type: ignore[no-untyped-call]
             except (RuntimeError, MemoryError) as error:
                 raise _memory(error, packs[number]) from None
             loss += part.detach() * counts
