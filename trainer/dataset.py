@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harvester.corpus import Corpus
 from harvester.journey import Outcome
 from harvester.schema import Sample
-from trainer import gate
+from trainer import gate, trace
 from trainer.config import Data, TrainConfig
 from trainer.errors import DataError, StudentError
 from trainer.render import Example, Renderer
@@ -26,6 +26,11 @@ COLUMNS = [
 ]
 
 INLINE = ("<think>\n", "\n</think>\n\n")  # plain text around reasoning that is learned as part of the answer
+
+
+_BARE: dict[str, Any] = {
+    name: "" for name in trace.ORIGIN if name not in COLUMNS and name not in {"created_at", "mock"}
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +61,14 @@ class Rows:
         held_out: prompts to judge with, in order of prompt id.
         excluded: samples in neither pile, by reason.
         lineages: who taught, under which terms.
+        origins: by key, the hash of where a row came from (`trace.origin_of`).
     """
 
     train: tuple[Sample, ...]
     held_out: tuple[HeldOut, ...]
     excluded: Mapping[str, int]
     lineages: tuple[Mapping[str, Any], ...]
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +98,8 @@ def read(config: TrainConfig) -> Rows:
             "no corpus here", place=str(config.corpus), remedy="harvest first, or set [data] corpus"
         )
     corpus = Corpus.open(config.corpus)
-    samples = sorted(corpus.samples(COLUMNS), key=lambda s: (s.prompt_id, s.sample_index, s.key))
+    origins: dict[str, str] = {}
+    samples = sorted(_slim(corpus, origins), key=lambda s: (s.prompt_id, s.sample_index, s.key))
     if not samples:
         raise DataError(
             "the corpus is empty", place=str(config.corpus), remedy="`harvester run harvest.toml` fills it"
@@ -121,7 +129,14 @@ def read(config: TrainConfig) -> Rows:
             place=str(config.corpus),
             remedy=f"rows need a completion and {config.data.split_field!r} = 'train' (or none)",
         )
-    return Rows(tuple(train), _held_out(samples, splits, config.data), excluded, lineages)
+    return Rows(tuple(train), _held_out(samples, splits, config.data), excluded, lineages, origins)
+
+
+def _slim(corpus: Corpus, origins: dict[str, str]) -> Iterator[Sample]:
+    """Samples without what only their origin is made of, which is hashed on the way."""
+    for sample in corpus.samples(list(dict.fromkeys((*COLUMNS, *trace.ORIGIN)))):
+        origins[sample.key] = trace.origin_of(sample)
+        yield replace(sample, **_BARE)
 
 
 def render(rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int = 0) -> Dataset:

@@ -1,4 +1,4 @@
-"""The adapter as others load it, with a card that names base, teachers and terms."""
+"""The adapter as others load it, with its papers and the hash tree of the rows it learned from."""
 
 from __future__ import annotations
 
@@ -6,43 +6,17 @@ import json
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from trainer import serving, trace, weights
+from trainer import papers, serving, trace, weights
 from trainer.checkpoint import settle
 from trainer.config import TrainConfig
 from trainer.dataset import Rows
 from trainer.errors import StoreFull
 from trainer.render import Renderer
-
-CARD = """\
----
-base_model: {base}
-library_name: peft
-pipeline_tag: text-generation
-tags: [lora, distillation]
----
-# A student of {teachers}
-
-LoRA adapter, rank {rank}, alpha {alpha:g}, on {target}. Load it with
-`peft.PeftModel.from_pretrained(base_model, "this folder")`.
-
-| | |
-|---|---|
-| base | `{base}` |
-| base SHA-256 (config and weights) | `{base_sha256}` |
-| training answers | {rows:,} |
-| seed, epochs, peak rate | {seed}, {epochs}, {lr:g} |
-| end of a turn | token {stop_id} |
-| chat template SHA-256 | `{template}` |
-
-## Who taught
-{lineage}
-"""
 
 
 def write_adapter(student: Any, renderer: Renderer, config: TrainConfig, rows: Rows) -> Path:
@@ -81,8 +55,9 @@ def _fill(aside: Path, student: Any, renderer: Renderer, config: TrainConfig, ro
     write_speech(aside, renderer, config)
     lineage = lineage_of(rows)
     (aside / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
-    (aside / "README.md").write_text(_card(config, rows, renderer, lineage), encoding="utf-8")
-    trace.write(aside, (trace.leaf_of(sample) for sample in rows.train), rows.lineages)
+    leaves = trace.write_rows(aside, (trace.leaf_of(s, rows.origins.get(s.key, "")) for s in rows.train))
+    papers.write(aside, config, rows.lineages, facts_of(config, renderer, len(rows.train)))
+    trace.write_tree(aside, leaves, rows.lineages)
 
 
 def write_speech(folder: Path, renderer: Renderer, config: TrainConfig) -> None:
@@ -111,27 +86,15 @@ def lineage_of(rows: Rows) -> dict[str, Any]:
     }
 
 
-def _card(config: TrainConfig, rows: Rows, renderer: Renderer, lineage: Mapping[str, Any]) -> str:
-    teachers: Sequence[Mapping[str, Any]] = lineage["teachers"]
-    lines = [
-        f"- `{t['teacher'] or 'unknown'}`, terms record `{t['terms'] or 'none'}`, {t['rows']:,} answers"
-        + (" (the mock teacher: of no use outside tests)" if t["mock"] else "")
-        for t in teachers
+def facts_of(config: TrainConfig, renderer: Renderer, rows: int) -> list[tuple[str, str]]:
+    """How the student was made, as (name, words) for its card."""
+    target = config.lora.target if isinstance(config.lora.target, str) else ", ".join(config.lora.target)
+    return [
+        ("adapter", f"LoRA, rank {config.lora.rank}, alpha {config.lora.alpha:g}, on {target}"),
+        ("load with", "peft.PeftModel.from_pretrained(base, this folder)"),
+        ("base SHA-256 (config and weights)", weights.base_sha256(config.base)),
+        ("answers learned from", f"{rows:,}; each by its hash in {trace.ROWS}"),
+        ("seed, epochs, peak rate", f"{config.train.seed}, {config.train.epochs}, {config.train.lr:g}"),
+        ("end of a turn", f"token {renderer.shape.stop_id}"),
+        ("chat template SHA-256", renderer.template_sha256),
     ]
-    duties = sorted({str(duty) for each in rows.lineages for duty in each.get("duties") or ()})
-    lines += [f"- duty: {duty}" for duty in duties]
-    return CARD.format(
-        base=config.base,
-        teachers=", ".join(sorted({str(t["teacher"]) for t in teachers})) or "an unknown teacher",
-        rank=config.lora.rank,
-        alpha=config.lora.alpha,
-        target=config.lora.target if isinstance(config.lora.target, str) else ", ".join(config.lora.target),
-        base_sha256=weights.base_sha256(config.base),
-        rows=len(rows.train),
-        seed=config.train.seed,
-        epochs=config.train.epochs,
-        lr=config.train.lr,
-        stop_id=renderer.shape.stop_id,
-        template=renderer.template_sha256,
-        lineage="\n".join(lines),
-    )

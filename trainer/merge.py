@@ -16,11 +16,11 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 
-from trainer import gate, model, serving, turns, weights
+from trainer import gate, model, papers, serving, trace, turns, weights
 from trainer.checkpoint import settle
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, StoreFull, StudentError
-from trainer.export import write_speech
+from trainer.export import facts_of, write_speech
 from trainer.render import Renderer
 
 PARITY = "parity.json"
@@ -40,6 +40,7 @@ def merge(config: TrainConfig, folder: Path, dtype: str = "") -> dict[str, Any]:
 
     Raises:
         TermsRefused: the terms of its teachers do not permit to export this student.
+        FindingsError: the adapter or its lineage is not what was trained.
         StudentError: no adapter, or the written weights don't reproduce its logits; nothing is left behind.
         ConfigError: `folder` holds something else, or no such dtype.
         StoreFull: the folder can't be written.
@@ -48,6 +49,7 @@ def merge(config: TrainConfig, folder: Path, dtype: str = "") -> dict[str, Any]:
     weights.check_adapter(adapter)
     lineages = weights.read_json(adapter / "lineage.json").get("lineages", [])
     gate.ask(config, lineages, (), use="export")
+    trace.require(adapter)
     kind = _dtype(config, dtype)
     _check_place(folder)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
@@ -137,12 +139,10 @@ def _papers(
     if told is not None:
         (folder / "Modelfile").write_text(told, encoding="utf-8")
     (folder / PARITY).write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
-    for name in ("lineage.json", "README.md"):
-        if (adapter / name).is_file():
-            shutil.copyfile(adapter / name, folder / name)
-    if (folder / "README.md").is_file():
-        said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in parity.items())
-        with (folder / "README.md").open("a", encoding="utf-8") as file:
-            file.write(
-                f"\n## Merged\nThese are whole weights: the adapter is folded into the base. {said}.\n"
-            )
+    tree, leaves = trace.read(adapter)
+    shutil.copyfile(adapter / "lineage.json", folder / "lineage.json")
+    trace.write_rows(folder, leaves)
+    said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in parity.items())
+    facts = [fact for fact in facts_of(config, renderer, len(leaves)) if fact[0] != "load with"]
+    papers.write(folder, config, tree["lineages"], [*facts, ("merged", said)], merged=True)
+    trace.write_tree(folder, leaves, tree["lineages"])

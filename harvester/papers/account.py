@@ -98,7 +98,7 @@ class Student:
     Attributes:
         base: name of the base model; base_licence: Hub or SPDX id. base_sha256, sha256: of config and
             weights, and of the adapter, "" where unknown.
-        licence: as for `Dataset`.
+        licence: as for `Dataset`. merged: whole weights, the adapter folded in.
     """
 
     name: str
@@ -110,6 +110,7 @@ class Student:
     licence: str | None = None
     sha256: str = ""
     base_sha256: str = ""
+    merged: bool = False
 
     @property
     def licence_id(self) -> str:

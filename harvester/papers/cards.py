@@ -59,17 +59,20 @@ def dataset_card(dataset: Dataset) -> str:
     return _document(head, body)
 
 
-def model_card(student: Student, scores: Sequence[tuple[str, str]] = ()) -> str:
-    """README.md of an adapter.
+def model_card(
+    student: Student, scores: Sequence[tuple[str, str]] = (), facts: Sequence[tuple[str, str]] = ()
+) -> str:
+    """README.md of an adapter, or of whole weights it is folded into.
 
     Args:
-        scores: what was measured, as (name, words).
+        scores: what was measured, as (name, words). facts: how it was made, likewise.
     """
     dataset = student.dataset
+    kind = "An adapter folded into" if student.merged else "A LoRA adapter on"
     head = {
         "base_model": student.base,
-        "base_model_relation": "adapter",
-        "library_name": "peft",
+        "base_model_relation": "finetune" if student.merged else "adapter",
+        "library_name": "transformers" if student.merged else "peft",
         "pipeline_tag": "text-generation",
         **_licence(student.licence_id, dataset),
         "datasets": [dataset.name],
@@ -80,9 +83,14 @@ def model_card(student: Student, scores: Sequence[tuple[str, str]] = ()) -> str:
         "",
         *[f"**{cell(sentence)}**\n" for sentence in owed(dataset.duties, "display")],
         *_mock_warning(dataset),
-        f"A LoRA adapter on `{cell(student.base)}` (licence {cell(student.base_licence)}), trained on "
+        f"{kind} `{cell(student.base)}` (licence {cell(student.base_licence)}), trained on "
         f"{student.trained_on} on {dataset.rows:,} answers of the teachers below.",
         "",
+        *(
+            ["| | |", "|---|---|", *[f"| {cell(name)} | {cell(words)} |" for name, words in facts], ""]
+            if facts
+            else []
+        ),
         *_taught(dataset),
         *_owed(dataset),
         *(

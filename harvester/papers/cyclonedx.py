@@ -69,7 +69,8 @@ def _student(student: Student) -> dict[str, Any]:
             "ancestors": [
                 {"type": "machine-learning-model", "name": student.base, **_hashes(student.base_sha256)}
             ],
-            "notes": "LoRA adapter, trained on answers of the teachers listed",
+            "notes": f"LoRA adapter{', folded in' if student.merged else ''}, trained on answers of the "
+            "teachers listed",
         },
         "modelCard": {
             "modelParameters": {
@@ -99,14 +100,18 @@ def _data(dataset: Dataset) -> dict[str, Any]:
         "name": dataset.name,
         "version": dataset.version,
         "licenses": [_licence(dataset.licence_id)],
-        "externalReferences": [{"type": "distribution", "url": dataset.url}],
+        **({"externalReferences": [{"type": "distribution", "url": dataset.url}]} if dataset.url else {}),
         "data": [
             {
                 "type": "dataset",
                 "name": dataset.name,
                 "description": f"{dataset.rows} synthetic answers in {len(dataset.shards)} files",
                 "classification": "synthetic",
-                "governance": {"owners": [{"organization": {"name": dataset.creator}}]},
+                **(
+                    {"governance": {"owners": [{"organization": {"name": dataset.creator}}]}}
+                    if dataset.creator
+                    else {}
+                ),
             }
         ],
         "components": [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -38,7 +40,10 @@ def adapter(tmp_path: Path) -> Path:
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
-    trace.write(folder, [trace.leaf_of(sample(n)) for n in range(13)], [LINEAGE])
+    (folder / "NOTICE").write_text("Built with care\n")
+    (folder / "README.md").write_text("a card\n")
+    leaves = trace.write_rows(folder, [trace.leaf_of(sample(n)) for n in range(13)])
+    trace.write_tree(folder, leaves, [LINEAGE])
     return folder
 
 
@@ -79,16 +84,46 @@ def test_a_flipped_byte_a_lost_row_and_another_adapter_are_named(adapter: Path, 
         "row p3: its completion is not what was learned",
         "row p12 is not in the corpus",
     ]
-    with pytest.raises(FindingsError, match="another completion"):
+    with pytest.raises(FindingsError, match="completion is not what was learned"):
         trace.trace(adapter, "p3", other)
     with pytest.raises(FindingsError, match="no longer holds"):
         trace.trace(adapter, "p12", other)
-    (adapter / "adapter_model.safetensors").write_bytes(b"Weights")
-    rows = (adapter / trace.ROWS).read_text()
-    (adapter / trace.ROWS).write_text(rows.replace("p4", "pX").replace(sample(4).key[:4], "0000", 1))
-    said = trace.verify(adapter)
-    assert any("does not give the root" in one for one in said)
-    assert any("not the file that was trained" in one for one in said)
+
+
+@pytest.mark.parametrize("column", trace.ORIGIN)
+def test_an_edited_origin_is_named(adapter: Path, tmp_path: Path, column: str):
+    changes: dict[str, object] = {"mock": True, "created_at": datetime(2026, 1, 2, tzinfo=UTC)}
+    edited = replace(sample(5), **{column: changes.get(column, "other")})  # type: ignore[arg-type]
+    store = corpus(tmp_path / "c", [sample(n) for n in range(13) if n != 5] + [edited])
+    why = "its request, teacher or terms are not those of the day"
+    assert trace.verify(adapter, store) == [f"row p5: {why}"]
+    with pytest.raises(FindingsError, match=why):
+        trace.trace(adapter, "p5", store)
+
+
+@pytest.mark.parametrize("name", [trace.TREE, trace.ROWS, "adapter_model.safetensors", "NOTICE"])
+def test_any_flipped_byte_of_any_file_breaks_the_trace(adapter: Path, name: str):
+    leaves = trace.write_rows(adapter, [trace.leaf_of(sample(n)) for n in range(2)])
+    trace.write_tree(adapter, leaves, [LINEAGE])
+    whole = (adapter / name).read_bytes()
+    for at in range(len(whole)):
+        for bit in (0x01, 0x20) if name in (trace.TREE, trace.ROWS) else (0x01,):
+            (adapter / name).write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+            with pytest.raises((FindingsError, ConfigError)):
+                trace.require(adapter)
+    (adapter / name).write_bytes(whole)
+    trace.require(adapter)
+
+
+def test_added_and_removed_files_and_an_edited_card(adapter: Path):
+    (adapter / "README.md").write_text("a better card\n")
+    assert trace.verify(adapter) == []
+    (adapter / "extra.bin").write_bytes(b"x")
+    (adapter / "NOTICE").unlink()
+    assert trace.verify(adapter) == [
+        "extra.bin was not there when this was trained",
+        "NOTICE is not the file that was trained",
+    ]
 
 
 def test_an_adapter_without_lineage_and_an_unknown_row_are_errors(adapter: Path, tmp_path: Path):
