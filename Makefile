@@ -2,11 +2,12 @@
 # WORKERS how many processes the default suite runs in.
 PYTHON ?= python3
 WORKERS ?= 2
+SOAK_SECONDS ?= 720
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-slow torture torture-trainer bench bench-trainer check lint types floors format clean
+.PHONY: help demo test test-slow torture torture-trainer soak bench bench-trainer check lint types floors format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -36,6 +37,9 @@ bench: $(STAMP)  ## ratios against bare loops: about 15 minutes on an idle machi
 	$(BIN)/python benchmarks/cancelled.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/limit_share.py
+
+soak: $(STAMP)  ## a scaled day of faults, storms, kills: 12 minutes (SOAK_SECONDS=N for another length)
+	$(BIN)/python benchmarks/soak.py --seconds $(SOAK_SECONDS)
 
 bench-trainer: $(STAMP)  ## our trainer beside TRL 1.16 on this CPU; makes an environment for TRL once
 	$(BIN)/python benchmarks/trainer_vs_trl.py

@@ -49,6 +49,7 @@ class Heart:
         self.levers: Levers | None = None
         self.state = "running"
         self.canary: Mapping[str, Any] = {}
+        self._gauges: Mapping[str, Any] = {"limits": {}, "budget": {}}
         self._store = store
         self._inbox = inbox
         self._watch = watch
@@ -116,6 +117,7 @@ class Heart:
         """The last word: how the run ended."""
         self.state = ending
         told = self.write(exit_code=exit_code)
+        self._watch(told)
         self._trace.note(told, self._vitals.read())
 
     @property
@@ -141,12 +143,18 @@ class Heart:
                 for name, counter in (("requests", "sent"), ("answers", "answers"), ("tokens", "tokens"))
             },
             "refused_share": round(self._forecast.refused_share(), 4),
-            **(self.levers.gauges() if self.levers else {"limits": {}, "budget": {}}),
+            **self._gauged(),
             "complaints": list(self._complaints),
             "canary": dict(self.canary),
             **self._vitals.read(),
         }
         return {**told, **self._ahead(told)}
+
+    def _gauged(self) -> Mapping[str, Any]:
+        """Limits and budget; when the pass is over, as they were last."""
+        if self.levers is not None:
+            self._gauges = self.levers.gauges()
+        return self._gauges
 
     def _ahead(self, told: Mapping[str, Any]) -> dict[str, Any]:
         """What is left, and when it will be done within the hours; null where nobody knows yet."""

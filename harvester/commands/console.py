@@ -8,16 +8,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from harvester.inert import one_line
 
 PLAIN_EVERY_S = 30.0
+LOGGED = (
+    "run_id", "state", "waiting", "rows_total", "from_cache", "duplicates", "answers_stored", "dead",
+    "requests_sent", "retries", "rate_limited", "possibly_billed", "errors", "input_tokens", "output_tokens",
+    "cost_microusd", "in_flight", "window", "rates", "refused_share", "limits", "budget", "eta_s", "canary",
+    "complaints", "rss_bytes", "loop_lag_s",
+)  # fmt: skip
+"""Fields of the status (data/FORMAT.md) that a progress record holds."""
 
 
 def emit(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
     """Print a command's result: one JSON line, or lines of text. A reader that left changes no exit code."""
-    said = [json.dumps(data, ensure_ascii=False, default=str)] if as_json else map(one_line, lines)
+    said = [json.dumps(data, default=str)] if as_json else map(one_line, lines)
     try:
         for line in said:
             print(line)  # noqa: T201
@@ -27,78 +35,60 @@ def emit(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> Non
 
 
 def talk(line: str) -> None:
-    """A line for people, on stderr. A closed stderr never ends a run."""
+    """A line for people, on stderr; a JSON record where logs were asked for. A closed stderr ends no run."""
+    _write(json.dumps({"at": _now(), "event": "message", "message": line}) if _logging else one_line(line))
+
+
+_logging = False
+
+
+def log_as_json() -> None:
+    """From now on everything on stderr is one JSON object a line: stderr is the process's, and so is this."""
+    global _logging
+    _logging = True
+
+
+def _write(line: str) -> None:
     try:
-        print(one_line(line), file=sys.stderr, flush=True)  # noqa: T201
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
     except OSError:
         sys.stderr = open(  # noqa: SIM115, PTH123 - must outlive this call
             "/dev/null", "w", encoding="utf-8"
         )
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 @contextmanager
 def painted(total: int, title: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A progress display fed with snapshots: bars on a terminal, else one plain line every 30 s."""
-    if sys.stderr.isatty():
-        with _bars(total, title) as update:
+    """A progress display fed with snapshots: bars on a terminal, else a line (or a record) every 30 s."""
+    from harvester.commands import display
+
+    if not _logging and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        with display.live(title) as update:
             yield update
         return
-    last = time.monotonic()
+    said_at, said_state = time.monotonic(), ""
     latest: Mapping[str, Any] = {}
 
+    def say() -> None:
+        nonlocal said_at, said_state
+        said_at, said_state = time.monotonic(), str(latest.get("state", ""))
+        if _logging:
+            _write(json.dumps({"at": _now(), "event": "progress", **{n: latest.get(n) for n in LOGGED}}))
+        else:
+            _write(one_line(f"{title}: {display.sentence(latest, total)}"))
+
     def plain(snapshot: Mapping[str, Any]) -> None:
-        nonlocal last, latest
+        nonlocal latest
         latest = snapshot
-        if time.monotonic() - last >= PLAIN_EVERY_S:
-            last = time.monotonic()
-            talk(f"{title}: {_words(snapshot, total)}")
+        if time.monotonic() - said_at >= PLAIN_EVERY_S or (_logging and latest.get("state") != said_state):
+            say()
 
     try:
         yield plain
     finally:
         if latest:
-            talk(f"{title}: {_words(latest, total)}")
-
-
-def _words(snapshot: Mapping[str, Any], total: int) -> str:
-    done = snapshot.get("from_cache", 0) + snapshot.get("answers_stored", 0) + snapshot.get("dead", 0)
-    said = (
-        f"{done:,}/{total:,} rows, {snapshot.get('from_cache', 0):,} from cache, "
-        f"{snapshot.get('dead', 0):,} failed, ${snapshot.get('cost_microusd', 0) / 1e6:.4f}"
-    )
-    return f"{said}, waiting for {snapshot['waiting']}" if snapshot.get("waiting") else said
-
-
-@contextmanager
-def _bars(total: int, title: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True, markup=False)) as progress:
-        bar = progress.add_task(title, total=total, said="")
-
-        def update(snapshot: Mapping[str, Any]) -> None:
-            done = snapshot.get("from_cache", 0) + snapshot.get("answers_stored", 0) + snapshot.get("dead", 0)
-            said = f"${snapshot.get('cost_microusd', 0) / 1e6:.4f}"
-            if snapshot.get("dead"):
-                said += f", {snapshot['dead']:,} failed"
-            if snapshot.get("waiting"):
-                said += f", waiting for {snapshot['waiting']}"
-            progress.update(bar, completed=done, said=one_line(said))
-
-        yield update
+            say()

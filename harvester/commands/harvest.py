@@ -52,14 +52,18 @@ def run(
     epoch: int | None = typer.Option(None, min=0, help="Another number asks everything again, on purpose."),
     watch: bool = typer.Option(False, "--watch", help="Stay up: take prompt files that appear or grow."),
     finish_by: str | None = typer.Option(None, help="Stop then, as in 2026-11-27T18:00+01:00."),
+    log_json: bool = typer.Option(False, "--log-json", help="JSON records on stderr, one a line."),
     as_json: bool = JSON,
 ) -> None:
     """Harvest until done or a limit. Resume is the default: held answers are never asked again."""
     import asyncio
 
     from harvester import hours, job, prepare, signals
-    from harvester.commands.console import emit, painted, talk
+    from harvester.commands.console import emit, log_as_json, painted, talk
     from harvester.errors import UsageError
+
+    if log_json:
+        log_as_json()
 
     signals.end_at_once()
     try:

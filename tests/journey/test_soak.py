@@ -1,0 +1,19 @@
+"""The soak itself, shortened: its bounds hold, and it would say so if they didn't."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.readme_tree import ROOT
+
+
+@pytest.mark.slow
+def test_a_short_day_keeps_its_bounds():
+    command = [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--seconds", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "memory slope" in done.stdout
+    assert "BAD" not in done.stdout
