@@ -37,6 +37,7 @@ class Run(Frozen):
     epoch: int = Field(default=0, ge=0)
     trust_env: bool = False
     patience_s: Positive = 600
+    strict_model: bool = False
 
 
 class Canary(Frozen):

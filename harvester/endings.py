@@ -8,6 +8,7 @@ from typing import Any
 
 from harvester.errors import StoppedAtLimit, TooManyFailures
 from harvester.metrics import COMPLETE, INTERRUPTED, PassResult, Snapshot
+from harvester.refusals import visible
 
 ABORTED = "aborted"
 STOPPED = "stopped"
@@ -64,6 +65,7 @@ class Summary:
     store: str
     resume: str
     detail: str = ""
+    warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For --json and run.json."""
@@ -82,9 +84,18 @@ class Summary:
             said.append(f"{self.possibly_billed:,} attempts were possibly billed without an answer to hold")
         if self.dead:
             said.append(f"failed rows and reasons: {self.store}/dead_letters.jsonl")
+        said.extend(f"note: {warning}" for warning in self.warnings)
         if self.exit_code not in {0, TooManyFailures.exit_code}:
             said.append(f"resume with: {self.resume}")
         return said
+
+
+def warnings_of(snapshot: Snapshot) -> tuple[str, ...]:
+    """What nobody may overlook, though the run went on."""
+    if len(snapshot.voices) < 2:
+        return ()
+    named = ", ".join(f"{visible(voice)} ({count:,})" for voice, count in snapshot.voices.items())
+    return (f"more than one teacher answered: {named}; each row names its own in response_model",)
 
 
 def counts_of(snapshot: Snapshot) -> dict[str, int]:

@@ -27,6 +27,7 @@ from harvester.laws import laws_of
 from harvester.levels import Levels
 from harvester.levers import Levers
 from harvester.metrics import PassLimits, PassResult, Snapshot, Tally, snapshot
+from harvester.refusals import visible
 from harvester.scribe import Scribe
 from harvester.sentinel import Sentinel
 from harvester.teacher import Answered, GaveUp, Parked, Teacher
@@ -107,7 +108,7 @@ class _Pass:
     ) -> None:
         self.client = client
         self.limits = limits
-        self.min_free_mib = config.store.min_free_mib
+        self.min_free_mib, self.strict_model = config.store.min_free_mib, config.run.strict_model
         self.on_progress = on_progress
         self.clock = clock
         self.crew = Crew(config.teacher.limits.max_concurrency, self._work)
@@ -230,6 +231,8 @@ class _Pass:
             self.flights.land(request)
 
         self.scribe.submit(record, stored)
+        if self.tally.note_voice(voice := answered.completion.voice) and self.strict_model:
+            raise Parked(0.0, f"another teacher answers now: {visible(voice)}")
 
     def _park(self, parked: Parked) -> None:
         if not self.draining.is_set():

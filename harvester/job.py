@@ -130,7 +130,7 @@ class _Life:
         return Summary(
             run_id=self.run_id, ending=result.ending, exit_code=code, rows_total=prepared.rows_total,
             sealed_rows=sealed, store=str(prepared.store), resume=f"harvester run {prepared.path}",
-            detail=result.detail, **counts,
+            detail=result.detail, warnings=endings.warnings_of(result.counts), **counts,
         )  # fmt: skip
 
     def _exit_code(self, result: PassResult, caught: Caught) -> int:

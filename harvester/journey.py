@@ -115,6 +115,11 @@ class Completion:
     response_id: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
 
+    @property
+    def voice(self) -> str:
+        """Who answered, in the answer's own words: model and build."""
+        return f"{self.model} {self.system_fingerprint}".strip() or "no name"
+
 
 @dataclass(frozen=True, slots=True)
 class RawAnswer:

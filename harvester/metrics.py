@@ -14,6 +14,10 @@ TOKEN_EDGES = tuple(4**power for power in range(14))
 """Upper edges of the histogram cells; both are those OpenTelemetry's GenAI conventions advise."""
 
 
+MOST_VOICES = 20
+OTHER_VOICES = "others"
+
+
 @dataclass(slots=True)
 class Tally:
     """What one pass has done so far.
@@ -37,6 +41,7 @@ class Tally:
     cost_microusd: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
+    voices: dict[str, int] = field(default_factory=dict)
     latency_sum_s: float = 0.0
     latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_EDGES_S) + 1))
     input_token_counts: list[int] = field(default_factory=lambda: [0] * (len(TOKEN_EDGES) + 1))
@@ -50,6 +55,12 @@ class Tally:
         self.latency_counts[bisect_left(LATENCY_EDGES_S, latency_s)] += 1
         self.input_token_counts[bisect_left(TOKEN_EDGES, input_tokens)] += 1
         self.output_token_counts[bisect_left(TOKEN_EDGES, output_tokens)] += 1
+
+    def note_voice(self, voice: str) -> bool:
+        """Count one answer by the model and build it names; True when these are not the first one's."""
+        known = voice if voice in self.voices or len(self.voices) < MOST_VOICES else OTHER_VOICES
+        self.note(self.voices, known)
+        return known != next(iter(self.voices))
 
     def note(self, cells: dict[str, int], name: str) -> None:
         """Count one of `outcomes` or `errors`."""
@@ -118,6 +129,7 @@ class Snapshot:
     cost_microusd: int = 0
     outcomes: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, int] = field(default_factory=dict)
+    voices: Mapping[str, int] = field(default_factory=dict)
     latency_sum_s: float = 0.0
     latency_counts: tuple[int, ...] = ()
     input_token_counts: tuple[int, ...] = ()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harvester.corpus import Corpus
 from harvester.errors import PromptError
 from harvester.mock_teacher.running import RunningMock
 from harvester.prepare import prepare
@@ -66,6 +67,23 @@ def test_row_14_a_teacher_that_always_fails_parks_and_meets_few_retries(
     assert ended.exit_code == 10
     assert "no answer from" in ended.said
     assert ended.fired <= 20
+
+
+@pytest.mark.parametrize("fault", [{"action": "model"}, {"action": "fingerprint"}])
+def test_row_26_another_teacher_midway_is_told_and_parks_where_wanted(
+    mock_teacher: Mock, tmp_path: Path, fault: dict[str, object]
+) -> None:
+    mock = mock_teacher()
+    told = live(mock, tmp_path, [{**fault, "after": 20}], prompts=MANY)
+    assert (told.exit_code, told.fired, told.totals.answers) == (0, 40, 60)
+    assert "note: more than one teacher answered: mock-teacher" in told.said
+    strict = {"strict_model": True}
+    parked = live(mock, tmp_path, [{**fault, "after": 80}], prompts=MANY, run=strict, sampling={"seed": 1})
+    assert parked.exit_code == 10
+    assert "another teacher answers now" in parked.said
+    assert 21 <= parked.billed["requests"] == parked.totals.answers - 60 <= 24
+    rows = Corpus.open(tmp_path / "store").samples()
+    assert len({(row.response_model, row.system_fingerprint) for row in rows}) == 2
 
 
 def test_row_29_a_host_that_goes_down_parks_and_costs_no_row(mock_teacher: Mock, tmp_path: Path) -> None:
