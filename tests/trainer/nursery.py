@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from harvester import failpoints
 from trainer import cli
 from trainer import train as _warm  # noqa: F401 - its rooms are loaded once, here
+from trainer.step import Stepper
 
 
 def command(told: dict[str, Any]) -> None:
@@ -37,15 +38,24 @@ def command(told: dict[str, Any]) -> None:
     importlib.reload(failpoints)  # reads the environment once, at import
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file at its limit is an error, as a full disk is
     for name, most in told.get("limits", {}).items():
-        held = resident() if name == "RLIMIT_AS" else 0
-        resource.setrlimit(getattr(resource, name), (held + most, held + most))
+        resource.setrlimit(getattr(resource, name), (most, most))
+    if told.get("step_bytes"):
+        narrow(told["step_bytes"])
     sys.argv = ["trainer", *map(str, told["words"])]
     cli.main()
 
 
-def resident() -> int:
-    """Bytes of address space this process has already."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+def narrow(more: int) -> None:
+    """From the first step on the kernel hands out `more` bytes of address space, and then none."""
+    honest = Stepper.learn
+
+    def learn(self: Any, *args: Any, **kwargs: Any) -> Any:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = pages * resource.getpagesize() + more
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        return honest(self, *args, **kwargs)
+
+    Stepper.learn = learn
 
 
 def logits(told: dict[str, Any]) -> None:

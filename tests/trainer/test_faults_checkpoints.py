@@ -161,11 +161,11 @@ def test_08_a_write_that_fails_half_way_leaves_no_litter(tmp_path, monkeypatch):
 
 def test_09_10_11_stopped_after_any_step_the_end_has_the_same_bits(tmp_path):
     shape = {"train": {"epochs": 2, "log_every": 1, "pack_tokens": 128}, "lora": {"dropout": 0.2}}
-    whole = tiny.train_toml(tmp_path / "whole", tiny.skill(30), **shape)
+    whole = tiny.train_toml(tmp_path / "whole", tiny.skill(24), **shape)
     steps = train(settings.load(whole)).steps
     wanted = adapter_of(tmp_path / "whole")
     for at in range(1, steps):  # within an epoch and on its border
-        parts = tiny.train_toml(tmp_path / f"at-{at}", tiny.skill(30), **shape)
+        parts = tiny.train_toml(tmp_path / f"at-{at}", tiny.skill(24), **shape)
         half_done(parts, at)
         assert train(settings.load(parts)).steps_now == steps - at
         mine = adapter_of(parts.parent)

@@ -28,7 +28,7 @@ def test_03_a_host_without_memory_is_said_with_the_pack_and_nothing_is_lost(tmp_
     rows = [tiny.sample(i, "q " * 40, "word " * 400) for i in range(80)]
     wide = {"batch_tokens": 200_000, "max_length": 4096, "pack_tokens": 200_000, "epochs": 1}
     toml = tiny.train_toml(tmp_path, rows, train=wide, data={"eval_share": 0.0})
-    ended = nursery("command", words=("train", toml), limits={"RLIMIT_AS": 400 * MIB})
+    ended = nursery("command", words=("train", toml), step_bytes=128 * MIB)
     assert (ended["code"], ended["signal"]) == (1, 0), ended["err"]
     assert "error[memory]" in ended["err"]
     assert "examples x" in ended["err"]

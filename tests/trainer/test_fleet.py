@@ -21,7 +21,7 @@ from trainer.train import train
 DEALT = {"train": {"epochs": 1, "batch_tokens": 1024, "max_length": 64, "pack_tokens": 128, "log_every": 1}}
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.25])
 def test_two_processes_learn_what_one_does(tmp_path, dropout):
     rows = tiny.skill(60)
     shape = {**DEALT, "lora": {"dropout": dropout}}
@@ -51,6 +51,7 @@ def test_two_processes_learn_what_one_does(tmp_path, dropout):
     assert resumed.steps_now == 0
 
 
+@pytest.mark.slow  # test_accumulation adds up the same, in two forked ranks
 def test_ranks_add_up_what_they_hold(tmp_path):
     code = (
         "import torch\nfrom trainer.world import joined\n"

@@ -33,7 +33,7 @@ def adapter_bytes(folder: Path) -> dict[str, bytes]:
 
 def torture(nursery, folder: Path, kills: int, seed: int) -> None:
     draw = random.Random(seed)
-    rows = tiny.skill(24)
+    rows = tiny.skill(16)
 
     def live(toml: Path, point: str = "", kill_after_s: float | None = None) -> dict[str, int]:
         words = ("train", toml)
