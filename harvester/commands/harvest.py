@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -52,11 +54,13 @@ def run(
     epoch: int | None = typer.Option(None, min=0, help="Another number asks everything again, on purpose."),
     watch: bool = typer.Option(False, "--watch", help="Stay up: take prompt files that appear or grow."),
     finish_by: str | None = typer.Option(None, help="Stop then, as in 2026-11-27T18:00+01:00."),
+    otel: bool = typer.Option(False, "--otel", help="Send metrics by OTLP; needs the extra `otel`."),
     log_json: bool = typer.Option(False, "--log-json", help="JSON records on stderr, one a line."),
     as_json: bool = JSON,
 ) -> None:
     """Harvest until done or a limit. Resume is the default: held answers are never asked again."""
     import asyncio
+    import contextlib
 
     from harvester import hours, job, prepare, signals
     from harvester.commands.console import emit, log_as_json, painted, talk
@@ -78,7 +82,18 @@ def run(
     prepared = prepare.prepare(config, flags)
     for line in prepared.lines():
         talk(line)
-    with painted(prepared.rows_total, "harvest") as update:
-        summary = asyncio.run(job.run(prepared, update))
+    with contextlib.ExitStack() as watchers:
+        tell = [watchers.enter_context(painted(prepared.rows_total, "harvest"))]
+        if otel:
+            from harvester.otel import sent
+
+            teacher = prepared.config.teacher
+            tell.append(watchers.enter_context(sent(teacher.base_url, teacher.model, talk)))
+
+        def watched(told: Mapping[str, Any]) -> None:
+            for one in tell:
+                one(told)
+
+        summary = asyncio.run(job.run(prepared, watched))
     emit(summary.as_dict(), summary.lines(), as_json=as_json)
     raise typer.Exit(summary.exit_code)
