@@ -37,6 +37,7 @@ from harvester.errors import (
     TeacherUnavailable,
 )
 from harvester.journey import RawAnswer, Request
+from harvester.masking import Mask
 from harvester.refusals import visible
 
 _Headers = list[tuple[bytes, bytes]]
@@ -93,7 +94,7 @@ class Client:
     ) -> None:
         self._teacher = teacher
         self._run = run
-        self._key = key
+        self._mask = Mask(key)
         self._headers = [
             (b"user-agent", USER_AGENT.encode()),
             (b"accept", b"application/json"),
@@ -156,7 +157,7 @@ class Client:
         return answer
 
     def _refusal(self, answer: RawAnswer, url: httpx.URL) -> TeacherError:
-        return classify(answer.status, answer.headers, answer.body, place=_place(url), secret=self._key)
+        return classify(answer.status, answer.headers, answer.body, place=_place(url))
 
     async def probe(self) -> None:
         """Ask each base URL for its models, so that a wrong address, key or model fails before any send.
@@ -223,11 +224,13 @@ class Client:
             error.place = _place(url)
             raise
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError) as error:
-            raise _translated(error, url) from error
+            raise _translated(error, url, self._mask) from error
         return RawAnswer(
             status=response.status_code,
-            headers={name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw_headers},
-            body=body,
+            headers=self._mask.headers(
+                {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw_headers}
+            ),
+            body=self._mask.body(body),
             endpoint=endpoint,
             latency_s=time.monotonic() - started_s,
             received_at=time.time(),
@@ -255,7 +258,7 @@ async def _read(response: httpx.Response) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _translated(error: BaseException, url: httpx.URL) -> TeacherError:
+def _translated(error: BaseException, url: httpx.URL, mask: Mask) -> TeacherError:
     """Our name for a third party's error: its aiohttp cause first, the most specific row wins."""
     met = [cause for cause in (error.__cause__, error) if cause is not None]
     for cause in met:
@@ -267,7 +270,7 @@ def _translated(error: BaseException, url: httpx.URL) -> TeacherError:
                         error_code=open_files.CODE,
                         place=_place(url),
                     )
-                detail = visible(str(cause))
+                detail = visible(mask.words(str(cause)))
                 text = f"{message}: {detail}" if detail else message
                 return ours(text, maybe_billed=maybe_billed, place=_place(url))
     return ConnectionBroken("the exchange broke", maybe_billed=True, place=_place(url))

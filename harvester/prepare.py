@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -45,7 +45,7 @@ class Prepared:
     rows_total: int
     input_tokens: int
     verdict: terms.Verdict
-    key: str | None
+    key: str | None = field(repr=False)
 
     @property
     def root(self) -> Path:
