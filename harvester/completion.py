@@ -7,6 +7,7 @@ one thing: a 200 that holds no completion is an error, never an empty answer.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -106,7 +107,7 @@ def _load(raw: bytes) -> tuple[dict[str, Any], bool]:
 def _salvaged(raw: bytes) -> Any:
     """What the tolerant parser makes of NaN, lone surrogates and broken UTF-8: the answer was paid."""
     try:
-        document = json.loads(raw.decode("utf-8-sig", "replace"))
+        document = json.loads(raw.decode("utf-8-sig", "replace"), parse_int=_whole)
         return json.loads(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         start = visible(raw[:400].decode("utf-8", "replace"))
@@ -114,6 +115,11 @@ def _salvaged(raw: bytes) -> Any:
         broken = _broken(f"status 200 whose body is not JSON: {start}", raw, billed=not is_page)
         broken.error_code = "html" if is_page else ""
         raise broken from None
+
+
+def _whole(digits: str) -> int | float:
+    """A whole number; Python refuses to read one of thousands of digits, which is infinite enough."""
+    return int(digits) if len(digits) < 400 else math.inf
 
 
 def _broken(message: str, raw: bytes, *, billed: bool) -> BrokenAnswer:

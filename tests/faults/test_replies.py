@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,8 @@ class Row:
     parts: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        told = [str(value)[:24] for key, value in self.fault.items() if key != "action"]
+        values = [str(value) for key, value in self.fault.items() if key != "action"]
+        told = ["date" if "GMT" in value else value[:24] for value in values]
         return "-".join([str(self.number), self.fault["action"], *told])
 
 
@@ -66,6 +69,11 @@ def asks(value: str | None, name: str = "retry-after") -> dict[str, Any]:
     return status(0, 429, "rate_limit_exceeded", **headers)
 
 
+def a_date(ahead_s: float) -> str:
+    """An HTTP date so much ahead of now."""
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=ahead_s), usegmt=True)
+
+
 ROWS = [
     dead(1, status(1, 400, "context_length_exceeded"), "HTTP 400"),
     refused(2, status(2, 401, "invalid_api_key"), "401"),
@@ -76,11 +84,13 @@ ROWS = [
     *(retried(6, status(6, code)) for code in (408, 409)),
     dead(7, status(7, 413), "HTTP 413"),
     dead(8, status(8, 422), "HTTP 422"),
+    retried(9, asks(a_date(2))),
     *(retried(9, asks(value, name)) for value, name in (("1", "retry-after"), ("300", "retry-after-ms"))),
     *(retried(10, asks(value)) for value in ("0", "-5", "nan", "soon", "Tue, 01 Jan 1980 00:00:00 GMT")),
     *(Row(10, asks(value), exit_code=10, answers=-1, billed=-1, says="Retry-After")
-      for value in ("1e99", "7200")),
+      for value in ("1e99", "7200", a_date(7200))),
     retried(11, asks(None)),
+    retried(12, status(12, 429, "slow_down")),
     *(refused(12, status(12, 429, code), "no credit or quota") for code in (
         "insufficient_quota", "credit_balance_exhausted", "org_spend_limit_exceeded",
         "x_usage_limit_exceeded")),
@@ -109,7 +119,8 @@ ROWS = [
       for value in (-1, "many", 10**18)),
     flagged(24, {"action": "no_id"}, "ok"),
     flagged(24, {"action": "id", "value": "same"}, "ok"),
-    *(flagged(25, {"action": action}, "ok") for action in ("extra_choice", "reversed_choices")),
+    *(flagged(25, {"action": action}, "ok")
+      for action in ("extra_choice", "reversed_choices", "wrong_index")),
     flagged(26, {"action": "model", "value": "another"}, "ok"),
     flagged(26, {"action": "fingerprint", "value": "fp-new"}, "ok"),
     *(retried(27, {"action": action}, billed=4, lost=1)
@@ -126,7 +137,7 @@ ROWS = [
     flagged(34, {"action": "content_type", "value": "text/plain"}, "ok"),
     *(flagged(35, {"action": action}, kept) for action, kept in (
         ("invalid_utf8", "unknown"), ("bom", "ok"), ("lone_surrogate", "unknown"), ("nul", "ok"),
-        ("nan", "unknown"), ("duplicate_keys", "ok"))),
+        ("nan", "unknown"), ("duplicate_keys", "ok"), ("big_integer", "unknown"))),
     *(retried(35, {"action": action}, billed=4, lost=1)
       for action in ("junk_json", "empty_body", "deep_json")),
     retried(38, {"action": "close_idle"}),

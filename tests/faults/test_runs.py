@@ -9,6 +9,7 @@ import pytest
 
 from harvester.corpus import Corpus
 from harvester.errors import PromptError
+from harvester.journal import Journal
 from harvester.mock_teacher.running import RunningMock
 from harvester.prepare import prepare
 from tests.faults import bench
@@ -67,6 +68,22 @@ def test_row_14_a_teacher_that_always_fails_parks_and_meets_few_retries(
     assert ended.exit_code == 10
     assert "no answer from" in ended.said
     assert ended.fired <= 20
+
+
+def test_rows_14_and_17_what_a_failure_said_is_kept(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    faults = [
+        {"action": "html", "status": 502, "prompt": "3 + 4", "times": 1},
+        {"action": "empty_choices", "prompt": "5 + 6", "times": 1},
+        {"action": "body", "value": "<p>" + "x" * 9000, "prompt": bench.POISON, "times": 1},
+    ]
+    ended = live(mock, tmp_path, faults)
+    assert (ended.exit_code, ended.fired, ended.totals.answers) == (0, 3, 3)
+    with Journal.open(tmp_path / "store", read_only=True) as journal, journal.reading() as connection:
+        kept = [bytes(raw) for (raw,) in connection.execute("SELECT raw FROM failures ORDER BY length(raw)")]
+    assert b"<title>Sign in</title>" in kept[0]
+    assert b'"choices":[]' in kept[1]
+    assert (len(kept[2]), kept[2][:4]) == (2048, b"<p>x")
 
 
 @pytest.mark.parametrize("fault", [{"action": "model"}, {"action": "fingerprint"}])
