@@ -81,9 +81,9 @@ def _standard_streams() -> None:
 
 def _say(error: HarvesterError) -> None:
     from harvester.commands.console import talk
+    from harvester.explain import remedy_of
 
     talk(f"error[{error.code}]: {error.message}")
     if error.place:
         talk(f"  where   {error.place}")
-    if error.remedy:
-        talk(f"  remedy  {error.remedy}")
+    talk(f"  remedy  {error.remedy or remedy_of(error.code)}")

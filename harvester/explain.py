@@ -160,6 +160,11 @@ def explain(text: str) -> list[Explanation]:
     return [_explanation(code, kinds[code]) for code in codes]
 
 
+def remedy_of(code: str) -> str:
+    """What to do about a code in general, for an error that brings no remedy of its own."""
+    return _WORDS[code][1] if code in _WORDS else "`harvester explain` lists the codes."
+
+
 def _explanation(code: str, kind: type[HarvesterError]) -> Explanation:
     meaning = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
     done, remedy = _WORDS[code]

@@ -198,7 +198,7 @@ class _Life:
         if verb == "set":
             said = levers.set(str(asked.get("name", "")), str(asked.get("value", "")))
             return {"said": f"{said}, until this run ends"}
-        raise ConfigError(f"unknown verb {verb!r}")
+        raise ConfigError(f"unknown verb {verb!r}", remedy="status, pause, resume, stop or set")
 
     async def _settle(self, result: PassResult, code: int, error: HarvesterError | None) -> int:
         """Seal, record the ending, write the view of dead letters; returns the rows sealed.

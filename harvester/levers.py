@@ -75,7 +75,10 @@ class Levers:
     def _set_concurrency(self, text: str) -> str:
         number = _number(text, "max-concurrency")
         if number != int(number) or not 1 <= number <= MOST_CONCURRENCY:
-            raise ConfigError(f"max-concurrency is a whole number from 1 to {MOST_CONCURRENCY:,}, not {text}")
+            raise ConfigError(
+                f"max-concurrency is a whole number from 1 to {MOST_CONCURRENCY:,}, not {text}",
+                remedy="as in `harvester set STORE max-concurrency 64`",
+            )
         self._widen(int(number))
         for door in self._teacher.doors:
             door.limiter.window.bound(int(number))
@@ -144,5 +147,7 @@ def _number(text: str, name: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ConfigError(f"{text!r} is not a number for {name}")
+        raise ConfigError(
+            f"{text!r} is not a number for {name}", remedy=f"as in `harvester set STORE {name} 600`"
+        )
     return value

@@ -153,6 +153,9 @@ def _money(found: Mapping[str, Any]) -> list[str]:
     projected = found.get("cost_projected_microusd")
     if projected and found.get("state") in RUNNING:
         said += f", ${projected['low'] / 1e6:.4f} to ${projected['high'] / 1e6:.4f} projected"
+    ever = found.get("cost_microusd_ever", 0)
+    if ever != found.get("cost_microusd", 0):
+        said += f" (${ever / 1e6:.4f} of all runs)"
     ceiling = found.get("budget", {}).get("microusd")
     if ceiling is not None:
         said += f", budget ${ceiling / 1e6:.4f}"

@@ -106,6 +106,17 @@ def test_schedule_prints_units_and_wants_one_scheduler(tmp_path: Path) -> None:
     assert (wrong.returncode, "schedule.hours" in wrong.stderr) == (2, True)
 
 
+def test_an_error_without_a_remedy_of_its_own_says_what_helps_in_general(tmp_path: Path) -> None:
+    starter.write_starter(tmp_path / "run")
+    (tmp_path / "run" / "prompts" / "first.jsonl").write_text("[1]\n", encoding="utf-8")
+    done = harvester("plan", tmp_path / "run" / "harvest.toml")
+    assert done.returncode == 2
+    cause, place, remedy = done.stderr.splitlines()
+    assert cause.startswith("error[prompt_file]: a JSON object is expected")
+    assert place.split() == ["where", "prompts/first.jsonl:1"]
+    assert remedy == f"  remedy  {explain.remedy_of('prompt_file')}"
+
+
 def test_a_shell_completes_verbs() -> None:
     done = harvester(
         _HARVESTER_COMPLETE="complete_bash", COMP_WORDS="harvester st", COMP_CWORD="1",
