@@ -97,6 +97,10 @@ _WORDS: dict[str, tuple[str, str]] = {
         "All rows have an ending, but more of them failed than [run] max_failed allows.",
         "Read dead_letters.jsonl in the store; raise max_failed if you can do without those rows.",
     ),
+    "drift": (
+        "The change is recorded and shown; the run goes on, or with [canary] pause is held until `resume`.",
+        "Decide whether answers of both may stand together: rows name the model that gave them.",
+    ),
     "teacher": (_KEPT, "The message names host and status."),
     "rate_limited": (
         "We wait as long as the teacher asks, slow down, and send again; it costs no attempt.",
