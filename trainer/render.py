@@ -26,6 +26,7 @@ Rows = Sequence[Sequence[Mapping[str, Any]]]
 TEMPLATE_S = 5.0  # a template is a program of others; sandboxed by transformers, bounded here
 DATE = "26 Jul 2024"  # what Llama 3's template falls back to: today's would change every prompt tomorrow
 ANCHOR = "\n"  # before text whose tokenizer would put a space at the start of it
+MARK = re.compile(r"<\S+>|\[\S+\]")
 _SPECIAL = "\ue0f2{}\ue0f3"
 
 
@@ -71,7 +72,8 @@ class Renderer:
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         self._specials = sorted(special, key=len, reverse=True)
         # "<think>" is often an added token that isn't special: in an answer it has to stay text as well
-        said = {token.content for token in added} - special
+        # (and only what looks like a mark: some tokenizers add "\n\n", which is text like any other)
+        said = {token.content for token in added if MARK.fullmatch(token.content)} - special
         marks = sorted((mark for mark in said if mark in tokenizer.chat_template), key=len, reverse=True)
         self._marks = re.compile(f"({'|'.join(map(re.escape, marks))})") if marks else None
         bare, self._anchor = self._split([ANCHOR, ANCHOR + "x", "x"]), []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -118,6 +120,15 @@ def test_a_tokenizer_that_puts_a_space_before_a_text_adds_none_to_an_answer():
         [example] = renderer.examples([USER], [said], [True])
         text = tokenizer.decode(example.ids.tolist())
         assert text.endswith(f"assistant:{said}</s>")
+
+
+def test_an_added_token_that_is_plain_text_stays_one_token():
+    shape = SHAPES["llama-3"]
+    assert "\n\n" in shape.template
+    tokenizer = dataclasses.replace(shape, marks=("\n\n",)).tokenizer()
+    [example] = Renderer(tokenizer).examples([USER], ["one\n\ntwo"], [True])
+    blank = tokenizer.convert_tokens_to_ids("\n\n")
+    assert example.ids[example.prompt_length :].tolist().count(blank) == 1
 
 
 @pytest.mark.parametrize("name", SHAPES)
