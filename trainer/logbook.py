@@ -89,8 +89,9 @@ class Logbook:
             self.trouble = f"{self._path.name} not written: {error.strerror}"
         if self._board is not None:
             for name, value in told.items():
-                if isinstance(value, float):
+                if value is not None and name not in {"step", "steps"}:
                     self._board.add_scalar(name, value, log.step)
+            self._board.flush()  # a killed training leaves its curve
         self._on_line(log)
         return log
 
