@@ -99,6 +99,17 @@ def side(python: str, script: str, task: lora_task.Task) -> dict[str, Any]:
     return told_by(python, script, [str(path)], task.threads)
 
 
+def attempt(name: str, python: str, script: str, task: lora_task.Task) -> list[dict[str, Any]]:
+    """`side` and its row; a side that fails (no memory, a compiler) says so and doesn't end the others."""
+    try:
+        runs = [side(python, script, task)]
+    except SystemExit as error:
+        print(f"  {name:<22} FAILED: {str(error).strip().splitlines()[-1][:160]}", flush=True)
+        return []
+    line(name, runs)
+    return runs
+
+
 def lay(folder: Path, steps: list[rows.Step]) -> str:
     """Write the steps where both sides look; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,14 +195,14 @@ def on_gpu(options: argparse.Namespace) -> bool:
         if time.monotonic() > ends - 60:
             print(f"{name}: no time left")
             continue
-        good &= shape(name, device, dtype, python, options)
+        good &= shape(name, (device, dtype), python, ends, options)
     return good
 
 
-def shape(name: str, device: str, dtype: str, python: str, options: argparse.Namespace) -> bool:
+def shape(name: str, where: tuple[str, str], python: str, ends: float, options: argparse.Namespace) -> bool:
     """One shape: ours, ours compiled, tuned TRL, TRL as it comes."""
-    warm, timed = STEPS[name]
-    pack, mean = (512, 48) if name == "tiny" else (16_384, 1024)
+    (device, dtype), (warm, timed) = where, STEPS[name]
+    pack, mean = (512, 48) if name == "tiny" else (options.pack_tokens, 1024)
     values = SHAPES[name]
     examples = rows.drawn(
         (warm + timed + 2) * pack * 11 // 10, mean=mean, longest=4 * mean, vocabulary=values["vocab_size"]
@@ -202,21 +213,19 @@ def shape(name: str, device: str, dtype: str, python: str, options: argparse.Nam
         dtype=dtype, threads=2 if device == "cpu" else 8, tokenizer=str(BASE),
         attention="sdpa" if device == "cpu" else "varlen",
     )  # fmt: skip
-    ours = [side(sys.executable, "our_side.py", task)]
-    print(
-        f"{name}: {ours[0]['device']}, torch {ours[0]['torch']}, {dtype}, packs of {pack}, "
-        f"{warm} + {timed} steps"
-    )
-    line("ours", ours)
-    if not options.dry_run or options.compile:
-        line("ours, compiled", [side(sys.executable, "our_side.py", replace(task, compile=True))])
-    tuned = [side(python, "trl_side.py", task)]
-    line(f"TRL tuned, {task.attention}", tuned)
-    _, good = compared(ours, tuned, on_cpu=device == "cpu")
+    print(f"{name}: {device}, {dtype}, packs of {pack}, {warm} + {timed} steps", flush=True)
+    ours = attempt("ours", sys.executable, "our_side.py", task)
+    tuned = attempt(f"TRL tuned, {task.attention}", python, "trl_side.py", task)
+    good = bool(ours and tuned) and compared(ours, tuned, on_cpu=device == "cpu")[1]
+    if ours:
+        print(
+            f"  {ours[0]['device']}, torch {ours[0]['torch']}; goals {GOAL.get(name)}",
+            flush=True,
+        )
+    if options.compile or (device == "cuda" and time.monotonic() < ends - 180):
+        attempt("ours, compiled", sys.executable, "our_side.py", replace(task, compile=True))
     if name in ("0.5b", "tiny"):  # a step of the larger ones takes too long for ten minutes
-        line("TRL defaults", [side(python, "trl_side.py", replace(task, variant="defaults"))])
-    if name in GOAL:
-        print(f"  goals: MFU {GOAL[name][0]} %, ratio {GOAL[name][1]}x", flush=True)
+        attempt("TRL defaults", python, "trl_side.py", replace(task, variant="defaults"))
     return good
 
 
@@ -227,6 +236,7 @@ def main() -> None:
     told.add_argument("--dry-run", action="store_true", help="the GPU walk on the CPU with a tiny shape")
     told.add_argument("--shapes", nargs="+", choices=[*GOAL], default=[*GOAL])
     told.add_argument("--minutes", type=float, default=9.5)
+    told.add_argument("--pack-tokens", type=int, default=16_384, help="of the GPU walk; 8192 for 7B in 80 GB")
     told.add_argument("--rounds", type=int, default=3)
     told.add_argument("--trl-pack", type=int, default=256, choices=(256, 512, 1024, 2048))
     told.add_argument("--trl-python")

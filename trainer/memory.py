@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainer import folding, model, segments
+from trainer import folding, model, varlen
 from trainer.collator import Batch, collate
 from trainer.config import TrainConfig
 from trainer.render import Example
@@ -103,7 +103,7 @@ def _empty_student(config: TrainConfig, device: torch.device) -> Any:
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(
             facts,
-            attn_implementation=segments.register(),
+            attn_implementation=model.attention_of(device),
             dtype=model.dtype_of(device),
             trust_remote_code=False,
         )
@@ -132,10 +132,16 @@ def _faked(batch: Batch, fake: Any, device: torch.device) -> Batch:
     def of(tensor: torch.Tensor | None) -> Any:
         return None if tensor is None else fake.from_tensor(tensor).to(device)
 
+    ids, positions, predict_at, targets = map(
+        of, (batch.input_ids, batch.position_ids, batch.predict_at, batch.targets)
+    )
     assert isinstance(batch.segments, tuple)  # collated on the CPU
+    if model.attention_of(device) == varlen.NAME:
+        grid = [g.longest for g in batch.segments for _ in range(g.documents)]  # only shapes matter
+        bounds = varlen.bounds(grid, "cpu")
+        return Batch(ids, positions, predict_at, targets, replace(bounds, starts=of(bounds.starts)))
     groups = tuple(replace(g, gather=of(g.gather), place=of(g.place)) for g in batch.segments)
-    ids, positions = of(batch.input_ids), of(batch.position_ids)
-    return Batch(ids, positions, of(batch.predict_at), of(batch.targets), groups)
+    return Batch(ids, positions, predict_at, targets, groups)
 
 
 def recompute(student: Any) -> None:

@@ -60,6 +60,11 @@ def dtype_of(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
+def attention_of(device: torch.device) -> str:
+    """Name of the packed attention there, registered with transformers."""
+    return varlen.register() if device.type == "cuda" else segments.register()
+
+
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}  # dense bf16 FLOP/s, vendor's sheets
 
 
@@ -109,8 +114,9 @@ def with_adapter(config: TrainConfig, device: torch.device, *, sharded: bool = F
         StudentError: no linear layer matches `[lora] target`.
     """
     check_base(config.base, config.student.sha256)
-    attention = varlen.register() if device.type == "cuda" else segments.register()
-    base = load_base(config.base, device, attention, place=torch.device("cpu") if sharded else None)
+    base = load_base(
+        config.base, device, attention_of(device), place=torch.device("cpu") if sharded else None
+    )
     torch.manual_seed(config.train.seed)
     return adapt(base, config).train()
 

@@ -106,6 +106,10 @@ def whole(device: str, dtype: str) -> float:
     path = varlen.register() if device == "cuda" else segments.register()
     here = lora_task.adapted(task, lora_task.base(task, path))
     folding.fold(here)
+    with torch.no_grad():
+        for name, parameter in here.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.02)
     there = lora_task.adapted(task, lora_task.base(lora_task.Task("", shape=TINY), segments.register()))
     there.load_state_dict({name: value.float().cpu() for name, value in here.state_dict().items()})
     ids = np.random.default_rng()

@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from tests.trainer import tiny
 from tests.trainer.test_losses import examples
 from trainer import config as settings
-from trainer import folding, memory, model, plan
+from trainer import folding, memory, model, plan, varlen
 from trainer.collator import collate
 from trainer.step import loss_of
 from trainer.train import train
@@ -48,6 +48,19 @@ def test_the_predicted_peak_is_within_ten_percent_of_the_measured(tmp_path, coun
     assert told.peak == pytest.approx(measured_peak(config, pack, checkpointing=checkpointing), rel=0.1)
     assert told.gradients == told.adapter == told.moments // 2
     assert told.peak > told.base + told.adapter + told.moments + told.activations
+
+
+def test_where_the_device_has_the_varlen_kernel_the_walk_takes_it(tmp_path, monkeypatch):
+    config, pack = made(tmp_path), examples(60)
+    grid = memory.estimate(config, pack, checkpointing=False)
+    called = []
+    honest = varlen.attend
+    monkeypatch.setattr(model, "attention_of", lambda _device: varlen.register())
+    monkeypatch.setattr(varlen, "attend", lambda *a, **k: called.append(1) or honest(*a, **k))
+    told = memory.estimate(config, pack, checkpointing=False)
+    assert len(called) == 2  # once a layer
+    assert told.base == grid.base
+    assert 0.5 * grid.activations < told.activations < 1.2 * grid.activations  # no grids, no padding
 
 
 def test_checkpointing_needs_less_and_changes_no_gradient(tmp_path):
