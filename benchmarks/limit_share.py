@@ -4,9 +4,9 @@
 
 The teacher is the mock in a process of its own: 200 requests/s, 0.2 s latency, continuous buckets that hold
 one second's worth. Prints answers per second over the limit (first second left out) and 429s over sends; for
-a limit that changes, when the harvest had settled: the first second from which five in a row got 90 % of the
-new limit with less than 5 % refused. The bare loop (64 workers over httpx, half a second's rest after a 429)
-is what the shares are compared with.
+a limit that changes, when the harvest had settled: from when on the mean of three seconds, three times in a
+row, was 90 % of the new limit with less than 5 % refused. The bare loop (64 workers over httpx, half a
+second's rest after a 429) is what the shares are compared with.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RATE = 200
 LATENCY_S = 0.2
 BARE_WORKERS = 64
 BARE_REST_S = 0.5
-SETTLED_FOR = 5
+SETTLED_OVER, SETTLED_TIMES = 3, 3
 SETTLED_SHARE, SETTLED_REFUSED = 0.9, 0.05
 
 
@@ -124,11 +124,16 @@ def by_second(shots: Shots) -> list[tuple[float, float, float]]:
 def settled_s(
     seconds: Sequence[tuple[float, float, float]], since: float, until: float, limit: float
 ) -> float:
-    """Seconds from a change of the limit until five in a row were near it; infinity where none were."""
+    """Seconds from a change of the limit until the harvest had settled at it; infinity if it did not."""
     rows = [row for row in seconds if since <= row[0] < until]
-    near = [rate >= SETTLED_SHARE * limit and refused < SETTLED_REFUSED for _, rate, refused in rows]
-    for place in range(len(near) - SETTLED_FOR + 1):
-        if all(near[place : place + SETTLED_FOR]):
+    near = []
+    for place in range(len(rows) - SETTLED_OVER + 1):
+        few = rows[place : place + SETTLED_OVER]
+        rate = sum(row[1] for row in few) / SETTLED_OVER
+        refused = sum(row[2] for row in few) / SETTLED_OVER
+        near.append(rate >= SETTLED_SHARE * limit and refused < SETTLED_REFUSED)
+    for place in range(len(near) - SETTLED_TIMES + 1):
+        if all(near[place : place + SETTLED_TIMES]):
             return rows[place][0] - since
     return float("inf")
 
@@ -152,7 +157,8 @@ def tell(name: str, seconds: float) -> None:
         for (_, rpm), at, end in zip(case.changes, changed, ends, strict=True)
     ]
     print(f"{name:16} settled at {', '.join(ways)}   refused {refused:.2%}{goal}")
-    print("   answers/s:", *(f"{rate:.0f}" for _, rate, _ in seconds_seen), flush=True)
+    print("   answers/s:", *(f"{rate:.0f}" for _, rate, _ in seconds_seen))
+    print("   refused %:", *(f"{100 * share:.0f}" for _, _, share in seconds_seen), flush=True)
 
 
 def main() -> None:
