@@ -150,7 +150,8 @@ class Client:
                 teacher may have generated an answer.
         """
         content = orjson.dumps(request.body)
-        headers = [*self._headers, (b"content-type", b"application/json")]
+        length = (b"content-length", b"%d" % len(content))  # told, or what is sent in pieces goes chunked
+        headers = [*self._headers, (b"content-type", b"application/json"), length]
         answer = await self._exchange("POST", self._chat[endpoint], endpoint, headers, content)
         if answer.status != 200:
             raise self._refusal(answer, self._chat[endpoint])

@@ -256,3 +256,26 @@ def test_cancelled_requests_take_no_slot_with_them(mock_teacher: Callable[..., R
     cut, healthy = asyncio.run(go())
     assert cut == 1000
     assert healthy == [200] * 64
+
+
+@pytest.mark.parametrize("size", [10, 3 * room.PIECE_BYTES])
+def test_a_body_tells_its_length_also_when_it_is_sent_in_pieces(size: int) -> None:
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).lower())
+        length = int(heads[-1].split(b"content-length: ")[1].split(b"\r\n")[0])
+        assert len(orjson.loads(await reader.readexactly(length))["messages"][0]["content"]) == size
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(GOOD), GOOD))
+        writer.close()
+
+    async def go() -> int:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            chosen = config(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", deadline_s=5)
+            async with Client(chosen.teacher, chosen.run, None) as client:
+                request = request_for(Prompt("p", ({"role": "user", "content": "x" * size},)), chosen)
+                return (await client.send(request, chosen.teacher.base_url)).status
+
+    assert asyncio.run(go()) == 200
+    assert len(heads) == 1
+    assert b"transfer-encoding" not in heads[0]  # some servers refuse chunked requests with 411
