@@ -52,7 +52,7 @@ def milliseconds(value: float) -> str:
 
 def dollars(value: float) -> str:
     """US dollars: cents where they matter, more digits where it is less."""
-    return f"${value:,.2f}" if value >= 1 or value == 0 else f"${value:.2g}"
+    return f"${value:,.2f}" if value >= 0.1 or value == 0 else f"${value:.2g}"
 
 
 def words(text: str) -> Markup:

@@ -218,6 +218,13 @@ def process_charts(course: Course) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def between(low: float, high: float) -> str:
+    """A range of seconds, in one unit where it has one."""
+    first, last = duration(low), duration(high)
+    (number, unit), other = first.split(" "), last.split(" ")[1]
+    return f"{number}–{last}" if unit == other else f"{first} – {last}"
+
+
 def duration(seconds: float) -> str:
     """Seconds in the unit that fits."""
     for size, name in ((86_400, "days"), (3600, "h"), (60, "min")):

@@ -163,13 +163,12 @@ def _provenance(census: Census) -> list[tuple[str, str]]:
 def _tiles(account: Account) -> list[dict[str, Any]]:
     census, status, totals = account.census, account.status, account.totals
     live = status.get("state") in RUNNING
-    tiles = [_tile("answers held", f"{census.rows:,}")]
+    tiles = [_tile("answers held", f"{max(census.rows, totals.answers):,}")]
     rates, eta = status.get("rates") or {}, status.get("eta_s") or {}
     if live and rates:
         tiles.append(_tile("requests a minute", f"{rates.get('requests_per_minute', 0):,.0f}"))
     if live and eta:
-        ends = f"{figures.duration(eta['low'])} to {figures.duration(eta['high'])}"
-        tiles.append(_tile("time left", ends))
+        tiles.append(_tile("time left", figures.between(eta["low"], eta["high"])))
     tiles.append(_tile("tokens in and out", charts.compact(census.input_tokens + census.output_tokens)))
     tiles.append(_tile("cost", charts.dollars(totals.cost_microusd / 1e6 or census.cost_microusd / 1e6)))
     projected = status.get("cost_projected_microusd") or {}
@@ -206,7 +205,13 @@ def _drift(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         for one in rounds
         if one.get("changes")
     ]
-    return {"chart": figures.drift_chart(rounds), "changes": changes[::-1], "rounds": f"{len(rounds):,}"}
+    verdict = "One round so far: there is nothing to compare it with yet."
+    if len(rounds) > 1:
+        verdict = (
+            f"In {len(rounds):,} rounds it named the same model and build, and its answers stayed within the "
+            "tolerance."
+        )
+    return {"chart": figures.drift_chart(rounds), "changes": changes[::-1], "verdict": verdict}
 
 
 def _run(run: Mapping[str, Any]) -> dict[str, str]:

@@ -67,13 +67,13 @@ def words(told: Told) -> list[tuple[str, str]]:
         f"{told.get('answers_stored', 0):,} answers", f"{told.get('from_cache', 0):,} from cache",
         *(f"{told[name]:,} {say}" for name, say in _WORTH_SAYING if told.get(name)),
     ]  # fmt: skip
-    lines.append(("rows", ", ".join(counts)))
+    lines.append(("so far", ", ".join(counts)))
     if told.get("errors"):
         met = sorted(told["errors"].items(), key=lambda item: -item[1])
         lines.append(("errors", ", ".join(f"{code} {count:,}" for code, count in met)))
     if (told.get("canary") or {}).get("changes"):
         lines.append(("teacher", f"changed: {told['canary'].get('said', '')}"))
-    if told.get("complaints"):
+    if told.get("complaints") and told["complaints"][-1] != (told.get("canary") or {}).get("said"):
         lines.append(("note", str(told["complaints"][-1])))
     return lines
 
@@ -122,7 +122,9 @@ def _bar(done: float, total: float, said: str) -> RenderableType:
         row.add_row(Text("no ceiling", style="dim"), said)
         return row
     share = f"{min(1.0, done / total):.0%}"
-    row.add_row(ProgressBar(total=total, completed=min(done, total)), Text(f"{said}  {share:>4}"))
+    done = min(done, total)
+    bar = ProgressBar(total=total, completed=done, complete_style="cyan", finished_style="green")
+    row.add_row(bar, Text(f"{said}  {share:>4}"))
     return row
 
 

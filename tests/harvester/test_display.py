@@ -63,7 +63,7 @@ def test_it_fits_its_terminal_whatever_is_known(width: int):
 
 @pytest.mark.parametrize("text", hostile.TEXTS)
 def test_a_hostile_text_steers_no_terminal(text: str):
-    told = {**TOLD, "model": text, "waiting": text, "errors": {text: 1}, "complaints": [text],
+    told = {**TOLD, "model": text, "waiting": text, "errors": {text: 1}, "complaints": [text + "!"],
             "canary": {"changes": 1, "said": text}}  # fmt: skip
     for said in (drawn(told, 400), display.sentence(told, 10)):
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said)
