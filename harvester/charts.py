@@ -51,8 +51,10 @@ def milliseconds(value: float) -> str:
 
 
 def dollars(value: float) -> str:
-    """US dollars: cents where they matter, more digits where it is less."""
-    return f"${value:,.2f}" if value >= 0.1 or value == 0 else f"${value:.2g}"
+    """US dollars: cents where they matter, more digits where it is less, down to a micro-dollar."""
+    if value >= 0.1 or value == 0:
+        return f"${value:,.2f}"
+    return f"${value:.2g}" if value >= 1e-4 else f"${value:.6f}"
 
 
 def words(text: str) -> Markup:

@@ -6,16 +6,21 @@ prompt, no answer, no key and no path in it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from harvester import __version__, report
+from harvester.errors import StoreError
 from harvester.metrics import LATENCY_EDGES_S, TOKEN_EDGES
 from harvester.records import Totals
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+TEXTFILE_EVERY_S = 15.0
 Labels = Mapping[str, str]
 
 
@@ -42,6 +47,29 @@ def write_textfile(store: Path, out: Path) -> None:
         hidden.replace(out)
     finally:
         hidden.unlink(missing_ok=True)
+
+
+@contextmanager
+def kept(store: Path, out: Path, every_s: float = TEXTFILE_EVERY_S) -> Iterator[None]:
+    """Write the textfile every 15 s and once at the end, from a thread; a disk that refuses ends no run."""
+    over = threading.Event()
+
+    def write() -> None:
+        with contextlib.suppress(OSError, StoreError):
+            write_textfile(store, out)
+
+    def work() -> None:
+        while not over.wait(every_s):
+            write()
+
+    thread = threading.Thread(target=work, name="textfile", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        write()
 
 
 def family(name: str, kind: str, about: str, samples: Sequence[tuple[str, Labels, float]]) -> str:

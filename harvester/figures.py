@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from harvester.census import Census
 from harvester.charts import Series
 
 Point = Mapping[str, Any]
-MOST_STRETCHES = 160
+MOST_STRETCHES = 100
 IDLE_SHARE = 0.02
 NOTHING_HELD = "nothing: sending"
 
@@ -54,7 +55,7 @@ class Course:
     def _stretches(self) -> Iterator[tuple[float, Point, Point] | None]:
         """Neighbouring points (of one run), with the x of the later; None between runs."""
         total = sum(len(run) for run in self.runs)
-        group = max(1, total // MOST_STRETCHES)
+        group = math.ceil(total / MOST_STRETCHES)
         for (x, began), run in zip(self._starts, self.runs, strict=True):
             chosen = [*run[:-1:group], run[-1]]
             for before, after in pairwise(chosen):
@@ -159,7 +160,8 @@ def _rate_from_answers(census: Census) -> dict[str, Any]:
     """Where no trace was kept: when answers arrived."""
     rates = census.timeline.rates()
     drawing = charts.lines([Series("answers", rates, "one", area=True)], x=_clock)
-    return figure("Answers per second", drawing, "From the answers' own times; no trace was kept.")
+    note = "From the answers' own times; no trace was kept." if census.rows else ""
+    return figure("Answers per second", drawing, note)
 
 
 def _clock(at: float) -> str:
@@ -200,7 +202,9 @@ def drift_chart(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How far the canaries' answers are from the first ones, round by round."""
     curve = [(float(one["at"]), float(one["distance"])) for one in rounds if one.get("distance") is not None]
     marks = [float(one["at"]) for one in rounds if one.get("changes")]
-    drawing = charts.lines([Series("distance", curve, "three", area=True)], x=_clock, marks=marks)
+    drawing = charts.lines(
+        [Series("distance", curve, "three", area=True)], x=_clock, marks=marks, width=charts.WIDE
+    )
     return figure("Canaries: distance from the reference", drawing, "0: the same words; 1: none in common.")
 
 

@@ -99,7 +99,7 @@ def overview(account: Account) -> dict[str, Any]:
     census = account.census
     course = figures.Course(account.points)
     return {
-        "title": f"Harvest of {_names(census, 'request_model', 1) or 'no teacher yet'}",
+        "title": f"Harvest of {_names(census, 'request_model', 1)}" if census.rows else "No answers yet",
         "subtitle": _subtitle(census),
         "state": account.status.get("state", ""),
         "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
@@ -113,7 +113,7 @@ def overview(account: Account) -> dict[str, Any]:
         ],
         "drift": _drift(account.rounds),
         "process": figures.process_charts(course) if any(len(run) > 2 for run in course.runs) else [],
-        "runs": [_run(run) for run in account.runs],
+        "runs": [_run(run, alive=bool(account.status.get("alive"))) for run in account.runs],
         "provenance": _provenance(census),
     }
 
@@ -143,7 +143,9 @@ def _names(census: Census, fact: str, most: int) -> str:
 
 
 def _subtitle(census: Census) -> str:
-    models = _names(census, "request_model", 3) or "no teacher yet"
+    if not census.rows:
+        return "what was asked, and what came of it, will be here"
+    models = _names(census, "request_model", 3)
     mock = " (mock teacher: rows are marked, never pass as real)" if census.mock else ""
     return f"{census.rows:,} answers from {models}{mock}"
 
@@ -214,15 +216,16 @@ def _drift(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return {"chart": figures.drift_chart(rounds), "changes": changes[::-1], "verdict": verdict}
 
 
-def _run(run: Mapping[str, Any]) -> dict[str, str]:
+def _run(run: Mapping[str, Any], *, alive: bool) -> dict[str, str]:
     totals: Totals = run["totals"]
-    ended_us = run["ended_us"] or (time.time() * 1e6 if not run["ending"] else None)
+    lives = alive and not run["ending"]
+    ended_us = time.time() * 1e6 if lives else run["ended_us"]
     started = datetime.fromtimestamp(run["started_us"] / 1e6, UTC)
     return {
         "run_id": run["run_id"],
         "started": f"{started:%Y-%m-%d %H:%M}",
         "took": figures.duration((ended_us - run["started_us"]) / 1e6) if ended_us else "",
-        "ending": run["ending"] or "under way",
+        "ending": "under way" if lives else run["ending"] or "none: it was killed",
         "exit_code": "" if run["exit_code"] is None else str(run["exit_code"]),
         "attempts": f"{totals.attempts:,}",
         "answers": f"{totals.answers:,}",

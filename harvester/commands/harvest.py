@@ -54,6 +54,7 @@ def run(
     epoch: int | None = typer.Option(None, min=0, help="Another number asks everything again, on purpose."),
     watch: bool = typer.Option(False, "--watch", help="Stay up: take prompt files that appear or grow."),
     finish_by: str | None = typer.Option(None, help="Stop then, as in 2026-11-27T18:00+01:00."),
+    metrics_file: Path | None = typer.Option(None, help="Keep a Prometheus textfile here, every 15 s."),
     otel: bool = typer.Option(False, "--otel", help="Send metrics by OTLP; needs the extra `otel`."),
     log_json: bool = typer.Option(False, "--log-json", help="JSON records on stderr, one a line."),
     as_json: bool = JSON,
@@ -84,6 +85,10 @@ def run(
         talk(line)
     with contextlib.ExitStack() as watchers:
         tell = [watchers.enter_context(painted(prepared.rows_total, "harvest"))]
+        if metrics_file is not None:
+            from harvester.exposition import kept
+
+            watchers.enter_context(kept(prepared.store, metrics_file))
         if otel:
             from harvester.otel import sent
 

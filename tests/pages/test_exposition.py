@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from harvester import exposition
 from tests.faults import bench
+from tests.harvester.test_display import run_folder
 from tests.pages import hostile
 
 
@@ -113,3 +114,17 @@ def test_the_textfile_is_whole_and_readable_by_the_collector(store: Path, tmp_pa
     )
     assert bad.returncode == 2
     assert "Traceback" not in bad.stderr
+
+
+def test_a_run_keeps_its_textfile(tmp_path: Path, mock_teacher):
+    path = run_folder(tmp_path, mock_teacher().base_url, 5)
+    out = tmp_path / "run.prom"
+    command = [sys.executable, "-m", "harvester", "run", str(path), "--metrics-file", str(out)]
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+    assert families(out.read_text(encoding="utf-8"))["harvester_answers_total"] == {(("outcome", "ok"),): 5}
+    written: list[Path] = []
+    with exposition.kept(tmp_path / "store", tmp_path / "again.prom", every_s=0.01):
+        while not written:
+            written = list(tmp_path.glob("again.prom"))
+    with exposition.kept(tmp_path / "store", tmp_path / "no" / "x.prom", every_s=0.01):
+        pass
