@@ -11,13 +11,15 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from harvester import __version__, control, endings, sealing, shift
+from harvester import __version__, control, endings, sealing, shift, warden
 from harvester.clock import Clock, SystemClock
+from harvester.doors import ask_what_waits
 from harvester.endings import ABORTED, STOPPED, Stop, Summary
-from harvester.errors import ConfigError, HarvesterError, StoreError, TeacherChanged
+from harvester.errors import ConfigError, HarvesterError, StoreError, TeacherChanged, TermsRefused
 from harvester.group_commit import GroupCommit
 from harvester.harvest import harvest
 from harvester.heartbeat import Heart, Watch
@@ -26,7 +28,7 @@ from harvester.journal import Journal
 from harvester.levers import Levers
 from harvester.lock import StoreLock
 from harvester.metrics import INTERRUPTED, PassResult
-from harvester.prepare import Prepared
+from harvester.prepare import Prepared, ask_again
 from harvester.records import RunRecord
 from harvester.sealing import on_writer
 from harvester.sentinel import Orders, Sentinel
@@ -96,6 +98,7 @@ class _Life:
             "model": prepared.config.teacher.model,
         }
         self.heart = Heart(prepared.store, facts, self.inbox, watch, prepared.hours)
+        self.refused: TermsRefused | None = None
         self.sentinel: Sentinel | None = None
         if prepared.config.canary.prompts is not None:
             orders = Orders(
@@ -110,9 +113,12 @@ class _Life:
         async with (
             _beside(heart.beat()), control.served(prepared.store, self.act, heart.complain),
             _beside(shift.keep(prepared.hours, self.clock, self.stop, heart, wait=prepared.flags.watch)),
+            _beside(warden.keep(partial(ask_again, prepared), self._voices, self._refuse, self.clock)),
         ):  # fmt: skip
             with handled() as caught:
                 result, error = await self._pass(caught)
+                await self._door()
+                error = error or self.refused
                 code = error.exit_code if error else self._exit_code(result, caught)
                 heart.levers = None
                 heart.turn("sealing")
@@ -132,6 +138,22 @@ class _Life:
             sealed_rows=sealed, store=str(prepared.store), resume=f"harvester run {prepared.path}",
             detail=result.detail, warnings=endings.warnings_of(result.counts), **counts,
         )  # fmt: skip
+
+    def _voices(self) -> Mapping[str, int]:
+        return self.heart.latest.voices
+
+    def _refuse(self, error: TermsRefused) -> None:
+        self.refused = error
+        self.stop.ask(warden.TERMS, error.message)
+
+    async def _door(self) -> None:
+        """Ask before sealing; what may not be sealed stays journalled."""
+        try:
+            await asyncio.to_thread(ask_what_waits, self.prepared.store)
+        except TermsRefused as error:
+            self.refused = self.refused or error
+        except StoreError:
+            return  # sealing meets it again
 
     def _exit_code(self, result: PassResult, caught: Caught) -> int:
         return endings.exit_code(result, caught.number, self.prepared.config.run.max_failed)
@@ -210,7 +232,7 @@ class _Life:
             return sealed
         store = self.prepared.store
         try:
-            if result.ending != ABORTED:
+            if result.ending != ABORTED and self.refused is None:
                 sealed = await sealing.seal_all(store, self.writer, self.target_bytes)
         finally:
             await on_writer(self.writer, lambda j: j.end_run(self.run_id, result.ending, code, time.time()))

@@ -15,6 +15,9 @@ Message = dict[str, Any]
 """One chat message as it goes on the wire: `role`, `content` (text or parts), tool fields."""
 
 
+NO_VOICE = "no name"
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What a human prepared: messages to send, and what stays at home.
@@ -118,7 +121,7 @@ class Completion:
     @property
     def voice(self) -> str:
         """Who answered, in the answer's own words: model and build."""
-        return f"{self.model} {self.system_fingerprint}".strip() or "no name"
+        return f"{self.model} {self.system_fingerprint}".strip() or NO_VOICE
 
 
 @dataclass(frozen=True, slots=True)

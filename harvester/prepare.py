@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,7 +17,9 @@ from harvester.doors import ask_what_waits
 from harvester.errors import ConfigError, NoPrompts
 from harvester.hours import Hours
 from harvester.identities import Identities
-from harvester.metrics import PassLimits
+from harvester.journey import NO_VOICE
+from harvester.metrics import OTHER_VOICES, PassLimits
+from harvester.names import printable
 from harvester.permissions import load_permissions
 from harvester.registry import load_registry
 
@@ -159,17 +162,20 @@ def _with_trust(config: HarvestConfig, root: Path) -> HarvestConfig:
     return config.model_copy(update={"teacher": config.teacher.model_copy(update={"ca_file": str(path)})})
 
 
-def gate(config: HarvestConfig, root: Path) -> terms.Verdict:
+def gate(config: HarvestConfig, root: Path, model: str = "") -> terms.Verdict:
     """Ask the terms gate for the use `harvest`, for every address of the teacher; the worst answer counts.
 
     Folders beside the configuration count: `terms` overlays the registry, `permissions` holds recorded ones.
+
+    Args:
+        model: another name to ask for, as an answer gave it; the configured one where empty.
     """
     registry, permissions = load_registry(root / "terms"), load_permissions(root / "permissions")
-    verdicts = [
-        terms.allows(
+    verdicts = {
+        host: terms.allows(
             registry,
             host=host,
-            model=config.teacher.model,
+            model=model or config.teacher.model,
             declared=config.teacher.terms,
             use="harvest",
             purpose=config.run.purpose,
@@ -177,8 +183,38 @@ def gate(config: HarvestConfig, root: Path) -> terms.Verdict:
             permissions=permissions,
         )
         for host in dict.fromkeys(urlsplit(url).hostname or "" for url in config.teacher.base_urls)
-    ]
-    return next((verdict for verdict in verdicts if not verdict.permitted), verdicts[0])
+    }
+    first_host, first = next(iter(verdicts.items()))
+    for host, verdict in verdicts.items():
+        if not verdict.permitted:
+            return verdict
+        # Rows carry one lineage: what only a replica's host asks for would be lost on the way.
+        if (verdict.record_ids, verdict.permission_sha256) != (first.record_ids, first.permission_sha256):
+            told, other = (", ".join(v.record_ids) for v in (verdict, first))
+            why = f"replica {host} is under other terms ({told}) than {first_host} ({other})"
+            return replace(verdict, permitted=False, reasons=(f"{why}: ask it as a teacher of its own",))
+    return first
+
+
+def ask_again(prepared: Prepared, voices: Collection[str]) -> None:
+    """Do nothing when a living run may go on today, and with what answers call themselves.
+
+    Args:
+        voices: "model" or "model build", as answers name them.
+
+    Raises:
+        TermsRefused: no longer, or another model answers than the terms were asked for.
+    """
+    gate(prepared.config, prepared.root).require()
+    for voice in voices:
+        if voice in {NO_VOICE, OTHER_VOICES}:
+            continue
+        asked = [
+            gate(prepared.config, prepared.root, name) for name in (voice.rpartition(" ")[0], voice) if name
+        ]
+        if not any(verdict.permitted for verdict in asked):
+            named = f"asked for {prepared.config.teacher.model!r}, {printable(voice)!r} answered"
+            replace(asked[0], reasons=tuple(f"{named}: {reason}" for reason in asked[0].reasons)).require()
 
 
 def look_ahead(path: Path) -> outlook.Outlook:

@@ -121,7 +121,7 @@ ROWS = [
     flagged(24, {"action": "id", "value": "same"}, "ok"),
     *(flagged(25, {"action": action}, "ok")
       for action in ("extra_choice", "reversed_choices", "wrong_index")),
-    flagged(26, {"action": "model", "value": "another"}, "ok"),
+    flagged(26, {"action": "model", "value": "mock-teacher-2"}, "ok"),
     flagged(26, {"action": "fingerprint", "value": "fp-new"}, "ok"),
     *(retried(27, {"action": action}, billed=4, lost=1)
       for action in ("truncated_json", "cut_body", "chunk_cut")),

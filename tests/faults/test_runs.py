@@ -86,7 +86,7 @@ def test_rows_14_and_17_what_a_failure_said_is_kept(mock_teacher: Mock, tmp_path
     assert (len(kept[2]), kept[2][:4]) == (2048, b"<p>x")
 
 
-@pytest.mark.parametrize("fault", [{"action": "model"}, {"action": "fingerprint"}])
+@pytest.mark.parametrize("fault", [{"action": "model", "value": "mock-teacher-2"}, {"action": "fingerprint"}])
 def test_row_26_another_teacher_midway_is_told_and_parks_where_wanted(
     mock_teacher: Mock, tmp_path: Path, fault: dict[str, object]
 ) -> None:

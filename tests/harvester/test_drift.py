@@ -156,7 +156,7 @@ def test_a_change_holds_the_run_when_asked_to_until_the_operator_resumes(tmp_pat
     def act(told: Mapping[str, Any]) -> None:
         if told["canary"].get("rounds") and not seen["changed"]:
             seen["changed"] = True
-            mock.set_faults([{"action": "patch", "value": {"model": "another"}}])
+            mock.set_faults([{"action": "patch", "value": {"model": "mock-teacher-2"}}])
         if told["state"] == "on hold" and told["in_flight"] == 0:
             seen["held"] += 1
             assert seen["held"] < 100, "it was never resumed"
@@ -168,7 +168,7 @@ def test_a_change_holds_the_run_when_asked_to_until_the_operator_resumes(tmp_pat
 
     summary = live(path, act)
     assert seen["held"] >= 3
-    assert "the teacher changed (model 'mock-teacher' -> 'another')" in seen["why"]
+    assert "the teacher changed (model 'mock-teacher' -> 'mock-teacher-2')" in seen["why"]
     assert seen["stored"] < 60
     assert (summary.exit_code, summary.answers_stored) == (0, 60)
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from harvester import job, warden
+from harvester.errors import TermsRefused
+from harvester.prepare import prepare
 from tests.journey.test_doors import folder, harvester
 
 RESTRICTED = """\
@@ -109,6 +115,56 @@ def test_a_replica_on_a_host_with_other_terms_is_asked_too(tmp_path: Path, mock_
     done = harvester("run", str(path))
     assert done.returncode == 77
     assert teacher.totals()["answers"] == 0
+
+
+def test_a_replica_under_other_terms_is_a_teacher_of_its_own(tmp_path: Path, mock_teacher):
+    """Its duties would be lost: rows carry the lineage of base_url."""
+    teacher = mock_teacher()
+    path = folder(tmp_path, teacher.base_url)
+    replica = teacher.base_url.replace("127.0.0.1", "localhost")
+    path.write_text(path.read_text().replace("[prompts]", f'replicas = ["{replica}"]\n[prompts]'))
+    assert harvester("plan", str(path)).returncode == 0
+    (tmp_path / "terms").mkdir()
+    mine = RESTRICTED.replace('id = "mock-teacher"', 'id = "mine"').replace('"restrict"', '"duties"')
+    mine = mine.replace('["127.0.0.1", "localhost", "::1"]', '"localhost"').replace('"weights"', '"service"')
+    (tmp_path / "terms" / "mine.toml").write_text(mine + 'duties = ["display:Thanks"]\n')
+    done = harvester("run", str(path))
+    assert done.returncode == 77
+    assert "a teacher of its own" in done.stderr
+    assert teacher.totals()["answers"] == 0
+
+
+def test_an_answer_of_another_model_is_kept_and_goes_no_further(tmp_path: Path, mock_teacher):
+    teacher = mock_teacher(faults=[{"action": "model", "value": "gpt-5"}])
+    path = folder(tmp_path, teacher.base_url)
+    done = harvester("run", str(path))
+    assert done.returncode == 77
+    assert "answered" in done.stderr
+    assert "gpt-5" in done.stderr
+    store = tmp_path / "store"
+    assert not list((store / "shards").glob("*.parquet"))
+    assert json.loads(harvester("verify", str(store), "--json").stdout)["answers"] == 1
+    received = teacher.state()["received"]
+    for verb in (("run", str(path)), ("seal", str(store)), ("export", str(store), str(tmp_path / "out"))):
+        assert harvester(*verb).returncode == 77
+    assert teacher.state()["received"] == received
+
+
+def test_terms_that_change_while_a_run_lives_end_it(tmp_path: Path, mock_teacher, monkeypatch):
+    monkeypatch.setattr(warden, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(warden, "LISTEN_EVERY_S", 0.05)
+    teacher = mock_teacher(latency_s=0.05)
+    lines = tuple(f'{{"prompt": "What is {n} + 21?"}}' for n in range(2000))
+    path = folder(tmp_path, teacher.base_url, lines=lines)
+    path.write_text(path.read_text().replace("[prompts]", "[teacher.limits]\nmax_concurrency = 2\n[prompts]"))
+
+    def watch(told: Mapping[str, Any]) -> None:
+        if teacher.totals()["answers"] and not (tmp_path / "terms").exists():
+            restrict(tmp_path)
+
+    with pytest.raises(TermsRefused, match="outputs may not train anything"):
+        asyncio.run(job.run(prepare(path), watch))
+    assert 0 < teacher.totals()["answers"] < 2000
 
 
 def test_a_permission_needs_a_person_at_a_terminal(tmp_path: Path):
