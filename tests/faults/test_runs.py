@@ -177,6 +177,24 @@ def test_row_64_billed_never_passes_the_ceiling(
     assert 0 < ended.billed["total_tokens"] <= 600
 
 
+@pytest.mark.parametrize("fault", [[], [{"action": "no_usage"}], [{"action": "reset_body", "every": 3}]])
+def test_row_64_money_never_passes_its_ceiling(
+    mock_teacher: Mock, tmp_path: Path, fault: list[dict[str, object]]
+) -> None:
+    mock = mock_teacher(latency_s=0.005)
+    price = {"input": 10.0, "output": 30.0}
+    budget = {"usd": 0.006}
+    ended = live(
+        mock, tmp_path, fault, prompts=MANY, budget=budget, teacher={"price": price}, run={"patience_s": 60}
+    )
+    assert (ended.exit_code, ended.said.startswith("budget")) == (10, True)
+    billed_usd = (ended.billed["prompt_tokens"] * 10 + ended.billed["completion_tokens"] * 30) / 1e6
+    assert 0 < billed_usd <= 0.006
+    unpriced = live(mock, tmp_path, prompts=MANY, budget=budget)
+    assert (unpriced.exit_code, unpriced.billed["requests"]) == (2, 0)
+    assert "set [budget] tokens" in unpriced.said
+
+
 def test_a_dead_replica_is_left_and_the_others_do_its_work(mock_teacher: Mock, tmp_path: Path) -> None:
     good, bad = mock_teacher(latency_s=0.01), mock_teacher()
     bad.set_faults([{"action": "status", "status": 500}])

@@ -119,6 +119,55 @@ def test_reserve_settle_refund_and_why() -> None:
     assert limiter.window.in_flight == 0
 
 
+@pytest.mark.parametrize(
+    ("limit", "per_minute", "wait_s"),
+    [
+        ("requests_per_minute", 60, 1.0),
+        ("input_tokens_per_minute", 600, 30 / 10),
+        ("output_tokens_per_minute", 600, 70 / 10),
+        ("tokens_per_minute", 600, 100 / 10),
+    ],
+)
+def test_each_limit_counts_its_own_part_of_a_request(limit: str, per_minute: float, wait_s: float) -> None:
+    limiter = Limiter(Limits.model_validate({limit: per_minute}), 0.0)
+    charge = Charge(input_tokens=30, output_tokens=70)
+    limiter.enter(charge)
+    limiter.leave()
+    # From a level of one request's worth down into debt, and up again until one unit is there.
+    bucket = limiter.buckets[limit.replace("_", " ")]
+    assert bucket.wait_s(1, 0.0) == pytest.approx(wait_s, rel=0.05)
+    assert limiter.why(Charge(1, 1), 0.0).startswith(limit.replace("_", " "))
+
+
+_CHARGES = st.lists(
+    st.tuples(st.integers(1, 400), st.integers(1, 400), st.sampled_from(["answer", "refund", "lost"])),
+    max_size=40,
+)
+
+
+@given(_CHARGES)
+def test_settled_and_refunded_charges_leave_what_was_really_used(
+    story: list[tuple[int, int, str]],
+) -> None:
+    limiter = Limiter(Limits(tokens_per_minute=60_000), 0.0)
+    bucket = limiter.buckets["tokens per minute"]
+    bucket.capacity, bucket.level = 1e9, 0.0
+    used = 0
+    for reserved, actual, ending in story:
+        charge = Charge(0, reserved)
+        limiter.enter(charge)
+        if ending == "answer":
+            limiter.settle(charge, Charge(0, actual), 0.0)
+            used += actual
+        elif ending == "refund":
+            limiter.refund(charge, 0.0)
+        else:
+            used += reserved
+        limiter.leave()
+    assert bucket.level == pytest.approx(-used)
+    assert limiter.window.in_flight == 0
+
+
 def test_a_pause_stops_admission_and_leaves_the_window_alone() -> None:
     limiter = Limiter(Limits(), 0.0)
     limiter.pause(41.0, 0.0, "the teacher's Retry-After")
