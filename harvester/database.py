@@ -75,6 +75,8 @@ CREATE TABLE manifest (
   size_bytes INTEGER NOT NULL, lineage_digest TEXT NOT NULL, sealed_us INTEGER NOT NULL,
   checksum INTEGER NOT NULL);
 """
+CHECKS = "CREATE TABLE IF NOT EXISTS checks (name TEXT PRIMARY KEY, checksum INTEGER NOT NULL) WITHOUT ROWID"
+"""Checksums over the rows of `meta`, and of `counters` run by run: they change too often to carry one each."""
 
 
 def open_for_writing(store: Path) -> sqlite3.Connection:
@@ -95,9 +97,11 @@ def open_for_writing(store: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA fullfsync=ON")  # where an fsync does not reach the platter (macOS)
             connection.execute("PRAGMA busy_timeout=5000")
+            connection.execute("PRAGMA cache_size=-65536")  # KiB: keys are looked up all over the index
             connection.execute(f"PRAGMA journal_size_limit={64 * 1024 * 1024}")
             if not _is_made(connection, path):
                 _make(connection)
+            connection.execute(CHECKS)  # stores of the first days lack it
             path.chmod(0o600)
         except BaseException:
             connection.close()
@@ -225,6 +229,28 @@ def disk_error(error: OSError, place: Path) -> StoreError:
         return StoreFull("no room left", place=str(place), remedy="free space, then run again")
     why = error.strerror or str(error)
     return StoreError(f"the disk refused: {why}", place=str(place), remedy="check it, then run again")
+
+
+def set_meta(connection: sqlite3.Connection, name: str, value: int) -> None:
+    """Write a value of `meta`, inside an open transaction."""
+    connection.execute("UPDATE meta SET value = ? WHERE name = ?", (str(value), name))
+    sign(connection, "meta")
+
+
+def sign(connection: sqlite3.Connection, name: str) -> None:
+    """Renew the checksum over `meta` or `counters:RUN`, inside the transaction that changed it."""
+    connection.execute("INSERT OR REPLACE INTO checks VALUES (?, ?)", (name, check_of(connection, name)))
+
+
+def check_of(connection: sqlite3.Connection, name: str) -> int:
+    """The checksum that `meta` or `counters:RUN` should have: over its rows in order of their names."""
+    table, _, run = name.partition(":")
+    if table == "meta":
+        rows = connection.execute("SELECT name, value FROM meta ORDER BY name").fetchall()
+    else:
+        query = "SELECT name, value FROM counters WHERE run = ? ORDER BY name"
+        rows = connection.execute(query, (int(run),)).fetchall()
+    return checksum([value for row in rows for value in row])
 
 
 def checksum(scalars: Sequence[int | str | None], *texts: bytes) -> int:

@@ -143,12 +143,13 @@ class Journal:
         found: dict[bytes, Held] = {}
         with self.reading() as connection:
             has_asks, has_dead = _is_any(connection, "asks"), _is_any(connection, "dead")
+            queries = [_KEYS, _ANSWERS] if _is_any(connection, "answers") else [_KEYS]
             for start in range(0, len(keys), KEYS_PER_LOOKUP):
                 chunk = keys[start : start + KEYS_PER_LOOKUP]
                 also = _askers(connection, chunk) if has_asks else {}
                 for key, code, ceiling, asker in _rows_of(connection, _DEAD, chunk) if has_dead else ():
                     found[key] = Held("dead", code, ceiling, asker, also.get(key, frozenset()))
-                for query in (_KEYS, _ANSWERS):
+                for query in queries:
                     for key, outcome, ceiling, asker in _rows_of(connection, query, chunk):
                         further = also.get(key, frozenset())
                         found[key] = Held("answered", OUTCOMES[outcome], ceiling, asker, further)

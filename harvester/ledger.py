@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from harvester.database import OUTCOME_CODES, checksum
+from harvester.database import OUTCOME_CODES, checksum, set_meta, sign
 from harvester.journey import Outcome
 from harvester.records import (
     Answer,
@@ -116,10 +116,9 @@ class Entries:
         if self._intents:
             connection.executemany("INSERT INTO intents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._intents)
             last = max(row[0] for row in self._intents)
-            connection.execute(
-                "UPDATE meta SET value = ? WHERE name = 'last_attempt_id' AND CAST(value AS INTEGER) < ?",
-                (str(last), last),
-            )
+            (known,) = connection.execute("SELECT value FROM meta WHERE name = 'last_attempt_id'").fetchone()
+            if int(known) < last:
+                set_meta(connection, "last_attempt_id", last)
         if self._failures:
             self._write_failures(connection)
         if self._answers:
@@ -142,6 +141,7 @@ class Entries:
             " ON CONFLICT (run, name) DO UPDATE SET value = value + excluded.value",
             [(self._run, name, value) for name, value in self._counts.items() if value],
         )
+        sign(connection, f"counters:{self._run}")
 
     def _write_answers(self, connection: sqlite3.Connection) -> None:
         # Nobody asks for a key that is held; should it happen, the first answer stays and the second is

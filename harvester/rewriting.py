@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harvester import exchange
-from harvester.database import checksum
+from harvester.database import checksum, set_meta
 from harvester.errors import StoreError
 from harvester.failpoints import reach
 from harvester.journal import Journal
@@ -164,7 +164,7 @@ def _enter_swap(
                 list(_moved(connection, new.shard, sorted(keys))),
             )
             enter(connection, new)
-            connection.execute("UPDATE meta SET value = ? WHERE name = 'last_shard'", (str(new.shard),))
+            set_meta(connection, "last_shard", new.shard)
         reach("compaction.before_commit")
     reach("compaction.after_commit")
     with disk(store / FOLDER):

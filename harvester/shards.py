@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from harvester.database import checksum
+from harvester.database import checksum, set_meta
 from harvester.failpoints import reach
 from harvester.journal import Journal
 from harvester.ledger import micros
@@ -218,7 +218,7 @@ def _commit(journal: Journal, entry: ShardEntry, index: Sequence[_IndexRow]) -> 
     ]
     with journal.writing() as connection:
         connection.execute("INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*facts, checksum(facts)))
-        connection.execute("UPDATE meta SET value = ? WHERE name = 'last_shard'", (str(entry.shard),))
+        set_meta(connection, "last_shard", entry.shard)
         connection.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?, ?)", keys)
         connection.executemany("DELETE FROM answers WHERE key = ?", [row[:1] for row in keys])
         reach("shards.before_commit")
