@@ -76,7 +76,7 @@ CREATE TABLE manifest (
   checksum INTEGER NOT NULL);
 """
 CHECKS = "CREATE TABLE IF NOT EXISTS checks (name TEXT PRIMARY KEY, checksum INTEGER NOT NULL) WITHOUT ROWID"
-"""Checksums over the rows of `meta`, and of `counters` run by run: they change too often to carry one each."""
+"""Checksums over the rows of `meta`, and of `counters` run by run: they change too often for one each."""
 
 
 def open_for_writing(store: Path) -> sqlite3.Connection:

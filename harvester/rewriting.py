@@ -12,17 +12,19 @@ import os
 import sqlite3
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harvester import exchange
 from harvester.database import checksum, set_meta
-from harvester.errors import StoreError
 from harvester.failpoints import reach
 from harvester.journal import Journal
 from harvester.ledger import micros
 from harvester.records import ShardEntry
+from harvester.schema import SCHEMA
 from harvester.shard_file import (
     BYTES_PER_GROUP,
     FOLDER,
@@ -70,7 +72,9 @@ def rewrite(
     entry: ShardEntry | None = None
     try:
         with disk(folder):
-            keys = yield from _copy(folder, hidden, entries, {key.hex() for key in without}, salvage)
+            lineages = _lineages(journal, folder, entries, salvage)
+            groups = _row_groups(folder, entries, {key.hex() for key in without}, salvage)
+            keys = yield from _copy(hidden, lineages, groups)
             if keys:
                 entry = yield from checked(hidden, shard, keys, entries[0].lineage_digest)
             new = None if entry is None else (hidden, entry.name)
@@ -90,17 +94,34 @@ def rewrite(
     return _enter_swap(journal, store, entries, entry, keys)
 
 
-def _copy(
-    folder: Path, hidden: Path, entries: Sequence[ShardEntry], without: Collection[str], salvage: bool
-) -> Generator[None, None, list[bytes]]:
-    lineages: dict[str, dict[str, object]] = {}
+def _lineages(
+    journal: Journal, folder: Path, entries: Sequence[ShardEntry], salvage: bool
+) -> list[dict[str, Any]]:
+    """Those of the runs whose rows will follow; a damaged file's footer is not asked, the journal is."""
+    found: dict[str, dict[str, Any]] = {}
     for entry in entries:
-        with contextlib.suppress(*(StoreError,) if salvage else ()), opened(folder / entry.name) as file:
-            lineages.update({str(one["run_id"]): one for one in lineages_in(file)})
+        if not salvage:
+            with opened(folder / entry.name) as file:
+                found |= {str(one["run_id"]): one for one in lineages_in(file)}
+            continue
+        present = {
+            run_id
+            for table in tables_of(folder / entry.name, salvage=True)
+            for run_id in table.column("run_id").unique().to_pylist()
+        }
+        with journal.reading() as connection:
+            told = connection.execute("SELECT run_id, lineage_json FROM runs").fetchall()
+        found |= {run_id: orjson.loads(text) for run_id, text in told if run_id in present}
+    return [found[run_id] for run_id in sorted(found)]
+
+
+def _copy(
+    hidden: Path, lineages: Sequence[dict[str, Any]], groups: Iterator[pa.Table]
+) -> Generator[None, None, list[bytes]]:
     keys: list[bytes] = []
     with hidden.open("xb") as sink:
-        with writer_of(sink, [lineages[run_id] for run_id in sorted(lineages)]) as writer:
-            for table in _row_groups(folder, entries, without, salvage):
+        with writer_of(sink, lineages) as writer:
+            for table in groups:
                 writer.write_table(table.cast(writer.schema))
                 keys += [bytes.fromhex(key) for key in table.column("key").to_pylist()]
                 yield
@@ -137,7 +158,9 @@ def tables_of(path: Path, *, salvage: bool) -> Generator[pa.Table]:
                 try:
                     table = file.read_row_group(number)
                     table.validate(full=True)
-                except (pa.ArrowException, OSError):
+                    if salvage:  # the footer itself may be what is damaged
+                        table = table.cast(SCHEMA)
+                except (pa.ArrowException, OSError, ValueError):
                     if not salvage:
                         raise
                     continue

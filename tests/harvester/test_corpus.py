@@ -323,7 +323,7 @@ def test_flipped_bits_are_never_silent(tmp_path, where):
         found = findings_or_error(tmp_path)
         named += bool(found)
         assert found or everything(tmp_path) == before, f"byte {place} bit {bit} was silent"
-    assert named == 250 if where == "shard" else named > 100
+    assert named == 250 if where == "shard" else named > 50
     path.write_bytes(whole)
     assert kinds(tmp_path) == set()
 

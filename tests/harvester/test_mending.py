@@ -19,7 +19,7 @@ from harvester.journal import Journal
 from harvester.lock import StoreLock
 from harvester.records import Ask
 from harvester.shards import ROWS_PER_GROUP, seal
-from tests.harvester.store_rows import answer, fill, intent, key_of, open_store, prompt_of
+from tests.harvester.store_rows import answer, fill, intent, key_of, open_store, prompt_of, run_record
 
 MIB = 1024 * 1024
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,6 +241,24 @@ def test_a_damaged_journal_is_not_mended_by_guessing(tmp_path):
     connection.close()
     with pytest.raises(StoreCorrupt, match="run"):
         mending.check(tmp_path, repair=True)
+
+
+def test_a_damaged_lineage_is_taken_from_the_journal(tmp_path):
+    make(tmp_path, parts=1)
+    before = rows_of(tmp_path)
+    (path,) = sealed(tmp_path)
+    content = path.read_bytes()
+    for old, new in ((b'"labels"', b'"labels}'), (b'mock-teacher"', b'meek-teacher"')):
+        place = content.rindex(old)  # in the footer: a page would notice
+        path.write_bytes(content[:place] + new + content[place + len(old) :])
+        with Journal.open(tmp_path, read_only=True) as journal:
+            wanted = [run.lineage() for run in [run_record()]]
+            assert journal.totals().answers == 20
+        assert repaired(tmp_path)["lost"] == ()
+        assert rows_of(tmp_path) == before
+        assert Corpus.open(tmp_path).lineages() == wanted
+        (path,) = sealed(tmp_path)
+        content = path.read_bytes()
 
 
 @pytest.mark.parametrize("flips", [20, pytest.param(500, marks=pytest.mark.slow)])
