@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from harvester import remote
-from harvester.journal import Journal
 from harvester.mock_teacher.running import RunningMock
 from harvester.notify import Notify
 from harvester.status import status
@@ -76,35 +75,34 @@ def test_a_second_signal_or_the_end_of_the_grace_gives_up_what_is_on_the_wire_an
     mock_teacher: Mock, tmp_path: Path, signals: tuple[signal.Signals, ...], flags: tuple[str, ...],
     ending: str, code: int,
 ) -> None:  # fmt: skip
-    mock = mock_teacher()
-    config = write_folder(tmp_path, mock.base_url, 40, teacher=FOUR)
+    mock = mock_teacher(latency_s=0.05)
+    config = write_folder(tmp_path, mock.base_url, 400, teacher=FOUR)
     store = tmp_path / "store"
-    assert harvester("run", config, "--limit", 10).returncode == 10
-    mock.set_faults(SILENT)
     with living(config, *flags) as life:
-        life.until(lambda s: s["in_flight"] == 4)
+        life.until(lambda s: s["answers_stored"] >= 10)
+        mock.set_faults(SILENT)
+        life.until(lambda s: sum(mock.fired().values()) == 4)
         for number in signals[:-1]:
             life.signal(number)
             life.until(lambda s: s["state"] == "draining")
         life.signal(signals[-1])
         ended, out, _ = life.end()
     assert (ended, out.partition(":")[0]) == (code, ending)
-    found = status(store)
-    assert (found["held"], found["possibly_billed"], found["state"]) == (10, 4, ending)
-    mock.set_faults([])
-    assert harvester("run", config).returncode == 0
-    assert status(store)["held"] == 40
-    with Journal.open(store, read_only=True) as journal:
-        assert journal.totals().answers == 40
+    found, paid = status(store), mock.totals()["answers"]
+    # The silent ones were billed, as the teacher's ledger knows and ours suspects.
+    assert (found["held"], found["possibly_billed"], found["state"]) == (paid - 4, 4, ending)
+    if signals[0] == signal.SIGINT:  # and the next life pays for nothing again
+        mock.set_faults([])
+        assert harvester("run", config).returncode == 0
+        assert (status(store)["held"], mock.totals()["answers"]) == (400, 404)
 
 
 def test_a_run_goes_on_when_nobody_reads_what_it_says(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     config = write_folder(tmp_path, mock.base_url, 30, teacher=FOUR)
     run = f"{sys.executable} -m harvester run {config}"
-    for closing, limit in ((">&- 2>&-", 10), ("<&- >&- 2>/dev/null", 10)):
-        done = subprocess.run(["sh", "-c", f"exec {run} --limit {limit} {closing}"], timeout=60)
-        assert done.returncode == 10
+    done = subprocess.run(["sh", "-c", f"exec {run} --limit 10 <&- >&- 2>&-"], timeout=60)
+    assert done.returncode == 10
     readable, writable = os.pipe()
     os.close(readable)  # `harvester run ... | head`, and head has gone
     try:
@@ -169,7 +167,6 @@ def test_limits_of_time_end_with_10_and_resume(mock_teacher: Mock, tmp_path: Pat
         assert mock.totals()["answers"] - answers == said["answers_stored"]
     assert "has passed" in said["detail"]
     assert harvester("run", config, "--finish-by", "tomorrow").returncode == 2
-    assert harvester("run", config, "--max-runtime", "soon").returncode == 2
 
 
 def test_outside_its_hours_a_run_sends_nothing_and_a_watching_one_waits(
