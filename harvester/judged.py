@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,15 +34,20 @@ def read_training(training: Path | None) -> list[dict[str, Any]]:
     """
     if training is None:
         return []
+    steps: dict[float, dict[str, Any]] = {}
     try:
-        lines = [
-            json.loads(line) for line in training.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
-        if all({"step", "loss"} <= set(line) for line in lines):
-            return sorted({line["step"]: line for line in lines}.values(), key=lambda line: line["step"])
+        for line in training.read_text(encoding="utf-8").splitlines():
+            found = json.loads(line) if line.strip() else {}
+            numbers = {name: float(found[name]) for name in ("step", "loss") if name in found}
+            if found and len(numbers) < 2:
+                raise ConfigError(
+                    "not a training log", place=str(training), remedy="`trainer train` writes train.jsonl"
+                )
+            if numbers and all(map(math.isfinite, numbers.values())):  # a step that was skipped has no loss
+                steps[numbers["step"]] = found
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"training log can't be read: {error}", place=str(training)) from None
-    raise ConfigError("not a training log", place=str(training), remedy="`trainer train` writes train.jsonl")
+    return [steps[step] for step in sorted(steps)]
 
 
 def read_scorecard(scorecard: Path | None) -> Mapping[str, Any] | None:
@@ -58,6 +64,10 @@ def read_scorecard(scorecard: Path | None) -> Mapping[str, Any] | None:
         raise ConfigError(f"scorecard can't be read: {error}", place=str(scorecard)) from None
     if not isinstance(loaded, dict) or not {"tasks", "macro", "recovery"} <= set(loaded):
         raise ConfigError("not a scorecard", place=str(scorecard), remedy="`trainer evaluate` writes one")
+    try:
+        scorecard_parts(loaded)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"not a scorecard: {error!r}", place=str(scorecard)) from None
     return loaded
 
 
