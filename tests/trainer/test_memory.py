@@ -102,3 +102,24 @@ def test_the_plan_counts_what_a_training_then_does(tmp_path):
     assert done.tokens == 2 * told.tokens_per_epoch
     student = model.with_adapter(config, torch.device("cpu"))
     assert told.adapter_parameters == sum(p.numel() for p in model.trainable(student).values())
+
+
+def test_a_base_is_dealt_to_a_fleet_only_where_it_takes_more_than_half(tmp_path, monkeypatch):
+    config = made(tmp_path)
+    size = (config.base / "model.safetensors").stat().st_size
+    for free, ranks, wanted in (
+        (4 * size - 1, 2, True),
+        (4 * size, 2, False),
+        (1, 1, False),
+        (None, 2, False),
+    ):
+        monkeypatch.setattr(memory, "free_bytes", lambda _device, free=free: free)
+        assert memory.needs_sharding(config, ranks) is wanted
+    assert memory.needs_sharding(made(tmp_path, shard="always"), 2)
+    assert not memory.needs_sharding(made(tmp_path, shard="always"), 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: 1)
+    assert not memory.needs_sharding(made(tmp_path, shard="never"), 2)
+    peak = memory.estimate(config, examples(60), checkpointing=False).peak
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: round(peak / memory.ROOM) - 1)
+    assert memory.needs_checkpointing(config, examples(60))
+    assert not memory.needs_checkpointing(config, examples(60), shards=2)  # half the base lies elsewhere
