@@ -35,6 +35,19 @@ _SHAREGPT = {"system": "system", "developer": "system", "user": "human", "assist
 _COLUMNS = ("key", "prompt_id", "messages", "completion", "reasoning", "outcome", "purpose", "metadata_json")
 
 
+_ROW_ID = (
+    ("prompt_id", "string", "id of the prompt that was asked"),
+    ("key", "string", "the answer's key in the corpus it came from"),
+)
+_COLUMNS_OF: Mapping[str, tuple[tuple[str, str, str], ...]] = {
+    "prompt-completion": _ROW_ID,
+    "messages": _ROW_ID,
+    "openai": (("messages", "json", "the conversation, the teacher's answer last; a list of messages"),),
+    "sharegpt": (("conversations", "json", "the conversation, the teacher's answer last"),),
+}
+"""What Croissant can say of each shape's columns; lists of messages in Parquet are nested and left out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exported:
     """What an export wrote (shards first, then its papers), and what it left out with the reason."""
@@ -81,11 +94,13 @@ def export(
     rows = itertools.chain([first], rows)
     write = _write_parquet if shape in {"prompt-completion", "messages"} else _write_jsonl
     files, count = write(rows, out)
-    papers = _write_papers(corpus, out, files, store.resolve().parent)
+    papers = _write_papers(corpus, out, files, store.resolve().parent, shape)
     return Exported(count, (*files, *papers), left_out)
 
 
-def _write_papers(corpus: Corpus, out: Path, files: Sequence[Path], beside: Path) -> tuple[Path, ...]:
+def _write_papers(
+    corpus: Corpus, out: Path, files: Sequence[Path], beside: Path, shape: Shape
+) -> tuple[Path, ...]:
     """README.md (dataset card), NOTICE and croissant.json, from the lineages of the corpus."""
     lineages = tuple(corpus.lineages())
     shards = tuple(
@@ -101,6 +116,7 @@ def _write_papers(corpus: Corpus, out: Path, files: Sequence[Path], beside: Path
         shards=shards,
         lineages=lineages,
         records=records_of(lineages, load_registry(beside / "terms")),
+        columns=_COLUMNS_OF[shape],
     )
     texts = {
         "README.md": dataset_card(dataset),

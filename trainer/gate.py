@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from harvester import terms
 from trainer.config import TrainConfig
+from trainer.papers import base_name
 
 COLUMNS = terms.ROW_FACTS
 
@@ -36,7 +37,7 @@ def ask(
         lineages,
         registry=terms.load_registry(config.root / "terms"),
         today=datetime.now(UTC).date(),
-        student_base=str(config.base),
+        student_base=base_name(config.base),  # not its path: a parent folder's name proves nothing
         student_name=config.name,
         student_licence=config.out.licence or None,
         permissions=terms.load_permissions(config.root / "permissions"),

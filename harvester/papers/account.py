@@ -45,6 +45,7 @@ class Dataset:
         licence: a Hub or SPDX id where the operator chose one; None: what the duties leave.
         lineages: as the shards carry them. records: the terms records they name.
         prompt_sources: where the prompts came from, with their licence, one line each.
+        columns: (name, Arrow type or "json", meaning) of the files; None: those of a corpus (`schema`).
     """
 
     name: str
@@ -58,6 +59,7 @@ class Dataset:
     licence: str | None = None
     prompt_sources: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
+    columns: tuple[tuple[str, str, str], ...] | None = None
 
     @property
     def rows(self) -> int:

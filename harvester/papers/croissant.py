@@ -13,7 +13,11 @@ from harvester.papers.account import SPDX, Dataset
 from harvester.schema import COLUMNS
 
 CONFORMS_TO = ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
+UNPUBLISHED = "https://not-published.invalid/"
+"""Where Croissant wants the page of a data set that has none yet: `.invalid` never resolves (RFC 2606)."""
+_LINES, _PARQUET = "application/jsonlines", "application/x-parquet"
 _TYPES = {
+    "json": "sc:Text",
     "string": "sc:Text", "int32": "sc:Integer", "int64": "sc:Integer", "double": "sc:Float",
     "bool": "sc:Boolean", "timestamp[us, tz=UTC]": "sc:DateTime",
 }  # fmt: skip
@@ -49,9 +53,9 @@ def croissant(dataset: Dataset) -> dict[str, Any]:
         "conformsTo": CONFORMS_TO,
         "name": dataset.name,
         "description": f"{mock}{dataset.rows} synthetic answers harvested from {models}.",
-        "url": dataset.url,
+        "url": dataset.url or UNPUBLISHED,
         "license": _licence_url(dataset),
-        "creator": {"@type": "sc:Organization", "name": dataset.creator},
+        "creator": {"@type": "sc:Organization", "name": dataset.creator or "not named"},
         "datePublished": dataset.published.isoformat(),
         "version": dataset.version,
         "isLiveDataset": False,
@@ -67,8 +71,8 @@ def croissant(dataset: Dataset) -> dict[str, Any]:
         "rai:dataCollectionType": ["Software Collection"],
         "rai:machineAnnotationTools": [model for model, _ in dataset.teachers],
         "rai:personalSensitiveInformation": "Not examined: answers are as the models wrote them.",
-        "distribution": [*_files(dataset), _file_set()],
-        "recordSet": [_record_set()],
+        "distribution": [*_files(dataset), _file_set(dataset)],
+        "recordSet": [_record_set(dataset)],
     }
 
 
@@ -76,7 +80,7 @@ def _licence_url(dataset: Dataset) -> list[str]:
     known = SPDX.get(dataset.licence_id.lower())
     if known:
         return [f"https://spdx.org/licenses/{known}.html"]
-    return list(dict.fromkeys(record.url for record in dataset.records)) or [dataset.url]
+    return list(dict.fromkeys(record.url for record in dataset.records)) or [dataset.url or UNPUBLISHED]
 
 
 def _term(record: Any) -> dict[str, Any]:
@@ -107,40 +111,43 @@ def _files(dataset: Dataset) -> list[dict[str, Any]]:
             "name": shard.name,
             "contentUrl": shard.name,
             "contentSize": f"{shard.size} B",
-            "encodingFormat": "application/x-parquet",
+            "encodingFormat": _encoding(shard.name),
             "sha256": shard.sha256,
         }
         for shard in dataset.shards
     ]
 
 
-def _file_set() -> dict[str, Any]:
+def _encoding(name: str) -> str:
+    return _LINES if name.endswith(".jsonl") else _PARQUET
+
+
+def _file_set(dataset: Dataset) -> dict[str, Any]:
+    encoding = _encoding(dataset.shards[0].name) if dataset.shards else _PARQUET
     return {
         "@type": "cr:FileSet",
         "@id": "shards",
         "name": "shards",
-        "encodingFormat": "application/x-parquet",
-        "includes": "**/*.parquet",
+        "encodingFormat": encoding,
+        "includes": "*.jsonl" if encoding == _LINES else "**/*.parquet",
     }
 
 
-def _record_set() -> dict[str, Any]:
+def _record_set(dataset: Dataset) -> dict[str, Any]:
+    told = dataset.columns
+    if told is None:
+        told = tuple((name, str(kind), meaning) for name, kind, _, meaning in COLUMNS)
     fields = [
         {
             "@type": "cr:Field",
             "@id": f"answers/{name}",
             "name": name,
             "description": meaning,
-            "dataType": _TYPES[str(kind)],
+            "dataType": _TYPES[kind],
             "source": {"fileSet": {"@id": "shards"}, "extract": {"column": name}},
         }
-        for name, kind, _, meaning in COLUMNS
-        if str(kind) in _TYPES  # nested columns are described in data/FORMAT.md
+        for name, kind, meaning in told
+        if kind in _TYPES  # nested columns are described in data/FORMAT.md
     ]
-    return {
-        "@type": "cr:RecordSet",
-        "@id": "answers",
-        "name": "answers",
-        "key": {"@id": "answers/key"},
-        "field": fields,
-    }
+    key = {"key": {"@id": "answers/key"}} if any(name == "key" for name, *_ in told) else {}
+    return {"@type": "cr:RecordSet", "@id": "answers", "name": "answers", **key, "field": fields}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from harvester.corpus import Corpus
 from harvester.errors import ConfigError, StoreError, TermsRefused
 from harvester.journal import Journal
 from harvester.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
+from tests.harvester.test_papers import CROISSANT
 
 LINEAGE = {
     "run_id": "run-1", "teacher_id": "http://127.0.0.1:1/v1|mock-teacher", "host": "127.0.0.1:1",
@@ -98,6 +100,27 @@ def test_the_papers_name_teacher_terms_and_hashes(store: Path, tmp_path: Path):
     assert hashes
     assert all(digest in card for digest in hashes)
     assert "record mock-teacher" in (out / "NOTICE").read_text()
+
+
+@pytest.mark.parametrize("shape", ["prompt-completion", "messages", "openai", "sharegpt"])
+def test_croissant_is_valid_and_speaks_of_the_files_that_lie_there(store: Path, tmp_path: Path, shape):
+    out = tmp_path / "out"
+    export.export(store, out, shape=shape)
+    facts = json.loads((out / "croissant.json").read_text(encoding="utf-8"))
+    assert [error.message for error in CROISSANT.iter_errors(facts)] == []
+    files = [each for each in facts["distribution"] if each["@type"] == "cr:FileObject"]
+    for each in files:
+        found = out / each["contentUrl"]
+        assert each["sha256"] == hashlib.sha256(found.read_bytes()).hexdigest()
+        columns = {field["source"]["extract"]["column"] for field in facts["recordSet"][0]["field"]}
+        if found.suffix == ".parquet":
+            assert columns <= set(pq.read_schema(found).names)
+            assert each["encodingFormat"] == "application/x-parquet"
+        else:
+            assert columns <= set(json.loads(found.read_text(encoding="utf-8").splitlines()[0]))
+            assert each["encodingFormat"] == "application/jsonlines"
+    (together,) = [each for each in facts["distribution"] if each["@type"] == "cr:FileSet"]
+    assert sorted(out.glob(together["includes"])) == sorted(out / each["contentUrl"] for each in files)
 
 
 def test_a_folder_in_use_an_unknown_shape_and_a_row_for_evaluation_are_refused(store: Path, tmp_path: Path):

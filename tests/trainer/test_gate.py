@@ -56,6 +56,25 @@ def test_a_duty_is_paid_by_name_and_licence(tmp_path):
         dataset.read(wrong)
 
 
+@pytest.mark.parametrize(
+    ("base", "permitted"),
+    [
+        ("Llama-2-7b-hf", True),
+        ("llama-2-7b/qwen-tiny", False),
+        ("models--meta-llama--Llama-2-7b-hf/snapshots/0123abcd", True),
+        ("models--me--qwen/snapshots/llama-2-7b", False),
+    ],
+)
+def test_llama_2_teaches_its_own_line_by_the_bases_name_not_its_path(tmp_path, base, permitted):
+    llama = tiny.lineage(model="meta-llama/Llama-2-7b-chat-hf", terms_id="llama-2", mock=False)
+    config = configured(tmp_path, [llama], student={"base": base})
+    if permitted:
+        assert dataset.read(config).train
+        return
+    with pytest.raises(TermsRefused, match="of the line llama-2"):
+        dataset.read(config)
+
+
 def test_the_door_is_asked_once_more_at_export(tmp_path):
     config = configured(tmp_path, [tiny.lineage()])
     train(config)
