@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -22,10 +24,37 @@ Told = Mapping[str, Any]
 @contextmanager
 def live(title: str, console: Console | None = None) -> Iterator[Callable[[Told], None]]:
     """A display that redraws itself in place while the block lives; its last state stays on the screen."""
-    console = console or Console(stderr=True, markup=False, highlight=False)
+    console = console or Console(file=cast(IO[str], Patient(sys.stderr)), markup=False, highlight=False)
     began = time.monotonic()
     with Live(console=console, refresh_per_second=4, vertical_overflow="crop") as display:
         yield lambda told: display.update(picture(title, told, time.monotonic() - began))
+
+
+class Patient:
+    """A stream that may go away: a closed terminal swallows what is painted, and ends no run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        """Write, or don't."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or don't."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Only a terminal is painted on."""
+        return True
+
+    def fileno(self) -> int:
+        """For the terminal's size."""
+        return self._stream.fileno()
 
 
 def picture(title: str, told: Told, elapsed_s: float) -> RenderableType:

@@ -107,6 +107,23 @@ def test_a_run_on_a_terminal_draws_its_bars(tmp_path: Path, mock_teacher):
     assert "━" in said
 
 
+def test_a_terminal_that_goes_away_ends_no_run(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.1)
+    path = run_folder(tmp_path, mock.base_url, 60)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "harvester", "run", str(path), "--json"]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        screen = b""
+        while b"of 60" not in screen:
+            screen += os.read(ours, 65_536)
+        os.close(ours)
+        assert process.stdout is not None
+        summary = json.loads(process.stdout.read())
+    assert (process.returncode, summary["answers_stored"]) == (0, 60)
+
+
 def test_a_run_elsewhere_says_a_plain_line(tmp_path: Path, mock_teacher):
     path = run_folder(tmp_path, mock_teacher().base_url, 20)
     command = [sys.executable, "-m", "harvester", "run", str(path)]
