@@ -7,10 +7,11 @@ from typing import Literal
 
 import typer
 
+from harvester.commands.store_path import STORE
+
 Shape = Literal["prompt-completion", "messages", "openai", "sharegpt"]
 Reasoning = Literal["keep", "inline", "drop"]
 JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
-STORE = typer.Argument(..., help="The store's folder.", show_default=False)
 
 
 def register(app: typer.Typer) -> None:

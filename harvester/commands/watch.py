@@ -6,8 +6,9 @@ from pathlib import Path
 
 import typer
 
+from harvester.commands.store_path import STORE
+
 JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
-STORE = typer.Argument(..., help="The store's folder.", show_default=False)
 POLL_S = 0.1
 
 

@@ -169,3 +169,13 @@ def test_a_row_limit_ends_with_10_and_resumes(tmp_path: Path, mock_teacher):
     assert second.returncode == 0, second.stderr
     assert json.loads(second.stdout)["answers_stored"] == 30
     assert teacher.totals()["answers"] == 50
+
+
+def test_a_store_is_found_by_the_configuration_that_names_it(tmp_path: Path, mock_teacher):
+    path = folder(tmp_path, mock_teacher().base_url)
+    assert harvester("run", str(path)).returncode == 0
+    for named in (tmp_path, path, tmp_path / "store"):
+        assert json.loads(harvester("verify", str(named), "--json").stdout)["answers"] == 1
+    missing = harvester("status", str(tmp_path / "other.toml"))
+    assert missing.returncode == 5
+    assert "other.toml" in missing.stderr
