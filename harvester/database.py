@@ -11,7 +11,7 @@ import errno
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import orjson
@@ -127,6 +127,21 @@ def open_for_reading(store: Path) -> sqlite3.Connection:
             connection.close()
             raise
     return connection
+
+
+def close(connection: sqlite3.Connection, store: Path, *, may_write: bool) -> None:
+    """Close the writing connection; after a failed commit without the checkpoint that closing makes.
+
+    The checkpoint would write and fsync on a disk that has just refused to. SQLite leaves it to the last
+    connection, and one that only reads can't do it.
+    """
+    last: sqlite3.Connection | None = None
+    if not may_write:
+        with suppress(StoreError):
+            last = open_for_reading(store)
+    connection.close()
+    if last is not None:
+        last.close()
 
 
 def _read_only(path: Path) -> sqlite3.Connection:

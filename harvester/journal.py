@@ -55,7 +55,7 @@ class Journal:
     def close(self) -> None:
         """Close the connection. What was not committed is dropped."""
         with database.translated(self.path):
-            self._connection.close()
+            database.close(self._connection, self.path.parent, may_write=self._failed is None)
 
     def __enter__(self) -> Journal:
         return self

@@ -162,7 +162,8 @@ def _forget_strays(journal: Journal) -> set[bytes]:
 def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
     """Take keys out of journal and shards for good; returns how many of them were held.
 
-    Freed pages are overwritten and the write-ahead log is emptied. Counters of runs keep their sums.
+    Freed pages are overwritten and the write-ahead log is emptied. Damaged shards in quarantine go as a
+    whole: what they hold can't be told, and their readable rows were saved. Counters of runs keep their sums.
 
     Raises:
         StoreError, StoreFull, StoreCorrupt.
@@ -183,6 +184,11 @@ def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
             )
     with journal.reading() as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    if held:
+        with disk(store / QUARANTINE):
+            for path in (store / QUARANTINE).glob("part-*.parquet"):
+                path.unlink()
+        journal.write_dead_letters(store)
     return len(held)
 
 

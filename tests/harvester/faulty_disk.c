@@ -1,6 +1,6 @@
 /* Preloaded into a process: the FAULT_NTH call of FAULT_CALL on a path that holds FAULT_UNDER fails with
  * FAULT_ERRNO, and so do all later ones while FAULT_STAYS is set. Calls: open, write, fsync, rename.
- * With FAULT_COUNT the number of calls is written to that file at exit instead. */
+ * With FAULT_AFTER every later write and fsync on such a path is told in that file, a line each. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -15,11 +15,23 @@
 
 static atomic_long seen;
 
+static atomic_int failed;
+
+static void tell(const char *call, const char *path) {
+  const char *after = getenv("FAULT_AFTER"), *under = getenv("FAULT_UNDER");
+  if (!after || !failed || !under || !path || !strstr(path, under)) return;
+  FILE *out = fopen(after, "a");
+  if (!out) return;
+  fprintf(out, "%s %s\n", call, path);
+  fclose(out);
+}
+
 static int hit(const char *call, const char *path) {
   const char *under = getenv("FAULT_UNDER"), *wanted = getenv("FAULT_CALL");
   if (!under || !wanted || strcmp(call, wanted) || !path || !strstr(path, under)) return 0;
   long nth = atol(getenv("FAULT_NTH")), now = atomic_fetch_add(&seen, 1) + 1;
   if (!(now == nth || (getenv("FAULT_STAYS") && now > nth))) return 0;
+  failed = 1;
   errno = atoi(getenv("FAULT_ERRNO"));
   return 1;
 }
@@ -27,11 +39,12 @@ static int hit(const char *call, const char *path) {
 static int hit_fd(const char *call, int fd) {
   char link[64], path[4096];
   const char *wanted = getenv("FAULT_CALL");
-  if (!wanted || strcmp(call, wanted)) return 0;
+  if (!wanted || (strcmp(call, wanted) && !failed)) return 0;
   snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
   ssize_t n = readlink(link, path, sizeof path - 1);
   if (n < 0) return 0;
   path[n] = 0;
+  tell(call, path);
   return hit(call, path);
 }
 

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from harvester.corpus import Corpus
-from harvester.errors import HarvesterError, StoreCorrupt, StoreError
+from harvester.errors import HarvesterError, StoreCorrupt, StoreError, StoreFormatError
 from harvester.group_commit import GroupCommit
 from harvester.lock import StoreLock
 from harvester.records import Ask, Dead, Failure
-from harvester.schema import LINEAGE_KEY, SCHEMA, to_row, to_table
+from harvester.schema import LINEAGE_KEY, SCHEMA, VERSION_KEY, to_row, to_table
 from harvester.shards import seal
 from tests.harvester.store_rows import (
     AT,
@@ -115,6 +115,16 @@ def test_a_curated_folder_with_one_lineage_a_file_reads_too(tmp_path):
     corpus = Corpus.open(tmp_path)
     assert list(corpus.samples()) == samples
     assert corpus.lineages() == [{"run_id": "run-1"}]
+
+
+@pytest.mark.parametrize(("version", "advice"), [(b"2", "newer release"), (b"0", "wrote it")])
+def test_a_shard_of_another_version_is_refused_with_advice(tmp_path, version, advice):
+    make(tmp_path / "store", tail=0)
+    samples = list(Corpus.open(tmp_path / "store").samples())
+    schema = SCHEMA.with_metadata({VERSION_KEY: version})
+    pq.write_table(to_table(samples).cast(schema), tmp_path / "other.parquet")
+    with pytest.raises(StoreFormatError, match=advice):
+        list(Corpus.open(tmp_path).samples())
 
 
 def test_no_corpus_is_said_plainly(tmp_path):

@@ -15,11 +15,22 @@ import pytest
 from harvester import compaction, mending
 from harvester.corpus import Corpus
 from harvester.errors import ConfigError, HarvesterError, StoreCorrupt, StoreLocked
+from harvester.export import export
 from harvester.journal import Journal
 from harvester.lock import StoreLock
-from harvester.records import Ask
+from harvester.records import Answer, Ask, Dead
 from harvester.shards import ROWS_PER_GROUP, seal
-from tests.harvester.store_rows import answer, fill, intent, key_of, open_store, prompt_of, run_record
+from tests.harvester import store_rows
+from tests.harvester.store_rows import (
+    answer,
+    fill,
+    intent,
+    key_of,
+    open_store,
+    prompt_of,
+    raw_of,
+    run_record,
+)
 
 MIB = 1024 * 1024
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,6 +158,40 @@ def test_a_purged_key_leaves_journal_shards_corpus_and_every_byte(tmp_path):
     assert Corpus.open(tmp_path).verify() == []
     with Journal.open(tmp_path) as journal:
         assert journal.held([key_of(3), key_of(4)]) == {}
+
+
+def test_a_purge_reaches_exports_quarantine_and_dead_letters(tmp_path):
+    secret = b"my-name-is-nobody"
+    store = tmp_path / "store"
+    facts = {"model": "mock-teacher", "teacher_id": "http://127.0.0.1:8000/v1|mock-teacher", "mock": True}
+
+    def answer(number: int, **changes: object) -> Answer:
+        raw = raw_of(number).replace(b"mock-2026", b"mock-teacher")
+        body = {"model": "mock-teacher", "messages": list(prompt_of(number).messages), "max_tokens": 64}
+        return store_rows.answer(number, raw=raw, body=body, **changes)
+
+    with open_store(store, **facts) as journal:
+        prompt = prompt_of(3, reference=secret.decode())
+        letter = Dead(key_of(4), prompt, 0, answer(3).body, "prompt_rejected", secret.decode(), 1, 0.0)
+        journal.apply([answer(0), answer(1), answer(3, prompt=prompt), letter])
+        journal.write_dead_letters(store)
+        seal(journal, store, target_bytes=MIB, everything=True)
+    (path,) = sealed(store)
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    mending.check(store, repair=True)
+    with open_store(store, run_id="run-2", **facts) as journal:
+        journal.apply([answer(3, prompt=prompt), answer(0), answer(1)])
+    assert traces(store, secret)
+    assert list((store / "quarantine").iterdir())
+    mending.purge_store(store, None, "p3")
+    assert traces(store, secret) == []
+    assert list((store / "quarantine").iterdir()) == []
+    export(store, tmp_path / "out")
+    assert traces(tmp_path / "out", secret) == []
+    (exported,) = (tmp_path / "out").rglob("*.parquet")
+    assert pq.read_table(exported).num_rows == 2
 
 
 def test_the_last_row_of_a_shard_takes_the_file_with_it(tmp_path):

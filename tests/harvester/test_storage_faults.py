@@ -39,6 +39,21 @@ except StoreError as error:
 """
 
 
+CLOSING_LIFE = """
+import os, sys
+from pathlib import Path
+from harvester.errors import StoreError
+from tests.harvester.store_rows import fill, open_store
+journal = open_store(Path(sys.argv[1]))
+try:
+    for number in range(40):
+        fill(journal, [number])
+except StoreError as error:
+    journal.close()
+    os._exit(error.exit_code)
+"""
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("cc") is None or sys.platform != "linux":
@@ -50,14 +65,22 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def live(
-    store: Path, library: Path, call: str, nth: int, number: int, stays: bool
+    store: Path,
+    library: Path,
+    call: str,
+    nth: int,
+    number: int,
+    stays: bool,
+    told: Path | None = None,
+    life: str = LIFE,
 ) -> tuple[int, set[int], str]:
     """One short life on a failing disk: exit code, numbers acknowledged as stored, last words."""
     done = subprocess.run(
-        [sys.executable, "-c", LIFE, str(store), "0"], cwd=ROOT, capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", life, str(store), "0"], cwd=ROOT, capture_output=True, text=True, timeout=60,
         env={
             "LD_PRELOAD": str(library), "FAULT_UNDER": str(store), "FAULT_CALL": call, "FAULT_NTH": str(nth),
             "FAULT_ERRNO": str(number), "PATH": os.environ["PATH"], **({"FAULT_STAYS": "1"} if stays else {}),
+            **({"FAULT_AFTER": str(told)} if told else {}),
         },
     )  # fmt: skip
     lines = done.stdout.splitlines()
@@ -95,6 +118,15 @@ def test_a_failing_disk_is_a_named_stop_and_loses_nothing(tmp_path, library, cou
     for number, case in enumerate(cases(count)):
         met += trial(tmp_path / f"store-{number}", library, *case)
     assert met >= count // 3
+
+
+@pytest.mark.parametrize("nth", [15, 40])
+def test_after_a_failed_fsync_the_journal_is_not_written_again(tmp_path, library, nth):
+    store, told = tmp_path / "store", tmp_path / "told"
+    code, _, said = live(store, library, "fsync", nth, errno.EIO, False, told, CLOSING_LIFE)
+    assert code == StoreError.exit_code, said
+    later = told.read_text().splitlines() if told.exists() else []
+    assert [line for line in later if "journal.db" in line and "-shm" not in line] == []
 
 
 def test_a_full_file_system_is_named_and_resumes_when_there_is_room(tmp_path):
