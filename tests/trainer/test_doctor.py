@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from tokenizers import normalizers
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from tests.trainer import tiny
 from tests.trainer.door import door, toml  # noqa: F401 - fixtures
@@ -95,9 +96,19 @@ def plant_control_token_in_answer(path, monkeypatch):
 
 
 def plant_unknown_tokens(path, monkeypatch):
-    made = tiny.tokenizer(unk_token="<s>")
-    made.save_pretrained(path.parent / "base")
-    rendered(monkeypatch, lambda e: replace(e, ids=np.insert(e.ids, e.prompt_length, made.unk_token_id)))
+    letters = [*"abcdefghijklmnopqrstuvwxyz :<|_>", "\n"]
+    pieces = [*tiny.SPECIALS, "<unk>", *letters]
+    made = Tokenizer(models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[], unk_token="<unk>"))
+    made.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        eos_token="<|im_end|>",
+        unk_token="<unk>",
+        extra_special_tokens=["<|im_start|>"],
+    )
+    fast.chat_template = tiny.CHATML
+    tiny.base(path.parent / "base", speech=fast)
+    tiny.corpus(path.parent / "store", [replace(s, completion="größer") for s in tiny.skill(8)])
 
 
 def plant_most_rows_too_long(path, monkeypatch):
@@ -118,7 +129,7 @@ FAULTS = [
     (plant_leaked_prompt, "under another spelling: 1 of 8"),
     (plant_shifted_border, "is not the prompt served: 40 of 40"),
     (plant_control_token_in_answer, "control tokens inside the answer: 40 of 40"),
-    (plant_unknown_tokens, "unknown tokens in the answer: 40 of 40"),
+    (plant_unknown_tokens, "unknown tokens in the answer: 8 of 8"),
     (plant_most_rows_too_long, "too long to learn: 5 of 8"),
 ]
 
