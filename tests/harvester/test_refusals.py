@@ -55,7 +55,8 @@ def test_leaf(status: int, code: str | None, leaf: type[TeacherError]) -> None:
     assert type(found) is leaf
     assert found.status == status
     assert str(status) in str(found)
-    assert not found.maybe_billed
+    # A gateway that lost touch with the teacher may have left an answer, and its price, behind it.
+    assert found.maybe_billed is (status in {502, 520})
 
 
 def test_503_with_a_wait_is_patience() -> None:
