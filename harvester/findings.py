@@ -66,7 +66,7 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
                 return
             for number in range(file.num_row_groups):
                 rows += file.read_row_group(number).num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         yield Finding("damaged", place, str(error))
         return
     if rows != entry.rows:

@@ -165,7 +165,7 @@ def tables_of(path: Path, *, salvage: bool) -> Generator[pa.Table]:
                         raise
                     continue
                 yield table
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         if not salvage:
             raise
 

@@ -67,7 +67,7 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
         raise StoreError(
             "is missing", place=str(path), remedy="`harvester verify` names what is lost"
         ) from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise StoreCorrupt(f"is not what was sealed: {error}", place=str(path)) from error
 
 
