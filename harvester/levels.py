@@ -17,6 +17,7 @@ import orjson
 from harvester.admission import LOOK
 from harvester.clock import Clock
 from harvester.config import Teacher
+from harvester.database import sign
 from harvester.journal import Journal
 from harvester.learned import DAY_S
 from harvester.limiter import Charge, Limiter, amount
@@ -115,3 +116,4 @@ def _read(journal: Journal, name: str, url: str, wall: float) -> tuple[dict[str,
 def _write(journal: Journal, notes: list[tuple[str, str]]) -> None:
     with journal.writing() as connection:
         connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", notes)
+        sign(connection, "meta")
