@@ -7,6 +7,7 @@ created before a crash is found again by its metadata instead of being paid a se
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from types import TracebackType
@@ -113,6 +114,7 @@ class Batches:
             api_key=key or "none",
             base_url=teacher.base_url,
             max_retries=0,
+            http_client=_exchange(teacher),
         )
 
     async def __aenter__(self) -> Self:
@@ -183,6 +185,15 @@ class Batches:
                 remedy="does this teacher offer /files and /batches, and may this key use them?",
             )  # fmt: skip
         return TeacherUnavailable("the Batch API can't be used now", status=status, place=place)
+
+
+def _exchange(teacher: Teacher) -> Any:
+    """Our own HTTP client for the SDK, whose own would follow redirects, and with them send the key along."""
+    verify: ssl.SSLContext | bool = True
+    if teacher.ca_file is not None:
+        verify = ssl.create_default_context()
+        verify.load_verify_locations(teacher.ca_file)
+    return openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=False, verify=verify)
 
 
 def _ticket(batch: openai.types.Batch) -> Ticket:

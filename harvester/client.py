@@ -11,6 +11,8 @@ fires on a slow drip.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -23,7 +25,7 @@ import httpx
 import orjson
 from httpx_aiohttp import AiohttpTransport
 
-from harvester import __version__, open_files
+from harvester import __version__, open_files, roster
 from harvester.completion import classify
 from harvester.conduct import Run
 from harvester.config import Teacher
@@ -184,8 +186,8 @@ class Client:
             reached += 1
             if answer.status in {401, 402, 403} or 300 <= answer.status < 400:
                 raise self._refusal(answer, url)
-            models = _models(answer.body) if answer.status == 200 else []
-            if models and not any(_names(model, self._teacher.model) for model in models):
+            models = roster.listed(answer.body) if answer.status == 200 else []
+            if models and not roster.names(models, self._teacher.model):
                 shown = visible(", ".join(models[:20]))
                 raise TeacherRefused(
                     f"the teacher has no model {self._teacher.model!r}",
@@ -271,28 +273,24 @@ def _translated(error: BaseException, url: httpx.URL, mask: Mask) -> TeacherErro
                         error_code=open_files.CODE,
                         place=_place(url),
                     )
-                detail = visible(mask.words(str(cause)))
+                detail = visible(mask.words(_plain_words(cause)))
                 text = f"{message}: {detail}" if detail else message
                 return ours(text, maybe_billed=maybe_billed, place=_place(url))
     return ConnectionBroken("the exchange broke", maybe_billed=True, place=_place(url))
 
 
+def _plain_words(cause: BaseException) -> str:
+    """What went wrong; of a connection that was never made, what the system or TLS says of it."""
+    inner = getattr(cause, "certificate_error", None) or getattr(cause, "os_error", None)
+    if isinstance(inner, ssl.SSLCertVerificationError):
+        return inner.verify_message
+    if isinstance(inner, ssl.SSLError) and inner.reason:
+        return inner.reason.replace("_", " ").lower()
+    if isinstance(inner, socket.gaierror) or not isinstance(inner, OSError):
+        return str(getattr(inner, "strerror", "") or cause)
+    return os.strerror(inner.errno).lower() if inner.errno else str(inner)
+
+
 def _place(url: httpx.URL) -> str:
     parts = urlsplit(str(url))
     return f"{parts.netloc}{parts.path}"
-
-
-def _models(body: bytes) -> list[str]:
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return []
-    rows = document.get("data") if isinstance(document, dict) else None
-    if not isinstance(rows, list):
-        return []
-    return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
-
-
-def _names(listed: str, wanted: str) -> bool:
-    """Some teachers list `models/NAME` for what is asked as `NAME`."""
-    return listed == wanted or listed.endswith(f"/{wanted}")

@@ -92,10 +92,16 @@ class Summary:
 
 def warnings_of(snapshot: Snapshot) -> tuple[str, ...]:
     """What nobody may overlook, though the run went on."""
-    if len(snapshot.voices) < 2:
-        return ()
-    named = ", ".join(f"{visible(voice)} ({count:,})" for voice, count in snapshot.voices.items())
-    return (f"more than one teacher answered: {named}; each row names its own in response_model",)
+    said = []
+    if len(snapshot.voices) > 1:
+        named = ", ".join(f"{visible(voice)} ({count:,})" for voice, count in snapshot.voices.items())
+        said.append(f"more than one teacher answered: {named}; each row names its own in response_model")
+    if snapshot.repeated_ids:
+        said.append(
+            f"{snapshot.repeated_ids:,} answers carry the id of an earlier one: all are kept, "
+            "but a gateway may mix replies up"
+        )
+    return tuple(said)
 
 
 def counts_of(snapshot: Snapshot) -> dict[str, int]:

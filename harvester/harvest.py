@@ -27,10 +27,10 @@ from harvester.laws import laws_of
 from harvester.levels import Levels
 from harvester.levers import Levers
 from harvester.metrics import PassLimits, PassResult, Snapshot, Tally, snapshot
-from harvester.refusals import visible
 from harvester.scribe import Scribe
 from harvester.sentinel import Sentinel
 from harvester.teacher import Answered, GaveUp, Parked, Teacher
+from harvester.voices import Voices
 
 __all__ = ["PassLimits", "PassResult", "Snapshot", "harvest"]
 
@@ -108,11 +108,12 @@ class _Pass:
     ) -> None:
         self.client = client
         self.limits = limits
-        self.min_free_mib, self.strict_model = config.store.min_free_mib, config.run.strict_model
+        self.min_free_mib = config.store.min_free_mib
         self.on_progress = on_progress
         self.clock = clock
         self.crew = Crew(config.teacher.limits.max_concurrency, self._work)
         self.tally = Tally()
+        self.voices = Voices(self.tally, strict=config.run.strict_model)
         self.doubts = Doubts()
         self.ending = metrics.COMPLETE
         self.detail = ""
@@ -231,8 +232,7 @@ class _Pass:
             self.flights.land(request)
 
         self.scribe.submit(record, stored)
-        if self.tally.note_voice(voice := answered.completion.voice) and self.strict_model:
-            raise Parked(0.0, f"another teacher answers now: {visible(voice)}")
+        self.voices.hear(answered.completion)
 
     def _park(self, parked: Parked) -> None:
         if not self.draining.is_set():

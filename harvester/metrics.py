@@ -36,6 +36,7 @@ class Tally:
     refunded: int = 0
     rate_limited: int = 0
     retries: int = 0
+    repeated_ids: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_microusd: int = 0
@@ -124,6 +125,7 @@ class Snapshot:
     refunded: int = 0
     rate_limited: int = 0
     retries: int = 0
+    repeated_ids: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_microusd: int = 0

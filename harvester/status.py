@@ -100,6 +100,8 @@ def status_lines(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"errors    {told}   (`harvester explain CODE`)")
     if found.get("possibly_billed"):
         lines.append(f"billed?   {found['possibly_billed']:,} attempts possibly billed without an answer")
+    if found.get("repeated_ids"):
+        lines.append(f"ids       {found['repeated_ids']:,} answers carry the id of an earlier one")
     canary = found.get("canary") or {}
     if canary:
         said = canary.get("said") or "the teacher answers as before"

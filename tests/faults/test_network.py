@@ -155,6 +155,7 @@ def test_row_37_a_teacher_that_can_not_prove_itself_gets_nothing(
         ended = live(mock, tmp_path, teacher={"base_url": target, **trust})
         assert (ended.exit_code, ended.totals.attempts) == (4, 0)
         assert ("TLS fails" if kind == "not tls" else "the certificate is not trusted") in ended.said
+        assert "Cannot connect to host" not in ended.said
 
 
 def test_row_37_a_bundle_of_ones_own_is_trusted(
@@ -252,3 +253,17 @@ def test_row_38_a_kept_connection_that_the_teacher_closed_costs_no_attempt(tmp_p
         )
         assert (ended.fired, ended.exit_code, ended.totals.answers) == (30, 0, 30)
         assert ended.totals.possibly_billed == 0
+
+
+def test_row_29_what_the_system_says_of_a_connection_is_said(mock: RunningMock, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    gone = live(mock, tmp_path, teacher={"base_url": f"http://127.0.0.1:{port}/v1"})
+    assert gone.exit_code == 4
+    assert "can't connect: connection refused (is it running" in gone.said
+    both = live(mock, tmp_path, teacher={"base_url": f"http://localhost:{port}/v1"})
+    assert "connection refused" in both.said.lower()
+    for ended in (gone, both):
+        assert "Cannot connect to host" not in ended.said
+        assert "Connect call failed" not in ended.said
+        assert ended.totals.attempts == 0

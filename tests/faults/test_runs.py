@@ -12,6 +12,7 @@ from harvester.errors import PromptError
 from harvester.journal import Journal
 from harvester.mock_teacher.running import RunningMock
 from harvester.prepare import prepare
+from harvester.status import status, status_lines
 from tests.faults import bench
 from tests.faults.bench import PROMPTS, live
 
@@ -211,3 +212,16 @@ def test_two_replicas_share_the_work(mock_teacher: Mock, tmp_path: Path) -> None
     live(one, tmp_path, prompts=MANY, teacher={"replicas": [two.base_url], "limits": {"max_concurrency": 8}})
     assert one.totals()["requests"] + two.totals()["requests"] == 60
     assert min(one.totals()["requests"], two.totals()["requests"]) >= 15
+
+
+def test_row_24_an_id_that_comes_twice_is_kept_counted_and_told_once(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher()
+    ended = live(mock, tmp_path, [{"action": "id", "value": "same"}])
+    assert ended.fired == 3
+    assert (ended.exit_code, ended.totals.answers, ended.billed["requests"]) == (0, 3, 3)
+    assert ended.said.count("2 answers carry the id of an earlier one") == 1
+    assert any("2 answers carry the id" in line for line in status_lines(status(ended.store)))
+    own = live(mock, tmp_path, sampling={"seed": 7})
+    assert (own.totals.answers, "carry the id" in own.said) == (6, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 
 import orjson
 import pytest
@@ -82,3 +83,29 @@ def test_a_broken_result_line_is_named_and_its_bytes_kept(line: bytes):
 def test_an_empty_batch_is_refused():
     with pytest.raises(ValueError, match="1 to"):
         batch_lines([])
+
+
+def test_a_redirect_is_not_followed_and_nothing_is_asked_twice():
+    """The key would go along to wherever the Location points."""
+    asked: list[bytes] = []
+
+    async def submit() -> None:
+        async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            asked.append(head.partition(b"\r\n")[0])
+            length = re.search(rb"(?i)content-length: (\d+)", head)
+            await reader.readexactly(int(length[1]) if length else 0)
+            place = f"http://127.0.0.1:{port}/elsewhere".encode()
+            writer.write(b"HTTP/1.1 307 See There\r\nLocation: " + place + b"\r\nContent-Length: 0\r\n\r\n")
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(reply, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            teacher = Teacher(base_url=f"http://127.0.0.1:{port}/v1", model="m")
+            async with Batches(teacher, "canary-key") as batches:
+                await batches.submit([request("x")], run_id="r")
+
+    with pytest.raises(TeacherRefused, match="answered 307"):
+        asyncio.run(submit())
+    assert asked == [b"POST /v1/files HTTP/1.1"]

@@ -1,0 +1,43 @@
+"""Who answers, as the answers say it: model and build, and ids that should be each answer's own."""
+
+from __future__ import annotations
+
+from harvester.admission import Parked
+from harvester.journey import Completion
+from harvester.metrics import Tally
+from harvester.refusals import visible
+
+IDS_KEPT = 50_000
+"""An id that comes again is noticed among so many of the last ones: memory must not grow with the run."""
+
+
+class Voices:
+    """Counts what answers call themselves into a tally.
+
+    Args:
+        strict: another voice than the first one's parks the run.
+    """
+
+    def __init__(self, tally: Tally, *, strict: bool) -> None:
+        self._tally = tally
+        self._strict = strict
+        self._ids: dict[int, None] = {}
+
+    def hear(self, answer: Completion) -> None:
+        """Count one stored answer. An id is not our key: one that comes twice is counted, and that is all.
+
+        Raises:
+            Parked: another teacher answers now, and the run is strict about it.
+        """
+        if answer.response_id:
+            self._note_id(hash(answer.response_id))
+        if self._tally.note_voice(answer.voice) and self._strict:
+            raise Parked(0.0, f"another teacher answers now: {visible(answer.voice)}")
+
+    def _note_id(self, told: int) -> None:
+        if told in self._ids:
+            self._tally.repeated_ids += 1
+            return
+        if len(self._ids) == IDS_KEPT:
+            del self._ids[next(iter(self._ids))]
+        self._ids[told] = None
