@@ -196,8 +196,16 @@ def read_toml(path: Path, missing: str) -> dict[str, Any]:
             place=f"{path}:{line[1]}" if line else str(path),
             remedy="text stands in quotes, a table's name in [brackets], one `key = value` a line",
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"can't be read: {error}", place=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"is not UTF-8 text: {error.reason} at byte {error.start}",
+            place=str(path),
+            remedy="name the TOML file itself, saved as UTF-8",
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"can't be read: {error.strerror}", place=str(path), remedy="name the TOML file itself"
+        ) from None
 
 
 def load(path: Path) -> HarvestConfig:

@@ -58,7 +58,12 @@ def run_demo(folder: Path) -> dict[str, Any]:
     base = CHECKOUT / "data" / "base"
     if not all(path.exists() for path in (*prompts, base)):
         raise ConfigError("the demo needs a checkout with prompts/ and data/base", place=str(CHECKOUT))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"can't be made: {error.strerror}", place=str(folder), remedy="name a folder to work in"
+        ) from None
     harvest_toml, train_toml = folder / "harvest.toml", folder / "train.toml"
     port = _port(harvest_toml)
     files = ", ".join(json.dumps(os.path.relpath(path, folder)) for path in prompts)

@@ -46,7 +46,11 @@ def read_training(training: Path | None) -> list[dict[str, Any]]:
             if numbers and all(map(math.isfinite, numbers.values())):  # a step that was skipped has no loss
                 steps[numbers["step"]] = found
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"training log can't be read: {error}", place=str(training)) from None
+        raise ConfigError(
+            f"training log can't be read: {error}",
+            place=str(training),
+            remedy="`trainer train` writes train.jsonl",
+        ) from None
     return [steps[step] for step in sorted(steps)]
 
 
@@ -61,7 +65,9 @@ def read_scorecard(scorecard: Path | None) -> Mapping[str, Any] | None:
     try:
         loaded = json.loads(scorecard.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"scorecard can't be read: {error}", place=str(scorecard)) from None
+        raise ConfigError(
+            f"scorecard can't be read: {error}", place=str(scorecard), remedy="`trainer evaluate` writes one"
+        ) from None
     if not isinstance(loaded, dict) or not {"tasks", "macro", "recovery"} <= set(loaded):
         raise ConfigError("not a scorecard", place=str(scorecard), remedy="`trainer evaluate` writes one")
     try:

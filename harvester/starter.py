@@ -77,5 +77,7 @@ def write_starter(folder: Path) -> tuple[Path, ...]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"can't be written: {error.strerror}", place=str(folder)) from None
+        raise ConfigError(
+            f"can't be written: {error.strerror}", place=str(folder), remedy="name a new folder"
+        ) from None
     return tuple(paths)

@@ -75,6 +75,12 @@ def shown(registry: Registry, record_id: str, today: date) -> list[str]:
     return [*lines, "", DISCLAIMER]
 
 
+def record_json(record: TermsRecord, today: date) -> dict[str, Any]:
+    """A record for machines: every field, and its state on that day."""
+    told = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {**told, "state": state(record, today), "disclaimer": DISCLAIMER}
+
+
 def found(registry: Registry, record_id: str) -> TermsRecord:
     """The record of that id.
 

@@ -216,8 +216,16 @@ def _read_toml(path: Path) -> dict[str, Any]:
             place=f"{path}:{line[1]}" if line else str(path),
             remedy="text stands in quotes, a table's name in [brackets], one `key = value` a line",
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"can't be read: {error}", place=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"is not UTF-8 text: {error.reason} at byte {error.start}",
+            place=str(path),
+            remedy="name the TOML file itself, saved as UTF-8",
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"can't be read: {error.strerror}", place=str(path), remedy="name the TOML file itself"
+        ) from None
 
 
 def parse(data: dict[str, Any], *, root: Path, place: str) -> TrainConfig:
@@ -239,7 +247,11 @@ def parse(data: dict[str, Any], *, root: Path, place: str) -> TrainConfig:
             raise ConfigError(
                 f"unknown key {where!r}", place=place, remedy=_suggestion(first["loc"])
             ) from None
-        raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}", place=place) from None
+        wants = "a train.toml needs [student] base and [data] corpus" if first["type"] == "missing" else ""
+        said = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(
+            f"{where}: {said}", place=place, remedy=wants or "change the key named here"
+        ) from None
 
 
 def _suggestion(loc: tuple[int | str, ...]) -> str:

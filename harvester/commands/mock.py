@@ -24,7 +24,7 @@ def mock_teacher(context: typer.Context) -> None:
     """Serve the mock teacher: a real HTTP server with limits, faults and a billing ledger (own --help)."""
     from harvester.mock_teacher.__main__ import main
 
-    raise typer.Exit(main(context.args))
+    raise typer.Exit(main(context.args, "harvester mock-teacher"))
 
 
 def demo(

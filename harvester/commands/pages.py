@@ -69,13 +69,23 @@ def metrics(
     """Write Prometheus text about a store, once; `view` serves the same at /metrics."""
     from harvester import exposition
     from harvester.commands.console import emit
-    from harvester.errors import ConfigError
+    from harvester.errors import ConfigError, StoreError
 
+    if not any((store / part).exists() for part in ("journal.db", "shards")):
+        raise StoreError(
+            "no store here", place=str(store), remedy="name the folder that holds journal.db or shards/"
+        )
     if out is None:
-        print(exposition.exposed(store), end="")  # noqa: T201
+        text = exposition.exposed(store)
+        if as_json:
+            emit({"text": text}, [], as_json=True)
+        else:
+            print(text, end="")  # noqa: T201
         return
     try:
         exposition.write_textfile(store, out)
     except OSError as error:
-        raise ConfigError(f"can't be written: {error.strerror}", place=str(out)) from None
+        raise ConfigError(
+            f"can't be written: {error.strerror}", place=str(out), remedy="name a file in a folder of yours"
+        ) from None
     emit({"metrics": str(out)}, [f"metrics {out}"], as_json=as_json)

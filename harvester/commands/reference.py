@@ -32,7 +32,7 @@ def explain(
         emit(one.as_dict(), one.lines(), as_json=as_json)
 
 
-def schema() -> None:
+def schema(as_json: bool = JSON) -> None:
     """Print the JSON Schema of harvest.toml. Editors read `#:schema FILE` on its first line."""
     from harvester.commands.console import emit
     from harvester.config import HarvestConfig
@@ -41,7 +41,7 @@ def schema() -> None:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **HarvestConfig.model_json_schema(),
     }
-    emit(data, json.dumps(data, indent=2).splitlines(), as_json=False)
+    emit(data, json.dumps(data, indent=2).splitlines(), as_json=as_json)
 
 
 def schedule(

@@ -8,7 +8,10 @@ from typing import Literal
 import typer
 
 JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
-BESIDE = typer.Option(Path(), "--beside", help="Folder of harvest.toml; its terms/ and permissions/ count.")
+BESIDE = typer.Option(
+    Path(), "--beside", exists=True, file_okay=False,
+    help="Folder of harvest.toml; its terms/ and permissions/ count.",
+)  # fmt: skip
 RECORD = typer.Argument(..., help="Id of a terms record.", show_default=False)
 Outcome = Literal["unchanged", "changed"]
 
@@ -45,7 +48,7 @@ def list_records(
     emit({"records": rows}, terms_desk.table(rows), as_json=as_json)
 
 
-def show(record_id: str = RECORD, beside: Path = BESIDE) -> None:
+def show(record_id: str = RECORD, beside: Path = BESIDE, as_json: bool = JSON) -> None:
     """Everything one record says: gist, URL, dates, duties."""
     from datetime import UTC, datetime
 
@@ -53,8 +56,9 @@ def show(record_id: str = RECORD, beside: Path = BESIDE) -> None:
     from harvester.commands.console import emit
     from harvester.registry import load_registry
 
-    registry = load_registry(beside / "terms")
-    emit({}, terms_desk.shown(registry, record_id, datetime.now(UTC).date()), as_json=False)
+    registry, today = load_registry(beside / "terms"), datetime.now(UTC).date()
+    data = terms_desk.record_json(terms_desk.found(registry, record_id), today)
+    emit(data, terms_desk.shown(registry, record_id, today), as_json=as_json)
 
 
 def check(
@@ -73,8 +77,12 @@ def check(
         raise typer.Exit(TermsRefused.exit_code)
 
 
-def record(beside: Path = BESIDE) -> None:
-    """Record a permission you hold: an interview at a terminal; there is no flag for it."""
+def record(beside: Path = BESIDE, as_json: bool = JSON) -> None:
+    """Record a permission you hold: an interview at a terminal; there is no flag for it.
+
+    It lies in permissions/ of --beside; questions go to stderr.
+    """
+    import hashlib
     import sys
 
     from harvester import terms_desk
@@ -82,22 +90,21 @@ def record(beside: Path = BESIDE) -> None:
 
     path = terms_desk.ask_permission(
         beside / "permissions",
-        lambda question: str(typer.prompt(question, default="")),
+        lambda question: str(typer.prompt(question, default="", err=True)),
         isatty=sys.stdin.isatty(),
     )
-    emit(
-        {},
-        [f"recorded in {path}; its hash goes into the lineage of what is harvested under it"],
-        as_json=False,
-    )
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = [f"recorded in {path}; its hash goes into the lineage of what is harvested under it"]
+    emit({"permission": str(path), "sha256": sha256}, lines, as_json=as_json)
 
 
 def review(
     record_id: str = RECORD,
     outcome: Outcome = typer.Option("unchanged", help="What you found when you read the text again."),
     beside: Path = BESIDE,
+    as_json: bool = JSON,
 ) -> None:
-    """Note that you read a record's text again, today."""
+    """Note that you read a record's text again, today; the note lies in terms/ of --beside."""
     import sys
     from datetime import UTC, datetime
 
@@ -106,5 +113,8 @@ def review(
     from harvester.registry import load_registry
 
     known = terms_desk.found(load_registry(beside / "terms"), record_id)
-    fresh = terms_desk.reviewed(known, outcome, datetime.now(UTC).date(), isatty=sys.stdin.isatty())
-    emit({}, [f"noted in {terms_desk.write_review(beside / 'terms', fresh)}"], as_json=False)
+    today = datetime.now(UTC).date()
+    fresh = terms_desk.reviewed(known, outcome, today, isatty=sys.stdin.isatty())
+    path = terms_desk.write_review(beside / "terms", fresh)
+    data = {"review": str(path), **terms_desk.record_json(fresh, today)}
+    emit(data, [f"noted in {path}"], as_json=as_json)

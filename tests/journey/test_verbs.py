@@ -1,0 +1,114 @@
+"""Every verb of both command lines: --json, an example, and one clear error for input that is none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from harvester import cli as harvester
+from harvester.mock_teacher.__main__ import parser
+from trainer import cli as trainer
+
+DOORS = {"harvester": harvester, "trainer": trainer}
+OWN_HELP = {("harvester", "mock-teacher")}
+"""Parsed by argparse, shared with `python -m harvester.mock_teacher`; held to the same below."""
+NEEDS = {
+    ("harvester", "purge"): ["--prompt-id", "p"],
+    ("harvester", "set"): ["rpm", "60"],
+    ("harvester", "schedule"): ["--cron"],
+    ("harvester", "view"): ["--port", "0"],
+    ("harvester", "export"): ["OUT"],
+    ("trainer", "export"): ["OUT"],
+}
+TAKES_NO_FILE = {("harvester", "explain"), ("harvester", "terms", "show"), ("harvester", "terms", "review")}
+MAKES_IT = {("harvester", "init"), ("harvester", "demo")}
+"""Their argument is a folder to make: only what is a file already is wrong."""
+
+
+def verbs() -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    def walk(
+        path: tuple[str, ...], command: click.Command
+    ) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            yield path, command
+            return
+        for name, one in inner.items():
+            yield from walk((*path, name), one)
+
+    for name, door in DOORS.items():
+        yield from walk((name,), typer.main.get_command(door.app))
+
+
+VERBS = dict(verbs())
+FED = [
+    path
+    for path, command in VERBS.items()
+    if any(isinstance(one, click.Argument) or one.param_type_name == "argument" for one in command.params)
+    and path not in TAKES_NO_FILE | OWN_HELP
+]
+
+
+def test_the_walk_meets_every_verb_we_promise():
+    promised = (
+        "init plan run status pause resume stop set seal verify purge curate export report view metrics"
+    )
+    assert {("harvester", verb) for verb in promised.split()} <= set(VERBS)
+    assert {("harvester", "terms", verb) for verb in ("list", "show", "check", "record", "review")} <= set(
+        VERBS
+    )
+    assert {("trainer", v) for v in ("plan", "doctor", "train", "evaluate", "export", "trace")} <= set(VERBS)
+
+
+@pytest.mark.parametrize("path", [path for path in VERBS if path not in OWN_HELP], ids=" ".join)
+def test_a_verb_takes_json_and_shows_an_example(path: tuple[str, ...]):
+    shown = CliRunner().invoke(DOORS[path[0]].app, [*path[1:], "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert "--json" in shown.output
+    assert f"Example: {' '.join(path)}" in " ".join(shown.output.replace("│", " ").split())
+
+
+def test_the_mock_teacher_speaks_for_itself_and_says_the_same():
+    shown = parser("harvester mock-teacher").format_help()
+    assert "--json" in shown
+    assert "example: harvester mock-teacher" in shown
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "binary", "typed"])
+@pytest.mark.parametrize("path", FED, ids=" ".join)
+def test_input_that_is_none_is_one_clear_error(path, kind, tmp_path: Path, monkeypatch, capsys):
+    if path in MAKES_IT and kind in {"missing", "folder"}:
+        pytest.skip("makes what is not there")
+    given = tmp_path / "given.toml"
+    if kind == "folder":
+        given.mkdir()
+    elif kind != "missing":
+        contents = {"empty": b"", "binary": b"\xff\xfe\x00PAR1", "typed": b"teacher = 3\nstudent = 4\n"}
+        given.write_bytes(contents[kind])
+    more = [str(tmp_path / "out") if word == "OUT" else word for word in NEEDS.get(path, [])]
+    monkeypatch.setattr("sys.argv", [path[0], *path[1:], str(given), *more, "--json"])
+    with pytest.raises(SystemExit) as ended:
+        DOORS[path[0]].main()
+    said = capsys.readouterr()
+    assert ended.value.code in ({1, 2, 5} if path[1] in {"pause", "resume", "stop", "set"} else {2, 5})
+    assert said.err.startswith("error[")
+    assert str(given) in said.err
+    assert "remedy" in said.err
+    assert said.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_desk_answers_in_json(capsys, monkeypatch):
+    for words in (["show", "llama-3"], ["list"]):
+        monkeypatch.setattr("sys.argv", ["harvester", "terms", *words, "--json"])
+        with pytest.raises(SystemExit):
+            harvester.main()
+        told = json.loads(capsys.readouterr().out)
+        record = told if "id" in told else next(r for r in told["records"] if r["id"] == "llama-3")
+        assert (record["id"], record["layer"], record["state"]) == ("llama-3", "weights", "good")
