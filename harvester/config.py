@@ -106,10 +106,14 @@ class Teacher(Frozen):
 
 
 class Prompts(Frozen):
-    """Where prompts come from; globs are resolved beside the configuration file."""
+    """Where prompts come from; globs are resolved beside the configuration file.
+
+    Up to `max_bad` lines that can't be used are passed over and reported; the next one ends the run.
+    """
 
     files: tuple[str, ...] = Field(min_length=1)
     system: str | None = None
+    max_bad: int = Field(default=0, ge=0)
 
 
 class Sampling(Frozen):

@@ -20,6 +20,7 @@ from harvester.config import HarvestConfig
 from harvester.errors import NoPrompts, PromptError
 from harvester.journey import Prompt, Request
 from harvester.plan import request_for, requests
+from harvester.tolerance import Tolerance
 
 Signature = tuple[int, int, int]
 
@@ -57,7 +58,8 @@ class Inbox:
         Raises:
             PromptError: the first line that can't be used.
         """
-        for request in requests(prompts.read(self._config.prompts.files, self._root), self._config):
+        bad = Tolerance(self._config.prompts.max_bad)
+        for request in requests(prompts.read(self._config.prompts.files, self._root, bad), self._config):
             yield self._count(request)
 
     def watched(self) -> Iterator[Request | None]:
@@ -102,8 +104,9 @@ class Inbox:
     def _fresh(self, path: Path, signature: Signature) -> Iterator[Request]:
         file = self._files[path]
         file.signature = signature
+        bad = Tolerance(self._config.prompts.max_bad, self._complain)
         try:
-            for number, prompt in enumerate(prompts.read_file(path, self._root)):
+            for number, prompt in enumerate(prompts.read_file(path, self._root, bad)):
                 digest = _digest(prompt)
                 if number < len(file.digests) and file.digests[number] == digest:
                     continue

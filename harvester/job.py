@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from harvester import __version__, control, endings, sealing, shift, warden
+from harvester import __version__, control, endings, sealing, shift, tolerance, warden
 from harvester.clock import Clock, SystemClock
 from harvester.doors import ask_what_waits
 from harvester.endings import ABORTED, STOPPED, Stop, Summary
@@ -53,6 +53,7 @@ async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> S
         try:
             record = _record(prepared)
             await on_writer(writer, lambda journal: journal.begin_run(record))
+            tolerance.write_down(prepared.store, prepared.bad)
             return await _Life(prepared, record, writer, watch, clock or SystemClock()).live()
         finally:
             await asyncio.to_thread(writer.close)
@@ -136,7 +137,7 @@ class _Life:
         return Summary(
             run_id=self.run_id, ending=result.ending, exit_code=code, rows_total=prepared.rows_total,
             sealed_rows=sealed, store=str(prepared.store), resume=f"harvester run {prepared.path}",
-            detail=result.detail, warnings=endings.warnings_of(result.counts), **counts,
+            detail=result.detail, warnings=endings.warnings_of(result.counts, len(prepared.bad)), **counts,
         )  # fmt: skip
 
     def _voices(self) -> Mapping[str, int]:

@@ -14,6 +14,7 @@ from harvester.config import HarvestConfig
 from harvester.journal import Journal
 from harvester.journey import Request
 from harvester.plan import requests
+from harvester.tolerance import Tolerance
 
 CHUNK = 1000
 SHORT_ANSWER_SHARE = 0.1
@@ -35,6 +36,7 @@ class Outlook:
     limited_by: str
     permitted: bool
     terms: str
+    bad: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -56,6 +58,8 @@ class Outlook:
             said.append("time      unknown: no limits configured; they will be learned")
         else:
             said.append(f"time      at least {_span(self.seconds_at_limits)} ({self.limited_by})")
+        if self.bad:
+            said.append(f"bad       {len(self.bad):,} lines will be passed over; the first: {self.bad[0]}")
         said.append(f"terms     {self.terms}")
         return said
 
@@ -71,7 +75,8 @@ def outlook(config: HarvestConfig, root: Path, verdict: terms.Verdict) -> Outloo
     rows = cached = duplicates = tokens_in = tokens_out = low = high = 0
     seen: set[bytes] = set()
     ceilings = Ceilings.of(journal, config) if journal else Ceilings(config.teacher.base_url)
-    feed = requests(prompts.read(config.prompts.files, root), config)
+    bad = Tolerance(config.prompts.max_bad)
+    feed = requests(prompts.read(config.prompts.files, root, bad), config)
     while chunk := list(itertools.islice(feed, CHUNK)):
         rows += len(chunk)
         held = set(look_up(journal, chunk, ceilings)) if journal else set()
@@ -96,7 +101,7 @@ def outlook(config: HarvestConfig, root: Path, verdict: terms.Verdict) -> Outloo
     return Outlook(
         rows, cached, duplicates, tokens_in, tokens_out,
         low / 1e6 if priced else None, high / 1e6 if priced else None,
-        seconds, why, verdict.permitted, verdict.summary(),
+        seconds, why, verdict.permitted, verdict.summary(), tuple(str(one) for one in bad.passed_over),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from harvester import config as settings
 from harvester import environment, forms, hours, identities, outlook, plan, prompts, sentinel, terms
 from harvester.config import HarvestConfig
 from harvester.doors import ask_what_waits
-from harvester.errors import ConfigError, NoPrompts
+from harvester.errors import ConfigError, NoPrompts, PromptError
 from harvester.hours import Hours
 from harvester.identities import Identities
 from harvester.journey import NO_VOICE
@@ -22,6 +22,7 @@ from harvester.metrics import OTHER_VOICES, PassLimits
 from harvester.names import printable
 from harvester.permissions import load_permissions
 from harvester.registry import load_registry
+from harvester.tolerance import Tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Prepared:
     input_tokens: int
     verdict: terms.Verdict
     key: str | None = field(repr=False)
+    bad: tuple[PromptError, ...] = ()
 
     @property
     def root(self) -> Path:
@@ -83,6 +85,7 @@ class Prepared:
             *(f"proxy   {host} (from the environment)" for host in proxies),
             f"terms   {self.verdict.summary()}",
             f"rows    {self.rows_total:,} (prompts x samples) into {self.store}",
+            *([f"bad     {len(self.bad):,} lines passed over; the first: {self.bad[0]}"] if self.bad else []),
         ]
 
 
@@ -106,18 +109,19 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
         evaluating = config.run.model_copy(update={"purpose": "eval"})
         gate(config.model_copy(update={"run": evaluating}), root).require()
     key = settings.api_key(config.teacher, environment.variables(root))
-    rows, tokens = _count(config, root, watch=flags is not None and flags.watch)
-    return Prepared(path, config, flags or Flags(), rows, tokens, verdict, key)
+    bad = Tolerance(config.prompts.max_bad)
+    rows, tokens = _count(config, root, bad, watch=flags is not None and flags.watch)
+    return Prepared(path, config, flags or Flags(), rows, tokens, verdict, key, tuple(bad.passed_over))
 
 
-def _count(config: HarvestConfig, root: Path, *, watch: bool) -> tuple[int, int]:
+def _count(config: HarvestConfig, root: Path, bad: Tolerance, *, watch: bool) -> tuple[int, int]:
     """Rows and their estimated input tokens; reads every prompt, so the first bad line is met here."""
     rows = tokens = 0
     ids = Identities()
     # A watching run may name files that are not there yet.
     for files in [(pattern,) for pattern in config.prompts.files] if watch else [config.prompts.files]:
         try:
-            for prompt in prompts.read(files, root):
+            for prompt in prompts.read(files, root, bad):
                 rows += 1
                 ids.note(prompt)
                 tokens += plan.input_tokens_of(prompt, config)
@@ -125,7 +129,7 @@ def _count(config: HarvestConfig, root: Path, *, watch: bool) -> tuple[int, int]
             if not watch:
                 raise
     if not watch and ids.clash():
-        raise identities.named(prompts.read(config.prompts.files, root))
+        raise identities.named(prompts.read(config.prompts.files, root, Tolerance(config.prompts.max_bad)))
     return rows * config.sampling.samples, tokens * config.sampling.samples
 
 

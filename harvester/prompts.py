@@ -21,10 +21,12 @@ import pyarrow.parquet as pq
 
 from harvester.errors import NoPrompts, PromptError
 from harvester.journey import Message, Prompt
+from harvester.tolerance import Bad
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _OWN_FIELDS = frozenset({"id", "prompt", "messages", "reference", "tags"})
+_Row = tuple[int, Mapping[str, Any] | PromptError]
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -56,30 +58,45 @@ def find(files: Sequence[str], root: Path) -> list[Path]:
     return list(found)
 
 
-def read(files: Sequence[str], root: Path) -> Iterator[Prompt]:
+def first_counts(error: PromptError) -> None:
+    """No line may be bad."""
+    raise error
+
+
+def read(files: Sequence[str], root: Path, bad: Bad = first_counts) -> Iterator[Prompt]:
     """All prompts of all files, in file order, one at a time.
+
+    Args:
+        bad: hears of each line that can't be used; it is passed over unless `bad` raises.
 
     Raises:
         PromptError: the first file or line that can't be used.
     """
     empty = True
     for path in find(files, root):
-        for prompt in read_file(path, root):
+        for prompt in read_file(path, root, bad):
             empty = False
             yield prompt
     if empty:
         raise NoPrompts("the prompt files hold no prompt", place=", ".join(files))
 
 
-def read_file(path: Path, root: Path) -> Iterator[Prompt]:
-    """The prompts of one file; names in errors are relative to `root`.
+def read_file(path: Path, root: Path, bad: Bad = first_counts) -> Iterator[Prompt]:
+    """The prompts of one file; names in errors are relative to `root`. `bad` as for `read`.
 
     Raises:
         PromptError: the first line that can't be used.
     """
     name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
     for line, fields in _rows(path, name):
-        yield to_prompt(fields, file=name, line=line)
+        try:
+            if isinstance(fields, PromptError):
+                raise fields
+            prompt = to_prompt(fields, file=name, line=line)
+        except PromptError as error:
+            bad(error)
+            continue
+        yield prompt
 
 
 def to_prompt(fields: Mapping[str, Any], *, file: str, line: int) -> Prompt:
@@ -138,7 +155,7 @@ def _derived_id(messages: tuple[Message, ...], place: str) -> str:
         raise PromptError(f"text that is not valid Unicode: {error}", place=place) from None
 
 
-def _rows(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _rows(path: Path, name: str) -> Iterator[_Row]:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes[-1:] or [""])[0]
     try:
@@ -164,43 +181,49 @@ def _open(path: Path) -> gzip.GzipFile | BufferedReader:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes | PromptError]]:
     """Non-blank lines without their ends; a byte order mark at the start is dropped."""
     with _open(path) as handle:
         number = 0
         while line := handle.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:
-                raise PromptError(f"longer than {MAX_LINE_BYTES >> 20} MiB", place=f"{name}:{number}")
+                yield number, PromptError(f"longer than {MAX_LINE_BYTES >> 20} MiB", place=f"{name}:{number}")
+                while line and not line.endswith(b"\n"):
+                    line = handle.readline(MAX_LINE_BYTES)
+                continue
             text = line.removeprefix(_BOM) if number == 1 else line
             if text.strip():
                 yield number, text
 
 
-def _json_rows(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _json_rows(path: Path, name: str) -> Iterator[_Row]:
     for number, line in _lines(path, name):
-        try:
-            loaded = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise PromptError(
-                f"not a JSON line: {error}", place=f"{name}:{number}", remedy='a line is {"prompt": "..."}'
-            ) from None
-        if not isinstance(loaded, dict):
-            raise PromptError(
-                f"a JSON object is expected, found {type(loaded).__name__}", place=f"{name}:{number}"
-            )
-        yield number, loaded
+        yield number, line if isinstance(line, PromptError) else _json_row(line, f"{name}:{number}")
 
 
-def _text_rows(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _json_row(line: bytes, place: str) -> Mapping[str, Any] | PromptError:
+    try:
+        loaded = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return PromptError(f"not a JSON line: {error}", place=place, remedy='a line is {"prompt": "..."}')
+    if not isinstance(loaded, dict):
+        return PromptError(f"a JSON object is expected, found {type(loaded).__name__}", place=place)
+    return loaded
+
+
+def _text_rows(path: Path, name: str) -> Iterator[_Row]:
     for number, line in _lines(path, name):
+        if isinstance(line, PromptError):
+            yield number, line
+            continue
         try:
             yield number, {"prompt": line.decode("utf-8").rstrip("\r\n")}
         except UnicodeDecodeError as error:
-            raise PromptError(f"not UTF-8: {error.reason}", place=f"{name}:{number}") from None
+            yield number, PromptError(f"not UTF-8: {error.reason}", place=f"{name}:{number}")
 
 
-def _csv_rows(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _csv_rows(path: Path, name: str) -> Iterator[_Row]:
     with path.open(encoding="utf-8-sig", newline="") as handle:
         reader = csv.DictReader(handle, strict=True)
         if "prompt" not in (reader.fieldnames or ()):
@@ -208,13 +231,15 @@ def _csv_rows(path: Path, name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             for row in reader:
                 if None in row:
-                    raise PromptError("more cells than the header names", place=f"{name}:{reader.line_num}")
+                    place = f"{name}:{reader.line_num}"
+                    yield reader.line_num, PromptError("more cells than the header names", place=place)
+                    continue
                 yield reader.line_num, {key: value for key, value in row.items() if value not in (None, "")}
         except (csv.Error, UnicodeDecodeError) as error:
             raise PromptError(f"not readable as CSV: {error}", place=f"{name}:{reader.line_num}") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _parquet_rows(path: Path) -> Iterator[_Row]:
     with pq.ParquetFile(path) as file:
         number = 0
         for batch in file.iter_batches(batch_size=1024):

@@ -16,7 +16,7 @@ from harvester.corpus import Corpus
 from harvester.errors import PromptError
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
-from harvester.prepare import prepare
+from harvester.prepare import look_ahead, prepare
 from tests.faults import bench
 from tests.faults.bench import PROMPTS, Hasty, live
 
@@ -153,3 +153,58 @@ def test_row_62_edited_reordered_and_extended_prompts_re_pay_nothing(
     assert "3 from cache" in changed.said
     fewer = live(mock, tmp_path, prompts=PROMPTS[1:])
     assert (fewer.exit_code, fewer.billed["requests"], fewer.totals.answers) == (0, 0, 4)
+
+
+LINES = b"".join(
+    [
+        b'{"prompt": "What is 1 + 1?"}\n',
+        b'{"prompt": "cut\n',
+        b'{"prompt": "' + b"x" * (33 << 20) + b'"}\n',
+        b'{"prompt": "What is 1 + 2?"}\n',
+        b'{"prompt": 7}\n',
+    ]
+)
+
+
+def _allow(root: Path, most: int) -> Path:
+    config = root / f"bad{most}.toml"
+    text = (root / "harvest.toml").read_text()
+    config.write_text(text.replace("[prompts]\n", f"[prompts]\nmax_bad = {most}\n"))
+    return config
+
+
+def test_row_60_so_many_bad_lines_as_allowed_are_listed_and_the_rest_is_asked(
+    mock: RunningMock, tmp_path: Path
+) -> None:
+    live(mock, tmp_path, prompts=["What is 9 + 9?"])
+    (tmp_path / "p.jsonl").write_bytes(LINES)
+    sent = mock.totals()["requests"]
+    code, said = bench.run(_allow(tmp_path, 2), Hasty())
+    assert (code, mock.totals()["requests"]) == (2, sent)
+    assert "p.jsonl:5" in said
+    assert "max_bad allows 2 bad lines, and this is one more" in said
+    assert "bad       3 lines will be passed over" in "\n".join(look_ahead(_allow(tmp_path, 3)).lines())
+    code, said = bench.run(_allow(tmp_path, 3), Hasty())
+    assert (code, mock.totals()["requests"]) == (0, sent + 2)
+    listed = tmp_path / "store" / "bad_prompts.jsonl"
+    assert f"note: 3 lines of prompt files were passed over: {listed.name}" in said
+    bad = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert [(one["code"], one["file"], one["line"]) for one in bad] == [
+        ("prompt_file", "p.jsonl", number) for number in (2, 3, 5)
+    ]
+    assert "longer than 16 MiB" in bad[1]["message"]
+    (tmp_path / "p.jsonl").write_bytes(GOOD)
+    bench.run(_allow(tmp_path, 3), Hasty())
+    assert not listed.exists()
+
+
+def test_row_60_bad_rows_of_tables_and_texts_are_passed_over_too(mock: RunningMock, tmp_path: Path) -> None:
+    live(mock, tmp_path)
+    (tmp_path / "p.jsonl").unlink()
+    (tmp_path / "p.csv").write_text("prompt,level\none,1\n,2\ntwo,2,3\nthree,3\n")
+    (tmp_path / "p.txt").write_bytes(b"four\n\xff\xfe\nfive\n")
+    config = _allow(tmp_path, 3)
+    config.write_text(config.read_text().replace('"*.jsonl"', '"p.csv", "p.txt"'))
+    ready = prepare(config)
+    assert (ready.rows_total, len(ready.bad)) == (4, 3)
+    assert [error.place for error in ready.bad] == ["p.csv:3", "p.csv:4", "p.txt:2"]
