@@ -24,8 +24,9 @@ from harvester.findings import Finding
 from harvester.journal import Journal
 from harvester.ledger import ceiling
 from harvester.lock import StoreLock, is_held
+from harvester.proof import proven
 from harvester.records import ShardEntry
-from harvester.rewriting import enter, keys_in, manifest_of, rewrite, tables_of, tidy
+from harvester.rewriting import enter, keys_in, manifest_of, rewrite, tidy
 from harvester.shard_file import (
     FOLDER,
     NAME,
@@ -80,9 +81,10 @@ def mend(journal: Journal, store: Path) -> Repaired:
             moved.append(name)
         if entry is not None:
             _reindex(journal, store, entry)
+            indexed = len(keys_in(journal, entry))
             gone = _drain(rewrite(journal, store, [entry], salvage=True))
             lost |= gone
-            saved += entry.rows - len(gone)
+            saved += indexed - len(gone)
     lost |= _forget_strays(journal)
     return Repaired(tuple(moved), saved, tuple(sorted(key.hex() for key in lost)))
 
@@ -112,7 +114,10 @@ def _reindex(journal: Journal, store: Path, entry: ShardEntry) -> None:
     """Put rows of a readable shard back into the key index where they are missing there."""
     known = keys_in(journal, entry)
     rows: list[tuple[bytes, int, int | None]] = []
-    for table in tables_of(store / FOLDER / entry.name, salvage=True):
+    path = store / FOLDER / entry.name
+    if not path.exists() or digest_of(path)[0] != entry.sha256:
+        return  # a row without an index row has nothing left to prove it by
+    for table in proven(journal, store, entry):
         for row in table.select(["key", "outcome", "request_json"]).to_pylist():
             key = bytes.fromhex(row["key"])
             if key not in known:

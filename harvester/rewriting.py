@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from harvester.database import checksum, set_meta
 from harvester.failpoints import reach
 from harvester.journal import Journal
 from harvester.ledger import micros
+from harvester.proof import proven
 from harvester.records import ShardEntry
-from harvester.schema import SCHEMA
 from harvester.shard_file import (
     BYTES_PER_GROUP,
     FOLDER,
@@ -59,7 +60,7 @@ def rewrite(
 
     Args:
         without: keys to leave out.
-        salvage: a row group that can't be read is left out, with its keys, instead of raising.
+        salvage: rows that can't be read, or can't prove themselves (`proof`), are left out with their keys.
         may_exchange: asked right before the new file is shown.
 
     Raises:
@@ -73,7 +74,11 @@ def rewrite(
     try:
         with disk(folder):
             lineages = _lineages(journal, folder, entries, salvage)
-            groups = _row_groups(folder, entries, {key.hex() for key in without}, salvage)
+            tables = chain.from_iterable(
+                proven(journal, store, entry) if salvage else _tables(folder / entry.name)
+                for entry in entries
+            )
+            groups = _row_groups(tables, {key.hex() for key in without})
             keys = yield from _copy(hidden, lineages, groups)
             if keys:
                 entry = yield from checked(hidden, shard, keys, entries[0].lineage_digest)
@@ -106,7 +111,7 @@ def _lineages(
             continue
         present = {
             run_id
-            for table in tables_of(folder / entry.name, salvage=True)
+            for table in proven(journal, folder.parent, entry)
             for run_id in table.column("run_id").unique().to_pylist()
         }
         with journal.reading() as connection:
@@ -131,43 +136,28 @@ def _copy(
     return keys
 
 
-def _row_groups(
-    folder: Path, entries: Sequence[ShardEntry], without: Collection[str], salvage: bool
-) -> Iterator[pa.Table]:
+def _row_groups(tables: Iterable[pa.Table], without: Collection[str]) -> Iterator[pa.Table]:
     """The rows of all entries in row groups of the usual size, whatever size theirs had."""
     waiting: list[pa.Table] = []
-    for entry in entries:
-        for table in tables_of(folder / entry.name, salvage=salvage):
-            if without:
-                kept = [key not in without for key in table.column("key").to_pylist()]
-                table = table.filter(pa.array(kept))
-            waiting.append(table)
-            rows, size = sum(one.num_rows for one in waiting), sum(one.nbytes for one in waiting)
-            if rows >= ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
-                yield pa.concat_tables(waiting)
-                waiting = []
+    for table in tables:
+        if without:
+            kept = [key not in without for key in table.column("key").to_pylist()]
+            table = table.filter(pa.array(kept))
+        waiting.append(table)
+        rows, size = sum(one.num_rows for one in waiting), sum(one.nbytes for one in waiting)
+        if rows >= ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
+            yield pa.concat_tables(waiting)
+            waiting = []
     if any(table.num_rows for table in waiting):
         yield pa.concat_tables(waiting)
 
 
-def tables_of(path: Path, *, salvage: bool) -> Generator[pa.Table]:
-    """Row groups of a shard; with `salvage`, those that still decode under their page checksums."""
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for number in range(file.num_row_groups):
-                try:
-                    table = file.read_row_group(number)
-                    table.validate(full=True)
-                    if salvage:  # the footer itself may be what is damaged
-                        table = table.cast(SCHEMA)
-                except (pa.ArrowException, OSError, ValueError):
-                    if not salvage:
-                        raise
-                    continue
-                yield table
-    except (pa.ArrowException, OSError, UnicodeDecodeError):
-        if not salvage:
-            raise
+def _tables(path: Path) -> Iterator[pa.Table]:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number)
+            table.validate(full=True)
+            yield table
 
 
 def _enter_swap(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from harvester.journal import Journal
 from harvester.journey import Prompt
+from harvester.keys import request_key
 from harvester.records import Answer, Intent, RunRecord
 
 AT = 1_790_000_000.25
@@ -27,7 +27,12 @@ def run_record(run_id: str = "run-1", **changes: Any) -> RunRecord:
 
 
 def key_of(number: int) -> bytes:
-    return hashlib.sha256(b"row %d" % number).digest()
+    return request_key(ENDPOINT, body_of(number), 0)
+
+
+def body_of(number: int) -> dict[str, Any]:
+    system = {"role": "system", "content": "Briefly."}
+    return {"model": "mock", "messages": [system, *prompt_of(number).messages], "max_tokens": 64}
 
 
 def prompt_of(number: int, **changes: Any) -> Prompt:
@@ -68,11 +73,6 @@ def intent(number: int, run_id: str = "run-1", attempt_id: int | None = None) ->
 
 
 def answer(number: int, **changes: Any) -> Answer:
-    body = {
-        "model": "mock",
-        "messages": [{"role": "system", "content": "Briefly."}, *prompt_of(number).messages],
-        "max_tokens": 64,
-    }
     facts: dict[str, Any] = {
         "attempt_id": number + 1,
         "key": key_of(number),
@@ -80,7 +80,7 @@ def answer(number: int, **changes: Any) -> Answer:
         "status": 200,
         "prompt": prompt_of(number),
         "sample_index": 0,
-        "body": body,
+        "body": body_of(number),
         "outcome": "ok",
         "input_tokens": 12,
         "output_tokens": 3,

@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import random
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harvester import compaction, mending
+from harvester import compaction, mending, proof
 from harvester.corpus import Corpus
 from harvester.errors import ConfigError, HarvesterError, StoreCorrupt, StoreLocked
 from harvester.export import export
 from harvester.journal import Journal
 from harvester.lock import StoreLock
 from harvester.records import Answer, Ask, Dead
+from harvester.schema import SCHEMA
+from harvester.shard_file import writer_of
 from harvester.shards import ROWS_PER_GROUP, seal
 from tests.harvester import store_rows
 from tests.harvester.store_rows import (
+    AT,
     answer,
     fill,
     intent,
@@ -327,6 +332,45 @@ def test_after_any_flip_in_a_shard_repair_loses_only_rows_that_do_not_read(tmp_p
         assert set(after) == set(before) - lost
         assert all(after[key] == before[key] for key in after)
         shutil.rmtree(copy)
+
+
+def test_a_row_is_saved_only_when_its_columns_bear_each_other_out(tmp_path):
+    witnessed = [name for name in SCHEMA.names if name not in proof.ALONE]
+    with open_store(tmp_path) as journal:
+        fill(journal, range(len(witnessed) + 5))
+        seal(journal, tmp_path, target_bytes=MIB, everything=True)
+    (path,) = sealed(tmp_path)
+    rows = pq.read_table(path).to_pylist()
+    for row, name in zip(rows, witnessed, strict=False):
+        row[name] = other_than(row[name], SCHEMA.field(name).type)
+    lineages = Corpus.open(tmp_path).lineages()
+    with path.open("wb") as sink, writer_of(sink, lineages) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=writer.schema))
+    done = repaired(tmp_path)
+    assert set(done["lost"]) == {key_of(n).hex() for n in range(len(witnessed))}
+    assert (done["saved"], set(rows_of(tmp_path))) == (5, {row["key"] for row in rows[-5:]})
+
+
+def other_than(value: object, kind: pa.DataType) -> object:
+    """Another value that a column of this type may hold."""
+    if pa.types.is_list(kind):
+        return [] if value else [None] if value is None else ["other"]
+    if pa.types.is_boolean(kind):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    return b"{}" if pa.types.is_binary(kind) else "{ }" if value == "{}" else "{}"
+
+
+def test_columns_without_a_witness_are_held_against_the_statistics(tmp_path):
+    make(tmp_path, parts=1)
+    (path,) = sealed(tmp_path)
+    content = path.read_bytes()
+    latest = struct.pack("<q", int((AT + 19) * 1e6))
+    assert content.count(latest) > 1
+    place = content.rindex(latest)  # in the footer, which carries no checksum
+    path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+    assert len(repaired(tmp_path)["lost"]) == 20
 
 
 def test_verify_names_what_was_possibly_billed(tmp_path):
