@@ -10,13 +10,13 @@ import time
 from collections.abc import Collection, Generator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pyarrow.compute as pc
 
+from harvester.bill import Bill, bill_of
 from harvester.corpus import Corpus
 from harvester.database import OUTCOME_CODES, checksum
 from harvester.errors import ConfigError, HarvesterError, StoreCorrupt
@@ -246,31 +246,26 @@ def check(store: Path, *, repair: bool) -> tuple[dict[str, Any], list[str], int]
         answers = corpus.count()
     except HarvesterError as error:
         findings, answers = [str(error)], 0
-    billed: list[dict[str, Any]] = []
+    bill = Bill(0, 0, ())
     if (store / "journal.db").exists() and not any("journal.db" in one for one in findings):
-        billed = _possibly_billed(store)
-    data |= {"answers": answers, "findings": findings, "possibly_billed": billed}
-    lines.append(f"{answers:,} answers, {len(findings)} findings, {len(billed)} attempts possibly billed")
+        with closing(Journal.open(store, read_only=True)) as journal:
+            bill = bill_of(journal, alive=is_held(store))
+    data |= {
+        "answers": answers, "findings": findings, "billed": bill.billed,
+        "billed_microusd": bill.billed_microusd, "possibly_billed": [one.facts() for one in bill.suspects],
+        "possibly_billed_microusd": bill.suspected_microusd,
+    }  # fmt: skip
+    lines.append(
+        f"{answers:,} answers stored, {len(findings)} findings; {bill.billed:,} billed for "
+        f"${bill.billed_microusd / 1e6:.6f}, {len(bill.suspects)} attempts possibly billed"
+    )
     lines += [f"  {one}" for one in findings]
     lines += [
         f"  possibly billed: {one['key']} at {one['at']}, reserved ${one['reserved_microusd'] / 1e6:.6f}"
-        for one in billed
+        f" ({one['code'] or 'no outcome'})"
+        for one in data["possibly_billed"]
     ]
     return data, lines, len(findings)
-
-
-def _possibly_billed(store: Path) -> list[dict[str, Any]]:
-    with closing(Journal.open(store, read_only=True)) as journal:
-        return [
-            {
-                "key": one.key.hex(),
-                "at": datetime.fromtimestamp(one.at, UTC).isoformat(timespec="milliseconds"),
-                "run_id": one.run_id,
-                "reserved_tokens": one.reserved_tokens,
-                "reserved_microusd": one.reserved_microusd,
-            }
-            for one in journal.dangling(in_flight=not is_held(store))
-        ]
 
 
 def purge_store(store: Path, key: str | None, prompt_id: str | None) -> int:

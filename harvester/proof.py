@@ -128,7 +128,7 @@ def _prompt(row: Mapping[str, Any]) -> Prompt:
 
 
 def _is_key(key: bytes, run: _Run, body: Mapping[str, Any], sample_index: int) -> bool:
-    endpoint = str(run.lineage["teacher_id"]).rpartition("|")[0]
+    endpoint = run.lineage["teacher_id"].removesuffix(f"|{run.lineage['model']}")
     epochs = chain([run.epoch], range(EPOCHS))
     return any(request_key(endpoint, body, sample_index, epoch) == key for epoch in epochs)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harvester.bill import bill_of
 from harvester.journal import Journal
 from harvester.lock import is_held, read_holder
 
@@ -48,7 +49,7 @@ def status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]
     """
     alive = is_held(store)
     with Journal.open(store, read_only=True) as journal:
-        totals, dangling = journal.totals(), len(journal.dangling(in_flight=not alive))
+        held, bill = journal.totals().answers, bill_of(journal, alive=alive)
     found = {**read_status(store), **(live or {})}
     found["heartbeat_age_s"] = round(max(0.0, time.time() - float(found.get("updated_at", 0))), 1)
     if alive:
@@ -59,9 +60,10 @@ def status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]
     elif found.get("state") in RUNNING:
         found["state"] = "died"
     return {
-        **found, "alive": alive, "store": str(store), "held": totals.answers,
-        "possibly_billed": totals.possibly_billed, "without_outcome": dangling,
-        "cost_microusd_ever": totals.cost_microusd,
+        **found, "alive": alive, "store": str(store), "held": held, "billed": bill.billed,
+        "possibly_billed": len(bill.suspects), "possibly_billed_microusd": bill.suspected_microusd,
+        "without_outcome": sum(not one.code for one in bill.suspects),
+        "cost_microusd_ever": bill.billed_microusd,
     }  # fmt: skip
 
 
@@ -98,8 +100,7 @@ def status_lines(found: Mapping[str, Any]) -> list[str]:
     if found.get("errors"):
         told = ", ".join(f"{code} {count:,}" for code, count in sorted(found["errors"].items()))
         lines.append(f"errors    {told}   (`harvester explain CODE`)")
-    if found.get("possibly_billed"):
-        lines.append(f"billed?   {found['possibly_billed']:,} attempts possibly billed without an answer")
+    lines += _ledger(found)
     if found.get("repeated_ids"):
         lines.append(f"ids       {found['repeated_ids']:,} answers carry the id of an earlier one")
     canary = found.get("canary") or {}
@@ -162,6 +163,16 @@ def _money(found: Mapping[str, Any]) -> list[str]:
     if ceiling is not None:
         said += f", budget ${ceiling / 1e6:.4f}"
     return [said]
+
+
+def _ledger(found: Mapping[str, Any]) -> list[str]:
+    if "billed" not in found:  # the job's own words, without the journal's
+        return []
+    return [
+        f"ledger    {found['held']:,} answers stored, {found['billed']:,} billed for "
+        f"${found['cost_microusd_ever'] / 1e6:.4f}, {found['possibly_billed']:,} possibly billed "
+        f"(${found['possibly_billed_microusd'] / 1e6:.4f} reserved; `harvester verify` lists them)"
+    ]
 
 
 def _who(found: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,10 +21,11 @@ from harvester.errors import ConfigError, HarvesterError, StoreCorrupt, StoreLoc
 from harvester.export import export
 from harvester.journal import Journal
 from harvester.lock import StoreLock
-from harvester.records import Answer, Ask, Dead
+from harvester.records import Answer, Ask, Dead, Failure
 from harvester.schema import SCHEMA
 from harvester.shard_file import writer_of
 from harvester.shards import ROWS_PER_GROUP, seal
+from harvester.status import status, status_lines
 from tests.harvester import store_rows
 from tests.harvester.store_rows import (
     AT,
@@ -373,15 +375,27 @@ def test_columns_without_a_witness_are_held_against_the_statistics(tmp_path):
     assert len(repaired(tmp_path)["lost"]) == 20
 
 
-def test_verify_names_what_was_possibly_billed(tmp_path):
+def test_verify_and_status_name_what_was_stored_billed_and_possibly_billed(tmp_path):
     with open_store(tmp_path) as journal:
-        journal.apply([intent(7)])
+        fill(journal, range(3))
+        journal.apply([intent(7), intent(8), intent(9)])
+        lost = Failure(9, key_of(8), "timed_out", None, b"", maybe_billed=True, at=AT)
+        journal.apply([lost, replace(lost, attempt_id=10, key=key_of(9), maybe_billed=False)])
     data, lines, left = mending.check(tmp_path, repair=False)
-    assert left == 0
-    (one,) = data["possibly_billed"]
-    assert (one["key"], one["reserved_microusd"]) == (key_of(7).hex(), 9)
-    assert any(key_of(7).hex() in line and "$0.000009" in line and "2026" in line for line in lines)
+    assert (left, data["answers"], data["billed"], data["billed_microusd"]) == (0, 3, 3, 21)
+    found = [(one["key"], one["code"], one["reserved_microusd"]) for one in data["possibly_billed"]]
+    assert found == [(key_of(7).hex(), "", 9), (key_of(8).hex(), "timed_out", 9)]
+    assert data["possibly_billed_microusd"] == 18
+    assert "3 answers stored, 0 findings; 3 billed for $0.000021, 2 attempts possibly billed" in lines
+    for number, said in ((7, "no outcome"), (8, "timed_out")):
+        (line,) = [line for line in lines if key_of(number).hex() in line]
+        assert "at 2026-" in line
+        assert line.endswith(f"reserved $0.000009 ({said})")
     json.dumps(data)
+    told = status(tmp_path)
+    assert (told["held"], told["billed"], told["possibly_billed"], told["without_outcome"]) == (3, 3, 2, 1)
+    (line,) = [line for line in status_lines({**told, "run_id": "run-1"}) if line.startswith("ledger")]
+    assert "3 answers stored, 3 billed for $0.0000, 2 possibly billed" in line
 
 
 def test_a_folder_that_is_no_store_is_left_as_it_was(tmp_path):
