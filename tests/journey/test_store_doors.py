@@ -1,0 +1,57 @@
+"""The store at the front door: asking again on purpose, one process at a time, a folder that goes away."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from harvester.corpus import Corpus
+from harvester.mock_teacher.running import RunningMock
+from tests.journey.living import harvester, living, write_folder
+
+Mock = Callable[..., RunningMock]
+
+
+def test_an_epoch_asks_everything_again_on_purpose_and_keeps_both(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    config = write_folder(tmp_path, mock.base_url, 12)
+    for flags, asked in (((), 12), (("--epoch", "1"), 24), (("--epoch", "1"), 24)):
+        assert harvester("run", config, *flags).returncode == 0
+        assert mock.totals()["answers"] == asked
+    samples = list(Corpus.open(tmp_path / "store").samples())
+    assert set(Counter(one.prompt_id for one in samples).values()) == {2}
+    assert len({one.key for one in samples}) == len(samples) == 24
+    assert Corpus.open(tmp_path / "store").verify() == []
+
+
+def test_a_second_run_is_told_who_holds_the_store_and_sends_nothing(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock, other = mock_teacher(latency_s=0.05), mock_teacher()
+    config = write_folder(tmp_path, mock.base_url, 2000, teacher="limits = { max_concurrency = 4 }")
+    (tmp_path / "other").mkdir()
+    second = write_folder(tmp_path / "other", other.base_url, 5, more=f'[store]\npath = "{tmp_path}/store"')
+    with living(config) as life:
+        found = life.until(lambda s: s["answers_stored"] >= 1)
+        refused = harvester("run", second)
+        assert refused.returncode == 75
+        assert f"pid {life.process.pid} on {found['host']}" in refused.stderr
+    assert (other.totals()["requests"], other.totals()["answers"]) == (0, 0)
+
+
+def test_a_store_that_goes_away_midway_is_a_named_stop(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(latency_s=0.05)
+    config = write_folder(tmp_path, mock.base_url, 2000, teacher="limits = { max_concurrency = 4 }")
+    store, aside = tmp_path / "store", tmp_path / "aside"
+    with living(config) as life:
+        life.until(lambda s: s["answers_stored"] >= 8)
+        store.rename(aside)
+        code, _, said = life.end()
+    assert code == 5
+    assert str(store) in said
+    assert mock.totals()["answers"] < 2000
+    assert not store.exists()
+    found = Corpus.open(aside)
+    assert found.verify() == []
+    assert found.count() >= mock.totals()["answers"] - 4  # what was on the wire
