@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import orjson
@@ -44,6 +45,7 @@ class RunRecord:
         """What travels in every shard that holds answers of this run."""
         return {
             "run_id": self.run_id,
+            "started_at": datetime.fromtimestamp(self.started_at, UTC).isoformat(timespec="milliseconds"),
             "teacher_id": self.teacher_id,
             "host": self.host,
             "model": self.model,

@@ -53,7 +53,9 @@ def test_answers_move_into_a_file_that_any_reader_opens(tmp_path):
         "reported",
     )
     lineages = json.loads(pq.read_schema(sealed(tmp_path)[0]).metadata[LINEAGE_KEY])
-    assert [one["run_id"] for one in lineages] == ["run-1"]
+    assert [(one["run_id"], one["started_at"]) for one in lineages] == [
+        ("run-1", "2026-09-21T14:13:20.250+00:00")
+    ]
 
 
 def test_small_amounts_wait_unless_everything_is_asked_for(tmp_path):
