@@ -81,16 +81,20 @@ class Allowance:
 
 @dataclass(slots=True)
 class Backoff:
-    """The law of one run. `chance` makes the jitter repeatable in tests."""
+    """The law of one run. `chance` makes the jitter repeatable in tests.
+
+    Without `retry_billed`, what may have been billed is not tried again.
+    """
 
     max_attempts: int = 5
+    retry_billed: bool = True
     chance: random.Random = field(default_factory=random.Random)
     allowance: Allowance = field(default_factory=Allowance)
 
     def wait_s(self, error: TeacherError, attempts: int) -> float | None:
         """Seconds until the next try after `attempts` tries, None when this was the last."""
         state = _state(error, attempts)
-        if not retry_if_exception(may_retry)(state):
+        if not retry_if_exception(may_retry)(state) or (error.maybe_billed and not self.retry_billed):
             return None
         most = min(self.max_attempts, BROKEN_ANSWER_ATTEMPTS if isinstance(error, BrokenAnswer) else 10**6)
         if stop_after_attempt(most)(state):

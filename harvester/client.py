@@ -27,7 +27,7 @@ from httpx_aiohttp import AiohttpTransport
 
 from harvester import __version__, open_files, roster
 from harvester.completion import classify
-from harvester.conduct import Run
+from harvester.conduct import BASE_DEADLINE_S, Run
 from harvester.config import Teacher
 from harvester.errors import (
     AttemptTimeout,
@@ -40,6 +40,7 @@ from harvester.errors import (
 )
 from harvester.journey import RawAnswer, Request
 from harvester.masking import Mask
+from harvester.plan import ceiling_of
 from harvester.refusals import visible
 
 _Headers = list[tuple[bytes, bytes]]
@@ -154,7 +155,10 @@ class Client:
         content = orjson.dumps(request.body)
         length = (b"content-length", b"%d" % len(content))  # told, or what is sent in pieces goes chunked
         headers = [*self._headers, (b"content-type", b"application/json"), length]
-        answer = await self._exchange("POST", self._chat[endpoint], endpoint, headers, content)
+        if self._teacher.idempotency_header:  # the key stands for body, sample and epoch: all its attempts'
+            headers.append((self._teacher.idempotency_header.encode(), request.key.hex().encode()))
+        deadline_s = self._run.deadline_for(ceiling_of(request.body))
+        answer = await self._exchange("POST", self._chat[endpoint], endpoint, headers, content, deadline_s)
         if answer.status != 200:
             raise self._refusal(answer, self._chat[endpoint])
         return answer
@@ -171,11 +175,11 @@ class Client:
             TeacherRefused: none can be reached, not authorised, or the model is not among those listed.
         """
         lost: TeacherRefused | None = None
-        reached = 0
+        reached, patience_s = 0, self._run.deadline_s or BASE_DEADLINE_S
         for base in self._teacher.base_urls:
             url = httpx.URL(f"{base}/models")
             try:
-                answer = await self._exchange("GET", url, base, self._headers, b"")
+                answer = await self._exchange("GET", url, base, self._headers, b"", patience_s)
             except TeacherError as error:
                 lost = TeacherRefused(
                     f"the teacher can't be reached: {error.message}",
@@ -198,7 +202,7 @@ class Client:
             raise lost
 
     async def _exchange(
-        self, method: str, url: httpx.URL, endpoint: str, headers: _Headers, content: bytes
+        self, method: str, url: httpx.URL, endpoint: str, headers: _Headers, content: bytes, deadline_s: float
     ) -> RawAnswer:
         request = httpx.Request(
             method,
@@ -210,7 +214,7 @@ class Client:
         )
         started_s = time.monotonic()
         try:
-            async with asyncio.timeout(self._run.deadline_s):
+            async with asyncio.timeout(deadline_s):
                 response = await self._transports[endpoint].handle_async_request(request)
                 raw_headers = response.headers.raw
                 # httpx decodes all headers once more just to guess their encoding unless it is told.
@@ -221,7 +225,7 @@ class Client:
                     await response.aclose()
         except TimeoutError:
             raise AttemptTimeout(
-                f"no last byte within {self._run.deadline_s:g} s", maybe_billed=True, place=_place(url)
+                f"no last byte within {deadline_s:g} s", maybe_billed=True, place=_place(url)
             ) from None
         except TeacherError as error:
             error.place = _place(url)

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from harvester.errors import BrokenAnswer, TeacherError
+from harvester.failpoints import reach
 from harvester.forms import fits
 from harvester.journey import Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.refusals import classify, error_inside, visible
@@ -46,8 +47,9 @@ def parse(raw: bytes, input_tokens: int = 0, response_format: Any = None) -> Com
         TeacherError: the leaf that an error inside the body stands for.
     """
     try:
+        reach("completion.parse")
         found = _understood(raw, input_tokens)
-    except TeacherError:
+    except (TeacherError, MemoryError):
         raise
     except Exception:  # noqa: BLE001 - the answer was paid: a fault of ours must not lose it
         usage = Usage(input_tokens, estimate_tokens(len(raw)), source="estimated")
@@ -109,7 +111,9 @@ def _salvaged(raw: bytes) -> Any:
     try:
         document = json.loads(raw.decode("utf-8-sig", "replace"), parse_int=_whole)
         return json.loads(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, RecursionError) and raw.lstrip()[:1] == b"{":
+            raise  # an object nested too deep to read: it was paid, so `parse` keeps and flags it
         start = visible(raw[:400].decode("utf-8", "replace"))
         is_page = raw.lstrip()[:1] == b"<"  # somebody between us and the teacher speaks
         broken = _broken(f"status 200 whose body is not JSON: {start}", raw, billed=not is_page)

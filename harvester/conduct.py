@@ -8,6 +8,11 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validato
 
 from harvester import hours
 
+BASE_DEADLINE_S = 120.0
+"""What an attempt may take beside its tokens: the connection, the teacher's queue, the prompt."""
+SLOWEST_TOKENS_PER_S = 10.0
+UNBOUNDED_DEADLINE_S = 600.0
+LONGEST_DEADLINE_S = 3600.0
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 
@@ -26,10 +31,14 @@ class Budget(Frozen):
 
 
 class Run(Frozen):
-    """How one run behaves."""
+    """How one run behaves.
+
+    Without `deadline_s`, an attempt may take as long as its `max_tokens` need from a slow teacher.
+    `retry_possibly_billed = false` sends nothing again that may have been billed: it is a dead letter.
+    """
 
     max_failed: int = Field(default=0, ge=0)
-    deadline_s: Positive = 120
+    deadline_s: Positive | None = None
     connect_timeout_s: Positive = 10
     max_attempts: PositiveInt = 5
     grace_s: Positive = 25
@@ -38,6 +47,15 @@ class Run(Frozen):
     trust_env: bool = False
     patience_s: Positive = 600
     strict_model: bool = False
+    retry_possibly_billed: bool = True
+
+    def deadline_for(self, max_tokens: int) -> float:
+        """Seconds that one attempt may take, connect to last byte; `max_tokens` is 0 for no ceiling."""
+        if self.deadline_s is not None:
+            return self.deadline_s
+        if not max_tokens:
+            return UNBOUNDED_DEADLINE_S
+        return min(LONGEST_DEADLINE_S, BASE_DEADLINE_S + max_tokens / SLOWEST_TOKENS_PER_S)
 
 
 class Canary(Frozen):

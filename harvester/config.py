@@ -59,6 +59,7 @@ class Teacher(Frozen):
     """Whom we ask. One credential, one identity; `replicas` serve the same model under it.
 
     `ca_file` names a PEM bundle to trust beside the public roots; there is no way to trust everybody.
+    `idempotency_header` names the header that carries one value for all attempts at a request.
     """
 
     base_url: str
@@ -67,6 +68,7 @@ class Teacher(Frozen):
     terms: str = ""
     replicas: tuple[str, ...] = ()
     ca_file: str | None = None
+    idempotency_header: str | None = Field(default=None, pattern=r"^(?i:[a-z-]*idempotency[a-z-]*)$")
     limits: Limits = Limits()
     price: Price | None = None
 

@@ -24,6 +24,7 @@ HarvesterError                      cause, place, remedy; knows its exit code
     │   ├── ConnectionBroken        reset, cut body, garbage status line (possibly billed)
     │   └── BrokenAnswer            a 200 that holds no completion; raw bytes are kept
     └── permanent
+        ├── PossiblyBilled          may have been billed, and must not be sent again: a dead letter
         ├── PromptRejected          this prompt, for ever: a dead letter
         └── TeacherRefused      4   this key, quota, model, policy or address: the job stops
 
@@ -243,6 +244,12 @@ class PromptRejected(TeacherError):
     """The teacher will never answer this prompt: it becomes a dead letter."""
 
     code = "prompt_rejected"
+
+
+class PossiblyBilled(TeacherError):
+    """An attempt may have been billed without an answer to hold, and the run sends no such request again."""
+
+    code = "possibly_billed"
 
 
 class TeacherRefused(TeacherError):

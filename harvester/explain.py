@@ -111,7 +111,7 @@ _WORDS: dict[str, tuple[str, str]] = {
         "Look at the teacher; the same command resumes. [run] patience_s is how long we wait.",
     ),
     "timeout": (
-        "The attempt was cut at [run] deadline_s; it may have been billed, and is counted as such.",
+        "The attempt was cut at [run] deadline_s (unset: max_tokens decide); it counts as possibly billed.",
         "Raise deadline_s for long answers, or lower max_tokens.",
     ),
     "connection": (
@@ -125,6 +125,10 @@ _WORDS: dict[str, tuple[str, str]] = {
     "prompt_rejected": (
         "The row becomes a dead letter and is not asked again; twenty in a row stop the run.",
         "Read the teacher's words in dead_letters.jsonl: too long, a forbidden field, a refused content.",
+    ),
+    "possibly_billed": (
+        "The row is a dead letter; a run with [run] retry_possibly_billed = true asks it again.",
+        "Look at the teacher's bill, then set retry_possibly_billed for a run if the rows are worth it.",
     ),
     "teacher_refused": (
         f"The run stops at once: no other request would fare better. {_KEPT}",

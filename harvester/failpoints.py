@@ -1,7 +1,8 @@
-"""Places where a test may kill the process: named, and silent unless the environment arms one.
+"""Places where a test may kill the process or take its memory: silent unless the environment arms one.
 
 `HARVESTER_FAILPOINT=shards.before_rename:3` kills the process with SIGKILL when it passes there for the
-third time. No handler runs, nothing is flushed: what the kernel does not hold already is gone.
+third time. No handler runs, nothing is flushed: what the kernel does not hold already is gone. With `:memory`
+behind it, a MemoryError is raised there instead.
 """
 
 from __future__ import annotations
@@ -10,15 +11,21 @@ import os
 import signal
 
 VARIABLE = "HARVESTER_FAILPOINT"
-_armed, _, _nth = os.environ.get(VARIABLE, "").partition(":")
+_armed, _nth, _kind = (os.environ.get(VARIABLE, "") + "::").split(":")[:3]
 _left = int(_nth) if _nth.isdigit() else 1
 
 
 def reach(name: str) -> None:
-    """Die here if the environment says so."""
+    """Die here if the environment says so.
+
+    Raises:
+        MemoryError: if it says that.
+    """
     global _left
     if name != _armed:
         return
     _left -= 1
+    if _left == 0 and _kind == "memory":
+        raise MemoryError
     if _left == 0:
         os.kill(os.getpid(), signal.SIGKILL)

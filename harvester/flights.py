@@ -9,20 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from harvester.ceilings import Ceilings, Found, look_up
+from harvester.clock import Clock
 from harvester.journey import Request
 from harvester.metrics import Tally
 from harvester.records import Answer, Ask, Dead, Held, asker_of
 from harvester.scribe import Scribe
+from harvester.suspects import Suspects
 from harvester.teacher import Answered, GaveUp
 
-RE_ASKED = frozenset({"unavailable", "timeout", "connection", "broken_answer", "rate_limited"})
+RE_ASKED = frozenset(
+    {"unavailable", "timeout", "connection", "broken_answer", "rate_limited", "possibly_billed"}
+)
 """Dead letters of these kinds get another chance in the next run; a rejected prompt never does."""
 
 
 class Flights:
     """Requests under way, by key. Its size is bounded by the queue and the window."""
 
-    def __init__(self, scribe: Scribe, tally: Tally, ceilings: Ceilings) -> None:
+    def __init__(
+        self, scribe: Scribe, tally: Tally, ceilings: Ceilings, suspects: Suspects, clock: Clock
+    ) -> None:
+        self._suspects = suspects
+        self._clock = clock
         self._scribe = scribe
         self._tally = tally
         self._ceilings = ceilings
@@ -48,7 +56,11 @@ class Flights:
             self._note_asker(request, request.key)
             tally.duplicates += 1
         elif found is None or _asks_again(found.held):
-            return True
+            sentence = self._suspects.sentence(request)
+            if sentence is not None:
+                self.take_off(request)
+                self.bury(request, sentence)
+            return sentence is None
         else:
             if found.held.asker != asker_of(request.prompt, request.sample_index):
                 self._note_asker(request, found.key)
@@ -65,6 +77,16 @@ class Flights:
         self._landed.add(request.key)
         for follower in self._under_way.pop(request.key, ()):
             self._note_asker(follower, request.key)
+
+    def bury(self, request: Request, gone: GaveUp) -> None:
+        """A dead letter: it counts as one when it is durable."""
+
+        def stored() -> None:
+            self._tally.dead += 1
+            self.land(request)
+
+        last = self._suspects.named(gone)
+        self._scribe.submit(dead_record(request, last, self._clock.wall()), stored)
 
     def drop(self, request: Request) -> None:
         """It was not sent; it and its followers stay open for the next run."""

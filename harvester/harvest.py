@@ -20,7 +20,7 @@ from harvester.config import HarvestConfig
 from harvester.crew import Crew, take
 from harvester.doubts import Doubts
 from harvester.errors import HarvesterError, StoppedAtLimit
-from harvester.flights import Flights, answer_record, dead_record
+from harvester.flights import Flights, answer_record
 from harvester.group_commit import GroupCommit
 from harvester.journey import Request
 from harvester.laws import laws_of
@@ -29,6 +29,7 @@ from harvester.levers import Levers
 from harvester.metrics import PassLimits, PassResult, Snapshot, Tally, snapshot
 from harvester.scribe import Scribe
 from harvester.sentinel import Sentinel
+from harvester.suspects import Suspects
 from harvester.teacher import Answered, GaveUp, Parked, Teacher
 from harvester.voices import Voices
 
@@ -37,6 +38,7 @@ __all__ = ["PassLimits", "PassResult", "Snapshot", "harvest"]
 CHUNK = 500
 PROGRESS_EVERY_S = 0.2
 REST_S = 1.0
+NO_MEMORY = "memory ran out while an answer was taken in: lower [teacher.limits] max_concurrency"
 
 
 async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two by name
@@ -81,7 +83,8 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
         one.scribe = Scribe(writer, one.fail)
         await one.scribe.start()
         ceilings = await one.scribe.call(lambda journal: Ceilings.of(journal, config))
-        one.flights = Flights(one.scribe, one.tally, ceilings)
+        suspects = await one.scribe.call(lambda journal: Suspects.of(journal, config))
+        one.flights = Flights(one.scribe, one.tally, ceilings, suspects, chosen)
         laws = laws_of(config, limits, chosen)
         one.levels = Levels(one.scribe, laws.limiters, config.teacher, chosen)
         await one.levels.restore()
@@ -210,6 +213,9 @@ class _Pass:
         except (NotSent, Parked, HarvesterError) as stopped:
             self.flights.drop(request)
             self._stop_for(stopped)
+        except MemoryError:  # the others' answers are still taken in; the next run asks for this one
+            self.flights.drop(request)
+            self._park(Parked(0.0, NO_MEMORY))
 
     def _stop_for(self, stopped: NotSent | Parked | HarvesterError) -> None:
         if isinstance(stopped, Parked):
@@ -258,14 +264,7 @@ class _Pass:
     def _write_off(self) -> None:
         """Others were answered, or the feed is at its end: what failed is a dead letter."""
         for request, gone in self.doubts.take():
-            self._bury(request, gone)
-
-    def _bury(self, request: Request, gone: GaveUp) -> None:
-        def stored() -> None:
-            self.tally.dead += 1
-            self.flights.land(request)
-
-        self.scribe.submit(dead_record(request, gone, self.clock.wall()), stored)
+            self.flights.bury(request, gone)
 
     async def _watch(self, stop: asyncio.Event) -> None:
         """Drain on a stop or at the end of the time, then give the wire its grace."""

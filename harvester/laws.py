@@ -32,7 +32,7 @@ def laws_of(config: HarvestConfig, limits: PassLimits, clock: Clock) -> Laws:
     return Laws(
         _limiters(config.teacher, clock.now()),
         _budget(config, limits),
-        Backoff(config.run.max_attempts),
+        Backoff(config.run.max_attempts, config.run.retry_possibly_billed),
         clock,
         config.teacher.price,
         config.run.patience_s,

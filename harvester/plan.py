@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from harvester.completion import estimate_tokens
@@ -67,7 +67,7 @@ def _dress(prompt: Prompt, config: HarvestConfig, fixed: dict[str, Any], sample_
     if seed is not None and config.sampling.samples > 1:
         body["seed"] = seed + sample_index
     input_tokens = sum(_size(message) for message in messages)
-    ceiling = _ceiling(body)
+    ceiling = ceiling_of(body)
     output_tokens = ceiling or DEFAULT_OUTPUT_TOKENS
     most_in, most_out = _most_input(body), ceiling or MOST_OUTPUT_TOKENS
     return Request(
@@ -157,7 +157,7 @@ def _bytes(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
-def _ceiling(body: dict[str, Any]) -> int:
+def ceiling_of(body: Mapping[str, Any]) -> int:
     """Tokens the answer is limited to, 0 for no limit."""
     for name in ("max_completion_tokens", "max_tokens"):
         value = body.get(name)

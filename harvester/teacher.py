@@ -276,7 +276,7 @@ class Teacher:
         except TeacherError as error:
             self._record(error, attempt_id, request.key)
             raise
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, MemoryError):
             tally.possibly_billed += 1  # the intent stays without an outcome
             raise
         cost = cost_microusd(

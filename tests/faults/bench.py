@@ -110,8 +110,9 @@ def run(path: Path, clock: Clock | None = None, watch: Watch = lambda _: None) -
 
 
 def toml(name: str, table: Mapping[str, Any]) -> str:
-    """One table, its values inline."""
-    return "\n".join([f"[{name}]", *(f"{key} = {inline(value)}" for key, value in table.items())]) + "\n"
+    """One table, its values inline; what is None is left out."""
+    given = [f"{key} = {inline(value)}" for key, value in table.items() if value is not None]
+    return "\n".join([f"[{name}]", *given]) + "\n"
 
 
 def inline(value: Any) -> str:

@@ -20,7 +20,7 @@ from harvester.errors import ConfigError
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
 from harvester.prepare import prepare
-from tests.faults.bench import live
+from tests.faults.bench import POISON, live
 
 DAY = timedelta(days=1)
 
@@ -176,6 +176,7 @@ class Proxy:
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
+        self.heads: list[bytes] = []
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
@@ -199,6 +200,7 @@ class Proxy:
         head = await reader.readuntil(b"\r\n\r\n")
         line, _, rest = head.partition(b"\r\n")
         self.lines.append(line)
+        self.heads.append(head)
         method, url, version = line.split(b" ")
         host, port, path = re.fullmatch(rb"http://([^:/]+):(\d+)(/.*)", url).groups()  # type: ignore[union-attr]
         length = re.search(rb"(?i)content-length: (\d+)", rest)
@@ -267,3 +269,29 @@ def test_row_29_what_the_system_says_of_a_connection_is_said(mock: RunningMock, 
         assert "Cannot connect to host" not in ended.said
         assert "Connect call failed" not in ended.said
         assert ended.totals.attempts == 0
+
+
+def _sent(proxy: Proxy) -> list[bytes]:
+    """Values of the header in the requests that went through, and empties the list."""
+    heads, proxy.heads = [head for head in proxy.heads if head.startswith(b"POST")], []
+    return [found[1] for head in heads if (found := re.search(rb"(?i)idempotency-key: (\S+)", head))]
+
+
+def test_an_idempotency_key_is_one_for_all_attempts_at_a_request_and_off_by_default(
+    mock: RunningMock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = [{"action": "status", "status": 500, "prompt": POISON, "times": 1}]
+    on = {"idempotency_header": "Idempotency-Key"}
+    with Proxy() as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        off = live(mock, tmp_path, fails, run={"trust_env": True})
+        assert (off.exit_code, off.fired, _sent(proxy)) == (0, 1, [])
+        ended = live(mock, tmp_path, fails, run={"trust_env": True}, teacher=on, sampling={"seed": 1})
+        first = _sent(proxy)
+        assert (ended.exit_code, ended.fired, len(first), len(set(first))) == (0, 1, 4, 3)
+        again = live(mock, tmp_path, run={"trust_env": True, "epoch": 1}, teacher=on, sampling={"seed": 1})
+        assert again.exit_code == 0
+        assert not set(_sent(proxy)) & set(first)
+    disguise = live(mock, tmp_path, teacher={"idempotency_header": "User-Agent"})
+    assert (disguise.exit_code, "idempotency_header" in disguise.said) == (2, True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harvester.corpus import Corpus
+from harvester.failpoints import VARIABLE
 from harvester.journal import Journal
 from harvester.mock_teacher.running import RunningMock, start_process
 from tests.faults.bench import Hasty, live
@@ -225,3 +226,46 @@ def test_row_41_a_suspended_machine_wakes_without_a_burst(mock_teacher: Mock, tm
     assert clock.looks > 200
     assert (ended.exit_code, ended.totals.answers) == (0, 60)
     assert mock.state()["statuses"].get("429", 0) == 0
+
+
+def test_row_46_memory_that_runs_out_parks_the_run_and_loses_no_answer(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher()
+    config = write_folder(tmp_path, mock.base_url, 40, teacher=FOUR)
+    command = [sys.executable, "-m", "harvester", "run", str(config)]
+    armed = {**os.environ, VARIABLE: "completion.parse:9:memory"}
+    done = subprocess.run(command, env=armed, capture_output=True, text=True, timeout=60, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 10, said
+    assert "memory ran out" in said
+    assert "resume with: harvester run" in said
+    assert "Traceback" not in said
+    with Journal.open(tmp_path / "store", read_only=True) as journal:
+        totals = journal.totals()
+    # All that the teacher charged is held but for the answer that found no room, and that one is known.
+    assert totals.possibly_billed == 1
+    assert stored(tmp_path / "store") == totals.answers == mock.totals()["requests"] - 1
+    assert 8 <= totals.answers < 40
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (again.returncode, stored(tmp_path / "store")) == (0, 40)
+    assert mock.totals()["requests"] == 41
+
+
+def test_what_a_killed_run_left_open_is_not_sent_again_where_that_is_asked(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher(faults=[{"action": "silence", "after": 8}])
+    more = "[run]\nretry_possibly_billed = false\nmax_failed = 4\n"
+    config = write_folder(tmp_path, mock.base_url, 40, teacher=FOUR, more=more)
+    with living(config) as life:
+        until_asked(mock, life, 12)
+        life.signal(signal.SIGKILL)
+        life.end()
+    mock.set_faults([])
+    with living(config) as life:
+        ended, said, _ = life.end()
+    assert ended == 0, said
+    with Journal.open(tmp_path / "store", read_only=True) as journal:
+        totals = journal.totals()
+    assert (totals.answers, totals.dead, totals.errors) == (36, 4, {})

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from harvester import conduct
+from harvester.conduct import Run
 from harvester.corpus import Corpus
 from harvester.errors import PromptError
 from harvester.journal import Journal
@@ -225,3 +227,39 @@ def test_row_24_an_id_that_comes_twice_is_kept_counted_and_told_once(
     assert any("2 answers carry the id" in line for line in status_lines(status(ended.store)))
     own = live(mock, tmp_path, sampling={"seed": 7})
     assert (own.totals.answers, "carry the id" in own.said) == (6, False)
+
+
+def test_what_may_have_been_billed_is_never_sent_again_where_that_is_asked(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher()
+    cut = [{"action": "cut_body", "prompt": bench.POISON}]
+    once = {"retry_possibly_billed": False, "max_failed": 1}
+    ended = live(mock, tmp_path, cut, run=once)
+    assert (ended.exit_code, ended.fired, ended.billed["requests"]) == (0, 1, 3)
+    assert (ended.totals.answers, ended.totals.dead, ended.totals.possibly_billed) == (2, 1, 1)
+    (letter,) = ended.letters
+    assert (letter["code"], letter["attempts"]) == ("possibly_billed", 1)
+    assert "possibly billed, so not sent again" in letter["message"]
+    still = live(mock, tmp_path, run=once)
+    assert (still.billed["requests"], len(still.letters), still.totals.answers) == (0, 1, 2)
+    freed = live(mock, tmp_path)
+    assert (freed.exit_code, freed.billed["requests"], freed.totals.answers) == (0, 1, 3)
+    assert freed.letters == []
+
+
+def test_row_32_without_a_deadline_the_length_of_the_answer_sets_it(
+    mock_teacher: Mock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Run().deadline_for(512) == 120 + 51.2
+    assert (Run().deadline_for(0), Run().deadline_for(10**6)) == (600, 3600)
+    assert Run(deadline_s=7).deadline_for(10**6) == 7
+    mock = mock_teacher()
+    monkeypatch.setattr(conduct, "BASE_DEADLINE_S", 0.25)
+    monkeypatch.setattr(conduct, "SLOWEST_TOKENS_PER_S", 128.0)
+    silent = [{"action": "silence", "prompt": bench.POISON}]
+    ended = live(
+        mock, tmp_path, silent, run={"deadline_s": None, "max_attempts": 1}, sampling={"max_tokens": 64}
+    )
+    assert (ended.exit_code, ended.fired, ended.totals.possibly_billed) == (3, 1, 1)
+    assert "no last byte within 0.75 s" in ended.letters[0]["message"]
