@@ -90,6 +90,7 @@ def _understood(raw: bytes, input_tokens: int) -> Completion:
         model=_word(document.get("model")),
         system_fingerprint=_word(document.get("system_fingerprint")),
         response_id=_word(document.get("id")),
+        provider=_word(document.get("provider")),
         logprobs=_logprobs(choice.get("logprobs")),
     )
 

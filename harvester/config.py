@@ -180,6 +180,13 @@ class HarvestConfig(Frozen):
         return self
 
     @property
+    def providers(self) -> tuple[str, ...]:
+        """Providers that every body holds a router to (`provider.only`); none: no router, or not held."""
+        told = self.sampling.extra.get("provider")
+        only = told.get("only") if isinstance(told, dict) else None
+        return tuple(str(name) for name in only) if isinstance(only, list | tuple) else ()
+
+    @property
     def sha256(self) -> str:
         """Hash of the configuration's values; goes into lineage."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

@@ -23,7 +23,7 @@ from harvester.exchange import find, reading
 from harvester.findings import Finding, look
 from harvester.projection import SELECT_ANSWERS, asked_by, sample_of
 from harvester.records import ShardEntry
-from harvester.schema import SCHEMA, Sample, from_row
+from harvester.schema import ADDED, SCHEMA, Sample, from_row
 from harvester.shard_file import lineages_in, opened
 
 ROWS_PER_BATCH = 512
@@ -261,9 +261,10 @@ def _projected(sample: Sample, wanted: Sequence[str]) -> Sample:
 
 
 def _combinations(file: pq.ParquetFile, columns: Sequence[str], place: Path) -> Iterator[tuple[Any, ...]]:
-    lacking = sorted(set(columns) - set(file.schema_arrow.names))
-    if lacking:
+    there = [name for name in columns if name in file.schema_arrow.names]
+    held_to = any(lineage.get("providers") for lineage in lineages_in(file))  # then the column was written
+    if lacking := sorted(set(columns) - set(there) - (frozenset() if held_to else ADDED)):
         raise StoreFormatError(f"lacks columns {lacking}", place=str(place))
-    for batch in file.iter_batches(columns=list(columns)):
-        held = pa.Table.from_batches([batch]).group_by(list(columns)).aggregate([])
-        yield from (tuple(row[name] for name in columns) for row in held.to_pylist())
+    for batch in file.iter_batches(columns=there):
+        held = pa.Table.from_batches([batch]).group_by(there).aggregate([])
+        yield from (tuple(row.get(name, "") for name in columns) for row in held.to_pylist())

@@ -19,7 +19,7 @@ from harvester.errors import StoreError
 from harvester.exchange import find
 from harvester.lock import is_held
 from harvester.records import ShardEntry
-from harvester.schema import SCHEMA
+from harvester.schema import ADDED, SCHEMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
             return
         rows = 0
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            lacking = set(SCHEMA.names) - set(file.schema_arrow.names)
+            lacking = set(SCHEMA.names) - ADDED - set(file.schema_arrow.names)
             if lacking:
                 yield Finding("foreign", place, f"lacks columns {sorted(lacking)}")
                 return

@@ -116,7 +116,7 @@ class _Pass:
         self.clock = clock
         self.crew = Crew(config.teacher.limits.max_concurrency, self._work)
         self.tally = Tally()
-        self.voices = Voices(self.tally, strict=config.run.strict_model)
+        self.voices = Voices(self.tally, strict=config.run.strict_model, providers=config.providers)
         self.doubts = Doubts()
         self.ending = metrics.COMPLETE
         self.detail = ""

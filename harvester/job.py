@@ -72,6 +72,7 @@ def _record(prepared: Prepared) -> RunRecord:
         purpose=config.run.purpose,
         mock=verdict.mock,
         duties=tuple(verdict.duties),
+        providers=config.providers,
         config_sha256=config.sha256,
         config_json=config.model_dump_json(),
         tool_version=__version__,

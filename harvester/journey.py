@@ -116,6 +116,7 @@ class Completion:
     model: str = ""
     system_fingerprint: str = ""
     response_id: str = ""
+    provider: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
 
     @property

@@ -47,6 +47,7 @@ def sample_of(row: Mapping[str, Any], lineage: Mapping[str, Any]) -> Sample:
         response_model=answer.model,
         system_fingerprint=answer.system_fingerprint,
         response_id=answer.response_id,
+        provider=answer.provider,
         terms_id=lineage["terms_id"],
         permission_sha256=lineage["permission_sha256"],
         purpose=lineage["purpose"],

@@ -32,7 +32,7 @@ from harvester.keys import request_key
 from harvester.ledger import ceiling, micros
 from harvester.projection import sample_of
 from harvester.records import ShardEntry, asker_of, prompt_json
-from harvester.schema import SCHEMA, Sample, to_table
+from harvester.schema import SCHEMA, Sample, completed, to_table
 from harvester.shard_file import FOLDER, digest_of
 
 ALONE = (
@@ -109,7 +109,7 @@ def proven(journal: Journal, store: Path, entry: ShardEntry) -> Iterator[pa.Tabl
                 try:
                     table = file.read_row_group(number)
                     table.validate(full=True)
-                    table = table.cast(SCHEMA)
+                    table = completed(table).cast(SCHEMA)
                     if not is_as_sealed:
                         _require_statistics(file, number, table)
                         table = proof.of(table)

@@ -6,13 +6,15 @@ not the other, strips one, or puts files of several corpora together, is caught 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from harvester.names import printable
 
 SAME = ("teacher_id", "terms_id", "permission_sha256", "purpose", "mock")
 """Columns that repeat their lineage word for word."""
 
-COLUMNS = ("run_id", *SAME, "request_model", "response_model")
+COLUMNS = ("run_id", *SAME, "request_model", "response_model", "provider")
 """Columns the doors look at; a fact is one combination of their values that rows hold."""
 
 Fact = Mapping[str, Any]
@@ -44,7 +46,27 @@ def _differing(fact: Fact, lineage: Mapping[str, Any], run: str) -> list[str]:
     asked, model = str(fact.get("request_model") or ""), str(lineage.get("model") or "")
     if asked and asked != model:
         found.append(f"rows of run {run!r} were asked of {asked!r}, their lineage says {model!r}")
+    provider, held = str(fact.get("provider") or ""), tuple(map(str, lineage.get("providers") or ()))
+    if not is_among(provider, held):
+        found.append(f"rows of run {run!r} were served by {strange_provider(provider, held)}")
     return found
+
+
+def is_among(provider: str, held: Sequence[str]) -> bool:
+    """Whether a router kept to the providers it was held to; a name it leaves unsaid can't be judged.
+
+    Answers bear a provider's name ("DeepInfra", "Google AI Studio"), requests its slug ("deepinfra/fp8").
+    """
+    return not provider or not held or _slug(provider) in map(_slug, held)
+
+
+def _slug(provider: str) -> str:
+    return "".join(c for c in provider.partition("/")[0].lower() if c.isalnum())
+
+
+def strange_provider(provider: str, held: Sequence[str]) -> str:
+    """Who served it, and who might have."""
+    return f"{printable(provider)!r}, while the router was held to {', '.join(map(printable, held))}"
 
 
 def answering(facts: Iterable[Fact]) -> dict[str, tuple[str, ...]]:

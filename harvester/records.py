@@ -23,7 +23,8 @@ class RunRecord:
     """A run as the journal remembers it: who was asked, under which terms, for what.
 
     Sealed rows take their lineage from here, not from the process that seals. `duties` are what the terms
-    ask of those who use the answers; `config_json` holds no secret, for a configuration only names keys.
+    ask of those who use the answers, `providers` those a router was held to; `config_json` holds no secret,
+    for a configuration only names keys.
     """
 
     run_id: str
@@ -36,6 +37,7 @@ class RunRecord:
     purpose: str = "train"
     mock: bool = False
     duties: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
     config_sha256: str = ""
     config_json: str = "{}"
     tool_version: str = ""
@@ -54,6 +56,7 @@ class RunRecord:
             "purpose": self.purpose,
             "mock": self.mock,
             "duties": list(self.duties),
+            "providers": list(self.providers),
             "config_sha256": self.config_sha256,
             "tool_version": self.tool_version,
             "labels": dict(self.labels),

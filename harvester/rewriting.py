@@ -26,6 +26,7 @@ from harvester.journal import Journal
 from harvester.ledger import micros
 from harvester.proof import proven
 from harvester.records import ShardEntry
+from harvester.schema import completed
 from harvester.shard_file import (
     BYTES_PER_GROUP,
     FOLDER,
@@ -155,7 +156,7 @@ def _row_groups(tables: Iterable[pa.Table], without: Collection[str]) -> Iterato
 def _tables(path: Path) -> Iterator[pa.Table]:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         for number in range(file.num_row_groups):
-            table = file.read_row_group(number)
+            table = completed(file.read_row_group(number))
             table.validate(full=True)
             yield table
 

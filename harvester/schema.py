@@ -59,6 +59,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
     ("response_model", pa.string(), False, "model the answer names"),
     ("system_fingerprint", pa.string(), False, "the teacher's build, where it names one"),
     ("response_id", pa.string(), False, "the teacher's id of this answer; not unique by contract"),
+    ("provider", pa.string(), False, "who served it, where a router names one"),
     ("terms_id", pa.string(), False, "terms record in force on the day"),
     ("permission_sha256", pa.string(), False, "hash of the recorded permission, '' where none was needed"),
     ("purpose", pa.string(), False, "train or eval; eval rows are never trained on"),
@@ -76,6 +77,9 @@ COLUMNS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
     ("config_sha256", pa.string(), False, "hash of that run's configuration"),
     ("tool_version", pa.string(), False, "version of the harvester"),
 )
+
+ADDED = frozenset({"provider"})
+"""Columns that earlier files of this version may lack; they read as ''."""
 
 SCHEMA = pa.schema(
     [
@@ -114,6 +118,7 @@ class Sample:
     response_model: str = ""
     system_fingerprint: str = ""
     response_id: str = ""
+    provider: str = ""
     terms_id: str = ""
     permission_sha256: str = ""
     purpose: str = "train"
@@ -141,6 +146,16 @@ class Sample:
 _NAMES = tuple(f.name for f in fields(Sample))
 if set(_NAMES) != set(SCHEMA.names):  # a column without a field, or the reverse, is a bug at import
     raise AssertionError(f"Sample and SCHEMA differ: {set(_NAMES) ^ set(SCHEMA.names)}")
+
+
+def completed(table: pa.Table) -> pa.Table:
+    """A table of an earlier file with the columns of `ADDED` it lacks, in the order of the contract."""
+    lacking = ADDED - set(table.column_names)
+    if not lacking:
+        return table
+    for name in lacking:
+        table = table.append_column(SCHEMA.field(name), pa.array([""] * len(table), pa.string()))
+    return table.select(SCHEMA.names)
 
 
 def text_of(content: Any) -> str | None:

@@ -34,7 +34,8 @@ APART = ("teacher_id", "host", "model", "terms_id", "permission_sha256", "purpos
 _DICTIONARY = [
     "messages.list.element.role",
     "outcome", "finish_reason", "tags.list.element", "source_file", "teacher_id",
-    "endpoint", "request_model", "response_model", "system_fingerprint", "terms_id", "permission_sha256",
+    "endpoint", "request_model", "response_model", "system_fingerprint", "provider", "terms_id",
+    "permission_sha256",
     "purpose", "usage_source", "run_id", "config_sha256", "tool_version",
 ]  # fmt: skip
 

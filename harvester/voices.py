@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from harvester import provenance
 from harvester.admission import Parked
+from harvester.errors import TermsRefused
 from harvester.journey import Completion
 from harvester.metrics import Tally
 from harvester.refusals import visible
@@ -16,10 +20,12 @@ class Voices:
 
     Args:
         strict: another voice than the first one's parks the run.
+        providers: those a router is held to; none: whoever serves.
     """
 
-    def __init__(self, tally: Tally, *, strict: bool) -> None:
+    def __init__(self, tally: Tally, *, strict: bool, providers: Sequence[str] = ()) -> None:
         self._tally = tally
+        self._providers = tuple(providers)
         self._strict = strict
         self._ids: dict[int, None] = {}
 
@@ -28,11 +34,18 @@ class Voices:
 
         Raises:
             Parked: another teacher answers now, and the run is strict about it.
+            TermsRefused: a router let another provider answer than the terms were asked for.
         """
         if answer.response_id:
             self._note_id(hash(answer.response_id))
         if self._tally.note_voice(answer.voice) and self._strict:
             raise Parked(0.0, f"another teacher answers now: {visible(answer.voice)}")
+        if not provenance.is_among(answer.provider, self._providers):
+            raise TermsRefused(
+                f"answered by {provenance.strange_provider(answer.provider, self._providers)}",
+                place="provider",
+                remedy="the answer stays journalled; ask the router why, or declare that host's record too",
+            )
 
     def _note_id(self, told: int) -> None:
         if told in self._ids:

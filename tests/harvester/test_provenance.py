@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester import curate, export, provenance
+from harvester.corpus import Corpus
 from harvester.errors import StoreCorrupt, StoreFormatError, TermsRefused
-from harvester.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
+from harvester.schema import LINEAGE_KEY, SCHEMA, Sample, completed, to_table
 from trainer import config as train_settings
 from trainer import dataset
 
@@ -133,7 +134,8 @@ def test_one_file_of_another_corpus_closes_the_whole(
 @pytest.mark.parametrize("door", [*DOORS, door_curate])
 @pytest.mark.parametrize("column", provenance.COLUMNS)
 def test_a_renamed_column_is_missed(tmp_path: Path, door: Callable[[Path], None], column: str):
-    write(tmp_path / "store", "a", renamed(to_table(rows(EVAL)), column, f"old_{column}"), [EVAL])
+    lineage = {**EVAL, "providers": ["deepinfra"]}
+    write(tmp_path / "store", "a", renamed(to_table(rows(EVAL)), column, f"old_{column}"), [lineage])
     with pytest.raises(StoreFormatError, match=f"lacks columns .*{column}"):
         door(tmp_path)
 
@@ -189,6 +191,45 @@ def test_another_model_that_answered_is_asked_for_too(
     with pytest.raises(TermsRefused, match="answered") as caught:
         door(tmp_path)
     assert "\x1b" not in str(caught.value)
+
+
+HELD = {**LINEAGE, "providers": ["deepinfra/fp8", "google-ai-studio"]}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("lineage", "provider", "permitted"),
+    [
+        (HELD, "DeepInfra", True),
+        (HELD, "Google AI Studio", True),
+        (HELD, "", True),
+        (LINEAGE, "Novita", True),
+        (HELD, "Novita", False),
+        (HELD, "deepinfra2", False),
+        (HELD, "\x1b[2J", False),
+    ],
+)
+def test_rows_of_a_provider_the_router_was_not_held_to_go_no_further(
+    tmp_path: Path, door: Callable[[Path], None], lineage: Mapping[str, Any], provider: str, permitted: bool
+):
+    write(tmp_path / "store", "a", to_table(rows(lineage, provider=provider)), [lineage])
+    if permitted:
+        door(tmp_path)
+        return
+    with pytest.raises(TermsRefused, match="the router was held to") as caught:
+        door(tmp_path)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_file_from_before_the_column_is_read_as_one_that_names_no_provider(tmp_path: Path):
+    earlier = to_table(rows(LINEAGE)).drop_columns(["provider"])
+    write(tmp_path / "store", "a", earlier, [LINEAGE])
+    corpus = Corpus.open(tmp_path / "store")
+    assert {fact["provider"] for fact in corpus.distinct(provenance.COLUMNS)} == {""}
+    assert [sample.provider for sample in corpus.samples()] == ["", "", ""]
+    assert corpus.verify() == []
+    assert completed(earlier).equals(to_table(rows(LINEAGE)))
+    door_export(tmp_path)
 
 
 CHANGES = st.sampled_from(provenance.SAME)

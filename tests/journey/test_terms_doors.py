@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from harvester import job, warden
@@ -148,6 +149,66 @@ def test_an_answer_of_another_model_is_kept_and_goes_no_further(tmp_path: Path, 
     for verb in (("run", str(path)), ("seal", str(store)), ("export", str(store), str(tmp_path / "out"))):
         assert harvester(*verb).returncode == 77
     assert teacher.state()["received"] == received
+
+
+ROUTED = """\
+[[record]]
+id = "my-router"
+layer = "router"
+match = { host = "127.0.0.1", model = "*" }
+verdict = "permit"
+gist = "what the hosts say flows down"
+url = "https://example.org/router"
+licence = "LicenseRef-Test"
+seen = 2026-11-01
+review_after = 2036-11-01
+established = "primary"
+source = "a test"
+
+[[record]]
+id = "my-host"
+layer = "service"
+match = { host = "host.example", model = "*" }
+provider = "deepinfra"
+verdict = "permit"
+gist = "no limit on outputs"
+url = "https://example.org/host"
+licence = "LicenseRef-Test"
+seen = 2026-11-01
+review_after = 2036-11-01
+established = "primary"
+source = "a test"
+"""
+
+
+@pytest.mark.parametrize("named", ["DeepInfra", "Novita"])
+def test_a_provider_that_a_router_was_not_held_to_stops_the_run(tmp_path: Path, mock_teacher, named: str):
+    teacher = mock_teacher(faults=[{"action": "patch", "value": {"provider": named}}])
+    path = folder(tmp_path, teacher.base_url, lines=tuple(f'{{"prompt": "{n} + 1?"}}' for n in range(60)))
+    limits = "[teacher.limits]\nmax_concurrency = 2\n[prompts]"
+    path.write_text(
+        path.read_text().replace('"mock-teacher"\n[prompts]', f'"mock-teacher, my-host"\n{limits}')
+    )
+    (tmp_path / "terms").mkdir()
+    (tmp_path / "terms" / "mine.toml").write_text(ROUTED, encoding="utf-8")
+    done = harvester("run", str(path))
+    store = tmp_path / "store"
+    held = json.loads(harvester("verify", str(store), "--json").stdout)["answers"]
+    assert held == teacher.totals()["answers"]  # paid for, and kept
+    if named == "DeepInfra":
+        assert (done.returncode, held) == (0, 60), done.stderr
+        (shard,) = (store / "shards").glob("*.parquet")
+        table = pq.read_table(shard)
+        assert set(table["provider"].to_pylist()) == {"DeepInfra"}
+        assert json.loads(table.schema.metadata[b"distil.lineage"])[0]["providers"] == ["deepinfra"]
+        return
+    assert done.returncode == 77
+    assert "'Novita', while the router was held to deepinfra" in done.stderr
+    assert 0 < held < 60
+    assert not list((store / "shards").glob("*.parquet"))
+    for verb in (("run", str(path)), ("export", str(store), str(tmp_path / "out"))):
+        assert harvester(*verb).returncode == 77
+    assert teacher.totals()["answers"] == held
 
 
 def test_terms_that_change_while_a_run_lives_end_it(tmp_path: Path, mock_teacher, monkeypatch):
