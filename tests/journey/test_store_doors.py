@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +16,20 @@ Mock = Callable[..., RunningMock]
 
 def test_an_epoch_asks_everything_again_on_purpose_and_keeps_both(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
-    config = write_folder(tmp_path, mock.base_url, 12)
+    config = write_folder(tmp_path, mock.base_url, 12, more="top_logprobs = 2")
     for flags, asked in (((), 12), (("--epoch", "1"), 24), (("--epoch", "1"), 24)):
         assert harvester("run", config, *flags).returncode == 0
         assert mock.totals()["answers"] == asked
     samples = list(Corpus.open(tmp_path / "store").samples())
     assert set(Counter(one.prompt_id for one in samples).values()) == {2}
     assert len({one.key for one in samples}) == len(samples) == 24
-    assert Corpus.open(tmp_path / "store").verify() == []
+    assert all(one.logprobs for one in samples)
+    for path in (tmp_path / "store" / "shards").iterdir():  # the rows of real runs prove themselves
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"parquet-cpp-arrow", b"parquet-cpp-other"))
+    done = harvester("verify", config.parent / "store", "--repair", "--json")
+    assert (done.returncode, json.loads(done.stdout)["repaired"]["saved"]) == (0, 24)
+    assert list(Corpus.open(tmp_path / "store").samples()) == samples
 
 
 def test_a_second_run_is_told_who_holds_the_store_and_sends_nothing(
