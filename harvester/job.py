@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from harvester import __version__, control, endings, sealing, shift, tolerance, warden
+from harvester import __version__, control, editions, endings, sealing, shift, tolerance, warden
 from harvester.clock import Clock, SystemClock
 from harvester.doors import ask_what_waits
 from harvester.endings import ABORTED, STOPPED, Stop, Summary
@@ -54,7 +54,11 @@ async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> S
             record = _record(prepared)
             await on_writer(writer, lambda journal: journal.begin_run(record))
             tolerance.write_down(prepared.store, prepared.bad)
-            return await _Life(prepared, record, writer, watch, clock or SystemClock()).live()
+            life = _Life(prepared, record, writer, watch, clock or SystemClock())
+            life.news = await on_writer(
+                writer, lambda j: editions.note(j, prepared.config, prepared.root, record.run_id)
+            )
+            return await life.live()
         finally:
             await asyncio.to_thread(writer.close)
 
@@ -90,6 +94,7 @@ class _Life:
         self.run_id = record.run_id
         self.writer = writer
         self.stop = Stop()
+        self.news: tuple[str, ...] = ()
         self.target_bytes = int(prepared.config.store.shard_mib * 1024 * 1024)
         self.inbox = Inbox(prepared.config, prepared.root, lambda error: self.heart.complain(error))
         facts = {
@@ -138,7 +143,8 @@ class _Life:
         return Summary(
             run_id=self.run_id, ending=result.ending, exit_code=code, rows_total=prepared.rows_total,
             sealed_rows=sealed, store=str(prepared.store), resume=f"harvester run {prepared.path}",
-            detail=result.detail, warnings=endings.warnings_of(result.counts, len(prepared.bad)), **counts,
+            detail=result.detail, **counts,
+            warnings=(*self.news, *endings.warnings_of(result.counts, len(prepared.bad))),
         )  # fmt: skip
 
     def _voices(self) -> Mapping[str, int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from harvester.corpus import Corpus
 from harvester.errors import PromptError
+from harvester.journal import Journal
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
 from harvester.prepare import look_ahead, prepare
@@ -151,8 +154,17 @@ def test_row_62_edited_reordered_and_extended_prompts_re_pay_nothing(
     changed = live(mock, tmp_path, prompts=("What is 2 + 9?", *reversed(PROMPTS)))
     assert (changed.exit_code, changed.billed["requests"], changed.totals.answers) == (0, 1, 4)
     assert "3 from cache" in changed.said
+    assert re.search(r"note: p\.jsonl changed since run \d{8}T\d{6}-\w{6}: 1 rows new, 3 held", changed.said)
+    same = live(mock, tmp_path, prompts=("What is 2 + 9?", *reversed(PROMPTS)))
+    assert "changed since" not in same.said
+    with Journal.open(tmp_path / "store", read_only=True) as journal, journal.reading() as connection:
+        (note,) = connection.execute("SELECT value FROM meta WHERE name = 'prompts:p.jsonl'").fetchone()
+    digest = hashlib.sha256((tmp_path / "p.jsonl").read_bytes()).hexdigest()
+    assert json.loads(note)["sha256"] == digest
+    assert Corpus.open(tmp_path / "store").verify() == []
     fewer = live(mock, tmp_path, prompts=PROMPTS[1:])
     assert (fewer.exit_code, fewer.billed["requests"], fewer.totals.answers) == (0, 0, 4)
+    assert "0 rows new, 2 held" in fewer.said
 
 
 LINES = b"".join(
