@@ -77,6 +77,11 @@ CREATE TABLE manifest (
 """
 CHECKS = "CREATE TABLE IF NOT EXISTS checks (name TEXT PRIMARY KEY, checksum INTEGER NOT NULL) WITHOUT ROWID"
 """Checksums over the rows of `meta`, and of `counters` run by run: they change too often for one each."""
+FINISHED = (
+    "CREATE TABLE IF NOT EXISTS finished (digest BLOB PRIMARY KEY, rows INTEGER NOT NULL,"
+    " dead INTEGER NOT NULL, input_tokens INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID"
+)
+"""Sets of prompt files that have no open row."""
 
 
 def open_for_writing(store: Path) -> sqlite3.Connection:
@@ -101,7 +106,8 @@ def open_for_writing(store: Path) -> sqlite3.Connection:
             connection.execute(f"PRAGMA journal_size_limit={64 * 1024 * 1024}")
             if not _is_made(connection, path):
                 _make(connection)
-            connection.execute(CHECKS)  # stores of the first days lack it
+            connection.execute(CHECKS)  # stores of the first days lack these two
+            connection.execute(FINISHED)
             path.chmod(0o600)
         except BaseException:
             connection.close()
@@ -244,6 +250,12 @@ def disk_error(error: OSError, place: Path) -> StoreError:
         return StoreFull("no room left", place=str(place), remedy="free space, then run again")
     why = error.strerror or str(error)
     return StoreError(f"the disk refused: {why}", place=str(place), remedy="check it, then run again")
+
+
+def has_table(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether the database has this table; one that came later may be missing in an old store."""
+    query = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?)"
+    return bool(connection.execute(query, (name,)).fetchone()[0])
 
 
 def set_meta(connection: sqlite3.Connection, name: str, value: int) -> None:

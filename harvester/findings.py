@@ -104,7 +104,8 @@ def _journal(store: Path) -> list[Finding]:
                 if text != "ok":
                     found.append(Finding("damaged", database.NAME, text))
             for table, (columns, short) in _ROWS.items():
-                found += _rows(connection, table, columns, short)
+                if table != "finished" or database.has_table(connection, table):
+                    found += _rows(connection, table, columns, short)
             found += _index(connection)
             found += _sums(connection)
     except StoreError as error:
@@ -130,6 +131,7 @@ _ROWS: dict[str, tuple[str, int]] = {
     "asks": ("sample_index, key, asker, prompt_json", 1),
     "failures": ("attempt_id, run, status, maybe_billed, at_us, code, key, raw", 6),
     "manifest": ("shard, name, sha256, rows, size_bytes, lineage_digest, sealed_us", 7),
+    "finished": ("rows, dead, input_tokens, digest", 3),
 }  # fmt: skip
 
 

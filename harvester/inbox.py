@@ -18,6 +18,7 @@ import orjson
 from harvester import prompts
 from harvester.config import HarvestConfig
 from harvester.errors import NoPrompts, PromptError
+from harvester.finished import Finished
 from harvester.journey import Prompt, Request
 from harvester.plan import request_for, requests
 from harvester.tolerance import Tolerance
@@ -61,6 +62,10 @@ class Inbox:
         bad = Tolerance(self._config.prompts.max_bad)
         for request in requests(prompts.read(self._config.prompts.files, self._root, bad), self._config):
             yield self._count(request)
+
+    def pass_over(self, known: Finished) -> None:
+        """Count the rows of files that are known to have no open one, without reading them."""
+        self.rows, self.input_tokens = known.rows, known.input_tokens
 
     def watched(self) -> Iterator[Request | None]:
         """Every request, and those of files that appear or change; None when there is nothing new now."""

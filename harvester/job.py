@@ -15,11 +15,19 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from harvester import __version__, control, editions, endings, sealing, shift, tolerance, warden
+from harvester import __version__, control, editions, endings, finished, sealing, shift, tolerance, warden
 from harvester.clock import Clock, SystemClock
 from harvester.doors import ask_what_waits
 from harvester.endings import ABORTED, STOPPED, Stop, Summary
-from harvester.errors import ConfigError, HarvesterError, StoreError, TeacherChanged, TermsRefused
+from harvester.errors import (
+    ConfigError,
+    HarvesterError,
+    PromptError,
+    StoreError,
+    TeacherChanged,
+    TermsRefused,
+)
+from harvester.flights import RE_ASKED
 from harvester.group_commit import GroupCommit
 from harvester.harvest import harvest
 from harvester.heartbeat import Heart, Watch
@@ -27,7 +35,7 @@ from harvester.inbox import Inbox
 from harvester.journal import Journal
 from harvester.levers import Levers
 from harvester.lock import StoreLock
-from harvester.metrics import INTERRUPTED, PassResult
+from harvester.metrics import COMPLETE, INTERRUPTED, PassResult, Snapshot
 from harvester.prepare import Prepared, ask_again
 from harvester.records import RunRecord
 from harvester.sealing import on_writer
@@ -168,6 +176,11 @@ class _Life:
 
     async def _pass(self, caught: Caught) -> tuple[PassResult, HarvesterError | None]:
         prepared, heart, stop = self.prepared, self.heart, self.stop
+        known = await on_writer(self.writer, lambda journal: finished.recall(journal, prepared.digest))
+        if known is not None:  # asked to the end before, and nothing has left the store since
+            self.inbox.pass_over(known)
+            heart.note(known.counts())
+            return PassResult(COMPLETE, known.counts()), None
         work = asyncio.create_task(
             harvest(
                 self.inbox.watched() if prepared.flags.watch else self.inbox.once(), prepared.config,
@@ -245,7 +258,22 @@ class _Life:
         finally:
             await on_writer(self.writer, lambda j: j.end_run(self.run_id, result.ending, code, time.time()))
         await on_writer(self.writer, lambda j: j.write_dead_letters(store))
+        if error is None and result.ending == COMPLETE:
+            await self._remember(result.counts)
         return sealed
+
+    async def _remember(self, counts: Snapshot) -> None:
+        """Files that are still as they were checked, read to their end without a line left out, are done."""
+        prepared, digest = self.prepared, self.prepared.digest
+        if digest is None or prepared.bad or counts.rows != prepared.rows_total:
+            return
+        try:
+            now = await asyncio.to_thread(finished.digest_of, prepared.config, prepared.root)
+        except PromptError:  # gone meanwhile
+            return
+        if now == digest:
+            tokens = self.inbox.input_tokens
+            await on_writer(self.writer, lambda j: finished.note(j, digest, counts, tokens, RE_ASKED))
 
 
 @contextlib.asynccontextmanager

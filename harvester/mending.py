@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 import pyarrow.compute as pc
 
+from harvester import finished
 from harvester.bill import Bill, bill_of
 from harvester.corpus import Corpus
 from harvester.database import OUTCOME_CODES, checksum
@@ -161,6 +162,7 @@ def _forget_strays(journal: Journal) -> set[bytes]:
     if strays:
         with journal.writing() as connection:
             connection.executemany("DELETE FROM keys WHERE key = ?", [(key,) for key in strays])
+            finished.forget(connection)
     return strays
 
 
@@ -182,6 +184,7 @@ def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
         if wanted & keys_in(journal, entry):
             _drain(rewrite(journal, store, [entry], without=wanted))
     with journal.writing() as connection:
+        finished.forget(connection)
         for table in _TABLES:
             connection.executemany(
                 f"DELETE FROM {table} WHERE key = ?",  # noqa: S608 - our own names

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from harvester import config as settings
-from harvester import environment, forms, hours, identities, outlook, plan, prompts, sentinel, terms
+from harvester import environment, finished, forms, hours, identities, outlook, plan, prompts, sentinel, terms
 from harvester.config import HarvestConfig
 from harvester.doors import ask_what_waits
 from harvester.errors import ConfigError, NoPrompts, PromptError
@@ -41,7 +41,10 @@ class Flags:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A run that may start: configuration read, prompts checked, terms permitted."""
+    """A run that may start: configuration read, prompts checked, terms permitted.
+
+    `digest` is that of the prompt files as they were checked (`finished`), None where none is kept.
+    """
 
     path: Path
     config: HarvestConfig
@@ -51,6 +54,7 @@ class Prepared:
     verdict: terms.Verdict
     key: str | None = field(repr=False)
     bad: tuple[PromptError, ...] = ()
+    digest: bytes | None = None
 
     @property
     def root(self) -> Path:
@@ -110,8 +114,18 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
         gate(config.model_copy(update={"run": evaluating}), root).require()
     key = settings.api_key(config.teacher, environment.variables(root))
     bad = Tolerance(config.prompts.max_bad)
-    rows, tokens = _count(config, root, bad, watch=flags is not None and flags.watch)
-    return Prepared(path, config, flags or Flags(), rows, tokens, verdict, key, tuple(bad.passed_over))
+    watch = flags is not None and flags.watch
+    # Canaries are asked while a pass lives, and a watching run never ends: both take the whole walk.
+    whole = watch or config.canary.prompts is not None
+    digest = None if whole else finished.digest_of(config, root)
+    known = finished.look_up(root / config.store.path, digest)
+    if known is None:
+        rows, tokens = _count(config, root, bad, watch=watch)
+    else:
+        rows, tokens = known.rows, known.input_tokens
+    return Prepared(
+        path, config, flags or Flags(), rows, tokens, verdict, key, tuple(bad.passed_over), digest
+    )
 
 
 def _count(config: HarvestConfig, root: Path, bad: Tolerance, *, watch: bool) -> tuple[int, int]:

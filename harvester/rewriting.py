@@ -19,7 +19,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harvester import exchange
+from harvester import exchange, finished
 from harvester.database import checksum, set_meta
 from harvester.failpoints import reach
 from harvester.journal import Journal
@@ -171,6 +171,8 @@ def _enter_swap(
         gone = {key for one in old for key in keys_in(journal, one)}.difference(keys)
     with journal.writing() as connection:
         connection.executemany("DELETE FROM keys WHERE key = ?", [(key,) for key in sorted(gone)])
+        if gone:
+            finished.forget(connection)
         connection.executemany("DELETE FROM manifest WHERE shard = ?", [(one.shard,) for one in old])
         if new is not None:
             connection.executemany(
