@@ -81,7 +81,7 @@ FINISHED = (
     "CREATE TABLE IF NOT EXISTS finished (digest BLOB PRIMARY KEY, rows INTEGER NOT NULL,"
     " dead INTEGER NOT NULL, input_tokens INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID"
 )
-"""Sets of prompt files that have no open row."""
+"""Sets of prompt files that have no open row; made when there is the first."""
 
 
 def open_for_writing(store: Path) -> sqlite3.Connection:
@@ -106,8 +106,7 @@ def open_for_writing(store: Path) -> sqlite3.Connection:
             connection.execute(f"PRAGMA journal_size_limit={64 * 1024 * 1024}")
             if not _is_made(connection, path):
                 _make(connection)
-            connection.execute(CHECKS)  # stores of the first days lack these two
-            connection.execute(FINISHED)
+            connection.execute(CHECKS)  # stores of the first days lack it
             path.chmod(0o600)
         except BaseException:
             connection.close()

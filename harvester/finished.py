@@ -108,6 +108,7 @@ def note(
             (waits,) = connection.execute(query, sorted(retried)).fetchone()
             if waits or counts.from_cache + counts.dead != counts.rows:
                 return
+        connection.execute(database.FINISHED)
         row = (counts.rows, counts.dead, input_tokens)
         connection.execute(
             "INSERT OR REPLACE INTO finished VALUES (?, ?, ?, ?, ?)", (digest, *row, checksum(row, digest))
@@ -116,4 +117,5 @@ def note(
 
 def forget(connection: sqlite3.Connection) -> None:
     """Answers or dead letters leave the store in this transaction: nothing is finished any more."""
-    connection.execute("DELETE FROM finished")
+    if database.has_table(connection, "finished"):
+        connection.execute("DELETE FROM finished")

@@ -46,6 +46,8 @@ def ran(mock: RunningMock, root: Path, *faults: dict[str, Any], **more: Any) -> 
 
 def remembered(root: Path) -> int:
     with closing(database.open_for_reading(root / "store")) as connection:
+        if not database.has_table(connection, "finished"):
+            return 0
         return connection.execute("SELECT count(*) FROM finished").fetchone()[0]
 
 
