@@ -155,6 +155,7 @@ def table_of(numbers: range, keys: list[bytes], run: RunRecord) -> pa.Table:
         "sample_index": 0, "outcome": "ok", "finish_reason": "stop", "metadata_json": "{}",
         "source_file": "prompts.jsonl", "teacher_id": run.teacher_id, "endpoint": "http://127.0.0.1:8000/v1",
         "request_model": run.model, "response_model": run.model, "system_fingerprint": "", "response_id": "",
+        "provider": "",
         "terms_id": run.terms_id, "permission_sha256": "", "purpose": run.purpose, "mock": True,
         "input_tokens": 30, "output_tokens": 25, "cached_tokens": 0, "reasoning_tokens": 0,
         "usage_source": "reported", "cost_microusd": 20, "attempts": 1, "latency_s": 0.2,
