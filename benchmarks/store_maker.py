@@ -25,8 +25,8 @@ from harvester.database import checksum, set_meta, sign
 from harvester.journal import Journal
 from harvester.journey import Prompt
 from harvester.keys import RequestKeys
+from harvester.manifest import enter
 from harvester.records import RunRecord, ShardEntry, asker_of
-from harvester.rewriting import enter
 from harvester.schema import SCHEMA
 from harvester.shard_file import FOLDER, digest_of, lineage_digest, writer_of
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from harvester import exchange
 from harvester.journal import Journal
+from harvester.manifest import manifest_of
 from harvester.records import ShardEntry
-from harvester.rewriting import NotNow, manifest_of, rewrite, tidy
-from harvester.shard_file import FOLDER
+from harvester.rewriting import NotNow, rewrite, tidy
+from harvester.shard_file import FOLDER, ROWS_PER_SHARD
 
 SMALL = 2
-"""A shard below the target by this factor is worth merging."""
+"""A shard below the target by this factor, in bytes and in rows, is worth merging."""
 MANY = 4
 """So many small ones are merged even where they don't fill a shard: fewer would be written over and over."""
 
@@ -46,12 +47,15 @@ def batches(journal: Journal, target_bytes: int) -> list[list[ShardEntry]]:
     """Small shards that are worth merging, each list into one."""
     by_digest: dict[str, list[ShardEntry]] = {}
     for entry in manifest_of(journal):
-        if entry.size_bytes < target_bytes / SMALL:
+        if entry.size_bytes < target_bytes / SMALL and entry.rows < ROWS_PER_SHARD / SMALL:
             by_digest.setdefault(entry.lineage_digest, []).append(entry)
     found: list[list[ShardEntry]] = []
     for _, entries in sorted(by_digest.items()):
         batch: list[ShardEntry] = []
         for entry in entries:
+            if sum(one.rows for one in batch) + entry.rows > ROWS_PER_SHARD:
+                found.append(batch)
+                batch = []
             batch.append(entry)
             if sum(one.size_bytes for one in batch) >= target_bytes:
                 found.append(batch)

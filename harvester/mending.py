@@ -25,9 +25,10 @@ from harvester.findings import Finding
 from harvester.journal import Journal
 from harvester.ledger import ceiling
 from harvester.lock import StoreLock, is_held
+from harvester.manifest import enter, keys_in, manifest_of
 from harvester.proof import proven
 from harvester.records import ShardEntry
-from harvester.rewriting import enter, keys_in, manifest_of, rewrite, tidy
+from harvester.rewriting import rewrite, tidy
 from harvester.shard_file import (
     FOLDER,
     NAME,

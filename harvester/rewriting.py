@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -20,10 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harvester import exchange, finished
-from harvester.database import checksum, set_meta
 from harvester.failpoints import reach
 from harvester.journal import Journal
-from harvester.ledger import micros
+from harvester.manifest import enter_new, keys_in, manifest_of, move_keys
 from harvester.proof import proven
 from harvester.records import ShardEntry
 from harvester.schema import completed
@@ -35,6 +33,7 @@ from harvester.shard_file import (
     checked,
     digest_of,
     disk,
+    keys_of,
     lineages_in,
     opened,
     writer_of,
@@ -175,35 +174,13 @@ def _enter_swap(
             finished.forget(connection)
         connection.executemany("DELETE FROM manifest WHERE shard = ?", [(one.shard,) for one in old])
         if new is not None:
-            connection.executemany(
-                "UPDATE keys SET shard = ?, checksum = ? WHERE key = ?",
-                list(_moved(connection, new.shard, sorted(keys))),
-            )
-            enter(connection, new)
-            set_meta(connection, "last_shard", new.shard)
+            move_keys(connection, new.shard, keys)
+            enter_new(connection, new)
         reach("compaction.before_commit")
     reach("compaction.after_commit")
     with disk(store / FOLDER):
         exchange.discard(store / FOLDER)
     return gone
-
-
-def _moved(
-    connection: sqlite3.Connection, shard: int, keys: Sequence[bytes]
-) -> Iterator[tuple[int, int, bytes]]:
-    for key in keys:
-        query = "SELECT outcome, max_tokens, asker FROM keys WHERE key = ?"
-        outcome, ceiling, asker = connection.execute(query, (key,)).fetchone()
-        yield shard, checksum([shard, outcome, ceiling], key, asker), key
-
-
-def enter(connection: sqlite3.Connection, entry: ShardEntry) -> None:
-    """Name a shard in the manifest, inside an open transaction."""
-    facts = (
-        entry.shard, entry.name, entry.sha256, entry.rows, entry.size_bytes, entry.lineage_digest,
-        micros(entry.sealed_at),
-    )  # fmt: skip
-    connection.execute("INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*facts, checksum(facts)))
 
 
 def tidy(journal: Journal, store: Path) -> None:
@@ -242,27 +219,9 @@ def _exchanged(
         if match is None or digest[:16] != match[2]:
             continue
         with opened(path) as file:
-            keys = [bytes.fromhex(text) for text in file.read(columns=["key"]).column("key").to_pylist()]
+            keys = keys_of(file)
         if known.issuperset(keys):
             made_at = path.stat().st_mtime
             digest_of_lineage = old[0].lineage_digest
             return ShardEntry(number, path.name, digest, len(keys), size, digest_of_lineage, made_at), keys
     return None
-
-
-def keys_in(journal: Journal, entry: ShardEntry) -> set[bytes]:
-    """Keys that the index places in a shard."""
-    with journal.reading() as connection:
-        return {key for (key,) in connection.execute("SELECT key FROM keys WHERE shard = ?", (entry.shard,))}
-
-
-def manifest_of(journal: Journal) -> list[ShardEntry]:
-    """The sealed shards, in the order they were sealed."""
-    query = (
-        "SELECT shard, name, sha256, rows, size_bytes, lineage_digest, sealed_us FROM manifest ORDER BY shard"
-    )
-    with journal.reading() as connection:
-        return [
-            ShardEntry(shard, name, sha256, rows, size, lineage, sealed_us / 1e6)
-            for shard, name, sha256, rows, size, lineage, sealed_us in connection.execute(query)
-        ]

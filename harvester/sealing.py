@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Generator
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,9 @@ from harvester.shard_file import FOLDER
 
 T = TypeVar("T")
 SEAL_EVERY_S = 5.0
+RARELY = 24
+NEARLY = 0.9
+"""Answers also fill pages that were in use already."""
 QUIET_S = 3.0
 """A folder that nobody touched for so long has no reader between listing it and opening its files."""
 PATIENCE = 5
@@ -37,12 +41,17 @@ async def on_writer(writer: GroupCommit, fn: Callable[[Journal], T]) -> T:
 
 async def seal_along(store: Path, writer: GroupCommit, target_bytes: int) -> None:
     """Seal what fills a shard and merge small ones: a slice, then whatever was submitted meanwhile."""
-    while True:
+    due_bytes = 0.0
+    for turn in count():
         await asyncio.sleep(SEAL_EVERY_S)
-        steps = await on_writer(
-            writer, lambda j: shards.seal_steps(j, store, target_bytes=target_bytes, everything=False)
-        )
-        await _in_slices(writer, steps)
+        # Summing up what is unsealed reads all of it: not before there can be enough, but now and then, for
+        # what else the journal holds may shrink meanwhile.
+        if turn % RARELY == 0 or await on_writer(writer, shards.used_bytes) >= due_bytes:
+            steps = await on_writer(
+                writer, lambda j: shards.seal_steps(j, store, target_bytes=target_bytes, everything=False)
+            )
+            sealed = await _in_slices(writer, steps)
+            due_bytes = await on_writer(writer, shards.used_bytes) + sealed.lacking_bytes * NEARLY
         await merge(store, writer, target_bytes, patience=PATIENCE)
 
 

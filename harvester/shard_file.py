@@ -27,6 +27,9 @@ FOLDER = "shards"
 NAME = re.compile(r"part-(\d{8})-([0-9a-f]{16})\.parquet\Z")
 ROWS_PER_GROUP = 2048
 BYTES_PER_GROUP = 16 * 1024 * 1024
+ROWS_PER_SHARD = 1 << 17
+"""A shard of tiny answers ends here, below its target size: its keys are held in memory while it is written,
+and enter the index in one transaction that a living harvest waits for."""
 
 APART = ("teacher_id", "host", "model", "terms_id", "permission_sha256", "purpose", "mock", "duties")
 """Runs that differ in any of these never share a file."""
@@ -102,6 +105,15 @@ def lineages_in(file: pq.ParquetFile) -> list[dict[str, Any]]:
     if not all(isinstance(one, dict) for one in told):
         raise StoreCorrupt("a shard's lineage is no list of objects")
     return told
+
+
+def keys_of(file: pq.ParquetFile) -> list[bytes]:
+    """The keys of a shard's rows, in order."""
+    return [
+        bytes.fromhex(text)
+        for number in range(file.num_row_groups)
+        for text in file.read_row_group(number, ["key"]).column("key").to_pylist()
+    ]
 
 
 def lineage_digest(lineage: Mapping[str, Any]) -> str:

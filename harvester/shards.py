@@ -18,10 +18,9 @@ from typing import Any
 
 import orjson
 
-from harvester.database import checksum, set_meta
 from harvester.failpoints import reach
 from harvester.journal import Journal
-from harvester.ledger import micros
+from harvester.manifest import enter_new, place_answers
 from harvester.projection import SELECT_ANSWERS, sample_of
 from harvester.records import ShardEntry
 from harvester.rewriting import tidy
@@ -31,9 +30,11 @@ from harvester.shard_file import (
     FOLDER,
     NAME,
     ROWS_PER_GROUP,
+    ROWS_PER_SHARD,
     checked,
     digest_of,
     disk,
+    keys_of,
     lineage_digest,
     lineages_in,
     opened,
@@ -46,8 +47,6 @@ ROWS_PER_SLICE = 256
 EXPECTED_COMPRESSION = 3
 """Stored bytes a byte of shard; only decides when a shard is worth writing."""
 
-_IndexRow = tuple[bytes, int, int | None, bytes]
-
 
 @dataclass(frozen=True, slots=True)
 class SealResult:
@@ -55,6 +54,8 @@ class SealResult:
 
     rows: int
     files: tuple[str, ...]
+    lacking_bytes: int = 0
+    """So much more must be stored before there can be another full shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +101,10 @@ def seal_steps(
     with disk(folder):
         files = _adopt(journal, folder)
     rows = sum(count for _, count in files)
+    full = lacking = target_bytes * EXPECTED_COMPRESSION
     for group in _groups(journal):
         left = group.stored_bytes
-        while left > 0 and (everything or left >= target_bytes * EXPECTED_COMPRESSION):
+        while left > 0 and (everything or left >= full):
             with disk(folder):
                 name, count, moved = yield from _seal_one(journal, folder, group, target_bytes)
             if count == 0:
@@ -110,7 +112,18 @@ def seal_steps(
             files.append((name, count))
             rows += count
             left -= moved
-    return SealResult(rows, tuple(name for name, _ in files))
+        lacking = min(lacking, full - left)
+    return SealResult(rows, tuple(name for name, _ in files), max(0, lacking))
+
+
+def used_bytes(journal: Journal) -> int:
+    """Bytes of the database's pages in use: known without reading any, and grows with what is stored."""
+    with journal.reading() as connection:
+        pages, free, size = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+    return int((pages - free) * size)
 
 
 def _groups(journal: Journal) -> list[_Group]:
@@ -137,9 +150,9 @@ def _seal_one(
     shard = journal.next_shard()
     hidden = folder / f".part-{shard:08d}.tmp"
     try:
-        index, moved = yield from _write(journal, hidden, group, target_bytes)
+        keys, moved = yield from _write(journal, hidden, group, target_bytes)
         reach("shards.after_write")
-        entry = yield from checked(hidden, shard, [row[0] for row in index], group.digest)
+        entry = yield from checked(hidden, shard, keys, group.digest)
         reach("shards.before_rename")
         hidden.rename(folder / entry.name)
         reach("shards.after_rename")
@@ -148,16 +161,16 @@ def _seal_one(
         with contextlib.suppress(OSError):  # a full disk needs the room; the rows are journalled still
             hidden.unlink(missing_ok=True)
         raise
-    _commit(journal, entry, index)
-    return entry.name, len(index), moved
+    _commit(journal, entry, keys)
+    return entry.name, len(keys), moved
 
 
 def _write(
     journal: Journal, hidden: Path, group: _Group, target_bytes: int
-) -> Generator[None, None, tuple[list[_IndexRow], int]]:
+) -> Generator[None, None, tuple[list[bytes], int]]:
     lineages = sorted(group.lineages, key=lambda lineage: str(lineage["run_id"]))
     by_run = dict(zip(group.runs, group.lineages, strict=True))
-    index: list[_IndexRow] = []
+    keys: list[bytes] = []
     waiting: list[Sample] = []
     moved = waiting_bytes = last_id = 0
     with hidden.open("xb") as sink:
@@ -166,13 +179,13 @@ def _write(
                 last_id = rows[-1]["id"]
                 for row in rows:
                     waiting.append(sample_of(row, by_run[row["run"]]))
-                    index.append((row["key"], row["outcome"], row["max_tokens"], row["asker"]))
+                    keys.append(row["key"])
                     waiting_bytes += _stored(row)
                 if len(waiting) >= ROWS_PER_GROUP or waiting_bytes >= BYTES_PER_GROUP:
                     writer.write_table(to_table(waiting).cast(writer.schema))
                     moved += waiting_bytes
                     waiting, waiting_bytes = [], 0
-                    if sink.tell() >= target_bytes:
+                    if sink.tell() >= target_bytes or len(keys) > ROWS_PER_SHARD - ROWS_PER_GROUP:
                         break
                 yield
             if waiting:
@@ -180,7 +193,7 @@ def _write(
         sink.flush()
         os.fsync(sink.fileno())
     hidden.chmod(0o600)
-    return index, moved + waiting_bytes
+    return keys, moved + waiting_bytes
 
 
 def _slice(journal: Journal, group: _Group, after: int) -> list[dict[str, Any]]:
@@ -206,21 +219,11 @@ def _stored(row: dict[str, Any]) -> int:
     return len(row["raw"]) + len(row["body_json"]) + len(row["prompt_json"])
 
 
-def _commit(journal: Journal, entry: ShardEntry, index: Sequence[_IndexRow]) -> None:
+def _commit(journal: Journal, entry: ShardEntry, keys: Sequence[bytes]) -> None:
     """Manifest row, key index and removal of the bodies: all or nothing."""
-    sealed_us = micros(entry.sealed_at)
-    facts = (
-        entry.shard, entry.name, entry.sha256, entry.rows, entry.size_bytes, entry.lineage_digest, sealed_us,
-    )  # fmt: skip
-    keys = [
-        (key, entry.shard, outcome, ceiling, asker, checksum([entry.shard, outcome, ceiling], key, asker))
-        for key, outcome, ceiling, asker in sorted(index)  # sorted: neighbours share a page of the index
-    ]
     with journal.writing() as connection:
-        connection.execute("INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*facts, checksum(facts)))
-        set_meta(connection, "last_shard", entry.shard)
-        connection.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?, ?, ?)", keys)
-        connection.executemany("DELETE FROM answers WHERE key = ?", [row[:1] for row in keys])
+        enter_new(connection, entry)
+        place_answers(connection, entry.shard, keys)
         reach("shards.before_commit")
     reach("shards.after_commit")
 
@@ -236,31 +239,24 @@ def _adopt(journal: Journal, folder: Path) -> list[tuple[str, int]]:
         digest, size = digest_of(path)
         if digest[:16] != match[2]:
             continue  # damaged or not ours: `verify` names it, its rows are sealed again from the journal
-        index, lineage = _index_of(journal, path)
-        if index is None:
+        keys, lineage = _contents(path)
+        if not _are_journalled(journal, keys):
             continue
         sync_folder(folder)
-        _commit(
-            journal,
-            ShardEntry(int(match[1]), path.name, digest, len(index), size, lineage, time.time()),
-            index,
-        )
-        adopted.append((path.name, len(index)))
+        entry = ShardEntry(int(match[1]), path.name, digest, len(keys), size, lineage, time.time())
+        _commit(journal, entry, keys)
+        adopted.append((path.name, len(keys)))
     return adopted
 
 
-def _index_of(journal: Journal, path: Path) -> tuple[list[_IndexRow] | None, str]:
-    """Index rows of a file whose rows are all journalled still; None when any is not."""
+def _contents(path: Path) -> tuple[list[bytes], str]:
+    """The keys of a file, in order, and its lineage digest."""
     with opened(path) as file:
-        keys = [bytes.fromhex(text) for text in file.read(columns=["key"]).column("key").to_pylist()]
-        lineages = lineages_in(file)
-    index: list[_IndexRow] = []
+        return keys_of(file), lineage_digest(lineages_in(file)[0])
+
+
+def _are_journalled(journal: Journal, keys: Sequence[bytes]) -> bool:
+    """Whether the journal holds the bodies of all of them still."""
+    query = "SELECT EXISTS (SELECT 1 FROM answers WHERE key = ?)"
     with journal.reading() as connection:
-        for key in keys:
-            row = connection.execute(
-                "SELECT key, outcome, max_tokens, asker FROM answers WHERE key = ?", (key,)
-            ).fetchone()
-            if row is None:
-                return None, ""
-            index.append(row)
-    return index, lineage_digest(lineages[0])
+        return all(connection.execute(query, (key,)).fetchone()[0] for key in keys)

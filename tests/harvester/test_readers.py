@@ -19,6 +19,7 @@ from harvester.corpus import Corpus
 from harvester.errors import StoreError
 from harvester.exchange import Watch
 from harvester.journal import Journal
+from harvester.manifest import manifest_of
 from harvester.mock_teacher.running import RunningMock
 from harvester.schema import SCHEMA
 from harvester.shards import seal
@@ -129,7 +130,7 @@ def test_readers_beside_kills_sealing_and_merging_see_a_growing_set(
         assert killed >= 2
         assert looker.rounds > 20
         with Journal.open(store, read_only=True) as journal:
-            sealed, files = journal.next_shard() - 1, len(rewriting.manifest_of(journal))
+            sealed, files = journal.next_shard() - 1, len(manifest_of(journal))
         assert files < sealed  # some were merged away beside the readers
         assert Corpus.open(store).verify() == []
         for reader in looker.readers:
