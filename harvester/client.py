@@ -41,7 +41,7 @@ from harvester.errors import (
 from harvester.journey import RawAnswer, Request
 from harvester.masking import Mask
 from harvester.plan import ceiling_of
-from harvester.refusals import visible
+from harvester.refusals import excerpt
 
 _Headers = list[tuple[bytes, bytes]]
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -192,7 +192,7 @@ class Client:
                 raise self._refusal(answer, url)
             models = roster.listed(answer.body) if answer.status == 200 else []
             if models and not roster.names(models, self._teacher.model):
-                shown = visible(", ".join(models[:20]))
+                shown = excerpt(", ".join(models[:20]))
                 raise TeacherRefused(
                     f"the teacher has no model {self._teacher.model!r}",
                     place=_place(url),
@@ -277,7 +277,7 @@ def _translated(error: BaseException, url: httpx.URL, mask: Mask) -> TeacherErro
                         error_code=open_files.CODE,
                         place=_place(url),
                     )
-                detail = visible(mask.words(_plain_words(cause)))
+                detail = excerpt(mask.words(_plain_words(cause)))
                 text = f"{message}: {detail}" if detail else message
                 return ours(text, maybe_billed=maybe_billed, place=_place(url))
     return ConnectionBroken("the exchange broke", maybe_billed=True, place=_place(url))

@@ -18,7 +18,7 @@ from harvester.errors import BrokenAnswer, TeacherError
 from harvester.failpoints import reach
 from harvester.forms import fits
 from harvester.journey import Alternative, Completion, Outcome, TokenLogprob, Usage
-from harvester.refusals import classify, error_inside, visible
+from harvester.refusals import classify, error_inside, excerpt
 from harvester.stream import assemble, is_stream
 
 __all__ = ["classify", "estimate_tokens", "parse"]
@@ -74,7 +74,7 @@ def _understood(raw: bytes, input_tokens: int) -> Completion:
         raise _broken("status 200 whose choice holds no message", raw, billed=True)
     finish_reason = str(choice.get("finish_reason") or "")
     if finish_reason in _BROKEN_FINISH:
-        raise _broken(f"the teacher ended its answer with {visible(finish_reason)!r}", raw, billed=True)
+        raise _broken(f"the teacher ended its answer with {excerpt(finish_reason)!r}", raw, billed=True)
     text = _text(message.get("content"))
     refusal = _text(message.get("refusal"))
     tools = message.get("tool_calls") or message.get("function_call")
@@ -115,7 +115,7 @@ def _salvaged(raw: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         if isinstance(error, RecursionError) and raw.lstrip()[:1] == b"{":
             raise  # an object nested too deep to read: it was paid, so `parse` keeps and flags it
-        start = visible(raw[:400].decode("utf-8", "replace"))
+        start = excerpt(raw[:400].decode("utf-8", "replace"))
         is_page = raw.lstrip()[:1] == b"<"  # somebody between us and the teacher speaks
         broken = _broken(f"status 200 whose body is not JSON: {start}", raw, billed=not is_page)
         broken.error_code = "html" if is_page else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from harvester.errors import StoppedAtLimit, TooManyFailures
 from harvester.metrics import COMPLETE, INTERRUPTED, PassResult, Snapshot
-from harvester.refusals import visible
+from harvester.refusals import excerpt
 from harvester.tolerance import NAME as BAD_PROMPTS
 
 ABORTED = "aborted"
@@ -95,7 +95,7 @@ def warnings_of(snapshot: Snapshot, bad_lines: int = 0) -> tuple[str, ...]:
     """What nobody may overlook, though the run went on. `bad_lines` of prompt files were passed over."""
     said = [f"{bad_lines:,} lines of prompt files were passed over: {BAD_PROMPTS}"] if bad_lines else []
     if len(snapshot.voices) > 1:
-        named = ", ".join(f"{visible(voice)} ({count:,})" for voice, count in snapshot.voices.items())
+        named = ", ".join(f"{excerpt(voice)} ({count:,})" for voice, count in snapshot.voices.items())
         said.append(f"more than one teacher answered: {named}; each row names its own in response_model")
     if snapshot.repeated_ids:
         said.append(

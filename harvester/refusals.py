@@ -95,7 +95,7 @@ def classify(
     """
     code, said = _error_of(body)
     leaf, what, remedy = _leaf(status, code, headers)
-    text = visible(said if secret is None else said.replace(secret, "***"))
+    text = excerpt(said if secret is None else said.replace(secret, "***"))
     error = leaf(
         f"{what}: {text}" if text else what,
         status=status,
@@ -123,14 +123,14 @@ def error_inside(document: Mapping[str, Any], body: bytes) -> TeacherError | Non
         status = 429 if _is_quota(code) else _STATUS_OF_TYPE.get(code, 0)
     if status:
         return classify(status, {}, body)
-    said = visible(_error_of(body)[1])
+    said = excerpt(_error_of(body)[1])
     return BrokenAnswer(f"status 200 with an error inside: {said}", status=200, raw=body)
 
 
 def _leaf(status: int, code: str, headers: Mapping[str, str]) -> tuple[type[TeacherError], str, str]:
     """Leaf, message and remedy for a status and the teacher's own code."""
     if 300 <= status < 400:
-        host = visible(urlsplit(headers.get("location", "")).netloc) or "an unnamed host"
+        host = excerpt(urlsplit(headers.get("location", "")).netloc) or "an unnamed host"
         remedy = (
             "redirects are not followed, they would carry the key along; put the final address in base_url"
         )
@@ -177,7 +177,7 @@ def _error_of(body: bytes) -> tuple[str, str]:
     return str(named or "")[:100], str(said)[: 4 * EXCERPT_CHARS]
 
 
-def visible(text: str) -> str:
+def excerpt(text: str) -> str:
     """One short line that is safe to show: no control characters, nothing that looks like a key."""
     masked = _KEYLIKE.sub("***", text)
     shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in masked)

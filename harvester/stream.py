@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from harvester.errors import BrokenAnswer, ConnectionBroken
-from harvester.refusals import error_inside, visible
+from harvester.refusals import error_inside, excerpt
 
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _DONE = b"[DONE]"
@@ -79,7 +79,7 @@ def _chunk(data: bytes, raw: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         chunk = None
     if not isinstance(chunk, dict):
-        shown = visible(data[:200].decode("utf-8", "replace"))
+        shown = excerpt(data[:200].decode("utf-8", "replace"))
         raise BrokenAnswer(f"an event is not JSON: {shown}", status=200, raw=raw, maybe_billed=True)
     return chunk
 

@@ -9,7 +9,7 @@ from harvester.admission import Parked
 from harvester.errors import TermsRefused
 from harvester.journey import Completion
 from harvester.metrics import Tally
-from harvester.refusals import visible
+from harvester.refusals import excerpt
 
 IDS_KEPT = 50_000
 """An id that comes again is noticed among so many of the last ones: memory must not grow with the run."""
@@ -39,7 +39,7 @@ class Voices:
         if answer.response_id:
             self._note_id(hash(answer.response_id))
         if self._tally.note_voice(answer.voice) and self._strict:
-            raise Parked(0.0, f"another teacher answers now: {visible(answer.voice)}")
+            raise Parked(0.0, f"another teacher answers now: {excerpt(answer.voice)}")
         if not provenance.is_among(answer.provider, self._providers):
             raise TermsRefused(
                 f"answered by {provenance.strange_provider(answer.provider, self._providers)}",

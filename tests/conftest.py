@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,13 @@ import pytest
 from harvester.mock_teacher.faults import read_rules
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import EVERY_TASK, MockSettings
+from tests.harvester import faulty_disk
+
+
+@pytest.fixture(scope="session")
+def faulty_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What makes a process's disk fail when it is preloaded; see `tests.harvester.faulty_disk`."""
+    return faulty_disk.build(tmp_path_factory.mktemp("faults"))
 
 
 def _check(mock: RunningMock) -> None:

@@ -14,7 +14,7 @@ from harvester.errors import (
     TeacherRefused,
     TeacherUnavailable,
 )
-from harvester.refusals import MAX_RETRY_AFTER_S, classify, retry_after_s, visible
+from harvester.refusals import MAX_RETRY_AFTER_S, classify, excerpt, retry_after_s
 
 
 def error(code: str | None = None, kind: str = "", message: str = "No.") -> bytes:
@@ -110,7 +110,7 @@ def test_keys_and_control_characters_are_never_shown() -> None:
 
 @given(st.text())
 def test_visible_is_one_short_printable_line(text: str) -> None:
-    shown = visible(text)
+    shown = excerpt(text)
     assert shown.isprintable()
     assert len(shown) <= 200
 

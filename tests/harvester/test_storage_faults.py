@@ -7,9 +7,7 @@ would meet it: in the call to the operating system.
 from __future__ import annotations
 
 import errno
-import os
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from harvester.errors import StoreError
 from harvester.journal import Journal
 from harvester.mock_teacher.running import RunningMock
 from harvester.shards import seal
+from tests.harvester import faulty_disk
 from tests.harvester.store_rows import key_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,16 +53,6 @@ except StoreError as error:
 """
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("cc") is None or sys.platform != "linux":
-        pytest.skip("needs a C compiler on Linux")
-    out = tmp_path_factory.mktemp("faults") / "faulty_disk.so"
-    source = Path(__file__).with_name("faulty_disk.c")
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", out, source, "-ldl"], check=True)
-    return out
-
-
 def live(
     store: Path,
     library: Path,
@@ -77,11 +66,7 @@ def live(
     """One short life on a failing disk: exit code, numbers acknowledged as stored, last words."""
     done = subprocess.run(
         [sys.executable, "-c", life, str(store), "0"], cwd=ROOT, capture_output=True, text=True, timeout=60,
-        env={
-            "LD_PRELOAD": str(library), "FAULT_UNDER": str(store), "FAULT_CALL": call, "FAULT_NTH": str(nth),
-            "FAULT_ERRNO": str(number), "PATH": os.environ["PATH"], **({"FAULT_STAYS": "1"} if stays else {}),
-            **({"FAULT_AFTER": str(told)} if told else {}),
-        },
+        env=faulty_disk.environment(library, store, call, nth, number, stays, told),
     )  # fmt: skip
     lines = done.stdout.splitlines()
     return done.returncode, {int(line) for line in lines if line.isdigit()}, done.stdout + done.stderr
@@ -113,17 +98,17 @@ def trial(store: Path, library: Path, call: str, nth: int, number: int, stays: b
 
 
 @pytest.mark.parametrize("count", [24, pytest.param(400, marks=pytest.mark.slow)])
-def test_a_failing_disk_is_a_named_stop_and_loses_nothing(tmp_path, library, count):
+def test_a_failing_disk_is_a_named_stop_and_loses_nothing(tmp_path, faulty_library, count):
     met = 0
     for number, case in enumerate(cases(count)):
-        met += trial(tmp_path / f"store-{number}", library, *case)
+        met += trial(tmp_path / f"store-{number}", faulty_library, *case)
     assert met >= count // 3
 
 
 @pytest.mark.parametrize("nth", [15, 40])
-def test_after_a_failed_fsync_the_journal_is_not_written_again(tmp_path, library, nth):
+def test_after_a_failed_fsync_the_journal_is_not_written_again(tmp_path, faulty_library, nth):
     store, told = tmp_path / "store", tmp_path / "told"
-    code, _, said = live(store, library, "fsync", nth, errno.EIO, False, told, CLOSING_LIFE)
+    code, _, said = live(store, faulty_library, "fsync", nth, errno.EIO, False, told, CLOSING_LIFE)
     assert code == StoreError.exit_code, said
     later = told.read_text().splitlines() if told.exists() else []
     assert [line for line in later if "journal.db" in line and "-shm" not in line] == []
