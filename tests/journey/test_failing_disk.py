@@ -1,0 +1,79 @@
+"""The whole command on a disk that fails at the n-th open, write, fsync or rename of the store's folder.
+
+Whatever the disk refuses: a documented exit code and no traceback, nothing billed that is neither held nor
+listed as possibly billed, and the next run on a healthy disk ends with exactly what was asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harvester.corpus import Corpus
+from harvester.journal import Journal
+from harvester.mock_teacher.running import RunningMock
+from tests.harvester import faulty_disk
+from tests.journey.living import harvester, write_folder
+
+Mock = Callable[..., RunningMock]
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT, errno.EROFS)
+CALLS = {"open": 40, "write": 120, "fsync": 30, "rename": 8}
+"""How many calls of each kind a short run makes, about."""
+ROWS = 24
+NAMED = (0, 5)
+
+
+def cases(count: int) -> list[tuple[str, int, int, bool]]:
+    every = [
+        (call, nth, number, stays)
+        for call, most in CALLS.items() for nth in range(1, most + 1)
+        for number in ERRORS for stays in (False, True)
+    ]  # fmt: skip
+    chosen = random.Random(8).sample(every, count - len(CALLS))
+    return [*((call, 1, errno.ENOSPC, True) for call in CALLS), *chosen]
+
+
+def held_and_doubtful(store: Path) -> tuple[int, int]:
+    """Answers held, and attempts that were possibly billed."""
+    if not (store / "journal.db").exists():
+        return 0, 0
+    with Journal.open(store) as journal:
+        totals = journal.totals()
+        in_flight = len(journal.dangling()) - len(journal.dangling(in_flight=False))
+        return totals.answers, totals.possibly_billed + in_flight
+
+
+@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_run_on_a_failing_disk_ends_by_name_and_the_next_one_completes_it(
+    mock_teacher: Mock, tmp_path: Path, faulty_library: Path, count: int
+) -> None:
+    stopped = 0
+    for number, (call, nth, code, stays) in enumerate(cases(count)):
+        mock = mock_teacher()
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        config = write_folder(folder, mock.base_url, ROWS, teacher="limits = { max_concurrency = 4 }")
+        store = folder / "store"
+        fault = faulty_disk.environment(faulty_library, store, call, nth, code, stays)
+        case = f"{call} {nth} {errno.errorcode[code]} {'stays' if stays else 'once'}"
+
+        done = harvester("run", config, **fault)
+        assert done.returncode in NAMED, f"{case}: {done.returncode} {done.stderr}"
+        held, doubtful = held_and_doubtful(store)
+        assert mock.totals()["requests"] <= held + doubtful, case
+        stopped += done.returncode == 5
+
+        healed = harvester("run", config)
+        assert healed.returncode == 0, f"{case}: {healed.stderr}"
+        corpus = Corpus.open(store)
+        asked = sorted(one.messages[-1]["content"] for one in corpus.samples())
+        assert asked == [f"What is {number} + 30?" for number in range(10, 10 + ROWS)], case
+        assert corpus.verify() == [], case
+        ledger = mock.totals()
+        assert ledger["requests"] - ledger["bodies"] <= doubtful, case
+    print(f"{count} runs, {stopped} of them stopped by their fault")
+    assert stopped >= count // 3
