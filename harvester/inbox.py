@@ -20,7 +20,7 @@ from harvester.config import HarvestConfig
 from harvester.errors import NoPrompts, PromptError
 from harvester.finished import Finished
 from harvester.journey import Prompt, Request
-from harvester.plan import request_for, requests
+from harvester.plan import requests
 from harvester.tolerance import Tolerance
 
 Signature = tuple[int, int, int]
@@ -72,7 +72,8 @@ class Inbox:
         first = True
         while True:
             for path, signature in self._changed(at_once=first):
-                yield from self._fresh(path, signature)
+                for request in requests(self._fresh(path, signature), self._config):
+                    yield self._count(request)
             first = False
             yield None
 
@@ -106,7 +107,7 @@ class Inbox:
                 continue
         return list(found)
 
-    def _fresh(self, path: Path, signature: Signature) -> Iterator[Request]:
+    def _fresh(self, path: Path, signature: Signature) -> Iterator[Prompt]:
         file = self._files[path]
         file.signature = signature
         bad = Tolerance(self._config.prompts.max_bad, self._complain)
@@ -119,8 +120,7 @@ class Inbox:
                     file.digests[number] = digest
                 else:
                     file.digests.append(digest)
-                for sample in range(self._config.sampling.samples):
-                    yield self._count(request_for(prompt, self._config, sample))
+                yield prompt
         except PromptError as error:
             self._complain(error)
 

@@ -10,10 +10,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import orjson
+
 from harvester.completion import estimate_tokens
 from harvester.config import HarvestConfig, Price, Sampling
 from harvester.journey import Message, Prompt, Request
-from harvester.keys import request_key
+from harvester.keys import RequestKeys
 
 TOKENS_PER_MESSAGE = 4
 DEFAULT_OUTPUT_TOKENS = 1024
@@ -23,22 +25,20 @@ MOST_OUTPUT_TOKENS = 32_768
 TOKENS_OF_IMAGE = 1024
 MOST_TOKENS_OF_IMAGE = 50_000
 """More than any teacher is known to charge for one: 2,833 + 8 x 5,667 of gpt-4o-mini at high detail."""
-FRAME_TOKENS = 64
-"""What a chat template adds around messages and tools at most: 64, and 16 for each message."""
+FRAME_TOKENS, TOKENS_OF_TURN = 64, 16
+"""What a chat template adds at most: around messages and tools, and around each message."""
 
 
 def requests(prompts: Iterable[Prompt], config: HarvestConfig) -> Iterator[Request]:
     """Every request of a harvest, in prompt order, `samples` of each."""
-    fixed = _fixed_fields(config)
-    samples = config.sampling.samples
+    wardrobe = _Wardrobe(config)
     for prompt in prompts:
-        for sample_index in range(samples):
-            yield _dress(prompt, config, fixed, sample_index)
+        yield from wardrobe.dress(prompt)
 
 
 def request_for(prompt: Prompt, config: HarvestConfig, sample_index: int = 0) -> Request:
     """One prompt's request. See `requests` for a whole set."""
-    return _dress(prompt, config, _fixed_fields(config), sample_index)
+    return _Wardrobe(config).dress(prompt)[sample_index]
 
 
 def input_tokens_of(prompt: Prompt, config: HarvestConfig) -> int:
@@ -60,27 +60,46 @@ def cost_microusd(price: Price | None, input_tokens: int, output_tokens: int, ca
     return max(0, math.ceil(exact - 1e-6))
 
 
-def _dress(prompt: Prompt, config: HarvestConfig, fixed: dict[str, Any], sample_index: int) -> Request:
-    messages = _with_system(prompt.messages, config.prompts.system)
-    body = {"messages": messages, **fixed}
-    seed = config.sampling.seed
-    if seed is not None and config.sampling.samples > 1:
-        body["seed"] = seed + sample_index
-    input_tokens = sum(_size(message) for message in messages)
-    ceiling = ceiling_of(body)
-    output_tokens = ceiling or DEFAULT_OUTPUT_TOKENS
-    most_in, most_out = _most_input(body), ceiling or MOST_OUTPUT_TOKENS
-    return Request(
-        key=request_key(config.teacher.base_url, body, sample_index, config.run.epoch),
-        prompt=prompt,
-        body=body,
-        sample_index=sample_index,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        reserved_microusd=cost_microusd(config.teacher.price, input_tokens, output_tokens),
-        most_tokens=most_in + most_out,
-        most_microusd=cost_microusd(config.teacher.price, most_in, most_out),
-    )
+class _Wardrobe:
+    """Dresses prompts; what all requests of one sample number share is made once."""
+
+    def __init__(self, config: HarvestConfig) -> None:
+        sampling, endpoint, epoch = config.sampling, config.teacher.base_url, config.run.epoch
+        self._system = config.prompts.system
+        self._price = config.teacher.price
+        fixed = _fixed_fields(config)
+        self._shared = [dict(fixed) for _ in range(sampling.samples)]
+        if sampling.seed is not None and sampling.samples > 1:
+            for sample_index, shared in enumerate(self._shared):
+                shared["seed"] = sampling.seed + sample_index
+        self._keys = [RequestKeys(endpoint, shared, epoch) for shared in self._shared]
+        ceiling = ceiling_of(fixed)
+        self._output_tokens = ceiling or DEFAULT_OUTPUT_TOKENS
+        self._most_out = ceiling or MOST_OUTPUT_TOKENS
+        extras = [fixed[name] for name in ("tools", "functions", "response_format") if name in fixed]
+        self._most_extra = FRAME_TOKENS + sum(_bytes(extra) for extra in extras)
+
+    def dress(self, prompt: Prompt) -> list[Request]:
+        """The requests of one prompt, by sample number."""
+        messages = _with_system(prompt.messages, self._system)
+        input_tokens = sum(_size(message) for message in messages)
+        most_in = self._most_extra + sum(_most_size(message) for message in messages)
+        reserved = cost_microusd(self._price, input_tokens, self._output_tokens)
+        most = cost_microusd(self._price, most_in, self._most_out)
+        return [
+            Request(
+                key=self._keys[sample_index].key(messages, sample_index),
+                prompt=prompt,
+                body={"messages": messages, **shared},
+                sample_index=sample_index,
+                input_tokens=input_tokens,
+                output_tokens=self._output_tokens,
+                reserved_microusd=reserved,
+                most_tokens=most_in + self._most_out,
+                most_microusd=most,
+            )
+            for sample_index, shared in enumerate(self._shared)
+        ]
 
 
 def _with_system(messages: tuple[Message, ...], system: str | None) -> list[Message]:
@@ -120,12 +139,11 @@ def _size(message: Message) -> int:
         text_bytes = len(content) if content.isascii() else len(content.encode("utf-8", "replace"))
         return TOKENS_PER_MESSAGE + estimate_tokens(text_bytes)
     text_bytes = len(str(_without_images(content))) if content else 0
-    return TOKENS_PER_MESSAGE + estimate_tokens(text_bytes) + TOKENS_OF_IMAGE * _images(message)
+    return TOKENS_PER_MESSAGE + estimate_tokens(text_bytes) + TOKENS_OF_IMAGE * _images(content)
 
 
-def _images(message: Message) -> int:
+def _images(content: Any) -> int:
     """How many parts are no text."""
-    content = message.get("content")
     if not isinstance(content, list):
         return 0
     return sum(isinstance(part, dict) and part.get("type") not in {None, "text"} for part in content)
@@ -138,23 +156,19 @@ def _without_images(content: Any) -> Any:
     return [part for part in content if not (isinstance(part, dict) and part.get("type") == "image_url")]
 
 
-def _most_input(body: dict[str, Any]) -> int:
-    """More tokens than any tokenizer makes of this: none spends less than a byte on a token."""
-    messages = body["messages"]
-    extras = [body[name] for name in ("tools", "functions", "response_format") if name in body]
-    images = sum(_images(message) for message in messages)
-    told = [
-        {**message, "content": _without_images(message["content"])}
-        if isinstance(message.get("content"), list)
-        else message
-        for message in messages
-    ]
-    text_bytes = sum(_bytes(message) for message in told) + sum(_bytes(extra) for extra in extras)
-    return FRAME_TOKENS + 16 * len(messages) + MOST_TOKENS_OF_IMAGE * images + text_bytes
+def _most_size(message: Message) -> int:
+    """More tokens than any tokenizer makes of a message: none spends less than a byte on a token."""
+    content = message.get("content")
+    if isinstance(content, list):
+        message = {**message, "content": _without_images(content)}
+    return TOKENS_OF_TURN + MOST_TOKENS_OF_IMAGE * _images(content) + _bytes(message)
 
 
 def _bytes(value: Any) -> int:
-    return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    try:
+        return len(orjson.dumps(value))
+    except orjson.JSONEncodeError:  # a lone surrogate, an integer beyond 64 bits
+        return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def ceiling_of(body: Mapping[str, Any]) -> int:

@@ -142,8 +142,10 @@ def _count(config: HarvestConfig, root: Path, bad: Tolerance, *, watch: bool) ->
         except NoPrompts:
             if not watch:
                 raise
-    if not watch and ids.clash():
-        raise identities.named(prompts.read(config.prompts.files, root, Tolerance(config.prompts.max_bad)))
+    if not watch and (repeated := ids.repeated()):
+        again = prompts.read(config.prompts.files, root, Tolerance(config.prompts.max_bad))
+        if (error := identities.clash(again, repeated)) is not None:
+            raise error
     return rows * config.sampling.samples, tokens * config.sampling.samples
 
 
