@@ -4,9 +4,10 @@
 
 The mock teacher and the harvester are processes of their own. The day has 24 hours of seconds/24 each.
 Until eight the harvester is killed, frozen and asked to end, and started again; from then on one process
-lives through faults, 429 storms, an absent teacher, changing limits, pauses and other windows. Its trace
-tells memory, open files, tasks and the event loop's lag; the teacher's ledger tells what it billed. Exit 1
-when a bound is passed.
+lives through faults, 429 storms, an absent teacher, changing limits, pauses and other windows. Shards are
+small, so that a scaled day seals and merges as often as a real one. The harvester's trace tells memory, open
+files, tasks and the event loop's lag; the teacher's ledger tells what it billed. Exit 1 when a bound is
+passed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.journal import Journal
+from harvester.manifest import manifest_of
 from harvester.mock_teacher.running import RunningMock, start_process
 from harvester.trace import read_trace
 
@@ -52,7 +54,7 @@ files = ["p.jsonl"]
 [sampling]
 max_tokens = 64
 [store]
-shard_mib = 4
+shard_mib = 0.5
 [run]
 deadline_s = 5
 max_attempts = 8
@@ -265,8 +267,10 @@ def main() -> int:
         verified = subprocess.run(command, capture_output=True, check=False)
         rows = [*figures(day), ("exit code of verify", float(verified.returncode), 0)]
         trace = read_trace(day.store)
+        with Journal.open(day.store, read_only=True) as journal:
+            made, kept = journal.next_shard() - 1, len(manifest_of(journal))
         print(f"\n{day.lives} lives, {day.kills} kills, {trace[-1]['stored']:,} answers in the last life, "
-              f"{time.monotonic() - began:.0f} s")  # fmt: skip
+              f"{made} shards sealed or merged, {kept} left, {time.monotonic() - began:.0f} s")  # fmt: skip
     for what, value, bound in rows:
         print(f"{'ok ' if value <= bound else 'BAD'} {what:55} {value:10,.1f}   at most {bound:,.0f}")
     return 0 if all(value <= bound for _, value, bound in rows) else 1
