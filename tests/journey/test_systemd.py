@@ -1,0 +1,153 @@
+"""The printed service under a living systemd, the first process of namespaces of its own.
+
+Only in a container, as root: beside a systemd that runs the machine, a second one would touch its cgroups.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from harvester.mock_teacher.running import RunningMock
+from tests.journey.living import harvester, write_folder
+
+SYSTEMD = Path("/lib/systemd/systemd")
+QUICKER = "[Service]\nRestartSec=1\nWatchdogSec=10\n"
+SERVICE = "harvest-x.service"
+TARGETS = ("default", "sysinit", "basic", "network-online", "shutdown", "timers", "time-sync", "time-set")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not SYSTEMD.exists() or shutil.which("nsenter") is None or os.geteuid() != 0,
+        reason="needs systemd, util-linux and root",
+    ),
+    pytest.mark.skipif(Path("/run/systemd/system").exists(), reason="a systemd runs this machine"),
+]
+Systemctl = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@contextmanager
+def systemd(units: Path) -> Iterator[Systemctl]:
+    """A systemd that knows these units and no other; gives `systemctl`."""
+    begin = (
+        "mount --make-rprivate / && mount -t tmpfs tmpfs /run && mkdir /run/systemd && exec env -i"
+        f" PATH=$PATH SYSTEMD_UNIT_PATH={units} {SYSTEMD} --system --unit=default.target"
+    )
+    flags = ("--fork", "--pid", "--mount", "--mount-proc", "--ipc", "--kill-child")
+    with subprocess.Popen(
+        ["unshare", *flags, "bash", "-c", begin], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            inside = ["nsenter", "-t", str(_child(process)), "-m", "-p", "-i"]
+
+            def systemctl(*words: str) -> subprocess.CompletedProcess[str]:
+                return subprocess.run(
+                    [*inside, "systemctl", "--no-pager", *words], capture_output=True, text=True, timeout=60
+                )
+
+            _until(lambda: systemctl("is-active", "default.target").stdout.strip() == "active", 30)
+            yield systemctl
+            systemctl("stop", SERVICE)
+        finally:
+            process.kill()
+    _until(_cgroups_are_gone, 10)
+
+
+def _cgroups_are_gone() -> bool:
+    """What the killed systemd left behind, removed as soon as nothing lives in it."""
+    found = [*Path("/sys/fs/cgroup").glob("*/init.scope"), *Path("/sys/fs/cgroup").glob("*/system.slice")]
+    for place in found:
+        subprocess.run(
+            ["find", place, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";"], capture_output=True
+        )
+    return not any(place.exists() for place in found)
+
+
+def _child(process: subprocess.Popen[bytes]) -> int:
+    """Process 1 of the new namespace, by its number out here."""
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    _until(lambda: path.exists() and path.read_text().strip() != "", 10)
+    return int(path.read_text().split()[0])
+
+
+def _until(claim: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < deadline, "systemd did not come to it"
+        time.sleep(0.1)
+
+
+def test_the_service_lives_dies_and_comes_back_as_its_unit_says(
+    mock_teacher: Callable[..., RunningMock], tmp_path: Path
+) -> None:
+    mock = mock_teacher(latency_s=0.05)
+    hours = '[schedule]\nhours = ["00:00-24:00 UTC"]'
+    limits = "limits = { requests_per_minute = 600 }"
+    config = write_folder(tmp_path, mock.base_url, 5000, teacher=limits, more=hours)
+    whole = config.read_text()
+    units = tmp_path / "units"
+    (units / f"{SERVICE}.d").mkdir(parents=True)
+    (units / f"{SERVICE}.d" / "quicker.conf").write_text(QUICKER)
+    for name in (
+        "default",
+        "sysinit",
+        "basic",
+        "network-online",
+        "shutdown",
+        "timers",
+        "time-sync",
+        "time-set",
+    ):
+        (units / f"{name}.target").write_text("[Unit]\nDescription=empty\nDefaultDependencies=no\n")
+    printed = harvester("schedule", config, "--systemd", "--name", "harvest-x").stdout
+    for part in printed.split("# ---- ")[1:]:
+        name, _, text = part.partition("\n")
+        (units / name.strip()).write_text(text)
+
+    with systemd(units) as systemctl:
+
+        def shown(name: str) -> str:
+            return systemctl("show", "-P", name, SERVICE).stdout.strip()
+
+        def restarted(times: int) -> bool:
+            return (shown("NRestarts"), shown("ActiveState")) == (str(times), "active")
+
+        assert systemctl("start", "harvest-x.timer").returncode == 0
+        assert "harvest-x.timer" in systemctl("list-timers").stdout
+        started = systemctl("start", SERVICE)  # comes back when it said READY
+        assert started.returncode == 0, started.stderr
+        _until(lambda: "600 (" in shown("StatusText"), 30)
+        assert shown("ActiveState") == "active"
+
+        def send(number: signal.Signals) -> None:
+            assert systemctl("kill", "--kill-whom=main", "-s", number.name, SERVICE).returncode == 0
+
+        send(signal.SIGSTOP)  # hangs: the watchdog ends it, and it begins anew
+        _until(lambda: restarted(1), 60)
+        send(signal.SIGKILL)
+        _until(lambda: restarted(2), 30)
+        assert systemctl("stop", SERVICE).returncode == 0
+        assert (shown("Result"), shown("ExecMainStatus")) == ("success", "143")
+
+        config.write_text(whole.replace('terms = "mock-teacher"', 'terms = "openai"'))
+        assert systemctl("start", SERVICE).returncode != 0
+        assert (shown("ActiveState"), shown("ExecMainStatus"), shown("NRestarts")) == ("failed", "77", "0")
+        systemctl("reset-failed", SERVICE)
+
+        now = datetime.now(UTC)
+        closing = f"{now - timedelta(minutes=5):%H:%M}-{now + timedelta(minutes=1):%H:%M} UTC"
+        config.write_text(whole.replace("00:00-24:00 UTC", closing))
+        assert systemctl("start", SERVICE).returncode == 0
+        _until(lambda: shown("ActiveState") == "inactive", 90)
+        assert (shown("Result"), shown("ExecMainStatus")) == ("success", "10")
+    ledger = mock.totals()
+    assert ledger["requests"] - ledger["bodies"] <= 2 * 64  # the two that died had so many in flight at most
