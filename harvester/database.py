@@ -102,7 +102,7 @@ def open_for_writing(store: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA fullfsync=ON")  # where an fsync does not reach the platter (macOS)
             connection.execute("PRAGMA busy_timeout=5000")
-            connection.execute("PRAGMA cache_size=-16384")  # KiB; behind it is the page cache of the machine
+            connection.execute("PRAGMA cache_size=-4096")  # KiB; behind it is the page cache of the machine
             connection.execute(f"PRAGMA journal_size_limit={64 * 1024 * 1024}")
             if not _is_made(connection, path):
                 _make(connection)

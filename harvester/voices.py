@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Sequence
 
 from harvester import provenance
@@ -11,8 +13,9 @@ from harvester.journey import Completion
 from harvester.metrics import Tally
 from harvester.refusals import excerpt
 
-IDS_KEPT = 50_000
-"""An id that comes again is noticed among so many of the last ones: memory must not grow with the run."""
+IDS_KEPT = 1 << 16
+"""An id that comes again is noticed among about so many of the last ones: each has one place in a table that
+is as large on the first day as on the last."""
 
 
 class Voices:
@@ -27,7 +30,7 @@ class Voices:
         self._tally = tally
         self._providers = tuple(providers)
         self._strict = strict
-        self._ids: dict[int, None] = {}
+        self._ids = array("Q", bytes(8 * IDS_KEPT))
 
     def hear(self, answer: Completion) -> None:
         """Count one stored answer. An id is not our key: one that comes twice is counted, and that is all.
@@ -37,7 +40,7 @@ class Voices:
             TermsRefused: a router let another provider answer than the terms were asked for.
         """
         if answer.response_id:
-            self._note_id(hash(answer.response_id))
+            self._note_id(answer.response_id)
         if self._tally.note_voice(answer.voice) and self._strict:
             raise Parked(0.0, f"another teacher answers now: {excerpt(answer.voice)}")
         if not provenance.is_among(answer.provider, self._providers):
@@ -47,10 +50,9 @@ class Voices:
                 remedy="the answer stays journalled; ask the router why, or declare that host's record too",
             )
 
-    def _note_id(self, told: int) -> None:
-        if told in self._ids:
-            self._tally.repeated_ids += 1
-            return
-        if len(self._ids) == IDS_KEPT:
-            del self._ids[next(iter(self._ids))]
-        self._ids[told] = None
+    def _note_id(self, told: str) -> None:
+        digest = hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        number = int.from_bytes(digest, "big")
+        place = number % IDS_KEPT
+        self._tally.repeated_ids += self._ids[place] == number
+        self._ids[place] = number
