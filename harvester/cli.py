@@ -32,7 +32,9 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"harvester {__version__}")
+        from harvester.commands.console import emit
+
+        emit({}, [f"harvester {__version__}"], as_json=False)
         raise typer.Exit
 
 
@@ -59,9 +61,15 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # `harvester ... | head`: the reader left, nothing is wrong here
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        if error.filename is not None:  # no stream of ours
+            raise
+        from harvester.commands.console import lost
+
+        told = lost(error)  # of a help text: results pass through `emit`
+        if told is not None:
+            _say(told)
+        sys.exit(told.exit_code if told else 0)
 
 
 def _standard_streams() -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from harvester.errors import StoreError
 from harvester.inert import one_line
 
 PLAIN_EVERY_S = 30.0
@@ -24,14 +25,35 @@ LOGGED = (
 
 
 def emit(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
-    """Print a command's result: one JSON line, or lines of text. A reader that left changes no exit code."""
+    """Print a command's result: one JSON line, or lines of text. A reader that left changes no exit code.
+
+    Raises:
+        StoreError: stdout takes nothing more: a full disk, a terminal that went away.
+    """
     said = [json.dumps(data, default=str)] if as_json else map(one_line, lines)
+    hand_over("".join(f"{line}\n" for line in said))
+
+
+def hand_over(text: str) -> None:
+    """Text that is a file's, on stdout as it is; raises as `emit`."""
     try:
-        for line in said:
-            print(line)  # noqa: T201
-        print(end="", flush=True)  # noqa: T201
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(text, end="", flush=True)  # noqa: T201
+    except OSError as error:
+        if (told := lost(error)) is not None:
+            raise told from None
+
+
+def lost(error: OSError) -> StoreError | None:
+    """What to say when stdout refuses, None where its reader left; what follows goes nowhere."""
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - what is still buffered goes there too
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # `harvester ... | head`: nothing is wrong here
+        return None
+    return StoreError(
+        f"stdout can't be written: {error.strerror}",
+        place="stdout",
+        remedy="what was asked for is done, only its result is not shown; write it elsewhere",
+    )
 
 
 def talk(line: str) -> None:

@@ -65,7 +65,7 @@ def run(
 
     from harvester import hours, job, prepare, signals
     from harvester.commands.console import emit, log_as_json, painted, talk
-    from harvester.errors import UsageError
+    from harvester.errors import StoreError, UsageError
 
     if log_json:
         log_as_json()
@@ -100,5 +100,8 @@ def run(
                 one(told)
 
         summary = asyncio.run(job.run(prepared, watched))
-    emit(summary.as_dict(), summary.lines(), as_json=as_json)
+    try:
+        emit(summary.as_dict(), summary.lines(), as_json=as_json)
+    except StoreError as error:
+        talk(str(error))  # how it ended counts, not who could hear of it
     raise typer.Exit(summary.exit_code)

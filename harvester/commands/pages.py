@@ -44,14 +44,11 @@ def view(
 
     Anyone with an account on this machine can open it.
     """
-    import sys
-
     from harvester import view as room
     from harvester.commands.console import emit
 
     def ready(address: str) -> None:
         emit({"view": address}, [f"view    {address}   (Ctrl-C ends it)"], as_json=as_json)
-        sys.stdout.flush()
 
     try:
         room.serve(store, port, ready)
@@ -68,7 +65,7 @@ def metrics(
 ) -> None:
     """Write Prometheus text about a store, once; `view` serves the same at /metrics."""
     from harvester import exposition
-    from harvester.commands.console import emit
+    from harvester.commands.console import emit, hand_over
     from harvester.errors import ConfigError, StoreError
 
     if not any((store / part).exists() for part in ("journal.db", "shards")):
@@ -80,7 +77,7 @@ def metrics(
         if as_json:
             emit({"text": text}, [], as_json=True)
         else:
-            print(text, end="")  # noqa: T201
+            hand_over(text)
         return
     try:
         exposition.write_textfile(store, out)
