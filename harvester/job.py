@@ -150,7 +150,7 @@ class _Life:
         counts = endings.counts_of(result.counts)
         return Summary(
             run_id=self.run_id, ending=result.ending, exit_code=code, rows_total=prepared.rows_total,
-            sealed_rows=sealed, store=str(prepared.store), resume=f"harvester run {prepared.path}",
+            sealed_rows=sealed, store=str(prepared.store), resume=prepared.flags.again(prepared.path),
             detail=result.detail, **counts,
             warnings=(*self.news, *endings.warnings_of(result.counts, len(prepared.bad))),
         )  # fmt: skip

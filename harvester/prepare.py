@@ -15,6 +15,7 @@ from harvester import environment, finished, forms, hours, identities, outlook, 
 from harvester.config import HarvestConfig
 from harvester.doors import ask_what_waits
 from harvester.errors import ConfigError, NoPrompts, PromptError
+from harvester.flags import Flags
 from harvester.hours import Hours
 from harvester.identities import Identities
 from harvester.journey import NO_VOICE
@@ -23,20 +24,6 @@ from harvester.names import printable
 from harvester.permissions import load_permissions
 from harvester.registry import load_registry
 from harvester.tolerance import Tolerance
-
-
-@dataclass(frozen=True, slots=True)
-class Flags:
-    """Ceilings given on the command line; None leaves the file's value."""
-
-    rows: int | None = None
-    usd: float | None = None
-    tokens: int | None = None
-    runtime_s: float | None = None
-    grace_s: float | None = None
-    epoch: int | None = None
-    watch: bool = False
-    finish_by: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +86,14 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
     Raises:
         ConfigError, PromptError, TermsRefused: before anything could cost.
     """
-    config = settings.load(path)
+    config, flags = settings.load(path), flags or Flags()
+    flags.require(priced=config.teacher.price is not None)
     root = path.resolve().parent
     verdict = gate(config, root)
     verdict.require()
     config = _with_trust(_with_wire_fields(config, verdict), root)
     ask_what_waits(root / config.store.path)
-    if flags is not None and flags.epoch is not None:  # ask again on purpose: other keys, same prompts
+    if flags.epoch is not None:  # ask again on purpose: other keys, same prompts
         run = config.run.model_copy(update={"epoch": flags.epoch})
         config = config.model_copy(update={"run": run})
     forms.check(config.sampling.response_format)
@@ -114,18 +102,15 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
         gate(config.model_copy(update={"run": evaluating}), root).require()
     key = settings.api_key(config.teacher, environment.variables(root))
     bad = Tolerance(config.prompts.max_bad)
-    watch = flags is not None and flags.watch
     # Canaries are asked while a pass lives, and a watching run never ends: both take the whole walk.
-    whole = watch or config.canary.prompts is not None
+    whole = flags.watch or config.canary.prompts is not None
     digest = None if whole else finished.digest_of(config, root)
     known = finished.look_up(root / config.store.path, digest)
     if known is None:
-        rows, tokens = _count(config, root, bad, watch=watch)
+        rows, tokens = _count(config, root, bad, watch=flags.watch)
     else:
         rows, tokens = known.rows, known.input_tokens
-    return Prepared(
-        path, config, flags or Flags(), rows, tokens, verdict, key, tuple(bad.passed_over), digest
-    )
+    return Prepared(path, config, flags, rows, tokens, verdict, key, tuple(bad.passed_over), digest)
 
 
 def _count(config: HarvestConfig, root: Path, bad: Tolerance, *, watch: bool) -> tuple[int, int]:

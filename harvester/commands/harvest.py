@@ -23,6 +23,8 @@ def init(
     folder: Path = typer.Argument(..., help="Folder to make.", show_default=False), as_json: bool = JSON
 ) -> None:
     """Make a runnable folder: harvest.toml, prompts, README."""
+    import shlex
+
     from harvester.commands.console import emit
     from harvester.starter import write_starter
 
@@ -30,7 +32,7 @@ def init(
     lines = [
         f"made {folder}: {', '.join(path.name for path in files)}",
         "next: harvester mock-teacher --port 8000   (in another terminal)",
-        f"      harvester run {folder / 'harvest.toml'}",
+        f"      harvester run {shlex.quote(str(folder / 'harvest.toml'))}",
     ]
     emit({"folder": str(folder), "files": [str(path) for path in files]}, lines, as_json=as_json)
 
@@ -51,7 +53,9 @@ def run(
     max_tokens: int | None = typer.Option(None, min=1, help="Ceiling on this run's tokens."),
     max_runtime: str | None = typer.Option(None, help="Stop after a while, as in 90s, 30m, 2h."),
     grace: float | None = typer.Option(None, min=0, help="Seconds to wait for paid answers on a signal."),
-    epoch: int | None = typer.Option(None, min=0, help="Another number asks everything again, on purpose."),
+    epoch: int | None = typer.Option(
+        None, min=0, max=2**53 - 1, help="Another number asks everything again, on purpose."
+    ),
     watch: bool = typer.Option(False, "--watch", help="Stay up: take prompt files that appear or grow."),
     finish_by: str | None = typer.Option(None, help="Stop then, as in 2026-11-27T18:00+01:00."),
     metrics_file: Path | None = typer.Option(None, help="Keep a Prometheus textfile here, every 15 s."),
@@ -66,6 +70,7 @@ def run(
     from harvester import hours, job, prepare, signals
     from harvester.commands.console import emit, log_as_json, painted, talk
     from harvester.errors import StoreError, UsageError
+    from harvester.flags import Flags
 
     if log_json:
         log_as_json()
@@ -76,9 +81,9 @@ def run(
         ends_at = None if finish_by is None else hours.instant(finish_by)
     except ValueError as error:
         raise UsageError(str(error), place="--max-runtime or --finish-by") from None
-    flags = prepare.Flags(
+    flags = Flags(
         rows=limit, usd=max_usd, tokens=max_tokens, runtime_s=runtime_s, grace_s=grace, epoch=epoch,
-        watch=watch, finish_by=ends_at,
+        watch=watch, finish_by=ends_at, metrics_file=metrics_file, otel=otel,
     )  # fmt: skip
     prepared = prepare.prepare(config, flags)
     for line in prepared.lines():

@@ -156,7 +156,8 @@ def test_row_46_prompts_are_streamed_whatever_their_size(tmp_path: Path, mock_te
 import asyncio, resource
 from pathlib import Path
 from harvester import client, job
-from harvester.prepare import Flags, prepare
+from harvester.flags import Flags
+from harvester.prepare import prepare
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 summary = asyncio.run(job.run(prepare(Path({str(folder / "harvest.toml")!r}), Flags(rows=8)), lambda _: None))
 print(summary.rows_total, summary.answers_stored, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

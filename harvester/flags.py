@@ -1,0 +1,61 @@
+"""What `harvester run` was told beside its file, and the command that goes on with it. Pure."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from harvester.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """The flags of one run. Its ceilings (None leaves the file's value) are `rows`, `usd`, `tokens`,
+    `runtime_s` and `finish_by`; the others shape it.
+    """
+
+    rows: int | None = None
+    usd: float | None = None
+    tokens: int | None = None
+    runtime_s: float | None = None
+    grace_s: float | None = None
+    epoch: int | None = None
+    watch: bool = False
+    finish_by: float | None = None
+    metrics_file: Path | None = None
+    otel: bool = False
+
+    def require(self, *, priced: bool) -> None:
+        """Do nothing when they can be kept to.
+
+        Args:
+            priced: whether the teacher has a price: without one no cost is known.
+
+        Raises:
+            ConfigError: names the first that can't.
+        """
+        for flag, value in (("--max-usd", self.usd), ("--grace", self.grace_s)):
+            if value is not None and not math.isfinite(value):
+                raise ConfigError(f"{value} is no number to keep to", place=flag, remedy="as in 5 or 2.50")
+        if self.usd is not None and not priced:
+            raise ConfigError(
+                "a ceiling in USD needs a [teacher.price]",
+                place="--max-usd",
+                remedy="write the price into the file, or give --max-tokens",
+            )
+
+    def again(self, config: Path) -> str:
+        """The command that resumes, quoted for a shell.
+
+        What shapes the run is repeated: another epoch would pay anew. Its ceilings are not: one of them
+        may be what ended it.
+        """
+        words = ["harvester", "run", str(config)]
+        for flag, value in (
+            ("--epoch", self.epoch), ("--grace", self.grace_s), ("--metrics-file", self.metrics_file),
+        ):  # fmt: skip
+            words += [] if value is None else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+        words += ["--watch"] * self.watch + ["--otel"] * self.otel
+        return shlex.join(words)
