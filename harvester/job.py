@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from harvester import __version__, control, editions, endings, finished, sealing, shift, tolerance, warden
+from harvester.aides import beside
 from harvester.clock import Clock, SystemClock
 from harvester.doors import ask_what_waits
 from harvester.endings import ABORTED, STOPPED, Stop, Summary
@@ -126,9 +126,12 @@ class _Life:
         """The pass among its aides, then the settling of accounts."""
         prepared, heart = self.prepared, self.heart
         async with (
-            _beside(heart.beat()), control.served(prepared.store, self.act, heart.complain),
-            _beside(shift.keep(prepared.hours, self.clock, self.stop, heart, wait=prepared.flags.watch)),
-            _beside(warden.keep(partial(ask_again, prepared), self._voices, self._refuse, self.clock)),
+            beside("heartbeat", heart.beat(), heart.complain),
+            control.served(prepared.store, self.act, heart.complain),
+            beside("hours", shift.keep(
+                prepared.hours, self.clock, self.stop, heart, wait=prepared.flags.watch
+            ), heart.complain),
+            beside("terms", warden.keep(self._ears(), self.clock), heart.complain),
         ):  # fmt: skip
             with handled() as caught:
                 result, error = await self._pass(caught)
@@ -155,8 +158,11 @@ class _Life:
             warnings=(*self.news, *endings.warnings_of(result.counts, len(prepared.bad))),
         )  # fmt: skip
 
-    def _voices(self) -> Mapping[str, int]:
-        return self.heart.latest.voices
+    def _ears(self) -> warden.Ears:
+        return warden.Ears(
+            partial(ask_again, self.prepared), lambda: self.heart.latest.voices, self._refuse,
+            self.heart.complain,
+        )  # fmt: skip
 
     def _refuse(self, error: TermsRefused) -> None:
         self.refused = error
@@ -170,6 +176,8 @@ class _Life:
             self.refused = self.refused or error
         except StoreError:
             return  # sealing meets it again
+        except (HarvesterError, OSError) as error:
+            self.refused = self.refused or warden.unread(error)
 
     def _exit_code(self, result: PassResult, caught: Caught) -> int:
         return endings.exit_code(result, caught.number, self.prepared.config.run.max_failed)
@@ -191,7 +199,8 @@ class _Life:
         )  # fmt: skip
         caught.first = self._interrupted
         caught.second = work.cancel
-        async with _beside(sealing.seal_along(prepared.store, self.writer, self.target_bytes)):
+        along = sealing.seal_along(prepared.store, self.writer, self.target_bytes)
+        async with beside("sealing", along, heart.complain):
             try:
                 return stop.named(await work), None
             except asyncio.CancelledError:
@@ -274,15 +283,3 @@ class _Life:
         if now == digest:
             tokens = self.inbox.input_tokens
             await on_writer(self.writer, lambda j: finished.note(j, digest, counts, tokens, RE_ASKED))
-
-
-@contextlib.asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Something that goes on while the block lives; if sealing fails, the run meets it again at its end."""
-    aide = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        aide.cancel()
-        with contextlib.suppress(asyncio.CancelledError, StoreError):
-            await aide
