@@ -46,6 +46,8 @@ from harvester.refusals import excerpt
 _Headers = list[tuple[bytes, bytes]]
 MAX_BODY_BYTES = 32 * 1024 * 1024
 KEEP_ALIVE_S = 60.0
+UNKNOWN_NAME = "unknown_name"
+"""`error_code` where no such host is known, other than a resolver that fails."""
 NAMES_KEPT_S = 10
 PIECE_BYTES = 256 * 1024
 USER_AGENT = f"blackbox-distillation/{__version__}"
@@ -166,40 +168,19 @@ class Client:
     def _refusal(self, answer: RawAnswer, url: httpx.URL) -> TeacherError:
         return classify(answer.status, answer.headers, answer.body, place=_place(url))
 
-    async def probe(self) -> None:
-        """Ask each base URL for its models, so that a wrong address, key or model fails before any send.
-
-        A teacher without a list of models passes.
+    async def models(self, base: str) -> list[str]:
+        """The models that one of the teacher's base URLs lists; none where it keeps no such list.
 
         Raises:
-            TeacherRefused: none can be reached, not authorised, or the model is not among those listed.
+            TeacherRefused: not authorised, or sent elsewhere.
+            TeacherError: without a status: nobody was reached there.
         """
-        lost: TeacherRefused | None = None
-        reached, patience_s = 0, self._run.deadline_s or BASE_DEADLINE_S
-        for base in self._teacher.base_urls:
-            url = httpx.URL(f"{base}/models")
-            try:
-                answer = await self._exchange("GET", url, base, self._headers, b"", patience_s)
-            except TeacherError as error:
-                lost = TeacherRefused(
-                    f"the teacher can't be reached: {error.message}",
-                    place=_place(url),
-                    remedy="is it running, and is base_url right?",
-                )
-                continue
-            reached += 1
-            if answer.status in {401, 402, 403} or 300 <= answer.status < 400:
-                raise self._refusal(answer, url)
-            models = roster.listed(answer.body) if answer.status == 200 else []
-            if models and not roster.names(models, self._teacher.model):
-                shown = excerpt(", ".join(models[:20]))
-                raise TeacherRefused(
-                    f"the teacher has no model {self._teacher.model!r}",
-                    place=_place(url),
-                    remedy=f"set model to one of: {shown}",
-                )
-        if lost is not None and not reached:
-            raise lost
+        url = httpx.URL(f"{base}/models")
+        patience_s = self._run.deadline_s or BASE_DEADLINE_S
+        answer = await self._exchange("GET", url, base, self._headers, b"", patience_s)
+        if answer.status in {401, 402, 403} or 300 <= answer.status < 400:
+            raise self._refusal(answer, url)
+        return roster.listed(answer.body) if answer.status == 200 else []
 
     async def _exchange(
         self, method: str, url: httpx.URL, endpoint: str, headers: _Headers, content: bytes, deadline_s: float
@@ -279,8 +260,17 @@ def _translated(error: BaseException, url: httpx.URL, mask: Mask) -> TeacherErro
                     )
                 detail = excerpt(mask.words(_plain_words(cause)))
                 text = f"{message}: {detail}" if detail else message
-                return ours(text, maybe_billed=maybe_billed, place=_place(url))
+                code = UNKNOWN_NAME if _names_nobody(cause) else ""
+                return ours(text, error_code=code, maybe_billed=maybe_billed, place=_place(url))
     return ConnectionBroken("the exchange broke", maybe_billed=True, place=_place(url))
+
+
+def _names_nobody(cause: BaseException) -> bool:
+    return (
+        isinstance(cause, aiohttp.ClientConnectorDNSError)
+        and isinstance(cause.os_error, socket.gaierror)
+        and cause.os_error.errno in {socket.EAI_NONAME, socket.EAI_NODATA}
+    )
 
 
 def _plain_words(cause: BaseException) -> str:

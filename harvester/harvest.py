@@ -27,6 +27,7 @@ from harvester.laws import laws_of
 from harvester.levels import Levels
 from harvester.levers import Levers
 from harvester.metrics import PassLimits, PassResult, Snapshot, Tally, snapshot
+from harvester.probe import Probe
 from harvester.scribe import Scribe
 from harvester.sentinel import Sentinel
 from harvester.suspects import Suspects
@@ -79,7 +80,7 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
     """
     chosen = clock or SystemClock()
     async with Client(config.teacher, config.run, key) as client:
-        one = _Pass(client, config, limits, on_progress, chosen)
+        one = _Pass(config, limits, on_progress, chosen)
         one.scribe = Scribe(writer, one.fail)
         await one.scribe.start()
         ceilings = await one.scribe.call(lambda journal: Ceilings.of(journal, config))
@@ -89,6 +90,7 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
         one.levels = Levels(one.scribe, laws.limiters, config.teacher, chosen)
         await one.levels.restore()
         one.teacher = Teacher(client, laws, one.scribe, one.tally, run_id)
+        one.probe = Probe(client, one.teacher, config.teacher.model)
         on_levers(Levers(one.teacher, one.crew.resize))
         return await one.run(feed, stop, sentinel)
 
@@ -100,16 +102,11 @@ class _Pass:
     flights: Flights
     levels: Levels
     teacher: Teacher
+    probe: Probe
 
     def __init__(
-        self,
-        client: Client,
-        config: HarvestConfig,
-        limits: PassLimits,
-        on_progress: Callable[[Snapshot], None],
-        clock: Clock,
+        self, config: HarvestConfig, limits: PassLimits, on_progress: Callable[[Snapshot], None], clock: Clock
     ) -> None:
-        self.client = client
         self.limits = limits
         self.min_free_mib = config.store.min_free_mib
         self.on_progress = on_progress
@@ -122,7 +119,6 @@ class _Pass:
         self.detail = ""
         self.error: HarvesterError | None = None
         self.draining = asyncio.Event()
-        self.probed = False
         self.idle = False
 
     async def run(
@@ -184,6 +180,8 @@ class _Pass:
                         return
                     admitted += 1
                     await self._send_off(request)
+        except Parked as parked:
+            self._park(parked)
         except HarvesterError as error:
             self.fail(error)
 
@@ -194,10 +192,9 @@ class _Pass:
         await self.clock.wait(self.draining, REST_S)
 
     async def _send_off(self, request: Request) -> None:
-        if not self.probed:
+        if not self.probe.is_done:
             await self._require_room()
-            await self.client.probe()
-            self.probed = True
+            await self.probe.look()
         self.flights.take_off(request)
         await self.crew.put(request)
 
@@ -295,5 +292,5 @@ class _Pass:
             self.tally,
             in_flight=sum(window.in_flight for window in windows),
             window=sum(int(window.size) for window in windows),
-            why=self.teacher.why() or ("new prompts" if self.idle else ""),
+            why=self.probe.why or self.teacher.why() or ("new prompts" if self.idle else ""),
         )

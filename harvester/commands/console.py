@@ -85,7 +85,10 @@ def _now() -> str:
 
 @contextmanager
 def painted(total: int, title: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A progress display fed with snapshots: bars on a terminal, else a line (or a record) every 30 s."""
+    """A progress display fed with snapshots: bars on a terminal, else a line (or a record) every 30 s.
+
+    A line comes at once, too, when something keeps the first request.
+    """
     from harvester.commands import display
 
     if not _logging and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
@@ -94,6 +97,7 @@ def painted(total: int, title: str) -> Iterator[Callable[[Mapping[str, Any]], No
         return
     said_at, said_state = time.monotonic(), ""
     latest: Mapping[str, Any] = {}
+    stuck = False
 
     def say() -> None:
         nonlocal said_at, said_state
@@ -104,9 +108,12 @@ def painted(total: int, title: str) -> Iterator[Callable[[Mapping[str, Any]], No
             _write(one_line(f"{title}: {display.sentence(latest, total)}"))
 
     def plain(snapshot: Mapping[str, Any]) -> None:
-        nonlocal latest
+        nonlocal latest, stuck
         latest = snapshot
-        if time.monotonic() - said_at >= PLAIN_EVERY_S or (_logging and latest.get("state") != said_state):
+        fresh = not stuck and bool(latest.get("waiting")) and not latest.get("requests_sent")
+        stuck = stuck or fresh  # what keeps the first request is told at once, and once
+        turned = _logging and latest.get("state") != said_state
+        if fresh or turned or time.monotonic() - said_at >= PLAIN_EVERY_S:
             say()
 
     try:

@@ -120,10 +120,11 @@ def test_row_29_nobody_at_the_address_stops_before_any_send(mock_teacher: Mock, 
     live(mock, tmp_path)
     (tmp_path / "more.jsonl").write_text('{"prompt": "What is 8 + 8?"}\n')
     path = tmp_path / "harvest.toml"
+    path.write_text(path.read_text().replace("patience_s = 5", "patience_s = 0.1"))
     mock.stop()
     exit_code, said = bench.run(path)
-    assert exit_code == 4
-    assert "can't be reached" in said
+    assert exit_code == 10
+    assert "nobody answers at" in said
 
 
 def test_row_40_after_a_storm_of_lost_attempts_all_are_served(mock_teacher: Mock, tmp_path: Path) -> None:

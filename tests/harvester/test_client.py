@@ -15,6 +15,7 @@ import pytest
 import respx
 
 from harvester import client as room
+from harvester import roster
 from harvester.client import USER_AGENT, Client
 from harvester.config import HarvestConfig
 from harvester.errors import (
@@ -52,14 +53,14 @@ def send(
     return asyncio.run(go())
 
 
-def probe(router: respx.MockRouter, key: str | None = None) -> None:
-    async def go() -> None:
+def models(router: respx.MockRouter) -> list[str]:
+    async def go() -> list[str]:
         chosen = config()
         transport = httpx.MockTransport(router.async_handler)
-        async with Client(chosen.teacher, chosen.run, key, transport=transport) as client:
-            await client.probe()
+        async with Client(chosen.teacher, chosen.run, None, transport=transport) as client:
+            return await client.models(URL)
 
-    asyncio.run(go())
+    return asyncio.run(go())
 
 
 @contextmanager
@@ -202,34 +203,31 @@ def test_a_lying_encoding_is_no_crash() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "content"),
-    [(200, {"data": [{"id": "m"}]}), (200, {"data": [{"id": "models/m"}]}), (200, {}), (404, {}), (503, {})],
+    ("status", "content", "listed"),
+    [(200, {"data": [{"id": "m"}, {"id": "n"}]}, ["m", "n"]), (200, {}, []), (404, {}, []), (503, {}, [])],
 )
-def test_probe_passes(status: int, content: Any) -> None:
+def test_models_are_listed_where_there_is_a_list(status: int, content: Any, listed: list[str]) -> None:
     with respx.mock() as router:
         router.get(f"{URL}/models").respond(status, json=content)
-        probe(router)
+        assert models(router) == listed
+    assert all(roster.names([name, f"models/{name}"], name) for name in listed)
+    assert not roster.names(listed, "o")
 
 
-def test_probe_names_the_models_there_are() -> None:
+@pytest.mark.parametrize(("status", "said"), [(401, "key"), (307, "redirects to evil.example")])
+def test_a_wrong_key_or_a_redirect_is_met_at_the_list_of_models(status: int, said: str) -> None:
     with respx.mock() as router:
-        router.get(f"{URL}/models").respond(200, json={"data": [{"id": "other"}, {"id": "another"}]})
-        with pytest.raises(TeacherRefused, match="other, another"):
-            probe(router)
+        router.get(f"{URL}/models").respond(status, headers={"location": "http://evil.example/x"})
+        with pytest.raises(TeacherRefused, match=said):
+            models(router)
 
 
-def test_probe_stops_at_a_wrong_key() -> None:
-    with respx.mock() as router:
-        router.get(f"{URL}/models").respond(401)
-        with pytest.raises(TeacherRefused, match="key"):
-            probe(router)
-
-
-def test_probe_says_what_to_check_when_nobody_is_there() -> None:
+def test_nobody_at_the_address_is_transient_and_without_a_status() -> None:
     with respx.mock() as router:
         router.get(f"{URL}/models").mock(side_effect=httpx.ConnectError("refused"))
-        with pytest.raises(TeacherRefused, match="is it running"):
-            probe(router)
+        with pytest.raises(TeacherUnavailable) as met:
+            models(router)
+    assert (met.value.status, met.value.maybe_billed) == (None, False)
 
 
 def test_cancelled_requests_take_no_slot_with_them(mock_teacher: Callable[..., RunningMock]) -> None:
