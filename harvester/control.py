@@ -10,14 +10,14 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError, HarvesterError, StoreError
 from harvester.remote import LONGEST_LINE, NAME, address
 
-Act = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+Act = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 READ_WITHIN_S = 5.0
 
 
@@ -62,17 +62,17 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ac
     with contextlib.suppress(OSError, TimeoutError, ValueError):
         async with asyncio.timeout(READ_WITHIN_S):
             asked = await reader.readline()
-            writer.write(json.dumps(_said(asked, act)).encode() + b"\n")
+            writer.write(json.dumps(await _said(asked, act)).encode() + b"\n")
             await writer.drain()
     writer.close()
 
 
-def _said(asked: bytes, act: Act) -> Mapping[str, Any]:
+async def _said(asked: bytes, act: Act) -> Mapping[str, Any]:
     try:
         loaded = json.loads(asked)
         if not isinstance(loaded, dict):
             raise ConfigError("a request is a JSON object with a verb")
-        return act(loaded)
+        return await act(loaded)
     except HarvesterError as error:
         return {"error": error.message, "remedy": error.remedy}
     except (ValueError, RecursionError):

@@ -170,7 +170,7 @@ _PLAIN_GAUGES = (
 )
 _CANARY_GAUGES = (
     ("rounds", "rounds", "Rounds of canaries asked of this teacher."),
-    ("changes", "changes", "Rounds of this run in which the teacher had changed."),
+    ("changes", "changes", "Rounds in which the teacher had changed."),
     ("distance_ratio", "distance", "Mean distance of the last round's answers from the reference."),
     ("round_timestamp_seconds", "asked_at", "When the last round was asked."),
 )

@@ -8,19 +8,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 from urllib.parse import urlsplit
 
 from harvester import __version__, control, editions, endings, finished, sealing, shift, tolerance, warden
 from harvester.aides import beside
 from harvester.clock import Clock, SystemClock
 from harvester.doors import ask_what_waits
-from harvester.endings import ABORTED, STOPPED, Stop, Summary
+from harvester.endings import ABORTED, Stop, Summary
 from harvester.errors import (
-    ConfigError,
     HarvesterError,
     PromptError,
     StoreError,
@@ -31,6 +28,7 @@ from harvester.flights import RE_ASKED
 from harvester.group_commit import GroupCommit
 from harvester.harvest import harvest
 from harvester.heartbeat import Heart, Watch
+from harvester.helm import Helm
 from harvester.inbox import Inbox
 from harvester.journal import Journal
 from harvester.levers import Levers
@@ -41,8 +39,6 @@ from harvester.records import RunRecord
 from harvester.sealing import on_writer
 from harvester.sentinel import Orders, Sentinel
 from harvester.signals import Caught, handled
-
-OPERATOR, DRIFT = "operator", "drift"
 
 
 async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> Summary:
@@ -63,6 +59,7 @@ async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> S
             await on_writer(writer, lambda journal: journal.begin_run(record))
             tolerance.write_down(prepared.store, prepared.bad)
             life = _Life(prepared, record, writer, watch, clock or SystemClock())
+            await life.helm.recall()
             life.news = await on_writer(
                 writer, lambda j: editions.note(j, prepared.config, prepared.root, record.run_id)
             )
@@ -113,6 +110,7 @@ class _Life:
             "model": prepared.config.teacher.model,
         }
         self.heart = Heart(prepared.store, facts, self.inbox, watch, prepared.hours)
+        self.helm = Helm(self.heart, writer, record.teacher_id, self._drain)
         self.refused: TermsRefused | None = None
         self.sentinel: Sentinel | None = None
         if prepared.config.canary.prompts is not None:
@@ -127,7 +125,7 @@ class _Life:
         prepared, heart = self.prepared, self.heart
         async with (
             beside("heartbeat", heart.beat(), heart.complain),
-            control.served(prepared.store, self.act, heart.complain),
+            control.served(prepared.store, self.helm.act, heart.complain),
             beside("hours", shift.keep(
                 prepared.hours, self.clock, self.stop, heart, wait=prepared.flags.watch
             ), heart.complain),
@@ -209,14 +207,14 @@ class _Life:
                 return PassResult(raised.code, heart.latest), raised
 
     def _take_levers(self, levers: Levers) -> None:
-        self.heart.levers = levers
+        self.helm.take(levers)
         shift.look(self.prepared.hours, self.clock.wall(), self.stop, levers, wait=self.prepared.flags.watch)
 
-    def _changed(self, said: str) -> None:
+    async def _changed(self, said: str) -> None:
         """A canary found the teacher changed."""
         self.heart.complain(TeacherChanged(said))
-        if self.prepared.config.canary.pause and self.heart.levers is not None:
-            self.heart.levers.hold(DRIFT, f"the teacher changed ({said}); `harvester resume` goes on")
+        if self.prepared.config.canary.pause:
+            await self.helm.changed(said)
 
     def _interrupted(self) -> None:
         self._drain(INTERRUPTED, "")
@@ -224,33 +222,6 @@ class _Life:
     def _drain(self, ending: str, detail: str) -> None:
         self.stop.ask(ending, detail)
         self.heart.turn("draining")
-
-    def act(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Do what came over the socket, and say what is true now.
-
-        Raises:
-            ConfigError: nothing we can do.
-        """
-        verb, levers = asked.get("verb"), self.heart.levers
-        if verb == "status":
-            return self.heart.told()
-        if verb == "stop":
-            self._drain(STOPPED, "by `harvester stop`")
-            return {"said": "it drains: nothing new is sent, what is paid for is awaited and kept"}
-        if levers is None:
-            raise ConfigError("the run is ending", remedy="wait for its end, or see `harvester status`")
-        if verb == "pause":
-            levers.hold(OPERATOR, "paused by the operator")
-            return {"said": "paused: nothing new is sent until `harvester resume`"}
-        if verb == "resume":
-            levers.release(OPERATOR)
-            levers.release(DRIFT)
-            held = "; ".join(levers.holds.values())
-            return {"said": f"resumed, but still held: {held}" if held else "resumed"}
-        if verb == "set":
-            said = levers.set(str(asked.get("name", "")), str(asked.get("value", "")))
-            return {"said": f"{said}, until this run ends"}
-        raise ConfigError(f"unknown verb {verb!r}", remedy="status, pause, resume, stop or set")
 
     async def _settle(self, result: PassResult, code: int, error: HarvesterError | None) -> int:
         """Seal, record the ending, write the view of dead letters; returns the rows sealed.

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Orders:
     root: Path
     store: Path
     record: RunRecord
-    on_change: Callable[[str], None]
+    on_change: Callable[[str], Awaitable[None]]
     complain: Callable[[Exception], None]
 
 
@@ -155,9 +155,9 @@ class Sentinel:
         finding = canary.compare(reference, replies, self._orders.config.canary.tolerance)
         # A change is told once: from now on the changed teacher is what others are compared with.
         kept = replies if finding.changes else {**replies, **reference}
+        if finding.changes:  # held before it is written down: a kill in between asks again
+            await self._orders.on_change("; ".join(finding.changes))
         self._write(number, finding, len(outstanding), len(replies))
-        if finding.changes:
-            self._orders.on_change("; ".join(finding.changes))
         return kept
 
     def _write(self, number: int, finding: canary.Finding, asked: int, answered: int) -> None:
@@ -172,6 +172,16 @@ class Sentinel:
             rounds=number, asked_at=told["at"], distance=told["distance"], changes=changes,
             said="; ".join(finding.changes) or self.news.get("said", ""),
         )  # fmt: skip
+
+    def _tell(self, rounds: list[dict[str, Any]]) -> None:
+        """What earlier rounds found is no news of this process, and still true."""
+        if rounds:
+            changed = [one for one in rounds if one.get("changes")]
+            last = rounds[-1]
+            self.news.update(
+                rounds=last["round"], asked_at=last.get("at"), distance=last.get("distance"),
+                changes=len(changed), said="; ".join(changed[-1]["changes"]) if changed else "",
+            )  # fmt: skip
 
     def _requests(self, number: int) -> list[tuple[str, Request]]:
         """The canaries of a round: what is asked, the same in every round, and the request of this one."""
@@ -195,6 +205,7 @@ class Sentinel:
     def _remembered(self) -> tuple[dict[str, Reply], int]:
         """What to compare with (the newest round that changed, else the first), and the last round."""
         rounds = read_rounds(self._orders.store)
+        self._tell(rounds)
         since = max((one["round"] for one in rounds if one.get("changes")), default=0)
         found: dict[str, tuple[int, Reply]] = {}
         last = max((one["round"] for one in rounds), default=0)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.bill import bill_of
+from harvester.holds import recall
 from harvester.journal import Journal
 from harvester.lock import is_held, read_holder
 
@@ -50,6 +51,7 @@ def status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]
     alive = is_held(store)
     with Journal.open(store, read_only=True) as journal:
         held, bill = journal.totals().answers, bill_of(journal, alive=alive)
+        holds = recall(journal)
     found = {**read_status(store), **(live or {})}
     found["heartbeat_age_s"] = round(max(0.0, time.time() - float(found.get("updated_at", 0))), 1)
     if alive:
@@ -57,8 +59,10 @@ def status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]
         found["process"] = _process(holder)
         if live is None and found["heartbeat_age_s"] > HUNG_AFTER_S:
             found["state"] = "hung"
-    elif found.get("state") in RUNNING:
-        found["state"] = "died"
+    else:
+        found["holds"] = holds
+        if found.get("state") in RUNNING:
+            found["state"] = "died"
     return {
         **found, "alive": alive, "store": str(store), "held": held, "billed": bill.billed,
         "possibly_billed": len(bill.suspects), "possibly_billed_microusd": bill.suspected_microusd,
@@ -109,6 +113,8 @@ def status_lines(found: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"canaries  {canary.get('rounds', 0):,} rounds, {canary.get('changes', 0):,} changes: {said}"
         )
+    if found.get("holds") and not found.get("alive", True):
+        lines.append(f"on hold   the next run sends nothing: {'; '.join(found['holds'].values())}")
     lines.append(_who(found))
     return lines
 

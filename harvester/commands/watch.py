@@ -45,13 +45,20 @@ def status(
 
 
 def pause(store: Path = STORE, as_json: bool = JSON) -> None:
-    """Send nothing new until `resume`; what is on the wire is awaited and kept."""
+    """Send nothing new until `resume`, also after a restart; what is on the wire is awaited and kept."""
     _tell(store, "pause", as_json=as_json)
 
 
 def resume(store: Path = STORE, as_json: bool = JSON) -> None:
-    """Go on after `pause`."""
-    _tell(store, "resume", as_json=as_json)
+    """Go on after `pause`, or after a canary's hold; where no job works, the next run will."""
+    from harvester import holds, remote
+    from harvester.commands.console import emit
+    from harvester.lock import is_held
+
+    if not is_held(store) and (gone := holds.resume_next(store)):
+        emit({"said": "resumed", "holds": gone}, ["resumed: the next run is not held"], as_json=as_json)
+        return
+    emit(said := remote.tell(store, "resume"), [str(said.get("said", ""))], as_json=as_json)
 
 
 def stop(

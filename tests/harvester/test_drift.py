@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
 
-from harvester import exposition, job, report, sentinel
+from harvester import exposition, holds, job, report, sentinel
 from harvester.canary import Reply, compare, distance
 from harvester.corpus import Corpus
 from harvester.journal import Journal
@@ -171,6 +171,40 @@ def test_a_change_holds_the_run_when_asked_to_until_the_operator_resumes(tmp_pat
     assert "the teacher changed (model 'mock-teacher' -> 'mock-teacher-2')" in seen["why"]
     assert seen["stored"] < 60
     assert (summary.exit_code, summary.answers_stored) == (0, 60)
+
+
+def test_a_hold_for_a_changed_teacher_outlives_the_process_until_resume(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.05)
+    path = folder(tmp_path, mock, 40, pause=True)
+    store = tmp_path / "store"
+
+    def change_and_stop(told: Mapping[str, Any]) -> None:
+        if told["canary"].get("rounds") == 1:
+            mock.set_faults([{"action": "patch", "value": {"model": "mock-teacher-2"}}])
+        if told["state"] == "on hold" and told["in_flight"] == 0:
+            asyncio.get_running_loop().run_in_executor(None, ask, store, "stop")
+
+    assert live(path, change_and_stop).exit_code == 10
+    assert "the teacher changed" in status(store)["holds"]["drift"]
+    told: list[Mapping[str, Any]] = []
+
+    def stop_again(now: Mapping[str, Any]) -> None:
+        told.append(now)
+        if len(told) == 5:
+            asyncio.get_running_loop().run_in_executor(None, ask, store, "stop")
+
+    sent = mock.totals()["requests"]
+    assert live(path, stop_again).exit_code == 10
+    assert mock.totals()["requests"] == sent
+    held = [one for one in told if one["state"] == "on hold"]
+    assert len(held) >= 3
+    assert "the teacher changed (model 'mock-teacher' -> 'mock-teacher-2') (20" in held[0]["waiting"]
+    assert held[-1]["canary"]["changes"] == 1
+    assert held[-1]["canary"]["said"] == "model 'mock-teacher' -> 'mock-teacher-2'"
+    assert set(holds.resume_next(store)) == {"drift"}
+    assert holds.resume_next(store) == {}
+    assert live(path).answers_stored > 0
+    assert Corpus.open(store).count() == 40
 
 
 def test_a_failing_canary_disturbs_nobody(tmp_path: Path, mock_teacher):

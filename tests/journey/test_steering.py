@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_pat
 
         assert "paused" in remote.tell(store, "pause")["said"]
         held = life.until(lambda s: s["state"] == "on hold" and s["in_flight"] == 0)
-        assert held["waiting"] == "paused by the operator"
+        assert held["waiting"] == "paused by the operator; `harvester resume` goes on"
         sent = mock.state()["received"]
         assert harvester("status", store).stdout.startswith("on hold:")
         assert remote.tell(store, "set", name="rpm", value="6000")["said"].startswith("rpm is 6,000")
@@ -109,12 +109,15 @@ def test_a_ceiling_lowered_below_what_was_spent_ends_the_run(mock_teacher: Mock,
     assert out.startswith("budget:")
 
 
-def test_a_dead_job_is_told_from_a_hung_one(mock_teacher: Mock, tmp_path: Path) -> None:
+def test_a_dead_job_is_told_from_a_hung_one_and_its_pause_outlives_it(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
     mock = mock_teacher(latency_s=0.05)
     config = write_folder(tmp_path, mock.base_url, 2000, teacher=LIMITED)
     store = tmp_path / "store"
     with living(config) as life:
         life.until(lambda s: s["answers_stored"] > 0)
+        assert "also after a restart" in remote.tell(store, "pause")["said"]
         life.signal(signal.SIGSTOP)
         assert remote.ask(store, "status", patience_s=0.2) is None
         stopped = status(store)
@@ -134,8 +137,15 @@ def test_a_dead_job_is_told_from_a_hung_one(mock_teacher: Mock, tmp_path: Path) 
     probe = harvester("status", store, "--check")
     assert (probe.returncode, "no live job: died" in probe.stderr) == (1, True)
     assert any(line.startswith("process   none") for line in status_lines(dead))
+    assert any(line.startswith("on hold   the next run sends nothing") for line in status_lines(dead))
+    sent = mock.state()["received"]
     with living(config, "--limit", 5) as life:
+        held = life.until(lambda s: s["state"] == "on hold" and s["waiting"])
+        assert "paused by the operator (20" in held["waiting"]
+        assert (held["requests_sent"], mock.state()["received"]) == (0, sent)
+        assert remote.tell(store, "resume")["said"] == "resumed"
         assert life.end()[0] == 10
+    assert status(store)["holds"] == {}
 
 
 def test_a_store_with_a_long_name_is_steered_too(tmp_path: Path) -> None:
@@ -143,8 +153,11 @@ def test_a_store_with_a_long_name_is_steered_too(tmp_path: Path) -> None:
     deep.mkdir(parents=True)
     assert len(os.fsencode(deep / remote.NAME)) > 108
 
+    async def act(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"said": asked["verb"]}
+
     async def talk() -> dict[str, Any] | None:
-        async with control.served(deep, lambda asked: {"said": asked["verb"]}, complain=lambda _: None):
+        async with control.served(deep, act, complain=lambda _: None):
             assert stat.S_IMODE((deep / remote.NAME).stat().st_mode) == 0o600
             return await asyncio.to_thread(remote.ask, deep, "hello")
 
