@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 
+from harvester.errors import HarvesterError, PromptError
 from harvester.journey import Request
 
 
@@ -72,12 +73,22 @@ class Crew:
 
 
 def take(feed: Iterator[Request | None], most: int) -> tuple[list[Request], bool]:
-    """Up to `most` requests, and whether the feed may bring more; None in it means "no more for now"."""
+    """Up to `most` requests, and whether the feed may bring more; None in it means "no more for now".
+
+    Raises:
+        HarvesterError: always one: whatever ends the feed, the pass must still keep what is on the wire.
+    """
     chunk: list[Request] = []
-    for request in feed:
-        if request is None:
-            return chunk, True
-        chunk.append(request)
-        if len(chunk) == most:
-            return chunk, True
+    try:
+        for request in feed:
+            if request is None:
+                return chunk, True
+            chunk.append(request)
+            if len(chunk) == most:
+                return chunk, True
+    except HarvesterError:
+        raise
+    except Exception as error:
+        why = f"the prompts can't be read on: {type(error).__name__}: {error}"
+        raise PromptError(why, remedy="what was answered is stored; please report this") from error
     return chunk, False

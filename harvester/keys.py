@@ -19,6 +19,9 @@ KEY_BYTES = 32
 TRANSPORT_ONLY = frozenset({"stream", "stream_options"})
 """Fields that change how an answer travels and never what it says: left out of the key."""
 
+MOST_RESTS_KEPT = 1000
+"""Of so many sample numbers the end of the document is kept from prompt to prompt."""
+
 # orjson sorts names by code point and RFC 8785 by UTF-16 unit: the same for ASCII names. Both refuse
 # integers beyond 2**53 - 1 and write strings alike; floats differ (1.0), so they never take this path.
 _PLAIN = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
@@ -88,7 +91,8 @@ class RequestKeys:
         rest = self._rests.get(sample_index)
         if rest is None:
             rest = self._after + _rest(self._endpoint, sample_index, self._epoch)
-            self._rests[sample_index] = rest
+            if len(self._rests) < MOST_RESTS_KEPT:
+                self._rests[sample_index] = rest
         return hashlib.sha256(self._before + canonical(messages) + rest).digest()
 
 

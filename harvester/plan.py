@@ -14,8 +14,9 @@ import orjson
 
 from harvester.completion import estimate_tokens
 from harvester.config import HarvestConfig, Price, Sampling
+from harvester.errors import ConfigError, PromptError
 from harvester.journey import Message, Prompt, Request
-from harvester.keys import RequestKeys
+from harvester.keys import RequestKeys, canonical
 
 TOKENS_PER_MESSAGE = 4
 DEFAULT_OUTPUT_TOKENS = 1024
@@ -25,20 +26,49 @@ MOST_OUTPUT_TOKENS = 32_768
 TOKENS_OF_IMAGE = 1024
 MOST_TOKENS_OF_IMAGE = 50_000
 """More than any teacher is known to charge for one: 2,833 + 8 x 5,667 of gpt-4o-mini at high detail."""
+MOST_SEEDS_KEPT = 1000
+"""Shared fields of so many seeds are kept from prompt to prompt; those of further samples are made anew."""
 FRAME_TOKENS, TOKENS_OF_TURN = 64, 16
 """What a chat template adds at most: around messages and tools, and around each message."""
+_Shared = tuple[dict[str, Any], RequestKeys]
+
+
+def check(config: HarvestConfig) -> None:
+    """Refuse a configuration of which no cache key can be made.
+
+    Raises:
+        ConfigError: a field that all requests share has no canonical JSON.
+    """
+    fixed, sampling = _fixed_fields(config), config.sampling
+    if sampling.seed is not None:
+        fixed["seed"] = sampling.seed + sampling.samples - 1
+    for name, value in fixed.items():
+        try:
+            canonical({name: value})
+        except ValueError as error:
+            remedy = "integers go to 2**53 - 1; NaN and infinities are no JSON"
+            raise ConfigError(str(error), place=f"sampling.{name}", remedy=remedy) from None
 
 
 def requests(prompts: Iterable[Prompt], config: HarvestConfig) -> Iterator[Request]:
-    """Every request of a harvest, in prompt order, `samples` of each."""
-    wardrobe = _Wardrobe(config)
+    """Every request of a harvest, in prompt order, `samples` of each.
+
+    Raises:
+        ConfigError: see `check`.
+        PromptError: a prompt made by hand has no canonical JSON; those of files are refused when read.
+    """
+    check(config)
+    wardrobe, samples = _Wardrobe(config), range(config.sampling.samples)
     for prompt in prompts:
-        yield from wardrobe.dress(prompt)
+        try:
+            yield from wardrobe.dress(prompt, samples)
+        except ValueError as error:
+            raise PromptError(str(error), place=f"{prompt.file}:{prompt.line}") from None
 
 
 def request_for(prompt: Prompt, config: HarvestConfig, sample_index: int = 0) -> Request:
     """One prompt's request. See `requests` for a whole set."""
-    return _Wardrobe(config).dress(prompt)[sample_index]
+    return next(_Wardrobe(config).dress(prompt, (sample_index,)))
 
 
 def input_tokens_of(prompt: Prompt, config: HarvestConfig) -> int:
@@ -64,31 +94,31 @@ class _Wardrobe:
     """Dresses prompts; what all requests of one sample number share is made once."""
 
     def __init__(self, config: HarvestConfig) -> None:
-        sampling, endpoint, epoch = config.sampling, config.teacher.base_url, config.run.epoch
+        sampling = config.sampling
+        self._endpoint, self._epoch = config.teacher.base_url, config.run.epoch
         self._system = config.prompts.system
         self._price = config.teacher.price
-        fixed = _fixed_fields(config)
-        self._shared = [dict(fixed) for _ in range(sampling.samples)]
-        if sampling.seed is not None and sampling.samples > 1:
-            for sample_index, shared in enumerate(self._shared):
-                shared["seed"] = sampling.seed + sample_index
-        self._keys = [RequestKeys(endpoint, shared, epoch) for shared in self._shared]
+        self._fixed = fixed = _fixed_fields(config)
+        self._seed = sampling.seed if sampling.samples > 1 else None
+        self._alike = fixed, RequestKeys(self._endpoint, fixed, self._epoch)
+        self._seeded: dict[int, _Shared] = {}
         ceiling = ceiling_of(fixed)
         self._output_tokens = ceiling or DEFAULT_OUTPUT_TOKENS
         self._most_out = ceiling or MOST_OUTPUT_TOKENS
         extras = [fixed[name] for name in ("tools", "functions", "response_format") if name in fixed]
         self._most_extra = FRAME_TOKENS + sum(_bytes(extra) for extra in extras)
 
-    def dress(self, prompt: Prompt) -> list[Request]:
+    def dress(self, prompt: Prompt, samples: Iterable[int]) -> Iterator[Request]:
         """The requests of one prompt, by sample number."""
         messages = _with_system(prompt.messages, self._system)
         input_tokens = sum(_size(message) for message in messages)
         most_in = self._most_extra + sum(_most_size(message) for message in messages)
         reserved = cost_microusd(self._price, input_tokens, self._output_tokens)
         most = cost_microusd(self._price, most_in, self._most_out)
-        return [
-            Request(
-                key=self._keys[sample_index].key(messages, sample_index),
+        for sample_index in samples:
+            shared, keys = self._alike if self._seed is None else self._with_seed(self._seed + sample_index)
+            yield Request(
+                key=keys.key(messages, sample_index),
                 prompt=prompt,
                 body={"messages": messages, **shared},
                 sample_index=sample_index,
@@ -98,8 +128,15 @@ class _Wardrobe:
                 most_tokens=most_in + self._most_out,
                 most_microusd=most,
             )
-            for sample_index, shared in enumerate(self._shared)
-        ]
+
+    def _with_seed(self, seed: int) -> _Shared:
+        found = self._seeded.get(seed)
+        if found is None:
+            shared = {**self._fixed, "seed": seed}
+            found = shared, RequestKeys(self._endpoint, shared, self._epoch)
+            if len(self._seeded) < MOST_SEEDS_KEPT:
+                self._seeded[seed] = found
+        return found
 
 
 def _with_system(messages: tuple[Message, ...], system: str | None) -> list[Message]:

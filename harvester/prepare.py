@@ -97,6 +97,7 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
         run = config.run.model_copy(update={"epoch": flags.epoch})
         config = config.model_copy(update={"run": run})
     forms.check(config.sampling.response_format)
+    plan.check(config)
     if sentinel.check(config, root):  # canaries are asked to evaluate the teacher, not to learn from it
         evaluating = config.run.model_copy(update={"purpose": "eval"})
         gate(config.model_copy(update={"run": evaluating}), root).require()

@@ -21,9 +21,13 @@ import pyarrow.parquet as pq
 
 from harvester.errors import NoPrompts, PromptError
 from harvester.journey import Message, Prompt
+from harvester.keys import canonical
+from harvester.records import as_json
 from harvester.tolerance import Bad
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
+MOST_LEVELS = 250
+"""JSON is written 254 levels deep at most, and read much deeper."""
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _OWN_FIELDS = frozenset({"id", "prompt", "messages", "reference", "tags"})
 _Row = tuple[int, Mapping[str, Any] | PromptError]
@@ -109,9 +113,9 @@ def to_prompt(fields: Mapping[str, Any], *, file: str, line: int) -> Prompt:
     messages = _messages(fields, place)
     reference = fields.get("reference")
     if reference is not None and not isinstance(reference, str):
-        reference = orjson.dumps(reference).decode()
+        reference = _as_text(reference)
     tags = fields.get("tags") or ()
-    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
+    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
         raise PromptError("tags must be a list of strings", place=place)
     identity = fields.get("id")
     return Prompt(
@@ -139,13 +143,43 @@ def _messages(fields: Mapping[str, Any], place: str) -> tuple[Message, ...]:
         return ({"role": "user", "content": text},)
     if not isinstance(messages, list) or not messages:
         raise PromptError("'messages' must be a list with at least one message", place=place)
+    if not _are_plain(messages, place):  # what is a role and a text has a key; to walk it costs a microsecond
+        _require_key(messages, place)
+    return tuple(messages)
+
+
+def _are_plain(messages: list[Any], place: str) -> bool:
+    """Whether they hold nothing but roles and texts; raises PromptError for what is no message."""
+    plain = True
     for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str) or role not in ROLES:
             raise PromptError(f"message {number} needs a role out of {', '.join(sorted(ROLES))}", place=place)
         content = message.get("content")
-        if not (isinstance(content, str | list) or (content is None and message.get("tool_calls"))):
-            raise PromptError(f"message {number} needs 'content' (text or a list of parts)", place=place)
-    return tuple(messages)
+        if not isinstance(content, str):
+            plain = False
+            if not (isinstance(content, list) or (content is None and message.get("tool_calls"))):
+                raise PromptError(f"message {number} needs 'content' (text or a list of parts)", place=place)
+        elif len(message) != 2:
+            plain = False
+    return plain
+
+
+def _require_key(messages: list[Message], place: str) -> None:
+    """Met here, before a send: no key can be made of it later."""
+    try:
+        canonical(messages)
+    except ValueError as error:
+        raise PromptError(
+            str(error), place=place, remedy="integers go to 2**53 - 1; greater ones are written as text"
+        ) from None
+
+
+def _as_text(value: Any) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # out of Parquet: bytes, decimals
+        return as_json(value).decode()
 
 
 def _derived_id(messages: tuple[Message, ...], place: str) -> str:
@@ -209,6 +243,11 @@ def _json_row(line: bytes, place: str) -> Mapping[str, Any] | PromptError:
         return PromptError(f"not a JSON line: {error}", place=place, remedy='a line is {"prompt": "..."}')
     if not isinstance(loaded, dict):
         return PromptError(f"a JSON object is expected, found {type(loaded).__name__}", place=place)
+    if len(line) > 2 * MOST_LEVELS and line.count(b"[") + line.count(b"{") > MOST_LEVELS:
+        try:
+            orjson.dumps([[loaded]])  # as deep as any of our documents holds it
+        except orjson.JSONEncodeError:
+            return PromptError("nested too deep", place=place, remedy=f"{MOST_LEVELS} levels are the most")
     return loaded
 
 

@@ -9,14 +9,17 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harvester import harvest, inbox
 from harvester.corpus import Corpus
 from harvester.errors import PromptError
 from harvester.journal import Journal
+from harvester.journey import Request
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
 from harvester.prepare import look_ahead, prepare
@@ -24,6 +27,7 @@ from tests.faults import bench
 from tests.faults.bench import PROMPTS, Hasty, live
 
 GOOD = b'{"prompt": "fine"}\n'
+DEEP = b"[" * 300 + b"]" * 300
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,10 @@ def refused(mock: RunningMock, folder: Path, content: bytes, place: str, says: s
         (b'{"messages": [{"role": "user", "content": 7}]}', "needs 'content'"),
         (b'{"messages": {"role": "user"}}', "must be a list"), (b'{"prompt": "a", "tags": "b"}', "tags"),
         (b'{"prompt": "' + b"x" * (17 << 20) + b'"}', "longer than 16 MiB"),
+        (b'{"messages": [{"role": "user", "content": "x", "n": 9007199254740993}]}', "no canonical JSON"),
+        (b'{"messages": [{"role": "user", "content": [{"n": -9007199254740993}]}]}', "no canonical JSON"),
+        (b'{"messages": [{"role": ["user"], "content": "x"}]}', "needs a role"),
+        (b'{"prompt": "a", "tags": 5}', "tags"), (b'{"prompt": "a", "level": ' + DEEP + b"}", "nested"),
     ],
     ids=lambda part: part[:24].decode("latin-1") if isinstance(part, bytes) else "",
 )  # fmt: skip
@@ -176,6 +184,9 @@ LINES = b"".join(
         b'{"prompt": 7}\n',
     ]
 )
+NO_KEY = (
+    b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "n": 9007199254740993}]}]}\n'
+)
 
 
 def _allow(root: Path, most: int) -> Path:
@@ -220,3 +231,49 @@ def test_row_60_bad_rows_of_tables_and_texts_are_passed_over_too(mock: RunningMo
     ready = prepare(config)
     assert (ready.rows_total, len(ready.bad)) == (4, 3)
     assert [error.place for error in ready.bad] == ["p.csv:3", "p.csv:4", "p.txt:2"]
+
+
+def test_row_60_a_line_without_canonical_json_is_one_more_bad_line(mock: RunningMock, tmp_path: Path) -> None:
+    live(mock, tmp_path)
+    (tmp_path / "p.jsonl").write_bytes(GOOD + NO_KEY + b'{"prompt": "What is 8 + 8?"}\n')
+    sent = mock.totals()["requests"]
+    code, said = bench.run(tmp_path / "harvest.toml", Hasty())
+    assert (code, mock.totals()["requests"]) == (2, sent)
+    assert "p.jsonl:2: no canonical JSON" in said
+    assert "p.jsonl:2" in "\n".join(look_ahead(_allow(tmp_path, 1)).lines())
+    code, said = bench.run(_allow(tmp_path, 1), Hasty())
+    assert (code, mock.totals()["requests"]) == (0, sent + 2)
+    assert "1 lines of prompt files were passed over" in said
+
+
+@pytest.mark.parametrize(
+    ("sampling", "says"),
+    [
+        ({"seed": 2**53 - 1, "samples": 2}, "sampling.seed: no canonical JSON"),
+        ({"extra": {"top_k": 2**60}}, "sampling.top_k: no canonical JSON"),
+    ],
+)
+def test_row_60_a_configuration_without_canonical_json_costs_nothing(
+    mock: RunningMock, tmp_path: Path, sampling: dict[str, object], says: str
+) -> None:
+    sent = mock.state()["received"]
+    ended = live(mock, tmp_path, sampling=sampling)
+    assert (ended.exit_code, mock.state()["received"]) == (2, sent)
+    assert says in ended.said
+
+
+def test_a_reader_that_breaks_midway_ends_the_pass_in_words_and_keeps_what_was_paid(
+    mock: RunningMock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = inbox.requests
+
+    def broken(*given: Any) -> Iterator[Request]:
+        yield from requests(*given)
+        raise ZeroDivisionError("broken reader")
+
+    monkeypatch.setattr(inbox, "requests", broken)
+    monkeypatch.setattr(harvest, "CHUNK", 2)
+    ended = live(mock, tmp_path, prompts=["What is 4 + 9?", "What is 5 + 9?"])
+    assert (ended.exit_code, ended.billed["requests"], ended.totals.answers) == (2, 2, 2)
+    assert "ZeroDivisionError: broken reader" in ended.said
+    assert ended.totals.possibly_billed == 0

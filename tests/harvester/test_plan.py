@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import tracemalloc
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.config import HarvestConfig, Price
+from harvester.errors import PromptError
 from harvester.journey import Prompt
 from harvester.plan import DEFAULT_OUTPUT_TOKENS, cost_microusd, request_for, requests
 
@@ -99,3 +103,21 @@ def test_price_is_exact_in_micro_dollars_and_rounds_up(tokens_in: int, tokens_ou
 
 def test_no_price_costs_nothing_known() -> None:
     assert cost_microusd(None, 10, 10) == 0
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_a_million_samples_of_a_prompt_are_dressed_one_at_a_time(seed: int | None) -> None:
+    chosen = config({"samples": 1_000_000, "seed": seed})
+    tracemalloc.start()
+    try:
+        made = sum(1 for _ in itertools.islice(requests([prompt()], chosen), 5000))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (made, peak < 8 << 20) == (5000, True)
+
+
+def test_a_prompt_made_by_hand_without_canonical_json_is_named() -> None:
+    odd = Prompt("p", ({"role": "user", "content": "x", "n": 2**60},), file="here", line=3)
+    with pytest.raises(PromptError, match=r"here:3: no canonical JSON"):
+        list(requests([prompt(), odd], config()))
