@@ -18,11 +18,12 @@ from harvester.errors import ConfigError, HarvesterError, StoreError
 from harvester.remote import LONGEST_LINE, NAME, address
 
 Act = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
+Complain = Callable[[Exception], None]
 READ_WITHIN_S = 5.0
 
 
 @contextlib.asynccontextmanager
-async def served(store: Path, act: Act, complain: Callable[[Exception], None]) -> AsyncIterator[None]:
+async def served(store: Path, act: Act, complain: Complain) -> AsyncIterator[None]:
     """Answer until the block ends; then the socket is gone.
 
     Args:
@@ -35,18 +36,23 @@ async def served(store: Path, act: Act, complain: Callable[[Exception], None]) -
         complain(error)
         yield
         return
-    server = await asyncio.start_unix_server(lambda r, w: _answer(r, w, act), sock=line, limit=LONGEST_LINE)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _answer(reader, writer, act, complain)
+
+    server = await asyncio.start_unix_server(answer, sock=line, limit=LONGEST_LINE)
     try:
         yield
     finally:
         server.close()
-        (store / NAME).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (store / NAME).unlink()
 
 
 def _listen(store: Path) -> socket.socket:
-    (store / NAME).unlink(missing_ok=True)
     line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        (store / NAME).unlink(missing_ok=True)
         os.fchmod(line.fileno(), 0o600)  # on Linux the name is born with the socket's mode
         with address(store) as path:
             line.bind(path)
@@ -58,22 +64,32 @@ def _listen(store: Path) -> socket.socket:
     return line
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, act: Act) -> None:
-    with contextlib.suppress(OSError, TimeoutError, ValueError):
+async def _answer(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, act: Act, complain: Complain
+) -> None:
+    try:
         async with asyncio.timeout(READ_WITHIN_S):
             asked = await reader.readline()
-            writer.write(json.dumps(await _said(asked, act)).encode() + b"\n")
+            writer.write(await _said(asked, act, complain) + b"\n")
             await writer.drain()
-    writer.close()
+    except (OSError, TimeoutError, ValueError):
+        pass  # whoever asked has gone, or says nothing
+    finally:
+        writer.close()
 
 
-async def _said(asked: bytes, act: Act) -> Mapping[str, Any]:
+async def _said(asked: bytes, act: Act, complain: Complain) -> bytes:
     try:
         loaded = json.loads(asked)
+    except (ValueError, RecursionError):
+        return json.dumps({"error": "not a JSON line"}).encode()
+    try:
         if not isinstance(loaded, dict):
             raise ConfigError("a request is a JSON object with a verb")
-        return await act(loaded)
+        return json.dumps(await act(loaded)).encode()
     except HarvesterError as error:
-        return {"error": error.message, "remedy": error.remedy}
-    except (ValueError, RecursionError):
-        return {"error": "not a JSON line"}
+        return json.dumps({"error": error.message, "remedy": error.remedy}).encode()
+    except Exception as error:  # noqa: BLE001 - no request ends a harvest, and each gets a word
+        complain(error)
+        said = f"this request made the job stumble ({type(error).__name__}); it goes on"
+        return json.dumps({"error": said}).encode()

@@ -39,6 +39,7 @@ __all__ = ["PassLimits", "PassResult", "Snapshot", "harvest"]
 CHUNK = 500
 PROGRESS_EVERY_S = 0.2
 REST_S = 1.0
+LAST_DAY = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 NO_MEMORY = "memory ran out while an answer was taken in: lower [teacher.limits] max_concurrency"
 
 
@@ -239,7 +240,7 @@ class _Pass:
 
     def _park(self, parked: Parked) -> None:
         if not self.draining.is_set():
-            at = datetime.fromtimestamp(self.clock.wall() + parked.wait_s, UTC)
+            at = datetime.fromtimestamp(min(LAST_DAY, self.clock.wall() + parked.wait_s), UTC)
             self.detail = f"{parked.why}; go on after {at:%Y-%m-%d %H:%M:%S} UTC"
         self._drain(metrics.LIMIT_PARKED)
 

@@ -11,6 +11,7 @@ from harvester.backoff import Backoff
 from harvester.budget import Budget
 from harvester.clock import Clock
 from harvester.config import HarvestConfig, Price, Teacher
+from harvester.errors import ConfigError
 from harvester.limiter import OPEN_FILES, Limiter
 from harvester.metrics import PassLimits
 
@@ -25,6 +26,24 @@ class Laws:
     clock: Clock
     price: Price | None = None
     patience_s: float = math.inf
+
+
+def require_pace(name: str, per_minute: float, addresses: int, patience_s: float) -> None:
+    """Do nothing when a limit lets the least request through within our patience.
+
+    Args:
+        addresses: how many share the limit.
+
+    Raises:
+        ConfigError: the run would park after every request.
+    """
+    every_s = 60 * addresses / per_minute
+    if every_s > patience_s:
+        raise ConfigError(
+            f"{name} = {per_minute:g} lets nothing through for {every_s:,.0f} s at a time, "
+            f"and [run] patience_s is {patience_s:g}: the run would park at once",
+            remedy=f"at least {60 * addresses / patience_s:g}, or a larger [run] patience_s",
+        )
 
 
 def laws_of(config: HarvestConfig, limits: PassLimits, clock: Clock) -> Laws:

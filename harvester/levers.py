@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from harvester.errors import ConfigError
+from harvester.laws import require_pace
 from harvester.limiter import LEARNED
 from harvester.teacher import Teacher
 
 NAMES = ("max-concurrency", "rpm", "tpm", "budget")
 _BUCKETS = {"rpm": "requests per minute", "tpm": "tokens per minute"}
 MOST_CONCURRENCY = 100_000
+MOST_BUDGET = 1e12
 _AMOUNT = re.compile(r"(\$?)([\d_,]*\.?\d+)\s*(usd|tokens)?\Z", re.IGNORECASE)
 
 
@@ -93,6 +95,7 @@ class Levers:
         value = _number(text, name)
         if value <= 0:
             raise ConfigError(f"{name} must be more than 0", remedy="`harvester pause` sends nothing at all")
+        require_pace(name, value, len(doors), self._teacher.laws.patience_s)
         for door in doors:  # the limit belongs to the credential: each address has its part
             door.limiter.retune(_BUCKETS[name], value / 60 / len(doors), now)
         return f"{name} is {value:,.10g}"
@@ -103,6 +106,10 @@ class Levers:
         if match is None or (match[1] and (match[3] or "usd").lower() != "usd"):
             raise ConfigError(f"{text!r} is not a budget", remedy="as in 12.50, $12.50, or 3000000tokens")
         value = float(match[2].replace(",", "").replace("_", ""))
+        if not value < MOST_BUDGET:
+            raise ConfigError(
+                f"a budget is less than {MOST_BUDGET:.0e}", remedy="as in 12.50 or 3000000tokens"
+            )
         tokens, microusd = budget.ceilings
         if (match[3] or "").lower() == "tokens":
             budget.ceilings = (int(value), microusd)

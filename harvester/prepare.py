@@ -11,7 +11,19 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from harvester import config as settings
-from harvester import environment, finished, forms, hours, identities, outlook, plan, prompts, sentinel, terms
+from harvester import (
+    environment,
+    finished,
+    forms,
+    hours,
+    identities,
+    laws,
+    outlook,
+    plan,
+    prompts,
+    sentinel,
+    terms,
+)
 from harvester.config import HarvestConfig
 from harvester.doors import ask_what_waits
 from harvester.errors import ConfigError, NoPrompts, PromptError
@@ -98,6 +110,7 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
         config = config.model_copy(update={"run": run})
     forms.check(config.sampling.response_format)
     plan.check(config)
+    _require_pace(config, path)
     if sentinel.check(config, root):  # canaries are asked to evaluate the teacher, not to learn from it
         evaluating = config.run.model_copy(update={"purpose": "eval"})
         gate(config.model_copy(update={"run": evaluating}), root).require()
@@ -112,6 +125,17 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
     else:
         rows, tokens = known.rows, known.input_tokens
     return Prepared(path, config, flags, rows, tokens, verdict, key, tuple(bad.passed_over), digest)
+
+
+def _require_pace(config: HarvestConfig, path: Path) -> None:
+    limits, addresses = config.teacher.limits.model_dump(), len(config.teacher.base_urls)
+    try:
+        for name, value in limits.items():
+            if value is not None and name.endswith("_per_minute"):
+                laws.require_pace(name, value, addresses, config.run.patience_s)
+    except ConfigError as error:
+        error.place = f"{path}: teacher.limits"
+        raise
 
 
 def _count(config: HarvestConfig, root: Path, bad: Tolerance, *, watch: bool) -> tuple[int, int]:

@@ -21,6 +21,8 @@ NAME = "control.sock"
 LONGEST_ADDRESS = 100
 """sockaddr_un holds 108 bytes, with the closing NUL (unix(7))."""
 LONGEST_LINE = 64 * 1024
+"""Of a request. An answer is a whole status, complaints and all, from a job of our own."""
+LONGEST_ANSWER = 16 * 1024 * 1024
 PATIENCE_S = 5.0
 
 
@@ -50,7 +52,7 @@ def ask(store: Path, verb: str, *, patience_s: float = PATIENCE_S, **more: Any) 
             line.connect(path)
             line.sendall(json.dumps({"verb": verb, **more}).encode() + b"\n")
             with line.makefile("rb") as answer:
-                said = json.loads(answer.readline(LONGEST_LINE))
+                said = json.loads(answer.readline(LONGEST_ANSWER))
     except (OSError, ValueError):
         return None
     if not isinstance(said, dict):

@@ -211,6 +211,13 @@ def test_the_time_limit_ends_the_pass(mock_teacher: Mock, bench: Bench) -> None:
     assert mock.totals()["requests"] == result.counts.answers_stored < 2000
 
 
+def test_a_wait_beyond_the_calendar_parks_on_its_last_day(mock_teacher: Mock, bench: Bench) -> None:
+    chosen = config(mock_teacher(), teacher={"limits": {"requests_per_day": 1e-9}})
+    parked = bench.run(chosen, sums(3))
+    assert (parked.ending, parked.counts.answers_stored) == ("parked", 1)
+    assert "go on after 9999-12-31" in parked.detail
+
+
 def test_a_broken_prompt_line_ends_the_pass_after_its_predecessors(mock_teacher: Mock, bench: Bench) -> None:
     def feed() -> Iterable[Prompt]:
         yield from sums(600)

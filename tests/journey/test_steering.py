@@ -83,6 +83,7 @@ def test_what_cant_be_set_is_refused_in_words_and_changes_nothing(mock_teacher: 
         for name, value in (
             ("rpm", "fast"), ("rpm", "0"), ("rpm", "nan"), ("tpm", "-3"), ("max-concurrency", "0"),
             ("max-concurrency", "2.5"), ("budget", "5"), ("budget", "much"), ("colour", "red"),
+            ("budget", "9" * 400), ("budget", "9" * 400 + "tokens"), ("rpm", "1e-10"), ("tpm", "0.05"),
         ):  # fmt: skip
             with pytest.raises(ConfigError):
                 remote.ask(store, "set", name=name, value=value)
@@ -163,3 +164,39 @@ def test_a_store_with_a_long_name_is_steered_too(tmp_path: Path) -> None:
 
     assert asyncio.run(talk()) == {"said": "hello"}
     assert not (deep / remote.NAME).exists()
+
+
+def test_a_request_that_makes_the_job_stumble_gets_a_word_and_a_long_answer_comes_whole(
+    tmp_path: Path,
+) -> None:
+    heard: list[Exception] = []
+
+    async def act(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"said": "x" * 300_000 if asked["verb"] == "status" else int(float("inf"))}
+
+    async def talk() -> dict[str, Any] | None:
+        async with control.served(tmp_path, act, complain=heard.append):
+            with pytest.raises(ConfigError, match="stumble"):
+                await asyncio.to_thread(remote.ask, tmp_path, "set")
+            return await asyncio.to_thread(remote.ask, tmp_path, "status")
+
+    told = asyncio.run(talk())
+    assert told is not None
+    assert len(told["said"]) == 300_000
+    assert [type(error) for error in heard] == [OverflowError]
+
+
+def test_where_no_socket_can_be_made_the_job_goes_on_without(tmp_path: Path) -> None:
+    (tmp_path / remote.NAME).mkdir()
+    heard: list[Exception] = []
+
+    async def act(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        return asked
+
+    async def live() -> None:
+        async with control.served(tmp_path, act, complain=heard.append):
+            pass
+
+    asyncio.run(live())
+    assert "can't be made" in str(heard[0])
+    assert (tmp_path / remote.NAME).is_dir()
