@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
 from harvester import hours
+from harvester.bounds import EXACT, MOST_A_MINUTE, MOST_USD, YEAR_S
 
 BASE_DEADLINE_S = 120.0
 """What an attempt may take beside its tokens: the connection, the teacher's queue, the prompt."""
 SLOWEST_TOKENS_PER_S = 10.0
 UNBOUNDED_DEADLINE_S = 600.0
 LONGEST_DEADLINE_S = 3600.0
-Positive = Annotated[float, Field(gt=0)]
-PositiveInt = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=MOST_A_MINUTE)]
+PositiveInt = Annotated[int, Field(gt=0, le=EXACT)]
+Count = Annotated[int, Field(ge=0, le=EXACT)]
+Seconds = Annotated[float, Field(gt=0, le=YEAR_S)]
 
 
 class Frozen(BaseModel):
-    """A table of harvest.toml: it never changes, and refuses what it does not know."""
+    """A table of harvest.toml: it never changes, and refuses what it does not know, and what is no number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 class Budget(Frozen):
     """Ceilings on what may be spent in one run."""
 
-    usd: Positive | None = None
+    usd: float | None = Field(default=None, gt=0, le=MOST_USD)
     tokens: PositiveInt | None = None
 
 
@@ -37,15 +41,15 @@ class Run(Frozen):
     `retry_possibly_billed = false` sends nothing again that may have been billed: it is a dead letter.
     """
 
-    max_failed: int = Field(default=0, ge=0)
-    deadline_s: Positive | None = None
-    connect_timeout_s: Positive = 10
+    max_failed: Count = 0
+    deadline_s: Seconds | None = None
+    connect_timeout_s: Seconds = 10
     max_attempts: PositiveInt = 5
-    grace_s: Positive = 25
+    grace_s: Seconds = 25
     purpose: Literal["train", "eval"] = "train"
-    epoch: int = Field(default=0, ge=0)
+    epoch: Count = 0
     trust_env: bool = False
-    patience_s: Positive = 600
+    patience_s: Seconds = 600
     strict_model: bool = False
     retry_possibly_billed: bool = True
 
@@ -66,7 +70,7 @@ class Canary(Frozen):
     """
 
     prompts: str | None = None
-    every_s: Positive = 3600
+    every_s: Seconds = 3600
     tolerance: float = Field(default=0.5, ge=0, le=1)
     pause: bool = False
 
@@ -82,4 +86,11 @@ class Schedule(Frozen):
     def _openings(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
             hours.parse(text)
+        return value
+
+    @field_validator("finish_by")
+    @classmethod
+    def _in_sight(cls, value: datetime | None) -> datetime | None:
+        if value is not None:
+            hours.stamp(value)
         return value

@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import (
     Field,
@@ -21,8 +21,10 @@ from pydantic import (
     model_validator,
 )
 
-from harvester.conduct import Budget, Canary, Frozen, Positive, PositiveInt, Run, Schedule
+from harvester.bounds import MOST_AT_ONCE, MOST_MIB, MOST_SAMPLES, MOST_USD_PER_MILLION
+from harvester.conduct import Budget, Canary, Count, Frozen, PositiveInt, Rate, Run, Schedule
 from harvester.errors import ConfigError
+from harvester.keys import canonical
 from harvester.names import check_url
 from harvester.spelling import PLACED, suggestion
 
@@ -34,24 +36,31 @@ _SHOWN_NAME = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
 _ASKS_ANOTHER = frozenset({"model", "models", "messages", "prompt", "input", "route", "preset", "engine"})
 
 
+# In ECMA-262, by which editors read it, a pattern has no flags inside.
+_IDEMPOTENCY = f"^[A-Za-z-]*{''.join(f'[{c.upper()}{c}]' for c in 'idempotency')}[A-Za-z-]*$"
+
+
 class Limits(Frozen):
     """What the teacher allows, as far as the operator knows; the rest is learned."""
 
-    requests_per_minute: Positive | None = None
-    tokens_per_minute: Positive | None = None
-    input_tokens_per_minute: Positive | None = None
-    output_tokens_per_minute: Positive | None = None
-    requests_per_day: Positive | None = None
-    tokens_per_day: Positive | None = None
-    max_concurrency: PositiveInt = 64
+    requests_per_minute: Rate | None = None
+    tokens_per_minute: Rate | None = None
+    input_tokens_per_minute: Rate | None = None
+    output_tokens_per_minute: Rate | None = None
+    requests_per_day: Rate | None = None
+    tokens_per_day: Rate | None = None
+    max_concurrency: int = Field(default=64, gt=0, le=MOST_AT_ONCE)
+
+
+PricePerMillion = Annotated[float, Field(ge=0, le=MOST_USD_PER_MILLION)]
 
 
 class Price(Frozen):
     """USD per million tokens, with the day it was read."""
 
-    input: float = Field(ge=0)
-    output: float = Field(ge=0)
-    cached_input: float | None = Field(default=None, ge=0)
+    input: PricePerMillion
+    output: PricePerMillion
+    cached_input: PricePerMillion | None = None
     as_of: Any = None
 
 
@@ -68,7 +77,7 @@ class Teacher(Frozen):
     terms: str = ""
     replicas: tuple[str, ...] = ()
     ca_file: str | None = None
-    idempotency_header: str | None = Field(default=None, pattern=r"^(?i:[a-z-]*idempotency[a-z-]*)$")
+    idempotency_header: str | None = Field(default=None, pattern=_IDEMPOTENCY)
     limits: Limits = Limits()
     price: Price | None = None
 
@@ -115,7 +124,7 @@ class Prompts(Frozen):
 
     files: tuple[str, ...] = Field(min_length=1)
     system: str | None = None
-    max_bad: int = Field(default=0, ge=0)
+    max_bad: Count = 0
 
 
 class Sampling(Frozen):
@@ -129,12 +138,21 @@ class Sampling(Frozen):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     reasoning_effort: str | None = None
-    samples: PositiveInt = 1
+    samples: int = Field(default=1, gt=0, le=MOST_SAMPLES)
     top_logprobs: int = Field(default=0, ge=0, le=20)
     stream: bool = False
     tools: tuple[dict[str, Any], ...] | None = None
     response_format: dict[str, Any] | None = None
     extra: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("seed", "tools", "response_format", "extra")
+    @classmethod
+    def _fit_for_the_wire(cls, value: Any) -> Any:
+        try:
+            canonical(value)
+        except ValueError as error:  # NaN, a date, an integer that others would round
+            raise ValueError(str(error).replace("no canonical JSON", "can't be sent as JSON")) from None
+        return value
 
     @field_validator("extra")
     @classmethod
@@ -157,8 +175,8 @@ class Store(Frozen):
     """Where answers are kept."""
 
     path: str = "store"
-    shard_mib: Positive = 64
-    min_free_mib: float = Field(default=256, ge=0)
+    shard_mib: float = Field(default=64, gt=0, le=MOST_MIB)
+    min_free_mib: float = Field(default=256, ge=0, le=MOST_MIB)
 
 
 class HarvestConfig(Frozen):
@@ -218,6 +236,10 @@ def read_toml(path: Path, missing: str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(
             f"can't be read: {error.strerror}", place=str(path), remedy="name the TOML file itself"
+        ) from None
+    except (ValueError, RecursionError):
+        raise ConfigError(
+            "not readable as TOML: a number of thousands of digits, or nested too deep", place=str(path)
         ) from None
 
 

@@ -154,7 +154,7 @@ def explain(text: str) -> list[Explanation]:
     """
     kinds = known()
     wanted = text.strip().lower()
-    if wanted.isdigit():
+    if wanted.isascii() and wanted.isdigit() and len(wanted) < 5:
         number = 130 if wanted == "143" else int(wanted)
         codes = [code for code, kind in kinds.items() if _exit_code(kind) == number]
     else:
@@ -162,7 +162,7 @@ def explain(text: str) -> list[Explanation]:
     if not codes:
         near = difflib.get_close_matches(wanted, kinds, n=1)
         raise UsageError(
-            f"no error has the code {text!r}",
+            f"no error has the code {text[:60]!r}",
             remedy=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(sorted(kinds))}",
         )
     return [_explanation(code, kinds[code]) for code in codes]

@@ -20,6 +20,8 @@ HORIZON_DAYS = 9
 _OPENING = re.compile(
     r"(?:(?P<days>[A-Za-z,\- ]+?)\s+)?(?P<start>\d\d:\d\d)-(?P<end>\d\d:\d\d)\s+(?P<zone>\S+)\Z"
 )
+LAST = datetime(9999, 12, 30, tzinfo=UTC).timestamp()
+"""The latest instant that has a date in every zone."""
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -165,7 +167,8 @@ class Hours:
 
 
 def local(at: float, zone: str = "UTC") -> str:
-    """An instant as people of that zone write it."""
+    """An instant as people of that zone write it; one that no calendar holds, as the nearest that it does."""
+    at = min(max(at, 0.0), LAST)
     return f"{datetime.fromtimestamp(at, UTC).astimezone(ZoneInfo(zone)):%a %Y-%m-%d %H:%M %Z}"
 
 
@@ -175,9 +178,9 @@ def seconds(text: str) -> float:
     Raises:
         ValueError: anything else, in words for the operator.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd]?)", text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is not a duration such as 90s, 30m, 2h or 1.5d")
+        raise ValueError(f"{text[:40]!r} is not a duration such as 90s, 30m, 2h or 1.5d")
     return float(match[1]) * _UNITS_S[match[2]]
 
 
@@ -193,4 +196,16 @@ def instant(text: str) -> float:
         raise ValueError(f"{text!r} is not a time such as 2026-11-27T18:00+01:00") from None
     if when.tzinfo is None:
         raise ValueError(f"{text!r} names no offset; write it as in 2026-11-27T18:00+01:00")
-    return when.timestamp()
+    return stamp(when)
+
+
+def stamp(when: datetime) -> float:
+    """An aware time as Unix seconds.
+
+    Raises:
+        ValueError: it lies before 1970 or so late that other zones have no date for it.
+    """
+    seconds = (when - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()  # as far as datetime reaches
+    if not 0 <= seconds <= LAST:
+        raise ValueError(f"{when.isoformat()} is not a time between 1970 and 9999")
+    return seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel
 
@@ -30,20 +30,34 @@ PLACED = {
     **dict.fromkeys(("logprobs", "top_logprobs"), "set [sampling] top_logprobs"),
 }
 
+_SURE = 0.8
+"""A key of another table must be so alike: a wrong guess far away helps nobody."""
+
 
 def suggestion(root: type[BaseModel], loc: Sequence[int | str]) -> str:
     """A remedy for the unknown key at the end of `loc`, the path to it from the root of the configuration."""
     if loc[-1] in _UNWANTED:
         return _UNWANTED[str(loc[-1])]
-    model: Any = root
-    for part in loc[:-1]:
-        found = model.model_fields.get(str(part)) if hasattr(model, "model_fields") else None
-        if found is None:
-            return ""
-        kinds = [found.annotation, *get_args(found.annotation)]
-        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-        if model is None:
-            return ""
-    known = list(model.model_fields)
-    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+    key, table = str(loc[-1]), ".".join(str(part) for part in loc[:-1])
+    places = _places(root)
+    here = [name for path, name in places if path == table]
+    elsewhere: dict[str, str] = {}
+    for path, name in places:
+        elsewhere.setdefault(name, f"{path}.{name}" if path else name)
+    if key in elsewhere:
+        return f"did you mean {elsewhere[key]!r}?"
+    if near := difflib.get_close_matches(key, here, n=1):
+        return f"did you mean {near[0]!r}?"
+    if near := difflib.get_close_matches(key, elsewhere, n=1, cutoff=_SURE):
+        return f"did you mean {elsewhere[near[0]]!r}?"
+    return f"known here: {', '.join(here)}" if here else ""
+
+
+def _places(model: type[BaseModel], table: str = "") -> list[tuple[str, str]]:
+    """Every key there is, as (table, key), the outer tables first."""
+    found = [(table, name) for name in model.model_fields]
+    for name, field in model.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found += _places(kind, f"{table}.{name}" if table else name)
+    return found

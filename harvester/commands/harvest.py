@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from harvester.bounds import EXACT, MOST_USD, YEAR_S
+
 JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
 CONFIG = typer.Argument(..., help="Path of a harvest.toml.", show_default=False)
 
@@ -48,13 +50,15 @@ def plan(config: Path = CONFIG, as_json: bool = JSON) -> None:
 
 def run(
     config: Path = CONFIG,
-    limit: int | None = typer.Option(None, min=1, help="Stop after this many new answers."),
-    max_usd: float | None = typer.Option(None, min=0, help="Ceiling on this run's cost."),
-    max_tokens: int | None = typer.Option(None, min=1, help="Ceiling on this run's tokens."),
+    limit: int | None = typer.Option(None, min=1, max=EXACT, help="Stop after this many new answers."),
+    max_usd: float | None = typer.Option(None, min=0, max=MOST_USD, help="Ceiling on this run's cost."),
+    max_tokens: int | None = typer.Option(None, min=1, max=EXACT, help="Ceiling on this run's tokens."),
     max_runtime: str | None = typer.Option(None, help="Stop after a while, as in 90s, 30m, 2h."),
-    grace: float | None = typer.Option(None, min=0, help="Seconds to wait for paid answers on a signal."),
+    grace: float | None = typer.Option(
+        None, min=0, max=YEAR_S, help="Seconds to wait for paid answers on a signal."
+    ),
     epoch: int | None = typer.Option(
-        None, min=0, max=2**53 - 1, help="Another number asks everything again, on purpose."
+        None, min=0, max=EXACT, help="Another number asks everything again, on purpose."
     ),
     watch: bool = typer.Option(False, "--watch", help="Stay up: take prompt files that appear or grow."),
     finish_by: str | None = typer.Option(None, help="Stop then, as in 2026-11-27T18:00+01:00."),

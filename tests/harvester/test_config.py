@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from harvester import config
 from harvester.errors import ConfigError
 
+EAST, WEST = timezone(timedelta(hours=14)), timezone(timedelta(hours=-12))
 GOOD = {"teacher": {"base_url": "http://127.0.0.1:8000/v1/", "model": "m"}, "prompts": {"files": ["a.jsonl"]}}
 
 
@@ -46,6 +49,29 @@ def test_a_minimal_file_gets_defaults_and_a_clean_url():
         ({"budget": {"usd": 1}}, "needs a [teacher.price]"),
         ({"prompts": {"files": []}}, "prompts.files"),
         ({"sampling": {"top_logprobs": 21}}, "top_logprobs"),
+        ({"teacher": {"max_concurency": 4}}, "did you mean 'teacher.limits.max_concurrency'?"),
+        ({"teacher": {"grace_s": 4}}, "did you mean 'run.grace_s'?"),
+        ({"limits": {"max_concurrency": 4}}, "did you mean 'teacher.limits'?"),
+        ({"prompts": {"colour": "red"}}, "known here: files, system, max_bad"),
+        ({"budget": {"usd": math.inf}}, "budget.usd"),
+        ({"budget": {"usd": 1e308}}, "budget.usd"),
+        ({"budget": {"tokens": 10**30}}, "budget.tokens"),
+        ({"teacher": {"price": {"input": math.inf, "output": 1}}}, "teacher.price.input"),
+        ({"teacher": {"price": {"input": 1, "output": 1e300}}}, "teacher.price.output"),
+        ({"teacher": {"limits": {"requests_per_minute": math.inf}}}, "limits.requests_per_minute"),
+        ({"teacher": {"limits": {"max_concurrency": 10**20}}}, "limits.max_concurrency"),
+        ({"store": {"shard_mib": math.inf}}, "store.shard_mib"),
+        ({"store": {"min_free_mib": math.nan}}, "store.min_free_mib"),
+        ({"run": {"grace_s": math.inf}}, "run.grace_s"),
+        ({"run": {"patience_s": 1e300}}, "run.patience_s"),
+        ({"run": {"epoch": 2**53}}, "run.epoch"),
+        ({"sampling": {"samples": 10**23}}, "sampling.samples"),
+        ({"sampling": {"seed": 2**53}}, "can't be sent as JSON"),
+        ({"sampling": {"presence_penalty": math.nan}}, "sampling.presence_penalty"),
+        ({"sampling": {"extra": {"top_k": math.inf}}}, "sampling.extra: can't be sent as JSON"),
+        ({"sampling": {"response_format": {"as_of": date(2026, 1, 1)}}}, "can't be sent as JSON"),
+        ({"schedule": {"finish_by": datetime(1, 1, 1, tzinfo=EAST)}}, "between 1970 and 9999"),
+        ({"schedule": {"finish_by": datetime(9999, 12, 31, 23, tzinfo=WEST)}}, "between 1970 and 9999"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_remedy(tables: dict[str, dict[str, object]], said: str):
@@ -62,6 +88,10 @@ def test_missing_and_broken_files(tmp_path: Path):
     (tmp_path / "a.toml").write_text("# one\n[teacher\n")
     with pytest.raises(ConfigError, match=r"a\.toml:2: not readable as TOML"):
         config.load(tmp_path / "a.toml")
+    for text in (f"a = {'1' * 5000}", f"a = {'[' * 3000}{']' * 3000}"):
+        (tmp_path / "a.toml").write_text(text)
+        with pytest.raises(ConfigError, match=r"a\.toml: not readable as TOML"):
+            config.load(tmp_path / "a.toml")
 
 
 def test_the_key_is_read_from_the_environment_by_name_only(monkeypatch: pytest.MonkeyPatch):

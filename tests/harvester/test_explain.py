@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -39,6 +40,9 @@ def test_exit_codes_are_explained_and_unknown_codes_answered_with_the_nearest() 
     assert [one.is_permanent for one in explain.explain("rate_limited")] == [False]
     with pytest.raises(UsageError, match="did you mean 'rate_limited'"):
         explain.explain("rate_limit")
+    for odd in ("²", "٣", "9" * 5000):
+        with pytest.raises(UsageError, match="no error has the code"):
+            explain.explain(odd)
     done = harvester("explain", "prompt_rejected", "--json")
     assert json.loads(done.stdout)["exit_code"] is None
     assert harvester("explain", "what").returncode == 2
@@ -47,6 +51,10 @@ def test_exit_codes_are_explained_and_unknown_codes_answered_with_the_nearest() 
 def test_the_schema_accepts_the_starter_and_refuses_a_misspelt_key() -> None:
     schema = json.loads(harvester("config", "schema").stdout)
     jsonschema.Draft202012Validator.check_schema(schema)
+    assert "(?" not in json.dumps(schema)  # ECMA-262, which editors go by, has no flags inside a pattern
+    pattern = schema["$defs"]["Teacher"]["properties"]["idempotency_header"]["anyOf"][0]["pattern"]
+    found = [bool(re.search(pattern, one)) for one in ("X-IDEMPOTENCY-Key", "idempotency", "X-Trace", "a b")]
+    assert found == [True, True, False, False]
     loaded = tomllib.loads(starter.HARVEST_TOML)
     loaded["teacher"]["price"]["as_of"] = "2026-11-01"  # a date is a string to JSON
     jsonschema.validate(loaded, schema)

@@ -207,6 +207,9 @@ def test_a_deadline_ends_also_a_run_that_waits() -> None:
 @pytest.mark.parametrize(("text", "wanted"), [("90", 90), ("90s", 90), ("30m", 1800), ("1.5d", 129_600)])
 def test_durations(text: str, wanted: float) -> None:
     assert hours.seconds(text) == wanted
+    for far in ("9" * 400, "9" * 400 + "d", "٣s", "1e9"):
+        with pytest.raises(ValueError, match="is not a duration"):
+            hours.seconds(far)
 
 
 def test_an_instant_names_its_offset() -> None:
@@ -215,3 +218,7 @@ def test_an_instant_names_its_offset() -> None:
     for text in ("2026-11-27T18:00", "Friday", ""):
         with pytest.raises(ValueError, match="2026-11-27T18:00"):
             hours.instant(text)
+    for text in ("0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00", "1969-12-31T23:59+00:00"):
+        with pytest.raises(ValueError, match="between 1970 and 9999"):
+            hours.instant(text)
+    assert [hours.local(far, "Asia/Tokyo")[4:8] for far in (-1e18, 1e18)] == ["1970", "9999"]

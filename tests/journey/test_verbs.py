@@ -112,3 +112,14 @@ def test_the_desk_answers_in_json(capsys, monkeypatch):
         told = json.loads(capsys.readouterr().out)
         record = told if "id" in told else next(r for r in told["records"] if r["id"] == "llama-3")
         assert (record["id"], record["layer"], record["state"]) == ("llama-3", "weights", "good")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--max-usd inf", "--max-usd nan", "--max-usd 1e308", "--grace inf", "--grace nan",
+     "--epoch 9007199254740992", "--max-runtime 1e9d", "--finish-by 0001-01-01T00:00+14:00"],
+)  # fmt: skip
+def test_a_number_that_nothing_can_count_with_is_refused_by_its_flag(words: str, tmp_path: Path):
+    done = CliRunner().invoke(harvester.app, ["run", str(tmp_path / "none.toml"), *words.split()])
+    said = done.output + str(getattr(done.exception, "place", ""))
+    assert (getattr(done.exception, "exit_code", done.exit_code), words.split()[0] in said) == (2, True)
