@@ -24,7 +24,6 @@ from pydantic import (
 from harvester.bounds import MOST_AT_ONCE, MOST_MIB, MOST_SAMPLES, MOST_USD_PER_MILLION
 from harvester.conduct import Budget, Canary, Count, Frozen, PositiveInt, Rate, Run, Schedule
 from harvester.errors import ConfigError
-from harvester.keys import canonical
 from harvester.names import check_url
 from harvester.spelling import PLACED, suggestion
 
@@ -144,15 +143,6 @@ class Sampling(Frozen):
     tools: tuple[dict[str, Any], ...] | None = None
     response_format: dict[str, Any] | None = None
     extra: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("seed", "tools", "response_format", "extra")
-    @classmethod
-    def _fit_for_the_wire(cls, value: Any) -> Any:
-        try:
-            canonical(value)
-        except ValueError as error:  # NaN, a date, an integer that others would round
-            raise ValueError(str(error).replace("no canonical JSON", "can't be sent as JSON")) from None
-        return value
 
     @field_validator("extra")
     @classmethod
