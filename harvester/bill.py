@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from harvester import database
+from harvester.canary import FOLDER
 from harvester.journal import Journal
 
 
@@ -44,6 +47,18 @@ class Bill:
     def suspected_microusd(self) -> int:
         """What was reserved for the suspects."""
         return sum(one.reserved_microusd for one in self.suspects)
+
+
+def canary_bill(store: Path, *, alive: bool) -> Bill | None:
+    """The bill of the canaries' own store, inside this one; None where none was ever asked.
+
+    Raises:
+        StoreError, StoreCorrupt: its journal can't be read.
+    """
+    if not (store / FOLDER / database.NAME).exists():
+        return None
+    with Journal.open(store / FOLDER, read_only=True) as journal:
+        return bill_of(journal, alive=alive)
 
 
 def bill_of(journal: Journal, *, alive: bool) -> Bill:

@@ -7,10 +7,15 @@ too (sampling, batching at the teacher's), so words count as a change only beyon
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
+
+FOLDER = "canary"
+"""Of the canaries' own store, inside the store."""
+MOST_BUILDS = 20
+"""So many builds of one teacher are told apart; another one makes room, and its like is news again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +26,19 @@ class Reply:
     model: str
     fingerprint: str
 
+    @property
+    def voice(self) -> tuple[str, str]:
+        """The build, as the teacher names it."""
+        return self.model, self.fingerprint
+
+
+Known = Mapping[str, Sequence[Reply]]
+"""By what was asked: a reply of each build that is known, newest last."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One round against the reference. `changes` is empty where the teacher is who it was."""
+    """One round against what is known. `changes` is empty where the teacher is who it was."""
 
     distance: float | None
     changes: list[str]
@@ -58,28 +72,61 @@ def _parts(text: str) -> Counter[tuple[str, ...]]:
     return Counter([*((word,) for word in words), *pairwise(words)])
 
 
-def compare(reference: Mapping[str, Reply], replies: Mapping[str, Reply], tolerance: float) -> Finding:
-    """A round's replies, by what was asked, against the reference; a new question differs from nothing."""
-    common = [ask for ask in replies if ask in reference]
+def compare(known: Known, replies: Mapping[str, Reply], tolerance: float) -> Finding:
+    """A round's replies, by what was asked, against what is known; a new question differs from nothing.
+
+    A build is compared with itself: a teacher that answers by turns from several is told once for each.
+    """
+    common = [ask for ask in replies if known.get(ask)]
     changes = []
     for name in ("model", "fingerprint"):
-        before, after = (_names(name, side, common) for side in (reference, replies))
-        if new := sorted(set(after) - set(before)):
-            changes.append(f"{name} {_said(before)} -> {', '.join(map(repr, new))}")
-    far = {ask: distance(reference[ask].text, replies[ask].text) for ask in common}
+        before = {getattr(one, name) for ones in known.values() for one in ones}
+        if new := sorted({getattr(replies[ask], name) for ask in common} - before):
+            told = (", ".join(map(repr, names)) for names in (sorted(before), new))
+            changes.append(f"{name} {' -> '.join(told)}")
+    far = {ask: distance(_kin(known[ask], replies[ask]).text, replies[ask].text) for ask in common}
     mean = sum(far.values()) / len(far) if far else None
     if mean is not None and mean > tolerance:
         changes.append(f"answers differ by {mean:.0%}, tolerance {tolerance:.0%}")
-    everyone = list(replies)
     return Finding(
-        mean, changes, _names("model", replies, everyone), _names("fingerprint", replies, everyone),
-        max(far, key=lambda ask: far[ask], default=""),
+        mean, changes, Counter(one.model for one in replies.values()),
+        Counter(one.fingerprint for one in replies.values()), max(far, key=lambda ask: far[ask], default=""),
     )  # fmt: skip
 
 
-def _names(name: str, replies: Mapping[str, Reply], asks: list[str]) -> Counter[str]:
-    return Counter(getattr(replies[ask], name) for ask in asks)
+def _kin(known: Sequence[Reply], reply: Reply) -> Reply:
+    """The newest known reply of the same build, else the newest of all."""
+    return next((one for one in reversed(known) if one.voice == reply.voice), known[-1])
 
 
-def _said(names: Mapping[str, int]) -> str:
-    return ", ".join(map(repr, sorted(names)))
+def learn(known: Known, replies: Mapping[str, Reply], *, changed: bool) -> dict[str, tuple[Reply, ...]]:
+    """What is known after a round: each build's first reply, or that of the last change it had part in."""
+    learned = {ask: tuple(ones) for ask, ones in known.items()}
+    for ask, reply in replies.items():
+        before = learned.get(ask, ())
+        others = tuple(one for one in before if one.voice != reply.voice)
+        if changed or len(others) == len(before):
+            learned[ask] = (*others, reply)[-MOST_BUILDS:]
+    return learned
+
+
+def recollect(
+    answers: Iterable[tuple[int, str, Reply]], changed: Collection[int]
+) -> dict[str, tuple[Reply, ...]]:
+    """What `learn` would know, from all answers of earlier rounds in any order.
+
+    Args:
+        answers: round, what was asked, and the reply.
+        changed: the rounds that found a change.
+    """
+    kept: dict[str, dict[tuple[str, str], tuple[int, Reply]]] = {}
+    for number, ask, reply in answers:
+        builds = kept.setdefault(ask, {})
+        held = builds.get(reply.voice)
+        rank = (number in changed, number if number in changed else -number)
+        if held is None or rank > (held[0] in changed, held[0] if held[0] in changed else -held[0]):
+            builds[reply.voice] = (number, reply)
+    return {
+        ask: tuple(reply for _, reply in sorted(builds.values(), key=lambda one: one[0]))[-MOST_BUILDS:]
+        for ask, builds in kept.items()
+    }

@@ -67,6 +67,7 @@ class Summary:
     resume: str
     detail: str = ""
     warnings: tuple[str, ...] = ()
+    canary_microusd: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For --json and run.json."""
@@ -76,7 +77,8 @@ class Summary:
         """For people."""
         said = [
             f"{self.ending}: {self.requests_sent:,} requests sent, {self.answers_stored:,} answers stored, "
-            f"{self.from_cache:,} from cache, {self.dead:,} failed, cost ${self.cost_microusd / 1e6:.4f}",
+            f"{self.from_cache:,} from cache, {self.dead:,} failed, cost ${self.cost_microusd / 1e6:.4f}"
+            + (f" and ${self.canary_microusd / 1e6:.4f} for canaries" if self.canary_microusd else ""),
             f"answers lie in {self.store}/shards ({self.sealed_rows:,} sealed now)",
         ]
         if self.detail:

@@ -31,7 +31,7 @@ def exposed(store: Path) -> str:
         StoreError: it can't be read.
     """
     status, totals, _ = report.ledger_of(store)
-    return "".join([*_counters(totals), *_gauges(status), *_histograms(status)])
+    return "".join([*_counters(totals), *_canary_ledger(status), *_gauges(status), *_histograms(status)])
 
 
 def write_textfile(store: Path, out: Path) -> None:
@@ -107,7 +107,7 @@ def _counters(totals: Totals) -> Iterator[str]:
         ("attempt_errors", "Attempts that brought no answer, by error code.", _by("code", totals.errors)),
         ("failed_rows", "Rows that will get no answer.", _one(totals.dead)),
         ("tokens", "Tokens billed, by type.", _by("type", tokens)),
-        ("cost_dollars", "Cost at the configured price.", _one(totals.cost_microusd / 1e6)),
+        ("cost_dollars", "Cost of rows at the configured price.", _one(totals.cost_microusd / 1e6)),
         ("paid_twice", "Answers that were paid more than once.", _one(totals.paid_twice)),
     ):
         yield family(f"harvester_{name}_total", "counter", about, samples)
@@ -115,6 +115,24 @@ def _counters(totals: Totals) -> Iterator[str]:
         "harvester_possibly_billed_attempts", "gauge",
         "Attempts that may have been billed without an answer we hold.", _one(totals.possibly_billed),
     )  # fmt: skip
+
+
+def _canary_ledger(status: Mapping[str, Any]) -> Iterator[str]:
+    """The canaries' own ledger: what the budget pays beside the rows."""
+    for name, kind, key, scale, about in (
+        ("answers_total", "counter", "billed", 1.0, "Canaries' answers that were billed."),
+        ("cost_dollars_total", "counter", "microusd_ever", 1e6, "Cost of canaries at the configured price."),
+        (
+            "possibly_billed_attempts",
+            "gauge",
+            "possibly_billed",
+            1.0,
+            "Canaries' attempts that may have been billed without an answer we hold.",
+        ),
+    ):
+        value = status.get(f"canary_{key}")
+        if isinstance(value, int | float):
+            yield family(f"harvester_canary_{name}", kind, about, _one(value / scale))
 
 
 def _gauges(status: Mapping[str, Any]) -> Iterator[str]:

@@ -88,7 +88,7 @@ class Heart:
             self._vitals.start_over()
 
     def complain(self, error: Exception) -> None:
-        """A watched prompt file can't be used; the run goes on."""
+        """Something went wrong that ends no run: whoever looks is told."""
         self._complaints = [*self._complaints, str(error)][-COMPLAINTS_KEPT:]
 
     def turn(self, state: str) -> None:
@@ -168,7 +168,7 @@ class Heart:
             "tokens_left": _range(ahead, "tokens"),
             "eta_s": _range(ahead, "seconds"),
             "done_at": self._done_at(ahead),
-            "cost_projected_microusd": _range(ahead, "cost_microusd"),
+            "cost_projected_microusd": _range(ahead, "cost_microusd", self.canary.get("cost_microusd", 0)),
             "closes_at": self._hours.closes_at(told["updated_at"]) if self._hours.openings else None,
             "finish_by": self._hours.finish_by,
         }
@@ -187,8 +187,8 @@ class Heart:
         return told
 
 
-def _range(ahead: Ahead | None, name: str) -> dict[str, float] | None:
+def _range(ahead: Ahead | None, name: str, beside: float = 0.0) -> dict[str, float] | None:
     if ahead is None:
         return None
     span: Span = getattr(ahead, name)
-    return {"low": round(span.low, 1), "likely": round(span.likely, 1), "high": round(span.high, 1)}
+    return {side: round(getattr(span, side) + beside, 1) for side in ("low", "likely", "high")}

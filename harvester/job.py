@@ -153,6 +153,7 @@ class _Life:
             run_id=self.run_id, ending=result.ending, exit_code=code, rows_total=prepared.rows_total,
             sealed_rows=sealed, store=str(prepared.store), resume=prepared.flags.again(prepared.path),
             detail=result.detail, **counts,
+            canary_microusd=heart.canary.get("cost_microusd", 0),
             warnings=(*self.news, *endings.warnings_of(result.counts, len(prepared.bad))),
         )  # fmt: skip
 

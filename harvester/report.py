@@ -173,6 +173,8 @@ def _tiles(account: Account) -> list[dict[str, Any]]:
         tiles.append(_tile("time left", figures.between(eta["low"], eta["high"])))
     tiles.append(_tile("tokens in and out", charts.compact(census.input_tokens + census.output_tokens)))
     tiles.append(_tile("cost", charts.dollars(totals.cost_microusd / 1e6 or census.cost_microusd / 1e6)))
+    if canaries := status.get("canary_microusd_ever"):
+        tiles.append(_tile("cost of canaries", charts.dollars(canaries / 1e6)))
     projected = status.get("cost_projected_microusd") or {}
     if live and projected:
         tiles.append(_tile("cost of this run, projected", charts.dollars(projected["likely"] / 1e6)))

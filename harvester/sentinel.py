@@ -10,18 +10,18 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harvester import canary, prompts, shards
 from harvester.admission import NotSent, Parked
-from harvester.canary import Reply
+from harvester.canary import FOLDER, Known, Reply
 from harvester.clock import Clock
 from harvester.config import HarvestConfig
 from harvester.corpus import Corpus
-from harvester.errors import ConfigError, HarvesterError, StoreError
+from harvester.errors import ConfigError, HarvesterError, StoreError, TeacherRefused, UsageError
 from harvester.flights import answer_record
 from harvester.group_commit import GroupCommit
 from harvester.journal import Journal
@@ -32,7 +32,7 @@ from harvester.records import RunRecord
 from harvester.scribe import Scribe
 from harvester.teacher import GaveUp, Teacher
 
-FOLDER, ROUNDS = "canary", "rounds.jsonl"
+ROUNDS = "rounds.jsonl"
 MOST_PROMPTS = 50
 AT_ONCE = 4
 SHARD_BYTES = 64 * 1024 * 1024
@@ -61,12 +61,16 @@ def check(config: HarvestConfig, root: Path) -> int:
         return 0
     count = sum(1 for _ in prompts.read((config.canary.prompts,), root))
     if count > MOST_PROMPTS:
-        raise ConfigError(
-            f"{count} canaries, at most {MOST_PROMPTS}: each is paid for in every round",
-            place="canary.prompts",
-            remedy="a few that cover what you ask for are enough",
-        )
+        raise _too_many(count)
     return count
+
+
+def _too_many(count: int) -> ConfigError:
+    return ConfigError(
+        f"{count} canaries, at most {MOST_PROMPTS}: each is paid for in every round",
+        place="canary.prompts",
+        remedy="a few that cover what you ask for are enough",
+    )
 
 
 def read_rounds(store: Path) -> list[dict[str, Any]]:
@@ -90,13 +94,14 @@ class Sentinel:
         self._clock = clock
         self._folder = orders.store / FOLDER
         self._asking = asyncio.Lock()
+        self._spent = Tally()
 
     async def watch(self, teacher: Teacher) -> None:
         """A round now, and one every so often, until cancelled or the teacher's doors close."""
         try:
             writer = GroupCommit(await asyncio.to_thread(Journal.open, self._folder))
         except StoreError as error:
-            self._orders.complain(error)
+            self._stop(error)
             return
         ending = "interrupted"
         try:
@@ -104,20 +109,49 @@ class Sentinel:
             record = replace(self._orders.record, purpose="eval")
             await scribe.call(lambda journal: journal.begin_run(record))
             await scribe.start()
-            aside = teacher.beside(scribe, Tally(), record.run_id)
-            reference: Mapping[str, Reply]
-            reference, number = await asyncio.to_thread(self._remembered)
+            aside = teacher.beside(scribe, self._spent, record.run_id)
+            known, number = await asyncio.to_thread(self._remembered)
+            self._recall(read_rounds(self._orders.store))
             while True:
-                number += 1
-                async with self._asking:
-                    reference = await self._round(aside, scribe, number, reference)
+                known, number = await self._turn(aside, scribe, known, number)
                 await self._clock.sleep(self._orders.config.canary.every_s)
-        except (NotSent, Parked):
+        except NotSent:
             ending = "complete"
-        except HarvesterError as error:  # the pass meets what concerns it by itself
-            self._orders.complain(error)
+        except HarvesterError as error:
+            self._stop(error)
         finally:
             await asyncio.shield(asyncio.to_thread(self._close, writer, ending))
+
+    async def _turn(self, teacher: Teacher, scribe: Scribe, known: Known, number: int) -> tuple[Known, int]:
+        """The next round; one that can't be asked is missed, and told of.
+
+        Raises:
+            StoreError: an answer can't be kept. TeacherRefused: whoever refuses is not asked again.
+        """
+        try:
+            asks = await asyncio.to_thread(self._requests, number + 1)
+        except UsageError as error:
+            self._miss(error)
+            return known, number
+        number += 1
+        try:
+            async with self._asking:
+                known = await self._round(teacher, scribe, number, asks, known)
+            self.news.pop("missed", None)
+        except (StoreError, TeacherRefused):
+            raise
+        except (HarvesterError, Parked) as error:
+            self._miss(error)
+        return known, number
+
+    def _miss(self, error: Exception) -> None:
+        if self.news.get("missed") != str(error):
+            self._orders.complain(error)
+        self.news["missed"] = str(error)
+
+    def _stop(self, error: Exception) -> None:
+        self.news["stopped"] = str(error)
+        self._orders.complain(error)
 
     async def finish(self, patience_s: float) -> None:
         """Wait for a round under way, at most so long: it is paid for."""
@@ -126,9 +160,9 @@ class Sentinel:
                 await self._asking.acquire()
 
     async def _round(
-        self, teacher: Teacher, scribe: Scribe, number: int, reference: Mapping[str, Reply]
-    ) -> Mapping[str, Reply]:
-        """Ask all, compare, write it down; returns the reference from now on."""
+        self, teacher: Teacher, scribe: Scribe, number: int, asks: list[tuple[str, Request]], known: Known
+    ) -> Known:
+        """Ask all, compare, write it down; returns what is known from now on."""
         replies: dict[str, Reply] = {}
         turns = asyncio.Semaphore(AT_ONCE)
 
@@ -138,13 +172,12 @@ class Sentinel:
                     answered = await teacher.ask(request)
                 except GaveUp:
                     return  # it has no answer in this round; the others speak
-            scribe.submit(answer_record(request, answered), lambda: None)
+            record = answer_record(request, answered)
+            scribe.submit(record, lambda: self._paid(record.cost_microusd))
             found = answered.completion
             replies[asked] = Reply(found.text or found.refusal or "", found.model, found.system_fingerprint)
 
-        outstanding = [
-            asyncio.ensure_future(ask(*one)) for one in await asyncio.to_thread(self._requests, number)
-        ]
+        outstanding = [asyncio.ensure_future(ask(*one)) for one in asks]
         try:
             await asyncio.gather(*outstanding)
         finally:
@@ -152,13 +185,18 @@ class Sentinel:
                 one.cancel()
             await asyncio.gather(*outstanding, return_exceptions=True)
         await scribe.flush()
-        finding = canary.compare(reference, replies, self._orders.config.canary.tolerance)
-        # A change is told once: from now on the changed teacher is what others are compared with.
-        kept = replies if finding.changes else {**replies, **reference}
+        finding = canary.compare(known, replies, self._orders.config.canary.tolerance)
         if finding.changes:  # held before it is written down: a kill in between asks again
             await self._orders.on_change("; ".join(finding.changes))
         self._write(number, finding, len(outstanding), len(replies))
-        return kept
+        return canary.learn(known, replies, changed=bool(finding.changes))
+
+    def _paid(self, microusd: int) -> None:
+        """An answer is on disk: what all of this run's came to."""
+        self._spent.answers_stored += 1
+        self._spent.cost_microusd += microusd
+        for name in ("requests_sent", "answers_stored", "possibly_billed", "cost_microusd"):
+            self.news[name] = getattr(self._spent, name)
 
     def _write(self, number: int, finding: canary.Finding, asked: int, answered: int) -> None:
         told = {
@@ -173,27 +211,34 @@ class Sentinel:
             said="; ".join(finding.changes) or self.news.get("said", ""),
         )  # fmt: skip
 
-    def _tell(self, rounds: list[dict[str, Any]]) -> None:
+    def _recall(self, rounds: list[dict[str, Any]]) -> None:
         """What earlier rounds found is no news of this process, and still true."""
-        if rounds:
-            changed = [one for one in rounds if one.get("changes")]
-            last = rounds[-1]
-            self.news.update(
-                rounds=last["round"], asked_at=last.get("at"), distance=last.get("distance"),
-                changes=len(changed), said="; ".join(changed[-1]["changes"]) if changed else "",
-            )  # fmt: skip
+        if not rounds:
+            return
+        changed = [one for one in rounds if one.get("changes")]
+        self.news.update(
+            rounds=rounds[-1]["round"], asked_at=rounds[-1].get("at"), distance=rounds[-1].get("distance"),
+            changes=len(changed), said="; ".join(changed[-1]["changes"]) if changed else "",
+        )  # fmt: skip
 
     def _requests(self, number: int) -> list[tuple[str, Request]]:
-        """The canaries of a round: what is asked, the same in every round, and the request of this one."""
+        """The canaries of a round: what is asked, the same in every round, and the request of this one.
+
+        Raises:
+            ConfigError, PromptError: as `check`.
+        """
         config = self._orders.config
         sampling = config.sampling.model_copy(update={"samples": 1})
         if sampling.temperature is not None:
             sampling = sampling.model_copy(update={"temperature": 0.0})
+        asked = list(prompts.read((str(config.canary.prompts),), self._orders.root))
+        if len(asked) > MOST_PROMPTS:  # the file grew
+            raise _too_many(len(asked))
         asks = []
         for epoch in (0, number):
             run = config.run.model_copy(update={"epoch": epoch, "purpose": "eval"})
             told = config.model_copy(update={"run": run, "sampling": sampling})
-            asks.append(list(requests(prompts.read((str(config.canary.prompts),), self._orders.root), told)))
+            asks.append(list(requests(asked, told)))
         return [
             (
                 same.key.hex(),
@@ -202,20 +247,22 @@ class Sentinel:
             for same, one in zip(*asks, strict=True)
         ]
 
-    def _remembered(self) -> tuple[dict[str, Reply], int]:
-        """What to compare with (the newest round that changed, else the first), and the last round."""
-        rounds = read_rounds(self._orders.store)
-        self._tell(rounds)
-        since = max((one["round"] for one in rounds if one.get("changes")), default=0)
-        found: dict[str, tuple[int, Reply]] = {}
-        last = max((one["round"] for one in rounds), default=0)
-        for sample in Corpus.open(self._folder).samples(columns=_COLUMNS):
-            number, asks = sample.metadata.get("round", 0), sample.metadata.get("asks", "")
-            last = max(last, number)
-            if number >= since and (asks not in found or number < found[asks][0]):
-                text = sample.completion or sample.refusal or ""
-                found[asks] = (number, Reply(text, sample.response_model, sample.system_fingerprint))
-        return {asks: reply for asks, (_, reply) in found.items()}, last
+    def _remembered(self) -> tuple[Known, int]:
+        """What to compare with, from the rounds that were written down, and the number of the last round."""
+        rounds = {one["round"]: one for one in read_rounds(self._orders.store)}
+        last = max(rounds, default=0)
+
+        def answers() -> Iterator[tuple[int, str, Reply]]:
+            nonlocal last
+            for sample in Corpus.open(self._folder).samples(columns=_COLUMNS):
+                number, asks = sample.metadata.get("round", 0), sample.metadata.get("asks", "")
+                last = max(last, number)
+                if number in rounds or not rounds:
+                    text = sample.completion or sample.refusal or ""
+                    yield number, asks, Reply(text, sample.response_model, sample.system_fingerprint)
+
+        changed = {number for number, one in rounds.items() if one.get("changes")}
+        return canary.recollect(answers(), changed), last
 
     def _close(self, writer: GroupCommit, ending: str) -> None:
         run_id, at = self._orders.record.run_id, time.time()

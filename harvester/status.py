@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harvester.bill import bill_of
+from harvester.bill import bill_of, canary_bill
+from harvester.canary import FOLDER
 from harvester.holds import recall
 from harvester.journal import Journal
 from harvester.lock import is_held, read_holder
 
 RUNNING = frozenset({"running", "on hold", "draining", "sealing"})
 """States of a living job; any other is how its last run ended."""
+COMPLAINTS_SAID = 3
 HUNG_AFTER_S = 60.0
 """A holder of the store whose heartbeat is older than this is called hung; it beats every two seconds."""
 
@@ -67,7 +69,16 @@ def status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]
         **found, "alive": alive, "store": str(store), "held": held, "billed": bill.billed,
         "possibly_billed": len(bill.suspects), "possibly_billed_microusd": bill.suspected_microusd,
         "without_outcome": sum(not one.code for one in bill.suspects),
-        "cost_microusd_ever": bill.billed_microusd,
+        "cost_microusd_ever": bill.billed_microusd, **_canary_ledger(store, alive=alive),
+    }  # fmt: skip
+
+
+def _canary_ledger(store: Path, *, alive: bool) -> dict[str, int]:
+    bill = canary_bill(store, alive=alive)
+    return {} if bill is None else {
+        "canary_billed": bill.billed, "canary_microusd_ever": bill.billed_microusd,
+        "canary_possibly_billed": len(bill.suspects),
+        "canary_possibly_billed_microusd": bill.suspected_microusd,
     }  # fmt: skip
 
 
@@ -107,12 +118,8 @@ def status_lines(found: Mapping[str, Any]) -> list[str]:
     lines += _ledger(found)
     if found.get("repeated_ids"):
         lines.append(f"ids       {found['repeated_ids']:,} answers carry the id of an earlier one")
-    canary = found.get("canary") or {}
-    if canary:
-        said = canary.get("said") or "the teacher answers as before"
-        lines.append(
-            f"canaries  {canary.get('rounds', 0):,} rounds, {canary.get('changes', 0):,} changes: {said}"
-        )
+    lines += _canaries(found)
+    lines += [f"complaint {one}" for one in found.get("complaints", [])[-COMPLAINTS_SAID:]]
     if found.get("holds") and not found.get("alive", True):
         lines.append(f"on hold   the next run sends nothing: {'; '.join(found['holds'].values())}")
     lines.append(_who(found))
@@ -159,6 +166,8 @@ def _of(limit: float | None, rate: float) -> str:
 
 def _money(found: Mapping[str, Any]) -> list[str]:
     said = f"cost      ${found.get('cost_microusd', 0) / 1e6:.4f} this run"
+    if canaries := (found.get("canary") or {}).get("cost_microusd"):
+        said += f" and ${canaries / 1e6:.4f} for canaries"
     projected = found.get("cost_projected_microusd")
     if projected and found.get("state") in RUNNING:
         said += f", ${projected['low'] / 1e6:.4f} to ${projected['high'] / 1e6:.4f} projected"
@@ -179,6 +188,28 @@ def _ledger(found: Mapping[str, Any]) -> list[str]:
         f"${found['cost_microusd_ever'] / 1e6:.4f}, {found['possibly_billed']:,} possibly billed "
         f"(${found['possibly_billed_microusd'] / 1e6:.4f} reserved; `harvester verify` lists them)"
     ]
+
+
+def _canaries(found: Mapping[str, Any]) -> list[str]:
+    canary, lines = found.get("canary") or {}, []
+    failed = canary.get("stopped") or canary.get("missed")
+    if canary:
+        said = canary.get("said") or ("no change so far" if failed else "the teacher answers as before")
+        lines.append(
+            f"canaries  {canary.get('rounds', 0):,} rounds, {canary.get('changes', 0):,} changes: {said}"
+        )
+    if failed:
+        what = "stopped" if canary.get("stopped") else "the last round failed, the next one tries again"
+        lines.append(f"canaries  {what}: {failed}")
+    if found.get("canary_billed") or found.get("canary_possibly_billed"):
+        lines.append(
+            f"canaries  {found['canary_billed']:,} answers billed for "
+            f"${found['canary_microusd_ever'] / 1e6:.4f} beside the rows, "
+            f"{found['canary_possibly_billed']:,} possibly billed "
+            f"(${found['canary_possibly_billed_microusd'] / 1e6:.4f} reserved; `harvester verify "
+            f"{found.get('store', 'STORE')}/{FOLDER}` lists them)"
+        )
+    return lines
 
 
 def _who(found: Mapping[str, Any]) -> str:

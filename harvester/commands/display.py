@@ -124,8 +124,9 @@ def sentence(told: Told, total: int) -> str:
 
 
 def money(told: Told) -> str:
-    """Cost so far, of the ceiling where there is one."""
-    cost = f"${told.get('cost_microusd', 0) / 1e6:.4f}"
+    """Cost so far, canaries included, of the ceiling where there is one."""
+    canaries = (told.get("canary") or {}).get("cost_microusd", 0)
+    cost = f"${(told.get('cost_microusd', 0) + canaries) / 1e6:.4f}"
     ceiling = (told.get("budget") or {}).get("microusd")
     return f"{cost} of ${ceiling / 1e6:,.2f}" if ceiling else cost
 

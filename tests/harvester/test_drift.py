@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from harvester import exposition, holds, job, report, sentinel
-from harvester.canary import Reply, compare, distance
+from harvester.canary import MOST_BUILDS, Known, Reply, compare, distance, learn, recollect
 from harvester.corpus import Corpus
 from harvester.journal import Journal
 from harvester.mock_teacher.running import RunningMock
@@ -48,9 +48,10 @@ def reply(text: str = "one two", model: str = "m", fingerprint: str = "f") -> Re
 
 
 def test_what_counts_as_a_change():
-    before = {"a": reply(), "b": reply("three four")}
-    assert compare(before, before, 0.5).changes == []
-    assert compare({}, before, 0.0).changes == []
+    first = {"a": reply(), "b": reply("three four")}
+    before = learn({}, first, changed=False)
+    assert compare(before, first, 0.5).changes == []
+    assert compare({}, first, 0.0).changes == []
     assert compare(before, {"a": reply(model="n"), "b": reply("three four")}, 0.5).changes == [
         "model 'm' -> 'n'"
     ]
@@ -60,6 +61,38 @@ def test_what_counts_as_a_change():
     ]
     half = compare(before, {"a": reply("one six"), "b": reply("three four")}, 0.5)
     assert (half.distance, half.changes, half.furthest) == (pytest.approx(1 / 3), [], "a")
+
+
+@given(st.lists(st.fixed_dictionaries({}, optional={name: st.integers(0, 4) for name in "ab"}), max_size=12))
+def test_a_teacher_of_several_builds_is_told_once_for_each(rounds: list[dict[str, int]]):
+    known: Known = {}
+    heard: dict[str, set[int]] = {"a": set(), "b": set()}
+    answers, changed = [], set()
+    for number, builds in enumerate(rounds, 1):
+        replies = {name: reply(f"{name} {build}", fingerprint=str(build)) for name, build in builds.items()}
+        common = [one for one in builds if heard[one]]
+        fresh = {builds[one] for one in common} - heard["a"] - heard["b"]
+        finding = compare(known, replies, 1.0)
+        assert bool(finding.changes) == bool(fresh)
+        if fresh:
+            changed.add(number)
+        known = learn(known, replies, changed=bool(finding.changes))
+        for one in builds:
+            heard[one].add(builds[one])
+        assert compare(known, replies, 0.0).changes == [], "each build is known by its own words now"
+        answers += [(number, name, one) for name, one in replies.items()]
+    assert recollect(reversed(answers), changed) == known
+
+
+def test_answers_that_change_under_one_name_are_told_once_and_then_known():
+    known = learn({}, {"a": reply("one"), "b": reply("two")}, changed=False)
+    moved = {"a": reply("six"), "b": reply("seven")}
+    assert compare(known, moved, 0.5).changes == ["answers differ by 100%, tolerance 50%"]
+    known = learn(known, moved, changed=True)
+    assert compare(known, moved, 0.0).changes == []
+    for number in range(3 * MOST_BUILDS):
+        known = learn(known, {"a": reply("x", fingerprint=str(number))}, changed=True)
+    assert len(known["a"]) == MOST_BUILDS
 
 
 def folder(root: Path, mock: RunningMock, rows: int, **canary_table: Any) -> Path:
@@ -131,7 +164,7 @@ def test_every_kind_of_change_is_recorded_and_shown_once(tmp_path: Path, mock_te
         ) -> None:
             if told["canary"].get("rounds") and not news:
                 mock.set_faults([{**rule, "prompt": "backwards"}])
-            if told["canary"]:
+            if told["canary"].get("rounds"):
                 news.append(told)
 
         assert live(path, change).exit_code == 0
@@ -205,6 +238,59 @@ def test_a_hold_for_a_changed_teacher_outlives_the_process_until_resume(tmp_path
     assert holds.resume_next(store) == {}
     assert live(path).answers_stored > 0
     assert Corpus.open(store).count() == 40
+
+
+def test_a_round_that_can_not_be_asked_is_told_and_the_next_one_is(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.05)
+    path = folder(tmp_path, mock, 30, every_s=0.1)
+    store, canaries = tmp_path / "store", tmp_path / "canaries"
+    seen: list[list[str]] = []
+
+    def watch(told: Mapping[str, Any]) -> None:
+        if told["canary"].get("missed") and not canaries.exists():
+            seen.append(status_lines(told))
+            (tmp_path / "away").rename(canaries)
+        elif told["canary"].get("rounds") and not seen and canaries.exists():
+            canaries.rename(tmp_path / "away")
+
+    assert live(path, watch).exit_code == 0
+    assert any("the last round failed, the next one tries again" in line for line in seen[0])
+    assert any(line.startswith("complaint ") and "canaries" in line for line in seen[0])
+    assert len(sentinel.read_rounds(store)) >= 2
+    found = status(store)
+    assert "missed" not in found["canary"]
+    assert len(found["complaints"]) == 1
+
+
+def test_what_canaries_cost_is_shown_beside_the_rows(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.02)
+    path = folder(tmp_path, mock, 20)
+    path.write_text(path.read_text() + "[teacher.price]\ninput = 1000.0\noutput = 2000.0\n")
+    told: list[Mapping[str, Any]] = []
+    summary = live(path, told.append)
+    store = tmp_path / "store"
+    with Journal.open(store / "canary", read_only=True) as journal:
+        spent = journal.totals().cost_microusd
+    found = status(store)
+    assert spent == summary.canary_microusd == found["canary"]["cost_microusd"] > 0
+    assert found["canary_microusd_ever"] == spent
+    assert found["budget"]["microusd_spent"] == summary.cost_microusd + spent
+    assert f" and ${spent / 1e6:.4f} for canaries" in summary.lines()[0]
+    said = "\n".join(status_lines(found))
+    assert f"this run and ${spent / 1e6:.4f} for canaries" in said
+    assert f"{mock.totals()['answers'] - 20} answers billed for ${spent / 1e6:.4f} beside the rows" in said
+    assert f"harvester_canary_cost_dollars_total {spent / 1e6}\n" in exposition.exposed(store)
+    likely = [one["cost_projected_microusd"]["likely"] for one in told if one["cost_projected_microusd"]]
+    assert likely[-1] == pytest.approx(summary.cost_microusd + spent, abs=1)
+
+
+def test_a_canary_that_is_refused_for_good_is_asked_no_more_and_that_is_shown(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.05, faults=[{"action": "status", "status": 401, "prompt": "backwards"}])
+    live(folder(tmp_path, mock, 20, every_s=0.05))
+    assert sum(mock.fired().values()) <= 4
+    said = "\n".join(status_lines(status(tmp_path / "store")))
+    assert "canaries  stopped: " in said
+    assert "as before" not in said
 
 
 def test_a_failing_canary_disturbs_nobody(tmp_path: Path, mock_teacher):
