@@ -6,16 +6,14 @@ prompt, no answer, no key and no path in it.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harvester import __version__, report
-from harvester.errors import StoreError
+from harvester import __version__, destination, report
+from harvester.errors import HarvesterError
 from harvester.metrics import LATENCY_EDGES_S, TOKEN_EDGES
 from harvester.records import Totals
 
@@ -38,25 +36,39 @@ def write_textfile(store: Path, out: Path) -> None:
     """Write the metrics to a file that a collector may read at any instant: whole, or the one before.
 
     Raises:
-        StoreError: the store can't be read. OSError: the file can't be written.
+        StoreError: the store can't be read. ConfigError: the file can't be written.
     """
-    hidden = out.with_name(f".{out.name}.{os.getpid()}.tmp")  # the collector reads *.prom only
-    try:
-        hidden.write_text(exposed(store), encoding="utf-8")
+    text = exposed(store)
+    with destination.replacing(out, store) as hidden:
+        hidden.write_text(text, encoding="utf-8")
         hidden.chmod(0o644)
-        hidden.replace(out)
-    finally:
-        hidden.unlink(missing_ok=True)
 
 
 @contextmanager
-def kept(store: Path, out: Path, every_s: float = TEXTFILE_EVERY_S) -> Iterator[None]:
-    """Write the textfile every 15 s and once at the end, from a thread; a disk that refuses ends no run."""
+def kept(
+    store: Path, out: Path, say: Callable[[str], None], every_s: float = TEXTFILE_EVERY_S
+) -> Iterator[None]:
+    """Write the textfile every 15 s and once at the end, from a thread; what it meets then ends no run.
+
+    Args:
+        say: told of the first time in a row that it could not be written.
+
+    Raises:
+        ConfigError: nothing can be written there, as far as can be seen before the block begins.
+    """
+    destination.check(out, store)
     over = threading.Event()
+    complained = False
 
     def write() -> None:
-        with contextlib.suppress(OSError, StoreError):
+        nonlocal complained
+        try:
             write_textfile(store, out)
+            complained = False
+        except HarvesterError as error:
+            if not complained:
+                say(f"--metrics-file: {error}; the run goes on")
+            complained = True
 
     def work() -> None:
         while not over.wait(every_s):

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harvester import charts, database, figures, judged, page
+from harvester import charts, database, destination, figures, judged, page
 from harvester.browse import browser
 from harvester.census import Census, Known, take
 from harvester.journal import Journal
@@ -51,15 +51,13 @@ def write_report(
 
     Raises:
         StoreError: the store can't be read.
-        ConfigError: the scorecard or the training log is missing or isn't one.
+        ConfigError: the scorecard or the training log is missing or isn't one, or `out` can't be written.
     """
     account = gather(store, card=judged.read_scorecard(scorecard), training=judged.read_training(training))
-    hidden = out.with_name(f".{out.name}.tmp")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    hidden.write_text(
-        page.document(overview(account), browser(account.census, account.samples)), encoding="utf-8"
-    )
-    hidden.replace(out)
+    text = page.document(overview(account), browser(account.census, account.samples))
+    with destination.replacing(out, store) as hidden:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        hidden.write_text(text, encoding="utf-8")
     return out
 
 

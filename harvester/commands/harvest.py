@@ -97,7 +97,7 @@ def run(
         if metrics_file is not None:
             from harvester.exposition import kept
 
-            watchers.enter_context(kept(prepared.store, metrics_file))
+            watchers.enter_context(kept(prepared.store, metrics_file, talk))
         if otel:
             from harvester.otel import sent
 

@@ -66,7 +66,7 @@ def metrics(
     """Write Prometheus text about a store, once; `view` serves the same at /metrics."""
     from harvester import exposition
     from harvester.commands.console import emit, hand_over
-    from harvester.errors import ConfigError, StoreError
+    from harvester.errors import StoreError
 
     if not any((store / part).exists() for part in ("journal.db", "shards")):
         raise StoreError(
@@ -79,10 +79,5 @@ def metrics(
         else:
             hand_over(text)
         return
-    try:
-        exposition.write_textfile(store, out)
-    except OSError as error:
-        raise ConfigError(
-            f"can't be written: {error.strerror}", place=str(out), remedy="name a file in a folder of yours"
-        ) from None
+    exposition.write_textfile(store, out)
     emit({"metrics": str(out)}, [f"metrics {out}"], as_json=as_json)

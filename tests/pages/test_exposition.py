@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from prometheus_client.parser import text_string_to_metric_families
 
-from harvester import exposition
+from harvester import cli, exposition
+from harvester.errors import ConfigError
 from tests.faults import bench
 from tests.harvester.test_display import run_folder
 from tests.pages import hostile
@@ -123,8 +126,39 @@ def test_a_run_keeps_its_textfile(tmp_path: Path, mock_teacher):
     assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
     assert families(out.read_text(encoding="utf-8"))["harvester_answers_total"] == {(("outcome", "ok"),): 5}
     written: list[Path] = []
-    with exposition.kept(tmp_path / "store", tmp_path / "again.prom", every_s=0.01):
+    said: list[str] = []
+    again = tmp_path / "again"
+    again.mkdir()
+    with exposition.kept(tmp_path / "store", again / "x.prom", said.append, every_s=0.01):
         while not written:
-            written = list(tmp_path.glob("again.prom"))
-    with exposition.kept(tmp_path / "store", tmp_path / "no" / "x.prom", every_s=0.01):
-        pass
+            written = list(again.glob("x.prom"))
+        assert said == []
+        shutil.rmtree(again)
+        while not said:
+            pass
+    assert len(said) == 1  # once, though it could be written neither then nor at the end
+    assert "No such file or directory" in said[0]
+
+
+UNFIT = {
+    ".": "is a folder", "..": "is a folder", "/": "is a folder", "/proc/x.prom": "can't be written",
+    "no/x.prom": "can't be written", "x" * 250: "can't be written", "x" * 300: "can't be written",
+    "/dev/null": "is no file", "STORE/journal.db": "the store's own", "STORE/shards/x.prom": "store's own",
+}  # fmt: skip
+
+
+def test_what_cant_be_written_is_said_before_anything_is_sent(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mock_teacher
+):
+    monkeypatch.chdir(tmp_path)
+    teacher = mock_teacher()
+    path = run_folder(tmp_path, teacher.base_url, 2)
+    verbs = (["run", str(path), "--metrics-file"], *([v, str(store), "--out"] for v in ("metrics", "report")))
+    command = typer.main.get_command(cli.app)
+    for name, why in UNFIT.items():
+        for verb in verbs[: 2 if name.startswith("no") else 3]:  # a report makes its folder
+            out = name.replace("STORE", str(tmp_path / "store" if verb[0] == "run" else store))
+            with pytest.raises(ConfigError) as caught:
+                command([*verb, out], standalone_mode=False)
+            assert why in str(caught.value)
+    assert teacher.state()["received"] == 0

@@ -1,0 +1,66 @@
+"""A file that an operator named for us to write: whole or as before, and never one of the store's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harvester.errors import ConfigError
+
+_FOR_READERS = frozenset({".html", ".prom"})
+_REMEDY = "name a file in a folder of yours"
+
+
+@contextmanager
+def replacing(path: Path, store: Path) -> Iterator[Path]:
+    """A hidden file beside `path`; it takes its place when the block ends without an error.
+
+    Raises:
+        ConfigError: nothing can be written there, or it is a folder, a device or a file of the store.
+    """
+    with _told(path):
+        _refuse(path, store)
+        hidden = _beside(path)
+        try:
+            yield hidden
+            hidden.replace(path)
+        finally:
+            hidden.unlink(missing_ok=True)
+
+
+def check(path: Path, store: Path) -> None:
+    """Write beside `path` and take it away again; raises as `replacing`, before anything has cost."""
+    with _told(path):
+        _refuse(path, store)
+        hidden = _beside(path)
+        hidden.touch()
+        hidden.unlink()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a collector reads *.prom only
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ConfigError(f"can't be written: {why}", place=str(path), remedy=_REMEDY) from None
+
+
+def _refuse(path: Path, store: Path) -> None:
+    if not path.name or path.is_dir():
+        raise ConfigError("is a folder", place=str(path), remedy=_REMEDY)
+    if path.exists() and not path.is_file():
+        raise ConfigError("is no file that may be replaced", place=str(path), remedy=_REMEDY)
+    folder, inside = path.parent.resolve(), store.resolve()
+    if folder.is_relative_to(inside) and (folder != inside or path.suffix not in _FOR_READERS):
+        raise ConfigError(
+            "lies among the store's own files",
+            place=str(path),
+            remedy="in the store only NAME.html or NAME.prom",
+        )
