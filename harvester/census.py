@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from harvester.corpus import Corpus
+from harvester.exchange import find, reading
 from harvester.schema import Sample, to_table
 from harvester.shard_file import opened
 from harvester.sketch import CELLS_PER_OCTAVE, LEAST, Histogram, Timeline, step_for
@@ -99,22 +100,23 @@ def take(store: Path, known: Known | None = None) -> tuple[Census, list[Sample]]
     known = {} if known is None else known
     total = Census()
     journalled: dict[str, Sample] = {}
-    with corpus.instant() as (manifest, tail):
-        waiting: list[Sample] = []
-        for sample in tail:
-            waiting.append(sample)
-            if len(waiting) == ROWS_PER_TABLE:
-                _take_tail(total, journalled, waiting)
-                waiting = []
-        _take_tail(total, journalled, waiting)
-    for name in set(known) - {entry.name for entry in manifest}:  # merged into another since
-        del known[name]
-    for entry in manifest:
-        if entry.name not in known:
-            with opened(corpus.folder / entry.name) as file:
-                known[entry.name] = census_of(file.read(columns=list(_LIGHT)), entry.name)
-        total.add(known[entry.name])
-    return total, _fetch(total, journalled, corpus.folder)
+    with reading(corpus.folder):
+        with corpus.instant(tuple({*_LIGHT, *TEXTS})) as (manifest, tail):
+            waiting: list[Sample] = []
+            for sample in tail:
+                waiting.append(sample)
+                if len(waiting) == ROWS_PER_TABLE:
+                    _take_tail(total, journalled, waiting)
+                    waiting = []
+            _take_tail(total, journalled, waiting)
+        for name in set(known) - {entry.name for entry in manifest}:  # merged into another since
+            del known[name]
+        for entry in manifest:
+            if entry.name not in known:
+                with opened(find(corpus.folder, entry.name)) as file:
+                    known[entry.name] = census_of(file.read(columns=list(_LIGHT)), entry.name)
+            total.add(known[entry.name])
+        return total, _fetch(total, journalled, corpus.folder)
 
 
 def _take_tail(total: Census, journalled: dict[str, Sample], waiting: list[Sample]) -> None:
@@ -168,7 +170,7 @@ def _fetch(total: Census, journalled: Mapping[str, Sample], folder: Path) -> lis
             if place.shard:
                 by_shard.setdefault(place.shard, []).append(place)
     for shard, places in by_shard.items():
-        with opened(folder / shard) as file:
+        with opened(find(folder, shard)) as file:
             start = 0
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows

@@ -34,13 +34,16 @@ def estimate_tokens(text_bytes: int) -> int:
     return -(-text_bytes // BYTES_PER_TOKEN)
 
 
-def parse(raw: bytes, input_tokens: int = 0, response_format: Any = None) -> Completion:
+def parse(
+    raw: bytes, input_tokens: int = 0, response_format: Any = None, *, logprobs: bool = True
+) -> Completion:
     """Understand one response body.
 
     Args:
         raw: body as received, content encoding removed; JSON, or the events of a stream.
         input_tokens: estimate to fall back on when the teacher reports no usable `usage`.
         response_format: what the request asked for; an answer of another form is `invalid`.
+        logprobs: whether to understand the log-probabilities too: six times the time where there are any.
 
     Raises:
         BrokenAnswer: it holds no completion; `raw` is on the error.
@@ -48,7 +51,7 @@ def parse(raw: bytes, input_tokens: int = 0, response_format: Any = None) -> Com
     """
     try:
         reach("completion.parse")
-        found = _understood(raw, input_tokens)
+        found = _understood(raw, input_tokens, logprobs)
     except (TeacherError, MemoryError):
         raise
     except Exception:  # noqa: BLE001 - the answer was paid: a fault of ours must not lose it
@@ -59,7 +62,7 @@ def parse(raw: bytes, input_tokens: int = 0, response_format: Any = None) -> Com
     return found
 
 
-def _understood(raw: bytes, input_tokens: int) -> Completion:
+def _understood(raw: bytes, input_tokens: int, logprobs: bool) -> Completion:
     document, exact = (assemble(raw), True) if is_stream(raw) else _load(raw)
     choices = document.get("choices")
     if not isinstance(choices, list) or not choices:
@@ -91,7 +94,7 @@ def _understood(raw: bytes, input_tokens: int) -> Completion:
         system_fingerprint=_word(document.get("system_fingerprint")),
         response_id=_word(document.get("id")),
         provider=_word(document.get("provider")),
-        logprobs=_logprobs(choice.get("logprobs")),
+        logprobs=_logprobs(choice.get("logprobs")) if logprobs else (),
     )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,15 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harvester import database
+from harvester import database, portions, provenance
 from harvester.errors import StoreError, StoreFormatError
 from harvester.exchange import find, reading
 from harvester.findings import Finding, look
-from harvester.projection import SELECT_ANSWERS, asked_by, sample_of
+from harvester.projection import SELECT_ANSWERS, SELECT_FACTS, asked_by, fact_of, sample_of
 from harvester.records import ShardEntry
 from harvester.schema import ADDED, SCHEMA, Sample, from_row
 from harvester.shard_file import lineages_in, opened
 
-ROWS_PER_BATCH = 512
 _ASKED = ("prompt_id", "sample_index", "reference", "tags", "metadata_json", "source_file", "source_line")
 
 
@@ -90,27 +90,27 @@ class Corpus:
             yield from self._sealed(manifest, wanted, connection)
 
     @contextlib.contextmanager
-    def instant(self) -> Iterator[tuple[tuple[ShardEntry, ...], Iterator[Sample]]]:
+    def instant(
+        self, columns: Sequence[str] = SCHEMA.names
+    ) -> Iterator[tuple[tuple[ShardEntry, ...], Iterator[Sample]]]:
         """The sealed files, and the answers that lie in none of them, as of one instant.
 
-        Each answer comes once, under the prompt that paid for it. Read the answers inside the block.
+        Each answer comes once, under the prompt that paid for it, with these columns filled. Read the answers
+        inside the block.
         """
         if not self._has_journal:
             yield self.manifest, iter(())
             return
         with self._reading() as connection:
             connection.execute("BEGIN")
-            yield _manifest(connection), self._unsealed(connection)
+            yield _manifest(connection), self._unsealed(connection, columns)
             connection.execute("COMMIT")
 
-    def _unsealed(self, connection: sqlite3.Connection) -> Iterator[Sample]:
-        cursor = connection.execute(f"{SELECT_ANSWERS} ORDER BY id")
-        names = [column[0] for column in cursor.description]
-        query = "SELECT run, lineage_json FROM runs"
-        lineages = {run: orjson.loads(text) for run, text in connection.execute(query)}
-        for row in cursor:
-            whole = dict(zip(names, row, strict=True))
-            yield sample_of(whole, lineages[whole["run"]])
+    def _unsealed(self, connection: sqlite3.Connection, columns: Sequence[str]) -> Iterator[Sample]:
+        lineages = _lineages(connection)
+        for rows in portions.of_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
+            for row in rows:
+                yield _projected(sample_of(row, lineages[row["run"]], columns), columns)
 
     def count(self) -> int:
         """Answers held: sealed and journalled. `samples` may give more, for prompts may share an answer."""
@@ -146,8 +146,8 @@ class Corpus:
         found: dict[tuple[Any, ...], None] = {}
         if self._has_journal:
             with self._reading() as connection:
-                for sample in self._tail(connection, columns):
-                    found[tuple(getattr(sample, name) for name in columns)] = None
+                for row in self._facts(connection, columns):
+                    found[tuple(row[name] for name in columns)] = None
         with reading(self.folder):
             for entry in self._read_manifest() if sealed else ():
                 with opened(find(self.folder, entry.name)) as file:
@@ -179,16 +179,21 @@ class Corpus:
                 )
         return tuple(entries)
 
+    def _facts(self, connection: sqlite3.Connection, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        """Columns of the tail, one dict a row; what the doors look at is told without parsing an answer."""
+        if not set(columns) <= set(provenance.COLUMNS):
+            for sample in self._tail(connection, columns):
+                yield {name: getattr(sample, name) for name in columns}
+            return
+        lineages = _lineages(connection)
+        for row in chain.from_iterable(portions.of_answers(connection.execute(SELECT_FACTS))):
+            yield fact_of(row, lineages[row["run"]])
+
     def _tail(self, connection: sqlite3.Connection, wanted: Sequence[str]) -> Iterator[Sample]:
-        lineages = {
-            run: orjson.loads(text) for run, text in connection.execute("SELECT run, lineage_json FROM runs")
-        }
-        cursor = connection.execute(f"{SELECT_ANSWERS} ORDER BY id")
-        names = [column[0] for column in cursor.description]
+        lineages = _lineages(connection)
         asks = _Asks(connection, wanted)
-        while rows := cursor.fetchmany(ROWS_PER_BATCH):
-            whole = [dict(zip(names, row, strict=True)) for row in rows]
-            samples = [sample_of(row, lineages[row["run"]]) for row in whole]
+        for rows in portions.of_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
+            samples = [sample_of(row, lineages[row["run"]], wanted) for row in rows]
             yield from asks.fan_out([_projected(sample, wanted) for sample in samples], samples)
 
     def _sealed(
@@ -200,7 +205,7 @@ class Corpus:
             needed = sorted({*wanted, "key", "prompt_id", "sample_index"})
         for entry in manifest:
             with opened(find(self.folder, entry.name)) as file:
-                for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=needed):
+                for batch in portions.of_file(file, needed):
                     samples = [from_row(row) for row in batch.to_pylist()]
                     if asks is None or not asks.are_any:
                         yield from samples
@@ -244,6 +249,11 @@ class _Asks:
         for key, prompt_json, sample_index in self._connection.execute(query, keys):
             found.setdefault(key.hex(), []).append(asked_by(prompt_json, sample_index))
         return found
+
+
+def _lineages(connection: sqlite3.Connection) -> dict[int, dict[str, Any]]:
+    query = "SELECT run, lineage_json FROM runs"
+    return {run: orjson.loads(text) for run, text in connection.execute(query)}
 
 
 def _manifest(connection: sqlite3.Connection) -> tuple[ShardEntry, ...]:

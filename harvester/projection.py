@@ -6,32 +6,53 @@ What can't be parsed keeps its raw bytes and gets the outcome "unknown": a parse
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
 
 from harvester import completion
+from harvester.byline import byline
 from harvester.errors import TeacherError
 from harvester.journey import Alternative, Completion, Outcome, TokenLogprob, Usage
+from harvester.provenance import SAME
 from harvester.records import as_json
-from harvester.schema import Sample
+from harvester.schema import Sample, text_of
 
 SELECT_ANSWERS = (
     "SELECT id, key, asker, run, outcome, max_tokens, status, sample_index, attempts, input_tokens,"
     " output_tokens, cost_microusd, latency_us, at_us, endpoint, prompt_json, body_json, raw FROM answers"
 )
+SELECT_FACTS = "SELECT run, body_json, raw FROM answers"
+PARSED = frozenset(
+    {
+        "completion", "outcome", "finish_reason", "reasoning", "refusal", "tool_calls_json", "logprobs",
+        "response_model", "system_fingerprint", "response_id", "provider", "cached_tokens",
+        "reasoning_tokens", "usage_source",
+    }
+)  # fmt: skip
+"""Columns that only parsing the raw body tells."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def sample_of(row: Mapping[str, Any], lineage: Mapping[str, Any]) -> Sample:
-    """One row of the journal's `answers`, with the lineage of its run, as a row of the corpus."""
+def sample_of(
+    row: Mapping[str, Any], lineage: Mapping[str, Any], columns: Collection[str] | None = None
+) -> Sample:
+    """One row of the journal's `answers`, with the lineage of its run, as a row of the corpus.
+
+    Args:
+        columns: what will be looked at; what costs much (log-probabilities: four times the memory of the raw
+            body, and most of the time) stays empty where it is not among them. None fills all.
+    """
     body = orjson.loads(row["body_json"])
-    answer = _parsed(row, body)
+    answer = _parsed(row, body, columns)
     return Sample(
         key=row["key"].hex(),
-        messages=body.get("messages") or [],
+        messages=[
+            {"role": one["role"], "content": text_of(one.get("content"))}
+            for one in body.get("messages") or []
+        ],
         completion=answer.text,
         outcome=str(answer.outcome),
         finish_reason=answer.finish_reason,
@@ -91,9 +112,27 @@ def clean(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def _parsed(row: Mapping[str, Any], body: Mapping[str, Any]) -> Completion:
+def fact_of(row: Mapping[str, Any], lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a row that the doors look at (`provenance.COLUMNS`), without parsing its raw body."""
+    model, provider = byline(row["raw"])
+    body = orjson.loads(row["body_json"])
+    return {
+        "run_id": lineage["run_id"],
+        **{name: lineage[name] for name in SAME},
+        "request_model": str(body.get("model") or ""),
+        "response_model": model,
+        "provider": provider,
+    }
+
+
+def _parsed(row: Mapping[str, Any], body: Mapping[str, Any], columns: Collection[str] | None) -> Completion:
+    if columns is not None and PARSED.isdisjoint(columns):
+        return Completion(None, Outcome.UNKNOWN, "", Usage(0, 0))
+    wants_logprobs = columns is None or "logprobs" in columns
     try:
-        return completion.parse(row["raw"], row["input_tokens"], body.get("response_format"))
+        return completion.parse(
+            row["raw"], row["input_tokens"], body.get("response_format"), logprobs=wants_logprobs
+        )
     except TeacherError:
         usage = Usage(row["input_tokens"], row["output_tokens"], source="estimated")
         return Completion(None, Outcome.UNKNOWN, "", usage)

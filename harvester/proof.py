@@ -14,7 +14,7 @@ other values without any error. A row is believed when its columns bear each oth
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from harvester import portions
 from harvester.journal import Journal
 from harvester.journey import Prompt
 from harvester.keys import request_key
@@ -70,11 +71,16 @@ class Proof:
 
     def of(self, table: pa.Table) -> pa.Table:
         """The rows of a table, of exactly `SCHEMA`, that prove themselves."""
-        rows = table.to_pylist()
+        kept: list[bool] = []
+        for batch in table.to_batches():
+            for portion in portions.of_batch(batch):
+                kept += self._are_proven(portion.to_pylist())
+        return table.filter(pa.array(kept, pa.bool_()))
+
+    def _are_proven(self, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
         derived = [self._derived(row) for row in rows]
         whole = iter(to_table([one for one in derived if one is not None]).to_pylist())
-        kept = [one is not None and next(whole) == row for one, row in zip(derived, rows, strict=True)]
-        return table.filter(pa.array(kept, pa.bool_()))
+        return [one is not None and next(whole) == row for one, row in zip(derived, rows, strict=True)]
 
     def _derived(self, row: Mapping[str, Any]) -> Sample | None:
         """The row as its request and its raw answer make it; None where key, asker or time disagree."""

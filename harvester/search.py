@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from harvester.census import TEXTS
 from harvester.corpus import Corpus
+from harvester.exchange import find, reading
 from harvester.schema import Sample
 from harvester.shard_file import opened
 
@@ -42,10 +43,15 @@ def search(store: Path, text: str, *, outcome: str = "", cursor: str = "") -> Fo
     Raises:
         StoreError, StoreCorrupt: a file is missing or is not what was sealed.
     """
-    wanted, until = text[:LONGEST_QUERY], time.monotonic() + PATIENCE_S
     corpus = Corpus.open(store)
+    with reading(corpus.folder):
+        return _search(corpus, text[:LONGEST_QUERY], outcome, cursor)
+
+
+def _search(corpus: Corpus, wanted: str, outcome: str, cursor: str) -> Found:
+    until = time.monotonic() + PATIENCE_S
     page = _Page()
-    with corpus.instant() as (manifest, tail):
+    with corpus.instant(TEXTS) as (manifest, tail):
         names = [entry.name for entry in reversed(manifest)]
         shard, group, row = _begin(cursor, names)
         if shard < 0:
@@ -55,7 +61,7 @@ def search(store: Path, text: str, *, outcome: str = "", cursor: str = "") -> Fo
                 return Found(page.samples, f"{_TAIL}:0:{row + PAGE}", page.looked_at)
             shard, group, row = 0, 0, 0
     for number in range(shard, len(names)):
-        with opened(corpus.folder / names[number]) as file:
+        with opened(find(corpus.folder, names[number])) as file:
             for at in range(group, file.num_row_groups):
                 if len(page.samples) >= PAGE or (time.monotonic() > until and page.looked_at):
                     return Found(page.samples, f"{names[number]}:{at}:{row}", page.looked_at)

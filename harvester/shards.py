@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow as pa
 
+from harvester import portions
 from harvester.failpoints import reach
 from harvester.journal import Journal
 from harvester.manifest import enter_new, place_answers
 from harvester.projection import SELECT_ANSWERS, sample_of
 from harvester.records import ShardEntry
 from harvester.rewriting import tidy
-from harvester.schema import Sample, to_table
+from harvester.schema import to_table
 from harvester.shard_file import (
     BYTES_PER_GROUP,
     FOLDER,
@@ -171,29 +173,34 @@ def _write(
     lineages = sorted(group.lineages, key=lambda lineage: str(lineage["run_id"]))
     by_run = dict(zip(group.runs, group.lineages, strict=True))
     keys: list[bytes] = []
-    waiting: list[Sample] = []
-    moved = waiting_bytes = last_id = 0
+    waiting: list[pa.Table] = []  # as objects, log-probabilities would be eight times their raw bytes
+    moved = waiting_bytes = waiting_rows = last_id = 0
     with hidden.open("xb") as sink:
         with writer_of(sink, lineages) as writer:
             while rows := _slice(journal, group, last_id):
                 last_id = rows[-1]["id"]
-                for row in rows:
-                    waiting.append(sample_of(row, by_run[row["run"]]))
-                    keys.append(row["key"])
-                    waiting_bytes += _stored(row)
-                if len(waiting) >= ROWS_PER_GROUP or waiting_bytes >= BYTES_PER_GROUP:
-                    writer.write_table(to_table(waiting).cast(writer.schema))
+                waiting.append(to_table([sample_of(row, by_run[row["run"]]) for row in rows]))
+                keys += [row["key"] for row in rows]
+                waiting_bytes += sum(map(_stored, rows))
+                waiting_rows += len(rows)
+                if waiting_rows >= ROWS_PER_GROUP or waiting_bytes >= BYTES_PER_GROUP:
+                    writer.write_table(_together(waiting).cast(writer.schema))
                     moved += waiting_bytes
-                    waiting, waiting_bytes = [], 0
+                    waiting, waiting_bytes, waiting_rows = [], 0, 0
                     if sink.tell() >= target_bytes or len(keys) > ROWS_PER_SHARD - ROWS_PER_GROUP:
                         break
                 yield
             if waiting:
-                writer.write_table(to_table(waiting).cast(writer.schema))
+                writer.write_table(_together(waiting).cast(writer.schema))
         sink.flush()
         os.fsync(sink.fileno())
     hidden.chmod(0o600)
     return keys, moved + waiting_bytes
+
+
+def _together(tables: Sequence[pa.Table]) -> pa.Table:
+    """One table, in one piece: the bytes written don't depend on the slices it came in."""
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def _slice(journal: Journal, group: _Group, after: int) -> list[dict[str, Any]]:
@@ -210,7 +217,7 @@ def _slice(journal: Journal, group: _Group, after: int) -> list[dict[str, Any]]:
         for values in cursor:
             rows.append(dict(zip(names, values, strict=True)))
             size += _stored(rows[-1])
-            if len(rows) >= ROWS_PER_SLICE or size >= BYTES_PER_GROUP:
+            if len(rows) >= ROWS_PER_SLICE or size >= portions.BYTES:
                 break
     return rows
 

@@ -15,7 +15,7 @@ from harvester.errors import BrokenAnswer, ConnectionBroken
 from harvester.refusals import error_inside, excerpt
 
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
-_DONE = b"[DONE]"
+DONE = b"[DONE]"
 _JOINED = ("content", "refusal", "reasoning_content", "reasoning")
 
 
@@ -35,8 +35,8 @@ def assemble(raw: bytes) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     choice: dict[str, Any] | None = None
     done = False
-    for data in _events(raw):
-        if data == _DONE:
+    for data in events(raw):
+        if data == DONE:
             done = True
             break
         chunk = _chunk(data, raw)
@@ -60,7 +60,7 @@ def assemble(raw: bytes) -> dict[str, Any]:
     return whole
 
 
-def _events(raw: bytes) -> Iterator[bytes]:
+def events(raw: bytes) -> Iterator[bytes]:
     """The data of each event; comments, ids and event names are skipped."""
     lines: list[bytes] = []
     for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines():
