@@ -18,9 +18,13 @@ from string import Template
 
 from harvester.errors import ConfigError
 from harvester.hours import DAYS, Opening
+from harvester.inert import one_line
 
 SEALING_S = 60
 """What an ending may take beyond --grace before a scheduler loses patience."""
+LONGEST_CRONJOB = 52
+"""A Job's name has eleven characters more, and 63 at most."""
+_RENAME = "rename it, or reach it by a link with a plain name"
 MOUNT = PurePosixPath("/harvest")
 
 
@@ -44,13 +48,21 @@ class Harvest:
 
 
 def systemd(harvest: Harvest) -> dict[str, str]:
-    """A service of Type=notify and the timer that starts it when an opening begins, or every hour."""
+    """A service of Type=notify and the timer that starts it when an opening begins, or every hour.
+
+    Raises:
+        ConfigError: a path that its syntax can't hold.
+    """
+    folder = _whole(str(harvest.config.parent))
+    if folder.endswith((" ", "\\")):  # WorkingDirectory= takes no quotes: the end of its line would be lost
+        raise ConfigError("systemd can't be told a folder that ends so", place=repr(folder), remedy=_RENAME)
     events = [f"{_list(one)} *-*-* {one.starts_at}:00 {one.zone}" for one in harvest.openings] or ["hourly"]
     values = {
         "name": harvest.name,
-        "described": _plain(str(harvest.config)).replace("%", "%%"),
-        "folder": _whole(str(harvest.config.parent)).replace("%", "%%"),
-        "command": " ".join(_systemd_word(word) for word in harvest.command),
+        # A backslash at the end would take the next line in.
+        "described": _plain(str(harvest.config)).replace("%", "%%").replace("\\", "\\\\"),
+        "folder": folder.replace("%", "%%"),
+        "command": " ".join([_systemd_program(harvest.command[0]), *map(_systemd_word, harvest.command[1:])]),
         "config": _systemd_word(str(harvest.config)),
         "stop_s": str(harvest.stop_s),
         "calendar": "\n".join(f"OnCalendar={event}" for event in events),
@@ -62,9 +74,15 @@ def systemd(harvest: Harvest) -> dict[str, str]:
 
 
 def cron(harvest: Harvest) -> dict[str, str]:
-    """Lines for `crontab -e`, one an opening."""
-    folder = shlex.quote(_whole(str(harvest.config.parent)))
-    command = shlex.join([*harvest.command, "run", str(harvest.config)])
+    """Lines for `crontab -e`, one an opening.
+
+    Raises:
+        ConfigError: a path that cron would change.
+    """
+    words = [_whole(word) for word in (*harvest.command, "run", str(harvest.config))]
+    if odd := next((word for word in words if "\\" in word), ""):  # some daemons take \\\\ for \\, some don't
+        raise ConfigError("cron can't be told a path with a backslash", place=odd, remedy=_RENAME)
+    folder, command = shlex.quote(str(harvest.config.parent)), shlex.join(words)
     # In crontab(5) an unescaped % ends the command.
     act = f"cd {folder} && {command} >> harvest.log 2>&1".replace("%", "\\%")
     lines = [_filled("harvest.cron", {"described": _plain(str(harvest.config))}).rstrip()]
@@ -76,6 +94,8 @@ def cron(harvest: Harvest) -> dict[str, str]:
             zone = one.zone
             lines.append(f"CRON_TZ={zone}")
         lines.append(f"{_cron_event(one)} {act}")
+    if zone:
+        lines.append('CRON_TZ=""')  # what follows in the crontab goes by the machine's time again
     return {f"{harvest.name}.cron": "\n".join(lines) + "\n"}
 
 
@@ -83,7 +103,7 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
     """A CronJob an opening, or a Job where there are none; exit codes decide what is tried again.
 
     Raises:
-        ConfigError: the store lies outside the folder that is mounted.
+        ConfigError: the store lies outside the folder that is mounted, or a name is too long or too odd.
     """
     store = PurePosixPath(harvest.store)
     if store.is_absolute() or ".." in store.parts:
@@ -98,8 +118,9 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
     pod = _filled(
         "harvest.pod.yaml",
         {
-            "name": harvest.name, "stop_s": str(harvest.stop_s), "image": json.dumps(harvest.image),
-            "config": json.dumps(str(MOUNT / harvest.config.name)), "store": json.dumps(str(MOUNT / store)),
+            "name": harvest.name, "stop_s": str(harvest.stop_s), "image": _yaml(harvest.image),
+            "config": _yaml_argument(str(MOUNT / harvest.config.name)),
+            "store": _yaml_argument(str(MOUNT / store)),
             "env": json.dumps(env),
         },
     )  # fmt: skip
@@ -110,6 +131,11 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
     files = {}
     for number, one in enumerate(harvest.openings, start=1):
         name = f"{harvest.name}-{number}" if many else harvest.name
+        if len(name) > LONGEST_CRONJOB:
+            raise ConfigError(
+                f"{name!r} is longer than the {LONGEST_CRONJOB} characters that a CronJob's name may have",
+                place="--name", remedy="give a shorter one",
+            )  # fmt: skip
         files[f"{name}.cronjob.yaml"] = _filled(
             "harvest.cronjob.yaml",
             {
@@ -151,9 +177,28 @@ def _plain(text: str) -> str:
 
 
 def _whole(text: str) -> str:
-    if "\n" in text or "\r" in text:
-        raise ConfigError("a unit can't name a path with a line break", place=repr(text))
+    """The text, when a line of a unit, in UTF-8, on any screen, holds it as it is."""
+    if one_line(text) != text:
+        what = "a line break, or characters that are no text or can't be seen"
+        raise ConfigError(f"a unit can't name a path with {what}", place=ascii(text), remedy=_RENAME)
     return text
+
+
+def _yaml(text: str) -> str:
+    """A double-quoted scalar. YAML joins no pair of surrogate escapes, so what isn't ASCII stays as it is."""
+    return json.dumps(_whole(text), ensure_ascii=False)
+
+
+def _yaml_argument(text: str) -> str:
+    """Of a command, in a pod as in its probe: $$ is a dollar, $(NAME) a variable."""
+    return _yaml(text.replace("$", "$$"))
+
+
+def _systemd_program(text: str) -> str:
+    """The first word of ExecStart: its path is taken as it is, but for what the program sees as its name."""
+    if "${" in text or "$$" in text:
+        raise ConfigError("systemd would change the program's name", place=text, remedy=_RENAME)
+    return _systemd_word(text).replace("$$", "$")
 
 
 def _systemd_word(text: str) -> str:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,59 @@ def test_systemd_takes_an_odd_path_literally(tmp_path: Path) -> None:
     )
     assert f"WorkingDirectory={str(odd).replace('%', '%%')}\n" in service
     assert "OnCalendar=hourly\n" in files["harvest-x.timer"]
-    with pytest.raises(ConfigError):
-        units.systemd(harvest(Path("/a\n[Service]\nExecStart=/bin/false")))
+
+
+@pytest.mark.parametrize(
+    "path", ["/a\n[Service]\nExecStart=/bin/false", "/a/\udcff", "/a/\u202eb", "/a/\x1b[2J"]
+)
+def test_a_path_that_no_line_holds_is_refused_for_every_scheduler(path: str) -> None:
+    odd = Path("/b") / path.replace("/", "_")  # kubernetes names the file only
+    for make, one in (
+        (units.systemd, harvest(Path(path))),
+        (units.cron, harvest(Path(path))),
+        (units.kubernetes, replace(harvest(Path("/b")), config=odd)),
+    ):
+        with pytest.raises(ConfigError, match="no text or can't be seen") as caught:
+            make(one)
+        assert caught.value.place.isascii()
+
+
+def test_the_end_of_a_folder_is_not_lost(tmp_path: Path) -> None:
+    for name in ("b\\", "b "):
+        with pytest.raises(ConfigError, match="ends so"):
+            units.systemd(harvest(Path("/a") / name))
+    with pytest.raises(ConfigError, match="backslash"):
+        units.cron(harvest(Path("/a/b\\")))
+    assert "cd '/a/b '" in units.cron(harvest(Path("/a/b ")))["harvest-x.cron"]
+    last = replace(harvest(tmp_path), config=tmp_path / "harvest\\")
+    files = units.systemd(last)
+    verified(files, tmp_path)
+    unit = section(files["harvest-x.service"])["Unit"]
+    assert (unit["Description"][-2:], unit["After"]) == ("\\\\", "network-online.target")
+
+
+def test_a_program_with_a_dollar_is_found_by_systemd(tmp_path: Path) -> None:
+    program = tmp_path / "a$HOME b" / "harvester"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    files = units.systemd(replace(harvest(tmp_path), command=[str(program)]))
+    verified(files, tmp_path)  # it looks for the program
+    assert f'ExecStart="{program}" run' in files["harvest-x.service"]
+    with pytest.raises(ConfigError, match="program's name"):
+        units.systemd(replace(harvest(tmp_path), command=["/a/${HOME}/python", "-m", "harvester"]))
+
+
+def test_kubernetes_takes_odd_names_literally_and_long_ones_not(tmp_path: Path) -> None:
+    odd = replace(harvest(tmp_path), config=tmp_path / "a$(HOME)$$b😀.toml", store="st$ore")
+    (text, _) = units.kubernetes(odd).values()
+    (container,) = yaml.safe_load(text)["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["run", "/harvest/a$$(HOME)$$$$b😀.toml"]
+    assert container["livenessProbe"]["exec"]["command"][2] == "/harvest/st$$ore"
+    assert len(units.kubernetes(replace(odd, name="x" * 50))) == 2
+    with pytest.raises(ConfigError, match="52 characters"):
+        units.kubernetes(replace(odd, name="x" * 51))
+    assert len(units.kubernetes(replace(odd, name="x" * 52, openings=NIGHTS[:1]))) == 1
 
 
 def test_cron_lines_name_minute_hour_days_and_zone(tmp_path: Path) -> None:
@@ -96,6 +148,7 @@ def test_cron_lines_name_minute_hour_days_and_zone(tmp_path: Path) -> None:
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert lines[0] == "CRON_TZ=Europe/Berlin"
     assert lines[2] == "CRON_TZ=UTC"
+    assert lines[4:] == ['CRON_TZ=""']  # cronie: empty is the machine's own again
     found = [CRON.match(line) for line in (lines[1], lines[3])]
     assert [match.groups()[:5] if match else None for match in found] == [
         ("30", "22", "*", "*", "1,2,3,4,5"),
