@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -153,8 +154,9 @@ def _count(config: HarvestConfig, root: Path, bad: Tolerance, *, watch: bool) ->
             if not watch:
                 raise
     if not watch and (repeated := ids.repeated()):
-        again = prompts.read(config.prompts.files, root, Tolerance(config.prompts.max_bad))
-        if (error := identities.clash(again, repeated)) is not None:
+        max_bad = config.prompts.max_bad
+        walk = partial(prompts.read, config.prompts.files, root)
+        if (error := identities.clash(lambda: walk(Tolerance(max_bad)), repeated)) is not None:
             raise error
     return rows * config.sampling.samples, tokens * config.sampling.samples
 
