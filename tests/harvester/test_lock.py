@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -38,6 +39,34 @@ def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path):
     assert f"pid {process.pid} on {os.uname().nodename}" in str(caught.value)
     process.communicate(timeout=10)
     assert not lock.is_held(tmp_path)
+
+
+def test_a_lock_file_removed_under_its_holder_lets_nobody_in(tmp_path: Path):
+    with lock.StoreLock(tmp_path, started_at=0.0):
+        (tmp_path / "LOCK").unlink()
+        assert lock.is_held(tmp_path)
+        for _ in range(2):  # the first try makes another LOCK
+            with pytest.raises(StoreLocked), lock.StoreLock(tmp_path, started_at=0.0):
+                pass
+        assert lock.is_held(tmp_path)
+    assert not lock.is_held(tmp_path)
+
+
+def test_whoever_only_asks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "LOCK").touch()
+    asking = [os.open(path, os.O_RDONLY) for path in (tmp_path / "LOCK", tmp_path)]
+    for handle in asking:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:  # the asker is done after the second look
+        waits.append(seconds)
+        if len(waits) % 2 == 0:
+            os.close(asking.pop(0))
+
+    monkeypatch.setattr(lock.time, "sleep", wait)
+    with lock.StoreLock(tmp_path, started_at=0.0):
+        assert len(waits) == 4
 
 
 def test_a_killed_holder_leaves_no_stale_lock(tmp_path: Path):

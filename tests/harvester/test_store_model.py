@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from harvester import compaction, mending
+from harvester import compaction, lock, mending
 from harvester.corpus import Corpus
 from harvester.errors import StoreFull, StoreLocked
 from harvester.journal import Journal
@@ -201,7 +201,10 @@ ROWS = {key_of(row).hex(): row for row in range(61)}
 
 
 @pytest.mark.parametrize("examples", [12, pytest.param(300, marks=pytest.mark.slow)])
-def test_the_store_behaves_as_a_dict_of_what_it_acknowledged(examples: int) -> None:
+def test_the_store_behaves_as_a_dict_of_what_it_acknowledged(
+    examples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.0)  # a second process is tried often
     run_state_machine_as_test(
         StoreMachine,
         settings=settings(
