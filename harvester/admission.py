@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
 from harvester import open_files
 from harvester.breaker import Breaker
@@ -19,6 +20,7 @@ from harvester.limiter import Charge, Limiter
 UNNAMED_PAUSE_S = 0.5
 LONGEST_UNNAMED_PAUSE_S = 60.0
 LOOK = "the teacher fails; next look"
+_LAST_DAY = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 _ASKED = "the teacher's Retry-After"
 _OVERLOAD = frozenset({429, 503, 529})
 
@@ -34,6 +36,11 @@ class Parked(Exception):
         super().__init__(why)
         self.wait_s = wait_s
         self.why = why
+
+    def said(self, wall: float) -> str:
+        """Why, and when to go on; `wall` is now in Unix seconds. Nobody waits beyond the calendar."""
+        at = datetime.fromtimestamp(min(_LAST_DAY, wall + self.wait_s), UTC)
+        return f"{self.why}; go on after {at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 class Moved(Exception):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 
 from harvester import metrics
 from harvester.admission import NotSent
@@ -39,7 +38,6 @@ __all__ = ["PassLimits", "PassResult", "Snapshot", "harvest"]
 CHUNK = 500
 PROGRESS_EVERY_S = 0.2
 REST_S = 1.0
-LAST_DAY = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 NO_MEMORY = "memory ran out while an answer was taken in: lower [teacher.limits] max_concurrency"
 
 
@@ -240,8 +238,7 @@ class _Pass:
 
     def _park(self, parked: Parked) -> None:
         if not self.draining.is_set():
-            at = datetime.fromtimestamp(min(LAST_DAY, self.clock.wall() + parked.wait_s), UTC)
-            self.detail = f"{parked.why}; go on after {at:%Y-%m-%d %H:%M:%S} UTC"
+            self.detail = parked.said(self.clock.wall())
         self._drain(metrics.LIMIT_PARKED)
 
     def _give_up(self, request: Request, gone: GaveUp) -> None:
@@ -293,5 +290,11 @@ class _Pass:
             self.tally,
             in_flight=sum(window.in_flight for window in windows),
             window=sum(int(window.size) for window in windows),
-            why=self.probe.why or self.teacher.why() or ("new prompts" if self.idle else ""),
+            why=self._why(),
         )
+
+    def _why(self) -> str:
+        """What holds the next request back, or the end up."""
+        if self.draining.is_set():
+            return "what is on the wire, for it is paid for; then it ends"
+        return self.probe.why or self.teacher.why() or ("new prompts" if self.idle else "")

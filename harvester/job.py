@@ -123,15 +123,15 @@ class _Life:
     async def live(self) -> Summary:
         """The pass among its aides, then the settling of accounts."""
         prepared, heart = self.prepared, self.heart
-        async with (
-            beside("heartbeat", heart.beat(), heart.complain),
-            control.served(prepared.store, self.helm.act, heart.complain),
-            beside("hours", shift.keep(
-                prepared.hours, self.clock, self.stop, heart, wait=prepared.flags.watch
-            ), heart.complain),
-            beside("terms", warden.keep(self._ears(), self.clock), heart.complain),
-        ):  # fmt: skip
-            with handled() as caught:
+        with handled() as caught:
+            async with (
+                beside("heartbeat", heart.beat(), heart.complain),
+                control.served(prepared.store, self.helm.act, heart.complain),
+                beside("hours", shift.keep(
+                    prepared.hours, self.clock, self.stop, heart, wait=prepared.flags.watch
+                ), heart.complain),
+                beside("terms", warden.keep(self._ears(), self.clock), heart.complain),
+            ):  # fmt: skip
                 result, error = await self._pass(caught)
                 await self._door()
                 error = error or self.refused
@@ -183,6 +183,7 @@ class _Life:
 
     async def _pass(self, caught: Caught) -> tuple[PassResult, HarvesterError | None]:
         prepared, heart, stop = self.prepared, self.heart, self.stop
+        caught.first = self._interrupted
         known = await on_writer(self.writer, lambda journal: finished.recall(journal, prepared.digest))
         if known is not None:  # asked to the end before, and nothing has left the store since
             self.inbox.pass_over(known)
@@ -196,8 +197,9 @@ class _Life:
                 sentinel=self.sentinel, clock=self.clock,
             )
         )  # fmt: skip
-        caught.first = self._interrupted
         caught.second = work.cancel
+        if caught.heard > 1:  # before there was anything to cancel
+            work.cancel()
         along = sealing.seal_along(prepared.store, self.writer, self.target_bytes)
         async with beside("sealing", along, heart.complain):
             try:

@@ -13,9 +13,10 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(slots=True)
 class Caught:
-    """Which signal came first (0: none), and what the first and a second one do."""
+    """Which signal came first (0: none), how many came, and what the first and a second one do."""
 
     number: int = 0
+    heard: int = 0
     first: Callable[[], object] = lambda: None
     second: Callable[[], object] = lambda: None
 
@@ -30,7 +31,8 @@ def handled() -> Iterator[Caught]:
     caught = Caught()
 
     def on_signal(number: int) -> None:
-        if caught.number == 0:
+        caught.heard += 1
+        if caught.heard == 1:
             caught.number = number
             caught.first()
         else:
@@ -50,10 +52,12 @@ def handled() -> Iterator[Caught]:
 def end_at_once() -> None:
     """Until a harvest drains: SIGTERM ends the process with 143, also as process 1 of a container.
 
-    Without a handler the kernel keeps SIGTERM from process 1, and reading prompts may take a while.
+    Without a handler the kernel keeps SIGTERM from process 1, and reading prompts may take a while. SIGHUP is
+    ignored then already.
     """
 
     def leave(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -69,10 +69,12 @@ def stop(
     """Drain and end the job, as SIGTERM would; it exits with 10 and can be resumed."""
     import time
 
-    from harvester.lock import is_held
+    from harvester.lock import is_held, read_holder
 
+    holder = read_holder(store / "LOCK")
     _tell(store, "stop", as_json=as_json)
-    while wait and is_held(store):
+    # Its note goes before its lock; whoever holds the store after it is another job, and none of ours.
+    while wait and is_held(store) and read_holder(store / "LOCK") in ({}, holder):
         time.sleep(POLL_S)
 
 

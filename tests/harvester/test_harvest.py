@@ -193,6 +193,20 @@ def test_after_the_grace_the_wire_is_cut_and_counted_as_possibly_billed(
         assert len(journal.dangling()) == 4
 
 
+def test_a_pass_that_drains_by_itself_says_what_it_awaits_and_a_stop_gives_that_its_grace(
+    mock_teacher: Mock, bench: Bench
+) -> None:
+    faults = [{"action": "silence", "nth": 1}, {"action": "status", "status": 401, "nth": 5}]
+    mock = mock_teacher(faults=faults, latency_s=0.05)
+    chosen = config(mock, teacher={"limits": {"max_concurrency": 4}})
+    with pytest.raises(TeacherRefused):
+        bench.run(
+            chosen, sums(50), limits=PassLimits(grace_s=0.1),
+            stop_when=lambda seen: seen.in_flight == 1 and seen.why.startswith("what is on the wire"),
+        )  # fmt: skip
+    assert (bench.snapshots[-1].possibly_billed, bench.snapshots[-1].in_flight) == (1, 0)
+
+
 def test_row_limit_and_token_budget_end_the_pass(mock_teacher: Mock, bench: Bench) -> None:
     mock = mock_teacher()
     rows = bench.run(config(mock), sums(100), limits=PassLimits(rows=10))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,9 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from harvester import remote
+from harvester import finished, job, remote
+from harvester.finished import Finished
+from harvester.journal import Journal
 from harvester.mock_teacher.running import RunningMock
 from harvester.notify import Notify
+from harvester.prepare import prepare
 from harvester.status import status
 from tests.journey.living import harvester, living, write_folder, write_prompts
 
@@ -114,15 +118,39 @@ def test_a_run_goes_on_when_nobody_reads_what_it_says(mock_teacher: Mock, tmp_pa
     assert status(tmp_path / "store")["held"] == 30
 
 
-def test_sigterm_before_the_first_request_ends_with_143() -> None:
+def test_before_the_first_request_sigterm_ends_with_143_and_a_hang_up_is_ignored() -> None:
     code = "from harvester import signals; signals.end_at_once(); print(1, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
+        process.send_signal(signal.SIGHUP)  # the lower number: it is delivered first
         process.terminate()
         assert process.wait(30) == 143  # not -15: also process 1 of a container hears it
+
+
+@pytest.mark.parametrize(
+    ("signals", "ending"),
+    [((signal.SIGTERM,), "interrupted"), ((signal.SIGINT, signal.SIGTERM), "aborted")],
+)
+def test_a_signal_that_comes_before_the_pass_is_not_lost(
+    mock_teacher: Mock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    signals: tuple[signal.Signals, ...], ending: str,
+) -> None:  # fmt: skip
+    mock = mock_teacher()
+    recall = finished.recall
+
+    def interrupted(journal: Journal, digest: bytes | None) -> Finished | None:
+        for number in signals:
+            os.kill(os.getpid(), number)
+        return recall(journal, digest)
+
+    monkeypatch.setattr(finished, "recall", interrupted)
+    config = write_folder(tmp_path, mock.base_url, 5)
+    ended = asyncio.run(job.run(prepare(config), lambda _: None))
+    assert (ended.ending, mock.totals()["requests"]) == (ending, 0)
+    assert ended.exit_code - 128 in signals
 
 
 @pytest.mark.parametrize("still_s", [2.0, pytest.param(150.0, marks=pytest.mark.slow)])

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from harvester import control, remote
+from harvester.commands.watch import stop
 from harvester.errors import ConfigError, FindingsError
+from harvester.lock import StoreLock, is_held
 from harvester.mock_teacher.running import RunningMock
 from harvester.status import status, status_lines
 from tests.journey.living import harvester, living, write_folder
@@ -184,6 +186,27 @@ def test_a_request_that_makes_the_job_stumble_gets_a_word_and_a_long_answer_come
     assert told is not None
     assert len(told["said"]) == 300_000
     assert [type(error) for error in heard] == [OverflowError]
+
+
+def test_stop_waits_for_its_own_job_and_for_no_other(tmp_path: Path) -> None:
+    asked_to_stop, next_one = StoreLock(tmp_path, started_at=1.0), StoreLock(tmp_path, started_at=2.0)
+
+    async def act(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        asked_to_stop.__exit__(None, None, None)
+        next_one.__enter__()  # as a service manager would, at once
+        return {"said": "it drains"}
+
+    async def live() -> None:
+        asked_to_stop.__enter__()
+        async with control.served(tmp_path, act, complain=lambda _: None):
+            waiting = asyncio.create_task(asyncio.to_thread(stop, tmp_path, wait=True, as_json=True))
+            try:
+                await asyncio.wait_for(asyncio.shield(waiting), 10)
+            finally:
+                assert is_held(tmp_path)
+                next_one.__exit__(None, None, None)
+
+    asyncio.run(live())
 
 
 def test_where_no_socket_can_be_made_the_job_goes_on_without(tmp_path: Path) -> None:
