@@ -117,12 +117,15 @@ def _counters(totals: Totals) -> Iterator[str]:
         ("attempts", "Attempts put on the wire.", _one(totals.attempts)),
         ("answers", "Answers stored, by outcome.", _by("outcome", totals.outcomes)),
         ("attempt_errors", "Attempts that brought no answer, by error code.", _by("code", totals.errors)),
-        ("failed_rows", "Rows that will get no answer.", _one(totals.dead)),
         ("tokens", "Tokens billed, by type.", _by("type", tokens)),
         ("cost_dollars", "Cost of rows at the configured price.", _one(totals.cost_microusd / 1e6)),
         ("paid_twice", "Answers that were paid more than once.", _one(totals.paid_twice)),
     ):
         yield family(f"harvester_{name}_total", "counter", about, samples)
+    yield family(
+        "harvester_failed_rows", "gauge", "Rows that have no answer and are not asked again as things stand.",
+        _one(totals.dead),
+    )  # fmt: skip
     yield family(
         "harvester_possibly_billed_attempts", "gauge",
         "Attempts that may have been billed without an answer we hold.", _one(totals.possibly_billed),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from harvester import charts, database, destination, figures, judged, page
 from harvester.browse import browser
 from harvester.census import Census, Known, take
+from harvester.errors import StoreError
 from harvester.journal import Journal
 from harvester.records import Totals
 from harvester.schema import Sample
@@ -80,16 +81,27 @@ def gather(
 
 
 def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]]:
-    """The heartbeat with its truth about who lives, the ledger's totals, and the newest runs."""
+    """The heartbeat with its truth about who lives, the ledger's totals, and the newest runs.
+
+    The totals count as dead what is dead now: a row that a later run answered is not.
+
+    Raises:
+        StoreError: there is no store, or it can't be read.
+    """
     if not (store / database.NAME).exists():  # a bare folder of shards: no ledger came with it
+        if not any(any(folder.glob("*.parquet")) for folder in (store / "shards", store)):
+            raise StoreError(
+                "no store here", place=str(store), remedy="name the folder that holds journal.db or shards/"
+            )
         return read_status(store), Totals(), []
     query = "SELECT run_id, started_us, ended_us, ending, exit_code FROM runs ORDER BY run DESC LIMIT ?"
     names = ("run_id", "started_us", "ended_us", "ending", "exit_code")
     with Journal.open(store, read_only=True) as journal:
         with journal.reading() as connection:
             found = connection.execute(query, (MOST_RUNS,)).fetchall()
+            (dead,) = connection.execute("SELECT count(*) FROM dead").fetchone()
         runs = [dict(zip(names, row, strict=True)) | {"totals": journal.totals(row[0])} for row in found]
-        return status(store), journal.totals(), runs
+        return status(store), replace(journal.totals(), dead=dead), runs
 
 
 def overview(account: Account) -> dict[str, Any]:

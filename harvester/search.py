@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ PATIENCE_S = 2.0
 """After so long the page is handed over as it is; its cursor says where to go on."""
 
 _TAIL = "journal"
+_NUMBER = re.compile(r"[0-9]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def _begin(cursor: str, names: list[str]) -> tuple[int, int, int]:
     """Shard (-1: the journal's tail), row group and row to begin at."""
     name, _, rest = cursor.partition(":")
     group, _, row = rest.partition(":")
-    if name in (_TAIL, *names) and group.isascii() and group.isdigit() and row.isascii() and row.isdigit():
+    if name in (_TAIL, *names) and _NUMBER.fullmatch(group) and _NUMBER.fullmatch(row):
         return (-1 if name == _TAIL else names.index(name)), int(group), int(row)
     return -1, 0, 0
 

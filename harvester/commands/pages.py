@@ -66,12 +66,7 @@ def metrics(
     """Write Prometheus text about a store, once; `view` serves the same at /metrics."""
     from harvester import exposition
     from harvester.commands.console import emit, hand_over
-    from harvester.errors import StoreError
 
-    if not any((store / part).exists() for part in ("journal.db", "shards")):
-        raise StoreError(
-            "no store here", place=str(store), remedy="name the folder that holds journal.db or shards/"
-        )
     if out is None:
         text = exposition.exposed(store)
         if as_json:

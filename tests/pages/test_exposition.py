@@ -12,7 +12,7 @@ import pytest
 import typer.main
 from prometheus_client.parser import text_string_to_metric_families
 
-from harvester import cli, exposition
+from harvester import cli, exposition, report
 from harvester.errors import ConfigError
 from tests.faults import bench
 from tests.harvester.test_display import run_folder
@@ -52,6 +52,22 @@ def test_counters_are_the_ledgers(store: Path):
     assert found["harvester_cost_dollars_total"][()] > 0
     assert found["harvester_rows_done"][("ending", "answered"),] == 20
     assert found["harvester_state"] == {(("state", "complete"),): 1}
+
+
+def test_failed_rows_are_those_that_have_no_answer_now(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(faults=[{"action": "status", "status": 500, "times": 5}])
+    path = run_folder(tmp_path, mock.base_url, 20)
+    path.write_text(path.read_text() + "\n[run]\nmax_attempts = 1\n", encoding="utf-8")
+    command = typer.main.get_command(cli.app)
+    for code, dead in ((3, 5), (0, 0)):
+        assert command(["run", str(path)], standalone_mode=False) == code
+        found = families(exposition.exposed(tmp_path / "store"))
+        assert found["harvester_failed_rows"] == {(): dead}
+        tiles = report.overview(report.gather(tmp_path / "store"))["tiles"]
+        assert [(t["value"], t["bad"]) for t in tiles if t["name"] == "failed rows"] == [
+            (str(dead), dead > 0)
+        ]
+    assert mock.totals()["answers"] == 20
 
 
 def test_histograms_are_cumulative_and_whole(store: Path):

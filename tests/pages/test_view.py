@@ -130,6 +130,26 @@ def test_a_search_that_takes_long_hands_over_what_it_has(tmp_path: Path, monkeyp
     assert [s.prompt_id for s in second.samples] == ["p3"]
 
 
+@pytest.mark.parametrize("at", [f"journal:0:{2**63}", f"journal:0:{2**63 - 10}", f"journal:{'9' * 5000}:0"])
+def test_a_cursor_that_was_never_given_begins_anew(client: TestClient, hostile_store: Path, at: str):
+    reply = client.get("/samples", params={"after": at})
+    assert (reply.status_code, reply.json()["count"]) == (200, min(search.PAGE, len(hostile.TEXTS)))
+    names = [path.name for path in (hostile_store / "shards").glob("*.parquet")]
+    assert client.get("/samples", params={"after": f"{names[0]}:0:{10**15 - 1}"}).json()["count"] == 0
+
+
+def test_a_store_that_went_away_while_it_was_viewed_is_no_store_of_zeros(tmp_path: Path):
+    store = tmp_path / "store"
+    with rows.open_store(store) as journal:
+        rows.fill(journal, range(10))
+    away = TestClient(view.app_of(store), base_url="http://127.0.0.1:8765")
+    assert away.get("/metrics").status_code == 200
+    store.rename(tmp_path / "elsewhere")
+    for path in ("/metrics", "/", "/overview", "/samples?q=x"):
+        reply = away.get(path)
+        assert (reply.status_code, "no " in reply.text, str(store) in reply.text) == (503, True, True)
+
+
 @pytest.fixture
 def viewing(hostile_store: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`harvester view` in a process of its own, and its address."""
