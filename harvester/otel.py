@@ -54,7 +54,8 @@ NAMES = (
     Name("requests_sent", "harvester.attempts", "{attempt}", "counter", "Attempts put on the wire."),
     Name("answers_stored", "harvester.answers", "{answer}", "counter", "Answers that are durable."),
     Name("dead", "harvester.failed_rows", "{row}", "counter", "Rows that will get no answer."),
-    Name("cost_microusd", "harvester.cost", "uUSD", "counter", "Cost at the configured price."),
+    Name("cost_microusd", "harvester.cost", "uUSD", "counter", "Cost of rows at the configured price."),
+    Name("canary.cost_microusd", "harvester.canary.cost", "uUSD", "counter", "Cost of canaries."),
     Name("in_flight", "harvester.requests.in_flight", "{request}", "gauge", "Requests on the wire."),
     Name("window", "harvester.requests.window", "{request}", "gauge", "Requests allowed on the wire."),
     Name("rss_bytes", "process.memory.usage", "By", "gauge", "Resident memory."),
@@ -86,7 +87,7 @@ def metrics_of(told: Mapping[str, Any], common: Mapping[str, str | int], now_ns:
     points: dict[Name, list[Any]] = {}
     first: dict[str, Name] = {}
     for row in NAMES:
-        value = told.get(row.field)
+        value = _value(told, row.field)
         if value is None or (row.kind == "histogram" and len(value) != len(row.edges) + 1):
             continue
         kept = first.setdefault(row.name, row)
@@ -105,6 +106,13 @@ def metrics_of(told: Mapping[str, Any], common: Mapping[str, str | int], now_ns:
                          "service.instance.id": str(told.get("run_id", ""))})  # fmt: skip
     scope = sdk.ScopeMetrics(InstrumentationScope("harvester", __version__), metrics, "")
     return sdk.MetricsData([sdk.ResourceMetrics(resource, [scope], "")])
+
+
+def _value(told: Mapping[str, Any], field: str) -> Any:
+    """A field of the status, `outer.inner` for one inside another; None where there is none."""
+    outer, _, inner = field.partition(".")
+    value = told.get(outer)
+    return (value or {}).get(inner) if inner else value
 
 
 def _points(

@@ -18,8 +18,8 @@ from harvester.census import Census, Known, take
 from harvester.errors import StoreError
 from harvester.journal import Journal
 from harvester.records import Totals
+from harvester.rounds import read_rounds
 from harvester.schema import Sample
-from harvester.sentinel import read_rounds
 from harvester.status import RUNNING, read_status, rows_done, status
 from harvester.trace import read_trace
 

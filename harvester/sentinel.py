@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harvester import canary, prompts, shards
+from harvester import canary, prompts, rounds, shards
 from harvester.admission import NotSent, Parked
 from harvester.canary import FOLDER, Known, Reply
 from harvester.clock import Clock
 from harvester.config import HarvestConfig
-from harvester.corpus import Corpus
 from harvester.errors import ConfigError, HarvesterError, StoreError, TeacherRefused, UsageError
 from harvester.flights import answer_record
 from harvester.group_commit import GroupCommit
@@ -32,11 +30,9 @@ from harvester.records import RunRecord
 from harvester.scribe import Scribe
 from harvester.teacher import GaveUp, Teacher
 
-ROUNDS = "rounds.jsonl"
 MOST_PROMPTS = 50
 AT_ONCE = 4
 SHARD_BYTES = 64 * 1024 * 1024
-_COLUMNS = ("completion", "refusal", "response_model", "system_fingerprint", "metadata_json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +69,6 @@ def _too_many(count: int) -> ConfigError:
     )
 
 
-def read_rounds(store: Path) -> list[dict[str, Any]]:
-    """The rounds so far, oldest first; a torn last line is left out."""
-    rounds = []
-    with contextlib.suppress(OSError):
-        for line in (store / FOLDER / ROUNDS).read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                found = json.loads(line)
-                if isinstance(found, dict) and "round" in found:
-                    rounds.append(found)
-    return rounds
-
-
 class Sentinel:
     """Watches one teacher while a pass lives. `news` is what the status shows of it."""
 
@@ -110,8 +94,8 @@ class Sentinel:
             await scribe.call(lambda journal: journal.begin_run(record))
             await scribe.start()
             aside = teacher.beside(scribe, self._spent, record.run_id)
-            known, number = await asyncio.to_thread(self._remembered)
-            self._recall(read_rounds(self._orders.store))
+            known, number = await asyncio.to_thread(rounds.remembered, self._orders.store)
+            self.news.update(rounds.news_of(rounds.read_rounds(self._orders.store)))
             while True:
                 known, number = await self._turn(aside, scribe, known, number)
                 await self._clock.sleep(self._orders.config.canary.every_s)
@@ -203,22 +187,11 @@ class Sentinel:
             "round": number, "at": round(self._clock.wall(), 3), "run_id": self._orders.record.run_id,
             "asked": asked, "answered": answered, **finding.as_dict(),
         }  # fmt: skip
-        with contextlib.suppress(OSError), (self._folder / ROUNDS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
+        rounds.write_down(self._orders.store, told)
         changes = self.news.get("changes", 0) + bool(finding.changes)
         self.news.update(
             rounds=number, asked_at=told["at"], distance=told["distance"], changes=changes,
             said="; ".join(finding.changes) or self.news.get("said", ""),
-        )  # fmt: skip
-
-    def _recall(self, rounds: list[dict[str, Any]]) -> None:
-        """What earlier rounds found is no news of this process, and still true."""
-        if not rounds:
-            return
-        changed = [one for one in rounds if one.get("changes")]
-        self.news.update(
-            rounds=rounds[-1]["round"], asked_at=rounds[-1].get("at"), distance=rounds[-1].get("distance"),
-            changes=len(changed), said="; ".join(changed[-1]["changes"]) if changed else "",
         )  # fmt: skip
 
     def _requests(self, number: int) -> list[tuple[str, Request]]:
@@ -246,23 +219,6 @@ class Sentinel:
             )
             for same, one in zip(*asks, strict=True)
         ]
-
-    def _remembered(self) -> tuple[Known, int]:
-        """What to compare with, from the rounds that were written down, and the number of the last round."""
-        rounds = {one["round"]: one for one in read_rounds(self._orders.store)}
-        last = max(rounds, default=0)
-
-        def answers() -> Iterator[tuple[int, str, Reply]]:
-            nonlocal last
-            for sample in Corpus.open(self._folder).samples(columns=_COLUMNS):
-                number, asks = sample.metadata.get("round", 0), sample.metadata.get("asks", "")
-                last = max(last, number)
-                if number in rounds or not rounds:
-                    text = sample.completion or sample.refusal or ""
-                    yield number, asks, Reply(text, sample.response_model, sample.system_fingerprint)
-
-        changed = {number for number, one in rounds.items() if one.get("changes")}
-        return canary.recollect(answers(), changed), last
 
     def _close(self, writer: GroupCommit, ending: str) -> None:
         run_id, at = self._orders.record.run_id, time.time()

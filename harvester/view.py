@@ -26,8 +26,8 @@ from harvester import exposition, page, report
 from harvester.browse import browser, shown
 from harvester.census import Known
 from harvester.errors import ConfigError, StoreError
+from harvester.rounds import read_rounds
 from harvester.search import search
-from harvester.sentinel import read_rounds
 from harvester.trace import read_trace
 
 HOSTS = frozenset({"127.0.0.1", "localhost"})

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
 
-from harvester import exposition, holds, job, report, sentinel
+from harvester import exposition, holds, job, report
 from harvester.canary import MOST_BUILDS, Known, Reply, compare, distance, learn, recollect
 from harvester.corpus import Corpus
 from harvester.journal import Journal
 from harvester.mock_teacher.running import RunningMock
 from harvester.prepare import prepare
 from harvester.remote import ask
+from harvester.rounds import read_rounds
 from harvester.status import status, status_lines
 from tests.faults import bench
 
@@ -122,7 +123,7 @@ def test_a_steady_teacher_is_asked_again_and_kept_apart(tmp_path: Path, mock_tea
     path = folder(tmp_path, mock, 60)
     summary = live(path)
     assert (summary.exit_code, summary.answers_stored) == (0, 60)
-    rounds = sentinel.read_rounds(tmp_path / "store")
+    rounds = read_rounds(tmp_path / "store")
     assert len(rounds) >= 2
     assert all((one["asked"], one["answered"], one["changes"]) == (4, 4, []) for one in rounds)
     assert [one["distance"] for one in rounds] == [None] + [0.0] * (len(rounds) - 1)
@@ -138,7 +139,7 @@ def test_a_steady_teacher_is_asked_again_and_kept_apart(tmp_path: Path, mock_tea
     with (tmp_path / "p.jsonl").open("a", encoding="utf-8") as file:
         file.writelines(json.dumps({"prompt": f"What is {n} + 6?"}) + "\n" for n in range(10))
     live(path)
-    again = sentinel.read_rounds(tmp_path / "store")
+    again = read_rounds(tmp_path / "store")
     assert [one["round"] for one in again] == list(range(1, len(again) + 1))
     assert [one["distance"] for one in again[len(rounds) :]] == [0.0] * (len(again) - len(rounds))
     assert len(again) > len(rounds)
@@ -168,7 +169,7 @@ def test_every_kind_of_change_is_recorded_and_shown_once(tmp_path: Path, mock_te
                 news.append(told)
 
         assert live(path, change).exit_code == 0
-        rounds = sentinel.read_rounds(root / "store")
+        rounds = read_rounds(root / "store")
         changed = [one for one in rounds if one["changes"]]
         assert len(changed) == 1, rounds
         assert said in "; ".join(changed[0]["changes"])
@@ -256,7 +257,7 @@ def test_a_round_that_can_not_be_asked_is_told_and_the_next_one_is(tmp_path: Pat
     assert live(path, watch).exit_code == 0
     assert any("the last round failed, the next one tries again" in line for line in seen[0])
     assert any(line.startswith("complaint ") and "canaries" in line for line in seen[0])
-    assert len(sentinel.read_rounds(store)) >= 2
+    assert len(read_rounds(store)) >= 2
     found = status(store)
     assert "missed" not in found["canary"]
     assert len(found["complaints"]) == 1
@@ -297,7 +298,7 @@ def test_a_failing_canary_disturbs_nobody(tmp_path: Path, mock_teacher):
     mock = mock_teacher(latency_s=0.02, faults=[{"action": "status", "status": 400, "prompt": "w1x"}])
     summary = live(folder(tmp_path, mock, 20))
     assert (summary.exit_code, summary.answers_stored) == (0, 20)
-    assert sentinel.read_rounds(tmp_path / "store")[0]["answered"] == 3
+    assert read_rounds(tmp_path / "store")[0]["answered"] == 3
 
 
 def test_too_many_and_unreadable_canaries_are_refused_before_anything_is_sent(tmp_path: Path, mock_teacher):
