@@ -16,7 +16,7 @@ from harvester import prompts
 from harvester.ceilings import Ceilings, look_up
 from harvester.config import HarvestConfig
 from harvester.database import sign
-from harvester.errors import NoPrompts, PromptError
+from harvester.errors import PromptError
 from harvester.journal import Journal
 from harvester.plan import requests
 from harvester.tolerance import Tolerance
@@ -30,7 +30,7 @@ def note(journal: Journal, config: HarvestConfig, root: Path, run_id: str) -> tu
     """Remember each prompt file's digest for this run; a line for each that changed since a run before."""
     said = []
     for path in _files(config, root):
-        name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+        name = prompts.name_of(path, root)
         try:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -46,7 +46,7 @@ def _files(config: HarvestConfig, root: Path) -> Iterator[Path]:
     for pattern in config.prompts.files:
         try:
             yield from prompts.find((pattern,), root)
-        except NoPrompts:  # a watching run waits for it
+        except PromptError:  # a watching run waits for it; whoever reads it says what it is
             continue
 
 

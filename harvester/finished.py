@@ -46,7 +46,12 @@ def digest_of(config: HarvestConfig, root: Path) -> bytes | None:
     for path in prompts.find(config.prompts.files, root):
         try:
             with path.open("rb") as file:
-                files.append([path.name.lower(), hashlib.file_digest(file, "sha256").hexdigest()])
+                files.append(
+                    [
+                        prompts.legible(Path(path.name.lower())),
+                        hashlib.file_digest(file, "sha256").hexdigest(),
+                    ]
+                )
         except OSError:
             return None
     asked = {

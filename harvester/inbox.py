@@ -1,8 +1,8 @@
 """What a run reads: its prompts as requests, counted as they pass, and watched where asked.
 
 A watching run reads a file again when it appeared or changed and then kept still for one look. Lines it has
-taken before are passed over; a line that can't be used (yet) is a complaint, not an end: the file is looked
-at again when it grows.
+taken before are passed over, unless what stays at home changed; a line that can't be used (yet) is a
+complaint, not an end: the file is looked at again when it grows.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from harvester.errors import NoPrompts, PromptError
 from harvester.finished import Finished
 from harvester.journey import Prompt, Request
 from harvester.plan import requests
+from harvester.records import asker_of
 from harvester.tolerance import Tolerance
 
 Signature = tuple[int, int, int]
@@ -50,6 +51,7 @@ class Inbox:
         self._complain = complain
         self._files: dict[Path, _File] = {}
         self._still: dict[Path, Signature] = {}
+        self._told: set[str] = set()
         self.rows = 0
         self.input_tokens = 0
 
@@ -102,17 +104,25 @@ class Inbox:
         found: dict[Path, None] = {}
         for pattern in self._config.prompts.files:
             try:
-                found.update(dict.fromkeys(prompts.find((pattern,), self._root)))
+                found.update(dict.fromkeys(prompts.find((pattern,), self._root, self._tell)))
             except NoPrompts:  # nothing there yet
                 continue
+            except PromptError as error:
+                self._tell(error)
         return list(found)
+
+    def _tell(self, error: PromptError) -> None:
+        """Something lies there that can't be read: said once, not at each look."""
+        if error.place not in self._told:
+            self._told.add(error.place)
+            self._complain(error)
 
     def _fresh(self, path: Path, signature: Signature) -> Iterator[Prompt]:
         file = self._files[path]
         file.signature = signature
         bad = Tolerance(self._config.prompts.max_bad, self._complain)
         try:
-            for number, prompt in enumerate(prompts.read_file(path, self._root, bad)):
+            for number, prompt in enumerate(prompts.read_file(path, self._root, bad, growing=True)):
                 digest = _digest(prompt)
                 if number < len(file.digests) and file.digests[number] == digest:
                     continue
@@ -127,5 +137,5 @@ class Inbox:
 
 def _digest(prompt: Prompt) -> int:
     """64 bits that tell one line of a file from another; a held answer is still looked up by its key."""
-    told = orjson.dumps([prompt.id, prompt.messages], option=orjson.OPT_SORT_KEYS)
+    told = asker_of(prompt, 0) + orjson.dumps(prompt.messages, option=orjson.OPT_SORT_KEYS)
     return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "big")

@@ -1,70 +1,97 @@
 """Prompt files -> Prompt, streamed, with file and line in every error.
 
-JSONL (also .gz), Parquet, CSV and plain text (one prompt a line). A JSON line is
+JSONL, CSV, plain text (one prompt a line; each also .gz) and Parquet, as `lines` reads them. A JSON line is
 `{"prompt": "..."}` or `{"messages": [...]}`, with optional `id`, `reference`, `tags`; any further
 field travels as metadata. Nothing here is sent anywhere but the messages.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from harvester import lines
 from harvester.errors import NoPrompts, PromptError
 from harvester.journey import Message, Prompt
 from harvester.keys import canonical
 from harvester.records import as_json
 from harvester.tolerance import Bad
 
-MAX_LINE_BYTES = 16 * 1024 * 1024
-MOST_LEVELS = 250
-"""JSON is written 254 levels deep at most, and read much deeper."""
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _OWN_FIELDS = frozenset({"id", "prompt", "messages", "reference", "tags"})
-_Row = tuple[int, Mapping[str, Any] | PromptError]
-_BOM = b"\xef\xbb\xbf"
-
-
-def find(files: Sequence[str], root: Path) -> list[Path]:
-    """The prompt files that the configured names and globs mean, in a stable order, each once.
-
-    Raises:
-        NoPrompts: a name or glob that matches nothing.
-    """
-    found: dict[Path, None] = {}
-    for pattern in files:
-        base = Path(pattern)
-        matches = [base] if base.is_absolute() else sorted(root.glob(pattern))
-        for path in matches:
-            if path.is_fifo() or path.is_char_device():
-                raise PromptError(
-                    "is a pipe or a terminal, which can't be read twice",
-                    place=str(path),
-                    remedy="save the prompts to a .jsonl file first: a run counts them before it asks",
-                )
-        matches = [path for path in matches if path.is_file()]
-        if not matches:
-            raise NoPrompts(
-                f"no prompt file matches {pattern!r}",
-                place=str(root),
-                remedy="names and globs are resolved beside the configuration file",
-            )
-        found.update(dict.fromkeys(matches))
-    return list(found)
 
 
 def first_counts(error: PromptError) -> None:
-    """No line may be bad."""
+    """Nothing may be bad."""
     raise error
+
+
+def find(files: Sequence[str], root: Path, bad: Bad = first_counts) -> list[Path]:
+    """The prompt files that the configured names and globs mean, in a stable order, each once.
+
+    Args:
+        bad: hears of what matches and can be no prompt file; it is left out unless `bad` raises.
+
+    Raises:
+        NoPrompts: a name or glob that matches nothing.
+        PromptError: a name or glob that is none, or what `bad` raises.
+    """
+    found: dict[Path, None] = {}
+    for pattern in files:
+        usable = []
+        for path in _matches(pattern, root):
+            try:
+                if _is_usable(path):
+                    usable.append(path)
+            except PromptError as error:
+                bad(error)
+        if not usable:
+            remedy = "names and globs are resolved beside the configuration file"
+            if Path(pattern).is_absolute() and not frozenset("*?[").isdisjoint(pattern):
+                remedy = "an absolute name is taken as it is: write a glob relative to the configuration file"
+            raise NoPrompts(f"no prompt file matches {pattern!r}", place=legible(root), remedy=remedy)
+        found.update(dict.fromkeys(usable))
+    return list(found)
+
+
+def _matches(pattern: str, root: Path) -> list[Path]:
+    base = Path(pattern)
+    try:
+        return [base] if base.is_absolute() else sorted(root.glob(pattern))
+    except (ValueError, OSError) as error:
+        raise PromptError(
+            f"{pattern!r} is no name or glob: {error}",
+            place="prompts.files",
+            remedy='name files as "prompts/a.jsonl" or "prompts/*.jsonl"; ** stands alone between slashes',
+        ) from None
+
+
+def _is_usable(path: Path) -> bool:
+    try:
+        if not (path.is_fifo() or path.is_char_device()):
+            return path.is_file()
+    except OSError as error:
+        raise PromptError(f"can't be looked at: {error.strerror}", place=legible(path)) from None
+    raise PromptError(
+        "is a pipe or a terminal, which can't be read twice",
+        place=legible(path),
+        remedy="save the prompts to a .jsonl file first: a run counts them before it asks",
+    )
+
+
+def name_of(path: Path, root: Path) -> str:
+    """The file as errors and rows name it: relative to `root` where it lies under it."""
+    return legible(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def legible(path: Path) -> str:
+    r"""The path as text that every file and terminal takes: a byte that is no UTF-8 becomes `\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def read(files: Sequence[str], root: Path, bad: Bad = first_counts) -> Iterator[Prompt]:
@@ -85,14 +112,17 @@ def read(files: Sequence[str], root: Path, bad: Bad = first_counts) -> Iterator[
         raise NoPrompts("the prompt files hold no prompt", place=", ".join(files))
 
 
-def read_file(path: Path, root: Path, bad: Bad = first_counts) -> Iterator[Prompt]:
+def read_file(path: Path, root: Path, bad: Bad = first_counts, *, growing: bool = False) -> Iterator[Prompt]:
     """The prompts of one file; names in errors are relative to `root`. `bad` as for `read`.
+
+    Args:
+        growing: see `lines.rows`.
 
     Raises:
         PromptError: the first line that can't be used.
     """
-    name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-    for line, fields in _rows(path, name):
+    name = name_of(path, root)
+    for line, fields in lines.rows(path, name, growing=growing):
         try:
             if isinstance(fields, PromptError):
                 raise fields
@@ -187,101 +217,3 @@ def _derived_id(messages: tuple[Message, ...], place: str) -> str:
         return hashlib.sha256(orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)).hexdigest()[:24]
     except (orjson.JSONEncodeError, TypeError) as error:
         raise PromptError(f"text that is not valid Unicode: {error}", place=place) from None
-
-
-def _rows(path: Path, name: str) -> Iterator[_Row]:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes[-1:] or [""])[0]
-    try:
-        if kind == ".parquet":
-            yield from _parquet_rows(path)
-        elif kind == ".csv":
-            yield from _csv_rows(path, name)
-        elif kind in {".jsonl", ".ndjson", ".json"}:
-            yield from _json_rows(path, name)
-        elif kind == ".txt":
-            yield from _text_rows(path, name)
-        else:
-            raise PromptError(
-                f"unknown kind of prompt file {kind or '(no suffix)'!r}",
-                place=name,
-                remedy="use .jsonl, .jsonl.gz, .parquet, .csv or .txt",
-            )
-    except (OSError, EOFError, pa.ArrowException) as error:
-        raise PromptError(f"can't be read: {error}", place=name) from None
-
-
-def _open(path: Path) -> gzip.GzipFile | BufferedReader:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
-
-
-def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes | PromptError]]:
-    """Non-blank lines without their ends; a byte order mark at the start is dropped."""
-    with _open(path) as handle:
-        number = 0
-        while line := handle.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                yield number, PromptError(f"longer than {MAX_LINE_BYTES >> 20} MiB", place=f"{name}:{number}")
-                while line and not line.endswith(b"\n"):
-                    line = handle.readline(MAX_LINE_BYTES)
-                continue
-            text = line.removeprefix(_BOM) if number == 1 else line
-            if text.strip():
-                yield number, text
-
-
-def _json_rows(path: Path, name: str) -> Iterator[_Row]:
-    for number, line in _lines(path, name):
-        yield number, line if isinstance(line, PromptError) else _json_row(line, f"{name}:{number}")
-
-
-def _json_row(line: bytes, place: str) -> Mapping[str, Any] | PromptError:
-    try:
-        loaded = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        return PromptError(f"not a JSON line: {error}", place=place, remedy='a line is {"prompt": "..."}')
-    if not isinstance(loaded, dict):
-        return PromptError(f"a JSON object is expected, found {type(loaded).__name__}", place=place)
-    if len(line) > 2 * MOST_LEVELS and line.count(b"[") + line.count(b"{") > MOST_LEVELS:
-        try:
-            orjson.dumps([[loaded]])  # as deep as any of our documents holds it
-        except orjson.JSONEncodeError:
-            return PromptError("nested too deep", place=place, remedy=f"{MOST_LEVELS} levels are the most")
-    return loaded
-
-
-def _text_rows(path: Path, name: str) -> Iterator[_Row]:
-    for number, line in _lines(path, name):
-        if isinstance(line, PromptError):
-            yield number, line
-            continue
-        try:
-            yield number, {"prompt": line.decode("utf-8").rstrip("\r\n")}
-        except UnicodeDecodeError as error:
-            yield number, PromptError(f"not UTF-8: {error.reason}", place=f"{name}:{number}")
-
-
-def _csv_rows(path: Path, name: str) -> Iterator[_Row]:
-    with path.open(encoding="utf-8-sig", newline="") as handle:
-        reader = csv.DictReader(handle, strict=True)
-        if "prompt" not in (reader.fieldnames or ()):
-            raise PromptError("the header has no column 'prompt'", place=f"{name}:1")
-        try:
-            for row in reader:
-                if None in row:
-                    place = f"{name}:{reader.line_num}"
-                    yield reader.line_num, PromptError("more cells than the header names", place=place)
-                    continue
-                yield reader.line_num, {key: value for key, value in row.items() if value not in (None, "")}
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise PromptError(f"not readable as CSV: {error}", place=f"{name}:{reader.line_num}") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[_Row]:
-    with pq.ParquetFile(path) as file:
-        number = 0
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, {key: value for key, value in row.items() if value is not None}

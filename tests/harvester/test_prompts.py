@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester import prompts
+from harvester import finished, lines, prompts
+from harvester.config import HarvestConfig
 from harvester.errors import PromptError
 
 
@@ -100,8 +102,70 @@ def test_broken_files_are_named(tmp_path: Path):
         assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("a.csv.gz", b"prompt,level\nhello,1\nworld,2\n"), ("a.txt.gz", b"hello\nworld\n")],
+)
+def test_every_text_may_be_compressed_and_a_flipped_byte_is_named(tmp_path: Path, name: str, data: bytes):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(data))
+    assert [p.messages[0]["content"] for p in prompts.read([name], tmp_path)] == ["hello", "world"]
+    whole = bytearray(gzip.compress(b"prompt\n" + b"".join(b"%d\n" % n**9 for n in range(300))))
+    for place in range(20, len(whole) - 8, 97):
+        flipped = whole.copy()
+        flipped[place] ^= 0x55
+        path.write_bytes(flipped)
+        with pytest.raises(PromptError, match=name):
+            list(prompts.read([name], tmp_path))
+
+
+def test_rows_of_parquet_that_have_no_value_are_bad_lines(tmp_path: Path):
+    texts = pa.array([b"one", b"\xff\xfe", b"three"], pa.binary())
+    whens = pa.array([0, 1, 2**62], pa.timestamp("us"))
+    odd = pa.Array.from_buffers(pa.string(), 3, texts.buffers())
+    pq.write_table(pa.table({"prompt": odd, "when": whens}), tmp_path / "a.parquet")
+    bad: list[PromptError] = []
+    found = list(prompts.read(["a.parquet"], tmp_path, bad.append))
+    assert [(p.messages[0]["content"], p.line) for p in found] == [("one", 1)]
+    assert [one.place for one in bad] == ["a.parquet:2", "a.parquet:3"]
+    part = {"role": "user", "content": [{"type": "text", "data": b"x"}]}
+    pq.write_table(pa.table({"messages": [[part]], "reference": [b"r"]}), tmp_path / "b.parquet")
+    with pytest.raises(PromptError, match=r"b\.parquet:1: no canonical JSON"):
+        list(prompts.read(["b.parquet"], tmp_path))
+    pq.write_table(pa.table({"prompt": ["x"], "reference": [b"r"]}), tmp_path / "b.parquet")
+    (row,) = prompts.read(["b.parquet"], tmp_path)
+    assert "r" in str(row.reference)
+
+
+def test_a_name_that_is_no_utf_8_is_shown_in_ascii(tmp_path: Path):
+    path = tmp_path / os.fsdecode(b"\xff.jsonl")
+    path.write_text('{"prompt": "x"}\n{')
+    with pytest.raises(PromptError) as caught:
+        list(prompts.read(["*.jsonl"], tmp_path))
+    assert caught.value.place == "\\xff.jsonl:2"
+    path.write_text('{"prompt": "x"}\n')
+    (prompt,) = prompts.read(["*.jsonl"], tmp_path)
+    assert prompt.file == "\\xff.jsonl"
+    teacher = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
+    config = HarvestConfig.model_validate({"teacher": teacher, "prompts": {"files": ["*.jsonl"]}})
+    assert finished.digest_of(config, tmp_path) is not None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("", "no name or glob"), ("**x", "stands alone"), ("x" * 300, "x" * 300), ("a\0b", "no "),
+        ("/nowhere/*.jsonl", "relative to the configuration file"), ("nowhere.jsonl", "beside the config"),
+    ],
+)  # fmt: skip
+def test_a_name_that_matches_nothing_says_why(tmp_path: Path, pattern: str, says: str):
+    with pytest.raises(PromptError) as caught:
+        prompts.find([pattern], tmp_path)
+    assert says in str(caught.value)
+
+
 def test_a_line_longer_than_the_cap_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(prompts, "MAX_LINE_BYTES", 64)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 64)
     write(tmp_path, "a.jsonl", {"prompt": "x" * 80})
     with pytest.raises(PromptError, match="longer than"):
         list(prompts.read(["a.jsonl"], tmp_path))

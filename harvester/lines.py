@@ -1,0 +1,174 @@
+"""Lines of prompt files: JSONL, Parquet, CSV and plain text, as rows of fields, each with its number.
+
+A line that can't be used comes as the error that names it, so that whoever reads may pass it over; a file
+that can't be read raises.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Mapping
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harvester.errors import PromptError
+
+MAX_LINE_BYTES = 16 * 1024 * 1024
+MOST_LEVELS = 250
+"""JSON is written 254 levels deep at most, and read much deeper."""
+Row = tuple[int, Mapping[str, Any] | PromptError]
+_BOM = b"\xef\xbb\xbf"
+
+
+def rows(path: Path, name: str, *, growing: bool = False) -> Iterator[Row]:
+    """Line number (from 1; of Parquet: row number) and fields, or the error of this line.
+
+    Args:
+        name: what errors call the file.
+        growing: somebody may still be writing. A last line of text without its end is then an error:
+            half a line of it looks like a whole one.
+
+    Raises:
+        PromptError: the file can't be read, or not on from here.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes[-1:] or [""])[0]
+    try:
+        if kind == ".parquet":
+            yield from _parquet_rows(path, name)
+        elif kind == ".csv":
+            yield from _csv_rows(path, name, growing)
+        elif kind in {".jsonl", ".ndjson", ".json"}:
+            yield from _json_rows(path, name)
+        elif kind == ".txt":
+            yield from _text_rows(path, name, growing)
+        else:
+            raise PromptError(
+                f"unknown kind of prompt file {kind or '(no suffix)'!r}",
+                place=name,
+                remedy="use .jsonl, .csv, .txt (each also .gz) or .parquet",
+            )
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException) as error:
+        raise PromptError(f"can't be read: {error}", place=name) from None
+
+
+def _open(path: Path) -> gzip.GzipFile | BufferedReader:
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes | PromptError]]:
+    """Non-blank lines with their ends; a byte order mark at the start is dropped."""
+    with _open(path) as handle:
+        number = 0
+        while line := handle.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                yield number, PromptError(f"longer than {MAX_LINE_BYTES >> 20} MiB", place=f"{name}:{number}")
+                while line and not line.endswith(b"\n"):
+                    line = handle.readline(MAX_LINE_BYTES)
+                continue
+            text = line.removeprefix(_BOM) if number == 1 else line
+            if text.strip():
+                yield number, text
+
+
+def _json_rows(path: Path, name: str) -> Iterator[Row]:
+    for number, line in _lines(path, name):
+        yield number, line if isinstance(line, PromptError) else _json_row(line, f"{name}:{number}")
+
+
+def _json_row(line: bytes, place: str) -> Mapping[str, Any] | PromptError:
+    try:
+        loaded = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return PromptError(f"not a JSON line: {error}", place=place, remedy='a line is {"prompt": "..."}')
+    if not isinstance(loaded, dict):
+        return PromptError(f"a JSON object is expected, found {type(loaded).__name__}", place=place)
+    if len(line) > 2 * MOST_LEVELS and line.count(b"[") + line.count(b"{") > MOST_LEVELS:
+        try:
+            orjson.dumps([[loaded]])  # as deep as any of our documents holds it
+        except orjson.JSONEncodeError:
+            return PromptError("nested too deep", place=place, remedy=f"{MOST_LEVELS} levels are the most")
+    return loaded
+
+
+def _text_rows(path: Path, name: str, growing: bool) -> Iterator[Row]:
+    for number, line in _lines(path, name):
+        if isinstance(line, PromptError):
+            yield number, line
+        elif growing and not line.endswith(b"\n"):
+            yield number, _unended(name, number)
+        else:
+            try:
+                yield number, {"prompt": line.decode("utf-8").rstrip("\r\n")}
+            except UnicodeDecodeError as error:
+                yield number, PromptError(f"not UTF-8: {error.reason}", place=f"{name}:{number}")
+
+
+def _csv_rows(path: Path, name: str, growing: bool) -> Iterator[Row]:
+    held_back = False
+
+    def lines(handle: io.TextIOWrapper) -> Iterator[str]:
+        nonlocal held_back
+        for line in handle:
+            held_back = growing and not line.endswith(("\r", "\n"))
+            if not held_back:
+                yield line
+
+    with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as handle:
+        reader = csv.DictReader(lines(handle), strict=True)
+        try:
+            if "prompt" not in (reader.fieldnames or ()):
+                raise PromptError("the header has no column 'prompt'", place=f"{name}:1")
+            for row in reader:
+                if None in row:
+                    place = f"{name}:{reader.line_num}"
+                    yield reader.line_num, PromptError("more cells than the header names", place=place)
+                    continue
+                yield reader.line_num, {key: value for key, value in row.items() if value not in (None, "")}
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise PromptError(f"not readable as CSV: {error}", place=f"{name}:{reader.line_num}") from None
+        if held_back:
+            yield reader.line_num + 1, _unended(name, reader.line_num + 1)
+
+
+def _unended(name: str, number: int) -> PromptError:
+    return PromptError(
+        "the last line has no end yet",
+        place=f"{name}:{number}",
+        remedy="it is taken when it ends as the others",
+    )
+
+
+def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
+    with pq.ParquetFile(path) as file:
+        number = 0
+        for batch in file.iter_batches(batch_size=1024):
+            for row in _loaded(batch):
+                number += 1
+                if isinstance(row, Exception):
+                    yield number, PromptError(f"can't be read: {row}", place=f"{name}:{number}")
+                else:
+                    yield number, {key: value for key, value in row.items() if value is not None}
+
+
+def _loaded(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
+    """Rows as Python values; for a row that has none (text that is no UTF-8, a date out of range) why."""
+    try:
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError):
+        if len(batch) == 1:
+            raise
+        for row in range(len(batch)):
+            try:
+                yield from batch.slice(row, 1).to_pylist()
+            except (ValueError, OverflowError) as error:
+                yield error
