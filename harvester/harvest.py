@@ -15,10 +15,11 @@ from harvester.admission import NotSent
 from harvester.ceilings import Ceilings
 from harvester.client import Client
 from harvester.clock import Clock, SystemClock
+from harvester.closing import Closing
 from harvester.config import HarvestConfig
 from harvester.crew import Crew, take
 from harvester.doubts import Doubts
-from harvester.errors import HarvesterError, StoppedAtLimit
+from harvester.errors import HarvesterError
 from harvester.flights import Flights, answer_record
 from harvester.group_commit import GroupCommit
 from harvester.journey import Request
@@ -80,7 +81,7 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
     chosen = clock or SystemClock()
     async with Client(config.teacher, config.run, key) as client:
         one = _Pass(config, limits, on_progress, chosen)
-        one.scribe = Scribe(writer, one.fail)
+        one.scribe = Scribe(writer, one.closing.fail)
         await one.scribe.start()
         ceilings = await one.scribe.call(lambda journal: Ceilings.of(journal, config))
         suspects = await one.scribe.call(lambda journal: Suspects.of(journal, config))
@@ -114,10 +115,7 @@ class _Pass:
         self.tally = Tally()
         self.voices = Voices(self.tally, strict=config.run.strict_model, providers=config.providers)
         self.doubts = Doubts()
-        self.ending = metrics.COMPLETE
-        self.detail = ""
-        self.error: HarvesterError | None = None
-        self.draining = asyncio.Event()
+        self.closing = Closing(clock.wall, lambda: self.teacher.drain())
         self.idle = False
 
     async def run(
@@ -143,26 +141,14 @@ class _Pass:
             raise group_error.exceptions[0] from None
         finally:
             self.on_progress(self.snapshot())
-        if self.error is not None:
-            raise self.error
-        return PassResult(self.ending, self.snapshot(), self.detail)
-
-    def fail(self, error: HarvesterError) -> None:
-        """The pass can't go on; the first reason counts."""
-        if self.error is None:
-            self.error = error
-        self._drain(self.ending)
-
-    def _drain(self, ending: str) -> None:
-        if not self.draining.is_set():
-            self.ending = ending
-            self.draining.set()
-            self.teacher.drain()
+        if self.closing.error is not None:
+            raise self.closing.error
+        return PassResult(self.closing.ending, self.snapshot(), self.closing.detail)
 
     async def _feed(self, feed: Iterator[Request | None]) -> None:
         admitted, more = 0, True
         try:
-            while more and not self.draining.is_set():
+            while more and not self.closing.draining.is_set():
                 chunk, more = await asyncio.to_thread(take, feed, CHUNK)
                 self.idle = more and not chunk
                 if self.idle:
@@ -170,25 +156,25 @@ class _Pass:
                     continue
                 held = await self.flights.look_up(chunk)
                 for request in chunk:
-                    if self.draining.is_set():
+                    if self.closing.draining.is_set():
                         break
                     if not self.flights.is_fresh(request, held.get(request.key)):
                         continue
                     if self.limits.rows is not None and admitted >= self.limits.rows:
-                        self.ending = metrics.LIMIT_ROWS
+                        self.closing.ending = metrics.LIMIT_ROWS
                         return
                     admitted += 1
                     await self._send_off(request)
         except Parked as parked:
-            self._park(parked)
+            self.closing.park(parked)
         except HarvesterError as error:
-            self.fail(error)
+            self.closing.fail(error)
 
     async def _rest(self) -> None:
         """Nothing to read for now. What failed alone, with nobody left to speak for it, is written off."""
         if self.crew.queue_is_empty and not any(door.limiter.window.in_flight for door in self.teacher.doors):
             self._write_off()
-        await self.clock.wait(self.draining, REST_S)
+        await self.clock.wait(self.closing.draining, REST_S)
 
     async def _send_off(self, request: Request) -> None:
         if not self.probe.is_done:
@@ -198,7 +184,7 @@ class _Pass:
         await self.crew.put(request)
 
     async def _work(self, request: Request) -> None:
-        if self.draining.is_set():
+        if self.closing.draining.is_set():
             self.flights.drop(request)
             return
         await self.scribe.room()
@@ -208,18 +194,10 @@ class _Pass:
             self._give_up(request, gone)
         except (NotSent, Parked, HarvesterError) as stopped:
             self.flights.drop(request)
-            self._stop_for(stopped)
+            self.closing.stop_for(stopped)
         except MemoryError:  # the others' answers are still taken in; the next run asks for this one
             self.flights.drop(request)
-            self._park(Parked(0.0, NO_MEMORY))
-
-    def _stop_for(self, stopped: NotSent | Parked | HarvesterError) -> None:
-        if isinstance(stopped, Parked):
-            self._park(stopped)
-        elif isinstance(stopped, StoppedAtLimit):
-            self._drain(metrics.LIMIT_BUDGET)
-        elif isinstance(stopped, HarvesterError):
-            self.fail(stopped)
+            self.closing.park(Parked(0.0, NO_MEMORY))
 
     def _keep(self, request: Request, answered: Answered) -> None:
         record = answer_record(request, answered)
@@ -236,22 +214,17 @@ class _Pass:
         self.scribe.submit(record, stored)
         self.voices.hear(answered.completion)
 
-    def _park(self, parked: Parked) -> None:
-        if not self.draining.is_set():
-            self.detail = parked.said(self.clock.wall())
-        self._drain(metrics.LIMIT_PARKED)
-
     def _give_up(self, request: Request, gone: GaveUp) -> None:
         meaning = self.doubts.add(request, gone)
         if meaning is None:
             return
         for doubtful, _ in self.doubts.take():
             self.flights.drop(doubtful)
-        self._stop_for(meaning)
+        self.closing.stop_for(meaning)
 
     def _close_doubts(self) -> None:
         """The pass is over: what failed is a dead letter, unless nobody gets through any more."""
-        if self.error is None and self.ending != metrics.LIMIT_PARKED:
+        if self.closing.error is None and self.closing.ending != metrics.LIMIT_PARKED:
             self._write_off()
         for request, _ in self.doubts.take():
             self.flights.drop(request)
@@ -265,7 +238,7 @@ class _Pass:
         """Drain on a stop or at the end of the time, then give the wire its grace."""
         runtime_s = self.limits.runtime_s
         await self.clock.wait(stop, math.inf if runtime_s is None else runtime_s)
-        self._drain(metrics.INTERRUPTED if stop.is_set() else metrics.LIMIT_RUNTIME)
+        self.closing.drain(metrics.INTERRUPTED if stop.is_set() else metrics.LIMIT_RUNTIME)
         await self.clock.sleep(self.limits.grace_s)
         await self.crew.dismiss()
 
@@ -277,7 +250,7 @@ class _Pass:
                 await self._require_room()
                 await self.levels.keep()
             except HarvesterError as error:  # drains: what is on the wire is still kept
-                self.fail(error)
+                self.closing.fail(error)
 
     async def _require_room(self) -> None:
         """Low disk stops admission before money is spent on what could not be kept."""
@@ -295,6 +268,6 @@ class _Pass:
 
     def _why(self) -> str:
         """What holds the next request back, or the end up."""
-        if self.draining.is_set():
+        if self.closing.draining.is_set():
             return "what is on the wire, for it is paid for; then it ends"
         return self.probe.why or self.teacher.why() or ("new prompts" if self.idle else "")
