@@ -259,15 +259,16 @@ class _Pass:
     def snapshot(self) -> Snapshot:
         """The counts now."""
         windows = [door.limiter.window for door in self.teacher.doors]
+        in_flight = sum(window.in_flight for window in windows)
         return snapshot(
             self.tally,
-            in_flight=sum(window.in_flight for window in windows),
+            in_flight=in_flight,
             window=sum(int(window.size) for window in windows),
-            why=self._why(),
+            why=self._why(in_flight),
         )
 
-    def _why(self) -> str:
+    def _why(self, in_flight: int) -> str:
         """What holds the next request back, or the end up."""
         if self.closing.draining.is_set():
-            return "what is on the wire, for it is paid for; then it ends"
+            return "what is on the wire, for it is paid for; then it ends" if in_flight else ""
         return self.probe.why or self.teacher.why() or ("new prompts" if self.idle else "")
