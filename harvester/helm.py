@@ -6,6 +6,7 @@ not begin to spend again before somebody says so.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from harvester.errors import ConfigError
 from harvester.group_commit import GroupCommit
 from harvester.heartbeat import Heart
 from harvester.holds import DRIFT, OPERATOR
+from harvester.journal import Journal
 from harvester.levers import Levers
 from harvester.sealing import on_writer
 
@@ -54,7 +56,7 @@ class Helm:
         self._holds[who] = f"{why}; `harvester resume` goes on"
         if self._heart.levers is not None:
             self._heart.levers.hold(who, self._holds[who])
-        await on_writer(self._writer, lambda j: holds.keep(j, who, why, teacher_id))
+        await self._written(lambda j: holds.keep(j, who, why, teacher_id))
 
     async def act(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         """Do what came over the socket, and say what is true now.
@@ -84,8 +86,12 @@ class Helm:
             return {"said": f"{said}, until this run ends"}
         raise ConfigError(f"unknown verb {verb!r}", remedy="status, pause, resume, stop or set")
 
+    async def _written(self, note: Callable[[Journal], None]) -> None:
+        """Wait until it is on disk; it gets there also when whoever asked has lost patience."""
+        await asyncio.shield(on_writer(self._writer, note))
+
     async def _resume(self) -> str:
-        await on_writer(self._writer, lambda j: holds.let_go(j, self._teacher_id))
+        await self._written(lambda j: holds.let_go(j, self._teacher_id))
         self._holds.clear()
         levers = self._heart.levers
         if levers is None:

@@ -130,7 +130,7 @@ class _Life:
                 beside("hours", shift.keep(
                     prepared.hours, self.clock, self.stop, heart, wait=prepared.flags.watch
                 ), heart.complain),
-                beside("terms", warden.keep(self._ears(), self.clock), heart.complain),
+                beside("terms", warden.keep(self._ears(), self.clock), self._unwatched),
             ):  # fmt: skip
                 result, error = await self._pass(caught)
                 await self._door()
@@ -166,6 +166,11 @@ class _Life:
     def _refuse(self, error: TermsRefused) -> None:
         self.refused = error
         self.stop.ask(warden.TERMS, error.message)
+
+    def _unwatched(self, error: Exception) -> None:
+        """Nobody asks the terms any more: unknown means no."""
+        self.heart.complain(error)
+        self._refuse(warden.unread(error))
 
     async def _door(self) -> None:
         """Ask before sealing; what may not be sealed stays journalled."""

@@ -98,3 +98,13 @@ def test_an_aide_that_dies_is_told_at_once_and_spoils_no_ending(tmp_path: Path, 
     told = ["hours: stopped by a fault of ours", "sealing: stopped by shards: no room"]
     assert any(sorted(one["complaints"]) == told and one["state"] == "running" for one in seen)
     assert read_status(ended.store)["state"] == "complete"
+
+
+def test_without_a_warden_the_answer_is_no(tmp_path: Path, mock_teacher, monkeypatch):
+    async def die(*_: Any) -> None:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(warden, "keep", die)
+    ended = bench.live(mock_teacher(latency_s=0.1), tmp_path, prompts=MANY, teacher=SLOW)
+    assert (ended.exit_code, ended.totals.answers < 30) == (77, True)
+    assert "the terms can't be asked: terms: stopped by a fault of ours" in ended.said
