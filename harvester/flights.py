@@ -36,12 +36,14 @@ class Flights:
         self._ceilings = ceilings
         self._under_way: dict[bytes, list[Request]] = {}
         self._landed: set[bytes] = set()
+        self._told: dict[tuple[bytes, str, int], bytes] = {}
 
     async def look_up(self, chunk: Sequence[Request]) -> Mapping[bytes, Found]:
         """What the store holds of these. Call `is_fresh` for each of them before the next look-up."""
         # A flight that lands after the store was read and before its row is looked at would be in
         # neither place, and be paid twice: such landings are remembered for the length of a chunk.
         self._landed.clear()
+        self._told.clear()  # the store is asked after all of it was submitted
         return await self._scribe.call(lambda journal: look_up(journal, chunk, self._ceilings))
 
     def is_fresh(self, request: Request, found: Found | None) -> bool:
@@ -62,8 +64,7 @@ class Flights:
                 self.bury(request, sentence)
             return sentence is None
         else:
-            if found.held.asker != asker_of(request.prompt, request.sample_index):
-                self._note_asker(request, found.key)
+            self._tell(request, found)
             tally.dead += found.held.state == "dead"
             tally.from_cache += found.held.state != "dead"
         return False
@@ -92,7 +93,16 @@ class Flights:
         """It was not sent; it and its followers stay open for the next run."""
         self._under_way.pop(request.key, None)
 
+    def _tell(self, request: Request, found: Found) -> None:
+        """A held answer has one more row, or what stays at home of a row is not what was told last."""
+        identity, sample_index = request.prompt.id, request.sample_index
+        told = self._told.get((found.key, identity, sample_index))
+        if (told or found.held.newest(identity, sample_index)) != asker_of(request.prompt, sample_index):
+            self._note_asker(request, found.key)
+
     def _note_asker(self, request: Request, key: bytes) -> None:
+        row = (key, request.prompt.id, request.sample_index)
+        self._told[row] = asker_of(request.prompt, request.sample_index)
         self._scribe.submit(Ask(key, request.prompt, request.sample_index), lambda: None)
 
 

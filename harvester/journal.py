@@ -28,6 +28,8 @@ KEYS_PER_LOOKUP = 500
 _KEYS = "SELECT key, outcome, max_tokens, asker FROM keys"
 _ANSWERS = "SELECT key, outcome, max_tokens, asker FROM answers"
 _DEAD = "SELECT key, code, max_tokens, asker FROM dead"
+_ASKS = "SELECT id, key, sample_index, asker, prompt_json FROM asks"
+_Askers = dict[bytes, dict[tuple[str, int], bytes]]
 KILLED = "killed"
 """Ending of a run that never wrote one."""
 
@@ -148,11 +150,10 @@ class Journal:
                 chunk = keys[start : start + KEYS_PER_LOOKUP]
                 also = _askers(connection, chunk) if has_asks else {}
                 for key, code, ceiling, asker in _rows_of(connection, _DEAD, chunk) if has_dead else ():
-                    found[key] = Held("dead", code, ceiling, asker, also.get(key, frozenset()))
+                    found[key] = Held("dead", code, ceiling, asker, also.get(key, {}))
                 for query in queries:
                     for key, outcome, ceiling, asker in _rows_of(connection, query, chunk):
-                        further = also.get(key, frozenset())
-                        found[key] = Held("answered", OUTCOMES[outcome], ceiling, asker, further)
+                        found[key] = Held("answered", OUTCOMES[outcome], ceiling, asker, also.get(key, {}))
         return found
 
     def apply(self, records: Sequence[Record]) -> None:
@@ -267,11 +268,12 @@ def _rows_of(connection: sqlite3.Connection, query: str, keys: Sequence[bytes]) 
     return connection.execute(f"{query} WHERE key IN ({holes})", keys).fetchall()
 
 
-def _askers(connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, frozenset[bytes]]:
-    found: defaultdict[bytes, set[bytes]] = defaultdict(set)
-    for key, asker in _rows_of(connection, "SELECT key, asker FROM asks", keys):
-        found[key].add(asker)
-    return {key: frozenset(askers) for key, askers in found.items()}
+def _askers(connection: sqlite3.Connection, keys: Sequence[bytes]) -> _Askers:
+    found: _Askers = defaultdict(dict)
+    for _, key, sample_index, asker, prompt in sorted(_rows_of(connection, _ASKS, keys)):
+        with contextlib.suppress(orjson.JSONDecodeError):  # damaged: `verify` names it
+            found[key][orjson.loads(prompt)["id"], sample_index] = asker
+    return found
 
 
 def _under(prefix: str, counts: Mapping[str, int]) -> dict[str, int]:
@@ -286,15 +288,8 @@ def _letter(row: tuple[Any, ...]) -> bytes:
     key, prompt, body, sample_index, code, message, attempts, at_us = row
     asked = orjson.loads(prompt)
     letter = {
-        "key": key.hex(),
-        "prompt_id": asked["id"],
-        "file": asked["file"],
-        "line": asked["line"],
-        "sample_index": sample_index,
-        "code": code,
-        "message": message,
-        "attempts": attempts,
-        "at": at_us / 1e6,
-        "messages": orjson.loads(body).get("messages", []),
-    }
+        "key": key.hex(), "prompt_id": asked["id"], "file": asked["file"], "line": asked["line"],
+        "sample_index": sample_index, "code": code, "message": message, "attempts": attempts,
+        "at": at_us / 1e6, "messages": orjson.loads(body).get("messages", []),
+    }  # fmt: skip
     return orjson.dumps(letter) + b"\n"

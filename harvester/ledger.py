@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from harvester.database import OUTCOME_CODES, checksum, set_meta, sign
+from harvester.database import OUTCOME_CODES, checksum, has_table, set_meta, sign
 from harvester.journey import Outcome
 from harvester.records import (
     Answer,
@@ -130,12 +130,7 @@ class Entries:
                 "INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._dead
             )
         if self._asks:
-            self._counts["asks"] += _inserted(
-                connection,
-                "INSERT OR IGNORE INTO asks (key, asker, sample_index, prompt_json, checksum)"
-                " VALUES (?, ?, ?, ?, ?)",
-                self._asks,
-            )
+            self._write_asks(connection)
         connection.executemany(
             "INSERT INTO counters VALUES (?, ?, ?)"
             " ON CONFLICT (run, name) DO UPDATE SET value = value + excluded.value",
@@ -158,6 +153,19 @@ class Entries:
         self._counts["answers"] -= again
         self._counts["paid_twice"] += again
         connection.executemany("DELETE FROM dead WHERE key = ?", [row[:1] for row in self._answers])
+
+    def _write_asks(self, connection: sqlite3.Connection) -> None:
+        # Among the asks of a row the one with the greatest id holds: one told before gets a new id.
+        told = _inserted(
+            connection,
+            "INSERT OR REPLACE INTO asks (key, asker, sample_index, prompt_json, checksum)"
+            " SELECT ?1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS (SELECT 1 FROM asks WHERE key = ?1 AND asker = ?2"
+            " AND id = (SELECT max(id) FROM asks WHERE key = ?1))",
+            self._asks,
+        )
+        self._counts["asks"] += told
+        if told and has_table(connection, "finished"):  # a file that was walked before may tell otherwise
+            connection.execute("DELETE FROM finished")
 
     def _write_failures(self, connection: sqlite3.Connection) -> None:
         for one in self._failures:

@@ -155,18 +155,18 @@ class Held:
         outcome: of the answer ("ok", "truncated", ...), or the dead letter's error code.
         max_tokens: ceiling that was asked for, None where none was sent.
         asker: `asker_of` the row that paid for it.
-        further: `asker_of` every other row that was told of it.
+        further: the last `asker_of` each row that was told of it since, by prompt id and sample.
     """
 
     state: Literal["answered", "dead"]
     outcome: str
     max_tokens: int | None
     asker: bytes
-    further: frozenset[bytes] = frozenset()
+    further: Mapping[tuple[str, int], bytes] = field(default_factory=dict)
 
-    def knows(self, asker: bytes) -> bool:
-        """Whether this row is on the list already; if not, an `Ask` puts it there."""
-        return asker == self.asker or asker in self.further
+    def newest(self, prompt_id: str, sample_index: int) -> bytes:
+        """What was last told of this row, or of the one that paid; if not the same now, an `Ask` tells it."""
+        return self.further.get((prompt_id, sample_index), self.asker)
 
 
 @dataclass(frozen=True, slots=True)

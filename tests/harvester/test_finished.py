@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harvester import database, findings, inbox, mending
+from harvester import database, findings, finished, inbox, mending
 from harvester.corpus import Corpus
 from harvester.journal import Journal
 from harvester.journey import Request
@@ -156,3 +156,30 @@ def test_a_file_that_changes_while_it_is_asked_is_not_finished(mock_teacher: Moc
 
     assert live(mock, tmp_path, prompts=MANY, watch=grow).exit_code == 0
     assert remembered(tmp_path) == 0
+
+
+def test_what_stays_at_home_may_be_turned_back_and_the_last_word_holds(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher()
+    other = {"id": "b", "prompt": "What is 2 + 2?", "reference": "other"}
+
+    def told(*references: str) -> tuple[int, dict[str, str]]:
+        rows = [{"id": "a", "prompt": "What is 2 + 2?", "reference": one} for one in references]
+        ended, _ = ran(mock, tmp_path, prompts=[*rows, other])
+        found = [(row.prompt_id, row.reference) for row in Corpus.open(tmp_path / "store").samples()]
+        assert (ended.exit_code, len(found)) == (0, 2)
+        return ended.totals.asks, dict(found)
+
+    for word in ("one", "two", "one", "two"):
+        asks, found = told(word)
+        assert found == {"a": word, "b": "other"}
+    assert told("two") == (asks, found)  # known: nothing is written
+    with closing(Journal.open(tmp_path / "store")) as journal, journal.writing() as connection:
+        finished.forget(connection)
+    assert told("two") == (asks, found)  # nor when each row is looked at
+    assert told("two", "three", "four")[1]["a"] == "four"
+    assert told("four", "one")[1]["a"] == "one"
+    assert told("one", "four", "one")[1]["a"] == "one"
+    assert mock.totals()["answers"] == 1
+    assert Corpus.open(tmp_path / "store").verify() == []

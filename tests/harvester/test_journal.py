@@ -93,7 +93,7 @@ def test_a_key_is_stored_once_and_a_second_payment_is_counted(tmp_path):
         assert journal.dangling() == []
 
 
-def test_further_askers_are_remembered_once(tmp_path):
+def test_further_askers_are_remembered_once_and_the_last_word_of_each_holds(tmp_path):
     with open_store(tmp_path) as journal:
         fill(journal, [0])
         other = Ask(key_of(0), prompt_of(0, id="twin"), 0)
@@ -101,10 +101,12 @@ def test_further_askers_are_remembered_once(tmp_path):
         journal.apply([other, relabelled, other])
         journal.apply([other])
         held = journal.held([key_of(0)])[key_of(0)]
-        for known in (prompt_of(0), other.prompt, relabelled.prompt):
-            assert held.knows(asker_of(known, 0))
-        assert not held.knows(asker_of(prompt_of(0, tags=("new",)), 0))
-        assert journal.totals().asks == 2
+        for known in (other.prompt, relabelled.prompt):
+            assert held.newest(known.id, 0) == asker_of(known, 0)
+        assert held.newest("p0", 0) != asker_of(prompt_of(0), 0) == held.asker == held.newest("?", 0)
+        assert journal.totals().asks == 3
+        with journal.reading() as connection:
+            assert connection.execute("SELECT count(*) FROM asks").fetchone() == (2,)
 
 
 def test_odd_prompts_are_kept(tmp_path):
