@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import contextlib
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from harvester import exchange
@@ -36,7 +37,7 @@ def compact_steps(
     tidy(journal, store)
     for batch in batches(journal, target_bytes):
         try:
-            yield from rewrite(journal, store, batch, may_exchange=lambda: _is_free(store, is_quiet))
+            yield from rewrite(journal, store, batch, hold=lambda: _alone(store, is_quiet))
         except NotNow:
             break
         merged += len(batch)
@@ -65,8 +66,10 @@ def batches(journal: Journal, target_bytes: int) -> list[list[ShardEntry]]:
     return [batch for batch in found if len(batch) > 1]
 
 
-def _is_free(store: Path, is_quiet: Callable[[], bool]) -> bool:
+@contextlib.contextmanager
+def _alone(store: Path, is_quiet: Callable[[], bool]) -> Iterator[bool]:
     if not is_quiet():  # asked first: looking whether we are alone opens the folder too
-        return False
-    with exchange.alone(store / FOLDER) as free:
-        return free
+        yield False
+        return
+    with exchange.alone(store / FOLDER) as is_free:
+        yield is_free

@@ -14,14 +14,17 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from harvester.shard_file import sync_folder
+from harvester.shard_file import NAME, sync_folder
 
 STAGED = ".shards.next"
 """Beside `shards`: the folder that will take its place, or the one that had it."""
 ASIDE = ".shards.aside"
+_LOOK_AGAIN_S = 0.05
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100  # fcntl.h
 _IN_ACCESS, _IN_OPEN = 0x1, 0x20  # inotify(7)
@@ -38,8 +41,13 @@ def stage(folder: Path, *, without: Collection[str], new: tuple[Path, str] | Non
     staged = folder.with_name(STAGED)
     discard(folder)
     staged.mkdir(mode=0o700)
+    staged.chmod(stat.S_IMODE(folder.stat().st_mode))
     for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and path.name not in without and not path.is_dir():
+        if path.name in without or _is_half(path):
+            continue
+        if path.is_symlink():
+            (staged / path.name).symlink_to(path.readlink())
+        elif not path.is_dir():
             _link(path, staged / path.name)
     if new is not None:
         _link(new[0], staged / new[1])
@@ -60,8 +68,9 @@ def exchange(folder: Path) -> None:
         staged.rename(folder)
         aside.rename(staged)
     for path in staged.iterdir():
-        if path.is_dir():  # nobody's, and a directory has no hard links: it stays where it was
-            path.rename(folder / path.name)
+        is_new = not (folder / path.name).exists() and not (folder / path.name).is_symlink()
+        if is_new and not _is_half(path) and NAME.match(path.name) is None:
+            path.rename(folder / path.name)  # a directory, which has no hard links, or one that came just now
     sync_folder(folder.parent)
 
 
@@ -106,19 +115,26 @@ def reading(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[bool]:
-    """Whether no reader of ours holds the folder; new ones wait until the block has ended."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        yield False
-        return
-    try:
+def alone(folder: Path, patience_s: float = 0.0) -> Iterator[bool]:
+    """Whether no reader of ours holds the folder; new ones wait until the block has ended.
+
+    What is staged beside it is held along: inside the block it may take the folder's name.
+
+    Args:
+        patience_s: how long to wait for readers to end.
+    """
+    until = time.monotonic() + patience_s
+    with contextlib.ExitStack() as held:
+        for each in (folder, folder.with_name(STAGED)):
+            if each != folder and not each.exists():
+                continue
+            handle = os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            held.callback(os.close, handle)
+            if not _locked(handle, until):
+                held.close()
+                yield False
+                return
         yield True
-    finally:
-        os.close(handle)
 
 
 class Watch:
@@ -153,6 +169,11 @@ class Watch:
             return True
 
 
+def _is_half(path: Path) -> bool:
+    """Whether it is a shard that was being written; any other hidden file is somebody's own."""
+    return path.name.startswith(".part-") and path.suffix == ".tmp"
+
+
 def _renamed_at_once(one: Path, other: Path) -> bool:
     try:
         call = _libc.renameat2
@@ -176,6 +197,18 @@ def _link(path: Path, target: Path) -> None:
             shutil.copyfileobj(source, copy)
             copy.flush()
             os.fsync(copy.fileno())
+
+
+def _locked(handle: int, until: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_LOOK_AGAIN_S)  # flock has no wait with an end
+        else:
+            return True
 
 
 def _shared(folder: Path) -> int:

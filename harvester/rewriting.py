@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harvester import exchange, finished
+from harvester.errors import StoreLocked
 from harvester.failpoints import reach
 from harvester.journal import Journal
 from harvester.manifest import enter_new, keys_in, manifest_of, move_keys
@@ -43,8 +45,19 @@ READY = "ready"
 """What a step yields when only the exchange is left: a good moment to wait for one."""
 
 
-class NotNow(Exception):
+PATIENCE_S = 20.0
+"""So long purge and repair wait for readers of ours to end."""
+
+
+class NotNow(StoreLocked):
     """Somebody reads the folder: the exchange is left for another time. Nothing has changed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            "another process is reading these shards",
+            place=str(folder),
+            remedy="wait for its end (a training, an export), then run this again",
+        )
 
 
 def rewrite(
@@ -54,49 +67,63 @@ def rewrite(
     *,
     without: Collection[bytes] = frozenset(),
     salvage: bool = False,
-    may_exchange: Callable[[], bool] = lambda: True,
+    hold: Callable[[], AbstractContextManager[bool]] | None = None,
 ) -> Generator[str | None, None, set[bytes]]:
     """Put the rows of some shards into one new shard, in their order; returns the keys left behind.
 
     Args:
         without: keys to leave out.
         salvage: rows that can't be read, or can't prove themselves (`proof`), are left out with their keys.
-        may_exchange: asked right before the new file is shown.
+        hold: entered right before the new file is shown, left when the manifest names it; what it gives says
+            whether nobody reads. Without it readers of ours are waited for.
 
     Raises:
-        NotNow: `may_exchange` said no.
+        NotNow: somebody reads.
         StoreError, StoreFull, StoreCorrupt: nothing has changed.
     """
     folder = store / FOLDER
-    shard = journal.next_shard()
-    hidden = folder / f".part-{shard:08d}.tmp"
-    entry: ShardEntry | None = None
-    try:
+    if folder.with_name(exchange.STAGED).exists():  # `tidy` left it to a reader
+        raise NotNow(folder)
+    hidden = folder / f".part-{journal.next_shard():08d}.tmp"
+    with contextlib.ExitStack() as held:  # from the question to the commit nobody may come to read
+        try:
+            with disk(folder):
+                entry, keys = yield from _staged(journal, store, entries, hidden, without, salvage)
+            yield READY
+            reach("compaction.before_exchange")
+            if not held.enter_context(exchange.alone(folder, PATIENCE_S) if hold is None else hold()):
+                raise NotNow(folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                hidden.unlink(missing_ok=True)
+                exchange.discard(folder)
+            raise
         with disk(folder):
-            lineages = _lineages(journal, folder, entries, salvage)
-            tables = chain.from_iterable(
-                proven(journal, store, entry) if salvage else _tables(folder / entry.name)
-                for entry in entries
-            )
-            groups = _row_groups(tables, {key.hex() for key in without})
-            keys = yield from _copy(hidden, lineages, groups)
-            if keys:
-                entry = yield from checked(hidden, shard, keys, entries[0].lineage_digest)
-            new = None if entry is None else (hidden, entry.name)
-            exchange.stage(folder, without={one.name for one in entries}, new=new)
-        yield READY
-        reach("compaction.before_exchange")
-        if not may_exchange():
-            raise NotNow
-    except BaseException:
-        with contextlib.suppress(OSError):
-            hidden.unlink(missing_ok=True)
+            exchange.exchange(folder)
+        reach("compaction.after_exchange")
+        gone = _enter_swap(journal, store, entries, entry, keys)
+        with disk(folder):
             exchange.discard(folder)
-        raise
-    with disk(folder):
-        exchange.exchange(folder)
-    reach("compaction.after_exchange")
-    return _enter_swap(journal, store, entries, entry, keys)
+        return gone
+
+
+def _staged(
+    journal: Journal, store: Path, entries: Sequence[ShardEntry], hidden: Path, without: Collection[bytes],
+    salvage: bool,
+) -> Generator[str | None, None, tuple[ShardEntry | None, list[bytes]]]:  # fmt: skip
+    """Write the new file and build the next folder; returns what the manifest will say, and its keys."""
+    folder = store / FOLDER
+    lineages = _lineages(journal, folder, entries, salvage)
+    tables = chain.from_iterable(
+        proven(journal, store, entry) if salvage else _tables(folder / entry.name) for entry in entries
+    )
+    keys = yield from _copy(hidden, lineages, _row_groups(tables, {key.hex() for key in without}))
+    entry = None
+    if keys:
+        entry = yield from checked(hidden, journal.next_shard(), keys, entries[0].lineage_digest)
+    new = None if entry is None else (hidden, entry.name)
+    exchange.stage(folder, without={one.name for one in entries}, new=new)
+    return entry, keys
 
 
 def _lineages(
@@ -163,7 +190,7 @@ def _tables(path: Path) -> Iterator[pa.Table]:
 def _enter_swap(
     journal: Journal, store: Path, old: Sequence[ShardEntry], new: ShardEntry | None, keys: Sequence[bytes]
 ) -> set[bytes]:
-    """The folder was exchanged: say so in the manifest and the key index, then drop the old folder."""
+    """The folder was exchanged: say so in the manifest and the key index. The old folder is left to drop."""
     # A scan of the whole index only where rows were left out: a merge must not stop a harvest for long.
     gone = set[bytes]()
     if sum(one.rows for one in old) != len(keys):
@@ -178,8 +205,6 @@ def _enter_swap(
             enter_new(connection, new)
         reach("compaction.before_commit")
     reach("compaction.after_commit")
-    with disk(store / FOLDER):
-        exchange.discard(store / FOLDER)
     return gone
 
 
@@ -201,10 +226,12 @@ def tidy(journal: Journal, store: Path) -> None:
             found = _exchanged(journal, folder, old)
             if found is not None:
                 _enter_swap(journal, store, old, *found)
-                return
-            for entry in old:  # not our doing: give back what the folder lacks
-                exchange.find(folder, entry.name).rename(folder / entry.name)
-        exchange.discard(folder)
+            else:
+                for entry in old:  # not our doing: give back what the folder lacks
+                    exchange.find(folder, entry.name).rename(folder / entry.name)
+        with exchange.alone(folder) as is_free:
+            if is_free:  # else a reader may look for the old files there: the next one tidies up
+                exchange.discard(folder)
 
 
 def _exchanged(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import itertools
+import os
 import random
 import threading
 import time
@@ -16,10 +18,11 @@ import pytest
 
 from harvester import compaction, exchange, rewriting
 from harvester.corpus import Corpus
-from harvester.errors import StoreError
+from harvester.errors import StoreError, StoreLocked
 from harvester.exchange import Watch
 from harvester.journal import Journal
 from harvester.manifest import manifest_of
+from harvester.mending import purge_store
 from harvester.mock_teacher.running import RunningMock
 from harvester.schema import SCHEMA
 from harvester.shards import seal
@@ -243,3 +246,86 @@ def test_reading_is_never_refused_for_long(tmp_path):
         assert found == []
     reader.join(20)
     assert found == [80]
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a reader that comes now has to wait."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def test_no_reader_of_ours_comes_between_the_question_and_the_commit(tmp_path, monkeypatch):
+    make(tmp_path)
+    seen: dict[str, bool] = {}
+    monkeypatch.setattr(rewriting, "reach", lambda name: seen.update({name: is_held(tmp_path / "shards")}))
+    with Journal.open(tmp_path) as journal:
+        list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+    assert seen == {
+        "compaction.before_exchange": False, "compaction.after_exchange": True,
+        "compaction.before_commit": True, "compaction.after_commit": True,
+    }  # fmt: skip
+    assert not is_held(tmp_path / "shards")
+
+
+def test_a_purge_waits_for_a_reader_and_gives_up_with_a_word(tmp_path, monkeypatch):
+    make(tmp_path)
+    monkeypatch.setattr(rewriting, "PATIENCE_S", 0.0)
+    reader = Corpus.open(tmp_path).samples(["key"])
+    next(reader)
+    with pytest.raises(StoreLocked, match="reading these shards") as caught:
+        purge_store(tmp_path, key_of(3).hex(), None)
+    assert caught.value.exit_code == 75
+    assert sum(1 for _ in reader) == 79  # and it read on to its end
+    reader = Corpus.open(tmp_path).samples(["key"])
+    next(reader)
+    monkeypatch.setattr(rewriting, "PATIENCE_S", 20.0)
+    monkeypatch.setattr(exchange.time, "sleep", lambda _: reader.close())
+    assert purge_store(tmp_path, key_of(3).hex(), None) == 1
+    assert reader.gi_frame is None  # it was there when the purge came
+    assert len(by_arrow(tmp_path / "shards")) == 79
+
+
+def test_what_a_kill_left_of_a_merge_stays_for_the_reader_that_looks_there(tmp_path, monkeypatch):
+    make(tmp_path)
+
+    def die(name: str) -> None:
+        if name == "compaction.after_exchange":
+            raise OSError(5, "cut")
+
+    with Journal.open(tmp_path) as journal:
+        with monkeypatch.context() as patch:
+            patch.setattr(rewriting, "reach", die)
+            with pytest.raises(OSError, match="cut"):
+                list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+        reader = Corpus.open(tmp_path).samples(["key"])
+        first = next(reader).key
+        rewriting.tidy(journal, tmp_path)
+        assert len(manifest_of(journal)) == 1
+        assert len({first, *(sample.key for sample in reader)}) == 80
+        rewriting.tidy(journal, tmp_path)
+    assert not (tmp_path / exchange.STAGED).exists()
+    assert len({sample.key for sample in Corpus.open(tmp_path).samples(["key"])}) == 80
+
+
+def test_a_merge_keeps_the_folders_mode_and_whatever_else_lies_in_it(tmp_path):
+    make(tmp_path)
+    folder = tmp_path / "shards"
+    folder.chmod(0o750)
+    (folder / ".notes").write_text("mine")
+    (folder / "README").symlink_to("nowhere")
+    (folder / ".git" / "x").mkdir(parents=True)
+    (folder / ".part-00000009.tmp").write_text("half a shard")
+    with Journal.open(tmp_path) as journal:
+        list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+    names = {path.name for path in folder.iterdir()}
+    assert len(files(tmp_path)) == 1
+    assert names == {".notes", "README", ".git", *files(tmp_path)}
+    assert (folder / ".notes").read_text() == "mine"
+    assert (folder / ".git" / "x").is_dir()
+    assert folder.stat().st_mode & 0o777 == 0o750
