@@ -20,8 +20,8 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from harvester.checksums import checksum, set_meta, sign
 from harvester.config import HarvestConfig, load
-from harvester.database import checksum, set_meta, sign
 from harvester.journal import Journal
 from harvester.journey import Prompt
 from harvester.keys import RequestKeys

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import errno
 import sqlite3
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-
-import orjson
 
 from harvester.errors import StoreCorrupt, StoreError, StoreFormatError, StoreFull
 from harvester.journey import Outcome
@@ -100,6 +97,7 @@ def open_for_writing(store: Path) -> sqlite3.Connection:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA secure_delete=ON")  # not every build has it
             connection.execute("PRAGMA fullfsync=ON")  # where an fsync does not reach the platter (macOS)
             connection.execute("PRAGMA busy_timeout=5000")
             # KiB, soon full: behind it is the page cache of the machine, nearly as quick and shared.
@@ -113,6 +111,16 @@ def open_for_writing(store: Path) -> sqlite3.Connection:
             connection.close()
             raise
     return connection
+
+
+def empty_log(store: Path) -> None:
+    """Bring what still reads of the write-ahead log into the journal, and drop the rest.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    with translated(store / NAME), closing(sqlite3.connect(store / NAME, isolation_level=None)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def open_for_reading(store: Path) -> sqlite3.Connection:
@@ -216,6 +224,16 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
+def instant(connection: sqlite3.Connection) -> Iterator[None]:
+    """Several readings of one instant, beside a writer."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+
+
+@contextmanager
 def translated(place: Path) -> Iterator[None]:
     """SQLite's errors by our names; nothing above this door has heard of sqlite3."""
     try:
@@ -224,7 +242,7 @@ def translated(place: Path) -> Iterator[None]:
         raise named(error, place) from error
     except UnicodeDecodeError as error:  # a damaged schema quoted in SQLite's own message
         raise StoreCorrupt(
-            "the journal is damaged", place=str(place), remedy="`harvester verify` names what is lost"
+            "the journal is damaged", place=str(place), remedy="restore journal.db from a copy"
         ) from error
 
 
@@ -237,7 +255,7 @@ def named(error: sqlite3.Error, place: Path) -> StoreError:
         return StoreCorrupt(
             f"the journal is damaged: {error}",
             place=str(place),
-            remedy="`harvester verify` names what is lost",
+            remedy="restore journal.db from a copy; the shards stay readable as they are",
         )
     if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}:
         return StoreError(f"can't be opened for this: {error}", place=str(place), remedy="check permissions")
@@ -256,33 +274,3 @@ def has_table(connection: sqlite3.Connection, name: str) -> bool:
     """Whether the database has this table; one that came later may be missing in an old store."""
     query = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?)"
     return bool(connection.execute(query, (name,)).fetchone()[0])
-
-
-def set_meta(connection: sqlite3.Connection, name: str, value: int) -> None:
-    """Write a value of `meta`, inside an open transaction."""
-    connection.execute("UPDATE meta SET value = ? WHERE name = ?", (str(value), name))
-    sign(connection, "meta")
-
-
-def sign(connection: sqlite3.Connection, name: str) -> None:
-    """Renew the checksum over `meta` or `counters:RUN`, inside the transaction that changed it."""
-    connection.execute("INSERT OR REPLACE INTO checks VALUES (?, ?)", (name, check_of(connection, name)))
-
-
-def check_of(connection: sqlite3.Connection, name: str) -> int:
-    """The checksum that `meta` or `counters:RUN` should have: over its rows in order of their names."""
-    table, _, run = name.partition(":")
-    if table == "meta":
-        rows = connection.execute("SELECT name, value FROM meta ORDER BY name").fetchall()
-    else:
-        query = "SELECT name, value FROM counters WHERE run = ? ORDER BY name"
-        rows = connection.execute(query, (int(run),)).fetchall()
-    return checksum([value for row in rows for value in row])
-
-
-def checksum(scalars: Sequence[int | str | None], *texts: bytes) -> int:
-    """CRC-32 (IEEE) of a row: the JSON array of its short columns, then the bytes of the others."""
-    crc = zlib.crc32(orjson.dumps(scalars))
-    for text in texts:
-        crc = zlib.crc32(text, crc)
-    return crc

@@ -14,8 +14,8 @@ import orjson
 
 from harvester import prompts
 from harvester.ceilings import Ceilings, look_up
+from harvester.checksums import signing
 from harvester.config import HarvestConfig
-from harvester.database import sign
 from harvester.errors import PromptError
 from harvester.journal import Journal
 from harvester.plan import requests
@@ -52,12 +52,11 @@ def _files(config: HarvestConfig, root: Path) -> Iterator[Path]:
 
 def _exchange(journal: Journal, name: str, edition: dict[str, str]) -> dict[str, str]:
     """Write this edition down; returns the one before, empty for none."""
-    with journal.writing() as connection:
+    with journal.writing() as connection, signing(connection, "meta"):
         row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         connection.execute(
             "INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, orjson.dumps(edition).decode())
         )
-        sign(connection, "meta")
     before: dict[str, str] = orjson.loads(row[0]) if row else {}
     return before
 

@@ -8,18 +8,17 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harvester import database
-from harvester.database import checksum
+from harvester import checksums, database, orphans, wal
 from harvester.errors import StoreError
 from harvester.exchange import find
 from harvester.lock import is_held
 from harvester.records import ShardEntry
 from harvester.schema import ADDED, SCHEMA
+from harvester.shard_file import opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +33,39 @@ class Finding:
         return f"{self.kind}: {self.place}: {self.message}"
 
 
-def look(store: Path, folder: Path, manifest: Sequence[ShardEntry], *, has_journal: bool) -> list[Finding]:
-    """Everything wrong with a store, or with a bare folder of shards. Reads all of it once, in slices."""
+def look(
+    store: Path, folder: Path, manifest: Sequence[ShardEntry], *, has_journal: bool, alone: bool = False
+) -> list[Finding]:
+    """Everything wrong with a store, or with a bare folder of shards. Reads all of it once, in slices.
+
+    Args:
+        alone: the caller holds LOCK, so no other process is sealing.
+    """
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     found = [one for entry in manifest for one in _shard(folder, entry)]
     if has_journal:
-        found += _journal(store)
-        found += _foreign(store, folder.name, present)
+        found += look_at_journal(store)
+        found += _foreign(store, folder, present, alone=alone)
+    elif has_lost_journal(store):
+        found.append(Finding("missing", database.NAME, "without it all of these answers are paid for again"))
+    return found
+
+
+def has_lost_journal(store: Path) -> bool:
+    """Whether a folder shows that a store was here; a copy of `shards/` alone is a corpus, and whole."""
+    there = {name for name in ("LOCK", "status.json") if (store / name).exists()}
+    return bool(there) and not (store / database.NAME).exists()
+
+
+def look_at_copy(folder: Path) -> list[Finding]:
+    """What is wrong with a bare folder of shards, where one of them may not even open."""
+    found: list[Finding] = []
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            with opened(path):
+                pass
+        except StoreError as error:
+            found.append(Finding("damaged", f"{folder.name}/{path.name}", error.message))
     return found
 
 
@@ -73,28 +98,52 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
         yield Finding("disagrees", place, f"{rows} rows, the manifest says {entry.rows}")
 
 
-def _foreign(store: Path, folder: str, present: Sequence[str]) -> Iterator[Finding]:
+def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) -> Iterator[Finding]:
     """Files no manifest row names; listed before the manifest was read, for a new shard is a file first."""
-    strays = {name for name in present if not name.startswith(".")}
-    number = ""
+    strays = sorted({name for name in present if not name.startswith(".")})
+    last = -1
     with (
         contextlib.suppress(StoreError, ValueError),
         contextlib.closing(database.open_for_reading(store)) as connection,
         database.translated(store / database.NAME),
+        database.instant(connection),
     ):
-        strays -= {name for (name,) in connection.execute("SELECT name FROM manifest")}
-        (last,) = connection.execute("SELECT value FROM meta WHERE name = 'last_shard'").fetchone()
-        number = f"part-{int(last) + 1:08d}-"
-    for name in sorted(strays):
-        if name.startswith("part-") and is_held(store):
-            continue  # a process is sealing: between rename and commit a shard is in no manifest
-        if name.startswith(number) and _sha256(store / folder / name).startswith(name[14:30]):
-            continue  # one was killed there: the next run takes the file over
-        yield Finding("foreign", f"{folder}/{name}", "no manifest row names it")
+        named = connection.execute("SELECT shard, name FROM manifest").fetchall()
+        strays = [name for name in strays if name not in {one for _, one in named}]
+        (text,) = connection.execute("SELECT value FROM meta WHERE name = 'last_shard'").fetchone()
+        last = int(text)
+        strays = [name for name in strays if not _is_half_done(connection, folder / name, last, named)]
+    is_sealing = not alone and is_held(store)
+    for name in strays:
+        if is_sealing and name.startswith(f"part-{last + 1:08d}-"):
+            continue  # a process is at it: between rename and commit a shard is in no manifest
+        yield Finding("foreign", f"{folder.name}/{name}", "no manifest row names it")
 
 
-def _journal(store: Path) -> list[Finding]:
+def _is_half_done(
+    connection: sqlite3.Connection, path: Path, last: int, named: Sequence[tuple[int, str]]
+) -> bool:
+    """Whether a process was killed there, and the next one takes the file over."""
+    if not path.name.startswith(f"part-{last + 1:08d}-"):
+        return False
+    held = orphans.contents_of(path)
+    return held is not None and (
+        orphans.is_half_sealed(connection, path)
+        or orphans.is_half_merged(connection, path.parent, held.keys, named)
+    )
+
+
+def look_at_journal(store: Path) -> list[Finding]:
+    """What is wrong with journal.db, and where its manifest and its key index disagree."""
     found: list[Finding] = []
+    # Beside a living writer the log changes while it is read; who opens it for writing has looked at it.
+    log = wal.log_of(store / database.NAME)
+    try:
+        lost = 0 if is_held(store) else wal.commits_lost(log)
+    except OSError as error:
+        return [Finding("damaged", log.name, error.strerror or str(error))]
+    if lost:
+        found.append(Finding("damaged", log.name, f"{lost} commits lie behind a changed byte"))
     try:
         with (
             contextlib.closing(database.open_for_reading(store)) as connection,
@@ -103,65 +152,28 @@ def _journal(store: Path) -> list[Finding]:
             for (text,) in connection.execute("PRAGMA integrity_check(20)"):
                 if text != "ok":
                     found.append(Finding("damaged", database.NAME, text))
-            for table, (columns, short) in _ROWS.items():
+            for table in checksums.COVERED:
                 if table != "finished" or database.has_table(connection, table):
-                    found += _rows(connection, table, columns, short)
+                    found += _rows(connection, table)
             found += _index(connection)
-            found += _sums(connection)
+            with database.instant(connection):  # a living run renews rows and their sum together
+                found += _sums(connection)
     except StoreError as error:
         found.append(Finding("damaged", database.NAME, error.message))
     return found
 
 
-# For every table: its columns, and how many of the first belong to the JSON part of the checksum.
-_ROWS: dict[str, tuple[str, int]] = {
-    "runs": ("run, run_id, started_us, ended_us, ending, exit_code, lineage_json, config_json", 6),
-    "intents": (
-        "attempt_id, run, at_us, reserved_tokens, reserved_microusd, code, endpoint, key", 7,
-    ),
-    "answers": (
-        "run, outcome, max_tokens, status, sample_index, attempts, input_tokens, output_tokens,"
-        " cost_microusd, latency_us, at_us, endpoint, key, asker, prompt_json, body_json, raw", 12,
-    ),
-    "keys": ("shard, outcome, max_tokens, key, asker", 3),
-    "dead": (
-        "run, max_tokens, sample_index, attempts, at_us, code, message, key, asker, prompt_json,"
-        " body_json", 7,
-    ),
-    "asks": ("sample_index, key, asker, prompt_json", 1),
-    "failures": ("attempt_id, run, status, maybe_billed, at_us, code, key, raw", 6),
-    "manifest": ("shard, name, sha256, rows, size_bytes, lineage_digest, sealed_us", 7),
-    "finished": ("rows, dead, input_tokens, digest", 3),
-}  # fmt: skip
-
-
-def _rows(connection: sqlite3.Connection, table: str, columns: str, short: int) -> Iterator[Finding]:
-    for *values, check in connection.execute(f"SELECT {columns}, checksum FROM {table}"):  # noqa: S608
-        long = [value.encode() if isinstance(value, str) else value for value in values[short:]]
-        try:
-            same = checksum(values[:short], *long) == check
-        except TypeError:  # a flipped bit can turn a column into another type
-            same = False
-        if not same:
-            yield Finding("changed", f"{database.NAME} {table}", f"row {_name(table, columns, values)}")
+def _rows(connection: sqlite3.Connection, table: str) -> Iterator[Finding]:
+    for values in checksums.changed(connection, table):
+        yield Finding("changed", f"{database.NAME} {table}", f"row {checksums.name_of(table, values)}")
 
 
 def _sums(connection: sqlite3.Connection) -> Iterator[Finding]:
     """`meta` and `counters` against their checksums; a store of the first days may have none."""
     (told,) = connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'checks'").fetchone()
     for name, check in connection.execute("SELECT name, checksum FROM checks").fetchall() if told else ():
-        try:
-            same = database.check_of(connection, name) == check
-        except (TypeError, ValueError):  # a flipped bit in a name or a type
-            same = False
-        if not same:
+        if not checksums.is_signed(connection, name, check):
             yield Finding("changed", f"{database.NAME} {name}", "its rows are not those that were written")
-
-
-def _name(table: str, columns: str, values: Sequence[Any]) -> str:
-    names = columns.split(", ")
-    value = values[names.index("key")] if "key" in names else values[0]
-    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def _index(connection: sqlite3.Connection) -> Iterator[Finding]:

@@ -16,8 +16,8 @@ from pathlib import Path
 import orjson
 
 from harvester import __version__, database, prompts
+from harvester.checksums import checksum
 from harvester.config import HarvestConfig
-from harvester.database import checksum
 from harvester.journal import Journal
 from harvester.keys import KEY_VERSION
 from harvester.metrics import Snapshot

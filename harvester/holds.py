@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 
 from harvester import database
-from harvester.database import sign
+from harvester.checksums import signing
 from harvester.journal import Journal
 from harvester.lock import StoreLock
 
@@ -26,9 +26,8 @@ def keep(journal: Journal, who: str, why: str, teacher_id: str = "") -> None:
     """
     note = orjson.dumps({"why": why, "at": round(time.time(), 3), "teacher_id": teacher_id}).decode()
     name = f"{_PREFIX}{who}" + (f"|{teacher_id}" if teacher_id else "")
-    with journal.writing() as connection:
+    with journal.writing() as connection, signing(connection, "meta"):
         connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, note))
-        sign(connection, "meta")
 
 
 def recall(journal: Journal, teacher_id: str | None = None) -> dict[str, str]:
@@ -53,12 +52,11 @@ def recall(journal: Journal, teacher_id: str | None = None) -> dict[str, str]:
 def let_go(journal: Journal, teacher_id: str | None = None) -> None:
     """Forget what `recall` would tell."""
     names = [f"{_PREFIX}{who}" for who in (OPERATOR, f"{DRIFT}|{teacher_id}")]
-    with journal.writing() as connection:
+    with journal.writing() as connection, signing(connection, "meta"):
         if teacher_id is None:
             connection.execute("DELETE FROM meta WHERE name GLOB ?", (f"{_PREFIX}*",))
         else:
             connection.executemany("DELETE FROM meta WHERE name = ?", [(name,) for name in names])
-        sign(connection, "meta")
 
 
 def resume_next(store: Path) -> dict[str, str]:

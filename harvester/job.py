@@ -38,6 +38,7 @@ from harvester.prepare import Prepared, ask_again
 from harvester.records import RunRecord
 from harvester.sealing import on_writer
 from harvester.sentinel import Orders, Sentinel
+from harvester.shards import go_on
 from harvester.signals import Caught, handled
 
 
@@ -56,6 +57,7 @@ async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> S
         writer = GroupCommit(Journal.open(prepared.store))
         try:
             record = _record(prepared)
+            await on_writer(writer, lambda journal: go_on(journal, prepared.store))
             await on_writer(writer, lambda journal: journal.begin_run(record))
             tolerance.write_down(prepared.store, prepared.bad)
             life = _Life(prepared, record, writer, watch, clock or SystemClock())

@@ -17,11 +17,11 @@ from typing import Any
 
 import orjson
 
-from harvester import database
-from harvester.database import OUTCOMES, checksum
+from harvester import database, orphans, wal
+from harvester.database import OUTCOMES
 from harvester.errors import StoreError, StoreFull
 from harvester.failpoints import reach
-from harvester.ledger import Entries, micros
+from harvester.ledger import Entries, end_run, enter_run, micros
 from harvester.records import Held, Intent, Record, RunRecord, Totals
 
 KEYS_PER_LOOKUP = 500
@@ -49,8 +49,12 @@ class Journal:
         """Open `store/journal.db`, making it where there is none (unless read only).
 
         Raises:
-            StoreError: it can't be opened; StoreFull, StoreCorrupt, StoreFormatError by cause.
+            StoreError: it can't be opened; StoreFull, StoreCorrupt, StoreFormatError by cause. StoreCorrupt
+                also where answers would be lost by it: sealed without a journal, or behind damage to its log.
         """
+        if not read_only:
+            wal.require_whole(wal.log_of(store / database.NAME))
+            orphans.require_journal(store)
         connect = database.open_for_reading if read_only else database.open_for_writing
         return cls(store, connect(store), read_only=read_only)
 
@@ -92,17 +96,10 @@ class Journal:
 
         A run without an ending must have been killed, for the store has one process at a time.
         """
-        lineage = orjson.dumps(run.lineage(), option=orjson.OPT_SORT_KEYS).decode()
         with self.writing() as connection:
             for (number,) in connection.execute("SELECT run FROM runs WHERE ending = ''").fetchall():
-                self._set_ending(connection, number, None, KILLED, None)
-            cursor = connection.execute(
-                "INSERT INTO runs (run_id, started_us, ending, lineage_json, config_json, checksum)"
-                " VALUES (?, ?, '', ?, ?, 0)",
-                (run.run_id, micros(run.started_at), lineage, run.config_json),
-            )
-            number = int(cursor.lastrowid or 0)
-            self._set_ending(connection, number, None, "", None)
+                end_run(connection, number, None, KILLED, None)
+            number = enter_run(connection, run)
         self._run = number
 
     def end_run(self, run_id: str, ending: str, exit_code: int, at: float) -> None:
@@ -111,22 +108,7 @@ class Journal:
             found = connection.execute("SELECT run FROM runs WHERE run_id = ?", (run_id,)).fetchone()
             if found is None:
                 raise KeyError(run_id)
-            self._set_ending(connection, found[0], micros(at), ending, exit_code)
-
-    @staticmethod
-    def _set_ending(
-        connection: sqlite3.Connection, run: int, ended_us: int | None, ending: str, exit_code: int | None
-    ) -> None:
-        run_id, started_us, lineage, config = connection.execute(
-            "SELECT run_id, started_us, lineage_json, config_json FROM runs WHERE run = ?", (run,)
-        ).fetchone()
-        check = checksum(
-            [run, run_id, started_us, ended_us, ending, exit_code], lineage.encode(), config.encode()
-        )
-        connection.execute(
-            "UPDATE runs SET ended_us = ?, ending = ?, exit_code = ?, checksum = ? WHERE run = ?",
-            (ended_us, ending, exit_code, check, run),
-        )
+            end_run(connection, found[0], micros(at), ending, exit_code)
 
     def next_attempt_id(self) -> int:
         """The first attempt number that was never used in this store."""

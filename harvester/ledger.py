@@ -9,11 +9,13 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import orjson
 
-from harvester.database import OUTCOME_CODES, checksum, has_table, set_meta, sign
+from harvester.checksums import COVERED, checksum, require_whole, set_meta, signing
+from harvester.database import NAME, OUTCOME_CODES, has_table
 from harvester.journey import Outcome
 from harvester.records import (
     Answer,
@@ -23,6 +25,7 @@ from harvester.records import (
     Intent,
     Record,
     Refund,
+    RunRecord,
     asker_of,
     prompt_json,
 )
@@ -131,12 +134,12 @@ class Entries:
             )
         if self._asks:
             self._write_asks(connection)
-        connection.executemany(
-            "INSERT INTO counters VALUES (?, ?, ?)"
-            " ON CONFLICT (run, name) DO UPDATE SET value = value + excluded.value",
-            [(self._run, name, value) for name, value in self._counts.items() if value],
-        )
-        sign(connection, f"counters:{self._run}")
+        with signing(connection, f"counters:{self._run}"):
+            connection.executemany(
+                "INSERT INTO counters VALUES (?, ?, ?)"
+                " ON CONFLICT (run, name) DO UPDATE SET value = value + excluded.value",
+                [(self._run, name, value) for name, value in self._counts.items() if value],
+            )
 
     def _write_answers(self, connection: sqlite3.Connection) -> None:
         # Nobody asks for a key that is held; should it happen, the first answer stays and the second is
@@ -186,20 +189,69 @@ class Entries:
 
 def _mark(connection: sqlite3.Connection, failure: Failure) -> int:
     """Leave the intent on the list with its error; returns what was reserved for it."""
-    found = connection.execute(
-        "SELECT attempt_id, run, at_us, reserved_tokens, reserved_microusd, endpoint, key FROM intents"
-        " WHERE attempt_id = ?",
-        (failure.attempt_id,),
-    ).fetchone()
-    if found is None:
+    row = _row(connection, "intents", failure.attempt_id)
+    if not row:
         return 0
-    *scalars, endpoint, key = found
-    check = checksum([*scalars, failure.code, endpoint], key)
+    require_whole("intents", [row], Path(NAME))
+    row["code"] = failure.code
+    columns, short = COVERED["intents"]
+    check = checksum([row[name] for name in columns[:short]], row["key"])
     connection.execute(
         "UPDATE intents SET code = ?, checksum = ? WHERE attempt_id = ?",
         (failure.code, check, failure.attempt_id),
     )
-    return int(scalars[4])
+    return int(row["reserved_microusd"])
+
+
+def enter_run(connection: sqlite3.Connection, run: RunRecord) -> int:
+    """Note a run that begins, inside an open transaction; returns its number."""
+    lineage = orjson.dumps(run.lineage(), option=orjson.OPT_SORT_KEYS).decode()
+    cursor = connection.execute(
+        "INSERT INTO runs (run_id, started_us, ending, lineage_json, config_json, checksum)"
+        " VALUES (?, ?, '', ?, ?, 0)",
+        (run.run_id, micros(run.started_at), lineage, run.config_json),
+    )
+    number = int(cursor.lastrowid or 0)
+    _end(connection, _row(connection, "runs", number), None, "", None)
+    return number
+
+
+def end_run(
+    connection: sqlite3.Connection, run: int, ended_us: int | None, ending: str, exit_code: int | None
+) -> None:
+    """Note how run number `run` ended, inside an open transaction.
+
+    Raises:
+        StoreCorrupt: its row is not what was written.
+    """
+    row = _row(connection, "runs", run)
+    require_whole("runs", [row], Path(NAME))
+    _end(connection, row, ended_us, ending, exit_code)
+
+
+def _end(
+    connection: sqlite3.Connection,
+    row: Mapping[str, Any],
+    ended_us: int | None,
+    ending: str,
+    exit_code: int | None,
+) -> None:
+    check = checksum(
+        [row["run"], row["run_id"], row["started_us"], ended_us, ending, exit_code],
+        row["lineage_json"].encode(), row["config_json"].encode(),
+    )  # fmt: skip
+    connection.execute(
+        "UPDATE runs SET ended_us = ?, ending = ?, exit_code = ?, checksum = ? WHERE run = ?",
+        (ended_us, ending, exit_code, check, row["run"]),
+    )
+
+
+def _row(connection: sqlite3.Connection, table: str, number: int) -> dict[str, Any]:
+    """A row of `runs` or `intents` by its number, with its checksum; empty where there is none."""
+    names = (*COVERED[table][0], "checksum")
+    query = f"SELECT {', '.join(names)} FROM {table} WHERE {names[0]} = ?"  # noqa: S608 - our own names
+    found = connection.execute(query, (number,)).fetchone()
+    return {} if found is None else dict(zip(names, found, strict=True))
 
 
 def _inserted(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:

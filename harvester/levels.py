@@ -15,9 +15,9 @@ from typing import Any
 import orjson
 
 from harvester.admission import LOOK
+from harvester.checksums import signing
 from harvester.clock import Clock
 from harvester.config import Teacher
-from harvester.database import sign
 from harvester.journal import Journal
 from harvester.learned import DAY_S
 from harvester.limiter import Charge, Limiter, amount
@@ -114,6 +114,5 @@ def _read(journal: Journal, name: str, url: str, wall: float) -> tuple[dict[str,
 
 
 def _write(journal: Journal, notes: list[tuple[str, str]]) -> None:
-    with journal.writing() as connection:
+    with journal.writing() as connection, signing(connection, "meta"):
         connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", notes)
-        sign(connection, "meta")

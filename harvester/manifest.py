@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from harvester.database import checksum, set_meta
+from harvester.checksums import checksum, damaged, is_whole, set_meta
+from harvester.database import NAME
 from harvester.journal import KEYS_PER_LOOKUP, Journal
 from harvester.ledger import micros
 from harvester.records import ShardEntry
+
+CHUNKS_PER_STEP = 16
 
 
 def manifest_of(journal: Journal) -> list[ShardEntry]:
@@ -49,7 +53,11 @@ def enter_new(connection: sqlite3.Connection, entry: ShardEntry) -> None:
 
 
 def place_answers(connection: sqlite3.Connection, shard: int, keys: Sequence[bytes]) -> None:
-    """Journalled answers lie in this shard from now on: into the index, their bodies out of the journal."""
+    """Journalled answers lie in this shard from now on: into the index, their bodies out of the journal.
+
+    Who calls it has held each row against its checksum, when it was read to be written into the shard or to
+    be compared with it: reading the bodies again would make a living harvest wait.
+    """
     for holes, chunk in _chunks(keys):
         query = f"SELECT key, outcome, max_tokens, asker FROM answers WHERE key IN ({holes}) ORDER BY key"  # noqa: S608
         rows = connection.execute(query, chunk).fetchall()
@@ -61,14 +69,44 @@ def place_answers(connection: sqlite3.Connection, shard: int, keys: Sequence[byt
 
 
 def move_keys(connection: sqlite3.Connection, shard: int, keys: Sequence[bytes]) -> None:
-    """Sealed keys lie in this shard from now on."""
+    """Sealed keys lie in this shard from now on.
+
+    Raises:
+        StoreCorrupt: an index row is not what was written.
+    """
     for holes, chunk in _chunks(keys):
-        query = f"SELECT key, outcome, max_tokens, asker FROM keys WHERE key IN ({holes}) ORDER BY key"  # noqa: S608
-        rows = connection.execute(query, chunk).fetchall()
         connection.executemany(
             "UPDATE keys SET shard = ?, checksum = ? WHERE key = ?",
-            [(shard, _check(shard, *row), row[0]) for row in rows],
+            [(shard, _check(shard, *row), row[0]) for row in _whole(connection, holes, chunk)],
         )
+
+
+def require_index(journal: Journal, keys: Sequence[bytes]) -> Iterator[None]:
+    """Look at the index rows of sealed keys, some thousands a step, before they are moved.
+
+    Raises:
+        StoreCorrupt: one is not what was written; names its key.
+    """
+    for number, (holes, chunk) in enumerate(_chunks(keys)):
+        with journal.reading() as connection:
+            _whole(connection, holes, chunk)
+        if number % CHUNKS_PER_STEP == CHUNKS_PER_STEP - 1:
+            yield
+
+
+def _whole(
+    connection: sqlite3.Connection, holes: str, keys: Sequence[bytes]
+) -> list[tuple[bytes, int, int | None, bytes]]:
+    """Key, outcome, ceiling and asker of these index rows, each as it was written."""
+    query = (
+        f"SELECT key, outcome, max_tokens, asker, shard, checksum FROM keys WHERE key IN ({holes})"  # noqa: S608
+        " ORDER BY key"
+    )
+    rows = connection.execute(query, keys).fetchall()
+    for key, outcome, most_tokens, asker, shard, check in rows:
+        if not is_whole((shard, outcome, most_tokens, key, asker), 3, check):
+            raise damaged("keys", key.hex(), Path(NAME))
+    return [row[:4] for row in rows]
 
 
 def _chunks(keys: Sequence[bytes]) -> Iterator[tuple[str, Sequence[bytes]]]:

@@ -1,49 +1,42 @@
-"""Repair and purge: the two verbs that take rows out of a store.
+"""Repair: what is damaged or foreign leaves a store, what still reads stays.
 
-Repair moves damaged and foreign files into `quarantine/`, never deletes one, keeps every row that still
+It moves damaged and foreign files into `quarantine/`, never deletes one, keeps every row that still
 reads, and forgets only keys whose answers are gone, so that the next run asks for exactly these again.
 """
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 import time
-from collections.abc import Collection, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
-import pyarrow.compute as pc
 
-from harvester import finished
+from harvester import database, finished, quarantine, wal
 from harvester.bill import Bill, bill_of
+from harvester.checksums import COVERED, changed, checksum, sign
 from harvester.corpus import Corpus
-from harvester.database import OUTCOME_CODES, checksum
-from harvester.errors import ConfigError, HarvesterError, StoreCorrupt
-from harvester.findings import Finding
+from harvester.database import OUTCOME_CODES
+from harvester.errors import StoreCorrupt, StoreError
+from harvester.findings import Finding, has_lost_journal, look, look_at_copy, look_at_journal
 from harvester.journal import Journal
 from harvester.ledger import ceiling
 from harvester.lock import StoreLock, is_held
 from harvester.manifest import enter, keys_in, manifest_of
+from harvester.orphans import beyond, contents_of
 from harvester.proof import proven
 from harvester.records import ShardEntry
-from harvester.rewriting import rewrite, tidy
-from harvester.shard_file import (
-    FOLDER,
-    NAME,
-    digest_of,
-    disk,
-    lineage_digest,
-    lineages_in,
-    opened,
-    sync_folder,
-)
-from harvester.shards import seal
+from harvester.rewriting import finished_off, rewrite
+from harvester.shard_file import FOLDER, digest_of, disk
+from harvester.shards import adopt
 
-QUARANTINE = "quarantine"
 _SHARD_FINDINGS = frozenset({"missing", "torn", "changed", "damaged", "disagrees"})
-_TABLES = ("answers", "keys", "dead", "asks", "failures", "intents")
+_MENDABLE = frozenset(f"{database.NAME} {table}" for table in ("answers", "keys", "finished", "meta"))
+"""Where a row that is not what was written can go: what it stood for is asked again, or found again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,58 +51,108 @@ class Repaired:
 def mend(journal: Journal, store: Path) -> Repaired:
     """Quarantine what is damaged or foreign, keep what still reads, forget what is gone.
 
+    Nothing is sealed: the terms were not asked, and what is journalled stays so.
+
     Raises:
-        StoreCorrupt: the journal itself is damaged: no program can tell what it held.
+        StoreCorrupt: the journal is damaged where no program can tell what it held.
         StoreError, StoreFull: the disk refuses.
     """
-    tidy(journal, store)
-    seal(journal, store, target_bytes=1, everything=False)  # adopts what a crash left half sealed
-    findings = Corpus.open(store).verify()
-    for one in findings:
-        if not one.place.startswith((f"{FOLDER}/", "shard ")):
-            raise StoreCorrupt(
-                one.message, place=one.place,
-                remedy="restore journal.db from a copy; the shards stay readable as they are",
-            )  # fmt: skip
-    if _reinstate(journal, store):
-        findings = Corpus.open(store).verify()
-    moved: list[str] = []
-    saved, lost = 0, set[bytes]()
+    lost, unindexed = _give_up_rows(journal, store)
+    adopt(journal, store)
+    _reinstate(journal, store)
     by_name = {entry.name: entry for entry in manifest_of(journal)}
-    for name in sorted({one.place.removeprefix(f"{FOLDER}/") for one in findings if _in_folder(one)}):
-        entry = by_name.get(name)
+    incomplete = [entry for entry in by_name.values() if _indexed(journal, entry) != entry.rows]
+    for entry in incomplete:
+        _reindex(journal, store, entry)
+    if any(_indexed(journal, entry) < entry.rows for entry in incomplete):
+        lost |= unindexed - set(journal.held(sorted(unindexed)))
+    findings = look(store, store / FOLDER, tuple(by_name.values()), has_journal=True, alone=True)
+    names = sorted({one.place.removeprefix(f"{FOLDER}/") for one in findings if _in_folder(one)})
+    moved, saved = [], 0
+    for name in sorted(names, key=lambda name: name in by_name):  # strangers first: they may wear a number
         if (store / FOLDER / name).exists():
-            _copy_away(store, name, keep=entry is not None)
+            quarantine.put(store, store / FOLDER / name, keep=name in by_name)
             moved.append(name)
-        if entry is not None:
-            _reindex(journal, store, entry)
-            indexed = len(keys_in(journal, entry))
-            gone = _drain(rewrite(journal, store, [entry], salvage=True))
+        if name in by_name:
+            indexed = _indexed(journal, by_name[name])
+            gone = finished_off(rewrite(journal, store, [by_name[name]], salvage=True))
             lost |= gone
             saved += indexed - len(gone)
     lost |= _forget_strays(journal)
     return Repaired(tuple(moved), saved, tuple(sorted(key.hex() for key in lost)))
 
 
-def _reinstate(journal: Journal, store: Path) -> bool:
+def _give_up_rows(journal: Journal, store: Path) -> tuple[set[bytes], set[bytes]]:
+    """Take out rows that are not what was written, where what they stood for can be had again.
+
+    Returns the keys of answers, which are asked again, and those of index rows, which a shard may give back.
+
+    Raises:
+        StoreCorrupt: something else is damaged; nothing has changed.
+    """
+    places = set()
+    for one in look_at_journal(store):
+        if one.place not in _MENDABLE and not one.place.startswith((f"{FOLDER}/", "shard ")):
+            raise StoreCorrupt(
+                one.message, place=one.place,
+                remedy="restore journal.db from a copy; the shards stay readable as they are",
+            )  # fmt: skip
+        places.add(one.place)
+    if not places & _MENDABLE:
+        return set(), set()
+    with journal.reading() as connection:
+        answers, index = (
+            {values[COVERED[table][0].index("key")] for values in changed(connection, table)}
+            for table in ("answers", "keys")
+        )
+    with journal.writing() as connection:
+        finished.forget(connection)
+        connection.executemany("DELETE FROM answers WHERE key = ?", [(key,) for key in answers])
+        connection.executemany("DELETE FROM keys WHERE key = ?", [(key,) for key in index])
+        if f"{database.NAME} meta" in places:
+            _renew_numbers(connection)
+    return _keys(answers), _keys(index)
+
+
+def _keys(found: set[Any]) -> set[bytes]:
+    """Without those that a flipped bit turned into another type."""
+    return {one for one in found if isinstance(one, bytes)}
+
+
+def _renew_numbers(connection: sqlite3.Connection) -> None:
+    """The numbers of `meta` from what the other tables show; holds that still read stay, other notes go."""
+    highest = {
+        "last_shard": "SELECT coalesce(max(shard), 0) FROM"
+        " (SELECT shard FROM manifest UNION SELECT shard FROM keys)",
+        "last_attempt_id": "SELECT coalesce(max(attempt_id), 0) FROM"
+        " (SELECT attempt_id FROM intents UNION SELECT attempt_id FROM failures)",
+    }
+    rows = [(name, str(connection.execute(query).fetchone()[0])) for name, query in highest.items()]
+    connection.execute("DELETE FROM meta WHERE name NOT GLOB 'hold:*' OR NOT json_valid(value)")
+    connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+    sign(connection, "meta")
+
+
+def _reinstate(journal: Journal, store: Path) -> None:
     """Give whole files back the manifest row they lost; the key index still knows their number."""
     known = {entry.shard for entry in manifest_of(journal)}
-    again = False
-    for path in sorted((store / FOLDER).glob("part-*.parquet")):
-        match = NAME.match(path.name)
-        if match is None or int(match[1]) in known:
+    for path in beyond(store / FOLDER, 0):
+        number = int(path.name[5:13])
+        held = None if number in known else contents_of(path)
+        if held is None:
             continue
-        digest, size = digest_of(path)
-        if digest[:16] != match[2]:
-            continue
-        with opened(path) as file:
-            rows, lineage = file.metadata.num_rows, lineage_digest(lineages_in(file)[0])
-        entry = ShardEntry(int(match[1]), path.name, digest, rows, size, lineage, path.stat().st_mtime)
-        if len(keys_in(journal, entry)) == rows:
+        rows, at = len(held.keys), path.stat().st_mtime
+        entry = ShardEntry(number, path.name, held.sha256, rows, held.size_bytes, held.lineage, at)
+        if keys_in(journal, entry) == set(held.keys):
+            known.add(number)
             with journal.writing() as connection:
                 enter(connection, entry)
-            again = True
-    return again
+
+
+def _indexed(journal: Journal, entry: ShardEntry) -> int:
+    with journal.reading() as connection:
+        query = "SELECT count(*) FROM keys WHERE shard = ?"
+        return int(connection.execute(query, (entry.shard,)).fetchone()[0])
 
 
 def _reindex(journal: Journal, store: Path, entry: ShardEntry) -> None:
@@ -141,20 +184,6 @@ def _in_folder(one: Finding) -> bool:
     return one.place.startswith(f"{FOLDER}/") and one.kind in {*_SHARD_FINDINGS, "foreign"}
 
 
-def _copy_away(store: Path, name: str, *, keep: bool) -> None:
-    """Into quarantine; a shard of the manifest is linked there, for its rows are still to be saved."""
-    folder = store / QUARANTINE
-    with disk(folder):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        target = folder / name
-        target.unlink(missing_ok=True)
-        if keep:
-            target.hardlink_to(store / FOLDER / name)
-        else:
-            (store / FOLDER / name).rename(target)
-        sync_folder(folder)
-
-
 def _forget_strays(journal: Journal) -> set[bytes]:
     """Keys that point at a shard nobody knows."""
     query = "SELECT key FROM keys WHERE shard NOT IN (SELECT shard FROM manifest)"
@@ -167,65 +196,6 @@ def _forget_strays(journal: Journal) -> set[bytes]:
     return strays
 
 
-def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
-    """Take keys out of journal and shards for good; returns how many of them were held.
-
-    Freed pages are overwritten and the write-ahead log is emptied. Damaged shards in quarantine go as a
-    whole: what they hold can't be told, and their readable rows were saved. Counters of runs keep their sums.
-
-    Raises:
-        StoreError, StoreFull, StoreCorrupt.
-    """
-    wanted = set(keys)
-    tidy(journal, store)
-    with journal.reading() as connection:
-        connection.execute("PRAGMA secure_delete=ON")
-    held = set(journal.held(sorted(wanted)))
-    for entry in manifest_of(journal):
-        if wanted & keys_in(journal, entry):
-            _drain(rewrite(journal, store, [entry], without=wanted))
-    with journal.writing() as connection:
-        finished.forget(connection)
-        for table in _TABLES:
-            connection.executemany(
-                f"DELETE FROM {table} WHERE key = ?",  # noqa: S608 - our own names
-                [(key,) for key in sorted(wanted)],
-            )
-    with journal.reading() as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    if held:
-        with disk(store / QUARANTINE):
-            for path in (store / QUARANTINE).glob("part-*.parquet"):
-                path.unlink()
-        journal.write_dead_letters(store)
-    return len(held)
-
-
-def keys_of_prompt(journal: Journal, store: Path, prompt_id: str) -> set[bytes]:
-    """Every key that this prompt asked for, by whichever row."""
-    found: set[bytes] = set()
-    with journal.reading() as connection:
-        for table in ("answers", "asks", "dead"):
-            for key, text in connection.execute(f"SELECT key, prompt_json FROM {table}"):  # noqa: S608
-                if orjson.loads(text)["id"] == prompt_id:
-                    found.add(key)
-    for entry in manifest_of(journal):
-        with opened(store / FOLDER / entry.name) as file:
-            for batch in file.iter_batches(columns=["key", "prompt_id"]):
-                mask = pc.equal(batch.column("prompt_id"), prompt_id)
-                found |= {bytes.fromhex(text) for text in batch.filter(mask).column("key").to_pylist()}
-    return found
-
-
-def _drain(steps: Generator[str | None, None, set[bytes]]) -> set[bytes]:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            gone: set[bytes] = end.value
-            return gone
-
-
 def check(store: Path, *, repair: bool) -> tuple[dict[str, Any], list[str], int]:
     """`harvester verify`: its values, its lines for people, and how many findings are left.
 
@@ -236,20 +206,23 @@ def check(store: Path, *, repair: bool) -> tuple[dict[str, Any], list[str], int]
     data: dict[str, Any] = {}
     lines: list[str] = []
     if repair:
+        if has_lost_journal(store):
+            raise StoreCorrupt(
+                "gone, and no repair can tell what it held", place=str(store / database.NAME),
+                remedy="put it back from a copy; what lies in shards/ stays readable as it is",
+            )  # fmt: skip
         Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
-        with StoreLock(store, started_at=time.time()), closing(Journal.open(store)) as journal:
-            done = mend(journal, store)
-        data["repaired"] = {"quarantined": done.quarantined, "saved": done.saved, "lost": done.lost}
+        with StoreLock(store, started_at=time.time()):
+            logs = _put_log_aside(store)
+            with closing(Journal.open(store)) as journal:
+                done = mend(journal, store)
+        moved = (*logs, *done.quarantined)
+        data["repaired"] = {"quarantined": moved, "saved": done.saved, "lost": done.lost}
         lines.append(
-            f"repaired: {len(done.quarantined)} files in {store / QUARANTINE}, {done.saved:,} of their "
+            f"repaired: {len(moved)} files in {store / quarantine.FOLDER}, {done.saved:,} of their "
             f"answers saved, {len(done.lost):,} to be asked again"
         )
-    corpus = Corpus.open(store)
-    try:
-        findings = [str(one) for one in corpus.verify()]
-        answers = corpus.count()
-    except HarvesterError as error:
-        findings, answers = [str(error)], 0
+    findings, answers = _looked(store)
     bill = Bill(0, 0, ())
     if (store / "journal.db").exists() and not any("journal.db" in one for one in findings):
         with closing(Journal.open(store, read_only=True)) as journal:
@@ -272,21 +245,36 @@ def check(store: Path, *, repair: bool) -> tuple[dict[str, Any], list[str], int]
     return data, lines, len(findings)
 
 
-def purge_store(store: Path, key: str | None, prompt_id: str | None) -> int:
-    """`harvester purge`; returns the answers taken out.
+def _looked(store: Path) -> tuple[list[str], int]:
+    """Every finding, and the answers held; what can't even be opened is a finding too.
 
     Raises:
-        ConfigError: neither a key nor a prompt, or no key at all.
-        StoreLocked, StoreError.
+        StoreError: there is no store and no corpus here.
     """
-    if (key is None) == (prompt_id is None):
-        raise ConfigError("name a KEY or a --prompt-id", remedy="`harvester export` shows both")
     try:
-        wanted = set() if key is None else {bytes.fromhex(key)}
-    except ValueError:
-        raise ConfigError(f"{key!r} is not a key", remedy="64 hex digits") from None
-    Journal.open(store, read_only=True).close()
-    with StoreLock(store, started_at=time.time()), closing(Journal.open(store)) as journal:
-        if prompt_id is not None:
-            wanted = keys_of_prompt(journal, store, prompt_id)
-        return purge(journal, store, wanted)
+        corpus = Corpus.open(store)
+        return [str(one) for one in corpus.verify()], corpus.count()
+    except StoreError as error:
+        if (store / database.NAME).exists():
+            return [str(Finding("damaged", database.NAME, error.message))], 0
+        folder = store / FOLDER if (store / FOLDER).is_dir() else store
+        found = [str(one) for one in look_at_copy(folder)]
+        if has_lost_journal(store):
+            found.append(str(Finding("missing", database.NAME, error.message)))
+        if not found:
+            raise
+        return found, 0
+
+
+def _put_log_aside(store: Path) -> tuple[str, ...]:
+    """A write-ahead log with a changed byte is copied into quarantine, and what still reads of it is kept."""
+    log = wal.log_of(store / database.NAME)
+    with disk(store):
+        if not wal.commits_lost(log):
+            return ()
+        copy = store / f".{log.name}.copy"
+        shutil.copyfile(log, copy)  # not a link: SQLite goes on writing into the same file
+        copy.chmod(0o600)
+        name = quarantine.put(store, copy, keep=False, name=log.name)
+    database.empty_log(store)
+    return (name,)

@@ -22,7 +22,8 @@ from harvester.schema import Sample, text_of
 
 SELECT_ANSWERS = (
     "SELECT id, key, asker, run, outcome, max_tokens, status, sample_index, attempts, input_tokens,"
-    " output_tokens, cost_microusd, latency_us, at_us, endpoint, prompt_json, body_json, raw FROM answers"
+    " output_tokens, cost_microusd, latency_us, at_us, checksum, endpoint, prompt_json, body_json, raw"
+    " FROM answers"
 )
 SELECT_FACTS = "SELECT run, body_json, raw FROM answers"
 PARSED = frozenset(

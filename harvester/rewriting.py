@@ -19,23 +19,20 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harvester import exchange, finished
+from harvester import exchange, finished, orphans
 from harvester.errors import StoreLocked
 from harvester.failpoints import reach
 from harvester.journal import Journal
-from harvester.manifest import enter_new, keys_in, manifest_of, move_keys
+from harvester.manifest import enter_new, keys_in, manifest_of, move_keys, require_index
 from harvester.proof import proven
 from harvester.records import ShardEntry
 from harvester.schema import completed
 from harvester.shard_file import (
     BYTES_PER_GROUP,
     FOLDER,
-    NAME,
     ROWS_PER_GROUP,
     checked,
-    digest_of,
     disk,
-    keys_of,
     lineages_in,
     opened,
     writer_of,
@@ -84,6 +81,7 @@ def rewrite(
     folder = store / FOLDER
     if folder.with_name(exchange.STAGED).exists():  # `tidy` left it to a reader
         raise NotNow(folder)
+    orphans.require_none(folder, journal.next_shard() - 1)
     hidden = folder / f".part-{journal.next_shard():08d}.tmp"
     with contextlib.ExitStack() as held:  # from the question to the commit nobody may come to read
         try:
@@ -121,6 +119,7 @@ def _staged(
     entry = None
     if keys:
         entry = yield from checked(hidden, journal.next_shard(), keys, entries[0].lineage_digest)
+        yield from require_index(journal, keys)
     new = None if entry is None else (hidden, entry.name)
     exchange.stage(folder, without={one.name for one in entries}, new=new)
     return entry, keys
@@ -236,19 +235,27 @@ def tidy(journal: Journal, store: Path) -> None:
 
 def _exchanged(
     journal: Journal, folder: Path, old: Sequence[ShardEntry]
-) -> tuple[ShardEntry, list[bytes]] | None:
+) -> tuple[ShardEntry, Sequence[bytes]] | None:
     """The file that took the place of `old`: numbered like the next shard, whole, without a strange key."""
     number = journal.next_shard()
     known = {key for entry in old for key in keys_in(journal, entry)}
-    for path in folder.glob(f"part-{number:08d}-*.parquet"):
-        match = NAME.match(path.name)
-        digest, size = digest_of(path)
-        if match is None or digest[:16] != match[2]:
-            continue
-        with opened(path) as file:
-            keys = keys_of(file)
-        if known.issuperset(keys):
+    for path in orphans.beyond(folder, number - 1):
+        held = orphans.contents_of(path)
+        if held is not None and int(path.name[5:13]) == number and known.issuperset(held.keys):
             made_at = path.stat().st_mtime
             digest_of_lineage = old[0].lineage_digest
-            return ShardEntry(number, path.name, digest, len(keys), size, digest_of_lineage, made_at), keys
+            entry = ShardEntry(
+                number, path.name, held.sha256, len(held.keys), held.size_bytes, digest_of_lineage, made_at
+            )
+            return entry, held.keys
     return None
+
+
+def finished_off(steps: Generator[str | None, None, set[bytes]]) -> set[bytes]:
+    """Run a rewriting to its end; returns the keys left behind."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            gone: set[bytes] = end.value
+            return gone

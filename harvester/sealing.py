@@ -115,7 +115,13 @@ async def seal_all(store: Path, writer: GroupCommit, target_bytes: int) -> int:
 
 
 def seal_now(store: Path) -> shards.SealResult:
-    """`harvester seal`: everything journalled becomes Parquet, without a run."""
+    """`harvester seal`: everything journalled becomes Parquet, without a run.
+
+    Raises:
+        TermsRefused: exit 77, and every answer stays journalled.
+        StoreError: no journal here, or the disk refuses; StoreLocked, StoreCorrupt by cause.
+    """
+    Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
     doors.ask(Corpus.open(store), "seal", store.resolve().parent)
     with StoreLock(store, started_at=time.time()):
         journal = Journal.open(store)

@@ -19,7 +19,8 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from harvester import portions
+from harvester import orphans, portions
+from harvester.checksums import require_whole
 from harvester.failpoints import reach
 from harvester.journal import Journal
 from harvester.manifest import enter_new, place_answers
@@ -30,16 +31,11 @@ from harvester.schema import to_table
 from harvester.shard_file import (
     BYTES_PER_GROUP,
     FOLDER,
-    NAME,
     ROWS_PER_GROUP,
     ROWS_PER_SHARD,
     checked,
-    digest_of,
     disk,
-    keys_of,
     lineage_digest,
-    lineages_in,
-    opened,
     sync_folder,
     writer_of,
 )
@@ -99,9 +95,7 @@ def seal_steps(
     folder = store / FOLDER
     with disk(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
-    tidy(journal, store)
-    with disk(folder):
-        files = _adopt(journal, folder)
+    files = go_on(journal, store)
     rows = sum(count for _, count in files)
     full = lacking = target_bytes * EXPECTED_COMPRESSION
     for group in _groups(journal):
@@ -204,7 +198,11 @@ def _together(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def _slice(journal: Journal, group: _Group, after: int) -> list[dict[str, Any]]:
-    """The next unsealed answers in order of arrival. Not one long cursor: it would hold the WAL."""
+    """The next unsealed answers in order of arrival. Not one long cursor: it would hold the WAL.
+
+    Raises:
+        StoreCorrupt: one is not what was written; names its key.
+    """
     holes = ",".join("?" * len(group.runs))
     query = f"{SELECT_ANSWERS} WHERE run IN ({holes}) AND id > ? AND id <= ? ORDER BY id"
     rows: list[dict[str, Any]] = []
@@ -216,6 +214,7 @@ def _slice(journal: Journal, group: _Group, after: int) -> list[dict[str, Any]]:
         names = [column[0] for column in cursor.description]
         for values in cursor:
             rows.append(dict(zip(names, values, strict=True)))
+            require_whole("answers", rows[-1:], journal.path)
             size += _stored(rows[-1])
             if len(rows) >= ROWS_PER_SLICE or size >= portions.BYTES:
                 break
@@ -235,35 +234,37 @@ def _commit(journal: Journal, entry: ShardEntry, keys: Sequence[bytes]) -> None:
     reach("shards.after_commit")
 
 
-def _adopt(journal: Journal, folder: Path) -> list[tuple[str, int]]:
-    """Finish the sealing that a crash cut between rename and commit; its rows are still journalled."""
-    number = journal.next_shard()
-    adopted = []
-    for path in sorted(folder.glob(f"part-{number:08d}-*.parquet")):
-        match = NAME.match(path.name)
-        if match is None or number != journal.next_shard():
-            continue
-        digest, size = digest_of(path)
-        if digest[:16] != match[2]:
-            continue  # damaged or not ours: `verify` names it, its rows are sealed again from the journal
-        keys, lineage = _contents(path)
-        if not _are_journalled(journal, keys):
-            continue
-        sync_folder(folder)
-        entry = ShardEntry(int(match[1]), path.name, digest, len(keys), size, lineage, time.time())
-        _commit(journal, entry, keys)
-        adopted.append((path.name, len(keys)))
+def go_on(journal: Journal, store: Path) -> list[tuple[str, int]]:
+    """Finish what a kill left half done; returns names and rows of the shards adopted.
+
+    Raises:
+        StoreCorrupt: a file that is not ours wears a number that no shard has had yet.
+        StoreError: the disk refuses.
+    """
+    adopted = adopt(journal, store)
+    orphans.require_none(store / FOLDER, journal.next_shard() - 1)
     return adopted
 
 
-def _contents(path: Path) -> tuple[list[bytes], str]:
-    """The keys of a file, in order, and its lineage digest."""
-    with opened(path) as file:
-        return keys_of(file), lineage_digest(lineages_in(file)[0])
+def adopt(journal: Journal, store: Path) -> list[tuple[str, int]]:
+    """Finish the merge and the sealing that a crash cut short; the rows of the latter are still journalled.
 
-
-def _are_journalled(journal: Journal, keys: Sequence[bytes]) -> bool:
-    """Whether the journal holds the bodies of all of them still."""
-    query = "SELECT EXISTS (SELECT 1 FROM answers WHERE key = ?)"
-    with journal.reading() as connection:
-        return all(connection.execute(query, (key,)).fetchone()[0] for key in keys)
+    Raises:
+        StoreError: the disk refuses.
+    """
+    tidy(journal, store)
+    folder, number, adopted = store / FOLDER, journal.next_shard(), []
+    with disk(folder):
+        for path in sorted(folder.glob(f"part-{number:08d}-*.parquet")):
+            held = orphans.contents_of(path)
+            with journal.reading() as connection:
+                if held is None or not orphans.is_half_sealed(connection, path):
+                    continue  # damaged or not ours
+            sync_folder(folder)
+            entry = ShardEntry(
+                number, path.name, held.sha256, len(held.keys), held.size_bytes, held.lineage, time.time()
+            )
+            _commit(journal, entry, held.keys)
+            adopted.append((path.name, len(held.keys)))
+            break
+    return adopted

@@ -62,10 +62,10 @@ def purge(
     as_json: bool = JSON,
 ) -> None:
     """Take answers out of the journal, the shards and so of every corpus and export, for good."""
-    from harvester import mending
+    from harvester import purging
     from harvester.commands.console import emit
 
-    taken = mending.purge_store(store, key, prompt_id)
+    taken = purging.purge_store(store, key, prompt_id)
     emit({"purged": taken}, [f"purged {taken:,} answers from {store}"], as_json=as_json)
 
 

@@ -235,13 +235,17 @@ def test_a_torn_shard_is_named(tmp_path):
 
 def test_a_foreign_file_is_named_unless_it_is_just_being_sealed(tmp_path):
     make(tmp_path)
-    shutil.copy(shard_of(tmp_path), tmp_path / "shards" / "part-00000009-0123456789abcdef.parquet")
+    name = "part-00000002-0123456789abcdef.parquet"
+    shutil.copy(shard_of(tmp_path), tmp_path / "shards" / name)
     (tmp_path / "shards" / ".part-00000010.tmp").write_bytes(b"half")
     (finding,) = Corpus.open(tmp_path).verify()
-    assert (finding.kind, finding.place) == ("foreign", "shards/part-00000009-0123456789abcdef.parquet")
+    assert (finding.kind, finding.place) == ("foreign", f"shards/{name}")
     assert len(ids(tmp_path)) == 30  # the manifest decides, not the folder
     with StoreLock(tmp_path, started_at=0.0):
         assert kinds(tmp_path) == set()
+        (tmp_path / "shards" / name.replace("2-", "9-")).write_bytes(b"")
+        assert kinds(tmp_path) == {"foreign"}
+        (tmp_path / "shards" / name.replace("2-", "9-")).unlink()
     (tmp_path / "shards" / "notes.parquet").write_bytes(b"")
     assert kinds(tmp_path) == {"foreign"}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harvester import database, findings, finished, inbox, mending
+from harvester import database, findings, finished, inbox, mending, purging
 from harvester.corpus import Corpus
 from harvester.journal import Journal
 from harvester.journey import Request
@@ -95,7 +95,7 @@ def test_a_purged_key_is_asked_again_and_no_other(mock_teacher: Mock, tmp_path: 
     mock = mock_teacher()
     ran(mock, tmp_path)
     (key,) = {s.key for s in Corpus.open(tmp_path / "store").samples() if "5 + 10" in str(s.messages)}
-    assert mending.purge_store(tmp_path / "store", key, None) == 1
+    assert purging.purge_store(tmp_path / "store", key, None) == 1
     assert remembered(tmp_path) == 0
     assert ran(mock, tmp_path)[0].billed["requests"] == 1
     assert (remembered(tmp_path), ran(mock, tmp_path)[0].billed["requests"]) == (1, 0)

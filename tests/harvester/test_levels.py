@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harvester.checksums import signing
 from harvester.harvest import PassLimits
 from harvester.journal import Journal
 from harvester.limiter import Bucket
@@ -72,7 +73,10 @@ def test_a_loop_of_crashes_keeps_the_rate(mock_teacher: Mock, tmp_path: Path) ->
     bench.run(chosen, sums(9), limits=PassLimits(runtime_s=5, grace_s=1))
     assert mock.totals()["requests"] == 1
     for _ in range(3):
-        with Journal.open(tmp_path / "store") as journal, journal.writing() as connection:
+        with (
+            Journal.open(tmp_path / "store") as journal, journal.writing() as connection,
+            signing(connection, "meta"),
+        ):  # fmt: skip
             connection.execute("DELETE FROM meta WHERE name LIKE 'levels:%'")
         bench.run(chosen, sums(9), limits=PassLimits(runtime_s=5, grace_s=1))
     assert mock.totals()["requests"] == 1

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harvester import compaction, mending, proof
+from harvester import compaction, mending, proof, purging
 from harvester.corpus import Corpus
 from harvester.errors import ConfigError, HarvesterError, StoreCorrupt, StoreLocked
 from harvester.export import export
@@ -156,9 +156,10 @@ def test_a_purged_key_leaves_journal_shards_corpus_and_every_byte(tmp_path):
         journal.apply([Ask(key_of(4), prompt_of(9, id="other", metadata={"who": secret}), 0)])
     assert traces(tmp_path, secret.encode()) or sealed(tmp_path)
     old = sealed(tmp_path)[0].name
-    assert mending.purge_store(tmp_path, key_of(3).hex(), None) == 1
-    assert mending.purge_store(tmp_path, None, "other") == 1
-    assert mending.purge_store(tmp_path, None, "other") == 0
+    assert purging.purge_store(tmp_path, key_of(3).hex(), None) == 1
+    assert purging.purge_store(tmp_path, None, "other") == 1
+    with pytest.raises(ConfigError, match="no prompt 'other'"):
+        purging.purge_store(tmp_path, None, "other")
     assert set(rows_of(tmp_path)) == {key_of(n).hex() for n in range(3)}
     assert traces(tmp_path, secret.encode()) == []
     assert old not in {path.name for path in sealed(tmp_path)}
@@ -192,7 +193,7 @@ def test_a_purge_reaches_exports_quarantine_and_dead_letters(tmp_path):
         journal.apply([answer(3, prompt=prompt), answer(0), answer(1)])
     assert traces(store, secret)
     assert list((store / "quarantine").iterdir())
-    mending.purge_store(store, None, "p3")
+    purging.purge_store(store, None, "p3")
     assert traces(store, secret) == []
     assert list((store / "quarantine").iterdir()) == []
     export(store, tmp_path / "out")
@@ -203,18 +204,21 @@ def test_a_purge_reaches_exports_quarantine_and_dead_letters(tmp_path):
 
 def test_the_last_row_of_a_shard_takes_the_file_with_it(tmp_path):
     make(tmp_path, parts=1, rows=1)
-    mending.purge_store(tmp_path, None, "p0")
+    purging.purge_store(tmp_path, None, "p0")
     assert sealed(tmp_path) == []
     assert Corpus.open(tmp_path).count() == 0
 
 
 def test_purge_wants_exactly_one_name_and_the_store_for_itself(tmp_path):
     make(tmp_path, parts=1)
-    for key, prompt in ((None, None), ("00", "p1"), ("xyz", None)):
+    nobody = key_of(900).hex()
+    for key, prompt in (
+        (None, None), ("00", "p1"), ("xyz", None), ("abcd", None), (nobody, None), (None, "p900"),
+    ):  # fmt: skip
         with pytest.raises(ConfigError):
-            mending.purge_store(tmp_path, key, prompt)
+            purging.purge_store(tmp_path, key, prompt)
     with StoreLock(tmp_path, started_at=0.0), pytest.raises(StoreLocked):
-        mending.purge_store(tmp_path, key_of(0).hex(), None)
+        purging.purge_store(tmp_path, key_of(0).hex(), None)
 
 
 # --- repair -------------------------------------------------------------------------------------------

@@ -1,0 +1,144 @@
+"""What bears a row of the journal out: a CRC-32 over each, and one over the rows of `meta` or `counters`.
+
+Whoever moves a row or changes a signed table looks at the old sum first: a new one over damaged values would
+hide the damage for good.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from harvester.errors import StoreCorrupt
+
+# For every table: its columns, and how many of the first belong to the JSON part of the checksum.
+COVERED: dict[str, tuple[tuple[str, ...], int]] = {
+    table: (tuple(columns.split()), short)
+    for table, columns, short in (
+        ("runs", "run run_id started_us ended_us ending exit_code lineage_json config_json", 6),
+        ("intents", "attempt_id run at_us reserved_tokens reserved_microusd code endpoint key", 7),
+        ("answers", "run outcome max_tokens status sample_index attempts input_tokens output_tokens"
+         " cost_microusd latency_us at_us endpoint key asker prompt_json body_json raw", 12),
+        ("keys", "shard outcome max_tokens key asker", 3),
+        ("dead", "run max_tokens sample_index attempts at_us code message key asker prompt_json"
+         " body_json", 7),
+        ("asks", "sample_index key asker prompt_json", 1),
+        ("failures", "attempt_id run status maybe_billed at_us code key raw", 6),
+        ("manifest", "shard name sha256 rows size_bytes lineage_digest sealed_us", 7),
+        ("finished", "rows dead input_tokens digest", 3),
+    )
+}  # fmt: skip
+
+
+def checksum(scalars: Sequence[int | str | None], *texts: bytes) -> int:
+    """CRC-32 (IEEE) of a row: the JSON array of its short columns, then the bytes of the others."""
+    crc = zlib.crc32(orjson.dumps(scalars))
+    for text in texts:
+        crc = zlib.crc32(text, crc)
+    return crc
+
+
+def is_whole(values: Sequence[Any], short: int, check: object) -> bool:
+    """Whether a row's values, in the order of `COVERED`, have this checksum."""
+    long = [value.encode() if isinstance(value, str) else value for value in values[short:]]
+    try:
+        return checksum(values[:short], *long) == check
+    except TypeError:  # a flipped bit can turn a column into another type
+        return False
+
+
+def require_whole(table: str, rows: Iterable[Mapping[str, Any]], place: Path) -> None:
+    """Do nothing when each row, a mapping of at least the covered columns and `checksum`, is as written.
+
+    Raises:
+        StoreCorrupt: names the key of the first that is not.
+    """
+    columns, short = COVERED[table]
+    for row in rows:
+        values = [row[name] for name in columns]
+        if not is_whole(values, short, row["checksum"]):
+            raise damaged(table, name_of(table, values), place)
+
+
+def damaged(table: str, name: str, place: Path) -> StoreCorrupt:
+    """The error that names a row which is not what was written."""
+    return StoreCorrupt(
+        f"the row of {table} for {name} is not what was written",
+        place=str(place),
+        remedy="`harvester verify PATH --repair` mends what can be mended without guessing",
+    )
+
+
+def changed(connection: sqlite3.Connection, table: str) -> Iterator[list[Any]]:
+    """The values, in the order of `COVERED`, of each row that is not what was written."""
+    columns, short = COVERED[table]
+    query = f"SELECT {', '.join(columns)}, checksum FROM {table}"  # noqa: S608 - our own names
+    for *values, check in connection.execute(query):
+        if not is_whole(values, short, check):
+            yield values
+
+
+def name_of(table: str, values: Sequence[Any]) -> str:
+    """What a row is known by: its key in hex where it has one, else its number."""
+    columns, _ = COVERED[table]
+    value = values[columns.index("key")] if "key" in columns else values[0]
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+@contextmanager
+def signing(connection: sqlite3.Connection, name: str) -> Iterator[None]:
+    """Change rows of `meta` or `counters:RUN` in the block, inside an open transaction.
+
+    Raises:
+        StoreCorrupt: they were not what was written, before the block.
+    """
+    query = "SELECT checksum FROM checks WHERE name = ?"
+    told = connection.execute(query, (name,)).fetchone()
+    if told is not None and not is_signed(connection, name, told[0]):
+        raise StoreCorrupt(
+            f"the rows of {name} are not those that were written",
+            place="journal.db",
+            remedy="`harvester verify PATH --repair`",
+        )
+    yield
+    sign(connection, name)
+
+
+def sign(connection: sqlite3.Connection, name: str) -> None:
+    """Renew the checksum over `meta` or `counters:RUN`, whatever it was."""
+    connection.execute("INSERT OR REPLACE INTO checks VALUES (?, ?)", (name, _sum(connection, name)))
+
+
+def is_signed(connection: sqlite3.Connection, name: str, check: object) -> bool:
+    """Whether the rows of `meta` or `counters:RUN` have this checksum."""
+    try:
+        return _sum(connection, name) == check
+    except (TypeError, ValueError):  # a flipped bit in a name or a type
+        return False
+
+
+def set_meta(connection: sqlite3.Connection, name: str, value: int) -> None:
+    """Write a value of `meta`, inside an open transaction.
+
+    Raises:
+        StoreCorrupt: as `signing`.
+    """
+    with signing(connection, "meta"):
+        connection.execute("UPDATE meta SET value = ? WHERE name = ?", (str(value), name))
+
+
+def _sum(connection: sqlite3.Connection, name: str) -> int:
+    """Over the rows in order of their names."""
+    table, _, run = name.partition(":")
+    if table == "meta":
+        rows = connection.execute("SELECT name, value FROM meta ORDER BY name").fetchall()
+    else:
+        query = "SELECT name, value FROM counters WHERE run = ? ORDER BY name"
+        rows = connection.execute(query, (int(run),)).fetchall()
+    return checksum([value for row in rows for value in row])

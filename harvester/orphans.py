@@ -1,0 +1,117 @@
+"""Files of `shards/` that wear a number no shard has had yet: a kill cut their sealing or their merge short.
+
+Between its rename and the transaction that names it a file is in no manifest. The next process takes it over,
+but only when the journal bears it out; any other file with such a number is somebody else's, or the journal
+is older than its shards, and nothing may be written under that number before it is gone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from harvester import database
+from harvester.checksums import COVERED, is_whole
+from harvester.errors import StoreCorrupt, StoreError
+from harvester.exchange import find
+from harvester.shard_file import FOLDER, NAME, digest_of, keys_of, lineage_digest, lineages_in, opened
+
+_ODD = (StoreError, pa.ArrowException, ValueError, KeyError, IndexError, AttributeError, TypeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A whole file of our columns: its keys, in order, its lineage digest, its SHA-256, its bytes."""
+
+    keys: tuple[bytes, ...]
+    lineage: str
+    sha256: str
+    size_bytes: int
+
+
+def contents_of(path: Path) -> Contents | None:
+    """What a file holds, None where its name is not that of its bytes or its columns are not ours.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    match = NAME.match(path.name)
+    if match is None or not path.is_file():
+        return None
+    digest, size = digest_of(path)
+    if digest[:16] != match[2]:
+        return None
+    try:
+        with opened(path) as file:
+            return Contents(tuple(keys_of(file)), lineage_digest(lineages_in(file)[0]), digest, size)
+    except _ODD:
+        return None
+
+
+def beyond(folder: Path, last: int) -> list[Path]:
+    """Files numbered higher than the last shard, in order of their numbers."""
+    named = ((NAME.match(path.name), path) for path in folder.glob("part-*"))
+    return sorted(path for match, path in named if match is not None and int(match[1]) > last)
+
+
+def require_none(folder: Path, last: int) -> None:
+    """Do nothing when no file wears a number higher than the last shard's.
+
+    Raises:
+        StoreCorrupt: names the first that does.
+    """
+    for path in beyond(folder, last):
+        raise StoreCorrupt(
+            f"no manifest row names it, and the last shard has number {last}",
+            place=str(path),
+            remedy="was an older journal.db put back? then put the newest back; else"
+            " `harvester verify PATH --repair` moves the file away",
+        )
+
+
+def require_journal(store: Path) -> None:
+    """Do nothing unless sealed answers lie beside no journal, or an empty one: a new one would know none of
+    them, and all would be paid for again.
+
+    Raises:
+        StoreCorrupt: they do.
+    """
+    path = store / database.NAME
+    if path.exists() and path.stat().st_size:
+        return
+    for shard in sorted((store / FOLDER).glob("part-*.parquet")):
+        raise StoreCorrupt(
+            f"gone or empty, but sealed answers lie beside it ({shard.name})",
+            place=str(path),
+            remedy="put it back from a copy, or take another [store] path; shards/ stays readable as it is",
+        )
+
+
+def is_half_sealed(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether each row of a whole file is an answer that the journal still holds, as it was written."""
+    columns, short = COVERED["answers"]
+    query = f"SELECT {', '.join(columns)}, checksum FROM answers WHERE key = ?"  # noqa: S608 - our own names
+    raw_at = columns.index("raw")
+    with opened(path) as file:
+        for batch in file.iter_batches(batch_size=256, columns=["key", "raw"]):
+            for row in batch.to_pylist():
+                found = connection.execute(query, (bytes.fromhex(row["key"]),)).fetchone()
+                if found is None or found[raw_at] != row["raw"] or not is_whole(found[:-1], short, found[-1]):
+                    return False
+    return True
+
+
+def is_half_merged(
+    connection: sqlite3.Connection, folder: Path, keys: Collection[bytes], named: Collection[tuple[int, str]]
+) -> bool:
+    """Whether the keys are some of those whose shards, `named` by the manifest, wait beside the folder."""
+    known: set[bytes] = set()
+    for shard, name in named:
+        if find(folder, name).parent != folder:
+            query = "SELECT key FROM keys WHERE shard = ?"
+            known |= {key for (key,) in connection.execute(query, (shard,))}
+    return bool(known) and known.issuperset(keys)
