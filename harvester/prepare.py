@@ -105,6 +105,7 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
     verdict = gate(config, root)
     verdict.require()
     config = _with_trust(_with_wire_fields(config, verdict), root)
+    _require_name(root / config.store.path)
     ask_what_waits(root / config.store.path)
     if flags.epoch is not None:  # ask again on purpose: other keys, same prompts
         run = config.run.model_copy(update={"epoch": flags.epoch})
@@ -137,6 +138,16 @@ def _require_pace(config: HarvestConfig, path: Path) -> None:
     except ConfigError as error:
         error.place = f"{path}: teacher.limits"
         raise
+
+
+def _require_name(store: Path) -> None:
+    """Refuse a folder whose name is no text: sealing would meet it, after the paying."""
+    if prompts.legible(store) != str(store):
+        raise ConfigError(
+            "lies under a name that is no UTF-8: Parquet files can't be opened there",
+            place=prompts.legible(store),
+            remedy="rename the folder, or set [store] path to another place",
+        )
 
 
 def _count(config: HarvestConfig, root: Path, bad: Tolerance, *, watch: bool) -> tuple[int, int]:

@@ -277,3 +277,17 @@ def test_a_reader_that_breaks_midway_ends_the_pass_in_words_and_keeps_what_was_p
     assert (ended.exit_code, ended.billed["requests"], ended.totals.answers) == (2, 2, 2)
     assert "ZeroDivisionError: broken reader" in ended.said
     assert ended.totals.possibly_billed == 0
+
+
+def test_a_store_under_a_name_that_is_no_text_is_refused_before_anything_is_paid(
+    mock: RunningMock, tmp_path: Path
+) -> None:
+    root = tmp_path / os.fsdecode(b"r\xe4tsel")
+    root.mkdir()
+    sent = mock.state()["received"]
+    ended = live(mock, root)
+    assert (ended.exit_code, mock.state()["received"]) == (2, sent)
+    assert "r\\xe4tsel/store: lies under a name that is no UTF-8" in ended.said
+    fine = tmp_path / "r\u00e4tsel"
+    fine.mkdir()
+    assert live(mock, fine).exit_code == 0
