@@ -172,6 +172,11 @@ def local(at: float, zone: str = "UTC") -> str:
     return f"{datetime.fromtimestamp(at, UTC).astimezone(ZoneInfo(zone)):%a %Y-%m-%d %H:%M %Z}"
 
 
+def here(at: float) -> str:
+    """As `local`, in the zone of this machine."""
+    return f"{datetime.fromtimestamp(min(max(at, 0.0), LAST), UTC).astimezone():%a %Y-%m-%d %H:%M %Z}"
+
+
 def seconds(text: str) -> float:
     """`90`, `90s`, `30m`, `2h`, `1.5d` in seconds.
 

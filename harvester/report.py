@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harvester import charts, database, destination, figures, judged, page
+from harvester import charts, database, destination, figures, hours, judged, page
 from harvester.browse import browser
 from harvester.census import Census, Known, take
 from harvester.errors import StoreError
@@ -181,6 +181,9 @@ def _tiles(account: Account) -> list[dict[str, Any]]:
         tiles.append(_tile("requests a minute", f"{rates.get('requests_per_minute', 0):,.0f}"))
     if live and eta:
         tiles.append(_tile("time left", figures.between(eta["low"], eta["high"])))
+    done = (status.get("done_at") or {}).get("likely")
+    if live and done is not None:
+        tiles.append(_tile("done, likely", hours.here(done)))
     tiles.append(_tile("tokens in and out", charts.compact(census.input_tokens + census.output_tokens)))
     tiles.append(_tile("cost", charts.dollars(totals.cost_microusd / 1e6 or census.cost_microusd / 1e6)))
     if canaries := status.get("canary_microusd_ever"):

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harvester import hours
 from harvester.bill import bill_of, canary_bill
 from harvester.canary import FOLDER
+from harvester.heard import heard
 from harvester.holds import recall
 from harvester.journal import Journal
 from harvester.lock import is_held, read_holder
@@ -21,17 +23,21 @@ from harvester.lock import is_held, read_holder
 RUNNING = frozenset({"running", "on hold", "draining", "sealing"})
 """States of a living job; any other is how its last run ended."""
 COMPLAINTS_SAID = 3
+_STANDING_BY_LETTER = {"T": "stopped", "t": "traced", "Z": "zombie"}
+_STANDING = frozenset(_STANDING_BY_LETTER.values())
+AHEAD_S = 5.0
+"""A heartbeat may be so far ahead of this clock before it is taken for one from before the clock was set."""
 HUNG_AFTER_S = 60.0
 """A holder of the store whose heartbeat is older than this is called hung; it beats every two seconds."""
 
 
 def read_status(store: Path) -> dict[str, Any]:
-    """The heartbeat file of a store; empty when no run has written one."""
+    """The heartbeat file of a store, without what it can't mean; empty when no run has written one."""
     try:
         loaded = json.loads((store / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return loaded if isinstance(loaded, dict) else {}
+    return heard(loaded) if isinstance(loaded, dict) else {}
 
 
 def write_status(store: Path, status: Mapping[str, Any]) -> None:
@@ -54,12 +60,12 @@ def status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]
     with Journal.open(store, read_only=True) as journal:
         held, bill = journal.totals().answers, bill_of(journal, alive=alive)
         holds = recall(journal)
-    found = {**read_status(store), **(live or {})}
-    found["heartbeat_age_s"] = round(max(0.0, time.time() - float(found.get("updated_at", 0))), 1)
+    found = {**read_status(store), **heard(live or {})}
+    found["heartbeat_age_s"] = round(time.time() - found.get("updated_at", 0.0), 1)
     if alive:
         holder = read_holder(store / "LOCK")
         found["process"] = _process(holder)
-        if live is None and found["heartbeat_age_s"] > HUNG_AFTER_S:
+        if live is None and not -AHEAD_S <= found["heartbeat_age_s"] <= HUNG_AFTER_S:
             found["state"] = "hung"
     else:
         found["holds"] = holds
@@ -91,18 +97,25 @@ def _process(holder: Mapping[str, Any]) -> str:
     except (OSError, KeyError, TypeError, ValueError):
         return ""
     letter = line.rpartition(")")[2].split()[0]
-    return {"T": "stopped", "t": "traced", "Z": "zombie", "D": "waits for the disk"}.get(letter, "runs")
+    return {**_STANDING_BY_LETTER, "D": "waits for the disk"}.get(letter, "runs")
 
 
 def unfit(found: Mapping[str, Any], max_age_s: float) -> str:
     """Why a health probe should fail, "" when it shouldn't: complete, or alive with a fresh heartbeat."""
     if found.get("state") == "complete":
         return ""
-    age = f"last heartbeat {found['heartbeat_age_s']:.0f} s ago"
+    age = f"last {_beat(found)}"
     if not found.get("alive"):
         return f"no live job: {found.get('state', 'never ran')}, {age}"
-    stale = found["heartbeat_age_s"] > max_age_s
+    # A stamp of the future was written before the clock was set back: how long ago, nobody knows.
+    stale = not -AHEAD_S <= found["heartbeat_age_s"] <= max_age_s
+    stale = stale or found.get("process") in _STANDING
     return f"the job hangs ({found.get('process') or 'no news'}), {age}" if stale else ""
+
+
+def _beat(found: Mapping[str, Any]) -> str:
+    age = found.get("heartbeat_age_s", 0.0)
+    return f"heartbeat {age:.0f} s ago" if age >= -AHEAD_S else f"heartbeat {-age:.0f} s ahead of this clock"
 
 
 def status_lines(found: Mapping[str, Any]) -> list[str]:
@@ -155,9 +168,21 @@ def _pace(found: Mapping[str, Any]) -> list[str]:
     if eta:
         lines.append(
             f"left      about {found.get('tokens_left', {}).get('likely', 0):,.0f} tokens: "
-            f"{span(eta['low'])} to {span(eta['high'])}"
+            f"{span(eta['low'])} to {span(eta['high'])} of work"
         )
-    return lines
+    return [*lines, *(f"{name:<9} {said}" for name, said in calendar(found))]
+
+
+def calendar(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """When it will be done, its hours counted in, and when they end; in the zone of this machine."""
+    lines = []
+    if done := found.get("done_at"):
+        low, high = (hours.here(done[side]) if done[side] is not None else "" for side in ("low", "high"))
+        lines.append(("done", f"{low} to {high or 'more than a year from now'}" if low else "in over a year"))
+    closes, deadline = found.get("closes_at"), found.get("finish_by")
+    ends = [f"close {hours.here(closes)}"] if closes is not None and closes != deadline else []
+    ends += [f"deadline {hours.here(deadline)}"] if deadline is not None else []
+    return [*lines, ("hours", ", ".join(ends))] if ends else lines
 
 
 def _of(limit: float | None, rate: float) -> str:
@@ -214,7 +239,7 @@ def _canaries(found: Mapping[str, Any]) -> list[str]:
 
 def _who(found: Mapping[str, Any]) -> str:
     who = f"pid {found.get('pid', '?')} on {found.get('host', '?')}"
-    beat = f"heartbeat {found.get('heartbeat_age_s', 0):.0f} s ago"
+    beat = _beat(found)
     if not found.get("alive"):
         return f"process   none (was {who}), {beat}"
     state = found.get("process")

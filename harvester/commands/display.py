@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harvester.inert import one_line
-from harvester.status import rows_done, span
+from harvester.status import calendar, rows_done, span
 
 Told = Mapping[str, Any]
 
@@ -92,6 +92,7 @@ def words(told: Told) -> list[tuple[str, str]]:
     )
     if eta := told.get("eta_s"):
         lines.append(("left", f"{span(eta['low'])} to {span(eta['high'])}{_projected(told)}"))
+    lines += calendar(told)
     counts = [
         f"{told.get('answers_stored', 0):,} answers", f"{told.get('from_cache', 0):,} from cache",
         *(f"{told[name]:,} {say}" for name, say in _WORTH_SAYING if told.get(name)),
@@ -107,6 +108,8 @@ def words(told: Told) -> list[tuple[str, str]]:
     return lines
 
 
+_LONG = frozenset({"note", "done", "hours"})
+"""What a line in a log leaves out."""
 _WORTH_SAYING = (
     ("duplicates", "shared"),
     ("dead", "failed"),
@@ -119,7 +122,7 @@ def sentence(told: Told, total: int) -> str:
     """The same on one line, for a log."""
     done = rows_done(told)
     said = [f"{done:,}/{max(total, told.get('rows_total', 0)):,} rows, {money(told)}"]
-    said += [f"{text}" for label, text in words(told) if label != "note"]
+    said += [f"{text}" for label, text in words(told) if label not in _LONG]
     return one_line("; ".join(said))
 
 

@@ -10,6 +10,8 @@ from harvester.commands.store_path import STORE
 
 JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
 POLL_S = 0.1
+PATIENCE_S = 0.2
+"""A job that can't say how it is within so much is told of by its last heartbeat, at most two seconds old."""
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +39,7 @@ def status(
         oldest_s = hours.seconds(max_age)
     except ValueError as error:
         raise UsageError(str(error), place="--max-age") from None
-    found = room.status(store, remote.ask(store, "status", patience_s=1.0))
+    found = room.status(store, remote.ask(store, "status", patience_s=PATIENCE_S))
     emit(found, room.status_lines(found), as_json=as_json)
     wrong = room.unfit(found, oldest_s) if check else ""
     if wrong:
