@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harvester.errors import ConfigError
+from harvester.errors import ConfigError, StoreError
 
 _FOR_READERS = frozenset({".html", ".prom"})
 _REMEDY = "name a file in a folder of yours"
@@ -64,3 +64,33 @@ def _refuse(path: Path, store: Path) -> None:
             place=str(path),
             remedy="in the store only NAME.html or NAME.prom",
         )
+
+
+def check_folder(path: Path) -> None:
+    """Refuse what is no new or empty folder, before anything is read for it.
+
+    Raises:
+        ConfigError: it is no folder; StoreError: it holds something already.
+    """
+    try:
+        is_used = path.exists() and any(path.iterdir())
+    except OSError as error:
+        raise _no_folder(path, error) from None
+    if is_used:
+        raise StoreError("is not empty", place=str(path), remedy="name a new folder")
+
+
+def folder(path: Path) -> None:
+    """Make a folder that an operator named, where there is none.
+
+    Raises:
+        ConfigError: it can't be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_folder(path, error) from None
+
+
+def _no_folder(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"can't be a folder: {error.strerror}", place=str(path), remedy="name a new folder")

@@ -1,7 +1,6 @@
 """Corpus -> the shapes other trainers read, under the Hub's shard names.
 
 Rows collected for evaluation only never leave for training, and mock rows say so in the folder's card.
-Shapes: TRL's prompt-completion (default) and messages, OpenAI fine-tuning JSONL, ShareGPT.
 """
 
 from __future__ import annotations
@@ -9,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harvester import doors
+from harvester import destination, doors
 from harvester.corpus import Corpus
 from harvester.errors import ConfigError, StoreError, TermsRefused
 from harvester.papers.account import Dataset, Shard, records_of
@@ -26,26 +25,15 @@ from harvester.papers.cards import dataset_card
 from harvester.papers.croissant import croissant
 from harvester.papers.notice import notice
 from harvester.registry import load_registry
-from harvester.schema import Sample
+from harvester.shapes import COLUMNS, SHAPES, Shape, inlined, schema_of, turns_of, unfit
+from harvester.shard_file import BYTES_PER_GROUP, ROWS_PER_GROUP, disk
 
-Shape = Literal["prompt-completion", "messages", "openai", "sharegpt"]
 Reasoning = Literal["keep", "inline", "drop"]
-ROWS_PER_SHARD = 100_000
-_SHAREGPT = {"system": "system", "developer": "system", "user": "human", "assistant": "gpt", "tool": "tool"}
-_COLUMNS = ("key", "prompt_id", "messages", "completion", "reasoning", "outcome", "purpose", "metadata_json")
-
-
-_ROW_ID = (
-    ("prompt_id", "string", "id of the prompt that was asked"),
-    ("key", "string", "the answer's key in the corpus it came from"),
-)
-_COLUMNS_OF: Mapping[str, tuple[tuple[str, str, str], ...]] = {
-    "prompt-completion": _ROW_ID,
-    "messages": _ROW_ID,
-    "openai": (("messages", "json", "the conversation, the teacher's answer last; a list of messages"),),
-    "sharegpt": (("conversations", "json", "the conversation, the teacher's answer last"),),
-}
-"""What Croissant can say of each shape's columns; lists of messages in Parquet are nested and left out."""
+ROWS_PER_FILE = 100_000
+_COLUMNS = (
+    "key", "prompt_id", "messages", "request_json", "completion", "reasoning", "outcome", "purpose",
+    "metadata_json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +59,18 @@ def export(
         split: keep only rows whose metadata `split` equals this; None keeps all.
 
     Raises:
-        ConfigError: unknown shape, or no row to write.
-        StoreError: `out` holds files already, or the store can't be read.
+        ConfigError: unknown shape, no row to write, or no folder can be made at `out`.
+        StoreError: `out` holds files already, the disk refuses, or the store can't be read.
         TermsRefused: the terms of a lineage don't permit it, or rows were collected for evaluation only.
     """
     if shape not in SHAPES:
         raise ConfigError(f"unknown shape {shape!r}", remedy=f"one of {', '.join(SHAPES)}")
-    if out.exists() and any(out.iterdir()):
-        raise StoreError("is not empty", place=str(out), remedy="name a new folder")
+    destination.check_folder(out)
     corpus = Corpus.open(store)
     doors.ask(corpus, "export", store.resolve().parent)
     left_out: dict[str, int] = {}
-    rows = _rows(corpus, SHAPES[shape], reasoning, split, left_out)
+    is_told = reasoning == "keep" and _has_reasoning(corpus)
+    rows = _rows(corpus, shape, reasoning if is_told or reasoning != "keep" else "none", split, left_out)
     first = next(rows, None)
     if first is None:
         why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
@@ -92,9 +80,12 @@ def export(
             remedy="harvest first: `harvester run`" if not why else "`harvester report` shows what came back",
         )
     rows = itertools.chain([first], rows)
-    write = _write_parquet if shape in {"prompt-completion", "messages"} else _write_jsonl
-    files, count = write(rows, out)
-    papers = _write_papers(corpus, out, files, store.resolve().parent, shape)
+    with disk(out):
+        if shape in {"prompt-completion", "messages"}:
+            files, count = _write_parquet(rows, out, schema_of(shape, with_reasoning=is_told))
+        else:
+            files, count = _write_jsonl(rows, out)
+        papers = _write_papers(corpus, out, files, store.resolve().parent, shape)
     return Exported(count, (*files, *papers), left_out)
 
 
@@ -116,7 +107,7 @@ def _write_papers(
         shards=shards,
         lineages=lineages,
         records=records_of(lineages, load_registry(beside / "terms")),
-        columns=_COLUMNS_OF[shape],
+        columns=COLUMNS[shape],
     )
     texts = {
         "README.md": dataset_card(dataset),
@@ -140,9 +131,14 @@ def _rows_in(path: Path) -> int:
         return sum(1 for _ in handle)
 
 
+def _has_reasoning(corpus: Corpus) -> bool:
+    """Whether an answer to export has any: else no column speaks of it."""
+    return any(one.reasoning and one.outcome == "ok" for one in corpus.samples(["reasoning", "outcome"]))
+
+
 def _rows(
-    corpus: Corpus, to_shape: Callable[[Sample, str | None], dict[str, Any]], reasoning: Reasoning,
-    split: str | None, left_out: dict[str, int],
+    corpus: Corpus, shape: str, reasoning: Reasoning | Literal["none"], split: str | None,
+    left_out: dict[str, int],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     for sample in corpus.samples(columns=_COLUMNS):
         if sample.purpose != "train":
@@ -151,7 +147,8 @@ def _rows(
                 place=f"row {sample.key[:12]}",
                 remedy="keep evaluation harvests in a store of their own",
             )
-        reason = ""
+        turns = turns_of(sample)
+        reason = unfit(shape, turns)
         if sample.outcome != "ok" or not sample.completion:
             reason = f"outcome_{sample.outcome}"
         elif split is not None and sample.metadata.get("split") != split:
@@ -159,75 +156,59 @@ def _rows(
         if reason:
             left_out[reason] = left_out.get(reason, 0) + 1
             continue
+        if reasoning == "none" and sample.reasoning:
+            raise StoreError(
+                "the first answer with reasoning came while this was written",
+                place=f"row {sample.key[:12]}",
+                remedy="export again, into a new folder",
+            )
         if reasoning == "inline":
-            yield to_shape(_inlined(sample), None)
-        else:
-            yield to_shape(sample, sample.reasoning if reasoning == "keep" else None)
+            sample = inlined(sample)
+        yield SHAPES[shape](sample, turns, sample.reasoning if reasoning == "keep" else None)
 
 
-def _inlined(sample: Sample) -> Sample:
-    if not sample.reasoning:
-        return sample
-    return replace(sample, completion=f"<think>\n{sample.reasoning}\n</think>\n\n{sample.completion}")
+def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows in row groups: as many as fit a number and a size, the last row over it included."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        turns = itertools.chain.from_iterable(side for side in row.values() if isinstance(side, list))
+        size += sum(len(text or "") for turn in turns for text in turn.values())
+        if len(group) >= ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
-def _answer(sample: Sample, reasoning: str | None) -> dict[str, Any]:
-    answer = {"role": "assistant", "content": sample.completion}
-    return {**answer, "reasoning_content": reasoning} if reasoning else answer
-
-
-def _prompt_completion(sample: Sample, reasoning: str | None) -> dict[str, Any]:
-    return {
-        "prompt": sample.messages, "completion": [_answer(sample, reasoning)],
-        "prompt_id": sample.prompt_id, "key": sample.key,
-    }  # fmt: skip
-
-
-def _messages(sample: Sample, reasoning: str | None) -> dict[str, Any]:
-    return {
-        "messages": [*sample.messages, _answer(sample, reasoning)],
-        "prompt_id": sample.prompt_id, "key": sample.key,
-    }  # fmt: skip
-
-
-def _openai(sample: Sample, reasoning: str | None) -> dict[str, Any]:
-    return {"messages": [*sample.messages, _answer(sample, reasoning)]}
-
-
-def _sharegpt(sample: Sample, reasoning: str | None) -> dict[str, Any]:
-    turns = [*sample.messages, _answer(sample, reasoning)]
-    return {
-        "conversations": [{"from": _SHAREGPT.get(t["role"], t["role"]), "value": t["content"]} for t in turns]
-    }
-
-
-SHAPES: Mapping[str, Callable[[Sample, str | None], dict[str, Any]]] = {
-    "prompt-completion": _prompt_completion,
-    "messages": _messages,
-    "openai": _openai,
-    "sharegpt": _sharegpt,
-}
-
-
-def _write_parquet(rows: Iterator[dict[str, Any]], out: Path) -> tuple[tuple[Path, ...], int]:
-    """Shards get their final `train-xxxxx-of-yyyyy` names once their number is known."""
+def _write_parquet(
+    rows: Iterator[dict[str, Any]], out: Path, schema: pa.Schema
+) -> tuple[tuple[Path, ...], int]:
+    """Files get their final `train-xxxxx-of-yyyyy` names once their number is known."""
     data = out / "data"
-    data.mkdir(parents=True, exist_ok=True)
+    destination.folder(data)
+    groups = _groups(rows)
     hidden: list[Path] = []
-    count = 0
-    while batch := list(itertools.islice(rows, ROWS_PER_SHARD)):
-        path = data / f".train-{len(hidden):05d}.tmp"
-        pq.write_table(pa.Table.from_pylist(batch), path, compression="zstd", write_page_checksum=True)
-        hidden.append(path)
-        count += len(batch)
+    total = 0
+    for first in groups:
+        hidden.append(data / f".train-{len(hidden):05d}.tmp")
+        with pq.ParquetWriter(hidden[-1], schema, compression="zstd", write_page_checksum=True) as writer:
+            count = 0
+            for group in itertools.chain([first], groups):
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                count += len(group)
+                if count >= ROWS_PER_FILE:
+                    break
+        total += count
     names = [data / f"train-{i:05d}-of-{len(hidden):05d}.parquet" for i in range(len(hidden))]
     for path, name in zip(hidden, names, strict=True):
         path.rename(name)
-    return tuple(names), count
+    return tuple(names), total
 
 
 def _write_jsonl(rows: Iterator[dict[str, Any]], out: Path) -> tuple[tuple[Path, ...], int]:
-    out.mkdir(parents=True, exist_ok=True)
+    destination.folder(out)
     hidden, path, count = out / ".train.jsonl.tmp", out / "train.jsonl", 0
     with hidden.open("w", encoding="utf-8") as handle:
         for count, row in enumerate(rows, start=1):  # noqa: B007 - the last value is the count

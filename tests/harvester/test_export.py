@@ -14,6 +14,8 @@ from harvester.corpus import Corpus
 from harvester.errors import ConfigError, StoreError, TermsRefused
 from harvester.journal import Journal
 from harvester.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
+from harvester.shards import seal
+from tests.harvester.store_rows import answer, intent, open_store, raw_of
 from tests.harvester.test_papers import CROISSANT
 
 LINEAGE = {
@@ -57,6 +59,65 @@ def test_prompt_completion_is_the_default_and_says_what_was_left_out(store: Path
     assert rows[0]["prompt"] == [{"role": "user", "content": "0?"}]
     assert rows[0]["completion"][0]["content"] == "answer 0"
     assert rows[8]["completion"][0]["reasoning_content"] == "first this"
+
+
+def test_every_file_and_row_group_of_an_export_has_one_schema(store: Path, tmp_path: Path, monkeypatch):
+    """The only reasoning comes in a late row; readers of many files take their columns from the first."""
+    monkeypatch.setattr(export, "ROWS_PER_FILE", 4)
+    monkeypatch.setattr(export, "ROWS_PER_GROUP", 2)
+    export.export(store, tmp_path / "out", shape="messages")
+    paths = sorted((tmp_path / "out" / "data").glob("*.parquet"))
+    assert [path.name[:20] for path in paths] == [f"train-{n:05d}-of-00003"[:20] for n in range(3)]
+    assert len({str(pq.read_schema(path)) for path in paths}) == 1
+    assert pq.read_metadata(paths[0]).num_row_groups == 2
+    turns = [row["messages"][-1] for path in paths for row in pq.read_table(path).to_pylist()]
+    assert [turn["reasoning_content"] for turn in turns if turn["reasoning_content"]] == ["first this"]
+    export.export(store, tmp_path / "plain", reasoning="drop")
+    path = min((tmp_path / "plain" / "data").glob("*.parquet"))
+    assert pq.read_table(path).to_pylist()[0]["completion"] == [{"role": "assistant", "content": "answer 0"}]
+
+
+PARTS = [{"type": "text", "text": "hé"}]
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+TURNS = (
+    ({"role": "user", "content": PARTS},),
+    ({"role": "user", "content": "2+3?"}, {"role": "assistant", "content": None, "tool_calls": [CALL]},
+     {"role": "tool", "tool_call_id": "c1", "content": "5"}),
+    ({"role": "user", "name": "Ada", "content": "2+3?"},),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", ["prompt-completion", "messages", "openai", "sharegpt"])
+def test_turns_with_more_than_text_leave_alike_before_and_after_sealing_or_not_at_all(tmp_path: Path, shape):
+    store = tmp_path / "store"
+    teacher = "http://127.0.0.1:8000/v1|mock-teacher"
+    with open_store(store, mock=True, model="mock-teacher", teacher_id=teacher) as journal:
+        for number, turns in enumerate(TURNS):
+            body = {"model": "mock-teacher", "messages": list(turns)}
+            raw = raw_of(number).replace(b"mock-2026", b"mock-teacher")
+            journal.apply([intent(number), answer(number, body=body, raw=raw)])
+        before = export.export(store, tmp_path / "a", shape=shape)
+        seal(journal, store, target_bytes=1 << 20, everything=True)
+    after = export.export(store, tmp_path / "b", shape=shape)
+    assert (before.rows, before.left_out) == (after.rows, after.left_out)
+    for one, other in zip(before.files[:-3], after.files[:-3], strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    if shape == "openai":
+        rows = [json.loads(line)["messages"][:-1] for line in after.files[0].read_text().splitlines()]
+        assert rows == [list(turns) for turns in TURNS]
+    else:
+        assert after.rows == 1
+        assert after.left_out == {"turn_has_tool_calls": 1, "turn_has_name": 1}
+        read = after.files[0].read_text if shape == "sharegpt" else pq.read_table(after.files[0]).to_pylist
+        assert json.dumps(PARTS, ensure_ascii=False, separators=(",", ":")) in str(read()).replace("\\", "")
+
+
+@pytest.mark.parametrize("place", ["a-file", "a-file/inside", "/proc/nothing"])
+def test_a_place_that_can_be_no_folder_is_refused_in_words(store: Path, tmp_path: Path, place: str):
+    (tmp_path / "a-file").write_text("mine")
+    with pytest.raises(ConfigError, match="can't be a folder"):
+        export.export(store, tmp_path / place)
+    assert (tmp_path / "a-file").read_text() == "mine"
 
 
 def test_nothing_to_export_is_refused_and_writes_nothing(store: Path, tmp_path: Path):
