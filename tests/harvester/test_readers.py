@@ -22,8 +22,8 @@ from harvester.errors import StoreError, StoreLocked
 from harvester.exchange import Watch
 from harvester.journal import Journal
 from harvester.manifest import manifest_of
-from harvester.mending import purge_store
 from harvester.mock_teacher.running import RunningMock
+from harvester.purging import purge_store
 from harvester.schema import SCHEMA
 from harvester.shards import seal
 from tests.harvester.lives import Lives, quick_folder, write_config
