@@ -84,7 +84,7 @@ def named(name: str, value: object = None) -> Filter:
         ConfigError: unknown name, or `longest` without a positive number.
     """
     if name == "longest":
-        if not isinstance(value, int) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
             raise ConfigError("filter 'longest' needs a positive number of characters")
         return longest(value)
     if name == "no_duplicates":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from harvester.errors import ConfigError, StoreError, TermsRefused
 from harvester.journal import Journal
 from harvester.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
 from harvester.shards import seal
-from tests.harvester.store_rows import answer, intent, open_store, raw_of
+from tests.harvester.store_rows import answer, intent, open_store, raw_of, run_record
 from tests.harvester.test_papers import CROISSANT
 
 LINEAGE = {
@@ -221,6 +222,10 @@ def test_a_curated_corpus_is_a_corpus_with_the_lineage_of_its_source(store: Path
         ('corpus = "a"\nout = "b"\nfilter = []', "unknown keys"),
         ('corpus = "a"\nout = "b"\nfilters = ["nope"]', "unknown filter"),
         ('corpus = "a"\nout = "b"\nfilters = [3]', "a name, or one name = value"),
+        ('corpus = "a"\nout = "b"\nfilters = 3', "'filters' is a list"),
+        ('corpus = "a"\nout = "b"\nfilters = [{longest = true}]', "positive number"),
+        ('corpus = 5\nout = "b"', "'corpus' is the path"),
+        ('corpus = "a"\nout = ["x"]', "'out' is the path"),
     ],
 )
 def test_a_wrong_curate_file_is_named(tmp_path: Path, text: str, said: str):
@@ -228,3 +233,65 @@ def test_a_wrong_curate_file_is_named(tmp_path: Path, text: str, said: str):
     path.write_text(text)
     with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
         curate.load(path)
+
+
+def curate_toml(folder: Path, out: str) -> curate.CurateConfig:
+    path = folder / "curate.toml"
+    path.write_text(f'corpus = "store"\nout = "{out}"\n')
+    return curate.load(path)
+
+
+def test_runs_that_are_alike_share_a_curated_file_whatever_their_number(tmp_path: Path):
+    store = tmp_path / "store"
+    with Journal.open(store) as journal:
+        for number in range(60):
+            purpose = "train" if number < 40 else "eval"
+            journal.begin_run(run_record(f"run-{number:02d}", purpose=purpose))
+            journal.apply([intent(number, f"run-{number:02d}"), answer(number)])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (sum(1 for _ in Path("/proc/self/fd").iterdir()) + 24, limits[1])
+    )
+    try:
+        tally = curate.curate(curate_toml(tmp_path, "curated"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert tally.kept == 60
+    names = sorted(path.name for path in (tmp_path / "curated" / "shards").iterdir())
+    assert names == ["curated-00000.parquet", "curated-00001.parquet"]
+    curated = Corpus.open(tmp_path / "curated")
+    assert curated.lineages() == Corpus.open(store).lineages()
+    assert list(curated.samples()) == list(Corpus.open(store).samples())
+
+
+def test_a_curation_that_was_cut_leaves_no_half_corpus_and_can_be_done_again(store: Path, monkeypatch):
+    config = curate_toml(store.parent, "curated")
+
+    def die(name: str) -> None:
+        raise KeyboardInterrupt(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(curate, "reach", die)
+        patch.setattr(curate.shutil, "rmtree", lambda path: None)  # a kill tidies nothing up
+        with pytest.raises(KeyboardInterrupt, match=r"curate\.before_rename"):
+            curate.curate(config)
+    assert [path.name for path in (store.parent / "curated").glob(".curating-*")] != []
+    with pytest.raises(StoreError, match="no corpus here"):
+        Corpus.open(store.parent / "curated")
+    assert curate.curate(config).kept == Corpus.open(store.parent / "curated").count()
+    assert sorted(path.name for path in (store.parent / "curated").iterdir()) == ["curation.json", "shards"]
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [("store", "the corpus itself"), ("a-file", "can't be a folder"), ("/proc/xx", "can't be a folder")],
+)
+def test_a_corpus_is_not_curated_into_itself_nor_into_a_file(store: Path, out: str, said: str):
+    (store.parent / "a-file").write_text("mine")
+    before = sorted(store.rglob("*"))
+    with pytest.raises(ConfigError, match=said):
+        curate.curate(curate_toml(store.parent, out))
+    assert sorted(store.rglob("*")) == before
+    open_store(store.parent / "unsealed").close()
+    with pytest.raises(ConfigError, match="is a store"):
+        curate.curate(curate_toml(store.parent, "unsealed"))
