@@ -95,9 +95,12 @@ class Flights:
 
     def _tell(self, request: Request, found: Found) -> None:
         """A held answer has one more row, or what stays at home of a row is not what was told last."""
-        identity, sample_index = request.prompt.id, request.sample_index
-        told = self._told.get((found.key, identity, sample_index))
-        if (told or found.held.newest(identity, sample_index)) != asker_of(request.prompt, sample_index):
+        held, prompt, sample_index = found.held, request.prompt, request.sample_index
+        newest = held.asker
+        if held.further or self._told:  # rarely, and there are many rows
+            told = self._told.get((found.key, prompt.id, sample_index))
+            newest = told or held.newest(prompt.id, sample_index)
+        if newest != asker_of(prompt, sample_index):
             self._note_asker(request, found.key)
 
     def _note_asker(self, request: Request, key: bytes) -> None:
