@@ -81,6 +81,24 @@ FINISHED = (
 """Sets of prompt files that have no open row; made when there is the first."""
 
 
+def require_journal(store: Path) -> None:
+    """Do nothing unless sealed answers lie beside no journal, or an empty one: a new one would know none of
+    them, and all would be paid for again.
+
+    Raises:
+        StoreCorrupt: they do.
+    """
+    path = store / NAME
+    if path.exists() and path.stat().st_size:
+        return
+    for shard in sorted((store / "shards").glob("part-*.parquet")):
+        raise StoreCorrupt(
+            f"gone or empty, but sealed answers lie beside it ({shard.name})",
+            place=str(path),
+            remedy="put it back from a copy, or take another [store] path; shards/ stays readable as it is",
+        )
+
+
 def open_for_writing(store: Path) -> sqlite3.Connection:
     """The one writing connection of a store, created with the current format where there is none.
 

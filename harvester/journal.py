@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from harvester import database, orphans, wal
+from harvester import database, wal
 from harvester.database import OUTCOMES
 from harvester.errors import StoreError, StoreFull
 from harvester.failpoints import reach
@@ -54,7 +54,7 @@ class Journal:
         """
         if not read_only:
             wal.require_whole(wal.log_of(store / database.NAME))
-            orphans.require_journal(store)
+            database.require_journal(store)
         connect = database.open_for_reading if read_only else database.open_for_writing
         return cls(store, connect(store), read_only=read_only)
 

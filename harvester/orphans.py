@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from harvester import database
 from harvester.checksums import COVERED, is_whole
 from harvester.errors import StoreCorrupt, StoreError
 from harvester.exchange import find
-from harvester.shard_file import FOLDER, NAME, digest_of, keys_of, lineage_digest, lineages_in, opened
+from harvester.shard_file import NAME, digest_of, keys_of, lineage_digest, lineages_in, opened
 
 _ODD = (StoreError, pa.ArrowException, ValueError, KeyError, IndexError, AttributeError, TypeError)
 
@@ -70,24 +69,6 @@ def require_none(folder: Path, last: int) -> None:
             place=str(path),
             remedy="was an older journal.db put back? then put the newest back; else"
             " `harvester verify PATH --repair` moves the file away",
-        )
-
-
-def require_journal(store: Path) -> None:
-    """Do nothing unless sealed answers lie beside no journal, or an empty one: a new one would know none of
-    them, and all would be paid for again.
-
-    Raises:
-        StoreCorrupt: they do.
-    """
-    path = store / database.NAME
-    if path.exists() and path.stat().st_size:
-        return
-    for shard in sorted((store / FOLDER).glob("part-*.parquet")):
-        raise StoreCorrupt(
-            f"gone or empty, but sealed answers lie beside it ({shard.name})",
-            place=str(path),
-            remedy="put it back from a copy, or take another [store] path; shards/ stays readable as it is",
         )
 
 
