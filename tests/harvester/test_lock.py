@@ -41,7 +41,8 @@ def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path):
     assert not lock.is_held(tmp_path)
 
 
-def test_a_lock_file_removed_under_its_holder_lets_nobody_in(tmp_path: Path):
+def test_a_lock_file_removed_under_its_holder_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lock, "PATIENCE_S", 0.0)
     with lock.StoreLock(tmp_path, started_at=0.0):
         (tmp_path / "LOCK").unlink()
         assert lock.is_held(tmp_path)
