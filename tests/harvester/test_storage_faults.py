@@ -146,7 +146,7 @@ def test_low_disk_stops_before_a_request_is_sent(
     (tmp_path / "p.jsonl").write_text('{"prompt": "What is 1 + 2?"}\n')
     (tmp_path / "harvest.toml").write_text(
         f'[teacher]\nbase_url = "{mock.base_url}"\nmodel = "mock-teacher"\nterms = "mock-teacher"\n'
-        '[prompts]\nfiles = ["p.jsonl"]\n[store]\nmin_free_mib = 1e12\n'
+        '[prompts]\nfiles = ["p.jsonl"]\n[store]\nmin_free_mib = 1e9\n'
     )
     done = subprocess.run(
         [sys.executable, "-m", "harvester", "run", str(tmp_path / "harvest.toml")],
