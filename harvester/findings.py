@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harvester import checksums, database, orphans, wal
+from harvester.canary import FOLDER as CANARIES
 from harvester.errors import StoreError
 from harvester.exchange import find
 from harvester.lock import is_held
@@ -98,6 +99,11 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
         yield Finding("disagrees", place, f"{rows} rows, the manifest says {entry.rows}")
 
 
+def _is_alive(store: Path) -> bool:
+    """Whether a process writes here; the canaries' store lies in another and is written under its lock."""
+    return is_held(store) or (store.name == CANARIES and is_held(store.resolve().parent))
+
+
 def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) -> Iterator[Finding]:
     """Files no manifest row names; listed before the manifest was read, for a new shard is a file first."""
     strays = sorted({name for name in present if not name.startswith(".")})
@@ -113,7 +119,7 @@ def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) 
         (text,) = connection.execute("SELECT value FROM meta WHERE name = 'last_shard'").fetchone()
         last = int(text)
         strays = [name for name in strays if not _is_half_done(connection, folder / name, last, named)]
-    is_sealing = not alone and is_held(store)
+    is_sealing = not alone and _is_alive(store)
     for name in strays:
         if is_sealing and name.startswith(f"part-{last + 1:08d}-"):
             continue  # a process is at it: between rename and commit a shard is in no manifest
@@ -139,7 +145,7 @@ def look_at_journal(store: Path) -> list[Finding]:
     # Beside a living writer the log changes while it is read; who opens it for writing has looked at it.
     log = wal.log_of(store / database.NAME)
     try:
-        lost = 0 if is_held(store) else wal.commits_lost(log)
+        lost = 0 if _is_alive(store) else wal.commits_lost(log)
     except OSError as error:
         return [Finding("damaged", log.name, error.strerror or str(error))]
     if lost:

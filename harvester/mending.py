@@ -18,6 +18,7 @@ import orjson
 
 from harvester import database, finished, quarantine, wal
 from harvester.bill import Bill, bill_of
+from harvester.canary import FOLDER as CANARIES
 from harvester.checksums import COVERED, changed, checksum, sign
 from harvester.corpus import Corpus
 from harvester.database import OUTCOME_CODES
@@ -213,10 +214,11 @@ def check(store: Path, *, repair: bool) -> tuple[dict[str, Any], list[str], int]
             )  # fmt: skip
         Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
         with StoreLock(store, started_at=time.time()):
-            logs = _put_log_aside(store)
-            with closing(Journal.open(store)) as journal:
-                done = mend(journal, store)
-        moved = (*logs, *done.quarantined)
+            moved, done = _repaired(store)
+            if (store / CANARIES / database.NAME).exists():
+                further, canaries = _repaired(store / CANARIES)
+                moved += tuple(f"{CANARIES}/{name}" for name in further)
+                done = Repaired((), done.saved + canaries.saved, done.lost + canaries.lost)
         data["repaired"] = {"quarantined": moved, "saved": done.saved, "lost": done.lost}
         lines.append(
             f"repaired: {len(moved)} files in {store / quarantine.FOLDER}, {done.saved:,} of their "
@@ -227,6 +229,8 @@ def check(store: Path, *, repair: bool) -> tuple[dict[str, Any], list[str], int]
     if (store / "journal.db").exists() and not any("journal.db" in one for one in findings):
         with closing(Journal.open(store, read_only=True)) as journal:
             bill = bill_of(journal, alive=is_held(store))
+    if (store / CANARIES / database.NAME).exists() or has_lost_journal(store / CANARIES):
+        findings += [f"{CANARIES}: {one}" for one in _looked(store / CANARIES)[0]]
     data |= {
         "answers": answers, "findings": findings, "billed": bill.billed,
         "billed_microusd": bill.billed_microusd, "possibly_billed": [one.facts() for one in bill.suspects],
@@ -243,6 +247,14 @@ def check(store: Path, *, repair: bool) -> tuple[dict[str, Any], list[str], int]
         for one in data["possibly_billed"]
     ]
     return data, lines, len(findings)
+
+
+def _repaired(store: Path) -> tuple[tuple[str, ...], Repaired]:
+    """Mend a store whose lock is held; also returns every file that was put away."""
+    logs = _put_log_aside(store)
+    with closing(Journal.open(store)) as journal:
+        done = mend(journal, store)
+    return (*logs, *done.quarantined), done
 
 
 def _looked(store: Path) -> tuple[list[str], int]:

@@ -406,3 +406,30 @@ def test_a_folder_that_is_no_store_is_left_as_it_was(tmp_path):
     with pytest.raises(HarvesterError):
         mending.check(tmp_path, repair=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_and_repair_look_at_the_canaries_too(tmp_path):
+    store, canaries = tmp_path / "store", tmp_path / "store" / "canary"
+    for folder in (store, canaries):
+        with store_rows.open_store(folder) as journal:
+            store_rows.fill(journal, range(6))
+            seal(journal, folder, target_bytes=1 << 20, everything=True)
+    assert mending.check(store, repair=False)[0]["findings"] == []
+    (shard,) = (canaries / "shards").glob("*.parquet")
+    changed = bytearray(shard.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    shard.write_bytes(changed)
+    data, _, count = mending.check(store, repair=False)
+    assert count == 1
+    assert data["findings"][0].startswith(f"canary: changed: shards/{shard.name}")
+    assert data["answers"] == 6, "canaries are no rows of the corpus"
+    data, _, count = mending.check(store, repair=True)
+    assert (count, data["repaired"]["quarantined"]) == (0, (f"canary/{shard.name}",))
+    with StoreLock(store, started_at=0.0):  # a run that is just sealing its canaries
+        with Journal.open(canaries, read_only=True) as journal:
+            name = f"part-{journal.next_shard():08d}-0123456789abcdef.parquet"
+        stray = canaries / "shards" / name
+        stray.write_bytes(b"PAR1")
+        told = mending.check(store, repair=False)[0]["findings"]
+    assert told == [], told
+    assert mending.check(store, repair=False)[2] == 1
