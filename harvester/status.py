@@ -88,6 +88,11 @@ def _canary_ledger(store: Path, *, alive: bool) -> dict[str, int]:
     }  # fmt: skip
 
 
+def can_answer(store: Path) -> bool:
+    """Whether it is worth asking the holder of a store: a stopped process won't say anything."""
+    return _process(read_holder(store / "LOCK")) not in _STANDING
+
+
 def _process(holder: Mapping[str, Any]) -> str:
     """State of the holder by proc(5): "stopped" after SIGSTOP; "" on another host or without /proc."""
     if holder.get("host") != os.uname().nodename:

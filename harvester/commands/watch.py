@@ -39,7 +39,8 @@ def status(
         oldest_s = hours.seconds(max_age)
     except ValueError as error:
         raise UsageError(str(error), place="--max-age") from None
-    found = room.status(store, remote.ask(store, "status", patience_s=PATIENCE_S))
+    live = remote.ask(store, "status", patience_s=PATIENCE_S) if room.can_answer(store) else None
+    found = room.status(store, live)
     emit(found, room.status_lines(found), as_json=as_json)
     wrong = room.unfit(found, oldest_s) if check else ""
     if wrong:

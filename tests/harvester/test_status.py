@@ -116,6 +116,7 @@ def stopped(store: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_stopped_job_is_unfit_however_fresh_its_heartbeat(store: Path, stopped: subprocess.Popen[bytes]):
     (store / "status.json").write_text(json.dumps({**WHOLE, "updated_at": time.time()}), encoding="utf-8")
+    assert not status.can_answer(store)
     assert "the job hangs (stopped)" in status.unfit(status.status(store), 600)
 
 
@@ -124,6 +125,7 @@ def test_a_heartbeat_from_before_the_clock_was_set_back_is_no_life_sign(store: P
         json.dumps({**WHOLE, "updated_at": time.time() + 3600}), encoding="utf-8"
     )
     with StoreLock(store, started_at=time.time()):
+        assert status.can_answer(store)
         found = status.status(store)
         assert found["state"] == "hung"
         assert "3600 s ahead of this clock" in status.unfit(found, 600)
