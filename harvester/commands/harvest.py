@@ -71,6 +71,9 @@ def run(
     import asyncio
     import contextlib
 
+    from harvester import allocator
+
+    allocator.settle()
     from harvester import hours, job, prepare, signals
     from harvester.commands.console import emit, log_as_json, painted, talk
     from harvester.errors import StoreError, UsageError

@@ -47,7 +47,7 @@ def held_and_doubtful(store: Path) -> tuple[int, int]:
         return totals.answers, totals.possibly_billed + in_flight
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_run_on_a_failing_disk_ends_by_name_and_the_next_one_completes_it(
     mock_teacher: Mock, tmp_path: Path, faulty_library: Path, count: int
 ) -> None:
