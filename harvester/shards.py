@@ -125,9 +125,11 @@ def used_bytes(journal: Journal) -> int:
 def _groups(journal: Journal) -> list[_Group]:
     found: dict[str, list[tuple[int, dict[str, Any], int, int]]] = {}
     with journal.reading() as connection:
+        # The limit keeps SQLite from folding the two queries into one, whose sorter would hold every body.
         rows = connection.execute(
-            "SELECT run, lineage_json, sum(length(raw) + length(body_json) + length(prompt_json)), max(id)"
-            " FROM answers JOIN runs USING (run) GROUP BY run ORDER BY run"
+            "SELECT run, lineage_json, sum(size), max(id) FROM (SELECT id, run,"
+            " length(raw) + length(body_json) + length(prompt_json) AS size FROM answers LIMIT -1)"
+            " JOIN runs USING (run) GROUP BY run ORDER BY run"
         ).fetchall()
     for run, text, stored, last_id in rows:
         lineage = orjson.loads(text)
