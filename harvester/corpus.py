@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harvester import database, portions, provenance
+from harvester.checksums import require_whole
 from harvester.errors import StoreError, StoreFormatError
 from harvester.exchange import find, reading
 from harvester.findings import Finding, look
@@ -71,7 +72,8 @@ class Corpus:
             tail: also answers that are not sealed yet.
 
         Raises:
-            StoreError, StoreCorrupt: a file is missing or is not what was sealed; its name is in the error.
+            StoreError, StoreCorrupt: a file is missing or is not what was sealed, or an unsealed row is not
+                what was journalled; its name is in the error.
         """
         wanted = SCHEMA.names if columns is None else list(columns)
         unknown = set(wanted) - set(SCHEMA.names)
@@ -193,6 +195,7 @@ class Corpus:
         lineages = _lineages(connection)
         asks = _Asks(connection, wanted)
         for rows in portions.of_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
+            require_whole("answers", rows, self._store)
             samples = [sample_of(row, lineages[row["run"]], wanted) for row in rows]
             yield from asks.fan_out([_projected(sample, wanted) for sample in samples], samples)
 

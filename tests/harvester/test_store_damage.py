@@ -84,6 +84,8 @@ def test_a_damaged_answer_is_named_by_every_sealing_and_only_it_is_asked_again(t
     name = key_of(7).hex()
     with Journal.open(tmp_path) as journal, pytest.raises(StoreCorrupt, match=name):
         seal(journal, tmp_path, target_bytes=MIB, everything=True)
+    with pytest.raises(StoreCorrupt, match=name):  # nor is it exported or trained on
+        list(Corpus.open(tmp_path).samples())
     assert mending.check(tmp_path, repair=False)[0]["findings"] == [
         f"changed: journal.db answers: row {name}"
     ]
