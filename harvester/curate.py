@@ -21,7 +21,6 @@ from typing import Any
 import pyarrow as pa
 
 from harvester import database, destination, doors, portions
-from harvester.config import read_toml
 from harvester.corpus import Corpus
 from harvester.errors import ConfigError, StoreError
 from harvester.exchange import alone
@@ -37,6 +36,7 @@ from harvester.shard_file import (
     sync_folder,
     writer_of,
 )
+from harvester.toml_file import read_toml
 
 MOST_OPEN = 8
 """Files written at a time; each keeps a row group in memory."""

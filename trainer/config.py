@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from harvester.toml_file import read_toml
 from trainer.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0)]
@@ -199,33 +198,8 @@ def load(path: Path) -> TrainConfig:
     Raises:
         ConfigError: missing or broken file, unknown key (with a suggestion), impossible value.
     """
-    return parse(_read_toml(path), root=path.parent, place=str(path))
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            "no such file", place=str(path), remedy="a train.toml needs [student] base and [data] corpus"
-        ) from None
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+)", str(error))
-        raise ConfigError(
-            f"not readable as TOML: {error}",
-            place=f"{path}:{line[1]}" if line else str(path),
-            remedy="text stands in quotes, a table's name in [brackets], one `key = value` a line",
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"is not UTF-8 text: {error.reason} at byte {error.start}",
-            place=str(path),
-            remedy="name the TOML file itself, saved as UTF-8",
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"can't be read: {error.strerror}", place=str(path), remedy="name the TOML file itself"
-        ) from None
+    data = read_toml(path, "a train.toml needs [student] base and [data] corpus")
+    return parse(data, root=path.parent, place=str(path))
 
 
 def parse(data: dict[str, Any], *, root: Path, place: str) -> TrainConfig:
