@@ -23,6 +23,7 @@ from harvester.checksums import require_whole
 from harvester.errors import StoreError, StoreFormatError
 from harvester.exchange import find, reading
 from harvester.findings import Finding, look
+from harvester.manifest import entries_in
 from harvester.projection import SELECT_ANSWERS, SELECT_FACTS, asked_by, fact_of, sample_of
 from harvester.records import ShardEntry
 from harvester.schema import ADDED, SCHEMA, Sample, from_row
@@ -85,7 +86,7 @@ class Corpus:
         with reading(self.folder), contextlib.closing(database.open_for_reading(self._store)) as connection:
             with database.translated(self._store / database.NAME):
                 connection.execute("BEGIN")
-                manifest = _manifest(connection)
+                manifest = tuple(entries_in(connection))
                 if tail:
                     yield from self._tail(connection, wanted)
                 connection.execute("COMMIT")  # a reader that stays open would keep the WAL growing
@@ -105,7 +106,7 @@ class Corpus:
             return
         with self._reading() as connection:
             connection.execute("BEGIN")
-            yield _manifest(connection), self._unsealed(connection, columns)
+            yield tuple(entries_in(connection)), self._unsealed(connection, columns)
             connection.execute("COMMIT")
 
     def _unsealed(self, connection: sqlite3.Connection, columns: Sequence[str]) -> Iterator[Sample]:
@@ -172,7 +173,7 @@ class Corpus:
     def _read_manifest(self) -> tuple[ShardEntry, ...]:
         if self._has_journal:
             with self._reading() as connection:
-                return _manifest(connection)
+                return tuple(entries_in(connection))
         entries = []
         for number, path in enumerate(sorted(self.folder.glob("*.parquet"))):
             with opened(path) as file:
@@ -257,16 +258,6 @@ class _Asks:
 def _lineages(connection: sqlite3.Connection) -> dict[int, dict[str, Any]]:
     query = "SELECT run, lineage_json FROM runs"
     return {run: orjson.loads(text) for run, text in connection.execute(query)}
-
-
-def _manifest(connection: sqlite3.Connection) -> tuple[ShardEntry, ...]:
-    query = (
-        "SELECT shard, name, sha256, rows, size_bytes, lineage_digest, sealed_us FROM manifest ORDER BY shard"
-    )
-    return tuple(
-        ShardEntry(shard, name, sha256, rows, size, lineage, sealed_us / 1e6)
-        for shard, name, sha256, rows, size, lineage, sealed_us in connection.execute(query)
-    )
 
 
 def _projected(sample: Sample, wanted: Sequence[str]) -> Sample:

@@ -176,7 +176,7 @@ def _rows(connection: sqlite3.Connection, table: str) -> Iterator[Finding]:
 
 def _sums(connection: sqlite3.Connection) -> Iterator[Finding]:
     """`meta` and `counters` against their checksums; a store of the first days may have none."""
-    (told,) = connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'checks'").fetchone()
+    told = database.has_table(connection, "checks")
     for name, check in connection.execute("SELECT name, checksum FROM checks").fetchall() if told else ():
         if not checksums.is_signed(connection, name, check):
             yield Finding("changed", f"{database.NAME} {name}", "its rows are not those that were written")

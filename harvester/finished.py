@@ -1,14 +1,13 @@
 """Sets of prompt files that were asked to the end, remembered so that a rerun need not look at each row.
 
 What is remembered is a digest: of the bytes of the files, and of everything that turns them into keys. As
-long as no answer leaves the store (`forget`), the same digest means the same rows, all of them held.
+long as no answer leaves the store (`ledger.forget_finished`), the same digest means the same rows, all held.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import sqlite3
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,9 +117,3 @@ def note(
         connection.execute(
             "INSERT OR REPLACE INTO finished VALUES (?, ?, ?, ?, ?)", (digest, *row, checksum(row, digest))
         )
-
-
-def forget(connection: sqlite3.Connection) -> None:
-    """Answers or dead letters leave the store in this transaction: nothing is finished any more."""
-    if database.has_table(connection, "finished"):
-        connection.execute("DELETE FROM finished")

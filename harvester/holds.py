@@ -67,12 +67,8 @@ def resume_next(store: Path) -> dict[str, str]:
     """
     if not (store / database.NAME).exists():
         return {}
-    with StoreLock(store, started_at=time.time()):
-        journal = Journal.open(store)
-        try:
-            holds = recall(journal)
-            if holds:
-                let_go(journal)
-            return holds
-        finally:
-            journal.close()
+    with StoreLock(store, started_at=time.time()), Journal.open(store) as journal:
+        holds = recall(journal)
+        if holds:
+            let_go(journal)
+        return holds

@@ -168,13 +168,17 @@ class Hours:
 
 def local(at: float, zone: str = "UTC") -> str:
     """An instant as people of that zone write it; one that no calendar holds, as the nearest that it does."""
-    at = min(max(at, 0.0), LAST)
-    return f"{datetime.fromtimestamp(at, UTC).astimezone(ZoneInfo(zone)):%a %Y-%m-%d %H:%M %Z}"
+    return f"{moment(at).astimezone(ZoneInfo(zone)):%a %Y-%m-%d %H:%M %Z}"
 
 
 def here(at: float) -> str:
     """As `local`, in the zone of this machine."""
-    return f"{datetime.fromtimestamp(min(max(at, 0.0), LAST), UTC).astimezone():%a %Y-%m-%d %H:%M %Z}"
+    return f"{moment(at).astimezone():%a %Y-%m-%d %H:%M %Z}"
+
+
+def moment(at: float) -> datetime:
+    """Unix seconds as a time in UTC; what no calendar holds as the nearest that it does."""
+    return datetime.fromtimestamp(min(max(at, 0.0), LAST), UTC)
 
 
 def seconds(text: str) -> float:

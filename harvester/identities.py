@@ -7,7 +7,6 @@ finds the places.
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 
 from harvester.errors import PromptError
 from harvester.journey import Prompt
+from harvester.keys import brief
 
 
 class Identities:
@@ -98,10 +98,8 @@ def _numbers(column: pa.Array) -> array[int]:
 
 
 def _asked(prompt: Prompt) -> int:
-    told = orjson.dumps(prompt.messages, option=orjson.OPT_SORT_KEYS)
-    return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "big")
+    return brief(orjson.dumps(prompt.messages, option=orjson.OPT_SORT_KEYS))
 
 
 def _digest(identity: str) -> int:
-    data = identity.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+    return brief(identity.encode("utf-8", "surrogatepass"))

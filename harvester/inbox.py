@@ -7,7 +7,6 @@ complaint, not an end: the file is looked at again when it grows.
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from harvester.config import HarvestConfig
 from harvester.errors import NoPrompts, PromptError
 from harvester.finished import Finished
 from harvester.journey import Prompt, Request
+from harvester.keys import brief
 from harvester.plan import requests
 from harvester.records import asker_of
 from harvester.tolerance import Tolerance
@@ -138,4 +138,4 @@ class Inbox:
 def _digest(prompt: Prompt) -> int:
     """64 bits that tell one line of a file from another; a held answer is still looked up by its key."""
     told = asker_of(prompt, 0) + orjson.dumps(prompt.messages, option=orjson.OPT_SORT_KEYS)
-    return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "big")
+    return brief(told)

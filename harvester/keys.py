@@ -96,6 +96,11 @@ class RequestKeys:
         return hashlib.sha256(self._before + canonical(messages) + rest).digest()
 
 
+def brief(data: bytes) -> int:
+    """64 bits that tell one thing from another where a clash costs a second look; never a key (BLAKE2b)."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
 def owner(key: bytes, world: int) -> int:
     """The rank, of `world` ranks, that asks for this key: its first 8 bytes, big-endian, modulo `world`."""
     if world < 1:

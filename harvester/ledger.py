@@ -167,8 +167,8 @@ class Entries:
             self._asks,
         )
         self._counts["asks"] += told
-        if told and has_table(connection, "finished"):  # a file that was walked before may tell otherwise
-            connection.execute("DELETE FROM finished")
+        if told:  # a file that was walked before may tell otherwise
+            forget_finished(connection)
 
     def _write_failures(self, connection: sqlite3.Connection) -> None:
         for one in self._failures:
@@ -201,6 +201,12 @@ def _mark(connection: sqlite3.Connection, failure: Failure) -> int:
         (failure.code, check, failure.attempt_id),
     )
     return int(row["reserved_microusd"])
+
+
+def forget_finished(connection: sqlite3.Connection) -> None:
+    """What rows stood for changes in this transaction: no set of prompt files is finished any more."""
+    if has_table(connection, "finished"):
+        connection.execute("DELETE FROM finished")
 
 
 def enter_run(connection: sqlite3.Connection, run: RunRecord) -> int:

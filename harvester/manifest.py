@@ -21,14 +21,19 @@ CHUNKS_PER_STEP = 16
 
 def manifest_of(journal: Journal) -> list[ShardEntry]:
     """The sealed shards, in the order they were sealed."""
+    with journal.reading() as connection:
+        return entries_in(connection)
+
+
+def entries_in(connection: sqlite3.Connection) -> list[ShardEntry]:
+    """The same, as a connection sees it: inside a transaction, of its instant."""
     query = (
         "SELECT shard, name, sha256, rows, size_bytes, lineage_digest, sealed_us FROM manifest ORDER BY shard"
     )
-    with journal.reading() as connection:
-        return [
-            ShardEntry(shard, name, sha256, rows, size, lineage, sealed_us / 1e6)
-            for shard, name, sha256, rows, size, lineage, sealed_us in connection.execute(query)
-        ]
+    return [
+        ShardEntry(shard, name, sha256, rows, size, lineage, sealed_us / 1e6)
+        for shard, name, sha256, rows, size, lineage, sealed_us in connection.execute(query)
+    ]
 
 
 def keys_in(journal: Journal, entry: ShardEntry) -> set[bytes]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from harvester import database, finished, quarantine, wal
+from harvester import database, quarantine, wal
 from harvester.bill import Bill, bill_of
 from harvester.canary import FOLDER as CANARIES
 from harvester.checksums import COVERED, changed, checksum, sign
@@ -25,7 +25,7 @@ from harvester.database import OUTCOME_CODES
 from harvester.errors import StoreCorrupt, StoreError
 from harvester.findings import Finding, has_lost_journal, look, look_at_copy, look_at_journal
 from harvester.journal import Journal
-from harvester.ledger import ceiling
+from harvester.ledger import ceiling, forget_finished
 from harvester.lock import StoreLock, is_held
 from harvester.manifest import enter, keys_in, manifest_of
 from harvester.orphans import beyond, contents_of
@@ -107,7 +107,7 @@ def _give_up_rows(journal: Journal, store: Path) -> tuple[set[bytes], set[bytes]
             for table in ("answers", "keys")
         )
     with journal.writing() as connection:
-        finished.forget(connection)
+        forget_finished(connection)
         connection.executemany("DELETE FROM answers WHERE key = ?", [(key,) for key in answers])
         connection.executemany("DELETE FROM keys WHERE key = ?", [(key,) for key in index])
         if f"{database.NAME} meta" in places:
@@ -137,13 +137,11 @@ def _renew_numbers(connection: sqlite3.Connection) -> None:
 def _reinstate(journal: Journal, store: Path) -> None:
     """Give whole files back the manifest row they lost; the key index still knows their number."""
     known = {entry.shard for entry in manifest_of(journal)}
-    for path in beyond(store / FOLDER, 0):
-        number = int(path.name[5:13])
+    for number, path in beyond(store / FOLDER, 0):
         held = None if number in known else contents_of(path)
         if held is None:
             continue
-        rows, at = len(held.keys), path.stat().st_mtime
-        entry = ShardEntry(number, path.name, held.sha256, rows, held.size_bytes, held.lineage, at)
+        entry = held.entry(path.stat().st_mtime)
         if keys_in(journal, entry) == set(held.keys):
             known.add(number)
             with journal.writing() as connection:
@@ -193,7 +191,7 @@ def _forget_strays(journal: Journal) -> set[bytes]:
     if strays:
         with journal.writing() as connection:
             connection.executemany("DELETE FROM keys WHERE key = ?", [(key,) for key in strays])
-            finished.forget(connection)
+            forget_finished(connection)
     return strays
 
 

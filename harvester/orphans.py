@@ -17,6 +17,7 @@ import pyarrow as pa
 from harvester.checksums import COVERED, is_whole
 from harvester.errors import StoreCorrupt, StoreError
 from harvester.exchange import find
+from harvester.records import ShardEntry
 from harvester.shard_file import NAME, digest_of, keys_of, lineage_digest, lineages_in, opened
 
 _ODD = (StoreError, pa.ArrowException, ValueError, KeyError, IndexError, AttributeError, TypeError)
@@ -24,12 +25,20 @@ _ODD = (StoreError, pa.ArrowException, ValueError, KeyError, IndexError, Attribu
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A whole file of our columns: its keys, in order, its lineage digest, its SHA-256, its bytes."""
+    """A whole file of our columns: the number and name it wears, its keys in order, its lineage digest."""
 
+    shard: int
+    name: str
     keys: tuple[bytes, ...]
     lineage: str
     sha256: str
     size_bytes: int
+
+    def entry(self, sealed_at: float) -> ShardEntry:
+        """What the manifest should say of it."""
+        return ShardEntry(
+            self.shard, self.name, self.sha256, len(self.keys), self.size_bytes, self.lineage, sealed_at
+        )
 
 
 def contents_of(path: Path) -> Contents | None:
@@ -46,15 +55,17 @@ def contents_of(path: Path) -> Contents | None:
         return None
     try:
         with opened(path) as file:
-            return Contents(tuple(keys_of(file)), lineage_digest(lineages_in(file)[0]), digest, size)
+            keys, lineage = tuple(keys_of(file)), lineage_digest(lineages_in(file)[0])
+            return Contents(int(match[1]), path.name, keys, lineage, digest, size)
     except _ODD:
         return None
 
 
-def beyond(folder: Path, last: int) -> list[Path]:
-    """Files numbered higher than the last shard, in order of their numbers."""
-    named = ((NAME.match(path.name), path) for path in folder.glob("part-*"))
-    return sorted(path for match, path in named if match is not None and int(match[1]) > last)
+def beyond(folder: Path, last: int) -> list[tuple[int, Path]]:
+    """Files numbered higher than the last shard, in order of their numbers, which come with them."""
+    matched = ((NAME.match(path.name), path) for path in folder.glob("part-*"))
+    numbered = ((int(match[1]), path) for match, path in matched if match is not None)
+    return sorted((number, path) for number, path in numbered if number > last)
 
 
 def require_none(folder: Path, last: int) -> None:
@@ -63,7 +74,7 @@ def require_none(folder: Path, last: int) -> None:
     Raises:
         StoreCorrupt: names the first that does.
     """
-    for path in beyond(folder, last):
+    for _, path in beyond(folder, last):
         raise StoreCorrupt(
             f"no manifest row names it, and the last shard has number {last}",
             place=str(path),

@@ -18,7 +18,7 @@ BYTES = 1 << 20
 """A portion ends with the row that reaches this."""
 
 
-def of_answers(cursor: sqlite3.Cursor) -> Iterator[list[dict[str, Any]]]:
+def of_answers(cursor: sqlite3.Cursor, most_rows: int = ROWS) -> Iterator[list[dict[str, Any]]]:
     """Rows of a query over `answers` (its columns named, `raw` and `body_json` among them), in its order."""
     names = [column[0] for column in cursor.description]
     portion: list[dict[str, Any]] = []
@@ -27,7 +27,7 @@ def of_answers(cursor: sqlite3.Cursor) -> Iterator[list[dict[str, Any]]]:
         row = dict(zip(names, values, strict=True))
         portion.append(row)
         size += len(row["raw"]) + len(row["body_json"])
-        if len(portion) >= ROWS or size >= BYTES:
+        if len(portion) >= most_rows or size >= BYTES:
             yield portion
             portion, size = [], 0
     if portion:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -31,7 +30,7 @@ from harvester.errors import ConfigError, NoPrompts, PromptError
 from harvester.flags import Flags
 from harvester.hours import Hours
 from harvester.identities import Identities
-from harvester.journey import NO_VOICE
+from harvester.journey import NO_VOICE, Prompt
 from harvester.metrics import OTHER_VOICES, PassLimits
 from harvester.names import printable
 from harvester.permissions import load_permissions
@@ -165,9 +164,11 @@ def _count(config: HarvestConfig, root: Path, bad: Tolerance, *, watch: bool) ->
             if not watch:
                 raise
     if not watch and (repeated := ids.repeated()):
-        max_bad = config.prompts.max_bad
-        walk = partial(prompts.read, config.prompts.files, root)
-        if (error := identities.clash(lambda: walk(Tolerance(max_bad)), repeated)) is not None:
+
+        def walk() -> Iterator[Prompt]:
+            return prompts.read(config.prompts.files, root, Tolerance(config.prompts.max_bad))
+
+        if (error := identities.clash(walk, repeated)) is not None:
             raise error
     return rows * config.sampling.samples, tokens * config.sampling.samples
 

@@ -111,9 +111,8 @@ class Probe:
             except TeacherError as error:
                 if error.status is not None:
                     raise
-                if (
-                    error.error_code == UNKNOWN_NAME
-                ):  # nobody was ever there: a slip of the pen, not an outage
+                # Nobody was ever there: a slip of the pen, not an outage.
+                if error.error_code == UNKNOWN_NAME:
                     error = TeacherRefused(error.message, place=error.place, remedy="is base_url right?")
                 lost = error if lost is None or lost.is_permanent else lost
                 continue

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from harvester import finished, quarantine
+from harvester import quarantine
 from harvester.errors import ConfigError, StoreError
 from harvester.journal import Journal
+from harvester.ledger import forget_finished
 from harvester.lock import StoreLock
 from harvester.manifest import keys_in, manifest_of
 from harvester.projection import asked_by
@@ -49,7 +50,7 @@ def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
             finished_off(rewrite(journal, store, [entry], without=wanted))
     removed = len(held)
     with journal.writing() as connection:
-        finished.forget(connection)
+        forget_finished(connection)
         for table in _TABLES:
             removed += connection.executemany(
                 f"DELETE FROM {table} WHERE key = ?",  # noqa: S608 - our own names

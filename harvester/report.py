@@ -183,8 +183,7 @@ def _tiles(account: Account) -> list[dict[str, Any]]:
         tiles.append(_tile("time left", figures.between(eta["low"], eta["high"])))
     done = (status.get("done_at") or {}).get("likely")
     if live and done is not None:
-        when = datetime.fromtimestamp(min(max(done, 0.0), hours.LAST), UTC)
-        tiles.append(_tile("done, likely (UTC)", f"{when:%b %d, %H:%M}"))
+        tiles.append(_tile("done, likely (UTC)", f"{hours.moment(done):%b %d, %H:%M}"))
     tiles.append(_tile("tokens in and out", charts.compact(census.input_tokens + census.output_tokens)))
     tiles.append(_tile("cost", charts.dollars(totals.cost_microusd / 1e6 or census.cost_microusd / 1e6)))
     if canaries := status.get("canary_microusd_ever"):

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harvester import exchange, finished, orphans
+from harvester import exchange, orphans
 from harvester.errors import StoreLocked
 from harvester.failpoints import reach
 from harvester.journal import Journal
+from harvester.ledger import forget_finished
 from harvester.manifest import enter_new, keys_in, manifest_of, move_keys, require_index
 from harvester.proof import proven
 from harvester.records import ShardEntry
@@ -197,7 +199,7 @@ def _enter_swap(
     with journal.writing() as connection:
         connection.executemany("DELETE FROM keys WHERE key = ?", [(key,) for key in sorted(gone)])
         if gone:
-            finished.forget(connection)
+            forget_finished(connection)
         connection.executemany("DELETE FROM manifest WHERE shard = ?", [(one.shard,) for one in old])
         if new is not None:
             move_keys(connection, new.shard, keys)
@@ -239,15 +241,11 @@ def _exchanged(
     """The file that took the place of `old`: numbered like the next shard, whole, without a strange key."""
     number = journal.next_shard()
     known = {key for entry in old for key in keys_in(journal, entry)}
-    for path in orphans.beyond(folder, number - 1):
-        held = orphans.contents_of(path)
-        if held is not None and int(path.name[5:13]) == number and known.issuperset(held.keys):
-            made_at = path.stat().st_mtime
-            digest_of_lineage = old[0].lineage_digest
-            entry = ShardEntry(
-                number, path.name, held.sha256, len(held.keys), held.size_bytes, digest_of_lineage, made_at
-            )
-            return entry, held.keys
+    for found, path in orphans.beyond(folder, number - 1):
+        held = orphans.contents_of(path) if found == number else None
+        if held is not None and known.issuperset(held.keys):
+            entry = held.entry(path.stat().st_mtime)
+            return replace(entry, lineage_digest=old[0].lineage_digest), held.keys
     return None
 
 

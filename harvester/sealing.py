@@ -131,9 +131,5 @@ def seal_now(store: Path) -> shards.SealResult:
     """
     Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
     doors.ask(Corpus.open(store), "seal", store.resolve().parent)
-    with StoreLock(store, started_at=time.time()):
-        journal = Journal.open(store)
-        try:
-            return shards.seal(journal, store, target_bytes=64 * 1024 * 1024, everything=True)
-        finally:
-            journal.close()
+    with StoreLock(store, started_at=time.time()), Journal.open(store) as journal:
+        return shards.seal(journal, store, target_bytes=64 * 1024 * 1024, everything=True)

@@ -207,19 +207,12 @@ def _slice(journal: Journal, group: _Group, after: int) -> list[dict[str, Any]]:
     """
     holes = ",".join("?" * len(group.runs))
     query = f"{SELECT_ANSWERS} WHERE run IN ({holes}) AND id > ? AND id <= ? ORDER BY id"
-    rows: list[dict[str, Any]] = []
-    size = 0
     with (
         journal.reading() as connection,
         contextlib.closing(connection.execute(query, (*group.runs, after, group.last_id))) as cursor,
     ):
-        names = [column[0] for column in cursor.description]
-        for values in cursor:
-            rows.append(dict(zip(names, values, strict=True)))
-            require_whole("answers", rows[-1:], journal.path)
-            size += _stored(rows[-1])
-            if len(rows) >= ROWS_PER_SLICE or size >= portions.BYTES:
-                break
+        rows = next(portions.of_answers(cursor, ROWS_PER_SLICE), [])
+    require_whole("answers", rows, journal.path)
     return rows
 
 
@@ -263,10 +256,7 @@ def adopt(journal: Journal, store: Path) -> list[tuple[str, int]]:
                 if held is None or not orphans.is_half_sealed(connection, path):
                     continue  # damaged or not ours
             sync_folder(folder)
-            entry = ShardEntry(
-                number, path.name, held.sha256, len(held.keys), held.size_bytes, held.lineage, time.time()
-            )
-            _commit(journal, entry, held.keys)
+            _commit(journal, held.entry(time.time()), held.keys)
             adopted.append((path.name, len(held.keys)))
             break
     return adopted

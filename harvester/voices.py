@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Sequence
 
@@ -10,6 +9,7 @@ from harvester import provenance
 from harvester.admission import Parked
 from harvester.errors import TermsRefused
 from harvester.journey import Completion
+from harvester.keys import brief
 from harvester.metrics import Tally
 from harvester.refusals import excerpt
 
@@ -51,8 +51,7 @@ class Voices:
             )
 
     def _note_id(self, told: str) -> None:
-        digest = hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        number = int.from_bytes(digest, "big")
+        number = brief(told.encode("utf-8", "surrogatepass"))
         place = number % IDS_KEPT
         self._tally.repeated_ids += self._ids[place] == number
         self._ids[place] = number

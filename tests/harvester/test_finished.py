@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from harvester import database, findings, finished, inbox, mending, purging
+from harvester import database, findings, inbox, mending, purging
 from harvester.corpus import Corpus
 from harvester.journal import Journal
 from harvester.journey import Request
+from harvester.ledger import forget_finished
 from harvester.mock_teacher.running import RunningMock
 from harvester.prepare import look_ahead
 from tests.faults.bench import Ended, live
@@ -176,7 +177,7 @@ def test_what_stays_at_home_may_be_turned_back_and_the_last_word_holds(
         assert found == {"a": word, "b": "other"}
     assert told("two") == (asks, found)  # known: nothing is written
     with closing(Journal.open(tmp_path / "store")) as journal, journal.writing() as connection:
-        finished.forget(connection)
+        forget_finished(connection)
     assert told("two") == (asks, found)  # nor when each row is looked at
     assert told("two", "three", "four")[1]["a"] == "four"
     assert told("four", "one")[1]["a"] == "one"

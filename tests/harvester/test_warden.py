@@ -11,6 +11,7 @@ import pytest
 
 from harvester import job, remote, sealing, shift, warden
 from harvester.errors import StoreError
+from harvester.heartbeat import Watch
 from harvester.status import read_status
 from tests.faults import bench
 
@@ -22,6 +23,16 @@ SLOW = {"limits": {"max_concurrency": 2}}
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("ASK_EVERY_S", 0.15), ("ASK_AGAIN_S", 0.05), ("LISTEN_EVERY_S", 0.05)):
         monkeypatch.setattr(warden, name, seconds)
+
+
+def tearing(path: Path) -> Watch:
+    """A watcher that leaves a torn file here as soon as there is an answer."""
+
+    def watch(told: Mapping[str, Any]) -> None:
+        if told["answers_stored"]:
+            path.write_text("bad = = ")
+
+    return watch
 
 
 @pytest.mark.usefixtures("_often")
@@ -55,11 +66,9 @@ def test_terms_that_stay_unreadable_end_the_run_by_name(tmp_path: Path, mock_tea
     torn = tmp_path / "permissions" / "x.toml"
     torn.parent.mkdir()
 
-    def watch(told: Mapping[str, Any]) -> None:
-        if told["answers_stored"]:
-            torn.write_text("bad = = ")
-
-    ended = bench.live(mock_teacher(latency_s=0.03), tmp_path, prompts=MANY, teacher=SLOW, watch=watch)
+    ended = bench.live(
+        mock_teacher(latency_s=0.03), tmp_path, prompts=MANY, teacher=SLOW, watch=tearing(torn)
+    )
     assert ended.exit_code == 77
     assert str(torn) in ended.said
     assert 0 < ended.totals.answers < 400
@@ -71,11 +80,7 @@ def test_terms_that_can_not_be_read_at_the_end_leave_the_answers_unsealed(tmp_pa
     torn = tmp_path / "terms" / "x.toml"
     torn.parent.mkdir()
 
-    def watch(told: Mapping[str, Any]) -> None:
-        if told["answers_stored"]:
-            torn.write_text("bad = = ")
-
-    ended = bench.live(mock_teacher(), tmp_path, watch=watch)
+    ended = bench.live(mock_teacher(), tmp_path, watch=tearing(torn))
     assert (ended.exit_code, ended.totals.answers) == (77, 3)
     assert str(torn) in ended.said
     assert not list((ended.store / "shards").glob("*.parquet"))
