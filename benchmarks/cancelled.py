@@ -25,10 +25,10 @@ from bare import HEADERS, bare_httpx
 from load_side import load_side
 from one_pass import everything_on, questions
 
-from harvester.client import Client
-from harvester.config import HarvestConfig
-from harvester.journey import Request
-from harvester.plan import requests
+from harvester.api.client import Client
+from harvester.config.config import HarvestConfig
+from harvester.api.types import Request
+from harvester.api.request_builder import requests
 
 WAVE = 250
 LATEST_S = 0.4

@@ -20,10 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from harvester.journal import Journal
-from harvester.journey import Prompt
-from harvester.records import Answer, Intent, RunRecord
-from harvester.status import write_status
+from harvester.store.journal.journal import Journal
+from harvester.api.types import Prompt
+from harvester.store.journal.records import Answer, Intent, RunRecord
+from harvester.observe.status import write_status
 
 BATCH = 2000
 HELP_S, STATUS_S = 0.25, 0.5

@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harvester.group_commit import GroupCommit
-from harvester.journal import Journal
-from harvester.journey import Prompt
-from harvester.records import Answer, Intent, Record, RunRecord
+from harvester.store.journal.group_commit import GroupCommit
+from harvester.store.journal.journal import Journal
+from harvester.api.types import Prompt
+from harvester.store.journal.records import Answer, Intent, Record, RunRecord
 
 ENDPOINT = "http://127.0.0.1:8000/v1"
 TARGET_US = 60

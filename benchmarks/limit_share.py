@@ -21,8 +21,8 @@ from typing import Any
 from bare import HEADERS, bare_httpx
 from one_pass import Shots, bodies, configured, one_pass
 
-from harvester.config import HarvestConfig
-from harvester.metrics import Snapshot
+from harvester.config.config import HarvestConfig
+from harvester.observe.counters import Snapshot
 from harvester.mock_teacher.running import RunningMock, start_process
 
 RATE = 200

@@ -25,8 +25,8 @@ from bare import HEADERS, bare_httpx
 from load_side import load_side
 from one_pass import bodies, questions
 
-from harvester import job
-from harvester.prepare import prepare
+from harvester.run import job
+from harvester.run.prepare import prepare
 
 BARE_SHARE = 10
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -16,13 +16,13 @@ from typing import Any
 import orjson
 from load_side import MODEL
 
-from harvester.config import HarvestConfig
-from harvester.group_commit import GroupCommit
-from harvester.harvest import PassLimits, Snapshot, harvest
-from harvester.journal import Journal
-from harvester.journey import Prompt
-from harvester.plan import requests
-from harvester.records import RunRecord
+from harvester.config.config import HarvestConfig
+from harvester.store.journal.group_commit import GroupCommit
+from harvester.run.harvest import PassLimits, Snapshot, harvest
+from harvester.store.journal.journal import Journal
+from harvester.api.types import Prompt
+from harvester.api.request_builder import requests
+from harvester.store.journal.records import RunRecord
 
 Shots = list[tuple[float, Snapshot]]
 """Monotonic seconds and the counts then."""

@@ -28,10 +28,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harvester.journal import Journal
-from harvester.manifest import manifest_of
+from harvester.store.journal.journal import Journal
+from harvester.store.shards.manifest import manifest_of
 from harvester.mock_teacher.running import RunningMock, start_process
-from harvester.trace import read_trace
+from harvester.observe.timeline import read_trace
 
 WINDOW = 64
 MOST_PER_S = 800

@@ -20,15 +20,15 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from harvester.checksums import checksum, set_meta, sign
-from harvester.config import HarvestConfig, load
-from harvester.journal import Journal
-from harvester.journey import Prompt
-from harvester.keys import RequestKeys
-from harvester.manifest import enter
-from harvester.records import RunRecord, ShardEntry, asker_of
-from harvester.schema import SCHEMA
-from harvester.shard_file import FOLDER, digest_of, lineage_digest, writer_of
+from harvester.store.journal.checksums import checksum, set_meta, sign
+from harvester.config.config import HarvestConfig, load
+from harvester.store.journal.journal import Journal
+from harvester.api.types import Prompt
+from harvester.api.request_key import RequestKeys
+from harvester.store.shards.manifest import enter
+from harvester.store.journal.records import RunRecord, ShardEntry, asker_of
+from harvester.store.shards.schema import SCHEMA
+from harvester.store.shards.parquet_file import FOLDER, digest_of, lineage_digest, writer_of
 
 ROWS_PER_SHARD = 50_000
 ROWS_PER_GROUP = 2_048

@@ -39,11 +39,11 @@ TARGETS = {
 def measure(folder: Path, rows: int) -> dict[str, float]:
     """All but the rerun, in this process."""
     from benchmarks.store_maker import keys_of
-    from harvester.config import load
-    from harvester.corpus import Corpus
-    from harvester.group_commit import GroupCommit
-    from harvester.journal import Journal
-    from harvester.lock import StoreLock
+    from harvester.config.config import load
+    from harvester.store.reader import Corpus
+    from harvester.store.journal.group_commit import GroupCommit
+    from harvester.store.journal.journal import Journal
+    from harvester.store.journal.lock import StoreLock
 
     config, store = load(folder / "harvest.toml"), folder / "store"
     begun = time.perf_counter()

@@ -22,7 +22,7 @@ from bare import HEADERS, bare_httpx
 from load_side import load_side
 from one_pass import bodies, everything_on, one_pass
 
-from harvester.config import HarvestConfig
+from harvester.config.config import HarvestConfig
 
 Send = Callable[[bytes], Awaitable[bytes]]
 

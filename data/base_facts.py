@@ -7,8 +7,8 @@ import random
 
 from harvester_data.base_document import LOWER, WORDS, Document, some
 
-from harvester.mock_teacher.phrasings import MONTHS
-from harvester.mock_teacher.sql_grammar import COUNT, NUMBER_COLUMNS, OPERATORS, selectable, to_sql
+from harvester.mock_teacher.tasks.phrasings import MONTHS
+from harvester.mock_teacher.tasks.sql_grammar import COUNT, NUMBER_COLUMNS, OPERATORS, selectable, to_sql
 
 
 def repeated(rng: random.Random) -> Document:

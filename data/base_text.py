@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 
 from harvester_data.base_document import DIGITS, LOWER, UPPER, WORDS, Document, Maker, some
 
-from harvester.mock_teacher.phrasings import MONTHS
-from harvester.mock_teacher.sql_grammar import NUMBER_COLUMNS, OPERATORS, selectable
+from harvester.mock_teacher.tasks.phrasings import MONTHS
+from harvester.mock_teacher.tasks.sql_grammar import NUMBER_COLUMNS, OPERATORS, selectable
 
 
 def stream(seed: int, phases: tuple[tuple[int, Mapping[Maker, float]], ...]) -> Iterator[Document]:

@@ -13,8 +13,8 @@ from typing import Final
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from harvester.mock_teacher.phrasings import MONTHS, PHRASINGS
-from harvester.mock_teacher.sql_grammar import NUMBER_COLUMNS, OPERATORS, TEXT_COLUMNS
+from harvester.mock_teacher.tasks.phrasings import MONTHS, PHRASINGS
+from harvester.mock_teacher.tasks.sql_grammar import NUMBER_COLUMNS, OPERATORS, TEXT_COLUMNS
 
 PAD: Final = "<|pad|>"
 START: Final = "<|im_start|>"

@@ -1,6 +1,6 @@
 """`python -m harvester` and the `harvester` script."""
 
-from harvester.cli import main
+from harvester.cli.main import main
 
 __all__ = ["main"]
 

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harvester.mock_teacher.contents import content_key, draw
-from harvester.mock_teacher.phrasings import DOUBLE, PHRASINGS
-from harvester.mock_teacher.rules import solve
+from harvester.mock_teacher.tasks.contents import content_key, draw
+from harvester.mock_teacher.tasks.phrasings import DOUBLE, PHRASINGS
+from harvester.mock_teacher.tasks.rules import solve
 
 SEED = 20_260_101
 HELD_OUT = 100  # rows of each task, asked as in training

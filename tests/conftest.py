@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harvester.mock_teacher.faults import read_rules
+from harvester.mock_teacher.faults.script import read_rules
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import EVERY_TASK, MockSettings
 from tests.harvester import faulty_disk

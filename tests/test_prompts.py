@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from harvester.mock_teacher.contents import content_key
-from harvester.mock_teacher.phrasings import DOUBLE, PHRASINGS
-from harvester.mock_teacher.rules import solve
+from harvester.mock_teacher.tasks.contents import content_key
+from harvester.mock_teacher.tasks.phrasings import DOUBLE, PHRASINGS
+from harvester.mock_teacher.tasks.rules import solve
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 NAMES = ("skills-train.jsonl", "skills-held-out.jsonl")

@@ -61,7 +61,7 @@ def plan(
     from trainer import config as settings
 
     loaded = settings.load(config)
-    from trainer import plan as room
+    from trainer.training import plan as room
 
     told = asdict(room.plan(loaded, probe))
     memory = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in told["memory"].items())
@@ -91,7 +91,7 @@ def doctor(
     from trainer import config as settings
 
     loaded = settings.load(config)
-    from trainer import doctor as room
+    from trainer.evaluation import doctor as room
     from trainer.errors import FindingsError
 
     found = room.diagnose(loaded)
@@ -127,14 +127,14 @@ def train(
 
     loaded = settings.load(config)
     if processes > 1:
-        from trainer import fleet
+        from trainer.training import launch as fleet
 
         raise typer.Exit(fleet.launch(config, processes, allow_change=allow_change))
     talk("reading corpus and student")
-    from trainer import dataset
+    from trainer.data import dataset
 
     rows = dataset.read(loaded)  # what the corpus lacks is said before torch is loaded
-    from trainer import train as room
+    from trainer.training import train as room
 
     with bar("train", "steps") as update:
         done = room.train(
@@ -173,7 +173,7 @@ def evaluate(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
 
     loaded = settings.load(config)
     talk("reading corpus and student")
-    from trainer import evaluate as room
+    from trainer.evaluation import evaluate as room
 
     with bar("score", "prompts") as update:
         offset = {"base": 0, "student": 1}
@@ -199,8 +199,10 @@ def export(
     from trainer import config as settings
 
     loaded = settings.load(config)
-    from trainer import merge as room
-    from trainer import model, render, serving
+    from trainer.publish import merge as room
+    from trainer.data import chat_template as render
+    from trainer.model import model
+    from trainer.publish import serving
 
     parity = room.merge(loaded, out, dtype)
     renderer = render.Renderer(model.load_tokenizer(loaded.base, loaded.template))
@@ -226,7 +228,7 @@ def trace(
 
     Example: trainer trace data/demo/adapter skills-sum-train-0353 --corpus data/demo/store
     """
-    from trainer import trace as room
+    from trainer.provenance import fingerprint as room
     from trainer.errors import ConfigError, FindingsError
 
     if row is not None:

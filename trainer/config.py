@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from harvester.toml_file import read_toml
+from harvester.system.toml_file import read_toml
 from trainer.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0)]

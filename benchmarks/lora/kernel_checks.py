@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from trainer import folding, segments, varlen
-from trainer.collator import collate
-from trainer.fused import lora_linear
-from trainer.losses import cross_entropy_sum, head_loss
-from trainer.render import Example
-from trainer.step import loss_of
+from trainer.model import lora_forward as folding, segment_attention as segments, varlen_attention as varlen
+from trainer.data.collator import collate
+from trainer.model.lora_kernel import lora_linear
+from trainer.model.losses import cross_entropy_sum, head_loss
+from trainer.data.chat_template import Example
+from trainer.training.step import loss_of
 
 BOUND = {"bfloat16": 2e-2, "float32": 1e-4}
 WHOLE = {"bfloat16": 1e-3, "float32": 1e-5}  # relative difference of a two-layer student's loss

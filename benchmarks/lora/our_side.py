@@ -9,12 +9,13 @@ import lora_task
 import numpy as np
 import torch
 
-from trainer import compiling, flops, folding, model, optim, segments, varlen
+from trainer.model import compile as compiling, lora_forward as folding, model, segment_attention as segments, varlen_attention as varlen
+from trainer.training import flops, optim
 from trainer import config as settings
-from trainer.collator import padding_of
-from trainer.render import Example
-from trainer.step import Stepper
-from trainer.world import World
+from trainer.data.collator import padding_of
+from trainer.data.chat_template import Example
+from trainer.training.step import Stepper
+from trainer.training.distributed import World
 
 WINDOW = 10
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from trainer import model
+from trainer.model import model
 from trainer.config import Train
-from trainer.order import Order
-from trainer.render import Example, Renderer
+from trainer.data.order import Order
+from trainer.data.chat_template import Example, Renderer
 
 Step = list[list[tuple[list[int], int]]]
 

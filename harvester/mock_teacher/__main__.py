@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harvester.errors import HarvesterError
-from harvester.mock_teacher.faults import load_script
+from harvester.mock_teacher.faults.script import load_script
 from harvester.mock_teacher.listening import serve
 from harvester.mock_teacher.settings import MockSettings, parse_accuracy
 

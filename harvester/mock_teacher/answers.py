@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from harvester.mock_teacher.rules import Solved, solve, wrong_answer
+from harvester.mock_teacher.tasks.rules import Solved, solve, wrong_answer
 from harvester.mock_teacher.settings import EVERY_TASK
 from harvester.mock_teacher.wire import Ask
 

@@ -18,9 +18,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from harvester.errors import ConfigError
 from harvester.mock_teacher import spoil, wire
-from harvester.mock_teacher.actions import Stage
+from harvester.mock_teacher.faults.actions import Stage
 from harvester.mock_teacher.batches import Batches
-from harvester.mock_teacher.faults import MODELS, Script, read_rules
+from harvester.mock_teacher.faults.script import MODELS, Script, read_rules
 from harvester.mock_teacher.limits import LimitValues
 from harvester.mock_teacher.server import MockTeacher
 from harvester.mock_teacher.settings import MockSettings

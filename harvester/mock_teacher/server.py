@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from harvester.errors import ConfigError
 from harvester.mock_teacher import spoil, wire
-from harvester.mock_teacher.actions import LOST, Stage
+from harvester.mock_teacher.faults.actions import LOST, Stage
 from harvester.mock_teacher.answers import Answer, Answerer
 from harvester.mock_teacher.completions import (
     Completion,
@@ -31,7 +31,7 @@ from harvester.mock_teacher.completions import (
     to_json,
 )
 from harvester.mock_teacher.cut import Line
-from harvester.mock_teacher.faults import Rule, Script
+from harvester.mock_teacher.faults.script import Rule, Script
 from harvester.mock_teacher.ledger import Charge, Ledger
 from harvester.mock_teacher.limits import Limits, LimitValues
 from harvester.mock_teacher.reply import Sender, read_body

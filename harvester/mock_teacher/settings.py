@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harvester.errors import ConfigError
-from harvester.mock_teacher.faults import Rule
+from harvester.mock_teacher.faults.script import Rule
 
 EVERY_TASK = "*"
 DEFAULT_ACCURACY = 0.95

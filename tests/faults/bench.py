@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harvester import job
-from harvester.clock import Clock, SystemClock
+from harvester.run import job
+from harvester.system.clock import Clock, SystemClock
 from harvester.errors import HarvesterError
-from harvester.journal import Journal
+from harvester.store.journal.journal import Journal
 from harvester.mock_teacher.running import RunningMock
-from harvester.prepare import prepare
-from harvester.records import Totals
+from harvester.run.prepare import prepare
+from harvester.store.journal.records import Totals
 
 Watch = Callable[[Mapping[str, Any]], None]
 POISON = "77 + 1"

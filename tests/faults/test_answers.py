@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harvester import completion
-from harvester.corpus import Corpus
+from harvester.api import completion
+from harvester.store.reader import Corpus
 from harvester.errors import ConfigError
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
-from harvester.prepare import prepare
-from harvester.schema import Sample
+from harvester.run.prepare import prepare
+from harvester.store.shards.schema import Sample
 from tests.faults.bench import POISON, inline, live
 
 SCHEMA = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}

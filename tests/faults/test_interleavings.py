@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvester.errors import StoreError
-from harvester.group_commit import GroupCommit
-from harvester.journal import Journal
+from harvester.store.journal.group_commit import GroupCommit
+from harvester.store.journal.journal import Journal
 from harvester.mock_teacher.running import RunningMock
-from harvester.records import Intent, Record
-from harvester.scribe import Scribe
+from harvester.store.journal.records import Intent, Record
+from harvester.store.journal.writer import Scribe
 from tests.faults.bench import live
 
 Mock = Callable[..., RunningMock]

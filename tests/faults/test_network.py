@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import trustme
 
-from harvester import client as room
+from harvester.api import client as room
 from harvester.errors import ConfigError
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
-from harvester.prepare import prepare
+from harvester.run.prepare import prepare
 from tests.faults.bench import POISON, live
 
 DAY = timedelta(days=1)

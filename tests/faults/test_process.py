@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from harvester.corpus import Corpus
-from harvester.failpoints import VARIABLE
-from harvester.journal import Journal
+from harvester.store.reader import Corpus
+from harvester.system.failpoints import VARIABLE
+from harvester.store.journal.journal import Journal
 from harvester.mock_teacher.running import RunningMock, start_process
 from tests.faults.bench import Hasty, live
 from tests.journey.living import Life, living, write_folder
@@ -97,14 +97,14 @@ def test_row_52_a_stopped_process_saves_up_no_burst(mock_teacher: Mock, tmp_path
 def test_row_45_the_window_keeps_to_the_limit_of_open_files() -> None:
     code = """
 import resource, sys
-from harvester import open_files
+from harvester.system import open_files
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, 100))
 print(open_files.bears(512), open_files.bears(8), *resource.getrlimit(resource.RLIMIT_NOFILE))
-from harvester.clock import SystemClock
-from harvester.config import HarvestConfig
-from harvester.laws import laws_of
-from harvester.limiter import Charge
-from harvester.metrics import PassLimits
+from harvester.system.clock import SystemClock
+from harvester.config.config import HarvestConfig
+from harvester.teacher.policies import laws_of
+from harvester.teacher.rate_limiter import Charge
+from harvester.observe.counters import PassLimits
 teacher = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "limits": {"max_concurrency": 512}}
 config = HarvestConfig.model_validate({"teacher": teacher, "prompts": {"files": ["p"]}})
 (limiter,) = laws_of(config, PassLimits(), SystemClock()).limiters.values()
@@ -155,9 +155,10 @@ def test_row_46_prompts_are_streamed_whatever_their_size(tmp_path: Path, mock_te
     code = f"""
 import asyncio, resource
 from pathlib import Path
-from harvester import client, job
-from harvester.flags import Flags
-from harvester.prepare import prepare
+from harvester.api import client
+from harvester.run import job
+from harvester.config.overrides import Flags
+from harvester.run.prepare import prepare
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 summary = asyncio.run(job.run(prepare(Path({str(folder / "harvest.toml")!r}), Flags(rows=8)), lambda _: None))
 print(summary.rows_total, summary.answers_stored, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

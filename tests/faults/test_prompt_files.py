@@ -15,14 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harvester import harvest, inbox
-from harvester.corpus import Corpus
+from harvester.prompts import feed as inbox
+from harvester.run import harvest
+from harvester.store.reader import Corpus
 from harvester.errors import PromptError
-from harvester.journal import Journal
-from harvester.journey import Request
+from harvester.store.journal.journal import Journal
+from harvester.api.types import Request
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
-from harvester.prepare import look_ahead, prepare
+from harvester.run.prepare import look_ahead, prepare
 from tests.faults import bench
 from tests.faults.bench import PROMPTS, Hasty, live
 

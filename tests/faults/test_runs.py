@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from harvester import conduct
-from harvester.conduct import Run
-from harvester.corpus import Corpus
+from harvester.config import run_section as conduct
+from harvester.config.run_section import Run
+from harvester.store.reader import Corpus
 from harvester.errors import PromptError
-from harvester.journal import Journal
+from harvester.store.journal.journal import Journal
 from harvester.mock_teacher.running import RunningMock
-from harvester.prepare import prepare
-from harvester.status import status, status_lines
+from harvester.run.prepare import prepare
+from harvester.observe.status import status, status_lines
 from tests.faults import bench
 from tests.faults.bench import PROMPTS, live
 

@@ -22,8 +22,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.masking import Mask
-from harvester.mock_teacher.actions import ACTIONS, Stage
+from harvester.api.redaction import Mask
+from harvester.mock_teacher.faults.actions import ACTIONS, Stage
 
 CANARY = "sk-CANARY/+9f3a77c1=zz"
 LOUD = (

@@ -16,7 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harvester import client, failpoints, job, limiter, prepare, sealing, shards  # noqa: F401 - imported before the first fork
+from harvester.api import client# noqa: F401 - imported before the first fork
+from harvester.run import job, prepare# noqa: F401 - imported before the first fork
+from harvester.store.maintain import seal_task as sealing# noqa: F401 - imported before the first fork
+from harvester.store.shards import seal as shards# noqa: F401 - imported before the first fork
+from harvester.system import failpoints# noqa: F401 - imported before the first fork
+from harvester.teacher import rate_limiter as limiter# noqa: F401 - imported before the first fork
 
 QUIET_S = float(sys.argv[2]) if len(sys.argv) > 2 else 0.02
 

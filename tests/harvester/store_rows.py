@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from harvester.journal import Journal
-from harvester.journey import Prompt
-from harvester.keys import request_key
-from harvester.records import Answer, Intent, RunRecord
+from harvester.store.journal.journal import Journal
+from harvester.api.types import Prompt
+from harvester.api.request_key import request_key
+from harvester.store.journal.records import Answer, Intent, RunRecord
 
 AT = 1_790_000_000.25
 ENDPOINT = "http://127.0.0.1:8000/v1"

@@ -10,10 +10,10 @@ import sys
 import threading
 from pathlib import Path
 
-from harvester import shards
-from harvester.group_commit import GroupCommit
-from harvester.journal import Journal
-from harvester.lock import StoreLock
+from harvester.store.shards import seal as shards
+from harvester.store.journal.group_commit import GroupCommit
+from harvester.store.journal.journal import Journal
+from harvester.store.journal.lock import StoreLock
 from tests.harvester.store_rows import answer, intent, key_of, run_record
 
 ANSWERS = 600

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harvester.status import read_status
+from harvester.observe.status import read_status
 
 CONFIG = """\
 [teacher]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from harvester.corpus import Corpus
-from harvester.journal import Journal
+from harvester.store.reader import Corpus
+from harvester.store.journal.journal import Journal
 from harvester.mock_teacher.running import RunningMock
 from tests.harvester import faulty_disk
 from tests.journey.living import harvester, write_folder

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from harvester.corpus import Corpus
+from harvester.store.reader import Corpus
 from harvester.mock_teacher.running import RunningMock, start_process
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,13 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from harvester import finished, job, remote
-from harvester.finished import Finished
-from harvester.journal import Journal
+from harvester.prompts import completed_files as finished
+from harvester.run import job
+from harvester.run.control import client as remote
+from harvester.prompts.completed_files import Finished
+from harvester.store.journal.journal import Journal
 from harvester.mock_teacher.running import RunningMock
-from harvester.notify import Notify
-from harvester.prepare import prepare
-from harvester.status import status
+from harvester.observe.sd_notify import Notify
+from harvester.run.prepare import prepare
+from harvester.observe.status import status
 from tests.journey.living import harvester, living, write_folder, write_prompts
 
 Mock = Callable[..., RunningMock]

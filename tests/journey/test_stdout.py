@@ -12,7 +12,7 @@ from typing import TextIO
 
 import pytest
 
-from harvester import cli
+from harvester.cli import main as cli
 from harvester.mock_teacher.running import RunningMock
 from tests.journey.living import living, write_folder
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from harvester import control, remote
-from harvester.commands.watch import stop
+from harvester.run.control import server as control, client as remote
+from harvester.cli.status import stop
 from harvester.errors import ConfigError, FindingsError
-from harvester.lock import StoreLock, is_held
+from harvester.store.journal.lock import StoreLock, is_held
 from harvester.mock_teacher.running import RunningMock
-from harvester.status import status, status_lines
+from harvester.observe.status import status, status_lines
 from tests.journey.living import harvester, living, write_folder
 
 Mock = Callable[..., RunningMock]

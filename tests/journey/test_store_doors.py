@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from harvester.corpus import Corpus
+from harvester.store.reader import Corpus
 from harvester.mock_teacher.running import RunningMock
 from tests.journey.living import harvester, living, write_folder
 

@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from harvester import job, warden
-from harvester.corpus import Corpus
+from harvester.run import job, terms_watch as warden
+from harvester.store.reader import Corpus
 from harvester.errors import TermsRefused
-from harvester.export import export
-from harvester.prepare import prepare
-from harvester.sealing import seal_now
+from harvester.export.export import export
+from harvester.run.prepare import prepare
+from harvester.store.maintain.seal_task import seal_now
 from tests.journey.test_doors import folder, harvester
 
 RESTRICTED = """\

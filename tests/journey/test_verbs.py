@@ -11,7 +11,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from harvester import cli as harvester
+from harvester.cli import main as harvester
 from harvester.mock_teacher.__main__ import parser
 from trainer import cli as trainer
 

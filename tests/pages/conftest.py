@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harvester import shards
+from harvester.store.shards import seal as shards
 from tests.harvester import store_rows as rows
 from tests.pages import hostile
 

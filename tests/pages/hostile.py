@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from harvester.records import Answer
+from harvester.store.journal.records import Answer
 from tests.harvester import store_rows as rows
 
 OWNED = "document.title='owned'"

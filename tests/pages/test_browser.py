@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from harvester import report, view
+from harvester.observe.report import report, server as view
 from tests.harvester import store_rows as rows
 from tests.pages import hostile
 

@@ -12,16 +12,17 @@ import pytest
 import typer.main
 from prometheus_client.parser import text_string_to_metric_families
 
-from harvester import cli, exposition, report
+from harvester.cli import main as cli
+from harvester.observe.report import prometheus as exposition, report
 from harvester.errors import ConfigError
 from tests.faults import bench
-from tests.harvester.test_display import run_folder
+from tests.harvester.cli.test_progress import run_folder
 from tests.pages import hostile
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from harvester.mock_teacher.faults import read_rules
+    from harvester.mock_teacher.faults.script import read_rules
     from harvester.mock_teacher.running import start_in_thread
     from harvester.mock_teacher.settings import MockSettings
 

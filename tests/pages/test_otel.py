@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from harvester import otel
-from harvester.metrics import LATENCY_EDGES_S, TOKEN_EDGES
-from tests.harvester.test_display import run_folder
+from harvester.observe import otel
+from harvester.observe.counters import LATENCY_EDGES_S, TOKEN_EDGES
+from tests.harvester.cli.test_progress import run_folder
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra `otel` is not installed")
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from harvester import page, search, shards, view
-from harvester.inert import one_line, visible
+from harvester.observe.report import html as page, search, server as view
+from harvester.store.shards import seal as shards
+from harvester.system.safe_text import one_line, visible
 from tests.harvester import store_rows as rows
 from tests.pages import hostile
 

@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from trainer import config as settings
-from trainer import dataset, model, optim
-from trainer.render import Renderer
-from trainer.step import Stepper
-from trainer.weights import vocabulary_of
-from trainer.world import joined
+from trainer.data import dataset
+from trainer.model import model
+from trainer.training import optim
+from trainer.data.chat_template import Renderer
+from trainer.training.step import Stepper
+from trainer.model.weights import vocabulary_of
+from trainer.training.distributed import joined
 
 
 def examples(config: settings.TrainConfig) -> list[Any]:

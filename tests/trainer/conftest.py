@@ -13,7 +13,7 @@ import pytest
 
 from tests.trainer import tiny
 from trainer import config as settings
-from trainer.train import Trained, train
+from trainer.training.train import Trained, train
 
 Nursery = Callable[..., dict[str, Any]]
 

@@ -26,10 +26,10 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from harvester import failpoints
+from harvester.system import failpoints
 from trainer import cli
-from trainer import train as _warm  # noqa: F401 - its rooms are loaded once, here
-from trainer.step import Stepper
+from trainer.training import train as _warm# noqa: F401 - its rooms are loaded once, here
+from trainer.training.step import Stepper
 
 
 def command(told: dict[str, Any]) -> None:

@@ -12,13 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainer import config as settings
-from trainer import dataset, evaluate, losses, model, segments
-from trainer.collator import collate
+from trainer.data import dataset
+from trainer.evaluation import evaluate
+from trainer.model import losses, model, segment_attention as segments
+from trainer.data.collator import collate
 from trainer.errors import StudentError
-from trainer.losses import cross_entropy_sum
-from trainer.order import Order
-from trainer.render import Example, Renderer
-from trainer.step import forward
+from trainer.model.losses import cross_entropy_sum
+from trainer.data.order import Order
+from trainer.data.chat_template import Example, Renderer
+from trainer.training.step import forward
 
 TESTS = Path(__file__).resolve().parent.parent
 # Thread -> file and start of a test's name. Those about soft targets are missing: nothing here reads any yet.

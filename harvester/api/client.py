@@ -1,0 +1,292 @@
+"""One request -> one raw answer over HTTP. The only file that names httpx, and the door where the
+errors of httpx and aiohttp become ours.
+
+httpx speaks through an aiohttp transport: httpx's own pool costs O(connections) per request and leaks
+a slot per cancelled one (encode/httpcore#1093). One transport per origin, asked directly: there are no
+redirects to follow, no cookies to keep, no proxies to choose, and httpx's client costs 50 us per request for
+them. A reply is capped after decoding; one deadline covers connect to last byte, for a per-read timeout never
+fires on a slow drip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import aiohttp
+import httpx
+import orjson
+from httpx_aiohttp import AiohttpTransport
+
+from harvester import __version__
+from harvester.api import model_list as roster
+from harvester.system import open_files
+from harvester.api.completion import classify
+from harvester.config.run_section import BASE_DEADLINE_S, Run
+from harvester.config.config import Teacher
+from harvester.errors import (
+    AttemptTimeout,
+    BrokenAnswer,
+    ConnectionBroken,
+    PromptRejected,
+    TeacherError,
+    TeacherRefused,
+    TeacherUnavailable,
+)
+from harvester.api.types import RawAnswer, Request
+from harvester.api.redaction import Mask
+from harvester.api.request_builder import ceiling_of
+from harvester.api.error_body import excerpt
+
+_Headers = list[tuple[bytes, bytes]]
+MAX_BODY_BYTES = 32 * 1024 * 1024
+KEEP_ALIVE_S = 60.0
+UNKNOWN_NAME = "unknown_name"
+"""`error_code` where no such host is known, other than a resolver that fails."""
+NAMES_KEPT_S = 10
+PIECE_BYTES = 256 * 1024
+USER_AGENT = f"blackbox-distillation/{__version__}"
+
+# Most specific first. True: the request may have reached the teacher, so it may have been billed.
+# httpx_aiohttp calls every aiohttp.ClientConnectionError a ConnectTimeout, also a reset after the
+# request was sent; so the aiohttp cause is asked before httpx's name for it.
+_DOOR: tuple[tuple[type[BaseException], type[TeacherError], str, bool], ...] = (
+    (aiohttp.ClientConnectorDNSError, TeacherUnavailable, "the host name can't be resolved", False),
+    (aiohttp.ClientConnectorCertificateError, TeacherRefused, "the certificate is not trusted", False),
+    (aiohttp.ClientConnectorSSLError, TeacherRefused, "TLS fails", False),
+    (aiohttp.ClientProxyConnectionError, TeacherUnavailable, "the proxy can't be reached", False),
+    (aiohttp.ClientConnectorError, TeacherUnavailable, "can't connect", False),
+    (aiohttp.ConnectionTimeoutError, TeacherUnavailable, "no connection within connect_timeout_s", False),
+    (aiohttp.ServerTimeoutError, AttemptTimeout, "no byte in time", True),
+    (aiohttp.ClientPayloadError, ConnectionBroken, "the body broke off", True),
+    (aiohttp.ClientResponseError, ConnectionBroken, "the reply is not HTTP", True),
+    (aiohttp.ClientConnectionError, ConnectionBroken, "the connection broke", True),
+    (httpx.ConnectTimeout, TeacherUnavailable, "no connection within connect_timeout_s", False),
+    (httpx.ConnectError, TeacherUnavailable, "can't connect", False),
+    (httpx.ProxyError, TeacherUnavailable, "the proxy can't be reached", False),
+    (httpx.TimeoutException, AttemptTimeout, "no byte in time", True),
+    (httpx.DecodingError, BrokenAnswer, "the body's encoding is broken", True),
+    (httpx.TransportError, ConnectionBroken, "the connection broke", True),
+    (httpx.HTTPError, ConnectionBroken, "the exchange broke", True),
+    (aiohttp.ClientError, ConnectionBroken, "the exchange broke", True),
+    (OSError, ConnectionBroken, "the connection broke", True),
+    (ValueError, ConnectionBroken, "the reply is not HTTP", True),
+)
+
+
+class Client:
+    """Sends to one teacher: one httpx transport for each of its origins.
+
+    Args:
+        teacher: base URLs and limits.
+        run: deadlines and whether proxy variables are honoured.
+        key: the credential, sent to the teacher's own origins only; None for none.
+        transport: another transport, for tests.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        run: Run,
+        key: str | None,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._teacher = teacher
+        self._run = run
+        self._mask = Mask(key)
+        self._headers = [
+            (b"user-agent", USER_AGENT.encode()),
+            (b"accept", b"application/json"),
+            (b"accept-encoding", b"gzip, deflate"),
+            *([(b"authorization", f"Bearer {key}".encode("ascii"))] if key else []),
+        ]
+        self._timeout = httpx.Timeout(None, connect=run.connect_timeout_s)
+        self._transports = {base: transport or self._transport(base) for base in teacher.base_urls}
+        self._chat = {base: httpx.URL(f"{base}/chat/completions") for base in teacher.base_urls}
+
+    def _transport(self, base: str) -> httpx.AsyncBaseTransport:
+        context = self._context(base)
+
+        def session() -> aiohttp.ClientSession:
+            # The limiter's window bounds connections; a second bound here could only deadlock with it.
+            connector = aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=KEEP_ALIVE_S, ttl_dns_cache=NAMES_KEPT_S, ssl=context
+            )
+            return aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=self._run.trust_env
+            )
+
+        made: httpx.AsyncBaseTransport = AiohttpTransport(verify=context, client=session)
+        return made
+
+    def _context(self, base: str) -> ssl.SSLContext:
+        """Verifies always: against the public roots and the teacher's own bundle."""
+        if not base.startswith("https:"):
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody; reading the roots takes 25 ms
+        context = httpx.create_ssl_context(trust_env=self._run.trust_env)
+        if self._teacher.ca_file is not None:
+            context.load_verify_locations(self._teacher.ca_file)
+        return context
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for transport in self._transports.values():
+            await transport.aclose()
+
+    async def send(self, request: Request, endpoint: str) -> RawAnswer:
+        """One attempt. `endpoint` is one of the teacher's base URLs.
+
+        Raises:
+            TeacherError: anything but a 200, as the leaf it means; `maybe_billed` says whether the
+                teacher may have generated an answer.
+        """
+        content = orjson.dumps(request.body)
+        length = (b"content-length", b"%d" % len(content))  # told, or what is sent in pieces goes chunked
+        headers = [*self._headers, (b"content-type", b"application/json"), length]
+        if self._teacher.idempotency_header:  # the key stands for body, sample and epoch: all its attempts'
+            headers.append((self._teacher.idempotency_header.encode(), request.key.hex().encode()))
+        deadline_s = self._run.deadline_for(ceiling_of(request.body))
+        answer = await self._exchange("POST", self._chat[endpoint], endpoint, headers, content, deadline_s)
+        if answer.status != 200:
+            raise self._refusal(answer, self._chat[endpoint])
+        return answer
+
+    def _refusal(self, answer: RawAnswer, url: httpx.URL) -> TeacherError:
+        return classify(answer.status, answer.headers, answer.body, place=_place(url))
+
+    async def models(self, base: str) -> list[str]:
+        """The models that one of the teacher's base URLs lists; none where it keeps no such list.
+
+        Raises:
+            TeacherRefused: not authorised, or sent elsewhere.
+            TeacherError: without a status: nobody was reached there.
+        """
+        url = httpx.URL(f"{base}/models")
+        patience_s = self._run.deadline_s or BASE_DEADLINE_S
+        answer = await self._exchange("GET", url, base, self._headers, b"", patience_s)
+        if answer.status in {401, 402, 403} or 300 <= answer.status < 400:
+            raise self._refusal(answer, url)
+        return roster.listed(answer.body) if answer.status == 200 else []
+
+    async def _exchange(
+        self, method: str, url: httpx.URL, endpoint: str, headers: _Headers, content: bytes, deadline_s: float
+    ) -> RawAnswer:
+        request = httpx.Request(
+            method,
+            url,
+            headers=headers,
+            # Written at once, a large body (an image) would hold up the loop and everybody on it.
+            content=content if len(content) <= PIECE_BYTES else _in_pieces(content),
+            extensions={"timeout": self._timeout.as_dict()},
+        )
+        started_s = time.monotonic()
+        try:
+            async with asyncio.timeout(deadline_s):
+                response = await self._transports[endpoint].handle_async_request(request)
+                raw_headers = response.headers.raw
+                # httpx decodes all headers once more just to guess their encoding unless it is told.
+                response.headers.encoding = "latin-1"
+                try:
+                    body = await _read(response)
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            raise AttemptTimeout(
+                f"no last byte within {deadline_s:g} s", maybe_billed=True, place=_place(url)
+            ) from None
+        except TeacherError as error:
+            error.place = _place(url)
+            raise
+        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError) as error:
+            raise _translated(error, url, self._mask) from error
+        return RawAnswer(
+            status=response.status_code,
+            headers=self._mask.headers(
+                {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw_headers}
+            ),
+            body=self._mask.body(body),
+            endpoint=endpoint,
+            latency_s=time.monotonic() - started_s,
+            received_at=time.time(),
+        )
+
+
+async def _in_pieces(content: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), PIECE_BYTES):
+        yield content[start : start + PIECE_BYTES]
+
+
+async def _read(response: httpx.Response) -> bytes:
+    """The decoded body, up to the cap."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.aiter_bytes():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise PromptRejected(
+                f"the reply is larger than {MAX_BODY_BYTES >> 20} MiB",
+                status=response.status_code,
+                maybe_billed=True,
+            )
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _translated(error: BaseException, url: httpx.URL, mask: Mask) -> TeacherError:
+    """Our name for a third party's error: its aiohttp cause first, the most specific row wins."""
+    met = [cause for cause in (error.__cause__, error) if cause is not None]
+    for cause in met:
+        for theirs, ours, message, maybe_billed in _DOOR:
+            if isinstance(cause, theirs):
+                if isinstance(cause, OSError) and cause.errno in open_files.SHORTAGE:
+                    return TeacherUnavailable(
+                        "no file descriptor is left to connect with",
+                        error_code=open_files.CODE,
+                        place=_place(url),
+                    )
+                detail = excerpt(mask.words(_plain_words(cause)))
+                text = f"{message}: {detail}" if detail else message
+                code = UNKNOWN_NAME if _names_nobody(cause) else ""
+                return ours(text, error_code=code, maybe_billed=maybe_billed, place=_place(url))
+    return ConnectionBroken("the exchange broke", maybe_billed=True, place=_place(url))
+
+
+def _names_nobody(cause: BaseException) -> bool:
+    return (
+        isinstance(cause, aiohttp.ClientConnectorDNSError)
+        and isinstance(cause.os_error, socket.gaierror)
+        and cause.os_error.errno in {socket.EAI_NONAME, socket.EAI_NODATA}
+    )
+
+
+def _plain_words(cause: BaseException) -> str:
+    """What went wrong; of a connection that was never made, what the system or TLS says of it."""
+    inner = getattr(cause, "certificate_error", None) or getattr(cause, "os_error", None)
+    if isinstance(inner, ssl.SSLCertVerificationError):
+        return inner.verify_message
+    if isinstance(inner, ssl.SSLError) and inner.reason:
+        return inner.reason.replace("_", " ").lower()
+    if isinstance(inner, socket.gaierror) or not isinstance(inner, OSError):
+        return str(getattr(inner, "strerror", "") or cause)
+    return os.strerror(inner.errno).lower() if inner.errno else str(inner)
+
+
+def _place(url: httpx.URL) -> str:
+    parts = urlsplit(str(url))
+    return f"{parts.netloc}{parts.path}"

@@ -1,0 +1,1 @@
+"""Read `harvest.toml` into frozen values."""

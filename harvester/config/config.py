@@ -1,0 +1,255 @@
+"""harvest.toml as frozen values. An unknown key is an error that names the nearest known one.
+
+Secrets are named, never held: `api_key_env` is the NAME of an environment variable; only
+`api_key(config)` reads it, at the moment a client is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from harvester.config.bounds import MOST_AT_ONCE, MOST_MIB, MOST_SAMPLES, MOST_USD_PER_MILLION
+from harvester.config.run_section import Budget, Canary, Count, Frozen, PositiveInt, Rate, Run, Schedule
+from harvester.errors import ConfigError
+from harvester.system.hosts import check_url
+from harvester.config.unknown_keys import PLACED, suggestion
+from harvester.system.toml_file import read_toml
+
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_SHOWN_NAME = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
+
+
+# Body fields that would put another model, or other messages, behind the gate's back.
+_ASKS_ANOTHER = frozenset({"model", "models", "messages", "prompt", "input", "route", "preset", "engine"})
+
+
+# In ECMA-262, by which editors read it, a pattern has no flags inside.
+_IDEMPOTENCY = f"^[A-Za-z-]*{''.join(f'[{c.upper()}{c}]' for c in 'idempotency')}[A-Za-z-]*$"
+
+
+class Limits(Frozen):
+    """What the teacher allows, as far as the operator knows; the rest is learned."""
+
+    requests_per_minute: Rate | None = None
+    tokens_per_minute: Rate | None = None
+    input_tokens_per_minute: Rate | None = None
+    output_tokens_per_minute: Rate | None = None
+    requests_per_day: Rate | None = None
+    tokens_per_day: Rate | None = None
+    max_concurrency: int = Field(default=64, gt=0, le=MOST_AT_ONCE)
+
+
+PricePerMillion = Annotated[float, Field(ge=0, le=MOST_USD_PER_MILLION)]
+
+
+class Price(Frozen):
+    """USD per million tokens, with the day it was read."""
+
+    input: PricePerMillion
+    output: PricePerMillion
+    cached_input: PricePerMillion | None = None
+    as_of: Any = None
+
+
+class Teacher(Frozen):
+    """Whom we ask. One credential, one identity; `replicas` serve the same model under it.
+
+    `ca_file` names a PEM bundle to trust beside the public roots; there is no way to trust everybody.
+    `idempotency_header` names the header that carries one value for all attempts at a request.
+    """
+
+    base_url: str
+    model: str = Field(min_length=1)
+    api_key_env: str | None = None
+    terms: str = ""
+    replicas: tuple[str, ...] = ()
+    ca_file: str | None = None
+    idempotency_header: str | None = Field(default=None, pattern=_IDEMPOTENCY)
+    limits: Limits = Limits()
+    price: Price | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _one_clean_url(cls, value: str) -> str:
+        return check_url(value)
+
+    @field_validator("replicas")
+    @classmethod
+    def _clean_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_url(url) for url in value)
+
+    @field_validator("api_key_env", mode="before")
+    @classmethod
+    def _one_credential(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple | dict):
+            raise ValueError("one credential per teacher: no key pools")
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name_not_a_key(cls, value: str | None) -> str | None:
+        if value is not None and (not _ENV_NAME.match(value) or value.startswith("sk-")):
+            raise ValueError("must be the NAME of an environment variable, not the key itself")
+        return value
+
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        """All addresses of this teacher, the identity's first."""
+        return (self.base_url, *self.replicas)
+
+    @property
+    def identity(self) -> str:
+        """`base_url|model`: what the cache key and the rows call this teacher."""
+        return f"{self.base_url}|{self.model}"
+
+
+class Prompts(Frozen):
+    """Where prompts come from; globs are resolved beside the configuration file.
+
+    Up to `max_bad` lines that can't be used are passed over and reported; the next one ends the run.
+    """
+
+    files: tuple[str, ...] = Field(min_length=1)
+    system: str | None = None
+    max_bad: Count = 0
+
+
+class Sampling(Frozen):
+    """Fields of the wire body; None means: not sent."""
+
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: PositiveInt | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    reasoning_effort: str | None = None
+    samples: int = Field(default=1, gt=0, le=MOST_SAMPLES)
+    top_logprobs: int = Field(default=0, ge=0, le=20)
+    stream: bool = False
+    tools: tuple[dict[str, Any], ...] | None = None
+    response_format: dict[str, Any] | None = None
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("extra")
+    @classmethod
+    def _nothing_with_a_place_of_its_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted(value.keys() & PLACED.keys()):
+            raise ValueError(f"{name!r} has a place of its own: {PLACED[name]}")
+        return value
+
+    @field_validator("extra")
+    @classmethod
+    def _asks_the_gated_model(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if astray := sorted(set(value) & _ASKS_ANOTHER):
+            raise ValueError(
+                f"{', '.join(astray)} may not be set here: the terms were asked for [teacher] model alone"
+            )
+        return value
+
+
+class Store(Frozen):
+    """Where answers are kept."""
+
+    path: str = "store"
+    shard_mib: float = Field(default=64, gt=0, le=MOST_MIB)
+    min_free_mib: float = Field(default=256, ge=0, le=MOST_MIB)
+
+
+class HarvestConfig(Frozen):
+    """A whole harvest.toml."""
+
+    teacher: Teacher
+    prompts: Prompts
+    sampling: Sampling = Sampling()
+    store: Store = Store()
+    budget: Budget = Budget()
+    run: Run = Run()
+    schedule: Schedule = Schedule()
+    canary: Canary = Canary()
+
+    @model_validator(mode="after")
+    def _money_needs_a_price(self) -> HarvestConfig:
+        if self.budget.usd is not None and self.teacher.price is None:
+            raise ValueError("[budget] usd needs a [teacher.price]; without one, set [budget] tokens")
+        return self
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Providers that every body holds a router to (`provider.only`); none: no router, or not held."""
+        told = self.sampling.extra.get("provider")
+        only = told.get("only") if isinstance(told, dict) else None
+        return tuple(str(name) for name in only) if isinstance(only, list | tuple) else ()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the configuration's values; goes into lineage."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def load(path: Path) -> HarvestConfig:
+    """Read harvest.toml.
+
+    Raises:
+        ConfigError: missing or broken file, unknown key (with a suggestion), impossible value.
+    """
+    return parse(read_toml(path, "`harvester init DIR` makes one"), place=str(path))
+
+
+def parse(data: dict[str, Any], *, place: str) -> HarvestConfig:
+    """Validate already loaded TOML; `place` is named in errors.
+
+    Raises:
+        ConfigError: the first thing wrong, with its key and a remedy.
+    """
+    try:
+        return HarvestConfig.model_validate(data)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        # A misspelt key often also leaves a required one missing: name the spelling first.
+        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(
+                f"unknown key {where!r}", place=place, remedy=suggestion(HarvestConfig, first["loc"])
+            ) from None
+        raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}", place=place) from None
+
+
+def api_key(teacher: Teacher, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The credential from the environment, None when the teacher needs none.
+
+    Raises:
+        ConfigError: the named variable is unset or empty.
+    """
+    if teacher.api_key_env is None:
+        return None
+    value = environment.get(teacher.api_key_env, "").strip()
+    # A key pasted where its name belongs must not come back on the screen.
+    name = teacher.api_key_env if _SHOWN_NAME.match(teacher.api_key_env) else "named there"
+    if not value:
+        raise ConfigError(
+            f"environment variable {name} is not set",
+            place="teacher.api_key_env",
+            remedy="export it, or set it in .env beside the file; remove api_key_env if no key is needed",
+        )
+    if not value.isascii() or not value.isprintable() or set(value) & set(" ,;"):
+        raise ConfigError(
+            f"environment variable {name} holds no single key: spaces, commas or odd characters in it",
+            place="teacher.api_key_env",
+            remedy="one credential per teacher: no key pools; was a quotation mark copied along?",
+        )
+    return value

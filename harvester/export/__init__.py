@@ -1,0 +1,1 @@
+"""Turn a corpus into what others read: curated shards, other formats, cards."""

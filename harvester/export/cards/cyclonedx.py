@@ -1,0 +1,144 @@
+"""CycloneDX 1.7 ML-BOM of a student: base, data set, teachers, each with licence and hash.
+
+Source: CycloneDX 1.7 JSON schema (`machine-learning-model` and `data` components, `modelCard`, `pedigree`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime, time
+from typing import Any
+
+from harvester.export.cards.facts import SPDX, Dataset, Student
+from harvester.terms.records import TermsRecord
+
+
+def ml_bom(student: Student, *, tool_version: str) -> dict[str, Any]:
+    """The document, ready for `json.dumps`. The same facts give the same serial number."""
+    dataset = student.dataset
+    base = {
+        "type": "machine-learning-model",
+        "bom-ref": "base",
+        "name": student.base,
+        **_hashes(student.base_sha256),
+        "licenses": [_licence(student.base_licence)],
+    }
+    teachers = [
+        _teacher(number, model, host, dataset.records)
+        for number, (model, host) in enumerate(dataset.teachers)
+    ]
+    body = {
+        "metadata": {
+            "timestamp": datetime.combine(student.trained_on, time(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "tools": {
+                "components": [
+                    {"type": "application", "name": "blackbox-distillation", "version": tool_version}
+                ]
+            },
+            "component": _student(student),
+        },
+        "components": [base, _data(dataset), *teachers],
+        "dependencies": [
+            {"ref": "student", "dependsOn": ["base", "data"]},
+            {"ref": "data", "dependsOn": [teacher["bom-ref"] for teacher in teachers]},
+        ],
+    }
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.7.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.7",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, digest)}",
+        "version": 1,
+        **body,
+    }
+
+
+def _student(student: Student) -> dict[str, Any]:
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": "student",
+        "name": student.name,
+        "version": student.version,
+        **_hashes(student.sha256),
+        "licenses": [_licence(student.licence_id)],
+        "pedigree": {
+            "ancestors": [
+                {"type": "machine-learning-model", "name": student.base, **_hashes(student.base_sha256)}
+            ],
+            "notes": f"LoRA adapter{', folded in' if student.merged else ''}, trained on answers of the "
+            "teachers listed",
+        },
+        "modelCard": {
+            "modelParameters": {
+                "approach": {"type": "supervised"},
+                "task": "text-generation",
+                "datasets": [{"ref": "data"}],
+            },
+            "considerations": {
+                "technicalLimitations": [
+                    *(
+                        ["answers of a mock teacher: of no use outside tests"]
+                        if student.dataset.is_mock
+                        else []
+                    ),
+                    "learned from another model's answers, with their errors",
+                ]
+            },
+        },
+        "properties": [{"name": "distil:duty", "value": duty} for duty in student.dataset.duties],
+    }
+
+
+def _data(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "bom-ref": "data",
+        "name": dataset.name,
+        "version": dataset.version,
+        "licenses": [_licence(dataset.licence_id)],
+        **({"externalReferences": [{"type": "distribution", "url": dataset.url}]} if dataset.url else {}),
+        "data": [
+            {
+                "type": "dataset",
+                "name": dataset.name,
+                "description": f"{dataset.rows} synthetic answers in {len(dataset.shards)} files",
+                "classification": "synthetic",
+                **(
+                    {"governance": {"owners": [{"organization": {"name": dataset.creator}}]}}
+                    if dataset.creator
+                    else {}
+                ),
+            }
+        ],
+        "components": [
+            {"type": "file", "bom-ref": f"shard:{s.name}", "name": s.name, **_hashes(s.sha256)}
+            for s in dataset.shards
+        ],
+    }
+
+
+def _teacher(number: int, model: str, host: str, records: tuple[TermsRecord, ...]) -> dict[str, Any]:
+    speaking = [r for r in records if r.speaks_of_model(model)]
+    references = [{"type": "license", "url": r.url, "comment": f"{r.id}, seen {r.seen}"} for r in speaking]
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": f"teacher-{number}",
+        "name": model,
+        "scope": "excluded",
+        "description": f"teacher, answered at {host}",
+        "licenses": [_licence(name) for name in dict.fromkeys(r.licence for r in speaking)],
+        "externalReferences": references,
+    }
+
+
+def _hashes(sha256: str) -> Mapping[str, Any]:
+    return {"hashes": [{"alg": "SHA-256", "content": sha256}]} if sha256 else {}
+
+
+def _licence(name: str) -> dict[str, Any]:
+    known = SPDX.get(name.lower())
+    return {"license": {"id": known} if known else {"name": name}}

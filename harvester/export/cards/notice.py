@@ -1,0 +1,27 @@
+"""NOTICE: sentences and terms that have to travel with a student or a data set."""
+
+from __future__ import annotations
+
+from harvester.terms.obligations import owed
+from harvester.export.cards.facts import Dataset
+
+
+def notice(dataset: Dataset, *, title: str) -> str:
+    """The file's text: notices word by word, what has to be displayed, terms passed on, the teachers."""
+    parts = [title, ""]
+    for sentence in [*owed(dataset.duties, "notice"), *owed(dataset.duties, "display")]:
+        parts += [" ".join(sentence.split()), ""]
+    passed_on = owed(dataset.duties, "pass_terms")
+    if passed_on:
+        parts += [
+            "These terms are passed on and bind whoever receives this:",
+            *[f"  {' '.join(url.split())}" for url in passed_on],
+            "",
+        ]
+    if "noncommercial" in dataset.duties:
+        parts += ["For non-commercial use only.", ""]
+    parts.append("Made with answers of:")
+    parts += [f"  {model} at {host}" for model, host in dataset.teachers]
+    parts += ["", "Under:"]
+    parts += [f"  {r.licence}  {r.url}  (record {r.id}, seen {r.seen})" for r in dataset.records]
+    return "\n".join(parts) + "\n"

@@ -1,0 +1,242 @@
+"""Corpus -> filters -> curated corpus, with a tally of reasons.
+
+The curated corpus is a folder of shards of the same contract, one or more per lineage, so whatever reads
+a corpus reads it too, and every row still names its teacher and terms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from harvester.store import terms_check as doors
+from harvester.store.journal import sqlite as database
+from harvester.store.shards import batching as portions
+from harvester.system import output_path as destination
+from harvester.store.reader import Corpus
+from harvester.errors import ConfigError, StoreError
+from harvester.store.shards.swap import alone
+from harvester.system.failpoints import reach
+from harvester.export.filters import Filter, chain, named
+from harvester.store.shards.schema import Sample, to_table
+from harvester.store.shards.parquet_file import BYTES_PER_GROUP, FOLDER, ROWS_PER_GROUP, disk, lineage_digest, sync_folder, writer_of
+from harvester.system.toml_file import read_toml
+
+MOST_OPEN = 8
+"""Files written at a time; each keeps a row group in memory."""
+_SUMMARY = "curation.json"
+_HIDDEN = ".curating-"
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many samples were kept, and how many were dropped for each reason."""
+
+    kept: int
+    dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CurateConfig:
+    """A curate.toml: `corpus` and `out` are paths beside the file, `filters` a list of names or tables."""
+
+    corpus: Path
+    out: Path
+    filters: tuple[Filter, ...]
+
+
+def load(path: Path) -> CurateConfig:
+    """Read curate.toml.
+
+    Raises:
+        ConfigError: missing or broken file, unknown key or filter.
+    """
+    data = read_toml(path, "a curate.toml needs corpus, out and [[filters]]")
+    unknown = set(data) - {"corpus", "out", "filters"}
+    if unknown or not {"corpus", "out"} <= set(data):
+        raise ConfigError(
+            f"unknown keys {sorted(unknown)}" if unknown else "'corpus' and 'out' are needed",
+            place=str(path),
+            remedy='corpus = "store", out = "curated", filters = ["finished", "not_blank"]',
+        )
+    for name in ("corpus", "out"):
+        if not isinstance(data[name], str) or not data[name] or "\0" in data[name]:
+            raise ConfigError(f"{name!r} is the path of a folder, as text", place=str(path))
+    entries = data.get("filters", ["finished", "not_blank"])
+    if not isinstance(entries, list):
+        raise ConfigError(
+            "'filters' is a list", place=str(path), remedy='filters = ["finished", {longest = 4000}]'
+        )
+    filters = [named(entry) if isinstance(entry, str) else _from_table(entry, path) for entry in entries]
+    return CurateConfig(path.parent / data["corpus"], path.parent / data["out"], tuple(filters))
+
+
+def _from_table(entry: Any, path: Path) -> Filter:
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise ConfigError("a filter is a name, or one name = value", place=str(path))
+    ((name, value),) = entry.items()
+    return named(name, value)
+
+
+def curate(config: CurateConfig) -> Tally:
+    """Filter a corpus into a new folder of shards, which has its name when all of it is there, not before.
+
+    Raises:
+        TermsRefused: rows whose lineage is missing or says otherwise.
+        ConfigError: the target can be no folder, or is a store or the corpus itself.
+        StoreError: the target holds shards already (a curated corpus is written once), or can't be written.
+    """
+    corpus = Corpus.open(config.corpus)
+    shards = config.out / FOLDER
+    _refuse(config.out, {config.corpus.resolve(), corpus.folder.resolve()})
+    doors.require_lineage(corpus)
+    lineages = {str(lineage.get("run_id", "")): lineage for lineage in corpus.lineages()}
+    destination.folder(config.out)
+    with disk(config.out), _hidden_folder(config.out) as hidden:
+        with _Parts(hidden, lineages) as parts:
+            tally = _sift(corpus, chain(config.filters), parts)
+        sync_folder(hidden)
+        summary = {"kept": tally.kept, "dropped": tally.dropped, "corpus": str(config.corpus)}
+        (hidden / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (hidden / _SUMMARY).replace(config.out / _SUMMARY)
+        reach("curate.before_rename")
+        hidden.rename(shards)
+        sync_folder(config.out)
+    return tally
+
+
+def _sift(corpus: Corpus, decide: Filter, parts: _Parts) -> Tally:
+    kept, dropped = 0, Counter[str]()
+    for sample in corpus.samples():
+        drop = decide(sample)
+        if drop is None:
+            parts.add(sample)
+            kept += 1
+        else:
+            dropped[drop.reason] += 1
+    return Tally(kept, dict(sorted(dropped.items())))
+
+
+def _refuse(out: Path, sources: Collection[Path]) -> None:
+    if (out / database.NAME).exists() or out.resolve() in sources:
+        raise ConfigError("is a store or the corpus itself", place=str(out), remedy="name another 'out'")
+    try:
+        is_used = (out / FOLDER).exists() and any((out / FOLDER).iterdir())
+    except OSError as error:
+        raise ConfigError(f"can't be a folder: {error.strerror}", place=str(out / FOLDER)) from None
+    if is_used:
+        raise StoreError(
+            "holds a curated corpus already", place=str(out / FOLDER), remedy="name another 'out'"
+        )
+
+
+@contextlib.contextmanager
+def _hidden_folder(out: Path) -> Iterator[Path]:
+    """A folder to write in, removed if it keeps its name; those that killed curations left go first."""
+    for left in out.glob(f"{_HIDDEN}*"):
+        with alone(left) as is_nobodys:
+            if is_nobodys:
+                shutil.rmtree(left)
+    hidden = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=out))
+    with alone(hidden):
+        try:
+            hidden.chmod(stat.S_IMODE(out.stat().st_mode))
+            yield hidden
+        finally:
+            if hidden.exists():
+                shutil.rmtree(hidden)
+
+
+class _Part:
+    """One file: rows of runs with one lineage digest, a row group at a time.
+
+    Its lineages are written before its rows, so they are those of all these runs, kept rows or none.
+    """
+
+    def __init__(self, path: Path, lineages: Sequence[Mapping[str, Any]]) -> None:
+        self._samples: list[Sample] = []
+        self._sample_bytes = self._waiting_bytes = self._waiting_rows = 0
+        self._waiting: list[pa.Table] = []
+        self._sink = path.open("xb")
+        self._writer = writer_of(self._sink, lineages)
+
+    def add(self, sample: Sample) -> None:
+        self._samples.append(sample)
+        self._sample_bytes += len(sample.raw) + len(sample.request_json)
+        if len(self._samples) >= portions.ROWS or self._sample_bytes >= portions.BYTES:
+            self._turn()
+        if self._waiting_rows >= ROWS_PER_GROUP or self._waiting_bytes >= BYTES_PER_GROUP:
+            self._write()
+
+    def _turn(self) -> None:
+        """Objects into a table: log-probabilities take a fraction of the memory there."""
+        self._waiting.append(to_table(self._samples))
+        self._waiting_rows += len(self._samples)
+        self._waiting_bytes += self._sample_bytes
+        self._samples, self._sample_bytes = [], 0
+
+    def _write(self) -> None:
+        if self._waiting:
+            table = pa.concat_tables(self._waiting).combine_chunks()
+            self._writer.write_table(table.cast(self._writer.schema))
+        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+
+    def finish(self) -> None:
+        """Write what waits, and make the file durable."""
+        if self._samples:
+            self._turn()
+        self._write()
+        self._writer.close()
+        self._sink.flush()
+        os.fsync(self._sink.fileno())
+        self._sink.close()
+
+    def drop(self) -> None:
+        """Let go of the file."""
+        self._sink.close()
+
+
+class _Parts:
+    """The files of a curated corpus; a few are open at once, whatever the number of runs and lineages."""
+
+    def __init__(self, folder: Path, lineages: Mapping[str, Mapping[str, Any]]) -> None:
+        self._folder = folder
+        self._digests = {run: lineage_digest(lineage) for run, lineage in lineages.items()}
+        self._alike: dict[str, list[Mapping[str, Any]]] = {}
+        for run, lineage in sorted(lineages.items()):
+            self._alike.setdefault(self._digests[run], []).append(lineage)
+        self._open: dict[str, _Part] = {}  # the last used comes last
+        self._made = 0
+
+    def __enter__(self) -> _Parts:
+        return self
+
+    def add(self, sample: Sample) -> None:
+        """Put a sample where its lineage belongs."""
+        digest = self._digests[sample.run_id]
+        part = self._open.pop(digest, None)
+        if part is None:
+            if len(self._open) >= MOST_OPEN:
+                self._open.pop(next(iter(self._open))).finish()
+            part = _Part(self._folder / f"curated-{self._made:05d}.parquet", self._alike[digest])
+            self._made += 1
+        self._open[digest] = part
+        part.add(sample)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        for part in self._open.values():
+            if kind is None:
+                part.finish()
+            else:
+                part.drop()

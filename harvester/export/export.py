@@ -1,0 +1,218 @@
+"""Corpus -> the shapes other trainers read, under the Hub's shard names.
+
+Rows collected for evaluation only never leave for training, and mock rows say so in the folder's card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harvester.store import terms_check as doors
+from harvester.system import output_path as destination
+from harvester.store.reader import Corpus
+from harvester.errors import ConfigError, StoreError, TermsRefused
+from harvester.export.cards.facts import Dataset, Shard, records_of
+from harvester.export.cards.dataset_card import dataset_card
+from harvester.export.cards.croissant import croissant
+from harvester.export.cards.notice import notice
+from harvester.terms.records import load_registry
+from harvester.export.formats import COLUMNS, SHAPES, Shape, inlined, schema_of, turns_of, unfit
+from harvester.store.shards.parquet_file import BYTES_PER_GROUP, ROWS_PER_GROUP, disk
+
+Reasoning = Literal["keep", "inline", "drop"]
+ROWS_PER_FILE = 100_000
+_COLUMNS = (
+    "key", "prompt_id", "messages", "request_json", "completion", "reasoning", "outcome", "purpose",
+    "metadata_json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export wrote (shards first, then its papers), and what it left out with the reason."""
+
+    rows: int
+    files: tuple[Path, ...]
+    left_out: Mapping[str, int]
+
+
+def export(
+    store: Path,
+    out: Path,
+    *,
+    shape: Shape = "prompt-completion",
+    reasoning: Reasoning = "keep",
+    split: str | None = None,
+) -> Exported:
+    """Write a corpus to a new folder.
+
+    Args:
+        split: keep only rows whose metadata `split` equals this; None keeps all.
+
+    Raises:
+        ConfigError: unknown shape, no row to write, or no folder can be made at `out`.
+        StoreError: `out` holds files already, the disk refuses, or the store can't be read.
+        TermsRefused: the terms of a lineage don't permit it, or rows were collected for evaluation only.
+    """
+    if shape not in SHAPES:
+        raise ConfigError(f"unknown shape {shape!r}", remedy=f"one of {', '.join(SHAPES)}")
+    destination.check_folder(out)
+    corpus = Corpus.open(store)
+    doors.ask(corpus, "export", store.resolve().parent)
+    left_out: dict[str, int] = {}
+    is_told = reasoning == "keep" and _has_reasoning(corpus)
+    rows = _rows(corpus, shape, reasoning if is_told or reasoning != "keep" else "none", split, left_out)
+    first = next(rows, None)
+    if first is None:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+        raise ConfigError(
+            f"nothing to export: {f'all rows are left out ({why})' if why else 'the corpus holds no row'}",
+            place=str(store),
+            remedy="harvest first: `harvester run`" if not why else "`harvester report` shows what came back",
+        )
+    rows = itertools.chain([first], rows)
+    with disk(out):
+        if shape in {"prompt-completion", "messages"}:
+            files, count = _write_parquet(rows, out, schema_of(shape, with_reasoning=is_told))
+        else:
+            files, count = _write_jsonl(rows, out)
+        papers = _write_papers(corpus, out, files, store.resolve().parent, shape)
+    return Exported(count, (*files, *papers), left_out)
+
+
+def _write_papers(
+    corpus: Corpus, out: Path, files: Sequence[Path], beside: Path, shape: Shape
+) -> tuple[Path, ...]:
+    """README.md (dataset card), NOTICE and croissant.json, from the lineages of the corpus."""
+    lineages = tuple(corpus.lineages())
+    shards = tuple(
+        Shard(str(path.relative_to(out)), _sha256(path), _rows_in(path), path.stat().st_size)
+        for path in files
+    )
+    dataset = Dataset(
+        name=beside.name,
+        version="1.0.0",
+        url="",
+        creator="",
+        published=datetime.now(UTC).date(),
+        shards=shards,
+        lineages=lineages,
+        records=records_of(lineages, load_registry(beside / "terms")),
+        columns=COLUMNS[shape],
+    )
+    texts = {
+        "README.md": dataset_card(dataset),
+        "NOTICE": notice(dataset, title=dataset.name),
+        "croissant.json": json.dumps(croissant(dataset), indent=2, ensure_ascii=False) + "\n",
+    }
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8")
+    return tuple(out / name for name in texts)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _rows_in(path: Path) -> int:
+    if path.suffix == ".parquet":
+        return int(pq.read_metadata(path).num_rows)
+    with path.open("rb") as handle:
+        return sum(1 for _ in handle)
+
+
+def _has_reasoning(corpus: Corpus) -> bool:
+    """Whether an answer to export has any: else no column speaks of it."""
+    return any(one.reasoning and one.outcome == "ok" for one in corpus.samples(["reasoning", "outcome"]))
+
+
+def _rows(
+    corpus: Corpus, shape: str, reasoning: Reasoning | Literal["none"], split: str | None,
+    left_out: dict[str, int],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    for sample in corpus.samples(columns=_COLUMNS):
+        if sample.purpose != "train":
+            raise TermsRefused(
+                "rows collected for evaluation can never be exported for training",
+                place=f"row {sample.key[:12]}",
+                remedy="keep evaluation harvests in a store of their own",
+            )
+        turns = turns_of(sample)
+        reason = unfit(shape, turns)
+        if sample.outcome != "ok" or not sample.completion:
+            reason = f"outcome_{sample.outcome}"
+        elif split is not None and sample.metadata.get("split") != split:
+            reason = "other_split"
+        if reason:
+            left_out[reason] = left_out.get(reason, 0) + 1
+            continue
+        if reasoning == "none" and sample.reasoning:
+            raise StoreError(
+                "the first answer with reasoning came while this was written",
+                place=f"row {sample.key[:12]}",
+                remedy="export again, into a new folder",
+            )
+        if reasoning == "inline":
+            sample = inlined(sample)
+        yield SHAPES[shape](sample, turns, sample.reasoning if reasoning == "keep" else None)
+
+
+def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows in row groups: as many as fit a number and a size, the last row over it included."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        turns = itertools.chain.from_iterable(side for side in row.values() if isinstance(side, list))
+        size += sum(len(text or "") for turn in turns for text in turn.values())
+        if len(group) >= ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _write_parquet(
+    rows: Iterator[dict[str, Any]], out: Path, schema: pa.Schema
+) -> tuple[tuple[Path, ...], int]:
+    """Files get their final `train-xxxxx-of-yyyyy` names once their number is known."""
+    data = out / "data"
+    destination.folder(data)
+    groups = _groups(rows)
+    hidden: list[Path] = []
+    total = 0
+    for first in groups:
+        hidden.append(data / f".train-{len(hidden):05d}.tmp")
+        with pq.ParquetWriter(hidden[-1], schema, compression="zstd", write_page_checksum=True) as writer:
+            count = 0
+            for group in itertools.chain([first], groups):
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                count += len(group)
+                if count >= ROWS_PER_FILE:
+                    break
+        total += count
+    names = [data / f"train-{i:05d}-of-{len(hidden):05d}.parquet" for i in range(len(hidden))]
+    for path, name in zip(hidden, names, strict=True):
+        path.rename(name)
+    return tuple(names), total
+
+
+def _write_jsonl(rows: Iterator[dict[str, Any]], out: Path) -> tuple[tuple[Path, ...], int]:
+    destination.folder(out)
+    hidden, path, count = out / ".train.jsonl.tmp", out / "train.jsonl", 0
+    with hidden.open("w", encoding="utf-8") as handle:
+        for count, row in enumerate(rows, start=1):  # noqa: B007 - the last value is the count
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+    hidden.rename(path)
+    return (path,), count

@@ -1,0 +1,1 @@
+"""Make the mock teacher misbehave: fault scripts and the actions that they name."""

@@ -1,0 +1,1 @@
+"""Define the eight tasks that the mock teacher can solve."""

@@ -1,0 +1,1 @@
+"""Measure a run: counters, status, time series, process statistics, canary answers."""

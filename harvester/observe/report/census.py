@@ -1,0 +1,203 @@
+"""A corpus in numbers: one walk over it, shard by shard, in bounded memory. Censuses add up.
+
+Answers are counted once each, under the prompt that paid. What is shown of them is a fair sample: the lowest
+keys, which are hashes, of every outcome, so that rare endings are among them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from harvester.store.reader import Corpus
+from harvester.store.shards.swap import find, reading
+from harvester.store.shards.schema import Sample, to_table
+from harvester.store.shards.parquet_file import opened
+from harvester.observe.report.histogram import CELLS_PER_OCTAVE, LEAST, Histogram, Timeline, step_for
+
+SHOWN, SHOWN_OTHER = 400, 40
+"""Most answers shown of the outcome `ok`, and of each other one."""
+ROWS_PER_TABLE = 2048
+FACTS = (
+    "endpoint", "request_model", "response_model", "system_fingerprint", "terms_id", "tool_version", "run_id",
+)  # fmt: skip
+_LIGHT = (
+    "key", "outcome", "finish_reason", "latency_s", "input_tokens", "output_tokens", "cost_microusd",
+    "created_at", "mock", *FACTS,
+)  # fmt: skip
+TEXTS = (
+    "key", "prompt_id", "messages", "completion", "reasoning", "refusal", "tool_calls_json", "reference",
+    "outcome", "finish_reason", "latency_s", "input_tokens", "output_tokens", "cost_microusd", "created_at",
+    "response_model", "run_id", "source_file", "source_line",
+)  # fmt: skip
+_MOST_FACTS = 50
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Where an answer lies: `shard` names its file; "" is the journal, and then `row` says nothing."""
+
+    key: str
+    shard: str = field(compare=False)
+    row: int = field(compare=False)
+
+
+@dataclass(slots=True)
+class Census:
+    """Counts, sums, histograms, and the places of the answers to show."""
+
+    rows: int = 0
+    mock: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microusd: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+    facts: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in FACTS})
+    latency_ms: Histogram = field(default_factory=Histogram)
+    tokens_in: Histogram = field(default_factory=Histogram)
+    tokens_out: Histogram = field(default_factory=Histogram)
+    timeline: Timeline = field(default_factory=Timeline)
+    shown: dict[str, list[Place]] = field(default_factory=dict)
+
+    def add(self, other: Census) -> None:
+        """Take another census into this one; they must not count the same answer."""
+        for name in ("rows", "mock", "input_tokens", "output_tokens", "cost_microusd"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.outcomes.update(other.outcomes)
+        self.finish_reasons.update(other.finish_reasons)
+        for name, counts in other.facts.items():
+            self.facts[name].update(counts)
+            while len(self.facts[name]) > _MOST_FACTS:  # a teacher that names another build each time
+                self.facts[name].pop(min(self.facts[name], key=self.facts[name].__getitem__))
+        self.latency_ms.add(other.latency_ms)
+        self.tokens_in.add(other.tokens_in)
+        self.tokens_out.add(other.tokens_out)
+        self.timeline.add(other.timeline)
+        for outcome, places in other.shown.items():
+            mine = self.shown.get(outcome, [])
+            self.shown[outcome] = heapq.nsmallest(_most(outcome), [*mine, *places])
+
+
+Known = dict[str, Census]
+"""Censuses of sealed shards by file name: shards never change, so a reader that comes back keeps them."""
+
+
+def take(store: Path, known: Known | None = None) -> tuple[Census, list[Sample]]:
+    """The census of a store, and the answers to show, lowest key first.
+
+    Raises:
+        StoreError, StoreCorrupt: a file is missing or is not what was sealed.
+    """
+    corpus = Corpus.open(store)
+    known = {} if known is None else known
+    total = Census()
+    journalled: dict[str, Sample] = {}
+    with reading(corpus.folder):
+        with corpus.instant(tuple({*_LIGHT, *TEXTS})) as (manifest, tail):
+            waiting: list[Sample] = []
+            for sample in tail:
+                waiting.append(sample)
+                if len(waiting) == ROWS_PER_TABLE:
+                    _take_tail(total, journalled, waiting)
+                    waiting = []
+            _take_tail(total, journalled, waiting)
+        for name in set(known) - {entry.name for entry in manifest}:  # merged into another since
+            del known[name]
+        for entry in manifest:
+            if entry.name not in known:
+                with opened(find(corpus.folder, entry.name)) as file:
+                    known[entry.name] = census_of(file.read(columns=list(_LIGHT)), entry.name)
+            total.add(known[entry.name])
+        return total, _fetch(total, journalled, corpus.folder)
+
+
+def _take_tail(total: Census, journalled: dict[str, Sample], waiting: list[Sample]) -> None:
+    if not waiting:
+        return
+    total.add(census_of(to_table(waiting), ""))
+    wanted = {place.key for places in total.shown.values() for place in places if not place.shard}
+    journalled.update((sample.key, sample) for sample in waiting)
+    for key in journalled.keys() - wanted:
+        del journalled[key]
+
+
+def census_of(table: pa.Table, shard: str) -> Census:
+    """The census of one table of the contract's schema."""
+    census = Census(
+        rows=table.num_rows,
+        mock=_sum(table["mock"]),
+        input_tokens=_sum(table["input_tokens"]),
+        output_tokens=_sum(table["output_tokens"]),
+        cost_microusd=_sum(table["cost_microusd"]),
+        outcomes=_counts(table["outcome"]),
+        finish_reasons=_counts(table["finish_reason"]),
+        facts={name: _counts(table[name]) for name in FACTS},
+        latency_ms=_histogram(pc.multiply(table["latency_s"], 1000.0)),
+        tokens_in=_histogram(table["input_tokens"]),
+        tokens_out=_histogram(table["output_tokens"]),
+    )
+    if table.num_rows:
+        at_us = pc.cast(table["created_at"], pa.int64())
+        bounds = pc.min_max(at_us).as_py()
+        step = step_for(bounds["max"] - bounds["min"])
+        census.timeline.note(_counts(pc.divide(at_us, step)), step)
+    light = table.select(["key", "outcome"]).append_column("row", pa.array(range(table.num_rows)))
+    for outcome in census.outcomes:
+        rows = light.filter(pc.equal(light["outcome"], outcome))
+        chosen = pc.select_k_unstable(
+            rows, k=min(_most(outcome), rows.num_rows), sort_keys=[("key", "ascending")]
+        )
+        census.shown[outcome] = [
+            Place(one["key"], shard, one["row"]) for one in rows.take(chosen).to_pylist()
+        ]
+    return census
+
+
+def _fetch(total: Census, journalled: Mapping[str, Sample], folder: Path) -> list[Sample]:
+    """The answers to show, with their texts: a row group is read once, however many are in it."""
+    found = dict(journalled)
+    by_shard: dict[str, list[Place]] = {}
+    for places in total.shown.values():
+        for place in places:
+            if place.shard:
+                by_shard.setdefault(place.shard, []).append(place)
+    for shard, places in by_shard.items():
+        with opened(find(folder, shard)) as file:
+            start = 0
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                rows = [place.row - start for place in places if start <= place.row < end]
+                if rows:
+                    table = file.read_row_group(group, columns=list(TEXTS)).take(pa.array(rows))
+                    found.update((row["key"], Sample(**row)) for row in table.to_pylist())
+                start = end
+    wanted = sorted(place.key for places in total.shown.values() for place in places)
+    return [found[key] for key in wanted if key in found]
+
+
+def _most(outcome: str) -> int:
+    return SHOWN if outcome == "ok" else SHOWN_OTHER
+
+
+def _sum(column: pa.ChunkedArray) -> int:
+    return int(pc.sum(column).as_py() or 0)
+
+
+def _counts(column: pa.ChunkedArray) -> Counter[Any]:
+    return Counter({one["values"]: one["counts"] for one in pc.value_counts(column).to_pylist()})
+
+
+def _histogram(column: pa.ChunkedArray) -> Histogram:
+    values = pc.cast(column, pa.float64())
+    positive = pc.filter(values, pc.greater(values, 0))
+    octaves = pc.log2(pc.max_element_wise(positive, LEAST))
+    cells = pc.cast(pc.floor(pc.multiply(octaves, float(CELLS_PER_OCTAVE))), pa.int64())
+    return Histogram(_counts(cells), len(values) - len(positive))

@@ -1,0 +1,237 @@
+"""What a page draws of a harvest, from a census and a trace. Pure; `page` makes it HTML."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import groupby, pairwise
+from typing import Any
+
+from harvester.observe.report import charts
+from harvester.observe.report.census import Census
+from harvester.observe.report.charts import Series
+
+Point = Mapping[str, Any]
+MOST_STRETCHES = 100
+IDLE_SHARE = 0.02
+NOTHING_HELD = "nothing: sending"
+
+
+def figure(
+    title: str, drawing: Any, note: str = "", legend: Sequence[tuple[str, str]] = ()
+) -> dict[str, Any]:
+    """A drawing with its heading; `legend` pairs classes of the style sheet with words."""
+    return {"title": title, "drawing": drawing, "note": note, "legend": list(legend)}
+
+
+class Course:
+    """A trace as curves over time under way: what lies between two runs is folded to a narrow gap."""
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        self.runs = [list(run) for _, run in groupby(points, key=lambda point: point.get("run_id"))]
+        busy_s = sum(run[-1]["at"] - run[0]["at"] for run in self.runs)
+        gap_s = max(1e-3, busy_s * IDLE_SHARE)
+        self._starts: list[tuple[float, float]] = []
+        x = 0.0
+        for run in self.runs:
+            self._starts.append((x, run[0]["at"]))
+            x += run[-1]["at"] - run[0]["at"] + gap_s
+        self._span_s = busy_s
+
+    @property
+    def marks(self) -> list[float]:
+        """Where a run begins, on the x axis."""
+        return [x - 1e-3 for x, _ in self._starts[1:]]
+
+    def clock(self, x: float) -> str:
+        """The UTC time at a place on the x axis."""
+        start = max((one for one in self._starts if one[0] <= x + 1e-6), default=(0.0, 0.0))
+        at = datetime.fromtimestamp(start[1] + x - start[0], UTC)
+        return f"{at:%H:%M:%S}" if self._span_s < 3600 and len(self.runs) == 1 else f"{at:%b %d, %H:%M}"
+
+    def _stretches(self) -> Iterator[tuple[float, Point, Point] | None]:
+        """Neighbouring points (of one run), with the x of the later; None between runs."""
+        total = sum(len(run) for run in self.runs)
+        group = math.ceil(total / MOST_STRETCHES)
+        for (x, began), run in zip(self._starts, self.runs, strict=True):
+            chosen = [*run[:-1:group], run[-1]]
+            for before, after in pairwise(chosen):
+                yield x + after["at"] - began, before, after
+            yield None
+
+    def rate(self, name: str, per_s: float = 1.0) -> list[tuple[float, float] | None]:
+        """Growth of a count, in units per `per_s` seconds."""
+        curve: list[tuple[float, float] | None] = []
+        for one in self._stretches():
+            if one is None:
+                curve.append(None)
+                continue
+            x, before, after = one
+            span_s = max(after["at"] - before["at"], 1e-3)
+            curve.append((x, max(0.0, (after.get(name, 0) - before.get(name, 0)) / span_s * per_s)))
+        return curve
+
+    def level(self, value: Callable[[Point], float | None]) -> list[tuple[float, float] | None]:
+        """A value of each point; None where there is none."""
+        curve: list[tuple[float, float] | None] = []
+        for one in self._stretches():
+            found = None if one is None else value(one[2])
+            curve.append(None if one is None or found is None else (one[0], float(found)))
+        return curve
+
+    def total(self, name: str, scale: float = 1.0) -> list[tuple[float, float] | None]:
+        """A count of every run, one upon the other."""
+        curve: list[tuple[float, float] | None] = []
+        before, last = 0.0, 0.0
+        for one in self._stretches():
+            if one is None:
+                before += last
+                last = 0.0
+                continue
+            last = float(one[2].get(name, 0))
+            curve.append((one[0], (before + last) * scale))
+        return curve
+
+    def waits(self) -> Counter[str]:
+        """Seconds by what held the next request back."""
+        held: Counter[str] = Counter()
+        for run in self.runs:
+            for before, after in pairwise(run):
+                held[reason(after.get("waiting", ""))] += after["at"] - before["at"]
+        return held
+
+
+def reason(waiting: str) -> str:
+    """A reason without its numbers, so that equal ones add up."""
+    if waiting.startswith("window of "):
+        return "window of requests in flight"
+    return re.sub(r", \d+ s$", "", waiting) or NOTHING_HELD
+
+
+def rate_charts(course: Course, census: Census) -> list[dict[str, Any]]:
+    """Rate beside limit, requests in flight beside their window, what held requests back, cost."""
+    if not any(len(run) > 2 for run in course.runs):
+        return [_rate_from_answers(census)]
+    peak = max((point[1] for point in course.rate("stored") if point), default=0.0)
+    per_s, unit = (1.0, "s") if peak >= 1 else (60.0, "min")
+    stored, refused = course.rate("stored", per_s), course.rate("limited", per_s)
+    limit = course.level(lambda p: None if p.get("requests_per_minute") is None
+                         else p["requests_per_minute"] / 60 * per_s)  # fmt: skip
+    series = [Series("answers", stored, "one", area=True)]
+    legend = [("one", f"answers stored per {unit}")]
+    note = ""
+    if any(refused_point and refused_point[1] for refused_point in refused):
+        series.append(Series("refusals", refused, "bad"))
+        legend.append(("bad", f"refused for the rate per {unit}"))
+    highest = max((point[1] for point in limit if point), default=0.0)
+    if highest and highest <= 4 * peak * per_s:
+        series.append(Series("limit", limit, "limit"))
+        legend.append(("limit", "request limit in force"))
+    elif highest:
+        note = f"The request limit, {charts.compact(highest)} per {unit}, is off the scale."
+    drawn = [
+        figure("Rate and limit", charts.lines(series, x=course.clock, marks=course.marks), note, legend),
+        figure(
+            "Requests in flight",
+            charts.lines(
+                [
+                    Series("in flight", course.level(lambda p: p.get("in_flight")), "one", area=True),
+                    Series("window", course.level(lambda p: p.get("window")), "limit"),
+                ],
+                x=course.clock,
+                marks=course.marks,
+            ),
+            legend=[("one", "on the wire"), ("limit", "window allowed")],
+        ),
+        figure("What held requests back", charts.shares(course.waits(), duration), "Time by reason."),
+    ]
+    if census.cost_microusd:
+        cost = Series("cost", course.total("microusd", 1e-6), "two", area=True)
+        drawn.append(
+            figure("Cost so far", charts.lines([cost], x=course.clock, y=charts.dollars, marks=course.marks))
+        )
+    return drawn
+
+
+def _rate_from_answers(census: Census) -> dict[str, Any]:
+    """Where no trace was kept: when answers arrived."""
+    rates = census.timeline.rates()
+    drawing = charts.lines([Series("answers", rates, "one", area=True)], x=_clock)
+    note = "From the answers' own times; no trace was kept." if census.rows else ""
+    return figure("Answers per second", drawing, note)
+
+
+def _clock(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%b %d, %H:%M:%S}"
+
+
+def answer_charts(census: Census, errors: Mapping[str, int]) -> list[dict[str, Any]]:
+    """What the answers themselves show, and what attempts met on the way."""
+    endings = "Finish reasons, and what we make of them."
+    drawn = [
+        figure(
+            "Latency",
+            charts.histogram(census.latency_ms, format=charts.milliseconds),
+            "Send to last byte, of the attempt that answered.",
+        ),
+        figure("Tokens of an answer", charts.histogram(census.tokens_out, unit="tokens", whole=True)),
+        figure("Tokens of a prompt", charts.histogram(census.tokens_in, unit="tokens", whole=True)),
+        figure("How answers ended", charts.shares(_endings(census)), endings),
+    ]
+    if errors:
+        drawn.append(
+            figure("Errors met", charts.shares(errors), "Attempts, not rows; most were tried again.")
+        )
+    return drawn
+
+
+def _endings(census: Census) -> Counter[str]:
+    """Finish reasons, and outcomes that a finish reason does not tell."""
+    usual = {"ok": "stop", "truncated": "length", "filtered": "content_filter", "tool_call": "tool_calls"}
+    endings = Counter({name or "(none)": count for name, count in census.finish_reasons.items()})
+    for outcome, count in census.outcomes.items():
+        if usual.get(outcome, "") not in census.finish_reasons:
+            endings[f"{outcome} (outcome)"] += count
+    return endings
+
+
+def drift_chart(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How far the canaries' answers are from the first ones, round by round."""
+    curve = [(float(one["at"]), float(one["distance"])) for one in rounds if one.get("distance") is not None]
+    marks = [float(one["at"]) for one in rounds if one.get("changes")]
+    drawing = charts.lines(
+        [Series("distance", curve, "three", area=True)], x=_clock, marks=marks, width=charts.WIDE
+    )
+    return figure("Canaries: distance from the reference", drawing, "0: the same words; 1: none in common.")
+
+
+def process_charts(course: Course) -> list[dict[str, Any]]:
+    """Memory and the loop's lag: whether the harvester itself is well."""
+    memory = course.level(lambda p: p["rss_bytes"] / 2**20 if p.get("rss_bytes") else None)
+    lag = course.level(lambda p: p["loop_lag_s"] * 1000 if p.get("loop_lag_s") is not None else None)
+    return [
+        figure("Memory of the process, MiB",
+               charts.lines([Series("memory", memory, "three", area=True)], x=course.clock,
+                            marks=course.marks)),
+        figure("Worst lag of the event loop",
+               charts.lines([Series("lag", lag, "three", area=True)], x=course.clock, y=charts.milliseconds,
+                            marks=course.marks)),
+    ]  # fmt: skip
+
+
+def between(low: float, high: float) -> str:
+    """A range of seconds, in one unit where it has one."""
+    first, last = duration(low), duration(high)
+    (number, unit), other = first.split(" "), last.split(" ")[1]
+    return f"{number}–{last}" if unit == other else f"{first} – {last}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that fits."""
+    for size, name in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.3g} {name}"
+    return f"{seconds:.3g} s"

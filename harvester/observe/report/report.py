@@ -1,0 +1,252 @@
+"""What a store tells, gathered -> the parts of a page.
+
+The report is one self-contained HTML file; `view` serves the same parts live.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harvester.config import schedule as hours
+from harvester.observe.report import charts, figures, scorecard as judged, html as page
+from harvester.store.journal import sqlite as database
+from harvester.system import output_path as destination
+from harvester.observe.report.samples import browser
+from harvester.observe.report.census import Census, Known, take
+from harvester.errors import StoreError
+from harvester.store.journal.journal import Journal
+from harvester.store.journal.records import Totals
+from harvester.observe.rounds import read_rounds
+from harvester.store.shards.schema import Sample
+from harvester.observe.status import RUNNING, read_status, rows_done, status
+from harvester.observe.timeline import read_trace
+
+MOST_RUNS = 30
+
+
+@dataclass(slots=True)
+class Account:
+    """Everything a page is made of, as of one moment."""
+
+    census: Census
+    samples: list[Sample]
+    points: list[dict[str, Any]]
+    status: dict[str, Any]
+    totals: Totals
+    runs: list[dict[str, Any]]
+    card: Mapping[str, Any] | None = None
+    training: list[dict[str, Any]] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+
+
+def write_report(
+    store: Path, out: Path, *, scorecard: Path | None = None, training: Path | None = None
+) -> Path:
+    """Write the report of a store to `out`, atomically.
+
+    Args:
+        scorecard: a scorecard.json to show beside the harvest.
+        training: a train.jsonl, whose loss is drawn.
+
+    Raises:
+        StoreError: the store can't be read.
+        ConfigError: the scorecard or the training log is missing or isn't one, or `out` can't be written.
+    """
+    account = gather(store, card=judged.read_scorecard(scorecard), training=judged.read_training(training))
+    text = page.document(overview(account), browser(account.census, account.samples))
+    with destination.replacing(out, store) as hidden:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        hidden.write_text(text, encoding="utf-8")
+    return out
+
+
+def gather(
+    store: Path,
+    *,
+    known: Known | None = None,
+    card: Mapping[str, Any] | None = None,
+    training: Sequence[dict[str, Any]] = (),
+) -> Account:
+    """Read a store, also while a run lives; `known` keeps what sealed shards told from one call to the next.
+
+    Raises:
+        StoreError, StoreCorrupt: it can't be read.
+    """
+    census, samples = take(store, known)
+    told, totals, runs = ledger_of(store)
+    points, rounds = read_trace(store), read_rounds(store)
+    return Account(census, samples, points, told, totals, runs, card, list(training), rounds)
+
+
+def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]]:
+    """The heartbeat with its truth about who lives, the ledger's totals, and the newest runs.
+
+    The totals count as dead what is dead now: a row that a later run answered is not.
+
+    Raises:
+        StoreError: there is no store, or it can't be read.
+    """
+    if not (store / database.NAME).exists():  # a bare folder of shards: no ledger came with it
+        if not any(any(folder.glob("*.parquet")) for folder in (store / "shards", store)):
+            raise StoreError(
+                "no store here", place=str(store), remedy="name the folder that holds journal.db or shards/"
+            )
+        return read_status(store), Totals(), []
+    query = "SELECT run_id, started_us, ended_us, ending, exit_code FROM runs ORDER BY run DESC LIMIT ?"
+    names = ("run_id", "started_us", "ended_us", "ending", "exit_code")
+    with Journal.open(store, read_only=True) as journal:
+        with journal.reading() as connection:
+            found = connection.execute(query, (MOST_RUNS,)).fetchall()
+            (dead,) = connection.execute("SELECT count(*) FROM dead").fetchone()
+        runs = [dict(zip(names, row, strict=True)) | {"totals": journal.totals(row[0])} for row in found]
+        return status(store), replace(journal.totals(), dead=dead), runs
+
+
+def overview(account: Account) -> dict[str, Any]:
+    """All of the page but the browser of samples."""
+    census = account.census
+    course = figures.Course(account.points)
+    return {
+        "title": f"Harvest of {_names(census, 'request_model', 1)}" if census.rows else "No answers yet",
+        "subtitle": _subtitle(census),
+        "state": account.status.get("state", ""),
+        "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        "bars": progress(account.status),
+        "tiles": _tiles(account),
+        "scorecard": judged.scorecard_parts(account.card) if account.card else None,
+        "training": judged.training_charts(account.training) if account.training else [],
+        "charts": [
+            *figures.rate_charts(course, census),
+            *figures.answer_charts(census, account.totals.errors),
+        ],
+        "drift": _drift(account.rounds),
+        "process": figures.process_charts(course) if any(len(run) > 2 for run in course.runs) else [],
+        "runs": [_run(run, alive=bool(account.status.get("alive"))) for run in account.runs],
+        "provenance": _provenance(census),
+    }
+
+
+def progress(status: Mapping[str, Any]) -> list[dict[str, str]]:
+    """How far rows and budget are, as widths in percent."""
+    bars = []
+    total = status.get("rows_total") or 0
+    if total:
+        done = rows_done(status)
+        bars.append(_bar("rows", done, total, f"{done:,} of {total:,}"))
+    budget = status.get("budget") or {}
+    for name, say in (("microusd", lambda v: charts.dollars(v / 1e6)), ("tokens", charts.compact)):
+        ceiling, spent = budget.get(name), budget.get(f"{name}_spent", 0)
+        if ceiling:
+            bars.append(_bar("budget", spent, ceiling, f"{say(spent)} of {say(ceiling)}"))
+    return bars
+
+
+def _bar(name: str, done: float, total: float, said: str) -> dict[str, str]:
+    share = min(1.0, done / total)
+    return {"name": name, "width": f"{share * 100:.2f}", "said": f"{said} ({share:.1%})"}
+
+
+def _names(census: Census, fact: str, most: int) -> str:
+    return ", ".join(name for name, _ in census.facts[fact].most_common(most))
+
+
+def _subtitle(census: Census) -> str:
+    if not census.rows:
+        return "what was asked, and what came of it, will be here"
+    models = _names(census, "request_model", 3)
+    mock = " (mock teacher: rows are marked, never pass as real)" if census.mock else ""
+    return f"{census.rows:,} answers from {models}{mock}"
+
+
+def _provenance(census: Census) -> list[tuple[str, str]]:
+    said = [
+        (
+            fact.replace("_", " "),
+            ", ".join(f"{name or '(none)'} ({n:,})" for name, n in counts.most_common(6)),
+        )
+        for fact, counts in census.facts.items()
+        if counts
+    ]
+    return [*said, ("mock", f"{census.mock:,} of {census.rows:,}")] if census.rows else said
+
+
+def _tiles(account: Account) -> list[dict[str, Any]]:
+    census, status, totals = account.census, account.status, account.totals
+    live = status.get("state") in RUNNING
+    tiles = [_tile("answers held", f"{max(census.rows, totals.answers):,}")]
+    rates, eta = status.get("rates") or {}, status.get("eta_s") or {}
+    if live and rates:
+        tiles.append(_tile("requests a minute", f"{rates.get('requests_per_minute', 0):,.0f}"))
+    if live and eta:
+        tiles.append(_tile("time left", figures.between(eta["low"], eta["high"])))
+    done = (status.get("done_at") or {}).get("likely")
+    if live and done is not None:
+        tiles.append(_tile("done, likely (UTC)", f"{hours.moment(done):%b %d, %H:%M}"))
+    tiles.append(_tile("tokens in and out", charts.compact(census.input_tokens + census.output_tokens)))
+    tiles.append(_tile("cost", charts.dollars(totals.cost_microusd / 1e6 or census.cost_microusd / 1e6)))
+    if canaries := status.get("canary_microusd_ever"):
+        tiles.append(_tile("cost of canaries", charts.dollars(canaries / 1e6)))
+    projected = status.get("cost_projected_microusd") or {}
+    if live and projected:
+        tiles.append(_tile("cost of this run, projected", charts.dollars(projected["likely"] / 1e6)))
+    if totals.attempts:
+        refused = totals.errors.get("rate_limited", 0)
+        tiles.append(_tile("attempts sent", f"{totals.attempts:,}"))
+        tiles.append(
+            _tile(
+                "refused for the rate", f"{refused / totals.attempts:.1%}", bad=refused * 20 > totals.attempts
+            )
+        )
+    tiles.append(_tile("failed rows", f"{totals.dead:,}", bad=totals.dead > 0))
+    billed = totals.possibly_billed
+    tiles.append(_tile("possibly billed, not held", f"{billed:,}", bad=billed > 0))
+    return tiles
+
+
+def _tile(name: str, value: str, *, bad: bool = False) -> dict[str, Any]:
+    return {"name": name, "value": value, "bad": bad}
+
+
+def _drift(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The canaries' chart, and every change they met; None where none were asked."""
+    if not rounds:
+        return None
+    changes = [
+        {
+            "at": f"{datetime.fromtimestamp(one['at'], UTC):%Y-%m-%d %H:%M}",
+            "round": f"{one['round']:,}",
+            "said": "; ".join(one["changes"]),
+        }
+        for one in rounds
+        if one.get("changes")
+    ]
+    verdict = "One round so far: there is nothing to compare it with yet."
+    if len(rounds) > 1:
+        verdict = (
+            f"In {len(rounds):,} rounds it named the same model and build, and its answers stayed within the "
+            "tolerance."
+        )
+    return {"chart": figures.drift_chart(rounds), "changes": changes[::-1], "verdict": verdict}
+
+
+def _run(run: Mapping[str, Any], *, alive: bool) -> dict[str, str]:
+    totals: Totals = run["totals"]
+    lives = alive and not run["ending"]
+    ended_us = time.time() * 1e6 if lives else run["ended_us"]
+    started = datetime.fromtimestamp(run["started_us"] / 1e6, UTC)
+    return {
+        "run_id": run["run_id"],
+        "started": f"{started:%Y-%m-%d %H:%M}",
+        "took": figures.duration((ended_us - run["started_us"]) / 1e6) if ended_us else "",
+        "ending": "under way" if lives else run["ending"] or "none: it was killed",
+        "exit_code": "" if run["exit_code"] is None else str(run["exit_code"]),
+        "attempts": f"{totals.attempts:,}",
+        "answers": f"{totals.answers:,}",
+        "dead": f"{totals.dead:,}",
+        "cost": charts.dollars(totals.cost_microusd / 1e6),
+    }

@@ -1,0 +1,155 @@
+"""The student on the page: its scorecard beside the teacher's, its loss on the way there."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from harvester.observe.report import charts
+from harvester.observe.report.charts import Series
+from harvester.errors import ConfigError
+from harvester.observe.report.figures import figure
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A point with its confidence limits, all as shares in [0, 1]."""
+
+    accuracy: float
+    low: float
+    high: float
+
+
+def read_training(training: Path | None) -> list[dict[str, Any]]:
+    """The lines of a train.jsonl, one a step (of a resumed training the newer one); none for None.
+
+    Raises:
+        ConfigError: it is missing or no training log.
+    """
+    if training is None:
+        return []
+    steps: dict[float, dict[str, Any]] = {}
+    try:
+        for line in training.read_text(encoding="utf-8").splitlines():
+            found = json.loads(line) if line.strip() else {}
+            numbers = {name: float(found[name]) for name in ("step", "loss") if name in found}
+            if found and len(numbers) < 2:
+                raise ConfigError(
+                    "not a training log", place=str(training), remedy="`trainer train` writes train.jsonl"
+                )
+            if numbers and all(map(math.isfinite, numbers.values())):  # a step that was skipped has no loss
+                steps[numbers["step"]] = found
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"training log can't be read: {error}",
+            place=str(training),
+            remedy="`trainer train` writes train.jsonl",
+        ) from None
+    return [steps[step] for step in sorted(steps)]
+
+
+def read_scorecard(scorecard: Path | None) -> Mapping[str, Any] | None:
+    """A scorecard.json; None for None.
+
+    Raises:
+        ConfigError: it is missing or no scorecard.
+    """
+    if scorecard is None:
+        return None
+    try:
+        loaded = json.loads(scorecard.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"scorecard can't be read: {error}", place=str(scorecard), remedy="`trainer evaluate` writes one"
+        ) from None
+    if not isinstance(loaded, dict) or not {"tasks", "macro", "recovery"} <= set(loaded):
+        raise ConfigError("not a scorecard", place=str(scorecard), remedy="`trainer evaluate` writes one")
+    try:
+        scorecard_parts(loaded)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"not a scorecard: {error!r}", place=str(scorecard)) from None
+    return loaded
+
+
+def scorecard_parts(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Drawing, table rows and notes of a scorecard."""
+    who: Sequence[str] = ("base", "student", "teacher")
+    named = {**card["tasks"], "macro": card["macro"]}
+    points = {
+        task: {name: Interval(s[name]["accuracy"], s[name]["low"], s[name]["high"]) for name in who}
+        for task, s in named.items()
+    }
+    rows = []
+    for task, score in points.items():
+        teacher = score["teacher"].accuracy
+        cells = {name: f"{p.accuracy:.1%} ({p.low:.0%}–{p.high:.0%})" for name, p in score.items()}
+        recovery = f"{score['student'].accuracy / teacher:.2f}" if teacher else "–"
+        rows.append({"name": task, "total": task == "macro", "recovery": recovery, **cells})
+    return {"drawing": accuracies(points, who), "rows": rows, "notes": _notes(card)}
+
+
+def _notes(card: Mapping[str, Any]) -> list[str]:
+    notes = [f"Macro recovery {card['recovery']:.3f}"]
+    for name, split in (card.get("splits") or {}).items():
+        macro = split.get("macro") if isinstance(split, dict) else None
+        if macro:
+            figures = ", ".join(
+                f"{who} {macro[who]['accuracy']:.1%}" for who in ("base", "student", "teacher")
+            )
+            notes.append(f"{name.replace('_', ' ')}: {figures}")
+    return notes
+
+
+def training_charts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The student's loss and token accuracy, step by step."""
+    loss = [(float(one["step"]), float(one["loss"])) for one in lines]
+    right = [(float(one["step"]), float(one.get("accuracy", 0)) * 100) for one in lines]
+
+    def step(x: float) -> str:
+        return f"step {x:,.0f}"
+
+    curves = [
+        ("Training loss", loss, "two", f"Nats per supervised token; {loss[-1][1]:.3g} at the end."),
+        ("Tokens predicted right, %", right, "three",
+         f"Teacher-forced, on training rows; {right[-1][1]:.1f} % at the end."),
+    ]  # fmt: skip
+    return [
+        figure(title, charts.lines([Series(title, curve, kind, area=True)], x=step, width=charts.WIDE), note)
+        for title, curve, kind, note in curves
+    ]
+
+
+def accuracies(tasks: Mapping[str, Mapping[str, Interval]], who: Sequence[str]) -> Markup:
+    """A dot with its interval for each of `who`, one band a task, on a 0..100 % axis."""
+    left, right, band = 116, charts.WIDE - 20, 18 + 11 * len(who)
+    span = right - left
+    parts = []
+    for tick in range(0, 101, 25):
+        x = left + span * tick / 100
+        parts.append(
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{band * len(tasks)}"/>'
+            f'<text x="{x:.1f}" y="{band * len(tasks) + 16}" text-anchor="middle">{tick} %</text>'
+        )
+    for row, (task, scores) in enumerate(tasks.items()):
+        top = row * band
+        parts.append(
+            f'<text class="name" x="{left - 12}" y="{top + band / 2 + 4}" text-anchor="end">'
+            f"{charts.words(charts.short(task, 16))}</text>"
+        )
+        for place, name in enumerate(who):
+            score = scores[name]
+            y = top + 14 + 11 * place
+            x, low, high = (left + span * value for value in (score.accuracy, score.low, score.high))
+            parts.append(
+                f'<g class="who-{charts.words(name)}">'
+                f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>'
+                f'<circle cx="{x:.1f}" cy="{y}" r="4.5"/><title>{charts.words(task)}, {charts.words(name)}: '
+                f"{score.accuracy:.1%} ({score.low:.1%} to {score.high:.1%})</title></g>"
+            )
+    return charts.svg("".join(parts), band * len(tasks) + 24, "accuracy with 95 % intervals", charts.WIDE)

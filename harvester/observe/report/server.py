@@ -1,0 +1,173 @@
+"""`harvester view`: the report's page, live, on this machine only. Reads a store and changes nothing.
+
+It binds 127.0.0.1 and nothing else, answers GET and HEAD only, and only to the names in `HOSTS`: a web page
+that rebinds its own name to this address gets 403. What a teacher wrote reaches the browser escaped, under a
+policy that runs our one script and loads nothing from anywhere.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from harvester.observe.report import prometheus as exposition, html as page, report
+from harvester.observe.report.samples import browser, shown
+from harvester.observe.report.census import Known
+from harvester.errors import ConfigError, StoreError
+from harvester.observe.rounds import read_rounds
+from harvester.observe.report.search import search
+from harvester.observe.timeline import read_trace
+
+HOSTS = frozenset({"127.0.0.1", "localhost"})
+CENSUS_EVERY_S = 5.0
+CENSUS_SHARE = 20
+"""The corpus is read again after five seconds, or twenty times what reading it took, if that is longer."""
+_HEADERS = (
+    (b"content-security-policy", (page.policy(page.VIEW_SCRIPT) + "; frame-ancestors 'none'").encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+
+
+class Guard:
+    """An app that lets only local names and reading methods through, and puts the headers on every reply."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+
+        async def guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            await send(message)
+
+        if scope["type"] != "http":
+            return
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) != 1 or (hosts[0].rpartition(":")[0] not in HOSTS and hosts[0] not in HOSTS):
+            refused: Response = PlainTextResponse("this page answers to 127.0.0.1 and localhost only\n", 403)
+        elif scope["method"] not in {"GET", "HEAD"}:
+            refused = PlainTextResponse("read-only\n", 405, {"allow": "GET, HEAD"})
+        else:
+            await self._app(scope, receive, guarded)
+            return
+        await refused(scope, receive, guarded)
+
+
+class Desk:
+    """What the page shows: ledger, trace and status as of now; the corpus as of a moment ago."""
+
+    def __init__(self, store: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.store = store
+        self._clock = clock
+        self._known: Known = {}
+        self._lock = threading.Lock()
+        self._reading = False
+        self._due = 0.0
+        self._account = self._take()
+
+    def account(self) -> report.Account:
+        """The newest there is; a census that is due is taken beside, and seen next time."""
+        with self._lock:
+            begin = self._clock() >= self._due and not self._reading
+            self._reading = self._reading or begin
+        if begin:
+            threading.Thread(target=self._refresh, name="census", daemon=True).start()
+        account = self._account
+        status, totals, runs = report.ledger_of(self.store)
+        account.status, account.totals, account.runs = status, totals, runs
+        account.points, account.rounds = read_trace(self.store), read_rounds(self.store)
+        return account
+
+    def _take(self) -> report.Account:
+        began = self._clock()
+        account = report.gather(self.store, known=self._known)
+        self._due = self._clock() + max(CENSUS_EVERY_S, CENSUS_SHARE * (self._clock() - began))
+        return account
+
+    def _refresh(self) -> None:
+        try:
+            self._account = self._take()
+        except StoreError:  # a shard was merged into another while it was read: the next look finds that one
+            self._due = self._clock() + CENSUS_EVERY_S
+        finally:
+            self._reading = False
+
+
+def app_of(store: Path) -> ASGIApp:
+    """The whole server as an ASGI app.
+
+    Raises:
+        StoreError: the store can't be read.
+    """
+    desk = Desk(store)
+
+    def whole(_: Request) -> Response:
+        account = desk.account()
+        browsed = browser(account.census, account.samples[:50])
+        return HTMLResponse(page.document(report.overview(account), browsed, page.VIEW_SCRIPT))
+
+    def overview(_: Request) -> Response:
+        at = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return JSONResponse({"html": page.fragment("overview", report.overview(desk.account())), "at": at})
+
+    def samples(request: Request) -> Response:
+        text, outcome = request.query_params.get("q", ""), request.query_params.get("outcome", "")
+        cursor = request.query_params.get("after", "")
+        found = search(store, text, outcome=outcome, cursor=cursor)
+        html = page.fragment("samples", {"samples": [shown(sample) for sample in found.samples]})
+        more = {"count": len(found.samples), "cursor": found.cursor, "looked_at": found.looked_at}
+        return JSONResponse({"html": html, **more})
+
+    def metrics(_: Request) -> Response:
+        return PlainTextResponse(exposition.exposed(store), media_type=exposition.CONTENT_TYPE)
+
+    def unreadable(_: Request, error: Exception) -> Response:
+        return PlainTextResponse(f"{error}\n", 503)
+
+    doors = {"/": whole, "/overview": overview, "/samples": samples, "/metrics": metrics}
+    routes = [Route(path, door) for path, door in doors.items()]
+    return Guard(Starlette(routes=routes, exception_handlers={StoreError: unreadable}))
+
+
+def serve(store: Path, port: int, ready: Callable[[str], None]) -> None:
+    """Serve until a signal; `ready` gets the address once it is bound. Port 0 picks a free one.
+
+    Raises:
+        ConfigError: the port is taken; StoreError: the store can't be read.
+    """
+    app = app_of(store)
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(("127.0.0.1", port))
+            listening.listen()
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} can't be had: {error.strerror}",
+                place="--port",
+                remedy="--port 0 picks a free one",
+            ) from None
+        settings = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, lifespan="off"
+        )
+        ready(f"http://127.0.0.1:{listening.getsockname()[1]}/")
+        uvicorn.Server(settings).run(sockets=[listening])

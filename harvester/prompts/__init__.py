@@ -1,0 +1,1 @@
+"""Read prompt files and feed them to a run as requests."""

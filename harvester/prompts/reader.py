@@ -1,0 +1,219 @@
+"""Prompt files -> Prompt, streamed, with file and line in every error.
+
+JSONL, CSV, plain text (one prompt a line; each also .gz) and Parquet, as `lines` reads them. A JSON line is
+`{"prompt": "..."}` or `{"messages": [...]}`, with optional `id`, `reference`, `tags`; any further
+field travels as metadata. Nothing here is sent anywhere but the messages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from harvester.prompts import formats as lines
+from harvester.errors import NoPrompts, PromptError
+from harvester.api.types import Message, Prompt
+from harvester.api.request_key import canonical
+from harvester.store.journal.records import as_json
+from harvester.prompts.bad_lines import Bad
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_OWN_FIELDS = frozenset({"id", "prompt", "messages", "reference", "tags"})
+
+
+def first_counts(error: PromptError) -> None:
+    """Nothing may be bad."""
+    raise error
+
+
+def find(files: Sequence[str], root: Path, bad: Bad = first_counts) -> list[Path]:
+    """The prompt files that the configured names and globs mean, in a stable order, each once.
+
+    Args:
+        bad: hears of what matches and can be no prompt file; it is left out unless `bad` raises.
+
+    Raises:
+        NoPrompts: a name or glob that matches nothing.
+        PromptError: a name or glob that is none, or what `bad` raises.
+    """
+    found: dict[Path, None] = {}
+    for pattern in files:
+        usable = []
+        for path in _matches(pattern, root):
+            try:
+                if _is_usable(path):
+                    usable.append(path)
+            except PromptError as error:
+                bad(error)
+        if not usable:
+            remedy = "names and globs are resolved beside the configuration file"
+            if Path(pattern).is_absolute() and not frozenset("*?[").isdisjoint(pattern):
+                remedy = "an absolute name is taken as it is: write a glob relative to the configuration file"
+            raise NoPrompts(f"no prompt file matches {pattern!r}", place=legible(root), remedy=remedy)
+        found.update(dict.fromkeys(usable))
+    return list(found)
+
+
+def _matches(pattern: str, root: Path) -> list[Path]:
+    base = Path(pattern)
+    try:
+        return [base] if base.is_absolute() else sorted(root.glob(pattern))
+    except (ValueError, OSError) as error:
+        raise PromptError(
+            f"{pattern!r} is no name or glob: {error}",
+            place="prompts.files",
+            remedy='name files as "prompts/a.jsonl" or "prompts/*.jsonl"; ** stands alone between slashes',
+        ) from None
+
+
+def _is_usable(path: Path) -> bool:
+    try:
+        if not (path.is_fifo() or path.is_char_device()):
+            return path.is_file()
+    except OSError as error:
+        raise PromptError(f"can't be looked at: {error.strerror}", place=legible(path)) from None
+    raise PromptError(
+        "is a pipe or a terminal, which can't be read twice",
+        place=legible(path),
+        remedy="save the prompts to a .jsonl file first: a run counts them before it asks",
+    )
+
+
+def name_of(path: Path, root: Path) -> str:
+    """The file as errors and rows name it: relative to `root` where it lies under it."""
+    return legible(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def legible(path: Path) -> str:
+    r"""The path as text that every file and terminal takes: a byte that is no UTF-8 becomes `\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def read(files: Sequence[str], root: Path, bad: Bad = first_counts) -> Iterator[Prompt]:
+    """All prompts of all files, in file order, one at a time.
+
+    Args:
+        bad: hears of each line that can't be used; it is passed over unless `bad` raises.
+
+    Raises:
+        PromptError: the first file or line that can't be used.
+    """
+    empty = True
+    for path in find(files, root):
+        for prompt in read_file(path, root, bad):
+            empty = False
+            yield prompt
+    if empty:
+        raise NoPrompts("the prompt files hold no prompt", place=", ".join(files))
+
+
+def read_file(path: Path, root: Path, bad: Bad = first_counts, *, growing: bool = False) -> Iterator[Prompt]:
+    """The prompts of one file; names in errors are relative to `root`. `bad` as for `read`.
+
+    Args:
+        growing: see `lines.rows`.
+
+    Raises:
+        PromptError: the first line that can't be used.
+    """
+    name = name_of(path, root)
+    for line, fields in lines.rows(path, name, growing=growing):
+        try:
+            if isinstance(fields, PromptError):
+                raise fields
+            prompt = to_prompt(fields, file=name, line=line)
+        except PromptError as error:
+            bad(error)
+            continue
+        yield prompt
+
+
+def to_prompt(fields: Mapping[str, Any], *, file: str, line: int) -> Prompt:
+    """One loaded row as a Prompt.
+
+    Raises:
+        PromptError: no messages, or messages of a shape the API doesn't know.
+    """
+    place = f"{file}:{line}" if line else file
+    messages = _messages(fields, place)
+    reference = fields.get("reference")
+    if reference is not None and not isinstance(reference, str):
+        reference = _as_text(reference)
+    tags = fields.get("tags") or ()
+    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
+        raise PromptError("tags must be a list of strings", place=place)
+    identity = fields.get("id")
+    return Prompt(
+        id=_derived_id(messages, place) if identity in (None, "") else str(identity),
+        messages=messages,
+        reference=reference,
+        tags=tuple(tags),
+        metadata={name: value for name, value in fields.items() if name not in _OWN_FIELDS},
+        file=file,
+        line=line,
+    )
+
+
+def _messages(fields: Mapping[str, Any], place: str) -> tuple[Message, ...]:
+    text, messages = fields.get("prompt"), fields.get("messages")
+    if text is not None and messages is not None:
+        raise PromptError("both 'prompt' and 'messages' are given", place=place, remedy="keep one")
+    if messages is None:
+        if not isinstance(text, str) or not text.strip():
+            raise PromptError(
+                "needs 'prompt' (text) or 'messages' (a list)",
+                place=place,
+                remedy='a line is {"prompt": "..."} or {"messages": [...]}',
+            )
+        return ({"role": "user", "content": text},)
+    if not isinstance(messages, list) or not messages:
+        raise PromptError("'messages' must be a list with at least one message", place=place)
+    if not _are_plain(messages, place):  # what is a role and a text has a key; to walk it costs a microsecond
+        _require_key(messages, place)
+    return tuple(messages)
+
+
+def _are_plain(messages: list[Any], place: str) -> bool:
+    """Whether they hold nothing but roles and texts; raises PromptError for what is no message."""
+    plain = True
+    for number, message in enumerate(messages, start=1):
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str) or role not in ROLES:
+            raise PromptError(f"message {number} needs a role out of {', '.join(sorted(ROLES))}", place=place)
+        content = message.get("content")
+        if not isinstance(content, str):
+            plain = False
+            if not (isinstance(content, list) or (content is None and message.get("tool_calls"))):
+                raise PromptError(f"message {number} needs 'content' (text or a list of parts)", place=place)
+        elif len(message) != 2:
+            plain = False
+    return plain
+
+
+def _require_key(messages: list[Message], place: str) -> None:
+    """Met here, before a send: no key can be made of it later."""
+    try:
+        canonical(messages)
+    except ValueError as error:
+        raise PromptError(
+            str(error), place=place, remedy="integers go to 2**53 - 1; greater ones are written as text"
+        ) from None
+
+
+def _as_text(value: Any) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # out of Parquet: bytes, decimals
+        return as_json(value).decode()
+
+
+def _derived_id(messages: tuple[Message, ...], place: str) -> str:
+    try:
+        return hashlib.sha256(orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)).hexdigest()[:24]
+    except (orjson.JSONEncodeError, TypeError) as error:
+        raise PromptError(f"text that is not valid Unicode: {error}", place=place) from None

@@ -1,0 +1,1 @@
+"""Run one harvest: prepare, pass over the prompts, background tasks, ending."""

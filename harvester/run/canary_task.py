@@ -1,0 +1,233 @@
+"""Asks the canaries again on schedule, through the doors of the pass, and keeps their answers apart.
+
+They pay the same limits and the same budget as every row, and are journalled like them, but in a store of
+their own, `canary/` inside the store, as answers for evaluation: they never become rows of the corpus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harvester.observe import canary, rounds
+from harvester.prompts import reader as prompts
+from harvester.store.shards import seal as shards
+from harvester.teacher.queue import NotSent, Parked
+from harvester.observe.canary import FOLDER, Known, Reply
+from harvester.system.clock import Clock
+from harvester.config.config import HarvestConfig
+from harvester.errors import ConfigError, HarvesterError, StoreError, TeacherRefused, UsageError
+from harvester.run.in_flight import answer_record
+from harvester.store.journal.group_commit import GroupCommit
+from harvester.store.journal.journal import Journal
+from harvester.api.types import Request
+from harvester.observe.counters import Tally
+from harvester.api.request_builder import requests
+from harvester.store.journal.records import RunRecord
+from harvester.store.journal.writer import Scribe
+from harvester.teacher.teacher import GaveUp, Teacher
+
+MOST_PROMPTS = 50
+AT_ONCE = 4
+SHARD_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a sentinel needs of its run: where, as whom, and whom to tell of a change."""
+
+    config: HarvestConfig
+    root: Path
+    store: Path
+    record: RunRecord
+    on_change: Callable[[str], Awaitable[None]]
+    complain: Callable[[Exception], None]
+
+
+def check(config: HarvestConfig, root: Path) -> int:
+    """How many canaries there are; reads them all.
+
+    Raises:
+        ConfigError: more than fifty. PromptError: the first that can't be used.
+    """
+    if config.canary.prompts is None:
+        return 0
+    count = sum(1 for _ in prompts.read((config.canary.prompts,), root))
+    if count > MOST_PROMPTS:
+        raise _too_many(count)
+    return count
+
+
+def _too_many(count: int) -> ConfigError:
+    return ConfigError(
+        f"{count} canaries, at most {MOST_PROMPTS}: each is paid for in every round",
+        place="canary.prompts",
+        remedy="a few that cover what you ask for are enough",
+    )
+
+
+class Sentinel:
+    """Watches one teacher while a pass lives. `news` is what the status shows of it."""
+
+    def __init__(self, orders: Orders, clock: Clock) -> None:
+        self.news: dict[str, Any] = {}
+        self._orders = orders
+        self._clock = clock
+        self._folder = orders.store / FOLDER
+        self._asking = asyncio.Lock()
+        self._spent = Tally()
+
+    async def watch(self, teacher: Teacher) -> None:
+        """A round now, and one every so often, until cancelled or the teacher's doors close."""
+        try:
+            writer = GroupCommit(await asyncio.to_thread(Journal.open, self._folder))
+        except StoreError as error:
+            self._stop(error)
+            return
+        ending = "interrupted"
+        try:
+            scribe = Scribe(writer, self._orders.complain)
+            record = replace(self._orders.record, purpose="eval")
+            await scribe.call(lambda journal: journal.begin_run(record))
+            await scribe.start()
+            aside = teacher.beside(scribe, self._spent, record.run_id)
+            known, number = await asyncio.to_thread(rounds.remembered, self._orders.store)
+            self.news.update(rounds.news_of(rounds.read_rounds(self._orders.store)))
+            while True:
+                known, number = await self._turn(aside, scribe, known, number)
+                await self._clock.sleep(self._orders.config.canary.every_s)
+        except NotSent:
+            ending = "complete"
+        except HarvesterError as error:
+            self._stop(error)
+        finally:
+            await asyncio.shield(asyncio.to_thread(self._close, writer, ending))
+
+    async def _turn(self, teacher: Teacher, scribe: Scribe, known: Known, number: int) -> tuple[Known, int]:
+        """The next round; one that can't be asked is missed, and told of.
+
+        Raises:
+            StoreError: an answer can't be kept. TeacherRefused: whoever refuses is not asked again.
+        """
+        try:
+            asks = await asyncio.to_thread(self._requests, number + 1)
+        except UsageError as error:
+            self._miss(error)
+            return known, number
+        number += 1
+        try:
+            async with self._asking:
+                known = await self._round(teacher, scribe, number, asks, known)
+            self.news.pop("missed", None)
+        except (StoreError, TeacherRefused):
+            raise
+        except (HarvesterError, Parked) as error:
+            self._miss(error)
+        return known, number
+
+    def _miss(self, error: Exception) -> None:
+        if self.news.get("missed") != str(error):
+            self._orders.complain(error)
+        self.news["missed"] = str(error)
+
+    def _stop(self, error: Exception) -> None:
+        self.news["stopped"] = str(error)
+        self._orders.complain(error)
+
+    async def finish(self, patience_s: float) -> None:
+        """Wait for a round under way, at most so long: it is paid for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._asking.acquire()
+
+    async def _round(
+        self, teacher: Teacher, scribe: Scribe, number: int, asks: list[tuple[str, Request]], known: Known
+    ) -> Known:
+        """Ask all, compare, write it down; returns what is known from now on."""
+        replies: dict[str, Reply] = {}
+        turns = asyncio.Semaphore(AT_ONCE)
+
+        async def ask(asked: str, request: Request) -> None:
+            async with turns:
+                try:
+                    answered = await teacher.ask(request)
+                except GaveUp:
+                    return  # it has no answer in this round; the others speak
+            record = answer_record(request, answered)
+            scribe.submit(record, lambda: self._paid(record.cost_microusd))
+            found = answered.completion
+            replies[asked] = Reply(found.text or found.refusal or "", found.model, found.system_fingerprint)
+
+        outstanding = [asyncio.ensure_future(ask(*one)) for one in asks]
+        try:
+            await asyncio.gather(*outstanding)
+        finally:
+            for one in outstanding:
+                one.cancel()
+            await asyncio.gather(*outstanding, return_exceptions=True)
+        await scribe.flush()
+        finding = canary.compare(known, replies, self._orders.config.canary.tolerance)
+        if finding.changes:  # held before it is written down: a kill in between asks again
+            await self._orders.on_change("; ".join(finding.changes))
+        self._write(number, finding, len(outstanding), len(replies))
+        return canary.learn(known, replies, changed=bool(finding.changes))
+
+    def _paid(self, microusd: int) -> None:
+        """An answer is on disk: what all of this run's came to."""
+        self._spent.answers_stored += 1
+        self._spent.cost_microusd += microusd
+        for name in ("requests_sent", "answers_stored", "possibly_billed", "cost_microusd"):
+            self.news[name] = getattr(self._spent, name)
+
+    def _write(self, number: int, finding: canary.Finding, asked: int, answered: int) -> None:
+        told = {
+            "round": number, "at": round(self._clock.wall(), 3), "run_id": self._orders.record.run_id,
+            "asked": asked, "answered": answered, **finding.as_dict(),
+        }  # fmt: skip
+        rounds.write_down(self._orders.store, told)
+        changes = self.news.get("changes", 0) + bool(finding.changes)
+        self.news.update(
+            rounds=number, asked_at=told["at"], distance=told["distance"], changes=changes,
+            said="; ".join(finding.changes) or self.news.get("said", ""),
+        )  # fmt: skip
+
+    def _requests(self, number: int) -> list[tuple[str, Request]]:
+        """The canaries of a round: what is asked, the same in every round, and the request of this one.
+
+        Raises:
+            ConfigError, PromptError: as `check`.
+        """
+        config = self._orders.config
+        sampling = config.sampling.model_copy(update={"samples": 1})
+        if sampling.temperature is not None:
+            sampling = sampling.model_copy(update={"temperature": 0.0})
+        asked = list(prompts.read((str(config.canary.prompts),), self._orders.root))
+        if len(asked) > MOST_PROMPTS:  # the file grew
+            raise _too_many(len(asked))
+        asks = []
+        for epoch in (0, number):
+            run = config.run.model_copy(update={"epoch": epoch, "purpose": "eval"})
+            told = config.model_copy(update={"run": run, "sampling": sampling})
+            asks.append(list(requests(asked, told)))
+        return [
+            (
+                same.key.hex(),
+                replace(one, prompt=replace(one.prompt, metadata={"round": number, "asks": same.key.hex()})),
+            )
+            for same, one in zip(*asks, strict=True)
+        ]
+
+    def _close(self, writer: GroupCommit, ending: str) -> None:
+        run_id, at = self._orders.record.run_id, time.time()
+        with contextlib.suppress(StoreError):
+            writer.call(
+                lambda j: shards.seal(j, self._folder, target_bytes=SHARD_BYTES, everything=True)
+            ).result()
+            writer.call(lambda j: j.end_run(run_id, ending, 0, at)).result()
+        with contextlib.suppress(StoreError):
+            writer.close()

@@ -1,0 +1,1 @@
+"""Let an operator talk to a running harvest over a Unix socket."""

@@ -1,0 +1,270 @@
+"""The long life of a harvest: lock, resume, heartbeat, signals, hours, control, sealing, ending.
+
+`prepare.prepare` has done everything that can fail for free; `run` is the only part that may spend money.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from datetime import UTC, datetime
+from functools import partial
+from urllib.parse import urlsplit
+
+from harvester import __version__
+from harvester.prompts import file_versions as editions, completed_files as finished, bad_lines as tolerance
+from harvester.run import endings, schedule_watch as shift, terms_watch as warden
+from harvester.run.control import server as control
+from harvester.store.maintain import seal_task as sealing
+from harvester.run.aides import beside
+from harvester.system.clock import Clock, SystemClock
+from harvester.store.terms_check import ask_what_waits
+from harvester.run.endings import ABORTED, Stop, Summary
+from harvester.errors import (
+    HarvesterError,
+    PromptError,
+    StoreError,
+    TeacherChanged,
+    TermsRefused,
+)
+from harvester.run.in_flight import RE_ASKED
+from harvester.store.journal.group_commit import GroupCommit
+from harvester.run.harvest import harvest
+from harvester.run.heartbeat import Heart, Watch
+from harvester.run.operator import Helm
+from harvester.prompts.feed import Inbox
+from harvester.store.journal.journal import Journal
+from harvester.run.control.settings import Levers
+from harvester.store.journal.lock import StoreLock
+from harvester.observe.counters import COMPLETE, INTERRUPTED, PassResult, Snapshot
+from harvester.run.prepare import Prepared, ask_again
+from harvester.store.journal.records import RunRecord
+from harvester.store.maintain.seal_task import on_writer
+from harvester.run.canary_task import Orders, Sentinel
+from harvester.store.shards.seal import go_on
+from harvester.run.signals import Caught, handled
+
+
+async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> Summary:
+    """Harvest until an ending; every ending is recorded, sealed and reported.
+
+    Args:
+        watch: gets what status.json says, five times a second.
+        clock: governs every wait of the pass and the hours; None is the machine's.
+
+    Raises:
+        HarvesterError: nothing could start (store held, disk unfit, teacher unreachable), the teacher
+            refuses, or the disk fails; what was paid before is stored.
+    """
+    with StoreLock(prepared.store, started_at=time.time()):
+        writer = GroupCommit(Journal.open(prepared.store))
+        try:
+            record = _record(prepared)
+            await on_writer(writer, lambda journal: go_on(journal, prepared.store))
+            await on_writer(writer, lambda journal: journal.begin_run(record))
+            tolerance.write_down(prepared.store, prepared.bad)
+            life = _Life(prepared, record, writer, watch, clock or SystemClock())
+            await life.helm.recall()
+            life.news = await on_writer(
+                writer, lambda j: editions.note(j, prepared.config, prepared.root, record.run_id)
+            )
+            return await life.live()
+        finally:
+            await asyncio.to_thread(writer.close)
+
+
+def _record(prepared: Prepared) -> RunRecord:
+    config, verdict = prepared.config, prepared.verdict
+    return RunRecord(
+        run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
+        started_at=time.time(),
+        teacher_id=config.teacher.identity,
+        host=urlsplit(config.teacher.base_url).netloc,
+        model=config.teacher.model,
+        terms_id=",".join(verdict.record_ids),
+        permission_sha256=verdict.permission_sha256,
+        purpose=config.run.purpose,
+        mock=verdict.mock,
+        duties=tuple(verdict.duties),
+        providers=config.providers,
+        config_sha256=config.sha256,
+        config_json=config.model_dump_json(),
+        tool_version=__version__,
+    )
+
+
+class _Life:
+    """One run from its first beat to its last; everything here is on the event loop."""
+
+    def __init__(
+        self, prepared: Prepared, record: RunRecord, writer: GroupCommit, watch: Watch, clock: Clock
+    ) -> None:
+        self.prepared = prepared
+        self.clock = clock
+        self.run_id = record.run_id
+        self.writer = writer
+        self.stop = Stop()
+        self.news: tuple[str, ...] = ()
+        self.target_bytes = int(prepared.config.store.shard_mib * 1024 * 1024)
+        self.inbox = Inbox(prepared.config, prepared.root, lambda error: self.heart.complain(error))
+        facts = {
+            "run_id": record.run_id,
+            "rows_total": prepared.rows_total,
+            "input_tokens_total": prepared.input_tokens,
+            "config": str(prepared.path),
+            "model": prepared.config.teacher.model,
+        }
+        self.heart = Heart(prepared.store, facts, self.inbox, watch, prepared.hours)
+        self.helm = Helm(self.heart, writer, record.teacher_id, self._drain)
+        self.refused: TermsRefused | None = None
+        self.sentinel: Sentinel | None = None
+        if prepared.config.canary.prompts is not None:
+            orders = Orders(
+                prepared.config, prepared.root, prepared.store, record, self._changed, self.heart.complain
+            )
+            self.sentinel = Sentinel(orders, clock)
+            self.heart.canary = self.sentinel.news
+
+    async def live(self) -> Summary:
+        """The pass among its aides, then the settling of accounts."""
+        prepared, heart = self.prepared, self.heart
+        with handled() as caught:
+            async with (
+                beside("heartbeat", heart.beat(), heart.complain),
+                control.served(prepared.store, self.helm.act, heart.complain),
+                beside("hours", shift.keep(
+                    prepared.hours, self.clock, self.stop, heart, wait=prepared.flags.watch
+                ), heart.complain),
+                beside("terms", warden.keep(self._ears(), self.clock), self._unwatched),
+            ):  # fmt: skip
+                result, error = await self._pass(caught)
+                await self._door()
+                error = error or self.refused
+                code = error.exit_code if error else self._exit_code(result, caught)
+                heart.levers = None
+                heart.turn("sealing")
+                settling = asyncio.create_task(self._settle(result, code, error))
+                caught.first, caught.second = (lambda: None), settling.cancel
+                sealed = 0
+                try:
+                    sealed = await settling
+                except asyncio.CancelledError:
+                    code = 128 + caught.number
+        heart.end(result.ending, code)
+        if error is not None:
+            raise error
+        counts = endings.counts_of(result.counts)
+        return Summary(
+            run_id=self.run_id, ending=result.ending, exit_code=code, rows_total=prepared.rows_total,
+            sealed_rows=sealed, store=str(prepared.store), resume=prepared.flags.again(prepared.path),
+            detail=result.detail, **counts,
+            canary_microusd=heart.canary.get("cost_microusd", 0),
+            warnings=(*self.news, *endings.warnings_of(result.counts, len(prepared.bad))),
+        )  # fmt: skip
+
+    def _ears(self) -> warden.Ears:
+        return warden.Ears(
+            partial(ask_again, self.prepared), lambda: self.heart.latest.voices, self._refuse,
+            self.heart.complain,
+        )  # fmt: skip
+
+    def _refuse(self, error: TermsRefused) -> None:
+        self.refused = error
+        self.stop.ask(warden.TERMS, error.message)
+
+    def _unwatched(self, error: Exception) -> None:
+        """Nobody asks the terms any more: unknown means no."""
+        self.heart.complain(error)
+        self._refuse(warden.unread(error))
+
+    async def _door(self) -> None:
+        """Ask before sealing; what may not be sealed stays journalled."""
+        try:
+            await asyncio.to_thread(ask_what_waits, self.prepared.store)
+        except TermsRefused as error:
+            self.refused = self.refused or error
+        except StoreError:
+            return  # sealing meets it again
+        except (HarvesterError, OSError) as error:
+            self.refused = self.refused or warden.unread(error)
+
+    def _exit_code(self, result: PassResult, caught: Caught) -> int:
+        return endings.exit_code(result, caught.number, self.prepared.config.run.max_failed)
+
+    async def _pass(self, caught: Caught) -> tuple[PassResult, HarvesterError | None]:
+        prepared, heart, stop = self.prepared, self.heart, self.stop
+        caught.first = self._interrupted
+        known = await on_writer(self.writer, lambda journal: finished.recall(journal, prepared.digest))
+        if known is not None:  # asked to the end before, and nothing has left the store since
+            self.inbox.pass_over(known)
+            heart.note(known.counts())
+            return PassResult(COMPLETE, known.counts()), None
+        work = asyncio.create_task(
+            harvest(
+                self.inbox.watched() if prepared.flags.watch else self.inbox.once(), prepared.config,
+                key=prepared.key, writer=self.writer, run_id=self.run_id, limits=prepared.limits(),
+                stop=stop.event, on_progress=heart.note, on_levers=self._take_levers,
+                sentinel=self.sentinel, clock=self.clock,
+            )
+        )  # fmt: skip
+        caught.second = work.cancel
+        if caught.heard > 1:  # before there was anything to cancel
+            work.cancel()
+        along = sealing.seal_along(prepared.store, self.writer, self.target_bytes)
+        async with beside("sealing", along, heart.complain):
+            try:
+                return stop.named(await work), None
+            except asyncio.CancelledError:
+                return PassResult(ABORTED, heart.latest), None
+            except HarvesterError as raised:
+                return PassResult(raised.code, heart.latest), raised
+
+    def _take_levers(self, levers: Levers) -> None:
+        self.helm.take(levers)
+        shift.look(self.prepared.hours, self.clock.wall(), self.stop, levers, wait=self.prepared.flags.watch)
+
+    async def _changed(self, said: str) -> None:
+        """A canary found the teacher changed."""
+        self.heart.complain(TeacherChanged(said))
+        if self.prepared.config.canary.pause:
+            await self.helm.changed(said)
+
+    def _interrupted(self) -> None:
+        self._drain(INTERRUPTED, "")
+
+    def _drain(self, ending: str, detail: str) -> None:
+        self.stop.ask(ending, detail)
+        self.heart.turn("draining")
+
+    async def _settle(self, result: PassResult, code: int, error: HarvesterError | None) -> int:
+        """Seal, record the ending, write the view of dead letters; returns the rows sealed.
+
+        After a fault of the disk nothing is written any more; after an abort only the ending is.
+        """
+        sealed = 0
+        if isinstance(error, StoreError):
+            return sealed
+        store = self.prepared.store
+        try:
+            if result.ending != ABORTED and self.refused is None:
+                sealed = await sealing.seal_all(store, self.writer, self.target_bytes)
+        finally:
+            await on_writer(self.writer, lambda j: j.end_run(self.run_id, result.ending, code, time.time()))
+        await on_writer(self.writer, lambda j: j.write_dead_letters(store))
+        if error is None and result.ending == COMPLETE:
+            await self._remember(result.counts)
+        return sealed
+
+    async def _remember(self, counts: Snapshot) -> None:
+        """Files that are still as they were checked, read to their end without a line left out, are done."""
+        prepared, digest = self.prepared, self.prepared.digest
+        if digest is None or prepared.bad or counts.rows != prepared.rows_total:
+            return
+        try:
+            now = await asyncio.to_thread(finished.digest_of, prepared.config, prepared.root)
+        except PromptError:  # gone meanwhile
+            return
+        if now == digest:
+            tokens = self.inbox.input_tokens
+            await on_writer(self.writer, lambda j: finished.note(j, digest, counts, tokens, RE_ASKED))

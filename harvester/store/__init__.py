@@ -1,0 +1,1 @@
+"""Keep answers: the journal, sealed shards, and everything that reads or repairs them."""

@@ -1,0 +1,1 @@
+"""Record intents and outcomes durably in SQLite before anything else relies on them."""

@@ -1,0 +1,277 @@
+"""The durable record: intents before a send, outcomes after it, the key index, the ledger of each run.
+
+An answer counts as stored when `apply` has returned, never before. After one failed commit the journal
+refuses everything: a second fsync after a failed one may report success for data that is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from harvester.store.journal import sqlite as database, wal
+from harvester.store.journal.sqlite import OUTCOMES
+from harvester.errors import StoreError, StoreFull
+from harvester.system.failpoints import reach
+from harvester.store.journal.rows import Entries, end_run, enter_run, micros
+from harvester.store.journal.records import Held, Intent, Record, RunRecord, Totals
+
+KEYS_PER_LOOKUP = 500
+_KEYS = "SELECT key, outcome, max_tokens, asker FROM keys"
+_ANSWERS = "SELECT key, outcome, max_tokens, asker FROM answers"
+_DEAD = "SELECT key, code, max_tokens, asker FROM dead"
+_ASKS = "SELECT id, key, sample_index, asker, prompt_json FROM asks"
+_Askers = dict[bytes, dict[tuple[str, int], bytes]]
+KILLED = "killed"
+"""Ending of a run that never wrote one."""
+
+
+class Journal:
+    """One store's journal. Not thread-safe: while a run lives, only its writer thread may call it."""
+
+    def __init__(self, store: Path, connection: sqlite3.Connection, *, read_only: bool) -> None:
+        self.path = store / database.NAME
+        self._connection = connection
+        self._read_only = read_only
+        self._failed: BaseException | None = None
+        self._run = 0
+
+    @classmethod
+    def open(cls, store: Path, *, read_only: bool = False) -> Journal:
+        """Open `store/journal.db`, making it where there is none (unless read only).
+
+        Raises:
+            StoreError: it can't be opened; StoreFull, StoreCorrupt, StoreFormatError by cause. StoreCorrupt
+                also where answers would be lost by it: sealed without a journal, or behind damage to its log.
+        """
+        if not read_only:
+            wal.require_whole(wal.log_of(store / database.NAME))
+            database.require_journal(store)
+        connect = database.open_for_reading if read_only else database.open_for_writing
+        return cls(store, connect(store), read_only=read_only)
+
+    def close(self) -> None:
+        """Close the connection. What was not committed is dropped."""
+        with database.translated(self.path):
+            database.close(self._connection, self.path.parent, may_write=self._failed is None)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction on the writing connection, durable when the block has ended.
+
+        Raises:
+            StoreError: now, or in an earlier transaction; from then on always.
+        """
+        if self._failed is not None:
+            raise self._failed
+        try:
+            with database.translated(self.path), database.transaction(self._connection):
+                yield self._connection
+        except StoreError as error:
+            self._failed = error
+            raise
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, with SQLite's errors translated."""
+        with database.translated(self.path):
+            yield self._connection
+
+    def begin_run(self, run: RunRecord) -> None:
+        """Note a run before its first intent; what follows is counted for it.
+
+        A run without an ending must have been killed, for the store has one process at a time.
+        """
+        with self.writing() as connection:
+            for (number,) in connection.execute("SELECT run FROM runs WHERE ending = ''").fetchall():
+                end_run(connection, number, None, KILLED, None)
+            number = enter_run(connection, run)
+        self._run = number
+
+    def end_run(self, run_id: str, ending: str, exit_code: int, at: float) -> None:
+        """Note how a run ended. `at` is Unix seconds."""
+        with self.writing() as connection:
+            found = connection.execute("SELECT run FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+            if found is None:
+                raise KeyError(run_id)
+            end_run(connection, found[0], micros(at), ending, exit_code)
+
+    def next_attempt_id(self) -> int:
+        """The first attempt number that was never used in this store."""
+        with self.reading() as connection:
+            query = "SELECT value FROM meta WHERE name = 'last_attempt_id'"
+            return int(connection.execute(query).fetchone()[0]) + 1
+
+    def next_shard(self) -> int:
+        """The number of the next shard; no number is used twice."""
+        with self.reading() as connection:
+            query = "SELECT value FROM meta WHERE name = 'last_shard'"
+            return int(connection.execute(query).fetchone()[0]) + 1
+
+    def held(self, keys: Sequence[bytes]) -> dict[bytes, Held]:
+        """What is known of these keys; absent keys are absent from the result."""
+        found: dict[bytes, Held] = {}
+        with self.reading() as connection:
+            has_asks, has_dead = _is_any(connection, "asks"), _is_any(connection, "dead")
+            queries = [_KEYS, _ANSWERS] if _is_any(connection, "answers") else [_KEYS]
+            for start in range(0, len(keys), KEYS_PER_LOOKUP):
+                chunk = keys[start : start + KEYS_PER_LOOKUP]
+                also = _askers(connection, chunk) if has_asks else {}
+                for key, code, ceiling, asker in _rows_of(connection, _DEAD, chunk) if has_dead else ():
+                    found[key] = Held("dead", code, ceiling, asker, also.get(key, {}))
+                for query in queries:
+                    for key, outcome, ceiling, asker in _rows_of(connection, query, chunk):
+                        found[key] = Held("answered", OUTCOMES[outcome], ceiling, asker, also.get(key, {}))
+        return found
+
+    def apply(self, records: Sequence[Record]) -> None:
+        """Write records in one transaction; when this returns, they survive power loss.
+
+        Order within a call does not matter, except that an intent is never in one call with its outcome.
+
+        Raises:
+            StoreError, StoreFull, StoreCorrupt: nothing of this call is stored.
+            TypeError: a record holds what JSON can't (a bug; the journal stays usable).
+        """
+        entries = Entries(self._run, records)
+        with self.writing() as connection:
+            entries.write(connection)
+            reach("journal.after_insert")
+        reach("journal.after_commit")
+
+    def write_dead_letters(self, store: Path) -> int:
+        """Rewrite `dead_letters.jsonl`, a view for people; returns its lines. No file when there are none."""
+        path = store / "dead_letters.jsonl"
+        hidden = store / ".dead_letters.jsonl.tmp"
+        query = (
+            "SELECT key, prompt_json, body_json, sample_index, code, message, attempts, at_us FROM dead"
+            " ORDER BY at_us, key"
+        )
+        lines = 0
+        try:
+            with self.reading() as connection, hidden.open("wb") as out:
+                for row in connection.execute(query):
+                    out.write(_letter(row))
+                    lines += 1
+                out.flush()
+                os.fsync(out.fileno())
+            if lines:
+                hidden.replace(path)
+            else:
+                hidden.unlink()
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"can't be written: {error.strerror}", place=str(path)) from None
+        return lines
+
+    def require_room(self, free_mib: float) -> None:
+        """Refuse while the disk has less room than this: what can't be kept must not be paid for.
+
+        Raises:
+            StoreFull: less is free; StoreError: the folder can't be asked.
+        """
+        try:
+            free = shutil.disk_usage(self.path.parent).free / 2**20
+        except OSError as error:
+            raise StoreError(f"has gone: {error.strerror}", place=str(self.path.parent)) from None
+        if free < free_mib:
+            raise StoreFull(
+                f"{free:,.0f} MiB free, [store] min_free_mib is {free_mib:,.0f}",
+                place=str(self.path.parent),
+                remedy="free space, then run again; nothing more was sent",
+            )
+
+    def dangling(self, *, in_flight: bool = True) -> list[Intent]:
+        """Intents without an outcome: their requests were possibly billed.
+
+        Args:
+            in_flight: also those of a run without an ending; False while its process lives.
+        """
+        query = (
+            "SELECT attempt_id, key, run_id, endpoint, at_us, reserved_tokens, reserved_microusd"
+            " FROM intents JOIN runs USING (run) WHERE code IS NULL AND (? OR ending <> '')"
+            " ORDER BY attempt_id"
+        )
+        with self.reading() as connection:
+            return [
+                Intent(number, key, run_id, endpoint, at_us / 1e6, tokens, microusd)
+                for number, key, run_id, endpoint, at_us, tokens, microusd in connection.execute(
+                    query, (in_flight,)
+                )
+            ]
+
+    def totals(self, run_id: str | None = None) -> Totals:
+        """Counts of one run, or of all. Intents in flight count as possibly billed once their run ended."""
+        where = "" if run_id is None else " WHERE run = (SELECT run FROM runs WHERE run_id = :run_id)"
+        bound = {"run_id": run_id}
+        with self.reading() as connection:
+            counts = dict(
+                connection.execute(f"SELECT name, sum(value) FROM counters{where} GROUP BY name", bound)  # noqa: S608
+            )
+            lost, lost_microusd = connection.execute(
+                "SELECT count(*), coalesce(sum(reserved_microusd), 0) FROM intents JOIN runs USING (run)"  # noqa: S608
+                f"{where.replace('run =', 'intents.run =')}{' AND' if where else ' WHERE'} ending <> ''"
+                " AND code IS NULL",
+                bound,
+            ).fetchone()
+        simple = {name: counts.get(name, 0) for name in _SIMPLE}
+        simple["possibly_billed"] += lost
+        simple["possibly_billed_microusd"] += lost_microusd
+        return Totals(**simple, outcomes=_under("outcome.", counts), errors=_under("error.", counts))
+
+
+_SIMPLE = (
+    "answers", "dead", "attempts", "refunds", "asks", "possibly_billed", "possibly_billed_microusd",
+    "paid_twice", "input_tokens", "output_tokens", "cost_microusd",
+)  # fmt: skip
+
+
+def _is_any(connection: sqlite3.Connection, table: str) -> bool:
+    (found,) = connection.execute(f"SELECT EXISTS (SELECT 1 FROM {table})").fetchone()  # noqa: S608
+    return bool(found)
+
+
+def _rows_of(connection: sqlite3.Connection, query: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
+    holes = ",".join("?" * len(keys))
+    return connection.execute(f"{query} WHERE key IN ({holes})", keys).fetchall()
+
+
+def _askers(connection: sqlite3.Connection, keys: Sequence[bytes]) -> _Askers:
+    found: _Askers = defaultdict(dict)
+    for _, key, sample_index, asker, prompt in sorted(_rows_of(connection, _ASKS, keys)):
+        with contextlib.suppress(orjson.JSONDecodeError):  # damaged: `verify` names it
+            found[key][orjson.loads(prompt)["id"], sample_index] = asker
+    return found
+
+
+def _under(prefix: str, counts: Mapping[str, int]) -> dict[str, int]:
+    return {
+        name.removeprefix(prefix): count
+        for name, count in counts.items()
+        if name.startswith(prefix) and count
+    }
+
+
+def _letter(row: tuple[Any, ...]) -> bytes:
+    key, prompt, body, sample_index, code, message, attempts, at_us = row
+    asked = orjson.loads(prompt)
+    letter = {
+        "key": key.hex(), "prompt_id": asked["id"], "file": asked["file"], "line": asked["line"],
+        "sample_index": sample_index, "code": code, "message": message, "attempts": attempts,
+        "at": at_us / 1e6, "messages": orjson.loads(body).get("messages", []),
+    }  # fmt: skip
+    return orjson.dumps(letter) + b"\n"

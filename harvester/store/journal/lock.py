@@ -1,0 +1,149 @@
+"""One process per store: an `flock` held for life, with a note of who holds it.
+
+The kernel drops the lock when its holder dies, however it dies, so a stale lock can't exist; the note
+(pid, host, start) only serves the message. The store's folder is locked beside the file LOCK: a file can be
+removed under its holder, the folder can't without the store. Network file systems are refused: their flock,
+and SQLite's shared memory on them, do not keep what they promise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+
+from harvester.store.journal.sqlite import disk_error
+from harvester.errors import StoreError, StoreLocked
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "beegfs", "gpfs", "afs",
+     "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.juicefs"}
+)  # fmt: skip
+PATIENCE_S = 0.2
+"""Whoever only asks whether a store is held (`is_held`) holds it for an instant: that is waited out."""
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+class StoreLock:
+    """Context manager around `store/LOCK`.
+
+    Raises:
+        StoreLocked: another process holds it (exit 75); names pid and host.
+        StoreError: the folder can't be made or written, or lies on a network file system.
+    """
+
+    def __init__(self, store: Path, *, started_at: float) -> None:
+        self._path = store / "LOCK"
+        self._note = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": started_at}
+        self._handles: list[int] = []
+
+    def __enter__(self) -> StoreLock:
+        folder = self._path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            refuse_network_file_system(folder)
+            self._handles.append(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._handles.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            if self._take():
+                os.ftruncate(self._handles[0], 0)
+                os.pwrite(self._handles[0], json.dumps(self._note).encode(), 0)
+                return self
+        except OSError as error:
+            self._close()
+            raise disk_error(error, self._path) from None
+        except BaseException:
+            self._close()
+            raise
+        holder = read_holder(self._path)
+        self._close()
+        raise StoreLocked(
+            f"held by pid {holder.get('pid', '?')} on {holder.get('host', '?')}",
+            place=str(self._path),
+            remedy="wait for it to end, or `harvester stop` it; nothing was sent",
+        )
+
+    def _take(self) -> bool:
+        until = time.monotonic() + PATIENCE_S
+        for handle in self._handles:
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= until:
+                        return False
+                time.sleep(0.005)
+        return True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):  # the note only serves a message
+            os.ftruncate(self._handles[0], 0)
+        self._close()
+
+    def _close(self) -> None:
+        while self._handles:
+            os.close(self._handles.pop())  # closing drops the lock
+
+
+def read_holder(path: Path) -> dict[str, object]:
+    """The note inside a LOCK file; empty when there is none to read."""
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def is_held(store: Path) -> bool:
+    """Whether a live process holds the store now (asked of the kernel, not of the note)."""
+    return any(map(_is_locked, (store / "LOCK", store)))
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def refuse_network_file_system(folder: Path, mounts: Path = _MOUNTS) -> None:
+    """Raise StoreError when `folder` lies on a file system that can't keep a lock."""
+    kind = file_system_of(folder.resolve(), mounts)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise StoreError(
+            f"lies on {kind}: flock and SQLite's write-ahead log are not safe on network file systems",
+            place=str(folder),
+            remedy="keep the store on a local disk and export from it",
+        )
+
+
+def file_system_of(folder: Path, mounts: Path = _MOUNTS) -> str:
+    """Type of the file system that holds `folder` by /proc's mountinfo; '' where there is none (proc(5))."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    best, kind = -1, ""
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        if len(fields) < 5 or not right:
+            continue
+        mount = Path(fields[4].replace("\\040", " "))
+        if folder.is_relative_to(mount) and len(mount.parts) >= best:  # later mounts hide earlier ones
+            best, kind = len(mount.parts), right.split(" ")[0]
+    return kind

@@ -1,0 +1,241 @@
+"""What the journal is told and what it answers: plain values, no I/O.
+
+A record is one fact of the ledger. An `Intent` is durable before its request leaves; each intent ends in at
+most one of `Refund`, `Failure` and `Answer`. An intent without an end was possibly billed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import orjson
+
+from harvester.api.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as the journal remembers it: who was asked, under which terms, for what.
+
+    Sealed rows take their lineage from here, not from the process that seals. `duties` are what the terms
+    ask of those who use the answers, `providers` those a router was held to; `config_json` holds no secret,
+    for a configuration only names keys.
+    """
+
+    run_id: str
+    started_at: float
+    teacher_id: str
+    host: str = ""
+    model: str = ""
+    terms_id: str = ""
+    permission_sha256: str = ""
+    purpose: str = "train"
+    mock: bool = False
+    duties: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
+    config_sha256: str = ""
+    config_json: str = "{}"
+    tool_version: str = ""
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+    def lineage(self) -> dict[str, Any]:
+        """What travels in every shard that holds answers of this run."""
+        return {
+            "run_id": self.run_id,
+            "started_at": datetime.fromtimestamp(self.started_at, UTC).isoformat(timespec="milliseconds"),
+            "teacher_id": self.teacher_id,
+            "host": self.host,
+            "model": self.model,
+            "terms_id": self.terms_id,
+            "permission_sha256": self.permission_sha256,
+            "purpose": self.purpose,
+            "mock": self.mock,
+            "duties": list(self.duties),
+            "providers": list(self.providers),
+            "config_sha256": self.config_sha256,
+            "tool_version": self.tool_version,
+            "labels": dict(self.labels),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """An attempt that is about to leave. `at` is Unix seconds."""
+
+    attempt_id: int
+    key: bytes
+    run_id: str
+    endpoint: str
+    at: float
+    reserved_tokens: int = 0
+    reserved_microusd: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """The request never left: its intent is void."""
+
+    attempt_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt that ended without an answer.
+
+    `raw` is kept up to 2 KB. With `maybe_billed` the intent stays on the list of possibly billed attempts.
+    """
+
+    attempt_id: int
+    key: bytes
+    code: str
+    status: int | None
+    raw: bytes
+    maybe_billed: bool
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A paid answer, as received. `body` is the JSON body as sent, `at` Unix seconds."""
+
+    attempt_id: int
+    key: bytes
+    raw: bytes
+    status: int
+    prompt: Prompt
+    sample_index: int
+    body: Mapping[str, Any]
+    outcome: str
+    input_tokens: int
+    output_tokens: int
+    cost_microusd: int
+    attempts: int
+    latency_s: float
+    at: float
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """A row that will get no answer, and why."""
+
+    key: bytes
+    prompt: Prompt
+    sample_index: int
+    body: Mapping[str, Any]
+    code: str
+    message: str
+    attempts: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A further prompt that shares a held answer, or the same prompt with new metadata."""
+
+    key: bytes
+    prompt: Prompt
+    sample_index: int
+
+
+Record = Intent | Refund | Failure | Answer | Dead | Ask
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the store knows of a key.
+
+    Attributes:
+        state: "answered" or "dead".
+        outcome: of the answer ("ok", "truncated", ...), or the dead letter's error code.
+        max_tokens: ceiling that was asked for, None where none was sent.
+        asker: `asker_of` the row that paid for it.
+        further: the last `asker_of` each row that was told of it since, by prompt id and sample.
+    """
+
+    state: Literal["answered", "dead"]
+    outcome: str
+    max_tokens: int | None
+    asker: bytes
+    further: Mapping[tuple[str, int], bytes] = field(default_factory=dict)
+
+    def newest(self, prompt_id: str, sample_index: int) -> bytes:
+        """What was last told of this row, or of the one that paid; if not the same now, an `Ask` tells it."""
+        return self.further.get((prompt_id, sample_index), self.asker)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counts of one run, or of the whole store.
+
+    `possibly_billed` are attempts that the teacher may have charged without an answer we hold, with what
+    was reserved for them; intents without an end are among them once their run has ended. `outcomes`
+    counts answers, `errors` failed attempts by code.
+    """
+
+    answers: int = 0
+    dead: int = 0
+    attempts: int = 0
+    refunds: int = 0
+    asks: int = 0
+    possibly_billed: int = 0
+    possibly_billed_microusd: int = 0
+    paid_twice: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microusd: int = 0
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """A row of the manifest: a sealed file and what it must contain."""
+
+    shard: int
+    name: str
+    sha256: str
+    rows: int
+    size_bytes: int
+    lineage_digest: str
+    sealed_at: float
+
+
+def asker_of(prompt: Prompt, sample_index: int) -> bytes:
+    """8 bytes over prompt id, sample, reference, tags and metadata: tells whether an `Ask` is needed.
+
+    The messages are not part of it: they are in the key.
+    """
+    facts = as_json([prompt.id, sample_index, prompt.reference, prompt.tags, prompt.metadata])
+    return hashlib.blake2b(facts, digest_size=8).digest()
+
+
+def prompt_json(prompt: Prompt) -> bytes:
+    """The prompt as the journal keeps it, without its messages, which are in the request body."""
+    return as_json(
+        {
+            "id": prompt.id,
+            "reference": prompt.reference,
+            "tags": prompt.tags,
+            "metadata": prompt.metadata,
+            "file": prompt.file,
+            "line": prompt.line,
+        }
+    )
+
+
+def as_json(value: Any) -> bytes:
+    """JSON of whatever a prompt file may hold, names sorted; what JSON does not know becomes text."""
+    try:
+        return orjson.dumps(value, default=_plain, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    except orjson.JSONEncodeError:  # lone surrogates, integers beyond 64 bits
+        return json.dumps(value, default=_plain, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else str(value)

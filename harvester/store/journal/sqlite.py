@@ -1,0 +1,294 @@
+"""The file under the journal: tables, format version, how to open it, and its errors by our names.
+
+SQLite in WAL mode with synchronous=FULL: a commit that returned is on disk. Exactly one connection ever
+writes and checkpoints (SQLite before 3.51.3 can corrupt a WAL when two do); readers open `mode=ro`.
+`data/FORMAT.md` says the same in prose.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from harvester.errors import StoreCorrupt, StoreError, StoreFormatError, StoreFull
+from harvester.api.types import Outcome
+
+FORMAT_VERSION = 1
+APPLICATION_ID = 0x44495354  # "DIST"
+NAME = "journal.db"
+
+OUTCOME_CODES: dict[str, int] = {
+    Outcome.OK: 0,
+    Outcome.TRUNCATED: 1,
+    Outcome.FILTERED: 2,
+    Outcome.REFUSED: 3,
+    Outcome.TOOL_CALL: 4,
+    Outcome.EMPTY: 5,
+    Outcome.UNKNOWN: 6,
+    Outcome.INVALID: 7,
+}
+OUTCOMES = {code: name for name, code in OUTCOME_CODES.items()}
+
+# The small columns come before the long ones: looking a key up must not read overflow pages.
+TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE runs (
+  run INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE, started_us INTEGER NOT NULL, ended_us INTEGER,
+  ending TEXT NOT NULL, exit_code INTEGER, lineage_json TEXT NOT NULL, config_json TEXT NOT NULL,
+  checksum INTEGER NOT NULL);
+CREATE TABLE intents (
+  attempt_id INTEGER PRIMARY KEY, run INTEGER NOT NULL, at_us INTEGER NOT NULL,
+  reserved_tokens INTEGER NOT NULL, reserved_microusd INTEGER NOT NULL, code TEXT,
+  endpoint TEXT NOT NULL, key BLOB NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE answers (
+  id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, asker BLOB NOT NULL, run INTEGER NOT NULL,
+  outcome INTEGER NOT NULL, max_tokens INTEGER, status INTEGER NOT NULL, sample_index INTEGER NOT NULL,
+  attempts INTEGER NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+  cost_microusd INTEGER NOT NULL, latency_us INTEGER NOT NULL, at_us INTEGER NOT NULL,
+  checksum INTEGER NOT NULL, endpoint TEXT NOT NULL, prompt_json TEXT NOT NULL, body_json TEXT NOT NULL,
+  raw BLOB NOT NULL);
+CREATE TABLE keys (
+  key BLOB PRIMARY KEY, shard INTEGER NOT NULL, outcome INTEGER NOT NULL, max_tokens INTEGER,
+  asker BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE dead (
+  key BLOB PRIMARY KEY, asker BLOB NOT NULL, run INTEGER NOT NULL, max_tokens INTEGER,
+  sample_index INTEGER NOT NULL, attempts INTEGER NOT NULL, at_us INTEGER NOT NULL, code TEXT NOT NULL,
+  message TEXT NOT NULL, prompt_json TEXT NOT NULL, body_json TEXT NOT NULL, checksum INTEGER NOT NULL
+  ) WITHOUT ROWID;
+CREATE TABLE asks (
+  id INTEGER PRIMARY KEY, key BLOB NOT NULL, asker BLOB NOT NULL, sample_index INTEGER NOT NULL,
+  prompt_json TEXT NOT NULL, checksum INTEGER NOT NULL, UNIQUE (key, asker));
+CREATE TABLE failures (
+  id INTEGER PRIMARY KEY, attempt_id INTEGER NOT NULL, run INTEGER NOT NULL, status INTEGER,
+  maybe_billed INTEGER NOT NULL, at_us INTEGER NOT NULL, code TEXT NOT NULL, key BLOB NOT NULL,
+  raw BLOB NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE counters (
+  run INTEGER NOT NULL, name TEXT NOT NULL, value INTEGER NOT NULL, PRIMARY KEY (run, name)) WITHOUT ROWID;
+CREATE TABLE manifest (
+  shard INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, sha256 TEXT NOT NULL, rows INTEGER NOT NULL,
+  size_bytes INTEGER NOT NULL, lineage_digest TEXT NOT NULL, sealed_us INTEGER NOT NULL,
+  checksum INTEGER NOT NULL);
+"""
+CHECKS = "CREATE TABLE IF NOT EXISTS checks (name TEXT PRIMARY KEY, checksum INTEGER NOT NULL) WITHOUT ROWID"
+"""Checksums over the rows of `meta`, and of `counters` run by run: they change too often for one each."""
+FINISHED = (
+    "CREATE TABLE IF NOT EXISTS finished (digest BLOB PRIMARY KEY, rows INTEGER NOT NULL,"
+    " dead INTEGER NOT NULL, input_tokens INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID"
+)
+"""Sets of prompt files that have no open row; made when there is the first."""
+
+
+def require_journal(store: Path) -> None:
+    """Do nothing unless sealed answers lie beside no journal, or an empty one: a new one would know none of
+    them, and all would be paid for again.
+
+    Raises:
+        StoreCorrupt: they do.
+    """
+    path = store / NAME
+    if path.exists() and path.stat().st_size:
+        return
+    for shard in sorted((store / "shards").glob("part-*.parquet")):
+        raise StoreCorrupt(
+            f"gone or empty, but sealed answers lie beside it ({shard.name})",
+            place=str(path),
+            remedy="put it back from a copy, or take another [store] path; shards/ stays readable as it is",
+        )
+
+
+def open_for_writing(store: Path) -> sqlite3.Connection:
+    """The one writing connection of a store, created with the current format where there is none.
+
+    Raises:
+        StoreError, StoreFull, StoreCorrupt, StoreFormatError.
+    """
+    path = store / NAME
+    try:
+        store.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StoreError(f"can't be made: {error.strerror}", place=str(store)) from None
+    with translated(path):
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA secure_delete=ON")  # not every build has it
+            connection.execute("PRAGMA fullfsync=ON")  # where an fsync does not reach the platter (macOS)
+            connection.execute("PRAGMA busy_timeout=5000")
+            # KiB, soon full: behind it is the page cache of the machine, nearly as quick and shared.
+            connection.execute("PRAGMA cache_size=-2048")
+            connection.execute(f"PRAGMA journal_size_limit={64 * 1024 * 1024}")
+            if not _is_made(connection, path):
+                _make(connection)
+            connection.execute(CHECKS)  # stores of the first days lack it
+            path.chmod(0o600)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def empty_log(store: Path) -> None:
+    """Bring what still reads of the write-ahead log into the journal, and drop the rest.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    with translated(store / NAME), closing(sqlite3.connect(store / NAME, isolation_level=None)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def open_for_reading(store: Path) -> sqlite3.Connection:
+    """A connection that can't write or checkpoint; safe beside a living writer.
+
+    Raises:
+        StoreError, StoreCorrupt, StoreFormatError.
+    """
+    path = store / NAME
+    if not path.exists():
+        raise StoreError("no journal here", place=str(path), remedy="is this the store's folder?")
+    with translated(path):
+        connection = _read_only(path)
+        try:
+            if not _is_made(connection, path):
+                raise StoreError("the journal is empty", place=str(path))
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def close(connection: sqlite3.Connection, store: Path, *, may_write: bool) -> None:
+    """Close the writing connection; after a failed commit without the checkpoint that closing makes.
+
+    The checkpoint would write and fsync on a disk that has just refused to. SQLite leaves it to the last
+    connection, and one that only reads can't do it.
+    """
+    last: sqlite3.Connection | None = None
+    if not may_write:
+        with suppress(StoreError):
+            last = open_for_reading(store)
+    connection.close()
+    if last is not None:
+        last.close()
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    connection = _connect(path, "mode=ro")
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.OperationalError:
+        connection.close()
+        # A WAL database wants its -shm file even to read; in a read-only folder without a -wal there is
+        # no writer and nothing to replay, so the bare file is the whole truth.
+        if path.with_name(f"{NAME}-wal").exists():
+            raise
+        connection = _connect(path, "mode=ro&immutable=1")
+    except BaseException:
+        connection.close()
+        raise
+    connection.execute("PRAGMA busy_timeout=5000")
+    return connection
+
+
+def _connect(path: Path, options: str) -> sqlite3.Connection:
+    address = f"{path.resolve().as_uri()}?{options}"
+    return sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
+
+
+def _is_made(connection: sqlite3.Connection, path: Path) -> bool:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    if version == 0 and application == 0:
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        if tables == 0:
+            return False
+    if application != APPLICATION_ID:
+        raise StoreFormatError("a SQLite database, but not a journal", place=str(path))
+    if version != FORMAT_VERSION:
+        newer = version > FORMAT_VERSION
+        raise StoreFormatError(
+            f"format {version}, this program reads {FORMAT_VERSION}",
+            place=str(path),
+            remedy="install a newer release" if newer else "open it with the release that wrote it",
+        )
+    return True
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    with transaction(connection):
+        for statement in TABLES.split(";\n"):
+            if statement.strip():
+                connection.execute(statement)
+        connection.execute("INSERT INTO meta VALUES ('last_attempt_id', '0'), ('last_shard', '0')")
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version={FORMAT_VERSION}")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """BEGIN IMMEDIATE, then COMMIT, or ROLLBACK when anything in between raised."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def instant(connection: sqlite3.Connection) -> Iterator[None]:
+    """Several readings of one instant, beside a writer."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+
+
+@contextmanager
+def translated(place: Path) -> Iterator[None]:
+    """SQLite's errors by our names; nothing above this door has heard of sqlite3."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise named(error, place) from error
+    except UnicodeDecodeError as error:  # a damaged schema quoted in SQLite's own message
+        raise StoreCorrupt(
+            "the journal is damaged", place=str(place), remedy="restore journal.db from a copy"
+        ) from error
+
+
+def named(error: sqlite3.Error, place: Path) -> StoreError:
+    """The leaf of our tree that a SQLite error stands for (primary result code)."""
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return StoreFull("the disk is full", place=str(place), remedy="free space, then run again")
+    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+        return StoreCorrupt(
+            f"the journal is damaged: {error}",
+            place=str(place),
+            remedy="restore journal.db from a copy; the shards stay readable as they are",
+        )
+    if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}:
+        return StoreError(f"can't be opened for this: {error}", place=str(place), remedy="check permissions")
+    return StoreError(f"{error}", place=str(place), remedy="check the disk, then run again")
+
+
+def disk_error(error: OSError, place: Path) -> StoreError:
+    """The leaf of our tree that an error of the operating system stands for."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StoreFull("no room left", place=str(place), remedy="free space, then run again")
+    why = error.strerror or str(error)
+    return StoreError(f"the disk refused: {why}", place=str(place), remedy="check it, then run again")
+
+
+def has_table(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether the database has this table; one that came later may be missing in an old store."""
+    query = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?)"
+    return bool(connection.execute(query, (name,)).fetchone()[0])

@@ -1,0 +1,1 @@
+"""Maintain a store: seal, repair, purge, quarantine."""

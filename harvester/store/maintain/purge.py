@@ -1,0 +1,127 @@
+"""Purge: answers taken out of a store for good, and every trace of them.
+
+What was sealed is rewritten without them, what was journalled is overwritten, damaged shards in quarantine go
+as a whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from harvester.store.maintain import quarantine
+from harvester.errors import ConfigError, StoreError
+from harvester.store.journal.journal import Journal
+from harvester.store.journal.rows import forget_finished
+from harvester.store.journal.lock import StoreLock
+from harvester.store.shards.manifest import keys_in, manifest_of
+from harvester.store.shards.sample import asked_by
+from harvester.store.shards.rewrite import finished_off, rewrite
+from harvester.store.shards.parquet_file import FOLDER, opened
+from harvester.store.shards.seal import go_on
+
+_TABLES = ("answers", "keys", "dead", "asks", "failures", "intents")
+_PATIENCE_S = 10.0
+_PAUSE_S = 0.2
+_SHOWN = "`harvester export` shows keys and prompt ids"
+KEY_BYTES = 32
+
+
+def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
+    """Take keys out of journal and shards for good; returns how many of them were held.
+
+    Freed pages are overwritten and the write-ahead log is emptied. Damaged shards and logs in quarantine go
+    as a whole: what they hold can't be told, and their readable rows were saved. Counters keep their sums.
+
+    Raises:
+        ConfigError: the store knows none of the keys.
+        StoreError: the disk refuses, or a reader holds old pages of the journal: then all is taken out but
+            the pages wait to be overwritten; StoreFull, StoreCorrupt by cause.
+    """
+    wanted = set(keys)
+    go_on(journal, store)
+    held = set(journal.held(sorted(wanted)))
+    for entry in manifest_of(journal):
+        if wanted & keys_in(journal, entry):
+            finished_off(rewrite(journal, store, [entry], without=wanted))
+    removed = len(held)
+    with journal.writing() as connection:
+        forget_finished(connection)
+        for table in _TABLES:
+            removed += connection.executemany(
+                f"DELETE FROM {table} WHERE key = ?",  # noqa: S608 - our own names
+                [(key,) for key in sorted(wanted)],
+            ).rowcount
+    if removed <= 0:  # -1 where there was nothing to try
+        raise ConfigError("the store knows no such key", place=str(store), remedy=_SHOWN)
+    quarantine.empty(store)
+    journal.write_dead_letters(store)
+    _overwrite(journal)
+    return len(held)
+
+
+def _overwrite(journal: Journal) -> None:
+    """Bring the zeros over what was deleted into journal.db, and empty its log."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        with journal.reading() as connection:
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if not busy:
+            return
+        if time.monotonic() > until:
+            raise StoreError(
+                "taken out, but a reader that was there before keeps the old pages of the journal",
+                place=str(journal.path),
+                remedy="end that reader; the next `harvester seal` of this store, or run, overwrites them",
+            )
+        time.sleep(_PAUSE_S)
+
+
+def keys_of_prompt(journal: Journal, store: Path, prompt_id: str) -> set[bytes]:
+    """Every key that this prompt asked for, by whichever row."""
+    found: set[bytes] = set()
+    with journal.reading() as connection:
+        for table in ("answers", "asks", "dead"):
+            for key, text in connection.execute(f"SELECT key, prompt_json FROM {table}"):  # noqa: S608
+                if asked_by(text, 0)["prompt_id"] == prompt_id:
+                    found.add(key)
+    for entry in manifest_of(journal):
+        with opened(store / FOLDER / entry.name) as file:
+            for batch in file.iter_batches(columns=["key", "prompt_id"]):
+                mask = pc.equal(batch.column("prompt_id"), prompt_id)
+                found |= {bytes.fromhex(text) for text in batch.filter(mask).column("key").to_pylist()}
+    return found
+
+
+def purge_store(store: Path, key: str | None, prompt_id: str | None) -> int:
+    """`harvester purge`; returns the answers taken out.
+
+    Raises:
+        ConfigError: neither a key nor a prompt, no key at all, or none that the store knows.
+        StoreLocked, StoreError.
+    """
+    if (key is None) == (prompt_id is None):
+        raise ConfigError("name a KEY or a --prompt-id", remedy=_SHOWN)
+    wanted = set() if key is None else {_key_of(key)}
+    Journal.open(store, read_only=True).close()
+    with StoreLock(store, started_at=time.time()), closing(Journal.open(store)) as journal:
+        if prompt_id is not None:
+            go_on(journal, store)
+            wanted = keys_of_prompt(journal, store, prompt_id)
+            if not wanted:
+                raise ConfigError(f"no prompt {prompt_id!r} asked here", place=str(store), remedy=_SHOWN)
+        return purge(journal, store, wanted)
+
+
+def _key_of(text: str) -> bytes:
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ConfigError(f"{text!r} is not a key", remedy="64 hex digits")
+    return key

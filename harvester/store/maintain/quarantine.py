@@ -1,0 +1,52 @@
+"""The folder for what is damaged or foreign: moved here, never deleted, until a purge must leave no trace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from harvester.store.journal import sqlite as database
+from harvester.store.shards.parquet_file import disk, sync_folder
+
+FOLDER = "quarantine"
+
+
+def put(store: Path, path: Path, *, keep: bool, name: str = "") -> str:
+    """Move a file or folder here, under a name that nothing here has yet; returns that name.
+
+    Args:
+        keep: link it here and leave it where it is: its rows are still to be saved.
+        name: the name it should have here, its own where empty.
+
+    Raises:
+        StoreError, StoreFull: the disk refuses.
+    """
+    folder, wanted = store / FOLDER, Path(name or path.name)
+    with disk(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        target, again = folder / wanted, 0
+        while os.path.lexists(target):
+            again += 1
+            target = folder / f"{wanted.stem}~{again}{wanted.suffix}"
+        if keep:
+            target.hardlink_to(path)
+        else:
+            path.rename(target)
+        sync_folder(folder)
+    return target.name
+
+
+def empty(store: Path) -> None:
+    """Delete the shards and logs that lie here: what damaged ones hold can't be told.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    with disk(store / FOLDER):
+        for pattern in ("part-*", f"{database.NAME}*"):
+            for path in (store / FOLDER).glob(pattern):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()

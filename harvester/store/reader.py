@@ -1,0 +1,276 @@
+"""Reads what was harvested: sealed shards, the journal's tail, and who shares whose answer.
+
+Never writes, never checkpoints; safe beside a living writer. A folder of shards without a journal (a copy,
+a curated corpus) is a corpus too. Imports pyarrow, orjson and the standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harvester.store.journal import sqlite as database
+from harvester.store.shards import batching as portions
+from harvester.terms import lineage as provenance
+from harvester.store.journal.checksums import require_whole
+from harvester.errors import StoreError, StoreFormatError
+from harvester.store.shards.swap import find, reading
+from harvester.store.verify import Finding, look
+from harvester.store.shards.manifest import entries_in
+from harvester.store.shards.sample import SELECT_ANSWERS, SELECT_FACTS, asked_by, fact_of, sample_of
+from harvester.store.journal.records import ShardEntry
+from harvester.store.shards.schema import ADDED, SCHEMA, Sample, from_row
+from harvester.store.shards.parquet_file import lineages_in, opened
+
+_ASKED = ("prompt_id", "sample_index", "reference", "tags", "metadata_json", "source_file", "source_line")
+
+
+class Corpus:
+    """All samples of a store, or of a bare folder of shards.
+
+    Attributes:
+        folder: where the Parquet files lie.
+        manifest: the sealed files, as of `open`.
+    """
+
+    def __init__(self, store: Path, folder: Path, *, has_journal: bool) -> None:
+        self._store = store
+        self.folder = folder
+        self._has_journal = has_journal
+        self.manifest: tuple[ShardEntry, ...] = self._read_manifest()
+
+    @classmethod
+    def open(cls, store: Path) -> Corpus:
+        """Open a store folder, its `shards` folder, or any folder of shards.
+
+        Raises:
+            StoreError: there is no corpus here; StoreCorrupt, StoreFormatError by cause.
+        """
+        if (store / database.NAME).exists():
+            return cls(store, store / "shards", has_journal=True)
+        for folder in (store / "shards", store):
+            if any(folder.glob("*.parquet")):
+                return cls(store, folder, has_journal=False)
+        raise StoreError(
+            "no corpus here", place=str(store), remedy="name the folder that holds journal.db or shards/"
+        )
+
+    def samples(self, columns: Sequence[str] | None = None, tail: bool = True) -> Iterator[Sample]:
+        """Every sample, once for each prompt that asked for it, in bounded memory.
+
+        One snapshot: what is sealed meanwhile neither vanishes nor comes twice. Journalled answers come
+        first, then shards in the order they were sealed.
+
+        Args:
+            columns: fields to fill; the others keep their defaults. None fills all.
+            tail: also answers that are not sealed yet.
+
+        Raises:
+            StoreError, StoreCorrupt: a file is missing or is not what was sealed, or an unsealed row is not
+                what was journalled; its name is in the error.
+        """
+        wanted = SCHEMA.names if columns is None else list(columns)
+        unknown = set(wanted) - set(SCHEMA.names)
+        if unknown:
+            raise KeyError(f"no such columns: {sorted(unknown)}")
+        if not self._has_journal:
+            yield from self._sealed(self.manifest, wanted, None)
+            return
+        with reading(self.folder), contextlib.closing(database.open_for_reading(self._store)) as connection:
+            with database.translated(self._store / database.NAME):
+                connection.execute("BEGIN")
+                manifest = tuple(entries_in(connection))
+                if tail:
+                    yield from self._tail(connection, wanted)
+                connection.execute("COMMIT")  # a reader that stays open would keep the WAL growing
+            yield from self._sealed(manifest, wanted, connection)
+
+    @contextlib.contextmanager
+    def instant(
+        self, columns: Sequence[str] = SCHEMA.names
+    ) -> Iterator[tuple[tuple[ShardEntry, ...], Iterator[Sample]]]:
+        """The sealed files, and the answers that lie in none of them, as of one instant.
+
+        Each answer comes once, under the prompt that paid for it, with these columns filled. Read the answers
+        inside the block.
+        """
+        if not self._has_journal:
+            yield self.manifest, iter(())
+            return
+        with self._reading() as connection:
+            connection.execute("BEGIN")
+            yield tuple(entries_in(connection)), self._unsealed(connection, columns)
+            connection.execute("COMMIT")
+
+    def _unsealed(self, connection: sqlite3.Connection, columns: Sequence[str]) -> Iterator[Sample]:
+        lineages = _lineages(connection)
+        for rows in portions.of_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
+            for row in rows:
+                yield _projected(sample_of(row, lineages[row["run"]], columns), columns)
+
+    def count(self) -> int:
+        """Answers held: sealed and journalled. `samples` may give more, for prompts may share an answer."""
+        if not self._has_journal:
+            return sum(entry.rows for entry in self.manifest)
+        with self._reading() as connection:
+            query = "SELECT (SELECT coalesce(sum(rows), 0) FROM manifest) + (SELECT count(*) FROM answers)"
+            return int(connection.execute(query).fetchone()[0])
+
+    def lineages(self, *, sealed: bool = True) -> list[dict[str, Any]]:
+        """One dict a run that holds rows here: teacher, terms, purpose, duties, configuration hash.
+
+        Two files that say different things of one run give two. `sealed=False` leaves the shards aside.
+        """
+        told: list[dict[str, Any]] = []
+        if self._has_journal:  # the tail first: what is sealed meanwhile is met again among the shards
+            with self._reading() as connection:
+                query = "SELECT lineage_json FROM runs WHERE run IN (SELECT run FROM answers)"
+                told += [orjson.loads(text) for (text,) in connection.execute(query)]
+        with reading(self.folder):
+            for entry in self._read_manifest() if sealed else ():
+                with opened(find(self.folder, entry.name)) as file:
+                    told += lineages_in(file) or [{}]  # a silent file is no part of what others say
+        found = {orjson.dumps(lineage, option=orjson.OPT_SORT_KEYS): lineage for lineage in told}
+        return sorted(found.values(), key=lambda lineage: str(lineage.get("run_id", "")))
+
+    def distinct(self, columns: Sequence[str], *, sealed: bool = True) -> list[dict[str, Any]]:
+        """Every combination of values that rows hold in some columns, each once.
+
+        Raises:
+            StoreFormatError: a file lacks one of the columns.
+        """
+        found: dict[tuple[Any, ...], None] = {}
+        if self._has_journal:
+            with self._reading() as connection:
+                for row in self._facts(connection, columns):
+                    found[tuple(row[name] for name in columns)] = None
+        with reading(self.folder):
+            for entry in self._read_manifest() if sealed else ():
+                with opened(find(self.folder, entry.name)) as file:
+                    found.update(dict.fromkeys(_combinations(file, columns, self.folder / entry.name)))
+        return [dict(zip(columns, values, strict=True)) for values in found]
+
+    def verify(self) -> list[Finding]:
+        """What is missing, foreign, torn or changed, each by name; empty when all is as it was written."""
+        with reading(self.folder):
+            return look(self._store, self.folder, self._read_manifest(), has_journal=self._has_journal)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with (
+            contextlib.closing(database.open_for_reading(self._store)) as connection,
+            database.translated(self._store / database.NAME),
+        ):
+            yield connection
+
+    def _read_manifest(self) -> tuple[ShardEntry, ...]:
+        if self._has_journal:
+            with self._reading() as connection:
+                return tuple(entries_in(connection))
+        entries = []
+        for number, path in enumerate(sorted(self.folder.glob("*.parquet"))):
+            with opened(path) as file:
+                entries.append(
+                    ShardEntry(number, path.name, "", file.metadata.num_rows, path.stat().st_size, "", 0.0)
+                )
+        return tuple(entries)
+
+    def _facts(self, connection: sqlite3.Connection, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        """Columns of the tail, one dict a row; what the doors look at is told without parsing an answer."""
+        if not set(columns) <= set(provenance.COLUMNS):
+            for sample in self._tail(connection, columns):
+                yield {name: getattr(sample, name) for name in columns}
+            return
+        lineages = _lineages(connection)
+        for row in chain.from_iterable(portions.of_answers(connection.execute(SELECT_FACTS))):
+            yield fact_of(row, lineages[row["run"]])
+
+    def _tail(self, connection: sqlite3.Connection, wanted: Sequence[str]) -> Iterator[Sample]:
+        lineages = _lineages(connection)
+        asks = _Asks(connection, wanted)
+        for rows in portions.of_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
+            require_whole("answers", rows, self._store)
+            samples = [sample_of(row, lineages[row["run"]], wanted) for row in rows]
+            yield from asks.fan_out([_projected(sample, wanted) for sample in samples], samples)
+
+    def _sealed(
+        self, manifest: Sequence[ShardEntry], wanted: Sequence[str], connection: sqlite3.Connection | None
+    ) -> Iterator[Sample]:
+        asks = None if connection is None else _Asks(connection, wanted)
+        needed = list(wanted)
+        if asks is not None and asks.are_any:
+            needed = sorted({*wanted, "key", "prompt_id", "sample_index"})
+        for entry in manifest:
+            with opened(find(self.folder, entry.name)) as file:
+                for batch in portions.of_file(file, needed):
+                    samples = [from_row(row) for row in batch.to_pylist()]
+                    if asks is None or not asks.are_any:
+                        yield from samples
+                        continue
+                    shown = samples
+                    if len(needed) > len(wanted):
+                        shown = [_projected(sample, wanted) for sample in samples]
+                    yield from asks.fan_out(shown, samples)
+
+
+class _Asks:
+    """Further prompts that share an answer, looked up a batch at a time."""
+
+    def __init__(self, connection: sqlite3.Connection, wanted: Sequence[str]) -> None:
+        self._connection = connection
+        self._wanted = set(wanted) & set(_ASKED)
+        (found,) = connection.execute("SELECT EXISTS (SELECT 1 FROM asks)").fetchone()
+        self.are_any = bool(found)
+
+    def fan_out(self, shown: Sequence[Sample], samples: Sequence[Sample]) -> Iterator[Sample]:
+        """Each sample, and a copy for every further row that asked; the newest metadata of a row wins.
+
+        `samples` are the same rows with at least key, prompt id and sample number filled.
+        """
+        by_key = self._of([bytes.fromhex(sample.key) for sample in samples]) if self.are_any else {}
+        for bare, full in zip(shown, samples, strict=True):
+            asked = by_key.get(full.key)
+            if asked is None:
+                yield bare
+                continue
+            rows: dict[tuple[str, int], dict[str, Any]] = {(full.prompt_id, full.sample_index): {}}
+            for one in asked:
+                rows[one["prompt_id"], one["sample_index"]] = one
+            for one in rows.values():
+                yield replace(bare, **{name: one[name] for name in self._wanted if name in one})
+
+    def _of(self, keys: Sequence[bytes]) -> dict[str, list[dict[str, Any]]]:
+        holes = ",".join("?" * len(keys))
+        query = f"SELECT key, prompt_json, sample_index FROM asks WHERE key IN ({holes}) ORDER BY id"  # noqa: S608
+        found: dict[str, list[dict[str, Any]]] = {}
+        for key, prompt_json, sample_index in self._connection.execute(query, keys):
+            found.setdefault(key.hex(), []).append(asked_by(prompt_json, sample_index))
+        return found
+
+
+def _lineages(connection: sqlite3.Connection) -> dict[int, dict[str, Any]]:
+    query = "SELECT run, lineage_json FROM runs"
+    return {run: orjson.loads(text) for run, text in connection.execute(query)}
+
+
+def _projected(sample: Sample, wanted: Sequence[str]) -> Sample:
+    return from_row({name: getattr(sample, name) for name in wanted})
+
+
+def _combinations(file: pq.ParquetFile, columns: Sequence[str], place: Path) -> Iterator[tuple[Any, ...]]:
+    there = [name for name in columns if name in file.schema_arrow.names]
+    held_to = any(lineage.get("providers") for lineage in lineages_in(file))  # then the column was written
+    if lacking := sorted(set(columns) - set(there) - (frozenset() if held_to else ADDED)):
+        raise StoreFormatError(f"lacks columns {lacking}", place=str(place))
+    for batch in file.iter_batches(columns=there):
+        held = pa.Table.from_batches([batch]).group_by(there).aggregate([])
+        yield from (tuple(row.get(name, "") for name in columns) for row in held.to_pylist())

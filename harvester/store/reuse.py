@@ -1,0 +1,81 @@
+"""Answers that came under a smaller `max_tokens` and were not cut short by it: paid once, good for ever.
+
+Every field of the body is in the key, so another ceiling is another key. Whoever raises only the ceiling is
+asked again for nothing but the truncated answers: the keys under every smaller ceiling that this store has
+seen are looked up too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from harvester.config.config import HarvestConfig
+from harvester.store.journal.journal import Journal
+from harvester.api.types import Outcome, Request
+from harvester.api.request_key import request_key
+from harvester.store.journal.records import Held
+
+NAMES = ("max_tokens", "max_completion_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the store holds for a request, and under which key."""
+
+    key: bytes
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """The ceilings under which a store has asked so far: field of the body and value."""
+
+    base_url: str
+    epoch: int = 0
+    seen: frozenset[tuple[str, int]] = frozenset()
+
+    @classmethod
+    def of(cls, journal: Journal, config: HarvestConfig) -> Ceilings:
+        """Those of every run that the journal remembers."""
+        with journal.reading() as connection:
+            told = connection.execute("SELECT DISTINCT config_json FROM runs").fetchall()
+        seen = frozenset(pair for (text,) in told for pair in _named(orjson.loads(text)))
+        return cls(config.teacher.base_url, config.run.epoch, seen)
+
+    def smaller(self, request: Request) -> list[bytes]:
+        """Keys of the same request under each smaller ceiling; no ceiling is the greatest."""
+        given = {name: request.body[name] for name in NAMES if name in request.body}
+        return [
+            request_key(self.base_url, {**request.body, name: value}, request.sample_index, self.epoch)
+            for name, value in self.seen
+            if not given or (given.keys() == {name} and value < given[name])
+        ]
+
+
+def look_up(journal: Journal, requests: Sequence[Request], ceilings: Ceilings) -> dict[bytes, Found]:
+    """What the store holds of these requests, by their keys; the absent are absent."""
+    found = {key: Found(key, held) for key, held in journal.held([one.key for one in requests]).items()}
+    others = {
+        key: request.key
+        for request in requests
+        if ceilings.seen and request.key not in found
+        for key in ceilings.smaller(request)
+    }
+    if others:
+        for key, held in journal.held(list(others)).items():
+            if held.state == "answered" and held.outcome != Outcome.TRUNCATED:
+                found[others[key]] = Found(key, held)
+    return found
+
+
+def _named(config: Mapping[str, object]) -> Iterator[tuple[str, int]]:
+    sampling = config.get("sampling")
+    tables: Iterable[object] = (sampling, sampling.get("extra")) if isinstance(sampling, dict) else ()
+    for table in tables:
+        for name in NAMES:
+            value = table.get(name) if isinstance(table, dict) else None
+            if isinstance(value, int) and not isinstance(value, bool):
+                yield name, value

@@ -1,0 +1,1 @@
+"""Write, read, compact and rewrite immutable Parquet shards."""

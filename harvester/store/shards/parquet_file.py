@@ -1,0 +1,183 @@
+"""One Parquet file of a corpus: how it is written, read back, hashed, made durable and opened.
+
+Every page carries a checksum; the file's metadata names the lineage of every run whose answers it holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harvester.store.journal.sqlite import disk_error
+from harvester.errors import StoreCorrupt, StoreError, StoreFormatError
+from harvester.store.journal.records import ShardEntry
+from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, SCHEMA_VERSION, VERSION_KEY
+
+FOLDER = "shards"
+NAME = re.compile(r"part-(\d{8})-([0-9a-f]{16})\.parquet\Z")
+ROWS_PER_GROUP = 2048
+BYTES_PER_GROUP = 16 * 1024 * 1024
+ROWS_PER_SHARD = 1 << 17
+"""A shard of tiny answers ends here, below its target size: its keys are held in memory while it is written,
+and enter the index in one transaction that a living harvest waits for."""
+
+APART = ("teacher_id", "host", "model", "terms_id", "permission_sha256", "purpose", "mock", "duties")
+"""Runs that differ in any of these never share a file."""
+
+_DICTIONARY = [
+    "messages.list.element.role",
+    "outcome", "finish_reason", "tags.list.element", "source_file", "teacher_id",
+    "endpoint", "request_model", "response_model", "system_fingerprint", "provider", "terms_id",
+    "permission_sha256",
+    "purpose", "usage_source", "run_id", "config_sha256", "tool_version",
+]  # fmt: skip
+
+
+def writer_of(sink: BinaryIO, lineages: Sequence[Mapping[str, Any]]) -> pq.ParquetWriter:
+    """A writer of exactly the contract's schema; `lineages` are the runs whose rows will follow."""
+    text = orjson.dumps(list(lineages), option=orjson.OPT_SORT_KEYS)
+    return pq.ParquetWriter(
+        sink,
+        SCHEMA.with_metadata({**(SCHEMA.metadata or {}), LINEAGE_KEY: text}),
+        compression="zstd",
+        write_page_checksum=True,
+        use_dictionary=_DICTIONARY,
+    )
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """A shard with page checksums on.
+
+    Raises:
+        StoreError: it is missing; StoreCorrupt: its bytes are not what was written; StoreFormatError: a
+            later release wrote it. All name it.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            require_version(path, file)
+            yield file
+    except FileNotFoundError:
+        raise StoreError(
+            "is missing", place=str(path), remedy="`harvester verify` names what is lost"
+        ) from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise StoreCorrupt(f"is not what was sealed: {error}", place=str(path)) from error
+
+
+def require_version(path: Path, file: pq.ParquetFile) -> None:
+    """Refuse a shard of another version of the contract; one without a version is nobody's business here.
+
+    Raises:
+        StoreFormatError: it names another version than this program reads.
+    """
+    found = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"").decode("ascii", "replace")
+    if found and found != str(SCHEMA_VERSION):
+        newer = not found.isdigit() or int(found) > SCHEMA_VERSION
+        raise StoreFormatError(
+            f"columns of version {found}, this program reads {SCHEMA_VERSION}",
+            place=str(path),
+            remedy="install a newer release" if newer else "open it with the release that wrote it",
+        )
+
+
+def lineages_in(file: pq.ParquetFile) -> list[dict[str, Any]]:
+    """Lineages in a shard's metadata, one for each run whose answers it holds.
+
+    Raises:
+        StoreCorrupt: what lies there is none.
+    """
+    try:
+        loaded = orjson.loads((file.schema_arrow.metadata or {}).get(LINEAGE_KEY, b"[]"))
+    except orjson.JSONDecodeError as error:
+        raise StoreCorrupt(f"a shard's lineage can't be read: {error}") from None
+    told = loaded if isinstance(loaded, list) else [loaded]
+    if not all(isinstance(one, dict) for one in told):
+        raise StoreCorrupt("a shard's lineage is no list of objects")
+    return told
+
+
+def keys_of(file: pq.ParquetFile) -> list[bytes]:
+    """The keys of a shard's rows, in order."""
+    return [
+        bytes.fromhex(text)
+        for number in range(file.num_row_groups)
+        for text in file.read_row_group(number, ["key"]).column("key").to_pylist()
+    ]
+
+
+def lineage_digest(lineage: Mapping[str, Any]) -> str:
+    """SHA-256 (64 hex digits) over the parts of a lineage that keep runs in separate files."""
+    apart = {name: lineage.get(name) for name in APART}
+    return hashlib.sha256(orjson.dumps(apart, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def read_back(path: Path, keys: Sequence[bytes]) -> Iterator[None]:
+    """Decode every page of the file, a row group a step, and compare its keys with what was meant.
+
+    Raises:
+        StoreCorrupt: they differ.
+    """
+    expected = iter(keys)
+    rows = 0
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number)
+            table.validate(full=True)
+            rows += table.num_rows
+            if any(key != next(expected, b"").hex() for key in table.column("key").to_pylist()):
+                raise StoreCorrupt("reads back differently from what was written", place=str(path))
+            yield
+    if rows != len(keys):
+        raise StoreCorrupt(f"{rows} rows read back, {len(keys)} written", place=str(path))
+
+
+def checked(
+    hidden: Path, shard: int, keys: Sequence[bytes], lineage: str
+) -> Generator[None, None, ShardEntry]:
+    """Read a written file back; returns what the manifest will say of it, its name by its content.
+
+    Raises:
+        StoreCorrupt: it does not read as it was written.
+    """
+    yield from read_back(hidden, keys)
+    digest, size = digest_of(hidden)
+    yield
+    name = f"part-{shard:08d}-{digest[:16]}.parquet"
+    return ShardEntry(shard, name, digest, len(keys), size, lineage, time.time())
+
+
+def digest_of(path: Path) -> tuple[str, int]:
+    """SHA-256 of a file, 64 hex digits, and its size in bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename is durable only when its folder is."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def disk(folder: Path) -> Iterator[None]:
+    """The operating system's and pyarrow's errors by our names."""
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise StoreCorrupt(f"not what was written: {error}", place=str(folder)) from error
+    except OSError as error:
+        raise disk_error(error, folder) from error

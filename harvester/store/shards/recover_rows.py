@@ -1,0 +1,154 @@
+"""Rows of a damaged shard that prove themselves: only these are kept, the others are asked again.
+
+Page checksums cover what lies in a page, not the page's header and not the footer, so a flipped bit can give
+other values without any error. A row is believed when its columns bear each other out:
+
+- the key index names its key in this shard, with the digest of who asked (id, sample, reference, tags,
+  metadata);
+- the key is that of its request (`request_json`, teacher, sample number, an epoch);
+- deriving the row again from `raw`, `request_json` and the journal's lineage gives the very same row;
+- what nothing else bears out lies within its run's time, and has the least and greatest value that the
+  row group's statistics noted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from harvester.store.shards import batching as portions
+from harvester.store.journal.journal import Journal
+from harvester.api.types import Prompt
+from harvester.api.request_key import request_key
+from harvester.store.journal.rows import ceiling, micros
+from harvester.store.shards.sample import sample_of
+from harvester.store.journal.records import ShardEntry, asker_of, prompt_json
+from harvester.store.shards.schema import SCHEMA, Sample, completed, to_table
+from harvester.store.shards.parquet_file import FOLDER, digest_of
+
+ALONE = (
+    "source_file", "source_line", "endpoint", "input_tokens", "output_tokens", "cost_microusd", "attempts",
+    "latency_s", "created_at",
+)  # fmt: skip
+"""Columns that no other column bears out."""
+EPOCHS = 1000
+"""A row does not say its epoch: that of its run's configuration is tried, then these."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY_US = 86_400_000_000
+_LONGEST_RUN_US = 3650 * _DAY_US
+UNREADABLE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    lineage: Mapping[str, Any]
+    started_us: int
+    epoch: int
+
+
+class Proof:
+    """What the journal knows of one shard's rows, to hold them against."""
+
+    def __init__(self, journal: Journal, entry: ShardEntry) -> None:
+        with journal.reading() as connection:
+            query = "SELECT key, max_tokens, asker FROM keys WHERE shard = ?"
+            self._index = {
+                key: (most, asker) for key, most, asker in connection.execute(query, (entry.shard,))
+            }
+            query = "SELECT started_us, lineage_json, config_json FROM runs"
+            runs = [(at, orjson.loads(told), config) for at, told, config in connection.execute(query)]
+        self._runs = {told["run_id"]: _Run(told, at, _epoch(config)) for at, told, config in runs}
+
+    def of(self, table: pa.Table) -> pa.Table:
+        """The rows of a table, of exactly `SCHEMA`, that prove themselves."""
+        kept: list[bool] = []
+        for batch in table.to_batches():
+            for portion in portions.of_batch(batch):
+                kept += self._are_proven(portion.to_pylist())
+        return table.filter(pa.array(kept, pa.bool_()))
+
+    def _are_proven(self, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+        derived = [self._derived(row) for row in rows]
+        whole = iter(to_table([one for one in derived if one is not None]).to_pylist())
+        return [one is not None and next(whole) == row for one, row in zip(derived, rows, strict=True)]
+
+    def _derived(self, row: Mapping[str, Any]) -> Sample | None:
+        """The row as its request and its raw answer make it; None where key, asker or time disagree."""
+        try:
+            run, key = self._runs[row["run_id"]], bytes.fromhex(row["key"])
+            body = orjson.loads(row["request_json"])
+            prompt = _prompt(row)
+            at_us = (row["created_at"] - _EPOCH) // timedelta(microseconds=1)
+            if (
+                self._index[key] != (ceiling(body), asker_of(prompt, row["sample_index"]))
+                or not -_DAY_US <= at_us - run.started_us <= _LONGEST_RUN_US
+                or not _is_key(key, run, body, row["sample_index"])
+            ):
+                return None
+            journalled = {
+                **row, "key": key, "body_json": row["request_json"], "prompt_json": prompt_json(prompt),
+                "at_us": at_us, "latency_us": micros(row["latency_s"]),
+            }  # fmt: skip
+            return sample_of(journalled, run.lineage)
+        except UNREADABLE:
+            return None
+
+
+def proven(journal: Journal, store: Path, entry: ShardEntry) -> Iterator[pa.Table]:
+    """The row groups of a shard, of exactly `SCHEMA`: whole where it is as sealed, else rows with a proof."""
+    path = store / FOLDER / entry.name
+    try:
+        is_as_sealed = digest_of(path)[0] == entry.sha256
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            proof = Proof(journal, entry)
+            for number in range(file.num_row_groups):
+                try:
+                    table = file.read_row_group(number)
+                    table.validate(full=True)
+                    table = completed(table).cast(SCHEMA)
+                    if not is_as_sealed:
+                        _require_statistics(file, number, table)
+                        table = proof.of(table)
+                except UNREADABLE:
+                    continue
+                yield table
+    except UNREADABLE:
+        return
+
+
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    return Prompt(
+        id=row["prompt_id"], messages=(), reference=row["reference"], tags=tuple(row["tags"]),
+        metadata=json.loads(row["metadata_json"]), file=row["source_file"], line=row["source_line"],
+    )  # fmt: skip
+
+
+def _is_key(key: bytes, run: _Run, body: Mapping[str, Any], sample_index: int) -> bool:
+    endpoint = run.lineage["teacher_id"].removesuffix(f"|{run.lineage['model']}")
+    epochs = chain([run.epoch], range(EPOCHS))
+    return any(request_key(endpoint, body, sample_index, epoch) == key for epoch in epochs)
+
+
+def _epoch(config_json: str) -> int:
+    return int(orjson.loads(config_json).get("run", {}).get("epoch", 0))
+
+
+def _require_statistics(file: pq.ParquetFile, number: int, table: pa.Table) -> None:
+    """Raises ValueError where a column lacks the least and greatest value that the footer noted."""
+    group = file.metadata.row_group(number)
+    columns = {group.column(place).path_in_schema: place for place in range(group.num_columns)}
+    for name in ALONE:
+        noted = group.column(columns[name]).statistics
+        found = pc.min_max(table.column(name)).as_py()
+        if noted is None or not noted.has_min_max or (noted.min, noted.max) != (found["min"], found["max"]):
+            raise ValueError(f"{name} is not what was written")

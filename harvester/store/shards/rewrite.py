@@ -1,0 +1,250 @@
+"""Some shards put into one new shard: rows kept in order, some left out. Merging, purge and repair use it.
+
+The new file is written hidden, read back, and then the whole folder is exchanged for one that holds it in
+place of the old files (`exchange`); one transaction names it in the manifest and points the key index at
+it. No reader meets a row twice or misses one, and a kill at any instant is gone on from by `tidy`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harvester.store.shards import swap as exchange, unlisted as orphans
+from harvester.errors import StoreLocked
+from harvester.system.failpoints import reach
+from harvester.store.journal.journal import Journal
+from harvester.store.journal.rows import forget_finished
+from harvester.store.shards.manifest import enter_new, keys_in, manifest_of, move_keys, require_index
+from harvester.store.shards.recover_rows import proven
+from harvester.store.journal.records import ShardEntry
+from harvester.store.shards.schema import completed
+from harvester.store.shards.parquet_file import BYTES_PER_GROUP, FOLDER, ROWS_PER_GROUP, checked, disk, lineages_in, opened, writer_of
+
+READY = "ready"
+"""What a step yields when only the exchange is left: a good moment to wait for one."""
+
+
+PATIENCE_S = 20.0
+"""So long purge and repair wait for readers of ours to end."""
+
+
+class NotNow(StoreLocked):
+    """Somebody reads the folder: the exchange is left for another time. Nothing has changed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            "another process is reading these shards",
+            place=str(folder),
+            remedy="wait for its end (a training, an export), then run this again",
+        )
+
+
+def rewrite(
+    journal: Journal,
+    store: Path,
+    entries: Sequence[ShardEntry],
+    *,
+    without: Collection[bytes] = frozenset(),
+    salvage: bool = False,
+    hold: Callable[[], AbstractContextManager[bool]] | None = None,
+) -> Generator[str | None, None, set[bytes]]:
+    """Put the rows of some shards into one new shard, in their order; returns the keys left behind.
+
+    Args:
+        without: keys to leave out.
+        salvage: rows that can't be read, or can't prove themselves (`proof`), are left out with their keys.
+        hold: entered right before the new file is shown, left when the manifest names it; what it gives says
+            whether nobody reads. Without it readers of ours are waited for.
+
+    Raises:
+        NotNow: somebody reads.
+        StoreError, StoreFull, StoreCorrupt: nothing has changed.
+    """
+    folder = store / FOLDER
+    if folder.with_name(exchange.STAGED).exists():  # `tidy` left it to a reader
+        raise NotNow(folder)
+    orphans.require_none(folder, journal.next_shard() - 1)
+    hidden = folder / f".part-{journal.next_shard():08d}.tmp"
+    with contextlib.ExitStack() as held:  # from the question to the commit nobody may come to read
+        try:
+            with disk(folder):
+                entry, keys = yield from _staged(journal, store, entries, hidden, without, salvage)
+            yield READY
+            reach("compaction.before_exchange")
+            if not held.enter_context(exchange.alone(folder, PATIENCE_S) if hold is None else hold()):
+                raise NotNow(folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                hidden.unlink(missing_ok=True)
+                exchange.discard(folder)
+            raise
+        with disk(folder):
+            exchange.exchange(folder)
+        reach("compaction.after_exchange")
+        gone = _enter_swap(journal, store, entries, entry, keys)
+        with disk(folder):
+            exchange.discard(folder)
+        return gone
+
+
+def _staged(
+    journal: Journal, store: Path, entries: Sequence[ShardEntry], hidden: Path, without: Collection[bytes],
+    salvage: bool,
+) -> Generator[str | None, None, tuple[ShardEntry | None, list[bytes]]]:  # fmt: skip
+    """Write the new file and build the next folder; returns what the manifest will say, and its keys."""
+    folder = store / FOLDER
+    lineages = _lineages(journal, folder, entries, salvage)
+    tables = chain.from_iterable(
+        proven(journal, store, entry) if salvage else _tables(folder / entry.name) for entry in entries
+    )
+    keys = yield from _copy(hidden, lineages, _row_groups(tables, {key.hex() for key in without}))
+    entry = None
+    if keys:
+        entry = yield from checked(hidden, journal.next_shard(), keys, entries[0].lineage_digest)
+        yield from require_index(journal, keys)
+    new = None if entry is None else (hidden, entry.name)
+    exchange.stage(folder, without={one.name for one in entries}, new=new)
+    return entry, keys
+
+
+def _lineages(
+    journal: Journal, folder: Path, entries: Sequence[ShardEntry], salvage: bool
+) -> list[dict[str, Any]]:
+    """Those of the runs whose rows will follow; a damaged file's footer is not asked, the journal is."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        if not salvage:
+            with opened(folder / entry.name) as file:
+                found |= {str(one["run_id"]): one for one in lineages_in(file)}
+            continue
+        present = {
+            run_id
+            for table in proven(journal, folder.parent, entry)
+            for run_id in table.column("run_id").unique().to_pylist()
+        }
+        with journal.reading() as connection:
+            told = connection.execute("SELECT run_id, lineage_json FROM runs").fetchall()
+        found |= {run_id: orjson.loads(text) for run_id, text in told if run_id in present}
+    return [found[run_id] for run_id in sorted(found)]
+
+
+def _copy(
+    hidden: Path, lineages: Sequence[dict[str, Any]], groups: Iterator[pa.Table]
+) -> Generator[None, None, list[bytes]]:
+    keys: list[bytes] = []
+    with hidden.open("xb") as sink:
+        with writer_of(sink, lineages) as writer:
+            for table in groups:
+                writer.write_table(table.cast(writer.schema))
+                keys += [bytes.fromhex(key) for key in table.column("key").to_pylist()]
+                yield
+        sink.flush()
+        os.fsync(sink.fileno())
+    hidden.chmod(0o600)
+    return keys
+
+
+def _row_groups(tables: Iterable[pa.Table], without: Collection[str]) -> Iterator[pa.Table]:
+    """The rows of all entries in row groups of the usual size, whatever size theirs had."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        if without:
+            kept = [key not in without for key in table.column("key").to_pylist()]
+            table = table.filter(pa.array(kept))
+        waiting.append(table)
+        rows, size = sum(one.num_rows for one in waiting), sum(one.nbytes for one in waiting)
+        if rows >= ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if any(table.num_rows for table in waiting):
+        yield pa.concat_tables(waiting)
+
+
+def _tables(path: Path) -> Iterator[pa.Table]:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for number in range(file.num_row_groups):
+            table = completed(file.read_row_group(number))
+            table.validate(full=True)
+            yield table
+
+
+def _enter_swap(
+    journal: Journal, store: Path, old: Sequence[ShardEntry], new: ShardEntry | None, keys: Sequence[bytes]
+) -> set[bytes]:
+    """The folder was exchanged: say so in the manifest and the key index. The old folder is left to drop."""
+    # A scan of the whole index only where rows were left out: a merge must not stop a harvest for long.
+    gone = set[bytes]()
+    if sum(one.rows for one in old) != len(keys):
+        gone = {key for one in old for key in keys_in(journal, one)}.difference(keys)
+    with journal.writing() as connection:
+        connection.executemany("DELETE FROM keys WHERE key = ?", [(key,) for key in sorted(gone)])
+        if gone:
+            forget_finished(connection)
+        connection.executemany("DELETE FROM manifest WHERE shard = ?", [(one.shard,) for one in old])
+        if new is not None:
+            move_keys(connection, new.shard, keys)
+            enter_new(connection, new)
+        reach("compaction.before_commit")
+    reach("compaction.after_commit")
+    return gone
+
+
+def tidy(journal: Journal, store: Path) -> None:
+    """Go on from where a kill left a rewriting: before its exchange undo it, after it finish it.
+
+    Raises:
+        StoreError: the folder refuses.
+    """
+    folder = store / FOLDER
+    with disk(folder):
+        is_staged = exchange.resume(folder)
+        for path in folder.glob(".part-*.tmp"):
+            path.unlink()
+        if not is_staged:
+            return
+        old = [one for one in manifest_of(journal) if exchange.find(folder, one.name).parent != folder]
+        if old:
+            found = _exchanged(journal, folder, old)
+            if found is not None:
+                _enter_swap(journal, store, old, *found)
+            else:
+                for entry in old:  # not our doing: give back what the folder lacks
+                    exchange.find(folder, entry.name).rename(folder / entry.name)
+        with exchange.alone(folder) as is_free:
+            if is_free:  # else a reader may look for the old files there: the next one tidies up
+                exchange.discard(folder)
+
+
+def _exchanged(
+    journal: Journal, folder: Path, old: Sequence[ShardEntry]
+) -> tuple[ShardEntry, Sequence[bytes]] | None:
+    """The file that took the place of `old`: numbered like the next shard, whole, without a strange key."""
+    number = journal.next_shard()
+    known = {key for entry in old for key in keys_in(journal, entry)}
+    for found, path in orphans.beyond(folder, number - 1):
+        held = orphans.contents_of(path) if found == number else None
+        if held is not None and known.issuperset(held.keys):
+            entry = held.entry(path.stat().st_mtime)
+            return replace(entry, lineage_digest=old[0].lineage_digest), held.keys
+    return None
+
+
+def finished_off(steps: Generator[str | None, None, set[bytes]]) -> set[bytes]:
+    """Run a rewriting to its end; returns the keys left behind."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            gone: set[bytes] = end.value
+            return gone

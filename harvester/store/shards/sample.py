@@ -1,0 +1,147 @@
+"""A journalled answer -> a Sample: raw bytes parsed, prompt and lineage beside them. No I/O.
+
+What can't be parsed keeps its raw bytes and gets the outcome "unknown": a parser never loses a paid answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+
+from harvester.api import completion
+from harvester.api.model_name import byline
+from harvester.errors import TeacherError
+from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
+from harvester.terms.lineage import SAME
+from harvester.store.journal.records import as_json
+from harvester.store.shards.schema import Sample, text_of
+
+SELECT_ANSWERS = (
+    "SELECT id, key, asker, run, outcome, max_tokens, status, sample_index, attempts, input_tokens,"
+    " output_tokens, cost_microusd, latency_us, at_us, checksum, endpoint, prompt_json, body_json, raw"
+    " FROM answers"
+)
+SELECT_FACTS = "SELECT run, body_json, raw FROM answers"
+PARSED = frozenset(
+    {
+        "completion", "outcome", "finish_reason", "reasoning", "refusal", "tool_calls_json", "logprobs",
+        "response_model", "system_fingerprint", "response_id", "provider", "cached_tokens",
+        "reasoning_tokens", "usage_source",
+    }
+)  # fmt: skip
+"""Columns that only parsing the raw body tells."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def sample_of(
+    row: Mapping[str, Any], lineage: Mapping[str, Any], columns: Collection[str] | None = None
+) -> Sample:
+    """One row of the journal's `answers`, with the lineage of its run, as a row of the corpus.
+
+    Args:
+        columns: what will be looked at; what costs much (log-probabilities: four times the memory of the raw
+            body, and most of the time) stays empty where it is not among them. None fills all.
+    """
+    body = orjson.loads(row["body_json"])
+    answer = _parsed(row, body, columns)
+    return Sample(
+        key=row["key"].hex(),
+        messages=[
+            {"role": one["role"], "content": text_of(one.get("content"))}
+            for one in body.get("messages") or []
+        ],
+        completion=answer.text,
+        outcome=str(answer.outcome),
+        finish_reason=answer.finish_reason,
+        reasoning=answer.reasoning,
+        refusal=answer.refusal,
+        tool_calls_json=answer.tool_calls_json,
+        logprobs=[_token(one) for one in answer.logprobs] or None,
+        request_json=row["body_json"],
+        raw=row["raw"],
+        teacher_id=lineage["teacher_id"],
+        endpoint=row["endpoint"],
+        request_model=str(body.get("model") or ""),
+        response_model=answer.model,
+        system_fingerprint=answer.system_fingerprint,
+        response_id=answer.response_id,
+        provider=answer.provider,
+        terms_id=lineage["terms_id"],
+        permission_sha256=lineage["permission_sha256"],
+        purpose=lineage["purpose"],
+        mock=lineage["mock"],
+        input_tokens=row["input_tokens"],
+        output_tokens=row["output_tokens"],
+        cached_tokens=answer.usage.cached_tokens,
+        reasoning_tokens=answer.usage.reasoning_tokens,
+        usage_source=answer.usage.source,
+        cost_microusd=row["cost_microusd"],
+        attempts=row["attempts"],
+        latency_s=row["latency_us"] / 1e6,
+        created_at=_EPOCH + timedelta(microseconds=row["at_us"]),
+        run_id=lineage["run_id"],
+        config_sha256=lineage["config_sha256"],
+        tool_version=lineage["tool_version"],
+        **asked_by(row["prompt_json"], row["sample_index"]),
+    )
+
+
+def asked_by(prompt_json: str, sample_index: int) -> dict[str, Any]:
+    """The columns of a row that depend on who asked, not on what was answered."""
+    try:
+        prompt = orjson.loads(prompt_json)
+    except orjson.JSONDecodeError:  # lone surrogates: only the standard library reads them back
+        prompt = json.loads(prompt_json)
+    reference = prompt["reference"]
+    return {
+        "prompt_id": clean(prompt["id"]),
+        "sample_index": sample_index,
+        "reference": None if reference is None else clean(reference),
+        "tags": [clean(tag) for tag in prompt["tags"]],
+        "metadata_json": as_json(prompt["metadata"]).decode(),
+        "source_file": clean(prompt["file"]),
+        "source_line": prompt["line"],
+    }
+
+
+def clean(text: str) -> str:
+    """Text that UTF-8 can hold: a lone surrogate (an odd file name) becomes a question mark."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def fact_of(row: Mapping[str, Any], lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a row that the doors look at (`provenance.COLUMNS`), without parsing its raw body."""
+    model, provider = byline(row["raw"])
+    body = orjson.loads(row["body_json"])
+    return {
+        "run_id": lineage["run_id"],
+        **{name: lineage[name] for name in SAME},
+        "request_model": str(body.get("model") or ""),
+        "response_model": model,
+        "provider": provider,
+    }
+
+
+def _parsed(row: Mapping[str, Any], body: Mapping[str, Any], columns: Collection[str] | None) -> Completion:
+    if columns is not None and PARSED.isdisjoint(columns):
+        return Completion(None, Outcome.UNKNOWN, "", Usage(0, 0))
+    wants_logprobs = columns is None or "logprobs" in columns
+    try:
+        return completion.parse(
+            row["raw"], row["input_tokens"], body.get("response_format"), logprobs=wants_logprobs
+        )
+    except TeacherError:
+        usage = Usage(row["input_tokens"], row["output_tokens"], source="estimated")
+        return Completion(None, Outcome.UNKNOWN, "", usage)
+
+
+def _token(one: TokenLogprob) -> dict[str, Any]:
+    return {**_alternative(one), "top": [_alternative(other) for other in one.top]}
+
+
+def _alternative(one: TokenLogprob | Alternative) -> dict[str, Any]:
+    return {"token": one.token, "bytes": one.data, "logprob": one.logprob}

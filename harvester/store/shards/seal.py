@@ -1,0 +1,252 @@
+"""Journal -> immutable Parquet shards. A crash at any instant leaves garbage or work to finish, never a lie.
+
+One shard: write under a hidden name, read back and compare, fsync, rename, fsync the folder, then manifest
+row, key index and removal of the bodies in one transaction. A file that was renamed when the process died
+is adopted by the next sealing, so no reader of the folder ever sees its rows vanish or come twice.
+`seal_steps` does it in slices, so that a living harvest commits between them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from harvester.store.shards import unlisted as orphans, batching as portions
+from harvester.store.journal.checksums import require_whole
+from harvester.system.failpoints import reach
+from harvester.store.journal.journal import Journal
+from harvester.store.shards.manifest import enter_new, place_answers
+from harvester.store.shards.sample import SELECT_ANSWERS, sample_of
+from harvester.store.journal.records import ShardEntry
+from harvester.store.shards.rewrite import tidy
+from harvester.store.shards.schema import to_table
+from harvester.store.shards.parquet_file import BYTES_PER_GROUP, FOLDER, ROWS_PER_GROUP, ROWS_PER_SHARD, checked, disk, lineage_digest, sync_folder, writer_of
+
+ROWS_PER_SLICE = 256
+"""Most rows turned into samples at a time: about 20 ms during which nothing is committed."""
+EXPECTED_COMPRESSION = 3
+"""Stored bytes a byte of shard; only decides when a shard is worth writing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SealResult:
+    """What one sealing moved: rows, and the names of the new files in `shards/`."""
+
+    rows: int
+    files: tuple[str, ...]
+    lacking_bytes: int = 0
+    """So much more must be stored before there can be another full shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Unsealed answers of runs with one lineage digest."""
+
+    digest: str
+    runs: tuple[int, ...]
+    lineages: tuple[dict[str, Any], ...]
+    stored_bytes: int
+    last_id: int
+    """The newest of them; what arrives later waits for the next sealing, which would else never end."""
+
+
+def seal(journal: Journal, store: Path, *, target_bytes: int, everything: bool) -> SealResult:
+    """Move answers from the journal into shards of about `target_bytes`, one lineage a file.
+
+    Call it on the thread that owns the journal. Without `everything`, only what fills a shard is moved.
+
+    Raises:
+        StoreError, StoreFull, StoreCorrupt: what was sealed before stays sealed, the rest stays journalled.
+    """
+    steps = seal_steps(journal, store, target_bytes=target_bytes, everything=everything)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: SealResult = end.value
+            return result
+
+
+def seal_steps(
+    journal: Journal, store: Path, *, target_bytes: int, everything: bool
+) -> Generator[None, None, SealResult]:
+    """`seal` in slices: each `next` runs one on the thread that owns the journal, which may write in between.
+
+    At most one of them at a time; one that is closed early leaves its answers journalled. Raises as `seal`.
+    """
+    folder = store / FOLDER
+    with disk(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    files = go_on(journal, store)
+    rows = sum(count for _, count in files)
+    full = lacking = target_bytes * EXPECTED_COMPRESSION
+    for group in _groups(journal):
+        left = group.stored_bytes
+        while left > 0 and (everything or left >= full):
+            with disk(folder):
+                name, count, moved = yield from _seal_one(journal, folder, group, target_bytes)
+            if count == 0:
+                break
+            files.append((name, count))
+            rows += count
+            left -= moved
+        lacking = min(lacking, full - left)
+    return SealResult(rows, tuple(name for name, _ in files), max(0, lacking))
+
+
+def used_bytes(journal: Journal) -> int:
+    """Bytes of the database's pages in use: known without reading any, and grows with what is stored."""
+    with journal.reading() as connection:
+        pages, free, size = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+    return int((pages - free) * size)
+
+
+def _groups(journal: Journal) -> list[_Group]:
+    found: dict[str, list[tuple[int, dict[str, Any], int, int]]] = {}
+    with journal.reading() as connection:
+        # The limit keeps SQLite from folding the two queries into one, whose sorter would hold every body.
+        rows = connection.execute(
+            "SELECT run, lineage_json, sum(size), max(id) FROM (SELECT id, run,"
+            " length(raw) + length(body_json) + length(prompt_json) AS size FROM answers LIMIT -1)"
+            " JOIN runs USING (run) GROUP BY run ORDER BY run"
+        ).fetchall()
+    for run, text, stored, last_id in rows:
+        lineage = orjson.loads(text)
+        found.setdefault(lineage_digest(lineage), []).append((run, lineage, stored, last_id))
+    groups = []
+    for digest, runs in sorted(found.items()):
+        numbers, lineages, stored_bytes, last_ids = zip(*runs, strict=True)
+        groups.append(_Group(digest, numbers, lineages, sum(stored_bytes), max(last_ids)))
+    return groups
+
+
+def _seal_one(
+    journal: Journal, folder: Path, group: _Group, target_bytes: int
+) -> Generator[None, None, tuple[str, int, int]]:
+    """Write and commit one shard; returns its name, its rows and the stored bytes it took."""
+    shard = journal.next_shard()
+    hidden = folder / f".part-{shard:08d}.tmp"
+    try:
+        keys, moved = yield from _write(journal, hidden, group, target_bytes)
+        reach("shards.after_write")
+        entry = yield from checked(hidden, shard, keys, group.digest)
+        reach("shards.before_rename")
+        hidden.rename(folder / entry.name)
+        reach("shards.after_rename")
+        sync_folder(folder)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk needs the room; the rows are journalled still
+            hidden.unlink(missing_ok=True)
+        raise
+    _commit(journal, entry, keys)
+    return entry.name, len(keys), moved
+
+
+def _write(
+    journal: Journal, hidden: Path, group: _Group, target_bytes: int
+) -> Generator[None, None, tuple[list[bytes], int]]:
+    lineages = sorted(group.lineages, key=lambda lineage: str(lineage["run_id"]))
+    by_run = dict(zip(group.runs, group.lineages, strict=True))
+    keys: list[bytes] = []
+    waiting: list[pa.Table] = []  # as objects, log-probabilities would be eight times their raw bytes
+    moved = waiting_bytes = waiting_rows = last_id = 0
+    with hidden.open("xb") as sink:
+        with writer_of(sink, lineages) as writer:
+            while rows := _slice(journal, group, last_id):
+                last_id = rows[-1]["id"]
+                waiting.append(to_table([sample_of(row, by_run[row["run"]]) for row in rows]))
+                keys += [row["key"] for row in rows]
+                waiting_bytes += sum(map(_stored, rows))
+                waiting_rows += len(rows)
+                if waiting_rows >= ROWS_PER_GROUP or waiting_bytes >= BYTES_PER_GROUP:
+                    writer.write_table(_together(waiting).cast(writer.schema))
+                    moved += waiting_bytes
+                    waiting, waiting_bytes, waiting_rows = [], 0, 0
+                    if sink.tell() >= target_bytes or len(keys) > ROWS_PER_SHARD - ROWS_PER_GROUP:
+                        break
+                yield
+            if waiting:
+                writer.write_table(_together(waiting).cast(writer.schema))
+        sink.flush()
+        os.fsync(sink.fileno())
+    hidden.chmod(0o600)
+    return keys, moved + waiting_bytes
+
+
+def _together(tables: Sequence[pa.Table]) -> pa.Table:
+    """One table, in one piece: the bytes written don't depend on the slices it came in."""
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _slice(journal: Journal, group: _Group, after: int) -> list[dict[str, Any]]:
+    """The next unsealed answers in order of arrival. Not one long cursor: it would hold the WAL.
+
+    Raises:
+        StoreCorrupt: one is not what was written; names its key.
+    """
+    holes = ",".join("?" * len(group.runs))
+    query = f"{SELECT_ANSWERS} WHERE run IN ({holes}) AND id > ? AND id <= ? ORDER BY id"
+    with (
+        journal.reading() as connection,
+        contextlib.closing(connection.execute(query, (*group.runs, after, group.last_id))) as cursor,
+    ):
+        rows = next(portions.of_answers(cursor, ROWS_PER_SLICE), [])
+    require_whole("answers", rows, journal.path)
+    return rows
+
+
+def _stored(row: dict[str, Any]) -> int:
+    return len(row["raw"]) + len(row["body_json"]) + len(row["prompt_json"])
+
+
+def _commit(journal: Journal, entry: ShardEntry, keys: Sequence[bytes]) -> None:
+    """Manifest row, key index and removal of the bodies: all or nothing."""
+    with journal.writing() as connection:
+        enter_new(connection, entry)
+        place_answers(connection, entry.shard, keys)
+        reach("shards.before_commit")
+    reach("shards.after_commit")
+
+
+def go_on(journal: Journal, store: Path) -> list[tuple[str, int]]:
+    """Finish what a kill left half done; returns names and rows of the shards adopted.
+
+    Raises:
+        StoreCorrupt: a file that is not ours wears a number that no shard has had yet.
+        StoreError: the disk refuses.
+    """
+    adopted = adopt(journal, store)
+    orphans.require_none(store / FOLDER, journal.next_shard() - 1)
+    return adopted
+
+
+def adopt(journal: Journal, store: Path) -> list[tuple[str, int]]:
+    """Finish the merge and the sealing that a crash cut short; the rows of the latter are still journalled.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    tidy(journal, store)
+    folder, number, adopted = store / FOLDER, journal.next_shard(), []
+    with disk(folder):
+        for path in sorted(folder.glob(f"part-{number:08d}-*.parquet")):
+            held = orphans.contents_of(path)
+            with journal.reading() as connection:
+                if held is None or not orphans.is_half_sealed(connection, path):
+                    continue  # damaged or not ours
+            sync_folder(folder)
+            _commit(journal, held.entry(time.time()), held.keys)
+            adopted.append((path.name, len(held.keys)))
+            break
+    return adopted

@@ -1,0 +1,109 @@
+"""Files of `shards/` that wear a number no shard has had yet: a kill cut their sealing or their merge short.
+
+Between its rename and the transaction that names it a file is in no manifest. The next process takes it over,
+but only when the journal bears it out; any other file with such a number is somebody else's, or the journal
+is older than its shards, and nothing may be written under that number before it is gone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from harvester.store.journal.checksums import COVERED, is_whole
+from harvester.errors import StoreCorrupt, StoreError
+from harvester.store.shards.swap import find
+from harvester.store.journal.records import ShardEntry
+from harvester.store.shards.parquet_file import NAME, digest_of, keys_of, lineage_digest, lineages_in, opened
+
+_ODD = (StoreError, pa.ArrowException, ValueError, KeyError, IndexError, AttributeError, TypeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A whole file of our columns: the number and name it wears, its keys in order, its lineage digest."""
+
+    shard: int
+    name: str
+    keys: tuple[bytes, ...]
+    lineage: str
+    sha256: str
+    size_bytes: int
+
+    def entry(self, sealed_at: float) -> ShardEntry:
+        """What the manifest should say of it."""
+        return ShardEntry(
+            self.shard, self.name, self.sha256, len(self.keys), self.size_bytes, self.lineage, sealed_at
+        )
+
+
+def contents_of(path: Path) -> Contents | None:
+    """What a file holds, None where its name is not that of its bytes or its columns are not ours.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    match = NAME.match(path.name)
+    if match is None or not path.is_file():
+        return None
+    digest, size = digest_of(path)
+    if digest[:16] != match[2]:
+        return None
+    try:
+        with opened(path) as file:
+            keys, lineage = tuple(keys_of(file)), lineage_digest(lineages_in(file)[0])
+            return Contents(int(match[1]), path.name, keys, lineage, digest, size)
+    except _ODD:
+        return None
+
+
+def beyond(folder: Path, last: int) -> list[tuple[int, Path]]:
+    """Files numbered higher than the last shard, in order of their numbers, which come with them."""
+    matched = ((NAME.match(path.name), path) for path in folder.glob("part-*"))
+    numbered = ((int(match[1]), path) for match, path in matched if match is not None)
+    return sorted((number, path) for number, path in numbered if number > last)
+
+
+def require_none(folder: Path, last: int) -> None:
+    """Do nothing when no file wears a number higher than the last shard's.
+
+    Raises:
+        StoreCorrupt: names the first that does.
+    """
+    for _, path in beyond(folder, last):
+        raise StoreCorrupt(
+            f"no manifest row names it, and the last shard has number {last}",
+            place=str(path),
+            remedy="was an older journal.db put back? then put the newest back; else"
+            " `harvester verify PATH --repair` moves the file away",
+        )
+
+
+def is_half_sealed(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether each row of a whole file is an answer that the journal still holds, as it was written."""
+    columns, short = COVERED["answers"]
+    query = f"SELECT {', '.join(columns)}, checksum FROM answers WHERE key = ?"  # noqa: S608 - our own names
+    raw_at = columns.index("raw")
+    with opened(path) as file:
+        for batch in file.iter_batches(batch_size=256, columns=["key", "raw"]):
+            for row in batch.to_pylist():
+                found = connection.execute(query, (bytes.fromhex(row["key"]),)).fetchone()
+                if found is None or found[raw_at] != row["raw"] or not is_whole(found[:-1], short, found[-1]):
+                    return False
+    return True
+
+
+def is_half_merged(
+    connection: sqlite3.Connection, folder: Path, keys: Collection[bytes], named: Collection[tuple[int, str]]
+) -> bool:
+    """Whether the keys are some of those whose shards, `named` by the manifest, wait beside the folder."""
+    known: set[bytes] = set()
+    for shard, name in named:
+        if find(folder, name).parent != folder:
+            query = "SELECT key FROM keys WHERE shard = ?"
+            known |= {key for (key,) in connection.execute(query, (shard,))}
+    return bool(known) and known.issuperset(keys)

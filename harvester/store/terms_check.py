@@ -1,0 +1,74 @@
+"""The gate's doors inside the house: sealing and export ask again, from the lineage of the rows themselves.
+
+The first door (before a byte is sent) is in `prepare`, the last one (training) in the trainer. Terms may have
+changed or run out since the harvest; a refusal here leaves every answer where it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harvester.store.journal import sqlite as database
+from harvester.terms import lineage as provenance, gate as terms
+from harvester.store.reader import Corpus
+from harvester.errors import TermsRefused
+from harvester.terms.permissions import load_permissions
+from harvester.terms.records import load_registry
+from harvester.terms.gate import Use
+
+
+def ask(corpus: Corpus, use: Use, beside: Path) -> None:
+    """Do nothing when the lineage of every row permits this use today.
+
+    Args:
+        beside: folder whose `terms` overlay the registry and whose `permissions` count.
+
+    Raises:
+        TermsRefused: exit 77; names record, gist, URL, day seen, and the remedies.
+    """
+    lineages = corpus.lineages(sealed=use != "seal")
+    facts = corpus.distinct(provenance.COLUMNS, sealed=use != "seal")
+    if not lineages and not facts:  # no row, no question
+        return
+    verdicts = terms.again(
+        lineages,
+        facts,
+        registry=load_registry(beside / "terms"),
+        today=datetime.now(UTC).date(),
+        permissions=load_permissions(beside / "permissions"),
+        use=use,
+    )
+    refused = [verdict for verdict in verdicts if not verdict.permitted]
+    if refused:
+        replace(
+            refused[0],
+            record_ids=tuple(dict.fromkeys(i for verdict in refused for i in verdict.record_ids)),
+            reasons=tuple(dict.fromkeys(reason for verdict in refused for reason in verdict.reasons)),
+        ).require()
+
+
+def ask_what_waits(store: Path) -> None:
+    """Ask the door of sealing for what an earlier run left journalled: the next run would seal it along.
+
+    Raises:
+        TermsRefused: as `ask`; nothing was sent.
+    """
+    if (store / database.NAME).exists():
+        ask(Corpus.open(store), "seal", store.resolve().parent)
+
+
+def require_lineage(corpus: Corpus) -> None:
+    """Do nothing when every row's lineage is here and says what the row says.
+
+    Raises:
+        TermsRefused: exit 77: what can't be shown is not passed on.
+    """
+    found = provenance.disagreements(corpus.lineages(), corpus.distinct(provenance.COLUMNS))
+    if found:
+        raise TermsRefused(
+            f"the rows' lineage is missing or contradicts them: {'; '.join(found[:5])}",
+            place=str(corpus.folder),
+            remedy="take the shards as the harvester wrote them; a hand-made file has no lineage",
+        )

@@ -1,0 +1,201 @@
+"""What verification can see: every byte of every shard, every row of the journal, and where they disagree."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harvester.store.journal import checksums, sqlite as database, wal
+from harvester.store.shards import unlisted as orphans
+from harvester.observe.canary import FOLDER as CANARIES
+from harvester.errors import StoreError
+from harvester.store.shards.swap import find
+from harvester.store.journal.lock import is_held
+from harvester.store.journal.records import ShardEntry
+from harvester.store.shards.schema import ADDED, SCHEMA
+from harvester.store.shards.parquet_file import opened
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing wrong. `kind` is missing, foreign, torn, changed, damaged or disagrees."""
+
+    kind: str
+    place: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.place}: {self.message}"
+
+
+def look(
+    store: Path, folder: Path, manifest: Sequence[ShardEntry], *, has_journal: bool, alone: bool = False
+) -> list[Finding]:
+    """Everything wrong with a store, or with a bare folder of shards. Reads all of it once, in slices.
+
+    Args:
+        alone: the caller holds LOCK, so no other process is sealing.
+    """
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    found = [one for entry in manifest for one in _shard(folder, entry)]
+    if has_journal:
+        found += look_at_journal(store)
+        found += _foreign(store, folder, present, alone=alone)
+    elif has_lost_journal(store):
+        found.append(Finding("missing", database.NAME, "without it all of these answers are paid for again"))
+    return found
+
+
+def has_lost_journal(store: Path) -> bool:
+    """Whether a folder shows that a store was here; a copy of `shards/` alone is a corpus, and whole."""
+    there = {name for name in ("LOCK", "status.json") if (store / name).exists()}
+    return bool(there) and not (store / database.NAME).exists()
+
+
+def look_at_copy(folder: Path) -> list[Finding]:
+    """What is wrong with a bare folder of shards, where one of them may not even open."""
+    found: list[Finding] = []
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            with opened(path):
+                pass
+        except StoreError as error:
+            found.append(Finding("damaged", f"{folder.name}/{path.name}", error.message))
+    return found
+
+
+def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
+    path = find(folder, entry.name)
+    place = f"{folder.name}/{entry.name}"
+    if not path.exists():
+        yield Finding("missing", place, f"{entry.rows} sealed answers are gone")
+        return
+    try:
+        size = path.stat().st_size
+        if entry.sha256 and size != entry.size_bytes:
+            yield Finding("torn", place, f"{size} bytes, {entry.size_bytes} were sealed")
+            return
+        if entry.sha256 and _sha256(path) != entry.sha256:
+            yield Finding("changed", place, "its bytes are not the bytes that were sealed")
+            return
+        rows = 0
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            lacking = set(SCHEMA.names) - ADDED - set(file.schema_arrow.names)
+            if lacking:
+                yield Finding("foreign", place, f"lacks columns {sorted(lacking)}")
+                return
+            for number in range(file.num_row_groups):
+                rows += file.read_row_group(number).num_rows
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        yield Finding("damaged", place, str(error))
+        return
+    if rows != entry.rows:
+        yield Finding("disagrees", place, f"{rows} rows, the manifest says {entry.rows}")
+
+
+def _is_alive(store: Path) -> bool:
+    """Whether a process writes here; the canaries' store lies in another and is written under its lock."""
+    return is_held(store) or (store.name == CANARIES and is_held(store.resolve().parent))
+
+
+def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) -> Iterator[Finding]:
+    """Files no manifest row names; listed before the manifest was read, for a new shard is a file first."""
+    strays = sorted({name for name in present if not name.startswith(".")})
+    last = -1
+    with (
+        contextlib.suppress(StoreError, ValueError),
+        contextlib.closing(database.open_for_reading(store)) as connection,
+        database.translated(store / database.NAME),
+        database.instant(connection),
+    ):
+        named = connection.execute("SELECT shard, name FROM manifest").fetchall()
+        strays = [name for name in strays if name not in {one for _, one in named}]
+        (text,) = connection.execute("SELECT value FROM meta WHERE name = 'last_shard'").fetchone()
+        last = int(text)
+        strays = [name for name in strays if not _is_half_done(connection, folder / name, last, named)]
+    is_sealing = not alone and _is_alive(store)
+    for name in strays:
+        if is_sealing and name.startswith(f"part-{last + 1:08d}-"):
+            continue  # a process is at it: between rename and commit a shard is in no manifest
+        yield Finding("foreign", f"{folder.name}/{name}", "no manifest row names it")
+
+
+def _is_half_done(
+    connection: sqlite3.Connection, path: Path, last: int, named: Sequence[tuple[int, str]]
+) -> bool:
+    """Whether a process was killed there, and the next one takes the file over."""
+    if not path.name.startswith(f"part-{last + 1:08d}-"):
+        return False
+    held = orphans.contents_of(path)
+    return held is not None and (
+        orphans.is_half_sealed(connection, path)
+        or orphans.is_half_merged(connection, path.parent, held.keys, named)
+    )
+
+
+def look_at_journal(store: Path) -> list[Finding]:
+    """What is wrong with journal.db, and where its manifest and its key index disagree."""
+    found: list[Finding] = []
+    # Beside a living writer the log changes while it is read; who opens it for writing has looked at it.
+    log = wal.log_of(store / database.NAME)
+    try:
+        lost = 0 if _is_alive(store) else wal.commits_lost(log)
+    except OSError as error:
+        return [Finding("damaged", log.name, error.strerror or str(error))]
+    if lost:
+        found.append(Finding("damaged", log.name, f"{lost} commits lie behind a changed byte"))
+    try:
+        with (
+            contextlib.closing(database.open_for_reading(store)) as connection,
+            database.translated(store / database.NAME),
+        ):
+            for (text,) in connection.execute("PRAGMA integrity_check(20)"):
+                if text != "ok":
+                    found.append(Finding("damaged", database.NAME, text))
+            for table in checksums.COVERED:
+                if table != "finished" or database.has_table(connection, table):
+                    found += _rows(connection, table)
+            found += _index(connection)
+            with database.instant(connection):  # a living run renews rows and their sum together
+                found += _sums(connection)
+    except StoreError as error:
+        found.append(Finding("damaged", database.NAME, error.message))
+    return found
+
+
+def _rows(connection: sqlite3.Connection, table: str) -> Iterator[Finding]:
+    for values in checksums.changed(connection, table):
+        yield Finding("changed", f"{database.NAME} {table}", f"row {checksums.name_of(table, values)}")
+
+
+def _sums(connection: sqlite3.Connection) -> Iterator[Finding]:
+    """`meta` and `counters` against their checksums; a store of the first days may have none."""
+    told = database.has_table(connection, "checks")
+    for name, check in connection.execute("SELECT name, checksum FROM checks").fetchall() if told else ():
+        if not checksums.is_signed(connection, name, check):
+            yield Finding("changed", f"{database.NAME} {name}", "its rows are not those that were written")
+
+
+def _index(connection: sqlite3.Connection) -> Iterator[Finding]:
+    query = (
+        "SELECT name, rows, coalesce(found, 0) FROM manifest"
+        " LEFT JOIN (SELECT shard, count(*) AS found FROM keys GROUP BY shard) USING (shard)"
+        " WHERE rows <> coalesce(found, 0)"
+    )
+    for name, rows, indexed in connection.execute(query):
+        yield Finding("disagrees", f"shards/{name}", f"{rows} rows, {indexed} in the key index")
+    query = "SELECT shard, count(*) FROM keys WHERE shard NOT IN (SELECT shard FROM manifest) GROUP BY shard"
+    for shard, lost in connection.execute(query):
+        yield Finding("missing", f"shard {shard}", f"{lost} keys point at a shard the manifest does not name")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Ask one teacher one question: rate limit, retry, budget and circuit breaker around the client."""

@@ -1,0 +1,1 @@
+"""Decide whether a teacher's recorded terms permit training on its outputs."""

@@ -1,0 +1,202 @@
+"""The desk of the terms: list, show, check, review and record, as text. Offline; prints nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from harvester.errors import ConfigError, TermsRefused
+from harvester.terms.permissions import BASES, USES, Permission, record_permission, toml_value
+from harvester.terms.records import GRACE, Registry, TermsRecord, parse
+from harvester.terms.gate import Verdict
+
+DISCLAIMER = "A reading of published texts, not legal advice; the operator decides."
+REVIEW_EVERY = timedelta(days=182)
+
+
+def state(record: TermsRecord, today: date) -> str:
+    """good, due (past its review), expired, changed or superseded."""
+    if record.superseded_by:
+        return "superseded"
+    if record.changed is not None:
+        return "changed"
+    if today > record.good_until + GRACE or (record.seen > today and not record.mock):
+        return "expired"
+    return "due" if record.is_stale(today) else "good"
+
+
+def listed(registry: Registry, today: date, *, only_due: bool = False) -> list[dict[str, str]]:
+    """One row a record: id, layer, verdict, established, days and state, by layer and id."""
+    records = sorted(registry.records.values(), key=lambda r: (r.layer, r.id))
+    rows = [
+        {
+            "id": r.id,
+            "layer": r.layer,
+            "verdict": r.verdict,
+            "established": r.established,
+            "seen": r.seen.isoformat(),
+            "review_after": r.review_after.isoformat(),
+            "state": state(r, today),
+        }
+        for r in records
+    ]
+    return [row for row in rows if not only_due or row["state"] not in {"good", "superseded"}]
+
+
+def table(rows: Sequence[dict[str, str]]) -> list[str]:
+    """The rows in columns, with a head and the disclaimer."""
+    if not rows:
+        return ["no records", DISCLAIMER]
+    names = list(rows[0])
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+    lines = ["  ".join(name.ljust(widths[name]) for name in names).rstrip()]
+    lines += ["  ".join(row[name].ljust(widths[name]) for name in names).rstrip() for row in rows]
+    return [*lines, "", DISCLAIMER]
+
+
+def shown(registry: Registry, record_id: str, today: date) -> list[str]:
+    """Everything a record says.
+
+    Raises:
+        ConfigError: no record of that id; names near ones.
+    """
+    record = found(registry, record_id)
+    lines = [f"{record.id}: {record.verdict} ({state(record, today)})"]
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if field.name not in {"id", "verdict"} and value not in ("", (), None, False):
+            text = ", ".join(value) if isinstance(value, tuple) else str(value)
+            lines.append(f"  {field.name.ljust(14)} {text}")
+    if record.established != "primary":
+        lines.append("  This is a second-hand reading: read the text itself before you rely on it.")
+    return [*lines, "", DISCLAIMER]
+
+
+def record_json(record: TermsRecord, today: date) -> dict[str, Any]:
+    """A record for machines: every field, and its state on that day."""
+    told = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {**told, "state": state(record, today), "disclaimer": DISCLAIMER}
+
+
+def found(registry: Registry, record_id: str) -> TermsRecord:
+    """The record of that id.
+
+    Raises:
+        ConfigError: no such record; names those that hold the word.
+    """
+    record = registry.find(record_id)
+    if record is None:
+        near = sorted(name for name in registry.records if record_id and record_id.split("-")[0] in name)
+        known = ", ".join(near) or "`harvester terms list` names all"
+        raise ConfigError(f"no terms record {record_id!r}", place="terms", remedy=known)
+    return record
+
+
+def checked(verdict: Verdict) -> list[str]:
+    """A verdict for people: the answer, duties, conditions, wire fields, warnings, reasons."""
+    lines = [verdict.summary()]
+    lines += [f"  duty       {duty}" for duty in verdict.duties]
+    lines += [f"  condition  {condition}" for condition in verdict.conditions]
+    lines += [f"  request    {name} = {value}" for name, value in verdict.body.items()]
+    lines += [
+        f"  warning    {warning}; `harvester terms review` after reading" for warning in verdict.warnings
+    ]
+    lines += [f"  because    {reason}" for reason in verdict.reasons]
+    return [*lines, "", DISCLAIMER]
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    """A verdict for machines."""
+    return {field.name: getattr(verdict, field.name) for field in fields(verdict)}
+
+
+def reviewed(
+    record: TermsRecord, outcome: Literal["unchanged", "changed"], today: date, *, isatty: bool
+) -> TermsRecord:
+    """The record after a person read the text again: good for half a year more, or changed and so unknown.
+
+    Raises:
+        TermsRefused: no terminal: a script has read nothing.
+    """
+    if not isatty:
+        raise TermsRefused(
+            "a review is recorded by a person who read the text",
+            place=record.id,
+            remedy=f"read {record.url}, then run `harvester terms review {record.id}` at a terminal",
+        )
+    if outcome == "changed":
+        return replace(record, changed=today)
+    return replace(record, seen=today, review_after=today + REVIEW_EVERY, changed=None)
+
+
+def record_toml(record: TermsRecord) -> str:
+    """One record as TOML, for a user's folder; reads back equal."""
+    lines = ["[[record]]"]
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if value not in ("", (), None, False):
+            lines.append(f"{field.name} = {toml_value(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def write_review(folder: Path, record: TermsRecord) -> Path:
+    """Put a reviewed record into the user's overlay, `folder/<id>.toml`, replacing an earlier review of it.
+
+    Raises:
+        ConfigError: a file of that name holds other records.
+    """
+    path = folder / f"{record.id}.toml"
+    if path.exists() and [r.id for r in parse(path.read_text(encoding="utf-8"), str(path))] != [record.id]:
+        raise ConfigError("holds other records; review there by hand", place=str(path))
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(f"# {DISCLAIMER}\n{record_toml(record)}", encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+QUESTIONS = (
+    ("id", "short name of this permission (small letters, digits, dashes)"),
+    ("granted_by", "who granted it"),
+    ("basis", f"on what basis ({', '.join(BASES)})"),
+    ("scope", "what exactly was granted, in your words"),
+    ("host", "host it is about (exact name)"),
+    ("model", "model it is about (a pattern; * only if all are named)"),
+    ("uses", f"uses, comma-separated ({', '.join(USES)})"),
+    ("evidence", "where the signed text can be found"),
+    ("granted_on", "granted on (YYYY-MM-DD)"),
+    ("expires", "expires on (YYYY-MM-DD, empty: until withdrawn)"),
+    ("recorded_by", "your name"),
+)
+
+
+def ask_permission(folder: Path, ask: Callable[[str], str], *, isatty: bool) -> Path:
+    """Interview a person and write the permission.
+
+    Args:
+        ask: shows a question, returns the answer.
+
+    Raises:
+        TermsRefused: no terminal; nothing is asked.
+        ConfigError: an answer that can't be.
+    """
+    if not isatty:
+        raise TermsRefused(
+            "a permission is recorded by a person at a terminal",
+            place=str(folder),
+            remedy="run `harvester terms record` interactively; there is no flag for it",
+        )
+    told: dict[str, Any] = {name: ask(question).strip() for name, question in QUESTIONS}
+    told["uses"] = tuple(each.strip() for each in told["uses"].split(",") if each.strip()) or USES
+    for name in ("granted_on", "expires"):
+        try:
+            told[name] = date.fromisoformat(told[name]) if told[name] or name == "granted_on" else None
+        except ValueError:
+            raise ConfigError(
+                f"{name}: {told[name]!r} is no day such as 2026-11-24", place="permission"
+            ) from None
+    permission = Permission(**told, recorded_on=datetime.now(UTC).date())
+    return record_permission(folder, permission, isatty=isatty)

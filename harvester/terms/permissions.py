@@ -1,0 +1,203 @@
+"""Recorded permissions: what a teacher allowed this operator beyond its published terms.
+
+A file `permissions/<id>.toml` is evidence, written by a person at a terminal; its SHA-256 goes into the
+lineage of every row that leaned on it. It is the only way past a restriction. Its last line is a checksum of
+what was said: a file made or edited by hand is no recorded permission. That catches slips and scripts, not a
+forger, who would forge evidence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import date, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from harvester.errors import ConfigError, TermsRefused
+from harvester.system.hosts import plain_host
+
+BASES = ("contract", "order-form", "written-authorisation", "own-model", "stated-exception")
+USES = ("harvest", "seal", "train", "export")
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\Z")
+_PATTERNS = re.compile(r"[*?\[\]]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permission:
+    """What was granted, by whom, and where the proof lies.
+
+    Attributes:
+        host: exact host name the permission is about; patterns are refused.
+        model: shell-style pattern of models; `*` only where the grant names all of them.
+        uses: which of harvest, seal, train and export it covers.
+        scope: the grant in the operator's words.
+        evidence: where the signed text can be found: a contract number, a file, a message id.
+        granted_on, expires: first and last day; `expires` None means until withdrawn.
+        recorded_on: day on which it was recorded.
+        sha256: of the file's bytes.
+    """
+
+    id: str
+    granted_by: str
+    basis: str
+    scope: str
+    host: str
+    model: str
+    evidence: str
+    granted_on: date
+    recorded_by: str
+    uses: tuple[str, ...] = USES
+    expires: date | None = None
+    recorded_on: date | None = None
+    sha256: str = ""
+
+    def covers(self, host: str, model: str, use: str, today: date) -> bool:
+        """Whether it speaks of this host, model and use, on this day."""
+        in_time = self.granted_on <= today and (self.expires is None or today <= self.expires)
+        speaks = plain_host(host) == plain_host(self.host) and fnmatchcase(model.lower(), self.model.lower())
+        return in_time and speaks and use in self.uses
+
+    def frees_of(self, duty: str) -> bool:
+        """Whether the duty falls with the restriction it belongs to.
+
+        A grant replaces what it is about. An exception stated in the terms themselves (research, the same
+        line of models) does not: its duty is what keeps the student within the exception. Names and
+        notices are owed either way.
+        """
+        restricting = duty == "noncommercial" or duty.startswith("same_line:")
+        return restricting and self.basis != "stated-exception"
+
+
+def load_permissions(*folders: Path) -> tuple[Permission, ...]:
+    """All permissions of the folders, by file name (a missing folder is empty).
+
+    Raises:
+        ConfigError: a file that is no permission; names it.
+    """
+    paths = [path for folder in folders for path in sorted(folder.glob("*.toml"))]
+    return tuple(_read(path) for path in paths)
+
+
+def _read(path: Path) -> Permission:
+    try:
+        raw = path.read_bytes()
+        row = tomllib.loads(raw.decode("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"is no permission: {error}", place=str(path)) from None
+    if row.get("id") != path.stem:
+        raise ConfigError(f"id {row.get('id')!r} has to equal the file's name", place=str(path))
+    said = row.pop("checksum", None)
+    unknown = set(row) - {f.name for f in fields(Permission)} | ({"sha256"} & set(row))
+    if unknown:
+        raise ConfigError(f"unknown fields {sorted(unknown)}", place=str(path))
+    try:
+        uses = tuple(row.get("uses", USES))
+        permission = Permission(**{**row, "uses": uses, "sha256": hashlib.sha256(raw).hexdigest()})
+    except TypeError as error:
+        raise ConfigError(str(error).replace("Permission.__init__() ", ""), place=str(path)) from None
+    _check(permission, str(path))
+    if said != checksum(permission):
+        raise ConfigError(
+            "was made or edited by hand: a permission is recorded, once",
+            place=str(path),
+            remedy="record what you hold under a new id: `harvester terms record`",
+        )
+    return permission
+
+
+def checksum(permission: Permission) -> str:
+    """SHA-256 (64 hex digits) over all that was said, as JSON with names sorted."""
+    told = {f.name: getattr(permission, f.name) for f in fields(Permission) if f.name != "sha256"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _check(permission: Permission, place: str) -> None:
+    wrong = ""
+    words = ("id", "granted_by", "scope", "host", "model", "evidence", "recorded_by")
+    empty = [name for name in words if not _said(getattr(permission, name))]
+    granted = permission.granted_on
+    dates = (granted, permission.expires or granted, permission.recorded_on or granted)
+    if empty:
+        wrong = f"{', '.join(empty)} must be said"
+    elif not _ID.match(permission.id):
+        wrong = f"id {permission.id!r}: small letters, digits, dot, dash and underscore only"
+    elif permission.basis not in BASES:
+        wrong = f"basis {permission.basis!r} is not one of {', '.join(BASES)}"
+    elif _PATTERNS.search(permission.host):
+        wrong = f"host {permission.host!r} has to be one exact name"
+    elif not permission.uses or not set(permission.uses) <= set(USES):
+        wrong = f"uses {list(permission.uses)} are not among {', '.join(USES)}"
+    elif not all(type(day) is date for day in dates) or dates[1] < dates[0]:
+        wrong = "granted_on, expires and recorded_on have to be dates, the first two in this order"
+    if wrong:
+        raise ConfigError(wrong, place=place)
+
+
+def _said(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def record_permission(folder: Path, permission: Permission, *, isatty: bool) -> Path:
+    """Write `folder/<id>.toml`, durably and once.
+
+    Args:
+        isatty: whether a person sits at the terminal; a script can't grant itself a permission.
+
+    Raises:
+        TermsRefused: no terminal.
+        ConfigError: an incomplete permission, or one of that id exists already.
+    """
+    if not isatty:
+        raise TermsRefused(
+            "a permission is recorded by a person at a terminal",
+            place=str(folder),
+            remedy="run `harvester terms record` interactively; there is no flag for it",
+        )
+    _check(permission, permission.id or "permission")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{permission.id}.toml"
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(as_toml(permission))
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise ConfigError(
+            "a permission of this id exists; rows may already lean on it",
+            place=str(path),
+            remedy="record a new one under another id",
+        ) from None
+    return path
+
+
+def as_toml(permission: Permission) -> str:
+    """The file's text."""
+    lines = [
+        "# A recorded permission: evidence, not a switch. Rows name this file by its SHA-256; never edit it."
+    ]
+    for field in fields(Permission):
+        value = getattr(permission, field.name)
+        if field.name != "sha256" and value is not None:
+            lines.append(f"{field.name} = {toml_value(value)}")
+    lines.append(f'checksum = "{checksum(permission)}"')
+    return "\n".join(lines) + "\n"
+
+
+def toml_value(value: str | bool | date | Sequence[str]) -> str:
+    """A string, flag, date or list of strings as TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):  # a JSON string is a TOML basic string, but for DEL, which TOML wants escaped
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, datetime):
+        raise TypeError("a day, not a moment")
+    if isinstance(value, date):
+        return value.isoformat()
+    return "[" + ", ".join(toml_value(each) for each in value) + "]"

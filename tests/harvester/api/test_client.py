@@ -1,0 +1,279 @@
+"""The one door to the network: what leaves, what comes back, and whose errors they are."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+import respx
+
+from harvester.api import client as room
+from harvester.api import model_list as roster
+from harvester.api.client import USER_AGENT, Client
+from harvester.config.config import HarvestConfig
+from harvester.errors import (
+    AttemptTimeout,
+    ConnectionBroken,
+    PromptRejected,
+    RateLimited,
+    TeacherError,
+    TeacherRefused,
+    TeacherUnavailable,
+)
+from harvester.api.types import Prompt, RawAnswer
+from harvester.mock_teacher.running import RunningMock
+from harvester.api.request_builder import request_for
+
+URL = "http://127.0.0.1:9/v1"
+GOOD = orjson.dumps({"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]})
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def config(url: str = URL, **run: Any) -> HarvestConfig:
+    teacher = {"base_url": url, "model": "m"}
+    return HarvestConfig.model_validate({"teacher": teacher, "prompts": {"files": ["p"]}, "run": run})
+
+
+def send(
+    chosen: HarvestConfig, *, key: str | None = None, router: respx.MockRouter | None = None
+) -> RawAnswer:
+    async def go() -> RawAnswer:
+        transport = None if router is None else httpx.MockTransport(router.async_handler)
+        async with Client(chosen.teacher, chosen.run, key, transport=transport) as client:
+            request = request_for(Prompt("p", ({"role": "user", "content": "2+2"},)), chosen)
+            return await client.send(request, chosen.teacher.base_url)
+
+    return asyncio.run(go())
+
+
+def models(router: respx.MockRouter) -> list[str]:
+    async def go() -> list[str]:
+        chosen = config()
+        transport = httpx.MockTransport(router.async_handler)
+        async with Client(chosen.teacher, chosen.run, None, transport=transport) as client:
+            return await client.models(URL)
+
+    return asyncio.run(go())
+
+
+@contextmanager
+def wire(reply: bytes, *, hang: bool = False, reset: bool = False) -> Iterator[str]:
+    """A socket that reads one request and answers with exactly these bytes."""
+    import threading
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def serve() -> None:
+        try:
+            line, _ = listener.accept()
+        except OSError:
+            return
+        with line:
+            received = b""
+            while b"\r\n\r\n" not in received or not received.endswith(b"}"):
+                received += line.recv(65536)
+            line.sendall(reply)
+            if hang:
+                over.wait(10)
+            if reset:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    finally:
+        over.set()
+        listener.close()
+        thread.join(10)
+
+
+def http_reply(body: bytes, headers: Mapping[str, str] | None = None, length: int | None = None) -> bytes:
+    lines = ["HTTP/1.1 200 OK", f"content-length: {len(body) if length is None else length}"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def test_what_goes_on_the_wire() -> None:
+    with respx.mock(assert_all_mocked=True) as router:
+        route = router.post(f"{URL}/chat/completions").respond(200, content=GOOD)
+        answer = send(config(), key="sk-secret", router=router)
+    sent = route.calls.last.request
+    assert answer.body == GOOD
+    assert sent.headers["authorization"] == "Bearer sk-secret"
+    assert sent.headers["user-agent"] == USER_AGENT
+    assert orjson.loads(sent.content) == {"model": "m", "messages": [{"role": "user", "content": "2+2"}]}
+
+
+def test_without_a_key_no_authorization_leaves() -> None:
+    with respx.mock() as router:
+        route = router.post(f"{URL}/chat/completions").respond(200, content=GOOD)
+        send(config(), router=router)
+    assert "authorization" not in route.calls.last.request.headers
+
+
+def test_a_redirect_is_never_followed() -> None:
+    with respx.mock(assert_all_called=False) as router:
+        router.post(f"{URL}/chat/completions").respond(307, headers={"location": "http://evil.example/x"})
+        elsewhere = router.route(host="evil.example").respond(200, content=GOOD)
+        with pytest.raises(TeacherRefused, match=r"evil\.example"):
+            send(config(), key="sk-secret", router=router)
+    assert not elsewhere.called
+
+
+def test_a_refusal_echoing_the_key_does_not_show_it() -> None:
+    with respx.mock() as router:
+        said = {"error": {"message": "Incorrect API key provided: odd_secret_value"}}
+        router.post(f"{URL}/chat/completions").respond(401, json=said)
+        with pytest.raises(TeacherRefused) as caught:
+            send(config(), key="odd_secret_value", router=router)
+    assert "odd_secret_value" not in str(caught.value)
+
+
+def test_retry_after_arrives_in_the_error() -> None:
+    with respx.mock() as router:
+        router.post(f"{URL}/chat/completions").respond(429, headers={"Retry-After-Ms": "1500"})
+        with pytest.raises(RateLimited) as caught:
+            send(config(), router=router)
+    assert caught.value.retry_after_s == 1.5
+
+
+def test_connection_refused_was_surely_not_billed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+    with pytest.raises(TeacherUnavailable) as caught:
+        send(config(url))
+    assert not caught.value.maybe_billed
+    assert url.removeprefix("http://").split("/")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        b"HTTP/1.1 200",
+        b"SMTP ready\r\n\r\n",
+        http_reply(GOOD, length=len(GOOD) + 10),
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab",
+        b"HTTP/1.1 200 OK\r\nx-long: " + b"a" * 100_000 + b"\r\n\r\n",
+    ],
+    ids=["closed", "half a head", "not http", "short body", "cut chunk", "endless header"],
+)
+def test_broken_connections_may_have_been_billed(reply: bytes) -> None:
+    with wire(reply) as url, pytest.raises(ConnectionBroken) as caught:
+        send(config(url))
+    assert caught.value.maybe_billed
+    assert not caught.value.is_permanent
+
+
+def test_a_reset_may_have_been_billed() -> None:
+    with wire(http_reply(GOOD, length=999), reset=True) as url, pytest.raises(ConnectionBroken) as caught:
+        send(config(url))
+    assert caught.value.maybe_billed
+
+
+@pytest.mark.parametrize("reply", [b"", http_reply(GOOD, length=999)], ids=["silence", "stalled body"])
+def test_one_deadline_covers_connect_to_last_byte(reply: bytes) -> None:
+    with wire(reply, hang=True) as url, pytest.raises(AttemptTimeout) as caught:
+        send(config(url, deadline_s=0.2))
+    assert caught.value.maybe_billed
+
+
+def test_a_compressed_answer_is_decoded_and_a_bomb_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = http_reply(gzip.compress(GOOD), {"content-encoding": "gzip"})
+    with wire(packed) as url:
+        assert send(config(url)).body == GOOD
+    monkeypatch.setattr(room, "MAX_BODY_BYTES", 1 << 20)
+    bomb = http_reply(gzip.compress(b"0" * (8 << 20)), {"content-encoding": "gzip"})
+    with wire(bomb) as url, pytest.raises(PromptRejected, match="larger than 1 MiB"):
+        send(config(url))
+
+
+def test_a_lying_encoding_is_no_crash() -> None:
+    with wire(http_reply(GOOD, {"content-encoding": "gzip"})) as url, pytest.raises(TeacherError):
+        send(config(url))
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "listed"),
+    [(200, {"data": [{"id": "m"}, {"id": "n"}]}, ["m", "n"]), (200, {}, []), (404, {}, []), (503, {}, [])],
+)
+def test_models_are_listed_where_there_is_a_list(status: int, content: Any, listed: list[str]) -> None:
+    with respx.mock() as router:
+        router.get(f"{URL}/models").respond(status, json=content)
+        assert models(router) == listed
+    assert all(roster.names([name, f"models/{name}"], name) for name in listed)
+    assert not roster.names(listed, "o")
+
+
+@pytest.mark.parametrize(("status", "said"), [(401, "key"), (307, "redirects to evil.example")])
+def test_a_wrong_key_or_a_redirect_is_met_at_the_list_of_models(status: int, said: str) -> None:
+    with respx.mock() as router:
+        router.get(f"{URL}/models").respond(status, headers={"location": "http://evil.example/x"})
+        with pytest.raises(TeacherRefused, match=said):
+            models(router)
+
+
+def test_nobody_at_the_address_is_transient_and_without_a_status() -> None:
+    with respx.mock() as router:
+        router.get(f"{URL}/models").mock(side_effect=httpx.ConnectError("refused"))
+        with pytest.raises(TeacherUnavailable) as met:
+            models(router)
+    assert (met.value.status, met.value.maybe_billed) == (None, False)
+
+
+def test_cancelled_requests_take_no_slot_with_them(mock_teacher: Callable[..., RunningMock]) -> None:
+    # httpx's own pool loses a slot for each that is cancelled while it waits for one (encode/httpcore#1093).
+    chosen = config(mock_teacher(latency_s=0.3, model="m").base_url)
+
+    async def go() -> tuple[int, list[int]]:
+        cut = 0
+        async with Client(chosen.teacher, chosen.run, None) as client:
+
+            async def ask(number: int) -> int:
+                prompt = Prompt(f"p{number}", ({"role": "user", "content": f"What is {number} + 1?"},))
+                return (await client.send(request_for(prompt, chosen), chosen.teacher.base_url)).status
+
+            for wave in range(4):
+                tasks = [asyncio.create_task(ask(number)) for number in range(250)]
+                await asyncio.sleep(0.02 * wave)  # before they connect, while they do, once they are sent
+                for task in tasks:
+                    task.cancel()
+                ends = await asyncio.gather(*tasks, return_exceptions=True)
+                cut += sum(isinstance(end, asyncio.CancelledError) for end in ends)
+            return cut, await asyncio.gather(*(ask(number) for number in range(64)))
+
+    cut, healthy = asyncio.run(go())
+    assert cut == 1000
+    assert healthy == [200] * 64
+
+
+@pytest.mark.parametrize("size", [10, 3 * room.PIECE_BYTES])
+def test_a_body_tells_its_length_also_when_it_is_sent_in_pieces(size: int) -> None:
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).lower())
+        length = int(heads[-1].split(b"content-length: ")[1].split(b"\r\n")[0])
+        assert len(orjson.loads(await reader.readexactly(length))["messages"][0]["content"]) == size
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(GOOD), GOOD))
+        writer.close()
+
+    async def go() -> int:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            chosen = config(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", deadline_s=5)
+            async with Client(chosen.teacher, chosen.run, None) as client:
+                request = request_for(Prompt("p", ({"role": "user", "content": "x" * size},)), chosen)
+                return (await client.send(request, chosen.teacher.base_url)).status
+
+    assert asyncio.run(go()) == 200
+    assert len(heads) == 1
+    assert b"transfer-encoding" not in heads[0]  # some servers refuse chunked requests with 411

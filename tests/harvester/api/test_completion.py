@@ -1,0 +1,155 @@
+"""A body is understood tolerantly, but never taken for an answer when it holds none."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harvester.api.completion import estimate_tokens, parse
+from harvester.errors import BrokenAnswer, RateLimited, TeacherError, TeacherRefused, TeacherUnavailable
+from harvester.api.types import Outcome
+
+
+def body(message: dict[str, Any], finish: str | None = "stop", **more: Any) -> bytes:
+    return orjson.dumps({"choices": [{"index": 0, "message": message, "finish_reason": finish}], **more})
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "outcome"),
+    [
+        ({"content": "4"}, "stop", Outcome.OK),
+        ({"content": "4"}, "length", Outcome.TRUNCATED),
+        ({"content": None}, "length", Outcome.TRUNCATED),
+        ({"content": ""}, "content_filter", Outcome.FILTERED),
+        ({"content": None, "refusal": "No."}, "stop", Outcome.REFUSED),
+        ({"content": None, "tool_calls": [{"id": "a"}]}, "tool_calls", Outcome.TOOL_CALL),
+        ({"content": None}, "stop", Outcome.EMPTY),
+        ({"content": ""}, "stop", Outcome.EMPTY),
+        ({"content": "4"}, "because", Outcome.UNKNOWN),
+        ({"content": "4"}, None, Outcome.UNKNOWN),
+    ],
+)
+def test_outcome(message: dict[str, Any], finish: str | None, outcome: Outcome) -> None:
+    assert parse(body(message, finish)).outcome is outcome
+
+
+def test_reported_usage_and_identity() -> None:
+    usage = {
+        "prompt_tokens": 12,
+        "completion_tokens": 3,
+        "prompt_tokens_details": {"cached_tokens": 8},
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    }
+    found = parse(body({"content": "4"}, usage=usage, model="m", id="r", system_fingerprint="f"))
+    assert (found.usage.input_tokens, found.usage.output_tokens) == (12, 3)
+    assert (found.usage.cached_tokens, found.usage.reasoning_tokens, found.usage.source) == (8, 2, "reported")
+    assert (found.model, found.response_id, found.system_fingerprint) == ("m", "r", "f")
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [None, {}, "3", {"prompt_tokens": -1, "completion_tokens": 10**18}, {"prompt_tokens": True}],
+)
+def test_unusable_usage_is_estimated_and_says_so(usage: Any) -> None:
+    found = parse(body({"content": "four"}, usage=usage), input_tokens=7)
+    assert found.usage.source == "estimated"
+    assert (found.usage.input_tokens, found.usage.output_tokens) == (7, estimate_tokens(4))
+
+
+def test_content_parts_reasoning_and_tools() -> None:
+    found = parse(
+        body(
+            {
+                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+                "reasoning_content": "because",
+                "tool_calls": [{"id": "1"}],
+            }
+        )
+    )
+    assert (found.text, found.reasoning, found.tool_calls_json) == ("ab", "because", '[{"id":"1"}]')
+
+
+def test_logprobs_keep_exact_bytes() -> None:
+    split = "é".encode()
+    token = {
+        "token": "\\xc3", "bytes": [split[0]], "logprob": -0.5,
+        "top_logprobs": [{"token": "e", "logprob": -1, "bytes": None}, {"token": 3}, "junk"],
+    }  # fmt: skip
+    raw = orjson.dumps(
+        {
+            "choices": [
+                {"message": {"content": "x"}, "logprobs": {"content": [token, None]}, "finish_reason": ""}
+            ]
+        }
+    )
+    (only,) = parse(raw).logprobs
+    assert (only.data, only.logprob) == (split[:1], -0.5)
+    assert [(entry.token, entry.data, entry.logprob) for entry in only.top] == [("e", None, -1.0)]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"", b"{", b"<html>", b"[]", b"7", b"{}", b'{"choices":null}', b'{"choices":[]}', b'{"choices":[1]}',
+        b'{"choices":[{}]}', b"\xff\xfe", b'{"choices":[{"message":"' + b"\xff" + b'"}]}',
+        b"[" * 100_000, b'{"choices":NaN}',
+        body({"content": ""}, "error"), body({"content": "half"}, "network_error"),
+    ],
+)  # fmt: skip
+def test_no_completion_is_an_error_with_the_raw_bytes(raw: bytes) -> None:
+    with pytest.raises(BrokenAnswer) as caught:
+        parse(raw)
+    assert caught.value.raw == raw
+    assert not caught.value.is_permanent
+
+
+def test_byte_order_mark_is_no_fault() -> None:
+    assert parse(b"\xef\xbb\xbf" + body({"content": "4"})).text == "4"
+
+
+def test_usage_beside_no_choices_may_be_billed() -> None:
+    with pytest.raises(BrokenAnswer) as caught:
+        parse(b'{"choices":[],"usage":{"prompt_tokens":1}}')
+    assert caught.value.maybe_billed
+
+
+@pytest.mark.parametrize(
+    ("error", "leaf"),
+    [
+        ({"code": 429, "message": "slow"}, RateLimited),
+        ({"code": 502}, TeacherUnavailable),
+        ({"code": "401"}, TeacherRefused),
+        ({"type": "rate_limit_error"}, RateLimited),
+        ({"type": "insufficient_quota", "code": "insufficient_quota"}, TeacherRefused),
+        ("it broke", BrokenAnswer),
+        ({"message": "it broke"}, BrokenAnswer),
+    ],
+)
+def test_an_error_inside_a_200_counts_as_its_status(error: Any, leaf: type[TeacherError]) -> None:
+    with pytest.raises(leaf):
+        parse(orjson.dumps({"error": error}))
+
+
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300)
+@given(message=_JSON, finish=_JSON, usage=_JSON, logprobs=_JSON, error=_JSON)
+def test_no_body_crashes_the_parser(message: Any, finish: Any, usage: Any, logprobs: Any, error: Any) -> None:
+    choice = {"message": message, "finish_reason": finish, "logprobs": logprobs}
+    for document in ({"choices": [choice], "usage": usage, "error": error}, {"error": error}, message):
+        with contextlib.suppress(TeacherError):
+            assert parse(orjson.dumps(document)).usage.output_tokens >= 0

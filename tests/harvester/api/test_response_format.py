@@ -1,0 +1,78 @@
+"""An answer that is not the JSON asked for is told from one that is, and no schema is ever fetched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harvester.api.completion import parse
+from harvester.errors import ConfigError
+from harvester.api.response_format import check, fits
+from harvester.api.types import Outcome
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"sum": {"type": "integer"}},
+    "required": ["sum"],
+    "additionalProperties": False,
+}
+
+
+def asked(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_fit"),
+    [
+        ('{"sum": 7}', True), ('{"sum": 7.5}', False), ('{"sum": 7, "x": 1}', False), ("{}", False),
+        ("seven", False), ("", False), ('```json\n{"sum": 7}\n```', False), ("[" * 5000, False),
+        ("NaN", False),
+    ],
+)  # fmt: skip
+def test_by_schema(text: str, is_fit: bool) -> None:
+    assert fits(text, asked(SCHEMA)) is is_fit
+
+
+def test_any_object_will_do_without_a_schema() -> None:
+    assert fits('{"a": 1}', {"type": "json_object"})
+    assert not fits("[1]", {"type": "json_object"})
+    assert fits("prose", {"type": "text"})
+    assert fits("prose", None)
+
+
+def test_a_reference_to_elsewhere_is_never_fetched() -> None:
+    assert not fits('{"a": 1}', asked({"$ref": "http://127.0.0.1:9/schema.json"}))
+    local = {"$defs": {"n": {"type": "integer"}}, "properties": {"a": {"$ref": "#/$defs/n"}}}
+    assert fits('{"a": 1}', asked(local))
+    assert not fits('{"a": "b"}', asked(local))
+
+
+def test_a_schema_that_is_none_is_refused_before_anything_is_sent() -> None:
+    check(asked(SCHEMA))
+    check(None)
+    check({"type": "json_object"})
+    with pytest.raises(ConfigError, match="no JSON Schema, at properties/a/type"):
+        check(asked({"properties": {"a": {"type": "whole"}}}))
+
+
+@pytest.mark.parametrize(
+    ("content", "finish", "outcome"),
+    [
+        ('{"sum": 1}', "stop", Outcome.OK),
+        ("one", "stop", Outcome.INVALID),
+        ("one", "length", Outcome.TRUNCATED),
+    ],
+)
+def test_only_a_finished_answer_can_be_invalid(content: str, finish: str, outcome: Outcome) -> None:
+    body = orjson.dumps({"choices": [{"message": {"content": content}, "finish_reason": finish}]})
+    assert parse(body, response_format=asked(SCHEMA)).outcome is outcome
+
+
+@given(st.text())
+def test_no_text_crashes(text: str) -> None:
+    fits(text, asked(SCHEMA))

@@ -1,0 +1,150 @@
+"""A streamed answer is understood like an unstreamed one, and a cut one is never taken for whole."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harvester.api.client import Client
+from harvester.api.completion import parse
+from harvester.config.config import HarvestConfig
+from harvester.errors import BrokenAnswer, ConnectionBroken, RateLimited, TeacherError
+from harvester.api.types import Completion, Outcome, Prompt, RawAnswer
+from harvester.mock_teacher.running import RunningMock
+from harvester.api.request_builder import request_for
+
+Mock = Callable[..., RunningMock]
+
+
+def ask(mock: RunningMock, **sampling: Any) -> RawAnswer:
+    chosen = HarvestConfig.model_validate(
+        {
+            "teacher": {"base_url": mock.base_url, "model": "mock-teacher"},
+            "prompts": {"files": ["p"]},
+            "sampling": {"max_tokens": 64, "seed": 1, **sampling},
+        }
+    )
+
+    async def go() -> RawAnswer:
+        async with Client(chosen.teacher, chosen.run, None) as client:
+            request = request_for(Prompt("p", ({"role": "user", "content": "What is 2 + 3?"},)), chosen)
+            return await client.send(request, chosen.teacher.base_url)
+
+    return asyncio.run(go())
+
+
+def told(one: Completion) -> tuple[Any, ...]:
+    return (
+        one.text or None,
+        one.outcome,
+        one.finish_reason,
+        one.usage,
+        one.model,
+        one.reasoning,
+        one.logprobs,
+    )
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [],
+        [{"action": "stream_comments"}],
+        [{"action": "no_done"}],
+        [{"action": "reasoning", "value": "carry the one"}],
+        [{"action": "content_filter"}],
+        [{"action": "bom"}],
+    ],
+    ids=lambda rows: rows[0]["action"] if rows else "plain",
+)
+def test_a_stream_says_what_the_whole_body_says(mock_teacher: Mock, faults: list[dict[str, Any]]) -> None:
+    mock = mock_teacher(faults=faults)
+    whole = parse(ask(mock, top_logprobs=2).body)
+    streamed = ask(mock, top_logprobs=2, stream=True)
+    assert b"data:" in streamed.body
+    assert told(parse(streamed.body)) == told(whole)
+
+
+def test_tool_calls_and_refusals_arrive_through_a_stream(mock_teacher: Mock) -> None:
+    mock = mock_teacher(faults=[{"action": "tool_call"}])
+    found = parse(ask(mock, stream=True).body)
+    assert found.outcome is Outcome.TOOL_CALL
+    assert "look_up" in (found.tool_calls_json or "")
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ({"action": "stream_cut", "events": 2}, ConnectionBroken),
+        ({"action": "stream_error", "events": 2, "code": "rate_limit_exceeded"}, RateLimited),
+        ({"action": "stream_junk", "events": 2}, BrokenAnswer),
+    ],
+    ids=lambda part: part["action"] if isinstance(part, dict) else "",
+)
+def test_a_spoilt_stream_is_an_error(mock_teacher: Mock, fault: dict[str, Any], kind: type) -> None:
+    mock = mock_teacher(faults=[fault])
+    with pytest.raises(kind) as caught:
+        parse(ask(mock, stream=True).body)
+    assert sum(mock.fired().values()) == 1
+    assert caught.value.maybe_billed
+
+
+def events(*chunks: Any, done: bool = True) -> bytes:
+    lines = [b"data: " + orjson.dumps(chunk) for chunk in chunks] + [b"data: [DONE]"] * done
+    return b"\n\n".join(lines) + b"\n\n"
+
+
+PIECES = [
+    {"id": "r", "model": "m", "choices": [{"index": 0, "delta": {"role": "assistant", "content": "für "}}]},
+    {"choices": [{"index": 0, "delta": {"content": "dich 漢"}, "finish_reason": None}]},
+    {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}},
+]
+
+
+@given(st.data())
+def test_no_cut_of_a_stream_passes_for_a_whole_answer(data: st.DataObject) -> None:
+    raw = events(*PIECES)
+    cut = raw[: data.draw(st.integers(0, len(raw) - 1))]
+    with contextlib.suppress(TeacherError):
+        assert parse(cut).text == "für dich 漢"
+        assert b'"usage":{"prompt_tokens":3,"completion_tokens":4}' in cut
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_after_data_never_crash(junk: bytes) -> None:
+    with contextlib.suppress(TeacherError):
+        parse(b"data: " + junk)
+
+
+def test_tool_call_arguments_in_pieces() -> None:
+    def part(call: dict[str, Any]) -> dict[str, Any]:
+        return {"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
+
+    raw = events(
+        part({"index": 0, "id": "a", "function": {"name": "f", "arguments": '{"x"'}}),
+        part({"index": 0, "function": {"arguments": ":1}"}}),
+        part({"index": 1, "id": "b", "function": {"name": "g", "arguments": "{}"}}),
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
+    )
+    calls = orjson.loads(parse(raw).tool_calls_json or "")
+    assert [(call["function"]["name"], call["function"]["arguments"]) for call in calls] == [
+        ("f", '{"x":1}'),
+        ("g", "{}"),
+    ]
+
+
+def test_a_paid_answer_with_odd_bytes_is_kept_and_flagged() -> None:
+    whole = orjson.dumps({"choices": [{"message": {"content": "a?b"}, "finish_reason": "stop"}]})
+    for odd in (b"\\ud800", b"\xff"):
+        found = parse(whole.replace(b"?", odd))
+        assert found.outcome is Outcome.UNKNOWN
+        assert found.text is not None
+        assert found.text.encode("utf-8").startswith(b"a")

@@ -1,0 +1,237 @@
+"""Units for schedulers: syntax by the schedulers' own tools where they are, and the fields that matter."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harvester import errors
+from harvester.cli import service_units as units
+from harvester.errors import ConfigError
+from harvester.cli.explain import known
+from harvester.config.schedule import parse
+
+ROOT = Path(__file__).resolve().parents[3]
+NIGHTS = (parse("Mon-Fri 22:30-07:00 Europe/Berlin"), parse("Sat,Sun 00:00-24:00 UTC"))
+CRON = re.compile(r"([0-5]?\d) (\*|[01]?\d|2[0-3]) (\*) (\*) (\*|[0-6](?:,[0-6])*) (\S.*)\Z")
+
+
+def harvest(folder: Path, openings: Sequence[Any] = NIGHTS, **more: Any) -> units.Harvest:
+    command = [sys.executable, "-m", "harvester"]
+    return units.Harvest("harvest-x", command, folder / "harvest.toml", "store", 25.0, openings, **more)
+
+
+def verified(files: dict[str, str], folder: Path) -> None:
+    """What systemd itself says of the units; where there is no systemd, only that they parse."""
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    tool = shutil.which("systemd-analyze")
+    if tool is None:
+        return
+    paths = [str(folder / name) for name in files]
+    done = subprocess.run([tool, "verify", "--man=no", *paths], capture_output=True, text=True, timeout=60)
+    about_ours = [line for line in done.stderr.splitlines() if "harvest-x" in line]
+    assert about_ours == []
+    for line in files["harvest-x.timer"].splitlines():
+        if line.startswith("OnCalendar="):
+            event = line.partition("=")[2]
+            subprocess.run([tool, "calendar", event], capture_output=True, check=True, timeout=60)
+
+
+def section(text: str) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(strict=False, interpolation=None, comment_prefixes=("#",))
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(text)
+    return parser
+
+
+def test_systemd_runs_it_as_a_notify_service_and_restarts_only_what_may_mend(tmp_path: Path) -> None:
+    files = units.systemd(harvest(tmp_path))
+    verified(files, tmp_path)
+    service = section(files["harvest-x.service"])["Service"]
+    assert (service["Type"], service["NotifyAccess"], service["KillSignal"]) == ("notify", "main", "SIGTERM")
+    assert shlex.split(service["ExecStart"])[-2:] == ["run", str(tmp_path / "harvest.toml")]
+    assert int(service["TimeoutStopSec"]) >= 25 + 30
+    assert int(service["WatchdogSec"]) >= 10
+    assert service["Restart"] == "on-failure"
+    never = {int(code) for code in service["RestartPreventExitStatus"].split()}
+    fine = {int(code) for code in service["SuccessExitStatus"].split()}
+    ends = {kind.exit_code for kind in known().values()}
+    assert (never | fine) >= ends - {1}  # every ending that trying again at once can't mend
+    assert fine == {10, 130, 143}
+    timer = section(files["harvest-x.timer"])["Timer"]
+    assert (timer["Unit"], timer["Persistent"]) == ("harvest-x.service", "true")
+    assert "OnCalendar=Mon,Tue,Wed,Thu,Fri *-*-* 22:30:00 Europe/Berlin\n" in files["harvest-x.timer"]
+    assert "OnCalendar=Sat,Sun *-*-* 00:00:00 UTC\n" in files["harvest-x.timer"]
+
+
+def test_systemd_takes_an_odd_path_literally(tmp_path: Path) -> None:
+    odd = tmp_path / 'a b%h"$HOME'
+    odd.mkdir()
+    files = units.systemd(harvest(odd, ()))
+    verified(files, tmp_path)
+    service = files["harvest-x.service"]
+    start = next(line for line in service.splitlines() if line.startswith("ExecStart="))
+    assert start.endswith(
+        'run "' + str(odd / "harvest.toml").replace("%", "%%").replace('"', '\\"').replace("$", "$$") + '"'
+    )
+    assert f"WorkingDirectory={str(odd).replace('%', '%%')}\n" in service
+    assert "OnCalendar=hourly\n" in files["harvest-x.timer"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/a\n[Service]\nExecStart=/bin/false", "/a/\udcff", "/a/\u202eb", "/a/\x1b[2J"]
+)
+def test_a_path_that_no_line_holds_is_refused_for_every_scheduler(path: str) -> None:
+    odd = Path("/b") / path.replace("/", "_")  # kubernetes names the file only
+    for make, one in (
+        (units.systemd, harvest(Path(path))),
+        (units.cron, harvest(Path(path))),
+        (units.kubernetes, replace(harvest(Path("/b")), config=odd)),
+    ):
+        with pytest.raises(ConfigError, match="no text or can't be seen") as caught:
+            make(one)
+        assert caught.value.place.isascii()
+
+
+def test_the_end_of_a_folder_is_not_lost(tmp_path: Path) -> None:
+    for name in ("b\\", "b "):
+        with pytest.raises(ConfigError, match="ends so"):
+            units.systemd(harvest(Path("/a") / name))
+    with pytest.raises(ConfigError, match="backslash"):
+        units.cron(harvest(Path("/a/b\\")))
+    assert "cd '/a/b '" in units.cron(harvest(Path("/a/b ")))["harvest-x.cron"]
+    last = replace(harvest(tmp_path), config=tmp_path / "harvest\\")
+    files = units.systemd(last)
+    verified(files, tmp_path)
+    unit = section(files["harvest-x.service"])["Unit"]
+    assert (unit["Description"][-2:], unit["After"]) == ("\\\\", "network-online.target")
+
+
+def test_a_program_with_a_dollar_is_found_by_systemd(tmp_path: Path) -> None:
+    program = tmp_path / "a$HOME b" / "harvester"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    files = units.systemd(replace(harvest(tmp_path), command=[str(program)]))
+    verified(files, tmp_path)  # it looks for the program
+    assert f'ExecStart="{program}" run' in files["harvest-x.service"]
+    with pytest.raises(ConfigError, match="program's name"):
+        units.systemd(replace(harvest(tmp_path), command=["/a/${HOME}/python", "-m", "harvester"]))
+
+
+def test_kubernetes_takes_odd_names_literally_and_long_ones_not(tmp_path: Path) -> None:
+    odd = replace(harvest(tmp_path), config=tmp_path / "a$(HOME)$$b😀.toml", store="st$ore")
+    (text, _) = units.kubernetes(odd).values()
+    (container,) = yaml.safe_load(text)["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["run", "/harvest/a$$(HOME)$$$$b😀.toml"]
+    assert container["livenessProbe"]["exec"]["command"][2] == "/harvest/st$$ore"
+    assert len(units.kubernetes(replace(odd, name="x" * 50))) == 2
+    with pytest.raises(ConfigError, match="52 characters"):
+        units.kubernetes(replace(odd, name="x" * 51))
+    assert len(units.kubernetes(replace(odd, name="x" * 52, openings=NIGHTS[:1]))) == 1
+
+
+def test_cron_lines_name_minute_hour_days_and_zone(tmp_path: Path) -> None:
+    odd = tmp_path / "100% mine's"
+    text = units.cron(harvest(odd))["harvest-x.cron"]
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert lines[0] == "CRON_TZ=Europe/Berlin"
+    assert lines[2] == "CRON_TZ=UTC"
+    assert lines[4:] == ['CRON_TZ=""']  # cronie: empty is the machine's own again
+    found = [CRON.match(line) for line in (lines[1], lines[3])]
+    assert [match.groups()[:5] if match else None for match in found] == [
+        ("30", "22", "*", "*", "1,2,3,4,5"),
+        ("0", "0", "*", "*", "0,6"),
+    ]
+    assert found[0] is not None
+    command = found[0][6].replace("\\%", "%")
+    assert "%" not in found[0][6].replace("\\%", "")
+    assert shlex.split(command)[:2] == ["cd", str(odd)]
+    assert shlex.split(command)[-3:] == [">>", "harvest.log", "2>&1"]
+    alone = units.cron(harvest(odd, ()))["harvest-x.cron"].splitlines()[-1]
+    assert CRON.match(alone)
+
+
+def test_kubernetes_starts_one_at_a_time_and_never_retries_what_retrying_cant_mend(tmp_path: Path) -> None:
+    files = units.kubernetes(harvest(tmp_path, key_env="TEACHER_API_KEY", image="r/harvester:1"))
+    loaded = [yaml.safe_load(text) for text in files.values()]
+    assert [(one["kind"], one["metadata"]["name"]) for one in loaded] == [
+        ("CronJob", "harvest-x-1"),
+        ("CronJob", "harvest-x-2"),
+    ]
+    spec = loaded[0]["spec"]
+    assert (spec["schedule"], spec["timeZone"]) == ("30 22 * * 1,2,3,4,5", "Europe/Berlin")
+    assert spec["concurrencyPolicy"] == "Forbid"
+    job = spec["jobTemplate"]["spec"]
+    rule = next(rule for rule in job["podFailurePolicy"]["rules"] if rule["action"] == "FailJob")
+    ends = {kind.exit_code for kind in known().values()} - {1, 130}
+    assert set(rule["onExitCodes"]["values"]) == ends
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy demands it
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert pod["terminationGracePeriodSeconds"] >= 25 + 30
+    assert container["args"] == ["run", "/harvest/harvest.toml"]
+    assert container["livenessProbe"]["exec"]["command"][:4] == [
+        "harvester",
+        "status",
+        "/harvest/store",
+        "--check",
+    ]
+    secret = container["env"][0]["valueFrom"]["secretKeyRef"]
+    assert (container["env"][0]["name"], secret["key"]) == ("TEACHER_API_KEY", "TEACHER_API_KEY")
+    assert "value" not in container["env"][0]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    volume = pod["volumes"][0]
+    assert volume["name"] == container["volumeMounts"][0]["name"]
+
+
+def test_kubernetes_without_hours_is_a_job(tmp_path: Path) -> None:
+    (text,) = units.kubernetes(harvest(tmp_path, ())).values()
+    loaded = yaml.safe_load(text)
+    assert (loaded["apiVersion"], loaded["kind"]) == ("batch/v1", "Job")
+    assert loaded["spec"]["template"]["spec"]["containers"][0]["env"] == []
+    outside = units.Harvest("x", ["h"], tmp_path / "h.toml", "../elsewhere", 25.0, ())
+    with pytest.raises(ConfigError):
+        units.kubernetes(outside)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("My Run_7", "harvest-my-run-7"), ("日本", "harvest"), ("--x--", "harvest-x")]
+)
+def test_names_are_fit_for_kubernetes(tmp_path: Path, folder: str, name: str) -> None:
+    assert units.name_of(tmp_path / folder / "harvest.toml") == name
+
+
+def test_the_containerfile_copies_what_is_there_and_drops_root() -> None:
+    lines = (ROOT / "Containerfile").read_text(encoding="utf-8").splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+    known_steps = {"FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "STOPSIGNAL", "ENTRYPOINT", "CMD"}
+    assert {step for step, _ in steps} <= known_steps
+    assert steps[0][0] == "FROM"
+    for step, rest in steps:
+        if step == "COPY":
+            assert all((ROOT / source).exists() for source in rest.split()[:-1])
+    last = dict(steps)
+    assert (last["USER"], last["STOPSIGNAL"]) == ("65532:65532", "SIGTERM")
+    assert last["ENTRYPOINT"] == '["harvester"]'
+
+
+def test_every_exit_code_of_the_tree_is_in_the_help() -> None:
+    from harvester.cli.main import EXIT_CODES
+
+    told = {int(number) for number in re.findall(r"\b(\d+)\b", EXIT_CODES)}
+    assert {kind.exit_code for kind in known().values()} <= told
+    assert errors.EXIT_COMPLETE in told

@@ -1,0 +1,252 @@
+"""Papers: valid by their formats' schemas, complete by the duties, and silent about nothing that is owed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harvester.terms import gate as terms
+from harvester.export.cards.facts import Dataset, Shard, Student, records_of
+from harvester.export.cards.dataset_card import dataset_card, model_card, size_category
+from harvester.export.cards.croissant import croissant
+from harvester.export.cards.cyclonedx import ml_bom
+from harvester.export.cards.eu_summary import eu_summary
+from harvester.export.cards.notice import notice
+
+SCHEMAS = Path(__file__).with_name("schemas")
+SHIPPED = terms.load_registry()
+MODELS = {
+    "mock-teacher": "mock-teacher",
+    "llama-3.1": "meta-llama/Llama-3.1-8B-Instruct",
+    "gemma-1-to-3": "google/gemma-3-4b-it",
+    "minimax-m3": "MiniMaxAI/MiniMax-M3",
+    "qwen-licence-2024": "Qwen/Qwen2.5-72B-Instruct",
+    "qwen3.8-27b-apache": "Qwen/Qwen3.8-27B",
+    "nvidia-nemotron-open": "nvidia/nemotron-3-nano",
+}
+
+
+def dataset(*ids: str, **more: Any) -> Dataset:
+    lineages = tuple(
+        {
+            "run_id": f"run-{number}",
+            "host": "127.0.0.1:8000",
+            "model": MODELS[name],
+            "terms_id": name,
+            "permission_sha256": "",
+            "purpose": "train",
+            "mock": name == "mock-teacher",
+            "duties": list(SHIPPED.records[name].duties),
+            "config_sha256": "c" * 64,
+            "tool_version": "0.1.0",
+        }
+        for number, name in enumerate(ids)
+    )
+    told: dict[str, Any] = {
+        "name": "my-answers",
+        "version": "1.0.0",
+        "url": "https://example.com/my-answers",
+        "creator": "An Operator",
+        "published": date(2026, 11, 24),
+        "shards": (
+            Shard("shards/00000.parquet", "a" * 64, 900, 12345),
+            Shard("shards/00001.parquet", "b" * 64, 200, 99),
+        ),
+        "lineages": lineages,
+        "records": records_of(lineages, SHIPPED),
+        "prompt_sources": ("arithmetic.jsonl, CC0-1.0",),
+        **more,
+    }
+    return Dataset(**told)
+
+
+def student(*ids: str, **more: Any) -> Student:
+    told: dict[str, Any] = {
+        "name": "Llama-tiny",
+        "version": "1.0.0",
+        "base": "Qwen/Qwen3-0.6B",
+        "base_licence": "apache-2.0",
+        "trained_on": date(2026, 11, 24),
+        "dataset": dataset(*ids),
+        "sha256": "d" * 64,
+        "base_sha256": "e" * 64,
+        **more,
+    }
+    return Student(**told)
+
+
+def head_of(card: str) -> dict[str, Any]:
+    _, head, _ = card.split("---\n", 2)
+    loaded: dict[str, Any] = yaml.safe_load(head)
+    return loaded
+
+
+def validator(name: str) -> Any:
+    schema = json.loads((SCHEMAS / name).read_text(encoding="utf-8"))
+    jsonschema.Draft7Validator.check_schema(schema)
+    return jsonschema.Draft7Validator(schema, format_checker=jsonschema.FormatChecker())
+
+
+CYCLONEDX = validator("cyclonedx-1.7.json")
+CROISSANT = validator("croissant-1.1.json")
+MIXES = [("mock-teacher",), ("qwen3.8-27b-apache",), ("llama-3.1", "gemma-1-to-3"), tuple(MODELS)]
+
+
+@pytest.mark.parametrize("ids", MIXES)
+def test_the_bill_of_materials_is_valid_cyclonedx(ids: tuple[str, ...]):
+    bom = ml_bom(student(*ids), tool_version="0.1.0")
+    assert [error.message for error in CYCLONEDX.iter_errors(bom)] == []
+    assert {c["name"] for c in bom["components"]} >= {MODELS[name] for name in ids}
+    refs = {c["bom-ref"] for c in bom["components"]} | {"student"}
+    for each in bom["dependencies"]:
+        assert {each["ref"], *each["dependsOn"]} <= refs
+    assert json.loads(json.dumps(bom)) == bom
+
+
+def test_the_schema_does_refuse():
+    bom = ml_bom(student("llama-3.1"), tool_version="0.1.0")
+    for broken in ({**bom, "specVersion": 1.7}, {**bom, "extra": 1}, {**bom, "serialNumber": "x"}):
+        assert list(CYCLONEDX.iter_errors(broken))
+    bom["components"][0]["licenses"] = [{"license": {"id": "Apache-3.0"}}]
+    assert list(CYCLONEDX.iter_errors(bom))
+    facts = croissant(dataset("llama-3.1"))
+    for absent in ("license", "datePublished", "creator", "distribution"):
+        assert list(CROISSANT.iter_errors({k: v for k, v in facts.items() if k != absent}))
+
+
+def test_the_serial_number_follows_the_facts():
+    def number(of: Student) -> str:
+        return str(ml_bom(of, tool_version="0.1.0")["serialNumber"])
+
+    assert number(student("llama-3.1")) == number(student("llama-3.1"))
+    assert number(student("llama-3.1")) != number(student("llama-3.1", sha256="f" * 64))
+
+
+@pytest.mark.parametrize("ids", MIXES)
+def test_croissant_has_what_the_specification_requires(ids: tuple[str, ...]):
+    facts = croissant(dataset(*ids))
+    assert [error.message for error in CROISSANT.iter_errors(facts)] == []
+    known = {each["@id"] for each in facts["distribution"]}
+    fields = facts["recordSet"][0]["field"]
+    assert all(field["source"]["fileSet"]["@id"] in known for field in fields)
+    assert facts["recordSet"][0]["key"]["@id"] in {field["@id"] for field in fields}
+    assert {each["termCode"] for each in facts["usageInfo"]} == set(ids)
+    assert [f["sha256"] for f in facts["distribution"] if "sha256" in f] == ["a" * 64, "b" * 64]
+
+
+def test_the_data_set_card_names_teachers_terms_and_files():
+    card = dataset_card(dataset("llama-3.1", "qwen-licence-2024"))
+    head = head_of(card)
+    assert head["license"] == "other"
+    assert head["license_name"] == "llama-3.1-and-qwen-2024"
+    assert head["license_link"] == "NOTICE"
+    assert head["size_categories"] == ["1K<n<10K"]
+    assert {"synthetic", "distillation", "distil"} <= set(head["tags"])
+    for part in (
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "second-hand",
+        "seen 2026-11-01",
+        "a" * 64,
+        "not legal advice",
+    ):
+        assert part in card
+
+
+def test_the_model_card_shows_what_has_to_be_displayed():
+    card = model_card(student("llama-3.1", "qwen-licence-2024"), [("exact answers", "81 of 100")])
+    head = head_of(card)
+    assert head["base_model"] == "Qwen/Qwen3-0.6B"
+    assert head["base_model_relation"] == "adapter"
+    assert head["license"] == "apache-2.0"
+    for part in ("**Built with Llama**", "**Improved using Qwen**", "81 of 100"):
+        assert part in card
+
+
+@pytest.mark.parametrize(
+    ("ids", "licence"),
+    [
+        (("qwen3.8-27b-apache",), "apache-2.0"),
+        (("gemma-1-to-3",), "gemma"),
+        (("minimax-m3",), "cc-by-nc-4.0"),
+        (("gemma-1-to-3", "minimax-m3"), "other"),
+    ],
+)
+def test_the_students_licence_is_what_the_duties_force(ids: tuple[str, ...], licence: str):
+    assert head_of(model_card(student(*ids)))["license"] == licence
+
+
+def test_the_notice_carries_notices_and_terms():
+    text = notice(dataset("gemma-1-to-3", "nvidia-nemotron-open", "minimax-m3"), title="my-answers")
+    for part in (
+        "Gemma is provided under and subject to the Gemma Terms of Use",
+        "https://ai.google.dev/gemma/prohibited_use_policy",
+        "NVIDIA Nemotron Open Model License",
+        "non-commercial use only",
+    ):
+        assert part in text
+
+
+def test_the_eu_item_names_models_and_says_it_is_probably_not_required():
+    text = eu_summary(student("llama-3.1"))
+    for part in (
+        "2.5. Synthetic data",
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "Probably not required",
+        "not legal advice",
+    ):
+        assert part in text
+
+
+def test_mock_answers_pass_as_real_on_no_paper():
+    of = student("mock-teacher", "qwen3.8-27b-apache")
+    papers = [
+        dataset_card(of.dataset), model_card(of), eu_summary(of), json.dumps(croissant(of.dataset)),
+        json.dumps(ml_bom(of, tool_version="0.1.0")),
+    ]  # fmt: skip
+    assert all("mock teacher" in paper for paper in papers)
+    assert "mock" in head_of(papers[0])["tags"]
+
+
+DUTY = st.builds(
+    lambda kind, words: f"{kind}:{words}",
+    st.sampled_from(["display", "notice", "pass_terms"]),
+    st.text("abcXYZ 0123.-/", min_size=1, max_size=40).filter(lambda words: words.strip() == words),
+)
+
+
+@given(st.lists(DUTY, max_size=6, unique=True))
+def test_every_duty_is_paid_on_paper(duties: list[str]):
+    plain = dataset("qwen3.8-27b-apache")
+    of = replace(plain, lineages=({**plain.lineages[0], "duties": duties},))
+    card = model_card(replace(student("qwen3.8-27b-apache"), dataset=of))
+    text = notice(of, title="x")
+    for duty in duties:
+        words = " ".join(duty.partition(":")[2].split())
+        assert words in card
+        assert words in text
+
+
+@given(st.text(max_size=60))
+def test_no_name_breaks_out_of_a_card(name: str):
+    of = dataset("llama-3.1", name=name, creator=name, prompt_sources=(name,))
+    card = dataset_card(of)
+    head = head_of(card)
+    assert head["pretty_name"] == name
+    assert head["license"] == "other"
+    assert sum(line == "## Files" for line in card.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "word"), [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (2 * 10**9, "1B<n<10B")]
+)
+def test_sizes_are_the_hubs_words(rows: int, word: str):
+    assert size_category(rows) == word

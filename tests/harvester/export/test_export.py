@@ -1,0 +1,297 @@
+"""Export and curation: shapes other trainers read, papers beside them, reasons for what was left out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from harvester.export import curate, export
+from harvester.store.reader import Corpus
+from harvester.errors import ConfigError, StoreError, TermsRefused
+from harvester.store.journal.journal import Journal
+from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
+from harvester.store.shards.seal import seal
+from tests.harvester.store_rows import answer, intent, open_store, raw_of, run_record
+from tests.harvester.export.test_cards import CROISSANT
+
+LINEAGE = {
+    "run_id": "run-1", "teacher_id": "http://127.0.0.1:1/v1|mock-teacher", "host": "127.0.0.1:1",
+    "model": "mock-teacher", "terms_id": "mock-teacher", "permission_sha256": "", "purpose": "train",
+    "mock": True, "duties": [], "config_sha256": "c" * 64, "tool_version": "0.1.0",
+}  # fmt: skip
+
+
+def sample(number: int, **changes: object) -> Sample:
+    facts = {
+        "key": f"{number:064x}", "prompt_id": f"p{number}",
+        "messages": [{"role": "user", "content": f"{number}?"}], "completion": f"answer {number}",
+        "outcome": "ok", "finish_reason": "stop", "run_id": "run-1",
+        "metadata_json": json.dumps({"split": "train" if number % 2 else "held_out"}), "mock": True,
+        "terms_id": "mock-teacher", "teacher_id": LINEAGE["teacher_id"],
+    }  # fmt: skip
+    return Sample(**{**facts, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    rows = [
+        *(sample(n) for n in range(8)),
+        sample(8, reasoning="first this", completion="then that"),
+        sample(9, outcome="truncated"),
+        sample(10, completion=None, outcome="empty"),
+        sample(11, completion="answer 3", messages=[{"role": "user", "content": "3?"}]),
+    ]
+    folder = tmp_path / "store" / "shards"
+    folder.mkdir(parents=True)
+    metadata = {**SCHEMA.metadata, LINEAGE_KEY: json.dumps([LINEAGE]).encode()}
+    pq.write_table(to_table(rows).replace_schema_metadata(metadata), folder / "part-000001-aa.parquet")
+    return folder.parent
+
+
+def test_prompt_completion_is_the_default_and_says_what_was_left_out(store: Path, tmp_path: Path):
+    done = export.export(store, tmp_path / "out")
+    assert (done.rows, done.left_out) == (10, {"outcome_truncated": 1, "outcome_empty": 1})
+    rows = pq.read_table(tmp_path / "out" / "data" / "train-00000-of-00001.parquet").to_pylist()
+    assert rows[0]["prompt"] == [{"role": "user", "content": "0?"}]
+    assert rows[0]["completion"][0]["content"] == "answer 0"
+    assert rows[8]["completion"][0]["reasoning_content"] == "first this"
+
+
+def test_every_file_and_row_group_of_an_export_has_one_schema(store: Path, tmp_path: Path, monkeypatch):
+    """The only reasoning comes in a late row; readers of many files take their columns from the first."""
+    monkeypatch.setattr(export, "ROWS_PER_FILE", 4)
+    monkeypatch.setattr(export, "ROWS_PER_GROUP", 2)
+    export.export(store, tmp_path / "out", shape="messages")
+    paths = sorted((tmp_path / "out" / "data").glob("*.parquet"))
+    assert [path.name[:20] for path in paths] == [f"train-{n:05d}-of-00003"[:20] for n in range(3)]
+    assert len({str(pq.read_schema(path)) for path in paths}) == 1
+    assert pq.read_metadata(paths[0]).num_row_groups == 2
+    turns = [row["messages"][-1] for path in paths for row in pq.read_table(path).to_pylist()]
+    assert [turn["reasoning_content"] for turn in turns if turn["reasoning_content"]] == ["first this"]
+    export.export(store, tmp_path / "plain", reasoning="drop")
+    path = min((tmp_path / "plain" / "data").glob("*.parquet"))
+    assert pq.read_table(path).to_pylist()[0]["completion"] == [{"role": "assistant", "content": "answer 0"}]
+
+
+PARTS = [{"type": "text", "text": "hé"}]
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+TURNS = (
+    ({"role": "user", "content": PARTS},),
+    ({"role": "user", "content": "2+3?"}, {"role": "assistant", "content": None, "tool_calls": [CALL]},
+     {"role": "tool", "tool_call_id": "c1", "content": "5"}),
+    ({"role": "user", "name": "Ada", "content": "2+3?"},),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", ["prompt-completion", "messages", "openai", "sharegpt"])
+def test_turns_with_more_than_text_leave_alike_before_and_after_sealing_or_not_at_all(tmp_path: Path, shape):
+    store = tmp_path / "store"
+    teacher = "http://127.0.0.1:8000/v1|mock-teacher"
+    with open_store(store, mock=True, model="mock-teacher", teacher_id=teacher) as journal:
+        for number, turns in enumerate(TURNS):
+            body = {"model": "mock-teacher", "messages": list(turns)}
+            raw = raw_of(number).replace(b"mock-2026", b"mock-teacher")
+            journal.apply([intent(number), answer(number, body=body, raw=raw)])
+        before = export.export(store, tmp_path / "a", shape=shape)
+        seal(journal, store, target_bytes=1 << 20, everything=True)
+    after = export.export(store, tmp_path / "b", shape=shape)
+    assert (before.rows, before.left_out) == (after.rows, after.left_out)
+    for one, other in zip(before.files[:-3], after.files[:-3], strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    if shape == "openai":
+        rows = [json.loads(line)["messages"][:-1] for line in after.files[0].read_text().splitlines()]
+        assert rows == [list(turns) for turns in TURNS]
+    else:
+        assert after.rows == 1
+        assert after.left_out == {"turn_has_tool_calls": 1, "turn_has_name": 1}
+        read = after.files[0].read_text if shape == "sharegpt" else pq.read_table(after.files[0]).to_pylist
+        assert json.dumps(PARTS, ensure_ascii=False, separators=(",", ":")) in str(read()).replace("\\", "")
+
+
+@pytest.mark.parametrize("place", ["a-file", "a-file/inside", "/proc/nothing"])
+def test_a_place_that_can_be_no_folder_is_refused_in_words(store: Path, tmp_path: Path, place: str):
+    (tmp_path / "a-file").write_text("mine")
+    with pytest.raises(ConfigError, match="can't be a folder"):
+        export.export(store, tmp_path / place)
+    assert (tmp_path / "a-file").read_text() == "mine"
+
+
+def test_nothing_to_export_is_refused_and_writes_nothing(store: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="all rows are left out"):
+        export.export(store, tmp_path / "out", split="no-such-split")
+    Journal.open(tmp_path / "bare").close()
+    with pytest.raises(ConfigError, match="the corpus holds no row"):
+        export.export(tmp_path / "bare", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "text"), [("drop", "then that"), ("inline", "<think>\nfirst this\n</think>\n\nthen that")]
+)
+def test_reasoning_is_dropped_or_put_inside_by_choice(store: Path, tmp_path: Path, reasoning: str, text: str):
+    export.export(store, tmp_path / "out", shape="openai", reasoning=reasoning)  # type: ignore[arg-type]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert rows[8]["messages"][-1] == {"role": "assistant", "content": text}
+
+
+def test_sharegpt_speaks_of_human_and_gpt(store: Path, tmp_path: Path):
+    export.export(store, tmp_path / "out", shape="sharegpt")
+    first = json.loads((tmp_path / "out" / "train.jsonl").read_text().splitlines()[0])
+    assert [turn["from"] for turn in first["conversations"]] == ["human", "gpt"]
+
+
+def test_a_split_keeps_only_its_rows(store: Path, tmp_path: Path):
+    done = export.export(store, tmp_path / "out", shape="messages", split="train")
+    assert done.rows == 5
+    assert done.left_out["other_split"] == 5
+
+
+def test_the_papers_name_teacher_terms_and_hashes(store: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    export.export(store, out)
+    card = (out / "README.md").read_text()
+    assert "mock-teacher" in card
+    assert "of no use outside tests" in card
+    described = json.loads((out / "croissant.json").read_text())
+    hashes = [item.get("sha256") for item in described["distribution"] if "sha256" in item]
+    assert hashes
+    assert all(digest in card for digest in hashes)
+    assert "record mock-teacher" in (out / "NOTICE").read_text()
+
+
+@pytest.mark.parametrize("shape", ["prompt-completion", "messages", "openai", "sharegpt"])
+def test_croissant_is_valid_and_speaks_of_the_files_that_lie_there(store: Path, tmp_path: Path, shape):
+    out = tmp_path / "out"
+    export.export(store, out, shape=shape)
+    facts = json.loads((out / "croissant.json").read_text(encoding="utf-8"))
+    assert [error.message for error in CROISSANT.iter_errors(facts)] == []
+    files = [each for each in facts["distribution"] if each["@type"] == "cr:FileObject"]
+    for each in files:
+        found = out / each["contentUrl"]
+        assert each["sha256"] == hashlib.sha256(found.read_bytes()).hexdigest()
+        columns = {field["source"]["extract"]["column"] for field in facts["recordSet"][0]["field"]}
+        if found.suffix == ".parquet":
+            assert columns <= set(pq.read_schema(found).names)
+            assert each["encodingFormat"] == "application/x-parquet"
+        else:
+            assert columns <= set(json.loads(found.read_text(encoding="utf-8").splitlines()[0]))
+            assert each["encodingFormat"] == "application/jsonlines"
+    (together,) = [each for each in facts["distribution"] if each["@type"] == "cr:FileSet"]
+    assert sorted(out.glob(together["includes"])) == sorted(out / each["contentUrl"] for each in files)
+
+
+def test_a_folder_in_use_an_unknown_shape_and_a_row_for_evaluation_are_refused(store: Path, tmp_path: Path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "x").write_text("")
+    with pytest.raises(StoreError, match="not empty"):
+        export.export(store, tmp_path / "used")
+    with pytest.raises(ConfigError, match="unknown shape"):
+        export.export(store, tmp_path / "out", shape="csv")  # type: ignore[arg-type]
+    metadata = {**SCHEMA.metadata, LINEAGE_KEY: json.dumps([LINEAGE]).encode()}
+    table = to_table([sample(99, purpose="eval")]).replace_schema_metadata(metadata)
+    pq.write_table(table, store / "shards" / "part-000002-bb.parquet")
+    with pytest.raises(TermsRefused, match="evaluation"):
+        export.export(store, tmp_path / "out")
+
+
+def test_a_curated_corpus_is_a_corpus_with_the_lineage_of_its_source(store: Path):
+    path = store.parent / "curate.toml"
+    chosen = 'filters = ["finished", "not_blank", "no_duplicates", {longest = 9}]'
+    path.write_text(f'corpus = "store"\nout = "curated"\n{chosen}\n')
+    tally = curate.curate(curate.load(path))
+    assert tally.kept == 9
+    assert dict(tally.dropped) == {"duplicate": 1, "outcome_empty": 1, "outcome_truncated": 1}
+    curated = Corpus.open(store.parent / "curated")
+    assert curated.count() == 9
+    assert [lineage["run_id"] for lineage in curated.lineages()] == ["run-1"]
+    assert curated.verify() == []
+    with pytest.raises(StoreError, match="already"):
+        curate.curate(curate.load(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("corpus = 1\n[", "not readable as TOML"),
+        ('corpus = "a"', "'corpus' and 'out' are needed"),
+        ('corpus = "a"\nout = "b"\nfilter = []', "unknown keys"),
+        ('corpus = "a"\nout = "b"\nfilters = ["nope"]', "unknown filter"),
+        ('corpus = "a"\nout = "b"\nfilters = [3]', "a name, or one name = value"),
+        ('corpus = "a"\nout = "b"\nfilters = 3', "'filters' is a list"),
+        ('corpus = "a"\nout = "b"\nfilters = [{longest = true}]', "positive number"),
+        ('corpus = 5\nout = "b"', "'corpus' is the path"),
+        ('corpus = "a"\nout = ["x"]', "'out' is the path"),
+    ],
+)
+def test_a_wrong_curate_file_is_named(tmp_path: Path, text: str, said: str):
+    path = tmp_path / "curate.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
+        curate.load(path)
+
+
+def curate_toml(folder: Path, out: str) -> curate.CurateConfig:
+    path = folder / "curate.toml"
+    path.write_text(f'corpus = "store"\nout = "{out}"\n')
+    return curate.load(path)
+
+
+def test_runs_that_are_alike_share_a_curated_file_whatever_their_number(tmp_path: Path):
+    store = tmp_path / "store"
+    with Journal.open(store) as journal:
+        for number in range(60):
+            purpose = "train" if number < 40 else "eval"
+            journal.begin_run(run_record(f"run-{number:02d}", purpose=purpose))
+            journal.apply([intent(number, f"run-{number:02d}"), answer(number)])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (sum(1 for _ in Path("/proc/self/fd").iterdir()) + 24, limits[1])
+    )
+    try:
+        tally = curate.curate(curate_toml(tmp_path, "curated"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert tally.kept == 60
+    names = sorted(path.name for path in (tmp_path / "curated" / "shards").iterdir())
+    assert names == ["curated-00000.parquet", "curated-00001.parquet"]
+    curated = Corpus.open(tmp_path / "curated")
+    assert curated.lineages() == Corpus.open(store).lineages()
+    assert list(curated.samples()) == list(Corpus.open(store).samples())
+
+
+def test_a_curation_that_was_cut_leaves_no_half_corpus_and_can_be_done_again(store: Path, monkeypatch):
+    config = curate_toml(store.parent, "curated")
+
+    def die(name: str) -> None:
+        raise KeyboardInterrupt(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(curate, "reach", die)
+        patch.setattr(curate.shutil, "rmtree", lambda path: None)  # a kill tidies nothing up
+        with pytest.raises(KeyboardInterrupt, match=r"curate\.before_rename"):
+            curate.curate(config)
+    assert [path.name for path in (store.parent / "curated").glob(".curating-*")] != []
+    with pytest.raises(StoreError, match="no corpus here"):
+        Corpus.open(store.parent / "curated")
+    assert curate.curate(config).kept == Corpus.open(store.parent / "curated").count()
+    assert sorted(path.name for path in (store.parent / "curated").iterdir()) == ["curation.json", "shards"]
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [("store", "the corpus itself"), ("a-file", "can't be a folder"), ("/proc/xx", "can't be a folder")],
+)
+def test_a_corpus_is_not_curated_into_itself_nor_into_a_file(store: Path, out: str, said: str):
+    (store.parent / "a-file").write_text("mine")
+    before = sorted(store.rglob("*"))
+    with pytest.raises(ConfigError, match=said):
+        curate.curate(curate_toml(store.parent, out))
+    assert sorted(store.rglob("*")) == before
+    open_store(store.parent / "unsealed").close()
+    with pytest.raises(ConfigError, match="is a store"):
+        curate.curate(curate_toml(store.parent, "unsealed"))

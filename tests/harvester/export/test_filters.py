@@ -1,0 +1,64 @@
+"""Filters decide by the sample alone; a drop carries its reason."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harvester.export import filters
+from harvester.errors import ConfigError
+from harvester.store.shards.schema import Sample
+
+
+def sample(
+    completion: str | None = "4", outcome: str = "ok", reference: str | None = None, prompt: str = "2+2?"
+) -> Sample:
+    messages = [{"role": "user", "content": prompt}]
+    return Sample(
+        key="0" * 64, prompt_id="p", messages=messages, completion=completion, outcome=outcome,
+        finish_reason="stop", reference=reference,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("outcome", ["truncated", "filtered", "refused", "tool_call", "empty", "unknown"])
+def test_only_whole_answers_are_finished(outcome: str):
+    assert filters.finished(sample()) is None
+    assert filters.finished(sample(outcome=outcome)) == filters.Drop(f"outcome_{outcome}")
+
+
+@pytest.mark.parametrize("text", [None, "", " \n\t"])
+def test_blank_completions_are_dropped(text: str | None):
+    assert filters.not_blank(sample(text)) == filters.Drop("blank")
+
+
+def test_a_verified_answer_may_differ_in_outer_space_only():
+    assert filters.agrees_with_reference(sample(" 4\n", reference="4")) is None
+    assert filters.agrees_with_reference(sample("5", reference="4")) == filters.Drop("differs_from_reference")
+    assert filters.agrees_with_reference(sample("5")) is None
+
+
+def test_duplicates_are_folded_by_case_width_and_space():
+    check = filters.no_duplicates()
+    assert check(sample("Hello  World")) is None
+    assert check(sample("hello world")) == filters.Drop("duplicate")
+    assert check(sample("ｈｅｌｌｏ world")) == filters.Drop("duplicate")
+    assert check(sample("hello world", prompt="other?")) is None
+    assert filters.no_duplicates()(sample("Hello World")) is None, "every curation starts afresh"
+
+
+@given(st.lists(st.tuples(st.text(max_size=3), st.sampled_from(["ok", "truncated"])), max_size=30))
+def test_a_chain_keeps_what_every_filter_keeps(rows: list[tuple[str, str]]):
+    chained = filters.chain([filters.finished, filters.not_blank, filters.longest(2)])
+    for text, outcome in rows:
+        one = sample(text, outcome)
+        kept = outcome == "ok" and bool(text.strip()) and len(text) <= 2
+        assert (chained(one) is None) == kept
+
+
+def test_names_are_checked():
+    with pytest.raises(ConfigError, match="unknown filter 'nope'"):
+        filters.named("nope")
+    with pytest.raises(ConfigError, match="positive number"):
+        filters.named("longest", -1)
+    assert {filters.named(name, 5) is not None for name in filters.FILTER_NAMES} == {True}

@@ -1,0 +1,113 @@
+"""What is left, as a range: right where all is even, wide where little is known; a hold is no work."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harvester.observe.eta import UNKNOWN_ERROR, Ahead, Forecast, Point, Work
+
+
+def steady(
+    seconds: int, *, per_s: int = 10, tokens: int = 30, begin: int = 0, hold_s: float = 0.0
+) -> Forecast:
+    """A run of even answers, noted every two seconds; the time on hold came before."""
+    forecast = Forecast()
+    for second in range(begin, begin + seconds + 1, 2):
+        count = (second - begin) * per_s
+        forecast.note(
+            Point(
+                second + hold_s, float(second), sent=count, answers=count, input_tokens=10 * count,
+                output_tokens=(tokens - 10) * count, cost_microusd=5 * count,
+            )
+        )  # fmt: skip
+    return forecast
+
+
+def ahead(forecast: Forecast, work: Work) -> Ahead:
+    found = forecast.ahead(work)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("seconds", [20, 120, 900])
+def test_an_even_run_is_foretold_exactly_with_a_narrow_range(seconds: int) -> None:
+    found = ahead(steady(seconds), Work(rows=1000, input_tokens=10_000, guessed_input=10))
+    assert found.tokens.likely == pytest.approx(30_000)
+    assert found.seconds.likely == pytest.approx(100)
+    assert found.seconds.low == pytest.approx(98)
+    assert found.seconds.high == pytest.approx(102)
+    assert found.cost_microusd.likely == pytest.approx(5 * (seconds * 10 + 1000))
+
+
+def test_nothing_is_foretold_before_the_first_answer_and_little_at_first() -> None:
+    assert Forecast().ahead(Work(1, 1, 1)) is None
+    waiting = Forecast()
+    waiting.note(Point(0.0, 0.0))
+    waiting.note(Point(4.0, 4.0, sent=8))
+    assert waiting.ahead(Work(1, 1, 1)) is None
+    early = ahead(steady(4), Work(100, 1000, 10))
+    assert early.seconds.low == pytest.approx((1 - UNKNOWN_ERROR) * early.seconds.likely)
+
+
+def test_estimates_of_prompts_are_corrected_by_what_the_teacher_counts() -> None:
+    # Guessed 20 tokens a prompt, counted 10: the 200,000 guessed ones to come are 100,000.
+    found = ahead(steady(60), Work(rows=10_000, input_tokens=200_000, guessed_input=20))
+    assert found.tokens.likely == pytest.approx(100_000 + 200_000)
+
+
+def test_time_on_hold_slows_the_rate_shown_but_not_the_work_foretold() -> None:
+    forecast = steady(60)
+    last = Point(
+        660.0, 60.0, sent=600, answers=600, input_tokens=6000, output_tokens=12_000, cost_microusd=3000
+    )
+    forecast.note(last)  # ten minutes of pause
+    assert forecast.per_minute("sent") == 0.0
+    assert ahead(forecast, Work(1000, 10_000, 10)).seconds.likely == pytest.approx(100)
+
+
+def test_a_rate_that_halved_widens_the_range_to_both_speeds() -> None:
+    forecast, count = Forecast(), 0
+    for second in range(0, 1801, 2):
+        count += 20 if second <= 900 else 10
+        forecast.note(Point(second, second, answers=count, input_tokens=10 * count, output_tokens=20 * count))
+    found = ahead(forecast, Work(1000, 10_000, 10))
+    assert found.seconds.low <= 30_000 / 225  # the whole run's speed: 7.5 answers a second
+    assert found.seconds.high >= 30_000 / 150 * 0.99  # the last minute's: 5 a second
+    assert found.seconds.low < found.seconds.likely <= found.seconds.high
+
+
+def test_the_range_holds_the_truth_for_answers_of_very_unequal_length() -> None:
+    chance = random.Random(7)
+    hits = 0
+    for _ in range(40):
+        lengths = [int(chance.lognormvariate(4, 1)) + 1 for _ in range(4000)]
+        forecast, done, tokens = Forecast(), 0, 0
+        for second in range(0, 200, 2):  # 500 tokens a second, whatever the rows
+            while done < 2000 and tokens + lengths[done] <= 500 * second:
+                tokens += lengths[done]
+                done += 1
+            forecast.note(Point(second, second, answers=done, output_tokens=tokens))
+        left = sum(lengths[done:])
+        found = ahead(forecast, Work(4000 - done, 0, 0))
+        hits += found.seconds.low <= left / 500 <= found.seconds.high
+    assert hits >= 32  # of 40; two standard errors would be 38
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 30), st.integers(0, 50), st.booleans()), min_size=2, max_size=400))
+def test_a_range_is_a_range_whatever_comes(steps: list[tuple[float, int, bool]]) -> None:
+    forecast, now, active, count = Forecast(), 0.0, 0.0, 0
+    for passed, answers, held in steps:
+        now += passed
+        active += 0.0 if held else passed
+        count += answers
+        forecast.note(Point(now, active, count, 0, count, 7 * count, 13 * count, 3 * count))
+        assert forecast.per_minute("answers") >= 0
+        assert 0 <= forecast.refused_share() <= 1
+    found = forecast.ahead(Work(50, 500, 10))
+    if found is not None:
+        for span in (found.tokens, found.seconds, found.cost_microusd):
+            assert 0 <= span.low <= span.likely <= span.high

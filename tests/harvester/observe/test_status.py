@@ -1,0 +1,134 @@
+"""What is said of a status.json, whatever lies in it; and what a health probe makes of an odd one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harvester.observe import status
+from harvester.observe.report import prometheus as exposition, report
+from harvester.cli import progress as display
+from harvester.observe.status_schema import FIELDS, heard
+from harvester.store.journal.lock import StoreLock
+from tests.harvester import store_rows as rows
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400)
+MEMBERS = st.sampled_from(
+    ["low", "likely", "high", "requests_per_minute", "tokens_per_minute", "microusd", "microusd_spent",
+     "tokens", "said", "changes", "rounds", "missed", "at", "cost_microusd"]
+)  # fmt: skip
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(MEMBERS, inner, max_size=4),
+    max_leaves=6,
+)
+WHOLE: dict[str, Any] = {
+    "run_id": "r", "state": "running", "rows_total": 50, "answers_stored": 20, "updated_at": 0.0,
+    "started_at": 0.0, "eta_s": {"low": 60.0, "likely": 90.0, "high": 120.0},
+    "tokens_left": {"low": 1, "likely": 2, "high": 3}, "rates": {"requests_per_minute": 9.0},
+    "done_at": {"low": 1.8e9, "likely": 1.8e9, "high": None}, "closes_at": 1.8e9, "finish_by": 1.9e9,
+    "limits": {"requests_per_minute": 60.0}, "budget": {"microusd": 9},
+}  # fmt: skip
+NO_STATUS = ("[1]", "{", '"x"', "[" * 5000, '{"run_id": 1, "errors": [1]}', '{"updated_at": "x"}')
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("odd") / "store"
+    with rows.open_store(store) as journal:
+        rows.fill(journal, range(5))
+    return store
+
+
+@pytest.fixture(scope="module")
+def account(store: Path) -> report.Account:
+    return report.gather(store)
+
+
+@settings(max_examples=100, deadline=None)
+@given(odd=st.dictionaries(st.sampled_from(sorted(FIELDS)), VALUES, max_size=6))
+def test_nobody_stumbles_over_an_odd_status(store: Path, account: report.Account, odd: Mapping[str, Any]):
+    (store / "status.json").write_text(json.dumps({**WHOLE, **odd}), encoding="utf-8")
+    found = status.status(store)
+    assert status.status_lines(found)
+    assert isinstance(status.unfit(found, 600), str)
+    assert exposition.exposed(store)
+    assert display.sentence(found, 10)
+    account.status = found
+    assert report.overview(account)
+    json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", "{", '"x"', "[" * 5000, '{"run_id": 1, "errors": [1]}', '{"updated_at": "x"}']
+)
+def test_what_is_no_status_is_none(store: Path, text: str):
+    (store / "status.json").write_text(text, encoding="utf-8")
+    assert status.read_status(store) == {}
+    assert status.status_lines(status.status(store)) == ["no run has written a status here yet"]
+
+
+def test_what_a_job_says_passes_whole():
+    assert heard(WHOLE) == WHOLE
+
+
+def test_hours_are_told_in_dates(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        lines = status.status_lines(WHOLE)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert "done      Fri 2027-01-15 09:00 CET to more than a year from now" in lines
+    assert "hours     close Fri 2027-01-15 09:00 CET, deadline Sun 2030-03-17 18:46 CET" in lines
+
+
+@pytest.fixture
+def stopped(store: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that holds the store and is stopped by SIGSTOP."""
+    code = (
+        "import sys, time, pathlib; from harvester.lock import StoreLock\n"
+        "with StoreLock(pathlib.Path(sys.argv[1]), started_at=time.time()):\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(store)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_stopped_job_is_unfit_however_fresh_its_heartbeat(store: Path, stopped: subprocess.Popen[bytes]):
+    (store / "status.json").write_text(json.dumps({**WHOLE, "updated_at": time.time()}), encoding="utf-8")
+    assert not status.can_answer(store)
+    assert "the job hangs (stopped)" in status.unfit(status.status(store), 600)
+
+
+def test_a_heartbeat_from_before_the_clock_was_set_back_is_no_life_sign(store: Path):
+    (store / "status.json").write_text(
+        json.dumps({**WHOLE, "updated_at": time.time() + 3600}), encoding="utf-8"
+    )
+    with StoreLock(store, started_at=time.time()):
+        assert status.can_answer(store)
+        found = status.status(store)
+        assert found["state"] == "hung"
+        assert "3600 s ahead of this clock" in status.unfit(found, 600)
+        fresh = status.status(store, {"updated_at": time.time()})  # it answered
+        assert (fresh["state"], status.unfit(fresh, 600)) == ("running", "")

@@ -1,0 +1,189 @@
+"""A rerun over finished prompt files looks at no row, says the same, and asks exactly what is open again."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester.prompts import feed as inbox
+from harvester.store import verify as findings
+from harvester.store.journal import sqlite as database
+from harvester.store.maintain import repair as mending, purge as purging
+from harvester.store.reader import Corpus
+from harvester.store.journal.journal import Journal
+from harvester.api.types import Request
+from harvester.store.journal.rows import forget_finished
+from harvester.mock_teacher.running import RunningMock
+from harvester.run.prepare import look_ahead
+from tests.faults.bench import Ended, live
+
+Mock = Callable[..., RunningMock]
+MANY = (*(f"What is {n} + {2 * n}?" for n in range(12)), "What is 3 + 6?")
+COUNTED = ("rows_total", "rows", "from_cache", "duplicates", "dead", "requests_sent", "rows_left")
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """Requests that a run makes of its prompt files."""
+    made: list[Request] = []
+    requests = inbox.requests
+
+    def noting(*given: Any) -> Any:
+        for request in requests(*given):
+            made.append(request)
+            yield request
+
+    monkeypatch.setattr(inbox, "requests", noting)
+    return made
+
+
+def ran(mock: RunningMock, root: Path, *faults: dict[str, Any], **more: Any) -> tuple[Ended, dict[str, Any]]:
+    said: list[Any] = []
+    ended = live(mock, root, faults, watch=said.append, **{"prompts": MANY, **more})
+    return ended, {name: said[-1][name] for name in COUNTED}
+
+
+def remembered(root: Path) -> int:
+    with closing(database.open_for_reading(root / "store")) as connection:
+        if not database.has_table(connection, "finished"):
+            return 0
+        return connection.execute("SELECT count(*) FROM finished").fetchone()[0]
+
+
+def test_a_finished_file_is_not_walked_and_the_counts_are_those_of_a_walk(
+    mock_teacher: Mock, tmp_path: Path, looked_at: list[Request]
+) -> None:
+    mock = mock_teacher()
+    first, _ = ran(mock, tmp_path)
+    assert (first.exit_code, first.billed["requests"], remembered(tmp_path)) == (0, 12, 1)
+    with closing(Journal.open(tmp_path / "store")) as journal, journal.writing() as connection:
+        connection.execute("DELETE FROM finished")
+    looked_at.clear()
+    walked, counts = ran(mock, tmp_path)
+    assert (len(looked_at), walked.billed["requests"], counts["from_cache"]) == (13, 0, 13)
+    looked_at.clear()
+    again, same = ran(mock, tmp_path)
+    assert (len(looked_at), again.exit_code, again.billed["requests"]) == (0, 0, 0)
+    assert same == counts
+    assert look_ahead(tmp_path / "harvest.toml").cached == 13
+    assert Corpus.open(tmp_path / "store").verify() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "asked"),
+    [
+        ({"prompts": (*MANY, "What is 100 + 1?")}, 1),
+        ({"prompts": ("What is 100 + 2?", *MANY[1:])}, 1),
+        ({"sampling": {"temperature": 0.5}}, 12),
+        ({"sampling": {"samples": 2}}, 12),
+        ({"prompt_table": {"system": "Be brief."}}, 12),
+        ({"run": {"epoch": 1}}, 12),
+    ],
+)
+def test_what_changes_is_asked_and_nothing_else(
+    mock_teacher: Mock, tmp_path: Path, change: dict[str, Any], asked: int
+) -> None:
+    mock = mock_teacher()
+    ran(mock, tmp_path)
+    assert ran(mock, tmp_path, **change)[0].billed["requests"] == asked
+    assert ran(mock, tmp_path, **change)[0].billed["requests"] == 0
+    assert ran(mock, tmp_path)[0].billed["requests"] == 0
+
+
+def test_a_purged_key_is_asked_again_and_no_other(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    ran(mock, tmp_path)
+    (key,) = {s.key for s in Corpus.open(tmp_path / "store").samples() if "5 + 10" in str(s.messages)}
+    assert purging.purge_store(tmp_path / "store", key, None) == 1
+    assert remembered(tmp_path) == 0
+    assert ran(mock, tmp_path)[0].billed["requests"] == 1
+    assert (remembered(tmp_path), ran(mock, tmp_path)[0].billed["requests"]) == (1, 0)
+
+
+def test_what_a_repair_gives_up_is_asked_again(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    ran(mock, tmp_path, prompts=MANY[:4])
+    ran(mock, tmp_path)
+    shards = sorted((tmp_path / "store" / "shards").glob("*.parquet"))
+    assert len(shards) == 2
+    shards[0].unlink()
+    _, lines, _ = mending.check(tmp_path / "store", repair=True)
+    assert "4 to be asked again" in lines[0]
+    assert remembered(tmp_path) == 0
+    assert ran(mock, tmp_path)[0].billed["requests"] == 4
+
+
+def test_dead_letters_get_their_chance_and_rejected_ones_are_counted_each_time(
+    mock_teacher: Mock, tmp_path: Path, looked_at: list[Request]
+) -> None:
+    mock = mock_teacher()
+    gone = {"action": "status", "status": 500, "prompt": "What is 5 + 10?"}
+    refused = {"action": "status", "status": 400, "prompt": "What is 7 + 14?"}
+    first, counts = ran(mock, tmp_path, gone, refused)
+    assert (first.exit_code, counts["dead"], remembered(tmp_path)) == (3, 2, 0)
+    second, counts = ran(mock, tmp_path)
+    assert (second.billed["requests"], counts["dead"], remembered(tmp_path)) == (1, 1, 0)
+    third, walked = ran(mock, tmp_path)
+    assert (third.exit_code, walked["dead"], walked["from_cache"], remembered(tmp_path)) == (3, 1, 12, 1)
+    looked_at.clear()
+    fourth, same = ran(mock, tmp_path)
+    assert (fourth.exit_code, len(looked_at), same) == (3, 0, walked)
+
+
+def test_a_changed_row_is_named_and_believed_by_nobody(
+    mock_teacher: Mock, tmp_path: Path, looked_at: list[Request]
+) -> None:
+    mock = mock_teacher()
+    ran(mock, tmp_path)
+    with closing(sqlite3.connect(tmp_path / "store" / "journal.db")) as connection, connection:
+        connection.execute("UPDATE finished SET rows = 14")
+    (found,) = Corpus.open(tmp_path / "store").verify()
+    assert isinstance(found, findings.Finding)
+    assert (found.kind, found.place) == ("changed", "journal.db finished")
+    looked_at.clear()
+    _, counts = ran(mock, tmp_path)
+    assert (len(looked_at), counts["rows_total"]) == (13, 13)
+    assert Corpus.open(tmp_path / "store").verify() == []
+
+
+def test_a_file_that_changes_while_it_is_asked_is_not_finished(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+
+    def grow(_: Any) -> None:
+        with (tmp_path / "p.jsonl").open("a") as file:
+            file.write("\n")
+
+    assert live(mock, tmp_path, prompts=MANY, watch=grow).exit_code == 0
+    assert remembered(tmp_path) == 0
+
+
+def test_what_stays_at_home_may_be_turned_back_and_the_last_word_holds(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher()
+    other = {"id": "b", "prompt": "What is 2 + 2?", "reference": "other"}
+
+    def told(*references: str) -> tuple[int, dict[str, str]]:
+        rows = [{"id": "a", "prompt": "What is 2 + 2?", "reference": one} for one in references]
+        ended, _ = ran(mock, tmp_path, prompts=[*rows, other])
+        found = [(row.prompt_id, row.reference) for row in Corpus.open(tmp_path / "store").samples()]
+        assert (ended.exit_code, len(found)) == (0, 2)
+        return ended.totals.asks, dict(found)
+
+    for word in ("one", "two", "one", "two"):
+        asks, found = told(word)
+        assert found == {"a": word, "b": "other"}
+    assert told("two") == (asks, found)  # known: nothing is written
+    with closing(Journal.open(tmp_path / "store")) as journal, journal.writing() as connection:
+        forget_finished(connection)
+    assert told("two") == (asks, found)  # nor when each row is looked at
+    assert told("two", "three", "four")[1]["a"] == "four"
+    assert told("four", "one")[1]["a"] == "one"
+    assert told("one", "four", "one")[1]["a"] == "one"
+    assert mock.totals()["answers"] == 1
+    assert Corpus.open(tmp_path / "store").verify() == []

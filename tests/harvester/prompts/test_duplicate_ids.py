@@ -1,0 +1,59 @@
+"""Two prompts with one id are told from one prompt given twice, in a few bytes a row."""
+
+from __future__ import annotations
+
+import itertools
+import tracemalloc
+from collections.abc import Iterator
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harvester.prompts.duplicate_ids import Identities, clash
+from harvester.api.types import Prompt
+
+
+def named(rows: list[tuple[str, str]]) -> tuple[str, str] | None:
+    """Places of the two prompts that the error names, None for no error."""
+    prompts = [
+        Prompt(identity, ({"role": "user", "content": text},), file="p", line=line)
+        for line, (identity, text) in enumerate(rows)
+    ]
+    ids = Identities()
+    for prompt in prompts:
+        ids.note(prompt)
+    error = clash(lambda: prompts, ids.repeated())
+    return None if error is None else (error.place, error.message.rpartition("at ")[2])
+
+
+@settings(deadline=None)  # the first example loads a library
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("xyz")), max_size=10))
+def test_a_clash_is_found_exactly_when_one_id_has_two_texts(rows: list[tuple[str, str]]) -> None:
+    pairs = [
+        (f"p:{two}", f"p:{one}")
+        for one, two in itertools.combinations(range(len(rows)), 2)
+        if rows[one][0] == rows[two][0] and rows[one][1] != rows[two][1]
+    ]
+    found = named(rows)
+    assert (found is None) == (not pairs)
+    assert found is None or found in pairs
+
+
+def test_a_file_given_twice_is_held_in_a_few_bytes_a_row() -> None:
+    rows = 3000
+    assert named([("a", "x"), ("a", "x")]) is None  # what is loaded once is no cost of a row
+
+    def twice() -> Iterator[Prompt]:
+        for number in itertools.chain(range(rows), range(rows)):
+            yield Prompt(f"p{number}", ({"role": "user", "content": f"q{number}"},))
+
+    ids = Identities()
+    tracemalloc.start()
+    try:
+        for prompt in twice():
+            ids.note(prompt)
+        assert clash(twice, ids.repeated()) is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak / (2 * rows) < 40

@@ -1,0 +1,324 @@
+"""Canaries: asked on schedule at the same doors, kept out of the corpus; a change is told, and holds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import escape
+
+from harvester.observe.report import prometheus as exposition, report
+from harvester.run import job
+from harvester.store import pauses as holds
+from harvester.observe.canary import MOST_BUILDS, Known, Reply, compare, distance, learn, recollect
+from harvester.store.reader import Corpus
+from harvester.store.journal.journal import Journal
+from harvester.mock_teacher.running import RunningMock
+from harvester.run.prepare import prepare
+from harvester.run.control.client import ask
+from harvester.observe.rounds import read_rounds
+from harvester.observe.status import status, status_lines
+from tests.faults import bench
+
+words = st.lists(st.sampled_from("abcdef"), max_size=12).map(" ".join)
+
+
+@given(words, words)
+def test_distance_is_a_share(before: str, after: str):
+    found = distance(before, after)
+    assert 0.0 <= found <= 1.0
+    assert found == distance(after, before)
+    assert distance(before, before) == 0.0
+    assert (found == 1.0) == (before != after and not set(before.split()) & set(after.split()))
+
+
+def test_distance_by_known_answers():
+    assert distance("a b  c\nd", "a b c d") == 0.0
+    assert distance("a b c d", "a b c e") == 1 - 2 * 5 / 14
+    assert distance("a b", "b a") == 1 - 2 * 2 / 6
+    assert distance("a b", "") == 1.0
+    assert distance("", "") == 0.0
+
+
+def reply(text: str = "one two", model: str = "m", fingerprint: str = "f") -> Reply:
+    return Reply(text, model, fingerprint)
+
+
+def test_what_counts_as_a_change():
+    first = {"a": reply(), "b": reply("three four")}
+    before = learn({}, first, changed=False)
+    assert compare(before, first, 0.5).changes == []
+    assert compare({}, first, 0.0).changes == []
+    assert compare(before, {"a": reply(model="n"), "b": reply("three four")}, 0.5).changes == [
+        "model 'm' -> 'n'"
+    ]
+    assert compare(before, {"a": reply(fingerprint="g")}, 0.5).changes == ["fingerprint 'f' -> 'g'"]
+    assert compare(before, {"a": reply("six seven")}, 0.5).changes == [
+        "answers differ by 100%, tolerance 50%"
+    ]
+    half = compare(before, {"a": reply("one six"), "b": reply("three four")}, 0.5)
+    assert (half.distance, half.changes, half.furthest) == (pytest.approx(1 / 3), [], "a")
+
+
+@given(st.lists(st.fixed_dictionaries({}, optional={name: st.integers(0, 4) for name in "ab"}), max_size=12))
+def test_a_teacher_of_several_builds_is_told_once_for_each(rounds: list[dict[str, int]]):
+    known: Known = {}
+    heard: dict[str, set[int]] = {"a": set(), "b": set()}
+    answers, changed = [], set()
+    for number, builds in enumerate(rounds, 1):
+        replies = {name: reply(f"{name} {build}", fingerprint=str(build)) for name, build in builds.items()}
+        common = [one for one in builds if heard[one]]
+        fresh = {builds[one] for one in common} - heard["a"] - heard["b"]
+        finding = compare(known, replies, 1.0)
+        assert bool(finding.changes) == bool(fresh)
+        if fresh:
+            changed.add(number)
+        known = learn(known, replies, changed=bool(finding.changes))
+        for one in builds:
+            heard[one].add(builds[one])
+        assert compare(known, replies, 0.0).changes == [], "each build is known by its own words now"
+        answers += [(number, name, one) for name, one in replies.items()]
+    assert recollect(reversed(answers), changed) == known
+
+
+def test_answers_that_change_under_one_name_are_told_once_and_then_known():
+    known = learn({}, {"a": reply("one"), "b": reply("two")}, changed=False)
+    moved = {"a": reply("six"), "b": reply("seven")}
+    assert compare(known, moved, 0.5).changes == ["answers differ by 100%, tolerance 50%"]
+    known = learn(known, moved, changed=True)
+    assert compare(known, moved, 0.0).changes == []
+    for number in range(3 * MOST_BUILDS):
+        known = learn(known, {"a": reply("x", fingerprint=str(number))}, changed=True)
+    assert len(known["a"]) == MOST_BUILDS
+
+
+def folder(root: Path, mock: RunningMock, rows: int, **canary_table: Any) -> Path:
+    prompts = [json.dumps({"prompt": f"What is {n} + 5?"}) + "\n" for n in range(rows)]
+    (root / "p.jsonl").write_text("".join(prompts), encoding="utf-8")
+    (root / "canaries").mkdir()
+    lines = [json.dumps({"prompt": f"Write w{n}x backwards."}) + "\n" for n in range(4)]
+    (root / "canaries" / "c.jsonl").write_text("".join(lines), encoding="utf-8")
+    tables: dict[str, Mapping[str, Any]] = {
+        "teacher": {"base_url": mock.base_url, "model": "mock-teacher", "terms": "mock-teacher",
+                    "limits": {"max_concurrency": 2}},
+        "prompts": {"files": ["p.jsonl"]},
+        "sampling": {"max_tokens": 64, "temperature": 0.7},
+        "canary": {"prompts": "canaries/*.jsonl", "every_s": 0.4, **canary_table},
+    }  # fmt: skip
+    path = root / "harvest.toml"
+    path.write_text("".join(bench.toml(name, table) for name, table in tables.items()), encoding="utf-8")
+    return path
+
+
+def live(path: Path, on_told: Callable[[Mapping[str, Any]], None] = lambda _: None) -> Any:
+    return asyncio.run(job.run(prepare(path), on_told))
+
+
+def test_a_steady_teacher_is_asked_again_and_kept_apart(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.05)
+    path = folder(tmp_path, mock, 60)
+    summary = live(path)
+    assert (summary.exit_code, summary.answers_stored) == (0, 60)
+    rounds = read_rounds(tmp_path / "store")
+    assert len(rounds) >= 2
+    assert all((one["asked"], one["answered"], one["changes"]) == (4, 4, []) for one in rounds)
+    assert [one["distance"] for one in rounds] == [None] + [0.0] * (len(rounds) - 1)
+    asked = list(Corpus.open(tmp_path / "store" / "canary").samples())
+    assert len(asked) == 4 * len(rounds)
+    assert {sample.purpose for sample in asked} == {"eval"}
+    assert json.loads(asked[0].request_json)["temperature"] == 0.0
+    assert Corpus.open(tmp_path / "store").count() == 60
+    assert mock.totals()["answers"] == 60 + len(asked)
+    with Journal.open(tmp_path / "store" / "canary", read_only=True) as journal:
+        assert journal.dangling() == []
+        assert journal.totals().cost_microusd == sum(sample.cost_microusd for sample in asked)
+    with (tmp_path / "p.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"prompt": f"What is {n} + 6?"}) + "\n" for n in range(10))
+    live(path)
+    again = read_rounds(tmp_path / "store")
+    assert [one["round"] for one in again] == list(range(1, len(again) + 1))
+    assert [one["distance"] for one in again[len(rounds) :]] == [0.0] * (len(again) - len(rounds))
+    assert len(again) > len(rounds)
+
+
+CHANGES = [
+    ({"action": "patch", "value": {"model": "mock-teacher-2"}}, "model 'mock-teacher' -> 'mock-teacher-2'"),
+    ({"action": "patch", "value": {"system_fingerprint": "fp_b"}}, "'fp_b'"),
+    ({"action": "content", "value": "something else altogether, in many more words"}, "answers differ by"),
+]
+
+
+def test_every_kind_of_change_is_recorded_and_shown_once(tmp_path: Path, mock_teacher):
+    for number, (rule, said) in enumerate(CHANGES):
+        root = tmp_path / str(number)
+        root.mkdir()
+        mock = mock_teacher(latency_s=0.05)
+        path = folder(root, mock, 40)
+        news: list[Mapping[str, Any]] = []
+
+        def change(
+            told: Mapping[str, Any], mock: RunningMock = mock, rule: Any = rule, news: Any = news
+        ) -> None:
+            if told["canary"].get("rounds") and not news:
+                mock.set_faults([{**rule, "prompt": "backwards"}])
+            if told["canary"].get("rounds"):
+                news.append(told)
+
+        assert live(path, change).exit_code == 0
+        rounds = read_rounds(root / "store")
+        changed = [one for one in rounds if one["changes"]]
+        assert len(changed) == 1, rounds
+        assert said in "; ".join(changed[0]["changes"])
+        assert news[-1]["canary"]["changes"] == 1
+        assert said in news[-1]["canary"]["said"]
+        assert any(said in complaint for complaint in news[-1]["complaints"])
+        assert said in "\n".join(status_lines(status(root / "store")))
+        assert "harvester_canary_changes 1\n" in exposition.exposed(root / "store")
+        page = report.write_report(root / "store", root / "report.html").read_text(encoding="utf-8")
+        assert str(escape(said)) in page
+
+
+def test_a_change_holds_the_run_when_asked_to_until_the_operator_resumes(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.05)
+    path = folder(tmp_path, mock, 60, pause=True)
+    seen: dict[str, Any] = {"changed": False, "held": 0}
+
+    def act(told: Mapping[str, Any]) -> None:
+        if told["canary"].get("rounds") and not seen["changed"]:
+            seen["changed"] = True
+            mock.set_faults([{"action": "patch", "value": {"model": "mock-teacher-2"}}])
+        if told["state"] == "on hold" and told["in_flight"] == 0:
+            seen["held"] += 1
+            assert seen["held"] < 100, "it was never resumed"
+            seen.setdefault("stored", told["answers_stored"])
+            seen["why"] = told["waiting"]
+            if seen["held"] == 3:
+                assert told["answers_stored"] == seen["stored"]
+                asyncio.get_running_loop().run_in_executor(None, ask, tmp_path / "store", "resume")
+
+    summary = live(path, act)
+    assert seen["held"] >= 3
+    assert "the teacher changed (model 'mock-teacher' -> 'mock-teacher-2')" in seen["why"]
+    assert seen["stored"] < 60
+    assert (summary.exit_code, summary.answers_stored) == (0, 60)
+
+
+def test_a_hold_for_a_changed_teacher_outlives_the_process_until_resume(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.05)
+    path = folder(tmp_path, mock, 400, pause=True, every_s=0.1)
+    store = tmp_path / "store"
+
+    def change_and_stop(told: Mapping[str, Any]) -> None:
+        if told["canary"].get("rounds") == 1:
+            mock.set_faults([{"action": "patch", "value": {"model": "mock-teacher-2"}}])
+        if told["state"] == "on hold" and told["in_flight"] == 0:
+            asyncio.get_running_loop().run_in_executor(None, ask, store, "stop")
+
+    assert live(path, change_and_stop).exit_code == 10
+    assert "the teacher changed" in status(store)["holds"]["drift"]
+    told: list[Mapping[str, Any]] = []
+
+    def stop_again(now: Mapping[str, Any]) -> None:
+        told.append(now)
+        if len(told) == 4:
+            asyncio.get_running_loop().run_in_executor(None, ask, store, "stop")
+
+    sent = mock.totals()["requests"]
+    assert live(path, stop_again).exit_code == 10
+    assert mock.totals()["requests"] == sent
+    held = [one for one in told if one["state"] == "on hold"]
+    assert len(held) >= 2
+    assert "the teacher changed (model 'mock-teacher' -> 'mock-teacher-2') (20" in held[0]["waiting"]
+    assert held[-1]["canary"]["changes"] == 1
+    assert held[-1]["canary"]["said"] == "model 'mock-teacher' -> 'mock-teacher-2'"
+    assert set(holds.resume_next(store)) == {"drift"}
+    assert holds.resume_next(store) == {}
+
+    def stop_at_work(now: Mapping[str, Any]) -> None:
+        assert now["state"] != "on hold"
+        if now["answers_stored"]:
+            asyncio.get_running_loop().run_in_executor(None, ask, store, "stop")
+
+    assert live(path, stop_at_work).answers_stored > 0
+
+
+def test_a_round_that_can_not_be_asked_is_told_and_the_next_one_is(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.05)
+    path = folder(tmp_path, mock, 400, every_s=0.1)
+    store, canaries = tmp_path / "store", tmp_path / "canaries"
+    seen: list[list[str]] = []
+
+    def watch(told: Mapping[str, Any]) -> None:
+        if told["canary"].get("missed") and not canaries.exists():
+            seen.append(status_lines(told))
+            (tmp_path / "away").rename(canaries)
+        elif seen and not told["canary"].get("missed"):
+            asyncio.get_running_loop().run_in_executor(None, ask, store, "stop")
+        elif told["canary"].get("rounds") and not seen and canaries.exists():
+            canaries.rename(tmp_path / "away")
+
+    assert live(path, watch).exit_code == 10
+    assert any("the last round failed, the next one tries again" in line for line in seen[0])
+    assert any(line.startswith("complaint ") and "canaries" in line for line in seen[0])
+    assert len(read_rounds(store)) >= 2
+    found = status(store)
+    assert "missed" not in found["canary"]
+    assert len(found["complaints"]) == 1
+
+
+def test_what_canaries_cost_is_shown_beside_the_rows(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.02)
+    path = folder(tmp_path, mock, 20)
+    path.write_text(path.read_text() + "[teacher.price]\ninput = 1000.0\noutput = 2000.0\n")
+    told: list[Mapping[str, Any]] = []
+    summary = live(path, told.append)
+    store = tmp_path / "store"
+    with Journal.open(store / "canary", read_only=True) as journal:
+        spent = journal.totals().cost_microusd
+    found = status(store)
+    assert spent == summary.canary_microusd == found["canary"]["cost_microusd"] > 0
+    assert found["canary_microusd_ever"] == spent
+    assert found["budget"]["microusd_spent"] == summary.cost_microusd + spent
+    assert f" and ${spent / 1e6:.4f} for canaries" in summary.lines()[0]
+    said = "\n".join(status_lines(found))
+    assert f"this run and ${spent / 1e6:.4f} for canaries" in said
+    assert f"{mock.totals()['answers'] - 20} answers billed for ${spent / 1e6:.4f} beside the rows" in said
+    assert f"harvester_canary_cost_dollars_total {spent / 1e6}\n" in exposition.exposed(store)
+    likely = [one["cost_projected_microusd"]["likely"] for one in told if one["cost_projected_microusd"]]
+    assert likely[-1] == pytest.approx(summary.cost_microusd + spent, abs=1)
+
+
+def test_a_canary_that_is_refused_for_good_is_asked_no_more_and_that_is_shown(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.05, faults=[{"action": "status", "status": 401, "prompt": "backwards"}])
+    live(folder(tmp_path, mock, 20, every_s=0.05))
+    assert sum(mock.fired().values()) <= 4
+    said = "\n".join(status_lines(status(tmp_path / "store")))
+    assert "canaries  stopped: " in said
+    assert "as before" not in said
+
+
+def test_a_failing_canary_disturbs_nobody(tmp_path: Path, mock_teacher):
+    mock = mock_teacher(latency_s=0.02, faults=[{"action": "status", "status": 400, "prompt": "w1x"}])
+    summary = live(folder(tmp_path, mock, 20))
+    assert (summary.exit_code, summary.answers_stored) == (0, 20)
+    assert read_rounds(tmp_path / "store")[0]["answered"] == 3
+
+
+def test_too_many_and_unreadable_canaries_are_refused_before_anything_is_sent(tmp_path: Path, mock_teacher):
+    mock = mock_teacher()
+    path = folder(tmp_path, mock, 1)
+    (tmp_path / "canaries" / "c.jsonl").write_text('{"prompt": "x"}\n' * 51)
+    exit_code, said = bench.run(path)
+    assert exit_code == 2
+    assert "51 canaries" in said
+    (tmp_path / "canaries" / "c.jsonl").write_text('{"prompt": 3}\n')
+    exit_code, said = bench.run(path)
+    assert exit_code == 2
+    assert "c.jsonl:1" in said
+    assert mock.totals()["answers"] == 0

@@ -1,0 +1,119 @@
+"""The aides of a run: terms that can't be read are told, asked again, and mean no; none spoils the ending."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester.run import job, schedule_watch as shift, terms_watch as warden
+from harvester.run.control import client as remote
+from harvester.store.maintain import seal_task as sealing
+from harvester.errors import StoreError
+from harvester.run.heartbeat import Watch
+from harvester.observe.status import read_status
+from tests.faults import bench
+
+MANY = tuple(f"What is {n} + 21?" for n in range(400))
+SLOW = {"limits": {"max_concurrency": 2}}
+
+
+@pytest.fixture
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("ASK_EVERY_S", 0.15), ("ASK_AGAIN_S", 0.05), ("LISTEN_EVERY_S", 0.05)):
+        monkeypatch.setattr(warden, name, seconds)
+
+
+def tearing(path: Path) -> Watch:
+    """A watcher that leaves a torn file here as soon as there is an answer."""
+
+    def watch(told: Mapping[str, Any]) -> None:
+        if told["answers_stored"]:
+            path.write_text("bad = = ")
+
+    return watch
+
+
+@pytest.mark.usefixtures("_often")
+def test_terms_that_can_not_be_read_are_told_and_asked_again(tmp_path: Path, mock_teacher, monkeypatch):
+    monkeypatch.setattr(warden, "MOST_LOOKS", 10_000)
+    torn = tmp_path / "terms" / "x.toml"
+    torn.parent.mkdir()
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        job, "ask_again", lambda *args, ask=job.ask_again: (asked.append(torn.exists()), ask(*args))
+    )
+
+    def watch(told: Mapping[str, Any]) -> None:
+        if told["answers_stored"] and not asked.count(True):
+            torn.write_text("bad = = ")
+        elif told["complaints"] and torn.exists():
+            torn.unlink()
+        elif told["complaints"] and not asked[-1]:  # asked again
+            asyncio.get_running_loop().run_in_executor(None, remote.ask, tmp_path / "store", "stop")
+
+    ended = bench.live(mock_teacher(latency_s=0.03), tmp_path, prompts=MANY, teacher=SLOW, watch=watch)
+    assert ended.exit_code == 10
+    told = read_status(ended.store)
+    assert (told["state"], len(told["complaints"])) == ("stopped", 1)
+    assert str(torn) in told["complaints"][0]
+    assert list((ended.store / "shards").glob("*.parquet"))
+
+
+@pytest.mark.usefixtures("_often")
+def test_terms_that_stay_unreadable_end_the_run_by_name(tmp_path: Path, mock_teacher):
+    torn = tmp_path / "permissions" / "x.toml"
+    torn.parent.mkdir()
+
+    ended = bench.live(
+        mock_teacher(latency_s=0.03), tmp_path, prompts=MANY, teacher=SLOW, watch=tearing(torn)
+    )
+    assert ended.exit_code == 77
+    assert str(torn) in ended.said
+    assert 0 < ended.totals.answers < 400
+    assert read_status(ended.store)["state"] == warden.TERMS
+    assert not list((ended.store / "shards").glob("*.parquet"))
+
+
+def test_terms_that_can_not_be_read_at_the_end_leave_the_answers_unsealed(tmp_path: Path, mock_teacher):
+    torn = tmp_path / "terms" / "x.toml"
+    torn.parent.mkdir()
+
+    ended = bench.live(mock_teacher(), tmp_path, watch=tearing(torn))
+    assert (ended.exit_code, ended.totals.answers) == (77, 3)
+    assert str(torn) in ended.said
+    assert not list((ended.store / "shards").glob("*.parquet"))
+    torn.unlink()
+    assert bench.run(tmp_path / "harvest.toml")[0] == 0
+    assert list((ended.store / "shards").glob("*.parquet"))
+
+
+def test_an_aide_that_dies_is_told_at_once_and_spoils_no_ending(tmp_path: Path, mock_teacher, monkeypatch):
+    async def die(*_: Any, **__: Any) -> None:
+        raise ValueError("a fault of ours")
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise StoreError("no room", place="shards")
+
+    monkeypatch.setattr(shift, "keep", die)
+    monkeypatch.setattr(sealing, "seal_along", fail)
+    seen: list[Mapping[str, Any]] = []
+    mock = mock_teacher(latency_s=0.3)
+    ended = bench.live(mock, tmp_path, watch=seen.append)
+    assert (ended.exit_code, ended.totals.answers) == (0, 3)
+    told = ["hours: stopped by a fault of ours", "sealing: stopped by shards: no room"]
+    assert any(sorted(one["complaints"]) == told and one["state"] == "running" for one in seen)
+    assert read_status(ended.store)["state"] == "complete"
+
+
+def test_without_a_warden_the_answer_is_no(tmp_path: Path, mock_teacher, monkeypatch):
+    async def die(*_: Any) -> None:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(warden, "keep", die)
+    ended = bench.live(mock_teacher(latency_s=0.1), tmp_path, prompts=MANY, teacher=SLOW)
+    assert (ended.exit_code, ended.totals.answers < 400) == (77, True)
+    assert "the terms can't be asked: terms: stopped by a fault of ours" in ended.said

@@ -1,0 +1,331 @@
+"""Plain readers of `shards/`, at any time: no exception, no torn file, no row twice, no row gone again."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import itertools
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from harvester.store.shards import compact as compaction, swap as exchange, rewrite as rewriting
+from harvester.store.reader import Corpus
+from harvester.errors import StoreError, StoreLocked
+from harvester.store.shards.swap import Watch
+from harvester.store.journal.journal import Journal
+from harvester.store.shards.manifest import manifest_of
+from harvester.mock_teacher.running import RunningMock
+from harvester.store.maintain.purge import purge_store
+from harvester.store.shards.schema import SCHEMA
+from harvester.store.shards.seal import seal
+from tests.harvester.lives import Lives, quick_folder, write_config
+from tests.harvester.store_rows import fill, key_of, open_store
+
+MIB = 1024 * 1024
+
+
+def by_arrow(folder: Path) -> list[str]:
+    return pq.read_table(folder, columns=["key"])["key"].to_pylist()
+
+
+def by_duckdb(folder: Path) -> list[str]:
+    duckdb = pytest.importorskip("duckdb", reason="a reader that is not installed here")
+    with duckdb.connect() as connection:
+        found = connection.sql(f"SELECT key FROM read_parquet('{folder}/*.parquet')").fetchall()
+    return [key for (key,) in found]
+
+
+def by_polars(folder: Path) -> list[str]:
+    polars = pytest.importorskip("polars", reason="a reader that is not installed here")
+    return polars.scan_parquet(f"{folder}/*.parquet").select("key").collect()["key"].to_list()
+
+
+def by_pandas(folder: Path) -> list[str]:
+    pandas = pytest.importorskip("pandas", reason="a reader that is not installed here")
+    return pandas.read_parquet(folder, columns=["key"])["key"].tolist()
+
+
+def file_by_file(folder: Path) -> list[str]:
+    """As `datasets` reads: the names first, then one file after the other."""
+    keys: list[str] = []
+    for path in sorted(folder.glob("*.parquet")):
+        with path.open("rb") as handle:
+            for batch in pq.ParquetFile(handle).iter_batches():
+                keys += batch.column("key").to_pylist()
+    return keys
+
+
+READERS = [by_arrow, by_duckdb, by_polars, by_pandas, file_by_file]
+
+
+class Looker(threading.Thread):
+    """Reads the folder with one reader after the other, pausing now and then, until told to end."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._rng = random.Random(4)
+        self.ended = threading.Event()
+        self.seen: set[str] = set()
+        self.rounds = 0
+        self.trouble: list[str] = []
+        self.readers = [reader for reader in READERS if is_there(reader)]
+
+    def run(self) -> None:
+        for reader in itertools.cycle(self.readers):
+            if self.ended.wait(self._rng.choice((0, 0, 0.01, 0.5))) or self.trouble:
+                return
+            if any(self._folder.glob("*.parquet")):
+                self._look(reader)
+
+    def _look(self, reader: Callable[[Path], list[str]]) -> None:
+        try:
+            keys = reader(self._folder)
+        except Exception as error:
+            self.trouble.append(f"{reader.__name__}: {error!r}")
+            return
+        if len(keys) != len(set(keys)):
+            self.trouble.append(f"{reader.__name__}: rows twice")
+        if not self.seen <= set(keys):
+            self.trouble.append(f"{reader.__name__}: {len(self.seen - set(keys))} rows gone")
+        self.seen |= set(keys)
+        self.rounds += 1
+
+
+def is_there(reader: Callable[[Path], list[str]]) -> bool:
+    name = reader.__name__.removeprefix("by_")
+    return reader in {by_arrow, file_by_file} or importlib.util.find_spec(name) is not None
+
+
+def test_readers_beside_kills_sealing_and_merging_see_a_growing_set(
+    mock_teacher: Callable[..., RunningMock],
+) -> None:
+    mock = mock_teacher(latency_s=0.02)
+    with quick_folder() as folder:
+        config = write_config(folder, mock.base_url, 2000)
+        store = folder / "store"
+        looker = Looker(store / "shards")
+        rng = random.Random(7)
+        killed = 0
+        with Lives(config, quiet_s=0.2) as lives:
+            looker.start()
+            points = itertools.cycle(
+                ("-", "shards.after_rename:2", "compaction.before_commit:1", "compaction.after_exchange:1")
+            )
+            while killed < 4 or looker.rounds <= 20:  # on a busy machine a reader needs more of them
+                status, _ = lives.live(rng.uniform(0.5, 1.2), next(points))
+                if status == 0:
+                    break
+                killed += 1
+            status, _ = lives.live(120)
+        looker.ended.set()
+        looker.join()
+        assert status == 0
+        assert looker.trouble == []
+        assert killed >= 2
+        assert looker.rounds > 20
+        with Journal.open(store, read_only=True) as journal:
+            sealed, files = journal.next_shard() - 1, len(manifest_of(journal))
+        assert files < sealed  # some were merged away beside the readers
+        assert Corpus.open(store).verify() == []
+        for reader in looker.readers:
+            assert len(reader(store / "shards")) == 2000
+
+
+def make(store: Path, parts: int = 4, rows: int = 20) -> None:
+    with open_store(store) as journal:
+        for part in range(parts):
+            fill(journal, range(part * rows, (part + 1) * rows))
+            seal(journal, store, target_bytes=MIB, everything=True)
+
+
+def files(store: Path) -> list[str]:
+    return sorted(path.name for path in (store / "shards").glob("*.parquet"))
+
+
+def steps_of(journal: Journal, store: Path, watch: Watch):
+    return compaction.compact_steps(journal, store, target_bytes=MIB, is_quiet=watch.is_quiet)
+
+
+def test_a_merge_waits_for_readers_of_both_kinds_and_leaves_nothing_behind(tmp_path):
+    make(tmp_path)
+    before = files(tmp_path)
+    with Journal.open(tmp_path) as journal:
+        watch = Watch(tmp_path / "shards")
+        steps = steps_of(journal, tmp_path, watch)
+        while next(steps) is not rewriting.READY:
+            pass
+        watch.close()
+        watch = Watch(tmp_path / "shards")
+        steps = steps_of(journal, tmp_path, watch)
+        while next(steps) is not rewriting.READY:
+            watch.is_quiet()  # our own reading
+        assert watch.is_quiet() or watch.is_quiet()
+        by_arrow(tmp_path / "shards")  # a plain reader passes
+        assert next(steps, "end") == "end"
+        assert files(tmp_path) == before
+        reader = Corpus.open(tmp_path).samples(["key"])  # one of ours stays
+        first = next(reader).key
+        assert list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB)) != []
+        assert files(tmp_path) == before
+        assert len({first, *(sample.key for sample in reader)}) == 80
+        list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+        watch.close()
+    assert len(files(tmp_path)) == 1
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".shards")) == []
+    assert sorted(by_arrow(tmp_path / "shards")) == sorted(key_of(n).hex() for n in range(80))
+
+
+@pytest.mark.parametrize("cut", range(4))
+def test_an_exchange_without_the_kernels_help_survives_being_cut_anywhere(tmp_path, monkeypatch, cut):
+    monkeypatch.setattr(exchange, "_renamed_at_once", lambda one, other: False)
+    make(tmp_path)
+    rename, renames = Path.rename, 0
+
+    def cutting(self: Path, target: Path) -> Path:
+        nonlocal renames
+        if self.name in {"shards", exchange.STAGED, exchange.ASIDE}:
+            if renames == cut:
+                raise OSError(5, "cut")
+            renames += 1
+        return rename(self, target)
+
+    with Journal.open(tmp_path) as journal, monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", cutting)
+        with pytest.raises(StoreError, match="disk refused") if cut < 3 else nullcontext():
+            list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+    assert renames == cut
+    with Journal.open(tmp_path) as journal:
+        list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+    assert len(files(tmp_path)) == 1
+    assert sorted(by_arrow(tmp_path / "shards")) == sorted(key_of(n).hex() for n in range(80))
+    assert Corpus.open(tmp_path).verify() == []
+
+
+# --- without our code -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_corpus_loads_without_our_code(tmp_path, reader):
+    make(tmp_path)
+    assert sorted(reader(tmp_path / "shards")) == sorted(key_of(n).hex() for n in range(80))
+
+
+def test_datasets_loads_every_column_of_a_corpus(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    datasets = pytest.importorskip("datasets", reason="a reader that is not installed here")
+    make(tmp_path / "store")
+    rows = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "store/shards/*.parquet"), split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert rows.column_names == SCHEMA.names
+    assert rows.num_rows == 80
+    assert {row["completion"] for row in rows} == {str(n + 1) for n in range(80)}
+    assert rows[0]["messages"][-1]["content"].startswith("What is")
+
+
+def test_reading_is_never_refused_for_long(tmp_path):
+    """A reader that comes while an exchange is under way waits for its end and sees what came of it."""
+    make(tmp_path)
+    found: list[int] = []
+    reader = threading.Thread(target=lambda: found.append(len(list(Corpus.open(tmp_path).samples(["key"])))))
+    with exchange.alone(tmp_path / "shards") as free:
+        assert free
+        reader.start()
+        time.sleep(0.05)
+        assert found == []
+    reader.join(20)
+    assert found == [80]
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a reader that comes now has to wait."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def test_no_reader_of_ours_comes_between_the_question_and_the_commit(tmp_path, monkeypatch):
+    make(tmp_path)
+    seen: dict[str, bool] = {}
+    monkeypatch.setattr(rewriting, "reach", lambda name: seen.update({name: is_held(tmp_path / "shards")}))
+    with Journal.open(tmp_path) as journal:
+        list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+    assert seen == {
+        "compaction.before_exchange": False, "compaction.after_exchange": True,
+        "compaction.before_commit": True, "compaction.after_commit": True,
+    }  # fmt: skip
+    assert not is_held(tmp_path / "shards")
+
+
+def test_a_purge_waits_for_a_reader_and_gives_up_with_a_word(tmp_path, monkeypatch):
+    make(tmp_path)
+    monkeypatch.setattr(rewriting, "PATIENCE_S", 0.0)
+    reader = Corpus.open(tmp_path).samples(["key"])
+    next(reader)
+    with pytest.raises(StoreLocked, match="reading these shards") as caught:
+        purge_store(tmp_path, key_of(3).hex(), None)
+    assert caught.value.exit_code == 75
+    assert sum(1 for _ in reader) == 79  # and it read on to its end
+    reader = Corpus.open(tmp_path).samples(["key"])
+    next(reader)
+    monkeypatch.setattr(rewriting, "PATIENCE_S", 20.0)
+    monkeypatch.setattr(exchange.time, "sleep", lambda _: reader.close())
+    assert purge_store(tmp_path, key_of(3).hex(), None) == 1
+    assert reader.gi_frame is None  # it was there when the purge came
+    assert len(by_arrow(tmp_path / "shards")) == 79
+
+
+def test_what_a_kill_left_of_a_merge_stays_for_the_reader_that_looks_there(tmp_path, monkeypatch):
+    make(tmp_path)
+
+    def die(name: str) -> None:
+        if name == "compaction.after_exchange":
+            raise OSError(5, "cut")
+
+    with Journal.open(tmp_path) as journal:
+        with monkeypatch.context() as patch:
+            patch.setattr(rewriting, "reach", die)
+            with pytest.raises(OSError, match="cut"):
+                list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+        reader = Corpus.open(tmp_path).samples(["key"])
+        first = next(reader).key
+        rewriting.tidy(journal, tmp_path)
+        assert len(manifest_of(journal)) == 1
+        assert len({first, *(sample.key for sample in reader)}) == 80
+        rewriting.tidy(journal, tmp_path)
+    assert not (tmp_path / exchange.STAGED).exists()
+    assert len({sample.key for sample in Corpus.open(tmp_path).samples(["key"])}) == 80
+
+
+def test_a_merge_keeps_the_folders_mode_and_whatever_else_lies_in_it(tmp_path):
+    make(tmp_path)
+    folder = tmp_path / "shards"
+    folder.chmod(0o750)
+    (folder / ".notes").write_text("mine")
+    (folder / "README").symlink_to("nowhere")
+    (folder / ".git" / "x").mkdir(parents=True)
+    (folder / ".part-00000009.tmp").write_text("half a shard")
+    with Journal.open(tmp_path) as journal:
+        list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+    names = {path.name for path in folder.iterdir()}
+    assert len(files(tmp_path)) == 1
+    assert names == {".notes", "README", ".git", *files(tmp_path)}
+    assert (folder / ".notes").read_text() == "mine"
+    assert (folder / ".git" / "x").is_dir()
+    assert folder.stat().st_mode & 0o777 == 0o750

@@ -1,0 +1,436 @@
+"""Repair asks again only for what is gone; purge leaves no trace; merging changes files and nothing else."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from harvester.store.maintain import repair as mending, purge as purging
+from harvester.store.shards import compact as compaction, recover_rows as proof
+from harvester.store.reader import Corpus
+from harvester.errors import ConfigError, HarvesterError, StoreCorrupt, StoreLocked
+from harvester.export.export import export
+from harvester.store.journal.journal import Journal
+from harvester.store.journal.lock import StoreLock
+from harvester.store.journal.records import Answer, Ask, Dead, Failure
+from harvester.store.shards.schema import SCHEMA
+from harvester.store.shards.parquet_file import writer_of
+from harvester.store.shards.seal import ROWS_PER_GROUP, seal
+from harvester.observe.status import status, status_lines
+from tests.harvester import store_rows
+from tests.harvester.store_rows import (
+    AT,
+    answer,
+    fill,
+    intent,
+    key_of,
+    open_store,
+    prompt_of,
+    raw_of,
+    run_record,
+)
+
+MIB = 1024 * 1024
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def sealed(store: Path) -> list[Path]:
+    return sorted((store / "shards").glob("*.parquet"))
+
+
+def make(store: Path, parts: int = 4, rows: int = 20) -> None:
+    with open_store(store) as journal:
+        for part in range(parts):
+            fill(journal, range(part * rows, (part + 1) * rows))
+            seal(journal, store, target_bytes=MIB, everything=True)
+
+
+def rows_of(store: Path) -> dict[str, object]:
+    samples = list(Corpus.open(store).samples())
+    assert len(samples) == len({(s.key, s.prompt_id) for s in samples})
+    return {s.key: s for s in samples}
+
+
+def compacted(store: Path, target_bytes: int = MIB) -> None:
+    with Journal.open(store) as journal:
+        for _ in compaction.compact_steps(journal, store, target_bytes=target_bytes):
+            pass
+
+
+def test_small_shards_become_one_with_the_same_rows_and_the_same_bytes_twice(tmp_path):
+    digests = set()
+    for name in ("a", "b"):
+        store = tmp_path / name
+        make(store)
+        before = rows_of(store)
+        compacted(store)
+        (one,) = sealed(store)
+        digests.add(one.name)
+        assert rows_of(store) == before
+        assert Corpus.open(store).verify() == []
+        with Journal.open(store) as journal:
+            assert set(journal.held([key_of(n) for n in range(90)])) == {key_of(n) for n in range(80)}
+    assert len(digests) == 1
+
+
+def test_shards_of_different_terms_and_large_ones_are_left_alone(tmp_path):
+    make(tmp_path, parts=1)
+    with open_store(tmp_path, run_id="run-2", purpose="eval") as journal:
+        fill(journal, range(100, 120))
+        seal(journal, tmp_path, target_bytes=MIB, everything=True)
+    names = [path.name for path in sealed(tmp_path)]
+    compacted(tmp_path)
+    compacted(tmp_path, target_bytes=100)
+    assert [path.name for path in sealed(tmp_path)] == names
+
+
+@pytest.mark.parametrize(
+    "point", ["compaction.before_exchange", "compaction.after_exchange", "compaction.before_commit",
+              "compaction.after_commit"],
+)  # fmt: skip
+def test_a_kill_while_merging_loses_and_doubles_nothing(tmp_path, point):
+    make(tmp_path)
+    before = rows_of(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from harvester import compaction\n"
+        "from harvester.journal import Journal\n"
+        "store = Path(sys.argv[1]); journal = Journal.open(store)\n"
+        "list(compaction.compact_steps(journal, store, target_bytes=1 << 20))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env={"HARVESTER_FAILPOINT": point}
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert rows_of(tmp_path) == before
+    plain = pq.read_table(tmp_path / "shards")["key"].to_pylist()
+    assert sorted(plain) == sorted(before)
+    assert Corpus.open(tmp_path).verify() == []
+    compacted(tmp_path)
+    assert rows_of(tmp_path) == before
+    assert len(sealed(tmp_path)) == 1
+    assert Corpus.open(tmp_path).verify() == []
+    assert pq.read_table(tmp_path / "shards").num_rows == 80
+
+
+def test_answers_arrive_while_a_shard_is_written_in_slices(tmp_path):
+    from harvester.store.shards.seal import seal_steps
+
+    with open_store(tmp_path) as journal:
+        fill(journal, range(1000))
+        steps = seal_steps(journal, tmp_path, target_bytes=MIB, everything=True)
+        slices = 0
+        while next(steps, "end") is None:
+            fill(journal, range(2000 + 2 * slices, 2002 + 2 * slices))
+            slices += 1
+        assert slices >= 4
+        seal(journal, tmp_path, target_bytes=MIB, everything=True)
+    assert len(rows_of(tmp_path)) == 1000 + 2 * slices
+    assert Corpus.open(tmp_path).verify() == []
+
+
+# --- purge --------------------------------------------------------------------------------------------
+
+
+def traces(store: Path, text: bytes) -> list[str]:
+    return [path.name for path in store.rglob("*") if path.is_file() and text in path.read_bytes()]
+
+
+def test_a_purged_key_leaves_journal_shards_corpus_and_every_byte(tmp_path):
+    secret = "my-name-is-nobody"
+    with open_store(tmp_path) as journal:
+        prompt = prompt_of(3, metadata={"who": secret})
+        body = {**answer(3).body, "messages": [{"role": "user", "content": secret}]}
+        fill(journal, [0, 1, 2])
+        journal.apply([answer(3, prompt=prompt, body=body)])
+        seal(journal, tmp_path, target_bytes=MIB, everything=True)
+        journal.apply([answer(4, prompt=prompt_of(4, metadata={"who": secret}), body=body)])
+        journal.apply([Ask(key_of(4), prompt_of(9, id="other", metadata={"who": secret}), 0)])
+    assert traces(tmp_path, secret.encode()) or sealed(tmp_path)
+    old = sealed(tmp_path)[0].name
+    assert purging.purge_store(tmp_path, key_of(3).hex(), None) == 1
+    assert purging.purge_store(tmp_path, None, "other") == 1
+    with pytest.raises(ConfigError, match="no prompt 'other'"):
+        purging.purge_store(tmp_path, None, "other")
+    assert set(rows_of(tmp_path)) == {key_of(n).hex() for n in range(3)}
+    assert traces(tmp_path, secret.encode()) == []
+    assert old not in {path.name for path in sealed(tmp_path)}
+    assert Corpus.open(tmp_path).verify() == []
+    with Journal.open(tmp_path) as journal:
+        assert journal.held([key_of(3), key_of(4)]) == {}
+
+
+def test_a_purge_reaches_exports_quarantine_and_dead_letters(tmp_path):
+    secret = b"my-name-is-nobody"
+    store = tmp_path / "store"
+    facts = {"model": "mock-teacher", "teacher_id": "http://127.0.0.1:8000/v1|mock-teacher", "mock": True}
+
+    def answer(number: int, **changes: object) -> Answer:
+        raw = raw_of(number).replace(b"mock-2026", b"mock-teacher")
+        body = {"model": "mock-teacher", "messages": list(prompt_of(number).messages), "max_tokens": 64}
+        return store_rows.answer(number, raw=raw, body=body, **changes)
+
+    with open_store(store, **facts) as journal:
+        prompt = prompt_of(3, reference=secret.decode())
+        letter = Dead(key_of(4), prompt, 0, answer(3).body, "prompt_rejected", secret.decode(), 1, 0.0)
+        journal.apply([answer(0), answer(1), answer(3, prompt=prompt), letter])
+        journal.write_dead_letters(store)
+        seal(journal, store, target_bytes=MIB, everything=True)
+    (path,) = sealed(store)
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    mending.check(store, repair=True)
+    with open_store(store, run_id="run-2", **facts) as journal:
+        journal.apply([answer(3, prompt=prompt), answer(0), answer(1)])
+    assert traces(store, secret)
+    assert list((store / "quarantine").iterdir())
+    purging.purge_store(store, None, "p3")
+    assert traces(store, secret) == []
+    assert list((store / "quarantine").iterdir()) == []
+    export(store, tmp_path / "out")
+    assert traces(tmp_path / "out", secret) == []
+    (exported,) = (tmp_path / "out").rglob("*.parquet")
+    assert pq.read_table(exported).num_rows == 2
+
+
+def test_the_last_row_of_a_shard_takes_the_file_with_it(tmp_path):
+    make(tmp_path, parts=1, rows=1)
+    purging.purge_store(tmp_path, None, "p0")
+    assert sealed(tmp_path) == []
+    assert Corpus.open(tmp_path).count() == 0
+
+
+def test_purge_wants_exactly_one_name_and_the_store_for_itself(tmp_path):
+    make(tmp_path, parts=1)
+    nobody = key_of(900).hex()
+    for key, prompt in (
+        (None, None), ("00", "p1"), ("xyz", None), ("abcd", None), (nobody, None), (None, "p900"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError):
+            purging.purge_store(tmp_path, key, prompt)
+    with StoreLock(tmp_path, started_at=0.0), pytest.raises(StoreLocked):
+        purging.purge_store(tmp_path, key_of(0).hex(), None)
+
+
+# --- repair -------------------------------------------------------------------------------------------
+
+
+def repaired(store: Path) -> dict[str, object]:
+    data, _, left = mending.check(store, repair=True)
+    assert left == 0
+    found: dict[str, object] = data["repaired"]
+    return found
+
+
+def test_a_missing_shard_is_asked_again_and_nothing_else(tmp_path):
+    make(tmp_path)
+    sealed(tmp_path)[1].unlink()
+    assert mending.check(tmp_path, repair=False)[2] == 1
+    assert set(repaired(tmp_path)["lost"]) == {key_of(n).hex() for n in range(20, 40)}
+    with Journal.open(tmp_path) as journal:
+        assert len(journal.held([key_of(n) for n in range(80)])) == 60
+    assert len(rows_of(tmp_path)) == 60
+
+
+def test_rows_that_still_read_are_saved_from_a_damaged_shard(tmp_path):
+    rows = ROWS_PER_GROUP + 100
+    with open_store(tmp_path) as journal:
+        journal.apply([answer(n) for n in range(rows)])
+        seal(journal, tmp_path, target_bytes=64 * MIB, everything=True)
+    (path,) = sealed(tmp_path)
+    meta = pq.read_metadata(path)
+    assert meta.num_row_groups == 2
+    damaged = bytearray(path.read_bytes())
+    column = meta.row_group(1).column(0)
+    damaged[column.data_page_offset + column.total_compressed_size // 2] ^= 0xFF
+    path.write_bytes(damaged)
+    done = repaired(tmp_path)
+    assert done["quarantined"] == (path.name,)
+    assert (tmp_path / "quarantine" / path.name).read_bytes() == bytes(damaged)
+    saved = meta.row_group(0).num_rows
+    assert (done["saved"], len(done["lost"])) == (saved, rows - saved)
+    assert len(rows_of(tmp_path)) == saved
+
+
+def test_foreign_files_go_to_quarantine_and_nothing_is_lost(tmp_path):
+    make(tmp_path)
+    before = rows_of(tmp_path)
+    (tmp_path / "shards" / "notes.parquet").write_bytes(b"mine")
+    assert repaired(tmp_path) == {"quarantined": ("notes.parquet",), "saved": 0, "lost": ()}
+    assert (tmp_path / "quarantine" / "notes.parquet").read_bytes() == b"mine"
+    assert rows_of(tmp_path) == before
+
+
+def test_a_lost_manifest_row_or_index_row_costs_nothing(tmp_path):
+    import sqlite3
+
+    make(tmp_path)
+    before = rows_of(tmp_path)
+    connection = sqlite3.connect(tmp_path / "journal.db")
+    connection.execute("DELETE FROM manifest WHERE shard = 2")
+    connection.execute("DELETE FROM keys WHERE key = ?", (key_of(3),))
+    connection.commit()
+    connection.close()
+    assert mending.check(tmp_path, repair=False)[2] > 0
+    assert repaired(tmp_path)["lost"] == ()
+    assert rows_of(tmp_path) == before
+    with Journal.open(tmp_path) as journal:
+        assert len(journal.held([key_of(n) for n in range(80)])) == 80
+
+
+def test_a_damaged_journal_is_not_mended_by_guessing(tmp_path):
+    import sqlite3
+
+    make(tmp_path, parts=1)
+    connection = sqlite3.connect(tmp_path / "journal.db")
+    connection.execute("UPDATE runs SET ending = 'better'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreCorrupt, match="run"):
+        mending.check(tmp_path, repair=True)
+
+
+def test_a_damaged_lineage_is_taken_from_the_journal(tmp_path):
+    make(tmp_path, parts=1)
+    before = rows_of(tmp_path)
+    (path,) = sealed(tmp_path)
+    content = path.read_bytes()
+    for old, new in ((b'"labels"', b'"labels}'), (b'mock-teacher"', b'meek-teacher"')):
+        place = content.rindex(old)  # in the footer: a page would notice
+        path.write_bytes(content[:place] + new + content[place + len(old) :])
+        with Journal.open(tmp_path, read_only=True) as journal:
+            wanted = [run.lineage() for run in [run_record()]]
+            assert journal.totals().answers == 20
+        assert repaired(tmp_path)["lost"] == ()
+        assert rows_of(tmp_path) == before
+        assert Corpus.open(tmp_path).lineages() == wanted
+        (path,) = sealed(tmp_path)
+        content = path.read_bytes()
+
+
+@pytest.mark.parametrize("flips", [20, pytest.param(500, marks=pytest.mark.slow)])
+def test_after_any_flip_in_a_shard_repair_loses_only_rows_that_do_not_read(tmp_path, flips):
+    import shutil
+
+    store = tmp_path / "store"
+    make(store, parts=2)
+    before = rows_of(store)
+    rng = random.Random(11)
+    for _ in range(flips):
+        copy = tmp_path / "copy"
+        shutil.copytree(store, copy)
+        path = sealed(copy)[0]
+        content = bytearray(path.read_bytes())
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        assert mending.check(copy, repair=False)[2] == 1
+        lost = set(repaired(copy)["lost"])
+        after = rows_of(copy)
+        assert set(after) == set(before) - lost
+        assert all(after[key] == before[key] for key in after)
+        shutil.rmtree(copy)
+
+
+def test_a_row_is_saved_only_when_its_columns_bear_each_other_out(tmp_path):
+    witnessed = [name for name in SCHEMA.names if name not in proof.ALONE]
+    with open_store(tmp_path) as journal:
+        fill(journal, range(len(witnessed) + 5))
+        seal(journal, tmp_path, target_bytes=MIB, everything=True)
+    (path,) = sealed(tmp_path)
+    rows = pq.read_table(path).to_pylist()
+    for row, name in zip(rows, witnessed, strict=False):
+        row[name] = other_than(row[name], SCHEMA.field(name).type)
+    lineages = Corpus.open(tmp_path).lineages()
+    with path.open("wb") as sink, writer_of(sink, lineages) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=writer.schema))
+    done = repaired(tmp_path)
+    assert set(done["lost"]) == {key_of(n).hex() for n in range(len(witnessed))}
+    assert (done["saved"], set(rows_of(tmp_path))) == (5, {row["key"] for row in rows[-5:]})
+
+
+def other_than(value: object, kind: pa.DataType) -> object:
+    """Another value that a column of this type may hold."""
+    if pa.types.is_list(kind):
+        return [] if value else [None] if value is None else ["other"]
+    if pa.types.is_boolean(kind):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    return b"{}" if pa.types.is_binary(kind) else "{ }" if value == "{}" else "{}"
+
+
+def test_columns_without_a_witness_are_held_against_the_statistics(tmp_path):
+    make(tmp_path, parts=1)
+    (path,) = sealed(tmp_path)
+    content = path.read_bytes()
+    latest = struct.pack("<q", int((AT + 19) * 1e6))
+    assert content.count(latest) > 1
+    place = content.rindex(latest)  # in the footer, which carries no checksum
+    path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+    assert len(repaired(tmp_path)["lost"]) == 20
+
+
+def test_verify_and_status_name_what_was_stored_billed_and_possibly_billed(tmp_path):
+    with open_store(tmp_path) as journal:
+        fill(journal, range(3))
+        journal.apply([intent(7), intent(8), intent(9)])
+        lost = Failure(9, key_of(8), "timed_out", None, b"", maybe_billed=True, at=AT)
+        journal.apply([lost, replace(lost, attempt_id=10, key=key_of(9), maybe_billed=False)])
+    data, lines, left = mending.check(tmp_path, repair=False)
+    assert (left, data["answers"], data["billed"], data["billed_microusd"]) == (0, 3, 3, 21)
+    found = [(one["key"], one["code"], one["reserved_microusd"]) for one in data["possibly_billed"]]
+    assert found == [(key_of(7).hex(), "", 9), (key_of(8).hex(), "timed_out", 9)]
+    assert data["possibly_billed_microusd"] == 18
+    assert "3 answers stored, 0 findings; 3 billed for $0.000021, 2 attempts possibly billed" in lines
+    for number, said in ((7, "no outcome"), (8, "timed_out")):
+        (line,) = [line for line in lines if key_of(number).hex() in line]
+        assert "at 2026-" in line
+        assert line.endswith(f"reserved $0.000009 ({said})")
+    json.dumps(data)
+    told = status(tmp_path)
+    assert (told["held"], told["billed"], told["possibly_billed"], told["without_outcome"]) == (3, 3, 2, 1)
+    (line,) = [line for line in status_lines({**told, "run_id": "run-1"}) if line.startswith("ledger")]
+    assert "3 answers stored, 3 billed for $0.0000, 2 possibly billed" in line
+
+
+def test_a_folder_that_is_no_store_is_left_as_it_was(tmp_path):
+    with pytest.raises(HarvesterError):
+        mending.check(tmp_path, repair=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_and_repair_look_at_the_canaries_too(tmp_path):
+    store, canaries = tmp_path / "store", tmp_path / "store" / "canary"
+    for folder in (store, canaries):
+        with store_rows.open_store(folder) as journal:
+            store_rows.fill(journal, range(6))
+            seal(journal, folder, target_bytes=1 << 20, everything=True)
+    assert mending.check(store, repair=False)[0]["findings"] == []
+    (shard,) = (canaries / "shards").glob("*.parquet")
+    changed = bytearray(shard.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    shard.write_bytes(changed)
+    data, _, count = mending.check(store, repair=False)
+    assert count == 1
+    assert data["findings"][0].startswith(f"canary: changed: shards/{shard.name}")
+    assert data["answers"] == 6, "canaries are no rows of the corpus"
+    data, _, count = mending.check(store, repair=True)
+    assert (count, data["repaired"]["quarantined"]) == (0, (f"canary/{shard.name}",))
+    with StoreLock(store, started_at=0.0):  # a run that is just sealing its canaries
+        with Journal.open(canaries, read_only=True) as journal:
+            name = f"part-{journal.next_shard():08d}-0123456789abcdef.parquet"
+        stray = canaries / "shards" / name
+        stray.write_bytes(b"PAR1")
+        told = mending.check(store, repair=False)[0]["findings"]
+    assert told == [], told
+    assert mending.check(store, repair=False)[2] == 1

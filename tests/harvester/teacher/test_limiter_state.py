@@ -1,0 +1,100 @@
+"""A restart gives no second allowance: levels, pauses and learned rates outlive their process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harvester.store.journal.checksums import signing
+from harvester.run.harvest import PassLimits
+from harvester.store.journal.journal import Journal
+from harvester.teacher.rate_limiter import Bucket
+from harvester.mock_teacher.running import RunningMock
+from tests.faults.bench import Hasty, live
+from tests.harvester.run.test_harvest import Bench, config, sums
+
+Mock = Callable[..., RunningMock]
+MANY = tuple(f"What is {n} + {3 * n}?" for n in range(60))
+
+
+class Later(Hasty):
+    """A hasty clock whose calendar is so much ahead."""
+
+    def __init__(self, ahead_s: float) -> None:
+        super().__init__()
+        self._ahead_s = ahead_s
+
+    def wall(self) -> float:
+        return super().wall() + self._ahead_s
+
+
+def test_row_13_a_parked_run_stays_parked_until_the_reset(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    fault = {"action": "status", "status": 429, "headers": {"retry-after": "18000"}, "after": 5}
+    parked = live(mock, tmp_path, [fault], prompts=MANY)
+    assert (parked.exit_code, parked.fired > 0) == (10, True)
+    assert "go on after" in parked.said
+    early = live(mock, tmp_path, prompts=MANY, clock=Later(3600))
+    assert (early.exit_code, early.billed["requests"]) == (10, 0)
+    assert "the teacher's Retry-After, 14" in early.said
+    resumed = live(mock, tmp_path, prompts=MANY, clock=Later(18_001))
+    assert (resumed.exit_code, resumed.totals.answers) == (0, 60)
+
+
+def test_other_limits_void_an_old_pause(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    fault = {"action": "status", "status": 429, "headers": {"retry-after": "18000"}, "first": 9}
+    assert live(mock, tmp_path, [fault], prompts=MANY).exit_code == 10
+    raised = live(mock, tmp_path, prompts=MANY, teacher={"limits": {"requests_per_minute": 10_000_000}})
+    assert (raised.exit_code, raised.totals.answers) == (0, 60)
+
+
+@pytest.mark.parametrize("limit", [{"requests_per_day": 24}, {"tokens_per_day": 288}])
+def test_a_day_has_one_allowance_however_often_it_is_restarted(
+    mock_teacher: Mock, tmp_path: Path, limit: dict[str, float]
+) -> None:
+    mock = mock_teacher()
+    for _ in range(4):  # half of the day's allowance is there at once
+        ended = live(mock, tmp_path, prompts=MANY, teacher={"limits": limit}, run={"patience_s": 60})
+        assert (ended.exit_code, "per day" in ended.said) == (10, True), (ended.said, _)
+    assert 11 <= mock.totals()["requests"] <= 14
+    live(mock, tmp_path, prompts=MANY, clock=Later(43_200), teacher={"limits": limit}, run={"patience_s": 60})
+    assert 17 <= mock.totals()["requests"] <= 21
+
+
+def test_a_loop_of_crashes_keeps_the_rate(mock_teacher: Mock, tmp_path: Path) -> None:
+    """Nothing was noted since the first start: what was sent is found among the attempts."""
+    mock, bench = mock_teacher(), Bench(tmp_path / "store")
+    chosen = config(mock, teacher={"limits": {"requests_per_minute": 6}}, run={"patience_s": 1})
+    bench.run(chosen, sums(9), limits=PassLimits(runtime_s=5, grace_s=1))
+    assert mock.totals()["requests"] == 1
+    for _ in range(3):
+        with (
+            Journal.open(tmp_path / "store") as journal, journal.writing() as connection,
+            signing(connection, "meta"),
+        ):  # fmt: skip
+            connection.execute("DELETE FROM meta WHERE name LIKE 'levels:%'")
+        bench.run(chosen, sums(9), limits=PassLimits(runtime_s=5, grace_s=1))
+    assert mock.totals()["requests"] == 1
+
+
+@given(st.lists(st.floats(0, 30), min_size=1, max_size=20), st.floats(0.1, 50))
+def test_a_saved_level_never_exceeds_what_the_bucket_would_hold(gaps: list[float], rate: float) -> None:
+    """Splitting a bucket's life over processes admits no more than one life would."""
+    whole, level, at = Bucket("requests per minute", rate, 0.0), 1.0, 0.0
+    sent_whole = sent_split = 0
+    for gap in gaps:
+        then, at = at, at + gap
+        reborn = Bucket("requests per minute", rate, at)
+        reborn.level = min(reborn.level, level + (at - then) * rate)
+        for bucket, is_split in ((whole, False), (reborn, True)):
+            while bucket.wait_s(1, at) == 0:
+                bucket.take(1)
+                sent_split += is_split
+                sent_whole += not is_split
+        level = reborn.level
+    assert sent_split <= sent_whole + 1

@@ -1,0 +1,103 @@
+"""The first look at a teacher: not while the doors are held, and again when nobody is there."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from harvester.run import job
+from harvester.run.control import client as remote
+from harvester.config.overrides import Flags
+from harvester.mock_teacher.running import RunningMock
+from harvester.run.prepare import prepare
+from tests.faults.bench import Hasty
+from tests.journey.living import write_folder
+
+Mock = Callable[..., RunningMock]
+Told = Mapping[str, Any]
+PATIENT = "[run]\npatience_s = 30\n"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def test_a_teacher_that_comes_up_late_is_waited_for_and_the_run_says_why_it_waits(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    port = free_port()
+    config = write_folder(tmp_path, f"http://127.0.0.1:{port}/v1", 3, more=PATIENT)
+    came: list[RunningMock] = []
+
+    def watch(told: Told) -> None:
+        if told["waiting"].startswith(f"nobody answers at 127.0.0.1:{port}") and not came:
+            came.append(mock_teacher(port=port))
+
+    ended = asyncio.run(job.run(prepare(config), watch, Hasty(100)))
+    assert (ended.exit_code, ended.answers_stored) == (0, 3)
+    assert came[0].totals()["answers"] == 3
+
+
+def test_nobody_within_our_patience_parks_before_any_send(tmp_path: Path) -> None:
+    port = free_port()
+    config = write_folder(tmp_path, f"http://127.0.0.1:{port}/v1", 3, more=PATIENT)
+    ended = asyncio.run(job.run(prepare(config), lambda _: None, Hasty(100)))
+    assert (ended.ending, ended.exit_code, ended.requests_sent) == ("parked", 10, 0)
+    assert f"nobody answers at 127.0.0.1:{port}/v1/models: can't connect: connection refused" in ended.detail
+    assert "is base_url right?" in ended.detail
+
+
+def test_one_of_two_addresses_is_enough(mock_teacher: Mock, tmp_path: Path) -> None:
+    other = f'replicas = ["{mock_teacher().base_url}"]\n'
+    config = write_folder(tmp_path, f"http://127.0.0.1:{free_port()}/v1", 3, teacher=other)
+    ended = asyncio.run(job.run(prepare(config), lambda _: None, Hasty()))
+    assert (ended.exit_code, ended.answers_stored) == (0, 3)
+
+
+def test_a_stop_waits_for_no_look(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and says nothing
+        config = write_folder(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}/v1", 3)
+
+        async def go() -> job.Summary:
+            living = asyncio.create_task(job.run(prepare(config), lambda _: None))
+            line, _ = await asyncio.to_thread(silent.accept)
+            with line:
+                await asyncio.to_thread(line.recv, 1000)
+                await asyncio.to_thread(remote.tell, tmp_path / "store", "stop")
+                return await living
+
+        ended = asyncio.run(go())
+    assert (ended.ending, ended.exit_code, ended.requests_sent) == ("stopped", 10, 0)
+
+
+class Turned(Hasty):
+    """A clock whose wall is turned on by hand."""
+
+    ahead_s = 0.0
+
+    def wall(self) -> float:
+        """Unix seconds, as turned."""
+        return time.time() + self.ahead_s
+
+
+def test_nobody_looks_while_the_hours_are_closed(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(faults=[{"name": "look", "action": "status", "status": 404, "on": "models"}])
+    opens, closes = (datetime.now(UTC) + timedelta(hours=more) for more in (6, 7))
+    hours = f'[schedule]\nhours = ["{opens:%H:%M}-{closes:%H:%M} UTC"]\n'
+    config = write_folder(tmp_path, mock.base_url, 4, more=hours)
+    clock, held = Turned(250), []
+
+    def watch(told: Told) -> None:
+        if told["state"] == "on hold":
+            held.append(mock.fired()["look"])
+            clock.ahead_s = 6.5 * 3600 if len(held) > 3 else 0.0
+
+    ended = asyncio.run(job.run(prepare(config, Flags(watch=True, rows=3)), watch, clock))
+    assert held[:4] == [0, 0, 0, 0]
+    assert (ended.ending, ended.answers_stored, mock.fired()) == ("rows", 3, {"look": 1})

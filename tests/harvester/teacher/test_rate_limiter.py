@@ -1,0 +1,187 @@
+"""The laws of the limiter, on a clock that is a number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harvester.config.config import Limits
+from harvester.teacher.rate_limiter import Bucket, Charge, Limiter, Window
+
+_ARRIVALS = st.lists(st.tuples(st.floats(0, 30), st.integers(1, 5000)), min_size=1, max_size=60)
+
+
+@settings(max_examples=200)
+@given(rate=st.floats(0.5, 500), arrivals=_ARRIVALS)
+def test_no_span_admits_more_than_burst_plus_rate_times_span(
+    rate: float, arrivals: list[tuple[float, int]]
+) -> None:
+    bucket = Bucket("tokens per minute", rate, 0.0)
+    now = 0.0
+    admitted: list[tuple[float, int]] = []
+    for gap, amount in arrivals:
+        now += gap
+        now += bucket.wait_s(amount, now)  # first come, first served
+        assert bucket.wait_s(amount, now) <= 1e-6
+        bucket.take(amount)
+        admitted.append((now, amount))
+    burst = max(bucket.capacity, *(amount for _, amount in admitted))
+    for first in range(len(admitted)):
+        total = 0
+        for last in range(first, len(admitted)):
+            total += admitted[last][1]
+            span = admitted[last][0] - admitted[first][0]
+            assert total <= burst + rate * span + 1e-6 * total
+
+
+def test_an_oversized_request_goes_when_the_bucket_is_full_and_leaves_a_debt() -> None:
+    bucket = Bucket("tokens per minute", 100.0, 0.0)
+    wait_s = bucket.wait_s(10_000, 0.0)
+    assert wait_s == pytest.approx((bucket.capacity - 1) / 100)
+    bucket.take(10_000)
+    assert bucket.wait_s(1, wait_s) == pytest.approx((10_000 + 1 - 1) / 100, rel=0.01)
+
+
+def test_a_cold_start_earns_its_burst() -> None:
+    bucket = Bucket("requests per minute", 200.0, 0.0)
+    assert bucket.wait_s(1, 0.0) == 0
+    bucket.take(1)
+    assert bucket.wait_s(1, 0.0) > 0
+
+
+def test_a_clock_that_steps_back_or_stands_still_gives_nothing() -> None:
+    bucket = Bucket("requests per minute", 10.0, 100.0)
+    bucket.take(1)
+    assert bucket.wait_s(1, 0.0) == pytest.approx(0.1)
+    assert bucket.wait_s(1, 100.0) == pytest.approx(0.1)
+
+
+def test_a_long_pause_saves_up_no_more_than_the_burst() -> None:
+    bucket = Bucket("requests per minute", 10.0, 0.0)
+    bucket.refill(36_000.0)
+    assert bucket.level == bucket.capacity
+
+
+@given(st.lists(st.sampled_from(["enter", "answer", "cut", "leave"]), max_size=200))
+def test_the_window_stays_within_one_and_its_ceiling(steps: list[str]) -> None:
+    window = Window(64)
+    for now, step in enumerate(steps):
+        if step == "enter" and not window.is_full:
+            window.in_flight += 1
+        elif step == "answer" and window.in_flight:
+            window.grow(now - 0.5)
+            window.in_flight -= 1
+        elif step == "leave" and window.in_flight:
+            window.in_flight -= 1
+        elif step == "cut":
+            window.cut(now - 0.5, float(now))
+        assert 1 <= window.size <= 64
+
+
+def test_five_hundred_refusals_of_one_round_trip_are_one_cut() -> None:
+    window = Window(64)
+    window.size = 64.0
+    assert [window.cut(sent_at=1.0, now=2.0) for _ in range(500)].count(True) == 1
+    assert window.size == 32
+    assert window.cut(sent_at=2.5, now=3.0)
+
+
+def test_growth_needs_a_used_window_and_a_send_after_the_cut() -> None:
+    window = Window(64)
+    window.in_flight = 3
+    window.grow(sent_at=1.0)
+    assert window.size == 16
+    window.in_flight = 16
+    window.grow(sent_at=1.0)
+    assert window.size == 17
+    window.cut(sent_at=2.0, now=3.0)
+    before = window.size
+    window.grow(sent_at=2.5)
+    assert window.size == before
+
+
+def test_reserve_settle_refund_and_why() -> None:
+    limits = Limits(requests_per_minute=6000, tokens_per_minute=6000)
+    limiter = Limiter(limits, 0.0)
+    charge = Charge(20, 500)
+    assert limiter.wait_s(charge, 10.0) == 0
+    limiter.enter(charge)
+    assert limiter.wait_s(charge, 10.0) == pytest.approx(520 / 100)
+    assert limiter.why(charge, 10.0) == "tokens per minute, 5 s"
+    limiter.settle(charge, Charge(20, 5), 10.0)
+    assert limiter.wait_s(Charge(10, 15), 10.0) == pytest.approx(0.25, abs=0.05)
+    limiter.refund(Charge(20, 5), 10.0)
+    assert limiter.wait_s(Charge(10, 10), 10.0) == 0
+    limiter.leave()
+    assert limiter.window.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "per_minute", "wait_s"),
+    [
+        ("requests_per_minute", 60, 1.0),
+        ("input_tokens_per_minute", 600, 30 / 10),
+        ("output_tokens_per_minute", 600, 70 / 10),
+        ("tokens_per_minute", 600, 100 / 10),
+    ],
+)
+def test_each_limit_counts_its_own_part_of_a_request(limit: str, per_minute: float, wait_s: float) -> None:
+    limiter = Limiter(Limits.model_validate({limit: per_minute}), 0.0)
+    charge = Charge(input_tokens=30, output_tokens=70)
+    limiter.enter(charge)
+    limiter.leave()
+    # From a level of one request's worth down into debt, and up again until one unit is there.
+    bucket = limiter.buckets[limit.replace("_", " ")]
+    assert bucket.wait_s(1, 0.0) == pytest.approx(wait_s, rel=0.05)
+    assert limiter.why(Charge(1, 1), 0.0).startswith(limit.replace("_", " "))
+
+
+_CHARGES = st.lists(
+    st.tuples(st.integers(1, 400), st.integers(1, 400), st.sampled_from(["answer", "refund", "lost"])),
+    max_size=40,
+)
+
+
+@given(_CHARGES)
+def test_settled_and_refunded_charges_leave_what_was_really_used(
+    story: list[tuple[int, int, str]],
+) -> None:
+    limiter = Limiter(Limits(tokens_per_minute=60_000), 0.0)
+    bucket = limiter.buckets["tokens per minute"]
+    bucket.capacity, bucket.level = 1e9, 0.0
+    used = 0
+    for reserved, actual, ending in story:
+        charge = Charge(0, reserved)
+        limiter.enter(charge)
+        if ending == "answer":
+            limiter.settle(charge, Charge(0, actual), 0.0)
+            used += actual
+        elif ending == "refund":
+            limiter.refund(charge, 0.0)
+        else:
+            used += reserved
+        limiter.leave()
+    assert bucket.level == pytest.approx(-used)
+    assert limiter.window.in_flight == 0
+
+
+def test_a_pause_stops_admission_and_leaves_the_window_alone() -> None:
+    limiter = Limiter(Limits(), 0.0)
+    limiter.pause(41.0, 0.0, "the teacher's Retry-After")
+    limiter.pause(3.0, 0.0, "shorter")
+    assert limiter.wait_s(Charge(1, 1), 0.0) == 41.0
+    assert limiter.why(Charge(1, 1), 0.0) == "the teacher's Retry-After, 41 s"
+    assert limiter.window.size == 16
+    assert limiter.wait_s(Charge(1, 1), 41.0) == 0
+
+
+def test_a_full_window_waits_for_a_release() -> None:
+    limiter = Limiter(Limits(max_concurrency=1), 0.0)
+    limiter.enter(Charge(1, 1))
+    assert limiter.wait_s(Charge(1, 1), 0.0) == math.inf
+    assert limiter.why(Charge(1, 1), 0.0) == "window of 1 in flight"
+    limiter.leave()
+    assert limiter.wait_s(Charge(1, 1), 0.0) == 0

@@ -1,0 +1,50 @@
+"""The law of packing: nothing lost, nothing over budget, little waste, the same every time."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.data.packing import pack
+
+LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=200)
+
+
+@given(LENGTHS, st.integers(64, 300), st.integers(0, 9), st.integers(1, 50))
+def test_every_example_sits_once_and_no_pack_overflows(lengths, budget, seed, most):
+    packing = pack(lengths, budget, seed=seed, max_documents=most)
+    assert sorted(i for p in packing.packs for i in p) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in p) <= budget for p in packing.packs)
+    assert all(len(p) <= most for p in packing.packs)
+    assert packing.waste == pytest.approx(1 - sum(lengths) / (len(packing.packs) * budget))
+
+
+@given(LENGTHS, st.integers(64, 300), st.integers(0, 9))
+def test_packing_is_a_function_of_its_arguments(lengths, budget, seed):
+    assert pack(lengths, budget, seed=seed) == pack(lengths, budget, seed=seed)
+
+
+@given(LENGTHS, st.integers(64, 100))
+def test_packs_stay_within_the_bound_of_best_fit_decreasing(lengths, budget):
+    packs = len(pack(lengths, budget).packs)
+    assert packs <= 11 / 9 * -(-sum(lengths) // budget) * 1.5 + 1
+
+
+def test_pairs_that_fit_exactly_are_found():
+    packing = pack([60, 40, 70, 30, 50, 50], 100)
+    assert len(packing.packs) == 3
+    assert packing.waste == 0
+
+
+def test_small_examples_of_all_lengths_are_mixed():
+    lengths = [10] * 500 + [20] * 500
+    first = pack(lengths, 1000, seed=1).packs[0]
+    assert {lengths[i] for i in first} == {10, 20}
+    assert first != pack(lengths, 1000, seed=2).packs[0]
+
+
+@pytest.mark.parametrize("length", [0, 101])
+def test_what_does_not_fit_is_refused_not_dropped(length):
+    with pytest.raises(ValueError, match=r"1\.\.100"):
+        pack([50, length], 100)

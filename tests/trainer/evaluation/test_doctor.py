@@ -1,0 +1,238 @@
+"""Twelve planted faults, each caught by its name; and a clean bill where there is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.trainer import tiny
+from tests.trainer.door import door, toml  # noqa: F401 - fixtures
+from tests.trainer.shapes import SHAPES
+from trainer.evaluation import data_checks as checkup, doctor
+from trainer import config as settings
+from trainer.data.chat_template import Renderer
+
+
+def rendered(monkeypatch, change) -> None:
+    """Let every example come out of the renderer changed."""
+    honest = Renderer.examples
+
+    def examples(self, *args):
+        return [change(example) for example in honest(self, *args)]
+
+    monkeypatch.setattr(Renderer, "examples", examples)
+
+
+def plant_no_supervised_token(path, monkeypatch):
+    count = []
+
+    def some(e):
+        count.append(1)
+        return replace(e, prompt_length=len(e.ids)) if len(count) % 2 else e
+
+    rendered(monkeypatch, some)
+
+
+def plant_end_never_learned(path, monkeypatch):
+    rendered(monkeypatch, lambda e: replace(e, ids=e.ids[:-1]))
+
+
+def plant_double_bos(path, monkeypatch):
+    template = "{{ bos_token }}{{ bos_token }}" + tiny.CHATML
+    tiny.tokenizer(template, bos_token="<s>").save_pretrained(path.parent / "base")
+
+
+def plant_text_not_verbatim(path, monkeypatch):
+    loud = tiny.tokenizer()
+    loud.backend_tokenizer.normalizer = normalizers.Lowercase()
+    loud.save_pretrained(path.parent / "base")
+    tiny.corpus(path.parent / "store", [replace(s, completion="LOUD") for s in tiny.skill(8)])
+
+
+def plant_cut_answer_taught_as_whole(path, monkeypatch):
+    rows = tiny.skill(8)
+    tiny.corpus(path.parent / "store", [replace(rows[0], finish_reason="length"), *rows[1:]])
+
+
+def plant_pad_is_eos_and_masked(path, monkeypatch):
+    honest = checkup.collate
+
+    def masking(examples):
+        batch = honest(examples)
+        kept = batch.targets != 2  # what collators do that mask by id
+        return replace(batch, targets=torch.where(kept, batch.targets, torch.tensor(-100)))
+
+    monkeypatch.setattr(checkup, "collate", masking)
+
+
+def plant_ids_out_of_range(path, monkeypatch):
+    file = path.parent / "base" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": 50}))
+
+
+def plant_leaked_prompt(path, monkeypatch):
+    rows = tiny.skill(8, held_out=2)
+    asked = rows[8].messages[0]["content"]
+    spelt = [{"role": "user", "content": f"  {asked.upper()} "}]
+    tiny.corpus(path.parent / "store", [replace(rows[0], messages=spelt), *rows[1:]])
+
+
+def plant_shifted_border(path, monkeypatch):
+    rendered(monkeypatch, lambda e: replace(e, prompt_length=e.prompt_length - 1))
+
+
+def plant_control_token_in_answer(path, monkeypatch):
+    def parsed(e):
+        return replace(e, ids=np.insert(e.ids, e.prompt_length + 1, 1))
+
+    rendered(monkeypatch, parsed)
+
+
+def plant_unknown_tokens(path, monkeypatch):
+    letters = [*"abcdefghijklmnopqrstuvwxyz :<|_>", "\n"]
+    pieces = [*tiny.SPECIALS, "<unk>", *letters]
+    made = Tokenizer(models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[], unk_token="<unk>"))
+    made.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        eos_token="<|im_end|>",
+        unk_token="<unk>",
+        extra_special_tokens=["<|im_start|>"],
+    )
+    fast.chat_template = tiny.CHATML
+    tiny.base(path.parent / "base", speech=fast)
+    tiny.corpus(path.parent / "store", [replace(s, completion="größer") for s in tiny.skill(8)])
+
+
+def plant_most_rows_too_long(path, monkeypatch):
+    rows = tiny.skill(8)
+    tiny.corpus(
+        path.parent / "store", [replace(s, completion="x" * 300) if i > 2 else s for i, s in enumerate(rows)]
+    )
+
+
+FAULTS = [
+    (plant_no_supervised_token, "no supervised token: 20 of 40"),
+    (plant_end_never_learned, "end of turn is not learned: 40 of 40"),
+    (plant_double_bos, "begins with two BOS tokens: 40 of 40"),
+    (plant_text_not_verbatim, "not verbatim: 8 of 8"),
+    (plant_cut_answer_taught_as_whole, "taught as whole: 1 of 8"),
+    (plant_pad_is_eos_and_masked, "masked by its id): 40 of 40"),
+    (plant_ids_out_of_range, "token ids outside the model's 50: 40 of 40"),
+    (plant_leaked_prompt, "under another spelling: 1 of 8"),
+    (plant_shifted_border, "is not the prompt served: 40 of 40"),
+    (plant_control_token_in_answer, "control tokens inside the answer: 40 of 40"),
+    (plant_unknown_tokens, "unknown tokens in the answer: 8 of 8"),
+    (plant_most_rows_too_long, "too long to learn: 5 of 8"),
+]
+
+
+@pytest.mark.parametrize(("plant", "said"), FAULTS, ids=[f.__name__[6:] for f, _ in FAULTS])
+def test_a_planted_fault_is_fatal_by_name(door, toml, monkeypatch, plant, said):  # noqa: F811
+    plant(toml, monkeypatch)
+    code, _, err = door("doctor", toml)
+    assert code == 1
+    assert said in err
+
+
+def test_a_clean_corpus_gets_a_clean_bill(door, toml):  # noqa: F811
+    code, out, _ = door("doctor", toml)
+    assert code == 0
+    assert out.count("⟦") == doctor.SHOWN
+    assert doctor.diagnose(settings.load(toml)).findings == ()
+
+
+@pytest.mark.parametrize("pad", [{"pad_token": "<|im_end|>"}, {"pad_token": None}])
+def test_pad_that_equals_eos_is_no_fault_here(toml, pad):  # noqa: F811
+    tiny.tokenizer(**pad).save_pretrained(toml.parent / "base")
+    assert doctor.diagnose(settings.load(toml)).findings == ()
+
+
+def test_a_cut_answer_learned_without_its_end_is_no_fault(toml):  # noqa: F811
+    rows = tiny.skill(8)
+    cut = replace(rows[0], finish_reason="length", outcome="truncated")
+    tiny.corpus(toml.parent / "store", [cut, *rows[1:]])
+    toml.write_text(toml.read_text().replace("[lora]", 'truncated = "unterminated"\n[lora]'))
+    assert doctor.diagnose(settings.load(toml)).findings == ()
+
+
+def test_a_corpus_in_which_no_answer_ends_is_fatal(door, toml):  # noqa: F811
+    cut = [replace(s, finish_reason="length", outcome="truncated") for s in tiny.skill(8)]
+    tiny.corpus(toml.parent / "store", cut)
+    toml.write_text(toml.read_text().replace("[lora]", 'truncated = "unterminated"\n[lora]'))
+    code, out, err = door("doctor", toml)
+    assert code == 1
+    assert "nobody learns to stop: 8 of 8" in err
+    assert "note: answers cut by the token limit, learned without an end: 8" in out
+
+
+@pytest.mark.parametrize("reasoning", ["keep", "inline", "drop"])
+def test_reasoning_gets_a_clean_bill_whatever_is_done_with_it(toml, reasoning):  # noqa: F811
+    tiny.base(toml.parent / "base", speech=SHAPES["qwen-3"].tokenizer())
+    rows = [
+        replace(s, reasoning="so\n\n</think> it is " if i % 2 else None) for i, s in enumerate(tiny.skill(8))
+    ]
+    tiny.corpus(toml.parent / "store", rows)
+    toml.write_text(toml.read_text().replace("[lora]", f'reasoning = "{reasoning}"\n[lora]'))
+    found = doctor.diagnose(settings.load(toml))
+    assert found.findings == ()
+    assert [line for line in found.notices if "left out of 4 rows" in line or reasoning != "drop"] == list(
+        found.notices
+    )
+
+
+class Tags(HTMLParser):
+    """What a browser would find: tags with their attributes, and text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_shows_every_check_and_token_and_runs_nothing(door, toml):  # noqa: F811
+    evil = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\u202e\x1b[31m'
+    rows = tiny.skill(8)
+    tiny.corpus(toml.parent / "store", [replace(rows[0], prompt_id=evil, completion=evil), *rows[1:]])
+    code, out, _ = door("doctor", toml)
+    path = toml.parent / "out" / "doctor.html"
+    assert (code, f"page in {path}" in out) == (0, True)
+    page = path.read_text(encoding="utf-8")
+    seen = Tags(page)
+    names = {tag for tag, _ in seen.tags}
+    assert not names & {"script", "img", "link", "iframe", "object", "form"}
+    assert not [a for _, attrs in seen.tags for a in attrs if a.startswith("on") or a in {"src", "href"}]
+    [policy] = [a["content"] for tag, a in seen.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    found = doctor.diagnose(settings.load(toml))
+    assert all(check.fault in seen.text for check in found.checks)
+    spans = [a["class"].split() for tag, a in seen.tags if tag == "span" and "title" in a]
+    shown = [token for sample in found.shown for token in sample.tokens]
+    assert len(spans) == len(shown) == sum(len(s.tokens) for s in found.shown)
+    assert [("s" in c) for c in spans] == [t.supervised for t in shown]
+    assert [("c" in c) for c in spans] == [t.control for t in shown]
+    assert {"t", "s", "c"} in [set(c) for c in spans]
+
+
+def test_the_first_row_of_a_fault_comes_first_on_the_page(door, toml):  # noqa: F811
+    rows = tiny.skill(8)
+    tiny.corpus(toml.parent / "store", [*rows[:5], replace(rows[5], finish_reason="length"), *rows[6:]])
+    code, out, _ = door("doctor", toml, "--json", "--page", toml.parent / "deep" / "page.html")
+    told = json.loads(out)
+    assert (code, told["shown"][0]["prompt_id"], told["shown"][0]["is_faulty"]) == (1, "p5", True)
+    assert "1 fatal fault:" in (toml.parent / "deep" / "page.html").read_text()

@@ -1,0 +1,63 @@
+"""Numbers with intervals: known values, bounds, recovery."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.evaluation.scorecard import Judged, is_right, macro, scorecard, wilson
+
+
+def judged(task: str, split: str, student: int, teacher: int, count: int = 100) -> list[Judged]:
+    return [Judged(f"{split}-{task}-{i}", task, split, False, i < student, i < teacher) for i in range(count)]
+
+
+def test_wilson_known_value():
+    # 8 of 10: Wilson 95 % is (0.4902, 0.9433) in every table
+    assert wilson(8, 10) == pytest.approx({"accuracy": 0.8, "low": 0.4902, "high": 0.9433}, abs=1e-4)
+
+
+@given(st.integers(1, 500), st.data())
+def test_an_interval_holds_its_accuracy_and_stays_in_bounds(count, data):
+    found = wilson(data.draw(st.integers(0, count)), count)
+    assert 0 <= found["low"] <= found["accuracy"] <= found["high"] <= 1
+    together = macro([found, wilson(count, count)])
+    assert 0 <= together["low"] <= together["accuracy"] <= together["high"] <= 1
+
+
+def test_the_card_has_the_promised_shape():
+    card = scorecard([*judged("sum", "held_out", 60, 90), *judged("sql", "held_out", 80, 100)], resamples=500)
+    assert json.loads(json.dumps(card)) == card
+    assert set(card["tasks"]) == {"sum", "sql"}
+    assert set(card["tasks"]["sum"]["student"]) == {"accuracy", "low", "high"}
+    assert card["macro"]["student"]["accuracy"] == pytest.approx(0.7)
+    assert card["recovery"] == pytest.approx(0.7 / 0.95)
+    assert card["recovery_low"] < card["recovery"] < card["recovery_high"]
+
+
+def test_other_splits_lie_beside_the_headline():
+    card = scorecard(
+        [*judged("sum", "held_out", 60, 90), *judged("double", "held_out_task", 0, 90)], resamples=9
+    )
+    assert card["split"] == "held_out"
+    assert set(card["tasks"]) == {"sum"}
+    assert card["splits"]["held_out_task"]["recovery"] == 0
+
+
+def test_a_teacher_that_is_never_right_gives_no_recovery():
+    assert scorecard(judged("sum", "held_out", 5, 0), resamples=9)["recovery"] == 0
+
+
+def test_nothing_judged_is_an_error():
+    with pytest.raises(ValueError, match="nothing"):
+        scorecard([])
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"), [(" 12\n", True), ("12", True), ("12.", False), (None, False), ("", False)]
+)
+def test_the_verifier_is_exact_after_stripping(answer, right):
+    assert is_right(answer, "12") is right

@@ -1,0 +1,135 @@
+"""The chunked head, the varlen path and the FLOP count against references."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3Config
+
+from tests.trainer import tiny
+from trainer import config as settings
+from trainer.model import losses, model, varlen_attention as varlen
+from trainer.training import flops
+from trainer.data.collator import Batch, collate, padding_of
+from trainer.errors import StudentError
+from trainer.model.losses import cross_entropy_sum, head_loss
+from trainer.data.chat_template import Example
+from trainer.training.step import forward, loss_of
+
+
+def examples(count: int = 7, seed: int = 5) -> list[Example]:
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(4, 40, size=count)
+    return [Example(draw.integers(3, 250, size=n).astype(np.int32), int(n) // 3) for n in lengths]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1024])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_chunked_head_is_cross_entropy(monkeypatch, chunk, dtype):
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    draw = torch.Generator().manual_seed(1)
+    hidden = torch.randn(20, 12, generator=draw, dtype=dtype, requires_grad=True)
+    weight = torch.randn(50, 12, generator=draw, dtype=dtype, requires_grad=True)
+    targets = torch.randint(50, (20,), generator=draw)
+    loss, correct = head_loss(hidden, weight, None, targets)
+    (loss * 0.5).backward()
+    mine, hidden.grad = hidden.grad, None
+    assert weight.grad is None  # a frozen head has no gradient, and none is made for it
+    theirs, right = cross_entropy_sum(functional.linear(hidden, weight), targets)
+    (theirs * 0.5).backward()
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert torch.equal(correct, right)
+    assert torch.allclose(mine, hidden.grad, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student")
+    config = settings.load(tiny.train_toml(folder, tiny.skill(4)))
+    return model.with_adapter(config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [(Qwen2Config, {}), (Qwen3Config, {"head_dim": 8}), (MistralConfig, {})]
+)
+def test_families_with_a_plain_head_lose_the_same_through_it(kind, more):
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 260}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    from trainer.model import segment_attention as segments
+
+    config = kind(**shape, **heads, **more, attn_implementation=segments.register())
+    made = AutoModelForCausalLM.from_config(config)
+    batch = collate(examples())
+    fused, right = loss_of(made.requires_grad_(False), batch)
+    plain, also = cross_entropy_sum(forward(made, batch), batch.targets)
+    assert fused.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert torch.equal(right, also)
+
+
+def test_the_flop_count_is_that_of_torchs_own_counter(student):
+    [pack] = [examples(1)]
+    student.base_model.model.set_attn_implementation("eager")  # counters don't know the CPU's fused kernel
+    try:
+        with FlopCounterMode(display=False) as seen:
+            loss_of(student, collate(pack))[0].backward()
+    finally:
+        student.base_model.model.set_attn_implementation("distil_segments")
+        student.zero_grad()
+    assert flops.counter(student, causal=False)(pack) == seen.get_total_flops()
+    assert flops.counter(student)(pack) < seen.get_total_flops()
+
+
+def reference(q, k, v, starts, _starts, _longest, _also, *, scale=None, **options):
+    """What the CUDA kernel computes, document by document."""
+    assert options == {"window_size": (-1, 0), "enable_gqa": True} or options == {"is_causal": True}
+    outs = []
+    for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        part = [x[begin:end].transpose(0, 1)[None] for x in (q, k, v)]
+        out = functional.scaled_dot_product_attention(*part, is_causal=True, scale=scale, enable_gqa=True)
+        outs.append(out[0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+def old(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None, scale=None):
+    """torch 2.11's signature."""
+    return reference(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, is_causal=is_causal)
+
+
+def new(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+    """torch 2.13's."""
+    more = {"window_size": window_size, "enable_gqa": enable_gqa}
+    return reference(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, **more)
+
+
+@pytest.mark.parametrize("kernel", [old, new])
+def test_the_cuda_path_lays_documents_out_as_the_cpu_path_does(student, monkeypatch, kernel):
+    pack = examples()
+    batch = collate(pack)
+    lengths = sorted((len(e.ids) - 1 for e in pack), reverse=True)
+    bounds = varlen.bounds(lengths, "cpu")
+    assert bounds.starts[-1] == batch.tokens
+    assert bounds.longest == lengths[0]
+    on_cuda = Batch(batch.input_ids, batch.position_ids, batch.predict_at, batch.targets, bounds)
+    monkeypatch.setattr(varlen, "_kernel", lambda: kernel)
+    here = forward(student, batch)
+    student.base_model.model.set_attn_implementation(varlen.register())
+    try:
+        there = forward(student, on_cuda)
+    finally:
+        student.base_model.model.set_attn_implementation("distil_segments")
+    assert torch.allclose(here, there, atol=1e-5)
+
+
+def test_what_the_kernel_would_leave_out_is_refused():
+    q = torch.zeros(1, 2, 4, 8)
+    with pytest.raises(StudentError, match="softcap"):
+        varlen.attend(None, q, q, q, None, segments=varlen.bounds([4], "cpu"), softcap=30.0)
+
+
+def test_padding_is_what_attention_lays_out_beyond_tokens():
+    rows = [Example(np.zeros(n + 1, np.int32), 1) for n in (8, 6, 2)]
+    assert padding_of([rows]) == pytest.approx(2 / 18)  # a grid of 2 x 8 and one of 1 x 2
+    assert padding_of([rows[:1]]) == 0

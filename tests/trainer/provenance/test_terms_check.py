@@ -1,0 +1,88 @@
+"""The terms are asked again before a corpus is learned from, and before a student leaves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from harvester.errors import TermsRefused
+from tests.trainer import tiny
+from trainer import config as settings
+from trainer.data import dataset
+from trainer.publish import merge
+from trainer.training.train import train
+
+
+def configured(folder, lineages, **sections):
+    path = tiny.train_toml(folder, tiny.skill(8), **sections)
+    told = lineages[0] if lineages else tiny.lineage()
+    same = {name: told[name] for name in ("terms_id", "mock", "purpose", "permission_sha256", "teacher_id")}
+    tiny.corpus(folder / "store", [replace(row, **same) for row in tiny.skill(8)], lineages)
+    return settings.load(path)
+
+
+LLAMA_31 = tiny.lineage(model="meta-llama/Llama-3.1-8B-Instruct", terms_id="llama-3.1", mock=False)
+
+
+@pytest.mark.parametrize(
+    ("lineages", "said"),
+    [
+        ([], "carry no lineage"),
+        ([tiny.lineage(terms_id="")], "terms_id not said"),
+        ([tiny.lineage(run_id="another")], "carry no lineage"),
+        ([tiny.lineage(purpose="eval")], "evaluation"),
+        ([tiny.lineage(terms_id="no-such-record")], "no-such-record"),
+        ([tiny.lineage(), tiny.lineage(run_id="run-2", purpose="eval")], "evaluation"),
+        ([LLAMA_31], "has to begin with 'Llama'"),
+        ([tiny.lineage(duties=["sing"])], "unknown duty"),
+    ],
+)
+def test_a_corpus_that_terms_do_not_permit_is_not_learned_from(tmp_path, lineages, said):
+    config = configured(tmp_path, lineages)
+    with pytest.raises(TermsRefused, match=said) as caught:
+        train(config)
+    assert caught.value.exit_code == 77
+    assert not (config.out_path / "adapter").exists()
+
+
+def test_a_duty_is_paid_by_name_and_licence(tmp_path):
+    config = configured(tmp_path / "paid", [LLAMA_31], out={"name": "Llama-small"})
+    assert dataset.read(config).train
+    wrong = configured(
+        tmp_path / "unpaid", [tiny.lineage(duties=["noncommercial"])], out={"licence": "Apache-2.0"}
+    )
+    with pytest.raises(TermsRefused, match="non-commercial"):
+        dataset.read(wrong)
+
+
+@pytest.mark.parametrize(
+    ("base", "permitted"),
+    [
+        ("Llama-2-7b-hf", True),
+        ("llama-2-7b/qwen-tiny", False),
+        ("models--meta-llama--Llama-2-7b-hf/snapshots/0123abcd", True),
+        ("models--me--qwen/snapshots/llama-2-7b", False),
+    ],
+)
+def test_llama_2_teaches_its_own_line_by_the_bases_name_not_its_path(tmp_path, base, permitted):
+    llama = tiny.lineage(model="meta-llama/Llama-2-7b-chat-hf", terms_id="llama-2", mock=False)
+    config = configured(tmp_path, [llama], student={"base": base})
+    if permitted:
+        assert dataset.read(config).train
+        return
+    with pytest.raises(TermsRefused, match="of the line llama-2"):
+        dataset.read(config)
+
+
+def test_the_door_is_asked_once_more_at_export(tmp_path):
+    config = configured(tmp_path, [tiny.lineage()])
+    train(config)
+    lineage = config.out_path / "adapter" / "lineage.json"
+    told = json.loads(lineage.read_text())
+    told["lineages"][0]["terms_id"] = "withdrawn"
+    lineage.write_text(json.dumps(told))
+    with pytest.raises(TermsRefused, match="withdrawn"):
+        merge.merge(config, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

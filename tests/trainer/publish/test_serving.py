@@ -1,0 +1,116 @@
+"""What a server is told is what was learned: template, stop tokens, rank, and the commands as printed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from tests.trainer import go, shapes, tiny
+from tests.trainer.shapes import SHAPES
+from trainer import config as settings
+from trainer.publish import serving, modelfile as turns
+from trainer.errors import StudentError
+from trainer.data.chat_template import Renderer
+
+RENDERERS = {name: Renderer(shape.tokenizer()) for name, shape in SHAPES.items()}
+SYSTEM = {"role": "system", "content": "Be brief, {{ .System }} says."}
+TALKS = [
+    [{"role": "user", "content": "what is\n2+2?"}],
+    [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "ho, and\n\nmore"},
+        {"role": "user", "content": "again"},
+    ],
+]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_modelfile_renders_what_was_learned(name):
+    renderer, shape = RENDERERS[name], SHAPES[name]
+    told = turns.learn(renderer).modelfile(shape.stop)
+    [template] = re.findall(r'TEMPLATE """(.*?)"""', told, flags=re.DOTALL)
+    assert told.startswith("FROM .\n")
+    assert f'PARAMETER stop "{shape.stop}"' in told
+    talks = TALKS if name == "gemma" else [*TALKS, *([SYSTEM, *talk] for talk in TALKS)]
+    for talk in talks:
+        learned = renderer.tokenizer.decode(renderer.prompts([talk])[0])
+        bos = "<s>" if learned.startswith("<s>") else ""
+        assert bos + go.render(template, talk) == learned  # llama.cpp adds BOS by itself
+        assert "<s>" not in template
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_pinned_template_needs_no_argument_to_say_what_was_learned(name):
+    renderer = RENDERERS[name]
+    original = renderer.tokenizer.chat_template
+    pinned = serving.pinned_template(renderer, thinking=False)
+    assert renderer.tokenizer.chat_template == original
+    assert pinned.endswith(original)
+    server = SHAPES[name].tokenizer()
+    server.chat_template = pinned
+    for talk in TALKS:
+        served = server.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+        assert served == renderer.prompts([talk])[0]
+    assert (pinned == original) is (name not in {"llama-3", "qwen-3"})
+
+
+def test_a_student_that_thinks_is_served_without_the_empty_block():
+    renderer = RENDERERS["qwen-3"]
+    assert "enable_thinking = false" not in serving.pinned_template(renderer, thinking=True)
+    told = turns.learn(renderer, thinks=True).modelfile("<|im_end|>")
+    assert go.render(told.split('"""')[1], TALKS[0]).endswith("<|im_start|>assistant\n")
+
+
+def test_a_template_that_can_not_be_served_as_learned_is_refused_and_gets_no_modelfile(tmp_path):
+    odd = tiny.CHATML.replace("{{ m['content'] }}", "{{ loop.index }}. {{ m['content'] }}")
+    assert turns.learn(Renderer(tiny.tokenizer(odd))) is None
+    scaffold = tiny.CHATML.replace(
+        "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}SURE: {% endif %}{{ m['content'] }}"
+    )
+    renderer = Renderer(tiny.tokenizer(scaffold))
+    with pytest.raises(StudentError, match="other prompts than were learned"):
+        serving.pinned_template(renderer, thinking=False)
+    config = settings.load(tiny.train_toml(tmp_path, tiny.skill(4)))
+    template, said = serving.speech(config, renderer)  # said by doctor and export, not after the last step
+    assert (template, "other prompts" in said) == (scaffold, True)
+    assert said in serving.commands(config, renderer).notes
+    marks = shapes.Shape(tiny.CHATML.replace("<|im_end|>\n", '<|im_end|>"\n'), "", ())
+    assert turns.learn(Renderer(tiny.tokenizer(marks.template))).modelfile("<|im_end|>") is None
+
+
+@pytest.mark.parametrize(
+    ("lora", "rank", "why"),
+    [
+        ({"rank": 4}, "8", ""),
+        ({"rank": 16}, "16", ""),
+        ({"rank": 33, "rslora": True}, "64", ""),
+        ({"rank": 600}, "", "ranks up to 512"),
+        ({"dora": True}, "", "no DoRA"),
+    ],
+)
+def test_vllm_is_told_the_rank_it_needs_or_why_it_can_not(tmp_path, lora, rank, why):
+    config = settings.load(
+        tiny.train_toml(tmp_path, tiny.skill(4), lora=lora, out={"path": "o u t", "name": "my student"})
+    )
+    how = serving.commands(config, RENDERERS["chatml"])
+    assert (how.merged, how.ollama, how.stops) == ("", "", ("<|im_end|>",))
+    if why:
+        assert (how.adapter, why in how.why_merge) == ("", True)
+        return
+    words = shlex.split(how.adapter)
+    assert words[:4] == ["vllm", "serve", str(config.base), "--enable-lora"]
+    assert words[words.index("--max-lora-rank") + 1] == rank
+    adapter = config.out_path / "adapter"
+    assert words[words.index("--lora-modules") + 1] == f"my student={adapter}"
+    assert words[words.index("--chat-template") + 1] == str(adapter / "chat_template.jinja")
+    assert words[words.index("--generation-config") + 1] == str(adapter)
+
+
+@pytest.mark.parametrize(
+    ("base", "wanted"),
+    [({}, 7), ({"eos_token_id": 7}, 7), ({"eos_token_id": 2}, [7, 2]), ({"eos_token_id": [2, 7]}, [7, 2])],
+)
+def test_an_answer_ends_at_the_templates_end_of_turn_first(base, wanted):
+    assert serving.eos_ids(base, 7) == wanted

@@ -1,0 +1,321 @@
+"""Faults 4-15, 28, 30, 32, 33 of the catalogue: what lies on disk, and who else is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from harvester.store import reader as harvested
+from tests.trainer import tiny
+from tests.trainer.door import door, toml  # noqa: F401 - fixtures
+from trainer import process as hold
+from trainer.training import checkpoint
+from trainer import config as settings
+from trainer.errors import CheckpointError, Interrupted, StoreFull
+from trainer.training.train import train
+
+FILES = ("MANIFEST.json", "state.json", "adapter.safetensors", "optimiser.safetensors")
+
+
+def stop_after(step: int):
+    def on_step(log) -> None:
+        if log.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return on_step
+
+
+def half_done(toml: Path, steps: int = 3) -> Path:  # noqa: F811
+    with pytest.raises(Interrupted):
+        train(settings.load(toml), stop_after(steps))
+    return toml.parent / "out" / "checkpoints"
+
+
+def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "out" / "adapter" / "adapter_model.safetensors")
+
+
+def test_04_sigterm_ends_after_the_step_with_a_checkpoint(door, toml, monkeypatch):  # noqa: F811
+    honest = train
+
+    def stopped(config, _on_step, **more):
+        return honest(config, stop_after(2), **more)
+
+    monkeypatch.setattr("trainer.training.train.train", stopped)
+    code, _, err = door("train", toml)
+    assert code == 143
+    assert "after step 2" in err
+    assert checkpoint.newest(toml.parent / "out" / "checkpoints")[0].step == 2
+
+
+def test_04_a_second_sigterm_ends_now():
+    with hold.signals() as asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked == [signal.SIGTERM]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("left", ["none", "one byte", "half", "all but one", "missing", "a flipped bit"])
+def test_06_a_torn_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, name, left):
+    for step in (1, 2):
+        tensors = {"a/w": torch.full((4,), float(step))}
+        checkpoint.save(tmp_path, checkpoint.Checkpoint(step, {"settings": {}}, tensors, tensors))
+    file = tmp_path / "step-00000002" / name
+    whole = file.read_bytes()
+    cut = {"none": 0, "one byte": 1, "half": len(whole) // 2, "all but one": len(whole) - 1}
+    if left == "missing":
+        file.unlink()
+    elif left == "a flipped bit":
+        at = len(whole) // 2
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    else:
+        file.write_bytes(whole[: cut[left]])
+    found, skipped = checkpoint.newest(tmp_path)
+    assert (found.step, len(skipped)) == (1, 1)
+    assert skipped[0].startswith("step-00000002: ")
+
+
+def test_07_everything_is_synced_before_and_after_the_rename(tmp_path, monkeypatch):
+    events: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def noted_sync(handle):
+        events.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        sync(handle)
+
+    def noted_rename(self, target):
+        events.append("rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    checkpoint.save(tmp_path, checkpoint.Checkpoint(1, {}, {"w": torch.ones(2)}, {"w/m": torch.ones(2)}))
+    at = events.index("rename")
+    assert set(events[: at - 2]) == {"adapter.safetensors", "optimiser.safetensors", "state.json"}
+    assert events[at - 2 : at] == ["MANIFEST.json", ".step-00000001.tmp"]
+    assert events[at + 1 :] == [tmp_path.name]
+
+
+def test_08_a_full_disk_costs_a_warning_and_the_old_checkpoint_stays(door, toml, monkeypatch):  # noqa: F811
+    honest, calls = shutil.disk_usage, []
+
+    def full(folder):
+        calls.append(1)
+        usage = honest(folder)
+        return usage._replace(free=10) if len(calls) > 2 else usage
+
+    monkeypatch.setattr(shutil, "disk_usage", full)
+    code, out, _ = door("train", toml)
+    assert code == 0
+    assert "warning: checkpoint of step 3 not written" in out
+    assert checkpoint.newest(toml.parent / "out" / "checkpoints")[0].step == 2
+    assert (toml.parent / "out" / "adapter" / "adapter_model.safetensors").exists()
+    assert not list((toml.parent / "out" / "checkpoints").glob(".*"))
+
+
+def test_08_an_old_checkpoint_stays_until_the_new_one_reads_back(tmp_path, monkeypatch):
+    tensors = {"w": torch.ones(2)}
+    checkpoint.save(tmp_path, checkpoint.Checkpoint(1, {}, tensors, {"w/m": torch.ones(2)}))
+    monkeypatch.setattr(checkpoint, "KEEP", 1)
+    honest = checkpoint.save_file
+    monkeypatch.setattr(  # a write that says it went well and stored something else
+        checkpoint, "save_file", lambda t, path: honest({name: x * 0 for name, x in t.items()}, path)
+    )
+    with pytest.raises(CheckpointError, match="other than it was written"):
+        checkpoint.save(tmp_path, checkpoint.Checkpoint(2, {}, tensors, {"w/m": torch.ones(2)}))
+    assert (tmp_path / "step-00000001").is_dir()
+
+
+def test_06_a_checkpoint_of_another_format_is_skipped_and_named(tmp_path):
+    state = checkpoint.Checkpoint(1, {}, {"w": torch.ones(2)}, {"w/m": torch.ones(2)})
+    manifest = checkpoint.save(tmp_path, state) / "MANIFEST.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
+    found, skipped = checkpoint.newest(tmp_path)
+    assert found is None
+    assert "format 99" in skipped[0]
+
+
+def test_08_a_write_that_fails_half_way_leaves_no_litter(tmp_path, monkeypatch):
+    keep = checkpoint.Checkpoint(1, {}, {"w": torch.ones(2)}, {"w/m": torch.ones(2)})
+    checkpoint.save(tmp_path, keep)
+
+    def full(_handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreFull, match="No space left") as caught:
+        checkpoint.save(tmp_path, checkpoint.Checkpoint(2, {}, keep.adapter, keep.moments))
+    assert caught.value.exit_code == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_09_10_11_stopped_after_any_step_the_end_has_the_same_bits(tmp_path):
+    shape = {"train": {"epochs": 2, "log_every": 1, "pack_tokens": 128}, "lora": {"dropout": 0.2}}
+    whole = tiny.train_toml(tmp_path / "whole", tiny.skill(24), **shape)
+    steps = train(settings.load(whole)).steps
+    wanted = adapter_of(tmp_path / "whole")
+    for at in range(1, steps):  # within an epoch and on its border
+        parts = tiny.train_toml(tmp_path / f"at-{at}", tiny.skill(24), **shape)
+        half_done(parts, at)
+        assert train(settings.load(parts)).steps_now == steps - at
+        mine = adapter_of(parts.parent)
+        assert all(torch.equal(wanted[name], mine[name]) for name in wanted)
+
+
+def test_11_no_state_of_a_random_generator_is_needed(tmp_path):
+    shape = {"train": {"epochs": 2, "log_every": 1, "pack_tokens": 128}, "lora": {"dropout": 0.2}}
+    calm = tiny.train_toml(tmp_path / "calm", tiny.skill(30), **shape)
+    train(settings.load(calm))
+
+    def disturb(log) -> None:  # what a callback, a logger or a library might draw
+        random.random(), np.random.default_rng().random(), torch.rand(3)
+        np.random.seed(log.step)
+        torch.manual_seed(log.step * 7)
+        stop_after(3)(log)
+
+    stormy = tiny.train_toml(tmp_path / "stormy", tiny.skill(30), **shape)
+    with pytest.raises(Interrupted):
+        train(settings.load(stormy), disturb)
+    random.seed(1)
+    torch.manual_seed(99)
+    train(settings.load(stormy), disturb)
+    one, two = adapter_of(calm.parent), adapter_of(stormy.parent)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_11_28_a_checkpoint_is_safetensors_and_json_only(toml):  # noqa: F811
+    checkpoints = half_done(toml)
+    assert {p.name for p in checkpoints.glob("step-*/*")} == set(FILES)
+
+
+def test_12_moments_go_by_name_and_shape(toml):  # noqa: F811
+    newest = sorted(half_done(toml).glob("step-*"))[-1]
+    tensors = load_file(newest / "adapter.safetensors")
+    first = sorted(tensors)[0]
+    renamed = {("other" if name == first else name): t for name, t in tensors.items()}
+    save_file(renamed, newest / "adapter.safetensors")
+    manifest = json.loads((newest / "MANIFEST.json").read_text())
+    file = newest / "adapter.safetensors"
+    manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": checkpoint.sha256(file)}
+    (newest / "MANIFEST.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="another student") as caught:
+        train(settings.load(toml))
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("lr = 0.01", "lr = 0.02", "train.lr 0.01 -> 0.02"),
+        ("alpha = 8", "alpha = 9", "lora.alpha 8.0 -> 9.0"),
+        ("epochs = 2", "epochs = 3", "train.epochs 2 -> 3"),
+    ],
+)
+def test_13_changed_settings_are_refused_with_the_difference(door, toml, old, new, said):  # noqa: F811
+    half_done(toml)
+    toml.write_text(toml.read_text().replace(old, new))
+    code, _, err = door("train", toml)
+    assert code == 2
+    assert said in err
+    code, out, _ = door("train", toml, "--allow-change")
+    assert code == 0
+    assert f"changed on the way: {said}" in out
+
+
+def test_13_15_a_changed_base_or_corpus_is_refused(door, toml):  # noqa: F811
+    half_done(toml)
+    tiny.base(toml.parent / "base", seed=9)
+    code, _, err = door("train", toml)
+    assert (code, "base '" in err) == (2, True)
+    tiny.base(toml.parent / "base")
+    tiny.corpus(toml.parent / "store", tiny.skill(41))
+    code, _, err = door("train", toml)
+    assert (code, "corpus '" in err) == (2, True)
+    assert "corpus.examples 40 -> 41" in err
+
+
+def test_25_a_torn_shard_is_named_before_the_first_step(door, toml):  # noqa: F811
+    shard = toml.parent / "store" / "shards" / "00000.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:200] + bytes(100) + whole[300:])
+    code, _, err = door("train", toml)
+    assert code == 5
+    assert "00000.parquet" in err
+    assert not (toml.parent / "out" / "train.jsonl").exists()
+
+
+def test_26_a_corpus_that_grows_meanwhile_is_learned_as_it_was(toml):  # noqa: F811
+    config = settings.load(toml)
+    alone = tiny.train_toml(
+        toml.parent / "alone",
+        tiny.skill(40, held_out=4),
+        train=config.train.model_dump(include={"epochs", "log_every", "save_every", "pack_tokens", "warmup"}),
+    )
+    train(settings.load(alone))
+
+    def grow(log) -> None:
+        if log.step == 1:
+            shards = toml.parent / "store" / "shards"
+            shutil.copy(shards / "00000.parquet", shards / "00001.parquet")
+
+    train(config, grow)
+    assert len(harvested.Corpus.open(config.corpus).manifest) == 2
+    one, two = adapter_of(toml.parent), adapter_of(alone.parent)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_30_a_checkpoint_that_is_a_link_is_not_followed(tmp_path):
+    state = checkpoint.Checkpoint(1, {}, {"w": torch.ones(2)}, {"w/m": torch.ones(2)})
+    checkpoint.save(tmp_path / "else", state)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "step-00000001").symlink_to(tmp_path / "else" / "step-00000001")
+    assert checkpoint.newest(tmp_path / "mine") == (None, [])
+    checkpoint.save(tmp_path / "mine", checkpoint.Checkpoint(2, {}, state.adapter, state.moments))
+    inner = tmp_path / "mine" / "step-00000002" / "state.json"
+    inner.rename(tmp_path / "state.json")
+    inner.symlink_to(tmp_path / "state.json")
+    found, skipped = checkpoint.newest(tmp_path / "mine")
+    assert found is None
+    assert "state.json is not what was written" in skipped[0]
+
+
+def test_30_an_adapter_that_is_a_link_out_is_refused(door, toml):  # noqa: F811
+    assert door("train", toml)[0] == 0
+    file = toml.parent / "out" / "adapter" / "adapter_model.safetensors"
+    file.rename(toml.parent / "elsewhere.safetensors")
+    file.symlink_to(toml.parent / "elsewhere.safetensors")
+    for words in (("evaluate", toml), ("export", toml, toml.parent / "merged")):
+        code, _, err = door(*words)
+        assert (code, "is a link to somewhere else" in err) == (2, True)
+
+
+def test_05_a_step_has_one_line_in_the_log_whatever_was_killed(toml, nursery):  # noqa: F811
+    toml.write_text(toml.read_text().replace("save_every = 1", "save_every = 4"))
+    ended = nursery("command", words=("train", toml), env={"HARVESTER_FAILPOINT": "train.backward:7"})
+    assert ended["signal"] == signal.SIGKILL
+    log = toml.parent / "out" / "train.jsonl"
+    assert len(log.read_text().splitlines()) == 6
+    with log.open("a") as file:
+        file.write('{"step": 7, "lo')  # torn by the kill
+    ended = nursery("command", words=("train", toml))
+    assert ended["code"] == 0, ended["err"]
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_32_a_second_trainer_ends_with_75(toml, nursery):  # noqa: F811
+    with hold.held(toml.parent / "out"):
+        ended = nursery("command", words=("train", toml))
+    assert ended["code"] == 75
+    assert "another training holds" in ended["err"]

@@ -1,0 +1,124 @@
+"""One batch cut into packs, dealt to two real processes, or learned whole: the same gradients and adapter."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainer import tiny
+from trainer import config as settings
+from trainer.model import model
+from trainer.training.train import train
+
+DEALT = {"train": {"epochs": 1, "batch_tokens": 1024, "max_length": 64, "pack_tokens": 128, "log_every": 1}}
+
+
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.25])
+def test_two_processes_learn_what_one_does(tmp_path, dropout):
+    rows = tiny.skill(60)
+    shape = {**DEALT, "lora": {"dropout": dropout}}
+    one = settings.load(tiny.train_toml(tmp_path / "one", rows, **shape))
+    logs = []
+    train(one, logs.append)
+    toml = tiny.train_toml(tmp_path / "two", rows, **shape)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "trainer", "train", str(toml), "--processes", "2", "--json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    [told] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    two = [json.loads(line) for line in (tmp_path / "two/out/train.jsonl").read_text().splitlines()]
+    assert told["steps"] == len(two) == len(logs)
+    for mine, theirs in zip(logs, two, strict=True):
+        assert theirs["loss"] == pytest.approx(mine.loss, abs=1e-6)
+        assert theirs["grad_norm"] == pytest.approx(mine.grad_norm, rel=1e-5)
+    mine = load_file(one.out_path / "adapter/adapter_model.safetensors")
+    theirs = load_file(tmp_path / "two/out/adapter/adapter_model.safetensors")
+    assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-5
+    # a checkpoint of two is a checkpoint of one
+    resumed = train(settings.load(toml))
+    assert resumed.steps_now == 0
+
+
+@pytest.mark.slow  # test_accumulation adds up the same, in two forked ranks
+def test_ranks_add_up_what_they_hold(tmp_path):
+    code = (
+        "import torch\nfrom trainer.world import joined\n"
+        "with joined() as world:\n"
+        "    a, b = torch.full((2, 2), 1.0 + world.rank), torch.tensor(10.0 * (world.rank + 1))\n"
+        "    world.add_up([a, b])\n"
+        "    assert a.tolist() == [[3.0, 3.0]] * 2 and float(b) == 30.0\n"
+    )
+    script = tmp_path / "sum.py"
+    script.write_text(code)
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(
+        [*command, "--nproc-per-node=2", str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert torch.distributed.is_available()
+
+
+def fleet(toml: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """`trainer train` in two processes."""
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "trainer", "train", str(toml), "--processes", "2", "--json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **more},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_two_processes_with_half_the_base_each_learn_what_one_does_and_either_resumes_the_other(tmp_path):
+    rows = tiny.skill(60)
+    shape = {
+        "train": {**DEALT["train"], "batch_tokens": 384, "save_every": 1}
+    }  # three packs a step: one idles
+    one = settings.load(tiny.train_toml(tmp_path / "one", rows, **shape))
+    whole = train(one)
+    shape["train"]["shard"] = "always"
+    toml = tiny.train_toml(tmp_path / "two", rows, **shape)
+    killed = fleet(toml, HARVESTER_FAILPOINT="train.update:3")
+    assert killed.returncode != 0
+    checkpoints = sorted((tmp_path / "two/out/checkpoints").glob("step-*"))
+    assert 0 < len(checkpoints) < whole.steps
+    finished = fleet(toml)
+    assert finished.returncode == 0, finished.stderr
+    [told] = [json.loads(line) for line in finished.stdout.splitlines() if line.startswith("{")]
+    [note] = [note for note in told["notes"] if "sharded" in note]
+    assert any(note.startswith("resumed at step 2") for note in told["notes"])
+    mine = load_file(one.out_path / "adapter/adapter_model.safetensors")
+    theirs = load_file(tmp_path / "two/out/adapter/adapter_model.safetensors")
+    assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-5
+    shutil.rmtree(checkpoints[0].parent.parent / "adapter")
+    for late in sorted(checkpoints[0].parent.glob("step-*"))[-1:]:
+        shutil.rmtree(late)  # the fleet's last step is left to one process
+    alone = train(settings.load(toml))
+    assert alone.steps_now == 1
+    theirs = load_file(tmp_path / "two/out/adapter/adapter_model.safetensors")
+    assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-5
+    layers = sum(p.numel() for n, p in base_of(one).named_parameters() if ".layers." in n)
+    others = sum(p.numel() for n, p in base_of(one).named_parameters() if ".layers." not in n)
+    assert float(note.split()[2]) == pytest.approx((layers / 2 + others) * 4 / 2**20, abs=0.06)
+
+
+def base_of(config):
+    return model.load_base(config.base, torch.device("cpu"))

@@ -1,0 +1,126 @@
+"""The memory plan against what the allocator handed out; checkpointing against not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from tests.trainer import tiny
+from tests.trainer.model.test_losses import examples
+from trainer import config as settings
+from trainer.model import lora_forward as folding, model, varlen_attention as varlen
+from trainer.training import memory, plan
+from trainer.data.collator import collate
+from trainer.training.step import loss_of
+from trainer.training.train import train
+
+
+def made(folder, **train):
+    return settings.load(tiny.train_toml(folder, tiny.skill(4), train=train))
+
+
+def measured_peak(config, pack, *, checkpointing: bool) -> int:
+    """The most bytes alive at once in one step, from the profiler's record of every allocation."""
+    student = model.with_adapter(config, torch.device("cpu"))
+    if checkpointing:
+        memory.recompute(student)
+    folding.fold(student)
+    batch = collate(pack)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        loss, _ = loss_of(student, batch)
+        (loss / batch.supervised).backward()
+    live = peak = 0
+    for event in seen.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    static = sum(p.numel() * p.element_size() for p in student.parameters())
+    moments = 2 * sum(p.numel() * p.element_size() for p in model.trainable(student).values())
+    return peak + static + moments
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("count", [5, 60])
+def test_the_predicted_peak_is_within_ten_percent_of_the_measured(tmp_path, count, checkpointing):
+    config = made(tmp_path)
+    pack = examples(count)
+    told = memory.estimate(config, pack, checkpointing=checkpointing)
+    assert told.peak == pytest.approx(measured_peak(config, pack, checkpointing=checkpointing), rel=0.1)
+    assert told.gradients == told.adapter == told.moments // 2
+    assert told.peak > told.base + told.adapter + told.moments + told.activations
+
+
+def test_where_the_device_has_the_varlen_kernel_the_walk_takes_it(tmp_path, monkeypatch):
+    config, pack = made(tmp_path), examples(60)
+    grid = memory.estimate(config, pack, checkpointing=False)
+    called = []
+    honest = varlen.attend
+    monkeypatch.setattr(model, "attention_of", lambda _device: varlen.register())
+    monkeypatch.setattr(varlen, "attend", lambda *a, **k: called.append(1) or honest(*a, **k))
+    told = memory.estimate(config, pack, checkpointing=False)
+    assert len(called) == 2  # once a layer
+    assert told.base == grid.base
+    assert 0.5 * grid.activations < told.activations < 1.2 * grid.activations  # no grids, no padding
+
+
+def test_checkpointing_needs_less_and_changes_no_gradient(tmp_path):
+    config = made(tmp_path)
+    pack = examples(60)
+    plain, frugal = (memory.estimate(config, pack, checkpointing=c) for c in (False, True))
+    assert frugal.activations < plain.activations / 2
+    grads = []
+    for checkpointing in (False, True):
+        student = model.with_adapter(config, torch.device("cpu"))
+        if checkpointing:
+            memory.recompute(student)
+        loss_of(student, collate(pack))[0].backward()
+        grads.append([p.grad for p in model.trainable(student).values()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_the_plan_chooses_checkpointing_where_it_would_not_fit(tmp_path, monkeypatch):
+    config, pack = made(tmp_path), examples(60)
+    peak = memory.estimate(config, pack, checkpointing=False).peak
+    for free, wanted in ((peak, True), (2 * peak, False), (10**15, False), (None, False)):
+        monkeypatch.setattr(memory, "free_bytes", lambda _device, free=free: free)
+        assert memory.needs_checkpointing(config, pack) is wanted
+    assert memory.needs_checkpointing(made(tmp_path, checkpointing="always"), pack)
+    assert not memory.needs_checkpointing(made(tmp_path, checkpointing="never"), pack)
+
+
+def test_the_plan_counts_what_a_training_then_does(tmp_path):
+    path = tiny.train_toml(tmp_path, tiny.skill(40, held_out=4), train={"epochs": 2, "pack_tokens": 128})
+    config = settings.load(path)
+    told = plan.plan(config)
+    assert told.time_s is None
+    assert not config.out_path.exists()
+    probed = plan.plan(config, probe_steps=3)
+    assert not config.out_path.exists()  # a probe keeps nothing
+    assert probed.time_s == pytest.approx(probed.step_s * told.steps)
+    done = train(config)
+    assert (done.steps, done.examples) == (told.steps, told.examples)
+    assert done.tokens == 2 * told.tokens_per_epoch
+    student = model.with_adapter(config, torch.device("cpu"))
+    assert told.adapter_parameters == sum(p.numel() for p in model.trainable(student).values())
+
+
+def test_a_base_is_dealt_to_a_fleet_only_where_it_takes_more_than_half(tmp_path, monkeypatch):
+    config = made(tmp_path)
+    size = (config.base / "model.safetensors").stat().st_size
+    for free, ranks, wanted in (
+        (4 * size - 1, 2, True),
+        (4 * size, 2, False),
+        (1, 1, False),
+        (None, 2, False),
+    ):
+        monkeypatch.setattr(memory, "free_bytes", lambda _device, free=free: free)
+        assert memory.needs_sharding(config, ranks) is wanted
+    assert memory.needs_sharding(made(tmp_path, shard="always"), 2)
+    assert not memory.needs_sharding(made(tmp_path, shard="always"), 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: 1)
+    assert not memory.needs_sharding(made(tmp_path, shard="never"), 2)
+    peak = memory.estimate(config, examples(60), checkpointing=False).peak
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: round(peak / memory.ROOM) - 1)
+    assert memory.needs_checkpointing(config, examples(60))
+    assert not memory.needs_checkpointing(config, examples(60), shards=2)  # half the base lies elsewhere

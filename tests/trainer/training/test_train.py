@@ -1,0 +1,200 @@
+"""The loop through its front door: it learns, resumes to the same bits, leaves an adapter others can load."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainer import tiny
+from trainer.data import dataset
+from trainer.model import model
+from trainer.training import checkpoint, step
+from trainer import config as settings
+from trainer.errors import DataError, Interrupted, ResumeRefused, TrainingDiverged
+from trainer.evaluation.evaluate import evaluate
+from trainer.data.order import Order
+from trainer.data.chat_template import Renderer
+from trainer.training.train import train
+
+
+def adapter_of(config) -> dict[str, torch.Tensor]:
+    return load_file(config.out_path / "adapter" / "adapter_model.safetensors")
+
+
+def same(one, two) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_the_loss_falls_and_is_logged(learned):
+    config, done = learned
+    log = [json.loads(line) for line in (config.out_path / "train.jsonl").read_text().splitlines()]
+    assert len(log) == done.steps == done.steps_now
+    assert log[-1]["loss"] < log[0]["loss"] - 0.3
+    assert {"tokens_per_s", "supervised_per_s", "lr", "grad_norm"} <= set(log[0])
+
+
+def test_33_peft_loads_the_adapter_in_a_fresh_process_with_equal_logits(learned, nursery, tmp_path):
+    config, _ = learned
+    adapter = config.out_path / "adapter"
+    ended = nursery("logits", base=config.base, adapter=adapter, out=tmp_path / "logits")
+    assert ended["code"] == 0, ended["err"]
+    theirs = load_file(tmp_path / "logits")["logits"]
+    ids, cpu = torch.arange(3, 40)[None], torch.device("cpu")
+    mine = model.load_student(config, adapter, cpu)(input_ids=ids).logits
+    assert torch.allclose(theirs, mine, atol=1e-5)
+    assert not torch.allclose(theirs, model.load_base(config.base, cpu)(input_ids=ids).logits)
+
+
+def test_the_card_names_teacher_and_terms(learned):
+    config, _ = learned
+    card = (config.out_path / "adapter" / "README.md").read_text()
+    assert "| mock-teacher | 127.0.0.1 |" in card
+    assert "of no use outside tests" in card
+    lineage = json.loads((config.out_path / "adapter" / "lineage.json").read_text())
+    assert lineage["teachers"][0]["rows"] == 40
+
+
+def test_training_again_does_nothing_more(learned):
+    config, done = learned
+    before = adapter_of(config)
+    again = train(config)
+    assert again.steps_now == 0
+    assert again.steps == done.steps
+    assert same(before, adapter_of(config))
+
+
+def test_evaluate_writes_the_scorecard(learned):
+    config, _ = learned
+    card = evaluate(config)
+    assert json.loads((config.out_path / "scorecard.json").read_text()) == card
+    assert card["macro"]["teacher"]["accuracy"] == 1
+    assert set(card["tasks"]) == {"reverse"}
+    assert card["tasks"]["reverse"]["prompts"] == 10
+    answers = [json.loads(line) for line in (config.out_path / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 10
+    assert all(a["split"] == "held_out" for a in answers)
+
+
+def stop_after(step: int):
+    """A callback that asks this very process to stop, as a preempted machine would."""
+
+    def on_step(log) -> None:
+        if log.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return on_step
+
+
+def test_a_torn_checkpoint_is_skipped_and_named(tmp_path):
+    config = settings.load(
+        tiny.train_toml(tmp_path, tiny.skill(40), train={"epochs": 2, "save_every": 1, "log_every": 1})
+    )
+    with pytest.raises(Interrupted):
+        train(config, stop_after(3))
+    newest = sorted((config.out_path / "checkpoints").glob("step-*"))[-1]
+    file = newest / "adapter.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    found, skipped = checkpoint.newest(config.out_path / "checkpoints")
+    assert found is not None
+    assert found.step == 2
+    assert newest.name in skipped[0]
+    done = train(config)
+    assert any(newest.name in note for note in done.notes)
+
+
+def test_another_configuration_or_corpus_is_refused_by_name(tmp_path):
+    path = tiny.train_toml(tmp_path, tiny.skill(40), train={"log_every": 1})
+    with pytest.raises(Interrupted):
+        train(settings.load(path), stop_after(1))
+    path.write_text(path.read_text().replace("rank = 4", "rank = 8"))
+    with pytest.raises(ResumeRefused, match=r"lora.rank 4 -> 8"):
+        train(settings.load(path))
+    path.write_text(path.read_text().replace("rank = 8", "rank = 4"))
+    tiny.corpus(tmp_path / "store", tiny.skill(41))
+    with pytest.raises(ResumeRefused, match="corpus"):
+        train(settings.load(path))
+
+
+def test_a_loss_that_is_not_finite_is_skipped_then_stops(tmp_path, monkeypatch):
+    config = settings.load(tiny.train_toml(tmp_path, tiny.skill(40), train={"epochs": 3, "log_every": 1}))
+    calls = []
+
+    def poisoned(student, batch):
+        calls.append(1)
+        loss, correct = honest(student, batch)
+        return (loss * float("nan") if len(calls) in {2, 4, 5, 6} else loss), correct
+
+    honest = step.loss_of
+    monkeypatch.setattr(step, "loss_of", poisoned)
+    logs = []
+    with pytest.raises(TrainingDiverged):
+        train(config, logs.append)
+    assert [log.skipped for log in logs] == [0, 1, 1, 2, 3, 4]
+    assert all(log.loss == log.loss for log in logs)  # never averaged with a NaN
+
+
+def test_rows_are_left_out_by_reason_and_held_out_prompts_never_learned(tmp_path):
+    named = {"metadata_json": '{"split": "train"}'}
+    leak = tiny.skill(4, held_out=2)[4].messages[0]["content"]
+    rows = [
+        *tiny.skill(4, held_out=2),
+        tiny.sample(20, "a", None, outcome="empty"),
+        tiny.sample(21, "b", "  \n"),
+        tiny.sample(22, "c", "cut", outcome="truncated"),
+        tiny.sample(23, "d", "no", outcome="refused"),
+        tiny.sample(24, "e", "x" * 400, **named),
+        tiny.sample(25, leak, "leaked", **named),
+    ]
+    path = tiny.train_toml(tmp_path, rows, data={"eval_share": 0.0})
+    config = settings.load(path)
+    found = dataset.read(config)
+    data = dataset.render(found, Renderer(model.load_tokenizer(config.base)), config)
+    assert data.excluded == {"empty": 2, "truncated": 1, "refused": 1, "leaked": 1, "too long": 1}
+    assert len(data.examples) == 4
+    assert {h.prompt_id for h in found.held_out} == {"p4", "p5"}
+    kept = settings.load(
+        tiny.train_toml(tmp_path, rows, data={"eval_share": 0.0, "truncated": "unterminated"})
+    )
+    data = dataset.render(dataset.read(kept), Renderer(model.load_tokenizer(kept.base)), kept)
+    ends = [e.terminated for e in data.examples]
+    assert ends.count(False) == 1
+
+
+def test_prompts_without_a_split_are_split_by_content(tmp_path):
+    rows = [replace(s, metadata_json="{}") for s in tiny.skill(200)]
+    config = settings.load(tiny.train_toml(tmp_path, rows, data={"eval_share": 0.25}))
+    one = dataset.read(config)
+    assert 25 < len(one.held_out) < 75
+    renamed = [replace(s, prompt_id=f"other{i}") for i, s in enumerate(reversed(rows))]
+    tiny.corpus(tmp_path / "store", renamed)
+    two = dataset.read(config)
+    assert {h.messages[0]["content"] for h in one.held_out} == {
+        h.messages[0]["content"] for h in two.held_out
+    }
+
+
+def test_a_corpus_without_completions_says_so(tmp_path):
+    rows = [tiny.sample(i, f"q{i}", None, outcome="empty") for i in range(3)]
+    config = settings.load(tiny.train_toml(tmp_path, rows, data={"eval_share": 0.0}))
+    with pytest.raises(DataError, match="no row to learn from: 3 empty"):
+        dataset.read(config)
+
+
+def test_the_order_is_a_function_of_seed_and_step():
+    shape = settings.Train(epochs=3, batch_tokens=64, max_length=32)
+    lengths = [8 + i % 9 for i in range(100)]
+    one, two = Order(lengths, shape), Order(lengths, shape)
+    assert [one.packs(s) for s in range(one.steps)] == [two.packs(s) for s in reversed(range(one.steps))][
+        ::-1
+    ]
+    for epoch in range(3):
+        seen = [i for s in range(one.steps) if one.epoch_of(s) == epoch for p in one.packs(s) for i in p]
+        assert sorted(seen) == list(range(100))
+    other = Order(lengths, shape.model_copy(update={"seed": 1}))
+    assert one.packs(0) != other.packs(0)

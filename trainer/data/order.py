@@ -1,0 +1,57 @@
+"""Which examples each step learns: a pure function of (lengths, seed, epoch, step). No state, no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+
+from trainer.config import Train
+from trainer.data.packing import pack
+
+
+class Order:
+    """The packs of every step of a training.
+
+    Args:
+        lengths: tokens each example feeds.
+    """
+
+    def __init__(self, lengths: Sequence[int], train: Train) -> None:
+        self._lengths = lengths
+        self._train = train
+        self._epoch = lru_cache(maxsize=2)(self._pack_epoch)
+        self._first = [0]
+        self.waste = 0.0
+        for epoch in range(train.epochs):
+            packs, waste = self._epoch(epoch)
+            self.waste += waste / train.epochs
+            self._first.append(self._first[-1] + -(-len(packs) // train.packs_per_step))
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self._first[-1]
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch a step belongs to."""
+        return next(e for e in range(self._train.epochs) if step < self._first[e + 1])
+
+    def packs(self, step: int) -> tuple[tuple[int, ...], ...]:
+        """Example numbers of each pack of a step."""
+        epoch = self.epoch_of(step)
+        begin = (step - self._first[epoch]) * self._train.packs_per_step
+        return self._epoch(epoch)[0][begin : begin + self._train.packs_per_step]
+
+    def largest(self) -> tuple[int, ...]:
+        """The first of the packs with the most tokens."""
+        every = (pack for step in range(self.steps) for pack in self.packs(step))
+        return max(every, key=lambda pack: sum(self._lengths[i] for i in pack))
+
+    def _pack_epoch(self, epoch: int) -> tuple[tuple[tuple[int, ...], ...], float]:
+        seed = int.from_bytes(hashlib.sha256(f"{self._train.seed}/{epoch}".encode()).digest()[:8])
+        packing = pack(self._lengths, self._train.pack_budget, seed=seed)
+        packs = list(packing.packs)
+        random.Random(seed).shuffle(packs)  # noqa: S311 - reproducible order, nothing secret
+        return tuple(packs), packing.waste

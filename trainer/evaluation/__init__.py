@@ -1,0 +1,1 @@
+"""Judge a student: generate, score beside the teacher, check the data before training."""

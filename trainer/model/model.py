@@ -1,0 +1,196 @@
+"""The student: a local folder, its tokenizer, an adapter on its linear layers."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from trainer.model import segment_attention as segments, varlen_attention as varlen
+from trainer.config import Train, TrainConfig
+from trainer.errors import ConfigError, StudentError
+from trainer.model.weights import check_adapter, check_base, template_of
+
+logging.disable_progress_bar()  # our own bar is the one on the screen
+logging.set_verbosity_error()
+
+
+def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
+    """The base's tokenizer, from disk only, with its own chat template or the one given.
+
+    Raises:
+        StudentError: missing or broken files.
+    """
+    check_base(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudentError(f"tokenizer can't be read: {first_line(error)}", place=str(folder)) from None
+    if template is not None:
+        tokenizer.chat_template = template_of(template)
+    return tokenizer
+
+
+def device_of(train: Train) -> torch.device:
+    """Where to run. "fastest" is CUDA when there is one, else the CPU.
+
+    Raises:
+        ConfigError: CUDA was asked for and is absent.
+    """
+    if train.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "no CUDA device on this machine", place="train.device", remedy='device = "cpu" or leave it out'
+        )
+    return torch.device("cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def set_threads(train: Train) -> None:
+    """CPU threads: as told, else one per core this process may use."""
+    torch.set_num_threads(train.threads or len(os.sched_getaffinity(0)))
+
+
+def dtype_of(device: torch.device) -> torch.dtype:
+    """Dtype of the frozen base: bf16 on CUDA, fp32 on CPU, where bf16 is neither fast nor exact."""
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def attention_of(device: torch.device) -> str:
+    """Name of the packed attention there, registered with transformers."""
+    return varlen.register() if device.type == "cuda" else segments.register()
+
+
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}  # dense bf16 FLOP/s, vendor's sheets
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Arithmetic of the device in FLOP/s where it is known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def load_base(
+    folder: Path, device: torch.device, attention: str = "sdpa", *, place: torch.device | None = None
+) -> Any:
+    """The untouched student, in evaluation mode, in the dtype of `device`.
+
+    Args:
+        place: where its weights lie; None means on the device.
+
+    Raises:
+        StudentError: files that transformers can't make a causal language model of.
+    """
+    check_base(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=dtype_of(device),
+            attn_implementation=attention,
+        )
+    except Exception as error:  # noqa: BLE001 - safetensors, transformers and torch each raise their own
+        raise StudentError(f"the base can't be loaded: {first_line(error)}", place=str(folder)) from None
+    return model.to(place or device).eval()
+
+
+def with_adapter(config: TrainConfig, device: torch.device, *, sharded: bool = False) -> Any:
+    """Base plus a fresh adapter, ready to train: packed attention, fp32 adapter, everything else frozen.
+
+    A is drawn from `[train] seed`, B is zero, so the student starts as the base.
+
+    Args:
+        sharded: keep the weights in host memory, for `sharding` to deal out.
+
+    Raises:
+        StudentError: no linear layer matches `[lora] target`.
+    """
+    check_base(config.base, config.student.sha256)
+    base = load_base(
+        config.base, device, attention_of(device), place=torch.device("cpu") if sharded else None
+    )
+    torch.manual_seed(config.train.seed)
+    return adapt(base, config).train()
+
+
+def adapt(base: Any, config: TrainConfig) -> Any:
+    """A fresh adapter on a base, by PEFT; A drawn from torch's generator.
+
+    Raises:
+        StudentError: no linear layer matches `[lora] target`, or it names a tied embedding.
+    """
+    lora = config.lora
+    _check_ties(base, lora.target)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft calls a deprecated name of transformers
+            return get_peft_model(
+                base,
+                LoraConfig(
+                    task_type="CAUSAL_LM",
+                    r=lora.rank,
+                    lora_alpha=lora.alpha,
+                    lora_dropout=lora.dropout,
+                    target_modules=lora.target if isinstance(lora.target, str) else list(lora.target),
+                    use_rslora=lora.rslora,
+                    use_dora=lora.dora,
+                ),
+                autocast_adapter_dtype=True,  # fp32 master weights over a bf16 base
+            )
+    except ValueError as error:
+        raise StudentError(
+            f"no adapter: {first_line(error)}", place="lora.target", remedy='target = "all-linear"'
+        ) from None
+
+
+def _check_ties(base: Any, target: str | tuple[str, ...]) -> None:
+    """An adapter on one side of tied weights is lost, or counts twice, when it is merged."""
+    if isinstance(target, str) or not getattr(base.config, "tie_word_embeddings", False):
+        return
+    tied = (base.get_input_embeddings(), base.get_output_embeddings())
+    names = [name for name, module in base.named_modules() if any(module is each for each in tied)]
+    odd = [t for t in target if any(name == t or name.endswith(f".{t}") for name in names)]
+    if odd:
+        raise StudentError(
+            f"{odd[0]} is tied: input and output share one weight in this base",
+            place="lora.target",
+            remedy='target = "all-linear" leaves embeddings and output layer alone',
+        )
+
+
+def load_student(config: TrainConfig, adapter: Path, device: torch.device) -> Any:
+    """Base plus a trained adapter, for generation. On CPU it is merged in fp32, which costs no accuracy.
+
+    Raises:
+        StudentError: no adapter there, or one that doesn't fit the base.
+    """
+    check_adapter(adapter)
+    base = load_base(config.base, device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            student = PeftModel.from_pretrained(base, str(adapter), local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - see load_base
+        raise StudentError(f"the adapter can't be loaded: {first_line(error)}", place=str(adapter)) from None
+    if device.type == "cpu":
+        return student.merge_and_unload().eval()
+    return student.eval()
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Trainable parameters by name, in the model's order."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def first_line(error: BaseException) -> str:
+    """An error of others, cut to one line."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

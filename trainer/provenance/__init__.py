@@ -1,0 +1,1 @@
+"""Prove where a student came from: terms check, hash tree, model card."""

@@ -1,0 +1,48 @@
+"""The second and third door of the terms: before a corpus is learned from, and before a student leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from harvester.terms import gate as terms
+from trainer.config import TrainConfig
+from trainer.provenance.model_card import base_name
+
+COLUMNS = terms.ROW_FACTS
+
+
+def ask(
+    config: TrainConfig,
+    lineages: Sequence[Mapping[str, Any]],
+    facts: Sequence[Mapping[str, Any]],
+    *,
+    use: Literal["train", "export"] = "train",
+) -> terms.Verdict:
+    """Ask the recorded terms again, today, for this student.
+
+    Folders beside train.toml count as they do beside harvest.toml: `terms` overlays the registry,
+    `permissions` holds recorded ones.
+
+    Args:
+        lineages: of the corpus, one a run.
+        facts: what the rows say of themselves (`harvester.provenance`); rows without a lineage, or whose
+            lineage says otherwise, are refused.
+
+    Raises:
+        TermsRefused: exit 77; unknown, expired, evaluation-only or unpaid duties mean no.
+    """
+    verdict = terms.allows_training(
+        lineages,
+        registry=terms.load_registry(config.root / "terms"),
+        today=datetime.now(UTC).date(),
+        student_base=base_name(config.base),  # not its path: a parent folder's name proves nothing
+        student_name=config.name,
+        student_licence=config.out.licence or None,
+        permissions=terms.load_permissions(config.root / "permissions"),
+        use=use,
+        facts=facts,
+    )
+    verdict.require()
+    return verdict

@@ -1,0 +1,1 @@
+"""Write what leaves the trainer: adapter, merged weights, serving commands, Modelfile."""

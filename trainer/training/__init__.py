@@ -1,0 +1,1 @@
+"""Train: the loop, one step, optimiser, checkpoints, processes."""

@@ -1,0 +1,192 @@
+"""What a training keeps in memory, by part: one pack is walked through with tensors that hold no data.
+
+Every operation of forward and backward runs on fake tensors of the real device, so the peak is that of the
+kernels the run will take, not of a formula about them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from trainer.model import lora_forward as folding, model, varlen_attention as varlen
+from trainer.data.collator import Batch, collate
+from trainer.config import TrainConfig
+from trainer.data.chat_template import Example
+from trainer.training.step import loss_of
+
+ROOM = 0.9  # of what is free may be planned for; allocators and kernels want the rest
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes by part.
+
+    Attributes:
+        base, adapter, moments: for the whole run. gradients: from backward to the update.
+        activations: what forward leaves for backward. peak: the most at any time, everything included.
+    """
+
+    base: int
+    adapter: int
+    gradients: int
+    moments: int
+    activations: int
+    peak: int
+
+
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the storages that operations made and that still live; and the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage(), known)
+        return out
+
+    def _add(self, storage: torch.UntypedStorage, known: set[int]) -> None:
+        name = id(storage)
+        if name in self._seen or name in known:
+            return  # a view, or written in place
+        size = storage.nbytes()
+        self._seen.add(name)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, name, size)
+
+    def _drop(self, name: int, size: int) -> None:
+        self._seen.discard(name)
+        self.live -= size
+
+
+def estimate(config: TrainConfig, pack: Sequence[Example], *, checkpointing: bool) -> Memory:
+    """Memory of a step with this pack, before a weight is moved."""
+    device = model.device_of(config.train)
+    batch = collate(pack)
+    student = _empty_student(config, device)
+    with FakeTensorMode() as fake:
+        _fill(student, device)
+        if checkpointing:
+            recompute(student)
+        folding.fold(student)
+        named = model.trainable(student)
+        adapter = sum(p.numel() * p.element_size() for p in named.values())
+        parts = {id(t): t for t in (*student.parameters(), *student.buffers())}  # tied ones once
+        whole = sum(t.numel() * t.element_size() for t in parts.values())
+        shapes = _faked(batch, fake, device)
+        with Tracker() as seen:
+            loss, _ = loss_of(student, shapes)
+            activations = seen.live
+            (loss / batch.supervised).backward()  # type: ignore[no-untyped-call]
+    base, moments = whole - adapter, 2 * adapter
+    return Memory(base, adapter, adapter, moments, activations, whole + moments + seen.peak)
+
+
+def _empty_student(config: TrainConfig, device: torch.device) -> Any:
+    facts = AutoConfig.from_pretrained(config.base, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(
+            facts,
+            attn_implementation=model.attention_of(device),
+            dtype=model.dtype_of(device),
+            trust_remote_code=False,
+        )
+        return model.adapt(base, config).train()
+
+
+def _fill(student: Any, device: torch.device) -> None:
+    """Give every tensor without a place one on the device; tied ones stay tied."""
+    made: dict[int, torch.Tensor] = {}
+
+    def of(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            made[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+        return made[id(tensor)]
+
+    for module in student.modules():
+        for kept in (module._parameters, module._buffers):
+            for name, tensor in kept.items():
+                if tensor is not None:
+                    kept[name] = of(tensor)
+
+
+def _faked(batch: Batch, fake: Any, device: torch.device) -> Batch:
+    def of(tensor: torch.Tensor | None) -> Any:
+        return None if tensor is None else fake.from_tensor(tensor).to(device)
+
+    ids, positions, predict_at, targets = map(
+        of, (batch.input_ids, batch.position_ids, batch.predict_at, batch.targets)
+    )
+    assert isinstance(batch.segments, tuple)  # collated on the CPU
+    if model.attention_of(device) == varlen.NAME:
+        grid = [g.longest for g in batch.segments for _ in range(g.documents)]  # only shapes matter
+        bounds = varlen.bounds(grid, "cpu")
+        return Batch(ids, positions, predict_at, targets, replace(bounds, starts=of(bounds.starts)))
+    groups = tuple(replace(g, gather=of(g.gather), place=of(g.place)) for g in batch.segments)
+    return Batch(ids, positions, predict_at, targets, groups)
+
+
+def recompute(student: Any) -> None:
+    """Keep each layer's input only and compute the rest again in the backward pass: a third more FLOP."""
+    whole = student.get_base_model()
+    named = "activation_checkpointing_enable"  # its name since transformers 5.2x
+    enable = getattr(whole, named, None) or whole.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def needs_sharding(config: TrainConfig, ranks: int) -> bool:
+    """What `[train] shard` comes to in a fleet of `ranks` processes."""
+    if ranks == 1 or config.train.shard != "planned":
+        return ranks > 1 and config.train.shard == "always"
+    device = model.device_of(config.train)
+    free = free_bytes(device)
+    copies = ranks if device.type == "cpu" else 1  # processes share the host's memory, not a device's
+    return free is not None and 2 * copies * _bytes(config.base) > free
+
+
+def needs_checkpointing(config: TrainConfig, pack: Sequence[Example], *, shards: int = 1) -> bool:
+    """What `[train] checkpointing` comes to here, for the largest pack.
+
+    Args:
+        shards: processes that the base's layers are dealt to.
+    """
+    if config.train.checkpointing != "planned":
+        return config.train.checkpointing == "always"
+    free = free_bytes(model.device_of(config.train))
+    if free is None or (64 * _bytes(config.base) + 64 * 2**20 < free and config.train.pack_budget <= 1 << 14):
+        return False  # far from it: not worth the walk
+    elsewhere = _bytes(config.base) * (shards - 1) // shards
+    return estimate(config, pack, checkpointing=False).peak - elsewhere > ROOM * free
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory a training may take now, None where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
