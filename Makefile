@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-slow torture torture-trainer soak bench bench-trainer check lint types floors format clean
+.PHONY: help demo test test-slow torture torture-trainer soak bench bench-trainer check lint types layers format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -44,7 +44,7 @@ soak: $(STAMP)  ## a scaled day of faults, storms, kills: 12 minutes (SOAK_SECON
 bench-trainer: $(STAMP)  ## our trainer beside TRL 1.16 on this CPU; makes an environment for TRL once
 	$(BIN)/python benchmarks/trainer_vs_trl.py
 
-check: lint types floors  ## ruff, mypy, import floors, README tree
+check: lint types layers  ## ruff, mypy, import contracts
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -53,9 +53,8 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-floors: $(STAMP)
+layers: $(STAMP)
 	$(BIN)/lint-imports
-	$(BIN)/python tests/readme_tree.py
 
 format: $(STAMP)  ## let ruff rewrite
 	$(BIN)/ruff check --fix .

@@ -26,9 +26,9 @@ from load_side import load_side
 from one_pass import everything_on, questions
 
 from harvester.api.client import Client
-from harvester.config.config import HarvestConfig
-from harvester.api.types import Request
 from harvester.api.request_builder import requests
+from harvester.api.types import Request
+from harvester.config.config import HarvestConfig
 
 WAVE = 250
 LATEST_S = 0.4

@@ -20,10 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from harvester.store.journal.journal import Journal
 from harvester.api.types import Prompt
-from harvester.store.journal.records import Answer, Intent, RunRecord
 from harvester.observe.status import write_status
+from harvester.store.journal.journal import Journal
+from harvester.store.journal.records import Answer, Intent, RunRecord
 
 BATCH = 2000
 HELP_S, STATUS_S = 0.25, 0.5
@@ -51,11 +51,22 @@ def _answer(number: int) -> Answer:
     prompt = Prompt(f"p{number}", ({"role": "user", "content": f"What is {number} + 1?"},))
     raw = {"choices": [{"message": {"content": str(number + 1)}, "finish_reason": "stop"}]}
     return Answer(
-        attempt_id=number + 1, key=_key(number), raw=json.dumps(raw).encode(), status=200, prompt=prompt,
-        sample_index=0, body={"model": "mock", "messages": list(prompt.messages)}, outcome="ok",
-        input_tokens=12, output_tokens=3, cost_microusd=9, attempts=1, latency_s=0.2, at=0.0,
+        attempt_id=number + 1,
+        key=_key(number),
+        raw=json.dumps(raw).encode(),
+        status=200,
+        prompt=prompt,
+        sample_index=0,
+        body={"model": "mock", "messages": list(prompt.messages)},
+        outcome="ok",
+        input_tokens=12,
+        output_tokens=3,
+        cost_microusd=9,
+        attempts=1,
+        latency_s=0.2,
+        at=0.0,
         endpoint=ENDPOINT,
-    )  # fmt: skip
+    )
 
 
 def measure(times: int, *arguments: str) -> tuple[float, float, float]:

@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from harvester.api.types import Prompt
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
-from harvester.api.types import Prompt
 from harvester.store.journal.records import Answer, Intent, Record, RunRecord
 
 ENDPOINT = "http://127.0.0.1:8000/v1"
@@ -37,13 +37,15 @@ def records_of(number: int) -> tuple[Intent, Answer]:
     message = {"role": "user", "content": f"What is {number} + {7 * number}?"}
     raw = json.dumps(
         {
-            "id": f"chatcmpl-{number}", "object": "chat.completion", "model": "mock-teacher",
+            "id": f"chatcmpl-{number}",
+            "object": "chat.completion",
+            "model": "mock-teacher",
             "choices": [
                 {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
             ],
             "usage": {"prompt_tokens": 30, "completion_tokens": 250, "total_tokens": 280},
         }
-    ).encode()  # fmt: skip
+    ).encode()
     prompt = Prompt(f"p{number}", (message,), file="prompts.jsonl", line=number + 1)
     body = {"messages": [message], "model": "mock-teacher", "max_tokens": 512}
     return Intent(number + 1, key, "run", ENDPOINT, 1.79e9, 542, 300), Answer(

@@ -22,8 +22,8 @@ from bare import HEADERS, bare_httpx
 from one_pass import Shots, bodies, configured, one_pass
 
 from harvester.config.config import HarvestConfig
-from harvester.observe.counters import Snapshot
 from harvester.mock_teacher.running import RunningMock, start_process
+from harvester.observe.counters import Snapshot
 
 RATE = 200
 LATENCY_S = 0.2

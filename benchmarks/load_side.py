@@ -30,16 +30,20 @@ SLOW_S = (0.5, 1.0)
 MODELS = json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
 ANSWER = json.dumps(
     {
-        "id": "chatcmpl-0", "object": "chat.completion", "created": 1_760_000_000, "model": MODEL,
+        "id": "chatcmpl-0",
+        "object": "chat.completion",
+        "created": 1_760_000_000,
+        "model": MODEL,
         "choices": [
             {
-                "index": 0, "finish_reason": "stop",
+                "index": 0,
+                "finish_reason": "stop",
                 "message": {"role": "assistant", "content": "It is forty-two, for these reasons. " * 21},
             }
         ],
         "usage": {"prompt_tokens": 16, "completion_tokens": 190, "total_tokens": 206},
     }
-)  # fmt: skip
+)
 
 # `return` would answer before limit_req is asked. A static file refuses POST with 405, which comes after it,
 # and the error page of that is the answer. One zone for each delay, so that a bucket of one request per

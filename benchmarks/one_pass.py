@@ -16,12 +16,12 @@ from typing import Any
 import orjson
 from load_side import MODEL
 
-from harvester.config.config import HarvestConfig
-from harvester.store.journal.group_commit import GroupCommit
-from harvester.run.harvest import PassLimits, Snapshot, harvest
-from harvester.store.journal.journal import Journal
-from harvester.api.types import Prompt
 from harvester.api.request_builder import requests
+from harvester.api.types import Prompt
+from harvester.config.config import HarvestConfig
+from harvester.run.harvest import PassLimits, Snapshot, harvest
+from harvester.store.journal.group_commit import GroupCommit
+from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import RunRecord
 
 Shots = list[tuple[float, Snapshot]]
@@ -77,10 +77,15 @@ async def one_pass(
             run = RunRecord("r", time.time(), config.teacher.identity)
             await asyncio.wrap_future(writer.call(lambda journal: journal.begin_run(run)))
             await harvest(
-                requests(questions(), config), config, key=None, writer=writer, run_id="r",
-                limits=PassLimits(runtime_s=seconds, grace_s=5), stop=asyncio.Event(),
+                requests(questions(), config),
+                config,
+                key=None,
+                writer=writer,
+                run_id="r",
+                limits=PassLimits(runtime_s=seconds, grace_s=5),
+                stop=asyncio.Event(),
                 on_progress=lambda shot: shots.append((time.monotonic(), shot)),
-            )  # fmt: skip
+            )
         finally:
             await asyncio.to_thread(writer.close)
             if aside:

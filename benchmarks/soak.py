@@ -28,10 +28,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harvester.mock_teacher.running import RunningMock, start_process
+from harvester.observe.timeline import read_timeline
 from harvester.store.journal.journal import Journal
 from harvester.store.shards.manifest import manifest_of
-from harvester.mock_teacher.running import RunningMock, start_process
-from harvester.observe.timeline import read_trace
 
 WINDOW = 64
 MOST_PER_S = 800
@@ -120,7 +120,7 @@ class Day:
         assert self.process is not None
         if self.process.poll() is not None:
             raise SystemExit(f"the harvester ended by itself, see {self.folder / 'log'}")
-        points = read_trace(self.store)
+        points = read_timeline(self.store)
         return bool(points) and points[-1]["stored"] > 0 and self._status().get("pid") == self.process.pid
 
     def _status(self) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def long_life(day: Day, ends_at: float, chance: random.Random) -> int:
             time.sleep(day.hour_s / 4)
             day.mock.set_faults([])
         time.sleep(day.hour_s * (0.75 if name in STORMS else 1))
-        point = read_trace(day.store)[-1]
+        point = read_timeline(day.store)[-1]
         day.say(
             f"{hour % 24:02d}:00 {name:20} limit {rpm or 'none':>6}  stored {point['stored']:>8,}  refused "
             f"{point['limited']:>6,}  memory {point['rss_bytes'] / 2**20:6.1f} MiB  "
@@ -222,7 +222,7 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 
 def figures(day: Day) -> list[tuple[str, float, float]]:
     """Name, value, bound; each bound is a maximum."""
-    trace = read_trace(day.store)
+    trace = read_timeline(day.store)
     points = [one for one in trace if one["run_id"] == trace[-1]["run_id"]]
     points = [one for one in points[:-1] if one["in_flight"] or one["waiting"]]
     settled = points[int(len(points) * SETTLED) :]
@@ -273,11 +273,13 @@ def main() -> int:
         command = [sys.executable, "-m", "harvester", "verify", str(day.store)]
         verified = subprocess.run(command, capture_output=True, check=False)
         rows = [*figures(day), ("exit code of verify", float(verified.returncode), 0)]
-        trace = read_trace(day.store)
+        trace = read_timeline(day.store)
         with Journal.open(day.store, read_only=True) as journal:
             made, kept = journal.next_shard() - 1, len(manifest_of(journal))
-        print(f"\n{day.lives} lives, {day.kills} kills, {trace[-1]['stored']:,} answers in the last life, "
-              f"{made} shards sealed or merged, {kept} left, {time.monotonic() - began:.0f} s")  # fmt: skip
+        print(
+            f"\n{day.lives} lives, {day.kills} kills, {trace[-1]['stored']:,} answers in the last life, "
+            f"{made} shards sealed or merged, {kept} left, {time.monotonic() - began:.0f} s"
+        )
     for what, value, bound in rows:
         print(f"{'ok ' if value <= bound else 'BAD'} {what:55} {value:10,.1f}   at most {bound:,.0f}")
     return 0 if all(value <= bound for _, value, bound in rows) else 1

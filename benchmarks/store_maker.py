@@ -20,15 +20,16 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from harvester.store.journal.checksums import checksum, set_meta, sign
-from harvester.config.config import HarvestConfig, load
-from harvester.store.journal.journal import Journal
-from harvester.api.types import Prompt
 from harvester.api.request_key import RequestKeys
-from harvester.store.shards.manifest import enter
+from harvester.api.types import Prompt
+from harvester.config.config import HarvestConfig, load
+from harvester.store import paths
+from harvester.store.journal.checksums import checksum, set_meta, sign
+from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import RunRecord, ShardEntry, asker_of
+from harvester.store.shards.manifest import enter
+from harvester.store.shards.parquet_file import digest_of, lineage_digest, writer_of
 from harvester.store.shards.schema import SCHEMA
-from harvester.store.shards.parquet_file import FOLDER, digest_of, lineage_digest, writer_of
 
 ROWS_PER_SHARD = 50_000
 ROWS_PER_GROUP = 2_048
@@ -68,13 +69,20 @@ def make(folder: Path, rows: int) -> HarvestConfig:
             out.write(orjson.dumps({"id": f"p{n}", "prompt": text_of(n)}) + b"\n")
     store = folder / "store"
     run = RunRecord(
-        "scale", AT_US / 1e6, config.teacher.identity, host="127.0.0.1:8000", model=config.teacher.model,
-        terms_id="mock-teacher", mock=True, config_sha256=config.sha256, config_json=config.model_dump_json(),
-    )  # fmt: skip
+        "scale",
+        AT_US / 1e6,
+        config.teacher.identity,
+        host="127.0.0.1:8000",
+        model=config.teacher.model,
+        terms_id="mock-teacher",
+        mock=True,
+        config_sha256=config.sha256,
+        config_json=config.model_dump_json(),
+    )
     index = np.empty(rows, dtype=[("key", "S32"), ("shard", "u4"), ("asker", "S8")])
     with contextlib.closing(Journal.open(store)) as journal:
         journal.begin_run(run)
-        (store / FOLDER).mkdir(mode=0o700, exist_ok=True)
+        (store / paths.SHARDS).mkdir(mode=0o700, exist_ok=True)
         for shard, begin in enumerate(range(0, rows, ROWS_PER_SHARD), start=1):
             numbers = range(begin, min(begin + ROWS_PER_SHARD, rows))
             keys = keys_of(config, numbers)
@@ -110,7 +118,7 @@ def write_index(journal: Journal, index: np.ndarray) -> None:
 
 def write_shard(store: Path, shard: int, numbers: range, keys: list[bytes], run: RunRecord) -> ShardEntry:
     """One sealed file."""
-    hidden = store / FOLDER / f".part-{shard:08d}.tmp"
+    hidden = store / paths.SHARDS / f".part-{shard:08d}.tmp"
     table = table_of(numbers, keys, run)
     with hidden.open("xb") as sink, writer_of(sink, [run.lineage()]) as writer:
         writer.write_table(table.cast(writer.schema), row_group_size=ROWS_PER_GROUP)
@@ -137,30 +145,59 @@ def table_of(numbers: range, keys: list[bytes], run: RunRecord) -> pa.Table:
         ),
         "completion": answers,
         "request_json": [
-            orjson.dumps(
-                {"messages": [message], "model": run.model, "max_tokens": MOST_TOKENS}
-            ).decode()
+            orjson.dumps({"messages": [message], "model": run.model, "max_tokens": MOST_TOKENS}).decode()
             for message in messages
         ],
         "raw": [
-            orjson.dumps({"id": f"chatcmpl-{n}", "object": "chat.completion", "model": run.model, "choices": [
-                {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
-            ], "usage": {"prompt_tokens": 30, "completion_tokens": 25, "total_tokens": 55}})
+            orjson.dumps(
+                {
+                    "id": f"chatcmpl-{n}",
+                    "object": "chat.completion",
+                    "model": run.model,
+                    "choices": [
+                        {
+                            "index": 0,
+                            "message": {"role": "assistant", "content": answer},
+                            "finish_reason": "stop",
+                        }
+                    ],
+                    "usage": {"prompt_tokens": 30, "completion_tokens": 25, "total_tokens": 55},
+                }
+            )
             for n, answer in zip(numbers, answers, strict=True)
         ],
         "source_line": [n + 1 for n in numbers],
         "created_at": pa.array([AT_US + 1000 * n for n in numbers], pa.timestamp("us", tz="UTC")),
-    }  # fmt: skip
+    }
     same = {
-        "sample_index": 0, "outcome": "ok", "finish_reason": "stop", "metadata_json": "{}",
-        "source_file": "prompts.jsonl", "teacher_id": run.teacher_id, "endpoint": "http://127.0.0.1:8000/v1",
-        "request_model": run.model, "response_model": run.model, "system_fingerprint": "", "response_id": "",
+        "sample_index": 0,
+        "outcome": "ok",
+        "finish_reason": "stop",
+        "metadata_json": "{}",
+        "source_file": "prompts.jsonl",
+        "teacher_id": run.teacher_id,
+        "endpoint": "http://127.0.0.1:8000/v1",
+        "request_model": run.model,
+        "response_model": run.model,
+        "system_fingerprint": "",
+        "response_id": "",
         "provider": "",
-        "terms_id": run.terms_id, "permission_sha256": "", "purpose": run.purpose, "mock": True,
-        "input_tokens": 30, "output_tokens": 25, "cached_tokens": 0, "reasoning_tokens": 0,
-        "usage_source": "reported", "cost_microusd": 20, "attempts": 1, "latency_s": 0.2,
-        "run_id": run.run_id, "config_sha256": run.config_sha256, "tool_version": run.tool_version,
-    }  # fmt: skip
+        "terms_id": run.terms_id,
+        "permission_sha256": "",
+        "purpose": run.purpose,
+        "mock": True,
+        "input_tokens": 30,
+        "output_tokens": 25,
+        "cached_tokens": 0,
+        "reasoning_tokens": 0,
+        "usage_source": "reported",
+        "cost_microusd": 20,
+        "attempts": 1,
+        "latency_s": 0.2,
+        "run_id": run.run_id,
+        "config_sha256": run.config_sha256,
+        "tool_version": run.tool_version,
+    }
     arrays = []
     for field in SCHEMA:
         if field.name in columns:

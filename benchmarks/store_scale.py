@@ -31,19 +31,24 @@ T = TypeVar("T")
 CHUNK = 500
 LOOKED_UP = 10_000
 TARGETS = {
-    "open_s": 1.0, "lookup_s": 0.5, "memory_mib": 300, "warm_per_s": 100_000, "full_memory_mib": 300,
-    "rerun_per_s": 100_000, "rerun_memory_mib": 300,
-}  # fmt: skip
+    "open_s": 1.0,
+    "lookup_s": 0.5,
+    "memory_mib": 300,
+    "warm_per_s": 100_000,
+    "full_memory_mib": 300,
+    "rerun_per_s": 100_000,
+    "rerun_memory_mib": 300,
+}
 
 
 def measure(folder: Path, rows: int) -> dict[str, float]:
     """All but the rerun, in this process."""
     from benchmarks.store_maker import keys_of
     from harvester.config.config import load
-    from harvester.store.reader import Corpus
     from harvester.store.journal.group_commit import GroupCommit
     from harvester.store.journal.journal import Journal
     from harvester.store.journal.lock import StoreLock
+    from harvester.store.reader import Corpus
 
     config, store = load(folder / "harvest.toml"), folder / "store"
     begun = time.perf_counter()

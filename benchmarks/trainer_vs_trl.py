@@ -209,10 +209,19 @@ def shape(name: str, where: tuple[str, str], python: str, ends: float, options: 
     )
     task = lora_task.Task(
         lay(OUT / f"gpu/{name}", rows.steps(examples, warm + timed, pack_tokens=pack, packs_per_step=1)),
-        shape=values, rank=16, alpha=32, lr=2e-4, warm=warm, timed=timed, pack_tokens=pack, device=device,
-        dtype=dtype, threads=2 if device == "cpu" else 8, tokenizer=str(BASE),
+        shape=values,
+        rank=16,
+        alpha=32,
+        lr=2e-4,
+        warm=warm,
+        timed=timed,
+        pack_tokens=pack,
+        device=device,
+        dtype=dtype,
+        threads=2 if device == "cpu" else 8,
+        tokenizer=str(BASE),
         attention="sdpa" if device == "cpu" else "varlen",
-    )  # fmt: skip
+    )
     print(f"{name}: {device}, {dtype}, packs of {pack}, {warm} + {timed} steps", flush=True)
     ours = attempt("ours", sys.executable, "our_side.py", task)
     tuned = attempt(f"TRL tuned, {task.attention}", python, "trl_side.py", task)

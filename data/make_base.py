@@ -33,16 +33,40 @@ PROMPT_WEIGHT: Final = 0.05  # the user's turn of a chat document is noise mostl
 
 # Copying has to be learned before anything that builds on it, else nothing is.
 COPYING: Final[Mapping[Maker, float]] = {
-    text.say: 6, text.small: 3, facts.repeated: 2, text.mirror: 2, facts.recalled: 1, facts.neighbours: 1,
-}  # fmt: skip
+    text.say: 6,
+    text.small: 3,
+    facts.repeated: 2,
+    text.mirror: 2,
+    facts.recalled: 1,
+    facts.neighbours: 1,
+}
 SKILLS: Final[Mapping[Maker, float]] = {
-    text.both: 6, text.hop: 5, text.mirror: 4, text.rank: 4, text.tally: 6, text.say: 2, text.say_among: 2,
-    text.small: 2, text.short: 2, text.pick: 2,
-    facts.letter_facts: 2, facts.digit_facts: 2, facts.queries: 1.5, facts.rising: 1,
-    facts.compared: 1, facts.capitals: 1, facts.neighbours: 1, facts.months: 1, facts.days: 1,
-    facts.alphabet: 0.7, facts.sentence: 0.7, facts.numbers: 0.5, facts.repeated: 0.3, facts.recalled: 0.3,
+    text.both: 6,
+    text.hop: 5,
+    text.mirror: 4,
+    text.rank: 4,
+    text.tally: 6,
+    text.say: 2,
+    text.say_among: 2,
+    text.small: 2,
+    text.short: 2,
+    text.pick: 2,
+    facts.letter_facts: 2,
+    facts.digit_facts: 2,
+    facts.queries: 1.5,
+    facts.rising: 1,
+    facts.compared: 1,
+    facts.capitals: 1,
+    facts.neighbours: 1,
+    facts.months: 1,
+    facts.days: 1,
+    facts.alphabet: 0.7,
+    facts.sentence: 0.7,
+    facts.numbers: 0.5,
+    facts.repeated: 0.3,
+    facts.recalled: 0.3,
     facts.signs: 0.3,
-}  # fmt: skip
+}
 PHASES: Final = ((20_000, COPYING), (0, SKILLS))
 
 Weighed = tuple[list[int], list[float]]

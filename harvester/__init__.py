@@ -1,6 +1,7 @@
 """Black-box distillation harvester: asks a teacher, keeps every paid answer, seals them into Parquet.
 
-Import from the room that owns the name (`harvester.corpus`, `harvester.schema`); this file imports
+Import from the module that owns the name (`harvester.store.reader`,
+`harvester.store.shards.schema`); this file imports
 nothing, so that `import harvester` costs nothing.
 """
 

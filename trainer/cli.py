@@ -91,8 +91,8 @@ def doctor(
     from trainer import config as settings
 
     loaded = settings.load(config)
-    from trainer.evaluation import doctor as room
     from trainer.errors import FindingsError
+    from trainer.evaluation import doctor as room
 
     found = room.diagnose(loaded)
     where = str(room.write_page(found, loaded, page or loaded.out_path / "doctor.html"))
@@ -199,9 +199,9 @@ def export(
     from trainer import config as settings
 
     loaded = settings.load(config)
-    from trainer.publish import merge as room
     from trainer.data import chat_template as render
     from trainer.model import model
+    from trainer.publish import merge as room
     from trainer.publish import serving
 
     parity = room.merge(loaded, out, dtype)
@@ -228,8 +228,8 @@ def trace(
 
     Example: trainer trace data/demo/adapter skills-sum-train-0353 --corpus data/demo/store
     """
-    from trainer.provenance import fingerprint as room
     from trainer.errors import ConfigError, FindingsError
+    from trainer.provenance import fingerprint as room
 
     if row is not None:
         if corpus is None:

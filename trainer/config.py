@@ -26,7 +26,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Student(_Frozen):
+class StudentSection(_Frozen):
     """The local model to tune: a folder with safetensors weights, tokenizer and chat template.
 
     Attributes:
@@ -39,7 +39,7 @@ class Student(_Frozen):
     sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
 
 
-class Data(_Frozen):
+class DataSection(_Frozen):
     """Where samples come from and which of them are learned.
 
     Attributes:
@@ -59,7 +59,7 @@ class Data(_Frozen):
     reasoning: Literal["drop", "inline", "keep"] = "drop"
 
 
-class Lora(_Frozen):
+class LoraSection(_Frozen):
     """The adapter. Names follow PEFT; `plus_ratio` multiplies the rate of B (LoRA+)."""
 
     rank: PositiveInt = 32
@@ -71,7 +71,7 @@ class Lora(_Frozen):
     plus_ratio: Positive = 1.0
 
 
-class Train(_Frozen):
+class TrainSection(_Frozen):
     """The loop.
 
     Attributes:
@@ -120,7 +120,7 @@ class Train(_Frozen):
         return max(1, round(self.batch_tokens / self.pack_budget))
 
 
-class Evaluate(_Frozen):
+class EvaluateSection(_Frozen):
     """How the held-out prompts are answered: greedily, in batches."""
 
     max_new_tokens: PositiveInt = 64
@@ -128,7 +128,7 @@ class Evaluate(_Frozen):
     resamples: PositiveInt = 2000
 
 
-class Out(_Frozen):
+class OutSection(_Frozen):
     """Folder that receives adapter/, checkpoints/, train.jsonl, answers.jsonl and scorecard.json.
 
     Attributes:
@@ -144,12 +144,12 @@ class Out(_Frozen):
 class TrainConfig(_Frozen):
     """A whole train.toml."""
 
-    student: Student
-    data: Data
-    lora: Lora = Lora()
-    train: Train = Train()
-    evaluate: Evaluate = Evaluate()
-    out: Out = Out()
+    student: StudentSection
+    data: DataSection
+    lora: LoraSection = LoraSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    out: OutSection = OutSection()
     root: Path = Field(default=Path(), exclude=True)
 
     @model_validator(mode="after")

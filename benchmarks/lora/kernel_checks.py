@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from trainer.model import lora_forward as folding, segment_attention as segments, varlen_attention as varlen
+from trainer.data.chat_template import Example
 from trainer.data.collator import collate
+from trainer.model import lora_forward, segment_attention, varlen_attention
 from trainer.model.lora_kernel import lora_linear
 from trainer.model.losses import cross_entropy_sum, head_loss
-from trainer.data.chat_template import Example
 from trainer.training.step import loss_of
 
 BOUND = {"bfloat16": 2e-2, "float32": 1e-4}
@@ -48,8 +48,8 @@ def attention(device: str, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
     wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
     own = [x.requires_grad_() for x in (q, k, v)]
     on_cuda = device == "cuda"
-    path = varlen if on_cuda else segments
-    bounds = varlen.bounds(lengths, device) if on_cuda else collate(_documents(lengths)).segments
+    path = varlen_attention if on_cuda else segment_attention
+    bounds = varlen_attention.bounds(lengths, device) if on_cuda else collate(_documents(lengths)).segments
     out, _ = path.attend(None, *own, None, scaling=64**-0.5, segments=bounds)
     parts, begin = [], 0
     for n in lengths:
@@ -103,14 +103,16 @@ def lora(device: str, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
 def whole(device: str, dtype: str) -> float:
     """A two-layer student's loss here against the same weights in fp32 on the CPU."""
     task = lora_task.Task("", shape=TINY, device=device, dtype=dtype)
-    path = varlen.register() if device == "cuda" else segments.register()
+    path = varlen_attention.register() if device == "cuda" else segment_attention.register()
     here = lora_task.adapted(task, lora_task.base(task, path))
-    folding.fold(here)
+    lora_forward.fold(here)
     with torch.no_grad():
         for name, parameter in here.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.02)
-    there = lora_task.adapted(task, lora_task.base(lora_task.Task("", shape=TINY), segments.register()))
+    there = lora_task.adapted(
+        task, lora_task.base(lora_task.Task("", shape=TINY), segment_attention.register())
+    )
     there.load_state_dict({name: value.float().cpu() for name, value in here.state_dict().items()})
     ids = np.random.default_rng()
     pack = [Example(ids.integers(3, 4000, size=int(n), dtype=np.int32), 5) for n in (90, 60, 33, 12)]

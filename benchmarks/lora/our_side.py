@@ -9,13 +9,13 @@ import lora_task
 import numpy as np
 import torch
 
-from trainer.model import compile as compiling, lora_forward as folding, model, segment_attention as segments, varlen_attention as varlen
-from trainer.training import flops, optim
 from trainer import config as settings
-from trainer.data.collator import padding_of
 from trainer.data.chat_template import Example
-from trainer.training.step import Stepper
+from trainer.data.collator import padding_of
+from trainer.model import compile, lora_forward, model, segment_attention, varlen_attention
+from trainer.training import flops, optim
 from trainer.training.distributed import World
+from trainer.training.step import Stepper
 
 WINDOW = 10
 
@@ -42,12 +42,12 @@ def main() -> None:
     task = lora_task.load(sys.argv[1])
     config = configured(task)
     model.set_threads(config.train)
-    attention = varlen.register() if task.device == "cuda" else segments.register()
+    attention = varlen_attention.register() if task.device == "cuda" else segment_attention.register()
     student = lora_task.adapted(task, lora_task.base(task, attention)).train()
     first = lora_task.fingerprint(student)
-    folding.fold(student)
+    lora_forward.fold(student)
     if task.compile:
-        compiling.compile_student(student)
+        compile.compile_student(student)
     named = model.trainable(student)
     optimiser = optim.adamw(named.items(), config.train, config.lora)
     stepper = Stepper(student, named, optimiser, config.train, World())

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from trainer.model import model
-from trainer.config import Train
-from trainer.data.order import Order
+from trainer.config import TrainSection
 from trainer.data.chat_template import Example, Renderer
+from trainer.data.order import Order
+from trainer.model import model
 
 Step = list[list[tuple[list[int], int]]]
 
@@ -47,7 +47,7 @@ def steps(examples: list[Example], count: int, *, pack_tokens: int, packs_per_st
     }
     made: list[Step] = []
     for epoch in range(10**6):
-        order = Order([len(e.ids) for e in examples], Train(**told, seed=epoch))
+        order = Order([len(e.ids) for e in examples], TrainSection(**told, seed=epoch))
         for step in range(order.steps):
             packs = order.packs(step)
             if len(packs) < packs_per_step:

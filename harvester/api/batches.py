@@ -17,9 +17,9 @@ import openai
 import orjson
 
 from harvester import __version__
-from harvester.config.config import Teacher
-from harvester.errors import BrokenAnswer, HarvesterError, TeacherRefused, TeacherUnavailable
 from harvester.api.types import RawAnswer, Request
+from harvester.config.config import TeacherSection
+from harvester.errors import BrokenAnswer, HarvesterError, TeacherRefused, TeacherUnavailable
 
 ENDPOINT: Final = "/v1/chat/completions"
 FINISHED = frozenset({"completed", "failed", "expired", "cancelled"})
@@ -97,7 +97,7 @@ def read_results(body: bytes, *, endpoint: str, received_at: float) -> Iterable[
             )
 
 
-class Batches:
+class BatchClient:
     """The Files and Batches endpoints of one teacher. One credential, no retry layer of its own.
 
     Raises:
@@ -105,7 +105,7 @@ class Batches:
         TeacherUnavailable: it can't be reached now; the call may be repeated.
     """
 
-    def __init__(self, teacher: Teacher, key: str | None) -> None:
+    def __init__(self, teacher: TeacherSection, key: str | None) -> None:
         self._headers: dict[str, Any] = {"User-Agent": f"blackbox-distillation/{__version__}"}
         if key is None:
             self._headers["Authorization"] = openai.Omit()  # how the SDK leaves a header out
@@ -181,13 +181,15 @@ class Batches:
         place = self._teacher.base_url
         if status is not None and status < 500 and status != 429:
             return TeacherRefused(
-                f"the Batch API answered {status}", status=status, place=place,
+                f"the Batch API answered {status}",
+                status=status,
+                place=place,
                 remedy="does this teacher offer /files and /batches, and may this key use them?",
-            )  # fmt: skip
+            )
         return TeacherUnavailable("the Batch API can't be used now", status=status, place=place)
 
 
-def _exchange(teacher: Teacher) -> Any:
+def _exchange(teacher: TeacherSection) -> Any:
     """Our own HTTP client for the SDK, whose own would follow redirects, and with them send the key along."""
     verify: ssl.SSLContext | bool = True
     if teacher.ca_file is not None:

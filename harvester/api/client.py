@@ -26,11 +26,14 @@ import orjson
 from httpx_aiohttp import AiohttpTransport
 
 from harvester import __version__
-from harvester.api import model_list as roster
-from harvester.system import open_files
+from harvester.api import model_list
 from harvester.api.completion import classify
-from harvester.config.run_section import BASE_DEADLINE_S, Run
-from harvester.config.config import Teacher
+from harvester.api.error_body import excerpt
+from harvester.api.redaction import Redactor
+from harvester.api.request_builder import ceiling_of
+from harvester.api.types import RawAnswer, Request
+from harvester.config.config import TeacherSection
+from harvester.config.run_section import BASE_DEADLINE_S, RunSection
 from harvester.errors import (
     AttemptTimeout,
     BrokenAnswer,
@@ -40,10 +43,7 @@ from harvester.errors import (
     TeacherRefused,
     TeacherUnavailable,
 )
-from harvester.api.types import RawAnswer, Request
-from harvester.api.redaction import Mask
-from harvester.api.request_builder import ceiling_of
-from harvester.api.error_body import excerpt
+from harvester.system import open_files
 
 _Headers = list[tuple[bytes, bytes]]
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -93,15 +93,15 @@ class Client:
 
     def __init__(
         self,
-        teacher: Teacher,
-        run: Run,
+        teacher: TeacherSection,
+        run: RunSection,
         key: str | None,
         *,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._teacher = teacher
         self._run = run
-        self._mask = Mask(key)
+        self._mask = Redactor(key)
         self._headers = [
             (b"user-agent", USER_AGENT.encode()),
             (b"accept", b"application/json"),
@@ -182,7 +182,7 @@ class Client:
         answer = await self._exchange("GET", url, base, self._headers, b"", patience_s)
         if answer.status in {401, 402, 403} or 300 <= answer.status < 400:
             raise self._refusal(answer, url)
-        return roster.listed(answer.body) if answer.status == 200 else []
+        return model_list.listed(answer.body) if answer.status == 200 else []
 
     async def _exchange(
         self, method: str, url: httpx.URL, endpoint: str, headers: _Headers, content: bytes, deadline_s: float
@@ -248,7 +248,7 @@ async def _read(response: httpx.Response) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _translated(error: BaseException, url: httpx.URL, mask: Mask) -> TeacherError:
+def _translated(error: BaseException, url: httpx.URL, mask: Redactor) -> TeacherError:
     """Our name for a third party's error: its aiohttp cause first, the most specific row wins."""
     met = [cause for cause in (error.__cause__, error) if cause is not None]
     for cause in met:

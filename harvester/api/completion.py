@@ -14,12 +14,12 @@ from typing import Any
 
 import orjson
 
+from harvester.api.error_body import classify, error_inside, excerpt
+from harvester.api.response_format import fits
+from harvester.api.sse import assemble, is_stream
+from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.errors import BrokenAnswer, TeacherError
 from harvester.system.failpoints import reach
-from harvester.api.response_format import fits
-from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
-from harvester.api.error_body import classify, error_inside, excerpt
-from harvester.api.sse import assemble, is_stream
 
 __all__ = ["classify", "estimate_tokens", "parse"]
 

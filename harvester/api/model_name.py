@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 
 from harvester.api import completion
-from harvester.errors import TeacherError
 from harvester.api.sse import DONE, events, is_stream
+from harvester.errors import TeacherError
 
 # A quote inside a JSON string is escaped, so these bytes are a key wherever they stand, but for a key that
 # ends in them. They begin with what is looked for: a look behind would make the search thirty times slower.
@@ -28,7 +28,7 @@ class _Unsure(Exception):
     """Only parsing all of it can tell."""
 
 
-def byline(raw: bytes) -> tuple[str, str]:
+def model_and_provider(raw: bytes) -> tuple[str, str]:
     """Model and provider that a raw body names, each "" where it names none, as `completion.parse` tells."""
     try:
         return _named(raw, "model"), _named(raw, "provider")

@@ -14,12 +14,12 @@ import orjson
 
 from harvester.api.sse import assemble, is_stream
 
-MASK = b"***"
+REDACTED = b"***"
 SHORTEST = 12
 """A shorter key is a word such as EMPTY, for servers that ask for none: masking it would garble answers."""
 
 
-class Mask:
+class Redactor:
     """Replaces one secret, and its base64, percent-encoded, hexadecimal and JSON spellings, by `***`."""
 
     def __init__(self, secret: str | None) -> None:
@@ -48,7 +48,7 @@ class Mask:
         """Bytes without any plain spelling of the secret."""
         for form in self._forms:
             if form in text:
-                text = text.replace(form, MASK)
+                text = text.replace(form, REDACTED)
         return text
 
     def words(self, text: str) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 import orjson
 
 from harvester.api.completion import estimate_tokens
-from harvester.config.config import HarvestConfig, Price, Sampling
-from harvester.errors import ConfigError, PromptError
-from harvester.api.types import Message, Prompt, Request
 from harvester.api.request_key import RequestKeys, canonical
+from harvester.api.types import Message, Prompt, Request
+from harvester.config.config import HarvestConfig, PriceSection, SamplingSection
+from harvester.errors import ConfigError, PromptError
 
 TOKENS_PER_MESSAGE = 4
 DEFAULT_OUTPUT_TOKENS = 1024
@@ -76,7 +76,9 @@ def input_tokens_of(prompt: Prompt, config: HarvestConfig) -> int:
     return sum(_size(message) for message in _with_system(prompt.messages, config.prompts.system))
 
 
-def cost_microusd(price: Price | None, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
+def cost_microusd(
+    price: PriceSection | None, input_tokens: int, output_tokens: int, cached_tokens: int = 0
+) -> int:
     """Price of so many tokens in millionths of a dollar, rounded up: a ceiling must never be passed.
 
     USD per million tokens is micro-dollars per token, so no factor is needed.
@@ -161,11 +163,17 @@ def _fixed_fields(config: HarvestConfig) -> dict[str, Any]:
     return fields
 
 
-def _given(sampling: Sampling) -> dict[str, Any]:
+def _given(sampling: SamplingSection) -> dict[str, Any]:
     names = (
-        "temperature", "top_p", "max_tokens", "seed", "presence_penalty", "frequency_penalty",
-        "reasoning_effort", "response_format",
-    )  # fmt: skip
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "seed",
+        "presence_penalty",
+        "frequency_penalty",
+        "reasoning_effort",
+        "response_format",
+    )
     values = {name: getattr(sampling, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 

@@ -96,7 +96,7 @@ class RequestKeys:
         return hashlib.sha256(self._before + canonical(messages) + rest).digest()
 
 
-def brief(data: bytes) -> int:
+def short_digest(data: bytes) -> int:
     """64 bits that tell one thing from another where a clash costs a second look; never a key (BLAKE2b)."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
@@ -113,8 +113,11 @@ def _rest(endpoint: str, sample_index: int, epoch: int) -> bytes:
     if sample_index < 0 or epoch < 0:
         raise ValueError("samples and epochs count from 0")
     return b',"endpoint":%b,"epoch":%d,"sample":%d,"v":%d}' % (
-        canonical(endpoint), epoch, sample_index, KEY_VERSION,
-    )  # fmt: skip
+        canonical(endpoint),
+        epoch,
+        sample_index,
+        KEY_VERSION,
+    )
 
 
 def _is_plain(value: Any) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from harvester.errors import BrokenAnswer, ConnectionBroken
 from harvester.api.error_body import error_inside, excerpt
+from harvester.errors import BrokenAnswer, ConnectionBroken
 
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 DONE = b"[DONE]"

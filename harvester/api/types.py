@@ -15,7 +15,7 @@ Message = dict[str, Any]
 """One chat message as it goes on the wire: `role`, `content` (text or parts), tool fields."""
 
 
-NO_VOICE = "no name"
+UNKNOWN_MODEL = "no name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Completion:
     @property
     def voice(self) -> str:
         """Who answered, in the answer's own words: model and build."""
-        return f"{self.model} {self.system_fingerprint}".strip() or NO_VOICE
+        return f"{self.model} {self.system_fingerprint}".strip() or UNKNOWN_MODEL
 
 
 @dataclass(frozen=True, slots=True)

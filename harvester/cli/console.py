@@ -16,11 +16,34 @@ from harvester.system.safe_text import one_line
 
 PLAIN_EVERY_S = 30.0
 LOGGED = (
-    "run_id", "state", "waiting", "rows_total", "from_cache", "duplicates", "answers_stored", "dead",
-    "requests_sent", "retries", "rate_limited", "possibly_billed", "errors", "input_tokens", "output_tokens",
-    "cost_microusd", "in_flight", "window", "rates", "refused_share", "limits", "budget", "eta_s", "canary",
-    "complaints", "rss_bytes", "loop_lag_s",
-)  # fmt: skip
+    "run_id",
+    "state",
+    "waiting",
+    "rows_total",
+    "from_cache",
+    "duplicates",
+    "answers_stored",
+    "dead",
+    "requests_sent",
+    "retries",
+    "rate_limited",
+    "possibly_billed",
+    "errors",
+    "input_tokens",
+    "output_tokens",
+    "cost_microusd",
+    "in_flight",
+    "window",
+    "rates",
+    "refused_share",
+    "limits",
+    "budget",
+    "eta_s",
+    "canary",
+    "complaints",
+    "rss_bytes",
+    "loop_lag_s",
+)
 """Fields of the status (data/FORMAT.md) that a progress record holds."""
 
 
@@ -89,10 +112,10 @@ def painted(total: int, title: str) -> Iterator[Callable[[Mapping[str, Any]], No
 
     A line comes at once, too, when something keeps the first request.
     """
-    from harvester.cli import progress as display
+    from harvester.cli import progress
 
     if not _logging and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        with display.live(title) as update:
+        with progress.live(title) as update:
             yield update
         return
     said_at, said_state = time.monotonic(), ""
@@ -105,7 +128,7 @@ def painted(total: int, title: str) -> Iterator[Callable[[Mapping[str, Any]], No
         if _logging:
             _write(json.dumps({"at": _now(), "event": "progress", **{n: latest.get(n) for n in LOGGED}}))
         else:
-            _write(one_line(f"{title}: {display.sentence(latest, total)}"))
+            _write(one_line(f"{title}: {progress.sentence(latest, total)}"))
 
     def plain(snapshot: Mapping[str, Any]) -> None:
         nonlocal latest, stuck

@@ -21,7 +21,7 @@ from typing import Any
 
 from harvester.errors import ConfigError, HarvesterError, TeacherRefused
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 START_DEADLINE_S = 30.0
 
 HARVEST_TOML = """\

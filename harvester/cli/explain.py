@@ -24,9 +24,13 @@ class Explanation:
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
         return {
-            "code": self.code, "meaning": self.meaning, "done": self.done, "remedy": self.remedy,
-            "exit_code": self.exit_code, "is_permanent": self.is_permanent,
-        }  # fmt: skip
+            "code": self.code,
+            "meaning": self.meaning,
+            "done": self.done,
+            "remedy": self.remedy,
+            "exit_code": self.exit_code,
+            "is_permanent": self.is_permanent,
+        }
 
     def lines(self) -> list[str]:
         """For people."""
@@ -134,7 +138,7 @@ _WORDS: dict[str, tuple[str, str]] = {
         f"The run stops at once: no other request would fare better. {_KEPT}",
         "Look at the key's variable, the account's quota, and the model's name.",
     ),
-}  # fmt: skip
+}
 
 
 def known() -> dict[str, type[HarvesterError]]:

@@ -41,8 +41,8 @@ def init(
 
 def plan(config: Path = CONFIG, as_json: bool = JSON) -> None:
     """Count, price and time a harvest without sending a request."""
-    from harvester.run import prepare
     from harvester.cli.console import emit
+    from harvester.run import prepare
 
     outlook = prepare.look_ahead(config)
     emit(outlook.as_dict(), outlook.lines(), as_json=as_json)
@@ -71,28 +71,36 @@ def run(
     import asyncio
     import contextlib
 
-    from harvester.cli import malloc as allocator
+    from harvester.cli import malloc
 
-    allocator.settle()
-    from harvester.config import schedule as hours
-    from harvester.run import job, prepare, signals
+    malloc.settle()
     from harvester.cli.console import emit, log_as_json, painted, talk
+    from harvester.config import schedule
+    from harvester.config.overrides import Overrides
     from harvester.errors import StoreError, UsageError
-    from harvester.config.overrides import Flags
+    from harvester.run import job, prepare, signals
 
     if log_json:
         log_as_json()
 
     signals.end_at_once()
     try:
-        runtime_s = None if max_runtime is None else hours.seconds(max_runtime)
-        ends_at = None if finish_by is None else hours.instant(finish_by)
+        runtime_s = None if max_runtime is None else schedule.seconds(max_runtime)
+        ends_at = None if finish_by is None else schedule.instant(finish_by)
     except ValueError as error:
         raise UsageError(str(error), place="--max-runtime or --finish-by") from None
-    flags = Flags(
-        rows=limit, usd=max_usd, tokens=max_tokens, runtime_s=runtime_s, grace_s=grace, epoch=epoch,
-        watch=watch, finish_by=ends_at, metrics_file=metrics_file, otel=otel,
-    )  # fmt: skip
+    flags = Overrides(
+        rows=limit,
+        usd=max_usd,
+        tokens=max_tokens,
+        runtime_s=runtime_s,
+        grace_s=grace,
+        epoch=epoch,
+        watch=watch,
+        finish_by=ends_at,
+        metrics_file=metrics_file,
+        otel=otel,
+    )
     prepared = prepare.prepare(config, flags)
     for line in prepared.lines():
         talk(line)

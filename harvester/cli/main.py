@@ -12,7 +12,7 @@ import sys
 import typer
 
 from harvester import __version__
-from harvester.cli import harvest, mock, report as pages, reference, store, terms, status as watch
+from harvester.cli import harvest, mock, reference, report, status, store, terms
 from harvester.errors import HarvesterError
 
 EXIT_CODES = """Exit codes: 0 complete, 1 verify/--check found something, 2 usage or configuration,
@@ -47,7 +47,7 @@ def _root(
     """Ask a teacher, keep every paid answer, seal them into Parquet."""
 
 
-for room in (harvest, watch, pages, store, terms, reference, mock):
+for room in (harvest, status, report, store, terms, reference, mock):
     room.register(app)
 
 

@@ -15,8 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harvester.system.safe_text import one_line
 from harvester.observe.status import calendar, rows_done, span
+from harvester.system.safe_text import one_line
 
 Told = Mapping[str, Any]
 
@@ -94,9 +94,10 @@ def words(told: Told) -> list[tuple[str, str]]:
         lines.append(("left", f"{span(eta['low'])} to {span(eta['high'])}{_projected(told)}"))
     lines += calendar(told)
     counts = [
-        f"{told.get('answers_stored', 0):,} answers", f"{told.get('from_cache', 0):,} from cache",
+        f"{told.get('answers_stored', 0):,} answers",
+        f"{told.get('from_cache', 0):,} from cache",
         *(f"{told[name]:,} {say}" for name, say in _WORTH_SAYING if told.get(name)),
-    ]  # fmt: skip
+    ]
     lines.append(("so far", ", ".join(counts)))
     if told.get("errors"):
         met = sorted(told["errors"].items(), key=lambda item: -item[1])

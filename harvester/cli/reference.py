@@ -58,10 +58,10 @@ def schedule(
     import shutil
     import sys
 
-    from harvester.config import config as settings
-    from harvester.cli import service_units as units
-    from harvester.config import schedule as hours
+    from harvester.cli import service_units
     from harvester.cli.console import emit
+    from harvester.config import config as settings
+    from harvester.config import schedule as hours
     from harvester.errors import UsageError
 
     if systemd + cron + k8s != 1:
@@ -70,8 +70,8 @@ def schedule(
         raise UsageError(f"{name!r} is no name for a unit", remedy="lower case letters, digits and dashes")
     chosen = settings.load(config)
     found = shutil.which("harvester", path=str(Path(sys.executable).parent))
-    harvest = units.Harvest(
-        name=name or units.name_of(config),
+    harvest = service_units.Harvest(
+        name=name or service_units.name_of(config),
         command=[found] if found else [sys.executable, "-m", "harvester"],
         config=config.resolve(),
         store=chosen.store.path,
@@ -80,7 +80,7 @@ def schedule(
         key_env=chosen.teacher.api_key_env,
         image=image,
     )
-    make = units.systemd if systemd else units.cron if cron else units.kubernetes
+    make = service_units.systemd if systemd else service_units.cron if cron else service_units.kubernetes
     files = make(harvest)
     lines: list[str] = []
     for path, text in files.items():

@@ -28,8 +28,8 @@ def report(
     as_json: bool = JSON,
 ) -> None:
     """Write one self-contained HTML page about a harvest."""
-    from harvester.observe.report import report as room
     from harvester.cli.console import emit
+    from harvester.observe.report import report as room
 
     path = room.write_report(store, out or store / "report.html", scorecard=scorecard, training=training)
     emit({"report": str(path)}, [f"report {path}"], as_json=as_json)
@@ -44,8 +44,8 @@ def view(
 
     Anyone with an account on this machine can open it.
     """
-    from harvester.observe.report import server as room
     from harvester.cli.console import emit
+    from harvester.observe.report import server as room
 
     def ready(address: str) -> None:
         emit({"view": address}, [f"view    {address}   (Ctrl-C ends it)"], as_json=as_json)
@@ -64,8 +64,8 @@ def metrics(
     as_json: bool = JSON,
 ) -> None:
     """Write Prometheus text about a store, once; `view` serves the same at /metrics."""
-    from harvester.observe.report import prometheus as exposition
     from harvester.cli.console import emit, hand_over
+    from harvester.observe.report import prometheus as exposition
 
     if out is None:
         text = exposition.exposed(store)

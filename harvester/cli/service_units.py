@@ -16,8 +16,8 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from string import Template
 
-from harvester.errors import ConfigError
 from harvester.config.schedule import DAYS, Opening
+from harvester.errors import ConfigError
 from harvester.system.safe_text import one_line
 
 SEALING_S = 60
@@ -108,9 +108,10 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
     store = PurePosixPath(harvest.store)
     if store.is_absolute() or ".." in store.parts:
         raise ConfigError(
-            "must lie in the folder of the configuration", place="[store] path",
+            "must lie in the folder of the configuration",
+            place="[store] path",
             remedy="that folder becomes the volume of the pod",
-        )  # fmt: skip
+        )
     env = []
     if harvest.key_env:
         secret = {"name": f"{harvest.name}-teacher", "key": harvest.key_env}
@@ -118,12 +119,14 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
     pod = _filled(
         "harvest.pod.yaml",
         {
-            "name": harvest.name, "stop_s": str(harvest.stop_s), "image": _yaml(harvest.image),
+            "name": harvest.name,
+            "stop_s": str(harvest.stop_s),
+            "image": _yaml(harvest.image),
             "config": _yaml_argument(str(MOUNT / harvest.config.name)),
             "store": _yaml_argument(str(MOUNT / store)),
             "env": json.dumps(env),
         },
-    )  # fmt: skip
+    )
     if not harvest.openings:
         job = textwrap.indent(pod.rstrip(), "  ")
         return {f"{harvest.name}.job.yaml": _filled("harvest.job.yaml", {"name": harvest.name, "job": job})}
@@ -134,15 +137,18 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
         if len(name) > LONGEST_CRONJOB:
             raise ConfigError(
                 f"{name!r} is longer than the {LONGEST_CRONJOB} characters that a CronJob's name may have",
-                place="--name", remedy="give a shorter one",
-            )  # fmt: skip
+                place="--name",
+                remedy="give a shorter one",
+            )
         files[f"{name}.cronjob.yaml"] = _filled(
             "harvest.cronjob.yaml",
             {
-                "name": name, "schedule": json.dumps(_cron_event(one)), "zone": json.dumps(one.zone),
+                "name": name,
+                "schedule": json.dumps(_cron_event(one)),
+                "zone": json.dumps(one.zone),
                 "job": textwrap.indent(pod.rstrip(), " " * 6),
             },
-        )  # fmt: skip
+        )
     return files
 
 

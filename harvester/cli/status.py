@@ -30,11 +30,11 @@ def status(
     as_json: bool = JSON,
 ) -> None:
     """Say how far it is, how fast, why it waits, what is left and what it cost; works while a run lives."""
-    from harvester.config import schedule as hours
-    from harvester.run.control import client as remote
-    from harvester.observe import status as room
     from harvester.cli.console import emit
+    from harvester.config import schedule as hours
     from harvester.errors import FindingsError, UsageError
+    from harvester.observe import status as room
+    from harvester.run.control import client as remote
 
     try:
         oldest_s = hours.seconds(max_age)
@@ -55,9 +55,9 @@ def pause(store: Path = STORE, as_json: bool = JSON) -> None:
 
 def resume(store: Path = STORE, as_json: bool = JSON) -> None:
     """Go on after `pause`, or after a canary's hold; where no job works, the next run will."""
+    from harvester.cli.console import emit
     from harvester.run.control import client as remote
     from harvester.store import pauses as holds
-    from harvester.cli.console import emit
     from harvester.store.journal.lock import is_held
 
     if not is_held(store) and (gone := holds.resume_next(store)):
@@ -98,8 +98,8 @@ def set_(
 
 
 def _tell(store: Path, verb: str, *, as_json: bool, **more: str) -> None:
-    from harvester.run.control import client as remote
     from harvester.cli.console import emit
+    from harvester.run.control import client as remote
 
     said = remote.tell(store, verb, **more)
     emit(said, [str(said.get("said", ""))], as_json=as_json)

@@ -25,8 +25,8 @@ def register(app: typer.Typer) -> None:
 
 def seal(store: Path = STORE, as_json: bool = JSON) -> None:
     """Move all journalled answers into Parquet shards now."""
-    from harvester.store.maintain import seal_task as sealing
     from harvester.cli.console import emit
+    from harvester.store.maintain import seal_task as sealing
 
     sealed = sealing.seal_now(store)
     files = [str(store / "shards" / name) for name in sealed.files]
@@ -45,9 +45,9 @@ def verify(
     as_json: bool = JSON,
 ) -> None:
     """Check counts, hashes, dangling intents, torn or foreign files; exit 1 names each finding."""
-    from harvester.store.maintain import repair as mending
     from harvester.cli.console import emit
     from harvester.errors import FindingsError
+    from harvester.store.maintain import repair as mending
 
     data, lines, left = mending.check(store, repair=repair)
     emit(data, lines, as_json=as_json)
@@ -62,8 +62,8 @@ def purge(
     as_json: bool = JSON,
 ) -> None:
     """Take answers out of the journal, the shards and so of every corpus and export, for good."""
-    from harvester.store.maintain import purge as purging
     from harvester.cli.console import emit
+    from harvester.store.maintain import purge as purging
 
     taken = purging.purge_store(store, key, prompt_id)
     emit({"purged": taken}, [f"purged {taken:,} answers from {store}"], as_json=as_json)
@@ -71,8 +71,8 @@ def purge(
 
 def curate(config: Path = typer.Argument(..., help="Path of a curate.toml."), as_json: bool = JSON) -> None:
     """Filter a corpus into a curated corpus, with a tally of reasons."""
-    from harvester.export import curate as room
     from harvester.cli.console import emit
+    from harvester.export import curate as room
 
     wanted = room.load(config)
     tally = room.curate(wanted)
@@ -90,8 +90,8 @@ def export(
     as_json: bool = JSON,
 ) -> None:
     """Write a corpus in the shapes other trainers read."""
-    from harvester.export import export as room
     from harvester.cli.console import emit
+    from harvester.export import export as room
 
     done = room.export(store, out, shape=to, reasoning=reasoning, split=split)
     lines = [f"wrote {done.rows:,} rows to {out}"]

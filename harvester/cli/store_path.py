@@ -12,9 +12,9 @@ def _folder(named: Path) -> Path:
     toml = named if named.suffix == ".toml" else named / "harvest.toml"
     if not toml.is_file() or any((named / part).exists() for part in ("journal.db", "shards")):
         return named
-    from harvester.config import config as settings
+    from harvester.config import config
 
-    return toml.parent / settings.load(toml).store.path
+    return toml.parent / config.load(toml).store.path
 
 
 STORE = typer.Argument(

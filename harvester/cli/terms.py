@@ -9,9 +9,12 @@ import typer
 
 JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
 BESIDE = typer.Option(
-    Path(), "--beside", exists=True, file_okay=False,
+    Path(),
+    "--beside",
+    exists=True,
+    file_okay=False,
     help="Folder of harvest.toml; its terms/ and permissions/ count.",
-)  # fmt: skip
+)
 RECORD = typer.Argument(..., help="Id of a terms record.", show_default=False)
 Outcome = Literal["unchanged", "changed"]
 
@@ -39,8 +42,8 @@ def list_records(
     """All records: layer, verdict, how well established, when read."""
     from datetime import UTC, datetime
 
-    from harvester.terms import manage as terms_desk
     from harvester.cli.console import emit
+    from harvester.terms import manage as terms_desk
     from harvester.terms.records import load_registry
 
     rows = terms_desk.listed(load_registry(beside / "terms"), datetime.now(UTC).date(), only_due=due)
@@ -52,8 +55,8 @@ def show(record_id: str = RECORD, beside: Path = BESIDE, as_json: bool = JSON) -
     """Everything one record says: gist, URL, dates, duties."""
     from datetime import UTC, datetime
 
-    from harvester.terms import manage as terms_desk
     from harvester.cli.console import emit
+    from harvester.terms import manage as terms_desk
     from harvester.terms.records import load_registry
 
     registry, today = load_registry(beside / "terms"), datetime.now(UTC).date()
@@ -66,11 +69,11 @@ def check(
     as_json: bool = JSON,
 ) -> None:
     """What the gate would say to a harvest; exit 77 when it would refuse."""
+    from harvester.cli.console import emit
     from harvester.config import config as settings
+    from harvester.errors import TermsRefused
     from harvester.run import prepare
     from harvester.terms import manage as terms_desk
-    from harvester.cli.console import emit
-    from harvester.errors import TermsRefused
 
     verdict = prepare.gate(settings.load(config), config.resolve().parent)
     emit(terms_desk.as_json(verdict), terms_desk.checked(verdict), as_json=as_json)
@@ -86,8 +89,8 @@ def record(beside: Path = BESIDE, as_json: bool = JSON) -> None:
     import hashlib
     import sys
 
-    from harvester.terms import manage as terms_desk
     from harvester.cli.console import emit
+    from harvester.terms import manage as terms_desk
 
     path = terms_desk.ask_permission(
         beside / "permissions",
@@ -109,8 +112,8 @@ def review(
     import sys
     from datetime import UTC, datetime
 
-    from harvester.terms import manage as terms_desk
     from harvester.cli.console import emit
+    from harvester.terms import manage as terms_desk
     from harvester.terms.records import load_registry
 
     known = terms_desk.found(load_registry(beside / "terms"), record_id)

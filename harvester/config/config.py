@@ -21,10 +21,19 @@ from pydantic import (
 )
 
 from harvester.config.bounds import MOST_AT_ONCE, MOST_MIB, MOST_SAMPLES, MOST_USD_PER_MILLION
-from harvester.config.run_section import Budget, Canary, Count, Frozen, PositiveInt, Rate, Run, Schedule
+from harvester.config.run_section import (
+    BudgetSection,
+    CanarySection,
+    Count,
+    FrozenModel,
+    PositiveInt,
+    Rate,
+    RunSection,
+    ScheduleSection,
+)
+from harvester.config.unknown_keys import PLACED, suggestion
 from harvester.errors import ConfigError
 from harvester.system.hosts import check_url
-from harvester.config.unknown_keys import PLACED, suggestion
 from harvester.system.toml_file import read_toml
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -39,7 +48,7 @@ _ASKS_ANOTHER = frozenset({"model", "models", "messages", "prompt", "input", "ro
 _IDEMPOTENCY = f"^[A-Za-z-]*{''.join(f'[{c.upper()}{c}]' for c in 'idempotency')}[A-Za-z-]*$"
 
 
-class Limits(Frozen):
+class LimitsSection(FrozenModel):
     """What the teacher allows, as far as the operator knows; the rest is learned."""
 
     requests_per_minute: Rate | None = None
@@ -54,7 +63,7 @@ class Limits(Frozen):
 PricePerMillion = Annotated[float, Field(ge=0, le=MOST_USD_PER_MILLION)]
 
 
-class Price(Frozen):
+class PriceSection(FrozenModel):
     """USD per million tokens, with the day it was read."""
 
     input: PricePerMillion
@@ -63,7 +72,7 @@ class Price(Frozen):
     as_of: Any = None
 
 
-class Teacher(Frozen):
+class TeacherSection(FrozenModel):
     """Whom we ask. One credential, one identity; `replicas` serve the same model under it.
 
     `ca_file` names a PEM bundle to trust beside the public roots; there is no way to trust everybody.
@@ -77,8 +86,8 @@ class Teacher(Frozen):
     replicas: tuple[str, ...] = ()
     ca_file: str | None = None
     idempotency_header: str | None = Field(default=None, pattern=_IDEMPOTENCY)
-    limits: Limits = Limits()
-    price: Price | None = None
+    limits: LimitsSection = LimitsSection()
+    price: PriceSection | None = None
 
     @field_validator("base_url")
     @classmethod
@@ -115,7 +124,7 @@ class Teacher(Frozen):
         return f"{self.base_url}|{self.model}"
 
 
-class Prompts(Frozen):
+class PromptsSection(FrozenModel):
     """Where prompts come from; globs are resolved beside the configuration file.
 
     Up to `max_bad` lines that can't be used are passed over and reported; the next one ends the run.
@@ -126,7 +135,7 @@ class Prompts(Frozen):
     max_bad: Count = 0
 
 
-class Sampling(Frozen):
+class SamplingSection(FrozenModel):
     """Fields of the wire body; None means: not sent."""
 
     temperature: float | None = Field(default=None, ge=0)
@@ -161,7 +170,7 @@ class Sampling(Frozen):
         return value
 
 
-class Store(Frozen):
+class StoreSection(FrozenModel):
     """Where answers are kept."""
 
     path: str = "store"
@@ -169,17 +178,17 @@ class Store(Frozen):
     min_free_mib: float = Field(default=256, ge=0, le=MOST_MIB)
 
 
-class HarvestConfig(Frozen):
+class HarvestConfig(FrozenModel):
     """A whole harvest.toml."""
 
-    teacher: Teacher
-    prompts: Prompts
-    sampling: Sampling = Sampling()
-    store: Store = Store()
-    budget: Budget = Budget()
-    run: Run = Run()
-    schedule: Schedule = Schedule()
-    canary: Canary = Canary()
+    teacher: TeacherSection
+    prompts: PromptsSection
+    sampling: SamplingSection = SamplingSection()
+    store: StoreSection = StoreSection()
+    budget: BudgetSection = BudgetSection()
+    run: RunSection = RunSection()
+    schedule: ScheduleSection = ScheduleSection()
+    canary: CanarySection = CanarySection()
 
     @model_validator(mode="after")
     def _money_needs_a_price(self) -> HarvestConfig:
@@ -229,7 +238,7 @@ def parse(data: dict[str, Any], *, place: str) -> HarvestConfig:
         raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}", place=place) from None
 
 
-def api_key(teacher: Teacher, environment: Mapping[str, str] = os.environ) -> str | None:
+def api_key(teacher: TeacherSection, environment: Mapping[str, str] = os.environ) -> str | None:
     """The credential from the environment, None when the teacher needs none.
 
     Raises:

@@ -14,7 +14,7 @@ from dotenv.parser import parse_stream
 
 from harvester.errors import ConfigError
 
-NAME = ".env"
+DOTENV_NAME = ".env"
 
 
 def variables(folder: Path) -> Mapping[str, str]:
@@ -23,7 +23,7 @@ def variables(folder: Path) -> Mapping[str, str]:
     Raises:
         ConfigError: the file can't be read, or a line of it is no `NAME=value`; never shows the line.
     """
-    path = folder / NAME
+    path = folder / DOTENV_NAME
     try:
         with path.open(encoding="utf-8") as file:
             found = list(parse_stream(file))
@@ -34,9 +34,10 @@ def variables(folder: Path) -> Mapping[str, str]:
     for one in found:
         if one.error:
             raise ConfigError(
-                "not a line such as NAME=value", place=f"{path}:{one.original.line}",
+                "not a line such as NAME=value",
+                place=f"{path}:{one.original.line}",
                 remedy="quote values with spaces; # begins a comment",
-            )  # fmt: skip
+            )
     told = {one.key: one.value for one in found if one.key is not None and one.value is not None}
     return {**told, **os.environ}
 

@@ -11,7 +11,7 @@ from harvester.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Flags:
+class Overrides:
     """The flags of one run. Its ceilings (None leaves the file's value) are `rows`, `usd`, `tokens`,
     `runtime_s` and `finish_by`; the others shape it.
     """
@@ -54,8 +54,10 @@ class Flags:
         """
         words = ["harvester", "run", str(config)]
         for flag, value in (
-            ("--epoch", self.epoch), ("--grace", self.grace_s), ("--metrics-file", self.metrics_file),
-        ):  # fmt: skip
+            ("--epoch", self.epoch),
+            ("--grace", self.grace_s),
+            ("--metrics-file", self.metrics_file),
+        ):
             words += [] if value is None else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
         words += ["--watch"] * self.watch + ["--otel"] * self.otel
         return shlex.join(words)

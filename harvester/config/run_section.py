@@ -21,20 +21,20 @@ Count = Annotated[int, Field(ge=0, le=EXACT)]
 Seconds = Annotated[float, Field(gt=0, le=YEAR_S)]
 
 
-class Frozen(BaseModel):
+class FrozenModel(BaseModel):
     """A table of harvest.toml: it never changes, and refuses what it does not know, and what is no number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
-class Budget(Frozen):
+class BudgetSection(FrozenModel):
     """Ceilings on what may be spent in one run."""
 
     usd: float | None = Field(default=None, gt=0, le=MOST_USD)
     tokens: PositiveInt | None = None
 
 
-class Run(Frozen):
+class RunSection(FrozenModel):
     """How one run behaves.
 
     Without `deadline_s`, an attempt may take as long as its `max_tokens` need from a slow teacher.
@@ -62,7 +62,7 @@ class Run(Frozen):
         return min(LONGEST_DEADLINE_S, BASE_DEADLINE_S + max_tokens / SLOWEST_TOKENS_PER_S)
 
 
-class Canary(Frozen):
+class CanarySection(FrozenModel):
     """A few prompts asked again on schedule, to see whether the teacher is still who it was.
 
     `tolerance` bounds the mean share of words in which answers may differ from the first ones; `pause` holds
@@ -75,7 +75,7 @@ class Canary(Frozen):
     pause: bool = False
 
 
-class Schedule(Frozen):
+class ScheduleSection(FrozenModel):
     """When a run may work; outside its hours it ends with exit 10, or waits when it watches."""
 
     hours: tuple[str, ...] = ()

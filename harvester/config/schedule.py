@@ -108,7 +108,7 @@ def spans(openings: Sequence[Opening], at: float) -> list[tuple[float, float]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Hours:
+class OpeningHours:
     """When a job may work; no openings mean always. `finish_by`: not after this, in Unix seconds."""
 
     openings: tuple[Opening, ...] = ()

@@ -20,17 +20,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from harvester.store import terms_check as doors
-from harvester.store.journal import sqlite as database
-from harvester.store.shards import batching as portions
-from harvester.system import output_path as destination
-from harvester.store.reader import Corpus
 from harvester.errors import ConfigError, StoreError
-from harvester.store.shards.swap import alone
-from harvester.system.failpoints import reach
 from harvester.export.filters import Filter, chain, named
+from harvester.store import paths, terms_check
+from harvester.store.reader import Corpus
+from harvester.store.shards import batching
+from harvester.store.shards.parquet_file import (
+    BYTES_PER_GROUP,
+    ROWS_PER_GROUP,
+    disk,
+    lineage_digest,
+    sync_folder,
+    writer_of,
+)
 from harvester.store.shards.schema import Sample, to_table
-from harvester.store.shards.parquet_file import BYTES_PER_GROUP, FOLDER, ROWS_PER_GROUP, disk, lineage_digest, sync_folder, writer_of
+from harvester.store.shards.swap import if_no_reader
+from harvester.system import output_path
+from harvester.system.failpoints import reach
 from harvester.system.toml_file import read_toml
 
 MOST_OPEN = 8
@@ -40,7 +46,7 @@ _HIDDEN = ".curating-"
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class CurateCounts:
     """How many samples were kept, and how many were dropped for each reason."""
 
     kept: int
@@ -89,7 +95,7 @@ def _from_table(entry: Any, path: Path) -> Filter:
     return named(name, value)
 
 
-def curate(config: CurateConfig) -> Tally:
+def curate(config: CurateConfig) -> CurateCounts:
     """Filter a corpus into a new folder of shards, which has its name when all of it is there, not before.
 
     Raises:
@@ -98,11 +104,11 @@ def curate(config: CurateConfig) -> Tally:
         StoreError: the target holds shards already (a curated corpus is written once), or can't be written.
     """
     corpus = Corpus.open(config.corpus)
-    shards = config.out / FOLDER
+    shards = config.out / paths.SHARDS
     _refuse(config.out, {config.corpus.resolve(), corpus.folder.resolve()})
-    doors.require_lineage(corpus)
+    terms_check.require_lineage(corpus)
     lineages = {str(lineage.get("run_id", "")): lineage for lineage in corpus.lineages()}
-    destination.folder(config.out)
+    output_path.folder(config.out)
     with disk(config.out), _hidden_folder(config.out) as hidden:
         with _Parts(hidden, lineages) as parts:
             tally = _sift(corpus, chain(config.filters), parts)
@@ -116,7 +122,7 @@ def curate(config: CurateConfig) -> Tally:
     return tally
 
 
-def _sift(corpus: Corpus, decide: Filter, parts: _Parts) -> Tally:
+def _sift(corpus: Corpus, decide: Filter, parts: _Parts) -> CurateCounts:
     kept, dropped = 0, Counter[str]()
     for sample in corpus.samples():
         drop = decide(sample)
@@ -125,19 +131,19 @@ def _sift(corpus: Corpus, decide: Filter, parts: _Parts) -> Tally:
             kept += 1
         else:
             dropped[drop.reason] += 1
-    return Tally(kept, dict(sorted(dropped.items())))
+    return CurateCounts(kept, dict(sorted(dropped.items())))
 
 
 def _refuse(out: Path, sources: Collection[Path]) -> None:
-    if (out / database.NAME).exists() or out.resolve() in sources:
+    if (out / paths.JOURNAL).exists() or out.resolve() in sources:
         raise ConfigError("is a store or the corpus itself", place=str(out), remedy="name another 'out'")
     try:
-        is_used = (out / FOLDER).exists() and any((out / FOLDER).iterdir())
+        is_used = (out / paths.SHARDS).exists() and any((out / paths.SHARDS).iterdir())
     except OSError as error:
-        raise ConfigError(f"can't be a folder: {error.strerror}", place=str(out / FOLDER)) from None
+        raise ConfigError(f"can't be a folder: {error.strerror}", place=str(out / paths.SHARDS)) from None
     if is_used:
         raise StoreError(
-            "holds a curated corpus already", place=str(out / FOLDER), remedy="name another 'out'"
+            "holds a curated corpus already", place=str(out / paths.SHARDS), remedy="name another 'out'"
         )
 
 
@@ -145,11 +151,11 @@ def _refuse(out: Path, sources: Collection[Path]) -> None:
 def _hidden_folder(out: Path) -> Iterator[Path]:
     """A folder to write in, removed if it keeps its name; those that killed curations left go first."""
     for left in out.glob(f"{_HIDDEN}*"):
-        with alone(left) as is_nobodys:
+        with if_no_reader(left) as is_nobodys:
             if is_nobodys:
                 shutil.rmtree(left)
     hidden = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=out))
-    with alone(hidden):
+    with if_no_reader(hidden):
         try:
             hidden.chmod(stat.S_IMODE(out.stat().st_mode))
             yield hidden
@@ -174,7 +180,7 @@ class _Part:
     def add(self, sample: Sample) -> None:
         self._samples.append(sample)
         self._sample_bytes += len(sample.raw) + len(sample.request_json)
-        if len(self._samples) >= portions.ROWS or self._sample_bytes >= portions.BYTES:
+        if len(self._samples) >= batching.ROWS or self._sample_bytes >= batching.BYTES:
             self._turn()
         if self._waiting_rows >= ROWS_PER_GROUP or self._waiting_bytes >= BYTES_PER_GROUP:
             self._write()

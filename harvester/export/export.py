@@ -17,24 +17,31 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harvester.store import terms_check as doors
-from harvester.system import output_path as destination
-from harvester.store.reader import Corpus
 from harvester.errors import ConfigError, StoreError, TermsRefused
-from harvester.export.cards.facts import Dataset, Shard, records_of
-from harvester.export.cards.dataset_card import dataset_card
 from harvester.export.cards.croissant import croissant
+from harvester.export.cards.dataset_card import dataset_card
+from harvester.export.cards.facts import DatasetFacts, ShardFacts, records_of
 from harvester.export.cards.notice import notice
-from harvester.terms.records import load_registry
 from harvester.export.formats import COLUMNS, SHAPES, Shape, inlined, schema_of, turns_of, unfit
+from harvester.store import terms_check
+from harvester.store.reader import Corpus
 from harvester.store.shards.parquet_file import BYTES_PER_GROUP, ROWS_PER_GROUP, disk
+from harvester.system import output_path
+from harvester.terms.records import load_registry
 
 Reasoning = Literal["keep", "inline", "drop"]
 ROWS_PER_FILE = 100_000
 _COLUMNS = (
-    "key", "prompt_id", "messages", "request_json", "completion", "reasoning", "outcome", "purpose",
+    "key",
+    "prompt_id",
+    "messages",
+    "request_json",
+    "completion",
+    "reasoning",
+    "outcome",
+    "purpose",
     "metadata_json",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +73,9 @@ def export(
     """
     if shape not in SHAPES:
         raise ConfigError(f"unknown shape {shape!r}", remedy=f"one of {', '.join(SHAPES)}")
-    destination.check_folder(out)
+    output_path.check_folder(out)
     corpus = Corpus.open(store)
-    doors.ask(corpus, "export", store.resolve().parent)
+    terms_check.ask(corpus, "export", store.resolve().parent)
     left_out: dict[str, int] = {}
     is_told = reasoning == "keep" and _has_reasoning(corpus)
     rows = _rows(corpus, shape, reasoning if is_told or reasoning != "keep" else "none", split, left_out)
@@ -96,10 +103,10 @@ def _write_papers(
     """README.md (dataset card), NOTICE and croissant.json, from the lineages of the corpus."""
     lineages = tuple(corpus.lineages())
     shards = tuple(
-        Shard(str(path.relative_to(out)), _sha256(path), _rows_in(path), path.stat().st_size)
+        ShardFacts(str(path.relative_to(out)), _sha256(path), _rows_in(path), path.stat().st_size)
         for path in files
     )
-    dataset = Dataset(
+    dataset = DatasetFacts(
         name=beside.name,
         version="1.0.0",
         url="",
@@ -138,9 +145,12 @@ def _has_reasoning(corpus: Corpus) -> bool:
 
 
 def _rows(
-    corpus: Corpus, shape: str, reasoning: Reasoning | Literal["none"], split: str | None,
+    corpus: Corpus,
+    shape: str,
+    reasoning: Reasoning | Literal["none"],
+    split: str | None,
     left_out: dict[str, int],
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+) -> Iterator[dict[str, Any]]:
     for sample in corpus.samples(columns=_COLUMNS):
         if sample.purpose != "train":
             raise TermsRefused(
@@ -188,7 +198,7 @@ def _write_parquet(
 ) -> tuple[tuple[Path, ...], int]:
     """Files get their final `train-xxxxx-of-yyyyy` names once their number is known."""
     data = out / "data"
-    destination.folder(data)
+    output_path.folder(data)
     groups = _groups(rows)
     hidden: list[Path] = []
     total = 0
@@ -209,7 +219,7 @@ def _write_parquet(
 
 
 def _write_jsonl(rows: Iterator[dict[str, Any]], out: Path) -> tuple[tuple[Path, ...], int]:
-    destination.folder(out)
+    output_path.folder(out)
     hidden, path, count = out / ".train.jsonl.tmp", out / "train.jsonl", 0
     with hidden.open("w", encoding="utf-8") as handle:
         for count, row in enumerate(rows, start=1):  # noqa: B007 - the last value is the count

@@ -81,16 +81,19 @@ def _texts(turns: Sequence[Message]) -> list[Message]:
 
 def _prompt_completion(sample: Sample, turns: Sequence[Message], reasoning: str | None) -> dict[str, Any]:
     return {
-        "prompt": _texts(turns), "completion": [_answer(sample, reasoning)],
-        "prompt_id": sample.prompt_id, "key": sample.key,
-    }  # fmt: skip
+        "prompt": _texts(turns),
+        "completion": [_answer(sample, reasoning)],
+        "prompt_id": sample.prompt_id,
+        "key": sample.key,
+    }
 
 
 def _messages(sample: Sample, turns: Sequence[Message], reasoning: str | None) -> dict[str, Any]:
     return {
         "messages": [*_texts(turns), _answer(sample, reasoning)],
-        "prompt_id": sample.prompt_id, "key": sample.key,
-    }  # fmt: skip
+        "prompt_id": sample.prompt_id,
+        "key": sample.key,
+    }
 
 
 def _openai(sample: Sample, turns: Sequence[Message], reasoning: str | None) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from harvester.mock_teacher.tasks.rules import Solved, solve, wrong_answer
 from harvester.mock_teacher.settings import EVERY_TASK
-from harvester.mock_teacher.wire import Ask
+from harvester.mock_teacher.tasks.rules import Solved, solve, wrong_answer
+from harvester.mock_teacher.wire import ChatRequest
 
 UNKNOWN_TASK = "I do not know this task."
 _CACHED_CHARS = 4096  # longer prompts are solved anew rather than kept in memory
@@ -27,7 +27,7 @@ _solve_short = lru_cache(maxsize=16_384)(solve)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class MockAnswer:
     """One choice's text. `digest` (32 bytes) seeds whatever else belongs to it, such as logprobs.
 
     `right` is None where no rule knows the prompt.
@@ -47,17 +47,17 @@ class Answerer:
         self._accuracy = accuracy
         self._answered: Counter[bytes] = Counter()
 
-    def answers(self, ask: Ask) -> list[Answer]:
+    def answers(self, ask: ChatRequest) -> list[MockAnswer]:
         """The `n` answers to a request."""
         solved = _solve_short(ask.text) if len(ask.text) <= _CACHED_CHARS else solve(ask.text)
         return [self._answer(ask, solved, choice) for choice in range(ask.n)]
 
-    def note_answered(self, ask: Ask) -> None:
+    def note_answered(self, ask: ChatRequest) -> None:
         """Count an answer, so that the next equal request above temperature 0 gets another sample."""
         if ask.temperature > 0 and ask.seed is None:
             self._answered[ask.body_sha256] += 1
 
-    def _answer(self, ask: Ask, solved: Solved | None, choice: int) -> Answer:
+    def _answer(self, ask: ChatRequest, solved: Solved | None, choice: int) -> MockAnswer:
         task = solved.task if solved else ""
         digest = hashlib.sha256(f"{self._seed}\0{task}\0".encode() + ask.prompt_sha256)
         if ask.temperature > 0:
@@ -66,9 +66,9 @@ class Answerer:
             digest.update(ask.body_sha256 + f"\0{occurrence}\0{choice}".encode())
         chance = digest.digest()
         if solved is None:
-            return Answer(UNKNOWN_TASK, None, None, chance)
+            return MockAnswer(UNKNOWN_TASK, None, None, chance)
         share = self._accuracy.get(task, self._accuracy.get(EVERY_TASK, 1.0))
         if int.from_bytes(chance[:8]) / _UNIT < share:
-            return Answer(solved.answer, task, True, chance)
+            return MockAnswer(solved.answer, task, True, chance)
         wrong = wrong_answer(solved, random.Random(chance[8:]))
-        return Answer(wrong, task, False, chance)
+        return MockAnswer(wrong, task, False, chance)

@@ -19,11 +19,11 @@ from starlette.routing import Route
 
 from harvester.mock_teacher import wire
 from harvester.mock_teacher.completions import Identity, completion, generate
-from harvester.mock_teacher.ledger import Charge
+from harvester.mock_teacher.ledger import LedgerCharge
 from harvester.mock_teacher.server import MockTeacher
 
 
-class Batches:
+class BatchStore:
     """State of the files and batches of one mock teacher, and their routes."""
 
     def __init__(self, teacher: MockTeacher) -> None:
@@ -57,9 +57,14 @@ class Batches:
         file_id = f"file-mock{next(self._numbers):08d}"
         self._files[file_id] = content
         return {
-            "id": file_id, "object": "file", "bytes": len(content), "created_at": int(time.time()),
-            "filename": name, "purpose": "batch", "status": "processed",
-        }  # fmt: skip
+            "id": file_id,
+            "object": "file",
+            "bytes": len(content),
+            "created_at": int(time.time()),
+            "filename": name,
+            "purpose": "batch",
+            "status": "processed",
+        }
 
     async def _content(self, request: Request) -> Response:
         content = self._files.get(request.path_params["file_id"])
@@ -80,13 +85,18 @@ class Batches:
         batch_id = f"batch_mock{next(self._numbers):08d}"
         now = int(time.time())
         self._batches[batch_id] = {
-            "id": batch_id, "object": "batch", "endpoint": order.get("endpoint"), "status": "completed",
-            "input_file_id": order["input_file_id"], "completion_window": "24h", "created_at": now,
+            "id": batch_id,
+            "object": "batch",
+            "endpoint": order.get("endpoint"),
+            "status": "completed",
+            "input_file_id": order["input_file_id"],
+            "completion_window": "24h",
+            "created_at": now,
             "metadata": order.get("metadata"),
             "output_file_id": self._file(b"\n".join(good), "output.jsonl")["id"] if good else None,
             "error_file_id": self._file(b"\n".join(bad), "errors.jsonl")["id"] if bad else None,
             "request_counts": {"total": len(good) + len(bad), "completed": len(good), "failed": len(bad)},
-        }  # fmt: skip
+        }
         return _json(self._batches[batch_id])
 
     def _answer(self, raw: bytes) -> tuple[int, dict[str, Any]]:
@@ -105,13 +115,21 @@ class Batches:
             f"chatcmpl-batch{teacher.admitted:08x}", int(time.time()), ask.model, teacher.fingerprint
         )
         teacher.ledger.charge(
-            Charge(
-                ordinal=teacher.admitted, response_id=identity.response_id, body_sha256=ask.body_sha256,
-                prompt_sha256=ask.prompt_sha256, choices=ask.n, prompt_tokens=ask.prompt_tokens,
-                completion_tokens=sum(len(one.pieces) for one in generated), at=time.time(),
-                task=answers[0].task, right=None, cut=False, fault=None,
+            LedgerCharge(
+                ordinal=teacher.admitted,
+                response_id=identity.response_id,
+                body_sha256=ask.body_sha256,
+                prompt_sha256=ask.prompt_sha256,
+                choices=ask.n,
+                prompt_tokens=ask.prompt_tokens,
+                completion_tokens=sum(len(one.pieces) for one in generated),
+                at=time.time(),
+                task=answers[0].task,
+                right=None,
+                cut=False,
+                fault=None,
             )
-        )  # fmt: skip
+        )
         loaded: dict[str, Any] = orjson.loads(orjson.dumps(completion(ask, generated, identity)))
         return 200, loaded
 

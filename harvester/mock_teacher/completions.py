@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 
 from harvester.mock_teacher import tokens
-from harvester.mock_teacher.answers import Answer
+from harvester.mock_teacher.answers import MockAnswer
 from harvester.mock_teacher.logprobs import token_logprobs
-from harvester.mock_teacher.wire import Ask
+from harvester.mock_teacher.wire import ChatRequest
 
 Completion = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
@@ -37,12 +37,12 @@ class Identity:
     fingerprint: str
 
 
-def generate(ask: Ask, answers: Sequence[Answer]) -> list[Generated]:
+def generate(ask: ChatRequest, answers: Sequence[MockAnswer]) -> list[Generated]:
     """Cut the answers' texts at the first stop sequence, then at `max_tokens`."""
     return [_cut(answer, ask) for answer in answers]
 
 
-def _cut(answer: Answer, ask: Ask) -> Generated:
+def _cut(answer: MockAnswer, ask: ChatRequest) -> Generated:
     text = answer.text
     for word in ask.stop:
         text = text.partition(word)[0]
@@ -64,7 +64,7 @@ def usage(prompt_tokens: int, generated: Sequence[Generated]) -> dict[str, Any]:
     }
 
 
-def completion(ask: Ask, generated: Sequence[Generated], identity: Identity) -> Completion:
+def completion(ask: ChatRequest, generated: Sequence[Generated], identity: Identity) -> Completion:
     """The whole `chat.completion` object."""
     return {
         "id": identity.response_id,
@@ -77,7 +77,7 @@ def completion(ask: Ask, generated: Sequence[Generated], identity: Identity) -> 
     }
 
 
-def _choice(ask: Ask, index: int, one: Generated) -> dict[str, Any]:
+def _choice(ask: ChatRequest, index: int, one: Generated) -> dict[str, Any]:
     entries = token_logprobs(one.pieces, ask.top_logprobs, one.digest) if ask.logprobs else None
     return {
         "index": index,

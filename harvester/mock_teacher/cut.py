@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from harvester.mock_teacher.spoil import Options, Reply
+from harvester.mock_teacher.spoil import Options, SpoiledReply
 
 Receive = Callable[[], Awaitable[Any]]
 _HIGH_WATER_BYTES = 2**20
@@ -48,7 +48,7 @@ class Line:
             self.transport.write(block)
 
 
-def head_bytes(reply: Reply, length: int | None) -> bytes:
+def head_bytes(reply: SpoiledReply, length: int | None) -> bytes:
     """Status line and headers up to the blank line; `length` None announces chunks."""
     try:
         phrase = HTTPStatus(reply.status).phrase
@@ -60,7 +60,7 @@ def head_bytes(reply: Reply, length: int | None) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
-async def cut(action: str, options: Options, reply: Reply, line: Line) -> None:
+async def cut(action: str, options: Options, reply: SpoiledReply, line: Line) -> None:
     """Deliver a reply the way an action of stage `wire` says; returns when the connection is gone."""
     body = reply.whole_body()
     part = body[: int(len(body) * options.get("share", 0.5))]
@@ -87,7 +87,7 @@ def _chunk(data: bytes) -> bytes:
 
 
 # What is written before an orderly close (FIN).
-_ENDED: dict[str, Callable[[Options, Reply, bytes, bytes], bytes]] = {
+_ENDED: dict[str, Callable[[Options, SpoiledReply, bytes, bytes], bytes]] = {
     "fin": lambda _, reply, body, part: b"",
     "cut_body": lambda _, reply, body, part: head_bytes(reply, len(body)) + part,
     "chunk_cut": lambda _, reply, body, part: head_bytes(reply, None) + _chunk(part),
@@ -99,7 +99,7 @@ _ENDED: dict[str, Callable[[Options, Reply, bytes, bytes], bytes]] = {
 }
 
 
-async def _drip(options: Options, reply: Reply, line: Line) -> None:
+async def _drip(options: Options, reply: SpoiledReply, line: Line) -> None:
     body = reply.whole_body()
     data = head_bytes(reply, len(body)) + body
     step = options.get("bytes", 1)
@@ -111,20 +111,20 @@ async def _drip(options: Options, reply: Reply, line: Line) -> None:
     line.transport.close()
 
 
-async def _endless_headers(options: Options, reply: Reply, line: Line) -> None:
+async def _endless_headers(options: Options, reply: SpoiledReply, line: Line) -> None:
     line.transport.write(b"HTTP/1.1 200 OK\r\n")
     await line.pour(_BLOCK, options.get("bytes", 64 * 2**20))
     line.transport.close()
 
 
-async def _huge_body(options: Options, reply: Reply, line: Line) -> None:
+async def _huge_body(options: Options, reply: SpoiledReply, line: Line) -> None:
     total = options.get("bytes", 64 * 2**20) >> 16 << 16
     line.transport.write(head_bytes(reply, total))
     await line.pour(b" " * 2**16, total)
     line.transport.close()
 
 
-_POURED: dict[str, Callable[[Options, Reply, Line], Awaitable[None]]] = {
+_POURED: dict[str, Callable[[Options, SpoiledReply, Line], Awaitable[None]]] = {
     "drip": _drip,
     "endless_headers": _endless_headers,
     "huge_body": _huge_body,

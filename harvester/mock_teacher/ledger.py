@@ -17,7 +17,7 @@ from harvester.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Charge:
+class LedgerCharge:
     """One generated reply.
 
     Attributes:
@@ -46,7 +46,7 @@ class Charge:
 
     def as_row(self) -> dict[str, Any]:
         """The charge as JSON values, digests in hex."""
-        row = {name: getattr(self, name) for name in Charge.__slots__}
+        row = {name: getattr(self, name) for name in LedgerCharge.__slots__}
         row["body_sha256"] = self.body_sha256.hex()
         row["prompt_sha256"] = self.prompt_sha256.hex()
         return row
@@ -56,7 +56,7 @@ class Ledger:
     """Charges in memory and, if a file is given, one flushed JSON line each (appended)."""
 
     def __init__(self, file: Path | None = None) -> None:
-        self._charges: list[Charge] = []
+        self._charges: list[LedgerCharge] = []
         self._bodies: set[bytes] = set()
         self._cut = 0
         self._answers = 0
@@ -70,7 +70,7 @@ class Ledger:
             except OSError as error:
                 raise ConfigError(f"can't write the ledger: {error.strerror}", place=str(file)) from error
 
-    def charge(self, charge: Charge) -> None:
+    def charge(self, charge: LedgerCharge) -> None:
         """Record one reply; it is in the file when this returns."""
         self._charges.append(charge)
         self._bodies.add(charge.body_sha256)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from harvester.mock_teacher.wire import Headers, Refusal, error_body
 
 
-class Bucket:
+class MockBucket:
     """One token bucket. Time comes in as monotonic seconds; a step back counts as no time.
 
     Args:
@@ -85,12 +85,12 @@ class LimitValues:
     concurrency_status: int = 503
 
 
-class Limits:
+class MockLimits:
     """Requests and tokens per minute, and how many requests may be in the works."""
 
     def __init__(self, values: LimitValues, model: str, now: float) -> None:
         self._model = model
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[str, MockBucket] = {}
         self.values = values
         self.change(values, now)
 
@@ -102,7 +102,7 @@ class Limits:
             if per_minute is None:
                 self._buckets.pop(name, None)
             elif bucket is None:
-                self._buckets[name] = Bucket(per_minute, values.burst_s, now)
+                self._buckets[name] = MockBucket(per_minute, values.burst_s, now)
             else:
                 bucket.change(per_minute, values.burst_s, now)
 

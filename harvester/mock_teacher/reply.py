@@ -12,7 +12,7 @@ from functools import lru_cache
 from starlette.types import Receive, Send
 
 from harvester.mock_teacher.cut import Line, cut
-from harvester.mock_teacher.spoil import Options, Reply
+from harvester.mock_teacher.spoil import Options, SpoiledReply
 from harvester.mock_teacher.wire import Refusal, error_body
 
 MAX_BODY_BYTES = 64 * 2**20
@@ -47,7 +47,7 @@ async def read_body(receive: Receive) -> bytes | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Sender:
+class ReplySender:
     """The way back to one caller.
 
     Every status sent through HTTP is counted in `statuses`; `held` lists the sockets a fault is
@@ -63,7 +63,7 @@ class Sender:
         """The caller has closed the connection."""
         return self.line.transport.is_closing()
 
-    async def send(self, reply: Reply, per_event_s: float = 0.0) -> None:
+    async def send(self, reply: SpoiledReply, per_event_s: float = 0.0) -> None:
         """Send a whole reply; a stream's events one by one, `per_event_s` seconds apart."""
         self.statuses[reply.status] += 1
         headers = reply.headers
@@ -78,7 +78,7 @@ class Sender:
             await self.asgi_send({"type": "http.response.body", "body": event, "more_body": True})
         await self.asgi_send({"type": "http.response.body", "body": reply.body})
 
-    async def cut(self, action: str, options: Options, reply: Reply) -> None:
+    async def cut(self, action: str, options: Options, reply: SpoiledReply) -> None:
         """Send a reply the way a fault of stage `wire` says."""
         self.held.add(self.line.transport)
         try:

@@ -18,13 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from harvester.errors import ConfigError
 from harvester.mock_teacher import spoil, wire
+from harvester.mock_teacher.batches import BatchStore
 from harvester.mock_teacher.faults.actions import Stage
-from harvester.mock_teacher.batches import Batches
 from harvester.mock_teacher.faults.script import MODELS, Script, read_rules
 from harvester.mock_teacher.limits import LimitValues
 from harvester.mock_teacher.server import MockTeacher
 from harvester.mock_teacher.settings import MockSettings
-from harvester.mock_teacher.spoil import Reply
+from harvester.mock_teacher.spoil import SpoiledReply
 
 CHAT_PATH = "/v1/chat/completions"
 MODELS_PATH = "/v1/models"
@@ -38,7 +38,7 @@ def application(teacher: MockTeacher) -> ASGIApp:
             Route("/mock/state", _state(teacher), methods=["GET"]),
             Route("/mock/limits", _limits(teacher), methods=["POST"]),
             Route("/mock/faults", _faults(teacher), methods=["POST"]),
-            *Batches(teacher).routes(),
+            *BatchStore(teacher).routes(),
         ],
         exception_handlers={HTTPException: _no_such_route, ConfigError: _bad_order},
     )
@@ -71,11 +71,11 @@ class _Models:
         try:
             teacher.check_key(scope)
         except wire.Refusal as refusal:
-            await sender.send(Reply(refusal.status, [spoil.JSON_TYPE], refusal.body))
+            await sender.send(SpoiledReply(refusal.status, [spoil.JSON_TYPE], refusal.body))
             return
         self._served += 1
         rows = [{"id": teacher.settings.model, "object": "model", "created": 0, "owned_by": "mock"}]
-        reply = Reply(200, [spoil.JSON_TYPE], orjson.dumps({"object": "list", "data": rows}))
+        reply = SpoiledReply(200, [spoil.JSON_TYPE], orjson.dumps({"object": "list", "data": rows}))
         match = teacher.script.match(self._served, on=MODELS)
         if match is None:
             await sender.send(reply)

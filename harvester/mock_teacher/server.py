@@ -19,8 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from harvester.errors import ConfigError
 from harvester.mock_teacher import spoil, wire
-from harvester.mock_teacher.faults.actions import LOST, Stage
-from harvester.mock_teacher.answers import Answer, Answerer
+from harvester.mock_teacher.answers import Answerer, MockAnswer
 from harvester.mock_teacher.completions import (
     Completion,
     Generated,
@@ -31,12 +30,13 @@ from harvester.mock_teacher.completions import (
     to_json,
 )
 from harvester.mock_teacher.cut import Line
+from harvester.mock_teacher.faults.actions import LOST, Stage
 from harvester.mock_teacher.faults.script import Rule, Script
-from harvester.mock_teacher.ledger import Charge, Ledger
-from harvester.mock_teacher.limits import Limits, LimitValues
-from harvester.mock_teacher.reply import Sender, read_body
+from harvester.mock_teacher.ledger import Ledger, LedgerCharge
+from harvester.mock_teacher.limits import LimitValues, MockLimits
+from harvester.mock_teacher.reply import ReplySender, read_body
 from harvester.mock_teacher.settings import MockSettings
-from harvester.mock_teacher.spoil import Reply
+from harvester.mock_teacher.spoil import SpoiledReply
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Turn:
     """One admitted request on its way: what is asked, what was generated, which fault acts."""
 
     ordinal: int
-    ask: wire.Ask
-    answers: Sequence[Answer]
+    ask: wire.ChatRequest
+    answers: Sequence[MockAnswer]
     generated: Sequence[Generated]
     rule: Rule | None
     fault: str | None
@@ -75,7 +75,7 @@ class MockTeacher:
             settings.max_concurrency,
             settings.concurrency_status,
         )
-        self.limits = Limits(values, settings.model, time.monotonic())
+        self.limits = MockLimits(values, settings.model, time.monotonic())
         self.script = Script(settings.faults)
         self.fingerprint = f"mock-{settings.seed & 0xFFFFFFFF:08x}"
         self.started_at = time.time()
@@ -101,16 +101,16 @@ class MockTeacher:
             if turn is not None:
                 await self._serve(turn, sender)
         except wire.Refusal as refusal:
-            await sender.send(Reply(refusal.status, [spoil.JSON_TYPE, *refusal.headers], refusal.body))
+            await sender.send(SpoiledReply(refusal.status, [spoil.JSON_TYPE, *refusal.headers], refusal.body))
         except Exception as error:
             self.errors.append(repr(error))
             raise
         finally:
             self.in_flight -= 1
 
-    def sender(self, scope: Scope, receive: Receive, send: Send) -> Sender:
+    def sender(self, scope: Scope, receive: Receive, send: Send) -> ReplySender:
         """The way back to the caller of this scope."""
-        return Sender(Line(scope["state"]["transport"], receive), send, self.statuses, self.held)
+        return ReplySender(Line(scope["state"]["transport"], receive), send, self.statuses, self.held)
 
     async def _admit(self, scope: Scope, receive: Receive) -> Turn | None:
         raw = await read_body(receive)
@@ -143,7 +143,7 @@ class MockTeacher:
             text = "Incorrect API key provided."
             raise wire.Refusal(401, wire.error_body(text, "invalid_request_error", "invalid_api_key"))
 
-    async def _serve(self, turn: Turn, sender: Sender) -> None:
+    async def _serve(self, turn: Turn, sender: ReplySender) -> None:
         rule = turn.rule
         wait_s = self._latency_s(turn.ordinal, 0 if turn.ask.stream else turn.output_tokens())
         wait_s += rule.delay_s if rule else 0.0
@@ -177,7 +177,7 @@ class MockTeacher:
             tally["answers"] += ask.n
             tally["right"] += right or 0
         self.ledger.charge(
-            Charge(
+            LedgerCharge(
                 ordinal=turn.ordinal,
                 response_id=response_id,
                 body_sha256=ask.body_sha256,
@@ -193,7 +193,7 @@ class MockTeacher:
             )
         )
 
-    def _reply(self, turn: Turn, response_id: str) -> Reply:
+    def _reply(self, turn: Turn, response_id: str) -> SpoiledReply:
         rule, ask = turn.rule, turn.ask
         identity = Identity(response_id, int(time.time()), ask.model, self.fingerprint)
         whole: Completion = completion(ask, turn.generated, identity)
@@ -202,9 +202,9 @@ class MockTeacher:
         headers = [(b"x-request-id", b"req_" + response_id[9:].encode()), *self.limits.headers()]
         if ask.stream:
             events = tuple(stream_events(whole, ask.include_usage))
-            reply = Reply(200, [spoil.STREAM_TYPE, *headers], events=events)
+            reply = SpoiledReply(200, [spoil.STREAM_TYPE, *headers], events=events)
         else:
-            reply = Reply(200, [spoil.JSON_TYPE, *headers], to_json(whole))
+            reply = SpoiledReply(200, [spoil.JSON_TYPE, *headers], to_json(whole))
         if rule is not None and rule.kind.stage is Stage.BODY:
             return spoil.spoil_body(rule.action, rule.options, reply)
         if rule is not None and rule.kind.stage is Stage.STREAM:

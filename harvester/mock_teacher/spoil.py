@@ -21,7 +21,7 @@ DEFAULT_DECODED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class SpoiledReply:
     """A whole HTTP reply. `events` is not None for a stream; then `body` is unused."""
 
     status: int
@@ -161,7 +161,7 @@ def as_bytes(value: Any) -> bytes:
     return value.encode() if isinstance(value, str) else json.dumps(value).encode()
 
 
-def spoil_body(action: str, options: Options, reply: Reply) -> Reply:
+def spoil_body(action: str, options: Options, reply: SpoiledReply) -> SpoiledReply:
     """Apply an action of stage `body`. A stream becomes one block of bytes where its text is touched."""
     if action == "headers":
         return replace(reply, headers=_with_headers(reply.headers, options["value"]))
@@ -172,11 +172,13 @@ def spoil_body(action: str, options: Options, reply: Reply) -> Reply:
         headers = _with_headers(
             reply.headers, {"content-type": options.get("content_type", "application/json")}
         )
-        return Reply(reply.status, headers, as_bytes(options["value"]))
+        return SpoiledReply(reply.status, headers, as_bytes(options["value"]))
     if action == "gzip_bomb":
         headers = _with_headers(reply.headers, {"content-encoding": "gzip"})
-        return Reply(reply.status, headers, gzip_bomb(options.get("decoded_bytes", DEFAULT_DECODED_BYTES)))
-    return Reply(reply.status, reply.headers, _BODIES[action](options, reply.whole_body()))
+        return SpoiledReply(
+            reply.status, headers, gzip_bomb(options.get("decoded_bytes", DEFAULT_DECODED_BYTES))
+        )
+    return SpoiledReply(reply.status, reply.headers, _BODIES[action](options, reply.whole_body()))
 
 
 @lru_cache(maxsize=4)
@@ -191,7 +193,7 @@ def gzip_bomb(decoded_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def spoil_stream(action: str, options: Options, reply: Reply) -> Reply:
+def spoil_stream(action: str, options: Options, reply: SpoiledReply) -> SpoiledReply:
     """Apply an action of stage `stream` to the events."""
     events = reply.events or ()
     kept = events[: options.get("events", max(1, len(events) // 2))]
@@ -212,13 +214,15 @@ def spoil_stream(action: str, options: Options, reply: Reply) -> Reply:
     return replace(reply, events=events)
 
 
-def refuse(action: str, options: Options) -> Reply:
+def refuse(action: str, options: Options) -> SpoiledReply:
     """The reply of an action of stage `refuse`."""
     if action == "redirect":
         location = str(options.get("location", "http://127.0.0.1:9/elsewhere")).encode()
-        return Reply(options.get("status", 307), [(b"location", location)])
+        return SpoiledReply(options.get("status", 307), [(b"location", location)])
     if action == "html":
-        return Reply(options.get("status", 200), [(b"content-type", b"text/html; charset=utf-8")], _HTML)
+        return SpoiledReply(
+            options.get("status", 200), [(b"content-type", b"text/html; charset=utf-8")], _HTML
+        )
     status = 200 if action == "error_200" else options.get("status", 500)
     code, kind = options.get("code"), options.get("kind", "mock_error")
     body = error_body(options.get("message", f"Scripted fault ({status})."), kind, code)
@@ -229,4 +233,4 @@ def refuse(action: str, options: Options) -> Reply:
         headers = _with_headers(headers, {"content-type": options["content_type"]})
     if "retry_after" in options:
         headers = _with_headers(headers, {"retry-after": options["retry_after"]})
-    return Reply(status, headers, body)
+    return SpoiledReply(status, headers, body)

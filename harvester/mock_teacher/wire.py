@@ -36,7 +36,7 @@ class Refusal(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ChatRequest:
     """A valid chat request.
 
     `text` is the last user message (text parts joined); `body_sha256` is over the body with sorted
@@ -63,7 +63,7 @@ def _invalid(message: str, param: str | None = None, code: str | None = None) ->
     return Refusal(400, error_body(message, "invalid_request_error", code, param))
 
 
-def read_ask(raw: bytes, *, model: str, context_tokens: int) -> Ask:
+def read_ask(raw: bytes, *, model: str, context_tokens: int) -> ChatRequest:
     """Understand a request body.
 
     Raises:
@@ -95,7 +95,7 @@ def read_ask(raw: bytes, *, model: str, context_tokens: int) -> Ask:
     options = body.get("stream_options")
     for field in _TRANSPORT_ONLY:
         body.pop(field, None)
-    return Ask(
+    return ChatRequest(
         model=asked_model,
         text=text,
         n=_integer(body, "n", 1, MAX_CHOICES) or 1,

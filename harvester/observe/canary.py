@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-FOLDER = "canary"
 """Of the canaries' own store, inside the store."""
 MOST_BUILDS = 20
 """So many builds of one teacher are told apart; another one makes room, and its like is news again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class CanaryReply:
     """What a canary brought: its text (or refusal), and who the teacher said it was."""
 
     text: str
@@ -32,12 +31,12 @@ class Reply:
         return self.model, self.fingerprint
 
 
-Known = Mapping[str, Sequence[Reply]]
+Known = Mapping[str, Sequence[CanaryReply]]
 """By what was asked: a reply of each build that is known, newest last."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CanaryChange:
     """One round against what is known. `changes` is empty where the teacher is who it was."""
 
     distance: float | None
@@ -72,7 +71,7 @@ def _parts(text: str) -> Counter[tuple[str, ...]]:
     return Counter([*((word,) for word in words), *pairwise(words)])
 
 
-def compare(known: Known, replies: Mapping[str, Reply], tolerance: float) -> Finding:
+def compare(known: Known, replies: Mapping[str, CanaryReply], tolerance: float) -> CanaryChange:
     """A round's replies, by what was asked, against what is known; a new question differs from nothing.
 
     A build is compared with itself: a teacher that answers by turns from several is told once for each.
@@ -88,18 +87,23 @@ def compare(known: Known, replies: Mapping[str, Reply], tolerance: float) -> Fin
     mean = sum(far.values()) / len(far) if far else None
     if mean is not None and mean > tolerance:
         changes.append(f"answers differ by {mean:.0%}, tolerance {tolerance:.0%}")
-    return Finding(
-        mean, changes, Counter(one.model for one in replies.values()),
-        Counter(one.fingerprint for one in replies.values()), max(far, key=lambda ask: far[ask], default=""),
-    )  # fmt: skip
+    return CanaryChange(
+        mean,
+        changes,
+        Counter(one.model for one in replies.values()),
+        Counter(one.fingerprint for one in replies.values()),
+        max(far, key=lambda ask: far[ask], default=""),
+    )
 
 
-def _kin(known: Sequence[Reply], reply: Reply) -> Reply:
+def _kin(known: Sequence[CanaryReply], reply: CanaryReply) -> CanaryReply:
     """The newest known reply of the same build, else the newest of all."""
     return next((one for one in reversed(known) if one.voice == reply.voice), known[-1])
 
 
-def learn(known: Known, replies: Mapping[str, Reply], *, changed: bool) -> dict[str, tuple[Reply, ...]]:
+def learn(
+    known: Known, replies: Mapping[str, CanaryReply], *, changed: bool
+) -> dict[str, tuple[CanaryReply, ...]]:
     """What is known after a round: each build's first reply, or that of the last change it had part in."""
     learned = {ask: tuple(ones) for ask, ones in known.items()}
     for ask, reply in replies.items():
@@ -111,15 +115,15 @@ def learn(known: Known, replies: Mapping[str, Reply], *, changed: bool) -> dict[
 
 
 def recollect(
-    answers: Iterable[tuple[int, str, Reply]], changed: Collection[int]
-) -> dict[str, tuple[Reply, ...]]:
+    answers: Iterable[tuple[int, str, CanaryReply]], changed: Collection[int]
+) -> dict[str, tuple[CanaryReply, ...]]:
     """What `learn` would know, from all answers of earlier rounds in any order.
 
     Args:
         answers: round, what was asked, and the reply.
         changed: the rounds that found a change.
     """
-    kept: dict[str, dict[tuple[str, str], tuple[int, Reply]]] = {}
+    kept: dict[str, dict[tuple[str, str], tuple[int, CanaryReply]]] = {}
     for number, ask, reply in answers:
         builds = kept.setdefault(ask, {})
         held = builds.get(reply.voice)

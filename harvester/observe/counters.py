@@ -8,14 +8,27 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 LATENCY_EDGES_S = (
-    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
-)  # fmt: skip
+    0.01,
+    0.02,
+    0.04,
+    0.08,
+    0.16,
+    0.32,
+    0.64,
+    1.28,
+    2.56,
+    5.12,
+    10.24,
+    20.48,
+    40.96,
+    81.92,
+)
 TOKEN_EDGES = tuple(4**power for power in range(14))
 """Upper edges of the histogram cells; both are those OpenTelemetry's GenAI conventions advise."""
 
 
-MOST_VOICES = 20
-OTHER_VOICES = "others"
+MOST_MODELS = 20
+OTHER_MODELS = "others"
 
 
 @dataclass(slots=True)
@@ -59,7 +72,7 @@ class Tally:
 
     def note_voice(self, voice: str) -> bool:
         """Count one answer by the model and build it names; True when these are not the first one's."""
-        known = voice if voice in self.voices or len(self.voices) < MOST_VOICES else OTHER_VOICES
+        known = voice if voice in self.voices or len(self.voices) < MOST_MODELS else OTHER_MODELS
         self.note(self.voices, known)
         return known != next(iter(self.voices))
 

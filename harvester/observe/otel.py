@@ -43,14 +43,43 @@ class Name:
 
 
 NAMES = (
-    Name("latency_counts", "gen_ai.client.operation.duration", "s", "histogram", "GenAI operation duration.",
-         "latency_sum_s", LATENCY_EDGES_S),
-    Name("input_token_counts", "gen_ai.client.token.usage", "{token}", "histogram", "Tokens used, by type.",
-         "input_tokens", TOKEN_EDGES, attributes=(("gen_ai.token.type", "input"),)),
-    Name("output_token_counts", "gen_ai.client.token.usage", "{token}", "histogram", "Tokens used, by type.",
-         "output_tokens", TOKEN_EDGES, attributes=(("gen_ai.token.type", "output"),)),
-    Name("errors", "harvester.attempt.errors", "{attempt}", "counters", "Attempts without an answer.",
-         by="error.type"),
+    Name(
+        "latency_counts",
+        "gen_ai.client.operation.duration",
+        "s",
+        "histogram",
+        "GenAI operation duration.",
+        "latency_sum_s",
+        LATENCY_EDGES_S,
+    ),
+    Name(
+        "input_token_counts",
+        "gen_ai.client.token.usage",
+        "{token}",
+        "histogram",
+        "Tokens used, by type.",
+        "input_tokens",
+        TOKEN_EDGES,
+        attributes=(("gen_ai.token.type", "input"),),
+    ),
+    Name(
+        "output_token_counts",
+        "gen_ai.client.token.usage",
+        "{token}",
+        "histogram",
+        "Tokens used, by type.",
+        "output_tokens",
+        TOKEN_EDGES,
+        attributes=(("gen_ai.token.type", "output"),),
+    ),
+    Name(
+        "errors",
+        "harvester.attempt.errors",
+        "{attempt}",
+        "counters",
+        "Attempts without an answer.",
+        by="error.type",
+    ),
     Name("requests_sent", "harvester.attempts", "{attempt}", "counter", "Attempts put on the wire."),
     Name("answers_stored", "harvester.answers", "{answer}", "counter", "Answers that are durable."),
     Name("dead", "harvester.failed_rows", "{row}", "counter", "Rows that will get no answer."),
@@ -61,7 +90,7 @@ NAMES = (
     Name("rss_bytes", "process.memory.usage", "By", "gauge", "Resident memory."),
     Name("open_files", "process.unix.file_descriptor.count", "{file_descriptor}", "gauge", "Open files."),
     Name("loop_lag_s", "harvester.loop.lag", "s", "gauge", "Latest that the event loop came back of late."),
-)  # fmt: skip
+)
 """OpenTelemetry GenAI semantic conventions where they have a name for it; ours begin with `harvester`."""
 
 
@@ -102,8 +131,13 @@ def metrics_of(told: Mapping[str, Any], common: Mapping[str, str | int], now_ns:
         elif row.kind != "gauge":
             data = sdk.Sum(found, cumulative, is_monotonic=True)
         metrics.append(sdk.Metric(row.name, row.about, row.unit, data))
-    resource = Resource({"service.name": "harvester", "service.version": __version__,
-                         "service.instance.id": str(told.get("run_id", ""))})  # fmt: skip
+    resource = Resource(
+        {
+            "service.name": "harvester",
+            "service.version": __version__,
+            "service.instance.id": str(told.get("run_id", "")),
+        }
+    )
     scope = sdk.ScopeMetrics(InstrumentationScope("harvester", __version__), metrics, "")
     return sdk.MetricsData([sdk.ResourceMetrics(resource, [scope], "")])
 

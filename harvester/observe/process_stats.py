@@ -14,7 +14,7 @@ PROBE_S = 0.05
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-class Vitals:
+class ProcessStats:
     """Reads the process; `watch` runs beside the work, on its loop, and keeps the worst lag."""
 
     def __init__(self) -> None:

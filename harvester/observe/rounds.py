@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from harvester.observe import canary
-from harvester.observe.canary import FOLDER, Known, Reply
+from harvester.observe.canary import CanaryReply, Known
+from harvester.store import paths
 from harvester.store.reader import Corpus
 
-ROUNDS = "rounds.jsonl"
 _COLUMNS = ("completion", "refusal", "response_model", "system_fingerprint", "metadata_json")
 
 
@@ -20,7 +20,11 @@ def read_rounds(store: Path) -> list[dict[str, Any]]:
     """The rounds so far, oldest first; a torn last line is left out."""
     rounds = []
     with contextlib.suppress(OSError):
-        for line in (store / FOLDER / ROUNDS).read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (
+            (store / paths.CANARY / paths.CANARY_ROUNDS)
+            .read_text(encoding="utf-8", errors="replace")
+            .splitlines()
+        ):
             with contextlib.suppress(ValueError):
                 found = json.loads(line)
                 if isinstance(found, dict) and "round" in found:
@@ -30,7 +34,10 @@ def read_rounds(store: Path) -> list[dict[str, Any]]:
 
 def write_down(store: Path, told: Mapping[str, Any]) -> None:
     """Append a round; a disk that refuses loses the line, not the run."""
-    with contextlib.suppress(OSError), (store / FOLDER / ROUNDS).open("a", encoding="utf-8") as file:
+    with (
+        contextlib.suppress(OSError),
+        (store / paths.CANARY / paths.CANARY_ROUNDS).open("a", encoding="utf-8") as file,
+    ):
         file.write(json.dumps(told) + "\n")
 
 
@@ -57,14 +64,14 @@ def remembered(store: Path) -> tuple[Known, int]:
     rounds = {one["round"]: one for one in read_rounds(store)}
     last = max(rounds, default=0)
 
-    def answers() -> Iterator[tuple[int, str, Reply]]:
+    def answers() -> Iterator[tuple[int, str, CanaryReply]]:
         nonlocal last
-        for sample in Corpus.open(store / FOLDER).samples(columns=_COLUMNS):
+        for sample in Corpus.open(store / paths.CANARY).samples(columns=_COLUMNS):
             number, asks = sample.metadata.get("round", 0), sample.metadata.get("asks", "")
             last = max(last, number)
             if number in rounds or not rounds:  # the others were cut short: nobody has compared them
                 text = sample.completion or sample.refusal or ""
-                yield number, asks, Reply(text, sample.response_model, sample.system_fingerprint)
+                yield number, asks, CanaryReply(text, sample.response_model, sample.system_fingerprint)
 
     changed = {number for number, one in rounds.items() if one.get("changes")}
     return canary.recollect(answers(), changed), last

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Mapping
 
 
-class Notify:
+class ServiceNotifier:
     """Messages to the service manager named by the environment.
 
     `WATCHDOG_USEC` (for `WATCHDOG_PID`, if set) is the time after which systemd takes silence for a hang.

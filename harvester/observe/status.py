@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harvester.config import schedule as hours
-from harvester.store.maintain.bill import bill_of, canary_bill
-from harvester.observe.canary import FOLDER
-from harvester.observe.status_schema import heard
-from harvester.store.pauses import recall
+from harvester.config import schedule
+from harvester.observe.status_schema import validated_status
+from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import is_held, read_holder
+from harvester.store.maintain.bill import bill_of, canary_bill
+from harvester.store.pauses import recall
 
 RUNNING = frozenset({"running", "on hold", "draining", "sealing"})
 """States of a living job; any other is how its last run ended."""
@@ -37,7 +37,7 @@ def read_status(store: Path) -> dict[str, Any]:
         loaded = json.loads((store / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return heard(loaded) if isinstance(loaded, dict) else {}
+    return validated_status(loaded) if isinstance(loaded, dict) else {}
 
 
 def write_status(store: Path, status: Mapping[str, Any]) -> None:
@@ -60,7 +60,7 @@ def status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]
     with Journal.open(store, read_only=True) as journal:
         held, bill = journal.totals().answers, bill_of(journal, alive=alive)
         holds = recall(journal)
-    found = {**read_status(store), **heard(live or {})}
+    found = {**read_status(store), **validated_status(live or {})}
     found["heartbeat_age_s"] = round(time.time() - found.get("updated_at", 0.0), 1)
     if alive:
         holder = read_holder(store / "LOCK")
@@ -72,20 +72,31 @@ def status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]
         if found.get("state") in RUNNING:
             found["state"] = "died"
     return {
-        **found, "alive": alive, "store": str(store), "held": held, "billed": bill.billed,
-        "possibly_billed": len(bill.suspects), "possibly_billed_microusd": bill.suspected_microusd,
+        **found,
+        "alive": alive,
+        "store": str(store),
+        "held": held,
+        "billed": bill.billed,
+        "possibly_billed": len(bill.suspects),
+        "possibly_billed_microusd": bill.suspected_microusd,
         "without_outcome": sum(not one.code for one in bill.suspects),
-        "cost_microusd_ever": bill.billed_microusd, **_canary_ledger(store, alive=alive),
-    }  # fmt: skip
+        "cost_microusd_ever": bill.billed_microusd,
+        **_canary_ledger(store, alive=alive),
+    }
 
 
 def _canary_ledger(store: Path, *, alive: bool) -> dict[str, int]:
     bill = canary_bill(store, alive=alive)
-    return {} if bill is None else {
-        "canary_billed": bill.billed, "canary_microusd_ever": bill.billed_microusd,
-        "canary_possibly_billed": len(bill.suspects),
-        "canary_possibly_billed_microusd": bill.suspected_microusd,
-    }  # fmt: skip
+    return (
+        {}
+        if bill is None
+        else {
+            "canary_billed": bill.billed,
+            "canary_microusd_ever": bill.billed_microusd,
+            "canary_possibly_billed": len(bill.suspects),
+            "canary_possibly_billed_microusd": bill.suspected_microusd,
+        }
+    )
 
 
 def can_answer(store: Path) -> bool:
@@ -182,11 +193,11 @@ def calendar(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """When it will be done, its hours counted in, and when they end; in the zone of this machine."""
     lines = []
     if done := found.get("done_at"):
-        low, high = (hours.here(done[side]) if done[side] is not None else "" for side in ("low", "high"))
+        low, high = (schedule.here(done[side]) if done[side] is not None else "" for side in ("low", "high"))
         lines.append(("done", f"{low} to {high or 'more than a year from now'}" if low else "in over a year"))
     closes, deadline = found.get("closes_at"), found.get("finish_by")
-    ends = [f"close {hours.here(closes)}"] if closes is not None and closes != deadline else []
-    ends += [f"deadline {hours.here(deadline)}"] if deadline is not None else []
+    ends = [f"close {schedule.here(closes)}"] if closes is not None and closes != deadline else []
+    ends += [f"deadline {schedule.here(deadline)}"] if deadline is not None else []
     return [*lines, ("hours", ", ".join(ends))] if ends else lines
 
 
@@ -237,7 +248,7 @@ def _canaries(found: Mapping[str, Any]) -> list[str]:
             f"${found['canary_microusd_ever'] / 1e6:.4f} beside the rows, "
             f"{found['canary_possibly_billed']:,} possibly billed "
             f"(${found['canary_possibly_billed_microusd'] / 1e6:.4f} reserved; `harvester verify "
-            f"{found.get('store', 'STORE')}/{FOLDER}` lists them)"
+            f"{found.get('store', 'STORE')}/{paths.CANARY}` lists them)"
         )
     return lines
 

@@ -107,6 +107,6 @@ FIELDS: dict[str, Fit] = dict(
 )
 
 
-def heard(told: Mapping[str, Any]) -> dict[str, Any]:
+def validated_status(told: Mapping[str, Any]) -> dict[str, Any]:
     """What of a status can be shown."""
     return _fitting(told, FIELDS)

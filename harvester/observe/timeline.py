@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-NAME = "trace.jsonl"
+TIMELINE_NAME = "trace.jsonl"
 FIRST_EVERY_S, LAST_EVERY_S = 0.5, 30.0
 SHARE_OF_AGE = 1 / 400
 """A point each 400th of the run's age, within the two bounds above."""
@@ -21,18 +21,25 @@ MOST_LINES = 20_000
 
 # name in the file -> name in the status snapshot; all are counts of the run so far, except the last line's
 _COUNTS = {
-    "sent": "requests_sent", "stored": "answers_stored", "cached": "from_cache", "dead": "dead",
-    "limited": "rate_limited", "retries": "retries", "input_tokens": "input_tokens",
-    "output_tokens": "output_tokens", "microusd": "cost_microusd",
-    "in_flight": "in_flight", "window": "window",
-}  # fmt: skip
+    "sent": "requests_sent",
+    "stored": "answers_stored",
+    "cached": "from_cache",
+    "dead": "dead",
+    "limited": "rate_limited",
+    "retries": "retries",
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "microusd": "cost_microusd",
+    "in_flight": "in_flight",
+    "window": "window",
+}
 
 
-class Trace:
+class Timeline:
     """Appends points of one run. A disk that refuses them ends no run."""
 
     def __init__(self, store: Path, run_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path = store / NAME
+        self._path = store / TIMELINE_NAME
         self._run_id = run_id
         self._clock = clock
         self._began = self._due = clock()
@@ -61,10 +68,10 @@ class Trace:
             file.write(json.dumps(point, separators=(",", ":")) + "\n")
 
 
-def read_trace(store: Path) -> list[dict[str, Any]]:
+def read_timeline(store: Path) -> list[dict[str, Any]]:
     """All points, oldest first; a torn last line and lines that are none are left out."""
     try:
-        lines = (store / NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (store / TIMELINE_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     points = []

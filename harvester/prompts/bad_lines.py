@@ -9,12 +9,12 @@ import orjson
 
 from harvester.errors import PromptError, StoreError
 
-NAME = "bad_prompts.jsonl"
+BAD_PROMPTS_NAME = "bad_prompts.jsonl"
 Bad = Callable[[PromptError], None]
 """Hears of a line that can't be used: returns to pass it over, raises to end the reading."""
 
 
-class Tolerance:
+class BadLines:
     """Passes over so many bad lines and remembers them.
 
     Args:
@@ -42,12 +42,12 @@ def write_down(store: Path, passed_over: Sequence[PromptError]) -> None:
     Raises:
         StoreError: it can't be written.
     """
-    path = store / NAME
+    path = store / BAD_PROMPTS_NAME
     try:
         if not passed_over:
             path.unlink(missing_ok=True)
             return
-        hidden = store / f".{NAME}.tmp"
+        hidden = store / f".{BAD_PROMPTS_NAME}.tmp"
         hidden.write_bytes(b"".join(_letter(one) for one in passed_over))
         hidden.replace(path)
     except OSError as error:

@@ -15,13 +15,14 @@ from pathlib import Path
 import orjson
 
 from harvester import __version__
-from harvester.prompts import reader as prompts
-from harvester.store.journal import sqlite as database
-from harvester.store.journal.checksums import checksum
-from harvester.config.config import HarvestConfig
-from harvester.store.journal.journal import Journal
 from harvester.api.request_key import KEY_VERSION
+from harvester.config.config import HarvestConfig
 from harvester.observe.counters import Snapshot
+from harvester.prompts import reader
+from harvester.store import paths
+from harvester.store.journal import sqlite
+from harvester.store.journal.checksums import checksum
+from harvester.store.journal.journal import Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,12 @@ def digest_of(config: HarvestConfig, root: Path) -> bytes | None:
         NoPrompts, PromptError: a name that matches nothing, or no file.
     """
     files = []
-    for path in prompts.find(config.prompts.files, root):
+    for path in reader.find(config.prompts.files, root):
         try:
             with path.open("rb") as file:
                 files.append(
                     [
-                        prompts.legible(Path(path.name.lower())),
+                        reader.legible(Path(path.name.lower())),
                         hashlib.file_digest(file, "sha256").hexdigest(),
                     ]
                 )
@@ -72,7 +73,7 @@ def recall(journal: Journal, digest: bytes | None) -> Finished | None:
     if digest is None:
         return None
     with journal.reading() as connection:
-        if not database.has_table(connection, "finished"):
+        if not sqlite.has_table(connection, "finished"):
             return None
         query = "SELECT rows, dead, input_tokens, checksum FROM finished WHERE digest = ?"
         found = connection.execute(query, (digest,)).fetchone()
@@ -87,7 +88,7 @@ def look_up(store: Path, digest: bytes | None) -> Finished | None:
     Raises:
         StoreError: the journal can't be read.
     """
-    if digest is None or not (store / database.NAME).exists():
+    if digest is None or not (store / paths.JOURNAL).exists():
         return None
     with contextlib.closing(Journal.open(store, read_only=True)) as journal:
         return recall(journal, digest)
@@ -114,7 +115,7 @@ def note(
             (waits,) = connection.execute(query, sorted(retried)).fetchone()
             if waits or counts.from_cache + counts.dead != counts.rows:
                 return
-        connection.execute(database.FINISHED)
+        connection.execute(sqlite.FINISHED)
         row = (counts.rows, counts.dead, input_tokens)
         connection.execute(
             "INSERT OR REPLACE INTO finished VALUES (?, ?, ?, ?, ?)", (digest, *row, checksum(row, digest))

@@ -15,12 +15,12 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harvester.errors import PromptError
+from harvester.api.request_key import short_digest
 from harvester.api.types import Prompt
-from harvester.api.request_key import brief
+from harvester.errors import PromptError
 
 
-class Identities:
+class DuplicateIds:
     """64-bit digests of the ids that passed."""
 
     def __init__(self) -> None:
@@ -98,8 +98,8 @@ def _numbers(column: pa.Array) -> array[int]:
 
 
 def _asked(prompt: Prompt) -> int:
-    return brief(orjson.dumps(prompt.messages, option=orjson.OPT_SORT_KEYS))
+    return short_digest(orjson.dumps(prompt.messages, option=orjson.OPT_SORT_KEYS))
 
 
 def _digest(identity: str) -> int:
-    return brief(identity.encode("utf-8", "surrogatepass"))
+    return short_digest(identity.encode("utf-8", "surrogatepass"))

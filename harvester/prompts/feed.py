@@ -14,15 +14,15 @@ from pathlib import Path
 
 import orjson
 
-from harvester.prompts import reader as prompts
+from harvester.api.request_builder import requests
+from harvester.api.request_key import short_digest
+from harvester.api.types import Prompt, Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import NoPrompts, PromptError
+from harvester.prompts import reader
+from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.completed_files import Finished
-from harvester.api.types import Prompt, Request
-from harvester.api.request_key import brief
-from harvester.api.request_builder import requests
 from harvester.store.journal.records import asker_of
-from harvester.prompts.bad_lines import Tolerance
 
 Signature = tuple[int, int, int]
 
@@ -35,7 +35,7 @@ class _File:
     digests: array[int] = field(default_factory=lambda: array("Q"))
 
 
-class Inbox:
+class PromptFeed:
     """The feed of one run.
 
     Args:
@@ -61,8 +61,8 @@ class Inbox:
         Raises:
             PromptError: the first line that can't be used.
         """
-        bad = Tolerance(self._config.prompts.max_bad)
-        for request in requests(prompts.read(self._config.prompts.files, self._root, bad), self._config):
+        bad = BadLines(self._config.prompts.max_bad)
+        for request in requests(reader.read(self._config.prompts.files, self._root, bad), self._config):
             yield self._count(request)
 
     def pass_over(self, known: Finished) -> None:
@@ -104,7 +104,7 @@ class Inbox:
         found: dict[Path, None] = {}
         for pattern in self._config.prompts.files:
             try:
-                found.update(dict.fromkeys(prompts.find((pattern,), self._root, self._tell)))
+                found.update(dict.fromkeys(reader.find((pattern,), self._root, self._tell)))
             except NoPrompts:  # nothing there yet
                 continue
             except PromptError as error:
@@ -120,9 +120,9 @@ class Inbox:
     def _fresh(self, path: Path, signature: Signature) -> Iterator[Prompt]:
         file = self._files[path]
         file.signature = signature
-        bad = Tolerance(self._config.prompts.max_bad, self._complain)
+        bad = BadLines(self._config.prompts.max_bad, self._complain)
         try:
-            for number, prompt in enumerate(prompts.read_file(path, self._root, bad, growing=True)):
+            for number, prompt in enumerate(reader.read_file(path, self._root, bad, growing=True)):
                 digest = _digest(prompt)
                 if number < len(file.digests) and file.digests[number] == digest:
                     continue
@@ -138,4 +138,4 @@ class Inbox:
 def _digest(prompt: Prompt) -> int:
     """64 bits that tell one line of a file from another; a held answer is still looked up by its key."""
     told = asker_of(prompt, 0) + orjson.dumps(prompt.messages, option=orjson.OPT_SORT_KEYS)
-    return brief(told)
+    return short_digest(told)

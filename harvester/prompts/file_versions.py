@@ -12,14 +12,14 @@ from pathlib import Path
 
 import orjson
 
-from harvester.prompts import reader as prompts
-from harvester.store.reuse import Ceilings, look_up
-from harvester.store.journal.checksums import signing
+from harvester.api.request_builder import requests
 from harvester.config.config import HarvestConfig
 from harvester.errors import PromptError
+from harvester.prompts import reader
+from harvester.prompts.bad_lines import BadLines
+from harvester.store.journal.checksums import signing
 from harvester.store.journal.journal import Journal
-from harvester.api.request_builder import requests
-from harvester.prompts.bad_lines import Tolerance
+from harvester.store.reuse import ReuseIndex, look_up
 
 CHUNK = 1000
 MOST_BYTES_COUNTED = 64 * 1024 * 1024
@@ -30,7 +30,7 @@ def note(journal: Journal, config: HarvestConfig, root: Path, run_id: str) -> tu
     """Remember each prompt file's digest for this run; a line for each that changed since a run before."""
     said = []
     for path in _files(config, root):
-        name = prompts.name_of(path, root)
+        name = reader.name_of(path, root)
         try:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -45,7 +45,7 @@ def note(journal: Journal, config: HarvestConfig, root: Path, run_id: str) -> tu
 def _files(config: HarvestConfig, root: Path) -> Iterator[Path]:
     for pattern in config.prompts.files:
         try:
-            yield from prompts.find((pattern,), root)
+            yield from reader.find((pattern,), root)
         except PromptError:  # a watching run waits for it; whoever reads it says what it is
             continue
 
@@ -66,8 +66,8 @@ def _rows(journal: Journal, path: Path, config: HarvestConfig, root: Path) -> st
     if path.stat().st_size > MOST_BYTES_COUNTED:
         return ""
     rows = held = 0
-    ceilings = Ceilings.of(journal, config)
-    feed = requests(prompts.read_file(path, root, Tolerance(config.prompts.max_bad)), config)
+    ceilings = ReuseIndex.of(journal, config)
+    feed = requests(reader.read_file(path, root, BadLines(config.prompts.max_bad)), config)
     try:
         while chunk := list(itertools.islice(feed, CHUNK)):
             known = look_up(journal, chunk, ceilings)

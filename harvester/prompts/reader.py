@@ -15,12 +15,12 @@ from typing import Any
 
 import orjson
 
-from harvester.prompts import formats as lines
-from harvester.errors import NoPrompts, PromptError
-from harvester.api.types import Message, Prompt
 from harvester.api.request_key import canonical
-from harvester.store.journal.records import as_json
+from harvester.api.types import Message, Prompt
+from harvester.errors import NoPrompts, PromptError
+from harvester.prompts import formats
 from harvester.prompts.bad_lines import Bad
+from harvester.store.journal.records import as_json
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _OWN_FIELDS = frozenset({"id", "prompt", "messages", "reference", "tags"})
@@ -122,7 +122,7 @@ def read_file(path: Path, root: Path, bad: Bad = first_counts, *, growing: bool 
         PromptError: the first line that can't be used.
     """
     name = name_of(path, root)
-    for line, fields in lines.rows(path, name, growing=growing):
+    for line, fields in formats.rows(path, name, growing=growing):
         try:
             if isinstance(fields, PromptError):
                 raise fields

@@ -11,7 +11,7 @@ from harvester.errors import HarvesterError
 
 
 @contextlib.asynccontextmanager
-async def beside(
+async def background_task(
     name: str, work: Coroutine[Any, Any, None], complain: Callable[[Exception], None]
 ) -> AsyncIterator[None]:
     """Have this done until the block ends; it never raises here, whatever it met.

@@ -14,22 +14,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harvester.observe import canary, rounds
-from harvester.prompts import reader as prompts
-from harvester.store.shards import seal as shards
-from harvester.teacher.queue import NotSent, Parked
-from harvester.observe.canary import FOLDER, Known, Reply
-from harvester.system.clock import Clock
+from harvester.api.request_builder import requests
+from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import ConfigError, HarvesterError, StoreError, TeacherRefused, UsageError
+from harvester.observe import canary, rounds
+from harvester.observe.canary import CanaryReply, Known
+from harvester.observe.counters import Tally
+from harvester.prompts import reader
 from harvester.run.in_flight import answer_record
+from harvester.store import paths
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
-from harvester.api.types import Request
-from harvester.observe.counters import Tally
-from harvester.api.request_builder import requests
 from harvester.store.journal.records import RunRecord
-from harvester.store.journal.writer import Scribe
+from harvester.store.journal.writer import AsyncWriter
+from harvester.store.shards import seal
+from harvester.system.clock import Clock
+from harvester.teacher.queue import NotSent, Parked
 from harvester.teacher.teacher import GaveUp, Teacher
 
 MOST_PROMPTS = 50
@@ -38,7 +39,7 @@ SHARD_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
+class CanaryContext:
     """What a sentinel needs of its run: where, as whom, and whom to tell of a change."""
 
     config: HarvestConfig
@@ -57,7 +58,7 @@ def check(config: HarvestConfig, root: Path) -> int:
     """
     if config.canary.prompts is None:
         return 0
-    count = sum(1 for _ in prompts.read((config.canary.prompts,), root))
+    count = sum(1 for _ in reader.read((config.canary.prompts,), root))
     if count > MOST_PROMPTS:
         raise _too_many(count)
     return count
@@ -71,14 +72,14 @@ def _too_many(count: int) -> ConfigError:
     )
 
 
-class Sentinel:
+class CanaryTask:
     """Watches one teacher while a pass lives. `news` is what the status shows of it."""
 
-    def __init__(self, orders: Orders, clock: Clock) -> None:
+    def __init__(self, orders: CanaryContext, clock: Clock) -> None:
         self.news: dict[str, Any] = {}
         self._orders = orders
         self._clock = clock
-        self._folder = orders.store / FOLDER
+        self._folder = orders.store / paths.CANARY
         self._asking = asyncio.Lock()
         self._spent = Tally()
 
@@ -91,7 +92,7 @@ class Sentinel:
             return
         ending = "interrupted"
         try:
-            scribe = Scribe(writer, self._orders.complain)
+            scribe = AsyncWriter(writer, self._orders.complain)
             record = replace(self._orders.record, purpose="eval")
             await scribe.call(lambda journal: journal.begin_run(record))
             await scribe.start()
@@ -108,7 +109,9 @@ class Sentinel:
         finally:
             await asyncio.shield(asyncio.to_thread(self._close, writer, ending))
 
-    async def _turn(self, teacher: Teacher, scribe: Scribe, known: Known, number: int) -> tuple[Known, int]:
+    async def _turn(
+        self, teacher: Teacher, scribe: AsyncWriter, known: Known, number: int
+    ) -> tuple[Known, int]:
         """The next round; one that can't be asked is missed, and told of.
 
         Raises:
@@ -146,10 +149,15 @@ class Sentinel:
                 await self._asking.acquire()
 
     async def _round(
-        self, teacher: Teacher, scribe: Scribe, number: int, asks: list[tuple[str, Request]], known: Known
+        self,
+        teacher: Teacher,
+        scribe: AsyncWriter,
+        number: int,
+        asks: list[tuple[str, Request]],
+        known: Known,
     ) -> Known:
         """Ask all, compare, write it down; returns what is known from now on."""
-        replies: dict[str, Reply] = {}
+        replies: dict[str, CanaryReply] = {}
         turns = asyncio.Semaphore(AT_ONCE)
 
         async def ask(asked: str, request: Request) -> None:
@@ -161,7 +169,9 @@ class Sentinel:
             record = answer_record(request, answered)
             scribe.submit(record, lambda: self._paid(record.cost_microusd))
             found = answered.completion
-            replies[asked] = Reply(found.text or found.refusal or "", found.model, found.system_fingerprint)
+            replies[asked] = CanaryReply(
+                found.text or found.refusal or "", found.model, found.system_fingerprint
+            )
 
         outstanding = [asyncio.ensure_future(ask(*one)) for one in asks]
         try:
@@ -184,17 +194,24 @@ class Sentinel:
         for name in ("requests_sent", "answers_stored", "possibly_billed", "cost_microusd"):
             self.news[name] = getattr(self._spent, name)
 
-    def _write(self, number: int, finding: canary.Finding, asked: int, answered: int) -> None:
+    def _write(self, number: int, finding: canary.CanaryChange, asked: int, answered: int) -> None:
         told = {
-            "round": number, "at": round(self._clock.wall(), 3), "run_id": self._orders.record.run_id,
-            "asked": asked, "answered": answered, **finding.as_dict(),
-        }  # fmt: skip
+            "round": number,
+            "at": round(self._clock.wall(), 3),
+            "run_id": self._orders.record.run_id,
+            "asked": asked,
+            "answered": answered,
+            **finding.as_dict(),
+        }
         rounds.write_down(self._orders.store, told)
         changes = self.news.get("changes", 0) + bool(finding.changes)
         self.news.update(
-            rounds=number, asked_at=told["at"], distance=told["distance"], changes=changes,
+            rounds=number,
+            asked_at=told["at"],
+            distance=told["distance"],
+            changes=changes,
             said="; ".join(finding.changes) or self.news.get("said", ""),
-        )  # fmt: skip
+        )
 
     def _requests(self, number: int) -> list[tuple[str, Request]]:
         """The canaries of a round: what is asked, the same in every round, and the request of this one.
@@ -206,7 +223,7 @@ class Sentinel:
         sampling = config.sampling.model_copy(update={"samples": 1})
         if sampling.temperature is not None:
             sampling = sampling.model_copy(update={"temperature": 0.0})
-        asked = list(prompts.read((str(config.canary.prompts),), self._orders.root))
+        asked = list(reader.read((str(config.canary.prompts),), self._orders.root))
         if len(asked) > MOST_PROMPTS:  # the file grew
             raise _too_many(len(asked))
         asks = []
@@ -226,7 +243,7 @@ class Sentinel:
         run_id, at = self._orders.record.run_id, time.time()
         with contextlib.suppress(StoreError):
             writer.call(
-                lambda j: shards.seal(j, self._folder, target_bytes=SHARD_BYTES, everything=True)
+                lambda j: seal.seal(j, self._folder, target_bytes=SHARD_BYTES, everything=True)
             ).result()
             writer.call(lambda j: j.end_run(run_id, ending, 0, at)).result()
         with contextlib.suppress(StoreError):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from harvester.teacher.queue import NotSent, Parked
 from harvester.errors import HarvesterError, StoppedAtLimit
 from harvester.observe.counters import COMPLETE, LIMIT_BUDGET, LIMIT_PARKED
+from harvester.teacher.queue import NotSent, Parked
 
 
 class Closing:

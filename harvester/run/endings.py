@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from harvester.api.error_body import excerpt
 from harvester.errors import StoppedAtLimit, TooManyFailures
 from harvester.observe.counters import COMPLETE, INTERRUPTED, PassResult, Snapshot
-from harvester.api.error_body import excerpt
-from harvester.prompts.bad_lines import NAME as BAD_PROMPTS
+from harvester.prompts.bad_lines import BAD_PROMPTS_NAME as BAD_PROMPTS
 
 ABORTED = "aborted"
 STOPPED = "stopped"
@@ -110,7 +110,12 @@ def warnings_of(snapshot: Snapshot, bad_lines: int = 0) -> tuple[str, ...]:
 def counts_of(snapshot: Snapshot) -> dict[str, int]:
     """The counters a Summary names."""
     names = (
-        "requests_sent", "answers_stored", "from_cache", "duplicates", "dead", "possibly_billed",
+        "requests_sent",
+        "answers_stored",
+        "from_cache",
+        "duplicates",
+        "dead",
+        "possibly_billed",
         "cost_microusd",
-    )  # fmt: skip
+    )
     return {name: getattr(snapshot, name) for name in names}

@@ -6,20 +6,20 @@ configuration or the endpoint is wrong, and none of them is written off.
 
 from __future__ import annotations
 
-from harvester.errors import PromptRejected, TeacherError, TeacherRefused
 from harvester.api.types import Request
+from harvester.errors import PromptRejected, TeacherError, TeacherRefused
 from harvester.teacher.teacher import GaveUp, Parked
 
 IN_A_ROW = 20
 PAGES_IN_A_ROW = 3
-Doubt = tuple[Request, GaveUp]
+HeldRejection = tuple[Request, GaveUp]
 
 
-class Doubts:
+class RejectionStreak:
     """Rows given up since the last answer."""
 
     def __init__(self) -> None:
-        self._held: list[Doubt] = []
+        self._held: list[HeldRejection] = []
 
     def add(self, request: Request, gone: GaveUp) -> TeacherError | Parked | None:
         """One more; at the twentieth, what it means."""
@@ -45,7 +45,7 @@ class Doubts:
             remedy="that looks like the configuration: check [sampling], model and the size of the prompts",
         )
 
-    def take(self) -> list[Doubt]:
+    def take(self) -> list[HeldRejection]:
         """All of them; none is held afterwards."""
         held, self._held = self._held, []
         return held

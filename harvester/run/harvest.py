@@ -10,29 +10,29 @@ import asyncio
 import math
 from collections.abc import Callable, Iterator
 
-from harvester.observe import counters as metrics
-from harvester.teacher.queue import NotSent
-from harvester.store.reuse import Ceilings
 from harvester.api.client import Client
-from harvester.system.clock import Clock, SystemClock
-from harvester.run.closing import Closing
-from harvester.config.config import HarvestConfig
-from harvester.run.workers import Crew, take
-from harvester.run.failures import Doubts
-from harvester.errors import HarvesterError
-from harvester.run.in_flight import Flights, answer_record
-from harvester.store.journal.group_commit import GroupCommit
 from harvester.api.types import Request
-from harvester.teacher.policies import laws_of
-from harvester.teacher.limiter_state import Levels
-from harvester.run.control.settings import Levers
+from harvester.config.config import HarvestConfig
+from harvester.errors import HarvesterError
+from harvester.observe import counters
 from harvester.observe.counters import PassLimits, PassResult, Snapshot, Tally, snapshot
-from harvester.teacher.preflight import Probe
-from harvester.store.journal.writer import Scribe
-from harvester.run.canary_task import Sentinel
-from harvester.run.possibly_billed import Suspects
+from harvester.run.canary_task import CanaryTask
+from harvester.run.closing import Closing
+from harvester.run.control.settings import RuntimeSettings
+from harvester.run.failures import RejectionStreak
+from harvester.run.in_flight import InFlight, answer_record
+from harvester.run.possibly_billed import PossiblyBilledRequests
+from harvester.run.served_models import ServedModels
+from harvester.run.workers import WorkerPool, take
+from harvester.store.journal.group_commit import GroupCommit
+from harvester.store.journal.writer import AsyncWriter
+from harvester.store.reuse import ReuseIndex
+from harvester.system.clock import Clock, SystemClock
+from harvester.teacher.limiter_state import LimiterState
+from harvester.teacher.policies import build_policies
+from harvester.teacher.preflight import Preflight
+from harvester.teacher.queue import NotSent
 from harvester.teacher.teacher import Answered, GaveUp, Parked, Teacher
-from harvester.run.served_models import Voices
 
 __all__ = ["PassLimits", "PassResult", "Snapshot", "harvest"]
 
@@ -52,8 +52,8 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
     limits: PassLimits,
     stop: asyncio.Event,
     on_progress: Callable[[Snapshot], None],
-    on_levers: Callable[[Levers], None] = lambda _: None,
-    sentinel: Sentinel | None = None,
+    on_levers: Callable[[RuntimeSettings], None] = lambda _: None,
+    sentinel: CanaryTask | None = None,
     clock: Clock | None = None,
 ) -> PassResult:
     """Drain the feed once.
@@ -81,28 +81,28 @@ async def harvest(  # noqa: PLR0913 - the parts of a pass; all but the first two
     chosen = clock or SystemClock()
     async with Client(config.teacher, config.run, key) as client:
         one = _Pass(config, limits, on_progress, chosen)
-        one.scribe = Scribe(writer, one.closing.fail)
+        one.scribe = AsyncWriter(writer, one.closing.fail)
         await one.scribe.start()
-        ceilings = await one.scribe.call(lambda journal: Ceilings.of(journal, config))
-        suspects = await one.scribe.call(lambda journal: Suspects.of(journal, config))
-        one.flights = Flights(one.scribe, one.tally, ceilings, suspects, chosen)
-        laws = laws_of(config, limits, chosen)
-        one.levels = Levels(one.scribe, laws.limiters, config.teacher, chosen)
+        ceilings = await one.scribe.call(lambda journal: ReuseIndex.of(journal, config))
+        suspects = await one.scribe.call(lambda journal: PossiblyBilledRequests.of(journal, config))
+        one.flights = InFlight(one.scribe, one.tally, ceilings, suspects, chosen)
+        laws = build_policies(config, limits, chosen)
+        one.levels = LimiterState(one.scribe, laws.limiters, config.teacher, chosen)
         await one.levels.restore()
         one.teacher = Teacher(client, laws, one.scribe, one.tally, run_id)
-        one.probe = Probe(client, one.teacher, config.teacher.model)
-        on_levers(Levers(one.teacher, one.crew.resize))
+        one.probe = Preflight(client, one.teacher, config.teacher.model)
+        on_levers(RuntimeSettings(one.teacher, one.crew.resize))
         return await one.run(feed, stop, sentinel)
 
 
 class _Pass:
     """State of one pass; everything here runs on the event loop."""
 
-    scribe: Scribe
-    flights: Flights
-    levels: Levels
+    scribe: AsyncWriter
+    flights: InFlight
+    levels: LimiterState
     teacher: Teacher
-    probe: Probe
+    probe: Preflight
 
     def __init__(
         self, config: HarvestConfig, limits: PassLimits, on_progress: Callable[[Snapshot], None], clock: Clock
@@ -111,15 +111,15 @@ class _Pass:
         self.min_free_mib = config.store.min_free_mib
         self.on_progress = on_progress
         self.clock = clock
-        self.crew = Crew(config.teacher.limits.max_concurrency, self._work)
+        self.crew = WorkerPool(config.teacher.limits.max_concurrency, self._work)
         self.tally = Tally()
-        self.voices = Voices(self.tally, strict=config.run.strict_model, providers=config.providers)
-        self.doubts = Doubts()
+        self.voices = ServedModels(self.tally, strict=config.run.strict_model, providers=config.providers)
+        self.doubts = RejectionStreak()
         self.closing = Closing(clock.wall, lambda: self.teacher.drain())
         self.idle = False
 
     async def run(
-        self, feed: Iterator[Request | None], stop: asyncio.Event, sentinel: Sentinel | None
+        self, feed: Iterator[Request | None], stop: asyncio.Event, sentinel: CanaryTask | None
     ) -> PassResult:
         try:
             async with asyncio.TaskGroup() as group:
@@ -161,7 +161,7 @@ class _Pass:
                     if not self.flights.is_fresh(request, held.get(request.key)):
                         continue
                     if self.limits.rows is not None and admitted >= self.limits.rows:
-                        self.closing.ending = metrics.LIMIT_ROWS
+                        self.closing.ending = counters.LIMIT_ROWS
                         return
                     admitted += 1
                     await self._send_off(request)
@@ -224,7 +224,7 @@ class _Pass:
 
     def _close_doubts(self) -> None:
         """The pass is over: what failed is a dead letter, unless nobody gets through any more."""
-        if self.closing.error is None and self.closing.ending != metrics.LIMIT_PARKED:
+        if self.closing.error is None and self.closing.ending != counters.LIMIT_PARKED:
             self._write_off()
         for request, _ in self.doubts.take():
             self.flights.drop(request)
@@ -238,7 +238,7 @@ class _Pass:
         """Drain on a stop or at the end of the time, then give the wire its grace."""
         runtime_s = self.limits.runtime_s
         await self.clock.wait(stop, math.inf if runtime_s is None else runtime_s)
-        self.closing.drain(metrics.INTERRUPTED if stop.is_set() else metrics.LIMIT_RUNTIME)
+        self.closing.drain(counters.INTERRUPTED if stop.is_set() else counters.LIMIT_RUNTIME)
         await self.clock.sleep(self.limits.grace_s)
         await self.crew.dismiss()
 

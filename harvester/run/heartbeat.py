@@ -15,15 +15,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harvester.observe.eta import Ahead, Forecast, Point, Span, Work
-from harvester.config.schedule import Hours
-from harvester.prompts.feed import Inbox
-from harvester.run.control.settings import Levers
+from harvester.config.schedule import OpeningHours
 from harvester.observe.counters import Snapshot
-from harvester.observe.sd_notify import Notify
+from harvester.observe.eta import Ahead, Forecast, Point, Span, Work
+from harvester.observe.process_stats import ProcessStats
+from harvester.observe.sd_notify import ServiceNotifier
 from harvester.observe.status import rows_done, status_lines, write_status
-from harvester.observe.timeline import Trace
-from harvester.observe.process_stats import Vitals
+from harvester.observe.timeline import Timeline
+from harvester.prompts.feed import PromptFeed
+from harvester.run.control.settings import RuntimeSettings
 
 BEAT_S = 2.0
 COMPLAINTS_KEPT = 20
@@ -32,7 +32,7 @@ MORE_TIME_S = 30.0
 Watch = Callable[[Mapping[str, Any]], None]
 
 
-class Heart:
+class Heartbeat:
     """Takes snapshots from the pass, shows them, and writes the file every two seconds.
 
     Args:
@@ -43,22 +43,27 @@ class Heart:
     """
 
     def __init__(
-        self, store: Path, facts: Mapping[str, Any], inbox: Inbox, watch: Watch, hours: Hours | None = None
+        self,
+        store: Path,
+        facts: Mapping[str, Any],
+        inbox: PromptFeed,
+        watch: Watch,
+        hours: OpeningHours | None = None,
     ) -> None:
         self.latest = Snapshot()
-        self.levers: Levers | None = None
+        self.levers: RuntimeSettings | None = None
         self.state = "running"
         self.canary: Mapping[str, Any] = {}
         self._gauges: Mapping[str, Any] = {"limits": {}, "budget": {}}
         self._store = store
         self._inbox = inbox
         self._watch = watch
-        self._hours = hours or Hours()
+        self._hours = hours or OpeningHours()
         self._forecast = Forecast()
         self._complaints: list[str] = []
-        self._vitals = Vitals()
-        self._trace = Trace(store, str(facts["run_id"]))
-        self._notify = Notify()
+        self._vitals = ProcessStats()
+        self._trace = Timeline(store, str(facts["run_id"]))
+        self._notify = ServiceNotifier()
         self._active_s = 0.0
         self._noted_at = time.monotonic()
         self._facts = {
@@ -77,10 +82,16 @@ class Heart:
         self._noted_at = now
         self._forecast.note(
             Point(
-                now, self._active_s, snapshot.requests_sent, snapshot.rate_limited, snapshot.answers_stored,
-                snapshot.input_tokens, snapshot.output_tokens, snapshot.cost_microusd,
+                now,
+                self._active_s,
+                snapshot.requests_sent,
+                snapshot.rate_limited,
+                snapshot.answers_stored,
+                snapshot.input_tokens,
+                snapshot.output_tokens,
+                snapshot.cost_microusd,
             )
-        )  # fmt: skip
+        )
         told = self.told()
         self._watch(told)
         if self._trace.is_due():

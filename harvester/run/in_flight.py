@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from harvester.store.reuse import Ceilings, Found, look_up
-from harvester.system.clock import Clock
 from harvester.api.types import Request
 from harvester.observe.counters import Tally
-from harvester.store.journal.records import Answer, Ask, Dead, Held, asker_of
-from harvester.store.journal.writer import Scribe
-from harvester.run.possibly_billed import Suspects
+from harvester.run.possibly_billed import PossiblyBilledRequests
+from harvester.store.journal.records import Answer, DeadLetter, HeldAnswer, SharedAnswer, asker_of
+from harvester.store.journal.writer import AsyncWriter
+from harvester.store.reuse import ReusableAnswer, ReuseIndex, look_up
+from harvester.system.clock import Clock
 from harvester.teacher.teacher import Answered, GaveUp
 
 RE_ASKED = frozenset(
@@ -23,11 +23,16 @@ RE_ASKED = frozenset(
 """Dead letters of these kinds get another chance in the next run; a rejected prompt never does."""
 
 
-class Flights:
+class InFlight:
     """Requests under way, by key. Its size is bounded by the queue and the window."""
 
     def __init__(
-        self, scribe: Scribe, tally: Tally, ceilings: Ceilings, suspects: Suspects, clock: Clock
+        self,
+        scribe: AsyncWriter,
+        tally: Tally,
+        ceilings: ReuseIndex,
+        suspects: PossiblyBilledRequests,
+        clock: Clock,
     ) -> None:
         self._suspects = suspects
         self._clock = clock
@@ -38,7 +43,7 @@ class Flights:
         self._landed: set[bytes] = set()
         self._told: dict[tuple[bytes, str, int], bytes] = {}
 
-    async def look_up(self, chunk: Sequence[Request]) -> Mapping[bytes, Found]:
+    async def look_up(self, chunk: Sequence[Request]) -> Mapping[bytes, ReusableAnswer]:
         """What the store holds of these. Call `is_fresh` for each of them before the next look-up."""
         # A flight that lands after the store was read and before its row is looked at would be in
         # neither place, and be paid twice: such landings are remembered for the length of a chunk.
@@ -46,7 +51,7 @@ class Flights:
         self._told.clear()  # the store is asked after all of it was submitted
         return await self._scribe.call(lambda journal: look_up(journal, chunk, self._ceilings))
 
-    def is_fresh(self, request: Request, found: Found | None) -> bool:
+    def is_fresh(self, request: Request, found: ReusableAnswer | None) -> bool:
         """Count this row; False when it needs no flight of its own."""
         tally = self._tally
         tally.rows += 1
@@ -93,7 +98,7 @@ class Flights:
         """It was not sent; it and its followers stay open for the next run."""
         self._under_way.pop(request.key, None)
 
-    def _tell(self, request: Request, found: Found) -> None:
+    def _tell(self, request: Request, found: ReusableAnswer) -> None:
         """A held answer has one more row, or what stays at home of a row is not what was told last."""
         held, prompt, sample_index = found.held, request.prompt, request.sample_index
         newest = held.asker
@@ -106,7 +111,7 @@ class Flights:
     def _note_asker(self, request: Request, key: bytes) -> None:
         row = (key, request.prompt.id, request.sample_index)
         self._told[row] = asker_of(request.prompt, request.sample_index)
-        self._scribe.submit(Ask(key, request.prompt, request.sample_index), lambda: None)
+        self._scribe.submit(SharedAnswer(key, request.prompt, request.sample_index), lambda: None)
 
 
 def answer_record(request: Request, answered: Answered) -> Answer:
@@ -131,9 +136,9 @@ def answer_record(request: Request, answered: Answered) -> Answer:
     )
 
 
-def dead_record(request: Request, gone: GaveUp, at: float) -> Dead:
+def dead_record(request: Request, gone: GaveUp, at: float) -> DeadLetter:
     """A dead letter: the row and why it will get no answer."""
-    return Dead(
+    return DeadLetter(
         key=request.key,
         prompt=request.prompt,
         sample_index=request.sample_index,
@@ -145,6 +150,6 @@ def dead_record(request: Request, gone: GaveUp, at: float) -> Dead:
     )
 
 
-def _asks_again(held: Held) -> bool:
+def _asks_again(held: HeldAnswer) -> bool:
     """Whether a request that the store knows is worth another send."""
     return held.state == "dead" and held.outcome in RE_ASKED

@@ -13,14 +13,6 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from harvester import __version__
-from harvester.prompts import file_versions as editions, completed_files as finished, bad_lines as tolerance
-from harvester.run import endings, schedule_watch as shift, terms_watch as warden
-from harvester.run.control import server as control
-from harvester.store.maintain import seal_task as sealing
-from harvester.run.aides import beside
-from harvester.system.clock import Clock, SystemClock
-from harvester.store.terms_check import ask_what_waits
-from harvester.run.endings import ABORTED, Stop, Summary
 from harvester.errors import (
     HarvesterError,
     PromptError,
@@ -28,22 +20,30 @@ from harvester.errors import (
     TeacherChanged,
     TermsRefused,
 )
-from harvester.run.in_flight import RE_ASKED
-from harvester.store.journal.group_commit import GroupCommit
-from harvester.run.harvest import harvest
-from harvester.run.heartbeat import Heart, Watch
-from harvester.run.operator import Helm
-from harvester.prompts.feed import Inbox
-from harvester.store.journal.journal import Journal
-from harvester.run.control.settings import Levers
-from harvester.store.journal.lock import StoreLock
 from harvester.observe.counters import COMPLETE, INTERRUPTED, PassResult, Snapshot
+from harvester.prompts import bad_lines, completed_files, file_versions
+from harvester.prompts.feed import PromptFeed
+from harvester.run import endings, schedule_watch, terms_watch
+from harvester.run.aides import background_task
+from harvester.run.canary_task import CanaryContext, CanaryTask
+from harvester.run.control import server
+from harvester.run.control.settings import RuntimeSettings
+from harvester.run.endings import ABORTED, Stop, Summary
+from harvester.run.harvest import harvest
+from harvester.run.heartbeat import Heartbeat, Watch
+from harvester.run.in_flight import RE_ASKED
+from harvester.run.operator import OperatorCommands
 from harvester.run.prepare import Prepared, ask_again
-from harvester.store.journal.records import RunRecord
-from harvester.store.maintain.seal_task import on_writer
-from harvester.run.canary_task import Orders, Sentinel
-from harvester.store.shards.seal import go_on
 from harvester.run.signals import Caught, handled
+from harvester.store.journal.group_commit import GroupCommit
+from harvester.store.journal.journal import Journal
+from harvester.store.journal.lock import StoreLock
+from harvester.store.journal.records import RunRecord
+from harvester.store.maintain import seal_task
+from harvester.store.maintain.seal_task import on_writer
+from harvester.store.shards.seal import go_on
+from harvester.store.terms_check import ask_what_waits
+from harvester.system.clock import Clock, SystemClock
 
 
 async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> Summary:
@@ -63,11 +63,11 @@ async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> S
             record = _record(prepared)
             await on_writer(writer, lambda journal: go_on(journal, prepared.store))
             await on_writer(writer, lambda journal: journal.begin_run(record))
-            tolerance.write_down(prepared.store, prepared.bad)
+            bad_lines.write_down(prepared.store, prepared.bad)
             life = _Life(prepared, record, writer, watch, clock or SystemClock())
             await life.helm.recall()
             life.news = await on_writer(
-                writer, lambda j: editions.note(j, prepared.config, prepared.root, record.run_id)
+                writer, lambda j: file_versions.note(j, prepared.config, prepared.root, record.run_id)
             )
             return await life.live()
         finally:
@@ -107,7 +107,7 @@ class _Life:
         self.stop = Stop()
         self.news: tuple[str, ...] = ()
         self.target_bytes = int(prepared.config.store.shard_mib * 1024 * 1024)
-        self.inbox = Inbox(prepared.config, prepared.root, lambda error: self.heart.complain(error))
+        self.inbox = PromptFeed(prepared.config, prepared.root, lambda error: self.heart.complain(error))
         facts = {
             "run_id": record.run_id,
             "rows_total": prepared.rows_total,
@@ -115,15 +115,15 @@ class _Life:
             "config": str(prepared.path),
             "model": prepared.config.teacher.model,
         }
-        self.heart = Heart(prepared.store, facts, self.inbox, watch, prepared.hours)
-        self.helm = Helm(self.heart, writer, record.teacher_id, self._drain)
+        self.heart = Heartbeat(prepared.store, facts, self.inbox, watch, prepared.hours)
+        self.helm = OperatorCommands(self.heart, writer, record.teacher_id, self._drain)
         self.refused: TermsRefused | None = None
-        self.sentinel: Sentinel | None = None
+        self.sentinel: CanaryTask | None = None
         if prepared.config.canary.prompts is not None:
-            orders = Orders(
+            orders = CanaryContext(
                 prepared.config, prepared.root, prepared.store, record, self._changed, self.heart.complain
             )
-            self.sentinel = Sentinel(orders, clock)
+            self.sentinel = CanaryTask(orders, clock)
             self.heart.canary = self.sentinel.news
 
     async def live(self) -> Summary:
@@ -131,13 +131,17 @@ class _Life:
         prepared, heart = self.prepared, self.heart
         with handled() as caught:
             async with (
-                beside("heartbeat", heart.beat(), heart.complain),
-                control.served(prepared.store, self.helm.act, heart.complain),
-                beside("hours", shift.keep(
-                    prepared.hours, self.clock, self.stop, heart, wait=prepared.flags.watch
-                ), heart.complain),
-                beside("terms", warden.keep(self._ears(), self.clock), self._unwatched),
-            ):  # fmt: skip
+                background_task("heartbeat", heart.beat(), heart.complain),
+                server.served(prepared.store, self.helm.act, heart.complain),
+                background_task(
+                    "hours",
+                    schedule_watch.watch(
+                        prepared.hours, self.clock, self.stop, heart, wait=prepared.flags.watch
+                    ),
+                    heart.complain,
+                ),
+                background_task("terms", terms_watch.watch(self._ears(), self.clock), self._unwatched),
+            ):
                 result, error = await self._pass(caught)
                 await self._door()
                 error = error or self.refused
@@ -156,27 +160,35 @@ class _Life:
             raise error
         counts = endings.counts_of(result.counts)
         return Summary(
-            run_id=self.run_id, ending=result.ending, exit_code=code, rows_total=prepared.rows_total,
-            sealed_rows=sealed, store=str(prepared.store), resume=prepared.flags.again(prepared.path),
-            detail=result.detail, **counts,
+            run_id=self.run_id,
+            ending=result.ending,
+            exit_code=code,
+            rows_total=prepared.rows_total,
+            sealed_rows=sealed,
+            store=str(prepared.store),
+            resume=prepared.flags.again(prepared.path),
+            detail=result.detail,
+            **counts,
             canary_microusd=heart.canary.get("cost_microusd", 0),
             warnings=(*self.news, *endings.warnings_of(result.counts, len(prepared.bad))),
-        )  # fmt: skip
+        )
 
-    def _ears(self) -> warden.Ears:
-        return warden.Ears(
-            partial(ask_again, self.prepared), lambda: self.heart.latest.voices, self._refuse,
+    def _ears(self) -> terms_watch.TermsHooks:
+        return terms_watch.TermsHooks(
+            partial(ask_again, self.prepared),
+            lambda: self.heart.latest.voices,
+            self._refuse,
             self.heart.complain,
-        )  # fmt: skip
+        )
 
     def _refuse(self, error: TermsRefused) -> None:
         self.refused = error
-        self.stop.ask(warden.TERMS, error.message)
+        self.stop.ask(terms_watch.TERMS, error.message)
 
     def _unwatched(self, error: Exception) -> None:
         """Nobody asks the terms any more: unknown means no."""
         self.heart.complain(error)
-        self._refuse(warden.unread(error))
+        self._refuse(terms_watch.unreadable_terms(error))
 
     async def _door(self) -> None:
         """Ask before sealing; what may not be sealed stays journalled."""
@@ -187,7 +199,7 @@ class _Life:
         except StoreError:
             return  # sealing meets it again
         except (HarvesterError, OSError) as error:
-            self.refused = self.refused or warden.unread(error)
+            self.refused = self.refused or terms_watch.unreadable_terms(error)
 
     def _exit_code(self, result: PassResult, caught: Caught) -> int:
         return endings.exit_code(result, caught.number, self.prepared.config.run.max_failed)
@@ -195,24 +207,31 @@ class _Life:
     async def _pass(self, caught: Caught) -> tuple[PassResult, HarvesterError | None]:
         prepared, heart, stop = self.prepared, self.heart, self.stop
         caught.first = self._interrupted
-        known = await on_writer(self.writer, lambda journal: finished.recall(journal, prepared.digest))
+        known = await on_writer(self.writer, lambda journal: completed_files.recall(journal, prepared.digest))
         if known is not None:  # asked to the end before, and nothing has left the store since
             self.inbox.pass_over(known)
             heart.note(known.counts())
             return PassResult(COMPLETE, known.counts()), None
         work = asyncio.create_task(
             harvest(
-                self.inbox.watched() if prepared.flags.watch else self.inbox.once(), prepared.config,
-                key=prepared.key, writer=self.writer, run_id=self.run_id, limits=prepared.limits(),
-                stop=stop.event, on_progress=heart.note, on_levers=self._take_levers,
-                sentinel=self.sentinel, clock=self.clock,
+                self.inbox.watched() if prepared.flags.watch else self.inbox.once(),
+                prepared.config,
+                key=prepared.key,
+                writer=self.writer,
+                run_id=self.run_id,
+                limits=prepared.limits(),
+                stop=stop.event,
+                on_progress=heart.note,
+                on_levers=self._take_levers,
+                sentinel=self.sentinel,
+                clock=self.clock,
             )
-        )  # fmt: skip
+        )
         caught.second = work.cancel
         if caught.heard > 1:  # before there was anything to cancel
             work.cancel()
-        along = sealing.seal_along(prepared.store, self.writer, self.target_bytes)
-        async with beside("sealing", along, heart.complain):
+        along = seal_task.seal_along(prepared.store, self.writer, self.target_bytes)
+        async with background_task("sealing", along, heart.complain):
             try:
                 return stop.named(await work), None
             except asyncio.CancelledError:
@@ -220,9 +239,11 @@ class _Life:
             except HarvesterError as raised:
                 return PassResult(raised.code, heart.latest), raised
 
-    def _take_levers(self, levers: Levers) -> None:
+    def _take_levers(self, levers: RuntimeSettings) -> None:
         self.helm.take(levers)
-        shift.look(self.prepared.hours, self.clock.wall(), self.stop, levers, wait=self.prepared.flags.watch)
+        schedule_watch.apply_schedule(
+            self.prepared.hours, self.clock.wall(), self.stop, levers, wait=self.prepared.flags.watch
+        )
 
     async def _changed(self, said: str) -> None:
         """A canary found the teacher changed."""
@@ -248,7 +269,7 @@ class _Life:
         store = self.prepared.store
         try:
             if result.ending != ABORTED and self.refused is None:
-                sealed = await sealing.seal_all(store, self.writer, self.target_bytes)
+                sealed = await seal_task.seal_all(store, self.writer, self.target_bytes)
         finally:
             await on_writer(self.writer, lambda j: j.end_run(self.run_id, result.ending, code, time.time()))
         await on_writer(self.writer, lambda j: j.write_dead_letters(store))
@@ -262,9 +283,9 @@ class _Life:
         if digest is None or prepared.bad or counts.rows != prepared.rows_total:
             return
         try:
-            now = await asyncio.to_thread(finished.digest_of, prepared.config, prepared.root)
+            now = await asyncio.to_thread(completed_files.digest_of, prepared.config, prepared.root)
         except PromptError:  # gone meanwhile
             return
         if now == digest:
             tokens = self.inbox.input_tokens
-            await on_writer(self.writer, lambda j: finished.note(j, digest, counts, tokens, RE_ASKED))
+            await on_writer(self.writer, lambda j: completed_files.note(j, digest, counts, tokens, RE_ASKED))

@@ -10,18 +10,18 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harvester.store import pauses as holds
-from harvester.run.endings import STOPPED
 from harvester.errors import ConfigError
+from harvester.run.control.settings import RuntimeSettings
+from harvester.run.endings import STOPPED
+from harvester.run.heartbeat import Heartbeat
+from harvester.store import pauses
 from harvester.store.journal.group_commit import GroupCommit
-from harvester.run.heartbeat import Heart
-from harvester.store.pauses import DRIFT, OPERATOR
 from harvester.store.journal.journal import Journal
-from harvester.run.control.settings import Levers
 from harvester.store.maintain.seal_task import on_writer
+from harvester.store.pauses import DRIFT, OPERATOR
 
 
-class Helm:
+class OperatorCommands:
     """Steers one run, on its event loop.
 
     Args:
@@ -30,7 +30,7 @@ class Helm:
     """
 
     def __init__(
-        self, heart: Heart, writer: GroupCommit, teacher_id: str, drain: Callable[[str, str], None]
+        self, heart: Heartbeat, writer: GroupCommit, teacher_id: str, drain: Callable[[str, str], None]
     ) -> None:
         self._heart = heart
         self._writer = writer
@@ -40,9 +40,9 @@ class Helm:
 
     async def recall(self) -> None:
         """Take up the holds that outlived their processes, before anything can be sent."""
-        self._holds = await on_writer(self._writer, lambda j: holds.recall(j, self._teacher_id))
+        self._holds = await on_writer(self._writer, lambda j: pauses.recall(j, self._teacher_id))
 
-    def take(self, levers: Levers) -> None:
+    def take(self, levers: RuntimeSettings) -> None:
         """The pass has levers now."""
         self._heart.levers = levers
         for who, why in self._holds.items():
@@ -56,7 +56,7 @@ class Helm:
         self._holds[who] = f"{why}; `harvester resume` goes on"
         if self._heart.levers is not None:
             self._heart.levers.hold(who, self._holds[who])
-        await self._written(lambda j: holds.keep(j, who, why, teacher_id))
+        await self._written(lambda j: pauses.keep(j, who, why, teacher_id))
 
     async def act(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         """Do what came over the socket, and say what is true now.
@@ -91,7 +91,7 @@ class Helm:
         await asyncio.shield(on_writer(self._writer, note))
 
     async def _resume(self) -> str:
-        await self._written(lambda j: holds.let_go(j, self._teacher_id))
+        await self._written(lambda j: pauses.let_go(j, self._teacher_id))
         self._holds.clear()
         levers = self._heart.levers
         if levers is None:

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harvester.prompts import reader as prompts
-from harvester.terms import gate as terms
-from harvester.store.reuse import Ceilings, look_up
-from harvester.config.config import HarvestConfig
-from harvester.store.journal.journal import Journal
-from harvester.api.types import Request
 from harvester.api.request_builder import requests
-from harvester.prompts.bad_lines import Tolerance
+from harvester.api.types import Request
+from harvester.config.config import HarvestConfig
+from harvester.prompts import reader
+from harvester.prompts.bad_lines import BadLines
+from harvester.store.journal.journal import Journal
+from harvester.store.reuse import ReuseIndex, look_up
+from harvester.terms import gate
 
 CHUNK = 1000
 SHORT_ANSWER_SHARE = 0.1
@@ -23,7 +23,7 @@ SHORT_ANSWER_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class Plan:
     """Counts, tokens, money and time of a run that has not started."""
 
     rows: int
@@ -65,7 +65,7 @@ class Outlook:
         return said
 
 
-def outlook(config: HarvestConfig, root: Path, verdict: terms.Verdict) -> Outlook:
+def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
     """Walk the prompts once, streaming; look keys up where a store exists.
 
     Raises:
@@ -75,9 +75,9 @@ def outlook(config: HarvestConfig, root: Path, verdict: terms.Verdict) -> Outloo
     journal = Journal.open(store, read_only=True) if (store / "journal.db").exists() else None
     rows = cached = duplicates = tokens_in = tokens_out = low = high = 0
     seen: set[bytes] = set()
-    ceilings = Ceilings.of(journal, config) if journal else Ceilings(config.teacher.base_url)
-    bad = Tolerance(config.prompts.max_bad)
-    feed = requests(prompts.read(config.prompts.files, root, bad), config)
+    ceilings = ReuseIndex.of(journal, config) if journal else ReuseIndex(config.teacher.base_url)
+    bad = BadLines(config.prompts.max_bad)
+    feed = requests(reader.read(config.prompts.files, root, bad), config)
     while chunk := list(itertools.islice(feed, CHUNK)):
         rows += len(chunk)
         held = set(look_up(journal, chunk, ceilings)) if journal else set()
@@ -99,11 +99,20 @@ def outlook(config: HarvestConfig, root: Path, verdict: terms.Verdict) -> Outloo
         journal.close()
     seconds, why = _time(config, rows - cached - duplicates, tokens_in, tokens_out)
     priced = config.teacher.price is not None
-    return Outlook(
-        rows, cached, duplicates, tokens_in, tokens_out,
-        low / 1e6 if priced else None, high / 1e6 if priced else None,
-        seconds, why, verdict.permitted, verdict.summary(), tuple(str(one) for one in bad.passed_over),
-    )  # fmt: skip
+    return Plan(
+        rows,
+        cached,
+        duplicates,
+        tokens_in,
+        tokens_out,
+        low / 1e6 if priced else None,
+        high / 1e6 if priced else None,
+        seconds,
+        why,
+        verdict.permitted,
+        verdict.summary(),
+        tuple(str(one) for one in bad.passed_over),
+    )
 
 
 def _low_microusd(request: Request, config: HarvestConfig) -> int:

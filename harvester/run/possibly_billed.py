@@ -6,16 +6,16 @@ that was killed.
 
 from __future__ import annotations
 
+from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import PossiblyBilled
 from harvester.store.journal.journal import Journal
-from harvester.api.types import Request
 from harvester.teacher.teacher import GaveUp
 
 WHY = "possibly billed, so not sent again: [run] retry_possibly_billed is false"
 
 
-class Suspects:
+class PossiblyBilledRequests:
     """Keys that must not be sent again, from before this pass.
 
     Args:
@@ -27,7 +27,7 @@ class Suspects:
         self._spared = spared
 
     @classmethod
-    def of(cls, journal: Journal, config: HarvestConfig) -> Suspects:
+    def of(cls, journal: Journal, config: HarvestConfig) -> PossiblyBilledRequests:
         """Those that the journal remembers, if the configuration asks for it."""
         if config.run.retry_possibly_billed:
             return cls()

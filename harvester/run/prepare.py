@@ -10,25 +10,26 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from harvester.api import request_builder, response_format
+from harvester.api.types import UNKNOWN_MODEL, Prompt
 from harvester.config import config as settings
-from harvester.api import response_format as forms, request_builder as plan
-from harvester.config import dotenv as environment, schedule as hours
-from harvester.prompts import completed_files as finished, duplicate_ids as identities, reader as prompts
-from harvester.run import plan as outlook, canary_task as sentinel
-from harvester.teacher import policies as laws
-from harvester.terms import gate as terms
+from harvester.config import dotenv
+from harvester.config import schedule as hours
 from harvester.config.config import HarvestConfig
-from harvester.store.terms_check import ask_what_waits
+from harvester.config.overrides import Overrides
+from harvester.config.schedule import OpeningHours
 from harvester.errors import ConfigError, NoPrompts, PromptError
-from harvester.config.overrides import Flags
-from harvester.config.schedule import Hours
-from harvester.prompts.duplicate_ids import Identities
-from harvester.api.types import NO_VOICE, Prompt
-from harvester.observe.counters import OTHER_VOICES, PassLimits
+from harvester.observe.counters import OTHER_MODELS, PassLimits
+from harvester.prompts import completed_files, duplicate_ids, reader
+from harvester.prompts.bad_lines import BadLines
+from harvester.prompts.duplicate_ids import DuplicateIds
+from harvester.run import canary_task, plan
+from harvester.store.terms_check import ask_what_waits
 from harvester.system.hosts import printable
+from harvester.teacher import policies
+from harvester.terms import gate as terms
 from harvester.terms.permissions import load_permissions
 from harvester.terms.records import load_registry
-from harvester.prompts.bad_lines import Tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Prepared:
 
     path: Path
     config: HarvestConfig
-    flags: Flags
+    flags: Overrides
     rows_total: int
     input_tokens: int
     verdict: terms.Verdict
@@ -59,12 +60,12 @@ class Prepared:
         return self.root / self.config.store.path
 
     @property
-    def hours(self) -> Hours:
+    def hours(self) -> OpeningHours:
         """When the run may work; a deadline on the command line counts beside that of the file."""
         schedule = self.config.schedule
         told = schedule.finish_by.timestamp() if schedule.finish_by else None
         ends = [end for end in (told, self.flags.finish_by) if end is not None]
-        return Hours(tuple(hours.parse(text) for text in schedule.hours), min(ends, default=None))
+        return OpeningHours(tuple(hours.parse(text) for text in schedule.hours), min(ends, default=None))
 
     def limits(self) -> PassLimits:
         """The flags as the pass wants them."""
@@ -85,13 +86,13 @@ class Prepared:
         ]
 
 
-def prepare(path: Path, flags: Flags | None = None) -> Prepared:
+def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
     """Read, check and gate; sends nothing and writes nothing.
 
     Raises:
         ConfigError, PromptError, TermsRefused: before anything could cost.
     """
-    config, flags = settings.load(path), flags or Flags()
+    config, flags = settings.load(path), flags or Overrides()
     flags.require(priced=config.teacher.price is not None)
     root = path.resolve().parent
     verdict = gate(config, root)
@@ -102,18 +103,18 @@ def prepare(path: Path, flags: Flags | None = None) -> Prepared:
     if flags.epoch is not None:  # ask again on purpose: other keys, same prompts
         run = config.run.model_copy(update={"epoch": flags.epoch})
         config = config.model_copy(update={"run": run})
-    forms.check(config.sampling.response_format)
-    plan.check(config)
+    response_format.check(config.sampling.response_format)
+    request_builder.check(config)
     _require_pace(config, path)
-    if sentinel.check(config, root):  # canaries are asked to evaluate the teacher, not to learn from it
+    if canary_task.check(config, root):  # canaries are asked to evaluate the teacher, not to learn from it
         evaluating = config.run.model_copy(update={"purpose": "eval"})
         gate(config.model_copy(update={"run": evaluating}), root).require()
-    key = settings.api_key(config.teacher, environment.variables(root))
-    bad = Tolerance(config.prompts.max_bad)
+    key = settings.api_key(config.teacher, dotenv.variables(root))
+    bad = BadLines(config.prompts.max_bad)
     # Canaries are asked while a pass lives, and a watching run never ends: both take the whole walk.
     whole = flags.watch or config.canary.prompts is not None
-    digest = None if whole else finished.digest_of(config, root)
-    known = finished.look_up(root / config.store.path, digest)
+    digest = None if whole else completed_files.digest_of(config, root)
+    known = completed_files.look_up(root / config.store.path, digest)
     if known is None:
         rows, tokens = _count(config, root, bad, watch=flags.watch)
     else:
@@ -126,7 +127,7 @@ def _require_pace(config: HarvestConfig, path: Path) -> None:
     try:
         for name, value in limits.items():
             if value is not None and name.endswith("_per_minute"):
-                laws.require_pace(name, value, addresses, config.run.patience_s)
+                policies.require_pace(name, value, addresses, config.run.patience_s)
     except ConfigError as error:
         error.place = f"{path}: teacher.limits"
         raise
@@ -134,34 +135,34 @@ def _require_pace(config: HarvestConfig, path: Path) -> None:
 
 def _require_name(store: Path) -> None:
     """Refuse a folder whose name is no text: sealing would meet it, after the paying."""
-    if prompts.legible(store) != str(store):
+    if reader.legible(store) != str(store):
         raise ConfigError(
             "lies under a name that is no UTF-8: Parquet files can't be opened there",
-            place=prompts.legible(store),
+            place=reader.legible(store),
             remedy="rename the folder, or set [store] path to another place",
         )
 
 
-def _count(config: HarvestConfig, root: Path, bad: Tolerance, *, watch: bool) -> tuple[int, int]:
+def _count(config: HarvestConfig, root: Path, bad: BadLines, *, watch: bool) -> tuple[int, int]:
     """Rows and their estimated input tokens; reads every prompt, so the first bad line is met here."""
     rows = tokens = 0
-    ids = Identities()
+    ids = DuplicateIds()
     # A watching run may name files that are not there yet.
     for files in [(pattern,) for pattern in config.prompts.files] if watch else [config.prompts.files]:
         try:
-            for prompt in prompts.read(files, root, bad):
+            for prompt in reader.read(files, root, bad):
                 rows += 1
                 ids.note(prompt)
-                tokens += plan.input_tokens_of(prompt, config)
+                tokens += request_builder.input_tokens_of(prompt, config)
         except NoPrompts:
             if not watch:
                 raise
     if not watch and (repeated := ids.repeated()):
 
         def walk() -> Iterator[Prompt]:
-            return prompts.read(config.prompts.files, root, Tolerance(config.prompts.max_bad))
+            return reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad))
 
-        if (error := identities.clash(walk, repeated)) is not None:
+        if (error := duplicate_ids.clash(walk, repeated)) is not None:
             raise error
     return rows * config.sampling.samples, tokens * config.sampling.samples
 
@@ -244,7 +245,7 @@ def ask_again(prepared: Prepared, voices: Collection[str]) -> None:
     """
     gate(prepared.config, prepared.root).require()
     for voice in voices:
-        if voice in {NO_VOICE, OTHER_VOICES}:
+        if voice in {UNKNOWN_MODEL, OTHER_MODELS}:
             continue
         asked = [
             gate(prepared.config, prepared.root, name) for name in (voice.rpartition(" ")[0], voice) if name
@@ -254,8 +255,8 @@ def ask_again(prepared: Prepared, voices: Collection[str]) -> None:
             replace(asked[0], reasons=tuple(f"{named}: {reason}" for reason in asked[0].reasons)).require()
 
 
-def look_ahead(path: Path) -> outlook.Outlook:
+def look_ahead(path: Path) -> plan.Plan:
     """`harvester plan`: what a run would do. Also for teachers the gate would refuse."""
     config = settings.load(path)
     root = path.resolve().parent
-    return outlook.outlook(config, root, gate(config, root))
+    return plan.plan(config, root, gate(config, root))

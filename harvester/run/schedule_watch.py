@@ -9,21 +9,23 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from harvester.system.clock import Clock
+from harvester.config.schedule import OpeningHours
+from harvester.run.control.settings import RuntimeSettings
 from harvester.run.endings import DEADLINE, HOURS, Stop
-from harvester.config.schedule import Hours
-from harvester.run.control.settings import Levers
+from harvester.system.clock import Clock
 
 LOOK_EVERY_S = 30.0
 
 
-class Held(Protocol):
+class Pausable(Protocol):
     """Whoever has the levers of the living pass, once there is one."""
 
-    levers: Levers | None
+    levers: RuntimeSettings | None
 
 
-def look(hours: Hours, now: float, stop: Stop, levers: Levers, *, wait: bool) -> None:
+def apply_schedule(
+    hours: OpeningHours, now: float, stop: Stop, levers: RuntimeSettings, *, wait: bool
+) -> None:
     """Open: let go. Closed: hold until it opens again if we may wait, else end. A deadline always ends."""
     why = hours.why_closed(now)
     if not why:
@@ -34,17 +36,17 @@ def look(hours: Hours, now: float, stop: Stop, levers: Levers, *, wait: bool) ->
         stop.ask(DEADLINE if hours.is_over(now) else HOURS, why)
 
 
-async def keep(hours: Hours, clock: Clock, stop: Stop, held: Held, *, wait: bool) -> None:
+async def watch(hours: OpeningHours, clock: Clock, stop: Stop, held: Pausable, *, wait: bool) -> None:
     """Until cancelled: end or hold the run when its hours end, let go when they begin again."""
     never = asyncio.Event()
     while True:
         now = clock.wall()
         if held.levers is not None:
-            look(hours, now, stop, held.levers, wait=wait)
+            apply_schedule(hours, now, stop, held.levers, wait=wait)
         await clock.wait(never, _pause_s(hours, now))
 
 
-def _pause_s(hours: Hours, now: float) -> float:
+def _pause_s(hours: OpeningHours, now: float) -> float:
     """Until the next edge, at most half a minute, at least a moment."""
     edge = hours.closes_at(now) if hours.is_open(now) else hours.opens_at(now)
     return LOOK_EVERY_S if edge is None else min(LOOK_EVERY_S, max(0.05, edge - now))

@@ -5,20 +5,20 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from harvester.terms import lineage as provenance
-from harvester.teacher.queue import Parked
-from harvester.errors import TermsRefused
-from harvester.api.types import Completion
-from harvester.api.request_key import brief
-from harvester.observe.counters import Tally
 from harvester.api.error_body import excerpt
+from harvester.api.request_key import short_digest
+from harvester.api.types import Completion
+from harvester.errors import TermsRefused
+from harvester.observe.counters import Tally
+from harvester.teacher.queue import Parked
+from harvester.terms import lineage
 
 IDS_KEPT = 1 << 16
 """An id that comes again is noticed among about so many of the last ones: each has one place in a table that
 is as large on the first day as on the last."""
 
 
-class Voices:
+class ServedModels:
     """Counts what answers call themselves into a tally.
 
     Args:
@@ -43,15 +43,15 @@ class Voices:
             self._note_id(answer.response_id)
         if self._tally.note_voice(answer.voice) and self._strict:
             raise Parked(0.0, f"another teacher answers now: {excerpt(answer.voice)}")
-        if not provenance.is_among(answer.provider, self._providers):
+        if not lineage.is_among(answer.provider, self._providers):
             raise TermsRefused(
-                f"answered by {provenance.strange_provider(answer.provider, self._providers)}",
+                f"answered by {lineage.strange_provider(answer.provider, self._providers)}",
                 place="provider",
                 remedy="the answer stays journalled; ask the router why, or declare that host's record too",
             )
 
     def _note_id(self, told: str) -> None:
-        number = brief(told.encode("utf-8", "surrogatepass"))
+        number = short_digest(told.encode("utf-8", "surrogatepass"))
         place = number % IDS_KEPT
         self._tally.repeated_ids += self._ids[place] == number
         self._ids[place] = number

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from harvester.system.clock import Clock
 from harvester.errors import HarvesterError, TermsRefused
+from harvester.system.clock import Clock
 
 TERMS = "terms"
 ASK_EVERY_S = 60.0
@@ -20,7 +20,7 @@ LISTEN_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ears:
+class TermsHooks:
     """What the warden hears and whom it tells.
 
     `ask` raises TermsRefused when the run may not go on, or not with these voices; `voices` are the models
@@ -33,7 +33,7 @@ class Ears:
     complain: Callable[[Exception], None]
 
 
-async def keep(ears: Ears, clock: Clock) -> None:
+async def watch(ears: TermsHooks, clock: Clock) -> None:
     """Until cancelled, or until the answer is no: also when nobody could read the terms for too long."""
     never = asyncio.Event()
     heard: set[str] = set()
@@ -51,7 +51,7 @@ async def keep(ears: Ears, clock: Clock) -> None:
                 if looks == 1:
                     ears.complain(error)
                 if looks == MOST_LOOKS:
-                    ears.refused(unread(error))
+                    ears.refused(unreadable_terms(error))
                     return
             else:
                 heard |= fresh
@@ -60,7 +60,7 @@ async def keep(ears: Ears, clock: Clock) -> None:
         await clock.wait(never, LISTEN_EVERY_S)
 
 
-def unread(error: Exception) -> TermsRefused:
+def unreadable_terms(error: Exception) -> TermsRefused:
     """What it means that the terms can't be read: unknown means no."""
     return TermsRefused(
         f"the terms can't be asked: {error}",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 
-from harvester.errors import HarvesterError, PromptError
 from harvester.api.types import Request
+from harvester.errors import HarvesterError, PromptError
 
 
-class Crew:
+class WorkerPool:
     """Workers that take requests from one queue.
 
     Args:

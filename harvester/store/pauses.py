@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from harvester.store.journal import sqlite as database
+from harvester.store import paths
 from harvester.store.journal.checksums import signing
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
@@ -65,7 +65,7 @@ def resume_next(store: Path) -> dict[str, str]:
     Raises:
         StoreLocked: a job began meanwhile. StoreError: the journal can't be read or written.
     """
-    if not (store / database.NAME).exists():
+    if not (store / paths.JOURNAL).exists():
         return {}
     with StoreLock(store, started_at=time.time()), Journal.open(store) as journal:
         holds = recall(journal)

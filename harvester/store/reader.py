@@ -18,18 +18,19 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harvester.store.journal import sqlite as database
-from harvester.store.shards import batching as portions
-from harvester.terms import lineage as provenance
-from harvester.store.journal.checksums import require_whole
 from harvester.errors import StoreError, StoreFormatError
+from harvester.store import paths
+from harvester.store.journal import sqlite
+from harvester.store.journal.checksums import require_whole
+from harvester.store.journal.records import ShardEntry
+from harvester.store.shards import batching
+from harvester.store.shards.manifest import entries_in
+from harvester.store.shards.parquet_file import lineages_in, opened
+from harvester.store.shards.sample import SELECT_ANSWERS, SELECT_FACTS, asked_by, fact_of, sample_of
+from harvester.store.shards.schema import ADDED, SCHEMA, Sample, from_row
 from harvester.store.shards.swap import find, reading
 from harvester.store.verify import Finding, look
-from harvester.store.shards.manifest import entries_in
-from harvester.store.shards.sample import SELECT_ANSWERS, SELECT_FACTS, asked_by, fact_of, sample_of
-from harvester.store.journal.records import ShardEntry
-from harvester.store.shards.schema import ADDED, SCHEMA, Sample, from_row
-from harvester.store.shards.parquet_file import lineages_in, opened
+from harvester.terms import lineage as provenance
 
 _ASKED = ("prompt_id", "sample_index", "reference", "tags", "metadata_json", "source_file", "source_line")
 
@@ -55,7 +56,7 @@ class Corpus:
         Raises:
             StoreError: there is no corpus here; StoreCorrupt, StoreFormatError by cause.
         """
-        if (store / database.NAME).exists():
+        if (store / paths.JOURNAL).exists():
             return cls(store, store / "shards", has_journal=True)
         for folder in (store / "shards", store):
             if any(folder.glob("*.parquet")):
@@ -85,8 +86,8 @@ class Corpus:
         if not self._has_journal:
             yield from self._sealed(self.manifest, wanted, None)
             return
-        with reading(self.folder), contextlib.closing(database.open_for_reading(self._store)) as connection:
-            with database.translated(self._store / database.NAME):
+        with reading(self.folder), contextlib.closing(sqlite.open_for_reading(self._store)) as connection:
+            with sqlite.translated(self._store / paths.JOURNAL):
                 connection.execute("BEGIN")
                 manifest = tuple(entries_in(connection))
                 if tail:
@@ -113,7 +114,7 @@ class Corpus:
 
     def _unsealed(self, connection: sqlite3.Connection, columns: Sequence[str]) -> Iterator[Sample]:
         lineages = _lineages(connection)
-        for rows in portions.of_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
+        for rows in batching.of_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
             for row in rows:
                 yield _projected(sample_of(row, lineages[row["run"]], columns), columns)
 
@@ -167,8 +168,8 @@ class Corpus:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with (
-            contextlib.closing(database.open_for_reading(self._store)) as connection,
-            database.translated(self._store / database.NAME),
+            contextlib.closing(sqlite.open_for_reading(self._store)) as connection,
+            sqlite.translated(self._store / paths.JOURNAL),
         ):
             yield connection
 
@@ -191,13 +192,13 @@ class Corpus:
                 yield {name: getattr(sample, name) for name in columns}
             return
         lineages = _lineages(connection)
-        for row in chain.from_iterable(portions.of_answers(connection.execute(SELECT_FACTS))):
+        for row in chain.from_iterable(batching.of_answers(connection.execute(SELECT_FACTS))):
             yield fact_of(row, lineages[row["run"]])
 
     def _tail(self, connection: sqlite3.Connection, wanted: Sequence[str]) -> Iterator[Sample]:
         lineages = _lineages(connection)
         asks = _Asks(connection, wanted)
-        for rows in portions.of_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
+        for rows in batching.of_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
             require_whole("answers", rows, self._store)
             samples = [sample_of(row, lineages[row["run"]], wanted) for row in rows]
             yield from asks.fan_out([_projected(sample, wanted) for sample in samples], samples)
@@ -211,7 +212,7 @@ class Corpus:
             needed = sorted({*wanted, "key", "prompt_id", "sample_index"})
         for entry in manifest:
             with opened(find(self.folder, entry.name)) as file:
-                for batch in portions.of_file(file, needed):
+                for batch in batching.of_file(file, needed):
                     samples = [from_row(row) for row in batch.to_pylist()]
                     if asks is None or not asks.are_any:
                         yield from samples

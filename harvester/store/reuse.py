@@ -12,25 +12,25 @@ from dataclasses import dataclass
 
 import orjson
 
+from harvester.api.request_key import request_key
+from harvester.api.types import Outcome, Request
 from harvester.config.config import HarvestConfig
 from harvester.store.journal.journal import Journal
-from harvester.api.types import Outcome, Request
-from harvester.api.request_key import request_key
-from harvester.store.journal.records import Held
+from harvester.store.journal.records import HeldAnswer
 
-NAMES = ("max_tokens", "max_completion_tokens")
+MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ReusableAnswer:
     """What the store holds for a request, and under which key."""
 
     key: bytes
-    held: Held
+    held: HeldAnswer
 
 
 @dataclass(frozen=True, slots=True)
-class Ceilings:
+class ReuseIndex:
     """The ceilings under which a store has asked so far: field of the body and value."""
 
     base_url: str
@@ -38,7 +38,7 @@ class Ceilings:
     seen: frozenset[tuple[str, int]] = frozenset()
 
     @classmethod
-    def of(cls, journal: Journal, config: HarvestConfig) -> Ceilings:
+    def of(cls, journal: Journal, config: HarvestConfig) -> ReuseIndex:
         """Those of every run that the journal remembers."""
         with journal.reading() as connection:
             told = connection.execute("SELECT DISTINCT config_json FROM runs").fetchall()
@@ -47,7 +47,7 @@ class Ceilings:
 
     def smaller(self, request: Request) -> list[bytes]:
         """Keys of the same request under each smaller ceiling; no ceiling is the greatest."""
-        given = {name: request.body[name] for name in NAMES if name in request.body}
+        given = {name: request.body[name] for name in MAX_TOKENS_FIELDS if name in request.body}
         return [
             request_key(self.base_url, {**request.body, name: value}, request.sample_index, self.epoch)
             for name, value in self.seen
@@ -55,9 +55,13 @@ class Ceilings:
         ]
 
 
-def look_up(journal: Journal, requests: Sequence[Request], ceilings: Ceilings) -> dict[bytes, Found]:
+def look_up(
+    journal: Journal, requests: Sequence[Request], ceilings: ReuseIndex
+) -> dict[bytes, ReusableAnswer]:
     """What the store holds of these requests, by their keys; the absent are absent."""
-    found = {key: Found(key, held) for key, held in journal.held([one.key for one in requests]).items()}
+    found = {
+        key: ReusableAnswer(key, held) for key, held in journal.held([one.key for one in requests]).items()
+    }
     others = {
         key: request.key
         for request in requests
@@ -67,7 +71,7 @@ def look_up(journal: Journal, requests: Sequence[Request], ceilings: Ceilings) -
     if others:
         for key, held in journal.held(list(others)).items():
             if held.state == "answered" and held.outcome != Outcome.TRUNCATED:
-                found[others[key]] = Found(key, held)
+                found[others[key]] = ReusableAnswer(key, held)
     return found
 
 
@@ -75,7 +79,7 @@ def _named(config: Mapping[str, object]) -> Iterator[tuple[str, int]]:
     sampling = config.get("sampling")
     tables: Iterable[object] = (sampling, sampling.get("extra")) if isinstance(sampling, dict) else ()
     for table in tables:
-        for name in NAMES:
+        for name in MAX_TOKENS_FIELDS:
             value = table.get(name) if isinstance(table, dict) else None
             if isinstance(value, int) and not isinstance(value, bool):
                 yield name, value

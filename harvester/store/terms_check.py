@@ -10,13 +10,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harvester.store.journal import sqlite as database
-from harvester.terms import lineage as provenance, gate as terms
-from harvester.store.reader import Corpus
 from harvester.errors import TermsRefused
+from harvester.store import paths
+from harvester.store.reader import Corpus
+from harvester.terms import gate, lineage
+from harvester.terms.gate import Use
 from harvester.terms.permissions import load_permissions
 from harvester.terms.records import load_registry
-from harvester.terms.gate import Use
 
 
 def ask(corpus: Corpus, use: Use, beside: Path) -> None:
@@ -29,10 +29,10 @@ def ask(corpus: Corpus, use: Use, beside: Path) -> None:
         TermsRefused: exit 77; names record, gist, URL, day seen, and the remedies.
     """
     lineages = corpus.lineages(sealed=use != "seal")
-    facts = corpus.distinct(provenance.COLUMNS, sealed=use != "seal")
+    facts = corpus.distinct(lineage.COLUMNS, sealed=use != "seal")
     if not lineages and not facts:  # no row, no question
         return
-    verdicts = terms.again(
+    verdicts = gate.again(
         lineages,
         facts,
         registry=load_registry(beside / "terms"),
@@ -55,7 +55,7 @@ def ask_what_waits(store: Path) -> None:
     Raises:
         TermsRefused: as `ask`; nothing was sent.
     """
-    if (store / database.NAME).exists():
+    if (store / paths.JOURNAL).exists():
         ask(Corpus.open(store), "seal", store.resolve().parent)
 
 
@@ -65,7 +65,7 @@ def require_lineage(corpus: Corpus) -> None:
     Raises:
         TermsRefused: exit 77: what can't be shown is not passed on.
     """
-    found = provenance.disagreements(corpus.lineages(), corpus.distinct(provenance.COLUMNS))
+    found = lineage.disagreements(corpus.lineages(), corpus.distinct(lineage.COLUMNS))
     if found:
         raise TermsRefused(
             f"the rows' lineage is missing or contradicts them: {'; '.join(found[:5])}",

@@ -12,15 +12,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harvester.store.journal import checksums, sqlite as database, wal
-from harvester.store.shards import unlisted as orphans
-from harvester.observe.canary import FOLDER as CANARIES
 from harvester.errors import StoreError
-from harvester.store.shards.swap import find
+from harvester.store import paths
+from harvester.store.journal import checksums, sqlite, wal
 from harvester.store.journal.lock import is_held
 from harvester.store.journal.records import ShardEntry
-from harvester.store.shards.schema import ADDED, SCHEMA
+from harvester.store.shards import unlisted
 from harvester.store.shards.parquet_file import opened
+from harvester.store.shards.schema import ADDED, SCHEMA
+from harvester.store.shards.swap import find
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,14 @@ def look(
         found += look_at_journal(store)
         found += _foreign(store, folder, present, alone=alone)
     elif has_lost_journal(store):
-        found.append(Finding("missing", database.NAME, "without it all of these answers are paid for again"))
+        found.append(Finding("missing", paths.JOURNAL, "without it all of these answers are paid for again"))
     return found
 
 
 def has_lost_journal(store: Path) -> bool:
     """Whether a folder shows that a store was here; a copy of `shards/` alone is a corpus, and whole."""
     there = {name for name in ("LOCK", "status.json") if (store / name).exists()}
-    return bool(there) and not (store / database.NAME).exists()
+    return bool(there) and not (store / paths.JOURNAL).exists()
 
 
 def look_at_copy(folder: Path) -> list[Finding]:
@@ -102,7 +102,7 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
 
 def _is_alive(store: Path) -> bool:
     """Whether a process writes here; the canaries' store lies in another and is written under its lock."""
-    return is_held(store) or (store.name == CANARIES and is_held(store.resolve().parent))
+    return is_held(store) or (store.name == paths.CANARY and is_held(store.resolve().parent))
 
 
 def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) -> Iterator[Finding]:
@@ -111,9 +111,9 @@ def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) 
     last = -1
     with (
         contextlib.suppress(StoreError, ValueError),
-        contextlib.closing(database.open_for_reading(store)) as connection,
-        database.translated(store / database.NAME),
-        database.instant(connection),
+        contextlib.closing(sqlite.open_for_reading(store)) as connection,
+        sqlite.translated(store / paths.JOURNAL),
+        sqlite.instant(connection),
     ):
         named = connection.execute("SELECT shard, name FROM manifest").fetchall()
         strays = [name for name in strays if name not in {one for _, one in named}]
@@ -133,10 +133,10 @@ def _is_half_done(
     """Whether a process was killed there, and the next one takes the file over."""
     if not path.name.startswith(f"part-{last + 1:08d}-"):
         return False
-    held = orphans.contents_of(path)
+    held = unlisted.contents_of(path)
     return held is not None and (
-        orphans.is_half_sealed(connection, path)
-        or orphans.is_half_merged(connection, path.parent, held.keys, named)
+        unlisted.is_half_sealed(connection, path)
+        or unlisted.is_half_merged(connection, path.parent, held.keys, named)
     )
 
 
@@ -144,7 +144,7 @@ def look_at_journal(store: Path) -> list[Finding]:
     """What is wrong with journal.db, and where its manifest and its key index disagree."""
     found: list[Finding] = []
     # Beside a living writer the log changes while it is read; who opens it for writing has looked at it.
-    log = wal.log_of(store / database.NAME)
+    log = wal.log_of(store / paths.JOURNAL)
     try:
         lost = 0 if _is_alive(store) else wal.commits_lost(log)
     except OSError as error:
@@ -153,34 +153,34 @@ def look_at_journal(store: Path) -> list[Finding]:
         found.append(Finding("damaged", log.name, f"{lost} commits lie behind a changed byte"))
     try:
         with (
-            contextlib.closing(database.open_for_reading(store)) as connection,
-            database.translated(store / database.NAME),
+            contextlib.closing(sqlite.open_for_reading(store)) as connection,
+            sqlite.translated(store / paths.JOURNAL),
         ):
             for (text,) in connection.execute("PRAGMA integrity_check(20)"):
                 if text != "ok":
-                    found.append(Finding("damaged", database.NAME, text))
+                    found.append(Finding("damaged", paths.JOURNAL, text))
             for table in checksums.COVERED:
-                if table != "finished" or database.has_table(connection, table):
+                if table != "finished" or sqlite.has_table(connection, table):
                     found += _rows(connection, table)
             found += _index(connection)
-            with database.instant(connection):  # a living run renews rows and their sum together
+            with sqlite.instant(connection):  # a living run renews rows and their sum together
                 found += _sums(connection)
     except StoreError as error:
-        found.append(Finding("damaged", database.NAME, error.message))
+        found.append(Finding("damaged", paths.JOURNAL, error.message))
     return found
 
 
 def _rows(connection: sqlite3.Connection, table: str) -> Iterator[Finding]:
     for values in checksums.changed(connection, table):
-        yield Finding("changed", f"{database.NAME} {table}", f"row {checksums.name_of(table, values)}")
+        yield Finding("changed", f"{paths.JOURNAL} {table}", f"row {checksums.name_of(table, values)}")
 
 
 def _sums(connection: sqlite3.Connection) -> Iterator[Finding]:
     """`meta` and `counters` against their checksums; a store of the first days may have none."""
-    told = database.has_table(connection, "checks")
+    told = sqlite.has_table(connection, "checks")
     for name, check in connection.execute("SELECT name, checksum FROM checks").fetchall() if told else ():
         if not checksums.is_signed(connection, name, check):
-            yield Finding("changed", f"{database.NAME} {name}", "its rows are not those that were written")
+            yield Finding("changed", f"{paths.JOURNAL} {name}", "its rows are not those that were written")
 
 
 def _index(connection: sqlite3.Connection) -> Iterator[Finding]:

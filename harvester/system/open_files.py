@@ -12,7 +12,7 @@ CODE = "open_files"
 """The error code of an attempt that found no file descriptor left."""
 
 
-def bears(wanted: int) -> int:
+def connections_allowed(wanted: int) -> int:
     """So many of `wanted` connections at once; the soft limit is raised as far as needed and allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = wanted + SPARE

@@ -11,7 +11,7 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 
 
-class Breaker:
+class CircuitBreaker:
     """Failures in a row of one endpoint. Times are monotonic seconds."""
 
     def __init__(self) -> None:

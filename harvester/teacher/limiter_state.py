@@ -14,14 +14,14 @@ from typing import Any
 
 import orjson
 
-from harvester.teacher.queue import LOOK
+from harvester.config.config import TeacherSection
 from harvester.store.journal.checksums import signing
-from harvester.system.clock import Clock
-from harvester.config.config import Teacher
 from harvester.store.journal.journal import Journal
+from harvester.store.journal.writer import AsyncWriter
+from harvester.system.clock import Clock
+from harvester.teacher.queue import LOOK
 from harvester.teacher.rate_headers import DAY_S
 from harvester.teacher.rate_limiter import Charge, Limiter, amount
-from harvester.store.journal.writer import Scribe
 
 KEEP_EVERY_S = 2.0
 _EVENTS = (
@@ -32,11 +32,11 @@ _EVENTS = (
 _Event = tuple[float, int, int]
 
 
-class Levels:
+class LimiterState:
     """The limiters of one teacher and their notes in the journal."""
 
     def __init__(
-        self, scribe: Scribe, limiters: Mapping[str, Limiter], teacher: Teacher, clock: Clock
+        self, scribe: AsyncWriter, limiters: Mapping[str, Limiter], teacher: TeacherSection, clock: Clock
     ) -> None:
         self._scribe = scribe
         self._limiters = limiters

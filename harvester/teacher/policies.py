@@ -6,25 +6,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from harvester.system import open_files
-from harvester.teacher.retry import Backoff
-from harvester.teacher.budget import Budget
-from harvester.system.clock import Clock
-from harvester.config.config import HarvestConfig, Price, Teacher
+from harvester.config.config import HarvestConfig, PriceSection, TeacherSection
 from harvester.errors import ConfigError
-from harvester.teacher.rate_limiter import OPEN_FILES, Limiter
 from harvester.observe.counters import PassLimits
+from harvester.system import open_files
+from harvester.system.clock import Clock
+from harvester.teacher.budget import Budget
+from harvester.teacher.rate_limiter import OPEN_FILES, Limiter
+from harvester.teacher.retry import Backoff
 
 
 @dataclass(slots=True)
-class Laws:
+class Policies:
     """The values that govern one pass; a limiter for each endpoint, by base URL."""
 
     limiters: Mapping[str, Limiter]
     budget: Budget
     backoff: Backoff
     clock: Clock
-    price: Price | None = None
+    price: PriceSection | None = None
     patience_s: float = math.inf
 
 
@@ -46,9 +46,9 @@ def require_pace(name: str, per_minute: float, addresses: int, patience_s: float
         )
 
 
-def laws_of(config: HarvestConfig, limits: PassLimits, clock: Clock) -> Laws:
+def build_policies(config: HarvestConfig, limits: PassLimits, clock: Clock) -> Policies:
     """The laws that a configuration and the ceilings of one pass make."""
-    return Laws(
+    return Policies(
         _limiters(config.teacher, clock.now()),
         _budget(config, limits),
         Backoff(config.run.max_attempts, config.run.retry_possibly_billed),
@@ -58,14 +58,14 @@ def laws_of(config: HarvestConfig, limits: PassLimits, clock: Clock) -> Laws:
     )
 
 
-def _limiters(teacher: Teacher, now: float) -> dict[str, Limiter]:
+def _limiters(teacher: TeacherSection, now: float) -> dict[str, Limiter]:
     """One for each address; the limits belong to the credential, so each gets its part of them."""
     shares = {
         name: value / len(teacher.base_urls)
         for name, value in teacher.limits.model_dump(exclude={"max_concurrency"}).items()
         if value is not None
     }
-    most = open_files.bears(teacher.limits.max_concurrency)
+    most = open_files.connections_allowed(teacher.limits.max_concurrency)
     limits = teacher.limits.model_copy(update={**shares, "max_concurrency": most})
     limiters = {url: Limiter(limits, now) for url in teacher.base_urls}
     if most < teacher.limits.max_concurrency:

@@ -10,10 +10,10 @@ import asyncio
 import math
 from typing import Protocol
 
-from harvester.api import model_list as roster
+from harvester.api import model_list
 from harvester.api.client import UNKNOWN_NAME
-from harvester.errors import TeacherError, TeacherRefused
 from harvester.api.error_body import excerpt
+from harvester.errors import TeacherError, TeacherRefused
 from harvester.teacher.teacher import Parked, Teacher
 
 FIRST_PAUSE_S = 1.0
@@ -27,7 +27,7 @@ class Lister(Protocol):
         """The models listed at one base URL, none where there is no list; or a TeacherError."""
 
 
-class Probe:
+class Preflight:
     """Looks until it has seen the teacher once.
 
     Args:
@@ -117,7 +117,7 @@ class Probe:
                 lost = error if lost is None or lost.is_permanent else lost
                 continue
             reached += 1
-            if models and not roster.names(models, self._model):
+            if models and not model_list.names(models, self._model):
                 raise TeacherRefused(
                     f"the teacher has no model {self._model!r}",
                     place=door.endpoint,

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from harvester.system import open_files
-from harvester.teacher.circuit_breaker import Breaker
-from harvester.system.clock import Clock
 from harvester.errors import AttemptTimeout, ConnectionBroken, RateLimited, TeacherError, TeacherUnavailable
+from harvester.system import open_files
+from harvester.system.clock import Clock
+from harvester.teacher.circuit_breaker import CircuitBreaker
 from harvester.teacher.rate_limiter import Charge, Limiter
 
 UNNAMED_PAUSE_S = 0.5
@@ -47,7 +47,7 @@ class Moved(Exception):
     """This endpoint fell out while the request stood in its line; another one is up."""
 
 
-class Admission:
+class EndpointQueue:
     """Lets requests through to one endpoint under its limiter and its breaker.
 
     Args:
@@ -67,7 +67,7 @@ class Admission:
         self.endpoint = endpoint
         self.limiter = limiter
         self.clock = clock
-        self.breaker = Breaker()
+        self.breaker = CircuitBreaker()
         self._patience_s = patience_s
         self._elsewhere = elsewhere
         self.draining = asyncio.Event()

@@ -26,7 +26,7 @@ _EPOCH_MS, _EPOCH_S = 1e12, 1e9
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class RateHeader:
     """One allowance: `name` as in the limiter's buckets, `rate` in units per second."""
 
     name: str
@@ -41,7 +41,7 @@ class Told:
         return self.limit / self.span_s
 
 
-def told(headers: Mapping[str, str]) -> tuple[Told, ...]:
+def parse_rate_headers(headers: Mapping[str, str]) -> tuple[RateHeader, ...]:
     """The allowances that these headers (lower-case names) name; nonsense is left out."""
     facts: dict[str, dict[str, str]] = {}
     for name, value in headers.items():
@@ -55,7 +55,7 @@ def told(headers: Mapping[str, str]) -> tuple[Told, ...]:
     return tuple(one for one in found if one is not None)
 
 
-def _told(subject: str, values: Mapping[str, str], date: str | None) -> Told | None:
+def _told(subject: str, values: Mapping[str, str], date: str | None) -> RateHeader | None:
     limit = number(values.get("limit"))
     unit = "requests" if subject.startswith("requests") else "tokens" if "tokens" in subject else ""
     if limit is None or limit <= 0 or not unit:
@@ -65,7 +65,7 @@ def _told(subject: str, values: Mapping[str, str], date: str | None) -> Told | N
         not subject.endswith("-minute") and reset_s is not None and reset_s > LONGEST_MINUTE_RESET_S
     )
     side = next((side for side in ("input ", "output ") if subject.startswith(side.strip())), "")
-    return Told(
+    return RateHeader(
         name=f"{side}{unit} per {'day' if is_day else 'minute'}",
         limit=limit,
         span_s=DAY_S if is_day else MINUTE_S,

@@ -18,7 +18,7 @@ ENOUGH = 20
 FEWEST = 3
 
 
-class Pace:
+class LearnedRate:
     """The learned rate; None until a refusal taught one. Times are monotonic seconds."""
 
     def __init__(self, now: float) -> None:

@@ -13,9 +13,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from harvester.config.config import Limits
-from harvester.teacher.rate_headers import DAY_S, told
-from harvester.teacher.rate_learning import Pace
+from harvester.config.config import LimitsSection
+from harvester.teacher.rate_headers import DAY_S, parse_rate_headers
+from harvester.teacher.rate_learning import LearnedRate
 
 BURST_S = 0.25
 """Capacity of a bucket in seconds of its rate. Small, so that a restart can't double the rate."""
@@ -139,10 +139,10 @@ class Window:
 class Limiter:
     """All limits of one endpoint."""
 
-    def __init__(self, limits: Limits, now: float) -> None:
+    def __init__(self, limits: LimitsSection, now: float) -> None:
         self.window = Window(limits.max_concurrency)
         self.buckets: dict[str, Bucket] = {}
-        self.pace = Pace(now)
+        self.pace = LearnedRate(now)
         self.typical_output: float | None = None
         self._configured: dict[str, float] = {}
         self.paused_until = -math.inf
@@ -188,7 +188,7 @@ class Limiter:
 
         A daily allowance that is used up pauses until its reset; otherwise it governs no rate.
         """
-        for one in told(headers):
+        for one in parse_rate_headers(headers):
             if one.span_s == DAY_S:
                 if one.remaining is not None and one.remaining < 1 and one.reset_s:
                     self.pause(one.reset_s, now, one.name)

@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from harvester.api import completion
-from harvester.teacher.queue import Admission, Moved, NotSent, Parked
-from harvester.teacher.budget import Room
-from harvester.errors import RateLimited, StoppedAtLimit, TeacherError, TeacherRefused
-from harvester.api.types import Completion, RawAnswer, Request
-from harvester.teacher.policies import Laws
-from harvester.teacher.rate_limiter import Charge
-from harvester.observe.counters import Tally
 from harvester.api.request_builder import cost_microusd
+from harvester.api.types import Completion, RawAnswer, Request
+from harvester.errors import RateLimited, StoppedAtLimit, TeacherError, TeacherRefused
+from harvester.observe.counters import Tally
 from harvester.store.journal.records import Failure, Intent, Refund
-from harvester.store.journal.writer import Scribe
+from harvester.store.journal.writer import AsyncWriter
+from harvester.teacher.budget import Room
+from harvester.teacher.policies import Policies
+from harvester.teacher.queue import EndpointQueue, Moved, NotSent, Parked
+from harvester.teacher.rate_limiter import Charge
 
 __all__ = ["Answered", "Attempt", "GaveUp", "Parked", "Sender", "Teacher"]
 
@@ -80,20 +80,24 @@ class Teacher:
         run_id: goes into each intent.
     """
 
-    def __init__(self, client: Sender, laws: Laws, scribe: Scribe, tally: Tally, run_id: str) -> None:
+    def __init__(
+        self, client: Sender, laws: Policies, scribe: AsyncWriter, tally: Tally, run_id: str
+    ) -> None:
         self._client = client
         self._laws = laws
         self._scribe = scribe
         self._tally = tally
         self._run_id = run_id
         self._doors = [
-            Admission(
-                endpoint, limiter, laws.clock,
+            EndpointQueue(
+                endpoint,
+                limiter,
+                laws.clock,
                 patience_s=laws.patience_s,
                 elsewhere=lambda: any(not door.is_out for door in self._doors),
             )
             for endpoint, limiter in laws.limiters.items()
-        ]  # fmt: skip
+        ]
         self._settled = asyncio.Event()
         self._onion = self._compose()
 
@@ -115,7 +119,7 @@ class Teacher:
         self._laws.backoff.allowance.first_try()
         return await self._onion(Attempt(request, Charge(request.input_tokens, request.output_tokens), 1))
 
-    def beside(self, scribe: Scribe, tally: Tally, run_id: str) -> Teacher:
+    def beside(self, scribe: AsyncWriter, tally: Tally, run_id: str) -> Teacher:
         """The same doors and laws, other books: what it asks pays the same limits."""
         aside = copy.copy(self)
         aside._scribe, aside._tally, aside._run_id, aside._onion = scribe, tally, run_id, aside._compose()
@@ -128,12 +132,12 @@ class Teacher:
         self._settled.set()
 
     @property
-    def doors(self) -> list[Admission]:
+    def doors(self) -> list[EndpointQueue]:
         """The doors of the endpoints: their windows, and levers to move."""
         return self._doors
 
     @property
-    def laws(self) -> Laws:
+    def laws(self) -> Policies:
         """The laws that govern this pass."""
         return self._laws
 
@@ -214,10 +218,10 @@ class Teacher:
 
         return ask
 
-    def _choose(self, avoid: str) -> Admission:
+    def _choose(self, avoid: str) -> EndpointQueue:
         """The least loaded endpoint, another one than `avoid` if there is one: who fails fast looks idle."""
 
-        def rank(door: Admission) -> tuple[int, bool, float]:
+        def rank(door: EndpointQueue) -> tuple[int, bool, float]:
             tier, load = door.load()
             is_avoided = door.endpoint == avoid
             return max(tier, is_avoided), is_avoided, load
@@ -265,10 +269,15 @@ class Teacher:
         attempt_id = self._scribe.attempt_id()
         await self._scribe.durable(
             Intent(
-                attempt_id, request.key, self._run_id, attempt.endpoint, clock.wall(),
-                request.most_tokens, request.most_microusd,
+                attempt_id,
+                request.key,
+                self._run_id,
+                attempt.endpoint,
+                clock.wall(),
+                request.most_tokens,
+                request.most_microusd,
             )
-        )  # fmt: skip
+        )
         tally.requests_sent += 1
         try:
             raw = await self._client.send(request, attempt.endpoint)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, Literal
 
-from harvester.terms import layers, lineage as provenance
-from harvester.terms.obligations import Student, unpaid
 from harvester.errors import TermsRefused
 from harvester.system.hosts import host_of
+from harvester.terms import layers
+from harvester.terms import lineage as provenance
+from harvester.terms.obligations import DerivedModel, unpaid
 from harvester.terms.permissions import Permission, load_permissions
 from harvester.terms.records import SEVERITY, Registry, TermsRecord, load_registry
 
@@ -159,12 +160,17 @@ def allows_training(  # noqa: PLR0913 - the facts a verdict depends on, all by n
         facts: what the rows say of themselves; see `provenance`.
     """
     asked = again(
-        lineages, facts, registry=registry, today=today, student_base=student_base, permissions=permissions,
+        lineages,
+        facts,
+        registry=registry,
+        today=today,
+        student_base=student_base,
+        permissions=permissions,
         use=use,
-    )  # fmt: skip
+    )
     reasons = [reason for verdict in asked for reason in verdict.reasons if not verdict.permitted]
     duties = tuple(dict.fromkeys(duty for verdict in asked for duty in verdict.duties))
-    student = Student(base=student_base, name=student_name, licence=student_licence)
+    student = DerivedModel(base=student_base, name=student_name, licence=student_licence)
     reasons += unpaid(duties, student)
     statuses = [v.status for v in asked] or ["unknown"]
     hashes = dict.fromkeys(v.permission_sha256 for v in asked if v.permission_sha256)
@@ -220,10 +226,17 @@ def allows_lineage(  # noqa: PLR0913 - the facts a verdict depends on, all by na
             have to speak for them.
     """
     verdicts = [
-        _as_model(lineage, name, registry=registry, today=today, permissions=permissions, use=use,
-                  student_base=student_base)
+        _as_model(
+            lineage,
+            name,
+            registry=registry,
+            today=today,
+            permissions=permissions,
+            use=use,
+            student_base=student_base,
+        )
         for name in (str(lineage.get("model") or ""), *answering)
-    ]  # fmt: skip
+    ]
     first = verdicts[0]
     reasons = list(first.reasons)
     for name, verdict in zip(answering, verdicts[1:], strict=True):
@@ -242,9 +255,15 @@ def allows_lineage(  # noqa: PLR0913 - the facts a verdict depends on, all by na
 
 
 def _as_model(  # noqa: PLR0913 - as above
-    lineage: Mapping[str, Any], model: str, *, registry: Registry, today: date,
-    permissions: Sequence[Permission], use: Use, student_base: str,
-) -> Verdict:  # fmt: skip
+    lineage: Mapping[str, Any],
+    model: str,
+    *,
+    registry: Registry,
+    today: date,
+    permissions: Sequence[Permission],
+    use: Use,
+    student_base: str,
+) -> Verdict:
     teacher = str(lineage.get("teacher_id") or lineage.get("host") or "an unknown teacher")
     absent = [name for name in ("terms_id", "host", "model", "purpose") if not lineage.get(name)]
     if absent:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
-from harvester.terms.obligations import is_of_line
 from harvester.system.hosts import LOOPBACK, plain_host, printable
+from harvester.terms.obligations import is_of_line
 from harvester.terms.records import SEVERITY, Registry, TermsRecord
 
 

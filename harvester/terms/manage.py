@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harvester.errors import ConfigError, TermsRefused
+from harvester.terms.gate import Verdict
 from harvester.terms.permissions import BASES, USES, Permission, record_permission, toml_value
 from harvester.terms.records import GRACE, Registry, TermsRecord, parse
-from harvester.terms.gate import Verdict
 
 DISCLAIMER = "A reading of published texts, not legal advice; the operator decides."
 REVIEW_EVERY = timedelta(days=182)

@@ -34,7 +34,7 @@ _NONCOMMERCIAL = re.compile(r"(^cc-by-nc(-|$))|non-?commercial|-nc(-|$)|research
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Student:
+class DerivedModel:
     """What the duties ask about: base model, the name it will bear, its licence (None: computed)."""
 
     base: str
@@ -63,12 +63,12 @@ def is_of_line(base: str, line: str) -> bool:
     return pattern is not None and pattern.search(base.lower()) is not None
 
 
-def unpaid(duties: Sequence[str], student: Student) -> list[str]:
+def unpaid(duties: Sequence[str], student: DerivedModel) -> list[str]:
     """One sentence for each duty this student does not meet. A duty of unknown kind is never met."""
     return [reason for duty in duties if (reason := _unpaid(duty, student))]
 
 
-def _unpaid(duty: str, student: Student) -> str:
+def _unpaid(duty: str, student: DerivedModel) -> str:
     try:
         kind, _, value = checked(duty, "lineage").partition(":")
     except ConfigError as error:

@@ -16,9 +16,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from harvester.terms.obligations import checked
 from harvester.errors import ConfigError, TermsRefused
 from harvester.system.hosts import LOOPBACK, plain_host, strange_words
+from harvester.terms.obligations import checked
 
 SEVERITY = ("permit", "duties", "restrict", "unknown")
 LAYERS = ("weights", "service", "router")

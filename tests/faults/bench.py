@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harvester.run import job
-from harvester.system.clock import Clock, SystemClock
 from harvester.errors import HarvesterError
-from harvester.store.journal.journal import Journal
 from harvester.mock_teacher.running import RunningMock
+from harvester.run import job
 from harvester.run.prepare import prepare
+from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import Totals
+from harvester.system.clock import Clock, SystemClock
 
 Watch = Callable[[Mapping[str, Any]], None]
 POISON = "77 + 1"
@@ -76,13 +76,18 @@ def live(
     rows = [{"prompt": one} if isinstance(one, str) else dict(one) for one in prompts]
     (root / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tables: dict[str, Mapping[str, Any]] = {
-        "teacher": {"base_url": mock.base_url, "model": "mock-teacher", "terms": "mock-teacher",
-                    "limits": {"max_concurrency": 2}, **(teacher or {})},
+        "teacher": {
+            "base_url": mock.base_url,
+            "model": "mock-teacher",
+            "terms": "mock-teacher",
+            "limits": {"max_concurrency": 2},
+            **(teacher or {}),
+        },
         "prompts": {"files": ["*.jsonl"], **parts.pop("prompt_table", {})},
         "sampling": {"max_tokens": 64, **parts.pop("sampling", {})},
         "run": {"deadline_s": 5, "max_attempts": 2, "patience_s": 5, **parts.pop("run", {})},
         **parts,
-    }  # fmt: skip
+    }
     path = root / "harvest.toml"
     path.write_text("".join(toml(name, table) for name, table in tables.items()), encoding="utf-8")
     exit_code, said = run(path, clock or Hasty(), watch)
@@ -93,11 +98,14 @@ def live(
     after = mock.totals() if not mock.is_stopped else before
     letters = root / "store" / "dead_letters.jsonl"
     return Ended(
-        exit_code, said, root / "store", totals,
+        exit_code,
+        said,
+        root / "store",
+        totals,
         {name: after[name] - before[name] for name in before},
         sum(mock.fired().values()) if not mock.is_stopped else 0,
         [json.loads(line) for line in letters.read_text().splitlines()] if letters.exists() else [],
-    )  # fmt: skip
+    )
 
 
 def run(path: Path, clock: Clock | None = None, watch: Watch = lambda _: None) -> tuple[int, str]:

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from harvester.api import completion
-from harvester.store.reader import Corpus
 from harvester.errors import ConfigError
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
 from harvester.run.prepare import prepare
+from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
 from tests.faults.bench import POISON, inline, live
 
@@ -134,10 +134,15 @@ def test_system_turns_tools_and_images_go_out_as_they_are(mock: RunningMock, tmp
     ]
     faults = [{"action": "tool_call", "function": "add", "arguments": '{"a": 77, "b": 1}'}]
     ended = live(
-        mock, tmp_path, faults, prompts=[{"messages": messages}], prompt_table={"system": "Be brief."},
-        sampling={"tools": [tool]}, teacher={"limits": {"tokens_per_minute": 6_000_000}},
+        mock,
+        tmp_path,
+        faults,
+        prompts=[{"messages": messages}],
+        prompt_table={"system": "Be brief."},
+        sampling={"tools": [tool]},
+        teacher={"limits": {"tokens_per_minute": 6_000_000}},
         budget={"tokens": 110_000},
-    )  # fmt: skip
+    )
     assert (ended.exit_code, ended.outcomes) == (0, {"tool_call": 1}), ended.said
     (row,) = rows(tmp_path)
     assert json.loads(row.tool_calls_json or "")[0]["function"]["name"] == "add"

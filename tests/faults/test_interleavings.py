@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvester.errors import StoreError
+from harvester.mock_teacher.running import RunningMock
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
-from harvester.mock_teacher.running import RunningMock
 from harvester.store.journal.records import Intent, Record
-from harvester.store.journal.writer import Scribe
+from harvester.store.journal.writer import AsyncWriter
 from tests.faults.bench import live
 
 Mock = Callable[..., RunningMock]
@@ -51,7 +51,7 @@ def test_row_67_every_acknowledgement_is_heard_exactly_once(steps: list[tuple[st
 
 async def _interleave(steps: list[tuple[str, int]]) -> None:
     desk, faults = Desk(), []
-    scribe = Scribe(desk, faults.append)  # type: ignore[arg-type]
+    scribe = AsyncWriter(desk, faults.append)  # type: ignore[arg-type]
     heard: list[int] = []
     waiters: list[asyncio.Task[None]] = []
     acknowledged = failed = 0
@@ -118,7 +118,7 @@ def test_row_67_a_cancelled_pass_resolves_every_waiter(tmp_path: Path) -> None:
     writer = GroupCommit(journal)
 
     async def go() -> list[Any]:
-        scribe = Scribe(writer, lambda _: None)
+        scribe = AsyncWriter(writer, lambda _: None)
         tasks = [asyncio.create_task(scribe.durable(_intent(n))) for n in range(1, 200)]
         await asyncio.sleep(0)
         for task in tasks[::2]:

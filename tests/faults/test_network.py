@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trustme
 
-from harvester.api import client as room
+from harvester.api import client
 from harvester.errors import ConfigError
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
@@ -127,12 +127,15 @@ def test_row_36_an_unknown_name_stops_at_the_start(
 def test_row_36_a_resolver_that_fails_midway_is_asked_again(
     mock: RunningMock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "NAMES_KEPT_S", 0)
+    monkeypatch.setattr(client, "NAMES_KEPT_S", 0)
     names = Resolver(monkeypatch, 3, socket.EAI_AGAIN)
     ended = live(
-        mock, tmp_path, [{"action": "close_idle"}], run={"max_attempts": 1},
+        mock,
+        tmp_path,
+        [{"action": "close_idle"}],
+        run={"max_attempts": 1},
         teacher={"base_url": at(mock, "localhost"), "limits": {"max_concurrency": 1}},
-    )  # fmt: skip
+    )
     assert names.asked >= 5
     assert (ended.exit_code, ended.totals.answers, ended.totals.possibly_billed) == (0, 3, 0)
     assert ended.totals.errors == {}

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from harvester.mock_teacher.running import RunningMock, start_process
+from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
 from harvester.system.failpoints import VARIABLE
-from harvester.store.journal.journal import Journal
-from harvester.mock_teacher.running import RunningMock, start_process
 from tests.faults.bench import Hasty, live
 from tests.journey.living import Life, living, write_folder
 
@@ -99,15 +99,16 @@ def test_row_45_the_window_keeps_to_the_limit_of_open_files() -> None:
 import resource, sys
 from harvester.system import open_files
 resource.setrlimit(resource.RLIMIT_NOFILE, (40, 100))
-print(open_files.bears(512), open_files.bears(8), *resource.getrlimit(resource.RLIMIT_NOFILE))
+print(open_files.connections_allowed(512), end=" ")
+print(open_files.connections_allowed(8), *resource.getrlimit(resource.RLIMIT_NOFILE))
 from harvester.system.clock import SystemClock
 from harvester.config.config import HarvestConfig
-from harvester.teacher.policies import laws_of
+from harvester.teacher.policies import build_policies
 from harvester.teacher.rate_limiter import Charge
 from harvester.observe.counters import PassLimits
 teacher = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "limits": {"max_concurrency": 512}}
 config = HarvestConfig.model_validate({"teacher": teacher, "prompts": {"files": ["p"]}})
-(limiter,) = laws_of(config, PassLimits(), SystemClock()).limiters.values()
+(limiter,) = build_policies(config, PassLimits(), SystemClock()).limiters.values()
 limiter.window.size = limiter.window.ceiling
 while not limiter.window.is_full:
     limiter.enter(Charge(1, 1))
@@ -123,7 +124,7 @@ print(limiter.why(Charge(1, 1), 0.0))
 def test_row_45_at_runtime_a_shortage_lowers_the_window_and_costs_no_row(tmp_path: Path) -> None:
     blind = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))\n"
-        "from harvester import open_files; open_files.bears = lambda wanted: wanted"
+        "from harvester.system import open_files; open_files.connections_allowed = lambda wanted: wanted"
     )
     with start_process("--latency", "0.05") as mock:
         teacher = "[teacher.limits]\nmax_concurrency = 256\n"
@@ -157,10 +158,11 @@ import asyncio, resource
 from pathlib import Path
 from harvester.api import client
 from harvester.run import job
-from harvester.config.overrides import Flags
+from harvester.config.overrides import Overrides
 from harvester.run.prepare import prepare
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-summary = asyncio.run(job.run(prepare(Path({str(folder / "harvest.toml")!r}), Flags(rows=8)), lambda _: None))
+prepared = prepare(Path({str(folder / "harvest.toml")!r}), Overrides(rows=8))
+summary = asyncio.run(job.run(prepared, lambda _: None))
 print(summary.rows_total, summary.answers_stored, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run(

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harvester.prompts import feed as inbox
-from harvester.run import harvest
-from harvester.store.reader import Corpus
-from harvester.errors import PromptError
-from harvester.store.journal.journal import Journal
 from harvester.api.types import Request
+from harvester.errors import PromptError
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
+from harvester.prompts import feed
+from harvester.run import harvest
 from harvester.run.prepare import look_ahead, prepare
+from harvester.store.journal.journal import Journal
+from harvester.store.reader import Corpus
 from tests.faults import bench
 from tests.faults.bench import PROMPTS, Hasty, live
 
@@ -58,22 +58,30 @@ def refused(mock: RunningMock, folder: Path, content: bytes, place: str, says: s
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (b'{"prompt": "a"', "not a JSON line"), (b'{"text": 1}', "needs 'prompt'"), (b"[]", "JSON object"),
-        (b'"text"', "JSON object"), (b'{"prompt": 7}', "needs 'prompt'"),
+        (b'{"prompt": "a"', "not a JSON line"),
+        (b'{"text": 1}', "needs 'prompt'"),
+        (b"[]", "JSON object"),
+        (b'"text"', "JSON object"),
+        (b'{"prompt": 7}', "needs 'prompt'"),
         (b'{"prompt": null}', "needs 'prompt'"),
-        (b'{"prompt": ""}', "needs 'prompt'"), (b'{"prompt": " "}', "needs 'prompt'"),
-        (b'{"prompt": "\\ud800"}', "not a JSON line"), (b'{"prompt": "\xff\xfe"}', "not a JSON line"),
-        (b'{"prompt": NaN}', "not a JSON line"), (b"\x00\x00\x00", "not a JSON line"),
+        (b'{"prompt": ""}', "needs 'prompt'"),
+        (b'{"prompt": " "}', "needs 'prompt'"),
+        (b'{"prompt": "\\ud800"}', "not a JSON line"),
+        (b'{"prompt": "\xff\xfe"}', "not a JSON line"),
+        (b'{"prompt": NaN}', "not a JSON line"),
+        (b"\x00\x00\x00", "not a JSON line"),
         (b'{"messages": [{"role": "user", "content": 7}]}', "needs 'content'"),
-        (b'{"messages": {"role": "user"}}', "must be a list"), (b'{"prompt": "a", "tags": "b"}', "tags"),
+        (b'{"messages": {"role": "user"}}', "must be a list"),
+        (b'{"prompt": "a", "tags": "b"}', "tags"),
         (b'{"prompt": "' + b"x" * (17 << 20) + b'"}', "longer than 16 MiB"),
         (b'{"messages": [{"role": "user", "content": "x", "n": 9007199254740993}]}', "no canonical JSON"),
         (b'{"messages": [{"role": "user", "content": [{"n": -9007199254740993}]}]}', "no canonical JSON"),
         (b'{"messages": [{"role": ["user"], "content": "x"}]}', "needs a role"),
-        (b'{"prompt": "a", "tags": 5}', "tags"), (b'{"prompt": "a", "level": ' + DEEP + b"}", "nested"),
+        (b'{"prompt": "a", "tags": 5}', "tags"),
+        (b'{"prompt": "a", "level": ' + DEEP + b"}", "nested"),
     ],
     ids=lambda part: part[:24].decode("latin-1") if isinstance(part, bytes) else "",
-)  # fmt: skip
+)
 def test_rows_60_and_61_a_bad_line_is_named(mock: RunningMock, folder: Path, line: bytes, says: str) -> None:
     refused(mock, folder, GOOD + b"\r\n" + line + b"\n", "p.jsonl:3", says)
 
@@ -266,13 +274,13 @@ def test_row_60_a_configuration_without_canonical_json_costs_nothing(
 def test_a_reader_that_breaks_midway_ends_the_pass_in_words_and_keeps_what_was_paid(
     mock: RunningMock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests = inbox.requests
+    requests = feed.requests
 
     def broken(*given: Any) -> Iterator[Request]:
         yield from requests(*given)
         raise ZeroDivisionError("broken reader")
 
-    monkeypatch.setattr(inbox, "requests", broken)
+    monkeypatch.setattr(feed, "requests", broken)
     monkeypatch.setattr(harvest, "CHUNK", 2)
     ended = live(mock, tmp_path, prompts=["What is 4 + 9?", "What is 5 + 9?"])
     assert (ended.exit_code, ended.billed["requests"], ended.totals.answers) == (2, 2, 2)

@@ -87,61 +87,108 @@ ROWS = [
     retried(9, asks(a_date(2))),
     *(retried(9, asks(value, name)) for value, name in (("1", "retry-after"), ("300", "retry-after-ms"))),
     *(retried(10, asks(value)) for value in ("0", "-5", "nan", "soon", "Tue, 01 Jan 1980 00:00:00 GMT")),
-    *(Row(10, asks(value), exit_code=10, answers=-1, billed=-1, says="Retry-After")
-      for value in ("1e99", "7200", a_date(7200))),
+    *(
+        Row(10, asks(value), exit_code=10, answers=-1, billed=-1, says="Retry-After")
+        for value in ("1e99", "7200", a_date(7200))
+    ),
     retried(11, asks(None)),
     retried(12, status(12, 429, "slow_down")),
-    *(refused(12, status(12, 429, code), "no credit or quota") for code in (
-        "insufficient_quota", "credit_balance_exhausted", "org_spend_limit_exceeded",
-        "x_usage_limit_exceeded")),
-    Row(13, status(13, 429, "rate_limit_exceeded", headers={
-        "x-ratelimit-limit-requests": "200", "x-ratelimit-remaining-requests": "0",
-        "x-ratelimit-reset-requests": "5h0m0s"}), exit_code=10, answers=-1, billed=-1,
-        says="requests per day"),
+    *(
+        refused(12, status(12, 429, code), "no credit or quota")
+        for code in (
+            "insufficient_quota",
+            "credit_balance_exhausted",
+            "org_spend_limit_exceeded",
+            "x_usage_limit_exceeded",
+        )
+    ),
+    Row(
+        13,
+        status(
+            13,
+            429,
+            "rate_limit_exceeded",
+            headers={
+                "x-ratelimit-limit-requests": "200",
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-requests": "5h0m0s",
+            },
+        ),
+        exit_code=10,
+        answers=-1,
+        billed=-1,
+        says="requests per day",
+    ),
     *(retried(14, status(14, code)) for code in (500, 503, 529)),
     *(retried(14, status(14, code), lost=1) for code in (502, 504, 520, 524)),
     refused(15, {"action": "redirect", "location": "https://elsewhere.example/v1"}, "elsewhere.example"),
     retried(16, {"action": "error_200", "code": "rate_limit_exceeded"}),
     refused(16, {"action": "error_200", "code": "insufficient_quota"}, "no credit or quota"),
-    *(dead(17, {"action": action}, "without choices", billed=4, lost=2)
-      for action in ("empty_choices", "no_choices", "null_choices")),
+    *(
+        dead(17, {"action": action}, "without choices", billed=4, lost=2)
+        for action in ("empty_choices", "no_choices", "null_choices")
+    ),
     flagged(18, {"action": "null_content"}, "empty"),
     flagged(18, {"action": "empty_content"}, "empty"),
     flagged(18, {"action": "refusal", "value": "No."}, "refused"),
     flagged(18, {"action": "tool_call"}, "tool_call"),
     flagged(19, {"action": "length"}, "truncated"),
     flagged(20, {"action": "content_filter"}, "filtered"),
-    *(retried(21, {"action": "finish_reason", "value": value}, billed=4, lost=1)
-      for value in ("error", "network_error")),
+    *(
+        retried(21, {"action": "finish_reason", "value": value}, billed=4, lost=1)
+        for value in ("error", "network_error")
+    ),
     flagged(22, {"action": "finish_reason", "value": "because"}, "unknown"),
     flagged(23, {"action": "no_usage"}, "ok"),
-    *(flagged(23, {"action": "usage", "value": {"prompt_tokens": value, "completion_tokens": value}}, "ok")
-      for value in (-1, "many", 10**18)),
+    *(
+        flagged(23, {"action": "usage", "value": {"prompt_tokens": value, "completion_tokens": value}}, "ok")
+        for value in (-1, "many", 10**18)
+    ),
     flagged(24, {"action": "no_id"}, "ok"),
     flagged(24, {"action": "id", "value": "same"}, "ok"),
-    *(flagged(25, {"action": action}, "ok")
-      for action in ("extra_choice", "reversed_choices", "wrong_index")),
+    *(
+        flagged(25, {"action": action}, "ok")
+        for action in ("extra_choice", "reversed_choices", "wrong_index")
+    ),
     flagged(26, {"action": "model", "value": "mock-teacher-2"}, "ok"),
     flagged(26, {"action": "fingerprint", "value": "fp-new"}, "ok"),
-    *(retried(27, {"action": action}, billed=4, lost=1)
-      for action in ("truncated_json", "cut_body", "chunk_cut")),
-    *(retried(28, {"action": action}, billed=4, lost=1)
-      for action in ("reset_body", "fin_headers", "garbage_status", "reset", "fin")),
-    retried(31, {"action": "drip", "bytes": 1, "interval_s": 0.2}, billed=4, lost=1,
-            parts={"run": {"deadline_s": 1}}),
+    *(
+        retried(27, {"action": action}, billed=4, lost=1)
+        for action in ("truncated_json", "cut_body", "chunk_cut")
+    ),
+    *(
+        retried(28, {"action": action}, billed=4, lost=1)
+        for action in ("reset_body", "fin_headers", "garbage_status", "reset", "fin")
+    ),
+    retried(
+        31,
+        {"action": "drip", "bytes": 1, "interval_s": 0.2},
+        billed=4,
+        lost=1,
+        parts={"run": {"deadline_s": 1}},
+    ),
     retried(32, {"action": "silence"}, billed=4, lost=1, parts={"run": {"deadline_s": 1}}),
     dead(33, {"action": "gzip_bomb"}, "larger than", billed=3, lost=1),
     dead(33, {"action": "huge_body", "bytes": 40 * 2**20}, "larger than", billed=3, lost=1),
     retried(33, {"action": "endless_headers", "bytes": 2**20}, billed=4, lost=1),
     dead(34, {"action": "html", "status": 200}, "not JSON"),
     flagged(34, {"action": "content_type", "value": "text/plain"}, "ok"),
-    *(flagged(35, {"action": action}, kept) for action, kept in (
-        ("invalid_utf8", "unknown"), ("bom", "ok"), ("lone_surrogate", "unknown"), ("nul", "ok"),
-        ("nan", "unknown"), ("duplicate_keys", "ok"), ("big_integer", "unknown"), ("deep_json", "unknown"))),
-    *(retried(35, {"action": action}, billed=4, lost=1)
-      for action in ("junk_json", "empty_body")),
+    *(
+        flagged(35, {"action": action}, kept)
+        for action, kept in (
+            ("invalid_utf8", "unknown"),
+            ("bom", "ok"),
+            ("lone_surrogate", "unknown"),
+            ("nul", "ok"),
+            ("nan", "unknown"),
+            ("duplicate_keys", "ok"),
+            ("big_integer", "unknown"),
+            ("deep_json", "unknown"),
+        )
+    ),
+    *(retried(35, {"action": action}, billed=4, lost=1) for action in ("junk_json", "empty_body")),
     retried(38, {"action": "close_idle"}),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")

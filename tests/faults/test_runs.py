@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from harvester.config import run_section as conduct
-from harvester.config.run_section import Run
-from harvester.store.reader import Corpus
+from harvester.config import run_section
+from harvester.config.run_section import RunSection
 from harvester.errors import PromptError
-from harvester.store.journal.journal import Journal
 from harvester.mock_teacher.running import RunningMock
-from harvester.run.prepare import prepare
 from harvester.observe.status import status, status_lines
+from harvester.run.prepare import prepare
+from harvester.store.journal.journal import Journal
+from harvester.store.reader import Corpus
 from tests.faults import bench
 from tests.faults.bench import PROMPTS, live
 
@@ -252,12 +252,12 @@ def test_what_may_have_been_billed_is_never_sent_again_where_that_is_asked(
 def test_row_32_without_a_deadline_the_length_of_the_answer_sets_it(
     mock_teacher: Mock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Run().deadline_for(512) == 120 + 51.2
-    assert (Run().deadline_for(0), Run().deadline_for(10**6)) == (600, 3600)
-    assert Run(deadline_s=7).deadline_for(10**6) == 7
+    assert RunSection().deadline_for(512) == 120 + 51.2
+    assert (RunSection().deadline_for(0), RunSection().deadline_for(10**6)) == (600, 3600)
+    assert RunSection(deadline_s=7).deadline_for(10**6) == 7
     mock = mock_teacher()
-    monkeypatch.setattr(conduct, "BASE_DEADLINE_S", 0.25)
-    monkeypatch.setattr(conduct, "SLOWEST_TOKENS_PER_S", 128.0)
+    monkeypatch.setattr(run_section, "BASE_DEADLINE_S", 0.25)
+    monkeypatch.setattr(run_section, "SLOWEST_TOKENS_PER_S", 128.0)
     silent = [{"action": "silence", "prompt": bench.POISON}]
     ended = live(
         mock, tmp_path, silent, run={"deadline_s": None, "max_attempts": 1}, sampling={"max_tokens": 64}

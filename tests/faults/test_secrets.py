@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.api.redaction import Mask
+from harvester.api.redaction import Redactor
 from harvester.mock_teacher.faults.actions import ACTIONS, Stage
 
 CANARY = "sk-CANARY/+9f3a77c1=zz"
@@ -93,10 +93,12 @@ def echoes() -> list[dict[str, Any]]:
         {"action": "redirect", "location": f"http://127.0.0.1:9/?key={quote(CANARY, safe='')}"},
         {"action": "headers", "value": {"x-key": CANARY, "retry-after": CANARY}},
         {"action": "garbage_status", "value": f"HTTP/9.9 abc {CANARY}"},
-        *({"action": name, "value": CANARY} for name in
-          ("content", "refusal", "reasoning", "finish_reason", "id", "fingerprint")),
+        *(
+            {"action": name, "value": CANARY}
+            for name in ("content", "refusal", "reasoning", "finish_reason", "id", "fingerprint")
+        ),
         {"action": "tool_call", "function": "f", "arguments": json.dumps({"key": CANARY})},
-    ]  # fmt: skip
+    ]
 
 
 def every_action(*, stream: bool) -> list[dict[str, Any]]:
@@ -145,9 +147,11 @@ class Loud:
 
     def __init__(self, *arguments: str, program: str = LOUD) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-X", "dev", "-c", program, *arguments], stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env=environment(),
-        )  # fmt: skip
+            [sys.executable, "-X", "dev", "-c", program, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
         self.seen: set[bytes] = set()
         self._ended = threading.Event()
         self._watch = threading.Thread(target=self._look)
@@ -220,10 +224,15 @@ def afterwards(root: Path) -> dict[str, bytes]:
     store, found = str(root / "store"), {}
     (root / "curate.toml").write_text('corpus = "store"\nout = "curated"\n', encoding="utf-8")
     for verb in (
-        ("status", store, "--json"), ("verify", store), ("report", store), ("metrics", store),
-        ("plan", str(root / "harvest.toml")), ("terms", "check", str(root / "harvest.toml"), "--json"),
-        ("curate", str(root / "curate.toml")), ("export", store, str(root / "out"), "--to", "openai"),
-    ):  # fmt: skip
+        ("status", store, "--json"),
+        ("verify", store),
+        ("report", store),
+        ("metrics", store),
+        ("plan", str(root / "harvest.toml")),
+        ("terms", "check", str(root / "harvest.toml"), "--json"),
+        ("curate", str(root / "curate.toml")),
+        ("export", store, str(root / "out"), "--to", "openai"),
+    ):
         done = subprocess.run(
             [sys.executable, "-c", LOUD, *verb],
             capture_output=True,
@@ -257,7 +266,7 @@ def test_a_crash_of_ours_tells_the_trace_and_not_the_key(tmp_path: Path, mock_te
     monkeypatch.setenv("CANARY_KEY", CANARY)
     teacher = mock_teacher(require_key_env="CANARY_KEY")
     path = prepared(tmp_path, teacher.base_url, ["What is 1 + 2?"])
-    broken = "import harvester.client as c\nc.Client.send = lambda self, *a: 1 / 0\n" + LOUD
+    broken = "import harvester.api.client as c\nc.Client.send = lambda self, *a: 1 / 0\n" + LOUD
     code, places = Loud("run", path, program=broken).end()
     assert code not in {0, 3}
     assert b"ZeroDivisionError" in places["stderr"]
@@ -272,8 +281,11 @@ def test_what_a_living_run_tells_its_socket_holds_no_key(tmp_path: Path, mock_te
     for _ in range(100):
         done = subprocess.run(
             [sys.executable, "-m", "harvester", "status", str(tmp_path / "store"), "--json"],
-            capture_output=True, env=environment(), timeout=60, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            env=environment(),
+            timeout=60,
+            check=False,
+        )
         told["status"] = done.stdout + done.stderr
         if done.returncode == 0 and json.loads(done.stdout).get("alive"):
             break
@@ -287,7 +299,7 @@ PLAIN = st.text(st.characters(codec="ascii", categories=["L", "N"], include_char
 
 @given(PLAIN, st.text(max_size=20), st.text(max_size=20), st.integers(0, 2))
 def test_no_spelling_of_a_key_passes_the_mask(key: str, before: str, after: str, phase: int):
-    mask = Mask(key)
+    mask = Redactor(key)
     spelt = "".join(f"\\u{ord(char):04x}" for char in key)
     for text in (json.dumps({"a": f"{before}{key}{after}"}), f'{{"a": "{spelt}"}}'):
         masked = mask.body(text.encode("utf-8", "surrogatepass"))
@@ -302,8 +314,8 @@ def test_no_spelling_of_a_key_passes_the_mask(key: str, before: str, after: str,
 
 @given(st.binary(max_size=200), st.sampled_from([None, "EMPTY", "test"]))
 def test_where_there_is_no_key_the_bytes_stay(body: bytes, key: str | None):
-    assert Mask(key).body(body) is body
+    assert Redactor(key).body(body) is body
 
 
 def test_a_mask_shows_no_key():
-    assert CANARY not in repr(Mask(CANARY))
+    assert CANARY not in repr(Redactor(CANARY))

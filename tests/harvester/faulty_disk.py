@@ -30,7 +30,12 @@ def environment(
         told: gets a line for each later write and fsync there.
     """
     return {
-        "LD_PRELOAD": str(library), "FAULT_UNDER": str(under), "FAULT_CALL": call, "FAULT_NTH": str(nth),
-        "FAULT_ERRNO": str(number), "PATH": os.environ["PATH"], **({"FAULT_STAYS": "1"} if stays else {}),
+        "LD_PRELOAD": str(library),
+        "FAULT_UNDER": str(under),
+        "FAULT_CALL": call,
+        "FAULT_NTH": str(nth),
+        "FAULT_ERRNO": str(number),
+        "PATH": os.environ["PATH"],
+        **({"FAULT_STAYS": "1"} if stays else {}),
         **({"FAULT_AFTER": str(told)} if told else {}),
-    }  # fmt: skip
+    }

@@ -28,8 +28,11 @@ class Lives:
     def __init__(self, config: Path, quiet_s: float = 0.02) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.harvester.harvest_lives", str(config), str(quiet_s)],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def __enter__(self) -> Lives:
         return self

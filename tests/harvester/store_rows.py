@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from harvester.store.journal.journal import Journal
-from harvester.api.types import Prompt
 from harvester.api.request_key import request_key
+from harvester.api.types import Prompt
+from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import Answer, Intent, RunRecord
 
 AT = 1_790_000_000.25

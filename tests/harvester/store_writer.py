@@ -10,10 +10,10 @@ import sys
 import threading
 from pathlib import Path
 
-from harvester.store.shards import seal as shards
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
+from harvester.store.shards import seal
 from tests.harvester.store_rows import answer, intent, key_of, run_record
 
 ANSWERS = 600
@@ -38,8 +38,8 @@ def main() -> None:
             attempt_id = next_id + number - first
             leave(writer, run.run_id, number, attempt_id, slots)
             if number % SEAL_EVERY == SEAL_EVERY - 1:
-                writer.call(lambda journal: shards.seal(journal, store, target_bytes=1, everything=True))
-        writer.call(lambda journal: shards.seal(journal, store, target_bytes=1, everything=True)).result()
+                writer.call(lambda journal: seal.seal(journal, store, target_bytes=1, everything=True))
+        writer.call(lambda journal: seal.seal(journal, store, target_bytes=1, everything=True)).result()
         writer.call(lambda journal: journal.end_run(run.run_id, "complete", 0, 0.0)).result()
         writer.close()
 

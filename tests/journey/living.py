@@ -45,8 +45,11 @@ def write_prompts(path: Path, numbers: Sequence[int]) -> None:
 def harvester(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "harvester", *map(str, arguments)],
-        capture_output=True, text=True, timeout=60, env={**os.environ, **environment},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -84,8 +87,11 @@ class Life:
 def living(config: Path, *flags: object, stdout: Any = subprocess.PIPE, **environment: str) -> Iterator[Life]:
     process = subprocess.Popen(
         [sys.executable, "-m", "harvester", "run", str(config), *map(str, flags)],
-        stdout=stdout, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
-    )  # fmt: skip
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
     try:
         yield Life(config, process)
     finally:

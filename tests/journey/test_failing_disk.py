@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from harvester.store.reader import Corpus
-from harvester.store.journal.journal import Journal
 from harvester.mock_teacher.running import RunningMock
+from harvester.store.journal.journal import Journal
+from harvester.store.reader import Corpus
 from tests.harvester import faulty_disk
 from tests.journey.living import harvester, write_folder
 
@@ -30,9 +30,11 @@ NAMED = (0, 5)
 def cases(count: int) -> list[tuple[str, int, int, bool]]:
     every = [
         (call, nth, number, stays)
-        for call, most in CALLS.items() for nth in range(1, most + 1)
-        for number in ERRORS for stays in (False, True)
-    ]  # fmt: skip
+        for call, most in CALLS.items()
+        for nth in range(1, most + 1)
+        for number in ERRORS
+        for stays in (False, True)
+    ]
     chosen = random.Random(8).sample(every, count - len(CALLS))
     return [*((call, 1, errno.ENOSPC, True) for call in CALLS), *chosen]
 

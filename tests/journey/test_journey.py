@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from harvester.store.reader import Corpus
 from harvester.mock_teacher.running import RunningMock, start_process
+from harvester.store.reader import Corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 HARVEST = """\
@@ -99,8 +99,13 @@ def test_from_a_prompt_file_to_a_scored_student(mock_teacher: Callable[..., Runn
     assert task["student"]["low"] > task["base"]["high"]  # it learned, and chance can't explain it
     assert card["recovery"] == card["macro"]["student"]["accuracy"] / card["macro"]["teacher"]["accuracy"]
     ran(
-        "harvester", "report", str(tmp_path / "store"),
-        "--out", str(tmp_path / "report.html"), "--scorecard", str(tmp_path / "out" / "scorecard.json"),
-    )  # fmt: skip
+        "harvester",
+        "report",
+        str(tmp_path / "store"),
+        "--out",
+        str(tmp_path / "report.html"),
+        "--scorecard",
+        str(tmp_path / "out" / "scorecard.json"),
+    )
     assert "recovery" in (tmp_path / "report.html").read_text(encoding="utf-8").lower()
     assert mock.totals()["requests"] == len(rows)

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from harvester.prompts import completed_files as finished
-from harvester.run import job
-from harvester.run.control import client as remote
-from harvester.prompts.completed_files import Finished
-from harvester.store.journal.journal import Journal
 from harvester.mock_teacher.running import RunningMock
-from harvester.observe.sd_notify import Notify
-from harvester.run.prepare import prepare
+from harvester.observe.sd_notify import ServiceNotifier
 from harvester.observe.status import status
+from harvester.prompts import completed_files
+from harvester.prompts.completed_files import Finished
+from harvester.run import job
+from harvester.run.control import client
+from harvester.run.prepare import prepare
+from harvester.store.journal.journal import Journal
 from tests.journey.living import harvester, living, write_folder, write_prompts
 
 Mock = Callable[..., RunningMock]
@@ -78,9 +78,13 @@ def test_a_signal_drains_seals_and_says_how_to_go_on_and_systemd_hears_it(
     ],
 )
 def test_a_second_signal_or_the_end_of_the_grace_gives_up_what_is_on_the_wire_and_nothing_else(
-    mock_teacher: Mock, tmp_path: Path, signals: tuple[signal.Signals, ...], flags: tuple[str, ...],
-    ending: str, code: int,
-) -> None:  # fmt: skip
+    mock_teacher: Mock,
+    tmp_path: Path,
+    signals: tuple[signal.Signals, ...],
+    flags: tuple[str, ...],
+    ending: str,
+    code: int,
+) -> None:
     mock = mock_teacher(latency_s=0.05)
     config = write_folder(tmp_path, mock.base_url, 400, teacher=FOUR)
     store = tmp_path / "store"
@@ -121,7 +125,7 @@ def test_a_run_goes_on_when_nobody_reads_what_it_says(mock_teacher: Mock, tmp_pa
 
 
 def test_before_the_first_request_sigterm_ends_with_143_and_a_hang_up_is_ignored() -> None:
-    code = "from harvester import signals; signals.end_at_once(); print(1, flush=True); input()"
+    code = "from harvester.run import signals; signals.end_at_once(); print(1, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -137,18 +141,21 @@ def test_before_the_first_request_sigterm_ends_with_143_and_a_hang_up_is_ignored
     [((signal.SIGTERM,), "interrupted"), ((signal.SIGINT, signal.SIGTERM), "aborted")],
 )
 def test_a_signal_that_comes_before_the_pass_is_not_lost(
-    mock_teacher: Mock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    signals: tuple[signal.Signals, ...], ending: str,
-) -> None:  # fmt: skip
+    mock_teacher: Mock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signals: tuple[signal.Signals, ...],
+    ending: str,
+) -> None:
     mock = mock_teacher()
-    recall = finished.recall
+    recall = completed_files.recall
 
     def interrupted(journal: Journal, digest: bytes | None) -> Finished | None:
         for number in signals:
             os.kill(os.getpid(), number)
         return recall(journal, digest)
 
-    monkeypatch.setattr(finished, "recall", interrupted)
+    monkeypatch.setattr(completed_files, "recall", interrupted)
     config = write_folder(tmp_path, mock.base_url, 5)
     ended = asyncio.run(job.run(prepare(config), lambda _: None))
     assert (ended.ending, mock.totals()["requests"]) == (ending, 0)
@@ -168,7 +175,7 @@ def test_after_a_stop_of_the_process_nobody_stampedes(
         time.sleep(still_s)  # the fault itself: two seconds of standing still are eighty requests
         life.signal(signal.SIGCONT)
         life.until(lambda s: s["answers_stored"] >= before + 120)
-        remote.tell(life.store, "stop")
+        client.tell(life.store, "stop")
         assert life.end()[0] == 10
     times = sorted(one["at"] for one in mock.ledger()["entries"])
     gaps = [b - a for a, b in pairwise(times)]
@@ -215,7 +222,7 @@ def test_outside_its_hours_a_run_sends_nothing_and_a_watching_one_waits(
         held = life.until(lambda s: s["state"] == "on hold")
         assert held["waiting"].startswith("outside the opening hours; opens")
         assert harvester("status", life.store, "--check").returncode == 0
-        said = remote.tell(life.store, "resume")  # the operator can't open what the hours closed
+        said = client.tell(life.store, "resume")  # the operator can't open what the hours closed
         assert "still held: outside" in said["said"]
         life.signal(signal.SIGTERM)
         assert life.end()[0] == 143
@@ -241,7 +248,7 @@ def test_a_watching_run_takes_files_that_appear_or_grow_and_forgives_a_half_writ
             file.write('1 + 30?"}\n')
         done = life.until(lambda s: s["answers_stored"] == 9)
         assert (done["rows_total"], done["from_cache"], done["duplicates"]) == (9, 0, 0)
-        remote.tell(life.store, "stop")
+        client.tell(life.store, "stop")
         assert life.end()[0] == 10
     assert mock.totals()["answers"] == 9
 
@@ -260,7 +267,7 @@ def test_a_watching_run_may_begin_with_nothing(mock_teacher: Mock, tmp_path: Pat
 
 
 def test_without_a_service_manager_nothing_is_sent(tmp_path: Path) -> None:
-    Notify({}).beat("x")
-    Notify({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()  # a lost message is no error
-    assert Notify({"WATCHDOG_USEC": "3000000"}).watchdog_s == 3.0
-    assert Notify({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).watchdog_s is None
+    ServiceNotifier({}).beat("x")
+    ServiceNotifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()  # a lost message is no error
+    assert ServiceNotifier({"WATCHDOG_USEC": "3000000"}).watchdog_s == 3.0
+    assert ServiceNotifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).watchdog_s is None

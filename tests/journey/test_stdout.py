@@ -12,16 +12,24 @@ from typing import TextIO
 
 import pytest
 
-from harvester.cli import main as cli
+from harvester.cli import main
 from harvester.mock_teacher.running import RunningMock
 from tests.journey.living import living, write_folder
 
 Mock = Callable[..., RunningMock]
 VERBS = (
-    ("run", "CONFIG"), ("plan", "CONFIG"), ("schedule", "--cron", "CONFIG"), ("status", "CONFIG", "--check"),
-    ("metrics", "CONFIG"), ("verify", "CONFIG", "--json"), ("explain", "10"), ("config", "schema"),
-    ("terms", "list"), ("--version",), ("run", "--help"),
-)  # fmt: skip
+    ("run", "CONFIG"),
+    ("plan", "CONFIG"),
+    ("schedule", "--cron", "CONFIG"),
+    ("status", "CONFIG", "--check"),
+    ("metrics", "CONFIG"),
+    ("verify", "CONFIG", "--json"),
+    ("explain", "10"),
+    ("config", "schema"),
+    ("terms", "list"),
+    ("--version",),
+    ("run", "--help"),
+)
 
 
 def left() -> TextIO:
@@ -41,7 +49,7 @@ def ended(words: tuple[str, ...], config: Path, stdout: TextIO, monkeypatch: pyt
         patch.setattr(sys, "argv", ["harvester", *told])
         patch.setattr(sys, "stdout", stdout)
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            main.main()
     stdout.close()  # flushes what a full disk left in its buffer: that must not fail either
     return int(caught.value.code or 0)
 

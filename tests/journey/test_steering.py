@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from harvester.run.control import server as control, client as remote
 from harvester.cli.status import stop
 from harvester.errors import ConfigError, FindingsError
-from harvester.store.journal.lock import StoreLock, is_held
 from harvester.mock_teacher.running import RunningMock
 from harvester.observe.status import status, status_lines
+from harvester.run.control import client, server
+from harvester.store.journal.lock import StoreLock, is_held
 from tests.journey.living import harvester, living, write_folder
 
 Mock = Callable[..., RunningMock]
@@ -33,7 +33,7 @@ def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_pat
     store = tmp_path / "store"
     with living(config) as life:
         life.until(lambda s: s["answers_stored"] >= 20)
-        assert stat.S_IMODE((store / remote.NAME).stat().st_mode) == 0o600
+        assert stat.S_IMODE((store / client.SOCKET_NAME).stat().st_mode) == 0o600
 
         said = harvester("status", store, "--json", "--check", "--max-age", "10m")
         assert said.returncode == 0, said.stderr
@@ -46,19 +46,19 @@ def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_pat
         assert 0 < seen["eta_s"]["low"] <= seen["eta_s"]["likely"] <= seen["eta_s"]["high"]
         assert seen["cost_projected_microusd"]["high"] > seen["cost_microusd"] > 0
 
-        assert "paused" in remote.tell(store, "pause")["said"]
+        assert "paused" in client.tell(store, "pause")["said"]
         held = life.until(lambda s: s["state"] == "on hold" and s["in_flight"] == 0)
         assert held["waiting"] == "paused by the operator; `harvester resume` goes on"
         sent = mock.state()["received"]
         assert harvester("status", store).stdout.startswith("on hold:")
-        assert remote.tell(store, "set", name="rpm", value="6000")["said"].startswith("rpm is 6,000")
-        assert remote.tell(store, "set", name="tpm", value="none")["said"].startswith("tpm has no")
-        remote.tell(store, "set", name="max-concurrency", value="16")
-        remote.tell(store, "set", name="budget", value="$7.50")
-        remote.tell(store, "set", name="budget", value="3,000,000tokens")
+        assert client.tell(store, "set", name="rpm", value="6000")["said"].startswith("rpm is 6,000")
+        assert client.tell(store, "set", name="tpm", value="none")["said"].startswith("tpm has no")
+        client.tell(store, "set", name="max-concurrency", value="16")
+        client.tell(store, "set", name="budget", value="$7.50")
+        client.tell(store, "set", name="budget", value="3,000,000tokens")
         assert mock.state()["received"] == sent
 
-        remote.tell(store, "resume")
+        client.tell(store, "resume")
         faster = life.until(lambda s: s["state"] == "running" and s["window"] > 4)
         assert faster["limits"]["requests_per_minute"] == 6000
         assert faster["limits"]["max_concurrency"] == 16
@@ -69,7 +69,7 @@ def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_pat
         code, out, _ = life.end()
         assert code == 10
         assert f"resume with: harvester run {config}" in out
-    assert not (store / remote.NAME).exists()
+    assert not (store / client.SOCKET_NAME).exists()
     found = status(store)
     assert (found["state"], found["alive"], found["exit_code"]) == ("stopped", False, 10)
     assert found["held"] == mock.totals()["answers"]
@@ -83,16 +83,26 @@ def test_what_cant_be_set_is_refused_in_words_and_changes_nothing(mock_teacher: 
     with living(config) as life:
         before = life.until(lambda s: s["answers_stored"] > 0)["limits"]
         for name, value in (
-            ("rpm", "fast"), ("rpm", "0"), ("rpm", "nan"), ("tpm", "-3"), ("max-concurrency", "0"),
-            ("max-concurrency", "2.5"), ("budget", "5"), ("budget", "much"), ("colour", "red"),
-            ("budget", "9" * 400), ("budget", "9" * 400 + "tokens"), ("rpm", "1e-10"), ("tpm", "0.05"),
-        ):  # fmt: skip
+            ("rpm", "fast"),
+            ("rpm", "0"),
+            ("rpm", "nan"),
+            ("tpm", "-3"),
+            ("max-concurrency", "0"),
+            ("max-concurrency", "2.5"),
+            ("budget", "5"),
+            ("budget", "much"),
+            ("colour", "red"),
+            ("budget", "9" * 400),
+            ("budget", "9" * 400 + "tokens"),
+            ("rpm", "1e-10"),
+            ("tpm", "0.05"),
+        ):
             with pytest.raises(ConfigError):
-                remote.ask(store, "set", name=name, value=value)
+                client.ask(store, "set", name=name, value=value)
         with pytest.raises(ConfigError, match="unknown verb"):
-            remote.ask(store, "dance")
+            client.ask(store, "dance")
         for line in (b"[1]\n", b"nonsense\n", b"[" * 60_000 + b"\n"):
-            with socket.socket(socket.AF_UNIX) as raw, remote.address(store) as path:
+            with socket.socket(socket.AF_UNIX) as raw, client.address(store) as path:
                 raw.connect(path)
                 raw.sendall(line)
                 assert b"error" in raw.recv(4096)
@@ -106,7 +116,7 @@ def test_a_ceiling_lowered_below_what_was_spent_ends_the_run(mock_teacher: Mock,
     config = write_folder(tmp_path, mock.base_url, 2000, teacher=LIMITED + PRICED)
     with living(config) as life:
         life.until(lambda s: s["answers_stored"] >= 10)
-        remote.tell(life.store, "set", name="budget", value="10tokens")
+        client.tell(life.store, "set", name="budget", value="10tokens")
         code, out, _ = life.end()
     assert code == 10
     assert out.startswith("budget:")
@@ -120,13 +130,13 @@ def test_a_dead_job_is_told_from_a_hung_one_and_its_pause_outlives_it(
     store = tmp_path / "store"
     with living(config) as life:
         life.until(lambda s: s["answers_stored"] > 0)
-        assert "also after a restart" in remote.tell(store, "pause")["said"]
+        assert "also after a restart" in client.tell(store, "pause")["said"]
         life.signal(signal.SIGSTOP)
-        assert remote.ask(store, "status", patience_s=0.2) is None
+        assert client.ask(store, "status", patience_s=0.2) is None
         stopped = status(store)
         assert (stopped["alive"], stopped["process"]) == (True, "stopped")
         with pytest.raises(FindingsError, match="does not answer"):
-            remote.tell(store, "pause", patience_s=0.2)
+            client.tell(store, "pause", patience_s=0.2)
         told = json.loads((store / "status.json").read_text())
         (store / "status.json").write_text(json.dumps({**told, "updated_at": told["updated_at"] - 900}))
         probe = harvester("status", store, "--check", "--max-age", "10m")
@@ -136,7 +146,7 @@ def test_a_dead_job_is_told_from_a_hung_one_and_its_pause_outlives_it(
         life.process.wait()
     dead = status(store)
     assert (dead["state"], dead["alive"]) == ("died", False)
-    assert (store / remote.NAME).exists()  # left behind; the next life takes its place
+    assert (store / client.SOCKET_NAME).exists()  # left behind; the next life takes its place
     probe = harvester("status", store, "--check")
     assert (probe.returncode, "no live job: died" in probe.stderr) == (1, True)
     assert any(line.startswith("process   none") for line in status_lines(dead))
@@ -146,7 +156,7 @@ def test_a_dead_job_is_told_from_a_hung_one_and_its_pause_outlives_it(
         held = life.until(lambda s: s["state"] == "on hold" and s["waiting"])
         assert "paused by the operator (20" in held["waiting"]
         assert (held["requests_sent"], mock.state()["received"]) == (0, sent)
-        assert remote.tell(store, "resume")["said"] == "resumed"
+        assert client.tell(store, "resume")["said"] == "resumed"
         assert life.end()[0] == 10
     assert status(store)["holds"] == {}
 
@@ -154,18 +164,18 @@ def test_a_dead_job_is_told_from_a_hung_one_and_its_pause_outlives_it(
 def test_a_store_with_a_long_name_is_steered_too(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 80) / ("e" * 80)
     deep.mkdir(parents=True)
-    assert len(os.fsencode(deep / remote.NAME)) > 108
+    assert len(os.fsencode(deep / client.SOCKET_NAME)) > 108
 
     async def act(asked: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"said": asked["verb"]}
 
     async def talk() -> dict[str, Any] | None:
-        async with control.served(deep, act, complain=lambda _: None):
-            assert stat.S_IMODE((deep / remote.NAME).stat().st_mode) == 0o600
-            return await asyncio.to_thread(remote.ask, deep, "hello")
+        async with server.served(deep, act, complain=lambda _: None):
+            assert stat.S_IMODE((deep / client.SOCKET_NAME).stat().st_mode) == 0o600
+            return await asyncio.to_thread(client.ask, deep, "hello")
 
     assert asyncio.run(talk()) == {"said": "hello"}
-    assert not (deep / remote.NAME).exists()
+    assert not (deep / client.SOCKET_NAME).exists()
 
 
 def test_a_request_that_makes_the_job_stumble_gets_a_word_and_a_long_answer_comes_whole(
@@ -177,10 +187,10 @@ def test_a_request_that_makes_the_job_stumble_gets_a_word_and_a_long_answer_come
         return {"said": "x" * 300_000 if asked["verb"] == "status" else int(float("inf"))}
 
     async def talk() -> dict[str, Any] | None:
-        async with control.served(tmp_path, act, complain=heard.append):
+        async with server.served(tmp_path, act, complain=heard.append):
             with pytest.raises(ConfigError, match="stumble"):
-                await asyncio.to_thread(remote.ask, tmp_path, "set")
-            return await asyncio.to_thread(remote.ask, tmp_path, "status")
+                await asyncio.to_thread(client.ask, tmp_path, "set")
+            return await asyncio.to_thread(client.ask, tmp_path, "status")
 
     told = asyncio.run(talk())
     assert told is not None
@@ -198,7 +208,7 @@ def test_stop_waits_for_its_own_job_and_for_no_other(tmp_path: Path) -> None:
 
     async def live() -> None:
         asked_to_stop.__enter__()
-        async with control.served(tmp_path, act, complain=lambda _: None):
+        async with server.served(tmp_path, act, complain=lambda _: None):
             waiting = asyncio.create_task(asyncio.to_thread(stop, tmp_path, wait=True, as_json=True))
             try:
                 await asyncio.wait_for(asyncio.shield(waiting), 10)
@@ -210,16 +220,16 @@ def test_stop_waits_for_its_own_job_and_for_no_other(tmp_path: Path) -> None:
 
 
 def test_where_no_socket_can_be_made_the_job_goes_on_without(tmp_path: Path) -> None:
-    (tmp_path / remote.NAME).mkdir()
+    (tmp_path / client.SOCKET_NAME).mkdir()
     heard: list[Exception] = []
 
     async def act(asked: Mapping[str, Any]) -> Mapping[str, Any]:
         return asked
 
     async def live() -> None:
-        async with control.served(tmp_path, act, complain=heard.append):
+        async with server.served(tmp_path, act, complain=heard.append):
             pass
 
     asyncio.run(live())
     assert "can't be made" in str(heard[0])
-    assert (tmp_path / remote.NAME).is_dir()
+    assert (tmp_path / client.SOCKET_NAME).is_dir()

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from harvester.store.reader import Corpus
 from harvester.mock_teacher.running import RunningMock
+from harvester.store.reader import Corpus
 from tests.journey.living import harvester, living, write_folder
 
 Mock = Callable[..., RunningMock]

@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from harvester.run import job, terms_watch as warden
-from harvester.store.reader import Corpus
 from harvester.errors import TermsRefused
 from harvester.export.export import export
+from harvester.run import job, terms_watch
 from harvester.run.prepare import prepare
 from harvester.store.maintain.seal_task import seal_now
+from harvester.store.reader import Corpus
 from tests.journey.test_doors import folder, harvester
 
 RESTRICTED = """\
@@ -216,8 +216,8 @@ def test_a_provider_that_a_router_was_not_held_to_stops_the_run(tmp_path: Path, 
 
 
 def test_terms_that_change_while_a_run_lives_end_it(tmp_path: Path, mock_teacher, monkeypatch):
-    monkeypatch.setattr(warden, "ASK_EVERY_S", 0.01)
-    monkeypatch.setattr(warden, "LISTEN_EVERY_S", 0.05)
+    monkeypatch.setattr(terms_watch, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(terms_watch, "LISTEN_EVERY_S", 0.05)
     teacher = mock_teacher(latency_s=0.05)
     lines = tuple(f'{{"prompt": "What is {n} + 21?"}}' for n in range(2000))
     path = folder(tmp_path, teacher.base_url, lines=lines)
@@ -235,8 +235,11 @@ def test_terms_that_change_while_a_run_lives_end_it(tmp_path: Path, mock_teacher
 def test_a_permission_needs_a_person_at_a_terminal(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-m", "harvester", "terms", "record", "--beside", str(tmp_path)],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 77
     assert "at a terminal" in done.stderr
     assert not (tmp_path / "permissions").exists()

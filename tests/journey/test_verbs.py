@@ -11,11 +11,11 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from harvester.cli import main as harvester
+from harvester.cli import main
 from harvester.mock_teacher.__main__ import parser
-from trainer import cli as trainer
+from trainer import cli
 
-DOORS = {"harvester": harvester, "trainer": trainer}
+DOORS = {"harvester": main, "trainer": cli}
 OWN_HELP = {("harvester", "mock-teacher")}
 """Parsed by argparse, shared with `python -m harvester.mock_teacher`; held to the same below."""
 NEEDS = {
@@ -108,7 +108,7 @@ def test_the_desk_answers_in_json(capsys, monkeypatch):
     for words in (["show", "llama-3"], ["list"]):
         monkeypatch.setattr("sys.argv", ["harvester", "terms", *words, "--json"])
         with pytest.raises(SystemExit):
-            harvester.main()
+            main.main()
         told = json.loads(capsys.readouterr().out)
         record = told if "id" in told else next(r for r in told["records"] if r["id"] == "llama-3")
         assert (record["id"], record["layer"], record["state"]) == ("llama-3", "weights", "good")
@@ -116,10 +116,18 @@ def test_the_desk_answers_in_json(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "words",
-    ["--max-usd inf", "--max-usd nan", "--max-usd 1e308", "--grace inf", "--grace nan",
-     "--epoch 9007199254740992", "--max-runtime 1e9d", "--finish-by 0001-01-01T00:00+14:00"],
-)  # fmt: skip
+    [
+        "--max-usd inf",
+        "--max-usd nan",
+        "--max-usd 1e308",
+        "--grace inf",
+        "--grace nan",
+        "--epoch 9007199254740992",
+        "--max-runtime 1e9d",
+        "--finish-by 0001-01-01T00:00+14:00",
+    ],
+)
 def test_a_number_that_nothing_can_count_with_is_refused_by_its_flag(words: str, tmp_path: Path):
-    done = CliRunner().invoke(harvester.app, ["run", str(tmp_path / "none.toml"), *words.split()])
+    done = CliRunner().invoke(main.app, ["run", str(tmp_path / "none.toml"), *words.split()])
     said = done.output + str(getattr(done.exception, "place", ""))
     assert (getattr(done.exception, "exit_code", done.exit_code), words.split()[0] in said) == (2, True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harvester.store.shards import seal as shards
-from tests.harvester import store_rows as rows
+from harvester.store.shards import seal
+from tests.harvester import store_rows
 from tests.pages import hostile
 
 
@@ -18,12 +18,12 @@ from tests.pages import hostile
 def hostile_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every hostile text as a prompt, an answer, a finish reason, a model's name; half of it sealed."""
     store = tmp_path_factory.mktemp("hostile") / "store"
-    with rows.open_store(store, model=hostile.TEXTS[0]) as journal:
+    with store_rows.open_store(store, model=hostile.TEXTS[0]) as journal:
         for number, text in enumerate(hostile.TEXTS):
-            journal.apply([rows.intent(number)])
+            journal.apply([store_rows.intent(number)])
             journal.apply([hostile.answer(number, text)])
             if number == len(hostile.TEXTS) // 2:
-                shards.seal(journal, store, target_bytes=1 << 20, everything=True)
+                seal.seal(journal, store, target_bytes=1 << 20, everything=True)
     return store
 
 
@@ -38,10 +38,17 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options.binary_location = chromium
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     for flag in (
-        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage",
-        "disable-background-networking", "disable-component-update", "disable-sync",
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-dev-shm-usage",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
         f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
+    ):
         options.add_argument(f"--{flag}")
     chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     try:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from harvester.observe.report import report, server as view
-from tests.harvester import store_rows as rows
+from harvester.observe.report import report
+from harvester.observe.report import server as view
+from tests.harvester import store_rows
 from tests.pages import hostile
 
 WAIT_S = 15.0
@@ -75,14 +76,17 @@ def shown(browser: Any) -> list[str]:
 def type_in(browser: Any, text: str) -> None:
     browser.execute_script(
         "const s = document.getElementById('search'); s.value = arguments[0];"
-        "s.dispatchEvent(new Event('input'));", text,
-    )  # fmt: skip
+        "s.dispatchEvent(new Event('input'));",
+        text,
+    )
 
 
 def tags(browser: Any) -> set[str]:
-    return set(browser.execute_script(
-        "return Array.from(document.querySelectorAll('body *')).map(e => e.tagName.toLowerCase())"
-    ))  # fmt: skip
+    return set(
+        browser.execute_script(
+            "return Array.from(document.querySelectorAll('body *')).map(e => e.tagName.toLowerCase())"
+        )
+    )
 
 
 def test_hostile_text_is_inert_in_the_report(browser: Any, hostile_store: Path, tmp_path: Path):
@@ -142,12 +146,12 @@ def test_the_view_refreshes_by_itself_and_says_when_it_no_longer_does(
 ):
     monkeypatch.setattr(view, "CENSUS_EVERY_S", 0.1)
     store = tmp_path / "store"
-    with rows.open_store(store) as journal:
-        rows.fill(journal, range(5))
+    with store_rows.open_store(store) as journal:
+        store_rows.fill(journal, range(5))
         address = served.start(store)
         browser.get(address)
         assert "5 answers" in text_of(browser, ".lead")
-        rows.fill(journal, range(5, 1205))
+        store_rows.fill(journal, range(5, 1205))
         until(lambda: "1,205 answers" in text_of(browser, ".lead"))
     served.stop()
     until(lambda: browser.execute_script("return document.body.classList.contains('stale')"))

@@ -12,9 +12,9 @@ import pytest
 import typer.main
 from prometheus_client.parser import text_string_to_metric_families
 
-from harvester.cli import main as cli
-from harvester.observe.report import prometheus as exposition, report
+from harvester.cli import main
 from harvester.errors import ConfigError
+from harvester.observe.report import prometheus, report
 from tests.faults import bench
 from tests.harvester.cli.test_progress import run_folder
 from tests.pages import hostile
@@ -29,9 +29,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     faults = [{"action": "status", "status": 503, "nth": 4}]
     with start_in_thread(MockSettings(faults=read_rules(faults))) as mock:
         ended = bench.live(
-            mock, tmp_path_factory.mktemp("run"), faults, prompts=[f"What is {n} + 1?" for n in range(20)],
+            mock,
+            tmp_path_factory.mktemp("run"),
+            faults,
+            prompts=[f"What is {n} + 1?" for n in range(20)],
             teacher={"price": {"input": 1000, "output": 1000}},
-        )  # fmt: skip
+        )
     assert ended.fired == 1
     return ended.store
 
@@ -46,7 +49,7 @@ def families(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
 
 
 def test_counters_are_the_ledgers(store: Path):
-    found = families(exposition.exposed(store))
+    found = families(prometheus.exposed(store))
     assert found["harvester_attempts_total"] == {(): 21}
     assert found["harvester_answers_total"] == {(("outcome", "ok"),): 20}
     assert found["harvester_attempt_errors_total"] == {(("code", "unavailable"),): 1}
@@ -59,10 +62,10 @@ def test_failed_rows_are_those_that_have_no_answer_now(tmp_path: Path, mock_teac
     mock = mock_teacher(faults=[{"action": "status", "status": 500, "times": 5}])
     path = run_folder(tmp_path, mock.base_url, 20)
     path.write_text(path.read_text() + "\n[run]\nmax_attempts = 1\n", encoding="utf-8")
-    command = typer.main.get_command(cli.app)
+    command = typer.main.get_command(main.app)
     for code, dead in ((3, 5), (0, 0)):
         assert command(["run", str(path)], standalone_mode=False) == code
-        found = families(exposition.exposed(tmp_path / "store"))
+        found = families(prometheus.exposed(tmp_path / "store"))
         assert found["harvester_failed_rows"] == {(): dead}
         tiles = report.overview(report.gather(tmp_path / "store"))["tiles"]
         assert [(t["value"], t["bad"]) for t in tiles if t["name"] == "failed rows"] == [
@@ -72,7 +75,7 @@ def test_failed_rows_are_those_that_have_no_answer_now(tmp_path: Path, mock_teac
 
 
 def test_histograms_are_cumulative_and_whole(store: Path):
-    found = families(exposition.exposed(store))
+    found = families(prometheus.exposed(store))
     cells = found["harvester_request_duration_seconds_bucket"]
     counts = [cells[key] for key in sorted(cells, key=lambda key: float(dict(key)["le"]))]
     assert counts == sorted(counts)
@@ -94,7 +97,7 @@ def test_names_follow_the_conventions(store: Path):
         "info",
         "total",
     }
-    for family in text_string_to_metric_families(exposition.exposed(store)):
+    for family in text_string_to_metric_families(prometheus.exposed(store)):
         assert family.documentation
         assert re.fullmatch(r"harvester_[a-z_]+", family.name)
         assert family.type in {"counter", "gauge", "histogram"}
@@ -108,7 +111,7 @@ def test_names_follow_the_conventions(store: Path):
 
 def test_labels_are_escaped():
     for text in hostile.TEXTS:
-        drawn = exposition.family("m", "gauge", "about", [("", {"code": text}, 1.5)])
+        drawn = prometheus.family("m", "gauge", "about", [("", {"code": text}, 1.5)])
         (found,) = next(iter(text_string_to_metric_families(drawn))).samples
         assert found.labels["code"] == text.replace("\r", "\r")
         assert found.value == 1.5
@@ -116,7 +119,7 @@ def test_labels_are_escaped():
 
 def test_no_text_key_or_path_is_in_it(store: Path, hostile_store: Path):
     for one in (store, hostile_store):
-        text = exposition.exposed(one)
+        text = prometheus.exposed(one)
         assert str(one) not in text
         assert "What is" not in text
         assert "<script" not in text
@@ -146,7 +149,7 @@ def test_a_run_keeps_its_textfile(tmp_path: Path, mock_teacher):
     said: list[str] = []
     again = tmp_path / "again"
     again.mkdir()
-    with exposition.kept(tmp_path / "store", again / "x.prom", said.append, every_s=0.01):
+    with prometheus.kept(tmp_path / "store", again / "x.prom", said.append, every_s=0.01):
         while not written:
             written = list(again.glob("x.prom"))
         assert said == []
@@ -158,10 +161,17 @@ def test_a_run_keeps_its_textfile(tmp_path: Path, mock_teacher):
 
 
 UNFIT = {
-    ".": "is a folder", "..": "is a folder", "/": "is a folder", "/proc/x.prom": "can't be written",
-    "no/x.prom": "can't be written", "x" * 250: "can't be written", "x" * 300: "can't be written",
-    "/dev/null": "is no file", "STORE/journal.db": "the store's own", "STORE/shards/x.prom": "store's own",
-}  # fmt: skip
+    ".": "is a folder",
+    "..": "is a folder",
+    "/": "is a folder",
+    "/proc/x.prom": "can't be written",
+    "no/x.prom": "can't be written",
+    "x" * 250: "can't be written",
+    "x" * 300: "can't be written",
+    "/dev/null": "is no file",
+    "STORE/journal.db": "the store's own",
+    "STORE/shards/x.prom": "store's own",
+}
 
 
 def test_what_cant_be_written_is_said_before_anything_is_sent(
@@ -171,7 +181,7 @@ def test_what_cant_be_written_is_said_before_anything_is_sent(
     teacher = mock_teacher()
     path = run_folder(tmp_path, teacher.base_url, 2)
     verbs = (["run", str(path), "--metrics-file"], *([v, str(store), "--out"] for v in ("metrics", "report")))
-    command = typer.main.get_command(cli.app)
+    command = typer.main.get_command(main.app)
     for name, why in UNFIT.items():
         for verb in verbs[: 2 if name.startswith("no") else 3]:  # a report makes its folder
             out = name.replace("STORE", str(tmp_path / "store" if verb[0] == "run" else store))

@@ -67,9 +67,12 @@ def test_names_are_the_conventions(monkeypatch: pytest.MonkeyPatch):
     ours = {row.name for row in otel.NAMES if row.name.startswith("gen_ai")}
     assert ours == {metrics.GEN_AI_CLIENT_OPERATION_DURATION, metrics.GEN_AI_CLIENT_TOKEN_USAGE}
     assert set(otel.attributes_of("https://api.example/v1", "m")) == {
-        names.GEN_AI_OPERATION_NAME, names.GEN_AI_PROVIDER_NAME, names.GEN_AI_REQUEST_MODEL,
-        "server.address", "server.port",
-    }  # fmt: skip
+        names.GEN_AI_OPERATION_NAME,
+        names.GEN_AI_PROVIDER_NAME,
+        names.GEN_AI_REQUEST_MODEL,
+        "server.address",
+        "server.port",
+    }
     assert TOKEN_EDGES[:4] == (1, 4, 16, 64)
     assert TOKEN_EDGES[-1] == 67_108_864
     assert tuple(0.01 * 2**n for n in range(14)) == LATENCY_EDGES_S

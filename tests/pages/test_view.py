@@ -15,16 +15,17 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from harvester.observe.report import html as page, search, server as view
-from harvester.store.shards import seal as shards
+from harvester.observe.report import html as page
+from harvester.observe.report import search, server
+from harvester.store.shards import seal
 from harvester.system.safe_text import one_line, visible
-from tests.harvester import store_rows as rows
+from tests.harvester import store_rows
 from tests.pages import hostile
 
 
 @pytest.fixture(scope="module")
 def client(hostile_store: Path) -> TestClient:
-    return TestClient(view.app_of(hostile_store), base_url="http://127.0.0.1:8765")
+    return TestClient(server.app_of(hostile_store), base_url="http://127.0.0.1:8765")
 
 
 @pytest.mark.parametrize(
@@ -97,11 +98,11 @@ def test_text_for_people_keeps_what_people_write():
 
 def test_search_walks_the_whole_store_page_by_page(tmp_path: Path):
     store = tmp_path / "store"
-    with rows.open_store(store) as journal:
+    with store_rows.open_store(store) as journal:
         for start in (0, 150):
-            rows.fill(journal, range(start, start + 150))
-            shards.seal(journal, store, target_bytes=1 << 20, everything=True)
-        rows.fill(journal, range(300, 420))
+            store_rows.fill(journal, range(start, start + 150))
+            seal.seal(journal, store, target_bytes=1 << 20, everything=True)
+        store_rows.fill(journal, range(300, 420))
         seen: list[str] = []
         cursor = ""
         while True:
@@ -121,10 +122,10 @@ def test_search_walks_the_whole_store_page_by_page(tmp_path: Path):
 def test_a_search_that_takes_long_hands_over_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(search, "PATIENCE_S", 0.0)
     store = tmp_path / "store"
-    with rows.open_store(store) as journal:
+    with store_rows.open_store(store) as journal:
         for start in (0, 10):
-            rows.fill(journal, range(start, start + 10))
-            shards.seal(journal, store, target_bytes=1 << 20, everything=True)
+            store_rows.fill(journal, range(start, start + 10))
+            seal.seal(journal, store, target_bytes=1 << 20, everything=True)
     first = search.search(store, "is 3 +")
     assert (first.samples, bool(first.cursor), first.looked_at) == ([], True, 10)
     second = search.search(store, "is 3 +", cursor=first.cursor)
@@ -141,9 +142,9 @@ def test_a_cursor_that_was_never_given_begins_anew(client: TestClient, hostile_s
 
 def test_a_store_that_went_away_while_it_was_viewed_is_no_store_of_zeros(tmp_path: Path):
     store = tmp_path / "store"
-    with rows.open_store(store) as journal:
-        rows.fill(journal, range(10))
-    away = TestClient(view.app_of(store), base_url="http://127.0.0.1:8765")
+    with store_rows.open_store(store) as journal:
+        store_rows.fill(journal, range(10))
+    away = TestClient(server.app_of(store), base_url="http://127.0.0.1:8765")
     assert away.get("/metrics").status_code == 200
     store.rename(tmp_path / "elsewhere")
     for path in ("/metrics", "/", "/overview", "/samples?q=x"):

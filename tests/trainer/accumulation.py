@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 
 from trainer import config as settings
 from trainer.data import dataset
-from trainer.model import model
-from trainer.training import optim
 from trainer.data.chat_template import Renderer
-from trainer.training.step import Stepper
+from trainer.model import model
 from trainer.model.weights import vocabulary_of
+from trainer.training import optim
 from trainer.training.distributed import joined
+from trainer.training.step import Stepper
 
 
 def examples(config: settings.TrainConfig) -> list[Any]:

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 
 from harvester.system import failpoints
 from trainer import cli
-from trainer.training import train as _warm# noqa: F401 - its rooms are loaded once, here
+from trainer.training import train  # noqa: F401 - its rooms are loaded once, here
 from trainer.training.step import Stepper
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data import template_probe as shape
+from trainer.data import template_probe
 from trainer.errors import StudentError
 from trainer.process import time_limit
 
@@ -79,7 +79,7 @@ class Renderer:
         bare, self._anchor = self._split([ANCHOR, ANCHOR + "x", "x"]), []
         if bare[1] != bare[0] + bare[2]:  # "x" alone gets a space before it, as SentencePiece does
             self._anchor = bare[0]
-        self.shape = shape.learn(self.template, tokenizer)
+        self.shape = template_probe.learn(self.template, tokenizer)
 
     @property
     def template_sha256(self) -> str:

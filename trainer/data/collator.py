@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from trainer.data.chat_template import Example
-from trainer.model.segment_attention import Group
+from trainer.model.segment_attention import SegmentGroup
 from trainer.model.varlen_attention import Bounds, bounds
 
 
@@ -29,7 +29,7 @@ class Batch:
     position_ids: torch.Tensor
     predict_at: torch.Tensor
     targets: torch.Tensor
-    segments: tuple[Group, ...] | Bounds
+    segments: tuple[SegmentGroup, ...] | Bounds
 
     @property
     def tokens(self) -> int:
@@ -97,7 +97,7 @@ def _cuts(lengths: Sequence[int]) -> list[int]:
     return cuts
 
 
-def _groups(lengths: Sequence[int], device: torch.device | str) -> tuple[Group, ...]:
+def _groups(lengths: Sequence[int], device: torch.device | str) -> tuple[SegmentGroup, ...]:
     cuts = _cuts(lengths)
     groups = []
     begin = 0
@@ -110,13 +110,15 @@ def _groups(lengths: Sequence[int], device: torch.device | str) -> tuple[Group, 
 
 def _group(
     lengths: np.ndarray[tuple[int], np.dtype[np.int64]], begin: int, device: torch.device | str
-) -> Group:
+) -> SegmentGroup:
     documents, longest, tokens = len(lengths), int(lengths[0]), int(lengths.sum())
     if int(lengths[-1]) == longest:
-        return Group(begin, begin + tokens, documents, longest, None, None)
+        return SegmentGroup(begin, begin + tokens, documents, longest, None, None)
     starts = np.cumsum(lengths) - lengths
     column = np.arange(longest)[None, :]
     real = column < lengths[:, None]
     gather = np.where(real, starts[:, None] + column, starts[:, None]).reshape(-1)
     place = np.flatnonzero(real.reshape(-1))
-    return Group(begin, begin + tokens, documents, longest, _tensor(gather, device), _tensor(place, device))
+    return SegmentGroup(
+        begin, begin + tokens, documents, longest, _tensor(gather, device), _tensor(place, device)
+    )

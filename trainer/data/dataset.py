@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harvester.store.reader import Corpus
 from harvester.api.types import Outcome
+from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
-from trainer.provenance import terms_check as gate, fingerprint as trace
-from trainer.config import Data, TrainConfig
-from trainer.errors import DataError, StudentError
+from trainer.config import DataSection, TrainConfig
 from trainer.data.chat_template import Example, Renderer
+from trainer.errors import DataError, StudentError
+from trainer.provenance import fingerprint, terms_check
 
 COLUMNS = [
     *("key", "prompt_id", "sample_index", "messages", "completion", "reasoning", "outcome", "finish_reason"),
@@ -29,7 +29,7 @@ INLINE = ("<think>\n", "\n</think>\n\n")  # plain text around reasoning that is 
 
 
 _BARE: dict[str, Any] = {
-    name: "" for name in trace.ORIGIN if name not in COLUMNS and name not in {"created_at", "mock"}
+    name: "" for name in fingerprint.ORIGIN if name not in COLUMNS and name not in {"created_at", "mock"}
 }
 
 
@@ -105,7 +105,7 @@ def read(config: TrainConfig) -> Rows:
             "the corpus is empty", place=str(config.corpus), remedy="`harvester run harvest.toml` fills it"
         )
     lineages = tuple(corpus.lineages())
-    gate.ask(config, lineages, corpus.distinct(gate.COLUMNS))
+    terms_check.ask(config, lineages, corpus.distinct(terms_check.COLUMNS))
     excluded: Counter[str] = Counter()
     prompts = [prompt_key(s.messages) for s in samples]
     splits = [split_of(s, key, config.data) for s, key in zip(samples, prompts, strict=True)]
@@ -134,8 +134,8 @@ def read(config: TrainConfig) -> Rows:
 
 def _slim(corpus: Corpus, origins: dict[str, str]) -> Iterator[Sample]:
     """Samples without what only their origin is made of, which is hashed on the way."""
-    for sample in corpus.samples(list(dict.fromkeys((*COLUMNS, *trace.ORIGIN)))):
-        origins[sample.key] = trace.origin_of(sample)
+    for sample in corpus.samples(list(dict.fromkeys((*COLUMNS, *fingerprint.ORIGIN)))):
+        origins[sample.key] = fingerprint.origin_of(sample)
         yield replace(sample, **_BARE)
 
 
@@ -190,7 +190,7 @@ def prompt_key(messages: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
-def split_of(sample: Sample, key: str, data: Data) -> str:
+def split_of(sample: Sample, key: str, data: DataSection) -> str:
     """The split a row names, or one drawn from its prompt's content; "eval" rows never train."""
     named = sample.metadata.get(data.split_field)
     if isinstance(named, str) and named:
@@ -199,7 +199,7 @@ def split_of(sample: Sample, key: str, data: Data) -> str:
     return "held_out" if sample.purpose == "eval" or drawn < data.eval_share else "train"
 
 
-def _unfit(sample: Sample, data: Data) -> str:
+def _unfit(sample: Sample, data: DataSection) -> str:
     if sample.outcome == Outcome.TRUNCATED:
         if data.truncated == "exclude":
             return "truncated"
@@ -208,7 +208,7 @@ def _unfit(sample: Sample, data: Data) -> str:
     return "" if (sample.completion or "").strip() else "empty"
 
 
-def answer_of(sample: Sample, data: Data) -> str:
+def answer_of(sample: Sample, data: DataSection) -> str:
     """The text to learn: the completion, with its reasoning before it as plain text when that is wanted."""
     answer = sample.completion or ""
     if data.reasoning == "inline" and sample.reasoning:
@@ -216,12 +216,12 @@ def answer_of(sample: Sample, data: Data) -> str:
     return answer
 
 
-def thought_of(sample: Sample, data: Data) -> str | None:
+def thought_of(sample: Sample, data: DataSection) -> str | None:
     """The reasoning to learn where the student's template puts it; None where none is wanted."""
     return (sample.reasoning or None) if data.reasoning == "keep" else None
 
 
-def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: Data) -> tuple[HeldOut, ...]:
+def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: DataSection) -> tuple[HeldOut, ...]:
     found: dict[str, HeldOut] = {}
     for sample, split in zip(samples, splits, strict=True):
         if split == "train" or sample.prompt_id in found:

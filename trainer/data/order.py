@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from functools import lru_cache
 
-from trainer.config import Train
+from trainer.config import TrainSection
 from trainer.data.packing import pack
 
 
@@ -18,7 +18,7 @@ class Order:
         lengths: tokens each example feeds.
     """
 
-    def __init__(self, lengths: Sequence[int], train: Train) -> None:
+    def __init__(self, lengths: Sequence[int], train: TrainSection) -> None:
         self._lengths = lengths
         self._train = train
         self._epoch = lru_cache(maxsize=2)(self._pack_epoch)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.data import dataset
-from trainer.data.collator import collate
 from trainer.config import TrainConfig
-from trainer.data.dataset import Rows
+from trainer.data import dataset
 from trainer.data.chat_template import Example, Renderer
+from trainer.data.collator import collate
+from trainer.data.dataset import Rows
 
 MOST_LEFT_OUT = 0.5  # of the rows to learn; above it, another corpus would be learned than was paid for
 

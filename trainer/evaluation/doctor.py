@@ -10,13 +10,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from trainer.config import TrainConfig
 from trainer.data import dataset
-from trainer.evaluation import data_checks as checkup
+from trainer.data.chat_template import Renderer
+from trainer.evaluation import data_checks
+from trainer.evaluation.data_checks import Check, Rendered
 from trainer.model import model, weights
 from trainer.publish import serving
-from trainer.evaluation.data_checks import Check, Rendered
-from trainer.config import TrainConfig
-from trainer.data.chat_template import Renderer
 
 SHOWN = 5
 LONGEST_SHOWN = 400  # tokens of a sample on the page; the middle of a longer prompt is left out
@@ -74,9 +74,9 @@ def diagnose(config: TrainConfig) -> Diagnosis:
     rows = dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     data = dataset.render(rows, renderer, config)
-    seen = checkup.rendered(rows, renderer, config)
+    seen = data_checks.rendered(rows, renderer, config)
     vocabulary = weights.vocabulary_of(config.base)
-    found = checkup.checks(seen, renderer, vocabulary=vocabulary, learned=len(data.examples))
+    found = data_checks.checks(seen, renderer, vocabulary=vocabulary, learned=len(data.examples))
     return Diagnosis(
         findings=tuple(str(check) for check in found if check.count),
         notices=tuple(_notices(seen, renderer, config)),
@@ -94,7 +94,10 @@ def diagnose(config: TrainConfig) -> Diagnosis:
 def write_page(found: Diagnosis, config: TrainConfig, path: Path) -> Path:
     """The diagnosis as one HTML file without remote assets or scripts; returns its path."""
     environment = Environment(
-        loader=PackageLoader("trainer", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("trainer.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     page = environment.get_template("doctor.html.j2").render(
         found=found,
@@ -186,8 +189,9 @@ def _notices(seen: Rendered, renderer: Renderer, config: TrainConfig) -> list[st
             f"the base's generation_config ends at token {told}, its chat template at {stop} ({name}); "
             "what is written here says the latter"
         )
-    thinking = sum(s.completion is not None and s.completion.lstrip().startswith("<think>")
-                   for s in seen.rows.train)  # fmt: skip
+    thinking = sum(
+        s.completion is not None and s.completion.lstrip().startswith("<think>") for s in seen.rows.train
+    )
     if thinking:
         said.append(f"reasoning inside the answer: {thinking:,} begin with <think> and are learned as text")
     dropped = sum(bool(s.reasoning) for s in seen.rows.train) if config.data.reasoning == "drop" else 0

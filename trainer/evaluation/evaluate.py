@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from trainer.data import dataset
-from trainer.model import model, segment_attention as segments, varlen_attention as varlen
-from trainer.publish import serving
-from trainer.data.collator import collate
 from trainer.config import TrainConfig
-from trainer.data.dataset import INLINE, HeldOut
-from trainer.errors import DataError
-from trainer.data.packing import pack
+from trainer.data import dataset
 from trainer.data.chat_template import Example, Renderer
+from trainer.data.collator import collate
+from trainer.data.dataset import INLINE, HeldOut
+from trainer.data.packing import pack
+from trainer.errors import DataError
 from trainer.evaluation.scorecard import Judged, is_right, scorecard
+from trainer.model import model, segment_attention, varlen_attention
+from trainer.publish import serving
 from trainer.training.step import loss_of
 
 Progress = Callable[[str, int, int], None]
@@ -141,7 +141,9 @@ def held_out_loss(answering: Any, examples: Sequence[Example], config: TrainConf
     device = next(answering.parameters()).device
     answering.requires_grad_(False)  # a frozen head is never laid out as a whole
     whole = answering.get_base_model() if hasattr(answering, "get_base_model") else answering
-    whole.set_attn_implementation(varlen.register() if device.type == "cuda" else segments.register())
+    whole.set_attn_implementation(
+        varlen_attention.register() if device.type == "cuda" else segment_attention.register()
+    )
     total = 0.0
     with torch.no_grad():
         for numbers in pack([len(e.ids) - 1 for e in examples], config.train.pack_budget).packs:

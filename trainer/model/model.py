@@ -12,9 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from trainer.model import segment_attention as segments, varlen_attention as varlen
-from trainer.config import Train, TrainConfig
+from trainer.config import TrainConfig, TrainSection
 from trainer.errors import ConfigError, StudentError
+from trainer.model import segment_attention, varlen_attention
 from trainer.model.weights import check_adapter, check_base, template_of
 
 logging.disable_progress_bar()  # our own bar is the one on the screen
@@ -37,7 +37,7 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
     return tokenizer
 
 
-def device_of(train: Train) -> torch.device:
+def device_of(train: TrainSection) -> torch.device:
     """Where to run. "fastest" is CUDA when there is one, else the CPU.
 
     Raises:
@@ -50,7 +50,7 @@ def device_of(train: Train) -> torch.device:
     return torch.device("cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def set_threads(train: Train) -> None:
+def set_threads(train: TrainSection) -> None:
     """CPU threads: as told, else one per core this process may use."""
     torch.set_num_threads(train.threads or len(os.sched_getaffinity(0)))
 
@@ -62,7 +62,7 @@ def dtype_of(device: torch.device) -> torch.dtype:
 
 def attention_of(device: torch.device) -> str:
     """Name of the packed attention there, registered with transformers."""
-    return varlen.register() if device.type == "cuda" else segments.register()
+    return varlen_attention.register() if device.type == "cuda" else segment_attention.register()
 
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}  # dense bf16 FLOP/s, vendor's sheets

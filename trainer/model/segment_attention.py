@@ -18,11 +18,11 @@ from transformers import AttentionInterface
 
 from trainer.errors import StudentError
 
-NAME = "distil_segments"
+ATTENTION_NAME = "distil_segments"
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class SegmentGroup:
     """Documents that lie side by side in the row and share one grid.
 
     Attributes:
@@ -71,7 +71,7 @@ class _ToTokens(torch.autograd.Function):
         return spread.index_copy_(0, ctx.place, grad), None
 
 
-def _grid(x: torch.Tensor, group: Group) -> torch.Tensor:
+def _grid(x: torch.Tensor, group: SegmentGroup) -> torch.Tensor:
     """[heads, tokens, dim] of the whole row -> [documents, heads, longest, dim] of one group."""
     heads, _, dim = x.shape
     tokens = x[:, group.begin : group.end].transpose(0, 1).reshape(-1, heads * dim)
@@ -90,7 +90,7 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    segments: tuple[Group, ...] = (),
+    segments: tuple[SegmentGroup, ...] = (),
     **extra: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each document of a packed row.
@@ -142,5 +142,5 @@ def register() -> str:
     No mask function is registered with it: then transformers makes no mask and, once a forward pass, doesn't
     read from the device whether the row is packed.
     """
-    AttentionInterface.register(NAME, attend)
-    return NAME
+    AttentionInterface.register(ATTENTION_NAME, attend)
+    return ATTENTION_NAME

@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 
 from trainer.errors import StudentError
 
-NAME = "distil_varlen"
+ATTENTION_NAME = "distil_varlen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,5 +99,5 @@ def _kernel() -> Any:
 
 def register() -> str:
     """Make `NAME` known to transformers; returns it. As with `segments`, without a mask function."""
-    AttentionInterface.register(NAME, attend)
-    return NAME
+    AttentionInterface.register(ATTENTION_NAME, attend)
+    return ATTENTION_NAME

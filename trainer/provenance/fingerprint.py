@@ -28,10 +28,22 @@ TREE = "hash_tree.json"
 ROWS = "hash_tree.rows.jsonl"
 VERSION = 2
 ORIGIN = (
-    "request_json", "request_model", "response_model", "system_fingerprint", "response_id", "endpoint",
-    "teacher_id", "terms_id", "permission_sha256", "purpose", "mock", "run_id", "config_sha256",
-    "tool_version", "created_at",
-)  # fmt: skip
+    "request_json",
+    "request_model",
+    "response_model",
+    "system_fingerprint",
+    "response_id",
+    "endpoint",
+    "teacher_id",
+    "terms_id",
+    "permission_sha256",
+    "purpose",
+    "mock",
+    "run_id",
+    "config_sha256",
+    "tool_version",
+    "created_at",
+)
 """Columns that say where a row came from. Its asker's columns may change later; these never do."""
 
 _UNSEALED = frozenset({TREE, ROWS, "README.md"})
@@ -66,9 +78,12 @@ def leaf_of(sample: Sample, origin: str = "") -> Leaf:
     """The leaf of a row that was learned; `origin` where the row no longer has the columns for it."""
     completion = (sample.completion or "").encode("utf-8", "surrogatepass")
     return Leaf(
-        sample.key, hashlib.sha256(completion).hexdigest(), origin or origin_of(sample), sample.prompt_id,
+        sample.key,
+        hashlib.sha256(completion).hexdigest(),
+        origin or origin_of(sample),
+        sample.prompt_id,
         sample.sample_index,
-    )  # fmt: skip
+    )
 
 
 def root_of(digests: Sequence[bytes]) -> bytes:
@@ -219,8 +234,10 @@ def trace(folder: Path, row: str, corpus: Path) -> dict[str, Any]:
     wanted = fitting[0]
     for sample in Corpus.open(corpus).samples():
         if (sample.key, sample.prompt_id, sample.sample_index) != (
-            wanted.key, wanted.prompt_id, wanted.sample_index,
-        ):  # fmt: skip
+            wanted.key,
+            wanted.prompt_id,
+            wanted.sample_index,
+        ):
             continue
         if why := _differs(wanted, sample):
             raise FindingsError(why, place=row)

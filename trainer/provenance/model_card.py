@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harvester.export.cards.facts import Dataset, Shard, Student, records_of
-from harvester.export.cards.dataset_card import model_card
 from harvester.export.cards.cyclonedx import ml_bom
+from harvester.export.cards.dataset_card import model_card
 from harvester.export.cards.eu_summary import eu_summary
+from harvester.export.cards.facts import DatasetFacts, ShardFacts, StudentFacts, records_of
 from harvester.export.cards.notice import notice
 from harvester.terms.gate import load_registry
 from trainer import __version__
-from trainer.model import weights
-from trainer.provenance import fingerprint as trace
 from trainer.config import TrainConfig
+from trainer.model import weights
+from trainer.provenance import fingerprint
 
 BOM = "bom.cdx.json"
 EU = "EU_SUMMARY.md"
@@ -40,9 +40,9 @@ def write(
         facts: rows of the card's table, as (name, words).
         merged: whole weights, not an adapter.
     """
-    rows = folder / trace.ROWS
-    learned = Shard(rows.name, trace.sha256_of(rows), _lines(rows), rows.stat().st_size)
-    dataset = Dataset(
+    rows = folder / fingerprint.ROWS
+    learned = ShardFacts(rows.name, fingerprint.sha256_of(rows), _lines(rows), rows.stat().st_size)
+    dataset = DatasetFacts(
         name=config.corpus.name,
         version="1.0.0",
         url="",
@@ -53,7 +53,7 @@ def write(
         records=records_of(lineages, load_registry(config.root / "terms")),
     )
     files = sorted(folder.glob("*.safetensors"))
-    student = Student(
+    student = StudentFacts(
         name=config.name,
         version="1.0.0",
         base=base_name(config.base),
@@ -61,7 +61,7 @@ def write(
         trained_on=dataset.published,
         dataset=dataset,
         licence=config.out.licence or None,
-        sha256=trace.sha256_of(files[0]) if len(files) == 1 else "",
+        sha256=fingerprint.sha256_of(files[0]) if len(files) == 1 else "",
         base_sha256=weights.base_sha256(config.base),
         merged=merged,
     )

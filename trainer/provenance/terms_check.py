@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from harvester.terms import gate as terms
+from harvester.terms import gate
 from trainer.config import TrainConfig
 from trainer.provenance.model_card import base_name
 
-COLUMNS = terms.ROW_FACTS
+COLUMNS = gate.ROW_FACTS
 
 
 def ask(
@@ -19,7 +19,7 @@ def ask(
     facts: Sequence[Mapping[str, Any]],
     *,
     use: Literal["train", "export"] = "train",
-) -> terms.Verdict:
+) -> gate.Verdict:
     """Ask the recorded terms again, today, for this student.
 
     Folders beside train.toml count as they do beside harvest.toml: `terms` overlays the registry,
@@ -33,14 +33,14 @@ def ask(
     Raises:
         TermsRefused: exit 77; unknown, expired, evaluation-only or unpaid duties mean no.
     """
-    verdict = terms.allows_training(
+    verdict = gate.allows_training(
         lineages,
-        registry=terms.load_registry(config.root / "terms"),
+        registry=gate.load_registry(config.root / "terms"),
         today=datetime.now(UTC).date(),
         student_base=base_name(config.base),  # not its path: a parent folder's name proves nothing
         student_name=config.name,
         student_licence=config.out.licence or None,
-        permissions=terms.load_permissions(config.root / "permissions"),
+        permissions=gate.load_permissions(config.root / "permissions"),
         use=use,
         facts=facts,
     )

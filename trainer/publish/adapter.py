@@ -11,14 +11,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from trainer.model import weights
-from trainer.provenance import model_card as papers, fingerprint as trace
-from trainer.publish import serving
-from trainer.training.checkpoint import settle
 from trainer.config import TrainConfig
+from trainer.data.chat_template import Renderer
 from trainer.data.dataset import Rows
 from trainer.errors import StoreFull
-from trainer.data.chat_template import Renderer
+from trainer.files import fsync_tree
+from trainer.model import weights
+from trainer.provenance import fingerprint, model_card
+from trainer.publish import serving
 
 
 def write_adapter(student: Any, renderer: Renderer, config: TrainConfig, rows: Rows) -> Path:
@@ -35,10 +35,10 @@ def write_adapter(student: Any, renderer: Renderer, config: TrainConfig, rows: R
     try:
         shutil.rmtree(aside, ignore_errors=True)
         _fill(aside, student, renderer, config, rows)
-        settle(aside)
+        fsync_tree(aside)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
-        settle(final)
+        fsync_tree(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise StoreFull(
@@ -57,9 +57,11 @@ def _fill(aside: Path, student: Any, renderer: Renderer, config: TrainConfig, ro
     write_speech(aside, renderer, config)
     lineage = lineage_of(rows)
     (aside / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
-    leaves = trace.write_rows(aside, (trace.leaf_of(s, rows.origins.get(s.key, "")) for s in rows.train))
-    papers.write(aside, config, rows.lineages, facts_of(config, renderer, len(rows.train)))
-    trace.write_tree(aside, leaves, rows.lineages)
+    leaves = fingerprint.write_rows(
+        aside, (fingerprint.leaf_of(s, rows.origins.get(s.key, "")) for s in rows.train)
+    )
+    model_card.write(aside, config, rows.lineages, facts_of(config, renderer, len(rows.train)))
+    fingerprint.write_tree(aside, leaves, rows.lineages)
 
 
 def write_speech(folder: Path, renderer: Renderer, config: TrainConfig) -> None:
@@ -95,7 +97,7 @@ def facts_of(config: TrainConfig, renderer: Renderer, rows: int) -> list[tuple[s
         ("adapter", f"LoRA, rank {config.lora.rank}, alpha {config.lora.alpha:g}, on {target}"),
         ("load with", "peft.PeftModel.from_pretrained(base, this folder)"),
         ("base SHA-256 (config and weights)", weights.base_sha256(config.base)),
-        ("answers learned from", f"{rows:,}; each by its hash in {trace.ROWS}"),
+        ("answers learned from", f"{rows:,}; each by its hash in {fingerprint.ROWS}"),
         ("seed, epochs, peak rate", f"{config.train.seed}, {config.train.epochs}, {config.train.lr:g}"),
         ("end of a turn", f"token {renderer.shape.stop_id}"),
         ("chat template SHA-256", renderer.template_sha256),

@@ -16,14 +16,14 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 
-from trainer.model import model, weights
-from trainer.provenance import terms_check as gate, model_card as papers, fingerprint as trace
-from trainer.publish import serving, modelfile as turns
-from trainer.training.checkpoint import settle
 from trainer.config import TrainConfig
-from trainer.errors import ConfigError, StoreFull, StudentError
-from trainer.publish.adapter import facts_of, write_speech
 from trainer.data.chat_template import Renderer
+from trainer.errors import ConfigError, StoreFull, StudentError
+from trainer.files import fsync_tree
+from trainer.model import model, weights
+from trainer.provenance import fingerprint, model_card, terms_check
+from trainer.publish import modelfile, serving
+from trainer.publish.adapter import facts_of, write_speech
 
 PARITY = "parity.json"
 BOUND = 1e-3  # of the largest logit: fp32 sums in another order differ by 1e-6 of it, a wrong fold by 1
@@ -50,8 +50,8 @@ def merge(config: TrainConfig, folder: Path, dtype: str = "") -> dict[str, Any]:
     adapter = config.out_path / "adapter"
     weights.check_adapter(adapter)
     lineages = weights.read_json(adapter / "lineage.json").get("lineages", [])
-    gate.ask(config, lineages, (), use="export")
-    trace.require(adapter)
+    terms_check.ask(config, lineages, (), use="export")
+    fingerprint.require(adapter)
     kind = _dtype(config, dtype)
     _check_place(folder)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
@@ -60,7 +60,7 @@ def merge(config: TrainConfig, folder: Path, dtype: str = "") -> dict[str, Any]:
         shutil.rmtree(aside, ignore_errors=True)
         parity = _fold(config, adapter, aside, kind, renderer)
         _papers(config, adapter, aside, renderer, parity)
-        settle(aside)
+        fsync_tree(aside)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
     except (OSError, SafetensorError) as error:
@@ -136,15 +136,15 @@ def _papers(
 ) -> None:
     write_speech(folder, renderer, config)
     stop = str(renderer.tokenizer.convert_ids_to_tokens(renderer.shape.stop_id))
-    found = turns.learn(renderer, thinks=serving.thinks(config, renderer))
+    found = modelfile.learn(renderer, thinks=serving.thinks(config, renderer))
     told = found.modelfile(stop) if found else None
     if told is not None:
         (folder / "Modelfile").write_text(told, encoding="utf-8")
     (folder / PARITY).write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
-    tree, leaves = trace.read(adapter)
+    tree, leaves = fingerprint.read(adapter)
     shutil.copyfile(adapter / "lineage.json", folder / "lineage.json")
-    trace.write_rows(folder, leaves)
+    fingerprint.write_rows(folder, leaves)
     said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in parity.items())
     facts = [fact for fact in facts_of(config, renderer, len(leaves)) if fact[0] != "load with"]
-    papers.write(folder, config, tree["lineages"], [*facts, ("merged", said)], merged=True)
-    trace.write_tree(folder, leaves, tree["lineages"])
+    model_card.write(folder, config, tree["lineages"], [*facts, ("merged", said)], merged=True)
+    fingerprint.write_tree(folder, leaves, tree["lineages"])

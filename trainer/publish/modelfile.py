@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainer.errors import StudentError
 from trainer.data.chat_template import Renderer
+from trainer.errors import StudentError
 
 _MARKS = tuple(f"\ue0f0turn{number}\ue0f1" for number in range(4))
 Message = Mapping[str, Any]

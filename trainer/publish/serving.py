@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.publish import modelfile as turns
 from trainer.config import TrainConfig
-from trainer.errors import StudentError
 from trainer.data.chat_template import DATE, Renderer
+from trainer.errors import StudentError
+from trainer.publish import modelfile
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes; 16 unless told
 _PINS = (f'{{%- set date_string = "{DATE}" -%}}', "{%- set enable_thinking = false -%}")
@@ -54,7 +54,7 @@ def pinned_template(renderer: Renderer, *, thinking: bool) -> str:
         StudentError: no choice makes the template write the prompts that were learned.
     """
     original = str(renderer.tokenizer.chat_template)
-    wanted = [turns.served(renderer, probe, thinks=thinking) for probe in PROBES]
+    wanted = [modelfile.served(renderer, probe, thinks=thinking) for probe in PROBES]
     pins = ("", *_PINS, "".join(_PINS))
     try:
         for pin in pins:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from harvester.system import failpoints
 from trainer.errors import CheckpointError, StoreFull
+from trainer.files import fsync
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -101,16 +101,16 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         _write(aside / "state.json", {"format": FORMAT, "step": checkpoint.step, **checkpoint.state})
         files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(aside.iterdir())}
         for name in files:
-            _fsync(aside / name)
+            fsync(aside / name)
         failpoints.reach("checkpoint.before_manifest")
         _write(aside / MANIFEST, {"format": FORMAT, "files": files})
-        _fsync(aside / MANIFEST)
-        _fsync(aside)
+        fsync(aside / MANIFEST)
+        fsync(aside)
         failpoints.reach("checkpoint.before_rename")
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
         failpoints.reach("checkpoint.after_rename")
-        _fsync(folder)
+        fsync(folder)
         _check_read(final, checkpoint)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -133,13 +133,6 @@ def _check_read(path: Path, checkpoint: Checkpoint) -> None:
         )
         if not same:
             raise CheckpointError("reads back other than it was written", place=str(path))
-
-
-def settle(folder: Path) -> None:
-    """Every file of a folder, and the folder, to the disk: before it gets the name that others open."""
-    for path in sorted(folder.rglob("*")):
-        _fsync(path)
-    _fsync(folder)
 
 
 def _check_room(folder: Path, checkpoint: Checkpoint) -> None:
@@ -201,11 +194,3 @@ def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _write(path: Path, value: Mapping[str, Any]) -> None:
     # no newline at the end: every byte that is cut off breaks the JSON
     path.write_text(json.dumps(value, indent=1, sort_keys=True, default=str), encoding="utf-8")
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

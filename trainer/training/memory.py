@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainer.model import lora_forward as folding, model, varlen_attention as varlen
-from trainer.data.collator import Batch, collate
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
+from trainer.data.collator import Batch, collate
+from trainer.model import lora_forward, model, varlen_attention
 from trainer.training.step import loss_of
 
 ROOM = 0.9  # of what is free may be planned for; allocators and kernels want the rest
@@ -84,7 +84,7 @@ def estimate(config: TrainConfig, pack: Sequence[Example], *, checkpointing: boo
         _fill(student, device)
         if checkpointing:
             recompute(student)
-        folding.fold(student)
+        lora_forward.fold(student)
         named = model.trainable(student)
         adapter = sum(p.numel() * p.element_size() for p in named.values())
         parts = {id(t): t for t in (*student.parameters(), *student.buffers())}  # tied ones once
@@ -136,9 +136,9 @@ def _faked(batch: Batch, fake: Any, device: torch.device) -> Batch:
         of, (batch.input_ids, batch.position_ids, batch.predict_at, batch.targets)
     )
     assert isinstance(batch.segments, tuple)  # collated on the CPU
-    if model.attention_of(device) == varlen.NAME:
+    if model.attention_of(device) == varlen_attention.ATTENTION_NAME:
         grid = [g.longest for g in batch.segments for _ in range(g.documents)]  # only shapes matter
-        bounds = varlen.bounds(grid, "cpu")
+        bounds = varlen_attention.bounds(grid, "cpu")
         return Batch(ids, positions, predict_at, targets, replace(bounds, starts=of(bounds.starts)))
     groups = tuple(replace(g, gather=of(g.gather), place=of(g.place)) for g in batch.segments)
     return Batch(ids, positions, predict_at, targets, groups)

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 import torch
 
-from trainer.config import Lora, Train
+from trainer.config import LoraSection, TrainSection
 
 
-def lr_factor(step: int, steps: int, train: Train) -> float:
+def lr_factor(step: int, steps: int, train: TrainSection) -> float:
     """Share of the peak rate at `step` (0-based) of `steps`: linear warm-up, then the schedule.
 
     Cosine falls to `lr_floor` (10 % in Hoffmann et al. 2022), linear to 0 after the last step.
@@ -24,7 +24,9 @@ def lr_factor(step: int, steps: int, train: Train) -> float:
     return 1 - done if train.schedule == "linear" else 1.0
 
 
-def adamw(named: Iterable[tuple[str, torch.nn.Parameter]], train: Train, lora: Lora) -> torch.optim.AdamW:
+def adamw(
+    named: Iterable[tuple[str, torch.nn.Parameter]], train: TrainSection, lora: LoraSection
+) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; B matrices get `plus_ratio` times the rate (LoRA+, 2402.12354).
 
     Each group carries `peak_lr`; `set_lr` scales it. Moments are kept in the parameter's dtype (fp32).

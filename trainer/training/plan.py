@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from trainer.data import dataset
-from trainer.model import lora_forward as folding, model
-from trainer.training import flops, memory, optim
 from trainer.config import TrainConfig
-from trainer.data.order import Order
+from trainer.data import dataset
 from trainer.data.chat_template import Renderer
-from trainer.training.step import Stepper
+from trainer.data.order import Order
+from trainer.model import lora_forward, model
 from trainer.model.weights import base_sha256, shapes_of, vocabulary_of
+from trainer.training import flops, memory, optim
 from trainer.training.distributed import World
+from trainer.training.step import Stepper
 
 WARM_STEPS = 2
 
@@ -89,7 +89,7 @@ def _probed(
     student = model.with_adapter(config, device)
     if told.checkpointing:
         memory.recompute(student)
-    folding.fold(student)
+    lora_forward.fold(student)
     named = model.trainable(student)
     stepper = Stepper(
         student, named, optim.adamw(named.items(), config.train, config.lora), config.train, World()

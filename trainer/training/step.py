@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from harvester.system import failpoints
+from trainer.config import TrainSection
+from trainer.data.chat_template import Example
 from trainer.data.collator import Batch, collate
-from trainer.config import Train
 from trainer.errors import OutOfMemory, StudentError, TrainingDiverged
 from trainer.model.losses import cross_entropy_sum, head_loss
-from trainer.data.chat_template import Example
 from trainer.training.distributed import World
 
 MAX_BAD_STEPS = 3
@@ -56,7 +56,7 @@ class Stepper:
         student: Any,
         named: Mapping[str, torch.nn.Parameter],
         optimiser: torch.optim.Optimizer,
-        train: Train,
+        train: TrainSection,
         world: World,
         *,
         sharded: bool = False,

@@ -14,20 +14,19 @@ from typing import Any
 
 import torch
 
-from trainer.data import dataset
-from trainer.model import compile as compiling, lora_forward as folding, model, weights
-from trainer.publish import adapter as export
-from trainer.training import checkpoint, flops, memory, optim
-from trainer.training import fsdp
-from trainer.data.collator import padding_of
 from trainer.config import TrainConfig
-from trainer.errors import CheckpointError, Interrupted, ResumeRefused, StoreFull
-from trainer.process import held, signals
-from trainer.training.logbook import Logbook, StepLog
-from trainer.data.order import Order
+from trainer.data import dataset
 from trainer.data.chat_template import Renderer
-from trainer.training.step import Learned, Stepper, check_moves
+from trainer.data.collator import padding_of
+from trainer.data.order import Order
+from trainer.errors import CheckpointError, Interrupted, ResumeRefused, StoreFull
+from trainer.model import compile, lora_forward, model, weights
+from trainer.process import held, signals
+from trainer.publish import adapter as export
+from trainer.training import checkpoint, flops, fsdp, memory, optim
 from trainer.training.distributed import World, joined
+from trainer.training.logbook import Logbook, StepLog
+from trainer.training.step import Learned, Stepper, check_moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +114,10 @@ class _Run:
         self.checkpointing = world.any(memory.needs_checkpointing(config, largest, shards=shards))
         if self.checkpointing:
             memory.recompute(student)
-        folding.fold(student, sharded=sharded)
+        lora_forward.fold(student, sharded=sharded)
         kept = fsdp.shard(student, self.device) if sharded else 0
         if config.train.compile:
-            compiling.compile_student(student)
+            compile.compile_student(student)
         self.named = model.trainable(student)
         self.optimiser = optim.adamw(self.named.items(), config.train, config.lora)
         self.stepper = Stepper(student, self.named, self.optimiser, config.train, world, sharded=sharded)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harvester.export.cards.facts import SPDX, Dataset
+from harvester.export.cards.facts import SPDX, DatasetFacts
 from harvester.store.shards.schema import COLUMNS
 
 CONFORMS_TO = ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
@@ -18,15 +18,46 @@ UNPUBLISHED = "https://not-published.invalid/"
 _LINES, _PARQUET = "application/jsonlines", "application/x-parquet"
 _TYPES = {
     "json": "sc:Text",
-    "string": "sc:Text", "int32": "sc:Integer", "int64": "sc:Integer", "double": "sc:Float",
-    "bool": "sc:Boolean", "timestamp[us, tz=UTC]": "sc:DateTime",
-}  # fmt: skip
+    "string": "sc:Text",
+    "int32": "sc:Integer",
+    "int64": "sc:Integer",
+    "double": "sc:Float",
+    "bool": "sc:Boolean",
+    "timestamp[us, tz=UTC]": "sc:DateTime",
+}
 _OWN = (
-    "annotation", "arrayShape", "citeAs", "column", "containedIn", "equivalentProperty", "excludes",
-    "extract", "field", "fileProperty", "fileObject", "fileSet", "format", "includes", "isArray",
-    "isLiveDataset", "jsonPath", "key", "md5", "parentField", "recordSet", "references", "regex", "readLines",
-    "sdVersion", "separator", "source", "subField", "transform", "unArchive", "value",
-)  # fmt: skip
+    "annotation",
+    "arrayShape",
+    "citeAs",
+    "column",
+    "containedIn",
+    "equivalentProperty",
+    "excludes",
+    "extract",
+    "field",
+    "fileProperty",
+    "fileObject",
+    "fileSet",
+    "format",
+    "includes",
+    "isArray",
+    "isLiveDataset",
+    "jsonPath",
+    "key",
+    "md5",
+    "parentField",
+    "recordSet",
+    "references",
+    "regex",
+    "readLines",
+    "sdVersion",
+    "separator",
+    "source",
+    "subField",
+    "transform",
+    "unArchive",
+    "value",
+)
 CONTEXT: Mapping[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",
@@ -43,7 +74,7 @@ CONTEXT: Mapping[str, Any] = {
 }
 
 
-def croissant(dataset: Dataset) -> dict[str, Any]:
+def croissant(dataset: DatasetFacts) -> dict[str, Any]:
     """The document, ready for `json.dumps`."""
     models = ", ".join(f"{model} at {host}" for model, host in dataset.teachers)
     mock = "Answers of a mock teacher, made by rules: of no use outside tests. " if dataset.is_mock else ""
@@ -76,7 +107,7 @@ def croissant(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _licence_url(dataset: Dataset) -> list[str]:
+def _licence_url(dataset: DatasetFacts) -> list[str]:
     known = SPDX.get(dataset.licence_id.lower())
     if known:
         return [f"https://spdx.org/licenses/{known}.html"]
@@ -103,7 +134,7 @@ def _activity(lineage: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _files(dataset: Dataset) -> list[dict[str, Any]]:
+def _files(dataset: DatasetFacts) -> list[dict[str, Any]]:
     return [
         {
             "@type": "cr:FileObject",
@@ -122,7 +153,7 @@ def _encoding(name: str) -> str:
     return _LINES if name.endswith(".jsonl") else _PARQUET
 
 
-def _file_set(dataset: Dataset) -> dict[str, Any]:
+def _file_set(dataset: DatasetFacts) -> dict[str, Any]:
     encoding = _encoding(dataset.shards[0].name) if dataset.shards else _PARQUET
     return {
         "@type": "cr:FileSet",
@@ -133,7 +164,7 @@ def _file_set(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _record_set(dataset: Dataset) -> dict[str, Any]:
+def _record_set(dataset: DatasetFacts) -> dict[str, Any]:
     told = dataset.columns
     if told is None:
         told = tuple((name, str(kind), meaning) for name, kind, _, meaning in COLUMNS)

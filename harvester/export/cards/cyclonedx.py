@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, time
 from typing import Any
 
-from harvester.export.cards.facts import SPDX, Dataset, Student
+from harvester.export.cards.facts import SPDX, DatasetFacts, StudentFacts
 from harvester.terms.records import TermsRecord
 
 
-def ml_bom(student: Student, *, tool_version: str) -> dict[str, Any]:
+def ml_bom(student: StudentFacts, *, tool_version: str) -> dict[str, Any]:
     """The document, ready for `json.dumps`. The same facts give the same serial number."""
     dataset = student.dataset
     base = {
@@ -57,7 +57,7 @@ def ml_bom(student: Student, *, tool_version: str) -> dict[str, Any]:
     }
 
 
-def _student(student: Student) -> dict[str, Any]:
+def _student(student: StudentFacts) -> dict[str, Any]:
     return {
         "type": "machine-learning-model",
         "bom-ref": "student",
@@ -93,7 +93,7 @@ def _student(student: Student) -> dict[str, Any]:
     }
 
 
-def _data(dataset: Dataset) -> dict[str, Any]:
+def _data(dataset: DatasetFacts) -> dict[str, Any]:
     return {
         "type": "data",
         "bom-ref": "data",

@@ -8,13 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from harvester.export.cards.facts import DatasetFacts, StudentFacts, cell, slug
 from harvester.terms.obligations import owed
-from harvester.export.cards.facts import Dataset, Student, cell, slug
 
 SIZES = (
-    (10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
-    (10**8, "10M<n<100M"), (10**9, "100M<n<1B"),
-)  # fmt: skip
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+    (10**9, "100M<n<1B"),
+)
 READING = "This is a reading of published terms on the days named, not legal advice."
 
 
@@ -23,7 +28,7 @@ def size_category(rows: int) -> str:
     return next((word for limit, word in SIZES if rows < limit), "1B<n<10B")
 
 
-def dataset_card(dataset: Dataset) -> str:
+def dataset_card(dataset: DatasetFacts) -> str:
     """README.md of a data set."""
     tags = ["synthetic", "distillation", "distil", *(["mock"] if dataset.is_mock else [])]
     head = {
@@ -60,7 +65,7 @@ def dataset_card(dataset: Dataset) -> str:
 
 
 def model_card(
-    student: Student, scores: Sequence[tuple[str, str]] = (), facts: Sequence[tuple[str, str]] = ()
+    student: StudentFacts, scores: Sequence[tuple[str, str]] = (), facts: Sequence[tuple[str, str]] = ()
 ) -> str:
     """README.md of an adapter, or of whole weights it is folded into.
 
@@ -102,19 +107,19 @@ def model_card(
     return _document(head, body)
 
 
-def _licence(licence: str, dataset: Dataset) -> dict[str, str]:
+def _licence(licence: str, dataset: DatasetFacts) -> dict[str, str]:
     if licence != "other":
         return {"license": licence}
     named = "-and-".join(slug(r.licence.removeprefix("LicenseRef-")) for r in dataset.records[:3])
     return {"license": "other", "license_name": named or "teacher-terms", "license_link": "NOTICE"}
 
 
-def _mock_warning(dataset: Dataset) -> list[str]:
+def _mock_warning(dataset: DatasetFacts) -> list[str]:
     said = "**Answers of the mock teacher, made by rules: of no use outside tests.**"
     return [said, ""] if dataset.is_mock else []
 
 
-def _taught(dataset: Dataset) -> list[str]:
+def _taught(dataset: DatasetFacts) -> list[str]:
     lines = ["## Who taught", "", "| model | host |", "|---|---|"]
     lines += [f"| {cell(model)} | {cell(host)} |" for model, host in dataset.teachers]
     lines += ["", "Terms as read:", ""]
@@ -128,7 +133,7 @@ def _taught(dataset: Dataset) -> list[str]:
     return [*lines, "", READING, ""]
 
 
-def _owed(dataset: Dataset) -> list[str]:
+def _owed(dataset: DatasetFacts) -> list[str]:
     if not dataset.duties:
         return []
     return ["## What is owed", "", *[f"- {cell(duty.replace(':', ': ', 1))}" for duty in dataset.duties], ""]

@@ -6,7 +6,7 @@ Source: template of the European Commission under Article 53(1)(d) of Regulation
 
 from __future__ import annotations
 
-from harvester.export.cards.facts import Student, cell
+from harvester.export.cards.facts import StudentFacts, cell
 
 NOT_REQUIRED = (
     "Probably not required of you. The summary is owed by providers of general-purpose AI models. By the "
@@ -16,7 +16,7 @@ NOT_REQUIRED = (
 )
 
 
-def eu_summary(student: Student) -> str:
+def eu_summary(student: StudentFacts) -> str:
     """Markdown for item 2.5, with a plain word on whether it is needed."""
     dataset = student.dataset
     hosts = {r.id: r for r in dataset.records}

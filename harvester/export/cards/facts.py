@@ -27,7 +27,7 @@ SPDX = {
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class ShardFacts:
     """A sealed file: name relative to the data set's folder, SHA-256, rows, bytes."""
 
     name: str
@@ -37,7 +37,7 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dataset:
+class DatasetFacts:
     """Rows as published.
 
     Attributes:
@@ -53,7 +53,7 @@ class Dataset:
     url: str
     creator: str
     published: date
-    shards: tuple[Shard, ...]
+    shards: tuple[ShardFacts, ...]
     lineages: tuple[Mapping[str, Any], ...]
     records: tuple[TermsRecord, ...]
     licence: str | None = None
@@ -94,7 +94,7 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Student:
+class StudentFacts:
     """A model that learned from a data set.
 
     Attributes:
@@ -108,7 +108,7 @@ class Student:
     base: str
     base_licence: str
     trained_on: date
-    dataset: Dataset
+    dataset: DatasetFacts
     licence: str | None = None
     sha256: str = ""
     base_sha256: str = ""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from harvester.export.cards.facts import DatasetFacts
 from harvester.terms.obligations import owed
-from harvester.export.cards.facts import Dataset
 
 
-def notice(dataset: Dataset, *, title: str) -> str:
+def notice(dataset: DatasetFacts, *, title: str) -> str:
     """The file's text: notices word by word, what has to be displayed, terms passed on, the teachers."""
     parts = [title, ""]
     for sentence in [*owed(dataset.duties, "notice"), *owed(dataset.duties, "display")]:

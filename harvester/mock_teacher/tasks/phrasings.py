@@ -14,9 +14,19 @@ from typing import Final
 from harvester.mock_teacher.tasks.sql_grammar import COUNT, NUMBER_COLUMNS, OPERATORS, TEXT_COLUMNS
 
 MONTHS: Final = (
-    "January", "February", "March", "April", "May", "June",
-    "July", "August", "September", "October", "November", "December",
-)  # fmt: skip
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
 DOUBLE: Final = "double"
 
 
@@ -134,10 +144,20 @@ _WHATS = "|".join(
     sorted({name for names in TEXT_COLUMNS.values() for name in names} | {COUNT, *_FIELDS.split("|")})
 )
 _SLOTS: Final[Mapping[str, str]] = {
-    "a": _NUMBER, "b": _NUMBER, "text": _LETTERS, "letter": "[a-z]", "k": "[1-5]",
-    "day": "[1-9]|[12][0-9]|3[01]", "month": "|".join(MONTHS), "year": "[1-9][0-9]{3}",
-    "what": _WHATS, "table": _TABLES, "field": _FIELDS, "op": "|".join(OPERATORS), "value": _NUMBER,
-}  # fmt: skip
+    "a": _NUMBER,
+    "b": _NUMBER,
+    "text": _LETTERS,
+    "letter": "[a-z]",
+    "k": "[1-5]",
+    "day": "[1-9]|[12][0-9]|3[01]",
+    "month": "|".join(MONTHS),
+    "year": "[1-9][0-9]{3}",
+    "what": _WHATS,
+    "table": _TABLES,
+    "field": _FIELDS,
+    "op": "|".join(OPERATORS),
+    "value": _NUMBER,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,27 +16,57 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harvester.store.reader import Corpus
-from harvester.store.shards.swap import find, reading
-from harvester.store.shards.schema import Sample, to_table
-from harvester.store.shards.parquet_file import opened
 from harvester.observe.report.histogram import CELLS_PER_OCTAVE, LEAST, Histogram, Timeline, step_for
+from harvester.store.reader import Corpus
+from harvester.store.shards.parquet_file import opened
+from harvester.store.shards.schema import Sample, to_table
+from harvester.store.shards.swap import find, reading
 
 SHOWN, SHOWN_OTHER = 400, 40
 """Most answers shown of the outcome `ok`, and of each other one."""
 ROWS_PER_TABLE = 2048
 FACTS = (
-    "endpoint", "request_model", "response_model", "system_fingerprint", "terms_id", "tool_version", "run_id",
-)  # fmt: skip
+    "endpoint",
+    "request_model",
+    "response_model",
+    "system_fingerprint",
+    "terms_id",
+    "tool_version",
+    "run_id",
+)
 _LIGHT = (
-    "key", "outcome", "finish_reason", "latency_s", "input_tokens", "output_tokens", "cost_microusd",
-    "created_at", "mock", *FACTS,
-)  # fmt: skip
+    "key",
+    "outcome",
+    "finish_reason",
+    "latency_s",
+    "input_tokens",
+    "output_tokens",
+    "cost_microusd",
+    "created_at",
+    "mock",
+    *FACTS,
+)
 TEXTS = (
-    "key", "prompt_id", "messages", "completion", "reasoning", "refusal", "tool_calls_json", "reference",
-    "outcome", "finish_reason", "latency_s", "input_tokens", "output_tokens", "cost_microusd", "created_at",
-    "response_model", "run_id", "source_file", "source_line",
-)  # fmt: skip
+    "key",
+    "prompt_id",
+    "messages",
+    "completion",
+    "reasoning",
+    "refusal",
+    "tool_calls_json",
+    "reference",
+    "outcome",
+    "finish_reason",
+    "latency_s",
+    "input_tokens",
+    "output_tokens",
+    "cost_microusd",
+    "created_at",
+    "response_model",
+    "run_id",
+    "source_file",
+    "source_line",
+)
 _MOST_FACTS = 50
 
 

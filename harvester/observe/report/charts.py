@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from harvester.system.safe_text import one_line
 from harvester.observe.report.histogram import Histogram, edge
+from harvester.system.safe_text import one_line
 
 WIDTH, WIDE = 400, 560
 LEFT, TOP, BASE = 44, 10, 150

@@ -118,8 +118,9 @@ def rate_charts(course: Course, census: Census) -> list[dict[str, Any]]:
     peak = max((point[1] for point in course.rate("stored") if point), default=0.0)
     per_s, unit = (1.0, "s") if peak >= 1 else (60.0, "min")
     stored, refused = course.rate("stored", per_s), course.rate("limited", per_s)
-    limit = course.level(lambda p: None if p.get("requests_per_minute") is None
-                         else p["requests_per_minute"] / 60 * per_s)  # fmt: skip
+    limit = course.level(
+        lambda p: None if p.get("requests_per_minute") is None else p["requests_per_minute"] / 60 * per_s
+    )
     series = [Series("answers", stored, "one", area=True)]
     legend = [("one", f"answers stored per {unit}")]
     note = ""
@@ -213,13 +214,20 @@ def process_charts(course: Course) -> list[dict[str, Any]]:
     memory = course.level(lambda p: p["rss_bytes"] / 2**20 if p.get("rss_bytes") else None)
     lag = course.level(lambda p: p["loop_lag_s"] * 1000 if p.get("loop_lag_s") is not None else None)
     return [
-        figure("Memory of the process, MiB",
-               charts.lines([Series("memory", memory, "three", area=True)], x=course.clock,
-                            marks=course.marks)),
-        figure("Worst lag of the event loop",
-               charts.lines([Series("lag", lag, "three", area=True)], x=course.clock, y=charts.milliseconds,
-                            marks=course.marks)),
-    ]  # fmt: skip
+        figure(
+            "Memory of the process, MiB",
+            charts.lines([Series("memory", memory, "three", area=True)], x=course.clock, marks=course.marks),
+        ),
+        figure(
+            "Worst lag of the event loop",
+            charts.lines(
+                [Series("lag", lag, "three", area=True)],
+                x=course.clock,
+                y=charts.milliseconds,
+                marks=course.marks,
+            ),
+        ),
+    ]
 
 
 def between(low: float, high: float) -> str:

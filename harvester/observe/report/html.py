@@ -53,7 +53,7 @@ def fragment(name: str, values: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _asset(name: str) -> str:
-    return (resources.files("harvester") / "pages" / name).read_text(encoding="utf-8")
+    return (resources.files("harvester.observe.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:
@@ -63,7 +63,7 @@ def _digest(text: str) -> str:
 @functools.cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("harvester", "pages"),
+        loader=PackageLoader("harvester.observe.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

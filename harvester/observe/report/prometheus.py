@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from harvester import __version__
-from harvester.observe.report import report
-from harvester.system import output_path as destination
 from harvester.errors import HarvesterError
 from harvester.observe.counters import LATENCY_EDGES_S, TOKEN_EDGES
+from harvester.observe.report import report
 from harvester.store.journal.records import Totals
+from harvester.system import output_path
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TEXTFILE_EVERY_S = 15.0
@@ -41,7 +41,7 @@ def write_textfile(store: Path, out: Path) -> None:
         StoreError: the store can't be read. ConfigError: the file can't be written.
     """
     text = exposed(store)
-    with destination.replacing(out, store) as hidden:
+    with output_path.replacing(out, store) as hidden:
         hidden.write_text(text, encoding="utf-8")
         hidden.chmod(0o644)
 
@@ -58,7 +58,7 @@ def kept(
     Raises:
         ConfigError: nothing can be written there, as far as can be seen before the block begins.
     """
-    destination.check(out, store)
+    output_path.check(out, store)
     over = threading.Event()
     complained = False
 
@@ -125,13 +125,17 @@ def _counters(totals: Totals) -> Iterator[str]:
     ):
         yield family(f"harvester_{name}_total", "counter", about, samples)
     yield family(
-        "harvester_failed_rows", "gauge", "Rows that have no answer and are not asked again as things stand.",
+        "harvester_failed_rows",
+        "gauge",
+        "Rows that have no answer and are not asked again as things stand.",
         _one(totals.dead),
-    )  # fmt: skip
+    )
     yield family(
-        "harvester_possibly_billed_attempts", "gauge",
-        "Attempts that may have been billed without an answer we hold.", _one(totals.possibly_billed),
-    )  # fmt: skip
+        "harvester_possibly_billed_attempts",
+        "gauge",
+        "Attempts that may have been billed without an answer we hold.",
+        _one(totals.possibly_billed),
+    )
 
 
 def _canary_ledger(status: Mapping[str, Any]) -> Iterator[str]:
@@ -153,8 +157,9 @@ def _canary_ledger(status: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _gauges(status: Mapping[str, Any]) -> Iterator[str]:
-    yield family("harvester_build_info", "gauge", "Version of the harvester.",
-                 [("", {"version": __version__}, 1)])  # fmt: skip
+    yield family(
+        "harvester_build_info", "gauge", "Version of the harvester.", [("", {"version": __version__}, 1)]
+    )
     if not status:
         return
     state = str(status.get("state", ""))
@@ -175,8 +180,12 @@ def _gauges(status: Mapping[str, Any]) -> Iterator[str]:
     for unit in ("requests", "tokens"):
         rate = limits.get(f"{unit}_per_minute")
         if rate is not None:
-            yield family(f"harvester_{unit}_limit_per_second", "gauge", f"The limit on {unit} in force.",
-                         _one(rate / 60))  # fmt: skip
+            yield family(
+                f"harvester_{unit}_limit_per_second",
+                "gauge",
+                f"The limit on {unit} in force.",
+                _one(rate / 60),
+            )
     left = status.get("eta_s") or {}
     yield family(
         "harvester_time_left_seconds", "gauge", "Estimated time left, as a range.", _by("bound", left)

@@ -12,19 +12,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harvester.config import schedule as hours
-from harvester.observe.report import charts, figures, scorecard as judged, html as page
-from harvester.store.journal import sqlite as database
-from harvester.system import output_path as destination
-from harvester.observe.report.samples import browser
-from harvester.observe.report.census import Census, Known, take
+from harvester.config import schedule
 from harvester.errors import StoreError
+from harvester.observe.report import charts, figures, html
+from harvester.observe.report import scorecard as judged
+from harvester.observe.report.census import Census, Known, take
+from harvester.observe.report.samples import browser
+from harvester.observe.rounds import read_rounds
+from harvester.observe.status import RUNNING, read_status, rows_done, status
+from harvester.observe.timeline import read_timeline
+from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import Totals
-from harvester.observe.rounds import read_rounds
 from harvester.store.shards.schema import Sample
-from harvester.observe.status import RUNNING, read_status, rows_done, status
-from harvester.observe.timeline import read_trace
+from harvester.system import output_path
 
 MOST_RUNS = 30
 
@@ -58,8 +59,8 @@ def write_report(
         ConfigError: the scorecard or the training log is missing or isn't one, or `out` can't be written.
     """
     account = gather(store, card=judged.read_scorecard(scorecard), training=judged.read_training(training))
-    text = page.document(overview(account), browser(account.census, account.samples))
-    with destination.replacing(out, store) as hidden:
+    text = html.document(overview(account), browser(account.census, account.samples))
+    with output_path.replacing(out, store) as hidden:
         out.parent.mkdir(parents=True, exist_ok=True)
         hidden.write_text(text, encoding="utf-8")
     return out
@@ -79,7 +80,7 @@ def gather(
     """
     census, samples = take(store, known)
     told, totals, runs = ledger_of(store)
-    points, rounds = read_trace(store), read_rounds(store)
+    points, rounds = read_timeline(store), read_rounds(store)
     return Account(census, samples, points, told, totals, runs, card, list(training), rounds)
 
 
@@ -91,7 +92,7 @@ def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]
     Raises:
         StoreError: there is no store, or it can't be read.
     """
-    if not (store / database.NAME).exists():  # a bare folder of shards: no ledger came with it
+    if not (store / paths.JOURNAL).exists():  # a bare folder of shards: no ledger came with it
         if not any(any(folder.glob("*.parquet")) for folder in (store / "shards", store)):
             raise StoreError(
                 "no store here", place=str(store), remedy="name the folder that holds journal.db or shards/"
@@ -186,7 +187,7 @@ def _tiles(account: Account) -> list[dict[str, Any]]:
         tiles.append(_tile("time left", figures.between(eta["low"], eta["high"])))
     done = (status.get("done_at") or {}).get("likely")
     if live and done is not None:
-        tiles.append(_tile("done, likely (UTC)", f"{hours.moment(done):%b %d, %H:%M}"))
+        tiles.append(_tile("done, likely (UTC)", f"{schedule.moment(done):%b %d, %H:%M}"))
     tiles.append(_tile("tokens in and out", charts.compact(census.input_tokens + census.output_tokens)))
     tiles.append(_tile("cost", charts.dollars(totals.cost_microusd / 1e6 or census.cost_microusd / 1e6)))
     if canaries := status.get("canary_microusd_ever"):

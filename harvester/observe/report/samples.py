@@ -26,9 +26,11 @@ def shown(sample: Sample) -> dict[str, Any]:
     """One sample in the browser; long texts are cut, and say so."""
     prompt = "\n".join(f"{m['role']}: {m.get('content') or ''}" for m in sample.messages)
     further = [
-        ("reasoning", sample.reasoning), ("refusal", sample.refusal), ("tool calls", sample.tool_calls_json),
+        ("reasoning", sample.reasoning),
+        ("refusal", sample.refusal),
+        ("tool calls", sample.tool_calls_json),
         ("reference", sample.reference),
-    ]  # fmt: skip
+    ]
     facts = [
         ("prompt", f"{sample.prompt_id} ({sample.source_file}:{sample.source_line})"),
         ("finish reason", sample.finish_reason or "(none)"),

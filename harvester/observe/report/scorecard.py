@@ -11,9 +11,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from harvester.errors import ConfigError
 from harvester.observe.report import charts
 from harvester.observe.report.charts import Series
-from harvester.errors import ConfigError
 from harvester.observe.report.figures import figure
 
 
@@ -116,9 +116,13 @@ def training_charts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     curves = [
         ("Training loss", loss, "two", f"Nats per supervised token; {loss[-1][1]:.3g} at the end."),
-        ("Tokens predicted right, %", right, "three",
-         f"Teacher-forced, on training rows; {right[-1][1]:.1f} % at the end."),
-    ]  # fmt: skip
+        (
+            "Tokens predicted right, %",
+            right,
+            "three",
+            f"Teacher-forced, on training rows; {right[-1][1]:.1f} % at the end.",
+        ),
+    ]
     return [
         figure(title, charts.lines([Series(title, curve, kind, area=True)], x=step, width=charts.WIDE), note)
         for title, curve, kind, note in curves

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from harvester.observe.report.census import TEXTS
 from harvester.store.reader import Corpus
-from harvester.store.shards.swap import find, reading
-from harvester.store.shards.schema import Sample
 from harvester.store.shards.parquet_file import opened
+from harvester.store.shards.schema import Sample
+from harvester.store.shards.swap import find, reading
 
 LONGEST_QUERY = 200
 PAGE = 50
@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"[0-9]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """A page of matches; `cursor` is "" at the end of the store, else where the next page begins."""
 
     samples: list[Sample]
@@ -36,7 +36,7 @@ class Found:
     looked_at: int
 
 
-def search(store: Path, text: str, *, outcome: str = "", cursor: str = "") -> Found:
+def search(store: Path, text: str, *, outcome: str = "", cursor: str = "") -> SearchResult:
     """Answers whose prompt, completion, reasoning or id holds `text` (any case) and that ended as `outcome`.
 
     Args:
@@ -50,7 +50,7 @@ def search(store: Path, text: str, *, outcome: str = "", cursor: str = "") -> Fo
         return _search(corpus, text[:LONGEST_QUERY], outcome, cursor)
 
 
-def _search(corpus: Corpus, wanted: str, outcome: str, cursor: str) -> Found:
+def _search(corpus: Corpus, wanted: str, outcome: str, cursor: str) -> SearchResult:
     until = time.monotonic() + PATIENCE_S
     page = _Page()
     with corpus.instant(TEXTS) as (manifest, tail):
@@ -60,13 +60,13 @@ def _search(corpus: Corpus, wanted: str, outcome: str, cursor: str) -> Found:
             matches = itertools.islice(_matching(tail, wanted, outcome, page), row, None)
             page.samples += itertools.islice(matches, PAGE)
             if next(matches, None) is not None:
-                return Found(page.samples, f"{_TAIL}:0:{row + PAGE}", page.looked_at)
+                return SearchResult(page.samples, f"{_TAIL}:0:{row + PAGE}", page.looked_at)
             shard, group, row = 0, 0, 0
     for number in range(shard, len(names)):
         with opened(find(corpus.folder, names[number])) as file:
             for at in range(group, file.num_row_groups):
                 if len(page.samples) >= PAGE or (time.monotonic() > until and page.looked_at):
-                    return Found(page.samples, f"{names[number]}:{at}:{row}", page.looked_at)
+                    return SearchResult(page.samples, f"{names[number]}:{at}:{row}", page.looked_at)
                 table = file.read_row_group(at, columns=list(TEXTS)).slice(row)
                 rows = _rows(table, wanted, outcome)
                 room = PAGE - len(page.samples)
@@ -75,11 +75,13 @@ def _search(corpus: Corpus, wanted: str, outcome: str, cursor: str) -> Found:
                 ]
                 if len(rows) > room:
                     page.looked_at += rows[room]
-                    return Found(page.samples, f"{names[number]}:{at}:{row + rows[room]}", page.looked_at)
+                    return SearchResult(
+                        page.samples, f"{names[number]}:{at}:{row + rows[room]}", page.looked_at
+                    )
                 page.looked_at += table.num_rows
                 row = 0
         group = 0
-    return Found(page.samples, "", page.looked_at)
+    return SearchResult(page.samples, "", page.looked_at)
 
 
 class _Page:

@@ -22,13 +22,14 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from harvester.observe.report import prometheus as exposition, html as page, report
-from harvester.observe.report.samples import browser, shown
-from harvester.observe.report.census import Known
 from harvester.errors import ConfigError, StoreError
-from harvester.observe.rounds import read_rounds
+from harvester.observe.report import html as page
+from harvester.observe.report import prometheus, report
+from harvester.observe.report.census import Known
+from harvester.observe.report.samples import browser, shown
 from harvester.observe.report.search import search
-from harvester.observe.timeline import read_trace
+from harvester.observe.rounds import read_rounds
+from harvester.observe.timeline import read_timeline
 
 HOSTS = frozenset({"127.0.0.1", "localhost"})
 CENSUS_EVERY_S = 5.0
@@ -94,7 +95,7 @@ class Desk:
         account = self._account
         status, totals, runs = report.ledger_of(self.store)
         account.status, account.totals, account.runs = status, totals, runs
-        account.points, account.rounds = read_trace(self.store), read_rounds(self.store)
+        account.points, account.rounds = read_timeline(self.store), read_rounds(self.store)
         return account
 
     def _take(self) -> report.Account:
@@ -138,7 +139,7 @@ def app_of(store: Path) -> ASGIApp:
         return JSONResponse({"html": html, **more})
 
     def metrics(_: Request) -> Response:
-        return PlainTextResponse(exposition.exposed(store), media_type=exposition.CONTENT_TYPE)
+        return PlainTextResponse(prometheus.exposed(store), media_type=prometheus.CONTENT_TYPE)
 
     def unreadable(_: Request, error: Exception) -> Response:
         return PlainTextResponse(f"{error}\n", 503)

@@ -17,7 +17,7 @@ from typing import Any
 from harvester.errors import ConfigError, FindingsError
 from harvester.store.journal.lock import is_held, read_holder
 
-NAME = "control.sock"
+SOCKET_NAME = "control.sock"
 LONGEST_ADDRESS = 100
 """sockaddr_un holds 108 bytes, with the closing NUL (unix(7))."""
 LONGEST_LINE = 64 * 1024
@@ -29,13 +29,13 @@ PATIENCE_S = 5.0
 @contextmanager
 def address(store: Path) -> Iterator[str]:
     """A path of the socket that fits into a socket address, however deep the store lies."""
-    path = str(store.resolve() / NAME)
+    path = str(store.resolve() / SOCKET_NAME)
     if len(os.fsencode(path)) <= LONGEST_ADDRESS:
         yield path
         return
     folder = os.open(store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{folder}/{NAME}"
+        yield f"/proc/self/fd/{folder}/{SOCKET_NAME}"
     finally:
         os.close(folder)
 
@@ -79,6 +79,6 @@ def tell(store: Path, verb: str, **more: Any) -> dict[str, Any]:
     holder: Mapping[str, Any] = read_holder(store / "LOCK")
     raise FindingsError(
         f"its job (pid {holder.get('pid', '?')} on {holder.get('host', '?')}) does not answer",
-        place=str(store / NAME),
+        place=str(store / SOCKET_NAME),
         remedy="`harvester status` tells a stopped process from a hung one; a signal may still end it",
     )

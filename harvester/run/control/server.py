@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError, HarvesterError, StoreError
-from harvester.run.control.client import LONGEST_LINE, NAME, address
+from harvester.run.control.client import LONGEST_LINE, SOCKET_NAME, address
 
 Act = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 Complain = Callable[[Exception], None]
@@ -46,21 +46,21 @@ async def served(store: Path, act: Act, complain: Complain) -> AsyncIterator[Non
     finally:
         server.close()
         with contextlib.suppress(OSError):
-            (store / NAME).unlink()
+            (store / SOCKET_NAME).unlink()
 
 
 def _listen(store: Path) -> socket.socket:
     line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        (store / NAME).unlink(missing_ok=True)
+        (store / SOCKET_NAME).unlink(missing_ok=True)
         os.fchmod(line.fileno(), 0o600)  # on Linux the name is born with the socket's mode
         with address(store) as path:
             line.bind(path)
-        (store / NAME).chmod(0o600)
+        (store / SOCKET_NAME).chmod(0o600)
         line.listen(8)
     except OSError as error:
         line.close()
-        raise StoreError(f"can't be made: {error.strerror}", place=str(store / NAME)) from None
+        raise StoreError(f"can't be made: {error.strerror}", place=str(store / SOCKET_NAME)) from None
     return line
 
 

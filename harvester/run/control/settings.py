@@ -16,14 +16,14 @@ from harvester.teacher.policies import require_pace
 from harvester.teacher.rate_limiter import LEARNED
 from harvester.teacher.teacher import Teacher
 
-NAMES = ("max-concurrency", "rpm", "tpm", "budget")
+SETTABLE = ("max-concurrency", "rpm", "tpm", "budget")
 _BUCKETS = {"rpm": "requests per minute", "tpm": "tokens per minute"}
 MOST_CONCURRENCY = 100_000
 MOST_BUDGET = 1e12
 _AMOUNT = re.compile(r"(\$?)([\d_,]*\.?\d+)\s*(usd|tokens)?\Z", re.IGNORECASE)
 
 
-class Levers:
+class RuntimeSettings:
     """The levers of one pass.
 
     Args:
@@ -70,7 +70,7 @@ class Levers:
         elif name == "budget":
             said = self._set_budget(text)
         else:
-            raise ConfigError(f"can't set {name!r}", remedy=f"one of {', '.join(NAMES)}")
+            raise ConfigError(f"can't set {name!r}", remedy=f"one of {', '.join(SETTABLE)}")
         self._teacher.look_again()
         return said
 
@@ -141,11 +141,14 @@ class Levers:
                 "by_name": rates,
             },
             "budget": {
-                "tokens": budget.ceilings[0], "microusd": budget.ceilings[1],
-                "tokens_spent": budget.spent[0], "microusd_spent": budget.spent[1],
-                "tokens_reserved": budget.reserved[0], "microusd_reserved": budget.reserved[1],
+                "tokens": budget.ceilings[0],
+                "microusd": budget.ceilings[1],
+                "tokens_spent": budget.spent[0],
+                "microusd_spent": budget.spent[1],
+                "tokens_reserved": budget.reserved[0],
+                "microusd_reserved": budget.reserved[1],
             },
-        }  # fmt: skip
+        }
 
 
 def _number(text: str, name: str) -> float:

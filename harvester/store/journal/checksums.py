@@ -23,17 +23,24 @@ COVERED: dict[str, tuple[tuple[str, ...], int]] = {
     for table, columns, short in (
         ("runs", "run run_id started_us ended_us ending exit_code lineage_json config_json", 6),
         ("intents", "attempt_id run at_us reserved_tokens reserved_microusd code endpoint key", 7),
-        ("answers", "run outcome max_tokens status sample_index attempts input_tokens output_tokens"
-         " cost_microusd latency_us at_us endpoint key asker prompt_json body_json raw", 12),
+        (
+            "answers",
+            "run outcome max_tokens status sample_index attempts input_tokens output_tokens"
+            " cost_microusd latency_us at_us endpoint key asker prompt_json body_json raw",
+            12,
+        ),
         ("keys", "shard outcome max_tokens key asker", 3),
-        ("dead", "run max_tokens sample_index attempts at_us code message key asker prompt_json"
-         " body_json", 7),
+        (
+            "dead",
+            "run max_tokens sample_index attempts at_us code message key asker prompt_json body_json",
+            7,
+        ),
         ("asks", "sample_index key asker prompt_json", 1),
         ("failures", "attempt_id run status maybe_billed at_us code key raw", 6),
         ("manifest", "shard name sha256 rows size_bytes lineage_digest sealed_us", 7),
         ("finished", "rows dead input_tokens digest", 3),
     )
-}  # fmt: skip
+}
 
 
 def checksum(scalars: Sequence[int | str | None], *texts: bytes) -> int:

@@ -17,12 +17,13 @@ from typing import Any
 
 import orjson
 
-from harvester.store.journal import sqlite as database, wal
-from harvester.store.journal.sqlite import OUTCOMES
 from harvester.errors import StoreError, StoreFull
+from harvester.store import paths
+from harvester.store.journal import sqlite, wal
+from harvester.store.journal.records import HeldAnswer, Intent, Record, RunRecord, Totals
+from harvester.store.journal.rows import RowEncoder, end_run, enter_run, micros
+from harvester.store.journal.sqlite import OUTCOMES
 from harvester.system.failpoints import reach
-from harvester.store.journal.rows import Entries, end_run, enter_run, micros
-from harvester.store.journal.records import Held, Intent, Record, RunRecord, Totals
 
 KEYS_PER_LOOKUP = 500
 _KEYS = "SELECT key, outcome, max_tokens, asker FROM keys"
@@ -38,7 +39,7 @@ class Journal:
     """One store's journal. Not thread-safe: while a run lives, only its writer thread may call it."""
 
     def __init__(self, store: Path, connection: sqlite3.Connection, *, read_only: bool) -> None:
-        self.path = store / database.NAME
+        self.path = store / paths.JOURNAL
         self._connection = connection
         self._read_only = read_only
         self._failed: BaseException | None = None
@@ -53,15 +54,15 @@ class Journal:
                 also where answers would be lost by it: sealed without a journal, or behind damage to its log.
         """
         if not read_only:
-            wal.require_whole(wal.log_of(store / database.NAME))
-            database.require_journal(store)
-        connect = database.open_for_reading if read_only else database.open_for_writing
+            wal.require_whole(wal.log_of(store / paths.JOURNAL))
+            sqlite.require_journal(store)
+        connect = sqlite.open_for_reading if read_only else sqlite.open_for_writing
         return cls(store, connect(store), read_only=read_only)
 
     def close(self) -> None:
         """Close the connection. What was not committed is dropped."""
-        with database.translated(self.path):
-            database.close(self._connection, self.path.parent, may_write=self._failed is None)
+        with sqlite.translated(self.path):
+            sqlite.close(self._connection, self.path.parent, may_write=self._failed is None)
 
     def __enter__(self) -> Journal:
         return self
@@ -79,7 +80,7 @@ class Journal:
         if self._failed is not None:
             raise self._failed
         try:
-            with database.translated(self.path), database.transaction(self._connection):
+            with sqlite.translated(self.path), sqlite.transaction(self._connection):
                 yield self._connection
         except StoreError as error:
             self._failed = error
@@ -88,7 +89,7 @@ class Journal:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The connection, with SQLite's errors translated."""
-        with database.translated(self.path):
+        with sqlite.translated(self.path):
             yield self._connection
 
     def begin_run(self, run: RunRecord) -> None:
@@ -122,9 +123,9 @@ class Journal:
             query = "SELECT value FROM meta WHERE name = 'last_shard'"
             return int(connection.execute(query).fetchone()[0]) + 1
 
-    def held(self, keys: Sequence[bytes]) -> dict[bytes, Held]:
+    def held(self, keys: Sequence[bytes]) -> dict[bytes, HeldAnswer]:
         """What is known of these keys; absent keys are absent from the result."""
-        found: dict[bytes, Held] = {}
+        found: dict[bytes, HeldAnswer] = {}
         with self.reading() as connection:
             has_asks, has_dead = _is_any(connection, "asks"), _is_any(connection, "dead")
             queries = [_KEYS, _ANSWERS] if _is_any(connection, "answers") else [_KEYS]
@@ -132,10 +133,12 @@ class Journal:
                 chunk = keys[start : start + KEYS_PER_LOOKUP]
                 also = _askers(connection, chunk) if has_asks else {}
                 for key, code, ceiling, asker in _rows_of(connection, _DEAD, chunk) if has_dead else ():
-                    found[key] = Held("dead", code, ceiling, asker, also.get(key, {}))
+                    found[key] = HeldAnswer("dead", code, ceiling, asker, also.get(key, {}))
                 for query in queries:
                     for key, outcome, ceiling, asker in _rows_of(connection, query, chunk):
-                        found[key] = Held("answered", OUTCOMES[outcome], ceiling, asker, also.get(key, {}))
+                        found[key] = HeldAnswer(
+                            "answered", OUTCOMES[outcome], ceiling, asker, also.get(key, {})
+                        )
         return found
 
     def apply(self, records: Sequence[Record]) -> None:
@@ -147,7 +150,7 @@ class Journal:
             StoreError, StoreFull, StoreCorrupt: nothing of this call is stored.
             TypeError: a record holds what JSON can't (a bug; the journal stays usable).
         """
-        entries = Entries(self._run, records)
+        entries = RowEncoder(self._run, records)
         with self.writing() as connection:
             entries.write(connection)
             reach("journal.after_insert")
@@ -235,9 +238,18 @@ class Journal:
 
 
 _SIMPLE = (
-    "answers", "dead", "attempts", "refunds", "asks", "possibly_billed", "possibly_billed_microusd",
-    "paid_twice", "input_tokens", "output_tokens", "cost_microusd",
-)  # fmt: skip
+    "answers",
+    "dead",
+    "attempts",
+    "refunds",
+    "asks",
+    "possibly_billed",
+    "possibly_billed_microusd",
+    "paid_twice",
+    "input_tokens",
+    "output_tokens",
+    "cost_microusd",
+)
 
 
 def _is_any(connection: sqlite3.Connection, table: str) -> bool:
@@ -270,8 +282,15 @@ def _letter(row: tuple[Any, ...]) -> bytes:
     key, prompt, body, sample_index, code, message, attempts, at_us = row
     asked = orjson.loads(prompt)
     letter = {
-        "key": key.hex(), "prompt_id": asked["id"], "file": asked["file"], "line": asked["line"],
-        "sample_index": sample_index, "code": code, "message": message, "attempts": attempts,
-        "at": at_us / 1e6, "messages": orjson.loads(body).get("messages", []),
-    }  # fmt: skip
+        "key": key.hex(),
+        "prompt_id": asked["id"],
+        "file": asked["file"],
+        "line": asked["line"],
+        "sample_index": sample_index,
+        "code": code,
+        "message": message,
+        "attempts": attempts,
+        "at": at_us / 1e6,
+        "messages": orjson.loads(body).get("messages", []),
+    }
     return orjson.dumps(letter) + b"\n"

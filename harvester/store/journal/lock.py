@@ -17,13 +17,30 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from harvester.store.journal.sqlite import disk_error
 from harvester.errors import StoreError, StoreLocked
+from harvester.store.journal.sqlite import disk_error
 
 NETWORK_FILE_SYSTEMS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "beegfs", "gpfs", "afs",
-     "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.juicefs"}
-)  # fmt: skip
+    {
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "9p",
+        "ceph",
+        "glusterfs",
+        "lustre",
+        "beegfs",
+        "gpfs",
+        "afs",
+        "fuse.sshfs",
+        "fuse.s3fs",
+        "fuse.gcsfuse",
+        "fuse.rclone",
+        "fuse.juicefs",
+    }
+)
 PATIENCE_S = 0.2
 """Whoever only asks whether a store is held (`is_held`) holds it for an instant: that is waited out."""
 _MOUNTS = Path("/proc/self/mountinfo")

@@ -121,7 +121,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Dead:
+class DeadLetter:
     """A row that will get no answer, and why."""
 
     key: bytes
@@ -135,7 +135,7 @@ class Dead:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class SharedAnswer:
     """A further prompt that shares a held answer, or the same prompt with new metadata."""
 
     key: bytes
@@ -143,11 +143,11 @@ class Ask:
     sample_index: int
 
 
-Record = Intent | Refund | Failure | Answer | Dead | Ask
+Record = Intent | Refund | Failure | Answer | DeadLetter | SharedAnswer
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldAnswer:
     """What the store knows of a key.
 
     Attributes:

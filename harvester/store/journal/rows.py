@@ -14,10 +14,22 @@ from typing import Any
 
 import orjson
 
-from harvester.store.journal.checksums import COVERED, checksum, require_whole, set_meta, signing
-from harvester.store.journal.sqlite import NAME, OUTCOME_CODES, has_table
 from harvester.api.types import Outcome
-from harvester.store.journal.records import Answer, Ask, Dead, Failure, Intent, Record, Refund, RunRecord, asker_of, prompt_json
+from harvester.store import paths
+from harvester.store.journal.checksums import COVERED, checksum, require_whole, set_meta, signing
+from harvester.store.journal.records import (
+    Answer,
+    DeadLetter,
+    Failure,
+    Intent,
+    Record,
+    Refund,
+    RunRecord,
+    SharedAnswer,
+    asker_of,
+    prompt_json,
+)
+from harvester.store.journal.sqlite import OUTCOME_CODES, has_table
 
 FAILURES_KEPT = 1000
 FAILURE_RAW_BYTES = 2048
@@ -29,7 +41,7 @@ def micros(seconds: float) -> int:
     return round(seconds * 1e6)
 
 
-class Entries:
+class RowEncoder:
     """The rows of one transaction, and the counts they add to run number `run`."""
 
     def __init__(self, run: int, records: Iterable[Record]) -> None:
@@ -42,18 +54,27 @@ class Entries:
         self._dead: list[tuple[Any, ...]] = []
         self._asks: list[tuple[Any, ...]] = []
         take = {
-            Intent: self._intent, Refund: self._refund, Failure: self._failure,
-            Answer: self._answer, Dead: self._dead_letter, Ask: self._ask,
-        }  # fmt: skip
+            Intent: self._intent,
+            Refund: self._refund,
+            Failure: self._failure,
+            Answer: self._answer,
+            DeadLetter: self._dead_letter,
+            SharedAnswer: self._ask,
+        }
         for record in records:
             take[type(record)](record)  # type: ignore[operator]
 
     def _intent(self, one: Intent) -> None:
         self._counts["attempts"] += 1
         scalars = (
-            one.attempt_id, self._run, micros(one.at), one.reserved_tokens, one.reserved_microusd, None,
+            one.attempt_id,
+            self._run,
+            micros(one.at),
+            one.reserved_tokens,
+            one.reserved_microusd,
+            None,
             one.endpoint,
-        )  # fmt: skip
+        )
         self._intents.append((*scalars, one.key, checksum(scalars, one.key)))
 
     def _refund(self, one: Refund) -> None:
@@ -77,27 +98,41 @@ class Entries:
         asker = asker_of(one.prompt, one.sample_index)
         prompt, body = prompt_json(one.prompt), orjson.dumps(one.body)
         scalars = (
-            self._run, OUTCOME_CODES.get(one.outcome, _UNKNOWN), ceiling(one.body), one.status,
-            one.sample_index, one.attempts, one.input_tokens, one.output_tokens, one.cost_microusd,
-            micros(one.latency_s), micros(one.at), one.endpoint,
-        )  # fmt: skip
+            self._run,
+            OUTCOME_CODES.get(one.outcome, _UNKNOWN),
+            max_tokens_of(one.body),
+            one.status,
+            one.sample_index,
+            one.attempts,
+            one.input_tokens,
+            one.output_tokens,
+            one.cost_microusd,
+            micros(one.latency_s),
+            micros(one.at),
+            one.endpoint,
+        )
         check = checksum(scalars, one.key, asker, prompt, body, one.raw)
         self._answers.append(
             (one.key, asker, *scalars[:-1], check, one.endpoint, prompt.decode(), body.decode(), one.raw)
         )
 
-    def _dead_letter(self, one: Dead) -> None:
+    def _dead_letter(self, one: DeadLetter) -> None:
         self._counts["dead"] += 1
         asker = asker_of(one.prompt, one.sample_index)
         prompt, body = prompt_json(one.prompt), orjson.dumps(one.body)
         scalars = (
-            self._run, ceiling(one.body), one.sample_index, one.attempts, micros(one.at), one.code,
+            self._run,
+            max_tokens_of(one.body),
+            one.sample_index,
+            one.attempts,
+            micros(one.at),
+            one.code,
             one.message,
-        )  # fmt: skip
+        )
         check = checksum(scalars, one.key, asker, prompt, body)
         self._dead.append((one.key, asker, *scalars, prompt.decode(), body.decode(), check))
 
-    def _ask(self, one: Ask) -> None:
+    def _ask(self, one: SharedAnswer) -> None:
         prompt = prompt_json(one.prompt)
         asker = asker_of(one.prompt, one.sample_index)
         check = checksum([one.sample_index], one.key, asker, prompt)
@@ -181,7 +216,7 @@ def _mark(connection: sqlite3.Connection, failure: Failure) -> int:
     row = _row(connection, "intents", failure.attempt_id)
     if not row:
         return 0
-    require_whole("intents", [row], Path(NAME))
+    require_whole("intents", [row], Path(paths.JOURNAL))
     row["code"] = failure.code
     columns, short = COVERED["intents"]
     check = checksum([row[name] for name in columns[:short]], row["key"])
@@ -220,7 +255,7 @@ def end_run(
         StoreCorrupt: its row is not what was written.
     """
     row = _row(connection, "runs", run)
-    require_whole("runs", [row], Path(NAME))
+    require_whole("runs", [row], Path(paths.JOURNAL))
     _end(connection, row, ended_us, ending, exit_code)
 
 
@@ -233,8 +268,9 @@ def _end(
 ) -> None:
     check = checksum(
         [row["run"], row["run_id"], row["started_us"], ended_us, ending, exit_code],
-        row["lineage_json"].encode(), row["config_json"].encode(),
-    )  # fmt: skip
+        row["lineage_json"].encode(),
+        row["config_json"].encode(),
+    )
     connection.execute(
         "UPDATE runs SET ended_us = ?, ending = ?, exit_code = ?, checksum = ? WHERE run = ?",
         (ended_us, ending, exit_code, check, row["run"]),
@@ -253,7 +289,7 @@ def _inserted(connection: sqlite3.Connection, statement: str, rows: Sequence[tup
     return connection.executemany(statement, rows).rowcount
 
 
-def ceiling(body: Mapping[str, Any]) -> int | None:
+def max_tokens_of(body: Mapping[str, Any]) -> int | None:
     """The ceiling on output tokens that a body names, None where it names none."""
     for name in ("max_completion_tokens", "max_tokens"):
         value = body.get(name)

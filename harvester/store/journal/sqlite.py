@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from harvester.errors import StoreCorrupt, StoreError, StoreFormatError, StoreFull
 from harvester.api.types import Outcome
+from harvester.errors import StoreCorrupt, StoreError, StoreFormatError, StoreFull
+from harvester.store import paths
 
 FORMAT_VERSION = 1
 APPLICATION_ID = 0x44495354  # "DIST"
-NAME = "journal.db"
 
 OUTCOME_CODES: dict[str, int] = {
     Outcome.OK: 0,
@@ -88,7 +88,7 @@ def require_journal(store: Path) -> None:
     Raises:
         StoreCorrupt: they do.
     """
-    path = store / NAME
+    path = store / paths.JOURNAL
     if path.exists() and path.stat().st_size:
         return
     for shard in sorted((store / "shards").glob("part-*.parquet")):
@@ -105,7 +105,7 @@ def open_for_writing(store: Path) -> sqlite3.Connection:
     Raises:
         StoreError, StoreFull, StoreCorrupt, StoreFormatError.
     """
-    path = store / NAME
+    path = store / paths.JOURNAL
     try:
         store.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -137,7 +137,10 @@ def empty_log(store: Path) -> None:
     Raises:
         StoreError: the disk refuses.
     """
-    with translated(store / NAME), closing(sqlite3.connect(store / NAME, isolation_level=None)) as connection:
+    with (
+        translated(store / paths.JOURNAL),
+        closing(sqlite3.connect(store / paths.JOURNAL, isolation_level=None)) as connection,
+    ):
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
@@ -147,7 +150,7 @@ def open_for_reading(store: Path) -> sqlite3.Connection:
     Raises:
         StoreError, StoreCorrupt, StoreFormatError.
     """
-    path = store / NAME
+    path = store / paths.JOURNAL
     if not path.exists():
         raise StoreError("no journal here", place=str(path), remedy="is this the store's folder?")
     with translated(path):
@@ -184,7 +187,7 @@ def _read_only(path: Path) -> sqlite3.Connection:
         connection.close()
         # A WAL database wants its -shm file even to read; in a read-only folder without a -wal there is
         # no writer and nothing to replay, so the bare file is the whole truth.
-        if path.with_name(f"{NAME}-wal").exists():
+        if path.with_name(f"{paths.JOURNAL}-wal").exists():
             raise
         connection = _connect(path, "mode=ro&immutable=1")
     except BaseException:

@@ -13,8 +13,8 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from harvester.store.journal.sqlite import disk_error
 from harvester.errors import StoreCorrupt
+from harvester.store.journal.sqlite import disk_error
 
 _HEADER, _FRAME = struct.Struct(">8I"), struct.Struct(">6I")
 _MAGIC = 0x377F0682

@@ -22,7 +22,7 @@ MAX_OPEN = 4096
 """Records handed over and not yet durable; `room` holds producers back beyond it."""
 
 
-class Scribe:
+class AsyncWriter:
     """Hands records to the writer and keeps account of what is durable.
 
     `fault` is the first storage error; from then on nothing may be sent, for nothing can be kept.

@@ -7,13 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harvester.store.journal import sqlite as database
-from harvester.observe.canary import FOLDER
+from harvester.store import paths
 from harvester.store.journal.journal import Journal
 
 
 @dataclass(frozen=True, slots=True)
-class Suspect:
+class PossiblyBilledAttempt:
     """An attempt that was possibly billed. `at` is Unix seconds; `code` is "" where no outcome was noted."""
 
     key: bytes
@@ -41,7 +40,7 @@ class Bill:
 
     billed: int
     billed_microusd: int
-    suspects: tuple[Suspect, ...]
+    suspects: tuple[PossiblyBilledAttempt, ...]
 
     @property
     def suspected_microusd(self) -> int:
@@ -55,9 +54,9 @@ def canary_bill(store: Path, *, alive: bool) -> Bill | None:
     Raises:
         StoreError, StoreCorrupt: its journal can't be read.
     """
-    if not (store / FOLDER / database.NAME).exists():
+    if not (store / paths.CANARY / paths.JOURNAL).exists():
         return None
-    with Journal.open(store / FOLDER, read_only=True) as journal:
+    with Journal.open(store / paths.CANARY, read_only=True) as journal:
         return bill_of(journal, alive=alive)
 
 
@@ -74,5 +73,5 @@ def bill_of(journal: Journal, *, alive: bool) -> Bill:
         " ORDER BY attempt_id"
     )
     with journal.reading() as connection:
-        suspects = tuple(Suspect(*row) for row in connection.execute(query, (alive,)))
+        suspects = tuple(PossiblyBilledAttempt(*row) for row in connection.execute(query, (alive,)))
     return Bill(totals.answers + totals.paid_twice, totals.cost_microusd, suspects)

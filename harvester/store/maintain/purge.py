@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from harvester.store.maintain import quarantine
 from harvester.errors import ConfigError, StoreError
+from harvester.store import paths
 from harvester.store.journal.journal import Journal
-from harvester.store.journal.rows import forget_finished
 from harvester.store.journal.lock import StoreLock
+from harvester.store.journal.rows import forget_finished
+from harvester.store.maintain import quarantine
 from harvester.store.shards.manifest import keys_in, manifest_of
-from harvester.store.shards.sample import asked_by
+from harvester.store.shards.parquet_file import opened
 from harvester.store.shards.rewrite import finished_off, rewrite
-from harvester.store.shards.parquet_file import FOLDER, opened
+from harvester.store.shards.sample import asked_by
 from harvester.store.shards.seal import go_on
 
 _TABLES = ("answers", "keys", "dead", "asks", "failures", "intents")
@@ -90,7 +91,7 @@ def keys_of_prompt(journal: Journal, store: Path, prompt_id: str) -> set[bytes]:
                 if asked_by(text, 0)["prompt_id"] == prompt_id:
                     found.add(key)
     for entry in manifest_of(journal):
-        with opened(store / FOLDER / entry.name) as file:
+        with opened(store / paths.SHARDS / entry.name) as file:
             for batch in file.iter_batches(columns=["key", "prompt_id"]):
                 mask = pc.equal(batch.column("prompt_id"), prompt_id)
                 found |= {bytes.fromhex(text) for text in batch.filter(mask).column("key").to_pylist()}

@@ -6,10 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from harvester.store.journal import sqlite as database
+from harvester.store import paths
 from harvester.store.shards.parquet_file import disk, sync_folder
-
-FOLDER = "quarantine"
 
 
 def put(store: Path, path: Path, *, keep: bool, name: str = "") -> str:
@@ -22,7 +20,7 @@ def put(store: Path, path: Path, *, keep: bool, name: str = "") -> str:
     Raises:
         StoreError, StoreFull: the disk refuses.
     """
-    folder, wanted = store / FOLDER, Path(name or path.name)
+    folder, wanted = store / paths.QUARANTINE, Path(name or path.name)
     with disk(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
         target, again = folder / wanted, 0
@@ -43,9 +41,9 @@ def empty(store: Path) -> None:
     Raises:
         StoreError: the disk refuses.
     """
-    with disk(store / FOLDER):
-        for pattern in ("part-*", f"{database.NAME}*"):
-            for path in (store / FOLDER).glob(pattern):
+    with disk(store / paths.QUARANTINE):
+        for pattern in ("part-*", f"{paths.JOURNAL}*"):
+            for path in (store / paths.QUARANTINE).glob(pattern):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:

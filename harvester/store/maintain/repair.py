@@ -16,28 +16,28 @@ from typing import Any
 
 import orjson
 
-from harvester.store.journal import sqlite as database, wal
+from harvester.errors import StoreCorrupt, StoreError
+from harvester.store import paths
+from harvester.store.journal import sqlite, wal
+from harvester.store.journal.checksums import COVERED, changed, checksum, sign
+from harvester.store.journal.journal import Journal
+from harvester.store.journal.lock import StoreLock, is_held
+from harvester.store.journal.records import ShardEntry
+from harvester.store.journal.rows import forget_finished, max_tokens_of
+from harvester.store.journal.sqlite import OUTCOME_CODES
 from harvester.store.maintain import quarantine
 from harvester.store.maintain.bill import Bill, bill_of
-from harvester.observe.canary import FOLDER as CANARIES
-from harvester.store.journal.checksums import COVERED, changed, checksum, sign
 from harvester.store.reader import Corpus
-from harvester.store.journal.sqlite import OUTCOME_CODES
-from harvester.errors import StoreCorrupt, StoreError
-from harvester.store.verify import Finding, has_lost_journal, look, look_at_copy, look_at_journal
-from harvester.store.journal.journal import Journal
-from harvester.store.journal.rows import ceiling, forget_finished
-from harvester.store.journal.lock import StoreLock, is_held
 from harvester.store.shards.manifest import enter, keys_in, manifest_of
-from harvester.store.shards.unlisted import beyond, contents_of
+from harvester.store.shards.parquet_file import digest_of, disk
 from harvester.store.shards.recover_rows import proven
-from harvester.store.journal.records import ShardEntry
 from harvester.store.shards.rewrite import finished_off, rewrite
-from harvester.store.shards.parquet_file import FOLDER, digest_of, disk
 from harvester.store.shards.seal import adopt
+from harvester.store.shards.unlisted import contents_of, unlisted_files
+from harvester.store.verify import Finding, has_lost_journal, look, look_at_copy, look_at_journal
 
 _SHARD_FINDINGS = frozenset({"missing", "torn", "changed", "damaged", "disagrees"})
-_MENDABLE = frozenset(f"{database.NAME} {table}" for table in ("answers", "keys", "finished", "meta"))
+_MENDABLE = frozenset(f"{paths.JOURNAL} {table}" for table in ("answers", "keys", "finished", "meta"))
 """Where a row that is not what was written can go: what it stood for is asked again, or found again."""
 
 
@@ -68,12 +68,12 @@ def mend(journal: Journal, store: Path) -> Repaired:
         _reindex(journal, store, entry)
     if any(_indexed(journal, entry) < entry.rows for entry in incomplete):
         lost |= unindexed - set(journal.held(sorted(unindexed)))
-    findings = look(store, store / FOLDER, tuple(by_name.values()), has_journal=True, alone=True)
-    names = sorted({one.place.removeprefix(f"{FOLDER}/") for one in findings if _in_folder(one)})
+    findings = look(store, store / paths.SHARDS, tuple(by_name.values()), has_journal=True, alone=True)
+    names = sorted({one.place.removeprefix(f"{paths.SHARDS}/") for one in findings if _in_folder(one)})
     moved, saved = [], 0
     for name in sorted(names, key=lambda name: name in by_name):  # strangers first: they may wear a number
-        if (store / FOLDER / name).exists():
-            quarantine.put(store, store / FOLDER / name, keep=name in by_name)
+        if (store / paths.SHARDS / name).exists():
+            quarantine.put(store, store / paths.SHARDS / name, keep=name in by_name)
             moved.append(name)
         if name in by_name:
             indexed = _indexed(journal, by_name[name])
@@ -94,11 +94,12 @@ def _give_up_rows(journal: Journal, store: Path) -> tuple[set[bytes], set[bytes]
     """
     places = set()
     for one in look_at_journal(store):
-        if one.place not in _MENDABLE and not one.place.startswith((f"{FOLDER}/", "shard ")):
+        if one.place not in _MENDABLE and not one.place.startswith((f"{paths.SHARDS}/", "shard ")):
             raise StoreCorrupt(
-                one.message, place=one.place,
+                one.message,
+                place=one.place,
                 remedy="restore journal.db from a copy; the shards stay readable as they are",
-            )  # fmt: skip
+            )
         places.add(one.place)
     if not places & _MENDABLE:
         return set(), set()
@@ -111,7 +112,7 @@ def _give_up_rows(journal: Journal, store: Path) -> tuple[set[bytes], set[bytes]
         forget_finished(connection)
         connection.executemany("DELETE FROM answers WHERE key = ?", [(key,) for key in answers])
         connection.executemany("DELETE FROM keys WHERE key = ?", [(key,) for key in index])
-        if f"{database.NAME} meta" in places:
+        if f"{paths.JOURNAL} meta" in places:
             _renew_numbers(connection)
     return _keys(answers), _keys(index)
 
@@ -138,7 +139,7 @@ def _renew_numbers(connection: sqlite3.Connection) -> None:
 def _reinstate(journal: Journal, store: Path) -> None:
     """Give whole files back the manifest row they lost; the key index still knows their number."""
     known = {entry.shard for entry in manifest_of(journal)}
-    for number, path in beyond(store / FOLDER, 0):
+    for number, path in unlisted_files(store / paths.SHARDS, 0):
         held = None if number in known else contents_of(path)
         if held is None:
             continue
@@ -159,7 +160,7 @@ def _reindex(journal: Journal, store: Path, entry: ShardEntry) -> None:
     """Put rows of a readable shard back into the key index where they are missing there."""
     known = keys_in(journal, entry)
     rows: list[tuple[bytes, int, int | None]] = []
-    path = store / FOLDER / entry.name
+    path = store / paths.SHARDS / entry.name
     if not path.exists() or digest_of(path)[0] != entry.sha256:
         return  # a row without an index row has nothing left to prove it by
     for table in proven(journal, store, entry):
@@ -167,7 +168,7 @@ def _reindex(journal: Journal, store: Path, entry: ShardEntry) -> None:
             key = bytes.fromhex(row["key"])
             if key not in known:
                 body = orjson.loads(row["request_json"])
-                rows.append((key, OUTCOME_CODES[row["outcome"]], ceiling(body)))
+                rows.append((key, OUTCOME_CODES[row["outcome"]], max_tokens_of(body)))
     asker = bytes(8)  # nobody's: whoever asks next is noted as a further asker
     with journal.writing() as connection:
         connection.executemany(
@@ -181,7 +182,7 @@ def _reindex(journal: Journal, store: Path, entry: ShardEntry) -> None:
 
 
 def _in_folder(one: Finding) -> bool:
-    return one.place.startswith(f"{FOLDER}/") and one.kind in {*_SHARD_FINDINGS, "foreign"}
+    return one.place.startswith(f"{paths.SHARDS}/") and one.kind in {*_SHARD_FINDINGS, "foreign"}
 
 
 def _forget_strays(journal: Journal) -> set[bytes]:
@@ -208,19 +209,20 @@ def check(store: Path, *, repair: bool) -> tuple[dict[str, Any], list[str], int]
     if repair:
         if has_lost_journal(store):
             raise StoreCorrupt(
-                "gone, and no repair can tell what it held", place=str(store / database.NAME),
+                "gone, and no repair can tell what it held",
+                place=str(store / paths.JOURNAL),
                 remedy="put it back from a copy; what lies in shards/ stays readable as it is",
-            )  # fmt: skip
+            )
         Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
         with StoreLock(store, started_at=time.time()):
             moved, done = _repaired(store)
-            if (store / CANARIES / database.NAME).exists():
-                further, canaries = _repaired(store / CANARIES)
-                moved += tuple(f"{CANARIES}/{name}" for name in further)
+            if (store / paths.CANARY / paths.JOURNAL).exists():
+                further, canaries = _repaired(store / paths.CANARY)
+                moved += tuple(f"{paths.CANARY}/{name}" for name in further)
                 done = Repaired((), done.saved + canaries.saved, done.lost + canaries.lost)
         data["repaired"] = {"quarantined": moved, "saved": done.saved, "lost": done.lost}
         lines.append(
-            f"repaired: {len(moved)} files in {store / quarantine.FOLDER}, {done.saved:,} of their "
+            f"repaired: {len(moved)} files in {store / paths.QUARANTINE}, {done.saved:,} of their "
             f"answers saved, {len(done.lost):,} to be asked again"
         )
     findings, answers = _looked(store)
@@ -228,13 +230,16 @@ def check(store: Path, *, repair: bool) -> tuple[dict[str, Any], list[str], int]
     if (store / "journal.db").exists() and not any("journal.db" in one for one in findings):
         with closing(Journal.open(store, read_only=True)) as journal:
             bill = bill_of(journal, alive=is_held(store))
-    if (store / CANARIES / database.NAME).exists() or has_lost_journal(store / CANARIES):
-        findings += [f"{CANARIES}: {one}" for one in _looked(store / CANARIES)[0]]
+    if (store / paths.CANARY / paths.JOURNAL).exists() or has_lost_journal(store / paths.CANARY):
+        findings += [f"{paths.CANARY}: {one}" for one in _looked(store / paths.CANARY)[0]]
     data |= {
-        "answers": answers, "findings": findings, "billed": bill.billed,
-        "billed_microusd": bill.billed_microusd, "possibly_billed": [one.facts() for one in bill.suspects],
+        "answers": answers,
+        "findings": findings,
+        "billed": bill.billed,
+        "billed_microusd": bill.billed_microusd,
+        "possibly_billed": [one.facts() for one in bill.suspects],
         "possibly_billed_microusd": bill.suspected_microusd,
-    }  # fmt: skip
+    }
     lines.append(
         f"{answers:,} answers stored, {len(findings)} findings; {bill.billed:,} billed for "
         f"${bill.billed_microusd / 1e6:.6f}, {len(bill.suspects)} attempts possibly billed"
@@ -266,12 +271,12 @@ def _looked(store: Path) -> tuple[list[str], int]:
         corpus = Corpus.open(store)
         return [str(one) for one in corpus.verify()], corpus.count()
     except StoreError as error:
-        if (store / database.NAME).exists():
-            return [str(Finding("damaged", database.NAME, error.message))], 0
-        folder = store / FOLDER if (store / FOLDER).is_dir() else store
+        if (store / paths.JOURNAL).exists():
+            return [str(Finding("damaged", paths.JOURNAL, error.message))], 0
+        folder = store / paths.SHARDS if (store / paths.SHARDS).is_dir() else store
         found = [str(one) for one in look_at_copy(folder)]
         if has_lost_journal(store):
-            found.append(str(Finding("missing", database.NAME, error.message)))
+            found.append(str(Finding("missing", paths.JOURNAL, error.message)))
         if not found:
             raise
         return found, 0
@@ -279,7 +284,7 @@ def _looked(store: Path) -> tuple[list[str], int]:
 
 def _put_log_aside(store: Path) -> tuple[str, ...]:
     """A write-ahead log with a changed byte is copied into quarantine, and what still reads of it is kept."""
-    log = wal.log_of(store / database.NAME)
+    log = wal.log_of(store / paths.JOURNAL)
     with disk(store):
         if not wal.commits_lost(log):
             return ()
@@ -287,5 +292,5 @@ def _put_log_aside(store: Path) -> tuple[str, ...]:
         shutil.copyfile(log, copy)  # not a link: SQLite goes on writing into the same file
         copy.chmod(0o600)
         name = quarantine.put(store, copy, keep=False, name=log.name)
-    database.empty_log(store)
+    sqlite.empty_log(store)
     return (name,)

@@ -16,15 +16,14 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from harvester.store import terms_check as doors
-from harvester.store.shards import compact as compaction, seal as shards
-from harvester.store.reader import Corpus
-from harvester.store.shards.swap import Watch
+from harvester.store import paths, terms_check
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
+from harvester.store.reader import Corpus
+from harvester.store.shards import compact, seal
 from harvester.store.shards.rewrite import READY
-from harvester.store.shards.parquet_file import FOLDER
+from harvester.store.shards.swap import ReaderWatch
 
 T = TypeVar("T")
 SEAL_EVERY_S = 5.0
@@ -49,12 +48,12 @@ async def seal_along(store: Path, writer: GroupCommit, target_bytes: int) -> Non
         await asyncio.sleep(SEAL_EVERY_S)
         # Summing up what is unsealed reads all of it: not before there can be enough, but now and then, for
         # what else the journal holds may shrink meanwhile.
-        if turn % RARELY == 0 or await on_writer(writer, shards.used_bytes) >= due_bytes:
+        if turn % RARELY == 0 or await on_writer(writer, seal.used_bytes) >= due_bytes:
             steps = await on_writer(
-                writer, lambda j: shards.seal_steps(j, store, target_bytes=target_bytes, everything=False)
+                writer, lambda j: seal.seal_steps(j, store, target_bytes=target_bytes, everything=False)
             )
             sealed = await _in_slices(writer, steps)
-            due_bytes = await on_writer(writer, shards.used_bytes) + sealed.lacking_bytes * NEARLY
+            due_bytes = await on_writer(writer, seal.used_bytes) + sealed.lacking_bytes * NEARLY
         await merge(store, writer, target_bytes, patience=PATIENCE)
 
 
@@ -64,17 +63,17 @@ async def merge(store: Path, writer: GroupCommit, target_bytes: int, *, patience
     Raises:
         StoreError: the disk refuses; the small ones stay.
     """
-    if not await on_writer(writer, lambda j: compaction.batches(j, target_bytes)):
+    if not await on_writer(writer, lambda j: compact.batches(j, target_bytes)):
         return
-    with contextlib.closing(Watch(store / FOLDER)) as watch:
+    with contextlib.closing(ReaderWatch(store / paths.SHARDS)) as watch:
         steps = await on_writer(
             writer,
-            lambda j: compaction.compact_steps(j, store, target_bytes=target_bytes, is_quiet=watch.is_quiet),
+            lambda j: compact.compact_steps(j, store, target_bytes=target_bytes, is_quiet=watch.is_quiet),
         )
         await _in_slices(writer, steps, lambda: _wait_for_quiet(watch, patience))
 
 
-async def _wait_for_quiet(watch: Watch, patience: int) -> None:
+async def _wait_for_quiet(watch: ReaderWatch, patience: int) -> None:
     watch.renew()
     for _ in range(patience):
         await asyncio.sleep(QUIET_S)
@@ -116,14 +115,14 @@ def _let_go(steps: Generator[str | None, None, T]) -> None:
 async def seal_all(store: Path, writer: GroupCommit, target_bytes: int) -> int:
     """Seal everything and merge small shards; returns the rows sealed."""
     steps = await on_writer(
-        writer, lambda j: shards.seal_steps(j, store, target_bytes=target_bytes, everything=True)
+        writer, lambda j: seal.seal_steps(j, store, target_bytes=target_bytes, everything=True)
     )
     sealed = await _in_slices(writer, steps)
     await merge(store, writer, target_bytes, patience=1)
     return sealed.rows
 
 
-def seal_now(store: Path) -> shards.SealResult:
+def seal_now(store: Path) -> seal.SealResult:
     """`harvester seal`: everything journalled becomes Parquet, without a run.
 
     Raises:
@@ -131,6 +130,6 @@ def seal_now(store: Path) -> shards.SealResult:
         StoreError: no journal here, or the disk refuses; StoreLocked, StoreCorrupt by cause.
     """
     Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
-    doors.ask(Corpus.open(store), "seal", store.resolve().parent)
+    terms_check.ask(Corpus.open(store), "seal", store.resolve().parent)
     with StoreLock(store, started_at=time.time()), Journal.open(store) as journal:
-        return shards.seal(journal, store, target_bytes=64 * 1024 * 1024, everything=True)
+        return seal.seal(journal, store, target_bytes=64 * 1024 * 1024, everything=True)

@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
-from harvester.store.shards import swap as exchange
+from harvester.store import paths
 from harvester.store.journal.journal import Journal
-from harvester.store.shards.manifest import manifest_of
 from harvester.store.journal.records import ShardEntry
+from harvester.store.shards import swap
+from harvester.store.shards.manifest import manifest_of
+from harvester.store.shards.parquet_file import ROWS_PER_SHARD
 from harvester.store.shards.rewrite import NotNow, rewrite, tidy
-from harvester.store.shards.parquet_file import FOLDER, ROWS_PER_SHARD
 
 SMALL = 2
 """A shard below the target by this factor, in bytes and in rows, is worth merging."""
@@ -71,5 +72,5 @@ def _alone(store: Path, is_quiet: Callable[[], bool]) -> Iterator[bool]:
     if not is_quiet():  # asked first: looking whether we are alone opens the folder too
         yield False
         return
-    with exchange.alone(store / FOLDER) as is_free:
+    with swap.if_no_reader(store / paths.SHARDS) as is_free:
         yield is_free

@@ -10,11 +10,11 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from harvester.store import paths
 from harvester.store.journal.checksums import checksum, damaged, is_whole, set_meta
-from harvester.store.journal.sqlite import NAME
 from harvester.store.journal.journal import KEYS_PER_LOOKUP, Journal
-from harvester.store.journal.rows import micros
 from harvester.store.journal.records import ShardEntry
+from harvester.store.journal.rows import micros
 
 CHUNKS_PER_STEP = 16
 
@@ -45,9 +45,14 @@ def keys_in(journal: Journal, entry: ShardEntry) -> set[bytes]:
 def enter(connection: sqlite3.Connection, entry: ShardEntry) -> None:
     """Name a shard in the manifest."""
     facts = (
-        entry.shard, entry.name, entry.sha256, entry.rows, entry.size_bytes, entry.lineage_digest,
+        entry.shard,
+        entry.name,
+        entry.sha256,
+        entry.rows,
+        entry.size_bytes,
+        entry.lineage_digest,
         micros(entry.sealed_at),
-    )  # fmt: skip
+    )
     connection.execute("INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*facts, checksum(facts)))
 
 
@@ -110,7 +115,7 @@ def _whole(
     rows = connection.execute(query, keys).fetchall()
     for key, outcome, most_tokens, asker, shard, check in rows:
         if not is_whole((shard, outcome, most_tokens, key, asker), 3, check):
-            raise damaged("keys", key.hex(), Path(NAME))
+            raise damaged("keys", key.hex(), Path(paths.JOURNAL))
     return [row[:4] for row in rows]
 
 

@@ -18,13 +18,12 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harvester.store.journal.sqlite import disk_error
 from harvester.errors import StoreCorrupt, StoreError, StoreFormatError
 from harvester.store.journal.records import ShardEntry
+from harvester.store.journal.sqlite import disk_error
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, SCHEMA_VERSION, VERSION_KEY
 
-FOLDER = "shards"
-NAME = re.compile(r"part-(\d{8})-([0-9a-f]{16})\.parquet\Z")
+SHARD_NAME = re.compile(r"part-(\d{8})-([0-9a-f]{16})\.parquet\Z")
 ROWS_PER_GROUP = 2048
 BYTES_PER_GROUP = 16 * 1024 * 1024
 ROWS_PER_SHARD = 1 << 17
@@ -36,11 +35,24 @@ APART = ("teacher_id", "host", "model", "terms_id", "permission_sha256", "purpos
 
 _DICTIONARY = [
     "messages.list.element.role",
-    "outcome", "finish_reason", "tags.list.element", "source_file", "teacher_id",
-    "endpoint", "request_model", "response_model", "system_fingerprint", "provider", "terms_id",
+    "outcome",
+    "finish_reason",
+    "tags.list.element",
+    "source_file",
+    "teacher_id",
+    "endpoint",
+    "request_model",
+    "response_model",
+    "system_fingerprint",
+    "provider",
+    "terms_id",
     "permission_sha256",
-    "purpose", "usage_source", "run_id", "config_sha256", "tool_version",
-]  # fmt: skip
+    "purpose",
+    "usage_source",
+    "run_id",
+    "config_sha256",
+    "tool_version",
+]
 
 
 def writer_of(sink: BinaryIO, lineages: Sequence[Mapping[str, Any]]) -> pq.ParquetWriter:

@@ -26,20 +26,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from harvester.store.shards import batching as portions
-from harvester.store.journal.journal import Journal
-from harvester.api.types import Prompt
 from harvester.api.request_key import request_key
-from harvester.store.journal.rows import ceiling, micros
-from harvester.store.shards.sample import sample_of
+from harvester.api.types import Prompt
+from harvester.store import paths
+from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import ShardEntry, asker_of, prompt_json
+from harvester.store.journal.rows import max_tokens_of, micros
+from harvester.store.shards import batching
+from harvester.store.shards.parquet_file import digest_of
+from harvester.store.shards.sample import sample_of
 from harvester.store.shards.schema import SCHEMA, Sample, completed, to_table
-from harvester.store.shards.parquet_file import FOLDER, digest_of
 
-ALONE = (
-    "source_file", "source_line", "endpoint", "input_tokens", "output_tokens", "cost_microusd", "attempts",
-    "latency_s", "created_at",
-)  # fmt: skip
+UNCHECKED_COLUMNS = (
+    "source_file",
+    "source_line",
+    "endpoint",
+    "input_tokens",
+    "output_tokens",
+    "cost_microusd",
+    "attempts",
+    "latency_s",
+    "created_at",
+)
 """Columns that no other column bears out."""
 EPOCHS = 1000
 """A row does not say its epoch: that of its run's configuration is tried, then these."""
@@ -73,7 +81,7 @@ class Proof:
         """The rows of a table, of exactly `SCHEMA`, that prove themselves."""
         kept: list[bool] = []
         for batch in table.to_batches():
-            for portion in portions.of_batch(batch):
+            for portion in batching.of_batch(batch):
                 kept += self._are_proven(portion.to_pylist())
         return table.filter(pa.array(kept, pa.bool_()))
 
@@ -90,15 +98,19 @@ class Proof:
             prompt = _prompt(row)
             at_us = (row["created_at"] - _EPOCH) // timedelta(microseconds=1)
             if (
-                self._index[key] != (ceiling(body), asker_of(prompt, row["sample_index"]))
+                self._index[key] != (max_tokens_of(body), asker_of(prompt, row["sample_index"]))
                 or not -_DAY_US <= at_us - run.started_us <= _LONGEST_RUN_US
                 or not _is_key(key, run, body, row["sample_index"])
             ):
                 return None
             journalled = {
-                **row, "key": key, "body_json": row["request_json"], "prompt_json": prompt_json(prompt),
-                "at_us": at_us, "latency_us": micros(row["latency_s"]),
-            }  # fmt: skip
+                **row,
+                "key": key,
+                "body_json": row["request_json"],
+                "prompt_json": prompt_json(prompt),
+                "at_us": at_us,
+                "latency_us": micros(row["latency_s"]),
+            }
             return sample_of(journalled, run.lineage)
         except UNREADABLE:
             return None
@@ -106,7 +118,7 @@ class Proof:
 
 def proven(journal: Journal, store: Path, entry: ShardEntry) -> Iterator[pa.Table]:
     """The row groups of a shard, of exactly `SCHEMA`: whole where it is as sealed, else rows with a proof."""
-    path = store / FOLDER / entry.name
+    path = store / paths.SHARDS / entry.name
     try:
         is_as_sealed = digest_of(path)[0] == entry.sha256
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -128,9 +140,14 @@ def proven(journal: Journal, store: Path, entry: ShardEntry) -> Iterator[pa.Tabl
 
 def _prompt(row: Mapping[str, Any]) -> Prompt:
     return Prompt(
-        id=row["prompt_id"], messages=(), reference=row["reference"], tags=tuple(row["tags"]),
-        metadata=json.loads(row["metadata_json"]), file=row["source_file"], line=row["source_line"],
-    )  # fmt: skip
+        id=row["prompt_id"],
+        messages=(),
+        reference=row["reference"],
+        tags=tuple(row["tags"]),
+        metadata=json.loads(row["metadata_json"]),
+        file=row["source_file"],
+        line=row["source_line"],
+    )
 
 
 def _is_key(key: bytes, run: _Run, body: Mapping[str, Any], sample_index: int) -> bool:
@@ -147,7 +164,7 @@ def _require_statistics(file: pq.ParquetFile, number: int, table: pa.Table) -> N
     """Raises ValueError where a column lacks the least and greatest value that the footer noted."""
     group = file.metadata.row_group(number)
     columns = {group.column(place).path_in_schema: place for place in range(group.num_columns)}
-    for name in ALONE:
+    for name in UNCHECKED_COLUMNS:
         noted = group.column(columns[name]).statistics
         found = pc.min_max(table.column(name)).as_py()
         if noted is None or not noted.has_min_max or (noted.min, noted.max) != (found["min"], found["max"]):

@@ -20,16 +20,25 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harvester.store.shards import swap as exchange, unlisted as orphans
 from harvester.errors import StoreLocked
-from harvester.system.failpoints import reach
+from harvester.store import paths
 from harvester.store.journal.journal import Journal
-from harvester.store.journal.rows import forget_finished
-from harvester.store.shards.manifest import enter_new, keys_in, manifest_of, move_keys, require_index
-from harvester.store.shards.recover_rows import proven
 from harvester.store.journal.records import ShardEntry
+from harvester.store.journal.rows import forget_finished
+from harvester.store.shards import swap, unlisted
+from harvester.store.shards.manifest import enter_new, keys_in, manifest_of, move_keys, require_index
+from harvester.store.shards.parquet_file import (
+    BYTES_PER_GROUP,
+    ROWS_PER_GROUP,
+    checked,
+    disk,
+    lineages_in,
+    opened,
+    writer_of,
+)
+from harvester.store.shards.recover_rows import proven
 from harvester.store.shards.schema import completed
-from harvester.store.shards.parquet_file import BYTES_PER_GROUP, FOLDER, ROWS_PER_GROUP, checked, disk, lineages_in, opened, writer_of
+from harvester.system.failpoints import reach
 
 READY = "ready"
 """What a step yields when only the exchange is left: a good moment to wait for one."""
@@ -71,10 +80,10 @@ def rewrite(
         NotNow: somebody reads.
         StoreError, StoreFull, StoreCorrupt: nothing has changed.
     """
-    folder = store / FOLDER
-    if folder.with_name(exchange.STAGED).exists():  # `tidy` left it to a reader
+    folder = store / paths.SHARDS
+    if folder.with_name(swap.STAGED).exists():  # `tidy` left it to a reader
         raise NotNow(folder)
-    orphans.require_none(folder, journal.next_shard() - 1)
+    unlisted.require_none(folder, journal.next_shard() - 1)
     hidden = folder / f".part-{journal.next_shard():08d}.tmp"
     with contextlib.ExitStack() as held:  # from the question to the commit nobody may come to read
         try:
@@ -82,28 +91,32 @@ def rewrite(
                 entry, keys = yield from _staged(journal, store, entries, hidden, without, salvage)
             yield READY
             reach("compaction.before_exchange")
-            if not held.enter_context(exchange.alone(folder, PATIENCE_S) if hold is None else hold()):
+            if not held.enter_context(swap.if_no_reader(folder, PATIENCE_S) if hold is None else hold()):
                 raise NotNow(folder)
         except BaseException:
             with contextlib.suppress(OSError):
                 hidden.unlink(missing_ok=True)
-                exchange.discard(folder)
+                swap.discard(folder)
             raise
         with disk(folder):
-            exchange.exchange(folder)
+            swap.exchange(folder)
         reach("compaction.after_exchange")
         gone = _enter_swap(journal, store, entries, entry, keys)
         with disk(folder):
-            exchange.discard(folder)
+            swap.discard(folder)
         return gone
 
 
 def _staged(
-    journal: Journal, store: Path, entries: Sequence[ShardEntry], hidden: Path, without: Collection[bytes],
+    journal: Journal,
+    store: Path,
+    entries: Sequence[ShardEntry],
+    hidden: Path,
+    without: Collection[bytes],
     salvage: bool,
-) -> Generator[str | None, None, tuple[ShardEntry | None, list[bytes]]]:  # fmt: skip
+) -> Generator[str | None, None, tuple[ShardEntry | None, list[bytes]]]:
     """Write the new file and build the next folder; returns what the manifest will say, and its keys."""
-    folder = store / FOLDER
+    folder = store / paths.SHARDS
     lineages = _lineages(journal, folder, entries, salvage)
     tables = chain.from_iterable(
         proven(journal, store, entry) if salvage else _tables(folder / entry.name) for entry in entries
@@ -114,7 +127,7 @@ def _staged(
         entry = yield from checked(hidden, journal.next_shard(), keys, entries[0].lineage_digest)
         yield from require_index(journal, keys)
     new = None if entry is None else (hidden, entry.name)
-    exchange.stage(folder, without={one.name for one in entries}, new=new)
+    swap.stage(folder, without={one.name for one in entries}, new=new)
     return entry, keys
 
 
@@ -206,24 +219,24 @@ def tidy(journal: Journal, store: Path) -> None:
     Raises:
         StoreError: the folder refuses.
     """
-    folder = store / FOLDER
+    folder = store / paths.SHARDS
     with disk(folder):
-        is_staged = exchange.resume(folder)
+        is_staged = swap.resume(folder)
         for path in folder.glob(".part-*.tmp"):
             path.unlink()
         if not is_staged:
             return
-        old = [one for one in manifest_of(journal) if exchange.find(folder, one.name).parent != folder]
+        old = [one for one in manifest_of(journal) if swap.find(folder, one.name).parent != folder]
         if old:
             found = _exchanged(journal, folder, old)
             if found is not None:
                 _enter_swap(journal, store, old, *found)
             else:
                 for entry in old:  # not our doing: give back what the folder lacks
-                    exchange.find(folder, entry.name).rename(folder / entry.name)
-        with exchange.alone(folder) as is_free:
+                    swap.find(folder, entry.name).rename(folder / entry.name)
+        with swap.if_no_reader(folder) as is_free:
             if is_free:  # else a reader may look for the old files there: the next one tidies up
-                exchange.discard(folder)
+                swap.discard(folder)
 
 
 def _exchanged(
@@ -232,8 +245,8 @@ def _exchanged(
     """The file that took the place of `old`: numbered like the next shard, whole, without a strange key."""
     number = journal.next_shard()
     known = {key for entry in old for key in keys_in(journal, entry)}
-    for found, path in orphans.beyond(folder, number - 1):
-        held = orphans.contents_of(path) if found == number else None
+    for found, path in unlisted.unlisted_files(folder, number - 1):
+        held = unlisted.contents_of(path) if found == number else None
         if held is not None and known.issuperset(held.keys):
             entry = held.entry(path.stat().st_mtime)
             return replace(entry, lineage_digest=old[0].lineage_digest), held.keys

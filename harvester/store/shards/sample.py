@@ -13,12 +13,12 @@ from typing import Any
 import orjson
 
 from harvester.api import completion
-from harvester.api.model_name import byline
-from harvester.errors import TeacherError
+from harvester.api.model_name import model_and_provider
 from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
-from harvester.terms.lineage import SAME
+from harvester.errors import TeacherError
 from harvester.store.journal.records import as_json
 from harvester.store.shards.schema import Sample, text_of
+from harvester.terms.lineage import SAME
 
 SELECT_ANSWERS = (
     "SELECT id, key, asker, run, outcome, max_tokens, status, sample_index, attempts, input_tokens,"
@@ -28,11 +28,22 @@ SELECT_ANSWERS = (
 SELECT_FACTS = "SELECT run, body_json, raw FROM answers"
 PARSED = frozenset(
     {
-        "completion", "outcome", "finish_reason", "reasoning", "refusal", "tool_calls_json", "logprobs",
-        "response_model", "system_fingerprint", "response_id", "provider", "cached_tokens",
-        "reasoning_tokens", "usage_source",
+        "completion",
+        "outcome",
+        "finish_reason",
+        "reasoning",
+        "refusal",
+        "tool_calls_json",
+        "logprobs",
+        "response_model",
+        "system_fingerprint",
+        "response_id",
+        "provider",
+        "cached_tokens",
+        "reasoning_tokens",
+        "usage_source",
     }
-)  # fmt: skip
+)
 """Columns that only parsing the raw body tells."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -115,7 +126,7 @@ def clean(text: str) -> str:
 
 def fact_of(row: Mapping[str, Any], lineage: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a row that the doors look at (`provenance.COLUMNS`), without parsing its raw body."""
-    model, provider = byline(row["raw"])
+    model, provider = model_and_provider(row["raw"])
     body = orjson.loads(row["body_json"])
     return {
         "run_id": lineage["run_id"],

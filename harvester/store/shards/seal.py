@@ -19,16 +19,26 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from harvester.store.shards import unlisted as orphans, batching as portions
+from harvester.store import paths
 from harvester.store.journal.checksums import require_whole
-from harvester.system.failpoints import reach
 from harvester.store.journal.journal import Journal
-from harvester.store.shards.manifest import enter_new, place_answers
-from harvester.store.shards.sample import SELECT_ANSWERS, sample_of
 from harvester.store.journal.records import ShardEntry
+from harvester.store.shards import batching, unlisted
+from harvester.store.shards.manifest import enter_new, place_answers
+from harvester.store.shards.parquet_file import (
+    BYTES_PER_GROUP,
+    ROWS_PER_GROUP,
+    ROWS_PER_SHARD,
+    checked,
+    disk,
+    lineage_digest,
+    sync_folder,
+    writer_of,
+)
 from harvester.store.shards.rewrite import tidy
+from harvester.store.shards.sample import SELECT_ANSWERS, sample_of
 from harvester.store.shards.schema import to_table
-from harvester.store.shards.parquet_file import BYTES_PER_GROUP, FOLDER, ROWS_PER_GROUP, ROWS_PER_SHARD, checked, disk, lineage_digest, sync_folder, writer_of
+from harvester.system.failpoints import reach
 
 ROWS_PER_SLICE = 256
 """Most rows turned into samples at a time: about 20 ms during which nothing is committed."""
@@ -82,7 +92,7 @@ def seal_steps(
 
     At most one of them at a time; one that is closed early leaves its answers journalled. Raises as `seal`.
     """
-    folder = store / FOLDER
+    folder = store / paths.SHARDS
     with disk(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
     files = go_on(journal, store)
@@ -201,7 +211,7 @@ def _slice(journal: Journal, group: _Group, after: int) -> list[dict[str, Any]]:
         journal.reading() as connection,
         contextlib.closing(connection.execute(query, (*group.runs, after, group.last_id))) as cursor,
     ):
-        rows = next(portions.of_answers(cursor, ROWS_PER_SLICE), [])
+        rows = next(batching.of_answers(cursor, ROWS_PER_SLICE), [])
     require_whole("answers", rows, journal.path)
     return rows
 
@@ -227,7 +237,7 @@ def go_on(journal: Journal, store: Path) -> list[tuple[str, int]]:
         StoreError: the disk refuses.
     """
     adopted = adopt(journal, store)
-    orphans.require_none(store / FOLDER, journal.next_shard() - 1)
+    unlisted.require_none(store / paths.SHARDS, journal.next_shard() - 1)
     return adopted
 
 
@@ -238,12 +248,12 @@ def adopt(journal: Journal, store: Path) -> list[tuple[str, int]]:
         StoreError: the disk refuses.
     """
     tidy(journal, store)
-    folder, number, adopted = store / FOLDER, journal.next_shard(), []
+    folder, number, adopted = store / paths.SHARDS, journal.next_shard(), []
     with disk(folder):
         for path in sorted(folder.glob(f"part-{number:08d}-*.parquet")):
-            held = orphans.contents_of(path)
+            held = unlisted.contents_of(path)
             with journal.reading() as connection:
-                if held is None or not orphans.is_half_sealed(connection, path):
+                if held is None or not unlisted.is_half_sealed(connection, path):
                     continue  # damaged or not ours
             sync_folder(folder)
             _commit(journal, held.entry(time.time()), held.keys)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from harvester.store.shards.parquet_file import NAME, sync_folder
+from harvester.store.shards.parquet_file import SHARD_NAME, sync_folder
 
 STAGED = ".shards.next"
 """Beside `shards`: the folder that will take its place, or the one that had it."""
@@ -69,7 +69,7 @@ def exchange(folder: Path) -> None:
         aside.rename(staged)
     for path in staged.iterdir():
         is_new = not (folder / path.name).exists() and not (folder / path.name).is_symlink()
-        if is_new and not _is_half(path) and NAME.match(path.name) is None:
+        if is_new and not _is_half(path) and SHARD_NAME.match(path.name) is None:
             path.rename(folder / path.name)  # a directory, which has no hard links, or one that came just now
     sync_folder(folder.parent)
 
@@ -115,7 +115,7 @@ def reading(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, patience_s: float = 0.0) -> Iterator[bool]:
+def if_no_reader(folder: Path, patience_s: float = 0.0) -> Iterator[bool]:
     """Whether no reader of ours holds the folder; new ones wait until the block has ended.
 
     What is staged beside it is held along: inside the block it may take the folder's name.
@@ -137,7 +137,7 @@ def alone(folder: Path, patience_s: float = 0.0) -> Iterator[bool]:
         yield True
 
 
-class Watch:
+class ReaderWatch:
     """Sees who opens or reads anything in a folder, from now until `close` (inotify, Linux)."""
 
     def __init__(self, folder: Path) -> None:

@@ -14,11 +14,18 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from harvester.store.journal.checksums import COVERED, is_whole
 from harvester.errors import StoreCorrupt, StoreError
-from harvester.store.shards.swap import find
+from harvester.store.journal.checksums import COVERED, is_whole
 from harvester.store.journal.records import ShardEntry
-from harvester.store.shards.parquet_file import NAME, digest_of, keys_of, lineage_digest, lineages_in, opened
+from harvester.store.shards.parquet_file import (
+    SHARD_NAME,
+    digest_of,
+    keys_of,
+    lineage_digest,
+    lineages_in,
+    opened,
+)
+from harvester.store.shards.swap import find
 
 _ODD = (StoreError, pa.ArrowException, ValueError, KeyError, IndexError, AttributeError, TypeError)
 
@@ -47,7 +54,7 @@ def contents_of(path: Path) -> Contents | None:
     Raises:
         OSError: the disk refuses.
     """
-    match = NAME.match(path.name)
+    match = SHARD_NAME.match(path.name)
     if match is None or not path.is_file():
         return None
     digest, size = digest_of(path)
@@ -61,9 +68,9 @@ def contents_of(path: Path) -> Contents | None:
         return None
 
 
-def beyond(folder: Path, last: int) -> list[tuple[int, Path]]:
+def unlisted_files(folder: Path, last: int) -> list[tuple[int, Path]]:
     """Files numbered higher than the last shard, in order of their numbers, which come with them."""
-    matched = ((NAME.match(path.name), path) for path in folder.glob("part-*"))
+    matched = ((SHARD_NAME.match(path.name), path) for path in folder.glob("part-*"))
     numbered = ((int(match[1]), path) for match, path in matched if match is not None)
     return sorted((number, path) for number, path in numbered if number > last)
 
@@ -74,7 +81,7 @@ def require_none(folder: Path, last: int) -> None:
     Raises:
         StoreCorrupt: names the first that does.
     """
-    for _, path in beyond(folder, last):
+    for _, path in unlisted_files(folder, last):
         raise StoreCorrupt(
             f"no manifest row names it, and the last shard has number {last}",
             place=str(path),

@@ -9,10 +9,10 @@ import re
 import orjson
 import pytest
 
-from harvester.api.batches import Batches, BatchResult, Ticket, batch_lines, read_results
-from harvester.config.config import Teacher
-from harvester.errors import BrokenAnswer, TeacherRefused, TeacherUnavailable
+from harvester.api.batches import BatchClient, BatchResult, Ticket, batch_lines, read_results
 from harvester.api.types import Prompt, Request
+from harvester.config.config import TeacherSection
+from harvester.errors import BrokenAnswer, TeacherRefused, TeacherUnavailable
 
 
 def request(text: str, model: str = "mock-teacher") -> Request:
@@ -22,9 +22,9 @@ def request(text: str, model: str = "mock-teacher") -> Request:
 
 
 async def journey(
-    teacher: Teacher, requests: list[Request]
+    teacher: TeacherSection, requests: list[Request]
 ) -> tuple[Ticket, list[Ticket], list[BatchResult]]:
-    async with Batches(teacher, None) as batches:
+    async with BatchClient(teacher, None) as batches:
         made = await batches.submit(requests, run_id="run-7")
         ticket = await batches.poll(made.batch_id)
         found = await batches.find("run-7")
@@ -37,7 +37,10 @@ def test_a_batch_is_answered_billed_once_and_found_again_by_its_run(mock_teacher
     mock = mock_teacher(accuracy=1.0)
     asked = [request(f"What is {n} + 30?") for n in range(10, 60)]
     ticket, found, results = asyncio.run(
-        journey(Teacher(base_url=mock.base_url, model="mock-teacher"), [*asked, request("x", model="other")])
+        journey(
+            TeacherSection(base_url=mock.base_url, model="mock-teacher"),
+            [*asked, request("x", model="other")],
+        )
     )
     assert ticket.is_finished
     assert (ticket.completed, ticket.failed, ticket.total) == (50, 1, 51)
@@ -54,7 +57,7 @@ def test_a_batch_is_answered_billed_once_and_found_again_by_its_run(mock_teacher
 
 def test_an_unreachable_or_refusing_provider_is_translated_without_the_key():
     async def submit(url: str) -> None:
-        async with Batches(Teacher(base_url=url, model="m"), "canary-key") as batches:
+        async with BatchClient(TeacherSection(base_url=url, model="m"), "canary-key") as batches:
             await batches.submit([request("x")], run_id="r")
 
     with pytest.raises(TeacherUnavailable) as caught:
@@ -66,7 +69,7 @@ def test_a_refused_upload_stops(mock_teacher, monkeypatch: pytest.MonkeyPatch):
     mock = mock_teacher()
 
     async def poll() -> None:
-        async with Batches(Teacher(base_url=mock.base_url, model="mock-teacher"), None) as batches:
+        async with BatchClient(TeacherSection(base_url=mock.base_url, model="mock-teacher"), None) as batches:
             await batches.poll("batch_unknown")
 
     with pytest.raises(TeacherRefused, match="404"):
@@ -102,8 +105,8 @@ def test_a_redirect_is_not_followed_and_nothing_is_asked_twice():
 
         async with await asyncio.start_server(reply, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            teacher = Teacher(base_url=f"http://127.0.0.1:{port}/v1", model="m")
-            async with Batches(teacher, "canary-key") as batches:
+            teacher = TeacherSection(base_url=f"http://127.0.0.1:{port}/v1", model="m")
+            async with BatchClient(teacher, "canary-key") as batches:
                 await batches.submit([request("x")], run_id="r")
 
     with pytest.raises(TeacherRefused, match="answered 307"):

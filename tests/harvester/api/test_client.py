@@ -15,8 +15,10 @@ import pytest
 import respx
 
 from harvester.api import client as room
-from harvester.api import model_list as roster
+from harvester.api import model_list
 from harvester.api.client import USER_AGENT, Client
+from harvester.api.request_builder import request_for
+from harvester.api.types import Prompt, RawAnswer
 from harvester.config.config import HarvestConfig
 from harvester.errors import (
     AttemptTimeout,
@@ -27,9 +29,7 @@ from harvester.errors import (
     TeacherRefused,
     TeacherUnavailable,
 )
-from harvester.api.types import Prompt, RawAnswer
 from harvester.mock_teacher.running import RunningMock
-from harvester.api.request_builder import request_for
 
 URL = "http://127.0.0.1:9/v1"
 GOOD = orjson.dumps({"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]})
@@ -210,8 +210,8 @@ def test_models_are_listed_where_there_is_a_list(status: int, content: Any, list
     with respx.mock() as router:
         router.get(f"{URL}/models").respond(status, json=content)
         assert models(router) == listed
-    assert all(roster.names([name, f"models/{name}"], name) for name in listed)
-    assert not roster.names(listed, "o")
+    assert all(model_list.names([name, f"models/{name}"], name) for name in listed)
+    assert not model_list.names(listed, "o")
 
 
 @pytest.mark.parametrize(("status", "said"), [(401, "key"), (307, "redirects to evil.example")])

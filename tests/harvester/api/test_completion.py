@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvester.api.completion import estimate_tokens, parse
-from harvester.errors import BrokenAnswer, RateLimited, TeacherError, TeacherRefused, TeacherUnavailable
 from harvester.api.types import Outcome
+from harvester.errors import BrokenAnswer, RateLimited, TeacherError, TeacherRefused, TeacherUnavailable
 
 
 def body(message: dict[str, Any], finish: str | None = "stop", **more: Any) -> bytes:
@@ -77,9 +77,11 @@ def test_content_parts_reasoning_and_tools() -> None:
 def test_logprobs_keep_exact_bytes() -> None:
     split = "é".encode()
     token = {
-        "token": "\\xc3", "bytes": [split[0]], "logprob": -0.5,
+        "token": "\\xc3",
+        "bytes": [split[0]],
+        "logprob": -0.5,
         "top_logprobs": [{"token": "e", "logprob": -1, "bytes": None}, {"token": 3}, "junk"],
-    }  # fmt: skip
+    }
     raw = orjson.dumps(
         {
             "choices": [
@@ -95,12 +97,24 @@ def test_logprobs_keep_exact_bytes() -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        b"", b"{", b"<html>", b"[]", b"7", b"{}", b'{"choices":null}', b'{"choices":[]}', b'{"choices":[1]}',
-        b'{"choices":[{}]}', b"\xff\xfe", b'{"choices":[{"message":"' + b"\xff" + b'"}]}',
-        b"[" * 100_000, b'{"choices":NaN}',
-        body({"content": ""}, "error"), body({"content": "half"}, "network_error"),
+        b"",
+        b"{",
+        b"<html>",
+        b"[]",
+        b"7",
+        b"{}",
+        b'{"choices":null}',
+        b'{"choices":[]}',
+        b'{"choices":[1]}',
+        b'{"choices":[{}]}',
+        b"\xff\xfe",
+        b'{"choices":[{"message":"' + b"\xff" + b'"}]}',
+        b"[" * 100_000,
+        b'{"choices":NaN}',
+        body({"content": ""}, "error"),
+        body({"content": "half"}, "network_error"),
     ],
-)  # fmt: skip
+)
 def test_no_completion_is_an_error_with_the_raw_bytes(raw: bytes) -> None:
     with pytest.raises(BrokenAnswer) as caught:
         parse(raw)

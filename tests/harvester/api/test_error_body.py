@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harvester.api.error_body import MAX_RETRY_AFTER_S, classify, excerpt, retry_after_s
 from harvester.errors import (
     PromptRejected,
     RateLimited,
@@ -14,7 +15,6 @@ from harvester.errors import (
     TeacherRefused,
     TeacherUnavailable,
 )
-from harvester.api.error_body import MAX_RETRY_AFTER_S, classify, excerpt, retry_after_s
 
 
 def error(code: str | None = None, kind: str = "", message: str = "No.") -> bytes:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.config.config import HarvestConfig, Price
-from harvester.errors import PromptError
-from harvester.api.types import Prompt
 from harvester.api.request_builder import DEFAULT_OUTPUT_TOKENS, cost_microusd, request_for, requests
+from harvester.api.types import Prompt
+from harvester.config.config import HarvestConfig, PriceSection
+from harvester.errors import PromptError
 
 URL = "http://127.0.0.1:1/v1"
 
@@ -43,8 +43,13 @@ def test_the_body_holds_what_is_configured_and_nothing_else() -> None:
     assert body == {
         "model": "m",
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}],
-        "temperature": 0.0, "max_tokens": 5, "stop": ["a"], "logprobs": True, "top_logprobs": 3, "min_p": 0.1,
-    }  # fmt: skip
+        "temperature": 0.0,
+        "max_tokens": 5,
+        "stop": ["a"],
+        "logprobs": True,
+        "top_logprobs": 3,
+        "min_p": 0.1,
+    }
 
 
 def test_a_prompt_keeps_its_own_system_message() -> None:
@@ -95,7 +100,7 @@ def test_reservation_uses_max_tokens_or_a_guess() -> None:
 
 @given(st.integers(0, 10**7), st.integers(0, 10**7), st.integers(0, 10**7))
 def test_price_is_exact_in_micro_dollars_and_rounds_up(tokens_in: int, tokens_out: int, cached: int) -> None:
-    price = Price(input=0.15, output=0.6, cached_input=0.075)
+    price = PriceSection(input=0.15, output=0.6, cached_input=0.075)
     hit = min(cached, tokens_in)
     thousandths = (tokens_in - hit) * 150 + hit * 75 + tokens_out * 600
     assert cost_microusd(price, tokens_in, tokens_out, cached) == -(-thousandths // 1000)

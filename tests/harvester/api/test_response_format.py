@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.api.completion import parse
-from harvester.errors import ConfigError
 from harvester.api.response_format import check, fits
 from harvester.api.types import Outcome
+from harvester.errors import ConfigError
 
 SCHEMA = {
     "type": "object",
@@ -29,11 +29,17 @@ def asked(schema: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("text", "is_fit"),
     [
-        ('{"sum": 7}', True), ('{"sum": 7.5}', False), ('{"sum": 7, "x": 1}', False), ("{}", False),
-        ("seven", False), ("", False), ('```json\n{"sum": 7}\n```', False), ("[" * 5000, False),
+        ('{"sum": 7}', True),
+        ('{"sum": 7.5}', False),
+        ('{"sum": 7, "x": 1}', False),
+        ("{}", False),
+        ("seven", False),
+        ("", False),
+        ('```json\n{"sum": 7}\n```', False),
+        ("[" * 5000, False),
         ("NaN", False),
     ],
-)  # fmt: skip
+)
 def test_by_schema(text: str, is_fit: bool) -> None:
     assert fits(text, asked(SCHEMA)) is is_fit
 

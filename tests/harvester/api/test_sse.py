@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from harvester.api.client import Client
 from harvester.api.completion import parse
+from harvester.api.request_builder import request_for
+from harvester.api.types import Completion, Outcome, Prompt, RawAnswer
 from harvester.config.config import HarvestConfig
 from harvester.errors import BrokenAnswer, ConnectionBroken, RateLimited, TeacherError
-from harvester.api.types import Completion, Outcome, Prompt, RawAnswer
 from harvester.mock_teacher.running import RunningMock
-from harvester.api.request_builder import request_for
 
 Mock = Callable[..., RunningMock]
 

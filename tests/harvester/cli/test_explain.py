@@ -13,8 +13,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from harvester.cli import explain, init_config as starter
-from harvester.config import dotenv as environment
+from harvester.cli import explain, init_config
+from harvester.config import dotenv
 from harvester.config.config import HarvestConfig, api_key
 from harvester.errors import ConfigError, UsageError
 
@@ -53,10 +53,10 @@ def test_the_schema_accepts_the_starter_and_refuses_a_misspelt_key() -> None:
     schema = json.loads(harvester("config", "schema").stdout)
     jsonschema.Draft202012Validator.check_schema(schema)
     assert "(?" not in json.dumps(schema)  # ECMA-262, which editors go by, has no flags inside a pattern
-    pattern = schema["$defs"]["Teacher"]["properties"]["idempotency_header"]["anyOf"][0]["pattern"]
+    pattern = schema["$defs"]["TeacherSection"]["properties"]["idempotency_header"]["anyOf"][0]["pattern"]
     found = [bool(re.search(pattern, one)) for one in ("X-IDEMPOTENCY-Key", "idempotency", "X-Trace", "a b")]
     assert found == [True, True, False, False]
-    loaded = tomllib.loads(starter.HARVEST_TOML)
+    loaded = tomllib.loads(init_config.HARVEST_TOML)
     loaded["teacher"]["price"]["as_of"] = "2026-11-01"  # a date is a string to JSON
     jsonschema.validate(loaded, schema)
     assert set(schema["properties"]) == set(HarvestConfig.model_fields)
@@ -71,7 +71,7 @@ def test_env_beside_the_file_is_read_and_never_overrides_the_environment(
     (tmp_path / ".env").write_text(
         "# a comment\nexport SCHOOL_KEY='from file'\nOTHER_KEY=sk-$(id)${HOME}\nEMPTY=\n", encoding="utf-8"
     )
-    found = environment.variables(tmp_path)
+    found = dotenv.variables(tmp_path)
     assert found["SCHOOL_KEY"] == "from file"
     assert found["OTHER_KEY"] == "sk-$(id)${HOME}"  # nothing is run or expanded
     assert "OTHER_KEY" not in os.environ
@@ -82,27 +82,27 @@ def test_env_beside_the_file_is_read_and_never_overrides_the_environment(
             "prompts": {"files": ["p"]},
         }
     ).teacher
-    assert api_key(teacher, environment.variables(tmp_path)) == "from-environment"
+    assert api_key(teacher, dotenv.variables(tmp_path)) == "from-environment"
     monkeypatch.setenv("OTHER_KEY", "")
     with pytest.raises(ConfigError, match="not set"):  # an empty one is set on purpose
-        api_key(teacher, environment.variables(tmp_path))
+        api_key(teacher, dotenv.variables(tmp_path))
 
 
 def test_a_broken_env_line_is_named_and_not_shown(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("A=1\n= sk-canary-77\n", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        environment.variables(tmp_path)
+        dotenv.variables(tmp_path)
     assert caught.value.place == f"{tmp_path / '.env'}:2"
     assert "canary" not in str(caught.value)
     (tmp_path / ".env").write_bytes(b"A=\xff\n")
     with pytest.raises(ConfigError, match="UTF-8"):
-        environment.variables(tmp_path)
+        dotenv.variables(tmp_path)
 
 
 def test_schedule_prints_units_and_wants_one_scheduler(tmp_path: Path) -> None:
     config = tmp_path / "harvest.toml"
     hours = '\n[schedule]\nhours = ["22:00-07:00 Europe/Berlin"]\nfinish_by = 2026-11-27T18:00:00+01:00\n'
-    config.write_text(starter.HARVEST_TOML + hours, encoding="utf-8")
+    config.write_text(init_config.HARVEST_TOML + hours, encoding="utf-8")
     files = json.loads(harvester("schedule", "--systemd", config, "--json", "--name", "night").stdout)[
         "files"
     ]
@@ -110,13 +110,13 @@ def test_schedule_prints_units_and_wants_one_scheduler(tmp_path: Path) -> None:
     assert "22:00:00 Europe/Berlin" in files["night.timer"]
     assert harvester("schedule", config).returncode == 2
     assert harvester("schedule", "--cron", config, "--name", "no good").returncode == 2
-    config.write_text(starter.HARVEST_TOML + '\n[schedule]\nhours = ["22-7 Berlin"]\n', encoding="utf-8")
+    config.write_text(init_config.HARVEST_TOML + '\n[schedule]\nhours = ["22-7 Berlin"]\n', encoding="utf-8")
     wrong = harvester("schedule", "--k8s", config)
     assert (wrong.returncode, "schedule.hours" in wrong.stderr) == (2, True)
 
 
 def test_an_error_without_a_remedy_of_its_own_says_what_helps_in_general(tmp_path: Path) -> None:
-    starter.write_starter(tmp_path / "run")
+    init_config.write_starter(tmp_path / "run")
     (tmp_path / "run" / "prompts" / "first.jsonl").write_text("[1]\n", encoding="utf-8")
     done = harvester("plan", tmp_path / "run" / "harvest.toml")
     assert done.returncode == 2
@@ -128,8 +128,10 @@ def test_an_error_without_a_remedy_of_its_own_says_what_helps_in_general(tmp_pat
 
 def test_a_shell_completes_verbs() -> None:
     done = harvester(
-        _HARVESTER_COMPLETE="complete_bash", COMP_WORDS="harvester st", COMP_CWORD="1",
-    )  # fmt: skip
+        _HARVESTER_COMPLETE="complete_bash",
+        COMP_WORDS="harvester st",
+        COMP_CWORD="1",
+    )
     found = done.stdout.split()
     assert {"status", "stop"} <= set(found), (done.stdout, done.stderr)
 
@@ -138,7 +140,7 @@ def test_status_loads_nothing_heavy(tmp_path: Path) -> None:
     heavy = ("httpx", "aiohttp", "openai", "pyarrow", "jinja2", "tenacity", "torch")
     code = (
         f"import sys; sys.argv=['harvester','status',{str(tmp_path)!r}]\n"
-        "from harvester.cli import main\n"
+        "from harvester.cli.main import main\n"
         "try: main()\nexcept SystemExit: pass\n"
         f"print([m for m in {heavy!r} if m in sys.modules])"
     )

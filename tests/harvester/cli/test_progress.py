@@ -15,20 +15,33 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harvester.cli import console, progress as display
+from harvester.cli import console
+from harvester.cli import progress as display
 from tests.faults import bench
 from tests.pages import hostile
 
 TOLD: dict[str, Any] = {
-    "state": "running", "model": "mock-teacher", "waiting": "requests per minute, 3 s", "rows_total": 5200,
-    "from_cache": 112, "duplicates": 3, "answers_stored": 2694, "dead": 3, "retries": 17,
-    "possibly_billed": 1, "errors": {"rate_limited": 5, "unavailable": 12}, "in_flight": 24, "window": 32,
+    "state": "running",
+    "model": "mock-teacher",
+    "waiting": "requests per minute, 3 s",
+    "rows_total": 5200,
+    "from_cache": 112,
+    "duplicates": 3,
+    "answers_stored": 2694,
+    "dead": 3,
+    "retries": 17,
+    "possibly_billed": 1,
+    "errors": {"rate_limited": 5, "unavailable": 12},
+    "in_flight": 24,
+    "window": 32,
     "rates": {"requests_per_minute": 1230.0, "tokens_per_minute": 55_000.0},
-    "limits": {"requests_per_minute": 1500, "tokens_per_minute": None}, "refused_share": 0.012,
-    "cost_microusd": 17_000, "budget": {"microusd": 50_000, "microusd_spent": 17_500, "tokens": None},
+    "limits": {"requests_per_minute": 1500, "tokens_per_minute": None},
+    "refused_share": 0.012,
+    "cost_microusd": 17_000,
+    "budget": {"microusd": 50_000, "microusd_spent": 17_500, "tokens": None},
     "eta_s": {"low": 190.0, "likely": 210.0, "high": 250.0},
     "cost_projected_microusd": {"low": 31_000, "likely": 32_000, "high": 34_000},
-}  # fmt: skip
+}
 
 
 def drawn(told: dict[str, Any], width: int = 100) -> str:
@@ -40,11 +53,21 @@ def drawn(told: dict[str, Any], width: int = 100) -> str:
 def test_the_display_says_what_an_operator_asks():
     said = drawn(TOLD)
     for words in (
-        "harvest  mock-teacher", "running  0:12:34", "2,812 of 5,200", "54%", "$0.0170 of $0.05", "35%",
-        "1,230 requests/min of 1,500 (82%)", "1.2% refused (429)", "24 of a window of 32",
-        "waiting: requests per minute, 3 s", "3.2 minutes to 4.2 minutes", "$0.0310 to $0.0340 in all",
-        "3 failed", "unavailable 12, rate_limited 5",
-    ):  # fmt: skip
+        "harvest  mock-teacher",
+        "running  0:12:34",
+        "2,812 of 5,200",
+        "54%",
+        "$0.0170 of $0.05",
+        "35%",
+        "1,230 requests/min of 1,500 (82%)",
+        "1.2% refused (429)",
+        "24 of a window of 32",
+        "waiting: requests per minute, 3 s",
+        "3.2 minutes to 4.2 minutes",
+        "$0.0310 to $0.0340 in all",
+        "3 failed",
+        "unavailable 12, rate_limited 5",
+    ):
         assert words in said, said
     assert len(said.splitlines()) == 8
 
@@ -63,8 +86,14 @@ def test_it_fits_its_terminal_whatever_is_known(width: int):
 
 @pytest.mark.parametrize("text", hostile.TEXTS)
 def test_a_hostile_text_steers_no_terminal(text: str):
-    told = {**TOLD, "model": text, "waiting": text, "errors": {text: 1}, "complaints": [text + "!"],
-            "canary": {"changes": 1, "said": text}}  # fmt: skip
+    told = {
+        **TOLD,
+        "model": text,
+        "waiting": text,
+        "errors": {text: 1},
+        "complaints": [text + "!"],
+        "canary": {"changes": 1, "said": text},
+    }
     for said in (drawn(told, 400), display.sentence(told, 10)):
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said)
     assert len(drawn(told, 400).splitlines()) == 10
@@ -74,10 +103,16 @@ def run_folder(root: Path, base_url: str, rows: int) -> Path:
     prompts = [json.dumps({"prompt": f"What is {n} + 9?"}) + "\n" for n in range(rows)]
     (root / "p.jsonl").write_text("".join(prompts), encoding="utf-8")
     tables = {
-        "teacher": {"base_url": base_url, "model": "mock-teacher", "terms": "mock-teacher",
-                    "price": {"input": 1, "output": 1}},
-        "prompts": {"files": ["p.jsonl"]}, "sampling": {"max_tokens": 64}, "budget": {"usd": 1.0},
-    }  # fmt: skip
+        "teacher": {
+            "base_url": base_url,
+            "model": "mock-teacher",
+            "terms": "mock-teacher",
+            "price": {"input": 1, "output": 1},
+        },
+        "prompts": {"files": ["p.jsonl"]},
+        "sampling": {"max_tokens": 64},
+        "budget": {"usd": 1.0},
+    }
     path = root / "harvest.toml"
     path.write_text("".join(bench.toml(name, table) for name, table in tables.items()), encoding="utf-8")
     return path

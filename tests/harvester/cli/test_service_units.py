@@ -17,19 +17,21 @@ import pytest
 import yaml
 
 from harvester import errors
-from harvester.cli import service_units as units
-from harvester.errors import ConfigError
+from harvester.cli import service_units
 from harvester.cli.explain import known
 from harvester.config.schedule import parse
+from harvester.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
 NIGHTS = (parse("Mon-Fri 22:30-07:00 Europe/Berlin"), parse("Sat,Sun 00:00-24:00 UTC"))
 CRON = re.compile(r"([0-5]?\d) (\*|[01]?\d|2[0-3]) (\*) (\*) (\*|[0-6](?:,[0-6])*) (\S.*)\Z")
 
 
-def harvest(folder: Path, openings: Sequence[Any] = NIGHTS, **more: Any) -> units.Harvest:
+def harvest(folder: Path, openings: Sequence[Any] = NIGHTS, **more: Any) -> service_units.Harvest:
     command = [sys.executable, "-m", "harvester"]
-    return units.Harvest("harvest-x", command, folder / "harvest.toml", "store", 25.0, openings, **more)
+    return service_units.Harvest(
+        "harvest-x", command, folder / "harvest.toml", "store", 25.0, openings, **more
+    )
 
 
 def verified(files: dict[str, str], folder: Path) -> None:
@@ -57,7 +59,7 @@ def section(text: str) -> configparser.ConfigParser:
 
 
 def test_systemd_runs_it_as_a_notify_service_and_restarts_only_what_may_mend(tmp_path: Path) -> None:
-    files = units.systemd(harvest(tmp_path))
+    files = service_units.systemd(harvest(tmp_path))
     verified(files, tmp_path)
     service = section(files["harvest-x.service"])["Service"]
     assert (service["Type"], service["NotifyAccess"], service["KillSignal"]) == ("notify", "main", "SIGTERM")
@@ -79,7 +81,7 @@ def test_systemd_runs_it_as_a_notify_service_and_restarts_only_what_may_mend(tmp
 def test_systemd_takes_an_odd_path_literally(tmp_path: Path) -> None:
     odd = tmp_path / 'a b%h"$HOME'
     odd.mkdir()
-    files = units.systemd(harvest(odd, ()))
+    files = service_units.systemd(harvest(odd, ()))
     verified(files, tmp_path)
     service = files["harvest-x.service"]
     start = next(line for line in service.splitlines() if line.startswith("ExecStart="))
@@ -96,9 +98,9 @@ def test_systemd_takes_an_odd_path_literally(tmp_path: Path) -> None:
 def test_a_path_that_no_line_holds_is_refused_for_every_scheduler(path: str) -> None:
     odd = Path("/b") / path.replace("/", "_")  # kubernetes names the file only
     for make, one in (
-        (units.systemd, harvest(Path(path))),
-        (units.cron, harvest(Path(path))),
-        (units.kubernetes, replace(harvest(Path("/b")), config=odd)),
+        (service_units.systemd, harvest(Path(path))),
+        (service_units.cron, harvest(Path(path))),
+        (service_units.kubernetes, replace(harvest(Path("/b")), config=odd)),
     ):
         with pytest.raises(ConfigError, match="no text or can't be seen") as caught:
             make(one)
@@ -108,12 +110,12 @@ def test_a_path_that_no_line_holds_is_refused_for_every_scheduler(path: str) -> 
 def test_the_end_of_a_folder_is_not_lost(tmp_path: Path) -> None:
     for name in ("b\\", "b "):
         with pytest.raises(ConfigError, match="ends so"):
-            units.systemd(harvest(Path("/a") / name))
+            service_units.systemd(harvest(Path("/a") / name))
     with pytest.raises(ConfigError, match="backslash"):
-        units.cron(harvest(Path("/a/b\\")))
-    assert "cd '/a/b '" in units.cron(harvest(Path("/a/b ")))["harvest-x.cron"]
+        service_units.cron(harvest(Path("/a/b\\")))
+    assert "cd '/a/b '" in service_units.cron(harvest(Path("/a/b ")))["harvest-x.cron"]
     last = replace(harvest(tmp_path), config=tmp_path / "harvest\\")
-    files = units.systemd(last)
+    files = service_units.systemd(last)
     verified(files, tmp_path)
     unit = section(files["harvest-x.service"])["Unit"]
     assert (unit["Description"][-2:], unit["After"]) == ("\\\\", "network-online.target")
@@ -124,28 +126,28 @@ def test_a_program_with_a_dollar_is_found_by_systemd(tmp_path: Path) -> None:
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    files = units.systemd(replace(harvest(tmp_path), command=[str(program)]))
+    files = service_units.systemd(replace(harvest(tmp_path), command=[str(program)]))
     verified(files, tmp_path)  # it looks for the program
     assert f'ExecStart="{program}" run' in files["harvest-x.service"]
     with pytest.raises(ConfigError, match="program's name"):
-        units.systemd(replace(harvest(tmp_path), command=["/a/${HOME}/python", "-m", "harvester"]))
+        service_units.systemd(replace(harvest(tmp_path), command=["/a/${HOME}/python", "-m", "harvester"]))
 
 
 def test_kubernetes_takes_odd_names_literally_and_long_ones_not(tmp_path: Path) -> None:
     odd = replace(harvest(tmp_path), config=tmp_path / "a$(HOME)$$b😀.toml", store="st$ore")
-    (text, _) = units.kubernetes(odd).values()
+    (text, _) = service_units.kubernetes(odd).values()
     (container,) = yaml.safe_load(text)["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert container["args"] == ["run", "/harvest/a$$(HOME)$$$$b😀.toml"]
     assert container["livenessProbe"]["exec"]["command"][2] == "/harvest/st$$ore"
-    assert len(units.kubernetes(replace(odd, name="x" * 50))) == 2
+    assert len(service_units.kubernetes(replace(odd, name="x" * 50))) == 2
     with pytest.raises(ConfigError, match="52 characters"):
-        units.kubernetes(replace(odd, name="x" * 51))
-    assert len(units.kubernetes(replace(odd, name="x" * 52, openings=NIGHTS[:1]))) == 1
+        service_units.kubernetes(replace(odd, name="x" * 51))
+    assert len(service_units.kubernetes(replace(odd, name="x" * 52, openings=NIGHTS[:1]))) == 1
 
 
 def test_cron_lines_name_minute_hour_days_and_zone(tmp_path: Path) -> None:
     odd = tmp_path / "100% mine's"
-    text = units.cron(harvest(odd))["harvest-x.cron"]
+    text = service_units.cron(harvest(odd))["harvest-x.cron"]
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert lines[0] == "CRON_TZ=Europe/Berlin"
     assert lines[2] == "CRON_TZ=UTC"
@@ -160,12 +162,12 @@ def test_cron_lines_name_minute_hour_days_and_zone(tmp_path: Path) -> None:
     assert "%" not in found[0][6].replace("\\%", "")
     assert shlex.split(command)[:2] == ["cd", str(odd)]
     assert shlex.split(command)[-3:] == [">>", "harvest.log", "2>&1"]
-    alone = units.cron(harvest(odd, ()))["harvest-x.cron"].splitlines()[-1]
+    alone = service_units.cron(harvest(odd, ()))["harvest-x.cron"].splitlines()[-1]
     assert CRON.match(alone)
 
 
 def test_kubernetes_starts_one_at_a_time_and_never_retries_what_retrying_cant_mend(tmp_path: Path) -> None:
-    files = units.kubernetes(harvest(tmp_path, key_env="TEACHER_API_KEY", image="r/harvester:1"))
+    files = service_units.kubernetes(harvest(tmp_path, key_env="TEACHER_API_KEY", image="r/harvester:1"))
     loaded = [yaml.safe_load(text) for text in files.values()]
     assert [(one["kind"], one["metadata"]["name"]) for one in loaded] == [
         ("CronJob", "harvest-x-1"),
@@ -199,20 +201,20 @@ def test_kubernetes_starts_one_at_a_time_and_never_retries_what_retrying_cant_me
 
 
 def test_kubernetes_without_hours_is_a_job(tmp_path: Path) -> None:
-    (text,) = units.kubernetes(harvest(tmp_path, ())).values()
+    (text,) = service_units.kubernetes(harvest(tmp_path, ())).values()
     loaded = yaml.safe_load(text)
     assert (loaded["apiVersion"], loaded["kind"]) == ("batch/v1", "Job")
     assert loaded["spec"]["template"]["spec"]["containers"][0]["env"] == []
-    outside = units.Harvest("x", ["h"], tmp_path / "h.toml", "../elsewhere", 25.0, ())
+    outside = service_units.Harvest("x", ["h"], tmp_path / "h.toml", "../elsewhere", 25.0, ())
     with pytest.raises(ConfigError):
-        units.kubernetes(outside)
+        service_units.kubernetes(outside)
 
 
 @pytest.mark.parametrize(
     ("folder", "name"), [("My Run_7", "harvest-my-run-7"), ("日本", "harvest"), ("--x--", "harvest-x")]
 )
 def test_names_are_fit_for_kubernetes(tmp_path: Path, folder: str, name: str) -> None:
-    assert units.name_of(tmp_path / folder / "harvest.toml") == name
+    assert service_units.name_of(tmp_path / folder / "harvest.toml") == name
 
 
 def test_the_containerfile_copies_what_is_there_and_drops_root() -> None:

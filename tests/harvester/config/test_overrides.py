@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harvester.run import job
+from harvester.config.overrides import Overrides
 from harvester.errors import ConfigError
-from harvester.config.overrides import Flags
 from harvester.mock_teacher.running import RunningMock
+from harvester.run import job
 from harvester.run.prepare import prepare
 from tests.journey.living import write_folder
 
@@ -27,7 +27,7 @@ def test_a_ceiling_in_usd_that_cant_be_kept_is_refused_before_the_first_byte(
 ) -> None:
     config = write_folder(tmp_path, "http://127.0.0.1:9/v1", 3)
     with pytest.raises(ConfigError) as refused:
-        prepare(config, Flags(usd=usd))
+        prepare(config, Overrides(usd=usd))
     assert refused.value.place == "--max-usd"
     assert refused.value.exit_code == 2
 
@@ -42,7 +42,7 @@ def test_a_limit_slower_than_our_patience_is_refused_before_the_first_byte(tmp_p
 def test_a_ceiling_of_nothing_sends_nothing(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     config = write_folder(tmp_path, mock.base_url, 3, teacher=PRICED)
-    ended = asyncio.run(job.run(prepare(config, Flags(usd=0)), lambda _: None))
+    ended = asyncio.run(job.run(prepare(config, Overrides(usd=0)), lambda _: None))
     assert (ended.ending, ended.exit_code, mock.totals()["requests"]) == ("budget", 10, 0)
 
 
@@ -51,16 +51,22 @@ def test_the_way_on_asks_what_ran_and_not_another_epoch(mock_teacher: Mock, tmp_
     folder = tmp_path / "my 'own' run"
     folder.mkdir()
     config = write_folder(folder, mock.base_url, 3)
-    first = asyncio.run(job.run(prepare(config, Flags(epoch=2, rows=1, grace_s=2.5)), lambda _: None))
+    first = asyncio.run(job.run(prepare(config, Overrides(epoch=2, rows=1, grace_s=2.5)), lambda _: None))
     said = first.lines()[-1].removeprefix("resume with: ")
     assert shlex.split(said) == ["harvester", "run", str(config), "--epoch", "2", "--grace", "2.5"]
-    second = asyncio.run(job.run(prepare(config, Flags(epoch=2)), lambda _: None))
+    second = asyncio.run(job.run(prepare(config, Overrides(epoch=2)), lambda _: None))
     assert (second.from_cache, mock.totals()["requests"]) == (1, 3)
 
 
 def test_all_that_shapes_a_run_is_told_and_no_ceiling() -> None:
-    flags = Flags(
-        rows=1, usd=2.0, tokens=3, runtime_s=4.0, finish_by=5.0, watch=True, otel=True,
+    flags = Overrides(
+        rows=1,
+        usd=2.0,
+        tokens=3,
+        runtime_s=4.0,
+        finish_by=5.0,
+        watch=True,
+        otel=True,
         metrics_file=Path("a b.prom"),
-    )  # fmt: skip
+    )
     assert flags.again(Path("h.toml")) == "harvester run h.toml --metrics-file 'a b.prom' --watch --otel"

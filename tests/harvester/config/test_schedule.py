@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.config import schedule as hours
-from harvester.run import schedule_watch as shift
+from harvester.config import schedule
+from harvester.config.schedule import OpeningHours, parse
+from harvester.run import schedule_watch
 from harvester.run.endings import DEADLINE, HOURS, Stop
-from harvester.config.schedule import Hours, parse
 
 BERLIN = ZoneInfo("Europe/Berlin")
-NIGHT = Hours((parse("22:00-07:00 Europe/Berlin"),))
+NIGHT = OpeningHours((parse("22:00-07:00 Europe/Berlin"),))
 
 
 def at(text: str, *, fold: int = 0) -> float:
@@ -27,16 +27,20 @@ def at(text: str, *, fold: int = 0) -> float:
 @pytest.mark.parametrize(
     ("when", "is_open"),
     [
-        ("2026-11-24T21:59:59", False), ("2026-11-24T22:00:00", True), ("2026-11-25T00:00:00", True),
-        ("2026-11-25T06:59:59", True), ("2026-11-25T07:00:00", False), ("2026-11-25T12:00:00", False),
+        ("2026-11-24T21:59:59", False),
+        ("2026-11-24T22:00:00", True),
+        ("2026-11-25T00:00:00", True),
+        ("2026-11-25T06:59:59", True),
+        ("2026-11-25T07:00:00", False),
+        ("2026-11-25T12:00:00", False),
     ],
-)  # fmt: skip
+)
 def test_a_night_spans_midnight_and_its_end_is_outside(when: str, is_open: bool) -> None:
     assert NIGHT.is_open(at(when)) is is_open
 
 
 def test_days_are_those_on_which_it_opens() -> None:
-    work = Hours((parse("Mon-Thu,Sun 22:00-07:00 Europe/Berlin"),))
+    work = OpeningHours((parse("Mon-Thu,Sun 22:00-07:00 Europe/Berlin"),))
     assert work.is_open(at("2026-11-26T23:00"))  # Thursday
     assert work.is_open(at("2026-11-27T06:00"))  # into Friday
     assert not work.is_open(at("2026-11-27T23:00"))
@@ -53,24 +57,34 @@ def test_the_night_of_the_change_to_summer_is_an_hour_shorter_and_to_winter_long
 
 
 def test_an_edge_that_is_skipped_moves_by_the_gap_and_one_that_comes_twice_counts_once() -> None:
-    early = Hours((parse("02:30-05:00 Europe/Berlin"),))
+    early = OpeningHours((parse("02:30-05:00 Europe/Berlin"),))
     # 2026-03-29: 02:00 becomes 03:00, so 02:30 never is; it opens at 03:30 summer time.
     assert early.opens_at(at("2026-03-29T00:00")) == at("2026-03-29T03:30")
-    until = Hours((parse("00:00-02:30 Europe/Berlin"),))
+    until = OpeningHours((parse("00:00-02:30 Europe/Berlin"),))
     # 2026-10-25: 03:00 becomes 02:00; the first 02:30 closes, the second does not open it again.
     closes = at("2026-10-25T02:30", fold=0)
     assert until.closes_at(at("2026-10-25T01:00")) == closes
     assert not until.is_open(at("2026-10-25T02:15", fold=1))
-    swallowed = Hours((parse("02:00-03:00 Europe/Berlin"),))
+    swallowed = OpeningHours((parse("02:00-03:00 Europe/Berlin"),))
     assert not swallowed.is_open(at("2026-03-29T03:00"))
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "22:00-07:00", "22:00-22:00 UTC", "24:00-07:00 UTC", "25:00-07:00 UTC", "22:60-07:00 UTC",
-     "22:00-07:00 Mars/Base", "Mon-Fry 22:00-07:00 UTC", "22:00 07:00 UTC", "22:00-24:01 UTC",
-     "22:00-07:00 ../../etc/passwd"],
-)  # fmt: skip
+    [
+        "",
+        "22:00-07:00",
+        "22:00-22:00 UTC",
+        "24:00-07:00 UTC",
+        "25:00-07:00 UTC",
+        "22:60-07:00 UTC",
+        "22:00-07:00 Mars/Base",
+        "Mon-Fry 22:00-07:00 UTC",
+        "22:00 07:00 UTC",
+        "22:00-24:01 UTC",
+        "22:00-07:00 ../../etc/passwd",
+    ],
+)
 def test_what_is_no_opening_is_said_in_words(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not|opens and closes"):
         parse(text)
@@ -80,13 +94,13 @@ def test_work_is_done_in_open_time_only() -> None:
     begin = at("2026-11-24T21:00")
     assert NIGHT.after(begin, 3600) == at("2026-11-24T23:00")
     assert NIGHT.after(begin, 10 * 3600) == at("2026-11-25T23:00")
-    assert Hours().after(begin, 60) == begin + 60
+    assert OpeningHours().after(begin, 60) == begin + 60
     assert NIGHT.after(begin, 400 * 9 * 3600) is None
 
 
 moments = st.integers(min_value=1_700_000_000, max_value=1_900_000_000).map(float)
 openings = st.builds(
-    lambda days, start, length, zone: hours.Opening(
+    lambda days, start, length, zone: schedule.Opening(
         frozenset(days), start, (start + length) % 1440 or 1440, zone
     ),
     st.sets(st.integers(0, 6), min_size=1),
@@ -97,8 +111,8 @@ openings = st.builds(
 
 
 @given(st.lists(openings, min_size=1, max_size=3), moments)
-def test_edges_are_edges(several: list[hours.Opening], now: float) -> None:
-    kept = Hours(tuple(several))
+def test_edges_are_edges(several: list[schedule.Opening], now: float) -> None:
+    kept = OpeningHours(tuple(several))
     opens = kept.opens_at(now)
     assert opens >= now
     assert kept.is_open(opens)
@@ -158,9 +172,9 @@ class Job:
             self.told.append((what, self.clock.wall()))
 
 
-async def kept(opening: Hours, clock: Hands, *, wait: bool, until: float) -> tuple[Job, Stop]:
+async def kept(opening: OpeningHours, clock: Hands, *, wait: bool, until: float) -> tuple[Job, Stop]:
     job, stop = Job(clock), Stop()
-    task = asyncio.create_task(shift.keep(opening, clock, stop, job, wait=wait))  # type: ignore[arg-type]
+    task = asyncio.create_task(schedule_watch.watch(opening, clock, stop, job, wait=wait))  # type: ignore[arg-type]
     while clock.wall() < until and not stop.event.is_set():
         await asyncio.sleep(0)
     task.cancel()
@@ -170,7 +184,7 @@ async def kept(opening: Hours, clock: Hands, *, wait: bool, until: float) -> tup
 def test_a_waiting_run_is_held_by_day_and_goes_on_by_night_over_a_change_of_the_clock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shift, "LOOK_EVERY_S", 600.0)  # fewer looks, the same edges
+    monkeypatch.setattr(schedule_watch, "LOOK_EVERY_S", 600.0)  # fewer looks, the same edges
     clock = Hands(at("2026-03-28T12:00"))
     job, stop = asyncio.run(kept(NIGHT, clock, wait=True, until=at("2026-03-30T12:00")))
     assert not stop.event.is_set()
@@ -178,10 +192,15 @@ def test_a_waiting_run_is_held_by_day_and_goes_on_by_night_over_a_change_of_the_
     close = timedelta(seconds=1)
     for (what, when), (wanted, text) in zip(
         told,
-        [("hold", "2026-03-28T12:00"), ("go", "2026-03-28T22:00"), ("hold", "2026-03-29T07:00"),
-         ("go", "2026-03-29T22:00"), ("hold", "2026-03-30T07:00")],
+        [
+            ("hold", "2026-03-28T12:00"),
+            ("go", "2026-03-28T22:00"),
+            ("hold", "2026-03-29T07:00"),
+            ("go", "2026-03-29T22:00"),
+            ("hold", "2026-03-30T07:00"),
+        ],
         strict=True,
-    ):  # fmt: skip
+    ):
         assert what == wanted
         assert abs(when - datetime.fromisoformat(text)) <= close
     assert max(clock.waited) == 600.0
@@ -193,13 +212,13 @@ def test_a_jump_of_the_wall_clock_is_noticed_at_the_next_look(jump_s: float) -> 
     clock.jumps[10] = jump_s  # ten half minutes later it is day, or still evening
     _, stop = asyncio.run(kept(NIGHT, clock, wait=False, until=at("2026-12-24T12:00")))
     assert stop.ending == HOURS
-    assert clock.now() <= 11 * shift.LOOK_EVERY_S
+    assert clock.now() <= 11 * schedule_watch.LOOK_EVERY_S
 
 
 def test_a_deadline_ends_also_a_run_that_waits() -> None:
     end = at("2026-11-25T03:00")
     clock = Hands(at("2026-11-24T20:00"))
-    job, stop = asyncio.run(kept(Hours(NIGHT.openings, end), clock, wait=True, until=end + 3600))
+    job, stop = asyncio.run(kept(OpeningHours(NIGHT.openings, end), clock, wait=True, until=end + 3600))
     assert [what for what, _ in job.told] == ["hold", "go"]
     assert stop.ending == DEADLINE
     assert 0 <= clock.wall() - end < 1
@@ -207,19 +226,19 @@ def test_a_deadline_ends_also_a_run_that_waits() -> None:
 
 @pytest.mark.parametrize(("text", "wanted"), [("90", 90), ("90s", 90), ("30m", 1800), ("1.5d", 129_600)])
 def test_durations(text: str, wanted: float) -> None:
-    assert hours.seconds(text) == wanted
+    assert schedule.seconds(text) == wanted
     for far in ("9" * 400, "9" * 400 + "d", "٣s", "1e9"):
         with pytest.raises(ValueError, match="is not a duration"):
-            hours.seconds(far)
+            schedule.seconds(far)
 
 
 def test_an_instant_names_its_offset() -> None:
-    assert hours.instant("2026-11-27T18:00+01:00") == datetime(2026, 11, 27, 17, tzinfo=UTC).timestamp()
-    assert hours.instant("2026-11-27T17:00Z") == hours.instant("2026-11-27T18:00+01:00")
+    assert schedule.instant("2026-11-27T18:00+01:00") == datetime(2026, 11, 27, 17, tzinfo=UTC).timestamp()
+    assert schedule.instant("2026-11-27T17:00Z") == schedule.instant("2026-11-27T18:00+01:00")
     for text in ("2026-11-27T18:00", "Friday", ""):
         with pytest.raises(ValueError, match="2026-11-27T18:00"):
-            hours.instant(text)
+            schedule.instant(text)
     for text in ("0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00", "1969-12-31T23:59+00:00"):
         with pytest.raises(ValueError, match="between 1970 and 9999"):
-            hours.instant(text)
-    assert [hours.local(far, "Asia/Tokyo")[4:8] for far in (-1e18, 1e18)] == ["1970", "9999"]
+            schedule.instant(text)
+    assert [schedule.local(far, "Asia/Tokyo")[4:8] for far in (-1e18, 1e18)] == ["1970", "9999"]

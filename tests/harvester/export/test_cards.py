@@ -14,16 +14,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.terms import gate as terms
-from harvester.export.cards.facts import Dataset, Shard, Student, records_of
-from harvester.export.cards.dataset_card import dataset_card, model_card, size_category
 from harvester.export.cards.croissant import croissant
 from harvester.export.cards.cyclonedx import ml_bom
+from harvester.export.cards.dataset_card import dataset_card, model_card, size_category
 from harvester.export.cards.eu_summary import eu_summary
+from harvester.export.cards.facts import DatasetFacts, ShardFacts, StudentFacts, records_of
 from harvester.export.cards.notice import notice
+from harvester.terms import gate
 
 SCHEMAS = Path(__file__).with_name("schemas")
-SHIPPED = terms.load_registry()
+SHIPPED = gate.load_registry()
 MODELS = {
     "mock-teacher": "mock-teacher",
     "llama-3.1": "meta-llama/Llama-3.1-8B-Instruct",
@@ -35,7 +35,7 @@ MODELS = {
 }
 
 
-def dataset(*ids: str, **more: Any) -> Dataset:
+def dataset(*ids: str, **more: Any) -> DatasetFacts:
     lineages = tuple(
         {
             "run_id": f"run-{number}",
@@ -58,18 +58,18 @@ def dataset(*ids: str, **more: Any) -> Dataset:
         "creator": "An Operator",
         "published": date(2026, 11, 24),
         "shards": (
-            Shard("shards/00000.parquet", "a" * 64, 900, 12345),
-            Shard("shards/00001.parquet", "b" * 64, 200, 99),
+            ShardFacts("shards/00000.parquet", "a" * 64, 900, 12345),
+            ShardFacts("shards/00001.parquet", "b" * 64, 200, 99),
         ),
         "lineages": lineages,
         "records": records_of(lineages, SHIPPED),
         "prompt_sources": ("arithmetic.jsonl, CC0-1.0",),
         **more,
     }
-    return Dataset(**told)
+    return DatasetFacts(**told)
 
 
-def student(*ids: str, **more: Any) -> Student:
+def student(*ids: str, **more: Any) -> StudentFacts:
     told: dict[str, Any] = {
         "name": "Llama-tiny",
         "version": "1.0.0",
@@ -81,7 +81,7 @@ def student(*ids: str, **more: Any) -> Student:
         "base_sha256": "e" * 64,
         **more,
     }
-    return Student(**told)
+    return StudentFacts(**told)
 
 
 def head_of(card: str) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def test_the_schema_does_refuse():
 
 
 def test_the_serial_number_follows_the_facts():
-    def number(of: Student) -> str:
+    def number(of: StudentFacts) -> str:
         return str(ml_bom(of, tool_version="0.1.0")["serialNumber"])
 
     assert number(student("llama-3.1")) == number(student("llama-3.1"))
@@ -209,9 +209,12 @@ def test_the_eu_item_names_models_and_says_it_is_probably_not_required():
 def test_mock_answers_pass_as_real_on_no_paper():
     of = student("mock-teacher", "qwen3.8-27b-apache")
     papers = [
-        dataset_card(of.dataset), model_card(of), eu_summary(of), json.dumps(croissant(of.dataset)),
+        dataset_card(of.dataset),
+        model_card(of),
+        eu_summary(of),
+        json.dumps(croissant(of.dataset)),
         json.dumps(ml_bom(of, tool_version="0.1.0")),
-    ]  # fmt: skip
+    ]
     assert all("mock teacher" in paper for paper in papers)
     assert "mock" in head_of(papers[0])["tags"]
 

@@ -10,30 +10,44 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from harvester.export import curate, export
-from harvester.store.reader import Corpus
 from harvester.errors import ConfigError, StoreError, TermsRefused
+from harvester.export import curate, export
 from harvester.store.journal.journal import Journal
+from harvester.store.reader import Corpus
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
 from harvester.store.shards.seal import seal
-from tests.harvester.store_rows import answer, intent, open_store, raw_of, run_record
 from tests.harvester.export.test_cards import CROISSANT
+from tests.harvester.store_rows import answer, intent, open_store, raw_of, run_record
 
 LINEAGE = {
-    "run_id": "run-1", "teacher_id": "http://127.0.0.1:1/v1|mock-teacher", "host": "127.0.0.1:1",
-    "model": "mock-teacher", "terms_id": "mock-teacher", "permission_sha256": "", "purpose": "train",
-    "mock": True, "duties": [], "config_sha256": "c" * 64, "tool_version": "0.1.0",
-}  # fmt: skip
+    "run_id": "run-1",
+    "teacher_id": "http://127.0.0.1:1/v1|mock-teacher",
+    "host": "127.0.0.1:1",
+    "model": "mock-teacher",
+    "terms_id": "mock-teacher",
+    "permission_sha256": "",
+    "purpose": "train",
+    "mock": True,
+    "duties": [],
+    "config_sha256": "c" * 64,
+    "tool_version": "0.1.0",
+}
 
 
 def sample(number: int, **changes: object) -> Sample:
     facts = {
-        "key": f"{number:064x}", "prompt_id": f"p{number}",
-        "messages": [{"role": "user", "content": f"{number}?"}], "completion": f"answer {number}",
-        "outcome": "ok", "finish_reason": "stop", "run_id": "run-1",
-        "metadata_json": json.dumps({"split": "train" if number % 2 else "held_out"}), "mock": True,
-        "terms_id": "mock-teacher", "teacher_id": LINEAGE["teacher_id"],
-    }  # fmt: skip
+        "key": f"{number:064x}",
+        "prompt_id": f"p{number}",
+        "messages": [{"role": "user", "content": f"{number}?"}],
+        "completion": f"answer {number}",
+        "outcome": "ok",
+        "finish_reason": "stop",
+        "run_id": "run-1",
+        "metadata_json": json.dumps({"split": "train" if number % 2 else "held_out"}),
+        "mock": True,
+        "terms_id": "mock-teacher",
+        "teacher_id": LINEAGE["teacher_id"],
+    }
     return Sample(**{**facts, **changes})  # type: ignore[arg-type]
 
 
@@ -82,10 +96,13 @@ PARTS = [{"type": "text", "text": "hé"}]
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 TURNS = (
     ({"role": "user", "content": PARTS},),
-    ({"role": "user", "content": "2+3?"}, {"role": "assistant", "content": None, "tool_calls": [CALL]},
-     {"role": "tool", "tool_call_id": "c1", "content": "5"}),
+    (
+        {"role": "user", "content": "2+3?"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "5"},
+    ),
     ({"role": "user", "name": "Ada", "content": "2+3?"},),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("shape", ["prompt-completion", "messages", "openai", "sharegpt"])

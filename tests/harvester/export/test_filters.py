@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.export import filters
 from harvester.errors import ConfigError
+from harvester.export import filters
 from harvester.store.shards.schema import Sample
 
 
@@ -16,9 +16,14 @@ def sample(
 ) -> Sample:
     messages = [{"role": "user", "content": prompt}]
     return Sample(
-        key="0" * 64, prompt_id="p", messages=messages, completion=completion, outcome=outcome,
-        finish_reason="stop", reference=reference,
-    )  # fmt: skip
+        key="0" * 64,
+        prompt_id="p",
+        messages=messages,
+        completion=completion,
+        outcome=outcome,
+        finish_reason="stop",
+        reference=reference,
+    )
 
 
 @pytest.mark.parametrize("outcome", ["truncated", "filtered", "refused", "tool_call", "empty", "unknown"])

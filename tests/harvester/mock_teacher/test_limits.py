@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.errors import HarvesterError
-from harvester.mock_teacher.limits import Bucket, duration
+from harvester.mock_teacher.limits import MockBucket, duration
 from tests.raw_client import Caller, once, raw, until
 
 amounts = st.floats(0.5, 500)
@@ -18,7 +18,7 @@ steps = st.lists(st.tuples(st.floats(0, 30), amounts), max_size=60)
 
 @given(per_minute=st.floats(1, 10_000), burst_s=st.floats(0.1, 60), steps=steps)
 def test_no_span_lets_more_through_than_capacity_plus_refill(per_minute, burst_s, steps):
-    bucket = Bucket(per_minute, burst_s, now=0.0)
+    bucket = MockBucket(per_minute, burst_s, now=0.0)
     now, taken = 0.0, []
     for wait_s, amount in steps:
         now += wait_s
@@ -35,7 +35,7 @@ def test_no_span_lets_more_through_than_capacity_plus_refill(per_minute, burst_s
 
 @given(per_minute=st.floats(1, 10_000), burst_s=st.floats(0.1, 60), steps=steps)
 def test_who_waits_as_long_as_told_gets_through(per_minute, burst_s, steps):
-    bucket = Bucket(per_minute, burst_s, now=0.0)
+    bucket = MockBucket(per_minute, burst_s, now=0.0)
     now = 0.0
     for wait_s, amount in steps:
         now += wait_s
@@ -47,13 +47,13 @@ def test_who_waits_as_long_as_told_gets_through(per_minute, burst_s, steps):
 
 @given(st.floats(0, 10_000), st.floats(-100, 0))
 def test_a_clock_that_steps_back_gives_nothing(start, step):
-    bucket = Bucket(60, 10, now=start)
+    bucket = MockBucket(60, 10, now=start)
     bucket.take(bucket.capacity)
     assert bucket.wait_s(1, start + step) == pytest.approx(1)
 
 
 def test_a_change_keeps_debt_and_never_gives_a_burst():
-    bucket = Bucket(60, 10, now=0.0)
+    bucket = MockBucket(60, 10, now=0.0)
     bucket.take(25)
     bucket.change(6000, 10, now=0.0)
     assert bucket.level == -15

@@ -10,26 +10,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.observe.report import census
-from harvester.store.shards import seal as shards
-from harvester.store.reader import Corpus
 from harvester.observe.report.histogram import MOST_BUCKETS, Histogram, Timeline, step_for
-from tests.harvester import store_rows as rows
+from harvester.store.reader import Corpus
+from harvester.store.shards import seal
+from tests.harvester import store_rows
 
 
 def build(store: Path, cuts: tuple[int, ...], count: int) -> None:
-    with rows.open_store(store) as journal:
+    with store_rows.open_store(store) as journal:
         for number in range(count):
-            raw = json.loads(rows.raw_of(number))
+            raw = json.loads(store_rows.raw_of(number))
             raw["choices"][0]["finish_reason"] = "length" if number % 10 == 0 else "stop"
-            journal.apply([rows.intent(number)])
-            journal.apply([
-                rows.answer(
-                    number, raw=json.dumps(raw).encode(), outcome="truncated" if number % 10 == 0 else "ok",
-                    latency_s=0.01 * (number + 1), output_tokens=number % 7, cost_microusd=number,
-                )
-            ])  # fmt: skip
+            journal.apply([store_rows.intent(number)])
+            journal.apply(
+                [
+                    store_rows.answer(
+                        number,
+                        raw=json.dumps(raw).encode(),
+                        outcome="truncated" if number % 10 == 0 else "ok",
+                        latency_s=0.01 * (number + 1),
+                        output_tokens=number % 7,
+                        cost_microusd=number,
+                    )
+                ]
+            )
             if number in cuts:
-                shards.seal(journal, store, target_bytes=1 << 20, everything=True)
+                seal.seal(journal, store, target_bytes=1 << 20, everything=True)
 
 
 def test_a_census_agrees_with_the_rows(tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.observe.report import charts, scorecard as judged
+from harvester.observe.report import charts, scorecard
 from harvester.observe.report.charts import Series
 from harvester.observe.report.histogram import Histogram
 
@@ -50,8 +50,8 @@ def test_names_never_become_markup(counts: dict[str, int]):
 
 def test_a_hostile_name_stays_text():
     shares = str(charts.shares({HOSTILE: 3}))
-    interval = {"base": judged.Interval(0.1, 0.0, 0.2)}
-    card = str(judged.accuracies({HOSTILE: interval}, ["base"]))
+    interval = {"base": scorecard.Interval(0.1, 0.0, 0.2)}
+    card = str(scorecard.accuracies({HOSTILE: interval}, ["base"]))
     for drawing in (shares, card, str(charts.nothing(HOSTILE))):
         assert "<script" not in drawing
         assert "\x1b" not in drawing
@@ -94,9 +94,19 @@ def test_nothing_to_draw_is_said():
 
 def test_numbers_stay_short():
     assert [charts.compact(v) for v in (0, 0.01234, 12.34, 950, 1234, 999_900, 3_400_000)] == [
-        "0", "0.0123", "12.3", "950", "1.23k", "1M", "3.4M",
-    ]  # fmt: skip
+        "0",
+        "0.0123",
+        "12.3",
+        "950",
+        "1.23k",
+        "1M",
+        "3.4M",
+    ]
     assert [charts.milliseconds(v) for v in (0, 0.5, 86, 1200, 90_000)] == [
-        "0", "0.5 ms", "86 ms", "1.2 s", "1.5 min",
-    ]  # fmt: skip
+        "0",
+        "0.5 ms",
+        "86 ms",
+        "1.2 s",
+        "1.5 min",
+    ]
     assert [charts.dollars(v) for v in (0, 0.0195, 3.5, 1234.5)] == ["$0.00", "$0.019", "$3.50", "$1,234.50"]

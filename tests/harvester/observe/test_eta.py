@@ -20,10 +20,15 @@ def steady(
         count = (second - begin) * per_s
         forecast.note(
             Point(
-                second + hold_s, float(second), sent=count, answers=count, input_tokens=10 * count,
-                output_tokens=(tokens - 10) * count, cost_microusd=5 * count,
+                second + hold_s,
+                float(second),
+                sent=count,
+                answers=count,
+                input_tokens=10 * count,
+                output_tokens=(tokens - 10) * count,
+                cost_microusd=5 * count,
             )
-        )  # fmt: skip
+        )
     return forecast
 
 

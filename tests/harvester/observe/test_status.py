@@ -16,38 +16,61 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harvester.cli import progress
 from harvester.observe import status
-from harvester.observe.report import prometheus as exposition, report
-from harvester.cli import progress as display
-from harvester.observe.status_schema import FIELDS, heard
+from harvester.observe.report import prometheus, report
+from harvester.observe.status_schema import FIELDS, validated_status
 from harvester.store.journal.lock import StoreLock
-from tests.harvester import store_rows as rows
+from tests.harvester import store_rows
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400)
 MEMBERS = st.sampled_from(
-    ["low", "likely", "high", "requests_per_minute", "tokens_per_minute", "microusd", "microusd_spent",
-     "tokens", "said", "changes", "rounds", "missed", "at", "cost_microusd"]
-)  # fmt: skip
+    [
+        "low",
+        "likely",
+        "high",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "microusd",
+        "microusd_spent",
+        "tokens",
+        "said",
+        "changes",
+        "rounds",
+        "missed",
+        "at",
+        "cost_microusd",
+    ]
+)
 VALUES = st.recursive(
     LEAVES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(MEMBERS, inner, max_size=4),
     max_leaves=6,
 )
 WHOLE: dict[str, Any] = {
-    "run_id": "r", "state": "running", "rows_total": 50, "answers_stored": 20, "updated_at": 0.0,
-    "started_at": 0.0, "eta_s": {"low": 60.0, "likely": 90.0, "high": 120.0},
-    "tokens_left": {"low": 1, "likely": 2, "high": 3}, "rates": {"requests_per_minute": 9.0},
-    "done_at": {"low": 1.8e9, "likely": 1.8e9, "high": None}, "closes_at": 1.8e9, "finish_by": 1.9e9,
-    "limits": {"requests_per_minute": 60.0}, "budget": {"microusd": 9},
-}  # fmt: skip
+    "run_id": "r",
+    "state": "running",
+    "rows_total": 50,
+    "answers_stored": 20,
+    "updated_at": 0.0,
+    "started_at": 0.0,
+    "eta_s": {"low": 60.0, "likely": 90.0, "high": 120.0},
+    "tokens_left": {"low": 1, "likely": 2, "high": 3},
+    "rates": {"requests_per_minute": 9.0},
+    "done_at": {"low": 1.8e9, "likely": 1.8e9, "high": None},
+    "closes_at": 1.8e9,
+    "finish_by": 1.9e9,
+    "limits": {"requests_per_minute": 60.0},
+    "budget": {"microusd": 9},
+}
 NO_STATUS = ("[1]", "{", '"x"', "[" * 5000, '{"run_id": 1, "errors": [1]}', '{"updated_at": "x"}')
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("odd") / "store"
-    with rows.open_store(store) as journal:
-        rows.fill(journal, range(5))
+    with store_rows.open_store(store) as journal:
+        store_rows.fill(journal, range(5))
     return store
 
 
@@ -63,8 +86,8 @@ def test_nobody_stumbles_over_an_odd_status(store: Path, account: report.Account
     found = status.status(store)
     assert status.status_lines(found)
     assert isinstance(status.unfit(found, 600), str)
-    assert exposition.exposed(store)
-    assert display.sentence(found, 10)
+    assert prometheus.exposed(store)
+    assert progress.sentence(found, 10)
     account.status = found
     assert report.overview(account)
     json.dumps(found)
@@ -80,7 +103,7 @@ def test_what_is_no_status_is_none(store: Path, text: str):
 
 
 def test_what_a_job_says_passes_whole():
-    assert heard(WHOLE) == WHOLE
+    assert validated_status(WHOLE) == WHOLE
 
 
 def test_hours_are_told_in_dates(monkeypatch: pytest.MonkeyPatch):
@@ -99,7 +122,7 @@ def test_hours_are_told_in_dates(monkeypatch: pytest.MonkeyPatch):
 def stopped(store: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that holds the store and is stopped by SIGSTOP."""
     code = (
-        "import sys, time, pathlib; from harvester.lock import StoreLock\n"
+        "import sys, time, pathlib; from harvester.store.journal.lock import StoreLock\n"
         "with StoreLock(pathlib.Path(sys.argv[1]), started_at=time.time()):\n"
         "    print('held', flush=True); time.sleep(60)"
     )

@@ -7,9 +7,9 @@ import json
 import time
 from pathlib import Path
 
+from harvester.observe.process_stats import ProcessStats
+from harvester.observe.timeline import LAST_EVERY_S, MOST_LINES, TIMELINE_NAME, Timeline, read_timeline
 from harvester.system.clock import SystemClock
-from harvester.observe.timeline import LAST_EVERY_S, MOST_LINES, NAME, Trace, read_trace
-from harvester.observe.process_stats import Vitals
 from tests.faults import bench
 
 
@@ -17,7 +17,7 @@ def test_a_run_leaves_its_trace(tmp_path: Path, mock_teacher):
     ended = bench.live(
         mock_teacher(latency_s=0.01), tmp_path, prompts=[f"What is {n} + 1?" for n in range(30)]
     )
-    points = read_trace(ended.store)
+    points = read_timeline(ended.store)
     assert points
     last = points[-1]
     assert (last["sent"], last["stored"], last["in_flight"]) == (30, 30, 0)
@@ -32,7 +32,7 @@ def test_refusals_and_their_reason_are_in_the_trace(tmp_path: Path, mock_teacher
     prompts = [f"What is {n} + 2?" for n in range(12)]
     ended = bench.live(mock, tmp_path, faults, prompts=prompts, clock=SystemClock())
     assert ended.fired == 1
-    points = read_trace(ended.store)
+    points = read_timeline(ended.store)
     assert points[-1]["limited"] == 1
     assert points[-1]["errors"] == {"rate_limited": 1}
     assert any("Retry-After" in point["waiting"] for point in points)
@@ -40,37 +40,37 @@ def test_refusals_and_their_reason_are_in_the_trace(tmp_path: Path, mock_teacher
 
 def test_points_grow_rarer_with_age(tmp_path: Path):
     now = [0.0]
-    trace = Trace(tmp_path, "r", clock=lambda: now[0])
+    trace = Timeline(tmp_path, "r", clock=lambda: now[0])
     while now[0] < 7 * 86_400:
         if trace.is_due():
             trace.note({"requests_sent": int(now[0])}, {})
         now[0] += 5.0
-    points = read_trace(tmp_path)
+    points = read_timeline(tmp_path)
     assert 86_400 / LAST_EVERY_S < len(points) < MOST_LINES * 1.1
 
 
 def test_a_long_trace_is_thinned_and_a_torn_line_dropped(tmp_path: Path):
-    path = tmp_path / NAME
+    path = tmp_path / TIMELINE_NAME
     lines = [json.dumps({"at": n, "sent": n}) for n in range(MOST_LINES + 2)]
     path.write_text("\n".join([*lines, '{"at": 99']), encoding="utf-8")
-    assert len(read_trace(tmp_path)) == MOST_LINES + 2
-    trace = Trace(tmp_path, "r")
+    assert len(read_timeline(tmp_path)) == MOST_LINES + 2
+    trace = Timeline(tmp_path, "r")
     trace.note({"requests_sent": 7}, {})
-    points = read_trace(tmp_path)
+    points = read_timeline(tmp_path)
     assert len(points) == MOST_LINES // 2 + 2
     assert [points[0]["at"], points[1]["at"]] == [0, 2]
     assert points[-1]["sent"] == 7
 
 
 def test_a_disk_that_refuses_the_trace_ends_nothing(tmp_path: Path):
-    trace = Trace(tmp_path / "gone", "r")
+    trace = Timeline(tmp_path / "gone", "r")
     trace.note({}, {})
-    assert read_trace(tmp_path / "gone") == []
+    assert read_timeline(tmp_path / "gone") == []
 
 
 def test_a_blocked_loop_is_seen():
     async def block() -> float:
-        vitals = Vitals()
+        vitals = ProcessStats()
         watching = asyncio.create_task(vitals.watch())
         await asyncio.sleep(0)
         time.sleep(0.3)  # what must never happen on the loop

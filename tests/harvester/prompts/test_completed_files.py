@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from harvester.prompts import feed as inbox
-from harvester.store import verify as findings
-from harvester.store.journal import sqlite as database
-from harvester.store.maintain import repair as mending, purge as purging
-from harvester.store.reader import Corpus
-from harvester.store.journal.journal import Journal
 from harvester.api.types import Request
-from harvester.store.journal.rows import forget_finished
 from harvester.mock_teacher.running import RunningMock
+from harvester.prompts import feed
 from harvester.run.prepare import look_ahead
+from harvester.store import verify
+from harvester.store.journal import sqlite
+from harvester.store.journal.journal import Journal
+from harvester.store.journal.rows import forget_finished
+from harvester.store.maintain import purge, repair
+from harvester.store.reader import Corpus
 from tests.faults.bench import Ended, live
 
 Mock = Callable[..., RunningMock]
@@ -31,14 +31,14 @@ COUNTED = ("rows_total", "rows", "from_cache", "duplicates", "dead", "requests_s
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """Requests that a run makes of its prompt files."""
     made: list[Request] = []
-    requests = inbox.requests
+    requests = feed.requests
 
     def noting(*given: Any) -> Any:
         for request in requests(*given):
             made.append(request)
             yield request
 
-    monkeypatch.setattr(inbox, "requests", noting)
+    monkeypatch.setattr(feed, "requests", noting)
     return made
 
 
@@ -49,8 +49,8 @@ def ran(mock: RunningMock, root: Path, *faults: dict[str, Any], **more: Any) -> 
 
 
 def remembered(root: Path) -> int:
-    with closing(database.open_for_reading(root / "store")) as connection:
-        if not database.has_table(connection, "finished"):
+    with closing(sqlite.open_for_reading(root / "store")) as connection:
+        if not sqlite.has_table(connection, "finished"):
             return 0
         return connection.execute("SELECT count(*) FROM finished").fetchone()[0]
 
@@ -99,7 +99,7 @@ def test_a_purged_key_is_asked_again_and_no_other(mock_teacher: Mock, tmp_path: 
     mock = mock_teacher()
     ran(mock, tmp_path)
     (key,) = {s.key for s in Corpus.open(tmp_path / "store").samples() if "5 + 10" in str(s.messages)}
-    assert purging.purge_store(tmp_path / "store", key, None) == 1
+    assert purge.purge_store(tmp_path / "store", key, None) == 1
     assert remembered(tmp_path) == 0
     assert ran(mock, tmp_path)[0].billed["requests"] == 1
     assert (remembered(tmp_path), ran(mock, tmp_path)[0].billed["requests"]) == (1, 0)
@@ -112,7 +112,7 @@ def test_what_a_repair_gives_up_is_asked_again(mock_teacher: Mock, tmp_path: Pat
     shards = sorted((tmp_path / "store" / "shards").glob("*.parquet"))
     assert len(shards) == 2
     shards[0].unlink()
-    _, lines, _ = mending.check(tmp_path / "store", repair=True)
+    _, lines, _ = repair.check(tmp_path / "store", repair=True)
     assert "4 to be asked again" in lines[0]
     assert remembered(tmp_path) == 0
     assert ran(mock, tmp_path)[0].billed["requests"] == 4
@@ -143,7 +143,7 @@ def test_a_changed_row_is_named_and_believed_by_nobody(
     with closing(sqlite3.connect(tmp_path / "store" / "journal.db")) as connection, connection:
         connection.execute("UPDATE finished SET rows = 14")
     (found,) = Corpus.open(tmp_path / "store").verify()
-    assert isinstance(found, findings.Finding)
+    assert isinstance(found, verify.Finding)
     assert (found.kind, found.place) == ("changed", "journal.db finished")
     looked_at.clear()
     _, counts = ran(mock, tmp_path)

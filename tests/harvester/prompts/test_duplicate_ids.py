@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvester.prompts.duplicate_ids import Identities, clash
 from harvester.api.types import Prompt
+from harvester.prompts.duplicate_ids import DuplicateIds, clash
 
 
 def named(rows: list[tuple[str, str]]) -> tuple[str, str] | None:
@@ -19,7 +19,7 @@ def named(rows: list[tuple[str, str]]) -> tuple[str, str] | None:
         Prompt(identity, ({"role": "user", "content": text},), file="p", line=line)
         for line, (identity, text) in enumerate(rows)
     ]
-    ids = Identities()
+    ids = DuplicateIds()
     for prompt in prompts:
         ids.note(prompt)
     error = clash(lambda: prompts, ids.repeated())
@@ -47,7 +47,7 @@ def test_a_file_given_twice_is_held_in_a_few_bytes_a_row() -> None:
         for number in itertools.chain(range(rows), range(rows)):
             yield Prompt(f"p{number}", ({"role": "user", "content": f"q{number}"},))
 
-    ids = Identities()
+    ids = DuplicateIds()
     tracemalloc.start()
     try:
         for prompt in twice():

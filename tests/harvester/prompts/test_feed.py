@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harvester.config.config import HarvestConfig
-from harvester.prompts.feed import Inbox
 from harvester.api.types import Request
+from harvester.config.config import HarvestConfig
+from harvester.prompts.feed import PromptFeed
 
 
 class Looks:
@@ -20,7 +20,7 @@ class Looks:
         teacher = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
         config = HarvestConfig.model_validate({"teacher": teacher, "prompts": {"files": list(files)}})
         self.complaints: list[str] = []
-        self._feed: Iterator[Request | None] = Inbox(
+        self._feed: Iterator[Request | None] = PromptFeed(
             config, root, lambda error: self.complaints.append(str(error))
         ).watched()
 

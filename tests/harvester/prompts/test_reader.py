@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.prompts import completed_files as finished, formats as lines, reader as prompts
 from harvester.config.config import HarvestConfig
 from harvester.errors import PromptError
+from harvester.prompts import completed_files, formats, reader
 
 
 def write(folder: Path, name: str, *lines: object) -> Path:
     path = folder / name
-    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n"
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in formats) + "\n"
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -31,7 +31,7 @@ def test_a_line_becomes_a_prompt_and_what_is_not_ours_travels_as_metadata(tmp_pa
         "a.jsonl",
         {"prompt": "2+2?", "id": "x", "reference": "4", "tags": ["sum"], "split": "train"},
     )
-    (prompt,) = prompts.read(["a.jsonl"], tmp_path)
+    (prompt,) = reader.read(["a.jsonl"], tmp_path)
     assert prompt.messages == ({"role": "user", "content": "2+2?"},)
     assert (prompt.id, prompt.reference, prompt.tags, prompt.metadata) == (
         "x",
@@ -50,7 +50,7 @@ def test_text_csv_parquet_and_gz_say_the_same(tmp_path: Path):
         handle.write('{"prompt": "hello"}\n{"prompt": "world"}\n')
     found = [
         (p.file, p.messages[0]["content"])
-        for p in prompts.read(["*.txt", "*.csv", "*.parquet", "*.gz"], tmp_path)
+        for p in reader.read(["*.txt", "*.csv", "*.parquet", "*.gz"], tmp_path)
     ]
     assert found == [
         (name, text) for name in ("a.txt", "b.csv", "c.parquet", "d.jsonl.gz") for text in ("hello", "world")
@@ -59,7 +59,7 @@ def test_text_csv_parquet_and_gz_say_the_same(tmp_path: Path):
 
 def test_byte_order_mark_carriage_returns_and_blank_lines_are_harmless(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "x"}\r\n\r\n{"prompt": "y"}\r\n')
-    found = list(prompts.read(["a.jsonl"], tmp_path))
+    found = list(reader.read(["a.jsonl"], tmp_path))
     assert [(p.messages[0]["content"], p.line) for p in found] == [("x", 1), ("y", 3)]
 
 
@@ -83,7 +83,7 @@ def test_byte_order_mark_carriage_returns_and_blank_lines_are_harmless(tmp_path:
 def test_a_broken_line_is_named_by_file_and_line(tmp_path: Path, line: str, said: str):
     write(tmp_path, "a.jsonl", {"prompt": "fine"}, line)
     with pytest.raises(PromptError) as caught:
-        list(prompts.read(["a.jsonl"], tmp_path))
+        list(reader.read(["a.jsonl"], tmp_path))
     assert said in str(caught.value)
     assert caught.value.place == "a.jsonl:2"
     assert caught.value.exit_code == 2
@@ -98,7 +98,7 @@ def test_broken_files_are_named(tmp_path: Path):
     (tmp_path / "f.jsonl").write_text("\n\n")
     for name in ("a.parquet", "b.jsonl.gz", "c.csv", "d.yaml", "e.txt", "f.jsonl", "missing.jsonl"):
         with pytest.raises(PromptError) as caught:
-            list(prompts.read([name], tmp_path))
+            list(reader.read([name], tmp_path))
         assert name in str(caught.value)
 
 
@@ -109,14 +109,14 @@ def test_broken_files_are_named(tmp_path: Path):
 def test_every_text_may_be_compressed_and_a_flipped_byte_is_named(tmp_path: Path, name: str, data: bytes):
     path = tmp_path / name
     path.write_bytes(gzip.compress(data))
-    assert [p.messages[0]["content"] for p in prompts.read([name], tmp_path)] == ["hello", "world"]
+    assert [p.messages[0]["content"] for p in reader.read([name], tmp_path)] == ["hello", "world"]
     whole = bytearray(gzip.compress(b"prompt\n" + b"".join(b"%d\n" % n**9 for n in range(300))))
     for place in range(20, len(whole) - 8, 97):
         flipped = whole.copy()
         flipped[place] ^= 0x55
         path.write_bytes(flipped)
         with pytest.raises(PromptError, match=name):
-            list(prompts.read([name], tmp_path))
+            list(reader.read([name], tmp_path))
 
 
 def test_rows_of_parquet_that_have_no_value_are_bad_lines(tmp_path: Path):
@@ -125,15 +125,15 @@ def test_rows_of_parquet_that_have_no_value_are_bad_lines(tmp_path: Path):
     odd = pa.Array.from_buffers(pa.string(), 3, texts.buffers())
     pq.write_table(pa.table({"prompt": odd, "when": whens}), tmp_path / "a.parquet")
     bad: list[PromptError] = []
-    found = list(prompts.read(["a.parquet"], tmp_path, bad.append))
+    found = list(reader.read(["a.parquet"], tmp_path, bad.append))
     assert [(p.messages[0]["content"], p.line) for p in found] == [("one", 1)]
     assert [one.place for one in bad] == ["a.parquet:2", "a.parquet:3"]
     part = {"role": "user", "content": [{"type": "text", "data": b"x"}]}
     pq.write_table(pa.table({"messages": [[part]], "reference": [b"r"]}), tmp_path / "b.parquet")
     with pytest.raises(PromptError, match=r"b\.parquet:1: no canonical JSON"):
-        list(prompts.read(["b.parquet"], tmp_path))
+        list(reader.read(["b.parquet"], tmp_path))
     pq.write_table(pa.table({"prompt": ["x"], "reference": [b"r"]}), tmp_path / "b.parquet")
-    (row,) = prompts.read(["b.parquet"], tmp_path)
+    (row,) = reader.read(["b.parquet"], tmp_path)
     assert "r" in str(row.reference)
 
 
@@ -141,39 +141,43 @@ def test_a_name_that_is_no_utf_8_is_shown_in_ascii(tmp_path: Path):
     path = tmp_path / os.fsdecode(b"\xff.jsonl")
     path.write_text('{"prompt": "x"}\n{')
     with pytest.raises(PromptError) as caught:
-        list(prompts.read(["*.jsonl"], tmp_path))
+        list(reader.read(["*.jsonl"], tmp_path))
     assert caught.value.place == "\\xff.jsonl:2"
     path.write_text('{"prompt": "x"}\n')
-    (prompt,) = prompts.read(["*.jsonl"], tmp_path)
+    (prompt,) = reader.read(["*.jsonl"], tmp_path)
     assert prompt.file == "\\xff.jsonl"
     teacher = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
     config = HarvestConfig.model_validate({"teacher": teacher, "prompts": {"files": ["*.jsonl"]}})
-    assert finished.digest_of(config, tmp_path) is not None
+    assert completed_files.digest_of(config, tmp_path) is not None
 
 
 @pytest.mark.parametrize(
     ("pattern", "says"),
     [
-        ("", "no name or glob"), ("**x", "stands alone"), ("x" * 300, "x" * 300), ("a\0b", "no "),
-        ("/nowhere/*.jsonl", "relative to the configuration file"), ("nowhere.jsonl", "beside the config"),
+        ("", "no name or glob"),
+        ("**x", "stands alone"),
+        ("x" * 300, "x" * 300),
+        ("a\0b", "no "),
+        ("/nowhere/*.jsonl", "relative to the configuration file"),
+        ("nowhere.jsonl", "beside the config"),
     ],
-)  # fmt: skip
+)
 def test_a_name_that_matches_nothing_says_why(tmp_path: Path, pattern: str, says: str):
     with pytest.raises(PromptError) as caught:
-        prompts.find([pattern], tmp_path)
+        reader.find([pattern], tmp_path)
     assert says in str(caught.value)
 
 
 def test_a_line_longer_than_the_cap_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 64)
+    monkeypatch.setattr(formats, "MAX_LINE_BYTES", 64)
     write(tmp_path, "a.jsonl", {"prompt": "x" * 80})
     with pytest.raises(PromptError, match="longer than"):
-        list(prompts.read(["a.jsonl"], tmp_path))
+        list(reader.read(["a.jsonl"], tmp_path))
 
 
 @given(text=st.text(min_size=1).filter(str.strip))
 def test_the_derived_id_depends_on_the_text_alone(text: str):
-    one = prompts.to_prompt({"prompt": text}, file="a", line=1)
-    two = prompts.to_prompt({"prompt": text, "reference": "r"}, file="b", line=9)
-    other = prompts.to_prompt({"prompt": text + "."}, file="a", line=1)
+    one = reader.to_prompt({"prompt": text}, file="a", line=1)
+    two = reader.to_prompt({"prompt": text, "reference": "r"}, file="b", line=9)
+    other = reader.to_prompt({"prompt": text + "."}, file="a", line=1)
     assert one.id == two.id != other.id

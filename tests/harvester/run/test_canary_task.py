@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
 
-from harvester.observe.report import prometheus as exposition, report
-from harvester.run import job
-from harvester.store import pauses as holds
-from harvester.observe.canary import MOST_BUILDS, Known, Reply, compare, distance, learn, recollect
-from harvester.store.reader import Corpus
-from harvester.store.journal.journal import Journal
 from harvester.mock_teacher.running import RunningMock
-from harvester.run.prepare import prepare
-from harvester.run.control.client import ask
+from harvester.observe.canary import MOST_BUILDS, CanaryReply, Known, compare, distance, learn, recollect
+from harvester.observe.report import prometheus, report
 from harvester.observe.rounds import read_rounds
 from harvester.observe.status import status, status_lines
+from harvester.run import job
+from harvester.run.control.client import ask
+from harvester.run.prepare import prepare
+from harvester.store import pauses
+from harvester.store.journal.journal import Journal
+from harvester.store.reader import Corpus
 from tests.faults import bench
 
 words = st.lists(st.sampled_from("abcdef"), max_size=12).map(" ".join)
@@ -46,8 +46,8 @@ def test_distance_by_known_answers():
     assert distance("", "") == 0.0
 
 
-def reply(text: str = "one two", model: str = "m", fingerprint: str = "f") -> Reply:
-    return Reply(text, model, fingerprint)
+def reply(text: str = "one two", model: str = "m", fingerprint: str = "f") -> CanaryReply:
+    return CanaryReply(text, model, fingerprint)
 
 
 def test_what_counts_as_a_change():
@@ -105,12 +105,16 @@ def folder(root: Path, mock: RunningMock, rows: int, **canary_table: Any) -> Pat
     lines = [json.dumps({"prompt": f"Write w{n}x backwards."}) + "\n" for n in range(4)]
     (root / "canaries" / "c.jsonl").write_text("".join(lines), encoding="utf-8")
     tables: dict[str, Mapping[str, Any]] = {
-        "teacher": {"base_url": mock.base_url, "model": "mock-teacher", "terms": "mock-teacher",
-                    "limits": {"max_concurrency": 2}},
+        "teacher": {
+            "base_url": mock.base_url,
+            "model": "mock-teacher",
+            "terms": "mock-teacher",
+            "limits": {"max_concurrency": 2},
+        },
         "prompts": {"files": ["p.jsonl"]},
         "sampling": {"max_tokens": 64, "temperature": 0.7},
         "canary": {"prompts": "canaries/*.jsonl", "every_s": 0.4, **canary_table},
-    }  # fmt: skip
+    }
     path = root / "harvest.toml"
     path.write_text("".join(bench.toml(name, table) for name, table in tables.items()), encoding="utf-8")
     return path
@@ -179,7 +183,7 @@ def test_every_kind_of_change_is_recorded_and_shown_once(tmp_path: Path, mock_te
         assert said in news[-1]["canary"]["said"]
         assert any(said in complaint for complaint in news[-1]["complaints"])
         assert said in "\n".join(status_lines(status(root / "store")))
-        assert "harvester_canary_changes 1\n" in exposition.exposed(root / "store")
+        assert "harvester_canary_changes 1\n" in prometheus.exposed(root / "store")
         page = report.write_report(root / "store", root / "report.html").read_text(encoding="utf-8")
         assert str(escape(said)) in page
 
@@ -237,8 +241,8 @@ def test_a_hold_for_a_changed_teacher_outlives_the_process_until_resume(tmp_path
     assert "the teacher changed (model 'mock-teacher' -> 'mock-teacher-2') (20" in held[0]["waiting"]
     assert held[-1]["canary"]["changes"] == 1
     assert held[-1]["canary"]["said"] == "model 'mock-teacher' -> 'mock-teacher-2'"
-    assert set(holds.resume_next(store)) == {"drift"}
-    assert holds.resume_next(store) == {}
+    assert set(pauses.resume_next(store)) == {"drift"}
+    assert pauses.resume_next(store) == {}
 
     def stop_at_work(now: Mapping[str, Any]) -> None:
         assert now["state"] != "on hold"
@@ -289,7 +293,7 @@ def test_what_canaries_cost_is_shown_beside_the_rows(tmp_path: Path, mock_teache
     said = "\n".join(status_lines(found))
     assert f"this run and ${spent / 1e6:.4f} for canaries" in said
     assert f"{mock.totals()['answers'] - 20} answers billed for ${spent / 1e6:.4f} beside the rows" in said
-    assert f"harvester_canary_cost_dollars_total {spent / 1e6}\n" in exposition.exposed(store)
+    assert f"harvester_canary_cost_dollars_total {spent / 1e6}\n" in prometheus.exposed(store)
     likely = [one["cost_projected_microusd"]["likely"] for one in told if one["cost_projected_microusd"]]
     assert likely[-1] == pytest.approx(summary.cost_microusd + spent, abs=1)
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from harvester.api.request_builder import requests
+from harvester.api.types import Prompt
 from harvester.config.config import HarvestConfig
 from harvester.errors import PromptError, TeacherRefused
-from harvester.store.journal.group_commit import GroupCommit
-from harvester.run.harvest import CHUNK, PassLimits, PassResult, Snapshot, harvest
-from harvester.store.journal.journal import Journal
-from harvester.api.types import Prompt
 from harvester.mock_teacher.running import RunningMock
-from harvester.api.request_builder import requests
+from harvester.run.harvest import CHUNK, PassLimits, PassResult, Snapshot, harvest
+from harvester.store.journal.group_commit import GroupCommit
+from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import RunRecord
 
 Mock = Callable[..., RunningMock]
@@ -64,9 +64,15 @@ class Bench:
                     stop.set()
 
             return await harvest(
-                requests(prompts, chosen), chosen, key=None, writer=writer, run_id=run_id,
-                limits=limits or PassLimits(grace_s=10), stop=stop, on_progress=note,
-            )  # fmt: skip
+                requests(prompts, chosen),
+                chosen,
+                key=None,
+                writer=writer,
+                run_id=run_id,
+                limits=limits or PassLimits(grace_s=10),
+                stop=stop,
+                on_progress=note,
+            )
 
         self.runs += 1
         run_id = f"run-{self.runs}"
@@ -201,9 +207,11 @@ def test_a_pass_that_drains_by_itself_says_what_it_awaits_and_a_stop_gives_that_
     chosen = config(mock, teacher={"limits": {"max_concurrency": 4}})
     with pytest.raises(TeacherRefused):
         bench.run(
-            chosen, sums(50), limits=PassLimits(grace_s=0.1),
+            chosen,
+            sums(50),
+            limits=PassLimits(grace_s=0.1),
             stop_when=lambda seen: seen.in_flight == 1 and seen.why.startswith("what is on the wire"),
-        )  # fmt: skip
+        )
     last = bench.snapshots[-1]
     assert (last.possibly_billed, last.in_flight, last.why) == (1, 0, "")
 

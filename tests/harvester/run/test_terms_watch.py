@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from harvester.run import job, schedule_watch as shift, terms_watch as warden
-from harvester.run.control import client as remote
-from harvester.store.maintain import seal_task as sealing
 from harvester.errors import StoreError
-from harvester.run.heartbeat import Watch
 from harvester.observe.status import read_status
+from harvester.run import job, schedule_watch, terms_watch
+from harvester.run.control import client
+from harvester.run.heartbeat import Watch
+from harvester.store.maintain import seal_task
 from tests.faults import bench
 
 MANY = tuple(f"What is {n} + 21?" for n in range(400))
@@ -24,7 +24,7 @@ SLOW = {"limits": {"max_concurrency": 2}}
 @pytest.fixture
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("ASK_EVERY_S", 0.15), ("ASK_AGAIN_S", 0.05), ("LISTEN_EVERY_S", 0.05)):
-        monkeypatch.setattr(warden, name, seconds)
+        monkeypatch.setattr(terms_watch, name, seconds)
 
 
 def tearing(path: Path) -> Watch:
@@ -39,7 +39,7 @@ def tearing(path: Path) -> Watch:
 
 @pytest.mark.usefixtures("_often")
 def test_terms_that_can_not_be_read_are_told_and_asked_again(tmp_path: Path, mock_teacher, monkeypatch):
-    monkeypatch.setattr(warden, "MOST_LOOKS", 10_000)
+    monkeypatch.setattr(terms_watch, "MOST_LOOKS", 10_000)
     torn = tmp_path / "terms" / "x.toml"
     torn.parent.mkdir()
     asked: list[bool] = []
@@ -53,7 +53,7 @@ def test_terms_that_can_not_be_read_are_told_and_asked_again(tmp_path: Path, moc
         elif told["complaints"] and torn.exists():
             torn.unlink()
         elif told["complaints"] and not asked[-1]:  # asked again
-            asyncio.get_running_loop().run_in_executor(None, remote.ask, tmp_path / "store", "stop")
+            asyncio.get_running_loop().run_in_executor(None, client.ask, tmp_path / "store", "stop")
 
     ended = bench.live(mock_teacher(latency_s=0.03), tmp_path, prompts=MANY, teacher=SLOW, watch=watch)
     assert ended.exit_code == 10
@@ -74,7 +74,7 @@ def test_terms_that_stay_unreadable_end_the_run_by_name(tmp_path: Path, mock_tea
     assert ended.exit_code == 77
     assert str(torn) in ended.said
     assert 0 < ended.totals.answers < 400
-    assert read_status(ended.store)["state"] == warden.TERMS
+    assert read_status(ended.store)["state"] == terms_watch.TERMS
     assert not list((ended.store / "shards").glob("*.parquet"))
 
 
@@ -98,8 +98,8 @@ def test_an_aide_that_dies_is_told_at_once_and_spoils_no_ending(tmp_path: Path, 
     async def fail(*_: Any, **__: Any) -> None:
         raise StoreError("no room", place="shards")
 
-    monkeypatch.setattr(shift, "keep", die)
-    monkeypatch.setattr(sealing, "seal_along", fail)
+    monkeypatch.setattr(schedule_watch, "keep", die)
+    monkeypatch.setattr(seal_task, "seal_along", fail)
     seen: list[Mapping[str, Any]] = []
     mock = mock_teacher(latency_s=0.3)
     ended = bench.live(mock, tmp_path, watch=seen.append)
@@ -113,7 +113,7 @@ def test_without_a_warden_the_answer_is_no(tmp_path: Path, mock_teacher, monkeyp
     async def die(*_: Any) -> None:
         raise ValueError("a fault of ours")
 
-    monkeypatch.setattr(warden, "keep", die)
+    monkeypatch.setattr(terms_watch, "keep", die)
     ended = bench.live(mock_teacher(latency_s=0.1), tmp_path, prompts=MANY, teacher=SLOW)
     assert (ended.exit_code, ended.totals.answers < 400) == (77, True)
     assert "the terms can't be asked: terms: stopped by a fault of ours" in ended.said

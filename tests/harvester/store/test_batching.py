@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.api import completion
-from harvester.store.shards import batching as portions
-from harvester.terms import lineage as provenance
-from harvester.api.model_name import byline
-from harvester.store.reader import Corpus
+from harvester.api.model_name import model_and_provider
 from harvester.errors import TeacherError
 from harvester.store.journal.journal import Journal
+from harvester.store.reader import Corpus
+from harvester.store.shards import batching
 from harvester.store.shards.schema import to_table
 from harvester.store.shards.seal import seal
+from harvester.terms import lineage
 from tests.harvester.store_rows import answer, intent, open_store, raw_of
 
 ROWS = 12
@@ -58,7 +58,7 @@ def peak_kib(act: Callable[[], object]) -> float:
 
 
 def test_reading_sealing_and_asking_take_memory_for_a_few_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(portions, "BYTES", 64 * KIB)  # two answers
+    monkeypatch.setattr(batching, "BYTES", 64 * KIB)  # two answers
     make(tmp_path)
     to_table([])  # what Arrow imports at its first table is not ours to count
     corpus = Corpus.open(tmp_path)
@@ -83,29 +83,29 @@ def test_reading_sealing_and_asking_take_memory_for_a_few_answers(tmp_path, monk
 
 
 def test_the_doors_question_parses_no_answer(tmp_path, monkeypatch):
-    monkeypatch.setattr(portions, "BYTES", 64 * KIB)
+    monkeypatch.setattr(batching, "BYTES", 64 * KIB)
     make(tmp_path)
     corpus = Corpus.open(tmp_path)
-    expected = corpus.distinct([*provenance.COLUMNS, "completion"])
+    expected = corpus.distinct([*lineage.COLUMNS, "completion"])
     assert {fact.pop("completion") for fact in expected} == {str(number + 1) for number in range(ROWS)}
     monkeypatch.setattr(completion, "parse", lambda *_, **__: pytest.fail("an answer was parsed"))
     facts: list[dict[str, Any]] = []
-    peak = peak_kib(lambda: facts.extend(corpus.distinct(provenance.COLUMNS)))
+    peak = peak_kib(lambda: facts.extend(corpus.distinct(lineage.COLUMNS)))
     assert peak * KIB < ROWS / 2 * len(heavy_raw(1))
     assert facts == [expected[0]]
     assert (facts[0]["response_model"], facts[0]["provider"]) == ("mock-2026", "")
 
 
 def test_a_file_is_read_in_portions_whatever_its_row_groups_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(portions, "BYTES", 64 * KIB)
+    monkeypatch.setattr(batching, "BYTES", 64 * KIB)
     rows = [{"key": f"{n}", "raw": bytes(40 * KIB if n == 7 else 10)} for n in range(1300)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=1000)
     with pq.ParquetFile(tmp_path / "a.parquet") as file:
-        batches = list(portions.of_file(file, ["key", "raw"]))
-        assert sum(batch.num_rows for batch in portions.of_file(file, ["key"])) == 1300
+        batches = list(batching.of_file(file, ["key", "raw"]))
+        assert sum(batch.num_rows for batch in batching.of_file(file, ["key"])) == 1300
     assert [key for batch in batches for key in batch.column("key").to_pylist()] == [r["key"] for r in rows]
     assert max(batch.nbytes for batch in batches) <= 64 * KIB
-    assert max(batch.num_rows for batch in batches) <= portions.ROWS
+    assert max(batch.num_rows for batch in batches) <= batching.ROWS
 
 
 # --- who signed -------------------------------------------------------------------------------------
@@ -124,13 +124,15 @@ def agrees(raw: bytes) -> None:
         parsed = completion.parse(raw)
     except TeacherError:
         return  # no answer, and never stored as one
-    assert byline(raw) == (parsed.model, parsed.provider)
+    assert model_and_provider(raw) == (parsed.model, parsed.provider)
 
 
 @given(
-    st.dictionaries(NAMES, VALUES, max_size=5), st.dictionaries(NAMES, VALUES, max_size=5), st.booleans(),
+    st.dictionaries(NAMES, VALUES, max_size=5),
+    st.dictionaries(NAMES, VALUES, max_size=5),
+    st.booleans(),
     st.sampled_from([None, 1]),
-)  # fmt: skip
+)
 def test_a_byline_is_what_parsing_tells(before: dict, after: dict, is_ascii: bool, indent: int | None):
     document = {**before, "choices": CHOICES, **{k: v for k, v in after.items() if k != "choices"}}
     text = json.dumps(document, ensure_ascii=is_ascii, indent=indent)

@@ -16,16 +16,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from harvester.store.shards import compact as compaction, swap as exchange, rewrite as rewriting
-from harvester.store.reader import Corpus
 from harvester.errors import StoreError, StoreLocked
-from harvester.store.shards.swap import Watch
-from harvester.store.journal.journal import Journal
-from harvester.store.shards.manifest import manifest_of
 from harvester.mock_teacher.running import RunningMock
+from harvester.store.journal.journal import Journal
 from harvester.store.maintain.purge import purge_store
+from harvester.store.reader import Corpus
+from harvester.store.shards import compact, rewrite, swap
+from harvester.store.shards.manifest import manifest_of
 from harvester.store.shards.schema import SCHEMA
 from harvester.store.shards.seal import seal
+from harvester.store.shards.swap import ReaderWatch
 from tests.harvester.lives import Lives, quick_folder, write_config
 from tests.harvester.store_rows import fill, key_of, open_store
 
@@ -151,22 +151,22 @@ def files(store: Path) -> list[str]:
     return sorted(path.name for path in (store / "shards").glob("*.parquet"))
 
 
-def steps_of(journal: Journal, store: Path, watch: Watch):
-    return compaction.compact_steps(journal, store, target_bytes=MIB, is_quiet=watch.is_quiet)
+def steps_of(journal: Journal, store: Path, watch: ReaderWatch):
+    return compact.compact_steps(journal, store, target_bytes=MIB, is_quiet=watch.is_quiet)
 
 
 def test_a_merge_waits_for_readers_of_both_kinds_and_leaves_nothing_behind(tmp_path):
     make(tmp_path)
     before = files(tmp_path)
     with Journal.open(tmp_path) as journal:
-        watch = Watch(tmp_path / "shards")
+        watch = ReaderWatch(tmp_path / "shards")
         steps = steps_of(journal, tmp_path, watch)
-        while next(steps) is not rewriting.READY:
+        while next(steps) is not rewrite.READY:
             pass
         watch.close()
-        watch = Watch(tmp_path / "shards")
+        watch = ReaderWatch(tmp_path / "shards")
         steps = steps_of(journal, tmp_path, watch)
-        while next(steps) is not rewriting.READY:
+        while next(steps) is not rewrite.READY:
             watch.is_quiet()  # our own reading
         assert watch.is_quiet() or watch.is_quiet()
         by_arrow(tmp_path / "shards")  # a plain reader passes
@@ -174,10 +174,10 @@ def test_a_merge_waits_for_readers_of_both_kinds_and_leaves_nothing_behind(tmp_p
         assert files(tmp_path) == before
         reader = Corpus.open(tmp_path).samples(["key"])  # one of ours stays
         first = next(reader).key
-        assert list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB)) != []
+        assert list(compact.compact_steps(journal, tmp_path, target_bytes=MIB)) != []
         assert files(tmp_path) == before
         assert len({first, *(sample.key for sample in reader)}) == 80
-        list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+        list(compact.compact_steps(journal, tmp_path, target_bytes=MIB))
         watch.close()
     assert len(files(tmp_path)) == 1
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".shards")) == []
@@ -186,13 +186,13 @@ def test_a_merge_waits_for_readers_of_both_kinds_and_leaves_nothing_behind(tmp_p
 
 @pytest.mark.parametrize("cut", range(4))
 def test_an_exchange_without_the_kernels_help_survives_being_cut_anywhere(tmp_path, monkeypatch, cut):
-    monkeypatch.setattr(exchange, "_renamed_at_once", lambda one, other: False)
+    monkeypatch.setattr(swap, "_renamed_at_once", lambda one, other: False)
     make(tmp_path)
     rename, renames = Path.rename, 0
 
     def cutting(self: Path, target: Path) -> Path:
         nonlocal renames
-        if self.name in {"shards", exchange.STAGED, exchange.ASIDE}:
+        if self.name in {"shards", swap.STAGED, swap.ASIDE}:
             if renames == cut:
                 raise OSError(5, "cut")
             renames += 1
@@ -201,10 +201,10 @@ def test_an_exchange_without_the_kernels_help_survives_being_cut_anywhere(tmp_pa
     with Journal.open(tmp_path) as journal, monkeypatch.context() as patch:
         patch.setattr(Path, "rename", cutting)
         with pytest.raises(StoreError, match="disk refused") if cut < 3 else nullcontext():
-            list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+            list(compact.compact_steps(journal, tmp_path, target_bytes=MIB))
     assert renames == cut
     with Journal.open(tmp_path) as journal:
-        list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+        list(compact.compact_steps(journal, tmp_path, target_bytes=MIB))
     assert len(files(tmp_path)) == 1
     assert sorted(by_arrow(tmp_path / "shards")) == sorted(key_of(n).hex() for n in range(80))
     assert Corpus.open(tmp_path).verify() == []
@@ -225,9 +225,11 @@ def test_datasets_loads_every_column_of_a_corpus(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets", reason="a reader that is not installed here")
     make(tmp_path / "store")
     rows = datasets.load_dataset(
-        "parquet", data_files=str(tmp_path / "store/shards/*.parquet"), split="train",
+        "parquet",
+        data_files=str(tmp_path / "store/shards/*.parquet"),
+        split="train",
         cache_dir=str(tmp_path / "cache"),
-    )  # fmt: skip
+    )
     assert rows.column_names == SCHEMA.names
     assert rows.num_rows == 80
     assert {row["completion"] for row in rows} == {str(n + 1) for n in range(80)}
@@ -239,7 +241,7 @@ def test_reading_is_never_refused_for_long(tmp_path):
     make(tmp_path)
     found: list[int] = []
     reader = threading.Thread(target=lambda: found.append(len(list(Corpus.open(tmp_path).samples(["key"])))))
-    with exchange.alone(tmp_path / "shards") as free:
+    with swap.if_no_reader(tmp_path / "shards") as free:
         assert free
         reader.start()
         time.sleep(0.05)
@@ -263,19 +265,21 @@ def is_held(folder: Path) -> bool:
 def test_no_reader_of_ours_comes_between_the_question_and_the_commit(tmp_path, monkeypatch):
     make(tmp_path)
     seen: dict[str, bool] = {}
-    monkeypatch.setattr(rewriting, "reach", lambda name: seen.update({name: is_held(tmp_path / "shards")}))
+    monkeypatch.setattr(rewrite, "reach", lambda name: seen.update({name: is_held(tmp_path / "shards")}))
     with Journal.open(tmp_path) as journal:
-        list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+        list(compact.compact_steps(journal, tmp_path, target_bytes=MIB))
     assert seen == {
-        "compaction.before_exchange": False, "compaction.after_exchange": True,
-        "compaction.before_commit": True, "compaction.after_commit": True,
-    }  # fmt: skip
+        "compaction.before_exchange": False,
+        "compaction.after_exchange": True,
+        "compaction.before_commit": True,
+        "compaction.after_commit": True,
+    }
     assert not is_held(tmp_path / "shards")
 
 
 def test_a_purge_waits_for_a_reader_and_gives_up_with_a_word(tmp_path, monkeypatch):
     make(tmp_path)
-    monkeypatch.setattr(rewriting, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(rewrite, "PATIENCE_S", 0.0)
     reader = Corpus.open(tmp_path).samples(["key"])
     next(reader)
     with pytest.raises(StoreLocked, match="reading these shards") as caught:
@@ -284,8 +288,8 @@ def test_a_purge_waits_for_a_reader_and_gives_up_with_a_word(tmp_path, monkeypat
     assert sum(1 for _ in reader) == 79  # and it read on to its end
     reader = Corpus.open(tmp_path).samples(["key"])
     next(reader)
-    monkeypatch.setattr(rewriting, "PATIENCE_S", 20.0)
-    monkeypatch.setattr(exchange.time, "sleep", lambda _: reader.close())
+    monkeypatch.setattr(rewrite, "PATIENCE_S", 20.0)
+    monkeypatch.setattr(swap.time, "sleep", lambda _: reader.close())
     assert purge_store(tmp_path, key_of(3).hex(), None) == 1
     assert reader.gi_frame is None  # it was there when the purge came
     assert len(by_arrow(tmp_path / "shards")) == 79
@@ -300,16 +304,16 @@ def test_what_a_kill_left_of_a_merge_stays_for_the_reader_that_looks_there(tmp_p
 
     with Journal.open(tmp_path) as journal:
         with monkeypatch.context() as patch:
-            patch.setattr(rewriting, "reach", die)
+            patch.setattr(rewrite, "reach", die)
             with pytest.raises(OSError, match="cut"):
-                list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+                list(compact.compact_steps(journal, tmp_path, target_bytes=MIB))
         reader = Corpus.open(tmp_path).samples(["key"])
         first = next(reader).key
-        rewriting.tidy(journal, tmp_path)
+        rewrite.tidy(journal, tmp_path)
         assert len(manifest_of(journal)) == 1
         assert len({first, *(sample.key for sample in reader)}) == 80
-        rewriting.tidy(journal, tmp_path)
-    assert not (tmp_path / exchange.STAGED).exists()
+        rewrite.tidy(journal, tmp_path)
+    assert not (tmp_path / swap.STAGED).exists()
     assert len({sample.key for sample in Corpus.open(tmp_path).samples(["key"])}) == 80
 
 
@@ -322,7 +326,7 @@ def test_a_merge_keeps_the_folders_mode_and_whatever_else_lies_in_it(tmp_path):
     (folder / ".git" / "x").mkdir(parents=True)
     (folder / ".part-00000009.tmp").write_text("half a shard")
     with Journal.open(tmp_path) as journal:
-        list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+        list(compact.compact_steps(journal, tmp_path, target_bytes=MIB))
     names = {path.name for path in folder.iterdir()}
     assert len(files(tmp_path)) == 1
     assert names == {".notes", "README", ".git", *files(tmp_path)}

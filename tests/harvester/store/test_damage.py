@@ -13,17 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harvester.store.journal import checksums
-from harvester.store.maintain import repair as mending, purge as purging, seal_task as sealing
-from harvester.store.shards import compact as compaction
-from harvester.system import failpoints
-from harvester.store.reader import Corpus
 from harvester.errors import StoreCorrupt, StoreError, TermsRefused
-from harvester.store.verify import look_at_journal
+from harvester.store.journal import checksums
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import Failure
+from harvester.store.maintain import purge, repair, seal_task
+from harvester.store.reader import Corpus
+from harvester.store.shards import compact
 from harvester.store.shards.seal import go_on, seal
+from harvester.store.verify import look_at_journal
+from harvester.system import failpoints
 from tests.harvester.store_rows import answer, fill, intent, key_of, open_store, raw_of, run_record
 
 MIB = 1024 * 1024
@@ -60,7 +60,7 @@ def hexes(*numbers: int) -> list[str]:
 
 def _sealed_and_merged(journal: Journal, store: Path) -> None:
     seal(journal, store, target_bytes=MIB, everything=True)
-    list(compaction.compact_steps(journal, store, target_bytes=MIB))
+    list(compact.compact_steps(journal, store, target_bytes=MIB))
 
 
 @pytest.fixture
@@ -89,10 +89,8 @@ def test_a_damaged_answer_is_named_by_every_sealing_and_only_it_is_asked_again(t
         seal(journal, tmp_path, target_bytes=MIB, everything=True)
     with pytest.raises(StoreCorrupt, match=name):  # nor is it exported or trained on
         list(Corpus.open(tmp_path).samples())
-    assert mending.check(tmp_path, repair=False)[0]["findings"] == [
-        f"changed: journal.db answers: row {name}"
-    ]
-    data, _, left = mending.check(tmp_path, repair=True)
+    assert repair.check(tmp_path, repair=False)[0]["findings"] == [f"changed: journal.db answers: row {name}"]
+    data, _, left = repair.check(tmp_path, repair=True)
     assert (left, data["repaired"]) == (0, {"quarantined": (), "saved": 0, "lost": (name,)})
     assert held(tmp_path) == hexes(0, 1, 2, 3, 4, 5, 6, 8, 9)
     with Journal.open(tmp_path) as journal:
@@ -106,9 +104,9 @@ def test_a_damaged_index_row_is_named_by_a_merge_and_had_again_from_its_shard(tm
     before = held(tmp_path)
     changed(tmp_path, "UPDATE keys SET max_tokens = 65 WHERE key = ?", key_of(3))
     with Journal.open(tmp_path) as journal, pytest.raises(StoreCorrupt, match=key_of(3).hex()):
-        list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+        list(compact.compact_steps(journal, tmp_path, target_bytes=MIB))
     assert not (tmp_path / ".shards.next").exists()
-    data, _, left = mending.check(tmp_path, repair=True)
+    data, _, left = repair.check(tmp_path, repair=True)
     assert (left, data["repaired"]) == (0, {"quarantined": (), "saved": 0, "lost": ()})
     assert held(tmp_path) == before
     with Journal.open(tmp_path) as journal:
@@ -121,7 +119,7 @@ def test_damaged_numbers_are_not_signed_anew_and_repair_counts_them_again(tmp_pa
     with Journal.open(tmp_path) as journal, pytest.raises(StoreCorrupt, match="meta"):
         journal.apply([intent(40, attempt_id=400)])
     assert [one.place for one in look_at_journal(tmp_path)] == ["journal.db meta"]
-    assert mending.check(tmp_path, repair=True)[2] == 0
+    assert repair.check(tmp_path, repair=True)[2] == 0
     with Journal.open(tmp_path) as journal:
         assert journal.next_shard() == 3
 
@@ -155,9 +153,9 @@ def test_a_purge_after_a_kill_between_rename_and_commit_leaves_no_trace_and_no_t
     make(tmp_path, parts=1, unsealed=5)
     cut_short(tmp_path, "shards.after_rename")
     assert Corpus.open(tmp_path).verify() == []
-    assert purging.purge_store(tmp_path, None, "p7") == 1
+    assert purge.purge_store(tmp_path, None, "p7") == 1
     assert plain(tmp_path) == held(tmp_path) == hexes(0, 1, 2, 3, 4, 5, 6, 8, 9)
-    assert purging.purge_store(tmp_path, key_of(2).hex(), None) == 1
+    assert purge.purge_store(tmp_path, key_of(2).hex(), None) == 1
     assert plain(tmp_path) == held(tmp_path) == hexes(0, 1, 3, 4, 5, 6, 8, 9)
     assert Corpus.open(tmp_path).verify() == []
 
@@ -166,7 +164,7 @@ def test_a_purge_goes_on_from_a_kill_in_a_merge(tmp_path, cut_short):
     make(tmp_path, parts=4)
     cut_short(tmp_path, "compaction.after_exchange")
     assert Corpus.open(tmp_path).verify() == []
-    assert purging.purge_store(tmp_path, None, "p7") == 1
+    assert purge.purge_store(tmp_path, None, "p7") == 1
     assert plain(tmp_path) == held(tmp_path) == hexes(*(n for n in range(20) if n != 7))
     assert Corpus.open(tmp_path).verify() == []
 
@@ -196,17 +194,17 @@ def test_a_strangers_file_under_the_next_number_is_named_refused_and_quarantined
     store = tmp_path / "store"
     make(store, unsealed=5)
     before, path = held(store), strange(store, kind)
-    assert mending.check(store, repair=False)[0]["findings"] == [
+    assert repair.check(store, repair=False)[0]["findings"] == [
         f"foreign: shards/{path.name}: no manifest row names it"
     ]
     for act in (
         lambda journal: seal(journal, store, target_bytes=MIB, everything=True),
-        lambda journal: purging.purge(journal, store, {key_of(0)}),
+        lambda journal: purge.purge(journal, store, {key_of(0)}),
         lambda journal: go_on(journal, store),
     ):
         with Journal.open(store) as journal, pytest.raises(StoreCorrupt, match=path.name):
             act(journal)
-    data, _, left = mending.check(store, repair=True)
+    data, _, left = repair.check(store, repair=True)
     assert (left, data["repaired"]["quarantined"], data["repaired"]["lost"]) == (0, (path.name,), ())
     assert (store / "quarantine" / path.name).exists()
     assert held(store) == before
@@ -221,7 +219,7 @@ def test_strangers_of_one_name_lie_side_by_side_in_quarantine(tmp_path):
         (folder / "notes.parquet").write_bytes(content)
         (folder / "odd").mkdir()
         (folder / "odd" / "file").write_bytes(content)
-        assert mending.check(tmp_path, repair=True)[2] == 0
+        assert repair.check(tmp_path, repair=True)[2] == 0
     found = {path.name: path for path in (tmp_path / "quarantine").iterdir()}
     assert set(found) == {"notes.parquet", "notes~1.parquet", "odd", "odd~1"}
     assert found["notes~1.parquet"].read_bytes() == (found["odd~1"] / "file").read_bytes() == b"two"
@@ -234,8 +232,8 @@ def test_repair_seals_nothing_that_the_terms_forbid(tmp_path):
     store = tmp_path / "store"
     make(store, parts=0, unsealed=3)
     with pytest.raises(TermsRefused):
-        sealing.seal_now(store)
-    mending.check(store, repair=True)
+        seal_task.seal_now(store)
+    repair.check(store, repair=True)
     assert sealed(store) == []
     assert held(store) == hexes(0, 1, 2)
 
@@ -247,7 +245,7 @@ def test_a_folder_without_a_journal_does_not_become_a_store_by_sealing(tmp_path,
     folder = tmp_path / place
     before = sorted(path.name for path in folder.iterdir())
     with pytest.raises(StoreError, match="no journal"):
-        sealing.seal_now(folder)
+        seal_task.seal_now(folder)
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
@@ -255,12 +253,12 @@ def test_a_merge_keeps_the_mode_of_the_folder(tmp_path):
     make(tmp_path, parts=4)
     (tmp_path / "shards").chmod(0o755)
     with Journal.open(tmp_path) as journal:
-        assert list(compaction.compact_steps(journal, tmp_path, target_bytes=MIB))
+        assert list(compact.compact_steps(journal, tmp_path, target_bytes=MIB))
     assert (tmp_path / "shards").stat().st_mode & 0o777 == 0o755
 
 
 def test_a_purge_says_when_a_reader_keeps_the_old_pages(tmp_path, monkeypatch):
-    monkeypatch.setattr(purging, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(purge, "_PATIENCE_S", 0.0)
     make(tmp_path, parts=0, unsealed=3)
     with closing(sqlite3.connect(tmp_path / "journal.db")) as reader:
         reader.execute("BEGIN")
@@ -269,7 +267,7 @@ def test_a_purge_says_when_a_reader_keeps_the_old_pages(tmp_path, monkeypatch):
             with journal.reading() as connection:
                 connection.execute("PRAGMA busy_timeout=50")
             with StoreLock(tmp_path, started_at=0.0), pytest.raises(StoreError, match="a reader"):
-                purging.purge(journal, tmp_path, {key_of(1)})
+                purge.purge(journal, tmp_path, {key_of(1)})
     Journal.open(tmp_path).close()
     assert held(tmp_path) == hexes(0, 2)
     assert not any(raw_of(1) in path.read_bytes() for path in tmp_path.iterdir() if path.is_file())

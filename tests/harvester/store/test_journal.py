@@ -9,12 +9,12 @@ import pytest
 
 from harvester.errors import StoreCorrupt, StoreError, StoreFormatError, StoreFull
 from harvester.store.journal.journal import Journal
-from harvester.store.journal.records import Ask, Dead, Failure, Refund, asker_of
+from harvester.store.journal.records import DeadLetter, Failure, Refund, SharedAnswer, asker_of
 from tests.harvester.store_rows import AT, answer, fill, intent, key_of, open_store, prompt_of, run_record
 
 
-def dead(number: int, code: str = "prompt_rejected") -> Dead:
-    return Dead(key_of(number), prompt_of(number), 0, answer(number).body, code, "too long", 2, AT)
+def dead(number: int, code: str = "prompt_rejected") -> DeadLetter:
+    return DeadLetter(key_of(number), prompt_of(number), 0, answer(number).body, code, "too long", 2, AT)
 
 
 def test_an_answer_is_held_after_reopening(tmp_path):
@@ -69,14 +69,16 @@ def test_a_dead_row_comes_back_to_life_when_it_is_answered(tmp_path):
         journal.apply([dead(0), dead(1, "unavailable")])
         held = journal.held([key_of(0), key_of(1)])
         assert {(one.state, one.outcome) for one in held.values()} == {
-            ("dead", "prompt_rejected"), ("dead", "unavailable"),
-        }  # fmt: skip
+            ("dead", "prompt_rejected"),
+            ("dead", "unavailable"),
+        }
         assert journal.write_dead_letters(tmp_path) == 2
         lines = [json.loads(line) for line in (tmp_path / "dead_letters.jsonl").read_text().splitlines()]
         assert {line["code"] for line in lines} == {"prompt_rejected", "unavailable"}
         assert {(line["prompt_id"], line["file"], line["line"]) for line in lines} == {
-            ("p0", "prompts/sum.jsonl", 1), ("p1", "prompts/sum.jsonl", 2),
-        }  # fmt: skip
+            ("p0", "prompts/sum.jsonl", 1),
+            ("p1", "prompts/sum.jsonl", 2),
+        }
         fill(journal, [0, 1])
         assert {one.state for one in journal.held([key_of(0), key_of(1)]).values()} == {"answered"}
         assert journal.write_dead_letters(tmp_path) == 0
@@ -96,8 +98,8 @@ def test_a_key_is_stored_once_and_a_second_payment_is_counted(tmp_path):
 def test_further_askers_are_remembered_once_and_the_last_word_of_each_holds(tmp_path):
     with open_store(tmp_path) as journal:
         fill(journal, [0])
-        other = Ask(key_of(0), prompt_of(0, id="twin"), 0)
-        relabelled = Ask(key_of(0), prompt_of(0, metadata={"split": "held_out"}), 0)
+        other = SharedAnswer(key_of(0), prompt_of(0, id="twin"), 0)
+        relabelled = SharedAnswer(key_of(0), prompt_of(0, metadata={"split": "held_out"}), 0)
         journal.apply([other, relabelled, other])
         journal.apply([other])
         held = journal.held([key_of(0)])[key_of(0)]

@@ -13,17 +13,24 @@ from pathlib import Path
 
 import pytest
 
-from harvester.store.reader import Corpus
-from harvester.store.journal.journal import Journal
 from harvester.mock_teacher.running import RunningMock
+from harvester.store.journal.journal import Journal
+from harvester.store.reader import Corpus
 from tests.harvester.lives import Lives, quick_folder, write_config
 
 FAILPOINTS = (
-    "journal.after_insert:{}", "journal.after_commit:{}", "shards.after_write:1", "shards.before_rename:1",
-    "shards.after_rename:1", "shards.before_commit:1", "shards.after_commit:1",
-    "compaction.before_exchange:1", "compaction.after_exchange:1", "compaction.before_commit:1",
+    "journal.after_insert:{}",
+    "journal.after_commit:{}",
+    "shards.after_write:1",
+    "shards.before_rename:1",
+    "shards.after_rename:1",
+    "shards.before_commit:1",
+    "shards.after_commit:1",
+    "compaction.before_exchange:1",
+    "compaction.after_exchange:1",
+    "compaction.before_commit:1",
     "compaction.after_commit:1",
-)  # fmt: skip
+)
 TORTURE_KILLS = int(os.environ.get("TORTURE_KILLS", "1000"))
 
 

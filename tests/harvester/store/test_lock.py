@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from harvester.store.journal import lock
 from harvester.errors import StoreError, StoreLocked
+from harvester.store.journal import lock
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from harvester.lock import StoreLock\n"
+    "import sys, time; from pathlib import Path; from harvester.store.journal.lock import StoreLock\n"
     "with StoreLock(Path(sys.argv[1]), started_at=0.0):\n"
     "    print('held', flush=True); sys.stdin.read()"
 )

@@ -18,14 +18,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from harvester.store.journal import lock
-from harvester.store.maintain import repair as mending
-from harvester.store.shards import compact as compaction
-from harvester.store.reader import Corpus
 from harvester.errors import StoreFull, StoreLocked
+from harvester.store.journal import lock
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import Failure, Refund
+from harvester.store.maintain import repair
+from harvester.store.reader import Corpus
+from harvester.store.shards import compact
 from harvester.store.shards.seal import seal, seal_steps
 from tests.harvester.lives import quick_folder
 from tests.harvester.store_rows import AT, answer, intent, key_of, run_record
@@ -106,7 +106,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def merge(self) -> None:
-        for _ in compaction.compact_steps(self.journal, self.store, target_bytes=MIB):
+        for _ in compact.compact_steps(self.journal, self.store, target_bytes=MIB):
             pass
 
     # --- what happens to it
@@ -123,7 +123,7 @@ class StoreMachine(RuleBasedStateMachine):
         if doing == "sealing":
             work = seal_steps(self.journal, self.store, target_bytes=MIB, everything=True)
         elif doing == "merging":
-            work = compaction.compact_steps(self.journal, self.store, target_bytes=MIB)
+            work = compact.compact_steps(self.journal, self.store, target_bytes=MIB)
         for _, _step in zip(range(steps), work, strict=False):
             pass
         after = self.root / f"store-{self.lives}"
@@ -165,7 +165,7 @@ class StoreMachine(RuleBasedStateMachine):
         path.write_bytes(content)
         self.close()
         assert any(path.name in str(one) for one in Corpus.open(self.store).verify())
-        data, _, left = mending.check(self.store, repair=True)
+        data, _, left = repair.check(self.store, repair=True)
         assert left == 0
         lost = {self.row_of(key) for key in data["repaired"]["lost"]}
         assert lost <= inside
@@ -210,7 +210,9 @@ def test_the_store_behaves_as_a_dict_of_what_it_acknowledged(
     run_state_machine_as_test(
         StoreMachine,
         settings=settings(
-            max_examples=examples, stateful_step_count=25, deadline=None,
+            max_examples=examples,
+            stateful_step_count=25,
+            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
-    )  # fmt: skip
+    )

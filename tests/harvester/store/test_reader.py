@@ -12,11 +12,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from harvester.store.reader import Corpus
 from harvester.errors import HarvesterError, StoreCorrupt, StoreError, StoreFormatError
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.lock import StoreLock
-from harvester.store.journal.records import Ask, Dead, Failure
+from harvester.store.journal.records import DeadLetter, Failure, SharedAnswer
+from harvester.store.reader import Corpus
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, VERSION_KEY, to_row, to_table
 from harvester.store.shards.seal import seal
 from tests.harvester.store_rows import (
@@ -74,9 +74,11 @@ def test_prompts_that_share_an_answer_each_get_a_sample(tmp_path):
         for number in (3, 25):  # one sealed, one in the tail
             journal.apply(
                 [
-                    Ask(key_of(number), prompt_of(number, id=f"twin{number}", reference="?"), 1),
-                    Ask(key_of(number), prompt_of(number, metadata={"split": "old"}), 0),
-                    Ask(key_of(number), prompt_of(number, metadata={"split": "held_out"}, line=99), 0),
+                    SharedAnswer(key_of(number), prompt_of(number, id=f"twin{number}", reference="?"), 1),
+                    SharedAnswer(key_of(number), prompt_of(number, metadata={"split": "old"}), 0),
+                    SharedAnswer(
+                        key_of(number), prompt_of(number, metadata={"split": "held_out"}, line=99), 0
+                    ),
                 ]
             )
     corpus = Corpus.open(tmp_path)
@@ -86,8 +88,9 @@ def test_prompts_that_share_an_answer_each_get_a_sample(tmp_path):
     for number in (3, 25):
         mine = sorted((s for s in samples if s.key == key_of(number).hex()), key=lambda s: s.prompt_id)
         assert [(s.prompt_id, s.sample_index, s.reference) for s in mine] == [
-            (f"p{number}", 0, str(number + 1)), (f"twin{number}", 1, "?"),
-        ]  # fmt: skip
+            (f"p{number}", 0, str(number + 1)),
+            (f"twin{number}", 1, "?"),
+        ]
         assert mine[0].metadata == {"split": "held_out"}  # the newest metadata of a row wins
         assert mine[0].source_line == 99
         assert {s.completion for s in mine} == {str(number + 1)}
@@ -272,9 +275,9 @@ def test_a_changed_row_of_any_table_is_named(tmp_path, table):
         journal.apply([intent(50, "run-2", 1050)])
         journal.apply(
             [
-                Ask(key_of(1), prompt_of(1, id="twin"), 0),
+                SharedAnswer(key_of(1), prompt_of(1, id="twin"), 0),
                 Failure(1050, key_of(50), "timeout", None, b"half", True, AT),
-                Dead(key_of(60), prompt_of(60), 0, answer(60).body, "prompt_rejected", "no", 1, AT),
+                DeadLetter(key_of(60), prompt_of(60), 0, answer(60).body, "prompt_rejected", "no", 1, AT),
             ]
         )
     assert kinds(tmp_path) == set()

@@ -15,18 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harvester.store.maintain import repair as mending, purge as purging
-from harvester.store.shards import compact as compaction, recover_rows as proof
-from harvester.store.reader import Corpus
 from harvester.errors import ConfigError, HarvesterError, StoreCorrupt, StoreLocked
 from harvester.export.export import export
+from harvester.observe.status import status, status_lines
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
-from harvester.store.journal.records import Answer, Ask, Dead, Failure
-from harvester.store.shards.schema import SCHEMA
+from harvester.store.journal.records import Answer, DeadLetter, Failure, SharedAnswer
+from harvester.store.maintain import purge, repair
+from harvester.store.reader import Corpus
+from harvester.store.shards import compact, recover_rows
 from harvester.store.shards.parquet_file import writer_of
+from harvester.store.shards.schema import SCHEMA
 from harvester.store.shards.seal import ROWS_PER_GROUP, seal
-from harvester.observe.status import status, status_lines
 from tests.harvester import store_rows
 from tests.harvester.store_rows import (
     AT,
@@ -63,7 +63,7 @@ def rows_of(store: Path) -> dict[str, object]:
 
 def compacted(store: Path, target_bytes: int = MIB) -> None:
     with Journal.open(store) as journal:
-        for _ in compaction.compact_steps(journal, store, target_bytes=target_bytes):
+        for _ in compact.compact_steps(journal, store, target_bytes=target_bytes):
             pass
 
 
@@ -95,17 +95,22 @@ def test_shards_of_different_terms_and_large_ones_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "point", ["compaction.before_exchange", "compaction.after_exchange", "compaction.before_commit",
-              "compaction.after_commit"],
-)  # fmt: skip
+    "point",
+    [
+        "compaction.before_exchange",
+        "compaction.after_exchange",
+        "compaction.before_commit",
+        "compaction.after_commit",
+    ],
+)
 def test_a_kill_while_merging_loses_and_doubles_nothing(tmp_path, point):
     make(tmp_path)
     before = rows_of(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from harvester import compaction\n"
-        "from harvester.journal import Journal\n"
+        "import sys; from pathlib import Path; from harvester.store.shards import compact\n"
+        "from harvester.store.journal.journal import Journal\n"
         "store = Path(sys.argv[1]); journal = Journal.open(store)\n"
-        "list(compaction.compact_steps(journal, store, target_bytes=1 << 20))\n"
+        "list(compact.compact_steps(journal, store, target_bytes=1 << 20))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env={"HARVESTER_FAILPOINT": point}
@@ -154,13 +159,13 @@ def test_a_purged_key_leaves_journal_shards_corpus_and_every_byte(tmp_path):
         journal.apply([answer(3, prompt=prompt, body=body)])
         seal(journal, tmp_path, target_bytes=MIB, everything=True)
         journal.apply([answer(4, prompt=prompt_of(4, metadata={"who": secret}), body=body)])
-        journal.apply([Ask(key_of(4), prompt_of(9, id="other", metadata={"who": secret}), 0)])
+        journal.apply([SharedAnswer(key_of(4), prompt_of(9, id="other", metadata={"who": secret}), 0)])
     assert traces(tmp_path, secret.encode()) or sealed(tmp_path)
     old = sealed(tmp_path)[0].name
-    assert purging.purge_store(tmp_path, key_of(3).hex(), None) == 1
-    assert purging.purge_store(tmp_path, None, "other") == 1
+    assert purge.purge_store(tmp_path, key_of(3).hex(), None) == 1
+    assert purge.purge_store(tmp_path, None, "other") == 1
     with pytest.raises(ConfigError, match="no prompt 'other'"):
-        purging.purge_store(tmp_path, None, "other")
+        purge.purge_store(tmp_path, None, "other")
     assert set(rows_of(tmp_path)) == {key_of(n).hex() for n in range(3)}
     assert traces(tmp_path, secret.encode()) == []
     assert old not in {path.name for path in sealed(tmp_path)}
@@ -181,7 +186,7 @@ def test_a_purge_reaches_exports_quarantine_and_dead_letters(tmp_path):
 
     with open_store(store, **facts) as journal:
         prompt = prompt_of(3, reference=secret.decode())
-        letter = Dead(key_of(4), prompt, 0, answer(3).body, "prompt_rejected", secret.decode(), 1, 0.0)
+        letter = DeadLetter(key_of(4), prompt, 0, answer(3).body, "prompt_rejected", secret.decode(), 1, 0.0)
         journal.apply([answer(0), answer(1), answer(3, prompt=prompt), letter])
         journal.write_dead_letters(store)
         seal(journal, store, target_bytes=MIB, everything=True)
@@ -189,12 +194,12 @@ def test_a_purge_reaches_exports_quarantine_and_dead_letters(tmp_path):
     content = bytearray(path.read_bytes())
     content[-20] ^= 1
     path.write_bytes(content)
-    mending.check(store, repair=True)
+    repair.check(store, repair=True)
     with open_store(store, run_id="run-2", **facts) as journal:
         journal.apply([answer(3, prompt=prompt), answer(0), answer(1)])
     assert traces(store, secret)
     assert list((store / "quarantine").iterdir())
-    purging.purge_store(store, None, "p3")
+    purge.purge_store(store, None, "p3")
     assert traces(store, secret) == []
     assert list((store / "quarantine").iterdir()) == []
     export(store, tmp_path / "out")
@@ -205,7 +210,7 @@ def test_a_purge_reaches_exports_quarantine_and_dead_letters(tmp_path):
 
 def test_the_last_row_of_a_shard_takes_the_file_with_it(tmp_path):
     make(tmp_path, parts=1, rows=1)
-    purging.purge_store(tmp_path, None, "p0")
+    purge.purge_store(tmp_path, None, "p0")
     assert sealed(tmp_path) == []
     assert Corpus.open(tmp_path).count() == 0
 
@@ -214,19 +219,24 @@ def test_purge_wants_exactly_one_name_and_the_store_for_itself(tmp_path):
     make(tmp_path, parts=1)
     nobody = key_of(900).hex()
     for key, prompt in (
-        (None, None), ("00", "p1"), ("xyz", None), ("abcd", None), (nobody, None), (None, "p900"),
-    ):  # fmt: skip
+        (None, None),
+        ("00", "p1"),
+        ("xyz", None),
+        ("abcd", None),
+        (nobody, None),
+        (None, "p900"),
+    ):
         with pytest.raises(ConfigError):
-            purging.purge_store(tmp_path, key, prompt)
+            purge.purge_store(tmp_path, key, prompt)
     with StoreLock(tmp_path, started_at=0.0), pytest.raises(StoreLocked):
-        purging.purge_store(tmp_path, key_of(0).hex(), None)
+        purge.purge_store(tmp_path, key_of(0).hex(), None)
 
 
 # --- repair -------------------------------------------------------------------------------------------
 
 
 def repaired(store: Path) -> dict[str, object]:
-    data, _, left = mending.check(store, repair=True)
+    data, _, left = repair.check(store, repair=True)
     assert left == 0
     found: dict[str, object] = data["repaired"]
     return found
@@ -235,7 +245,7 @@ def repaired(store: Path) -> dict[str, object]:
 def test_a_missing_shard_is_asked_again_and_nothing_else(tmp_path):
     make(tmp_path)
     sealed(tmp_path)[1].unlink()
-    assert mending.check(tmp_path, repair=False)[2] == 1
+    assert repair.check(tmp_path, repair=False)[2] == 1
     assert set(repaired(tmp_path)["lost"]) == {key_of(n).hex() for n in range(20, 40)}
     with Journal.open(tmp_path) as journal:
         assert len(journal.held([key_of(n) for n in range(80)])) == 60
@@ -281,7 +291,7 @@ def test_a_lost_manifest_row_or_index_row_costs_nothing(tmp_path):
     connection.execute("DELETE FROM keys WHERE key = ?", (key_of(3),))
     connection.commit()
     connection.close()
-    assert mending.check(tmp_path, repair=False)[2] > 0
+    assert repair.check(tmp_path, repair=False)[2] > 0
     assert repaired(tmp_path)["lost"] == ()
     assert rows_of(tmp_path) == before
     with Journal.open(tmp_path) as journal:
@@ -297,7 +307,7 @@ def test_a_damaged_journal_is_not_mended_by_guessing(tmp_path):
     connection.commit()
     connection.close()
     with pytest.raises(StoreCorrupt, match="run"):
-        mending.check(tmp_path, repair=True)
+        repair.check(tmp_path, repair=True)
 
 
 def test_a_damaged_lineage_is_taken_from_the_journal(tmp_path):
@@ -333,7 +343,7 @@ def test_after_any_flip_in_a_shard_repair_loses_only_rows_that_do_not_read(tmp_p
         content = bytearray(path.read_bytes())
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(content)
-        assert mending.check(copy, repair=False)[2] == 1
+        assert repair.check(copy, repair=False)[2] == 1
         lost = set(repaired(copy)["lost"])
         after = rows_of(copy)
         assert set(after) == set(before) - lost
@@ -342,7 +352,7 @@ def test_after_any_flip_in_a_shard_repair_loses_only_rows_that_do_not_read(tmp_p
 
 
 def test_a_row_is_saved_only_when_its_columns_bear_each_other_out(tmp_path):
-    witnessed = [name for name in SCHEMA.names if name not in proof.ALONE]
+    witnessed = [name for name in SCHEMA.names if name not in recover_rows.UNCHECKED_COLUMNS]
     with open_store(tmp_path) as journal:
         fill(journal, range(len(witnessed) + 5))
         seal(journal, tmp_path, target_bytes=MIB, everything=True)
@@ -386,7 +396,7 @@ def test_verify_and_status_name_what_was_stored_billed_and_possibly_billed(tmp_p
         journal.apply([intent(7), intent(8), intent(9)])
         lost = Failure(9, key_of(8), "timed_out", None, b"", maybe_billed=True, at=AT)
         journal.apply([lost, replace(lost, attempt_id=10, key=key_of(9), maybe_billed=False)])
-    data, lines, left = mending.check(tmp_path, repair=False)
+    data, lines, left = repair.check(tmp_path, repair=False)
     assert (left, data["answers"], data["billed"], data["billed_microusd"]) == (0, 3, 3, 21)
     found = [(one["key"], one["code"], one["reserved_microusd"]) for one in data["possibly_billed"]]
     assert found == [(key_of(7).hex(), "", 9), (key_of(8).hex(), "timed_out", 9)]
@@ -405,7 +415,7 @@ def test_verify_and_status_name_what_was_stored_billed_and_possibly_billed(tmp_p
 
 def test_a_folder_that_is_no_store_is_left_as_it_was(tmp_path):
     with pytest.raises(HarvesterError):
-        mending.check(tmp_path, repair=True)
+        repair.check(tmp_path, repair=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -415,22 +425,22 @@ def test_verify_and_repair_look_at_the_canaries_too(tmp_path):
         with store_rows.open_store(folder) as journal:
             store_rows.fill(journal, range(6))
             seal(journal, folder, target_bytes=1 << 20, everything=True)
-    assert mending.check(store, repair=False)[0]["findings"] == []
+    assert repair.check(store, repair=False)[0]["findings"] == []
     (shard,) = (canaries / "shards").glob("*.parquet")
     changed = bytearray(shard.read_bytes())
     changed[len(changed) // 2] ^= 1
     shard.write_bytes(changed)
-    data, _, count = mending.check(store, repair=False)
+    data, _, count = repair.check(store, repair=False)
     assert count == 1
     assert data["findings"][0].startswith(f"canary: changed: shards/{shard.name}")
     assert data["answers"] == 6, "canaries are no rows of the corpus"
-    data, _, count = mending.check(store, repair=True)
+    data, _, count = repair.check(store, repair=True)
     assert (count, data["repaired"]["quarantined"]) == (0, (f"canary/{shard.name}",))
     with StoreLock(store, started_at=0.0):  # a run that is just sealing its canaries
         with Journal.open(canaries, read_only=True) as journal:
             name = f"part-{journal.next_shard():08d}-0123456789abcdef.parquet"
         stray = canaries / "shards" / name
         stray.write_bytes(b"PAR1")
-        told = mending.check(store, repair=False)[0]["findings"]
+        told = repair.check(store, repair=False)[0]["findings"]
     assert told == [], told
-    assert mending.check(store, repair=False)[2] == 1
+    assert repair.check(store, repair=False)[2] == 1

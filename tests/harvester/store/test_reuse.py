@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from harvester.store.reader import Corpus
 from harvester.mock_teacher.running import RunningMock
 from harvester.run.prepare import look_ahead
+from harvester.store.reader import Corpus
 from tests.faults.bench import live
 
 Mock = Callable[..., RunningMock]

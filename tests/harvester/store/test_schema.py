@@ -82,9 +82,13 @@ def test_a_projected_row_keeps_defaults_for_the_rest():
 def test_content_that_is_no_text_is_kept_as_json():
     parts = [{"type": "text", "text": "\u00e4"}]
     sample = Sample(
-        key="k", prompt_id="p", messages=[{"role": "user", "content": parts}, {"role": "assistant"}],
-        completion=None, outcome="empty", finish_reason="stop",
-    )  # fmt: skip
+        key="k",
+        prompt_id="p",
+        messages=[{"role": "user", "content": parts}, {"role": "assistant"}],
+        completion=None,
+        outcome="empty",
+        finish_reason="stop",
+    )
     assert to_row(sample)["messages"] == [
         {"role": "user", "content": '[{"type":"text","text":"\u00e4"}]'},
         {"role": "assistant", "content": None},

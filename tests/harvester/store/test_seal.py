@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from harvester.store.reader import Corpus
 from harvester.errors import StoreError
 from harvester.store.journal.journal import Journal
+from harvester.store.reader import Corpus
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA
 from harvester.store.shards.seal import seal
 from tests.harvester.store_rows import answer, fill, intent, key_of, open_store, prompt_of, raw_of, run_record

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from harvester.store.reader import Corpus
 from harvester.errors import StoreError
-from harvester.store.journal.journal import Journal
 from harvester.mock_teacher.running import RunningMock
+from harvester.store.journal.journal import Journal
+from harvester.store.reader import Corpus
 from harvester.store.shards.seal import seal
 from tests.harvester import faulty_disk
 from tests.harvester.store_rows import key_of
@@ -65,9 +65,13 @@ def live(
 ) -> tuple[int, set[int], str]:
     """One short life on a failing disk: exit code, numbers acknowledged as stored, last words."""
     done = subprocess.run(
-        [sys.executable, "-c", life, str(store), "0"], cwd=ROOT, capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", life, str(store), "0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
         env=faulty_disk.environment(library, store, call, nth, number, stays, told),
-    )  # fmt: skip
+    )
     lines = done.stdout.splitlines()
     return done.returncode, {int(line) for line in lines if line.isdigit()}, done.stdout + done.stderr
 
@@ -77,9 +81,11 @@ def cases(count: int) -> list[tuple[str, int, int, bool]]:
     spread = {"open": 25, "write": 90, "fsync": 30, "rename": 2}
     every = [
         (call, nth, number, stays)
-        for call, most in spread.items() for nth in range(1, most + 1)
-        for number in ERRORS for stays in (False, True)
-    ]  # fmt: skip
+        for call, most in spread.items()
+        for nth in range(1, most + 1)
+        for number in ERRORS
+        for stays in (False, True)
+    ]
     return rng.sample(every, count)
 
 
@@ -124,8 +130,11 @@ def test_a_full_file_system_is_named_and_resumes_when_there_is_room(tmp_path):
         store = place / "store"
         done = subprocess.run(
             [sys.executable, "-c", LIFE.replace("= 40, 20", "= 600, 200"), str(store), "0"],
-            cwd=ROOT, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert done.returncode == 5, done.stderr
         stored = {int(line) for line in done.stdout.splitlines() if line.isdigit()}
         keys = {sample.key for sample in Corpus.open(store).samples(["key"])}
@@ -150,8 +159,11 @@ def test_low_disk_stops_before_a_request_is_sent(
     )
     done = subprocess.run(
         [sys.executable, "-m", "harvester", "run", str(tmp_path / "harvest.toml")],
-        cwd=ROOT, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 5
     assert "min_free_mib" in done.stderr
     assert mock.totals()["requests"] == 0

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.store.journal.checksums import signing
+from harvester.mock_teacher.running import RunningMock
 from harvester.run.harvest import PassLimits
+from harvester.store.journal.checksums import signing
 from harvester.store.journal.journal import Journal
 from harvester.teacher.rate_limiter import Bucket
-from harvester.mock_teacher.running import RunningMock
 from tests.faults.bench import Hasty, live
 from tests.harvester.run.test_harvest import Bench, config, sums
 
@@ -74,9 +74,10 @@ def test_a_loop_of_crashes_keeps_the_rate(mock_teacher: Mock, tmp_path: Path) ->
     assert mock.totals()["requests"] == 1
     for _ in range(3):
         with (
-            Journal.open(tmp_path / "store") as journal, journal.writing() as connection,
+            Journal.open(tmp_path / "store") as journal,
+            journal.writing() as connection,
             signing(connection, "meta"),
-        ):  # fmt: skip
+        ):
             connection.execute("DELETE FROM meta WHERE name LIKE 'levels:%'")
         bench.run(chosen, sums(9), limits=PassLimits(runtime_s=5, grace_s=1))
     assert mock.totals()["requests"] == 1

@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from harvester.run import job
-from harvester.run.control import client as remote
-from harvester.config.overrides import Flags
+from harvester.config.overrides import Overrides
 from harvester.mock_teacher.running import RunningMock
+from harvester.run import job
+from harvester.run.control import client
 from harvester.run.prepare import prepare
 from tests.faults.bench import Hasty
 from tests.journey.living import write_folder
@@ -69,7 +69,7 @@ def test_a_stop_waits_for_no_look(tmp_path: Path) -> None:
             line, _ = await asyncio.to_thread(silent.accept)
             with line:
                 await asyncio.to_thread(line.recv, 1000)
-                await asyncio.to_thread(remote.tell, tmp_path / "store", "stop")
+                await asyncio.to_thread(client.tell, tmp_path / "store", "stop")
                 return await living
 
         ended = asyncio.run(go())
@@ -98,6 +98,6 @@ def test_nobody_looks_while_the_hours_are_closed(mock_teacher: Mock, tmp_path: P
             held.append(mock.fired()["look"])
             clock.ahead_s = 6.5 * 3600 if len(held) > 3 else 0.0
 
-    ended = asyncio.run(job.run(prepare(config, Flags(watch=True, rows=3)), watch, clock))
+    ended = asyncio.run(job.run(prepare(config, Overrides(watch=True, rows=3)), watch, clock))
     assert held[:4] == [0, 0, 0, 0]
     assert (ended.ending, ended.answers_stored, mock.fired()) == ("rows", 3, {"look": 1})

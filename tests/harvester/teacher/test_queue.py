@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvester.teacher.queue import Admission, NotSent, Parked
-from harvester.config.config import Limits
+from harvester.config.config import LimitsSection
 from harvester.errors import AttemptTimeout, RateLimited, TeacherError, TeacherUnavailable
+from harvester.teacher.queue import EndpointQueue, NotSent, Parked
 from harvester.teacher.rate_limiter import Charge, Limiter
 
 
@@ -56,9 +56,9 @@ class Virtual:
         return await whole
 
 
-def door(clock: Virtual, *, patience_s: float = math.inf, **limits: float) -> Admission:
-    limiter = Limiter(Limits.model_validate(limits), clock.now())
-    return Admission("http://127.0.0.1:1/v1", limiter, clock, patience_s=patience_s)
+def door(clock: Virtual, *, patience_s: float = math.inf, **limits: float) -> EndpointQueue:
+    limiter = Limiter(LimitsSection.model_validate(limits), clock.now())
+    return EndpointQueue("http://127.0.0.1:1/v1", limiter, clock, patience_s=patience_s)
 
 
 def play(story: Callable[[Virtual], Awaitable[Any]]) -> Any:

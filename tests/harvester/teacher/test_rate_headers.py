@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.config.config import Limits
-from harvester.teacher.rate_headers import number, span_of, told
+from harvester.config.config import LimitsSection
+from harvester.teacher.rate_headers import number, parse_rate_headers, span_of
+from harvester.teacher.rate_learning import LearnedRate
 from harvester.teacher.rate_limiter import LEARNED, Charge, Limiter
-from harvester.teacher.rate_learning import Pace
 
 DATE = "Tue, 24 Nov 2026 05:00:00 GMT"
 
@@ -17,12 +17,27 @@ DATE = "Tue, 24 Nov 2026 05:00:00 GMT"
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
-        ("6m0s", 360), ("12ms", 0.012), ("4m12.172s", 252.172), ("23h18m29.144s", 83909.144), ("1d", 86400),
-        ("41", 41), ("1.5", 1.5), ("0", 0), ("1795496460", 60), ("1795496460000", 60),
-        ("2026-11-24T05:01:00Z", 60), ("2026-11-24T04:00:00Z", 0), ("", None), ("soon", None), ("-3", None),
-        ("nan", None), ("1e999", None), ("5x", None), (None, None),
+        ("6m0s", 360),
+        ("12ms", 0.012),
+        ("4m12.172s", 252.172),
+        ("23h18m29.144s", 83909.144),
+        ("1d", 86400),
+        ("41", 41),
+        ("1.5", 1.5),
+        ("0", 0),
+        ("1795496460", 60),
+        ("1795496460000", 60),
+        ("2026-11-24T05:01:00Z", 60),
+        ("2026-11-24T04:00:00Z", 0),
+        ("", None),
+        ("soon", None),
+        ("-3", None),
+        ("nan", None),
+        ("1e999", None),
+        ("5x", None),
+        (None, None),
     ],
-)  # fmt: skip
+)
 def test_a_reset_in_every_form(text: str | None, seconds: float | None) -> None:
     assert span_of(text, DATE) == (None if seconds is None else pytest.approx(seconds))
 
@@ -30,8 +45,16 @@ def test_a_reset_in_every_form(text: str | None, seconds: float | None) -> None:
 @pytest.mark.parametrize(
     ("headers", "name", "rate", "remaining"),
     [
-        ({"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "599",
-          "x-ratelimit-reset-requests": "100ms"}, "requests per minute", 10, 599),
+        (
+            {
+                "x-ratelimit-limit-requests": "600",
+                "x-ratelimit-remaining-requests": "599",
+                "x-ratelimit-reset-requests": "100ms",
+            },
+            "requests per minute",
+            10,
+            599,
+        ),
         ({"anthropic-ratelimit-input-tokens-limit": "60000"}, "input tokens per minute", 1000, None),
         ({"anthropic-ratelimit-output-tokens-limit": "6000"}, "output tokens per minute", 100, None),
         ({"ratelimit-limit": "60", "ratelimit-remaining": "3"}, "requests per minute", 1, 3),
@@ -39,14 +62,18 @@ def test_a_reset_in_every_form(text: str | None, seconds: float | None) -> None:
         ({"x-ratelimit-limit-tokens_usage_based": "6,000"}, "tokens per minute", 100, None),
         ({"x-ratelimit-limit-requests-day": "86400"}, "requests per day", 1, None),
         ({"x-ratelimit-limit-tokens-minute": "600"}, "tokens per minute", 10, None),
-        ({"x-ratelimit-limit-requests": "86400", "x-ratelimit-reset-requests": "23h1m"},
-         "requests per day", 1, None),
+        (
+            {"x-ratelimit-limit-requests": "86400", "x-ratelimit-reset-requests": "23h1m"},
+            "requests per day",
+            1,
+            None,
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_limit_in_every_form(
     headers: dict[str, str], name: str, rate: float, remaining: float | None
 ) -> None:
-    (one,) = told(headers)
+    (one,) = parse_rate_headers(headers)
     assert (one.name, one.rate, one.remaining) == (name, pytest.approx(rate), remaining)
 
 
@@ -61,7 +88,7 @@ NAMES = (
 
 @given(st.dictionaries(st.sampled_from(NAMES), st.text(max_size=30)))
 def test_no_header_crashes_or_gives_an_impossible_rate(headers: dict[str, str]) -> None:
-    for one in told(headers):
+    for one in parse_rate_headers(headers):
         assert 0 < one.rate < float("inf")
         assert one.reset_s is None or one.reset_s >= 0
 
@@ -73,14 +100,14 @@ def test_a_number_is_finite_and_not_negative(text: str) -> None:
 
 
 def test_headers_lower_and_raise_a_rate_but_never_above_the_configured() -> None:
-    limiter = Limiter(Limits(requests_per_minute=6000), 0.0)
+    limiter = Limiter(LimitsSection(requests_per_minute=6000), 0.0)
     for limit, expected in (("600", 10), ("1200", 20), ("60000", 100)):
         limiter.learn({"x-ratelimit-limit-requests": limit}, 1.0)
         assert limiter.buckets["requests per minute"].rate == expected
 
 
 def test_a_daily_allowance_that_is_used_up_pauses_until_its_reset() -> None:
-    limiter = Limiter(Limits(), 0.0)
+    limiter = Limiter(LimitsSection(), 0.0)
     headers = {"x-ratelimit-limit-requests-day": "1000", "x-ratelimit-reset-requests-day": "5h"}
     limiter.learn({**headers, "x-ratelimit-remaining-requests-day": "12"}, 0.0)
     assert limiter.wait_s(Charge(1, 1), 0.0) == 0
@@ -92,7 +119,7 @@ def test_a_daily_allowance_that_is_used_up_pauses_until_its_reset() -> None:
 @given(st.integers(2, 400))
 def test_the_pace_finds_a_hidden_limit_and_seldom_passes_it(limit: int) -> None:
     """A teacher that refuses beyond `limit` per second, its bucket one second deep."""
-    pace, level, owed, refused, accepted = Pace(0.0), float(limit), 0.0, 0, 0
+    pace, level, owed, refused, accepted = LearnedRate(0.0), float(limit), 0.0, 0, 0
     steps = 6000
     for step in range(steps):
         now = step * 0.01
@@ -112,7 +139,7 @@ def test_the_pace_finds_a_hidden_limit_and_seldom_passes_it(limit: int) -> None:
 
 
 def test_one_round_trip_of_refusals_is_one_cut_and_why_says_so() -> None:
-    limiter = Limiter(Limits(), 0.0)
+    limiter = Limiter(LimitsSection(), 0.0)
     for n in range(200):
         limiter.pace.accepted(n / 100)
     assert limiter.refused(2.0, 2.1)
@@ -122,7 +149,7 @@ def test_one_round_trip_of_refusals_is_one_cut_and_why_says_so() -> None:
 
 
 def test_what_is_reserved_follows_what_answers_use() -> None:
-    limiter = Limiter(Limits(tokens_per_minute=60_000), 0.0)
+    limiter = Limiter(LimitsSection(tokens_per_minute=60_000), 0.0)
     asked = Charge(10, 4096)
     assert limiter.likely(asked) == asked
     for n in range(400):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvester.config.config import Limits
+from harvester.config.config import LimitsSection
 from harvester.teacher.rate_limiter import Bucket, Charge, Limiter, Window
 
 _ARRIVALS = st.lists(st.tuples(st.floats(0, 30), st.integers(1, 5000)), min_size=1, max_size=60)
@@ -104,7 +104,7 @@ def test_growth_needs_a_used_window_and_a_send_after_the_cut() -> None:
 
 
 def test_reserve_settle_refund_and_why() -> None:
-    limits = Limits(requests_per_minute=6000, tokens_per_minute=6000)
+    limits = LimitsSection(requests_per_minute=6000, tokens_per_minute=6000)
     limiter = Limiter(limits, 0.0)
     charge = Charge(20, 500)
     assert limiter.wait_s(charge, 10.0) == 0
@@ -129,7 +129,7 @@ def test_reserve_settle_refund_and_why() -> None:
     ],
 )
 def test_each_limit_counts_its_own_part_of_a_request(limit: str, per_minute: float, wait_s: float) -> None:
-    limiter = Limiter(Limits.model_validate({limit: per_minute}), 0.0)
+    limiter = Limiter(LimitsSection.model_validate({limit: per_minute}), 0.0)
     charge = Charge(input_tokens=30, output_tokens=70)
     limiter.enter(charge)
     limiter.leave()
@@ -149,7 +149,7 @@ _CHARGES = st.lists(
 def test_settled_and_refunded_charges_leave_what_was_really_used(
     story: list[tuple[int, int, str]],
 ) -> None:
-    limiter = Limiter(Limits(tokens_per_minute=60_000), 0.0)
+    limiter = Limiter(LimitsSection(tokens_per_minute=60_000), 0.0)
     bucket = limiter.buckets["tokens per minute"]
     bucket.capacity, bucket.level = 1e9, 0.0
     used = 0
@@ -169,7 +169,7 @@ def test_settled_and_refunded_charges_leave_what_was_really_used(
 
 
 def test_a_pause_stops_admission_and_leaves_the_window_alone() -> None:
-    limiter = Limiter(Limits(), 0.0)
+    limiter = Limiter(LimitsSection(), 0.0)
     limiter.pause(41.0, 0.0, "the teacher's Retry-After")
     limiter.pause(3.0, 0.0, "shorter")
     assert limiter.wait_s(Charge(1, 1), 0.0) == 41.0
@@ -179,7 +179,7 @@ def test_a_pause_stops_admission_and_leaves_the_window_alone() -> None:
 
 
 def test_a_full_window_waits_for_a_release() -> None:
-    limiter = Limiter(Limits(max_concurrency=1), 0.0)
+    limiter = Limiter(LimitsSection(max_concurrency=1), 0.0)
     limiter.enter(Charge(1, 1))
     assert limiter.wait_s(Charge(1, 1), 0.0) == math.inf
     assert limiter.why(Charge(1, 1), 0.0) == "window of 1 in flight"

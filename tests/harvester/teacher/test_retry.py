@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-from harvester.teacher.retry import LONGEST_WAIT_S, Backoff
 from harvester.errors import (
     AttemptTimeout,
     BrokenAnswer,
@@ -16,6 +15,7 @@ from harvester.errors import (
     TeacherRefused,
     TeacherUnavailable,
 )
+from harvester.teacher.retry import LONGEST_WAIT_S, Backoff
 
 
 @pytest.mark.parametrize("leaf", [AttemptTimeout, ConnectionBroken, TeacherUnavailable])

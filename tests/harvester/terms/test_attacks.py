@@ -13,21 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.config import config
-from harvester.terms import gate as terms
 from harvester.errors import ConfigError, TermsRefused
 from harvester.system.hosts import check_url, is_plain, plain_host
+from harvester.terms import gate
+from harvester.terms.manage import record_toml, state
 from harvester.terms.permissions import Permission, as_toml, load_permissions, record_permission
 from harvester.terms.records import Registry, TermsRecord, load_registry
-from harvester.terms.manage import record_toml, state
 
 TODAY = date(2026, 11, 24)
 SHIPPED = load_registry()
 OPENAI = SHIPPED.records["openai-api-2026-01-01"]
 
 
-def ask(registry: Registry, host: str, model: str, declared: str = "", **more: Any) -> terms.Verdict:
+def ask(registry: Registry, host: str, model: str, declared: str = "", **more: Any) -> gate.Verdict:
     told: dict[str, Any] = {"use": "harvest", "purpose": "train", "today": TODAY, **more}
-    return terms.allows(registry, host=host, model=model, declared=declared, **told)
+    return gate.allows(registry, host=host, model=model, declared=declared, **told)
 
 
 def overlaid(folder: Path, *records: TermsRecord) -> Registry:
@@ -278,12 +278,19 @@ def test_a_comment_in_a_permission_breaks_the_rows_that_lean_on_it(tmp_path: Pat
     path.write_text(path.read_text() + "# a word more\n")
     (after,) = load_permissions(tmp_path)
     lineage = {
-        "run_id": "r", "teacher_id": "t", "host": "api.openai.com", "model": "gpt-5", "purpose": "train",
-        "terms_id": OPENAI.id, "permission_sha256": before.sha256, "duties": [], "mock": False,
-    }  # fmt: skip
+        "run_id": "r",
+        "teacher_id": "t",
+        "host": "api.openai.com",
+        "model": "gpt-5",
+        "purpose": "train",
+        "terms_id": OPENAI.id,
+        "permission_sha256": before.sha256,
+        "duties": [],
+        "mock": False,
+    }
 
-    def verdict(permission: Permission) -> terms.Verdict:
-        return terms.allows_lineage(
+    def verdict(permission: Permission) -> gate.Verdict:
+        return gate.allows_lineage(
             lineage, registry=SHIPPED, today=TODAY, permissions=[permission], use="train"
         )
 

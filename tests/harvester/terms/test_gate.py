@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester import errors
-from harvester.terms import gate as terms
+from harvester.terms import gate
 from harvester.terms.records import SEVERITY, Registry, TermsRecord
 
 TODAY = date(2026, 11, 24)
@@ -37,7 +37,7 @@ def record(name: str, **more: Any) -> TermsRecord:
     return TermsRecord(**told)
 
 
-def ask(*records: TermsRecord, **more: Any) -> terms.Verdict:
+def ask(*records: TermsRecord, **more: Any) -> gate.Verdict:
     told: dict[str, Any] = {
         "host": HOST,
         "model": "model-1",
@@ -47,7 +47,7 @@ def ask(*records: TermsRecord, **more: Any) -> terms.Verdict:
         "today": TODAY,
         **more,
     }
-    return terms.allows(Registry({r.id: r for r in records}), **told)
+    return gate.allows(Registry({r.id: r for r in records}), **told)
 
 
 SERVICE = record("service", layer="service", host=(HOST,), provider="example")
@@ -134,13 +134,13 @@ def test_a_superseded_record_speaks_for_old_rows_only():
 
 
 def test_the_mock_is_a_mock_on_loopback_only():
-    shipped = terms.load_registry()
+    shipped = gate.load_registry()
     told: dict[str, Any] = {"declared": "mock-teacher", "use": "harvest", "purpose": "train", "today": TODAY}
-    verdict = terms.allows(shipped, host="127.0.0.1", model="mock-teacher-2", **told)
+    verdict = gate.allows(shipped, host="127.0.0.1", model="mock-teacher-2", **told)
     assert verdict.permitted
     assert verdict.mock
     for host, model in ((HOST, "mock-teacher"), ("127.0.0.1", "gpt-4"), ("localhost", "my-mock-teacher")):
-        refused = terms.allows(shipped, host=host, model=model, **told)
+        refused = gate.allows(shipped, host=host, model=model, **told)
         assert not refused.permitted
         assert not refused.mock
 

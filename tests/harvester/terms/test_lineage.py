@@ -14,37 +14,54 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.export import curate, export
-from harvester.terms import lineage as provenance
-from harvester.store.reader import Corpus
 from harvester.errors import StoreCorrupt, StoreFormatError, TermsRefused
+from harvester.export import curate, export
+from harvester.store.reader import Corpus
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, Sample, completed, to_table
-from trainer import config as train_settings
+from harvester.terms import lineage as provenance
+from trainer import config
 from trainer.data import dataset
 
 LINEAGE: Mapping[str, Any] = {
-    "run_id": "run-1", "teacher_id": "http://127.0.0.1:1/v1|mock-teacher", "host": "127.0.0.1:1",
-    "model": "mock-teacher", "terms_id": "mock-teacher", "permission_sha256": "", "purpose": "train",
-    "mock": True, "duties": [],
-}  # fmt: skip
+    "run_id": "run-1",
+    "teacher_id": "http://127.0.0.1:1/v1|mock-teacher",
+    "host": "127.0.0.1:1",
+    "model": "mock-teacher",
+    "terms_id": "mock-teacher",
+    "permission_sha256": "",
+    "purpose": "train",
+    "mock": True,
+    "duties": [],
+}
 EVAL = {**LINEAGE, "run_id": "run-2", "purpose": "eval"}
 OPENAI = {
-    **LINEAGE, "run_id": "run-2", "teacher_id": "https://api.openai.com/v1|gpt-5", "host": "api.openai.com",
-    "model": "gpt-5", "terms_id": "openai-api-2026-01-01", "mock": False,
-}  # fmt: skip
+    **LINEAGE,
+    "run_id": "run-2",
+    "teacher_id": "https://api.openai.com/v1|gpt-5",
+    "host": "api.openai.com",
+    "model": "gpt-5",
+    "terms_id": "openai-api-2026-01-01",
+    "mock": False,
+}
 
 
 def rows(lineage: Mapping[str, Any], count: int = 3, **changes: Any) -> list[Sample]:
     same = {name: lineage[name] for name in ("run_id", *provenance.SAME)}
     made = [
         Sample(
-            key=f"{hash(lineage['run_id']) % 997:032x}{number:032x}", prompt_id=f"p{number}",
-            messages=[{"role": "user", "content": f"{number}?"}], completion=f"answer {number}",
-            outcome="ok", finish_reason="stop", request_model=lineage["model"],
-            response_model=lineage["model"], metadata_json='{"split": "train"}', **same,
+            key=f"{hash(lineage['run_id']) % 997:032x}{number:032x}",
+            prompt_id=f"p{number}",
+            messages=[{"role": "user", "content": f"{number}?"}],
+            completion=f"answer {number}",
+            outcome="ok",
+            finish_reason="stop",
+            request_model=lineage["model"],
+            response_model=lineage["model"],
+            metadata_json='{"split": "train"}',
+            **same,
         )
         for number in range(count)
-    ]  # fmt: skip
+    ]
     return [*made[:-1], replace(made[-1], **changes)]
 
 
@@ -65,7 +82,7 @@ def door_curate(folder: Path) -> None:
 
 def door_train(folder: Path) -> None:
     told = {"student": {"base": "base"}, "data": {"corpus": "store"}}
-    dataset.read(train_settings.parse(told, root=folder, place="train.toml"))
+    dataset.read(config.parse(told, root=folder, place="train.toml"))
 
 
 DOORS = [door_export, door_train]
@@ -160,9 +177,12 @@ def test_evaluation_rows_stay_what_they_are_through_curation(tmp_path: Path):
 
 
 QWEN = {
-    **LINEAGE, "model": "Qwen/Qwen3-8B", "terms_id": "qwen3-apache", "mock": False,
+    **LINEAGE,
+    "model": "Qwen/Qwen3-8B",
+    "terms_id": "qwen3-apache",
+    "mock": False,
     "teacher_id": "http://127.0.0.1:1/v1|Qwen/Qwen3-8B",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("door", DOORS)

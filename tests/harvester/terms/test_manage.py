@@ -11,81 +11,80 @@ from pathlib import Path
 
 import pytest
 
-from harvester.terms import gate as terms
-from harvester.terms import manage as desk
 from harvester.config.config import parse as parse_config
-from harvester.errors import ConfigError, TermsRefused
-from harvester.terms.records import parse
 from harvester.config.provider_presets import load_teachers
+from harvester.errors import ConfigError, TermsRefused
+from harvester.terms import gate, manage
+from harvester.terms.records import parse
 
 TODAY = date(2026, 11, 24)
-SHIPPED = terms.load_registry()
+SHIPPED = gate.load_registry()
 
 
-def check(host: str, model: str, declared: str, **more: object) -> terms.Verdict:
+def check(host: str, model: str, declared: str, **more: object) -> gate.Verdict:
     told: dict[str, object] = {"use": "harvest", "purpose": "train", "today": TODAY, **more}
-    return terms.allows(SHIPPED, host=host, model=model, declared=declared, **told)  # type: ignore[arg-type]
+    return gate.allows(SHIPPED, host=host, model=model, declared=declared, **told)  # type: ignore[arg-type]
 
 
 def test_list_names_every_record_with_its_standing():
-    rows = desk.listed(SHIPPED, TODAY)
+    rows = manage.listed(SHIPPED, TODAY)
     assert {row["id"] for row in rows} == set(SHIPPED.records)
-    text = "\n".join(desk.table(rows))
+    text = "\n".join(manage.table(rows))
     for part in ("deepseek-api-2026-04-29", "third_party", "2026-08-22", "not legal advice"):
         assert part in text
 
 
 def test_due_records_are_those_past_their_review():
-    rows = {row["id"]: row["state"] for row in desk.listed(SHIPPED, date(2027, 3, 1), only_due=True)}
+    rows = {row["id"]: row["state"] for row in manage.listed(SHIPPED, date(2027, 3, 1), only_due=True)}
     assert rows["deepseek-api-2026-04-29"] == "due"
     assert rows["qwen-studio-2026-05-19"] == "expired"
     assert "llama-2" not in rows
 
 
 def test_show_says_everything_and_marks_second_hand_readings():
-    second_hand = "\n".join(desk.shown(SHIPPED, "tencent-hunyuan", TODAY))
+    second_hand = "\n".join(manage.shown(SHIPPED, "tencent-hunyuan", TODAY))
     assert "second-hand" in second_hand
     assert "https://" in second_hand
-    assert "second-hand reading" not in "\n".join(desk.shown(SHIPPED, "llama-2", TODAY))
+    assert "second-hand reading" not in "\n".join(manage.shown(SHIPPED, "llama-2", TODAY))
     with pytest.raises(ConfigError, match=r"llama-3\.1"):
-        desk.shown(SHIPPED, "llama-9", TODAY)
+        manage.shown(SHIPPED, "llama-9", TODAY)
 
 
 def test_check_prints_duties_conditions_wire_fields_and_reasons():
     routed = check("openrouter.ai", "openai/gpt-oss-120b", "gpt-oss-apache,host-deepinfra-2026-08")
-    assert "enforce_distillable_text" in "\n".join(desk.checked(routed))
-    llama = desk.checked(check("127.0.0.1", "llama3.1:8b", "llama-3.1"))
+    assert "enforce_distillable_text" in "\n".join(manage.checked(routed))
+    llama = manage.checked(check("127.0.0.1", "llama3.1:8b", "llama-3.1"))
     assert any("name_prefix:Llama" in line for line in llama)
     assert any("700 million" in line for line in llama)
     refused = check("api.openai.com", "gpt-5", "")
-    assert any("3.3(e)" in line for line in desk.checked(refused))
-    assert json.loads(json.dumps(desk.as_json(refused), default=str))["permitted"] is False
+    assert any("3.3(e)" in line for line in manage.checked(refused))
+    assert json.loads(json.dumps(manage.as_json(refused), default=str))["permitted"] is False
 
 
 @pytest.mark.parametrize("record", SHIPPED.records.values(), ids=lambda r: r.id)
-def test_a_record_survives_its_own_toml(record: terms.TermsRecord):
-    assert parse(desk.record_toml(record), "own") == [record]
+def test_a_record_survives_its_own_toml(record: gate.TermsRecord):
+    assert parse(manage.record_toml(record), "own") == [record]
 
 
 def test_a_review_renews_or_closes_and_overlays_the_shipped_record(tmp_path: Path):
     record = SHIPPED.records["deepseek-api-2026-04-29"]
     late = date(2027, 8, 1)
     told = {"host": "api.deepseek.com", "model": "deepseek-chat", "declared": "", "use": "harvest"}
-    assert not terms.allows(SHIPPED, **told, purpose="train", today=late).permitted
-    desk.write_review(tmp_path, desk.reviewed(record, "unchanged", late, isatty=True))
-    renewed = terms.load_registry(tmp_path)
-    assert terms.allows(renewed, **told, purpose="train", today=late).permitted
+    assert not gate.allows(SHIPPED, **told, purpose="train", today=late).permitted
+    manage.write_review(tmp_path, manage.reviewed(record, "unchanged", late, isatty=True))
+    renewed = gate.load_registry(tmp_path)
+    assert gate.allows(renewed, **told, purpose="train", today=late).permitted
     assert renewed.records[record.id].review_after == late + timedelta(days=182)
-    desk.write_review(tmp_path, desk.reviewed(record, "changed", late, isatty=True))
-    closed = terms.allows(terms.load_registry(tmp_path), **told, purpose="train", today=late)
+    manage.write_review(tmp_path, manage.reviewed(record, "changed", late, isatty=True))
+    closed = gate.allows(gate.load_registry(tmp_path), **told, purpose="train", today=late)
     assert (closed.permitted, closed.status) == (False, "unknown")
 
 
 def test_a_script_can_neither_review_nor_record(tmp_path: Path):
     with pytest.raises(TermsRefused, match="person"):
-        desk.reviewed(SHIPPED.records["llama-2"], "unchanged", TODAY, isatty=False)
+        manage.reviewed(SHIPPED.records["llama-2"], "unchanged", TODAY, isatty=False)
     with pytest.raises(TermsRefused, match="terminal"):
-        desk.ask_permission(tmp_path, lambda question: pytest.fail(question), isatty=False)
+        manage.ask_permission(tmp_path, lambda question: pytest.fail(question), isatty=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -105,9 +104,9 @@ ANSWERS = {
 
 
 def test_the_interview_writes_a_permission_the_gate_accepts(tmp_path: Path):
-    answers = iter(ANSWERS[name] for name, _ in desk.QUESTIONS)
-    desk.ask_permission(tmp_path, lambda _: next(answers), isatty=True)
-    permissions = terms.load_permissions(tmp_path)
+    answers = iter(ANSWERS[name] for name, _ in manage.QUESTIONS)
+    manage.ask_permission(tmp_path, lambda _: next(answers), isatty=True)
+    permissions = gate.load_permissions(tmp_path)
     assert permissions[0].uses == ("harvest", "train")
     assert check("api.openai.com", "gpt-5", "", permissions=permissions).permitted
 
@@ -117,9 +116,9 @@ def test_the_interview_writes_a_permission_the_gate_accepts(tmp_path: Path):
 )
 def test_an_impossible_answer_writes_nothing(tmp_path: Path, name: str, answer: str):
     given = {**ANSWERS, name: answer}
-    answers = iter(given[each] for each, _ in desk.QUESTIONS)
+    answers = iter(given[each] for each, _ in manage.QUESTIONS)
     with pytest.raises(ConfigError, match=name):
-        desk.ask_permission(tmp_path, lambda _: next(answers), isatty=True)
+        manage.ask_permission(tmp_path, lambda _: next(answers), isatty=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,11 +149,11 @@ FLAG = re.compile(
 )
 
 
-@pytest.mark.parametrize("program", ["harvester", "trainer"])
-def test_no_command_has_a_flag_that_overrides(program: str):
+@pytest.mark.parametrize("module", ["harvester.cli.main", "trainer.cli"])
+def test_no_command_has_a_flag_that_overrides(module: str):
     walk = (
         "import importlib, typer, json\n"
-        f"app = importlib.import_module('{program}.cli').app\n"
+        f"app = importlib.import_module('{module}').app\n"
         "def flags(command):\n"
         "    yield from (o for p in command.params for o in [*p.opts, *p.secondary_opts])\n"
         "    for sub in getattr(command, 'commands', {}).values():\n"

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.terms import gate as terms
 from harvester.errors import ConfigError, TermsRefused
+from harvester.terms import gate
 from harvester.terms.permissions import Permission, as_toml, load_permissions, record_permission
 
 TODAY = date(2026, 11, 24)
-SHIPPED = terms.load_registry()
+SHIPPED = gate.load_registry()
 GRANT = Permission(
     id="order-17",
     granted_by="OpenAI",
@@ -37,7 +37,7 @@ def recorded(folder: Path, **more: Any) -> Permission:
     return load_permissions(folder)[-1]
 
 
-def ask(permission: Permission, **more: Any) -> terms.Verdict:
+def ask(permission: Permission, **more: Any) -> gate.Verdict:
     told: dict[str, Any] = {
         "host": "api.openai.com",
         "model": "gpt-5-mini",
@@ -47,7 +47,7 @@ def ask(permission: Permission, **more: Any) -> terms.Verdict:
         "today": TODAY,
         **more,
     }
-    return terms.allows(SHIPPED, permissions=[permission], **told)
+    return gate.allows(SHIPPED, permissions=[permission], **told)
 
 
 def test_a_permission_is_written_read_and_named_by_the_hash_of_its_bytes(tmp_path: Path):
@@ -77,7 +77,7 @@ def test_it_lifts_the_restriction_and_its_hash_is_in_the_verdict(tmp_path: Path)
     assert verdict.permitted
     assert verdict.permission_sha256 == permission.sha256
     assert verdict.status == "restrict"
-    assert not terms.allows(
+    assert not gate.allows(
         SHIPPED,
         host="api.openai.com",
         model="gpt-5-mini",

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from harvester.terms import gate as terms
 from harvester.errors import ConfigError
-from harvester.terms.records import parse
+from harvester.terms import gate
 from harvester.terms.manage import record_toml
+from harvester.terms.records import parse
 
 DATA = Path(__file__).resolve().parents[3] / "data"
-SHIPPED = terms.load_registry()
+SHIPPED = gate.load_registry()
 TODAY = date(2026, 11, 24)
 ROW: Mapping[str, Any] = {
     "id": '"own"',
@@ -39,13 +39,13 @@ def toml(**more: str) -> str:
     return "\n".join(["[[record]]", *lines, ""])
 
 
-def harvest(host: str, model: str, declared: str = "", **more: Any) -> terms.Verdict:
+def harvest(host: str, model: str, declared: str = "", **more: Any) -> gate.Verdict:
     told: dict[str, Any] = {"use": "harvest", "purpose": "train", "today": TODAY, **more}
-    return terms.allows(SHIPPED, host=host, model=model, declared=declared, **told)
+    return gate.allows(SHIPPED, host=host, model=model, declared=declared, **told)
 
 
 @pytest.mark.parametrize("record", SHIPPED.records.values(), ids=lambda r: r.id)
-def test_each_row_cites_gist_address_source_and_days(record: terms.TermsRecord):
+def test_each_row_cites_gist_address_source_and_days(record: gate.TermsRecord):
     assert len(record.gist) > 15
     assert record.url.startswith("https://")
     assert record.source
@@ -141,7 +141,7 @@ def test_evaluation_stays_open_where_the_text_bars_training_only(host: str):
 def test_a_folder_overlays_records_of_the_same_id_and_adds_others(tmp_path: Path):
     tightened = replace(SHIPPED.records["llama-2"], verdict="unknown")
     (tmp_path / "own.toml").write_text(toml() + record_toml(tightened))
-    registry = terms.load_registry(tmp_path / "missing", tmp_path)
+    registry = gate.load_registry(tmp_path / "missing", tmp_path)
     assert len(registry.records) == len(SHIPPED.records) + 1
     assert registry.records["llama-2"].verdict == "unknown"
     assert registry.records["own"].speaks_of("127.0.0.1", "owner/Own-7B")
@@ -177,11 +177,11 @@ def test_a_broken_record_is_named_with_file_and_field(more: dict[str, str], said
 def test_a_file_that_is_no_registry_is_refused(tmp_path: Path, text: str):
     (tmp_path / "own.toml").write_text(text)
     with pytest.raises(ConfigError, match=r"own\.toml"):
-        terms.load_registry(tmp_path)
+        gate.load_registry(tmp_path)
 
 
 def test_an_id_written_twice_in_one_folder_is_refused(tmp_path: Path):
     (tmp_path / "a.toml").write_text(toml())
     (tmp_path / "b.toml").write_text(toml())
     with pytest.raises(ConfigError, match="written twice"):
-        terms.load_registry(tmp_path)
+        gate.load_registry(tmp_path)

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.terms import gate as terms
+from harvester.terms import gate
 from harvester.terms.obligations import licence_of
 from harvester.terms.permissions import Permission, load_permissions, record_permission
 
 TODAY = date(2026, 11, 24)
-SHIPPED = terms.load_registry()
+SHIPPED = gate.load_registry()
 
 
 def lineage(model: str = "mock-teacher", terms_id: str = "mock-teacher", **more: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ QWEN_72B = lineage("Qwen/Qwen2.5-72B-Instruct", "qwen-licence-2024")
 MINIMAX = lineage("MiniMaxAI/MiniMax-M3", "minimax-m3")
 
 
-def ask(*lineages: dict[str, Any], **more: Any) -> terms.Verdict:
+def ask(*lineages: dict[str, Any], **more: Any) -> gate.Verdict:
     told: dict[str, Any] = {
         "registry": SHIPPED,
         "today": TODAY,
@@ -52,7 +52,7 @@ def ask(*lineages: dict[str, Any], **more: Any) -> terms.Verdict:
         "student_licence": None,
         **more,
     }
-    return terms.allows_training(list(lineages), **told)
+    return gate.allows_training(list(lineages), **told)
 
 
 def test_mock_and_permissive_rows_are_learned_from_and_mock_is_said():

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.trainer import shapes, tiny
 from tests.trainer.shapes import SHAPES
-from trainer.errors import StudentError
 from trainer.data.chat_template import Renderer
+from trainer.errors import StudentError
 
 USER = [{"role": "user", "content": "say hi"}]
 TURNS = [*USER, {"role": "assistant", "content": "hi"}, {"role": "user", "content": "and now?"}]

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from tests.trainer import tiny
 from tests.trainer.door import door, toml  # noqa: F401 - fixtures
 from trainer import config as told
-from trainer.data import dataset, chat_template as render
-from trainer.model import weights
-from trainer.errors import StudentError
+from trainer.data import chat_template, dataset
 from trainer.data.chat_template import Renderer
+from trainer.errors import StudentError
+from trainer.model import weights
 
 BOMB = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
@@ -194,7 +194,7 @@ def test_22_control_tokens_in_teacher_text_are_learned_as_text(door, toml):  # n
 
 
 def test_31_a_template_that_never_ends_is_ended(door, toml, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(render, "TEMPLATE_S", 0.2)
+    monkeypatch.setattr(chat_template, "TEMPLATE_S", 0.2)
     (toml.parent / "base" / "chat_template.jinja").write_text(BOMB)
     code, _, err = door("train", toml)
     assert code == 2

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 from tests.trainer import tiny
 from tests.trainer.door import door, toml  # noqa: F401 - fixtures
 from tests.trainer.shapes import SHAPES
-from trainer.evaluation import data_checks as checkup, doctor
-from trainer import config as settings
+from trainer import config
 from trainer.data.chat_template import Renderer
+from trainer.evaluation import data_checks, doctor
 
 
 def rendered(monkeypatch, change) -> None:
@@ -62,14 +62,14 @@ def plant_cut_answer_taught_as_whole(path, monkeypatch):
 
 
 def plant_pad_is_eos_and_masked(path, monkeypatch):
-    honest = checkup.collate
+    honest = data_checks.collate
 
     def masking(examples):
         batch = honest(examples)
         kept = batch.targets != 2  # what collators do that mask by id
         return replace(batch, targets=torch.where(kept, batch.targets, torch.tensor(-100)))
 
-    monkeypatch.setattr(checkup, "collate", masking)
+    monkeypatch.setattr(data_checks, "collate", masking)
 
 
 def plant_ids_out_of_range(path, monkeypatch):
@@ -146,13 +146,13 @@ def test_a_clean_corpus_gets_a_clean_bill(door, toml):  # noqa: F811
     code, out, _ = door("doctor", toml)
     assert code == 0
     assert out.count("⟦") == doctor.SHOWN
-    assert doctor.diagnose(settings.load(toml)).findings == ()
+    assert doctor.diagnose(config.load(toml)).findings == ()
 
 
 @pytest.mark.parametrize("pad", [{"pad_token": "<|im_end|>"}, {"pad_token": None}])
 def test_pad_that_equals_eos_is_no_fault_here(toml, pad):  # noqa: F811
     tiny.tokenizer(**pad).save_pretrained(toml.parent / "base")
-    assert doctor.diagnose(settings.load(toml)).findings == ()
+    assert doctor.diagnose(config.load(toml)).findings == ()
 
 
 def test_a_cut_answer_learned_without_its_end_is_no_fault(toml):  # noqa: F811
@@ -160,7 +160,7 @@ def test_a_cut_answer_learned_without_its_end_is_no_fault(toml):  # noqa: F811
     cut = replace(rows[0], finish_reason="length", outcome="truncated")
     tiny.corpus(toml.parent / "store", [cut, *rows[1:]])
     toml.write_text(toml.read_text().replace("[lora]", 'truncated = "unterminated"\n[lora]'))
-    assert doctor.diagnose(settings.load(toml)).findings == ()
+    assert doctor.diagnose(config.load(toml)).findings == ()
 
 
 def test_a_corpus_in_which_no_answer_ends_is_fatal(door, toml):  # noqa: F811
@@ -181,7 +181,7 @@ def test_reasoning_gets_a_clean_bill_whatever_is_done_with_it(toml, reasoning): 
     ]
     tiny.corpus(toml.parent / "store", rows)
     toml.write_text(toml.read_text().replace("[lora]", f'reasoning = "{reasoning}"\n[lora]'))
-    found = doctor.diagnose(settings.load(toml))
+    found = doctor.diagnose(config.load(toml))
     assert found.findings == ()
     assert [line for line in found.notices if "left out of 4 rows" in line or reasoning != "drop"] == list(
         found.notices
@@ -219,7 +219,7 @@ def test_the_page_shows_every_check_and_token_and_runs_nothing(door, toml):  # n
     assert policy.startswith("default-src 'none'")
     assert "\x1b" not in page
     assert "\u202e" not in page
-    found = doctor.diagnose(settings.load(toml))
+    found = doctor.diagnose(config.load(toml))
     assert all(check.fault in seen.text for check in found.checks)
     spans = [a["class"].split() for tag, a in seen.tags if tag == "span" and "title" in a]
     shown = [token for sample in found.shown for token in sample.tokens]

@@ -10,9 +10,9 @@ from tests.trainer import tiny
 from tests.trainer.shapes import SHAPES
 from trainer import config as settings
 from trainer.data import dataset
+from trainer.data.chat_template import Renderer
 from trainer.evaluation import evaluate
 from trainer.model import model
-from trainer.data.chat_template import Renderer
 
 
 def test_the_held_out_loss_is_that_of_transformers_forward(learned):

@@ -9,14 +9,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.trainer import tiny
 from tests.trainer.model.test_losses import examples
-from trainer.model import compile as compiling, lora_forward as folding, lora_kernel as fused, losses, model
-from trainer.training import flops, optim
 from trainer import config as settings
-from trainer.training import train as room
 from trainer.data.collator import collate
+from trainer.model import compile, lora_forward, lora_kernel, losses, model
+from trainer.training import flops, optim
+from trainer.training import train as room
+from trainer.training.distributed import World
 from trainer.training.step import Stepper, loss_of
 from trainer.training.train import train
-from trainer.training.distributed import World
 
 
 def made(folder, **sections):
@@ -54,7 +54,7 @@ def parts(dtype=torch.float64, *, bias=True):
 def test_gradients_are_those_of_calculus(bias):
     x, weight, b, down, up = parts(bias=bias)
     assert torch.autograd.gradcheck(
-        lambda x, down, up: fused.lora_linear(x, weight, b, down, up, 1.7), (x, down, up)
+        lambda x, down, up: lora_kernel.lora_linear(x, weight, b, down, up, 1.7), (x, down, up)
     )
     assert weight.grad is None
 
@@ -76,12 +76,12 @@ def test_the_heads_gradient_is_that_of_calculus(monkeypatch):
 
 def test_over_a_bf16_base_the_fp32_master_learns_as_in_fp32():
     exact = parts()
-    want = fused.lora_linear(*exact, 0.5)
+    want = lora_kernel.lora_linear(*exact, 0.5)
     want.pow(2).sum().backward()
     x, weight, b, down, up = (t.detach().to(torch.bfloat16) for t in exact)
     x, down, up = x.requires_grad_(), exact[3].detach().float(), exact[4].detach().float()
     down.requires_grad_(), up.requires_grad_()
-    got = fused.lora_linear(x, weight, b, down, up, 0.5)
+    got = lora_kernel.lora_linear(x, weight, b, down, up, 0.5)
     assert got.dtype == x.dtype == torch.bfloat16
     got.float().pow(2).sum().backward()
     assert down.grad.dtype == up.grad.dtype == torch.float32
@@ -99,7 +99,7 @@ def test_over_a_bf16_base_the_fp32_master_learns_as_in_fp32():
 def test_folded_or_fused_the_loss_and_gradients_are_pefts(tmp_path, rslora, sharded):
     student, pack = student_of(tmp_path, rslora=rslora), examples()
     loss, grads = learned(student, pack)
-    assert folding.fold(student, sharded=sharded) == 14
+    assert lora_forward.fold(student, sharded=sharded) == 14
     cheaper, same = learned(student, pack)
     assert cheaper == pytest.approx(loss, rel=1e-5)
     assert grads.keys() == same.keys()
@@ -108,7 +108,7 @@ def test_folded_or_fused_the_loss_and_gradients_are_pefts(tmp_path, rslora, shar
 
 def test_dora_and_dropout_keep_pefts_own_forward(tmp_path):
     for number, lora in enumerate(({"dora": True}, {"dropout": 0.1})):
-        assert folding.fold(student_of(tmp_path / str(number), **lora)) == 0
+        assert lora_forward.fold(student_of(tmp_path / str(number), **lora)) == 0
 
 
 @pytest.mark.parametrize("lora", [{"dora": True}, {"rslora": True}, {"plus_ratio": 16.0}], ids=str)
@@ -138,7 +138,7 @@ def test_lora_plus_gives_b_its_own_rate(tmp_path):
 def test_the_fused_path_takes_the_flop_that_the_formula_names(tmp_path):
     student, [pack] = student_of(tmp_path), [examples(1)]
     student.base_model.model.set_attn_implementation("eager")
-    folding.fold(student, sharded=True)
+    lora_forward.fold(student, sharded=True)
     with FlopCounterMode(display=False) as seen:
         loss_of(student, collate(pack))[0].backward()
     assert flops.counter(student, causal=False)(pack) == seen.get_total_flops()
@@ -163,7 +163,7 @@ class Reads(TorchDispatchMode):
 def test_a_step_reads_nothing_back_from_its_device(tmp_path):
     config, pack = made(tmp_path), examples()
     student = student_of(tmp_path / "s")
-    folding.fold(student)
+    lora_forward.fold(student)
     named = model.trainable(student)
     stepper = Stepper(
         student, named, optim.adamw(named.items(), config.train, config.lora), config.train, World()
@@ -201,9 +201,9 @@ def test_between_log_lines_a_training_reads_nothing_back(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("default")  # torch's own
 def test_a_compiled_student_loses_the_same(tmp_path):
     student, pack = student_of(tmp_path), examples()
-    folding.fold(student)
+    lora_forward.fold(student)
     loss, grads = learned(student, pack)
-    assert compiling.compile_student(student) == 2
+    assert compile.compile_student(student) == 2
     for again in (pack, examples(4, seed=8), pack):  # other shapes in between
         compiled, same = learned(student, again)
     assert compiled == pytest.approx(loss, rel=1e-5)

@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3
 
 from tests.trainer import tiny
 from trainer import config as settings
-from trainer.model import losses, model, varlen_attention as varlen
-from trainer.training import flops
+from trainer.data.chat_template import Example
 from trainer.data.collator import Batch, collate, padding_of
 from trainer.errors import StudentError
+from trainer.model import losses, model, varlen_attention
 from trainer.model.losses import cross_entropy_sum, head_loss
-from trainer.data.chat_template import Example
+from trainer.training import flops
 from trainer.training.step import forward, loss_of
 
 
@@ -58,9 +58,9 @@ def student(tmp_path_factory):
 def test_families_with_a_plain_head_lose_the_same_through_it(kind, more):
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 260}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    from trainer.model import segment_attention as segments
+    from trainer.model import segment_attention
 
-    config = kind(**shape, **heads, **more, attn_implementation=segments.register())
+    config = kind(**shape, **heads, **more, attn_implementation=segment_attention.register())
     made = AutoModelForCausalLM.from_config(config)
     batch = collate(examples())
     fused, right = loss_of(made.requires_grad_(False), batch)
@@ -109,13 +109,13 @@ def test_the_cuda_path_lays_documents_out_as_the_cpu_path_does(student, monkeypa
     pack = examples()
     batch = collate(pack)
     lengths = sorted((len(e.ids) - 1 for e in pack), reverse=True)
-    bounds = varlen.bounds(lengths, "cpu")
+    bounds = varlen_attention.bounds(lengths, "cpu")
     assert bounds.starts[-1] == batch.tokens
     assert bounds.longest == lengths[0]
     on_cuda = Batch(batch.input_ids, batch.position_ids, batch.predict_at, batch.targets, bounds)
-    monkeypatch.setattr(varlen, "_kernel", lambda: kernel)
+    monkeypatch.setattr(varlen_attention, "_kernel", lambda: kernel)
     here = forward(student, batch)
-    student.base_model.model.set_attn_implementation(varlen.register())
+    student.base_model.model.set_attn_implementation(varlen_attention.register())
     try:
         there = forward(student, on_cuda)
     finally:
@@ -126,7 +126,9 @@ def test_the_cuda_path_lays_documents_out_as_the_cpu_path_does(student, monkeypa
 def test_what_the_kernel_would_leave_out_is_refused():
     q = torch.zeros(1, 2, 4, 8)
     with pytest.raises(StudentError, match="softcap"):
-        varlen.attend(None, q, q, q, None, segments=varlen.bounds([4], "cpu"), softcap=30.0)
+        varlen_attention.attend(
+            None, q, q, q, None, segments=varlen_attention.bounds([4], "cpu"), softcap=30.0
+        )
 
 
 def test_padding_is_what_attention_lays_out_beyond_tokens():

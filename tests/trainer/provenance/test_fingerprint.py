@@ -14,18 +14,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
-from trainer.provenance import fingerprint as trace
 from trainer.errors import ConfigError, FindingsError
+from trainer.provenance import fingerprint
 
 LINEAGE = {"run_id": "run-1", "teacher_id": "t", "terms_id": "mock-teacher", "host": "127.0.0.1:1"}
 
 
 def sample(number: int, completion: str | None = None) -> Sample:
     return Sample(
-        key=hashlib.sha256(str(number).encode()).hexdigest(), prompt_id=f"p{number}", run_id="run-1",
-        messages=[{"role": "user", "content": f"{number}?"}], completion=completion or f"answer {number}",
-        outcome="ok", finish_reason="stop", request_json=f'{{"n":{number}}}', terms_id="mock-teacher",
-    )  # fmt: skip
+        key=hashlib.sha256(str(number).encode()).hexdigest(),
+        prompt_id=f"p{number}",
+        run_id="run-1",
+        messages=[{"role": "user", "content": f"{number}?"}],
+        completion=completion or f"answer {number}",
+        outcome="ok",
+        finish_reason="stop",
+        request_json=f'{{"n":{number}}}',
+        terms_id="mock-teacher",
+    )
 
 
 def corpus(folder: Path, rows: list[Sample]) -> Path:
@@ -42,8 +48,8 @@ def adapter(tmp_path: Path) -> Path:
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
     (folder / "NOTICE").write_text("Built with care\n")
     (folder / "README.md").write_text("a card\n")
-    leaves = trace.write_rows(folder, [trace.leaf_of(sample(n)) for n in range(13)])
-    trace.write_tree(folder, leaves, [LINEAGE])
+    leaves = fingerprint.write_rows(folder, [fingerprint.leaf_of(sample(n)) for n in range(13)])
+    fingerprint.write_tree(folder, leaves, [LINEAGE])
     return folder
 
 
@@ -56,72 +62,72 @@ def test_the_root_follows_rfc_6962():
 
     four = node(node(leaves[0], leaves[1]), node(leaves[2], leaves[3]))
     three = node(node(leaves[4], leaves[5]), leaves[6])
-    assert trace.root_of(leaves) == node(four, three)
-    assert trace.root_of([]) == hashlib.sha256(b"").digest()
+    assert fingerprint.root_of(leaves) == node(four, three)
+    assert fingerprint.root_of([]) == hashlib.sha256(b"").digest()
 
 
 @given(st.sets(st.integers(0, 10**6), min_size=2, max_size=40), st.data())
 def test_every_row_counts(numbers: set[int], data: st.DataObject):
-    digests = [trace.leaf_of(sample(n)).digest for n in sorted(numbers)]
+    digests = [fingerprint.leaf_of(sample(n)).digest for n in sorted(numbers)]
     at = data.draw(st.integers(0, len(digests) - 1))
     flipped = bytes([digests[at][0] ^ 1]) + digests[at][1:]
-    assert trace.root_of(digests) != trace.root_of([*digests[:at], flipped, *digests[at + 1 :]])
-    assert trace.root_of(digests) != trace.root_of(digests[:at] + digests[at + 1 :])
+    assert fingerprint.root_of(digests) != fingerprint.root_of([*digests[:at], flipped, *digests[at + 1 :]])
+    assert fingerprint.root_of(digests) != fingerprint.root_of(digests[:at] + digests[at + 1 :])
 
 
 def test_a_row_is_traced_to_request_teacher_and_terms(adapter: Path, tmp_path: Path):
     store = corpus(tmp_path / "c", [sample(n) for n in range(13)])
-    assert trace.verify(adapter, store) == []
-    found = trace.trace(adapter, "p7", store)
+    assert fingerprint.verify(adapter, store) == []
+    found = fingerprint.trace(adapter, "p7", store)
     assert (found["request_json"], found["terms_id"]) == ('{"n":7}', "mock-teacher")
     assert found["lineage"]["teacher_id"] == "t"
-    assert trace.trace(adapter, sample(7).key[:12], store) == found
+    assert fingerprint.trace(adapter, sample(7).key[:12], store) == found
 
 
 def test_a_flipped_byte_a_lost_row_and_another_adapter_are_named(adapter: Path, tmp_path: Path):
     other = corpus(tmp_path / "c", [sample(n) for n in range(12) if n != 3] + [sample(3, "Answer 3")])
-    assert trace.verify(adapter, other) == [
+    assert fingerprint.verify(adapter, other) == [
         "row p3: its completion is not what was learned",
         "row p12 is not in the corpus",
     ]
     with pytest.raises(FindingsError, match="completion is not what was learned"):
-        trace.trace(adapter, "p3", other)
+        fingerprint.trace(adapter, "p3", other)
     with pytest.raises(FindingsError, match="no longer holds"):
-        trace.trace(adapter, "p12", other)
+        fingerprint.trace(adapter, "p12", other)
 
 
-@pytest.mark.parametrize("column", trace.ORIGIN)
+@pytest.mark.parametrize("column", fingerprint.ORIGIN)
 def test_an_edited_origin_is_named(adapter: Path, tmp_path: Path, column: str):
     changes: dict[str, object] = {"mock": True, "created_at": datetime(2026, 1, 2, tzinfo=UTC)}
     edited = replace(sample(5), **{column: changes.get(column, "other")})  # type: ignore[arg-type]
     store = corpus(tmp_path / "c", [sample(n) for n in range(13) if n != 5] + [edited])
     why = "its request, teacher or terms are not those of the day"
-    assert trace.verify(adapter, store) == [f"row p5: {why}"]
+    assert fingerprint.verify(adapter, store) == [f"row p5: {why}"]
     with pytest.raises(FindingsError, match=why):
-        trace.trace(adapter, "p5", store)
+        fingerprint.trace(adapter, "p5", store)
 
 
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [trace.TREE, trace.ROWS, "adapter_model.safetensors", "NOTICE"])
+@pytest.mark.parametrize("name", [fingerprint.TREE, fingerprint.ROWS, "adapter_model.safetensors", "NOTICE"])
 def test_any_flipped_byte_of_any_file_breaks_the_trace(adapter: Path, name: str, step: int):
-    leaves = trace.write_rows(adapter, [trace.leaf_of(sample(n)) for n in range(2)])
-    trace.write_tree(adapter, leaves, [LINEAGE])
+    leaves = fingerprint.write_rows(adapter, [fingerprint.leaf_of(sample(n)) for n in range(2)])
+    fingerprint.write_tree(adapter, leaves, [LINEAGE])
     whole = (adapter / name).read_bytes()
     for at in range(0, len(whole), step):
-        for bit in (0x01, 0x20) if name in (trace.TREE, trace.ROWS) else (0x01,):
+        for bit in (0x01, 0x20) if name in (fingerprint.TREE, fingerprint.ROWS) else (0x01,):
             (adapter / name).write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
             with pytest.raises((FindingsError, ConfigError)):
-                trace.require(adapter)
+                fingerprint.require(adapter)
     (adapter / name).write_bytes(whole)
-    trace.require(adapter)
+    fingerprint.require(adapter)
 
 
 def test_added_and_removed_files_and_an_edited_card(adapter: Path):
     (adapter / "README.md").write_text("a better card\n")
-    assert trace.verify(adapter) == []
+    assert fingerprint.verify(adapter) == []
     (adapter / "extra.bin").write_bytes(b"x")
     (adapter / "NOTICE").unlink()
-    assert trace.verify(adapter) == [
+    assert fingerprint.verify(adapter) == [
         "extra.bin was not there when this was trained",
         "NOTICE is not the file that was trained",
     ]
@@ -129,7 +135,7 @@ def test_added_and_removed_files_and_an_edited_card(adapter: Path):
 
 def test_an_adapter_without_lineage_and_an_unknown_row_are_errors(adapter: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="no learned row"):
-        trace.trace(adapter, "nope", tmp_path)
-    (adapter / trace.TREE).unlink()
+        fingerprint.trace(adapter, "nope", tmp_path)
+    (adapter / fingerprint.TREE).unlink()
     with pytest.raises(ConfigError, match="carries no lineage"):
-        trace.verify(adapter)
+        fingerprint.verify(adapter)

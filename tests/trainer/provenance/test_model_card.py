@@ -14,19 +14,26 @@ from tests.harvester.export.test_cards import CYCLONEDX
 from tests.trainer import tiny
 from tests.trainer.door import door  # noqa: F401 - a fixture
 from trainer import config as settings
-from trainer.provenance import fingerprint as trace
-from trainer.publish import merge
 from trainer.errors import FindingsError
+from trainer.provenance import fingerprint
+from trainer.publish import merge
 from trainer.training.train import train
 
 LLAMA = tiny.lineage(
-    run_id="run-2", model="meta-llama/Llama-3.1-8B-Instruct", terms_id="llama-3.1", mock=False,
-    teacher_id="http://127.0.0.1/v1|llama", duties=["name_prefix:Llama", "display:Built with Llama"],
-)  # fmt: skip
+    run_id="run-2",
+    model="meta-llama/Llama-3.1-8B-Instruct",
+    terms_id="llama-3.1",
+    mock=False,
+    teacher_id="http://127.0.0.1/v1|llama",
+    duties=["name_prefix:Llama", "display:Built with Llama"],
+)
 GEMMA = tiny.lineage(
-    run_id="run-3", model="google/gemma-3-4b-it", terms_id="gemma-1-to-3", mock=False,
+    run_id="run-3",
+    model="google/gemma-3-4b-it",
+    terms_id="gemma-1-to-3",
+    mock=False,
     teacher_id="http://127.0.0.1/v1|gemma",
-)  # fmt: skip
+)
 
 
 def of(lineage, rows):
@@ -89,9 +96,9 @@ def test_notice_bill_and_summary_lie_beside_the_weights(folders, merged):
     assert [error.message for error in CYCLONEDX.iter_errors(bom)] == []
     (weights,) = folder.glob("*.safetensors")
     hashes = bom["metadata"]["component"]["hashes"]
-    assert hashes == [{"alg": "SHA-256", "content": trace.sha256_of(weights)}]
+    assert hashes == [{"alg": "SHA-256", "content": fingerprint.sha256_of(weights)}]
     data = next(each for each in bom["components"] if each["bom-ref"] == "data")
-    assert data["components"][0]["hashes"][0]["content"] == trace.sha256_of(folder / trace.ROWS)
+    assert data["components"][0]["hashes"][0]["content"] == fingerprint.sha256_of(folder / fingerprint.ROWS)
     summary = (folder / "EU_SUMMARY.md").read_text(encoding="utf-8")
     assert "2.5. Synthetic data" in summary
     assert "google/gemma-3-4b-it" in summary
@@ -112,7 +119,7 @@ def test_both_folders_lead_back_to_request_teacher_and_terms(folders, door):  # 
 
 
 @pytest.mark.parametrize(
-    "name", ["lineage.json", "NOTICE", "bom.cdx.json", "tokenizer.json", trace.TREE, trace.ROWS]
+    "name", ["lineage.json", "NOTICE", "bom.cdx.json", "tokenizer.json", fingerprint.TREE, fingerprint.ROWS]
 )
 def test_a_byte_flipped_in_either_folder_is_found(folders, door, name):  # noqa: F811
     for folder in folders[1:]:

@@ -15,10 +15,10 @@ from tests.trainer import tiny
 from tests.trainer.door import door  # noqa: F401 - a fixture
 from tests.trainer.shapes import SHAPES
 from trainer import config as settings
+from trainer.data.chat_template import Renderer
+from trainer.errors import ConfigError, StudentError
 from trainer.model import model
 from trainer.publish import merge
-from trainer.errors import ConfigError, StudentError
-from trainer.data.chat_template import Renderer
 from trainer.training.train import train
 
 KINDS = {

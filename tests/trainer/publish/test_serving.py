@@ -10,9 +10,9 @@ import pytest
 from tests.trainer import go, shapes, tiny
 from tests.trainer.shapes import SHAPES
 from trainer import config as settings
-from trainer.publish import serving, modelfile as turns
-from trainer.errors import StudentError
 from trainer.data.chat_template import Renderer
+from trainer.errors import StudentError
+from trainer.publish import modelfile, serving
 
 RENDERERS = {name: Renderer(shape.tokenizer()) for name, shape in SHAPES.items()}
 SYSTEM = {"role": "system", "content": "Be brief, {{ .System }} says."}
@@ -29,7 +29,7 @@ TALKS = [
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_modelfile_renders_what_was_learned(name):
     renderer, shape = RENDERERS[name], SHAPES[name]
-    told = turns.learn(renderer).modelfile(shape.stop)
+    told = modelfile.learn(renderer).modelfile(shape.stop)
     [template] = re.findall(r'TEMPLATE """(.*?)"""', told, flags=re.DOTALL)
     assert told.startswith("FROM .\n")
     assert f'PARAMETER stop "{shape.stop}"' in told
@@ -59,13 +59,13 @@ def test_the_pinned_template_needs_no_argument_to_say_what_was_learned(name):
 def test_a_student_that_thinks_is_served_without_the_empty_block():
     renderer = RENDERERS["qwen-3"]
     assert "enable_thinking = false" not in serving.pinned_template(renderer, thinking=True)
-    told = turns.learn(renderer, thinks=True).modelfile("<|im_end|>")
+    told = modelfile.learn(renderer, thinks=True).modelfile("<|im_end|>")
     assert go.render(told.split('"""')[1], TALKS[0]).endswith("<|im_start|>assistant\n")
 
 
 def test_a_template_that_can_not_be_served_as_learned_is_refused_and_gets_no_modelfile(tmp_path):
     odd = tiny.CHATML.replace("{{ m['content'] }}", "{{ loop.index }}. {{ m['content'] }}")
-    assert turns.learn(Renderer(tiny.tokenizer(odd))) is None
+    assert modelfile.learn(Renderer(tiny.tokenizer(odd))) is None
     scaffold = tiny.CHATML.replace(
         "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}SURE: {% endif %}{{ m['content'] }}"
     )
@@ -77,7 +77,7 @@ def test_a_template_that_can_not_be_served_as_learned_is_refused_and_gets_no_mod
     assert (template, "other prompts" in said) == (scaffold, True)
     assert said in serving.commands(config, renderer).notes
     marks = shapes.Shape(tiny.CHATML.replace("<|im_end|>\n", '<|im_end|>"\n'), "", ())
-    assert turns.learn(Renderer(tiny.tokenizer(marks.template))).modelfile("<|im_end|>") is None
+    assert modelfile.learn(Renderer(tiny.tokenizer(marks.template))).modelfile("<|im_end|>") is None
 
 
 @pytest.mark.parametrize(

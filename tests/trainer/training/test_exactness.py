@@ -8,10 +8,10 @@ import torch
 
 from tests.trainer import tiny
 from trainer import config as settings
-from trainer.model import lora_forward as folding, model
-from trainer.data.collator import collate
-from trainer.model.losses import cross_entropy_sum
 from trainer.data.chat_template import Example
+from trainer.data.collator import collate
+from trainer.model import lora_forward, model
+from trainer.model.losses import cross_entropy_sum
 from trainer.training.step import forward
 
 
@@ -104,7 +104,7 @@ def test_folding_changes_neither_loss_nor_gradient(student, tmp_path):
     before = gradients(student)
     kept = {m: m.forward for m in student.modules() if hasattr(m, "lora_A")}
     try:
-        assert folding.fold(student) > 0
+        assert lora_forward.fold(student) > 0
         folded = loss_of(student, pack)
         folded.backward()
     finally:

@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harvester.store import reader as harvested
+from harvester.store import reader
 from tests.trainer import tiny
 from tests.trainer.door import door, toml  # noqa: F401 - fixtures
-from trainer import process as hold
-from trainer.training import checkpoint
 from trainer import config as settings
+from trainer import process
 from trainer.errors import CheckpointError, Interrupted, StoreFull
+from trainer.training import checkpoint
 from trainer.training.train import train
 
 FILES = ("MANIFEST.json", "state.json", "adapter.safetensors", "optimiser.safetensors")
@@ -58,7 +58,7 @@ def test_04_sigterm_ends_after_the_step_with_a_checkpoint(door, toml, monkeypatc
 
 
 def test_04_a_second_sigterm_ends_now():
-    with hold.signals() as asked:
+    with process.signals() as asked:
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked == [signal.SIGTERM]
         with pytest.raises(KeyboardInterrupt):
@@ -270,7 +270,7 @@ def test_26_a_corpus_that_grows_meanwhile_is_learned_as_it_was(toml):  # noqa: F
             shutil.copy(shards / "00000.parquet", shards / "00001.parquet")
 
     train(config, grow)
-    assert len(harvested.Corpus.open(config.corpus).manifest) == 2
+    assert len(reader.Corpus.open(config.corpus).manifest) == 2
     one, two = adapter_of(toml.parent), adapter_of(alone.parent)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -315,7 +315,7 @@ def test_05_a_step_has_one_line_in_the_log_whatever_was_killed(toml, nursery):  
 
 
 def test_32_a_second_trainer_ends_with_75(toml, nursery):  # noqa: F811
-    with hold.held(toml.parent / "out"):
+    with process.held(toml.parent / "out"):
         ended = nursery("command", words=("train", toml))
     assert ended["code"] == 75
     assert "another training holds" in ended["err"]

@@ -86,7 +86,7 @@ def test_03_out_of_memory_names_the_pack(door, toml, monkeypatch):  # noqa: F811
 
 
 def test_03_other_runtime_errors_keep_their_own_words(toml, monkeypatch):  # noqa: F811
-    from trainer import config as settings
+    from trainer import config
     from trainer.training.train import train
 
     def broken(_student, _batch):
@@ -94,16 +94,16 @@ def test_03_other_runtime_errors_keep_their_own_words(toml, monkeypatch):  # noq
 
     monkeypatch.setattr(step, "loss_of", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        train(settings.load(toml))
+        train(config.load(toml))
 
 
 def test_27_nothing_is_loaded_by_a_worker_that_could_die(toml):  # noqa: F811
-    from trainer import config as settings
+    from trainer import config
     from trainer.training.train import train
 
     before = threading.active_count()
     alive: list[int] = []
-    train(settings.load(toml), lambda _log: alive.append(threading.active_count()))
+    train(config.load(toml), lambda _log: alive.append(threading.active_count()))
     assert set(alive) == {before}
 
 

@@ -54,7 +54,7 @@ def test_two_processes_learn_what_one_does(tmp_path, dropout):
 @pytest.mark.slow  # test_accumulation adds up the same, in two forked ranks
 def test_ranks_add_up_what_they_hold(tmp_path):
     code = (
-        "import torch\nfrom trainer.world import joined\n"
+        "import torch\nfrom trainer.training.distributed import joined\n"
         "with joined() as world:\n"
         "    a, b = torch.full((2, 2), 1.0 + world.rank), torch.tensor(10.0 * (world.rank + 1))\n"
         "    world.add_up([a, b])\n"

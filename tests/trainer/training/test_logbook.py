@@ -11,17 +11,25 @@ import pytest
 
 from tests.trainer import tiny
 from trainer import config as settings
-from trainer.model import model
-from trainer.training import flops, logbook
+from trainer.data.chat_template import Renderer
 from trainer.data.collator import padding_of
 from trainer.data.order import Order
-from trainer.data.chat_template import Renderer
+from trainer.model import model
+from trainer.training import flops, logbook
 from trainer.training.train import train
 
 FACTS = {
-    "step": 10, "steps": 20, "epoch": 0, "loss": 2.5, "accuracy": 0.4, "grad_norm": 1.0, "lr": 1e-3,
-    "skipped": 0, "padding": 0.1, "memory_bytes": 1 << 20,
-}  # fmt: skip
+    "step": 10,
+    "steps": 20,
+    "epoch": 0,
+    "loss": 2.5,
+    "accuracy": 0.4,
+    "grad_norm": 1.0,
+    "lr": 1e-3,
+    "skipped": 0,
+    "padding": 0.1,
+    "memory_bytes": 1 << 20,
+}
 
 
 class Board:

@@ -9,9 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 from tests.trainer import tiny
 from tests.trainer.model.test_losses import examples
 from trainer import config as settings
-from trainer.model import lora_forward as folding, model, varlen_attention as varlen
-from trainer.training import memory, plan
 from trainer.data.collator import collate
+from trainer.model import lora_forward, model, varlen_attention
+from trainer.training import memory, plan
 from trainer.training.step import loss_of
 from trainer.training.train import train
 
@@ -25,7 +25,7 @@ def measured_peak(config, pack, *, checkpointing: bool) -> int:
     student = model.with_adapter(config, torch.device("cpu"))
     if checkpointing:
         memory.recompute(student)
-    folding.fold(student)
+    lora_forward.fold(student)
     batch = collate(pack)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         loss, _ = loss_of(student, batch)
@@ -55,9 +55,9 @@ def test_where_the_device_has_the_varlen_kernel_the_walk_takes_it(tmp_path, monk
     config, pack = made(tmp_path), examples(60)
     grid = memory.estimate(config, pack, checkpointing=False)
     called = []
-    honest = varlen.attend
-    monkeypatch.setattr(model, "attention_of", lambda _device: varlen.register())
-    monkeypatch.setattr(varlen, "attend", lambda *a, **k: called.append(1) or honest(*a, **k))
+    honest = varlen_attention.attend
+    monkeypatch.setattr(model, "attention_of", lambda _device: varlen_attention.register())
+    monkeypatch.setattr(varlen_attention, "attend", lambda *a, **k: called.append(1) or honest(*a, **k))
     told = memory.estimate(config, pack, checkpointing=False)
     assert len(called) == 2  # once a layer
     assert told.base == grid.base

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainer import tiny
-from trainer.data import dataset
-from trainer.model import model
-from trainer.training import checkpoint, step
 from trainer import config as settings
+from trainer.data import dataset
+from trainer.data.chat_template import Renderer
+from trainer.data.order import Order
 from trainer.errors import DataError, Interrupted, ResumeRefused, TrainingDiverged
 from trainer.evaluation.evaluate import evaluate
-from trainer.data.order import Order
-from trainer.data.chat_template import Renderer
+from trainer.model import model
+from trainer.training import checkpoint, step
 from trainer.training.train import train
 
 
@@ -187,7 +187,7 @@ def test_a_corpus_without_completions_says_so(tmp_path):
 
 
 def test_the_order_is_a_function_of_seed_and_step():
-    shape = settings.Train(epochs=3, batch_tokens=64, max_length=32)
+    shape = settings.TrainSection(epochs=3, batch_tokens=64, max_length=32)
     lengths = [8 + i % 9 for i in range(100)]
     one, two = Order(lengths, shape), Order(lengths, shape)
     assert [one.packs(s) for s in range(one.steps)] == [two.packs(s) for s in reversed(range(one.steps))][
