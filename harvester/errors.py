@@ -11,6 +11,7 @@ HarvesterError                      cause, place, remedy; knows its exit code
 │   ├── StoreCorrupt                bytes are not what was written
 │   └── StoreFormatError            written by another version of the format
 ├── StoreLocked                75   another process holds the store
+│   └── ShardsInUse                 another process reads the shards; nothing was changed
 ├── StoppedAtLimit             10   a ceiling the user set; resumable
 ├── Interrupted           130/143   a signal; drained; resumable
 ├── FindingsError               1   `verify` or `--check` found something
@@ -28,6 +29,14 @@ HarvesterError                      cause, place, remedy; knows its exit code
         ├── PromptRejected          this prompt, for ever: a dead letter
         └── TeacherRefused      4   this key, quota, model, policy or address: the job stops
 
+Control flow: raised by one part of a pass and handled by another; these never reach the operator.
+
+Exception
+├── NotSent                         the pass is draining: the request stays open for the next run
+├── Parked                          the teacher asks for a longer wait than `patience_s`: the pass ends
+├── EndpointDown                    the endpoint went down while a request waited for it; another is up
+└── GaveUp                          no answer for this prompt: it becomes a dead letter
+
 A leaf answers `is_permanent`; the retrier asks it and never reads messages. `code` is a stable
 short name (`harvester explain CODE`), also the row's reason in the dead letters.
 """
@@ -35,8 +44,12 @@ short name (`harvester explain CODE`), also the row's reason in the dead letters
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 EXIT_COMPLETE = 0
+
+# Latest time `Parked.message` can print, in Unix seconds: the last day `datetime` knows.
+_LAST_DAY = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 
 class HarvesterError(Exception):
@@ -126,6 +139,17 @@ class StoreLocked(HarvesterError):
 
     code = "locked"
     exit_code = 75
+
+
+class ShardsInUse(StoreLocked):
+    """Another process reads the shards, so they can't be replaced now. Nothing has changed."""
+
+    def __init__(self, folder: object) -> None:
+        super().__init__(
+            "another process is reading these shards",
+            place=str(folder),
+            remedy="wait for its end (a training, an export), then run this again",
+        )
 
 
 class StoppedAtLimit(HarvesterError):
@@ -256,3 +280,39 @@ class TeacherRefused(TeacherError):
     """The teacher refuses this key, account, model or address: the whole job stops."""
 
     code = "teacher_refused"
+
+
+class NotSent(Exception):
+    """The pass is draining: this request was not sent and stays open for the next run."""
+
+
+class Parked(Exception):
+    """The teacher asks for a longer wait than `patience_s`: the pass ends, and a later one continues.
+
+    Args:
+        wait_s: seconds until it makes sense to continue, 0 when that is not a matter of time.
+        reason: one plain line for the operator.
+    """
+
+    def __init__(self, wait_s: float, reason: str) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+        self.reason = reason
+
+    def message(self, wall: float) -> str:
+        """Say why the pass ended and when to continue; `wall` is now in Unix seconds."""
+        at = datetime.fromtimestamp(min(_LAST_DAY, wall + self.wait_s), UTC)
+        return f"{self.reason}; go on after {at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+class EndpointDown(Exception):
+    """This endpoint went down while the request waited for it, and another endpoint is up."""
+
+
+class GaveUp(Exception):
+    """This prompt gets no answer: its last error and the number of attempts. It becomes a dead letter."""
+
+    def __init__(self, error: TeacherError, attempts: int) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.attempts = attempts

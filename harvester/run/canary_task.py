@@ -17,7 +17,16 @@ from typing import Any
 from harvester.api.request_builder import requests
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
-from harvester.errors import ConfigError, HarvesterError, StoreError, TeacherRefused, UsageError
+from harvester.errors import (
+    ConfigError,
+    GaveUp,
+    HarvesterError,
+    NotSent,
+    Parked,
+    StoreError,
+    TeacherRefused,
+    UsageError,
+)
 from harvester.observe import canary, rounds
 from harvester.observe.canary import CanaryReply, Known
 from harvester.observe.counters import Tally
@@ -30,8 +39,7 @@ from harvester.store.journal.records import RunRecord
 from harvester.store.journal.writer import AsyncWriter
 from harvester.store.shards import seal
 from harvester.system.clock import Clock
-from harvester.teacher.queue import NotSent, Parked
-from harvester.teacher.teacher import GaveUp, Teacher
+from harvester.teacher.teacher import Teacher
 
 MOST_PROMPTS = 50
 AT_ONCE = 4

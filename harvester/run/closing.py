@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from harvester.errors import HarvesterError, StoppedAtLimit
+from harvester.errors import HarvesterError, NotSent, Parked, StoppedAtLimit
 from harvester.observe.counters import COMPLETE, LIMIT_BUDGET, LIMIT_PARKED
-from harvester.teacher.queue import NotSent, Parked
 
 
 class Closing:
@@ -45,7 +44,7 @@ class Closing:
     def park(self, parked: Parked) -> None:
         """The teacher wants longer than our patience."""
         if not self.draining.is_set():
-            self.detail = parked.said(self._wall())
+            self.detail = parked.message(self._wall())
         self.drain(LIMIT_PARKED)
 
     def stop_for(self, stopped: NotSent | Parked | HarvesterError) -> None:

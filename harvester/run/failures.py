@@ -7,8 +7,7 @@ configuration or the endpoint is wrong, and none of them is written off.
 from __future__ import annotations
 
 from harvester.api.types import Request
-from harvester.errors import PromptRejected, TeacherError, TeacherRefused
-from harvester.teacher.teacher import GaveUp, Parked
+from harvester.errors import GaveUp, Parked, PromptRejected, TeacherError, TeacherRefused
 
 IN_A_ROW = 20
 PAGES_IN_A_ROW = 3

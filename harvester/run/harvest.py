@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from harvester.api.client import Client
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
-from harvester.errors import HarvesterError
+from harvester.errors import GaveUp, HarvesterError, NotSent, Parked
 from harvester.observe import counters
 from harvester.observe.counters import PassLimits, PassResult, Snapshot, Tally, snapshot
 from harvester.run.canary_task import CanaryTask
@@ -31,8 +31,7 @@ from harvester.system.clock import Clock, SystemClock
 from harvester.teacher.limiter_state import LimiterState
 from harvester.teacher.policies import build_policies
 from harvester.teacher.preflight import Preflight
-from harvester.teacher.queue import NotSent
-from harvester.teacher.teacher import Answered, GaveUp, Parked, Teacher
+from harvester.teacher.teacher import Answered, Teacher
 
 __all__ = ["PassLimits", "PassResult", "Snapshot", "harvest"]
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from harvester.api.types import Request
+from harvester.errors import GaveUp
 from harvester.observe.counters import Tally
 from harvester.run.possibly_billed import PossiblyBilledRequests
 from harvester.store.journal.records import Answer, DeadLetter, HeldAnswer, SharedAnswer, asker_of
 from harvester.store.journal.writer import AsyncWriter
 from harvester.store.reuse import ReusableAnswer, ReuseIndex, look_up
 from harvester.system.clock import Clock
-from harvester.teacher.teacher import Answered, GaveUp
+from harvester.teacher.teacher import Answered
 
 RE_ASKED = frozenset(
     {"unavailable", "timeout", "connection", "broken_answer", "rate_limited", "possibly_billed"}

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
-from harvester.errors import PossiblyBilled
+from harvester.errors import GaveUp, PossiblyBilled
 from harvester.store.journal.journal import Journal
-from harvester.teacher.teacher import GaveUp
 
 WHY = "possibly billed, so not sent again: [run] retry_possibly_billed is false"
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from harvester.api.error_body import excerpt
 from harvester.api.request_key import short_digest
 from harvester.api.types import Completion
-from harvester.errors import TermsRefused
+from harvester.errors import Parked, TermsRefused
 from harvester.observe.counters import Tally
-from harvester.teacher.queue import Parked
 from harvester.terms import lineage
 
 IDS_KEPT = 1 << 16

@@ -13,8 +13,8 @@ from typing import Protocol
 from harvester.api import model_list
 from harvester.api.client import UNKNOWN_NAME
 from harvester.api.error_body import excerpt
-from harvester.errors import TeacherError, TeacherRefused
-from harvester.teacher.teacher import Parked, Teacher
+from harvester.errors import Parked, TeacherError, TeacherRefused
+from harvester.teacher.teacher import Teacher
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0

@@ -9,9 +9,17 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 
-from harvester.errors import AttemptTimeout, ConnectionBroken, RateLimited, TeacherError, TeacherUnavailable
+from harvester.errors import (
+    AttemptTimeout,
+    ConnectionBroken,
+    EndpointDown,
+    NotSent,
+    Parked,
+    RateLimited,
+    TeacherError,
+    TeacherUnavailable,
+)
 from harvester.system import open_files
 from harvester.system.clock import Clock
 from harvester.teacher.circuit_breaker import CircuitBreaker
@@ -20,31 +28,8 @@ from harvester.teacher.rate_limiter import Charge, Limiter
 UNNAMED_PAUSE_S = 0.5
 LONGEST_UNNAMED_PAUSE_S = 60.0
 LOOK = "the teacher fails; next look"
-_LAST_DAY = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 _ASKED = "the teacher's Retry-After"
 _OVERLOAD = frozenset({429, 503, 529})
-
-
-class NotSent(Exception):
-    """The pass is draining: this request was not sent and stays open for the next run."""
-
-
-class Parked(Exception):
-    """The teacher wants longer than our patience: the pass ends here, and a later one goes on."""
-
-    def __init__(self, wait_s: float, why: str) -> None:
-        super().__init__(why)
-        self.wait_s = wait_s
-        self.why = why
-
-    def said(self, wall: float) -> str:
-        """Why, and when to go on; `wall` is now in Unix seconds. Nobody waits beyond the calendar."""
-        at = datetime.fromtimestamp(min(_LAST_DAY, wall + self.wait_s), UTC)
-        return f"{self.why}; go on after {at:%Y-%m-%d %H:%M:%S} UTC"
-
-
-class Moved(Exception):
-    """This endpoint fell out while the request stood in its line; another one is up."""
 
 
 class EndpointQueue:
@@ -120,7 +105,7 @@ class EndpointQueue:
         Raises:
             NotSent: the pass drains.
             Parked: the wait is longer than our patience.
-            Moved: the endpoint fell out meanwhile, and another one is up.
+            EndpointDown: the endpoint fell out meanwhile, and another one is up.
         """
         if self.draining.is_set():
             raise NotSent
@@ -153,7 +138,7 @@ class EndpointQueue:
         if self.held_for:
             return
         if self.is_out and self._elsewhere():
-            raise Moved
+            raise EndpointDown
         now = self.clock.now()
         if self.breaker.is_open:
             look_s = max(0.0, self.limiter.paused_until - now)

@@ -16,16 +16,22 @@ from typing import Protocol
 from harvester.api import completion
 from harvester.api.request_builder import cost_microusd
 from harvester.api.types import Completion, RawAnswer, Request
-from harvester.errors import RateLimited, StoppedAtLimit, TeacherError, TeacherRefused
+from harvester.errors import (
+    EndpointDown,
+    GaveUp,
+    NotSent,
+    RateLimited,
+    StoppedAtLimit,
+    TeacherError,
+    TeacherRefused,
+)
 from harvester.observe.counters import Tally
 from harvester.store.journal.records import Failure, Intent, Refund
 from harvester.store.journal.writer import AsyncWriter
 from harvester.teacher.budget import Room
 from harvester.teacher.policies import Policies
-from harvester.teacher.queue import EndpointQueue, Moved, NotSent, Parked
+from harvester.teacher.queue import EndpointQueue
 from harvester.teacher.rate_limiter import Charge
-
-__all__ = ["Answered", "Attempt", "GaveUp", "Parked", "Sender", "Teacher"]
 
 
 class Sender(Protocol):
@@ -33,15 +39,6 @@ class Sender(Protocol):
 
     async def send(self, request: Request, endpoint: str) -> RawAnswer:
         """One attempt: a 200, or a TeacherError."""
-
-
-class GaveUp(Exception):
-    """A dead letter: the last error and how many attempts there were."""
-
-    def __init__(self, error: TeacherError, attempts: int) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.attempts = attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +192,7 @@ class Teacher:
                 try:
                     entered_at = await door.enter(charge)
                     break
-                except Moved:
+                except EndpointDown:
                     continue
             attempt = replace(attempt, charge=charge, endpoint=door.endpoint)
             try:

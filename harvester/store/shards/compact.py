@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+from harvester.errors import ShardsInUse
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards import swap
 from harvester.store.shards.manifest import manifest_of
 from harvester.store.shards.parquet_file import ROWS_PER_SHARD
-from harvester.store.shards.rewrite import NotNow, rewrite, tidy
+from harvester.store.shards.rewrite import rewrite, tidy
 
 SMALL = 2
 """A shard below the target by this factor, in bytes and in rows, is worth merging."""
@@ -39,7 +40,7 @@ def compact_steps(
     for batch in batches(journal, target_bytes):
         try:
             yield from rewrite(journal, store, batch, hold=lambda: _alone(store, is_quiet))
-        except NotNow:
+        except ShardsInUse:
             break
         merged += len(batch)
     return merged

@@ -20,7 +20,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harvester.errors import StoreLocked
+from harvester.errors import ShardsInUse
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import ShardEntry
@@ -48,17 +48,6 @@ PATIENCE_S = 20.0
 """So long purge and repair wait for readers of ours to end."""
 
 
-class NotNow(StoreLocked):
-    """Somebody reads the folder: the exchange is left for another time. Nothing has changed."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(
-            "another process is reading these shards",
-            place=str(folder),
-            remedy="wait for its end (a training, an export), then run this again",
-        )
-
-
 def rewrite(
     journal: Journal,
     store: Path,
@@ -77,12 +66,12 @@ def rewrite(
             whether nobody reads. Without it readers of ours are waited for.
 
     Raises:
-        NotNow: somebody reads.
+        ShardsInUse: somebody reads.
         StoreError, StoreFull, StoreCorrupt: nothing has changed.
     """
     folder = store / paths.SHARDS
     if folder.with_name(swap.STAGED).exists():  # `tidy` left it to a reader
-        raise NotNow(folder)
+        raise ShardsInUse(folder)
     unlisted.require_none(folder, journal.next_shard() - 1)
     hidden = folder / f".part-{journal.next_shard():08d}.tmp"
     with contextlib.ExitStack() as held:  # from the question to the commit nobody may come to read
@@ -92,7 +81,7 @@ def rewrite(
             yield READY
             reach("compaction.before_exchange")
             if not held.enter_context(swap.if_no_reader(folder, PATIENCE_S) if hold is None else hold()):
-                raise NotNow(folder)
+                raise ShardsInUse(folder)
         except BaseException:
             with contextlib.suppress(OSError):
                 hidden.unlink(missing_ok=True)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvester.config.config import LimitsSection
-from harvester.errors import AttemptTimeout, RateLimited, TeacherError, TeacherUnavailable
-from harvester.teacher.queue import EndpointQueue, NotSent, Parked
+from harvester.errors import AttemptTimeout, NotSent, Parked, RateLimited, TeacherError, TeacherUnavailable
+from harvester.teacher.queue import EndpointQueue
 from harvester.teacher.rate_limiter import Charge, Limiter
 
 
@@ -149,7 +149,7 @@ def test_a_wait_beyond_our_patience_parks_but_not_while_room_may_come_back() -> 
     entered, parked = play(story)
     assert entered == pytest.approx(5.0, abs=0.1)
     assert isinstance(parked, Parked)
-    assert "tokens per day" in parked.why
+    assert "tokens per day" in parked.reason
 
 
 def test_a_retry_after_stops_all_admission_not_one_request_and_leaves_the_window_alone() -> None:
