@@ -28,8 +28,9 @@ from harvester.store.journal.checksums import checksum, set_meta, sign
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import RunRecord, ShardEntry, asker_of
 from harvester.store.shards.manifest import enter
-from harvester.store.shards.parquet_file import digest_of, lineage_digest, writer_of
+from harvester.store.shards.parquet_file import lineage_digest, writer_of
 from harvester.store.shards.schema import SCHEMA
+from harvester.system.files import sha256_of
 
 ROWS_PER_SHARD = 50_000
 ROWS_PER_GROUP = 2_048
@@ -122,7 +123,7 @@ def write_shard(store: Path, shard: int, numbers: range, keys: list[bytes], run:
     table = table_of(numbers, keys, run)
     with hidden.open("xb") as sink, writer_of(sink, [run.lineage()]) as writer:
         writer.write_table(table.cast(writer.schema), row_group_size=ROWS_PER_GROUP)
-    digest, size = digest_of(hidden)
+    digest, size = sha256_of(hidden), hidden.stat().st_size
     name = f"part-{shard:08d}-{digest[:16]}.parquet"
     hidden.rename(hidden.with_name(name))
     return ShardEntry(

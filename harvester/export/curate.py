@@ -30,13 +30,13 @@ from harvester.store.shards.parquet_file import (
     ROWS_PER_GROUP,
     disk,
     lineage_digest,
-    sync_folder,
     writer_of,
 )
 from harvester.store.shards.schema import Sample, to_table
 from harvester.store.shards.swap import if_no_reader
 from harvester.system import output_path
 from harvester.system.failpoints import reach
+from harvester.system.files import sync_folder
 from harvester.system.toml_file import read_toml
 
 MOST_OPEN = 8

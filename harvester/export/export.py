@@ -5,7 +5,6 @@ Rows collected for evaluation only never leave for training, and mock rows say s
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from harvester.store import terms_check
 from harvester.store.reader import Corpus
 from harvester.store.shards.parquet_file import BYTES_PER_GROUP, ROWS_PER_GROUP, disk
 from harvester.system import output_path
+from harvester.system.files import sha256_of
 from harvester.terms.records import load_registry
 
 Reasoning = Literal["keep", "inline", "drop"]
@@ -103,7 +103,7 @@ def _write_papers(
     """README.md (dataset card), NOTICE and croissant.json, from the lineages of the corpus."""
     lineages = tuple(corpus.lineages())
     shards = tuple(
-        ShardFacts(str(path.relative_to(out)), _sha256(path), _rows_in(path), path.stat().st_size)
+        ShardFacts(str(path.relative_to(out)), sha256_of(path), _rows_in(path), path.stat().st_size)
         for path in files
     )
     dataset = DatasetFacts(
@@ -125,11 +125,6 @@ def _write_papers(
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
     return tuple(out / name for name in texts)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _rows_in(path: Path) -> int:

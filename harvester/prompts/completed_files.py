@@ -23,6 +23,7 @@ from harvester.store import paths
 from harvester.store.journal import sqlite
 from harvester.store.journal.checksums import checksum
 from harvester.store.journal.journal import Journal
+from harvester.system.files import sha256_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +48,7 @@ def digest_of(config: HarvestConfig, root: Path) -> bytes | None:
     files = []
     for path in reader.find(config.prompts.files, root):
         try:
-            with path.open("rb") as file:
-                files.append(
-                    [
-                        reader.legible(Path(path.name.lower())),
-                        hashlib.file_digest(file, "sha256").hexdigest(),
-                    ]
-                )
+            files.append([reader.legible(Path(path.name.lower())), sha256_of(path)])
         except OSError:
             return None
     asked = {

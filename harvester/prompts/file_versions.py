@@ -5,7 +5,6 @@ Nothing hangs on it: rows are known by their keys, and an edited file re-pays no
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from harvester.prompts.bad_lines import BadLines
 from harvester.store.journal.checksums import signing
 from harvester.store.journal.journal import Journal
 from harvester.store.reuse import ReuseIndex, look_up
+from harvester.system.files import sha256_of
 
 CHUNK = 1000
 MOST_BYTES_COUNTED = 64 * 1024 * 1024
@@ -32,8 +32,7 @@ def note(journal: Journal, config: HarvestConfig, root: Path, run_id: str) -> tu
     for path in _files(config, root):
         name = reader.name_of(path, root)
         try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256_of(path)
         except OSError:  # whoever reads the prompts says so
             continue
         before = _exchange(journal, f"prompts:{name}", {"sha256": digest, "run_id": run_id})

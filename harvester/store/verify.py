@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from harvester.store.shards import unlisted
 from harvester.store.shards.parquet_file import opened
 from harvester.store.shards.schema import ADDED, SCHEMA
 from harvester.store.shards.swap import find
+from harvester.system.files import sha256_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
         if entry.sha256 and size != entry.size_bytes:
             yield Finding("torn", place, f"{size} bytes, {entry.size_bytes} were sealed")
             return
-        if entry.sha256 and _sha256(path) != entry.sha256:
+        if entry.sha256 and sha256_of(path) != entry.sha256:
             yield Finding("changed", place, "its bytes are not the bytes that were sealed")
             return
         rows = 0
@@ -194,8 +194,3 @@ def _index(connection: sqlite3.Connection) -> Iterator[Finding]:
     query = "SELECT shard, count(*) FROM keys WHERE shard NOT IN (SELECT shard FROM manifest) GROUP BY shard"
     for shard, lost in connection.execute(query):
         yield Finding("missing", f"shard {shard}", f"{lost} keys point at a shard the manifest does not name")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

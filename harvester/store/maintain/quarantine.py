@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from harvester.store import paths
-from harvester.store.shards.parquet_file import disk, sync_folder
+from harvester.store.shards.parquet_file import disk
+from harvester.system.files import sync_folder
 
 
 def put(store: Path, path: Path, *, keep: bool, name: str = "") -> str:

@@ -29,12 +29,13 @@ from harvester.store.maintain import quarantine
 from harvester.store.maintain.bill import Bill, bill_of
 from harvester.store.reader import Corpus
 from harvester.store.shards.manifest import enter, keys_in, manifest_of
-from harvester.store.shards.parquet_file import digest_of, disk
+from harvester.store.shards.parquet_file import disk
 from harvester.store.shards.recover_rows import proven
 from harvester.store.shards.rewrite import finished_off, rewrite
 from harvester.store.shards.seal import adopt
 from harvester.store.shards.unlisted import contents_of, unlisted_files
 from harvester.store.verify import Finding, has_lost_journal, look, look_at_copy, look_at_journal
+from harvester.system.files import sha256_of
 
 _SHARD_FINDINGS = frozenset({"missing", "torn", "changed", "damaged", "disagrees"})
 _MENDABLE = frozenset(f"{paths.JOURNAL} {table}" for table in ("answers", "keys", "finished", "meta"))
@@ -161,7 +162,7 @@ def _reindex(journal: Journal, store: Path, entry: ShardEntry) -> None:
     known = keys_in(journal, entry)
     rows: list[tuple[bytes, int, int | None]] = []
     path = store / paths.SHARDS / entry.name
-    if not path.exists() or digest_of(path)[0] != entry.sha256:
+    if not path.exists() or sha256_of(path) != entry.sha256:
         return  # a row without an index row has nothing left to prove it by
     for table in proven(journal, store, entry):
         for row in table.select(["key", "outcome", "request_json"]).to_pylist():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from harvester.errors import StoreCorrupt, StoreError, StoreFormatError
 from harvester.store.journal.records import ShardEntry
 from harvester.store.journal.sqlite import disk_error
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, SCHEMA_VERSION, VERSION_KEY
+from harvester.system.files import sha256_of
 
 SHARD_NAME = re.compile(r"part-(\d{8})-([0-9a-f]{16})\.parquet\Z")
 ROWS_PER_GROUP = 2048
@@ -163,25 +163,10 @@ def checked(
         StoreCorrupt: it does not read as it was written.
     """
     yield from read_back(hidden, keys)
-    digest, size = digest_of(hidden)
+    digest, size = sha256_of(hidden), hidden.stat().st_size
     yield
     name = f"part-{shard:08d}-{digest[:16]}.parquet"
     return ShardEntry(shard, name, digest, len(keys), size, lineage, time.time())
-
-
-def digest_of(path: Path) -> tuple[str, int]:
-    """SHA-256 of a file, 64 hex digits, and its size in bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
-
-
-def sync_folder(folder: Path) -> None:
-    """A rename is durable only when its folder is."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

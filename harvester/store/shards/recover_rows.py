@@ -33,9 +33,9 @@ from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import ShardEntry, asker_of, prompt_json
 from harvester.store.journal.rows import max_tokens_of, micros
 from harvester.store.shards import batching
-from harvester.store.shards.parquet_file import digest_of
 from harvester.store.shards.sample import sample_of
 from harvester.store.shards.schema import SCHEMA, Sample, completed, to_table
+from harvester.system.files import sha256_of
 
 UNCHECKED_COLUMNS = (
     "source_file",
@@ -120,7 +120,7 @@ def proven(journal: Journal, store: Path, entry: ShardEntry) -> Iterator[pa.Tabl
     """The row groups of a shard, of exactly `SCHEMA`: whole where it is as sealed, else rows with a proof."""
     path = store / paths.SHARDS / entry.name
     try:
-        is_as_sealed = digest_of(path)[0] == entry.sha256
+        is_as_sealed = sha256_of(path) == entry.sha256
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             proof = Proof(journal, entry)
             for number in range(file.num_row_groups):

@@ -32,13 +32,13 @@ from harvester.store.shards.parquet_file import (
     checked,
     disk,
     lineage_digest,
-    sync_folder,
     writer_of,
 )
 from harvester.store.shards.rewrite import tidy
 from harvester.store.shards.sample import SELECT_ANSWERS, sample_of
 from harvester.store.shards.schema import to_table
 from harvester.system.failpoints import reach
+from harvester.system.files import sync_folder
 
 ROWS_PER_SLICE = 256
 """Most rows turned into samples at a time: about 20 ms during which nothing is committed."""

@@ -19,7 +19,8 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from harvester.store.shards.parquet_file import SHARD_NAME, sync_folder
+from harvester.store.shards.parquet_file import SHARD_NAME
+from harvester.system.files import sync_folder
 
 STAGED = ".shards.next"
 """Beside `shards`: the folder that will take its place, or the one that had it."""

@@ -19,13 +19,13 @@ from harvester.store.journal.checksums import COVERED, is_whole
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards.parquet_file import (
     SHARD_NAME,
-    digest_of,
     keys_of,
     lineage_digest,
     lineages_in,
     opened,
 )
 from harvester.store.shards.swap import find
+from harvester.system.files import sha256_of
 
 _ODD = (StoreError, pa.ArrowException, ValueError, KeyError, IndexError, AttributeError, TypeError)
 
@@ -57,13 +57,13 @@ def contents_of(path: Path) -> Contents | None:
     match = SHARD_NAME.match(path.name)
     if match is None or not path.is_file():
         return None
-    digest, size = digest_of(path)
+    digest = sha256_of(path)
     if digest[:16] != match[2]:
         return None
     try:
         with opened(path) as file:
             keys, lineage = tuple(keys_of(file)), lineage_digest(lineages_in(file)[0])
-            return Contents(int(match[1]), path.name, keys, lineage, digest, size)
+            return Contents(int(match[1]), path.name, keys, lineage, digest, path.stat().st_size)
     except _ODD:
         return None
 
