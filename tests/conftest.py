@@ -8,31 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from harvester.mock_teacher.faults.script import read_rules
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import EVERY_TASK, MockSettings
 from tests.harvester import faulty_disk
 
+# No deadline for a single example: on a busy machine one may take seconds without being wrong.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
+
 
 @pytest.fixture(scope="session")
 def faulty_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What makes a process's disk fail when it is preloaded; see `tests.harvester.faulty_disk`."""
+    """Compile the preload library that makes disk calls fail; see `tests.harvester.faulty_disk`."""
     return faulty_disk.build(tmp_path_factory.mktemp("faults"))
 
 
 def _check(mock: RunningMock) -> None:
-    """A fault that breaks the mock itself is no test of anybody."""
+    """Fail a test whose fault script broke the mock teacher itself: such a test proves nothing."""
     if not mock.is_stopped:
         assert mock.state()["errors"] == []
 
 
 @pytest.fixture
 def mock_teacher() -> Iterator[Callable[..., RunningMock]]:
-    """Start mock teachers that end with the test.
+    """Start mock teachers; they stop when the test ends.
 
-    `mock_teacher(faults=[{"action": "status", "status": 503, "nth": 2}], accuracy=1.0, rpm=600)`:
-    faults as rows of a fault script, accuracy as one number or by task, else fields of `MockSettings`.
+    Example: `mock_teacher(faults=[{"action": "status", "status": 503, "nth": 2}], accuracy=1.0, rpm=600)`.
+    `faults` takes rows of a fault script, `accuracy` one number or a number for each task; every other
+    argument is a field of `MockSettings`.
     """
     with ExitStack() as stack:
 

@@ -1,16 +1,131 @@
-"""Check what `--help` and the shared modules load, and that forbidden calls are absent."""
+"""Check the layout: import contracts, package lists, class names, what `--help` loads, forbidden calls."""
 
 from __future__ import annotations
 
 import ast
+import re
+import shutil
 import subprocess
 import sys
+import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = sorted([*ROOT.glob("harvester/**/*.py"), *ROOT.glob("trainer/**/*.py")])
+TOP_PACKAGES = ("harvester", "trainer")
+SOURCES = sorted(path for name in TOP_PACKAGES for path in (ROOT / name).rglob("*.py"))
+
+
+def _packages() -> set[str]:
+    """Return the dotted name of every package in the source tree."""
+    found = {path.parent.relative_to(ROOT) for path in SOURCES if path.name == "__init__.py"}
+    return {".".join(path.parts) for path in found}
+
+
+@pytest.fixture
+def source_copy(tmp_path: Path) -> Path:
+    """Copy what `make layers` reads into a folder of its own."""
+    for name in TOP_PACKAGES:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def _check_imports(folder: Path) -> tuple[int, dict[str, str]]:
+    """Run `make layers` in `folder`; return its exit code and KEPT or BROKEN for each contract."""
+    installed = folder / "installed"  # newer than pyproject.toml, so that make installs nothing
+    installed.touch()
+    command = ["make", "layers", f"BIN={Path(sys.executable).parent}", f"STAMP={installed}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    lines = re.findall(r"^(.+) (KEPT|BROKEN)\b", done.stdout, flags=re.MULTILINE)
+    assert lines, done.stdout + done.stderr
+    return done.returncode, dict(lines)
+
+
+def test_make_check_runs_the_import_check():
+    command = ["make", "--dry-run", "--always-make", "check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "lint-imports" in done.stdout
+
+
+def test_the_import_contracts_hold_in_a_copy(source_copy: Path):
+    exit_code, contracts = _check_imports(source_copy)
+    assert exit_code == 0
+    assert set(contracts.values()) == {"KEPT"}
+
+
+PLANTED = {
+    "circle": (
+        "harvester/store/journal/checksums.py",
+        "import harvester.store.journal.journal",
+        "no import circle, at any depth",
+    ),
+    "sibling": (
+        "harvester/prompts/reader.py",
+        "import harvester.teacher.retry",
+        "harvester: imports go down",
+    ),
+    "sibling in the store": (
+        "harvester/store/reuse.py",
+        "import harvester.store.pauses",
+        "harvester.store: imports go down",
+    ),
+    "module without a place": ("harvester/leftovers.py", "", "harvester: imports go down"),
+    "trainer module without a place": ("trainer/leftovers.py", "", "trainer: imports go down"),
+    "import upwards": (
+        "trainer/model/losses.py",
+        "import trainer.training.train",
+        "trainer: imports go down",
+    ),
+    "import that the trainer's allow list lacks": (
+        "trainer/training/train.py",
+        "import harvester.run.job",
+        "trainer imports from harvester what this list allows, and nothing else",
+    ),
+    "trainer in the harvester": (
+        "harvester/export/export.py",
+        "import trainer.errors",
+        "harvester imports neither the trainer nor its libraries",
+    ),
+}
+
+
+@pytest.mark.parametrize(("path", "line", "contract"), PLANTED.values(), ids=PLANTED)
+def test_the_import_check_finds_a_planted_fault(source_copy: Path, path: str, line: str, contract: str):
+    with (source_copy / path).open("a", encoding="utf-8") as file:
+        file.write(f"\n{line}\n")
+    exit_code, contracts = _check_imports(source_copy)
+    assert exit_code != 0
+    assert contracts[contract] == "BROKEN"
+
+
+def test_pyproject_lists_every_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = project["tool"]["setuptools"]["packages"]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == _packages() | {"harvester_data"}
+
+
+def test_architecture_lists_every_package():
+    """Compare the package list in ARCHITECTURE.md with the tree, in both directions, down to sub-packages."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    block = text.split("## Packages", 1)[1].split("```text\n", 1)[1].split("```", 1)[0]
+    listed = set(re.findall(r"^((?:harvester|trainer)(?:/\w+)*)/(?=\s)", block, flags=re.MULTILINE))
+    assert {name.replace("/", ".") for name in listed} == _packages()
+
+
+@pytest.mark.parametrize("package", TOP_PACKAGES)
+def test_no_class_name_is_defined_twice(package: str):
+    places = defaultdict(list)
+    for path in SOURCES:
+        if path.is_relative_to(ROOT / package):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    places[node.name].append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
 @pytest.mark.parametrize("program", ["harvester", "trainer"])
@@ -44,7 +159,7 @@ def test_no_pickle_no_eval_no_unsafe_loaders(path: Path):
             assert node.value.value is False
 
 
-def test_the_three_shared_rooms_load_without_the_network_stack():
+def test_what_the_trainer_imports_loads_no_network_stack():
     code = (
         "import sys, harvester.store.shards.schema, harvester.terms.gate, harvester.store.reader\n"
         "print([m for m in ('httpx','openai','tenacity','torch','aiohttp') if m in sys.modules])"

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harvester.observe.report.histogram import CELLS_PER_OCTAVE, LEAST, Histogram, Timeline, step_for
+from harvester.observe.report.histogram import CELLS_PER_OCTAVE, LEAST, Histogram, TimeBuckets, step_for
 from harvester.store.reader import Corpus
 from harvester.store.shards.parquet_file import opened
 from harvester.store.shards.schema import Sample, to_table
@@ -94,7 +94,7 @@ class Census:
     latency_ms: Histogram = field(default_factory=Histogram)
     tokens_in: Histogram = field(default_factory=Histogram)
     tokens_out: Histogram = field(default_factory=Histogram)
-    timeline: Timeline = field(default_factory=Timeline)
+    timeline: TimeBuckets = field(default_factory=TimeBuckets)
     shown: dict[str, list[Place]] = field(default_factory=dict)
 
     def add(self, other: Census) -> None:

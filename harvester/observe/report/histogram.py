@@ -65,7 +65,7 @@ def edge(cell: int) -> float:
 
 
 @dataclass(slots=True)
-class Timeline:
+class TimeBuckets:
     """Counts by time in buckets that widen, by doubling, so that there are never more than `MOST_BUCKETS`.
 
     Attributes:
@@ -85,7 +85,7 @@ class Timeline:
         while len(self.buckets) > MOST_BUCKETS:
             self._widen()
 
-    def add(self, other: Timeline) -> None:
+    def add(self, other: TimeBuckets) -> None:
         """Take another timeline's counts."""
         self.note(other.buckets, other.step_us)
 
@@ -109,7 +109,7 @@ class Timeline:
 
 def step_for(span_us: int) -> int:
     """The narrowest step that cuts a span into no more than `MOST_BUCKETS`."""
-    step = Timeline().step_us
+    step = TimeBuckets().step_us
     while span_us // step >= MOST_BUCKETS:
         step *= 2
     return step

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.observe.report import census
-from harvester.observe.report.histogram import MOST_BUCKETS, Histogram, Timeline, step_for
+from harvester.observe.report.histogram import MOST_BUCKETS, Histogram, TimeBuckets, step_for
 from harvester.store.reader import Corpus
 from harvester.store.shards import seal
 from tests.harvester import store_rows
@@ -100,8 +100,8 @@ def test_a_quantile_is_off_by_little(values: list[float], share: float):
 
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=200), st.integers(1, 199))
 def test_timelines_add_up_and_stay_small(times: list[int], cut: int):
-    def of(some: list[int]) -> Timeline:
-        line = Timeline()
+    def of(some: list[int]) -> TimeBuckets:
+        line = TimeBuckets()
         if some:
             step = step_for(max(some) - min(some))
             counts: dict[int, int] = {}
