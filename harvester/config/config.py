@@ -13,14 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from harvester.config.bounds import MOST_AT_ONCE, MOST_MIB, MOST_SAMPLES, MOST_USD_PER_MILLION
+from harvester.config.refused_keys import KEYS_WITH_OWN_PLACE, REFUSED_KEYS
 from harvester.config.run_section import (
     BudgetSection,
     CanarySection,
@@ -31,10 +27,9 @@ from harvester.config.run_section import (
     RunSection,
     ScheduleSection,
 )
-from harvester.config.unknown_keys import PLACED, suggestion
 from harvester.errors import ConfigError
 from harvester.system.hosts import check_url
-from harvester.system.toml_file import read_toml
+from harvester.system.toml_file import read_toml, validate
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SHOWN_NAME = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
@@ -156,8 +151,8 @@ class SamplingSection(FrozenModel):
     @field_validator("extra")
     @classmethod
     def _nothing_with_a_place_of_its_own(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in sorted(value.keys() & PLACED.keys()):
-            raise ValueError(f"{name!r} has a place of its own: {PLACED[name]}")
+        for name in sorted(value.keys() & KEYS_WITH_OWN_PLACE.keys()):
+            raise ValueError(f"{name!r} has a place of its own: {KEYS_WITH_OWN_PLACE[name]}")
         return value
 
     @field_validator("extra")
@@ -224,18 +219,13 @@ def parse(data: dict[str, Any], *, place: str) -> HarvestConfig:
     Raises:
         ConfigError: the first thing wrong, with its key and a remedy.
     """
-    try:
-        return HarvestConfig.model_validate(data)
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-        # A misspelt key often also leaves a required one missing: name the spelling first.
-        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(
-                f"unknown key {where!r}", place=place, remedy=suggestion(HarvestConfig, first["loc"])
-            ) from None
-        raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}", place=place) from None
+    return validate(
+        HarvestConfig,
+        data,
+        place=place,
+        missing="`harvester init DIR` writes a complete example",
+        refused=REFUSED_KEYS,
+    )
 
 
 def api_key(teacher: TeacherSection, environment: Mapping[str, str] = os.environ) -> str | None:

@@ -1,0 +1,25 @@
+"""List the keys that harvest.toml refuses on purpose, each with the reason or the key to use instead."""
+
+from __future__ import annotations
+
+# Keys that other tools know and that this one refuses by design: the error gives the reason, not a spelling.
+REFUSED_KEYS = {
+    **dict.fromkeys(
+        ("api_keys", "api_key_envs", "keys", "key_pool"), "one credential per teacher: no key pools"
+    ),
+    **dict.fromkeys(
+        ("proxy", "proxies", "proxy_list"), "no proxy rotation; [run] trust_env uses the machine's proxy"
+    ),
+    **dict.fromkeys(("user_agent", "headers", "default_headers"), "the client says who it is: no disguise"),
+    **dict.fromkeys(("api_key", "key", "token"), "never the key itself: name its variable in api_key_env"),
+    **dict.fromkeys(
+        ("force", "ignore_terms", "skip_terms", "accept_terms"), "the terms gate has no override"
+    ),
+}
+
+# Request fields that `[sampling] extra` must not carry, because plan and budget could not see their effect.
+KEYS_WITH_OWN_PLACE = {
+    "n": "set samples; each is a request, a key and a row of its own",
+    **dict.fromkeys(("stream", "stream_options"), "set [sampling] stream"),
+    **dict.fromkeys(("logprobs", "top_logprobs"), "set [sampling] top_logprobs"),
+}
