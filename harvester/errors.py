@@ -45,6 +45,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from enum import StrEnum
 
 EXIT_COMPLETE = 0
 
@@ -316,3 +317,61 @@ class GaveUp(Exception):
         super().__init__(str(error))
         self.error = error
         self.attempts = attempts
+
+
+class Ending(StrEnum):
+    """How a run ended. The value is its `state` in status.json and its `ending` in the journal.
+
+    `exit_code` is the code of the ending itself. Two things change it: a signal (128 + its number), and more
+    failed rows than `max_failed` in a complete run (3).
+    """
+
+    exit_code: int
+
+    COMPLETE = "complete", EXIT_COMPLETE
+    # A signal: the run drained, or a second signal cut it short. 130 is that of SIGINT.
+    INTERRUPTED = "interrupted", Interrupted.exit_code
+    ABORTED = "aborted", Interrupted.exit_code
+    # A ceiling, the operator, the schedule or a long wait. The same command continues the run.
+    ROWS = "rows", StoppedAtLimit.exit_code
+    BUDGET = "budget", StoppedAtLimit.exit_code
+    RUNTIME = "runtime", StoppedAtLimit.exit_code
+    PARKED = "parked", StoppedAtLimit.exit_code
+    STOPPED = "stopped", StoppedAtLimit.exit_code
+    HOURS = "hours", StoppedAtLimit.exit_code
+    DEADLINE = "deadline", StoppedAtLimit.exit_code
+    # An error: the value is the error's `code`.
+    TERMS = TermsRefused.code, TermsRefused.exit_code
+    TEACHER_REFUSED = TeacherRefused.code, TeacherRefused.exit_code
+    TEACHER = TeacherError.code, TeacherError.exit_code
+    STORE = StoreError.code, StoreError.exit_code
+    STORE_FULL = StoreFull.code, StoreFull.exit_code
+    STORE_CORRUPT = StoreCorrupt.code, StoreCorrupt.exit_code
+    STORE_FORMAT = StoreFormatError.code, StoreFormatError.exit_code
+    USAGE = UsageError.code, UsageError.exit_code
+    CONFIG = ConfigError.code, ConfigError.exit_code
+    PROMPT_FILE = PromptError.code, PromptError.exit_code
+    NO_PROMPTS = NoPrompts.code, NoPrompts.exit_code
+    FAILED = HarvesterError.code, HarvesterError.exit_code
+
+    def __new__(cls, value: str, exit_code: int) -> Ending:
+        """Make a member of a value and its exit code."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.exit_code = exit_code
+        return member
+
+    @classmethod
+    def of(cls, error: HarvesterError) -> Ending:
+        """Return the ending of a run that this error ended: that of its class, or of the nearest base."""
+        codes = (base.code for base in type(error).__mro__ if issubclass(base, HarvesterError))
+        return next(ending for code in codes for ending in cls if ending == code)
+
+
+class RunState(StrEnum):
+    """What a living run does: its `state` in status.json until an `Ending` takes its place."""
+
+    RUNNING = "running"
+    ON_HOLD = "on hold"  # something holds it: the operator, the schedule, a changed teacher
+    DRAINING = "draining"  # nothing new is sent; requests in flight are awaited
+    SEALING = "sealing"  # the pass is over; journal rows become shards

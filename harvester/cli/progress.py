@@ -15,10 +15,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harvester.errors import RunState
 from harvester.observe.status import calendar, rows_done, span
 from harvester.system.safe_text import one_line
 
 Told = Mapping[str, Any]
+_STATE_STYLES: Mapping[str, str] = {
+    RunState.RUNNING: "green",
+    RunState.ON_HOLD: "yellow",
+    RunState.DRAINING: "yellow",
+}
 
 
 @contextmanager
@@ -63,7 +69,7 @@ def picture(title: str, told: Told, elapsed_s: float) -> RenderableType:
     head.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     head.add_column(justify="right", no_wrap=True)
     state = str(told.get("state", ""))
-    style = {"running": "green", "on hold": "yellow", "draining": "yellow"}.get(state, "bold")
+    style = _STATE_STYLES.get(state, "bold")
     name = Text(one_line(f"{title}  {told.get('model', '')}"), style="bold")
     head.add_row(name, Text(f"{state}  {_clock(elapsed_s)}", style=style))
     body = Table.grid(expand=True, padding=(0, 1))

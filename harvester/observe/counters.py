@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from harvester.errors import Ending
+
 LATENCY_EDGES_S = (
     0.01,
     0.02,
@@ -101,14 +103,6 @@ def merge(tallies: list[Tally]) -> Tally:
     return total
 
 
-COMPLETE = "complete"
-INTERRUPTED = "interrupted"
-LIMIT_ROWS = "rows"
-LIMIT_BUDGET = "budget"
-LIMIT_RUNTIME = "runtime"
-LIMIT_PARKED = "parked"
-
-
 @dataclass(frozen=True, slots=True)
 class PassLimits:
     """Ceilings of one pass, beside those of the configuration; None is no ceiling.
@@ -157,16 +151,12 @@ class Snapshot:
         """Plain values for JSON."""
         return asdict(self)
 
-    def as_result(self, ending: str) -> PassResult:
-        """These counts as the result of a pass that ended so."""
-        return PassResult(ending, self)
-
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
-    """How a pass ended (complete, interrupted, rows, budget, runtime, parked), what it did, and why."""
+    """How a pass ended, what it did, and why."""
 
-    ending: str
+    ending: Ending
     counts: Snapshot
     detail: str = ""
 

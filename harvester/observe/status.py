@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.config import schedule
+from harvester.errors import Ending, RunState
 from harvester.observe.status_schema import validated_status
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
@@ -20,8 +21,6 @@ from harvester.store.journal.lock import is_held, read_holder
 from harvester.store.maintain.bill import bill_of, canary_bill
 from harvester.store.pauses import recall
 
-RUNNING = frozenset({"running", "on hold", "draining", "sealing"})
-"""States of a living job; any other is how its last run ended."""
 COMPLAINTS_SAID = 3
 _STANDING_BY_LETTER = {"T": "stopped", "t": "traced", "Z": "zombie"}
 _STANDING = frozenset(_STANDING_BY_LETTER.values())
@@ -69,7 +68,7 @@ def status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]
             found["state"] = "hung"
     else:
         found["holds"] = holds
-        if found.get("state") in RUNNING:
+        if found.get("state") in list(RunState):
             found["state"] = "died"
     return {
         **found,
@@ -118,7 +117,7 @@ def _process(holder: Mapping[str, Any]) -> str:
 
 def unfit(found: Mapping[str, Any], max_age_s: float) -> str:
     """Why a health probe should fail, "" when it shouldn't: complete, or alive with a fresh heartbeat."""
-    if found.get("state") == "complete":
+    if found.get("state") == Ending.COMPLETE:
         return ""
     age = f"last {_beat(found)}"
     if not found.get("alive"):
@@ -170,7 +169,7 @@ def rows_done(found: Mapping[str, Any]) -> int:
 
 
 def _pace(found: Mapping[str, Any]) -> list[str]:
-    if found.get("state") not in RUNNING | {"hung"}:
+    if found.get("state") not in [*RunState, "hung"]:
         return []
     rates, limits = found.get("rates", {}), found.get("limits", {})
     requests, tokens = rates.get("requests_per_minute", 0), rates.get("tokens_per_minute", 0)
@@ -210,7 +209,7 @@ def _money(found: Mapping[str, Any]) -> list[str]:
     if canaries := (found.get("canary") or {}).get("cost_microusd"):
         said += f" and ${canaries / 1e6:.4f} for canaries"
     projected = found.get("cost_projected_microusd")
-    if projected and found.get("state") in RUNNING:
+    if projected and found.get("state") in list(RunState):
         said += f", ${projected['low'] / 1e6:.4f} to ${projected['high'] / 1e6:.4f} projected"
     ever = found.get("cost_microusd_ever", 0)
     if ever != found.get("cost_microusd", 0):

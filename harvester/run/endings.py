@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from harvester.api.error_body import excerpt
-from harvester.errors import StoppedAtLimit, TooManyFailures
-from harvester.observe.counters import COMPLETE, INTERRUPTED, PassResult, Snapshot
+from harvester.errors import Ending, HarvesterError, NotSent, Parked, StoppedAtLimit, TooManyFailures
+from harvester.observe.counters import PassResult, Snapshot
 from harvester.prompts.bad_lines import BAD_PROMPTS_NAME as BAD_PROMPTS
-
-ABORTED = "aborted"
-STOPPED = "stopped"
-HOURS = "hours"
-DEADLINE = "deadline"
 
 
 @dataclass(slots=True)
@@ -22,29 +18,77 @@ class Stop:
     """Asked to end: the pass drains on `event`. The first reason counts."""
 
     event: asyncio.Event = field(default_factory=asyncio.Event)
-    ending: str = ""
+    ending: Ending | None = None
     detail: str = ""
 
-    def ask(self, ending: str, detail: str = "") -> None:
-        """End, for this reason: INTERRUPTED (a signal), STOPPED, HOURS or DEADLINE."""
+    def ask(self, ending: Ending, detail: str = "") -> None:
+        """Ask the pass to drain, for this reason."""
         if not self.event.is_set():
             self.ending, self.detail = ending, detail
             self.event.set()
 
     def named(self, result: PassResult) -> PassResult:
         """The pass's result, by the reason why it was interrupted."""
-        if result.ending != INTERRUPTED or not self.ending:
+        if result.ending != Ending.INTERRUPTED or self.ending is None:
             return result
         return PassResult(self.ending, result.counts, self.detail)
 
 
+class Closing:
+    """The end of one pass, from the first reason on.
+
+    Args:
+        wall: Unix seconds now, for when to go on.
+        shut: closes the teacher's doors.
+
+    `draining` is set by the first reason. `ending` and `detail` become the PassResult's; `error` is raised
+    instead.
+    """
+
+    def __init__(self, wall: Callable[[], float], shut: Callable[[], None]) -> None:
+        self.ending = Ending.COMPLETE
+        self.detail = ""
+        self.error: HarvesterError | None = None
+        self.draining = asyncio.Event()
+        self._wall = wall
+        self._shut = shut
+
+    def drain(self, ending: Ending) -> None:
+        """Send nothing new, for this reason unless there is one."""
+        if not self.draining.is_set():
+            self.ending = ending
+            self.draining.set()
+            self._shut()
+
+    def fail(self, error: HarvesterError) -> None:
+        """The pass can't go on."""
+        if self.error is None:
+            self.error = error
+        self.drain(self.ending)
+
+    def park(self, parked: Parked) -> None:
+        """The teacher wants longer than our patience."""
+        if not self.draining.is_set():
+            self.detail = parked.message(self._wall())
+        self.drain(Ending.PARKED)
+
+    def stop_for(self, stopped: NotSent | Parked | HarvesterError) -> None:
+        """What a request met that concerns all others too; NotSent is no reason of its own."""
+        if isinstance(stopped, Parked):
+            self.park(stopped)
+        elif isinstance(stopped, StoppedAtLimit):
+            self.drain(Ending.BUDGET)
+        elif isinstance(stopped, HarvesterError):
+            self.fail(stopped)
+
+
 def exit_code(result: PassResult, signal_number: int, max_failed: int) -> int:
     """The documented code of an ending without an error."""
-    if result.ending in {INTERRUPTED, ABORTED}:
+    if result.ending in {Ending.INTERRUPTED, Ending.ABORTED}:
         return 128 + signal_number
-    if result.ending != COMPLETE:
-        return StoppedAtLimit.exit_code
-    return TooManyFailures.exit_code if result.counts.dead > max_failed else 0
+    if result.ending == Ending.COMPLETE and result.counts.dead > max_failed:
+        return TooManyFailures.exit_code
+    return result.ending.exit_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +96,7 @@ class Summary:
     """How a run ended."""
 
     run_id: str
-    ending: str
+    ending: Ending
     exit_code: int
     rows_total: int
     requests_sent: int

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator
 from harvester.api.client import Client
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
-from harvester.errors import GaveUp, HarvesterError, NotSent, Parked
-from harvester.observe import counters
+from harvester.errors import Ending, GaveUp, HarvesterError, NotSent, Parked
 from harvester.observe.counters import PassLimits, PassResult, Snapshot, Tally, snapshot
 from harvester.run.canary_task import CanaryTask
-from harvester.run.closing import Closing
 from harvester.run.control.settings import RuntimeSettings
+from harvester.run.endings import Closing
 from harvester.run.failures import RejectionStreak
 from harvester.run.in_flight import InFlight, answer_record
 from harvester.run.possibly_billed import PossiblyBilledRequests
@@ -160,7 +159,7 @@ class _Pass:
                     if not self.flights.is_fresh(request, held.get(request.key)):
                         continue
                     if self.limits.rows is not None and admitted >= self.limits.rows:
-                        self.closing.ending = counters.LIMIT_ROWS
+                        self.closing.ending = Ending.ROWS
                         return
                     admitted += 1
                     await self._send_off(request)
@@ -223,7 +222,7 @@ class _Pass:
 
     def _close_doubts(self) -> None:
         """The pass is over: what failed is a dead letter, unless nobody gets through any more."""
-        if self.closing.error is None and self.closing.ending != counters.LIMIT_PARKED:
+        if self.closing.error is None and self.closing.ending != Ending.PARKED:
             self._write_off()
         for request, _ in self.doubts.take():
             self.flights.drop(request)
@@ -237,7 +236,7 @@ class _Pass:
         """Drain on a stop or at the end of the time, then give the wire its grace."""
         runtime_s = self.limits.runtime_s
         await self.clock.wait(stop, math.inf if runtime_s is None else runtime_s)
-        self.closing.drain(counters.INTERRUPTED if stop.is_set() else counters.LIMIT_RUNTIME)
+        self.closing.drain(Ending.INTERRUPTED if stop.is_set() else Ending.RUNTIME)
         await self.clock.sleep(self.limits.grace_s)
         await self.crew.dismiss()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.config.schedule import OpeningHours
+from harvester.errors import Ending, RunState
 from harvester.observe.counters import Snapshot
 from harvester.observe.eta import Ahead, Forecast, Point, Span, Work
 from harvester.observe.process_stats import ProcessStats
@@ -52,7 +53,7 @@ class Heartbeat:
     ) -> None:
         self.latest = Snapshot()
         self.levers: RuntimeSettings | None = None
-        self.state = "running"
+        self.state: RunState | Ending = RunState.RUNNING
         self.canary: Mapping[str, Any] = {}
         self._gauges: Mapping[str, Any] = {"limits": {}, "budget": {}}
         self._store = store
@@ -102,7 +103,7 @@ class Heartbeat:
         """Something went wrong that ends no run: whoever looks is told."""
         self._complaints = [*self._complaints, str(error)][-COMPLAINTS_KEPT:]
 
-    def turn(self, state: str) -> None:
+    def turn(self, state: RunState) -> None:
         """Another state from now on; whoever looks sees it at once."""
         self.state = state
         self._beat()
@@ -119,12 +120,12 @@ class Heartbeat:
 
     def _beat(self) -> None:
         told = self.write()
-        if self.state in {"draining", "sealing"}:
+        if self.state in {RunState.DRAINING, RunState.SEALING}:
             self._notify.stopping(MORE_TIME_S)
         else:
             self._notify.beat("; ".join(status_lines(told)[:2]))
 
-    def end(self, ending: str, exit_code: int) -> None:
+    def end(self, ending: Ending, exit_code: int) -> None:
         """The last word: how the run ended."""
         self.state = ending
         told = self.write(exit_code=exit_code)
@@ -140,7 +141,7 @@ class Heartbeat:
         counts = self.latest.as_dict()
         waiting = counts.pop("why")
         holds = dict(self.levers.holds) if self.levers else {}
-        state = "on hold" if self.state == "running" and holds else self.state
+        state = RunState.ON_HOLD if self.state == RunState.RUNNING and holds else self.state
         told = {
             "state": state,
             "updated_at": time.time(),

@@ -14,13 +14,15 @@ from urllib.parse import urlsplit
 
 from harvester import __version__
 from harvester.errors import (
+    Ending,
     HarvesterError,
     PromptError,
+    RunState,
     StoreError,
     TeacherChanged,
     TermsRefused,
 )
-from harvester.observe.counters import COMPLETE, INTERRUPTED, PassResult, Snapshot
+from harvester.observe.counters import PassResult, Snapshot
 from harvester.prompts import bad_lines, completed_files, file_versions
 from harvester.prompts.feed import PromptFeed
 from harvester.run import endings, schedule_watch, terms_watch
@@ -28,7 +30,7 @@ from harvester.run.aides import background_task
 from harvester.run.canary_task import CanaryContext, CanaryTask
 from harvester.run.control import server
 from harvester.run.control.settings import RuntimeSettings
-from harvester.run.endings import ABORTED, Stop, Summary
+from harvester.run.endings import Stop, Summary
 from harvester.run.harvest import harvest
 from harvester.run.heartbeat import Heartbeat, Watch
 from harvester.run.in_flight import RE_ASKED
@@ -147,7 +149,7 @@ class _Life:
                 error = error or self.refused
                 code = error.exit_code if error else self._exit_code(result, caught)
                 heart.levers = None
-                heart.turn("sealing")
+                heart.turn(RunState.SEALING)
                 settling = asyncio.create_task(self._settle(result, code, error))
                 caught.first, caught.second = (lambda: None), settling.cancel
                 sealed = 0
@@ -183,7 +185,7 @@ class _Life:
 
     def _refuse(self, error: TermsRefused) -> None:
         self.refused = error
-        self.stop.ask(terms_watch.TERMS, error.message)
+        self.stop.ask(Ending.TERMS, error.message)
 
     def _unwatched(self, error: Exception) -> None:
         """Nobody asks the terms any more: unknown means no."""
@@ -211,7 +213,7 @@ class _Life:
         if known is not None:  # asked to the end before, and nothing has left the store since
             self.inbox.pass_over(known)
             heart.note(known.counts())
-            return PassResult(COMPLETE, known.counts()), None
+            return PassResult(Ending.COMPLETE, known.counts()), None
         work = asyncio.create_task(
             harvest(
                 self.inbox.watched() if prepared.flags.watch else self.inbox.once(),
@@ -235,9 +237,9 @@ class _Life:
             try:
                 return stop.named(await work), None
             except asyncio.CancelledError:
-                return PassResult(ABORTED, heart.latest), None
+                return PassResult(Ending.ABORTED, heart.latest), None
             except HarvesterError as raised:
-                return PassResult(raised.code, heart.latest), raised
+                return PassResult(Ending.of(raised), heart.latest), raised
 
     def _take_levers(self, levers: RuntimeSettings) -> None:
         self.helm.take(levers)
@@ -252,11 +254,11 @@ class _Life:
             await self.helm.changed(said)
 
     def _interrupted(self) -> None:
-        self._drain(INTERRUPTED, "")
+        self._drain(Ending.INTERRUPTED, "")
 
-    def _drain(self, ending: str, detail: str) -> None:
+    def _drain(self, ending: Ending, detail: str) -> None:
         self.stop.ask(ending, detail)
-        self.heart.turn("draining")
+        self.heart.turn(RunState.DRAINING)
 
     async def _settle(self, result: PassResult, code: int, error: HarvesterError | None) -> int:
         """Seal, record the ending, write the view of dead letters; returns the rows sealed.
@@ -268,12 +270,12 @@ class _Life:
             return sealed
         store = self.prepared.store
         try:
-            if result.ending != ABORTED and self.refused is None:
+            if result.ending != Ending.ABORTED and self.refused is None:
                 sealed = await seal_task.seal_all(store, self.writer, self.target_bytes)
         finally:
             await on_writer(self.writer, lambda j: j.end_run(self.run_id, result.ending, code, time.time()))
         await on_writer(self.writer, lambda j: j.write_dead_letters(store))
-        if error is None and result.ending == COMPLETE:
+        if error is None and result.ending == Ending.COMPLETE:
             await self._remember(result.counts)
         return sealed
 

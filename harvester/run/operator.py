@@ -10,9 +10,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harvester.errors import ConfigError
+from harvester.errors import ConfigError, Ending, RunState
 from harvester.run.control.settings import RuntimeSettings
-from harvester.run.endings import STOPPED
 from harvester.run.heartbeat import Heartbeat
 from harvester.store import pauses
 from harvester.store.journal.group_commit import GroupCommit
@@ -30,7 +29,7 @@ class OperatorCommands:
     """
 
     def __init__(
-        self, heart: Heartbeat, writer: GroupCommit, teacher_id: str, drain: Callable[[str, str], None]
+        self, heart: Heartbeat, writer: GroupCommit, teacher_id: str, drain: Callable[[Ending, str], None]
     ) -> None:
         self._heart = heart
         self._writer = writer
@@ -68,9 +67,9 @@ class OperatorCommands:
         if verb == "status":
             return self._heart.told()
         if verb == "stop":
-            self._drain(STOPPED, "by `harvester stop`")
+            self._drain(Ending.STOPPED, "by `harvester stop`")
             return {"said": "it drains: nothing new is sent, what is paid for is awaited and kept"}
-        starting = levers is None and self._heart.state == "running"
+        starting = levers is None and self._heart.state == RunState.RUNNING
         if levers is None and not (starting and verb in {"pause", "resume"}):
             raise ConfigError(
                 f"the run is {'starting' if starting else 'ending'}",

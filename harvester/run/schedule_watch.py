@@ -10,8 +10,9 @@ import asyncio
 from typing import Protocol
 
 from harvester.config.schedule import OpeningHours
+from harvester.errors import Ending
 from harvester.run.control.settings import RuntimeSettings
-from harvester.run.endings import DEADLINE, HOURS, Stop
+from harvester.run.endings import Stop
 from harvester.system.clock import Clock
 
 LOOK_EVERY_S = 30.0
@@ -29,11 +30,11 @@ def apply_schedule(
     """Open: let go. Closed: hold until it opens again if we may wait, else end. A deadline always ends."""
     why = hours.why_closed(now)
     if not why:
-        levers.release(HOURS)
+        levers.release(Ending.HOURS)
     elif wait and not hours.is_over(now):
-        levers.hold(HOURS, why)
+        levers.hold(Ending.HOURS, why)
     else:
-        stop.ask(DEADLINE if hours.is_over(now) else HOURS, why)
+        stop.ask(Ending.DEADLINE if hours.is_over(now) else Ending.HOURS, why)
 
 
 async def watch(hours: OpeningHours, clock: Clock, stop: Stop, held: Pausable, *, wait: bool) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from harvester.errors import HarvesterError, TermsRefused
 from harvester.system.clock import Clock
 
-TERMS = "terms"
 ASK_EVERY_S = 60.0
 ASK_AGAIN_S = 10.0
 """How soon terms that could not be read are looked at again."""

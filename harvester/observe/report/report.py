@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from harvester.config import schedule
-from harvester.errors import StoreError
+from harvester.errors import RunState, StoreError
 from harvester.observe.report import charts, figures, html
 from harvester.observe.report import scorecard as judged
 from harvester.observe.report.census import Census, Known, take
 from harvester.observe.report.samples import browser
 from harvester.observe.rounds import read_rounds
-from harvester.observe.status import RUNNING, read_status, rows_done, status
+from harvester.observe.status import read_status, rows_done, status
 from harvester.observe.timeline import read_timeline
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
@@ -178,7 +178,7 @@ def _provenance(census: Census) -> list[tuple[str, str]]:
 
 def _tiles(account: Account) -> list[dict[str, Any]]:
     census, status, totals = account.census, account.status, account.totals
-    live = status.get("state") in RUNNING
+    live = status.get("state") in list(RunState)
     tiles = [_tile("answers held", f"{max(census.rows, totals.answers):,}")]
     rates, eta = status.get("rates") or {}, status.get("eta_s") or {}
     if live and rates:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from harvester.config import schedule
 from harvester.config.schedule import OpeningHours, parse
+from harvester.errors import Ending
 from harvester.run import schedule_watch
-from harvester.run.endings import DEADLINE, HOURS, Stop
+from harvester.run.endings import Stop
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NIGHT = OpeningHours((parse("22:00-07:00 Europe/Berlin"),))
@@ -160,7 +161,7 @@ class Job:
         self.told: list[tuple[str, float]] = []
 
     def hold(self, who: str, why: str) -> None:
-        assert who == HOURS
+        assert who == Ending.HOURS
         assert "opens" in why
         self._tell("hold")
 
@@ -211,7 +212,7 @@ def test_a_jump_of_the_wall_clock_is_noticed_at_the_next_look(jump_s: float) -> 
     clock = Hands(at("2026-11-24T23:00"))
     clock.jumps[10] = jump_s  # ten half minutes later it is day, or still evening
     _, stop = asyncio.run(kept(NIGHT, clock, wait=False, until=at("2026-12-24T12:00")))
-    assert stop.ending == HOURS
+    assert stop.ending == Ending.HOURS
     assert clock.now() <= 11 * schedule_watch.LOOK_EVERY_S
 
 
@@ -220,7 +221,7 @@ def test_a_deadline_ends_also_a_run_that_waits() -> None:
     clock = Hands(at("2026-11-24T20:00"))
     job, stop = asyncio.run(kept(OpeningHours(NIGHT.openings, end), clock, wait=True, until=end + 3600))
     assert [what for what, _ in job.told] == ["hold", "go"]
-    assert stop.ending == DEADLINE
+    assert stop.ending == Ending.DEADLINE
     assert 0 <= clock.wall() - end < 1
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harvester.errors import StoreError
+from harvester.errors import Ending, StoreError
 from harvester.observe.status import read_status
 from harvester.run import job, schedule_watch, terms_watch
 from harvester.run.control import client
@@ -74,7 +74,7 @@ def test_terms_that_stay_unreadable_end_the_run_by_name(tmp_path: Path, mock_tea
     assert ended.exit_code == 77
     assert str(torn) in ended.said
     assert 0 < ended.totals.answers < 400
-    assert read_status(ended.store)["state"] == terms_watch.TERMS
+    assert read_status(ended.store)["state"] == Ending.TERMS
     assert not list((ended.store / "shards").glob("*.parquet"))
 
 
@@ -98,7 +98,7 @@ def test_an_aide_that_dies_is_told_at_once_and_spoils_no_ending(tmp_path: Path, 
     async def fail(*_: Any, **__: Any) -> None:
         raise StoreError("no room", place="shards")
 
-    monkeypatch.setattr(schedule_watch, "keep", die)
+    monkeypatch.setattr(schedule_watch, "watch", die)
     monkeypatch.setattr(seal_task, "seal_along", fail)
     seen: list[Mapping[str, Any]] = []
     mock = mock_teacher(latency_s=0.3)
@@ -113,7 +113,7 @@ def test_without_a_warden_the_answer_is_no(tmp_path: Path, mock_teacher, monkeyp
     async def die(*_: Any) -> None:
         raise ValueError("a fault of ours")
 
-    monkeypatch.setattr(terms_watch, "keep", die)
+    monkeypatch.setattr(terms_watch, "watch", die)
     ended = bench.live(mock_teacher(latency_s=0.1), tmp_path, prompts=MANY, teacher=SLOW)
     assert (ended.exit_code, ended.totals.answers < 400) == (77, True)
     assert "the terms can't be asked: terms: stopped by a fault of ours" in ended.said
