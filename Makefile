@@ -1,5 +1,5 @@
-# Every target works from a fresh clone: it makes .venv first. PYTHON picks the interpreter (>= 3.11),
-# WORKERS how many processes the default suite runs in.
+# Every target works from a fresh clone: it creates .venv first. PYTHON names the interpreter (>= 3.11),
+# WORKERS the number of test processes.
 PYTHON ?= python3
 WORKERS ?= 2
 SOAK_SECONDS ?= 720
@@ -17,31 +17,31 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
 	@touch $@
 
-demo: $(STAMP)  ## the whole journey, offline: mock teacher -> corpus -> student -> scorecard
+demo: $(STAMP)  ## everything once, offline: mock teacher -> corpus -> student -> scorecard -> report
 	$(BIN)/python -m harvester demo
 
-test: $(STAMP)  ## the default suite
+test: $(STAMP)  ## the default test suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow and not torture'
 
-test-slow: $(STAMP)  ## what the default suite leaves out
-	$(BIN)/python -m pytest -m 'slow and not torture'
+test-slow: $(STAMP)  ## the tests marked `slow`: about 10 minutes; CI runs them after `test`
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'slow and not torture'
 
-torture: $(STAMP)  ## a thousand kills under way (TORTURE_KILLS=N for another number)
+torture: $(STAMP)  ## hundreds of kills and faults, for hours (TORTURE_KILLS=N for another number)
 	$(BIN)/python -m pytest -m torture -s
 
-torture-trainer: $(STAMP)  ## 200 kills of a training, each resumed to the same bits
+torture-trainer: $(STAMP)  ## kill a training 200 times; each time it must resume to the same bits
 	$(BIN)/python -m pytest -m torture tests/trainer
 
-bench: $(STAMP)  ## ratios against bare loops: about 15 minutes on an idle machine, with nginx if installed
+bench: $(STAMP)  ## throughput and memory beside a bare loop: 15 minutes on an idle machine; uses nginx if installed
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/cancelled.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/limit_share.py
 
-soak: $(STAMP)  ## a scaled day of faults, storms, kills: 12 minutes (SOAK_SECONDS=N for another length)
+soak: $(STAMP)  ## a day's faults and kills in 12 minutes (SOAK_SECONDS=N for another length)
 	$(BIN)/python benchmarks/soak.py --seconds $(SOAK_SECONDS)
 
-bench-trainer: $(STAMP)  ## our trainer beside TRL 1.16 on this CPU; makes an environment for TRL once
+bench-trainer: $(STAMP)  ## compare the trainer with TRL 1.16 on the CPU; creates an environment for TRL once
 	$(BIN)/python benchmarks/trainer_vs_trl.py
 
 check: lint types layers  ## ruff, mypy, import contracts
@@ -56,9 +56,9 @@ types: $(STAMP)
 layers: $(STAMP)
 	$(BIN)/lint-imports
 
-format: $(STAMP)  ## let ruff rewrite
+format: $(STAMP)  ## let ruff fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove what the targets generated, never answers
+clean:  ## remove what the targets created; never removes answers
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

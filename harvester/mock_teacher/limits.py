@@ -1,9 +1,14 @@
-"""The mock teacher's true limits: continuous token buckets, no minute windows.
+"""Enforce the mock teacher's request and token limits, and write its rate-limit headers.
 
-A bucket refills at `limit / 60` per second and holds at most `burst_s` seconds of that (at least one
-request). What is larger than a full bucket passes when the bucket is full and leaves a debt, so over
-any span of T seconds at most `max(capacity, largest single charge) + T * limit / 60` passes.
-A refused request takes nothing. `remaining` is what may be taken now, `reset` the time to a full bucket.
+The check is the Generic Cell Rate Algorithm in its virtual-scheduling form (ITU-T I.371, annex A). It keeps
+one number, the theoretical arrival time: the moment at which everything admitted so far is paid off at the
+limit's rate. It is computed differently from the harvester's own token bucket on purpose, so that a mistake
+in one of the two does not hide in the other.
+
+Over any span of T seconds at most `max(burst, largest single amount) + T * limit / 60` units are admitted.
+A burst is `burst_s` seconds' worth of the limit, at least one unit. A larger amount is admitted when nothing
+is owed, and what follows waits the longer. A refused request takes nothing. In the headers, `remaining` is
+the amount that would be admitted now, `reset` the time until a whole burst would be.
 """
 
 from __future__ import annotations
@@ -14,55 +19,60 @@ from dataclasses import dataclass
 from harvester.mock_teacher.wire import Headers, Refusal, error_body
 
 
-class MockBucket:
-    """One token bucket. Time comes in as monotonic seconds; a step back counts as no time.
+class ArrivalSchedule:
+    """One limit as a GCRA. Times are monotonic seconds; a clock that steps back counts as standing still.
 
     Args:
-        per_minute: refill in units per minute, above 0.
-        burst_s: capacity in seconds of refill.
-        now: the time at which the bucket is full.
+        per_minute: the limit in units per minute, above 0.
+        burst_s: how many seconds' worth of the limit are admitted at once.
+        now: the current time; a whole burst is admitted from here on.
     """
 
     def __init__(self, per_minute: float, burst_s: float, now: float) -> None:
-        self._at = now
+        self._now = now
+        self._arrival = now  # the theoretical arrival time
+        self._set(per_minute, burst_s)
+
+    def _set(self, per_minute: float, burst_s: float) -> None:
         self.per_minute = per_minute
-        self.rate = per_minute / 60
-        self.capacity = max(1.0, self.rate * burst_s)
-        self.level = self.capacity
+        self.interval_s = 60 / per_minute  # seconds that one unit takes
+        self.burst = max(1.0, burst_s / self.interval_s)
 
     def change(self, per_minute: float, burst_s: float, now: float) -> None:
-        """Set another limit from now on; what was saved up or owed stays, within the new capacity."""
-        self.refill(now)
-        self.per_minute = per_minute
-        self.rate = per_minute / 60
-        self.capacity = max(1.0, self.rate * burst_s)
-        self.level = min(self.level, self.capacity)
-
-    def refill(self, now: float) -> None:
-        """Bring the level up to the given time."""
-        if now > self._at:
-            self.level = min(self.capacity, self.level + (now - self._at) * self.rate)
-            self._at = now
+        """Replace the limit. What may be admitted at once stays as it is, or shrinks to the new burst."""
+        remaining = self.remaining(now)
+        self._set(per_minute, burst_s)
+        self._arrival = self._now + max(0.0, self.burst - remaining) * self.interval_s
 
     def wait_s(self, amount: float, now: float) -> float:
-        """Seconds until `amount` may be taken; 0 if it may be taken now."""
-        self.refill(now)
-        # The tolerance absorbs the rounding of level + time * rate: a caller who waits exactly
-        # as long as told must get through.
-        missing = min(amount, self.capacity) - self.level
-        return missing / self.rate if missing > 1e-9 * self.capacity else 0.0
+        """Return the seconds until `amount` is admitted, 0 if it is admitted now."""
+        self._advance(now)
+        earliest = self._arrival - (self.burst - min(amount, self.burst)) * self.interval_s
+        wait_s = earliest - self._now
+        # Rounding: a caller that waits exactly as long as it was told must be admitted.
+        rounding_s = 1e-9 * (self.burst * self.interval_s + abs(self._now))
+        return wait_s if wait_s > rounding_s else 0.0
 
-    def take(self, amount: float) -> None:
-        """Take without asking; call `wait_s` first."""
-        self.level -= amount
+    def take(self, amount: float, now: float) -> None:
+        """Admit `amount` without a check; call `wait_s` first."""
+        self._advance(now)
+        self._arrival = max(self._arrival, self._now) + amount * self.interval_s
 
-    def reset_s(self) -> float:
-        """Seconds until the bucket is full."""
-        return (self.capacity - self.level) / self.rate
+    def remaining(self, now: float) -> float:
+        """Return how many units would be admitted at once; negative after an amount larger than a burst."""
+        return self.burst - self.reset_s(now) / self.interval_s
+
+    def reset_s(self, now: float) -> float:
+        """Return the seconds until a whole burst would be admitted."""
+        self._advance(now)
+        return max(0.0, self._arrival - self._now)
+
+    def _advance(self, now: float) -> None:
+        self._now = max(self._now, now)
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as OpenAI's headers do: `12ms`, `1.2s`, `6m0s`, `1h0m0s`."""
+    """Format seconds as in OpenAI's headers: `12ms`, `1.2s`, `6m0s`, `1h0m0s`."""
     if seconds < 1:
         return f"{math.ceil(seconds * 1000)}ms"
     minutes, rest = divmod(seconds, 60)
@@ -75,7 +85,7 @@ def duration(seconds: float) -> str:
 
 @dataclass(slots=True)
 class LimitValues:
-    """The numbers in force; `POST /mock/limits` changes them."""
+    """The limits in force; `POST /mock/limits` changes them. None means no limit."""
 
     rpm: float | None = None
     tpm: float | None = None
@@ -86,11 +96,11 @@ class LimitValues:
 
 
 class MockLimits:
-    """Requests and tokens per minute, and how many requests may be in the works."""
+    """The limits on requests and tokens per minute, and on requests in flight."""
 
     def __init__(self, values: LimitValues, model: str, now: float) -> None:
         self._model = model
-        self._buckets: dict[str, MockBucket] = {}
+        self._schedules: dict[str, ArrivalSchedule] = {}
         self.values = values
         self.change(values, now)
 
@@ -98,18 +108,18 @@ class MockLimits:
         """Put other numbers in force from now on."""
         self.values = values
         for name, per_minute in (("requests", values.rpm), ("tokens", values.tpm)):
-            bucket = self._buckets.get(name)
+            schedule = self._schedules.get(name)
             if per_minute is None:
-                self._buckets.pop(name, None)
-            elif bucket is None:
-                self._buckets[name] = MockBucket(per_minute, values.burst_s, now)
+                self._schedules.pop(name, None)
+            elif schedule is None:
+                self._schedules[name] = ArrivalSchedule(per_minute, values.burst_s, now)
             else:
-                bucket.change(per_minute, values.burst_s, now)
+                schedule.change(per_minute, values.burst_s, now)
 
     def check_concurrency(self, in_flight: int) -> None:
-        """Refuse if `in_flight`, this request included, is over the ceiling."""
-        ceiling = self.values.max_concurrency
-        if ceiling is None or in_flight <= ceiling:
+        """Raise `Refusal` if `in_flight`, which counts this request too, is above the limit."""
+        limit = self.values.max_concurrency
+        if limit is None or in_flight <= limit:
             return
         if self.values.concurrency_status == 429:
             body = error_body("Too many concurrent requests.", "requests", "rate_limit_exceeded")
@@ -119,43 +129,43 @@ class MockLimits:
 
     def admit(self, tokens: int, now: float) -> None:
         """Take one request and `tokens` tokens, or raise `Refusal` (429) and take nothing."""
-        if not self._buckets:
+        if not self._schedules:
             return
         amounts = {"requests": 1, "tokens": tokens}
-        waits = {name: bucket.wait_s(amounts[name], now) for name, bucket in self._buckets.items()}
-        name = max(waits, key=lambda key: waits[key])
-        if "tokens" in self._buckets and tokens > self._buckets["tokens"].per_minute:
-            raise self._refusal("tokens", tokens, None)
-        if waits[name] > 0:
-            raise self._refusal(name, amounts[name], waits[name])
-        for key, bucket in self._buckets.items():
-            bucket.take(amounts[key])
+        waits = {name: schedule.wait_s(amounts[name], now) for name, schedule in self._schedules.items()}
+        slowest = max(waits, key=lambda name: waits[name])
+        if "tokens" in self._schedules and tokens > self._schedules["tokens"].per_minute:
+            raise self._refusal("tokens", tokens, None, now)
+        if waits[slowest] > 0:
+            raise self._refusal(slowest, amounts[slowest], waits[slowest], now)
+        for name, schedule in self._schedules.items():
+            schedule.take(amounts[name], now)
 
-    def headers(self) -> Headers:
-        """The `x-ratelimit-*` headers of this moment, none if hidden."""
+    def headers(self, now: float) -> Headers:
+        """Return the current `x-ratelimit-*` headers; an empty list if the limits are hidden."""
         if self.values.hide:
             return []
-        found: Headers = []
-        for name, bucket in self._buckets.items():
-            key = name.encode()
-            found.append((b"x-ratelimit-limit-" + key, b"%d" % bucket.per_minute))
-            found.append((b"x-ratelimit-remaining-" + key, b"%d" % max(0, math.floor(bucket.level))))
-            found.append((b"x-ratelimit-reset-" + key, duration(bucket.reset_s()).encode()))
-        return found
+        headers: Headers = []
+        for name, schedule in self._schedules.items():
+            suffix = name.encode()
+            remaining = max(0, math.floor(schedule.remaining(now)))
+            headers.append((b"x-ratelimit-limit-" + suffix, b"%d" % schedule.per_minute))
+            headers.append((b"x-ratelimit-remaining-" + suffix, b"%d" % remaining))
+            headers.append((b"x-ratelimit-reset-" + suffix, duration(schedule.reset_s(now)).encode()))
+        return headers
 
-    def _refusal(self, name: str, requested: int, wait_s: float | None) -> Refusal:
-        bucket = self._buckets[name]
+    def _refusal(self, name: str, requested: int, wait_s: float | None, now: float) -> Refusal:
         short = "RPM" if name == "requests" else "TPM"
         where = f"for {self._model} in organization org-mock on {name} per min ({short})"
         if self.values.hide:
             return Refusal(429, error_body("Rate limit reached.", name, "rate_limit_exceeded"))
-        sums = f"Limit {bucket.per_minute:.0f}, Requested {requested}."
+        numbers = f"Limit {self._schedules[name].per_minute:.0f}, Requested {requested}."
         if wait_s is None:
-            text = f"Request too large {where}: {sums}"
-            return Refusal(429, error_body(text, name, "rate_limit_exceeded"), self.headers())
-        text = f"Rate limit reached {where}: {sums} Please try again in {duration(wait_s)}."
-        told = [
+            text = f"Request too large {where}: {numbers}"
+            return Refusal(429, error_body(text, name, "rate_limit_exceeded"), self.headers(now))
+        text = f"Rate limit reached {where}: {numbers} Please try again in {duration(wait_s)}."
+        retry = [
             (b"retry-after", b"%d" % math.ceil(wait_s)),
             (b"retry-after-ms", b"%d" % math.ceil(wait_s * 1000)),
         ]
-        return Refusal(429, error_body(text, name, "rate_limit_exceeded"), [*told, *self.headers()])
+        return Refusal(429, error_body(text, name, "rate_limit_exceeded"), [*retry, *self.headers(now)])

@@ -199,7 +199,8 @@ class MockTeacher:
         whole: Completion = completion(ask, turn.generated, identity)
         if rule is not None and rule.kind.stage is Stage.ANSWER:
             whole = spoil.spoil_answer(rule.action, rule.options, whole)
-        headers = [(b"x-request-id", b"req_" + response_id[9:].encode()), *self.limits.headers()]
+        limit_headers = self.limits.headers(time.monotonic())
+        headers = [(b"x-request-id", b"req_" + response_id[9:].encode()), *limit_headers]
         if ask.stream:
             events = tuple(stream_events(whole, ask.include_usage))
             reply = SpoiledReply(200, [spoil.STREAM_TYPE, *headers], events=events)

@@ -121,6 +121,7 @@ print(limiter.why(Charge(1, 1), 0.0))
     ], done.stderr
 
 
+@pytest.mark.slow
 def test_row_45_at_runtime_a_shortage_lowers_the_window_and_costs_no_row(tmp_path: Path) -> None:
     blind = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))\n"

@@ -49,7 +49,9 @@ def held_and_doubtful(store: Path) -> tuple[int, int]:
         return totals.answers, totals.possibly_billed + in_flight
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(4, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.torture)]
+)
 def test_a_run_on_a_failing_disk_ends_by_name_and_the_next_one_completes_it(
     mock_teacher: Mock, tmp_path: Path, faulty_library: Path, count: int
 ) -> None:

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from harvester.mock_teacher.running import RunningMock, start_process
 from harvester.store.reader import Corpus
 
@@ -79,6 +81,7 @@ def test_four_thousand_prompts_arrive_complete_and_each_is_billed_once(tmp_path:
     assert corpus.verify() == []
 
 
+@pytest.mark.slow
 def test_from_a_prompt_file_to_a_scored_student(mock_teacher: Callable[..., RunningMock], tmp_path: Path):
     rows = []
     for name, most in (("skills-train", 400), ("skills-held-out", 60)):

@@ -1,4 +1,4 @@
-"""The mock teacher's limits: the law of its buckets, and how refusals look on the wire."""
+"""Test the mock teacher's limits: what is admitted, and what a refusal looks like."""
 
 from __future__ import annotations
 
@@ -9,63 +9,76 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.errors import HarvesterError
-from harvester.mock_teacher.limits import MockBucket, duration
+from harvester.mock_teacher.limits import ArrivalSchedule, duration
 from tests.raw_client import Caller, once, raw, until
 
 amounts = st.floats(0.5, 500)
 steps = st.lists(st.tuples(st.floats(0, 30), amounts), max_size=60)
+rates = st.floats(1, 10_000)
+bursts = st.floats(0.1, 60)
 
 
-@given(per_minute=st.floats(1, 10_000), burst_s=st.floats(0.1, 60), steps=steps)
-def test_no_span_lets_more_through_than_capacity_plus_refill(per_minute, burst_s, steps):
-    bucket = MockBucket(per_minute, burst_s, now=0.0)
+@given(per_minute=rates, burst_s=bursts, steps=steps)
+def test_no_span_admits_more_than_burst_plus_rate_times_span(per_minute, burst_s, steps):
+    schedule = ArrivalSchedule(per_minute, burst_s, now=0.0)
     now, taken = 0.0, []
     for wait_s, amount in steps:
         now += wait_s
-        if bucket.wait_s(amount, now) == 0:
-            bucket.take(amount)
+        if schedule.wait_s(amount, now) == 0:
+            schedule.take(amount, now)
             taken.append((now, amount))
     for first in range(len(taken)):
         for last in range(first, len(taken)):
             span = taken[first : last + 1]
-            burst = max(bucket.capacity, *(amount for _, amount in span), 0)
+            burst = max(1.0, burst_s * per_minute / 60, *(amount for _, amount in span))
             refill = (span[-1][0] - span[0][0]) * per_minute / 60
             assert sum(amount for _, amount in span) <= (burst + refill) * (1 + 1e-6) + 1e-6
 
 
-@given(per_minute=st.floats(1, 10_000), burst_s=st.floats(0.1, 60), steps=steps)
-def test_who_waits_as_long_as_told_gets_through(per_minute, burst_s, steps):
-    bucket = MockBucket(per_minute, burst_s, now=0.0)
+@given(per_minute=rates, burst_s=bursts, steps=steps)
+def test_a_caller_that_waits_as_told_is_admitted(per_minute, burst_s, steps):
+    schedule = ArrivalSchedule(per_minute, burst_s, now=0.0)
     now = 0.0
     for wait_s, amount in steps:
         now += wait_s
-        now += bucket.wait_s(amount, now)
-        assert bucket.wait_s(amount, now) == 0
-        bucket.take(amount)
-        assert bucket.level <= bucket.capacity
+        now += schedule.wait_s(amount, now)
+        assert schedule.wait_s(amount, now) == 0
+        schedule.take(amount, now)
+        assert schedule.remaining(now) <= max(1.0, burst_s * per_minute / 60)
+
+
+@pytest.mark.parametrize(("per_minute", "burst_s", "span_s"), [(600, 1, 30), (12_000, 0.25, 3), (60, 10, 60)])
+def test_a_greedy_caller_gets_the_burst_and_then_the_rate(per_minute, burst_s, span_s):
+    schedule = ArrivalSchedule(per_minute, burst_s, now=0.0)
+    admitted, tick_s = 0, 60 / per_minute / 4
+    for tick in range(int(span_s / tick_s) + 1):
+        while schedule.wait_s(1, tick * tick_s) == 0:
+            schedule.take(1, tick * tick_s)
+            admitted += 1
+    assert admitted == pytest.approx(per_minute / 60 * (burst_s + span_s), abs=1)
 
 
 @given(st.floats(0, 10_000), st.floats(-100, 0))
 def test_a_clock_that_steps_back_gives_nothing(start, step):
-    bucket = MockBucket(60, 10, now=start)
-    bucket.take(bucket.capacity)
-    assert bucket.wait_s(1, start + step) == pytest.approx(1)
+    schedule = ArrivalSchedule(60, 10, now=start)
+    schedule.take(10, start)
+    assert schedule.wait_s(1, start + step) == pytest.approx(1)
 
 
-def test_a_change_keeps_debt_and_never_gives_a_burst():
-    bucket = MockBucket(60, 10, now=0.0)
-    bucket.take(25)
-    bucket.change(6000, 10, now=0.0)
-    assert bucket.level == -15
-    bucket.change(6, 10, now=100.0)
-    assert bucket.level == bucket.capacity == 1
+def test_a_change_keeps_what_is_owed_and_never_gives_a_burst():
+    schedule = ArrivalSchedule(60, 10, now=0.0)
+    schedule.take(25, 0.0)
+    schedule.change(6000, 10, now=0.0)
+    assert schedule.remaining(0.0) == pytest.approx(-15)
+    schedule.change(6, 10, now=100.0)
+    assert schedule.remaining(100.0) == schedule.burst == 1
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.0, "0ms"), (0.0115, "12ms"), (1.2, "1.2s"), (59.0, "59s"), (360.0, "6m0s"), (3660.5, "1h1m0.5s")],
 )
-def test_durations_are_written_as_openai_writes_them(seconds, text):
+def test_durations_have_the_format_of_openai_headers(seconds, text):
     assert duration(seconds) == text
 
 
@@ -116,11 +129,11 @@ def test_counting_max_tokens_up_front_refuses_what_actual_use_would_not(mock_tea
 def test_hidden_limits_leave_no_trace(mock_teacher):
     mock = mock_teacher(rpm=60, tpm=1000, hide_limits=True)
     with Caller(mock.base_url) as caller:
-        heard = [caller.ask("What is 1 + 2?") for _ in range(2)]
-    assert [one.status for one in heard] == [200, 429]
-    for one in heard:
-        assert not [name for name in one.headers if "ratelimit" in name or "retry" in name]
-    assert "try again" not in heard[1].json()["error"]["message"]
+        replies = [caller.ask("What is 1 + 2?") for _ in range(2)]
+    assert [reply.status for reply in replies] == [200, 429]
+    for reply in replies:
+        assert not [name for name in reply.headers if "ratelimit" in name or "retry" in name]
+    assert "try again" not in replies[1].json()["error"]["message"]
 
 
 def test_limits_change_while_it_runs(mock_teacher):
@@ -130,16 +143,16 @@ def test_limits_change_while_it_runs(mock_teacher):
         assert mock.set_limits(rpm=None)["rpm"] is None
         assert {caller.ask("What is 1 + 2?").status for _ in range(20)} == {200}
         mock.set_limits(rpm=1, hide=True)
-        heard = [caller.ask("What is 1 + 2?") for _ in range(3)]
-    assert [one.status for one in heard] == [200, 429, 429]
-    assert "retry-after" not in heard[1].headers
+        replies = [caller.ask("What is 1 + 2?") for _ in range(3)]
+    assert [reply.status for reply in replies] == [200, 429, 429]
+    assert "retry-after" not in replies[1].headers
 
 
-@pytest.mark.parametrize("order", [{"rpm": -1}, {"rpm": "many"}, {"requests": 5}])
-def test_a_wrong_order_changes_nothing(mock_teacher, order):
+@pytest.mark.parametrize("change", [{"rpm": -1}, {"rpm": "many"}, {"requests": 5}])
+def test_a_wrong_change_changes_nothing(mock_teacher, change):
     mock = mock_teacher(rpm=600)
     with pytest.raises(HarvesterError, match=r"limit|rpm"):
-        mock.set_limits(**order)
+        mock.set_limits(**change)
     assert mock.state()["limits"]["rpm"] == 600
 
 

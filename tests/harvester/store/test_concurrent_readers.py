@@ -105,6 +105,7 @@ def is_there(reader: Callable[[Path], list[str]]) -> bool:
     return reader in {by_arrow, file_by_file} or importlib.util.find_spec(name) is not None
 
 
+@pytest.mark.slow
 def test_readers_beside_kills_sealing_and_merging_see_a_growing_set(
     mock_teacher: Callable[..., RunningMock],
 ) -> None:

@@ -47,7 +47,10 @@ def look(store: Path) -> tuple[int, int]:
         return len(keys), len(journal.dangling())
 
 
-@pytest.mark.parametrize("kills", [50, pytest.param(TORTURE_KILLS, marks=pytest.mark.torture)])
+@pytest.mark.parametrize(
+    "kills",
+    [5, pytest.param(50, marks=pytest.mark.slow), pytest.param(TORTURE_KILLS, marks=pytest.mark.torture)],
+)
 def test_kills_lose_nothing_and_pay_twice_only_what_was_in_flight(
     mock_teacher: Callable[..., RunningMock], kills: int
 ) -> None:
@@ -90,5 +93,6 @@ def test_kills_lose_nothing_and_pay_twice_only_what_was_in_flight(
         f" in flight; {shards} shards sealed or merged, {files} left"
     )
     assert killed >= min(kills, 50)
-    assert max(in_flight) >= 100
-    assert files < shards
+    if kills >= 50:  # a few kills may all come before the window is full and before shards are merged
+        assert max(in_flight) >= 100
+        assert files < shards

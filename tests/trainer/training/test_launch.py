@@ -21,7 +21,8 @@ from trainer.training.train import train
 DEALT = {"train": {"epochs": 1, "batch_tokens": 1024, "max_length": 64, "pack_tokens": 128, "log_every": 1}}
 
 
-@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.25])
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path, dropout):
     rows = tiny.skill(60)
     shape = {**DEALT, "lora": {"dropout": dropout}}
@@ -87,6 +88,7 @@ def fleet(toml: Path, **more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_with_half_the_base_each_learn_what_one_does_and_either_resumes_the_other(tmp_path):
     rows = tiny.skill(60)
     shape = {

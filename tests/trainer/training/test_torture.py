@@ -64,6 +64,7 @@ def torture(nursery, folder: Path, kills: int, seed: int) -> None:
     print(f"{done} kills of {victim} trainings, no bit changed")
 
 
+@pytest.mark.slow
 def test_05_twenty_kills_change_no_bit(nursery, tmp_path):
     torture(nursery, tmp_path, 20, seed=7)
 
