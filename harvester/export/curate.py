@@ -38,6 +38,7 @@ from harvester.system import output_path
 from harvester.system.failpoints import reach
 from harvester.system.files import sync_folder
 from harvester.system.toml_file import read_toml
+from harvester.terms.lineage import Lineage
 
 MOST_OPEN = 8
 """Files written at a time; each keeps a row group in memory."""
@@ -107,7 +108,7 @@ def curate(config: CurateConfig) -> CurateCounts:
     shards = config.out / paths.SHARDS
     _refuse(config.out, {config.corpus.resolve(), corpus.folder.resolve()})
     terms_check.require_lineage(corpus)
-    lineages = {str(lineage.get("run_id", "")): lineage for lineage in corpus.lineages()}
+    lineages = {lineage.run_id: lineage for lineage in corpus.lineages()}
     output_path.folder(config.out)
     with disk(config.out), _hidden_folder(config.out) as hidden:
         with _Parts(hidden, lineages) as parts:
@@ -170,7 +171,7 @@ class _Part:
     Its lineages are written before its rows, so they are those of all these runs, kept rows or none.
     """
 
-    def __init__(self, path: Path, lineages: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, path: Path, lineages: Sequence[Lineage]) -> None:
         self._samples: list[Sample] = []
         self._sample_bytes = self._waiting_bytes = self._waiting_rows = 0
         self._waiting: list[pa.Table] = []
@@ -216,10 +217,10 @@ class _Part:
 class _Parts:
     """The files of a curated corpus; a few are open at once, whatever the number of runs and lineages."""
 
-    def __init__(self, folder: Path, lineages: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, folder: Path, lineages: Mapping[str, Lineage]) -> None:
         self._folder = folder
         self._digests = {run: lineage_digest(lineage) for run, lineage in lineages.items()}
-        self._alike: dict[str, list[Mapping[str, Any]]] = {}
+        self._alike: dict[str, list[Lineage]] = {}
         for run, lineage in sorted(lineages.items()):
             self._alike.setdefault(self._digests[run], []).append(lineage)
         self._open: dict[str, _Part] = {}  # the last used comes last

@@ -42,9 +42,9 @@ class ServedModels:
             self._note_id(answer.response_id)
         if self._tally.note_voice(answer.voice) and self._strict:
             raise Parked(0.0, f"another teacher answers now: {excerpt(answer.voice)}")
-        if not lineage.is_among(answer.provider, self._providers):
+        if not lineage.is_allowed_provider(answer.provider, self._providers):
             raise TermsRefused(
-                f"answered by {lineage.strange_provider(answer.provider, self._providers)}",
+                f"answered by {lineage.unexpected_provider(answer.provider, self._providers)}",
                 place="provider",
                 remedy="the answer stays journalled; ask the router why, or declare that host's record too",
             )

@@ -14,7 +14,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -30,7 +29,7 @@ from harvester.store.shards.sample import SELECT_ANSWERS, SELECT_FACTS, asked_by
 from harvester.store.shards.schema import ADDED, SCHEMA, Sample, from_row
 from harvester.store.shards.swap import find, reading
 from harvester.store.verify import Finding, look
-from harvester.terms import lineage as provenance
+from harvester.terms.lineage import FACT_COLUMNS, Lineage
 
 _ASKED = ("prompt_id", "sample_index", "reference", "tags", "metadata_json", "source_file", "source_line")
 
@@ -126,22 +125,24 @@ class Corpus:
             query = "SELECT (SELECT coalesce(sum(rows), 0) FROM manifest) + (SELECT count(*) FROM answers)"
             return int(connection.execute(query).fetchone()[0])
 
-    def lineages(self, *, sealed: bool = True) -> list[dict[str, Any]]:
-        """One dict a run that holds rows here: teacher, terms, purpose, duties, configuration hash.
+    def lineages(self, *, sealed: bool = True) -> list[Lineage]:
+        """One lineage a run that holds rows here: teacher, terms, purpose, duties, configuration hash.
 
         Two files that say different things of one run give two. `sealed=False` leaves the shards aside.
         """
-        told: list[dict[str, Any]] = []
+        lineages: list[Lineage] = []
         if self._has_journal:  # the tail first: what is sealed meanwhile is met again among the shards
             with self._reading() as connection:
                 query = "SELECT lineage_json FROM runs WHERE run IN (SELECT run FROM answers)"
-                told += [orjson.loads(text) for (text,) in connection.execute(query)]
+                lineages += [Lineage.from_json(text) for (text,) in connection.execute(query)]
         with reading(self.folder):
             for entry in self._read_manifest() if sealed else ():
                 with opened(find(self.folder, entry.name)) as file:
-                    told += lineages_in(file) or [{}]  # a silent file is no part of what others say
-        found = {orjson.dumps(lineage, option=orjson.OPT_SORT_KEYS): lineage for lineage in told}
-        return sorted(found.values(), key=lambda lineage: str(lineage.get("run_id", "")))
+                    lineages += lineages_in(file) or [
+                        Lineage({})
+                    ]  # a file without one must not pass unnoticed
+        distinct = {lineage.to_json(): lineage for lineage in lineages}
+        return sorted(distinct.values(), key=lambda lineage: lineage.run_id)
 
     def distinct(self, columns: Sequence[str], *, sealed: bool = True) -> list[dict[str, Any]]:
         """Every combination of values that rows hold in some columns, each once.
@@ -187,7 +188,7 @@ class Corpus:
 
     def _facts(self, connection: sqlite3.Connection, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
         """Columns of the tail, one dict a row; what the doors look at is told without parsing an answer."""
-        if not set(columns) <= set(provenance.COLUMNS):
+        if not set(columns) <= set(FACT_COLUMNS):
             for sample in self._tail(connection, columns):
                 yield {name: getattr(sample, name) for name in columns}
             return
@@ -258,9 +259,9 @@ class _Asks:
         return found
 
 
-def _lineages(connection: sqlite3.Connection) -> dict[int, dict[str, Any]]:
+def _lineages(connection: sqlite3.Connection) -> dict[int, Lineage]:
     query = "SELECT run, lineage_json FROM runs"
-    return {run: orjson.loads(text) for run, text in connection.execute(query)}
+    return {run: Lineage.from_json(text) for run, text in connection.execute(query)}
 
 
 def _projected(sample: Sample, wanted: Sequence[str]) -> Sample:
@@ -269,7 +270,7 @@ def _projected(sample: Sample, wanted: Sequence[str]) -> Sample:
 
 def _combinations(file: pq.ParquetFile, columns: Sequence[str], place: Path) -> Iterator[tuple[Any, ...]]:
     there = [name for name in columns if name in file.schema_arrow.names]
-    held_to = any(lineage.get("providers") for lineage in lineages_in(file))  # then the column was written
+    held_to = any(lineage.providers for lineage in lineages_in(file))  # then the column was written
     if lacking := sorted(set(columns) - set(there) - (frozenset() if held_to else ADDED)):
         raise StoreFormatError(f"lacks columns {lacking}", place=str(place))
     for batch in file.iter_batches(columns=there):

@@ -29,7 +29,7 @@ def ask(corpus: Corpus, use: Use, beside: Path) -> None:
         TermsRefused: exit 77; names record, gist, URL, day seen, and the remedies.
     """
     lineages = corpus.lineages(sealed=use != "seal")
-    facts = corpus.distinct(lineage.COLUMNS, sealed=use != "seal")
+    facts = corpus.distinct(lineage.FACT_COLUMNS, sealed=use != "seal")
     if not lineages and not facts:  # no row, no question
         return
     verdicts = gate.again(
@@ -65,7 +65,7 @@ def require_lineage(corpus: Corpus) -> None:
     Raises:
         TermsRefused: exit 77: what can't be shown is not passed on.
     """
-    found = lineage.disagreements(corpus.lineages(), corpus.distinct(lineage.COLUMNS))
+    found = lineage.disagreements(corpus.lineages(), corpus.distinct(lineage.FACT_COLUMNS))
     if found:
         raise TermsRefused(
             f"the rows' lineage is missing or contradicts them: {'; '.join(found[:5])}",

@@ -15,13 +15,12 @@ from typing import Any, Literal
 from harvester.errors import TermsRefused
 from harvester.system.hosts import host_of
 from harvester.terms import layers
-from harvester.terms import lineage as provenance
+from harvester.terms.lineage import Fact, Lineage, disagreements, other_models
 from harvester.terms.obligations import DerivedModel, unpaid
 from harvester.terms.permissions import Permission, load_permissions
 from harvester.terms.records import SEVERITY, Registry, TermsRecord, load_registry
 
 __all__ = [
-    "ROW_FACTS",
     "Permission",
     "Purpose",
     "Registry",
@@ -36,8 +35,6 @@ __all__ = [
 
 Use = Literal["harvest", "seal", "train", "export"]
 Purpose = Literal["train", "eval"]
-ROW_FACTS = provenance.COLUMNS
-"""Columns of the corpus whose values the doors hold against the lineages: `Corpus.distinct(ROW_FACTS)`."""
 FREE = frozenset({"permit", "duties"})
 REMEDIES = (
     "choose a permitted teacher (`harvester terms list`), or record a permission you hold "
@@ -140,7 +137,7 @@ def allows(  # noqa: PLR0913 - the facts a verdict depends on, all by name
 
 
 def allows_training(  # noqa: PLR0913 - the facts a verdict depends on, all by name
-    lineages: Sequence[Mapping[str, Any]],
+    lineages: Sequence[Lineage],
     *,
     registry: Registry,
     today: date,
@@ -149,7 +146,7 @@ def allows_training(  # noqa: PLR0913 - the facts a verdict depends on, all by n
     student_licence: str | None = None,
     permissions: Sequence[Permission] = (),
     use: Use = "train",
-    facts: Sequence[provenance.Fact] = (),
+    facts: Sequence[Fact] = (),
 ) -> Verdict:
     """Whether a student may learn from shards of these lineages, and be exported (`use="export"`).
 
@@ -187,27 +184,24 @@ def allows_training(  # noqa: PLR0913 - the facts a verdict depends on, all by n
     )
 
 
-def again(
-    lineages: Sequence[Mapping[str, Any]], facts: Sequence[provenance.Fact], **told: Any
-) -> list[Verdict]:
+def again(lineages: Sequence[Lineage], facts: Sequence[Fact], **told: Any) -> list[Verdict]:
     """Every lineage asked again, and one verdict more where rows and lineages differ or nobody says a thing.
 
     Args:
         told: as for `allows_lineage`.
     """
-    others = provenance.answering(facts)
+    others = other_models(facts)
     asked = [
-        allows_lineage(each, answering=others.get(str(each.get("run_id") or ""), ()), **told)
-        for each in lineages
+        allows_lineage(lineage, answering=others.get(lineage.run_id, ()), **told) for lineage in lineages
     ]
-    reasons = provenance.disagreements(lineages, facts)
+    reasons = disagreements(lineages, facts)
     if not lineages:
         reasons.append("there is no lineage, so nobody can show which terms applied")
     return [*asked, *([Verdict(False, "unknown", (), (), tuple(reasons))] if reasons else [])]
 
 
 def allows_lineage(  # noqa: PLR0913 - the facts a verdict depends on, all by name
-    lineage: Mapping[str, Any],
+    lineage: Lineage,
     *,
     registry: Registry,
     today: date,
@@ -235,15 +229,13 @@ def allows_lineage(  # noqa: PLR0913 - the facts a verdict depends on, all by na
             use=use,
             student_base=student_base,
         )
-        for name in (str(lineage.get("model") or ""), *answering)
+        for name in (lineage.model, *answering)
     ]
     first = verdicts[0]
     reasons = list(first.reasons)
     for name, verdict in zip(answering, verdicts[1:], strict=True):
         if not verdict.permitted:
-            reasons += [
-                f"asked for {lineage.get('model')!r}, {name!r} answered: {r}" for r in verdict.reasons
-            ]
+            reasons += [f"asked for {lineage.model!r}, {name!r} answered: {r}" for r in verdict.reasons]
     return replace(
         first,
         permitted=all(verdict.permitted for verdict in verdicts),
@@ -255,7 +247,7 @@ def allows_lineage(  # noqa: PLR0913 - the facts a verdict depends on, all by na
 
 
 def _as_model(  # noqa: PLR0913 - as above
-    lineage: Mapping[str, Any],
+    lineage: Lineage,
     model: str,
     *,
     registry: Registry,
@@ -264,19 +256,19 @@ def _as_model(  # noqa: PLR0913 - as above
     use: Use,
     student_base: str,
 ) -> Verdict:
-    teacher = str(lineage.get("teacher_id") or lineage.get("host") or "an unknown teacher")
-    absent = [name for name in ("terms_id", "host", "model", "purpose") if not lineage.get(name)]
+    teacher = lineage.teacher_id or lineage.host or "an unknown teacher"
+    absent = lineage.missing(("terms_id", "host", "model", "purpose"))
     if absent:
         why = f"rows of {teacher} carry no lineage ({', '.join(absent)} not said)"
         return Verdict(False, "unknown", (), (), (why,))
-    leaned = str(lineage.get("permission_sha256") or "")
+    leaned = lineage.permission_sha256
     verdict = allows(
         registry,
-        host=host_of(str(lineage["host"])),
+        host=host_of(lineage.host),
         model=model,
-        declared=str(lineage["terms_id"]),
+        declared=lineage.terms_id,
         use=use,
-        purpose="train" if lineage["purpose"] == "train" else "eval",
+        purpose="train" if lineage.purpose == "train" else "eval",
         today=today,
         permissions=[p for p in permissions if leaned and p.sha256 == leaned],
         student_base=student_base,
@@ -286,11 +278,11 @@ def _as_model(  # noqa: PLR0913 - as above
         reasons.append(
             f"rows of {teacher} lean on permission {leaned[:12]}, which is not here or not in force"
         )
-    duties = dict.fromkeys((*verdict.duties, *lineage.get("duties", ())))
+    duties = dict.fromkeys((*verdict.duties, *lineage.duties))
     return replace(
         verdict,
         duties=tuple(duties),
         reasons=tuple(reasons),
-        mock=verdict.mock or bool(lineage.get("mock")),
+        mock=verdict.mock or lineage.mock,
         body={},
     )

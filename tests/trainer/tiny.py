@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harvester.store.shards import schema
 from harvester.store.shards.parquet_file import writer_of
+from harvester.terms.lineage import Lineage
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -117,9 +118,10 @@ def corpus(
     """Shards in a folder."""
     shards = folder / "shards"
     shards.mkdir(parents=True, exist_ok=True)
+    stored = [lineage()] if lineages is None else lineages
     with (
         (shards / "00000.parquet").open("wb") as sink,
-        writer_of(sink, [lineage()] if lineages is None else lineages) as writer,
+        writer_of(sink, [Lineage(each) for each in stored]) as writer,
     ):
         writer.write_table(schema.to_table(rows).cast(writer.schema))
     return folder

@@ -15,6 +15,7 @@ from typing import Any
 from harvester.api.types import Outcome
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
+from harvester.terms.lineage import FACT_COLUMNS, Lineage
 from trainer.config import DataSection, TrainConfig
 from trainer.data.chat_template import Example, Renderer
 from trainer.errors import DataError, StudentError
@@ -67,7 +68,7 @@ class Rows:
     train: tuple[Sample, ...]
     held_out: tuple[HeldOut, ...]
     excluded: Mapping[str, int]
-    lineages: tuple[Mapping[str, Any], ...]
+    lineages: tuple[Lineage, ...]
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -105,7 +106,7 @@ def read(config: TrainConfig) -> Rows:
             "the corpus is empty", place=str(config.corpus), remedy="`harvester run harvest.toml` fills it"
         )
     lineages = tuple(corpus.lineages())
-    terms_check.ask(config, lineages, corpus.distinct(terms_check.COLUMNS))
+    terms_check.ask(config, lineages, corpus.distinct(FACT_COLUMNS))
     excluded: Counter[str] = Counter()
     prompts = [prompt_key(s.messages) for s in samples]
     splits = [split_of(s, key, config.data) for s, key in zip(samples, prompts, strict=True)]

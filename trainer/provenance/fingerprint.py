@@ -22,6 +22,7 @@ from typing import Any
 
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
+from harvester.terms.lineage import Lineage
 from trainer.errors import ConfigError, FindingsError
 
 TREE = "hash_tree.json"
@@ -106,13 +107,13 @@ def write_rows(folder: Path, leaves: Iterable[Leaf]) -> list[Leaf]:
     return ordered
 
 
-def write_tree(folder: Path, leaves: Sequence[Leaf], lineages: Sequence[Mapping[str, Any]]) -> str:
+def write_tree(folder: Path, leaves: Sequence[Leaf], lineages: Sequence[Lineage]) -> str:
     """Write the tree over rows, lineages and all files that lie here now; returns its root, 64 hex digits."""
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name not in _UNSEALED}
     told = {
         "version": VERSION,
         "rows": len(leaves),
-        "lineages": [dict(each) for each in lineages],
+        "lineages": [dict(lineage.stored) for lineage in lineages],
         "files": files,
     }
     root = _root(leaves, told)

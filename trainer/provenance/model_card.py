@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from harvester.export.cards.cyclonedx import ml_bom
 from harvester.export.cards.dataset_card import model_card
@@ -15,6 +14,7 @@ from harvester.export.cards.eu_summary import eu_summary
 from harvester.export.cards.facts import DatasetFacts, ShardFacts, StudentFacts, records_of
 from harvester.export.cards.notice import notice
 from harvester.terms.gate import load_registry
+from harvester.terms.lineage import Lineage
 from trainer import __version__
 from trainer.config import TrainConfig
 from trainer.model import weights
@@ -28,7 +28,7 @@ _HUB_CACHE = re.compile(r"models--(.+)")
 def write(
     folder: Path,
     config: TrainConfig,
-    lineages: Sequence[Mapping[str, Any]],
+    lineages: Sequence[Lineage],
     facts: Sequence[tuple[str, str]],
     *,
     merged: bool = False,

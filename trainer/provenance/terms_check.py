@@ -7,15 +7,14 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from harvester.terms import gate
+from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
 from trainer.provenance.model_card import base_name
-
-COLUMNS = gate.ROW_FACTS
 
 
 def ask(
     config: TrainConfig,
-    lineages: Sequence[Mapping[str, Any]],
+    lineages: Sequence[Lineage],
     facts: Sequence[Mapping[str, Any]],
     *,
     use: Literal["train", "export"] = "train",

@@ -86,7 +86,7 @@ def lineage_of(rows: Rows) -> dict[str, Any]:
             {"teacher": teacher, "terms": terms, "mock": mock, "rows": count}
             for (teacher, terms, mock), count in sorted(taught.items())
         ],
-        "lineages": [dict(each) for each in rows.lineages],
+        "lineages": [dict(lineage.stored) for lineage in rows.lineages],
     }
 
 

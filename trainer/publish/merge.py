@@ -16,6 +16,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 
+from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Renderer
 from trainer.errors import ConfigError, StoreFull, StudentError
@@ -49,7 +50,8 @@ def merge(config: TrainConfig, folder: Path, dtype: str = "") -> dict[str, Any]:
     """
     adapter = config.out_path / "adapter"
     weights.check_adapter(adapter)
-    lineages = weights.read_json(adapter / "lineage.json").get("lineages", [])
+    stored = weights.read_json(adapter / "lineage.json").get("lineages", [])
+    lineages = [Lineage(each) for each in stored]
     terms_check.ask(config, lineages, (), use="export")
     fingerprint.require(adapter)
     kind = _dtype(config, dtype)
@@ -146,5 +148,6 @@ def _papers(
     fingerprint.write_rows(folder, leaves)
     said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in parity.items())
     facts = [fact for fact in facts_of(config, renderer, len(leaves)) if fact[0] != "load with"]
-    model_card.write(folder, config, tree["lineages"], [*facts, ("merged", said)], merged=True)
-    fingerprint.write_tree(folder, leaves, tree["lineages"])
+    lineages = [Lineage(each) for each in tree["lineages"]]
+    model_card.write(folder, config, lineages, [*facts, ("merged", said)], merged=True)
+    fingerprint.write_tree(folder, leaves, lineages)

@@ -11,6 +11,7 @@ from typing import Any
 
 from harvester.export.cards.facts import SPDX, DatasetFacts
 from harvester.store.shards.schema import COLUMNS
+from harvester.terms.lineage import Lineage
 
 CONFORMS_TO = ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
 UNPUBLISHED = "https://not-published.invalid/"
@@ -124,13 +125,13 @@ def _term(record: Any) -> dict[str, Any]:
     }
 
 
-def _activity(lineage: Mapping[str, Any]) -> dict[str, Any]:
-    label = f"run {lineage.get('run_id') or 'unknown'} asking {lineage.get('model') or 'unknown'}"
+def _activity(lineage: Lineage) -> dict[str, Any]:
+    label = f"run {lineage.run_id or 'unknown'} asking {lineage.model or 'unknown'}"
     return {
         "@type": "prov:Activity",
         "prov:label": label,
-        "sc:identifier": str(lineage.get("config_sha256") or ""),
-        "sc:softwareVersion": str(lineage.get("tool_version") or ""),
+        "sc:identifier": lineage.config_sha256,
+        "sc:softwareVersion": lineage.tool_version,
     }
 
 

@@ -128,7 +128,7 @@ def _taught(dataset: DatasetFacts) -> list[str]:
         lines.append(
             f"- `{cell(r.id)}` ({r.verdict}): {cell(r.gist)}. {cell(r.url)}, seen {r.seen}{second_hand}"
         )
-    hashes = dict.fromkeys(str(each.get("permission_sha256") or "") for each in dataset.lineages)
+    hashes = dict.fromkeys(lineage.permission_sha256 for lineage in dataset.lineages)
     lines += [f"- recorded permission, SHA-256 `{cell(each)}`" for each in hashes if each]
     return [*lines, "", READING, ""]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
 
+from harvester.terms.lineage import Lineage
 from harvester.terms.obligations import licence_of
 from harvester.terms.records import Registry, TermsRecord
 
@@ -54,7 +54,7 @@ class DatasetFacts:
     creator: str
     published: date
     shards: tuple[ShardFacts, ...]
-    lineages: tuple[Mapping[str, Any], ...]
+    lineages: tuple[Lineage, ...]
     records: tuple[TermsRecord, ...]
     licence: str | None = None
     prompt_sources: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class DatasetFacts:
     @property
     def duties(self) -> tuple[str, ...]:
         """All duties, those of the lineages and of the records, each once."""
-        written = [str(duty) for each in self.lineages for duty in each.get("duties") or ()]
+        written = [duty for lineage in self.lineages for duty in lineage.duties]
         return tuple(dict.fromkeys([*written, *(duty for r in self.records for duty in r.duties)]))
 
     @property
@@ -77,15 +77,14 @@ class DatasetFacts:
         """(model, host) of every teacher, in order, each once."""
         return tuple(
             dict.fromkeys(
-                (str(each.get("model") or "unknown"), str(each.get("host") or "unknown"))
-                for each in self.lineages
+                (lineage.model or "unknown", lineage.host or "unknown") for lineage in self.lineages
             )
         )
 
     @property
     def is_mock(self) -> bool:
         """Whether any row is the mock teacher's."""
-        return any(bool(each.get("mock")) for each in self.lineages)
+        return any(lineage.mock for lineage in self.lineages)
 
     @property
     def licence_id(self) -> str:
@@ -125,9 +124,9 @@ def _binds(duties: Sequence[str]) -> bool:
     return any(duty == "noncommercial" or duty.startswith("card_licence:") for duty in duties)
 
 
-def records_of(lineages: Sequence[Mapping[str, Any]], registry: Registry) -> tuple[TermsRecord, ...]:
+def records_of(lineages: Sequence[Lineage], registry: Registry) -> tuple[TermsRecord, ...]:
     """The records that lineages name (`terms_id`, comma-separated), in order; unknown ids are left out."""
-    named = [name.strip() for each in lineages for name in str(each.get("terms_id") or "").split(",")]
+    named = [name.strip() for lineage in lineages for name in lineage.terms_id.split(",")]
     return tuple(registry.records[name] for name in dict.fromkeys(named) if name in registry.records)
 
 

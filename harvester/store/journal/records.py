@@ -16,6 +16,7 @@ from typing import Any, Literal
 import orjson
 
 from harvester.api.types import Prompt
+from harvester.terms.lineage import Lineage
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +44,26 @@ class RunRecord:
     tool_version: str = ""
     labels: Mapping[str, Any] = field(default_factory=dict)
 
-    def lineage(self) -> dict[str, Any]:
+    def lineage(self) -> Lineage:
         """What travels in every shard that holds answers of this run."""
-        return {
-            "run_id": self.run_id,
-            "started_at": datetime.fromtimestamp(self.started_at, UTC).isoformat(timespec="milliseconds"),
-            "teacher_id": self.teacher_id,
-            "host": self.host,
-            "model": self.model,
-            "terms_id": self.terms_id,
-            "permission_sha256": self.permission_sha256,
-            "purpose": self.purpose,
-            "mock": self.mock,
-            "duties": list(self.duties),
-            "providers": list(self.providers),
-            "config_sha256": self.config_sha256,
-            "tool_version": self.tool_version,
-            "labels": dict(self.labels),
-        }
+        return Lineage(
+            {
+                "run_id": self.run_id,
+                "started_at": datetime.fromtimestamp(self.started_at, UTC).isoformat(timespec="milliseconds"),
+                "teacher_id": self.teacher_id,
+                "host": self.host,
+                "model": self.model,
+                "terms_id": self.terms_id,
+                "permission_sha256": self.permission_sha256,
+                "purpose": self.purpose,
+                "mock": self.mock,
+                "duties": list(self.duties),
+                "providers": list(self.providers),
+                "config_sha256": self.config_sha256,
+                "tool_version": self.tool_version,
+                "labels": dict(self.labels),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)

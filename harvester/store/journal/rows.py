@@ -235,7 +235,7 @@ def forget_finished(connection: sqlite3.Connection) -> None:
 
 def enter_run(connection: sqlite3.Connection, run: RunRecord) -> int:
     """Note a run that begins, inside an open transaction; returns its number."""
-    lineage = orjson.dumps(run.lineage(), option=orjson.OPT_SORT_KEYS).decode()
+    lineage = run.lineage().to_json().decode()
     cursor = connection.execute(
         "INSERT INTO runs (run_id, started_us, ending, lineage_json, config_json, checksum)"
         " VALUES (?, ?, '', ?, ?, 0)",

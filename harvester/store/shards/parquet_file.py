@@ -9,9 +9,9 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import orjson
 import pyarrow as pa
@@ -22,6 +22,7 @@ from harvester.store.journal.records import ShardEntry
 from harvester.store.journal.sqlite import disk_error
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, SCHEMA_VERSION, VERSION_KEY
 from harvester.system.files import sha256_of
+from harvester.terms.lineage import Lineage
 
 SHARD_NAME = re.compile(r"part-(\d{8})-([0-9a-f]{16})\.parquet\Z")
 ROWS_PER_GROUP = 2048
@@ -55,9 +56,9 @@ _DICTIONARY = [
 ]
 
 
-def writer_of(sink: BinaryIO, lineages: Sequence[Mapping[str, Any]]) -> pq.ParquetWriter:
+def writer_of(sink: BinaryIO, lineages: Sequence[Lineage]) -> pq.ParquetWriter:
     """A writer of exactly the contract's schema; `lineages` are the runs whose rows will follow."""
-    text = orjson.dumps(list(lineages), option=orjson.OPT_SORT_KEYS)
+    text = orjson.dumps([dict(lineage.stored) for lineage in lineages], option=orjson.OPT_SORT_KEYS)
     return pq.ParquetWriter(
         sink,
         SCHEMA.with_metadata({**(SCHEMA.metadata or {}), LINEAGE_KEY: text}),
@@ -103,7 +104,7 @@ def require_version(path: Path, file: pq.ParquetFile) -> None:
         )
 
 
-def lineages_in(file: pq.ParquetFile) -> list[dict[str, Any]]:
+def lineages_in(file: pq.ParquetFile) -> list[Lineage]:
     """Lineages in a shard's metadata, one for each run whose answers it holds.
 
     Raises:
@@ -113,10 +114,10 @@ def lineages_in(file: pq.ParquetFile) -> list[dict[str, Any]]:
         loaded = orjson.loads((file.schema_arrow.metadata or {}).get(LINEAGE_KEY, b"[]"))
     except orjson.JSONDecodeError as error:
         raise StoreCorrupt(f"a shard's lineage can't be read: {error}") from None
-    told = loaded if isinstance(loaded, list) else [loaded]
-    if not all(isinstance(one, dict) for one in told):
+    entries = loaded if isinstance(loaded, list) else [loaded]
+    if not all(isinstance(entry, dict) for entry in entries):
         raise StoreCorrupt("a shard's lineage is no list of objects")
-    return told
+    return [Lineage(entry) for entry in entries]
 
 
 def keys_of(file: pq.ParquetFile) -> list[bytes]:
@@ -128,9 +129,9 @@ def keys_of(file: pq.ParquetFile) -> list[bytes]:
     ]
 
 
-def lineage_digest(lineage: Mapping[str, Any]) -> str:
+def lineage_digest(lineage: Lineage) -> str:
     """SHA-256 (64 hex digits) over the parts of a lineage that keep runs in separate files."""
-    apart = {name: lineage.get(name) for name in APART}
+    apart = {name: lineage.stored.get(name) for name in APART}
     return hashlib.sha256(orjson.dumps(apart, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 

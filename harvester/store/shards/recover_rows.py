@@ -36,6 +36,7 @@ from harvester.store.shards import batching
 from harvester.store.shards.sample import sample_of
 from harvester.store.shards.schema import SCHEMA, Sample, completed, to_table
 from harvester.system.files import sha256_of
+from harvester.terms.lineage import Lineage
 
 UNCHECKED_COLUMNS = (
     "source_file",
@@ -59,7 +60,7 @@ UNREADABLE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, Attri
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    lineage: Mapping[str, Any]
+    lineage: Lineage
     started_us: int
     epoch: int
 
@@ -74,8 +75,8 @@ class Proof:
                 key: (most, asker) for key, most, asker in connection.execute(query, (entry.shard,))
             }
             query = "SELECT started_us, lineage_json, config_json FROM runs"
-            runs = [(at, orjson.loads(told), config) for at, told, config in connection.execute(query)]
-        self._runs = {told["run_id"]: _Run(told, at, _epoch(config)) for at, told, config in runs}
+            runs = [(at, Lineage.from_json(told), config) for at, told, config in connection.execute(query)]
+        self._runs = {told.run_id: _Run(told, at, _epoch(config)) for at, told, config in runs}
 
     def of(self, table: pa.Table) -> pa.Table:
         """The rows of a table, of exactly `SCHEMA`, that prove themselves."""
@@ -151,7 +152,7 @@ def _prompt(row: Mapping[str, Any]) -> Prompt:
 
 
 def _is_key(key: bytes, run: _Run, body: Mapping[str, Any], sample_index: int) -> bool:
-    endpoint = run.lineage["teacher_id"].removesuffix(f"|{run.lineage['model']}")
+    endpoint = run.lineage.teacher_id.removesuffix(f"|{run.lineage.model}")
     epochs = chain([run.epoch], range(EPOCHS))
     return any(request_key(endpoint, body, sample_index, epoch) == key for epoch in epochs)
 

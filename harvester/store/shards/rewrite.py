@@ -14,9 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -39,6 +37,7 @@ from harvester.store.shards.parquet_file import (
 from harvester.store.shards.recover_rows import proven
 from harvester.store.shards.schema import completed
 from harvester.system.failpoints import reach
+from harvester.terms.lineage import Lineage
 
 READY = "ready"
 """What a step yields when only the exchange is left: a good moment to wait for one."""
@@ -120,15 +119,13 @@ def _staged(
     return entry, keys
 
 
-def _lineages(
-    journal: Journal, folder: Path, entries: Sequence[ShardEntry], salvage: bool
-) -> list[dict[str, Any]]:
+def _lineages(journal: Journal, folder: Path, entries: Sequence[ShardEntry], salvage: bool) -> list[Lineage]:
     """Those of the runs whose rows will follow; a damaged file's footer is not asked, the journal is."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Lineage] = {}
     for entry in entries:
         if not salvage:
             with opened(folder / entry.name) as file:
-                found |= {str(one["run_id"]): one for one in lineages_in(file)}
+                found |= {lineage.run_id: lineage for lineage in lineages_in(file)}
             continue
         present = {
             run_id
@@ -137,12 +134,12 @@ def _lineages(
         }
         with journal.reading() as connection:
             told = connection.execute("SELECT run_id, lineage_json FROM runs").fetchall()
-        found |= {run_id: orjson.loads(text) for run_id, text in told if run_id in present}
+        found |= {run_id: Lineage.from_json(text) for run_id, text in told if run_id in present}
     return [found[run_id] for run_id in sorted(found)]
 
 
 def _copy(
-    hidden: Path, lineages: Sequence[dict[str, Any]], groups: Iterator[pa.Table]
+    hidden: Path, lineages: Sequence[Lineage], groups: Iterator[pa.Table]
 ) -> Generator[None, None, list[bytes]]:
     keys: list[bytes] = []
     with hidden.open("xb") as sink:

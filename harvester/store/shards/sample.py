@@ -18,7 +18,7 @@ from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, 
 from harvester.errors import TeacherError
 from harvester.store.journal.records import as_json
 from harvester.store.shards.schema import Sample, text_of
-from harvester.terms.lineage import SAME
+from harvester.terms.lineage import REPEATED_COLUMNS, Lineage
 
 SELECT_ANSWERS = (
     "SELECT id, key, asker, run, outcome, max_tokens, status, sample_index, attempts, input_tokens,"
@@ -48,9 +48,7 @@ PARSED = frozenset(
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def sample_of(
-    row: Mapping[str, Any], lineage: Mapping[str, Any], columns: Collection[str] | None = None
-) -> Sample:
+def sample_of(row: Mapping[str, Any], lineage: Lineage, columns: Collection[str] | None = None) -> Sample:
     """One row of the journal's `answers`, with the lineage of its run, as a row of the corpus.
 
     Args:
@@ -74,17 +72,17 @@ def sample_of(
         logprobs=[_token(one) for one in answer.logprobs] or None,
         request_json=row["body_json"],
         raw=row["raw"],
-        teacher_id=lineage["teacher_id"],
+        teacher_id=lineage.teacher_id,
         endpoint=row["endpoint"],
         request_model=str(body.get("model") or ""),
         response_model=answer.model,
         system_fingerprint=answer.system_fingerprint,
         response_id=answer.response_id,
         provider=answer.provider,
-        terms_id=lineage["terms_id"],
-        permission_sha256=lineage["permission_sha256"],
-        purpose=lineage["purpose"],
-        mock=lineage["mock"],
+        terms_id=lineage.terms_id,
+        permission_sha256=lineage.permission_sha256,
+        purpose=lineage.purpose,
+        mock=lineage.mock,
         input_tokens=row["input_tokens"],
         output_tokens=row["output_tokens"],
         cached_tokens=answer.usage.cached_tokens,
@@ -94,9 +92,9 @@ def sample_of(
         attempts=row["attempts"],
         latency_s=row["latency_us"] / 1e6,
         created_at=_EPOCH + timedelta(microseconds=row["at_us"]),
-        run_id=lineage["run_id"],
-        config_sha256=lineage["config_sha256"],
-        tool_version=lineage["tool_version"],
+        run_id=lineage.run_id,
+        config_sha256=lineage.config_sha256,
+        tool_version=lineage.tool_version,
         **asked_by(row["prompt_json"], row["sample_index"]),
     )
 
@@ -124,13 +122,13 @@ def clean(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def fact_of(row: Mapping[str, Any], lineage: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a row that the doors look at (`provenance.COLUMNS`), without parsing its raw body."""
+def fact_of(row: Mapping[str, Any], lineage: Lineage) -> dict[str, Any]:
+    """The columns of a row that the doors look at (`lineage.FACT_COLUMNS`), without parsing its raw body."""
     model, provider = model_and_provider(row["raw"])
     body = orjson.loads(row["body_json"])
     return {
-        "run_id": lineage["run_id"],
-        **{name: lineage[name] for name in SAME},
+        "run_id": lineage.run_id,
+        **{name: getattr(lineage, name) for name in REPEATED_COLUMNS},
         "request_model": str(body.get("model") or ""),
         "response_model": model,
         "provider": provider,

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow as pa
 
 from harvester.store import paths
@@ -39,6 +38,7 @@ from harvester.store.shards.sample import SELECT_ANSWERS, sample_of
 from harvester.store.shards.schema import to_table
 from harvester.system.failpoints import reach
 from harvester.system.files import sync_folder
+from harvester.terms.lineage import Lineage
 
 ROWS_PER_SLICE = 256
 """Most rows turned into samples at a time: about 20 ms during which nothing is committed."""
@@ -62,7 +62,7 @@ class _Group:
 
     digest: str
     runs: tuple[int, ...]
-    lineages: tuple[dict[str, Any], ...]
+    lineages: tuple[Lineage, ...]
     stored_bytes: int
     last_id: int
     """The newest of them; what arrives later waits for the next sealing, which would else never end."""
@@ -123,7 +123,7 @@ def used_bytes(journal: Journal) -> int:
 
 
 def _groups(journal: Journal) -> list[_Group]:
-    found: dict[str, list[tuple[int, dict[str, Any], int, int]]] = {}
+    found: dict[str, list[tuple[int, Lineage, int, int]]] = {}
     with journal.reading() as connection:
         # The limit keeps SQLite from folding the two queries into one, whose sorter would hold every body.
         rows = connection.execute(
@@ -132,7 +132,7 @@ def _groups(journal: Journal) -> list[_Group]:
             " JOIN runs USING (run) GROUP BY run ORDER BY run"
         ).fetchall()
     for run, text, stored, last_id in rows:
-        lineage = orjson.loads(text)
+        lineage = Lineage.from_json(text)
         found.setdefault(lineage_digest(lineage), []).append((run, lineage, stored, last_id))
     groups = []
     for digest, runs in sorted(found.items()):
@@ -166,7 +166,7 @@ def _seal_one(
 def _write(
     journal: Journal, hidden: Path, group: _Group, target_bytes: int
 ) -> Generator[None, None, tuple[list[bytes], int]]:
-    lineages = sorted(group.lineages, key=lambda lineage: str(lineage["run_id"]))
+    lineages = sorted(group.lineages, key=lambda lineage: lineage.run_id)
     by_run = dict(zip(group.runs, group.lineages, strict=True))
     keys: list[bytes] = []
     waiting: list[pa.Table] = []  # as objects, log-probabilities would be eight times their raw bytes

@@ -21,6 +21,7 @@ from harvester.export.cards.eu_summary import eu_summary
 from harvester.export.cards.facts import DatasetFacts, ShardFacts, StudentFacts, records_of
 from harvester.export.cards.notice import notice
 from harvester.terms import gate
+from harvester.terms.lineage import Lineage
 
 SCHEMAS = Path(__file__).with_name("schemas")
 SHIPPED = gate.load_registry()
@@ -37,18 +38,20 @@ MODELS = {
 
 def dataset(*ids: str, **more: Any) -> DatasetFacts:
     lineages = tuple(
-        {
-            "run_id": f"run-{number}",
-            "host": "127.0.0.1:8000",
-            "model": MODELS[name],
-            "terms_id": name,
-            "permission_sha256": "",
-            "purpose": "train",
-            "mock": name == "mock-teacher",
-            "duties": list(SHIPPED.records[name].duties),
-            "config_sha256": "c" * 64,
-            "tool_version": "0.1.0",
-        }
+        Lineage(
+            {
+                "run_id": f"run-{number}",
+                "host": "127.0.0.1:8000",
+                "model": MODELS[name],
+                "terms_id": name,
+                "permission_sha256": "",
+                "purpose": "train",
+                "mock": name == "mock-teacher",
+                "duties": list(SHIPPED.records[name].duties),
+                "config_sha256": "c" * 64,
+                "tool_version": "0.1.0",
+            }
+        )
         for number, name in enumerate(ids)
     )
     told: dict[str, Any] = {
@@ -229,7 +232,7 @@ DUTY = st.builds(
 @given(st.lists(DUTY, max_size=6, unique=True))
 def test_every_duty_is_paid_on_paper(duties: list[str]):
     plain = dataset("qwen3.8-27b-apache")
-    of = replace(plain, lineages=({**plain.lineages[0], "duties": duties},))
+    of = replace(plain, lineages=(Lineage({**plain.lineages[0].stored, "duties": duties}),))
     card = model_card(replace(student("qwen3.8-27b-apache"), dataset=of))
     text = notice(of, title="x")
     for duty in duties:

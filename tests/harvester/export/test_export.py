@@ -225,7 +225,7 @@ def test_a_curated_corpus_is_a_corpus_with_the_lineage_of_its_source(store: Path
     assert dict(tally.dropped) == {"duplicate": 1, "outcome_empty": 1, "outcome_truncated": 1}
     curated = Corpus.open(store.parent / "curated")
     assert curated.count() == 9
-    assert [lineage["run_id"] for lineage in curated.lineages()] == ["run-1"]
+    assert [lineage.run_id for lineage in curated.lineages()] == ["run-1"]
     assert curated.verify() == []
     with pytest.raises(StoreError, match="already"):
         curate.curate(curate.load(path))

@@ -86,11 +86,11 @@ def test_the_doors_question_parses_no_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(batching, "BYTES", 64 * KIB)
     make(tmp_path)
     corpus = Corpus.open(tmp_path)
-    expected = corpus.distinct([*lineage.COLUMNS, "completion"])
+    expected = corpus.distinct([*lineage.FACT_COLUMNS, "completion"])
     assert {fact.pop("completion") for fact in expected} == {str(number + 1) for number in range(ROWS)}
     monkeypatch.setattr(completion, "parse", lambda *_, **__: pytest.fail("an answer was parsed"))
     facts: list[dict[str, Any]] = []
-    peak = peak_kib(lambda: facts.extend(corpus.distinct(lineage.COLUMNS)))
+    peak = peak_kib(lambda: facts.extend(corpus.distinct(lineage.FACT_COLUMNS)))
     assert peak * KIB < ROWS / 2 * len(heavy_raw(1))
     assert facts == [expected[0]]
     assert (facts[0]["response_model"], facts[0]["provider"]) == ("mock-2026", "")

@@ -19,6 +19,7 @@ from harvester.store.journal.records import DeadLetter, Failure, SharedAnswer
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, VERSION_KEY, to_row, to_table
 from harvester.store.shards.seal import seal
+from harvester.terms.lineage import Lineage
 from tests.harvester.store_rows import (
     AT,
     answer,
@@ -106,7 +107,7 @@ def test_a_copied_folder_of_shards_is_a_corpus(tmp_path):
     for place in (tmp_path / "copy", tmp_path / "copy" / "shards"):
         corpus = Corpus.open(place)
         assert (corpus.count(), len(list(corpus.samples()))) == (20, 20)
-        assert [one["run_id"] for one in corpus.lineages()] == ["run-1"]
+        assert [lineage.run_id for lineage in corpus.lineages()] == ["run-1"]
         assert corpus.verify() == []
 
 
@@ -117,7 +118,7 @@ def test_a_curated_folder_with_one_lineage_a_file_reads_too(tmp_path):
     pq.write_table(to_table(samples).cast(schema), tmp_path / "curated.parquet")
     corpus = Corpus.open(tmp_path)
     assert list(corpus.samples()) == samples
-    assert corpus.lineages() == [{"run_id": "run-1"}]
+    assert corpus.lineages() == [Lineage({"run_id": "run-1"})]
 
 
 @pytest.mark.parametrize(("version", "advice"), [(b"2", "newer release"), (b"0", "wrote it")])

@@ -78,7 +78,13 @@ def test_runs_of_different_terms_never_share_a_file_and_equal_ones_do(tmp_path):
     runs = {frozenset(pq.read_table(path)["run_id"].to_pylist()) for path in sealed(tmp_path)}
     assert runs == {frozenset({"run-1", "run-2"}), frozenset({"run-3"}), frozenset({"run-4"})}
     assert result.rows == 40
-    assert [one["run_id"] for one in Corpus.open(tmp_path).lineages()] == ["run-1", "run-2", "run-3", "run-4"]
+    lineages = Corpus.open(tmp_path).lineages()
+    assert [lineage.run_id for lineage in lineages] == [
+        "run-1",
+        "run-2",
+        "run-3",
+        "run-4",
+    ]
 
 
 def test_the_same_answers_give_the_same_bytes(tmp_path):

@@ -16,6 +16,7 @@ from harvester.config import config
 from harvester.errors import ConfigError, TermsRefused
 from harvester.system.hosts import check_url, is_plain, plain_host
 from harvester.terms import gate
+from harvester.terms.lineage import Lineage
 from harvester.terms.manage import record_toml, state
 from harvester.terms.permissions import Permission, as_toml, load_permissions, record_permission
 from harvester.terms.records import Registry, TermsRecord, load_registry
@@ -291,7 +292,7 @@ def test_a_comment_in_a_permission_breaks_the_rows_that_lean_on_it(tmp_path: Pat
 
     def verdict(permission: Permission) -> gate.Verdict:
         return gate.allows_lineage(
-            lineage, registry=SHIPPED, today=TODAY, permissions=[permission], use="train"
+            Lineage(lineage), registry=SHIPPED, today=TODAY, permissions=[permission], use="train"
         )
 
     assert verdict(before).permitted

@@ -18,7 +18,7 @@ from harvester.errors import StoreCorrupt, StoreFormatError, TermsRefused
 from harvester.export import curate, export
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, Sample, completed, to_table
-from harvester.terms import lineage as provenance
+from harvester.terms.lineage import FACT_COLUMNS, REPEATED_COLUMNS, Lineage, disagreements
 from trainer import config
 from trainer.data import dataset
 
@@ -46,7 +46,7 @@ OPENAI = {
 
 
 def rows(lineage: Mapping[str, Any], count: int = 3, **changes: Any) -> list[Sample]:
-    same = {name: lineage[name] for name in ("run_id", *provenance.SAME)}
+    same = {name: lineage[name] for name in ("run_id", *REPEATED_COLUMNS)}
     made = [
         Sample(
             key=f"{hash(lineage['run_id']) % 997:032x}{number:032x}",
@@ -115,7 +115,7 @@ def test_an_honest_corpus_passes(tmp_path: Path, door: Callable[[Path], None]):
         (to_table(rows(LINEAGE, teacher_id=OPENAI["teacher_id"])), [LINEAGE], "say teacher_id"),
         (to_table(rows(LINEAGE, permission_sha256="f" * 64)), [LINEAGE], "say permission_sha256"),
         (to_table(rows(LINEAGE, mock=False)), [LINEAGE], "say mock = False"),
-        (to_table(rows(LINEAGE, request_model="gpt-5")), [LINEAGE], "were asked of 'gpt-5'"),
+        (to_table(rows(LINEAGE, request_model="gpt-5")), [LINEAGE], "'gpt-5'"),
         (to_table(rows(LINEAGE)), [LINEAGE, {**LINEAGE, "duties": ["noncommercial"]}], "differ"),
     ],
 )
@@ -150,7 +150,7 @@ def test_one_file_of_another_corpus_closes_the_whole(
 
 
 @pytest.mark.parametrize("door", [*DOORS, door_curate])
-@pytest.mark.parametrize("column", provenance.COLUMNS)
+@pytest.mark.parametrize("column", FACT_COLUMNS)
 def test_a_renamed_column_is_missed(tmp_path: Path, door: Callable[[Path], None], column: str):
     lineage = {**EVAL, "providers": ["deepinfra"]}
     write(tmp_path / "store", "a", renamed(to_table(rows(EVAL)), column, f"old_{column}"), [lineage])
@@ -237,7 +237,7 @@ def test_rows_of_a_provider_the_router_was_not_held_to_go_no_further(
     if permitted:
         door(tmp_path)
         return
-    with pytest.raises(TermsRefused, match="the router was held to") as caught:
+    with pytest.raises(TermsRefused, match="deepinfra") as caught:
         door(tmp_path)
     assert "\x1b" not in str(caught.value)
 
@@ -246,20 +246,20 @@ def test_a_file_from_before_the_column_is_read_as_one_that_names_no_provider(tmp
     earlier = to_table(rows(LINEAGE)).drop_columns(["provider"])
     write(tmp_path / "store", "a", earlier, [LINEAGE])
     corpus = Corpus.open(tmp_path / "store")
-    assert {fact["provider"] for fact in corpus.distinct(provenance.COLUMNS)} == {""}
+    assert {fact["provider"] for fact in corpus.distinct(FACT_COLUMNS)} == {""}
     assert [sample.provider for sample in corpus.samples()] == ["", "", ""]
     assert corpus.verify() == []
     assert completed(earlier).equals(to_table(rows(LINEAGE)))
     door_export(tmp_path)
 
 
-CHANGES = st.sampled_from(provenance.SAME)
+CHANGES = st.sampled_from(REPEATED_COLUMNS)
 
 
 @given(st.lists(CHANGES, min_size=1, unique=True), st.booleans())
 def test_any_change_on_one_side_is_a_disagreement(names: list[str], in_row: bool):
-    fact = {**{name: LINEAGE[name] for name in ("run_id", *provenance.SAME)}, "request_model": ""}
-    assert provenance.disagreements([LINEAGE], [fact]) == []
+    fact = {**{name: LINEAGE[name] for name in ("run_id", *REPEATED_COLUMNS)}, "request_model": ""}
+    assert disagreements([Lineage(LINEAGE)], [fact]) == []
     changed = {name: not LINEAGE[name] if name == "mock" else f"{LINEAGE[name]}x" for name in names}
     pair = (LINEAGE, {**fact, **changed}) if in_row else ({**LINEAGE, **changed}, fact)
-    assert len(provenance.disagreements([pair[0]], [pair[1]])) == len(names)
+    assert len(disagreements([Lineage(pair[0])], [pair[1]])) == len(names)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.terms import gate
+from harvester.terms.lineage import Lineage
 from harvester.terms.obligations import licence_of
 from harvester.terms.permissions import Permission, load_permissions, record_permission
 
@@ -52,7 +53,7 @@ def ask(*lineages: dict[str, Any], **more: Any) -> gate.Verdict:
         "student_licence": None,
         **more,
     }
-    return gate.allows_training(list(lineages), **told)
+    return gate.allows_training([Lineage(each) for each in lineages], **told)
 
 
 def test_mock_and_permissive_rows_are_learned_from_and_mock_is_said():

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
+from harvester.terms.lineage import Lineage
 from trainer.errors import ConfigError, FindingsError
 from trainer.provenance import fingerprint
 
@@ -49,7 +50,7 @@ def adapter(tmp_path: Path) -> Path:
     (folder / "NOTICE").write_text("Built with care\n")
     (folder / "README.md").write_text("a card\n")
     leaves = fingerprint.write_rows(folder, [fingerprint.leaf_of(sample(n)) for n in range(13)])
-    fingerprint.write_tree(folder, leaves, [LINEAGE])
+    fingerprint.write_tree(folder, leaves, [Lineage(LINEAGE)])
     return folder
 
 
@@ -111,7 +112,7 @@ def test_an_edited_origin_is_named(adapter: Path, tmp_path: Path, column: str):
 @pytest.mark.parametrize("name", [fingerprint.TREE, fingerprint.ROWS, "adapter_model.safetensors", "NOTICE"])
 def test_any_flipped_byte_of_any_file_breaks_the_trace(adapter: Path, name: str, step: int):
     leaves = fingerprint.write_rows(adapter, [fingerprint.leaf_of(sample(n)) for n in range(2)])
-    fingerprint.write_tree(adapter, leaves, [LINEAGE])
+    fingerprint.write_tree(adapter, leaves, [Lineage(LINEAGE)])
     whole = (adapter / name).read_bytes()
     for at in range(0, len(whole), step):
         for bit in (0x01, 0x20) if name in (fingerprint.TREE, fingerprint.ROWS) else (0x01,):
