@@ -20,7 +20,7 @@ from harvester.prompts import completed_files, formats, reader
 
 def write(folder: Path, name: str, *lines: object) -> Path:
     path = folder / name
-    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in formats) + "\n"
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n"
     path.write_text(text, encoding="utf-8")
     return path
 
