@@ -14,7 +14,15 @@ from pathlib import Path
 import typer
 
 from trainer import __version__
-from trainer.console import bar, emit, excluded, marked, table, talk, visible
+from trainer.console import (
+    excluded_phrase,
+    mark_supervised,
+    print_message,
+    print_result,
+    print_scorecard,
+    progress_bar,
+    visible,
+)
 from trainer.errors import HarvesterError
 
 EXIT_CODES = """Exit codes: 0 complete, 1 doctor found a fatal fault or the training diverged, 2 usage,
@@ -66,7 +74,7 @@ def plan(
     told = asdict(room.plan(loaded, probe))
     memory = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in told["memory"].items())
     lines = [
-        f"examples {told['examples']:,}, held out {told['held_out']:,}{excluded(told['excluded'])}",
+        f"examples {told['examples']:,}, held out {told['held_out']:,}{excluded_phrase(told['excluded'])}",
         f"tokens per epoch {told['tokens_per_epoch']:,}, supervised {told['supervised_per_epoch']:,}",
         f"steps {told['steps']:,} of {told['packs_per_step']} packs, empty seats {told['pack_waste']:.1%}",
         f"parameters: base {told['base_parameters']:,}, adapter {told['adapter_parameters']:,}",
@@ -75,7 +83,7 @@ def plan(
     ]
     if told["time_s"] is not None:
         lines.append(f"time {told['time_s']:,.0f} s at {told['tokens_per_s']:,.0f} tokens/s ({probe} steps)")
-    emit(told, lines, as_json=as_json)
+    print_result(told, lines, as_json=as_json)
 
 
 @app.command()
@@ -99,13 +107,13 @@ def doctor(
     if not as_json:
         for shown in found.shown:
             pieces = [(token.text, token.supervised) for token in shown.tokens]
-            typer.echo(f"{visible(shown.prompt_id)}: {marked(pieces)}")
+            typer.echo(f"{visible(shown.prompt_id)}: {mark_supervised(pieces)}")
     lines = [
-        f"examples {found.examples:,}{excluded(found.excluded)}",
+        f"examples {found.examples:,}{excluded_phrase(found.excluded)}",
         *(f"note: {line}" for line in found.notices),
         f"page in {where}",
     ]
-    emit({**asdict(found), "page": where}, lines, as_json=as_json)
+    print_result({**asdict(found), "page": where}, lines, as_json=as_json)
     if found.findings:
         raise FindingsError(
             "; ".join(found.findings), place=str(config), remedy="repair template, tokenizer or corpus"
@@ -130,13 +138,13 @@ def train(
         from trainer.training import launch as fleet
 
         raise typer.Exit(fleet.launch(config, processes, allow_change=allow_change))
-    talk("reading corpus and student")
+    print_message("reading corpus and student")
     from trainer.data import dataset
 
     rows = dataset.read(loaded)  # what the corpus lacks is said before torch is loaded
     from trainer.training import train as room
 
-    with bar("train", "steps") as update:
+    with progress_bar("train", "steps") as update:
         done = room.train(
             loaded,
             lambda log: update(
@@ -157,10 +165,10 @@ def train(
         return  # one process of a fleet talks
     lines = [
         *done.notes,
-        f"examples {done.examples:,}{excluded(done.excluded)}; {done.steps:,} steps, {now}{loss}",
+        f"examples {done.examples:,}{excluded_phrase(done.excluded)}; {done.steps:,} steps, {now}{loss}",
         f"adapter in {done.adapter}",
     ]
-    emit(asdict(done), lines, as_json=as_json)
+    print_result(asdict(done), lines, as_json=as_json)
 
 
 @app.command()
@@ -172,17 +180,17 @@ def evaluate(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
     from trainer import config as settings
 
     loaded = settings.load(config)
-    talk("reading corpus and student")
+    print_message("reading corpus and student")
     from trainer.evaluation import evaluate as room
 
-    with bar("score", "prompts") as update:
+    with progress_bar("score", "prompts") as update:
         offset = {"base": 0, "student": 1}
         card = room.evaluate(
             loaded, lambda who, total, done: update(offset[who] * total + done, 2 * total, who)
         )
     where = str(loaded.out_path / "scorecard.json")
-    table(card)
-    emit({**card, "scorecard": where}, [f"scorecard in {where}"], as_json=as_json)
+    print_scorecard(card)
+    print_result({**card, "scorecard": where}, [f"scorecard in {where}"], as_json=as_json)
 
 
 @app.command()
@@ -210,7 +218,7 @@ def export(
     said = ", ".join(
         f"{name.replace('_', ' ')} {value:.3g}" for name, value in parity.items() if isinstance(value, float)
     )
-    emit(
+    print_result(
         {**parity, "merged": str(out), "serving": asdict(how)},
         [f"merged student in {out}, {parity['dtype']}: {said}", *serving.lines(how)],
         as_json=as_json,
@@ -237,12 +245,12 @@ def trace(
                 "to follow a row the corpus is needed", place=row, remedy="name it with --corpus"
             )
         told = room.trace(adapter, row, corpus)
-        emit(told, [f"{name:<15} {value}" for name, value in told.items()], as_json=as_json)
+        print_result(told, [f"{name:<15} {value}" for name, value in told.items()], as_json=as_json)
         return
     found = room.verify(adapter, corpus)
     tree, leaves = room.read(adapter)
     lines = [f"{len(leaves):,} learned rows, root {tree['root']}", *(f"  {one}" for one in found)]
-    emit({"root": tree["root"], "rows": len(leaves), "findings": found}, lines, as_json=as_json)
+    print_result({"root": tree["root"], "rows": len(leaves), "findings": found}, lines, as_json=as_json)
     if found:
         raise FindingsError(f"{len(found)} findings", place=str(adapter))
 
@@ -255,11 +263,11 @@ def main() -> None:
     try:
         app()
     except HarvesterError as error:
-        talk(f"error[{error.code}]: {error.message}")
+        print_message(f"error[{error.code}]: {error.message}")
         if error.place:
-            talk(f"  where   {error.place}")
+            print_message(f"  where   {error.place}")
         if error.remedy:
-            talk(f"  remedy  {error.remedy}")
+            print_message(f"  remedy  {error.remedy}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 
-def emit(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
+def print_result(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
     """A command's result: one JSON line on stdout, or its lines of text."""
     if as_json:
         typer.echo(json.dumps(data, ensure_ascii=False, default=str))
@@ -21,7 +21,7 @@ def emit(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> Non
         typer.echo(visible(line))
 
 
-def talk(line: str) -> None:
+def print_message(line: str) -> None:
     """A line for people, on stderr."""
     typer.echo(visible(line), err=True)
 
@@ -33,12 +33,12 @@ def visible(text: str) -> str:
     )
 
 
-def excluded(reasons: Mapping[str, int]) -> str:
+def excluded_phrase(reasons: Mapping[str, int]) -> str:
     """Left-out rows by reason, as an appendix to a sentence."""
     return "".join(f"; left out {count:,} {reason}" for reason, count in sorted(reasons.items()))
 
 
-def marked(tokens: Sequence[tuple[str, bool]]) -> str:
+def mark_supervised(tokens: Sequence[tuple[str, bool]]) -> str:
     """Tokens as one line, a dot between them; what is supervised is green, or in ⟦⟧ without a terminal."""
     said = []
     for supervised, run in groupby(tokens, key=lambda token: token[1]):
@@ -49,7 +49,7 @@ def marked(tokens: Sequence[tuple[str, bool]]) -> str:
     return "".join(said)
 
 
-def table(card: Mapping[str, Any]) -> None:
+def print_scorecard(card: Mapping[str, Any]) -> None:
     """The scorecard as a table on stderr."""
     from rich.console import Console
     from rich.table import Table
@@ -74,7 +74,7 @@ def table(card: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def bar(title: str, noun: str) -> Iterator[Callable[[int, int, str], None]]:
+def progress_bar(title: str, noun: str) -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar on stderr; without a terminal, a plain line at each fifth of the way."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -87,15 +87,15 @@ def bar(title: str, noun: str) -> Iterator[Callable[[int, int, str], None]]:
             nonlocal fifth
             if done * 5 // max(total, 1) != fifth:
                 fifth = done * 5 // max(total, 1)
-                talk(f"{title}: {done:,}/{total:,} {noun}, {said}")
+                print_message(f"{title}: {done:,}/{total:,} {noun}, {said}")
 
         yield plain
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[said]}"), console=console) as progress:
-        bar = progress.add_task(title, total=None, said="")
+        progress_bar = progress.add_task(title, total=None, said="")
 
         def paint(done: int, total: int, said: str) -> None:
-            progress.update(bar, completed=done, total=total, said=said)
+            progress.update(progress_bar, completed=done, total=total, said=said)
 
         yield paint

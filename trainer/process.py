@@ -15,7 +15,7 @@ from trainer.errors import StoreError, StoreLocked
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def lock_output_folder(folder: Path) -> Iterator[None]:
     """Hold the output folder for the life of a training.
 
     Raises:
@@ -45,7 +45,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """SIGTERM and SIGINT end the training after the current step; a second one ends it now."""
     asked: list[int] = []
 

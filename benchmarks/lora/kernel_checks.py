@@ -21,7 +21,7 @@ from trainer.data.collator import collate
 from trainer.model import lora_forward, segment_attention, varlen_attention
 from trainer.model.lora_kernel import lora_linear
 from trainer.model.losses import cross_entropy_sum, head_loss
-from trainer.training.step import loss_of
+from trainer.training.step import pack_loss
 
 BOUND = {"bfloat16": 2e-2, "float32": 1e-4}
 WHOLE = {"bfloat16": 1e-3, "float32": 1e-5}  # relative difference of a two-layer student's loss
@@ -49,7 +49,11 @@ def attention(device: str, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
     own = [x.requires_grad_() for x in (q, k, v)]
     on_cuda = device == "cuda"
     path = varlen_attention if on_cuda else segment_attention
-    bounds = varlen_attention.bounds(lengths, device) if on_cuda else collate(_documents(lengths)).segments
+    bounds = (
+        varlen_attention.document_bounds(lengths, device)
+        if on_cuda
+        else collate(_documents(lengths)).segments
+    )
     out, _ = path.attend(None, *own, None, scaling=64**-0.5, segments=bounds)
     parts, begin = [], 0
     for n in lengths:
@@ -105,7 +109,7 @@ def whole(device: str, dtype: str) -> float:
     task = lora_task.Task("", shape=TINY, device=device, dtype=dtype)
     path = varlen_attention.register() if device == "cuda" else segment_attention.register()
     here = lora_task.adapted(task, lora_task.base(task, path))
-    lora_forward.fold(here)
+    lora_forward.replace_lora_forward(here)
     with torch.no_grad():
         for name, parameter in here.named_parameters():
             if "lora_B" in name:
@@ -116,7 +120,7 @@ def whole(device: str, dtype: str) -> float:
     there.load_state_dict({name: value.float().cpu() for name, value in here.state_dict().items()})
     ids = np.random.default_rng()
     pack = [Example(ids.integers(3, 4000, size=int(n), dtype=np.int32), 5) for n in (90, 60, 33, 12)]
-    mine, theirs = loss_of(here, collate(pack, device))[0], loss_of(there, collate(pack))[0]
+    mine, theirs = pack_loss(here, collate(pack, device))[0], pack_loss(there, collate(pack))[0]
     return abs(float(mine) - float(theirs)) / float(theirs)
 
 

@@ -45,13 +45,13 @@ def main() -> None:
     attention = varlen_attention.register() if task.device == "cuda" else segment_attention.register()
     student = lora_task.adapted(task, lora_task.base(task, attention)).train()
     first = lora_task.fingerprint(student)
-    lora_forward.fold(student)
+    lora_forward.replace_lora_forward(student)
     if task.compile:
         compile.compile_student(student)
-    named = model.trainable(student)
+    named = model.trainable_parameters(student)
     optimiser = optim.adamw(named.items(), config.train, config.lora)
     stepper = Stepper(student, named, optimiser, config.train, World())
-    count = flops.counter(student)
+    count = flops.flop_counter(student)
     clock, losses, per_step, work = lora_task.Clock(task.device), [], [], 0.0
     since = torch.zeros((), device=task.device)
     for number, packs in enumerate(task.steps()[: task.total]):

@@ -12,15 +12,15 @@ from trainer import config as settings
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
 from trainer.model import model
-from trainer.model.weights import vocabulary_of
+from trainer.model.weights import vocabulary_size
 from trainer.training import optim
-from trainer.training.distributed import joined
+from trainer.training.distributed import join_world
 from trainer.training.step import Stepper
 
 
 def examples(config: settings.TrainConfig) -> list[Any]:
     renderer = Renderer(model.load_tokenizer(config.base))
-    return list(dataset.render(dataset.read(config), renderer, config, vocabulary_of(config.base)).examples)
+    return list(dataset.render(dataset.read(config), renderer, config, vocabulary_size(config.base)).examples)
 
 
 def write(told: dict[str, Any]) -> None:
@@ -28,13 +28,13 @@ def write(told: dict[str, Any]) -> None:
     config = settings.load(Path(told["toml"]))
     made = examples(config)
     packs = [made[number :: told["packs"]] for number in range(told["packs"])]
-    with joined() as world:
-        student = model.with_adapter(config, torch.device("cpu"))
+    with join_world() as world:
+        student = model.load_new_student(config, torch.device("cpu"))
         with torch.no_grad():  # B starts at zero and would hide A's gradient
             for name, p in student.named_parameters():
                 if "lora_B" in name:
                     p.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
-        named = model.trainable(student)
+        named = model.trainable_parameters(student)
         stepper = Stepper(
             student, named, optim.adamw(named.items(), config.train, config.lora), config.train, world
         )
@@ -50,5 +50,5 @@ def write(told: dict[str, Any]) -> None:
             learned = stepper.learn(0, packs)
         finally:
             torch.nn.utils.clip_grad_norm_ = honest
-        if world.leads:
+        if world.is_leader:
             save_file({**kept, "loss": learned.loss, "norm": learned.norm}, told["out"])

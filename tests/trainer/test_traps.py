@@ -20,7 +20,7 @@ from trainer.errors import StudentError
 from trainer.evaluation import evaluate
 from trainer.model import losses, model, segment_attention
 from trainer.model.losses import cross_entropy_sum
-from trainer.training.step import forward
+from trainer.training.step import supervised_logits
 
 TESTS = Path(__file__).resolve().parent.parent
 # Thread -> file and start of a test's name, below tests/trainer. Threads about soft targets are left out:
@@ -91,14 +91,14 @@ def documents() -> list[Example]:
 
 def test_a_naive_pack_has_another_loss_and_ours_has_the_true_one(learned):
     config, _ = learned
-    student = model.load_student(config, config.out_path / "adapter", torch.device("cpu"))
+    student = model.load_trained_student(config, config.out_path / "adapter", torch.device("cpu"))
     student.set_attn_implementation(segment_attention.register())
     renderer = Renderer(model.load_tokenizer(config.base))
     pack = evaluate.taught_examples(dataset.read(config).held_out, renderer, config)
 
     def lost(examples) -> float:
         batch = collate(examples)
-        return float(cross_entropy_sum(forward(student, batch), batch.targets)[0])
+        return float(cross_entropy_sum(supervised_logits(student, batch), batch.targets)[0])
 
     def naive() -> float:  # one causal row, nobody tells where a document ends
         whole = collate([Example(np.concatenate([e.ids for e in pack]), 1)])
@@ -107,7 +107,7 @@ def test_a_naive_pack_has_another_loss_and_ours_has_the_true_one(learned):
             kept += range(begin + e.prompt_length - 1, begin + len(e.ids) - 1)
             begin += len(e.ids)
         at = torch.tensor(kept)
-        return float(cross_entropy_sum(forward(student, whole)[at], whole.targets[at])[0])
+        return float(cross_entropy_sum(supervised_logits(student, whole)[at], whole.targets[at])[0])
 
     with torch.no_grad():
         true = sum(lost([e]) for e in pack)
@@ -157,7 +157,7 @@ class Largest(TorchDispatchMode):
 
 def test_evaluation_never_holds_the_logits_of_a_pack(learned, monkeypatch):
     config, _ = learned
-    monkeypatch.setattr(losses, "CHUNK", 16)
+    monkeypatch.setattr(losses, "CHUNK_ROWS", 16)
     base = model.load_base(config.base, torch.device("cpu"))
     pack = documents() * 8
     supervised = sum(e.supervised for e in pack)

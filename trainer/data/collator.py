@@ -10,7 +10,7 @@ import torch
 
 from trainer.data.chat_template import Example
 from trainer.model.segment_attention import SegmentGroup
-from trainer.model.varlen_attention import Bounds, bounds
+from trainer.model.varlen_attention import DocumentBounds, document_bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Batch:
     position_ids: torch.Tensor
     predict_at: torch.Tensor
     targets: torch.Tensor
-    segments: tuple[SegmentGroup, ...] | Bounds
+    segments: tuple[SegmentGroup, ...] | DocumentBounds
 
     @property
     def tokens(self) -> int:
@@ -77,7 +77,7 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
         _tensor(positions, device)[None],
         _tensor(predict_at, device),
         _tensor(targets, device),
-        bounds(lengths, device) if torch.device(device).type == "cuda" else _groups(lengths, device),
+        document_bounds(lengths, device) if torch.device(device).type == "cuda" else _groups(lengths, device),
     )
 
 

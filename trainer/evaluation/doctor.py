@@ -75,7 +75,7 @@ def diagnose(config: TrainConfig) -> Diagnosis:
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     data = dataset.render(rows, renderer, config)
     seen = data_checks.rendered(rows, renderer, config)
-    vocabulary = weights.vocabulary_of(config.base)
+    vocabulary = weights.vocabulary_size(config.base)
     found = data_checks.checks(seen, renderer, vocabulary=vocabulary, learned=len(data.examples))
     return Diagnosis(
         findings=tuple(str(check) for check in found if check.count),

@@ -20,7 +20,7 @@ from trainer.errors import DataError
 from trainer.evaluation.scorecard import Judged, is_right, scorecard
 from trainer.model import model, segment_attention, varlen_attention
 from trainer.publish import serving
-from trainer.training.step import loss_of
+from trainer.training.step import pack_loss
 
 Progress = Callable[[str, int, int], None]
 
@@ -36,7 +36,7 @@ def evaluate(config: TrainConfig, on_batch: Progress = lambda _who, _total, _don
         StudentError: base or adapter can't be loaded.
     """
     model.set_threads(config.train)
-    device = model.device_of(config.train)
+    device = model.select_device(config.train)
     rows = dataset.read(config)
     asked = [h for h in rows.held_out if h.reference is not None]
     if not asked:
@@ -55,7 +55,7 @@ def evaluate(config: TrainConfig, on_batch: Progress = lambda _who, _total, _don
         if who == "base":
             answering = model.load_base(config.base, device)
         else:
-            answering = model.load_student(config, config.out_path / "adapter", device)
+            answering = model.load_trained_student(config, config.out_path / "adapter", device)
         texts = answers(answering, renderer, prompts, config, partial(on_batch, who, len(asked)))
         said[who] = [_answer(text, renderer, config) for text in texts]
         loss[who] = held_out_loss(answering, taught, config)
@@ -147,7 +147,7 @@ def held_out_loss(answering: Any, examples: Sequence[Example], config: TrainConf
     total = 0.0
     with torch.no_grad():
         for numbers in pack([len(e.ids) - 1 for e in examples], config.train.pack_budget).packs:
-            total += float(loss_of(answering, collate([examples[i] for i in numbers], device))[0])
+            total += float(pack_loss(answering, collate([examples[i] for i in numbers], device))[0])
     return total / sum(e.supervised for e in examples)
 
 

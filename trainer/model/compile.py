@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainer.model.losses import judge_rows
+from trainer.model.losses import loss_and_gradient
 
 
 def compile_student(student: Any) -> int:
@@ -20,5 +20,5 @@ def compile_student(student: Any) -> int:
     whole = student.get_base_model()
     for layer in whole.model.layers:
         layer.compile(dynamic=True)
-    whole.judge = torch.compile(judge_rows, dynamic=True)
+    whole.judge = torch.compile(loss_and_gradient, dynamic=True)
     return len(whole.model.layers)

@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from trainer.model.lora_kernel import lora_linear
 
-WALK_FLOP = 150  # arithmetic that fits the time of the saved walk, per output element, on CPU
+OUTPUT_PASS_FLOP = 150  # arithmetic that fits the time of the saved walk, per output element, on CPU
 
 
-def fold(model: torch.nn.Module, adapter: str = "default", *, sharded: bool = False) -> int:
+def replace_lora_forward(model: torch.nn.Module, adapter: str = "default", *, sharded: bool = False) -> int:
     """Swap the forward of every plain LoRA layer for a cheaper one; returns how many.
 
     Layers with dropout or DoRA keep PEFT's forward.
@@ -50,7 +50,7 @@ def _pays(layer: Any, adapter: str) -> bool:
         return False  # a folded bf16 weight would round the adapter away
     out, inner = weight.shape
     rank = layer.r[adapter]
-    return bool(2 * inner * out < 6 * rank * (inner + out) + WALK_FLOP * out)
+    return bool(2 * inner * out < 6 * rank * (inner + out) + OUTPUT_PASS_FLOP * out)
 
 
 def _folded(adapter: str) -> Any:

@@ -35,7 +35,7 @@ def lora_linear(
     return made
 
 
-def wide_product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def matmul_as(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """a b in `dtype`: on CUDA the kernel's own fp32 sum is kept instead of being rounded to a's dtype."""
     if a.is_cuda and a.dtype != dtype == torch.float32:
         return torch.mm(a, b, out_dtype=dtype)
@@ -67,6 +67,6 @@ class _LoraLinear(torch.autograd.Function):
         ]:  # the first layer's query, key and value have a frozen embedding before them
             dx = slope @ weight
             dx = torch.addmm(dx, narrow, down, out=dx).view(ctx.shape)
-        d_down = wide_product(narrow.t(), flat, ctx.master)
-        d_up = wide_product(slope.t(), low, ctx.master).mul_(ctx.scale)
+        d_down = matmul_as(narrow.t(), flat, ctx.master)
+        d_up = matmul_as(slope.t(), low, ctx.master).mul_(ctx.scale)
         return dx, None, None, d_down, d_up, None

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from trainer.model.lora_kernel import wide_product
+from trainer.model.lora_kernel import matmul_as
 
-Judge = Callable[[torch.Tensor, torch.Tensor, torch.dtype], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+RowLoss = Callable[[torch.Tensor, torch.Tensor, torch.dtype], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
-CHUNK = 1024  # rows of logits alive at once: 1024 x 152k x 4 bytes is 0.6 GB
+CHUNK_ROWS = 1024  # rows of logits alive at once: 1024 x 152k x 4 bytes is 0.6 GB
 
 
 def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +35,7 @@ def head_loss(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     targets: torch.Tensor,
-    judge: Judge | None = None,
+    judge: RowLoss | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`cross_entropy_sum` of a frozen output layer, in chunks: no [supervised, vocabulary] tensor is kept.
 
@@ -46,7 +46,7 @@ def head_loss(
         hidden: [supervised, width]. weight: [vocabulary, width], frozen. bias: [vocabulary], frozen.
         judge: a faster `judge_rows`, where there is one.
     """
-    loss, correct = _HeadLoss.apply(hidden, weight, bias, targets, judge or judge_rows)  # type: ignore[no-untyped-call]
+    loss, correct = _HeadLoss.apply(hidden, weight, bias, targets, judge or loss_and_gradient)  # type: ignore[no-untyped-call]
     return loss, correct
 
 
@@ -58,9 +58,9 @@ class _HeadLoss(torch.autograd.Function):
         slope = torch.empty_like(hidden) if wanted else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
-        for begin in range(0, hidden.shape[0], CHUNK):
-            rows = slice(begin, begin + CHUNK)
-            logits = wide_product(hidden[rows], weight.t(), torch.float32)
+        for begin in range(0, hidden.shape[0], CHUNK_ROWS):
+            rows = slice(begin, begin + CHUNK_ROWS)
+            logits = matmul_as(hidden[rows], weight.t(), torch.float32)
             if bias is not None:
                 logits += bias
             part, right, share = judge(logits, targets[rows], weight.dtype)
@@ -77,7 +77,7 @@ class _HeadLoss(torch.autograd.Function):
         return grads[0].to(ctx.slope.dtype) * ctx.slope, None, None, None, None
 
 
-def judge_rows(
+def loss_and_gradient(
     logits: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Summed loss, right guesses, and the loss's gradient by the logits in `dtype`.

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from trainer.config import TrainConfig, TrainSection
 from trainer.errors import ConfigError, StudentError
 from trainer.model import segment_attention, varlen_attention
-from trainer.model.weights import check_adapter, check_base, template_of
+from trainer.model.weights import check_adapter, check_base, read_chat_template
 
 logging.disable_progress_bar()  # our own bar is the one on the screen
 logging.set_verbosity_error()
@@ -33,11 +33,11 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StudentError(f"tokenizer can't be read: {first_line(error)}", place=str(folder)) from None
     if template is not None:
-        tokenizer.chat_template = template_of(template)
+        tokenizer.chat_template = read_chat_template(template)
     return tokenizer
 
 
-def device_of(train: TrainSection) -> torch.device:
+def select_device(train: TrainSection) -> torch.device:
     """Where to run. "fastest" is CUDA when there is one, else the CPU.
 
     Raises:
@@ -55,17 +55,23 @@ def set_threads(train: TrainSection) -> None:
     torch.set_num_threads(train.threads or len(os.sched_getaffinity(0)))
 
 
-def dtype_of(device: torch.device) -> torch.dtype:
+def base_dtype(device: torch.device) -> torch.dtype:
     """Dtype of the frozen base: bf16 on CUDA, fp32 on CPU, where bf16 is neither fast nor exact."""
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
-def attention_of(device: torch.device) -> str:
+def register_attention(device: torch.device) -> str:
     """Name of the packed attention there, registered with transformers."""
     return varlen_attention.register() if device.type == "cuda" else segment_attention.register()
 
 
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}  # dense bf16 FLOP/s, vendor's sheets
+# Peak of dense bf16 arithmetic in FLOP/s by device name, from the vendor's data sheets.
+PEAK_BF16_FLOPS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+}
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -73,7 +79,7 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    return next((peak for part, peak in PEAK_BF16_FLOPS.items() if part in name), None)
 
 
 def load_base(
@@ -94,7 +100,7 @@ def load_base(
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            dtype=dtype_of(device),
+            dtype=base_dtype(device),
             attn_implementation=attention,
         )
     except Exception as error:  # noqa: BLE001 - safetensors, transformers and torch each raise their own
@@ -102,7 +108,7 @@ def load_base(
     return model.to(place or device).eval()
 
 
-def with_adapter(config: TrainConfig, device: torch.device, *, sharded: bool = False) -> Any:
+def load_new_student(config: TrainConfig, device: torch.device, *, sharded: bool = False) -> Any:
     """Base plus a fresh adapter, ready to train: packed attention, fp32 adapter, everything else frozen.
 
     A is drawn from `[train] seed`, B is zero, so the student starts as the base.
@@ -115,13 +121,13 @@ def with_adapter(config: TrainConfig, device: torch.device, *, sharded: bool = F
     """
     check_base(config.base, config.student.sha256)
     base = load_base(
-        config.base, device, attention_of(device), place=torch.device("cpu") if sharded else None
+        config.base, device, register_attention(device), place=torch.device("cpu") if sharded else None
     )
     torch.manual_seed(config.train.seed)
-    return adapt(base, config).train()
+    return add_adapter(base, config).train()
 
 
-def adapt(base: Any, config: TrainConfig) -> Any:
+def add_adapter(base: Any, config: TrainConfig) -> Any:
     """A fresh adapter on a base, by PEFT; A drawn from torch's generator.
 
     Raises:
@@ -166,7 +172,7 @@ def _check_ties(base: Any, target: str | tuple[str, ...]) -> None:
         )
 
 
-def load_student(config: TrainConfig, adapter: Path, device: torch.device) -> Any:
+def load_trained_student(config: TrainConfig, adapter: Path, device: torch.device) -> Any:
     """Base plus a trained adapter, for generation. On CPU it is merged in fp32, which costs no accuracy.
 
     Raises:
@@ -185,7 +191,7 @@ def load_student(config: TrainConfig, adapter: Path, device: torch.device) -> An
     return student.eval()
 
 
-def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Trainable parameters by name, in the model's order."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 

@@ -29,17 +29,17 @@ class SegmentGroup:
         begin: first token of the group; `end` is one past its last.
         documents: rows of the grid.
         longest: columns of the grid.
-        gather: [documents * longest] int64, token within the group for each cell; None when every
+        token_of_cell: [documents * longest] int64, token within the group for each cell; None when every
             document has the same length, and the grid is a view.
-        place: [end - begin] int64, cell of each token; None as above.
+        cell_of_token: [end - begin] int64, cell of each token; None as above.
     """
 
     begin: int
     end: int
     documents: int
     longest: int
-    gather: torch.Tensor | None
-    place: torch.Tensor | None
+    token_of_cell: torch.Tensor | None
+    cell_of_token: torch.Tensor | None
 
 
 class _ToGrid(torch.autograd.Function):
@@ -47,36 +47,38 @@ class _ToGrid(torch.autograd.Function):
     reads them (causal), so their gradient is exactly zero and backward may pick instead of add."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, gather: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        ctx.place = place
-        return x.index_select(0, gather)
+    def forward(
+        ctx: Any, x: torch.Tensor, token_of_cell: torch.Tensor, cell_of_token: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.cell_of_token = cell_of_token
+        return x.index_select(0, token_of_cell)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return grads[0].index_select(0, ctx.place), None, None
+        return grads[0].index_select(0, ctx.cell_of_token), None, None
 
 
 class _ToTokens(torch.autograd.Function):
     """[cells, channels] -> [tokens, channels]; the reverse walk."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        ctx.place, ctx.cells = place, x.shape[0]
-        return x.index_select(0, place)
+    def forward(ctx: Any, x: torch.Tensor, cell_of_token: torch.Tensor) -> torch.Tensor:
+        ctx.cell_of_token, ctx.cells = cell_of_token, x.shape[0]
+        return x.index_select(0, cell_of_token)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         grad = grads[0]
         spread = grad.new_zeros(ctx.cells, grad.shape[1])
-        return spread.index_copy_(0, ctx.place, grad), None
+        return spread.index_copy_(0, ctx.cell_of_token, grad), None
 
 
 def _grid(x: torch.Tensor, group: SegmentGroup) -> torch.Tensor:
     """[heads, tokens, dim] of the whole row -> [documents, heads, longest, dim] of one group."""
     heads, _, dim = x.shape
     tokens = x[:, group.begin : group.end].transpose(0, 1).reshape(-1, heads * dim)
-    if group.gather is not None:
-        tokens = _ToGrid.apply(tokens, group.gather, group.place)  # type: ignore[no-untyped-call]
+    if group.token_of_cell is not None:
+        tokens = _ToGrid.apply(tokens, group.token_of_cell, group.cell_of_token)  # type: ignore[no-untyped-call]
     return tokens.view(group.documents, group.longest, heads, dim).transpose(1, 2)
 
 
@@ -123,8 +125,8 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
         )
         flat = out.transpose(1, 2).reshape(group.documents * group.longest, -1)
-        if group.place is not None:
-            flat = _ToTokens.apply(flat, group.place)  # type: ignore[no-untyped-call]
+        if group.cell_of_token is not None:
+            flat = _ToTokens.apply(flat, group.cell_of_token)  # type: ignore[no-untyped-call]
         outs.append(flat)
     row = outs[0] if len(outs) == 1 else torch.cat(outs)
     return row.view(1, row.shape[0], query.shape[1], query.shape[3]), None

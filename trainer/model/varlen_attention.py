@@ -21,7 +21,7 @@ ATTENTION_NAME = "distil_varlen"
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class DocumentBounds:
     """Where documents begin in a row.
 
     Attributes:
@@ -33,11 +33,11 @@ class Bounds:
     longest: int
 
 
-def bounds(lengths: Sequence[int], device: torch.device | str) -> Bounds:
+def document_bounds(lengths: Sequence[int], device: torch.device | str) -> DocumentBounds:
     """Bounds of documents that lie one after the other."""
     starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
     torch.cumsum(torch.tensor(lengths, dtype=torch.int32), 0, out=starts[1:])
-    return Bounds(starts.to(device, non_blocking=True), max(lengths))
+    return DocumentBounds(starts.to(device, non_blocking=True), max(lengths))
 
 
 # Bounds differ with every pack: traced, attention would be compiled anew for each.
@@ -50,7 +50,7 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    segments: Bounds | None = None,
+    segments: DocumentBounds | None = None,
     **extra: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each document; shapes as in `segments.attend`.

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from trainer.errors import StudentError
 
-TEMPLATE_BYTES = 1 << 18  # the largest published chat templates have some 20 KB
+MAX_TEMPLATE_BYTES = 1 << 18  # the largest published chat templates have some 20 KB
 
 
 def check_base(folder: Path, sha256: str = "") -> None:
@@ -44,7 +44,7 @@ def check_base(folder: Path, sha256: str = "") -> None:
             place=str(folder),
             remedy="convert the weights; pickled files are never loaded",
         )
-    shapes_of(folder)
+    tensor_shapes(folder)
     if sha256 and base_sha256(folder) != sha256:
         raise StudentError(
             "this base is not the one [student] sha256 names", place=str(folder), remedy="fetch that revision"
@@ -82,7 +82,7 @@ def check_adapter(folder: Path) -> None:
     _shapes(file)
 
 
-def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor, from the headers alone.
 
     Raises:
@@ -131,19 +131,19 @@ def base_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def vocabulary_of(folder: Path) -> int:
+def vocabulary_size(folder: Path) -> int:
     """Rows of the base's embedding, as its configuration tells."""
     return int(read_json(folder / "config.json").get("vocab_size", 0))
 
 
-def template_of(path: Path) -> str:
+def read_chat_template(path: Path) -> str:
     """A chat template from a file of its own.
 
     Raises:
         StudentError: unreadable, or far larger than any template is.
     """
     try:
-        if path.stat().st_size > TEMPLATE_BYTES:
+        if path.stat().st_size > MAX_TEMPLATE_BYTES:
             raise StudentError("too large for a chat template", place=str(path))
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

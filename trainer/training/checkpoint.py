@@ -25,7 +25,7 @@ from trainer.files import fsync
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
-KEEP = 2
+KEEP_NEWEST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Checkpoint:
     moments: Mapping[str, torch.Tensor]
 
 
-def moments_of(
+def optimiser_moments(
     optimiser: torch.optim.Optimizer, named: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """The optimiser's state by parameter name, never by number: an order may change, a name may not."""
@@ -119,7 +119,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
             place=str(folder),
             remedy="free some room; training resumes from the last one",
         ) from None
-    for old in _finished(folder)[KEEP:]:
+    for old in _finished(folder)[KEEP_NEWEST:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -143,13 +143,13 @@ def _check_room(folder: Path, checkpoint: Checkpoint) -> None:
         raise OSError(errno.ENOSPC, f"{free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} MiB wanted")
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One phrase for each setting that differs."""
     keys = sorted({*before, *now})
     return [f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in keys if before.get(k) != now.get(k)]
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and one line for each newer one that doesn't."""
     skipped: list[str] = []
     for path in _finished(folder):

@@ -23,11 +23,11 @@ class World:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether this process writes files and talks."""
         return self.rank == 0
 
-    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+    def sum_in_place(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor (same dtype) by its sum over all ranks."""
         if self.size == 1 or not tensors:
             return
@@ -36,7 +36,7 @@ class World:
         for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def any(self, claim: bool) -> bool:
+    def any_rank(self, claim: bool) -> bool:
         """Whether any rank claims it: what all must do alike is decided by all."""
         if self.size == 1:
             return claim
@@ -45,14 +45,14 @@ class World:
         distributed.all_reduce(found, distributed.ReduceOp.MAX)
         return bool(found)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every rank is here."""
         if self.size > 1:
             distributed.barrier()
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def join_world() -> Iterator[World]:
     """The world torchrun made, or a world of one. Gloo on CPU, NCCL on CUDA."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

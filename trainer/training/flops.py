@@ -14,7 +14,7 @@ from typing import Any
 from trainer.data.chat_template import Example
 
 
-def counter(student: Any, *, causal: bool = True) -> Callable[[Sequence[Example]], float]:
+def flop_counter(student: Any, *, causal: bool = True) -> Callable[[Sequence[Example]], float]:
     """A function from the examples of a pack to the FLOP of its forward and backward pass.
 
     Args:

@@ -15,7 +15,7 @@ from torch.distributed import device_mesh, get_world_size
 from torch.distributed.fsdp import fully_shard
 
 
-def shard(student: Any, device: torch.device) -> int:
+def shard_base(student: Any, device: torch.device) -> int:
     """Split in place and move to `device`; returns the bytes of the base that this process keeps.
 
     Every process of the world calls it; afterwards all must walk forward and backward equally often.

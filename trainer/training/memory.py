@@ -22,13 +22,13 @@ from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
 from trainer.data.collator import Batch, collate
 from trainer.model import lora_forward, model, varlen_attention
-from trainer.training.step import loss_of
+from trainer.training.step import pack_loss
 
-ROOM = 0.9  # of what is free may be planned for; allocators and kernels want the rest
+USABLE_SHARE = 0.9  # of what is free may be planned for; allocators and kernels want the rest
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryEstimate:
     """Bytes by part.
 
     Attributes:
@@ -44,7 +44,7 @@ class Memory:
     peak: int
 
 
-class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the storages that operations made and that still live; and the most there were."""
 
     def __init__(self) -> None:
@@ -75,27 +75,27 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live -= size
 
 
-def estimate(config: TrainConfig, pack: Sequence[Example], *, checkpointing: bool) -> Memory:
+def estimate(config: TrainConfig, pack: Sequence[Example], *, checkpointing: bool) -> MemoryEstimate:
     """Memory of a step with this pack, before a weight is moved."""
-    device = model.device_of(config.train)
+    device = model.select_device(config.train)
     batch = collate(pack)
     student = _empty_student(config, device)
     with FakeTensorMode() as fake:
         _fill(student, device)
         if checkpointing:
-            recompute(student)
-        lora_forward.fold(student)
-        named = model.trainable(student)
+            enable_checkpointing(student)
+        lora_forward.replace_lora_forward(student)
+        named = model.trainable_parameters(student)
         adapter = sum(p.numel() * p.element_size() for p in named.values())
         parts = {id(t): t for t in (*student.parameters(), *student.buffers())}  # tied ones once
         whole = sum(t.numel() * t.element_size() for t in parts.values())
         shapes = _faked(batch, fake, device)
-        with Tracker() as seen:
-            loss, _ = loss_of(student, shapes)
+        with AllocationTracker() as seen:
+            loss, _ = pack_loss(student, shapes)
             activations = seen.live
             (loss / batch.supervised).backward()  # type: ignore[no-untyped-call]
     base, moments = whole - adapter, 2 * adapter
-    return Memory(base, adapter, adapter, moments, activations, whole + moments + seen.peak)
+    return MemoryEstimate(base, adapter, adapter, moments, activations, whole + moments + seen.peak)
 
 
 def _empty_student(config: TrainConfig, device: torch.device) -> Any:
@@ -103,11 +103,11 @@ def _empty_student(config: TrainConfig, device: torch.device) -> Any:
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(
             facts,
-            attn_implementation=model.attention_of(device),
-            dtype=model.dtype_of(device),
+            attn_implementation=model.register_attention(device),
+            dtype=model.base_dtype(device),
             trust_remote_code=False,
         )
-        return model.adapt(base, config).train()
+        return model.add_adapter(base, config).train()
 
 
 def _fill(student: Any, device: torch.device) -> None:
@@ -136,15 +136,18 @@ def _faked(batch: Batch, fake: Any, device: torch.device) -> Batch:
         of, (batch.input_ids, batch.position_ids, batch.predict_at, batch.targets)
     )
     assert isinstance(batch.segments, tuple)  # collated on the CPU
-    if model.attention_of(device) == varlen_attention.ATTENTION_NAME:
+    if model.register_attention(device) == varlen_attention.ATTENTION_NAME:
         grid = [g.longest for g in batch.segments for _ in range(g.documents)]  # only shapes matter
-        bounds = varlen_attention.bounds(grid, "cpu")
+        bounds = varlen_attention.document_bounds(grid, "cpu")
         return Batch(ids, positions, predict_at, targets, replace(bounds, starts=of(bounds.starts)))
-    groups = tuple(replace(g, gather=of(g.gather), place=of(g.place)) for g in batch.segments)
+    groups = tuple(
+        replace(g, token_of_cell=of(g.token_of_cell), cell_of_token=of(g.cell_of_token))
+        for g in batch.segments
+    )
     return Batch(ids, positions, predict_at, targets, groups)
 
 
-def recompute(student: Any) -> None:
+def enable_checkpointing(student: Any) -> None:
     """Keep each layer's input only and compute the rest again in the backward pass: a third more FLOP."""
     whole = student.get_base_model()
     named = "activation_checkpointing_enable"  # its name since transformers 5.2x
@@ -156,8 +159,8 @@ def needs_sharding(config: TrainConfig, ranks: int) -> bool:
     """What `[train] shard` comes to in a fleet of `ranks` processes."""
     if ranks == 1 or config.train.shard != "planned":
         return ranks > 1 and config.train.shard == "always"
-    device = model.device_of(config.train)
-    free = free_bytes(device)
+    device = model.select_device(config.train)
+    free = available_bytes(device)
     copies = ranks if device.type == "cpu" else 1  # processes share the host's memory, not a device's
     return free is not None and 2 * copies * _bytes(config.base) > free
 
@@ -170,18 +173,18 @@ def needs_checkpointing(config: TrainConfig, pack: Sequence[Example], *, shards:
     """
     if config.train.checkpointing != "planned":
         return config.train.checkpointing == "always"
-    free = free_bytes(model.device_of(config.train))
+    free = available_bytes(model.select_device(config.train))
     if free is None or (64 * _bytes(config.base) + 64 * 2**20 < free and config.train.pack_budget <= 1 << 14):
         return False  # far from it: not worth the walk
     elsewhere = _bytes(config.base) * (shards - 1) // shards
-    return estimate(config, pack, checkpointing=False).peak - elsewhere > ROOM * free
+    return estimate(config, pack, checkpointing=False).peak - elsewhere > USABLE_SHARE * free
 
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def free_bytes(device: torch.device) -> int | None:
+def available_bytes(device: torch.device) -> int | None:
     """Memory a training may take now, None where nobody says."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

@@ -13,12 +13,12 @@ from trainer.data import dataset
 from trainer.data.chat_template import Renderer
 from trainer.data.order import Order
 from trainer.model import lora_forward, model
-from trainer.model.weights import base_sha256, shapes_of, vocabulary_of
+from trainer.model.weights import base_sha256, tensor_shapes, vocabulary_size
 from trainer.training import flops, memory, optim
 from trainer.training.distributed import World
 from trainer.training.step import Stepper
 
-WARM_STEPS = 2
+WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def plan(config: TrainConfig, probe_steps: int = 0) -> TrainPlan:
     model.set_threads(config.train)
     rows = dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    data = dataset.render(rows, renderer, config, vocabulary_of(config.base))
+    data = dataset.render(rows, renderer, config, vocabulary_size(config.base))
     order = Order(data.lengths, config.train)
     pack = [data.examples[i] for i in order.largest()]
     checkpointing = memory.needs_checkpointing(config, pack)
@@ -73,7 +73,7 @@ def plan(config: TrainConfig, probe_steps: int = 0) -> TrainPlan:
         steps=order.steps,
         packs_per_step=config.train.packs_per_step,
         pack_waste=order.waste,
-        base_parameters=sum(int(torch.Size(shape).numel()) for shape in shapes_of(config.base).values()),
+        base_parameters=sum(int(torch.Size(shape).numel()) for shape in tensor_shapes(config.base).values()),
         base_sha256=base_sha256(config.base),
         adapter_parameters=needs.adapter // 4,
         checkpointing=checkpointing,
@@ -85,23 +85,23 @@ def plan(config: TrainConfig, probe_steps: int = 0) -> TrainPlan:
 def _probed(
     told: TrainPlan, config: TrainConfig, data: dataset.Dataset, order: Order, steps: int
 ) -> TrainPlan:
-    device = model.device_of(config.train)
-    student = model.with_adapter(config, device)
+    device = model.select_device(config.train)
+    student = model.load_new_student(config, device)
     if told.checkpointing:
-        memory.recompute(student)
-    lora_forward.fold(student)
-    named = model.trainable(student)
+        memory.enable_checkpointing(student)
+    lora_forward.replace_lora_forward(student)
+    named = model.trainable_parameters(student)
     stepper = Stepper(
         student, named, optim.adamw(named.items(), config.train, config.lora), config.train, World()
     )
-    count = flops.counter(student)
+    count = flops.flop_counter(student)
     seconds, tokens, flop = [], [], []
-    for made in range(WARM_STEPS + steps):
+    for made in range(WARM_UP_STEPS + steps):
         packs = [[data.examples[i] for i in numbers] for numbers in order.packs(made % order.steps)]
         began = time.monotonic()
         learned = stepper.learn(made, packs)
         float(learned.loss)  # waits for the device
-        if made >= WARM_STEPS:
+        if made >= WARM_UP_STEPS:
             seconds.append(time.monotonic() - began)
             tokens.append(learned.tokens)
             flop.append(sum(map(count, packs)))

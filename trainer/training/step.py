@@ -21,14 +21,14 @@ from trainer.model.losses import cross_entropy_sum, head_loss
 from trainer.training.distributed import World
 
 MAX_BAD_STEPS = 3
-HOST_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")  # torch's allocator: Linux, elsewhere
-PLAIN_HEADS = frozenset(
+HOST_MEMORY_ERRORS = ("can't allocate memory", "not enough memory")  # torch's allocator: Linux, elsewhere
+LINEAR_HEAD_MODELS = frozenset(
     {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
 )  # logits are hidden x weight, no more
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
+class StepResult:
     """What a step was, on the device: reading a value waits for it.
 
     Attributes:
@@ -72,7 +72,7 @@ class Stepper:
         self.device = next(iter(named.values())).device
         self._bad = torch.zeros(3, dtype=torch.int64, device=self.device)  # skipped, in a row, worst row
 
-    def learn(self, step: int, packs: Sequence[Sequence[Example]], *, asked: bool = False) -> Learned:
+    def learn(self, step: int, packs: Sequence[Sequence[Example]], *, asked: bool = False) -> StepResult:
         """Backward through this rank's packs, add up, update.
 
         Args:
@@ -87,7 +87,7 @@ class Stepper:
         for number, counts in self._dealt(len(packs)):
             torch.manual_seed((self.train.seed * 1_000_003 + step) * 4099 + number)
             try:
-                part, right = loss_of(self.student, collate(packs[number], self.device))
+                part, right = pack_loss(self.student, collate(packs[number], self.device))
                 (part * counts / supervised).backward()  # type: ignore[no-untyped-call]
             except (RuntimeError, MemoryError) as error:
                 raise _memory(error, packs[number]) from None
@@ -96,12 +96,12 @@ class Stepper:
         failpoints.reach("train.backward")
         wish = torch.tensor(float(asked), device=self.device)
         grads = [self._grad(p) for p in self.named.values()] if self.world.size > 1 else []
-        self.world.add_up([*grads, loss, correct, wish])
+        self.world.sum_in_place([*grads, loss, correct, wish])
         loss, correct = loss / supervised, correct / supervised
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.train.clip)
         self._update(loss, norm)
         tokens = sum(len(example.ids) - 1 for pack in packs for example in pack)
-        return Learned(loss, correct, norm, wish, tokens, supervised)
+        return StepResult(loss, correct, norm, wish, tokens, supervised)
 
     def _dealt(self, packs: int) -> Iterator[tuple[int, int]]:
         """Numbers of this rank's packs, each with 1. Ranks that share a sharded base walk equally often, for
@@ -151,7 +151,7 @@ class Stepper:
             )
 
 
-def check_moves(norm: float) -> None:
+def check_first_gradient(norm: float) -> None:
     """A first step whose gradient is exactly zero will never be followed by another.
 
     Raises:
@@ -165,16 +165,16 @@ def check_moves(norm: float) -> None:
         )
 
 
-def loss_of(student: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def pack_loss(student: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed loss and right guesses of a pack; the output layer runs on judged positions only, in chunks."""
     whole = student.get_base_model() if hasattr(student, "get_base_model") else student
     head = whole.get_output_embeddings()
     if (
         type(head) is not torch.nn.Linear
         or head.weight.requires_grad
-        or whole.config.model_type not in PLAIN_HEADS
+        or whole.config.model_type not in LINEAR_HEAD_MODELS
     ):
-        return cross_entropy_sum(forward(student, batch), batch.targets)
+        return cross_entropy_sum(supervised_logits(student, batch), batch.targets)
     out = whole.model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
@@ -185,7 +185,7 @@ def loss_of(student: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return head_loss(hidden, head.weight, head.bias, batch.targets, getattr(whole, "judge", None))
 
 
-def forward(student: Any, batch: Batch) -> torch.Tensor:
+def supervised_logits(student: Any, batch: Batch) -> torch.Tensor:
     """Logits [supervised, vocabulary] of a packed row."""
     out = student(
         input_ids=batch.input_ids,
@@ -200,7 +200,7 @@ def forward(student: Any, batch: Batch) -> torch.Tensor:
 
 def _memory(error: RuntimeError | MemoryError, pack: Sequence[Example]) -> Exception:
     """The error itself, or ours when it says that memory ran out."""
-    told = any(words in str(error) for words in HOST_OUT_OF_MEMORY)
+    told = any(words in str(error) for words in HOST_MEMORY_ERRORS)
     if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not told:
         return error
     longest, tokens = max(len(e.ids) for e in pack), sum(len(e.ids) - 1 for e in pack)

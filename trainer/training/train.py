@@ -21,12 +21,12 @@ from trainer.data.collator import padding_of
 from trainer.data.order import Order
 from trainer.errors import CheckpointError, Interrupted, ResumeRefused, StoreFull
 from trainer.model import compile, lora_forward, model, weights
-from trainer.process import held, signals
+from trainer.process import lock_output_folder, stop_signals
 from trainer.publish import adapter as export
 from trainer.training import checkpoint, flops, fsdp, memory, optim
-from trainer.training.distributed import World, joined
+from trainer.training.distributed import World, join_world
 from trainer.training.logbook import Logbook, StepLog
-from trainer.training.step import Learned, Stepper, check_moves
+from trainer.training.step import Stepper, StepResult, check_first_gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +64,21 @@ def train(
         Interrupted: SIGTERM or SIGINT; the step was finished and checkpointed.
         TrainingDiverged, OutOfMemory: the last checkpoint is good.
     """
-    with joined() as world, held(config.out_path) if world.leads else nullcontext(), signals() as asked:
+    with (
+        join_world() as world,
+        lock_output_folder(config.out_path) if world.is_leader else nullcontext(),
+        stop_signals() as asked,
+    ):
         began = time.monotonic()
         model.set_threads(config.train)
-        device = model.device_of(config.train)
+        device = model.select_device(config.train)
         rows = rows or dataset.read(config)
         renderer = Renderer(model.load_tokenizer(config.base, config.template))
-        data = dataset.render(rows, renderer, config, weights.vocabulary_of(config.base))
+        data = dataset.render(rows, renderer, config, weights.vocabulary_size(config.base))
         order = Order(data.lengths, config.train)
         run = _Run(config, data, order, world)
         run.template = renderer.template_sha256
-        run.logbook = Logbook(config.out_path, on_step, model.peak_flops(device)) if world.leads else None
+        run.logbook = Logbook(config.out_path, on_step, model.peak_flops(device)) if world.is_leader else None
         first = run.resume(allow_change=allow_change)
         if run.logbook is not None:
             run.logbook.keep(first)
@@ -92,9 +96,9 @@ def train(
         if first < order.steps:
             run.save(order.steps)
         adapter = config.out_path / "adapter"
-        if world.leads and (first < order.steps or not (adapter / "adapter_config.json").exists()):
+        if world.is_leader and (first < order.steps or not (adapter / "adapter_config.json").exists()):
             export.write_adapter(run.student, renderer, config, rows)
-        world.wait()
+        world.barrier()
         return run.summary(adapter, order.steps - first, time.monotonic() - began)
 
 
@@ -106,26 +110,26 @@ class _Run:
 
     def __init__(self, config: TrainConfig, data: dataset.Dataset, order: Order, world: World) -> None:
         self.config, self.data, self.order, self.world = config, data, order, world
-        self.device = model.device_of(config.train)
+        self.device = model.select_device(config.train)
         largest = [data.examples[i] for i in order.largest()]
-        sharded = world.any(memory.needs_sharding(config, world.size))
+        sharded = world.any_rank(memory.needs_sharding(config, world.size))
         shards = world.size if sharded else 1
-        self.student = student = model.with_adapter(config, self.device, sharded=sharded)
-        self.checkpointing = world.any(memory.needs_checkpointing(config, largest, shards=shards))
+        self.student = student = model.load_new_student(config, self.device, sharded=sharded)
+        self.checkpointing = world.any_rank(memory.needs_checkpointing(config, largest, shards=shards))
         if self.checkpointing:
-            memory.recompute(student)
-        lora_forward.fold(student, sharded=sharded)
-        kept = fsdp.shard(student, self.device) if sharded else 0
+            memory.enable_checkpointing(student)
+        lora_forward.replace_lora_forward(student, sharded=sharded)
+        kept = fsdp.shard_base(student, self.device) if sharded else 0
         if config.train.compile:
             compile.compile_student(student)
-        self.named = model.trainable(student)
+        self.named = model.trainable_parameters(student)
         self.optimiser = optim.adamw(self.named.items(), config.train, config.lora)
         self.stepper = Stepper(student, self.named, self.optimiser, config.train, world, sharded=sharded)
         self.looks_always = self.device.type == "cpu"  # elsewhere reading a value makes the host wait
-        self.count = flops.counter(student)
+        self.count = flops.flop_counter(student)
         self.checkpoints = config.out_path / "checkpoints"
         self.notes = [
-            f"{self.device.type}, base {model.dtype_of(self.device)}, adapter torch.float32".replace(
+            f"{self.device.type}, base {model.base_dtype(self.device)}, adapter torch.float32".replace(
                 "torch.", ""
             )
         ]
@@ -145,7 +149,7 @@ class _Run:
         learned = self.stepper.learn(step, packs, asked=bool(asked))
         logs = (step + 1) % train.log_every == 0 or step + 1 == self.order.steps
         if step == 0:
-            check_moves(float(learned.norm))
+            check_first_gradient(float(learned.norm))
         if self.logbook is not None:
             self.logbook.count(learned.tokens, learned.supervised, sum(map(self.count, packs)))
         looks = logs or self.looks_always
@@ -156,7 +160,7 @@ class _Run:
             return bool(asked)
         return looks and bool(learned.asked)  # all ranks look at the same steps, so they stop at the same one
 
-    def _look(self, step: int, learned: Learned, lr: float, padding: float, *, logs: bool) -> None:
+    def _look(self, step: int, learned: StepResult, lr: float, padding: float, *, logs: bool) -> None:
         loss, norm = float(learned.loss), float(learned.norm)
         if math.isfinite(loss) and math.isfinite(norm):
             self.loss = loss
@@ -179,11 +183,11 @@ class _Run:
 
     def resume(self, *, allow_change: bool) -> int:
         """Steps already done, after putting their state back."""
-        found, skipped = checkpoint.newest(self.checkpoints)
+        found, skipped = checkpoint.newest_valid(self.checkpoints)
         self.notes += [f"checkpoint skipped: {line}" for line in skipped]
         if found is None:
             return 0
-        changed = checkpoint.changes(found.state.get("settings", {}), self._settings)
+        changed = checkpoint.describe_changes(found.state.get("settings", {}), self._settings)
         if changed and not allow_change:
             raise ResumeRefused(
                 f"the training in this folder had other settings: {'; '.join(changed)}",
@@ -199,10 +203,10 @@ class _Run:
 
     def save(self, step: int) -> None:
         """Write a checkpoint after `step` steps. Without room the older one stays, the training goes on."""
-        if not self.world.leads:
+        if not self.world.is_leader:
             return
         state = {"settings": self._settings, "skipped": self.stepper.skipped, "loss": self.loss}
-        moments = checkpoint.moments_of(self.optimiser, self.named)
+        moments = checkpoint.optimiser_moments(self.optimiser, self.named)
         try:
             checkpoint.save(self.checkpoints, checkpoint.Checkpoint(step, state, self.named, moments))
         except (StoreFull, CheckpointError) as error:

@@ -36,7 +36,7 @@ def test_14_any_header_that_is_not_safetensors_is_a_clean_error(tmp_path_factory
     folder = tmp_path_factory.mktemp("torn")
     (folder / "model.safetensors").write_bytes(size.to_bytes(8, "little") + header)
     with pytest.raises(StudentError) as caught:
-        weights.shapes_of(folder)
+        weights.tensor_shapes(folder)
     assert caught.value.place.endswith("model.safetensors")
 
 
@@ -202,7 +202,7 @@ def test_31_a_template_that_never_ends_is_ended(door, toml, monkeypatch):  # noq
 
 
 def test_31_a_template_far_too_large_is_not_read(door, toml):  # noqa: F811
-    (toml.parent / "big.jinja").write_text(" " * (weights.TEMPLATE_BYTES + 1))
+    (toml.parent / "big.jinja").write_text(" " * (weights.MAX_TEMPLATE_BYTES + 1))
     toml.write_text(toml.read_text().replace('base = "base"', 'base = "base"\ntemplate = "big.jinja"'))
     code, _, err = door("train", toml)
     assert (code, "too large" in err) == (2, True)

@@ -21,7 +21,7 @@ def test_the_held_out_loss_is_that_of_transformers_forward(learned):
     examples = evaluate.taught_examples(dataset.read(config).held_out, renderer, config)
     assert len(examples) == 10
     cpu = torch.device("cpu")
-    student = model.load_student(config, config.out_path / "adapter", cpu)
+    student = model.load_trained_student(config, config.out_path / "adapter", cpu)
     summed = 0.0
     with torch.no_grad():
         for e in examples:

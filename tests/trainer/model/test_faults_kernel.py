@@ -20,7 +20,7 @@ def toml_of(folder: Path, **train: object) -> Path:
 
 
 def last_step(toml: Path) -> int:
-    found, _ = checkpoint.newest(toml.parent / "out" / "checkpoints")
+    found, _ = checkpoint.newest_valid(toml.parent / "out" / "checkpoints")
     return found.step if found else 0
 
 

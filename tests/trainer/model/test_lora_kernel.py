@@ -15,7 +15,7 @@ from trainer.model import compile, lora_forward, lora_kernel, losses, model
 from trainer.training import flops, optim
 from trainer.training import train as room
 from trainer.training.distributed import World
-from trainer.training.step import Stepper, loss_of
+from trainer.training.step import Stepper, pack_loss
 from trainer.training.train import train
 
 
@@ -24,7 +24,7 @@ def made(folder, **sections):
 
 
 def student_of(folder, **lora):
-    student = model.with_adapter(made(folder, lora=lora), torch.device("cpu"))
+    student = model.load_new_student(made(folder, lora=lora), torch.device("cpu"))
     draw = torch.Generator().manual_seed(7)
     with torch.no_grad():  # B starts at zero; an adapter that does nothing would prove nothing
         for name, p in student.named_parameters():
@@ -34,7 +34,7 @@ def student_of(folder, **lora):
 
 
 def learned(student, pack) -> tuple[float, dict[str, torch.Tensor]]:
-    loss, _ = loss_of(student, collate(pack))
+    loss, _ = pack_loss(student, collate(pack))
     loss.backward()
     grads = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
     student.zero_grad()
@@ -60,7 +60,7 @@ def test_gradients_are_those_of_calculus(bias):
 
 
 def test_the_heads_gradient_is_that_of_calculus(monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK", 3)
+    monkeypatch.setattr(losses, "CHUNK_ROWS", 3)
     draw = torch.Generator().manual_seed(4)
     hidden = torch.randn(8, 5, generator=draw, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 5, generator=draw, dtype=torch.float64)
@@ -99,7 +99,7 @@ def test_over_a_bf16_base_the_fp32_master_learns_as_in_fp32():
 def test_folded_or_fused_the_loss_and_gradients_are_pefts(tmp_path, rslora, sharded):
     student, pack = student_of(tmp_path, rslora=rslora), examples()
     loss, grads = learned(student, pack)
-    assert lora_forward.fold(student, sharded=sharded) == 14
+    assert lora_forward.replace_lora_forward(student, sharded=sharded) == 14
     cheaper, same = learned(student, pack)
     assert cheaper == pytest.approx(loss, rel=1e-5)
     assert grads.keys() == same.keys()
@@ -108,7 +108,7 @@ def test_folded_or_fused_the_loss_and_gradients_are_pefts(tmp_path, rslora, shar
 
 def test_dora_and_dropout_keep_pefts_own_forward(tmp_path):
     for number, lora in enumerate(({"dora": True}, {"dropout": 0.1})):
-        assert lora_forward.fold(student_of(tmp_path / str(number), **lora)) == 0
+        assert lora_forward.replace_lora_forward(student_of(tmp_path / str(number), **lora)) == 0
 
 
 @pytest.mark.parametrize("lora", [{"dora": True}, {"rslora": True}, {"plus_ratio": 16.0}], ids=str)
@@ -123,12 +123,12 @@ def test_each_variant_learns_and_peft_loads_it(tmp_path, lora):
     assert logs[-1].loss < logs[0].loss - 0.2
     told = PeftConfig.from_pretrained(str(config.out_path / "adapter"))
     assert (told.use_dora, told.use_rslora) == (lora.get("dora", False), lora.get("rslora", False))
-    model.load_student(config, config.out_path / "adapter", torch.device("cpu"))
+    model.load_trained_student(config, config.out_path / "adapter", torch.device("cpu"))
 
 
 def test_lora_plus_gives_b_its_own_rate(tmp_path):
     config = made(tmp_path, lora={"plus_ratio": 4.0})
-    named = model.trainable(model.with_adapter(config, torch.device("cpu")))
+    named = model.trainable_parameters(model.load_new_student(config, torch.device("cpu")))
     groups = optim.adamw(named.items(), config.train, config.lora).param_groups
     rates = {id(p): g["lr"] for g in groups for p in g["params"]}
     for name, p in named.items():
@@ -138,10 +138,10 @@ def test_lora_plus_gives_b_its_own_rate(tmp_path):
 def test_the_fused_path_takes_the_flop_that_the_formula_names(tmp_path):
     student, [pack] = student_of(tmp_path), [examples(1)]
     student.base_model.model.set_attn_implementation("eager")
-    lora_forward.fold(student, sharded=True)
+    lora_forward.replace_lora_forward(student, sharded=True)
     with FlopCounterMode(display=False) as seen:
-        loss_of(student, collate(pack))[0].backward()
-    assert flops.counter(student, causal=False)(pack) == seen.get_total_flops()
+        pack_loss(student, collate(pack))[0].backward()
+    assert flops.flop_counter(student, causal=False)(pack) == seen.get_total_flops()
 
 
 class Reads(TorchDispatchMode):
@@ -163,8 +163,8 @@ class Reads(TorchDispatchMode):
 def test_a_step_reads_nothing_back_from_its_device(tmp_path):
     config, pack = made(tmp_path), examples()
     student = student_of(tmp_path / "s")
-    lora_forward.fold(student)
-    named = model.trainable(student)
+    lora_forward.replace_lora_forward(student)
+    named = model.trainable_parameters(student)
     stepper = Stepper(
         student, named, optim.adamw(named.items(), config.train, config.lora), config.train, World()
     )
@@ -201,7 +201,7 @@ def test_between_log_lines_a_training_reads_nothing_back(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("default")  # torch's own
 def test_a_compiled_student_loses_the_same(tmp_path):
     student, pack = student_of(tmp_path), examples()
-    lora_forward.fold(student)
+    lora_forward.replace_lora_forward(student)
     loss, grads = learned(student, pack)
     assert compile.compile_student(student) == 2
     for again in (pack, examples(4, seed=8), pack):  # other shapes in between

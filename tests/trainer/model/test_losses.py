@@ -17,7 +17,7 @@ from trainer.errors import StudentError
 from trainer.model import losses, model, varlen_attention
 from trainer.model.losses import cross_entropy_sum, head_loss
 from trainer.training import flops
-from trainer.training.step import forward, loss_of
+from trainer.training.step import pack_loss, supervised_logits
 
 
 def examples(count: int = 7, seed: int = 5) -> list[Example]:
@@ -29,7 +29,7 @@ def examples(count: int = 7, seed: int = 5) -> list[Example]:
 @pytest.mark.parametrize("chunk", [1, 7, 1024])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_chunked_head_is_cross_entropy(monkeypatch, chunk, dtype):
-    monkeypatch.setattr(losses, "CHUNK", chunk)
+    monkeypatch.setattr(losses, "CHUNK_ROWS", chunk)
     draw = torch.Generator().manual_seed(1)
     hidden = torch.randn(20, 12, generator=draw, dtype=dtype, requires_grad=True)
     weight = torch.randn(50, 12, generator=draw, dtype=dtype, requires_grad=True)
@@ -49,7 +49,7 @@ def test_the_chunked_head_is_cross_entropy(monkeypatch, chunk, dtype):
 def student(tmp_path_factory):
     folder = tmp_path_factory.mktemp("student")
     config = settings.load(tiny.train_toml(folder, tiny.skill(4)))
-    return model.with_adapter(config, torch.device("cpu"))
+    return model.load_new_student(config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_families_with_a_plain_head_lose_the_same_through_it(kind, more):
     config = kind(**shape, **heads, **more, attn_implementation=segment_attention.register())
     made = AutoModelForCausalLM.from_config(config)
     batch = collate(examples())
-    fused, right = loss_of(made.requires_grad_(False), batch)
-    plain, also = cross_entropy_sum(forward(made, batch), batch.targets)
+    fused, right = pack_loss(made.requires_grad_(False), batch)
+    plain, also = cross_entropy_sum(supervised_logits(made, batch), batch.targets)
     assert fused.item() == pytest.approx(plain.item(), rel=1e-5)
     assert torch.equal(right, also)
 
@@ -74,12 +74,12 @@ def test_the_flop_count_is_that_of_torchs_own_counter(student):
     student.base_model.model.set_attn_implementation("eager")  # counters don't know the CPU's fused kernel
     try:
         with FlopCounterMode(display=False) as seen:
-            loss_of(student, collate(pack))[0].backward()
+            pack_loss(student, collate(pack))[0].backward()
     finally:
         student.base_model.model.set_attn_implementation("distil_segments")
         student.zero_grad()
-    assert flops.counter(student, causal=False)(pack) == seen.get_total_flops()
-    assert flops.counter(student)(pack) < seen.get_total_flops()
+    assert flops.flop_counter(student, causal=False)(pack) == seen.get_total_flops()
+    assert flops.flop_counter(student)(pack) < seen.get_total_flops()
 
 
 def reference(q, k, v, starts, _starts, _longest, _also, *, scale=None, **options):
@@ -109,15 +109,15 @@ def test_the_cuda_path_lays_documents_out_as_the_cpu_path_does(student, monkeypa
     pack = examples()
     batch = collate(pack)
     lengths = sorted((len(e.ids) - 1 for e in pack), reverse=True)
-    bounds = varlen_attention.bounds(lengths, "cpu")
+    bounds = varlen_attention.document_bounds(lengths, "cpu")
     assert bounds.starts[-1] == batch.tokens
     assert bounds.longest == lengths[0]
     on_cuda = Batch(batch.input_ids, batch.position_ids, batch.predict_at, batch.targets, bounds)
     monkeypatch.setattr(varlen_attention, "_kernel", lambda: kernel)
-    here = forward(student, batch)
+    here = supervised_logits(student, batch)
     student.base_model.model.set_attn_implementation(varlen_attention.register())
     try:
-        there = forward(student, on_cuda)
+        there = supervised_logits(student, on_cuda)
     finally:
         student.base_model.model.set_attn_implementation("distil_segments")
     assert torch.allclose(here, there, atol=1e-5)
@@ -127,7 +127,7 @@ def test_what_the_kernel_would_leave_out_is_refused():
     q = torch.zeros(1, 2, 4, 8)
     with pytest.raises(StudentError, match="softcap"):
         varlen_attention.attend(
-            None, q, q, q, None, segments=varlen_attention.bounds([4], "cpu"), softcap=30.0
+            None, q, q, q, None, segments=varlen_attention.document_bounds([4], "cpu"), softcap=30.0
         )
 
 

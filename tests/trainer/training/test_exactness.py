@@ -12,14 +12,14 @@ from trainer.data.chat_template import Example
 from trainer.data.collator import collate
 from trainer.model import lora_forward, model
 from trainer.model.losses import cross_entropy_sum
-from trainer.training.step import forward
+from trainer.training.step import supervised_logits
 
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
     folder = tmp_path_factory.mktemp("student")
     config = settings.load(tiny.train_toml(folder, tiny.skill(4)))
-    made = model.with_adapter(config, torch.device("cpu"))
+    made = model.load_new_student(config, torch.device("cpu"))
     with torch.no_grad():  # B starts at zero; an adapter that does nothing would prove nothing
         for name, p in made.named_parameters():
             if "lora_B" in name:
@@ -44,7 +44,7 @@ def gradients(student) -> dict[str, torch.Tensor]:
 
 def loss_of(student, pack) -> torch.Tensor:
     batch = collate(pack)
-    return cross_entropy_sum(forward(student, batch), batch.targets)[0]
+    return cross_entropy_sum(supervised_logits(student, batch), batch.targets)[0]
 
 
 def test_a_pack_has_the_loss_and_gradients_of_its_documents_alone(student):
@@ -79,7 +79,7 @@ def test_no_document_sees_another(student):
     before = collate(pack)
     changed = [Example(np.roll(e.ids, 1), e.prompt_length) if i == 4 else e for i, e in enumerate(pack)]
     with torch.no_grad():
-        one, two = forward(student, before), forward(student, collate(changed))
+        one, two = supervised_logits(student, before), supervised_logits(student, collate(changed))
     order = sorted(range(len(pack)), key=lambda i: -len(pack[i].ids))
     rows = torch.cat([torch.full((pack[i].supervised,), i) for i in order])
     assert torch.equal(one[rows != 4], two[rows != 4])
@@ -104,7 +104,7 @@ def test_folding_changes_neither_loss_nor_gradient(student, tmp_path):
     before = gradients(student)
     kept = {m: m.forward for m in student.modules() if hasattr(m, "lora_A")}
     try:
-        assert lora_forward.fold(student) > 0
+        assert lora_forward.replace_lora_forward(student) > 0
         folded = loss_of(student, pack)
         folded.backward()
     finally:

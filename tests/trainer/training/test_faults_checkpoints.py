@@ -54,11 +54,11 @@ def test_04_sigterm_ends_after_the_step_with_a_checkpoint(door, toml, monkeypatc
     code, _, err = door("train", toml)
     assert code == 143
     assert "after step 2" in err
-    assert checkpoint.newest(toml.parent / "out" / "checkpoints")[0].step == 2
+    assert checkpoint.newest_valid(toml.parent / "out" / "checkpoints")[0].step == 2
 
 
 def test_04_a_second_sigterm_ends_now():
-    with process.signals() as asked:
+    with process.stop_signals() as asked:
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked == [signal.SIGTERM]
         with pytest.raises(KeyboardInterrupt):
@@ -81,7 +81,7 @@ def test_06_a_torn_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, nam
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     else:
         file.write_bytes(whole[: cut[left]])
-    found, skipped = checkpoint.newest(tmp_path)
+    found, skipped = checkpoint.newest_valid(tmp_path)
     assert (found.step, len(skipped)) == (1, 1)
     assert skipped[0].startswith("step-00000002: ")
 
@@ -119,7 +119,7 @@ def test_08_a_full_disk_costs_a_warning_and_the_old_checkpoint_stays(door, toml,
     code, out, _ = door("train", toml)
     assert code == 0
     assert "warning: checkpoint of step 3 not written" in out
-    assert checkpoint.newest(toml.parent / "out" / "checkpoints")[0].step == 2
+    assert checkpoint.newest_valid(toml.parent / "out" / "checkpoints")[0].step == 2
     assert (toml.parent / "out" / "adapter" / "adapter_model.safetensors").exists()
     assert not list((toml.parent / "out" / "checkpoints").glob(".*"))
 
@@ -127,7 +127,7 @@ def test_08_a_full_disk_costs_a_warning_and_the_old_checkpoint_stays(door, toml,
 def test_08_an_old_checkpoint_stays_until_the_new_one_reads_back(tmp_path, monkeypatch):
     tensors = {"w": torch.ones(2)}
     checkpoint.save(tmp_path, checkpoint.Checkpoint(1, {}, tensors, {"w/m": torch.ones(2)}))
-    monkeypatch.setattr(checkpoint, "KEEP", 1)
+    monkeypatch.setattr(checkpoint, "KEEP_NEWEST", 1)
     honest = checkpoint.save_file
     monkeypatch.setattr(  # a write that says it went well and stored something else
         checkpoint, "save_file", lambda t, path: honest({name: x * 0 for name, x in t.items()}, path)
@@ -141,7 +141,7 @@ def test_06_a_checkpoint_of_another_format_is_skipped_and_named(tmp_path):
     state = checkpoint.Checkpoint(1, {}, {"w": torch.ones(2)}, {"w/m": torch.ones(2)})
     manifest = checkpoint.save(tmp_path, state) / "MANIFEST.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
-    found, skipped = checkpoint.newest(tmp_path)
+    found, skipped = checkpoint.newest_valid(tmp_path)
     assert found is None
     assert "format 99" in skipped[0]
 
@@ -280,12 +280,12 @@ def test_30_a_checkpoint_that_is_a_link_is_not_followed(tmp_path):
     checkpoint.save(tmp_path / "else", state)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "step-00000001").symlink_to(tmp_path / "else" / "step-00000001")
-    assert checkpoint.newest(tmp_path / "mine") == (None, [])
+    assert checkpoint.newest_valid(tmp_path / "mine") == (None, [])
     checkpoint.save(tmp_path / "mine", checkpoint.Checkpoint(2, {}, state.adapter, state.moments))
     inner = tmp_path / "mine" / "step-00000002" / "state.json"
     inner.rename(tmp_path / "state.json")
     inner.symlink_to(tmp_path / "state.json")
-    found, skipped = checkpoint.newest(tmp_path / "mine")
+    found, skipped = checkpoint.newest_valid(tmp_path / "mine")
     assert found is None
     assert "state.json is not what was written" in skipped[0]
 
@@ -315,7 +315,7 @@ def test_05_a_step_has_one_line_in_the_log_whatever_was_killed(toml, nursery):  
 
 
 def test_32_a_second_trainer_ends_with_75(toml, nursery):  # noqa: F811
-    with process.held(toml.parent / "out"):
+    with process.lock_output_folder(toml.parent / "out"):
         ended = nursery("command", words=("train", toml))
     assert ended["code"] == 75
     assert "another training holds" in ended["err"]

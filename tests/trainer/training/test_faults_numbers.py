@@ -15,14 +15,14 @@ from trainer.training import step
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_01_a_loss_that_is_not_finite_once_is_skipped_and_counted(door, toml, monkeypatch, value):  # noqa: F811
-    honest, calls = step.loss_of, []
+    honest, calls = step.pack_loss, []
 
     def poisoned(student, batch):
         calls.append(1)
         loss, correct = honest(student, batch)
         return (loss * float(value) if len(calls) == 3 else loss), correct
 
-    monkeypatch.setattr(step, "loss_of", poisoned)
+    monkeypatch.setattr(step, "pack_loss", poisoned)
     assert door("train", toml)[0] == 0
     log = lines(toml.parent / "out" / "train.jsonl")
     assert log[-1]["skipped"] == 1
@@ -30,19 +30,19 @@ def test_01_a_loss_that_is_not_finite_once_is_skipped_and_counted(door, toml, mo
 
 
 def test_01_a_loss_that_stays_broken_stops_with_the_last_good_checkpoint(door, toml, monkeypatch):  # noqa: F811
-    honest, calls = step.loss_of, []
+    honest, calls = step.pack_loss, []
 
     def poisoned(student, batch):
         calls.append(1)
         loss, correct = honest(student, batch)
         return (loss * float("nan") if len(calls) > 4 else loss), correct
 
-    monkeypatch.setattr(step, "loss_of", poisoned)
+    monkeypatch.setattr(step, "pack_loss", poisoned)
     code, _, err = door("train", toml)
     assert code == 1
     assert "not finite 3 steps in a row" in err
     assert "the last checkpoint is good" in err
-    monkeypatch.setattr(step, "loss_of", honest)
+    monkeypatch.setattr(step, "pack_loss", honest)
     code, out, _ = door("train", toml)
     assert code == 0
     assert "resumed at step" in out
@@ -68,7 +68,7 @@ def test_02_a_gradient_that_is_not_finite_changes_nothing(door, toml, monkeypatc
 
 
 def test_03_out_of_memory_names_the_pack(door, toml, monkeypatch):  # noqa: F811
-    honest, calls = step.loss_of, []
+    honest, calls = step.pack_loss, []
 
     def hungry(student, batch):
         calls.append(1)
@@ -76,12 +76,12 @@ def test_03_out_of_memory_names_the_pack(door, toml, monkeypatch):  # noqa: F811
             raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
         return honest(student, batch)
 
-    monkeypatch.setattr(step, "loss_of", hungry)
+    monkeypatch.setattr(step, "pack_loss", hungry)
     code, _, err = door("train", toml)
     assert code == 1
     assert "examples x" in err
     assert "pack_tokens" in err
-    monkeypatch.setattr(step, "loss_of", honest)
+    monkeypatch.setattr(step, "pack_loss", honest)
     assert "resumed at step 1" in door("train", toml)[1]
 
 
@@ -92,7 +92,7 @@ def test_03_other_runtime_errors_keep_their_own_words(toml, monkeypatch):  # noq
     def broken(_student, _batch):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(step, "loss_of", broken)
+    monkeypatch.setattr(step, "pack_loss", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         train(config.load(toml))
 
@@ -108,13 +108,13 @@ def test_27_nothing_is_loaded_by_a_worker_that_could_die(toml):  # noqa: F811
 
 
 def test_34_an_adapter_that_no_gradient_reaches_is_refused(door, toml, monkeypatch):  # noqa: F811
-    honest = step.loss_of
+    honest = step.pack_loss
 
     def deaf(student, batch):
         loss, correct = honest(student, batch)
         return loss * 0.0, correct
 
-    monkeypatch.setattr(step, "loss_of", deaf)
+    monkeypatch.setattr(step, "pack_loss", deaf)
     code, _, err = door("train", toml)
     assert code == 2
     assert "never move" in err

@@ -58,7 +58,7 @@ def test_ranks_add_up_what_they_hold(tmp_path):
         "import torch\nfrom trainer.training.distributed import joined\n"
         "with joined() as world:\n"
         "    a, b = torch.full((2, 2), 1.0 + world.rank), torch.tensor(10.0 * (world.rank + 1))\n"
-        "    world.add_up([a, b])\n"
+        "    world.sum_in_place([a, b])\n"
         "    assert a.tolist() == [[3.0, 3.0]] * 2 and float(b) == 30.0\n"
     )
     script = tmp_path / "sum.py"

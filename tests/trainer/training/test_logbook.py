@@ -104,6 +104,6 @@ def test_a_trainings_lines_add_up_to_its_corpus(tmp_path):
         share = log.supervised_per_s / log.tokens_per_s
         assert 0 < share < 1
     first = logs[0]
-    count = flops.counter(model.with_adapter(config, model.device_of(config.train)))
+    count = flops.flop_counter(model.load_new_student(config, model.select_device(config.train)))
     tokens = sum(len(e.ids) - 1 for pack in packs for e in pack)
     assert first.flop_per_s / first.tokens_per_s == pytest.approx(sum(map(count, packs)) / tokens)

@@ -12,7 +12,7 @@ from trainer import config as settings
 from trainer.data.collator import collate
 from trainer.model import lora_forward, model, varlen_attention
 from trainer.training import memory, plan
-from trainer.training.step import loss_of
+from trainer.training.step import pack_loss
 from trainer.training.train import train
 
 
@@ -22,13 +22,13 @@ def made(folder, **train):
 
 def measured_peak(config, pack, *, checkpointing: bool) -> int:
     """The most bytes alive at once in one step, from the profiler's record of every allocation."""
-    student = model.with_adapter(config, torch.device("cpu"))
+    student = model.load_new_student(config, torch.device("cpu"))
     if checkpointing:
-        memory.recompute(student)
-    lora_forward.fold(student)
+        memory.enable_checkpointing(student)
+    lora_forward.replace_lora_forward(student)
     batch = collate(pack)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        loss, _ = loss_of(student, batch)
+        loss, _ = pack_loss(student, batch)
         (loss / batch.supervised).backward()
     live = peak = 0
     for event in seen.profiler.kineto_results.events():
@@ -36,7 +36,7 @@ def measured_peak(config, pack, *, checkpointing: bool) -> int:
             live += event.nbytes()
             peak = max(peak, live)
     static = sum(p.numel() * p.element_size() for p in student.parameters())
-    moments = 2 * sum(p.numel() * p.element_size() for p in model.trainable(student).values())
+    moments = 2 * sum(p.numel() * p.element_size() for p in model.trainable_parameters(student).values())
     return peak + static + moments
 
 
@@ -56,7 +56,7 @@ def test_where_the_device_has_the_varlen_kernel_the_walk_takes_it(tmp_path, monk
     grid = memory.estimate(config, pack, checkpointing=False)
     called = []
     honest = varlen_attention.attend
-    monkeypatch.setattr(model, "attention_of", lambda _device: varlen_attention.register())
+    monkeypatch.setattr(model, "register_attention", lambda _device: varlen_attention.register())
     monkeypatch.setattr(varlen_attention, "attend", lambda *a, **k: called.append(1) or honest(*a, **k))
     told = memory.estimate(config, pack, checkpointing=False)
     assert len(called) == 2  # once a layer
@@ -71,11 +71,11 @@ def test_checkpointing_needs_less_and_changes_no_gradient(tmp_path):
     assert frugal.activations < plain.activations / 2
     grads = []
     for checkpointing in (False, True):
-        student = model.with_adapter(config, torch.device("cpu"))
+        student = model.load_new_student(config, torch.device("cpu"))
         if checkpointing:
-            memory.recompute(student)
-        loss_of(student, collate(pack))[0].backward()
-        grads.append([p.grad for p in model.trainable(student).values()])
+            memory.enable_checkpointing(student)
+        pack_loss(student, collate(pack))[0].backward()
+        grads.append([p.grad for p in model.trainable_parameters(student).values()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
@@ -83,7 +83,7 @@ def test_the_plan_chooses_checkpointing_where_it_would_not_fit(tmp_path, monkeyp
     config, pack = made(tmp_path), examples(60)
     peak = memory.estimate(config, pack, checkpointing=False).peak
     for free, wanted in ((peak, True), (2 * peak, False), (10**15, False), (None, False)):
-        monkeypatch.setattr(memory, "free_bytes", lambda _device, free=free: free)
+        monkeypatch.setattr(memory, "available_bytes", lambda _device, free=free: free)
         assert memory.needs_checkpointing(config, pack) is wanted
     assert memory.needs_checkpointing(made(tmp_path, checkpointing="always"), pack)
     assert not memory.needs_checkpointing(made(tmp_path, checkpointing="never"), pack)
@@ -101,8 +101,8 @@ def test_the_plan_counts_what_a_training_then_does(tmp_path):
     done = train(config)
     assert (done.steps, done.examples) == (told.steps, told.examples)
     assert done.tokens == 2 * told.tokens_per_epoch
-    student = model.with_adapter(config, torch.device("cpu"))
-    assert told.adapter_parameters == sum(p.numel() for p in model.trainable(student).values())
+    student = model.load_new_student(config, torch.device("cpu"))
+    assert told.adapter_parameters == sum(p.numel() for p in model.trainable_parameters(student).values())
 
 
 def test_a_base_is_dealt_to_a_fleet_only_where_it_takes_more_than_half(tmp_path, monkeypatch):
@@ -114,13 +114,13 @@ def test_a_base_is_dealt_to_a_fleet_only_where_it_takes_more_than_half(tmp_path,
         (1, 1, False),
         (None, 2, False),
     ):
-        monkeypatch.setattr(memory, "free_bytes", lambda _device, free=free: free)
+        monkeypatch.setattr(memory, "available_bytes", lambda _device, free=free: free)
         assert memory.needs_sharding(config, ranks) is wanted
     assert memory.needs_sharding(made(tmp_path, shard="always"), 2)
     assert not memory.needs_sharding(made(tmp_path, shard="always"), 1)
-    monkeypatch.setattr(memory, "free_bytes", lambda _device: 1)
+    monkeypatch.setattr(memory, "available_bytes", lambda _device: 1)
     assert not memory.needs_sharding(made(tmp_path, shard="never"), 2)
     peak = memory.estimate(config, examples(60), checkpointing=False).peak
-    monkeypatch.setattr(memory, "free_bytes", lambda _device: round(peak / memory.ROOM) - 1)
+    monkeypatch.setattr(memory, "available_bytes", lambda _device: round(peak / memory.USABLE_SHARE) - 1)
     assert memory.needs_checkpointing(config, examples(60))
     assert not memory.needs_checkpointing(config, examples(60), shards=2)  # half the base lies elsewhere

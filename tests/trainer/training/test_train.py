@@ -46,7 +46,7 @@ def test_33_peft_loads_the_adapter_in_a_fresh_process_with_equal_logits(learned,
     assert ended["code"] == 0, ended["err"]
     theirs = load_file(tmp_path / "logits")["logits"]
     ids, cpu = torch.arange(3, 40)[None], torch.device("cpu")
-    mine = model.load_student(config, adapter, cpu)(input_ids=ids).logits
+    mine = model.load_trained_student(config, adapter, cpu)(input_ids=ids).logits
     assert torch.allclose(theirs, mine, atol=1e-5)
     assert not torch.allclose(theirs, model.load_base(config.base, cpu)(input_ids=ids).logits)
 
@@ -100,7 +100,7 @@ def test_a_torn_checkpoint_is_skipped_and_named(tmp_path):
     newest = sorted((config.out_path / "checkpoints").glob("step-*"))[-1]
     file = newest / "adapter.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    found, skipped = checkpoint.newest(config.out_path / "checkpoints")
+    found, skipped = checkpoint.newest_valid(config.out_path / "checkpoints")
     assert found is not None
     assert found.step == 2
     assert newest.name in skipped[0]
@@ -130,8 +130,8 @@ def test_a_loss_that_is_not_finite_is_skipped_then_stops(tmp_path, monkeypatch):
         loss, correct = honest(student, batch)
         return (loss * float("nan") if len(calls) in {2, 4, 5, 6} else loss), correct
 
-    honest = step.loss_of
-    monkeypatch.setattr(step, "loss_of", poisoned)
+    honest = step.pack_loss
+    monkeypatch.setattr(step, "pack_loss", poisoned)
     logs = []
     with pytest.raises(TrainingDiverged):
         train(config, logs.append)
