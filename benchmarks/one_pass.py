@@ -19,7 +19,7 @@ from load_side import MODEL
 from harvester.api.request_builder import requests
 from harvester.api.types import Prompt
 from harvester.config.config import HarvestConfig
-from harvester.run.harvest import PassLimits, Snapshot, harvest
+from harvester.run.harvest import PassLimits, PassSetup, Snapshot, harvest
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import RunRecord
@@ -78,12 +78,14 @@ async def one_pass(
             await asyncio.wrap_future(writer.call(lambda journal: journal.begin_run(run)))
             await harvest(
                 requests(questions(), config),
-                config,
-                key=None,
-                writer=writer,
-                run_id="r",
-                limits=PassLimits(runtime_s=seconds, grace_s=5),
-                stop=asyncio.Event(),
+                PassSetup(
+                    config=config,
+                    key=None,
+                    writer=writer,
+                    run_id="r",
+                    limits=PassLimits(runtime_s=seconds, grace_s=5),
+                    stop=asyncio.Event(),
+                ),
                 on_progress=lambda shot: shots.append((time.monotonic(), shot)),
             )
         finally:

@@ -34,52 +34,71 @@ class Stop:
         return PassResult(self.ending, result.counts, self.detail)
 
 
-class Closing:
-    """The end of one pass, from the first reason on.
+class PassEnding:
+    """How one pass ends: the first reason counts; after it nothing new is sent.
 
     Args:
-        wall: Unix seconds now, for when to go on.
-        shut: closes the teacher's doors.
+        wall: returns the time in Unix seconds, to say when to go on.
 
-    `draining` is set by the first reason. `ending` and `detail` become the PassResult's; `error` is raised
-    instead.
+    `draining` is set by the first reason. An `error` is raised by `result` in place of the ending.
     """
 
-    def __init__(self, wall: Callable[[], float], shut: Callable[[], None]) -> None:
+    def __init__(self, wall: Callable[[], float]) -> None:
         self.ending = Ending.COMPLETE
-        self.detail = ""
         self.error: HarvesterError | None = None
         self.draining = asyncio.Event()
+        self._detail = ""
         self._wall = wall
-        self._shut = shut
+        self._listeners: list[Callable[[], None]] = []
+
+    def when_draining(self, listener: Callable[[], None]) -> None:
+        """Call this at the first reason to end; at once, if there has been one."""
+        if self.draining.is_set():
+            listener()
+        self._listeners.append(listener)
 
     def drain(self, ending: Ending) -> None:
-        """Send nothing new, for this reason unless there is one."""
+        """Send nothing new, for this reason unless there is an earlier one."""
         if not self.draining.is_set():
             self.ending = ending
             self.draining.set()
-            self._shut()
+            for listener in self._listeners:
+                listener()
+
+    def at_row_limit(self) -> None:
+        """Note that the row limit is reached. Queued requests are still sent, so this drains nothing."""
+        self.ending = Ending.ROWS
 
     def fail(self, error: HarvesterError) -> None:
-        """The pass can't go on."""
+        """Drain, for the pass can't go on; the first error is the one that `result` raises."""
         if self.error is None:
             self.error = error
         self.drain(self.ending)
 
     def park(self, parked: Parked) -> None:
-        """The teacher wants longer than our patience."""
+        """Drain, for the teacher asks for a longer wait than `patience_s`."""
         if not self.draining.is_set():
-            self.detail = parked.message(self._wall())
+            self._detail = parked.message(self._wall())
         self.drain(Ending.PARKED)
 
-    def stop_for(self, stopped: NotSent | Parked | HarvesterError) -> None:
-        """What a request met that concerns all others too; NotSent is no reason of its own."""
-        if isinstance(stopped, Parked):
-            self.park(stopped)
-        elif isinstance(stopped, StoppedAtLimit):
+    def stop_for(self, reason: NotSent | Parked | HarvesterError) -> None:
+        """Drain for what one request met if it concerns all others too. NotSent is no reason of its own."""
+        if isinstance(reason, Parked):
+            self.park(reason)
+        elif isinstance(reason, StoppedAtLimit):
             self.drain(Ending.BUDGET)
-        elif isinstance(stopped, HarvesterError):
-            self.fail(stopped)
+        elif isinstance(reason, HarvesterError):
+            self.fail(reason)
+
+    def result(self, counts: Snapshot) -> PassResult:
+        """Return how the pass ended with these counts.
+
+        Raises:
+            HarvesterError: the error that ended it.
+        """
+        if self.error is not None:
+            raise self.error
+        return PassResult(self.ending, counts, self._detail)
 
 
 def exit_code(result: PassResult, signal_number: int, max_failed: int) -> int:

@@ -1,38 +1,53 @@
-"""Dead letters that wait for a second opinion: is it the prompt, or is nothing answered any more?
+"""Decide what becomes of a request without an answer: a dead letter, or the end of the pass.
 
-A prompt that fails among others that are answered is a dead letter. Twenty in a row are no row's fault: the
-configuration or the endpoint is wrong, and none of them is written off.
+A prompt that fails among others that are answered is a dead letter. Many failures in a row mean that the
+configuration or the endpoint is wrong: the pass ends, and their rows stay open for the next run. With
+`[run] retry_possibly_billed = false`, a request that may have been billed before is not sent again.
 """
 
 from __future__ import annotations
 
 from harvester.api.types import Request
-from harvester.errors import GaveUp, Parked, PromptRejected, TeacherError, TeacherRefused
+from harvester.config.config import HarvestConfig
+from harvester.errors import (
+    GaveUp,
+    Parked,
+    PossiblyBilled,
+    PromptRejected,
+    TeacherError,
+    TeacherRefused,
+)
+from harvester.store.journal.journal import Journal
 
+# The pass ends after this many different prompts failed without an answer in between.
 IN_A_ROW = 20
+
+# The pass ends after this many failures in a row if all brought HTML: a wrong URL or a sign-in page.
 PAGES_IN_A_ROW = 3
+
+WHY = "possibly billed, so not sent again: [run] retry_possibly_billed is false"
+
 HeldRejection = tuple[Request, GaveUp]
 
 
 class RejectionStreak:
-    """Rows given up since the last answer."""
+    """Requests that failed since the last answer. Whether they are dead letters is not decided yet."""
 
     def __init__(self) -> None:
         self._held: list[HeldRejection] = []
 
-    def add(self, request: Request, gone: GaveUp) -> TeacherError | Parked | None:
-        """One more; at the twentieth, what it means."""
-        self._held.append((request, gone))
-        error = gone.error
-        pages = [one for one, other in self._held if other.error.error_code == "html"]
-        if len(pages) == len(self._held) >= PAGES_IN_A_ROW:
+    def add(self, request: Request, gave_up: GaveUp) -> TeacherError | Parked | None:
+        """Hold one more failure; return why the pass must stop once there are too many, else None."""
+        self._held.append((request, gave_up))
+        error = gave_up.error
+        if self._only_pages():
             return TeacherRefused(
                 f"web pages come instead of answers: {error.message}",
                 status=error.status,
                 place=error.place,
-                remedy="is base_url right, or is a sign-in page between?",
+                remedy="is base_url right, or is a sign-in page in between?",
             )
-        if len({one.prompt.id for one, _ in self._held}) < IN_A_ROW:
+        if len({held.prompt.id for held, _ in self._held}) < IN_A_ROW:
             return None
         if not isinstance(error, PromptRejected):
             return Parked(0.0, f"{IN_A_ROW} rows in a row failed; the last: {error.message}")
@@ -44,7 +59,51 @@ class RejectionStreak:
             remedy="that looks like the configuration: check [sampling], model and the size of the prompts",
         )
 
+    def _only_pages(self) -> bool:
+        pages = sum(gave_up.error.error_code == "html" for _, gave_up in self._held)
+        return pages == len(self._held) >= PAGES_IN_A_ROW
+
     def take(self) -> list[HeldRejection]:
-        """All of them; none is held afterwards."""
+        """Return all held failures and forget them."""
         held, self._held = self._held, []
         return held
+
+
+class PossiblyBilledRequests:
+    """Requests of earlier runs that may have been billed although no answer arrived.
+
+    The journal keeps an intent until its answer or refund comes, so those of a killed run are known too.
+
+    Args:
+        keys: request keys with an open intent from before this pass.
+        never_resend: `retry_possibly_billed` is false: such requests become dead letters.
+    """
+
+    def __init__(self, keys: frozenset[bytes] = frozenset(), *, never_resend: bool = False) -> None:
+        self._keys = keys
+        self._never_resend = never_resend
+
+    @classmethod
+    def of(cls, journal: Journal, config: HarvestConfig) -> PossiblyBilledRequests:
+        """Read the keys from the journal, if the configuration forbids to send them again."""
+        if config.run.retry_possibly_billed:
+            return cls()
+        with journal.reading() as connection:
+            rows = connection.execute("SELECT DISTINCT key FROM intents").fetchall()
+        return cls(frozenset(key for (key,) in rows), never_resend=True)
+
+    def dead_letter_for(self, request: Request) -> GaveUp | None:
+        """Return why this request must not be sent, if an earlier attempt may have been billed."""
+        if request.key not in self._keys:
+            return None
+        return GaveUp(PossiblyBilled(f"an earlier attempt brought no answer; {WHY}", maybe_billed=True), 0)
+
+    def relabel(self, gave_up: GaveUp) -> GaveUp:
+        """Return the failure as PossiblyBilled, if that is why this pass made no further attempt."""
+        error = gave_up.error
+        if not (self._never_resend and error.maybe_billed) or error.is_permanent:
+            return gave_up
+        reason = PossiblyBilled(
+            f"{error.message}; {WHY}", status=error.status, maybe_billed=True, place=error.place
+        )
+        return GaveUp(reason, gave_up.attempts)

@@ -1,7 +1,7 @@
-"""Single flight: which rows need a send of their own, and who shares whose answer.
+"""Decide which rows need an attempt of their own, and which share the answer of another (single flight).
 
-A row is fresh when the store does not hold its key and no equal request is under way. Everyone else is
-written down as a further asker of the one answer, so that it is billed once.
+A row is fresh when the store does not hold its key and no equal request is in flight. Every other row is
+written down as a further asker of the one answer, so that the answer is billed once.
 """
 
 from __future__ import annotations
@@ -9,114 +9,143 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from harvester.api.types import Request
-from harvester.errors import GaveUp
+from harvester.errors import (
+    AttemptTimeout,
+    BrokenAnswer,
+    ConnectionBroken,
+    GaveUp,
+    PossiblyBilled,
+    RateLimited,
+    TeacherUnavailable,
+)
 from harvester.observe.counters import Tally
-from harvester.run.possibly_billed import PossiblyBilledRequests
+from harvester.run.failures import PossiblyBilledRequests
 from harvester.store.journal.records import Answer, DeadLetter, HeldAnswer, SharedAnswer, asker_of
 from harvester.store.journal.writer import AsyncWriter
 from harvester.store.reuse import ReusableAnswer, ReuseIndex, look_up
 from harvester.system.clock import Clock
 from harvester.teacher.teacher import Answered
 
+# Dead letters with these codes are asked again by the next run; a rejected prompt never is.
 RE_ASKED = frozenset(
-    {"unavailable", "timeout", "connection", "broken_answer", "rate_limited", "possibly_billed"}
+    error.code
+    for error in (
+        TeacherUnavailable,
+        AttemptTimeout,
+        ConnectionBroken,
+        BrokenAnswer,
+        RateLimited,
+        PossiblyBilled,
+    )
 )
-"""Dead letters of these kinds get another chance in the next run; a rejected prompt never does."""
 
 
 class InFlight:
-    """Requests under way, by key. Its size is bounded by the queue and the window."""
+    """Requests in flight, by key. At most as many as the queue and the windows hold.
+
+    Args:
+        writer: keeps dead letters and further askers.
+        tally: counts rows, duplicates, cached and dead ones.
+        reuse: finds answers kept under a lower `max_tokens`.
+        possibly_billed: requests that must not be sent again.
+    """
 
     def __init__(
         self,
-        scribe: AsyncWriter,
+        writer: AsyncWriter,
         tally: Tally,
-        ceilings: ReuseIndex,
-        suspects: PossiblyBilledRequests,
+        reuse: ReuseIndex,
+        possibly_billed: PossiblyBilledRequests,
         clock: Clock,
     ) -> None:
-        self._suspects = suspects
-        self._clock = clock
-        self._scribe = scribe
+        self._writer = writer
         self._tally = tally
-        self._ceilings = ceilings
-        self._under_way: dict[bytes, list[Request]] = {}
-        self._landed: set[bytes] = set()
-        self._told: dict[tuple[bytes, str, int], bytes] = {}
+        self._reuse = reuse
+        self._possibly_billed = possibly_billed
+        self._clock = clock
+        self._followers: dict[bytes, list[Request]] = {}
+        # Keys completed since the last look-up, and the askers submitted since then.
+        self._completed: set[bytes] = set()
+        self._submitted_askers: dict[tuple[bytes, str, int], bytes] = {}
 
     async def look_up(self, chunk: Sequence[Request]) -> Mapping[bytes, ReusableAnswer]:
-        """What the store holds of these. Call `is_fresh` for each of them before the next look-up."""
-        # A flight that lands after the store was read and before its row is looked at would be in
-        # neither place, and be paid twice: such landings are remembered for the length of a chunk.
-        self._landed.clear()
-        self._told.clear()  # the store is asked after all of it was submitted
-        return await self._scribe.call(lambda journal: look_up(journal, chunk, self._ceilings))
+        """Read what the store holds of these. Call `is_fresh` for each of them before the next look-up."""
+        # A request that completes after the store was read and before its row is looked at would be in
+        # neither place, and be paid twice: such keys are remembered for the length of a chunk.
+        self._completed.clear()
+        self._submitted_askers.clear()  # the store is read after all of them were submitted
+        return await self._writer.call(lambda journal: look_up(journal, chunk, self._reuse))
 
-    def is_fresh(self, request: Request, found: ReusableAnswer | None) -> bool:
-        """Count this row; False when it needs no flight of its own."""
+    def is_fresh(self, request: Request, held: ReusableAnswer | None) -> bool:
+        """Count this row; return False when it needs no attempt of its own."""
         tally = self._tally
         tally.rows += 1
-        followers = self._under_way.get(request.key)
+        followers = self._followers.get(request.key)
         if followers is not None:
             followers.append(request)
             tally.duplicates += 1
-        elif request.key in self._landed:
-            self._note_asker(request, request.key)
+        elif request.key in self._completed:
+            self._add_asker(request, request.key)
             tally.duplicates += 1
-        elif found is None or _asks_again(found.held):
-            sentence = self._suspects.sentence(request)
-            if sentence is not None:
-                self.take_off(request)
-                self.bury(request, sentence)
-            return sentence is None
+        elif held is None or _asks_again(held.held):
+            return not self._is_forbidden(request)
         else:
-            self._tell(request, found)
-            tally.dead += found.held.state == "dead"
-            tally.from_cache += found.held.state != "dead"
+            self._add_asker_if_new(request, held)
+            tally.dead += held.held.state == "dead"
+            tally.from_cache += held.held.state != "dead"
         return False
 
-    def take_off(self, request: Request) -> None:
-        """This request is under way from now on."""
-        self._under_way[request.key] = []
+    def _is_forbidden(self, request: Request) -> bool:
+        """Bury a request that may have been billed before and must not be sent again."""
+        gave_up = self._possibly_billed.dead_letter_for(request)
+        if gave_up is None:
+            return False
+        self.begin(request)
+        self.bury(request, gave_up)
+        return True
 
-    def land(self, request: Request) -> None:
-        """Its ending is durable: those who shared it are written down as its askers."""
-        self._landed.add(request.key)
-        for follower in self._under_way.pop(request.key, ()):
-            self._note_asker(follower, request.key)
+    def begin(self, request: Request) -> None:
+        """Register the request as in flight: equal ones share its answer from now on."""
+        self._followers[request.key] = []
 
-    def bury(self, request: Request, gone: GaveUp) -> None:
-        """A dead letter: it counts as one when it is durable."""
+    def complete(self, request: Request) -> None:
+        """Its answer or dead letter is durable: write those who shared it down as its askers."""
+        self._completed.add(request.key)
+        for follower in self._followers.pop(request.key, ()):
+            self._add_asker(follower, request.key)
+
+    def bury(self, request: Request, gave_up: GaveUp) -> None:
+        """Write a dead letter; it is counted when it is durable."""
 
         def stored() -> None:
             self._tally.dead += 1
-            self.land(request)
+            self.complete(request)
 
-        last = self._suspects.named(gone)
-        self._scribe.submit(dead_record(request, last, self._clock.wall()), stored)
+        reason = self._possibly_billed.relabel(gave_up)
+        self._writer.submit(dead_record(request, reason, self._clock.wall()), stored)
 
     def drop(self, request: Request) -> None:
-        """It was not sent; it and its followers stay open for the next run."""
-        self._under_way.pop(request.key, None)
+        """Forget a request without an answer; it and its followers stay open for the next run."""
+        self._followers.pop(request.key, None)
 
-    def _tell(self, request: Request, found: ReusableAnswer) -> None:
-        """A held answer has one more row, or what stays at home of a row is not what was told last."""
-        held, prompt, sample_index = found.held, request.prompt, request.sample_index
-        newest = held.asker
-        if held.further or self._told:  # rarely, and there are many rows
-            told = self._told.get((found.key, prompt.id, sample_index))
-            newest = told or held.newest(prompt.id, sample_index)
+    def _add_asker_if_new(self, request: Request, held: ReusableAnswer) -> None:
+        """Write the row down as an asker of a held answer, unless the store has it with the same metadata."""
+        answer, prompt, sample_index = held.held, request.prompt, request.sample_index
+        newest = answer.asker
+        if answer.further or self._submitted_askers:  # rarely, and there are many rows
+            submitted = self._submitted_askers.get((held.key, prompt.id, sample_index))
+            newest = submitted or answer.newest(prompt.id, sample_index)
         if newest != asker_of(prompt, sample_index):
-            self._note_asker(request, found.key)
+            self._add_asker(request, held.key)
 
-    def _note_asker(self, request: Request, key: bytes) -> None:
+    def _add_asker(self, request: Request, key: bytes) -> None:
         row = (key, request.prompt.id, request.sample_index)
-        self._told[row] = asker_of(request.prompt, request.sample_index)
-        self._scribe.submit(SharedAnswer(key, request.prompt, request.sample_index), lambda: None)
+        self._submitted_askers[row] = asker_of(request.prompt, request.sample_index)
+        self._writer.submit(SharedAnswer(key, request.prompt, request.sample_index), lambda: None)
 
 
 def answer_record(request: Request, answered: Answered) -> Answer:
-    """What the journal keeps of an answer: raw bytes, what was asked, what it cost."""
+    """Make the journal's record of an answer: raw bytes, what was asked, what it cost."""
     raw, parsed = answered.raw, answered.completion
     return Answer(
         attempt_id=answered.attempt_id,
@@ -137,20 +166,20 @@ def answer_record(request: Request, answered: Answered) -> Answer:
     )
 
 
-def dead_record(request: Request, gone: GaveUp, at: float) -> DeadLetter:
-    """A dead letter: the row and why it will get no answer."""
+def dead_record(request: Request, gave_up: GaveUp, at: float) -> DeadLetter:
+    """Make a dead letter: the row and why it gets no answer. `at` is in Unix seconds."""
     return DeadLetter(
         key=request.key,
         prompt=request.prompt,
         sample_index=request.sample_index,
         body=request.body,
-        code=gone.error.code,
-        message=str(gone.error),
-        attempts=gone.attempts,
+        code=gave_up.error.code,
+        message=str(gave_up.error),
+        attempts=gave_up.attempts,
         at=at,
     )
 
 
 def _asks_again(held: HeldAnswer) -> bool:
-    """Whether a request that the store knows is worth another send."""
+    """Whether a request with this entry in the store is sent again."""
     return held.state == "dead" and held.outcome in RE_ASKED

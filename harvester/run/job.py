@@ -31,7 +31,7 @@ from harvester.run.canary_task import CanaryContext, CanaryTask
 from harvester.run.control import server
 from harvester.run.control.settings import RuntimeSettings
 from harvester.run.endings import Stop, Summary
-from harvester.run.harvest import harvest
+from harvester.run.harvest import PassSetup, harvest
 from harvester.run.heartbeat import Heartbeat, Watch
 from harvester.run.in_flight import RE_ASKED
 from harvester.run.operator import OperatorCommands
@@ -217,16 +217,18 @@ class _Life:
         work = asyncio.create_task(
             harvest(
                 self.inbox.watched() if prepared.flags.watch else self.inbox.once(),
-                prepared.config,
-                key=prepared.key,
-                writer=self.writer,
-                run_id=self.run_id,
-                limits=prepared.limits(),
-                stop=stop.event,
+                PassSetup(
+                    config=prepared.config,
+                    key=prepared.key,
+                    writer=self.writer,
+                    run_id=self.run_id,
+                    limits=prepared.limits(),
+                    stop=stop.event,
+                    clock=self.clock,
+                ),
                 on_progress=heart.note,
-                on_levers=self._take_levers,
-                sentinel=self.sentinel,
-                clock=self.clock,
+                on_settings=self._take_levers,
+                canary=self.sentinel,
             )
         )
         caught.second = work.cancel

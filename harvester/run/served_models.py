@@ -1,4 +1,4 @@
-"""Who answers, as the answers say it: model and build, and ids that should be each answer's own."""
+"""Count which models and builds answer, and notice response ids that repeat."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from harvester.errors import Parked, TermsRefused
 from harvester.observe.counters import Tally
 from harvester.terms import lineage
 
+# Size of the fixed table that detects repeated response ids: about the last 65,536.
 IDS_KEPT = 1 << 16
-"""An id that comes again is noticed among about so many of the last ones: each has one place in a table that
-is as large on the first day as on the last."""
 
 
 class ServedModels:
-    """Counts what answers call themselves into a tally.
+    """Counts answers by the model and build they name.
 
     Args:
-        strict: another voice than the first one's parks the run.
-        providers: those a router is held to; none: whoever serves.
+        tally: gets the counts.
+        strict: park the run when another model or build than the first one answers.
+        providers: providers that a router may use; empty for any.
     """
 
     def __init__(self, tally: Tally, *, strict: bool, providers: Sequence[str] = ()) -> None:
@@ -31,12 +31,12 @@ class ServedModels:
         self._strict = strict
         self._ids = array("Q", bytes(8 * IDS_KEPT))
 
-    def hear(self, answer: Completion) -> None:
-        """Count one stored answer. An id is not our key: one that comes twice is counted, and that is all.
+    def note(self, answer: Completion) -> None:
+        """Count one answer. A repeated response id is only counted: it is not our key.
 
         Raises:
-            Parked: another teacher answers now, and the run is strict about it.
-            TermsRefused: a router let another provider answer than the terms were asked for.
+            Parked: another model or build answers now, and `strict` is set.
+            TermsRefused: a router used a provider that the terms were not checked for.
         """
         if answer.response_id:
             self._note_id(answer.response_id)
@@ -49,8 +49,8 @@ class ServedModels:
                 remedy="the answer stays journalled; ask the router why, or declare that host's record too",
             )
 
-    def _note_id(self, told: str) -> None:
-        number = short_digest(told.encode("utf-8", "surrogatepass"))
-        place = number % IDS_KEPT
-        self._tally.repeated_ids += self._ids[place] == number
-        self._ids[place] = number
+    def _note_id(self, response_id: str) -> None:
+        digest = short_digest(response_id.encode("utf-8", "surrogatepass"))
+        slot = digest % IDS_KEPT
+        self._tally.repeated_ids += self._ids[slot] == digest
+        self._ids[slot] = digest

@@ -1,19 +1,98 @@
-"""The workers of a pass and the bounded queue before them: as many as may be in flight, now."""
+"""Run the workers of a pass: each takes a request from a bounded queue, asks it and keeps the answer."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 from harvester.api.types import Request
-from harvester.errors import HarvesterError, PromptError
+from harvester.errors import Ending, GaveUp, HarvesterError, NotSent, Parked
+from harvester.observe.counters import Tally
+from harvester.run.endings import PassEnding
+from harvester.run.failures import RejectionStreak
+from harvester.run.in_flight import InFlight, answer_record
+from harvester.run.served_models import ServedModels
+from harvester.store.journal.writer import AsyncWriter
+from harvester.teacher.teacher import Answered, Teacher
+
+NO_MEMORY = "memory ran out while an answer was taken in: lower [teacher.limits] max_concurrency"
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Answers requests, one at a time, and decides what a failure means. All workers of a pass share it.
+
+    A worker doesn't wait for the disk: an answer counts as stored when the writer reports it durable.
+    """
+
+    teacher: Teacher
+    writer: AsyncWriter
+    in_flight: InFlight
+    served_models: ServedModels
+    tally: Tally
+    ending: PassEnding
+    rejections: RejectionStreak = field(default_factory=RejectionStreak)
+
+    async def serve(self, request: Request) -> None:
+        """Ask one request; keep the answer, or note the failure. Raises nothing that a request can cause."""
+        if self.ending.draining.is_set():
+            self.in_flight.drop(request)
+            return
+        await self.writer.room()
+        try:
+            self._keep(request, await self.teacher.ask(request))
+        except GaveUp as gave_up:
+            self._give_up(request, gave_up)
+        except (NotSent, Parked, HarvesterError) as reason:
+            self.in_flight.drop(request)
+            self.ending.stop_for(reason)
+        except MemoryError:  # the others' answers are still taken in; the next run asks for this one
+            self.in_flight.drop(request)
+            self.ending.park(Parked(0.0, NO_MEMORY))
+
+    def _keep(self, request: Request, answered: Answered) -> None:
+        record = answer_record(request, answered)
+        self.write_off()
+
+        def stored() -> None:
+            tally = self.tally
+            tally.answers_stored += 1
+            tally.cost_microusd += record.cost_microusd
+            tally.note(tally.outcomes, record.outcome)
+            tally.note_answer(record.latency_s, record.input_tokens, record.output_tokens)
+            self.in_flight.complete(request)
+
+        self.writer.submit(record, stored)
+        self.served_models.note(answered.completion)
+
+    def _give_up(self, request: Request, gave_up: GaveUp) -> None:
+        reason = self.rejections.add(request, gave_up)
+        if reason is not None:
+            self._drop_rejections()
+            self.ending.stop_for(reason)
+
+    def write_off(self) -> None:
+        """Make dead letters of the failures held so far: other requests are answered, or none are left."""
+        for request, gave_up in self.rejections.take():
+            self.in_flight.bury(request, gave_up)
+
+    def close(self) -> None:
+        """End of the pass: held failures are dead letters, or stay open if nothing gets through any more."""
+        if self.ending.error is None and self.ending.ending != Ending.PARKED:
+            self.write_off()
+        self._drop_rejections()
+
+    def _drop_rejections(self) -> None:
+        for request, _ in self.rejections.take():
+            self.in_flight.drop(request)
 
 
 class WorkerPool:
-    """Workers that take requests from one queue.
+    """Tasks that take requests from one bounded queue.
 
     Args:
-        size: how many, and how long the queue is.
+        size: number of workers, and of places in the queue.
         serve: what a worker does with a request; it raises only what ends the pass.
     """
 
@@ -25,12 +104,12 @@ class WorkerPool:
         self._group: asyncio.TaskGroup | None = None
 
     def start(self, group: asyncio.TaskGroup) -> None:
-        """Hire them all, as tasks of this group."""
+        """Start all workers as tasks of this group."""
         self._group = group
         self.resize(self._size)
 
     def resize(self, size: int) -> None:
-        """Have so many from now on; those beyond leave after what they are at."""
+        """Set the number of workers; surplus workers exit after their current request."""
         self._size = size
         if self._group is None:
             return
@@ -42,7 +121,7 @@ class WorkerPool:
 
     @property
     def queue_is_empty(self) -> bool:
-        """Nobody waits for a worker."""
+        """No request waits for a worker."""
         return self._queue.empty()
 
     async def put(self, request: Request) -> None:
@@ -50,14 +129,17 @@ class WorkerPool:
         await self._queue.put(request)
 
     async def finish(self) -> None:
-        """No more requests will come: return when the last worker has gone."""
+        """Return when the queue is drained and all workers have exited. No request may be put afterwards."""
         await self._queue.put(None)
-        while at_work := [worker for worker in self._workers if not worker.done()]:
-            await asyncio.wait(at_work)
+        while busy := [worker for worker in self._workers if not worker.done()]:
+            await asyncio.wait(busy)
         self._group = None
 
-    async def dismiss(self) -> None:
-        """Cancel all. Nobody takes from the queue any more, and whoever feeds it must not wait for room."""
+    async def cancel(self) -> None:
+        """Cancel all workers, then discard what is put into the queue, so that a blocked `put` returns.
+
+        Runs until cancelled itself.
+        """
         for worker in self._workers:
             worker.cancel()
         while True:
@@ -67,28 +149,6 @@ class WorkerPool:
         while number < self._size:
             request = await self._queue.get()
             if request is None:
-                self._queue.put_nowait(None)  # the others end by it too
+                self._queue.put_nowait(None)  # the other workers end by it too
                 return
             await self._serve(request)
-
-
-def take(feed: Iterator[Request | None], most: int) -> tuple[list[Request], bool]:
-    """Up to `most` requests, and whether the feed may bring more; None in it means "no more for now".
-
-    Raises:
-        HarvesterError: always one: whatever ends the feed, the pass must still keep what is on the wire.
-    """
-    chunk: list[Request] = []
-    try:
-        for request in feed:
-            if request is None:
-                return chunk, True
-            chunk.append(request)
-            if len(chunk) == most:
-                return chunk, True
-    except HarvesterError:
-        raise
-    except Exception as error:
-        why = f"the prompts can't be read on: {type(error).__name__}: {error}"
-        raise PromptError(why, remedy="what was answered is stored; please report this") from error
-    return chunk, False

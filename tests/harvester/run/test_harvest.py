@@ -15,7 +15,7 @@ from harvester.api.types import Prompt
 from harvester.config.config import HarvestConfig
 from harvester.errors import PromptError, TeacherRefused
 from harvester.mock_teacher.running import RunningMock
-from harvester.run.harvest import CHUNK, PassLimits, PassResult, Snapshot, harvest
+from harvester.run.harvest import CHUNK, PassLimits, PassResult, PassSetup, Snapshot, harvest
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import RunRecord
@@ -63,16 +63,15 @@ class Bench:
                 if stop_when(seen):
                     stop.set()
 
-            return await harvest(
-                requests(prompts, chosen),
-                chosen,
+            setup = PassSetup(
+                config=chosen,
                 key=None,
                 writer=writer,
                 run_id=run_id,
                 limits=limits or PassLimits(grace_s=10),
                 stop=stop,
-                on_progress=note,
             )
+            return await harvest(requests(prompts, chosen), setup, on_progress=note)
 
         self.runs += 1
         run_id = f"run-{self.runs}"
@@ -210,7 +209,7 @@ def test_a_pass_that_drains_by_itself_says_what_it_awaits_and_a_stop_gives_that_
             chosen,
             sums(50),
             limits=PassLimits(grace_s=0.1),
-            stop_when=lambda seen: seen.in_flight == 1 and seen.why.startswith("what is on the wire"),
+            stop_when=lambda seen: seen.in_flight == 1 and "paid for" in seen.why,
         )
     last = bench.snapshots[-1]
     assert (last.possibly_billed, last.in_flight, last.why) == (1, 0, "")
