@@ -221,7 +221,7 @@ class _Pass:
         await self._parts.workers.put(request)
 
     async def _rest(self) -> None:
-        """Wait for the feed. With nothing in flight, held failures are dead letters: no answer will follow."""
+        """Wait for the feed. With nothing in flight, held failures are dead letters: no answer comes."""
         if self._parts.workers.queue_is_empty and not self._in_flight():
             self._parts.worker.write_off()
         await self._setup.clock.wait(self._parts.ending.draining, IDLE_S)
@@ -266,9 +266,8 @@ class _Pass:
         """What the next request, or the end of the pass, waits for; "" for nothing."""
         if self._parts.ending.draining.is_set():
             return "requests in flight, for they are paid for; then it ends" if in_flight else ""
-        return (
-            self._parts.preflight.why or self._parts.teacher.why() or ("new prompts" if self._is_idle else "")
-        )
+        idle = "new prompts" if self._is_idle else ""
+        return self._parts.preflight.why or self._parts.teacher.why() or idle
 
 
 def take(feed: Feed, most: int) -> tuple[list[Request], bool]:
