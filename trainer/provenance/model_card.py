@@ -1,28 +1,35 @@
-"""What goes with a student: card, NOTICE, bill of materials, the EU item, from its rows' lineage."""
+"""Write a student's documents from its rows' lineage: model card, NOTICE, bill of materials, EU summary."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harvester.export.cards.cyclonedx import ml_bom
-from harvester.export.cards.dataset_card import model_card
-from harvester.export.cards.eu_summary import eu_summary
-from harvester.export.cards.facts import DatasetFacts, ShardFacts, StudentFacts, records_of
+from harvester.export.cards.facts import DatasetFacts, ShardFacts, records_of
+from harvester.export.cards.markdown import (
+    cell,
+    document,
+    duties_section,
+    licence_keys,
+    mock_warning,
+    teachers_section,
+)
 from harvester.export.cards.notice import notice
 from harvester.terms.gate import load_registry
 from harvester.terms.lineage import Lineage
+from harvester.terms.obligations import owed
 from trainer import __version__
 from trainer.config import TrainConfig
 from trainer.model import weights
 from trainer.provenance import fingerprint
+from trainer.provenance.cyclonedx import ml_bom
+from trainer.provenance.eu_summary import eu_summary
+from trainer.provenance.student_facts import StudentFacts, base_licence, base_name
 
 BOM = "bom.cdx.json"
 EU = "EU_SUMMARY.md"
-_HUB_CACHE = re.compile(r"models--(.+)")
 
 
 def write(
@@ -33,11 +40,11 @@ def write(
     *,
     merged: bool = False,
 ) -> None:
-    """Write README.md, NOTICE, bom.cdx.json and EU_SUMMARY.md beside weights and the list of learned rows.
+    """Write README.md, NOTICE, bom.cdx.json and EU_SUMMARY.md into a folder that holds a student.
 
     Args:
         folder: holds the weights and `hash_tree.rows.jsonl` already.
-        facts: rows of the card's table, as (name, words).
+        facts: rows of the card's table, as (name, text).
         merged: whole weights, not an adapter.
     """
     rows = folder / fingerprint.ROWS
@@ -76,21 +83,40 @@ def write(
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def base_name(folder: Path) -> str:
-    """What a base's folder calls it: `owner/name` in a Hub cache, else the folder's own name."""
-    cached = next((found for part in folder.parts if (found := _HUB_CACHE.fullmatch(part))), None)
-    return cached[1].replace("--", "/", 1) if cached else folder.name
+def model_card(
+    student: StudentFacts, scores: Sequence[tuple[str, str]] = (), facts: Sequence[tuple[str, str]] = ()
+) -> str:
+    """Return README.md of an adapter, or of whole weights it is folded into.
 
-
-def base_licence(folder: Path) -> str:
-    """The licence on the base's own card; "other" where none is said."""
-    try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return "other"
-    head = text.split("---", 2)[1] if text.startswith("---") else ""
-    found = re.search(r"^license:\s*[\"']?([A-Za-z0-9.+-]+)", head, flags=re.MULTILINE)
-    return found[1] if found else "other"
+    Args:
+        scores: what was measured, as (name, text). facts: how the student was made, likewise.
+    """
+    dataset = student.dataset
+    kind = "An adapter folded into" if student.merged else "A LoRA adapter on"
+    header = {
+        "base_model": student.base,
+        "base_model_relation": "finetune" if student.merged else "adapter",
+        "library_name": "transformers" if student.merged else "peft",
+        "pipeline_tag": "text-generation",
+        **licence_keys(student.licence_id, dataset),
+        "datasets": [dataset.name],
+        "tags": ["lora", "synthetic", "distillation", "distil", *(["mock"] if dataset.is_mock else [])],
+    }
+    body = [
+        f"# {cell(student.name)}",
+        "",
+        *[f"**{cell(sentence)}**\n" for sentence in owed(dataset.duties, "display")],
+        *mock_warning(dataset),
+        f"{kind} `{cell(student.base)}` (licence {cell(student.base_licence)}), trained on "
+        f"{student.trained_on} on {dataset.rows:,} answers of the teachers below.",
+        "",
+    ]
+    if facts:
+        body += ["| | |", "|---|---|", *[f"| {cell(name)} | {cell(text)} |" for name, text in facts], ""]
+    body += [*teachers_section(dataset), *duties_section(dataset)]
+    if scores:
+        body += ["## Measured", "", *[f"- {cell(name)}: {cell(text)}" for name, text in scores], ""]
+    return document(header, body)
 
 
 def _lines(path: Path) -> int:

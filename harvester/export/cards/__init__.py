@@ -1,1 +1,1 @@
-"""Papers that go with rows and students: who taught, under which terms, what is owed. Pure."""
+"""Write the documents of a data set: card, Croissant metadata and NOTICE. No I/O."""

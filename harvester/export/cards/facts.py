@@ -1,8 +1,7 @@
-"""The facts all papers are written from: shards, their lineages, the records they name, the student."""
+"""Hold the facts that a data set's documents are written from: files, lineages, terms records."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -11,6 +10,7 @@ from harvester.terms.lineage import Lineage
 from harvester.terms.obligations import licence_of
 from harvester.terms.records import Registry, TermsRecord
 
+# Licence ids that SPDX knows, by their lower-case form. Any other is written as a name, never as an SPDX id.
 SPDX = {
     name.lower(): name
     for name in (
@@ -23,12 +23,11 @@ SPDX = {
         "CC0-1.0",
     )
 }
-"""Licence ids known to be SPDX's; any other is written as a name, never as an id that may not exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardFacts:
-    """A sealed file: name relative to the data set's folder, SHA-256, rows, bytes."""
+    """One file of a data set: name relative to its folder, SHA-256, rows, bytes."""
 
     name: str
     sha256: str
@@ -38,14 +37,14 @@ class ShardFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetFacts:
-    """Rows as published.
+    """A data set as it is published.
 
     Attributes:
         url: page of the data set; creator: who publishes it.
-        licence: a Hub or SPDX id where the operator chose one; None: what the duties leave.
+        licence: a Hub or SPDX id where the operator chose one; None: what the duties allow.
         lineages: as the shards carry them. records: the terms records they name.
         prompt_sources: where the prompts came from, with their licence, one line each.
-        columns: (name, Arrow type or "json", meaning) of the files; None: those of a corpus (`schema`).
+        columns: (name, Arrow type or "json", meaning) of the files; None: the columns of a corpus (`schema`).
     """
 
     name: str
@@ -63,14 +62,14 @@ class DatasetFacts:
 
     @property
     def rows(self) -> int:
-        """Rows of all shards."""
+        """Rows of all files."""
         return sum(shard.rows for shard in self.shards)
 
     @property
     def duties(self) -> tuple[str, ...]:
-        """All duties, those of the lineages and of the records, each once."""
-        written = [duty for lineage in self.lineages for duty in lineage.duties]
-        return tuple(dict.fromkeys([*written, *(duty for r in self.records for duty in r.duties)]))
+        """All duties, first those stored in the lineages, then those of the records, each once."""
+        stored = [duty for lineage in self.lineages for duty in lineage.duties]
+        return tuple(dict.fromkeys([*stored, *(duty for record in self.records for duty in record.duties)]))
 
     @property
     def teachers(self) -> tuple[tuple[str, str], ...]:
@@ -92,49 +91,7 @@ class DatasetFacts:
         return licence_of(self.duties, self.licence)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudentFacts:
-    """A model that learned from a data set.
-
-    Attributes:
-        base: name of the base model; base_licence: Hub or SPDX id. base_sha256, sha256: of config and
-            weights, and of the adapter, "" where unknown.
-        licence: as for `Dataset`. merged: whole weights, the adapter folded in.
-    """
-
-    name: str
-    version: str
-    base: str
-    base_licence: str
-    trained_on: date
-    dataset: DatasetFacts
-    licence: str | None = None
-    sha256: str = ""
-    base_sha256: str = ""
-    merged: bool = False
-
-    @property
-    def licence_id(self) -> str:
-        """Hub id of the licence: the operator's, what the duties force, else the base's."""
-        duties = self.dataset.duties
-        return licence_of(duties, self.licence or (None if _binds(duties) else self.base_licence))
-
-
-def _binds(duties: Sequence[str]) -> bool:
-    return any(duty == "noncommercial" or duty.startswith("card_licence:") for duty in duties)
-
-
 def records_of(lineages: Sequence[Lineage], registry: Registry) -> tuple[TermsRecord, ...]:
-    """The records that lineages name (`terms_id`, comma-separated), in order; unknown ids are left out."""
-    named = [name.strip() for lineage in lineages for name in lineage.terms_id.split(",")]
-    return tuple(registry.records[name] for name in dict.fromkeys(named) if name in registry.records)
-
-
-def slug(text: str) -> str:
-    """Small letters, digits, dots and dashes, as the Hub wants a `license_name`."""
-    return re.sub(r"[^a-z0-9.-]+", "-", text.lower()).strip("-.") or "unnamed"
-
-
-def cell(text: str) -> str:
-    """Text that can't break out of a line or a table of Markdown."""
-    return " ".join(text.split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+    """Return the records that lineages name in `terms_id`, in order; unknown ids are left out."""
+    names = [name.strip() for lineage in lineages for name in lineage.terms_id.split(",")]
+    return tuple(registry.records[name] for name in dict.fromkeys(names) if name in registry.records)

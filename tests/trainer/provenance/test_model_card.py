@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.harvester.export.test_cards import CYCLONEDX
 from tests.trainer import tiny
 from tests.trainer.door import door  # noqa: F401 - a fixture
+from tests.trainer.provenance.test_student_documents import CYCLONEDX
 from trainer import config as settings
 from trainer.errors import FindingsError
 from trainer.provenance import fingerprint

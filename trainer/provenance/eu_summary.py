@@ -1,4 +1,4 @@
-"""Item 2.5 (synthetic data) of the EU's public summary of training content, prefilled.
+"""Fill in item 2.5 (synthetic data) of the EU's public summary of training content.
 
 Source: template of the European Commission under Article 53(1)(d) of Regulation (EU) 2024/1689, published on
 24 July 2025, known second-hand.
@@ -6,7 +6,8 @@ Source: template of the European Commission under Article 53(1)(d) of Regulation
 
 from __future__ import annotations
 
-from harvester.export.cards.facts import StudentFacts, cell
+from harvester.export.cards.markdown import cell
+from trainer.provenance.student_facts import StudentFacts
 
 NOT_REQUIRED = (
     "Probably not required of you. The summary is owed by providers of general-purpose AI models. By the "
@@ -17,9 +18,9 @@ NOT_REQUIRED = (
 
 
 def eu_summary(student: StudentFacts) -> str:
-    """Markdown for item 2.5, with a plain word on whether it is needed."""
+    """Return item 2.5 as Markdown, with a note on whether the summary is required at all."""
     dataset = student.dataset
-    hosts = {r.id: r for r in dataset.records}
+    records = {record.id: record for record in dataset.records}.values()
     lines = [
         f"# Synthetic data in the training of {cell(student.name)}",
         "",
@@ -39,6 +40,6 @@ def eu_summary(student: StudentFacts) -> str:
         + ("a mock teacher that answers by rules" if dataset.is_mock else "none beyond those named"),
         "",
         f"**Additional comments:** {dataset.rows:,} answers, trained on {student.trained_on}; terms records "
-        + (", ".join(f"{cell(r.id)} (seen {r.seen})" for r in hosts.values()) or "none"),
+        + (", ".join(f"{cell(record.id)} (seen {record.seen})" for record in records) or "none"),
     ]
     return "\n".join(lines) + "\n"

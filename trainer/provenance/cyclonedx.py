@@ -1,4 +1,4 @@
-"""CycloneDX 1.7 ML-BOM of a student: base, data set, teachers, each with licence and hash.
+"""Write the CycloneDX 1.7 bill of materials of a student: base, data set and teachers, with licence and hash.
 
 Source: CycloneDX 1.7 JSON schema (`machine-learning-model` and `data` components, `modelCard`, `pedigree`).
 """
@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, time
 from typing import Any
 
-from harvester.export.cards.facts import SPDX, DatasetFacts, StudentFacts
+from harvester.export.cards.facts import SPDX, DatasetFacts
 from harvester.terms.records import TermsRecord
+from trainer.provenance.student_facts import StudentFacts
 
 
 def ml_bom(student: StudentFacts, *, tool_version: str) -> dict[str, Any]:
-    """The document, ready for `json.dumps`. The same facts give the same serial number."""
+    """Return the document, ready for `json.dumps`. The same facts give the same serial number."""
     dataset = student.dataset
     base = {
         "type": "machine-learning-model",
@@ -122,15 +123,15 @@ def _data(dataset: DatasetFacts) -> dict[str, Any]:
 
 
 def _teacher(number: int, model: str, host: str, records: tuple[TermsRecord, ...]) -> dict[str, Any]:
-    speaking = [r for r in records if r.speaks_of_model(model)]
-    references = [{"type": "license", "url": r.url, "comment": f"{r.id}, seen {r.seen}"} for r in speaking]
+    applying = [r for r in records if r.speaks_of_model(model)]
+    references = [{"type": "license", "url": r.url, "comment": f"{r.id}, seen {r.seen}"} for r in applying]
     return {
         "type": "machine-learning-model",
         "bom-ref": f"teacher-{number}",
         "name": model,
         "scope": "excluded",
         "description": f"teacher, answered at {host}",
-        "licenses": [_licence(name) for name in dict.fromkeys(r.licence for r in speaking)],
+        "licenses": [_licence(name) for name in dict.fromkeys(r.licence for r in applying)],
         "externalReferences": references,
     }
 
