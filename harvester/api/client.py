@@ -182,7 +182,7 @@ class Client:
         answer = await self._exchange("GET", url, base, self._headers, b"", patience_s)
         if answer.status in {401, 402, 403} or 300 <= answer.status < 400:
             raise self._refusal(answer, url)
-        return model_list.listed(answer.body) if answer.status == 200 else []
+        return model_list.parse(answer.body) if answer.status == 200 else []
 
     async def _exchange(
         self, method: str, url: httpx.URL, endpoint: str, headers: _Headers, content: bytes, deadline_s: float

@@ -1,12 +1,12 @@
-"""The models a teacher lists, and whether ours is among them. Pure."""
+"""Read the list of models that a teacher offers (`GET /models`). Pure."""
 
 from __future__ import annotations
 
 import orjson
 
 
-def listed(body: bytes) -> list[str]:
-    """The ids in the body of `GET /models`; none where it is no such list."""
+def parse(body: bytes) -> list[str]:
+    """The model ids in the body of `GET /models`; empty when the body is no such list."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -17,6 +17,6 @@ def listed(body: bytes) -> list[str]:
     return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
 
 
-def names(models: list[str], wanted: str) -> bool:
-    """Whether one of them is the wanted one. Some teachers list `models/NAME` for what is asked as `NAME`."""
-    return any(one == wanted or one.endswith(f"/{wanted}") for one in models)
+def contains(models: list[str], wanted: str) -> bool:
+    """Whether `wanted` is listed. Some teachers list `models/NAME` for a model that is asked as `NAME`."""
+    return any(model == wanted or model.endswith(f"/{wanted}") for model in models)

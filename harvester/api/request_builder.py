@@ -126,9 +126,9 @@ class _Wardrobe:
                 sample_index=sample_index,
                 input_tokens=input_tokens,
                 output_tokens=self._output_tokens,
-                reserved_microusd=reserved,
-                most_tokens=most_in + self._most_out,
-                most_microusd=most,
+                estimated_microusd=reserved,
+                budget_tokens=most_in + self._most_out,
+                budget_microusd=most,
             )
 
     def _with_seed(self, seed: int) -> _Shared:

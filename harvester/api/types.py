@@ -44,8 +44,8 @@ class Request:
         sample_index: which of the prompt's `samples` answers this asks for.
         input_tokens: estimated prompt tokens.
         output_tokens: tokens to reserve for the answer (`max_tokens`, or a default guess).
-        reserved_microusd: price of both at the configured rates, in millionths of a dollar.
-        most_tokens, most_microusd: what it can't exceed; the budget sets that aside.
+        estimated_microusd: price of both at the configured rates, in millionths of a dollar.
+        budget_tokens, budget_microusd: what it can't exceed; the budget sets that aside.
     """
 
     key: bytes
@@ -54,9 +54,9 @@ class Request:
     sample_index: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
-    reserved_microusd: int = 0
-    most_tokens: int = 0
-    most_microusd: int = 0
+    estimated_microusd: int = 0
+    budget_tokens: int = 0
+    budget_microusd: int = 0
 
 
 class Outcome(StrEnum):
@@ -120,8 +120,8 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
-    def voice(self) -> str:
-        """Who answered, in the answer's own words: model and build."""
+    def served_model(self) -> str:
+        """Model and build as the answer names them, `UNKNOWN_MODEL` where it names none."""
         return f"{self.model} {self.system_fingerprint}".strip() or UNKNOWN_MODEL
 
 

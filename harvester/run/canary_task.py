@@ -104,7 +104,7 @@ class CanaryTask:
             record = replace(self._orders.record, purpose="eval")
             await scribe.call(lambda journal: journal.begin_run(record))
             await scribe.start()
-            aside = teacher.beside(scribe, self._spent, record.run_id)
+            aside = Teacher(teacher.endpoints, scribe, self._spent, record.run_id)
             known, number = await asyncio.to_thread(rounds.remembered, self._orders.store)
             self.news.update(rounds.news_of(rounds.read_rounds(self._orders.store)))
             while True:

@@ -27,6 +27,7 @@ from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.writer import AsyncWriter
 from harvester.store.reuse import ReuseIndex
 from harvester.system.clock import Clock, SystemClock
+from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limiter_state import LimiterState
 from harvester.teacher.policies import build_policies
 from harvester.teacher.preflight import Preflight
@@ -88,7 +89,7 @@ async def harvest(
     """
     async with Client(setup.config.teacher, setup.config.run, setup.key) as client:
         parts = await open_parts(setup, client)
-        on_settings(RuntimeSettings(parts.teacher, parts.workers.resize))
+        on_settings(RuntimeSettings(parts.teacher.endpoints, parts.workers.resize))
         return await _Pass(setup, parts, on_progress).run(feed, canary)
 
 
@@ -123,8 +124,9 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
     policies = build_policies(config, setup.limits, clock)
     limiter_state = LimiterState(writer, policies.limiters, config.teacher, clock)
     await limiter_state.restore()
-    teacher = Teacher(client, policies, writer, tally, setup.run_id)
-    ending.when_draining(teacher.drain)
+    endpoints = Endpoints(client, policies)
+    ending.when_draining(endpoints.drain)
+    teacher = Teacher(endpoints, writer, tally, setup.run_id)
     served_models = ServedModels(tally, strict=config.run.strict_model, providers=config.providers)
     worker = Worker(teacher, writer, in_flight, served_models, tally, ending)
     return PassParts(
@@ -134,7 +136,7 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
         in_flight,
         teacher,
         limiter_state,
-        Preflight(client, teacher, config.teacher.model),
+        Preflight(client, endpoints, config.teacher.model),
         worker,
         WorkerPool(config.teacher.limits.max_concurrency, worker.serve),
     )
@@ -176,7 +178,7 @@ class _Pass:
         parts.worker.close()
         await parts.writer.flush()
         if parts.writer.fault is None:
-            await parts.limiter_state.keep(final=True)
+            await parts.limiter_state.save(final=True)
         if canary is not None:
             await canary.finish(self._setup.limits.grace_s)
 
@@ -216,7 +218,7 @@ class _Pass:
     async def _queue(self, request: Request) -> None:
         if not self._parts.preflight.is_done:
             await self._require_free_space()
-            await self._parts.preflight.look()
+            await self._parts.preflight.check()
         self._parts.in_flight.begin(request)
         await self._parts.workers.put(request)
 
@@ -241,7 +243,7 @@ class _Pass:
             await self._setup.clock.sleep(PROGRESS_EVERY_S)
             try:
                 await self._require_free_space()
-                await self._parts.limiter_state.keep()
+                await self._parts.limiter_state.save()
             except HarvesterError as error:  # drains: what is in flight is still kept
                 self._parts.ending.fail(error)
 
@@ -251,14 +253,14 @@ class _Pass:
         await self._parts.writer.call(lambda journal: journal.require_room(min_free_mib))
 
     def _in_flight(self) -> int:
-        return sum(door.limiter.window.in_flight for door in self._parts.teacher.doors)
+        return sum(queue.limiter.window.in_flight for queue in self._parts.teacher.endpoints.queues)
 
     def _snapshot(self) -> Snapshot:
         in_flight = self._in_flight()
         return snapshot(
             self._parts.tally,
             in_flight=in_flight,
-            window=sum(int(door.limiter.window.size) for door in self._parts.teacher.doors),
+            window=sum(int(queue.limiter.window.size) for queue in self._parts.teacher.endpoints.queues),
             why=self._why(in_flight),
         )
 
@@ -267,7 +269,8 @@ class _Pass:
         if self._parts.ending.draining.is_set():
             return "requests in flight, for they are paid for; then it ends" if in_flight else ""
         idle = "new prompts" if self._is_idle else ""
-        return self._parts.preflight.why or self._parts.teacher.why() or idle
+        parts = self._parts
+        return parts.preflight.waiting_reason or parts.teacher.endpoints.waiting_reason() or idle
 
 
 def take(feed: Feed, most: int) -> tuple[list[Request], bool]:

@@ -24,7 +24,7 @@ from harvester.store.journal.records import Answer, DeadLetter, HeldAnswer, Shar
 from harvester.store.journal.writer import AsyncWriter
 from harvester.store.reuse import ReusableAnswer, ReuseIndex, look_up
 from harvester.system.clock import Clock
-from harvester.teacher.teacher import Answered
+from harvester.teacher.teacher import AttemptResult
 
 # Dead letters with these codes are asked again by the next run; a rejected prompt never is.
 RE_ASKED = frozenset(
@@ -144,7 +144,7 @@ class InFlight:
         self._writer.submit(SharedAnswer(key, request.prompt, request.sample_index), lambda: None)
 
 
-def answer_record(request: Request, answered: Answered) -> Answer:
+def answer_record(request: Request, answered: AttemptResult) -> Answer:
     """Make the journal's record of an answer: raw bytes, what was asked, what it cost."""
     raw, parsed = answered.raw, answered.completion
     return Answer(

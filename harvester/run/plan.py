@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.store.journal.journal import Journal
 from harvester.store.reuse import ReuseIndex, look_up
+from harvester.teacher.limits import Quantity, configured_limits
 from harvester.terms import gate
 
 CHUNK = 1000
@@ -93,7 +93,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
             fresh.append(request)
         tokens_in += sum(r.input_tokens for r in fresh)
         tokens_out += sum(r.output_tokens for r in fresh)
-        high += sum(r.reserved_microusd for r in fresh)
+        high += sum(r.estimated_microusd for r in fresh)
         low += sum(_low_microusd(r, config) for r in fresh)
     if journal is not None:
         journal.close()
@@ -126,18 +126,18 @@ def _low_microusd(request: Request, config: HarvestConfig) -> int:
 
 def _time(config: HarvestConfig, rows: int, tokens_in: int, tokens_out: int) -> tuple[float | None, str]:
     """The slowest of the configured limits decides."""
-    limits = config.teacher.limits
     short_out = tokens_out * SHORT_ANSWER_SHARE
-    spans: Sequence[tuple[float | None, float, str]] = (
-        (limits.requests_per_minute, rows * 60.0, "requests per minute"),
-        (limits.tokens_per_minute, (tokens_in + short_out) * 60.0, "tokens per minute"),
-        (limits.input_tokens_per_minute, tokens_in * 60.0, "input tokens per minute"),
-        (limits.output_tokens_per_minute, short_out * 60.0, "output tokens per minute"),
-        (limits.requests_per_day, rows * 86400.0, "requests per day"),
-        (limits.tokens_per_day, (tokens_in + short_out) * 86400.0, "tokens per day"),
-    )
-    known = [(work / rate, name) for rate, work, name in spans if rate]
-    return max(known) if known else (None, "")
+    amounts = {
+        Quantity.REQUESTS: rows,
+        Quantity.TOKENS: tokens_in + short_out,
+        Quantity.INPUT_TOKENS: tokens_in,
+        Quantity.OUTPUT_TOKENS: short_out,
+    }
+    spans = [
+        (amounts[key.quantity] * key.period_s / limit, key.label)
+        for key, limit in configured_limits(config.teacher.limits).items()
+    ]
+    return max(spans, default=(None, ""))
 
 
 def _span(seconds: float) -> str:

@@ -127,7 +127,7 @@ def _require_pace(config: HarvestConfig, path: Path) -> None:
     try:
         for name, value in limits.items():
             if value is not None and name.endswith("_per_minute"):
-                policies.require_pace(name, value, addresses, config.run.patience_s)
+                policies.require_rate_within_patience(name, value, addresses, config.run.patience_s)
     except ConfigError as error:
         error.place = f"{path}: teacher.limits"
         raise

@@ -40,8 +40,8 @@ class ServedModels:
         """
         if answer.response_id:
             self._note_id(answer.response_id)
-        if self._tally.note_voice(answer.voice) and self._strict:
-            raise Parked(0.0, f"another teacher answers now: {excerpt(answer.voice)}")
+        if self._tally.note_voice(answer.served_model) and self._strict:
+            raise Parked(0.0, f"another teacher answers now: {excerpt(answer.served_model)}")
         if not lineage.is_allowed_provider(answer.provider, self._providers):
             raise TermsRefused(
                 f"answered by {lineage.unexpected_provider(answer.provider, self._providers)}",

@@ -14,7 +14,7 @@ from harvester.run.failures import RejectionStreak
 from harvester.run.in_flight import InFlight, answer_record
 from harvester.run.served_models import ServedModels
 from harvester.store.journal.writer import AsyncWriter
-from harvester.teacher.teacher import Answered, Teacher
+from harvester.teacher.teacher import AttemptResult, Teacher
 
 NO_MEMORY = "memory ran out while an answer was taken in: lower [teacher.limits] max_concurrency"
 
@@ -51,7 +51,7 @@ class Worker:
             self.in_flight.drop(request)
             self.ending.park(Parked(0.0, NO_MEMORY))
 
-    def _keep(self, request: Request, answered: Answered) -> None:
+    def _keep(self, request: Request, answered: AttemptResult) -> None:
         record = answer_record(request, answered)
         self.write_off()
 

@@ -1,1 +1,1 @@
-"""Ask one teacher one question: rate limit, retry, budget and circuit breaker around the client."""
+"""Ask one teacher one question: rate limit, retries, budget and circuit breaker around the HTTP client."""

@@ -1,7 +1,7 @@
-"""Ceilings on tokens and money: reserve before a send, settle with what was billed, refund what never left.
+"""Keep tokens and money within ceilings: reserve before a send, settle with what was billed. Pure.
 
-Pure. Money is integer micro-dollars. Spent plus reserved never passes a ceiling, so neither does billed,
-as long as no answer costs more than its reservation.
+Money is in millionths of a dollar, as integers. Spent plus reserved never exceeds a ceiling, so what is
+billed doesn't either, as long as no answer costs more than its reservation.
 """
 
 from __future__ import annotations
@@ -9,40 +9,44 @@ from __future__ import annotations
 from enum import Enum
 
 
-class Room(Enum):
-    """Answer to a reservation."""
+class Reservation(Enum):
+    """Answer to a request for a reservation."""
 
     GRANTED = "granted"
-    LATER = "later"  # requests in flight hold what is missing; some may come back
-    NEVER = "never"  # even alone it would pass the ceiling: the pass is over
+    LATER = "later"  # requests in flight hold what is missing; some of it may come back
+    NEVER = "never"  # it exceeds the ceiling even when nothing is in flight: the pass ends
 
 
 class Budget:
-    """What may still be spent. A ceiling of None is no ceiling."""
+    """Tokens and money that may still be spent. A ceiling of None is no ceiling.
+
+    Attributes:
+        ceilings, spent, reserved: (tokens, micro-dollars).
+    """
 
     def __init__(self, *, tokens: int | None = None, microusd: int | None = None) -> None:
         self.ceilings = (tokens, microusd)
         self.spent = (0, 0)
         self.reserved = (0, 0)
 
-    def reserve(self, tokens: int, microusd: int) -> Room:
-        """Set aside both, or neither."""
+    def reserve(self, tokens: int, microusd: int) -> Reservation:
+        """Reserve both amounts, or neither."""
         wanted = (tokens, microusd)
-        for want, ceiling, spent, reserved in zip(
+        for amount, ceiling, spent, reserved in zip(
             wanted, self.ceilings, self.spent, self.reserved, strict=True
         ):
-            if ceiling is not None and spent + want > ceiling:
-                return Room.NEVER
-            if ceiling is not None and spent + reserved + want > ceiling:
-                return Room.LATER
+            if ceiling is not None and spent + amount > ceiling:
+                return Reservation.NEVER
+            if ceiling is not None and spent + reserved + amount > ceiling:
+                return Reservation.LATER
         self.reserved = (self.reserved[0] + tokens, self.reserved[1] + microusd)
-        return Room.GRANTED
+        return Reservation.GRANTED
 
     def settle(self, reserved: tuple[int, int], billed: tuple[int, int]) -> None:
-        """Turn a reservation into what it came to."""
+        """Replace a reservation by what was billed."""
         self.refund(reserved)
         self.spent = (self.spent[0] + billed[0], self.spent[1] + billed[1])
 
     def refund(self, reserved: tuple[int, int]) -> None:
-        """Give a reservation back."""
+        """Give a reservation back: nothing was billed."""
         self.reserved = (self.reserved[0] - reserved[0], self.reserved[1] - reserved[1])

@@ -1,8 +1,9 @@
-"""What the limiters must not forget when their process ends: levels, a learned rate, a pause.
+"""Keep the limiters' state in the journal, so that a restart does not reset a rate or a day's allowance.
 
-Kept in the journal's `meta`, an endpoint a row, every two seconds and at the end. What was sent after the
-last note is found among the attempts, so neither a restart nor a loop of crashes can double a rate or a day's
-allowance. The time between two processes is taken from the wall clock; one that was set back gives nothing.
+Saved every two seconds and at the end, one row per endpoint in the table `meta`: bucket levels, the learned
+rate and a pause. Attempts sent after the last save are taken from the journal and charged, so a loop of
+crashes gains nothing either. The time between two processes comes from the wall clock; if it went back, it
+counts as no time.
 """
 
 from __future__ import annotations
@@ -19,100 +20,110 @@ from harvester.store.journal.checksums import signing
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.writer import AsyncWriter
 from harvester.system.clock import Clock
-from harvester.teacher.queue import LOOK
-from harvester.teacher.rate_headers import DAY_S
-from harvester.teacher.rate_limiter import Charge, Limiter, amount
+from harvester.teacher.limits import DAY_S, Charge
+from harvester.teacher.rate_limiter import Limiter
 
-KEEP_EVERY_S = 2.0
-_EVENTS = (
+SAVE_EVERY_S = 2.0
+_ATTEMPTS = (
     "SELECT at_us / 1e6, input_tokens, output_tokens FROM answers WHERE endpoint = ?1 AND at_us > ?2"
-    # Of those that never ended we know that they were requests, not what they would have used.
+    # Attempts without an outcome count as requests; the tokens they would have used are not known.
     " UNION ALL SELECT at_us / 1e6, 0, 0 FROM intents WHERE endpoint = ?1 AND at_us > ?2 ORDER BY 1"
 )
-_Event = tuple[float, int, int]
+# Unix seconds, input tokens, output tokens.
+_SentAttempt = tuple[float, int, int]
 
 
 class LimiterState:
-    """The limiters of one teacher and their notes in the journal."""
+    """Saves and restores the limiters of one teacher.
+
+    Args:
+        limiters: by base URL.
+    """
 
     def __init__(
-        self, scribe: AsyncWriter, limiters: Mapping[str, Limiter], teacher: TeacherSection, clock: Clock
+        self, writer: AsyncWriter, limiters: Mapping[str, Limiter], teacher: TeacherSection, clock: Clock
     ) -> None:
-        self._scribe = scribe
+        self._writer = writer
         self._limiters = limiters
         self._model = teacher.model
         limits = teacher.limits.model_dump_json(exclude={"max_concurrency"})
-        self._limits = hashlib.sha256(limits.encode()).hexdigest()[:16]
+        self._limits_digest = hashlib.sha256(limits.encode()).hexdigest()[:16]
         self._clock = clock
-        self._kept_at = -math.inf
+        self._saved_at = -math.inf
 
     async def restore(self) -> None:
-        """Bring the limiters to where the last process left them, and what has passed since."""
+        """Set the limiters to where the last process left them, plus what refilled since."""
         now, wall = self._clock.now(), self._clock.wall()
 
-        def read(journal: Journal) -> dict[str, tuple[dict[str, Any], list[_Event]]]:
-            return {url: _read(journal, self._name(url), url, wall) for url in self._limiters}
+        def read(journal: Journal) -> dict[str, tuple[dict[str, Any], list[_SentAttempt]]]:
+            return {url: _read(journal, self._row_name(url), url, wall) for url in self._limiters}
 
-        for url, (note, events) in (await self._scribe.call(read)).items():
-            self._restore(self._limiters[url], note, events, now)
+        for url, (saved, attempts) in (await self._writer.call(read)).items():
+            self._restore(self._limiters[url], saved, attempts, now)
 
-    async def keep(self, *, final: bool = False) -> None:
-        """Note the levels if two seconds have passed, or at once."""
+    async def save(self, *, final: bool = False) -> None:
+        """Save if two seconds have passed since the last time, or when `final`."""
         now = self._clock.now()
-        if not final and now - self._kept_at < KEEP_EVERY_S:
+        if not final and now - self._saved_at < SAVE_EVERY_S:
             return
-        self._kept_at = now
-        notes = [(self._name(url), self._note(limiter, now)) for url, limiter in self._limiters.items()]
-        await self._scribe.call(lambda journal: _write(journal, notes))
+        self._saved_at = now
+        rows = [(self._row_name(url), self._dump(limiter, now)) for url, limiter in self._limiters.items()]
+        await self._writer.call(lambda journal: _write(journal, rows))
 
-    def _name(self, url: str) -> str:
+    def _row_name(self, url: str) -> str:
         return f"levels:{url}|{self._model}"
 
-    def _note(self, limiter: Limiter, now: float) -> str:
+    def _dump(self, limiter: Limiter, now: float) -> str:
+        """The state as JSON. The names of its fields and of the buckets are part of the store's format."""
         for bucket in limiter.buckets.values():
             bucket.refill(now)
-        pause_s = 0.0 if limiter.pause_reason == LOOK else max(0.0, limiter.paused_until - now)
-        note = {
+        pause = limiter.pause_now
+        state = {
             "at": self._clock.wall(),
-            "levels": {name: bucket.level for name, bucket in limiter.buckets.items()},
-            "pause_s": pause_s,
-            "pause_reason": limiter.pause_reason,
-            "limits": self._limits,
-            "rate": limiter.pace.rate,
-            "typical_output": limiter.typical_output,
+            "levels": {key.label: bucket.level for key, bucket in limiter.buckets.items()},
+            # A pause of our circuit breaker is not kept: the next process finds out by itself.
+            "pause_s": max(0.0, pause.until - now) if pause.is_asked else 0.0,
+            "pause_reason": pause.reason,
+            "limits": self._limits_digest,
+            "rate": limiter.learned_rate.rate,
+            "typical_output": limiter.output_estimate,
         }
-        return orjson.dumps(note).decode()
+        return orjson.dumps(state).decode()
 
     def _restore(
-        self, limiter: Limiter, note: Mapping[str, Any], events: Iterable[_Event], now: float
+        self, limiter: Limiter, saved: Mapping[str, Any], attempts: Iterable[_SentAttempt], now: float
     ) -> None:
         wall = self._clock.wall()
-        at = float(note.get("at", wall - DAY_S))
-        seen = list(events)
-        for name, bucket in limiter.buckets.items():
-            level, then = float(note.get("levels", {}).get(name, bucket.level)), at
-            for when, tokens_in, tokens_out in seen:
-                refilled = min(bucket.capacity, level + max(0.0, when - then) * bucket.rate)
-                level, then = refilled - amount(name, Charge(tokens_in, tokens_out)), max(then, when)
-            bucket.level = min(bucket.level, level + max(0.0, wall - then) * bucket.rate)
-        if note.get("rate"):
-            limiter.pace.resume(float(note["rate"]), now)
-        if note.get("typical_output"):
-            limiter.typical_output = float(note["typical_output"])
-        # Whoever changes [teacher.limits] knows something new: the old pause may be void.
-        left_s = float(note.get("pause_s", 0.0)) - max(0.0, wall - at)
-        if left_s > 0 and note.get("limits") == self._limits:
-            limiter.pause(left_s, now, str(note.get("pause_reason", "")))
+        saved_at = float(saved.get("at", wall - DAY_S))
+        sent = list(attempts)
+        for key, bucket in limiter.buckets.items():
+            level, level_at = float(saved.get("levels", {}).get(key.label, bucket.level)), saved_at
+            for sent_at, input_tokens, output_tokens in sent:
+                level = min(bucket.capacity, level + max(0.0, sent_at - level_at) * bucket.rate)
+                level -= key.quantity.amount(Charge(input_tokens, output_tokens))
+                level_at = max(level_at, sent_at)
+            bucket.level = min(bucket.level, level + max(0.0, wall - level_at) * bucket.rate)
+        if saved.get("rate"):
+            limiter.learned_rate.resume(float(saved["rate"]), now)
+        if saved.get("typical_output"):
+            limiter.output_estimate = float(saved["typical_output"])
+        # Whoever changed [teacher.limits] knows something new, so the old pause may no longer hold.
+        pause_s = float(saved.get("pause_s", 0.0)) - max(0.0, wall - saved_at)
+        if pause_s > 0 and saved.get("limits") == self._limits_digest:
+            limiter.pause(pause_s, now, str(saved.get("pause_reason", "")))
 
 
-def _read(journal: Journal, name: str, url: str, wall: float) -> tuple[dict[str, Any], list[_Event]]:
+def _read(
+    journal: Journal, row_name: str, url: str, wall: float
+) -> tuple[dict[str, Any], list[_SentAttempt]]:
+    """The saved state, empty where there is none, and the attempts sent since (at most a day back)."""
     with journal.reading() as connection:
-        row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        note: dict[str, Any] = orjson.loads(row[0]) if row else {}
-        since = float(note.get("at", wall - DAY_S))
-        return note, connection.execute(_EVENTS, (url, round(since * 1e6))).fetchall()
+        row = connection.execute("SELECT value FROM meta WHERE name = ?", (row_name,)).fetchone()
+        saved: dict[str, Any] = orjson.loads(row[0]) if row else {}
+        since = float(saved.get("at", wall - DAY_S))
+        return saved, connection.execute(_ATTEMPTS, (url, round(since * 1e6))).fetchall()
 
 
-def _write(journal: Journal, notes: list[tuple[str, str]]) -> None:
+def _write(journal: Journal, rows: list[tuple[str, str]]) -> None:
     with journal.writing() as connection, signing(connection, "meta"):
-        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", notes)
+        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)

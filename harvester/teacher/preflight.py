@@ -1,7 +1,7 @@
-"""The first look at a teacher: is somebody there, is the key good, is our model among those it lists?
+"""Check a teacher before the first request: can it be reached, is the key accepted, does it list our model?
 
-Nobody looks while the doors are held, not even for a list of models. Who isn't there yet is looked for again
-as long as we are patient, as in the midst of a pass; a wrong key or a missing model ends it at once.
+Nothing is sent while the pass is on hold, not even a request for the list of models. A teacher that can't be
+reached is tried again for up to `patience_s`; a refused key or a missing model ends the pass at once.
 """
 
 from __future__ import annotations
@@ -14,114 +14,121 @@ from harvester.api import model_list
 from harvester.api.client import UNKNOWN_NAME
 from harvester.api.error_body import excerpt
 from harvester.errors import Parked, TeacherError, TeacherRefused
-from harvester.teacher.teacher import Teacher
+from harvester.teacher.endpoints import Endpoints
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 
 
 class Lister(Protocol):
-    """What the probe needs of a client."""
+    """The part of `api.client.Client` that lists models."""
 
     async def models(self, base: str) -> list[str]:
-        """The models listed at one base URL, none where there is no list; or a TeacherError."""
+        """The models listed at one base URL, empty where there is no list.
+
+        Raises:
+            TeacherError: the list can't be had.
+        """
 
 
 class Preflight:
-    """Looks until it has seen the teacher once.
+    """Checks a teacher once, retrying until it can be reached.
 
     Args:
-        model: the one that must be listed where there is a list.
+        model: must be listed by an endpoint that has a list of models.
 
-    `is_done` once it was seen; until then `why` says what the pass waits for, "" when it needs no saying.
+    Attributes:
+        is_done: whether the check was passed.
+        waiting_reason: what the check waits for, for the operator; "" when there is nothing to report.
     """
 
-    def __init__(self, client: Lister, teacher: Teacher, model: str) -> None:
-        self.why = ""
-        self._client = client
-        self._teacher = teacher
-        self._model = model
+    def __init__(self, client: Lister, endpoints: Endpoints, model: str) -> None:
         self.is_done = False
+        self.waiting_reason = ""
+        self._client = client
+        self._endpoints = endpoints
+        self._model = model
 
-    async def look(self) -> None:
-        """Return when the teacher was seen, now or before, or when the pass drains.
+    async def check(self) -> None:
+        """Return when the check was passed, now or before, or when the pass drains.
 
         Raises:
             TeacherRefused: not authorised, no such host, a certificate not trusted, or the model is not
-                among those listed.
-            Parked: nobody was reached within our patience.
+                listed.
+            Parked: no endpoint could be reached within `patience_s`.
         """
-        laws, draining = self._teacher.laws, self._teacher.doors[0].draining
-        pause_s, lost_at = FIRST_PAUSE_S, math.inf
+        policies, draining = self._endpoints.policies, self._endpoints.draining
+        pause_s, failing_since = FIRST_PAUSE_S, math.inf
         while not self.is_done:
-            if await self._stood_still():  # on purpose: it says nothing against the teacher
-                pause_s, lost_at = FIRST_PAUSE_S, math.inf
+            if await self._wait_for_holds():  # the time on hold does not count against the teacher
+                pause_s, failing_since = FIRST_PAUSE_S, math.inf
             if draining.is_set():
                 return
             try:
-                self.is_done = await self._asked(draining)
+                self.is_done = await self._ask_unless_drained()
             except TeacherError as error:
                 if error.is_permanent:
                     raise
-                now = laws.clock.now()
-                lost_at = min(lost_at, now)
-                self.why = (
+                now = policies.clock.now()
+                failing_since = min(failing_since, now)
+                self.waiting_reason = (
                     f"nobody answers at {error.place}: {error.message}; is it running, and is base_url right?"
                 )
-                if now + pause_s - lost_at > laws.patience_s:
-                    raise Parked(pause_s, self.why) from None
-                await laws.clock.wait(draining, pause_s)
+                if now + pause_s - failing_since > policies.patience_s:
+                    raise Parked(pause_s, self.waiting_reason) from None
+                await policies.clock.wait(draining, pause_s)
                 pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
-        self.why = ""
+        self.waiting_reason = ""
 
-    async def _stood_still(self) -> bool:
-        """Wait until the doors are neither held nor closing; whether that took any time."""
-        door, waited = self._teacher.doors[0], False  # a hold is on all doors
-        while door.held_for and not door.draining.is_set():
-            self.why, waited = "", True
-            door.moved.clear()
-            await door.clock.wait(door.moved, math.inf)
+    async def _wait_for_holds(self) -> bool:
+        """Wait while the pass is on hold and does not drain; returns whether it was on hold."""
+        queue, waited = self._endpoints.queues[0], False  # a hold applies to all queues
+        while queue.hold_reason and not self._endpoints.draining.is_set():
+            self.waiting_reason, waited = "", True
+            queue.changed.clear()
+            await queue.clock.wait(queue.changed, math.inf)
         return waited
 
-    async def _asked(self, draining: asyncio.Event) -> bool:
-        """Whether all were asked before the doors closed: a look costs nothing, so it gets no grace."""
-        asking, closing = asyncio.create_task(self._ask_all()), asyncio.create_task(draining.wait())
+    async def _ask_unless_drained(self) -> bool:
+        """Ask all endpoints; False when the pass drained first: a check costs nothing, so it is cut off."""
+        asking = asyncio.create_task(self._ask_all())
+        draining = asyncio.create_task(self._endpoints.draining.wait())
         try:
-            await asyncio.wait((asking, closing), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((asking, draining), return_when=asyncio.FIRST_COMPLETED)
             if asking.done():
                 asking.result()
             return asking.done()
         finally:
-            for one in (asking, closing):
-                one.cancel()
-            await asyncio.gather(asking, closing, return_exceptions=True)
+            for task in (asking, draining):
+                task.cancel()
+            await asyncio.gather(asking, draining, return_exceptions=True)
 
     async def _ask_all(self) -> None:
         """Ask each base URL; one that can be reached is enough.
 
         Raises:
-            TeacherError: none was, and this is the reason of one of them, a transient one if there is any; or
-                one that was refuses.
+            TeacherError: none could be reached (the error of one of them, a transient one if there is any),
+                or one that was reached refuses.
         """
-        lost: TeacherError | None = None
+        unreached: TeacherError | None = None
         reached = 0
-        for door in self._teacher.doors:
+        for queue in self._endpoints.queues:
             try:
-                models = await self._client.models(door.endpoint)
+                models = await self._client.models(queue.endpoint)
             except TeacherError as error:
                 if error.status is not None:
                     raise
-                # Nobody was ever there: a slip of the pen, not an outage.
+                # The host name does not exist: a typing error, not an outage.
                 if error.error_code == UNKNOWN_NAME:
                     error = TeacherRefused(error.message, place=error.place, remedy="is base_url right?")
-                lost = error if lost is None or lost.is_permanent else lost
+                unreached = error if unreached is None or unreached.is_permanent else unreached
                 continue
             reached += 1
-            if models and not model_list.names(models, self._model):
+            if models and not model_list.contains(models, self._model):
                 raise TeacherRefused(
                     f"the teacher has no model {self._model!r}",
-                    place=door.endpoint,
+                    place=queue.endpoint,
                     remedy=f"set model to one of: {excerpt(', '.join(models[:20]))}",
                 )
-        if lost is not None and not reached:
-            raise lost
+        if unreached is not None and not reached:
+            raise unreached

@@ -1,7 +1,8 @@
-"""The door of one endpoint: who waits, in which order, and what each reply teaches the limiter.
+"""Queue the requests to one endpoint, and pass what each reply says on to its limiter and circuit breaker.
 
-The laws are `limiter`'s; here is only the waiting. One line, first come first served: its head waits,
-all others queue behind it, so a big request is never overtaken for ever.
+The rules are those of `rate_limiter` and `circuit_breaker`; this module only waits. The queue is first in,
+first out: its head waits for the limiter and all others wait behind it, so small requests can't starve a
+large one.
 """
 
 from __future__ import annotations
@@ -23,21 +24,26 @@ from harvester.errors import (
 from harvester.system import open_files
 from harvester.system.clock import Clock
 from harvester.teacher.circuit_breaker import CircuitBreaker
-from harvester.teacher.rate_limiter import Charge, Limiter
+from harvester.teacher.limits import Charge
+from harvester.teacher.rate_limiter import Limiter
 
+# Pause after a refusal that names no time: it doubles with each further one, up to the longest.
 UNNAMED_PAUSE_S = 0.5
 LONGEST_UNNAMED_PAUSE_S = 60.0
-LOOK = "the teacher fails; next look"
-_ASKED = "the teacher's Retry-After"
 _OVERLOAD = frozenset({429, 503, 529})
 
 
 class EndpointQueue:
-    """Lets requests through to one endpoint under its limiter and its breaker.
+    """Admits requests to one endpoint as its limiter and its circuit breaker allow.
 
     Args:
+        draining: set once nothing new may be sent.
         patience_s: longest single wait, and longest time without any answer, before the pass parks.
-        elsewhere: whether another endpoint is up.
+        is_another_up: whether another endpoint of the teacher could be asked instead.
+
+    Attributes:
+        changed: set to make the head of the queue compute its wait again.
+        hold_reason: why an operator or a watch holds the pass, "" when nothing does.
     """
 
     def __init__(
@@ -46,172 +52,185 @@ class EndpointQueue:
         limiter: Limiter,
         clock: Clock,
         *,
+        draining: asyncio.Event | None = None,
         patience_s: float = math.inf,
-        elsewhere: Callable[[], bool] = lambda: False,
+        is_another_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self.endpoint = endpoint
         self.limiter = limiter
         self.clock = clock
         self.breaker = CircuitBreaker()
+        self.draining = draining or asyncio.Event()
+        self.changed = asyncio.Event()
+        self.hold_reason = ""
         self._patience_s = patience_s
-        self._elsewhere = elsewhere
-        self.draining = asyncio.Event()
-        self.moved = asyncio.Event()
-        self.held_for = ""
-        self._line = asyncio.Lock()
-        self._in_line = 0
+        self._is_another_up = is_another_up
+        self._head_turn = asyncio.Lock()
+        self._queued = 0
         self._head = Charge(0, 0)
-        self._refused_in_a_row = 0
-        self._taught_at = -math.inf
-        self._last = ""
+        self._cuts_in_a_row = 0
+        self._rate_learned_at = -math.inf
+        self._last_error = ""
 
-    def drain(self) -> None:
-        """Admit nobody any more; everyone who waits gets NotSent."""
-        self.draining.set()
-        self.moved.set()
-
-    def hold(self, why: str) -> None:
-        """Admit nobody, for this reason, until called with "": then one by one, nothing was saved up."""
-        if self.held_for and not why:
+    def hold(self, reason: str) -> None:
+        """Admit nothing for this reason; "" ends the hold, without a burst of saved-up requests."""
+        if self.hold_reason and not reason:
             now = self.clock.now()
             for bucket in self.limiter.buckets.values():
-                bucket.rest(now, now)
-            self.breaker.forgive(now)
-        self.held_for = why
-        self.moved.set()
+                bucket.freeze(now, now)
+            self.breaker.restart_timer(now)
+        self.hold_reason = reason
+        self.changed.set()
 
-    def why(self) -> str:
-        """What holds the next request back, "" when nothing does."""
-        if self.held_for:
-            return self.held_for
-        return self.limiter.why(self._head, self.clock.now()) if self._in_line else ""
+    def waiting_reason(self) -> str:
+        """What delays the next request, "" when nothing does."""
+        if self.hold_reason:
+            return self.hold_reason
+        return self.limiter.waiting_reason(self._head, self.clock.now()) if self._queued else ""
 
     @property
-    def is_out(self) -> bool:
-        """Ejected, or asked to wait beyond our patience."""
+    def is_down(self) -> bool:
+        """Whether the breaker is open, or the teacher asked for a wait beyond our patience."""
         return self.breaker.is_open or (self.limiter.paused_until - self.clock.now() > self._patience_s)
 
     def load(self) -> tuple[int, float]:
-        """The least is chosen: a look at one that fell out, then the emptiest line, then those out."""
+        """Tier and load; the endpoint with the least is chosen.
+
+        Tier 0: down, and due for a probe. Tier 1: up, with its queued and running requests per place in the
+        window. Tier 2: down.
+        """
         window = self.limiter.window
-        if self.is_out:
-            may_look = not self._in_line and not window.in_flight
-            return (0 if may_look and self.clock.now() >= self.limiter.paused_until else 2), 0.0
-        return 1, (self._in_line + window.in_flight) / window.size
+        if self.is_down:
+            is_idle = not self._queued and not window.in_flight
+            return (0 if is_idle and self.clock.now() >= self.limiter.paused_until else 2), 0.0
+        return 1, (self._queued + window.in_flight) / window.size
 
     async def enter(self, charge: Charge) -> float:
-        """Wait for a turn; returns the time of entry. Every entry needs one `leave`.
+        """Wait until this charge is admitted; returns the time of admission. Every entry needs one `leave`.
 
         Raises:
             NotSent: the pass drains.
-            Parked: the wait is longer than our patience.
-            EndpointDown: the endpoint fell out meanwhile, and another one is up.
+            Parked: the wait is longer than `patience_s`.
+            EndpointDown: the endpoint went down meanwhile, and another one is up.
         """
         if self.draining.is_set():
             raise NotSent
-        if self._in_line or self._wait_s(charge) > 0:
-            await self._stand_in_line(charge)
+        if self._queued or self._wait_s(charge) > 0:
+            await self._wait_in_queue(charge)
         self.limiter.enter(charge)
         return self.clock.now()
 
-    async def _stand_in_line(self, charge: Charge) -> None:
-        self._in_line += 1
+    async def _wait_in_queue(self, charge: Charge) -> None:
+        self._queued += 1
         try:
-            async with self._line:
+            async with self._head_turn:
                 self._head = charge
                 while (wait_s := self._wait_s(charge)) > 0:
-                    if self.draining.is_set():  # also who came to the head of the line after the drain
+                    if self.draining.is_set():  # set before this request became the head
                         raise NotSent
-                    self._look_around(wait_s)
-                    self.moved.clear()
-                    await self.clock.wait(self.moved, wait_s)
+                    self._require_useful_wait(wait_s)
+                    self.changed.clear()
+                    await self.clock.wait(self.changed, wait_s)
                     if self.draining.is_set():
                         raise NotSent
         finally:
-            self._in_line -= 1
+            self._queued -= 1
 
     def _wait_s(self, charge: Charge) -> float:
-        return math.inf if self.held_for else self.limiter.wait_s(charge, self.clock.now())
+        return math.inf if self.hold_reason else self.limiter.wait_s(charge, self.clock.now())
 
-    def _look_around(self, wait_s: float) -> None:
-        """Raise when waiting here is of no use."""
-        if self.held_for:
+    def _require_useful_wait(self, wait_s: float) -> None:
+        """Raise EndpointDown or Parked when there is no point in waiting here."""
+        if self.hold_reason:
             return
-        if self.is_out and self._elsewhere():
+        if self.is_down and self._is_another_up():
             raise EndpointDown
         now = self.clock.now()
         if self.breaker.is_open:
-            look_s = max(0.0, self.limiter.paused_until - now)
-            if self.breaker.down_s(now) + look_s > self._patience_s:
-                raise Parked(look_s, f"no answer from {self.endpoint}; the last attempt: {self._last}")
+            probe_in_s = max(0.0, self.limiter.paused_until - now)
+            if self.breaker.down_s(now) + probe_in_s > self._patience_s:
+                raise Parked(
+                    probe_in_s, f"no answer from {self.endpoint}; the last attempt: {self._last_error}"
+                )
         elif self._patience_s < wait_s < math.inf:
-            # What those in flight reserved comes back in part when they are answered.
+            # Part of what requests in flight reserved comes back when they are answered.
             if self.limiter.window.in_flight and self.limiter.paused_until <= now:
                 return
-            raise Parked(wait_s, self.why())
+            raise Parked(wait_s, self.waiting_reason())
 
     def leave(self) -> None:
-        """The place in the window is free again."""
+        """Free the request's place in the window."""
         self.limiter.leave()
-        self.moved.set()
+        self.changed.set()
 
     def answered(
         self, reserved: Charge, actual: Charge, entered_at: float, headers: Mapping[str, str]
     ) -> None:
-        """An answer came and named what it used, and perhaps the limits."""
-        self._refused_in_a_row = 0
+        """Take note of an answer: what it used, and the limits its headers state."""
+        self._cuts_in_a_row = 0
         self.breaker.answered()
-        self.limiter.learn(headers, self.clock.now())
-        self.limiter.pace.accepted(entered_at)
+        self.limiter.learn_from_headers(headers, self.clock.now())
+        self.limiter.learned_rate.accepted(entered_at)
         self.limiter.settle(reserved, actual, self.clock.now())
         self.limiter.window.grow(entered_at)
 
     def not_sent(self, reserved: Charge) -> None:
-        """Nothing left this machine."""
+        """Give the reservation back: nothing left this machine."""
         self.limiter.refund(reserved, self.clock.now())
 
     def failed(self, error: TeacherError, key: bytes, reserved: Charge, entered_at: float) -> None:
-        """An attempt failed; the error says what the teacher may have counted.
-
-        Not connected: all comes back. A 4xx counts as a request without tokens. After a timeout or a
-        5xx the teacher may have counted all of it, so the reservation stays.
-        """
+        """Take note of a failed attempt of the request `key`, admitted at `entered_at`."""
         now = self.clock.now()
-        self._last = error.message
-        if error.error_code == open_files.CODE:  # our own shortage: the endpoint is not to blame
+        self._last_error = error.message
+        if error.error_code == open_files.CODE:  # a shortage of ours: the endpoint is not to blame
             self.limiter.refund(reserved, now)
-            self.limiter.window.run_short()
+            self.limiter.window.limit_to_open_connections()
             return
+        self._settle_failed(error, reserved, now)
+        if error.headers:
+            self.limiter.learn_from_headers(error.headers, now)
+        if error.status in _OVERLOAD or isinstance(error, AttemptTimeout | RateLimited):
+            self._slow_down(error, entered_at, now)
+        if isinstance(error, TeacherUnavailable | AttemptTimeout | ConnectionBroken):
+            is_reached = error.status is not None or error.maybe_billed
+            self._count_failure(key, entered_at, is_reached=is_reached)
+
+    def _settle_failed(self, error: TeacherError, reserved: Charge, now: float) -> None:
+        """Correct the reservation by what the teacher may have counted.
+
+        Not connected: nothing. A 4xx: one request without tokens. A timeout or a 5xx: possibly all of it, so
+        the reservation stays.
+        """
         if error.status is None and not error.maybe_billed:
             self.limiter.refund(reserved, now)
         elif error.status is not None and 400 <= error.status < 500:
             self.limiter.settle(reserved, Charge(0, 0), now)
-        if error.headers:
-            self.limiter.learn(error.headers, now)
-        taught = error.status == 429 and self.limiter.refused(entered_at, now)
-        told = error.retry_after_s is not None
-        slows = error.status in _OVERLOAD or isinstance(error, AttemptTimeout)
-        # A 429 that named its wait or taught a rate says nothing against the number in flight.
-        if slows and not (error.status == 429 and (told or taught or entered_at <= self._taught_at)):
-            self._refused_in_a_row += self.limiter.window.cut(entered_at, now)
-        if taught:
-            self._taught_at = now
-        if isinstance(error, RateLimited) and (told or entered_at > self._taught_at):
-            self.limiter.pause(self._pause_s(error), now, _ASKED if told else "refused without a time")
-        elif isinstance(error, TeacherUnavailable | AttemptTimeout | ConnectionBroken):
-            self._broke(key, entered_at, reached=error.status is not None or error.maybe_billed)
 
-    def _broke(self, key: bytes, entered_at: float, *, reached: bool) -> None:
+    def _slow_down(self, error: TeacherError, entered_at: float, now: float) -> None:
+        """Lower the learned rate, cut the window or pause, by what the error says about overload."""
+        rate_learned = error.status == 429 and self.limiter.learn_from_refusal(entered_at, now)
+        names_wait = error.retry_after_s is not None
+        was_learned = entered_at <= self._rate_learned_at
+        # A 429 with a wait, or that taught a rate, says nothing against the number in flight.
+        is_about_rate = error.status == 429 and (names_wait or rate_learned or was_learned)
+        if (error.status in _OVERLOAD or isinstance(error, AttemptTimeout)) and not is_about_rate:
+            self._cuts_in_a_row += self.limiter.window.cut(entered_at, now)
+        if rate_learned:
+            self._rate_learned_at = now
+        if isinstance(error, RateLimited) and (names_wait or entered_at > self._rate_learned_at):
+            reason = "the teacher's Retry-After" if names_wait else "refused without a time"
+            self.limiter.pause(self._pause_s(error), now, reason)
+
+    def _count_failure(self, key: bytes, entered_at: float, *, is_reached: bool) -> None:
         now = self.clock.now()
-        pause_s = self.breaker.failed(key, entered_at, now, reached=reached)
+        pause_s = self.breaker.failed(key, entered_at, now, reached=is_reached)
         if pause_s is not None:
-            window = self.limiter.window
-            window.size, window.threshold = 1.0, window.ceiling  # one goes to look, then quickly more
-            self.limiter.pause(pause_s, now, LOOK)
-            self.moved.set()
+            self.limiter.window.restart()
+            self.limiter.pause(pause_s, now, "the teacher fails; next probe", is_asked=False)
+            self.changed.set()
 
     def _pause_s(self, error: TeacherError) -> float:
         if error.retry_after_s is not None:
             return error.retry_after_s
-        doubled = UNNAMED_PAUSE_S * 2.0 ** min(max(self._refused_in_a_row - 1, 0), 10)
-        return min(LONGEST_UNNAMED_PAUSE_S, doubled)
+        doublings = min(max(self._cuts_in_a_row - 1, 0), 10)
+        return min(LONGEST_UNNAMED_PAUSE_S, UNNAMED_PAUSE_S * 2.0**doublings)

@@ -1,17 +1,15 @@
-"""The onion: retry(limit(budget(count(client)))), composed in one function.
+"""Ask a teacher one question: retry(limit(budget(record(send)))), composed in one place.
 
-Retry is outside, so that every attempt pays the limiter and the budget again. Waiting for a limit
-consumes no attempt. Around the client an intent is durable before each send, and every ending but an
-answer is recorded; the answer itself is recorded by whoever asked.
+Retry is outermost, so that every attempt pays the limiter and the budget again. An intent is durable in the
+journal before each send, and every end of an attempt other than an answer is recorded here; the answer itself
+is recorded by the caller.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from harvester.api import completion
 from harvester.api.request_builder import cost_microusd
@@ -28,22 +26,22 @@ from harvester.errors import (
 from harvester.observe.counters import Tally
 from harvester.store.journal.records import Failure, Intent, Refund
 from harvester.store.journal.writer import AsyncWriter
-from harvester.teacher.budget import Room
-from harvester.teacher.policies import Policies
+from harvester.teacher.budget import Reservation
+from harvester.teacher.endpoints import Endpoints
+from harvester.teacher.limits import Charge
 from harvester.teacher.queue import EndpointQueue
-from harvester.teacher.rate_limiter import Charge
-
-
-class Sender(Protocol):
-    """What the onion needs of a client."""
-
-    async def send(self, request: Request, endpoint: str) -> RawAnswer:
-        """One attempt: a 200, or a TeacherError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try on the wire; `number` counts from 1, `avoid` is where the last one failed."""
+    """One try to get an answer.
+
+    Attributes:
+        charge: tokens reserved at the limiter.
+        number: counts from 1; a failed connection uses up no number.
+        endpoint: base URL it is sent to, "" before one is chosen.
+        avoid: base URL where the previous try failed, or "".
+    """
 
     request: Request
     charge: Charge
@@ -53,8 +51,8 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """A completion and the attempt that brought it."""
+class AttemptResult:
+    """A completion, and the attempt that brought it."""
 
     raw: RawAnswer
     completion: Completion
@@ -63,244 +61,188 @@ class Answered:
     cost_microusd: int
 
 
-Ask = Callable[[Attempt], Awaitable[Answered]]
+# One layer around an attempt, or the send itself.
+Layer = Callable[[Attempt], Awaitable[AttemptResult]]
 
 
 class Teacher:
-    """Asks one teacher, at whichever of its endpoints is least loaded, under its laws.
+    """Asks one teacher, at whichever endpoint is least loaded, within the policies of a pass.
+
+    Several may share the same endpoints, each with its own records: the run and its canary do.
 
     Args:
-        client: sends one attempt.
-        laws: limiters, budget, backoff and clock.
-        scribe: keeps intents and failures.
-        tally: counts attempts, errors, waits.
-        run_id: goes into each intent.
+        endpoints: queues, policies and client; shared.
+        writer: records intents and failures.
+        tally: counts attempts, errors and retries.
+        run_id: stored with each intent.
     """
 
-    def __init__(
-        self, client: Sender, laws: Policies, scribe: AsyncWriter, tally: Tally, run_id: str
-    ) -> None:
-        self._client = client
-        self._laws = laws
-        self._scribe = scribe
+    def __init__(self, endpoints: Endpoints, writer: AsyncWriter, tally: Tally, run_id: str) -> None:
+        self.endpoints = endpoints
+        self._policies = endpoints.policies
+        self._writer = writer
         self._tally = tally
         self._run_id = run_id
-        self._doors = [
-            EndpointQueue(
-                endpoint,
-                limiter,
-                laws.clock,
-                patience_s=laws.patience_s,
-                elsewhere=lambda: any(not door.is_out for door in self._doors),
-            )
-            for endpoint, limiter in laws.limiters.items()
-        ]
-        self._settled = asyncio.Event()
-        self._onion = self._compose()
+        self._attempt_once = self._limited(self._budgeted(self._recorded))
 
-    def _compose(self) -> Ask:
-        """The order, said aloud: an attempt goes from the left to the right."""
-        return self._retrying(self._limited(self._budgeted(self._counted)))
-
-    async def ask(self, request: Request) -> Answered:
-        """One answer, whatever it takes within the laws.
+    async def ask(self, request: Request) -> AttemptResult:
+        """Get one answer, with as many attempts and as much waiting as the policies allow.
 
         Raises:
-            GaveUp: this prompt will get no answer: rejected, or its attempts are used up.
-            TeacherRefused: no prompt will.
+            GaveUp: this prompt gets no answer: rejected, or its attempts are used up.
+            TeacherRefused: no prompt will get one.
             StoppedAtLimit: the budget does not allow it.
-            NotSent: the pass began to drain before it left.
-            Parked: the teacher asks for more patience than we have.
+            NotSent: the pass began to drain before it was sent.
+            Parked: the teacher asks for a wait beyond `patience_s`.
             StoreError: an intent could not be written.
         """
-        self._laws.backoff.allowance.first_try()
-        return await self._onion(Attempt(request, Charge(request.input_tokens, request.output_tokens), 1))
+        retry = self._policies.retry
+        charge = Charge(request.input_tokens, request.output_tokens)
+        attempt = Attempt(request, charge, 1)
 
-    def beside(self, scribe: AsyncWriter, tally: Tally, run_id: str) -> Teacher:
-        """The same doors and laws, other books: what it asks pays the same limits."""
-        aside = copy.copy(self)
-        aside._scribe, aside._tally, aside._run_id, aside._onion = scribe, tally, run_id, aside._compose()
-        return aside
-
-    def drain(self) -> None:
-        """Admit nobody any more; who is on the wire finishes, who waits gets NotSent."""
-        for door in self._doors:
-            door.drain()
-        self._settled.set()
-
-    @property
-    def doors(self) -> list[EndpointQueue]:
-        """The doors of the endpoints: their windows, and levers to move."""
-        return self._doors
-
-    @property
-    def laws(self) -> Policies:
-        """The laws that govern this pass."""
-        return self._laws
-
-    def look_again(self) -> None:
-        """The laws changed: whoever waits asks them anew."""
-        for door in self._doors:
-            door.moved.set()
-        self._settled.set()
-
-    def why(self) -> str:
-        """What holds the next request back, "" when nothing does."""
-        return next((why for door in self._doors if (why := door.why())), "")
-
-    def _retrying(self, inner: Ask) -> Ask:
-        async def ask(attempt: Attempt) -> Answered:
-            unreached = 0
+        async def send(number: int) -> AttemptResult:
+            nonlocal attempt
+            attempt = replace(attempt, number=number)
             while True:
                 try:
-                    return await inner(attempt)
+                    return await self._attempt_once(attempt)
                 except RateLimited:
-                    continue  # the limiter is paused by now; no attempt is consumed
+                    continue  # the limiter is paused by now; no attempt is used up
                 except TeacherError as error:
-                    # What never left costs no attempt; the breaker and our patience bound it.
-                    left = error.is_permanent or error.status is not None or error.maybe_billed
-                    unreached += not left
-                    wait_s = self._wait_s(error, attempt.number if left else self._free(unreached))
-                    # `enter` sees a drain
-                    await self._laws.clock.wait(self._doors[0].draining, wait_s)
-                    attempt = replace(attempt, number=attempt.number + left, avoid=error.endpoint)
+                    attempt = replace(attempt, avoid=error.endpoint)
+                    raise
 
-        return ask
+        retry.budget.first_attempt()
+        try:
+            return await retry.run(send, self._wait_before_retry)
+        except TeacherRefused:
+            raise
+        except TeacherError as error:
+            raise GaveUp(error, attempt.number) from error
 
-    def _free(self, tries: int) -> int:
-        """As how many attempts so many tries count that never left: they lengthen the wait a little."""
-        return min(tries, 2, self._laws.backoff.max_attempts - 1)
+    async def _wait_before_retry(self, seconds: float) -> None:
+        """Wait, longer if the retry budget says so. A drain ends the wait; `enter` then raises NotSent."""
+        clock = self._policies.clock
+        self._tally.retries += 1
+        seconds = max(seconds, self._policies.retry.budget.take(clock.now()))
+        await clock.wait(self.endpoints.draining, seconds)
 
-    def _wait_s(self, error: TeacherError, attempts: int) -> float:
-        """Seconds until the next try; raises when there is none."""
-        laws = self._laws
-        wait_s = laws.backoff.wait_s(error, attempts)
-        if wait_s is not None:
-            self._tally.retries += 1
-            return max(wait_s, laws.backoff.allowance.retry(laws.clock.now()))
-        if isinstance(error, TeacherRefused):
-            raise error
-        raise GaveUp(error, attempts) from error
-
-    def _limited(self, inner: Ask) -> Ask:
-        async def ask(attempt: Attempt) -> Answered:
+    def _limited(self, inner: Layer) -> Layer:
+        async def ask(attempt: Attempt) -> AttemptResult:
             request = attempt.request
-            asked = Charge(request.input_tokens, request.output_tokens)
-            while True:
-                door = self._choose(attempt.avoid)
-                charge = door.limiter.likely(asked)
-                try:
-                    entered_at = await door.enter(charge)
-                    break
-                except EndpointDown:
-                    continue
-            attempt = replace(attempt, charge=charge, endpoint=door.endpoint)
+            queue, charge, entered_at = await self._enter(attempt)
+            attempt = replace(attempt, charge=charge, endpoint=queue.endpoint)
             try:
                 answered = await inner(attempt)
             except TeacherError as error:
-                error.endpoint = door.endpoint
+                error.endpoint = queue.endpoint
                 self._tally.rate_limited += isinstance(error, RateLimited)
-                door.failed(error, request.key, attempt.charge, entered_at)
+                queue.failed(error, request.key, charge, entered_at)
                 raise
             except (NotSent, StoppedAtLimit):
-                door.not_sent(attempt.charge)
+                queue.not_sent(charge)
                 raise
             else:
                 usage = answered.completion.usage
                 actual = Charge(usage.input_tokens, usage.output_tokens)
-                door.answered(attempt.charge, actual, entered_at, answered.raw.headers)
+                queue.answered(charge, actual, entered_at, answered.raw.headers)
                 return answered
             finally:
-                door.leave()
+                queue.leave()
 
         return ask
 
-    def _choose(self, avoid: str) -> EndpointQueue:
-        """The least loaded endpoint, another one than `avoid` if there is one: who fails fast looks idle."""
-
-        def rank(door: EndpointQueue) -> tuple[int, bool, float]:
-            tier, load = door.load()
-            is_avoided = door.endpoint == avoid
-            return max(tier, is_avoided), is_avoided, load
-
-        return min(self._doors, key=rank)
-
-    def _budgeted(self, inner: Ask) -> Ask:
-        budget = self._laws.budget
-
-        async def ask(attempt: Attempt) -> Answered:
+    async def _enter(self, attempt: Attempt) -> tuple[EndpointQueue, Charge, float]:
+        """Wait for admission at the best endpoint; returns it, what was reserved, and the time of entry."""
+        while True:
+            queue = self.endpoints.choose(attempt.avoid)
+            charge = queue.limiter.expected_charge(attempt.charge)
             try:
-                return await within(attempt)
-            finally:
-                self._settled.set()  # whoever waits for room looks again
+                return queue, charge, await queue.enter(charge)
+            except EndpointDown:
+                continue
 
-        async def within(attempt: Attempt) -> Answered:
-            request = attempt.request
-            reserved = (request.most_tokens, request.most_microusd)
-            while (room := budget.reserve(*reserved)) is not Room.GRANTED:
-                if room is Room.NEVER:
-                    raise StoppedAtLimit("the budget is used up", remedy="raise [budget], then resume")
-                self._settled.clear()
-                await self._settled.wait()
-                if self._doors[0].draining.is_set():
-                    raise NotSent
+    def _budgeted(self, inner: Layer) -> Layer:
+        budget, budget_changed = self._policies.budget, self.endpoints.budget_changed
+
+        async def ask(attempt: Attempt) -> AttemptResult:
+            reserved = (attempt.request.budget_tokens, attempt.request.budget_microusd)
+            await self._reserve(reserved)
+            billed = reserved  # on the safe side, also when the attempt is cancelled
             try:
                 answered = await inner(attempt)
-            except TeacherError as error:  # what may have been billed counts as billed: the safe side
-                budget.settle(reserved, reserved if error.maybe_billed else (0, 0))
+                usage = answered.completion.usage
+                if usage.source == "reported":
+                    billed = (usage.input_tokens + usage.output_tokens, answered.cost_microusd)
+                return answered
+            except TeacherError as error:
+                if not error.maybe_billed:
+                    billed = (0, 0)
                 raise
-            except BaseException:
-                budget.settle(reserved, reserved)
-                raise
-            usage = answered.completion.usage
-            billed = (usage.input_tokens + usage.output_tokens, answered.cost_microusd)
-            # Without a count from the teacher the reservation stands: a ceiling errs on the safe side.
-            budget.settle(reserved, billed if usage.source == "reported" else reserved)
-            return answered
+            finally:
+                budget.settle(reserved, billed)
+                budget_changed.set()
 
         return ask
 
-    async def _counted(self, attempt: Attempt) -> Answered:
-        """Intent, send, parse; a failure or refund is recorded before anyone hears of it."""
-        request, clock, tally = attempt.request, self._laws.clock, self._tally
-        attempt_id = self._scribe.attempt_id()
-        await self._scribe.durable(
+    async def _reserve(self, amounts: tuple[int, int]) -> None:
+        """Reserve (tokens, micro-dollars), waiting for requests in flight if they may free some.
+
+        Raises:
+            StoppedAtLimit: the budget is used up. NotSent: the pass drains.
+        """
+        changed = self.endpoints.budget_changed
+        try:
+            while (answer := self._policies.budget.reserve(*amounts)) is not Reservation.GRANTED:
+                if answer is Reservation.NEVER:
+                    raise StoppedAtLimit("the budget is used up", remedy="raise [budget], then resume")
+                changed.clear()
+                await changed.wait()
+                if self.endpoints.draining.is_set():
+                    raise NotSent
+        except BaseException:
+            changed.set()  # wake the others: this request no longer waits
+            raise
+
+    async def _recorded(self, attempt: Attempt) -> AttemptResult:
+        """Write the intent, send, parse; a failure or a refund is recorded before the error is raised."""
+        request, clock, tally = attempt.request, self._policies.clock, self._tally
+        attempt_id = self._writer.attempt_id()
+        await self._writer.durable(
             Intent(
                 attempt_id,
                 request.key,
                 self._run_id,
                 attempt.endpoint,
                 clock.wall(),
-                request.most_tokens,
-                request.most_microusd,
+                request.budget_tokens,
+                request.budget_microusd,
             )
         )
         tally.requests_sent += 1
         try:
-            raw = await self._client.send(request, attempt.endpoint)
+            raw = await self.endpoints.client.send(request, attempt.endpoint)
             parsed = completion.parse(raw.body, request.input_tokens, request.body.get("response_format"))
         except TeacherError as error:
-            self._record(error, attempt_id, request.key)
+            self._record_failure(error, attempt_id, request.key)
             raise
         except (asyncio.CancelledError, MemoryError):
             tally.possibly_billed += 1  # the intent stays without an outcome
             raise
+        usage = parsed.usage
         cost = cost_microusd(
-            self._laws.price,
-            parsed.usage.input_tokens,
-            parsed.usage.output_tokens,
-            parsed.usage.cached_tokens,
+            self._policies.price, usage.input_tokens, usage.output_tokens, usage.cached_tokens
         )
-        return Answered(raw, parsed, attempt_id, attempt.number, cost)
+        return AttemptResult(raw, parsed, attempt_id, attempt.number, cost)
 
-    def _record(self, error: TeacherError, attempt_id: int, key: bytes) -> None:
+    def _record_failure(self, error: TeacherError, attempt_id: int, key: bytes) -> None:
         tally = self._tally
         tally.note(tally.errors, error.code)
         tally.possibly_billed += error.maybe_billed
         if error.status is None and not error.maybe_billed:
             tally.refunded += 1
-            self._scribe.submit(Refund(attempt_id), lambda: None)
+            self._writer.submit(Refund(attempt_id), lambda: None)
             return
-        at = self._laws.clock.wall()
+        at = self._policies.clock.wall()
         failure = Failure(attempt_id, key, error.code, error.status, error.raw, error.maybe_billed, at)
-        self._scribe.submit(failure, lambda: None)
+        self._writer.submit(failure, lambda: None)

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from harvester.errors import ConfigError
-from harvester.teacher.policies import require_pace
-from harvester.teacher.rate_limiter import LEARNED
-from harvester.teacher.teacher import Teacher
+from harvester.teacher.endpoints import Endpoints
+from harvester.teacher.limits import LEARNED_REQUESTS, REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE, LimitKey
+from harvester.teacher.policies import require_rate_within_patience
 
 SETTABLE = ("max-concurrency", "rpm", "tpm", "budget")
-_BUCKETS = {"rpm": "requests per minute", "tpm": "tokens per minute"}
+_LIMITS = {"rpm": REQUESTS_PER_MINUTE, "tpm": TOKENS_PER_MINUTE}
 MOST_CONCURRENCY = 100_000
 MOST_BUDGET = 1e12
 _AMOUNT = re.compile(r"(\$?)([\d_,]*\.?\d+)\s*(usd|tokens)?\Z", re.IGNORECASE)
@@ -27,12 +27,12 @@ class RuntimeSettings:
     """The levers of one pass.
 
     Args:
-        teacher: whose doors and laws they move.
+        endpoints: the endpoints whose limits, budget and holds are changed.
         widen: tells the pass how many may be in flight, so that it has as many workers.
     """
 
-    def __init__(self, teacher: Teacher, widen: Callable[[int], None]) -> None:
-        self._teacher = teacher
+    def __init__(self, endpoints: Endpoints, widen: Callable[[int], None]) -> None:
+        self._endpoints = endpoints
         self._widen = widen
         self._holds: dict[str, str] = {}
 
@@ -48,9 +48,9 @@ class RuntimeSettings:
 
     def _apply(self) -> None:
         why = "; ".join(self._holds.values())
-        for door in self._teacher.doors:
-            if door.held_for != why:
-                door.hold(why)
+        for queue in self._endpoints.queues:
+            if queue.hold_reason != why:
+                queue.hold(why)
 
     @property
     def holds(self) -> Mapping[str, str]:
@@ -65,13 +65,13 @@ class RuntimeSettings:
         """
         if name == "max-concurrency":
             said = self._set_concurrency(text)
-        elif name in _BUCKETS:
+        elif name in _LIMITS:
             said = self._set_rate(name, text)
         elif name == "budget":
             said = self._set_budget(text)
         else:
             raise ConfigError(f"can't set {name!r}", remedy=f"one of {', '.join(SETTABLE)}")
-        self._teacher.look_again()
+        self._endpoints.recheck()
         return said
 
     def _set_concurrency(self, text: str) -> str:
@@ -82,26 +82,26 @@ class RuntimeSettings:
                 remedy="as in `harvester set STORE max-concurrency 64`",
             )
         self._widen(int(number))
-        for door in self._teacher.doors:
-            door.limiter.window.bound(int(number))
+        for queue in self._endpoints.queues:
+            queue.limiter.window.set_ceiling(int(number))
         return f"max-concurrency is {int(number):,}"
 
     def _set_rate(self, name: str, text: str) -> str:
-        doors, now = self._teacher.doors, self._teacher.laws.clock.now()
+        queues, now = self._endpoints.queues, self._endpoints.policies.clock.now()
         if text == "none":
-            for door in doors:
-                door.limiter.retune(_BUCKETS[name], None, now)
+            for queue in queues:
+                queue.limiter.set_rate(_LIMITS[name], None, now)
             return f"{name} has no configured limit"
         value = _number(text, name)
         if value <= 0:
             raise ConfigError(f"{name} must be more than 0", remedy="`harvester pause` sends nothing at all")
-        require_pace(name, value, len(doors), self._teacher.laws.patience_s)
-        for door in doors:  # the limit belongs to the credential: each address has its part
-            door.limiter.retune(_BUCKETS[name], value / 60 / len(doors), now)
+        require_rate_within_patience(name, value, len(queues), self._endpoints.policies.patience_s)
+        for queue in queues:  # the limit belongs to the credential: each address has its part
+            queue.limiter.set_rate(_LIMITS[name], value / 60 / len(queues), now)
         return f"{name} is {value:,.10g}"
 
     def _set_budget(self, text: str) -> str:
-        budget, price = self._teacher.laws.budget, self._teacher.laws.price
+        budget, price = self._endpoints.policies.budget, self._endpoints.policies.price
         match = _AMOUNT.match(text.strip())
         if match is None or (match[1] and (match[3] or "usd").lower() != "usd"):
             raise ConfigError(f"{text!r} is not a budget", remedy="as in 12.50, $12.50, or 3000000tokens")
@@ -127,18 +127,18 @@ class RuntimeSettings:
         `limits`: units per minute over all addresses, None where no limit is known. `budget`: ceilings (None:
         none), what was spent, and what requests in flight have reserved.
         """
-        rates: dict[str, float] = {}
-        for door in self._teacher.doors:
-            for name, bucket in door.limiter.buckets.items():
-                rates[name] = rates.get(name, 0.0) + bucket.rate * 60
-        requests = [rates[n] for n in ("requests per minute", LEARNED) if n in rates]
-        budget = self._teacher.laws.budget
+        rates: dict[LimitKey, float] = {}
+        for queue in self._endpoints.queues:
+            for key, bucket in queue.limiter.buckets.items():
+                rates[key] = rates.get(key, 0.0) + bucket.rate * 60
+        requests = [rates[key] for key in (REQUESTS_PER_MINUTE, LEARNED_REQUESTS) if key in rates]
+        budget = self._endpoints.policies.budget
         return {
             "limits": {
                 "requests_per_minute": min(requests, default=None),
-                "tokens_per_minute": rates.get("tokens per minute"),
-                "max_concurrency": int(max(door.limiter.window.ceiling for door in self._teacher.doors)),
-                "by_name": rates,
+                "tokens_per_minute": rates.get(TOKENS_PER_MINUTE),
+                "max_concurrency": int(max(queue.limiter.window.ceiling for queue in self._endpoints.queues)),
+                "by_name": {key.label: rate for key, rate in rates.items()},
             },
             "budget": {
                 "tokens": budget.ceilings[0],

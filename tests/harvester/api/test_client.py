@@ -210,8 +210,8 @@ def test_models_are_listed_where_there_is_a_list(status: int, content: Any, list
     with respx.mock() as router:
         router.get(f"{URL}/models").respond(status, json=content)
         assert models(router) == listed
-    assert all(model_list.names([name, f"models/{name}"], name) for name in listed)
-    assert not model_list.names(listed, "o")
+    assert all(model_list.contains([name, f"models/{name}"], name) for name in listed)
+    assert not model_list.contains(listed, "o")
 
 
 @pytest.mark.parametrize(("status", "said"), [(401, "key"), (307, "redirects to evil.example")])

@@ -94,7 +94,7 @@ def test_prompts_are_pulled_one_at_a_time() -> None:
 def test_reservation_uses_max_tokens_or_a_guess() -> None:
     price = {"price": {"input": 1.0, "output": 2.0}}
     bounded = request_for(prompt(), config({"max_tokens": 50}, teacher=price))
-    assert (bounded.output_tokens, bounded.reserved_microusd) == (50, bounded.input_tokens + 100)
+    assert (bounded.output_tokens, bounded.estimated_microusd) == (50, bounded.input_tokens + 100)
     assert request_for(prompt(), config()).output_tokens == DEFAULT_OUTPUT_TOKENS
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.teacher.budget import Budget, Room
+from harvester.teacher.budget import Budget, Reservation
 
 _STEPS = st.lists(
     st.tuples(
@@ -22,7 +22,7 @@ def test_billed_never_passes_the_ceiling(
     budget = Budget(tokens=tokens, microusd=microusd)
     for want_tokens, want_usd, share, ending in steps:
         wanted = (want_tokens, want_usd)
-        if budget.reserve(*wanted) is Room.GRANTED:
+        if budget.reserve(*wanted) is Reservation.GRANTED:
             if ending == "settle":
                 budget.settle(wanted, (int(want_tokens * share), int(want_usd * share)))
             elif ending == "refund":
@@ -33,13 +33,13 @@ def test_billed_never_passes_the_ceiling(
 
 def test_room_now_later_never() -> None:
     budget = Budget(tokens=100)
-    assert budget.reserve(60, 0) is Room.GRANTED
-    assert budget.reserve(60, 0) is Room.LATER
+    assert budget.reserve(60, 0) is Reservation.GRANTED
+    assert budget.reserve(60, 0) is Reservation.LATER
     budget.settle((60, 0), (10, 0))
-    assert budget.reserve(60, 0) is Room.GRANTED
+    assert budget.reserve(60, 0) is Reservation.GRANTED
     budget.settle((60, 0), (60, 0))
-    assert budget.reserve(60, 0) is Room.NEVER
+    assert budget.reserve(60, 0) is Reservation.NEVER
 
 
 def test_no_ceiling_is_no_ceiling() -> None:
-    assert Budget().reserve(10**12, 10**12) is Room.GRANTED
+    assert Budget().reserve(10**12, 10**12) is Reservation.GRANTED

@@ -86,11 +86,11 @@ def test_a_loop_of_crashes_keeps_the_rate(mock_teacher: Mock, tmp_path: Path) ->
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=20), st.floats(0.1, 50))
 def test_a_saved_level_never_exceeds_what_the_bucket_would_hold(gaps: list[float], rate: float) -> None:
     """Splitting a bucket's life over processes admits no more than one life would."""
-    whole, level, at = Bucket("requests per minute", rate, 0.0), 1.0, 0.0
+    whole, level, at = Bucket(rate, 0.0), 1.0, 0.0
     sent_whole = sent_split = 0
     for gap in gaps:
         then, at = at, at + gap
-        reborn = Bucket("requests per minute", rate, at)
+        reborn = Bucket(rate, at)
         reborn.level = min(reborn.level, level + (at - then) * rate)
         for bucket, is_split in ((whole, False), (reborn, True)):
             while bucket.wait_s(1, at) == 0:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from harvester.config.config import LimitsSection
 from harvester.errors import AttemptTimeout, NotSent, Parked, RateLimited, TeacherError, TeacherUnavailable
+from harvester.teacher.limits import TOKENS_PER_MINUTE, Charge
 from harvester.teacher.queue import EndpointQueue
-from harvester.teacher.rate_limiter import Charge, Limiter
+from harvester.teacher.rate_limiter import Limiter
 
 
 class Virtual:
@@ -102,9 +103,9 @@ def test_it_says_why_the_head_of_the_line_waits() -> None:
 
         async def watch() -> None:
             await clock.sleep(0.0)
-            said.append(gate.why())
+            said.append(gate.waiting_reason())
             gate.limiter.pause(90.0, clock.now(), "the teacher's Retry-After")
-            said.append(gate.why())
+            said.append(gate.waiting_reason())
 
         await clock.run(gate.enter(Charge(5000, 0)))
         gate.leave()
@@ -122,7 +123,8 @@ def test_a_drain_sends_everybody_in_the_line_home() -> None:
         await gate.enter(Charge(1, 1))
 
         async def end() -> None:
-            gate.drain()
+            gate.draining.set()
+            gate.changed.set()
 
         return await clock.run(*(gate.enter(Charge(1, 1)) for _ in range(5)), end())
 
@@ -200,7 +202,7 @@ def test_what_never_left_comes_back_and_what_may_have_counted_stays(error: Teach
         gate = door(clock, tokens_per_minute=240_000)
         clock.time = 10.0
         gate.limiter.wait_s(Charge(0, 0), clock.now())
-        bucket = gate.limiter.buckets["tokens per minute"]
+        bucket = gate.limiter.buckets[TOKENS_PER_MINUTE]
         before = bucket.level
         await gate.enter(Charge(100, 100))
         gate.failed(error, b"k", Charge(100, 100), clock.now())

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.config.config import LimitsSection
-from harvester.teacher.rate_headers import number, parse_rate_headers, span_of
+from harvester.teacher.limits import LEARNED_REQUESTS, REQUESTS_PER_MINUTE, Charge
+from harvester.teacher.rate_headers import parse_rate_headers, quota_number, reset_seconds
 from harvester.teacher.rate_learning import LearnedRate
-from harvester.teacher.rate_limiter import LEARNED, Charge, Limiter
+from harvester.teacher.rate_limiter import Limiter
 
 DATE = "Tue, 24 Nov 2026 05:00:00 GMT"
 
@@ -39,7 +40,7 @@ DATE = "Tue, 24 Nov 2026 05:00:00 GMT"
     ],
 )
 def test_a_reset_in_every_form(text: str | None, seconds: float | None) -> None:
-    assert span_of(text, DATE) == (None if seconds is None else pytest.approx(seconds))
+    assert reset_seconds(text, DATE) == (None if seconds is None else pytest.approx(seconds))
 
 
 @pytest.mark.parametrize(
@@ -73,8 +74,8 @@ def test_a_reset_in_every_form(text: str | None, seconds: float | None) -> None:
 def test_a_limit_in_every_form(
     headers: dict[str, str], name: str, rate: float, remaining: float | None
 ) -> None:
-    (one,) = parse_rate_headers(headers)
-    assert (one.name, one.rate, one.remaining) == (name, pytest.approx(rate), remaining)
+    (header,) = parse_rate_headers(headers)
+    assert (header.key.label, header.rate, header.remaining) == (name, pytest.approx(rate), remaining)
 
 
 NAMES = (
@@ -95,25 +96,25 @@ def test_no_header_crashes_or_gives_an_impossible_rate(headers: dict[str, str]) 
 
 @given(st.text(max_size=12))
 def test_a_number_is_finite_and_not_negative(text: str) -> None:
-    value = number(text)
+    value = quota_number(text)
     assert value is None or 0 <= value < float("inf")
 
 
 def test_headers_lower_and_raise_a_rate_but_never_above_the_configured() -> None:
     limiter = Limiter(LimitsSection(requests_per_minute=6000), 0.0)
     for limit, expected in (("600", 10), ("1200", 20), ("60000", 100)):
-        limiter.learn({"x-ratelimit-limit-requests": limit}, 1.0)
-        assert limiter.buckets["requests per minute"].rate == expected
+        limiter.learn_from_headers({"x-ratelimit-limit-requests": limit}, 1.0)
+        assert limiter.buckets[REQUESTS_PER_MINUTE].rate == expected
 
 
 def test_a_daily_allowance_that_is_used_up_pauses_until_its_reset() -> None:
     limiter = Limiter(LimitsSection(), 0.0)
     headers = {"x-ratelimit-limit-requests-day": "1000", "x-ratelimit-reset-requests-day": "5h"}
-    limiter.learn({**headers, "x-ratelimit-remaining-requests-day": "12"}, 0.0)
+    limiter.learn_from_headers({**headers, "x-ratelimit-remaining-requests-day": "12"}, 0.0)
     assert limiter.wait_s(Charge(1, 1), 0.0) == 0
-    limiter.learn({**headers, "x-ratelimit-remaining-requests-day": "0"}, 0.0)
+    limiter.learn_from_headers({**headers, "x-ratelimit-remaining-requests-day": "0"}, 0.0)
     assert limiter.wait_s(Charge(1, 1), 0.0) == 18_000
-    assert limiter.why(Charge(1, 1), 0.0) == "requests per day, 18000 s"
+    assert limiter.waiting_reason(Charge(1, 1), 0.0) == "requests per day, 18000 s"
 
 
 @given(st.integers(2, 400))
@@ -141,17 +142,17 @@ def test_the_pace_finds_a_hidden_limit_and_seldom_passes_it(limit: int) -> None:
 def test_one_round_trip_of_refusals_is_one_cut_and_why_says_so() -> None:
     limiter = Limiter(LimitsSection(), 0.0)
     for n in range(200):
-        limiter.pace.accepted(n / 100)
-    assert limiter.refused(2.0, 2.1)
-    assert [limiter.refused(2.05, 2.2) for _ in range(500)] == [False] * 500
-    assert 90 <= limiter.buckets[LEARNED].rate <= 100
-    assert limiter.why(Charge(1, 1), 2.1) == LEARNED
+        limiter.learned_rate.accepted(n / 100)
+    assert limiter.learn_from_refusal(2.0, 2.1)
+    assert [limiter.learn_from_refusal(2.05, 2.2) for _ in range(500)] == [False] * 500
+    assert 90 <= limiter.buckets[LEARNED_REQUESTS].rate <= 100
+    assert limiter.waiting_reason(Charge(1, 1), 2.1) == LEARNED_REQUESTS.label
 
 
 def test_what_is_reserved_follows_what_answers_use() -> None:
     limiter = Limiter(LimitsSection(tokens_per_minute=60_000), 0.0)
     asked = Charge(10, 4096)
-    assert limiter.likely(asked) == asked
+    assert limiter.expected_charge(asked) == asked
     for n in range(400):
         limiter.settle(asked, Charge(10, 20 + n % 20), float(n))
-    assert 25 <= limiter.likely(asked).output_tokens <= 60
+    assert 25 <= limiter.expected_charge(asked).output_tokens <= 60

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvester.config.config import LimitsSection
-from harvester.teacher.rate_limiter import Bucket, Charge, Limiter, Window
+from harvester.teacher.limits import (
+    INPUT_TOKENS_PER_MINUTE,
+    OUTPUT_TOKENS_PER_MINUTE,
+    REQUESTS_PER_MINUTE,
+    TOKENS_PER_MINUTE,
+    Charge,
+    LimitKey,
+)
+from harvester.teacher.rate_limiter import Bucket, Limiter, Window
 
 _ARRIVALS = st.lists(st.tuples(st.floats(0, 30), st.integers(1, 5000)), min_size=1, max_size=60)
 
@@ -19,7 +27,7 @@ _ARRIVALS = st.lists(st.tuples(st.floats(0, 30), st.integers(1, 5000)), min_size
 def test_no_span_admits_more_than_burst_plus_rate_times_span(
     rate: float, arrivals: list[tuple[float, int]]
 ) -> None:
-    bucket = Bucket("tokens per minute", rate, 0.0)
+    bucket = Bucket(rate, 0.0)
     now = 0.0
     admitted: list[tuple[float, int]] = []
     for gap, amount in arrivals:
@@ -38,7 +46,7 @@ def test_no_span_admits_more_than_burst_plus_rate_times_span(
 
 
 def test_an_oversized_request_goes_when_the_bucket_is_full_and_leaves_a_debt() -> None:
-    bucket = Bucket("tokens per minute", 100.0, 0.0)
+    bucket = Bucket(100.0, 0.0)
     wait_s = bucket.wait_s(10_000, 0.0)
     assert wait_s == pytest.approx((bucket.capacity - 1) / 100)
     bucket.take(10_000)
@@ -46,21 +54,21 @@ def test_an_oversized_request_goes_when_the_bucket_is_full_and_leaves_a_debt() -
 
 
 def test_a_cold_start_earns_its_burst() -> None:
-    bucket = Bucket("requests per minute", 200.0, 0.0)
+    bucket = Bucket(200.0, 0.0)
     assert bucket.wait_s(1, 0.0) == 0
     bucket.take(1)
     assert bucket.wait_s(1, 0.0) > 0
 
 
 def test_a_clock_that_steps_back_or_stands_still_gives_nothing() -> None:
-    bucket = Bucket("requests per minute", 10.0, 100.0)
+    bucket = Bucket(10.0, 100.0)
     bucket.take(1)
     assert bucket.wait_s(1, 0.0) == pytest.approx(0.1)
     assert bucket.wait_s(1, 100.0) == pytest.approx(0.1)
 
 
 def test_a_long_pause_saves_up_no_more_than_the_burst() -> None:
-    bucket = Bucket("requests per minute", 10.0, 0.0)
+    bucket = Bucket(10.0, 0.0)
     bucket.refill(36_000.0)
     assert bucket.level == bucket.capacity
 
@@ -110,7 +118,7 @@ def test_reserve_settle_refund_and_why() -> None:
     assert limiter.wait_s(charge, 10.0) == 0
     limiter.enter(charge)
     assert limiter.wait_s(charge, 10.0) == pytest.approx(520 / 100)
-    assert limiter.why(charge, 10.0) == "tokens per minute, 5 s"
+    assert limiter.waiting_reason(charge, 10.0) == "tokens per minute, 5 s"
     limiter.settle(charge, Charge(20, 5), 10.0)
     assert limiter.wait_s(Charge(10, 15), 10.0) == pytest.approx(0.25, abs=0.05)
     limiter.refund(Charge(20, 5), 10.0)
@@ -122,21 +130,23 @@ def test_reserve_settle_refund_and_why() -> None:
 @pytest.mark.parametrize(
     ("limit", "per_minute", "wait_s"),
     [
-        ("requests_per_minute", 60, 1.0),
-        ("input_tokens_per_minute", 600, 30 / 10),
-        ("output_tokens_per_minute", 600, 70 / 10),
-        ("tokens_per_minute", 600, 100 / 10),
+        (REQUESTS_PER_MINUTE, 60, 1.0),
+        (INPUT_TOKENS_PER_MINUTE, 600, 30 / 10),
+        (OUTPUT_TOKENS_PER_MINUTE, 600, 70 / 10),
+        (TOKENS_PER_MINUTE, 600, 100 / 10),
     ],
 )
-def test_each_limit_counts_its_own_part_of_a_request(limit: str, per_minute: float, wait_s: float) -> None:
-    limiter = Limiter(LimitsSection.model_validate({limit: per_minute}), 0.0)
+def test_each_limit_counts_its_own_part_of_a_request(
+    limit: LimitKey, per_minute: float, wait_s: float
+) -> None:
+    limiter = Limiter(LimitsSection.model_validate({limit.label.replace(" ", "_"): per_minute}), 0.0)
     charge = Charge(input_tokens=30, output_tokens=70)
     limiter.enter(charge)
     limiter.leave()
     # From a level of one request's worth down into debt, and up again until one unit is there.
-    bucket = limiter.buckets[limit.replace("_", " ")]
+    bucket = limiter.buckets[limit]
     assert bucket.wait_s(1, 0.0) == pytest.approx(wait_s, rel=0.05)
-    assert limiter.why(Charge(1, 1), 0.0).startswith(limit.replace("_", " "))
+    assert limiter.waiting_reason(Charge(1, 1), 0.0).startswith(limit.label)
 
 
 _CHARGES = st.lists(
@@ -150,7 +160,7 @@ def test_settled_and_refunded_charges_leave_what_was_really_used(
     story: list[tuple[int, int, str]],
 ) -> None:
     limiter = Limiter(LimitsSection(tokens_per_minute=60_000), 0.0)
-    bucket = limiter.buckets["tokens per minute"]
+    bucket = limiter.buckets[TOKENS_PER_MINUTE]
     bucket.capacity, bucket.level = 1e9, 0.0
     used = 0
     for reserved, actual, ending in story:
@@ -173,7 +183,7 @@ def test_a_pause_stops_admission_and_leaves_the_window_alone() -> None:
     limiter.pause(41.0, 0.0, "the teacher's Retry-After")
     limiter.pause(3.0, 0.0, "shorter")
     assert limiter.wait_s(Charge(1, 1), 0.0) == 41.0
-    assert limiter.why(Charge(1, 1), 0.0) == "the teacher's Retry-After, 41 s"
+    assert limiter.waiting_reason(Charge(1, 1), 0.0) == "the teacher's Retry-After, 41 s"
     assert limiter.window.size == 16
     assert limiter.wait_s(Charge(1, 1), 41.0) == 0
 
@@ -182,6 +192,6 @@ def test_a_full_window_waits_for_a_release() -> None:
     limiter = Limiter(LimitsSection(max_concurrency=1), 0.0)
     limiter.enter(Charge(1, 1))
     assert limiter.wait_s(Charge(1, 1), 0.0) == math.inf
-    assert limiter.why(Charge(1, 1), 0.0) == "window of 1 in flight"
+    assert limiter.waiting_reason(Charge(1, 1), 0.0) == "window of 1 in flight"
     limiter.leave()
     assert limiter.wait_s(Charge(1, 1), 0.0) == 0

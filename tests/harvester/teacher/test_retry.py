@@ -1,10 +1,13 @@
-"""Which errors retry, and for how long they wait."""
+"""Which errors are retried, how often, and how long the waits are."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harvester.errors import (
     AttemptTimeout,
@@ -15,32 +18,85 @@ from harvester.errors import (
     TeacherRefused,
     TeacherUnavailable,
 )
-from harvester.teacher.retry import LONGEST_WAIT_S, Backoff
+from harvester.teacher.retry import (
+    BROKEN_ANSWER_ATTEMPTS,
+    LONGEST_CONNECT_WAIT_S,
+    LONGEST_WAIT_S,
+    MOST_SAVED_RETRIES,
+    RetryBudget,
+    RetryPolicy,
+)
+
+
+def play(policy: RetryPolicy, *errors: TeacherError) -> tuple[list[int], list[float], TeacherError | None]:
+    """Send until it succeeds: attempt n fails with the nth error.
+
+    Returns:
+        The number each attempt had, the waits between them, and the error that ended it, if any.
+    """
+    numbers: list[int] = []
+    waits: list[float] = []
+    left = list(errors)
+
+    async def send(number: int) -> None:
+        numbers.append(number)
+        if left:
+            raise left.pop(0)
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    try:
+        asyncio.run(policy.run(send, sleep))
+    except TeacherError as error:
+        return numbers, waits, error
+    return numbers, waits, None
+
+
+def sent(leaf: type[TeacherError], **facts: float) -> TeacherError:
+    """An error of an attempt that reached the teacher."""
+    return leaf("x", maybe_billed=True, **facts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("leaf", [AttemptTimeout, ConnectionBroken, TeacherUnavailable])
-def test_transient_errors_retry_until_the_attempts_are_used_up(leaf: type[TeacherError]) -> None:
-    law = Backoff(max_attempts=5)
-    waits = [law.wait_s(leaf("x"), attempts) for attempts in range(1, 6)]
-    assert None not in waits[:4]
-    assert waits[4] is None
+def test_transient_errors_are_retried_until_the_attempts_are_used_up(leaf: type[TeacherError]) -> None:
+    errors = [sent(leaf) for _ in range(9)]
+    numbers, waits, ended = play(RetryPolicy(max_attempts=5), *errors)
+    assert numbers == [1, 2, 3, 4, 5]
+    assert len(waits) == 4
+    assert ended is errors[4]
 
 
 @pytest.mark.parametrize("leaf", [PromptRejected, TeacherRefused])
-def test_permanent_errors_never_retry(leaf: type[TeacherError]) -> None:
-    assert Backoff().wait_s(leaf("x"), 1) is None
+def test_permanent_errors_are_never_retried(leaf: type[TeacherError]) -> None:
+    error = leaf("x", status=400)
+    assert play(RetryPolicy(), error) == ([1], [], error)
 
 
-def test_a_paid_but_broken_answer_gets_two_further_tries() -> None:
-    law = Backoff(max_attempts=9)
-    assert law.wait_s(BrokenAnswer("x"), 2) is not None
-    assert law.wait_s(BrokenAnswer("x"), 3) is None
+def test_an_answer_that_is_broken_gets_three_attempts_in_all() -> None:
+    numbers, _, ended = play(RetryPolicy(max_attempts=9), *[sent(BrokenAnswer) for _ in range(9)])
+    assert numbers == list(range(1, BROKEN_ANSWER_ATTEMPTS + 1))
+    assert isinstance(ended, BrokenAnswer)
+
+
+def test_without_retry_billed_nothing_that_may_be_billed_is_sent_again() -> None:
+    policy = RetryPolicy(retry_billed=False)
+    assert play(policy, sent(ConnectionBroken))[0] == [1]
+    assert play(policy, TeacherUnavailable("x", status=500))[0] == [1, 2]
+
+
+def test_failed_connections_use_up_no_attempt_and_wait_at_most_a_second() -> None:
+    lost = [TeacherUnavailable("can't connect") for _ in range(50)]
+    numbers, waits, ended = play(RetryPolicy(max_attempts=2), *lost, sent(AttemptTimeout))
+    assert numbers == [1] * 51 + [2]
+    assert max(waits[:50]) <= LONGEST_CONNECT_WAIT_S
+    assert ended is None
 
 
 def test_full_jitter_fills_its_range_and_stops_at_the_cap() -> None:
-    law = Backoff(max_attempts=10**9, chance=random.Random(1))
-    first = [law.wait_s(TeacherUnavailable("x"), 1) or 0.0 for _ in range(300)]
-    late = [law.wait_s(TeacherUnavailable("x"), 500) or 0.0 for _ in range(300)]
+    policy = RetryPolicy(max_attempts=10**9, chance=random.Random(1))
+    first = [play(policy, sent(TeacherUnavailable))[1][0] for _ in range(300)]
+    late = play(policy, *[sent(TeacherUnavailable) for _ in range(400)])[1][100:]
     assert 0 <= min(first) < 0.05
     assert 0.45 < max(first) <= 0.5
     assert min(late) < 5
@@ -48,12 +104,25 @@ def test_full_jitter_fills_its_range_and_stops_at_the_cap() -> None:
 
 
 def test_the_teachers_wait_is_a_floor() -> None:
-    wait_s = Backoff().wait_s(TeacherUnavailable("x", retry_after_s=120.0), 1)
-    assert wait_s is not None
+    _, (wait_s,), _ = play(RetryPolicy(), sent(TeacherUnavailable, retry_after_s=120.0))
     assert 120.0 <= wait_s <= 120.5
 
 
-def test_the_same_chance_gives_the_same_waits() -> None:
-    one, two = Backoff(chance=random.Random(7)), Backoff(chance=random.Random(7))
-    error = ConnectionBroken("x")
-    assert [one.wait_s(error, n) for n in (1, 2, 3)] == [two.wait_s(error, n) for n in (1, 2, 3)]
+def test_the_same_seed_gives_the_same_waits() -> None:
+    errors = [sent(ConnectionBroken) for _ in range(3)]
+    first, second = (play(RetryPolicy(chance=random.Random(7)), *errors)[1] for _ in range(2))
+    assert first == second
+
+
+@given(st.lists(st.tuples(st.sampled_from(["first", "retry"]), st.floats(0, 2)), max_size=200))
+def test_retries_stay_within_the_budget(steps: list[tuple[str, float]]) -> None:
+    """In any prefix: retries that need not wait <= 20 + first attempts / 10 + seconds passed."""
+    budget, now, firsts, retries = RetryBudget(), 0.0, 0, 0
+    for kind, gap_s in steps:
+        now += gap_s
+        if kind == "first":
+            budget.first_attempt()
+            firsts += 1
+        elif budget.take(now) == 0:
+            retries += 1
+        assert retries <= MOST_SAVED_RETRIES + firsts / 10 + now + 1e-6

@@ -1,0 +1,76 @@
+"""The endpoints of one teacher, with everything that is shared by all who ask it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from harvester.api.types import RawAnswer, Request
+from harvester.teacher.policies import Policies
+from harvester.teacher.queue import EndpointQueue
+
+
+class Sender(Protocol):
+    """The part of `api.client.Client` that sends requests."""
+
+    async def send(self, request: Request, endpoint: str) -> RawAnswer:
+        """Make one attempt at this base URL.
+
+        Raises:
+            TeacherError: anything but a 200.
+        """
+
+
+class Endpoints:
+    """One queue per endpoint, and the policies they share: all requests to one teacher pay the same limits.
+
+    Attributes:
+        queues: in the order of the configuration.
+        draining: set once nothing new may be sent.
+        budget_changed: set whenever a reservation was settled or a ceiling changed.
+    """
+
+    def __init__(self, client: Sender, policies: Policies) -> None:
+        self.client = client
+        self.policies = policies
+        self.draining = asyncio.Event()
+        self.budget_changed = asyncio.Event()
+        self.queues = [
+            EndpointQueue(
+                endpoint,
+                limiter,
+                policies.clock,
+                draining=self.draining,
+                patience_s=policies.patience_s,
+                is_another_up=self._is_any_up,
+            )
+            for endpoint, limiter in policies.limiters.items()
+        ]
+
+    def _is_any_up(self) -> bool:
+        return any(not queue.is_down for queue in self.queues)
+
+    def choose(self, avoid: str) -> EndpointQueue:
+        """The least loaded endpoint, preferably another than `avoid`: one that fails fast looks idle."""
+
+        def rank(queue: EndpointQueue) -> tuple[int, bool, float]:
+            tier, load = queue.load()
+            is_avoided = queue.endpoint == avoid
+            return max(tier, is_avoided), is_avoided, load
+
+        return min(self.queues, key=rank)
+
+    def drain(self) -> None:
+        """Send nothing new: requests in flight finish, waiting ones raise NotSent."""
+        self.draining.set()
+        self.recheck()
+
+    def recheck(self) -> None:
+        """Make all waiting requests look again: limits, budget or pauses changed."""
+        for queue in self.queues:
+            queue.changed.set()
+        self.budget_changed.set()
+
+    def waiting_reason(self) -> str:
+        """What delays the next request, as one line for the operator; "" when nothing does."""
+        return next((reason for queue in self.queues if (reason := queue.waiting_reason())), "")

@@ -1,0 +1,84 @@
+"""Name the limits a teacher may set: a quantity (requests, tokens) per period. Pure values.
+
+A limit is identified by a `LimitKey`. Its `label` ("tokens per minute") is for people, and is also the name
+under which status.json and the journal store the limit; nothing decides by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from harvester.config.config import LimitsSection
+
+SECOND_S = 1.0
+MINUTE_S = 60.0
+DAY_S = 86_400.0
+_PERIOD_NAMES = {SECOND_S: "second", MINUTE_S: "minute", DAY_S: "day"}
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """Tokens of one request: estimated before it is sent, as reported by the teacher afterwards."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+class Quantity(Enum):
+    """What a limit counts. The value is the word used in labels."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"  # input and output together
+    INPUT_TOKENS = "input tokens"
+    OUTPUT_TOKENS = "output tokens"
+
+    def amount(self, charge: Charge) -> int:
+        """How much one request with these tokens takes from a limit on this quantity."""
+        match self:
+            case Quantity.REQUESTS:
+                return 1
+            case Quantity.TOKENS:
+                return charge.input_tokens + charge.output_tokens
+            case Quantity.INPUT_TOKENS:
+                return charge.input_tokens
+            case Quantity.OUTPUT_TOKENS:
+                return charge.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class LimitKey:
+    """One limit of a teacher: what is counted, and over how many seconds."""
+
+    quantity: Quantity
+    period_s: float
+    is_learned: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name for people, status.json and the journal, as in "tokens per minute"."""
+        learned = ", learned from refusals" if self.is_learned else ""
+        return f"{self.quantity.value} per {_PERIOD_NAMES[self.period_s]}{learned}"
+
+
+REQUESTS_PER_MINUTE = LimitKey(Quantity.REQUESTS, MINUTE_S)
+TOKENS_PER_MINUTE = LimitKey(Quantity.TOKENS, MINUTE_S)
+INPUT_TOKENS_PER_MINUTE = LimitKey(Quantity.INPUT_TOKENS, MINUTE_S)
+OUTPUT_TOKENS_PER_MINUTE = LimitKey(Quantity.OUTPUT_TOKENS, MINUTE_S)
+REQUESTS_PER_DAY = LimitKey(Quantity.REQUESTS, DAY_S)
+TOKENS_PER_DAY = LimitKey(Quantity.TOKENS, DAY_S)
+# The rate found by `rate_learning` where the teacher states no limit.
+LEARNED_REQUESTS = LimitKey(Quantity.REQUESTS, SECOND_S, is_learned=True)
+
+
+def configured_limits(limits: LimitsSection) -> dict[LimitKey, float]:
+    """The limits that `[teacher.limits]` sets, each in units per its own period."""
+    values = {
+        REQUESTS_PER_MINUTE: limits.requests_per_minute,
+        TOKENS_PER_MINUTE: limits.tokens_per_minute,
+        INPUT_TOKENS_PER_MINUTE: limits.input_tokens_per_minute,
+        OUTPUT_TOKENS_PER_MINUTE: limits.output_tokens_per_minute,
+        REQUESTS_PER_DAY: limits.requests_per_day,
+        TOKENS_PER_DAY: limits.tokens_per_day,
+    }
+    return {key: float(value) for key, value in values.items() if value is not None}
