@@ -31,7 +31,7 @@ from typing import Any
 from harvester.mock_teacher.running import RunningMock, start_process
 from harvester.observe.timeline import read_timeline
 from harvester.store.journal.journal import Journal
-from harvester.store.shards.manifest import manifest_of
+from harvester.store.shards.manifest import read_manifest
 
 WINDOW = 64
 MOST_PER_S = 800
@@ -275,7 +275,7 @@ def main() -> int:
         rows = [*figures(day), ("exit code of verify", float(verified.returncode), 0)]
         trace = read_timeline(day.store)
         with Journal.open(day.store, read_only=True) as journal:
-            made, kept = journal.next_shard() - 1, len(manifest_of(journal))
+            made, kept = journal.next_shard() - 1, len(read_manifest(journal))
         print(
             f"\n{day.lives} lives, {day.kills} kills, {trace[-1]['stored']:,} answers in the last life, "
             f"{made} shards sealed or merged, {kept} left, {time.monotonic() - began:.0f} s"

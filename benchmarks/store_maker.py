@@ -24,11 +24,11 @@ from harvester.api.request_key import RequestKeys
 from harvester.api.types import Prompt
 from harvester.config.config import HarvestConfig, load
 from harvester.store import paths
-from harvester.store.journal.checksums import checksum, set_meta, sign
+from harvester.store.journal.checksums import checksum, set_meta, write_checksum
 from harvester.store.journal.journal import Journal
-from harvester.store.journal.records import RunRecord, ShardEntry, asker_of
-from harvester.store.shards.manifest import enter
-from harvester.store.shards.parquet_file import lineage_digest, writer_of
+from harvester.store.journal.records import RunRecord, ShardEntry, asker_digest
+from harvester.store.shards.manifest import insert_entry
+from harvester.store.shards.parquet_file import lineage_digest, open_writer
 from harvester.store.shards.schema import SCHEMA
 from harvester.system.files import sha256_of
 
@@ -89,12 +89,12 @@ def make(folder: Path, rows: int) -> HarvestConfig:
             keys = keys_of(config, numbers)
             entry = write_shard(store, shard, numbers, keys, run)
             with journal.writing() as connection:
-                enter(connection, entry)
+                insert_entry(connection, entry)
                 set_meta(connection, "last_shard", shard)
             part = index[begin : begin + len(numbers)]
             part["key"] = np.frombuffer(b"".join(keys), dtype="S32")
             part["shard"] = shard
-            askers = b"".join(asker_of(Prompt(f"p{n}", ()), 0) for n in numbers)
+            askers = b"".join(asker_digest(Prompt(f"p{n}", ()), 0) for n in numbers)
             part["asker"] = np.frombuffer(askers, dtype="S8")
         write_index(journal, index)
         journal.end_run(run.run_id, "complete", 0, AT_US / 1e6 + 60)
@@ -114,14 +114,14 @@ def write_index(journal: Journal, index: np.ndarray) -> None:
     with journal.writing() as connection:
         connection.executemany("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?)", entries())
         connection.execute("INSERT INTO counters VALUES (1, 'answers', ?)", (len(index),))
-        sign(connection, "counters:1")
+        write_checksum(connection, "counters:1")
 
 
 def write_shard(store: Path, shard: int, numbers: range, keys: list[bytes], run: RunRecord) -> ShardEntry:
     """One sealed file."""
     hidden = store / paths.SHARDS / f".part-{shard:08d}.tmp"
     table = table_of(numbers, keys, run)
-    with hidden.open("xb") as sink, writer_of(sink, [run.lineage()]) as writer:
+    with hidden.open("xb") as sink, open_writer(sink, [run.lineage()]) as writer:
         writer.write_table(table.cast(writer.schema), row_group_size=ROWS_PER_GROUP)
     digest, size = sha256_of(hidden), hidden.stat().st_size
     name = f"part-{shard:08d}-{digest[:16]}.parquet"

@@ -61,14 +61,14 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
         keys += [keys_of(config, range(n, n + 1))[0] for n in rng.sample(range(rows), LOOKED_UP // 2)]
         rng.shuffle(keys)
         begun = time.perf_counter()
-        found, lookup_cpu = writer.call(lambda journal: counted(lambda: journal.held(keys))).result()
+        found, lookup_cpu = writer.call(lambda journal: counted(lambda: journal.look_up(keys))).result()
         looked_up = time.perf_counter() - begun
         assert len(found) == LOOKED_UP // 2
         warm_s = warm_cpu = 0.0
         for begin in range(0, rows, CHUNK):
             chunk = keys_of(config, range(begin, min(begin + CHUNK, rows)))
             begun = time.perf_counter()
-            held, cpu = writer.call(lambda j, keys=chunk: counted(lambda: j.held(keys))).result()
+            held, cpu = writer.call(lambda j, keys=chunk: counted(lambda: j.look_up(keys))).result()
             warm_s += time.perf_counter() - begun
             warm_cpu += cpu
             assert len(held) == len(chunk)

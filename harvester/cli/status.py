@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from harvester.cli.store_path import STORE
+from harvester.store import paths
 
 JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
 POLL_S = 0.1
@@ -60,7 +61,7 @@ def resume(store: Path = STORE, as_json: bool = JSON) -> None:
     from harvester.store import pauses as holds
     from harvester.store.journal.lock import is_held
 
-    if not is_held(store) and (gone := holds.resume_next(store)):
+    if not is_held(store) and (gone := holds.clear_without_run(store)):
         emit({"said": "resumed", "holds": gone}, ["resumed: the next run is not held"], as_json=as_json)
         return
     emit(said := remote.tell(store, "resume"), [str(said.get("said", ""))], as_json=as_json)
@@ -76,10 +77,10 @@ def stop(
 
     from harvester.store.journal.lock import is_held, read_holder
 
-    holder = read_holder(store / "LOCK")
+    holder = read_holder(store / paths.LOCK)
     _tell(store, "stop", as_json=as_json)
     # Its note goes before its lock; whoever holds the store after it is another job, and none of ours.
-    while wait and is_held(store) and read_holder(store / "LOCK") in ({}, holder):
+    while wait and is_held(store) and read_holder(store / paths.LOCK) in ({}, holder):
         time.sleep(POLL_S)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import typer
 
 from harvester.cli.store_path import STORE
+from harvester.store import paths
 
 Shape = Literal["prompt-completion", "messages", "openai", "sharegpt"]
 Reasoning = Literal["keep", "inline", "drop"]
@@ -29,10 +30,10 @@ def seal(store: Path = STORE, as_json: bool = JSON) -> None:
     from harvester.store.maintain import seal_task as sealing
 
     sealed = sealing.seal_now(store)
-    files = [str(store / "shards" / name) for name in sealed.files]
+    files = [str(store / paths.SHARDS / name) for name in sealed.files]
     emit(
         {"rows": sealed.rows, "files": files},
-        [f"sealed {sealed.rows:,} answers into {len(files)} shards under {store / 'shards'}"],
+        [f"sealed {sealed.rows:,} answers into {len(files)} shards under {store / paths.SHARDS}"],
         as_json=as_json,
     )
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import typer
 
+from harvester.store import paths
+
 
 def _folder(named: Path) -> Path:
     """A harvest.toml, or a folder that holds one and is no store itself, means the store it names."""
     toml = named if named.suffix == ".toml" else named / "harvest.toml"
-    if not toml.is_file() or any((named / part).exists() for part in ("journal.db", "shards")):
+    if not toml.is_file() or any((named / part).exists() for part in (paths.JOURNAL, paths.SHARDS)):
         return named
     from harvester.config import config
 

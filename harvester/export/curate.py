@@ -28,9 +28,9 @@ from harvester.store.shards import batching
 from harvester.store.shards.parquet_file import (
     BYTES_PER_GROUP,
     ROWS_PER_GROUP,
-    disk,
     lineage_digest,
-    writer_of,
+    open_writer,
+    translate_disk_errors,
 )
 from harvester.store.shards.schema import Sample, to_table
 from harvester.store.shards.swap import if_no_reader
@@ -110,7 +110,7 @@ def curate(config: CurateConfig) -> CurateCounts:
     terms_check.require_lineage(corpus)
     lineages = {lineage.run_id: lineage for lineage in corpus.lineages()}
     output_path.folder(config.out)
-    with disk(config.out), _hidden_folder(config.out) as hidden:
+    with translate_disk_errors(config.out), _hidden_folder(config.out) as hidden:
         with _Parts(hidden, lineages) as parts:
             tally = _sift(corpus, chain(config.filters), parts)
         sync_folder(hidden)
@@ -176,12 +176,12 @@ class _Part:
         self._sample_bytes = self._waiting_bytes = self._waiting_rows = 0
         self._waiting: list[pa.Table] = []
         self._sink = path.open("xb")
-        self._writer = writer_of(self._sink, lineages)
+        self._writer = open_writer(self._sink, lineages)
 
     def add(self, sample: Sample) -> None:
         self._samples.append(sample)
         self._sample_bytes += len(sample.raw) + len(sample.request_json)
-        if len(self._samples) >= batching.ROWS or self._sample_bytes >= batching.BYTES:
+        if len(self._samples) >= batching.MAX_ROWS or self._sample_bytes >= batching.MAX_BYTES:
             self._turn()
         if self._waiting_rows >= ROWS_PER_GROUP or self._waiting_bytes >= BYTES_PER_GROUP:
             self._write()

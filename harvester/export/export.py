@@ -24,7 +24,7 @@ from harvester.export.cards.notice import notice
 from harvester.export.formats import COLUMNS, SHAPES, Shape, inlined, schema_of, turns_of, unfit
 from harvester.store import terms_check
 from harvester.store.reader import Corpus
-from harvester.store.shards.parquet_file import BYTES_PER_GROUP, ROWS_PER_GROUP, disk
+from harvester.store.shards.parquet_file import BYTES_PER_GROUP, ROWS_PER_GROUP, translate_disk_errors
 from harvester.system import output_path
 from harvester.system.files import sha256_of
 from harvester.terms.records import load_registry
@@ -75,7 +75,7 @@ def export(
         raise ConfigError(f"unknown shape {shape!r}", remedy=f"one of {', '.join(SHAPES)}")
     output_path.check_folder(out)
     corpus = Corpus.open(store)
-    terms_check.ask(corpus, "export", store.resolve().parent)
+    terms_check.require_permitted(corpus, "export", store.resolve().parent)
     left_out: dict[str, int] = {}
     is_told = reasoning == "keep" and _has_reasoning(corpus)
     rows = _rows(corpus, shape, reasoning if is_told or reasoning != "keep" else "none", split, left_out)
@@ -88,7 +88,7 @@ def export(
             remedy="harvest first: `harvester run`" if not why else "`harvester report` shows what came back",
         )
     rows = itertools.chain([first], rows)
-    with disk(out):
+    with translate_disk_errors(out):
         if shape in {"prompt-completion", "messages"}:
             files, count = _write_parquet(rows, out, schema_of(shape, with_reasoning=is_told))
         else:

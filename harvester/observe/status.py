@@ -18,8 +18,8 @@ from harvester.observe.status_schema import validated_status
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import is_held, read_holder
-from harvester.store.maintain.bill import bill_of, canary_bill
-from harvester.store.pauses import recall
+from harvester.store.maintain.bill import compute_bill, compute_canary_bill
+from harvester.store.pauses import load
 
 COMPLAINTS_SAID = 3
 _STANDING_BY_LETTER = {"T": "stopped", "t": "traced", "Z": "zombie"}
@@ -33,7 +33,7 @@ HUNG_AFTER_S = 60.0
 def read_status(store: Path) -> dict[str, Any]:
     """The heartbeat file of a store, without what it can't mean; empty when no run has written one."""
     try:
-        loaded = json.loads((store / "status.json").read_text(encoding="utf-8"))
+        loaded = json.loads((store / paths.STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return validated_status(loaded) if isinstance(loaded, dict) else {}
@@ -41,9 +41,9 @@ def read_status(store: Path) -> dict[str, Any]:
 
 def write_status(store: Path, status: Mapping[str, Any]) -> None:
     """Replace the heartbeat file atomically. No fsync: after a power cut an older heartbeat is as true."""
-    hidden = store / ".status.json.tmp"
+    hidden = store / f".{paths.STATUS}.tmp"
     hidden.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
-    hidden.replace(store / "status.json")
+    hidden.replace(store / paths.STATUS)
 
 
 def status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -57,12 +57,12 @@ def status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]
     """
     alive = is_held(store)
     with Journal.open(store, read_only=True) as journal:
-        held, bill = journal.totals().answers, bill_of(journal, alive=alive)
-        holds = recall(journal)
+        held, bill = journal.totals().answers, compute_bill(journal, alive=alive)
+        holds = load(journal)
     found = {**read_status(store), **validated_status(live or {})}
     found["heartbeat_age_s"] = round(time.time() - found.get("updated_at", 0.0), 1)
     if alive:
-        holder = read_holder(store / "LOCK")
+        holder = read_holder(store / paths.LOCK)
         found["process"] = _process(holder)
         if live is None and not -AHEAD_S <= found["heartbeat_age_s"] <= HUNG_AFTER_S:
             found["state"] = "hung"
@@ -76,31 +76,31 @@ def status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]
         "store": str(store),
         "held": held,
         "billed": bill.billed,
-        "possibly_billed": len(bill.suspects),
-        "possibly_billed_microusd": bill.suspected_microusd,
-        "without_outcome": sum(not one.code for one in bill.suspects),
+        "possibly_billed": len(bill.possibly_billed),
+        "possibly_billed_microusd": bill.possibly_billed_microusd,
+        "without_outcome": sum(not one.code for one in bill.possibly_billed),
         "cost_microusd_ever": bill.billed_microusd,
         **_canary_ledger(store, alive=alive),
     }
 
 
 def _canary_ledger(store: Path, *, alive: bool) -> dict[str, int]:
-    bill = canary_bill(store, alive=alive)
+    bill = compute_canary_bill(store, alive=alive)
     return (
         {}
         if bill is None
         else {
             "canary_billed": bill.billed,
             "canary_microusd_ever": bill.billed_microusd,
-            "canary_possibly_billed": len(bill.suspects),
-            "canary_possibly_billed_microusd": bill.suspected_microusd,
+            "canary_possibly_billed": len(bill.possibly_billed),
+            "canary_possibly_billed_microusd": bill.possibly_billed_microusd,
         }
     )
 
 
 def can_answer(store: Path) -> bool:
     """Whether it is worth asking the holder of a store: a stopped process won't say anything."""
-    return _process(read_holder(store / "LOCK")) not in _STANDING
+    return _process(read_holder(store / paths.LOCK)) not in _STANDING
 
 
 def _process(holder: Mapping[str, Any]) -> str:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-TIMELINE_NAME = "trace.jsonl"
+from harvester.store import paths
+
 FIRST_EVERY_S, LAST_EVERY_S = 0.5, 30.0
 SHARE_OF_AGE = 1 / 400
 """A point each 400th of the run's age, within the two bounds above."""
@@ -39,7 +40,7 @@ class Timeline:
     """Appends points of one run. A disk that refuses them ends no run."""
 
     def __init__(self, store: Path, run_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path = store / TIMELINE_NAME
+        self._path = store / paths.TIMELINE
         self._run_id = run_id
         self._clock = clock
         self._began = self._due = clock()
@@ -71,7 +72,7 @@ class Timeline:
 def read_timeline(store: Path) -> list[dict[str, Any]]:
     """All points, oldest first; a torn last line and lines that are none are left out."""
     try:
-        lines = (store / TIMELINE_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (store / paths.TIMELINE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     points = []

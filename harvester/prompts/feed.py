@@ -22,7 +22,7 @@ from harvester.errors import NoPrompts, PromptError
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.completed_files import Finished
-from harvester.store.journal.records import asker_of
+from harvester.store.journal.records import asker_digest
 
 Signature = tuple[int, int, int]
 
@@ -137,5 +137,5 @@ class PromptFeed:
 
 def _digest(prompt: Prompt) -> int:
     """64 bits that tell one line of a file from another; a held answer is still looked up by its key."""
-    told = asker_of(prompt, 0) + orjson.dumps(prompt.messages, option=orjson.OPT_SORT_KEYS)
+    told = asker_digest(prompt, 0) + orjson.dumps(prompt.messages, option=orjson.OPT_SORT_KEYS)
     return short_digest(told)

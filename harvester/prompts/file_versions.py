@@ -16,9 +16,9 @@ from harvester.config.config import HarvestConfig
 from harvester.errors import PromptError
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
-from harvester.store.journal.checksums import signing
+from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
-from harvester.store.reuse import ReuseIndex, look_up
+from harvester.store.reuse import ReuseIndex, find_answers
 from harvester.system.files import sha256_of
 
 CHUNK = 1000
@@ -51,7 +51,7 @@ def _files(config: HarvestConfig, root: Path) -> Iterator[Path]:
 
 def _exchange(journal: Journal, name: str, edition: dict[str, str]) -> dict[str, str]:
     """Write this edition down; returns the one before, empty for none."""
-    with journal.writing() as connection, signing(connection, "meta"):
+    with journal.writing() as connection, updating_checksum(connection, "meta"):
         row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         connection.execute(
             "INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, orjson.dumps(edition).decode())
@@ -69,7 +69,7 @@ def _rows(journal: Journal, path: Path, config: HarvestConfig, root: Path) -> st
     feed = requests(reader.read_file(path, root, BadLines(config.prompts.max_bad)), config)
     try:
         while chunk := list(itertools.islice(feed, CHUNK)):
-            known = look_up(journal, chunk, ceilings)
+            known = find_answers(journal, chunk, ceilings)
             rows += len(chunk)
             held += sum(request.key in known for request in chunk)
     except PromptError:

@@ -250,7 +250,7 @@ class _Pass:
     async def _require_free_space(self) -> None:
         """Raise StoreFull when the disk is low, before money is spent on what could not be kept."""
         min_free_mib = self._setup.config.store.min_free_mib
-        await self._parts.writer.call(lambda journal: journal.require_room(min_free_mib))
+        await self._parts.writer.call(lambda journal: journal.require_free_space(min_free_mib))
 
     def _in_flight(self) -> int:
         return sum(queue.limiter.window.in_flight for queue in self._parts.teacher.endpoints.queues)

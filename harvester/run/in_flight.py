@@ -20,9 +20,9 @@ from harvester.errors import (
 )
 from harvester.observe.counters import Tally
 from harvester.run.failures import PossiblyBilledRequests
-from harvester.store.journal.records import Answer, DeadLetter, HeldAnswer, SharedAnswer, asker_of
+from harvester.store.journal.records import Answer, DeadLetter, HeldAnswer, SharedAnswer, asker_digest
 from harvester.store.journal.writer import AsyncWriter
-from harvester.store.reuse import ReusableAnswer, ReuseIndex, look_up
+from harvester.store.reuse import ReusableAnswer, ReuseIndex, find_answers
 from harvester.system.clock import Clock
 from harvester.teacher.teacher import AttemptResult
 
@@ -74,7 +74,7 @@ class InFlight:
         # neither place, and be paid twice: such keys are remembered for the length of a chunk.
         self._completed.clear()
         self._submitted_askers.clear()  # the store is read after all of them were submitted
-        return await self._writer.call(lambda journal: look_up(journal, chunk, self._reuse))
+        return await self._writer.call(lambda journal: find_answers(journal, chunk, self._reuse))
 
     def is_fresh(self, request: Request, held: ReusableAnswer | None) -> bool:
         """Count this row; return False when it needs no attempt of its own."""
@@ -132,15 +132,15 @@ class InFlight:
         """Write the row down as an asker of a held answer, unless the store has it with the same metadata."""
         answer, prompt, sample_index = held.held, request.prompt, request.sample_index
         newest = answer.asker
-        if answer.further or self._submitted_askers:  # rarely, and there are many rows
+        if answer.shared_with or self._submitted_askers:  # rarely, and there are many rows
             submitted = self._submitted_askers.get((held.key, prompt.id, sample_index))
-            newest = submitted or answer.newest(prompt.id, sample_index)
-        if newest != asker_of(prompt, sample_index):
+            newest = submitted or answer.last_digest(prompt.id, sample_index)
+        if newest != asker_digest(prompt, sample_index):
             self._add_asker(request, held.key)
 
     def _add_asker(self, request: Request, key: bytes) -> None:
         row = (key, request.prompt.id, request.sample_index)
-        self._submitted_askers[row] = asker_of(request.prompt, request.sample_index)
+        self._submitted_askers[row] = asker_digest(request.prompt, request.sample_index)
         self._writer.submit(SharedAnswer(key, request.prompt, request.sample_index), lambda: None)
 
 

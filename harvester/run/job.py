@@ -43,8 +43,8 @@ from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import RunRecord
 from harvester.store.maintain import seal_task
 from harvester.store.maintain.seal_task import on_writer
-from harvester.store.shards.seal import go_on
-from harvester.store.terms_check import ask_what_waits
+from harvester.store.shards.seal import finish_interrupted
+from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.clock import Clock, SystemClock
 
 
@@ -63,7 +63,7 @@ async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> S
         writer = GroupCommit(Journal.open(prepared.store))
         try:
             record = _record(prepared)
-            await on_writer(writer, lambda journal: go_on(journal, prepared.store))
+            await on_writer(writer, lambda journal: finish_interrupted(journal, prepared.store))
             await on_writer(writer, lambda journal: journal.begin_run(record))
             bad_lines.write_down(prepared.store, prepared.bad)
             life = _Life(prepared, record, writer, watch, clock or SystemClock())
@@ -195,7 +195,7 @@ class _Life:
     async def _door(self) -> None:
         """Ask before sealing; what may not be sealed stays journalled."""
         try:
-            await asyncio.to_thread(ask_what_waits, self.prepared.store)
+            await asyncio.to_thread(require_unsealed_permitted, self.prepared.store)
         except TermsRefused as error:
             self.refused = self.refused or error
         except StoreError:
@@ -234,7 +234,7 @@ class _Life:
         caught.second = work.cancel
         if caught.heard > 1:  # before there was anything to cancel
             work.cancel()
-        along = seal_task.seal_along(prepared.store, self.writer, self.target_bytes)
+        along = seal_task.seal_periodically(prepared.store, self.writer, self.target_bytes)
         async with background_task("sealing", along, heart.complain):
             try:
                 return stop.named(await work), None

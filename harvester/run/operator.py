@@ -39,7 +39,7 @@ class OperatorCommands:
 
     async def recall(self) -> None:
         """Take up the holds that outlived their processes, before anything can be sent."""
-        self._holds = await on_writer(self._writer, lambda j: pauses.recall(j, self._teacher_id))
+        self._holds = await on_writer(self._writer, lambda j: pauses.load(j, self._teacher_id))
 
     def take(self, levers: RuntimeSettings) -> None:
         """The pass has levers now."""
@@ -55,7 +55,7 @@ class OperatorCommands:
         self._holds[who] = f"{why}; `harvester resume` goes on"
         if self._heart.levers is not None:
             self._heart.levers.hold(who, self._holds[who])
-        await self._written(lambda j: pauses.keep(j, who, why, teacher_id))
+        await self._written(lambda j: pauses.save(j, who, why, teacher_id))
 
     async def act(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         """Do what came over the socket, and say what is true now.
@@ -90,7 +90,7 @@ class OperatorCommands:
         await asyncio.shield(on_writer(self._writer, note))
 
     async def _resume(self) -> str:
-        await self._written(lambda j: pauses.let_go(j, self._teacher_id))
+        await self._written(lambda j: pauses.clear(j, self._teacher_id))
         self._holds.clear()
         levers = self._heart.levers
         if levers is None:

@@ -12,8 +12,9 @@ from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
+from harvester.store import paths
 from harvester.store.journal.journal import Journal
-from harvester.store.reuse import ReuseIndex, look_up
+from harvester.store.reuse import ReuseIndex, find_answers
 from harvester.teacher.limits import Quantity, configured_limits
 from harvester.terms import gate
 
@@ -72,7 +73,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
         PromptError: the first prompt that can't be used.
     """
     store = root / config.store.path
-    journal = Journal.open(store, read_only=True) if (store / "journal.db").exists() else None
+    journal = Journal.open(store, read_only=True) if (store / paths.JOURNAL).exists() else None
     rows = cached = duplicates = tokens_in = tokens_out = low = high = 0
     seen: set[bytes] = set()
     ceilings = ReuseIndex.of(journal, config) if journal else ReuseIndex(config.teacher.base_url)
@@ -80,7 +81,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
     feed = requests(reader.read(config.prompts.files, root, bad), config)
     while chunk := list(itertools.islice(feed, CHUNK)):
         rows += len(chunk)
-        held = set(look_up(journal, chunk, ceilings)) if journal else set()
+        held = set(find_answers(journal, chunk, ceilings)) if journal else set()
         cached += sum(r.key in held for r in chunk)
         fresh: list[Request] = []
         for request in chunk:

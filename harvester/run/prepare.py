@@ -24,7 +24,7 @@ from harvester.prompts import completed_files, duplicate_ids, reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
 from harvester.run import canary_task, plan
-from harvester.store.terms_check import ask_what_waits
+from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.hosts import printable
 from harvester.teacher import policies
 from harvester.terms import gate as terms
@@ -99,7 +99,7 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
     verdict.require()
     config = _with_trust(_with_wire_fields(config, verdict), root)
     _require_name(root / config.store.path)
-    ask_what_waits(root / config.store.path)
+    require_unsealed_permitted(root / config.store.path)
     if flags.epoch is not None:  # ask again on purpose: other keys, same prompts
         run = config.run.model_copy(update={"epoch": flags.epoch})
         config = config.model_copy(update={"run": run})

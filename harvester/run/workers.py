@@ -39,7 +39,7 @@ class Worker:
         if self.ending.draining.is_set():
             self.in_flight.drop(request)
             return
-        await self.writer.room()
+        await self.writer.wait_for_capacity()
         try:
             self._keep(request, await self.teacher.ask(request))
         except GaveUp as gave_up:

@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 
 from harvester.store import paths
-from harvester.store.journal.checksums import signing
+from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 
@@ -17,7 +17,7 @@ OPERATOR, DRIFT = "operator", "drift"
 _PREFIX = "hold:"
 
 
-def keep(journal: Journal, who: str, why: str, teacher_id: str = "") -> None:
+def save(journal: Journal, who: str, why: str, teacher_id: str = "") -> None:
     """Write a hold down; it is durable when this returns.
 
     Args:
@@ -26,11 +26,11 @@ def keep(journal: Journal, who: str, why: str, teacher_id: str = "") -> None:
     """
     note = orjson.dumps({"why": why, "at": round(time.time(), 3), "teacher_id": teacher_id}).decode()
     name = f"{_PREFIX}{who}" + (f"|{teacher_id}" if teacher_id else "")
-    with journal.writing() as connection, signing(connection, "meta"):
+    with journal.writing() as connection, updating_checksum(connection, "meta"):
         connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, note))
 
 
-def recall(journal: Journal, teacher_id: str | None = None) -> dict[str, str]:
+def load(journal: Journal, teacher_id: str | None = None) -> dict[str, str]:
     """Who holds the next run, and why, since when.
 
     Args:
@@ -49,17 +49,17 @@ def recall(journal: Journal, teacher_id: str | None = None) -> dict[str, str]:
     return holds
 
 
-def let_go(journal: Journal, teacher_id: str | None = None) -> None:
+def clear(journal: Journal, teacher_id: str | None = None) -> None:
     """Forget what `recall` would tell."""
     names = [f"{_PREFIX}{who}" for who in (OPERATOR, f"{DRIFT}|{teacher_id}")]
-    with journal.writing() as connection, signing(connection, "meta"):
+    with journal.writing() as connection, updating_checksum(connection, "meta"):
         if teacher_id is None:
             connection.execute("DELETE FROM meta WHERE name GLOB ?", (f"{_PREFIX}*",))
         else:
             connection.executemany("DELETE FROM meta WHERE name = ?", [(name,) for name in names])
 
 
-def resume_next(store: Path) -> dict[str, str]:
+def clear_without_run(store: Path) -> dict[str, str]:
     """`harvester resume` of a store that no job works on: the holds that its next run won't meet any more.
 
     Raises:
@@ -68,7 +68,7 @@ def resume_next(store: Path) -> dict[str, str]:
     if not (store / paths.JOURNAL).exists():
         return {}
     with StoreLock(store, started_at=time.time()), Journal.open(store) as journal:
-        holds = recall(journal)
+        holds = load(journal)
         if holds:
-            let_go(journal)
+            clear(journal)
         return holds

@@ -20,15 +20,21 @@ import pyarrow.parquet as pq
 from harvester.errors import StoreError, StoreFormatError
 from harvester.store import paths
 from harvester.store.journal import sqlite
-from harvester.store.journal.checksums import require_whole
+from harvester.store.journal.checksums import require_unchanged
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards import batching
-from harvester.store.shards.manifest import entries_in
-from harvester.store.shards.parquet_file import lineages_in, opened
-from harvester.store.shards.sample import SELECT_ANSWERS, SELECT_FACTS, asked_by, fact_of, sample_of
-from harvester.store.shards.schema import ADDED, SCHEMA, Sample, from_row
-from harvester.store.shards.swap import find, reading
-from harvester.store.verify import Finding, look
+from harvester.store.shards.manifest import manifest_rows
+from harvester.store.shards.parquet_file import lineages_in, open_shard
+from harvester.store.shards.sample import (
+    SELECT_ANSWERS,
+    SELECT_TERMS_COLUMNS,
+    prompt_columns,
+    sample_of,
+    terms_columns,
+)
+from harvester.store.shards.schema import ADDED_COLUMNS, SCHEMA, Sample, from_row
+from harvester.store.shards.swap import hold_for_reading, locate
+from harvester.store.verify import Finding, verify_store
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
 
 _ASKED = ("prompt_id", "sample_index", "reference", "tags", "metadata_json", "source_file", "source_line")
@@ -56,15 +62,17 @@ class Corpus:
             StoreError: there is no corpus here; StoreCorrupt, StoreFormatError by cause.
         """
         if (store / paths.JOURNAL).exists():
-            return cls(store, store / "shards", has_journal=True)
-        for folder in (store / "shards", store):
+            return cls(store, store / paths.SHARDS, has_journal=True)
+        for folder in (store / paths.SHARDS, store):
             if any(folder.glob("*.parquet")):
                 return cls(store, folder, has_journal=False)
         raise StoreError(
             "no corpus here", place=str(store), remedy="name the folder that holds journal.db or shards/"
         )
 
-    def samples(self, columns: Sequence[str] | None = None, tail: bool = True) -> Iterator[Sample]:
+    def samples(
+        self, columns: Sequence[str] | None = None, *, include_unsealed: bool = True
+    ) -> Iterator[Sample]:
         """Every sample, once for each prompt that asked for it, in bounded memory.
 
         One snapshot: what is sealed meanwhile neither vanishes nor comes twice. Journalled answers come
@@ -72,7 +80,7 @@ class Corpus:
 
         Args:
             columns: fields to fill; the others keep their defaults. None fills all.
-            tail: also answers that are not sealed yet.
+            include_unsealed: also answers that are not sealed yet.
 
         Raises:
             StoreError, StoreCorrupt: a file is missing or is not what was sealed, or an unsealed row is not
@@ -85,17 +93,20 @@ class Corpus:
         if not self._has_journal:
             yield from self._sealed(self.manifest, wanted, None)
             return
-        with reading(self.folder), contextlib.closing(sqlite.open_for_reading(self._store)) as connection:
-            with sqlite.translated(self._store / paths.JOURNAL):
+        with (
+            hold_for_reading(self.folder),
+            contextlib.closing(sqlite.open_for_reading(self._store)) as connection,
+        ):
+            with sqlite.translate_errors(self._store / paths.JOURNAL):
                 connection.execute("BEGIN")
-                manifest = tuple(entries_in(connection))
-                if tail:
+                manifest = tuple(manifest_rows(connection))
+                if include_unsealed:
                     yield from self._tail(connection, wanted)
                 connection.execute("COMMIT")  # a reader that stays open would keep the WAL growing
             yield from self._sealed(manifest, wanted, connection)
 
     @contextlib.contextmanager
-    def instant(
+    def snapshot(
         self, columns: Sequence[str] = SCHEMA.names
     ) -> Iterator[tuple[tuple[ShardEntry, ...], Iterator[Sample]]]:
         """The sealed files, and the answers that lie in none of them, as of one instant.
@@ -108,12 +119,12 @@ class Corpus:
             return
         with self._reading() as connection:
             connection.execute("BEGIN")
-            yield tuple(entries_in(connection)), self._unsealed(connection, columns)
+            yield tuple(manifest_rows(connection)), self._unsealed(connection, columns)
             connection.execute("COMMIT")
 
     def _unsealed(self, connection: sqlite3.Connection, columns: Sequence[str]) -> Iterator[Sample]:
         lineages = _lineages(connection)
-        for rows in batching.of_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
+        for rows in batching.batch_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
             for row in rows:
                 yield _projected(sample_of(row, lineages[row["run"]], columns), columns)
 
@@ -135,9 +146,9 @@ class Corpus:
             with self._reading() as connection:
                 query = "SELECT lineage_json FROM runs WHERE run IN (SELECT run FROM answers)"
                 lineages += [Lineage.from_json(text) for (text,) in connection.execute(query)]
-        with reading(self.folder):
+        with hold_for_reading(self.folder):
             for entry in self._read_manifest() if sealed else ():
-                with opened(find(self.folder, entry.name)) as file:
+                with open_shard(locate(self.folder, entry.name)) as file:
                     lineages += lineages_in(file) or [
                         Lineage({})
                     ]  # a file without one must not pass unnoticed
@@ -155,32 +166,34 @@ class Corpus:
             with self._reading() as connection:
                 for row in self._facts(connection, columns):
                     found[tuple(row[name] for name in columns)] = None
-        with reading(self.folder):
+        with hold_for_reading(self.folder):
             for entry in self._read_manifest() if sealed else ():
-                with opened(find(self.folder, entry.name)) as file:
+                with open_shard(locate(self.folder, entry.name)) as file:
                     found.update(dict.fromkeys(_combinations(file, columns, self.folder / entry.name)))
         return [dict(zip(columns, values, strict=True)) for values in found]
 
     def verify(self) -> list[Finding]:
         """What is missing, foreign, torn or changed, each by name; empty when all is as it was written."""
-        with reading(self.folder):
-            return look(self._store, self.folder, self._read_manifest(), has_journal=self._has_journal)
+        with hold_for_reading(self.folder):
+            return verify_store(
+                self._store, self.folder, self._read_manifest(), has_journal=self._has_journal
+            )
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with (
             contextlib.closing(sqlite.open_for_reading(self._store)) as connection,
-            sqlite.translated(self._store / paths.JOURNAL),
+            sqlite.translate_errors(self._store / paths.JOURNAL),
         ):
             yield connection
 
     def _read_manifest(self) -> tuple[ShardEntry, ...]:
         if self._has_journal:
             with self._reading() as connection:
-                return tuple(entries_in(connection))
+                return tuple(manifest_rows(connection))
         entries = []
         for number, path in enumerate(sorted(self.folder.glob("*.parquet"))):
-            with opened(path) as file:
+            with open_shard(path) as file:
                 entries.append(
                     ShardEntry(number, path.name, "", file.metadata.num_rows, path.stat().st_size, "", 0.0)
                 )
@@ -193,14 +206,14 @@ class Corpus:
                 yield {name: getattr(sample, name) for name in columns}
             return
         lineages = _lineages(connection)
-        for row in chain.from_iterable(batching.of_answers(connection.execute(SELECT_FACTS))):
-            yield fact_of(row, lineages[row["run"]])
+        for row in chain.from_iterable(batching.batch_answers(connection.execute(SELECT_TERMS_COLUMNS))):
+            yield terms_columns(row, lineages[row["run"]])
 
     def _tail(self, connection: sqlite3.Connection, wanted: Sequence[str]) -> Iterator[Sample]:
         lineages = _lineages(connection)
         asks = _Asks(connection, wanted)
-        for rows in batching.of_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
-            require_whole("answers", rows, self._store)
+        for rows in batching.batch_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
+            require_unchanged("answers", rows, self._store)
             samples = [sample_of(row, lineages[row["run"]], wanted) for row in rows]
             yield from asks.fan_out([_projected(sample, wanted) for sample in samples], samples)
 
@@ -212,8 +225,8 @@ class Corpus:
         if asks is not None and asks.are_any:
             needed = sorted({*wanted, "key", "prompt_id", "sample_index"})
         for entry in manifest:
-            with opened(find(self.folder, entry.name)) as file:
-                for batch in batching.of_file(file, needed):
+            with open_shard(locate(self.folder, entry.name)) as file:
+                for batch in batching.batch_file(file, needed):
                     samples = [from_row(row) for row in batch.to_pylist()]
                     if asks is None or not asks.are_any:
                         yield from samples
@@ -255,7 +268,7 @@ class _Asks:
         query = f"SELECT key, prompt_json, sample_index FROM asks WHERE key IN ({holes}) ORDER BY id"  # noqa: S608
         found: dict[str, list[dict[str, Any]]] = {}
         for key, prompt_json, sample_index in self._connection.execute(query, keys):
-            found.setdefault(key.hex(), []).append(asked_by(prompt_json, sample_index))
+            found.setdefault(key.hex(), []).append(prompt_columns(prompt_json, sample_index))
         return found
 
 
@@ -271,7 +284,7 @@ def _projected(sample: Sample, wanted: Sequence[str]) -> Sample:
 def _combinations(file: pq.ParquetFile, columns: Sequence[str], place: Path) -> Iterator[tuple[Any, ...]]:
     there = [name for name in columns if name in file.schema_arrow.names]
     held_to = any(lineage.providers for lineage in lineages_in(file))  # then the column was written
-    if lacking := sorted(set(columns) - set(there) - (frozenset() if held_to else ADDED)):
+    if lacking := sorted(set(columns) - set(there) - (frozenset() if held_to else ADDED_COLUMNS)):
         raise StoreFormatError(f"lacks columns {lacking}", place=str(place))
     for batch in file.iter_batches(columns=there):
         held = pa.Table.from_batches([batch]).group_by(there).aggregate([])

@@ -55,12 +55,12 @@ class ReuseIndex:
         ]
 
 
-def look_up(
+def find_answers(
     journal: Journal, requests: Sequence[Request], ceilings: ReuseIndex
 ) -> dict[bytes, ReusableAnswer]:
     """What the store holds of these requests, by their keys; the absent are absent."""
     found = {
-        key: ReusableAnswer(key, held) for key, held in journal.held([one.key for one in requests]).items()
+        key: ReusableAnswer(key, held) for key, held in journal.look_up([one.key for one in requests]).items()
     }
     others = {
         key: request.key
@@ -69,7 +69,7 @@ def look_up(
         for key in ceilings.smaller(request)
     }
     if others:
-        for key, held in journal.held(list(others)).items():
+        for key, held in journal.look_up(list(others)).items():
             if held.state == "answered" and held.outcome != Outcome.TRUNCATED:
                 found[others[key]] = ReusableAnswer(key, held)
     return found

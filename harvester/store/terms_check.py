@@ -19,7 +19,7 @@ from harvester.terms.permissions import load_permissions
 from harvester.terms.records import load_registry
 
 
-def ask(corpus: Corpus, use: Use, beside: Path) -> None:
+def require_permitted(corpus: Corpus, use: Use, beside: Path) -> None:
     """Do nothing when the lineage of every row permits this use today.
 
     Args:
@@ -49,14 +49,14 @@ def ask(corpus: Corpus, use: Use, beside: Path) -> None:
         ).require()
 
 
-def ask_what_waits(store: Path) -> None:
+def require_unsealed_permitted(store: Path) -> None:
     """Ask the door of sealing for what an earlier run left journalled: the next run would seal it along.
 
     Raises:
         TermsRefused: as `ask`; nothing was sent.
     """
     if (store / paths.JOURNAL).exists():
-        ask(Corpus.open(store), "seal", store.resolve().parent)
+        require_permitted(Corpus.open(store), "seal", store.resolve().parent)
 
 
 def require_lineage(corpus: Corpus) -> None:

@@ -17,9 +17,9 @@ from harvester.store.journal import checksums, sqlite, wal
 from harvester.store.journal.lock import is_held
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards import unlisted
-from harvester.store.shards.parquet_file import opened
-from harvester.store.shards.schema import ADDED, SCHEMA
-from harvester.store.shards.swap import find
+from harvester.store.shards.parquet_file import open_shard
+from harvester.store.shards.schema import ADDED_COLUMNS, SCHEMA
+from harvester.store.shards.swap import locate
 from harvester.system.files import sha256_of
 
 
@@ -35,7 +35,7 @@ class Finding:
         return f"{self.kind}: {self.place}: {self.message}"
 
 
-def look(
+def verify_store(
     store: Path, folder: Path, manifest: Sequence[ShardEntry], *, has_journal: bool, alone: bool = False
 ) -> list[Finding]:
     """Everything wrong with a store, or with a bare folder of shards. Reads all of it once, in slices.
@@ -46,7 +46,7 @@ def look(
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     found = [one for entry in manifest for one in _shard(folder, entry)]
     if has_journal:
-        found += look_at_journal(store)
+        found += verify_journal(store)
         found += _foreign(store, folder, present, alone=alone)
     elif has_lost_journal(store):
         found.append(Finding("missing", paths.JOURNAL, "without it all of these answers are paid for again"))
@@ -55,16 +55,16 @@ def look(
 
 def has_lost_journal(store: Path) -> bool:
     """Whether a folder shows that a store was here; a copy of `shards/` alone is a corpus, and whole."""
-    there = {name for name in ("LOCK", "status.json") if (store / name).exists()}
+    there = {name for name in (paths.LOCK, paths.STATUS) if (store / name).exists()}
     return bool(there) and not (store / paths.JOURNAL).exists()
 
 
-def look_at_copy(folder: Path) -> list[Finding]:
+def verify_copy(folder: Path) -> list[Finding]:
     """What is wrong with a bare folder of shards, where one of them may not even open."""
     found: list[Finding] = []
     for path in sorted(folder.glob("*.parquet")):
         try:
-            with opened(path):
+            with open_shard(path):
                 pass
         except StoreError as error:
             found.append(Finding("damaged", f"{folder.name}/{path.name}", error.message))
@@ -72,7 +72,7 @@ def look_at_copy(folder: Path) -> list[Finding]:
 
 
 def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
-    path = find(folder, entry.name)
+    path = locate(folder, entry.name)
     place = f"{folder.name}/{entry.name}"
     if not path.exists():
         yield Finding("missing", place, f"{entry.rows} sealed answers are gone")
@@ -87,7 +87,7 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
             return
         rows = 0
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            lacking = set(SCHEMA.names) - ADDED - set(file.schema_arrow.names)
+            lacking = set(SCHEMA.names) - ADDED_COLUMNS - set(file.schema_arrow.names)
             if lacking:
                 yield Finding("foreign", place, f"lacks columns {sorted(lacking)}")
                 return
@@ -112,8 +112,8 @@ def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) 
     with (
         contextlib.suppress(StoreError, ValueError),
         contextlib.closing(sqlite.open_for_reading(store)) as connection,
-        sqlite.translated(store / paths.JOURNAL),
-        sqlite.instant(connection),
+        sqlite.translate_errors(store / paths.JOURNAL),
+        sqlite.snapshot(connection),
     ):
         named = connection.execute("SELECT shard, name FROM manifest").fetchall()
         strays = [name for name in strays if name not in {one for _, one in named}]
@@ -133,18 +133,18 @@ def _is_half_done(
     """Whether a process was killed there, and the next one takes the file over."""
     if not path.name.startswith(f"part-{last + 1:08d}-"):
         return False
-    held = unlisted.contents_of(path)
+    held = unlisted.read_contents(path)
     return held is not None and (
         unlisted.is_half_sealed(connection, path)
         or unlisted.is_half_merged(connection, path.parent, held.keys, named)
     )
 
 
-def look_at_journal(store: Path) -> list[Finding]:
+def verify_journal(store: Path) -> list[Finding]:
     """What is wrong with journal.db, and where its manifest and its key index disagree."""
     found: list[Finding] = []
     # Beside a living writer the log changes while it is read; who opens it for writing has looked at it.
-    log = wal.log_of(store / paths.JOURNAL)
+    log = wal.log_path(store / paths.JOURNAL)
     try:
         lost = 0 if _is_alive(store) else wal.commits_lost(log)
     except OSError as error:
@@ -154,7 +154,7 @@ def look_at_journal(store: Path) -> list[Finding]:
     try:
         with (
             contextlib.closing(sqlite.open_for_reading(store)) as connection,
-            sqlite.translated(store / paths.JOURNAL),
+            sqlite.translate_errors(store / paths.JOURNAL),
         ):
             for (text,) in connection.execute("PRAGMA integrity_check(20)"):
                 if text != "ok":
@@ -163,7 +163,7 @@ def look_at_journal(store: Path) -> list[Finding]:
                 if table != "finished" or sqlite.has_table(connection, table):
                     found += _rows(connection, table)
             found += _index(connection)
-            with sqlite.instant(connection):  # a living run renews rows and their sum together
+            with sqlite.snapshot(connection):  # a living run renews rows and their sum together
                 found += _sums(connection)
     except StoreError as error:
         found.append(Finding("damaged", paths.JOURNAL, error.message))
@@ -171,15 +171,15 @@ def look_at_journal(store: Path) -> list[Finding]:
 
 
 def _rows(connection: sqlite3.Connection, table: str) -> Iterator[Finding]:
-    for values in checksums.changed(connection, table):
-        yield Finding("changed", f"{paths.JOURNAL} {table}", f"row {checksums.name_of(table, values)}")
+    for values in checksums.changed_rows(connection, table):
+        yield Finding("changed", f"{paths.JOURNAL} {table}", f"row {checksums.row_name(table, values)}")
 
 
 def _sums(connection: sqlite3.Connection) -> Iterator[Finding]:
     """`meta` and `counters` against their checksums; a store of the first days may have none."""
     told = sqlite.has_table(connection, "checks")
     for name, check in connection.execute("SELECT name, checksum FROM checks").fetchall() if told else ():
-        if not checksums.is_signed(connection, name, check):
+        if not checksums.matches_checksum(connection, name, check):
             yield Finding("changed", f"{paths.JOURNAL} {name}", "its rows are not those that were written")
 
 
@@ -190,7 +190,7 @@ def _index(connection: sqlite3.Connection) -> Iterator[Finding]:
         " WHERE rows <> coalesce(found, 0)"
     )
     for name, rows, indexed in connection.execute(query):
-        yield Finding("disagrees", f"shards/{name}", f"{rows} rows, {indexed} in the key index")
+        yield Finding("disagrees", f"{paths.SHARDS}/{name}", f"{rows} rows, {indexed} in the key index")
     query = "SELECT shard, count(*) FROM keys WHERE shard NOT IN (SELECT shard FROM manifest) GROUP BY shard"
     for shard, lost in connection.execute(query):
         yield Finding("missing", f"shard {shard}", f"{lost} keys point at a shard the manifest does not name")

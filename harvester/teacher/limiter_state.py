@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from harvester.config.config import TeacherSection
-from harvester.store.journal.checksums import signing
+from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.writer import AsyncWriter
 from harvester.system.clock import Clock
@@ -125,5 +125,5 @@ def _read(
 
 
 def _write(journal: Journal, rows: list[tuple[str, str]]) -> None:
-    with journal.writing() as connection, signing(connection, "meta"):
+    with journal.writing() as connection, updating_checksum(connection, "meta"):
         connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)

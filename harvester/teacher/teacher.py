@@ -207,8 +207,8 @@ class Teacher:
     async def _recorded(self, attempt: Attempt) -> AttemptResult:
         """Write the intent, send, parse; a failure or a refund is recorded before the error is raised."""
         request, clock, tally = attempt.request, self._policies.clock, self._tally
-        attempt_id = self._writer.attempt_id()
-        await self._writer.durable(
+        attempt_id = self._writer.next_attempt_id()
+        await self._writer.write_durably(
             Intent(
                 attempt_id,
                 request.key,

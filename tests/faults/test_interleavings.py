@@ -61,7 +61,7 @@ async def _interleave(steps: list[tuple[str, int]]) -> None:
             heard.append(0)
             scribe.submit(_intent(number), lambda number=number: _count(heard, number))  # type: ignore[misc]
         elif step == "await":
-            waiters.append(asyncio.create_task(scribe.durable(_intent(which))))
+            waiters.append(asyncio.create_task(scribe.write_durably(_intent(which))))
             await asyncio.sleep(0)
         elif step == "cancel" and waiters:
             waiters[which % len(waiters)].cancel()
@@ -119,7 +119,7 @@ def test_row_67_a_cancelled_pass_resolves_every_waiter(tmp_path: Path) -> None:
 
     async def go() -> list[Any]:
         scribe = AsyncWriter(writer, lambda _: None)
-        tasks = [asyncio.create_task(scribe.durable(_intent(n))) for n in range(1, 200)]
+        tasks = [asyncio.create_task(scribe.write_durably(_intent(n))) for n in range(1, 200)]
         await asyncio.sleep(0)
         for task in tasks[::2]:
             task.cancel()

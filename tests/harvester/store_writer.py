@@ -28,7 +28,7 @@ def main() -> None:
         writer.call(lambda journal: journal.begin_run(run)).result()
         next_id = writer.call(lambda journal: journal.next_attempt_id()).result()
         held = writer.call(
-            lambda journal: journal.held([key_of(n) for n in range(first, first + ANSWERS)])
+            lambda journal: journal.look_up([key_of(n) for n in range(first, first + ANSWERS)])
         ).result()
         slots = threading.Semaphore(100)  # in flight
         for number in range(first, first + ANSWERS):

@@ -19,6 +19,7 @@ from harvester.errors import ConfigError, FindingsError
 from harvester.mock_teacher.running import RunningMock
 from harvester.observe.status import status, status_lines
 from harvester.run.control import client, server
+from harvester.store import paths
 from harvester.store.journal.lock import StoreLock, is_held
 from tests.journey.living import harvester, living, write_folder
 
@@ -33,7 +34,7 @@ def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_pat
     store = tmp_path / "store"
     with living(config) as life:
         life.until(lambda s: s["answers_stored"] >= 20)
-        assert stat.S_IMODE((store / client.SOCKET_NAME).stat().st_mode) == 0o600
+        assert stat.S_IMODE((store / paths.CONTROL_SOCKET).stat().st_mode) == 0o600
 
         said = harvester("status", store, "--json", "--check", "--max-age", "10m")
         assert said.returncode == 0, said.stderr
@@ -69,7 +70,7 @@ def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_pat
         code, out, _ = life.end()
         assert code == 10
         assert f"resume with: harvester run {config}" in out
-    assert not (store / client.SOCKET_NAME).exists()
+    assert not (store / paths.CONTROL_SOCKET).exists()
     found = status(store)
     assert (found["state"], found["alive"], found["exit_code"]) == ("stopped", False, 10)
     assert found["held"] == mock.totals()["answers"]
@@ -146,7 +147,7 @@ def test_a_dead_job_is_told_from_a_hung_one_and_its_pause_outlives_it(
         life.process.wait()
     dead = status(store)
     assert (dead["state"], dead["alive"]) == ("died", False)
-    assert (store / client.SOCKET_NAME).exists()  # left behind; the next life takes its place
+    assert (store / paths.CONTROL_SOCKET).exists()  # left behind; the next life takes its place
     probe = harvester("status", store, "--check")
     assert (probe.returncode, "no live job: died" in probe.stderr) == (1, True)
     assert any(line.startswith("process   none") for line in status_lines(dead))
@@ -164,18 +165,18 @@ def test_a_dead_job_is_told_from_a_hung_one_and_its_pause_outlives_it(
 def test_a_store_with_a_long_name_is_steered_too(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 80) / ("e" * 80)
     deep.mkdir(parents=True)
-    assert len(os.fsencode(deep / client.SOCKET_NAME)) > 108
+    assert len(os.fsencode(deep / paths.CONTROL_SOCKET)) > 108
 
     async def act(asked: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"said": asked["verb"]}
 
     async def talk() -> dict[str, Any] | None:
         async with server.served(deep, act, complain=lambda _: None):
-            assert stat.S_IMODE((deep / client.SOCKET_NAME).stat().st_mode) == 0o600
+            assert stat.S_IMODE((deep / paths.CONTROL_SOCKET).stat().st_mode) == 0o600
             return await asyncio.to_thread(client.ask, deep, "hello")
 
     assert asyncio.run(talk()) == {"said": "hello"}
-    assert not (deep / client.SOCKET_NAME).exists()
+    assert not (deep / paths.CONTROL_SOCKET).exists()
 
 
 def test_a_request_that_makes_the_job_stumble_gets_a_word_and_a_long_answer_comes_whole(
@@ -220,7 +221,7 @@ def test_stop_waits_for_its_own_job_and_for_no_other(tmp_path: Path) -> None:
 
 
 def test_where_no_socket_can_be_made_the_job_goes_on_without(tmp_path: Path) -> None:
-    (tmp_path / client.SOCKET_NAME).mkdir()
+    (tmp_path / paths.CONTROL_SOCKET).mkdir()
     heard: list[Exception] = []
 
     async def act(asked: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -232,4 +233,4 @@ def test_where_no_socket_can_be_made_the_job_goes_on_without(tmp_path: Path) -> 
 
     asyncio.run(live())
     assert "can't be made" in str(heard[0])
-    assert (tmp_path / client.SOCKET_NAME).is_dir()
+    assert (tmp_path / paths.CONTROL_SOCKET).is_dir()

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harvester.store.shards import schema
-from harvester.store.shards.parquet_file import writer_of
+from harvester.store.shards.parquet_file import open_writer
 from harvester.terms.lineage import Lineage
 
 CHATML = (
@@ -121,7 +121,7 @@ def corpus(
     stored = [lineage()] if lineages is None else lineages
     with (
         (shards / "00000.parquet").open("wb") as sink,
-        writer_of(sink, [Lineage(each) for each in stored]) as writer,
+        open_writer(sink, [Lineage(each) for each in stored]) as writer,
     ):
         writer.write_table(schema.to_table(rows).cast(writer.schema))
     return folder

@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 
 from harvester.observe.report.histogram import CELLS_PER_OCTAVE, LEAST, Histogram, TimeBuckets, step_for
 from harvester.store.reader import Corpus
-from harvester.store.shards.parquet_file import opened
+from harvester.store.shards.parquet_file import open_shard
 from harvester.store.shards.schema import Sample, to_table
-from harvester.store.shards.swap import find, reading
+from harvester.store.shards.swap import hold_for_reading, locate
 
 SHOWN, SHOWN_OTHER = 400, 40
 """Most answers shown of the outcome `ok`, and of each other one."""
@@ -130,8 +130,8 @@ def take(store: Path, known: Known | None = None) -> tuple[Census, list[Sample]]
     known = {} if known is None else known
     total = Census()
     journalled: dict[str, Sample] = {}
-    with reading(corpus.folder):
-        with corpus.instant(tuple({*_LIGHT, *TEXTS})) as (manifest, tail):
+    with hold_for_reading(corpus.folder):
+        with corpus.snapshot(tuple({*_LIGHT, *TEXTS})) as (manifest, tail):
             waiting: list[Sample] = []
             for sample in tail:
                 waiting.append(sample)
@@ -143,7 +143,7 @@ def take(store: Path, known: Known | None = None) -> tuple[Census, list[Sample]]
             del known[name]
         for entry in manifest:
             if entry.name not in known:
-                with opened(find(corpus.folder, entry.name)) as file:
+                with open_shard(locate(corpus.folder, entry.name)) as file:
                     known[entry.name] = census_of(file.read(columns=list(_LIGHT)), entry.name)
             total.add(known[entry.name])
         return total, _fetch(total, journalled, corpus.folder)
@@ -200,7 +200,7 @@ def _fetch(total: Census, journalled: Mapping[str, Sample], folder: Path) -> lis
             if place.shard:
                 by_shard.setdefault(place.shard, []).append(place)
     for shard, places in by_shard.items():
-        with opened(find(folder, shard)) as file:
+        with open_shard(locate(folder, shard)) as file:
             start = 0
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows

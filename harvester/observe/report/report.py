@@ -93,7 +93,7 @@ def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]
         StoreError: there is no store, or it can't be read.
     """
     if not (store / paths.JOURNAL).exists():  # a bare folder of shards: no ledger came with it
-        if not any(any(folder.glob("*.parquet")) for folder in (store / "shards", store)):
+        if not any(any(folder.glob("*.parquet")) for folder in (store / paths.SHARDS, store)):
             raise StoreError(
                 "no store here", place=str(store), remedy="name the folder that holds journal.db or shards/"
             )

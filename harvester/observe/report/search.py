@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from harvester.observe.report.census import TEXTS
 from harvester.store.reader import Corpus
-from harvester.store.shards.parquet_file import opened
+from harvester.store.shards.parquet_file import open_shard
 from harvester.store.shards.schema import Sample
-from harvester.store.shards.swap import find, reading
+from harvester.store.shards.swap import hold_for_reading, locate
 
 LONGEST_QUERY = 200
 PAGE = 50
@@ -46,14 +46,14 @@ def search(store: Path, text: str, *, outcome: str = "", cursor: str = "") -> Se
         StoreError, StoreCorrupt: a file is missing or is not what was sealed.
     """
     corpus = Corpus.open(store)
-    with reading(corpus.folder):
+    with hold_for_reading(corpus.folder):
         return _search(corpus, text[:LONGEST_QUERY], outcome, cursor)
 
 
 def _search(corpus: Corpus, wanted: str, outcome: str, cursor: str) -> SearchResult:
     until = time.monotonic() + PATIENCE_S
     page = _Page()
-    with corpus.instant(TEXTS) as (manifest, tail):
+    with corpus.snapshot(TEXTS) as (manifest, tail):
         names = [entry.name for entry in reversed(manifest)]
         shard, group, row = _begin(cursor, names)
         if shard < 0:
@@ -63,7 +63,7 @@ def _search(corpus: Corpus, wanted: str, outcome: str, cursor: str) -> SearchRes
                 return SearchResult(page.samples, f"{_TAIL}:0:{row + PAGE}", page.looked_at)
             shard, group, row = 0, 0, 0
     for number in range(shard, len(names)):
-        with opened(find(corpus.folder, names[number])) as file:
+        with open_shard(locate(corpus.folder, names[number])) as file:
             for at in range(group, file.num_row_groups):
                 if len(page.samples) >= PAGE or (time.monotonic() > until and page.looked_at):
                     return SearchResult(page.samples, f"{names[number]}:{at}:{row}", page.looked_at)

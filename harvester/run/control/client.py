@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError, FindingsError
+from harvester.store import paths
 from harvester.store.journal.lock import is_held, read_holder
 
-SOCKET_NAME = "control.sock"
 LONGEST_ADDRESS = 100
 """sockaddr_un holds 108 bytes, with the closing NUL (unix(7))."""
 LONGEST_LINE = 64 * 1024
@@ -29,13 +29,13 @@ PATIENCE_S = 5.0
 @contextmanager
 def address(store: Path) -> Iterator[str]:
     """A path of the socket that fits into a socket address, however deep the store lies."""
-    path = str(store.resolve() / SOCKET_NAME)
+    path = str(store.resolve() / paths.CONTROL_SOCKET)
     if len(os.fsencode(path)) <= LONGEST_ADDRESS:
         yield path
         return
     folder = os.open(store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{folder}/{SOCKET_NAME}"
+        yield f"/proc/self/fd/{folder}/{paths.CONTROL_SOCKET}"
     finally:
         os.close(folder)
 
@@ -76,9 +76,9 @@ def tell(store: Path, verb: str, **more: Any) -> dict[str, Any]:
         raise FindingsError(
             "no job works on this store", place=str(store), remedy="`harvester run` starts one"
         )
-    holder: Mapping[str, Any] = read_holder(store / "LOCK")
+    holder: Mapping[str, Any] = read_holder(store / paths.LOCK)
     raise FindingsError(
         f"its job (pid {holder.get('pid', '?')} on {holder.get('host', '?')}) does not answer",
-        place=str(store / SOCKET_NAME),
+        place=str(store / paths.CONTROL_SOCKET),
         remedy="`harvester status` tells a stopped process from a hung one; a signal may still end it",
     )

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError, HarvesterError, StoreError
-from harvester.run.control.client import LONGEST_LINE, SOCKET_NAME, address
+from harvester.run.control.client import LONGEST_LINE, address
+from harvester.store import paths
 
 Act = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 Complain = Callable[[Exception], None]
@@ -46,21 +47,23 @@ async def served(store: Path, act: Act, complain: Complain) -> AsyncIterator[Non
     finally:
         server.close()
         with contextlib.suppress(OSError):
-            (store / SOCKET_NAME).unlink()
+            (store / paths.CONTROL_SOCKET).unlink()
 
 
 def _listen(store: Path) -> socket.socket:
     line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        (store / SOCKET_NAME).unlink(missing_ok=True)
+        (store / paths.CONTROL_SOCKET).unlink(missing_ok=True)
         os.fchmod(line.fileno(), 0o600)  # on Linux the name is born with the socket's mode
         with address(store) as path:
             line.bind(path)
-        (store / SOCKET_NAME).chmod(0o600)
+        (store / paths.CONTROL_SOCKET).chmod(0o600)
         line.listen(8)
     except OSError as error:
         line.close()
-        raise StoreError(f"can't be made: {error.strerror}", place=str(store / SOCKET_NAME)) from None
+        raise StoreError(
+            f"can't be made: {error.strerror}", place=str(store / paths.CONTROL_SOCKET)
+        ) from None
     return line
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from harvester.errors import StoreCorrupt
+from harvester.store import paths
 
 # For every table: its columns, and how many of the first belong to the JSON part of the checksum.
 COVERED: dict[str, tuple[tuple[str, ...], int]] = {
@@ -51,7 +52,7 @@ def checksum(scalars: Sequence[int | str | None], *texts: bytes) -> int:
     return crc
 
 
-def is_whole(values: Sequence[Any], short: int, check: object) -> bool:
+def is_unchanged(values: Sequence[Any], short: int, check: object) -> bool:
     """Whether a row's values, in the order of `COVERED`, have this checksum."""
     long = [value.encode() if isinstance(value, str) else value for value in values[short:]]
     try:
@@ -60,7 +61,7 @@ def is_whole(values: Sequence[Any], short: int, check: object) -> bool:
         return False
 
 
-def require_whole(table: str, rows: Iterable[Mapping[str, Any]], place: Path) -> None:
+def require_unchanged(table: str, rows: Iterable[Mapping[str, Any]], place: Path) -> None:
     """Do nothing when each row, a mapping of at least the covered columns and `checksum`, is as written.
 
     Raises:
@@ -69,11 +70,11 @@ def require_whole(table: str, rows: Iterable[Mapping[str, Any]], place: Path) ->
     columns, short = COVERED[table]
     for row in rows:
         values = [row[name] for name in columns]
-        if not is_whole(values, short, row["checksum"]):
-            raise damaged(table, name_of(table, values), place)
+        if not is_unchanged(values, short, row["checksum"]):
+            raise damaged_row_error(table, row_name(table, values), place)
 
 
-def damaged(table: str, name: str, place: Path) -> StoreCorrupt:
+def damaged_row_error(table: str, name: str, place: Path) -> StoreCorrupt:
     """The error that names a row which is not what was written."""
     return StoreCorrupt(
         f"the row of {table} for {name} is not what was written",
@@ -82,16 +83,16 @@ def damaged(table: str, name: str, place: Path) -> StoreCorrupt:
     )
 
 
-def changed(connection: sqlite3.Connection, table: str) -> Iterator[list[Any]]:
+def changed_rows(connection: sqlite3.Connection, table: str) -> Iterator[list[Any]]:
     """The values, in the order of `COVERED`, of each row that is not what was written."""
     columns, short = COVERED[table]
     query = f"SELECT {', '.join(columns)}, checksum FROM {table}"  # noqa: S608 - our own names
     for *values, check in connection.execute(query):
-        if not is_whole(values, short, check):
+        if not is_unchanged(values, short, check):
             yield values
 
 
-def name_of(table: str, values: Sequence[Any]) -> str:
+def row_name(table: str, values: Sequence[Any]) -> str:
     """What a row is known by: its key in hex where it has one, else its number."""
     columns, _ = COVERED[table]
     value = values[columns.index("key")] if "key" in columns else values[0]
@@ -99,7 +100,7 @@ def name_of(table: str, values: Sequence[Any]) -> str:
 
 
 @contextmanager
-def signing(connection: sqlite3.Connection, name: str) -> Iterator[None]:
+def updating_checksum(connection: sqlite3.Connection, name: str) -> Iterator[None]:
     """Change rows of `meta` or `counters:RUN` in the block, inside an open transaction.
 
     Raises:
@@ -107,22 +108,22 @@ def signing(connection: sqlite3.Connection, name: str) -> Iterator[None]:
     """
     query = "SELECT checksum FROM checks WHERE name = ?"
     told = connection.execute(query, (name,)).fetchone()
-    if told is not None and not is_signed(connection, name, told[0]):
+    if told is not None and not matches_checksum(connection, name, told[0]):
         raise StoreCorrupt(
             f"the rows of {name} are not those that were written",
-            place="journal.db",
+            place=paths.JOURNAL,
             remedy="`harvester verify PATH --repair`",
         )
     yield
-    sign(connection, name)
+    write_checksum(connection, name)
 
 
-def sign(connection: sqlite3.Connection, name: str) -> None:
+def write_checksum(connection: sqlite3.Connection, name: str) -> None:
     """Renew the checksum over `meta` or `counters:RUN`, whatever it was."""
     connection.execute("INSERT OR REPLACE INTO checks VALUES (?, ?)", (name, _sum(connection, name)))
 
 
-def is_signed(connection: sqlite3.Connection, name: str, check: object) -> bool:
+def matches_checksum(connection: sqlite3.Connection, name: str, check: object) -> bool:
     """Whether the rows of `meta` or `counters:RUN` have this checksum."""
     try:
         return _sum(connection, name) == check
@@ -136,7 +137,7 @@ def set_meta(connection: sqlite3.Connection, name: str, value: int) -> None:
     Raises:
         StoreCorrupt: as `signing`.
     """
-    with signing(connection, "meta"):
+    with updating_checksum(connection, "meta"):
         connection.execute("UPDATE meta SET value = ? WHERE name = ?", (str(value), name))
 
 

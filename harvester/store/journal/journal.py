@@ -54,14 +54,14 @@ class Journal:
                 also where answers would be lost by it: sealed without a journal, or behind damage to its log.
         """
         if not read_only:
-            wal.require_whole(wal.log_of(store / paths.JOURNAL))
+            wal.require_whole(wal.log_path(store / paths.JOURNAL))
             sqlite.require_journal(store)
         connect = sqlite.open_for_reading if read_only else sqlite.open_for_writing
         return cls(store, connect(store), read_only=read_only)
 
     def close(self) -> None:
         """Close the connection. What was not committed is dropped."""
-        with sqlite.translated(self.path):
+        with sqlite.translate_errors(self.path):
             sqlite.close(self._connection, self.path.parent, may_write=self._failed is None)
 
     def __enter__(self) -> Journal:
@@ -80,7 +80,7 @@ class Journal:
         if self._failed is not None:
             raise self._failed
         try:
-            with sqlite.translated(self.path), sqlite.transaction(self._connection):
+            with sqlite.translate_errors(self.path), sqlite.transaction(self._connection):
                 yield self._connection
         except StoreError as error:
             self._failed = error
@@ -89,7 +89,7 @@ class Journal:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The connection, with SQLite's errors translated."""
-        with sqlite.translated(self.path):
+        with sqlite.translate_errors(self.path):
             yield self._connection
 
     def begin_run(self, run: RunRecord) -> None:
@@ -123,7 +123,7 @@ class Journal:
             query = "SELECT value FROM meta WHERE name = 'last_shard'"
             return int(connection.execute(query).fetchone()[0]) + 1
 
-    def held(self, keys: Sequence[bytes]) -> dict[bytes, HeldAnswer]:
+    def look_up(self, keys: Sequence[bytes]) -> dict[bytes, HeldAnswer]:
         """What is known of these keys; absent keys are absent from the result."""
         found: dict[bytes, HeldAnswer] = {}
         with self.reading() as connection:
@@ -158,8 +158,8 @@ class Journal:
 
     def write_dead_letters(self, store: Path) -> int:
         """Rewrite `dead_letters.jsonl`, a view for people; returns its lines. No file when there are none."""
-        path = store / "dead_letters.jsonl"
-        hidden = store / ".dead_letters.jsonl.tmp"
+        path = store / paths.DEAD_LETTERS
+        hidden = store / f".{paths.DEAD_LETTERS}.tmp"
         query = (
             "SELECT key, prompt_json, body_json, sample_index, code, message, attempts, at_us FROM dead"
             " ORDER BY at_us, key"
@@ -181,7 +181,7 @@ class Journal:
             raise StoreError(f"can't be written: {error.strerror}", place=str(path)) from None
         return lines
 
-    def require_room(self, free_mib: float) -> None:
+    def require_free_space(self, free_mib: float) -> None:
         """Refuse while the disk has less room than this: what can't be kept must not be paid for.
 
         Raises:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from harvester.errors import StoreError, StoreLocked
+from harvester.store import paths
 from harvester.store.journal.sqlite import disk_error
 
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -55,7 +56,7 @@ class StoreLock:
     """
 
     def __init__(self, store: Path, *, started_at: float) -> None:
-        self._path = store / "LOCK"
+        self._path = store / paths.LOCK
         self._note = {"pid": os.getpid(), "host": socket.gethostname(), "started_at": started_at}
         self._handles: list[int] = []
 
@@ -120,7 +121,7 @@ def read_holder(path: Path) -> dict[str, object]:
 
 def is_held(store: Path) -> bool:
     """Whether a live process holds the store now (asked of the kernel, not of the note)."""
-    return any(map(_is_locked, (store / "LOCK", store)))
+    return any(map(_is_locked, (store / paths.LOCK, store)))
 
 
 def _is_locked(path: Path) -> bool:

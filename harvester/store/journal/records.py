@@ -158,18 +158,18 @@ class HeldAnswer:
         outcome: of the answer ("ok", "truncated", ...), or the dead letter's error code.
         max_tokens: ceiling that was asked for, None where none was sent.
         asker: `asker_of` the row that paid for it.
-        further: the last `asker_of` each row that was told of it since, by prompt id and sample.
+        shared_with: the last `asker_of` each row that was told of it since, by prompt id and sample.
     """
 
     state: Literal["answered", "dead"]
     outcome: str
     max_tokens: int | None
     asker: bytes
-    further: Mapping[tuple[str, int], bytes] = field(default_factory=dict)
+    shared_with: Mapping[tuple[str, int], bytes] = field(default_factory=dict)
 
-    def newest(self, prompt_id: str, sample_index: int) -> bytes:
+    def last_digest(self, prompt_id: str, sample_index: int) -> bytes:
         """What was last told of this row, or of the one that paid; if not the same now, an `Ask` tells it."""
-        return self.further.get((prompt_id, sample_index), self.asker)
+        return self.shared_with.get((prompt_id, sample_index), self.asker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ class ShardEntry:
     sealed_at: float
 
 
-def asker_of(prompt: Prompt, sample_index: int) -> bytes:
+def asker_digest(prompt: Prompt, sample_index: int) -> bytes:
     """8 bytes over prompt id, sample, reference, tags and metadata: tells whether an `Ask` is needed.
 
     The messages are not part of it: they are in the key.

@@ -16,7 +16,13 @@ import orjson
 
 from harvester.api.types import Outcome
 from harvester.store import paths
-from harvester.store.journal.checksums import COVERED, checksum, require_whole, set_meta, signing
+from harvester.store.journal.checksums import (
+    COVERED,
+    checksum,
+    require_unchanged,
+    set_meta,
+    updating_checksum,
+)
 from harvester.store.journal.records import (
     Answer,
     DeadLetter,
@@ -26,7 +32,7 @@ from harvester.store.journal.records import (
     Refund,
     RunRecord,
     SharedAnswer,
-    asker_of,
+    asker_digest,
     prompt_json,
 )
 from harvester.store.journal.sqlite import OUTCOME_CODES, has_table
@@ -95,7 +101,7 @@ class RowEncoder:
         count["output_tokens"] += one.output_tokens
         count["cost_microusd"] += one.cost_microusd
         self._ended.append((one.attempt_id,))
-        asker = asker_of(one.prompt, one.sample_index)
+        asker = asker_digest(one.prompt, one.sample_index)
         prompt, body = prompt_json(one.prompt), orjson.dumps(one.body)
         scalars = (
             self._run,
@@ -118,7 +124,7 @@ class RowEncoder:
 
     def _dead_letter(self, one: DeadLetter) -> None:
         self._counts["dead"] += 1
-        asker = asker_of(one.prompt, one.sample_index)
+        asker = asker_digest(one.prompt, one.sample_index)
         prompt, body = prompt_json(one.prompt), orjson.dumps(one.body)
         scalars = (
             self._run,
@@ -134,7 +140,7 @@ class RowEncoder:
 
     def _ask(self, one: SharedAnswer) -> None:
         prompt = prompt_json(one.prompt)
-        asker = asker_of(one.prompt, one.sample_index)
+        asker = asker_digest(one.prompt, one.sample_index)
         check = checksum([one.sample_index], one.key, asker, prompt)
         self._asks.append((one.key, asker, one.sample_index, prompt.decode(), check))
 
@@ -158,7 +164,7 @@ class RowEncoder:
             )
         if self._asks:
             self._write_asks(connection)
-        with signing(connection, f"counters:{self._run}"):
+        with updating_checksum(connection, f"counters:{self._run}"):
             connection.executemany(
                 "INSERT INTO counters VALUES (?, ?, ?)"
                 " ON CONFLICT (run, name) DO UPDATE SET value = value + excluded.value",
@@ -216,7 +222,7 @@ def _mark(connection: sqlite3.Connection, failure: Failure) -> int:
     row = _row(connection, "intents", failure.attempt_id)
     if not row:
         return 0
-    require_whole("intents", [row], Path(paths.JOURNAL))
+    require_unchanged("intents", [row], Path(paths.JOURNAL))
     row["code"] = failure.code
     columns, short = COVERED["intents"]
     check = checksum([row[name] for name in columns[:short]], row["key"])
@@ -255,7 +261,7 @@ def end_run(
         StoreCorrupt: its row is not what was written.
     """
     row = _row(connection, "runs", run)
-    require_whole("runs", [row], Path(paths.JOURNAL))
+    require_unchanged("runs", [row], Path(paths.JOURNAL))
     _end(connection, row, ended_us, ending, exit_code)
 
 

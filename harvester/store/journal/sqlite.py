@@ -91,7 +91,7 @@ def require_journal(store: Path) -> None:
     path = store / paths.JOURNAL
     if path.exists() and path.stat().st_size:
         return
-    for shard in sorted((store / "shards").glob("part-*.parquet")):
+    for shard in sorted((store / paths.SHARDS).glob("part-*.parquet")):
         raise StoreCorrupt(
             f"gone or empty, but sealed answers lie beside it ({shard.name})",
             place=str(path),
@@ -110,7 +110,7 @@ def open_for_writing(store: Path) -> sqlite3.Connection:
         store.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise StoreError(f"can't be made: {error.strerror}", place=str(store)) from None
-    with translated(path):
+    with translate_errors(path):
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -138,7 +138,7 @@ def empty_log(store: Path) -> None:
         StoreError: the disk refuses.
     """
     with (
-        translated(store / paths.JOURNAL),
+        translate_errors(store / paths.JOURNAL),
         closing(sqlite3.connect(store / paths.JOURNAL, isolation_level=None)) as connection,
     ):
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -153,7 +153,7 @@ def open_for_reading(store: Path) -> sqlite3.Connection:
     path = store / paths.JOURNAL
     if not path.exists():
         raise StoreError("no journal here", place=str(path), remedy="is this the store's folder?")
-    with translated(path):
+    with translate_errors(path):
         connection = _read_only(path)
         try:
             if not _is_made(connection, path):
@@ -245,7 +245,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
-def instant(connection: sqlite3.Connection) -> Iterator[None]:
+def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
     """Several readings of one instant, beside a writer."""
     connection.execute("BEGIN")
     try:
@@ -255,19 +255,19 @@ def instant(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
-def translated(place: Path) -> Iterator[None]:
+def translate_errors(place: Path) -> Iterator[None]:
     """SQLite's errors by our names; nothing above this door has heard of sqlite3."""
     try:
         yield
     except sqlite3.Error as error:
-        raise named(error, place) from error
+        raise store_error_of(error, place) from error
     except UnicodeDecodeError as error:  # a damaged schema quoted in SQLite's own message
         raise StoreCorrupt(
             "the journal is damaged", place=str(place), remedy="restore journal.db from a copy"
         ) from error
 
 
-def named(error: sqlite3.Error, place: Path) -> StoreError:
+def store_error_of(error: sqlite3.Error, place: Path) -> StoreError:
     """The leaf of our tree that a SQLite error stands for (primary result code)."""
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:

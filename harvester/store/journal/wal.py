@@ -23,7 +23,7 @@ _PAGES = frozenset(1 << bit for bit in range(9, 17))
 _MASK = 0xFFFFFFFF
 
 
-def log_of(database: Path) -> Path:
+def log_path(database: Path) -> Path:
     """Where SQLite keeps the log of a database file."""
     return database.with_name(f"{database.name}-wal")
 

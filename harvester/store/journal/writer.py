@@ -19,7 +19,7 @@ from harvester.store.journal.records import Record
 T = TypeVar("T")
 Heard = Callable[[BaseException | None], None]
 MAX_OPEN = 4096
-"""Records handed over and not yet durable; `room` holds producers back beyond it."""
+"""Records handed over and not yet durable; `wait_for_capacity` holds producers back beyond it."""
 
 
 class AsyncWriter:
@@ -43,7 +43,7 @@ class AsyncWriter:
         """Learn the first free attempt number."""
         self._ids = itertools.count(await self.call(lambda journal: journal.next_attempt_id()))
 
-    def attempt_id(self) -> int:
+    def next_attempt_id(self) -> int:
         """A number never used before in this store."""
         return next(self._ids)
 
@@ -55,7 +55,7 @@ class AsyncWriter:
         """Hand a record over; `done` runs on the event loop once it is durable, never on a fault."""
         self._hand_over(record, lambda error: done() if error is None else None)
 
-    async def durable(self, record: Record) -> None:
+    async def write_durably(self, record: Record) -> None:
         """Hand a record over and wait until it is on disk.
 
         Raises:
@@ -65,7 +65,7 @@ class AsyncWriter:
         self._hand_over(record, lambda error: _settle(written, error))
         await written
 
-    async def room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """Wait while too much is not yet durable."""
         while self._open >= MAX_OPEN:
             self._settled.clear()

@@ -40,15 +40,15 @@ class Bill:
 
     billed: int
     billed_microusd: int
-    suspects: tuple[PossiblyBilledAttempt, ...]
+    possibly_billed: tuple[PossiblyBilledAttempt, ...]
 
     @property
-    def suspected_microusd(self) -> int:
+    def possibly_billed_microusd(self) -> int:
         """What was reserved for the suspects."""
-        return sum(one.reserved_microusd for one in self.suspects)
+        return sum(one.reserved_microusd for one in self.possibly_billed)
 
 
-def canary_bill(store: Path, *, alive: bool) -> Bill | None:
+def compute_canary_bill(store: Path, *, alive: bool) -> Bill | None:
     """The bill of the canaries' own store, inside this one; None where none was ever asked.
 
     Raises:
@@ -57,10 +57,10 @@ def canary_bill(store: Path, *, alive: bool) -> Bill | None:
     if not (store / paths.CANARY / paths.JOURNAL).exists():
         return None
     with Journal.open(store / paths.CANARY, read_only=True) as journal:
-        return bill_of(journal, alive=alive)
+        return compute_bill(journal, alive=alive)
 
 
-def bill_of(journal: Journal, *, alive: bool) -> Bill:
+def compute_bill(journal: Journal, *, alive: bool) -> Bill:
     """The bill of a store; while its process is `alive`, what is in flight is no suspect.
 
     Raises:

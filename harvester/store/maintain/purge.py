@@ -19,11 +19,11 @@ from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.rows import forget_finished
 from harvester.store.maintain import quarantine
-from harvester.store.shards.manifest import keys_in, manifest_of
-from harvester.store.shards.parquet_file import opened
+from harvester.store.shards.manifest import indexed_keys, read_manifest
+from harvester.store.shards.parquet_file import open_shard
 from harvester.store.shards.rewrite import finished_off, rewrite
-from harvester.store.shards.sample import asked_by
-from harvester.store.shards.seal import go_on
+from harvester.store.shards.sample import prompt_columns
+from harvester.store.shards.seal import finish_interrupted
 
 _TABLES = ("answers", "keys", "dead", "asks", "failures", "intents")
 _PATIENCE_S = 10.0
@@ -44,10 +44,10 @@ def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
             the pages wait to be overwritten; StoreFull, StoreCorrupt by cause.
     """
     wanted = set(keys)
-    go_on(journal, store)
-    held = set(journal.held(sorted(wanted)))
-    for entry in manifest_of(journal):
-        if wanted & keys_in(journal, entry):
+    finish_interrupted(journal, store)
+    held = set(journal.look_up(sorted(wanted)))
+    for entry in read_manifest(journal):
+        if wanted & indexed_keys(journal, entry):
             finished_off(rewrite(journal, store, [entry], without=wanted))
     removed = len(held)
     with journal.writing() as connection:
@@ -59,7 +59,7 @@ def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
             ).rowcount
     if removed <= 0:  # -1 where there was nothing to try
         raise ConfigError("the store knows no such key", place=str(store), remedy=_SHOWN)
-    quarantine.empty(store)
+    quarantine.delete_damaged(store)
     journal.write_dead_letters(store)
     _overwrite(journal)
     return len(held)
@@ -82,16 +82,16 @@ def _overwrite(journal: Journal) -> None:
         time.sleep(_PAUSE_S)
 
 
-def keys_of_prompt(journal: Journal, store: Path, prompt_id: str) -> set[bytes]:
+def find_keys_of_prompt(journal: Journal, store: Path, prompt_id: str) -> set[bytes]:
     """Every key that this prompt asked for, by whichever row."""
     found: set[bytes] = set()
     with journal.reading() as connection:
         for table in ("answers", "asks", "dead"):
             for key, text in connection.execute(f"SELECT key, prompt_json FROM {table}"):  # noqa: S608
-                if asked_by(text, 0)["prompt_id"] == prompt_id:
+                if prompt_columns(text, 0)["prompt_id"] == prompt_id:
                     found.add(key)
-    for entry in manifest_of(journal):
-        with opened(store / paths.SHARDS / entry.name) as file:
+    for entry in read_manifest(journal):
+        with open_shard(store / paths.SHARDS / entry.name) as file:
             for batch in file.iter_batches(columns=["key", "prompt_id"]):
                 mask = pc.equal(batch.column("prompt_id"), prompt_id)
                 found |= {bytes.fromhex(text) for text in batch.filter(mask).column("key").to_pylist()}
@@ -111,8 +111,8 @@ def purge_store(store: Path, key: str | None, prompt_id: str | None) -> int:
     Journal.open(store, read_only=True).close()
     with StoreLock(store, started_at=time.time()), closing(Journal.open(store)) as journal:
         if prompt_id is not None:
-            go_on(journal, store)
-            wanted = keys_of_prompt(journal, store, prompt_id)
+            finish_interrupted(journal, store)
+            wanted = find_keys_of_prompt(journal, store, prompt_id)
             if not wanted:
                 raise ConfigError(f"no prompt {prompt_id!r} asked here", place=str(store), remedy=_SHOWN)
         return purge(journal, store, wanted)

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 from harvester.store import paths
-from harvester.store.shards.parquet_file import disk
+from harvester.store.shards.parquet_file import translate_disk_errors
 from harvester.system.files import sync_folder
 
 
-def put(store: Path, path: Path, *, keep: bool, name: str = "") -> str:
+def move_in(store: Path, path: Path, *, keep: bool, name: str = "") -> str:
     """Move a file or folder here, under a name that nothing here has yet; returns that name.
 
     Args:
@@ -22,7 +22,7 @@ def put(store: Path, path: Path, *, keep: bool, name: str = "") -> str:
         StoreError, StoreFull: the disk refuses.
     """
     folder, wanted = store / paths.QUARANTINE, Path(name or path.name)
-    with disk(folder):
+    with translate_disk_errors(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
         target, again = folder / wanted, 0
         while os.path.lexists(target):
@@ -36,13 +36,13 @@ def put(store: Path, path: Path, *, keep: bool, name: str = "") -> str:
     return target.name
 
 
-def empty(store: Path) -> None:
+def delete_damaged(store: Path) -> None:
     """Delete the shards and logs that lie here: what damaged ones hold can't be told.
 
     Raises:
         StoreError: the disk refuses.
     """
-    with disk(store / paths.QUARANTINE):
+    with translate_disk_errors(store / paths.QUARANTINE):
         for pattern in ("part-*", f"{paths.JOURNAL}*"):
             for path in (store / paths.QUARANTINE).glob(pattern):
                 if path.is_dir() and not path.is_symlink():

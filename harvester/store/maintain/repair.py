@@ -19,22 +19,22 @@ import orjson
 from harvester.errors import StoreCorrupt, StoreError
 from harvester.store import paths
 from harvester.store.journal import sqlite, wal
-from harvester.store.journal.checksums import COVERED, changed, checksum, sign
+from harvester.store.journal.checksums import COVERED, changed_rows, checksum, write_checksum
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock, is_held
 from harvester.store.journal.records import ShardEntry
 from harvester.store.journal.rows import forget_finished, max_tokens_of
 from harvester.store.journal.sqlite import OUTCOME_CODES
 from harvester.store.maintain import quarantine
-from harvester.store.maintain.bill import Bill, bill_of
+from harvester.store.maintain.bill import Bill, compute_bill
 from harvester.store.reader import Corpus
-from harvester.store.shards.manifest import enter, keys_in, manifest_of
-from harvester.store.shards.parquet_file import disk
-from harvester.store.shards.recover_rows import proven
+from harvester.store.shards.manifest import indexed_keys, insert_entry, read_manifest
+from harvester.store.shards.parquet_file import translate_disk_errors
+from harvester.store.shards.recover_rows import recoverable_rows
 from harvester.store.shards.rewrite import finished_off, rewrite
-from harvester.store.shards.seal import adopt
-from harvester.store.shards.unlisted import contents_of, unlisted_files
-from harvester.store.verify import Finding, has_lost_journal, look, look_at_copy, look_at_journal
+from harvester.store.shards.seal import adopt_unlisted
+from harvester.store.shards.unlisted import read_contents, unlisted_files
+from harvester.store.verify import Finding, has_lost_journal, verify_copy, verify_journal, verify_store
 from harvester.system.files import sha256_of
 
 _SHARD_FINDINGS = frozenset({"missing", "torn", "changed", "damaged", "disagrees"})
@@ -43,7 +43,7 @@ _MENDABLE = frozenset(f"{paths.JOURNAL} {table}" for table in ("answers", "keys"
 
 
 @dataclass(frozen=True, slots=True)
-class Repaired:
+class RepairResult:
     """What a repair did: files moved away, rows saved from them, keys that will be asked again."""
 
     quarantined: tuple[str, ...]
@@ -51,7 +51,7 @@ class Repaired:
     lost: tuple[str, ...]
 
 
-def mend(journal: Journal, store: Path) -> Repaired:
+def repair(journal: Journal, store: Path) -> RepairResult:
     """Quarantine what is damaged or foreign, keep what still reads, forget what is gone.
 
     Nothing is sealed: the terms were not asked, and what is journalled stays so.
@@ -61,20 +61,22 @@ def mend(journal: Journal, store: Path) -> Repaired:
         StoreError, StoreFull: the disk refuses.
     """
     lost, unindexed = _give_up_rows(journal, store)
-    adopt(journal, store)
+    adopt_unlisted(journal, store)
     _reinstate(journal, store)
-    by_name = {entry.name: entry for entry in manifest_of(journal)}
+    by_name = {entry.name: entry for entry in read_manifest(journal)}
     incomplete = [entry for entry in by_name.values() if _indexed(journal, entry) != entry.rows]
     for entry in incomplete:
         _reindex(journal, store, entry)
     if any(_indexed(journal, entry) < entry.rows for entry in incomplete):
-        lost |= unindexed - set(journal.held(sorted(unindexed)))
-    findings = look(store, store / paths.SHARDS, tuple(by_name.values()), has_journal=True, alone=True)
+        lost |= unindexed - set(journal.look_up(sorted(unindexed)))
+    findings = verify_store(
+        store, store / paths.SHARDS, tuple(by_name.values()), has_journal=True, alone=True
+    )
     names = sorted({one.place.removeprefix(f"{paths.SHARDS}/") for one in findings if _in_folder(one)})
     moved, saved = [], 0
     for name in sorted(names, key=lambda name: name in by_name):  # strangers first: they may wear a number
         if (store / paths.SHARDS / name).exists():
-            quarantine.put(store, store / paths.SHARDS / name, keep=name in by_name)
+            quarantine.move_in(store, store / paths.SHARDS / name, keep=name in by_name)
             moved.append(name)
         if name in by_name:
             indexed = _indexed(journal, by_name[name])
@@ -82,7 +84,7 @@ def mend(journal: Journal, store: Path) -> Repaired:
             lost |= gone
             saved += indexed - len(gone)
     lost |= _forget_strays(journal)
-    return Repaired(tuple(moved), saved, tuple(sorted(key.hex() for key in lost)))
+    return RepairResult(tuple(moved), saved, tuple(sorted(key.hex() for key in lost)))
 
 
 def _give_up_rows(journal: Journal, store: Path) -> tuple[set[bytes], set[bytes]]:
@@ -94,7 +96,7 @@ def _give_up_rows(journal: Journal, store: Path) -> tuple[set[bytes], set[bytes]
         StoreCorrupt: something else is damaged; nothing has changed.
     """
     places = set()
-    for one in look_at_journal(store):
+    for one in verify_journal(store):
         if one.place not in _MENDABLE and not one.place.startswith((f"{paths.SHARDS}/", "shard ")):
             raise StoreCorrupt(
                 one.message,
@@ -106,7 +108,7 @@ def _give_up_rows(journal: Journal, store: Path) -> tuple[set[bytes], set[bytes]
         return set(), set()
     with journal.reading() as connection:
         answers, index = (
-            {values[COVERED[table][0].index("key")] for values in changed(connection, table)}
+            {values[COVERED[table][0].index("key")] for values in changed_rows(connection, table)}
             for table in ("answers", "keys")
         )
     with journal.writing() as connection:
@@ -134,21 +136,21 @@ def _renew_numbers(connection: sqlite3.Connection) -> None:
     rows = [(name, str(connection.execute(query).fetchone()[0])) for name, query in highest.items()]
     connection.execute("DELETE FROM meta WHERE name NOT GLOB 'hold:*' OR NOT json_valid(value)")
     connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
-    sign(connection, "meta")
+    write_checksum(connection, "meta")
 
 
 def _reinstate(journal: Journal, store: Path) -> None:
     """Give whole files back the manifest row they lost; the key index still knows their number."""
-    known = {entry.shard for entry in manifest_of(journal)}
+    known = {entry.shard for entry in read_manifest(journal)}
     for number, path in unlisted_files(store / paths.SHARDS, 0):
-        held = None if number in known else contents_of(path)
+        held = None if number in known else read_contents(path)
         if held is None:
             continue
         entry = held.entry(path.stat().st_mtime)
-        if keys_in(journal, entry) == set(held.keys):
+        if indexed_keys(journal, entry) == set(held.keys):
             known.add(number)
             with journal.writing() as connection:
-                enter(connection, entry)
+                insert_entry(connection, entry)
 
 
 def _indexed(journal: Journal, entry: ShardEntry) -> int:
@@ -159,12 +161,12 @@ def _indexed(journal: Journal, entry: ShardEntry) -> int:
 
 def _reindex(journal: Journal, store: Path, entry: ShardEntry) -> None:
     """Put rows of a readable shard back into the key index where they are missing there."""
-    known = keys_in(journal, entry)
+    known = indexed_keys(journal, entry)
     rows: list[tuple[bytes, int, int | None]] = []
     path = store / paths.SHARDS / entry.name
     if not path.exists() or sha256_of(path) != entry.sha256:
         return  # a row without an index row has nothing left to prove it by
-    for table in proven(journal, store, entry):
+    for table in recoverable_rows(journal, store, entry):
         for row in table.select(["key", "outcome", "request_json"]).to_pylist():
             key = bytes.fromhex(row["key"])
             if key not in known:
@@ -220,7 +222,7 @@ def check(store: Path, *, repair: bool) -> tuple[dict[str, Any], list[str], int]
             if (store / paths.CANARY / paths.JOURNAL).exists():
                 further, canaries = _repaired(store / paths.CANARY)
                 moved += tuple(f"{paths.CANARY}/{name}" for name in further)
-                done = Repaired((), done.saved + canaries.saved, done.lost + canaries.lost)
+                done = RepairResult((), done.saved + canaries.saved, done.lost + canaries.lost)
         data["repaired"] = {"quarantined": moved, "saved": done.saved, "lost": done.lost}
         lines.append(
             f"repaired: {len(moved)} files in {store / paths.QUARANTINE}, {done.saved:,} of their "
@@ -228,9 +230,9 @@ def check(store: Path, *, repair: bool) -> tuple[dict[str, Any], list[str], int]
         )
     findings, answers = _looked(store)
     bill = Bill(0, 0, ())
-    if (store / "journal.db").exists() and not any("journal.db" in one for one in findings):
+    if (store / paths.JOURNAL).exists() and not any(paths.JOURNAL in one for one in findings):
         with closing(Journal.open(store, read_only=True)) as journal:
-            bill = bill_of(journal, alive=is_held(store))
+            bill = compute_bill(journal, alive=is_held(store))
     if (store / paths.CANARY / paths.JOURNAL).exists() or has_lost_journal(store / paths.CANARY):
         findings += [f"{paths.CANARY}: {one}" for one in _looked(store / paths.CANARY)[0]]
     data |= {
@@ -238,12 +240,12 @@ def check(store: Path, *, repair: bool) -> tuple[dict[str, Any], list[str], int]
         "findings": findings,
         "billed": bill.billed,
         "billed_microusd": bill.billed_microusd,
-        "possibly_billed": [one.facts() for one in bill.suspects],
-        "possibly_billed_microusd": bill.suspected_microusd,
+        "possibly_billed": [one.facts() for one in bill.possibly_billed],
+        "possibly_billed_microusd": bill.possibly_billed_microusd,
     }
     lines.append(
         f"{answers:,} answers stored, {len(findings)} findings; {bill.billed:,} billed for "
-        f"${bill.billed_microusd / 1e6:.6f}, {len(bill.suspects)} attempts possibly billed"
+        f"${bill.billed_microusd / 1e6:.6f}, {len(bill.possibly_billed)} attempts possibly billed"
     )
     lines += [f"  {one}" for one in findings]
     lines += [
@@ -254,11 +256,11 @@ def check(store: Path, *, repair: bool) -> tuple[dict[str, Any], list[str], int]
     return data, lines, len(findings)
 
 
-def _repaired(store: Path) -> tuple[tuple[str, ...], Repaired]:
+def _repaired(store: Path) -> tuple[tuple[str, ...], RepairResult]:
     """Mend a store whose lock is held; also returns every file that was put away."""
     logs = _put_log_aside(store)
     with closing(Journal.open(store)) as journal:
-        done = mend(journal, store)
+        done = repair(journal, store)
     return (*logs, *done.quarantined), done
 
 
@@ -275,7 +277,7 @@ def _looked(store: Path) -> tuple[list[str], int]:
         if (store / paths.JOURNAL).exists():
             return [str(Finding("damaged", paths.JOURNAL, error.message))], 0
         folder = store / paths.SHARDS if (store / paths.SHARDS).is_dir() else store
-        found = [str(one) for one in look_at_copy(folder)]
+        found = [str(one) for one in verify_copy(folder)]
         if has_lost_journal(store):
             found.append(str(Finding("missing", paths.JOURNAL, error.message)))
         if not found:
@@ -285,13 +287,13 @@ def _looked(store: Path) -> tuple[list[str], int]:
 
 def _put_log_aside(store: Path) -> tuple[str, ...]:
     """A write-ahead log with a changed byte is copied into quarantine, and what still reads of it is kept."""
-    log = wal.log_of(store / paths.JOURNAL)
-    with disk(store):
+    log = wal.log_path(store / paths.JOURNAL)
+    with translate_disk_errors(store):
         if not wal.commits_lost(log):
             return ()
         copy = store / f".{log.name}.copy"
         shutil.copyfile(log, copy)  # not a link: SQLite goes on writing into the same file
         copy.chmod(0o600)
-        name = quarantine.put(store, copy, keep=False, name=log.name)
+        name = quarantine.move_in(store, copy, keep=False, name=log.name)
     sqlite.empty_log(store)
     return (name,)

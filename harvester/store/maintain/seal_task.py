@@ -27,12 +27,12 @@ from harvester.store.shards.swap import ReaderWatch
 
 T = TypeVar("T")
 SEAL_EVERY_S = 5.0
-RARELY = 24
-NEARLY = 0.9
+FULL_CHECK_TURNS = 24
+GROWTH_CHECK_FACTOR = 0.9
 """Answers also fill pages that were in use already."""
 QUIET_S = 3.0
 """A folder that nobody touched for so long has no reader between listing it and opening its files."""
-PATIENCE = 5
+QUIET_TRIES = 5
 """How often a merged file waits for such a time before it is given up."""
 
 
@@ -41,20 +41,20 @@ async def on_writer(writer: GroupCommit, fn: Callable[[Journal], T]) -> T:
     return await asyncio.wrap_future(writer.call(fn))
 
 
-async def seal_along(store: Path, writer: GroupCommit, target_bytes: int) -> None:
+async def seal_periodically(store: Path, writer: GroupCommit, target_bytes: int) -> None:
     """Seal what fills a shard and merge small ones: a slice, then whatever was submitted meanwhile."""
     due_bytes = 0.0
     for turn in count():
         await asyncio.sleep(SEAL_EVERY_S)
         # Summing up what is unsealed reads all of it: not before there can be enough, but now and then, for
         # what else the journal holds may shrink meanwhile.
-        if turn % RARELY == 0 or await on_writer(writer, seal.used_bytes) >= due_bytes:
+        if turn % FULL_CHECK_TURNS == 0 or await on_writer(writer, seal.used_bytes) >= due_bytes:
             steps = await on_writer(
                 writer, lambda j: seal.seal_steps(j, store, target_bytes=target_bytes, everything=False)
             )
             sealed = await _in_slices(writer, steps)
-            due_bytes = await on_writer(writer, seal.used_bytes) + sealed.lacking_bytes * NEARLY
-        await merge(store, writer, target_bytes, patience=PATIENCE)
+            due_bytes = await on_writer(writer, seal.used_bytes) + sealed.lacking_bytes * GROWTH_CHECK_FACTOR
+        await merge(store, writer, target_bytes, patience=QUIET_TRIES)
 
 
 async def merge(store: Path, writer: GroupCommit, target_bytes: int, *, patience: int) -> None:
@@ -63,7 +63,7 @@ async def merge(store: Path, writer: GroupCommit, target_bytes: int, *, patience
     Raises:
         StoreError: the disk refuses; the small ones stay.
     """
-    if not await on_writer(writer, lambda j: compact.batches(j, target_bytes)):
+    if not await on_writer(writer, lambda j: compact.mergeable_batches(j, target_bytes)):
         return
     with contextlib.closing(ReaderWatch(store / paths.SHARDS)) as watch:
         steps = await on_writer(
@@ -130,6 +130,6 @@ def seal_now(store: Path) -> seal.SealResult:
         StoreError: no journal here, or the disk refuses; StoreLocked, StoreCorrupt by cause.
     """
     Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
-    terms_check.ask(Corpus.open(store), "seal", store.resolve().parent)
+    terms_check.require_permitted(Corpus.open(store), "seal", store.resolve().parent)
     with StoreLock(store, started_at=time.time()), Journal.open(store) as journal:
         return seal.seal(journal, store, target_bytes=64 * 1024 * 1024, everything=True)

@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROWS = 512
+MAX_ROWS = 512
 """Most rows of a portion."""
-BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 """A portion ends with the row that reaches this."""
 
 
-def of_answers(cursor: sqlite3.Cursor, most_rows: int = ROWS) -> Iterator[list[dict[str, Any]]]:
+def batch_answers(cursor: sqlite3.Cursor, most_rows: int = MAX_ROWS) -> Iterator[list[dict[str, Any]]]:
     """Rows of a query over `answers` (its columns named, `raw` and `body_json` among them), in its order."""
     names = [column[0] for column in cursor.description]
     portion: list[dict[str, Any]] = []
@@ -27,14 +27,14 @@ def of_answers(cursor: sqlite3.Cursor, most_rows: int = ROWS) -> Iterator[list[d
         row = dict(zip(names, values, strict=True))
         portion.append(row)
         size += len(row["raw"]) + len(row["body_json"])
-        if len(portion) >= most_rows or size >= BYTES:
+        if len(portion) >= most_rows or size >= MAX_BYTES:
             yield portion
             portion, size = [], 0
     if portion:
         yield portion
 
 
-def of_file(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def batch_file(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Some columns of a file, in its order; a row that is larger than a portion comes alone."""
     wanted = set(columns)
     for number in range(file.num_row_groups):
@@ -45,17 +45,17 @@ def of_file(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.RecordB
             for chunk in chunks
             if chunk.path_in_schema.partition(".")[0] in wanted
         )
-        rows = max(1, min(ROWS, BYTES * group.num_rows // max(1, size)))
+        rows = max(1, min(MAX_ROWS, MAX_BYTES * group.num_rows // max(1, size)))
         for batch in file.iter_batches(batch_size=rows, row_groups=[number], columns=list(columns)):
-            yield from of_batch(batch)
+            yield from split_batch(batch)
 
 
-def of_batch(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+def split_batch(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """A batch cut until no part of more than one row is larger than a portion."""
-    if batch.num_rows <= 1 or (batch.num_rows <= ROWS and batch.nbytes <= BYTES):
+    if batch.num_rows <= 1 or (batch.num_rows <= MAX_ROWS and batch.nbytes <= MAX_BYTES):
         if batch.num_rows:
             yield batch
         return
     half = batch.num_rows // 2
-    yield from of_batch(batch.slice(0, half))
-    yield from of_batch(batch.slice(half))
+    yield from split_batch(batch.slice(0, half))
+    yield from split_batch(batch.slice(half))

@@ -11,13 +11,13 @@ from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards import swap
-from harvester.store.shards.manifest import manifest_of
+from harvester.store.shards.manifest import read_manifest
 from harvester.store.shards.parquet_file import ROWS_PER_SHARD
-from harvester.store.shards.rewrite import rewrite, tidy
+from harvester.store.shards.rewrite import finish_interrupted_rewrite, rewrite
 
-SMALL = 2
+SMALL_FACTOR = 2
 """A shard below the target by this factor, in bytes and in rows, is worth merging."""
-MANY = 4
+MIN_SMALL_SHARDS = 4
 """So many small ones are merged even where they don't fill a shard: fewer would be written over and over."""
 
 
@@ -36,8 +36,8 @@ def compact_steps(
         StoreError, StoreFull, StoreCorrupt: the old files stay in the manifest.
     """
     merged = 0
-    tidy(journal, store)
-    for batch in batches(journal, target_bytes):
+    finish_interrupted_rewrite(journal, store)
+    for batch in mergeable_batches(journal, target_bytes):
         try:
             yield from rewrite(journal, store, batch, hold=lambda: _alone(store, is_quiet))
         except ShardsInUse:
@@ -46,11 +46,11 @@ def compact_steps(
     return merged
 
 
-def batches(journal: Journal, target_bytes: int) -> list[list[ShardEntry]]:
+def mergeable_batches(journal: Journal, target_bytes: int) -> list[list[ShardEntry]]:
     """Small shards that are worth merging, each list into one."""
     by_digest: dict[str, list[ShardEntry]] = {}
-    for entry in manifest_of(journal):
-        if entry.size_bytes < target_bytes / SMALL and entry.rows < ROWS_PER_SHARD / SMALL:
+    for entry in read_manifest(journal):
+        if entry.size_bytes < target_bytes / SMALL_FACTOR and entry.rows < ROWS_PER_SHARD / SMALL_FACTOR:
             by_digest.setdefault(entry.lineage_digest, []).append(entry)
     found: list[list[ShardEntry]] = []
     for _, entries in sorted(by_digest.items()):
@@ -63,7 +63,7 @@ def batches(journal: Journal, target_bytes: int) -> list[list[ShardEntry]]:
             if sum(one.size_bytes for one in batch) >= target_bytes:
                 found.append(batch)
                 batch = []
-        if len(batch) >= MANY:
+        if len(batch) >= MIN_SMALL_SHARDS:
             found.append(batch)
     return [batch for batch in found if len(batch) > 1]
 

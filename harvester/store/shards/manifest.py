@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harvester.store import paths
-from harvester.store.journal.checksums import checksum, damaged, is_whole, set_meta
+from harvester.store.journal.checksums import checksum, damaged_row_error, is_unchanged, set_meta
 from harvester.store.journal.journal import KEYS_PER_LOOKUP, Journal
 from harvester.store.journal.records import ShardEntry
 from harvester.store.journal.rows import micros
@@ -19,13 +19,13 @@ from harvester.store.journal.rows import micros
 CHUNKS_PER_STEP = 16
 
 
-def manifest_of(journal: Journal) -> list[ShardEntry]:
+def read_manifest(journal: Journal) -> list[ShardEntry]:
     """The sealed shards, in the order they were sealed."""
     with journal.reading() as connection:
-        return entries_in(connection)
+        return manifest_rows(connection)
 
 
-def entries_in(connection: sqlite3.Connection) -> list[ShardEntry]:
+def manifest_rows(connection: sqlite3.Connection) -> list[ShardEntry]:
     """The same, as a connection sees it: inside a transaction, of its instant."""
     query = (
         "SELECT shard, name, sha256, rows, size_bytes, lineage_digest, sealed_us FROM manifest ORDER BY shard"
@@ -36,13 +36,13 @@ def entries_in(connection: sqlite3.Connection) -> list[ShardEntry]:
     ]
 
 
-def keys_in(journal: Journal, entry: ShardEntry) -> set[bytes]:
+def indexed_keys(journal: Journal, entry: ShardEntry) -> set[bytes]:
     """Keys that the index places in a shard."""
     with journal.reading() as connection:
         return {key for (key,) in connection.execute("SELECT key FROM keys WHERE shard = ?", (entry.shard,))}
 
 
-def enter(connection: sqlite3.Connection, entry: ShardEntry) -> None:
+def insert_entry(connection: sqlite3.Connection, entry: ShardEntry) -> None:
     """Name a shard in the manifest."""
     facts = (
         entry.shard,
@@ -56,13 +56,13 @@ def enter(connection: sqlite3.Connection, entry: ShardEntry) -> None:
     connection.execute("INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*facts, checksum(facts)))
 
 
-def enter_new(connection: sqlite3.Connection, entry: ShardEntry) -> None:
+def insert_new_entry(connection: sqlite3.Connection, entry: ShardEntry) -> None:
     """The same for a shard that was just made: its number is never given again."""
-    enter(connection, entry)
+    insert_entry(connection, entry)
     set_meta(connection, "last_shard", entry.shard)
 
 
-def place_answers(connection: sqlite3.Connection, shard: int, keys: Sequence[bytes]) -> None:
+def move_answers(connection: sqlite3.Connection, shard: int, keys: Sequence[bytes]) -> None:
     """Journalled answers lie in this shard from now on: into the index, their bodies out of the journal.
 
     Who calls it has held each row against its checksum, when it was read to be written into the shard or to
@@ -114,8 +114,8 @@ def _whole(
     )
     rows = connection.execute(query, keys).fetchall()
     for key, outcome, most_tokens, asker, shard, check in rows:
-        if not is_whole((shard, outcome, most_tokens, key, asker), 3, check):
-            raise damaged("keys", key.hex(), Path(paths.JOURNAL))
+        if not is_unchanged((shard, outcome, most_tokens, key, asker), 3, check):
+            raise damaged_row_error("keys", key.hex(), Path(paths.JOURNAL))
     return [row[:4] for row in rows]
 
 

@@ -56,7 +56,7 @@ _DICTIONARY = [
 ]
 
 
-def writer_of(sink: BinaryIO, lineages: Sequence[Lineage]) -> pq.ParquetWriter:
+def open_writer(sink: BinaryIO, lineages: Sequence[Lineage]) -> pq.ParquetWriter:
     """A writer of exactly the contract's schema; `lineages` are the runs whose rows will follow."""
     text = orjson.dumps([dict(lineage.stored) for lineage in lineages], option=orjson.OPT_SORT_KEYS)
     return pq.ParquetWriter(
@@ -69,7 +69,7 @@ def writer_of(sink: BinaryIO, lineages: Sequence[Lineage]) -> pq.ParquetWriter:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[pq.ParquetFile]:
+def open_shard(path: Path) -> Iterator[pq.ParquetFile]:
     """A shard with page checksums on.
 
     Raises:
@@ -155,7 +155,7 @@ def read_back(path: Path, keys: Sequence[bytes]) -> Iterator[None]:
         raise StoreCorrupt(f"{rows} rows read back, {len(keys)} written", place=str(path))
 
 
-def checked(
+def check_written_file(
     hidden: Path, shard: int, keys: Sequence[bytes], lineage: str
 ) -> Generator[None, None, ShardEntry]:
     """Read a written file back; returns what the manifest will say of it, its name by its content.
@@ -171,7 +171,7 @@ def checked(
 
 
 @contextlib.contextmanager
-def disk(folder: Path) -> Iterator[None]:
+def translate_disk_errors(folder: Path) -> Iterator[None]:
     """The operating system's and pyarrow's errors by our names."""
     try:
         yield

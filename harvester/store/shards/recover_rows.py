@@ -30,11 +30,11 @@ from harvester.api.request_key import request_key
 from harvester.api.types import Prompt
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
-from harvester.store.journal.records import ShardEntry, asker_of, prompt_json
+from harvester.store.journal.records import ShardEntry, asker_digest, prompt_json
 from harvester.store.journal.rows import max_tokens_of, micros
 from harvester.store.shards import batching
 from harvester.store.shards.sample import sample_of
-from harvester.store.shards.schema import SCHEMA, Sample, completed, to_table
+from harvester.store.shards.schema import SCHEMA, Sample, to_table, with_added_columns
 from harvester.system.files import sha256_of
 from harvester.terms.lineage import Lineage
 
@@ -65,7 +65,7 @@ class _Run:
     epoch: int
 
 
-class Proof:
+class RowVerifier:
     """What the journal knows of one shard's rows, to hold them against."""
 
     def __init__(self, journal: Journal, entry: ShardEntry) -> None:
@@ -82,7 +82,7 @@ class Proof:
         """The rows of a table, of exactly `SCHEMA`, that prove themselves."""
         kept: list[bool] = []
         for batch in table.to_batches():
-            for portion in batching.of_batch(batch):
+            for portion in batching.split_batch(batch):
                 kept += self._are_proven(portion.to_pylist())
         return table.filter(pa.array(kept, pa.bool_()))
 
@@ -99,7 +99,7 @@ class Proof:
             prompt = _prompt(row)
             at_us = (row["created_at"] - _EPOCH) // timedelta(microseconds=1)
             if (
-                self._index[key] != (max_tokens_of(body), asker_of(prompt, row["sample_index"]))
+                self._index[key] != (max_tokens_of(body), asker_digest(prompt, row["sample_index"]))
                 or not -_DAY_US <= at_us - run.started_us <= _LONGEST_RUN_US
                 or not _is_key(key, run, body, row["sample_index"])
             ):
@@ -117,18 +117,18 @@ class Proof:
             return None
 
 
-def proven(journal: Journal, store: Path, entry: ShardEntry) -> Iterator[pa.Table]:
+def recoverable_rows(journal: Journal, store: Path, entry: ShardEntry) -> Iterator[pa.Table]:
     """The row groups of a shard, of exactly `SCHEMA`: whole where it is as sealed, else rows with a proof."""
     path = store / paths.SHARDS / entry.name
     try:
         is_as_sealed = sha256_of(path) == entry.sha256
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            proof = Proof(journal, entry)
+            proof = RowVerifier(journal, entry)
             for number in range(file.num_row_groups):
                 try:
                     table = file.read_row_group(number)
                     table.validate(full=True)
-                    table = completed(table).cast(SCHEMA)
+                    table = with_added_columns(table).cast(SCHEMA)
                     if not is_as_sealed:
                         _require_statistics(file, number, table)
                         table = proof.of(table)

@@ -24,18 +24,24 @@ from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import ShardEntry
 from harvester.store.journal.rows import forget_finished
 from harvester.store.shards import swap, unlisted
-from harvester.store.shards.manifest import enter_new, keys_in, manifest_of, move_keys, require_index
+from harvester.store.shards.manifest import (
+    indexed_keys,
+    insert_new_entry,
+    move_keys,
+    read_manifest,
+    require_index,
+)
 from harvester.store.shards.parquet_file import (
     BYTES_PER_GROUP,
     ROWS_PER_GROUP,
-    checked,
-    disk,
+    check_written_file,
     lineages_in,
-    opened,
-    writer_of,
+    open_shard,
+    open_writer,
+    translate_disk_errors,
 )
-from harvester.store.shards.recover_rows import proven
-from harvester.store.shards.schema import completed
+from harvester.store.shards.recover_rows import recoverable_rows
+from harvester.store.shards.schema import with_added_columns
 from harvester.system.failpoints import reach
 from harvester.terms.lineage import Lineage
 
@@ -75,7 +81,7 @@ def rewrite(
     hidden = folder / f".part-{journal.next_shard():08d}.tmp"
     with contextlib.ExitStack() as held:  # from the question to the commit nobody may come to read
         try:
-            with disk(folder):
+            with translate_disk_errors(folder):
                 entry, keys = yield from _staged(journal, store, entries, hidden, without, salvage)
             yield READY
             reach("compaction.before_exchange")
@@ -86,11 +92,11 @@ def rewrite(
                 hidden.unlink(missing_ok=True)
                 swap.discard(folder)
             raise
-        with disk(folder):
+        with translate_disk_errors(folder):
             swap.exchange(folder)
         reach("compaction.after_exchange")
         gone = _enter_swap(journal, store, entries, entry, keys)
-        with disk(folder):
+        with translate_disk_errors(folder):
             swap.discard(folder)
         return gone
 
@@ -107,12 +113,13 @@ def _staged(
     folder = store / paths.SHARDS
     lineages = _lineages(journal, folder, entries, salvage)
     tables = chain.from_iterable(
-        proven(journal, store, entry) if salvage else _tables(folder / entry.name) for entry in entries
+        recoverable_rows(journal, store, entry) if salvage else _tables(folder / entry.name)
+        for entry in entries
     )
     keys = yield from _copy(hidden, lineages, _row_groups(tables, {key.hex() for key in without}))
     entry = None
     if keys:
-        entry = yield from checked(hidden, journal.next_shard(), keys, entries[0].lineage_digest)
+        entry = yield from check_written_file(hidden, journal.next_shard(), keys, entries[0].lineage_digest)
         yield from require_index(journal, keys)
     new = None if entry is None else (hidden, entry.name)
     swap.stage(folder, without={one.name for one in entries}, new=new)
@@ -124,12 +131,12 @@ def _lineages(journal: Journal, folder: Path, entries: Sequence[ShardEntry], sal
     found: dict[str, Lineage] = {}
     for entry in entries:
         if not salvage:
-            with opened(folder / entry.name) as file:
+            with open_shard(folder / entry.name) as file:
                 found |= {lineage.run_id: lineage for lineage in lineages_in(file)}
             continue
         present = {
             run_id
-            for table in proven(journal, folder.parent, entry)
+            for table in recoverable_rows(journal, folder.parent, entry)
             for run_id in table.column("run_id").unique().to_pylist()
         }
         with journal.reading() as connection:
@@ -143,7 +150,7 @@ def _copy(
 ) -> Generator[None, None, list[bytes]]:
     keys: list[bytes] = []
     with hidden.open("xb") as sink:
-        with writer_of(sink, lineages) as writer:
+        with open_writer(sink, lineages) as writer:
             for table in groups:
                 writer.write_table(table.cast(writer.schema))
                 keys += [bytes.fromhex(key) for key in table.column("key").to_pylist()]
@@ -173,7 +180,7 @@ def _row_groups(tables: Iterable[pa.Table], without: Collection[str]) -> Iterato
 def _tables(path: Path) -> Iterator[pa.Table]:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         for number in range(file.num_row_groups):
-            table = completed(file.read_row_group(number))
+            table = with_added_columns(file.read_row_group(number))
             table.validate(full=True)
             yield table
 
@@ -185,7 +192,7 @@ def _enter_swap(
     # A scan of the whole index only where rows were left out: a merge must not stop a harvest for long.
     gone = set[bytes]()
     if sum(one.rows for one in old) != len(keys):
-        gone = {key for one in old for key in keys_in(journal, one)}.difference(keys)
+        gone = {key for one in old for key in indexed_keys(journal, one)}.difference(keys)
     with journal.writing() as connection:
         connection.executemany("DELETE FROM keys WHERE key = ?", [(key,) for key in sorted(gone)])
         if gone:
@@ -193,33 +200,33 @@ def _enter_swap(
         connection.executemany("DELETE FROM manifest WHERE shard = ?", [(one.shard,) for one in old])
         if new is not None:
             move_keys(connection, new.shard, keys)
-            enter_new(connection, new)
+            insert_new_entry(connection, new)
         reach("compaction.before_commit")
     reach("compaction.after_commit")
     return gone
 
 
-def tidy(journal: Journal, store: Path) -> None:
+def finish_interrupted_rewrite(journal: Journal, store: Path) -> None:
     """Go on from where a kill left a rewriting: before its exchange undo it, after it finish it.
 
     Raises:
         StoreError: the folder refuses.
     """
     folder = store / paths.SHARDS
-    with disk(folder):
-        is_staged = swap.resume(folder)
+    with translate_disk_errors(folder):
+        is_staged = swap.finish_interrupted(folder)
         for path in folder.glob(".part-*.tmp"):
             path.unlink()
         if not is_staged:
             return
-        old = [one for one in manifest_of(journal) if swap.find(folder, one.name).parent != folder]
+        old = [one for one in read_manifest(journal) if swap.locate(folder, one.name).parent != folder]
         if old:
             found = _exchanged(journal, folder, old)
             if found is not None:
                 _enter_swap(journal, store, old, *found)
             else:
                 for entry in old:  # not our doing: give back what the folder lacks
-                    swap.find(folder, entry.name).rename(folder / entry.name)
+                    swap.locate(folder, entry.name).rename(folder / entry.name)
         with swap.if_no_reader(folder) as is_free:
             if is_free:  # else a reader may look for the old files there: the next one tidies up
                 swap.discard(folder)
@@ -230,9 +237,9 @@ def _exchanged(
 ) -> tuple[ShardEntry, Sequence[bytes]] | None:
     """The file that took the place of `old`: numbered like the next shard, whole, without a strange key."""
     number = journal.next_shard()
-    known = {key for entry in old for key in keys_in(journal, entry)}
+    known = {key for entry in old for key in indexed_keys(journal, entry)}
     for found, path in unlisted.unlisted_files(folder, number - 1):
-        held = unlisted.contents_of(path) if found == number else None
+        held = unlisted.read_contents(path) if found == number else None
         if held is not None and known.issuperset(held.keys):
             entry = held.entry(path.stat().st_mtime)
             return replace(entry, lineage_digest=old[0].lineage_digest), held.keys

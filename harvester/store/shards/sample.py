@@ -25,7 +25,7 @@ SELECT_ANSWERS = (
     " output_tokens, cost_microusd, latency_us, at_us, checksum, endpoint, prompt_json, body_json, raw"
     " FROM answers"
 )
-SELECT_FACTS = "SELECT run, body_json, raw FROM answers"
+SELECT_TERMS_COLUMNS = "SELECT run, body_json, raw FROM answers"
 PARSED = frozenset(
     {
         "completion",
@@ -95,11 +95,11 @@ def sample_of(row: Mapping[str, Any], lineage: Lineage, columns: Collection[str]
         run_id=lineage.run_id,
         config_sha256=lineage.config_sha256,
         tool_version=lineage.tool_version,
-        **asked_by(row["prompt_json"], row["sample_index"]),
+        **prompt_columns(row["prompt_json"], row["sample_index"]),
     )
 
 
-def asked_by(prompt_json: str, sample_index: int) -> dict[str, Any]:
+def prompt_columns(prompt_json: str, sample_index: int) -> dict[str, Any]:
     """The columns of a row that depend on who asked, not on what was answered."""
     try:
         prompt = orjson.loads(prompt_json)
@@ -107,22 +107,22 @@ def asked_by(prompt_json: str, sample_index: int) -> dict[str, Any]:
         prompt = json.loads(prompt_json)
     reference = prompt["reference"]
     return {
-        "prompt_id": clean(prompt["id"]),
+        "prompt_id": encodable(prompt["id"]),
         "sample_index": sample_index,
-        "reference": None if reference is None else clean(reference),
-        "tags": [clean(tag) for tag in prompt["tags"]],
+        "reference": None if reference is None else encodable(reference),
+        "tags": [encodable(tag) for tag in prompt["tags"]],
         "metadata_json": as_json(prompt["metadata"]).decode(),
-        "source_file": clean(prompt["file"]),
+        "source_file": encodable(prompt["file"]),
         "source_line": prompt["line"],
     }
 
 
-def clean(text: str) -> str:
+def encodable(text: str) -> str:
     """Text that UTF-8 can hold: a lone surrogate (an odd file name) becomes a question mark."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def fact_of(row: Mapping[str, Any], lineage: Lineage) -> dict[str, Any]:
+def terms_columns(row: Mapping[str, Any], lineage: Lineage) -> dict[str, Any]:
     """The columns of a row that the doors look at (`lineage.FACT_COLUMNS`), without parsing its raw body."""
     model, provider = model_and_provider(row["raw"])
     body = orjson.loads(row["body_json"])

@@ -78,7 +78,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
     ("tool_version", pa.string(), False, "version of the harvester"),
 )
 
-ADDED = frozenset({"provider"})
+ADDED_COLUMNS = frozenset({"provider"})
 """Columns that earlier files of this version may lack; they read as ''."""
 
 SCHEMA = pa.schema(
@@ -148,9 +148,9 @@ if set(_NAMES) != set(SCHEMA.names):  # a column without a field, or the reverse
     raise AssertionError(f"Sample and SCHEMA differ: {set(_NAMES) ^ set(SCHEMA.names)}")
 
 
-def completed(table: pa.Table) -> pa.Table:
+def with_added_columns(table: pa.Table) -> pa.Table:
     """A table of an earlier file with the columns of `ADDED` it lacks, in the order of the contract."""
-    lacking = ADDED - set(table.column_names)
+    lacking = ADDED_COLUMNS - set(table.column_names)
     if not lacking:
         return table
     for name in lacking:

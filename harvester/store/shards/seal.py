@@ -19,21 +19,21 @@ from typing import Any
 import pyarrow as pa
 
 from harvester.store import paths
-from harvester.store.journal.checksums import require_whole
+from harvester.store.journal.checksums import require_unchanged
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards import batching, unlisted
-from harvester.store.shards.manifest import enter_new, place_answers
+from harvester.store.shards.manifest import insert_new_entry, move_answers
 from harvester.store.shards.parquet_file import (
     BYTES_PER_GROUP,
     ROWS_PER_GROUP,
     ROWS_PER_SHARD,
-    checked,
-    disk,
+    check_written_file,
     lineage_digest,
-    writer_of,
+    open_writer,
+    translate_disk_errors,
 )
-from harvester.store.shards.rewrite import tidy
+from harvester.store.shards.rewrite import finish_interrupted_rewrite
 from harvester.store.shards.sample import SELECT_ANSWERS, sample_of
 from harvester.store.shards.schema import to_table
 from harvester.system.failpoints import reach
@@ -93,15 +93,15 @@ def seal_steps(
     At most one of them at a time; one that is closed early leaves its answers journalled. Raises as `seal`.
     """
     folder = store / paths.SHARDS
-    with disk(folder):
+    with translate_disk_errors(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
-    files = go_on(journal, store)
+    files = finish_interrupted(journal, store)
     rows = sum(count for _, count in files)
     full = lacking = target_bytes * EXPECTED_COMPRESSION
     for group in _groups(journal):
         left = group.stored_bytes
         while left > 0 and (everything or left >= full):
-            with disk(folder):
+            with translate_disk_errors(folder):
                 name, count, moved = yield from _seal_one(journal, folder, group, target_bytes)
             if count == 0:
                 break
@@ -150,7 +150,7 @@ def _seal_one(
     try:
         keys, moved = yield from _write(journal, hidden, group, target_bytes)
         reach("shards.after_write")
-        entry = yield from checked(hidden, shard, keys, group.digest)
+        entry = yield from check_written_file(hidden, shard, keys, group.digest)
         reach("shards.before_rename")
         hidden.rename(folder / entry.name)
         reach("shards.after_rename")
@@ -172,7 +172,7 @@ def _write(
     waiting: list[pa.Table] = []  # as objects, log-probabilities would be eight times their raw bytes
     moved = waiting_bytes = waiting_rows = last_id = 0
     with hidden.open("xb") as sink:
-        with writer_of(sink, lineages) as writer:
+        with open_writer(sink, lineages) as writer:
             while rows := _slice(journal, group, last_id):
                 last_id = rows[-1]["id"]
                 waiting.append(to_table([sample_of(row, by_run[row["run"]]) for row in rows]))
@@ -211,8 +211,8 @@ def _slice(journal: Journal, group: _Group, after: int) -> list[dict[str, Any]]:
         journal.reading() as connection,
         contextlib.closing(connection.execute(query, (*group.runs, after, group.last_id))) as cursor,
     ):
-        rows = next(batching.of_answers(cursor, ROWS_PER_SLICE), [])
-    require_whole("answers", rows, journal.path)
+        rows = next(batching.batch_answers(cursor, ROWS_PER_SLICE), [])
+    require_unchanged("answers", rows, journal.path)
     return rows
 
 
@@ -223,35 +223,35 @@ def _stored(row: dict[str, Any]) -> int:
 def _commit(journal: Journal, entry: ShardEntry, keys: Sequence[bytes]) -> None:
     """Manifest row, key index and removal of the bodies: all or nothing."""
     with journal.writing() as connection:
-        enter_new(connection, entry)
-        place_answers(connection, entry.shard, keys)
+        insert_new_entry(connection, entry)
+        move_answers(connection, entry.shard, keys)
         reach("shards.before_commit")
     reach("shards.after_commit")
 
 
-def go_on(journal: Journal, store: Path) -> list[tuple[str, int]]:
+def finish_interrupted(journal: Journal, store: Path) -> list[tuple[str, int]]:
     """Finish what a kill left half done; returns names and rows of the shards adopted.
 
     Raises:
         StoreCorrupt: a file that is not ours wears a number that no shard has had yet.
         StoreError: the disk refuses.
     """
-    adopted = adopt(journal, store)
+    adopted = adopt_unlisted(journal, store)
     unlisted.require_none(store / paths.SHARDS, journal.next_shard() - 1)
     return adopted
 
 
-def adopt(journal: Journal, store: Path) -> list[tuple[str, int]]:
+def adopt_unlisted(journal: Journal, store: Path) -> list[tuple[str, int]]:
     """Finish the merge and the sealing that a crash cut short; the rows of the latter are still journalled.
 
     Raises:
         StoreError: the disk refuses.
     """
-    tidy(journal, store)
+    finish_interrupted_rewrite(journal, store)
     folder, number, adopted = store / paths.SHARDS, journal.next_shard(), []
-    with disk(folder):
+    with translate_disk_errors(folder):
         for path in sorted(folder.glob(f"part-{number:08d}-*.parquet")):
-            held = unlisted.contents_of(path)
+            held = unlisted.read_contents(path)
             with journal.reading() as connection:
                 if held is None or not unlisted.is_half_sealed(connection, path):
                     continue  # damaged or not ours

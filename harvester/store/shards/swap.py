@@ -75,7 +75,7 @@ def exchange(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def resume(folder: Path) -> bool:
+def finish_interrupted(folder: Path) -> bool:
     """Finish an exchange in three renames that a kill cut short; whether a staged folder is left."""
     staged, aside = folder.with_name(STAGED), folder.with_name(ASIDE)
     if aside.exists():
@@ -94,7 +94,7 @@ def discard(folder: Path) -> None:
         shutil.rmtree(staged)
 
 
-def find(folder: Path, name: str) -> Path:
+def locate(folder: Path, name: str) -> Path:
     """Where a file of the manifest lies: in the folder, or beside it while an exchange is under way."""
     path = folder / name
     if not path.exists():
@@ -105,7 +105,7 @@ def find(folder: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def reading(folder: Path) -> Iterator[None]:
+def hold_for_reading(folder: Path) -> Iterator[None]:
     """Keep the folder as it is: nothing is merged meanwhile. An flock on the directory; writes nothing."""
     handle = _shared(folder)
     try:

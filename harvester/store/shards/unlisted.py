@@ -15,23 +15,23 @@ from pathlib import Path
 import pyarrow as pa
 
 from harvester.errors import StoreCorrupt, StoreError
-from harvester.store.journal.checksums import COVERED, is_whole
+from harvester.store.journal.checksums import COVERED, is_unchanged
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards.parquet_file import (
     SHARD_NAME,
     keys_of,
     lineage_digest,
     lineages_in,
-    opened,
+    open_shard,
 )
-from harvester.store.shards.swap import find
+from harvester.store.shards.swap import locate
 from harvester.system.files import sha256_of
 
 _ODD = (StoreError, pa.ArrowException, ValueError, KeyError, IndexError, AttributeError, TypeError)
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class ShardContents:
     """A whole file of our columns: the number and name it wears, its keys in order, its lineage digest."""
 
     shard: int
@@ -48,7 +48,7 @@ class Contents:
         )
 
 
-def contents_of(path: Path) -> Contents | None:
+def read_contents(path: Path) -> ShardContents | None:
     """What a file holds, None where its name is not that of its bytes or its columns are not ours.
 
     Raises:
@@ -61,9 +61,9 @@ def contents_of(path: Path) -> Contents | None:
     if digest[:16] != match[2]:
         return None
     try:
-        with opened(path) as file:
+        with open_shard(path) as file:
             keys, lineage = tuple(keys_of(file)), lineage_digest(lineages_in(file)[0])
-            return Contents(int(match[1]), path.name, keys, lineage, digest, path.stat().st_size)
+            return ShardContents(int(match[1]), path.name, keys, lineage, digest, path.stat().st_size)
     except _ODD:
         return None
 
@@ -95,11 +95,15 @@ def is_half_sealed(connection: sqlite3.Connection, path: Path) -> bool:
     columns, short = COVERED["answers"]
     query = f"SELECT {', '.join(columns)}, checksum FROM answers WHERE key = ?"  # noqa: S608 - our own names
     raw_at = columns.index("raw")
-    with opened(path) as file:
+    with open_shard(path) as file:
         for batch in file.iter_batches(batch_size=256, columns=["key", "raw"]):
             for row in batch.to_pylist():
                 found = connection.execute(query, (bytes.fromhex(row["key"]),)).fetchone()
-                if found is None or found[raw_at] != row["raw"] or not is_whole(found[:-1], short, found[-1]):
+                if (
+                    found is None
+                    or found[raw_at] != row["raw"]
+                    or not is_unchanged(found[:-1], short, found[-1])
+                ):
                     return False
     return True
 
@@ -110,7 +114,7 @@ def is_half_merged(
     """Whether the keys are some of those whose shards, `named` by the manifest, wait beside the folder."""
     known: set[bytes] = set()
     for shard, name in named:
-        if find(folder, name).parent != folder:
+        if locate(folder, name).parent != folder:
             query = "SELECT key FROM keys WHERE shard = ?"
             known |= {key for (key,) in connection.execute(query, (shard,))}
     return bool(known) and known.issuperset(keys)

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 from harvester.observe.process_stats import ProcessStats
-from harvester.observe.timeline import LAST_EVERY_S, MOST_LINES, TIMELINE_NAME, Timeline, read_timeline
+from harvester.observe.timeline import LAST_EVERY_S, MOST_LINES, Timeline, read_timeline
+from harvester.store import paths
 from harvester.system.clock import SystemClock
 from tests.faults import bench
 
@@ -50,7 +51,7 @@ def test_points_grow_rarer_with_age(tmp_path: Path):
 
 
 def test_a_long_trace_is_thinned_and_a_torn_line_dropped(tmp_path: Path):
-    path = tmp_path / TIMELINE_NAME
+    path = tmp_path / paths.TIMELINE
     lines = [json.dumps({"at": n, "sent": n}) for n in range(MOST_LINES + 2)]
     path.write_text("\n".join([*lines, '{"at": 99']), encoding="utf-8")
     assert len(read_timeline(tmp_path)) == MOST_LINES + 2

@@ -241,8 +241,8 @@ def test_a_hold_for_a_changed_teacher_outlives_the_process_until_resume(tmp_path
     assert "the teacher changed (model 'mock-teacher' -> 'mock-teacher-2') (20" in held[0]["waiting"]
     assert held[-1]["canary"]["changes"] == 1
     assert held[-1]["canary"]["said"] == "model 'mock-teacher' -> 'mock-teacher-2'"
-    assert set(pauses.resume_next(store)) == {"drift"}
-    assert pauses.resume_next(store) == {}
+    assert set(pauses.clear_without_run(store)) == {"drift"}
+    assert pauses.clear_without_run(store) == {}
 
     def stop_at_work(now: Mapping[str, Any]) -> None:
         assert now["state"] != "on hold"

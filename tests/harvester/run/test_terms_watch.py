@@ -99,7 +99,7 @@ def test_an_aide_that_dies_is_told_at_once_and_spoils_no_ending(tmp_path: Path, 
         raise StoreError("no room", place="shards")
 
     monkeypatch.setattr(schedule_watch, "watch", die)
-    monkeypatch.setattr(seal_task, "seal_along", fail)
+    monkeypatch.setattr(seal_task, "seal_periodically", fail)
     seen: list[Mapping[str, Any]] = []
     mock = mock_teacher(latency_s=0.3)
     ended = bench.live(mock, tmp_path, watch=seen.append)

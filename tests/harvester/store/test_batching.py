@@ -58,7 +58,7 @@ def peak_kib(act: Callable[[], object]) -> float:
 
 
 def test_reading_sealing_and_asking_take_memory_for_a_few_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(batching, "BYTES", 64 * KIB)  # two answers
+    monkeypatch.setattr(batching, "MAX_BYTES", 64 * KIB)  # two answers
     make(tmp_path)
     to_table([])  # what Arrow imports at its first table is not ours to count
     corpus = Corpus.open(tmp_path)
@@ -83,7 +83,7 @@ def test_reading_sealing_and_asking_take_memory_for_a_few_answers(tmp_path, monk
 
 
 def test_the_doors_question_parses_no_answer(tmp_path, monkeypatch):
-    monkeypatch.setattr(batching, "BYTES", 64 * KIB)
+    monkeypatch.setattr(batching, "MAX_BYTES", 64 * KIB)
     make(tmp_path)
     corpus = Corpus.open(tmp_path)
     expected = corpus.distinct([*lineage.FACT_COLUMNS, "completion"])
@@ -97,15 +97,15 @@ def test_the_doors_question_parses_no_answer(tmp_path, monkeypatch):
 
 
 def test_a_file_is_read_in_portions_whatever_its_row_groups_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(batching, "BYTES", 64 * KIB)
+    monkeypatch.setattr(batching, "MAX_BYTES", 64 * KIB)
     rows = [{"key": f"{n}", "raw": bytes(40 * KIB if n == 7 else 10)} for n in range(1300)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=1000)
     with pq.ParquetFile(tmp_path / "a.parquet") as file:
-        batches = list(batching.of_file(file, ["key", "raw"]))
-        assert sum(batch.num_rows for batch in batching.of_file(file, ["key"])) == 1300
+        batches = list(batching.batch_file(file, ["key", "raw"]))
+        assert sum(batch.num_rows for batch in batching.batch_file(file, ["key"])) == 1300
     assert [key for batch in batches for key in batch.column("key").to_pylist()] == [r["key"] for r in rows]
     assert max(batch.nbytes for batch in batches) <= 64 * KIB
-    assert max(batch.num_rows for batch in batches) <= batching.ROWS
+    assert max(batch.num_rows for batch in batches) <= batching.MAX_ROWS
 
 
 # --- who signed -------------------------------------------------------------------------------------

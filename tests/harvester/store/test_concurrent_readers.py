@@ -22,7 +22,7 @@ from harvester.store.journal.journal import Journal
 from harvester.store.maintain.purge import purge_store
 from harvester.store.reader import Corpus
 from harvester.store.shards import compact, rewrite, swap
-from harvester.store.shards.manifest import manifest_of
+from harvester.store.shards.manifest import read_manifest
 from harvester.store.shards.schema import SCHEMA
 from harvester.store.shards.seal import seal
 from harvester.store.shards.swap import ReaderWatch
@@ -134,7 +134,7 @@ def test_readers_beside_kills_sealing_and_merging_see_a_growing_set(
         assert killed >= 2
         assert looker.rounds > 20
         with Journal.open(store, read_only=True) as journal:
-            sealed, files = journal.next_shard() - 1, len(manifest_of(journal))
+            sealed, files = journal.next_shard() - 1, len(read_manifest(journal))
         assert files < sealed  # some were merged away beside the readers
         assert Corpus.open(store).verify() == []
         for reader in looker.readers:
@@ -310,10 +310,10 @@ def test_what_a_kill_left_of_a_merge_stays_for_the_reader_that_looks_there(tmp_p
                 list(compact.compact_steps(journal, tmp_path, target_bytes=MIB))
         reader = Corpus.open(tmp_path).samples(["key"])
         first = next(reader).key
-        rewrite.tidy(journal, tmp_path)
-        assert len(manifest_of(journal)) == 1
+        rewrite.finish_interrupted_rewrite(journal, tmp_path)
+        assert len(read_manifest(journal)) == 1
         assert len({first, *(sample.key for sample in reader)}) == 80
-        rewrite.tidy(journal, tmp_path)
+        rewrite.finish_interrupted_rewrite(journal, tmp_path)
     assert not (tmp_path / swap.STAGED).exists()
     assert len({sample.key for sample in Corpus.open(tmp_path).samples(["key"])}) == 80
 

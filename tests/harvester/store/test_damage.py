@@ -21,8 +21,8 @@ from harvester.store.journal.records import Failure
 from harvester.store.maintain import purge, repair, seal_task
 from harvester.store.reader import Corpus
 from harvester.store.shards import compact
-from harvester.store.shards.seal import go_on, seal
-from harvester.store.verify import look_at_journal
+from harvester.store.shards.seal import finish_interrupted, seal
+from harvester.store.verify import verify_journal
 from harvester.system import failpoints
 from tests.harvester.store_rows import answer, fill, intent, key_of, open_store, raw_of, run_record
 
@@ -94,7 +94,7 @@ def test_a_damaged_answer_is_named_by_every_sealing_and_only_it_is_asked_again(t
     assert (left, data["repaired"]) == (0, {"quarantined": (), "saved": 0, "lost": (name,)})
     assert held(tmp_path) == hexes(0, 1, 2, 3, 4, 5, 6, 8, 9)
     with Journal.open(tmp_path) as journal:
-        assert journal.held([key_of(7)]) == {}
+        assert journal.look_up([key_of(7)]) == {}
         with journal.reading() as connection:  # repair asked no terms, so it sealed nothing
             assert connection.execute("SELECT count(*) FROM answers").fetchone() == (4,)
 
@@ -110,7 +110,7 @@ def test_a_damaged_index_row_is_named_by_a_merge_and_had_again_from_its_shard(tm
     assert (left, data["repaired"]) == (0, {"quarantined": (), "saved": 0, "lost": ()})
     assert held(tmp_path) == before
     with Journal.open(tmp_path) as journal:
-        assert journal.held([key_of(3)])[key_of(3)].max_tokens == 64
+        assert journal.look_up([key_of(3)])[key_of(3)].max_tokens == 64
 
 
 def test_damaged_numbers_are_not_signed_anew_and_repair_counts_them_again(tmp_path):
@@ -118,7 +118,7 @@ def test_damaged_numbers_are_not_signed_anew_and_repair_counts_them_again(tmp_pa
     changed(tmp_path, "UPDATE meta SET value = '1' WHERE name = 'last_shard'")
     with Journal.open(tmp_path) as journal, pytest.raises(StoreCorrupt, match="meta"):
         journal.apply([intent(40, attempt_id=400)])
-    assert [one.place for one in look_at_journal(tmp_path)] == ["journal.db meta"]
+    assert [one.place for one in verify_journal(tmp_path)] == ["journal.db meta"]
     assert repair.check(tmp_path, repair=True)[2] == 0
     with Journal.open(tmp_path) as journal:
         assert journal.next_shard() == 3
@@ -143,7 +143,7 @@ def test_what_is_counted_or_ended_again_was_whole_before(tmp_path, statement, ac
         changed(tmp_path, f"UPDATE {statement}")
         with pytest.raises(StoreCorrupt):
             act(journal)
-    assert look_at_journal(tmp_path)
+    assert verify_journal(tmp_path)
 
 
 # --- files that wear a number no shard has had --------------------------------------------------------
@@ -200,7 +200,7 @@ def test_a_strangers_file_under_the_next_number_is_named_refused_and_quarantined
     for act in (
         lambda journal: seal(journal, store, target_bytes=MIB, everything=True),
         lambda journal: purge.purge(journal, store, {key_of(0)}),
-        lambda journal: go_on(journal, store),
+        lambda journal: finish_interrupted(journal, store),
     ):
         with Journal.open(store) as journal, pytest.raises(StoreCorrupt, match=path.name):
             act(journal)
@@ -275,7 +275,7 @@ def test_a_purge_says_when_a_reader_keeps_the_old_pages(tmp_path, monkeypatch):
 
 def test_verify_beside_a_writer_reads_rows_and_their_sum_at_one_instant(tmp_path, monkeypatch):
     make(tmp_path, parts=0, unsealed=1)
-    real, commits = checksums.is_signed, []
+    real, commits = checksums.matches_checksum, []
     with Journal.open(tmp_path) as journal:
         journal._run = 1
 
@@ -285,7 +285,7 @@ def test_verify_beside_a_writer_reads_rows_and_their_sum_at_one_instant(tmp_path
                 fill(journal, [100])
             return real(connection, name, check)
 
-        monkeypatch.setattr(checksums, "is_signed", between)
-        findings = look_at_journal(tmp_path)
+        monkeypatch.setattr(checksums, "matches_checksum", between)
+        findings = verify_journal(tmp_path)
     assert commits
     assert findings == []

@@ -37,7 +37,7 @@ def test_acknowledged_records_are_seen_by_another_connection(tmp_path):
         writer.submit(answer(number), heard)
     assert set(heard.wait()) == {None}
     with Journal.open(tmp_path, read_only=True) as reader:  # the writer is still open
-        assert len(reader.held([key_of(n) for n in range(500)])) == 500
+        assert len(reader.look_up([key_of(n) for n in range(500)])) == 500
     writer.close()
 
 
@@ -101,7 +101,7 @@ def test_a_fault_reaches_the_batch_and_all_that_follows(tmp_path):
     writer.submit(intent(1), late)
     (error,) = late.wait()
     assert isinstance(error, StoreFull)
-    stored = writer.call(lambda journal: len(journal.held([key_of(n) for n in range(400)]))).result(20)
+    stored = writer.call(lambda journal: len(journal.look_up([key_of(n) for n in range(400)]))).result(20)
     assert stored == news.count(None)  # what was acknowledged is there, what was not is not
     assert isinstance(news[-1], StoreFull)
     writer.close()

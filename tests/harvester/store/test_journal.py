@@ -9,7 +9,7 @@ import pytest
 
 from harvester.errors import StoreCorrupt, StoreError, StoreFormatError, StoreFull
 from harvester.store.journal.journal import Journal
-from harvester.store.journal.records import DeadLetter, Failure, Refund, SharedAnswer, asker_of
+from harvester.store.journal.records import DeadLetter, Failure, Refund, SharedAnswer, asker_digest
 from tests.harvester.store_rows import AT, answer, fill, intent, key_of, open_store, prompt_of, run_record
 
 
@@ -21,11 +21,11 @@ def test_an_answer_is_held_after_reopening(tmp_path):
     with open_store(tmp_path) as journal:
         fill(journal, range(3))
     with Journal.open(tmp_path, read_only=True) as journal:
-        held = journal.held([key_of(n) for n in range(5)])
+        held = journal.look_up([key_of(n) for n in range(5)])
     assert set(held) == {key_of(n) for n in range(3)}
     one = held[key_of(1)]
     assert (one.state, one.outcome, one.max_tokens) == ("answered", "ok", 64)
-    assert one.asker == asker_of(prompt_of(1), 0)
+    assert one.asker == asker_digest(prompt_of(1), 0)
 
 
 def test_every_intent_ends_once_and_the_rest_was_possibly_billed(tmp_path):
@@ -67,7 +67,7 @@ def test_attempt_numbers_are_never_used_again(tmp_path):
 def test_a_dead_row_comes_back_to_life_when_it_is_answered(tmp_path):
     with open_store(tmp_path) as journal:
         journal.apply([dead(0), dead(1, "unavailable")])
-        held = journal.held([key_of(0), key_of(1)])
+        held = journal.look_up([key_of(0), key_of(1)])
         assert {(one.state, one.outcome) for one in held.values()} == {
             ("dead", "prompt_rejected"),
             ("dead", "unavailable"),
@@ -80,7 +80,7 @@ def test_a_dead_row_comes_back_to_life_when_it_is_answered(tmp_path):
             ("p1", "prompts/sum.jsonl", 2),
         }
         fill(journal, [0, 1])
-        assert {one.state for one in journal.held([key_of(0), key_of(1)]).values()} == {"answered"}
+        assert {one.state for one in journal.look_up([key_of(0), key_of(1)]).values()} == {"answered"}
         assert journal.write_dead_letters(tmp_path) == 0
     assert not (tmp_path / "dead_letters.jsonl").exists()
 
@@ -102,10 +102,15 @@ def test_further_askers_are_remembered_once_and_the_last_word_of_each_holds(tmp_
         relabelled = SharedAnswer(key_of(0), prompt_of(0, metadata={"split": "held_out"}), 0)
         journal.apply([other, relabelled, other])
         journal.apply([other])
-        held = journal.held([key_of(0)])[key_of(0)]
+        held = journal.look_up([key_of(0)])[key_of(0)]
         for known in (other.prompt, relabelled.prompt):
-            assert held.newest(known.id, 0) == asker_of(known, 0)
-        assert held.newest("p0", 0) != asker_of(prompt_of(0), 0) == held.asker == held.newest("?", 0)
+            assert held.last_digest(known.id, 0) == asker_digest(known, 0)
+        assert (
+            held.last_digest("p0", 0)
+            != asker_digest(prompt_of(0), 0)
+            == held.asker
+            == held.last_digest("?", 0)
+        )
         assert journal.totals().asks == 3
         with journal.reading() as connection:
             assert connection.execute("SELECT count(*) FROM asks").fetchone() == (2,)
@@ -119,16 +124,16 @@ def test_odd_prompts_are_kept(tmp_path):
     )
     with open_store(tmp_path) as journal:
         journal.apply([answer(0, prompt=odd)])
-        assert journal.held([key_of(0)])[key_of(0)].asker == asker_of(odd, 0)
+        assert journal.look_up([key_of(0)])[key_of(0)].asker == asker_digest(odd, 0)
 
 
 def test_a_record_that_can_not_be_written_leaves_the_journal_usable(tmp_path):
     with open_store(tmp_path) as journal:
         with pytest.raises(TypeError):
             journal.apply([answer(0), answer(1, body={"messages": object()})])
-        assert journal.held([key_of(0)]) == {}
+        assert journal.look_up([key_of(0)]) == {}
         fill(journal, [0])
-        assert len(journal.held([key_of(0)])) == 1
+        assert len(journal.look_up([key_of(0)])) == 1
 
 
 def test_a_full_disk_is_named_and_nothing_more_is_acknowledged(tmp_path):
@@ -143,9 +148,9 @@ def test_a_full_disk_is_named_and_nothing_more_is_acknowledged(tmp_path):
             connection.execute("PRAGMA max_page_count=1000000")
         with pytest.raises(StoreFull):  # there is room again, yet a failed commit is never retried blindly
             journal.apply([intent(5000)])
-        assert len(journal.held([key_of(n) for n in range(2000)])) == 3
+        assert len(journal.look_up([key_of(n) for n in range(2000)])) == 3
     with Journal.open(tmp_path) as journal:
-        assert len(journal.held([key_of(n) for n in range(2000)])) == 3
+        assert len(journal.look_up([key_of(n) for n in range(2000)])) == 3
 
 
 def test_a_reader_can_not_write_and_a_missing_store_is_named(tmp_path):

@@ -135,17 +135,17 @@ def test_of_every_changed_byte_in_a_log_only_its_last_commit_is_silent(tmp_path)
         connection.execute("CREATE TABLE t (a INTEGER PRIMARY KEY, b)")
         for _ in range(12):
             connection.execute("INSERT INTO t (b) VALUES (?)", ("x" * 900,))
-        whole, database = wal.log_of(place).read_bytes(), place.read_bytes()
+        whole, database = wal.log_path(place).read_bytes(), place.read_bytes()
     rng, named, copy = random.Random(4), 0, tmp_path / "copy.db"
     for cut in range(0, len(whole), 997):  # a kill in the middle of a write is no damage
-        wal.log_of(copy).write_bytes(whole[:cut])
-        assert wal.commits_lost(wal.log_of(copy)) == 0
+        wal.log_path(copy).write_bytes(whole[:cut])
+        assert wal.commits_lost(wal.log_path(copy)) == 0
     for _ in range(60):
         content = bytearray(whole)
         content[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         copy.write_bytes(database)
-        wal.log_of(copy).write_bytes(content)
-        lost = wal.commits_lost(wal.log_of(copy))
+        wal.log_path(copy).write_bytes(content)
+        lost = wal.commits_lost(wal.log_path(copy))
         with closing(sqlite3.connect(copy)) as connection:
             try:
                 (rows,) = connection.execute("SELECT count(*) FROM t").fetchone()

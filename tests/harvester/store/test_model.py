@@ -73,7 +73,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(rows=st.lists(st.integers(0, 60), min_size=1, max_size=12, unique=True))
     def submit(self, rows: list[int]) -> None:
-        held = self.journal.held([key_of(row) for row in rows])
+        held = self.journal.look_up([key_of(row) for row in rows])
         fresh = [row for row in rows if key_of(row) not in held and row not in self.in_flight.values()]
         assert {row for row in rows if key_of(row) in held} == self.answered & set(rows)
         first = self.journal.next_attempt_id()

@@ -49,7 +49,7 @@ def test_sealed_rows_and_the_tail_read_alike(tmp_path):
     corpus = Corpus.open(tmp_path)
     samples = {sample.key: sample for sample in corpus.samples()}
     assert corpus.count() == len(samples) == 30
-    assert ids(tmp_path, tail=False) == sorted(f"p{n}" for n in range(20))
+    assert ids(tmp_path, include_unsealed=False) == sorted(f"p{n}" for n in range(20))
     for number in (3, 25):
         one = samples[key_of(number).hex()]
         assert (one.completion, one.prompt_id, one.outcome) == (str(number + 1), f"p{number}", "ok")

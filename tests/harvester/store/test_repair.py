@@ -24,7 +24,7 @@ from harvester.store.journal.records import Answer, DeadLetter, Failure, SharedA
 from harvester.store.maintain import purge, repair
 from harvester.store.reader import Corpus
 from harvester.store.shards import compact, recover_rows
-from harvester.store.shards.parquet_file import writer_of
+from harvester.store.shards.parquet_file import open_writer
 from harvester.store.shards.schema import SCHEMA
 from harvester.store.shards.seal import ROWS_PER_GROUP, seal
 from tests.harvester import store_rows
@@ -79,7 +79,7 @@ def test_small_shards_become_one_with_the_same_rows_and_the_same_bytes_twice(tmp
         assert rows_of(store) == before
         assert Corpus.open(store).verify() == []
         with Journal.open(store) as journal:
-            assert set(journal.held([key_of(n) for n in range(90)])) == {key_of(n) for n in range(80)}
+            assert set(journal.look_up([key_of(n) for n in range(90)])) == {key_of(n) for n in range(80)}
     assert len(digests) == 1
 
 
@@ -171,7 +171,7 @@ def test_a_purged_key_leaves_journal_shards_corpus_and_every_byte(tmp_path):
     assert old not in {path.name for path in sealed(tmp_path)}
     assert Corpus.open(tmp_path).verify() == []
     with Journal.open(tmp_path) as journal:
-        assert journal.held([key_of(3), key_of(4)]) == {}
+        assert journal.look_up([key_of(3), key_of(4)]) == {}
 
 
 def test_a_purge_reaches_exports_quarantine_and_dead_letters(tmp_path):
@@ -248,7 +248,7 @@ def test_a_missing_shard_is_asked_again_and_nothing_else(tmp_path):
     assert repair.check(tmp_path, repair=False)[2] == 1
     assert set(repaired(tmp_path)["lost"]) == {key_of(n).hex() for n in range(20, 40)}
     with Journal.open(tmp_path) as journal:
-        assert len(journal.held([key_of(n) for n in range(80)])) == 60
+        assert len(journal.look_up([key_of(n) for n in range(80)])) == 60
     assert len(rows_of(tmp_path)) == 60
 
 
@@ -295,7 +295,7 @@ def test_a_lost_manifest_row_or_index_row_costs_nothing(tmp_path):
     assert repaired(tmp_path)["lost"] == ()
     assert rows_of(tmp_path) == before
     with Journal.open(tmp_path) as journal:
-        assert len(journal.held([key_of(n) for n in range(80)])) == 80
+        assert len(journal.look_up([key_of(n) for n in range(80)])) == 80
 
 
 def test_a_damaged_journal_is_not_mended_by_guessing(tmp_path):
@@ -361,7 +361,7 @@ def test_a_row_is_saved_only_when_its_columns_bear_each_other_out(tmp_path):
     for row, name in zip(rows, witnessed, strict=False):
         row[name] = other_than(row[name], SCHEMA.field(name).type)
     lineages = Corpus.open(tmp_path).lineages()
-    with path.open("wb") as sink, writer_of(sink, lineages) as writer:
+    with path.open("wb") as sink, open_writer(sink, lineages) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema=writer.schema))
     done = repaired(tmp_path)
     assert set(done["lost"]) == {key_of(n).hex() for n in range(len(witnessed))}

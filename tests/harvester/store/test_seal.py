@@ -35,7 +35,7 @@ def test_answers_move_into_a_file_that_any_reader_opens(tmp_path):
         assert seal(journal, tmp_path, target_bytes=64 * MIB, everything=True).rows == 0
         with journal.reading() as connection:
             assert connection.execute("SELECT count(*) FROM answers").fetchone() == (0,)
-        held = journal.held([key_of(n) for n in range(50)])
+        held = journal.look_up([key_of(n) for n in range(50)])
         assert {(one.state, one.outcome, one.max_tokens) for one in held.values()} == {("answered", "ok", 64)}
     table = pq.read_table(tmp_path / "shards")
     assert table.schema.equals(SCHEMA)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from harvester.mock_teacher.running import RunningMock
 from harvester.run.harvest import PassLimits
-from harvester.store.journal.checksums import signing
+from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
 from harvester.teacher.rate_limiter import Bucket
 from tests.faults.bench import Hasty, live
@@ -76,7 +76,7 @@ def test_a_loop_of_crashes_keeps_the_rate(mock_teacher: Mock, tmp_path: Path) ->
         with (
             Journal.open(tmp_path / "store") as journal,
             journal.writing() as connection,
-            signing(connection, "meta"),
+            updating_checksum(connection, "meta"),
         ):
             connection.execute("DELETE FROM meta WHERE name LIKE 'levels:%'")
         bench.run(chosen, sums(9), limits=PassLimits(runtime_s=5, grace_s=1))
