@@ -1,8 +1,9 @@
-"""The provider's Batch API: a file of requests goes out, a file of answers comes back, at half the price.
+"""Send requests through the provider's Batch API: files of requests and answers, at half the price.
 
-The only file that names `openai`: its SDK is best at files and batches, and the hot path stays away from it.
-Custom ids are our cache keys, so a result finds its row whatever order it comes in, and a batch that was
-created before a crash is found again by its metadata instead of being paid a second time.
+The Batch API client; no verb uses it yet. It is the only module that imports `openai`: the SDK is good at
+files and batches, and single requests don't go through it. Custom ids are request keys, so a result finds its
+row in whatever order it comes. A batch that was created before a crash is found again by its metadata, so it
+isn't paid for twice.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from harvester.errors import BrokenAnswer, HarvesterError, TeacherRefused, Teach
 
 ENDPOINT: Final = "/v1/chat/completions"
 FINISHED = frozenset({"completed", "failed", "expired", "cancelled"})
+# Requests in one batch file: the provider's own limit.
 MAX_REQUESTS = 50_000
-"""Requests in one batch file, the provider's own ceiling."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A batch at the provider: what must be remembered to collect it later."""
+    """A batch at the provider: what must be stored to collect its results later."""
 
     batch_id: str
     status: str
@@ -41,13 +42,13 @@ class Ticket:
 
     @property
     def is_finished(self) -> bool:
-        """No more answers will come. An expired batch still holds those that were finished."""
+        """Whether no more answers will come. An expired batch still has those that were finished."""
         return self.status in FINISHED
 
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """One line of a result file: an answer's body, or the error's code and message."""
+    """One line of a result file: an answer, or an error's code and message."""
 
     key: bytes
     answer: RawAnswer | None
@@ -59,7 +60,7 @@ def batch_lines(requests: Iterable[Request]) -> bytes:
     """The requests as a batch file (JSON Lines of custom_id, method, url, body).
 
     Raises:
-        ValueError: none, or more than the provider takes in one file.
+        ValueError: no request, or more than the provider takes in one file.
     """
     lines = [
         orjson.dumps({"custom_id": r.key.hex(), "method": "POST", "url": ENDPOINT, "body": dict(r.body)})
@@ -71,10 +72,10 @@ def batch_lines(requests: Iterable[Request]) -> bytes:
 
 
 def read_results(body: bytes, *, endpoint: str, received_at: float) -> Iterable[BatchResult]:
-    """The lines of a result or error file.
+    """Parse the lines of a result or error file.
 
     Raises:
-        BrokenAnswer: a line that is no result; its bytes travel in `raw`.
+        BrokenAnswer: a line is no result; the error has its bytes in `raw`.
     """
     for number, line in enumerate(body.splitlines(), start=1):
         if not line.strip():
@@ -102,7 +103,7 @@ class BatchClient:
 
     Raises:
         TeacherRefused: the provider refuses the key, the file or the endpoint.
-        TeacherUnavailable: it can't be reached now; the call may be repeated.
+        TeacherUnavailable: the provider can't be reached now; the call may be repeated.
     """
 
     def __init__(self, teacher: TeacherSection, key: str | None) -> None:
@@ -114,7 +115,7 @@ class BatchClient:
             api_key=key or "none",
             base_url=teacher.base_url,
             max_retries=0,
-            http_client=_exchange(teacher),
+            http_client=_http_client(teacher),
         )
 
     async def __aenter__(self) -> Self:
@@ -126,7 +127,7 @@ class BatchClient:
         await self._client.close()
 
     async def submit(self, requests: Iterable[Request], *, run_id: str) -> Ticket:
-        """Upload the requests and create a batch that names the run in its metadata."""
+        """Upload the requests and create a batch, with the run id in its metadata."""
         content = batch_lines(requests)
         try:
             file = await self._client.files.create(
@@ -144,14 +145,14 @@ class BatchClient:
         return _ticket(batch)
 
     async def poll(self, batch_id: str) -> Ticket:
-        """The batch's state now."""
+        """Ask for the state of a batch."""
         try:
             return _ticket(await self._client.batches.retrieve(batch_id, extra_headers=self._headers))
         except openai.OpenAIError as error:
             raise self._translated(error) from None
 
     async def find(self, run_id: str) -> list[Ticket]:
-        """Batches of a run, found by metadata: what a crash between create and record left behind."""
+        """Find the batches of a run by their metadata, also those that a crash left unrecorded."""
         try:
             return [
                 _ticket(batch)
@@ -162,7 +163,7 @@ class BatchClient:
             raise self._translated(error) from None
 
     async def collect(self, ticket: Ticket, *, received_at: float) -> AsyncIterator[BatchResult]:
-        """All finished answers and errors of a batch, in whatever order the provider wrote them."""
+        """Yield the finished answers and errors of a batch, in the order the provider wrote them."""
         for file_id in (ticket.output_file_id, ticket.error_file_id):
             if file_id is None:
                 continue
@@ -176,7 +177,7 @@ class BatchClient:
                 yield result
 
     def _translated(self, error: openai.OpenAIError) -> HarvesterError:
-        """SDK errors carry the request with its headers; ours are rebuilt without them."""
+        """Our error for one of the SDK. It keeps no reference to it: the SDK's has the request's headers."""
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
         place = self._teacher.base_url
         if status is not None and status < 500 and status != 429:
@@ -189,8 +190,8 @@ class BatchClient:
         return TeacherUnavailable("the Batch API can't be used now", status=status, place=place)
 
 
-def _exchange(teacher: TeacherSection) -> Any:
-    """Our own HTTP client for the SDK, whose own would follow redirects, and with them send the key along."""
+def _http_client(teacher: TeacherSection) -> Any:
+    """An HTTP client for the SDK that follows no redirects: the SDK's own would send the key along."""
     verify: ssl.SSLContext | bool = True
     if teacher.ca_file is not None:
         verify = ssl.create_default_context()

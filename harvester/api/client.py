@@ -1,11 +1,11 @@
-"""One request -> one raw answer over HTTP. The only file that names httpx, and the door where the
-errors of httpx and aiohttp become ours.
+"""Send one request over HTTP and return the raw answer; translate errors of httpx and aiohttp into ours.
 
-httpx speaks through an aiohttp transport: httpx's own pool costs O(connections) per request and leaks
-a slot per cancelled one (encode/httpcore#1093). One transport per origin, asked directly: there are no
-redirects to follow, no cookies to keep, no proxies to choose, and httpx's client costs 50 us per request for
-them. A reply is capped after decoding; one deadline covers connect to last byte, for a per-read timeout never
-fires on a slow drip.
+This is the only module that imports httpx. It uses an aiohttp transport: httpx's own connection pool costs
+O(connections) per request and leaks a slot per cancelled request (encode/httpcore#1093). Transports are
+called directly, without `httpx.AsyncClient`: there are no redirects to follow, no cookies to keep and no
+proxies to choose, and the client would cost 50 us per request for them. Bodies are capped after decoding. One
+deadline covers everything from connecting to the last byte, because a timeout per read never fires when bytes
+arrive slowly but steadily.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from httpx_aiohttp import AiohttpTransport
 
 from harvester import __version__
 from harvester.api import model_list
-from harvester.api.completion import classify
-from harvester.api.error_body import excerpt
+from harvester.api.error_body import classify, excerpt
+from harvester.api.max_tokens import positive_max_tokens_of
 from harvester.api.redaction import Redactor
-from harvester.api.request_builder import ceiling_of
 from harvester.api.types import RawAnswer, Request
 from harvester.config.config import TeacherSection
 from harvester.config.run_section import BASE_DEADLINE_S, RunSection
@@ -48,16 +47,17 @@ from harvester.system import open_files
 _Headers = list[tuple[bytes, bytes]]
 MAX_BODY_BYTES = 32 * 1024 * 1024
 KEEP_ALIVE_S = 60.0
+# `error_code` when the host name does not exist, as opposed to a resolver that fails.
 UNKNOWN_NAME = "unknown_name"
-"""`error_code` where no such host is known, other than a resolver that fails."""
-NAMES_KEPT_S = 10
+DNS_CACHE_S = 10
+# Request bodies above this size are written in pieces.
 PIECE_BYTES = 256 * 1024
 USER_AGENT = f"blackbox-distillation/{__version__}"
 
-# Most specific first. True: the request may have reached the teacher, so it may have been billed.
-# httpx_aiohttp calls every aiohttp.ClientConnectionError a ConnectTimeout, also a reset after the
-# request was sent; so the aiohttp cause is asked before httpx's name for it.
-_DOOR: tuple[tuple[type[BaseException], type[TeacherError], str, bool], ...] = (
+# Their error, our error, message, and whether the request may have reached the teacher and been billed. Most
+# specific first. httpx_aiohttp turns every aiohttp.ClientConnectionError into a ConnectTimeout, also a reset
+# after the request was sent, so the aiohttp cause is looked up before the httpx error.
+_TRANSLATIONS: tuple[tuple[type[BaseException], type[TeacherError], str, bool], ...] = (
     (aiohttp.ClientConnectorDNSError, TeacherUnavailable, "the host name can't be resolved", False),
     (aiohttp.ClientConnectorCertificateError, TeacherRefused, "the certificate is not trusted", False),
     (aiohttp.ClientConnectorSSLError, TeacherRefused, "TLS fails", False),
@@ -82,13 +82,13 @@ _DOOR: tuple[tuple[type[BaseException], type[TeacherError], str, bool], ...] = (
 
 
 class Client:
-    """Sends to one teacher: one httpx transport for each of its origins.
+    """Sends requests to one teacher, with one httpx transport per endpoint.
 
     Args:
         teacher: base URLs and limits.
         run: deadlines and whether proxy variables are honoured.
-        key: the credential, sent to the teacher's own origins only; None for none.
-        transport: another transport, for tests.
+        key: the credential, sent to the teacher's own endpoints only; None for none.
+        transport: replaces all transports, for tests.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Client:
     ) -> None:
         self._teacher = teacher
         self._run = run
-        self._mask = Redactor(key)
+        self._redactor = Redactor(key)
         self._headers = [
             (b"user-agent", USER_AGENT.encode()),
             (b"accept", b"application/json"),
@@ -116,9 +116,9 @@ class Client:
         context = self._context(base)
 
         def session() -> aiohttp.ClientSession:
-            # The limiter's window bounds connections; a second bound here could only deadlock with it.
+            # The limiter's window bounds the connections; a second limit here could only deadlock with it.
             connector = aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=KEEP_ALIVE_S, ttl_dns_cache=NAMES_KEPT_S, ssl=context
+                limit=0, keepalive_timeout=KEEP_ALIVE_S, ttl_dns_cache=DNS_CACHE_S, ssl=context
             )
             return aiohttp.ClientSession(
                 connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=self._run.trust_env
@@ -128,9 +128,10 @@ class Client:
         return made
 
     def _context(self, base: str) -> ssl.SSLContext:
-        """Verifies always: against the public roots and the teacher's own bundle."""
+        """A context that always verifies, against the public roots and `[teacher] ca_file`."""
         if not base.startswith("https:"):
-            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody; reading the roots takes 25 ms
+            # Plain HTTP: a context that trusts nothing. Reading the public roots would take 25 ms.
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context = httpx.create_ssl_context(trust_env=self._run.trust_env)
         if self._teacher.ca_file is not None:
             context.load_verify_locations(self._teacher.ca_file)
@@ -150,18 +151,18 @@ class Client:
             await transport.aclose()
 
     async def send(self, request: Request, endpoint: str) -> RawAnswer:
-        """One attempt. `endpoint` is one of the teacher's base URLs.
+        """Make one attempt at `endpoint`, one of the teacher's base URLs.
 
         Raises:
-            TeacherError: anything but a 200, as the leaf it means; `maybe_billed` says whether the
-                teacher may have generated an answer.
+            TeacherError: anything but a 200, as the class it means; `maybe_billed` says whether the teacher
+                may have generated an answer.
         """
         content = orjson.dumps(request.body)
-        length = (b"content-length", b"%d" % len(content))  # told, or what is sent in pieces goes chunked
+        length = (b"content-length", b"%d" % len(content))  # without it, a body in pieces is sent chunked
         headers = [*self._headers, (b"content-type", b"application/json"), length]
-        if self._teacher.idempotency_header:  # the key stands for body, sample and epoch: all its attempts'
+        if self._teacher.idempotency_header:  # the same for all attempts of a request
             headers.append((self._teacher.idempotency_header.encode(), request.key.hex().encode()))
-        deadline_s = self._run.deadline_for(ceiling_of(request.body))
+        deadline_s = self._run.deadline_for(positive_max_tokens_of(request.body))
         answer = await self._exchange("POST", self._chat[endpoint], endpoint, headers, content, deadline_s)
         if answer.status != 200:
             raise self._refusal(answer, self._chat[endpoint])
@@ -171,15 +172,15 @@ class Client:
         return classify(answer.status, answer.headers, answer.body, place=_place(url))
 
     async def models(self, base: str) -> list[str]:
-        """The models that one of the teacher's base URLs lists; none where it keeps no such list.
+        """The models that one of the teacher's base URLs lists; empty where it has no such list.
 
         Raises:
-            TeacherRefused: not authorised, or sent elsewhere.
-            TeacherError: without a status: nobody was reached there.
+            TeacherRefused: not authorised, or redirected.
+            TeacherError: the endpoint could not be reached; `status` is None.
         """
         url = httpx.URL(f"{base}/models")
-        patience_s = self._run.deadline_s or BASE_DEADLINE_S
-        answer = await self._exchange("GET", url, base, self._headers, b"", patience_s)
+        deadline_s = self._run.deadline_s or BASE_DEADLINE_S
+        answer = await self._exchange("GET", url, base, self._headers, b"", deadline_s)
         if answer.status in {401, 402, 403} or 300 <= answer.status < 400:
             raise self._refusal(answer, url)
         return model_list.parse(answer.body) if answer.status == 200 else []
@@ -191,7 +192,7 @@ class Client:
             method,
             url,
             headers=headers,
-            # Written at once, a large body (an image) would hold up the loop and everybody on it.
+            # Written at once, a large body (an image) would block the event loop.
             content=content if len(content) <= PIECE_BYTES else _in_pieces(content),
             extensions={"timeout": self._timeout.as_dict()},
         )
@@ -200,7 +201,7 @@ class Client:
             async with asyncio.timeout(deadline_s):
                 response = await self._transports[endpoint].handle_async_request(request)
                 raw_headers = response.headers.raw
-                # httpx decodes all headers once more just to guess their encoding unless it is told.
+                # Unless it is set, httpx decodes all headers once more to guess their encoding.
                 response.headers.encoding = "latin-1"
                 try:
                     body = await _read(response)
@@ -214,13 +215,13 @@ class Client:
             error.place = _place(url)
             raise
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError) as error:
-            raise _translated(error, url, self._mask) from error
+            raise _translate(error, url, self._redactor) from error
         return RawAnswer(
             status=response.status_code,
-            headers=self._mask.headers(
+            headers=self._redactor.headers(
                 {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw_headers}
             ),
-            body=self._mask.body(body),
+            body=self._redactor.body(body),
             endpoint=endpoint,
             latency_s=time.monotonic() - started_s,
             received_at=time.time(),
@@ -233,7 +234,7 @@ async def _in_pieces(content: bytes) -> AsyncIterator[bytes]:
 
 
 async def _read(response: httpx.Response) -> bytes:
-    """The decoded body, up to the cap."""
+    """Read the decoded body, at most `MAX_BODY_BYTES`."""
     chunks: list[bytes] = []
     size = 0
     async for chunk in response.aiter_bytes():
@@ -248,11 +249,11 @@ async def _read(response: httpx.Response) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _translated(error: BaseException, url: httpx.URL, mask: Redactor) -> TeacherError:
-    """Our name for a third party's error: its aiohttp cause first, the most specific row wins."""
-    met = [cause for cause in (error.__cause__, error) if cause is not None]
-    for cause in met:
-        for theirs, ours, message, maybe_billed in _DOOR:
+def _translate(error: BaseException, url: httpx.URL, redactor: Redactor) -> TeacherError:
+    """Our error for one of httpx or aiohttp: by the first row that fits its cause, else the error itself."""
+    causes = [cause for cause in (error.__cause__, error) if cause is not None]
+    for cause in causes:
+        for theirs, ours, message, maybe_billed in _TRANSLATIONS:
             if isinstance(cause, theirs):
                 if isinstance(cause, OSError) and cause.errno in open_files.SHORTAGE:
                     return TeacherUnavailable(
@@ -260,14 +261,14 @@ def _translated(error: BaseException, url: httpx.URL, mask: Redactor) -> Teacher
                         error_code=open_files.CODE,
                         place=_place(url),
                     )
-                detail = excerpt(mask.words(_plain_words(cause)))
-                text = f"{message}: {detail}" if detail else message
-                code = UNKNOWN_NAME if _names_nobody(cause) else ""
-                return ours(text, error_code=code, maybe_billed=maybe_billed, place=_place(url))
+                detail = excerpt(redactor.string(_detail(cause)))
+                code = UNKNOWN_NAME if _is_unknown_host(cause) else ""
+                message = f"{message}: {detail}" if detail else message
+                return ours(message, error_code=code, maybe_billed=maybe_billed, place=_place(url))
     return ConnectionBroken("the exchange broke", maybe_billed=True, place=_place(url))
 
 
-def _names_nobody(cause: BaseException) -> bool:
+def _is_unknown_host(cause: BaseException) -> bool:
     return (
         isinstance(cause, aiohttp.ClientConnectorDNSError)
         and isinstance(cause.os_error, socket.gaierror)
@@ -275,8 +276,8 @@ def _names_nobody(cause: BaseException) -> bool:
     )
 
 
-def _plain_words(cause: BaseException) -> str:
-    """What went wrong; of a connection that was never made, what the system or TLS says of it."""
+def _detail(cause: BaseException) -> str:
+    """The reason in plain words: of the system or of TLS where the connection was never made."""
     inner = getattr(cause, "certificate_error", None) or getattr(cause, "os_error", None)
     if isinstance(inner, ssl.SSLCertVerificationError):
         return inner.verify_message

@@ -1,7 +1,7 @@
-"""Raw body of a chat completion -> Completion. Pure; the raw bytes stay the truth.
+"""Parse the body of a chat completion into a Completion. Pure.
 
-Tolerant where teachers differ (usage, finish reasons, reasoning fields, content parts), strict about
-one thing: a 200 that holds no completion is an error, never an empty answer.
+Tolerant where teachers differ (usage, finish reasons, reasoning fields, content parts), strict about one
+thing: a 200 without a completion is an error, never an empty answer.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from typing import Any
 
 import orjson
 
-from harvester.api.error_body import classify, error_inside, excerpt
-from harvester.api.response_format import fits
+from harvester.api.error_body import error_inside, excerpt
+from harvester.api.response_format import matches
 from harvester.api.sse import assemble, is_stream
 from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.errors import BrokenAnswer, TeacherError
 from harvester.system.failpoints import reach
-
-__all__ = ["classify", "estimate_tokens", "parse"]
 
 MAX_PLAUSIBLE_TOKENS = 1_000_000_000
 BYTES_PER_TOKEN = 4
@@ -30,51 +28,51 @@ _BROKEN_FINISH = frozenset({"error", "network_error", "abort"})
 
 
 def estimate_tokens(text_bytes: int) -> int:
-    """Tokens that so many UTF-8 bytes of text amount to, roughly: one per four bytes, rounded up."""
+    """Estimate the tokens of a text from its UTF-8 bytes: one per four bytes, rounded up."""
     return -(-text_bytes // BYTES_PER_TOKEN)
 
 
 def parse(
     raw: bytes, input_tokens: int = 0, response_format: Any = None, *, logprobs: bool = True
 ) -> Completion:
-    """Understand one response body.
+    """Parse one response body.
 
     Args:
-        raw: body as received, content encoding removed; JSON, or the events of a stream.
+        raw: body as received, without content encoding; JSON, or the events of a stream.
         input_tokens: estimate to fall back on when the teacher reports no usable `usage`.
-        response_format: what the request asked for; an answer of another form is `invalid`.
-        logprobs: whether to understand the log-probabilities too: six times the time where there are any.
+        response_format: what the request asked for; an answer of another form gets the outcome `invalid`.
+        logprobs: whether to parse log-probabilities too, which takes six times as long where there are any.
 
     Raises:
-        BrokenAnswer: it holds no completion; `raw` is on the error.
-        TeacherError: the leaf that an error inside the body stands for.
+        BrokenAnswer: it contains no completion; the error has the bytes in `raw`.
+        TeacherError: the body contains an error instead.
     """
     try:
         reach("completion.parse")
-        found = _understood(raw, input_tokens, logprobs)
+        parsed = _parse(raw, input_tokens, logprobs)
     except (TeacherError, MemoryError):
         raise
-    except Exception:  # noqa: BLE001 - the answer was paid: a fault of ours must not lose it
+    except Exception:  # noqa: BLE001 - the answer was paid for: a bug of ours must not lose it
         usage = Usage(input_tokens, estimate_tokens(len(raw)), source="estimated")
         return Completion(None, Outcome.UNKNOWN, "", usage)
-    if response_format and found.outcome is Outcome.OK and not fits(found.text or "", response_format):
-        return replace(found, outcome=Outcome.INVALID)
-    return found
+    if response_format and parsed.outcome is Outcome.OK and not matches(parsed.text or "", response_format):
+        return replace(parsed, outcome=Outcome.INVALID)
+    return parsed
 
 
-def _understood(raw: bytes, input_tokens: int, logprobs: bool) -> Completion:
+def _parse(raw: bytes, input_tokens: int, logprobs: bool) -> Completion:
     document, exact = (assemble(raw), True) if is_stream(raw) else _load(raw)
     choices = document.get("choices")
     if not isinstance(choices, list) or not choices:
-        inside = error_inside(document, raw)
-        if inside is not None:
-            raise inside
+        error = error_inside(document, raw)
+        if error is not None:
+            raise error
         raise _broken("status 200 without choices", raw, billed="usage" in document)
-    # One choice is asked for; should more come, or in another order, ours is the one with index 0.
-    choice = next((one for one in choices if isinstance(one, dict) and one.get("index") == 0), choices[0])
+    # One choice is asked for; if more come, or in another order, ours is the one with index 0.
+    choice = next((item for item in choices if isinstance(item, dict) and item.get("index") == 0), choices[0])
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
-        raise _broken("status 200 whose choice holds no message", raw, billed=True)
+        raise _broken("status 200 whose choice has no message", raw, billed=True)
     finish_reason = str(choice.get("finish_reason") or "")
     if finish_reason in _BROKEN_FINISH:
         raise _broken(f"the teacher ended its answer with {excerpt(finish_reason)!r}", raw, billed=True)
@@ -90,43 +88,43 @@ def _understood(raw: bytes, input_tokens: int, logprobs: bool) -> Completion:
         reasoning=reasoning,
         refusal=refusal,
         tool_calls_json=orjson.dumps(tools).decode() if tools else None,
-        model=_word(document.get("model")),
-        system_fingerprint=_word(document.get("system_fingerprint")),
-        response_id=_word(document.get("id")),
-        provider=_word(document.get("provider")),
+        model=_string(document.get("model")),
+        system_fingerprint=_string(document.get("system_fingerprint")),
+        response_id=_string(document.get("id")),
+        provider=_string(document.get("provider")),
         logprobs=_logprobs(choice.get("logprobs")) if logprobs else (),
     )
 
 
 def _load(raw: bytes) -> tuple[dict[str, Any], bool]:
-    """The document, and whether it is exactly what the bytes say."""
+    """The document, and whether it was read without loss; see `_load_tolerantly`."""
     exact = True
     try:
         document = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
     except (orjson.JSONDecodeError, RecursionError):
-        document, exact = _salvaged(raw), False
+        document, exact = _load_tolerantly(raw), False
     if not isinstance(document, dict):
         raise _broken("status 200 whose body is not a JSON object", raw, billed=False)
     return document, exact
 
 
-def _salvaged(raw: bytes) -> Any:
-    """What the tolerant parser makes of NaN, lone surrogates and broken UTF-8: the answer was paid."""
+def _load_tolerantly(raw: bytes) -> Any:
+    """Read JSON with NaN, lone surrogates or invalid UTF-8, replacing what can't be kept: it was paid for."""
     try:
-        document = json.loads(raw.decode("utf-8-sig", "replace"), parse_int=_whole)
+        document = json.loads(raw.decode("utf-8-sig", "replace"), parse_int=_integer)
         return json.loads(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         if isinstance(error, RecursionError) and raw.lstrip()[:1] == b"{":
-            raise  # an object nested too deep to read: it was paid, so `parse` keeps and flags it
+            raise  # an object nested too deep: it was paid for, so `parse` stores it as `unknown`
         start = excerpt(raw[:400].decode("utf-8", "replace"))
-        is_page = raw.lstrip()[:1] == b"<"  # somebody between us and the teacher speaks
+        is_page = raw.lstrip()[:1] == b"<"  # HTML from a proxy in between
         broken = _broken(f"status 200 whose body is not JSON: {start}", raw, billed=not is_page)
         broken.error_code = "html" if is_page else ""
         raise broken from None
 
 
-def _whole(digits: str) -> int | float:
-    """A whole number; Python refuses to read one of thousands of digits, which is infinite enough."""
+def _integer(digits: str) -> int | float:
+    """An integer; infinity for 400 digits or more, which Python refuses to convert from about 4,300 on."""
     return int(digits) if len(digits) < 400 else math.inf
 
 
@@ -158,26 +156,26 @@ def _text(value: Any) -> str | None:
     return None
 
 
-def _word(value: Any) -> str:
+def _string(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
 def _usage(usage: Any, input_estimate: int, text: str | None, reasoning: str | None) -> Usage:
     """Reported counts where they are plausible, else an estimate that says so."""
     fields = usage if isinstance(usage, dict) else {}
-    got_in, got_out = _count(fields.get("prompt_tokens")), _count(fields.get("completion_tokens"))
-    if got_in is None or got_out is None:
+    input_tokens, output_tokens = _count(fields.get("prompt_tokens")), _count(fields.get("completion_tokens"))
+    if input_tokens is None or output_tokens is None:
         written = len((text or "").encode("utf-8", "replace")) + len(
             (reasoning or "").encode("utf-8", "replace")
         )
         return Usage(
-            input_tokens=input_estimate if got_in is None else got_in,
-            output_tokens=estimate_tokens(written) if got_out is None else got_out,
+            input_tokens=input_estimate if input_tokens is None else input_tokens,
+            output_tokens=estimate_tokens(written) if output_tokens is None else output_tokens,
             source="estimated",
         )
     return Usage(
-        input_tokens=got_in,
-        output_tokens=got_out,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
         cached_tokens=_detail(fields, "prompt_tokens_details", "cached_tokens"),
         reasoning_tokens=_detail(fields, "completion_tokens_details", "reasoning_tokens"),
     )
@@ -200,14 +198,14 @@ def _logprobs(value: Any) -> tuple[TokenLogprob, ...]:
         return ()
     return tuple(
         TokenLogprob(
-            token=one.token,
-            data=one.data,
-            logprob=one.logprob,
+            token=token.token,
+            data=token.data,
+            logprob=token.logprob,
             top=tuple(_alternative(entry) for entry in item.get("top_logprobs") or () if _is_token(entry)),
         )
         for item in content
         if _is_token(item)
-        for one in (_alternative(item),)
+        for token in (_alternative(item),)
     )
 
 
@@ -222,7 +220,7 @@ def _is_token(item: Any) -> bool:
 def _alternative(item: Mapping[str, Any]) -> Alternative:
     data = item.get("bytes")
     try:
-        exact = bytes(data) if isinstance(data, list) else None
+        utf8 = bytes(data) if isinstance(data, list) else None
     except (TypeError, ValueError):
-        exact = None
-    return Alternative(token=item["token"], data=exact, logprob=float(item["logprob"]))
+        utf8 = None
+    return Alternative(token=item["token"], data=utf8, logprob=float(item["logprob"]))

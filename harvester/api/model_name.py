@@ -1,7 +1,7 @@
-"""Who signed an answer: the model and the provider its body names, found without parsing the rest. Pure.
+"""Read `model` and `provider` from a raw body without parsing all of it. Pure.
 
-The doors ask it of every journalled answer at every start, and an answer with log-probabilities is a megabyte
-of which these two are a hundred bytes.
+The terms check does this for every journalled answer at every start. An answer with log-probabilities is a
+megabyte, of which these two fields are a hundred bytes.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from harvester.api import completion
 from harvester.api.sse import DONE, events, is_stream
 from harvester.errors import TeacherError
 
-# A quote inside a JSON string is escaped, so these bytes are a key wherever they stand, but for a key that
-# ends in them. They begin with what is looked for: a look behind would make the search thirty times slower.
-_KEY = {name: re.compile(rb'"%s"\s*:\s*' % name.encode()) for name in ("model", "provider")}
-_WORD = re.compile(rb'"(?:[^"\\]|\\.)*"|null')
-_HIDDEN = re.compile(rb"\\u00[67]")
-"""An escaped small letter: with one of these a key may be spelt otherwise."""
+# A quote inside a JSON string is escaped, so these bytes are a member name wherever they occur, except at the
+# end of a longer name (checked below: a look-behind would make the search thirty times slower).
+_MEMBER = {name: re.compile(rb'"%s"\s*:\s*' % name.encode()) for name in ("model", "provider")}
+_VALUE = re.compile(rb'"(?:[^"\\]|\\.)*"|null')
+# An escaped lower-case letter: the name of a member may be written with it.
+_ESCAPED_LETTER = re.compile(rb"\\u00[67]")
 _ABSENT = object()
 
 
-class _Unsure(Exception):
-    """Only parsing all of it can tell."""
+class _NeedsParsing(Exception):
+    """These bytes alone don't tell; the whole body must be parsed."""
 
 
 def model_and_provider(raw: bytes) -> tuple[str, str]:
-    """Model and provider that a raw body names, each "" where it names none, as `completion.parse` tells."""
+    """Model and provider of a raw body, each "" where it names none: the same as `completion.parse` finds."""
     try:
-        return _named(raw, "model"), _named(raw, "provider")
-    except _Unsure:
+        return _string_member(raw, "model"), _string_member(raw, "provider")
+    except _NeedsParsing:
         pass
     try:
         parsed = completion.parse(raw, logprobs=False)
@@ -41,35 +41,40 @@ def model_and_provider(raw: bytes) -> tuple[str, str]:
     return parsed.model, parsed.provider
 
 
-def _named(raw: bytes, name: str) -> str:
-    found: Any = _ABSENT
+def _string_member(raw: bytes, name: str) -> str:
+    """The member of the body, or the last one among the events of a stream; "" when it is no string."""
+    value: Any = _ABSENT
     if is_stream(raw):
         for event in events(raw):
             if event == DONE:
                 break
-            value = _at_top(event, name)
-            if value is not _ABSENT and (value is not None or found is _ABSENT):
-                found = value
+            member = _top_level_member(event, name)
+            if member is not _ABSENT and (member is not None or value is _ABSENT):
+                value = member
     else:
-        found = _at_top(raw.removeprefix(b"\xef\xbb\xbf"), name)
-    return found if isinstance(found, str) else ""
+        value = _top_level_member(raw.removeprefix(b"\xef\xbb\xbf"), name)
+    return value if isinstance(value, str) else ""
 
 
-def _at_top(document: bytes, name: str) -> Any:
-    """The value of a member of the outermost object; raises `_Unsure` where its bytes alone don't tell."""
-    if _HIDDEN.search(document):
-        raise _Unsure
-    found = _KEY[name].search(document)
-    if found is None:
+def _top_level_member(document: bytes, name: str) -> Any:
+    """The value of a member of the outermost object, `_ABSENT` where there is none.
+
+    Raises:
+        _NeedsParsing: the bytes around the name don't tell whether it belongs to the outermost object.
+    """
+    if _ESCAPED_LETTER.search(document):
+        raise _NeedsParsing
+    match = _MEMBER[name].search(document)
+    if match is None:
         return _ABSENT
-    word = _WORD.match(document, found.end())
-    is_tail = document[found.start() - 1 : found.start()] == b"\\"
-    if is_tail or word is None or _KEY[name].search(document, word.end()):
-        raise _Unsure
-    # The member is the outermost object's if closing it right there, or beginning with it, makes an object.
-    is_early = word.end() <= len(document) // 2
-    part = document[: word.end()] + b"}" if is_early else b"{" + document[found.start() :]
+    value = _VALUE.match(document, match.end())
+    ends_longer_name = document[match.start() - 1 : match.start()] == b"\\"
+    if ends_longer_name or value is None or _MEMBER[name].search(document, value.end()):
+        raise _NeedsParsing
+    # It belongs to the outermost object if the document is an object when it ends, or begins, right there.
+    is_early = value.end() <= len(document) // 2
+    part = document[: value.end()] + b"}" if is_early else b"{" + document[match.start() :]
     try:
         return orjson.loads(part)[name]
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        raise _Unsure from None
+        raise _NeedsParsing from None

@@ -1,7 +1,7 @@
-"""The credential, wherever a reply echoes it: masked before anything is parsed, logged or stored. Pure.
+"""Remove the credential from replies, before anything is parsed, logged or stored. Pure.
 
-A careless proxy or a hostile endpoint can send the key back, as it is or in another dress, in a body, a
-header or spread over the events of a stream; what is kept for good must not hold it.
+A misconfigured proxy or a hostile endpoint can send the key back: in a body or a header, encoded in some way,
+or spread over the events of a stream. Nothing that is stored may contain it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import orjson
 from harvester.api.sse import assemble, is_stream
 
 REDACTED = b"***"
+# A shorter key is a placeholder such as EMPTY, for servers that need none; masking it would damage answers.
 SHORTEST = 12
-"""A shorter key is a word such as EMPTY, for servers that ask for none: masking it would garble answers."""
 
 
 class Redactor:
@@ -26,10 +26,10 @@ class Redactor:
         self._forms = _forms(secret) if secret and len(secret) >= SHORTEST else ()
 
     def __repr__(self) -> str:
-        return "Mask(***)"
+        return "Redactor(***)"
 
     def body(self, body: bytes) -> bytes:
-        """A reply's body without the secret; the very same bytes where it was not in them."""
+        """A reply's body without the secret; unchanged bytes where it was not in them."""
         if not self._forms:
             return body
         if is_stream(body):
@@ -38,11 +38,11 @@ class Redactor:
         if b"\\" not in plain:
             return plain
         try:
-            respelt = orjson.dumps(orjson.loads(plain))  # undoes \/ and \u escapes
+            unescaped = orjson.dumps(orjson.loads(plain))  # without \/ and \u escapes
         except (ValueError, TypeError, RecursionError):
             return plain
-        masked = self.text(respelt)
-        return plain if masked == respelt else masked
+        masked = self.text(unescaped)
+        return plain if masked == unescaped else masked
 
     def text(self, text: bytes) -> bytes:
         """Bytes without any plain spelling of the secret."""
@@ -51,36 +51,37 @@ class Redactor:
                 text = text.replace(form, REDACTED)
         return text
 
-    def words(self, text: str) -> str:
-        """A sentence, likewise."""
+    def string(self, text: str) -> str:
+        """A string without the secret."""
         return self.text(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
 
     def headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """Headers, likewise."""
-        return {name: self.words(value) for name, value in headers.items()}
+        """Headers without the secret in their values."""
+        return {name: self.string(value) for name, value in headers.items()}
 
     def _stream(self, body: bytes) -> bytes:
         plain = self.text(body)
         try:
             whole = orjson.dumps(assemble(plain))
-        except Exception:  # noqa: BLE001 - what is no stream is told by whoever parses it
+        except Exception:  # noqa: BLE001 - the parser will report what is wrong with it
             return plain
         masked = self.text(whole)
         return plain if masked == whole else masked
 
 
 def _forms(secret: str) -> tuple[bytes, ...]:
+    """The spellings to look for: plain, base64, hexadecimal, percent-encoded, with and without `sk-`."""
     raw = secret.encode()
     bare = raw.split(b"-", 1)[-1] if raw.startswith(b"sk-") else raw
-    found: dict[bytes, None] = {raw: None}
+    forms: dict[bytes, None] = {raw: None}
     for text in (raw, bare) if len(bare) >= SHORTEST else (raw,):
-        found[text] = None
-        for phase in range(3):  # base64 of a text that begins anywhere in a group of three; its core
+        forms[text] = None
+        for phase in range(3):  # base64 where the secret starts at byte 0, 1 or 2 of a group
             coded = base64.b64encode(b"\0" * phase + text)[4 * (phase > 0) : -4]
-            found[coded] = None
-            found[coded.replace(b"+", b"-").replace(b"/", b"_")] = None
-        found[text.hex().encode()] = None
+            forms[coded] = None
+            forms[coded.replace(b"+", b"-").replace(b"/", b"_")] = None
+        forms[text.hex().encode()] = None
     for safe in ("", "/"):
-        found[quote(secret, safe=safe).encode()] = None
-        found[quote(secret, safe=safe).lower().encode()] = None
-    return tuple(form for form in found if form)
+        forms[quote(secret, safe=safe).encode()] = None
+        forms[quote(secret, safe=safe).lower().encode()] = None
+    return tuple(form for form in forms if form)

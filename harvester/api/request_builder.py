@@ -1,43 +1,46 @@
-"""Prompt x configuration -> Request: the wire body after defaults, its key, its likely size and price.
+"""Build requests from prompts and the configuration: body, key, estimated tokens and price. Pure.
 
-Pure and streaming: one request at a time, never a list of all rows.
+Requests are built one at a time, so the prompts never need to fit into memory.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
 
 from harvester.api.completion import estimate_tokens
+from harvester.api.max_tokens import positive_max_tokens_of
 from harvester.api.request_key import RequestKeys, canonical
 from harvester.api.types import Message, Prompt, Request
 from harvester.config.config import HarvestConfig, PriceSection, SamplingSection
 from harvester.errors import ConfigError, PromptError
 
 TOKENS_PER_MESSAGE = 4
+# Output tokens to reserve at the limiter when no `max_tokens` is configured.
 DEFAULT_OUTPUT_TOKENS = 1024
-"""Reserved for an answer when no `max_tokens` is configured."""
-MOST_OUTPUT_TOKENS = 32_768
-"""What the budget takes for the longest possible answer when no `max_tokens` bounds it."""
-TOKENS_OF_IMAGE = 1024
-MOST_TOKENS_OF_IMAGE = 50_000
-"""More than any teacher is known to charge for one: 2,833 + 8 x 5,667 of gpt-4o-mini at high detail."""
-MOST_SEEDS_KEPT = 1000
-"""Shared fields of so many seeds are kept from prompt to prompt; those of further samples are made anew."""
-FRAME_TOKENS, TOKENS_OF_TURN = 64, 16
-"""What a chat template adds at most: around messages and tools, and around each message."""
-_Shared = tuple[dict[str, Any], RequestKeys]
+# Output tokens to reserve in the budget when no `max_tokens` is configured.
+MAX_OUTPUT_TOKENS = 32_768
+TOKENS_PER_IMAGE = 1024
+# More than any teacher is known to charge: gpt-4o-mini takes 2,833 + 8 x 5,667 tokens at high detail.
+MAX_TOKENS_PER_IMAGE = 50_000
+# The most that a chat template adds: around messages and tools, and around each message.
+MAX_FRAME_TOKENS, MAX_TURN_TOKENS = 64, 16
+# Shared fields are cached for this many seeds; those of further samples are built for each prompt.
+CACHED_SEEDS = 1000
+
+# All fields of a body but `messages`, and the keys of the requests that share them.
+_SharedFields = tuple[dict[str, Any], RequestKeys]
 
 
 def check(config: HarvestConfig) -> None:
-    """Refuse a configuration of which no cache key can be made.
+    """Check that a request key can be computed for this configuration.
 
     Raises:
-        ConfigError: a field that all requests share has no canonical JSON.
+        ConfigError: a field of all requests has no canonical JSON.
     """
     fixed, sampling = _fixed_fields(config), config.sampling
     if sampling.seed is not None:
@@ -46,40 +49,35 @@ def check(config: HarvestConfig) -> None:
         try:
             canonical({name: value})
         except ValueError as error:
-            remedy = "integers go to 2**53 - 1; NaN and infinities are no JSON"
+            remedy = "integers must be at most 2**53 - 1; NaN and infinities are not JSON"
             raise ConfigError(str(error), place=f"sampling.{name}", remedy=remedy) from None
 
 
 def requests(prompts: Iterable[Prompt], config: HarvestConfig) -> Iterator[Request]:
-    """Every request of a harvest, in prompt order, `samples` of each.
+    """Yield the requests of a harvest in prompt order, `samples` for each prompt.
 
     Raises:
         ConfigError: see `check`.
-        PromptError: a prompt made by hand has no canonical JSON; those of files are refused when read.
+        PromptError: a prompt has no canonical JSON. Those from files are refused earlier, when read.
     """
     check(config)
-    wardrobe, samples = _Wardrobe(config), range(config.sampling.samples)
+    builder, samples = _RequestBuilder(config), range(config.sampling.samples)
     for prompt in prompts:
         try:
-            yield from wardrobe.dress(prompt, samples)
+            yield from builder.build(prompt, samples)
         except ValueError as error:
             raise PromptError(str(error), place=f"{prompt.file}:{prompt.line}") from None
 
 
-def request_for(prompt: Prompt, config: HarvestConfig, sample_index: int = 0) -> Request:
-    """One prompt's request. See `requests` for a whole set."""
-    return next(_Wardrobe(config).dress(prompt, (sample_index,)))
-
-
 def input_tokens_of(prompt: Prompt, config: HarvestConfig) -> int:
-    """Estimated input tokens of one request for this prompt, without making it."""
-    return sum(_size(message) for message in _with_system(prompt.messages, config.prompts.system))
+    """Estimated input tokens of one request for this prompt, without building it."""
+    return sum(_estimated_tokens(message) for message in _with_system(prompt.messages, config.prompts.system))
 
 
 def cost_microusd(
     price: PriceSection | None, input_tokens: int, output_tokens: int, cached_tokens: int = 0
 ) -> int:
-    """Price of so many tokens in millionths of a dollar, rounded up: a ceiling must never be passed.
+    """Price of these tokens in millionths of a dollar, rounded up, so that no ceiling is exceeded.
 
     USD per million tokens is micro-dollars per token, so no factor is needed.
     """
@@ -88,12 +86,12 @@ def cost_microusd(
     cached_rate = price.input if price.cached_input is None else price.cached_input
     cached = min(cached_tokens, input_tokens)
     exact = (input_tokens - cached) * price.input + cached * cached_rate + output_tokens * price.output
-    # 1e-6: 3 * 0.15 is 0.44999999999999996 in binary; rounding noise must not add a micro-dollar.
+    # 1e-6: 100 * 1.1 is 110.00000000000001 in binary; rounding noise must not add a micro-dollar.
     return max(0, math.ceil(exact - 1e-6))
 
 
-class _Wardrobe:
-    """Dresses prompts; what all requests of one sample number share is made once."""
+class _RequestBuilder:
+    """Builds the requests of prompts. The fields that all of them share are computed once."""
 
     def __init__(self, config: HarvestConfig) -> None:
         sampling = config.sampling
@@ -102,23 +100,25 @@ class _Wardrobe:
         self._price = config.teacher.price
         self._fixed = fixed = _fixed_fields(config)
         self._seed = sampling.seed if sampling.samples > 1 else None
-        self._alike = fixed, RequestKeys(self._endpoint, fixed, self._epoch)
-        self._seeded: dict[int, _Shared] = {}
-        ceiling = ceiling_of(fixed)
-        self._output_tokens = ceiling or DEFAULT_OUTPUT_TOKENS
-        self._most_out = ceiling or MOST_OUTPUT_TOKENS
+        self._unseeded = fixed, RequestKeys(self._endpoint, fixed, self._epoch)
+        self._seeded: dict[int, _SharedFields] = {}
+        max_tokens = positive_max_tokens_of(fixed)
+        self._output_tokens = max_tokens or DEFAULT_OUTPUT_TOKENS
+        self._max_output = max_tokens or MAX_OUTPUT_TOKENS
         extras = [fixed[name] for name in ("tools", "functions", "response_format") if name in fixed]
-        self._most_extra = FRAME_TOKENS + sum(_bytes(extra) for extra in extras)
+        self._max_extra = MAX_FRAME_TOKENS + sum(_json_bytes(extra) for extra in extras)
 
-    def dress(self, prompt: Prompt, samples: Iterable[int]) -> Iterator[Request]:
+    def build(self, prompt: Prompt, samples: Iterable[int]) -> Iterator[Request]:
         """The requests of one prompt, by sample number."""
         messages = _with_system(prompt.messages, self._system)
-        input_tokens = sum(_size(message) for message in messages)
-        most_in = self._most_extra + sum(_most_size(message) for message in messages)
-        reserved = cost_microusd(self._price, input_tokens, self._output_tokens)
-        most = cost_microusd(self._price, most_in, self._most_out)
+        input_tokens = sum(_estimated_tokens(message) for message in messages)
+        max_input = self._max_extra + sum(_max_tokens(message) for message in messages)
+        estimate = cost_microusd(self._price, input_tokens, self._output_tokens)
+        budget = cost_microusd(self._price, max_input, self._max_output)
         for sample_index in samples:
-            shared, keys = self._alike if self._seed is None else self._with_seed(self._seed + sample_index)
+            shared, keys = (
+                self._unseeded if self._seed is None else self._with_seed(self._seed + sample_index)
+            )
             yield Request(
                 key=keys.key(messages, sample_index),
                 prompt=prompt,
@@ -126,30 +126,30 @@ class _Wardrobe:
                 sample_index=sample_index,
                 input_tokens=input_tokens,
                 output_tokens=self._output_tokens,
-                estimated_microusd=reserved,
-                budget_tokens=most_in + self._most_out,
-                budget_microusd=most,
+                estimated_microusd=estimate,
+                budget_tokens=max_input + self._max_output,
+                budget_microusd=budget,
             )
 
-    def _with_seed(self, seed: int) -> _Shared:
-        found = self._seeded.get(seed)
-        if found is None:
-            shared = {**self._fixed, "seed": seed}
-            found = shared, RequestKeys(self._endpoint, shared, self._epoch)
-            if len(self._seeded) < MOST_SEEDS_KEPT:
-                self._seeded[seed] = found
-        return found
+    def _with_seed(self, seed: int) -> _SharedFields:
+        shared = self._seeded.get(seed)
+        if shared is None:
+            fields = {**self._fixed, "seed": seed}
+            shared = fields, RequestKeys(self._endpoint, fields, self._epoch)
+            if len(self._seeded) < CACHED_SEEDS:
+                self._seeded[seed] = shared
+        return shared
 
 
 def _with_system(messages: tuple[Message, ...], system: str | None) -> list[Message]:
-    """A prompt that brings its own system message keeps it."""
+    """The messages to send. A prompt that has its own system message keeps it."""
     if system is None or (messages and messages[0].get("role") in {"system", "developer"}):
         return list(messages)
     return [{"role": "system", "content": system}, *messages]
 
 
 def _fixed_fields(config: HarvestConfig) -> dict[str, Any]:
-    """What every body of this harvest shares; `stream` is transport only and never changes the key."""
+    """The fields that every body of this harvest has. `stream` is among them and never changes the key."""
     sampling = config.sampling
     fields: dict[str, Any] = {"model": config.teacher.model, **_given(sampling), **sampling.extra}
     if sampling.stop is not None:
@@ -178,48 +178,39 @@ def _given(sampling: SamplingSection) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _size(message: Message) -> int:
+def _estimated_tokens(message: Message) -> int:
     content = message.get("content")
     if isinstance(content, str):
         text_bytes = len(content) if content.isascii() else len(content.encode("utf-8", "replace"))
         return TOKENS_PER_MESSAGE + estimate_tokens(text_bytes)
     text_bytes = len(str(_without_images(content))) if content else 0
-    return TOKENS_PER_MESSAGE + estimate_tokens(text_bytes) + TOKENS_OF_IMAGE * _images(content)
+    return TOKENS_PER_MESSAGE + estimate_tokens(text_bytes) + TOKENS_PER_IMAGE * _images(content)
 
 
 def _images(content: Any) -> int:
-    """How many parts are no text."""
+    """The number of parts that are not text."""
     if not isinstance(content, list):
         return 0
     return sum(isinstance(part, dict) and part.get("type") not in {None, "text"} for part in content)
 
 
 def _without_images(content: Any) -> Any:
-    """The parts whose tokens go by their bytes; an image's go by its pixels, also in a data URI."""
+    """The parts whose tokens depend on their bytes. An image's depend on its pixels, also in a data URI."""
     if not isinstance(content, list):
         return content
     return [part for part in content if not (isinstance(part, dict) and part.get("type") == "image_url")]
 
 
-def _most_size(message: Message) -> int:
-    """More tokens than any tokenizer makes of a message: none spends less than a byte on a token."""
+def _max_tokens(message: Message) -> int:
+    """An upper bound of the tokens of a message: every token is at least one byte."""
     content = message.get("content")
     if isinstance(content, list):
         message = {**message, "content": _without_images(content)}
-    return TOKENS_OF_TURN + MOST_TOKENS_OF_IMAGE * _images(content) + _bytes(message)
+    return MAX_TURN_TOKENS + MAX_TOKENS_PER_IMAGE * _images(content) + _json_bytes(message)
 
 
-def _bytes(value: Any) -> int:
+def _json_bytes(value: Any) -> int:
     try:
         return len(orjson.dumps(value))
     except orjson.JSONEncodeError:  # a lone surrogate, an integer beyond 64 bits
         return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
-
-
-def ceiling_of(body: Mapping[str, Any]) -> int:
-    """Tokens the answer is limited to, 0 for no limit."""
-    for name in ("max_completion_tokens", "max_tokens"):
-        value = body.get(name)
-        if isinstance(value, int) and value > 0:
-            return value
-    return 0

@@ -1,8 +1,8 @@
-"""Canonical JSON, the cache key, and which rank owns a key.
+"""Compute request keys (cache keys) over canonical JSON, and which rank owns a key. Pure.
 
-The key is SHA-256 over canonical JSON (RFC 8785) of exactly what goes on the wire after defaults, plus the
-teacher's address, the sample number and the epoch. Never the API key, never a timeout. Text is hashed as it
-is: no Unicode normalisation. `data/FORMAT.md` holds a worked example, the tests hold golden vectors.
+The key is SHA-256 over canonical JSON (RFC 8785) of exactly the body that is sent, defaults included, plus
+the teacher's base URL, the sample number and the epoch. Never the API key, never a timeout. Text is hashed as
+it is, without Unicode normalisation. `data/FORMAT.md` has a worked example, the tests have golden vectors.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import rfc8785
 
 KEY_VERSION = 1
 KEY_BYTES = 32
+# Fields that change how an answer is transferred and never what it says: they are left out of the key.
 TRANSPORT_ONLY = frozenset({"stream", "stream_options"})
-"""Fields that change how an answer travels and never what it says: left out of the key."""
 
-MOST_RESTS_KEPT = 1000
-"""Of so many sample numbers the end of the document is kept from prompt to prompt."""
+# `RequestKeys` caches the end of the document for this many sample numbers.
+CACHED_SAMPLES = 1000
 
-# orjson sorts names by code point and RFC 8785 by UTF-16 unit: the same for ASCII names. Both refuse
-# integers beyond 2**53 - 1 and write strings alike; floats differ (1.0), so they never take this path.
+# orjson sorts names by code point, RFC 8785 by UTF-16 code unit: the same for ASCII names. Both refuse
+# integers beyond 2**53 - 1 and write strings alike. Floats differ (1.0), so `_is_plain` excludes them.
 _PLAIN = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 _LEAVES = frozenset({str, bool, int, type(None)})
 
 
 def canonical(value: Any) -> bytes:
-    """RFC 8785 canonical JSON, UTF-8.
+    """Encode a value as canonical JSON (RFC 8785), in UTF-8.
 
     Raises:
-        ValueError: NaN, an infinity, a lone surrogate, an integer beyond 2**53 - 1, a name that is no
-            string, a type JSON does not know, or nesting too deep to walk.
+        ValueError: NaN, an infinity, a lone surrogate, an integer beyond 2**53 - 1, a name that is
+            not a string, a type that JSON doesn't have, or nesting that is too deep.
     """
     try:
         if _is_plain(value):
@@ -54,20 +54,20 @@ def request_key(endpoint: str, body: Mapping[str, Any], sample_index: int, epoch
     Args:
         endpoint: the teacher's base URL, as configured.
         body: the JSON body after defaults; `stream` and `stream_options` are ignored.
-        sample_index: which of the prompt's samples this asks for, from 0.
-        epoch: raised to ask again on purpose.
+        sample_index: which of the prompt's samples this asks for, counted from 0.
+        epoch: a number that is raised to ask all prompts again.
 
     Raises:
         ValueError: the body has no canonical JSON.
     """
     wire = {name: value for name, value in body.items() if name not in TRANSPORT_ONLY}
-    return hashlib.sha256(b'{"body":' + canonical(wire) + _rest(endpoint, sample_index, epoch)).digest()
+    return hashlib.sha256(b'{"body":' + canonical(wire) + _end(endpoint, sample_index, epoch)).digest()
 
 
 class RequestKeys:
     """Keys of many requests that share endpoint, epoch and every field of the body but `messages`.
 
-    Equal to `request_key`, at a fraction of its cost: what is shared is made canonical once.
+    Equal to `request_key` at a fraction of its cost: the shared fields are encoded once.
 
     Raises:
         ValueError: the shared fields have no canonical JSON.
@@ -80,7 +80,7 @@ class RequestKeys:
         self._before = b'{"body":' + canonical(before)[:-1] + (b"," if before else b"") + b'"messages":'
         self._after = (b"," if after else b"") + canonical(after)[1:]
         self._endpoint, self._epoch = endpoint, epoch
-        self._rests: dict[int, bytes] = {}
+        self._ends: dict[int, bytes] = {}
 
     def key(self, messages: Sequence[Mapping[str, Any]], sample_index: int) -> bytes:
         """The key of `{**shared, "messages": messages}`.
@@ -88,28 +88,31 @@ class RequestKeys:
         Raises:
             ValueError: the messages have no canonical JSON.
         """
-        rest = self._rests.get(sample_index)
-        if rest is None:
-            rest = self._after + _rest(self._endpoint, sample_index, self._epoch)
-            if len(self._rests) < MOST_RESTS_KEPT:
-                self._rests[sample_index] = rest
-        return hashlib.sha256(self._before + canonical(messages) + rest).digest()
+        end = self._ends.get(sample_index)
+        if end is None:
+            end = self._after + _end(self._endpoint, sample_index, self._epoch)
+            if len(self._ends) < CACHED_SAMPLES:
+                self._ends[sample_index] = end
+        return hashlib.sha256(self._before + canonical(messages) + end).digest()
 
 
 def short_digest(data: bytes) -> int:
-    """64 bits that tell one thing from another where a clash costs a second look; never a key (BLAKE2b)."""
+    """64-bit BLAKE2b digest for in-memory sets where a collision only costs a re-check; not a request key."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
 def owner(key: bytes, world: int) -> int:
-    """The rank, of `world` ranks, that asks for this key: its first 8 bytes, big-endian, modulo `world`."""
+    """The rank, of `world` ranks, that asks for this key: its first 8 bytes, big-endian, modulo `world`.
+
+    No verb uses it yet: it is for a harvest split over several processes.
+    """
     if world < 1:
         raise ValueError("a world has at least one rank")
     return int.from_bytes(key[:8], "big") % world
 
 
-def _rest(endpoint: str, sample_index: int, epoch: int) -> bytes:
-    """The canonical document {body, endpoint, epoch, sample, v} from the end of the body on."""
+def _end(endpoint: str, sample_index: int, epoch: int) -> bytes:
+    """The canonical document {body, endpoint, epoch, sample, v}, from the end of the body on."""
     if sample_index < 0 or epoch < 0:
         raise ValueError("samples and epochs count from 0")
     return b',"endpoint":%b,"epoch":%d,"sample":%d,"v":%d}' % (
@@ -126,14 +129,14 @@ def _is_plain(value: Any) -> bool:
     if kind in _LEAVES:
         return True
     if kind is dict:
-        return all(type(name) is str and name.isascii() and _is_plain(held) for name, held in value.items())
+        return all(type(name) is str and name.isascii() and _is_plain(item) for name, item in value.items())
     if kind is list or kind is tuple:
         return all(map(_is_plain, value))
     return False
 
 
 def _encode(value: Any) -> bytes:
-    """The whole standard: floats and odd types by the reference library, containers here."""
+    """Encode by the whole standard: containers here, floats and other types by the reference library."""
     kind = type(value)
     if kind in _LEAVES:
         return orjson.dumps(value, option=_PLAIN)

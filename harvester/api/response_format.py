@@ -1,7 +1,7 @@
-"""Whether an answer has the form that was asked for: JSON, or JSON by a schema. Pure.
+"""Check whether an answer has the requested `response_format`: JSON, or JSON that matches a schema. Pure.
 
-An answer of another form was paid all the same: it is stored, with the outcome "invalid". A schema is never
-fetched: a `$ref` to elsewhere fits nothing.
+An answer of another form was paid for, so it is stored, with the outcome "invalid". A schema is never
+fetched over the network: with a `$ref` to another document nothing matches.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from harvester.errors import ConfigError
 
 
 def check(response_format: Mapping[str, Any] | None) -> None:
-    """Refuse a `response_format` that no answer could be checked against.
+    """Check that a configured `response_format` has a valid JSON Schema, if any.
 
     Raises:
-        ConfigError: its schema is none.
+        ConfigError: its schema is not valid.
     """
     schema = _schema(response_format or {})
     if schema is None:
@@ -33,12 +33,12 @@ def check(response_format: Mapping[str, Any] | None) -> None:
     except exceptions.SchemaError as error:
         where = "/".join(map(str, error.absolute_path)) or "its root"
         raise ConfigError(
-            f"no JSON Schema, at {where}: {error.message}", place="sampling.response_format"
+            f"not a valid JSON Schema, at {where}: {error.message}", place="sampling.response_format"
         ) from None
 
 
-def fits(text: str, response_format: Any) -> bool:
-    """Whether a text is what `response_format` asks for; every text fits where nothing is asked."""
+def matches(text: str, response_format: Any) -> bool:
+    """Whether a text has the form that `response_format` asks for; True where it asks for none."""
     kind = response_format.get("type") if isinstance(response_format, Mapping) else None
     if kind not in {"json_object", "json_schema"}:
         return True
@@ -64,5 +64,5 @@ def _schema(response_format: Mapping[str, Any]) -> Any:
 def _validator(schema: bytes) -> Validator:
     loaded = orjson.loads(schema)
     kind = validators.validator_for(loaded, default=validators.Draft202012Validator)
-    # Without a registry of its own the library would fetch a remote `$ref` over the network.
+    # With its default registry the library would fetch a remote `$ref` over the network.
     return kind(loaded, registry=Registry())

@@ -1,7 +1,7 @@
-"""Server-sent events of a streamed answer -> the body the same answer would have had unstreamed. Pure.
+"""Assemble the server-sent events of a streamed answer into the body of an unstreamed one. Pure.
 
-A stream may end at any byte and still look like a clean end of file, so it counts as complete only with
-a finish reason and either `[DONE]` or a usage chunk; anything less is a broken connection, possibly billed.
+A stream that was cut off looks like a clean end of file, so it counts as complete only with a finish reason
+and either `[DONE]` or a usage chunk. Anything less is a broken connection, possibly billed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from harvester.errors import BrokenAnswer, ConnectionBroken
 
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 DONE = b"[DONE]"
-_JOINED = ("content", "refusal", "reasoning_content", "reasoning")
+_TEXT_FIELDS = ("content", "refusal", "reasoning_content", "reasoning")
 
 
 def is_stream(raw: bytes) -> bool:
-    """Whether these bytes are events; no JSON text begins like one."""
+    """Whether these bytes are events. No JSON text starts like one."""
     return raw[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_FIELDS)
 
 
@@ -30,7 +30,7 @@ def assemble(raw: bytes) -> dict[str, Any]:
     Raises:
         ConnectionBroken: the stream ended before its answer did.
         BrokenAnswer: an event is not a JSON object.
-        TeacherError: the leaf that an error among the events stands for.
+        TeacherError: one of the events is an error.
     """
     whole: dict[str, Any] = {}
     choice: dict[str, Any] | None = None
@@ -40,22 +40,22 @@ def assemble(raw: bytes) -> dict[str, Any]:
             done = True
             break
         chunk = _chunk(data, raw)
-        inside = error_inside(chunk, raw)
-        if inside is not None:
-            inside.maybe_billed = choice is not None
-            raise inside
+        error = error_inside(chunk, raw)
+        if error is not None:
+            error.maybe_billed = choice is not None
+            raise error
         choices = chunk.get("choices")
         if isinstance(choices, list):
-            choice = _joined(choice, choices)
+            choice = _join_choice(choice, choices)
             choices = whole.get("choices", [])
         whole |= {name: value for name, value in chunk.items() if value is not None or name not in whole}
         if choices is not None:
             whole["choices"] = choices
     if not done and not whole.get("usage"):
-        raise _cut("neither [DONE] nor usage", raw)
+        raise _cut_off("neither [DONE] nor usage", raw)
     if choice is not None:
         if not choice.get("finish_reason"):
-            raise _cut("no finish reason", raw)
+            raise _cut_off("no finish reason", raw)
         whole["choices"] = [choice]
     return whole
 
@@ -84,8 +84,8 @@ def _chunk(data: bytes, raw: bytes) -> dict[str, Any]:
     return chunk
 
 
-def _joined(choice: dict[str, Any] | None, parts: list[Any]) -> dict[str, Any] | None:
-    """What is known of choice 0 after these parts; other choices are not asked for and left out."""
+def _join_choice(choice: dict[str, Any] | None, parts: list[Any]) -> dict[str, Any] | None:
+    """Choice 0 after these parts. Other choices were not asked for and are left out."""
     for part in parts:
         if not isinstance(part, dict) or part.get("index", 0) != 0:
             continue
@@ -100,7 +100,7 @@ def _joined(choice: dict[str, Any] | None, parts: list[Any]) -> dict[str, Any] |
 
 def _add_message(message: dict[str, Any], delta: Any) -> None:
     for name, value in (delta if isinstance(delta, dict) else {}).items():
-        if name in _JOINED and isinstance(value, str):
+        if name in _TEXT_FIELDS and isinstance(value, str):
             message[name] = (message.get(name) or "") + value
         elif name == "tool_calls" and isinstance(value, list):
             _add_tool_calls(message.setdefault("tool_calls", []), value)
@@ -109,7 +109,7 @@ def _add_message(message: dict[str, Any], delta: Any) -> None:
 
 
 def _add_tool_calls(calls: list[dict[str, Any]], parts: list[Any]) -> None:
-    """Calls grow by index: their names come once, their arguments in pieces."""
+    """Join tool calls by index: names come whole, arguments in pieces."""
     for part in parts:
         if not isinstance(part, dict):
             continue
@@ -134,7 +134,7 @@ def _add_logprobs(choice: dict[str, Any], logprobs: Any) -> None:
         choice["logprobs"]["content"].extend(content)
 
 
-def _cut(missing: str, raw: bytes) -> ConnectionBroken:
+def _cut_off(missing: str, raw: bytes) -> ConnectionBroken:
     return ConnectionBroken(
         f"the stream ended before its answer did ({missing})", status=200, raw=raw, maybe_billed=True
     )

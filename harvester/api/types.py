@@ -1,7 +1,7 @@
-"""The types a line of a prompt file passes through on its way: Prompt -> Request -> Completion.
+"""Define the values that a line of a prompt file becomes: Prompt, Request, RawAnswer, Completion.
 
-The last stop, `Sample`, is a row of the Parquet contract and lives in `schema`.
-Values only: no I/O, no clock.
+The last one, `Sample`, is a row of a Parquet shard and is defined in `store.shards.schema`. Values only: no
+I/O, no clock.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+# One chat message as it is sent: `role`, `content` (text or parts), tool fields.
 Message = dict[str, Any]
-"""One chat message as it goes on the wire: `role`, `content` (text or parts), tool fields."""
 
-
+# `Completion.served_model` of an answer that names no model.
 UNKNOWN_MODEL = "no name"
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a human prepared: messages to send, and what stays at home.
+    """One line of a prompt file.
 
-    `reference`, `tags` and `metadata` are never sent to the teacher.
+    `reference`, `tags` and `metadata` are stored with the answer and never sent to the teacher. `file` and
+    `line` say where the prompt comes from.
     """
 
     id: str
@@ -36,16 +37,16 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt dressed for the wire.
+    """A prompt with the configuration applied, ready to be sent.
 
     Attributes:
-        key: 32 bytes; see `keys.request_key`.
+        key: 32 bytes; see `request_key.request_key`.
         body: the final JSON body, defaults merged; exactly what is sent.
         sample_index: which of the prompt's `samples` answers this asks for.
         input_tokens: estimated prompt tokens.
-        output_tokens: tokens to reserve for the answer (`max_tokens`, or a default guess).
-        estimated_microusd: price of both at the configured rates, in millionths of a dollar.
-        budget_tokens, budget_microusd: what it can't exceed; the budget sets that aside.
+        output_tokens: tokens to reserve for the answer at the limiter (`max_tokens`, or a default guess).
+        estimated_microusd: price of `input_tokens` and `output_tokens`, in millionths of a dollar.
+        budget_tokens, budget_microusd: upper bounds of what it can use and cost; the budget reserves these.
     """
 
     key: bytes
@@ -60,7 +61,7 @@ class Request:
 
 
 class Outcome(StrEnum):
-    """What kind of answer it is. Every one of them is stored and was paid."""
+    """What kind of answer it is. All of them were paid for, so all are stored."""
 
     OK = "ok"
     TRUNCATED = "truncated"  # finish_reason "length"
@@ -69,12 +70,12 @@ class Outcome(StrEnum):
     TOOL_CALL = "tool_call"
     EMPTY = "empty"  # null or "" content and nothing else
     INVALID = "invalid"  # not the JSON that response_format asked for
-    UNKNOWN = "unknown"  # a finish_reason we have never heard of
+    UNKNOWN = "unknown"  # a finish_reason that is not in our list
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts as the teacher reports them; `source` says when we had to estimate."""
+    """Token counts, as the teacher reports them unless `source` is "estimated"."""
 
     input_tokens: int
     output_tokens: int
@@ -94,7 +95,7 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A generated token and the alternatives the teacher weighed at its position."""
+    """A generated token and the most likely alternatives at its position. See `Alternative`."""
 
     token: str
     data: bytes | None
@@ -104,7 +105,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer, parsed from the raw body; the raw bytes stay the truth."""
+    """One answer, parsed from the raw body. The raw bytes are stored too, and decide in case of doubt."""
 
     text: str | None
     outcome: Outcome
@@ -127,9 +128,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class RawAnswer:
-    """What came back from one attempt, before anyone tried to understand it.
+    """The HTTP reply to one attempt, not parsed yet.
 
-    `latency_s` is measured on the monotonic clock; `received_at` is Unix time, for records only.
+    `headers` have lower-case names. `latency_s` is measured on the monotonic clock; `received_at` is Unix
+    time, for records only.
     """
 
     status: int

@@ -155,7 +155,7 @@ def answer_record(request: Request, answered: AttemptResult) -> Answer:
         prompt=request.prompt,
         sample_index=request.sample_index,
         body=request.body,
-        outcome=str(parsed.outcome),
+        outcome=parsed.outcome,
         input_tokens=parsed.usage.input_tokens,
         output_tokens=parsed.usage.output_tokens,
         cost_microusd=answered.cost_microusd,

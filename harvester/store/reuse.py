@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import orjson
 
+from harvester.api.max_tokens import max_tokens_fields
 from harvester.api.request_key import request_key
 from harvester.api.types import Outcome, Request
 from harvester.config.config import HarvestConfig
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import HeldAnswer
-
-MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class ReuseIndex:
 
     def smaller(self, request: Request) -> list[bytes]:
         """Keys of the same request under each smaller ceiling; no ceiling is the greatest."""
-        given = {name: request.body[name] for name in MAX_TOKENS_FIELDS if name in request.body}
+        given = max_tokens_fields(request.body)
         return [
             request_key(self.base_url, {**request.body, name: value}, request.sample_index, self.epoch)
             for name, value in self.seen
@@ -79,7 +78,5 @@ def _named(config: Mapping[str, object]) -> Iterator[tuple[str, int]]:
     sampling = config.get("sampling")
     tables: Iterable[object] = (sampling, sampling.get("extra")) if isinstance(sampling, dict) else ()
     for table in tables:
-        for name in MAX_TOKENS_FIELDS:
-            value = table.get(name) if isinstance(table, dict) else None
-            if isinstance(value, int) and not isinstance(value, bool):
-                yield name, value
+        if isinstance(table, dict):
+            yield from max_tokens_fields(table).items()

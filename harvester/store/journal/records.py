@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import orjson
 
-from harvester.api.types import Prompt
+from harvester.api.types import Outcome, Prompt
 from harvester.terms.lineage import Lineage
 
 
@@ -113,7 +113,7 @@ class Answer:
     prompt: Prompt
     sample_index: int
     body: Mapping[str, Any]
-    outcome: str
+    outcome: Outcome
     input_tokens: int
     output_tokens: int
     cost_microusd: int

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from harvester.api.max_tokens import max_tokens_of
 from harvester.api.types import Outcome
 from harvester.store import paths
 from harvester.store.journal.checksums import (
@@ -293,12 +294,3 @@ def _row(connection: sqlite3.Connection, table: str, number: int) -> dict[str, A
 
 def _inserted(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
     return connection.executemany(statement, rows).rowcount
-
-
-def max_tokens_of(body: Mapping[str, Any]) -> int | None:
-    """The ceiling on output tokens that a body names, None where it names none."""
-    for name in ("max_completion_tokens", "max_tokens"):
-        value = body.get(name)
-        if isinstance(value, int):
-            return value
-    return None

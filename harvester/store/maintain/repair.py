@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from harvester.api.max_tokens import max_tokens_of
 from harvester.errors import StoreCorrupt, StoreError
 from harvester.store import paths
 from harvester.store.journal import sqlite, wal
@@ -23,7 +24,7 @@ from harvester.store.journal.checksums import COVERED, changed_rows, checksum, w
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock, is_held
 from harvester.store.journal.records import ShardEntry
-from harvester.store.journal.rows import forget_finished, max_tokens_of
+from harvester.store.journal.rows import forget_finished
 from harvester.store.journal.sqlite import OUTCOME_CODES
 from harvester.store.maintain import quarantine
 from harvester.store.maintain.bill import Bill, compute_bill

@@ -26,12 +26,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from harvester.api.max_tokens import max_tokens_of
 from harvester.api.request_key import request_key
 from harvester.api.types import Prompt
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import ShardEntry, asker_digest, prompt_json
-from harvester.store.journal.rows import max_tokens_of, micros
+from harvester.store.journal.rows import micros
 from harvester.store.shards import batching
 from harvester.store.shards.sample import sample_of
 from harvester.store.shards.schema import SCHEMA, Sample, to_table, with_added_columns

@@ -17,7 +17,7 @@ import respx
 from harvester.api import client as room
 from harvester.api import model_list
 from harvester.api.client import USER_AGENT, Client
-from harvester.api.request_builder import request_for
+from harvester.api.request_builder import requests
 from harvester.api.types import Prompt, RawAnswer
 from harvester.config.config import HarvestConfig
 from harvester.errors import (
@@ -47,7 +47,7 @@ def send(
     async def go() -> RawAnswer:
         transport = None if router is None else httpx.MockTransport(router.async_handler)
         async with Client(chosen.teacher, chosen.run, key, transport=transport) as client:
-            request = request_for(Prompt("p", ({"role": "user", "content": "2+2"},)), chosen)
+            request = next(requests([Prompt("p", ({"role": "user", "content": "2+2"},))], chosen))
             return await client.send(request, chosen.teacher.base_url)
 
     return asyncio.run(go())
@@ -240,7 +240,7 @@ def test_cancelled_requests_take_no_slot_with_them(mock_teacher: Callable[..., R
 
             async def ask(number: int) -> int:
                 prompt = Prompt(f"p{number}", ({"role": "user", "content": f"What is {number} + 1?"},))
-                return (await client.send(request_for(prompt, chosen), chosen.teacher.base_url)).status
+                return (await client.send(next(requests([prompt], chosen)), chosen.teacher.base_url)).status
 
             for wave in range(4):
                 tasks = [asyncio.create_task(ask(number)) for number in range(250)]
@@ -271,7 +271,7 @@ def test_a_body_tells_its_length_also_when_it_is_sent_in_pieces(size: int) -> No
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
             chosen = config(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", deadline_s=5)
             async with Client(chosen.teacher, chosen.run, None) as client:
-                request = request_for(Prompt("p", ({"role": "user", "content": "x" * size},)), chosen)
+                request = next(requests([Prompt("p", ({"role": "user", "content": "x" * size},))], chosen))
                 return (await client.send(request, chosen.teacher.base_url)).status
 
     assert asyncio.run(go()) == 200

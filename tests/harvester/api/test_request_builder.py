@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.api.request_builder import DEFAULT_OUTPUT_TOKENS, cost_microusd, request_for, requests
-from harvester.api.types import Prompt
+from harvester.api.request_builder import DEFAULT_OUTPUT_TOKENS, cost_microusd, requests
+from harvester.api.types import Prompt, Request
 from harvester.config.config import HarvestConfig, PriceSection
 from harvester.errors import PromptError
 
@@ -30,10 +30,15 @@ def prompt(text: str = "hello", **more: Any) -> Prompt:
     return Prompt("p1", ({"role": "user", "content": text},), **more)
 
 
+def request_of(prompt: Prompt, config: HarvestConfig) -> Request:
+    """The first request for one prompt."""
+    return next(requests([prompt], config))
+
+
 def test_the_body_holds_what_is_configured_and_nothing_else() -> None:
-    body = request_for(prompt(reference="secret", tags=("t",), metadata={"split": "x"}), config()).body
+    body = request_of(prompt(reference="secret", tags=("t",), metadata={"split": "x"}), config()).body
     assert body == {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
-    body = request_for(
+    body = request_of(
         prompt(),
         config(
             {"temperature": 0.0, "max_tokens": 5, "stop": ["a"], "top_logprobs": 3, "extra": {"min_p": 0.1}},
@@ -54,7 +59,7 @@ def test_the_body_holds_what_is_configured_and_nothing_else() -> None:
 
 def test_a_prompt_keeps_its_own_system_message() -> None:
     own = Prompt("p", ({"role": "system", "content": "mine"}, {"role": "user", "content": "x"}))
-    assert request_for(own, config(prompts={"system": "yours"})).body["messages"][0]["content"] == "mine"
+    assert request_of(own, config(prompts={"system": "yours"})).body["messages"][0]["content"] == "mine"
 
 
 def test_samples_have_their_own_keys_and_seeds() -> None:
@@ -62,17 +67,17 @@ def test_samples_have_their_own_keys_and_seeds() -> None:
     assert [request.body["seed"] for request in found] == [10, 11, 12]
     assert [request.sample_index for request in found] == [0, 1, 2]
     assert len({request.key for request in found}) == 3
-    assert request_for(prompt(), config({"seed": 10})).body["seed"] == 10
+    assert request_of(prompt(), config({"seed": 10})).body["seed"] == 10
 
 
 def test_what_stays_at_home_and_transport_never_change_the_key() -> None:
-    plain = request_for(prompt(), config()).key
-    assert request_for(prompt(reference="r", metadata={"a": 1}), config()).key == plain
-    assert request_for(prompt(), config({"stream": True})).key == plain
-    assert request_for(prompt("other"), config()).key != plain
-    assert request_for(prompt(), config({"temperature": 0.5})).key != plain
-    assert request_for(prompt(), config(run={"epoch": 1})).key != plain
-    assert request_for(prompt(), config(teacher={"base_url": "http://127.0.0.1:2/v1"})).key != plain
+    plain = request_of(prompt(), config()).key
+    assert request_of(prompt(reference="r", metadata={"a": 1}), config()).key == plain
+    assert request_of(prompt(), config({"stream": True})).key == plain
+    assert request_of(prompt("other"), config()).key != plain
+    assert request_of(prompt(), config({"temperature": 0.5})).key != plain
+    assert request_of(prompt(), config(run={"epoch": 1})).key != plain
+    assert request_of(prompt(), config(teacher={"base_url": "http://127.0.0.1:2/v1"})).key != plain
 
 
 def test_prompts_are_pulled_one_at_a_time() -> None:
@@ -93,9 +98,9 @@ def test_prompts_are_pulled_one_at_a_time() -> None:
 
 def test_reservation_uses_max_tokens_or_a_guess() -> None:
     price = {"price": {"input": 1.0, "output": 2.0}}
-    bounded = request_for(prompt(), config({"max_tokens": 50}, teacher=price))
+    bounded = request_of(prompt(), config({"max_tokens": 50}, teacher=price))
     assert (bounded.output_tokens, bounded.estimated_microusd) == (50, bounded.input_tokens + 100)
-    assert request_for(prompt(), config()).output_tokens == DEFAULT_OUTPUT_TOKENS
+    assert request_of(prompt(), config()).output_tokens == DEFAULT_OUTPUT_TOKENS
 
 
 @given(st.integers(0, 10**7), st.integers(0, 10**7), st.integers(0, 10**7))

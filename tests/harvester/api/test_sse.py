@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from harvester.api.client import Client
 from harvester.api.completion import parse
-from harvester.api.request_builder import request_for
+from harvester.api.request_builder import requests
 from harvester.api.types import Completion, Outcome, Prompt, RawAnswer
 from harvester.config.config import HarvestConfig
 from harvester.errors import BrokenAnswer, ConnectionBroken, RateLimited, TeacherError
@@ -34,7 +34,7 @@ def ask(mock: RunningMock, **sampling: Any) -> RawAnswer:
 
     async def go() -> RawAnswer:
         async with Client(chosen.teacher, chosen.run, None) as client:
-            request = request_for(Prompt("p", ({"role": "user", "content": "What is 2 + 3?"},)), chosen)
+            request = next(requests([Prompt("p", ({"role": "user", "content": "What is 2 + 3?"},))], chosen))
             return await client.send(request, chosen.teacher.base_url)
 
     return asyncio.run(go())
