@@ -209,10 +209,10 @@ def export(
     loaded = settings.load(config)
     from trainer.data import chat_template as render
     from trainer.model import model
-    from trainer.publish import merge as room
+    from trainer.publish import export as room
     from trainer.publish import serving
 
-    parity = room.merge(loaded, out, dtype)
+    parity = room.export_merged(loaded, out, dtype)
     renderer = render.Renderer(model.load_tokenizer(loaded.base, loaded.template))
     how = serving.commands(loaded, renderer, out.resolve())
     said = ", ".join(
@@ -220,7 +220,7 @@ def export(
     )
     print_result(
         {**parity, "merged": str(out), "serving": asdict(how)},
-        [f"merged student in {out}, {parity['dtype']}: {said}", *serving.lines(how)],
+        [f"merged student in {out}, {parity['dtype']}: {said}", *serving.describe(how)],
         as_json=as_json,
     )
 

@@ -11,7 +11,7 @@ import torch
 
 from trainer import config as settings
 from trainer.data.chat_template import Example
-from trainer.data.collator import padding_of
+from trainer.data.collator import padding_share
 from trainer.model import compile, lora_forward, model, segment_attention, varlen_attention
 from trainer.training import flops, optim
 from trainer.training.distributed import World
@@ -62,7 +62,7 @@ def main() -> None:
         work += sum(map(count, examples)) if number >= task.warm else 0.0
         if (number + 1) % WINDOW == 0:
             losses.append(float(since) / WINDOW)
-            padding_of(examples)
+            padding_share(examples)
             stepper.check(number, task.folder)
             since.zero_()
         per_step.append((learned.tokens, learned.supervised))

@@ -15,7 +15,7 @@ from tests.trainer import tiny
 from trainer import config as settings
 from trainer.training.train import Trained, train
 
-Nursery = Callable[..., dict[str, Any]]
+ForkServer = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +28,10 @@ def learned(tmp_path_factory) -> tuple[settings.TrainConfig, Trained]:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    """`nursery(what, **told)` -> how a fresh process ended that did it; see `nursery.py`."""
+def fork_server() -> Iterator[ForkServer]:
+    """`fork_server(what, **told)` -> how a fresh process ended that did it; see `fork_server.py`."""
     with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.trainer.nursery"],
+        [sys.executable, "-W", "ignore", "-m", "tests.trainer.fork_server"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

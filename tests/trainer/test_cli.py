@@ -14,7 +14,7 @@ from trainer import cli
 
 
 def run(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
-    """Run the real door in this process."""
+    """Run the command line in this process."""
     monkeypatch.setattr("sys.argv", ["trainer", *words])
     code = 0
     try:

@@ -27,7 +27,7 @@ TESTS = Path(__file__).resolve().parent.parent
 # nothing here reads any yet.
 ROWS = {
     "trl#1623 end of sequence never learned": "data/test_faults_corpus.py::test_23_pad_that_equals_eos",
-    "trl#2059 rambles past its end": "publish/test_merge.py::test_a_server_that_opens_the_folder",
+    "trl#2059 rambles past its end": "publish/test_export.py::test_a_server_that_opens_the_folder",
     "alignment-handbook#127 two BOS tokens": "data/test_chat_template.py::test_supervised_is_the_answer",
     "transformers#34172 no generation marks": "data/test_chat_template.py::test_supervised_is_the_answer",
     "unsloth#2900 all labels masked": "evaluation/test_doctor.py::test_a_planted_fault_is_fatal",
@@ -44,8 +44,8 @@ ROWS = {
     "transformers#37766 accumulation": "training/test_accumulation.py::test_one_by_eight",
     "axolotl#3271 evaluation has its own loss": "evaluation/test_evaluate.py::test_the_held_out_loss",
     "trl#2215 ids without an embedding": "data/test_faults_corpus.py::test_23_ids_without",
-    "peft#1388 the merged model differs": "publish/test_merge.py::test_merged_in_fp32",
-    "transformers#45127 tied embeddings": "publish/test_merge.py::test_an_adapter_on_a_tied",
+    "peft#1388 the merged model differs": "publish/test_export.py::test_merged_in_fp32",
+    "transformers#45127 tied embeddings": "publish/test_export.py::test_an_adapter_on_a_tied",
     "vllm#9280 the adapter can't be served": "publish/test_serving.py::test_vllm_is_told",
     "ollama#8363 another template when served": "publish/test_serving.py::test_the_modelfile_renders",
     "accelerate#2016 resume repeats rows": "training/test_faults_checkpoints.py::test_09_10_11",
@@ -94,7 +94,7 @@ def test_a_naive_pack_has_another_loss_and_ours_has_the_true_one(learned):
     student = model.load_trained_student(config, config.out_path / "adapter", torch.device("cpu"))
     student.set_attn_implementation(segment_attention.register())
     renderer = Renderer(model.load_tokenizer(config.base))
-    pack = evaluate.taught_examples(dataset.read(config).held_out, renderer, config)
+    pack = evaluate.held_out_examples(dataset.read(config).held_out, renderer, config)
 
     def lost(examples) -> float:
         batch = collate(examples)

@@ -22,11 +22,12 @@ from trainer.errors import StudentError
 from trainer.process import time_limit
 
 Ids = npt.NDArray[np.int32]
-Rows = Sequence[Sequence[Mapping[str, Any]]]
-TEMPLATE_S = 5.0  # a template is a program of others; sandboxed by transformers, bounded here
-DATE = "26 Jul 2024"  # what Llama 3's template falls back to: today's would change every prompt tomorrow
+Conversations = Sequence[Sequence[Mapping[str, Any]]]
+TEMPLATE_TIMEOUT_S = 5.0  # a template is a program of others; sandboxed by transformers, bounded here
+# Llama 3 falls back to this date; the current date would change every prompt from one day to the next.
+TEMPLATE_DATE = "26 Jul 2024"
 ANCHOR = "\n"  # before text whose tokenizer would put a space at the start of it
-MARK = re.compile(r"<\S+>|\[\S+\]")
+MARKUP_TOKEN = re.compile(r"<\S+>|\[\S+\]")
 _SPECIAL = "\ue0f2{}\ue0f3"
 
 
@@ -73,20 +74,20 @@ class Renderer:
         self._specials = sorted(special, key=len, reverse=True)
         # "<think>" is often an added token that isn't special: in an answer it has to stay text as well
         # (and only what looks like a mark: some tokenizers add "\n\n", which is text like any other)
-        said = {token.content for token in added if MARK.fullmatch(token.content)} - special
+        said = {token.content for token in added if MARKUP_TOKEN.fullmatch(token.content)} - special
         marks = sorted((mark for mark in said if mark in tokenizer.chat_template), key=len, reverse=True)
         self._marks = re.compile(f"({'|'.join(map(re.escape, marks))})") if marks else None
         bare, self._anchor = self._split([ANCHOR, ANCHOR + "x", "x"]), []
         if bare[1] != bare[0] + bare[2]:  # "x" alone gets a space before it, as SentencePiece does
             self._anchor = bare[0]
-        self.shape = template_probe.learn(self.template, tokenizer)
+        self.shape = template_probe.probe(self.template, tokenizer)
 
     @property
     def template_sha256(self) -> str:
         """Hash of the chat template's text."""
         return hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()
 
-    def prompts(self, rows: Rows, thinking: Sequence[bool] = ()) -> list[list[int]]:
+    def prompts(self, rows: Conversations, thinking: Sequence[bool] = ()) -> list[list[int]]:
         """Ids of each row of messages, generation prompt included; what the model continues.
 
         Args:
@@ -102,7 +103,7 @@ class Renderer:
 
     def examples(
         self,
-        rows: Rows,
+        rows: Conversations,
         answers: Sequence[str],
         terminated: Sequence[bool],
         thoughts: Sequence[str | None] = (),
@@ -147,9 +148,12 @@ class Renderer:
             StudentError: the template raises, reaches out or does not end.
         """
         try:
-            with time_limit(TEMPLATE_S):
+            with time_limit(TEMPLATE_TIMEOUT_S):
                 text = self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=generation, date_string=DATE
+                    list(messages),
+                    tokenize=False,
+                    add_generation_prompt=generation,
+                    date_string=TEMPLATE_DATE,
                 )
         except Exception as error:  # noqa: BLE001 - jinja raises whatever the template's author chose
             raise StudentError(

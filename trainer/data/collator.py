@@ -42,12 +42,12 @@ class Batch:
         return self.targets.shape[0]
 
 
-def padding_of(packs: Sequence[Sequence[Example]]) -> float:
+def padding_share(packs: Sequence[Sequence[Example]]) -> float:
     """Share of the cells that attention lays out, on CPU, and that hold no token, in [0, 1)."""
     cells = tokens = 0
     for pack in packs:
         lengths = sorted((len(e.ids) - 1 for e in pack), reverse=True)
-        cuts = _cuts(lengths)
+        cuts = _group_starts(lengths)
         for first, last in zip(cuts, [*cuts[1:], len(lengths)], strict=True):
             cells += lengths[first] * (last - first)
         tokens += sum(lengths)
@@ -88,7 +88,7 @@ def _tensor(array: np.ndarray[tuple[int], np.dtype[np.int64]], device: torch.dev
     return made.to(device, non_blocking=True)
 
 
-def _cuts(lengths: Sequence[int]) -> list[int]:
+def _group_starts(lengths: Sequence[int]) -> list[int]:
     """Cut a falling list of lengths where a document is less than half its group's longest."""
     cuts = [0]
     for i, length in enumerate(lengths):
@@ -98,7 +98,7 @@ def _cuts(lengths: Sequence[int]) -> list[int]:
 
 
 def _groups(lengths: Sequence[int], device: torch.device | str) -> tuple[SegmentGroup, ...]:
-    cuts = _cuts(lengths)
+    cuts = _group_starts(lengths)
     groups = []
     begin = 0
     for first, last in zip(cuts, [*cuts[1:], len(lengths)], strict=True):

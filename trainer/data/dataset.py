@@ -26,11 +26,16 @@ COLUMNS = [
     *("reference", "metadata_json", "purpose", "terms_id", "teacher_id", "mock", "run_id"),
 ]
 
-INLINE = ("<think>\n", "\n</think>\n\n")  # plain text around reasoning that is learned as part of the answer
+INLINE_REASONING = (
+    "<think>\n",
+    "\n</think>\n\n",
+)  # plain text around reasoning that is learned as part of the answer
 
 
-_BARE: dict[str, Any] = {
-    name: "" for name in fingerprint.ORIGIN if name not in COLUMNS and name not in {"created_at", "mock"}
+_CLEARED_COLUMNS: dict[str, Any] = {
+    name: ""
+    for name in fingerprint.ORIGIN_COLUMNS
+    if name not in COLUMNS and name not in {"created_at", "mock"}
 }
 
 
@@ -100,13 +105,13 @@ def read(config: TrainConfig) -> Rows:
         )
     corpus = Corpus.open(config.corpus)
     origins: dict[str, str] = {}
-    samples = sorted(_slim(corpus, origins), key=lambda s: (s.prompt_id, s.sample_index, s.key))
+    samples = sorted(_read_samples(corpus, origins), key=lambda s: (s.prompt_id, s.sample_index, s.key))
     if not samples:
         raise DataError(
             "the corpus is empty", place=str(config.corpus), remedy="`harvester run harvest.toml` fills it"
         )
     lineages = tuple(corpus.lineages())
-    terms_check.ask(config, lineages, corpus.distinct(FACT_COLUMNS))
+    terms_check.require_permission(config, lineages, corpus.distinct(FACT_COLUMNS))
     excluded: Counter[str] = Counter()
     prompts = [prompt_key(s.messages) for s in samples]
     splits = [split_of(s, key, config.data) for s, key in zip(samples, prompts, strict=True)]
@@ -116,7 +121,7 @@ def read(config: TrainConfig) -> Rows:
     for sample, key, split in zip(samples, prompts, splits, strict=True):
         if split != "train":
             continue
-        reason = _unfit(sample, config.data) or ("leaked" if key in judged else "")
+        reason = _exclusion_reason(sample, config.data) or ("leaked" if key in judged else "")
         reason = reason or ("shared answer" if sample.key in seen else "")
         if reason:
             excluded[reason] += 1
@@ -133,11 +138,11 @@ def read(config: TrainConfig) -> Rows:
     return Rows(tuple(train), _held_out(samples, splits, config.data), excluded, lineages, origins)
 
 
-def _slim(corpus: Corpus, origins: dict[str, str]) -> Iterator[Sample]:
+def _read_samples(corpus: Corpus, origins: dict[str, str]) -> Iterator[Sample]:
     """Samples without what only their origin is made of, which is hashed on the way."""
-    for sample in corpus.samples(list(dict.fromkeys((*COLUMNS, *fingerprint.ORIGIN)))):
-        origins[sample.key] = fingerprint.origin_of(sample)
-        yield replace(sample, **_BARE)
+    for sample in corpus.samples(list(dict.fromkeys((*COLUMNS, *fingerprint.ORIGIN_COLUMNS)))):
+        origins[sample.key] = fingerprint.origin_sha256(sample)
+        yield replace(sample, **_CLEARED_COLUMNS)
 
 
 def render(rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int = 0) -> Dataset:
@@ -154,7 +159,7 @@ def render(rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int 
         [s.messages for s in rows.train],
         [answer_of(s, config.data) for s in rows.train],
         [s.outcome != Outcome.TRUNCATED for s in rows.train],
-        [thought_of(s, config.data) for s in rows.train],
+        [reasoning_of(s, config.data) for s in rows.train],
     )
     reasons = [_unlearnable(e, config.train.max_length) for e in examples]
     fitting = tuple(e for e, reason in zip(examples, reasons, strict=True) if not reason)
@@ -200,7 +205,7 @@ def split_of(sample: Sample, key: str, data: DataSection) -> str:
     return "held_out" if sample.purpose == "eval" or drawn < data.eval_share else "train"
 
 
-def _unfit(sample: Sample, data: DataSection) -> str:
+def _exclusion_reason(sample: Sample, data: DataSection) -> str:
     if sample.outcome == Outcome.TRUNCATED:
         if data.truncated == "exclude":
             return "truncated"
@@ -213,11 +218,11 @@ def answer_of(sample: Sample, data: DataSection) -> str:
     """The text to learn: the completion, with its reasoning before it as plain text when that is wanted."""
     answer = sample.completion or ""
     if data.reasoning == "inline" and sample.reasoning:
-        return f"{INLINE[0]}{sample.reasoning}{INLINE[1]}{answer}"
+        return f"{INLINE_REASONING[0]}{sample.reasoning}{INLINE_REASONING[1]}{answer}"
     return answer
 
 
-def thought_of(sample: Sample, data: DataSection) -> str | None:
+def reasoning_of(sample: Sample, data: DataSection) -> str | None:
     """The reasoning to learn where the student's template puts it; None where none is wanted."""
     return (sample.reasoning or None) if data.reasoning == "keep" else None
 
@@ -228,15 +233,15 @@ def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: DataSectio
         if split == "train" or sample.prompt_id in found:
             continue
         task = sample.metadata.get("task")
-        fit = not _unfit(sample, data) and sample.outcome == Outcome.OK
+        fit = not _exclusion_reason(sample, data) and sample.outcome == Outcome.OK
         found[sample.prompt_id] = HeldOut(
             sample.prompt_id,
             tuple(sample.messages),
             sample.reference,
             task if isinstance(task, str) and task else "all",
             split,
-            sample.completion if not _unfit(sample, data) else None,
+            sample.completion if not _exclusion_reason(sample, data) else None,
             answer_of(sample, data) if fit else None,
-            thought_of(sample, data) if fit else None,
+            reasoning_of(sample, data) if fit else None,
         )
     return tuple(found.values())

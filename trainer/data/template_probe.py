@@ -48,7 +48,7 @@ class ChatShape:
         return after if mark else said
 
 
-def learn(template: Template, tokenizer: Any) -> ChatShape:
+def probe(template: Template, tokenizer: Any) -> ChatShape:
     """Ask a template where answer, reasoning and end of turn lie.
 
     Args:

@@ -13,7 +13,7 @@ from trainer.data.chat_template import Example, Renderer
 from trainer.data.collator import collate
 from trainer.data.dataset import Rows
 
-MOST_LEFT_OUT = 0.5  # of the rows to learn; above it, another corpus would be learned than was paid for
+MAX_SHARE_LEFT_OUT = 0.5  # of the rows to learn; above it, another corpus would be learned than was paid for
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
+class RenderedRows:
     """The rows to learn as the student will see them; all four in the same order."""
 
     rows: Rows
@@ -46,16 +46,16 @@ class Rendered:
     examples: tuple[Example, ...]
 
 
-def rendered(rows: Rows, renderer: Renderer, config: TrainConfig) -> Rendered:
+def render_rows(rows: Rows, renderer: Renderer, config: TrainConfig) -> RenderedRows:
     """Render every row to learn, also those that would be left out."""
     answers = tuple(dataset.answer_of(s, config.data) for s in rows.train)
-    thoughts = tuple(dataset.thought_of(s, config.data) for s in rows.train)
+    thoughts = tuple(dataset.reasoning_of(s, config.data) for s in rows.train)
     ends = [s.outcome != "truncated" for s in rows.train]
     made = renderer.examples([s.messages for s in rows.train], answers, ends, thoughts)
-    return Rendered(rows, answers, thoughts, tuple(made))
+    return RenderedRows(rows, answers, thoughts, tuple(made))
 
 
-def checks(seen: Rendered, renderer: Renderer, *, vocabulary: int, learned: int) -> list[Check]:
+def run_checks(seen: RenderedRows, renderer: Renderer, *, vocabulary: int, learned: int) -> list[Check]:
     """Every fault that is looked for, found or not.
 
     Args:
@@ -63,20 +63,20 @@ def checks(seen: Rendered, renderer: Renderer, *, vocabulary: int, learned: int)
         learned: examples that fit and will be learned.
     """
     return [
-        *_labels(seen.examples, renderer, vocabulary),
-        *_texts(seen, renderer),
-        *_borders(seen, renderer),
-        *_corpus(seen.rows, learned),
+        *_label_checks(seen.examples, renderer, vocabulary),
+        *_text_checks(seen, renderer),
+        *_boundary_checks(seen, renderer),
+        *_corpus_checks(seen.rows, learned),
     ]
 
 
-def _looked(items: Sequence[Any], tests: dict[str, Callable[[Any], bool]]) -> Iterator[Check]:
+def _count(items: Sequence[Any], tests: dict[str, Callable[[Any], bool]]) -> Iterator[Check]:
     for fault, test in tests.items():
         having = [number for number, item in enumerate(items) if test(item)]
         yield Check(fault, len(having), len(items), having[0] if having else None)
 
 
-def _labels(examples: Sequence[Example], renderer: Renderer, vocabulary: int) -> Iterator[Check]:
+def _label_checks(examples: Sequence[Example], renderer: Renderer, vocabulary: int) -> Iterator[Check]:
     stop = renderer.shape.stop_id
     bos = renderer.tokenizer.bos_token_id
     tests: dict[str, Callable[[Example], bool]] = {
@@ -90,13 +90,13 @@ def _labels(examples: Sequence[Example], renderer: Renderer, vocabulary: int) ->
             e.supervised > 0 and collate([e]).targets.tolist() != e.ids[e.prompt_length :].tolist()
         ),
     }
-    yield from _looked(examples, tests)
+    yield from _count(examples, tests)
     ends = any(e.terminated for e in examples)
     count = 0 if ends else len(examples)
     yield Check("no answer ends: nobody learns to stop", count, len(examples), None if ends else 0)
 
 
-def _texts(seen: Rendered, renderer: Renderer) -> Iterator[Check]:
+def _text_checks(seen: RenderedRows, renderer: Renderer) -> Iterator[Check]:
     """Faults of the answer's text on its way into ids."""
     tokenizer = renderer.tokenizer
     control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -107,7 +107,7 @@ def _texts(seen: Rendered, renderer: Renderer) -> Iterator[Check]:
         ids = example.ids[example.prompt_length : len(example.ids) - tail].tolist()
         if thought and renderer.shape.reasoning:
             before, after = renderer.shape.reasoning
-            bodies.append((ids, f"{before}{thought}{after}{answer}", _control(tokenizer, (before, after))))
+            bodies.append((ids, f"{before}{thought}{after}{answer}", _ids_of(tokenizer, (before, after))))
         else:
             bodies.append((ids, renderer.shape.lead + answer, frozenset()))
     tests: dict[str, Callable[[Any], bool]] = {
@@ -117,39 +117,39 @@ def _texts(seen: Rendered, renderer: Renderer) -> Iterator[Check]:
         "control tokens inside the answer": lambda b: bool(control & set(b[0]) - {unknown} - b[2]),
         "unknown tokens in the answer": lambda b: unknown is not None and unknown in b[0],
     }
-    yield from _looked(bodies, tests)
+    yield from _count(bodies, tests)
 
 
-def _control(tokenizer: Any, texts: Sequence[str]) -> frozenset[int]:
+def _ids_of(tokenizer: Any, texts: Sequence[str]) -> frozenset[int]:
     return frozenset(i for text in texts if text for i in tokenizer.encode(text, add_special_tokens=False))
 
 
-def _borders(seen: Rendered, renderer: Renderer) -> Iterator[Check]:
+def _boundary_checks(seen: RenderedRows, renderer: Renderer) -> Iterator[Check]:
     """The prompt has to end exactly where the student will begin to answer."""
     served = renderer.prompts(
         [s.messages for s in seen.rows.train], [bool(thought) for thought in seen.thoughts]
     )
     pairs = list(zip(seen.examples, served, strict=True))
     fault = "the prompt learned is not the prompt served"
-    yield from _looked(pairs, {fault: lambda p: p[0].ids[: p[0].prompt_length].tolist() != p[1]})
+    yield from _count(pairs, {fault: lambda p: p[0].ids[: p[0].prompt_length].tolist() != p[1]})
 
 
-def _corpus(rows: Rows, learned: int) -> Iterator[Check]:
+def _corpus_checks(rows: Rows, learned: int) -> Iterator[Check]:
     """Faults of the corpus itself."""
-    judged = {_plain(held.messages) for held in rows.held_out}
+    judged = {_normalised(held.messages) for held in rows.held_out}
     tests: dict[str, Callable[[Any], bool]] = {
-        "held-out prompts under another spelling": lambda s: _plain(s.messages) in judged,
+        "held-out prompts under another spelling": lambda s: _normalised(s.messages) in judged,
         "cut by the token limit, yet taught as whole": lambda s: (
             s.finish_reason == "length" and s.outcome != "truncated"
         ),
     }
-    yield from _looked(rows.train, tests)
+    yield from _count(rows.train, tests)
     lost = len(rows.train) - learned
-    many = lost > len(rows.train) * MOST_LEFT_OUT
+    many = lost > len(rows.train) * MAX_SHARE_LEFT_OUT
     yield Check("most rows are too long to learn", lost if many else 0, len(rows.train), unit="rows")
 
 
-def _plain(messages: Sequence[Any]) -> str:
+def _normalised(messages: Sequence[Any]) -> str:
     """A prompt's text without what spelling alone changes: case, white space, Unicode form."""
     text = "\n".join(str(m.get("content") or "") for m in messages)
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

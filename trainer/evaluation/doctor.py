@@ -14,18 +14,18 @@ from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
 from trainer.evaluation import data_checks
-from trainer.evaluation.data_checks import Check, Rendered
+from trainer.evaluation.data_checks import Check, RenderedRows
 from trainer.model import model, weights
 from trainer.publish import serving
 
-SHOWN = 5
-LONGEST_SHOWN = 400  # tokens of a sample on the page; the middle of a longer prompt is left out
-BINS = 32
+SAMPLES_SHOWN = 5
+MAX_TOKENS_SHOWN = 400  # tokens of a sample on the page; the middle of a longer prompt is left out
+HISTOGRAM_BINS = 32
 BROKEN, REST = "\N{REPLACEMENT CHARACTER}", "◂"
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class ShownToken:
     """A token as text. control: it belongs to template or tokenizer, not to anybody's words."""
 
     text: str
@@ -35,13 +35,13 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ShownSample:
     """A sample cut into tokens, and why it was picked."""
 
     prompt_id: str
     why: str
     is_faulty: bool
-    tokens: tuple[Token, ...]
+    tokens: tuple[ShownToken, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Diagnosis:
     findings: tuple[str, ...]
     notices: tuple[str, ...]
     checks: tuple[Check, ...]
-    shown: tuple[Shown, ...]
+    shown: tuple[ShownSample, ...]
     examples: int
     held_out: int
     tokens: int
@@ -74,20 +74,20 @@ def diagnose(config: TrainConfig) -> Diagnosis:
     rows = dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     data = dataset.render(rows, renderer, config)
-    seen = data_checks.rendered(rows, renderer, config)
+    seen = data_checks.render_rows(rows, renderer, config)
     vocabulary = weights.vocabulary_size(config.base)
-    found = data_checks.checks(seen, renderer, vocabulary=vocabulary, learned=len(data.examples))
+    found = data_checks.run_checks(seen, renderer, vocabulary=vocabulary, learned=len(data.examples))
     return Diagnosis(
         findings=tuple(str(check) for check in found if check.count),
         notices=tuple(_notices(seen, renderer, config)),
         checks=tuple(found),
-        shown=tuple(_picked(seen, found, renderer)),
+        shown=tuple(_pick_samples(seen, found, renderer)),
         examples=len(data.examples),
         held_out=len(rows.held_out),
         tokens=sum(len(e.ids) for e in data.examples),
         supervised=sum(e.supervised for e in data.examples),
         excluded=dict(data.excluded),
-        lengths=_lengths(seen),
+        lengths=_length_histogram(seen),
     )
 
 
@@ -104,30 +104,30 @@ def write_page(found: Diagnosis, config: TrainConfig, path: Path) -> Path:
         config=config,
         highest=max((count for _, _, count, _ in found.lengths), default=1),
         samples=[(shown, _shortened(shown.tokens)) for shown in found.shown],
-        visible=visible,
+        visible=printable,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 
-def visible(text: str) -> str:
+def printable(text: str) -> str:
     """A token's text with its white space and control characters to be seen."""
     plain = text.replace("\n", "↵").replace("\t", "⇥").replace(" ", "·")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain) or "∅"
 
 
-def _shortened(tokens: Sequence[Token]) -> tuple[Sequence[Token], int, Sequence[Token]]:
+def _shortened(tokens: Sequence[ShownToken]) -> tuple[Sequence[ShownToken], int, Sequence[ShownToken]]:
     """Head, tokens left out, tail; the tail reaches back over the border between prompt and answer."""
-    if len(tokens) <= LONGEST_SHOWN:
+    if len(tokens) <= MAX_TOKENS_SHOWN:
         return tokens, 0, ()
     border = next((i for i, token in enumerate(tokens) if token.supervised), len(tokens))
-    head = LONGEST_SHOWN // 4
+    head = MAX_TOKENS_SHOWN // 4
     begin = max(head, min(border - head, len(tokens) - head))
-    return tokens[:head], begin - head, tokens[begin : begin + LONGEST_SHOWN - head]
+    return tokens[:head], begin - head, tokens[begin : begin + MAX_TOKENS_SHOWN - head]
 
 
-def _picked(seen: Rendered, found: Sequence[Check], renderer: Renderer) -> list[Shown]:
+def _pick_samples(seen: RenderedRows, found: Sequence[Check], renderer: Renderer) -> list[ShownSample]:
     """The first row of every fault; then the shortest, the longest and some between."""
     by_length = sorted(range(len(seen.examples)), key=lambda i: len(seen.examples[i].ids))
     why: dict[int, str] = {}
@@ -137,19 +137,21 @@ def _picked(seen: Rendered, found: Sequence[Check], renderer: Renderer) -> list[
     faulty = len(why)
     names = ("shortest", "a quarter is shorter", "median", "three quarters are shorter", "longest")
     for place, name in enumerate(names):
-        if len(why) < faulty + SHOWN:
-            why.setdefault(by_length[(len(by_length) - 1) * place // (SHOWN - 1)], name)
+        if len(why) < faulty + SAMPLES_SHOWN:
+            why.setdefault(by_length[(len(by_length) - 1) * place // (SAMPLES_SHOWN - 1)], name)
     for number in by_length:
-        if len(why) >= SHOWN:
+        if len(why) >= SAMPLES_SHOWN:
             break
         why.setdefault(number, "")
     return [
-        Shown(seen.rows.train[number].prompt_id, said, at < faulty, _tokens(seen.examples[number], renderer))
+        ShownSample(
+            seen.rows.train[number].prompt_id, said, at < faulty, _tokens(seen.examples[number], renderer)
+        )
         for at, (number, said) in enumerate(why.items())
     ]
 
 
-def _tokens(example: Any, renderer: Renderer) -> tuple[Token, ...]:
+def _tokens(example: Any, renderer: Renderer) -> tuple[ShownToken, ...]:
     added = set(renderer.tokenizer.added_tokens_decoder)
     ids = example.ids.tolist()
     pieces = renderer.tokenizer.batch_decode([[token] for token in ids])
@@ -161,14 +163,14 @@ def _tokens(example: Any, renderer: Renderer) -> tuple[Token, ...]:
                     pieces[at:end] = [whole, *[REST] * (end - at - 1)]
                     break
     return tuple(
-        Token(piece, token, at >= example.prompt_length, token in added)
+        ShownToken(piece, token, at >= example.prompt_length, token in added)
         for at, (piece, token) in enumerate(zip(pieces, ids, strict=True))
     )
 
 
-def _lengths(seen: Rendered) -> tuple[tuple[int, int, int, float], ...]:
+def _length_histogram(seen: RenderedRows) -> tuple[tuple[int, int, int, float], ...]:
     longest = max(len(e.ids) for e in seen.examples)
-    width = max(1, -(-longest // BINS))
+    width = max(1, -(-longest // HISTOGRAM_BINS))
     edges = range(0, longest + width, width)
     bins = []
     for low, high in pairwise(edges):
@@ -179,7 +181,7 @@ def _lengths(seen: Rendered) -> tuple[tuple[int, int, int, float], ...]:
     return tuple(bins)
 
 
-def _notices(seen: Rendered, renderer: Renderer, config: TrainConfig) -> list[str]:
+def _notices(seen: RenderedRows, renderer: Renderer, config: TrainConfig) -> list[str]:
     said = []
     stop = renderer.shape.stop_id
     told = weights.read_json(config.base / "generation_config.json").get("eos_token_id")
@@ -197,7 +199,7 @@ def _notices(seen: Rendered, renderer: Renderer, config: TrainConfig) -> list[st
     dropped = sum(bool(s.reasoning) for s in seen.rows.train) if config.data.reasoning == "drop" else 0
     if dropped:
         said.append(f"reasoning is left out of {dropped:,} rows ([data] reasoning)")
-    if odd := serving.speech(config, renderer)[1]:
+    if odd := serving.serving_template(config, renderer)[1]:
         said.append(odd)
     unended = sum(not e.terminated for e in seen.examples)
     if unended:

@@ -14,10 +14,10 @@ from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.collator import collate
-from trainer.data.dataset import INLINE, HeldOut
+from trainer.data.dataset import INLINE_REASONING, HeldOut
 from trainer.data.packing import pack
 from trainer.errors import DataError
-from trainer.evaluation.scorecard import Judged, is_right, scorecard
+from trainer.evaluation.scorecard import JudgedPrompt, is_correct, scorecard
 from trainer.model import model, segment_attention, varlen_attention
 from trainer.publish import serving
 from trainer.training.step import pack_loss
@@ -46,9 +46,9 @@ def evaluate(config: TrainConfig, on_batch: Progress = lambda _who, _total, _don
             remedy=f"rows need a reference and {config.data.split_field!r} other than 'train', or eval_share",
         )
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    thinks = serving.thinks(config, renderer)
+    thinks = serving.keeps_reasoning(config, renderer)
     prompts = renderer.prompts([h.messages for h in asked], [thinks] * len(asked))
-    taught = taught_examples(rows.held_out, renderer, config)
+    taught = held_out_examples(rows.held_out, renderer, config)
     said: dict[str, list[str]] = {}
     loss: dict[str, float | None] = {}
     for who in ("base", "student"):
@@ -56,17 +56,17 @@ def evaluate(config: TrainConfig, on_batch: Progress = lambda _who, _total, _don
             answering = model.load_base(config.base, device)
         else:
             answering = model.load_trained_student(config, config.out_path / "adapter", device)
-        texts = answers(answering, renderer, prompts, config, partial(on_batch, who, len(asked)))
-        said[who] = [_answer(text, renderer, config) for text in texts]
+        texts = generate_answers(answering, renderer, prompts, config, partial(on_batch, who, len(asked)))
+        said[who] = [judged_text(text, renderer, config) for text in texts]
         loss[who] = held_out_loss(answering, taught, config)
-    card = scorecard(judge(asked, said), resamples=config.evaluate.resamples)
+    card = scorecard(judge_answers(asked, said), resamples=config.evaluate.resamples)
     card["without_reference"] = len(rows.held_out) - len(asked)
     card["loss"] = {**loss, "tokens": sum(e.supervised for e in taught)}
-    _write(config, card, asked, said)
+    _write_results(config, card, asked, said)
     return card
 
 
-def answers(
+def generate_answers(
     answering: Any,
     renderer: Renderer,
     prompts: Sequence[Sequence[int]],
@@ -108,15 +108,17 @@ def answers(
     return texts
 
 
-def _answer(text: str, renderer: Renderer, config: TrainConfig) -> str:
+def judged_text(text: str, renderer: Renderer, config: TrainConfig) -> str:
     """What is judged: the answer, without the reasoning a student was taught to say before it."""
     if config.data.reasoning == "keep":
         return renderer.shape.answer_in(text)
-    _, mark, after = text.partition(INLINE[1]) if config.data.reasoning == "inline" else ("", "", "")
+    _, mark, after = (
+        text.partition(INLINE_REASONING[1]) if config.data.reasoning == "inline" else ("", "", "")
+    )
     return after if mark else text
 
 
-def taught_examples(
+def held_out_examples(
     held_out: Sequence[HeldOut], renderer: Renderer, config: TrainConfig
 ) -> tuple[Example, ...]:
     """The teacher's held-out answers, rendered as if they were to be learned; those too long are left out."""
@@ -151,22 +153,22 @@ def held_out_loss(answering: Any, examples: Sequence[Example], config: TrainConf
     return total / sum(e.supervised for e in examples)
 
 
-def judge(asked: Sequence[HeldOut], said: dict[str, list[str]]) -> list[Judged]:
+def judge_answers(asked: Sequence[HeldOut], said: dict[str, list[str]]) -> list[JudgedPrompt]:
     """Every answer against its reference. A prompt without a usable teacher answer counts as wrong."""
     return [
-        Judged(
+        JudgedPrompt(
             prompt_id=held.prompt_id,
             task=held.task,
             split=held.split,
-            base=is_right(base, held.reference or ""),
-            student=is_right(student, held.reference or ""),
-            teacher=is_right(held.teacher, held.reference or ""),
+            base=is_correct(base, held.reference or ""),
+            student=is_correct(student, held.reference or ""),
+            teacher=is_correct(held.teacher, held.reference or ""),
         )
         for held, base, student in zip(asked, said["base"], said["student"], strict=True)
     ]
 
 
-def _write(
+def _write_results(
     config: TrainConfig, card: dict[str, Any], asked: Sequence[HeldOut], said: dict[str, list[str]]
 ) -> None:
     lines = [

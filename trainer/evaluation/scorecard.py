@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-WHO = ("base", "student", "teacher")
-HEADLINE = "held_out"
+MODELS = ("base", "student", "teacher")
+HEADLINE_SPLIT = "held_out"
 Z = 1.959964  # two-sided 95 %
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedPrompt:
     """One held-out prompt and who answered it rightly."""
 
     prompt_id: str
@@ -26,12 +26,12 @@ class Judged:
     teacher: bool
 
 
-def is_right(answer: str | None, reference: str) -> bool:
+def is_correct(answer: str | None, reference: str) -> bool:
     """The exact verifier: equal after stripping outer white space of the answer."""
     return answer is not None and answer.strip() == reference.strip()
 
 
-def wilson(right: int, count: int) -> dict[str, float]:
+def wilson_interval(right: int, count: int) -> dict[str, float]:
     """Accuracy with its Wilson score interval (Wilson 1927), 95 %; holds also at 0 and 1."""
     if count == 0:
         return {"accuracy": 0.0, "low": 0.0, "high": 1.0}
@@ -41,7 +41,7 @@ def wilson(right: int, count: int) -> dict[str, float]:
     return {"accuracy": p, "low": min(p, max(0.0, middle - half)), "high": max(p, min(1.0, middle + half))}
 
 
-def macro(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def macro_average(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean of accuracies; limits by MOVER (Zou and Donner 2008), which combines the Wilson limits."""
     k = len(scores)
     mean = sum(s["accuracy"] for s in scores) / k
@@ -50,7 +50,7 @@ def macro(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {"accuracy": mean, "low": max(0.0, mean - down), "high": min(1.0, mean + up)}
 
 
-def scorecard(judged: Sequence[Judged], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def scorecard(judged: Sequence[JudgedPrompt], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """The judged comparison. The headline is the content-held-out split.
 
     Returns:
@@ -64,7 +64,7 @@ def scorecard(judged: Sequence[Judged], *, resamples: int = 2000, seed: int = 0)
     if not judged:
         raise ValueError("nothing was judged")
     splits = sorted({j.split for j in judged})
-    headline = HEADLINE if HEADLINE in splits else splits[0]
+    headline = HEADLINE_SPLIT if HEADLINE_SPLIT in splits else splits[0]
     card = _card([j for j in judged if j.split == headline], resamples, seed)
     card["split"] = headline
     card["splits"] = {
@@ -75,16 +75,16 @@ def scorecard(judged: Sequence[Judged], *, resamples: int = 2000, seed: int = 0)
     return card
 
 
-def _card(judged: Sequence[Judged], resamples: int, seed: int) -> dict[str, Any]:
-    by_task: dict[str, list[Judged]] = {}
+def _card(judged: Sequence[JudgedPrompt], resamples: int, seed: int) -> dict[str, Any]:
+    by_task: dict[str, list[JudgedPrompt]] = {}
     for each in sorted(judged, key=lambda j: j.prompt_id):
         by_task.setdefault(each.task, []).append(each)
     tasks: dict[str, Any] = {}
     for task in sorted(by_task):
         rows = by_task[task]
-        tasks[task] = {who: wilson(sum(getattr(j, who) for j in rows), len(rows)) for who in WHO}
+        tasks[task] = {who: wilson_interval(sum(getattr(j, who) for j in rows), len(rows)) for who in MODELS}
         tasks[task]["prompts"] = len(rows)
-    total = {who: macro([tasks[t][who] for t in tasks]) for who in WHO}
+    total = {who: macro_average([tasks[t][who] for t in tasks]) for who in MODELS}
     low, high = recovery_interval(list(by_task.values()), resamples, seed)
     return {
         "tasks": tasks,
@@ -96,7 +96,9 @@ def _card(judged: Sequence[Judged], resamples: int, seed: int) -> dict[str, Any]
     }
 
 
-def recovery_interval(by_task: Sequence[Sequence[Judged]], resamples: int, seed: int) -> tuple[float, float]:
+def recovery_interval(
+    by_task: Sequence[Sequence[JudgedPrompt]], resamples: int, seed: int
+) -> tuple[float, float]:
     """Percentile bootstrap, 95 %: prompts are drawn anew within each task, both answers together."""
     draw = np.random.default_rng(seed)
     student, teacher = np.zeros(resamples), np.zeros(resamples)

@@ -25,10 +25,10 @@ from harvester.store.shards.schema import Sample
 from harvester.terms.lineage import Lineage
 from trainer.errors import ConfigError, FindingsError
 
-TREE = "hash_tree.json"
-ROWS = "hash_tree.rows.jsonl"
+TREE_FILE = "hash_tree.json"
+ROWS_FILE = "hash_tree.rows.jsonl"
 VERSION = 2
-ORIGIN = (
+ORIGIN_COLUMNS = (
     "request_json",
     "request_model",
     "response_model",
@@ -47,8 +47,8 @@ ORIGIN = (
 )
 """Columns that say where a row came from. Its asker's columns may change later; these never do."""
 
-_UNSEALED = frozenset({TREE, ROWS, "README.md"})
-_IDENTITY = ("key", "prompt_id", "sample_index", "completion", *ORIGIN)
+_NOT_HASHED = frozenset({TREE_FILE, ROWS_FILE, "README.md"})
+_TRACED_COLUMNS = ("key", "prompt_id", "sample_index", "completion", *ORIGIN_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,9 @@ class Leaf:
         return hashlib.sha256(b"\x00" + told + asker).digest()
 
 
-def origin_of(sample: Sample) -> str:
+def origin_sha256(sample: Sample) -> str:
     """SHA-256 (64 hex digits) over the columns of `ORIGIN`, as JSON with names sorted."""
-    told = {name: getattr(sample, name) for name in ORIGIN}
+    told = {name: getattr(sample, name) for name in ORIGIN_COLUMNS}
     return hashlib.sha256(_canonical({**told, "created_at": sample.created_at.isoformat()})).hexdigest()
 
 
@@ -81,13 +81,13 @@ def leaf_of(sample: Sample, origin: str = "") -> Leaf:
     return Leaf(
         sample.key,
         hashlib.sha256(completion).hexdigest(),
-        origin or origin_of(sample),
+        origin or origin_sha256(sample),
         sample.prompt_id,
         sample.sample_index,
     )
 
 
-def root_of(digests: Sequence[bytes]) -> bytes:
+def merkle_root(digests: Sequence[bytes]) -> bytes:
     """The tree's root over leaf hashes in order (RFC 6962: the left subtree is the largest power of two).
 
     The root of no leaf is the hash of nothing.
@@ -97,19 +97,19 @@ def root_of(digests: Sequence[bytes]) -> bytes:
     if len(digests) == 1:
         return digests[0]
     split = 1 << (len(digests) - 1).bit_length() - 1
-    return hashlib.sha256(b"\x01" + root_of(digests[:split]) + root_of(digests[split:])).digest()
+    return hashlib.sha256(b"\x01" + merkle_root(digests[:split]) + merkle_root(digests[split:])).digest()
 
 
 def write_rows(folder: Path, leaves: Iterable[Leaf]) -> list[Leaf]:
     """Write the list of learned rows; returns it in its order."""
     ordered = sorted(leaves, key=lambda leaf: (leaf.key, leaf.prompt_id, leaf.sample_index))
-    (folder / ROWS).write_bytes(_rows_text(ordered))
+    (folder / ROWS_FILE).write_bytes(_rows_text(ordered))
     return ordered
 
 
 def write_tree(folder: Path, leaves: Sequence[Leaf], lineages: Sequence[Lineage]) -> str:
     """Write the tree over rows, lineages and all files that lie here now; returns its root, 64 hex digits."""
-    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name not in _UNSEALED}
+    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name not in _NOT_HASHED}
     told = {
         "version": VERSION,
         "rows": len(leaves),
@@ -117,7 +117,7 @@ def write_tree(folder: Path, leaves: Sequence[Leaf], lineages: Sequence[Lineage]
         "files": files,
     }
     root = _root(leaves, told)
-    (folder / TREE).write_bytes(_tree_text({**told, "root": root}))
+    (folder / TREE_FILE).write_bytes(_tree_text({**told, "root": root}))
     return root
 
 
@@ -127,10 +127,10 @@ def _root(leaves: Sequence[Leaf], told: Mapping[str, Any]) -> str:
         hashlib.sha256(b"\x00" + name.encode() + b"\x00" + bytes.fromhex(digest)).digest()
         for name, digest in sorted(told["files"].items())
     ]
-    return root_of([*(leaf.digest for leaf in leaves), *lineages, *files]).hex()
+    return merkle_root([*(leaf.digest for leaf in leaves), *lineages, *files]).hex()
 
 
-def _is_plain(leaf: Leaf) -> bool:
+def _is_lowercase_hex(leaf: Leaf) -> bool:
     """Hexadecimal in small letters: a capital would be another spelling of the same hash."""
     told = leaf.key + leaf.completion_sha256 + leaf.origin_sha256
     return bytes.fromhex(told).hex() == told
@@ -156,7 +156,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Leaf]]:
         FindingsError: a file of it that isn't one any more.
     """
     try:
-        tree_bytes, rows_bytes = (folder / TREE).read_bytes(), (folder / ROWS).read_bytes()
+        tree_bytes, rows_bytes = (folder / TREE_FILE).read_bytes(), (folder / ROWS_FILE).read_bytes()
     except OSError as error:
         raise ConfigError(
             f"carries no lineage: {error.filename} is missing", place=str(folder), remedy="train it again"
@@ -166,7 +166,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Leaf]]:
         version = tree["version"]
         leaves = [Leaf(**json.loads(line)) for line in rows_bytes.splitlines()]
         is_whole = _tree_text(tree) == tree_bytes and _rows_text(leaves) == rows_bytes
-        is_whole = is_whole and all(_is_plain(leaf) for leaf in leaves)
+        is_whole = is_whole and all(_is_lowercase_hex(leaf) for leaf in leaves)
         _root(leaves, tree)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise FindingsError(f"its hash tree is not as it was written: {error}", place=str(folder)) from None
@@ -184,8 +184,8 @@ def verify(folder: Path, corpus: Path | None = None) -> list[str]:
     tree, leaves = read(folder)
     found = []
     if _root(leaves, tree) != tree.get("root") or len(leaves) != tree.get("rows"):
-        found.append(f"{ROWS} and the lineages do not give the root in {TREE}")
-    present = {path.name for path in folder.iterdir()} - _UNSEALED
+        found.append(f"{ROWS_FILE} and the lineages do not give the root in {TREE_FILE}")
+    present = {path.name for path in folder.iterdir()} - _NOT_HASHED
     found += [f"{name} was not there when this was trained" for name in sorted(present - set(tree["files"]))]
     for name, digest in tree["files"].items():
         path = folder / name
@@ -193,22 +193,22 @@ def verify(folder: Path, corpus: Path | None = None) -> list[str]:
             found.append(f"{name} is not the file that was trained")
     if corpus is not None:
         wanted = {(leaf.key, leaf.prompt_id, leaf.sample_index): leaf for leaf in leaves}
-        for sample in Corpus.open(corpus).samples(columns=_IDENTITY):
+        for sample in Corpus.open(corpus).samples(columns=_TRACED_COLUMNS):
             leaf = wanted.pop((sample.key, sample.prompt_id, sample.sample_index), None)
-            if leaf is not None and (why := _differs(leaf, sample)):
+            if leaf is not None and (why := _difference(leaf, sample)):
                 found.append(f"row {sample.prompt_id}: {why}")
         found += [f"row {leaf.prompt_id} is not in the corpus" for leaf in wanted.values()]
     return found
 
 
-def _differs(leaf: Leaf, sample: Sample) -> str:
+def _difference(leaf: Leaf, sample: Sample) -> str:
     now = leaf_of(sample)
     if now.completion_sha256 != leaf.completion_sha256:
         return "its completion is not what was learned"
     return "" if now == leaf else "its request, teacher or terms are not those of the day"
 
 
-def require(folder: Path) -> None:
+def require_intact(folder: Path) -> None:
     """Do nothing when the tree is whole.
 
     Raises:
@@ -225,13 +225,13 @@ def trace(folder: Path, row: str, corpus: Path) -> dict[str, Any]:
         ConfigError: the student did not learn such a row, or several fit.
         FindingsError: the tree is not whole, or the corpus no longer holds what was learned.
     """
-    require(folder)
+    require_intact(folder)
     tree, leaves = read(folder)
     by_key = len(row) >= 8
     fitting = [one for one in leaves if one.prompt_id == row or (by_key and one.key.startswith(row))]
     if len(fitting) != 1:
         many = f"{len(fitting)} rows fit" if fitting else "no learned row has this prompt id or key"
-        raise ConfigError(many, place=f"{folder}: {row}", remedy=f"ids and keys are in {ROWS}")
+        raise ConfigError(many, place=f"{folder}: {row}", remedy=f"ids and keys are in {ROWS_FILE}")
     wanted = fitting[0]
     for sample in Corpus.open(corpus).samples():
         if (sample.key, sample.prompt_id, sample.sample_index) != (
@@ -240,9 +240,9 @@ def trace(folder: Path, row: str, corpus: Path) -> dict[str, Any]:
             wanted.sample_index,
         ):
             continue
-        if why := _differs(wanted, sample):
+        if why := _difference(wanted, sample):
             raise FindingsError(why, place=row)
-        shown = {name: getattr(sample, name) for name in _IDENTITY}
+        shown = {name: getattr(sample, name) for name in _TRACED_COLUMNS}
         lineage: dict[str, Any] = next((o for o in tree["lineages"] if o.get("run_id") == sample.run_id), {})
         return {**shown, "created_at": sample.created_at.isoformat(), "lineage": lineage}
     raise FindingsError("the corpus no longer holds this row", place=f"{corpus}: {row}")

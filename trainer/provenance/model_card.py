@@ -26,7 +26,7 @@ from trainer.model import weights
 from trainer.provenance import fingerprint
 from trainer.provenance.cyclonedx import ml_bom
 from trainer.provenance.eu_summary import eu_summary
-from trainer.provenance.student_facts import StudentFacts, base_licence, base_name
+from trainer.provenance.student_facts import StudentFacts, base_licence
 
 BOM = "bom.cdx.json"
 EU = "EU_SUMMARY.md"
@@ -47,7 +47,7 @@ def write(
         facts: rows of the card's table, as (name, text).
         merged: whole weights, not an adapter.
     """
-    rows = folder / fingerprint.ROWS
+    rows = folder / fingerprint.ROWS_FILE
     learned = ShardFacts(rows.name, fingerprint.sha256_of(rows), _lines(rows), rows.stat().st_size)
     dataset = DatasetFacts(
         name=config.corpus.name,

@@ -1,4 +1,4 @@
-"""The second and third door of the terms: before a corpus is learned from, and before a student leaves."""
+"""Check the terms of a corpus before it is learned from, and again before a student is exported."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any, Literal
 from harvester.terms import gate
 from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
-from trainer.provenance.student_facts import base_name
 
 
-def ask(
+def require_permission(
     config: TrainConfig,
     lineages: Sequence[Lineage],
     facts: Sequence[Mapping[str, Any]],

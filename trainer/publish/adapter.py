@@ -54,22 +54,22 @@ def _fill(aside: Path, student: Any, renderer: Renderer, config: TrainConfig, ro
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         student.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
-    write_speech(aside, renderer, config)
-    lineage = lineage_of(rows)
+    write_serving_files(aside, renderer, config)
+    lineage = lineage_summary(rows)
     (aside / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
     leaves = fingerprint.write_rows(
         aside, (fingerprint.leaf_of(s, rows.origins.get(s.key, "")) for s in rows.train)
     )
-    model_card.write(aside, config, rows.lineages, facts_of(config, renderer, len(rows.train)))
+    model_card.write(aside, config, rows.lineages, card_facts(config, renderer, len(rows.train)))
     fingerprint.write_tree(aside, leaves, rows.lineages)
 
 
-def write_speech(folder: Path, renderer: Renderer, config: TrainConfig) -> None:
+def write_serving_files(folder: Path, renderer: Renderer, config: TrainConfig) -> None:
     """Tokenizer, chat template and generation config, so that a server speaks as the student learned."""
     tokenizer = renderer.tokenizer
     original = tokenizer.chat_template
     try:
-        tokenizer.chat_template, _ = serving.speech(config, renderer)
+        tokenizer.chat_template, _ = serving.serving_template(config, renderer)
         tokenizer.save_pretrained(str(folder))
     finally:
         tokenizer.chat_template = original
@@ -78,7 +78,7 @@ def write_speech(folder: Path, renderer: Renderer, config: TrainConfig) -> None:
     (folder / "generation_config.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
-def lineage_of(rows: Rows) -> dict[str, Any]:
+def lineage_summary(rows: Rows) -> dict[str, Any]:
     """Who taught the rows that were learned, under which terms, and the corpus's own lineage."""
     taught = Counter((s.teacher_id, s.terms_id, s.mock) for s in rows.train)
     return {
@@ -90,14 +90,14 @@ def lineage_of(rows: Rows) -> dict[str, Any]:
     }
 
 
-def facts_of(config: TrainConfig, renderer: Renderer, rows: int) -> list[tuple[str, str]]:
+def card_facts(config: TrainConfig, renderer: Renderer, rows: int) -> list[tuple[str, str]]:
     """How the student was made, as (name, words) for its card."""
     target = config.lora.target if isinstance(config.lora.target, str) else ", ".join(config.lora.target)
     return [
         ("adapter", f"LoRA, rank {config.lora.rank}, alpha {config.lora.alpha:g}, on {target}"),
         ("load with", "peft.PeftModel.from_pretrained(base, this folder)"),
         ("base SHA-256 (config and weights)", weights.base_sha256(config.base)),
-        ("answers learned from", f"{rows:,}; each by its hash in {fingerprint.ROWS}"),
+        ("answers learned from", f"{rows:,}; each by its hash in {fingerprint.ROWS_FILE}"),
         ("seed, epochs, peak rate", f"{config.train.seed}, {config.train.epochs}, {config.train.lr:g}"),
         ("end of a turn", f"token {renderer.shape.stop_id}"),
         ("chat template SHA-256", renderer.template_sha256),

@@ -18,7 +18,7 @@ Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Turns:
+class TurnTemplate:
     """Text around each turn.
 
     Attributes:
@@ -76,18 +76,20 @@ class Turns:
         return f'FROM .\nTEMPLATE """{body}"""\nPARAMETER stop "{stop}"\n'
 
 
-def learn(renderer: Renderer, *, thinks: bool = False) -> Turns | None:
+def infer_turn_template(renderer: Renderer, *, thinks: bool = False) -> TurnTemplate | None:
     """The turns of a renderer's template; None where it does more than put text around turns."""
     try:
-        found = _learned(renderer, thinks)
+        found = _infer(renderer, thinks)
         probes = _probes(system=found.place != "nowhere")
-        proved = all(found.render(probe) == served(renderer, probe, thinks=thinks) for probe in probes)
+        proved = all(
+            found.render(probe) == training_prompt(renderer, probe, thinks=thinks) for probe in probes
+        )
     except (StudentError, ValueError):
         return None
     return found if proved else None
 
 
-def served(renderer: Renderer, messages: Sequence[Message], *, thinks: bool) -> str:
+def training_prompt(renderer: Renderer, messages: Sequence[Message], *, thinks: bool) -> str:
     """The prompt as it was learned: with the template's scaffold, unless the student thinks first."""
     return renderer.prompt_text(messages) + ("" if thinks else renderer.shape.scaffold)
 
@@ -102,7 +104,7 @@ def _probes(*, system: bool) -> list[list[Message]]:
     return [*plain, *([told, *probe] for probe in (plain if system else []))]
 
 
-def _learned(renderer: Renderer, thinks: bool) -> Turns:
+def _infer(renderer: Renderer, thinks: bool) -> TurnTemplate:
     bos = renderer.tokenizer.bos_token or ""
     one, two, three, four = _MARKS
     talk: list[Message] = [
@@ -110,36 +112,36 @@ def _learned(renderer: Renderer, thinks: bool) -> Turns:
         {"role": "assistant", "content": two},
         {"role": "user", "content": three},
     ]
-    begin, between, again, end = _cut(served(renderer, talk, thinks=thinks), one, two, three)
+    begin, between, again, end = _split_at(training_prompt(renderer, talk, thinks=thinks), one, two, three)
     bos = bos if begin.startswith(bos) else ""
     begin = begin[len(bos) :]
-    opening = _shared(begin[::-1], again[::-1])[::-1]
-    closing = _shared(between, end)
+    opening = _common_prefix(begin[::-1], again[::-1])[::-1]
+    closing = _common_prefix(between, end)
     head, after = begin[: len(begin) - len(opening)], again[: len(again) - len(opening)]
     user, assistant = (opening, closing), (between[len(closing) :], after)
     asked = end[len(closing) :]
-    base = Turns(bos, head, ("", ""), "nowhere", user, assistant, asked)
+    base = TurnTemplate(bos, head, ("", ""), "nowhere", user, assistant, asked)
     try:
-        told = served(renderer, [{"role": "system", "content": four}, talk[0]], thinks=thinks)
+        told = training_prompt(renderer, [{"role": "system", "content": four}, talk[0]], thinks=thinks)
     except StudentError:
         return base
-    before, then, _ = _cut(told[len(bos) :], four, one)
+    before, then, _ = _split_at(told[len(bos) :], four, one)
     if then.endswith(opening):
         around = (before, then[: len(then) - len(opening)])
-        return Turns(bos, base.head, around, "first", user, assistant, asked)
+        return TurnTemplate(bos, base.head, around, "first", user, assistant, asked)
     if before == begin:
-        return Turns(bos, base.head, ("", then), "last question", user, assistant, asked)
+        return TurnTemplate(bos, base.head, ("", then), "last question", user, assistant, asked)
     return base
 
 
-def _shared(one: str, two: str) -> str:
+def _common_prefix(one: str, two: str) -> str:
     length = next(
         (i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))
     )
     return one[:length]
 
 
-def _cut(text: str, *marks: str) -> list[str]:
+def _split_at(text: str, *marks: str) -> list[str]:
     parts = []
     for mark in marks:
         part, found, text = text.partition(mark)

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig
-from trainer.data.chat_template import DATE, Renderer
+from trainer.data.chat_template import TEMPLATE_DATE, Renderer
 from trainer.errors import StudentError
 from trainer.publish import modelfile
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes; 16 unless told
-_PINS = (f'{{%- set date_string = "{DATE}" -%}}', "{%- set enable_thinking = false -%}")
+_FIXED_CHOICES = (f'{{%- set date_string = "{TEMPLATE_DATE}" -%}}', "{%- set enable_thinking = false -%}")
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class ServingCommands:
     """How to serve a student.
 
     Attributes:
@@ -39,7 +39,7 @@ class Serving:
     notes: tuple[str, ...]
 
 
-def thinks(config: TrainConfig, renderer: Renderer) -> bool:
+def keeps_reasoning(config: TrainConfig, renderer: Renderer) -> bool:
     """Whether the student was taught to begin with reasoning where its template has the place."""
     return config.data.reasoning == "keep" and renderer.shape.reasoning is not None
 
@@ -54,8 +54,8 @@ def pinned_template(renderer: Renderer, *, thinking: bool) -> str:
         StudentError: no choice makes the template write the prompts that were learned.
     """
     original = str(renderer.tokenizer.chat_template)
-    wanted = [modelfile.served(renderer, probe, thinks=thinking) for probe in PROBES]
-    pins = ("", *_PINS, "".join(_PINS))
+    wanted = [modelfile.training_prompt(renderer, probe, thinks=thinking) for probe in PROBES]
+    pins = ("", *_FIXED_CHOICES, "".join(_FIXED_CHOICES))
     try:
         for pin in pins:
             renderer.tokenizer.chat_template = pin + original
@@ -70,10 +70,10 @@ def pinned_template(renderer: Renderer, *, thinking: bool) -> str:
     )
 
 
-def speech(config: TrainConfig, renderer: Renderer) -> tuple[str, str]:
+def serving_template(config: TrainConfig, renderer: Renderer) -> tuple[str, str]:
     """The template to hand over, and "" or what is wrong with it: no reason to lose a finished training."""
     try:
-        return pinned_template(renderer, thinking=thinks(config, renderer)), ""
+        return pinned_template(renderer, thinking=keeps_reasoning(config, renderer)), ""
     except StudentError as error:
         return str(renderer.tokenizer.chat_template), error.message
 
@@ -100,25 +100,25 @@ def eos_ids(base: Mapping[str, Any], stop_id: int) -> int | list[int]:
     return every if len(every) > 1 else stop_id
 
 
-def commands(config: TrainConfig, renderer: Renderer, merged: Path | None = None) -> Serving:
+def commands(config: TrainConfig, renderer: Renderer, merged: Path | None = None) -> ServingCommands:
     """The exact commands, for the adapter in `[out] path` and for a merged folder."""
     adapter = config.out_path / "adapter"
     stop = str(renderer.tokenizer.convert_ids_to_tokens(renderer.shape.stop_id))
-    why = _why_merge(config)
+    why = _why_vllm_needs_merge(config)
     rank = next((each for each in VLLM_RANKS if each >= config.lora.rank), 0)
-    notes = [odd] if (odd := speech(config, renderer)[1]) else []
-    if thinks(config, renderer):
+    notes = [odd] if (odd := serving_template(config, renderer)[1]) else []
+    if keeps_reasoning(config, renderer):
         notes.append("answers begin with reasoning: give vLLM the --reasoning-parser of the base's family")
     ollama = ""
     if merged is not None:
         if (merged / "Modelfile").is_file():
-            ollama = _line("ollama", "create", config.name, "-f", str(merged / "Modelfile"))
+            ollama = _shell_line("ollama", "create", config.name, "-f", str(merged / "Modelfile"))
         else:
             notes.append("no Modelfile: the chat template does more than put text around turns")
-    return Serving(
+    return ServingCommands(
         adapter=""
         if why
-        else _line(
+        else _shell_line(
             *("vllm", "serve", str(config.base), "--enable-lora", "--max-lora-rank", str(rank)),
             *("--lora-modules", f"{config.name}={adapter}"),
             *("--chat-template", str(adapter / "chat_template.jinja"), "--generation-config", str(adapter)),
@@ -126,14 +126,14 @@ def commands(config: TrainConfig, renderer: Renderer, merged: Path | None = None
         why_merge=why,
         merged=""
         if merged is None
-        else _line("vllm", "serve", str(merged), "--served-model-name", config.name),
+        else _shell_line("vllm", "serve", str(merged), "--served-model-name", config.name),
         ollama=ollama,
         stops=(stop,),
         notes=tuple(notes),
     )
 
 
-def lines(how: Serving) -> list[str]:
+def describe(how: ServingCommands) -> list[str]:
     """The commands as lines to read and to paste."""
     said = [f"an answer ends at {', '.join(how.stops)}; generation_config.json says so"]
     if how.adapter:
@@ -146,7 +146,7 @@ def lines(how: Serving) -> list[str]:
     return [*said, *how.notes]
 
 
-def _why_merge(config: TrainConfig) -> str:
+def _why_vllm_needs_merge(config: TrainConfig) -> str:
     if config.lora.dora:
         return "vLLM has no DoRA"
     if config.lora.rank > VLLM_RANKS[-1]:
@@ -156,5 +156,5 @@ def _why_merge(config: TrainConfig) -> str:
     return f"vLLM has no adapter on {odd[0]}" if odd else ""
 
 
-def _line(*words: str) -> str:
+def _shell_line(*words: str) -> str:
     return " ".join(map(shlex.quote, words))

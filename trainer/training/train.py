@@ -17,7 +17,7 @@ import torch
 from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
-from trainer.data.collator import padding_of
+from trainer.data.collator import padding_share
 from trainer.data.order import Order
 from trainer.errors import CheckpointError, Interrupted, ResumeRefused, StoreFull
 from trainer.model import compile, lora_forward, model, weights
@@ -154,7 +154,7 @@ class _Run:
             self.logbook.count(learned.tokens, learned.supervised, sum(map(self.count, packs)))
         looks = logs or self.looks_always
         if looks:
-            self._look(step, learned, lr, padding_of(packs), logs=logs)
+            self._look(step, learned, lr, padding_share(packs), logs=logs)
         self._spent_s += time.monotonic() - began
         if self.world.size == 1:
             return bool(asked)

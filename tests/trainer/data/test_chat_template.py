@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.trainer import shapes, tiny
-from tests.trainer.shapes import SHAPES
+from tests.trainer import chat_templates, tiny
+from tests.trainer.chat_templates import SHAPES
 from trainer.data.chat_template import Renderer
 from trainer.errors import StudentError
 
@@ -101,7 +101,7 @@ def test_control_tokens_in_text_stay_text(text, name, data):
 
 
 def test_a_merge_over_the_border_shifts_nothing():
-    tokenizer = shapes.merging()
+    tokenizer = chat_templates.merging()
     renderer = Renderer(tokenizer)
     [example] = renderer.examples([USER], ["word"], [True])
     prompt, learned = halves(renderer, example)
@@ -113,7 +113,7 @@ def test_a_merge_over_the_border_shifts_nothing():
 
 
 def test_a_tokenizer_that_puts_a_space_before_a_text_adds_none_to_an_answer():
-    tokenizer = shapes.spaced()
+    tokenizer = chat_templates.spaced()
     renderer = Renderer(tokenizer)
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("hi", add_special_tokens=False))[0] == "▁h"
     for said in ("hi", " hi", "who", "\nhi"):

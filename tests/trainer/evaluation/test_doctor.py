@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.trainer import tiny
-from tests.trainer.door import door, toml  # noqa: F401 - fixtures
-from tests.trainer.shapes import SHAPES
+from tests.trainer.chat_templates import SHAPES
+from tests.trainer.command_line import run_trainer, toml  # noqa: F401 - fixtures
 from trainer import config
 from trainer.data.chat_template import Renderer
 from trainer.evaluation import data_checks, doctor
@@ -135,17 +135,17 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("plant", "said"), FAULTS, ids=[f.__name__[6:] for f, _ in FAULTS])
-def test_a_planted_fault_is_fatal_by_name(door, toml, monkeypatch, plant, said):  # noqa: F811
+def test_a_planted_fault_is_fatal_by_name(run_trainer, toml, monkeypatch, plant, said):  # noqa: F811
     plant(toml, monkeypatch)
-    code, _, err = door("doctor", toml)
+    code, _, err = run_trainer("doctor", toml)
     assert code == 1
     assert said in err
 
 
-def test_a_clean_corpus_gets_a_clean_bill(door, toml):  # noqa: F811
-    code, out, _ = door("doctor", toml)
+def test_a_clean_corpus_gets_a_clean_bill(run_trainer, toml):  # noqa: F811
+    code, out, _ = run_trainer("doctor", toml)
     assert code == 0
-    assert out.count("⟦") == doctor.SHOWN
+    assert out.count("⟦") == doctor.SAMPLES_SHOWN
     assert doctor.diagnose(config.load(toml)).findings == ()
 
 
@@ -163,11 +163,11 @@ def test_a_cut_answer_learned_without_its_end_is_no_fault(toml):  # noqa: F811
     assert doctor.diagnose(config.load(toml)).findings == ()
 
 
-def test_a_corpus_in_which_no_answer_ends_is_fatal(door, toml):  # noqa: F811
+def test_a_corpus_in_which_no_answer_ends_is_fatal(run_trainer, toml):  # noqa: F811
     cut = [replace(s, finish_reason="length", outcome="truncated") for s in tiny.skill(8)]
     tiny.corpus(toml.parent / "store", cut)
     toml.write_text(toml.read_text().replace("[lora]", 'truncated = "unterminated"\n[lora]'))
-    code, out, err = door("doctor", toml)
+    code, out, err = run_trainer("doctor", toml)
     assert code == 1
     assert "nobody learns to stop: 8 of 8" in err
     assert "note: answers cut by the token limit, learned without an end: 8" in out
@@ -203,11 +203,11 @@ class Tags(HTMLParser):
         self.text += data
 
 
-def test_the_page_shows_every_check_and_token_and_runs_nothing(door, toml):  # noqa: F811
+def test_the_page_shows_every_check_and_token_and_runs_nothing(run_trainer, toml):  # noqa: F811
     evil = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\u202e\x1b[31m'
     rows = tiny.skill(8)
     tiny.corpus(toml.parent / "store", [replace(rows[0], prompt_id=evil, completion=evil), *rows[1:]])
-    code, out, _ = door("doctor", toml)
+    code, out, _ = run_trainer("doctor", toml)
     path = toml.parent / "out" / "doctor.html"
     assert (code, f"page in {path}" in out) == (0, True)
     page = path.read_text(encoding="utf-8")
@@ -229,10 +229,10 @@ def test_the_page_shows_every_check_and_token_and_runs_nothing(door, toml):  # n
     assert {"t", "s", "c"} in [set(c) for c in spans]
 
 
-def test_the_first_row_of_a_fault_comes_first_on_the_page(door, toml):  # noqa: F811
+def test_the_first_row_of_a_fault_comes_first_on_the_page(run_trainer, toml):  # noqa: F811
     rows = tiny.skill(8)
     tiny.corpus(toml.parent / "store", [*rows[:5], replace(rows[5], finish_reason="length"), *rows[6:]])
-    code, out, _ = door("doctor", toml, "--json", "--page", toml.parent / "deep" / "page.html")
+    code, out, _ = run_trainer("doctor", toml, "--json", "--page", toml.parent / "deep" / "page.html")
     told = json.loads(out)
     assert (code, told["shown"][0]["prompt_id"], told["shown"][0]["is_faulty"]) == (1, "p5", True)
     assert "1 fatal fault:" in (toml.parent / "deep" / "page.html").read_text()

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from tests.trainer import tiny
-from tests.trainer.shapes import SHAPES
+from tests.trainer.chat_templates import SHAPES
 from trainer import config as settings
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
@@ -18,7 +18,7 @@ from trainer.model import model
 def test_the_held_out_loss_is_that_of_transformers_forward(learned):
     config, done = learned
     renderer = Renderer(model.load_tokenizer(config.base))
-    examples = evaluate.taught_examples(dataset.read(config).held_out, renderer, config)
+    examples = evaluate.held_out_examples(dataset.read(config).held_out, renderer, config)
     assert len(examples) == 10
     cpu = torch.device("cpu")
     student = model.load_trained_student(config, config.out_path / "adapter", cpu)
@@ -52,4 +52,4 @@ def test_reasoning_is_learned_by_choice_and_never_judged(tmp_path, reasoning):
     else:
         assert learned == "<think>\nbecause 0\n\nso \n</think>\n\nanswer 0<|im_end|>"
         assert (think in first.ids[first.prompt_length :].tolist()) is (reasoning == "keep")
-    assert evaluate._answer(learned.removesuffix("<|im_end|>"), renderer, config) == "answer 0"
+    assert evaluate.judged_text(learned.removesuffix("<|im_end|>"), renderer, config) == "answer 0"

@@ -8,23 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.evaluation.scorecard import Judged, is_right, macro, scorecard, wilson
+from trainer.evaluation.scorecard import JudgedPrompt, is_correct, macro_average, scorecard, wilson_interval
 
 
-def judged(task: str, split: str, student: int, teacher: int, count: int = 100) -> list[Judged]:
-    return [Judged(f"{split}-{task}-{i}", task, split, False, i < student, i < teacher) for i in range(count)]
+def judged(task: str, split: str, student: int, teacher: int, count: int = 100) -> list[JudgedPrompt]:
+    return [
+        JudgedPrompt(f"{split}-{task}-{i}", task, split, False, i < student, i < teacher)
+        for i in range(count)
+    ]
 
 
 def test_wilson_known_value():
     # 8 of 10: Wilson 95 % is (0.4902, 0.9433) in every table
-    assert wilson(8, 10) == pytest.approx({"accuracy": 0.8, "low": 0.4902, "high": 0.9433}, abs=1e-4)
+    assert wilson_interval(8, 10) == pytest.approx({"accuracy": 0.8, "low": 0.4902, "high": 0.9433}, abs=1e-4)
 
 
 @given(st.integers(1, 500), st.data())
 def test_an_interval_holds_its_accuracy_and_stays_in_bounds(count, data):
-    found = wilson(data.draw(st.integers(0, count)), count)
+    found = wilson_interval(data.draw(st.integers(0, count)), count)
     assert 0 <= found["low"] <= found["accuracy"] <= found["high"] <= 1
-    together = macro([found, wilson(count, count)])
+    together = macro_average([found, wilson_interval(count, count)])
     assert 0 <= together["low"] <= together["accuracy"] <= together["high"] <= 1
 
 
@@ -60,4 +63,4 @@ def test_nothing_judged_is_an_error():
     ("answer", "right"), [(" 12\n", True), ("12", True), ("12.", False), (None, False), ("", False)]
 )
 def test_the_verifier_is_exact_after_stripping(answer, right):
-    assert is_right(answer, "12") is right
+    assert is_correct(answer, "12") is right

@@ -24,11 +24,11 @@ def last_step(toml: Path) -> int:
     return found.step if found else 0
 
 
-def test_03_a_host_without_memory_is_said_with_the_pack_and_nothing_is_lost(tmp_path, nursery):
+def test_03_a_host_without_memory_is_said_with_the_pack_and_nothing_is_lost(tmp_path, fork_server):
     rows = [tiny.sample(i, "q " * 40, "word " * 400) for i in range(80)]
     wide = {"batch_tokens": 200_000, "max_length": 4096, "pack_tokens": 200_000, "epochs": 1}
     toml = tiny.train_toml(tmp_path, rows, train=wide, data={"eval_share": 0.0})
-    ended = nursery("command", words=("train", toml), step_bytes=128 * MIB)
+    ended = fork_server("command", words=("train", toml), step_bytes=128 * MIB)
     assert (ended["code"], ended["signal"]) == (1, 0), ended["err"]
     assert "error[memory]" in ended["err"]
     assert "examples x" in ended["err"]
@@ -36,45 +36,47 @@ def test_03_a_host_without_memory_is_said_with_the_pack_and_nothing_is_lost(tmp_
     assert "Traceback" not in ended["err"]
 
 
-def test_04_sigterm_from_outside_ends_with_a_checkpoint_and_the_next_run_goes_on(tmp_path, nursery):
+def test_04_sigterm_from_outside_ends_with_a_checkpoint_and_the_next_run_goes_on(tmp_path, fork_server):
     toml = toml_of(tmp_path, epochs=400)
     log = tmp_path / "out" / "train.jsonl"
-    ended = nursery("command", words=("train", toml), signal_when=[str(log), signal.SIGTERM])
+    ended = fork_server("command", words=("train", toml), signal_when=[str(log), signal.SIGTERM])
     assert (ended["code"], ended["signal"]) == (143, 0), ended["err"]
     done = len(log.read_text().splitlines())
     assert f"stopped after step {done} of" in ended["err"]
     assert last_step(toml) == done
 
 
-def test_08_a_disk_that_is_full_costs_checkpoints_then_the_adapter_never_what_lies_there(tmp_path, nursery):
+def test_08_a_disk_that_is_full_costs_checkpoints_then_the_adapter_never_what_lies_there(
+    tmp_path, fork_server
+):
     toml = toml_of(tmp_path)
     log = tmp_path / "out" / "train.jsonl"
-    ended = nursery("command", words=("train", toml), limits={"RLIMIT_FSIZE": 20_000})
+    ended = fork_server("command", words=("train", toml), limits={"RLIMIT_FSIZE": 20_000})
     assert (ended["code"], ended["signal"]) == (5, 0), ended["err"]
     assert "adapter not written" in ended["err"]
     assert "Traceback" not in ended["err"]
     assert not (tmp_path / "out" / "adapter").exists()
     assert not list((tmp_path / "out").glob("**/.*tmp*"))
     steps = json.loads(log.read_text().splitlines()[-1])["steps"]
-    ended = nursery("command", words=("train", toml))  # room again
+    ended = fork_server("command", words=("train", toml))  # room again
     assert ended["code"] == 0, ended["err"]
     assert last_step(toml) == steps
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_08_a_log_that_can_not_be_written_stops_no_training(tmp_path, nursery):
+def test_08_a_log_that_can_not_be_written_stops_no_training(tmp_path, fork_server):
     toml = toml_of(tmp_path)
     (tmp_path / "out" / "train.jsonl").mkdir(parents=True)
-    ended = nursery("command", words=("train", toml))
+    ended = fork_server("command", words=("train", toml))
     assert ended["code"] == 0, ended["err"]
     assert "warning: train.jsonl not written" in ended["err"]
 
 
 @pytest.mark.parametrize("place", ["out", "out/LOCK"])
-def test_08_an_output_folder_that_can_not_be_is_said(tmp_path, nursery, place):
+def test_08_an_output_folder_that_can_not_be_is_said(tmp_path, fork_server, place):
     toml = toml_of(tmp_path)
     odd = tmp_path / place
     odd.parent.mkdir(exist_ok=True)
     odd.mkdir() if place.endswith("LOCK") else odd.write_text("a file")
-    ended = nursery("command", words=("train", toml))
+    ended = fork_server("command", words=("train", toml))
     assert (ended["code"], "output folder can't be written" in ended["err"]) == (5, True), ended["err"]

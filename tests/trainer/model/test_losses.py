@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3
 from tests.trainer import tiny
 from trainer import config as settings
 from trainer.data.chat_template import Example
-from trainer.data.collator import Batch, collate, padding_of
+from trainer.data.collator import Batch, collate, padding_share
 from trainer.errors import StudentError
 from trainer.model import losses, model, varlen_attention
 from trainer.model.losses import cross_entropy_sum, head_loss
@@ -133,5 +133,5 @@ def test_what_the_kernel_would_leave_out_is_refused():
 
 def test_padding_is_what_attention_lays_out_beyond_tokens():
     rows = [Example(np.zeros(n + 1, np.int32), 1) for n in (8, 6, 2)]
-    assert padding_of([rows]) == pytest.approx(2 / 18)  # a grid of 2 x 8 and one of 1 x 2
-    assert padding_of([rows[:1]]) == 0
+    assert padding_share([rows]) == pytest.approx(2 / 18)  # a grid of 2 x 8 and one of 1 x 2
+    assert padding_share([rows[:1]]) == 0

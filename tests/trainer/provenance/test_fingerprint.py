@@ -63,8 +63,8 @@ def test_the_root_follows_rfc_6962():
 
     four = node(node(leaves[0], leaves[1]), node(leaves[2], leaves[3]))
     three = node(node(leaves[4], leaves[5]), leaves[6])
-    assert fingerprint.root_of(leaves) == node(four, three)
-    assert fingerprint.root_of([]) == hashlib.sha256(b"").digest()
+    assert fingerprint.merkle_root(leaves) == node(four, three)
+    assert fingerprint.merkle_root([]) == hashlib.sha256(b"").digest()
 
 
 @given(st.sets(st.integers(0, 10**6), min_size=2, max_size=40), st.data())
@@ -72,8 +72,10 @@ def test_every_row_counts(numbers: set[int], data: st.DataObject):
     digests = [fingerprint.leaf_of(sample(n)).digest for n in sorted(numbers)]
     at = data.draw(st.integers(0, len(digests) - 1))
     flipped = bytes([digests[at][0] ^ 1]) + digests[at][1:]
-    assert fingerprint.root_of(digests) != fingerprint.root_of([*digests[:at], flipped, *digests[at + 1 :]])
-    assert fingerprint.root_of(digests) != fingerprint.root_of(digests[:at] + digests[at + 1 :])
+    assert fingerprint.merkle_root(digests) != fingerprint.merkle_root(
+        [*digests[:at], flipped, *digests[at + 1 :]]
+    )
+    assert fingerprint.merkle_root(digests) != fingerprint.merkle_root(digests[:at] + digests[at + 1 :])
 
 
 def test_a_row_is_traced_to_request_teacher_and_terms(adapter: Path, tmp_path: Path):
@@ -97,7 +99,7 @@ def test_a_flipped_byte_a_lost_row_and_another_adapter_are_named(adapter: Path, 
         fingerprint.trace(adapter, "p12", other)
 
 
-@pytest.mark.parametrize("column", fingerprint.ORIGIN)
+@pytest.mark.parametrize("column", fingerprint.ORIGIN_COLUMNS)
 def test_an_edited_origin_is_named(adapter: Path, tmp_path: Path, column: str):
     changes: dict[str, object] = {"mock": True, "created_at": datetime(2026, 1, 2, tzinfo=UTC)}
     edited = replace(sample(5), **{column: changes.get(column, "other")})  # type: ignore[arg-type]
@@ -109,18 +111,20 @@ def test_an_edited_origin_is_named(adapter: Path, tmp_path: Path, column: str):
 
 
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [fingerprint.TREE, fingerprint.ROWS, "adapter_model.safetensors", "NOTICE"])
+@pytest.mark.parametrize(
+    "name", [fingerprint.TREE_FILE, fingerprint.ROWS_FILE, "adapter_model.safetensors", "NOTICE"]
+)
 def test_any_flipped_byte_of_any_file_breaks_the_trace(adapter: Path, name: str, step: int):
     leaves = fingerprint.write_rows(adapter, [fingerprint.leaf_of(sample(n)) for n in range(2)])
     fingerprint.write_tree(adapter, leaves, [Lineage(LINEAGE)])
     whole = (adapter / name).read_bytes()
     for at in range(0, len(whole), step):
-        for bit in (0x01, 0x20) if name in (fingerprint.TREE, fingerprint.ROWS) else (0x01,):
+        for bit in (0x01, 0x20) if name in (fingerprint.TREE_FILE, fingerprint.ROWS_FILE) else (0x01,):
             (adapter / name).write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
             with pytest.raises((FindingsError, ConfigError)):
-                fingerprint.require(adapter)
+                fingerprint.require_intact(adapter)
     (adapter / name).write_bytes(whole)
-    fingerprint.require(adapter)
+    fingerprint.require_intact(adapter)
 
 
 def test_added_and_removed_files_and_an_edited_card(adapter: Path):
@@ -137,6 +141,6 @@ def test_added_and_removed_files_and_an_edited_card(adapter: Path):
 def test_an_adapter_without_lineage_and_an_unknown_row_are_errors(adapter: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="no learned row"):
         fingerprint.trace(adapter, "nope", tmp_path)
-    (adapter / fingerprint.TREE).unlink()
+    (adapter / fingerprint.TREE_FILE).unlink()
     with pytest.raises(ConfigError, match="carries no lineage"):
         fingerprint.verify(adapter)

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from tests.trainer import tiny
-from tests.trainer.door import door  # noqa: F401 - a fixture
+from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from tests.trainer.provenance.test_student_documents import CYCLONEDX
 from trainer import config as settings
 from trainer.errors import FindingsError
 from trainer.provenance import fingerprint
-from trainer.publish import merge
+from trainer.publish import export
 from trainer.training.train import train
 
 LLAMA = tiny.lineage(
@@ -57,7 +57,7 @@ def folders(tmp_path_factory) -> tuple[Path, Path, Path]:
     (root / "base" / "README.md").write_text('---\nlicense: "mit"\n---\n# A base\n', encoding="utf-8")
     config = settings.load(path)
     train(config)
-    merge.merge(config, root / "merged")
+    export.export_merged(config, root / "merged")
     return path, config.out_path / "adapter", root / "merged"
 
 
@@ -98,20 +98,22 @@ def test_notice_bill_and_summary_lie_beside_the_weights(folders, merged):
     hashes = bom["metadata"]["component"]["hashes"]
     assert hashes == [{"alg": "SHA-256", "content": fingerprint.sha256_of(weights)}]
     data = next(each for each in bom["components"] if each["bom-ref"] == "data")
-    assert data["components"][0]["hashes"][0]["content"] == fingerprint.sha256_of(folder / fingerprint.ROWS)
+    assert data["components"][0]["hashes"][0]["content"] == fingerprint.sha256_of(
+        folder / fingerprint.ROWS_FILE
+    )
     summary = (folder / "EU_SUMMARY.md").read_text(encoding="utf-8")
     assert "2.5. Synthetic data" in summary
     assert "google/gemma-3-4b-it" in summary
 
 
-def test_both_folders_lead_back_to_request_teacher_and_terms(folders, door):  # noqa: F811
+def test_both_folders_lead_back_to_request_teacher_and_terms(folders, run_trainer):  # noqa: F811
     path, adapter, merged = folders
     store = path.parent / "store"
     for folder in (adapter, merged):
-        code, out, _ = door("trace", folder, "--corpus", store, "--json")
+        code, out, _ = run_trainer("trace", folder, "--corpus", store, "--json")
         assert code == 0, out
         assert json.loads(out)["rows"] == 16
-        code, out, _ = door("trace", folder, "p3", "--corpus", store, "--json")
+        code, out, _ = run_trainer("trace", folder, "p3", "--corpus", store, "--json")
         assert code == 0
         told = json.loads(out)
         assert (told["terms_id"], told["lineage"]["run_id"]) == ("llama-3.1", "run-2")
@@ -119,15 +121,23 @@ def test_both_folders_lead_back_to_request_teacher_and_terms(folders, door):  # 
 
 
 @pytest.mark.parametrize(
-    "name", ["lineage.json", "NOTICE", "bom.cdx.json", "tokenizer.json", fingerprint.TREE, fingerprint.ROWS]
+    "name",
+    [
+        "lineage.json",
+        "NOTICE",
+        "bom.cdx.json",
+        "tokenizer.json",
+        fingerprint.TREE_FILE,
+        fingerprint.ROWS_FILE,
+    ],
 )
-def test_a_byte_flipped_in_either_folder_is_found(folders, door, name):  # noqa: F811
+def test_a_byte_flipped_in_either_folder_is_found(folders, run_trainer, name):  # noqa: F811
     for folder in folders[1:]:
         whole = (folder / name).read_bytes()
         at = len(whole) // 2
         (folder / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         try:
-            code, _, err = door("trace", folder)
+            code, _, err = run_trainer("trace", folder)
             assert code == 1, err
         finally:
             (folder / name).write_bytes(whole)
@@ -143,7 +153,7 @@ def test_an_adapter_whose_lineage_was_edited_is_not_exported(folders, tmp_path):
     lineage.write_text(json.dumps(told))
     try:
         with pytest.raises(FindingsError, match=r"lineage\.json is not the file"):
-            merge.merge(settings.load(path), tmp_path / "merged")
+            export.export_merged(settings.load(path), tmp_path / "merged")
     finally:
         lineage.write_text(whole)
     assert not (tmp_path / "merged").exists()

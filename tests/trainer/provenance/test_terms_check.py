@@ -11,7 +11,7 @@ from harvester.errors import TermsRefused
 from tests.trainer import tiny
 from trainer import config as settings
 from trainer.data import dataset
-from trainer.publish import merge
+from trainer.publish import export
 from trainer.training.train import train
 
 
@@ -84,5 +84,5 @@ def test_the_door_is_asked_once_more_at_export(tmp_path):
     told["lineages"][0]["terms_id"] = "withdrawn"
     lineage.write_text(json.dumps(told))
     with pytest.raises(TermsRefused, match="withdrawn"):
-        merge.merge(config, tmp_path / "merged")
+        export.export_merged(config, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

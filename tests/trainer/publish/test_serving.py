@@ -7,8 +7,8 @@ import shlex
 
 import pytest
 
-from tests.trainer import go, shapes, tiny
-from tests.trainer.shapes import SHAPES
+from tests.trainer import chat_templates, go_template, tiny
+from tests.trainer.chat_templates import SHAPES
 from trainer import config as settings
 from trainer.data.chat_template import Renderer
 from trainer.errors import StudentError
@@ -29,7 +29,7 @@ TALKS = [
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_modelfile_renders_what_was_learned(name):
     renderer, shape = RENDERERS[name], SHAPES[name]
-    told = modelfile.learn(renderer).modelfile(shape.stop)
+    told = modelfile.infer_turn_template(renderer).modelfile(shape.stop)
     [template] = re.findall(r'TEMPLATE """(.*?)"""', told, flags=re.DOTALL)
     assert told.startswith("FROM .\n")
     assert f'PARAMETER stop "{shape.stop}"' in told
@@ -37,7 +37,7 @@ def test_the_modelfile_renders_what_was_learned(name):
     for talk in talks:
         learned = renderer.tokenizer.decode(renderer.prompts([talk])[0])
         bos = "<s>" if learned.startswith("<s>") else ""
-        assert bos + go.render(template, talk) == learned  # llama.cpp adds BOS by itself
+        assert bos + go_template.render(template, talk) == learned  # llama.cpp adds BOS by itself
         assert "<s>" not in template
 
 
@@ -59,13 +59,13 @@ def test_the_pinned_template_needs_no_argument_to_say_what_was_learned(name):
 def test_a_student_that_thinks_is_served_without_the_empty_block():
     renderer = RENDERERS["qwen-3"]
     assert "enable_thinking = false" not in serving.pinned_template(renderer, thinking=True)
-    told = modelfile.learn(renderer, thinks=True).modelfile("<|im_end|>")
-    assert go.render(told.split('"""')[1], TALKS[0]).endswith("<|im_start|>assistant\n")
+    told = modelfile.infer_turn_template(renderer, thinks=True).modelfile("<|im_end|>")
+    assert go_template.render(told.split('"""')[1], TALKS[0]).endswith("<|im_start|>assistant\n")
 
 
 def test_a_template_that_can_not_be_served_as_learned_is_refused_and_gets_no_modelfile(tmp_path):
     odd = tiny.CHATML.replace("{{ m['content'] }}", "{{ loop.index }}. {{ m['content'] }}")
-    assert modelfile.learn(Renderer(tiny.tokenizer(odd))) is None
+    assert modelfile.infer_turn_template(Renderer(tiny.tokenizer(odd))) is None
     scaffold = tiny.CHATML.replace(
         "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}SURE: {% endif %}{{ m['content'] }}"
     )
@@ -73,11 +73,14 @@ def test_a_template_that_can_not_be_served_as_learned_is_refused_and_gets_no_mod
     with pytest.raises(StudentError, match="other prompts than were learned"):
         serving.pinned_template(renderer, thinking=False)
     config = settings.load(tiny.train_toml(tmp_path, tiny.skill(4)))
-    template, said = serving.speech(config, renderer)  # said by doctor and export, not after the last step
+    template, said = serving.serving_template(config, renderer)
     assert (template, "other prompts" in said) == (scaffold, True)
     assert said in serving.commands(config, renderer).notes
-    marks = shapes.Shape(tiny.CHATML.replace("<|im_end|>\n", '<|im_end|>"\n'), "", ())
-    assert modelfile.learn(Renderer(tiny.tokenizer(marks.template))).modelfile("<|im_end|>") is None
+    marks = chat_templates.Shape(tiny.CHATML.replace("<|im_end|>\n", '<|im_end|>"\n'), "", ())
+    assert (
+        modelfile.infer_turn_template(Renderer(tiny.tokenizer(marks.template))).modelfile("<|im_end|>")
+        is None
+    )
 
 
 @pytest.mark.parametrize(

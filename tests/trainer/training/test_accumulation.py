@@ -12,13 +12,13 @@ ROWS = [tiny.sample(i, f"say {'ab' * (i % 5)}", "word " * (1 + i % 7)) for i in 
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, nursery):
+def whole(tmp_path_factory, fork_server):
     """The step learned in one pack, and a way to learn it otherwise."""
     folder = tmp_path_factory.mktemp("step")
     toml = tiny.train_toml(folder, ROWS, data={"eval_share": 0.0})
 
     def learn(name: str, **how: int) -> dict[str, torch.Tensor]:
-        ended = nursery("gradients", toml=toml, out=folder / name, **how)
+        ended = fork_server("gradients", toml=toml, out=folder / name, **how)
         assert (ended["code"], ended["signal"]) == (0, 0), ended["err"]
         return load_file(folder / name)
 

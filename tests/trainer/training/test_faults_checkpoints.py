@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from harvester.store import reader
 from tests.trainer import tiny
-from tests.trainer.door import door, toml  # noqa: F401 - fixtures
+from tests.trainer.command_line import run_trainer, toml  # noqa: F401 - fixtures
 from trainer import config as settings
 from trainer import process
 from trainer.errors import CheckpointError, Interrupted, StoreFull
@@ -44,14 +44,14 @@ def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "out" / "adapter" / "adapter_model.safetensors")
 
 
-def test_04_sigterm_ends_after_the_step_with_a_checkpoint(door, toml, monkeypatch):  # noqa: F811
+def test_04_sigterm_ends_after_the_step_with_a_checkpoint(run_trainer, toml, monkeypatch):  # noqa: F811
     honest = train
 
     def stopped(config, _on_step, **more):
         return honest(config, stop_after(2), **more)
 
     monkeypatch.setattr("trainer.training.train.train", stopped)
-    code, _, err = door("train", toml)
+    code, _, err = run_trainer("train", toml)
     assert code == 143
     assert "after step 2" in err
     assert checkpoint.newest_valid(toml.parent / "out" / "checkpoints")[0].step == 2
@@ -107,7 +107,7 @@ def test_07_everything_is_synced_before_and_after_the_rename(tmp_path, monkeypat
     assert events[at + 1 :] == [tmp_path.name]
 
 
-def test_08_a_full_disk_costs_a_warning_and_the_old_checkpoint_stays(door, toml, monkeypatch):  # noqa: F811
+def test_08_a_full_disk_costs_a_warning_and_the_old_checkpoint_stays(run_trainer, toml, monkeypatch):  # noqa: F811
     honest, calls = shutil.disk_usage, []
 
     def full(folder):
@@ -116,7 +116,7 @@ def test_08_a_full_disk_costs_a_warning_and_the_old_checkpoint_stays(door, toml,
         return usage._replace(free=10) if len(calls) > 2 else usage
 
     monkeypatch.setattr(shutil, "disk_usage", full)
-    code, out, _ = door("train", toml)
+    code, out, _ = run_trainer("train", toml)
     assert code == 0
     assert "warning: checkpoint of step 3 not written" in out
     assert checkpoint.newest_valid(toml.parent / "out" / "checkpoints")[0].step == 2
@@ -222,34 +222,34 @@ def test_12_moments_go_by_name_and_shape(toml):  # noqa: F811
         ("epochs = 2", "epochs = 3", "train.epochs 2 -> 3"),
     ],
 )
-def test_13_changed_settings_are_refused_with_the_difference(door, toml, old, new, said):  # noqa: F811
+def test_13_changed_settings_are_refused_with_the_difference(run_trainer, toml, old, new, said):  # noqa: F811
     half_done(toml)
     toml.write_text(toml.read_text().replace(old, new))
-    code, _, err = door("train", toml)
+    code, _, err = run_trainer("train", toml)
     assert code == 2
     assert said in err
-    code, out, _ = door("train", toml, "--allow-change")
+    code, out, _ = run_trainer("train", toml, "--allow-change")
     assert code == 0
     assert f"changed on the way: {said}" in out
 
 
-def test_13_15_a_changed_base_or_corpus_is_refused(door, toml):  # noqa: F811
+def test_13_15_a_changed_base_or_corpus_is_refused(run_trainer, toml):  # noqa: F811
     half_done(toml)
     tiny.base(toml.parent / "base", seed=9)
-    code, _, err = door("train", toml)
+    code, _, err = run_trainer("train", toml)
     assert (code, "base '" in err) == (2, True)
     tiny.base(toml.parent / "base")
     tiny.corpus(toml.parent / "store", tiny.skill(41))
-    code, _, err = door("train", toml)
+    code, _, err = run_trainer("train", toml)
     assert (code, "corpus '" in err) == (2, True)
     assert "corpus.examples 40 -> 41" in err
 
 
-def test_25_a_torn_shard_is_named_before_the_first_step(door, toml):  # noqa: F811
+def test_25_a_torn_shard_is_named_before_the_first_step(run_trainer, toml):  # noqa: F811
     shard = toml.parent / "store" / "shards" / "00000.parquet"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:200] + bytes(100) + whole[300:])
-    code, _, err = door("train", toml)
+    code, _, err = run_trainer("train", toml)
     assert code == 5
     assert "00000.parquet" in err
     assert not (toml.parent / "out" / "train.jsonl").exists()
@@ -290,32 +290,32 @@ def test_30_a_checkpoint_that_is_a_link_is_not_followed(tmp_path):
     assert "state.json is not what was written" in skipped[0]
 
 
-def test_30_an_adapter_that_is_a_link_out_is_refused(door, toml):  # noqa: F811
-    assert door("train", toml)[0] == 0
+def test_30_an_adapter_that_is_a_link_out_is_refused(run_trainer, toml):  # noqa: F811
+    assert run_trainer("train", toml)[0] == 0
     file = toml.parent / "out" / "adapter" / "adapter_model.safetensors"
     file.rename(toml.parent / "elsewhere.safetensors")
     file.symlink_to(toml.parent / "elsewhere.safetensors")
     for words in (("evaluate", toml), ("export", toml, toml.parent / "merged")):
-        code, _, err = door(*words)
+        code, _, err = run_trainer(*words)
         assert (code, "is a link to somewhere else" in err) == (2, True)
 
 
-def test_05_a_step_has_one_line_in_the_log_whatever_was_killed(toml, nursery):  # noqa: F811
+def test_05_a_step_has_one_line_in_the_log_whatever_was_killed(toml, fork_server):  # noqa: F811
     toml.write_text(toml.read_text().replace("save_every = 1", "save_every = 4"))
-    ended = nursery("command", words=("train", toml), env={"HARVESTER_FAILPOINT": "train.backward:7"})
+    ended = fork_server("command", words=("train", toml), env={"HARVESTER_FAILPOINT": "train.backward:7"})
     assert ended["signal"] == signal.SIGKILL
     log = toml.parent / "out" / "train.jsonl"
     assert len(log.read_text().splitlines()) == 6
     with log.open("a") as file:
         file.write('{"step": 7, "lo')  # torn by the kill
-    ended = nursery("command", words=("train", toml))
+    ended = fork_server("command", words=("train", toml))
     assert ended["code"] == 0, ended["err"]
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_32_a_second_trainer_ends_with_75(toml, nursery):  # noqa: F811
+def test_32_a_second_trainer_ends_with_75(toml, fork_server):  # noqa: F811
     with process.lock_output_folder(toml.parent / "out"):
-        ended = nursery("command", words=("train", toml))
+        ended = fork_server("command", words=("train", toml))
     assert ended["code"] == 75
     assert "another training holds" in ended["err"]

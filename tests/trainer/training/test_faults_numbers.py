@@ -8,13 +8,13 @@ import threading
 import pytest
 import torch
 
-from tests.trainer.door import door, lines, toml  # noqa: F401 - fixtures
+from tests.trainer.command_line import lines, run_trainer, toml  # noqa: F401 - fixtures
 from trainer.evaluation import evaluate
 from trainer.training import step
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_01_a_loss_that_is_not_finite_once_is_skipped_and_counted(door, toml, monkeypatch, value):  # noqa: F811
+def test_01_a_loss_that_is_not_finite_once_is_skipped_and_counted(run_trainer, toml, monkeypatch, value):  # noqa: F811
     honest, calls = step.pack_loss, []
 
     def poisoned(student, batch):
@@ -23,13 +23,13 @@ def test_01_a_loss_that_is_not_finite_once_is_skipped_and_counted(door, toml, mo
         return (loss * float(value) if len(calls) == 3 else loss), correct
 
     monkeypatch.setattr(step, "pack_loss", poisoned)
-    assert door("train", toml)[0] == 0
+    assert run_trainer("train", toml)[0] == 0
     log = lines(toml.parent / "out" / "train.jsonl")
     assert log[-1]["skipped"] == 1
     assert all(line["loss"] == line["loss"] and abs(line["loss"]) < 100 for line in log)
 
 
-def test_01_a_loss_that_stays_broken_stops_with_the_last_good_checkpoint(door, toml, monkeypatch):  # noqa: F811
+def test_01_a_loss_that_stays_broken_stops_with_the_last_good_checkpoint(run_trainer, toml, monkeypatch):  # noqa: F811
     honest, calls = step.pack_loss, []
 
     def poisoned(student, batch):
@@ -38,17 +38,17 @@ def test_01_a_loss_that_stays_broken_stops_with_the_last_good_checkpoint(door, t
         return (loss * float("nan") if len(calls) > 4 else loss), correct
 
     monkeypatch.setattr(step, "pack_loss", poisoned)
-    code, _, err = door("train", toml)
+    code, _, err = run_trainer("train", toml)
     assert code == 1
     assert "not finite 3 steps in a row" in err
     assert "the last checkpoint is good" in err
     monkeypatch.setattr(step, "pack_loss", honest)
-    code, out, _ = door("train", toml)
+    code, out, _ = run_trainer("train", toml)
     assert code == 0
     assert "resumed at step" in out
 
 
-def test_02_a_gradient_that_is_not_finite_changes_nothing(door, toml, monkeypatch):  # noqa: F811
+def test_02_a_gradient_that_is_not_finite_changes_nothing(run_trainer, toml, monkeypatch):  # noqa: F811
     honest, calls, norms = torch.nn.utils.clip_grad_norm_, [], []
 
     def poisoned(parameters, bound):
@@ -61,13 +61,13 @@ def test_02_a_gradient_that_is_not_finite_changes_nothing(door, toml, monkeypatc
         return norm
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
-    assert door("train", toml)[0] == 0
+    assert run_trainer("train", toml)[0] == 0
     assert all(torch.equal(a, b) for a, b in zip(calls[1], calls[2], strict=True))  # step 2 was no step
     assert not all(torch.equal(a, b) for a, b in zip(calls[2], calls[3], strict=True))
     assert max(n for n in norms if n == n) <= 1.0 + 1e-4  # clipped
 
 
-def test_03_out_of_memory_names_the_pack(door, toml, monkeypatch):  # noqa: F811
+def test_03_out_of_memory_names_the_pack(run_trainer, toml, monkeypatch):  # noqa: F811
     honest, calls = step.pack_loss, []
 
     def hungry(student, batch):
@@ -77,12 +77,12 @@ def test_03_out_of_memory_names_the_pack(door, toml, monkeypatch):  # noqa: F811
         return honest(student, batch)
 
     monkeypatch.setattr(step, "pack_loss", hungry)
-    code, _, err = door("train", toml)
+    code, _, err = run_trainer("train", toml)
     assert code == 1
     assert "examples x" in err
     assert "pack_tokens" in err
     monkeypatch.setattr(step, "pack_loss", honest)
-    assert "resumed at step 1" in door("train", toml)[1]
+    assert "resumed at step 1" in run_trainer("train", toml)[1]
 
 
 def test_03_other_runtime_errors_keep_their_own_words(toml, monkeypatch):  # noqa: F811
@@ -107,7 +107,7 @@ def test_27_nothing_is_loaded_by_a_worker_that_could_die(toml):  # noqa: F811
     assert set(alive) == {before}
 
 
-def test_34_an_adapter_that_no_gradient_reaches_is_refused(door, toml, monkeypatch):  # noqa: F811
+def test_34_an_adapter_that_no_gradient_reaches_is_refused(run_trainer, toml, monkeypatch):  # noqa: F811
     honest = step.pack_loss
 
     def deaf(student, batch):
@@ -115,47 +115,47 @@ def test_34_an_adapter_that_no_gradient_reaches_is_refused(door, toml, monkeypat
         return loss * 0.0, correct
 
     monkeypatch.setattr(step, "pack_loss", deaf)
-    code, _, err = door("train", toml)
+    code, _, err = run_trainer("train", toml)
     assert code == 2
     assert "never move" in err
 
 
 @pytest.mark.parametrize(("key", "value"), [("lr", "0.0"), ("target", '["no_such_layer"]')])
-def test_34_a_rate_of_zero_or_a_target_nobody_has_is_refused(door, toml, key, value):  # noqa: F811
+def test_34_a_rate_of_zero_or_a_target_nobody_has_is_refused(run_trainer, toml, key, value):  # noqa: F811
     text = toml.read_text()
     if key == "lr":
         text = text.replace("lr = 0.01", "lr = 0.0")
     else:
         text = text.replace("alpha = 8", f"alpha = 8\ntarget = {value}")
     toml.write_text(text)
-    code, _, err = door("train", toml)
+    code, _, err = run_trainer("train", toml)
     assert code == 2
     assert key in err
 
 
-def test_35_a_missing_gpu_is_said_and_the_fallback_is_printed(door, toml, monkeypatch):  # noqa: F811
+def test_35_a_missing_gpu_is_said_and_the_fallback_is_printed(run_trainer, toml, monkeypatch):  # noqa: F811
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     toml.write_text(toml.read_text().replace('device = "cpu"', 'device = "cuda"'))
-    code, _, err = door("train", toml)
+    code, _, err = run_trainer("train", toml)
     assert code == 2
     assert "no CUDA device" in err
     toml.write_text(toml.read_text().replace('device = "cuda"', 'device = "fastest"'))
-    code, out, _ = door("train", toml)
+    code, out, _ = run_trainer("train", toml)
     assert code == 0
     assert "cpu, base float32, adapter float32" in out
 
 
-def test_36_an_evaluation_that_breaks_costs_no_training(door, toml, monkeypatch):  # noqa: F811
-    assert door("train", toml)[0] == 0
+def test_36_an_evaluation_that_breaks_costs_no_training(run_trainer, toml, monkeypatch):  # noqa: F811
+    assert run_trainer("train", toml)[0] == 0
     kept = {p: p.read_bytes() for p in (toml.parent / "out").rglob("*.safetensors")}
     assert kept
 
     def broken(*_args, **_kwargs):
         raise RuntimeError("judge fell over")
 
-    monkeypatch.setattr(evaluate, "answers", broken)
+    monkeypatch.setattr(evaluate, "generate_answers", broken)
     with pytest.raises(RuntimeError, match="judge fell over"):
-        door("evaluate", toml)
+        run_trainer("evaluate", toml)
     assert {p: p.read_bytes() for p in (toml.parent / "out").rglob("*.safetensors")} == kept
     monkeypatch.undo()
     assert json.loads((toml.parent / "out" / "adapter" / "adapter_config.json").read_text())["r"] == 4

@@ -12,7 +12,7 @@ import pytest
 from tests.trainer import tiny
 from trainer import config as settings
 from trainer.data.chat_template import Renderer
-from trainer.data.collator import padding_of
+from trainer.data.collator import padding_share
 from trainer.data.order import Order
 from trainer.model import model
 from trainer.training import flops, logbook
@@ -98,7 +98,7 @@ def test_a_trainings_lines_add_up_to_its_corpus(tmp_path):
     order = Order(data.lengths, config.train)
     packs = [[data.examples[i] for i in numbers] for numbers in order.packs(0)]
     assert done.tokens == sum(data.lengths)
-    assert logs[0].padding == pytest.approx(padding_of(packs))
+    assert logs[0].padding == pytest.approx(padding_share(packs))
     assert all(log.memory_bytes > 1 << 20 and math.isfinite(log.grad_norm) for log in logs)
     for log in logs:  # both rates are over the same time
         share = log.supervised_per_s / log.tokens_per_s

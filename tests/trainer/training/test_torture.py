@@ -31,13 +31,15 @@ def adapter_bytes(folder: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in found.items()}
 
 
-def torture(nursery, folder: Path, kills: int, seed: int) -> None:
+def torture(fork_server, folder: Path, kills: int, seed: int) -> None:
     draw = random.Random(seed)
     rows = tiny.skill(16)
 
     def live(toml: Path, point: str = "", kill_after_s: float | None = None) -> dict[str, int]:
         words = ("train", toml)
-        return nursery("command", words=words, env={"HARVESTER_FAILPOINT": point}, kill_after_s=kill_after_s)
+        return fork_server(
+            "command", words=words, env={"HARVESTER_FAILPOINT": point}, kill_after_s=kill_after_s
+        )
 
     whole = tiny.train_toml(folder / "whole", rows, **SHAPE)
     began = time.monotonic()
@@ -65,12 +67,12 @@ def torture(nursery, folder: Path, kills: int, seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_05_twenty_kills_change_no_bit(nursery, tmp_path):
-    torture(nursery, tmp_path, 20, seed=7)
+def test_05_twenty_kills_change_no_bit(fork_server, tmp_path):
+    torture(fork_server, tmp_path, 20, seed=7)
 
 
 @pytest.mark.torture
-def test_two_hundred_kills_change_no_bit(nursery, tmp_path):
+def test_two_hundred_kills_change_no_bit(fork_server, tmp_path):
     torture(
-        nursery, tmp_path, int(os.environ.get("TORTURE_KILLS", "200")), seed=int.from_bytes(os.urandom(4))
+        fork_server, tmp_path, int(os.environ.get("TORTURE_KILLS", "200")), seed=int.from_bytes(os.urandom(4))
     )

@@ -1,4 +1,4 @@
-"""The loop through its front door: it learns, resumes to the same bits, leaves an adapter others can load."""
+"""Training from end to end: it learns, resumes to the same bits, and writes an adapter others can load."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def test_the_loss_falls_and_is_logged(learned):
     assert {"tokens_per_s", "supervised_per_s", "lr", "grad_norm"} <= set(log[0])
 
 
-def test_33_peft_loads_the_adapter_in_a_fresh_process_with_equal_logits(learned, nursery, tmp_path):
+def test_33_peft_loads_the_adapter_in_a_fresh_process_with_equal_logits(learned, fork_server, tmp_path):
     config, _ = learned
     adapter = config.out_path / "adapter"
-    ended = nursery("logits", base=config.base, adapter=adapter, out=tmp_path / "logits")
+    ended = fork_server("logits", base=config.base, adapter=adapter, out=tmp_path / "logits")
     assert ended["code"] == 0, ended["err"]
     theirs = load_file(tmp_path / "logits")["logits"]
     ids, cpu = torch.arange(3, 40)[None], torch.device("cpu")

@@ -10,14 +10,14 @@ import pytest
 from tests.trainer import tiny
 from trainer import cli
 
-Door = Callable[..., tuple[int, str, str]]
+RunTrainer = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def door(monkeypatch, capsys) -> Door:
-    """`door("train", toml)` -> (exit code, stdout, stderr)."""
+def run_trainer(monkeypatch, capsys) -> RunTrainer:
+    """`run_trainer("train", toml)` -> (exit code, stdout, stderr)."""
 
-    def knock(*words: object) -> tuple[int, str, str]:
+    def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["trainer", *map(str, words)])
         code = 0
         try:
@@ -28,7 +28,7 @@ def door(monkeypatch, capsys) -> Door:
         assert "Traceback" not in said.err
         return code, said.out, said.err
 
-    return knock
+    return run
 
 
 @pytest.fixture

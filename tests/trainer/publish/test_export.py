@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from tests.trainer import tiny
-from tests.trainer.door import door  # noqa: F401 - a fixture
-from tests.trainer.shapes import SHAPES
+from tests.trainer.chat_templates import SHAPES
+from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from trainer import config as settings
 from trainer.data.chat_template import Renderer
 from trainer.errors import ConfigError, StudentError
 from trainer.model import model
-from trainer.publish import merge
+from trainer.publish import export
 from trainer.training.train import train
 
 KINDS = {
@@ -39,10 +39,10 @@ def trained(folder, lora=None, shape=None, speech=None, **sections):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_33_adapter_and_merged_folder_give_a_fresh_process_equal_logits(tmp_path, nursery, kind):
+def test_33_adapter_and_merged_folder_give_a_fresh_process_equal_logits(tmp_path, fork_server, kind):
     lora, shape = KINDS[kind]
     config = trained(tmp_path, lora, shape)
-    parity = merge.merge(config, tmp_path / "merged")
+    parity = export.export_merged(config, tmp_path / "merged")
     assert parity["fold_difference"] <= 1e-5
     assert parity["max_logit_difference"] <= 1e-5
     assert parity["greedy_agreement"] == 1
@@ -53,7 +53,7 @@ def test_33_adapter_and_merged_folder_give_a_fresh_process_equal_logits(tmp_path
         "adapter": {"base": config.base, "adapter": config.out_path / "adapter"},
         "merged": {"base": tmp_path / "merged"},
     }.items():
-        ended = nursery("logits", out=tmp_path / f"{name}.logits", **told)
+        ended = fork_server("logits", out=tmp_path / f"{name}.logits", **told)
         assert ended["code"] == 0, ended["err"]
         found[name] = load_file(tmp_path / f"{name}.logits")["logits"]
     assert torch.allclose(found["adapter"], found["merged"], atol=1e-5)
@@ -69,22 +69,22 @@ def test_an_adapter_on_a_tied_output_layer_is_refused_before_it_is_lost(tmp_path
 
 def test_merged_in_fp32_then_cast_once(tmp_path):
     config = trained(tmp_path)
-    full = merge.merge(config, tmp_path / "full", "float32")
-    half = merge.merge(config, tmp_path / "half", "bfloat16")
+    full = export.export_merged(config, tmp_path / "full", "float32")
+    half = export.export_merged(config, tmp_path / "half", "bfloat16")
     assert (full["dtype"], half["dtype"]) == ("float32", "bfloat16")
     assert full["fold_difference"] == half["fold_difference"]
     assert 0 < half["mean_logit_difference"] <= half["max_logit_difference"] < 0.05
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("full", "half"))
     assert all(torch.equal(one[name].to(torch.bfloat16), two[name]) for name in one)  # cast last, once
     with pytest.raises(ConfigError, match="no such dtype"):
-        merge.merge(config, tmp_path / "odd", "int4")
+        export.export_merged(config, tmp_path / "odd", "int4")
 
 
 def test_a_base_in_bf16_stays_bf16(tmp_path):
     config = trained(tmp_path)
     told = config.base / "config.json"
     told.write_text(json.dumps({**json.loads(told.read_text()), "dtype": "bfloat16"}))
-    assert merge.merge(config, tmp_path / "merged")["dtype"] == "bfloat16"
+    assert export.export_merged(config, tmp_path / "merged")["dtype"] == "bfloat16"
 
 
 def broken_file(monkeypatch):
@@ -111,7 +111,7 @@ def test_a_merge_that_is_not_equal_fails_and_leaves_nothing(tmp_path, monkeypatc
     config = trained(tmp_path)
     plant(monkeypatch)
     with pytest.raises(StudentError, match=said):
-        merge.merge(config, tmp_path / "merged")
+        export.export_merged(config, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     assert not list(tmp_path.glob(".merged*"))
 
@@ -121,22 +121,22 @@ def test_the_folder_of_something_else_is_not_overwritten(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match="something else"):
-        merge.merge(config, tmp_path / "mine")
+        export.export_merged(config, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     for _ in range(2):  # an earlier merge is replaced
-        merge.merge(config, tmp_path / "merged")
+        export.export_merged(config, tmp_path / "merged")
 
 
 @pytest.mark.parametrize("name", ["llama-3", "qwen-3"])
-def test_a_server_that_opens_the_folder_speaks_as_was_learned(tmp_path, nursery, door, name):  # noqa: F811
+def test_a_server_that_opens_the_folder_speaks_as_was_learned(tmp_path, fork_server, run_trainer, name):  # noqa: F811
     shape = SHAPES[name]
     config = trained(tmp_path, speech=shape.tokenizer())
-    code, out, _ = door("export", tmp_path / "train.toml", tmp_path / "merged")
+    code, out, _ = run_trainer("export", tmp_path / "train.toml", tmp_path / "merged")
     assert code == 0
     renderer = Renderer(model.load_tokenizer(config.base))
     talk = [{"role": "user", "content": "backwards: abcd"}]
     for folder in (config.out_path / "adapter", tmp_path / "merged"):
-        ended = nursery("prompt", folder=folder, messages=talk, out=tmp_path / "ids")
+        ended = fork_server("prompt", folder=folder, messages=talk, out=tmp_path / "ids")
         assert ended["code"] == 0, ended["err"]
         assert json.loads((tmp_path / "ids").read_text()) == renderer.prompts([talk])[0]
         eos = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]

@@ -59,7 +59,7 @@ def narrow(more: int) -> None:
 
 
 def logits(told: dict[str, Any]) -> None:
-    """Load a student by the plain doors of transformers and PEFT and write its logits."""
+    """Load a student with transformers and PEFT alone and write its logits."""
     warnings.simplefilter("ignore")
     student = transformers.AutoModelForCausalLM.from_pretrained(told["base"], dtype=torch.float32)
     if told.get("adapter"):
@@ -70,7 +70,7 @@ def logits(told: dict[str, Any]) -> None:
 
 
 def prompt(told: dict[str, Any]) -> None:
-    """Render messages by the plain door of transformers, as a server does."""
+    """Render messages with transformers alone, as a server does."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(told["folder"])
     ids = tokenizer.apply_chat_template(told["messages"], add_generation_prompt=True, return_dict=False)
     Path(told["out"]).write_text(json.dumps(ids), encoding="utf-8")

@@ -24,14 +24,16 @@ from trainer.files import fsync_tree
 from trainer.model import model, weights
 from trainer.provenance import fingerprint, model_card, terms_check
 from trainer.publish import modelfile, serving
-from trainer.publish.adapter import facts_of, write_speech
+from trainer.publish.adapter import card_facts, write_serving_files
 
-PARITY = "parity.json"
-BOUND = 1e-3  # of the largest logit: fp32 sums in another order differ by 1e-6 of it, a wrong fold by 1
+PARITY_FILE = "parity.json"
+MAX_LOGIT_DIFFERENCE = (
+    1e-3  # of the largest logit: fp32 sums in another order differ by 1e-6 of it, a wrong fold by 1
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def merge(config: TrainConfig, folder: Path, dtype: str = "") -> dict[str, Any]:
+def export_merged(config: TrainConfig, folder: Path, dtype: str = "") -> dict[str, Any]:
     """Fold the adapter into the base and write a folder that needs neither PEFT nor us.
 
     Args:
@@ -52,16 +54,16 @@ def merge(config: TrainConfig, folder: Path, dtype: str = "") -> dict[str, Any]:
     weights.check_adapter(adapter)
     stored = weights.read_json(adapter / "lineage.json").get("lineages", [])
     lineages = [Lineage(each) for each in stored]
-    terms_check.ask(config, lineages, (), use="export")
-    fingerprint.require(adapter)
+    terms_check.require_permission(config, lineages, (), use="export")
+    fingerprint.require_intact(adapter)
     kind = _dtype(config, dtype)
-    _check_place(folder)
+    _check_destination(folder)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     aside = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         parity = _fold(config, adapter, aside, kind, renderer)
-        _papers(config, adapter, aside, renderer, parity)
+        _write_documents(config, adapter, aside, renderer, parity)
         fsync_tree(aside)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
@@ -82,8 +84,12 @@ def _dtype(config: TrainConfig, wanted: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _check_place(folder: Path) -> None:
-    if folder.exists() and not (folder / PARITY).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+def _check_destination(folder: Path) -> None:
+    if (
+        folder.exists()
+        and not (folder / PARITY_FILE).is_file()
+        and (not folder.is_dir() or any(folder.iterdir()))
+    ):
         raise ConfigError("holds something else", place=str(folder), remedy="name a new folder")
 
 
@@ -100,7 +106,7 @@ def _fold(
         learned = student(input_ids=probe).logits
         merged = student.merge_and_unload(safe_merge=True)
         fold = float((merged(input_ids=probe).logits - learned).abs().max())
-        if not fold <= BOUND * max(1.0, float(learned.abs().max())):
+        if not fold <= MAX_LOGIT_DIFFERENCE * max(1.0, float(learned.abs().max())):
             raise StudentError(
                 f"folding the adapter changes the student: logits differ by {fold:.3g}",
                 place=str(adapter),
@@ -109,7 +115,7 @@ def _fold(
         wanted = {name: t.to(dtype) for name, t in merged.state_dict().items()}
         merged.to(dtype).save_pretrained(str(folder))
         again = model.load_base(folder, cpu)
-        _check_bits(again.state_dict(), wanted, folder)
+        _check_weights(again.state_dict(), wanted, folder)
         said = again(input_ids=probe).logits
     difference = (said - learned).abs()
     return {
@@ -122,7 +128,7 @@ def _fold(
     }
 
 
-def _check_bits(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], folder: Path) -> None:
+def _check_weights(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], folder: Path) -> None:
     """Every tensor of the written folder is the folded one, bit for bit; tied ones are tied again."""
     for name, tensor in wanted.items():
         if name not in found or not torch.equal(found[name], tensor.to(found[name].dtype)):
@@ -133,21 +139,21 @@ def _check_bits(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor],
             )
 
 
-def _papers(
+def _write_documents(
     config: TrainConfig, adapter: Path, folder: Path, renderer: Renderer, parity: dict[str, Any]
 ) -> None:
-    write_speech(folder, renderer, config)
+    write_serving_files(folder, renderer, config)
     stop = str(renderer.tokenizer.convert_ids_to_tokens(renderer.shape.stop_id))
-    found = modelfile.learn(renderer, thinks=serving.thinks(config, renderer))
+    found = modelfile.infer_turn_template(renderer, thinks=serving.keeps_reasoning(config, renderer))
     told = found.modelfile(stop) if found else None
     if told is not None:
         (folder / "Modelfile").write_text(told, encoding="utf-8")
-    (folder / PARITY).write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
+    (folder / PARITY_FILE).write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
     tree, leaves = fingerprint.read(adapter)
     shutil.copyfile(adapter / "lineage.json", folder / "lineage.json")
     fingerprint.write_rows(folder, leaves)
     said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in parity.items())
-    facts = [fact for fact in facts_of(config, renderer, len(leaves)) if fact[0] != "load with"]
+    facts = [fact for fact in card_facts(config, renderer, len(leaves)) if fact[0] != "load with"]
     lineages = [Lineage(each) for each in tree["lineages"]]
     model_card.write(folder, config, lineages, [*facts, ("merged", said)], merged=True)
     fingerprint.write_tree(folder, leaves, lineages)
