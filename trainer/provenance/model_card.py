@@ -26,7 +26,7 @@ from trainer.model import weights
 from trainer.provenance import fingerprint
 from trainer.provenance.cyclonedx import ml_bom
 from trainer.provenance.eu_summary import eu_summary
-from trainer.provenance.student_facts import StudentFacts, base_licence
+from trainer.provenance.student_facts import StudentFacts, base_licence, base_name
 
 BOM = "bom.cdx.json"
 EU = "EU_SUMMARY.md"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from harvester.terms import gate
 from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
+from trainer.provenance.student_facts import base_name
 
 
 def require_permission(
