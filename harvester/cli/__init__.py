@@ -1,1 +1,1 @@
-"""One file a family of verbs. Each command imports its rooms when it runs, so `--help` stays light."""
+"""The command line of the harvester: one module for each group of commands."""

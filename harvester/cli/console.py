@@ -1,4 +1,8 @@
-"""What commands say and paint: JSON lines on stdout for machines, talk on stderr for people."""
+"""Shared options of the commands, and their output: results on stdout, messages and progress on stderr.
+
+Results are text for people, or one JSON line with `--json`. stderr holds lines for people, or with
+`log_as_json` one JSON record a line.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import typer
+
 from harvester.errors import StoreError
+from harvester.store import paths
 from harvester.system.safe_text import one_line
 
+# Seconds between two progress lines where stderr is no terminal.
 PLAIN_EVERY_S = 30.0
-LOGGED = (
+
+# Fields of the status (data/FORMAT.md) that a JSON progress record holds.
+PROGRESS_FIELDS = (
     "run_id",
     "state",
     "waiting",
@@ -44,43 +55,69 @@ LOGGED = (
     "rss_bytes",
     "loop_lag_s",
 )
-"""Fields of the status (data/FORMAT.md) that a progress record holds."""
+
+Status = Mapping[str, Any]
+
+
+def _store_folder(path: Path) -> Path:
+    """Return the store that `path` means: a store itself, a harvest.toml, or a folder with a harvest.toml."""
+    config_file = path if path.suffix == ".toml" else path / "harvest.toml"
+    if not config_file.is_file() or any((path / part).exists() for part in (paths.JOURNAL, paths.SHARDS)):
+        return path
+    from harvester.config import config
+
+    return config_file.parent / config.load(config_file).store.path
+
+
+# The `--json` option of every command.
+JSON = typer.Option(False, "--json", help="Print the result as one line of JSON.")
+
+# The STORE argument of every command that takes one.
+STORE = typer.Argument(
+    ...,
+    help="Folder of the store, or the harvest.toml that names it.",
+    callback=_store_folder,
+    show_default=False,
+)
 
 
 def emit(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
-    """Print a command's result: one JSON line, or lines of text. A reader that left changes no exit code.
+    """Print the result of a command: `data` as one JSON line, or `lines` of text.
 
     Raises:
-        StoreError: stdout takes nothing more: a full disk, a terminal that went away.
+        StoreError: stdout can't be written, as on a full disk. A reader that went away is no error.
     """
-    said = [json.dumps(data, default=str)] if as_json else map(one_line, lines)
-    hand_over("".join(f"{line}\n" for line in said))
+    output = [json.dumps(data, default=str)] if as_json else map(one_line, lines)
+    write_stdout("".join(f"{line}\n" for line in output))
 
 
-def hand_over(text: str) -> None:
-    """Text that is a file's, on stdout as it is; raises as `emit`."""
+def write_stdout(text: str) -> None:
+    """Print `text` unchanged; raises as `emit` does."""
     try:
         print(text, end="", flush=True)  # noqa: T201
     except OSError as error:
-        if (told := lost(error)) is not None:
-            raise told from None
+        if (failure := stdout_error(error)) is not None:
+            raise failure from None
 
 
-def lost(error: OSError) -> StoreError | None:
-    """What to say when stdout refuses, None where its reader left; what follows goes nowhere."""
-    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - what is still buffered goes there too
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):  # `harvester ... | head`: nothing is wrong here
+def stdout_error(error: OSError) -> StoreError | None:
+    """Return the error to report for a failed write to stdout, None if its reader went away.
+
+    Whatever is printed afterwards is discarded.
+    """
+    with open(os.devnull, "wb") as devnull:  # noqa: PTH123 - takes what is still buffered
+        os.dup2(devnull.fileno(), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
         return None
     return StoreError(
         f"stdout can't be written: {error.strerror}",
         place="stdout",
-        remedy="what was asked for is done, only its result is not shown; write it elsewhere",
+        remedy="the command did its work, only its result is not shown; send the output elsewhere",
     )
 
 
-def talk(line: str) -> None:
-    """A line for people, on stderr; a JSON record where logs were asked for. A closed stderr ends no run."""
+def message(line: str) -> None:
+    """Print a message on stderr: a line of text, or a JSON record after `log_as_json`."""
     _write(json.dumps({"at": _now(), "event": "message", "message": line}) if _logging else one_line(line))
 
 
@@ -88,7 +125,7 @@ _logging = False
 
 
 def log_as_json() -> None:
-    """From now on everything on stderr is one JSON object a line: stderr is the process's, and so is this."""
+    """Print JSON records instead of text on stderr from now on, for the whole process."""
     global _logging
     _logging = True
 
@@ -96,8 +133,8 @@ def log_as_json() -> None:
 def _write(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)  # noqa: T201
-    except OSError:
-        sys.stderr = open(  # noqa: SIM115, PTH123 - must outlive this call
+    except OSError:  # stderr was closed: the run goes on without it
+        sys.stderr = open(  # noqa: SIM115, PTH123 - stays open until the process ends
             "/dev/null", "w", encoding="utf-8"
         )
 
@@ -107,10 +144,11 @@ def _now() -> str:
 
 
 @contextmanager
-def painted(total: int, title: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A progress display fed with snapshots: bars on a terminal, else a line (or a record) every 30 s.
+def progress_display(total: int, title: str) -> Iterator[Callable[[Status], None]]:
+    """Show progress on stderr during the block; call the yielded function with each status.
 
-    A line comes at once, too, when something keeps the first request.
+    On a terminal it draws two bars. Elsewhere it prints a line (or a JSON record) every 30 s, at the end, and
+    at once when something delays the first request.
     """
     from harvester.cli import progress
 
@@ -118,29 +156,46 @@ def painted(total: int, title: str) -> Iterator[Callable[[Mapping[str, Any]], No
         with progress.live(title) as update:
             yield update
         return
-    said_at, said_state = time.monotonic(), ""
-    latest: Mapping[str, Any] = {}
-    stuck = False
-
-    def say() -> None:
-        nonlocal said_at, said_state
-        said_at, said_state = time.monotonic(), str(latest.get("state", ""))
-        if _logging:
-            _write(json.dumps({"at": _now(), "event": "progress", **{n: latest.get(n) for n in LOGGED}}))
-        else:
-            _write(one_line(f"{title}: {progress.sentence(latest, total)}"))
-
-    def plain(snapshot: Mapping[str, Any]) -> None:
-        nonlocal latest, stuck
-        latest = snapshot
-        fresh = not stuck and bool(latest.get("waiting")) and not latest.get("requests_sent")
-        stuck = stuck or fresh  # what keeps the first request is told at once, and once
-        turned = _logging and latest.get("state") != said_state
-        if fresh or turned or time.monotonic() - said_at >= PLAIN_EVERY_S:
-            say()
-
+    lines = _ProgressLines(total, title)
     try:
-        yield plain
+        yield lines.update
     finally:
-        if latest:
-            say()
+        lines.close()
+
+
+class _ProgressLines:
+    """Progress as plain lines or JSON records."""
+
+    def __init__(self, total: int, title: str) -> None:
+        self._total = total
+        self._title = title
+        self._status: Status = {}
+        self._printed_at = time.monotonic()
+        self._printed_state = ""
+        self._delay_reported = False
+
+    def update(self, status: Status) -> None:
+        """Take a new status, and print it if a line is due."""
+        self._status = status
+        delayed = bool(status.get("waiting")) and not status.get("requests_sent")
+        newly_delayed = delayed and not self._delay_reported
+        self._delay_reported = self._delay_reported or delayed
+        changed = _logging and status.get("state") != self._printed_state
+        if newly_delayed or changed or time.monotonic() - self._printed_at >= PLAIN_EVERY_S:
+            self._print()
+
+    def close(self) -> None:
+        """Print the last status."""
+        if self._status:
+            self._print()
+
+    def _print(self) -> None:
+        from harvester.cli import progress
+
+        status = self._status
+        self._printed_at, self._printed_state = time.monotonic(), str(status.get("state", ""))
+        if _logging:
+            fields = {name: status.get(name) for name in PROGRESS_FIELDS}
+            _write(json.dumps({"at": _now(), "event": "progress", **fields}))
+        else:
+            _write(one_line(f"{self._title}: {progress.status_line(status, self._total)}"))

@@ -1,7 +1,7 @@
-"""The whole journey, offline: mock teacher -> harvest -> Parquet -> student -> scorecard -> report.
+"""Run everything once, offline: mock teacher -> harvest -> Parquet -> student -> scorecard -> report.
 
-It runs the same commands a user would, each in its own process, from a checkout. The second run finds
-every answer in the store and every step in the checkpoint, and sends nothing.
+The demo runs the commands a user would, each in its own process, from a checkout. A second run finds every
+answer in the store and every step in the checkpoint, and sends nothing.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from typing import Any
 from harvester.errors import ConfigError, HarvesterError, TeacherRefused
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+
+# Seconds that the mock teacher may take to start.
 START_DEADLINE_S = 30.0
 
 HARVEST_TOML = """\
-# Written by `harvester demo`. The teacher is the mock; swap these lines for a real one.
+# Written by `harvester demo`. The teacher is the mock teacher; replace these lines for a real one.
 [teacher]
 base_url = "http://127.0.0.1:{port}/v1"
 model = "mock-teacher"
 terms = "mock-teacher"
 [teacher.limits]
 max_concurrency = 64
-[teacher.price]          # invented, so that the cost column has something to add up
+[teacher.price]          # invented, so that there is a cost to show
 input = 0.15
 output = 0.60
 as_of = 2026-11-01
@@ -47,11 +49,11 @@ path = "store"
 
 
 def run_demo(folder: Path) -> dict[str, Any]:
-    """Run the journey in `folder`; returns what `data/demo/run.json` holds.
+    """Run all stages in `folder`; return the summary of the harvest, which run.json holds, and `wall_s`.
 
     Raises:
-        ConfigError: not a checkout, or the demo's port is taken.
-        HarvesterError: a stage failed; its own message was already printed.
+        ConfigError: this is no checkout, or the port of the demo is taken.
+        HarvesterError: a stage failed; its message was printed.
     """
     began = time.monotonic()
     prompts = [CHECKOUT / "prompts" / name for name in ("skills-train.jsonl", "skills-held-out.jsonl")]
@@ -62,7 +64,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"can't be made: {error.strerror}", place=str(folder), remedy="name a folder to work in"
+            f"folder can't be created: {error.strerror}", place=str(folder), remedy="name another folder"
         ) from None
     harvest_toml, train_toml = folder / "harvest.toml", folder / "train.toml"
     port = _port(harvest_toml)
@@ -85,31 +87,30 @@ def run_demo(folder: Path) -> dict[str, Any]:
     return dict(summary)
 
 
-def closing_lines(folder: Path, summary: dict[str, Any]) -> list[str]:
-    """Where everything lies, and whether anything was sent."""
+def summary_lines(folder: Path, summary: dict[str, Any]) -> list[str]:
+    """Return what was sent, the accuracy reached, and where the results are."""
     card = json.loads((folder / "scorecard.json").read_text(encoding="utf-8"))
     macro = card["macro"]
-    sent = summary["requests_sent"]
-    came = f"answers stored {summary['answers_stored']:,}, from the store {summary['from_cache']:,}"
+    stored, held = summary["answers_stored"], summary["from_cache"]
     return [
         "",
-        f"requests sent {sent:,}; {came}",
+        f"requests sent {summary['requests_sent']:,}; answers stored {stored:,}, from the store {held:,}",
         "macro accuracy on held-out prompts: "
         + ", ".join(f"{who} {macro[who]['accuracy']:.1%}" for who in ("base", "student", "teacher"))
         + f"; recovery {card['recovery']:.2f}",
-        f"everything took {summary['wall_s']:.0f} s and lies in {folder}:",
-        "  store/shards/     the corpus: Parquet, readable by anything",
+        f"everything took {summary['wall_s']:.0f} s and is in {folder}:",
+        "  store/shards/     the answers, as Parquet files",
         "  ledger.jsonl      what the mock teacher generated and charged",
         "  adapter/          the LoRA adapter (peft.PeftModel.from_pretrained)",
         "  scorecard.json    base, student and teacher, per task, with intervals",
         "  report.html       all of it on one page",
         "  run.json          requests_sent, answers_stored, from_cache",
-        "Run it again: nothing is sent, nothing is paid twice.",
+        "Run it again: no request is sent, no answer is paid twice.",
     ]
 
 
 def _port(harvest_toml: Path) -> int:
-    """The port of the first run, since the teacher's address is part of every cache key; else a free one."""
+    """Return the port of the first run, as the address is part of every request key; else a free port."""
     if harvest_toml.exists():
         for line in harvest_toml.read_text(encoding="utf-8").splitlines():
             if line.startswith("base_url"):
@@ -126,9 +127,9 @@ def _mock_teacher(port: int, folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"port {port} is taken",
                 place=str(folder / "harvest.toml"),
-                remedy="end that process, then again",
+                remedy="end the process that uses it, then try again",
             )
-    _say("mock teacher")
+    _print_title("mock teacher")
     ledger = ("--ledger", str(folder / "ledger.jsonl"))
     command = [sys.executable, "-m", "harvester", "mock-teacher", "--port", str(port), *ledger]
     with (folder / "mock-teacher.log").open("ab") as log:
@@ -157,12 +158,12 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, folder: Path)
                 raise TeacherRefused(
                     f"the mock teacher did not start: {error}", place=str(folder / "mock-teacher.log")
                 ) from None
-            time.sleep(0.05)  # between two polls of a process that is starting
+            time.sleep(0.05)  # between two looks at a process that is starting
 
 
 def _stage(title: str, *command: str) -> str:
-    """Run one command; its progress goes straight to our stderr, its JSON line comes back."""
-    _say(title)
+    """Run one command; its progress appears on our stderr. Return its last line on stdout, which is JSON."""
+    _print_title(title)
     done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         failed = HarvesterError(f"stage {title!r} ended with exit code {done.returncode}")
@@ -171,5 +172,5 @@ def _stage(title: str, *command: str) -> str:
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else "{}"
 
 
-def _say(title: str) -> None:
+def _print_title(title: str) -> None:
     print(f"== {title}", file=sys.stderr, flush=True)  # noqa: T201

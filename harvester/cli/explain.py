@@ -1,4 +1,4 @@
-"""What each error code means, what the harvester did about it, and what its reader can do. Pure."""
+"""Explain error codes and exit codes: the meaning, what the harvester does about it, what the user can do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from harvester.errors import HarvesterError, TeacherError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One code in words. `exit_code` is None for what a run survives."""
+    """The explanation of one error code.
+
+    Attributes:
+        code: the error code.
+        meaning: what went wrong.
+        done: what the harvester does about it.
+        remedy: what the user can do.
+        exit_code: exit code of a run that ends with this error, None if a run continues after it.
+        is_permanent: for errors of the teacher: True if a further attempt is useless. None for others.
+    """
 
     code: str
     meaning: str
@@ -22,7 +31,7 @@ class Explanation:
     is_permanent: bool | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the fields for `--json`."""
         return {
             "code": self.code,
             "meaning": self.meaning,
@@ -33,158 +42,163 @@ class Explanation:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
-        said = [f"{self.code}: {self.meaning}", f"  what we do  {self.done}", f"  remedy      {self.remedy}"]
+        """Return the explanation as lines of text."""
+        lines = [f"{self.code}: {self.meaning}", f"  what we do  {self.done}", f"  remedy      {self.remedy}"]
         if self.exit_code is not None:
-            said.append(f"  exit code   {self.exit_code}")
+            lines.append(f"  exit code   {self.exit_code}")
         if self.is_permanent is not None:
-            kind = (
-                "never succeeds by asking again" if self.is_permanent else "may succeed later; it is retried"
-            )
-            said.append(f"  retry       {kind}")
-        return said
+            retry = "no: it would fail again" if self.is_permanent else "yes: it may succeed later"
+            lines.append(f"  retry       {retry}")
+        return lines
 
 
 _BEFORE = "Nothing was sent and nothing was written."
-_KEPT = "What was paid for before is stored and sealed; the same command resumes."
+_KEPT = "All answers received before are stored; the same command resumes."
 
-# code -> what we do about it, what the reader can do
-_WORDS: dict[str, tuple[str, str]] = {
+# Error code -> (what the harvester does about it, what the user can do).
+_TEXTS: dict[str, tuple[str, str]] = {
     "usage": (_BEFORE, "See `harvester COMMAND --help`; every command has an example."),
     "config": (
-        f"{_BEFORE} Unknown keys are answered with the nearest known one.",
-        "Change the key that is named; `harvester config schema` tells an editor all of them.",
+        f"{_BEFORE} For an unknown key the message suggests the nearest known one.",
+        "Change the key in the message; `harvester config schema` lists all keys, also for an editor.",
     ),
     "prompt_file": (
-        "A run reads every line before it sends the first; with --watch a file is read again when it grows.",
-        'Mend the line that is named; a line is {"prompt": "..."} or {"messages": [...]}.',
+        "All lines are checked before the first request; with --watch a file is read again when it grows.",
+        'Correct the line in the message; a line is {"prompt": "..."} or {"messages": [...]}.',
     ),
     "no_prompts": (
         f"{_BEFORE} With --watch the run waits for them.",
-        "Names and globs in [prompts] files are resolved beside the configuration file.",
+        "Names and patterns in [prompts] files are relative to the folder of harvest.toml.",
     ),
     "terms": (
-        "The gate asks before the first byte, at sealing, at export and before training. It has no override.",
-        "`harvester terms show ID` says what was read and where; record a permission you hold, or ask a "
-        "teacher that permits it.",
+        "The terms are checked before the first request, at sealing, at export and before training. "
+        "No option skips the check.",
+        "`harvester terms show ID` shows the terms and their source. Use another teacher, or record a "
+        "permission that you were granted with `harvester terms record`.",
     ),
     "store": (
-        "After a failed write nothing more is sent: what can't be kept must not be paid for.",
-        "Look at the disk and its permissions, then `harvester verify STORE`; the same command resumes.",
+        "After a failed write no request is sent: an answer that can't be stored must not be paid for.",
+        "Check the disk and the permissions, then run `harvester verify STORE`; the same command resumes.",
     ),
     "store_full": (
-        "Sending stops at [store] min_free_mib, so that what is on the wire can still be kept.",
+        "No request is sent below [store] min_free_mib of free space, so that there is room for answers in "
+        "flight.",
         "Free space on the store's disk; the same command resumes.",
     ),
     "store_corrupt": (
-        "Nothing is guessed or repaired unasked; undamaged files stay readable.",
-        "`harvester verify STORE` names the damage; --repair quarantines it and asks again for what is gone.",
+        "Nothing is repaired without --repair; undamaged files stay readable.",
+        "`harvester verify STORE` lists the damage; with --repair it sets damaged files aside, and the next "
+        "run asks again for what is lost.",
     ),
     "store_format": (
-        "A store is never read by guessing its format.",
-        "Use the version that wrote it, or one that lists its format in CHANGELOG.md.",
+        "A store of an unknown format is not opened.",
+        "Use the version that wrote it, or one whose CHANGELOG.md lists its format.",
     ),
     "locked": (
-        "Nothing was sent. The kernel frees the lock when its holder ends, however it ends.",
-        "`harvester status STORE` says who works there; wait, or `harvester stop STORE`.",
+        "Nothing was sent. The lock is released when the process that holds it ends, even if it is killed.",
+        "`harvester status STORE` shows the process; wait for it, or end it with `harvester stop STORE`.",
     ),
-    "limit": (_KEPT, "Raise the ceiling that is named, or go on another day."),
+    "limit": (_KEPT, "Raise the limit in the message, or continue another day."),
     "interrupted": (
-        "What was on the wire was awaited for --grace seconds: it is paid for. A second signal ends at once.",
-        "The same command resumes; nothing stored is paid again.",
+        "Answers in flight were awaited for --grace seconds, as they are paid for. A second signal ends the "
+        "run at once.",
+        "The same command resumes; stored answers are not paid again.",
     ),
     "findings": (
-        "Each finding is printed; the exit code is for scripts and probes.",
-        "`harvester verify STORE --repair` mends a store; `harvester run` resumes a job.",
+        "Each problem is printed; the exit code is for scripts and health checks.",
+        "`harvester verify STORE --repair` repairs a store; `harvester run` resumes a run.",
     ),
     "too_many_failures": (
-        "All rows have an ending, but more of them failed than [run] max_failed allows.",
-        "Read dead_letters.jsonl in the store; raise max_failed if you can do without those rows.",
+        "All rows are done, but more of them failed than [run] max_failed allows.",
+        "Read dead_letters.jsonl in the store; raise max_failed if you don't need those rows.",
     ),
     "drift": (
-        "The change is recorded and shown; the run goes on, or with [canary] pause is held until `resume`.",
-        "Decide whether answers of both may stand together: rows name the model that gave them.",
+        "The change is recorded and shown. The run continues; with [canary] pause = true it pauses until "
+        "`resume`.",
+        "Decide whether to mix answers of both; each row holds the name of its model.",
     ),
-    "teacher": (_KEPT, "The message names host and status."),
+    "teacher": (_KEPT, "Read the host and the HTTP status in the message."),
     "rate_limited": (
-        "We wait as long as the teacher asks, slow down, and send again; it costs no attempt.",
-        "Nothing, unless its share stays high: then lower [teacher.limits] or `harvester set STORE rpm N`.",
+        "The run waits as long as the teacher asks, slows down, and sends again. This is not counted as an "
+        "attempt.",
+        "Nothing, unless it happens often: then lower [teacher.limits], or use `harvester set STORE rpm N`.",
     ),
     "unavailable": (
-        "Retried with growing waits; when nobody gets through, the run looks once in a while, then parks.",
-        "Look at the teacher; the same command resumes. [run] patience_s is how long we wait.",
+        "It is retried with growing waits. If all requests fail, the run tries now and then, and ends with "
+        "exit 10.",
+        "Check the teacher; the same command resumes. [run] patience_s sets how long a run waits.",
     ),
     "timeout": (
-        "The attempt was cut at [run] deadline_s (unset: max_tokens decide); it counts as possibly billed.",
+        "The attempt was ended at [run] deadline_s (if unset: by max_tokens). It counts as possibly billed.",
         "Raise deadline_s for long answers, or lower max_tokens.",
     ),
     "connection": (
-        "A cut answer is never taken for a whole one; it may have been billed, and is asked again.",
-        "Look at proxies between you and the teacher; deadlines of theirs may be shorter than yours.",
+        "An incomplete answer is not stored. It may have been billed, and is asked again.",
+        "Check proxies between you and the teacher; their time limits may be shorter than yours.",
     ),
     "broken_answer": (
-        "The raw bytes are kept in the journal; the request is tried again, then given up.",
-        "Look at base_url: does an OpenAI-compatible API answer there?",
+        "The raw bytes are kept in the journal; the request is retried, then given up.",
+        "Check base_url: is there an OpenAI-compatible API at this address?",
     ),
     "prompt_rejected": (
-        "The row becomes a dead letter and is not asked again; twenty in a row stop the run.",
-        "Read the teacher's words in dead_letters.jsonl: too long, a forbidden field, a refused content.",
+        "The row has failed (a dead letter) and is not asked again; twenty in a row stop the run.",
+        "Read the teacher's message in dead_letters.jsonl: too long, an unknown field, refused content.",
     ),
     "possibly_billed": (
-        "The row is a dead letter; a run with [run] retry_possibly_billed = true asks it again.",
-        "Look at the teacher's bill, then set retry_possibly_billed for a run if the rows are worth it.",
+        "The row has failed (a dead letter); a run with [run] retry_possibly_billed = true asks it again.",
+        "Check the teacher's bill, then set retry_possibly_billed if the rows are worth it.",
     ),
     "teacher_refused": (
-        f"The run stops at once: no other request would fare better. {_KEPT}",
-        "Look at the key's variable, the account's quota, and the model's name.",
+        f"The run stops at once, as every request would be refused. {_KEPT}",
+        "Check the variable with the API key, the account's quota, and the model's name.",
     ),
 }
 
 
-def known() -> dict[str, type[HarvesterError]]:
-    """Every code and the class it belongs to."""
-    found: dict[str, type[HarvesterError]] = {}
-    for one in vars(errors).values():
-        if isinstance(one, type) and issubclass(one, HarvesterError) and one is not HarvesterError:
-            found[one.code] = one
-    return found
+def error_classes() -> dict[str, type[HarvesterError]]:
+    """Return the error class of every code."""
+    classes: dict[str, type[HarvesterError]] = {}
+    for value in vars(errors).values():
+        if isinstance(value, type) and issubclass(value, HarvesterError) and value is not HarvesterError:
+            classes[value.code] = value
+    return classes
 
 
-def explain(text: str) -> list[Explanation]:
-    """The explanations of a code, or of every code that ends with an exit code.
+def explanations(text: str) -> list[Explanation]:
+    """Return the explanation of an error code, or of all errors with an exit code.
 
     Raises:
-        UsageError: no such code; names the nearest one.
+        UsageError: there is no such code; the remedy names the nearest one.
     """
-    kinds = known()
+    classes = error_classes()
     wanted = text.strip().lower()
     if wanted.isascii() and wanted.isdigit() and len(wanted) < 5:
         number = 130 if wanted == "143" else int(wanted)
-        codes = [code for code, kind in kinds.items() if _exit_code(kind) == number]
+        codes = [code for code, error in classes.items() if _exit_code(error) == number]
     else:
-        codes = [wanted] if wanted in kinds else []
+        codes = [wanted] if wanted in classes else []
     if not codes:
-        near = difflib.get_close_matches(wanted, kinds, n=1)
+        near = difflib.get_close_matches(wanted, classes, n=1)
         raise UsageError(
             f"no error has the code {text[:60]!r}",
-            remedy=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(sorted(kinds))}",
+            remedy=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(sorted(classes))}",
         )
-    return [_explanation(code, kinds[code]) for code in codes]
+    return [_explanation(code, classes[code]) for code in codes]
 
 
 def remedy_of(code: str) -> str:
-    """What to do about a code in general, for an error that brings no remedy of its own."""
-    return _WORDS[code][1] if code in _WORDS else "`harvester explain` lists the codes."
+    """Return the general remedy for a code, used for an error that has none of its own."""
+    return _TEXTS[code][1] if code in _TEXTS else "`harvester explain` lists the codes."
 
 
-def _explanation(code: str, kind: type[HarvesterError]) -> Explanation:
-    meaning = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
-    done, remedy = _WORDS[code]
-    permanent = kind.is_permanent if issubclass(kind, TeacherError) else None
-    return Explanation(code, meaning, done, remedy, _exit_code(kind), permanent)
+def _explanation(code: str, error: type[HarvesterError]) -> Explanation:
+    meaning = " ".join((error.__doc__ or "").split("\n\n")[0].split())
+    done, remedy = _TEXTS[code]
+    permanent = error.is_permanent if issubclass(error, TeacherError) else None
+    return Explanation(code, meaning, done, remedy, _exit_code(error), permanent)
 
 
-def _exit_code(kind: type[HarvesterError]) -> int | None:
-    """A transient error of the teacher, or of one prompt, ends no run."""
-    survives = issubclass(kind, TeacherError) and kind.code not in {"teacher_refused", "teacher"}
-    return None if survives else kind.exit_code
+def _exit_code(error: type[HarvesterError]) -> int | None:
+    """Return the exit code, None for an error of one request, after which the run continues."""
+    survives = issubclass(error, TeacherError) and error.code not in {"teacher_refused", "teacher"}
+    return None if survives else error.exit_code

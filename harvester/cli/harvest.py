@@ -1,38 +1,43 @@
-"""init, plan, run: the verbs around harvest.toml."""
+"""Commands around harvest.toml: `init`, `plan`, `run`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from harvester.cli.console import JSON, Status, emit, log_as_json, message, progress_display
 from harvester.config.bounds import EXACT, MOST_USD, YEAR_S
+from harvester.errors import StoreError, UsageError
 
-JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
+if TYPE_CHECKING:
+    from harvester.run.endings import Summary
+    from harvester.run.prepare import Prepared
+
 CONFIG = typer.Argument(..., help="Path of a harvest.toml.", show_default=False)
+Value = TypeVar("Value")
 
 
 def register(app: typer.Typer) -> None:
-    """Add this file's verbs."""
+    """Add the commands of this module to `app`."""
     app.command(epilog="Example: harvester init my-run")(init)
     app.command(epilog="Example: harvester plan my-run/harvest.toml")(plan)
     app.command(epilog="Example: harvester run my-run/harvest.toml --max-usd 2")(run)
 
 
 def init(
-    folder: Path = typer.Argument(..., help="Folder to make.", show_default=False), as_json: bool = JSON
+    folder: Path = typer.Argument(..., help="Folder to create.", show_default=False), as_json: bool = JSON
 ) -> None:
-    """Make a runnable folder: harvest.toml, prompts, README."""
+    """Create a folder that can run at once: harvest.toml, a few prompts, README."""
     import shlex
 
-    from harvester.cli.console import emit
     from harvester.cli.init_config import write_starter
 
     files = write_starter(folder)
     lines = [
-        f"made {folder}: {', '.join(path.name for path in files)}",
+        f"created {folder}: {', '.join(path.name for path in files)}",
         "next: harvester mock-teacher --port 8000   (in another terminal)",
         f"      harvester run {shlex.quote(str(folder / 'harvest.toml'))}",
     ]
@@ -40,8 +45,7 @@ def init(
 
 
 def plan(config: Path = CONFIG, as_json: bool = JSON) -> None:
-    """Count, price and time a harvest without sending a request."""
-    from harvester.cli.console import emit
+    """Show rows, cost, duration and terms of a harvest without sending a request."""
     from harvester.run import prepare
 
     outlook = prepare.look_ahead(config)
@@ -51,78 +55,90 @@ def plan(config: Path = CONFIG, as_json: bool = JSON) -> None:
 def run(
     config: Path = CONFIG,
     limit: int | None = typer.Option(None, min=1, max=EXACT, help="Stop after this many new answers."),
-    max_usd: float | None = typer.Option(None, min=0, max=MOST_USD, help="Ceiling on this run's cost."),
-    max_tokens: int | None = typer.Option(None, min=1, max=EXACT, help="Ceiling on this run's tokens."),
-    max_runtime: str | None = typer.Option(None, help="Stop after a while, as in 90s, 30m, 2h."),
+    max_usd: float | None = typer.Option(None, min=0, max=MOST_USD, help="Most that this run may cost."),
+    max_tokens: int | None = typer.Option(None, min=1, max=EXACT, help="Most tokens this run may use."),
+    max_runtime: str | None = typer.Option(None, help="Stop after this time: 90s, 30m, 2h."),
     grace: float | None = typer.Option(
-        None, min=0, max=YEAR_S, help="Seconds to wait for paid answers on a signal."
+        None, min=0, max=YEAR_S, help="Seconds to wait for answers in flight after a signal."
     ),
     epoch: int | None = typer.Option(
-        None, min=0, max=EXACT, help="Another number asks everything again, on purpose."
+        None, min=0, max=EXACT, help="A new number asks every prompt once more, on purpose."
     ),
-    watch: bool = typer.Option(False, "--watch", help="Stay up: take prompt files that appear or grow."),
-    finish_by: str | None = typer.Option(None, help="Stop then, as in 2026-11-27T18:00+01:00."),
-    metrics_file: Path | None = typer.Option(None, help="Keep a Prometheus textfile here, every 15 s."),
+    watch: bool = typer.Option(False, "--watch", help="Keep running; take prompt files that appear or grow."),
+    finish_by: str | None = typer.Option(None, help="Stop at this time: 2026-11-27T18:00+01:00."),
+    metrics_file: Path | None = typer.Option(None, help="Write Prometheus text to this file every 15 s."),
     otel: bool = typer.Option(False, "--otel", help="Send metrics by OTLP; needs the extra `otel`."),
-    log_json: bool = typer.Option(False, "--log-json", help="JSON records on stderr, one a line."),
+    log_json: bool = typer.Option(False, "--log-json", help="Print JSON records on stderr, one a line."),
     as_json: bool = JSON,
 ) -> None:
-    """Harvest until done or a limit. Resume is the default: held answers are never asked again."""
-    import asyncio
-    import contextlib
+    """Harvest until all rows are done or a limit is reached.
 
+    Run the same command again to resume: what is stored is never asked again.
+    """
     from harvester.cli import malloc
 
-    malloc.settle()
-    from harvester.cli.console import emit, log_as_json, painted, talk
+    malloc.use_one_arena()  # before threads start and Arrow is imported
+
     from harvester.config import schedule
     from harvester.config.overrides import Overrides
-    from harvester.errors import StoreError, UsageError
-    from harvester.run import job, prepare, signals
+    from harvester.run import prepare, signals
 
     if log_json:
         log_as_json()
-
     signals.end_at_once()
-    try:
-        runtime_s = None if max_runtime is None else schedule.seconds(max_runtime)
-        ends_at = None if finish_by is None else schedule.instant(finish_by)
-    except ValueError as error:
-        raise UsageError(str(error), place="--max-runtime or --finish-by") from None
     flags = Overrides(
         rows=limit,
         usd=max_usd,
         tokens=max_tokens,
-        runtime_s=runtime_s,
+        runtime_s=_parsed("--max-runtime", max_runtime, schedule.seconds),
         grace_s=grace,
         epoch=epoch,
         watch=watch,
-        finish_by=ends_at,
+        finish_by=_parsed("--finish-by", finish_by, schedule.instant),
         metrics_file=metrics_file,
         otel=otel,
     )
     prepared = prepare.prepare(config, flags)
     for line in prepared.lines():
-        talk(line)
-    with contextlib.ExitStack() as watchers:
-        tell = [watchers.enter_context(painted(prepared.rows_total, "harvest"))]
-        if metrics_file is not None:
-            from harvester.observe.report.prometheus import kept
-
-            watchers.enter_context(kept(prepared.store, metrics_file, talk))
-        if otel:
-            from harvester.observe.otel import sent
-
-            teacher = prepared.config.teacher
-            tell.append(watchers.enter_context(sent(teacher.base_url, teacher.model, talk)))
-
-        def watched(told: Mapping[str, Any]) -> None:
-            for one in tell:
-                one(told)
-
-        summary = asyncio.run(job.run(prepared, watched))
+        message(line)
+    summary = _run(prepared)
     try:
         emit(summary.as_dict(), summary.lines(), as_json=as_json)
     except StoreError as error:
-        talk(str(error))  # how it ended counts, not who could hear of it
+        message(str(error))  # the exit code is that of the run, whether or not its result could be printed
     raise typer.Exit(summary.exit_code)
+
+
+def _parsed(option: str, text: str | None, parse: Callable[[str], Value]) -> Value | None:
+    if text is None:
+        return None
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise UsageError(str(error), place=option) from None
+
+
+def _run(prepared: Prepared) -> Summary:
+    """Run the harvest; show its status on stderr and, where asked for, export its metrics meanwhile."""
+    import asyncio
+    import contextlib
+
+    from harvester.run import job
+
+    flags, teacher = prepared.flags, prepared.config.teacher
+    with contextlib.ExitStack() as stack:
+        observers = [stack.enter_context(progress_display(prepared.rows_total, "harvest"))]
+        if flags.metrics_file is not None:
+            from harvester.observe.report.prometheus import kept
+
+            stack.enter_context(kept(prepared.store, flags.metrics_file, message))
+        if flags.otel:
+            from harvester.observe.otel import sent
+
+            observers.append(stack.enter_context(sent(teacher.base_url, teacher.model, message)))
+
+        def notify(status: Status) -> None:
+            for observer in observers:
+                observer(status)
+
+        return asyncio.run(job.run(prepared, notify))

@@ -1,4 +1,4 @@
-"""What `harvester init` writes: a folder that runs as it is, against the mock teacher."""
+"""Write the folder of `harvester init`; it runs as it is, with the mock teacher."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ HARVEST_TOML = """\
 base_url = "http://127.0.0.1:8000/v1"    # `harvester mock-teacher --port 8000`, or your own server
 model = "mock-teacher"
 terms = "mock-teacher"                   # a terms record: `harvester terms list`
-# api_key_env = "TEACHER_API_KEY"        # the NAME of a variable, never the key
+# api_key_env = "TEACHER_API_KEY"        # the NAME of an environment variable, never the key
 
-[teacher.limits]                         # all optional; learned where absent
+[teacher.limits]                         # all optional; learned from the teacher if absent
 max_concurrency = 64
 # requests_per_minute = 600
 # tokens_per_minute = 100_000
@@ -34,7 +34,7 @@ max_tokens = 256
 [store]
 path = "store"
 
-[budget]                                 # ceilings of one run; it stops before it would pass them
+[budget]                                 # limits of one run, which stops before it exceeds them
 tokens = 1_000_000
 
 [run]
@@ -52,26 +52,26 @@ README = """\
 
     harvester mock-teacher --port 8000     # in another terminal; or point harvest.toml at your teacher
     harvester plan harvest.toml            # counts, cost, terms; sends nothing
-    harvester run harvest.toml             # Ctrl-C any time; the same command resumes
+    harvester run harvest.toml             # Ctrl-C at any time; the same command resumes
     harvester status store
     harvester report store
 
-Answers lie in `store/shards/*.parquet`. A prompt line is {"prompt": "..."} or {"messages": [...]},
-with optional `id`, `reference`, `tags`; further fields travel along and are never sent.
+Answers are in `store/shards/*.parquet`. A prompt line is {"prompt": "..."} or {"messages": [...]},
+with optional `id`, `reference`, `tags`. Other fields are stored with the answer and never sent.
 """
 
 
 def write_starter(folder: Path) -> tuple[Path, ...]:
-    """Write the folder's files; an existing file is never touched.
+    """Write the files into `folder` and return their paths.
 
     Raises:
-        ConfigError: one of them exists, or the folder can't be written.
+        ConfigError: one of the files exists already, or the folder can't be written.
     """
     files = {"harvest.toml": HARVEST_TOML, "prompts/first.jsonl": PROMPTS, "README.md": README}
     paths = {folder / name: text for name, text in files.items()}
     for path in paths:
         if path.exists():
-            raise ConfigError("exists already", place=str(path), remedy="name a new folder")
+            raise ConfigError("file exists already", place=str(path), remedy="name a new folder")
     try:
         for path, text in paths.items():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""The command line: one typer app, and the one door where errors become lines and exit codes.
+"""Build the command line, and turn every error into a message and an exit code.
 
-Importing this loads neither httpx, openai, pyarrow nor torch; commands import their rooms when they run.
+Commands import what they need when they run, so that `--help` loads neither httpx, openai, pyarrow nor torch.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import typer
 
 from harvester import __version__
 from harvester.cli import harvest, mock, reference, report, status, store, terms
+from harvester.cli.console import emit, message, stdout_error
 from harvester.errors import HarvesterError
 
-EXIT_CODES = """Exit codes: 0 complete, 1 verify/--check found something, 2 usage or configuration,
-3 complete but more rows failed than max_failed, 4 the teacher refuses, 5 storage fault,
-10 stopped at a limit you set (resumable), 75 another process holds the store,
-77 the terms do not permit it, 130/143 interrupted and drained (resumable)."""
+EXIT_CODES = """Exit codes: 0 complete; 1 verify or --check found a problem; 2 wrong usage or configuration;
+3 complete, but more rows failed than max_failed; 4 the teacher refuses (key, quota, model); 5 storage error;
+10 stopped at a limit, resumable; 75 another process uses the store; 77 the terms do not permit it;
+130 or 143 interrupted by a signal, resumable."""
 
 app = typer.Typer(
     name="harvester",
-    help="Ask a teacher, keep every paid answer, seal them into Parquet.",
+    help="Ask a teacher many prompts, keep every paid answer, write them to Parquet files.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -32,8 +33,6 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from harvester.cli.console import emit
-
         emit({}, [f"harvester {__version__}"], as_json=False)
         raise typer.Exit
 
@@ -41,44 +40,46 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Say the version."
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    """Ask a teacher, keep every paid answer, seal them into Parquet."""
+    """Ask a teacher many prompts, keep every paid answer, write them to Parquet files."""
 
 
-for room in (harvest, status, report, store, terms, reference, mock):
-    room.register(app)
+for commands in (harvest, status, report, store, terms, reference, mock):
+    commands.register(app)
 
 
 def main() -> None:
-    """Run the app; every HarvesterError ends as one clear message and its documented exit code."""
+    """Run the app. Every HarvesterError becomes one message on stderr and its exit code."""
     _standard_streams()
     try:
         app()
     except HarvesterError as error:
-        _say(error)
+        _print_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        if error.filename is not None:  # no stream of ours
+        if error.filename is not None:  # a file, not stdout
             raise
-        from harvester.cli.console import lost
-
-        told = lost(error)  # of a help text: results pass through `emit`
-        if told is not None:
-            _say(told)
-        sys.exit(told.exit_code if told else 0)
+        # A help text could not be printed; results go through `emit`, which raises a StoreError.
+        failure = stdout_error(error)
+        if failure is not None:
+            _print_error(failure)
+        sys.exit(failure.exit_code if failure else 0)
 
 
 def _standard_streams() -> None:
-    """What can't be shown is escaped, not fatal; a stream closed by the caller is never a store's file."""
+    """Open closed standard streams on /dev/null, and escape characters that a stream can't encode.
+
+    Without the first, a file of the store could get the number of a closed stream, and receive its output.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - for life
@@ -87,11 +88,10 @@ def _standard_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _say(error: HarvesterError) -> None:
-    from harvester.cli.console import talk
+def _print_error(error: HarvesterError) -> None:
     from harvester.cli.explain import remedy_of
 
-    talk(f"error[{error.code}]: {error.message}")
+    message(f"error[{error.code}]: {error.message}")
     if error.place:
-        talk(f"  where   {error.place}")
-    talk(f"  remedy  {error.remedy or remedy_of(error.code)}")
+        message(f"  where   {error.place}")
+    message(f"  remedy  {error.remedy or remedy_of(error.code)}")

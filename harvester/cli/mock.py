@@ -1,4 +1,4 @@
-"""mock-teacher and demo: everything that runs without a key, a GPU or a network."""
+"""Commands that need no key, no GPU and no network: `mock-teacher`, `demo`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import typer
 
-JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
+from harvester.cli.console import JSON, emit
 
 
 def register(app: typer.Typer) -> None:
-    """Add this file's verbs."""
+    """Add the commands of this module to `app`."""
     app.command(
         "mock-teacher",
         epilog="Example: harvester mock-teacher --port 8000 --rpm 600 --latency 0.2",
@@ -21,20 +21,22 @@ def register(app: typer.Typer) -> None:
 
 
 def mock_teacher(context: typer.Context) -> None:
-    """Serve the mock teacher: a real HTTP server with limits, faults and a billing ledger (own --help)."""
+    """Start the mock teacher: a local HTTP server with limits, faults and a billing ledger.
+
+    `harvester mock-teacher --help` lists its options.
+    """
     from harvester.mock_teacher.__main__ import main
 
     raise typer.Exit(main(context.args, "harvester mock-teacher"))
 
 
 def demo(
-    folder: Path | None = typer.Argument(None, help="Where to work; default data/demo of the checkout."),
+    folder: Path | None = typer.Argument(None, help="Folder to work in; default: data/demo of the checkout."),
     as_json: bool = JSON,
 ) -> None:
-    """The whole journey, offline: harvest the mock teacher, train a student, score it, report."""
-    from harvester.cli import demo as journey
-    from harvester.cli.console import emit
+    """Run everything once, offline: harvest the mock teacher, train a student, score it, write a report."""
+    from harvester.cli.demo import CHECKOUT, run_demo, summary_lines
 
-    where = folder or journey.CHECKOUT / "data" / "demo"
-    summary = journey.run_demo(where)
-    emit(summary, journey.closing_lines(where, summary), as_json=as_json)
+    work_folder = folder or CHECKOUT / "data" / "demo"
+    summary = run_demo(work_folder)
+    emit(summary, summary_lines(work_folder, summary), as_json=as_json)

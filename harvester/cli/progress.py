@@ -1,4 +1,4 @@
-"""What a living run looks like on a terminal: two bars, and what they don't say. Fed with the status."""
+"""Draw the status of a run on a terminal: a bar for rows, a bar for the budget, and a few lines of text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harvester.errors import RunState
 from harvester.observe.status import calendar, rows_done, span
 from harvester.system.safe_text import one_line
 
-Told = Mapping[str, Any]
+Status = Mapping[str, Any]
 _STATE_STYLES: Mapping[str, str] = {
     RunState.RUNNING: "green",
     RunState.ON_HOLD: "yellow",
@@ -28,96 +28,100 @@ _STATE_STYLES: Mapping[str, str] = {
 
 
 @contextmanager
-def live(title: str, console: Console | None = None) -> Iterator[Callable[[Told], None]]:
-    """A display that redraws itself in place while the block lives; its last state stays on the screen."""
-    console = console or Console(file=cast(IO[str], Patient(sys.stderr)), markup=False, highlight=False)
-    began = time.monotonic()
+def live(title: str, console: Console | None = None) -> Iterator[Callable[[Status], None]]:
+    """Draw each status given to the yielded function in place of the one before; the last one stays."""
+    console = console or Console(
+        file=cast(IO[str], TolerantStream(sys.stderr)), markup=False, highlight=False
+    )
+    started = time.monotonic()
     with Live(console=console, refresh_per_second=4, vertical_overflow="crop") as display:
-        yield lambda told: display.update(picture(title, told, time.monotonic() - began))
+        yield lambda status: display.update(render(title, status, time.monotonic() - started))
 
 
-class Patient:
-    """A stream that may go away: a closed terminal swallows what is painted, and ends no run."""
+class TolerantStream:
+    """A terminal stream whose write errors are ignored: a closed terminal must not end a run."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.encoding = stream.encoding
 
     def write(self, text: str) -> int:
-        """Write, or don't."""
+        """Write `text`; ignore errors."""
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or don't."""
+        """Flush; ignore errors."""
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
 
     def isatty(self) -> bool:
-        """Only a terminal is painted on."""
+        """Return True: the display is used on terminals only."""
         return True
 
     def fileno(self) -> int:
-        """For the terminal's size."""
+        """Return the file descriptor, from which rich reads the size of the terminal."""
         return self._stream.fileno()
 
 
-def picture(title: str, told: Told, elapsed_s: float) -> RenderableType:
-    """One snapshot, drawn."""
+def render(title: str, status: Status, elapsed_s: float) -> RenderableType:
+    """Draw one status."""
     head = Table.grid(expand=True, padding=(0, 1))
     head.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     head.add_column(justify="right", no_wrap=True)
-    state = str(told.get("state", ""))
+    state = str(status.get("state", ""))
     style = _STATE_STYLES.get(state, "bold")
-    name = Text(one_line(f"{title}  {told.get('model', '')}"), style="bold")
+    name = Text(one_line(f"{title}  {status.get('model', '')}"), style="bold")
     head.add_row(name, Text(f"{state}  {_clock(elapsed_s)}", style=style))
     body = Table.grid(expand=True, padding=(0, 1))
     body.add_column(style="dim", no_wrap=True)
     body.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-    for label, value in [*_bars(told), *((label, Text(one_line(said))) for label, said in words(told))]:
+    for label, value in [*_bars(status), *((label, Text(one_line(text))) for label, text in rows(status))]:
         body.add_row(label, value)
     return Group(head, body)
 
 
-def words(told: Told) -> list[tuple[str, str]]:
-    """What is worth a line: rate beside limit, what holds it back, what is left, what went wrong."""
-    rates, limits = told.get("rates") or {}, told.get("limits") or {}
+def rows(status: Status) -> list[tuple[str, str]]:
+    """Return (label, text) for rate and limits, requests in flight, time left, counts, errors, notes."""
+    rates, limits = status.get("rates") or {}, status.get("limits") or {}
     requests, tokens = rates.get("requests_per_minute", 0.0), rates.get("tokens_per_minute", 0.0)
     lines = [
         (
             "rate",
             f"{requests:,.0f} requests/min{_of(requests, limits.get('requests_per_minute'))}, "
             f"{tokens:,.0f} tokens/min{_of(tokens, limits.get('tokens_per_minute'))}, "
-            f"{told.get('refused_share', 0):.1%} refused (429)",
+            f"{status.get('refused_share', 0):.1%} refused (429)",
         )
     ]
-    waiting = f", waiting: {told['waiting']}" if told.get("waiting") else ""
+    waiting = f", waiting: {status['waiting']}" if status.get("waiting") else ""
     lines.append(
-        ("flight", f"{told.get('in_flight', 0):,} of a window of {told.get('window', 0):,}{waiting}")
+        ("flight", f"{status.get('in_flight', 0):,} of a window of {status.get('window', 0):,}{waiting}")
     )
-    if eta := told.get("eta_s"):
-        lines.append(("left", f"{span(eta['low'])} to {span(eta['high'])}{_projected(told)}"))
-    lines += calendar(told)
+    if eta := status.get("eta_s"):
+        lines.append(("left", f"{span(eta['low'])} to {span(eta['high'])}{_projected(status)}"))
+    lines += calendar(status)
     counts = [
-        f"{told.get('answers_stored', 0):,} answers",
-        f"{told.get('from_cache', 0):,} from cache",
-        *(f"{told[name]:,} {say}" for name, say in _WORTH_SAYING if told.get(name)),
+        f"{status.get('answers_stored', 0):,} answers",
+        f"{status.get('from_cache', 0):,} from cache",
+        *(f"{status[name]:,} {label}" for name, label in _COUNTS if status.get(name)),
     ]
     lines.append(("so far", ", ".join(counts)))
-    if told.get("errors"):
-        met = sorted(told["errors"].items(), key=lambda item: -item[1])
-        lines.append(("errors", ", ".join(f"{code} {count:,}" for code, count in met)))
-    if (told.get("canary") or {}).get("changes"):
-        lines.append(("teacher", f"changed: {told['canary'].get('said', '')}"))
-    if told.get("complaints") and told["complaints"][-1] != (told.get("canary") or {}).get("said"):
-        lines.append(("note", str(told["complaints"][-1])))
+    if status.get("errors"):
+        errors = sorted(status["errors"].items(), key=lambda item: -item[1])
+        lines.append(("errors", ", ".join(f"{code} {count:,}" for code, count in errors)))
+    if (status.get("canary") or {}).get("changes"):
+        lines.append(("teacher", f"changed: {status['canary'].get('said', '')}"))
+    if status.get("complaints") and status["complaints"][-1] != (status.get("canary") or {}).get("said"):
+        lines.append(("note", str(status["complaints"][-1])))
     return lines
 
 
+# Labels of `rows` that `status_line` leaves out.
 _LONG = frozenset({"note", "done", "hours"})
-"""What a line in a log leaves out."""
-_WORTH_SAYING = (
+
+# Fields of the status that are shown if they are not 0, and their labels.
+_COUNTS = (
     ("duplicates", "shared"),
     ("dead", "failed"),
     ("retries", "retries"),
@@ -125,46 +129,46 @@ _WORTH_SAYING = (
 )
 
 
-def sentence(told: Told, total: int) -> str:
-    """The same on one line, for a log."""
-    done = rows_done(told)
-    said = [f"{done:,}/{max(total, told.get('rows_total', 0)):,} rows, {money(told)}"]
-    said += [f"{text}" for label, text in words(told) if label not in _LONG]
-    return one_line("; ".join(said))
+def status_line(status: Status, total: int) -> str:
+    """Return the status as one line, for a log."""
+    done = rows_done(status)
+    parts = [f"{done:,}/{max(total, status.get('rows_total', 0)):,} rows, {money(status)}"]
+    parts += [text for label, text in rows(status) if label not in _LONG]
+    return one_line("; ".join(parts))
 
 
-def money(told: Told) -> str:
-    """Cost so far, canaries included, of the ceiling where there is one."""
-    canaries = (told.get("canary") or {}).get("cost_microusd", 0)
-    cost = f"${(told.get('cost_microusd', 0) + canaries) / 1e6:.4f}"
-    ceiling = (told.get("budget") or {}).get("microusd")
-    return f"{cost} of ${ceiling / 1e6:,.2f}" if ceiling else cost
+def money(status: Status) -> str:
+    """Return the cost so far, canaries included, and the budget if there is one."""
+    canaries = (status.get("canary") or {}).get("cost_microusd", 0)
+    cost = f"${(status.get('cost_microusd', 0) + canaries) / 1e6:.4f}"
+    limit_microusd = (status.get("budget") or {}).get("microusd")
+    return f"{cost} of ${limit_microusd / 1e6:,.2f}" if limit_microusd else cost
 
 
-def _bars(told: Told) -> list[tuple[str, RenderableType]]:
-    done, total = rows_done(told), told.get("rows_total", 0)
+def _bars(status: Status) -> list[tuple[str, RenderableType]]:
+    done, total = rows_done(status), status.get("rows_total", 0)
     bars = [("rows", _bar(done, total, f"{done:,} of {total:,}"))]
-    budget = told.get("budget") or {}
+    budget = status.get("budget") or {}
     if budget.get("tokens") and not budget.get("microusd"):
         spent = budget.get("tokens_spent", 0)
         bars.append(("budget", _bar(spent, budget["tokens"], f"{spent:,} of {budget['tokens']:,} tokens")))
     else:
-        spent = budget.get("microusd_spent") or told.get("cost_microusd", 0)
-        bars.append(("budget", _bar(spent, budget.get("microusd") or 0, money(told))))
+        spent = budget.get("microusd_spent") or status.get("cost_microusd", 0)
+        bars.append(("budget", _bar(spent, budget.get("microusd") or 0, money(status))))
     return bars
 
 
-def _bar(done: float, total: float, said: str) -> RenderableType:
+def _bar(done: float, total: float, text: str) -> RenderableType:
     row = Table.grid(expand=True, padding=(0, 1))
     row.add_column(ratio=1)
     row.add_column(justify="right", no_wrap=True)
     if not total:
-        row.add_row(Text("no ceiling", style="dim"), said)
+        row.add_row(Text("no limit", style="dim"), text)
         return row
     share = f"{min(1.0, done / total):.0%}"
     done = min(done, total)
     bar = ProgressBar(total=total, completed=done, complete_style="cyan", finished_style="green")
-    row.add_row(bar, Text(f"{said}  {share:>4}"))
+    row.add_row(bar, Text(f"{text}  {share:>4}"))
     return row
 
 
@@ -172,8 +176,8 @@ def _of(rate: float, limit: float | None) -> str:
     return f" of {limit:,.0f} ({rate / limit:.0%})" if limit else ""
 
 
-def _projected(told: Told) -> str:
-    cost = told.get("cost_projected_microusd")
+def _projected(status: Status) -> str:
+    cost = status.get("cost_projected_microusd")
     return f", ${cost['low'] / 1e6:.4f} to ${cost['high'] / 1e6:.4f} in all" if cost and cost["high"] else ""
 
 

@@ -1,4 +1,4 @@
-"""explain, config, schedule: what a code means, which keys there are, how a scheduler starts it."""
+"""Commands that answer questions: `explain`, `config schema`, `schedule`."""
 
 from __future__ import annotations
 
@@ -8,33 +8,38 @@ from typing import Any
 
 import typer
 
-JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
-keys = typer.Typer(no_args_is_help=True, help="What harvest.toml may say.")
+from harvester.cli.console import JSON, emit
+from harvester.errors import UsageError
+
+config_app = typer.Typer(no_args_is_help=True, help="Describe the keys of harvest.toml.")
 
 
 def register(app: typer.Typer) -> None:
-    """Add this file's verbs."""
+    """Add the commands of this module to `app`."""
     app.command(epilog="Example: harvester explain rate_limited")(explain)
     app.command(epilog="Example: harvester schedule --systemd my-run/harvest.toml")(schedule)
-    keys.command(epilog="Example: harvester config schema > harvest.schema.json")(schema)
-    app.add_typer(keys, name="config")
+    config_app.command(epilog="Example: harvester config schema > harvest.schema.json")(schema)
+    app.add_typer(config_app, name="config")
 
 
 def explain(
-    code: str = typer.Argument(..., help="As in error[CODE], dead_letters.jsonl, or an exit code."),
+    code: str = typer.Argument(
+        ..., help="Error code, as in error[CODE] or dead_letters.jsonl; or exit code."
+    ),
     as_json: bool = JSON,
 ) -> None:
-    """Say what an error means, what was done about it, and what you can do."""
-    from harvester.cli import explain as room
-    from harvester.cli.console import emit
+    """Say what an error or exit code means, what the harvester did about it, and what you can do."""
+    from harvester.cli.explain import explanations
 
-    for one in room.explain(code):
-        emit(one.as_dict(), one.lines(), as_json=as_json)
+    for explanation in explanations(code):
+        emit(explanation.as_dict(), explanation.lines(), as_json=as_json)
 
 
 def schema(as_json: bool = JSON) -> None:
-    """Print the JSON Schema of harvest.toml. Editors read `#:schema FILE` on its first line."""
-    from harvester.cli.console import emit
+    """Print the JSON Schema of harvest.toml.
+
+    An editor uses it if the first line of harvest.toml is `#:schema FILE`.
+    """
     from harvester.config.config import HarvestConfig
 
     data: dict[str, Any] = {
@@ -46,42 +51,42 @@ def schema(as_json: bool = JSON) -> None:
 
 def schedule(
     config: Path = typer.Argument(..., help="Path of a harvest.toml.", show_default=False),
-    systemd: bool = typer.Option(False, "--systemd", help="A service and its timer."),
-    cron: bool = typer.Option(False, "--cron", help="Lines for a crontab."),
-    k8s: bool = typer.Option(False, "--k8s", help="A Kubernetes CronJob, or a Job where no hours are set."),
-    name: str | None = typer.Option(None, help="Of the units; default: by the folder."),
-    image: str = typer.Option("harvester", help="Container image; see the Containerfile."),
+    systemd: bool = typer.Option(False, "--systemd", help="Print a service and its timer."),
+    cron: bool = typer.Option(False, "--cron", help="Print lines for a crontab."),
+    k8s: bool = typer.Option(False, "--k8s", help="Print a CronJob, or a Job without [schedule] hours."),
+    name: str | None = typer.Option(None, help="Name of the units; default: from the folder's name."),
+    image: str = typer.Option("harvester", help="Container image, for --k8s; the Containerfile builds it."),
     as_json: bool = JSON,
 ) -> None:
-    """Print what a scheduler needs to start this harvest in its hours; write nothing."""
+    """Print the files that let systemd, cron or Kubernetes run this harvest in its hours; write nothing."""
     import re
     import shutil
     import sys
 
     from harvester.cli import service_units
-    from harvester.cli.console import emit
-    from harvester.config import config as settings
-    from harvester.config import schedule as hours
-    from harvester.errors import UsageError
+    from harvester.config import schedule as opening_hours
+    from harvester.config.config import load
 
     if systemd + cron + k8s != 1:
-        raise UsageError("for which scheduler?", remedy="one of --systemd, --cron, --k8s")
+        raise UsageError("name exactly one scheduler", remedy="give --systemd, --cron or --k8s")
     if name is not None and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?", name):
-        raise UsageError(f"{name!r} is no name for a unit", remedy="lower case letters, digits and dashes")
-    chosen = settings.load(config)
-    found = shutil.which("harvester", path=str(Path(sys.executable).parent))
+        raise UsageError(
+            f"{name!r} can't be the name of a unit", remedy="use lower case letters, digits and dashes"
+        )
+    settings = load(config)
+    program = shutil.which("harvester", path=str(Path(sys.executable).parent))
     harvest = service_units.Harvest(
         name=name or service_units.name_of(config),
-        command=[found] if found else [sys.executable, "-m", "harvester"],
+        command=[program] if program else [sys.executable, "-m", "harvester"],
         config=config.resolve(),
-        store=chosen.store.path,
-        grace_s=chosen.run.grace_s,
-        openings=[hours.parse(text) for text in chosen.schedule.hours],
-        key_env=chosen.teacher.api_key_env,
+        store=settings.store.path,
+        grace_s=settings.run.grace_s,
+        openings=[opening_hours.parse(text) for text in settings.schedule.hours],
+        key_env=settings.teacher.api_key_env,
         image=image,
     )
-    make = service_units.systemd if systemd else service_units.cron if cron else service_units.kubernetes
-    files = make(harvest)
+    build = service_units.systemd if systemd else service_units.cron if cron else service_units.kubernetes
+    files = build(harvest)
     lines: list[str] = []
     for path, text in files.items():
         lines += ["---" if k8s else f"# ---- {path}", *text.rstrip().splitlines()]

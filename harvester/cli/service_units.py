@@ -1,7 +1,7 @@
-"""Units for schedulers, filled in from a configuration: systemd, cron, Kubernetes.
+"""Write the files with which systemd, cron or Kubernetes run a harvest.
 
-The texts lie in data/units as templates; here is what fills them, and the quoting that each syntax wants:
-systemd.syntax(7) and systemd.service(5), crontab(5), YAML flow scalars (a JSON string is one).
+The templates are in data/units. This module fills them and quotes values for each syntax: systemd.syntax(7)
+and systemd.service(5), crontab(5), YAML flow scalars (every JSON string is one).
 """
 
 from __future__ import annotations
@@ -20,17 +20,32 @@ from harvester.config.schedule import DAYS, Opening
 from harvester.errors import ConfigError
 from harvester.system.safe_text import one_line
 
+# Seconds that a run may take to seal and end after --grace, before the scheduler kills it.
 SEALING_S = 60
-"""What an ending may take beyond --grace before a scheduler loses patience."""
+
+# A Job gets the name of its CronJob and eleven characters more; 63 are allowed.
 LONGEST_CRONJOB = 52
-"""A Job's name has eleven characters more, and 63 at most."""
-_RENAME = "rename it, or reach it by a link with a plain name"
+
+_RENAME = "rename it, or use a link with a plain name"
+
+# Folder in the container at which the harvest's folder is mounted.
 MOUNT = PurePosixPath("/harvest")
 
 
 @dataclass(frozen=True, slots=True)
 class Harvest:
-    """What units are about. `command` starts the harvester; `config` is absolute; `key_env` is a name."""
+    """What the files must contain.
+
+    Attributes:
+        name: name of the units.
+        command: the command that starts the harvester.
+        config: absolute path of harvest.toml.
+        store: [store] path as configured.
+        grace_s: seconds to wait for answers in flight after a signal.
+        openings: the [schedule] hours; empty for any time.
+        key_env: name of the environment variable with the API key.
+        image: container image, for Kubernetes.
+    """
 
     name: str
     command: Sequence[str]
@@ -43,23 +58,29 @@ class Harvest:
 
     @property
     def stop_s(self) -> int:
-        """Seconds between the signal and the loss of patience."""
+        """Seconds from SIGTERM until the scheduler may kill the run."""
         return int(self.grace_s) + SEALING_S
 
 
 def systemd(harvest: Harvest) -> dict[str, str]:
-    """A service of Type=notify and the timer that starts it when an opening begins, or every hour.
+    """Return a service of Type=notify, and a timer that starts it when an opening begins, or every hour.
 
     Raises:
-        ConfigError: a path that its syntax can't hold.
+        ConfigError: a unit file can't hold a path.
     """
     folder = _whole(str(harvest.config.parent))
-    if folder.endswith((" ", "\\")):  # WorkingDirectory= takes no quotes: the end of its line would be lost
-        raise ConfigError("systemd can't be told a folder that ends so", place=repr(folder), remedy=_RENAME)
-    events = [f"{_list(one)} *-*-* {one.starts_at}:00 {one.zone}" for one in harvest.openings] or ["hourly"]
+    if folder.endswith((" ", "\\")):  # WorkingDirectory= has no quotes: systemd strips the line
+        raise ConfigError(
+            "the folder's name ends with a space or backslash, which systemd would drop",
+            place=repr(folder),
+            remedy=_RENAME,
+        )
+    events = [
+        f"{_days(opening)} *-*-* {opening.starts_at}:00 {opening.zone}" for opening in harvest.openings
+    ] or ["hourly"]
     values = {
         "name": harvest.name,
-        # A backslash at the end would take the next line in.
+        # A backslash at the end would join the next line.
         "described": _plain(str(harvest.config)).replace("%", "%%").replace("\\", "\\\\"),
         "folder": folder.replace("%", "%%"),
         "command": " ".join([_systemd_program(harvest.command[0]), *map(_systemd_word, harvest.command[1:])]),
@@ -68,55 +89,55 @@ def systemd(harvest: Harvest) -> dict[str, str]:
         "calendar": "\n".join(f"OnCalendar={event}" for event in events),
     }
     return {
-        f"{harvest.name}.service": _filled("harvest.service", values),
-        f"{harvest.name}.timer": _filled("harvest.timer", values),
+        f"{harvest.name}.service": _fill("harvest.service", values),
+        f"{harvest.name}.timer": _fill("harvest.timer", values),
     }
 
 
 def cron(harvest: Harvest) -> dict[str, str]:
-    """Lines for `crontab -e`, one an opening.
+    """Return lines for `crontab -e`, one for each opening.
 
     Raises:
-        ConfigError: a path that cron would change.
+        ConfigError: cron would change a path.
     """
     words = [_whole(word) for word in (*harvest.command, "run", str(harvest.config))]
-    if odd := next((word for word in words if "\\" in word), ""):  # some daemons take \\\\ for \\, some don't
-        raise ConfigError("cron can't be told a path with a backslash", place=odd, remedy=_RENAME)
+    if bad_word := next((word for word in words if "\\" in word), ""):  # cron daemons disagree about these
+        raise ConfigError("cron would change a path with a backslash", place=bad_word, remedy=_RENAME)
     folder, command = shlex.quote(str(harvest.config.parent)), shlex.join(words)
     # In crontab(5) an unescaped % ends the command.
-    act = f"cd {folder} && {command} >> harvest.log 2>&1".replace("%", "\\%")
-    lines = [_filled("harvest.cron", {"described": _plain(str(harvest.config))}).rstrip()]
+    entry = f"cd {folder} && {command} >> harvest.log 2>&1".replace("%", "\\%")
+    lines = [_fill("harvest.cron", {"described": _plain(str(harvest.config))}).rstrip()]
     if not harvest.openings:
-        lines.append(f"17 * * * * {act}")
+        lines.append(f"17 * * * * {entry}")
     zone = ""
-    for one in harvest.openings:
-        if one.zone != zone:
-            zone = one.zone
+    for opening in harvest.openings:
+        if opening.zone != zone:
+            zone = opening.zone
             lines.append(f"CRON_TZ={zone}")
-        lines.append(f"{_cron_event(one)} {act}")
+        lines.append(f"{_cron_event(opening)} {entry}")
     if zone:
-        lines.append('CRON_TZ=""')  # what follows in the crontab goes by the machine's time again
+        lines.append('CRON_TZ=""')  # lines after these use the machine's time zone again
     return {f"{harvest.name}.cron": "\n".join(lines) + "\n"}
 
 
 def kubernetes(harvest: Harvest) -> dict[str, str]:
-    """A CronJob an opening, or a Job where there are none; exit codes decide what is tried again.
+    """Return a CronJob for each opening, or a Job if there are none; exit codes decide whether it is retried.
 
     Raises:
-        ConfigError: the store lies outside the folder that is mounted, or a name is too long or too odd.
+        ConfigError: the store is outside the folder that is mounted, or a name is too long or not allowed.
     """
     store = PurePosixPath(harvest.store)
     if store.is_absolute() or ".." in store.parts:
         raise ConfigError(
-            "must lie in the folder of the configuration",
+            "must be inside the folder of harvest.toml",
             place="[store] path",
-            remedy="that folder becomes the volume of the pod",
+            remedy="that folder becomes the volume of the pod; use a relative path",
         )
     env = []
     if harvest.key_env:
         secret = {"name": f"{harvest.name}-teacher", "key": harvest.key_env}
         env = [{"name": harvest.key_env, "valueFrom": {"secretKeyRef": secret}}]
-    pod = _filled(
+    pod = _fill(
         "harvest.pod.yaml",
         {
             "name": harvest.name,
@@ -129,23 +150,22 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
     )
     if not harvest.openings:
         job = textwrap.indent(pod.rstrip(), "  ")
-        return {f"{harvest.name}.job.yaml": _filled("harvest.job.yaml", {"name": harvest.name, "job": job})}
-    many = len(harvest.openings) > 1
+        return {f"{harvest.name}.job.yaml": _fill("harvest.job.yaml", {"name": harvest.name, "job": job})}
     files = {}
-    for number, one in enumerate(harvest.openings, start=1):
-        name = f"{harvest.name}-{number}" if many else harvest.name
+    for number, opening in enumerate(harvest.openings, start=1):
+        name = f"{harvest.name}-{number}" if len(harvest.openings) > 1 else harvest.name
         if len(name) > LONGEST_CRONJOB:
             raise ConfigError(
                 f"{name!r} is longer than the {LONGEST_CRONJOB} characters that a CronJob's name may have",
                 place="--name",
                 remedy="give a shorter one",
             )
-        files[f"{name}.cronjob.yaml"] = _filled(
+        files[f"{name}.cronjob.yaml"] = _fill(
             "harvest.cronjob.yaml",
             {
                 "name": name,
-                "schedule": json.dumps(_cron_event(one)),
-                "zone": json.dumps(one.zone),
+                "schedule": json.dumps(_cron_event(opening)),
+                "zone": json.dumps(opening.zone),
                 "job": textwrap.indent(pod.rstrip(), " " * 6),
             },
         )
@@ -153,22 +173,22 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
 
 
 def name_of(config: Path) -> str:
-    """A name that is fit for units and for Kubernetes (RFC 1123), from the folder's name."""
+    """Return a name for units and for Kubernetes (RFC 1123), made from the folder's name."""
     words = re.sub(r"[^a-z0-9]+", "-", config.resolve().parent.name.lower()).strip("-")[:40].strip("-")
     return f"harvest-{words}" if words else "harvest"
 
 
-def _filled(template: str, values: Mapping[str, str]) -> str:
+def _fill(template: str, values: Mapping[str, str]) -> str:
     text = resources.files("harvester_data").joinpath("units", template).read_text(encoding="utf-8")
     return Template(text).substitute(values)
 
 
-def _list(opening: Opening) -> str:
+def _days(opening: Opening) -> str:
     return ",".join(DAYS[day] for day in sorted(opening.days))
 
 
 def _cron_event(opening: Opening) -> str:
-    """Minute, hour and days of the week; crontab(5) begins the week with Sunday, 0."""
+    """Return minute, hour and days of the week; in crontab(5) 0 is Sunday."""
     days = (
         "*"
         if len(opening.days) == 7
@@ -178,36 +198,36 @@ def _cron_event(opening: Opening) -> str:
 
 
 def _plain(text: str) -> str:
-    """Fit for a comment or a description: one line."""
+    """Return the text as one line, for a comment or a description."""
     return " ".join(text.split())
 
 
 def _whole(text: str) -> str:
-    """The text, when a line of a unit, in UTF-8, on any screen, holds it as it is."""
+    """Return `text` if it can be a part of one visible line of UTF-8; raise ConfigError if not."""
     if one_line(text) != text:
-        what = "a line break, or characters that are no text or can't be seen"
-        raise ConfigError(f"a unit can't name a path with {what}", place=ascii(text), remedy=_RENAME)
+        what = "a line break, or invisible or invalid characters"
+        raise ConfigError(f"a unit can't hold a path with {what}", place=ascii(text), remedy=_RENAME)
     return text
 
 
 def _yaml(text: str) -> str:
-    """A double-quoted scalar. YAML joins no pair of surrogate escapes, so what isn't ASCII stays as it is."""
+    """Return a double-quoted scalar. Non-ASCII text is not escaped, as YAML does not join surrogates."""
     return json.dumps(_whole(text), ensure_ascii=False)
 
 
 def _yaml_argument(text: str) -> str:
-    """Of a command, in a pod as in its probe: $$ is a dollar, $(NAME) a variable."""
+    """Return a word of a pod's command, where $$ means a dollar sign and $(NAME) a variable."""
     return _yaml(text.replace("$", "$$"))
 
 
 def _systemd_program(text: str) -> str:
-    """The first word of ExecStart: its path is taken as it is, but for what the program sees as its name."""
+    """Return the first word of ExecStart; systemd replaces variables only in the name the program sees."""
     if "${" in text or "$$" in text:
         raise ConfigError("systemd would change the program's name", place=text, remedy=_RENAME)
     return _systemd_word(text).replace("$$", "$")
 
 
 def _systemd_word(text: str) -> str:
-    """One word of ExecStart: specifiers and variables are taken literally."""
+    """Return one word of ExecStart with specifiers and variables escaped."""
     escaped = _whole(text).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return escaped if re.fullmatch(r"[\w./:@=+,-]+", text) else f'"{escaped}"'

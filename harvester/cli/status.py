@@ -1,4 +1,4 @@
-"""status, pause, resume, stop, set: look at a store's job and steer it, from any terminal."""
+"""Commands that show and control the run of a store: `status`, `pause`, `resume`, `stop`, `set`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from pathlib import Path
 
 import typer
 
-from harvester.cli.store_path import STORE
+from harvester.cli.console import JSON, STORE, emit
+from harvester.errors import FindingsError, UsageError
 from harvester.store import paths
 
-JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
+# Seconds between two looks at a run that `stop` waits for.
 POLL_S = 0.1
+# Seconds to wait for the run's own answer to `status`. After that the last heartbeat is shown.
 PATIENCE_S = 0.2
-"""A job that can't say how it is within so much is told of by its last heartbeat, at most two seconds old."""
 
 
 def register(app: typer.Typer) -> None:
-    """Add this file's verbs."""
+    """Add the commands of this module to `app`."""
     app.command(epilog="Example: harvester status my-run/store --check --max-age 10m")(status)
     app.command(epilog="Example: harvester pause my-run/store")(pause)
     app.command(epilog="Example: harvester resume my-run/store")(resume)
@@ -26,60 +27,56 @@ def register(app: typer.Typer) -> None:
 
 def status(
     store: Path = STORE,
-    check: bool = typer.Option(False, "--check", help="Exit 1 unless alive or complete."),
-    max_age: str = typer.Option("10m", help="How old the heartbeat may be for --check."),
+    check: bool = typer.Option(False, "--check", help="Exit 1 unless the run is alive or complete."),
+    max_age: str = typer.Option("10m", help="For --check: how old the last heartbeat may be (90s, 10m, 2h)."),
     as_json: bool = JSON,
 ) -> None:
-    """Say how far it is, how fast, why it waits, what is left and what it cost; works while a run lives."""
-    from harvester.cli.console import emit
-    from harvester.config import schedule as hours
-    from harvester.errors import FindingsError, UsageError
-    from harvester.observe import status as room
-    from harvester.run.control import client as remote
+    """Show progress, rate, waiting reason, time left and cost of a run, alive or ended."""
+    from harvester.config import schedule
+    from harvester.observe import status as run_status
+    from harvester.run.control import client
 
     try:
-        oldest_s = hours.seconds(max_age)
+        max_age_s = schedule.seconds(max_age)
     except ValueError as error:
         raise UsageError(str(error), place="--max-age") from None
-    live = remote.ask(store, "status", patience_s=PATIENCE_S) if room.can_answer(store) else None
-    found = room.status(store, live)
-    emit(found, room.status_lines(found), as_json=as_json)
-    wrong = room.unfit(found, oldest_s) if check else ""
-    if wrong:
-        raise FindingsError(wrong, place=str(store), remedy="`harvester run` resumes a job that ended")
+    live = client.ask(store, "status", patience_s=PATIENCE_S) if run_status.can_answer(store) else None
+    current = run_status.status(store, live)
+    emit(current, run_status.status_lines(current), as_json=as_json)
+    problem = run_status.unfit(current, max_age_s) if check else ""
+    if problem:
+        raise FindingsError(problem, place=str(store), remedy="`harvester run` resumes a run that ended")
 
 
 def pause(store: Path = STORE, as_json: bool = JSON) -> None:
-    """Send nothing new until `resume`, also after a restart; what is on the wire is awaited and kept."""
-    _tell(store, "pause", as_json=as_json)
+    """Send no new requests until `resume`, also after a restart. Answers in flight are still kept."""
+    _command(store, "pause", as_json=as_json)
 
 
 def resume(store: Path = STORE, as_json: bool = JSON) -> None:
-    """Go on after `pause`, or after a canary's hold; where no job works, the next run will."""
-    from harvester.cli.console import emit
-    from harvester.run.control import client as remote
-    from harvester.store import pauses as holds
+    """Continue after `pause`, or after a canary paused the run. It works between two runs, too."""
+    from harvester.store import pauses
     from harvester.store.journal.lock import is_held
 
-    if not is_held(store) and (gone := holds.clear_without_run(store)):
-        emit({"said": "resumed", "holds": gone}, ["resumed: the next run is not held"], as_json=as_json)
+    if not is_held(store) and (removed := pauses.clear_without_run(store)):
+        emit({"said": "resumed", "holds": removed}, ["resumed: the next run is not paused"], as_json=as_json)
         return
-    emit(said := remote.tell(store, "resume"), [str(said.get("said", ""))], as_json=as_json)
+    _command(store, "resume", as_json=as_json)
 
 
 def stop(
     store: Path = STORE,
-    wait: bool = typer.Option(True, help="Return when the job has ended."),
+    wait: bool = typer.Option(True, help="Return only when the run has ended."),
     as_json: bool = JSON,
 ) -> None:
-    """Drain and end the job, as SIGTERM would; it exits with 10 and can be resumed."""
+    """End the run: no new requests, answers in flight are awaited. It exits with 10 and can be resumed."""
     import time
 
     from harvester.store.journal.lock import is_held, read_holder
 
     holder = read_holder(store / paths.LOCK)
-    _tell(store, "stop", as_json=as_json)
-    # Its note goes before its lock; whoever holds the store after it is another job, and none of ours.
+    _command(store, "stop", as_json=as_json)
+    # The holder's note in LOCK is removed before the lock is released. Don't wait for another holder.
     while wait and is_held(store) and read_holder(store / paths.LOCK) in ({}, holder):
         time.sleep(POLL_S)
 
@@ -89,18 +86,18 @@ def set_(
     name: str = typer.Argument(..., help="max-concurrency, rpm, tpm or budget.", show_default=False),
     value: str = typer.Argument(
         ...,
-        help="A number; rpm and tpm also `none`; budget in USD, or as in 3000000tokens.",
+        help="A number; `none` for rpm and tpm; a budget in USD, or as 3000000tokens.",
         show_default=False,
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Change a limit or the budget of the living run; the file stays what it is."""
-    _tell(store, "set", as_json=as_json, name=name, value=value)
+    """Change a limit or the budget of the current run; harvest.toml stays as it is."""
+    _command(store, "set", as_json=as_json, name=name, value=value)
 
 
-def _tell(store: Path, verb: str, *, as_json: bool, **more: str) -> None:
-    from harvester.cli.console import emit
-    from harvester.run.control import client as remote
+def _command(store: Path, command: str, *, as_json: bool, **arguments: str) -> None:
+    """Send a command to the run of `store` and print its reply."""
+    from harvester.run.control import client
 
-    said = remote.tell(store, verb, **more)
-    emit(said, [str(said.get("said", ""))], as_json=as_json)
+    reply = client.tell(store, command, **arguments)
+    emit(reply, [str(reply.get("said", ""))], as_json=as_json)

@@ -1,4 +1,4 @@
-"""seal, verify, curate, export: the verbs around a store."""
+"""Commands on a store: `seal`, `verify`, `purge`, `curate`, `export`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Literal
 
 import typer
 
-from harvester.cli.store_path import STORE
+from harvester.cli.console import JSON, STORE, emit
+from harvester.errors import FindingsError
 from harvester.store import paths
 
 Shape = Literal["prompt-completion", "messages", "openai", "sharegpt"]
 Reasoning = Literal["keep", "inline", "drop"]
-JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
 
 
 def register(app: typer.Typer) -> None:
-    """Add this file's verbs."""
+    """Add the commands of this module to `app`."""
     app.command(epilog="Example: harvester seal my-run/store")(seal)
     app.command(epilog="Example: harvester verify my-run/store")(verify)
     app.command(epilog="Example: harvester purge my-run/store --prompt-id p17")(purge)
@@ -25,11 +25,10 @@ def register(app: typer.Typer) -> None:
 
 
 def seal(store: Path = STORE, as_json: bool = JSON) -> None:
-    """Move all journalled answers into Parquet shards now."""
-    from harvester.cli.console import emit
-    from harvester.store.maintain import seal_task as sealing
+    """Write all answers that are still in the journal into Parquet shards, now."""
+    from harvester.store.maintain.seal_task import seal_now
 
-    sealed = sealing.seal_now(store)
+    sealed = seal_now(store)
     files = [str(store / paths.SHARDS / name) for name in sealed.files]
     emit(
         {"rows": sealed.rows, "files": files},
@@ -41,16 +40,16 @@ def seal(store: Path = STORE, as_json: bool = JSON) -> None:
 def verify(
     store: Path = STORE,
     repair: bool = typer.Option(
-        False, "--repair", help="Quarantine damaged and foreign files; ask again only for what is gone."
+        False,
+        "--repair",
+        help="Move damaged and foreign files to quarantine; the next run asks again.",
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Check counts, hashes, dangling intents, torn or foreign files; exit 1 names each finding."""
-    from harvester.cli.console import emit
-    from harvester.errors import FindingsError
-    from harvester.store.maintain import repair as mending
+    """Check a store: counts, hashes, attempts without an outcome, damaged or foreign files. Exit 1 if any."""
+    from harvester.store.maintain.repair import check
 
-    data, lines, left = mending.check(store, repair=repair)
+    data, lines, left = check(store, repair=repair)
     emit(data, lines, as_json=as_json)
     if left:
         raise FindingsError(f"{left} findings", place=str(store), remedy="`harvester verify PATH --repair`")
@@ -58,44 +57,42 @@ def verify(
 
 def purge(
     store: Path = STORE,
-    key: str | None = typer.Argument(None, help="A key, 64 hex digits."),
-    prompt_id: str | None = typer.Option(None, help="Every answer this prompt asked for."),
+    key: str | None = typer.Argument(None, help="Key of one answer, 64 hex digits."),
+    prompt_id: str | None = typer.Option(None, help="Remove every answer to the prompt with this id."),
     as_json: bool = JSON,
 ) -> None:
-    """Take answers out of the journal, the shards and so of every corpus and export, for good."""
-    from harvester.cli.console import emit
-    from harvester.store.maintain import purge as purging
+    """Remove answers for good: from the journal, the shards, dead letters and quarantine."""
+    from harvester.store.maintain.purge import purge_store
 
-    taken = purging.purge_store(store, key, prompt_id)
-    emit({"purged": taken}, [f"purged {taken:,} answers from {store}"], as_json=as_json)
+    purged = purge_store(store, key, prompt_id)
+    emit({"purged": purged}, [f"purged {purged:,} answers from {store}"], as_json=as_json)
 
 
 def curate(config: Path = typer.Argument(..., help="Path of a curate.toml."), as_json: bool = JSON) -> None:
-    """Filter a corpus into a curated corpus, with a tally of reasons."""
-    from harvester.cli.console import emit
-    from harvester.export import curate as room
+    """Filter answers into a curated corpus; show how many were dropped for which reason."""
+    from harvester.export import curate as curation
 
-    wanted = room.load(config)
-    tally = room.curate(wanted)
-    lines = [f"kept {tally.kept:,} rows in {wanted.out}"]
-    lines += [f"  dropped {count:,}: {reason}" for reason, count in tally.dropped.items()]
-    emit({"kept": tally.kept, "dropped": dict(tally.dropped), "out": str(wanted.out)}, lines, as_json=as_json)
+    settings = curation.load(config)
+    counts = curation.curate(settings)
+    lines = [f"kept {counts.kept:,} rows in {settings.out}"]
+    lines += [f"  dropped {count:,}: {reason}" for reason, count in counts.dropped.items()]
+    data = {"kept": counts.kept, "dropped": dict(counts.dropped), "out": str(settings.out)}
+    emit(data, lines, as_json=as_json)
 
 
 def export(
     store: Path = STORE,
-    out: Path = typer.Argument(..., help="A new folder.", show_default=False),
-    to: Shape = typer.Option("prompt-completion", help="The shape to write."),
-    reasoning: Reasoning = typer.Option("keep", help="Reasoning content: its own field, inside, or gone."),
-    split: str | None = typer.Option(None, help="Only rows whose metadata `split` equals this."),
+    out: Path = typer.Argument(..., help="Folder to create.", show_default=False),
+    to: Shape = typer.Option("prompt-completion", help="Format to write."),
+    reasoning: Reasoning = typer.Option("keep", help="Reasoning: own field, inside the answer, or left out."),
+    split: str | None = typer.Option(None, help="Only rows whose metadata `split` has this value."),
     as_json: bool = JSON,
 ) -> None:
-    """Write a corpus in the shapes other trainers read."""
-    from harvester.cli.console import emit
-    from harvester.export import export as room
+    """Write a corpus in a format that other trainers read."""
+    from harvester.export import export as exporter
 
-    done = room.export(store, out, shape=to, reasoning=reasoning, split=split)
-    lines = [f"wrote {done.rows:,} rows to {out}"]
-    lines += [f"  left out {count:,}: {reason}" for reason, count in done.left_out.items()]
-    data = {"rows": done.rows, "files": [str(path) for path in done.files], "left_out": dict(done.left_out)}
-    emit(data, lines, as_json=as_json)
+    result = exporter.export(store, out, shape=to, reasoning=reasoning, split=split)
+    files = [str(path) for path in result.files]
+    lines = [f"wrote {result.rows:,} rows to {out}"]
+    lines += [f"  left out {count:,}: {reason}" for reason, count in result.left_out.items()]
+    emit({"rows": result.rows, "files": files, "left_out": dict(result.left_out)}, lines, as_json=as_json)

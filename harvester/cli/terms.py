@@ -1,4 +1,7 @@
-"""terms: what the registry says about teachers, offline; recording needs a person at a terminal."""
+"""The commands `terms list|show|check|record|review`: what a teacher's terms permit. All work offline.
+
+Recording a permission or a review needs a person at a terminal.
+"""
 
 from __future__ import annotations
 
@@ -7,118 +10,114 @@ from typing import Literal
 
 import typer
 
-JSON = typer.Option(False, "--json", help="One machine-readable line on stdout.")
+from harvester.cli.console import JSON, emit
+
 BESIDE = typer.Option(
     Path(),
     "--beside",
     exists=True,
     file_okay=False,
-    help="Folder of harvest.toml; its terms/ and permissions/ count.",
+    help="Folder of a harvest.toml, with its own terms/ and permissions/.",
 )
 RECORD = typer.Argument(..., help="Id of a terms record.", show_default=False)
 Outcome = Literal["unchanged", "changed"]
 
-desk = typer.Typer(
-    no_args_is_help=True, help="What the terms of teachers permit: a reading, not legal advice."
+terms_app = typer.Typer(
+    no_args_is_help=True, help="Show what a teacher's terms permit. Our reading of them, not legal advice."
 )
 
 
 def register(app: typer.Typer) -> None:
-    """Add this file's verbs."""
-    desk.command("list", epilog="Example: harvester terms list --permit")(list_records)
-    desk.command(epilog="Example: harvester terms show openai-api-2026-01-01")(show)
-    desk.command(epilog="Example: harvester terms check my-run/harvest.toml")(check)
-    desk.command(epilog="Example: harvester terms record --beside my-run")(record)
-    desk.command(epilog="Example: harvester terms review mock-teacher --beside my-run")(review)
-    app.add_typer(desk, name="terms")
+    """Add the commands of this module to `app`."""
+    terms_app.command("list", epilog="Example: harvester terms list --permit")(list_records)
+    terms_app.command(epilog="Example: harvester terms show openai-api-2026-01-01")(show)
+    terms_app.command(epilog="Example: harvester terms check my-run/harvest.toml")(check)
+    terms_app.command(epilog="Example: harvester terms record --beside my-run")(record)
+    terms_app.command(epilog="Example: harvester terms review mock-teacher --beside my-run")(review)
+    app.add_typer(terms_app, name="terms")
 
 
 def list_records(
-    permit: bool = typer.Option(False, "--permit", help="Only records that permit, with or without duties."),
-    due: bool = typer.Option(False, "--due", help="Only records whose reading is due, expired or changed."),
+    permit: bool = typer.Option(False, "--permit", help="Only records that permit training."),
+    due: bool = typer.Option(False, "--due", help="Only records whose terms must be read again."),
     beside: Path = BESIDE,
     as_json: bool = JSON,
 ) -> None:
-    """All records: layer, verdict, how well established, when read."""
+    """List the records: layer, verdict, how reliable the reading is, and its date."""
     from datetime import UTC, datetime
 
-    from harvester.cli.console import emit
-    from harvester.terms import manage as terms_desk
+    from harvester.terms import manage
     from harvester.terms.records import load_registry
 
-    rows = terms_desk.listed(load_registry(beside / "terms"), datetime.now(UTC).date(), only_due=due)
+    rows = manage.listed(load_registry(beside / "terms"), datetime.now(UTC).date(), only_due=due)
     rows = [row for row in rows if not permit or row["verdict"] in {"permit", "duties"}]
-    emit({"records": rows}, terms_desk.table(rows), as_json=as_json)
+    emit({"records": rows}, manage.table(rows), as_json=as_json)
 
 
 def show(record_id: str = RECORD, beside: Path = BESIDE, as_json: bool = JSON) -> None:
-    """Everything one record says: gist, URL, dates, duties."""
+    """Show one record: summary, URL, dates, obligations."""
     from datetime import UTC, datetime
 
-    from harvester.cli.console import emit
-    from harvester.terms import manage as terms_desk
+    from harvester.terms import manage
     from harvester.terms.records import load_registry
 
     registry, today = load_registry(beside / "terms"), datetime.now(UTC).date()
-    data = terms_desk.record_json(terms_desk.found(registry, record_id), today)
-    emit(data, terms_desk.shown(registry, record_id, today), as_json=as_json)
+    data = manage.record_json(manage.found(registry, record_id), today)
+    emit(data, manage.shown(registry, record_id, today), as_json=as_json)
 
 
 def check(
     config: Path = typer.Argument(..., help="Path of a harvest.toml.", show_default=False),
     as_json: bool = JSON,
 ) -> None:
-    """What the gate would say to a harvest; exit 77 when it would refuse."""
-    from harvester.cli.console import emit
-    from harvester.config import config as settings
+    """Check whether the terms permit a harvest; exit 77 if they do not."""
+    from harvester.config.config import load
     from harvester.errors import TermsRefused
     from harvester.run import prepare
-    from harvester.terms import manage as terms_desk
+    from harvester.terms import manage
 
-    verdict = prepare.gate(settings.load(config), config.resolve().parent)
-    emit(terms_desk.as_json(verdict), terms_desk.checked(verdict), as_json=as_json)
+    verdict = prepare.gate(load(config), config.resolve().parent)
+    emit(manage.as_json(verdict), manage.checked(verdict), as_json=as_json)
     if not verdict.permitted:
         raise typer.Exit(TermsRefused.exit_code)
 
 
 def record(beside: Path = BESIDE, as_json: bool = JSON) -> None:
-    """Record a permission you hold: an interview at a terminal; there is no flag for it.
+    """Record a permission that a teacher granted you, by answering questions at a terminal.
 
-    It lies in permissions/ of --beside; questions go to stderr.
+    It is written into permissions/ in the --beside folder. No option replaces the questions.
     """
     import hashlib
     import sys
 
-    from harvester.cli.console import emit
-    from harvester.terms import manage as terms_desk
+    from harvester.terms import manage
 
-    path = terms_desk.ask_permission(
+    path = manage.ask_permission(
         beside / "permissions",
         lambda question: str(typer.prompt(question, default="", err=True)),
         isatty=sys.stdin.isatty(),
     )
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    lines = [f"recorded in {path}; its hash goes into the lineage of what is harvested under it"]
+    lines = [f"recorded in {path}; its hash goes into the lineage of the answers harvested under it"]
     emit({"permission": str(path), "sha256": sha256}, lines, as_json=as_json)
 
 
 def review(
     record_id: str = RECORD,
-    outcome: Outcome = typer.Option("unchanged", help="What you found when you read the text again."),
+    outcome: Outcome = typer.Option("unchanged", help="Whether the text has changed since the last reading."),
     beside: Path = BESIDE,
     as_json: bool = JSON,
 ) -> None:
-    """Note that you read a record's text again, today; the note lies in terms/ of --beside."""
+    """Record that you read the terms again today. The note is written into terms/ in the --beside folder."""
     import sys
     from datetime import UTC, datetime
 
-    from harvester.cli.console import emit
-    from harvester.terms import manage as terms_desk
+    from harvester.terms import manage
     from harvester.terms.records import load_registry
 
-    known = terms_desk.found(load_registry(beside / "terms"), record_id)
+    known = manage.found(load_registry(beside / "terms"), record_id)
     today = datetime.now(UTC).date()
-    fresh = terms_desk.reviewed(known, outcome, today, isatty=sys.stdin.isatty())
-    path = terms_desk.write_review(beside / "terms", fresh)
-    data = {"review": str(path), **terms_desk.record_json(fresh, today)}
+    fresh = manage.reviewed(known, outcome, today, isatty=sys.stdin.isatty())
+    path = manage.write_review(beside / "terms", fresh)
+    data = {"review": str(path), **manage.record_json(fresh, today)}
     emit(data, [f"noted in {path}"], as_json=as_json)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.journey.living import harvester
 
 CONFIG = """\
 [teacher]
@@ -24,18 +23,6 @@ max_tokens = 64
 [run]
 deadline_s = 10
 """
-
-
-def harvester(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "harvester", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, **environment},
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
 
 
 def folder(

@@ -1,4 +1,4 @@
-"""Explanations, the schema of the configuration, `.env`, completion: what helps at the desk."""
+"""Test explain, config schema, schedule, `.env` and shell completion."""
 
 from __future__ import annotations
 
@@ -17,33 +17,27 @@ from harvester.cli import explain, init_config
 from harvester.config import dotenv
 from harvester.config.config import HarvestConfig, api_key
 from harvester.errors import ConfigError, UsageError
+from tests.journey.living import harvester
 
 
-def harvester(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harvester", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **more})
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-@pytest.mark.parametrize("code", sorted(explain.known()))
+@pytest.mark.parametrize("code", sorted(explain.error_classes()))
 def test_every_code_is_explained_with_a_remedy(code: str) -> None:
-    (one,) = explain.explain(code)
-    assert one.meaning
-    assert one.done
-    assert one.remedy
-    assert one.code in one.lines()[0]
+    (explanation,) = explain.explanations(code)
+    assert explanation.meaning
+    assert explanation.done
+    assert explanation.remedy
+    assert explanation.code in explanation.lines()[0]
 
 
 def test_exit_codes_are_explained_and_unknown_codes_answered_with_the_nearest() -> None:
-    assert {one.code for one in explain.explain("5")} >= {"store", "store_full"}
-    assert [one.code for one in explain.explain("143")] == ["interrupted"]
-    assert [one.is_permanent for one in explain.explain("rate_limited")] == [False]
+    assert {one.code for one in explain.explanations("5")} >= {"store", "store_full"}
+    assert [one.code for one in explain.explanations("143")] == ["interrupted"]
+    assert [one.is_permanent for one in explain.explanations("rate_limited")] == [False]
     with pytest.raises(UsageError, match="did you mean 'rate_limited'"):
-        explain.explain("rate_limit")
+        explain.explanations("rate_limit")
     for odd in ("²", "٣", "9" * 5000):
         with pytest.raises(UsageError, match="no error has the code"):
-            explain.explain(odd)
+            explain.explanations(odd)
     done = harvester("explain", "prompt_rejected", "--json")
     assert json.loads(done.stdout)["exit_code"] is None
     assert harvester("explain", "what").returncode == 2

@@ -1,4 +1,4 @@
-"""What a run says while it lives: bars on a terminal, else a line or a JSON record; nothing hostile."""
+"""Test the progress display: bars on a terminal, else lines or JSON records; hostile text is escaped."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harvester.cli import console
-from harvester.cli import progress as display
+from harvester.cli import console, progress
 from tests.faults import bench
 from tests.pages import hostile
 
-TOLD: dict[str, Any] = {
+STATUS: dict[str, Any] = {
     "state": "running",
     "model": "mock-teacher",
     "waiting": "requests per minute, 3 s",
@@ -44,14 +43,14 @@ TOLD: dict[str, Any] = {
 }
 
 
-def drawn(told: dict[str, Any], width: int = 100) -> str:
+def drawn(status: dict[str, Any], width: int = 100) -> str:
     out = Console(file=io.StringIO(), width=width, record=True, markup=False, highlight=False)
-    out.print(display.picture("harvest", told, 754.0))
+    out.print(progress.render("harvest", status, 754.0))
     return out.export_text()
 
 
-def test_the_display_says_what_an_operator_asks():
-    said = drawn(TOLD)
+def test_the_display_shows_rate_limits_cost_and_errors():
+    shown = drawn(STATUS)
     for words in (
         "harvest  mock-teacher",
         "running  0:12:34",
@@ -68,35 +67,35 @@ def test_the_display_says_what_an_operator_asks():
         "3 failed",
         "unavailable 12, rate_limited 5",
     ):
-        assert words in said, said
-    assert len(said.splitlines()) == 8
+        assert words in shown, shown
+    assert len(shown.splitlines()) == 8
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_it_fits_its_terminal_whatever_is_known(width: int):
+def test_the_display_fits_the_terminal(width: int):
     budgets: list[dict[str, Any]] = [
         {},
         {"tokens": 1000, "tokens_spent": 2000},
         {"microusd": 1, "microusd_spent": 9},
     ]
     for budget in budgets:
-        for told in ({}, {**TOLD, "budget": budget}):
-            assert all(len(line) <= width for line in drawn(told, width).splitlines())
+        for status in ({}, {**STATUS, "budget": budget}):
+            assert all(len(line) <= width for line in drawn(status, width).splitlines())
 
 
 @pytest.mark.parametrize("text", hostile.TEXTS)
-def test_a_hostile_text_steers_no_terminal(text: str):
-    told = {
-        **TOLD,
+def test_hostile_text_is_escaped(text: str):
+    status = {
+        **STATUS,
         "model": text,
         "waiting": text,
         "errors": {text: 1},
         "complaints": [text + "!"],
         "canary": {"changes": 1, "said": text},
     }
-    for said in (drawn(told, 400), display.sentence(told, 10)):
-        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said)
-    assert len(drawn(told, 400).splitlines()) == 10
+    for text_shown in (drawn(status, 400), progress.status_line(status, 10)):
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text_shown)
+    assert len(drawn(status, 400).splitlines()) == 10
 
 
 def run_folder(root: Path, base_url: str, rows: int) -> Path:
@@ -118,7 +117,7 @@ def run_folder(root: Path, base_url: str, rows: int) -> Path:
     return path
 
 
-def test_a_run_on_a_terminal_draws_its_bars(tmp_path: Path, mock_teacher):
+def test_a_run_on_a_terminal_draws_bars(tmp_path: Path, mock_teacher):
     path = run_folder(tmp_path, mock_teacher(latency_s=0.1).base_url, 60)
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "harvester", "run", str(path), "--json"]
@@ -136,13 +135,13 @@ def test_a_run_on_a_terminal_draws_its_bars(tmp_path: Path, mock_teacher):
         summary = json.loads(process.stdout.read())
     assert process.returncode == 0
     assert summary["answers_stored"] == 60
-    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode())
-    assert "60 of 60" in said
-    assert "of $1.00" in said
-    assert "━" in said
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode())
+    assert "60 of 60" in shown
+    assert "of $1.00" in shown
+    assert "━" in shown
 
 
-def test_a_terminal_that_goes_away_ends_no_run(tmp_path: Path, mock_teacher):
+def test_a_run_continues_when_its_terminal_closes(tmp_path: Path, mock_teacher):
     mock = mock_teacher(latency_s=0.1)
     path = run_folder(tmp_path, mock.base_url, 60)
     ours, theirs = pty.openpty()
@@ -159,7 +158,7 @@ def test_a_terminal_that_goes_away_ends_no_run(tmp_path: Path, mock_teacher):
     assert (process.returncode, summary["answers_stored"]) == (0, 60)
 
 
-def test_a_run_elsewhere_says_a_plain_line(tmp_path: Path, mock_teacher):
+def test_a_run_without_a_terminal_prints_a_line(tmp_path: Path, mock_teacher):
     path = run_folder(tmp_path, mock_teacher().base_url, 20)
     command = [sys.executable, "-m", "harvester", "run", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -177,10 +176,10 @@ def test_logs_are_json_records_on_request(tmp_path: Path, mock_teacher):
     records = [json.loads(line) for line in done.stderr.splitlines()]
     assert {record["event"] for record in records} == {"message", "progress"}
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", r["at"]) for r in records)
-    progress = [record for record in records if record["event"] == "progress"]
-    assert set(console.LOGGED) <= set(progress[-1])
-    assert progress[-1]["answers_stored"] == 40
-    assert progress[-1]["state"] != progress[0]["state"]
+    updates = [record for record in records if record["event"] == "progress"]
+    assert set(console.PROGRESS_FIELDS) <= set(updates[-1])
+    assert updates[-1]["answers_stored"] == 40
+    assert updates[-1]["state"] != updates[0]["state"]
     path.write_text("nonsense", encoding="utf-8")
     failed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert failed.returncode == 2

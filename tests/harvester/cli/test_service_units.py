@@ -18,7 +18,7 @@ import yaml
 
 from harvester import errors
 from harvester.cli import service_units
-from harvester.cli.explain import known
+from harvester.cli.explain import error_classes
 from harvester.config.schedule import parse
 from harvester.errors import ConfigError
 
@@ -69,7 +69,7 @@ def test_systemd_runs_it_as_a_notify_service_and_restarts_only_what_may_mend(tmp
     assert service["Restart"] == "on-failure"
     never = {int(code) for code in service["RestartPreventExitStatus"].split()}
     fine = {int(code) for code in service["SuccessExitStatus"].split()}
-    ends = {kind.exit_code for kind in known().values()}
+    ends = {kind.exit_code for kind in error_classes().values()}
     assert (never | fine) >= ends - {1}  # every ending that trying again at once can't mend
     assert fine == {10, 130, 143}
     timer = section(files["harvest-x.timer"])["Timer"]
@@ -178,7 +178,7 @@ def test_kubernetes_starts_one_at_a_time_and_never_retries_what_retrying_cant_me
     assert spec["concurrencyPolicy"] == "Forbid"
     job = spec["jobTemplate"]["spec"]
     rule = next(rule for rule in job["podFailurePolicy"]["rules"] if rule["action"] == "FailJob")
-    ends = {kind.exit_code for kind in known().values()} - {1, 130}
+    ends = {kind.exit_code for kind in error_classes().values()} - {1, 130}
     assert set(rule["onExitCodes"]["values"]) == ends
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
@@ -235,5 +235,5 @@ def test_every_exit_code_of_the_tree_is_in_the_help() -> None:
     from harvester.cli.main import EXIT_CODES
 
     told = {int(number) for number in re.findall(r"\b(\d+)\b", EXIT_CODES)}
-    assert {kind.exit_code for kind in known().values()} <= told
+    assert {kind.exit_code for kind in error_classes().values()} <= told
     assert errors.EXIT_COMPLETE in told

@@ -87,7 +87,7 @@ def test_nobody_stumbles_over_an_odd_status(store: Path, account: report.Account
     assert status.status_lines(found)
     assert isinstance(status.unfit(found, 600), str)
     assert prometheus.exposed(store)
-    assert progress.sentence(found, 10)
+    assert progress.status_line(found, 10)
     account.status = found
     assert report.overview(account)
     json.dumps(found)
