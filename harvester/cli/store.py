@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from harvester.cli.console import JSON, STORE, emit
 from harvester.errors import FindingsError
 from harvester.store import paths
+
+if TYPE_CHECKING:
+    from harvester.store.maintain.verify_report import VerifyReport
 
 Shape = Literal["prompt-completion", "messages", "openai", "sharegpt"]
 Reasoning = Literal["keep", "inline", "drop"]
@@ -47,12 +50,32 @@ def verify(
     as_json: bool = JSON,
 ) -> None:
     """Check a store: counts, hashes, attempts without an outcome, damaged or foreign files. Exit 1 if any."""
-    from harvester.store.maintain.repair import check
+    from harvester.store.maintain.verify_report import verify_with_bill
 
-    data, lines, left = check(store, repair=repair)
-    emit(data, lines, as_json=as_json)
-    if left:
+    report = verify_with_bill(store, repair=repair)
+    emit(report.facts(), verify_lines(store, report), as_json=as_json)
+    if left := len(report.messages):
         raise FindingsError(f"{left} findings", place=str(store), remedy="`harvester verify PATH --repair`")
+
+
+def verify_lines(store: Path, report: VerifyReport) -> list[str]:
+    """Return the text of `harvester verify`: repair, sums, a line for each finding and doubtful cost."""
+    lines, repaired, bill = [], report.repaired, report.bill
+    if repaired is not None:
+        lines.append(
+            f"repaired: {len(repaired.quarantined)} files in {store / paths.QUARANTINE},"
+            f" {repaired.saved:,} of their answers saved, {len(repaired.lost):,} to be asked again"
+        )
+    lines.append(
+        f"{report.answers:,} answers stored, {len(report.messages)} findings; {bill.billed:,} billed for "
+        f"${bill.billed_microusd / 1e6:.6f}, {len(bill.possibly_billed)} attempts possibly billed"
+    )
+    lines += [f"  {message}" for message in report.messages]
+    for attempt in (billed.facts() for billed in bill.possibly_billed):
+        reserved = f"reserved ${attempt['reserved_microusd'] / 1e6:.6f}"
+        outcome = attempt["code"] or "no outcome"
+        lines.append(f"  possibly billed: {attempt['key']} at {attempt['at']}, {reserved} ({outcome})")
+    return lines
 
 
 def purge(

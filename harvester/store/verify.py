@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,11 +24,22 @@ from harvester.store.shards.swap import locate
 from harvester.system.files import sha256_of
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing wrong. `kind` is missing, foreign, torn, changed, damaged or disagrees."""
+class FindingKind(StrEnum):
+    """What is wrong with a file or a row. The values are part of the output of `verify --json`."""
 
-    kind: str
+    MISSING = "missing"
+    FOREIGN = "foreign"
+    TORN = "torn"
+    CHANGED = "changed"
+    DAMAGED = "damaged"
+    DISAGREES = "disagrees"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One fault of a store: what kind, in which file or table, and the detail."""
+
+    kind: FindingKind
     place: str
     message: str
 
@@ -49,7 +61,13 @@ def verify_store(
         found += verify_journal(store)
         found += _foreign(store, folder, present, alone=alone)
     elif has_lost_journal(store):
-        found.append(Finding("missing", paths.JOURNAL, "without it all of these answers are paid for again"))
+        found.append(
+            Finding(
+                kind=FindingKind.MISSING,
+                place=paths.JOURNAL,
+                message="without it all of these answers are paid for again",
+            )
+        )
     return found
 
 
@@ -67,7 +85,9 @@ def verify_copy(folder: Path) -> list[Finding]:
             with open_shard(path):
                 pass
         except StoreError as error:
-            found.append(Finding("damaged", f"{folder.name}/{path.name}", error.message))
+            found.append(
+                Finding(kind=FindingKind.DAMAGED, place=f"{folder.name}/{path.name}", message=error.message)
+            )
     return found
 
 
@@ -75,29 +95,37 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
     path = locate(folder, entry.name)
     place = f"{folder.name}/{entry.name}"
     if not path.exists():
-        yield Finding("missing", place, f"{entry.rows} sealed answers are gone")
+        yield Finding(kind=FindingKind.MISSING, place=place, message=f"{entry.rows} sealed answers are gone")
         return
     try:
         size = path.stat().st_size
         if entry.sha256 and size != entry.size_bytes:
-            yield Finding("torn", place, f"{size} bytes, {entry.size_bytes} were sealed")
+            yield Finding(
+                kind=FindingKind.TORN, place=place, message=f"{size} bytes, {entry.size_bytes} were sealed"
+            )
             return
         if entry.sha256 and sha256_of(path) != entry.sha256:
-            yield Finding("changed", place, "its bytes are not the bytes that were sealed")
+            yield Finding(
+                kind=FindingKind.CHANGED, place=place, message="its bytes are not the bytes that were sealed"
+            )
             return
         rows = 0
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             lacking = set(SCHEMA.names) - ADDED_COLUMNS - set(file.schema_arrow.names)
             if lacking:
-                yield Finding("foreign", place, f"lacks columns {sorted(lacking)}")
+                yield Finding(
+                    kind=FindingKind.FOREIGN, place=place, message=f"lacks columns {sorted(lacking)}"
+                )
                 return
             for number in range(file.num_row_groups):
                 rows += file.read_row_group(number).num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        yield Finding("damaged", place, str(error))
+        yield Finding(kind=FindingKind.DAMAGED, place=place, message=str(error))
         return
     if rows != entry.rows:
-        yield Finding("disagrees", place, f"{rows} rows, the manifest says {entry.rows}")
+        yield Finding(
+            kind=FindingKind.DISAGREES, place=place, message=f"{rows} rows, the manifest says {entry.rows}"
+        )
 
 
 def _is_alive(store: Path) -> bool:
@@ -124,7 +152,9 @@ def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) 
     for name in strays:
         if is_sealing and name.startswith(f"part-{last + 1:08d}-"):
             continue  # a process is at it: between rename and commit a shard is in no manifest
-        yield Finding("foreign", f"{folder.name}/{name}", "no manifest row names it")
+        yield Finding(
+            kind=FindingKind.FOREIGN, place=f"{folder.name}/{name}", message="no manifest row names it"
+        )
 
 
 def _is_half_done(
@@ -148,9 +178,13 @@ def verify_journal(store: Path) -> list[Finding]:
     try:
         lost = 0 if _is_alive(store) else wal.commits_lost(log)
     except OSError as error:
-        return [Finding("damaged", log.name, error.strerror or str(error))]
+        return [Finding(kind=FindingKind.DAMAGED, place=log.name, message=error.strerror or str(error))]
     if lost:
-        found.append(Finding("damaged", log.name, f"{lost} commits lie behind a changed byte"))
+        found.append(
+            Finding(
+                kind=FindingKind.DAMAGED, place=log.name, message=f"{lost} commits lie behind a changed byte"
+            )
+        )
     try:
         with (
             contextlib.closing(sqlite.open_for_reading(store)) as connection,
@@ -158,7 +192,7 @@ def verify_journal(store: Path) -> list[Finding]:
         ):
             for (text,) in connection.execute("PRAGMA integrity_check(20)"):
                 if text != "ok":
-                    found.append(Finding("damaged", paths.JOURNAL, text))
+                    found.append(Finding(kind=FindingKind.DAMAGED, place=paths.JOURNAL, message=text))
             for table in checksums.COVERED:
                 if table != "finished" or sqlite.has_table(connection, table):
                     found += _rows(connection, table)
@@ -166,13 +200,17 @@ def verify_journal(store: Path) -> list[Finding]:
             with sqlite.snapshot(connection):  # a living run renews rows and their sum together
                 found += _sums(connection)
     except StoreError as error:
-        found.append(Finding("damaged", paths.JOURNAL, error.message))
+        found.append(Finding(kind=FindingKind.DAMAGED, place=paths.JOURNAL, message=error.message))
     return found
 
 
 def _rows(connection: sqlite3.Connection, table: str) -> Iterator[Finding]:
     for values in checksums.changed_rows(connection, table):
-        yield Finding("changed", f"{paths.JOURNAL} {table}", f"row {checksums.row_name(table, values)}")
+        yield Finding(
+            kind=FindingKind.CHANGED,
+            place=f"{paths.JOURNAL} {table}",
+            message=f"row {checksums.row_name(table, values)}",
+        )
 
 
 def _sums(connection: sqlite3.Connection) -> Iterator[Finding]:
@@ -180,7 +218,11 @@ def _sums(connection: sqlite3.Connection) -> Iterator[Finding]:
     told = sqlite.has_table(connection, "checks")
     for name, check in connection.execute("SELECT name, checksum FROM checks").fetchall() if told else ():
         if not checksums.matches_checksum(connection, name, check):
-            yield Finding("changed", f"{paths.JOURNAL} {name}", "its rows are not those that were written")
+            yield Finding(
+                kind=FindingKind.CHANGED,
+                place=f"{paths.JOURNAL} {name}",
+                message="its rows are not those that were written",
+            )
 
 
 def _index(connection: sqlite3.Connection) -> Iterator[Finding]:
@@ -190,7 +232,15 @@ def _index(connection: sqlite3.Connection) -> Iterator[Finding]:
         " WHERE rows <> coalesce(found, 0)"
     )
     for name, rows, indexed in connection.execute(query):
-        yield Finding("disagrees", f"{paths.SHARDS}/{name}", f"{rows} rows, {indexed} in the key index")
+        yield Finding(
+            kind=FindingKind.DISAGREES,
+            place=f"{paths.SHARDS}/{name}",
+            message=f"{rows} rows, {indexed} in the key index",
+        )
     query = "SELECT shard, count(*) FROM keys WHERE shard NOT IN (SELECT shard FROM manifest) GROUP BY shard"
     for shard, lost in connection.execute(query):
-        yield Finding("missing", f"shard {shard}", f"{lost} keys point at a shard the manifest does not name")
+        yield Finding(
+            kind=FindingKind.MISSING,
+            place=f"shard {shard}",
+            message=f"{lost} keys point at a shard the manifest does not name",
+        )

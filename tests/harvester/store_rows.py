@@ -10,7 +10,8 @@ from typing import Any
 from harvester.api.request_key import request_key
 from harvester.api.types import Prompt
 from harvester.store.journal.journal import Journal
-from harvester.store.journal.records import Answer, Intent, RunRecord
+from harvester.store.journal.records import Answer, Intent, PossiblyBilledAttempt, RunRecord
+from harvester.store.maintain.verify_report import verify_with_bill
 
 AT = 1_790_000_000.25
 ENDPOINT = "http://127.0.0.1:8000/v1"
@@ -104,3 +105,14 @@ def open_store(store: Path, **changes: Any) -> Journal:
     journal = Journal.open(store)
     journal.begin_run(run_record(**changes))
     return journal
+
+
+def verified(store: Path, *, repair: bool) -> tuple[dict[str, Any], int]:
+    """What `harvester verify --json` prints of a store, and the number of findings."""
+    report = verify_with_bill(store, repair=repair)
+    return report.facts(), len(report.messages)
+
+
+def without_outcome(journal: Journal, *, in_flight: bool = True) -> list[PossiblyBilledAttempt]:
+    """Attempts of which the journal has an intent and nothing else."""
+    return [attempt for attempt in journal.possibly_billed(in_flight=in_flight) if not attempt.code]

@@ -17,6 +17,7 @@ from harvester.mock_teacher.running import RunningMock
 from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
 from tests.harvester import faulty_disk
+from tests.harvester.store_rows import without_outcome
 from tests.journey.living import harvester, write_folder
 
 Mock = Callable[..., RunningMock]
@@ -45,7 +46,7 @@ def held_and_doubtful(store: Path) -> tuple[int, int]:
         return 0, 0
     with Journal.open(store) as journal:
         totals = journal.totals()
-        in_flight = len(journal.dangling()) - len(journal.dangling(in_flight=False))
+        in_flight = len(without_outcome(journal)) - len(without_outcome(journal, in_flight=False))
         return totals.answers, totals.possibly_billed + in_flight
 
 

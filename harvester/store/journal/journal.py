@@ -20,7 +20,7 @@ import orjson
 from harvester.errors import StoreError, StoreFull
 from harvester.store import paths
 from harvester.store.journal import sqlite, wal
-from harvester.store.journal.records import HeldAnswer, Intent, Record, RunRecord, Totals
+from harvester.store.journal.records import HeldAnswer, PossiblyBilledAttempt, Record, RunRecord, Totals
 from harvester.store.journal.rows import RowEncoder, end_run, enter_run, micros
 from harvester.store.journal.sqlite import OUTCOMES
 from harvester.system.failpoints import reach
@@ -198,46 +198,44 @@ class Journal:
                 remedy="free space, then run again; nothing more was sent",
             )
 
-    def dangling(self, *, in_flight: bool = True) -> list[Intent]:
-        """Intents without an outcome: their requests were possibly billed.
+    def possibly_billed(self, *, in_flight: bool, run_id: str | None = None) -> list[PossiblyBilledAttempt]:
+        """Return the attempts that may have been charged without an answer, in the order they were sent.
 
         Args:
-            in_flight: also those of a run without an ending; False while its process lives.
+            in_flight: include attempts of a run without an ending. While its process lives they are only in
+                flight; when it has died they may have been charged.
+            run_id: only attempts of this run; None for all.
         """
         query = (
-            "SELECT attempt_id, key, run_id, endpoint, at_us, reserved_tokens, reserved_microusd"
-            " FROM intents JOIN runs USING (run) WHERE code IS NULL AND (? OR ending <> '')"
+            "SELECT attempt_id, key, at_us / 1e6, run_id, coalesce(code, ''), reserved_tokens,"
+            " reserved_microusd FROM intents JOIN runs USING (run)"
+            " WHERE (code IS NOT NULL OR ending <> '' OR :in_flight) AND run_id = coalesce(:run_id, run_id)"
             " ORDER BY attempt_id"
         )
+        bound = {"in_flight": in_flight, "run_id": run_id}
         with self.reading() as connection:
-            return [
-                Intent(number, key, run_id, endpoint, at_us / 1e6, tokens, microusd)
-                for number, key, run_id, endpoint, at_us, tokens, microusd in connection.execute(
-                    query, (in_flight,)
-                )
-            ]
+            return [PossiblyBilledAttempt(*row) for row in connection.execute(query, bound)]
 
     def totals(self, run_id: str | None = None) -> Totals:
-        """Counts of one run, or of all. Intents in flight count as possibly billed once their run ended."""
+        """Return the counts of one run, or of all runs.
+
+        Attempts without an outcome count as possibly billed once their run has ended.
+        """
         where = "" if run_id is None else " WHERE run = (SELECT run FROM runs WHERE run_id = :run_id)"
-        bound = {"run_id": run_id}
+        query = f"SELECT name, sum(value) FROM counters{where} GROUP BY name"  # noqa: S608 - our own text
         with self.reading() as connection:
-            counts = dict(
-                connection.execute(f"SELECT name, sum(value) FROM counters{where} GROUP BY name", bound)  # noqa: S608
-            )
-            lost, lost_microusd = connection.execute(
-                "SELECT count(*), coalesce(sum(reserved_microusd), 0) FROM intents JOIN runs USING (run)"  # noqa: S608
-                f"{where.replace('run =', 'intents.run =')}{' AND' if where else ' WHERE'} ending <> ''"
-                " AND code IS NULL",
-                bound,
-            ).fetchone()
-        simple = {name: counts.get(name, 0) for name in _SIMPLE}
-        simple["possibly_billed"] += lost
-        simple["possibly_billed_microusd"] += lost_microusd
-        return Totals(**simple, outcomes=_under("outcome.", counts), errors=_under("error.", counts))
+            counts = dict(connection.execute(query, {"run_id": run_id}))
+        # Failures that were possibly billed are in the counters already.
+        lost = [
+            attempt for attempt in self.possibly_billed(in_flight=False, run_id=run_id) if not attempt.code
+        ]
+        plain = {name: counts.get(name, 0) for name in _PLAIN_COUNTERS}
+        plain["possibly_billed"] += len(lost)
+        plain["possibly_billed_microusd"] += sum(attempt.reserved_microusd for attempt in lost)
+        return Totals(**plain, outcomes=_under("outcome.", counts), errors=_under("error.", counts))
 
 
-_SIMPLE = (
+_PLAIN_COUNTERS = (
     "answers",
     "dead",
     "attempts",

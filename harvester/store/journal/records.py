@@ -146,6 +146,35 @@ class SharedAnswer:
     sample_index: int
 
 
+@dataclass(frozen=True, slots=True)
+class PossiblyBilledAttempt:
+    """An attempt that the teacher may have charged although the store holds no answer of it.
+
+    Attributes:
+        at: Unix seconds.
+        code: error code of its failure, "" where the journal has no outcome for it.
+    """
+
+    attempt_id: int
+    key: bytes
+    at: float
+    run_id: str
+    code: str
+    reserved_tokens: int
+    reserved_microusd: int
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as JSON values, the time as ISO 8601."""
+        return {
+            "key": self.key.hex(),
+            "at": datetime.fromtimestamp(self.at, UTC).isoformat(timespec="milliseconds"),
+            "run_id": self.run_id,
+            "code": self.code,
+            "reserved_tokens": self.reserved_tokens,
+            "reserved_microusd": self.reserved_microusd,
+        }
+
+
 Record = Intent | Refund | Failure | Answer | DeadLetter | SharedAnswer
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import orjson
 
 from harvester.api.max_tokens import max_tokens_of
-from harvester.api.types import Outcome
 from harvester.store import paths
 from harvester.store.journal.checksums import (
     COVERED,
@@ -40,7 +39,6 @@ from harvester.store.journal.sqlite import OUTCOME_CODES, has_table
 
 FAILURES_KEPT = 1000
 FAILURE_RAW_BYTES = 2048
-_UNKNOWN = OUTCOME_CODES[Outcome.UNKNOWN]
 
 
 def micros(seconds: float) -> int:
@@ -106,7 +104,7 @@ class RowEncoder:
         prompt, body = prompt_json(one.prompt), orjson.dumps(one.body)
         scalars = (
             self._run,
-            OUTCOME_CODES.get(one.outcome, _UNKNOWN),
+            OUTCOME_CODES[one.outcome],
             max_tokens_of(one.body),
             one.status,
             one.sample_index,

@@ -20,7 +20,7 @@ from harvester.store import paths
 FORMAT_VERSION = 1
 APPLICATION_ID = 0x44495354  # "DIST"
 
-OUTCOME_CODES: dict[str, int] = {
+OUTCOME_CODES: dict[Outcome, int] = {
     Outcome.OK: 0,
     Outcome.TRUNCATED: 1,
     Outcome.FILTERED: 2,

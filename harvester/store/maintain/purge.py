@@ -21,9 +21,10 @@ from harvester.store.journal.rows import forget_finished
 from harvester.store.maintain import quarantine
 from harvester.store.shards.manifest import indexed_keys, read_manifest
 from harvester.store.shards.parquet_file import open_shard
-from harvester.store.shards.rewrite import finished_off, rewrite
+from harvester.store.shards.rewrite import rewrite
 from harvester.store.shards.sample import prompt_columns
 from harvester.store.shards.seal import finish_interrupted
+from harvester.store.shards.steps import run_to_end
 
 _TABLES = ("answers", "keys", "dead", "asks", "failures", "intents")
 _PATIENCE_S = 10.0
@@ -48,7 +49,7 @@ def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
     held = set(journal.look_up(sorted(wanted)))
     for entry in read_manifest(journal):
         if wanted & indexed_keys(journal, entry):
-            finished_off(rewrite(journal, store, [entry], without=wanted))
+            run_to_end(rewrite(journal, store, [entry], without=wanted))
     removed = len(held)
     with journal.writing() as connection:
         forget_finished(connection)

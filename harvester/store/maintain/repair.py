@@ -1,7 +1,6 @@
-"""Repair: what is damaged or foreign leaves a store, what still reads stays.
+"""Repair a store: move damaged and foreign files to `quarantine/`, keep every row that can still be read.
 
-It moves damaged and foreign files into `quarantine/`, never deletes one, keeps every row that still
-reads, and forgets only keys whose answers are gone, so that the next run asks for exactly these again.
+No file is deleted. Only keys whose answers are lost are forgotten, so the next run asks for exactly these.
 """
 
 from __future__ import annotations
@@ -10,102 +9,115 @@ import shutil
 import sqlite3
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from harvester.api.max_tokens import max_tokens_of
-from harvester.errors import StoreCorrupt, StoreError
+from harvester.errors import StoreCorrupt
 from harvester.store import paths
 from harvester.store.journal import sqlite, wal
 from harvester.store.journal.checksums import COVERED, changed_rows, checksum, write_checksum
 from harvester.store.journal.journal import Journal
-from harvester.store.journal.lock import StoreLock, is_held
+from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import ShardEntry
 from harvester.store.journal.rows import forget_finished
 from harvester.store.journal.sqlite import OUTCOME_CODES
 from harvester.store.maintain import quarantine
-from harvester.store.maintain.bill import Bill, compute_bill
-from harvester.store.reader import Corpus
 from harvester.store.shards.manifest import indexed_keys, insert_entry, read_manifest
 from harvester.store.shards.parquet_file import translate_disk_errors
 from harvester.store.shards.recover_rows import recoverable_rows
-from harvester.store.shards.rewrite import finished_off, rewrite
+from harvester.store.shards.rewrite import rewrite
 from harvester.store.shards.seal import adopt_unlisted
+from harvester.store.shards.steps import run_to_end
 from harvester.store.shards.unlisted import read_contents, unlisted_files
-from harvester.store.verify import Finding, has_lost_journal, verify_copy, verify_journal, verify_store
+from harvester.store.verify import Finding, has_lost_journal, verify_journal, verify_store
 from harvester.system.files import sha256_of
 
-_SHARD_FINDINGS = frozenset({"missing", "torn", "changed", "damaged", "disagrees"})
-_MENDABLE = frozenset(f"{paths.JOURNAL} {table}" for table in ("answers", "keys", "finished", "meta"))
-"""Where a row that is not what was written can go: what it stood for is asked again, or found again."""
+# Tables whose damaged rows may be deleted: their content is asked for again or recomputed.
+_REPAIRABLE = frozenset(f"{paths.JOURNAL} {table}" for table in ("answers", "keys", "finished", "meta"))
 
 
 @dataclass(frozen=True, slots=True)
 class RepairResult:
-    """What a repair did: files moved away, rows saved from them, keys that will be asked again."""
+    """What a repair did.
+
+    Attributes:
+        quarantined: names of the files moved or copied to quarantine.
+        saved: rows saved from them.
+        lost: keys, in hex, that the next run asks for again.
+    """
 
     quarantined: tuple[str, ...]
     saved: int
     lost: tuple[str, ...]
 
+    def facts(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return {"quarantined": self.quarantined, "saved": self.saved, "lost": self.lost}
+
 
 def repair(journal: Journal, store: Path) -> RepairResult:
-    """Quarantine what is damaged or foreign, keep what still reads, forget what is gone.
+    """Quarantine damaged and foreign files, keep readable rows, forget the keys of lost answers.
 
-    Nothing is sealed: the terms were not asked, and what is journalled stays so.
+    Nothing is sealed, because the terms are not checked here: journalled answers stay in the journal.
 
     Raises:
-        StoreCorrupt: the journal is damaged where no program can tell what it held.
+        StoreCorrupt: the journal is damaged in a table that can't be recomputed.
         StoreError, StoreFull: the disk refuses.
     """
-    lost, unindexed = _give_up_rows(journal, store)
+    lost, unindexed = _delete_damaged_rows(journal, store)
     adopt_unlisted(journal, store)
-    _reinstate(journal, store)
+    _restore_manifest_rows(journal, store)
     by_name = {entry.name: entry for entry in read_manifest(journal)}
-    incomplete = [entry for entry in by_name.values() if _indexed(journal, entry) != entry.rows]
+    incomplete = [entry for entry in by_name.values() if _count_indexed(journal, entry) != entry.rows]
     for entry in incomplete:
-        _reindex(journal, store, entry)
-    if any(_indexed(journal, entry) < entry.rows for entry in incomplete):
+        _restore_index_rows(journal, store, entry)
+    if any(_count_indexed(journal, entry) < entry.rows for entry in incomplete):
         lost |= unindexed - set(journal.look_up(sorted(unindexed)))
     findings = verify_store(
         store, store / paths.SHARDS, tuple(by_name.values()), has_journal=True, alone=True
     )
-    names = sorted({one.place.removeprefix(f"{paths.SHARDS}/") for one in findings if _in_folder(one)})
+    names = sorted(
+        {found.place.removeprefix(f"{paths.SHARDS}/") for found in findings if _is_file_finding(found)}
+    )
     moved, saved = [], 0
-    for name in sorted(names, key=lambda name: name in by_name):  # strangers first: they may wear a number
+    for name in sorted(
+        names, key=lambda name: name in by_name
+    ):  # unlisted files first: one may have the number of the next shard
         if (store / paths.SHARDS / name).exists():
             quarantine.move_in(store, store / paths.SHARDS / name, keep=name in by_name)
             moved.append(name)
         if name in by_name:
-            indexed = _indexed(journal, by_name[name])
-            gone = finished_off(rewrite(journal, store, [by_name[name]], salvage=True))
+            indexed = _count_indexed(journal, by_name[name])
+            gone = run_to_end(rewrite(journal, store, [by_name[name]], salvage=True))
             lost |= gone
             saved += indexed - len(gone)
-    lost |= _forget_strays(journal)
+    lost |= _delete_stray_keys(journal)
     return RepairResult(tuple(moved), saved, tuple(sorted(key.hex() for key in lost)))
 
 
-def _give_up_rows(journal: Journal, store: Path) -> tuple[set[bytes], set[bytes]]:
-    """Take out rows that are not what was written, where what they stood for can be had again.
+def _delete_damaged_rows(journal: Journal, store: Path) -> tuple[set[bytes], set[bytes]]:
+    """Delete damaged rows whose content can be asked for again or recomputed.
 
-    Returns the keys of answers, which are asked again, and those of index rows, which a shard may give back.
+    Returns the keys of deleted answers, which are asked again, and of deleted index rows, which may still be
+    found in a shard.
 
     Raises:
-        StoreCorrupt: something else is damaged; nothing has changed.
+        StoreCorrupt: another table is damaged; nothing has changed.
     """
     places = set()
-    for one in verify_journal(store):
-        if one.place not in _MENDABLE and not one.place.startswith((f"{paths.SHARDS}/", "shard ")):
+    for finding in verify_journal(store):
+        if finding.place not in _REPAIRABLE and not finding.place.startswith((f"{paths.SHARDS}/", "shard ")):
             raise StoreCorrupt(
-                one.message,
-                place=one.place,
+                finding.message,
+                place=finding.place,
                 remedy="restore journal.db from a copy; the shards stay readable as they are",
             )
-        places.add(one.place)
-    if not places & _MENDABLE:
+        places.add(finding.place)
+    if not places & _REPAIRABLE:
         return set(), set()
     with journal.reading() as connection:
         answers, index = (
@@ -117,17 +129,17 @@ def _give_up_rows(journal: Journal, store: Path) -> tuple[set[bytes], set[bytes]
         connection.executemany("DELETE FROM answers WHERE key = ?", [(key,) for key in answers])
         connection.executemany("DELETE FROM keys WHERE key = ?", [(key,) for key in index])
         if f"{paths.JOURNAL} meta" in places:
-            _renew_numbers(connection)
+            _recompute_meta(connection)
     return _keys(answers), _keys(index)
 
 
-def _keys(found: set[Any]) -> set[bytes]:
-    """Without those that a flipped bit turned into another type."""
-    return {one for one in found if isinstance(one, bytes)}
+def _keys(values: set[Any]) -> set[bytes]:
+    """Keep the keys; a flipped bit can turn a column into another type."""
+    return {value for value in values if isinstance(value, bytes)}
 
 
-def _renew_numbers(connection: sqlite3.Connection) -> None:
-    """The numbers of `meta` from what the other tables show; holds that still read stay, other notes go."""
+def _recompute_meta(connection: sqlite3.Connection) -> None:
+    """Recompute the numbers of `meta` from the other tables; readable pauses stay, other rows are deleted."""
     highest = {
         "last_shard": "SELECT coalesce(max(shard), 0) FROM"
         " (SELECT shard FROM manifest UNION SELECT shard FROM keys)",
@@ -140,8 +152,8 @@ def _renew_numbers(connection: sqlite3.Connection) -> None:
     write_checksum(connection, "meta")
 
 
-def _reinstate(journal: Journal, store: Path) -> None:
-    """Give whole files back the manifest row they lost; the key index still knows their number."""
+def _restore_manifest_rows(journal: Journal, store: Path) -> None:
+    """Insert the missing manifest row of every undamaged shard whose keys the index still lists."""
     known = {entry.shard for entry in read_manifest(journal)}
     for number, path in unlisted_files(store / paths.SHARDS, 0):
         held = None if number in known else read_contents(path)
@@ -154,26 +166,26 @@ def _reinstate(journal: Journal, store: Path) -> None:
                 insert_entry(connection, entry)
 
 
-def _indexed(journal: Journal, entry: ShardEntry) -> int:
+def _count_indexed(journal: Journal, entry: ShardEntry) -> int:
     with journal.reading() as connection:
         query = "SELECT count(*) FROM keys WHERE shard = ?"
         return int(connection.execute(query, (entry.shard,)).fetchone()[0])
 
 
-def _reindex(journal: Journal, store: Path, entry: ShardEntry) -> None:
-    """Put rows of a readable shard back into the key index where they are missing there."""
+def _restore_index_rows(journal: Journal, store: Path, entry: ShardEntry) -> None:
+    """Insert missing index rows of an undamaged shard."""
     known = indexed_keys(journal, entry)
     rows: list[tuple[bytes, int, int | None]] = []
     path = store / paths.SHARDS / entry.name
     if not path.exists() or sha256_of(path) != entry.sha256:
-        return  # a row without an index row has nothing left to prove it by
+        return  # rows of a changed file can be verified only against their index rows
     for table in recoverable_rows(journal, store, entry):
         for row in table.select(["key", "outcome", "request_json"]).to_pylist():
             key = bytes.fromhex(row["key"])
             if key not in known:
                 body = orjson.loads(row["request_json"])
                 rows.append((key, OUTCOME_CODES[row["outcome"]], max_tokens_of(body)))
-    asker = bytes(8)  # nobody's: whoever asks next is noted as a further asker
+    asker = bytes(8)  # matches no row: the next run records its row as sharing the answer
     with journal.writing() as connection:
         connection.executemany(
             "INSERT OR IGNORE INTO keys SELECT ?1, ?2, ?3, ?4, ?5, ?6"
@@ -185,12 +197,12 @@ def _reindex(journal: Journal, store: Path, entry: ShardEntry) -> None:
         )
 
 
-def _in_folder(one: Finding) -> bool:
-    return one.place.startswith(f"{paths.SHARDS}/") and one.kind in {*_SHARD_FINDINGS, "foreign"}
+def _is_file_finding(finding: Finding) -> bool:
+    return finding.place.startswith(f"{paths.SHARDS}/")
 
 
-def _forget_strays(journal: Journal) -> set[bytes]:
-    """Keys that point at a shard nobody knows."""
+def _delete_stray_keys(journal: Journal) -> set[bytes]:
+    """Delete index rows that point at a shard missing from the manifest; return their keys."""
     query = "SELECT key FROM keys WHERE shard NOT IN (SELECT shard FROM manifest)"
     with journal.reading() as connection:
         strays = {key for (key,) in connection.execute(query)}
@@ -201,93 +213,45 @@ def _forget_strays(journal: Journal) -> set[bytes]:
     return strays
 
 
-def check(store: Path, *, repair: bool) -> tuple[dict[str, Any], list[str], int]:
-    """`harvester verify`: its values, its lines for people, and how many findings are left.
+def repair_store(store: Path) -> RepairResult:
+    """Repair a store and its canary store (`harvester verify --repair`).
 
     Raises:
-        StoreLocked: a repair needs the store for itself.
-        StoreError, StoreCorrupt, StoreFormatError.
+        StoreCorrupt: the journal is gone or damaged beyond repair; nothing has changed.
+        StoreLocked: a process works on the store.
+        StoreError, StoreFull: there is no store here, or the disk refuses.
     """
-    data: dict[str, Any] = {}
-    lines: list[str] = []
-    if repair:
-        if has_lost_journal(store):
-            raise StoreCorrupt(
-                "gone, and no repair can tell what it held",
-                place=str(store / paths.JOURNAL),
-                remedy="put it back from a copy; what lies in shards/ stays readable as it is",
-            )
-        Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
-        with StoreLock(store, started_at=time.time()):
-            moved, done = _repaired(store)
-            if (store / paths.CANARY / paths.JOURNAL).exists():
-                further, canaries = _repaired(store / paths.CANARY)
-                moved += tuple(f"{paths.CANARY}/{name}" for name in further)
-                done = RepairResult((), done.saved + canaries.saved, done.lost + canaries.lost)
-        data["repaired"] = {"quarantined": moved, "saved": done.saved, "lost": done.lost}
-        lines.append(
-            f"repaired: {len(moved)} files in {store / paths.QUARANTINE}, {done.saved:,} of their "
-            f"answers saved, {len(done.lost):,} to be asked again"
+    if has_lost_journal(store):
+        raise StoreCorrupt(
+            "the journal is missing, and its content can't be recovered",
+            place=str(store / paths.JOURNAL),
+            remedy="put it back from a copy; the shards stay readable as they are",
         )
-    findings, answers = _looked(store)
-    bill = Bill(0, 0, ())
-    if (store / paths.JOURNAL).exists() and not any(paths.JOURNAL in one for one in findings):
-        with closing(Journal.open(store, read_only=True)) as journal:
-            bill = compute_bill(journal, alive=is_held(store))
-    if (store / paths.CANARY / paths.JOURNAL).exists() or has_lost_journal(store / paths.CANARY):
-        findings += [f"{paths.CANARY}: {one}" for one in _looked(store / paths.CANARY)[0]]
-    data |= {
-        "answers": answers,
-        "findings": findings,
-        "billed": bill.billed,
-        "billed_microusd": bill.billed_microusd,
-        "possibly_billed": [one.facts() for one in bill.possibly_billed],
-        "possibly_billed_microusd": bill.possibly_billed_microusd,
-    }
-    lines.append(
-        f"{answers:,} answers stored, {len(findings)} findings; {bill.billed:,} billed for "
-        f"${bill.billed_microusd / 1e6:.6f}, {len(bill.possibly_billed)} attempts possibly billed"
-    )
-    lines += [f"  {one}" for one in findings]
-    lines += [
-        f"  possibly billed: {one['key']} at {one['at']}, reserved ${one['reserved_microusd'] / 1e6:.6f}"
-        f" ({one['code'] or 'no outcome'})"
-        for one in data["possibly_billed"]
-    ]
-    return data, lines, len(findings)
+    Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
+    with StoreLock(store, started_at=time.time()):
+        result = _repair_locked(store)
+        if (store / paths.CANARY / paths.JOURNAL).exists():
+            canary = _repair_locked(store / paths.CANARY)
+            moved = tuple(f"{paths.CANARY}/{name}" for name in canary.quarantined)
+            result = RepairResult(
+                result.quarantined + moved, result.saved + canary.saved, result.lost + canary.lost
+            )
+    return result
 
 
-def _repaired(store: Path) -> tuple[tuple[str, ...], RepairResult]:
-    """Mend a store whose lock is held; also returns every file that was put away."""
-    logs = _put_log_aside(store)
+def _repair_locked(store: Path) -> RepairResult:
+    """Repair one store whose lock is held, its write-ahead log included."""
+    logs = _quarantine_log(store)
     with closing(Journal.open(store)) as journal:
-        done = repair(journal, store)
-    return (*logs, *done.quarantined), done
+        result = repair(journal, store)
+    return replace(result, quarantined=(*logs, *result.quarantined))
 
 
-def _looked(store: Path) -> tuple[list[str], int]:
-    """Every finding, and the answers held; what can't even be opened is a finding too.
+def _quarantine_log(store: Path) -> tuple[str, ...]:
+    """Copy a damaged write-ahead log to quarantine and apply its readable part to the journal.
 
-    Raises:
-        StoreError: there is no store and no corpus here.
+    Returns the name of the copy, or nothing where the log is undamaged.
     """
-    try:
-        corpus = Corpus.open(store)
-        return [str(one) for one in corpus.verify()], corpus.count()
-    except StoreError as error:
-        if (store / paths.JOURNAL).exists():
-            return [str(Finding("damaged", paths.JOURNAL, error.message))], 0
-        folder = store / paths.SHARDS if (store / paths.SHARDS).is_dir() else store
-        found = [str(one) for one in verify_copy(folder)]
-        if has_lost_journal(store):
-            found.append(str(Finding("missing", paths.JOURNAL, error.message)))
-        if not found:
-            raise
-        return found, 0
-
-
-def _put_log_aside(store: Path) -> tuple[str, ...]:
-    """A write-ahead log with a changed byte is copied into quarantine, and what still reads of it is kept."""
     log = wal.log_path(store / paths.JOURNAL)
     with translate_disk_errors(store):
         if not wal.commits_lost(log):

@@ -244,13 +244,3 @@ def _exchanged(
             entry = held.entry(path.stat().st_mtime)
             return replace(entry, lineage_digest=old[0].lineage_digest), held.keys
     return None
-
-
-def finished_off(steps: Generator[str | None, None, set[bytes]]) -> set[bytes]:
-    """Run a rewriting to its end; returns the keys left behind."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            gone: set[bytes] = end.value
-            return gone

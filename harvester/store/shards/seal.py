@@ -36,6 +36,7 @@ from harvester.store.shards.parquet_file import (
 from harvester.store.shards.rewrite import finish_interrupted_rewrite
 from harvester.store.shards.sample import SELECT_ANSWERS, sample_of
 from harvester.store.shards.schema import to_table
+from harvester.store.shards.steps import run_to_end
 from harvester.system.failpoints import reach
 from harvester.system.files import sync_folder
 from harvester.terms.lineage import Lineage
@@ -76,13 +77,7 @@ def seal(journal: Journal, store: Path, *, target_bytes: int, everything: bool) 
     Raises:
         StoreError, StoreFull, StoreCorrupt: what was sealed before stays sealed, the rest stays journalled.
     """
-    steps = seal_steps(journal, store, target_bytes=target_bytes, everything=everything)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: SealResult = end.value
-            return result
+    return run_to_end(seal_steps(journal, store, target_bytes=target_bytes, everything=everything))
 
 
 def seal_steps(

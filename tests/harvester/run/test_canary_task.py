@@ -25,6 +25,7 @@ from harvester.store import pauses
 from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
 from tests.faults import bench
+from tests.harvester.store_rows import without_outcome
 
 words = st.lists(st.sampled_from("abcdef"), max_size=12).map(" ".join)
 
@@ -140,7 +141,7 @@ def test_a_steady_teacher_is_asked_again_and_kept_apart(tmp_path: Path, mock_tea
     assert Corpus.open(tmp_path / "store").count() == 60
     assert mock.totals()["answers"] == 60 + len(asked)
     with Journal.open(tmp_path / "store" / "canary", read_only=True) as journal:
-        assert journal.dangling() == []
+        assert without_outcome(journal) == []
         assert journal.totals().cost_microusd == sum(sample.cost_microusd for sample in asked)
     with (tmp_path / "p.jsonl").open("a", encoding="utf-8") as file:
         file.writelines(json.dumps({"prompt": f"What is {n} + 6?"}) + "\n" for n in range(10))

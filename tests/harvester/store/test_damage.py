@@ -18,13 +18,14 @@ from harvester.store.journal import checksums
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import Failure
-from harvester.store.maintain import purge, repair, seal_task
+from harvester.store.maintain import purge, seal_task
+from harvester.store.maintain.verify_report import verify_with_bill
 from harvester.store.reader import Corpus
 from harvester.store.shards import compact
 from harvester.store.shards.seal import finish_interrupted, seal
 from harvester.store.verify import verify_journal
 from harvester.system import failpoints
-from tests.harvester.store_rows import answer, fill, intent, key_of, open_store, raw_of, run_record
+from tests.harvester.store_rows import answer, fill, intent, key_of, open_store, raw_of, run_record, verified
 
 MIB = 1024 * 1024
 
@@ -89,8 +90,8 @@ def test_a_damaged_answer_is_named_by_every_sealing_and_only_it_is_asked_again(t
         seal(journal, tmp_path, target_bytes=MIB, everything=True)
     with pytest.raises(StoreCorrupt, match=name):  # nor is it exported or trained on
         list(Corpus.open(tmp_path).samples())
-    assert repair.check(tmp_path, repair=False)[0]["findings"] == [f"changed: journal.db answers: row {name}"]
-    data, _, left = repair.check(tmp_path, repair=True)
+    assert verified(tmp_path, repair=False)[0]["findings"] == [f"changed: journal.db answers: row {name}"]
+    data, left = verified(tmp_path, repair=True)
     assert (left, data["repaired"]) == (0, {"quarantined": (), "saved": 0, "lost": (name,)})
     assert held(tmp_path) == hexes(0, 1, 2, 3, 4, 5, 6, 8, 9)
     with Journal.open(tmp_path) as journal:
@@ -106,7 +107,7 @@ def test_a_damaged_index_row_is_named_by_a_merge_and_had_again_from_its_shard(tm
     with Journal.open(tmp_path) as journal, pytest.raises(StoreCorrupt, match=key_of(3).hex()):
         list(compact.compact_steps(journal, tmp_path, target_bytes=MIB))
     assert not (tmp_path / ".shards.next").exists()
-    data, _, left = repair.check(tmp_path, repair=True)
+    data, left = verified(tmp_path, repair=True)
     assert (left, data["repaired"]) == (0, {"quarantined": (), "saved": 0, "lost": ()})
     assert held(tmp_path) == before
     with Journal.open(tmp_path) as journal:
@@ -119,7 +120,7 @@ def test_damaged_numbers_are_not_signed_anew_and_repair_counts_them_again(tmp_pa
     with Journal.open(tmp_path) as journal, pytest.raises(StoreCorrupt, match="meta"):
         journal.apply([intent(40, attempt_id=400)])
     assert [one.place for one in verify_journal(tmp_path)] == ["journal.db meta"]
-    assert repair.check(tmp_path, repair=True)[2] == 0
+    assert verified(tmp_path, repair=True)[1] == 0
     with Journal.open(tmp_path) as journal:
         assert journal.next_shard() == 3
 
@@ -194,7 +195,7 @@ def test_a_strangers_file_under_the_next_number_is_named_refused_and_quarantined
     store = tmp_path / "store"
     make(store, unsealed=5)
     before, path = held(store), strange(store, kind)
-    assert repair.check(store, repair=False)[0]["findings"] == [
+    assert verified(store, repair=False)[0]["findings"] == [
         f"foreign: shards/{path.name}: no manifest row names it"
     ]
     for act in (
@@ -204,7 +205,7 @@ def test_a_strangers_file_under_the_next_number_is_named_refused_and_quarantined
     ):
         with Journal.open(store) as journal, pytest.raises(StoreCorrupt, match=path.name):
             act(journal)
-    data, _, left = repair.check(store, repair=True)
+    data, left = verified(store, repair=True)
     assert (left, data["repaired"]["quarantined"], data["repaired"]["lost"]) == (0, (path.name,), ())
     assert (store / "quarantine" / path.name).exists()
     assert held(store) == before
@@ -219,7 +220,7 @@ def test_strangers_of_one_name_lie_side_by_side_in_quarantine(tmp_path):
         (folder / "notes.parquet").write_bytes(content)
         (folder / "odd").mkdir()
         (folder / "odd" / "file").write_bytes(content)
-        assert repair.check(tmp_path, repair=True)[2] == 0
+        assert verified(tmp_path, repair=True)[1] == 0
     found = {path.name: path for path in (tmp_path / "quarantine").iterdir()}
     assert set(found) == {"notes.parquet", "notes~1.parquet", "odd", "odd~1"}
     assert found["notes~1.parquet"].read_bytes() == (found["odd~1"] / "file").read_bytes() == b"two"
@@ -233,7 +234,7 @@ def test_repair_seals_nothing_that_the_terms_forbid(tmp_path):
     make(store, parts=0, unsealed=3)
     with pytest.raises(TermsRefused):
         seal_task.seal_now(store)
-    repair.check(store, repair=True)
+    verify_with_bill(store, repair=True)
     assert sealed(store) == []
     assert held(store) == hexes(0, 1, 2)
 

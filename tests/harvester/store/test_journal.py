@@ -10,7 +10,17 @@ import pytest
 from harvester.errors import StoreCorrupt, StoreError, StoreFormatError, StoreFull
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import DeadLetter, Failure, Refund, SharedAnswer, asker_digest
-from tests.harvester.store_rows import AT, answer, fill, intent, key_of, open_store, prompt_of, run_record
+from tests.harvester.store_rows import (
+    AT,
+    answer,
+    fill,
+    intent,
+    key_of,
+    open_store,
+    prompt_of,
+    run_record,
+    without_outcome,
+)
 
 
 def dead(number: int, code: str = "prompt_rejected") -> DeadLetter:
@@ -39,11 +49,11 @@ def test_every_intent_ends_once_and_the_rest_was_possibly_billed(tmp_path):
                 Failure(4, key_of(3), "timeout", None, b"", True, AT),
             ]
         )
-        assert [one.attempt_id for one in journal.dangling()] == [5]
-        assert journal.dangling(in_flight=False) == []
+        assert [one.attempt_id for one in without_outcome(journal)] == [5]
+        assert without_outcome(journal, in_flight=False) == []
         assert journal.totals().possibly_billed == 1
     with open_store(tmp_path, run_id="run-2") as journal:  # run-1 never ended: it was killed
-        (lost,) = journal.dangling(in_flight=False)
+        (lost,) = without_outcome(journal, in_flight=False)
         assert (lost.key, lost.run_id, lost.at, lost.reserved_microusd) == (key_of(4), "run-1", AT, 9)
         totals = journal.totals("run-1")
         assert (totals.attempts, totals.answers, totals.refunds) == (5, 1, 1)
@@ -92,7 +102,7 @@ def test_a_key_is_stored_once_and_a_second_payment_is_counted(tmp_path):
         journal.apply([answer(0, attempt_id=2, raw=b"other")])
         totals = journal.totals()
         assert (totals.answers, totals.paid_twice, totals.cost_microusd) == (1, 1, 14)
-        assert journal.dangling() == []
+        assert without_outcome(journal) == []
 
 
 def test_further_askers_are_remembered_once_and_the_last_word_of_each_holds(tmp_path):

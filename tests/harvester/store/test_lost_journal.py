@@ -14,10 +14,10 @@ from harvester.errors import StoreCorrupt, StoreError
 from harvester.store.journal import wal
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
-from harvester.store.maintain import repair
+from harvester.store.maintain.verify_report import verify_with_bill
 from harvester.store.reader import Corpus
 from harvester.store.shards.seal import seal
-from tests.harvester.store_rows import answer, fill, key_of, open_store, raw_of
+from tests.harvester.store_rows import answer, fill, key_of, open_store, raw_of, verified
 
 MIB = 1024 * 1024
 
@@ -29,7 +29,7 @@ def make(store: Path) -> None:
 
 
 def found(store: Path) -> list[str]:
-    data, _, left = repair.check(store, repair=False)
+    data, left = verified(store, repair=False)
     assert left == len(data["findings"])
     return data["findings"]
 
@@ -62,8 +62,8 @@ def test_a_lost_journal_is_named_where_nothing_was_sealed(tmp_path):
     lose(tmp_path, "gone")
     (finding,) = found(tmp_path)
     assert finding.startswith("missing: journal.db")
-    with pytest.raises(StoreCorrupt, match="gone"):
-        repair.check(tmp_path, repair=True)
+    with pytest.raises(StoreCorrupt, match="journal"):
+        verify_with_bill(tmp_path, repair=True)
     assert not (tmp_path / "journal.db").exists()
 
 
@@ -74,7 +74,7 @@ def test_a_journal_that_can_not_be_opened_is_a_finding_with_another_remedy_than_
     path.write_bytes(b"nonsense" + whole[8:])
     assert [one.partition(":")[0] for one in found(tmp_path)] == ["damaged"]
     with pytest.raises(StoreCorrupt) as refused:
-        repair.check(tmp_path, repair=True)
+        verify_with_bill(tmp_path, repair=True)
     assert "verify" not in refused.value.remedy
     path.write_bytes(whole)
     with closing(sqlite3.connect(path)) as connection:
@@ -121,7 +121,7 @@ def test_a_changed_byte_in_the_log_is_named_and_refused_and_repair_keeps_what_st
     assert finding.startswith("damaged: journal.db-wal: ")
     with pytest.raises(StoreCorrupt, match=r"journal\.db-wal"):
         Journal.open(store)
-    data, _, left = repair.check(store, repair=True)
+    data, left = verified(store, repair=True)
     assert (left, data["repaired"]["quarantined"]) == (0, ("journal.db-wal",))
     assert (store / "quarantine" / "journal.db-wal").read_bytes() == changed
     keys = {sample.key for sample in Corpus.open(store).samples(["key"])}
@@ -160,5 +160,5 @@ def test_of_every_changed_byte_in_a_log_only_its_last_commit_is_silent(tmp_path)
 
 def test_nothing_is_made_of_a_folder_that_is_none(tmp_path):
     with pytest.raises(StoreError):
-        repair.check(tmp_path, repair=False)
+        verify_with_bill(tmp_path, repair=False)
     assert list(tmp_path.iterdir()) == []

@@ -23,12 +23,11 @@ from harvester.store.journal import lock
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import Failure, Refund
-from harvester.store.maintain import repair
 from harvester.store.reader import Corpus
 from harvester.store.shards import compact
 from harvester.store.shards.seal import seal, seal_steps
 from tests.harvester.lives import quick_folder
-from tests.harvester.store_rows import AT, answer, intent, key_of, run_record
+from tests.harvester.store_rows import AT, answer, intent, key_of, run_record, verified, without_outcome
 
 MIB = 1024 * 1024
 
@@ -165,7 +164,7 @@ class StoreMachine(RuleBasedStateMachine):
         path.write_bytes(content)
         self.close()
         assert any(path.name in str(one) for one in Corpus.open(self.store).verify())
-        data, _, left = repair.check(self.store, repair=True)
+        data, left = verified(self.store, repair=True)
         assert left == 0
         lost = {self.row_of(key) for key in data["repaired"]["lost"]}
         assert lost <= inside
@@ -188,7 +187,7 @@ class StoreMachine(RuleBasedStateMachine):
             plain = pq.read_table(self.store / "shards", columns=["key"])["key"].to_pylist()
             assert len(plain) == len(set(plain))
             assert set(plain) <= set(keys)
-        assert {one.attempt_id for one in self.journal.dangling()} == self.lost | set(self.in_flight)
+        assert {one.attempt_id for one in without_outcome(self.journal)} == self.lost | set(self.in_flight)
         totals = self.journal.totals()
         assert totals.possibly_billed == len(self.lost) + self.maybe
         assert totals.paid_twice == 0

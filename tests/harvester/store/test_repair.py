@@ -15,13 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harvester.cli.store import verify_lines
 from harvester.errors import ConfigError, HarvesterError, StoreCorrupt, StoreLocked
 from harvester.export.export import export
 from harvester.observe.status import status, status_lines
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import Answer, DeadLetter, Failure, SharedAnswer
-from harvester.store.maintain import purge, repair
+from harvester.store.maintain import purge
+from harvester.store.maintain.verify_report import verify_with_bill
 from harvester.store.reader import Corpus
 from harvester.store.shards import compact, recover_rows
 from harvester.store.shards.parquet_file import open_writer
@@ -38,6 +40,7 @@ from tests.harvester.store_rows import (
     prompt_of,
     raw_of,
     run_record,
+    verified,
 )
 
 MIB = 1024 * 1024
@@ -194,7 +197,7 @@ def test_a_purge_reaches_exports_quarantine_and_dead_letters(tmp_path):
     content = bytearray(path.read_bytes())
     content[-20] ^= 1
     path.write_bytes(content)
-    repair.check(store, repair=True)
+    verify_with_bill(store, repair=True)
     with open_store(store, run_id="run-2", **facts) as journal:
         journal.apply([answer(3, prompt=prompt), answer(0), answer(1)])
     assert traces(store, secret)
@@ -236,7 +239,7 @@ def test_purge_wants_exactly_one_name_and_the_store_for_itself(tmp_path):
 
 
 def repaired(store: Path) -> dict[str, object]:
-    data, _, left = repair.check(store, repair=True)
+    data, left = verified(store, repair=True)
     assert left == 0
     found: dict[str, object] = data["repaired"]
     return found
@@ -245,7 +248,7 @@ def repaired(store: Path) -> dict[str, object]:
 def test_a_missing_shard_is_asked_again_and_nothing_else(tmp_path):
     make(tmp_path)
     sealed(tmp_path)[1].unlink()
-    assert repair.check(tmp_path, repair=False)[2] == 1
+    assert verified(tmp_path, repair=False)[1] == 1
     assert set(repaired(tmp_path)["lost"]) == {key_of(n).hex() for n in range(20, 40)}
     with Journal.open(tmp_path) as journal:
         assert len(journal.look_up([key_of(n) for n in range(80)])) == 60
@@ -291,7 +294,7 @@ def test_a_lost_manifest_row_or_index_row_costs_nothing(tmp_path):
     connection.execute("DELETE FROM keys WHERE key = ?", (key_of(3),))
     connection.commit()
     connection.close()
-    assert repair.check(tmp_path, repair=False)[2] > 0
+    assert verified(tmp_path, repair=False)[1] > 0
     assert repaired(tmp_path)["lost"] == ()
     assert rows_of(tmp_path) == before
     with Journal.open(tmp_path) as journal:
@@ -307,7 +310,7 @@ def test_a_damaged_journal_is_not_mended_by_guessing(tmp_path):
     connection.commit()
     connection.close()
     with pytest.raises(StoreCorrupt, match="run"):
-        repair.check(tmp_path, repair=True)
+        verify_with_bill(tmp_path, repair=True)
 
 
 def test_a_damaged_lineage_is_taken_from_the_journal(tmp_path):
@@ -343,7 +346,7 @@ def test_after_any_flip_in_a_shard_repair_loses_only_rows_that_do_not_read(tmp_p
         content = bytearray(path.read_bytes())
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(content)
-        assert repair.check(copy, repair=False)[2] == 1
+        assert verified(copy, repair=False)[1] == 1
         lost = set(repaired(copy)["lost"])
         after = rows_of(copy)
         assert set(after) == set(before) - lost
@@ -396,7 +399,8 @@ def test_verify_and_status_name_what_was_stored_billed_and_possibly_billed(tmp_p
         journal.apply([intent(7), intent(8), intent(9)])
         lost = Failure(9, key_of(8), "timed_out", None, b"", maybe_billed=True, at=AT)
         journal.apply([lost, replace(lost, attempt_id=10, key=key_of(9), maybe_billed=False)])
-    data, lines, left = repair.check(tmp_path, repair=False)
+    report = verify_with_bill(tmp_path, repair=False)
+    data, lines, left = report.facts(), verify_lines(tmp_path, report), len(report.messages)
     assert (left, data["answers"], data["billed"], data["billed_microusd"]) == (0, 3, 3, 21)
     found = [(one["key"], one["code"], one["reserved_microusd"]) for one in data["possibly_billed"]]
     assert found == [(key_of(7).hex(), "", 9), (key_of(8).hex(), "timed_out", 9)]
@@ -415,7 +419,7 @@ def test_verify_and_status_name_what_was_stored_billed_and_possibly_billed(tmp_p
 
 def test_a_folder_that_is_no_store_is_left_as_it_was(tmp_path):
     with pytest.raises(HarvesterError):
-        repair.check(tmp_path, repair=True)
+        verify_with_bill(tmp_path, repair=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -425,22 +429,22 @@ def test_verify_and_repair_look_at_the_canaries_too(tmp_path):
         with store_rows.open_store(folder) as journal:
             store_rows.fill(journal, range(6))
             seal(journal, folder, target_bytes=1 << 20, everything=True)
-    assert repair.check(store, repair=False)[0]["findings"] == []
+    assert verified(store, repair=False)[0]["findings"] == []
     (shard,) = (canaries / "shards").glob("*.parquet")
     changed = bytearray(shard.read_bytes())
     changed[len(changed) // 2] ^= 1
     shard.write_bytes(changed)
-    data, _, count = repair.check(store, repair=False)
+    data, count = verified(store, repair=False)
     assert count == 1
     assert data["findings"][0].startswith(f"canary: changed: shards/{shard.name}")
     assert data["answers"] == 6, "canaries are no rows of the corpus"
-    data, _, count = repair.check(store, repair=True)
+    data, count = verified(store, repair=True)
     assert (count, data["repaired"]["quarantined"]) == (0, (f"canary/{shard.name}",))
     with StoreLock(store, started_at=0.0):  # a run that is just sealing its canaries
         with Journal.open(canaries, read_only=True) as journal:
             name = f"part-{journal.next_shard():08d}-0123456789abcdef.parquet"
         stray = canaries / "shards" / name
         stray.write_bytes(b"PAR1")
-        told = repair.check(store, repair=False)[0]["findings"]
+        told = verified(store, repair=False)[0]["findings"]
     assert told == [], told
-    assert repair.check(store, repair=False)[2] == 1
+    assert verified(store, repair=False)[1] == 1

@@ -17,7 +17,17 @@ from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA
 from harvester.store.shards.seal import seal
-from tests.harvester.store_rows import answer, fill, intent, key_of, open_store, prompt_of, raw_of, run_record
+from tests.harvester.store_rows import (
+    answer,
+    fill,
+    intent,
+    key_of,
+    open_store,
+    prompt_of,
+    raw_of,
+    run_record,
+    without_outcome,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 MIB = 1024 * 1024
@@ -208,7 +218,7 @@ def check_after_kill(store: Path, sent: set[int], stored: set[int]) -> set[int]:
     held = {number_of[key] for key in rows}
     assert stored <= held <= sent
     with Journal.open(store, read_only=True) as journal:
-        noted = {number_of[one.key.hex()] for one in journal.dangling()}
+        noted = {number_of[one.key.hex()] for one in without_outcome(journal)}
     assert sent - held <= noted  # possibly billed, and listed as such
     if sealed(store):
         plain = pq.read_table(store / "shards", columns=["key"])["key"].to_pylist()
