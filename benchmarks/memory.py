@@ -84,7 +84,7 @@ def ours(base_url: str, prompts: int, in_flight: int) -> Curve:
         begun = time.monotonic()
         summary = asyncio.run(job.run(prepare(path), lambda shot: curve.note(shot["answers_stored"])))
         curve.seconds = time.monotonic() - begun
-        assert (summary.exit_code, summary.answers_stored) == (0, prompts), summary
+        assert (summary.exit_code, summary.counts.answers_stored) == (0, prompts), summary
     return curve
 
 

@@ -19,42 +19,13 @@ from typing import Any
 import typer
 
 from harvester.errors import StoreError
+from harvester.observe.metrics import PROGRESS_FIELDS
 from harvester.store import paths
 from harvester.system.safe_text import one_line
 
 # Seconds between two progress lines where stderr is no terminal.
 PLAIN_EVERY_S = 30.0
 
-# Fields of the status (data/FORMAT.md) that a JSON progress record holds.
-PROGRESS_FIELDS = (
-    "run_id",
-    "state",
-    "waiting",
-    "rows_total",
-    "from_cache",
-    "duplicates",
-    "answers_stored",
-    "dead",
-    "requests_sent",
-    "retries",
-    "rate_limited",
-    "possibly_billed",
-    "errors",
-    "input_tokens",
-    "output_tokens",
-    "cost_microusd",
-    "in_flight",
-    "window",
-    "rates",
-    "refused_share",
-    "limits",
-    "budget",
-    "eta_s",
-    "canary",
-    "complaints",
-    "rss_bytes",
-    "loop_lag_s",
-)
 
 Status = Mapping[str, Any]
 

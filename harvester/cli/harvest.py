@@ -133,9 +133,9 @@ def _run(prepared: Prepared) -> Summary:
 
             stack.enter_context(kept(prepared.store, flags.metrics_file, message))
         if flags.otel:
-            from harvester.observe.otel import sent
+            from harvester.observe.otel import exporting
 
-            observers.append(stack.enter_context(sent(teacher.base_url, teacher.model, message)))
+            observers.append(stack.enter_context(exporting(teacher.base_url, teacher.model, message)))
 
         def notify(status: Status) -> None:
             for observer in observers:

@@ -1,14 +1,23 @@
-"""A pass in numbers: its ceilings, its counters and latencies, its ending. Plain values that add up."""
+"""Declare every counter of a run once: its meaning, its unit and its name in each published format.
+
+`Counters` holds what a pass counts. The `Metric` beside each field says where else the field is published;
+harvester/observe/metrics.py derives all those tables from it. A new counter is one new field here.
+"""
 
 from __future__ import annotations
 
+import functools
+import typing
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import Flag, StrEnum, auto
+from typing import Annotated, Any
 
 from harvester.errors import Ending
 
+# Upper edges of the histogram cells, in seconds and in tokens, as OpenTelemetry's GenAI conventions advise.
+# One more cell holds the values above the last edge.
 LATENCY_EDGES_S = (
     0.01,
     0.02,
@@ -26,42 +35,220 @@ LATENCY_EDGES_S = (
     81.92,
 )
 TOKEN_EDGES = tuple(4**power for power in range(14))
-"""Upper edges of the histogram cells; both are those OpenTelemetry's GenAI conventions advise."""
 
-
+# At most this many model names are counted by name; answers of further ones are counted as `OTHER_MODELS`.
 MOST_MODELS = 20
 OTHER_MODELS = "others"
 
 
-@dataclass(slots=True)
-class Tally:
-    """What one pass has done so far.
+class Kind(StrEnum):
+    """The shape of a published value."""
 
-    `rows` are requests taken from the feed; each ends as exactly one of from_cache, duplicates,
-    answers_stored and dead, or is still open. `requests_sent` counts attempts on the wire.
+    COUNTER = "counter"  # a number that only grows during a run
+    GAUGE = "gauge"  # a number as it is now
+    COUNTS = "counts by name"  # an object: name -> number that only grows
+    HISTOGRAM = "histogram"  # a list: values counted by cell
+    TEXT = "text"
+
+
+class Shown(Flag):
+    """Where a counter is shown beside status.json."""
+
+    NOWHERE = 0
+    SUMMARY = auto()  # the result of `run --json`, and run.json
+    PROGRESS = auto()  # the progress records of JSON logs
+    CANARY = auto()  # `canary` in status.json, there for the canaries' own requests
+
+
+RUN = Shown.SUMMARY | Shown.PROGRESS
+RUN_AND_CANARY = RUN | Shown.CANARY
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a published value means and what other formats call it; an empty name means: not published there.
+
+    Attributes:
+        help: one phrase for HELP texts, OpenTelemetry descriptions and data/FORMAT.md.
+        unit: UCUM, as OpenTelemetry writes it: `s`, `By`, `{row}`.
+        status: its name in status.json, `outer.inner` inside another object; default: the name of the field.
+        trace: its column in trace.jsonl.
+        shown: in which other places it is shown, by its status name.
+        prometheus: its name there without `harvester_`; a name that ends in `_total` is a counter.
+        labels: constant Prometheus labels, for fields that share a name.
+        otel: its OpenTelemetry name.
+        attributes: constant OpenTelemetry attributes, for fields that share a name.
+        by: the attribute that holds the name of each of `COUNTS`.
+        family: help text of a name that several fields share.
+        edges: upper edges of the cells of a `HISTOGRAM`.
+        total: the field that holds the sum of its values.
     """
 
-    rows: int = 0
-    from_cache: int = 0
-    duplicates: int = 0
-    requests_sent: int = 0
-    answers_stored: int = 0
-    dead: int = 0
-    possibly_billed: int = 0
-    refunded: int = 0
-    rate_limited: int = 0
-    retries: int = 0
-    repeated_ids: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_microusd: int = 0
-    outcomes: dict[str, int] = field(default_factory=dict)
-    errors: dict[str, int] = field(default_factory=dict)
-    voices: dict[str, int] = field(default_factory=dict)
-    latency_sum_s: float = 0.0
-    latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_EDGES_S) + 1))
-    input_token_counts: list[int] = field(default_factory=lambda: [0] * (len(TOKEN_EDGES) + 1))
-    output_token_counts: list[int] = field(default_factory=lambda: [0] * (len(TOKEN_EDGES) + 1))
+    help: str
+    unit: str
+    kind: Kind = Kind.COUNTER
+    status: str = ""
+    trace: str = ""
+    shown: Shown = Shown.NOWHERE
+    prometheus: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    otel: str = ""
+    attributes: tuple[tuple[str, str], ...] = ()
+    by: str = ""
+    family: str = ""
+    edges: Sequence[float] = ()
+    total: str = ""
+
+
+def _row(
+    ending: str, help: str, unit: str = "{row}", *, trace: str = "", shown: Shown, otel: str = ""
+) -> Metric:
+    """A counter of rows that ended; Prometheus has one gauge for all of them."""
+    return Metric(
+        help,
+        unit,
+        trace=trace,
+        shown=shown,
+        prometheus="rows_done",
+        labels=(("ending", ending),),
+        otel=otel,
+        family="Rows of this run with an ending, by ending.",
+    )
+
+
+def _usage(side: str) -> Metric:
+    """The histogram of the tokens of one side, `input` or `output`."""
+    return Metric(
+        f"Answers by {side} tokens.",
+        "{token}",
+        Kind.HISTOGRAM,
+        prometheus="usage_tokens",
+        labels=(("type", side),),
+        otel="gen_ai.client.token.usage",
+        attributes=(("gen_ai.token.type", side),),
+        family="Tokens of an answer, by type.",
+        edges=TOKEN_EDGES,
+        total=f"{side}_tokens",
+    )
+
+
+def _cells(edges: Sequence[float]) -> list[int]:
+    return [0] * (len(edges) + 1)
+
+
+@dataclass(slots=True)
+class Counters:
+    """What one pass has done so far.
+
+    `rows` are requests taken from the feed. Each ends as exactly one of `from_cache`, `duplicates`,
+    `answers_stored` and `dead`, or is still open.
+    """
+
+    rows: Annotated[int, Metric("Rows taken from the prompts.", "{row}")] = 0
+    from_cache: Annotated[int, _row("cached", "Rows answered from the store.", trace="cached", shown=RUN)] = 0
+    duplicates: Annotated[
+        int, _row("duplicate", "Rows that share the answer of an equal request.", shown=RUN)
+    ] = 0
+    requests_sent: Annotated[
+        int,
+        Metric(
+            "Attempts put on the wire.",
+            "{attempt}",
+            trace="sent",
+            shown=RUN_AND_CANARY,
+            otel="harvester.attempts",
+        ),
+    ] = 0
+    answers_stored: Annotated[
+        int,
+        _row(
+            "answered",
+            "Answers that are durable.",
+            "{answer}",
+            trace="stored",
+            shown=RUN_AND_CANARY,
+            otel="harvester.answers",
+        ),
+    ] = 0
+    dead: Annotated[
+        int,
+        _row(
+            "failed", "Rows that will get no answer.", trace="dead", shown=RUN, otel="harvester.failed_rows"
+        ),
+    ] = 0
+    possibly_billed: Annotated[
+        int,
+        Metric("Attempts that may have been billed without an answer.", "{attempt}", shown=RUN_AND_CANARY),
+    ] = 0
+    refunded: Annotated[
+        int, Metric("Attempts that were not billed, their reservation returned.", "{attempt}")
+    ] = 0
+    rate_limited: Annotated[
+        int, Metric("Attempts refused for the rate.", "{attempt}", trace="limited", shown=Shown.PROGRESS)
+    ] = 0
+    retries: Annotated[
+        int,
+        Metric("Attempts after the first of their row.", "{attempt}", trace="retries", shown=Shown.PROGRESS),
+    ] = 0
+    repeated_ids: Annotated[int, Metric("Answers that carry the id of an earlier one.", "{answer}")] = 0
+    input_tokens: Annotated[
+        int,
+        Metric("Input tokens of the answers stored.", "{token}", trace="input_tokens", shown=Shown.PROGRESS),
+    ] = 0
+    output_tokens: Annotated[
+        int,
+        Metric(
+            "Output tokens of the answers stored.", "{token}", trace="output_tokens", shown=Shown.PROGRESS
+        ),
+    ] = 0
+    cost_microusd: Annotated[
+        int,
+        Metric(
+            "Cost of rows at the configured price.",
+            "uUSD",
+            trace="microusd",
+            shown=RUN_AND_CANARY,
+            otel="harvester.cost",
+        ),
+    ] = 0
+    outcomes: Annotated[dict[str, int], Metric("Answers by outcome.", "{answer}", Kind.COUNTS)] = field(
+        default_factory=dict
+    )
+    errors: Annotated[
+        dict[str, int],
+        Metric(
+            "Attempts without an answer, by error code.",
+            "{attempt}",
+            Kind.COUNTS,
+            trace="errors",
+            shown=Shown.PROGRESS,
+            otel="harvester.attempt.errors",
+            by="error.type",
+        ),
+    ] = field(default_factory=dict)
+    served_models: Annotated[
+        dict[str, int],
+        Metric("Answers by the model and build they name.", "{answer}", Kind.COUNTS, status="voices"),
+    ] = field(default_factory=dict)
+    latency_sum_s: Annotated[float, Metric("Sum of the latencies of the answers.", "s")] = 0.0
+    latency_counts: Annotated[
+        list[int],
+        Metric(
+            "Send to last byte of the attempts that answered.",
+            "s",
+            Kind.HISTOGRAM,
+            prometheus="request_duration_seconds",
+            otel="gen_ai.client.operation.duration",
+            edges=LATENCY_EDGES_S,
+            total="latency_sum_s",
+        ),
+    ] = field(default_factory=lambda: _cells(LATENCY_EDGES_S))
+    input_token_counts: Annotated[list[int], _usage("input")] = field(
+        default_factory=lambda: _cells(TOKEN_EDGES)
+    )
+    output_token_counts: Annotated[list[int], _usage("output")] = field(
+        default_factory=lambda: _cells(TOKEN_EDGES)
+    )
 
     def note_answer(self, latency_s: float, input_tokens: int, output_tokens: int) -> None:
         """Count one answer into the three histograms and their sums."""
@@ -72,43 +259,101 @@ class Tally:
         self.input_token_counts[bisect_left(TOKEN_EDGES, input_tokens)] += 1
         self.output_token_counts[bisect_left(TOKEN_EDGES, output_tokens)] += 1
 
-    def note_voice(self, voice: str) -> bool:
-        """Count one answer by the model and build it names; True when these are not the first one's."""
-        known = voice if voice in self.voices or len(self.voices) < MOST_MODELS else OTHER_MODELS
-        self.note(self.voices, known)
-        return known != next(iter(self.voices))
+    def note_model(self, model: str) -> bool:
+        """Count one answer by the model and build it names; True when the first answer named another."""
+        is_counted = model in self.served_models or len(self.served_models) < MOST_MODELS
+        name = model if is_counted else OTHER_MODELS
+        self.note(self.served_models, name)
+        return name != next(iter(self.served_models))
 
-    def note(self, cells: dict[str, int], name: str) -> None:
-        """Count one of `outcomes` or `errors`."""
-        cells[name] = cells.get(name, 0) + 1
+    def note(self, counts: dict[str, int], name: str) -> None:
+        """Add one to a name of `outcomes` or `errors`."""
+        counts[name] = counts.get(name, 0) + 1
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON, by their names in status.json."""
+        values = asdict(self)
+        return {metric.status: values[name] for name, metric in declared(type(self)).items()}
+
+    def summary(self) -> dict[str, Any]:
+        """The counters that the result of a run holds (`run --json`, run.json)."""
+        return self._shown_in(Shown.SUMMARY)
+
+    def of_canaries(self) -> dict[str, Any]:
+        """The counters that `canary` in status.json holds, when these are of the canaries' requests."""
+        return self._shown_in(Shown.CANARY)
+
+    def _shown_in(self, place: Shown) -> dict[str, Any]:
+        values = self.as_dict()
+        return {m.status: values[m.status] for m in declared(type(self)).values() if place in m.shown}
 
 
-def merge(tallies: list[Tally]) -> Tally:
-    """The sum of several ranks' tallies."""
-    total = Tally()
-    for tally in tallies:
-        for name, value in tally.as_dict().items():
-            mine = getattr(total, name)
-            if isinstance(value, int | float):
-                setattr(total, name, mine + value)
-            elif isinstance(value, Mapping):
-                for key, count in value.items():
-                    mine[key] = mine.get(key, 0) + count
-            else:
-                setattr(total, name, [a + b for a, b in zip(mine, value, strict=True)])
-    return total
+@dataclass(slots=True)
+class Snapshot(Counters):
+    """A copy of the counters at one instant, with the state of the limiter. Nobody changes it."""
+
+    in_flight: Annotated[
+        int,
+        Metric(
+            "Requests on the wire.",
+            "{request}",
+            Kind.GAUGE,
+            trace="in_flight",
+            shown=Shown.PROGRESS,
+            prometheus="in_flight_requests",
+            otel="harvester.requests.in_flight",
+        ),
+    ] = 0
+    window: Annotated[
+        int,
+        Metric(
+            "Requests allowed on the wire at once.",
+            "{request}",
+            Kind.GAUGE,
+            trace="window",
+            shown=Shown.PROGRESS,
+            prometheus="window_requests",
+            otel="harvester.requests.window",
+        ),
+    ] = 0
+    waiting: Annotated[
+        str,
+        Metric(
+            "What holds the next request back; '' for nothing.",
+            "",
+            Kind.TEXT,
+            trace="waiting",
+            shown=Shown.PROGRESS,
+        ),
+    ] = ""
+
+
+def declared(counters: type[Counters]) -> dict[str, Metric]:
+    """The metrics of a class of counters by field, in the order of its fields, each with its status name."""
+    # mypy takes no dataclass with `__eq__` for hashable, not even the class itself.
+    return _declared(counters)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _declared(counters: type[Counters]) -> dict[str, Metric]:
+    metrics: dict[str, Metric] = {}
+    for name, annotation in typing.get_type_hints(counters, include_extras=True).items():
+        for metric in typing.get_args(annotation)[1:]:
+            metrics[name] = replace(metric, status=metric.status or name)
+    return metrics
+
+
+def snapshot(counters: Counters, *, in_flight: int = 0, window: int = 0, waiting: str = "") -> Snapshot:
+    """A copy of the counters, with the state of the limiter."""
+    return Snapshot(**asdict(counters), in_flight=in_flight, window=window, waiting=waiting)
 
 
 @dataclass(frozen=True, slots=True)
 class PassLimits:
-    """Ceilings of one pass, beside those of the configuration; None is no ceiling.
+    """Ceilings of one pass, in addition to those of the configuration; None is no ceiling.
 
-    `rows` bounds the requests that are newly sent; `grace_s` is how long what is on the wire may take
-    after a stop, because it is paid for.
+    `rows` bounds the requests that are newly sent. `grace_s` is how long requests on the wire may take after
+    a stop, because they are paid for.
     """
 
     rows: int | None = None
@@ -119,51 +364,9 @@ class PassLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The pass at one instant. Counts as in Tally; `why` says what holds the next request back."""
-
-    rows: int = 0
-    from_cache: int = 0
-    duplicates: int = 0
-    requests_sent: int = 0
-    answers_stored: int = 0
-    dead: int = 0
-    possibly_billed: int = 0
-    refunded: int = 0
-    rate_limited: int = 0
-    retries: int = 0
-    repeated_ids: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_microusd: int = 0
-    outcomes: Mapping[str, int] = field(default_factory=dict)
-    errors: Mapping[str, int] = field(default_factory=dict)
-    voices: Mapping[str, int] = field(default_factory=dict)
-    latency_sum_s: float = 0.0
-    latency_counts: tuple[int, ...] = ()
-    input_token_counts: tuple[int, ...] = ()
-    output_token_counts: tuple[int, ...] = ()
-    in_flight: int = 0
-    window: int = 0
-    why: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
 class PassResult:
     """How a pass ended, what it did, and why."""
 
     ending: Ending
     counts: Snapshot
     detail: str = ""
-
-
-def snapshot(tally: Tally, *, in_flight: int = 0, window: int = 0, why: str = "") -> Snapshot:
-    """A frozen copy of the counters, with the state of the limiter beside them."""
-    values = tally.as_dict()
-    for name in ("latency_counts", "input_token_counts", "output_token_counts"):
-        values[name] = tuple(values[name])
-    return Snapshot(**values, in_flight=in_flight, window=window, why=why)

@@ -1,8 +1,8 @@
-"""The status in OpenTelemetry's words, sent by OTLP when the operator asks for it; an optional extra.
+"""Send the counters of a run to an OpenTelemetry collector (OTLP over HTTP); needs the extra `otel`.
 
-Nothing is sent unless `run --otel` says so; then to OTEL_EXPORTER_OTLP_ENDPOINT, with counts and durations
-only: no prompt, no answer, no key. The SDK's instruments are not used: our own cells are what its GenAI
-conventions advise, so a snapshot becomes its data points as it is.
+Nothing is sent unless the operator asks for it with `run --otel`. The address is OTEL_EXPORTER_OTLP_ENDPOINT.
+Only counts and durations are sent: no prompt, no answer, no key. The SDK's instruments are not used, because
+the histograms in counters.py already have the cells that the GenAI conventions advise.
 """
 
 from __future__ import annotations
@@ -10,92 +10,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from harvester import __version__
 from harvester.errors import ConfigError
-from harvester.observe.counters import LATENCY_EDGES_S, TOKEN_EDGES
+from harvester.observe.counters import Kind, Metric
+from harvester.observe.metrics import METRICS, value_in
 
+# Seconds between two exports.
 EVERY_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
-    """A row of the table: our field(s) of the status, and what OpenTelemetry calls it.
-
-    `kind` is histogram (field holds counts, `total` their sum), counter, gauge, or counters (field holds
-    counts by name, which goes into the attribute `by`).
-    """
-
-    field: str
-    name: str
-    unit: str
-    kind: str
-    about: str
-    total: str = ""
-    edges: Sequence[float] = ()
-    by: str = ""
-    attributes: tuple[tuple[str, str], ...] = ()
-
-
-NAMES = (
-    Name(
-        "latency_counts",
-        "gen_ai.client.operation.duration",
-        "s",
-        "histogram",
-        "GenAI operation duration.",
-        "latency_sum_s",
-        LATENCY_EDGES_S,
-    ),
-    Name(
-        "input_token_counts",
-        "gen_ai.client.token.usage",
-        "{token}",
-        "histogram",
-        "Tokens used, by type.",
-        "input_tokens",
-        TOKEN_EDGES,
-        attributes=(("gen_ai.token.type", "input"),),
-    ),
-    Name(
-        "output_token_counts",
-        "gen_ai.client.token.usage",
-        "{token}",
-        "histogram",
-        "Tokens used, by type.",
-        "output_tokens",
-        TOKEN_EDGES,
-        attributes=(("gen_ai.token.type", "output"),),
-    ),
-    Name(
-        "errors",
-        "harvester.attempt.errors",
-        "{attempt}",
-        "counters",
-        "Attempts without an answer.",
-        by="error.type",
-    ),
-    Name("requests_sent", "harvester.attempts", "{attempt}", "counter", "Attempts put on the wire."),
-    Name("answers_stored", "harvester.answers", "{answer}", "counter", "Answers that are durable."),
-    Name("dead", "harvester.failed_rows", "{row}", "counter", "Rows that will get no answer."),
-    Name("cost_microusd", "harvester.cost", "uUSD", "counter", "Cost of rows at the configured price."),
-    Name("canary.cost_microusd", "harvester.observe.canary.cost", "uUSD", "counter", "Cost of canaries."),
-    Name("in_flight", "harvester.requests.in_flight", "{request}", "gauge", "Requests on the wire."),
-    Name("window", "harvester.requests.window", "{request}", "gauge", "Requests allowed on the wire."),
-    Name("rss_bytes", "process.memory.usage", "By", "gauge", "Resident memory."),
-    Name("open_files", "process.unix.file_descriptor.count", "{file_descriptor}", "gauge", "Open files."),
-    Name("loop_lag_s", "harvester.loop.lag", "s", "gauge", "Latest that the event loop came back of late."),
-)
-"""OpenTelemetry GenAI semantic conventions where they have a name for it; ours begin with `harvester`."""
-
-
 def attributes_of(base_url: str, model: str) -> dict[str, str | int]:
-    """The attributes of every GenAI point: who was asked for what."""
+    """The attributes of every GenAI point: operation, provider, model, server."""
     url = urlsplit(base_url)
     return {
         "gen_ai.operation.name": "chat",
@@ -106,75 +36,84 @@ def attributes_of(base_url: str, model: str) -> dict[str, str | int]:
     }
 
 
-def metrics_of(told: Mapping[str, Any], common: Mapping[str, str | int], now_ns: int) -> Any:
-    """A status snapshot as the SDK's MetricsData, cumulative since the run began."""
+def export_of(status: Mapping[str, Any], common: Mapping[str, str | int], now_ns: int) -> Any:
+    """A status as the SDK's MetricsData; counts are cumulative since the run began.
+
+    Args:
+        common: the attributes of every GenAI point, from `attributes_of`.
+        now_ns: Unix time in nanoseconds.
+    """
     from opentelemetry.sdk.metrics import export as sdk
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-    began_ns = int(float(told.get("started_at") or 0) * 1e9)
-    points: dict[Name, list[Any]] = {}
-    first: dict[str, Name] = {}
-    for row in NAMES:
-        value = _value(told, row.field)
-        if value is None or (row.kind == "histogram" and len(value) != len(row.edges) + 1):
+    began_ns = int(float(status.get("started_at") or 0) * 1e9)
+    points: dict[str, list[Any]] = {}
+    first: dict[str, Metric] = {}
+    for metric in METRICS:
+        value = value_in(status, metric.status) if metric.otel else None
+        if value is None or (metric.kind is Kind.HISTOGRAM and len(value) != len(metric.edges) + 1):
             continue
-        kept = first.setdefault(row.name, row)
-        labels = {**(common if row.name.startswith("gen_ai") else {}), **dict(row.attributes)}
-        points.setdefault(kept, []).extend(_points(row, value, told, labels, (began_ns, now_ns)))
+        first.setdefault(metric.otel, metric)
+        attributes = {**(common if metric.otel.startswith("gen_ai") else {}), **dict(metric.attributes)}
+        points.setdefault(metric.otel, []).extend(
+            _points(metric, value, status, attributes, (began_ns, now_ns))
+        )
     cumulative = sdk.AggregationTemporality.CUMULATIVE
     metrics = []
-    for row, found in points.items():
-        data: Any = sdk.Gauge(found)
-        if row.kind == "histogram":
-            data = sdk.Histogram(found, cumulative)
-        elif row.kind != "gauge":
-            data = sdk.Sum(found, cumulative, is_monotonic=True)
-        metrics.append(sdk.Metric(row.name, row.about, row.unit, data))
+    for name, metric in first.items():
+        data: Any = sdk.Gauge(points[name])
+        if metric.kind is Kind.HISTOGRAM:
+            data = sdk.Histogram(points[name], cumulative)
+        elif metric.kind is not Kind.GAUGE:
+            data = sdk.Sum(points[name], cumulative, is_monotonic=True)
+        metrics.append(sdk.Metric(name, metric.family or metric.help, metric.unit, data))
     resource = Resource(
         {
             "service.name": "harvester",
             "service.version": __version__,
-            "service.instance.id": str(told.get("run_id", "")),
+            "service.instance.id": str(status.get("run_id", "")),
         }
     )
     scope = sdk.ScopeMetrics(InstrumentationScope("harvester", __version__), metrics, "")
     return sdk.MetricsData([sdk.ResourceMetrics(resource, [scope], "")])
 
 
-def _value(told: Mapping[str, Any], field: str) -> Any:
-    """A field of the status, `outer.inner` for one inside another; None where there is none."""
-    outer, _, inner = field.partition(".")
-    value = told.get(outer)
-    return (value or {}).get(inner) if inner else value
-
-
 def _points(
-    row: Name, value: Any, told: Mapping[str, Any], labels: Mapping[str, Any], span_ns: tuple[int, int]
+    metric: Metric,
+    value: Any,
+    status: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    span_ns: tuple[int, int],
 ) -> list[Any]:
+    """The data points of one metric; `span_ns` is when the run began and now."""
     from opentelemetry.sdk.metrics import export as sdk
 
-    if row.kind == "counters":
-        return [sdk.NumberDataPoint({row.by: name}, *span_ns, count) for name, count in sorted(value.items())]
-    if row.kind != "histogram":
-        return [sdk.NumberDataPoint(labels, *span_ns, value)]
-    held = [cell for cell, count in enumerate(value) if count]
-    edges = [0.0, *row.edges, row.edges[-1]]
-    # Least and most are known to the cell only.
-    low, high = (edges[held[0]], edges[held[-1] + 1]) if held else (0.0, 0.0)
-    total = told.get(row.total, 0)
+    if metric.kind is Kind.COUNTS:
+        return [
+            sdk.NumberDataPoint({metric.by: name}, *span_ns, count) for name, count in sorted(value.items())
+        ]
+    if metric.kind is not Kind.HISTOGRAM:
+        return [sdk.NumberDataPoint(attributes, *span_ns, value)]
+    filled = [cell for cell, count in enumerate(value) if count]
+    edges = [0.0, *metric.edges, metric.edges[-1]]
+    # The least and the greatest value are known only as the edges of their cells.
+    low, high = (edges[filled[0]], edges[filled[-1] + 1]) if filled else (0.0, 0.0)
+    total = status.get(metric.total, 0)
     return [
-        sdk.HistogramDataPoint(labels, *span_ns, sum(value), total, list(value), list(row.edges), low, high)
+        sdk.HistogramDataPoint(
+            attributes, *span_ns, sum(value), total, list(value), list(metric.edges), low, high
+        )
     ]
 
 
 @contextmanager
-def sent(
+def exporting(
     base_url: str, model: str, say: Callable[[str], None], every_s: float = EVERY_S
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Send the newest snapshot every 30 s and once at the end, from a thread of its own.
+    """Send the newest status every `every_s` seconds and once at the end, from a thread; yields its `update`.
 
-    A collector that is away ends nothing: it is said once.
+    A collector that can't be reached does not end the run; `say` gets one message about it.
 
     Raises:
         ConfigError: the extra is not installed.
@@ -190,7 +129,8 @@ def sent(
         ) from None
     logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
     logging.getLogger("opentelemetry").propagate = False
-    exporter, common, over = OTLPMetricExporter(timeout=5), attributes_of(base_url, model), threading.Event()
+    exporter, common = OTLPMetricExporter(timeout=5), attributes_of(base_url, model)
+    ended = threading.Event()
     latest: dict[str, Any] = {}
     complained = False
 
@@ -198,13 +138,13 @@ def sent(
         nonlocal complained
         if not latest:
             return
-        done = exporter.export(metrics_of(dict(latest), common, time.time_ns()))
-        if done is not MetricExportResult.SUCCESS and not complained:
+        result = exporter.export(export_of(dict(latest), common, time.time_ns()))
+        if result is not MetricExportResult.SUCCESS and not complained:
             complained = True
-            say("telemetry was not delivered; is OTEL_EXPORTER_OTLP_ENDPOINT right? The run goes on")
+            say("telemetry was not delivered: check OTEL_EXPORTER_OTLP_ENDPOINT; the run goes on")
 
     def work() -> None:
-        while not over.wait(every_s):
+        while not ended.wait(every_s):
             send()
 
     thread = threading.Thread(target=work, name="otel", daemon=True)
@@ -212,7 +152,7 @@ def sent(
     try:
         yield latest.update
     finally:
-        over.set()
+        ended.set()
         thread.join()
         send()
         exporter.shutdown()

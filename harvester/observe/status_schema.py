@@ -1,112 +1,132 @@
-"""A status.json as it was read: each field as data/FORMAT.md describes it, or left out. Pure.
+"""Validate status.json: keep each field that has its documented type, and leave the others out.
 
-The file is a view that anyone may have edited, torn or written by another release; whoever shows it must not
-stumble over it. Fields that are not named here pass as they are.
+The file may have been edited, torn, or written by another release, and a reader must not fail on it. So a bad
+value drops the field it stands in, not the file. Fields that are not declared here pass unchanged. The models
+are strict: a bool is no number, a number is no text, and a number must be finite and within ±1e18.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-_GONE = object()
-_FAR = 1e18
-"""Beyond it a number is none of ours; JSON knows NaN and infinities in Python only."""
-Fit = Callable[[Any], Any]
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, create_model
+from pydantic_core import PydanticOmit
 
+from harvester.observe.counters import Counters, Kind, Shown, Snapshot, declared
 
-def _number(value: Any) -> Any:
-    is_one = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_one and -_FAR < value < _FAR else _GONE
+# A larger number is none that a run writes. The bound also refuses NaN and the infinities of Python's JSON.
+FAR = 10**18
 
-
-def _text(value: Any) -> Any:
-    return value if isinstance(value, str) else _GONE
-
-
-def _or_null(fit: Fit) -> Fit:
-    return lambda value: None if value is None else fit(value)
+_Int = Annotated[int, Field(strict=True, gt=-FAR, lt=FAR)]
+_Float = Annotated[float, Field(strict=True, gt=-FAR, lt=FAR, allow_inf_nan=False)]
+Number = _Int | _Float
+Text = Annotated[str, Field(strict=True)]
 
 
-def _each(fit: Fit) -> Fit:
-    """An object, of its members those that fit."""
-
-    def members(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return _GONE
-        return {name: kept for name, one in value.items() if (kept := fit(one)) is not _GONE}
-
-    return members
+def _omitted_if_bad(value: Any, validate: Callable[[Any], Any]) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:
+        raise PydanticOmit from None
 
 
-def _record(**fields: Fit) -> Fit:
-    """An object whose named members fit; the others pass."""
+# A member of an object that is left out when its value is bad.
+_NumberOrOmitted = Annotated[Number, WrapValidator(_omitted_if_bad)]
+_NullableOrOmitted = Annotated[Number | None, WrapValidator(_omitted_if_bad)]
+_TextOrOmitted = Annotated[Text, WrapValidator(_omitted_if_bad)]
 
-    def members(value: Any) -> Any:
-        return _GONE if not isinstance(value, dict) else _fitting(value, fields)
-
-    return members
-
-
-def _whole(*names: str, fit: Fit) -> Fit:
-    """An object that has all of these members."""
-
-    def members(value: Any) -> Any:
-        found = _record(**dict.fromkeys(names, fit))(value)
-        return found if found is not _GONE and set(names) <= found.keys() else _GONE
-
-    return members
+_TYPES: Mapping[Kind, Any] = {
+    Kind.COUNTER: Number,
+    Kind.GAUGE: Number,
+    Kind.COUNTS: dict[str, _NumberOrOmitted],
+    Kind.HISTOGRAM: list[Number],
+    Kind.TEXT: Text,
+}
 
 
-def _list(fit: Fit) -> Fit:
-    def items(value: Any) -> Any:
-        if not isinstance(value, list) or any(fit(one) is _GONE for one in value):
-            return _GONE
-        return value
+class _Lenient(BaseModel):
+    """An object of the status: undeclared members pass, bad members are left out."""
 
-    return items
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
 
 
-def _fitting(value: Mapping[str, Any], fields: Mapping[str, Fit]) -> dict[str, Any]:
-    fitted = {name: fields[name](one) if name in fields else one for name, one in value.items()}
-    return {name: one for name, one in fitted.items() if one is not _GONE}
+def lenient_model(name: str, types: Mapping[str, Any]) -> type[_Lenient]:
+    """A model whose fields may be absent, and are left out when their value is not of its type."""
+    fields: dict[str, Any] = {
+        field: (Annotated[type_, WrapValidator(_omitted_if_bad)], None) for field, type_ in types.items()
+    }
+    return create_model(name, __base__=_Lenient, **fields)
 
 
-def _all(names: str, fit: Fit) -> Iterable[tuple[str, Fit]]:
-    return ((name, fit) for name in names.split())
+class Range(BaseModel):
+    """An estimate; all three values must be there."""
+
+    model_config = ConfigDict(extra="allow")
+
+    low: Number
+    likely: Number
+    high: Number
 
 
-_RANGE = ("low", "likely", "high")
-_CANARY = _record(
-    **dict(
-        [
-            *_all("rounds changes requests_sent answers_stored possibly_billed cost_microusd", _number),
-            *_all("asked_at distance", _or_null(_number)),
-            *_all("said missed stopped", _text),
-        ]
+class OpenRange(BaseModel):
+    """An estimate whose values may be null; all three must be there."""
+
+    model_config = ConfigDict(extra="allow")
+
+    low: Number | None
+    likely: Number | None
+    high: Number | None
+
+
+def _all(names: str, type_: Any) -> Iterable[tuple[str, Any]]:
+    return ((name, type_) for name in names.split())
+
+
+def canary_model(counters: type[Counters]) -> type[_Lenient]:
+    """The model of `canary` in the status."""
+    counted = {m.status: _TYPES[m.kind] for m in declared(counters).values() if Shown.CANARY in m.shown}
+    return lenient_model(
+        "CanaryStatus",
+        dict(
+            [
+                *counted.items(),
+                *_all("rounds changes", Number),
+                *_all("asked_at distance", Number | None),
+                *_all("said missed stopped", Text),
+            ]
+        ),
     )
-)
-FIELDS: dict[str, Fit] = dict(
-    [
-        *_all("state waiting run_id config model host", _text),
-        *_all("updated_at started_at pid rows_total rows_left rows from_cache duplicates", _number),
-        *_all("answers_stored dead requests_sent retries rate_limited refunded possibly_billed", _number),
-        *_all("repeated_ids input_tokens output_tokens cost_microusd refused_share in_flight", _number),
-        *_all("window latency_sum_s rss_bytes open_files tasks threads cpu_s loop_lag_s exit_code", _number),
-        *_all("closes_at finish_by", _or_null(_number)),
-        *_all("errors outcomes voices rates", _each(_number)),
-        *_all("tokens_left eta_s cost_projected_microusd", _or_null(_whole(*_RANGE, fit=_number))),
-        ("done_at", _or_null(_whole(*_RANGE, fit=_or_null(_number)))),
-        *_all("latency_counts input_token_counts output_token_counts", _list(_number)),
-        ("complaints", _list(_text)),
-        ("holds", _each(_text)),
-        ("limits", _record(**dict(_all("requests_per_minute tokens_per_minute", _or_null(_number))))),
-        ("budget", _each(_or_null(_number))),
-        ("canary", _CANARY),
-    ]
-)
 
 
-def validated_status(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a status can be shown."""
-    return _fitting(told, FIELDS)
+def status_model(counters: type[Counters]) -> type[_Lenient]:
+    """The model of status.json, with the fields of these counters."""
+    limits = lenient_model("Limits", dict(_all("requests_per_minute tokens_per_minute", Number | None)))
+    return lenient_model(
+        "StatusFile",
+        dict(
+            [
+                *((metric.status, _TYPES[metric.kind]) for metric in declared(counters).values()),
+                *_all("state run_id config model host", Text),
+                *_all("updated_at started_at pid rows_total rows_left refused_share exit_code", Number),
+                *_all("rss_bytes open_files tasks threads cpu_s loop_lag_s", Number),
+                *_all("closes_at finish_by", Number | None),
+                ("rates", dict[str, _NumberOrOmitted]),
+                *_all("tokens_left eta_s cost_projected_microusd", Range | None),
+                ("done_at", OpenRange | None),
+                ("complaints", list[Text]),
+                ("holds", dict[str, _TextOrOmitted]),
+                ("limits", limits),
+                ("budget", dict[str, _NullableOrOmitted]),
+                ("canary", canary_model(counters)),
+            ]
+        ),
+    )
+
+
+StatusFile = status_model(Snapshot)
+
+
+def validated_status(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a status that have their type, and those that are not declared."""
+    return StatusFile.model_validate(dict(status)).model_dump(exclude_unset=True)

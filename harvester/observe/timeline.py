@@ -1,7 +1,7 @@
-"""Rate, limits and vitals over the life of a store: trace.jsonl, a line now and then, read by the pages.
+"""Write and read trace.jsonl: rates, limits and process figures over the life of a store, for the charts.
 
-A view: losing it loses a picture, no answer. Points come every half second at first and every half minute in
-the long run; a file that grew long is thinned when a run begins, so it stays readable in one go.
+Losing the file loses charts, no answer. Points are half a second apart at first and half a minute apart in a
+long run. A file of more than `MOST_LINES` lines is thinned when a run begins, so it can be read in one go.
 """
 
 from __future__ import annotations
@@ -13,31 +13,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from harvester.observe.metrics import trace_columns
 from harvester.store import paths
 
-FIRST_EVERY_S, LAST_EVERY_S = 0.5, 30.0
+# The time between two points is this share of the run's age, within the two bounds.
 SHARE_OF_AGE = 1 / 400
-"""A point each 400th of the run's age, within the two bounds above."""
+FIRST_EVERY_S, LAST_EVERY_S = 0.5, 30.0
 MOST_LINES = 20_000
 
-# name in the file -> name in the status snapshot; all are counts of the run so far, except the last line's
-_COUNTS = {
-    "sent": "requests_sent",
-    "stored": "answers_stored",
-    "cached": "from_cache",
-    "dead": "dead",
-    "limited": "rate_limited",
-    "retries": "retries",
-    "input_tokens": "input_tokens",
-    "output_tokens": "output_tokens",
-    "microusd": "cost_microusd",
-    "in_flight": "in_flight",
-    "window": "window",
-}
 
-
-class Timeline:
-    """Appends points of one run. A disk that refuses them ends no run."""
+class TimelineWriter:
+    """Append points of one run. Errors of the disk are ignored: losing a point must not end a run."""
 
     def __init__(self, store: Path, run_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = store / paths.TIMELINE
@@ -50,27 +36,25 @@ class Timeline:
         """Whether it is time for another point."""
         return self._clock() >= self._due
 
-    def note(self, told: Mapping[str, Any], vitals: Mapping[str, Any]) -> None:
-        """Append a point made of a status snapshot and the process's vitals."""
+    def note(self, status: Mapping[str, Any], process: Mapping[str, Any]) -> None:
+        """Append a point made of a status and of what `ProcessStats.read` returned."""
         now = self._clock()
         self._due = now + min(LAST_EVERY_S, max(FIRST_EVERY_S, (now - self._began) * SHARE_OF_AGE))
-        limits = told.get("limits") or {}
+        limits = status.get("limits") or {}
         point = {
             "at": round(time.time(), 3),
             "run_id": self._run_id,
-            **{name: told.get(source, 0) for name, source in _COUNTS.items()},
+            **trace_columns(status),
             "requests_per_minute": limits.get("requests_per_minute"),
             "tokens_per_minute": limits.get("tokens_per_minute"),
-            "waiting": told.get("waiting") or "",
-            "errors": dict(told.get("errors") or {}),
-            **vitals,
+            **process,
         }
         with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(point, separators=(",", ":")) + "\n")
 
 
 def read_timeline(store: Path) -> list[dict[str, Any]]:
-    """All points, oldest first; a torn last line and lines that are none are left out."""
+    """All points, oldest first. Lines that can't be parsed are left out; the last one may be torn."""
     try:
         lines = (store / paths.TIMELINE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -85,10 +69,10 @@ def read_timeline(store: Path) -> list[dict[str, Any]]:
 
 
 def _thin(path: Path) -> None:
-    """Leave every other line of a long file out. Counts are cumulative, so nothing but detail is lost."""
+    """Drop every other line of a long file. Counts are cumulative, so only detail is lost."""
     with contextlib.suppress(OSError):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):  # torn by a kill: the next point must not join it
+        if lines and not lines[-1].endswith("\n"):  # torn by a kill: drop it
             lines.pop()
         elif len(lines) <= MOST_LINES:
             return

@@ -29,7 +29,7 @@ from harvester.errors import (
 )
 from harvester.observe import canary, rounds
 from harvester.observe.canary import CanaryReply, Known
-from harvester.observe.counters import Tally
+from harvester.observe.counters import Counters
 from harvester.prompts import reader
 from harvester.run.in_flight import answer_record
 from harvester.store import paths
@@ -89,7 +89,7 @@ class CanaryTask:
         self._clock = clock
         self._folder = orders.store / paths.CANARY
         self._asking = asyncio.Lock()
-        self._spent = Tally()
+        self._spent = Counters()
 
     async def watch(self, teacher: Teacher) -> None:
         """A round now, and one every so often, until cancelled or the teacher's doors close."""
@@ -199,8 +199,7 @@ class CanaryTask:
         """An answer is on disk: what all of this run's came to."""
         self._spent.answers_stored += 1
         self._spent.cost_microusd += microusd
-        for name in ("requests_sent", "answers_stored", "possibly_billed", "cost_microusd"):
-            self.news[name] = getattr(self._spent, name)
+        self.news.update(self._spent.of_canaries())
 
     def _write(self, number: int, finding: canary.CanaryChange, asked: int, answered: int) -> None:
         told = {

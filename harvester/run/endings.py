@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from harvester.api.error_body import excerpt
@@ -118,13 +118,7 @@ class Summary:
     ending: Ending
     exit_code: int
     rows_total: int
-    requests_sent: int
-    answers_stored: int
-    from_cache: int
-    duplicates: int
-    dead: int
-    possibly_billed: int
-    cost_microusd: int
+    counts: Snapshot
     sealed_rows: int
     store: str
     resume: str
@@ -134,21 +128,25 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """For --json and run.json."""
-        return asdict(self)
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        before = {name: values.pop(name) for name in ("run_id", "ending", "exit_code", "rows_total")}
+        return {**before, **values.pop("counts").summary(), **values}
 
     def lines(self) -> list[str]:
         """For people."""
+        counts = self.counts
         said = [
-            f"{self.ending}: {self.requests_sent:,} requests sent, {self.answers_stored:,} answers stored, "
-            f"{self.from_cache:,} from cache, {self.dead:,} failed, cost ${self.cost_microusd / 1e6:.4f}"
+            f"{self.ending}: {counts.requests_sent:,} requests sent, {counts.answers_stored:,} answers "
+            f"stored, {counts.from_cache:,} from cache, {counts.dead:,} failed, cost "
+            f"${counts.cost_microusd / 1e6:.4f}"
             + (f" and ${self.canary_microusd / 1e6:.4f} for canaries" if self.canary_microusd else ""),
             f"answers lie in {self.store}/shards ({self.sealed_rows:,} sealed now)",
         ]
         if self.detail:
             said.insert(1, f"why: {self.detail}")
-        if self.possibly_billed:
-            said.append(f"{self.possibly_billed:,} attempts were possibly billed without an answer to hold")
-        if self.dead:
+        if counts.possibly_billed:
+            said.append(f"{counts.possibly_billed:,} attempts were possibly billed without an answer to hold")
+        if counts.dead:
             said.append(f"failed rows and reasons: {self.store}/dead_letters.jsonl")
         said.extend(f"note: {warning}" for warning in self.warnings)
         if self.exit_code not in {0, TooManyFailures.exit_code}:
@@ -159,8 +157,8 @@ class Summary:
 def warnings_of(snapshot: Snapshot, bad_lines: int = 0) -> tuple[str, ...]:
     """What nobody may overlook, though the run went on. `bad_lines` of prompt files were passed over."""
     said = [f"{bad_lines:,} lines of prompt files were passed over: {BAD_PROMPTS}"] if bad_lines else []
-    if len(snapshot.voices) > 1:
-        named = ", ".join(f"{excerpt(voice)} ({count:,})" for voice, count in snapshot.voices.items())
+    if len(snapshot.served_models) > 1:
+        named = ", ".join(f"{excerpt(voice)} ({count:,})" for voice, count in snapshot.served_models.items())
         said.append(f"more than one teacher answered: {named}; each row names its own in response_model")
     if snapshot.repeated_ids:
         said.append(
@@ -168,17 +166,3 @@ def warnings_of(snapshot: Snapshot, bad_lines: int = 0) -> tuple[str, ...]:
             "but a gateway may mix replies up"
         )
     return tuple(said)
-
-
-def counts_of(snapshot: Snapshot) -> dict[str, int]:
-    """The counters a Summary names."""
-    names = (
-        "requests_sent",
-        "answers_stored",
-        "from_cache",
-        "duplicates",
-        "dead",
-        "possibly_billed",
-        "cost_microusd",
-    )
-    return {name: getattr(snapshot, name) for name in names}

@@ -15,7 +15,7 @@ from harvester.api.client import Client
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import Ending, HarvesterError, Parked, PromptError
-from harvester.observe.counters import PassLimits, PassResult, Snapshot, Tally, snapshot
+from harvester.observe.counters import Counters, PassLimits, PassResult, Snapshot, snapshot
 from harvester.run.canary_task import CanaryTask
 from harvester.run.control.settings import RuntimeSettings
 from harvester.run.endings import PassEnding
@@ -98,7 +98,7 @@ class PassParts:
     """The finished parts of one pass."""
 
     ending: PassEnding
-    tally: Tally
+    tally: Counters
     writer: AsyncWriter
     in_flight: InFlight
     teacher: Teacher
@@ -111,7 +111,7 @@ class PassParts:
 async def open_parts(setup: PassSetup, client: Client) -> PassParts:
     """Build the parts of a pass, each from those before it: ending, writer, in_flight, teacher, workers."""
     config, clock = setup.config, setup.clock
-    ending, tally = PassEnding(clock.wall), Tally()
+    ending, tally = PassEnding(clock.wall), Counters()
     writer = AsyncWriter(setup.writer, ending.fail)
     await writer.start()
     in_flight = InFlight(
@@ -261,7 +261,7 @@ class _Pass:
             self._parts.tally,
             in_flight=in_flight,
             window=sum(int(queue.limiter.window.size) for queue in self._parts.teacher.endpoints.queues),
-            why=self._why(in_flight),
+            waiting=self._why(in_flight),
         )
 
     def _why(self, in_flight: int) -> str:

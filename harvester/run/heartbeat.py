@@ -22,7 +22,7 @@ from harvester.observe.eta import Ahead, Forecast, Point, Span, Work
 from harvester.observe.process_stats import ProcessStats
 from harvester.observe.sd_notify import ServiceNotifier
 from harvester.observe.status import rows_done, status_lines, write_status
-from harvester.observe.timeline import Timeline
+from harvester.observe.timeline import TimelineWriter
 from harvester.prompts.feed import PromptFeed
 from harvester.run.control.settings import RuntimeSettings
 
@@ -63,7 +63,7 @@ class Heartbeat:
         self._forecast = Forecast()
         self._complaints: list[str] = []
         self._vitals = ProcessStats()
-        self._trace = Timeline(store, str(facts["run_id"]))
+        self._trace = TimelineWriter(store, str(facts["run_id"]))
         self._notify = ServiceNotifier()
         self._active_s = 0.0
         self._noted_at = time.monotonic()
@@ -139,7 +139,7 @@ class Heartbeat:
     def told(self) -> dict[str, Any]:
         """Everything, now. Times are Unix seconds, rates per minute over the last minute."""
         counts = self.latest.as_dict()
-        waiting = counts.pop("why")
+        waiting = counts.pop("waiting")
         holds = dict(self.levers.holds) if self.levers else {}
         state = RunState.ON_HOLD if self.state == RunState.RUNNING and holds else self.state
         told = {

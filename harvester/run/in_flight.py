@@ -18,7 +18,7 @@ from harvester.errors import (
     RateLimited,
     TeacherUnavailable,
 )
-from harvester.observe.counters import Tally
+from harvester.observe.counters import Counters
 from harvester.run.failures import PossiblyBilledRequests
 from harvester.store.journal.records import Answer, DeadLetter, HeldAnswer, SharedAnswer, asker_digest
 from harvester.store.journal.writer import AsyncWriter
@@ -53,7 +53,7 @@ class InFlight:
     def __init__(
         self,
         writer: AsyncWriter,
-        tally: Tally,
+        tally: Counters,
         reuse: ReuseIndex,
         possibly_billed: PossiblyBilledRequests,
         clock: Clock,

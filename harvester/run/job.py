@@ -160,7 +160,6 @@ class _Life:
         heart.end(result.ending, code)
         if error is not None:
             raise error
-        counts = endings.counts_of(result.counts)
         return Summary(
             run_id=self.run_id,
             ending=result.ending,
@@ -170,7 +169,7 @@ class _Life:
             store=str(prepared.store),
             resume=prepared.flags.again(prepared.path),
             detail=result.detail,
-            **counts,
+            counts=result.counts,
             canary_microusd=heart.canary.get("cost_microusd", 0),
             warnings=(*self.news, *endings.warnings_of(result.counts, len(prepared.bad))),
         )
@@ -178,7 +177,7 @@ class _Life:
     def _ears(self) -> terms_watch.TermsHooks:
         return terms_watch.TermsHooks(
             partial(ask_again, self.prepared),
-            lambda: self.heart.latest.voices,
+            lambda: self.heart.latest.served_models,
             self._refuse,
             self.heart.complain,
         )

@@ -9,7 +9,7 @@ from harvester.api.error_body import excerpt
 from harvester.api.request_key import short_digest
 from harvester.api.types import Completion
 from harvester.errors import Parked, TermsRefused
-from harvester.observe.counters import Tally
+from harvester.observe.counters import Counters
 from harvester.terms import lineage
 
 # Size of the fixed table that detects repeated response ids: about the last 65,536.
@@ -25,7 +25,7 @@ class ServedModels:
         providers: providers that a router may use; empty for any.
     """
 
-    def __init__(self, tally: Tally, *, strict: bool, providers: Sequence[str] = ()) -> None:
+    def __init__(self, tally: Counters, *, strict: bool, providers: Sequence[str] = ()) -> None:
         self._tally = tally
         self._providers = tuple(providers)
         self._strict = strict
@@ -40,7 +40,7 @@ class ServedModels:
         """
         if answer.response_id:
             self._note_id(answer.response_id)
-        if self._tally.note_voice(answer.served_model) and self._strict:
+        if self._tally.note_model(answer.served_model) and self._strict:
             raise Parked(0.0, f"another teacher answers now: {excerpt(answer.served_model)}")
         if not lineage.is_allowed_provider(answer.provider, self._providers):
             raise TermsRefused(

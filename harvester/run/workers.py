@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from harvester.api.types import Request
 from harvester.errors import Ending, GaveUp, HarvesterError, NotSent, Parked
-from harvester.observe.counters import Tally
+from harvester.observe.counters import Counters
 from harvester.run.endings import PassEnding
 from harvester.run.failures import RejectionStreak
 from harvester.run.in_flight import InFlight, answer_record
@@ -30,7 +30,7 @@ class Worker:
     writer: AsyncWriter
     in_flight: InFlight
     served_models: ServedModels
-    tally: Tally
+    tally: Counters
     ending: PassEnding
     rejections: RejectionStreak = field(default_factory=RejectionStreak)
 

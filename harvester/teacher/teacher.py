@@ -23,7 +23,7 @@ from harvester.errors import (
     TeacherError,
     TeacherRefused,
 )
-from harvester.observe.counters import Tally
+from harvester.observe.counters import Counters
 from harvester.store.journal.records import Failure, Intent, Refund
 from harvester.store.journal.writer import AsyncWriter
 from harvester.teacher.budget import Reservation
@@ -77,7 +77,7 @@ class Teacher:
         run_id: stored with each intent.
     """
 
-    def __init__(self, endpoints: Endpoints, writer: AsyncWriter, tally: Tally, run_id: str) -> None:
+    def __init__(self, endpoints: Endpoints, writer: AsyncWriter, tally: Counters, run_id: str) -> None:
         self.endpoints = endpoints
         self._policies = endpoints.policies
         self._writer = writer

@@ -165,7 +165,8 @@ from harvester.run.prepare import prepare
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 prepared = prepare(Path({str(folder / "harvest.toml")!r}), Overrides(rows=8))
 summary = asyncio.run(job.run(prepared, lambda _: None))
-print(summary.rows_total, summary.answers_stored, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(summary.rows_total, summary.counts.answers_stored, peak - before)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False

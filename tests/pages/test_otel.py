@@ -16,6 +16,7 @@ import pytest
 
 from harvester.observe import otel
 from harvester.observe.counters import LATENCY_EDGES_S, TOKEN_EDGES
+from harvester.observe.metrics import METRICS
 from tests.harvester.cli.test_progress import run_folder
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra `otel` is not installed")
@@ -64,7 +65,7 @@ def test_names_are_the_conventions(monkeypatch: pytest.MonkeyPatch):
     from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as names
     from opentelemetry.semconv._incubating.metrics import gen_ai_metrics as metrics
 
-    ours = {row.name for row in otel.NAMES if row.name.startswith("gen_ai")}
+    ours = {metric.otel for metric in METRICS if metric.otel.startswith("gen_ai")}
     assert ours == {metrics.GEN_AI_CLIENT_OPERATION_DURATION, metrics.GEN_AI_CLIENT_TOKEN_USAGE}
     assert set(otel.attributes_of("https://api.example/v1", "m")) == {
         names.GEN_AI_OPERATION_NAME,

@@ -1,7 +1,7 @@
-"""Prometheus text about a store: for the view's /metrics, and for node_exporter's textfile collector.
+"""Write the metrics of a store as Prometheus text: for `view` at /metrics, and for a textfile collector.
 
-Counters are the ledger's, over all runs of the store; histograms and gauges are the last run's. There is no
-prompt, no answer, no key and no path in it.
+Most counters come from the journal and cover all runs of the store. The metrics that metrics.py declares come
+from status.json and cover the last run. The text holds no prompt, no answer, no key and no path.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from typing import Any
 
 from harvester import __version__
 from harvester.errors import HarvesterError
-from harvester.observe.counters import LATENCY_EDGES_S, TOKEN_EDGES
+from harvester.observe.counters import Kind, Metric
+from harvester.observe.metrics import METRICS, value_in
 from harvester.observe.report import report
 from harvester.store.journal.records import Totals
 from harvester.system import output_path
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TEXTFILE_EVERY_S = 15.0
+PREFIX = "harvester_"
 Labels = Mapping[str, str]
+Series = tuple[str, Labels, float]  # suffix of the name, labels, value
 
 
 def exposed(store: Path) -> str:
@@ -31,7 +34,7 @@ def exposed(store: Path) -> str:
         StoreError: it can't be read.
     """
     status, totals, _ = report.ledger_of(store)
-    return "".join([*_counters(totals), *_canary_ledger(status), *_gauges(status), *_histograms(status)])
+    return "".join([*_of_store(totals), *_canaries_of_store(status), *_state(status), *run_metrics(status)])
 
 
 def write_textfile(store: Path, out: Path) -> None:
@@ -86,7 +89,7 @@ def kept(
         write()
 
 
-def family(name: str, kind: str, about: str, samples: Sequence[tuple[str, Labels, float]]) -> str:
+def family(name: str, kind: str, about: str, samples: Sequence[Series]) -> str:
     """One metric: HELP, TYPE and a line for each (suffix, labels, value); "" when there are none."""
     if not samples:
         return ""
@@ -105,15 +108,16 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(float(value))
 
 
-def _one(value: float) -> list[tuple[str, Labels, float]]:
+def _one(value: float) -> list[Series]:
     return [("", {}, value)]
 
 
-def _by(label: str, counts: Mapping[str, float]) -> list[tuple[str, Labels, float]]:
+def _by(label: str, counts: Mapping[str, float]) -> list[Series]:
     return [("", {label: name}, count) for name, count in sorted(counts.items())]
 
 
-def _counters(totals: Totals) -> Iterator[str]:
+def _of_store(totals: Totals) -> Iterator[str]:
+    """The counters over all runs of the store, from its journal."""
     tokens = {"input": totals.input_tokens, "output": totals.output_tokens}
     for name, about, samples in (
         ("attempts", "Attempts put on the wire.", _one(totals.attempts)),
@@ -138,8 +142,8 @@ def _counters(totals: Totals) -> Iterator[str]:
     )
 
 
-def _canary_ledger(status: Mapping[str, Any]) -> Iterator[str]:
-    """The canaries' own ledger: what the budget pays beside the rows."""
+def _canaries_of_store(status: Mapping[str, Any]) -> Iterator[str]:
+    """What the canaries cost over all runs: the budget pays them too, but they are no rows."""
     for name, kind, key, scale, about in (
         ("answers_total", "counter", "billed", 1.0, "Canaries' answers that were billed."),
         ("cost_dollars_total", "counter", "microusd_ever", 1e6, "Cost of canaries at the configured price."),
@@ -156,85 +160,61 @@ def _canary_ledger(status: Mapping[str, Any]) -> Iterator[str]:
             yield family(f"harvester_canary_{name}", kind, about, _one(value / scale))
 
 
-def _gauges(status: Mapping[str, Any]) -> Iterator[str]:
-    yield family(
-        "harvester_build_info", "gauge", "Version of the harvester.", [("", {"version": __version__}, 1)]
-    )
+def run_metrics(status: Mapping[str, Any]) -> Iterator[str]:
+    """The metrics of the last run that harvester/observe/metrics.py declares, in its order."""
+    families: dict[str, tuple[Metric, list[Series]]] = {}
+    for metric in METRICS:
+        if metric.prometheus:
+            _, series = families.setdefault(metric.prometheus, (metric, []))
+            series += _series(metric, status)
+    for name, (metric, series) in families.items():
+        yield family(f"{PREFIX}{name}", _type(metric), metric.family or metric.help, series)
+
+
+def _type(metric: Metric) -> str:
+    if metric.kind is Kind.HISTOGRAM:
+        return "histogram"
+    return "counter" if metric.prometheus.endswith("_total") else "gauge"
+
+
+def _series(metric: Metric, status: Mapping[str, Any]) -> list[Series]:
+    """The lines of one metric; none where the status lacks it."""
+    value, labels = value_in(status, metric.status), dict(metric.labels)
+    if metric.kind is Kind.HISTOGRAM:
+        return _cells(metric.edges, value, status.get(metric.total, 0), labels)
+    if metric.kind is Kind.COUNTS:
+        return [("", {**labels, "name": name}, count) for name, count in sorted((value or {}).items())]
+    return [("", labels, value)] if isinstance(value, int | float) else []
+
+
+def _state(status: Mapping[str, Any]) -> Iterator[str]:
+    """What is no single number of the status: version, state, limits in force, time left, budget."""
+    version: Labels = {"version": __version__}
+    yield family(f"{PREFIX}build_info", "gauge", "Version of the harvester.", [("", version, 1)])
     if not status:
         return
     state = str(status.get("state", ""))
-    yield family("harvester_state", "gauge", "1 for the state of the job.", [("", {"state": state}, 1)])
-    for name, key, about in _PLAIN_GAUGES:
-        value = status.get(key)
-        if isinstance(value, int | float):
-            yield family(f"harvester_{name}", "gauge", about, _one(value))
-    for name, key, about in _CANARY_GAUGES:
-        value = (status.get("canary") or {}).get(key)
-        if isinstance(value, int | float):
-            yield family(f"harvester_canary_{name}", "gauge", about, _one(value))
-    rows = {name: status.get(key, 0) for name, key in _ROWS.items()}
-    yield family(
-        "harvester_rows_done", "gauge", "Rows of this run with an ending, by ending.", _by("ending", rows)
-    )
+    yield family(f"{PREFIX}state", "gauge", "1 for the state of the job.", [("", {"state": state}, 1)])
     limits = status.get("limits") or {}
     for unit in ("requests", "tokens"):
         rate = limits.get(f"{unit}_per_minute")
         if rate is not None:
-            yield family(
-                f"harvester_{unit}_limit_per_second",
-                "gauge",
-                f"The limit on {unit} in force.",
-                _one(rate / 60),
-            )
-    left = status.get("eta_s") or {}
-    yield family(
-        "harvester_time_left_seconds", "gauge", "Estimated time left, as a range.", _by("bound", left)
-    )
+            name, help = f"{PREFIX}{unit}_limit_per_second", f"The limit on {unit} in force."
+            yield family(name, "gauge", help, _one(rate / 60))
+    left = _by("bound", status.get("eta_s") or {})
+    yield family(f"{PREFIX}time_left_seconds", "gauge", "Estimated time left, as a range.", left)
     budget = status.get("budget") or {}
     for name, key, scale in (("dollars", "microusd", 1e-6), ("tokens", "tokens", 1.0)):
         if budget.get(key) is not None:
-            yield family(
-                f"harvester_budget_{name}", "gauge", "The ceiling of this run.", _one(budget[key] * scale)
-            )
-            spent = budget.get(f"{key}_spent", 0) * scale
-            yield family(f"harvester_budget_spent_{name}", "gauge", "Spent of it.", _one(spent))
-
-
-_ROWS = {"cached": "from_cache", "duplicate": "duplicates", "answered": "answers_stored", "failed": "dead"}
-_PLAIN_GAUGES = (
-    ("heartbeat_timestamp_seconds", "updated_at", "When the job last wrote its status."),
-    ("run_start_timestamp_seconds", "started_at", "When the run began."),
-    ("rows", "rows_total", "Rows of this run: prompts x samples."),
-    ("in_flight_requests", "in_flight", "Requests on the wire."),
-    ("window_requests", "window", "Requests allowed on the wire at once."),
-    ("resident_memory_bytes", "rss_bytes", "Resident memory of the job's process."),
-    ("open_fds", "open_files", "Open file descriptors of the job's process."),
-    ("tasks", "tasks", "Tasks on the job's event loop."),
-    ("loop_lag_seconds", "loop_lag_s", "Latest that the event loop came back of late."),
-)
-_CANARY_GAUGES = (
-    ("rounds", "rounds", "Rounds of canaries asked of this teacher."),
-    ("changes", "changes", "Rounds in which the teacher had changed."),
-    ("distance_ratio", "distance", "Mean distance of the last round's answers from the reference."),
-    ("round_timestamp_seconds", "asked_at", "When the last round was asked."),
-)
-
-
-def _histograms(status: Mapping[str, Any]) -> Iterator[str]:
-    seconds = _cells(LATENCY_EDGES_S, status.get("latency_counts"), status.get("latency_sum_s", 0.0), {})
-    about = "Send to last byte of the attempts that answered."
-    yield family("harvester_request_duration_seconds", "histogram", about, seconds)
-    tokens: list[tuple[str, Labels, float]] = []
-    for kind in ("input", "output"):
-        counts, total = status.get(f"{kind}_token_counts"), status.get(f"{kind}_tokens", 0)
-        tokens += _cells(TOKEN_EDGES, counts, total, {"type": kind})
-    yield family("harvester_usage_tokens", "histogram", "Tokens of an answer, by type.", tokens)
+            ceiling, spent = budget[key] * scale, budget.get(f"{key}_spent", 0) * scale
+            yield family(f"{PREFIX}budget_{name}", "gauge", "The ceiling of this run.", _one(ceiling))
+            yield family(f"{PREFIX}budget_spent_{name}", "gauge", "Spent of it.", _one(spent))
 
 
 def _cells(
     edges: Sequence[float], counts: Sequence[int] | None, total: float, labels: Labels
-) -> list[tuple[str, Labels, float]]:
-    """Cumulative cells; none where there are no counts, or another release counted by other edges."""
+) -> list[Series]:
+    """Cumulative cells; none where there are no counts, or where another release used other edges."""
     if counts is None or len(counts) != len(edges) + 1:
         return []
     below, rows = 0, []

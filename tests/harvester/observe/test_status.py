@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from harvester.cli import progress
 from harvester.observe import status
 from harvester.observe.report import prometheus, report
-from harvester.observe.status_schema import FIELDS, validated_status
+from harvester.observe.status_schema import StatusFile, validated_status
 from harvester.store.journal.lock import StoreLock
 from tests.harvester import store_rows
 
@@ -80,7 +80,7 @@ def account(store: Path) -> report.Account:
 
 
 @settings(max_examples=100, deadline=None)
-@given(odd=st.dictionaries(st.sampled_from(sorted(FIELDS)), VALUES, max_size=6))
+@given(odd=st.dictionaries(st.sampled_from(sorted(StatusFile.model_fields)), VALUES, max_size=6))
 def test_nobody_stumbles_over_an_odd_status(store: Path, account: report.Account, odd: Mapping[str, Any]):
     (store / "status.json").write_text(json.dumps({**WHOLE, **odd}), encoding="utf-8")
     found = status.status(store)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from harvester.observe.process_stats import ProcessStats
-from harvester.observe.timeline import LAST_EVERY_S, MOST_LINES, Timeline, read_timeline
+from harvester.observe.timeline import LAST_EVERY_S, MOST_LINES, TimelineWriter, read_timeline
 from harvester.store import paths
 from harvester.system.clock import SystemClock
 from tests.faults import bench
@@ -41,7 +41,7 @@ def test_refusals_and_their_reason_are_in_the_trace(tmp_path: Path, mock_teacher
 
 def test_points_grow_rarer_with_age(tmp_path: Path):
     now = [0.0]
-    trace = Timeline(tmp_path, "r", clock=lambda: now[0])
+    trace = TimelineWriter(tmp_path, "r", clock=lambda: now[0])
     while now[0] < 7 * 86_400:
         if trace.is_due():
             trace.note({"requests_sent": int(now[0])}, {})
@@ -55,7 +55,7 @@ def test_a_long_trace_is_thinned_and_a_torn_line_dropped(tmp_path: Path):
     lines = [json.dumps({"at": n, "sent": n}) for n in range(MOST_LINES + 2)]
     path.write_text("\n".join([*lines, '{"at": 99']), encoding="utf-8")
     assert len(read_timeline(tmp_path)) == MOST_LINES + 2
-    trace = Timeline(tmp_path, "r")
+    trace = TimelineWriter(tmp_path, "r")
     trace.note({"requests_sent": 7}, {})
     points = read_timeline(tmp_path)
     assert len(points) == MOST_LINES // 2 + 2
@@ -64,7 +64,7 @@ def test_a_long_trace_is_thinned_and_a_torn_line_dropped(tmp_path: Path):
 
 
 def test_a_disk_that_refuses_the_trace_ends_nothing(tmp_path: Path):
-    trace = Timeline(tmp_path / "gone", "r")
+    trace = TimelineWriter(tmp_path / "gone", "r")
     trace.note({}, {})
     assert read_timeline(tmp_path / "gone") == []
 

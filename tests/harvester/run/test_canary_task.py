@@ -129,7 +129,7 @@ def test_a_steady_teacher_is_asked_again_and_kept_apart(tmp_path: Path, mock_tea
     mock = mock_teacher(latency_s=0.05)
     path = folder(tmp_path, mock, 60)
     summary = live(path)
-    assert (summary.exit_code, summary.answers_stored) == (0, 60)
+    assert (summary.exit_code, summary.counts.answers_stored) == (0, 60)
     rounds = read_rounds(tmp_path / "store")
     assert len(rounds) >= 2
     assert all((one["asked"], one["answered"], one["changes"]) == (4, 4, []) for one in rounds)
@@ -211,7 +211,7 @@ def test_a_change_holds_the_run_when_asked_to_until_the_operator_resumes(tmp_pat
     assert seen["held"] >= 3
     assert "the teacher changed (model 'mock-teacher' -> 'mock-teacher-2')" in seen["why"]
     assert seen["stored"] < 60
-    assert (summary.exit_code, summary.answers_stored) == (0, 60)
+    assert (summary.exit_code, summary.counts.answers_stored) == (0, 60)
 
 
 def test_a_hold_for_a_changed_teacher_outlives_the_process_until_resume(tmp_path: Path, mock_teacher):
@@ -250,7 +250,7 @@ def test_a_hold_for_a_changed_teacher_outlives_the_process_until_resume(tmp_path
         if now["answers_stored"]:
             asyncio.get_running_loop().run_in_executor(None, ask, store, "stop")
 
-    assert live(path, stop_at_work).answers_stored > 0
+    assert live(path, stop_at_work).counts.answers_stored > 0
 
 
 def test_a_round_that_can_not_be_asked_is_told_and_the_next_one_is(tmp_path: Path, mock_teacher):
@@ -289,14 +289,14 @@ def test_what_canaries_cost_is_shown_beside_the_rows(tmp_path: Path, mock_teache
     found = status(store)
     assert spent == summary.canary_microusd == found["canary"]["cost_microusd"] > 0
     assert found["canary_microusd_ever"] == spent
-    assert found["budget"]["microusd_spent"] == summary.cost_microusd + spent
+    assert found["budget"]["microusd_spent"] == summary.counts.cost_microusd + spent
     assert f" and ${spent / 1e6:.4f} for canaries" in summary.lines()[0]
     said = "\n".join(status_lines(found))
     assert f"this run and ${spent / 1e6:.4f} for canaries" in said
     assert f"{mock.totals()['answers'] - 20} answers billed for ${spent / 1e6:.4f} beside the rows" in said
     assert f"harvester_canary_cost_dollars_total {spent / 1e6}\n" in prometheus.exposed(store)
     likely = [one["cost_projected_microusd"]["likely"] for one in told if one["cost_projected_microusd"]]
-    assert likely[-1] == pytest.approx(summary.cost_microusd + spent, abs=1)
+    assert likely[-1] == pytest.approx(summary.counts.cost_microusd + spent, abs=1)
 
 
 def test_a_canary_that_is_refused_for_good_is_asked_no_more_and_that_is_shown(tmp_path: Path, mock_teacher):
@@ -311,7 +311,7 @@ def test_a_canary_that_is_refused_for_good_is_asked_no_more_and_that_is_shown(tm
 def test_a_failing_canary_disturbs_nobody(tmp_path: Path, mock_teacher):
     mock = mock_teacher(latency_s=0.02, faults=[{"action": "status", "status": 400, "prompt": "w1x"}])
     summary = live(folder(tmp_path, mock, 20))
-    assert (summary.exit_code, summary.answers_stored) == (0, 20)
+    assert (summary.exit_code, summary.counts.answers_stored) == (0, 20)
     assert read_rounds(tmp_path / "store")[0]["answered"] == 3
 
 

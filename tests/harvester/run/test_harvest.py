@@ -210,10 +210,10 @@ def test_a_pass_that_drains_by_itself_says_what_it_awaits_and_a_stop_gives_that_
             chosen,
             sums(50),
             limits=PassLimits(grace_s=0.1),
-            stop_when=lambda seen: seen.in_flight == 1 and "paid for" in seen.why,
+            stop_when=lambda seen: seen.in_flight == 1 and "paid for" in seen.waiting,
         )
     last = bench.snapshots[-1]
-    assert (last.possibly_billed, last.in_flight, last.why) == (1, 0, "")
+    assert (last.possibly_billed, last.in_flight, last.waiting) == (1, 0, "")
 
 
 def test_row_limit_and_token_budget_end_the_pass(mock_teacher: Mock, bench: Bench) -> None:

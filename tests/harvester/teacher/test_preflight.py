@@ -40,7 +40,7 @@ def test_a_teacher_that_comes_up_late_is_waited_for_and_the_run_says_why_it_wait
             came.append(mock_teacher(port=port))
 
     ended = asyncio.run(job.run(prepare(config), watch, Hasty(100)))
-    assert (ended.exit_code, ended.answers_stored) == (0, 3)
+    assert (ended.exit_code, ended.counts.answers_stored) == (0, 3)
     assert came[0].totals()["answers"] == 3
 
 
@@ -48,7 +48,7 @@ def test_nobody_within_our_patience_parks_before_any_send(tmp_path: Path) -> Non
     port = free_port()
     config = write_folder(tmp_path, f"http://127.0.0.1:{port}/v1", 3, more=PATIENT)
     ended = asyncio.run(job.run(prepare(config), lambda _: None, Hasty(100)))
-    assert (ended.ending, ended.exit_code, ended.requests_sent) == ("parked", 10, 0)
+    assert (ended.ending, ended.exit_code, ended.counts.requests_sent) == ("parked", 10, 0)
     assert f"nobody answers at 127.0.0.1:{port}/v1/models: can't connect: connection refused" in ended.detail
     assert "is base_url right?" in ended.detail
 
@@ -57,7 +57,7 @@ def test_one_of_two_addresses_is_enough(mock_teacher: Mock, tmp_path: Path) -> N
     other = f'replicas = ["{mock_teacher().base_url}"]\n'
     config = write_folder(tmp_path, f"http://127.0.0.1:{free_port()}/v1", 3, teacher=other)
     ended = asyncio.run(job.run(prepare(config), lambda _: None, Hasty()))
-    assert (ended.exit_code, ended.answers_stored) == (0, 3)
+    assert (ended.exit_code, ended.counts.answers_stored) == (0, 3)
 
 
 def test_a_stop_waits_for_no_look(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_stop_waits_for_no_look(tmp_path: Path) -> None:
                 return await living
 
         ended = asyncio.run(go())
-    assert (ended.ending, ended.exit_code, ended.requests_sent) == ("stopped", 10, 0)
+    assert (ended.ending, ended.exit_code, ended.counts.requests_sent) == ("stopped", 10, 0)
 
 
 class Turned(Hasty):
@@ -100,4 +100,4 @@ def test_nobody_looks_while_the_hours_are_closed(mock_teacher: Mock, tmp_path: P
 
     ended = asyncio.run(job.run(prepare(config, Overrides(watch=True, rows=3)), watch, clock))
     assert held[:4] == [0, 0, 0, 0]
-    assert (ended.ending, ended.answers_stored, mock.fired()) == ("rows", 3, {"look": 1})
+    assert (ended.ending, ended.counts.answers_stored, mock.fired()) == ("rows", 3, {"look": 1})
