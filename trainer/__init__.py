@@ -1,6 +1,6 @@
-"""Fine-tunes a local student on a harvested corpus with LoRA, scores it, exports it with its papers.
+"""Fine-tune a local student on a harvested corpus with LoRA, evaluate it, and publish it with its papers.
 
-Import from the room that owns the name; this file imports nothing.
+This file imports nothing: import a name from the module that defines it.
 """
 
 __version__ = "0.1.0"

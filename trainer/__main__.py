@@ -1,4 +1,4 @@
-"""`python -m trainer` and the `trainer` script."""
+"""Run the command line for `python -m trainer`."""
 
 from trainer.cli import main
 

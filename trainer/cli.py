@@ -1,7 +1,7 @@
-"""The command line: one typer app, and the one door where errors become lines and exit codes.
+"""Define the command line: one typer app; errors become a message on stderr and an exit code.
 
-Importing this loads neither torch, transformers, pyarrow nor pydantic; commands import their rooms when
-they run.
+Importing this module loads neither torch, transformers, pyarrow nor pydantic. A command imports what it
+needs when it runs, so `--help` is fast.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from trainer.console import (
     print_result,
     print_scorecard,
     progress_bar,
-    visible,
 )
 from trainer.errors import HarvesterError
 
@@ -31,17 +30,17 @@ configuration, corpus or student, 5 storage fault, 75 another training holds the
 
 app = typer.Typer(
     name="trainer",
-    help="Teach a local student what a corpus of teacher answers says, and judge it.",
+    help="Fine-tune a local student on a corpus of teacher answers, and evaluate it.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 CONFIG = typer.Argument(..., help="train.toml", show_default=False)
-AS_JSON = typer.Option(False, "--json", help="Machine lines on stdout, talk on stderr.")
+AS_JSON = typer.Option(False, "--json", help="Print the result as one JSON line on stdout.")
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"trainer {__version__}")
         raise typer.Exit
@@ -50,10 +49,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Say the version."
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    """Teach a local student what a corpus of teacher answers says, and judge it."""
+    """Fine-tune a local student on a corpus of teacher answers, and evaluate it."""
 
 
 @app.command()
@@ -62,90 +61,93 @@ def plan(
     probe: int = typer.Option(20, min=0, help="Real steps to measure time with; 0 loads no weights."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Rows, tokens, steps and memory, before a weight is moved; time from a short probe.
+    """Estimate rows, tokens, steps, memory and time; time comes from a few real steps. Writes nothing.
 
     Example: trainer plan train.toml
     """
-    from trainer import config as settings
+    from trainer.config import load
 
-    loaded = settings.load(config)
-    from trainer.training import plan as room
+    loaded = load(config)
+    from trainer.training.plan import plan as make_plan
 
-    told = asdict(room.plan(loaded, probe))
-    memory = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in told["memory"].items())
+    estimate = make_plan(loaded, probe)
+    memory = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in estimate.memory.items())
+    recomputed = "; activations are recomputed" if estimate.checkpointing else ""
     lines = [
-        f"examples {told['examples']:,}, held out {told['held_out']:,}{excluded_phrase(told['excluded'])}",
-        f"tokens per epoch {told['tokens_per_epoch']:,}, supervised {told['supervised_per_epoch']:,}",
-        f"steps {told['steps']:,} of {told['packs_per_step']} packs, empty seats {told['pack_waste']:.1%}",
-        f"parameters: base {told['base_parameters']:,}, adapter {told['adapter_parameters']:,}",
-        f"memory in MiB: {memory}{'; activations are computed again' if told['checkpointing'] else ''}",
-        f"base SHA-256 {told['base_sha256']}",
+        f"examples {estimate.examples:,}, held out {estimate.held_out:,}{excluded_phrase(estimate.excluded)}",
+        f"tokens per epoch {estimate.tokens_per_epoch:,}, supervised {estimate.supervised_per_epoch:,}",
+        f"steps {estimate.steps:,} of {estimate.packs_per_step} packs, unused {estimate.pack_waste:.1%}",
+        f"parameters: base {estimate.base_parameters:,}, adapter {estimate.adapter_parameters:,}",
+        f"memory in MiB: {memory}{recomputed}",
+        f"base SHA-256 {estimate.base_sha256}",
     ]
-    if told["time_s"] is not None:
-        lines.append(f"time {told['time_s']:,.0f} s at {told['tokens_per_s']:,.0f} tokens/s ({probe} steps)")
-    print_result(told, lines, as_json=as_json)
+    if estimate.time_s is not None:
+        speed = f"{estimate.tokens_per_s:,.0f} tokens/s"
+        lines.append(f"time {estimate.time_s:,.0f} s at {speed} ({probe} steps)")
+    print_result(asdict(estimate), lines, as_json=as_json)
 
 
 @app.command()
 def doctor(
     config: Path = CONFIG,
-    page: Path | None = typer.Option(None, help="Where the page goes; default: doctor.html in [out] path."),
+    page: Path | None = typer.Option(None, help="File of the page; default: doctor.html in [out] path."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Show what is supervised, and find label faults before they are learned; write it all on one page.
+    """Show which tokens are supervised and find faults in the labels, before training; write an HTML page.
 
     Example: trainer doctor train.toml
     """
-    from trainer import config as settings
+    from trainer.config import load
 
-    loaded = settings.load(config)
+    loaded = load(config)
+    from harvester.system.safe_text import visible
     from trainer.errors import FindingsError
-    from trainer.evaluation import doctor as room
+    from trainer.evaluation.doctor import diagnose, write_page
 
-    found = room.diagnose(loaded)
-    where = str(room.write_page(found, loaded, page or loaded.out_path / "doctor.html"))
+    diagnosis = diagnose(loaded)
+    path = str(write_page(diagnosis, loaded, page or loaded.out_path / "doctor.html"))
     if not as_json:
-        for shown in found.shown:
-            pieces = [(token.text, token.supervised) for token in shown.tokens]
-            typer.echo(f"{visible(shown.prompt_id)}: {mark_supervised(pieces)}")
+        for shown in diagnosis.shown:
+            tokens = [(token.text, token.supervised) for token in shown.tokens]
+            typer.echo(f"{visible(shown.prompt_id)}: {mark_supervised(tokens)}")
     lines = [
-        f"examples {found.examples:,}{excluded_phrase(found.excluded)}",
-        *(f"note: {line}" for line in found.notices),
-        f"page in {where}",
+        f"examples {diagnosis.examples:,}{excluded_phrase(diagnosis.excluded)}",
+        *(f"note: {notice}" for notice in diagnosis.notices),
+        f"page in {path}",
     ]
-    print_result({**asdict(found), "page": where}, lines, as_json=as_json)
-    if found.findings:
+    print_result({**asdict(diagnosis), "page": path}, lines, as_json=as_json)
+    if diagnosis.findings:
         raise FindingsError(
-            "; ".join(found.findings), place=str(config), remedy="repair template, tokenizer or corpus"
+            "; ".join(diagnosis.findings), place=str(config), remedy="repair template, tokenizer or corpus"
         )
 
 
 @app.command()
 def train(
     config: Path = CONFIG,
-    processes: int = typer.Option(1, min=1, help="Processes on this machine, one a device (torchrun)."),
+    processes: int = typer.Option(1, min=1, help="Processes on this machine, one per device (torchrun)."),
     allow_change: bool = typer.Option(False, help="Resume although settings or corpus changed."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Train the adapter; the same command resumes where it stopped.
+    """Train the adapter. The same command resumes an interrupted training.
 
     Example: trainer train train.toml
     """
-    from trainer import config as settings
+    from trainer.config import load
 
-    loaded = settings.load(config)
+    loaded = load(config)
     if processes > 1:
-        from trainer.training import launch as fleet
+        from trainer.training.launch import launch
 
-        raise typer.Exit(fleet.launch(config, processes, allow_change=allow_change))
+        raise typer.Exit(launch(config, processes, allow_change=allow_change))
     print_message("reading corpus and student")
     from trainer.data import dataset
 
-    rows = dataset.read(loaded)  # what the corpus lacks is said before torch is loaded
-    from trainer.training import train as room
+    rows = dataset.read(loaded)  # a fault in the corpus is reported before torch is loaded
+    from trainer.training.train import train as run_training
 
     with progress_bar("train", "steps") as update:
-        done = room.train(
+        trained = run_training(
             loaded,
             lambda log: update(
                 log.step,
@@ -155,20 +157,21 @@ def train(
             rows=rows,
             allow_change=allow_change,
         )
-    loss = f", loss {done.loss:.3f}" if done.loss is not None else ""
-    now = (
-        f"{done.steps_now:,} steps now ({done.tokens_per_s:,.0f} tokens/s)"
-        if done.steps_now
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun only the first process prints
+    loss = f", loss {trained.loss:.3f}" if trained.loss is not None else ""
+    made = (
+        f"{trained.steps_now:,} steps now ({trained.tokens_per_s:,.0f} tokens/s)"
+        if trained.steps_now
         else "complete already"
     )
-    if os.environ.get("RANK", "0") != "0":
-        return  # one process of a fleet talks
     lines = [
-        *done.notes,
-        f"examples {done.examples:,}{excluded_phrase(done.excluded)}; {done.steps:,} steps, {now}{loss}",
-        f"adapter in {done.adapter}",
+        *trained.notes,
+        f"examples {trained.examples:,}{excluded_phrase(trained.excluded)}; "
+        f"{trained.steps:,} steps, {made}{loss}",
+        f"adapter in {trained.adapter}",
     ]
-    print_result(asdict(done), lines, as_json=as_json)
+    print_result(asdict(trained), lines, as_json=as_json)
 
 
 @app.command()
@@ -177,20 +180,21 @@ def evaluate(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
 
     Example: trainer evaluate train.toml
     """
-    from trainer import config as settings
+    from trainer.config import load
 
-    loaded = settings.load(config)
+    loaded = load(config)
     print_message("reading corpus and student")
-    from trainer.evaluation import evaluate as room
+    from trainer.evaluation.evaluate import evaluate as run_evaluation
 
     with progress_bar("score", "prompts") as update:
-        offset = {"base": 0, "student": 1}
-        card = room.evaluate(
-            loaded, lambda who, total, done: update(offset[who] * total + done, 2 * total, who)
+        models_before = {"base": 0, "student": 1}
+        card = run_evaluation(
+            loaded,
+            lambda name, total, done: update(models_before[name] * total + done, 2 * total, name),
         )
-    where = str(loaded.out_path / "scorecard.json")
+    path = str(loaded.out_path / "scorecard.json")
     print_scorecard(card)
-    print_result({**card, "scorecard": where}, [f"scorecard in {where}"], as_json=as_json)
+    print_result({**card, "scorecard": path}, [f"scorecard in {path}"], as_json=as_json)
 
 
 @app.command()
@@ -200,27 +204,27 @@ def export(
     dtype: str = typer.Option("", help="float32, bfloat16 or float16; default: the base's own."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Merge the adapter into the base in fp32, prove the result equal, print the commands that serve it.
+    """Merge the adapter into the base in fp32, check that outputs agree, print commands that serve it.
 
     Example: trainer export train.toml merged/
     """
-    from trainer import config as settings
+    from trainer.config import load
 
-    loaded = settings.load(config)
-    from trainer.data import chat_template as render
+    loaded = load(config)
+    from trainer.data.chat_template import Renderer
     from trainer.model import model
-    from trainer.publish import export as room
     from trainer.publish import serving
+    from trainer.publish.export import export_merged
 
-    parity = room.export_merged(loaded, out, dtype)
-    renderer = render.Renderer(model.load_tokenizer(loaded.base, loaded.template))
-    how = serving.commands(loaded, renderer, out.resolve())
-    said = ", ".join(
+    parity = export_merged(loaded, out, dtype)
+    renderer = Renderer(model.load_tokenizer(loaded.base, loaded.template))
+    commands = serving.commands(loaded, renderer, out.resolve())
+    figures = ", ".join(
         f"{name.replace('_', ' ')} {value:.3g}" for name, value in parity.items() if isinstance(value, float)
     )
     print_result(
-        {**parity, "merged": str(out), "serving": asdict(how)},
-        [f"merged student in {out}, {parity['dtype']}: {said}", *serving.describe(how)],
+        {**parity, "merged": str(out), "serving": asdict(commands)},
+        [f"merged student in {out}, {parity['dtype']}: {figures}", *serving.describe(commands)],
         as_json=as_json,
     )
 
@@ -229,36 +233,37 @@ def export(
 def trace(
     adapter: Path = typer.Argument(..., help="Folder of an adapter.", show_default=False),
     row: str | None = typer.Argument(None, help="Prompt id, or the start of a key; none: check everything."),
-    corpus: Path | None = typer.Option(None, help="The corpus; needed to follow a row."),
+    corpus: Path | None = typer.Option(None, help="The corpus; needed to trace a row."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Follow a learned row back to its request, teacher and terms, or check the whole hash tree.
+    """Trace a learned row back to its request, teacher and terms, or verify the whole hash tree.
 
     Example: trainer trace data/demo/adapter skills-sum-train-0353 --corpus data/demo/store
     """
     from trainer.errors import ConfigError, FindingsError
-    from trainer.provenance import fingerprint as room
+    from trainer.provenance import fingerprint
 
     if row is not None:
         if corpus is None:
-            raise ConfigError(
-                "to follow a row the corpus is needed", place=row, remedy="name it with --corpus"
-            )
-        told = room.trace(adapter, row, corpus)
-        print_result(told, [f"{name:<15} {value}" for name, value in told.items()], as_json=as_json)
+            raise ConfigError("tracing a row needs the corpus", place=row, remedy="name it with --corpus")
+        origin = fingerprint.trace(adapter, row, corpus)
+        print_result(origin, [f"{name:<15} {value}" for name, value in origin.items()], as_json=as_json)
         return
-    found = room.verify(adapter, corpus)
-    tree, leaves = room.read(adapter)
-    lines = [f"{len(leaves):,} learned rows, root {tree['root']}", *(f"  {one}" for one in found)]
-    print_result({"root": tree["root"], "rows": len(leaves), "findings": found}, lines, as_json=as_json)
-    if found:
-        raise FindingsError(f"{len(found)} findings", place=str(adapter))
+    findings = fingerprint.verify(adapter, corpus)
+    tree, leaves = fingerprint.read(adapter)
+    lines = [
+        f"{len(leaves):,} learned rows, root {tree['root']}",
+        *(f"  {finding}" for finding in findings),
+    ]
+    print_result({"root": tree["root"], "rows": len(leaves), "findings": findings}, lines, as_json=as_json)
+    if findings:
+        raise FindingsError(f"{len(findings)} findings", place=str(adapter))
 
 
 def main() -> None:
-    """Run the app; every error of ours ends as one clear message and its documented exit code."""
-    # OpenMP reads this when torch loads. Threads that spin while they wait fight any other busy process for
-    # the cores: measured 500 tokens/s beside a second two-thread process, 9,000 with threads that sleep.
+    """Run the app. Every HarvesterError ends as one message on stderr and its documented exit code."""
+    # OpenMP reads this when torch loads. Threads that spin while they wait compete with other processes for
+    # the cores: 500 tokens/s beside a second two-thread process, against 9,000 with threads that sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()

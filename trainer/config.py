@@ -1,25 +1,29 @@
-"""train.toml as frozen values. An unknown key is an error that names the nearest known one.
+"""Read train.toml into frozen values. An unknown key is an error that names the nearest known key.
 
-Paths are resolved beside the file, so a folder can be moved as a whole.
+Relative paths start from the file's folder, so a folder can be moved as a whole.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from harvester.system.toml_file import read_toml
+from harvester.system.toml_file import read_toml, suggest_key, validate
 from trainer.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-PACK_TOKENS = 2048  # measured on two cores with a 1M-parameter student: 512 -> 18k, 2048 -> 25k tokens/s
+# Default tokens of a pack. Measured on two cores with a 1M-parameter student: 512 -> 18k tokens/s,
+# 2,048 -> 25k tokens/s.
+PACK_TOKENS = 2048
+
+_LEAST = "a train.toml needs [student] base and [data] corpus"
 
 
 class _Frozen(BaseModel):
@@ -27,11 +31,13 @@ class _Frozen(BaseModel):
 
 
 class StudentSection(_Frozen):
-    """The local model to tune: a folder with safetensors weights, tokenizer and chat template.
+    """Configure the local model to tune: a folder with safetensors weights, tokenizer and chat template.
 
     Attributes:
-        template: a chat template to use instead of the folder's own; a part of a training's identity.
-        sha256: hash of the base (`trainer plan` prints it); another base is refused.
+        base: the folder.
+        template: file with a chat template to use instead of the folder's own. A training can only be
+            resumed with the same template.
+        sha256: expected hash of the base (`trainer plan` prints it); another base is refused. Empty: any.
     """
 
     base: str = Field(min_length=1)
@@ -40,16 +46,18 @@ class StudentSection(_Frozen):
 
 
 class DataSection(_Frozen):
-    """Where samples come from and which of them are learned.
+    """Configure which samples are learned.
 
     Attributes:
         corpus: a store folder, or any folder of shards.
-        split_field: metadata field that names a row's split; rows whose split is not "train" are judged
-            with, never trained on.
-        eval_share: share of the prompts without a split that is held out, chosen by the prompt's content.
-        truncated: rows cut by the teacher's token limit: left out, or learned without an end of turn.
-        reasoning: the teacher's reasoning: left out, put before the answer as plain text in think tags, or
-            kept where the student's template has its place for it.
+        split_field: metadata field with a row's split. Only rows with "train" are learned; the others are
+            held out for evaluation.
+        eval_share: share (0 to 1) of the prompts without a split that is held out. The choice depends on
+            the prompt's content only.
+        truncated: what to do with rows cut by the teacher's token limit: leave them out, or learn them
+            without an end of turn.
+        reasoning: what to do with the teacher's reasoning: drop it, put it inline before the answer in
+            think tags, or keep it in the place that the student's template has for it.
     """
 
     corpus: str = Field(min_length=1)
@@ -60,7 +68,16 @@ class DataSection(_Frozen):
 
 
 class LoraSection(_Frozen):
-    """The adapter. Names follow PEFT; `plus_ratio` multiplies the rate of B (LoRA+)."""
+    """Configure the LoRA adapter (Hu et al. 2021, arXiv 2106.09685). Names follow PEFT.
+
+    Attributes:
+        rank: inner dimension r. alpha: the adapter's output is scaled by alpha / rank.
+        dropout: probability of dropping an input of A.
+        target: names of linear layers, or all of them except the output layer.
+        rslora: scale by alpha / sqrt(rank) instead (arXiv 2312.03732).
+        dora: decompose weights into magnitude and direction (arXiv 2402.09353).
+        plus_ratio: learning rate of B divided by that of A (LoRA+, arXiv 2402.12354).
+    """
 
     rank: PositiveInt = 32
     alpha: Positive = 64
@@ -72,22 +89,26 @@ class LoraSection(_Frozen):
 
 
 class TrainSection(_Frozen):
-    """The loop.
+    """Configure the training loop.
 
     Attributes:
-        batch_tokens: tokens of one optimiser step, prompt and completion together.
+        epochs: passes over the data.
+        batch_tokens: tokens of one optimiser step, prompts and completions together.
         pack_tokens: tokens of one forward pass; a step is one or more packs.
-        max_length: longer examples are left out and counted.
-        warmup: share of all steps with a rising rate.
-        lr_floor: share of the peak rate that the cosine ends at.
-        clip: bound of the gradient's norm.
-        save_every: steps between checkpoints; 0 means one at the end.
-        checkpointing: recompute activations in the backward pass; "planned" does so only where the memory
-            plan says that they would not fit.
-        shard: deal the base's layers to the processes of a fleet; "planned" does so only where the base would
-            take more than half of a device.
-        compile: torch.compile for the layers and the loss; the first step takes its time, last bits differ.
-        threads: CPU threads, 0 means as many as there are cores for this process.
+        max_length: tokens of the longest example; longer ones are left out and counted.
+        lr: peak learning rate of A.
+        warmup: share of all steps during which the learning rate rises.
+        lr_floor: learning rate at the end of the cosine schedule, as a share of the peak.
+        clip: largest L2 norm of the gradient; a larger gradient is scaled down.
+        save_every: steps between checkpoints; 0: only one at the end.
+        checkpointing: recompute activations in the backward pass to save memory; "planned": only if the
+            estimate says that they would not fit.
+        shard: split the base's layers over the processes (FSDP2); "planned": only if the base would take
+            more than half of a device.
+        compile: use torch.compile for the layers and the loss. The first step is slow, and results differ
+            in the last bits.
+        threads: CPU threads; 0: one for each core that this process may use.
+        device: "fastest" is CUDA if present, else the CPU.
     """
 
     epochs: PositiveInt = 3
@@ -111,7 +132,7 @@ class TrainSection(_Frozen):
 
     @property
     def pack_budget(self) -> int:
-        """Tokens of one pack: as told, else the measured default, never above a step."""
+        """Tokens of one pack: `pack_tokens`, else a measured default that is no larger than a step."""
         return self.pack_tokens or min(self.batch_tokens, max(self.max_length, PACK_TOKENS))
 
     @property
@@ -121,7 +142,12 @@ class TrainSection(_Frozen):
 
 
 class EvaluateSection(_Frozen):
-    """How the held-out prompts are answered: greedily, in batches."""
+    """Configure the evaluation: held-out prompts are answered greedily, in batches.
+
+    Attributes:
+        max_new_tokens: tokens of the longest answer. batch: prompts answered together.
+        resamples: bootstrap resamples for the intervals.
+    """
 
     max_new_tokens: PositiveInt = 64
     batch: PositiveInt = 256
@@ -129,11 +155,12 @@ class EvaluateSection(_Frozen):
 
 
 class OutSection(_Frozen):
-    """Folder that receives adapter/, checkpoints/, train.jsonl, answers.jsonl and scorecard.json.
+    """Configure the output folder: adapter/, checkpoints/, train.jsonl, answers.jsonl, scorecard.json.
 
     Attributes:
-        name: what the student will be called (default: the folder's name); some terms ask for a prefix.
-        licence: id for its card; some terms force one. Empty: what the duties force.
+        path: the folder.
+        name: name of the student (default: the folder's name); some terms require a prefix.
+        licence: licence id for the model card. Empty: the one that the teachers' terms require.
     """
 
     path: str = "out"
@@ -142,7 +169,7 @@ class OutSection(_Frozen):
 
 
 class TrainConfig(_Frozen):
-    """A whole train.toml."""
+    """All of train.toml. `root` is the folder of the file; relative paths start there."""
 
     student: StudentSection
     data: DataSection
@@ -178,17 +205,17 @@ class TrainConfig(_Frozen):
 
     @property
     def out_path(self) -> Path:
-        """Folder of everything written."""
+        """Folder that everything is written to."""
         return (self.root / self.out.path).resolve()
 
     @property
     def name(self) -> str:
-        """What the student is called."""
+        """Name of the student."""
         return self.out.name or self.out_path.name
 
     @property
     def sha256(self) -> str:
-        """Hash of the values, without the place they were read from."""
+        """SHA-256 of the values, without the folder that they were read from."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
@@ -198,44 +225,20 @@ def load(path: Path) -> TrainConfig:
     Raises:
         ConfigError: missing or broken file, unknown key (with a suggestion), impossible value.
     """
-    data = read_toml(path, "a train.toml needs [student] base and [data] corpus")
-    return parse(data, root=path.parent, place=str(path))
+    return parse(read_toml(path, _LEAST), root=path.parent, place=str(path))
 
 
-def parse(data: dict[str, Any], *, root: Path, place: str) -> TrainConfig:
-    """Validate already loaded TOML; `place` is named in errors, `root` is where paths start.
+def parse(data: Mapping[str, Any], *, root: Path, place: str) -> TrainConfig:
+    """Validate parsed TOML.
+
+    Args:
+        root: folder that relative paths start from.
+        place: the file, for errors.
 
     Raises:
-        ConfigError: the first thing wrong, with its key and a remedy.
+        ConfigError: the first thing that is wrong, with its key and a remedy.
     """
-    if "root" in data:
-        raise ConfigError("unknown key 'root'", place=place, remedy=_suggestion(("root",)))
-    try:
-        return TrainConfig.model_validate({**data, "root": root})
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-        # A misspelt key often also leaves a required one missing: name the spelling first.
-        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(
-                f"unknown key {where!r}", place=place, remedy=_suggestion(first["loc"])
-            ) from None
-        wants = "a train.toml needs [student] base and [data] corpus" if first["type"] == "missing" else ""
-        said = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(
-            f"{where}: {said}", place=place, remedy=wants or "change the key named here"
-        ) from None
-
-
-def _suggestion(loc: tuple[int | str, ...]) -> str:
-    model: Any = TrainConfig
-    for part in loc[:-1]:
-        found = model.model_fields.get(str(part))
-        kinds = [found.annotation, *get_args(found.annotation)] if found else []
-        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-        if model is None:
-            return ""
-    known = [name for name in model.model_fields if name != "root"]
-    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+    if "root" in data:  # the field exists, but a file may not set it
+        remedy = suggest_key(TrainConfig, ("root",))
+        raise ConfigError("unknown key 'root'", place=place, remedy=remedy)
+    return validate(TrainConfig, {**data, "root": root}, place=place, missing=_LEAST)

@@ -1,4 +1,4 @@
-"""What the commands say and paint: JSON lines on stdout for machines, talk, tables and bars on stderr."""
+"""Print what commands have to say: results on stdout (text or JSON), messages, tables and bars on stderr."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from typing import Any
 
 import typer
 
+from harvester.system.safe_text import one_line, visible
+
+MODELS = ("base", "student", "teacher")
+
+# Reports progress: units done, units in all, a short text about the current one.
+Update = Callable[[int, int, str], None]
+
 
 def print_result(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
-    """A command's result: one JSON line on stdout, or its lines of text."""
+    """Print a command's result on stdout: `data` as one JSON line, or `lines` as text."""
     if as_json:
         typer.echo(json.dumps(data, ensure_ascii=False, default=str))
         return
@@ -22,80 +29,94 @@ def print_result(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool
 
 
 def print_message(line: str) -> None:
-    """A line for people, on stderr."""
+    """Print a line for people on stderr."""
     typer.echo(visible(line), err=True)
 
 
-def visible(text: str) -> str:
-    """Control characters as escapes: teacher text can't steer a terminal."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t " else c.encode("unicode_escape").decode() for c in text
-    )
-
-
 def excluded_phrase(reasons: Mapping[str, int]) -> str:
-    """Left-out rows by reason, as an appendix to a sentence."""
+    """Return "; left out 3 empty; left out 1 too long" for counts by reason, empty for none."""
     return "".join(f"; left out {count:,} {reason}" for reason, count in sorted(reasons.items()))
 
 
 def mark_supervised(tokens: Sequence[tuple[str, bool]]) -> str:
-    """Tokens as one line, a dot between them; what is supervised is green, or in ⟦⟧ without a terminal."""
-    said = []
-    for supervised, run in groupby(tokens, key=lambda token: token[1]):
-        text = "·".join(visible(piece).replace("\n", "\\n") for piece, _ in run)
+    """Join tokens into one line with a dot between them, and mark the supervised ones.
+
+    Args:
+        tokens: text of each token, and whether it is supervised.
+
+    Returns:
+        Supervised text is green on a terminal, else enclosed in ⟦⟧.
+    """
+    parts = []
+    for supervised, group in groupby(tokens, key=lambda token: token[1]):
+        text = "·".join(one_line(text) for text, _ in group)
         if supervised:
             text = typer.style(text, fg=typer.colors.GREEN) if sys.stdout.isatty() else f"⟦{text}⟧"
-        said.append(text)
-    return "".join(said)
+        parts.append(text)
+    return "".join(parts)
 
 
 def print_scorecard(card: Mapping[str, Any]) -> None:
-    """The scorecard as a table on stderr."""
+    """Print a scorecard as a table on stderr.
+
+    Args:
+        card: the content of scorecard.json.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    drawn = Table(title=f"accuracy on {card['split'].replace('_', ' ')} prompts, 95 % intervals")
-    for name, side in (("task", "left"), *((who, "right") for who in ("base", "student", "teacher"))):
-        drawn.add_column(name, justify="left" if side == "left" else "right")
-    extra = {f"{name} (macro)": split["macro"] for name, split in card["splits"].items()}
-    for name, row in {**card["tasks"], "macro": card["macro"], **extra}.items():
+    table = Table(title=f"accuracy on {card['split'].replace('_', ' ')} prompts, 95 % intervals")
+    table.add_column("task", justify="left")
+    for model in MODELS:
+        table.add_column(model, justify="right")
+    other_splits = {f"{name} (macro)": split["macro"] for name, split in card["splits"].items()}
+    for name, row in {**card["tasks"], "macro": card["macro"], **other_splits}.items():
         cells = [
-            f"{row[w]['accuracy']:.1%} ({row[w]['low']:.0%}–{row[w]['high']:.0%})"
-            for w in ("base", "student", "teacher")
+            f"{row[model]['accuracy']:.1%} ({row[model]['low']:.0%}–{row[model]['high']:.0%})"
+            for model in MODELS
         ]
-        drawn.add_row(name.replace("_", " "), *cells, style="bold" if name == "macro" else "")
+        table.add_row(name.replace("_", " "), *cells, style="bold" if name == "macro" else "")
     console = Console(stderr=True)
-    console.print(drawn)
+    console.print(table)
     low, high = card["recovery_low"], card["recovery_high"]
     console.print(f"recovery (student / teacher) {card['recovery']:.3f} ({low:.2f}–{high:.2f})")
-    base, student = (card.get("loss", {}).get(who) for who in ("base", "student"))
+    base, student = (card.get("loss", {}).get(model) for model in ("base", "student"))
     if student is not None:
         console.print(f"loss on the teacher's answers: base {base:.3f}, student {student:.3f}")
 
 
 @contextmanager
-def progress_bar(title: str, noun: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr; without a terminal, a plain line at each fifth of the way."""
+def progress_bar(title: str, unit: str) -> Iterator[Update]:
+    """Show progress on stderr: a bar on a terminal, else a line at each fifth of the way.
+
+    Args:
+        unit: plural noun of what is counted, e.g. "steps".
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        fifth = -1
-
-        def plain(done: int, total: int, said: str) -> None:
-            nonlocal fifth
-            if done * 5 // max(total, 1) != fifth:
-                fifth = done * 5 // max(total, 1)
-                print_message(f"{title}: {done:,}/{total:,} {noun}, {said}")
-
-        yield plain
+        yield _fifth_printer(title, unit)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[said]}"), console=console) as progress:
-        progress_bar = progress.add_task(title, total=None, said="")
+    with Progress(*columns, TextColumn("{task.fields[detail]}"), console=console) as progress:
+        task = progress.add_task(title, total=None, detail="")
 
-        def paint(done: int, total: int, said: str) -> None:
-            progress.update(progress_bar, completed=done, total=total, said=said)
+        def update(done: int, total: int, detail: str) -> None:
+            progress.update(task, completed=done, total=total, detail=detail)
 
-        yield paint
+        yield update
+
+
+def _fifth_printer(title: str, unit: str) -> Update:
+    last_fifth = -1
+
+    def update(done: int, total: int, detail: str) -> None:
+        nonlocal last_fifth
+        fifth = done * 5 // max(total, 1)
+        if fifth != last_fifth:
+            last_fifth = fifth
+            print_message(f"{title}: {done:,}/{total:,} {unit}, {detail}")
+
+    return update

@@ -1,14 +1,14 @@
-"""What can go wrong on the way to a student, drawn once; the root and the exit codes are the harvester's.
+"""Define the trainer's errors and their exit codes; the base classes are the harvester's.
 
 HarvesterError                       message, place, remedy; knows its exit code
 ├── UsageError                   2
 │   ├── ConfigError                  train.toml, a flag
-│   ├── DataError                    the corpus holds nothing to learn from, or to judge with
+│   ├── DataError                    the corpus holds nothing to learn from, or to evaluate with
 │   └── StudentError                 base folder, tokenizer or chat template can't be used
 ├── StoreError                   5
 │   ├── StoreFull                    no room for a checkpoint or an adapter
-│   └── CheckpointError              a checkpoint isn't what was written
-├── ResumeRefused                2   configuration or corpus changed under a half-done training
+│   └── CheckpointError              a checkpoint is damaged or not what was written
+├── ResumeRefused                2   configuration or corpus changed since the checkpoint
 ├── StoreLocked                 75   another training holds the output folder
 ├── OutOfMemory                  1   a pack does not fit the device; checkpoints are untouched
 ├── TrainingDiverged             1   loss or gradient kept being NaN or infinite
@@ -48,7 +48,7 @@ __all__ = [
 
 
 class DataError(UsageError):
-    """The corpus holds nothing to learn from, or nothing to judge with."""
+    """The corpus holds nothing to learn from, or nothing to evaluate with."""
 
     code = "data"
 
@@ -60,13 +60,13 @@ class StudentError(UsageError):
 
 
 class CheckpointError(StoreError):
-    """A checkpoint, or a file in it, is not what was written."""
+    """A checkpoint, or a file in it, is damaged or not what was written."""
 
     code = "checkpoint"
 
 
 class ResumeRefused(UsageError):
-    """Configuration or corpus changed under a training that is half done."""
+    """Configuration or corpus changed since the checkpoint of an unfinished training."""
 
     code = "resume"
 

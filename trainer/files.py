@@ -1,4 +1,4 @@
-"""Flush files to the disk before others rely on them."""
+"""Make written files durable with fsync."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from pathlib import Path
 
 
 def fsync_tree(folder: Path) -> None:
-    """Flush every file of a folder and the folder itself, before it gets the name that others open."""
+    """Call fsync on every file of a folder and on the folder, before it is renamed to its final name.
+
+    Raises:
+        OSError: the disk refuses.
+    """
     for path in sorted(folder.rglob("*")):
         fsync(path)
     fsync(folder)
 
 
 def fsync(path: Path) -> None:
-    """Flush one file or folder to the disk."""
+    """Call fsync on one file or folder.
+
+    Raises:
+        OSError: the disk refuses.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Whose folder it is, and when to stop: the lock, signals as a list one can read, a limit on foreign code."""
+"""Control this process: lock the output folder, collect signals to stop, limit the time of a block."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from trainer.errors import StoreError, StoreLocked
 
 @contextmanager
 def lock_output_folder(folder: Path) -> Iterator[None]:
-    """Hold the output folder for the life of a training.
+    """Hold an exclusive `flock` on `folder/LOCK` during the block; the folder is made if it is absent.
+
+    The kernel drops the lock when the process ends, however it ends.
 
     Raises:
-        StoreLocked: another training does. StoreError: the folder can't be made or written.
+        StoreLocked: another training holds the lock.
+        StoreError: the folder can't be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,36 +49,44 @@ def lock_output_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT end the training after the current step; a second one ends it now."""
-    asked: list[int] = []
+    """Collect SIGTERM and SIGINT during the block, so that a training can finish its step first.
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        if asked:
+    Yields:
+        Numbers of the signals received so far: empty, or one. A second signal raises KeyboardInterrupt.
+    """
+    received: list[int] = []
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if received:
             raise KeyboardInterrupt
-        asked.append(number)
+        received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """End what runs inside after `seconds`, with a TimeoutError. Only the main thread can be interrupted."""
+    """Interrupt the block after `seconds`. Outside the main thread there is no limit.
+
+    Raises:
+        TimeoutError: the block took longer.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def ring(_number: int, _frame: FrameType | None) -> None:
+    def on_alarm(_number: int, _frame: FrameType | None) -> None:
         raise TimeoutError(f"took longer than {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
+    previous = signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous)

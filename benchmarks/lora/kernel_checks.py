@@ -21,7 +21,7 @@ from trainer.data.collator import collate
 from trainer.model import lora_forward, segment_attention, varlen_attention
 from trainer.model.lora_kernel import lora_linear
 from trainer.model.losses import cross_entropy_sum, head_loss
-from trainer.training.step import pack_loss
+from trainer.training.forward import pack_loss
 
 BOUND = {"bfloat16": 2e-2, "float32": 1e-4}
 WHOLE = {"bfloat16": 1e-3, "float32": 1e-5}  # relative difference of a two-layer student's loss

@@ -13,9 +13,11 @@ from trainer import config as settings
 from trainer.data.chat_template import Example
 from trainer.data.collator import padding_share
 from trainer.model import compile, lora_forward, model, segment_attention, varlen_attention
+from trainer.model.losses import loss_and_gradient
 from trainer.training import flops, optim
 from trainer.training.distributed import World
 from trainer.training.step import Stepper
+from trainer.training.student import TrainableStudent
 
 WINDOW = 10
 
@@ -46,11 +48,10 @@ def main() -> None:
     student = lora_task.adapted(task, lora_task.base(task, attention)).train()
     first = lora_task.fingerprint(student)
     lora_forward.replace_lora_forward(student)
-    if task.compile:
-        compile.compile_student(student)
+    row_loss = compile.compile_student(student) if task.compile else loss_and_gradient
     named = model.trainable_parameters(student)
     optimiser = optim.adamw(named.items(), config.train, config.lora)
-    stepper = Stepper(student, named, optimiser, config.train, World())
+    stepper = Stepper(TrainableStudent(student, named, row_loss), optimiser, config.train, World())
     count = flops.flop_counter(student)
     clock, losses, per_step, work = lora_task.Clock(task.device), [], [], 0.0
     since = torch.zeros((), device=task.device)

@@ -16,6 +16,7 @@ from trainer.model.weights import vocabulary_size
 from trainer.training import optim
 from trainer.training.distributed import join_world
 from trainer.training.step import Stepper
+from trainer.training.student import TrainableStudent
 
 
 def examples(config: settings.TrainConfig) -> list[Any]:
@@ -35,9 +36,8 @@ def write(told: dict[str, Any]) -> None:
                 if "lora_B" in name:
                     p.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
         named = model.trainable_parameters(student)
-        stepper = Stepper(
-            student, named, optim.adamw(named.items(), config.train, config.lora), config.train, world
-        )
+        optimiser = optim.adamw(named.items(), config.train, config.lora)
+        stepper = Stepper(TrainableStudent(student, named), optimiser, config.train, world)
         kept: dict[str, torch.Tensor] = {}
         honest = torch.nn.utils.clip_grad_norm_
 

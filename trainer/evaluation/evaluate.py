@@ -20,7 +20,7 @@ from trainer.errors import DataError
 from trainer.evaluation.scorecard import JudgedPrompt, is_correct, scorecard
 from trainer.model import model, segment_attention, varlen_attention
 from trainer.publish import serving
-from trainer.training.step import pack_loss
+from trainer.training.forward import pack_loss
 
 Progress = Callable[[str, int, int], None]
 

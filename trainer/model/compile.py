@@ -1,9 +1,9 @@
-"""torch.compile where it may pay: each decoder layer, and what follows the logits.
+"""Compile a student with torch.compile: each decoder layer, and the loss of a block of logits.
 
-Layers are compiled one by one and alike, so that one graph serves all of them; attention stays outside,
-for its bounds differ with every pack. Off unless `[train] compile` says so: for the demo's student it was
-measured to gain nothing on a CPU (0.20 s of one core a step with it and without; measure yours by
-`benchmarks/trainer_vs_trl.py --compile`), and it changes last bits.
+Layers are compiled one by one, so that they share one graph. Attention is left out: its segment bounds
+differ with every pack, and each would be compiled anew. `[train] compile` is off by default: for the demo's
+student it gained nothing on a CPU (0.20 s of one core a step with and without it; measure yours with
+`benchmarks/trainer_vs_trl.py --compile`), and results differ in the last bits.
 """
 
 from __future__ import annotations
@@ -12,13 +12,19 @@ from typing import Any
 
 import torch
 
-from trainer.model.losses import loss_and_gradient
+from trainer.model.losses import RowLoss, loss_and_gradient
 
 
-def compile_student(student: Any) -> int:
-    """Compile in place, lazily: the first step pays. Returns the number of layers."""
-    whole = student.get_base_model()
-    for layer in whole.model.layers:
+def compile_student(student: Any) -> RowLoss:
+    """Compile the decoder layers in place; compilation happens during the first step.
+
+    Args:
+        student: a PEFT model around a causal language model of transformers.
+
+    Returns:
+        The compiled `loss_and_gradient`, to be passed to `pack_loss`.
+    """
+    for layer in student.get_base_model().model.layers:
         layer.compile(dynamic=True)
-    whole.judge = torch.compile(loss_and_gradient, dynamic=True)
-    return len(whole.model.layers)
+    row_loss: RowLoss = torch.compile(loss_and_gradient, dynamic=True)
+    return row_loss

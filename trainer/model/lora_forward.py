@@ -1,14 +1,21 @@
-"""The cheaper forward of a LoRA layer: folded into one weight, fused into one function, or PEFT's own.
+"""Choose the cheapest forward for each LoRA layer: folded, fused, or PEFT's own.
 
-Folded: y = x (W + s B A)^T is the same function as PEFT's x W^T + s (x A^T) B^T when dropout is 0. It pays
-the weight's gradient (2 in*out FLOP a token) and saves the skinny products (6 r (in+out)) and a walk over
-[tokens, out]; on CPU that pays while `in` is small (CPU ms of forward and backward of 1,024 tokens, one core,
-PEFT / folded / fused: 128x256 rank 32 3.4 / 2.5 / 3.3; 512x512 rank 16 15.8 / 18.7 / 14.3). Everywhere else
-without dropout and DoRA: `fused`. Parameters stay PEFT's own, so the adapter's files do too.
+Folded: y = x (W + scale B A)^T, one matrix product with a temporary weight. It is the same function as
+PEFT's x W^T + scale (x A^T) B^T when dropout is 0. It costs the gradient of the weight (2 in*out FLOP a
+token) and saves the narrow products (6 r (in+out) FLOP) and one pass over [tokens, out]. On the CPU that
+pays while `in` is small.
+
+Fused: `lora_linear`. Used wherever folding does not pay, without dropout and DoRA.
+
+CPU ms of forward and backward of 1,024 tokens on one core, PEFT / folded / fused:
+128x256 rank 32: 3.4 / 2.5 / 3.3; 512x512 rank 16: 15.8 / 18.7 / 14.3.
+
+The parameters are PEFT's own, so the adapter's files are too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -18,53 +25,67 @@ from torch.nn import functional
 
 from trainer.model.lora_kernel import lora_linear
 
-OUTPUT_PASS_FLOP = 150  # arithmetic that fits the time of the saved walk, per output element, on CPU
+# Cost of the pass over the output that folding saves, on the CPU, as FLOP per output element. Memory traffic
+# dominates that pass; 150 FLOP take the measured time.
+OUTPUT_PASS_FLOP = 150
+
+Forward = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
-def replace_lora_forward(model: torch.nn.Module, adapter: str = "default", *, sharded: bool = False) -> int:
-    """Swap the forward of every plain LoRA layer for a cheaper one; returns how many.
+def replace_lora_forward(student: torch.nn.Module, adapter: str = "default", *, sharded: bool = False) -> int:
+    """Override the forward of every plain LoRA layer with a cheaper one, in place.
 
-    Layers with dropout or DoRA keep PEFT's forward.
+    Layers with dropout, DoRA, a bias in B or a transposed weight keep PEFT's forward.
 
     Args:
-        sharded: the base's weights are gathered for a moment only: none may be kept folded for backward.
+        adapter: PEFT's name of the adapter.
+        sharded: whether the base is split by FSDP. Then a weight exists only during its layer's forward and
+            backward, so no folded copy of it may be kept for the backward pass.
+
+    Returns:
+        The number of layers that were changed.
     """
     count = 0
-    for module in model.modules():
+    for module in student.modules():
         if isinstance(module, Linear) and _is_plain(module, adapter):
-            folds = not sharded and _pays(module, adapter)
-            module.forward = MethodType(_folded(adapter) if folds else _fused(adapter), module)
+            folds = not sharded and _folding_is_cheaper(module, adapter)
+            forward = _folded_forward(adapter) if folds else _fused_forward(adapter)
+            module.forward = MethodType(forward, module)
             count += 1
     return count
 
 
 def _is_plain(layer: Any, adapter: str) -> bool:
-    no_dropout = isinstance(layer.lora_dropout[adapter], torch.nn.Identity)
-    whole = type(layer.base_layer) is torch.nn.Linear and layer.lora_B[adapter].bias is None
-    return bool(no_dropout and whole and not layer.use_dora.get(adapter) and not layer.fan_in_fan_out)
+    has_no_dropout = isinstance(layer.lora_dropout[adapter], torch.nn.Identity)
+    is_plain_linear = type(layer.base_layer) is torch.nn.Linear and layer.lora_B[adapter].bias is None
+    is_variant = layer.use_dora.get(adapter) or layer.fan_in_fan_out
+    return bool(has_no_dropout and is_plain_linear and not is_variant)
 
 
-def _pays(layer: Any, adapter: str) -> bool:
+def _folding_is_cheaper(layer: Any, adapter: str) -> bool:
     weight = layer.base_layer.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
-        return False  # a folded bf16 weight would round the adapter away
-    out, inner = weight.shape
+        return False  # rounding W + scale B A to bf16 would lose most of the adapter
+    out_features, in_features = weight.shape
     rank = layer.r[adapter]
-    return bool(2 * inner * out < 6 * rank * (inner + out) + OUTPUT_PASS_FLOP * out)
+    cost = 2 * in_features * out_features
+    saving = 6 * rank * (in_features + out_features) + OUTPUT_PASS_FLOP * out_features
+    return bool(cost < saving)
 
 
-def _folded(adapter: str) -> Any:
+def _folded_forward(adapter: str) -> Forward:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        up, down = self.lora_B[adapter].weight, self.lora_A[adapter].weight
-        weight = torch.addmm(self.base_layer.weight, up, down, alpha=self.scaling[adapter])
+        lora_a, lora_b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        weight = torch.addmm(self.base_layer.weight, lora_b, lora_a, alpha=self.scaling[adapter])
         return functional.linear(x, weight, self.base_layer.bias)
 
     return forward
 
 
-def _fused(adapter: str) -> Any:
+def _fused_forward(adapter: str) -> Forward:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        up, down, base = self.lora_B[adapter].weight, self.lora_A[adapter].weight, self.base_layer
-        return lora_linear(x, base.weight, base.bias, down, up, self.scaling[adapter])
+        base = self.base_layer
+        lora_a, lora_b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        return lora_linear(x, base.weight, base.bias, lora_a, lora_b, self.scaling[adapter])
 
     return forward

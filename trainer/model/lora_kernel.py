@@ -1,9 +1,12 @@
-"""A LoRA layer as one function: frozen weight and adapter in one walk over the tokens, gradients by hand.
+"""Compute a LoRA layer as one autograd function, with its gradients written by hand.
 
-PEFT's forward lifts a bf16 input to the adapter's fp32, multiplies there, and adds three tensors of
-[tokens, out]. Here the adapter's fp32 master is rounded to the base's dtype for the time of the call, its
-product is added in the GEMM itself (`addmm`), and the gradients of A and B are summed in fp32. No gradient
-of the frozen weight is ever made. The parameters stay PEFT's own, so the adapter's files do too.
+Notation of the LoRA paper (Hu et al. 2021, arXiv 2106.09685): y = x W^T + b + scale (x A^T) B^T, where W is
+frozen, A is [rank, in] and B is [out, rank].
+
+PEFT's forward converts a bf16 input to the adapter's fp32, multiplies in fp32, and adds three tensors of
+[tokens, out]. Here A and B are rounded to the base's dtype for the call only, their product is added inside
+the matrix multiplication (`addmm`), and the gradients of A and B are summed in fp32. The gradient of W is
+never computed. The parameters are PEFT's own, so the adapter's files are too.
 """
 
 from __future__ import annotations
@@ -18,55 +21,61 @@ def lora_linear(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    down: torch.Tensor,
-    up: torch.Tensor,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """y = x W^T + b + scale (x A^T) B^T (Hu et al. 2021), without dropout.
+    """Compute y = x W^T + b + scale (x A^T) B^T, without dropout.
 
     Args:
-        x: [..., in], any float dtype. weight: [out, in] and bias: [out], frozen, of x's dtype.
-        down: A, [lora_rank, in]. up: B, [out, lora_rank]. Both may be wider than x (fp32 over bf16).
+        x: [..., in], any float dtype.
+        weight: W, [out, in], frozen, in x's dtype.
+        bias: b, [out], frozen, in x's dtype, or None.
+        lora_a: A, [rank, in]; may be wider than x (fp32 over bf16).
+        lora_b: B, [out, rank]; dtype as A.
+        scale: alpha / rank, or alpha / sqrt(rank) with rsLoRA.
 
     Returns:
-        [..., out] in x's dtype.
+        y, [..., out] in x's dtype.
     """
-    made: torch.Tensor = _LoraLinear.apply(x, weight, bias, down, up, scale)  # type: ignore[no-untyped-call]
-    return made
+    y: torch.Tensor = _LoraLinear.apply(x, weight, bias, lora_a, lora_b, scale)  # type: ignore[no-untyped-call]
+    return y
 
 
-def matmul_as(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """a b in `dtype`: on CUDA the kernel's own fp32 sum is kept instead of being rounded to a's dtype."""
-    if a.is_cuda and a.dtype != dtype == torch.float32:
-        return torch.mm(a, b, out_dtype=dtype)
-    return (a @ b).to(dtype)
+def matmul_as(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Multiply two matrices and return the product in `dtype`.
+
+    On CUDA, narrow inputs with an fp32 result keep the kernel's fp32 sum instead of rounding it first.
+    """
+    if left.is_cuda and left.dtype != dtype == torch.float32:
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
 
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
-        x, weight, bias, down, up, ctx.scale = args
-        ctx.master = down.dtype
-        down, up = down.to(x.dtype), up.to(x.dtype)
-        flat = x.reshape(-1, x.shape[-1])
-        low = flat @ down.t()
-        out = functional.linear(flat, weight, bias)
-        torch.addmm(out, low, up.t(), alpha=ctx.scale, out=out)
-        ctx.save_for_backward(flat, weight, down, up, low)
+        x, weight, bias, lora_a, lora_b, ctx.scale = args
+        ctx.parameter_dtype = lora_a.dtype
+        lora_a, lora_b = lora_a.to(x.dtype), lora_b.to(x.dtype)
+        tokens = x.reshape(-1, x.shape[-1])
+        reduced = tokens @ lora_a.t()
+        y = functional.linear(tokens, weight, bias)
+        torch.addmm(y, reduced, lora_b.t(), alpha=ctx.scale, out=y)
+        ctx.save_for_backward(tokens, weight, lora_a, lora_b, reduced)
         ctx.shape = x.shape
-        return out.view(*x.shape[:-1], out.shape[-1])
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, weight, down, up, low = ctx.saved_tensors
-        slope = grads[0].reshape(-1, grads[0].shape[-1])
-        narrow = (slope @ up).mul_(ctx.scale)
-        dx = None
-        if ctx.needs_input_grad[
-            0
-        ]:  # the first layer's query, key and value have a frozen embedding before them
-            dx = slope @ weight
-            dx = torch.addmm(dx, narrow, down, out=dx).view(ctx.shape)
-        d_down = matmul_as(narrow.t(), flat, ctx.master)
-        d_up = matmul_as(slope.t(), low, ctx.master).mul_(ctx.scale)
-        return dx, None, None, d_down, d_up, None
+        tokens, weight, lora_a, lora_b, reduced = ctx.saved_tensors
+        grad_y = grads[0].reshape(-1, grads[0].shape[-1])
+        grad_reduced = (grad_y @ lora_b).mul_(ctx.scale)
+        grad_x = None
+        # Not needed for query, key and value of the first layer: the embedding before them is frozen.
+        if ctx.needs_input_grad[0]:
+            grad_x = grad_y @ weight
+            grad_x = torch.addmm(grad_x, grad_reduced, lora_a, out=grad_x).view(ctx.shape)
+        grad_a = matmul_as(grad_reduced.t(), tokens, ctx.parameter_dtype)
+        grad_b = matmul_as(grad_y.t(), reduced, ctx.parameter_dtype).mul_(ctx.scale)
+        return grad_x, None, None, grad_a, grad_b, None

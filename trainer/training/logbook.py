@@ -1,4 +1,4 @@
-"""What a training says of itself: one JSON line every few steps, TensorBoard where it is installed."""
+"""Write the training log: one JSON line every few steps, and TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class StepLog:
-    """What a step did. Rates are since the last line; loss is nats per supervised token.
+    """One line of train.jsonl: a step and the rates since the line before.
 
     Attributes:
-        padding: share of attention's cells that hold no token (the linear layers see none).
-        flop_per_s: arithmetic by `flops`; mfu: its share of the device's peak, None where that is unknown.
-        memory_bytes: peak on CUDA; the process's peak resident set on CPU.
+        step: steps done, from 1; steps: of the whole training; epoch: from 0.
+        loss: nats per supervised token; accuracy: share of supervised tokens predicted correctly.
+        grad_norm: L2 norm before clipping; lr: learning rate of the first parameter group.
+        skipped: steps so far whose numbers were not finite.
+        padding: share of the cells of attention's grid that hold no token (linear layers run on no padding).
+        flop_per_s: arithmetic as `flops` counts it; mfu: its share of the device's peak, None if unknown.
+        memory_bytes: peak allocation on CUDA, peak resident set of the process on the CPU.
     """
 
     step: int
@@ -39,26 +43,31 @@ class StepLog:
 
 
 class Logbook:
-    """Counts between lines, writes lines.
+    """Counts work between log lines and writes the lines.
 
     Args:
-        folder: receives train.jsonl, and tensorboard/ where that package is installed.
-        peak: the device's arithmetic in FLOP/s where it is known.
+        folder: receives train.jsonl, and tensorboard/ if that package is installed.
+        on_line: called with each line.
+        peak: peak arithmetic of the device in FLOP/s, None if unknown.
+
+    Attributes:
+        tokens: tokens counted so far.
+        problem: why the last write failed, empty if none did.
     """
 
     def __init__(self, folder: Path, on_line: Callable[[StepLog], None], peak: float | None) -> None:
         self._path, self._on_line, self._peak = folder / "train.jsonl", on_line, peak
-        self._board = _board(folder / "tensorboard")
+        self._tensorboard = _tensorboard_writer(folder / "tensorboard")
         self.tokens = 0
-        self.trouble = ""
-        self.began = self._clock = time.monotonic()
-        self._since = [0.0, 0.0, 0.0]
+        self.problem = ""
+        self._last_line_at = time.monotonic()
+        self._since_last_line = [0.0, 0.0, 0.0]
 
-    def keep(self, steps: int) -> None:
-        """Forget lines of steps after `steps`: they are learned again, and a step has one line."""
+    def drop_lines_after(self, step: int) -> None:
+        """Remove the lines of steps after `step` (1-based): these steps are made again after a resume."""
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= steps]
+            kept = [line for line in lines if _step_of(line) <= step]
             if len(kept) < len(lines):
                 aside = self._path.with_name(f".{self._path.name}.tmp")
                 aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
@@ -66,32 +75,40 @@ class Logbook:
         except FileNotFoundError:
             return
         except OSError as error:
-            self.trouble = f"{self._path.name} not written: {error.strerror}"
+            self.problem = f"{self._path.name} not written: {error.strerror}"
 
-    def count(self, tokens: int, supervised: int, flop: float) -> None:
-        """A step was made."""
+    def add_step(self, tokens: int, supervised: int, flop: float) -> None:
+        """Count one step's tokens, supervised tokens and FLOP; the next line reports rates from them."""
         self.tokens += tokens
-        for at, value in enumerate((tokens, supervised, flop)):
-            self._since[at] += value
+        for index, value in enumerate((tokens, supervised, flop)):
+            self._since_last_line[index] += value
 
-    def line(self, facts: dict[str, Any]) -> StepLog:
-        """Write a line from the step's own facts and the rates since the last one."""
+    def write_line(self, facts: dict[str, Any]) -> StepLog:
+        """Write one line and pass it to `on_line`.
+
+        A write that fails sets `problem` and does not end the training.
+
+        Args:
+            facts: the fields of StepLog that are not rates.
+        """
         now = time.monotonic()
-        tokens, supervised, flop = (value / max(now - self._clock, 1e-9) for value in self._since)
-        self._clock, self._since = now, [0.0, 0.0, 0.0]
+        tokens, supervised, flop = (
+            value / max(now - self._last_line_at, 1e-9) for value in self._since_last_line
+        )
+        self._last_line_at, self._since_last_line = now, [0.0, 0.0, 0.0]
         mfu = flop / self._peak if self._peak else None
         log = StepLog(**facts, tokens_per_s=tokens, supervised_per_s=supervised, flop_per_s=flop, mfu=mfu)
-        told = asdict(log)
+        values = asdict(log)
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(told) + "\n")
-        except OSError as error:  # a line that is lost is no reason to lose a training
-            self.trouble = f"{self._path.name} not written: {error.strerror}"
-        if self._board is not None:
-            for name, value in told.items():
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            self.problem = f"{self._path.name} not written: {error.strerror}"
+        if self._tensorboard is not None:
+            for name, value in values.items():
                 if value is not None and name not in {"step", "steps"}:
-                    self._board.add_scalar(name, value, log.step)
-            self._board.flush()  # a killed training leaves its curve
+                    self._tensorboard.add_scalar(name, value, log.step)
+            self._tensorboard.flush()  # a killed training keeps its curve
         self._on_line(log)
         return log
 
@@ -100,10 +117,10 @@ def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return math.inf  # torn by a kill
+        return math.inf  # cut off by a kill
 
 
-def _board(folder: Path) -> Any:
+def _tensorboard_writer(folder: Path) -> Any:
     if importlib.util.find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter  # an optional extra

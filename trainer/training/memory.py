@@ -22,7 +22,7 @@ from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
 from trainer.data.collator import Batch, collate
 from trainer.model import lora_forward, model, varlen_attention
-from trainer.training.step import pack_loss
+from trainer.training.forward import pack_loss
 
 USABLE_SHARE = 0.9  # of what is free may be planned for; allocators and kernels want the rest
 

@@ -1,4 +1,4 @@
-"""What a training will cost: rows, tokens, steps, memory before a weight is moved; time from real steps."""
+"""Estimate what a training needs (`trainer plan`): rows, tokens, steps, memory, and time from real steps."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from trainer.config import TrainConfig
-from trainer.data import dataset
-from trainer.data.chat_template import Renderer
-from trainer.data.order import Order
-from trainer.model import lora_forward, model
-from trainer.model.weights import base_sha256, tensor_shapes, vocabulary_size
+from trainer.model import model
+from trainer.model.weights import base_sha256, tensor_shapes
 from trainer.training import flops, memory, optim
 from trainer.training.distributed import World
+from trainer.training.inputs import TrainingInputs, read_inputs
 from trainer.training.step import Stepper
+from trainer.training.student import load_student
 
+# First steps of a probe that are not measured: they allocate memory and load kernels.
 WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
-    """Counts and estimates.
+    """Counts and estimates of a training.
 
     Attributes:
-        memory: bytes by part, and their peak, for the largest pack; see `memory.Memory`.
-        step_s: median seconds of the probe's steps; time_s: of all steps. None without a probe.
-        tokens_per_s, flop_per_s: of the probe.
+        examples, held_out: rows to learn, and prompts kept for evaluation; excluded: left out, by reason.
+        pack_waste: share of the packs' tokens that stays empty, 0 to 1.
+        memory: bytes by part, and their peak, for the largest pack; see `memory.MemoryEstimate`.
+        step_s: median seconds of a probed step; time_s: estimate for all steps. None without a probe.
+        tokens_per_s, flop_per_s: rates of the probe; None without one.
     """
 
     examples: int
@@ -51,65 +53,61 @@ class TrainPlan:
 
 
 def plan(config: TrainConfig, probe_steps: int = 0) -> TrainPlan:
-    """Read corpus and shapes; with `probe_steps`, load the student and make that many steps, keeping nothing.
+    """Estimate a training from the corpus and the shapes of the student. Nothing is written.
+
+    Args:
+        probe_steps: real steps to measure time with; 0 loads no weights.
 
     Raises:
-        DataError, StudentError, TermsRefused: as `trainer train` would.
+        DataError, StudentError, TermsRefused: as `trainer train` would raise them.
     """
     model.set_threads(config.train)
-    rows = dataset.read(config)
-    renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    data = dataset.render(rows, renderer, config, vocabulary_size(config.base))
-    order = Order(data.lengths, config.train)
-    pack = [data.examples[i] for i in order.largest()]
-    checkpointing = memory.needs_checkpointing(config, pack)
-    needs = memory.estimate(config, pack, checkpointing=checkpointing)
-    told = TrainPlan(
-        examples=len(data.examples),
-        held_out=len(rows.held_out),
-        excluded=dict(data.excluded),
-        tokens_per_epoch=sum(data.lengths),
-        supervised_per_epoch=sum(e.supervised for e in data.examples),
-        steps=order.steps,
+    inputs = read_inputs(config)
+    examples = inputs.dataset.examples
+    checkpointing = memory.needs_checkpointing(config, inputs.largest_pack)
+    estimate = memory.estimate(config, inputs.largest_pack, checkpointing=checkpointing)
+    counted = TrainPlan(
+        examples=len(examples),
+        held_out=len(inputs.rows.held_out),
+        excluded=dict(inputs.dataset.excluded),
+        tokens_per_epoch=sum(inputs.dataset.lengths),
+        supervised_per_epoch=sum(example.supervised for example in examples),
+        steps=inputs.order.steps,
         packs_per_step=config.train.packs_per_step,
-        pack_waste=order.waste,
-        base_parameters=sum(int(torch.Size(shape).numel()) for shape in tensor_shapes(config.base).values()),
+        pack_waste=inputs.order.waste,
+        base_parameters=sum(torch.Size(shape).numel() for shape in tensor_shapes(config.base).values()),
         base_sha256=base_sha256(config.base),
-        adapter_parameters=needs.adapter // 4,
+        adapter_parameters=estimate.adapter // 4,  # fp32
         checkpointing=checkpointing,
-        memory=asdict(needs),
+        memory=asdict(estimate),
     )
-    return _probed(told, config, data, order, probe_steps) if probe_steps else told
+    return _with_measured_time(counted, config, inputs, probe_steps) if probe_steps else counted
 
 
-def _probed(
-    told: TrainPlan, config: TrainConfig, data: dataset.Dataset, order: Order, steps: int
+def _with_measured_time(
+    counted: TrainPlan, config: TrainConfig, inputs: TrainingInputs, steps: int
 ) -> TrainPlan:
-    device = model.select_device(config.train)
-    student = model.load_new_student(config, device)
-    if told.checkpointing:
-        memory.enable_checkpointing(student)
-    lora_forward.replace_lora_forward(student)
-    named = model.trainable_parameters(student)
-    stepper = Stepper(
-        student, named, optim.adamw(named.items(), config.train, config.lora), config.train, World()
-    )
-    count = flops.flop_counter(student)
+    """Load the student, make `steps` real steps, keep nothing, and add the measured rates."""
+    world = World()
+    student = load_student(config, inputs.largest_pack, world)
+    optimiser = optim.adamw(student.parameters.items(), config.train, config.lora)
+    stepper = Stepper(student, optimiser, config.train, world)
+    flop_of_pack = flops.flop_counter(student.model)
     seconds, tokens, flop = [], [], []
-    for made in range(WARM_UP_STEPS + steps):
-        packs = [[data.examples[i] for i in numbers] for numbers in order.packs(made % order.steps)]
-        began = time.monotonic()
-        learned = stepper.learn(made, packs)
-        float(learned.loss)  # waits for the device
-        if made >= WARM_UP_STEPS:
-            seconds.append(time.monotonic() - began)
-            tokens.append(learned.tokens)
-            flop.append(sum(map(count, packs)))
-    middle = statistics.median(seconds)
+    for step in range(WARM_UP_STEPS + steps):
+        packs = inputs.packs(step % inputs.order.steps)
+        started = time.monotonic()
+        result = stepper.learn(step, packs)
+        float(result.loss)  # waits for the device
+        if step >= WARM_UP_STEPS:
+            seconds.append(time.monotonic() - started)
+            tokens.append(result.tokens)
+            flop.append(sum(map(flop_of_pack, packs)))
+    step_s = statistics.median(seconds)
     return replace(
-        told,
-        step_s=middle,
-        time_s=middle * order.steps,
+        counted,
+        step_s=step_s,
+        time_s=step_s * inputs.order.steps,
         tokens_per_s=sum(tokens) / sum(seconds),
         flop_per_s=sum(flop) / sum(seconds),
     )

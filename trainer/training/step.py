@@ -1,211 +1,200 @@
-"""One optimiser step: packs in, one loss, one update or one skip.
+"""Make one optimiser step: forward and backward through all packs, one update or one skip.
 
-A step's loss is the sum over the supervised tokens of all its packs, divided once by their number, so how a
-step is cut into packs, or dealt to processes, changes nothing but memory.
+The loss of a step is the sum over the supervised tokens of all its packs, divided once by their number. So
+neither the cut into packs nor the number of processes changes the result, only the memory needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from harvester.system import failpoints
 from trainer.config import TrainSection
 from trainer.data.chat_template import Example
-from trainer.data.collator import Batch, collate
+from trainer.data.collator import collate
 from trainer.errors import OutOfMemory, StudentError, TrainingDiverged
-from trainer.model.losses import cross_entropy_sum, head_loss
 from trainer.training.distributed import World
+from trainer.training.forward import pack_loss
+from trainer.training.student import TrainableStudent
 
+# Steps in a row without a finite loss or gradient that end the training.
 MAX_BAD_STEPS = 3
-HOST_MEMORY_ERRORS = ("can't allocate memory", "not enough memory")  # torch's allocator: Linux, elsewhere
-LINEAR_HEAD_MODELS = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
-)  # logits are hidden x weight, no more
+
+# What torch's CPU allocator says when memory runs out: on Linux, and elsewhere.
+HOST_MEMORY_ERRORS = ("can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step was, on the device: reading a value waits for it.
+    """What one step measured. The tensors are scalars on the device; reading one waits for the device.
 
     Attributes:
-        loss: nats per supervised token. accuracy: share of right first guesses. norm: before clipping.
-        asked: how many ranks were asked to stop.
+        loss: nats per supervised token.
+        accuracy: share of supervised tokens predicted correctly, 0 to 1.
+        norm: L2 norm of the gradient before clipping.
+        stop_requests: number of ranks that received a signal to stop.
+        tokens: tokens that were fed to the model, on all ranks.
+        supervised: tokens that count in the loss, on all ranks.
     """
 
     loss: torch.Tensor
     accuracy: torch.Tensor
     norm: torch.Tensor
-    asked: torch.Tensor
+    stop_requests: torch.Tensor
     tokens: int
     supervised: int
 
 
 class Stepper:
-    """Student and optimiser, and what went wrong so far.
+    """Make steps, and count those that were skipped.
 
-    A step whose loss or gradient is not finite changes nothing: the fused optimiser gets `found_inf` and
-    skips on the device, without a wait. `skipped` counts them; three in a row end the training.
+    A step whose loss or gradient is not finite changes nothing: the fused optimiser reads `found_inf` on
+    the device and skips the update, so the host does not have to wait.
     """
 
     def __init__(
         self,
-        student: Any,
-        named: Mapping[str, torch.nn.Parameter],
+        student: TrainableStudent,
         optimiser: torch.optim.Optimizer,
         train: TrainSection,
         world: World,
-        *,
-        sharded: bool = False,
     ) -> None:
-        self.sharded = sharded
-        self.student, self.named, self.optimiser, self.train, self.world = (
-            student,
-            named,
-            optimiser,
-            train,
-            world,
-        )
-        self.device = next(iter(named.values())).device
-        self._bad = torch.zeros(3, dtype=torch.int64, device=self.device)  # skipped, in a row, worst row
+        self._student = student
+        self._optimiser = optimiser
+        self._train = train
+        self._world = world
+        self._device = student.device
+        # Bad steps so far: in all, in a row up to now, and the longest row.
+        self._bad_steps = torch.zeros(3, dtype=torch.int64, device=self._device)
 
-    def learn(self, step: int, packs: Sequence[Sequence[Example]], *, asked: bool = False) -> StepResult:
-        """Backward through this rank's packs, add up, update.
+    def learn(
+        self, step: int, packs: Sequence[Sequence[Example]], *, stop_requested: bool = False
+    ) -> StepResult:
+        """Run backward through this rank's packs, sum over the ranks, clip and update.
 
         Args:
-            step: number of the step; with `[train] seed` and a pack's number it seeds dropout.
+            step: number of the step, from 0. With `[train] seed` and the pack's number it seeds dropout.
+            packs: the packs of the whole step, for all ranks.
+            stop_requested: whether this rank received a signal to stop.
 
         Raises:
-            OutOfMemory: names the pack that did not fit.
+            OutOfMemory: a pack did not fit; the message gives its size.
         """
         supervised = sum(example.supervised for pack in packs for example in pack)
-        loss = torch.zeros((), device=self.device)
-        correct = torch.zeros((), device=self.device)
-        for number, counts in self._dealt(len(packs)):
-            torch.manual_seed((self.train.seed * 1_000_003 + step) * 4099 + number)
-            try:
-                part, right = pack_loss(self.student, collate(packs[number], self.device))
-                (part * counts / supervised).backward()  # type: ignore[no-untyped-call]
-            except (RuntimeError, MemoryError) as error:
-                raise _memory(error, packs[number]) from None
-            loss += part.detach() * counts
-            correct += right * counts
-        failpoints.reach("train.backward")
-        wish = torch.tensor(float(asked), device=self.device)
-        grads = [self._grad(p) for p in self.named.values()] if self.world.size > 1 else []
-        self.world.sum_in_place([*grads, loss, correct, wish])
-        loss, correct = loss / supervised, correct / supervised
-        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.train.clip)
-        self._update(loss, norm)
         tokens = sum(len(example.ids) - 1 for pack in packs for example in pack)
-        return StepResult(loss, correct, norm, wish, tokens, supervised)
+        loss = torch.zeros((), device=self._device)
+        correct = torch.zeros((), device=self._device)
+        for number, weight in self._packs_of_this_rank(len(packs)):
+            torch.manual_seed((self._train.seed * 1_000_003 + step) * 4099 + number)
+            pack_sum, pack_correct = self._backward(packs[number], weight, supervised)
+            loss += pack_sum * weight
+            correct += pack_correct * weight
+        failpoints.reach("train.backward")
+        stop_requests = torch.tensor(float(stop_requested), device=self._device)
+        parameters = self._student.parameters.values()
+        gradients = [_gradient(p) for p in parameters] if self._world.size > 1 else []
+        self._world.sum_in_place([*gradients, loss, correct, stop_requests])
+        loss, accuracy = loss / supervised, correct / supervised
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._train.clip)
+        self._update(loss, norm)
+        return StepResult(loss, accuracy, norm, stop_requests, tokens, supervised)
 
-    def _dealt(self, packs: int) -> Iterator[tuple[int, int]]:
-        """Numbers of this rank's packs, each with 1. Ranks that share a sharded base walk equally often, for
-        they gather its layers together: one without a pack walks the last again, which counts 0."""
-        for first in range(0, packs, self.world.size):
-            number = first + self.world.rank
+    def _backward(
+        self, pack: Sequence[Example], weight: int, supervised: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the gradient of loss * weight / supervised; return the summed loss and the correct count."""
+        try:
+            loss, correct = pack_loss(
+                self._student.model, collate(pack, self._device), self._student.row_loss
+            )
+            (loss * weight / supervised).backward()  # type: ignore[no-untyped-call]
+        except (RuntimeError, MemoryError) as error:
+            raise _as_out_of_memory(error, pack) from None
+        return loss.detach(), correct
+
+    def _packs_of_this_rank(self, packs: int) -> Iterator[tuple[int, int]]:
+        """Yield (pack number, weight) for this rank: packs rank, rank + size, ...
+
+        With FSDP all ranks must run the same number of forwards, because they gather layers together. A rank
+        without a pack repeats the last one with weight 0.
+        """
+        for first in range(0, packs, self._world.size):
+            number = first + self._world.rank
             if number < packs:
                 yield number, 1
-            elif self.sharded:
+            elif self._student.sharded:
                 yield packs - 1, 0
 
-    def _grad(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        if parameter.grad is None:  # this rank had no pack
-            parameter.grad = torch.zeros_like(parameter)
-        return parameter.grad
-
     def _update(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
-        self.optimiser.found_inf = bad.float()  # type: ignore[attr-defined]  # read by fused AdamW
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self._bad[0] += bad
-        self._bad[1] = (self._bad[1] + 1) * bad
-        self._bad[2] = torch.maximum(self._bad[1], self._bad[2])
+        is_bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
+        # torch's own protocol between GradScaler and fused optimisers: a non-zero found_inf skips the update.
+        self._optimiser.found_inf = is_bad.float()  # type: ignore[attr-defined]
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        self._bad_steps[0] += is_bad
+        self._bad_steps[1] = (self._bad_steps[1] + 1) * is_bad
+        self._bad_steps[2] = torch.maximum(self._bad_steps[1], self._bad_steps[2])
         failpoints.reach("train.update")
 
     @property
     def skipped(self) -> int:
-        """Steps that changed nothing. Waits for the device."""
-        return int(self._bad[0])
+        """Number of skipped steps. Reading it waits for the device."""
+        return int(self._bad_steps[0])
 
-    @skipped.setter
-    def skipped(self, count: int) -> None:
-        self._bad[0] = count
+    def restore_skipped(self, count: int) -> None:
+        """Continue counting skipped steps from a checkpoint's `count`."""
+        self._bad_steps[0] = count
 
     def check(self, step: int, place: str) -> None:
-        """Waits for the device and looks at what it counted.
+        """Check the count of bad steps. Waits for the device.
+
+        Args:
+            place: the folder of checkpoints, for the error.
 
         Raises:
             TrainingDiverged: several steps in a row had no finite loss or gradient.
         """
-        if int(self._bad[2]) >= MAX_BAD_STEPS:
+        if int(self._bad_steps[2]) >= MAX_BAD_STEPS:
             raise TrainingDiverged(
-                f"loss or gradient was not finite {MAX_BAD_STEPS} steps in a row, the last at {step + 1}",
+                f"loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row, the last is {step + 1}",
                 place=place,
                 remedy="lower [train] lr; the last checkpoint is good",
             )
 
 
 def check_first_gradient(norm: float) -> None:
-    """A first step whose gradient is exactly zero will never be followed by another.
+    """Refuse a first step whose gradient is exactly zero: the adapter would never change.
 
     Raises:
-        StudentError: nothing that is trained takes part in the loss.
+        StudentError: no trained parameter takes part in the loss.
     """
     if norm == 0:
         raise StudentError(
-            "no gradient reaches the adapter: it would never move",
+            "no gradient reaches the adapter: training would never change it",
             place="lora.target",
             remedy='target = "all-linear"; layers that the loss does not depend on learn nothing',
         )
 
 
-def pack_loss(student: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed loss and right guesses of a pack; the output layer runs on judged positions only, in chunks."""
-    whole = student.get_base_model() if hasattr(student, "get_base_model") else student
-    head = whole.get_output_embeddings()
-    if (
-        type(head) is not torch.nn.Linear
-        or head.weight.requires_grad
-        or whole.config.model_type not in LINEAR_HEAD_MODELS
-    ):
-        return cross_entropy_sum(supervised_logits(student, batch), batch.targets)
-    out = whole.model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        segments=batch.segments,
-    )
-    hidden = out.last_hidden_state[0].index_select(0, batch.predict_at)
-    return head_loss(hidden, head.weight, head.bias, batch.targets, getattr(whole, "judge", None))
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """Return a parameter's gradient; zeros on a rank that had no pack in this step."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
-def supervised_logits(student: Any, batch: Batch) -> torch.Tensor:
-    """Logits [supervised, vocabulary] of a packed row."""
-    out = student(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=batch.predict_at,
-        segments=batch.segments,
-    )
-    logits: torch.Tensor = out.logits[0]
-    return logits
-
-
-def _memory(error: RuntimeError | MemoryError, pack: Sequence[Example]) -> Exception:
-    """The error itself, or ours when it says that memory ran out."""
-    told = any(words in str(error) for words in HOST_MEMORY_ERRORS)
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not told:
+def _as_out_of_memory(error: RuntimeError | MemoryError, pack: Sequence[Example]) -> Exception:
+    """Return OutOfMemory when the error says that memory ran out, else the error itself."""
+    is_host_error = any(phrase in str(error) for phrase in HOST_MEMORY_ERRORS)
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not is_host_error:
         return error
-    longest, tokens = max(len(e.ids) for e in pack), sum(len(e.ids) - 1 for e in pack)
+    longest = max(len(example.ids) for example in pack)
+    tokens = sum(len(example.ids) - 1 for example in pack)
     return OutOfMemory(
-        f"no memory for a pack of {len(pack)} examples x {longest} tokens at most, {tokens:,} in all",
+        f"not enough memory for a pack of {len(pack)} examples of up to {longest} tokens, {tokens:,} in all",
         place="train.pack_tokens",
         remedy='[train] checkpointing = "always", or a lower pack_tokens (the step keeps its batch)',
     )

@@ -1,4 +1,4 @@
-"""The loop, one page: packs in order, one loss a step, checkpoints, an adapter at the end."""
+"""Train the adapter (`trainer train`): steps in order, checkpoints on the way, adapter files at the end."""
 
 from __future__ import annotations
 
@@ -9,29 +9,41 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainer.config import TrainConfig
 from trainer.data import dataset
-from trainer.data.chat_template import Renderer
 from trainer.data.collator import padding_share
-from trainer.data.order import Order
 from trainer.errors import CheckpointError, Interrupted, ResumeRefused, StoreFull
-from trainer.model import compile, lora_forward, model, weights
+from trainer.model import model, weights
 from trainer.process import lock_output_folder, stop_signals
-from trainer.publish import adapter as export
-from trainer.training import checkpoint, flops, fsdp, memory, optim
+from trainer.publish.adapter import write_adapter
+from trainer.training import checkpoint, flops, optim
 from trainer.training.distributed import World, join_world
+from trainer.training.inputs import TrainingInputs, read_inputs
 from trainer.training.logbook import Logbook, StepLog
 from trainer.training.step import Stepper, StepResult, check_first_gradient
+from trainer.training.student import TrainableStudent, load_student
+
+# Settings that do not change the weights, so they may differ when a training is resumed.
+_FREE_SETTINGS = ("train.log_every", "train.save_every", "train.checkpointing", "train.shard", "data.corpus")
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a training came to."""
+    """Summary of a training.
+
+    Attributes:
+        adapter: folder of the adapter.
+        steps: optimiser steps of the whole training; steps_now: those made by this call.
+        examples: rendered rows; excluded: left-out rows by reason.
+        tokens: tokens fed to the model by this call; tokens_per_s: while stepping.
+        loss: last finite loss in nats per supervised token, None before the first step.
+        wall_s: seconds of this call.
+        notes: lines for the operator: device, resumed step, warnings.
+    """
 
     adapter: str
     steps: int
@@ -52,206 +64,259 @@ def train(
     rows: dataset.Rows | None = None,
     allow_change: bool = False,
 ) -> Trained:
-    """Train the adapter, or go on where the last run stopped.
+    """Train the adapter, or continue where the last run stopped.
 
     Args:
-        rows: the corpus where it has been read already.
-        allow_change: go on under settings other than those of the checkpoint.
+        on_step: called with each line of the log.
+        rows: the corpus, if it has been read already.
+        allow_change: resume although settings differ from those of the checkpoint.
 
     Raises:
         DataError, StudentError, ConfigError, TermsRefused: nothing was started.
-        ResumeRefused: a half-done training of another configuration or corpus lies in the output folder.
+        ResumeRefused: the output folder holds a training with another configuration or corpus.
         Interrupted: SIGTERM or SIGINT; the step was finished and checkpointed.
         TrainingDiverged, OutOfMemory: the last checkpoint is good.
     """
     with (
         join_world() as world,
         lock_output_folder(config.out_path) if world.is_leader else nullcontext(),
-        stop_signals() as asked,
+        stop_signals() as signals,
     ):
-        began = time.monotonic()
+        started = time.monotonic()
         model.set_threads(config.train)
-        device = model.select_device(config.train)
-        rows = rows or dataset.read(config)
-        renderer = Renderer(model.load_tokenizer(config.base, config.template))
-        data = dataset.render(rows, renderer, config, weights.vocabulary_size(config.base))
-        order = Order(data.lengths, config.train)
-        run = _Run(config, data, order, world)
-        run.template = renderer.template_sha256
-        run.logbook = Logbook(config.out_path, on_step, model.peak_flops(device)) if world.is_leader else None
+        inputs = read_inputs(config, rows)
+        student = load_student(config, inputs.largest_pack, world)
+        run = TrainingRun(config, inputs, student, world, on_step)
         first = run.resume(allow_change=allow_change)
-        if run.logbook is not None:
-            run.logbook.keep(first)
-        for step in range(first, order.steps):
-            stop = run.step(step, asked)
-            if stop:
+        for step in range(first, run.steps):
+            should_stop = run.step(step, signals)
+            if should_stop or run.is_checkpoint_due(step):
                 run.save(step + 1)
+            if should_stop:
                 raise Interrupted(
-                    f"stopped after step {step + 1} of {order.steps}, checkpointed",
-                    signal_number=asked[0] if asked else 15,
-                    remedy="the same command goes on from here",
+                    f"stopped after step {step + 1} of {run.steps}, checkpointed",
+                    signal_number=signals[0] if signals else 15,
+                    remedy="the same command resumes from here",
                 )
-            if config.train.save_every and (step + 1) % config.train.save_every == 0:
-                run.save(step + 1)
-        if first < order.steps:
-            run.save(order.steps)
-        adapter = config.out_path / "adapter"
-        if world.is_leader and (first < order.steps or not (adapter / "adapter_config.json").exists()):
-            export.write_adapter(run.student, renderer, config, rows)
-        world.barrier()
-        return run.summary(adapter, order.steps - first, time.monotonic() - began)
+        run.finish(first)
+        return run.summary(steps_now=run.steps - first, wall_s=time.monotonic() - started)
 
 
-class _Run:
-    """The moving parts of one training."""
+class TrainingRun:
+    """One training on this process: it makes steps, logs them, and saves and restores its state.
 
-    logbook: Logbook | None = None
-    template = ""
+    Args:
+        on_step: called with each line of the log, on the leading process.
+    """
 
-    def __init__(self, config: TrainConfig, data: dataset.Dataset, order: Order, world: World) -> None:
-        self.config, self.data, self.order, self.world = config, data, order, world
-        self.device = model.select_device(config.train)
-        largest = [data.examples[i] for i in order.largest()]
-        sharded = world.any_rank(memory.needs_sharding(config, world.size))
-        shards = world.size if sharded else 1
-        self.student = student = model.load_new_student(config, self.device, sharded=sharded)
-        self.checkpointing = world.any_rank(memory.needs_checkpointing(config, largest, shards=shards))
-        if self.checkpointing:
-            memory.enable_checkpointing(student)
-        lora_forward.replace_lora_forward(student, sharded=sharded)
-        kept = fsdp.shard_base(student, self.device) if sharded else 0
-        if config.train.compile:
-            compile.compile_student(student)
-        self.named = model.trainable_parameters(student)
-        self.optimiser = optim.adamw(self.named.items(), config.train, config.lora)
-        self.stepper = Stepper(student, self.named, self.optimiser, config.train, world, sharded=sharded)
-        self.looks_always = self.device.type == "cpu"  # elsewhere reading a value makes the host wait
-        self.count = flops.flop_counter(student)
-        self.checkpoints = config.out_path / "checkpoints"
-        self.notes = [
-            f"{self.device.type}, base {model.base_dtype(self.device)}, adapter torch.float32".replace(
-                "torch.", ""
-            )
-        ]
-        if sharded:
-            self.notes.append(f"base sharded: {kept / 2**20:,.1f} MiB of it in each of {shards} processes")
-        if self.checkpointing:
-            self.notes.append("activations are computed again in the backward pass: they would not fit")
-        self.loss: float | None = None
-        self._spent_s = 0.0
+    def __init__(
+        self,
+        config: TrainConfig,
+        inputs: TrainingInputs,
+        student: TrainableStudent,
+        world: World,
+        on_step: Callable[[StepLog], None],
+    ) -> None:
+        self._config = config
+        self._inputs = inputs
+        self._student = student
+        self._world = world
+        self._optimiser = optim.adamw(student.parameters.items(), config.train, config.lora)
+        self._stepper = Stepper(student, self._optimiser, config.train, world)
+        self._flop_of_pack = flops.flop_counter(student.model)
+        self._checkpoints = config.out_path / "checkpoints"
+        self._logbook = (
+            Logbook(config.out_path, on_step, model.peak_flops(student.device)) if world.is_leader else None
+        )
+        self._notes = setup_notes(student, world)
+        self._loss: float | None = None
+        self._stepping_s = 0.0
+        # On the CPU reading a value is free. On a GPU it makes the host wait, so only log lines do it.
+        self.reads_every_step = student.device.type == "cpu"
 
-    def step(self, step: int, asked: Sequence[int]) -> bool:
-        """One optimiser update or one skipped step; whether to stop after it."""
-        began = time.monotonic()
-        train = self.config.train
-        packs = [[self.data.examples[i] for i in numbers] for numbers in self.order.packs(step)]
-        lr = optim.set_lr(self.optimiser, optim.lr_factor(step, self.order.steps, train))
-        learned = self.stepper.learn(step, packs, asked=bool(asked))
-        logs = (step + 1) % train.log_every == 0 or step + 1 == self.order.steps
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self._inputs.order.steps
+
+    def is_checkpoint_due(self, step: int) -> bool:
+        """Whether `[train] save_every` asks for a checkpoint after this step (0-based)."""
+        every = self._config.train.save_every
+        return every > 0 and (step + 1) % every == 0
+
+    def step(self, step: int, signals: Sequence[int]) -> bool:
+        """Make one optimiser step (0-based), or skip it when its numbers are not finite.
+
+        All ranks read the device after the same steps, so they agree on the step to stop at.
+
+        Args:
+            signals: numbers of the signals received so far; grows while the step is made.
+
+        Returns:
+            Whether to stop after this step.
+        """
+        started = time.monotonic()
+        train = self._config.train
+        packs = self._inputs.packs(step)
+        lr = optim.set_lr(self._optimiser, optim.lr_factor(step, self.steps, train))
+        result = self._stepper.learn(step, packs, stop_requested=bool(signals))
         if step == 0:
-            check_first_gradient(float(learned.norm))
-        if self.logbook is not None:
-            self.logbook.count(learned.tokens, learned.supervised, sum(map(self.count, packs)))
-        looks = logs or self.looks_always
-        if looks:
-            self._look(step, learned, lr, padding_share(packs), logs=logs)
-        self._spent_s += time.monotonic() - began
-        if self.world.size == 1:
-            return bool(asked)
-        return looks and bool(learned.asked)  # all ranks look at the same steps, so they stop at the same one
+            check_first_gradient(float(result.norm))
+        if self._logbook is not None:
+            flop = sum(map(self._flop_of_pack, packs))
+            self._logbook.add_step(result.tokens, result.supervised, flop)
+        is_logged = (step + 1) % train.log_every == 0 or step + 1 == self.steps
+        reads = is_logged or self.reads_every_step
+        if reads:
+            self._read(step, result)
+        if is_logged:
+            self._log(step, result, lr, padding_share(packs))
+        self._stepping_s += time.monotonic() - started
+        if self._world.size == 1:
+            return bool(signals)
+        return reads and bool(result.stop_requests)
 
-    def _look(self, step: int, learned: StepResult, lr: float, padding: float, *, logs: bool) -> None:
-        loss, norm = float(learned.loss), float(learned.norm)
-        if math.isfinite(loss) and math.isfinite(norm):
-            self.loss = loss
-        if logs and self.logbook is not None:
-            self.logbook.line(
-                {
-                    "step": step + 1,
-                    "steps": self.order.steps,
-                    "epoch": self.order.epoch_of(step),
-                    "loss": math.nan if self.loss is None else self.loss,
-                    "accuracy": float(learned.accuracy),
-                    "grad_norm": norm,
-                    "lr": lr,
-                    "skipped": self.stepper.skipped,
-                    "padding": padding,
-                    "memory_bytes": memory_bytes(self.device),
-                }
-            )
-        self.stepper.check(step, str(self.checkpoints))
+    def _read(self, step: int, result: StepResult) -> None:
+        """Take the loss from the device, and stop a training that diverged."""
+        loss = float(result.loss)
+        if math.isfinite(loss) and math.isfinite(float(result.norm)):
+            self._loss = loss
+        self._stepper.check(step, str(self._checkpoints))
+
+    def _log(self, step: int, result: StepResult, lr: float, padding: float) -> None:
+        if self._logbook is None:
+            return
+        self._logbook.write_line(
+            {
+                "step": step + 1,
+                "steps": self.steps,
+                "epoch": self._inputs.order.epoch_of(step),
+                "loss": math.nan if self._loss is None else self._loss,
+                "accuracy": float(result.accuracy),
+                "grad_norm": float(result.norm),
+                "lr": lr,
+                "skipped": self._stepper.skipped,
+                "padding": padding,
+                "memory_bytes": peak_memory_bytes(self._student.device),
+            }
+        )
 
     def resume(self, *, allow_change: bool) -> int:
-        """Steps already done, after putting their state back."""
-        found, skipped = checkpoint.newest_valid(self.checkpoints)
-        self.notes += [f"checkpoint skipped: {line}" for line in skipped]
-        if found is None:
-            return 0
-        changed = checkpoint.describe_changes(found.state.get("settings", {}), self._settings)
-        if changed and not allow_change:
-            raise ResumeRefused(
-                f"the training in this folder had other settings: {'; '.join(changed)}",
-                place=str(self.checkpoints),
-                remedy="set them back, choose another [out] path, or say --allow-change",
-            )
-        self.notes += [f"changed on the way: {line}" for line in changed]
-        checkpoint.restore(found, self.optimiser, self.named)
-        self.stepper.skipped = int(found.state.get("skipped", 0))
-        self.loss = found.state.get("loss")
-        self.notes.append(f"resumed at step {found.step} of {self.order.steps}")
-        return min(found.step, self.order.steps)
+        """Restore the newest valid checkpoint, if there is one.
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint after `step` steps. Without room the older one stays, the training goes on."""
-        if not self.world.is_leader:
+        Returns:
+            The number of steps that are done already.
+
+        Raises:
+            ResumeRefused: the checkpoint was made under other settings, and `allow_change` is false.
+            CheckpointError: the checkpoint belongs to a student of another shape.
+        """
+        found, skipped = checkpoint.newest_valid(self._checkpoints)
+        self._notes += [f"checkpoint skipped: {line}" for line in skipped]
+        done = 0
+        if found is not None:
+            self._restore(found, allow_change=allow_change)
+            done = min(found.step, self.steps)
+        if self._logbook is not None:
+            self._logbook.drop_lines_after(done)
+        return done
+
+    def _restore(self, found: checkpoint.Checkpoint, *, allow_change: bool) -> None:
+        changes = checkpoint.describe_changes(found.state.get("settings", {}), self._settings)
+        if changes and not allow_change:
+            raise ResumeRefused(
+                f"the training in this folder had other settings: {'; '.join(changes)}",
+                place=str(self._checkpoints),
+                remedy="set them back, choose another [out] path, or add --allow-change",
+            )
+        self._notes += [f"changed on the way: {line}" for line in changes]
+        checkpoint.restore(found, self._optimiser, self._student.parameters)
+        self._stepper.restore_skipped(int(found.state.get("skipped", 0)))
+        self._loss = found.state.get("loss")
+        self._notes.append(f"resumed at step {found.step} of {self.steps}")
+
+    def save(self, steps_done: int) -> None:
+        """Write a checkpoint. If the disk is full the older one stays and training continues."""
+        if not self._world.is_leader:
             return
-        state = {"settings": self._settings, "skipped": self.stepper.skipped, "loss": self.loss}
-        moments = checkpoint.optimiser_moments(self.optimiser, self.named)
+        state = {"settings": self._settings, "skipped": self._stepper.skipped, "loss": self._loss}
+        parameters = self._student.parameters
+        moments = checkpoint.optimiser_moments(self._optimiser, parameters)
         try:
-            checkpoint.save(self.checkpoints, checkpoint.Checkpoint(step, state, self.named, moments))
+            checkpoint.save(self._checkpoints, checkpoint.Checkpoint(steps_done, state, parameters, moments))
         except (StoreFull, CheckpointError) as error:
-            self.notes.append(f"warning: {error.message}; the last good checkpoint is kept")
+            self._notes.append(f"warning: {error.message}; the last good checkpoint is kept")
+
+    def finish(self, first: int) -> None:
+        """Write the last checkpoint and the adapter, unless a finished training has done so already.
+
+        Args:
+            first: the step at which this call began.
+        """
+        has_trained = first < self.steps
+        if has_trained:
+            self.save(self.steps)
+        adapter = self._config.out_path / "adapter"
+        if self._world.is_leader and (has_trained or not (adapter / "adapter_config.json").exists()):
+            write_adapter(self._student.model, self._inputs.renderer, self._config, self._inputs.rows)
+        self._world.barrier()
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        """Everything the weights depend on, flat, so that a difference can be named; hashes the base once."""
-        told = self.config.model_dump(mode="json")
-        flat = {f"{part}.{key}": told[part][key] for part in ("data", "lora", "train") for key in told[part]}
-        for key in ("train.log_every", "train.save_every", "train.checkpointing", "train.shard"):
-            del flat[key]
-        del flat["data.corpus"]
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 0
+        """Everything the weights depend on, by dotted name. Hashes the base, so it is computed once."""
+        sections = self._config.model_dump(mode="json")
+        settings = {
+            f"{section}.{key}": sections[section][key]
+            for section in ("data", "lora", "train")
+            for key in sections[section]
+        }
+        for key in _FREE_SETTINGS:
+            del settings[key]
+        dataset = self._inputs.dataset
         return {
-            **flat,
-            "train.threads": threads,
-            "corpus": self.data.sha256,
-            "corpus.examples": len(self.data.examples),
-            "corpus.tokens": sum(self.data.lengths),
-            "base": weights.base_sha256(self.config.base),
-            "template": self.template,
+            **settings,
+            "train.threads": torch.get_num_threads() if self._student.device.type == "cpu" else 0,
+            "corpus": dataset.sha256,
+            "corpus.examples": len(dataset.examples),
+            "corpus.tokens": sum(dataset.lengths),
+            "base": weights.base_sha256(self._config.base),
+            "template": self._inputs.renderer.template_sha256,
         }
 
-    def summary(self, adapter: Path, steps_now: int, wall_s: float) -> Trained:
-        """The closing values."""
-        tokens = self.logbook.tokens if self.logbook else 0
-        if self.logbook and self.logbook.trouble:
-            self.notes.append(f"warning: {self.logbook.trouble}")
+    def summary(self, *, steps_now: int, wall_s: float) -> Trained:
+        """Return the counts and notes of this call."""
+        tokens = self._logbook.tokens if self._logbook else 0
+        notes = list(self._notes)
+        if self._logbook and self._logbook.problem:
+            notes.append(f"warning: {self._logbook.problem}")
         return Trained(
-            adapter=str(adapter),
-            steps=self.order.steps,
+            adapter=str(self._config.out_path / "adapter"),
+            steps=self.steps,
             steps_now=steps_now,
-            examples=len(self.data.examples),
-            excluded=dict(self.data.excluded),
+            examples=len(self._inputs.dataset.examples),
+            excluded=dict(self._inputs.dataset.excluded),
             tokens=tokens,
-            loss=self.loss,
-            tokens_per_s=tokens / self._spent_s if self._spent_s else 0.0,
+            loss=self._loss,
+            tokens_per_s=tokens / self._stepping_s if self._stepping_s else 0.0,
             wall_s=wall_s,
-            notes=tuple(self.notes),
+            notes=tuple(notes),
         )
 
 
-def memory_bytes(device: torch.device) -> int:
-    """Most memory used so far: allocated on CUDA, resident on CPU (Linux counts KiB)."""
+def setup_notes(student: TrainableStudent, world: World) -> list[str]:
+    """Describe device, dtypes, sharding and checkpointing for the operator."""
+    dtype = str(model.base_dtype(student.device)).removeprefix("torch.")
+    notes = [f"{student.device.type}, base {dtype}, adapter float32"]
+    if student.sharded:
+        mebibytes = student.base_bytes / 2**20
+        notes.append(f"base sharded: {mebibytes:,.1f} MiB of it in each of {world.size} processes")
+    if student.checkpointing:
+        notes.append("activations are recomputed in the backward pass: they would not fit otherwise")
+    return notes
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak so far: allocated on CUDA, resident set on the CPU (getrusage counts KiB on Linux)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

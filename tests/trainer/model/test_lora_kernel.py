@@ -15,7 +15,9 @@ from trainer.model import compile, lora_forward, lora_kernel, losses, model
 from trainer.training import flops, optim
 from trainer.training import train as room
 from trainer.training.distributed import World
-from trainer.training.step import Stepper, pack_loss
+from trainer.training.forward import pack_loss
+from trainer.training.step import Stepper
+from trainer.training.student import TrainableStudent
 from trainer.training.train import train
 
 
@@ -33,8 +35,8 @@ def student_of(folder, **lora):
     return student
 
 
-def learned(student, pack) -> tuple[float, dict[str, torch.Tensor]]:
-    loss, _ = pack_loss(student, collate(pack))
+def learned(student, pack, row_loss=losses.loss_and_gradient) -> tuple[float, dict[str, torch.Tensor]]:
+    loss, _ = pack_loss(student, collate(pack), row_loss)
     loss.backward()
     grads = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
     student.zero_grad()
@@ -165,9 +167,8 @@ def test_a_step_reads_nothing_back_from_its_device(tmp_path):
     student = student_of(tmp_path / "s")
     lora_forward.replace_lora_forward(student)
     named = model.trainable_parameters(student)
-    stepper = Stepper(
-        student, named, optim.adamw(named.items(), config.train, config.lora), config.train, World()
-    )
+    optimiser = optim.adamw(named.items(), config.train, config.lora)
+    stepper = Stepper(TrainableStudent(student, named), optimiser, config.train, World())
     with Reads() as reads:
         first = stepper.learn(0, [pack[:3], pack[3:]])
         stepper.learn(1, [pack])
@@ -181,16 +182,16 @@ def test_between_log_lines_a_training_reads_nothing_back(tmp_path, monkeypatch):
         tmp_path, tiny.skill(60), train={"epochs": 4, "log_every": 5, "pack_tokens": 128, "save_every": 0}
     )
     seen: dict[int, int] = {}
-    honest = room._Run.step
+    honest = room.TrainingRun.step
 
-    def watched(run, step, asked):
-        run.looks_always = False  # as on a device that is not the host
+    def watched(run, step, signals):
+        run.reads_every_step = False  # as on a device that is not the host
         with Reads() as reads:
-            stop = honest(run, step, asked)
+            stop = honest(run, step, signals)
         seen[step + 1] = len(reads.seen)
         return stop
 
-    monkeypatch.setattr(room._Run, "step", watched)
+    monkeypatch.setattr(room.TrainingRun, "step", watched)
     steps = train(settings.load(path)).steps
     assert steps >= 10
     read = {step for step, count in seen.items() if count}
@@ -203,8 +204,9 @@ def test_a_compiled_student_loses_the_same(tmp_path):
     student, pack = student_of(tmp_path), examples()
     lora_forward.replace_lora_forward(student)
     loss, grads = learned(student, pack)
-    assert compile.compile_student(student) == 2
+    row_loss = compile.compile_student(student)
+    assert row_loss is not losses.loss_and_gradient
     for again in (pack, examples(4, seed=8), pack):  # other shapes in between
-        compiled, same = learned(student, again)
+        compiled, same = learned(student, again, row_loss)
     assert compiled == pytest.approx(loss, rel=1e-5)
     assert all(torch.allclose(grads[n], same[n], atol=1e-4, rtol=1e-4) for n in grads)

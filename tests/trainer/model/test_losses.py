@@ -17,7 +17,7 @@ from trainer.errors import StudentError
 from trainer.model import losses, model, varlen_attention
 from trainer.model.losses import cross_entropy_sum, head_loss
 from trainer.training import flops
-from trainer.training.step import pack_loss, supervised_logits
+from trainer.training.forward import pack_loss, supervised_logits
 
 
 def examples(count: int = 7, seed: int = 5) -> list[Example]:

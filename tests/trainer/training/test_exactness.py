@@ -12,7 +12,7 @@ from trainer.data.chat_template import Example
 from trainer.data.collator import collate
 from trainer.model import lora_forward, model
 from trainer.model.losses import cross_entropy_sum
-from trainer.training.step import supervised_logits
+from trainer.training.forward import supervised_logits
 
 
 @pytest.fixture(scope="module")

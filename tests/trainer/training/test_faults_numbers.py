@@ -17,9 +17,9 @@ from trainer.training import step
 def test_01_a_loss_that_is_not_finite_once_is_skipped_and_counted(run_trainer, toml, monkeypatch, value):  # noqa: F811
     honest, calls = step.pack_loss, []
 
-    def poisoned(student, batch):
+    def poisoned(student, batch, row_loss):
         calls.append(1)
-        loss, correct = honest(student, batch)
+        loss, correct = honest(student, batch, row_loss)
         return (loss * float(value) if len(calls) == 3 else loss), correct
 
     monkeypatch.setattr(step, "pack_loss", poisoned)
@@ -32,15 +32,15 @@ def test_01_a_loss_that_is_not_finite_once_is_skipped_and_counted(run_trainer, t
 def test_01_a_loss_that_stays_broken_stops_with_the_last_good_checkpoint(run_trainer, toml, monkeypatch):  # noqa: F811
     honest, calls = step.pack_loss, []
 
-    def poisoned(student, batch):
+    def poisoned(student, batch, row_loss):
         calls.append(1)
-        loss, correct = honest(student, batch)
+        loss, correct = honest(student, batch, row_loss)
         return (loss * float("nan") if len(calls) > 4 else loss), correct
 
     monkeypatch.setattr(step, "pack_loss", poisoned)
     code, _, err = run_trainer("train", toml)
     assert code == 1
-    assert "not finite 3 steps in a row" in err
+    assert "error[diverged]" in err
     assert "the last checkpoint is good" in err
     monkeypatch.setattr(step, "pack_loss", honest)
     code, out, _ = run_trainer("train", toml)
@@ -70,16 +70,16 @@ def test_02_a_gradient_that_is_not_finite_changes_nothing(run_trainer, toml, mon
 def test_03_out_of_memory_names_the_pack(run_trainer, toml, monkeypatch):  # noqa: F811
     honest, calls = step.pack_loss, []
 
-    def hungry(student, batch):
+    def hungry(student, batch, row_loss):
         calls.append(1)
         if len(calls) == 4:
             raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
-        return honest(student, batch)
+        return honest(student, batch, row_loss)
 
     monkeypatch.setattr(step, "pack_loss", hungry)
     code, _, err = run_trainer("train", toml)
     assert code == 1
-    assert "examples x" in err
+    assert "error[memory]" in err
     assert "pack_tokens" in err
     monkeypatch.setattr(step, "pack_loss", honest)
     assert "resumed at step 1" in run_trainer("train", toml)[1]
@@ -89,7 +89,7 @@ def test_03_other_runtime_errors_keep_their_own_words(toml, monkeypatch):  # noq
     from trainer import config
     from trainer.training.train import train
 
-    def broken(_student, _batch):
+    def broken(_student, _batch, _row_loss):
         raise RuntimeError("shape mismatch")
 
     monkeypatch.setattr(step, "pack_loss", broken)
@@ -110,14 +110,14 @@ def test_27_nothing_is_loaded_by_a_worker_that_could_die(toml):  # noqa: F811
 def test_34_an_adapter_that_no_gradient_reaches_is_refused(run_trainer, toml, monkeypatch):  # noqa: F811
     honest = step.pack_loss
 
-    def deaf(student, batch):
-        loss, correct = honest(student, batch)
+    def deaf(student, batch, row_loss):
+        loss, correct = honest(student, batch, row_loss)
         return loss * 0.0, correct
 
     monkeypatch.setattr(step, "pack_loss", deaf)
     code, _, err = run_trainer("train", toml)
     assert code == 2
-    assert "never move" in err
+    assert "no gradient reaches the adapter" in err
 
 
 @pytest.mark.parametrize(("key", "value"), [("lr", "0.0"), ("target", '["no_such_layer"]')])

@@ -51,20 +51,20 @@ def test_rates_and_mfu_are_counts_over_the_time_since_the_last_line(tmp_path, mo
     monkeypatch.setattr(logbook.time, "monotonic", lambda: now[0])
     seen = []
     book = logbook.Logbook(tmp_path, seen.append, peak=1000.0)
-    book.count(30, 10, 500.0)
-    book.count(10, 6, 300.0)
+    book.add_step(30, 10, 500.0)
+    book.add_step(10, 6, 300.0)
     now[0] += 4.0
-    book.line(FACTS)
-    book.count(8, 8, 80.0)
+    book.write_line(FACTS)
+    book.add_step(8, 8, 80.0)
     now[0] += 2.0
-    book.line({**FACTS, "step": 20})
+    book.write_line({**FACTS, "step": 20})
     assert [(x.tokens_per_s, x.supervised_per_s, x.flop_per_s, x.mfu) for x in seen] == [
         (10.0, 4.0, 200.0, 0.2),
         (4.0, 4.0, 40.0, 0.04),
     ]
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20]
-    assert logbook.Logbook(tmp_path / "none", seen.append, peak=None).line(FACTS).mfu is None
+    assert logbook.Logbook(tmp_path / "none", seen.append, peak=None).write_line(FACTS).mfu is None
 
 
 def test_tensorboard_gets_every_number_where_it_is_installed(tmp_path, monkeypatch):
@@ -73,8 +73,8 @@ def test_tensorboard_gets_every_number_where_it_is_installed(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", told)
     monkeypatch.setattr(logbook.importlib.util, "find_spec", lambda _name: object())
     book = logbook.Logbook(tmp_path, lambda _: None, peak=1e12)
-    book.count(4, 2, 8.0)
-    log = book.line(FACTS)
+    book.add_step(4, 2, 8.0)
+    log = book.write_line(FACTS)
     board = Board.last
     assert board.folder == str(tmp_path / "tensorboard")
     assert {name for name, _, _ in board.seen} == set(json.loads((tmp_path / "train.jsonl").read_text())) - {

@@ -12,7 +12,7 @@ from trainer import config as settings
 from trainer.data.collator import collate
 from trainer.model import lora_forward, model, varlen_attention
 from trainer.training import memory, plan
-from trainer.training.step import pack_loss
+from trainer.training.forward import pack_loss
 from trainer.training.train import train
 
 

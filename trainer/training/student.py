@@ -1,0 +1,72 @@
+"""Load the student for training: base, adapter, and the settings that fit it to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trainer.config import TrainConfig
+from trainer.data.chat_template import Example
+from trainer.model import compile, lora_forward, model
+from trainer.model.losses import RowLoss, loss_and_gradient
+from trainer.training import fsdp, memory
+from trainer.training.distributed import World
+
+
+@dataclass(frozen=True, slots=True)
+class TrainableStudent:
+    """A student that is ready to train.
+
+    Attributes:
+        model: a PEFT model; everything but the adapter is frozen.
+        parameters: the adapter's fp32 parameters by name, in the model's order.
+        row_loss: loss of a block of logits; the compiled one under `[train] compile`.
+        sharded: whether the base's layers are split over the processes (FSDP2).
+        base_bytes: bytes of the base that this process holds; set only when sharded.
+        checkpointing: whether activations are recomputed in the backward pass.
+    """
+
+    model: Any
+    parameters: Mapping[str, torch.nn.Parameter]
+    row_loss: RowLoss = loss_and_gradient
+    sharded: bool = False
+    base_bytes: int = 0
+    checkpointing: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the adapter's parameters."""
+        return next(iter(self.parameters.values())).device
+
+
+def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: World) -> TrainableStudent:
+    """Load base and fresh adapter, and set up sharding, checkpointing, LoRA forward and compilation.
+
+    Sharding and checkpointing are decided before any weight is loaded, from the memory that is free then,
+    and all processes decide alike.
+
+    Raises:
+        StudentError: the base can't be loaded, or no layer matches `[lora] target`.
+        ConfigError: the device that `[train] device` names is absent.
+    """
+    device = model.select_device(config.train)
+    sharded = world.any_rank(memory.needs_sharding(config, world.size))
+    shards = world.size if sharded else 1
+    checkpointing = world.any_rank(memory.needs_checkpointing(config, largest_pack, shards=shards))
+    student = model.load_new_student(config, device, sharded=sharded)
+    if checkpointing:
+        memory.enable_checkpointing(student)
+    lora_forward.replace_lora_forward(student, sharded=sharded)
+    base_bytes = fsdp.shard_base(student, device) if sharded else 0
+    row_loss = compile.compile_student(student) if config.train.compile else loss_and_gradient
+    return TrainableStudent(
+        model=student,
+        parameters=model.trainable_parameters(student),
+        row_loss=row_loss,
+        sharded=sharded,
+        base_bytes=base_bytes,
+        checkpointing=checkpointing,
+    )
