@@ -1,13 +1,13 @@
-"""Adapter + optimiser + position, atomically: written aside, fsynced, manifest last, renamed.
+"""Save and restore adapter, optimiser state and step number.
 
-Randomness is no part of it: order and dropout are pure functions of (seed, step). Files are safetensors and
-JSON; nothing here can run code when it is read.
+A checkpoint is written to a temporary folder, fsynced, given its manifest last, and renamed. Random state is
+not part of it: order and dropout are pure functions of (seed, step). Files are safetensors and JSON, so
+reading one never runs code.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -20,23 +20,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from harvester.system import failpoints
+from harvester.system.files import sha256_of
 from trainer.errors import CheckpointError, StoreFull
 from trainer.files import fsync
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
+
+# Checkpoints that are kept; older ones are deleted.
 KEEP_NEWEST = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a training needs to go on as if it had never stopped.
+    """The state from which a training continues with the same bits as if it had not stopped.
 
     Attributes:
         step: optimiser steps done.
-        state: plain facts: configuration, corpus hash, counts.
-        adapter: trainable parameters by name.
-        moments: AdamW's moments, `<name>/exp_avg` and so on.
+        state: JSON values: settings, corpus hash, counts.
+        adapter: trainable parameters by name, fp32.
+        moments: AdamW's state by `<parameter>/<key>`: `exp_avg`, `exp_avg_sq`, `step`.
     """
 
     step: int
@@ -48,7 +51,11 @@ class Checkpoint:
 def optimiser_moments(
     optimiser: torch.optim.Optimizer, named: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The optimiser's state by parameter name, never by number: an order may change, a name may not."""
+    """Copy the optimiser's state, keyed by parameter name: positions may change between versions.
+
+    Args:
+        named: trainable parameters by name.
+    """
     return {
         f"{name}/{key}": torch.as_tensor(value).detach().clone()
         for name, parameter in named.items()
@@ -59,100 +66,108 @@ def optimiser_moments(
 def restore(
     checkpoint: Checkpoint, optimiser: torch.optim.Optimizer, named: Mapping[str, torch.nn.Parameter]
 ) -> None:
-    """Put weights and moments back.
+    """Copy a checkpoint's weights and moments into the student and its optimiser.
 
     Raises:
         CheckpointError: names or shapes are not those of this student.
     """
-    mine = {name: tuple(p.shape) for name, p in named.items()}
-    theirs = {name: tuple(t.shape) for name, t in checkpoint.adapter.items()}
-    if mine != theirs:
-        odd = sorted(set(mine.items()) ^ set(theirs.items()))[0]
-        raise CheckpointError(
-            f"checkpoint of step {checkpoint.step} is of another student: {odd[0]} {odd[1]}"
-        )
+    expected = {name: tuple(p.shape) for name, p in named.items()}
+    saved = {name: tuple(t.shape) for name, t in checkpoint.adapter.items()}
+    if expected != saved:
+        name, shape = sorted(set(expected.items()) ^ set(saved.items()))[0]
+        raise CheckpointError(f"checkpoint of step {checkpoint.step} is of another student: {name} {shape}")
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(checkpoint.adapter[name])
     for key, value in checkpoint.moments.items():
-        name, _, kind = key.rpartition("/")
+        name, _, state_key = key.rpartition("/")
         parameter = named[name]
-        place = "cpu" if kind == "step" and parameter.device.type == "cpu" else parameter.device
-        optimiser.state[parameter][kind] = value.to(place)
+        device = "cpu" if state_key == "step" and parameter.device.type == "cpu" else parameter.device
+        optimiser.state[parameter][state_key] = value.to(device)
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write one checkpoint into `folder` and forget all but the newest `KEEP`.
+    """Write one checkpoint into `folder`, read it back, and delete all but the newest `KEEP_NEWEST`.
 
     Raises:
-        StoreFull: no room; earlier checkpoints are untouched.
-        CheckpointError: what was written is not what is read; earlier checkpoints are kept.
+        StoreFull: the disk is full or refuses; earlier checkpoints are untouched.
+        CheckpointError: what is read back is not what was written; earlier checkpoints are kept.
     """
     final = folder / f"step-{checkpoint.step:08d}"
-    aside = folder / f".{final.name}.tmp"
+    temporary = folder / f".{final.name}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        _check_room(folder, checkpoint)
-        aside.mkdir()
-        save_file(_plain(checkpoint.adapter), aside / "adapter.safetensors")
+        shutil.rmtree(temporary, ignore_errors=True)
+        _check_free_space(folder, checkpoint)
+        temporary.mkdir()
+        save_file(_on_cpu(checkpoint.adapter), temporary / "adapter.safetensors")
         failpoints.reach("checkpoint.adapter_written")
-        save_file(_plain(checkpoint.moments), aside / "optimiser.safetensors")
-        _write(aside / "state.json", {"format": FORMAT, "step": checkpoint.step, **checkpoint.state})
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(aside.iterdir())}
+        save_file(_on_cpu(checkpoint.moments), temporary / "optimiser.safetensors")
+        _write_json(temporary / "state.json", {"format": FORMAT, "step": checkpoint.step, **checkpoint.state})
+        files = {
+            p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(temporary.iterdir())
+        }
         for name in files:
-            fsync(aside / name)
+            fsync(temporary / name)
         failpoints.reach("checkpoint.before_manifest")
-        _write(aside / MANIFEST, {"format": FORMAT, "files": files})
-        fsync(aside / MANIFEST)
-        fsync(aside)
+        _write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})
+        fsync(temporary / MANIFEST)
+        fsync(temporary)
         failpoints.reach("checkpoint.before_rename")
         shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
+        temporary.rename(final)
         failpoints.reach("checkpoint.after_rename")
         fsync(folder)
         _check_read(final, checkpoint)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise StoreFull(
             f"checkpoint of step {checkpoint.step} not written: {error}",
             place=str(folder),
-            remedy="free some room; training resumes from the last one",
+            remedy="free some space; training resumes from the last checkpoint",
         ) from None
-    for old in _finished(folder)[KEEP_NEWEST:]:
+    for old in _complete_checkpoints(folder)[KEEP_NEWEST:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def _check_read(path: Path, checkpoint: Checkpoint) -> None:
-    """An older checkpoint is forgotten only when the new one can be read back and is what was meant."""
-    found = _read(path)
-    for mine, theirs in ((checkpoint.adapter, found.adapter), (checkpoint.moments, found.moments)):
-        same = mine.keys() == theirs.keys() and all(
-            torch.equal(theirs[name], t.detach().cpu()) for name, t in mine.items()
+    """Compare a written checkpoint with the one in memory, before older ones are deleted."""
+    stored = _read(path)
+    for expected, actual in ((checkpoint.adapter, stored.adapter), (checkpoint.moments, stored.moments)):
+        is_equal = expected.keys() == actual.keys() and all(
+            torch.equal(actual[name], tensor.detach().cpu()) for name, tensor in expected.items()
         )
-        if not same:
+        if not is_equal:
             raise CheckpointError("reads back other than it was written", place=str(path))
 
 
-def _check_room(folder: Path, checkpoint: Checkpoint) -> None:
+def _check_free_space(folder: Path, checkpoint: Checkpoint) -> None:
     tensors = (*checkpoint.adapter.values(), *checkpoint.moments.values())
+    # Twice the tensors: metadata, and the space that other writers may take meanwhile.
     needed = 2 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(errno.ENOSPC, f"{free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} MiB wanted")
+        raise OSError(errno.ENOSPC, f"{free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} MiB needed")
 
 
 def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One phrase for each setting that differs."""
-    keys = sorted({*before, *now})
-    return [f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in keys if before.get(k) != now.get(k)]
+    """Return one phrase for each setting that differs, e.g. "lora.rank 4 -> 8"."""
+    return [
+        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
 
 
 def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and one line for each newer one that doesn't."""
+    """Read the newest checkpoint whose files match its manifest.
+
+    Returns:
+        The checkpoint, or None; and one line for each newer one that is damaged.
+    """
     skipped: list[str] = []
-    for path in _finished(folder):
+    for path in _complete_checkpoints(folder):
         try:
             return _read(path), skipped
         except (CheckpointError, OSError, ValueError, KeyError, SafetensorError) as error:
@@ -160,13 +175,7 @@ def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, skipped
 
 
-def sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _finished(folder: Path) -> list[Path]:
+def _complete_checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if p.is_dir() and not p.is_symlink()), reverse=True)
 
 
@@ -175,8 +184,9 @@ def _read(path: Path) -> Checkpoint:
     if (version := manifest.get("format")) != FORMAT:
         raise CheckpointError(f"format {version}, this version reads {FORMAT}", place=str(path))
     for name in ("adapter.safetensors", "optimiser.safetensors", "state.json"):
-        told, file = manifest["files"][name], path / name
-        if file.is_symlink() or file.stat().st_size != told["bytes"] or sha256(file) != told["sha256"]:
+        entry, file = manifest["files"][name], path / name
+        is_same_size = not file.is_symlink() and file.stat().st_size == entry["bytes"]
+        if not is_same_size or sha256_of(file) != entry["sha256"]:
             raise CheckpointError(f"{name} is not what was written", place=str(path))
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     return Checkpoint(
@@ -187,10 +197,10 @@ def _read(path: Path) -> Checkpoint:
     )
 
 
-def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    # no newline at the end: every byte that is cut off breaks the JSON
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    # Without a newline at the end every cut-off byte breaks the JSON, so the cut is detected.
     path.write_text(json.dumps(value, indent=1, sort_keys=True, default=str), encoding="utf-8")

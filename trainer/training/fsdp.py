@@ -1,9 +1,10 @@
-"""A base too large for one device: each decoder layer's frozen weights are dealt to all processes (FSDP2).
+"""Split a base that is too large for one device over all processes, with FSDP2 (`fully_shard`).
 
-A layer is gathered for its own forward and again for its backward, and let go after each. Adapter, embedding,
-last norm and output layer stay whole everywhere, so gradients, checkpoints and adapter files are those of one
-process. Every process reads the whole base into host memory first; no more than one layer of it is whole on a
-device at a time.
+The frozen weights of each decoder layer are split. A layer is gathered for its forward and again for its
+backward, and freed after each (ZeRO stage 3, Rajbhandari et al. 2020, arXiv 1910.02054). Adapter, embedding,
+last norm and output layer stay whole on every process, so gradients, checkpoints and adapter files are the
+same as with one process. Every process reads the whole base into host memory first; a device holds at most
+one whole layer at a time.
 """
 
 from __future__ import annotations
@@ -16,21 +17,27 @@ from torch.distributed.fsdp import fully_shard
 
 
 def shard_base(student: Any, device: torch.device) -> int:
-    """Split in place and move to `device`; returns the bytes of the base that this process keeps.
+    """Split the base in place and move it to `device`. Every process must call this.
 
-    Every process of the world calls it; afterwards all must walk forward and backward equally often.
+    Afterwards all processes must run the same number of forward and backward passes.
+
+    Args:
+        student: a PEFT model whose weights are in host memory.
+
+    Returns:
+        Bytes of the base that this process holds.
     """
-    inner = student.get_base_model().model
+    decoder = student.get_base_model().model
     mesh = device_mesh.init_device_mesh(device.type, (get_world_size(),))
-    split = {p for layer in inner.layers for p in layer.parameters() if not p.requires_grad}
+    split = {p for layer in decoder.layers for p in layer.parameters() if not p.requires_grad}
     whole = {p for p in student.parameters() if p not in split}
     for parameter in whole:
         parameter.data = parameter.data.to(device)
     for buffers in (module._buffers for module in student.modules()):
         buffers.update({name: b.to(device) for name, b in buffers.items() if b is not None})
-    for layer in inner.layers:
+    for layer in decoder.layers:
         fully_shard(layer, mesh=mesh, ignored_params=whole)
-    fully_shard(inner, mesh=mesh, ignored_params=whole)  # the root owns nothing: it orders the layers
+    fully_shard(decoder, mesh=mesh, ignored_params=whole)  # the root holds no weights: it orders the layers
     return sum(_local_bytes(p) for p in student.parameters() if not p.requires_grad)
 
 

@@ -168,20 +168,21 @@ class TrainingRun:
         is_logged = (step + 1) % train.log_every == 0 or step + 1 == self.steps
         reads = is_logged or self.reads_every_step
         if reads:
-            self._read(step, result)
+            self._read_loss(result)
         if is_logged:
             self._log(step, result, lr, padding_share(packs))
+        if reads:
+            self._stepper.check(step, str(self._checkpoints))
         self._stepping_s += time.monotonic() - started
         if self._world.size == 1:
             return bool(signals)
         return reads and bool(result.stop_requests)
 
-    def _read(self, step: int, result: StepResult) -> None:
-        """Take the loss from the device, and stop a training that diverged."""
+    def _read_loss(self, result: StepResult) -> None:
+        """Keep the loss of a step whose numbers are finite."""
         loss = float(result.loss)
         if math.isfinite(loss) and math.isfinite(float(result.norm)):
             self._loss = loss
-        self._stepper.check(step, str(self._checkpoints))
 
     def _log(self, step: int, result: StepResult, lr: float, padding: float) -> None:
         if self._logbook is None:

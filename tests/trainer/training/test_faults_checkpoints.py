@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harvester.store import reader
+from harvester.system.files import sha256_of
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer, toml  # noqa: F401 - fixtures
 from trainer import config as settings
@@ -207,7 +208,7 @@ def test_12_moments_go_by_name_and_shape(toml):  # noqa: F811
     save_file(renamed, newest / "adapter.safetensors")
     manifest = json.loads((newest / "MANIFEST.json").read_text())
     file = newest / "adapter.safetensors"
-    manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": checkpoint.sha256(file)}
+    manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
     (newest / "MANIFEST.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="another student") as caught:
         train(settings.load(toml))
