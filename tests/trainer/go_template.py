@@ -3,8 +3,8 @@
 Written from the documentation of `text/template`, not from what `publish/modelfile.py` emits: actions with
 trim markers, comments, `if`/`else if`/`else`/`end`, `range` with up to two variables, variables (`:=`, `=`),
 fields of the dot, of `$` and of variables, string, integer and boolean literals, parentheses, and the functions
-`and`, `or`, `not`, `eq`, `ne`, `len`, `index`, `slice`. Not covered, so refused with `TemplateError`: pipelines
-with `|`, `with`, `define`, `template`, `block`, `break`, `continue`, methods, other functions, unknown fields.
+`and`, `or`, `not`, `eq`, `ne`, `len`, `index`, `slice`. `TemplateError` refuses the rest: pipelines with `|`, `with`,
+`define`, `template`, `block`, `break`, `continue`, methods, other functions, unknown fields.
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
-"""What users of other tools complain about, a row each, and where it is tested: elsewhere, or below."""
+"""Check faults that users of other tools report; `README.md` lists the threads and their tests."""
 
 from __future__ import annotations
-
-import ast
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,67 +18,6 @@ from trainer.evaluation import evaluate
 from trainer.model import losses, model, segment_attention
 from trainer.model.losses import cross_entropy_sum
 from trainer.training.step import supervised_logits
-
-TESTS = Path(__file__).resolve().parent.parent
-# Thread -> file and start of a test's name, below tests/trainer. Threads about soft targets are left out:
-# nothing here reads any yet.
-ROWS = {
-    "trl#1623 end of sequence never learned": "data/test_faults_corpus.py::test_23_pad_that_equals_eos",
-    "trl#2059 rambles past its end": "publish/test_export.py::test_a_server_that_opens_the_folder",
-    "alignment-handbook#127 two BOS tokens": "data/test_chat_template.py::test_supervised_is_the_answer",
-    "transformers#34172 no generation marks": "data/test_chat_template.py::test_supervised_is_the_answer",
-    "unsloth#2900 all labels masked": "evaluation/test_doctor.py::test_a_planted_fault_is_fatal",
-    "unsloth#2771 show a coloured sample": "evaluation/test_doctor.py::test_the_page_shows_every_check",
-    "trl#6105 apply_chat_template changed": "data/test_chat_template.py::test_supervised_is_the_answer",
-    "trl#5213 the prompt is no prefix": "data/test_chat_template.py::test_a_merge_over_the_border",
-    "trl#6361 reasoning stripped": "data/test_chat_template.py::test_reasoning_is_kept",
-    "LLaMA-Factory#9092 empty think block learned": "data/test_chat_template.py::test_reasoning_is_kept",
-    "trl#805 packing contaminates": "training/test_exactness.py::test_no_document_sees_another",
-    "functionary#265 naive packs lose more": "test_traps.py::test_a_naive_pack",
-    "transformers#46634 a mask switches isolation off": "test_traps.py::test_a_mask_is_refused",
-    "LLaMA-Factory#5426 packing changes the batch": "test_traps.py::test_a_step_has_its_tokens",
-    "unsloth: 8k tiny documents in a pack": "data/test_packing.py::test_every_example_sits_once",
-    "transformers#37766 accumulation": "training/test_accumulation.py::test_one_by_eight",
-    "axolotl#3271 evaluation has its own loss": "evaluation/test_evaluate.py::test_the_held_out_loss",
-    "trl#2215 ids without an embedding": "data/test_faults_corpus.py::test_23_ids_without",
-    "peft#1388 the merged model differs": "publish/test_export.py::test_merged_in_fp32",
-    "transformers#45127 tied embeddings": "publish/test_export.py::test_an_adapter_on_a_tied",
-    "vllm#9280 the adapter can't be served": "publish/test_serving.py::test_vllm_is_told",
-    "ollama#8363 another template when served": "publish/test_serving.py::test_the_modelfile_renders",
-    "accelerate#2016 resume repeats rows": "training/test_faults_checkpoints.py::test_09_10_11",
-    "LLaMA-Factory#4026 logits fill memory": "test_traps.py::test_evaluation_never_holds",
-    "peft#2421 a base silently in fp32": "training/test_faults_numbers.py::test_35",
-    "Liger#827 a kernel that computes something else": "model/test_losses.py::test_the_chunked_head",
-    "TRL#7076 gradient of a frozen head": "model/test_losses.py::test_the_chunked_head",
-    "trl#4568 fails on the first real run": "../journey/",
-    "DeepSpeed#5304 no estimate of memory": "training/test_memory.py::test_the_predicted_peak",
-    "LLaMA-Factory#3646 throughput 0": "test_traps.py::test_throughput",
-}
-
-
-def names(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-
-
-@pytest.mark.parametrize("row", ROWS)
-def test_every_row_has_its_test(row):
-    path, _, start = ROWS[row].partition("::")
-    if path.endswith("/"):
-        assert list((TESTS / "trainer" / path).glob("test_*.py"))
-    else:
-        assert any(name.startswith(start) for name in names(TESTS / "trainer" / path))
-
-
-def test_every_fault_of_the_catalogue_has_its_test():
-    found: set[int] = set()
-    for path in (TESTS / "trainer").rglob("test_*.py"):
-        for name in names(path):
-            for word in name.removeprefix("test_").split("_"):
-                if not word.isdigit():
-                    break
-                found.add(int(word))
-    assert found == set(range(1, 37))
 
 
 def documents() -> list[Example]:

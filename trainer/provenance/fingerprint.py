@@ -22,6 +22,7 @@ from typing import Any
 
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
+from harvester.system.files import sha256_of
 from harvester.terms.lineage import Lineage
 from trainer.errors import ConfigError, FindingsError
 
@@ -246,9 +247,3 @@ def trace(folder: Path, row: str, corpus: Path) -> dict[str, Any]:
         lineage: dict[str, Any] = next((o for o in tree["lineages"] if o.get("run_id") == sample.run_id), {})
         return {**shown, "created_at": sample.created_at.isoformat(), "lineage": lineage}
     raise FindingsError("the corpus no longer holds this row", place=f"{corpus}: {row}")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -17,6 +17,7 @@ from harvester.export.cards.markdown import (
     teachers_section,
 )
 from harvester.export.cards.notice import notice
+from harvester.system.files import sha256_of
 from harvester.terms.gate import load_registry
 from harvester.terms.lineage import Lineage
 from harvester.terms.obligations import owed
@@ -48,7 +49,7 @@ def write(
         merged: whole weights, not an adapter.
     """
     rows = folder / fingerprint.ROWS_FILE
-    learned = ShardFacts(rows.name, fingerprint.sha256_of(rows), _lines(rows), rows.stat().st_size)
+    learned = ShardFacts(rows.name, sha256_of(rows), _lines(rows), rows.stat().st_size)
     dataset = DatasetFacts(
         name=config.corpus.name,
         version="1.0.0",
@@ -68,7 +69,7 @@ def write(
         trained_on=dataset.published,
         dataset=dataset,
         licence=config.out.licence or None,
-        sha256=fingerprint.sha256_of(files[0]) if len(files) == 1 else "",
+        sha256=sha256_of(files[0]) if len(files) == 1 else "",
         base_sha256=weights.base_sha256(config.base),
         merged=merged,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harvester.system.files import sha256_of
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from tests.trainer.provenance.test_student_documents import CYCLONEDX
@@ -96,11 +97,9 @@ def test_notice_bill_and_summary_lie_beside_the_weights(folders, merged):
     assert [error.message for error in CYCLONEDX.iter_errors(bom)] == []
     (weights,) = folder.glob("*.safetensors")
     hashes = bom["metadata"]["component"]["hashes"]
-    assert hashes == [{"alg": "SHA-256", "content": fingerprint.sha256_of(weights)}]
+    assert hashes == [{"alg": "SHA-256", "content": sha256_of(weights)}]
     data = next(each for each in bom["components"] if each["bom-ref"] == "data")
-    assert data["components"][0]["hashes"][0]["content"] == fingerprint.sha256_of(
-        folder / fingerprint.ROWS_FILE
-    )
+    assert data["components"][0]["hashes"][0]["content"] == sha256_of(folder / fingerprint.ROWS_FILE)
     summary = (folder / "EU_SUMMARY.md").read_text(encoding="utf-8")
     assert "2.5. Synthetic data" in summary
     assert "google/gemma-3-4b-it" in summary
