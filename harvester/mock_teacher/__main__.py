@@ -1,4 +1,4 @@
-"""`python -m harvester.mock_teacher`: serve until SIGINT or SIGTERM."""
+"""Run the mock teacher from the command line until SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harvester.mock_teacher.settings import MockSettings, parse_accuracy
 
 
 def parser(prog: str = "python -m harvester.mock_teacher") -> argparse.ArgumentParser:
-    """The flags of the command line."""
+    """Return the parser of the command line."""
     flags = argparse.ArgumentParser(
         prog=prog,
         description="A local OpenAI-compatible teacher with rules, limits, faults and a billing ledger.",
@@ -23,25 +23,36 @@ def parser(prog: str = "python -m harvester.mock_teacher") -> argparse.ArgumentP
     )
     add = flags.add_argument
     add("--host", default="127.0.0.1")
-    add("--port", type=int, default=0, help="0 picks a free one (default)")
-    add("--port-file", type=Path, help="write the port there once requests are served")
-    add("--model", default="mock-teacher", help="the one model name it knows")
-    add("--seed", type=int, default=0, help="two servers with one seed answer alike")
+    add("--port", type=int, default=0, help="port; 0 picks a free one (default)")
+    add("--port-file", type=Path, help="file to write the port to, once requests are served")
+    add("--model", default="mock-teacher", help="name of its model")
+    add("--seed", type=int, default=0, help="servers with equal seeds give equal answers")
     add("--accuracy", default="0.95", help="share of right answers: 0.9, or sum=0.8,reverse=0.99")
     add("--latency", type=float, default=0.0, metavar="S", help="mean seconds before an answer")
     add("--latency-jitter", type=float, default=0.0, metavar="SHARE", help="spread around the mean, 0..1")
     add("--per-token-latency", type=float, default=0.0, metavar="S", help="seconds per generated token")
     add("--rpm", type=float, help="requests per minute")
     add("--tpm", type=float, help="tokens per minute")
-    add("--burst", type=float, default=1.0, metavar="S", help="seconds' worth of a limit taken at once")
-    add("--tpm-counts", default="actual", choices=("actual", "max"), help="tokens used, or max_tokens asked")
+    add(
+        "--burst",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="seconds' worth of a limit that is admitted at once",
+    )
+    add(
+        "--tpm-counts",
+        default="actual",
+        choices=("actual", "max"),
+        help="count the tokens used, or max_tokens",
+    )
     add("--hide-limits", action="store_true", help="no limit headers, no Retry-After, no wait in messages")
-    add("--max-concurrency", type=int, help="requests in the works at once")
+    add("--max-concurrency", type=int, help="most requests at once")
     add("--concurrency-status", type=int, default=503, choices=(429, 503))
     add("--context-tokens", type=int, default=131_072)
     add("--faults", type=Path, metavar="FILE", help="fault script, TOML or JSON")
     add("--ledger", type=Path, metavar="FILE", help="append one JSON line per charged reply")
-    add("--require-key-env", metavar="NAME", help="variable that holds the key callers must send")
+    add("--require-key-env", metavar="NAME", help="environment variable with the key that callers must send")
     add("--certificate", type=Path, metavar="FILE", help="PEM; with --private-key the server speaks TLS")
     add("--private-key", type=Path, metavar="FILE")
     add("--json", action="store_true", help="announce the address as a JSON line")
@@ -49,7 +60,7 @@ def parser(prog: str = "python -m harvester.mock_teacher") -> argparse.ArgumentP
 
 
 def settings_from(flags: argparse.Namespace) -> MockSettings:
-    """Settings from parsed flags.
+    """Return the settings for parsed flags.
 
     Raises:
         ConfigError: an impossible value, or a fault script that can't be used.
@@ -80,7 +91,7 @@ def settings_from(flags: argparse.Namespace) -> MockSettings:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m harvester.mock_teacher") -> int:
-    """Serve as the flags say; returns the exit code."""
+    """Serve with the settings of `arguments`; return the exit code."""
     flags = parser(prog).parse_args(arguments)
 
     def announce(base_url: str) -> None:

@@ -1,9 +1,9 @@
-"""What the mock teacher says: a rule's answer, or with a known chance a wrong one.
+"""Choose the mock teacher's answers: right by rule, or wrong with a configured probability.
 
 Whether an answer is wrong, and which wrong one it is, is a pure function of the server's seed, the
 task, the prompt text and, above temperature 0, the sample (request body, its `seed` or else how often
 this body was answered before, choice index). At temperature 0 the same prompt always gets the same
-answer, so the teacher's errors are real, known and repeatable.
+answer. So the teacher makes real errors, which are known and repeatable.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from harvester.mock_teacher.tasks.rules import Solved, solve, wrong_answer
 from harvester.mock_teacher.wire import ChatRequest
 
 UNKNOWN_TASK = "I do not know this task."
-_CACHED_CHARS = 4096  # longer prompts are solved anew rather than kept in memory
+# Longest prompt whose solution is cached, in characters.
+_CACHED_CHARS = 4096
 _UNIT = 2.0**64
 
 _solve_short = lru_cache(maxsize=16_384)(solve)
@@ -28,9 +29,12 @@ _solve_short = lru_cache(maxsize=16_384)(solve)
 
 @dataclass(frozen=True, slots=True)
 class MockAnswer:
-    """One choice's text. `digest` (32 bytes) seeds whatever else belongs to it, such as logprobs.
+    """The text of one choice.
 
-    `right` is None where no rule knows the prompt.
+    Attributes:
+        task: the rule task, None if the prompt is none.
+        right: whether the text is the right answer, None if the prompt is no rule task.
+        digest: 32 bytes that seed other random values of this choice, such as log-probabilities.
     """
 
     text: str
@@ -40,7 +44,7 @@ class MockAnswer:
 
 
 class Answerer:
-    """Decides answers; remembers only how often a body was answered above temperature 0."""
+    """Choose answers. The only state is how often a body was answered at a temperature above 0."""
 
     def __init__(self, seed: int, accuracy: Mapping[str, float]) -> None:
         self._seed = seed
@@ -48,7 +52,7 @@ class Answerer:
         self._answered: Counter[bytes] = Counter()
 
     def answers(self, ask: ChatRequest) -> list[MockAnswer]:
-        """The `n` answers to a request."""
+        """Return the `n` answers to a request."""
         solved = _solve_short(ask.text) if len(ask.text) <= _CACHED_CHARS else solve(ask.text)
         return [self._answer(ask, solved, choice) for choice in range(ask.n)]
 

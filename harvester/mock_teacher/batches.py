@@ -1,4 +1,4 @@
-"""Files and batches: an uploaded JSON Lines file is answered whole, billed like any other answer.
+"""Serve the Files and Batch API: answer an uploaded JSON Lines file; answers are billed as usual.
 
 A batch is finished when it is created, so nobody waits; a line that can't be answered lies in its error
 file, as at a real provider.
@@ -24,7 +24,7 @@ from harvester.mock_teacher.server import MockTeacher
 
 
 class BatchStore:
-    """State of the files and batches of one mock teacher, and their routes."""
+    """The files and batches of one mock teacher, and the routes for them."""
 
     def __init__(self, teacher: MockTeacher) -> None:
         self._teacher = teacher
@@ -33,7 +33,7 @@ class BatchStore:
         self._numbers = itertools.count(1)
 
     def routes(self) -> list[Route]:
-        """What `routes.application` mounts."""
+        """Return the routes for `routes.application`."""
         return [
             Route("/v1/files", self._upload, methods=["POST"]),
             Route("/v1/files/{file_id}/content", self._content, methods=["GET"]),
@@ -43,7 +43,7 @@ class BatchStore:
         ]
 
     async def _upload(self, request: Request) -> Response:
-        """Multipart upload (RFC 7578), read by the standard library's MIME parser."""
+        """Store a multipart upload (RFC 7578); the standard library's MIME parser reads it."""
         head = f"Content-Type: {request.headers.get('content-type', '')}\r\n\r\n".encode()
         parts = BytesParser(policy=HTTP).parsebytes(head + await request.body())
         for part in parts.iter_parts() if parts.is_multipart() else ():

@@ -1,4 +1,4 @@
-"""Answers dressed as OpenAI's `chat.completion`, whole or as the events of a stream. No I/O."""
+"""Build OpenAI `chat.completion` objects from answers, whole or as stream events. No I/O."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What names one reply of one server."""
+    """The values that identify one reply: id, time, model, fingerprint."""
 
     response_id: str
     created: int
@@ -53,7 +53,7 @@ def _cut(answer: MockAnswer, ask: ChatRequest) -> Generated:
 
 
 def usage(prompt_tokens: int, generated: Sequence[Generated]) -> dict[str, Any]:
-    """The usage object: tokens of the prompt once, of every choice together."""
+    """Return the usage object: prompt tokens once, completion tokens of all choices."""
     completion_tokens = sum(len(one.pieces) for one in generated)
     return {
         "prompt_tokens": prompt_tokens,
@@ -65,7 +65,7 @@ def usage(prompt_tokens: int, generated: Sequence[Generated]) -> dict[str, Any]:
 
 
 def completion(ask: ChatRequest, generated: Sequence[Generated], identity: Identity) -> Completion:
-    """The whole `chat.completion` object."""
+    """Return the `chat.completion` object."""
     return {
         "id": identity.response_id,
         "object": "chat.completion",
@@ -88,7 +88,7 @@ def _choice(ask: ChatRequest, index: int, one: Generated) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> bytes:
-    """JSON bytes; integers beyond 64 bits are a fault script's right."""
+    """Encode as JSON; a fault script may contain integers above 64 bits."""
     try:
         return orjson.dumps(value)
     except TypeError:
@@ -96,12 +96,12 @@ def to_json(value: Any) -> bytes:
 
 
 def event(value: Any) -> bytes:
-    """One server-sent event."""
+    """Return one server-sent event."""
     return b"data: " + to_json(value) + b"\n\n"
 
 
 def stream_events(whole: Completion, include_usage: bool) -> list[bytes]:
-    """The same completion as server-sent events: role, one chunk per token, finish, usage, `[DONE]`.
+    """Return a completion as server-sent events: role, one chunk per token, finish, usage, `[DONE]`.
 
     Works from the finished object, so that a spoilt completion streams spoilt in the same way; one
     without a list of choices goes out as a single event.

@@ -1,6 +1,6 @@
-"""Faults on the socket: replies that stop, stall, crawl or are no HTTP at all.
+"""Faults on the connection: replies that stop, stall, are very slow, or are no HTTP at all.
 
-These write to the transport below the HTTP layer, and the connection never survives them.
+They write to the transport below the HTTP layer and end the connection.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ _BLOCK = b"x-filler: " + b"a" * 500 + b"\r\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One connection in the middle of a request: its socket, and how to notice that the caller left."""
+class CallerConnection:
+    """The connection of a caller: its transport, and the ASGI channel that reports a hang-up."""
 
     transport: asyncio.Transport
     receive: Receive
 
-    async def until_gone(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait until the connection is closed by either side."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
     def reset(self) -> None:
-        """Close with RST: what the caller has not read yet is an error to it."""
+        """Close with RST: the caller gets an error instead of the bytes that it has not read yet."""
         sock = self.transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
-    async def pour(self, block: bytes, total_bytes: int) -> None:
-        """Write a block over and over, no faster than the caller reads."""
+    async def write_repeatedly(self, block: bytes, total_bytes: int) -> None:
+        """Write `block` repeatedly, about `total_bytes` in all, no faster than the caller reads."""
         for _ in range(max(1, total_bytes // len(block))):
             while self.transport.get_write_buffer_size() > _HIGH_WATER_BYTES:
                 await asyncio.sleep(0.005)
@@ -49,7 +49,7 @@ class Line:
 
 
 def head_bytes(reply: SpoiledReply, length: int | None) -> bytes:
-    """Status line and headers up to the blank line; `length` None announces chunks."""
+    """Return status line and headers; `length` None announces chunked encoding."""
     try:
         phrase = HTTPStatus(reply.status).phrase
     except ValueError:
@@ -60,26 +60,26 @@ def head_bytes(reply: SpoiledReply, length: int | None) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
-async def cut(action: str, options: Options, reply: SpoiledReply, line: Line) -> None:
-    """Deliver a reply the way an action of stage `wire` says; returns when the connection is gone."""
+async def cut(action: str, options: Options, reply: SpoiledReply, connection: CallerConnection) -> None:
+    """Send a reply with an action of stage `wire`; return when the connection is closed."""
     body = reply.whole_body()
     part = body[: int(len(body) * options.get("share", 0.5))]
-    write = line.transport.write
+    write = connection.transport.write
     if action == "reset":
-        line.reset()
+        connection.reset()
     elif action == "reset_body":
         write(head_bytes(reply, len(body)) + part)
-        line.reset()
-    elif action in _POURED:
-        await _POURED[action](options, reply, line)
+        connection.reset()
+    elif action in _GRADUAL:
+        await _GRADUAL[action](options, reply, connection)
     elif action in ("silence", "stall_body"):
         if action == "stall_body":
             write(head_bytes(reply, len(body)) + part)
-        await line.until_gone()
+        await connection.wait_closed()
     else:
-        write(_ENDED[action](options, reply, body, part))
-        line.transport.close()
-    await line.until_gone()
+        write(_CUT[action](options, reply, body, part))
+        connection.transport.close()
+    await connection.wait_closed()
 
 
 def _chunk(data: bytes) -> bytes:
@@ -87,7 +87,7 @@ def _chunk(data: bytes) -> bytes:
 
 
 # What is written before an orderly close (FIN).
-_ENDED: dict[str, Callable[[Options, SpoiledReply, bytes, bytes], bytes]] = {
+_CUT: dict[str, Callable[[Options, SpoiledReply, bytes, bytes], bytes]] = {
     "fin": lambda _, reply, body, part: b"",
     "cut_body": lambda _, reply, body, part: head_bytes(reply, len(body)) + part,
     "chunk_cut": lambda _, reply, body, part: head_bytes(reply, None) + _chunk(part),
@@ -99,32 +99,32 @@ _ENDED: dict[str, Callable[[Options, SpoiledReply, bytes, bytes], bytes]] = {
 }
 
 
-async def _drip(options: Options, reply: SpoiledReply, line: Line) -> None:
+async def _drip(options: Options, reply: SpoiledReply, connection: CallerConnection) -> None:
     body = reply.whole_body()
     data = head_bytes(reply, len(body)) + body
     step = options.get("bytes", 1)
     for at in range(0, len(data), step):
-        if line.transport.is_closing():
+        if connection.transport.is_closing():
             return
-        line.transport.write(data[at : at + step])
+        connection.transport.write(data[at : at + step])
         await asyncio.sleep(options.get("interval_s", 0.1))
-    line.transport.close()
+    connection.transport.close()
 
 
-async def _endless_headers(options: Options, reply: SpoiledReply, line: Line) -> None:
-    line.transport.write(b"HTTP/1.1 200 OK\r\n")
-    await line.pour(_BLOCK, options.get("bytes", 64 * 2**20))
-    line.transport.close()
+async def _endless_headers(options: Options, reply: SpoiledReply, connection: CallerConnection) -> None:
+    connection.transport.write(b"HTTP/1.1 200 OK\r\n")
+    await connection.write_repeatedly(_BLOCK, options.get("bytes", 64 * 2**20))
+    connection.transport.close()
 
 
-async def _huge_body(options: Options, reply: SpoiledReply, line: Line) -> None:
+async def _huge_body(options: Options, reply: SpoiledReply, connection: CallerConnection) -> None:
     total = options.get("bytes", 64 * 2**20) >> 16 << 16
-    line.transport.write(head_bytes(reply, total))
-    await line.pour(b" " * 2**16, total)
-    line.transport.close()
+    connection.transport.write(head_bytes(reply, total))
+    await connection.write_repeatedly(b" " * 2**16, total)
+    connection.transport.close()
 
 
-_POURED: dict[str, Callable[[Options, SpoiledReply, Line], Awaitable[None]]] = {
+_GRADUAL: dict[str, Callable[[Options, SpoiledReply, CallerConnection], Awaitable[None]]] = {
     "drip": _drip,
     "endless_headers": _endless_headers,
     "huge_body": _huge_body,

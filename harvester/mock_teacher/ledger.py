@@ -1,7 +1,7 @@
-"""The billing ledger: ground truth of what the mock teacher generated and charged.
+"""Keep the billing ledger: what the mock teacher generated and charged.
 
 An answer is charged when its generation ends, before the first byte of the reply leaves, so a reply
-that is then cut, reset or never read is charged all the same. Refused requests are not here.
+that is then cut, reset or never read is charged as well. Refused requests are not charged.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class LedgerCharge:
     """One generated reply.
 
     Attributes:
-        ordinal: 1 for the first admitted request of this server's life.
+        ordinal: number of the admitted request, from 1, since the server started.
         body_sha256: of the request body in canonical form (keys sorted, transport-only fields left out).
         prompt_sha256: of the text of the last user message.
         choices: how many answers the reply holds (`n`).
-        task, right: the rule task and how many choices answer it rightly; None where no rule knows it.
+        task, right: the rule task and how many choices are right; None if the prompt is no rule task.
         at: Unix time.
-        cut: the reply was not delivered whole (by a fault, or because the caller had gone).
+        cut: the reply was not delivered whole (because of a fault, or because the caller hung up).
         fault: name of the fault rule that fired, if any.
     """
 
@@ -45,7 +45,7 @@ class LedgerCharge:
     fault: str | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """The charge as JSON values, digests in hex."""
+        """Return the charge as JSON values, digests in hex."""
         row = {name: getattr(self, name) for name in LedgerCharge.__slots__}
         row["body_sha256"] = self.body_sha256.hex()
         row["prompt_sha256"] = self.prompt_sha256.hex()
@@ -53,7 +53,7 @@ class LedgerCharge:
 
 
 class Ledger:
-    """Charges in memory and, if a file is given, one flushed JSON line each (appended)."""
+    """The charges, in memory and, if a file is given, appended to it as one JSON line each."""
 
     def __init__(self, file: Path | None = None) -> None:
         self._charges: list[LedgerCharge] = []
@@ -71,7 +71,7 @@ class Ledger:
                 raise ConfigError(f"can't write the ledger: {error.strerror}", place=str(file)) from error
 
     def charge(self, charge: LedgerCharge) -> None:
-        """Record one reply; it is in the file when this returns."""
+        """Record one reply; it is in the file when this method returns."""
         self._charges.append(charge)
         self._bodies.add(charge.body_sha256)
         self._cut += charge.cut
@@ -82,7 +82,7 @@ class Ledger:
             self._file.write(orjson.dumps(charge.as_row()) + b"\n")
 
     def totals(self) -> dict[str, int]:
-        """Sums over all charges. `bodies` counts distinct request bodies."""
+        """Return sums over all charges. `bodies` counts distinct request bodies."""
         return {
             "requests": len(self._charges),
             "bodies": len(self._bodies),
@@ -94,7 +94,7 @@ class Ledger:
         }
 
     def rows(self, since: int = 0) -> Iterable[dict[str, Any]]:
-        """Charges from the given position on, oldest first."""
+        """Return the charges from position `since` on, oldest first."""
         return (charge.as_row() for charge in self._charges[since:])
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The server's life: a socket, uvicorn on it, an orderly end."""
+"""Run the server: open a socket, start uvicorn on it, end it in an orderly way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BACKLOG = 2048
 
 
 class TransportProtocol(H11Protocol):
-    """uvicorn's HTTP, with the connection's transport in `scope["state"]` for faults below HTTP."""
+    """uvicorn's HTTP protocol; puts the transport into `scope["state"]` for faults below HTTP."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # asyncio does this itself only for sockets whose protocol number is set, which
@@ -30,7 +30,7 @@ class TransportProtocol(H11Protocol):
 
 
 class MockServer(uvicorn.Server):
-    """uvicorn's server, waiting for an event instead of polling, and exiting 0 on a signal."""
+    """uvicorn's server; waits for an event instead of polling, and exits with 0 on a signal."""
 
     def __init__(self, settings: MockSettings, ready: Callable[[str], None] | None, grace_s: int) -> None:
         self.teacher = MockTeacher(settings)
@@ -67,7 +67,7 @@ class MockServer(uvicorn.Server):
             self.teacher.ledger.close()
 
     async def main_loop(self) -> None:
-        """Announce the address, then wait for the order to leave."""
+        """Announce the address, then wait until `leave` is called."""
         self._loop = asyncio.get_running_loop()
         if self._ready is not None:
             self._ready(self.base_url)
@@ -75,18 +75,18 @@ class MockServer(uvicorn.Server):
             await self._exit.wait()
 
     def leave(self) -> None:
-        """Stop serving; callable from any thread and from a signal handler. Twice means at once."""
+        """Stop serving, from any thread or a signal handler. A second call stops at once."""
         self.force_exit = self.should_exit
         self.should_exit = True
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._exit.set)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """uvicorn's hook for SIGINT and SIGTERM; an ordered end is a success, not a death by signal."""
+        """Handle SIGINT and SIGTERM for uvicorn; the process then exits with 0."""
         self.leave()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let go of the sockets that faults sit on, then end as uvicorn does."""
+        """Close the connections that faults keep open, then shut down as uvicorn does."""
         for transport in list(self.teacher.held):
             transport.abort()
         await super().shutdown(sockets)

@@ -1,4 +1,4 @@
-"""Log-probabilities for generated tokens: made up, but consistent and repeatable.
+"""Invent log-probabilities for generated tokens, consistent and repeatable.
 
 The chosen token has a probability in [0.5, 0.98); each further alternative holds half of what is
 left, so the listed probabilities fall and sum to less than 1, as those of a real model do.
@@ -20,7 +20,7 @@ def _entry(token: str, probability: float) -> dict[str, Any]:
 
 
 def token_logprobs(pieces: Sequence[str], top: int, digest: bytes) -> list[dict[str, Any]]:
-    """One entry of `logprobs.content` per token, each with `top` alternatives (the chosen one first)."""
+    """Return one entry of `logprobs.content` for each token, with `top` alternatives, the chosen one first."""
     chance = random.Random(digest)
     entries = []
     for piece in pieces:

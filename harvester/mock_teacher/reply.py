@@ -1,4 +1,4 @@
-"""Reading a request's body and sending a reply, through ASGI or, for cut ones, below it."""
+"""Read the body of a request and send the reply, through ASGI or, for faults, below it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from starlette.types import Receive, Send
 
-from harvester.mock_teacher.cut import Line, cut
+from harvester.mock_teacher.cut import CallerConnection, cut
 from harvester.mock_teacher.spoil import Options, SpoiledReply
 from harvester.mock_teacher.wire import Refusal, error_body
 
@@ -24,7 +24,7 @@ def _date(unix_s: int) -> bytes:
 
 
 async def read_body(receive: Receive) -> bytes | None:
-    """The whole request body; None if the caller left before its end.
+    """Return the request body, None if the caller hung up before its end.
 
     Raises:
         Refusal: 413 above `MAX_BODY_BYTES`.
@@ -48,23 +48,23 @@ async def read_body(receive: Receive) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class ReplySender:
-    """The way back to one caller.
+    """Sends the reply to one caller.
 
-    Every status sent through HTTP is counted in `statuses`; `held` lists the sockets a fault is
-    sitting on, so that a stopping server can let go of them.
+    `statuses` counts the statuses sent. `held` lists the connections that a fault keeps open, so that a
+    server that stops can close them.
     """
 
-    line: Line
+    connection: CallerConnection
     asgi_send: Send
     statuses: Counter[int]
     held: set[asyncio.Transport]
 
     def is_gone(self) -> bool:
-        """The caller has closed the connection."""
-        return self.line.transport.is_closing()
+        """Return whether the caller has closed the connection."""
+        return self.connection.transport.is_closing()
 
     async def send(self, reply: SpoiledReply, per_event_s: float = 0.0) -> None:
-        """Send a whole reply; a stream's events one by one, `per_event_s` seconds apart."""
+        """Send a reply; the events of a stream one by one, `per_event_s` seconds apart."""
         self.statuses[reply.status] += 1
         headers = reply.headers
         if not any(name == b"date" for name, _ in headers):
@@ -79,9 +79,9 @@ class ReplySender:
         await self.asgi_send({"type": "http.response.body", "body": reply.body})
 
     async def cut(self, action: str, options: Options, reply: SpoiledReply) -> None:
-        """Send a reply the way a fault of stage `wire` says."""
-        self.held.add(self.line.transport)
+        """Send a reply with a fault of stage `wire`."""
+        self.held.add(self.connection.transport)
         try:
-            await cut(action, options, reply, self.line)
+            await cut(action, options, reply, self.connection)
         finally:
-            self.held.discard(self.line.transport)
+            self.held.discard(self.connection.transport)

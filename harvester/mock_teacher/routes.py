@@ -1,4 +1,4 @@
-"""Which path goes where: the chat route, the list of models, and the doors for tests under `/mock/`."""
+"""Define the routes: chat, list of models, and `/mock/` for tests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MODELS_PATH = "/v1/models"
 
 
 def application(teacher: MockTeacher) -> ASGIApp:
-    """The ASGI app. A request in absolute form, as sent to a proxy, is served by its path."""
+    """Return the ASGI app. A request in absolute form, as sent to a proxy, is served by its path."""
     rest = Starlette(
         routes=[
             Route("/mock/ledger", _ledger(teacher), methods=["GET"]),
@@ -99,7 +99,7 @@ def _json(value: Any, status: int = 200) -> Response:
 
 def _ledger(teacher: MockTeacher) -> Endpoint:
     async def ledger(request: Request) -> Response:
-        """`?since=N` leaves out the first N charges; `?entries=0` gives the totals alone."""
+        """Return the ledger; `?since=N` leaves out the first N charges, `?entries=0` all of them."""
         try:
             since = max(0, int(request.query_params.get("since", "0")))
         except ValueError as error:
@@ -131,7 +131,7 @@ async def _order(request: Request, kind: type, place: str) -> Any:
 
 def _limits(teacher: MockTeacher) -> Endpoint:
     async def limits(request: Request) -> Response:
-        """Change the named limits, null lifts one; answers with all that are now in force."""
+        """Change the named limits (null removes one) and return all limits in force."""
         order = await _order(request, dict, "/mock/limits")
         unknown = set(order) - set(LimitValues.__slots__)
         if unknown:
@@ -156,7 +156,7 @@ def _limits(teacher: MockTeacher) -> Endpoint:
 
 def _faults(teacher: MockTeacher) -> Endpoint:
     async def faults(request: Request) -> Response:
-        """Replace the fault script; its counters start anew, ordinals go on."""
+        """Replace the fault script. Its counters start again at 0; ordinals continue."""
         teacher.script = Script(read_rules(await _order(request, list, "/mock/faults"), "/mock/faults"))
         return _json(teacher.state()["faults"])
 

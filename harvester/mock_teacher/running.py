@@ -1,4 +1,4 @@
-"""A mock teacher under way, in a thread or in a process of its own, and the doors it has for tests."""
+"""Start a mock teacher in a thread or a process, and query or change it from tests."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _STOP_S = 10.0
 
 
 class RunningMock:
-    """A mock teacher that serves until `stop` (or the end of a `with`).
+    """A mock teacher that serves until `stop` or the end of the `with` block.
 
-    Everything but `stop` goes over HTTP, so it works alike for a thread and for a process. `pid` is
-    that of a process, None for a thread.
+    All methods except `stop` use HTTP, so that they work for a thread and for a process. `pid` is None for a
+    thread.
     """
 
     def __init__(
@@ -49,36 +49,36 @@ class RunningMock:
         self.stop()
 
     def stop(self) -> None:
-        """End the server and wait until it is gone; a second call does nothing."""
+        """Stop the server and wait for its end; a second call does nothing."""
         self.is_stopped = True
         self._stop()
 
     def ledger(self, since: int = 0) -> dict[str, Any]:
-        """`{"totals": {...}, "entries": [...]}`; see `ledger.Charge` for the fields."""
-        found: dict[str, Any] = self._call("GET", f"/mock/ledger?since={since}")
-        return found
+        """Return `{"totals": {...}, "entries": [...]}`; see `ledger.LedgerCharge`."""
+        values: dict[str, Any] = self._call("GET", f"/mock/ledger?since={since}")
+        return values
 
     def totals(self) -> dict[str, int]:
-        """The sums of the ledger alone; see `Ledger.totals`."""
-        found: dict[str, int] = self._call("GET", "/mock/ledger?entries=0")["totals"]
-        return found
+        """Return the sums of the ledger; see `Ledger.totals`."""
+        values: dict[str, int] = self._call("GET", "/mock/ledger?entries=0")["totals"]
+        return values
 
     def state(self) -> dict[str, Any]:
-        """Counters of the server: received, admitted, statuses, in_flight, tasks, limits, faults."""
-        found: dict[str, Any] = self._call("GET", "/mock/state")
-        return found
+        """Return counters of the server: received, admitted, statuses, in_flight, tasks, limits, faults."""
+        values: dict[str, Any] = self._call("GET", "/mock/state")
+        return values
 
     def fired(self) -> dict[str, int]:
-        """How often each fault rule acted, by its name (`name`, else `POSITION:ACTION`)."""
+        """Return how often each fault rule fired, by its name (`name`, else `POSITION:ACTION`)."""
         return {name: fault["fired"] for name, fault in self.state()["faults"].items()}
 
     def set_limits(self, **limits: float | bool | None) -> dict[str, Any]:
         """Change limits from now on: rpm, tpm, burst_s, hide, max_concurrency, concurrency_status."""
-        found: dict[str, Any] = self._call("POST", "/mock/limits", limits)
-        return found
+        values: dict[str, Any] = self._call("POST", "/mock/limits", limits)
+        return values
 
     def set_faults(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replace the fault script; counters start anew, ordinals go on."""
+        """Replace the fault script. Its counters start again at 0; ordinals continue."""
         self._call("POST", "/mock/faults", [dict(row) for row in rows])
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
@@ -87,17 +87,19 @@ class RunningMock:
         if url.scheme == "https":
             trust = ssl.create_default_context(cafile=self._certificate)
             trust.check_hostname = False
-            line: http.client.HTTPConnection = http.client.HTTPSConnection(
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
                 url.hostname, url.port, timeout=_START_S, context=trust
             )
         else:
-            line = http.client.HTTPConnection(url.hostname, url.port, timeout=_START_S)
+            connection = http.client.HTTPConnection(url.hostname, url.port, timeout=_START_S)
         try:
-            line.request(method, path, None if body is None else orjson.dumps(body), {"connection": "close"})
-            reply = line.getresponse()
+            connection.request(
+                method, path, None if body is None else orjson.dumps(body), {"connection": "close"}
+            )
+            reply = connection.getresponse()
             content = orjson.loads(reply.read())
         finally:
-            line.close()
+            connection.close()
         if reply.status != 200:
             raise HarvesterError(content["error"]["message"], place=f"{url.netloc}{path}")
         return content

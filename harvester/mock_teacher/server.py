@@ -1,8 +1,8 @@
-"""The mock teacher as an ASGI app: admits a chat request, generates, charges, and replies or spoils.
+"""Serve chat requests: admit, generate, charge, reply, or produce a fault.
 
-A request's way: key, body, model, concurrency, limits (any of them may refuse it, uncharged), then
-ordinal, fault rule, latency, charge, reply. The chat route is plain ASGI because it is the hot path;
-the other routes are Starlette's.
+The checks come first: key, body, model, concurrency, limits; each may refuse the request without a charge.
+Then the request gets its ordinal, a fault rule may match, latency is waited for, and it is charged and
+answered. The chat route is plain ASGI because it must be fast; the other routes are Starlette's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from harvester.mock_teacher.completions import (
     stream_events,
     to_json,
 )
-from harvester.mock_teacher.cut import Line
+from harvester.mock_teacher.cut import CallerConnection
 from harvester.mock_teacher.faults.actions import LOST, Stage
 from harvester.mock_teacher.faults.script import Rule, Script
 from harvester.mock_teacher.ledger import Ledger, LedgerCharge
@@ -41,7 +41,7 @@ from harvester.mock_teacher.spoil import SpoiledReply
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One admitted request on its way: what is asked, what was generated, which fault acts."""
+    """One admitted request: the request, what was generated, and the fault that applies."""
 
     ordinal: int
     ask: wire.ChatRequest
@@ -51,12 +51,12 @@ class Turn:
     fault: str | None
 
     def output_tokens(self) -> int:
-        """Tokens of all choices."""
+        """Return the tokens of all choices."""
         return sum(len(one.pieces) for one in self.generated)
 
 
 class MockTeacher:
-    """State of one mock teacher and its chat route.
+    """The state of one mock teacher, and its chat route.
 
     Raises:
         ConfigError: the variable named by `require_key_env` is not set, or the ledger can't be written.
@@ -109,8 +109,10 @@ class MockTeacher:
             self.in_flight -= 1
 
     def sender(self, scope: Scope, receive: Receive, send: Send) -> ReplySender:
-        """The way back to the caller of this scope."""
-        return ReplySender(Line(scope["state"]["transport"], receive), send, self.statuses, self.held)
+        """Return the sender of replies to the caller of `scope`."""
+        return ReplySender(
+            CallerConnection(scope["state"]["transport"], receive), send, self.statuses, self.held
+        )
 
     async def _admit(self, scope: Scope, receive: Receive) -> Turn | None:
         raw = await read_body(receive)
@@ -135,7 +137,7 @@ class MockTeacher:
         return Turn(self.admitted, ask, answers, generated, rule, name)
 
     def check_key(self, scope: Scope) -> None:
-        """Raise a 401 `Refusal` unless the request carries the key, where one is required."""
+        """Raise a 401 `Refusal` if a key is required and the request does not have it."""
         if self.key is None:
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
@@ -213,7 +215,7 @@ class MockTeacher:
         return reply
 
     def state(self) -> dict[str, Any]:
-        """Everything a test may want to know, as JSON values."""
+        """Return counters and settings for tests, as JSON values."""
         values = self.limits.values
         return {
             "model": self.settings.model,

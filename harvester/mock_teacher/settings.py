@@ -1,4 +1,4 @@
-"""What a mock teacher is told before it starts: one frozen value, and how its texts are read."""
+"""Define the settings of a mock teacher, and parse `--accuracy`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ DEFAULT_ACCURACY = 0.95
 
 @dataclass(frozen=True, slots=True)
 class MockSettings:
-    """Everything that shapes the mock teacher.
+    """The settings of a mock teacher.
 
     Attributes:
         port: 0 picks a free one.
-        seed: with the request it decides every answer; two servers with one seed answer alike.
+        seed: decides every answer together with the request; equal seeds give equal answers.
         accuracy: share of right answers by task name; `*` stands for every other task.
         rpm, tpm: requests and tokens per minute, None = no limit.
-        burst_s: seconds' worth of a limit that may be taken at once.
+        burst_s: how many seconds' worth of a limit are admitted at once.
         tpm_counts: `actual` charges prompt + answer, `max` charges prompt + max_tokens up front.
         hide_limits: leave out `x-ratelimit-*`, Retry-After and the wait named in the message.
-        max_concurrency: requests in the works at once; more get `concurrency_status`.
+        max_concurrency: most requests at once; further ones get `concurrency_status`.
         latency_s: mean seconds before an answer; `latency_jitter` is the half-width as a share of it.
         context_tokens: prompt + max_tokens above this is a 400 `context_length_exceeded`.
         require_key_env: NAME of the variable that holds the key callers must send.

@@ -1,4 +1,4 @@
-"""Faults in what is said: on the completion object, on the body's bytes, on a stream's events. Pure."""
+"""Apply faults to the content of a reply: completion object, bytes of the body, stream events. No I/O."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_DECODED_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class SpoiledReply:
-    """A whole HTTP reply. `events` is not None for a stream; then `body` is unused."""
+    """An HTTP reply. For a stream `events` is set and `body` is unused."""
 
     status: int
     headers: Headers
@@ -30,12 +30,12 @@ class SpoiledReply:
     events: tuple[bytes, ...] | None = None
 
     def whole_body(self) -> bytes:
-        """All body bytes, of a stream too."""
+        """Return all bytes of the body or of the stream."""
         return self.body if self.events is None else b"".join(self.events)
 
 
 def _merge(target: Any, patch: Any) -> Any:
-    """RFC 7396: objects merge, null removes, anything else replaces."""
+    """Apply a JSON merge patch (RFC 7396): objects merge, null removes, anything else replaces."""
     if not isinstance(patch, Mapping):
         return patch
     merged = dict(target) if isinstance(target, Mapping) else {}
@@ -115,7 +115,7 @@ _ANSWERS: dict[str, Callable[[Options], Callable[[Completion], None]]] = {
 
 
 def spoil_answer(action: str, options: Options, whole: Completion) -> Completion:
-    """Apply an action of stage `answer`; the given object is the caller's to lose."""
+    """Apply an action of stage `answer`; may change the given object."""
     if action == "patch":
         merged: Completion = _merge(whole, options["value"])
         return merged
@@ -125,7 +125,7 @@ def spoil_answer(action: str, options: Options, whole: Completion) -> Completion
 
 
 def _in_content(escaped: bytes) -> Callable[[Options, bytes], bytes]:
-    """Put raw bytes at the start of the answer's text (or of the body's first string value)."""
+    """Insert raw bytes at the start of the answer's text, or of the first string in the body."""
     return lambda _, body: body.replace(b'"content":"', b'"content":"' + escaped)
 
 
@@ -150,19 +150,19 @@ _BODIES: dict[str, Callable[[Options, bytes], bytes]] = {
 
 
 def _with_headers(headers: Headers, changed: Mapping[str, Any]) -> Headers:
-    """Replace headers by name; a null value removes."""
+    """Replace headers by name; a null value removes one."""
     new = {name.lower().encode("latin-1"): value for name, value in changed.items()}
     kept = [(name, value) for name, value in headers if name not in new]
     return kept + [(name, str(value).encode("latin-1")) for name, value in new.items() if value is not None]
 
 
 def as_bytes(value: Any) -> bytes:
-    """A script's body: text as it stands (UTF-8), anything else as JSON."""
+    """Return a script's body: text as UTF-8, anything else as JSON."""
     return value.encode() if isinstance(value, str) else json.dumps(value).encode()
 
 
 def spoil_body(action: str, options: Options, reply: SpoiledReply) -> SpoiledReply:
-    """Apply an action of stage `body`. A stream becomes one block of bytes where its text is touched."""
+    """Apply an action of stage `body`. A stream whose text is changed becomes one block of bytes."""
     if action == "headers":
         return replace(reply, headers=_with_headers(reply.headers, options["value"]))
     if action == "content_type":
@@ -183,7 +183,7 @@ def spoil_body(action: str, options: Options, reply: SpoiledReply) -> SpoiledRep
 
 @lru_cache(maxsize=4)
 def gzip_bomb(decoded_bytes: int) -> bytes:
-    """A valid one-member gzip file of JSON whose text is `decoded_bytes` spaces (to the MiB)."""
+    """Return a valid gzip file of JSON whose text is `decoded_bytes` spaces, rounded to MiB."""
     head, block, tail = b'{"choices":[{"message":{"content":"', b" " * 2**20, b'"}}]}'
     blocks = max(1, decoded_bytes >> 20)
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
@@ -215,7 +215,7 @@ def spoil_stream(action: str, options: Options, reply: SpoiledReply) -> SpoiledR
 
 
 def refuse(action: str, options: Options) -> SpoiledReply:
-    """The reply of an action of stage `refuse`."""
+    """Return the reply of an action of stage `refuse`."""
     if action == "redirect":
         location = str(options.get("location", "http://127.0.0.1:9/elsewhere")).encode()
         return SpoiledReply(options.get("status", 307), [(b"location", location)])

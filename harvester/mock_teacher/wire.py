@@ -1,4 +1,4 @@
-"""OpenAI's chat shapes: what a request body means, and how refusals look. No I/O.
+"""Parse chat requests and build error bodies, in OpenAI's format. No I/O.
 
 A body that breaks a rule raises `Refusal` with the status and error object OpenAI's API would use.
 """
@@ -21,12 +21,12 @@ _TRANSPORT_ONLY = ("stream", "stream_options")
 
 
 def error_body(message: str, kind: str, code: str | None, param: str | None = None) -> bytes:
-    """OpenAI's error object as JSON bytes."""
+    """Return OpenAI's error object as JSON bytes."""
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
 class Refusal(Exception):
-    """A request answered without generating, hence without a charge."""
+    """The request is refused: nothing is generated or charged."""
 
     def __init__(self, status: int, body: bytes, headers: Headers | None = None) -> None:
         super().__init__(status)
@@ -64,7 +64,7 @@ def _invalid(message: str, param: str | None = None, code: str | None = None) ->
 
 
 def read_ask(raw: bytes, *, model: str, context_tokens: int) -> ChatRequest:
-    """Understand a request body.
+    """Parse a request body.
 
     Raises:
         Refusal: 400 for broken JSON, wrong values or a prompt over the context; 404 for another model.

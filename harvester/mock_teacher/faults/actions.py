@@ -1,4 +1,4 @@
-"""What the fault script can do: every action's name, its stage, whether it is billed, its options."""
+"""List the actions of fault scripts: name, stage, whether the reply is billed, options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Stage(StrEnum):
-    """Where on a reply's way an action takes hold."""
+    """The point at which an action changes a reply."""
 
     REFUSE = "refuse"  # instead of generating
     ANSWER = "answer"  # on the completion object, before it becomes bytes
@@ -126,12 +126,12 @@ ACTIONS: dict[str, Action] = {
     ),
 }
 
+# Actions after which the caller can't hold the complete answer: the ledger marks the charge as `cut`.
 LOST = frozenset(
     {"silence", "reset", "fin", "reset_body", "cut_body", "chunk_cut", "stall_body", "fin_headers"}
     | {"garbage_status", "endless_headers", "huge_body", "truncated_json", "empty_body"}
     | {"stream_cut", "stream_error"}
 )
-"""Actions after which the caller can't hold the whole answer: the ledger marks it `cut`."""
 
 
 def _is_count(value: Any) -> bool:
@@ -155,7 +155,7 @@ _NEED_VALUE = _NEED_OBJECT | {"content", "body"}
 
 
 def option_fault(action: str, options: Mapping[str, Any]) -> str | None:
-    """What is wrong with an action's options, None if nothing: a script must fail when it is read."""
+    """Return what is wrong with an action's options, None if they are right. Used when a script is read."""
     for name, value in options.items():
         check = _OPTION_CHECKS.get(name)
         if check is not None and not check[0](value):

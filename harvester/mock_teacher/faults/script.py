@@ -1,4 +1,4 @@
-"""The fault script: which request gets which fault, and the count of those that fired.
+"""Read fault scripts, decide which request gets which fault, and count the faults that fired.
 
 A script is a TOML or JSON file with a list `fault`; each entry names an `action` (see `actions`), its
 options, and the conditions, all of which must hold. The first rule that matches a request acts.
@@ -12,7 +12,7 @@ options, and the conditions, all of which must hold. The first rule that matches
 Conditions: `nth` (ordinal or list of them), `every`, `first` (ordinals 1..k), `after` (ordinals > k),
 `prompt` (substring of the last user message), `attempt` (how often this very body has been admitted,
 1 = first; number or list), `probability` with `seed`, `times`, `on` ("chat" or "models"). Ordinals
-count admitted requests of that route from 1: what the key check, a bad body or a limit refused has none.
+count the admitted requests of that route from 1; a request refused by key, body or limit has none.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from harvester.errors import ConfigError
 from harvester.mock_teacher.faults.actions import ACTIONS, Action, Stage, option_fault
 
 CHAT, MODELS = "chat", "models"
+# Most firings that are listed for each rule; all are counted.
 MAX_ORDINALS = 10_000
-"""So many firings per rule are listed; all are counted."""
 _CONDITIONS = ("nth", "every", "first", "after", "prompt", "attempt", "probability", "seed", "times", "on")
 _ALWAYS_ALLOWED = ("name", "action", "billed", "delay_s", *_CONDITIONS)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One line of the script; None or empty = no such condition.
+    """One entry of a script. None or empty means that the condition is not set.
 
-    `delay_s` waits so many seconds more before the reply, with any action.
+    `delay_s` delays the reply by that many seconds, with any action.
     """
 
     action: str
@@ -62,12 +62,12 @@ class Rule:
 
     @property
     def kind(self) -> Action:
-        """The action's row of the table."""
+        """Return the properties of the action."""
         return ACTIONS[self.action]
 
     @property
     def is_billed(self) -> bool:
-        """Whether a reply spoilt by this rule is charged."""
+        """Return whether a reply changed by this rule is charged."""
         return self.kind.billed if self.billed is None else self.billed
 
 
@@ -149,7 +149,7 @@ def load_script(file: Path) -> tuple[Rule, ...]:
 
 
 class Script:
-    """Rules in order, with what they have seen. `fired` and `ordinals` are the proof that they acted."""
+    """The rules in order, and their counts: `fired` and `ordinals` show that and when they fired."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = [(rule, rule.name or f"{at}:{rule.action}") for at, rule in enumerate(rules, start=1)]
@@ -161,7 +161,7 @@ class Script:
     def match(
         self, ordinal: int, *, on: str = CHAT, text: str = "", body: bytes = b"", stream: bool = False
     ) -> tuple[Rule, str] | None:
-        """The rule that acts on this request and its name; the firing is counted here."""
+        """Return the rule for this request and its name, and count the firing; None if no rule matches."""
         if not self._rules:
             return None
         attempt = 1

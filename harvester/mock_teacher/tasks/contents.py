@@ -1,4 +1,4 @@
-"""Fresh content for the rule tasks, drawn from a seeded generator, and what makes two contents the same."""
+"""Draw content for the rule tasks from a seeded generator, and compute the key of equal contents."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Slots = dict[str, str]
 
 
 def draw(task: str, rng: random.Random) -> Slots:
-    """Content for one prompt of a task, by slot name."""
+    """Return content for one prompt of a task, by slot name."""
     return _DRAWS[task](rng)
 
 
 def content_key(task: str, slots: Mapping[str, str]) -> tuple[str, ...]:
-    """Two prompts with one key hold the same content, however they are phrased.
+    """Return a key that is equal for prompts with the same content in different phrasings.
 
     Stricter than equality on purpose: `a + b` is `b + a`, a string is every anagram of itself under any
     shift and any counted letter, and strings are shared by all the string tasks.
@@ -33,7 +33,7 @@ def content_key(task: str, slots: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _sum(rng: random.Random) -> Slots:
-    """Two two-digit numbers: sums of two or three digits."""
+    """Draw two two-digit numbers; their sum has two or three digits."""
     return {name: str(rng.randrange(10, 100)) for name in "ab"}
 
 
@@ -46,7 +46,7 @@ def _text(rng: random.Random) -> Slots:
 
 
 def _lopsided(rng: random.Random) -> Slots:
-    """No palindrome, which an echo would get right."""
+    """Draw no palindrome, which a mere echo would answer."""
     while True:
         text = _letters(rng, 4, 5)
         if text != text[::-1]:
@@ -54,7 +54,7 @@ def _lopsided(rng: random.Random) -> Slots:
 
 
 def _unsorted(rng: random.Random) -> Slots:
-    """Never sorted already, which an echo would get right."""
+    """Draw no sorted list, which a mere echo would answer."""
     while True:
         text = _letters(rng, 3, 4)
         if list(text) != sorted(text):
@@ -66,7 +66,7 @@ def _shift(rng: random.Random) -> Slots:
 
 
 def _count(rng: random.Random) -> Slots:
-    """0 to 3 of the letter among others, each as likely."""
+    """Draw a word with 0 to 3 of the letter, each equally likely."""
     letter = rng.choice(string.ascii_lowercase)
     others = string.ascii_lowercase.replace(letter, "")
     wanted = rng.randint(0, 3)

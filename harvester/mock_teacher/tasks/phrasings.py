@@ -1,4 +1,4 @@
-"""How the rule tasks are asked: templates with slots, and the one parser that reads them back.
+"""Define the phrasings of the rule tasks as templates with slots, and parse prompts back.
 
 Each task has phrasings for training and phrasings that are held out. `DOUBLE` is held out whole.
 """
@@ -32,7 +32,7 @@ DOUBLE: Final = "double"
 
 @dataclass(frozen=True, slots=True)
 class Phrasings:
-    """Templates of one task; `{slot}` marks where content goes."""
+    """The templates of one task; `{slot}` marks the place of content."""
 
     train: tuple[str, ...]
     held_out: tuple[str, ...]
@@ -162,7 +162,7 @@ _SLOTS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A prompt understood: the task, the template it was asked with, and the content of its slots."""
+    """A parsed prompt: task, template, and the content of its slots."""
 
     task: str
     phrasing: str
@@ -170,7 +170,7 @@ class Asked:
 
 
 def read(text: str) -> Asked | None:
-    """Which task a prompt asks for and with what content; None when no phrasing fits the whole text."""
+    """Parse a prompt; return None if no phrasing matches the whole text."""
     text = text.strip()
     for task, phrasing, pattern in _patterns():
         if found := pattern.fullmatch(text):

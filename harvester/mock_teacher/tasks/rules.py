@@ -1,6 +1,6 @@
-"""The rule tasks: the exact answer to a prompt worked out from its text, and plausible wrong ones.
+"""Solve the rule tasks: compute the right answer to a prompt from its text, and plausible wrong answers.
 
-There is no table of answers; `solve` parses any of the phrasings and computes.
+There is no table of answers; `solve` parses the prompt and computes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """A prompt understood and answered. `slots` is its content, by slot name of `phrasing`."""
+    """A prompt and its right answer. `slots` is its content, by slot name of `phrasing`."""
 
     task: str
     answer: str
@@ -30,7 +30,7 @@ class Solved:
 
 
 def solve(text: str) -> Solved | None:
-    """The answer to a prompt; None when it is no task of ours or its content makes no sense (31 June)."""
+    """Solve a prompt; return None if it is no rule task or its content is invalid (31 June)."""
     asked = read(text)
     if asked is None:
         return None
@@ -39,7 +39,7 @@ def solve(text: str) -> Solved | None:
 
 
 def wrong_answer(solved: Solved, rng: random.Random) -> str:
-    """A slip somebody could make, of the right shape and never equal to the right answer."""
+    """Return a plausible wrong answer, in the right format and never equal to the right answer."""
     for _ in range(8):
         slip = _SLIPS.get(solved.task, _misspelt)(solved, rng)
         if slip != solved.answer:
@@ -76,14 +76,14 @@ SOLVERS: Final[Mapping[str, Callable[[Slots], str | None]]] = {
 
 
 def _miscounted(solved: Solved, rng: random.Random) -> str:
-    """Off by one in some digit's place: a forgotten carry, a letter missed."""
+    """Add or subtract 1 at one digit: a forgotten carry, a missed letter."""
     step = 10 ** rng.randrange(len(solved.answer))
     value = int(solved.answer)
     return str(value + step if value < step or rng.random() < 0.5 else value - step)
 
 
 def _misspelt(solved: Solved, rng: random.Random) -> str:
-    """Two neighbours swapped, a letter wrong, or a letter lost."""
+    """Swap two neighbours, change a letter, or drop one."""
     letters = list(solved.answer)
     at = rng.randrange(len(letters))
     kind = rng.randrange(3)
@@ -98,7 +98,7 @@ def _misspelt(solved: Solved, rng: random.Random) -> str:
 
 
 def _misdated(solved: Solved, rng: random.Random) -> str:
-    """A neighbouring day, month or year, or day and month the wrong way round."""
+    """Change day, month or year by one, or swap day and month."""
     year, month, day = (int(part) for part in solved.answer.split("-"))
     slips = (
         (year, month, day % 28 + 1),
@@ -110,7 +110,7 @@ def _misdated(solved: Solved, rng: random.Random) -> str:
 
 
 def _misqueried(solved: Solved, rng: random.Random) -> str:
-    """Another comparison, another column, or a digit of the value wrong."""
+    """Change the comparison, the column, or a digit of the value."""
     slots = dict(solved.slots)
     kind = rng.randrange(3)
     if kind == 0:

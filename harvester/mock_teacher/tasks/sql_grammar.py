@@ -1,4 +1,4 @@
-"""The small grammar of the question -> SQL task: tables, columns, comparisons, and the query they mean."""
+"""Define the grammar of the question-to-SQL task: tables, columns, comparisons, and their queries."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ OPERATORS: Final[Mapping[str, str]] = {
 
 
 def selectable(table: str) -> tuple[str, ...]:
-    """What may be asked of a table: its columns and the count of its rows."""
+    """A table and what may be asked of it: its columns and the number of its rows."""
     return (*TEXT_COLUMNS[table], *NUMBER_COLUMNS[table], COUNT)
 
 
 def to_sql(what: str, table: str, field: str, op: str, value: str) -> str | None:
-    """The query, or None when the table has no such column."""
+    """Return the query, None if the table has no such column."""
     if what not in selectable(table) or field not in NUMBER_COLUMNS[table]:
         return None
     selected = "COUNT(*)" if what == COUNT else what
