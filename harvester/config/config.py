@@ -1,4 +1,4 @@
-"""harvest.toml as frozen values. An unknown key is an error that names the nearest known one.
+"""Read harvest.toml into frozen values. An unknown key is an error that names the nearest known one.
 
 Secrets are named, never held: `api_key_env` is the NAME of an environment variable; only
 `api_key(config)` reads it, at the moment a client is built.
@@ -10,11 +10,20 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
+from harvester.config import provider_presets
 from harvester.config.bounds import MOST_AT_ONCE, MOST_MIB, MOST_SAMPLES, MOST_USD_PER_MILLION
 from harvester.config.refused_keys import KEYS_WITH_OWN_PLACE, REFUSED_KEYS
 from harvester.config.run_section import (
@@ -64,16 +73,36 @@ class PriceSection(FrozenModel):
     input: PricePerMillion
     output: PricePerMillion
     cached_input: PricePerMillion | None = None
-    as_of: Any = None
+    as_of: date | None = None
+
+
+def _preset_replaces_required_keys(schema: dict[str, Any]) -> None:
+    """Let the JSON Schema require either a preset or the keys that it would set."""
+    required = [{"required": [name]} for name in schema.pop("required")]
+    schema["anyOf"] = [{"required": ["preset"]}, {"allOf": required}]
+
+
+def _value_at(table: Mapping[str, Any], key: str) -> Any:
+    value: Any = table
+    for part in key.split("."):
+        value = value[part]
+    return value
 
 
 class TeacherSection(FrozenModel):
-    """Whom we ask. One credential, one identity; `replicas` serve the same model under it.
+    """The teacher to ask: one model, one credential.
 
-    `ca_file` names a PEM bundle to trust beside the public roots; there is no way to trust everybody.
-    `idempotency_header` names the header that carries one value for all attempts at a request.
+    Attributes:
+        preset: name of a provider preset that sets what this table leaves out. Hashes and keys are those of
+            the filled table, so it is not part of the output.
+        replicas: further addresses that serve the same model with the same credential.
+        ca_file: PEM bundle to trust in addition to the public roots. Verification can't be switched off.
+        idempotency_header: name of a header that carries the same value for all attempts at a request.
     """
 
+    model_config = ConfigDict(json_schema_extra=_preset_replaces_required_keys)
+
+    preset: str = Field(default="", exclude=True)
     base_url: str
     model: str = Field(min_length=1)
     api_key_env: str | None = None
@@ -83,6 +112,25 @@ class TeacherSection(FrozenModel):
     idempotency_header: str | None = Field(default=None, pattern=_IDEMPOTENCY)
     limits: LimitsSection = LimitsSection()
     price: PriceSection | None = None
+    _from_preset: tuple[str, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fill_from_preset(
+        cls, data: Any, handler: ModelWrapValidatorHandler[TeacherSection]
+    ) -> TeacherSection:
+        if not isinstance(data, Mapping):
+            return handler(data)
+        filled = provider_presets.fill(data)
+        teacher = handler(filled.table)
+        teacher._from_preset = filled.keys
+        return teacher
+
+    @field_validator("preset")
+    @classmethod
+    def _is_a_known_preset(cls, value: str) -> str:
+        provider_presets.require_known(value)
+        return value
 
     @field_validator("base_url")
     @classmethod
@@ -107,6 +155,11 @@ class TeacherSection(FrozenModel):
         if value is not None and (not _ENV_NAME.match(value) or value.startswith("sk-")):
             raise ValueError("must be the NAME of an environment variable, not the key itself")
         return value
+
+    @property
+    def preset_values(self) -> dict[str, Any]:
+        """The values that came from the preset, as JSON values by dotted key, as in `price.input`."""
+        return {key: _value_at(self.model_dump(mode="json"), key) for key in self._from_preset}
 
     @property
     def base_urls(self) -> tuple[str, ...]:

@@ -1,85 +1,87 @@
-"""Teachers as rows of data: where they answer, what they are called, which terms bind. Never a class each."""
+"""Load provider presets, and fill a `[teacher]` table of harvest.toml from one.
+
+A preset is a file `data/teachers/NAME.toml`. It holds keys of `[teacher]`: the address, an example model and
+what is known about it. A provider is data, never code.
+"""
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from harvester.errors import ConfigError
+# Keys that are right for the preset's own address only: a key must not be sent to another host.
+_OF_THE_ADDRESS = ("api_key_env", "idempotency_header")
+# Keys that are right for the preset's own model at its own address only.
+_OF_THE_MODEL = ("terms", "price")
 
-HEADERS = ("openai", "none")
-PURPOSES = ("train", "eval")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherRow:
-    """What a `[teacher]` table would hold, and how this teacher speaks of its limits.
+@dataclass(frozen=True, slots=True)
+class FilledTable:
+    """A `[teacher]` table after a preset was applied.
 
     Attributes:
-        model: an example of a name it knows. terms: ids of terms records, comma-separated.
-        api_key_env: the NAME of a variable, "" where no key is needed.
-        purpose: what its terms leave open: train, or eval only.
-        rate_limit_headers: "openai" for x-ratelimit-{limit,remaining,reset}-{requests,tokens}; "none" where
-            limits are learned from refusals. A hint: the client reads whatever headers come.
+        keys: what the preset set, by dotted key, as in `base_url` and `limits.max_concurrency`.
     """
 
-    id: str
-    about: str
-    base_url: str
-    model: str
-    terms: str
-    api_key_env: str = ""
-    purpose: str = "train"
-    rate_limit_headers: str = "none"
-
-    @property
-    def host(self) -> str:
-        """Host name without port."""
-        return urlsplit(self.base_url).hostname or ""
-
-    def as_toml(self) -> str:
-        """The `[teacher]` table for a harvest.toml, with its `[run]` purpose where only eval is open."""
-        lines = [f"# {self.about}", "[teacher]"]
-        lines += [f'{name} = "{getattr(self, name)}"' for name in ("base_url", "model", "terms")]
-        if self.api_key_env:
-            lines.append(f'api_key_env = "{self.api_key_env}"')
-        if self.purpose != "train":
-            lines += ["[run]", f'purpose = "{self.purpose}"']
-        return "\n".join(lines) + "\n"
+    table: Mapping[str, Any]
+    keys: tuple[str, ...] = ()
 
 
-def load_teachers(*overlays: Path) -> Mapping[str, TeacherRow]:
-    """Shipped rows by id, overlaid by the files of the user's folders (a missing folder is empty).
+@cache
+def load_presets() -> Mapping[str, Mapping[str, Any]]:
+    """Return every shipped preset by name, as its TOML file stands."""
+    paths = sorted(files("harvester_data").joinpath("teachers").iterdir(), key=lambda path: path.name)
+    return {
+        path.name.removesuffix(".toml"): tomllib.loads(path.read_text(encoding="utf-8"))
+        for path in paths
+        if path.name.endswith(".toml")
+    }
+
+
+def require_known(name: str) -> None:
+    """Do nothing when there is a preset of that name.
 
     Raises:
-        ConfigError: a file that is no teacher row; names it.
+        ValueError: there is none; names the nearest and all known ones.
     """
-    shipped = sorted(files("harvester_data").joinpath("teachers").iterdir(), key=lambda item: item.name)
-    texts = [(item.name, item.read_text(encoding="utf-8")) for item in shipped if item.name.endswith(".toml")]
-    for folder in overlays:
-        texts += [(str(path), path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.toml"))]
-    rows = [_row(text, place) for place, text in texts]
-    return {row.id: row for row in rows}
+    known = load_presets()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        suggestion = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown preset {name!r}; {suggestion}known presets: {', '.join(known)}")
 
 
-def _row(text: str, place: str) -> TeacherRow:
-    try:
-        told: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"is no teacher row: {error}", place=place) from None
-    unknown = set(told) - {f.name for f in fields(TeacherRow)}
-    wrong = [name for name, value in told.items() if not isinstance(value, str)]
-    if unknown or wrong or "id" in told:
-        raise ConfigError(f"unknown or wrong fields: {sorted({*unknown, *wrong} or {'id'})}", place=place)
-    try:
-        row = TeacherRow(id=Path(place).stem, **told)
-    except TypeError as error:
-        raise ConfigError(str(error).replace("TeacherRow.__init__() ", ""), place=place) from None
-    if row.rate_limit_headers not in HEADERS or row.purpose not in PURPOSES:
-        raise ConfigError(f"rate_limit_headers is one of {HEADERS}, purpose one of {PURPOSES}", place=place)
-    return row
+def fill(table: Mapping[str, Any]) -> FilledTable:
+    """Add the values of the preset that `[teacher] preset` names and the table does not set itself.
+
+    Terms and price are added only for the preset's own model and address, names of keys and headers only for
+    its own address. A table without a preset, or with an unknown one, is returned as it is.
+    """
+    preset = load_presets().get(str(table.get("preset", "")))
+    if preset is None:
+        return FilledTable(table)
+    own_address = _is_own(table, preset, "base_url")
+    own_model = own_address and _is_own(table, preset, "model")
+    names = ("base_url", "model", *(_OF_THE_ADDRESS * own_address), *(_OF_THE_MODEL * own_model))
+    added = {name: preset[name] for name in names if name in preset and name not in table}
+    keys = [key for name, value in added.items() for key in _dotted(name, value)]
+    limits = table.get("limits", {})
+    if isinstance(limits, Mapping):
+        added_limits = {name: value for name, value in preset.get("limits", {}).items() if name not in limits}
+        if added_limits:
+            added["limits"] = {**limits, **added_limits}
+            keys += _dotted("limits", added_limits)
+    return FilledTable({**table, **added}, tuple(keys))
+
+
+def _is_own(table: Mapping[str, Any], preset: Mapping[str, Any], name: str) -> bool:
+    return name not in table or str(table[name]).rstrip("/") == preset[name]
+
+
+def _dotted(name: str, value: Any) -> list[str]:
+    return [f"{name}.{part}" for part in value] if isinstance(value, Mapping) else [name]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,11 @@ SHORT_ANSWER_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Counts, tokens, money and time of a run that has not started."""
+    """Counts, tokens, money and time of a run that has not started.
+
+    Attributes:
+        preset_values: what `[teacher] preset` set, by dotted key of `[teacher]`.
+    """
 
     rows: int
     cached: int
@@ -39,6 +45,8 @@ class Plan:
     permitted: bool
     terms: str
     bad: tuple[str, ...] = ()
+    preset: str = ""
+    preset_values: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -63,6 +71,9 @@ class Plan:
         if self.bad:
             said.append(f"bad       {len(self.bad):,} lines will be passed over; the first: {self.bad[0]}")
         said.append(f"terms     {self.terms}")
+        if self.preset:
+            values = ", ".join(f"{key} = {json.dumps(value)}" for key, value in self.preset_values.items())
+            said.append(f"preset    {self.preset}: {values or 'the file sets all of its values itself'}")
         return said
 
 
@@ -113,6 +124,8 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
         verdict.permitted,
         verdict.summary(),
         tuple(str(one) for one in bad.passed_over),
+        config.teacher.preset,
+        config.teacher.preset_values,
     )
 
 

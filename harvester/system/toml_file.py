@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -66,6 +66,7 @@ def validate(
     place: str,
     missing: str = "",
     refused: Mapping[str, str] | None = None,
+    hidden: Collection[str] = (),
 ) -> Model:
     """Check parsed TOML against a model.
 
@@ -73,6 +74,7 @@ def validate(
         place: the file, for errors.
         missing: remedy for the error when a required key is absent.
         refused: keys that are unknown on purpose, each with the reason that replaces a suggestion.
+        hidden: fields of the model that no file may set; they are never suggested.
 
     Raises:
         ConfigError: the first thing that is wrong: an unknown key (with a suggestion) or a bad value.
@@ -86,26 +88,25 @@ def validate(
         location = first["loc"]
         key = ".".join(str(part) for part in location) or "file"
         if first["type"] == "extra_forbidden":
-            remedy = (refused or {}).get(str(location[-1])) or suggest_key(model, location)
+            remedy = (refused or {}).get(str(location[-1])) or suggest_key(model, location, hidden)
             raise ConfigError(f"unknown key {key!r}", place=place, remedy=remedy) from None
         message = first["msg"].removeprefix("Value error, ")
         remedy = missing if first["type"] == "missing" else ""
         raise ConfigError(f"{key}: {message}", place=place, remedy=remedy) from None
 
 
-def suggest_key(root: type[BaseModel], location: Sequence[int | str]) -> str:
+def suggest_key(root: type[BaseModel], location: Sequence[int | str], hidden: Collection[str] = ()) -> str:
     """Suggest a known key for an unknown one: the same word in another table, or the nearest spelling.
-
-    Fields that a model excludes from its output are internal and are never suggested.
 
     Args:
         location: path to the unknown key from the root of the configuration.
+        hidden: fields that no file may set; they are never suggested.
 
     Returns:
         A remedy for the error; without a near match, the keys that the table knows.
     """
     key, table = str(location[-1]), ".".join(str(part) for part in location[:-1])
-    known = _known_keys(root)
+    known = [(path, name) for path, name in _known_keys(root) if name not in hidden]
     in_this_table = [name for path, name in known if path == table]
     anywhere: dict[str, str] = {}
     for path, name in known:
@@ -121,9 +122,8 @@ def suggest_key(root: type[BaseModel], location: Sequence[int | str]) -> str:
 
 def _known_keys(model: type[BaseModel], table: str = "") -> list[tuple[str, str]]:
     """Every key of a model and its sub-models as (table, key), the outer tables first."""
-    fields = {name: field for name, field in model.model_fields.items() if not field.exclude}
-    keys = [(table, name) for name in fields]
-    for name, field in fields.items():
+    keys = [(table, name) for name in model.model_fields]
+    for name, field in model.model_fields.items():
         for annotation in (field.annotation, *get_args(field.annotation)):
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):
                 keys += _known_keys(annotation, f"{table}.{name}" if table else name)

@@ -35,7 +35,7 @@ def test_a_ceiling_in_usd_that_cant_be_kept_is_refused_before_the_first_byte(
 def test_a_limit_slower_than_our_patience_is_refused_before_the_first_byte(tmp_path: Path) -> None:
     slow = "[teacher.limits]\nrequests_per_minute = 0.05\n"
     config = write_folder(tmp_path, "http://127.0.0.1:9/v1", 3, teacher=slow)
-    with pytest.raises(ConfigError, match=r"nothing through for 1,200 s at a time.*patience_s is 600"):
+    with pytest.raises(ConfigError, match=r"1,200 s.*patience_s"):
         prepare(config)
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from harvester.config.config import parse as parse_config
-from harvester.config.provider_presets import load_teachers
 from harvester.errors import ConfigError, TermsRefused
 from harvester.terms import gate, manage
 from harvester.terms.records import parse
@@ -120,28 +118,6 @@ def test_an_impossible_answer_writes_nothing(tmp_path: Path, name: str, answer: 
     with pytest.raises(ConfigError, match=name):
         manage.ask_permission(tmp_path, lambda _: next(answers), isatty=True)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("row", load_teachers().values(), ids=lambda r: r.id)
-def test_each_shipped_teacher_is_permitted_for_the_purpose_it_names(row):
-    verdict = check(row.host, row.model, row.terms, purpose=row.purpose)
-    assert verdict.permitted, verdict.reasons
-    if row.purpose == "eval":
-        assert not check(row.host, row.model, row.terms).permitted
-
-
-@pytest.mark.parametrize("row", load_teachers().values(), ids=lambda r: r.id)
-def test_each_shipped_teacher_is_a_table_the_configuration_takes(row):
-    import tomllib
-
-    told = {**tomllib.loads(row.as_toml()), "prompts": {"files": ["a.jsonl"]}}
-    assert parse_config(told, place="harvest.toml").teacher.base_url == row.base_url
-
-
-def test_a_teacher_row_with_a_foreign_field_is_refused(tmp_path: Path):
-    (tmp_path / "x.toml").write_text('about="x"\nbase_url="https://x"\nmodel="m"\nterms="t"\napi_key="k"\n')
-    with pytest.raises(ConfigError, match="api_key"):
-        load_teachers(tmp_path)
 
 
 FLAG = re.compile(
