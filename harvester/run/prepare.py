@@ -5,7 +5,6 @@ from __future__ import annotations
 import ssl
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -28,8 +27,6 @@ from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.hosts import printable
 from harvester.teacher import policies
 from harvester.terms import gate as terms
-from harvester.terms.permissions import load_permissions
-from harvester.terms.records import load_registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,17 +205,15 @@ def gate(config: HarvestConfig, root: Path, model: str = "") -> terms.Verdict:
     Args:
         model: another name to ask for, as an answer gave it; the configured one where empty.
     """
-    registry, permissions = load_registry(root / "terms"), load_permissions(root / "permissions")
+    recorded = terms.RecordedTerms.load(root)
     verdicts = {
         host: terms.allows(
-            registry,
+            recorded,
             host=host,
             model=model or config.teacher.model,
             declared=config.teacher.terms,
             use="harvest",
             purpose=config.run.purpose,
-            today=datetime.now(UTC).date(),
-            permissions=permissions,
         )
         for host in dict.fromkeys(urlsplit(url).hostname or "" for url in config.teacher.base_urls)
     }

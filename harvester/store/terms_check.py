@@ -7,16 +7,13 @@ changed or run out since the harvest; a refusal here leaves every answer where i
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from harvester.errors import TermsRefused
 from harvester.store import paths
 from harvester.store.reader import Corpus
 from harvester.terms import gate, lineage
-from harvester.terms.gate import Use
-from harvester.terms.permissions import load_permissions
-from harvester.terms.records import load_registry
+from harvester.terms.gate import RecordedTerms, Use
 
 
 def require_permitted(corpus: Corpus, use: Use, beside: Path) -> None:
@@ -32,14 +29,7 @@ def require_permitted(corpus: Corpus, use: Use, beside: Path) -> None:
     facts = corpus.distinct(lineage.FACT_COLUMNS, sealed=use != "seal")
     if not lineages and not facts:  # no row, no question
         return
-    verdicts = gate.again(
-        lineages,
-        facts,
-        registry=load_registry(beside / "terms"),
-        today=datetime.now(UTC).date(),
-        permissions=load_permissions(beside / "permissions"),
-        use=use,
-    )
+    verdicts = gate.judge_lineages(RecordedTerms.load(beside), lineages, facts, use=use)
     refused = [verdict for verdict in verdicts if not verdict.permitted]
     if refused:
         replace(

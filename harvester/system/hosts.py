@@ -78,7 +78,7 @@ def printable(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
-def strange_words(model: str, patterns: Iterable[str]) -> list[str]:
+def unexplained_words(model: str, patterns: Iterable[str]) -> list[str]:
     """Words of a model's name that neither its record's patterns nor the trade of packing weights explain.
 
     `Qwen3-8B-Instruct-AWQ` are the weights of `qwen3?8b*`; `Qwen3-8B-Opus-Reasoning` is a derivative,

@@ -1,41 +1,47 @@
-"""The gate: what recorded terms permit. Closed by default, without an override.
+"""Decide whether recorded terms permit a use of a teacher's answers.
 
-A record says what one layer (the weights, the service that hosts them, a router in between) allows; the
-verdict is the worst of all layers that apply. Unknown, expired, changed or absent means no. Pure: records,
-permissions and the day are passed in. A reading of published texts, not legal advice.
+A record says what one layer allows: the weights, the service that hosts them, or a router in between. The
+verdict is the worst of all layers that apply. Unknown, expired, changed or absent terms mean no, and nothing
+overrides that. Only `RecordedTerms.load` does I/O. A reading of published texts, not legal advice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from harvester.errors import TermsRefused
 from harvester.system.hosts import host_of
 from harvester.terms import layers
 from harvester.terms.lineage import Fact, Lineage, disagreements, other_models
-from harvester.terms.obligations import DerivedModel, unpaid
+from harvester.terms.obligations import DerivedModel, unmet
 from harvester.terms.permissions import Permission, load_permissions
 from harvester.terms.records import SEVERITY, Registry, TermsRecord, load_registry
 
 __all__ = [
     "Permission",
     "Purpose",
+    "RecordedTerms",
     "Registry",
     "TermsRecord",
     "Use",
     "Verdict",
     "allows",
+    "allows_lineage",
     "allows_training",
+    "judge_lineages",
     "load_permissions",
     "load_registry",
 ]
 
 Use = Literal["harvest", "seal", "train", "export"]
 Purpose = Literal["train", "eval"]
-FREE = frozenset({"permit", "duties"})
+
+# Statuses that need no permission.
+PERMITTED_STATUSES = frozenset({"permit", "duties"})
 REMEDIES = (
     "choose a permitted teacher (`harvester terms list`), or record a permission you hold "
     '(`harvester terms record`), or collect for evaluation only ([run] purpose = "eval") where allowed'
@@ -43,14 +49,39 @@ REMEDIES = (
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedTerms:
+    """Everything a verdict is based on: terms records, recorded permissions, and the day."""
+
+    registry: Registry
+    today: date
+    permissions: tuple[Permission, ...] = ()
+
+    @classmethod
+    def load(cls, folder: Path) -> RecordedTerms:
+        """Read what counts today for a configuration in `folder`.
+
+        Files in `folder/terms` overlay the shipped records; `folder/permissions` holds recorded permissions.
+
+        Raises:
+            ConfigError: a file of either folder can't be used; names it.
+            TermsRefused: a record permits more than the shipped one that it replaces.
+        """
+        return cls(
+            load_registry(folder / "terms"),
+            datetime.now(UTC).date(),
+            load_permissions(folder / "permissions"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """The gate's answer, with everything a refusal has to say.
+    """Whether a use is permitted, and everything that a refusal has to say.
 
     Attributes:
         status: worst of the layers: permit, duties, restrict or unknown, before any permission.
-        reasons: why not, or nothing.
-        body: fields the wire body has to carry (a router's), merged over the request's own.
-        conditions: thresholds the operator has to judge. warnings: readings due for a review.
+        reasons: why it is not permitted; empty when it is.
+        body: fields that the request body must carry (a router's); they replace the request's own.
+        conditions: thresholds that the operator has to judge. warnings: readings due for a review.
     """
 
     permitted: bool
@@ -65,19 +96,19 @@ class Verdict:
     warnings: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """One line."""
+        """Return the verdict in one line."""
         ids = ", ".join(self.record_ids) or "no record"
         duties = f"; duties: {', '.join(self.duties)}" if self.duties else ""
         mock = " (rows are marked mock)" if self.mock else ""
-        lent = f", by permission {self.permission_sha256[:12]}" if self.permission_sha256 else ""
+        permission = f", by permission {self.permission_sha256[:12]}" if self.permission_sha256 else ""
         word = "permitted" if self.permitted else "not permitted"
-        return f"{word}: {self.status} by {ids}{lent}{mock}{duties}"
+        return f"{word}: {self.status} by {ids}{permission}{mock}{duties}"
 
     def require(self) -> None:
-        """Do nothing when permitted.
+        """Do nothing when the use is permitted.
 
         Raises:
-            TermsRefused: exit 77; names record, gist, URL, day seen, and what can be done.
+            TermsRefused: exit 77; names records, gist, URL, day seen, and what can be done.
         """
         if not self.permitted:
             raise TermsRefused(
@@ -87,153 +118,150 @@ class Verdict:
             )
 
 
-def allows(  # noqa: PLR0913 - the facts a verdict depends on, all by name
-    registry: Registry,
+def allows(  # noqa: PLR0913 - the facts that a verdict depends on, all by name
+    terms: RecordedTerms,
     *,
     host: str,
     model: str,
     declared: str,
     use: Use,
     purpose: Purpose,
-    today: date,
-    permissions: Sequence[Permission] = (),
     student_base: str = "",
 ) -> Verdict:
-    """Whether this use of this teacher is permitted today.
+    """Judge one use of one teacher.
 
     Args:
+        terms: a permission among them counts only if it covers host, model and use; duties remain.
         host: name without port.
-        declared: ids of records, comma-separated: the weights', and behind a router the host's too.
-            Naming a record that speaks of another model or host is an error of its own, so that the
-            mock's record makes no teacher a mock.
-        permissions: only one that covers host, model and use lifts a restriction; duties stay.
-        student_base: base of the student where it is known; some weights may teach their own line only.
+        declared: ids of terms records, comma-separated: of the weights, and behind a router of the host too.
+            Declaring a record of another model or host is an error of its own, so that declaring the mock's
+            record makes no teacher a mock.
+        student_base: base of the student where it is known; some weights may train only their own line.
     """
-    found, reasons = layers.speaking(registry, host, model, declared, harvesting=use == "harvest")
-    status, evaluation = layers.worst(found, use == "seal", today, student_base, reasons)
-    lent = None
+    records, reasons = layers.applying(terms.registry, host, model, declared, harvesting=use == "harvest")
+    status, evaluation = layers.worst(records, use == "seal", terms.today, student_base, reasons)
+    permission = None
     if purpose == "eval" and use in {"train", "export"}:
         reasons.append("rows collected for evaluation are never trained on, nor exported for training")
         permitted = False
     else:
-        permitted = status in FREE or (purpose == "eval" and status == "restrict" and evaluation)
+        permitted = status in PERMITTED_STATUSES or (
+            purpose == "eval" and status == "restrict" and evaluation
+        )
         if not permitted:
-            lent = next((p for p in permissions if p.covers(host, model, use, today)), None)
-            permitted = lent is not None
-    duties = [duty for r in found for duty in r.duties]
-    duties += [f"same_line:{r.student_line}" for r in found if r.student_line]
+            permission = next((p for p in terms.permissions if p.covers(host, model, use, terms.today)), None)
+            permitted = permission is not None
+    duties = [duty for record in records for duty in record.duties]
+    duties += [f"same_line:{record.student_line}" for record in records if record.student_line]
+    if permission is not None:
+        duties = [duty for duty in duties if not permission.lifts_duty(duty)]
     return Verdict(
         permitted,
         status,
-        tuple(r.id for r in found),
-        tuple(dict.fromkeys(duty for duty in duties if lent is None or not lent.frees_of(duty))),
+        tuple(record.id for record in records),
+        tuple(dict.fromkeys(duties)),
         () if permitted else tuple(dict.fromkeys(reasons)),
-        mock=any(r.mock for r in found),
-        permission_sha256=lent.sha256 if lent else "",
-        body=layers.wire_fields(found),
-        conditions=tuple(f"{r.id}: {condition}" for r in found for condition in r.conditions),
-        warnings=tuple(f"{r.id} was due for review on {r.good_until}" for r in found if r.is_stale(today)),
+        mock=any(record.mock for record in records),
+        permission_sha256=permission.sha256 if permission else "",
+        body=layers.body_fields(records),
+        conditions=tuple(
+            f"{record.id}: {condition}" for record in records for condition in record.conditions
+        ),
+        warnings=tuple(
+            f"{record.id} was due for review on {record.good_until}"
+            for record in records
+            if record.is_stale(terms.today)
+        ),
     )
 
 
-def allows_training(  # noqa: PLR0913 - the facts a verdict depends on, all by name
+def allows_training(
+    terms: RecordedTerms,
     lineages: Sequence[Lineage],
     *,
-    registry: Registry,
-    today: date,
-    student_base: str,
-    student_name: str,
-    student_licence: str | None = None,
-    permissions: Sequence[Permission] = (),
+    student: DerivedModel,
     use: Use = "train",
     facts: Sequence[Fact] = (),
 ) -> Verdict:
-    """Whether a student may learn from shards of these lineages, and be exported (`use="export"`).
+    """Judge whether a student may learn from rows of these lineages, or be exported (`use="export"`).
 
-    Each lineage is asked again under the records it names; duties are united and held against the
-    student's base, name and licence. No lineage at all is no.
+    Each lineage is judged again under the records it names. Their duties are united and compared with the
+    student's base, name and licence. Without any lineage the answer is no.
 
     Args:
-        facts: what the rows say of themselves; see `provenance`.
+        facts: what the rows say of themselves; see `lineage`.
     """
-    asked = again(
-        lineages,
-        facts,
-        registry=registry,
-        today=today,
-        student_base=student_base,
-        permissions=permissions,
-        use=use,
-    )
-    reasons = [reason for verdict in asked for reason in verdict.reasons if not verdict.permitted]
-    duties = tuple(dict.fromkeys(duty for verdict in asked for duty in verdict.duties))
-    student = DerivedModel(base=student_base, name=student_name, licence=student_licence)
-    reasons += unpaid(duties, student)
-    statuses = [v.status for v in asked] or ["unknown"]
-    hashes = dict.fromkeys(v.permission_sha256 for v in asked if v.permission_sha256)
+    verdicts = judge_lineages(terms, lineages, facts, use=use, student_base=student.base)
+    reasons = [reason for verdict in verdicts for reason in verdict.reasons if not verdict.permitted]
+    duties = tuple(dict.fromkeys(duty for verdict in verdicts for duty in verdict.duties))
+    reasons += unmet(duties, student)
+    statuses = [verdict.status for verdict in verdicts] or ["unknown"]
+    permissions = dict.fromkeys(v.permission_sha256 for v in verdicts if v.permission_sha256)
     return Verdict(
         not reasons,
         max(statuses, key=SEVERITY.index),
-        tuple(dict.fromkeys(i for v in asked for i in v.record_ids)),
+        tuple(dict.fromkeys(record_id for verdict in verdicts for record_id in verdict.record_ids)),
         duties,
         tuple(dict.fromkeys(reasons)),
-        mock=any(v.mock for v in asked),
-        permission_sha256=",".join(hashes),
-        conditions=tuple(dict.fromkeys(c for v in asked for c in v.conditions)),
-        warnings=tuple(dict.fromkeys(w for v in asked for w in v.warnings)),
+        mock=any(verdict.mock for verdict in verdicts),
+        permission_sha256=",".join(permissions),
+        conditions=tuple(dict.fromkeys(c for verdict in verdicts for c in verdict.conditions)),
+        warnings=tuple(dict.fromkeys(w for verdict in verdicts for w in verdict.warnings)),
     )
 
 
-def again(lineages: Sequence[Lineage], facts: Sequence[Fact], **told: Any) -> list[Verdict]:
-    """Every lineage asked again, and one verdict more where rows and lineages differ or nobody says a thing.
-
-    Args:
-        told: as for `allows_lineage`.
-    """
-    others = other_models(facts)
-    asked = [
-        allows_lineage(lineage, answering=others.get(lineage.run_id, ()), **told) for lineage in lineages
+def judge_lineages(
+    terms: RecordedTerms,
+    lineages: Sequence[Lineage],
+    facts: Sequence[Fact],
+    *,
+    use: Use,
+    student_base: str = "",
+) -> list[Verdict]:
+    """Judge every lineage again; one more verdict refuses rows that disagree with them, or have none."""
+    answered_by = other_models(facts)
+    verdicts = [
+        allows_lineage(
+            terms,
+            lineage,
+            use=use,
+            student_base=student_base,
+            answered_by=answered_by.get(lineage.run_id, ()),
+        )
+        for lineage in lineages
     ]
     reasons = disagreements(lineages, facts)
     if not lineages:
         reasons.append("there is no lineage, so nobody can show which terms applied")
-    return [*asked, *([Verdict(False, "unknown", (), (), tuple(reasons))] if reasons else [])]
+    if reasons:
+        verdicts.append(Verdict(False, "unknown", (), (), tuple(reasons)))
+    return verdicts
 
 
-def allows_lineage(  # noqa: PLR0913 - the facts a verdict depends on, all by name
+def allows_lineage(
+    terms: RecordedTerms,
     lineage: Lineage,
     *,
-    registry: Registry,
-    today: date,
-    permissions: Sequence[Permission],
     use: Use,
     student_base: str = "",
-    answering: Sequence[str] = (),
+    answered_by: Sequence[str] = (),
 ) -> Verdict:
-    """Whether rows of this lineage may be used so today, under the records they name themselves.
+    """Judge whether rows of this lineage may be used so today, under the records they name themselves.
 
-    A lineage that doesn't say record, host, model and purpose is no; so is one that leans on a permission
-    that is not among `permissions`.
+    A lineage without record, host, model or purpose is refused, and so is one that relies on a permission
+    that is not among `terms.permissions`.
 
     Args:
-        answering: names that answers gave as their model's, other than the one asked for: the same records
-            have to speak for them.
+        answered_by: models that answers named as their own, other than the one asked for. The same records
+            have to apply to them.
     """
     verdicts = [
-        _as_model(
-            lineage,
-            name,
-            registry=registry,
-            today=today,
-            permissions=permissions,
-            use=use,
-            student_base=student_base,
-        )
-        for name in (lineage.model, *answering)
+        _judge_as_model(terms, lineage, name, use=use, student_base=student_base)
+        for name in (lineage.model, *answered_by)
     ]
     first = verdicts[0]
     reasons = list(first.reasons)
-    for name, verdict in zip(answering, verdicts[1:], strict=True):
+    for name, verdict in zip(answered_by, verdicts[1:], strict=True):
         if not verdict.permitted:
             reasons += [f"asked for {lineage.model!r}, {name!r} answered: {r}" for r in verdict.reasons]
     return replace(
@@ -246,42 +274,33 @@ def allows_lineage(  # noqa: PLR0913 - the facts a verdict depends on, all by na
     )
 
 
-def _as_model(  # noqa: PLR0913 - as above
-    lineage: Lineage,
-    model: str,
-    *,
-    registry: Registry,
-    today: date,
-    permissions: Sequence[Permission],
-    use: Use,
-    student_base: str,
+def _judge_as_model(
+    terms: RecordedTerms, lineage: Lineage, model: str, *, use: Use, student_base: str
 ) -> Verdict:
     teacher = lineage.teacher_id or lineage.host or "an unknown teacher"
-    absent = lineage.missing(("terms_id", "host", "model", "purpose"))
-    if absent:
-        why = f"rows of {teacher} carry no lineage ({', '.join(absent)} not said)"
-        return Verdict(False, "unknown", (), (), (why,))
-    leaned = lineage.permission_sha256
+    missing = lineage.missing(("terms_id", "host", "model", "purpose"))
+    if missing:
+        reason = f"rows of {teacher} carry no lineage ({', '.join(missing)} missing)"
+        return Verdict(False, "unknown", (), (), (reason,))
+    sha256 = lineage.permission_sha256
+    permissions = tuple(p for p in terms.permissions if sha256 and p.sha256 == sha256)
     verdict = allows(
-        registry,
+        replace(terms, permissions=permissions),
         host=host_of(lineage.host),
         model=model,
         declared=lineage.terms_id,
         use=use,
         purpose="train" if lineage.purpose == "train" else "eval",
-        today=today,
-        permissions=[p for p in permissions if leaned and p.sha256 == leaned],
         student_base=student_base,
     )
     reasons = list(verdict.reasons)
-    if leaned and verdict.status not in FREE and not verdict.permission_sha256:
+    if sha256 and verdict.status not in PERMITTED_STATUSES and not verdict.permission_sha256:
         reasons.append(
-            f"rows of {teacher} lean on permission {leaned[:12]}, which is not here or not in force"
+            f"rows of {teacher} rely on permission {sha256[:12]}, which is missing or not in force"
         )
-    duties = dict.fromkeys((*verdict.duties, *lineage.duties))
     return replace(
         verdict,
-        duties=tuple(duties),
+        duties=tuple(dict.fromkeys((*verdict.duties, *lineage.duties))),
         reasons=tuple(reasons),
         mock=verdict.mock or lineage.mock,
         body={},

@@ -1,6 +1,7 @@
-"""The layers between a question and its answer, and the worst of them: records that speak of one teacher.
+"""Find the terms records that apply to a teacher, and the most restrictive of them.
 
-Weights, the service that hosts them, a router that forwards. A layer nobody recorded is unknown. Pure.
+There are three layers: the weights, the service that hosts them, and a router that forwards requests. A layer
+without a record is unknown. No I/O.
 """
 
 from __future__ import annotations
@@ -14,80 +15,90 @@ from harvester.terms.obligations import is_of_line
 from harvester.terms.records import SEVERITY, Registry, TermsRecord
 
 
-def speaking(
+def applying(
     registry: Registry, host: str, model: str, declared: str, *, harvesting: bool
 ) -> tuple[list[TermsRecord], list[str]]:
-    """Records that speak of this teacher, and what is missing or misdeclared."""
-    found: dict[str, TermsRecord] = {}
+    """Return the records that apply to this teacher, and reasons for what is missing or wrongly declared.
+
+    Args:
+        declared: ids of records, comma-separated.
+        harvesting: a superseded record may no longer be declared; rows kept from before may name it.
+    """
+    records: dict[str, TermsRecord] = {}
     reasons: list[str] = []
     shown = printable(model)
-    matching = [r for r in registry.records.values() if not r.mock and r.speaks_of_model(model)]
+    matching = [r for r in registry.records.values() if not r.mock and r.applies_to_model(model)]
     current = [r for r in matching if not r.superseded_by]
-    is_routed = any(r.layer == "router" and r.speaks_of_host(host) for r in matching)
+    is_routed = any(r.layer == "router" and r.applies_to_host(host) for r in matching)
     for name in filter(None, (part.strip() for part in declared.split(","))):
         record = registry.find(name)
         if record is None:
             reasons.append(f"there is no terms record {name!r}")
-        elif not record.speaks_of_model(model) or not (
-            record.speaks_of_host(host) or (is_routed and record.provider)
+        elif not record.applies_to_model(model) or not (
+            record.applies_to_host(host) or (is_routed and record.provider)
         ):
-            spoken = f"{', '.join(record.model)} at {', '.join(record.host)}"
-            reasons.append(f"record {name!r} speaks of {spoken}, not of {shown} at {host}")
+            scope = f"{', '.join(record.model)} at {', '.join(record.host)}"
+            reasons.append(f"record {name!r} applies to {scope}, not to {shown} at {host}")
         else:
-            found[name] = record
+            records[name] = record
             if record.superseded_by and harvesting:
                 reasons.append(f"record {name!r} was superseded by {record.superseded_by!r}")
-    # What matches counts whether or not it was declared: leaving a layer unsaid never improves a verdict.
-    told = {r.layer for r in found.values()} if not harvesting else set()
-    found.update({r.id: r for r in current if r.speaks_of_host(host) and r.layer not in told})
-    return list(found.values()), reasons + _missing(list(found.values()), declared, host, model)
+    # What matches counts whether or not it was declared: omitting a layer never improves a verdict.
+    declared_layers = {record.layer for record in records.values()} if not harvesting else set()
+    records.update({r.id: r for r in current if r.applies_to_host(host) and r.layer not in declared_layers})
+    return list(records.values()), reasons + _missing(list(records.values()), declared, host, model)
 
 
-def _missing(found: Sequence[TermsRecord], declared: str, host: str, model: str) -> list[str]:
-    if any(r.mock and not r.strange_in(model) for r in found):
+def _missing(records: Sequence[TermsRecord], declared: str, host: str, model: str) -> list[str]:
+    if any(r.mock and not r.unexplained_words(model) for r in records):
         return []
     names = {part.strip() for part in declared.split(",")}
     shown = printable(model)
-    services = [r for r in found if r.layer == "service"]
-    is_routed = any(r.layer == "router" for r in found)
+    services = [r for r in records if r.layer == "service"]
+    is_routed = any(r.layer == "router" for r in records)
     is_here = plain_host(host) in LOOPBACK
-    # Who runs a server on this machine made no model by that: its weights are asked for all the same.
+    # A server on this machine says nothing about the model it runs: its weights need a record all the same.
     covered = not is_routed and not is_here and any(r.covers_weights for r in services)
     reasons = []
-    declared_weights = [r for r in found if r.layer == "weights" and r.id in names]
+    declared_weights = [r for r in records if r.layer == "weights" and r.id in names]
     if not covered and not declared_weights:
         where = "on this machine" if is_here else f"at {host}"
         reasons.append(f"no terms record is declared for the weights of {shown} {where}")
-    elif not covered and all(r.opens_training and r.strange_in(model) for r in declared_weights):
-        words = ", ".join(declared_weights[0].strange_in(model))
+    elif not covered and all(r.opens_training and r.unexplained_words(model) for r in declared_weights):
+        words = ", ".join(declared_weights[0].unexplained_words(model))
         reasons.append(
             f"{model!r} may be a derivative: record {declared_weights[0].id!r} does not explain {words!r}; "
-            "derivatives carry terms of their own, to be recorded under their own name"
+            "a derivative has terms of its own, to be recorded under its own name"
         )
     if not is_here and not services:
         what = f"the service behind {host}: declare its record too" if is_routed else f"the service at {host}"
-        reasons.append(f"no terms record speaks for {what}")
+        reasons.append(f"no terms record applies to {what}")
     return reasons
 
 
 def worst(
-    found: Sequence[TermsRecord], sealing: bool, today: date, student_base: str, reasons: list[str]
+    records: Sequence[TermsRecord], sealing: bool, today: date, student_base: str, reasons: list[str]
 ) -> tuple[str, bool]:
-    """Status of the worst layer, and whether every restricting layer leaves evaluation open."""
-    lowest = SEVERITY.index("unknown") if reasons else 0
+    """Return the status of the worst layer, and whether every restricting layer permits evaluation.
+
+    Args:
+        sealing: ignore expiry, because sealing only moves rows that were paid for under the terms.
+        reasons: the reasons so far; any makes the status unknown, and further ones are appended.
+    """
+    worst_level = SEVERITY.index("unknown") if reasons else 0
     evaluation = True
-    for record in found:
+    for record in records:
         level = SEVERITY.index(record.verdict)
         if record.verdict == "restrict" and is_of_line(student_base, record.student_line):
             level = SEVERITY.index("duties")
-        if not sealing and not record.in_force(today):  # sealing moves rows that were paid for under it
+        if not sealing and not record.in_force(today):
             reasons.append(_outdated(record, today))
             level = SEVERITY.index("unknown")
         if level >= SEVERITY.index("restrict"):
             reasons.append(record.cited())
             evaluation = evaluation and record.evaluation
-        lowest = max(lowest, level)
-    return SEVERITY[lowest], evaluation
+        worst_level = max(worst_level, level)
+    return SEVERITY[worst_level], evaluation
 
 
 def _outdated(record: TermsRecord, today: date) -> str:
@@ -96,12 +107,12 @@ def _outdated(record: TermsRecord, today: date) -> str:
         why = f"changed on {record.changed}"
     elif record.seen > today:
         why = f"this machine's clock says {today}"
-    return f"{record.id}: its reading of {record.seen} is no longer good ({why}); {record.url}"
+    return f"{record.id}: its reading of {record.seen} no longer counts ({why}); {record.url}"
 
 
-def wire_fields(found: Sequence[TermsRecord]) -> dict[str, Any]:
-    """What the request body has to carry: behind a router, distillable models of the declared hosts only."""
-    if not any(r.layer == "router" for r in found):
+def body_fields(records: Sequence[TermsRecord]) -> dict[str, Any]:
+    """Return fields for the request body: behind a router, only distillable models of the declared hosts."""
+    if not any(r.layer == "router" for r in records):
         return {}
-    providers = [r.provider for r in found if r.provider]
+    providers = [r.provider for r in records if r.provider]
     return {"provider": {"enforce_distillable_text": True, "allow_fallbacks": False, "only": providers}}

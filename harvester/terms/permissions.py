@@ -1,9 +1,8 @@
-"""Recorded permissions: what a teacher allowed this operator beyond its published terms.
+"""Read and record permissions: what a teacher allowed this operator beyond its published terms.
 
-A file `permissions/<id>.toml` is evidence, written by a person at a terminal; its SHA-256 goes into the
-lineage of every row that leaned on it. It is the only way past a restriction. Its last line is a checksum of
-what was said: a file made or edited by hand is no recorded permission. That catches slips and scripts, not a
-forger, who would forge evidence.
+A file `permissions/<id>.toml` is evidence, written by a person at a terminal. Its SHA-256 goes into the
+lineage of every row that relied on it. It is the only way past a restriction. Its last line is a checksum of
+its values: a file made or edited by hand is refused. That catches mistakes and scripts, not forgery.
 """
 
 from __future__ import annotations
@@ -27,11 +26,12 @@ BASES = ("contract", "order-form", "written-authorisation", "own-model", "stated
 USES = ("harvest", "seal", "train", "export")
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\Z")
 _PATTERNS = re.compile(r"[*?\[\]]")
+_RECORD_AGAIN = "record what you hold under a new id: `harvester terms record`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permission:
-    """What was granted, by whom, and where the proof lies.
+    """One permission: what was granted, by whom, and where the evidence is.
 
     Attributes:
         host: exact host name the permission is about; patterns are refused.
@@ -59,27 +59,28 @@ class Permission:
     sha256: str = ""
 
     def covers(self, host: str, model: str, use: str, today: date) -> bool:
-        """Whether it speaks of this host, model and use, on this day."""
+        """Return whether the permission covers this host, model and use on this day."""
         in_time = self.granted_on <= today and (self.expires is None or today <= self.expires)
-        speaks = plain_host(host) == plain_host(self.host) and fnmatchcase(model.lower(), self.model.lower())
-        return in_time and speaks and use in self.uses
+        same_host = plain_host(host) == plain_host(self.host)
+        same_model = fnmatchcase(model.lower(), self.model.lower())
+        return in_time and same_host and same_model and use in self.uses
 
-    def frees_of(self, duty: str) -> bool:
-        """Whether the duty falls with the restriction it belongs to.
+    def lifts_duty(self, duty: str) -> bool:
+        """Return whether the permission lifts a duty together with the restriction it belongs to.
 
-        A grant replaces what it is about. An exception stated in the terms themselves (research, the same
-        line of models) does not: its duty is what keeps the student within the exception. Names and
-        notices are owed either way.
+        A grant replaces the restriction. An exception stated in the terms themselves (research, the same
+        line of models) does not, because its duty keeps the student within the exception. Names and notices
+        are owed in any case.
         """
         restricting = duty == "noncommercial" or duty.startswith("same_line:")
         return restricting and self.basis != "stated-exception"
 
 
 def load_permissions(*folders: Path) -> tuple[Permission, ...]:
-    """All permissions of the folders, by file name (a missing folder is empty).
+    """Read all permissions of the folders, by file name; a missing folder is empty.
 
     Raises:
-        ConfigError: a file that is no permission; names it.
+        ConfigError: a file is not a recorded permission; names it.
     """
     paths = [path for folder in folders for path in sorted(folder.glob("*.toml"))]
     return tuple(_read(path) for path in paths)
@@ -90,62 +91,68 @@ def _read(path: Path) -> Permission:
         raw = path.read_bytes()
         row = tomllib.loads(raw.decode("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"is no permission: {error}", place=str(path)) from None
+        raise ConfigError(
+            f"can't be read as a permission: {error}", place=str(path), remedy=_RECORD_AGAIN
+        ) from None
     if row.get("id") != path.stem:
-        raise ConfigError(f"id {row.get('id')!r} has to equal the file's name", place=str(path))
-    said = row.pop("checksum", None)
+        raise ConfigError(
+            f"holds id {row.get('id')!r}, which must equal the file's name",
+            place=str(path),
+            remedy=_RECORD_AGAIN,
+        )
+    stored_checksum = row.pop("checksum", None)
     unknown = set(row) - {f.name for f in fields(Permission)} | ({"sha256"} & set(row))
     if unknown:
-        raise ConfigError(f"unknown fields {sorted(unknown)}", place=str(path))
+        raise ConfigError(f"unknown fields {sorted(unknown)}", place=str(path), remedy=_RECORD_AGAIN)
     try:
         uses = tuple(row.get("uses", USES))
         permission = Permission(**{**row, "uses": uses, "sha256": hashlib.sha256(raw).hexdigest()})
     except TypeError as error:
         raise ConfigError(str(error).replace("Permission.__init__() ", ""), place=str(path)) from None
     _check(permission, str(path))
-    if said != checksum(permission):
+    if stored_checksum != checksum(permission):
         raise ConfigError(
-            "was made or edited by hand: a permission is recorded, once",
+            "was written or edited by hand: its checksum does not match",
             place=str(path),
-            remedy="record what you hold under a new id: `harvester terms record`",
+            remedy=_RECORD_AGAIN,
         )
     return permission
 
 
 def checksum(permission: Permission) -> str:
-    """SHA-256 (64 hex digits) over all that was said, as JSON with names sorted."""
-    told = {f.name: getattr(permission, f.name) for f in fields(Permission) if f.name != "sha256"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    """Return SHA-256 (64 hex digits) over all values, as JSON with sorted names."""
+    values = {f.name: getattr(permission, f.name) for f in fields(Permission) if f.name != "sha256"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _check(permission: Permission, place: str) -> None:
     wrong = ""
     words = ("id", "granted_by", "scope", "host", "model", "evidence", "recorded_by")
-    empty = [name for name in words if not _said(getattr(permission, name))]
+    empty = [name for name in words if not _is_filled(getattr(permission, name))]
     granted = permission.granted_on
     dates = (granted, permission.expires or granted, permission.recorded_on or granted)
     if empty:
-        wrong = f"{', '.join(empty)} must be said"
+        wrong = f"{', '.join(empty)} must not be empty"
     elif not _ID.match(permission.id):
         wrong = f"id {permission.id!r}: small letters, digits, dot, dash and underscore only"
     elif permission.basis not in BASES:
         wrong = f"basis {permission.basis!r} is not one of {', '.join(BASES)}"
     elif _PATTERNS.search(permission.host):
-        wrong = f"host {permission.host!r} has to be one exact name"
+        wrong = f"host {permission.host!r} must be one exact name, not a pattern"
     elif not permission.uses or not set(permission.uses) <= set(USES):
         wrong = f"uses {list(permission.uses)} are not among {', '.join(USES)}"
     elif not all(type(day) is date for day in dates) or dates[1] < dates[0]:
-        wrong = "granted_on, expires and recorded_on have to be dates, the first two in this order"
+        wrong = "granted_on, expires and recorded_on must be dates, and expires not before granted_on"
     if wrong:
-        raise ConfigError(wrong, place=place)
+        raise ConfigError(wrong, place=place, remedy="answer the question again: `harvester terms record`")
 
 
-def _said(value: Any) -> bool:
+def _is_filled(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
 def record_permission(folder: Path, permission: Permission, *, isatty: bool) -> Path:
-    """Write `folder/<id>.toml`, durably and once.
+    """Write `folder/<id>.toml`; an existing file is never replaced.
 
     Args:
         isatty: whether a person sits at the terminal; a script can't grant itself a permission.
@@ -170,7 +177,7 @@ def record_permission(folder: Path, permission: Permission, *, isatty: bool) -> 
             os.fsync(file.fileno())
     except FileExistsError:
         raise ConfigError(
-            "a permission of this id exists; rows may already lean on it",
+            "a permission of this id exists, and rows may already rely on it",
             place=str(path),
             remedy="record a new one under another id",
         ) from None
@@ -178,7 +185,7 @@ def record_permission(folder: Path, permission: Permission, *, isatty: bool) -> 
 
 
 def as_toml(permission: Permission) -> str:
-    """The file's text."""
+    """Return the text of a permission's file."""
     lines = [
         "# A recorded permission: evidence, not a switch. Rows name this file by its SHA-256; never edit it."
     ]
@@ -191,7 +198,7 @@ def as_toml(permission: Permission) -> str:
 
 
 def toml_value(value: str | bool | date | Sequence[str]) -> str:
-    """A string, flag, date or list of strings as TOML writes it."""
+    """Return a string, flag, date or list of strings as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):  # a JSON string is a TOML basic string, but for DEL, which TOML wants escaped

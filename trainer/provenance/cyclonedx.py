@@ -123,7 +123,7 @@ def _data(dataset: DatasetFacts) -> dict[str, Any]:
 
 
 def _teacher(number: int, model: str, host: str, records: tuple[TermsRecord, ...]) -> dict[str, Any]:
-    applying = [r for r in records if r.speaks_of_model(model)]
+    applying = [r for r in records if r.applies_to_model(model)]
     references = [{"type": "license", "url": r.url, "comment": f"{r.id}, seen {r.seen}"} for r in applying]
     return {
         "type": "machine-learning-model",

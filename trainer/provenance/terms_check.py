@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from harvester.terms import gate
 from harvester.terms.lineage import Lineage
+from harvester.terms.obligations import DerivedModel
 from trainer.config import TrainConfig
 from trainer.provenance.student_facts import base_name
 
@@ -32,14 +32,15 @@ def require_permission(
     Raises:
         TermsRefused: exit 77; unknown, expired, evaluation-only or unpaid duties mean no.
     """
+    student = DerivedModel(
+        base=base_name(config.base),  # not its path: a parent folder's name proves nothing
+        name=config.name,
+        licence=config.out.licence or None,
+    )
     verdict = gate.allows_training(
+        gate.RecordedTerms.load(config.root),
         lineages,
-        registry=gate.load_registry(config.root / "terms"),
-        today=datetime.now(UTC).date(),
-        student_base=base_name(config.base),  # not its path: a parent folder's name proves nothing
-        student_name=config.name,
-        student_licence=config.out.licence or None,
-        permissions=gate.load_permissions(config.root / "permissions"),
+        student=student,
         use=use,
         facts=facts,
     )

@@ -17,6 +17,7 @@ from harvester.config.provider_presets import load_presets
 from harvester.errors import ConfigError
 from harvester.prompts import reader
 from harvester.terms import gate
+from tests.harvester.terms.judging import judge
 from tests.journey.living import harvester
 
 NAMES = sorted(load_presets())
@@ -52,7 +53,7 @@ def test_every_shipped_preset_is_a_whole_teacher_table(name: str):
 def test_the_terms_records_of_every_shipped_preset_apply_to_its_model(name: str):
     teacher = parse({"preset": name}).teacher
     permitted = [
-        gate.allows(
+        judge(
             gate.load_registry(),
             host=urlsplit(teacher.base_url).hostname or "",
             model=teacher.model,

@@ -20,6 +20,7 @@ from harvester.terms.lineage import Lineage
 from harvester.terms.manage import record_toml, state
 from harvester.terms.permissions import Permission, as_toml, load_permissions, record_permission
 from harvester.terms.records import Registry, TermsRecord, load_registry
+from tests.harvester.terms.judging import judge
 
 TODAY = date(2026, 11, 24)
 SHIPPED = load_registry()
@@ -28,7 +29,7 @@ OPENAI = SHIPPED.records["openai-api-2026-01-01"]
 
 def ask(registry: Registry, host: str, model: str, declared: str = "", **more: Any) -> gate.Verdict:
     told: dict[str, Any] = {"use": "harvest", "purpose": "train", "today": TODAY, **more}
-    return gate.allows(registry, host=host, model=model, declared=declared, **told)
+    return judge(registry, host=host, model=model, declared=declared, **told)
 
 
 def overlaid(folder: Path, *records: TermsRecord) -> Registry:
@@ -101,7 +102,7 @@ def test_a_server_on_this_machine_cannot_speak_for_its_weights(tmp_path: Path):
 
 def test_a_record_of_weights_names_its_models(tmp_path: Path):
     for pattern in ("*", "?*", "*-*"):
-        with pytest.raises(ConfigError, match="names its models"):
+        with pytest.raises(ConfigError, match="name its models"):
             overlaid(tmp_path / "terms", replace(SHIPPED.records["phi-mit"], id="all", model=(pattern,)))
 
 
@@ -204,8 +205,8 @@ def test_no_case_or_last_dot_hides_a_host_from_its_record(host: str, data: st.Da
     cases = data.draw(st.lists(st.booleans(), min_size=len(host), max_size=len(host)))
     spelt = "".join(c.upper() if up else c for c, up in zip(host, cases, strict=True))
     spelt += data.draw(st.sampled_from(["", "."]))
-    plain = [r.id for r in SHIPPED.records.values() if r.speaks_of_host(host)]
-    assert [r.id for r in SHIPPED.records.values() if r.speaks_of_host(spelt)] == plain
+    plain = [r.id for r in SHIPPED.records.values() if r.applies_to_host(host)]
+    assert [r.id for r in SHIPPED.records.values() if r.applies_to_host(spelt)] == plain
     assert plain_host(spelt) == host
     assert is_plain(spelt) == (spelt == host)
 
@@ -291,10 +292,9 @@ def test_a_comment_in_a_permission_breaks_the_rows_that_lean_on_it(tmp_path: Pat
     }
 
     def verdict(permission: Permission) -> gate.Verdict:
-        return gate.allows_lineage(
-            Lineage(lineage), registry=SHIPPED, today=TODAY, permissions=[permission], use="train"
-        )
+        terms = gate.RecordedTerms(SHIPPED, TODAY, (permission,))
+        return gate.allows_lineage(terms, Lineage(lineage), use="train")
 
     assert verdict(before).permitted
     assert not verdict(after).permitted
-    assert "lean on permission" in json.dumps(verdict(after).reasons)
+    assert "rely on permission" in json.dumps(verdict(after).reasons)

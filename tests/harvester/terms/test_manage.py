@@ -14,6 +14,7 @@ import pytest
 from harvester.errors import ConfigError, TermsRefused
 from harvester.terms import gate, manage
 from harvester.terms.records import parse
+from tests.harvester.terms.judging import judge
 
 TODAY = date(2026, 11, 24)
 SHIPPED = gate.load_registry()
@@ -21,7 +22,7 @@ SHIPPED = gate.load_registry()
 
 def check(host: str, model: str, declared: str, **more: object) -> gate.Verdict:
     told: dict[str, object] = {"use": "harvest", "purpose": "train", "today": TODAY, **more}
-    return gate.allows(SHIPPED, host=host, model=model, declared=declared, **told)  # type: ignore[arg-type]
+    return judge(SHIPPED, host=host, model=model, declared=declared, **told)  # type: ignore[arg-type]
 
 
 def test_list_names_every_record_with_its_standing():
@@ -68,13 +69,13 @@ def test_a_review_renews_or_closes_and_overlays_the_shipped_record(tmp_path: Pat
     record = SHIPPED.records["deepseek-api-2026-04-29"]
     late = date(2027, 8, 1)
     told = {"host": "api.deepseek.com", "model": "deepseek-chat", "declared": "", "use": "harvest"}
-    assert not gate.allows(SHIPPED, **told, purpose="train", today=late).permitted
+    assert not judge(SHIPPED, **told, purpose="train", today=late).permitted
     manage.write_review(tmp_path, manage.reviewed(record, "unchanged", late, isatty=True))
     renewed = gate.load_registry(tmp_path)
-    assert gate.allows(renewed, **told, purpose="train", today=late).permitted
+    assert judge(renewed, **told, purpose="train", today=late).permitted
     assert renewed.records[record.id].review_after == late + timedelta(days=182)
     manage.write_review(tmp_path, manage.reviewed(record, "changed", late, isatty=True))
-    closed = gate.allows(gate.load_registry(tmp_path), **told, purpose="train", today=late)
+    closed = judge(gate.load_registry(tmp_path), **told, purpose="train", today=late)
     assert (closed.permitted, closed.status) == (False, "unknown")
 
 

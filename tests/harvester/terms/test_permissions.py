@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from harvester.errors import ConfigError, TermsRefused
 from harvester.terms import gate
 from harvester.terms.permissions import Permission, as_toml, load_permissions, record_permission
+from tests.harvester.terms.judging import judge
 
 TODAY = date(2026, 11, 24)
 SHIPPED = gate.load_registry()
@@ -47,7 +48,7 @@ def ask(permission: Permission, **more: Any) -> gate.Verdict:
         "today": TODAY,
         **more,
     }
-    return gate.allows(SHIPPED, permissions=[permission], **told)
+    return judge(SHIPPED, permissions=[permission], **told)
 
 
 def test_a_permission_is_written_read_and_named_by_the_hash_of_its_bytes(tmp_path: Path):
@@ -77,7 +78,7 @@ def test_it_lifts_the_restriction_and_its_hash_is_in_the_verdict(tmp_path: Path)
     assert verdict.permitted
     assert verdict.permission_sha256 == permission.sha256
     assert verdict.status == "restrict"
-    assert not gate.allows(
+    assert not judge(
         SHIPPED,
         host="api.openai.com",
         model="gpt-5-mini",
@@ -154,7 +155,7 @@ def test_an_incomplete_or_boundless_permission_is_refused(tmp_path: Path, more: 
         (("granted_on = 2026-06-01", 'granted_on = "June"'), "dates"),
         (("recorded_by", "sha256 = 'x'\nrecorded_by"), "sha256"),
         (("recorded_by", "sealed_by"), "sealed_by"),
-        (("granted_by", "granted_by ="), "is no permission"),
+        (("granted_by", "granted_by ="), "read as a permission"),
     ],
 )
 def test_a_hand_made_file_is_held_to_the_same_rules(tmp_path: Path, change: tuple[str, str], said: str):

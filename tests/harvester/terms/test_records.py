@@ -15,6 +15,7 @@ from harvester.errors import ConfigError
 from harvester.terms import gate
 from harvester.terms.manage import record_toml
 from harvester.terms.records import parse
+from tests.harvester.terms.judging import judge
 
 DATA = Path(__file__).resolve().parents[3] / "data"
 SHIPPED = gate.load_registry()
@@ -41,7 +42,7 @@ def toml(**more: str) -> str:
 
 def harvest(host: str, model: str, declared: str = "", **more: Any) -> gate.Verdict:
     told: dict[str, Any] = {"use": "harvest", "purpose": "train", "today": TODAY, **more}
-    return gate.allows(SHIPPED, host=host, model=model, declared=declared, **told)
+    return judge(SHIPPED, host=host, model=model, declared=declared, **told)
 
 
 @pytest.mark.parametrize("record", SHIPPED.records.values(), ids=lambda r: r.id)
@@ -144,7 +145,9 @@ def test_a_folder_overlays_records_of_the_same_id_and_adds_others(tmp_path: Path
     registry = gate.load_registry(tmp_path / "missing", tmp_path)
     assert len(registry.records) == len(SHIPPED.records) + 1
     assert registry.records["llama-2"].verdict == "unknown"
-    assert registry.records["own"].speaks_of("127.0.0.1", "owner/Own-7B")
+    own = registry.records["own"]
+    assert own.applies_to_host("127.0.0.1")
+    assert own.applies_to_model("owner/Own-7B")
 
 
 @pytest.mark.parametrize(
@@ -183,5 +186,5 @@ def test_a_file_that_is_no_registry_is_refused(tmp_path: Path, text: str):
 def test_an_id_written_twice_in_one_folder_is_refused(tmp_path: Path):
     (tmp_path / "a.toml").write_text(toml())
     (tmp_path / "b.toml").write_text(toml())
-    with pytest.raises(ConfigError, match="written twice"):
+    with pytest.raises(ConfigError, match="two records"):
         gate.load_registry(tmp_path)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from harvester.terms import gate
 from harvester.terms.lineage import Lineage
-from harvester.terms.obligations import licence_of
+from harvester.terms.obligations import DerivedModel, licence_of
 from harvester.terms.permissions import Permission, load_permissions, record_permission
+from tests.harvester.terms.judging import judge_training
 
 TODAY = date(2026, 11, 24)
 SHIPPED = gate.load_registry()
@@ -48,12 +49,14 @@ def ask(*lineages: dict[str, Any], **more: Any) -> gate.Verdict:
     told: dict[str, Any] = {
         "registry": SHIPPED,
         "today": TODAY,
-        "student_base": "Qwen/Qwen3-0.6B",
-        "student_name": "my-student",
-        "student_licence": None,
         **more,
     }
-    return gate.allows_training([Lineage(each) for each in lineages], **told)
+    student = DerivedModel(
+        base=told.pop("student_base", "Qwen/Qwen3-0.6B"),
+        name=told.pop("student_name", "my-student"),
+        licence=told.pop("student_licence", None),
+    )
+    return judge_training([Lineage(each) for each in lineages], student=student, **told)
 
 
 def test_mock_and_permissive_rows_are_learned_from_and_mock_is_said():
@@ -160,7 +163,7 @@ def test_rows_that_lean_on_a_permission_need_that_very_file(tmp_path: Path):
     assert ask(rows, permissions=[permission]).permitted
     assert not ask(rows, permissions=[other]).permitted
     assert not ask(rows).permitted
-    assert any("lean on permission" in reason for reason in ask(rows).reasons)
+    assert any("rely on permission" in reason for reason in ask(rows).reasons)
     assert not ask(MINIMAX, permissions=[permission]).permitted
     short = research(tmp_path / "three", uses=("harvest", "seal"))
     assert not ask({**MINIMAX, "permission_sha256": short.sha256}, permissions=[short]).permitted

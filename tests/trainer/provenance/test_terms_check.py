@@ -30,12 +30,12 @@ LLAMA_31 = tiny.lineage(model="meta-llama/Llama-3.1-8B-Instruct", terms_id="llam
     ("lineages", "said"),
     [
         ([], "carry no lineage"),
-        ([tiny.lineage(terms_id="")], "terms_id not said"),
+        ([tiny.lineage(terms_id="")], "terms_id missing"),
         ([tiny.lineage(run_id="another")], "carry no lineage"),
         ([tiny.lineage(purpose="eval")], "evaluation"),
         ([tiny.lineage(terms_id="no-such-record")], "no-such-record"),
         ([tiny.lineage(), tiny.lineage(run_id="run-2", purpose="eval")], "evaluation"),
-        ([LLAMA_31], "has to begin with 'Llama'"),
+        ([LLAMA_31], "begin with 'Llama'"),
         ([tiny.lineage(duties=["sing"])], "unknown duty"),
     ],
 )
