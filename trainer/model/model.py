@@ -1,4 +1,4 @@
-"""The student: a local folder, its tokenizer, an adapter on its linear layers."""
+"""Load a student from a local folder: tokenizer, base weights, and a LoRA adapter by PEFT."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trainer.errors import ConfigError, StudentError
 from trainer.model import segment_attention, varlen_attention
 from trainer.model.weights import check_adapter, check_base, read_chat_template
 
-logging.disable_progress_bar()  # our own bar is the one on the screen
+logging.disable_progress_bar()  # the trainer shows its own
 logging.set_verbosity_error()
 
 
 def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
-    """The base's tokenizer, from disk only, with its own chat template or the one given.
+    """Load the base's tokenizer from disk, with its own chat template or the one given.
 
     Raises:
         StudentError: missing or broken files.
@@ -38,7 +38,7 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
 
 
 def select_device(train: TrainSection) -> torch.device:
-    """Where to run. "fastest" is CUDA when there is one, else the CPU.
+    """Choose the device to run on. "fastest" is CUDA if present, else the CPU.
 
     Raises:
         ConfigError: CUDA was asked for and is absent.
@@ -51,17 +51,17 @@ def select_device(train: TrainSection) -> torch.device:
 
 
 def set_threads(train: TrainSection) -> None:
-    """CPU threads: as told, else one per core this process may use."""
+    """Set torch's CPU threads: `[train] threads`, else one for each core that this process may use."""
     torch.set_num_threads(train.threads or len(os.sched_getaffinity(0)))
 
 
 def base_dtype(device: torch.device) -> torch.dtype:
-    """Dtype of the frozen base: bf16 on CUDA, fp32 on CPU, where bf16 is neither fast nor exact."""
+    """Return the dtype of the frozen base: bf16 on CUDA; fp32 on the CPU, where bf16 is slow and inexact."""
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
 def register_attention(device: torch.device) -> str:
-    """Name of the packed attention there, registered with transformers."""
+    """Register the packed attention for a device with transformers; return its name."""
     return varlen_attention.register() if device.type == "cuda" else segment_attention.register()
 
 
@@ -75,7 +75,7 @@ PEAK_BF16_FLOPS = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Arithmetic of the device in FLOP/s where it is known."""
+    """Return the device's peak of dense bf16 arithmetic in FLOP/s, None if unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -83,12 +83,13 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def load_base(
-    folder: Path, device: torch.device, attention: str = "sdpa", *, place: torch.device | None = None
+    folder: Path, device: torch.device, attention: str = "sdpa", *, weights_on: torch.device | None = None
 ) -> Any:
-    """The untouched student, in evaluation mode, in the dtype of `device`.
+    """Load the base in evaluation mode, in the dtype for `device`.
 
     Args:
-        place: where its weights lie; None means on the device.
+        attention: name of an attention function that transformers knows.
+        weights_on: device that holds the weights; None: `device`.
 
     Raises:
         StudentError: files that transformers can't make a causal language model of.
@@ -105,30 +106,30 @@ def load_base(
         )
     except Exception as error:  # noqa: BLE001 - safetensors, transformers and torch each raise their own
         raise StudentError(f"the base can't be loaded: {first_line(error)}", place=str(folder)) from None
-    return model.to(place or device).eval()
+    return model.to(weights_on or device).eval()
 
 
 def load_new_student(config: TrainConfig, device: torch.device, *, sharded: bool = False) -> Any:
-    """Base plus a fresh adapter, ready to train: packed attention, fp32 adapter, everything else frozen.
+    """Load the base with a new adapter, in training mode: fp32 adapter, everything else frozen.
 
-    A is drawn from `[train] seed`, B is zero, so the student starts as the base.
+    A is random by `[train] seed` and B is zero, so the student starts with the base's outputs.
 
     Args:
-        sharded: keep the weights in host memory, for `sharding` to deal out.
+        sharded: keep the weights in host memory, for `fsdp.shard_base` to split.
 
     Raises:
         StudentError: no linear layer matches `[lora] target`.
     """
     check_base(config.base, config.student.sha256)
     base = load_base(
-        config.base, device, register_attention(device), place=torch.device("cpu") if sharded else None
+        config.base, device, register_attention(device), weights_on=torch.device("cpu") if sharded else None
     )
     torch.manual_seed(config.train.seed)
     return add_adapter(base, config).train()
 
 
 def add_adapter(base: Any, config: TrainConfig) -> Any:
-    """A fresh adapter on a base, by PEFT; A drawn from torch's generator.
+    """Put a new LoRA adapter on a base; A is drawn from torch's global generator.
 
     Raises:
         StudentError: no linear layer matches `[lora] target`, or it names a tied embedding.
@@ -158,7 +159,7 @@ def add_adapter(base: Any, config: TrainConfig) -> Any:
 
 
 def _check_ties(base: Any, target: str | tuple[str, ...]) -> None:
-    """An adapter on one side of tied weights is lost, or counts twice, when it is merged."""
+    """Refuse to adapt one of two tied layers: a merge would lose the adapter or apply it twice."""
     if isinstance(target, str) or not getattr(base.config, "tie_word_embeddings", False):
         return
     tied = (base.get_input_embeddings(), base.get_output_embeddings())
@@ -173,7 +174,7 @@ def _check_ties(base: Any, target: str | tuple[str, ...]) -> None:
 
 
 def load_trained_student(config: TrainConfig, adapter: Path, device: torch.device) -> Any:
-    """Base plus a trained adapter, for generation. On CPU it is merged in fp32, which costs no accuracy.
+    """Load the base with a trained adapter for generation. On the CPU the adapter is merged, in fp32.
 
     Raises:
         StudentError: no adapter there, or one that doesn't fit the base.
@@ -192,11 +193,11 @@ def load_trained_student(config: TrainConfig, adapter: Path, device: torch.devic
 
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Trainable parameters by name, in the model's order."""
+    """Return the trainable parameters by name, in the model's order."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def first_line(error: BaseException) -> str:
-    """An error of others, cut to one line."""
+    """Return the first line of a library's error message, at most 300 characters."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]

@@ -1,10 +1,10 @@
-"""Attention by segment bounds: many documents in one row, each seeing itself only.
+"""Compute attention on the CPU over packed rows: many documents in one row, each attends only to itself.
 
-On CPU the linear layers run over the packed row without padding; only inside attention are documents laid
-out as [documents, longest], in groups of similar length, so that the causal kernel can't look across a
-border by construction. Registered with transformers under `NAME`; no mask is ever built. Measured on two
-cores, 1M-parameter student, documents of 20-48 tokens: 25k tokens/s against 12k for a padded batch
-with a mask, and 19k when gather and scatter are left to autograd's index_put.
+The linear layers run over the packed row without padding. Only inside attention are documents laid out as
+[documents, longest], in groups of similar length, so the causal kernel can't look across a border. It is
+registered with transformers as `ATTENTION_NAME`; no mask is ever built. Measured on two cores with a
+1M-parameter student and documents of 20-48 tokens: 25k tokens/s, against 12k for a padded batch with a mask,
+and 19k when gather and scatter are left to autograd's index_put.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ATTENTION_NAME = "distil_segments"
 
 @dataclass(frozen=True, slots=True)
 class SegmentGroup:
-    """Documents that lie side by side in the row and share one grid.
+    """Neighbouring documents of the row that are computed in one grid of [documents, longest] cells.
 
     Attributes:
         begin: first token of the group; `end` is one past its last.
@@ -110,7 +110,7 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if extra.get(name) is not None]
     if attention_mask is not None or not segments or unknown:
         raise StudentError(
-            f"packed attention can't honour {', '.join(unknown) or 'a mask'} of {type(module).__name__}",
+            f"packed attention does not support {', '.join(unknown) or 'a mask'} of {type(module).__name__}",
             remedy="use a student of the Llama, Qwen or Mistral family",
         )
     window = extra.get("sliding_window")
@@ -139,7 +139,7 @@ def _window(longest: int, window: int, device: torch.device) -> torch.Tensor:
 
 
 def register() -> str:
-    """Make `NAME` known to transformers; returns it.
+    """Register `attend` with transformers; return its name.
 
     No mask function is registered with it: then transformers makes no mask and, once a forward pass, doesn't
     read from the device whether the row is packed.

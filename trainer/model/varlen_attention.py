@@ -1,7 +1,7 @@
-"""Attention by segment bounds on CUDA: torch's variable-length kernel, no padding, no mask.
+"""Compute attention on CUDA over packed rows with torch's variable-length kernel: no padding, no mask.
 
-The kernel's signature moved between torch 2.11 (`is_causal`) and 2.13 (`window_size`, `enable_gqa`); it is
-asked what it takes.
+The kernel's signature moved between torch 2.11 (`is_causal`) and 2.13 (`window_size`, `enable_gqa`), so its
+parameters are inspected.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ATTENTION_NAME = "distil_varlen"
 
 @dataclass(frozen=True, slots=True)
 class DocumentBounds:
-    """Where documents begin in a row.
+    """Token positions where the documents of a row begin.
 
     Attributes:
         starts: [documents + 1] int32, from 0 to the row's tokens.
@@ -34,7 +34,11 @@ class DocumentBounds:
 
 
 def document_bounds(lengths: Sequence[int], device: torch.device | str) -> DocumentBounds:
-    """Bounds of documents that lie one after the other."""
+    """Return the bounds of consecutive documents.
+
+    Args:
+        lengths: tokens of each document.
+    """
     starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
     torch.cumsum(torch.tensor(lengths, dtype=torch.int32), 0, out=starts[1:])
     return DocumentBounds(starts.to(device, non_blocking=True), max(lengths))
@@ -53,7 +57,7 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
     segments: DocumentBounds | None = None,
     **extra: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each document; shapes as in `segments.attend`.
+    """Causal attention within each document; shapes as in `segment_attention.attend`.
 
     Raises:
         StudentError: the model asks for something this kernel would silently leave out.
@@ -61,7 +65,7 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if extra.get(name) is not None]
     if attention_mask is not None or segments is None or dropout or unknown:
         raise StudentError(
-            f"packed attention can't honour {', '.join(unknown) or 'a mask or dropout'}",
+            f"packed attention does not support {', '.join(unknown) or 'a mask or dropout'}",
             remedy="use a student of the Llama, Qwen or Mistral family",
         )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, dim]
@@ -98,6 +102,6 @@ def _kernel() -> Any:
 
 
 def register() -> str:
-    """Make `NAME` known to transformers; returns it. As with `segments`, without a mask function."""
+    """Register `attend` with transformers, without a mask function; return its name."""
     AttentionInterface.register(ATTENTION_NAME, attend)
     return ATTENTION_NAME

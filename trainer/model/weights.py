@@ -1,4 +1,4 @@
-"""The base folder's files, looked at before anything is loaded: nothing here runs code or moves a weight."""
+"""Check the files of a base or an adapter before loading them. Nothing here runs code or loads weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from safetensors import safe_open
 
 from trainer.errors import StudentError
 
-MAX_TEMPLATE_BYTES = 1 << 18  # the largest published chat templates have some 20 KB
+# The largest published chat templates have about 20 KB.
+MAX_TEMPLATE_BYTES = 1 << 18
 
 
 def check_base(folder: Path, sha256: str = "") -> None:
-    """Refuse a base that is missing, brings code, holds pickled or torn weights, or points outside.
+    """Refuse a base that is missing, needs its own Python code, has pickled or damaged weights, or links out.
 
     Args:
-        sha256: `base_sha256` it must have; empty asks for none.
+        sha256: expected `base_sha256`; empty: any.
 
     Raises:
         StudentError: which file, what is wrong and what to do.
@@ -65,7 +66,7 @@ def _check_index(folder: Path) -> None:
 
 
 def check_adapter(folder: Path) -> None:
-    """Refuse an adapter that is missing, pickled, torn, or a link out of its folder.
+    """Refuse an adapter that is missing, pickled, damaged, or a link out of its folder.
 
     Raises:
         StudentError: which file, and what is wrong.
@@ -83,10 +84,10 @@ def check_adapter(folder: Path) -> None:
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor, from the headers alone.
+    """Read the shape of every tensor by name, from the headers of the safetensors files.
 
     Raises:
-        StudentError: a file that is not what safetensors wrote; names it.
+        StudentError: a file is damaged; names it.
     """
     found: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -106,7 +107,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object, {} where the file is absent.
+    """Read a JSON object; {} if the file is absent or holds something else.
 
     Raises:
         StudentError: not JSON.
@@ -121,7 +122,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
 
 
 def base_sha256(folder: Path) -> str:
-    """Hash of the base's configuration and weights; ties an adapter to the base it was made for."""
+    """Return the SHA-256 of the base's configuration and weights; it ties an adapter to its base."""
     digest = hashlib.sha256()
     for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
         digest.update(path.name.encode())
@@ -132,15 +133,15 @@ def base_sha256(folder: Path) -> str:
 
 
 def vocabulary_size(folder: Path) -> int:
-    """Rows of the base's embedding, as its configuration tells."""
+    """Return the rows of the base's embedding, from config.json; 0 if it does not say."""
     return int(read_json(folder / "config.json").get("vocab_size", 0))
 
 
 def read_chat_template(path: Path) -> str:
-    """A chat template from a file of its own.
+    """Read a chat template from a file.
 
     Raises:
-        StudentError: unreadable, or far larger than any template is.
+        StudentError: unreadable, or larger than `MAX_TEMPLATE_BYTES`.
     """
     try:
         if path.stat().st_size > MAX_TEMPLATE_BYTES:

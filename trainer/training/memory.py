@@ -1,4 +1,4 @@
-"""What a training keeps in memory, by part: one pack is walked through with tensors that hold no data.
+"""Estimate a training's memory by running one pack with fake tensors, which hold no data.
 
 Every operation of forward and backward runs on fake tensors of the real device, so the peak is that of the
 kernels the run will take, not of a formula about them.
@@ -24,7 +24,8 @@ from trainer.data.collator import Batch, collate
 from trainer.model import lora_forward, model, varlen_attention
 from trainer.training.forward import pack_loss
 
-USABLE_SHARE = 0.9  # of what is free may be planned for; allocators and kernels want the rest
+# Share of the free memory that may be planned for; allocators and kernels need the rest.
+USABLE_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class MemoryEstimate:
 
 
 class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the storages that operations made and that still live; and the most there were."""
+    """Track the bytes of storages that operations allocate: those alive now, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -76,7 +77,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def estimate(config: TrainConfig, pack: Sequence[Example], *, checkpointing: bool) -> MemoryEstimate:
-    """Memory of a step with this pack, before a weight is moved."""
+    """Estimate the memory of a step with this pack, before any weight is loaded."""
     device = model.select_device(config.train)
     batch = collate(pack)
     student = _empty_student(config, device)
@@ -111,7 +112,7 @@ def _empty_student(config: TrainConfig, device: torch.device) -> Any:
 
 
 def _fill(student: Any, device: torch.device) -> None:
-    """Give every tensor without a place one on the device; tied ones stay tied."""
+    """Replace meta tensors by empty ones on the device; tied ones stay tied."""
     made: dict[int, torch.Tensor] = {}
 
     def of(tensor: torch.Tensor) -> torch.Tensor:
@@ -148,7 +149,7 @@ def _faked(batch: Batch, fake: Any, device: torch.device) -> Batch:
 
 
 def enable_checkpointing(student: Any) -> None:
-    """Keep each layer's input only and compute the rest again in the backward pass: a third more FLOP."""
+    """Turn on activation checkpointing (Chen et al. 2016, arXiv 1604.06174): about a third more FLOP."""
     whole = student.get_base_model()
     named = "activation_checkpointing_enable"  # its name since transformers 5.2x
     enable = getattr(whole, named, None) or whole.gradient_checkpointing_enable
@@ -156,7 +157,7 @@ def enable_checkpointing(student: Any) -> None:
 
 
 def needs_sharding(config: TrainConfig, ranks: int) -> bool:
-    """What `[train] shard` comes to in a fleet of `ranks` processes."""
+    """Decide whether to split the base over `ranks` processes, by `[train] shard` and the free memory."""
     if ranks == 1 or config.train.shard != "planned":
         return ranks > 1 and config.train.shard == "always"
     device = model.select_device(config.train)
@@ -166,16 +167,17 @@ def needs_sharding(config: TrainConfig, ranks: int) -> bool:
 
 
 def needs_checkpointing(config: TrainConfig, pack: Sequence[Example], *, shards: int = 1) -> bool:
-    """What `[train] checkpointing` comes to here, for the largest pack.
+    """Decide whether to recompute activations, by `[train] checkpointing` and the free memory.
 
     Args:
-        shards: processes that the base's layers are dealt to.
+        pack: the largest pack.
+        shards: processes that the base is split over.
     """
     if config.train.checkpointing != "planned":
         return config.train.checkpointing == "always"
     free = available_bytes(model.select_device(config.train))
     if free is None or (64 * _bytes(config.base) + 64 * 2**20 < free and config.train.pack_budget <= 1 << 14):
-        return False  # far from it: not worth the walk
+        return False  # so far from the limit that an estimate is not needed
     elsewhere = _bytes(config.base) * (shards - 1) // shards
     return estimate(config, pack, checkpointing=False).peak - elsewhere > USABLE_SHARE * free
 
@@ -185,7 +187,7 @@ def _bytes(folder: Path) -> int:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory a training may take now, None where nobody says."""
+    """Return the free memory in bytes, on the device or of the host; None if it can't be read."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
