@@ -1,10 +1,11 @@
 """Render the subset of Go's `text/template` that Ollama's Modelfiles use, and refuse anything else.
 
-Written from the documentation of `text/template`, not from what `publish/modelfile.py` emits: actions with
-trim markers, comments, `if`/`else if`/`else`/`end`, `range` with up to two variables, variables (`:=`, `=`),
-fields of the dot, of `$` and of variables, string, integer and boolean literals, parentheses, and the functions
-`and`, `or`, `not`, `eq`, `ne`, `len`, `index`, `slice`. `TemplateError` refuses the rest: pipelines with `|`, `with`,
-`define`, `template`, `block`, `break`, `continue`, methods, other functions, unknown fields.
+Written from the documentation of `text/template`, not from what `publish/modelfile.py` emits. Covered:
+actions with trim markers, comments, `if`/`else if`/`else`/`end`, `range` with up to two variables,
+variables (`:=`, `=`), fields of the dot, of `$` and of variables, string, integer and boolean literals,
+parentheses, and the functions `and`, `or`, `not`, `eq`, `ne`, `len`, `index`, `slice`. `TemplateError`
+refuses the rest: pipelines, `with`, `define`, `template`, `block`, `break`, `continue`, methods, other
+functions, unknown fields.
 """
 
 from __future__ import annotations

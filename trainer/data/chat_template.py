@@ -1,9 +1,9 @@
-"""Messages + completion -> token ids, and where the supervised part begins. No torch.
+"""Render messages and an answer to token ids, and mark where the supervised part begins. Loads no torch.
 
-Prompt and completion are tokenised apart: what the model sees at inference ends exactly where the
-prompt ends, so no BPE merge may cross that border. The teacher's text never passes through the chat
-template: it can't be trimmed, rewritten or read as control tokens, and what is trained is the text verbatim
-followed by the template's own end of turn.
+Prompt and answer are tokenised separately: at inference the model sees a prompt that ends exactly there, so
+no BPE merge may cross the boundary. The teacher's text never passes through the chat template: a template
+could trim or rewrite it, or read it as control tokens. The supervised part is the text verbatim, then the
+end of turn.
 """
 
 from __future__ import annotations

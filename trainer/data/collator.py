@@ -1,4 +1,4 @@
-"""A pack of examples -> tensors: one ragged row, no padding, no mask."""
+"""Lay the examples of one pack out as tensors: one row of concatenated documents, no padding, no mask."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Corpus -> samples to learn, held-out prompts, rendered examples. Loads no torch.
+"""Read a corpus, split it by prompt, and render the training examples. Loads no torch.
 
-A prompt is known by its content, so one text under two ids can't lie on both sides of the split.
+A prompt is identified by its content, so the same text under two ids can't be on both sides of the split.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which examples each step learns: a pure function of (lengths, seed, epoch, step). No state, no torch."""
+"""Decide which examples each step learns: a function of (lengths, seed, epoch, step). No state, no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Examples into packs: global best-fit decreasing by token budget. Pure; no torch.
+"""Group examples into packs of at most a token budget, by best-fit decreasing. No torch.
 
 Best-fit decreasing is within 11/9 of the optimum (Johnson 1974); on rows of mixed length it leaves
 far less than a percent. Examples far smaller than the budget are taken in random order instead of by
@@ -19,12 +19,12 @@ SMALL = 16  # an example below budget / SMALL counts as small
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Packs of example numbers, and what they leave empty.
+    """Packs of example numbers.
 
     Attributes:
         packs: every example number exactly once.
         budget: tokens a pack may hold.
-        tokens: tokens seated.
+        tokens: tokens of all examples.
     """
 
     packs: tuple[tuple[int, ...], ...]
@@ -33,7 +33,7 @@ class Packing:
 
     @property
     def waste(self) -> float:
-        """Share of all seats that stay empty, in [0, 1). Empty seats cost nothing where packs are ragged."""
+        """Unused share of the token budget, in [0, 1). It costs nothing where packs are not padded."""
         seats = len(self.packs) * self.budget
         return 1 - self.tokens / seats if seats else 0.0
 
@@ -41,7 +41,7 @@ class Packing:
 def pack(
     lengths: Sequence[int], budget: int, *, seed: int = 0, max_documents: int = MAX_DOCUMENTS
 ) -> Packing:
-    """Seat every example; a pure function of its arguments.
+    """Assign every example to a pack; the result depends on the arguments only.
 
     Args:
         lengths: tokens of each example, each from 1 to `budget`.

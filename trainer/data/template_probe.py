@@ -1,6 +1,6 @@
-"""What a chat template puts around an answer: learned by rendering it with marks, never from its text.
+"""Find out what a chat template puts around an answer by rendering marked conversations.
 
-A template is a program, so it is asked, not read: one conversation is rendered with and without an answer,
+A template is a program, so its text is not parsed: one conversation is rendered with and without an answer,
 and what lies between the generation prompt and the marks is what the template supplies.
 """
 
@@ -49,7 +49,7 @@ class ChatShape:
 
 
 def probe(template: Template, tokenizer: Any) -> ChatShape:
-    """Ask a template where answer, reasoning and end of turn lie.
+    """Render probes to find where answer, reasoning and end of turn are.
 
     Args:
         template: renders messages; its second argument asks for a generation prompt.

@@ -1,4 +1,4 @@
-"""Fatal faults of labels and corpus: each a name, how many have it, and the first that has."""
+"""Check rendered examples and corpus for fatal faults: each has a name, a count and its first row."""
 
 from __future__ import annotations
 

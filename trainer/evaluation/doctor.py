@@ -1,4 +1,4 @@
-"""Looks at what would be learned, before it is: fatal label faults, and samples to read oneself."""
+"""Check what would be learned before a training: fatal faults, notices, and samples to read."""
 
 from __future__ import annotations
 

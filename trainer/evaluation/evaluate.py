@@ -1,4 +1,4 @@
-"""Base and student answer the held-out prompts; the teacher's answers lie in the corpus -> scorecard."""
+"""Score base and student on the held-out prompts, beside the teacher's stored answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers, intervals, recovery: base, student and teacher on the same prompts. Pure."""
+"""Compute accuracies with intervals and the recovery of the teacher (student / teacher accuracy)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def is_correct(answer: str | None, reference: str) -> bool:
 
 
 def wilson_interval(right: int, count: int) -> dict[str, float]:
-    """Accuracy with its Wilson score interval (Wilson 1927), 95 %; holds also at 0 and 1."""
+    """Accuracy with its Wilson score interval (Wilson 1927), 95 %; also valid at 0 and 1."""
     if count == 0:
         return {"accuracy": 0.0, "low": 0.0, "high": 1.0}
     p, n = right / count, float(count)
@@ -99,7 +99,7 @@ def _card(judged: Sequence[JudgedPrompt], resamples: int, seed: int) -> dict[str
 def recovery_interval(
     by_task: Sequence[Sequence[JudgedPrompt]], resamples: int, seed: int
 ) -> tuple[float, float]:
-    """Percentile bootstrap, 95 %: prompts are drawn anew within each task, both answers together."""
+    """95 % percentile bootstrap of student / teacher accuracy (Efron 1979), per task."""
     draw = np.random.default_rng(seed)
     student, teacher = np.zeros(resamples), np.zeros(resamples)
     for rows in by_task:

@@ -1,4 +1,4 @@
-"""From a student back to every row it learned from: a hash tree, written beside it and checked later.
+"""Write and verify a hash tree (Merkle tree) over the rows, lineages and files of a student.
 
 Leaves, in this order:
 
@@ -7,8 +7,8 @@ Leaves, in this order:
 - each file beside the tree but README.md, which people edit: SHA-256(0x00 || name || 0x00 || SHA-256(file)).
 
 A node is SHA-256(0x01 || left || right), as in RFC 6962 section 2.1. One flipped byte in a row, a lineage or
-a file, a missing or an added one, gives another root; both files of the tree are held against their one
-spelling, so a flipped byte in them shows too.
+a file, a missing or an added one, gives another root. Both files of the tree must be in canonical form, so
+a flipped byte in them is detected too.
 """
 
 from __future__ import annotations

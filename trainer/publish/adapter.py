@@ -1,4 +1,4 @@
-"""The adapter as others load it, with its papers and the hash tree of the rows it learned from."""
+"""Write the adapter folder: weights, tokenizer, documents, and the hash tree of the learned rows."""
 
 from __future__ import annotations
 

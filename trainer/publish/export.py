@@ -1,7 +1,8 @@
-"""Adapter + base -> one plain transformers folder: folded in fp32, cast once, proved three times.
+"""Implement `trainer export`: merge the adapter into the base and write a plain transformers folder.
 
-The fold is proved by logits, in fp32; the file by its bits, against the folded weights cast; the cast is not
-proved but measured, and reported. A folder appears only when all of it is right.
+The merge is done in fp32 and checked by logits; the written file is checked bit for bit against the merged
+weights after the cast; the error of the cast is measured and reported. The folder appears only if both
+checks pass.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A chat template as turns with text around them, for servers without Jinja: Ollama's Modelfile.
+"""Turn a chat template into Ollama's Modelfile, for servers that do not run Jinja.
 
-What stands around each turn is learned by rendering marked conversations, then proved by rendering others.
-A template that does more than put text around turns gets no Modelfile rather than a wrong one.
+The text around each turn is found by rendering marked conversations and verified by rendering others. A
+template that does more than put text around turns gets no Modelfile instead of a wrong one.
 """
 
 from __future__ import annotations
