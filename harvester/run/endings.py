@@ -8,18 +8,30 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from harvester.api.error_body import excerpt
-from harvester.errors import Ending, HarvesterError, NotSent, Parked, StoppedAtLimit, TooManyFailures
+from harvester.errors import (
+    Ending,
+    HarvesterError,
+    NotSent,
+    Parked,
+    StoppedAtLimit,
+    TermsRefused,
+    TooManyFailures,
+)
 from harvester.observe.counters import PassResult, Snapshot
 from harvester.prompts.bad_lines import BAD_PROMPTS_NAME as BAD_PROMPTS
 
 
 @dataclass(slots=True)
 class Stop:
-    """Asked to end: the pass drains on `event`. The first reason counts."""
+    """A request to end the run: the pass drains when `event` is set. The first reason counts.
+
+    `refused` is the first refusal of the terms, also one that came after another reason.
+    """
 
     event: asyncio.Event = field(default_factory=asyncio.Event)
     ending: Ending | None = None
     detail: str = ""
+    refused: TermsRefused | None = None
 
     def ask(self, ending: Ending, detail: str = "") -> None:
         """Ask the pass to drain, for this reason."""
@@ -27,8 +39,13 @@ class Stop:
             self.ending, self.detail = ending, detail
             self.event.set()
 
+    def refuse(self, error: TermsRefused) -> None:
+        """End the run, for the terms no longer permit it."""
+        self.refused = self.refused or error
+        self.ask(Ending.TERMS, error.message)
+
     def named(self, result: PassResult) -> PassResult:
-        """The pass's result, by the reason why it was interrupted."""
+        """Return the result of an interrupted pass with the reason of the stop."""
         if result.ending != Ending.INTERRUPTED or self.ending is None:
             return result
         return PassResult(self.ending, result.counts, self.detail)

@@ -1,7 +1,7 @@
-"""The one account of a living run: every two seconds as status.json, replaced atomically, and when asked.
+"""Write status.json every two seconds while a run lives, and return the same status when asked.
 
-`told` is the single source of what the live display, the control socket, metrics and the service manager
-show; data/FORMAT.md names its fields.
+`Heartbeat.status` is the single source of what the live display, the control socket, metrics and the service
+manager show; data/FORMAT.md names its fields.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,61 +25,77 @@ from harvester.observe.sd_notify import ServiceNotifier
 from harvester.observe.status import rows_done, status_lines, write_status
 from harvester.observe.timeline import TimelineWriter
 from harvester.prompts.feed import PromptFeed
-from harvester.run.control.settings import RuntimeSettings
+from harvester.run.control.settings import RunControl
 
 BEAT_S = 2.0
 COMPLAINTS_KEPT = 20
+
+# Seconds that each beat of a draining or sealing run asks of a service manager before it kills the process.
 MORE_TIME_S = 30.0
-"""What every beat of an ending asks of a service manager."""
+
 Watch = Callable[[Mapping[str, Any]], None]
 
 
-class Heartbeat:
-    """Takes snapshots from the pass, shows them, and writes the file every two seconds.
+class ErrorLog:
+    """The last errors that did not end the run. All parts of a run report to one log."""
 
-    Args:
-        facts: what does not change: run_id and what the run set out to do (`rows_total`, `input_tokens_total`
-            as estimated).
-        inbox: counts what the pass has taken to do.
-        watch: shown every snapshot.
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def add(self, error: Exception) -> None:
+        """Note one error; the oldest is forgotten."""
+        self.messages = [*self.messages, str(error)][-COMPLAINTS_KEPT:]
+
+
+@dataclass(frozen=True, slots=True)
+class StatusSources:
+    """What a status is put together from, besides the counters of the pass.
+
+    `facts` don't change: run_id, config, model, and `rows_total` and `input_tokens_total` as estimated.
+    `canary` is what the canary task found so far.
     """
 
-    def __init__(
-        self,
-        store: Path,
-        facts: Mapping[str, Any],
-        inbox: PromptFeed,
-        watch: Watch,
-        hours: OpeningHours | None = None,
-    ) -> None:
+    facts: Mapping[str, Any]
+    feed: PromptFeed
+    control: RunControl
+    errors: ErrorLog
+    canary: Mapping[str, Any]
+    hours: OpeningHours
+
+
+class Heartbeat:
+    """Takes snapshots from the pass, shows them, and writes status.json.
+
+    Args:
+        store: folder of status.json and of the time line.
+        sources: the rest of the status.
+        watch: is shown the status at every snapshot.
+    """
+
+    def __init__(self, store: Path, sources: StatusSources, watch: Watch) -> None:
         self.latest = Snapshot()
-        self.levers: RuntimeSettings | None = None
-        self.state: RunState | Ending = RunState.RUNNING
-        self.canary: Mapping[str, Any] = {}
-        self._gauges: Mapping[str, Any] = {"limits": {}, "budget": {}}
+        self._state: RunState | Ending = RunState.RUNNING
         self._store = store
-        self._inbox = inbox
+        self._sources = sources
         self._watch = watch
-        self._hours = hours or OpeningHours()
         self._forecast = Forecast()
-        self._complaints: list[str] = []
-        self._vitals = ProcessStats()
-        self._trace = TimelineWriter(store, str(facts["run_id"]))
-        self._notify = ServiceNotifier()
+        self._process_stats = ProcessStats()
+        self._timeline = TimelineWriter(store, str(sources.facts["run_id"]))
+        self._notifier = ServiceNotifier()
         self._active_s = 0.0
         self._noted_at = time.monotonic()
         self._facts = {
-            **facts,
+            **sources.facts,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "started_at": time.time(),
         }
 
     def note(self, snapshot: Snapshot) -> None:
-        """The pass says where it is."""
+        """Take the counters of the pass, and show the status."""
         self.latest = snapshot
         now = time.monotonic()
-        if not self._held:
+        if not self._sources.control.pauses:
             self._active_s += now - self._noted_at
         self._noted_at = now
         self._forecast.note(
@@ -93,114 +110,102 @@ class Heartbeat:
                 snapshot.cost_microusd,
             )
         )
-        told = self.told()
-        self._watch(told)
-        if self._trace.is_due():
-            self._trace.note(told, self._vitals.read())
-            self._vitals.start_over()
+        status = self.status()
+        self._watch(status)
+        if self._timeline.is_due():
+            self._timeline.note(status, self._process_stats.read())
+            self._process_stats.start_over()
 
-    def complain(self, error: Exception) -> None:
-        """Something went wrong that ends no run: whoever looks is told."""
-        self._complaints = [*self._complaints, str(error)][-COMPLAINTS_KEPT:]
-
-    def turn(self, state: RunState) -> None:
-        """Another state from now on; whoever looks sees it at once."""
-        self.state = state
+    def set_state(self, state: RunState) -> None:
+        """Change the state and write it at once."""
+        self._state = state
         self._beat()
 
     async def beat(self) -> None:
-        """Write until cancelled. A disk that refuses the heartbeat ends no run: the journal will say."""
-        self._notify.ready()
-        every_s = min(BEAT_S, (self._notify.watchdog_s or BEAT_S * 3) / 3)
+        """Write until cancelled. A disk that refuses the heartbeat ends no run: the journal will."""
+        self._notifier.ready()
+        every_s = min(BEAT_S, (self._notifier.watchdog_s or BEAT_S * 3) / 3)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._vitals.watch())
+            group.create_task(self._process_stats.watch())
             while True:
                 self._beat()
                 await asyncio.sleep(every_s)
 
     def _beat(self) -> None:
-        told = self.write()
-        if self.state in {RunState.DRAINING, RunState.SEALING}:
-            self._notify.stopping(MORE_TIME_S)
+        status = self._write(self.status())
+        if self._state in {RunState.DRAINING, RunState.SEALING}:
+            self._notifier.stopping(MORE_TIME_S)
         else:
-            self._notify.beat("; ".join(status_lines(told)[:2]))
+            self._notifier.beat("; ".join(status_lines(status)[:2]))
 
     def end(self, ending: Ending, exit_code: int) -> None:
-        """The last word: how the run ended."""
-        self.state = ending
-        told = self.write(exit_code=exit_code)
-        self._watch(told)
-        self._trace.note(told, self._vitals.read())
+        """Write and show how the run ended."""
+        self._state = ending
+        status = self._write({**self.status(), "exit_code": exit_code})
+        self._watch(status)
+        self._timeline.note(status, self._process_stats.read())
 
-    @property
-    def _held(self) -> bool:
-        return self.levers is not None and bool(self.levers.holds)
+    def _write(self, status: dict[str, Any]) -> dict[str, Any]:
+        with contextlib.suppress(OSError):
+            write_status(self._store, status)
+        return status
 
-    def told(self) -> dict[str, Any]:
-        """Everything, now. Times are Unix seconds, rates per minute over the last minute."""
+    def status(self) -> dict[str, Any]:
+        """Return the whole status. Times are Unix seconds, rates per minute over the last minute."""
+        sources = self._sources
         counts = self.latest.as_dict()
+        pauses = dict(sources.control.pauses)
+        is_paused = self._state == RunState.RUNNING and bool(pauses)
         waiting = counts.pop("waiting")
-        holds = dict(self.levers.holds) if self.levers else {}
-        state = RunState.ON_HOLD if self.state == RunState.RUNNING and holds else self.state
-        told = {
-            "state": state,
+        status = {
+            "state": RunState.ON_HOLD if is_paused else self._state,
             "updated_at": time.time(),
-            "waiting": waiting,
-            "holds": holds,
+            "waiting": "; ".join(pauses.values()) if is_paused else waiting,
+            "holds": pauses,
             **self._facts,
-            "rows_total": max(self._facts["rows_total"], self._inbox.rows),
+            "rows_total": max(self._facts["rows_total"], sources.feed.rows),
             **counts,
             "rates": {
                 f"{name}_per_minute": round(self._forecast.per_minute(counter), 1)
                 for name, counter in (("requests", "sent"), ("answers", "answers"), ("tokens", "tokens"))
             },
             "refused_share": round(self._forecast.refused_share(), 4),
-            **self._gauged(),
-            "complaints": list(self._complaints),
-            "canary": dict(self.canary),
-            **self._vitals.read(),
+            **sources.control.gauges(),
+            "complaints": list(sources.errors.messages),
+            "canary": dict(sources.canary),
+            **self._process_stats.read(),
         }
-        return {**told, **self._ahead(told)}
+        return {**status, **self._ahead(status)}
 
-    def _gauged(self) -> Mapping[str, Any]:
-        """Limits and budget; when the pass is over, as they were last."""
-        if self.levers is not None:
-            self._gauges = self.levers.gauges()
-        return self._gauges
-
-    def _ahead(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        """What is left, and when it will be done within the hours; null where nobody knows yet."""
-        taken, inbox = rows_done(told), self._inbox
-        guess = inbox.input_tokens / inbox.rows if inbox.rows else 0.0
-        rows = max(0, told["rows_total"] - taken)
-        unread = max(0, self._facts["input_tokens_total"] - inbox.input_tokens)
-        ahead = self._forecast.ahead(Work(rows, unread + max(0, inbox.rows - taken) * guess, guess))
+    def _ahead(self, status: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is left and when it will be done within the opening hours; None where unknown yet."""
+        taken, feed, hours = rows_done(status), self._sources.feed, self._sources.hours
+        tokens_per_row = feed.input_tokens / feed.rows if feed.rows else 0.0
+        rows = max(0, status["rows_total"] - taken)
+        unread = max(0, self._facts["input_tokens_total"] - feed.input_tokens)
+        input_tokens = unread + max(0, feed.rows - taken) * tokens_per_row
+        ahead = self._forecast.ahead(Work(rows, input_tokens, tokens_per_row))
+        canary_microusd = self._sources.canary.get("cost_microusd", 0)
         return {
             "rows_left": rows,
             "tokens_left": _range(ahead, "tokens"),
             "eta_s": _range(ahead, "seconds"),
             "done_at": self._done_at(ahead),
-            "cost_projected_microusd": _range(ahead, "cost_microusd", self.canary.get("cost_microusd", 0)),
-            "closes_at": self._hours.closes_at(told["updated_at"]) if self._hours.openings else None,
-            "finish_by": self._hours.finish_by,
+            "cost_projected_microusd": _range(ahead, "cost_microusd", canary_microusd),
+            "closes_at": hours.closes_at(status["updated_at"]) if hours.openings else None,
+            "finish_by": hours.finish_by,
         }
 
     def _done_at(self, ahead: Ahead | None) -> dict[str, float | None] | None:
         if ahead is None:
             return None
-        now, seconds = time.time(), ahead.seconds
-        return {name: self._hours.after(now, getattr(seconds, name)) for name in ("low", "likely", "high")}
-
-    def write(self, **more: Any) -> dict[str, Any]:
-        """Write the file now; returns what it says."""
-        told = {**self.told(), **more}
-        with contextlib.suppress(OSError):
-            write_status(self._store, told)
-        return told
+        now, seconds, hours = time.time(), ahead.seconds, self._sources.hours
+        return {name: hours.after(now, getattr(seconds, name)) for name in ("low", "likely", "high")}
 
 
-def _range(ahead: Ahead | None, name: str, beside: float = 0.0) -> dict[str, float] | None:
+def _range(ahead: Ahead | None, name: str, extra: float = 0.0) -> dict[str, float] | None:
+    """Return a span of the forecast as JSON, each value with `extra` added."""
     if ahead is None:
         return None
     span: Span = getattr(ahead, name)
-    return {side: round(getattr(span, side) + beside, 1) for side in ("low", "likely", "high")}
+    return {side: round(getattr(span, side) + extra, 1) for side in ("low", "likely", "high")}

@@ -1,4 +1,4 @@
-"""The long life of a harvest: lock, resume, heartbeat, signals, hours, control, sealing, ending.
+"""Run one harvest from lock to summary: open, pass over the prompts, check the terms, seal, report.
 
 `prepare.prepare` has done everything that can fail for free; `run` is the only part that may spend money.
 """
@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 from harvester import __version__
@@ -26,17 +30,16 @@ from harvester.observe.counters import PassResult, Snapshot
 from harvester.prompts import bad_lines, completed_files, file_versions
 from harvester.prompts.feed import PromptFeed
 from harvester.run import endings, schedule_watch, terms_watch
-from harvester.run.aides import background_task
 from harvester.run.canary_task import CanaryContext, CanaryTask
 from harvester.run.control import server
-from harvester.run.control.settings import RuntimeSettings
+from harvester.run.control.settings import RunControl, RuntimeSettings
 from harvester.run.endings import Stop, Summary
 from harvester.run.harvest import PassSetup, harvest
-from harvester.run.heartbeat import Heartbeat, Watch
+from harvester.run.heartbeat import ErrorLog, Heartbeat, StatusSources, Watch
 from harvester.run.in_flight import RE_ASKED
-from harvester.run.operator import OperatorCommands
+from harvester.run.operator import OperatorCommands, StoredPauses
 from harvester.run.prepare import Prepared, ask_again
-from harvester.run.signals import Caught, handled
+from harvester.run.signals import Signals, handled
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
@@ -52,8 +55,8 @@ async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> S
     """Harvest until an ending; every ending is recorded, sealed and reported.
 
     Args:
-        watch: gets what status.json says, five times a second.
-        clock: governs every wait of the pass and the hours; None is the machine's.
+        watch: gets the status, as status.json has it, five times a second.
+        clock: governs every wait of the pass and of the schedule; None is the machine's.
 
     Raises:
         HarvesterError: nothing could start (store held, disk unfit, teacher unreachable), the teacher
@@ -62,18 +65,96 @@ async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> S
     with StoreLock(prepared.store, started_at=time.time()):
         writer = GroupCommit(Journal.open(prepared.store))
         try:
-            record = _record(prepared)
-            await on_writer(writer, lambda journal: finish_interrupted(journal, prepared.store))
-            await on_writer(writer, lambda journal: journal.begin_run(record))
-            bad_lines.write_down(prepared.store, prepared.bad)
-            life = _Life(prepared, record, writer, watch, clock or SystemClock())
-            await life.helm.recall()
-            life.news = await on_writer(
-                writer, lambda j: file_versions.note(j, prepared.config, prepared.root, record.run_id)
-            )
-            return await life.live()
+            parts = await _open(prepared, writer, watch, clock or SystemClock())
+            return await _run(parts)
         finally:
             await asyncio.to_thread(writer.close)
+
+
+async def _run(parts: RunParts) -> Summary:
+    """Pass, check the terms, seal, report; the background tasks live until sealing has ended."""
+    with handled(partial(parts.drain, Ending.INTERRUPTED, "")) as signals:
+        commands = server.served(parts.prepared.store, parts.operator.act, parts.errors.add)
+        async with background_tasks(_watches(parts)), commands:
+            result, error = await _pass(parts, signals)
+            await _check_terms(parts)
+            error = error or parts.stop.refused
+            exit_code = _exit_code(parts, result, error, signals)
+            parts.control.detach()
+            parts.heartbeat.set_state(RunState.SEALING)
+            sealing = asyncio.create_task(_seal(parts, result, exit_code, error))
+            signals.cancel_at_second(sealing)
+            sealed_rows = 0
+            try:
+                sealed_rows = await sealing
+            except asyncio.CancelledError:
+                exit_code = 128 + signals.number
+    parts.heartbeat.end(result.ending, exit_code)
+    if error is not None:
+        raise error
+    return _summary(parts, result, exit_code, sealed_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class RunParts:
+    """The finished parts of one run.
+
+    `drain` ends the pass for a reason; after the pass it does nothing. `warnings` are for the summary.
+    """
+
+    prepared: Prepared
+    run_id: str
+    clock: Clock
+    writer: GroupCommit
+    errors: ErrorLog
+    stop: Stop
+    control: RunControl
+    feed: PromptFeed
+    canary: CanaryTask | None
+    heartbeat: Heartbeat
+    operator: OperatorCommands
+    drain: Callable[[Ending, str], None]
+    warnings: tuple[str, ...]
+
+
+async def _open(prepared: Prepared, writer: GroupCommit, watch: Watch, clock: Clock) -> RunParts:
+    """Begin the run in the journal and build its parts, each from those before it."""
+    record = _record(prepared)
+    await on_writer(writer, lambda journal: finish_interrupted(journal, prepared.store))
+    await on_writer(writer, lambda journal: journal.begin_run(record))
+    bad_lines.write_down(prepared.store, prepared.bad)
+    warnings = await on_writer(
+        writer, lambda journal: file_versions.note(journal, prepared.config, prepared.root, record.run_id)
+    )
+    errors, stop, control = ErrorLog(), Stop(), RunControl()
+    stored_pauses = StoredPauses(control, writer, record.teacher_id)
+    await stored_pauses.restore()
+    feed = PromptFeed(prepared.config, prepared.root, errors.add)
+    canary = _canary(prepared, record, stored_pauses, errors, clock)
+    news = canary.news if canary is not None else {}
+    sources = StatusSources(_facts(prepared, record), feed, control, errors, news, prepared.hours)
+    heartbeat = Heartbeat(prepared.store, sources, watch)
+
+    def drain(ending: Ending, detail: str) -> None:
+        if not control.is_over:
+            stop.ask(ending, detail)
+            heartbeat.set_state(RunState.DRAINING)
+
+    return RunParts(
+        prepared=prepared,
+        run_id=record.run_id,
+        clock=clock,
+        writer=writer,
+        errors=errors,
+        stop=stop,
+        control=control,
+        feed=feed,
+        canary=canary,
+        heartbeat=heartbeat,
+        operator=OperatorCommands(control, stored_pauses, heartbeat.status, drain),
+        drain=drain,
+        warnings=warnings,
+    )
 
 
 def _record(prepared: Prepared) -> RunRecord:
@@ -96,199 +177,207 @@ def _record(prepared: Prepared) -> RunRecord:
     )
 
 
-class _Life:
-    """One run from its first beat to its last; everything here is on the event loop."""
+def _facts(prepared: Prepared, record: RunRecord) -> dict[str, Any]:
+    """Return what a status says of a run from its first beat to its last."""
+    return {
+        "run_id": record.run_id,
+        "rows_total": prepared.rows_total,
+        "input_tokens_total": prepared.input_tokens,
+        "config": str(prepared.path),
+        "model": prepared.config.teacher.model,
+    }
 
-    def __init__(
-        self, prepared: Prepared, record: RunRecord, writer: GroupCommit, watch: Watch, clock: Clock
-    ) -> None:
-        self.prepared = prepared
-        self.clock = clock
-        self.run_id = record.run_id
-        self.writer = writer
-        self.stop = Stop()
-        self.news: tuple[str, ...] = ()
-        self.target_bytes = int(prepared.config.store.shard_mib * 1024 * 1024)
-        self.inbox = PromptFeed(prepared.config, prepared.root, lambda error: self.heart.complain(error))
-        facts = {
-            "run_id": record.run_id,
-            "rows_total": prepared.rows_total,
-            "input_tokens_total": prepared.input_tokens,
-            "config": str(prepared.path),
-            "model": prepared.config.teacher.model,
-        }
-        self.heart = Heartbeat(prepared.store, facts, self.inbox, watch, prepared.hours)
-        self.helm = OperatorCommands(self.heart, writer, record.teacher_id, self._drain)
-        self.refused: TermsRefused | None = None
-        self.sentinel: CanaryTask | None = None
-        if prepared.config.canary.prompts is not None:
-            orders = CanaryContext(
-                prepared.config, prepared.root, prepared.store, record, self._changed, self.heart.complain
-            )
-            self.sentinel = CanaryTask(orders, clock)
-            self.heart.canary = self.sentinel.news
 
-    async def live(self) -> Summary:
-        """The pass among its aides, then the settling of accounts."""
-        prepared, heart = self.prepared, self.heart
-        with handled() as caught:
-            async with (
-                background_task("heartbeat", heart.beat(), heart.complain),
-                server.served(prepared.store, self.helm.act, heart.complain),
-                background_task(
-                    "hours",
-                    schedule_watch.watch(
-                        prepared.hours, self.clock, self.stop, heart, wait=prepared.flags.watch
-                    ),
-                    heart.complain,
-                ),
-                background_task("terms", terms_watch.watch(self._ears(), self.clock), self._unwatched),
-            ):
-                result, error = await self._pass(caught)
-                await self._door()
-                error = error or self.refused
-                code = error.exit_code if error else self._exit_code(result, caught)
-                heart.levers = None
-                heart.turn(RunState.SEALING)
-                settling = asyncio.create_task(self._settle(result, code, error))
-                caught.first, caught.second = (lambda: None), settling.cancel
-                sealed = 0
-                try:
-                    sealed = await settling
-                except asyncio.CancelledError:
-                    code = 128 + caught.number
-        heart.end(result.ending, code)
-        if error is not None:
-            raise error
-        return Summary(
-            run_id=self.run_id,
-            ending=result.ending,
-            exit_code=code,
-            rows_total=prepared.rows_total,
-            sealed_rows=sealed,
-            store=str(prepared.store),
-            resume=prepared.flags.again(prepared.path),
-            detail=result.detail,
-            counts=result.counts,
-            canary_microusd=heart.canary.get("cost_microusd", 0),
-            warnings=(*self.news, *endings.warnings_of(result.counts, len(prepared.bad))),
-        )
+def _canary(
+    prepared: Prepared, record: RunRecord, stored_pauses: StoredPauses, errors: ErrorLog, clock: Clock
+) -> CanaryTask | None:
+    """Build the canary task, if canary prompts are configured."""
+    settings = prepared.config.canary
+    if settings.prompts is None:
+        return None
 
-    def _ears(self) -> terms_watch.TermsHooks:
-        return terms_watch.TermsHooks(
-            partial(ask_again, self.prepared),
-            lambda: self.heart.latest.served_models,
-            self._refuse,
-            self.heart.complain,
-        )
+    async def on_change(change: str) -> None:
+        errors.add(TeacherChanged(change))
+        if settings.pause:
+            await stored_pauses.pause_for_drift(change)
 
-    def _refuse(self, error: TermsRefused) -> None:
-        self.refused = error
-        self.stop.ask(Ending.TERMS, error.message)
+    context = CanaryContext(prepared.config, prepared.root, prepared.store, record, on_change, errors.add)
+    return CanaryTask(context, clock)
 
-    def _unwatched(self, error: Exception) -> None:
-        """Nobody asks the terms any more: unknown means no."""
-        self.heart.complain(error)
-        self._refuse(terms_watch.unreadable_terms(error))
 
-    async def _door(self) -> None:
-        """Ask before sealing; what may not be sealed stays journalled."""
+@dataclass(frozen=True, slots=True)
+class BackgroundTask:
+    """Work beside the pass. `on_error` gets its error, with `name` as the place, if it stops by itself."""
+
+    name: str
+    work: Coroutine[Any, Any, None]
+    on_error: Callable[[Exception], None]
+
+    def report(self, task: asyncio.Task[None]) -> None:
+        """Report the error of a task that has ended, if it has one."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.on_error(HarvesterError(f"stopped by {error or type(error).__name__}", place=self.name))
+
+
+@contextlib.asynccontextmanager
+async def background_tasks(backgrounds: Sequence[BackgroundTask]) -> AsyncIterator[None]:
+    """Run these until the block ends. Whatever they raise is reported, and ends nothing here."""
+    tasks = []
+    for background in backgrounds:
+        task = asyncio.create_task(background.work)
+        task.add_done_callback(background.report)
+        tasks.append(task)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def _watches(parts: RunParts) -> list[BackgroundTask]:
+    """List what goes on from the first beat to the end of sealing."""
+    prepared, errors, stop = parts.prepared, parts.errors, parts.stop
+    hooks = terms_watch.TermsHooks(
+        partial(ask_again, prepared), lambda: parts.heartbeat.latest.served_models, stop.refuse, errors.add
+    )
+
+    def terms_unwatched(error: Exception) -> None:
+        errors.add(error)
+        stop.refuse(terms_watch.unreadable_terms(error))
+
+    schedule = schedule_watch.watch(
+        prepared.hours, parts.clock, stop, parts.control, wait=prepared.flags.watch
+    )
+    return [
+        BackgroundTask("heartbeat", parts.heartbeat.beat(), errors.add),
+        BackgroundTask("hours", schedule, errors.add),
+        BackgroundTask("terms", terms_watch.watch(hooks, parts.clock), terms_unwatched),
+    ]
+
+
+async def _pass(parts: RunParts, signals: Signals) -> tuple[PassResult, HarvesterError | None]:
+    """Make the pass, sealing meanwhile; return how it ended, and the error that ended it."""
+    prepared, heartbeat = parts.prepared, parts.heartbeat
+    known = await on_writer(parts.writer, lambda journal: completed_files.recall(journal, prepared.digest))
+    if known is not None:  # an earlier run completed these files, and nothing has left the store since
+        parts.feed.pass_over(known)
+        heartbeat.note(known.counts())
+        return PassResult(Ending.COMPLETE, known.counts()), None
+    work = asyncio.create_task(_harvest(parts))
+    signals.cancel_at_second(work)
+    if signals.count > 1:  # before there was anything to cancel
+        work.cancel()
+    sealing = seal_task.seal_periodically(prepared.store, parts.writer, _shard_bytes(prepared))
+    async with background_tasks([BackgroundTask("sealing", sealing, parts.errors.add)]):
         try:
-            await asyncio.to_thread(require_unsealed_permitted, self.prepared.store)
-        except TermsRefused as error:
-            self.refused = self.refused or error
-        except StoreError:
-            return  # sealing meets it again
-        except (HarvesterError, OSError) as error:
-            self.refused = self.refused or terms_watch.unreadable_terms(error)
+            return parts.stop.named(await work), None
+        except asyncio.CancelledError:
+            return PassResult(Ending.ABORTED, heartbeat.latest), None
+        except HarvesterError as error:
+            return PassResult(Ending.of(error), heartbeat.latest), error
 
-    def _exit_code(self, result: PassResult, caught: Caught) -> int:
-        return endings.exit_code(result, caught.number, self.prepared.config.run.max_failed)
 
-    async def _pass(self, caught: Caught) -> tuple[PassResult, HarvesterError | None]:
-        prepared, heart, stop = self.prepared, self.heart, self.stop
-        caught.first = self._interrupted
-        known = await on_writer(self.writer, lambda journal: completed_files.recall(journal, prepared.digest))
-        if known is not None:  # asked to the end before, and nothing has left the store since
-            self.inbox.pass_over(known)
-            heart.note(known.counts())
-            return PassResult(Ending.COMPLETE, known.counts()), None
-        work = asyncio.create_task(
-            harvest(
-                self.inbox.watched() if prepared.flags.watch else self.inbox.once(),
-                PassSetup(
-                    config=prepared.config,
-                    key=prepared.key,
-                    writer=self.writer,
-                    run_id=self.run_id,
-                    limits=prepared.limits(),
-                    stop=stop.event,
-                    clock=self.clock,
-                ),
-                on_progress=heart.note,
-                on_settings=self._take_levers,
-                canary=self.sentinel,
-            )
+async def _harvest(parts: RunParts) -> PassResult:
+    prepared = parts.prepared
+    setup = PassSetup(
+        config=prepared.config,
+        key=prepared.key,
+        writer=parts.writer,
+        run_id=parts.run_id,
+        limits=prepared.limits(),
+        stop=parts.stop.event,
+        clock=parts.clock,
+    )
+
+    def on_settings(settings: RuntimeSettings) -> None:
+        """Apply the schedule before anything is sent."""
+        now, wait = parts.clock.wall(), prepared.flags.watch
+        schedule_watch.apply_schedule(prepared.hours, now, parts.stop, parts.control, wait=wait)
+        parts.control.attach(settings)
+
+    return await harvest(
+        parts.feed.watched() if prepared.flags.watch else parts.feed.once(),
+        setup,
+        on_progress=parts.heartbeat.note,
+        on_settings=on_settings,
+        canary=parts.canary,
+    )
+
+
+async def _check_terms(parts: RunParts) -> None:
+    """Ask the terms before sealing; refused rows stay in the journal."""
+    try:
+        await asyncio.to_thread(require_unsealed_permitted, parts.prepared.store)
+    except TermsRefused as error:
+        parts.stop.refuse(error)
+    except StoreError:
+        return  # sealing meets it again
+    except (HarvesterError, OSError) as error:
+        parts.stop.refuse(terms_watch.unreadable_terms(error))
+
+
+def _exit_code(parts: RunParts, result: PassResult, error: HarvesterError | None, signals: Signals) -> int:
+    if error is not None:
+        return error.exit_code
+    return endings.exit_code(result, signals.number, parts.prepared.config.run.max_failed)
+
+
+async def _seal(parts: RunParts, result: PassResult, exit_code: int, error: HarvesterError | None) -> int:
+    """Seal, record the ending, write dead_letters.jsonl; return the number of rows sealed.
+
+    After a fault of the disk nothing is written any more; after an abort only the ending is.
+    """
+    sealed_rows = 0
+    if isinstance(error, StoreError):
+        return sealed_rows
+    store, writer = parts.prepared.store, parts.writer
+    try:
+        if result.ending != Ending.ABORTED and parts.stop.refused is None:
+            sealed_rows = await seal_task.seal_all(store, writer, _shard_bytes(parts.prepared))
+    finally:
+        run_id, ending, ended_at = parts.run_id, result.ending, time.time()
+        await on_writer(writer, lambda journal: journal.end_run(run_id, ending, exit_code, ended_at))
+    await on_writer(writer, lambda journal: journal.write_dead_letters(store))
+    if error is None and result.ending == Ending.COMPLETE:
+        await _note_completed_files(parts, result.counts)
+    return sealed_rows
+
+
+def _shard_bytes(prepared: Prepared) -> int:
+    return int(prepared.config.store.shard_mib * 1024 * 1024)
+
+
+async def _note_completed_files(parts: RunParts, counts: Snapshot) -> None:
+    """Note the prompt files as completed, if they did not change meanwhile and no line was passed over."""
+    prepared, digest = parts.prepared, parts.prepared.digest
+    if digest is None or prepared.bad or counts.rows != prepared.rows_total:
+        return
+    try:
+        now = await asyncio.to_thread(completed_files.digest_of, prepared.config, prepared.root)
+    except PromptError:  # removed meanwhile
+        return
+    if now == digest:
+        tokens = parts.feed.input_tokens
+        await on_writer(
+            parts.writer,
+            lambda journal: completed_files.note(journal, digest, counts, tokens, RE_ASKED),
         )
-        caught.second = work.cancel
-        if caught.heard > 1:  # before there was anything to cancel
-            work.cancel()
-        along = seal_task.seal_periodically(prepared.store, self.writer, self.target_bytes)
-        async with background_task("sealing", along, heart.complain):
-            try:
-                return stop.named(await work), None
-            except asyncio.CancelledError:
-                return PassResult(Ending.ABORTED, heart.latest), None
-            except HarvesterError as raised:
-                return PassResult(Ending.of(raised), heart.latest), raised
 
-    def _take_levers(self, levers: RuntimeSettings) -> None:
-        self.helm.take(levers)
-        schedule_watch.apply_schedule(
-            self.prepared.hours, self.clock.wall(), self.stop, levers, wait=self.prepared.flags.watch
-        )
 
-    async def _changed(self, said: str) -> None:
-        """A canary found the teacher changed."""
-        self.heart.complain(TeacherChanged(said))
-        if self.prepared.config.canary.pause:
-            await self.helm.changed(said)
-
-    def _interrupted(self) -> None:
-        self._drain(Ending.INTERRUPTED, "")
-
-    def _drain(self, ending: Ending, detail: str) -> None:
-        self.stop.ask(ending, detail)
-        self.heart.turn(RunState.DRAINING)
-
-    async def _settle(self, result: PassResult, code: int, error: HarvesterError | None) -> int:
-        """Seal, record the ending, write the view of dead letters; returns the rows sealed.
-
-        After a fault of the disk nothing is written any more; after an abort only the ending is.
-        """
-        sealed = 0
-        if isinstance(error, StoreError):
-            return sealed
-        store = self.prepared.store
-        try:
-            if result.ending != Ending.ABORTED and self.refused is None:
-                sealed = await seal_task.seal_all(store, self.writer, self.target_bytes)
-        finally:
-            await on_writer(self.writer, lambda j: j.end_run(self.run_id, result.ending, code, time.time()))
-        await on_writer(self.writer, lambda j: j.write_dead_letters(store))
-        if error is None and result.ending == Ending.COMPLETE:
-            await self._remember(result.counts)
-        return sealed
-
-    async def _remember(self, counts: Snapshot) -> None:
-        """Files that are still as they were checked, read to their end without a line left out, are done."""
-        prepared, digest = self.prepared, self.prepared.digest
-        if digest is None or prepared.bad or counts.rows != prepared.rows_total:
-            return
-        try:
-            now = await asyncio.to_thread(completed_files.digest_of, prepared.config, prepared.root)
-        except PromptError:  # gone meanwhile
-            return
-        if now == digest:
-            tokens = self.inbox.input_tokens
-            await on_writer(self.writer, lambda j: completed_files.note(j, digest, counts, tokens, RE_ASKED))
+def _summary(parts: RunParts, result: PassResult, exit_code: int, sealed_rows: int) -> Summary:
+    prepared = parts.prepared
+    return Summary(
+        run_id=parts.run_id,
+        ending=result.ending,
+        exit_code=exit_code,
+        rows_total=prepared.rows_total,
+        sealed_rows=sealed_rows,
+        store=str(prepared.store),
+        resume=prepared.flags.again(prepared.path),
+        detail=result.detail,
+        counts=result.counts,
+        canary_microusd=parts.canary.news.get("cost_microusd", 0) if parts.canary is not None else 0,
+        warnings=(*parts.warnings, *endings.warnings_of(result.counts, len(prepared.bad))),
+    )

@@ -1,7 +1,7 @@
-"""What may be asked of a living run, and what it answers: status, stop, hold, resume, set.
+"""Execute what an operator asks of a running harvest: status, stop, pause, resume, set.
 
-A hold is on disk before it is confirmed: a process that is killed, or restarted by a service manager, does
-not begin to spend again before somebody says so.
+A pause is on disk before it is confirmed: after a crash, or a restart by a service manager, the next run
+sends nothing until the operator resumes.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harvester.errors import ConfigError, Ending, RunState
-from harvester.run.control.settings import RuntimeSettings
-from harvester.run.heartbeat import Heartbeat
+from harvester.errors import ConfigError, Ending
+from harvester.run.control.protocol import Command
+from harvester.run.control.settings import RunControl
 from harvester.store import pauses
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
@@ -20,82 +20,95 @@ from harvester.store.maintain.seal_task import on_writer
 from harvester.store.pauses import DRIFT, OPERATOR
 
 
-class OperatorCommands:
-    """Steers one run, on its event loop.
+class StoredPauses:
+    """Pauses that outlast the process: of the operator, and of a canary that found the teacher changed.
 
     Args:
-        teacher_id: whose runs a canary's hold is for.
+        teacher_id: teacher of this run; a pause for drift concerns only runs of this teacher.
+    """
+
+    def __init__(self, control: RunControl, writer: GroupCommit, teacher_id: str) -> None:
+        self._control = control
+        self._writer = writer
+        self._teacher_id = teacher_id
+
+    async def restore(self) -> None:
+        """Take up the pauses of earlier processes, before anything can be sent."""
+        stored = await on_writer(self._writer, lambda j: pauses.load(j, self._teacher_id))
+        for source, reason in stored.items():
+            self._control.pause(source, reason)
+
+    async def pause_for_operator(self) -> None:
+        """Pause this run, and every later one on this store, until `resume`."""
+        await self._pause(OPERATOR, "paused by the operator", "")
+
+    async def pause_for_drift(self, change: str) -> None:
+        """Pause this run, and later ones of this teacher, until `resume`."""
+        await self._pause(DRIFT, f"the teacher changed ({change})", self._teacher_id)
+
+    async def _pause(self, source: str, reason: str, teacher_id: str) -> None:
+        self._control.pause(source, f"{reason}; `harvester resume` goes on")
+        await self._written(lambda j: pauses.save(j, source, reason, teacher_id))
+
+    async def resume(self) -> None:
+        """Forget these pauses, on disk first."""
+        await self._written(lambda j: pauses.clear(j, self._teacher_id))
+        self._control.resume(OPERATOR)
+        self._control.resume(DRIFT)
+
+    async def _written(self, write: Callable[[Journal], None]) -> None:
+        """Wait until it is on disk; a client that hangs up meanwhile doesn't cancel it."""
+        await asyncio.shield(on_writer(self._writer, write))
+
+
+class OperatorCommands:
+    """Executes the commands that come over the control socket.
+
+    Args:
+        status: returns the status of the run.
         drain: ends the run, with an ending and a detail.
     """
 
     def __init__(
-        self, heart: Heartbeat, writer: GroupCommit, teacher_id: str, drain: Callable[[Ending, str], None]
+        self,
+        control: RunControl,
+        stored_pauses: StoredPauses,
+        status: Callable[[], Mapping[str, Any]],
+        drain: Callable[[Ending, str], None],
     ) -> None:
-        self._heart = heart
-        self._writer = writer
-        self._teacher_id = teacher_id
+        self._control = control
+        self._stored_pauses = stored_pauses
+        self._status = status
         self._drain = drain
-        self._holds: dict[str, str] = {}
 
-    async def recall(self) -> None:
-        """Take up the holds that outlived their processes, before anything can be sent."""
-        self._holds = await on_writer(self._writer, lambda j: pauses.load(j, self._teacher_id))
-
-    def take(self, levers: RuntimeSettings) -> None:
-        """The pass has levers now."""
-        self._heart.levers = levers
-        for who, why in self._holds.items():
-            levers.hold(who, why)
-
-    async def changed(self, said: str) -> None:
-        """A canary found the teacher changed: this run and the next are held until `resume`."""
-        await self._hold(DRIFT, f"the teacher changed ({said})", self._teacher_id)
-
-    async def _hold(self, who: str, why: str, teacher_id: str = "") -> None:
-        self._holds[who] = f"{why}; `harvester resume` goes on"
-        if self._heart.levers is not None:
-            self._heart.levers.hold(who, self._holds[who])
-        await self._written(lambda j: pauses.save(j, who, why, teacher_id))
-
-    async def act(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Do what came over the socket, and say what is true now.
+    async def act(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Execute a request; return the reply.
 
         Raises:
-            ConfigError: nothing we can do. StoreError: held, but not beyond this process.
+            ConfigError: unknown command, impossible value, or the run is starting or ending.
+            StoreError: paused, but not beyond this process.
         """
-        verb, levers = asked.get("verb"), self._heart.levers
-        if verb == "status":
-            return self._heart.told()
-        if verb == "stop":
+        command = request.get("verb")
+        if command == Command.STATUS:
+            return self._status()
+        if command == Command.STOP:
             self._drain(Ending.STOPPED, "by `harvester stop`")
             return {"said": "it drains: nothing new is sent, what is paid for is awaited and kept"}
-        starting = levers is None and self._heart.state == RunState.RUNNING
-        if levers is None and not (starting and verb in {"pause", "resume"}):
-            raise ConfigError(
-                f"the run is {'starting' if starting else 'ending'}",
-                remedy="try again in a moment" if starting else "wait for its end, or see `harvester status`",
-            )
-        if verb == "pause":
-            await self._hold(OPERATOR, "paused by the operator")
+        if command not in list(Command):
+            known = ", ".join(Command)
+            raise ConfigError(f"unknown verb {command!r}", remedy=f"one of {known}")
+        if self._control.is_over:
+            raise ConfigError("the run is ending", remedy="wait for its end, or see `harvester status`")
+        if command == Command.PAUSE:
+            await self._stored_pauses.pause_for_operator()
             return {"said": "paused: nothing new is sent until `harvester resume`, also after a restart"}
-        if verb == "resume":
-            return {"said": await self._resume()}
-        if verb == "set" and levers is not None:
-            said = levers.set(str(asked.get("name", "")), str(asked.get("value", "")))
-            return {"said": f"{said}, until this run ends"}
-        raise ConfigError(f"unknown verb {verb!r}", remedy="status, pause, resume, stop or set")
+        if command == Command.RESUME:
+            await self._stored_pauses.resume()
+            others = "; ".join(self._control.pauses.values())
+            return {"said": f"resumed, but still held: {others}" if others else "resumed"}
+        return {"said": f"{self._set(request)}, until this run ends"}
 
-    async def _written(self, note: Callable[[Journal], None]) -> None:
-        """Wait until it is on disk; it gets there also when whoever asked has lost patience."""
-        await asyncio.shield(on_writer(self._writer, note))
-
-    async def _resume(self) -> str:
-        await self._written(lambda j: pauses.clear(j, self._teacher_id))
-        self._holds.clear()
-        levers = self._heart.levers
-        if levers is None:
-            return "resumed"
-        levers.release(OPERATOR)
-        levers.release(DRIFT)
-        held = "; ".join(levers.holds.values())
-        return f"resumed, but still held: {held}" if held else "resumed"
+    def _set(self, request: Mapping[str, Any]) -> str:
+        if self._control.settings is None:
+            raise ConfigError("the run is starting", remedy="try again in a moment")
+        return self._control.settings.set(str(request.get("name", "")), str(request.get("value", "")))

@@ -1,4 +1,4 @@
-"""Signals as normal endings: the first one drains, a second one aborts, a hang-up is ignored."""
+"""Turn signals into endings: the first SIGINT or SIGTERM drains, a second one aborts, SIGHUP is ignored."""
 
 from __future__ import annotations
 
@@ -12,37 +12,46 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(slots=True)
-class Caught:
-    """Which signal came first (0: none), how many came, and what the first and a second one do."""
+class Signals:
+    """The signals that came: the number of the first (0 for none) and the count of all."""
 
     number: int = 0
-    heard: int = 0
-    first: Callable[[], object] = lambda: None
-    second: Callable[[], object] = lambda: None
+    count: int = 0
+    _task: asyncio.Task[object] | None = None
+
+    def cancel_at_second(self, task: asyncio.Task[object] | None) -> None:
+        """Cancel this task, from now on, when a second or later signal comes."""
+        self._task = task
+
+    def note(self, number: int) -> bool:
+        """Count a signal; return whether it is the first."""
+        self.count += 1
+        if self.count == 1:
+            self.number = number
+            return True
+        if self._task is not None:
+            self._task.cancel()
+        return False
 
 
 @contextmanager
-def handled() -> Iterator[Caught]:
-    """Install handlers on the running loop; they only set values, and are gone afterwards.
+def handled(on_first: Callable[[], object]) -> Iterator[Signals]:
+    """Install handlers on the running loop until the block ends; `on_first` is called at the first signal.
 
     SIGHUP is ignored: a closed terminal is no reason to lose a harvest.
     """
     loop = asyncio.get_running_loop()
-    caught = Caught()
+    signals = Signals()
 
     def on_signal(number: int) -> None:
-        caught.heard += 1
-        if caught.heard == 1:
-            caught.number = number
-            caught.first()
-        else:
-            caught.second()
+        if signals.note(number):
+            on_first()
 
     for number in ENDING:
         loop.add_signal_handler(number, on_signal, number)
     hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        yield caught
+        yield signals
     finally:
         for number in ENDING:
             loop.remove_signal_handler(number)
@@ -50,10 +59,10 @@ def handled() -> Iterator[Caught]:
 
 
 def end_at_once() -> None:
-    """Until a harvest drains: SIGTERM ends the process with 143, also as process 1 of a container.
+    """Until a harvest drains: let SIGTERM end the process with 143, also as process 1 of a container.
 
-    Without a handler the kernel keeps SIGTERM from process 1, and reading prompts may take a while. SIGHUP is
-    ignored then already.
+    The kernel does not deliver SIGTERM to a process 1 without a handler, and reading prompts takes time.
+    SIGHUP is ignored from here on.
     """
 
     def leave(number: int, _: object) -> None:

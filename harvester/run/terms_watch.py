@@ -1,4 +1,4 @@
-"""Asks the terms again while a run lives: a permission runs out, an answer names another model."""
+"""Check the terms again while a run lives: a permission may expire, or an answer may name another model."""
 
 from __future__ import annotations
 
@@ -11,56 +11,62 @@ from harvester.errors import HarvesterError, TermsRefused
 from harvester.system.clock import Clock
 
 ASK_EVERY_S = 60.0
+
+# Terms that could not be read are read again after this time.
 ASK_AGAIN_S = 10.0
-"""How soon terms that could not be read are looked at again."""
+
+# After this many failed readings in a row (two minutes: somebody may be editing the file) the run ends as if
+# the terms refused it.
 MOST_LOOKS = 12
-"""Looks in a row at terms that can't be read, until unknown means no. An editor needs less."""
+
+# How often new model names in answers are looked for.
 LISTEN_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class TermsHooks:
-    """What the warden hears and whom it tells.
+    """What the watch calls.
 
-    `ask` raises TermsRefused when the run may not go on, or not with these voices; `voices` are the models
-    and builds that answers named so far. `refused` is told once, and `complain` of terms that can't be read.
+    `check` raises TermsRefused when the run may not go on, or not with these models. `served_models` returns
+    the models and builds that answers named so far. `on_refused` is called once; `on_error` when the terms
+    can't be read.
     """
 
-    ask: Callable[[Collection[str]], None]
-    voices: Callable[[], Mapping[str, int]]
-    refused: Callable[[TermsRefused], None]
-    complain: Callable[[Exception], None]
+    check: Callable[[Collection[str]], None]
+    served_models: Callable[[], Mapping[str, int]]
+    on_refused: Callable[[TermsRefused], None]
+    on_error: Callable[[Exception], None]
 
 
-async def watch(ears: TermsHooks, clock: Clock) -> None:
-    """Until cancelled, or until the answer is no: also when nobody could read the terms for too long."""
+async def watch(hooks: TermsHooks, clock: Clock) -> None:
+    """Check every minute, and at each new model name. Return when the terms refuse the run."""
     never = asyncio.Event()
-    heard: set[str] = set()
-    due_at, looks = -math.inf, 0
+    checked: set[str] = set()
+    due_at, failures = -math.inf, 0
     while True:
-        fresh = set(ears.voices()) - heard
-        if clock.now() >= due_at or (fresh and not looks):
+        new_names = set(hooks.served_models()) - checked
+        if clock.now() >= due_at or (new_names and not failures):
             try:
-                await asyncio.to_thread(ears.ask, fresh)
+                await asyncio.to_thread(hooks.check, new_names)
             except TermsRefused as error:
-                ears.refused(error)
+                hooks.on_refused(error)
                 return
             except (HarvesterError, OSError) as error:
-                looks += 1
-                if looks == 1:
-                    ears.complain(error)
-                if looks == MOST_LOOKS:
-                    ears.refused(unreadable_terms(error))
+                failures += 1
+                if failures == 1:
+                    hooks.on_error(error)
+                if failures == MOST_LOOKS:
+                    hooks.on_refused(unreadable_terms(error))
                     return
             else:
-                heard |= fresh
-                looks = 0
-            due_at = clock.now() + (ASK_AGAIN_S if looks else ASK_EVERY_S)
+                checked |= new_names
+                failures = 0
+            due_at = clock.now() + (ASK_AGAIN_S if failures else ASK_EVERY_S)
         await clock.wait(never, LISTEN_EVERY_S)
 
 
 def unreadable_terms(error: Exception) -> TermsRefused:
-    """What it means that the terms can't be read: unknown means no."""
+    """Return the refusal of a run whose terms can't be read: unknown means no."""
     return TermsRefused(
         f"the terms can't be asked: {error}",
         remedy="mend or remove the file, then run again: what is stored stays",

@@ -18,7 +18,7 @@ from harvester.cli.status import stop
 from harvester.errors import ConfigError, FindingsError
 from harvester.mock_teacher.running import RunningMock
 from harvester.observe.status import status, status_lines
-from harvester.run.control import client, server
+from harvester.run.control import client, protocol, server
 from harvester.store import paths
 from harvester.store.journal.lock import StoreLock, is_held
 from tests.journey.living import harvester, living, write_folder
@@ -103,7 +103,7 @@ def test_what_cant_be_set_is_refused_in_words_and_changes_nothing(mock_teacher: 
         with pytest.raises(ConfigError, match="unknown verb"):
             client.ask(store, "dance")
         for line in (b"[1]\n", b"nonsense\n", b"[" * 60_000 + b"\n"):
-            with socket.socket(socket.AF_UNIX) as raw, client.address(store) as path:
+            with socket.socket(socket.AF_UNIX) as raw, protocol.socket_address(store) as path:
                 raw.connect(path)
                 raw.sendall(line)
                 assert b"error" in raw.recv(4096)
@@ -171,7 +171,7 @@ def test_a_store_with_a_long_name_is_steered_too(tmp_path: Path) -> None:
         return {"said": asked["verb"]}
 
     async def talk() -> dict[str, Any] | None:
-        async with server.served(deep, act, complain=lambda _: None):
+        async with server.served(deep, act, on_error=lambda _: None):
             assert stat.S_IMODE((deep / paths.CONTROL_SOCKET).stat().st_mode) == 0o600
             return await asyncio.to_thread(client.ask, deep, "hello")
 
@@ -188,8 +188,8 @@ def test_a_request_that_makes_the_job_stumble_gets_a_word_and_a_long_answer_come
         return {"said": "x" * 300_000 if asked["verb"] == "status" else int(float("inf"))}
 
     async def talk() -> dict[str, Any] | None:
-        async with server.served(tmp_path, act, complain=heard.append):
-            with pytest.raises(ConfigError, match="stumble"):
+        async with server.served(tmp_path, act, on_error=heard.append):
+            with pytest.raises(ConfigError, match="OverflowError"):
                 await asyncio.to_thread(client.ask, tmp_path, "set")
             return await asyncio.to_thread(client.ask, tmp_path, "status")
 
@@ -209,7 +209,7 @@ def test_stop_waits_for_its_own_job_and_for_no_other(tmp_path: Path) -> None:
 
     async def live() -> None:
         asked_to_stop.__enter__()
-        async with server.served(tmp_path, act, complain=lambda _: None):
+        async with server.served(tmp_path, act, on_error=lambda _: None):
             waiting = asyncio.create_task(asyncio.to_thread(stop, tmp_path, wait=True, as_json=True))
             try:
                 await asyncio.wait_for(asyncio.shield(waiting), 10)
@@ -228,7 +228,7 @@ def test_where_no_socket_can_be_made_the_job_goes_on_without(tmp_path: Path) -> 
         return asked
 
     async def live() -> None:
-        async with server.served(tmp_path, act, complain=heard.append):
+        async with server.served(tmp_path, act, on_error=heard.append):
             pass
 
     asyncio.run(live())

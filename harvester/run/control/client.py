@@ -1,77 +1,65 @@
-"""Ask a living job over the Unix socket in its store: one JSON line there, one JSON line back.
+"""Ask a running harvest over the Unix socket in its store.
 
-Standard library only, so that `harvester status` answers at once. The socket is 0600: whoever may write the
-store may steer its job.
+The socket has mode 0600: whoever may write the store may control its run.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError, FindingsError
+from harvester.run.control.protocol import (
+    MAX_REPLY_BYTES,
+    request_line,
+    socket_address,
+)
 from harvester.store import paths
 from harvester.store.journal.lock import is_held, read_holder
 
-LONGEST_ADDRESS = 100
-"""sockaddr_un holds 108 bytes, with the closing NUL (unix(7))."""
-LONGEST_LINE = 64 * 1024
-"""Of a request. An answer is a whole status, complaints and all, from a job of our own."""
-LONGEST_ANSWER = 16 * 1024 * 1024
 PATIENCE_S = 5.0
 
 
-@contextmanager
-def address(store: Path) -> Iterator[str]:
-    """A path of the socket that fits into a socket address, however deep the store lies."""
-    path = str(store.resolve() / paths.CONTROL_SOCKET)
-    if len(os.fsencode(path)) <= LONGEST_ADDRESS:
-        yield path
-        return
-    folder = os.open(store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{paths.CONTROL_SOCKET}"
-    finally:
-        os.close(folder)
-
-
-def ask(store: Path, verb: str, *, patience_s: float = PATIENCE_S, **more: Any) -> dict[str, Any] | None:
-    """What the job says, or None when nobody answers in time.
+def ask(
+    store: Path, command: str, *, patience_s: float = PATIENCE_S, **arguments: Any
+) -> dict[str, Any] | None:
+    """Send a command; return the reply, or None when no run answers within `patience_s`.
 
     Raises:
-        ConfigError: the job refuses what was asked.
+        ConfigError: the run refuses the command.
     """
     try:
-        with address(store) as path, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-            line.settimeout(patience_s)
-            line.connect(path)
-            line.sendall(json.dumps({"verb": verb, **more}).encode() + b"\n")
-            with line.makefile("rb") as answer:
-                said = json.loads(answer.readline(LONGEST_ANSWER))
+        with (
+            socket_address(store) as path,
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
+        ):
+            connection.settimeout(patience_s)
+            connection.connect(path)
+            connection.sendall(request_line(command, arguments))
+            with connection.makefile("rb") as stream:
+                reply = json.loads(stream.readline(MAX_REPLY_BYTES))
     except (OSError, ValueError):
         return None
-    if not isinstance(said, dict):
+    if not isinstance(reply, dict):
         return None
-    if said.get("error"):
-        raise ConfigError(str(said["error"]), place=str(store), remedy=str(said.get("remedy", "")))
-    return said
+    if reply.get("error"):
+        raise ConfigError(str(reply["error"]), place=str(store), remedy=str(reply.get("remedy", "")))
+    return reply
 
 
-def tell(store: Path, verb: str, **more: Any) -> dict[str, Any]:
-    """As `ask`, where an answer must come.
+def tell(store: Path, command: str, **arguments: Any) -> dict[str, Any]:
+    """Send a command as `ask` does, where a reply must come.
 
     Raises:
-        FindingsError: no job holds this store, or the one that does is silent.
-        ConfigError: the job refuses what was asked.
+        FindingsError: no run holds this store, or the one that does is silent.
+        ConfigError: the run refuses the command.
     """
-    said = ask(store, verb, **more)
-    if said is not None:
-        return said
+    reply = ask(store, command, **arguments)
+    if reply is not None:
+        return reply
     if not is_held(store):
         raise FindingsError(
             "no job works on this store", place=str(store), remedy="`harvester run` starts one"

@@ -1,6 +1,6 @@
-"""The job's end of the Unix socket in its store (0600): one JSON line in, one JSON line out.
+"""Serve the control socket of a running harvest: one JSON line in, one JSON line out.
 
-Only whoever holds the store's lock serves, so a socket left behind by a killed job is removed.
+Only the process that holds the store's lock serves, so a socket left behind by a killed run is replaced.
 """
 
 from __future__ import annotations
@@ -15,33 +15,40 @@ from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError, HarvesterError, StoreError
-from harvester.run.control.client import LONGEST_LINE, address
+from harvester.run.control.protocol import (
+    MAX_REQUEST_BYTES,
+    error_reply,
+    reply_line,
+    socket_address,
+)
 from harvester.store import paths
 
 Act = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
-Complain = Callable[[Exception], None]
+OnError = Callable[[Exception], None]
+
+# A client that sends no complete line in this time is disconnected.
 READ_WITHIN_S = 5.0
 
 
 @contextlib.asynccontextmanager
-async def served(store: Path, act: Act, complain: Complain) -> AsyncIterator[None]:
-    """Answer until the block ends; then the socket is gone.
+async def served(store: Path, act: Act, on_error: OnError) -> AsyncIterator[None]:
+    """Answer requests until the block ends; then the socket is removed.
 
     Args:
-        act: what to do about a request, and what to say; a HarvesterError is said, not raised.
-        complain: hears why there is no socket; a file system that knows none is no reason not to harvest.
+        act: executes a request and returns the reply; a HarvesterError becomes an error reply.
+        on_error: gets the reason when no socket can be made, and faults of `act`. The harvest goes on.
     """
     try:
-        line = _listen(store)
+        listener = _listen(store)
     except StoreError as error:
-        complain(error)
+        on_error(error)
         yield
         return
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await _answer(reader, writer, act, complain)
+        await _answer(reader, writer, act, on_error)
 
-    server = await asyncio.start_unix_server(answer, sock=line, limit=LONGEST_LINE)
+    server = await asyncio.start_unix_server(answer, sock=listener, limit=MAX_REQUEST_BYTES)
     try:
         yield
     finally:
@@ -51,48 +58,47 @@ async def served(store: Path, act: Act, complain: Complain) -> AsyncIterator[Non
 
 
 def _listen(store: Path) -> socket.socket:
-    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         (store / paths.CONTROL_SOCKET).unlink(missing_ok=True)
-        os.fchmod(line.fileno(), 0o600)  # on Linux the name is born with the socket's mode
-        with address(store) as path:
-            line.bind(path)
+        os.fchmod(listener.fileno(), 0o600)  # on Linux the name is created with the socket's mode
+        with socket_address(store) as path:
+            listener.bind(path)
         (store / paths.CONTROL_SOCKET).chmod(0o600)
-        line.listen(8)
+        listener.listen(8)
     except OSError as error:
-        line.close()
+        listener.close()
         raise StoreError(
             f"can't be made: {error.strerror}", place=str(store / paths.CONTROL_SOCKET)
         ) from None
-    return line
+    return listener
 
 
 async def _answer(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, act: Act, complain: Complain
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, act: Act, on_error: OnError
 ) -> None:
     try:
         async with asyncio.timeout(READ_WITHIN_S):
-            asked = await reader.readline()
-            writer.write(await _said(asked, act, complain) + b"\n")
+            request = await reader.readline()
+            writer.write(reply_line(await _reply(request, act, on_error)))
             await writer.drain()
     except (OSError, TimeoutError, ValueError):
-        pass  # whoever asked has gone, or says nothing
+        pass  # the client has gone, or sent no line in time
     finally:
         writer.close()
 
 
-async def _said(asked: bytes, act: Act, complain: Complain) -> bytes:
+async def _reply(line: bytes, act: Act, on_error: OnError) -> Mapping[str, Any]:
     try:
-        loaded = json.loads(asked)
+        request = json.loads(line)
     except (ValueError, RecursionError):
-        return json.dumps({"error": "not a JSON line"}).encode()
+        return error_reply("not a JSON line")
     try:
-        if not isinstance(loaded, dict):
+        if not isinstance(request, dict):
             raise ConfigError("a request is a JSON object with a verb")
-        return json.dumps(await act(loaded)).encode()
+        return await act(request)
     except HarvesterError as error:
-        return json.dumps({"error": error.message, "remedy": error.remedy}).encode()
-    except Exception as error:  # noqa: BLE001 - no request ends a harvest, and each gets a word
-        complain(error)
-        said = f"this request made the job stumble ({type(error).__name__}); it goes on"
-        return json.dumps({"error": said}).encode()
+        return error_reply(error.message, error.remedy)
+    except Exception as error:  # noqa: BLE001 - no request ends a harvest, and each gets a reply
+        on_error(error)
+        return error_reply(f"this request failed in the job ({type(error).__name__}); the job goes on")

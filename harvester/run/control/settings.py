@@ -1,7 +1,7 @@
-"""What an operator may pull while a pass lives: hold it, let it go on, change its limits and its budget.
+"""Change a run while it lives: pause it, let it go on, change its limits and its budget.
 
-Changes hold for the pass that lives; the configuration file stays what it is. Everything here runs on the
-event loop of the pass.
+Changes last until the run ends; the configuration file stays as it is. Everything here runs on the event loop
+of the pass.
 """
 
 from __future__ import annotations
@@ -17,62 +17,96 @@ from harvester.teacher.limits import LEARNED_REQUESTS, REQUESTS_PER_MINUTE, TOKE
 from harvester.teacher.policies import require_rate_within_patience
 
 SETTABLE = ("max-concurrency", "rpm", "tpm", "budget")
-_LIMITS = {"rpm": REQUESTS_PER_MINUTE, "tpm": TOKENS_PER_MINUTE}
 MOST_CONCURRENCY = 100_000
+
+# In USD or tokens: a larger number is a slip of the pen.
 MOST_BUDGET = 1e12
+
+_LIMITS = {"rpm": REQUESTS_PER_MINUTE, "tpm": TOKENS_PER_MINUTE}
 _AMOUNT = re.compile(r"(\$?)([\d_,]*\.?\d+)\s*(usd|tokens)?\Z", re.IGNORECASE)
 
 
-class RuntimeSettings:
-    """The levers of one pass.
+class RunControl:
+    """Pauses of one run and, during its pass, its settings. It exists before the pass and after it.
 
-    Args:
-        endpoints: the endpoints whose limits, budget and holds are changed.
-        widen: tells the pass how many may be in flight, so that it has as many workers.
+    Several sources may pause at once (operator, schedule, drift); the run goes on when all have resumed.
     """
 
-    def __init__(self, endpoints: Endpoints, widen: Callable[[int], None]) -> None:
-        self._endpoints = endpoints
-        self._widen = widen
-        self._holds: dict[str, str] = {}
+    def __init__(self) -> None:
+        self.settings: RuntimeSettings | None = None
+        self.is_over = False
+        self._pauses: dict[str, str] = {}
+        self._gauges: Mapping[str, Any] = {"limits": {}, "budget": {}}
 
-    def hold(self, who: str, why: str) -> None:
-        """Admit nobody; what is on the wire is awaited. Several may hold; all must let go."""
-        self._holds[who] = why
+    def attach(self, settings: RuntimeSettings) -> None:
+        """The pass begins: pause it, if anything pauses the run."""
+        self.settings = settings
         self._apply()
 
-    def release(self, who: str) -> None:
-        """Let go; a hold that isn't there is no error."""
-        self._holds.pop(who, None)
+    def detach(self) -> None:
+        """The pass is over: keep its last gauges; nothing pauses any more."""
+        self._gauges = self.gauges()
+        self.settings = None
+        self.is_over = True
+
+    def pause(self, source: str, reason: str) -> None:
+        """Send nothing new; requests in flight are awaited."""
+        self._pauses[source] = reason
         self._apply()
+
+    def resume(self, source: str) -> None:
+        """Withdraw this source's pause, if there is one."""
+        if self._pauses.pop(source, None) is not None:
+            self._apply()
 
     def _apply(self) -> None:
-        why = "; ".join(self._holds.values())
-        for queue in self._endpoints.queues:
-            if queue.hold_reason != why:
-                queue.hold(why)
+        if self.settings is not None:
+            self.settings.pause_for("; ".join(self._pauses.values()))
 
     @property
-    def holds(self) -> Mapping[str, str]:
-        """Who holds the pass, and why."""
-        return self._holds
+    def pauses(self) -> Mapping[str, str]:
+        """The reason of each source that pauses the run; empty when the pass is over."""
+        return {} if self.is_over else self._pauses
+
+    def gauges(self) -> Mapping[str, Any]:
+        """Limits and budget as `RuntimeSettings.gauges`; before the pass empty, after it the last ones."""
+        return self._gauges if self.settings is None else self.settings.gauges()
+
+
+class RuntimeSettings:
+    """The limits and the budget of one pass, changeable while it runs.
+
+    Args:
+        endpoints: the endpoints whose queues, limits and budget are changed.
+        resize: sets the number of workers.
+    """
+
+    def __init__(self, endpoints: Endpoints, resize: Callable[[int], None]) -> None:
+        self._endpoints = endpoints
+        self._resize = resize
+
+    def pause_for(self, reason: str) -> None:
+        """Admit no request for this reason; go on when it is ""."""
+        for queue in self._endpoints.queues:
+            if queue.hold_reason != reason:
+                queue.hold(reason)
 
     def set(self, name: str, text: str) -> str:
-        """Change a limit of the living pass; returns what is true now, in words.
+        """Change a limit of the pass; return a sentence that says the new value.
 
         Raises:
-            ConfigError: no such name, or a value it can't take; nothing was changed.
+            ConfigError: unknown name or impossible value; nothing was changed.
         """
         if name == "max-concurrency":
-            said = self._set_concurrency(text)
+            message = self._set_concurrency(text)
         elif name in _LIMITS:
-            said = self._set_rate(name, text)
+            message = self._set_rate(name, text)
         elif name == "budget":
-            said = self._set_budget(text)
+            message = self._set_budget(text)
         else:
             raise ConfigError(f"can't set {name!r}", remedy=f"one of {', '.join(SETTABLE)}")
         self._endpoints.recheck()
-        return said
+        return message
 
     def _set_concurrency(self, text: str) -> str:
         number = _number(text, "max-concurrency")
@@ -81,7 +115,7 @@ class RuntimeSettings:
                 f"max-concurrency is a whole number from 1 to {MOST_CONCURRENCY:,}, not {text}",
                 remedy="as in `harvester set STORE max-concurrency 64`",
             )
-        self._widen(int(number))
+        self._resize(int(number))
         for queue in self._endpoints.queues:
             queue.limiter.window.set_ceiling(int(number))
         return f"max-concurrency is {int(number):,}"
@@ -96,7 +130,7 @@ class RuntimeSettings:
         if value <= 0:
             raise ConfigError(f"{name} must be more than 0", remedy="`harvester pause` sends nothing at all")
         require_rate_within_patience(name, value, len(queues), self._endpoints.policies.patience_s)
-        for queue in queues:  # the limit belongs to the credential: each address has its part
+        for queue in queues:  # the limit belongs to the credential: each endpoint gets its share
             queue.limiter.set_rate(_LIMITS[name], value / 60 / len(queues), now)
         return f"{name} is {value:,.10g}"
 
@@ -122,10 +156,10 @@ class RuntimeSettings:
         return f"the budget of this run is ${value:,.2f}"
 
     def gauges(self) -> dict[str, Any]:
-        """Limits and budget as they are now.
+        """Return limits and budget as they are now.
 
-        `limits`: units per minute over all addresses, None where no limit is known. `budget`: ceilings (None:
-        none), what was spent, and what requests in flight have reserved.
+        `limits`: units per minute over all endpoints, None where no limit is known. `budget`: ceilings (None
+        for none), what was spent, and what requests in flight have reserved.
         """
         rates: dict[LimitKey, float] = {}
         for queue in self._endpoints.queues:

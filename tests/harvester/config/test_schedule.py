@@ -156,16 +156,15 @@ class Job:
     """Stands for the pass: notes when it is held and let go."""
 
     def __init__(self, clock: Hands) -> None:
-        self.levers = self
         self.clock = clock
         self.told: list[tuple[str, float]] = []
 
-    def hold(self, who: str, why: str) -> None:
-        assert who == Ending.HOURS
-        assert "opens" in why
+    def pause(self, source: str, reason: str) -> None:
+        assert source == schedule_watch.SCHEDULE
+        assert "opens" in reason
         self._tell("hold")
 
-    def release(self, who: str) -> None:
+    def resume(self, source: str) -> None:
         self._tell("go")
 
     def _tell(self, what: str) -> None:
