@@ -1,13 +1,13 @@
-"""Everything that can go wrong, drawn once.
+"""Define all errors of the harvester, as one tree.
 
-HarvesterError                      cause, place, remedy; knows its exit code
+HarvesterError                      has a cause, a place, a remedy and an exit code
 ├── UsageError                  2   the operator must change something before we start
 │   ├── ConfigError                 harvest.toml, a teacher row, a flag
 │   └── PromptError                 a prompt file, with file and line
-│       └── NoPrompts                   none there; a watching run waits for them
+│       └── NoPrompts                   no file or no prompt; a watching run waits
 ├── TermsRefused               77   the terms do not permit this use
-├── StoreError                  5   the disk or what lies on it
-│   ├── StoreFull                   ENOSPC, EDQUOT, or the reserve is gone
+├── StoreError                  5   the disk or the files on it
+│   ├── StoreFull                   ENOSPC, EDQUOT, or less than the reserve is free
 │   ├── StoreCorrupt                bytes are not what was written
 │   └── StoreFormatError            written by another version of the format
 ├── StoreLocked                75   another process holds the store
@@ -16,17 +16,17 @@ HarvesterError                      cause, place, remedy; knows its exit code
 ├── Interrupted           130/143   a signal; drained; resumable
 ├── FindingsError               1   `verify` or `--check` found something
 ├── TooManyFailures             3   complete, but more rows failed than max_failed
-├── TeacherChanged                  a canary met another teacher; a complaint, no ending
-└── TeacherError                    what one attempt met on the wire
+├── TeacherChanged                  a canary got another model or other answers; reported, ends nothing
+└── TeacherError                    one attempt brought no answer
     ├── transient: the same request may succeed later
     │   ├── RateLimited             429/503/529 with a wait; costs no attempt
-    │   ├── TeacherUnavailable      5xx, 408, 409, refused, DNS midway
+    │   ├── TeacherUnavailable      5xx, 408, 409, connection refused, DNS failure
     │   ├── AttemptTimeout          no last byte within deadline_s (possibly billed)
     │   ├── ConnectionBroken        reset, cut body, garbage status line (possibly billed)
-    │   └── BrokenAnswer            a 200 that holds no completion; raw bytes are kept
+    │   └── BrokenAnswer            a 200 without a completion; raw bytes are kept
     └── permanent
         ├── PossiblyBilled          may have been billed, and must not be sent again: a dead letter
-        ├── PromptRejected          this prompt, for ever: a dead letter
+        ├── PromptRejected          this prompt will never be answered: a dead letter
         └── TeacherRefused      4   this key, quota, model, policy or address: the job stops
 
 Control flow: raised by one part of a pass and handled by another; these never reach the operator.
@@ -37,8 +37,8 @@ Exception
 ├── EndpointDown                    the endpoint went down while a request waited for it; another is up
 └── GaveUp                          no answer for this prompt: it becomes a dead letter
 
-A leaf answers `is_permanent`; the retrier asks it and never reads messages. `code` is a stable
-short name (`harvester explain CODE`), also the row's reason in the dead letters.
+`is_permanent` says whether a retry can help; nothing ever parses messages. `code` is a stable short name
+(`harvester explain CODE`), also stored as the reason of a dead letter.
 """
 
 from __future__ import annotations
@@ -111,20 +111,20 @@ class TermsRefused(HarvesterError):
 
 
 class StoreError(HarvesterError):
-    """The disk under the store, or what lies on it."""
+    """The disk of the store fails, or its files are not usable."""
 
     code = "store"
     exit_code = 5
 
 
 class StoreFull(StoreError):
-    """No room left (ENOSPC, EDQUOT, or the free-space reserve is gone)."""
+    """The disk is full (ENOSPC, EDQUOT, or less than the reserve is free)."""
 
     code = "store_full"
 
 
 class StoreCorrupt(StoreError):
-    """Bytes on disk are not the bytes that were written."""
+    """The bytes on disk are not those that were written."""
 
     code = "store_corrupt"
 
@@ -192,17 +192,18 @@ class TeacherChanged(HarvesterError):
 
 
 class TeacherError(HarvesterError):
-    """What one attempt met on the wire.
+    """One attempt at a teacher brought no answer.
 
     Args:
         status: HTTP status, None when no status line arrived.
         error_code: the teacher's own code (`error.code` or `error.type`), verbatim.
-        retry_after_s: seconds the teacher asked us to wait, None when it said nothing.
+        retry_after_s: seconds the teacher asked us to wait, None when it named no time.
         raw: body bytes as received (capped), kept for the record.
-        maybe_billed: the teacher may have generated, and charged for, an answer we don't hold.
+        maybe_billed: the teacher may have generated, and charged for, an answer we don't have.
+        headers: of the reply, with lower-case names; they may state rate limits.
 
-    `headers` of the reply may name limits; who classified the reply puts them there. `endpoint` is the base
-    URL it came from, noted by who chose it.
+    Attributes:
+        endpoint: base URL of the attempt, "" until `teacher.Teacher` sets it.
     """
 
     code = "teacher"
@@ -217,6 +218,7 @@ class TeacherError(HarvesterError):
         retry_after_s: float | None = None,
         raw: bytes = b"",
         maybe_billed: bool = False,
+        headers: Mapping[str, str] | None = None,
         place: str = "",
         remedy: str = "",
     ) -> None:
@@ -226,40 +228,40 @@ class TeacherError(HarvesterError):
         self.retry_after_s = retry_after_s
         self.raw = raw
         self.maybe_billed = maybe_billed
-        self.headers: Mapping[str, str] = {}
+        self.headers: Mapping[str, str] = headers or {}
         self.endpoint = ""
 
 
 class RateLimited(TeacherError):
-    """The teacher asks for patience (429, or 503/529 as overload). Costs no attempt."""
+    """The teacher asks us to slow down (429, or 503/529 as overload). Uses up no attempt."""
 
     code = "rate_limited"
     is_permanent = False
 
 
 class TeacherUnavailable(TeacherError):
-    """5xx, 408, 409, connection refused, name resolution failing midway."""
+    """The teacher or the way to it fails: 5xx, 408, 409, connection refused, DNS failure."""
 
     code = "unavailable"
     is_permanent = False
 
 
 class AttemptTimeout(TeacherError):
-    """The last byte didn't arrive within the attempt's deadline."""
+    """The last byte did not arrive within the attempt's deadline."""
 
     code = "timeout"
     is_permanent = False
 
 
 class ConnectionBroken(TeacherError):
-    """Reset, cut body, garbage status line: the bytes stopped before the answer ended."""
+    """The connection ended before the answer did: reset, cut body, invalid status line."""
 
     code = "connection"
     is_permanent = False
 
 
 class BrokenAnswer(TeacherError):
-    """A 200 whose body holds no completion: junk JSON, HTML, no choices, an error inside."""
+    """A 200 whose body has no completion: invalid JSON, HTML, no choices, an error inside."""
 
     code = "broken_answer"
     is_permanent = False
@@ -272,7 +274,7 @@ class PromptRejected(TeacherError):
 
 
 class PossiblyBilled(TeacherError):
-    """An attempt may have been billed without an answer to hold, and the run sends no such request again."""
+    """An attempt may have been billed without bringing an answer, and the run must not send it again."""
 
     code = "possibly_billed"
 

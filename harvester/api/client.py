@@ -204,16 +204,13 @@ class Client:
                 # Unless it is set, httpx decodes all headers once more to guess their encoding.
                 response.headers.encoding = "latin-1"
                 try:
-                    body = await _read(response)
+                    body = await _read(response, _place(url))
                 finally:
                     await response.aclose()
         except TimeoutError:
             raise AttemptTimeout(
                 f"no last byte within {deadline_s:g} s", maybe_billed=True, place=_place(url)
             ) from None
-        except TeacherError as error:
-            error.place = _place(url)
-            raise
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError) as error:
             raise _translate(error, url, self._redactor) from error
         return RawAnswer(
@@ -233,7 +230,7 @@ async def _in_pieces(content: bytes) -> AsyncIterator[bytes]:
         yield content[start : start + PIECE_BYTES]
 
 
-async def _read(response: httpx.Response) -> bytes:
+async def _read(response: httpx.Response, place: str) -> bytes:
     """Read the decoded body, at most `MAX_BODY_BYTES`."""
     chunks: list[bytes] = []
     size = 0
@@ -245,6 +242,7 @@ async def _read(response: httpx.Response) -> bytes:
                 f"the reply is larger than {MAX_BODY_BYTES >> 20} MiB",
                 status=response.status_code,
                 maybe_billed=True,
+                place=place,
             )
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 

@@ -118,9 +118,12 @@ def _load_tolerantly(raw: bytes) -> Any:
             raise  # an object nested too deep: it was paid for, so `parse` stores it as `unknown`
         start = excerpt(raw[:400].decode("utf-8", "replace"))
         is_page = raw.lstrip()[:1] == b"<"  # HTML from a proxy in between
-        broken = _broken(f"status 200 whose body is not JSON: {start}", raw, billed=not is_page)
-        broken.error_code = "html" if is_page else ""
-        raise broken from None
+        raise _broken(
+            f"status 200 whose body is not JSON: {start}",
+            raw,
+            billed=not is_page,
+            error_code="html" if is_page else "",
+        ) from None
 
 
 def _integer(digits: str) -> int | float:
@@ -128,8 +131,8 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) < 400 else math.inf
 
 
-def _broken(message: str, raw: bytes, *, billed: bool) -> BrokenAnswer:
-    return BrokenAnswer(message, status=200, raw=raw, maybe_billed=billed)
+def _broken(message: str, raw: bytes, *, billed: bool, error_code: str = "") -> BrokenAnswer:
+    return BrokenAnswer(message, status=200, error_code=error_code, raw=raw, maybe_billed=billed)
 
 
 def _outcome(finish_reason: str, text: str | None, refusal: str | None, tools: Any) -> Outcome:

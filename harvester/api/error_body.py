@@ -100,18 +100,17 @@ def classify(
     code, message = _error_of(body)
     error_class, summary, remedy = _classify(status, code, headers)
     detail = excerpt(message if secret is None else message.replace(secret, "***"))
-    error = error_class(
+    return error_class(
         f"{summary}: {detail}" if detail else summary,
         status=status,
         error_code=code,
         retry_after_s=retry_after_s(headers) if not error_class.is_permanent else None,
         raw=body[:RAW_KEPT_BYTES],
         maybe_billed=status in _GATEWAY_LOST,
+        headers=headers,
         place=place,
         remedy=remedy,
     )
-    error.headers = headers
-    return error
 
 
 def error_inside(document: Mapping[str, Any], body: bytes) -> TeacherError | None:
