@@ -20,7 +20,7 @@ def _entry(token: str, probability: float) -> dict[str, Any]:
 
 
 def token_logprobs(pieces: Sequence[str], top: int, digest: bytes) -> list[dict[str, Any]]:
-    """Return one entry of `logprobs.content` for each token, with `top` alternatives, the chosen one first."""
+    """Return one entry of `logprobs.content` for each token, with `top` alternatives, chosen one first."""
     chance = random.Random(digest)
     entries = []
     for piece in pieces:
