@@ -1,43 +1,58 @@
-"""Has the teacher changed? Its answers to the same few prompts, now and then, told apart by law. Pure.
+"""Detect a change of the teacher: compare its answers to the same few prompts, round after round.
 
-A model or a build that names itself otherwise is a change, whatever it answers. Answers of one build differ
-too (sampling, batching at the teacher's), so words count as a change only beyond a tolerance, in the mean.
+A new model name or build is a change, whatever the answers say. The answers of one build differ too, because
+of sampling and of batching at the teacher. So a difference in words is a change only if its mean over the
+prompts exceeds the tolerance. Rounds are kept in the canaries' own store, `canary/` inside the store: the answers as
+rows, the result of each round as a line of rounds.jsonl.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-"""Of the canaries' own store, inside the store."""
+from harvester.store import paths
+from harvester.store.reader import Corpus
+
+# At most this many builds are remembered; the oldest is forgotten, and reported as new if it returns.
 MOST_BUILDS = 20
-"""So many builds of one teacher are told apart; another one makes room, and its like is news again."""
+_COLUMNS = ("completion", "refusal", "response_model", "system_fingerprint", "metadata_json")
 
 
 @dataclass(frozen=True, slots=True)
 class CanaryReply:
-    """What a canary brought: its text (or refusal), and who the teacher said it was."""
+    """The answer to a canary prompt: its text or refusal, and the model and build it names."""
 
     text: str
     model: str
     fingerprint: str
 
     @property
-    def voice(self) -> tuple[str, str]:
-        """The build, as the teacher names it."""
+    def build(self) -> tuple[str, str]:
+        """Model and fingerprint, as the teacher names them."""
         return self.model, self.fingerprint
 
 
-Known = Mapping[str, Sequence[CanaryReply]]
-"""By what was asked: a reply of each build that is known, newest last."""
+# Request key -> a reply of each known build, newest last.
+KnownReplies = Mapping[str, Sequence[CanaryReply]]
 
 
 @dataclass(frozen=True, slots=True)
 class CanaryChange:
-    """One round against what is known. `changes` is empty where the teacher is who it was."""
+    """The result of comparing one round with the known replies; no `changes` if the teacher is the same.
+
+    Attributes:
+        distance: mean over the prompts, from 0 (same words) to 1; None if nothing could be compared.
+        changes: what differs, in words.
+        models, fingerprints: counts of the round's answers.
+        furthest: the request key of the prompt whose answer differs most.
+    """
 
     distance: float | None
     changes: list[str]
@@ -57,80 +72,148 @@ class CanaryChange:
 
 
 def distance(before: str, after: str) -> float:
-    """How much of two texts differs: 0.0 for equal words in equal order, 1.0 without a common word.
+    """The distance of two texts: 0.0 for equal words in equal order, 1.0 without a common word.
 
     One minus Sorensen and Dice's coefficient over words and pairs of neighbouring words, as multisets.
     """
-    parts = [_parts(text) for text in (before, after)]
-    count = parts[0].total() + parts[1].total()
-    return 1.0 - 2 * (parts[0] & parts[1]).total() / count if count else 0.0
+    first, second = _words_and_pairs(before), _words_and_pairs(after)
+    count = first.total() + second.total()
+    return 1.0 - 2 * (first & second).total() / count if count else 0.0
 
 
-def _parts(text: str) -> Counter[tuple[str, ...]]:
+def _words_and_pairs(text: str) -> Counter[tuple[str, ...]]:
     words = text.split()
     return Counter([*((word,) for word in words), *pairwise(words)])
 
 
-def compare(known: Known, replies: Mapping[str, CanaryReply], tolerance: float) -> CanaryChange:
-    """A round's replies, by what was asked, against what is known; a new question differs from nothing.
+def compare(known: KnownReplies, replies: Mapping[str, CanaryReply], tolerance: float) -> CanaryChange:
+    """Compare a round's replies (by request key) with the known ones; a new prompt is compared with nothing.
 
-    A build is compared with itself: a teacher that answers by turns from several is told once for each.
+    A build is compared with itself, so a teacher that alternates between builds is reported once for each.
+
+    Args:
+        tolerance: mean distance above which different words are a change.
     """
-    common = [ask for ask in replies if known.get(ask)]
+    common = [key for key in replies if known.get(key)]
     changes = []
     for name in ("model", "fingerprint"):
-        before = {getattr(one, name) for ones in known.values() for one in ones}
-        if new := sorted({getattr(replies[ask], name) for ask in common} - before):
-            told = (", ".join(map(repr, names)) for names in (sorted(before), new))
-            changes.append(f"{name} {' -> '.join(told)}")
-    far = {ask: distance(_kin(known[ask], replies[ask]).text, replies[ask].text) for ask in common}
-    mean = sum(far.values()) / len(far) if far else None
+        before = {getattr(reply, name) for known_replies in known.values() for reply in known_replies}
+        if new := sorted({getattr(replies[key], name) for key in common} - before):
+            lists = (", ".join(map(repr, names)) for names in (sorted(before), new))
+            changes.append(f"{name} {' -> '.join(lists)}")
+    distances = {
+        key: distance(_reply_to_compare(known[key], replies[key]).text, replies[key].text) for key in common
+    }
+    mean = sum(distances.values()) / len(distances) if distances else None
     if mean is not None and mean > tolerance:
         changes.append(f"answers differ by {mean:.0%}, tolerance {tolerance:.0%}")
     return CanaryChange(
         mean,
         changes,
-        Counter(one.model for one in replies.values()),
-        Counter(one.fingerprint for one in replies.values()),
-        max(far, key=lambda ask: far[ask], default=""),
+        Counter(reply.model for reply in replies.values()),
+        Counter(reply.fingerprint for reply in replies.values()),
+        max(distances, key=lambda key: distances[key], default=""),
     )
 
 
-def _kin(known: Sequence[CanaryReply], reply: CanaryReply) -> CanaryReply:
+def _reply_to_compare(known: Sequence[CanaryReply], reply: CanaryReply) -> CanaryReply:
     """The newest known reply of the same build, else the newest of all."""
-    return next((one for one in reversed(known) if one.voice == reply.voice), known[-1])
+    return next((other for other in reversed(known) if other.build == reply.build), known[-1])
 
 
 def learn(
-    known: Known, replies: Mapping[str, CanaryReply], *, changed: bool
+    known: KnownReplies, replies: Mapping[str, CanaryReply], *, changed: bool
 ) -> dict[str, tuple[CanaryReply, ...]]:
-    """What is known after a round: each build's first reply, or that of the last change it had part in."""
-    learned = {ask: tuple(ones) for ask, ones in known.items()}
-    for ask, reply in replies.items():
-        before = learned.get(ask, ())
-        others = tuple(one for one in before if one.voice != reply.voice)
+    """The known replies after a round: each build's first one, replaced by that of a round with changes."""
+    learned = {key: tuple(known_replies) for key, known_replies in known.items()}
+    for key, reply in replies.items():
+        before = learned.get(key, ())
+        others = tuple(other for other in before if other.build != reply.build)
         if changed or len(others) == len(before):
-            learned[ask] = (*others, reply)[-MOST_BUILDS:]
+            learned[key] = (*others, reply)[-MOST_BUILDS:]
     return learned
 
 
-def recollect(
+def _rank(number: int, changed: Collection[int]) -> tuple[bool, int]:
+    """Order of preference of a round: the last one with changes, else the first one."""
+    return (True, number) if number in changed else (False, -number)
+
+
+def known_after(
     answers: Iterable[tuple[int, str, CanaryReply]], changed: Collection[int]
 ) -> dict[str, tuple[CanaryReply, ...]]:
-    """What `learn` would know, from all answers of earlier rounds in any order.
+    """The known replies that `learn` would give, from all answers of earlier rounds in any order.
 
     Args:
-        answers: round, what was asked, and the reply.
+        answers: round, request key, and the reply.
         changed: the rounds that found a change.
     """
     kept: dict[str, dict[tuple[str, str], tuple[int, CanaryReply]]] = {}
-    for number, ask, reply in answers:
-        builds = kept.setdefault(ask, {})
-        held = builds.get(reply.voice)
-        rank = (number in changed, number if number in changed else -number)
-        if held is None or rank > (held[0] in changed, held[0] if held[0] in changed else -held[0]):
-            builds[reply.voice] = (number, reply)
+    for number, key, reply in answers:
+        builds = kept.setdefault(key, {})
+        previous = builds.get(reply.build)
+        rank = _rank(number, changed)
+        if previous is None or rank > _rank(previous[0], changed):
+            builds[reply.build] = (number, reply)
     return {
-        ask: tuple(reply for _, reply in sorted(builds.values(), key=lambda one: one[0]))[-MOST_BUILDS:]
-        for ask, builds in kept.items()
+        key: tuple(reply for _, reply in sorted(builds.values(), key=lambda entry: entry[0]))[-MOST_BUILDS:]
+        for key, builds in kept.items()
     }
+
+
+def read_rounds(store: Path) -> list[dict[str, Any]]:
+    """The lines of rounds.jsonl, oldest first; a torn last line is left out."""
+    rounds = []
+    path = store / paths.CANARY / paths.CANARY_ROUNDS
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and "round" in entry:
+                    rounds.append(entry)
+    return rounds
+
+
+def append_round(store: Path, entry: Mapping[str, Any]) -> None:
+    """Append a line to rounds.jsonl. An error of the disk loses the line, not the run."""
+    with (
+        contextlib.suppress(OSError),
+        (store / paths.CANARY / paths.CANARY_ROUNDS).open("a", encoding="utf-8") as file,
+    ):
+        file.write(json.dumps(entry) + "\n")
+
+
+def canary_status(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The part of `canary` in status.json that earlier rounds determine."""
+    if not rounds:
+        return {}
+    changed, last = [entry for entry in rounds if entry.get("changes")], rounds[-1]
+    return {
+        "rounds": last["round"],
+        "asked_at": last.get("at"),
+        "distance": last.get("distance"),
+        "changes": len(changed),
+        "said": "; ".join(changed[-1]["changes"]) if changed else "",
+    }
+
+
+def load_known(store: Path) -> tuple[KnownReplies, int]:
+    """The known replies, from the rounds in rounds.jsonl, and the number of the last round.
+
+    Raises:
+        StoreError, StoreCorrupt: the canaries' store can't be read.
+    """
+    rounds = {entry["round"]: entry for entry in read_rounds(store)}
+    last = max(rounds, default=0)
+
+    def answers() -> Iterator[tuple[int, str, CanaryReply]]:
+        nonlocal last
+        for sample in Corpus.open(store / paths.CANARY).samples(columns=_COLUMNS):
+            number, key = sample.metadata.get("round", 0), sample.metadata.get("asks", "")
+            last = max(last, number)
+            if number in rounds or not rounds:  # other rounds were interrupted before they were compared
+                text = sample.completion or sample.refusal or ""
+                yield number, key, CanaryReply(text, sample.response_model, sample.system_fingerprint)
+
+    changed = {number for number, entry in rounds.items() if entry.get("changes")}
+    return known_after(answers(), changed), last

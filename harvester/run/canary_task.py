@@ -27,8 +27,8 @@ from harvester.errors import (
     TeacherRefused,
     UsageError,
 )
-from harvester.observe import canary, rounds
-from harvester.observe.canary import CanaryReply, Known
+from harvester.observe import canary
+from harvester.observe.canary import CanaryReply, KnownReplies
 from harvester.observe.counters import Counters
 from harvester.prompts import reader
 from harvester.run.in_flight import answer_record
@@ -105,8 +105,8 @@ class CanaryTask:
             await scribe.call(lambda journal: journal.begin_run(record))
             await scribe.start()
             aside = Teacher(teacher.endpoints, scribe, self._spent, record.run_id)
-            known, number = await asyncio.to_thread(rounds.remembered, self._orders.store)
-            self.news.update(rounds.news_of(rounds.read_rounds(self._orders.store)))
+            known, number = await asyncio.to_thread(canary.load_known, self._orders.store)
+            self.news.update(canary.canary_status(canary.read_rounds(self._orders.store)))
             while True:
                 known, number = await self._turn(aside, scribe, known, number)
                 await self._clock.sleep(self._orders.config.canary.every_s)
@@ -118,8 +118,8 @@ class CanaryTask:
             await asyncio.shield(asyncio.to_thread(self._close, writer, ending))
 
     async def _turn(
-        self, teacher: Teacher, scribe: AsyncWriter, known: Known, number: int
-    ) -> tuple[Known, int]:
+        self, teacher: Teacher, scribe: AsyncWriter, known: KnownReplies, number: int
+    ) -> tuple[KnownReplies, int]:
         """The next round; one that can't be asked is missed, and told of.
 
         Raises:
@@ -162,8 +162,8 @@ class CanaryTask:
         scribe: AsyncWriter,
         number: int,
         asks: list[tuple[str, Request]],
-        known: Known,
-    ) -> Known:
+        known: KnownReplies,
+    ) -> KnownReplies:
         """Ask all, compare, write it down; returns what is known from now on."""
         replies: dict[str, CanaryReply] = {}
         turns = asyncio.Semaphore(AT_ONCE)
@@ -210,7 +210,7 @@ class CanaryTask:
             "answered": answered,
             **finding.as_dict(),
         }
-        rounds.write_down(self._orders.store, told)
+        canary.append_round(self._orders.store, told)
         changes = self.news.get("changes", 0) + bool(finding.changes)
         self.news.update(
             rounds=number,

@@ -16,7 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from harvester.observe.report import html as page
-from harvester.observe.report import search, server
+from harvester.observe.report import samples, server
 from harvester.store.shards import seal
 from harvester.system.safe_text import one_line, visible
 from tests.harvester import store_rows
@@ -106,36 +106,36 @@ def test_search_walks_the_whole_store_page_by_page(tmp_path: Path):
         seen: list[str] = []
         cursor = ""
         while True:
-            found = search.search(store, "WHAT IS", cursor=cursor)
-            assert len(found.samples) <= search.PAGE
+            found = samples.search(store, "WHAT IS", cursor=cursor)
+            assert len(found.samples) <= samples.PAGE
             seen += [sample.prompt_id for sample in found.samples]
             cursor = found.cursor
             if not cursor:
                 break
         assert sorted(seen) == sorted(f"p{n}" for n in range(420))
-        assert [s.prompt_id for s in search.search(store, "is 417 +").samples] == ["p417"]
-        assert [s.prompt_id for s in search.search(store, "is 7 +").samples] == ["p7"]
-        assert search.search(store, "", outcome="truncated").samples == []
-        assert len(search.search(store, "nothing", cursor="no-shard:1:1").samples) == 0
+        assert [s.prompt_id for s in samples.search(store, "is 417 +").samples] == ["p417"]
+        assert [s.prompt_id for s in samples.search(store, "is 7 +").samples] == ["p7"]
+        assert samples.search(store, "", outcome="truncated").samples == []
+        assert len(samples.search(store, "nothing", cursor="no-shard:1:1").samples) == 0
 
 
 def test_a_search_that_takes_long_hands_over_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(search, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(samples, "PATIENCE_S", 0.0)
     store = tmp_path / "store"
     with store_rows.open_store(store) as journal:
         for start in (0, 10):
             store_rows.fill(journal, range(start, start + 10))
             seal.seal(journal, store, target_bytes=1 << 20, everything=True)
-    first = search.search(store, "is 3 +")
+    first = samples.search(store, "is 3 +")
     assert (first.samples, bool(first.cursor), first.looked_at) == ([], True, 10)
-    second = search.search(store, "is 3 +", cursor=first.cursor)
+    second = samples.search(store, "is 3 +", cursor=first.cursor)
     assert [s.prompt_id for s in second.samples] == ["p3"]
 
 
 @pytest.mark.parametrize("at", [f"journal:0:{2**63}", f"journal:0:{2**63 - 10}", f"journal:{'9' * 5000}:0"])
 def test_a_cursor_that_was_never_given_begins_anew(client: TestClient, hostile_store: Path, at: str):
     reply = client.get("/samples", params={"after": at})
-    assert (reply.status_code, reply.json()["count"]) == (200, min(search.PAGE, len(hostile.TEXTS)))
+    assert (reply.status_code, reply.json()["count"]) == (200, min(samples.PAGE, len(hostile.TEXTS)))
     names = [path.name for path in (hostile_store / "shards").glob("*.parquet")]
     assert client.get("/samples", params={"after": f"{names[0]}:0:{10**15 - 1}"}).json()["count"] == 0
 

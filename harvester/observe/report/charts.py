@@ -1,14 +1,14 @@
-"""Small SVG drawings for the pages: numbers in, markup out, nothing remote, nothing executable.
+"""Draw small SVG charts for the pages: lines, histograms and shares, without scripts or remote parts.
 
-Every label is escaped here, so callers may pass a teacher's words. Colours are classes that the page's style
-sheet fills, so the drawings follow its light and dark theme.
+Every label is escaped here, so callers may pass text that a teacher wrote. Colours are CSS classes of the
+page's style sheet, so the charts follow its light and dark theme.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup, escape
 
@@ -17,6 +17,8 @@ from harvester.system.safe_text import one_line
 
 WIDTH, WIDE = 400, 560
 LEFT, TOP, BASE = 44, 10, 150
+# An axis that would end outside these bounds ends at 1: its ticks would underflow to 0 or overflow.
+SMALLEST_AXIS, LARGEST_AXIS = 1e-300, 1e300
 MOST_BARS = 40
 MOST_POINTS = 400
 Format = Callable[[float], str]
@@ -58,18 +60,18 @@ def dollars(value: float) -> str:
 
 
 def words(text: str) -> Markup:
-    """Text as a label: escaped, on one line, nothing in it that nobody can see."""
+    """Escape text for a label: one line, control and invisible characters made visible."""
     return escape(one_line(text))
 
 
 def nothing(why: str) -> Markup:
-    """In place of a drawing."""
+    """A note in place of a chart."""
     return Markup('<p class="none">{}</p>').format(words(why))
 
 
 def ticks(high: float, most: int = 4) -> list[float]:
-    """Round numbers from 0 to at least `high`, no more than `most` + 1 of them."""
-    if high <= 0 or not math.isfinite(high):
+    """Round numbers from 0 to at least `high`, at most about `most` + 1 of them."""
+    if not SMALLEST_AXIS <= high <= LARGEST_AXIS:
         return [0.0, 1.0]
     raw = high / most
     power = 10.0 ** math.floor(math.log10(raw))
@@ -85,17 +87,24 @@ def lines(
     marks: Sequence[float] = (),
     width: int = WIDTH,
 ) -> Markup:
-    """Lines over a common x; y starts at 0. `marks` are x values that get a vertical rule."""
-    drawn = [point for one in series for point in one.points if point is not None]
+    """Draw lines over a common x axis; y starts at 0. NaN and infinities are gaps.
+
+    Args:
+        x, y: write the numbers of the axes.
+        marks: x values that get a vertical rule.
+        width: of the drawing, in its own units.
+    """
+    series = [replace(curve, points=[_finite(point) for point in curve.points]) for curve in series]
+    drawn = [point for curve in series for point in curve.points if point is not None]
     if len(drawn) < 2:
         return nothing("too few points to draw")
     low, high = min(p[0] for p in drawn), max(p[0] for p in drawn)
     at = ticks(max(p[1] for p in drawn))
-    span, tallest = (high - low) or 1.0, at[-1]
+    half_span, tallest = (high / 2 - low / 2) or 1.0, at[-1]  # halves: their difference can't overflow
 
     def place(point: tuple[float, float]) -> tuple[float, float]:
-        across = LEFT + (point[0] - low) / span * (width - LEFT - 6)
-        return across, BASE - max(0.0, point[1]) / tallest * (BASE - TOP)
+        across = LEFT + (point[0] / 2 - low / 2) / half_span * (width - LEFT - 6)
+        return across, BASE - min(1.0, max(0.0, point[1] / tallest)) * (BASE - TOP)
 
     parts = [
         f'<line class="grid" x1="{LEFT}" x2="{width}" y1="{v:.1f}" y2="{v:.1f}"/>'
@@ -108,23 +117,28 @@ def lines(
         for m in marks
         if low < m < high
     ]
-    for one in series:
-        for piece in _pieces(one.points):
+    for curve in series:
+        for piece in _pieces(curve.points):
             dots = [place(point) for point in piece]
             path = " ".join(f"{across:.1f},{down:.1f}" for across, down in dots)
-            if one.area:
+            if curve.area:
                 corners = f"{dots[0][0]:.1f},{BASE} {path} {dots[-1][0]:.1f},{BASE}"
-                parts.append(f'<polygon class="area {one.kind}" points="{corners}"/>')
-            parts.append(f'<polyline class="{one.kind}" points="{path}"/>')
+                parts.append(f'<polygon class="area {curve.kind}" points="{corners}"/>')
+            parts.append(f'<polyline class="{curve.kind}" points="{path}"/>')
     parts.append(
         f'<text x="{LEFT}" y="{BASE + 18}">{words(x(low))}</text>'
         f'<text x="{width}" y="{BASE + 18}" text-anchor="end">{words(x(high))}</text>'
     )
-    return svg("".join(parts), BASE + 24, " and ".join(one.name for one in series), width)
+    return svg("".join(parts), BASE + 24, " and ".join(curve.name for curve in series), width)
+
+
+def _finite(point: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The point, or None (a gap) where it can't be drawn."""
+    return point if point is not None and all(map(math.isfinite, point)) else None
 
 
 def _pieces(points: Sequence[tuple[float, float] | None]) -> list[list[tuple[float, float]]]:
-    """The unbroken stretches, thinned to what a screen can show: of each group its highest point stays."""
+    """Split at the gaps and thin out: of each group of points the highest is kept, so peaks stay visible."""
     group = max(1, math.ceil(len(points) / MOST_POINTS))
     pieces: list[list[tuple[float, float]]] = [[]]
     for point in points:
@@ -166,7 +180,7 @@ def histogram(found: Histogram, *, unit: str = "", format: Format = compact, who
 
 
 def _whole_bars(found: Histogram) -> list[tuple[float, int]] | None:
-    """A bar for each number; None where they are too many, or too large to be told apart."""
+    """One bar for each number; None if a value is above 39, where a cell no longer holds a single number."""
     values = range(0 if found.zeros else 1, 40)
     cells = {value: Histogram.cell(value) for value in values if value}
     if not set(found.cells) <= set(cells.values()):
@@ -177,7 +191,7 @@ def _whole_bars(found: Histogram) -> list[tuple[float, int]] | None:
 
 
 def _log_bars(found: Histogram) -> list[tuple[float, int]]:
-    """At most `MOST_BARS` of equal width on a logarithmic scale; stragglers go into the outermost."""
+    """At most `MOST_BARS` bars of equal width on a logarithmic scale; outliers go into the outermost."""
     ordered = sorted(found.cells) or [0]
     low, high = ordered[0], ordered[-1]
     if found.count >= 500:  # the outermost thousandth must not squeeze everybody else
@@ -243,12 +257,12 @@ def shares(counts: Mapping[str, float], format: Format = "{:,.0f}".format, most:
 
 
 def svg(inside: str, height: float, label: str, width: int = WIDTH) -> Markup:
-    """A drawing of escaped markup, scaled to its place, with a label for those who can't see it."""
+    """Wrap escaped markup in an SVG element that scales to its place; `label` is read by screen readers."""
     return Markup(  # noqa: S704 - every caller escapes its text above
         f'<svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{words(label)}">{inside}</svg>'
     )
 
 
 def short(name: str, limit: int = 20) -> str:
-    """A name cut to so many characters."""
+    """A name cut to `limit` characters."""
     return name if len(name) <= limit else name[: limit - 1] + "…"

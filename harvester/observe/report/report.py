@@ -14,11 +14,11 @@ from typing import Any
 
 from harvester.config import schedule
 from harvester.errors import RunState, StoreError
+from harvester.observe.canary import read_rounds
 from harvester.observe.report import charts, figures, html
 from harvester.observe.report import scorecard as judged
 from harvester.observe.report.census import Census, Known, take
-from harvester.observe.report.samples import browser
-from harvester.observe.rounds import read_rounds
+from harvester.observe.report.samples import samples_view
 from harvester.observe.status import read_status, rows_done, status
 from harvester.observe.timeline import read_timeline
 from harvester.store import paths
@@ -59,7 +59,7 @@ def write_report(
         ConfigError: the scorecard or the training log is missing or isn't one, or `out` can't be written.
     """
     account = gather(store, card=judged.read_scorecard(scorecard), training=judged.read_training(training))
-    text = html.document(overview(account), browser(account.census, account.samples))
+    text = html.document(overview(account), samples_view(account.census, account.samples))
     with output_path.replacing(out, store) as hidden:
         out.parent.mkdir(parents=True, exist_ok=True)
         hidden.write_text(text, encoding="utf-8")

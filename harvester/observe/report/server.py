@@ -23,12 +23,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from harvester.errors import ConfigError, StoreError
+from harvester.observe.canary import read_rounds
 from harvester.observe.report import html as page
 from harvester.observe.report import prometheus, report
 from harvester.observe.report.census import Known
-from harvester.observe.report.samples import browser, shown
-from harvester.observe.report.search import search
-from harvester.observe.rounds import read_rounds
+from harvester.observe.report.samples import sample_view, samples_view, search
 from harvester.observe.timeline import read_timeline
 
 HOSTS = frozenset({"127.0.0.1", "localhost"})
@@ -123,7 +122,7 @@ def app_of(store: Path) -> ASGIApp:
 
     def whole(_: Request) -> Response:
         account = desk.account()
-        browsed = browser(account.census, account.samples[:50])
+        browsed = samples_view(account.census, account.samples[:50])
         return HTMLResponse(page.document(report.overview(account), browsed, page.VIEW_SCRIPT))
 
     def overview(_: Request) -> Response:
@@ -134,7 +133,7 @@ def app_of(store: Path) -> ASGIApp:
         text, outcome = request.query_params.get("q", ""), request.query_params.get("outcome", "")
         cursor = request.query_params.get("after", "")
         found = search(store, text, outcome=outcome, cursor=cursor)
-        html = page.fragment("samples", {"samples": [shown(sample) for sample in found.samples]})
+        html = page.fragment("samples", {"samples": [sample_view(sample) for sample in found.samples]})
         more = {"count": len(found.samples), "cursor": found.cursor, "looked_at": found.looked_at}
         return JSONResponse({"html": html, **more})
 

@@ -6,7 +6,7 @@ import math
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harvester.observe.report import charts, scorecard
@@ -59,10 +59,19 @@ def test_a_hostile_name_stays_text():
     assert card.count("<circle") == 1
 
 
-@given(st.lists(st.tuples(st.floats(0, 1e9), st.floats(0, 1e12)) | st.none(), max_size=900))
+usual = st.tuples(st.floats(0, 1e9), st.floats(0, 1e12))
+# Denormal and huge numbers, zero and huge spans, NaN and infinities.
+extreme = st.tuples(st.floats(), st.floats())
+
+
+@given(st.lists(usual | st.none(), max_size=900) | st.lists(extreme | usual | st.none(), max_size=20))
+@example([(0.0, 0.0), (0.0, 5e-324)])
+@example([(-1.7e308, 1.7e308), (1.7e308, -1.7e308)])
+@example([(0.0, math.nan), (1.0, math.inf), (2.0, 1.0), (3.0, 1.0)])
+@example([(5e-324, 0.0), (1e-323, 1e300)])
 def test_lines_stay_inside_their_frame(points: list[tuple[float, float] | None]):
     drawing = charts.lines([Series("a", points, area=True)])
-    if sum(point is not None for point in points) < 2:
+    if sum(point is not None and all(map(math.isfinite, point)) for point in points) < 2:
         assert "too few" in drawing
         return
     for line in parsed(drawing).iter("polyline"):
@@ -77,7 +86,7 @@ def test_a_gap_breaks_the_line():
     assert len(list(drawn.iter("polyline"))) == 2
 
 
-@pytest.mark.parametrize("high", [0.0003, 0.9, 1, 7, 10, 99, 101, 12345, 1e9])
+@pytest.mark.parametrize("high", [1e-300, 0.0003, 0.9, 1, 7, 10, 99, 101, 12345, 1e9, 1e300])
 def test_ticks_are_few_and_reach_the_top(high: float):
     ticks = charts.ticks(high)
     assert ticks[0] == 0

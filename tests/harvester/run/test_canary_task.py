@@ -14,9 +14,17 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from harvester.mock_teacher.running import RunningMock
-from harvester.observe.canary import MOST_BUILDS, CanaryReply, Known, compare, distance, learn, recollect
+from harvester.observe.canary import (
+    MOST_BUILDS,
+    CanaryReply,
+    Known,
+    compare,
+    distance,
+    learn,
+    read_rounds,
+    recollect,
+)
 from harvester.observe.report import prometheus, report
-from harvester.observe.rounds import read_rounds
 from harvester.observe.status import status, status_lines
 from harvester.run import job
 from harvester.run.control.client import ask
