@@ -2,8 +2,8 @@
 
 A new model name or build is a change, whatever the answers say. The answers of one build differ too, because
 of sampling and of batching at the teacher. So a difference in words is a change only if its mean over the
-prompts exceeds the tolerance. Rounds are kept in the canaries' own store, `canary/` inside the store: the answers as
-rows, the result of each round as a line of rounds.jsonl.
+prompts exceeds the tolerance. Rounds are kept in a store of their own, `canary/` inside the store: the
+answers as rows, the result of each round as a line of rounds.jsonl.
 """
 
 from __future__ import annotations

@@ -17,12 +17,12 @@ from harvester.mock_teacher.running import RunningMock
 from harvester.observe.canary import (
     MOST_BUILDS,
     CanaryReply,
-    Known,
+    KnownReplies,
     compare,
     distance,
+    known_after,
     learn,
     read_rounds,
-    recollect,
 )
 from harvester.observe.report import prometheus, report
 from harvester.observe.status import status, status_lines
@@ -77,7 +77,7 @@ def test_what_counts_as_a_change():
 
 @given(st.lists(st.fixed_dictionaries({}, optional={name: st.integers(0, 4) for name in "ab"}), max_size=12))
 def test_a_teacher_of_several_builds_is_told_once_for_each(rounds: list[dict[str, int]]):
-    known: Known = {}
+    known: KnownReplies = {}
     heard: dict[str, set[int]] = {"a": set(), "b": set()}
     answers, changed = [], set()
     for number, builds in enumerate(rounds, 1):
@@ -93,7 +93,7 @@ def test_a_teacher_of_several_builds_is_told_once_for_each(rounds: list[dict[str
             heard[one].add(builds[one])
         assert compare(known, replies, 0.0).changes == [], "each build is known by its own words now"
         answers += [(number, name, one) for name, one in replies.items()]
-    assert recollect(reversed(answers), changed) == known
+    assert known_after(reversed(answers), changed) == known
 
 
 def test_answers_that_change_under_one_name_are_told_once_and_then_known():
