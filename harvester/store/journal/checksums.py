@@ -1,7 +1,7 @@
-"""What bears a row of the journal out: a CRC-32 over each, and one over the rows of `meta` or `counters`.
+"""Compute and check row checksums of the journal (CRC-32).
 
-Whoever moves a row or changes a signed table looks at the old sum first: a new one over damaged values would
-hide the damage for good.
+Every row has one; the rows of `meta`, and of `counters` run by run, have one in common. Before a row is moved
+or a table is changed its old checksum is checked: a new one over damaged values would hide the damage.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def checksum(scalars: Sequence[int | str | None], *texts: bytes) -> int:
 
 
 def is_unchanged(values: Sequence[Any], short: int, check: object) -> bool:
-    """Whether a row's values, in the order of `COVERED`, have this checksum."""
+    """Return whether a row's values, in the order of `COVERED`, have this checksum."""
     long = [value.encode() if isinstance(value, str) else value for value in values[short:]]
     try:
         return checksum(values[:short], *long) == check
@@ -62,10 +62,13 @@ def is_unchanged(values: Sequence[Any], short: int, check: object) -> bool:
 
 
 def require_unchanged(table: str, rows: Iterable[Mapping[str, Any]], place: Path) -> None:
-    """Do nothing when each row, a mapping of at least the covered columns and `checksum`, is as written.
+    """Do nothing when every row matches its checksum.
+
+    Args:
+        rows: mappings with at least the covered columns and `checksum`.
 
     Raises:
-        StoreCorrupt: names the key of the first that is not.
+        StoreCorrupt: names the key of the first damaged row.
     """
     columns, short = COVERED[table]
     for row in rows:
@@ -75,16 +78,16 @@ def require_unchanged(table: str, rows: Iterable[Mapping[str, Any]], place: Path
 
 
 def damaged_row_error(table: str, name: str, place: Path) -> StoreCorrupt:
-    """The error that names a row which is not what was written."""
+    """Make the error for a damaged row."""
     return StoreCorrupt(
-        f"the row of {table} for {name} is not what was written",
+        f"the row of {table} for {name} does not match its checksum",
         place=str(place),
-        remedy="`harvester verify PATH --repair` mends what can be mended without guessing",
+        remedy="`harvester verify PATH --repair` repairs it, if its content can be recovered",
     )
 
 
 def changed_rows(connection: sqlite3.Connection, table: str) -> Iterator[list[Any]]:
-    """The values, in the order of `COVERED`, of each row that is not what was written."""
+    """Yield the values, in the order of `COVERED`, of each damaged row."""
     columns, short = COVERED[table]
     query = f"SELECT {', '.join(columns)}, checksum FROM {table}"  # noqa: S608 - our own names
     for *values, check in connection.execute(query):
@@ -93,7 +96,7 @@ def changed_rows(connection: sqlite3.Connection, table: str) -> Iterator[list[An
 
 
 def row_name(table: str, values: Sequence[Any]) -> str:
-    """What a row is known by: its key in hex where it has one, else its number."""
+    """Return the name of a row in messages: its key in hex where it has one, else its number."""
     columns, _ = COVERED[table]
     value = values[columns.index("key")] if "key" in columns else values[0]
     return value.hex() if isinstance(value, bytes) else str(value)
@@ -101,16 +104,18 @@ def row_name(table: str, values: Sequence[Any]) -> str:
 
 @contextmanager
 def updating_checksum(connection: sqlite3.Connection, name: str) -> Iterator[None]:
-    """Change rows of `meta` or `counters:RUN` in the block, inside an open transaction.
+    """Check the rows of `meta` or `counters:RUN`, change them in the block, then renew their checksum.
+
+    Call it inside an open transaction.
 
     Raises:
-        StoreCorrupt: they were not what was written, before the block.
+        StoreCorrupt: the rows were damaged before the block.
     """
     query = "SELECT checksum FROM checks WHERE name = ?"
-    told = connection.execute(query, (name,)).fetchone()
-    if told is not None and not matches_checksum(connection, name, told[0]):
+    stored = connection.execute(query, (name,)).fetchone()
+    if stored is not None and not matches_checksum(connection, name, stored[0]):
         raise StoreCorrupt(
-            f"the rows of {name} are not those that were written",
+            f"the rows of {name} do not match their checksum",
             place=paths.JOURNAL,
             remedy="`harvester verify PATH --repair`",
         )
@@ -119,12 +124,12 @@ def updating_checksum(connection: sqlite3.Connection, name: str) -> Iterator[Non
 
 
 def write_checksum(connection: sqlite3.Connection, name: str) -> None:
-    """Renew the checksum over `meta` or `counters:RUN`, whatever it was."""
+    """Write the checksum over the rows of `meta` or `counters:RUN`, without checking the old one."""
     connection.execute("INSERT OR REPLACE INTO checks VALUES (?, ?)", (name, _sum(connection, name)))
 
 
 def matches_checksum(connection: sqlite3.Connection, name: str, check: object) -> bool:
-    """Whether the rows of `meta` or `counters:RUN` have this checksum."""
+    """Return whether the rows of `meta` or `counters:RUN` have this checksum."""
     try:
         return _sum(connection, name) == check
     except (TypeError, ValueError):  # a flipped bit in a name or a type
@@ -135,14 +140,14 @@ def set_meta(connection: sqlite3.Connection, name: str, value: int) -> None:
     """Write a value of `meta`, inside an open transaction.
 
     Raises:
-        StoreCorrupt: as `signing`.
+        StoreCorrupt: the rows of `meta` are damaged.
     """
     with updating_checksum(connection, "meta"):
         connection.execute("UPDATE meta SET value = ? WHERE name = ?", (str(value), name))
 
 
 def _sum(connection: sqlite3.Connection, name: str) -> int:
-    """Over the rows in order of their names."""
+    """Compute the checksum over the rows, in the order of their names."""
     table, _, run = name.partition(":")
     if table == "meta":
         rows = connection.execute("SELECT name, value FROM meta ORDER BY name").fetchall()

@@ -1,8 +1,8 @@
-"""The one thread that writes the journal: takes what is queued, commits it together, acknowledges it.
+"""Write the journal on one thread and commit records in groups.
 
-An fsync costs the same for one record as for hundreds, so what arrives within 20 ms shares one. After a
-quiet time the first record is committed at once: waiting would only delay its request.
-Order is kept: a call sees everything submitted before it, and a record submitted after a call follows it.
+An fsync costs the same for one record as for hundreds, so records that arrive within 20 ms share one. After
+an idle time the first record is committed at once. Order is kept: a call sees every record submitted before
+it and none submitted after it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _Submitted = tuple[Record, Done]
 
 
 class GroupCommit:
-    """Owns the writer thread and, until `close`, the journal: nobody else may touch it.
+    """The writer thread. It owns the journal until `close`: no other thread may use it.
 
     Args:
         max_records: most records in one transaction.
-        max_wait_s: longest a record waits for company before its commit begins.
+        max_wait_s: longest a record waits for others before its commit begins.
     """
 
     def __init__(self, journal: Journal, *, max_records: int = 256, max_wait_s: float = 0.02) -> None:
@@ -88,7 +88,7 @@ class GroupCommit:
         return future
 
     def close(self) -> None:
-        """Commit all that is queued, stop the thread, close the journal. Safe to call twice.
+        """Commit all queued records, stop the thread, close the journal. Safe to call twice.
 
         Raises:
             StoreError: the journal did not close.
@@ -110,9 +110,9 @@ class GroupCommit:
         begun_at = -self._max_wait_s
         while True:
             self._some.wait()
-            company_s = begun_at + self._max_wait_s - time.monotonic()
-            if company_s > 0:
-                self._now.wait(company_s)
+            wait_s = begun_at + self._max_wait_s - time.monotonic()
+            if wait_s > 0:
+                self._now.wait(wait_s)
             begun_at = time.monotonic()
             with self._lock:
                 queued, self._queued = self._queued, []
@@ -120,11 +120,11 @@ class GroupCommit:
                 if not closed:
                     self._some.clear()
                     self._now.clear()
-            self._work_off(queued)
+            self._process(queued)
             if closed and not queued:
                 return
 
-    def _work_off(self, queued: Sequence[_Submitted | _Call]) -> None:
+    def _process(self, queued: Sequence[_Submitted | _Call]) -> None:
         batch: list[_Submitted] = []
         for item in queued:
             if isinstance(item, _Call):
@@ -146,11 +146,11 @@ class GroupCommit:
             self._journal.apply([record for record, _ in batch])
         except (TypeError, ValueError) as refused:
             if len(batch) > 1:  # one record can't be written as JSON: the others must not suffer
-                for one in batch:
-                    self._commit([one])
+                for submitted in batch:
+                    self._commit([submitted])
                 return
             error = refused
-        except BaseException as raised:  # noqa: BLE001 - whoever submitted hears of it
+        except BaseException as raised:  # noqa: BLE001 - passed to `done`
             error = raised
         for _, done in batch:
             with contextlib.suppress(RuntimeError):  # an event loop that was closed meanwhile
@@ -161,7 +161,7 @@ class GroupCommit:
             return
         try:
             result = call.run(self._journal)
-        except BaseException as raised:  # noqa: BLE001 - whoever called hears of it
+        except BaseException as raised:  # noqa: BLE001 - passed to the future
             call.future.set_exception(raised)
         else:
             call.future.set_result(result)

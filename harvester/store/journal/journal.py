@@ -1,7 +1,8 @@
-"""The durable record: intents before a send, outcomes after it, the key index, the ledger of each run.
+"""Read and write the journal: intents, answers, failures, the key index and the counters of each run.
 
-An answer counts as stored when `apply` has returned, never before. After one failed commit the journal
-refuses everything: a second fsync after a failed one may report success for data that is gone.
+An intent is committed before its request is sent. An answer is stored when `apply` has returned. After one
+failed commit the journal refuses all writes: after a failed fsync a second one may report success although
+the data is lost. `rows.py` encodes the records that `apply` writes.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ _ANSWERS = "SELECT key, outcome, max_tokens, asker FROM answers"
 _DEAD = "SELECT key, code, max_tokens, asker FROM dead"
 _ASKS = "SELECT id, key, sample_index, asker, prompt_json FROM asks"
 _Askers = dict[bytes, dict[tuple[str, int], bytes]]
+# Ending of a run that was killed before it could write one.
 KILLED = "killed"
-"""Ending of a run that never wrote one."""
 
 
 class Journal:
-    """One store's journal. Not thread-safe: while a run lives, only its writer thread may call it."""
+    """The journal of one store. Not thread-safe: during a run only the writer thread may call it."""
 
     def __init__(self, store: Path, connection: sqlite3.Connection, *, read_only: bool) -> None:
         self.path = store / paths.JOURNAL
@@ -47,11 +48,11 @@ class Journal:
 
     @classmethod
     def open(cls, store: Path, *, read_only: bool = False) -> Journal:
-        """Open `store/journal.db`, making it where there is none (unless read only).
+        """Open `store/journal.db`; create it where there is none, unless `read_only`.
 
         Raises:
             StoreError: it can't be opened; StoreFull, StoreCorrupt, StoreFormatError by cause. StoreCorrupt
-                also where answers would be lost by it: sealed without a journal, or behind damage to its log.
+                also where opening would lose answers: shards without a journal, or a damaged write-ahead log.
         """
         if not read_only:
             wal.require_whole(wal.log_path(store / paths.JOURNAL))
@@ -60,7 +61,7 @@ class Journal:
         return cls(store, connect(store), read_only=read_only)
 
     def close(self) -> None:
-        """Close the connection. What was not committed is dropped."""
+        """Close the connection. An open transaction is rolled back."""
         with sqlite.translate_errors(self.path):
             sqlite.close(self._connection, self.path.parent, may_write=self._failed is None)
 
@@ -72,10 +73,10 @@ class Journal:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction on the writing connection, durable when the block has ended.
+        """Run one transaction; it is durable when the block has ended.
 
         Raises:
-            StoreError: now, or in an earlier transaction; from then on always.
+            StoreError: this transaction failed, or an earlier one did.
         """
         if self._failed is not None:
             raise self._failed
@@ -88,14 +89,14 @@ class Journal:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """The connection, with SQLite's errors translated."""
+        """Give the connection for reading and translate SQLite's errors to `StoreError`."""
         with sqlite.translate_errors(self.path):
             yield self._connection
 
     def begin_run(self, run: RunRecord) -> None:
-        """Note a run before its first intent; what follows is counted for it.
+        """Insert a run before its first intent; later records are counted for it.
 
-        A run without an ending must have been killed, for the store has one process at a time.
+        Earlier runs without an ending get the ending `killed`: a store has one process at a time.
         """
         with self.writing() as connection:
             for (number,) in connection.execute("SELECT run FROM runs WHERE ending = ''").fetchall():
@@ -104,7 +105,11 @@ class Journal:
         self._run = number
 
     def end_run(self, run_id: str, ending: str, exit_code: int, at: float) -> None:
-        """Note how a run ended. `at` is Unix seconds."""
+        """Write how a run ended. `at` is Unix seconds.
+
+        Raises:
+            KeyError: there is no such run.
+        """
         with self.writing() as connection:
             found = connection.execute("SELECT run FROM runs WHERE run_id = ?", (run_id,)).fetchone()
             if found is None:
@@ -112,19 +117,19 @@ class Journal:
             end_run(connection, found[0], micros(at), ending, exit_code)
 
     def next_attempt_id(self) -> int:
-        """The first attempt number that was never used in this store."""
+        """Return the lowest attempt number that was never used in this store."""
         with self.reading() as connection:
             query = "SELECT value FROM meta WHERE name = 'last_attempt_id'"
             return int(connection.execute(query).fetchone()[0]) + 1
 
     def next_shard(self) -> int:
-        """The number of the next shard; no number is used twice."""
+        """Return the number of the next shard; no number is used twice."""
         with self.reading() as connection:
             query = "SELECT value FROM meta WHERE name = 'last_shard'"
             return int(connection.execute(query).fetchone()[0]) + 1
 
     def look_up(self, keys: Sequence[bytes]) -> dict[bytes, HeldAnswer]:
-        """What is known of these keys; absent keys are absent from the result."""
+        """Return the answer or dead letter of each key; keys the store does not know are left out."""
         found: dict[bytes, HeldAnswer] = {}
         with self.reading() as connection:
             has_asks, has_dead = _is_any(connection, "asks"), _is_any(connection, "dead")
@@ -144,7 +149,7 @@ class Journal:
     def apply(self, records: Sequence[Record]) -> None:
         """Write records in one transaction; when this returns, they survive power loss.
 
-        Order within a call does not matter, except that an intent is never in one call with its outcome.
+        Their order does not matter. An intent and its outcome must be in different calls.
 
         Raises:
             StoreError, StoreFull, StoreCorrupt: nothing of this call is stored.
@@ -157,7 +162,13 @@ class Journal:
         reach("journal.after_commit")
 
     def write_dead_letters(self, store: Path) -> int:
-        """Rewrite `dead_letters.jsonl`, a view for people; returns its lines. No file when there are none."""
+        """Rewrite `dead_letters.jsonl`, a copy for people to read; return its number of lines.
+
+        The file is removed when there are no dead letters.
+
+        Raises:
+            StoreError: the file can't be written.
+        """
         path = store / paths.DEAD_LETTERS
         hidden = store / f".{paths.DEAD_LETTERS}.tmp"
         query = (
@@ -168,7 +179,7 @@ class Journal:
         try:
             with self.reading() as connection, hidden.open("wb") as out:
                 for row in connection.execute(query):
-                    out.write(_letter(row))
+                    out.write(_dead_letter_line(row))
                     lines += 1
                 out.flush()
                 os.fsync(out.fileno())
@@ -182,20 +193,22 @@ class Journal:
         return lines
 
     def require_free_space(self, free_mib: float) -> None:
-        """Refuse while the disk has less room than this: what can't be kept must not be paid for.
+        """Do nothing when the disk has at least `free_mib` free, so that paid answers can be stored.
 
         Raises:
-            StoreFull: less is free; StoreError: the folder can't be asked.
+            StoreFull: less is free; StoreError: the free space can't be read.
         """
         try:
             free = shutil.disk_usage(self.path.parent).free / 2**20
         except OSError as error:
-            raise StoreError(f"has gone: {error.strerror}", place=str(self.path.parent)) from None
+            raise StoreError(
+                f"can't read its free space: {error.strerror}", place=str(self.path.parent)
+            ) from None
         if free < free_mib:
             raise StoreFull(
                 f"{free:,.0f} MiB free, [store] min_free_mib is {free_mib:,.0f}",
                 place=str(self.path.parent),
-                remedy="free space, then run again; nothing more was sent",
+                remedy="free space, then run again; no further request was sent",
             )
 
     def possibly_billed(self, *, in_flight: bool, run_id: str | None = None) -> list[PossiblyBilledAttempt]:
@@ -263,7 +276,7 @@ def _rows_of(connection: sqlite3.Connection, query: str, keys: Sequence[bytes]) 
 def _askers(connection: sqlite3.Connection, keys: Sequence[bytes]) -> _Askers:
     found: _Askers = defaultdict(dict)
     for _, key, sample_index, asker, prompt in sorted(_rows_of(connection, _ASKS, keys)):
-        with contextlib.suppress(orjson.JSONDecodeError):  # damaged: `verify` names it
+        with contextlib.suppress(orjson.JSONDecodeError):  # damaged: `harvester verify` reports it
             found[key][orjson.loads(prompt)["id"], sample_index] = asker
     return found
 
@@ -276,7 +289,7 @@ def _under(prefix: str, counts: Mapping[str, int]) -> dict[str, int]:
     }
 
 
-def _letter(row: tuple[Any, ...]) -> bytes:
+def _dead_letter_line(row: tuple[Any, ...]) -> bytes:
     key, prompt, body, sample_index, code, message, attempts, at_us = row
     asked = orjson.loads(prompt)
     letter = {

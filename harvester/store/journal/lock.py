@@ -1,9 +1,9 @@
-"""One process per store: an `flock` held for life, with a note of who holds it.
+"""Lock a store for one process with `flock`, and say which process holds it.
 
-The kernel drops the lock when its holder dies, however it dies, so a stale lock can't exist; the note
-(pid, host, start) only serves the message. The store's folder is locked beside the file LOCK: a file can be
-removed under its holder, the folder can't without the store. Network file systems are refused: their flock,
-and SQLite's shared memory on them, do not keep what they promise.
+The kernel releases the lock when the process dies, so there are no stale locks; the content of LOCK (pid,
+host, start) is only used in messages. The folder is locked as well as the file LOCK, because the file can be
+removed while it is locked. Network file systems are refused: flock and SQLite's shared memory are not
+reliable on them.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ NETWORK_FILE_SYSTEMS = frozenset(
         "fuse.juicefs",
     }
 )
+# `is_held` takes the lock for an instant; taking the lock waits this long for it.
 PATIENCE_S = 0.2
-"""Whoever only asks whether a store is held (`is_held`) holds it for an instant: that is waited out."""
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
@@ -82,7 +82,7 @@ class StoreLock:
         raise StoreLocked(
             f"held by pid {holder.get('pid', '?')} on {holder.get('host', '?')}",
             place=str(self._path),
-            remedy="wait for it to end, or `harvester stop` it; nothing was sent",
+            remedy="wait for its end, or stop it with `harvester stop`; no request was sent",
         )
 
     def _take(self) -> bool:
@@ -101,7 +101,7 @@ class StoreLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError):  # the note only serves a message
+        with contextlib.suppress(OSError):  # its content is only used in messages
             os.ftruncate(self._handles[0], 0)
         self._close()
 
@@ -111,7 +111,7 @@ class StoreLock:
 
 
 def read_holder(path: Path) -> dict[str, object]:
-    """The note inside a LOCK file; empty when there is none to read."""
+    """Return the content of a LOCK file; empty when it can't be read."""
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -120,7 +120,7 @@ def read_holder(path: Path) -> dict[str, object]:
 
 
 def is_held(store: Path) -> bool:
-    """Whether a live process holds the store now (asked of the kernel, not of the note)."""
+    """Return whether a live process holds the lock now; the kernel answers, not the content of LOCK."""
     return any(map(_is_locked, (store / paths.LOCK, store)))
 
 
@@ -150,7 +150,7 @@ def refuse_network_file_system(folder: Path, mounts: Path = _MOUNTS) -> None:
 
 
 def file_system_of(folder: Path, mounts: Path = _MOUNTS) -> str:
-    """Type of the file system that holds `folder` by /proc's mountinfo; '' where there is none (proc(5))."""
+    """Return the type of the file system of `folder` from /proc/self/mountinfo (proc(5)), '' if unknown."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

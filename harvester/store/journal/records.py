@@ -1,7 +1,7 @@
-"""What the journal is told and what it answers: plain values, no I/O.
+"""Define the journal's records and query results as plain values, without I/O.
 
-A record is one fact of the ledger. An `Intent` is durable before its request leaves; each intent ends in at
-most one of `Refund`, `Failure` and `Answer`. An intent without an end was possibly billed.
+An `Intent` is durable before its request is sent. It is followed by at most one `Refund`, `Failure` or
+`Answer` with the same attempt id. An attempt with an intent and nothing else was possibly billed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """An attempt that is about to leave. `at` is Unix seconds."""
+    """An attempt that is about to be sent. `at` is Unix seconds."""
 
     attempt_id: int
     key: bytes
@@ -81,7 +81,7 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """The request never left: its intent is void."""
+    """The request was not sent after all: its intent is deleted."""
 
     attempt_id: int
 
@@ -125,7 +125,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A row that will get no answer, and why."""
+    """A request that gets no answer, and why."""
 
     key: bytes
     prompt: Prompt
@@ -180,14 +180,14 @@ Record = Intent | Refund | Failure | Answer | DeadLetter | SharedAnswer
 
 @dataclass(frozen=True, slots=True)
 class HeldAnswer:
-    """What the store knows of a key.
+    """The answer or dead letter that the store holds for a key.
 
     Attributes:
         state: "answered" or "dead".
         outcome: of the answer ("ok", "truncated", ...), or the dead letter's error code.
         max_tokens: ceiling that was asked for, None where none was sent.
-        asker: `asker_of` the row that paid for it.
-        shared_with: the last `asker_of` each row that was told of it since, by prompt id and sample.
+        asker: `asker_digest` of the row whose request was paid.
+        shared_with: for other rows with this key, by (prompt id, sample number), their last `asker_digest`.
     """
 
     state: Literal["answered", "dead"]
@@ -197,7 +197,10 @@ class HeldAnswer:
     shared_with: Mapping[tuple[str, int], bytes] = field(default_factory=dict)
 
     def last_digest(self, prompt_id: str, sample_index: int) -> bytes:
-        """What was last told of this row, or of the one that paid; if not the same now, an `Ask` tells it."""
+        """Return the digest of the metadata last recorded for this (prompt, sample).
+
+        If the current one differs, a `SharedAnswer` record is written.
+        """
         return self.shared_with.get((prompt_id, sample_index), self.asker)
 
 
@@ -227,7 +230,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """A row of the manifest: a sealed file and what it must contain."""
+    """A row of the manifest: a sealed file, its hash, size and number of rows."""
 
     shard: int
     name: str
@@ -239,16 +242,16 @@ class ShardEntry:
 
 
 def asker_digest(prompt: Prompt, sample_index: int) -> bytes:
-    """8 bytes over prompt id, sample, reference, tags and metadata: tells whether an `Ask` is needed.
+    """Return 8 bytes over prompt id, sample number, reference, tags and metadata of a row.
 
-    The messages are not part of it: they are in the key.
+    A change means that a `SharedAnswer` must be recorded. The messages are left out: they are in the key.
     """
     facts = as_json([prompt.id, sample_index, prompt.reference, prompt.tags, prompt.metadata])
     return hashlib.blake2b(facts, digest_size=8).digest()
 
 
 def prompt_json(prompt: Prompt) -> bytes:
-    """The prompt as the journal keeps it, without its messages, which are in the request body."""
+    """Encode a prompt for the journal, without its messages, which are in the request body."""
     return as_json(
         {
             "id": prompt.id,
@@ -262,7 +265,7 @@ def prompt_json(prompt: Prompt) -> bytes:
 
 
 def as_json(value: Any) -> bytes:
-    """JSON of whatever a prompt file may hold, names sorted; what JSON does not know becomes text."""
+    """Encode any value of a prompt file as JSON with sorted names; unknown types become text."""
     try:
         return orjson.dumps(value, default=_plain, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     except orjson.JSONEncodeError:  # lone surrogates, integers beyond 64 bits

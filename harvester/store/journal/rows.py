@@ -1,7 +1,7 @@
-"""Records -> rows: what one transaction of the journal writes, and what it counts for its run.
+"""Encode journal records as SQL rows and write them, with their counters, in one transaction.
 
-Everything is turned into rows before the transaction begins, so that a record JSON can't hold fails alone
-and the disk is held for as short as possible.
+All rows are encoded before the transaction begins: a record that JSON can't hold fails before anything is
+written, and the transaction is short.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FAILURE_RAW_BYTES = 2048
 
 
 def micros(seconds: float) -> int:
-    """Seconds as whole microseconds, as every time in the journal is kept."""
+    """Convert seconds to whole microseconds, the unit of every time in the journal."""
     return round(seconds * 1e6)
 
 
@@ -58,93 +58,109 @@ class RowEncoder:
         self._failures: list[Failure] = []
         self._dead: list[tuple[Any, ...]] = []
         self._asks: list[tuple[Any, ...]] = []
-        take = {
-            Intent: self._intent,
-            Refund: self._refund,
-            Failure: self._failure,
-            Answer: self._answer,
-            DeadLetter: self._dead_letter,
-            SharedAnswer: self._ask,
-        }
         for record in records:
-            take[type(record)](record)  # type: ignore[operator]
+            self._add(record)
 
-    def _intent(self, one: Intent) -> None:
+    def _add(self, record: Record) -> None:
+        match record:
+            case Intent():
+                self._intent(record)
+            case Refund():
+                self._refund(record)
+            case Failure():
+                self._failure(record)
+            case Answer():
+                self._answer(record)
+            case DeadLetter():
+                self._dead_letter(record)
+            case SharedAnswer():
+                self._shared_answer(record)
+
+    def _intent(self, intent: Intent) -> None:
         self._counts["attempts"] += 1
         scalars = (
-            one.attempt_id,
+            intent.attempt_id,
             self._run,
-            micros(one.at),
-            one.reserved_tokens,
-            one.reserved_microusd,
+            micros(intent.at),
+            intent.reserved_tokens,
+            intent.reserved_microusd,
             None,
-            one.endpoint,
+            intent.endpoint,
         )
-        self._intents.append((*scalars, one.key, checksum(scalars, one.key)))
+        self._intents.append((*scalars, intent.key, checksum(scalars, intent.key)))
 
-    def _refund(self, one: Refund) -> None:
+    def _refund(self, refund: Refund) -> None:
         self._counts["refunds"] += 1
-        self._ended.append((one.attempt_id,))
+        self._ended.append((refund.attempt_id,))
 
-    def _failure(self, one: Failure) -> None:
-        self._counts[f"error.{one.code}"] += 1
-        self._failures.append(one)
-        if not one.maybe_billed:
-            self._ended.append((one.attempt_id,))
+    def _failure(self, failure: Failure) -> None:
+        self._counts[f"error.{failure.code}"] += 1
+        self._failures.append(failure)
+        if not failure.maybe_billed:
+            self._ended.append((failure.attempt_id,))
 
-    def _answer(self, one: Answer) -> None:
+    def _answer(self, answer: Answer) -> None:
         count = self._counts
         count["answers"] += 1
-        count["outcome." + one.outcome] += 1
-        count["input_tokens"] += one.input_tokens
-        count["output_tokens"] += one.output_tokens
-        count["cost_microusd"] += one.cost_microusd
-        self._ended.append((one.attempt_id,))
-        asker = asker_digest(one.prompt, one.sample_index)
-        prompt, body = prompt_json(one.prompt), orjson.dumps(one.body)
+        count["outcome." + answer.outcome] += 1
+        count["input_tokens"] += answer.input_tokens
+        count["output_tokens"] += answer.output_tokens
+        count["cost_microusd"] += answer.cost_microusd
+        self._ended.append((answer.attempt_id,))
+        asker = asker_digest(answer.prompt, answer.sample_index)
+        prompt, body = prompt_json(answer.prompt), orjson.dumps(answer.body)
         scalars = (
             self._run,
-            OUTCOME_CODES[one.outcome],
-            max_tokens_of(one.body),
-            one.status,
-            one.sample_index,
-            one.attempts,
-            one.input_tokens,
-            one.output_tokens,
-            one.cost_microusd,
-            micros(one.latency_s),
-            micros(one.at),
-            one.endpoint,
+            OUTCOME_CODES[answer.outcome],
+            max_tokens_of(answer.body),
+            answer.status,
+            answer.sample_index,
+            answer.attempts,
+            answer.input_tokens,
+            answer.output_tokens,
+            answer.cost_microusd,
+            micros(answer.latency_s),
+            micros(answer.at),
+            answer.endpoint,
         )
-        check = checksum(scalars, one.key, asker, prompt, body, one.raw)
+        check = checksum(scalars, answer.key, asker, prompt, body, answer.raw)
         self._answers.append(
-            (one.key, asker, *scalars[:-1], check, one.endpoint, prompt.decode(), body.decode(), one.raw)
+            (
+                answer.key,
+                asker,
+                *scalars[:-1],
+                check,
+                answer.endpoint,
+                prompt.decode(),
+                body.decode(),
+                answer.raw,
+            )
         )
 
-    def _dead_letter(self, one: DeadLetter) -> None:
+    def _dead_letter(self, letter: DeadLetter) -> None:
         self._counts["dead"] += 1
-        asker = asker_digest(one.prompt, one.sample_index)
-        prompt, body = prompt_json(one.prompt), orjson.dumps(one.body)
+        asker = asker_digest(letter.prompt, letter.sample_index)
+        prompt, body = prompt_json(letter.prompt), orjson.dumps(letter.body)
         scalars = (
             self._run,
-            max_tokens_of(one.body),
-            one.sample_index,
-            one.attempts,
-            micros(one.at),
-            one.code,
-            one.message,
+            max_tokens_of(letter.body),
+            letter.sample_index,
+            letter.attempts,
+            micros(letter.at),
+            letter.code,
+            letter.message,
         )
-        check = checksum(scalars, one.key, asker, prompt, body)
-        self._dead.append((one.key, asker, *scalars, prompt.decode(), body.decode(), check))
+        check = checksum(scalars, letter.key, asker, prompt, body)
+        self._dead.append((letter.key, asker, *scalars, prompt.decode(), body.decode(), check))
 
-    def _ask(self, one: SharedAnswer) -> None:
-        prompt = prompt_json(one.prompt)
-        asker = asker_digest(one.prompt, one.sample_index)
-        check = checksum([one.sample_index], one.key, asker, prompt)
-        self._asks.append((one.key, asker, one.sample_index, prompt.decode(), check))
+    def _shared_answer(self, shared: SharedAnswer) -> None:
+        prompt = prompt_json(shared.prompt)
+        asker = asker_digest(shared.prompt, shared.sample_index)
+        check = checksum([shared.sample_index], shared.key, asker, prompt)
+        self._asks.append((shared.key, asker, shared.sample_index, prompt.decode(), check))
 
     def write(self, connection: sqlite3.Connection) -> None:
-        """Inside an open transaction: rows, then counters."""
+        """Write rows, then counters, inside an open transaction."""
         if self._intents:
             connection.executemany("INSERT INTO intents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._intents)
             last = max(row[0] for row in self._intents)
@@ -171,8 +187,8 @@ class RowEncoder:
             )
 
     def _write_answers(self, connection: sqlite3.Connection) -> None:
-        # Nobody asks for a key that is held; should it happen, the first answer stays and the second is
-        # counted, for a key has one row in the corpus.
+        # A held key is not asked for again. Should it happen, the first answer stays, because a key has one
+        # row in the corpus, and the second is only counted.
         stored = _inserted(
             connection,
             "INSERT OR IGNORE INTO answers (key, asker, run, outcome, max_tokens, status, sample_index,"
@@ -187,37 +203,44 @@ class RowEncoder:
         connection.executemany("DELETE FROM dead WHERE key = ?", [row[:1] for row in self._answers])
 
     def _write_asks(self, connection: sqlite3.Connection) -> None:
-        # Among the asks of a row the one with the greatest id holds: one told before gets a new id.
-        told = _inserted(
+        # Of the asks of a row the one with the greatest id is valid; a repeated one gets a new id.
+        inserted = _inserted(
             connection,
             "INSERT OR REPLACE INTO asks (key, asker, sample_index, prompt_json, checksum)"
             " SELECT ?1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS (SELECT 1 FROM asks WHERE key = ?1 AND asker = ?2"
             " AND id = (SELECT max(id) FROM asks WHERE key = ?1))",
             self._asks,
         )
-        self._counts["asks"] += told
-        if told:  # a file that was walked before may tell otherwise
+        self._counts["asks"] += inserted
+        if inserted:  # a completed set of prompt files may have other metadata now
             forget_finished(connection)
 
     def _write_failures(self, connection: sqlite3.Connection) -> None:
-        for one in self._failures:
-            raw = one.raw[:FAILURE_RAW_BYTES]
-            scalars = (one.attempt_id, self._run, one.status, int(one.maybe_billed), micros(one.at), one.code)
+        for failure in self._failures:
+            raw = failure.raw[:FAILURE_RAW_BYTES]
+            scalars = (
+                failure.attempt_id,
+                self._run,
+                failure.status,
+                int(failure.maybe_billed),
+                micros(failure.at),
+                failure.code,
+            )
             connection.execute(
                 "INSERT INTO failures (attempt_id, run, status, maybe_billed, at_us, code, key, raw,"
                 " checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*scalars, one.key, raw, checksum(scalars, one.key, raw)),
+                (*scalars, failure.key, raw, checksum(scalars, failure.key, raw)),
             )
-            if one.maybe_billed:
+            if failure.maybe_billed:
                 self._counts["possibly_billed"] += 1
-                self._counts["possibly_billed_microusd"] += _mark(connection, one)
+                self._counts["possibly_billed_microusd"] += _mark(connection, failure)
         connection.execute(
             "DELETE FROM failures WHERE id <= (SELECT max(id) FROM failures) - ?", (FAILURES_KEPT,)
         )
 
 
 def _mark(connection: sqlite3.Connection, failure: Failure) -> int:
-    """Leave the intent on the list with its error; returns what was reserved for it."""
+    """Keep the intent with its error code; return the micro-dollars that were reserved for it."""
     row = _row(connection, "intents", failure.attempt_id)
     if not row:
         return 0
@@ -233,13 +256,13 @@ def _mark(connection: sqlite3.Connection, failure: Failure) -> int:
 
 
 def forget_finished(connection: sqlite3.Connection) -> None:
-    """What rows stood for changes in this transaction: no set of prompt files is finished any more."""
+    """Forget which sets of prompt files are completed, because this transaction changes rows they rely on."""
     if has_table(connection, "finished"):
         connection.execute("DELETE FROM finished")
 
 
 def enter_run(connection: sqlite3.Connection, run: RunRecord) -> int:
-    """Note a run that begins, inside an open transaction; returns its number."""
+    """Insert a run that begins, inside an open transaction; return its number."""
     lineage = run.lineage().to_json().decode()
     cursor = connection.execute(
         "INSERT INTO runs (run_id, started_us, ending, lineage_json, config_json, checksum)"
@@ -254,10 +277,10 @@ def enter_run(connection: sqlite3.Connection, run: RunRecord) -> int:
 def end_run(
     connection: sqlite3.Connection, run: int, ended_us: int | None, ending: str, exit_code: int | None
 ) -> None:
-    """Note how run number `run` ended, inside an open transaction.
+    """Write how run number `run` ended, inside an open transaction.
 
     Raises:
-        StoreCorrupt: its row is not what was written.
+        StoreCorrupt: the row of the run is damaged.
     """
     row = _row(connection, "runs", run)
     require_unchanged("runs", [row], Path(paths.JOURNAL))

@@ -1,4 +1,4 @@
-"""The file under the journal: tables, format version, how to open it, and its errors by our names.
+"""Open the journal's SQLite database, define its tables, and translate SQLite's errors.
 
 SQLite in WAL mode with synchronous=FULL: a commit that returned is on disk. Exactly one connection ever
 writes and checkpoints (SQLite before 3.51.3 can corrupt a WAL when two do); readers open `mode=ro`.
@@ -72,35 +72,36 @@ CREATE TABLE manifest (
   size_bytes INTEGER NOT NULL, lineage_digest TEXT NOT NULL, sealed_us INTEGER NOT NULL,
   checksum INTEGER NOT NULL);
 """
+# Checksums over the rows of `meta`, and of `counters` run by run: they change too often for one each.
 CHECKS = "CREATE TABLE IF NOT EXISTS checks (name TEXT PRIMARY KEY, checksum INTEGER NOT NULL) WITHOUT ROWID"
-"""Checksums over the rows of `meta`, and of `counters` run by run: they change too often for one each."""
+# Sets of prompt files in which every row has an answer or a dead letter; created with the first such set.
 FINISHED = (
     "CREATE TABLE IF NOT EXISTS finished (digest BLOB PRIMARY KEY, rows INTEGER NOT NULL,"
     " dead INTEGER NOT NULL, input_tokens INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID"
 )
-"""Sets of prompt files that have no open row; made when there is the first."""
 
 
 def require_journal(store: Path) -> None:
-    """Do nothing unless sealed answers lie beside no journal, or an empty one: a new one would know none of
-    them, and all would be paid for again.
+    """Do nothing unless there are shards but no journal, or an empty one.
+
+    A new journal would not know the sealed answers, and all would be paid for again.
 
     Raises:
-        StoreCorrupt: they do.
+        StoreCorrupt: there are shards without a journal.
     """
     path = store / paths.JOURNAL
     if path.exists() and path.stat().st_size:
         return
     for shard in sorted((store / paths.SHARDS).glob("part-*.parquet")):
         raise StoreCorrupt(
-            f"gone or empty, but sealed answers lie beside it ({shard.name})",
+            f"gone or empty, but there are sealed answers ({shard.name})",
             place=str(path),
             remedy="put it back from a copy, or take another [store] path; shards/ stays readable as it is",
         )
 
 
 def open_for_writing(store: Path) -> sqlite3.Connection:
-    """The one writing connection of a store, created with the current format where there is none.
+    """Open the one writing connection of a store; create the journal where there is none.
 
     Raises:
         StoreError, StoreFull, StoreCorrupt, StoreFormatError.
@@ -123,7 +124,7 @@ def open_for_writing(store: Path) -> sqlite3.Connection:
             connection.execute(f"PRAGMA journal_size_limit={64 * 1024 * 1024}")
             if not _is_made(connection, path):
                 _make(connection)
-            connection.execute(CHECKS)  # stores of the first days lack it
+            connection.execute(CHECKS)  # stores of the first version lack it
             path.chmod(0o600)
         except BaseException:
             connection.close()
@@ -132,7 +133,7 @@ def open_for_writing(store: Path) -> sqlite3.Connection:
 
 
 def empty_log(store: Path) -> None:
-    """Bring what still reads of the write-ahead log into the journal, and drop the rest.
+    """Write the readable part of the write-ahead log into the journal and drop the rest.
 
     Raises:
         StoreError: the disk refuses.
@@ -145,7 +146,7 @@ def empty_log(store: Path) -> None:
 
 
 def open_for_reading(store: Path) -> sqlite3.Connection:
-    """A connection that can't write or checkpoint; safe beside a living writer.
+    """Open a connection that can't write or checkpoint; safe while another process writes.
 
     Raises:
         StoreError, StoreCorrupt, StoreFormatError.
@@ -165,10 +166,10 @@ def open_for_reading(store: Path) -> sqlite3.Connection:
 
 
 def close(connection: sqlite3.Connection, store: Path, *, may_write: bool) -> None:
-    """Close the writing connection; after a failed commit without the checkpoint that closing makes.
+    """Close the writing connection; with `may_write=False` without a final checkpoint.
 
-    The checkpoint would write and fsync on a disk that has just refused to. SQLite leaves it to the last
-    connection, and one that only reads can't do it.
+    The checkpoint would write to a disk on which a commit has just failed. SQLite makes it when the last
+    connection closes, so a reading connection, which can't checkpoint, is closed last.
     """
     last: sqlite3.Connection | None = None
     if not may_write:
@@ -185,8 +186,8 @@ def _read_only(path: Path) -> sqlite3.Connection:
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     except sqlite3.OperationalError:
         connection.close()
-        # A WAL database wants its -shm file even to read; in a read-only folder without a -wal there is
-        # no writer and nothing to replay, so the bare file is the whole truth.
+        # SQLite needs the -shm file even to read a WAL database. In a read-only folder without a -wal file
+        # there is no writer and nothing to replay, so the database file alone is complete.
         if path.with_name(f"{paths.JOURNAL}-wal").exists():
             raise
         connection = _connect(path, "mode=ro&immutable=1")
@@ -246,7 +247,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
-    """Several readings of one instant, beside a writer."""
+    """Run several reads on one snapshot of the database while another process writes."""
     connection.execute("BEGIN")
     try:
         yield
@@ -256,7 +257,7 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def translate_errors(place: Path) -> Iterator[None]:
-    """SQLite's errors by our names; nothing above this door has heard of sqlite3."""
+    """Translate SQLite's errors to `StoreError`: no other module handles `sqlite3.Error`."""
     try:
         yield
     except sqlite3.Error as error:
@@ -268,7 +269,7 @@ def translate_errors(place: Path) -> Iterator[None]:
 
 
 def store_error_of(error: sqlite3.Error, place: Path) -> StoreError:
-    """The leaf of our tree that a SQLite error stands for (primary result code)."""
+    """Return the `StoreError` for a SQLite error, by its primary result code."""
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return StoreFull("the disk is full", place=str(place), remedy="free space, then run again")
@@ -279,19 +280,19 @@ def store_error_of(error: sqlite3.Error, place: Path) -> StoreError:
             remedy="restore journal.db from a copy; the shards stay readable as they are",
         )
     if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}:
-        return StoreError(f"can't be opened for this: {error}", place=str(place), remedy="check permissions")
+        return StoreError(f"can't be opened: {error}", place=str(place), remedy="check permissions")
     return StoreError(f"{error}", place=str(place), remedy="check the disk, then run again")
 
 
 def disk_error(error: OSError, place: Path) -> StoreError:
-    """The leaf of our tree that an error of the operating system stands for."""
+    """Return the `StoreError` for an error of the operating system."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StoreFull("no room left", place=str(place), remedy="free space, then run again")
+        return StoreFull("the disk is full", place=str(place), remedy="free space, then run again")
     why = error.strerror or str(error)
     return StoreError(f"the disk refused: {why}", place=str(place), remedy="check it, then run again")
 
 
 def has_table(connection: sqlite3.Connection, name: str) -> bool:
-    """Whether the database has this table; one that came later may be missing in an old store."""
+    """Return whether the database has this table; stores of earlier versions lack some."""
     query = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?)"
     return bool(connection.execute(query, (name,)).fetchone()[0])
