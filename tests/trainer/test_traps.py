@@ -17,7 +17,7 @@ from trainer.errors import StudentError
 from trainer.evaluation import evaluate
 from trainer.model import losses, model, segment_attention
 from trainer.model.losses import cross_entropy_sum
-from trainer.training.step import supervised_logits
+from trainer.training.forward import supervised_logits
 
 
 def documents() -> list[Example]:
