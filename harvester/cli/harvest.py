@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import typer
 
 from harvester.cli.console import JSON, Status, emit, log_as_json, message, progress_display
-from harvester.config.bounds import EXACT, MOST_USD, YEAR_S
+from harvester.config.number_limits import MAX_EXACT_INT, MAX_USD, YEAR_S
 from harvester.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -54,15 +54,19 @@ def plan(config: Path = CONFIG, as_json: bool = JSON) -> None:
 
 def run(
     config: Path = CONFIG,
-    limit: int | None = typer.Option(None, min=1, max=EXACT, help="Stop after this many new answers."),
-    max_usd: float | None = typer.Option(None, min=0, max=MOST_USD, help="Most that this run may cost."),
-    max_tokens: int | None = typer.Option(None, min=1, max=EXACT, help="Most tokens this run may use."),
+    limit: int | None = typer.Option(
+        None, min=1, max=MAX_EXACT_INT, help="Stop after this many new answers."
+    ),
+    max_usd: float | None = typer.Option(None, min=0, max=MAX_USD, help="Most that this run may cost."),
+    max_tokens: int | None = typer.Option(
+        None, min=1, max=MAX_EXACT_INT, help="Most tokens this run may use."
+    ),
     max_runtime: str | None = typer.Option(None, help="Stop after this time: 90s, 30m, 2h."),
     grace: float | None = typer.Option(
         None, min=0, max=YEAR_S, help="Seconds to wait for answers in flight after a signal."
     ),
     epoch: int | None = typer.Option(
-        None, min=0, max=EXACT, help="A new number asks every prompt once more, on purpose."
+        None, min=0, max=MAX_EXACT_INT, help="A new number asks every prompt once more, on purpose."
     ),
     watch: bool = typer.Option(False, "--watch", help="Keep running; take prompt files that appear or grow."),
     finish_by: str | None = typer.Option(None, help="Stop at this time: 2026-11-27T18:00+01:00."),

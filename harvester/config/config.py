@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from harvester.config import provider_presets
-from harvester.config.bounds import MOST_AT_ONCE, MOST_MIB, MOST_SAMPLES, MOST_USD_PER_MILLION
+from harvester.config.number_limits import MAX_CONNECTIONS, MAX_MIB, MAX_SAMPLES, MAX_USD_PER_MILLION
 from harvester.config.refused_keys import KEYS_WITH_OWN_PLACE, REFUSED_KEYS
 from harvester.config.run_section import (
     BudgetSection,
@@ -44,16 +44,16 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SHOWN_NAME = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
 
 
-# Body fields that would put another model, or other messages, behind the gate's back.
-_ASKS_ANOTHER = frozenset({"model", "models", "messages", "prompt", "input", "route", "preset", "engine"})
+# Body fields that would change the model or the messages without the terms gate knowing.
+_UNGATED_FIELDS = frozenset({"model", "models", "messages", "prompt", "input", "route", "preset", "engine"})
 
 
-# In ECMA-262, by which editors read it, a pattern has no flags inside.
+# Spelled out because editors read the pattern as ECMA-262, which has no inline flag for ignoring case.
 _IDEMPOTENCY = f"^[A-Za-z-]*{''.join(f'[{c.upper()}{c}]' for c in 'idempotency')}[A-Za-z-]*$"
 
 
 class LimitsSection(FrozenModel):
-    """What the teacher allows, as far as the operator knows; the rest is learned."""
+    """Limits of the teacher that the operator knows; the others are learned."""
 
     requests_per_minute: Rate | None = None
     tokens_per_minute: Rate | None = None
@@ -61,14 +61,14 @@ class LimitsSection(FrozenModel):
     output_tokens_per_minute: Rate | None = None
     requests_per_day: Rate | None = None
     tokens_per_day: Rate | None = None
-    max_concurrency: int = Field(default=64, gt=0, le=MOST_AT_ONCE)
+    max_concurrency: int = Field(default=64, gt=0, le=MAX_CONNECTIONS)
 
 
-PricePerMillion = Annotated[float, Field(ge=0, le=MOST_USD_PER_MILLION)]
+PricePerMillion = Annotated[float, Field(ge=0, le=MAX_USD_PER_MILLION)]
 
 
 class PriceSection(FrozenModel):
-    """USD per million tokens, with the day it was read."""
+    """USD per million tokens. `as_of` is the day on which the price was read."""
 
     input: PricePerMillion
     output: PricePerMillion
@@ -173,9 +173,11 @@ class TeacherSection(FrozenModel):
 
 
 class PromptsSection(FrozenModel):
-    """Where prompts come from; globs are resolved beside the configuration file.
+    """Where prompts come from.
 
-    Up to `max_bad` lines that can't be used are passed over and reported; the next one ends the run.
+    Attributes:
+        files: names and globs, relative to the configuration file.
+        max_bad: lines that can't be used and may be skipped; one more ends the run.
     """
 
     files: tuple[str, ...] = Field(min_length=1)
@@ -184,7 +186,7 @@ class PromptsSection(FrozenModel):
 
 
 class SamplingSection(FrozenModel):
-    """Fields of the wire body; None means: not sent."""
+    """Fields of the request body; None is not sent."""
 
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -194,7 +196,7 @@ class SamplingSection(FrozenModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     reasoning_effort: str | None = None
-    samples: int = Field(default=1, gt=0, le=MOST_SAMPLES)
+    samples: int = Field(default=1, gt=0, le=MAX_SAMPLES)
     top_logprobs: int = Field(default=0, ge=0, le=20)
     stream: bool = False
     tools: tuple[dict[str, Any], ...] | None = None
@@ -205,15 +207,15 @@ class SamplingSection(FrozenModel):
     @classmethod
     def _nothing_with_a_place_of_its_own(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in sorted(value.keys() & KEYS_WITH_OWN_PLACE.keys()):
-            raise ValueError(f"{name!r} has a place of its own: {KEYS_WITH_OWN_PLACE[name]}")
+            raise ValueError(f"{name!r} has a key of its own: {KEYS_WITH_OWN_PLACE[name]}")
         return value
 
     @field_validator("extra")
     @classmethod
     def _asks_the_gated_model(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if astray := sorted(set(value) & _ASKS_ANOTHER):
+        if fields := sorted(set(value) & _UNGATED_FIELDS):
             raise ValueError(
-                f"{', '.join(astray)} may not be set here: the terms were asked for [teacher] model alone"
+                f"{', '.join(fields)} may not be set here: the terms were checked for [teacher] model alone"
             )
         return value
 
@@ -222,8 +224,8 @@ class StoreSection(FrozenModel):
     """Where answers are kept."""
 
     path: str = "store"
-    shard_mib: float = Field(default=64, gt=0, le=MOST_MIB)
-    min_free_mib: float = Field(default=256, ge=0, le=MOST_MIB)
+    shard_mib: float = Field(default=64, gt=0, le=MAX_MIB)
+    min_free_mib: float = Field(default=256, ge=0, le=MAX_MIB)
 
 
 class HarvestConfig(FrozenModel):
@@ -246,14 +248,14 @@ class HarvestConfig(FrozenModel):
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Providers that every body holds a router to (`provider.only`); none: no router, or not held."""
-        told = self.sampling.extra.get("provider")
-        only = told.get("only") if isinstance(told, dict) else None
+        """Providers that requests restrict a router to (`provider.only`); empty: no router or restriction."""
+        provider = self.sampling.extra.get("provider")
+        only = provider.get("only") if isinstance(provider, dict) else None
         return tuple(str(name) for name in only) if isinstance(only, list | tuple) else ()
 
     @property
     def sha256(self) -> str:
-        """Hash of the configuration's values; goes into lineage."""
+        """Hash of the values, stored in the lineage."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
@@ -282,7 +284,7 @@ def parse(data: dict[str, Any], *, place: str) -> HarvestConfig:
 
 
 def api_key(teacher: TeacherSection, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The credential from the environment, None when the teacher needs none.
+    """Read the credential from the environment; None when the teacher needs none.
 
     Raises:
         ConfigError: the named variable is unset or empty.
@@ -290,7 +292,7 @@ def api_key(teacher: TeacherSection, environment: Mapping[str, str] = os.environ
     if teacher.api_key_env is None:
         return None
     value = environment.get(teacher.api_key_env, "").strip()
-    # A key pasted where its name belongs must not come back on the screen.
+    # The value may be a key pasted in place of a name: do not print it.
     name = teacher.api_key_env if _SHOWN_NAME.match(teacher.api_key_env) else "named there"
     if not value:
         raise ConfigError(
@@ -300,7 +302,7 @@ def api_key(teacher: TeacherSection, environment: Mapping[str, str] = os.environ
         )
     if not value.isascii() or not value.isprintable() or set(value) & set(" ,;"):
         raise ConfigError(
-            f"environment variable {name} holds no single key: spaces, commas or odd characters in it",
+            f"environment variable {name} does not hold one key: it has spaces, commas or unusual characters",
             place="teacher.api_key_env",
             remedy="one credential per teacher: no key pools; was a quotation mark copied along?",
         )

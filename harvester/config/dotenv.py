@@ -1,7 +1,6 @@
-"""`.env` beside the configuration: variables for this run only. The environment always wins over it.
+"""Read `.env` beside the configuration: variables for this run only. The environment always wins.
 
-Values stay here: they are put neither into the process's environment, which child processes inherit, nor into
-an error message.
+Values are never put into the process's environment, which child processes inherit, nor into an error message.
 """
 
 from __future__ import annotations
@@ -18,28 +17,28 @@ DOTENV_NAME = ".env"
 
 
 def variables(folder: Path) -> Mapping[str, str]:
-    """The environment, and below it what `folder/.env` sets. Nothing is expanded or run.
+    """Return the environment, and what `folder/.env` sets where it does not. Nothing is expanded or run.
 
     Raises:
-        ConfigError: the file can't be read, or a line of it is no `NAME=value`; never shows the line.
+        ConfigError: the file can't be read, or a line is not `NAME=value`; the line is never shown.
     """
     path = folder / DOTENV_NAME
     try:
         with path.open(encoding="utf-8") as file:
-            found = list(parse_stream(file))
+            bindings = list(parse_stream(file))
     except FileNotFoundError:
         return dict(os.environ)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("can't be read as UTF-8 text", place=str(path), remedy=_remedy(error)) from None
-    for one in found:
-        if one.error:
+    for binding in bindings:
+        if binding.error:
             raise ConfigError(
                 "not a line such as NAME=value",
-                place=f"{path}:{one.original.line}",
+                place=f"{path}:{binding.original.line}",
                 remedy="quote values with spaces; # begins a comment",
             )
-    told = {one.key: one.value for one in found if one.key is not None and one.value is not None}
-    return {**told, **os.environ}
+    values = {b.key: b.value for b in bindings if b.key is not None and b.value is not None}
+    return {**values, **os.environ}
 
 
 def _remedy(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What `harvester run` was told beside its file, and the command that goes on with it. Pure."""
+"""Hold the command-line options that override harvest.toml, and build the command that resumes. No I/O."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from harvester.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """The flags of one run. Its ceilings (None leaves the file's value) are `rows`, `usd`, `tokens`,
-    `runtime_s` and `finish_by`; the others shape it.
+    """The options of one run.
+
+    `rows`, `usd`, `tokens`, `runtime_s` and `finish_by` are ceilings; None leaves the file's value.
     """
 
     rows: int | None = None
@@ -28,17 +29,17 @@ class Overrides:
     otel: bool = False
 
     def require(self, *, priced: bool) -> None:
-        """Do nothing when they can be kept to.
+        """Do nothing when the options can be met.
 
         Args:
-            priced: whether the teacher has a price: without one no cost is known.
+            priced: whether the teacher has a price; without one no cost is known.
 
         Raises:
-            ConfigError: names the first that can't.
+            ConfigError: names the first option that can't be met.
         """
         for flag, value in (("--max-usd", self.usd), ("--grace", self.grace_s)):
             if value is not None and not math.isfinite(value):
-                raise ConfigError(f"{value} is no number to keep to", place=flag, remedy="as in 5 or 2.50")
+                raise ConfigError(f"{value} is not a finite number", place=flag, remedy="as in 5 or 2.50")
         if self.usd is not None and not priced:
             raise ConfigError(
                 "a ceiling in USD needs a [teacher.price]",
@@ -47,10 +48,10 @@ class Overrides:
             )
 
     def again(self, config: Path) -> str:
-        """The command that resumes, quoted for a shell.
+        """Return the command that resumes the run, quoted for a shell.
 
-        What shapes the run is repeated: another epoch would pay anew. Its ceilings are not: one of them
-        may be what ended it.
+        Options other than ceilings are repeated: without its epoch, the run would pay again. Ceilings are
+        left out, because one of them may have ended the run.
         """
         words = ["harvester", "run", str(config)]
         for flag, value in (

@@ -1,4 +1,4 @@
-"""How a run behaves, as frozen values: what it may spend, how patient it is, its hours, its canaries."""
+"""Define the tables [budget], [run], [canary] and [schedule] of harvest.toml as frozen values."""
 
 from __future__ import annotations
 
@@ -7,38 +7,42 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
-from harvester.config import schedule as hours
-from harvester.config.bounds import EXACT, MOST_A_MINUTE, MOST_USD, YEAR_S
+from harvester.config import schedule
+from harvester.config.number_limits import MAX_EXACT_INT, MAX_PER_MINUTE, MAX_USD, YEAR_S
 
+# Seconds of an attempt's deadline for everything but its tokens: connection, queue of the teacher, prompt.
 BASE_DEADLINE_S = 120.0
-"""What an attempt may take beside its tokens: the connection, the teacher's queue, the prompt."""
 SLOWEST_TOKENS_PER_S = 10.0
 UNBOUNDED_DEADLINE_S = 600.0
 LONGEST_DEADLINE_S = 3600.0
-Rate = Annotated[float, Field(gt=0, le=MOST_A_MINUTE)]
-PositiveInt = Annotated[int, Field(gt=0, le=EXACT)]
-Count = Annotated[int, Field(ge=0, le=EXACT)]
+Rate = Annotated[float, Field(gt=0, le=MAX_PER_MINUTE)]
+PositiveInt = Annotated[int, Field(gt=0, le=MAX_EXACT_INT)]
+Count = Annotated[int, Field(ge=0, le=MAX_EXACT_INT)]
 Seconds = Annotated[float, Field(gt=0, le=YEAR_S)]
 
 
 class FrozenModel(BaseModel):
-    """A table of harvest.toml: it never changes, and refuses what it does not know, and what is no number."""
+    """Base of every table of harvest.toml: frozen; unknown keys, NaN and infinity are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 class BudgetSection(FrozenModel):
-    """Ceilings on what may be spent in one run."""
+    """Ceilings on what one run may spend."""
 
-    usd: float | None = Field(default=None, gt=0, le=MOST_USD)
+    usd: float | None = Field(default=None, gt=0, le=MAX_USD)
     tokens: PositiveInt | None = None
 
 
 class RunSection(FrozenModel):
     """How one run behaves.
 
-    Without `deadline_s`, an attempt may take as long as its `max_tokens` need from a slow teacher.
-    `retry_possibly_billed = false` sends nothing again that may have been billed: it is a dead letter.
+    Attributes:
+        deadline_s: time limit of one attempt; None: long enough for `max_tokens` from a slow teacher.
+        grace_s: how long a signal waits for answers that are on their way.
+        epoch: part of every request key; another number asks everything again.
+        patience_s: how long a run waits for a teacher that answers nothing.
+        retry_possibly_billed: false never resends what may have been billed; it becomes a dead letter.
     """
 
     max_failed: Count = 0
@@ -54,7 +58,11 @@ class RunSection(FrozenModel):
     retry_possibly_billed: bool = True
 
     def deadline_for(self, max_tokens: int) -> float:
-        """Seconds that one attempt may take, connect to last byte; `max_tokens` is 0 for no ceiling."""
+        """Return the seconds that one attempt may take, from connecting to the last byte.
+
+        Args:
+            max_tokens: of the request; 0 for no ceiling.
+        """
         if self.deadline_s is not None:
             return self.deadline_s
         if not max_tokens:
@@ -63,10 +71,11 @@ class RunSection(FrozenModel):
 
 
 class CanarySection(FrozenModel):
-    """A few prompts asked again on schedule, to see whether the teacher is still who it was.
+    """A few prompts asked again on schedule, to detect whether the teacher has changed.
 
-    `tolerance` bounds the mean share of words in which answers may differ from the first ones; `pause` holds
-    the run at a change, until `harvester resume`.
+    Attributes:
+        tolerance: largest mean share of words in which answers may differ from the first ones.
+        pause: whether a change pauses the run until `harvester resume`.
     """
 
     prompts: str | None = None
@@ -76,7 +85,7 @@ class CanarySection(FrozenModel):
 
 
 class ScheduleSection(FrozenModel):
-    """When a run may work; outside its hours it ends with exit 10, or waits when it watches."""
+    """When a run may work. Outside its hours it ends with exit 10; a watching run waits."""
 
     hours: tuple[str, ...] = ()
     finish_by: AwareDatetime | None = None
@@ -85,12 +94,12 @@ class ScheduleSection(FrozenModel):
     @classmethod
     def _openings(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
-            hours.parse(text)
+            schedule.parse(text)
         return value
 
     @field_validator("finish_by")
     @classmethod
     def _in_sight(cls, value: datetime | None) -> datetime | None:
         if value is not None:
-            hours.stamp(value)
+            schedule.stamp(value)
         return value

@@ -1,4 +1,4 @@
-"""When a job may work: opening hours in a time zone, a deadline, and durations as people write them. Pure.
+"""Compute when a job may work: opening hours in a time zone, deadlines, durations. No I/O.
 
 An opening is "[DAYS ]HH:MM-HH:MM ZONE", as in "22:00-07:00 Europe/Berlin" or "Mon-Fri,Sun 09:00-12:30 UTC";
 the days are those on which it opens, and an end not after its start lies on the next day. Times are Unix
@@ -15,13 +15,13 @@ from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+# Days to look ahead for the next opening: a weekly one comes within eight.
 HORIZON_DAYS = 9
-"""How far edges are looked for: a weekly opening shows within eight days."""
 _OPENING = re.compile(
     r"(?:(?P<days>[A-Za-z,\- ]+?)\s+)?(?P<start>\d\d:\d\d)-(?P<end>\d\d:\d\d)\s+(?P<zone>\S+)\Z"
 )
+# Latest instant that has a date in every time zone.
 LAST = datetime(9999, 12, 30, tzinfo=UTC).timestamp()
-"""The latest instant that has a date in every zone."""
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -40,7 +40,7 @@ class Opening:
         return f"{self.start // 60:02d}:{self.start % 60:02d}"
 
     def on(self, day: date) -> tuple[float, float] | None:
-        """This day's span in Unix seconds, None when it does not open then."""
+        """Return this day's span in Unix seconds, None when it does not open on it."""
         if day.weekday() not in self.days:
             return None
         last = day if self.end > self.start else day + timedelta(days=1)
@@ -53,10 +53,10 @@ class Opening:
 
 
 def parse(text: str) -> Opening:
-    """An opening as written in a configuration.
+    """Parse an opening as written in a configuration.
 
     Raises:
-        ValueError: in words for the operator.
+        ValueError: it is not one; says what is expected.
     """
     match = _OPENING.match(text.strip())
     if match is None:
@@ -79,27 +79,27 @@ def _minutes(text: str, whole: str) -> int:
 
 
 def _days(text: str, whole: str) -> frozenset[int]:
-    found: set[int] = set()
+    days: set[int] = set()
     for part in text.replace(" ", "").split(","):
         names = [name.capitalize()[:3] for name in part.split("-")]
         if len(names) > 2 or any(name not in DAYS for name in names):
             raise ValueError(f"{part!r} in {whole!r} is not a day or a range such as Mon-Fri")
         first, last = DAYS.index(names[0]), DAYS.index(names[-1])
-        found.update((first + step) % 7 for step in range((last - first) % 7 + 1))
-    return frozenset(found)
+        days.update((first + step) % 7 for step in range((last - first) % 7 + 1))
+    return frozenset(days)
 
 
 def spans(openings: Sequence[Opening], at: float) -> list[tuple[float, float]]:
-    """All open spans from a day before `at` to the horizon, merged and in order."""
-    found: list[tuple[float, float]] = []
+    """Return all open spans from a day before `at` to the horizon, merged and in order."""
+    unmerged: list[tuple[float, float]] = []
     for opening in openings:
         today = datetime.fromtimestamp(at, ZoneInfo(opening.zone)).date()
         for step in range(-2, HORIZON_DAYS):
             span = opening.on(today + timedelta(days=step))
             if span is not None and span[1] > span[0]:  # a change of the clock may swallow a short one
-                found.append(span)
+                unmerged.append(span)
     merged: list[tuple[float, float]] = []
-    for start, end in sorted(found):
+    for start, end in sorted(unmerged):
         if merged and start <= merged[-1][1]:
             merged[-1] = merged[-1][0], max(end, merged[-1][1])
         else:
@@ -119,17 +119,17 @@ class OpeningHours:
         return not self.openings or any(start <= at < end for start, end in spans(self.openings, at))
 
     def is_over(self, at: float) -> bool:
-        """The deadline has passed."""
+        """Return whether the deadline has passed."""
         return self.finish_by is not None and at >= self.finish_by
 
     def opens_at(self, at: float) -> float:
-        """The next instant at which it is open: `at` itself when it is."""
+        """Return the next instant at which it is open; `at` itself when it is open then."""
         if self.is_open(at):
             return at
         return min(start for start, _ in spans(self.openings, at) if start > at)
 
     def closes_at(self, at: float) -> float | None:
-        """When the opening that `at` lies in ends, or the deadline; None when neither comes in sight."""
+        """Return when the opening around `at` ends, or the deadline; None when neither is near."""
         closing = next((end for start, end in spans(self.openings, at) if start <= at < end), None)
         if closing is not None and closing - at > (HORIZON_DAYS - 2) * 86400:
             closing = None  # open around the clock
@@ -137,7 +137,7 @@ class OpeningHours:
         return min(ends, default=None)
 
     def after(self, at: float, work_s: float) -> float | None:
-        """When so much work will be done from `at` on, counting open time only; None beyond a year."""
+        """Return when `work_s` seconds of open time after `at` have passed; None if beyond a year."""
         if not self.openings:
             return at + work_s
         limit = at + 366 * 86400
@@ -153,7 +153,7 @@ class OpeningHours:
         return None
 
     def why_closed(self, at: float) -> str:
-        """In words: "" when open."""
+        """Return the reason in words; "" when open."""
         if self.is_over(at):
             return f"the deadline {local(self.finish_by or at, self.zone)} has passed"
         if self.is_open(at):
@@ -162,30 +162,30 @@ class OpeningHours:
 
     @property
     def zone(self) -> str:
-        """The zone that times are told in."""
+        """Time zone for messages."""
         return self.openings[0].zone if self.openings else "UTC"
 
 
 def local(at: float, zone: str = "UTC") -> str:
-    """An instant as people of that zone write it; one that no calendar holds, as the nearest that it does."""
+    """Format an instant in a time zone; one outside the calendar becomes the nearest inside it."""
     return f"{moment(at).astimezone(ZoneInfo(zone)):%a %Y-%m-%d %H:%M %Z}"
 
 
 def here(at: float) -> str:
-    """As `local`, in the zone of this machine."""
+    """Format an instant as `local` does, in this machine's time zone."""
     return f"{moment(at).astimezone():%a %Y-%m-%d %H:%M %Z}"
 
 
 def moment(at: float) -> datetime:
-    """Unix seconds as a time in UTC; what no calendar holds as the nearest that it does."""
+    """Convert Unix seconds to a time in UTC; one outside the calendar becomes the nearest inside it."""
     return datetime.fromtimestamp(min(max(at, 0.0), LAST), UTC)
 
 
 def seconds(text: str) -> float:
-    """`90`, `90s`, `30m`, `2h`, `1.5d` in seconds.
+    """Parse a duration such as `90`, `90s`, `30m`, `2h` or `1.5d`, in seconds.
 
     Raises:
-        ValueError: anything else, in words for the operator.
+        ValueError: it is not one; says what is expected.
     """
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd]?)", text.strip())
     if match is None:
@@ -194,7 +194,7 @@ def seconds(text: str) -> float:
 
 
 def instant(text: str) -> float:
-    """An ISO 8601 time with its offset, as in 2026-11-27T18:00+01:00, as Unix seconds.
+    """Parse an ISO 8601 time with its offset, as in 2026-11-27T18:00+01:00, to Unix seconds.
 
     Raises:
         ValueError: not such a time, or one without an offset: it would mean another instant elsewhere.
@@ -209,7 +209,7 @@ def instant(text: str) -> float:
 
 
 def stamp(when: datetime) -> float:
-    """An aware time as Unix seconds.
+    """Convert an aware time to Unix seconds.
 
     Raises:
         ValueError: it lies before 1970 or so late that other zones have no date for it.

@@ -1,4 +1,4 @@
-"""The desk of the terms: list, show, check, review and record, as text. Offline; prints nothing itself."""
+"""List, show, check and review terms records, and record permissions. Returns text, prints nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REVIEW_EVERY = timedelta(days=182)
 
 
 def state(record: TermsRecord, today: date) -> str:
-    """good, due (past its review), expired, changed or superseded."""
+    """Return a record's state: good, due (for review), expired, changed or superseded."""
     if record.superseded_by:
         return "superseded"
     if record.changed is not None:
@@ -29,7 +29,7 @@ def state(record: TermsRecord, today: date) -> str:
 
 
 def listed(registry: Registry, today: date, *, only_due: bool = False) -> list[dict[str, str]]:
-    """One row a record: id, layer, verdict, established, days and state, by layer and id."""
+    """Return one row for each record, by layer and id: verdict, established, days and state."""
     records = sorted(registry.records.values(), key=lambda r: (r.layer, r.id))
     rows = [
         {
@@ -47,7 +47,7 @@ def listed(registry: Registry, today: date, *, only_due: bool = False) -> list[d
 
 
 def table(rows: Sequence[dict[str, str]]) -> list[str]:
-    """The rows in columns, with a head and the disclaimer."""
+    """Format rows as columns with a header line and the disclaimer."""
     if not rows:
         return ["no records", DISCLAIMER]
     names = list(rows[0])
@@ -58,10 +58,10 @@ def table(rows: Sequence[dict[str, str]]) -> list[str]:
 
 
 def shown(registry: Registry, record_id: str, today: date) -> list[str]:
-    """Everything a record says.
+    """Format every field of a record.
 
     Raises:
-        ConfigError: no record of that id; names near ones.
+        ConfigError: there is no record of that id; names similar ones.
     """
     record = found(registry, record_id)
     lines = [f"{record.id}: {record.verdict} ({state(record, today)})"]
@@ -76,16 +76,16 @@ def shown(registry: Registry, record_id: str, today: date) -> list[str]:
 
 
 def record_json(record: TermsRecord, today: date) -> dict[str, Any]:
-    """A record for machines: every field, and its state on that day."""
-    told = {field.name: getattr(record, field.name) for field in fields(record)}
-    return {**told, "state": state(record, today), "disclaimer": DISCLAIMER}
+    """Return a record as JSON values: every field, and its state on that day."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {**values, "state": state(record, today), "disclaimer": DISCLAIMER}
 
 
 def found(registry: Registry, record_id: str) -> TermsRecord:
-    """The record of that id.
+    """Return the record of that id.
 
     Raises:
-        ConfigError: no such record; names those that hold the word.
+        ConfigError: there is none; names similar ones.
     """
     record = registry.find(record_id)
     if record is None:
@@ -96,7 +96,7 @@ def found(registry: Registry, record_id: str) -> TermsRecord:
 
 
 def checked(verdict: Verdict) -> list[str]:
-    """A verdict for people: the answer, duties, conditions, wire fields, warnings, reasons."""
+    """Format a verdict: the answer, duties, conditions, request fields, warnings, reasons."""
     lines = [verdict.summary()]
     lines += [f"  duty       {duty}" for duty in verdict.duties]
     lines += [f"  condition  {condition}" for condition in verdict.conditions]
@@ -109,17 +109,17 @@ def checked(verdict: Verdict) -> list[str]:
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:
-    """A verdict for machines."""
+    """Return a verdict as JSON values."""
     return {field.name: getattr(verdict, field.name) for field in fields(verdict)}
 
 
 def reviewed(
     record: TermsRecord, outcome: Literal["unchanged", "changed"], today: date, *, isatty: bool
 ) -> TermsRecord:
-    """The record after a person read the text again: good for half a year more, or changed and so unknown.
+    """Return the record after a person read the text again: good for half a year, or changed and so unknown.
 
     Raises:
-        TermsRefused: no terminal: a script has read nothing.
+        TermsRefused: there is no terminal; a script has read nothing.
     """
     if not isatty:
         raise TermsRefused(
@@ -133,7 +133,7 @@ def reviewed(
 
 
 def record_toml(record: TermsRecord) -> str:
-    """One record as TOML, for a user's folder; reads back equal."""
+    """Return a record as TOML that parses back to an equal record."""
     lines = ["[[record]]"]
     for field in fields(record):
         value = getattr(record, field.name)
@@ -143,14 +143,18 @@ def record_toml(record: TermsRecord) -> str:
 
 
 def write_review(folder: Path, record: TermsRecord) -> Path:
-    """Put a reviewed record into the user's overlay, `folder/<id>.toml`, replacing an earlier review of it.
+    """Write a reviewed record to `folder/<id>.toml`, replacing an earlier review of it.
 
     Raises:
-        ConfigError: a file of that name holds other records.
+        ConfigError: the file holds other records.
     """
     path = folder / f"{record.id}.toml"
     if path.exists() and [r.id for r in parse(path.read_text(encoding="utf-8"), str(path))] != [record.id]:
-        raise ConfigError("holds other records; review there by hand", place=str(path))
+        raise ConfigError(
+            "holds other records, which a review would replace",
+            place=str(path),
+            remedy="move them to another file",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_text(f"# {DISCLAIMER}\n{record_toml(record)}", encoding="utf-8")
@@ -174,14 +178,14 @@ QUESTIONS = (
 
 
 def ask_permission(folder: Path, ask: Callable[[str], str], *, isatty: bool) -> Path:
-    """Interview a person and write the permission.
+    """Ask a person for the values of a permission and write it.
 
     Args:
-        ask: shows a question, returns the answer.
+        ask: shows a question and returns the answer.
 
     Raises:
-        TermsRefused: no terminal; nothing is asked.
-        ConfigError: an answer that can't be.
+        TermsRefused: there is no terminal; nothing is asked.
+        ConfigError: an answer is not valid.
     """
     if not isatty:
         raise TermsRefused(
@@ -189,14 +193,16 @@ def ask_permission(folder: Path, ask: Callable[[str], str], *, isatty: bool) -> 
             place=str(folder),
             remedy="run `harvester terms record` interactively; there is no flag for it",
         )
-    told: dict[str, Any] = {name: ask(question).strip() for name, question in QUESTIONS}
-    told["uses"] = tuple(each.strip() for each in told["uses"].split(",") if each.strip()) or USES
+    answers: dict[str, Any] = {name: ask(question).strip() for name, question in QUESTIONS}
+    answers["uses"] = tuple(each.strip() for each in answers["uses"].split(",") if each.strip()) or USES
     for name in ("granted_on", "expires"):
         try:
-            told[name] = date.fromisoformat(told[name]) if told[name] or name == "granted_on" else None
+            answers[name] = (
+                date.fromisoformat(answers[name]) if answers[name] or name == "granted_on" else None
+            )
         except ValueError:
             raise ConfigError(
-                f"{name}: {told[name]!r} is no day such as 2026-11-24", place="permission"
+                f"{name}: {answers[name]!r} is not a day such as 2026-11-24", place="permission"
             ) from None
-    permission = Permission(**told, recorded_on=datetime.now(UTC).date())
+    permission = Permission(**answers, recorded_on=datetime.now(UTC).date())
     return record_permission(folder, permission, isatty=isatty)

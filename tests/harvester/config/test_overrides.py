@@ -32,7 +32,7 @@ def test_a_ceiling_in_usd_that_cant_be_kept_is_refused_before_the_first_byte(
     assert refused.value.exit_code == 2
 
 
-def test_a_limit_slower_than_our_patience_is_refused_before_the_first_byte(tmp_path: Path) -> None:
+def test_a_limit_slower_than_the_patience_is_refused_before_the_first_byte(tmp_path: Path) -> None:
     slow = "[teacher.limits]\nrequests_per_minute = 0.05\n"
     config = write_folder(tmp_path, "http://127.0.0.1:9/v1", 3, teacher=slow)
     with pytest.raises(ConfigError, match=r"1,200 s.*patience_s"):
@@ -46,7 +46,7 @@ def test_a_ceiling_of_nothing_sends_nothing(mock_teacher: Mock, tmp_path: Path) 
     assert (ended.ending, ended.exit_code, mock.totals()["requests"]) == ("budget", 10, 0)
 
 
-def test_the_way_on_asks_what_ran_and_not_another_epoch(mock_teacher: Mock, tmp_path: Path) -> None:
+def test_the_resume_command_keeps_the_epoch(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     folder = tmp_path / "my 'own' run"
     folder.mkdir()
@@ -55,10 +55,10 @@ def test_the_way_on_asks_what_ran_and_not_another_epoch(mock_teacher: Mock, tmp_
     said = first.lines()[-1].removeprefix("resume with: ")
     assert shlex.split(said) == ["harvester", "run", str(config), "--epoch", "2", "--grace", "2.5"]
     second = asyncio.run(job.run(prepare(config, Overrides(epoch=2)), lambda _: None))
-    assert (second.from_cache, mock.totals()["requests"]) == (1, 3)
+    assert (second.counts.from_cache, mock.totals()["requests"]) == (1, 3)
 
 
-def test_all_that_shapes_a_run_is_told_and_no_ceiling() -> None:
+def test_the_resume_command_repeats_every_option_but_ceilings() -> None:
     flags = Overrides(
         rows=1,
         usd=2.0,
