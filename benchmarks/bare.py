@@ -1,4 +1,4 @@
-"""The bare client that every ratio is against: httpx over an aiohttp transport, as its users set it up."""
+"""The bare client that ratios are compared with: httpx over an aiohttp transport, with its usual settings."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Healthy requests that are served after 4,000 cancelled ones.
+"""Count the healthy requests that are served after 4,000 cancelled ones.
 
     python benchmarks/cancelled.py [--cancelled 4000]
 
 Cancelled in waves of 250, each request within its first 0.4 s against a server that answers after 0.5 to 1 s
-(our own, for nginx can't delay the first request of a connection); then 64 are sent at once and have 10 s.
-The bare clients beside ours: httpx over aiohttp, and httpx over its own pool, which loses a slot for a
+(our own, as nginx can't delay the first request of a connection); then 64 are sent at once and have 10 s.
+The bare clients for comparison: httpx over aiohttp, and httpx over its own pool, which loses a slot for a
 request that is cancelled while it waits for one (encode/httpcore#1093).
 """
 

@@ -1,4 +1,4 @@
-"""What it costs to keep an answer for good: CPU of the writer thread, beside SQLite's own bare insert.
+"""Measure the CPU that storing an answer costs the writer thread, compared with a bare SQLite insert.
 
     python benchmarks/durability_cost.py [--seconds 10] [--rate 1000]
 

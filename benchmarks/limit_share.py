@@ -1,12 +1,12 @@
-"""Share of a teacher's limit that a harvest uses, and the share of its sends that are refused.
+"""Measure which share of a teacher's limit a harvest uses, and which share of its requests is refused.
 
     python benchmarks/limit_share.py [--seconds 60] [--case configured] [--case hidden] ...
 
-The teacher is the mock in a process of its own: 200 requests/s, 0.2 s latency, continuous buckets that hold
-one second's worth. Prints answers per second over the limit (first second left out) and 429s over sends; for
-a limit that changes, when the harvest had settled: from when on the mean of three seconds, three times in a
-row, was 90 % of the new limit with less than 5 % refused. The bare loop (64 workers over httpx, half a
-second's rest after a 429) is what the shares are compared with.
+The teacher is the mock teacher in a process: 200 requests/s, 0.2 s latency, a burst of one second's worth.
+Prints answers per second over the limit, without the first second, and 429s over requests sent. For a limit
+that changes it prints when the harvest had settled: the mean of three seconds, three times in a row, was 90 %
+of the new limit with less than 5 % refused. For comparison: a bare loop of 64 workers over httpx that
+rest half a second after a 429.
 """
 
 from __future__ import annotations

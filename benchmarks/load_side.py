@@ -1,8 +1,8 @@
-"""The load side of a benchmark: nginx where it is installed, else a small server process of our own.
+"""Serve the answers of a benchmark: nginx if it is installed, else a small server process of our own.
 
 Both answer `POST /v1/chat/completions` with one fixed completion of 1.1 KB, at once or after 0.5 to 1 s
-(nginx: but the first of each connection, at once), and `GET /v1/models` with a list. They are meant to cost
-next to nothing beside what is measured.
+(nginx answers the first request of each connection at once), and `GET /v1/models` with a list. They need
+very little CPU compared with what is measured.
 
     python benchmarks/load_side.py [--slow]       # our own server alone: prints its port, then serves
 """

@@ -1,4 +1,4 @@
-"""Memory of a whole run of 200,000 prompts, sealing included, and of a loop with a task for each row.
+"""Measure the memory of a run of 200,000 prompts, with sealing, and of a loop with a task for each row.
 
     python benchmarks/memory.py [--prompts 200000] [--in-flight 256] [--own-server]
 

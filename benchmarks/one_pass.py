@@ -1,6 +1,6 @@
-"""One pass of the harvester with everything on, for the benchmarks: keys, limiter, budget, ledger, store.
+"""Run one pass of the harvester with everything on, for the benchmarks: keys, limits, budget, store.
 
-The limits and the budget are set so high that they never bind: what they cost is measured, not their effect.
+Limits and budget are too high to take effect: their cost is measured.
 """
 
 from __future__ import annotations

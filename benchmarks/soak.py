@@ -1,13 +1,12 @@
-"""A day in the life of a harvest, scaled: does it stay small, quick and exact through faults and kills?
+"""Run a scaled day of a harvest with faults and kills; check memory, speed and exactness.
 
     python benchmarks/soak.py [--seconds 720]
 
 The mock teacher and the harvester are processes of their own. The day has 24 hours of seconds/24 each.
 Until eight the harvester is killed, frozen and asked to end, and started again; from then on one process
-lives through faults, 429 storms, an absent teacher, changing limits, pauses and other windows. Shards are
-small, so that a scaled day seals and merges as often as a real one. The harvester's trace tells memory, open
-files, tasks and the event loop's lag; the teacher's ledger tells what it billed. Exit 1 when a bound is
-passed.
+runs through faults, bursts of 429s, an absent teacher, changing limits, pauses and other windows. Shards are
+small, so that a scaled day seals and merges as often as a real one. Memory, open files, tasks and event-loop
+lag are read from the harvester's trace, the billing from the teacher's ledger. Exit 1 if a bound is exceeded.
 """
 
 from __future__ import annotations

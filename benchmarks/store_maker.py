@@ -1,10 +1,10 @@
-"""Makes a store of a million rows, or ten, as a harvest would have left it, in a minute or so.
+"""Write a store of one or ten million rows, as a harvest would have left it, in about a minute.
 
     python benchmarks/store_maker.py FOLDER [--rows 1000000]
 
-FOLDER gets `prompts.jsonl`, `harvest.toml` and `store/`: sealed shards, manifest and key index, as told in
+FOLDER gets `prompts.jsonl`, `harvest.toml` and `store/`: sealed shards, manifest and key index, as in
 `data/FORMAT.md`; `harvester verify FOLDER/store` finds nothing. Rows are written column by column and keys
-in one sorted pass, which no harvest could do.
+in one sorted pass, which is faster than a harvest could be.
 """
 
 from __future__ import annotations

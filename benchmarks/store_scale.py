@@ -1,4 +1,4 @@
-"""How a store bears a million rows, or ten: open, look up, rerun with everything held, memory.
+"""Measure a store of one or ten million rows: open, look up, rerun with all answers stored, memory.
 
     python benchmarks/store_scale.py [--rows 1000000] [--folder DIR]
 

@@ -1,4 +1,4 @@
-"""Answers per second of a harvest with everything on, beside bare loops against the same load side.
+"""Measure answers per second of a harvest with everything on, and of bare loops against the same server.
 
     python benchmarks/throughput.py [--case fast|slow] [--rounds 3] [--seconds 8] [--own-server]
 

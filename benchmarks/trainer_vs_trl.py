@@ -1,4 +1,4 @@
-"""Supervised tokens per second of our trainer and of TRL 1.16 on the same rows, and the loss of both.
+"""Measure supervised tokens per second, and the loss, of our trainer and of TRL 1.16 on the same rows.
 
     python benchmarks/trainer_vs_trl.py                  two CPU cores, the tiny student
     python benchmarks/trainer_vs_trl.py --gpu            one H200: kernels, then Qwen2.5 shapes 0.5B, 1.5B, 7B

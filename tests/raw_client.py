@@ -1,4 +1,4 @@
-"""Clients that hide nothing: what tests use to see the mock teacher's bytes as they are."""
+"""HTTP clients for tests that show the mock teacher's bytes unchanged."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from urllib.parse import urlsplit
 
 
 def until(holds: Callable[[], object], patience_s: float = 15.0) -> None:
-    """Ask again until it holds; fail when patience ends."""
+    """Call `holds` until it is true; fail after `patience_s`."""
     deadline = time.monotonic() + patience_s
     while not holds():
         assert time.monotonic() < deadline, "it never came to hold"
 
 
 def body_of(text: str, **fields: Any) -> dict[str, Any]:
-    """A chat request body at temperature 0 for one user message."""
+    """Return a chat request body at temperature 0 for one user message."""
     return {
         "model": "mock-teacher",
         "messages": [{"role": "user", "content": text}],
@@ -31,7 +31,7 @@ def body_of(text: str, **fields: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Heard:
-    """A whole HTTP reply; header names in lower case."""
+    """An HTTP reply; header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -44,7 +44,7 @@ class Heard:
         return self.json()["choices"][choice]["message"]["content"]
 
     def events(self) -> list[Any]:
-        """Parsed data events of a stream, `[DONE]` as that string."""
+        """Return the parsed data events of a stream, `[DONE]` as that string."""
         lines = [line[6:] for line in self.body.decode().split("\n") if line.startswith("data: ")]
         return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
@@ -82,7 +82,7 @@ class Caller:
 
 
 def once(base_url: str, text: str = "What is 12 + 30?", **fields: Any) -> Heard:
-    """One request on a connection of its own."""
+    """Send one request on a connection of its own."""
     with Caller(base_url) as caller:
         return caller.ask(text, **fields)
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, as short as they can be; their figures are not judged here."""
+"""Run each benchmark for a short time; their figures are not checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The committed prompt sets: as the generator writes them, distinct, disjoint, right."""
+"""Check the committed prompt sets: reproducible, without duplicates, disjoint, and with right references."""
 
 from __future__ import annotations
 

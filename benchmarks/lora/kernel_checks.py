@@ -1,4 +1,4 @@
-"""The kernels of a training against fp32 references: python kernel_checks.py DEVICE DTYPE.
+"""Compare the training kernels with fp32 references: python kernel_checks.py DEVICE DTYPE.
 
 Random values, fresh on every run; a kernel passes when the norm of its error over the norm of its reference
 is small for its dtype. Prints one JSON line {name: error}; exit 1 when one is not.

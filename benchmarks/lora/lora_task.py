@@ -1,4 +1,4 @@
-"""One LoRA task for two trainers: the same base, the same packs in the same order, the same first adapter.
+"""Define a LoRA task for two trainers: same base, the same packs in the same order, the same first adapter.
 
 Both sides import this file, each in its own environment: it needs torch, transformers and peft only.
 """

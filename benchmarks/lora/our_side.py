@@ -1,4 +1,4 @@
-"""Our trainer on a task of `lora_task`, by the rooms of `trainer train`: python our_side.py TASK.json."""
+"""Run our trainer on a task of `lora_task`: python our_side.py TASK.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents for `trainer_vs_trl`: the demo's rows on the tiny student, or random ids of drawn lengths."""
+"""Make documents for `trainer_vs_trl`: the demo's rows on the tiny student, or random ids."""
 
 from __future__ import annotations
 

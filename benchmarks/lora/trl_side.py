@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on a task of `lora_task`: python trl_side.py TASK.json. Runs in TRL's own environment."""
+"""Run TRL's SFTTrainer on a task of `lora_task`: python trl_side.py TASK.json. Needs TRL's environment."""
 
 from __future__ import annotations
 

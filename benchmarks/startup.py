@@ -1,10 +1,9 @@
-"""How fast the doors open: `harvester --help`, and `harvester status` on a store of a million rows.
+"""Measure the start-up time of `harvester --help`, and of `harvester status` on a store of a million rows.
 
-    python benchmarks/doors.py [--rows 1000000] [--store DIR] [--times 9]
+    python benchmarks/startup.py [--rows 1000000] [--store DIR] [--times 9]
 
-Makes the store where DIR holds none: answers in the journal, unsealed, which is the worst case for who reads
-it, and --dangling attempts without an outcome. Prints median and worst wall time of so many starts of the
-installed program.
+Creates a store in DIR if there is none: unsealed answers in the journal, the slowest case for a reader, and
+--dangling attempts without an outcome. Prints median and worst wall time of --times starts of the program.
 """
 
 from __future__ import annotations
