@@ -38,7 +38,7 @@ from harvester.run.harvest import PassSetup, harvest
 from harvester.run.heartbeat import ErrorLog, Heartbeat, StatusSources, Watch
 from harvester.run.in_flight import RE_ASKED
 from harvester.run.operator import OperatorCommands, StoredPauses
-from harvester.run.prepare import Prepared, ask_again
+from harvester.run.prepare import Prepared, require_still_permitted
 from harvester.run.signals import Signals, handled
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
@@ -240,7 +240,10 @@ def _watches(parts: RunParts) -> list[BackgroundTask]:
     """List what goes on from the first beat to the end of sealing."""
     prepared, errors, stop = parts.prepared, parts.errors, parts.stop
     hooks = terms_watch.TermsHooks(
-        partial(ask_again, prepared), lambda: parts.heartbeat.latest.served_models, stop.refuse, errors.add
+        check=partial(require_still_permitted, prepared),
+        served_models=lambda: parts.heartbeat.latest.served_models,
+        on_refused=stop.refuse,
+        on_error=errors.add,
     )
 
     def terms_unwatched(error: Exception) -> None:

@@ -1,7 +1,8 @@
-"""What a harvest would do, cost and take: zero requests, nothing written."""
+"""Compute what a harvest would do, cost and take (`harvester plan`). Nothing is sent, nothing written."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from harvester.api.request_builder import requests
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
+from harvester.observe.status import span
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.store import paths
@@ -20,9 +22,11 @@ from harvester.store.reuse import ReuseIndex, find_answers
 from harvester.teacher.limits import Quantity, configured_limits
 from harvester.terms import gate
 
+# Requests looked up in the store at once.
 CHUNK = 1000
+
+# The lower end of the cost range assumes answers of a tenth of max_tokens. The upper end can't be exceeded.
 SHORT_ANSWER_SHARE = 0.1
-"""Lower end of the cost range: answers a tenth as long as max_tokens allows. The upper end is certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,87 +53,114 @@ class Plan:
     preset_values: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return plain values for --json."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return lines for the terminal."""
         to_send = self.rows - self.cached - self.duplicates
-        said = [
+        lines = [
             f"rows      {self.rows:,}: {self.cached:,} held already, {self.duplicates:,} share a request, "
             f"{to_send:,} to send",
             f"tokens    about {self.input_tokens:,} in, at most {self.max_output_tokens:,} out",
         ]
         if self.high_usd is None or self.low_usd is None:
-            said.append("cost      unknown: no [teacher.price]; set [budget] tokens to cap it")
+            lines.append("cost      unknown: no [teacher.price]; set [budget] tokens to cap it")
         else:
-            said.append(f"cost      ${self.low_usd:,.4f} to ${self.high_usd:,.4f}")
+            lines.append(f"cost      ${self.low_usd:,.4f} to ${self.high_usd:,.4f}")
         if self.seconds_at_limits is None:
-            said.append("time      unknown: no limits configured; they will be learned")
+            lines.append("time      unknown: no limits configured; they will be learned")
         else:
-            said.append(f"time      at least {_span(self.seconds_at_limits)} ({self.limited_by})")
+            lines.append(f"time      at least {span(self.seconds_at_limits)} ({self.limited_by})")
         if self.bad:
-            said.append(f"bad       {len(self.bad):,} lines will be passed over; the first: {self.bad[0]}")
-        said.append(f"terms     {self.terms}")
+            lines.append(f"bad       {len(self.bad):,} lines will be passed over; the first: {self.bad[0]}")
+        lines.append(f"terms     {self.terms}")
         if self.preset:
             values = ", ".join(f"{key} = {json.dumps(value)}" for key, value in self.preset_values.items())
-            said.append(f"preset    {self.preset}: {values or 'the file sets all of its values itself'}")
-        return said
+            lines.append(f"preset    {self.preset}: {values or 'the file sets all of its values itself'}")
+        return lines
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Sums over the rows of a plan; tokens and micro-USD are those of the requests that would be sent."""
+
+    rows: int = 0
+    cached: int = 0
+    duplicates: int = 0
+    input_tokens: int = 0
+    max_output_tokens: int = 0
+    low_microusd: int = 0
+    high_microusd: int = 0
+    seen: set[bytes] = field(default_factory=set)
+
+    @property
+    def to_send(self) -> int:
+        """Requests that would be sent."""
+        return self.rows - self.cached - self.duplicates
+
+    def add(self, request: Request, config: HarvestConfig, *, is_held: bool) -> None:
+        """Count one row, by whether the store holds its answer."""
+        self.rows += 1
+        if is_held:
+            self.cached += 1
+        elif request.key in self.seen:
+            self.duplicates += 1
+        else:
+            self.seen.add(request.key)
+            self.input_tokens += request.input_tokens
+            self.max_output_tokens += request.output_tokens
+            self.high_microusd += request.estimated_microusd
+            self.low_microusd += _low_microusd(request, config)
 
 
 def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
-    """Walk the prompts once, streaming; look keys up where a store exists.
+    """Read the prompts once, as a stream, and look their keys up where a store exists.
 
     Raises:
         PromptError: the first prompt that can't be used.
     """
-    store = root / config.store.path
-    journal = Journal.open(store, read_only=True) if (store / paths.JOURNAL).exists() else None
-    rows = cached = duplicates = tokens_in = tokens_out = low = high = 0
-    seen: set[bytes] = set()
-    ceilings = ReuseIndex.of(journal, config) if journal else ReuseIndex(config.teacher.base_url)
     bad = BadLines(config.prompts.max_bad)
-    feed = requests(reader.read(config.prompts.files, root, bad), config)
-    while chunk := list(itertools.islice(feed, CHUNK)):
-        rows += len(chunk)
-        held = set(find_answers(journal, chunk, ceilings)) if journal else set()
-        cached += sum(r.key in held for r in chunk)
-        fresh: list[Request] = []
-        for request in chunk:
-            if request.key in held:
-                continue
-            if request.key in seen:
-                duplicates += 1
-                continue
-            seen.add(request.key)
-            fresh.append(request)
-        tokens_in += sum(r.input_tokens for r in fresh)
-        tokens_out += sum(r.output_tokens for r in fresh)
-        high += sum(r.estimated_microusd for r in fresh)
-        low += sum(_low_microusd(r, config) for r in fresh)
-    if journal is not None:
-        journal.close()
-    seconds, why = _time(config, rows - cached - duplicates, tokens_in, tokens_out)
+    totals = _totals(config, root, bad)
+    seconds, limited_by = _time(config, totals)
     priced = config.teacher.price is not None
     return Plan(
-        rows,
-        cached,
-        duplicates,
-        tokens_in,
-        tokens_out,
-        low / 1e6 if priced else None,
-        high / 1e6 if priced else None,
-        seconds,
-        why,
-        verdict.permitted,
-        verdict.summary(),
-        tuple(str(one) for one in bad.passed_over),
-        config.teacher.preset,
-        config.teacher.preset_values,
+        rows=totals.rows,
+        cached=totals.cached,
+        duplicates=totals.duplicates,
+        input_tokens=totals.input_tokens,
+        max_output_tokens=totals.max_output_tokens,
+        low_usd=totals.low_microusd / 1e6 if priced else None,
+        high_usd=totals.high_microusd / 1e6 if priced else None,
+        seconds_at_limits=seconds,
+        limited_by=limited_by,
+        permitted=verdict.permitted,
+        terms=verdict.summary(),
+        bad=tuple(str(error) for error in bad.passed_over),
+        preset=config.teacher.preset,
+        preset_values=config.teacher.preset_values,
     )
 
 
+def _totals(config: HarvestConfig, root: Path, bad: BadLines) -> _Totals:
+    store = root / config.store.path
+    totals = _Totals()
+    feed = requests(reader.read(config.prompts.files, root, bad), config)
+    with contextlib.ExitStack() as stack:
+        journal = None
+        reuse = ReuseIndex(config.teacher.base_url)
+        if (store / paths.JOURNAL).exists():
+            journal = stack.enter_context(Journal.open(store, read_only=True))
+            reuse = ReuseIndex.of(journal, config)
+        while chunk := list(itertools.islice(feed, CHUNK)):
+            held = find_answers(journal, chunk, reuse) if journal is not None else {}
+            for request in chunk:
+                totals.add(request, config, is_held=request.key in held)
+    return totals
+
+
 def _low_microusd(request: Request, config: HarvestConfig) -> int:
+    """Return the cost of a request with a short answer; prices are USD per million tokens."""
     price = config.teacher.price
     if price is None:
         return 0
@@ -138,24 +169,17 @@ def _low_microusd(request: Request, config: HarvestConfig) -> int:
     )
 
 
-def _time(config: HarvestConfig, rows: int, tokens_in: int, tokens_out: int) -> tuple[float | None, str]:
-    """The slowest of the configured limits decides."""
-    short_out = tokens_out * SHORT_ANSWER_SHARE
+def _time(config: HarvestConfig, totals: _Totals) -> tuple[float | None, str]:
+    """Return the seconds that the slowest configured limit takes, and its name; None without limits."""
+    short_output = totals.max_output_tokens * SHORT_ANSWER_SHARE
     amounts = {
-        Quantity.REQUESTS: rows,
-        Quantity.TOKENS: tokens_in + short_out,
-        Quantity.INPUT_TOKENS: tokens_in,
-        Quantity.OUTPUT_TOKENS: short_out,
+        Quantity.REQUESTS: totals.to_send,
+        Quantity.TOKENS: totals.input_tokens + short_output,
+        Quantity.INPUT_TOKENS: totals.input_tokens,
+        Quantity.OUTPUT_TOKENS: short_output,
     }
     spans = [
         (amounts[key.quantity] * key.period_s / limit, key.label)
         for key, limit in configured_limits(config.teacher.limits).items()
     ]
     return max(spans, default=(None, ""))
-
-
-def _span(seconds: float) -> str:
-    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {name}"
-    return f"{seconds:.0f} seconds"

@@ -1,4 +1,7 @@
-"""Everything that can fail for free: configuration, prompts, terms, key. Sends nothing, writes nothing."""
+"""Check all that can fail before a run spends money: configuration, terms, prompts, key.
+
+Nothing is sent and nothing is written.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ from harvester.terms import gate as terms
 class Prepared:
     """A run that may start: configuration read, prompts checked, terms permitted.
 
-    `digest` is that of the prompt files as they were checked (`finished`), None where none is kept.
+    `digest` is that of the prompt files as they were checked (`completed_files`), None where none is kept.
     """
 
     path: Path
@@ -58,20 +61,20 @@ class Prepared:
 
     @property
     def hours(self) -> OpeningHours:
-        """When the run may work; a deadline on the command line counts beside that of the file."""
+        """When the run may work. The earlier deadline counts: of the file or of the command line."""
         schedule = self.config.schedule
-        told = schedule.finish_by.timestamp() if schedule.finish_by else None
-        ends = [end for end in (told, self.flags.finish_by) if end is not None]
+        in_file = schedule.finish_by.timestamp() if schedule.finish_by else None
+        ends = [end for end in (in_file, self.flags.finish_by) if end is not None]
         return OpeningHours(tuple(hours.parse(text) for text in schedule.hours), min(ends, default=None))
 
     def limits(self) -> PassLimits:
-        """The flags as the pass wants them."""
+        """Return the ceilings of the pass that the command line and `[run] grace_s` set."""
         grace_s = self.config.run.grace_s if self.flags.grace_s is None else self.flags.grace_s
         flags = self.flags
         return PassLimits(flags.rows, flags.usd, flags.tokens, flags.runtime_s, grace_s)
 
     def lines(self) -> list[str]:
-        """What is about to happen, for people."""
+        """Say in lines for the terminal what the run will do."""
         teacher = self.config.teacher
         proxies = _proxies(self.config)
         return [
@@ -84,7 +87,7 @@ class Prepared:
 
 
 def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
-    """Read, check and gate; sends nothing and writes nothing.
+    """Read the configuration, ask the terms, check the prompts. Sends nothing and writes nothing.
 
     Raises:
         ConfigError, PromptError, TermsRefused: before anything could cost.
@@ -94,56 +97,88 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
     root = path.resolve().parent
     verdict = gate(config, root)
     verdict.require()
-    config = _with_trust(_with_wire_fields(config, verdict), root)
-    _require_name(root / config.store.path)
-    require_unsealed_permitted(root / config.store.path)
-    if flags.epoch is not None:  # ask again on purpose: other keys, same prompts
-        run = config.run.model_copy(update={"epoch": flags.epoch})
-        config = config.model_copy(update={"run": run})
-    response_format.check(config.sampling.response_format)
-    request_builder.check(config)
-    _require_pace(config, path)
-    if canary_task.check(config, root):  # canaries are asked to evaluate the teacher, not to learn from it
-        evaluating = config.run.model_copy(update={"purpose": "eval"})
-        gate(config.model_copy(update={"run": evaluating}), root).require()
-    key = settings.api_key(config.teacher, dotenv.variables(root))
-    bad = BadLines(config.prompts.max_bad)
-    # Canaries are asked while a pass lives, and a watching run never ends: both take the whole walk.
-    whole = flags.watch or config.canary.prompts is not None
-    digest = None if whole else completed_files.digest_of(config, root)
-    known = completed_files.look_up(root / config.store.path, digest)
-    if known is None:
-        rows, tokens = _count(config, root, bad, watch=flags.watch)
-    else:
-        rows, tokens = known.rows, known.input_tokens
-    return Prepared(path, config, flags, rows, tokens, verdict, key, tuple(bad.passed_over), digest)
+    config = _with_epoch(_with_ca_file(_with_router_fields(config, verdict), root), flags)
+    _check_store(root / config.store.path)
+    _check_requests(config, path)
+    _check_canaries(config, root)
+    prompts = _check_prompts(config, root, watch=flags.watch)
+    return Prepared(
+        path=path,
+        config=config,
+        flags=flags,
+        rows_total=prompts.rows,
+        input_tokens=prompts.input_tokens,
+        verdict=verdict,
+        key=settings.api_key(config.teacher, dotenv.variables(root)),
+        bad=prompts.bad,
+        digest=prompts.digest,
+    )
 
 
-def _require_pace(config: HarvestConfig, path: Path) -> None:
-    limits, addresses = config.teacher.limits.model_dump(), len(config.teacher.base_urls)
-    try:
-        for name, value in limits.items():
-            if value is not None and name.endswith("_per_minute"):
-                policies.require_rate_within_patience(name, value, addresses, config.run.patience_s)
-    except ConfigError as error:
-        error.place = f"{path}: teacher.limits"
-        raise
-
-
-def _require_name(store: Path) -> None:
-    """Refuse a folder whose name is no text: sealing would meet it, after the paying."""
+def _check_store(store: Path) -> None:
+    """Refuse a store that sealing would refuse after the money is spent: by its name, or by the terms."""
     if reader.legible(store) != str(store):
         raise ConfigError(
             "lies under a name that is no UTF-8: Parquet files can't be opened there",
             place=reader.legible(store),
             remedy="rename the folder, or set [store] path to another place",
         )
+    require_unsealed_permitted(store)
 
 
-def _count(config: HarvestConfig, root: Path, bad: BadLines, *, watch: bool) -> tuple[int, int]:
-    """Rows and their estimated input tokens; reads every prompt, so the first bad line is met here."""
+def _check_requests(config: HarvestConfig, path: Path) -> None:
+    """Refuse a response format, sampling values or limits that no request could go through with."""
+    response_format.check(config.sampling.response_format)
+    request_builder.check(config)
+    limits, endpoints = config.teacher.limits.model_dump(), len(config.teacher.base_urls)
+    try:
+        for name, value in limits.items():
+            if value is not None and name.endswith("_per_minute"):
+                policies.require_rate_within_patience(name, value, endpoints, config.run.patience_s)
+    except ConfigError as error:
+        error.place = f"{path}: teacher.limits"
+        raise
+
+
+def _check_canaries(config: HarvestConfig, root: Path) -> None:
+    """Read the canary prompts and ask the terms for `eval`: canaries evaluate the teacher."""
+    if canary_task.check(config, root):
+        evaluating = config.run.model_copy(update={"purpose": "eval"})
+        gate(config.model_copy(update={"run": evaluating}), root).require()
+
+
+@dataclass(frozen=True, slots=True)
+class _PromptTotals:
+    """What the prompt files hold: rows (prompts x samples), estimated input tokens, lines passed over.
+
+    `digest` is that of the files, None where none is kept.
+    """
+
+    rows: int
+    input_tokens: int
+    bad: tuple[PromptError, ...] = ()
+    digest: bytes | None = None
+
+
+def _check_prompts(config: HarvestConfig, root: Path, *, watch: bool) -> _PromptTotals:
+    """Count the prompts; read them all, unless an earlier run completed the same files.
+
+    Raises:
+        PromptError: the first line that can't be used, once more than `max_bad` can't.
+    """
+    # Canaries are asked during a pass, and a watching run never ends: both need the whole pass.
+    always_read = watch or config.canary.prompts is not None
+    digest = None if always_read else completed_files.digest_of(config, root)
+    known = completed_files.look_up(root / config.store.path, digest)
+    if known is not None:
+        return _PromptTotals(known.rows, known.input_tokens, digest=digest)
+    return replace(_read_prompts(config, root, watch=watch), digest=digest)
+
+
+def _read_prompts(config: HarvestConfig, root: Path, *, watch: bool) -> _PromptTotals:
+    """Read every prompt; refuse two different prompts with one id, unless the run watches its files."""
     rows = tokens = 0
-    ids = DuplicateIds()
+    ids, bad = DuplicateIds(), BadLines(config.prompts.max_bad)
     # A watching run may name files that are not there yet.
     for files in [(pattern,) for pattern in config.prompts.files] if watch else [config.prompts.files]:
         try:
@@ -154,18 +189,30 @@ def _count(config: HarvestConfig, root: Path, bad: BadLines, *, watch: bool) -> 
         except NoPrompts:
             if not watch:
                 raise
-    if not watch and (repeated := ids.repeated()):
-
-        def walk() -> Iterator[Prompt]:
-            return reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad))
-
-        if (error := duplicate_ids.clash(walk, repeated)) is not None:
-            raise error
-    return rows * config.sampling.samples, tokens * config.sampling.samples
+    if not watch:
+        _check_ids(config, root, ids)
+    samples = config.sampling.samples
+    return _PromptTotals(rows * samples, tokens * samples, tuple(bad.passed_over))
 
 
-def _with_wire_fields(config: HarvestConfig, verdict: terms.Verdict) -> HarvestConfig:
-    """The configuration with the fields that a router's terms want in every body; theirs win."""
+def _check_ids(config: HarvestConfig, root: Path, ids: DuplicateIds) -> None:
+    def read_again() -> Iterator[Prompt]:
+        return reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad))
+
+    repeated = ids.repeated()
+    if repeated and (error := duplicate_ids.clash(read_again, repeated)) is not None:
+        raise error
+
+
+def _with_epoch(config: HarvestConfig, flags: Overrides) -> HarvestConfig:
+    """Set the epoch of the command line: the same prompts are asked again under other keys."""
+    if flags.epoch is None:
+        return config
+    return config.model_copy(update={"run": config.run.model_copy(update={"epoch": flags.epoch})})
+
+
+def _with_router_fields(config: HarvestConfig, verdict: terms.Verdict) -> HarvestConfig:
+    """Add the fields that a router's terms require in every body; they win over the configuration."""
     if not verdict.body:
         return config
     extra = {**config.sampling.extra, **verdict.body}
@@ -173,16 +220,16 @@ def _with_wire_fields(config: HarvestConfig, verdict: terms.Verdict) -> HarvestC
 
 
 def _proxies(config: HarvestConfig) -> list[str]:
-    """Host and port of the proxies that requests go through; never the credentials in their URLs."""
+    """Return host and port of the proxies that requests go through; never the credentials in their URLs."""
     if not config.run.trust_env:
         return []
     parts = [urlsplit(url) for url in config.teacher.base_urls]
-    used = [getproxies().get(one.scheme) for one in parts if not proxy_bypass(one.hostname or "")]
+    used = [getproxies().get(part.scheme) for part in parts if not proxy_bypass(part.hostname or "")]
     return sorted({urlsplit(url).netloc.rpartition("@")[2] for url in used if url})
 
 
-def _with_trust(config: HarvestConfig, root: Path) -> HarvestConfig:
-    """The configuration with `ca_file` found beside it, and found fit."""
+def _with_ca_file(config: HarvestConfig, root: Path) -> HarvestConfig:
+    """Make `ca_file` absolute, and check that it holds certificates."""
     if config.teacher.ca_file is None:
         return config
     path = root / config.teacher.ca_file
@@ -198,12 +245,12 @@ def _with_trust(config: HarvestConfig, root: Path) -> HarvestConfig:
 
 
 def gate(config: HarvestConfig, root: Path, model: str = "") -> terms.Verdict:
-    """Ask the terms gate for the use `harvest`, for every address of the teacher; the worst answer counts.
+    """Ask the terms gate for the use `harvest`, for every endpoint of the teacher; the worst verdict counts.
 
-    Folders beside the configuration count: `terms` overlays the registry, `permissions` holds recorded ones.
+    In the configuration's folder, `terms` adds to the shipped records, `permissions` holds permission files.
 
     Args:
-        model: another name to ask for, as an answer gave it; the configured one where empty.
+        model: a model name that an answer gave; "" for the configured one.
     """
     recorded = terms.RecordedTerms.load(root)
     verdicts = {
@@ -221,37 +268,37 @@ def gate(config: HarvestConfig, root: Path, model: str = "") -> terms.Verdict:
     for host, verdict in verdicts.items():
         if not verdict.permitted:
             return verdict
-        # Rows carry one lineage: what only a replica's host asks for would be lost on the way.
+        # Rows carry one lineage: duties of a replica's host alone would be lost.
         if (verdict.record_ids, verdict.permission_sha256) != (first.record_ids, first.permission_sha256):
-            told, other = (", ".join(v.record_ids) for v in (verdict, first))
-            why = f"replica {host} is under other terms ({told}) than {first_host} ({other})"
+            ids, first_ids = (", ".join(terms_of.record_ids) for terms_of in (verdict, first))
+            why = f"replica {host} is under other terms ({ids}) than {first_host} ({first_ids})"
             return replace(verdict, permitted=False, reasons=(f"{why}: ask it as a teacher of its own",))
     return first
 
 
-def ask_again(prepared: Prepared, voices: Collection[str]) -> None:
-    """Do nothing when a living run may go on today, and with what answers call themselves.
+def require_still_permitted(prepared: Prepared, served_models: Collection[str]) -> None:
+    """Check that the terms still permit a running harvest, also for the models that answer.
 
     Args:
-        voices: "model" or "model build", as answers name them.
+        served_models: "model" or "model build", as answers name them.
 
     Raises:
-        TermsRefused: no longer, or another model answers than the terms were asked for.
+        TermsRefused: they no longer do, or another model answers than they were asked for.
     """
     gate(prepared.config, prepared.root).require()
-    for voice in voices:
-        if voice in {UNKNOWN_MODEL, OTHER_MODELS}:
+    for served_model in served_models:
+        if served_model in {UNKNOWN_MODEL, OTHER_MODELS}:
             continue
-        asked = [
-            gate(prepared.config, prepared.root, name) for name in (voice.rpartition(" ")[0], voice) if name
-        ]
-        if not any(verdict.permitted for verdict in asked):
-            named = f"asked for {prepared.config.teacher.model!r}, {printable(voice)!r} answered"
-            replace(asked[0], reasons=tuple(f"{named}: {reason}" for reason in asked[0].reasons)).require()
+        names = [name for name in (served_model.rpartition(" ")[0], served_model) if name]
+        verdicts = [gate(prepared.config, prepared.root, name) for name in names]
+        if not any(verdict.permitted for verdict in verdicts):
+            first = verdicts[0]
+            mismatch = f"asked for {prepared.config.teacher.model!r}, {printable(served_model)!r} answered"
+            replace(first, reasons=tuple(f"{mismatch}: {reason}" for reason in first.reasons)).require()
 
 
 def look_ahead(path: Path) -> plan.Plan:
-    """`harvester plan`: what a run would do. Also for teachers the gate would refuse."""
+    """Return what a run of this configuration would do, also for a teacher that the terms refuse."""
     config = settings.load(path)
     root = path.resolve().parent
     return plan.plan(config, root, gate(config, root))

@@ -236,7 +236,7 @@ def test_a_watching_run_takes_files_that_appear_or_grow_and_forgives_a_half_writ
     config = write_folder(tmp_path, mock.base_url, 3)
     with living(config, "--watch") as life:
         idle = life.until(lambda s: s["answers_stored"] == 3 and s["waiting"] == "new prompts")
-        assert (idle["state"], idle["rows_total"], idle["rows_left"]) == ("running", 3, 0)
+        assert (idle["rows_total"], idle["rows_left"]) == (3, 0)
         with (tmp_path / "a.jsonl").open("a", encoding="utf-8") as file:
             file.write('{"prompt": "What is 71 + 30?"}\n{"prompt": "What is 72 + 30?"}\n')
         write_prompts(tmp_path / "b.jsonl", range(80, 82))

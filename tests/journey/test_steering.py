@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,15 +42,15 @@ def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_pat
         seen = json.loads(said.stdout)
         assert (seen["state"], seen["alive"], seen["pid"]) == ("running", True, life.process.pid)
         assert seen["limits"]["requests_per_minute"] == 1200
-        assert 0 < seen["rates"]["requests_per_minute"] <= 1300
-        assert seen["waiting"].startswith("requests per minute")
         assert seen["rows_left"] == 2000 - seen["answers_stored"]
-        assert 0 < seen["eta_s"]["low"] <= seen["eta_s"]["likely"] <= seen["eta_s"]["high"]
-        assert seen["cost_projected_microusd"]["high"] > seen["cost_microusd"] > 0
+        life.until(lambda s: s["waiting"].startswith("requests per minute"))
+        busy = life.until(lambda s: s["rates"]["requests_per_minute"] > 0 and s["eta_s"])
+        assert 0 < busy["eta_s"]["low"] <= busy["eta_s"]["likely"] <= busy["eta_s"]["high"]
+        assert busy["cost_projected_microusd"]["high"] > busy["cost_microusd"] > 0
 
         assert "paused" in client.tell(store, "pause")["said"]
         held = life.until(lambda s: s["state"] == "on hold" and s["in_flight"] == 0)
-        assert held["waiting"] == "paused by the operator; `harvester resume` goes on"
+        assert held["waiting"].startswith("paused by the operator")
         sent = mock.state()["received"]
         assert harvester("status", store).stdout.startswith("on hold:")
         assert client.tell(store, "set", name="rpm", value="6000")["said"].startswith("rpm is 6,000")
@@ -60,10 +61,10 @@ def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_pat
         assert mock.state()["received"] == sent
 
         client.tell(store, "resume")
-        faster = life.until(lambda s: s["state"] == "running" and s["window"] > 4)
-        assert faster["limits"]["requests_per_minute"] == 6000
-        assert faster["limits"]["max_concurrency"] == 16
-        assert (faster["budget"]["microusd"], faster["budget"]["tokens"]) == (7_500_000, 3_000_000)
+        changed = life.until(lambda s: s["state"] == "running" and s["limits"]["max_concurrency"] == 16)
+        assert changed["limits"]["requests_per_minute"] == 6000
+        assert (changed["budget"]["microusd"], changed["budget"]["tokens"]) == (7_500_000, 3_000_000)
+        life.until(lambda s: s["answers_stored"] > held["answers_stored"])
 
         stopped = harvester("stop", store)
         assert stopped.returncode == 0, stopped.stderr
@@ -100,6 +101,7 @@ def test_what_cant_be_set_is_refused_in_words_and_changes_nothing(mock_teacher: 
         ):
             with pytest.raises(ConfigError):
                 client.ask(store, "set", name=name, value=value)
+        asked_at = time.time()
         with pytest.raises(ConfigError, match="unknown verb"):
             client.ask(store, "dance")
         for line in (b"[1]\n", b"nonsense\n", b"[" * 60_000 + b"\n"):
@@ -107,7 +109,8 @@ def test_what_cant_be_set_is_refused_in_words_and_changes_nothing(mock_teacher: 
                 raw.connect(path)
                 raw.sendall(line)
                 assert b"error" in raw.recv(4096)
-        assert life.until(lambda s: True)["limits"] == before
+        after = life.until(lambda s: s["updated_at"] > asked_at)["limits"]
+        assert after == before
         wrong = harvester("set", store, "rpm", "fast")
         assert (wrong.returncode, "not a number" in wrong.stderr) == (2, True)
 
@@ -155,7 +158,7 @@ def test_a_dead_job_is_told_from_a_hung_one_and_its_pause_outlives_it(
     sent = mock.state()["received"]
     with living(config, "--limit", 5) as life:
         held = life.until(lambda s: s["state"] == "on hold" and s["waiting"])
-        assert "paused by the operator (20" in held["waiting"]
+        assert held["waiting"].startswith("paused by the operator")
         assert (held["requests_sent"], mock.state()["received"]) == (0, sent)
         assert client.tell(store, "resume")["said"] == "resumed"
         assert life.end()[0] == 10

@@ -44,7 +44,9 @@ def test_terms_that_can_not_be_read_are_told_and_asked_again(tmp_path: Path, moc
     torn.parent.mkdir()
     asked: list[bool] = []
     monkeypatch.setattr(
-        job, "ask_again", lambda *args, ask=job.ask_again: (asked.append(torn.exists()), ask(*args))
+        job,
+        "require_still_permitted",
+        lambda *args, ask=job.require_still_permitted: (asked.append(torn.exists()), ask(*args)),
     )
 
     def watch(told: Mapping[str, Any]) -> None:
