@@ -1,4 +1,4 @@
-"""Who holds a store's runs on purpose, kept in the journal until `resume`: a hold outlives its process."""
+"""Keep pauses in the journal until `harvester resume`, so that a pause outlasts its process."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _PREFIX = "hold:"
 
 
 def save(journal: Journal, who: str, why: str, teacher_id: str = "") -> None:
-    """Write a hold down; it is durable when this returns.
+    """Write a pause; it is durable when this returns.
 
     Args:
         who: OPERATOR or DRIFT.
-        teacher_id: the teacher whose runs it holds, "" for every run of this store.
+        teacher_id: the teacher whose runs are paused, "" for every run of this store.
     """
     note = orjson.dumps({"why": why, "at": round(time.time(), 3), "teacher_id": teacher_id}).decode()
     name = f"{_PREFIX}{who}" + (f"|{teacher_id}" if teacher_id else "")
@@ -31,26 +31,26 @@ def save(journal: Journal, who: str, why: str, teacher_id: str = "") -> None:
 
 
 def load(journal: Journal, teacher_id: str | None = None) -> dict[str, str]:
-    """Who holds the next run, and why, since when.
+    """Return the pauses of the next run: who paused it, and as text why and since when.
 
     Args:
-        teacher_id: the teacher of that run; None for whatever teacher.
+        teacher_id: the teacher of that run; None for any teacher.
     """
     query = "SELECT name, value FROM meta WHERE name GLOB ? ORDER BY name"
     with journal.reading() as connection:
-        found = connection.execute(query, (f"{_PREFIX}*",)).fetchall()
-    holds: dict[str, str] = {}
-    for name, value in found:
+        rows = connection.execute(query, (f"{_PREFIX}*",)).fetchall()
+    pauses: dict[str, str] = {}
+    for name, value in rows:
         note = orjson.loads(value)
         if teacher_id is None or note["teacher_id"] in {"", teacher_id}:
             since = f"{datetime.fromtimestamp(note['at'], UTC):%Y-%m-%d %H:%M} UTC"
             who = name.removeprefix(_PREFIX).partition("|")[0]
-            holds[who] = f"{note['why']} ({since}); `harvester resume` goes on"
-    return holds
+            pauses[who] = f"{note['why']} ({since}); `harvester resume` goes on"
+    return pauses
 
 
 def clear(journal: Journal, teacher_id: str | None = None) -> None:
-    """Forget what `recall` would tell."""
+    """Delete the operator's pause and the drift pause of this teacher; with None delete all pauses."""
     names = [f"{_PREFIX}{who}" for who in (OPERATOR, f"{DRIFT}|{teacher_id}")]
     with journal.writing() as connection, updating_checksum(connection, "meta"):
         if teacher_id is None:
@@ -60,15 +60,15 @@ def clear(journal: Journal, teacher_id: str | None = None) -> None:
 
 
 def clear_without_run(store: Path) -> dict[str, str]:
-    """`harvester resume` of a store that no job works on: the holds that its next run won't meet any more.
+    """Delete all pauses of a store without a running process (`harvester resume`); return them.
 
     Raises:
-        StoreLocked: a job began meanwhile. StoreError: the journal can't be read or written.
+        StoreLocked: a run has begun. StoreError: the journal can't be read or written.
     """
     if not (store / paths.JOURNAL).exists():
         return {}
     with StoreLock(store, started_at=time.time()), Journal.open(store) as journal:
-        holds = load(journal)
-        if holds:
+        pauses = load(journal)
+        if pauses:
             clear(journal)
-        return holds
+        return pauses

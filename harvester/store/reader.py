@@ -1,6 +1,6 @@
-"""Reads what was harvested: sealed shards, the journal's tail, and who shares whose answer.
+"""Read the samples of a store: sealed shards, unsealed answers, and prompts that share an answer.
 
-Never writes, never checkpoints; safe beside a living writer. A folder of shards without a journal (a copy,
+Never writes or checkpoints; safe while a run writes. A folder of shards without a journal (a copy,
 a curated corpus) is a corpus too. Imports pyarrow, orjson and the standard library only.
 """
 
@@ -73,10 +73,10 @@ class Corpus:
     def samples(
         self, columns: Sequence[str] | None = None, *, include_unsealed: bool = True
     ) -> Iterator[Sample]:
-        """Every sample, once for each prompt that asked for it, in bounded memory.
+        """Yield every sample, once for each prompt that asked for it, in bounded memory.
 
-        One snapshot: what is sealed meanwhile neither vanishes nor comes twice. Journalled answers come
-        first, then shards in the order they were sealed.
+        All come from one snapshot, also when answers are sealed meanwhile. Unsealed answers come first, then
+        shards in the order they were sealed.
 
         Args:
             columns: fields to fill; the others keep their defaults. None fills all.
@@ -109,9 +109,9 @@ class Corpus:
     def snapshot(
         self, columns: Sequence[str] = SCHEMA.names
     ) -> Iterator[tuple[tuple[ShardEntry, ...], Iterator[Sample]]]:
-        """The sealed files, and the answers that lie in none of them, as of one instant.
+        """Give the manifest and the unsealed answers of one snapshot.
 
-        Each answer comes once, under the prompt that paid for it, with these columns filled. Read the answers
+        Each answer comes once, for the prompt that paid for it, with these columns filled. Read the answers
         inside the block.
         """
         if not self._has_journal:
@@ -129,7 +129,7 @@ class Corpus:
                 yield _projected(sample_of(row, lineages[row["run"]], columns), columns)
 
     def count(self) -> int:
-        """Answers held: sealed and journalled. `samples` may give more, for prompts may share an answer."""
+        """Count the answers. `samples` may yield more, as prompts may share an answer."""
         if not self._has_journal:
             return sum(entry.rows for entry in self.manifest)
         with self._reading() as connection:
@@ -156,7 +156,7 @@ class Corpus:
         return sorted(distinct.values(), key=lambda lineage: lineage.run_id)
 
     def distinct(self, columns: Sequence[str], *, sealed: bool = True) -> list[dict[str, Any]]:
-        """Every combination of values that rows hold in some columns, each once.
+        """Return every distinct combination of values in some columns.
 
         Raises:
             StoreFormatError: a file lacks one of the columns.
@@ -173,7 +173,7 @@ class Corpus:
         return [dict(zip(columns, values, strict=True)) for values in found]
 
     def verify(self) -> list[Finding]:
-        """What is missing, foreign, torn or changed, each by name; empty when all is as it was written."""
+        """Verify all files and rows; return the findings, none when everything is as it was written."""
         with hold_for_reading(self.folder):
             return verify_store(
                 self._store, self.folder, self._read_manifest(), has_journal=self._has_journal
@@ -200,7 +200,7 @@ class Corpus:
         return tuple(entries)
 
     def _facts(self, connection: sqlite3.Connection, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-        """Columns of the tail, one dict a row; what the doors look at is told without parsing an answer."""
+        """Yield columns of unsealed answers; those of the terms check without parsing the answer."""
         if not set(columns) <= set(FACT_COLUMNS):
             for sample in self._tail(connection, columns):
                 yield {name: getattr(sample, name) for name in columns}
@@ -238,7 +238,7 @@ class Corpus:
 
 
 class _Asks:
-    """Further prompts that share an answer, looked up a batch at a time."""
+    """Looks up further prompts that share an answer, for a batch of samples at a time."""
 
     def __init__(self, connection: sqlite3.Connection, wanted: Sequence[str]) -> None:
         self._connection = connection
@@ -247,7 +247,7 @@ class _Asks:
         self.are_any = bool(found)
 
     def fan_out(self, shown: Sequence[Sample], samples: Sequence[Sample]) -> Iterator[Sample]:
-        """Each sample, and a copy for every further row that asked; the newest metadata of a row wins.
+        """Yield each sample, and a copy for every further row that asked, with its newest metadata.
 
         `samples` are the same rows with at least key, prompt id and sample number filled.
         """

@@ -1,8 +1,8 @@
-"""Answers that came under a smaller `max_tokens` and were not cut short by it: paid once, good for ever.
+"""Reuse answers that were paid under a smaller `max_tokens` and not truncated by it.
 
-Every field of the body is in the key, so another ceiling is another key. Whoever raises only the ceiling is
-asked again for nothing but the truncated answers: the keys under every smaller ceiling that this store has
-seen are looked up too.
+Every field of the body is part of the key, so another limit gives another key. When only the limit was
+raised, the keys under every smaller limit of this store's runs are looked up too, and only truncated answers
+are asked for again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harvester.store.journal.records import HeldAnswer
 
 @dataclass(frozen=True, slots=True)
 class ReusableAnswer:
-    """What the store holds for a request, and under which key."""
+    """An answer or dead letter that the store holds for a request, and its key."""
 
     key: bytes
     held: HeldAnswer
@@ -30,7 +30,7 @@ class ReusableAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ReuseIndex:
-    """The ceilings under which a store has asked so far: field of the body and value."""
+    """The `max_tokens` limits of a store's runs: field of the body and value."""
 
     base_url: str
     epoch: int = 0
@@ -38,14 +38,14 @@ class ReuseIndex:
 
     @classmethod
     def of(cls, journal: Journal, config: HarvestConfig) -> ReuseIndex:
-        """Those of every run that the journal remembers."""
+        """Read the limits of every run in the journal."""
         with journal.reading() as connection:
-            told = connection.execute("SELECT DISTINCT config_json FROM runs").fetchall()
-        seen = frozenset(pair for (text,) in told for pair in _named(orjson.loads(text)))
+            configs = connection.execute("SELECT DISTINCT config_json FROM runs").fetchall()
+        seen = frozenset(pair for (text,) in configs for pair in _named(orjson.loads(text)))
         return cls(config.teacher.base_url, config.run.epoch, seen)
 
     def smaller(self, request: Request) -> list[bytes]:
-        """Keys of the same request under each smaller ceiling; no ceiling is the greatest."""
+        """Return the keys of the same request under each smaller limit; no limit is the largest."""
         given = max_tokens_fields(request.body)
         return [
             request_key(self.base_url, {**request.body, name: value}, request.sample_index, self.epoch)
@@ -57,7 +57,7 @@ class ReuseIndex:
 def find_answers(
     journal: Journal, requests: Sequence[Request], ceilings: ReuseIndex
 ) -> dict[bytes, ReusableAnswer]:
-    """What the store holds of these requests, by their keys; the absent are absent."""
+    """Return what the store holds for these requests, by their keys."""
     found = {
         key: ReusableAnswer(key, held) for key, held in journal.look_up([one.key for one in requests]).items()
     }

@@ -1,7 +1,7 @@
-"""The gate's doors inside the house: sealing and export ask again, from the lineage of the rows themselves.
+"""Re-check the terms before sealing and export, using the lineage stored with the rows.
 
-The first door (before a byte is sent) is in `prepare`, the last one (training) in the trainer. Terms may have
-changed or run out since the harvest; a refusal here leaves every answer where it is.
+The first check (before a request is sent) is in `run.prepare`, the last one (training) in the trainer. Terms
+may have changed or expired since the harvest; a refusal here leaves every answer where it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def require_permitted(corpus: Corpus, use: Use, beside: Path) -> None:
     """
     lineages = corpus.lineages(sealed=use != "seal")
     facts = corpus.distinct(lineage.FACT_COLUMNS, sealed=use != "seal")
-    if not lineages and not facts:  # no row, no question
+    if not lineages and not facts:  # there are no rows
         return
     verdicts = gate.judge_lineages(RecordedTerms.load(beside), lineages, facts, use=use)
     refused = [verdict for verdict in verdicts if not verdict.permitted]
@@ -40,20 +40,20 @@ def require_permitted(corpus: Corpus, use: Use, beside: Path) -> None:
 
 
 def require_unsealed_permitted(store: Path) -> None:
-    """Ask the door of sealing for what an earlier run left journalled: the next run would seal it along.
+    """Check the terms for answers that an earlier run left unsealed: the next run would seal them.
 
     Raises:
-        TermsRefused: as `ask`; nothing was sent.
+        TermsRefused: as `require_permitted`; no request was sent.
     """
     if (store / paths.JOURNAL).exists():
         require_permitted(Corpus.open(store), "seal", store.resolve().parent)
 
 
 def require_lineage(corpus: Corpus) -> None:
-    """Do nothing when every row's lineage is here and says what the row says.
+    """Do nothing when the lineage of every row is present and agrees with the row.
 
     Raises:
-        TermsRefused: exit 77: what can't be shown is not passed on.
+        TermsRefused: exit 77.
     """
     found = lineage.disagreements(corpus.lineages(), corpus.distinct(lineage.FACT_COLUMNS))
     if found:

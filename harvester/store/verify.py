@@ -1,4 +1,4 @@
-"""What verification can see: every byte of every shard, every row of the journal, and where they disagree."""
+"""Verify a store: every byte of every shard, every row of the journal, and whether they agree."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Finding:
 def verify_store(
     store: Path, folder: Path, manifest: Sequence[ShardEntry], *, has_journal: bool, alone: bool = False
 ) -> list[Finding]:
-    """Everything wrong with a store, or with a bare folder of shards. Reads all of it once, in slices.
+    """Return every fault of a store, or of a folder of shards. Reads all of it once, in slices.
 
     Args:
         alone: the caller holds LOCK, so no other process is sealing.
@@ -72,13 +72,13 @@ def verify_store(
 
 
 def has_lost_journal(store: Path) -> bool:
-    """Whether a folder shows that a store was here; a copy of `shards/` alone is a corpus, and whole."""
-    there = {name for name in (paths.LOCK, paths.STATUS) if (store / name).exists()}
-    return bool(there) and not (store / paths.JOURNAL).exists()
+    """Return whether a store lost its journal; a copy of `shards/` alone never had one."""
+    present = {name for name in (paths.LOCK, paths.STATUS) if (store / name).exists()}
+    return bool(present) and not (store / paths.JOURNAL).exists()
 
 
 def verify_copy(folder: Path) -> list[Finding]:
-    """What is wrong with a bare folder of shards, where one of them may not even open."""
+    """Return the shards of a folder without journal that can't be opened."""
     found: list[Finding] = []
     for path in sorted(folder.glob("*.parquet")):
         try:
@@ -129,12 +129,12 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
 
 
 def _is_alive(store: Path) -> bool:
-    """Whether a process writes here; the canaries' store lies in another and is written under its lock."""
+    """Return whether a process writes here; the canary store is written under the lock of its parent."""
     return is_held(store) or (store.name == paths.CANARY and is_held(store.resolve().parent))
 
 
 def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) -> Iterator[Finding]:
-    """Files no manifest row names; listed before the manifest was read, for a new shard is a file first."""
+    """Yield files without a manifest row; `present` was listed first, as a new shard is a file first."""
     strays = sorted({name for name in present if not name.startswith(".")})
     last = -1
     with (
@@ -151,7 +151,7 @@ def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) 
     is_sealing = not alone and _is_alive(store)
     for name in strays:
         if is_sealing and name.startswith(f"part-{last + 1:08d}-"):
-            continue  # a process is at it: between rename and commit a shard is in no manifest
+            continue  # a process is sealing: between rename and commit a shard is not in the manifest
         yield Finding(
             kind=FindingKind.FOREIGN, place=f"{folder.name}/{name}", message="no manifest row names it"
         )
@@ -160,7 +160,7 @@ def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) 
 def _is_half_done(
     connection: sqlite3.Connection, path: Path, last: int, named: Sequence[tuple[int, str]]
 ) -> bool:
-    """Whether a process was killed there, and the next one takes the file over."""
+    """Return whether a process was killed between rename and commit, so that the next adopts the file."""
     if not path.name.startswith(f"part-{last + 1:08d}-"):
         return False
     held = unlisted.read_contents(path)
@@ -171,9 +171,9 @@ def _is_half_done(
 
 
 def verify_journal(store: Path) -> list[Finding]:
-    """What is wrong with journal.db, and where its manifest and its key index disagree."""
+    """Return the faults of journal.db, its key index and manifest included."""
     found: list[Finding] = []
-    # Beside a living writer the log changes while it is read; who opens it for writing has looked at it.
+    # While a process writes, the log changes; that process checked it when it opened the journal.
     log = wal.log_path(store / paths.JOURNAL)
     try:
         lost = 0 if _is_alive(store) else wal.commits_lost(log)
@@ -197,7 +197,7 @@ def verify_journal(store: Path) -> list[Finding]:
                 if table != "finished" or sqlite.has_table(connection, table):
                     found += _rows(connection, table)
             found += _index(connection)
-            with sqlite.snapshot(connection):  # a living run renews rows and their sum together
+            with sqlite.snapshot(connection):  # a run writes rows and their checksum together
                 found += _sums(connection)
     except StoreError as error:
         found.append(Finding(kind=FindingKind.DAMAGED, place=paths.JOURNAL, message=error.message))
@@ -214,9 +214,11 @@ def _rows(connection: sqlite3.Connection, table: str) -> Iterator[Finding]:
 
 
 def _sums(connection: sqlite3.Connection) -> Iterator[Finding]:
-    """`meta` and `counters` against their checksums; a store of the first days may have none."""
-    told = sqlite.has_table(connection, "checks")
-    for name, check in connection.execute("SELECT name, checksum FROM checks").fetchall() if told else ():
+    """Check `meta` and `counters` against their checksums, which a store of the first version lacks."""
+    has_checks = sqlite.has_table(connection, "checks")
+    for name, check in (
+        connection.execute("SELECT name, checksum FROM checks").fetchall() if has_checks else ()
+    ):
         if not checksums.matches_checksum(connection, name, check):
             yield Finding(
                 kind=FindingKind.CHANGED,

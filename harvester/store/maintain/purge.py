@@ -1,7 +1,7 @@
-"""Purge: answers taken out of a store for good, and every trace of them.
+"""Purge answers: remove them from a store for good.
 
-What was sealed is rewritten without them, what was journalled is overwritten, damaged shards in quarantine go
-as a whole.
+Shards are rewritten without them, freed pages of the journal are overwritten, and damaged shards in
+quarantine are deleted as a whole.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
+from harvester.api.request_key import KEY_BYTES
 from harvester.errors import ConfigError, StoreError
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
@@ -30,19 +31,18 @@ _TABLES = ("answers", "keys", "dead", "asks", "failures", "intents")
 _PATIENCE_S = 10.0
 _PAUSE_S = 0.2
 _SHOWN = "`harvester export` shows keys and prompt ids"
-KEY_BYTES = 32
 
 
 def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
-    """Take keys out of journal and shards for good; returns how many of them were held.
+    """Remove keys from journal and shards for good; return how many of them were held.
 
-    Freed pages are overwritten and the write-ahead log is emptied. Damaged shards and logs in quarantine go
-    as a whole: what they hold can't be told, and their readable rows were saved. Counters keep their sums.
+    Freed pages are overwritten and the write-ahead log is emptied. Damaged shards and logs in quarantine are
+    deleted: it is unknown what they hold, and their readable rows were saved. Counters keep their sums.
 
     Raises:
         ConfigError: the store knows none of the keys.
-        StoreError: the disk refuses, or a reader holds old pages of the journal: then all is taken out but
-            the pages wait to be overwritten; StoreFull, StoreCorrupt by cause.
+        StoreError: the disk refuses; or the answers are removed, but a reader still holds old pages of the
+            journal, so they are not overwritten yet; StoreFull, StoreCorrupt by cause.
     """
     wanted = set(keys)
     finish_interrupted(journal, store)
@@ -67,7 +67,7 @@ def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
 
 
 def _overwrite(journal: Journal) -> None:
-    """Bring the zeros over what was deleted into journal.db, and empty its log."""
+    """Checkpoint the overwritten pages into journal.db and empty its write-ahead log."""
     until = time.monotonic() + _PATIENCE_S
     while True:
         with journal.reading() as connection:
@@ -76,7 +76,7 @@ def _overwrite(journal: Journal) -> None:
             return
         if time.monotonic() > until:
             raise StoreError(
-                "taken out, but a reader that was there before keeps the old pages of the journal",
+                "purged, but another process still reads old pages of the journal",
                 place=str(journal.path),
                 remedy="end that reader; the next `harvester seal` of this store, or run, overwrites them",
             )
@@ -84,7 +84,7 @@ def _overwrite(journal: Journal) -> None:
 
 
 def find_keys_of_prompt(journal: Journal, store: Path, prompt_id: str) -> set[bytes]:
-    """Every key that this prompt asked for, by whichever row."""
+    """Return every key that a row of this prompt asked for."""
     found: set[bytes] = set()
     with journal.reading() as connection:
         for table in ("answers", "asks", "dead"):
@@ -100,7 +100,7 @@ def find_keys_of_prompt(journal: Journal, store: Path, prompt_id: str) -> set[by
 
 
 def purge_store(store: Path, key: str | None, prompt_id: str | None) -> int:
-    """`harvester purge`; returns the answers taken out.
+    """Purge one key or one prompt (`harvester purge`); return the number of answers removed.
 
     Raises:
         ConfigError: neither a key nor a prompt, no key at all, or none that the store knows.

@@ -1,4 +1,4 @@
-"""The folder for what is damaged or foreign: moved here, never deleted, until a purge must leave no trace."""
+"""Keep damaged and foreign files in `quarantine/`. Only a purge deletes them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from harvester.system.files import sync_folder
 
 
 def move_in(store: Path, path: Path, *, keep: bool, name: str = "") -> str:
-    """Move a file or folder here, under a name that nothing here has yet; returns that name.
+    """Move a file or folder to quarantine under a free name; return that name.
 
     Args:
-        keep: link it here and leave it where it is: its rows are still to be saved.
-        name: the name it should have here, its own where empty.
+        keep: make a hard link and leave the file in place, because its rows are still to be saved.
+        name: the wanted name, its own where empty.
 
     Raises:
         StoreError, StoreFull: the disk refuses.
@@ -37,7 +37,7 @@ def move_in(store: Path, path: Path, *, keep: bool, name: str = "") -> str:
 
 
 def delete_damaged(store: Path) -> None:
-    """Delete the shards and logs that lie here: what damaged ones hold can't be told.
+    """Delete shards and logs in quarantine, because it is unknown which answers damaged ones hold.
 
     Raises:
         StoreError: the disk refuses.

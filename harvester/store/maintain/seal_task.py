@@ -1,7 +1,6 @@
-"""Journal -> shards on the writer thread: along a living run, at its end, and by `harvester seal`.
+"""Seal on the writer thread during a run and at its end, and for `harvester seal`.
 
-Small shards are merged only while nobody reads the folder: a reader that had listed it before would look
-for files that are gone.
+Small shards are merged only while nobody reads the folder: a reader that has listed it would miss files.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
+import orjson
 import pyarrow as pa
 
 from harvester.store import paths, terms_check
@@ -26,23 +26,27 @@ from harvester.store.shards.rewrite import READY
 from harvester.store.shards.swap import ReaderWatch
 
 T = TypeVar("T")
+# Size of a shard where the journal has no run, as the default of `[store] shard_mib`.
+DEFAULT_SHARD_MIB = 64
 SEAL_EVERY_S = 5.0
+# Every so many turns the unsealed answers are summed up, whatever the growth of the file says.
 FULL_CHECK_TURNS = 24
+# Look again at 90 % of the missing bytes: new answers also reuse free SQLite pages, so file growth
+# underestimates.
 GROWTH_CHECK_FACTOR = 0.9
-"""Answers also fill pages that were in use already."""
+# A folder without access for this long has no reader between listing it and opening its files.
 QUIET_S = 3.0
-"""A folder that nobody touched for so long has no reader between listing it and opening its files."""
+# How many times a merge waits for such a quiet time before it is given up.
 QUIET_TRIES = 5
-"""How often a merged file waits for such a time before it is given up."""
 
 
 async def on_writer(writer: GroupCommit, fn: Callable[[Journal], T]) -> T:
-    """Run something on the writer thread and wait for it."""
+    """Run `fn(journal)` on the writer thread and wait for its result."""
     return await asyncio.wrap_future(writer.call(fn))
 
 
 async def seal_periodically(store: Path, writer: GroupCommit, target_bytes: int) -> None:
-    """Seal what fills a shard and merge small ones: a slice, then whatever was submitted meanwhile."""
+    """Seal full shards and merge small ones, in slices between which submitted records are written."""
     due_bytes = 0.0
     for turn in count():
         await asyncio.sleep(SEAL_EVERY_S)
@@ -54,10 +58,10 @@ async def seal_periodically(store: Path, writer: GroupCommit, target_bytes: int)
             )
             sealed = await _in_slices(writer, steps)
             due_bytes = await on_writer(writer, seal.used_bytes) + sealed.lacking_bytes * GROWTH_CHECK_FACTOR
-        await merge(store, writer, target_bytes, patience=QUIET_TRIES)
+        await merge(store, writer, target_bytes, tries=QUIET_TRIES)
 
 
-async def merge(store: Path, writer: GroupCommit, target_bytes: int, *, patience: int) -> None:
+async def merge(store: Path, writer: GroupCommit, target_bytes: int, *, tries: int) -> None:
     """Merge small shards, if there are enough of them and nobody reads the folder.
 
     Raises:
@@ -70,12 +74,12 @@ async def merge(store: Path, writer: GroupCommit, target_bytes: int, *, patience
             writer,
             lambda j: compact.compact_steps(j, store, target_bytes=target_bytes, is_quiet=watch.is_quiet),
         )
-        await _in_slices(writer, steps, lambda: _wait_for_quiet(watch, patience))
+        await _in_slices(writer, steps, lambda: _wait_for_quiet(watch, tries))
 
 
-async def _wait_for_quiet(watch: ReaderWatch, patience: int) -> None:
+async def _wait_for_quiet(watch: ReaderWatch, tries: int) -> None:
     watch.renew()
-    for _ in range(patience):
+    for _ in range(tries):
         await asyncio.sleep(QUIET_S)
         if watch.is_quiet():
             return
@@ -86,7 +90,7 @@ async def _in_slices(
     steps: Generator[str | None, None, T],
     ready: Callable[[], Awaitable[None]] | None = None,
 ) -> T:
-    """What a generator returns, its steps run on the writer thread; cut short, it is closed there."""
+    """Run a generator on the writer thread and return its result; when cancelled, close it there."""
     try:
         while True:
             step, *ended = await on_writer(writer, lambda _: _step(steps))
@@ -95,35 +99,35 @@ async def _in_slices(
             if step is READY and ready is not None:
                 await ready()
     finally:
-        writer.call(lambda _: _let_go(steps))
+        writer.call(lambda _: _close(steps))
 
 
 def _step(steps: Generator[str | None, None, T]) -> tuple[str | None] | tuple[None, T]:
-    """One step; also what the generator returned once it has, for StopIteration can't cross a future."""
+    """Run one step; at the end return the generator's result too, as StopIteration can't pass a future."""
     try:
         return (next(steps),)
     except StopIteration as end:
         return None, end.value
 
 
-def _let_go(steps: Generator[str | None, None, T]) -> None:
-    """Close it where it ran. Its memory goes back to the system, not into the holes of the allocator."""
+def _close(steps: Generator[str | None, None, T]) -> None:
+    """Close the generator on its thread and return its memory to the system."""
     steps.close()
     pa.default_memory_pool().release_unused()
 
 
 async def seal_all(store: Path, writer: GroupCommit, target_bytes: int) -> int:
-    """Seal everything and merge small shards; returns the rows sealed."""
+    """Seal everything and merge small shards; return the number of rows sealed."""
     steps = await on_writer(
         writer, lambda j: seal.seal_steps(j, store, target_bytes=target_bytes, everything=True)
     )
     sealed = await _in_slices(writer, steps)
-    await merge(store, writer, target_bytes, patience=1)
+    await merge(store, writer, target_bytes, tries=1)
     return sealed.rows
 
 
 def seal_now(store: Path) -> seal.SealResult:
-    """`harvester seal`: everything journalled becomes Parquet, without a run.
+    """Seal all answers of the journal without a run (`harvester seal`).
 
     Raises:
         TermsRefused: exit 77, and every answer stays journalled.
@@ -132,4 +136,12 @@ def seal_now(store: Path) -> seal.SealResult:
     Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
     terms_check.require_permitted(Corpus.open(store), "seal", store.resolve().parent)
     with StoreLock(store, started_at=time.time()), Journal.open(store) as journal:
-        return seal.seal(journal, store, target_bytes=64 * 1024 * 1024, everything=True)
+        return seal.seal(journal, store, target_bytes=_last_target_bytes(journal), everything=True)
+
+
+def _last_target_bytes(journal: Journal) -> int:
+    """Return the shard size in bytes that the configuration of the store's last run set."""
+    with journal.reading() as connection:
+        row = connection.execute("SELECT config_json FROM runs ORDER BY run DESC LIMIT 1").fetchone()
+    config = {} if row is None else orjson.loads(row[0])
+    return int(config.get("store", {}).get("shard_mib", DEFAULT_SHARD_MIB) * 1024 * 1024)

@@ -1,6 +1,7 @@
-"""Rows a few at a time, counted in bytes: with log-probabilities one is a megabyte, else a kilobyte.
+"""Read rows in batches of limited size.
 
-As Python objects a row is up to eight times as large as on disk: little is turned into them at once.
+A row has about a kilobyte, or a megabyte with log-probabilities, and up to eight times as much as Python
+objects. So a batch is limited in bytes as well as in rows.
 """
 
 from __future__ import annotations
@@ -13,29 +14,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 MAX_ROWS = 512
-"""Most rows of a portion."""
+# A batch ends with the row that reaches this size.
 MAX_BYTES = 1 << 20
-"""A portion ends with the row that reaches this."""
 
 
 def batch_answers(cursor: sqlite3.Cursor, most_rows: int = MAX_ROWS) -> Iterator[list[dict[str, Any]]]:
-    """Rows of a query over `answers` (its columns named, `raw` and `body_json` among them), in its order."""
+    """Yield the rows of a query over `answers` in batches; it must select `raw` and `body_json`."""
     names = [column[0] for column in cursor.description]
-    portion: list[dict[str, Any]] = []
+    batch: list[dict[str, Any]] = []
     size = 0
     for values in cursor:
         row = dict(zip(names, values, strict=True))
-        portion.append(row)
+        batch.append(row)
         size += len(row["raw"]) + len(row["body_json"])
-        if len(portion) >= most_rows or size >= MAX_BYTES:
-            yield portion
-            portion, size = [], 0
-    if portion:
-        yield portion
+        if len(batch) >= most_rows or size >= MAX_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def batch_file(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of a file, in its order; a row that is larger than a portion comes alone."""
+    """Yield some columns of a file in batches; a row larger than a batch comes alone."""
     wanted = set(columns)
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
@@ -51,7 +51,7 @@ def batch_file(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.Reco
 
 
 def split_batch(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """A batch cut until no part of more than one row is larger than a portion."""
+    """Split a batch until no part with more than one row exceeds the limits."""
     if batch.num_rows <= 1 or (batch.num_rows <= MAX_ROWS and batch.nbytes <= MAX_BYTES):
         if batch.num_rows:
             yield batch

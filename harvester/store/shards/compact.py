@@ -1,4 +1,4 @@
-"""Small shards -> shards of the target size, beside a living harvest, while nobody reads the folder."""
+"""Merge small shards into shards of the target size, also during a run, while nobody reads the folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from harvester.store.shards.manifest import read_manifest
 from harvester.store.shards.parquet_file import ROWS_PER_SHARD
 from harvester.store.shards.rewrite import finish_interrupted_rewrite, rewrite
 
+# A shard smaller than the target by this factor, in bytes and in rows, is merged.
 SMALL_FACTOR = 2
-"""A shard below the target by this factor, in bytes and in rows, is worth merging."""
+# Small shards that don't fill a new one are merged only when there are this many: else the same rows would be
+# rewritten over and over.
 MIN_SMALL_SHARDS = 4
-"""So many small ones are merged even where they don't fill a shard: fewer would be written over and over."""
 
 
 def compact_steps(
@@ -26,11 +27,11 @@ def compact_steps(
 ) -> Generator[str | None, None, int]:
     """Merge small neighbours of one lineage digest into shards of about `target_bytes`, in slices.
 
-    Each `next` runs one slice on the thread that owns the journal, and nothing else may seal or merge in
-    between. Returns the files merged away.
+    Each `next` runs one slice on the thread that owns the journal; no other sealing or merge may run in
+    between. Returns the number of files merged.
 
     Args:
-        is_quiet: asked at the last moment before each exchange; False leaves the small shards for later.
+        is_quiet: called right before each exchange; with False the small shards stay as they are.
 
     Raises:
         StoreError, StoreFull, StoreCorrupt: the old files stay in the manifest.
@@ -47,7 +48,7 @@ def compact_steps(
 
 
 def mergeable_batches(journal: Journal, target_bytes: int) -> list[list[ShardEntry]]:
-    """Small shards that are worth merging, each list into one."""
+    """Return lists of small shards; each list is to be merged into one shard."""
     by_digest: dict[str, list[ShardEntry]] = {}
     for entry in read_manifest(journal):
         if entry.size_bytes < target_bytes / SMALL_FACTOR and entry.rows < ROWS_PER_SHARD / SMALL_FACTOR:
@@ -56,11 +57,11 @@ def mergeable_batches(journal: Journal, target_bytes: int) -> list[list[ShardEnt
     for _, entries in sorted(by_digest.items()):
         batch: list[ShardEntry] = []
         for entry in entries:
-            if sum(one.rows for one in batch) + entry.rows > ROWS_PER_SHARD:
+            if sum(shard.rows for shard in batch) + entry.rows > ROWS_PER_SHARD:
                 found.append(batch)
                 batch = []
             batch.append(entry)
-            if sum(one.size_bytes for one in batch) >= target_bytes:
+            if sum(shard.size_bytes for shard in batch) >= target_bytes:
                 found.append(batch)
                 batch = []
         if len(batch) >= MIN_SMALL_SHARDS:
@@ -70,7 +71,7 @@ def mergeable_batches(journal: Journal, target_bytes: int) -> list[list[ShardEnt
 
 @contextlib.contextmanager
 def _alone(store: Path, is_quiet: Callable[[], bool]) -> Iterator[bool]:
-    if not is_quiet():  # asked first: looking whether we are alone opens the folder too
+    if not is_quiet():  # first, because `if_no_reader` opens the folder as well
         yield False
         return
     with swap.if_no_reader(store / paths.SHARDS) as is_free:

@@ -1,7 +1,6 @@
-"""The manifest and the key index: which shards are sealed, and which of them holds a key.
+"""Read and write the manifest (the list of sealed shards) and the key index (which shard holds a key).
 
-What takes a transaction's connection writes inside that transaction, a few hundred keys at a time: a shard
-has a hundred thousand.
+Functions that take a connection write inside its open transaction, some hundred keys at a time.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ CHUNKS_PER_STEP = 16
 
 
 def read_manifest(journal: Journal) -> list[ShardEntry]:
-    """The sealed shards, in the order they were sealed."""
+    """Return the sealed shards in the order they were sealed."""
     with journal.reading() as connection:
         return manifest_rows(connection)
 
 
 def manifest_rows(connection: sqlite3.Connection) -> list[ShardEntry]:
-    """The same, as a connection sees it: inside a transaction, of its instant."""
+    """Return the sealed shards as a connection sees them, inside a transaction as of its snapshot."""
     query = (
         "SELECT shard, name, sha256, rows, size_bytes, lineage_digest, sealed_us FROM manifest ORDER BY shard"
     )
@@ -37,13 +36,13 @@ def manifest_rows(connection: sqlite3.Connection) -> list[ShardEntry]:
 
 
 def indexed_keys(journal: Journal, entry: ShardEntry) -> set[bytes]:
-    """Keys that the index places in a shard."""
+    """Return the keys that the index lists for a shard."""
     with journal.reading() as connection:
         return {key for (key,) in connection.execute("SELECT key FROM keys WHERE shard = ?", (entry.shard,))}
 
 
 def insert_entry(connection: sqlite3.Connection, entry: ShardEntry) -> None:
-    """Name a shard in the manifest."""
+    """Insert a shard into the manifest."""
     facts = (
         entry.shard,
         entry.name,
@@ -57,16 +56,16 @@ def insert_entry(connection: sqlite3.Connection, entry: ShardEntry) -> None:
 
 
 def insert_new_entry(connection: sqlite3.Connection, entry: ShardEntry) -> None:
-    """The same for a shard that was just made: its number is never given again."""
+    """Insert a new shard into the manifest and record its number as used."""
     insert_entry(connection, entry)
     set_meta(connection, "last_shard", entry.shard)
 
 
 def move_answers(connection: sqlite3.Connection, shard: int, keys: Sequence[bytes]) -> None:
-    """Journalled answers lie in this shard from now on: into the index, their bodies out of the journal.
+    """Insert answers of the journal into the key index under this shard and delete their bodies.
 
-    Who calls it has held each row against its checksum, when it was read to be written into the shard or to
-    be compared with it: reading the bodies again would make a living harvest wait.
+    The caller has checked the checksum of each row when it read it for the shard: reading the bodies again
+    would delay a run.
     """
     for holes, chunk in _chunks(keys):
         query = f"SELECT key, outcome, max_tokens, asker FROM answers WHERE key IN ({holes}) ORDER BY key"  # noqa: S608
@@ -79,10 +78,10 @@ def move_answers(connection: sqlite3.Connection, shard: int, keys: Sequence[byte
 
 
 def move_keys(connection: sqlite3.Connection, shard: int, keys: Sequence[bytes]) -> None:
-    """Sealed keys lie in this shard from now on.
+    """Point the index rows of sealed keys to another shard.
 
     Raises:
-        StoreCorrupt: an index row is not what was written.
+        StoreCorrupt: an index row is damaged.
     """
     for holes, chunk in _chunks(keys):
         connection.executemany(
@@ -92,10 +91,10 @@ def move_keys(connection: sqlite3.Connection, shard: int, keys: Sequence[bytes])
 
 
 def require_index(journal: Journal, keys: Sequence[bytes]) -> Iterator[None]:
-    """Look at the index rows of sealed keys, some thousands a step, before they are moved.
+    """Check the index rows of sealed keys before they are moved, some thousands in a step.
 
     Raises:
-        StoreCorrupt: one is not what was written; names its key.
+        StoreCorrupt: one is damaged; names its key.
     """
     for number, (holes, chunk) in enumerate(_chunks(keys)):
         with journal.reading() as connection:
@@ -107,7 +106,7 @@ def require_index(journal: Journal, keys: Sequence[bytes]) -> Iterator[None]:
 def _whole(
     connection: sqlite3.Connection, holes: str, keys: Sequence[bytes]
 ) -> list[tuple[bytes, int, int | None, bytes]]:
-    """Key, outcome, ceiling and asker of these index rows, each as it was written."""
+    """Return key, outcome, max_tokens and asker of these index rows after a check of their checksums."""
     query = (
         f"SELECT key, outcome, max_tokens, asker, shard, checksum FROM keys WHERE key IN ({holes})"  # noqa: S608
         " ORDER BY key"
@@ -120,7 +119,7 @@ def _whole(
 
 
 def _chunks(keys: Sequence[bytes]) -> Iterator[tuple[str, Sequence[bytes]]]:
-    """Placeholders and keys, in order of the index: neighbours share a page of it."""
+    """Yield SQL placeholders and keys, sorted because neighbours share a page of the index."""
     ordered = sorted(keys)
     for start in range(0, len(ordered), KEYS_PER_LOOKUP):
         chunk = ordered[start : start + KEYS_PER_LOOKUP]

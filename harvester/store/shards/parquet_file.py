@@ -1,4 +1,4 @@
-"""One Parquet file of a corpus: how it is written, read back, hashed, made durable and opened.
+"""Write, check and open one Parquet shard file.
 
 Every page carries a checksum; the file's metadata names the lineage of every run whose answers it holds.
 """
@@ -27,9 +27,9 @@ from harvester.terms.lineage import Lineage
 SHARD_NAME = re.compile(r"part-(\d{8})-([0-9a-f]{16})\.parquet\Z")
 ROWS_PER_GROUP = 2048
 BYTES_PER_GROUP = 16 * 1024 * 1024
+# Most rows of a shard, even below its target size: its keys are held in memory while it is written, and are
+# inserted into the index in one transaction for which a run has to wait.
 ROWS_PER_SHARD = 1 << 17
-"""A shard of tiny answers ends here, below its target size: its keys are held in memory while it is written,
-and enter the index in one transaction that a living harvest waits for."""
 
 APART = ("teacher_id", "host", "model", "terms_id", "permission_sha256", "purpose", "mock", "duties")
 """Runs that differ in any of these never share a file."""
@@ -70,11 +70,11 @@ def open_writer(sink: BinaryIO, lineages: Sequence[Lineage]) -> pq.ParquetWriter
 
 @contextlib.contextmanager
 def open_shard(path: Path) -> Iterator[pq.ParquetFile]:
-    """A shard with page checksums on.
+    """Open a shard with verification of page checksums.
 
     Raises:
-        StoreError: it is missing; StoreCorrupt: its bytes are not what was written; StoreFormatError: a
-            later release wrote it. All name it.
+        StoreError: it is missing; StoreCorrupt: it is damaged; StoreFormatError: another release wrote it.
+            All name the file.
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -85,11 +85,11 @@ def open_shard(path: Path) -> Iterator[pq.ParquetFile]:
             "is missing", place=str(path), remedy="`harvester verify` names what is lost"
         ) from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise StoreCorrupt(f"is not what was sealed: {error}", place=str(path)) from error
+        raise StoreCorrupt(f"is damaged: {error}", place=str(path)) from error
 
 
 def require_version(path: Path, file: pq.ParquetFile) -> None:
-    """Refuse a shard of another version of the contract; one without a version is nobody's business here.
+    """Do nothing for a shard of this schema version, or of none.
 
     Raises:
         StoreFormatError: it names another version than this program reads.
@@ -136,7 +136,7 @@ def lineage_digest(lineage: Lineage) -> str:
 
 
 def read_back(path: Path, keys: Sequence[bytes]) -> Iterator[None]:
-    """Decode every page of the file, a row group a step, and compare its keys with what was meant.
+    """Decode every page of a file, one row group a step, and compare its keys with the expected ones.
 
     Raises:
         StoreCorrupt: they differ.
@@ -158,10 +158,10 @@ def read_back(path: Path, keys: Sequence[bytes]) -> Iterator[None]:
 def check_written_file(
     hidden: Path, shard: int, keys: Sequence[bytes], lineage: str
 ) -> Generator[None, None, ShardEntry]:
-    """Read a written file back; returns what the manifest will say of it, its name by its content.
+    """Read a written file back; return its manifest entry, with a name that contains its hash.
 
     Raises:
-        StoreCorrupt: it does not read as it was written.
+        StoreCorrupt: it reads back differently.
     """
     yield from read_back(hidden, keys)
     digest, size = sha256_of(hidden), hidden.stat().st_size
@@ -172,7 +172,7 @@ def check_written_file(
 
 @contextlib.contextmanager
 def translate_disk_errors(folder: Path) -> Iterator[None]:
-    """The operating system's and pyarrow's errors by our names."""
+    """Translate errors of the operating system and of pyarrow to `StoreError`."""
     try:
         yield
     except pa.ArrowInvalid as error:

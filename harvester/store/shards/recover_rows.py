@@ -1,14 +1,13 @@
-"""Rows of a damaged shard that prove themselves: only these are kept, the others are asked again.
+"""Recover the rows of a damaged shard whose content can be verified; the others are asked for again.
 
-Page checksums cover what lies in a page, not the page's header and not the footer, so a flipped bit can give
-other values without any error. A row is believed when its columns bear each other out:
+Page checksums cover the content of a page, not its header and not the footer, so a flipped bit can change
+values without an error. A row is kept when all of this holds:
 
-- the key index names its key in this shard, with the digest of who asked (id, sample, reference, tags,
-  metadata);
+- the key index lists its key for this shard, with the `asker_digest` of its prompt;
 - the key is that of its request (`request_json`, teacher, sample number, an epoch);
 - deriving the row again from `raw`, `request_json` and the journal's lineage gives the very same row;
-- what nothing else bears out lies within its run's time, and has the least and greatest value that the
-  row group's statistics noted.
+- its time lies within its run, and the columns that can't be cross-checked have the minimum and maximum
+  of the row group's statistics.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ from harvester.store.shards.schema import SCHEMA, Sample, to_table, with_added_c
 from harvester.system.files import sha256_of
 from harvester.terms.lineage import Lineage
 
+# Columns that can't be cross-checked with other columns.
 UNCHECKED_COLUMNS = (
     "source_file",
     "source_line",
@@ -50,9 +50,8 @@ UNCHECKED_COLUMNS = (
     "latency_s",
     "created_at",
 )
-"""Columns that no other column bears out."""
+# A row does not contain its epoch: that of its run's configuration is tried, then 0 to EPOCHS - 1.
 EPOCHS = 1000
-"""A row does not say its epoch: that of its run's configuration is tried, then these."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_US = 86_400_000_000
 _LONGEST_RUN_US = 3650 * _DAY_US
@@ -67,7 +66,7 @@ class _Run:
 
 
 class RowVerifier:
-    """What the journal knows of one shard's rows, to hold them against."""
+    """Verifies rows of one shard against the journal's key index and runs."""
 
     def __init__(self, journal: Journal, entry: ShardEntry) -> None:
         with journal.reading() as connection:
@@ -79,21 +78,21 @@ class RowVerifier:
             runs = [(at, Lineage.from_json(told), config) for at, told, config in connection.execute(query)]
         self._runs = {told.run_id: _Run(told, at, _epoch(config)) for at, told, config in runs}
 
-    def of(self, table: pa.Table) -> pa.Table:
-        """The rows of a table, of exactly `SCHEMA`, that prove themselves."""
+    def verified_rows(self, table: pa.Table) -> pa.Table:
+        """Return the rows of a table (of exactly `SCHEMA`) that can be verified."""
         kept: list[bool] = []
         for batch in table.to_batches():
             for portion in batching.split_batch(batch):
-                kept += self._are_proven(portion.to_pylist())
+                kept += self._are_verified(portion.to_pylist())
         return table.filter(pa.array(kept, pa.bool_()))
 
-    def _are_proven(self, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    def _are_verified(self, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
         derived = [self._derived(row) for row in rows]
         whole = iter(to_table([one for one in derived if one is not None]).to_pylist())
         return [one is not None and next(whole) == row for one, row in zip(derived, rows, strict=True)]
 
     def _derived(self, row: Mapping[str, Any]) -> Sample | None:
-        """The row as its request and its raw answer make it; None where key, asker or time disagree."""
+        """Derive the row again from its request and raw answer; None where key, asker or time disagree."""
         try:
             run, key = self._runs[row["run_id"]], bytes.fromhex(row["key"])
             body = orjson.loads(row["request_json"])
@@ -119,12 +118,12 @@ class RowVerifier:
 
 
 def recoverable_rows(journal: Journal, store: Path, entry: ShardEntry) -> Iterator[pa.Table]:
-    """The row groups of a shard, of exactly `SCHEMA`: whole where it is as sealed, else rows with a proof."""
+    """Yield the row groups of a shard: all rows where its hash is unchanged, else the verified rows."""
     path = store / paths.SHARDS / entry.name
     try:
         is_as_sealed = sha256_of(path) == entry.sha256
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            proof = RowVerifier(journal, entry)
+            verifier = RowVerifier(journal, entry)
             for number in range(file.num_row_groups):
                 try:
                     table = file.read_row_group(number)
@@ -132,7 +131,7 @@ def recoverable_rows(journal: Journal, store: Path, entry: ShardEntry) -> Iterat
                     table = with_added_columns(table).cast(SCHEMA)
                     if not is_as_sealed:
                         _require_statistics(file, number, table)
-                        table = proof.of(table)
+                        table = verifier.verified_rows(table)
                 except UNREADABLE:
                     continue
                 yield table
@@ -163,11 +162,11 @@ def _epoch(config_json: str) -> int:
 
 
 def _require_statistics(file: pq.ParquetFile, number: int, table: pa.Table) -> None:
-    """Raises ValueError where a column lacks the least and greatest value that the footer noted."""
+    """Raise ValueError where the minimum or maximum of a column differs from the footer's statistics."""
     group = file.metadata.row_group(number)
     columns = {group.column(place).path_in_schema: place for place in range(group.num_columns)}
     for name in UNCHECKED_COLUMNS:
         noted = group.column(columns[name]).statistics
         found = pc.min_max(table.column(name)).as_py()
         if noted is None or not noted.has_min_max or (noted.min, noted.max) != (found["min"], found["max"]):
-            raise ValueError(f"{name} is not what was written")
+            raise ValueError(f"{name} does not match its statistics")

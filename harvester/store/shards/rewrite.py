@@ -1,8 +1,8 @@
-"""Some shards put into one new shard: rows kept in order, some left out. Merging, purge and repair use it.
+"""Rewrite shards into one new shard, with rows left out where asked. Merging, purge and repair use it.
 
-The new file is written hidden, read back, and then the whole folder is exchanged for one that holds it in
-place of the old files (`exchange`); one transaction names it in the manifest and points the key index at
-it. No reader meets a row twice or misses one, and a kill at any instant is gone on from by `tidy`.
+The new file is written under a hidden name and read back. Then the folder is exchanged for one with the new
+file in place of the old ones (`swap`), and one transaction updates the manifest and the key index. No reader
+sees a row twice or misses one; after a kill `finish_interrupted_rewrite` completes or undoes the work.
 """
 
 from __future__ import annotations
@@ -45,12 +45,10 @@ from harvester.store.shards.schema import with_added_columns
 from harvester.system.failpoints import reach
 from harvester.terms.lineage import Lineage
 
+# Yielded by the step before the exchange: the caller may wait for readers there.
 READY = "ready"
-"""What a step yields when only the exchange is left: a good moment to wait for one."""
-
-
+# How long purge and repair wait for readers to end.
 PATIENCE_S = 20.0
-"""So long purge and repair wait for readers of ours to end."""
 
 
 def rewrite(
@@ -62,24 +60,24 @@ def rewrite(
     salvage: bool = False,
     hold: Callable[[], AbstractContextManager[bool]] | None = None,
 ) -> Generator[str | None, None, set[bytes]]:
-    """Put the rows of some shards into one new shard, in their order; returns the keys left behind.
+    """Write the rows of some shards, in their order, into one new shard; return the keys left out.
 
     Args:
         without: keys to leave out.
-        salvage: rows that can't be read, or can't prove themselves (`proof`), are left out with their keys.
-        hold: entered right before the new file is shown, left when the manifest names it; what it gives says
-            whether nobody reads. Without it readers of ours are waited for.
+        salvage: leave out rows that can't be read or verified (`recover_rows`), with their keys.
+        hold: context manager entered before the exchange and left after the commit; it gives whether nobody
+            reads the folder. Without it readers of this program are waited for.
 
     Raises:
         ShardsInUse: somebody reads.
         StoreError, StoreFull, StoreCorrupt: nothing has changed.
     """
     folder = store / paths.SHARDS
-    if folder.with_name(swap.STAGED).exists():  # `tidy` left it to a reader
+    if folder.with_name(swap.STAGED).exists():  # a reader still needs it
         raise ShardsInUse(folder)
     unlisted.require_none(folder, journal.next_shard() - 1)
     hidden = folder / f".part-{journal.next_shard():08d}.tmp"
-    with contextlib.ExitStack() as held:  # from the question to the commit nobody may come to read
+    with contextlib.ExitStack() as held:  # no reader may begin between this check and the commit
         try:
             with translate_disk_errors(folder):
                 entry, keys = yield from _staged(journal, store, entries, hidden, without, salvage)
@@ -95,7 +93,7 @@ def rewrite(
         with translate_disk_errors(folder):
             swap.exchange(folder)
         reach("compaction.after_exchange")
-        gone = _enter_swap(journal, store, entries, entry, keys)
+        gone = _commit_swap(journal, store, entries, entry, keys)
         with translate_disk_errors(folder):
             swap.discard(folder)
         return gone
@@ -109,7 +107,7 @@ def _staged(
     without: Collection[bytes],
     salvage: bool,
 ) -> Generator[str | None, None, tuple[ShardEntry | None, list[bytes]]]:
-    """Write the new file and build the next folder; returns what the manifest will say, and its keys."""
+    """Write the new file and build the next folder; return its manifest entry and its keys."""
     folder = store / paths.SHARDS
     lineages = _lineages(journal, folder, entries, salvage)
     tables = chain.from_iterable(
@@ -127,7 +125,7 @@ def _staged(
 
 
 def _lineages(journal: Journal, folder: Path, entries: Sequence[ShardEntry], salvage: bool) -> list[Lineage]:
-    """Those of the runs whose rows will follow; a damaged file's footer is not asked, the journal is."""
+    """Return the lineages of the runs whose rows are kept; with `salvage` from the journal."""
     found: dict[str, Lineage] = {}
     for entry in entries:
         if not salvage:
@@ -162,7 +160,7 @@ def _copy(
 
 
 def _row_groups(tables: Iterable[pa.Table], without: Collection[str]) -> Iterator[pa.Table]:
-    """The rows of all entries in row groups of the usual size, whatever size theirs had."""
+    """Yield all rows in row groups of the usual size."""
     waiting: list[pa.Table] = []
     for table in tables:
         if without:
@@ -185,11 +183,11 @@ def _tables(path: Path) -> Iterator[pa.Table]:
             yield table
 
 
-def _enter_swap(
+def _commit_swap(
     journal: Journal, store: Path, old: Sequence[ShardEntry], new: ShardEntry | None, keys: Sequence[bytes]
 ) -> set[bytes]:
-    """The folder was exchanged: say so in the manifest and the key index. The old folder is left to drop."""
-    # A scan of the whole index only where rows were left out: a merge must not stop a harvest for long.
+    """Update manifest and key index after the exchange; return the keys left out."""
+    # The whole index is scanned only where rows were left out: a merge must not delay a run.
     gone = set[bytes]()
     if sum(one.rows for one in old) != len(keys):
         gone = {key for one in old for key in indexed_keys(journal, one)}.difference(keys)
@@ -207,10 +205,10 @@ def _enter_swap(
 
 
 def finish_interrupted_rewrite(journal: Journal, store: Path) -> None:
-    """Go on from where a kill left a rewriting: before its exchange undo it, after it finish it.
+    """Finish a rewrite that a kill interrupted: undo it before its exchange, complete it after.
 
     Raises:
-        StoreError: the folder refuses.
+        StoreError: the disk refuses.
     """
     folder = store / paths.SHARDS
     with translate_disk_errors(folder):
@@ -223,19 +221,19 @@ def finish_interrupted_rewrite(journal: Journal, store: Path) -> None:
         if old:
             found = _exchanged(journal, folder, old)
             if found is not None:
-                _enter_swap(journal, store, old, *found)
+                _commit_swap(journal, store, old, *found)
             else:
-                for entry in old:  # not our doing: give back what the folder lacks
+                for entry in old:  # no file replaces them: move the old files back
                     swap.locate(folder, entry.name).rename(folder / entry.name)
         with swap.if_no_reader(folder) as is_free:
-            if is_free:  # else a reader may look for the old files there: the next one tidies up
+            if is_free:  # else a reader may still open the old files: the next process removes them
                 swap.discard(folder)
 
 
 def _exchanged(
     journal: Journal, folder: Path, old: Sequence[ShardEntry]
 ) -> tuple[ShardEntry, Sequence[bytes]] | None:
-    """The file that took the place of `old`: numbered like the next shard, whole, without a strange key."""
+    """Find the undamaged file that replaced `old`: it has the next shard's number and only their keys."""
     number = journal.next_shard()
     known = {key for entry in old for key in indexed_keys(journal, entry)}
     for found, path in unlisted.unlisted_files(folder, number - 1):

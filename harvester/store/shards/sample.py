@@ -1,6 +1,6 @@
-"""A journalled answer -> a Sample: raw bytes parsed, prompt and lineage beside them. No I/O.
+"""Convert an answer of the journal to a `Sample`: parse its raw body, add prompt and lineage. No I/O.
 
-What can't be parsed keeps its raw bytes and gets the outcome "unknown": a parser never loses a paid answer.
+An answer that can't be parsed keeps its raw bytes and gets the outcome "unknown", so it is never lost.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SELECT_ANSWERS = (
     " FROM answers"
 )
 SELECT_TERMS_COLUMNS = "SELECT run, body_json, raw FROM answers"
+# Columns that are filled by parsing the raw body.
 PARSED = frozenset(
     {
         "completion",
@@ -44,7 +45,6 @@ PARSED = frozenset(
         "usage_source",
     }
 )
-"""Columns that only parsing the raw body tells."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -100,7 +100,7 @@ def sample_of(row: Mapping[str, Any], lineage: Lineage, columns: Collection[str]
 
 
 def prompt_columns(prompt_json: str, sample_index: int) -> dict[str, Any]:
-    """The columns of a row that depend on who asked, not on what was answered."""
+    """Return the columns of a row that depend on the prompt, not on the answer."""
     try:
         prompt = orjson.loads(prompt_json)
     except orjson.JSONDecodeError:  # lone surrogates: only the standard library reads them back
@@ -118,7 +118,7 @@ def prompt_columns(prompt_json: str, sample_index: int) -> dict[str, Any]:
 
 
 def encodable(text: str) -> str:
-    """Text that UTF-8 can hold: a lone surrogate (an odd file name) becomes a question mark."""
+    """Replace lone surrogates, which UTF-8 can't encode, with question marks."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 

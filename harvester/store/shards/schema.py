@@ -1,7 +1,7 @@
-"""THE Parquet contract: what a row of a shard means, and how a `Sample` becomes one.
+"""Define the Parquet schema of a shard and convert between rows and `Sample`.
 
-Version 1. Columns are only ever added; a reader selects columns by name. `data/FORMAT.md` says the
-same in prose, exact enough for another language. Imports pyarrow and the standard library, nothing else.
+Version 1. Columns are only ever added; a reader selects columns by name. `data/FORMAT.md` specifies the
+same for readers in other languages. Imports pyarrow and the standard library, nothing else.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ COLUMNS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
     ("tool_version", pa.string(), False, "version of the harvester"),
 )
 
+# Columns that earlier files of this version may lack; they are read as ''.
 ADDED_COLUMNS = frozenset({"provider"})
-"""Columns that earlier files of this version may lack; they read as ''."""
 
 SCHEMA = pa.schema(
     [
@@ -149,7 +149,7 @@ if set(_NAMES) != set(SCHEMA.names):  # a column without a field, or the reverse
 
 
 def with_added_columns(table: pa.Table) -> pa.Table:
-    """A table of an earlier file with the columns of `ADDED` it lacks, in the order of the contract."""
+    """Add the missing `ADDED_COLUMNS` to a table, in the order of `SCHEMA`."""
     lacking = ADDED_COLUMNS - set(table.column_names)
     if not lacking:
         return table
@@ -159,21 +159,21 @@ def with_added_columns(table: pa.Table) -> pa.Table:
 
 
 def text_of(content: Any) -> str | None:
-    """A message's content as the `messages` column holds it: text as is, anything else as JSON."""
+    """Encode a message's content for the `messages` column: text as is, anything else as JSON."""
     if content is None or isinstance(content, str):
         return content
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 def to_row(sample: Sample) -> dict[str, Any]:
-    """A `Sample` as a dict that `pa.Table.from_pylist(rows, schema=SCHEMA)` takes."""
+    """Convert a `Sample` to a dict for `pa.Table.from_pylist(rows, schema=SCHEMA)`."""
     row = {name: getattr(sample, name) for name in _NAMES}
     row["messages"] = [{"role": m["role"], "content": text_of(m.get("content"))} for m in sample.messages]
     return row
 
 
 def from_row(row: Mapping[str, Any]) -> Sample:
-    """A row, whole or projected to some columns, as a `Sample`; absent columns keep their defaults.
+    """Convert a row, or some columns of it, to a `Sample`; missing columns keep their defaults.
 
     `key`, `prompt_id`, `messages`, `completion`, `outcome` and `finish_reason` default to empty values
     when they were projected away.
@@ -190,5 +190,5 @@ def from_row(row: Mapping[str, Any]) -> Sample:
 
 
 def to_table(samples: Iterable[Sample]) -> pa.Table:
-    """Samples as a table of exactly `SCHEMA`."""
+    """Convert samples to a table of exactly `SCHEMA`."""
     return pa.Table.from_pylist([to_row(sample) for sample in samples], schema=SCHEMA)

@@ -1,9 +1,9 @@
-"""Journal -> immutable Parquet shards. A crash at any instant leaves garbage or work to finish, never a lie.
+"""Seal answers: move them from the journal into immutable Parquet shards.
 
-One shard: write under a hidden name, read back and compare, fsync, rename, fsync the folder, then manifest
-row, key index and removal of the bodies in one transaction. A file that was renamed when the process died
-is adopted by the next sealing, so no reader of the folder ever sees its rows vanish or come twice.
-`seal_steps` does it in slices, so that a living harvest commits between them.
+A shard is written under a hidden name, read back and compared, synced and renamed; then one transaction
+writes its manifest row and key index and deletes the bodies from the journal. After a crash there may be
+leftover files or unfinished work, but manifest and files never disagree: a file that was renamed before the
+crash is adopted by the next sealing. `seal_steps` works in slices, so that a run can commit between them.
 """
 
 from __future__ import annotations
@@ -41,32 +41,36 @@ from harvester.system.failpoints import reach
 from harvester.system.files import sync_folder
 from harvester.terms.lineage import Lineage
 
+# Most rows converted to samples at a time: about 20 ms during which nothing is committed.
 ROWS_PER_SLICE = 256
-"""Most rows turned into samples at a time: about 20 ms during which nothing is committed."""
+# Expected bytes in the journal for each byte of a shard; only decides when a shard is written.
 EXPECTED_COMPRESSION = 3
-"""Stored bytes a byte of shard; only decides when a shard is worth writing."""
 
 
 @dataclass(frozen=True, slots=True)
 class SealResult:
-    """What one sealing moved: rows, and the names of the new files in `shards/`."""
+    """What one sealing moved.
+
+    Attributes:
+        rows: answers moved.
+        files: names of the new files in `shards/`.
+        lacking_bytes: bytes that must still be stored before another shard is full.
+    """
 
     rows: int
     files: tuple[str, ...]
     lacking_bytes: int = 0
-    """So much more must be stored before there can be another full shard."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Unsealed answers of runs with one lineage digest."""
+    """Unsealed answers of runs with one lineage digest; `last_id` is the newest one when sealing began."""
 
     digest: str
     runs: tuple[int, ...]
     lineages: tuple[Lineage, ...]
     stored_bytes: int
     last_id: int
-    """The newest of them; what arrives later waits for the next sealing, which would else never end."""
 
 
 def seal(journal: Journal, store: Path, *, target_bytes: int, everything: bool) -> SealResult:
@@ -83,9 +87,10 @@ def seal(journal: Journal, store: Path, *, target_bytes: int, everything: bool) 
 def seal_steps(
     journal: Journal, store: Path, *, target_bytes: int, everything: bool
 ) -> Generator[None, None, SealResult]:
-    """`seal` in slices: each `next` runs one on the thread that owns the journal, which may write in between.
+    """Seal in slices: each `next` runs one on the thread that owns the journal, which may write in between.
 
-    At most one of them at a time; one that is closed early leaves its answers journalled. Raises as `seal`.
+    Only one such generator may run at a time; closed early, it leaves its answers in the journal. Raises as
+    `seal`.
     """
     folder = store / paths.SHARDS
     with translate_disk_errors(folder):
@@ -108,7 +113,7 @@ def seal_steps(
 
 
 def used_bytes(journal: Journal) -> int:
-    """Bytes of the database's pages in use: known without reading any, and grows with what is stored."""
+    """Return the bytes of the database's pages in use, which grow with the stored answers."""
     with journal.reading() as connection:
         pages, free, size = (
             connection.execute(f"PRAGMA {name}").fetchone()[0]
@@ -139,7 +144,7 @@ def _groups(journal: Journal) -> list[_Group]:
 def _seal_one(
     journal: Journal, folder: Path, group: _Group, target_bytes: int
 ) -> Generator[None, None, tuple[str, int, int]]:
-    """Write and commit one shard; returns its name, its rows and the stored bytes it took."""
+    """Write and commit one shard; return its name, its rows and the bytes they had in the journal."""
     shard = journal.next_shard()
     hidden = folder / f".part-{shard:08d}.tmp"
     try:
@@ -151,7 +156,7 @@ def _seal_one(
         reach("shards.after_rename")
         sync_folder(folder)
     except BaseException:
-        with contextlib.suppress(OSError):  # a full disk needs the room; the rows are journalled still
+        with contextlib.suppress(OSError):  # frees space on a full disk; the rows are still in the journal
             hidden.unlink(missing_ok=True)
         raise
     _commit(journal, entry, keys)
@@ -195,10 +200,10 @@ def _together(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def _slice(journal: Journal, group: _Group, after: int) -> list[dict[str, Any]]:
-    """The next unsealed answers in order of arrival. Not one long cursor: it would hold the WAL.
+    """Return the next unsealed answers in order of arrival; one long cursor would block checkpoints.
 
     Raises:
-        StoreCorrupt: one is not what was written; names its key.
+        StoreCorrupt: one is damaged; names its key.
     """
     holes = ",".join("?" * len(group.runs))
     query = f"{SELECT_ANSWERS} WHERE run IN ({holes}) AND id > ? AND id <= ? ORDER BY id"
@@ -216,7 +221,7 @@ def _stored(row: dict[str, Any]) -> int:
 
 
 def _commit(journal: Journal, entry: ShardEntry, keys: Sequence[bytes]) -> None:
-    """Manifest row, key index and removal of the bodies: all or nothing."""
+    """Write manifest row and key index and delete the bodies, in one transaction."""
     with journal.writing() as connection:
         insert_new_entry(connection, entry)
         move_answers(connection, entry.shard, keys)
@@ -225,10 +230,10 @@ def _commit(journal: Journal, entry: ShardEntry, keys: Sequence[bytes]) -> None:
 
 
 def finish_interrupted(journal: Journal, store: Path) -> list[tuple[str, int]]:
-    """Finish what a kill left half done; returns names and rows of the shards adopted.
+    """Finish an interrupted rewrite or sealing; return names and rows of the adopted shards.
 
     Raises:
-        StoreCorrupt: a file that is not ours wears a number that no shard has had yet.
+        StoreCorrupt: an unknown file has a number that no shard has had yet.
         StoreError: the disk refuses.
     """
     adopted = adopt_unlisted(journal, store)
@@ -237,7 +242,7 @@ def finish_interrupted(journal: Journal, store: Path) -> list[tuple[str, int]]:
 
 
 def adopt_unlisted(journal: Journal, store: Path) -> list[tuple[str, int]]:
-    """Finish the merge and the sealing that a crash cut short; the rows of the latter are still journalled.
+    """Finish an interrupted rewrite and adopt the shard whose rows are still in the journal.
 
     Raises:
         StoreError: the disk refuses.
@@ -249,7 +254,7 @@ def adopt_unlisted(journal: Journal, store: Path) -> list[tuple[str, int]]:
             held = unlisted.read_contents(path)
             with journal.reading() as connection:
                 if held is None or not unlisted.is_half_sealed(connection, path):
-                    continue  # damaged or not ours
+                    continue  # damaged or foreign
             sync_folder(folder)
             _commit(journal, held.entry(time.time()), held.keys)
             adopted.append((path.name, len(held.keys)))

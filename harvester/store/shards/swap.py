@@ -1,9 +1,10 @@
-"""One folder of shards put in another's place at one instant, when nobody reads there.
+"""Replace the folder of shards atomically, while no reader uses it.
 
-A plain reader lists the folder and then opens what it listed; files replaced one by one would show it rows
-twice, or not at all. So the next folder is built beside it from hard links, and the two change names in one
-call of the kernel: a kill leaves one or the other, whole. What remains is a reader that listed before and
-opens after; `Watch` sees plain readers come and go, `reading` is how our own say that they are there.
+A reader lists the folder and then opens the files. If files were replaced one by one it could see rows twice
+or not at all. So the next folder is built from hard links, and the two folders exchange their names in one
+system call; after a kill there is one or the other. A reader may still have listed the old folder:
+`ReaderWatch` detects readers of any program, `hold_for_reading` is the lock that readers of this program
+take.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from pathlib import Path
 from harvester.store.shards.parquet_file import SHARD_NAME
 from harvester.system.files import sync_folder
 
+# Next to `shards`: the folder that will replace it, or the one that was replaced.
 STAGED = ".shards.next"
-"""Beside `shards`: the folder that will take its place, or the one that had it."""
 ASIDE = ".shards.aside"
 _LOOK_AGAIN_S = 0.05
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -34,7 +35,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def stage(folder: Path, *, without: Collection[str], new: tuple[Path, str] | None) -> None:
-    """Build the next folder: all of this one's files but some, and a hidden file under its name.
+    """Build the next folder: the files of this one except `without`, and a new file under its final name.
 
     Raises:
         OSError: the disk refuses; this folder is as it was.
@@ -56,14 +57,15 @@ def stage(folder: Path, *, without: Collection[str], new: tuple[Path, str] | Non
 
 
 def exchange(folder: Path) -> None:
-    """Let the folder and its staged successor change names, durably.
+    """Exchange the names of the folder and the staged one, durably.
 
     Raises:
         OSError: the disk refuses.
     """
     staged = folder.with_name(STAGED)
     if not _renamed_at_once(folder, staged):
-        # Not on every file system: for an instant the folder has no name, and `resume` knows the way on.
+        # Not every file system can exchange names. Between the renames there is no folder;
+        # `finish_interrupted` completes them after a kill.
         aside = folder.with_name(ASIDE)
         folder.rename(aside)
         staged.rename(folder)
@@ -76,7 +78,7 @@ def exchange(folder: Path) -> None:
 
 
 def finish_interrupted(folder: Path) -> bool:
-    """Finish an exchange in three renames that a kill cut short; whether a staged folder is left."""
+    """Finish an exchange by three renames that a kill interrupted; return whether a staged folder is left."""
     staged, aside = folder.with_name(STAGED), folder.with_name(ASIDE)
     if aside.exists():
         if folder.exists():
@@ -88,14 +90,14 @@ def finish_interrupted(folder: Path) -> bool:
 
 
 def discard(folder: Path) -> None:
-    """Remove what is staged beside the folder."""
+    """Remove the staged folder."""
     staged = folder.with_name(STAGED)
     if staged.exists():
         shutil.rmtree(staged)
 
 
 def locate(folder: Path, name: str) -> Path:
-    """Where a file of the manifest lies: in the folder, or beside it while an exchange is under way."""
+    """Return the path of a shard: in the folder, or in the staged one during an exchange."""
     path = folder / name
     if not path.exists():
         beside = folder.with_name(STAGED) / name
@@ -106,7 +108,7 @@ def locate(folder: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def hold_for_reading(folder: Path) -> Iterator[None]:
-    """Keep the folder as it is: nothing is merged meanwhile. An flock on the directory; writes nothing."""
+    """Prevent exchanges of the folder during the block, with a shared flock on the directory."""
     handle = _shared(folder)
     try:
         yield
@@ -117,19 +119,19 @@ def hold_for_reading(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def if_no_reader(folder: Path, patience_s: float = 0.0) -> Iterator[bool]:
-    """Whether no reader of ours holds the folder; new ones wait until the block has ended.
+    """Give whether no reader of this program holds the folder; new readers wait until the block ends.
 
-    What is staged beside it is held along: inside the block it may take the folder's name.
+    The staged folder is locked too, because inside the block it may get the folder's name.
 
     Args:
         patience_s: how long to wait for readers to end.
     """
     until = time.monotonic() + patience_s
     with contextlib.ExitStack() as held:
-        for each in (folder, folder.with_name(STAGED)):
-            if each != folder and not each.exists():
+        for directory in (folder, folder.with_name(STAGED)):
+            if directory != folder and not directory.exists():
                 continue
-            handle = os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             held.callback(os.close, handle)
             if not _locked(handle, until):
                 held.close()
@@ -139,7 +141,7 @@ def if_no_reader(folder: Path, patience_s: float = 0.0) -> Iterator[bool]:
 
 
 class ReaderWatch:
-    """Sees who opens or reads anything in a folder, from now until `close` (inotify, Linux)."""
+    """Detects that any process opens or reads a file of a folder, until `close` (inotify, Linux)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -161,7 +163,7 @@ class ReaderWatch:
         self._handle = -1
 
     def is_quiet(self) -> bool:
-        """Whether nobody came since it was last asked, or began; False where the kernel can't tell."""
+        """Return whether there was no access since the last call; False where inotify is not available."""
         if self._handle < 0:
             return False
         try:
@@ -171,7 +173,7 @@ class ReaderWatch:
 
 
 def _is_half(path: Path) -> bool:
-    """Whether it is a shard that was being written; any other hidden file is somebody's own."""
+    """Return whether it is an unfinished shard; other hidden files belong to other programs."""
     return path.name.startswith(".part-") and path.suffix == ".tmp"
 
 
@@ -213,7 +215,7 @@ def _locked(handle: int, until: float) -> bool:
 
 
 def _shared(folder: Path) -> int:
-    """A handle with a shared lock on what the folder's name stands for now; -1 where it can't be had."""
+    """Return a handle with a shared lock on the folder of this name; -1 where it can't be locked."""
     while True:
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,8 +1,8 @@
-"""Files of `shards/` that wear a number no shard has had yet: a kill cut their sealing or their merge short.
+"""Find shard files that are missing from the manifest because the process died between rename and commit.
 
-Between its rename and the transaction that names it a file is in no manifest. The next process takes it over,
-but only when the journal bears it out; any other file with such a number is somebody else's, or the journal
-is older than its shards, and nothing may be written under that number before it is gone.
+Such a file has the number of the next shard. The next process adopts it if its rows match the journal. Any
+other file with a number that high is foreign, or the journal is older than its shards; then nothing may be
+sealed until the file is gone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ODD = (StoreError, pa.ArrowException, ValueError, KeyError, IndexError, Attribu
 
 @dataclass(frozen=True, slots=True)
 class ShardContents:
-    """A whole file of our columns: the number and name it wears, its keys in order, its lineage digest."""
+    """An undamaged shard file: number and name, keys in order, lineage digest, hash and size."""
 
     shard: int
     name: str
@@ -42,14 +42,14 @@ class ShardContents:
     size_bytes: int
 
     def entry(self, sealed_at: float) -> ShardEntry:
-        """What the manifest should say of it."""
+        """Make the manifest entry of the file."""
         return ShardEntry(
             self.shard, self.name, self.sha256, len(self.keys), self.size_bytes, self.lineage, sealed_at
         )
 
 
 def read_contents(path: Path) -> ShardContents | None:
-    """What a file holds, None where its name is not that of its bytes or its columns are not ours.
+    """Read a shard file; None where its name does not contain its hash or its columns are foreign.
 
     Raises:
         OSError: the disk refuses.
@@ -69,17 +69,17 @@ def read_contents(path: Path) -> ShardContents | None:
 
 
 def unlisted_files(folder: Path, last: int) -> list[tuple[int, Path]]:
-    """Files numbered higher than the last shard, in order of their numbers, which come with them."""
+    """Return numbers and paths of the files numbered higher than the last shard, sorted."""
     matched = ((SHARD_NAME.match(path.name), path) for path in folder.glob("part-*"))
     numbered = ((int(match[1]), path) for match, path in matched if match is not None)
     return sorted((number, path) for number, path in numbered if number > last)
 
 
 def require_none(folder: Path, last: int) -> None:
-    """Do nothing when no file wears a number higher than the last shard's.
+    """Do nothing when no file has a number higher than the last shard's.
 
     Raises:
-        StoreCorrupt: names the first that does.
+        StoreCorrupt: names the first that has one.
     """
     for _, path in unlisted_files(folder, last):
         raise StoreCorrupt(
@@ -91,7 +91,7 @@ def require_none(folder: Path, last: int) -> None:
 
 
 def is_half_sealed(connection: sqlite3.Connection, path: Path) -> bool:
-    """Whether each row of a whole file is an answer that the journal still holds, as it was written."""
+    """Return whether every row of a file is an undamaged answer that is still in the journal."""
     columns, short = COVERED["answers"]
     query = f"SELECT {', '.join(columns)}, checksum FROM answers WHERE key = ?"  # noqa: S608 - our own names
     raw_at = columns.index("raw")
@@ -111,7 +111,7 @@ def is_half_sealed(connection: sqlite3.Connection, path: Path) -> bool:
 def is_half_merged(
     connection: sqlite3.Connection, folder: Path, keys: Collection[bytes], named: Collection[tuple[int, str]]
 ) -> bool:
-    """Whether the keys are some of those whose shards, `named` by the manifest, wait beside the folder."""
+    """Return whether all keys belong to shards of the manifest (`named`) that are in the staged folder."""
     known: set[bytes] = set()
     for shard, name in named:
         if locate(folder, name).parent != folder:
