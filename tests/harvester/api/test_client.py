@@ -1,4 +1,4 @@
-"""The one door to the network: what leaves, what comes back, and whose errors they are."""
+"""The HTTP client: what is sent, what comes back, and how errors are translated."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def http_reply(body: bytes, headers: Mapping[str, str] | None = None, length: in
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def test_what_goes_on_the_wire() -> None:
+def test_the_request_that_is_sent() -> None:
     with respx.mock(assert_all_mocked=True) as router:
         route = router.post(f"{URL}/chat/completions").respond(200, content=GOOD)
         answer = send(config(), key="sk-secret", router=router)
@@ -113,7 +113,7 @@ def test_what_goes_on_the_wire() -> None:
     assert orjson.loads(sent.content) == {"model": "m", "messages": [{"role": "user", "content": "2+2"}]}
 
 
-def test_without_a_key_no_authorization_leaves() -> None:
+def test_without_a_key_no_authorization_is_sent() -> None:
     with respx.mock() as router:
         route = router.post(f"{URL}/chat/completions").respond(200, content=GOOD)
         send(config(), router=router)
@@ -131,8 +131,8 @@ def test_a_redirect_is_never_followed() -> None:
 
 def test_a_refusal_echoing_the_key_does_not_show_it() -> None:
     with respx.mock() as router:
-        said = {"error": {"message": "Incorrect API key provided: odd_secret_value"}}
-        router.post(f"{URL}/chat/completions").respond(401, json=said)
+        message = {"error": {"message": "Incorrect API key provided: odd_secret_value"}}
+        router.post(f"{URL}/chat/completions").respond(401, json=message)
         with pytest.raises(TeacherRefused) as caught:
             send(config(), key="odd_secret_value", router=router)
     assert "odd_secret_value" not in str(caught.value)
@@ -146,7 +146,7 @@ def test_retry_after_arrives_in_the_error() -> None:
     assert caught.value.retry_after_s == 1.5
 
 
-def test_connection_refused_was_surely_not_billed() -> None:
+def test_a_refused_connection_was_not_billed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
     with pytest.raises(TeacherUnavailable) as caught:
@@ -197,7 +197,7 @@ def test_a_compressed_answer_is_decoded_and_a_bomb_is_capped(monkeypatch: pytest
         send(config(url))
 
 
-def test_a_lying_encoding_is_no_crash() -> None:
+def test_a_wrong_content_encoding_is_an_error() -> None:
     with wire(http_reply(GOOD, {"content-encoding": "gzip"})) as url, pytest.raises(TeacherError):
         send(config(url))
 
@@ -214,15 +214,15 @@ def test_models_are_listed_where_there_is_a_list(status: int, content: Any, list
     assert not model_list.contains(listed, "o")
 
 
-@pytest.mark.parametrize(("status", "said"), [(401, "key"), (307, "redirects to evil.example")])
-def test_a_wrong_key_or_a_redirect_is_met_at_the_list_of_models(status: int, said: str) -> None:
+@pytest.mark.parametrize(("status", "message"), [(401, "key"), (307, "redirects to evil.example")])
+def test_a_wrong_key_or_a_redirect_is_found_at_the_model_list(status: int, message: str) -> None:
     with respx.mock() as router:
         router.get(f"{URL}/models").respond(status, headers={"location": "http://evil.example/x"})
-        with pytest.raises(TeacherRefused, match=said):
+        with pytest.raises(TeacherRefused, match=message):
             models(router)
 
 
-def test_nobody_at_the_address_is_transient_and_without_a_status() -> None:
+def test_an_unreachable_endpoint_is_transient_and_has_no_status() -> None:
     with respx.mock() as router:
         router.get(f"{URL}/models").mock(side_effect=httpx.ConnectError("refused"))
         with pytest.raises(TeacherUnavailable) as met:
@@ -230,7 +230,7 @@ def test_nobody_at_the_address_is_transient_and_without_a_status() -> None:
     assert (met.value.status, met.value.maybe_billed) == (None, False)
 
 
-def test_cancelled_requests_take_no_slot_with_them(mock_teacher: Callable[..., RunningMock]) -> None:
+def test_cancelled_requests_leave_no_connection_slot_taken(mock_teacher: Callable[..., RunningMock]) -> None:
     # httpx's own pool loses a slot for each that is cancelled while it waits for one (encode/httpcore#1093).
     chosen = config(mock_teacher(latency_s=0.3, model="m").base_url)
 
@@ -257,7 +257,7 @@ def test_cancelled_requests_take_no_slot_with_them(mock_teacher: Callable[..., R
 
 
 @pytest.mark.parametrize("size", [10, 3 * room.PIECE_BYTES])
-def test_a_body_tells_its_length_also_when_it_is_sent_in_pieces(size: int) -> None:
+def test_a_body_has_a_content_length_also_when_sent_in_pieces(size: int) -> None:
     heads: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

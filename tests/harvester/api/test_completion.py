@@ -1,4 +1,4 @@
-"""A body is understood tolerantly, but never taken for an answer when it holds none."""
+"""Bodies are parsed tolerantly, but one without a completion is never an answer."""
 
 from __future__ import annotations
 
@@ -45,10 +45,14 @@ def test_reported_usage_and_identity() -> None:
         "prompt_tokens_details": {"cached_tokens": 8},
         "completion_tokens_details": {"reasoning_tokens": 2},
     }
-    found = parse(body({"content": "4"}, usage=usage, model="m", id="r", system_fingerprint="f"))
-    assert (found.usage.input_tokens, found.usage.output_tokens) == (12, 3)
-    assert (found.usage.cached_tokens, found.usage.reasoning_tokens, found.usage.source) == (8, 2, "reported")
-    assert (found.model, found.response_id, found.system_fingerprint) == ("m", "r", "f")
+    parsed = parse(body({"content": "4"}, usage=usage, model="m", id="r", system_fingerprint="f"))
+    assert (parsed.usage.input_tokens, parsed.usage.output_tokens) == (12, 3)
+    assert (parsed.usage.cached_tokens, parsed.usage.reasoning_tokens, parsed.usage.source) == (
+        8,
+        2,
+        "reported",
+    )
+    assert (parsed.model, parsed.response_id, parsed.system_fingerprint) == ("m", "r", "f")
 
 
 @pytest.mark.parametrize(
@@ -56,13 +60,13 @@ def test_reported_usage_and_identity() -> None:
     [None, {}, "3", {"prompt_tokens": -1, "completion_tokens": 10**18}, {"prompt_tokens": True}],
 )
 def test_unusable_usage_is_estimated_and_says_so(usage: Any) -> None:
-    found = parse(body({"content": "four"}, usage=usage), input_tokens=7)
-    assert found.usage.source == "estimated"
-    assert (found.usage.input_tokens, found.usage.output_tokens) == (7, estimate_tokens(4))
+    parsed = parse(body({"content": "four"}, usage=usage), input_tokens=7)
+    assert parsed.usage.source == "estimated"
+    assert (parsed.usage.input_tokens, parsed.usage.output_tokens) == (7, estimate_tokens(4))
 
 
 def test_content_parts_reasoning_and_tools() -> None:
-    found = parse(
+    parsed = parse(
         body(
             {
                 "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
@@ -71,7 +75,7 @@ def test_content_parts_reasoning_and_tools() -> None:
             }
         )
     )
-    assert (found.text, found.reasoning, found.tool_calls_json) == ("ab", "because", '[{"id":"1"}]')
+    assert (parsed.text, parsed.reasoning, parsed.tool_calls_json) == ("ab", "because", '[{"id":"1"}]')
 
 
 def test_logprobs_keep_exact_bytes() -> None:
@@ -122,11 +126,11 @@ def test_no_completion_is_an_error_with_the_raw_bytes(raw: bytes) -> None:
     assert not caught.value.is_permanent
 
 
-def test_byte_order_mark_is_no_fault() -> None:
+def test_a_byte_order_mark_is_ignored() -> None:
     assert parse(b"\xef\xbb\xbf" + body({"content": "4"})).text == "4"
 
 
-def test_usage_beside_no_choices_may_be_billed() -> None:
+def test_usage_without_choices_may_be_billed() -> None:
     with pytest.raises(BrokenAnswer) as caught:
         parse(b'{"choices":[],"usage":{"prompt_tokens":1}}')
     assert caught.value.maybe_billed

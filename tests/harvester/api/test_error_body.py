@@ -1,4 +1,4 @@
-"""Every status ends in the right leaf, with a wait that can be obeyed and a message fit to show."""
+"""Every status gives the right error class, a wait within bounds and a message that is safe to print."""
 
 from __future__ import annotations
 
@@ -50,25 +50,25 @@ def error(code: str | None = None, kind: str = "", message: str = "No.") -> byte
         (529, None, RateLimited),
     ],
 )
-def test_leaf(status: int, code: str | None, leaf: type[TeacherError]) -> None:
-    found = classify(status, {}, error(code), place="host/v1")
-    assert type(found) is leaf
-    assert found.status == status
-    assert str(status) in str(found)
+def test_status_and_code_decide(status: int, code: str | None, leaf: type[TeacherError]) -> None:
+    classified = classify(status, {}, error(code), place="host/v1")
+    assert type(classified) is leaf
+    assert classified.status == status
+    assert str(status) in str(classified)
     # A gateway that lost touch with the teacher may have left an answer, and its price, behind it.
-    assert found.maybe_billed is (status in {502, 520})
+    assert classified.maybe_billed is (status in {502, 520})
 
 
-def test_503_with_a_wait_is_patience() -> None:
-    found = classify(503, {"retry-after": "2"}, b"")
-    assert isinstance(found, RateLimited)
-    assert found.retry_after_s == 2.0
+def test_503_with_a_wait_is_a_rate_limit() -> None:
+    classified = classify(503, {"retry-after": "2"}, b"")
+    assert isinstance(classified, RateLimited)
+    assert classified.retry_after_s == 2.0
 
 
 def test_redirect_names_the_host_and_not_the_path() -> None:
-    found = classify(307, {"location": "https://elsewhere.example/steal?key=1"}, b"")
-    assert "elsewhere.example" in found.message
-    assert "steal" not in found.message
+    classified = classify(307, {"location": "https://elsewhere.example/steal?key=1"}, b"")
+    assert "elsewhere.example" in classified.message
+    assert "steal" not in classified.message
 
 
 @pytest.mark.parametrize(
@@ -94,27 +94,27 @@ def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
 
 
 @given(st.text(), st.text())
-def test_no_header_crashes_or_freezes_us(value: str, date: str) -> None:
-    found = retry_after_s({"retry-after": value, "date": date})
-    assert found is None or 0 <= found <= MAX_RETRY_AFTER_S
+def test_no_header_crashes_or_waits_for_ever(value: str, date: str) -> None:
+    classified = retry_after_s({"retry-after": value, "date": date})
+    assert classified is None or 0 <= classified <= MAX_RETRY_AFTER_S
 
 
 def test_keys_and_control_characters_are_never_shown() -> None:
-    said = "Incorrect API key provided: sk-CANARY-1234567890. \x1b[31mred\x1b]0;title\x07 mine-is-odd"
-    found = classify(401, {}, error("invalid_api_key", message=said), secret="mine-is-odd")
-    assert "CANARY" not in str(found)
-    assert "mine-is-odd" not in str(found)
-    assert "\x1b" not in str(found)
-    assert "\x07" not in str(found)
+    message = "Incorrect API key provided: sk-CANARY-1234567890. \x1b[31mred\x1b]0;title\x07 mine-is-odd"
+    classified = classify(401, {}, error("invalid_api_key", message=message), secret="mine-is-odd")
+    assert "CANARY" not in str(classified)
+    assert "mine-is-odd" not in str(classified)
+    assert "\x1b" not in str(classified)
+    assert "\x07" not in str(classified)
 
 
 @given(st.text())
-def test_visible_is_one_short_printable_line(text: str) -> None:
+def test_an_excerpt_is_one_short_printable_line(text: str) -> None:
     shown = excerpt(text)
     assert shown.isprintable()
     assert len(shown) <= 200
 
 
 @given(st.integers(100, 999).filter(lambda status: status != 200), st.binary(max_size=60))
-def test_every_status_has_a_leaf(status: int, body: bytes) -> None:
+def test_every_status_has_an_error_class(status: int, body: bytes) -> None:
     assert isinstance(classify(status, {}, body), TeacherError)

@@ -1,4 +1,4 @@
-"""A prompt dressed for the wire: exactly the configured fields, nothing that stays at home."""
+"""Requests have exactly the configured fields and nothing that must not be sent."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_a_prompt_keeps_its_own_system_message() -> None:
 
 
 def test_samples_have_their_own_keys_and_seeds() -> None:
-    found = list(requests([prompt()], config({"samples": 3, "seed": 10})))
-    assert [request.body["seed"] for request in found] == [10, 11, 12]
-    assert [request.sample_index for request in found] == [0, 1, 2]
-    assert len({request.key for request in found}) == 3
+    built = list(requests([prompt()], config({"samples": 3, "seed": 10})))
+    assert [request.body["seed"] for request in built] == [10, 11, 12]
+    assert [request.sample_index for request in built] == [0, 1, 2]
+    assert len({request.key for request in built}) == 3
     assert request_of(prompt(), config({"seed": 10})).body["seed"] == 10
 
 
-def test_what_stays_at_home_and_transport_never_change_the_key() -> None:
+def test_unsent_fields_and_transport_never_change_the_key() -> None:
     plain = request_of(prompt(), config()).key
     assert request_of(prompt(reference="r", metadata={"a": 1}), config()).key == plain
     assert request_of(prompt(), config({"stream": True})).key == plain
@@ -80,7 +80,7 @@ def test_what_stays_at_home_and_transport_never_change_the_key() -> None:
     assert request_of(prompt(), config(teacher={"base_url": "http://127.0.0.1:2/v1"})).key != plain
 
 
-def test_prompts_are_pulled_one_at_a_time() -> None:
+def test_prompts_are_read_one_at_a_time() -> None:
     pulled = []
 
     def endless() -> Any:
@@ -116,7 +116,7 @@ def test_no_price_costs_nothing_known() -> None:
 
 
 @pytest.mark.parametrize("seed", [None, 7])
-def test_a_million_samples_of_a_prompt_are_dressed_one_at_a_time(seed: int | None) -> None:
+def test_a_million_samples_of_a_prompt_are_built_one_at_a_time(seed: int | None) -> None:
     chosen = config({"samples": 1_000_000, "seed": seed})
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""Keys: the standard, the golden vectors, what changes a key and what does not."""
+"""Request keys: RFC 8785, golden vectors, what changes a key and what does not."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_what_json_can_not_hold_is_refused_with_a_plain_error(value):
     assert type(caught.value) is ValueError
 
 
-def test_depth_is_no_reason_to_crash():
+def test_deep_nesting_is_an_error_not_a_crash():
     deep: object = "x"
     for _ in range(300):
         deep = [deep]

@@ -1,4 +1,4 @@
-"""An answer that is not the JSON asked for is told from one that is, and no schema is ever fetched."""
+"""Answers that are not the requested JSON are recognised, and no schema is ever fetched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A streamed answer is understood like an unstreamed one, and a cut one is never taken for whole."""
+"""A streamed answer equals an unstreamed one, and one that was cut off is never complete."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ask(mock: RunningMock, **sampling: Any) -> RawAnswer:
     return asyncio.run(go())
 
 
-def told(one: Completion) -> tuple[Any, ...]:
+def comparable(one: Completion) -> tuple[Any, ...]:
     return (
         one.text or None,
         one.outcome,
@@ -64,19 +64,19 @@ def told(one: Completion) -> tuple[Any, ...]:
     ],
     ids=lambda rows: rows[0]["action"] if rows else "plain",
 )
-def test_a_stream_says_what_the_whole_body_says(mock_teacher: Mock, faults: list[dict[str, Any]]) -> None:
+def test_a_stream_equals_the_unstreamed_body(mock_teacher: Mock, faults: list[dict[str, Any]]) -> None:
     mock = mock_teacher(faults=faults)
     whole = parse(ask(mock, top_logprobs=2).body)
     streamed = ask(mock, top_logprobs=2, stream=True)
     assert b"data:" in streamed.body
-    assert told(parse(streamed.body)) == told(whole)
+    assert comparable(parse(streamed.body)) == comparable(whole)
 
 
 def test_tool_calls_and_refusals_arrive_through_a_stream(mock_teacher: Mock) -> None:
     mock = mock_teacher(faults=[{"action": "tool_call"}])
-    found = parse(ask(mock, stream=True).body)
-    assert found.outcome is Outcome.TOOL_CALL
-    assert "look_up" in (found.tool_calls_json or "")
+    parsed = parse(ask(mock, stream=True).body)
+    assert parsed.outcome is Outcome.TOOL_CALL
+    assert "look_up" in (parsed.tool_calls_json or "")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_tool_calls_and_refusals_arrive_through_a_stream(mock_teacher: Mock) -> 
     ],
     ids=lambda part: part["action"] if isinstance(part, dict) else "",
 )
-def test_a_spoilt_stream_is_an_error(mock_teacher: Mock, fault: dict[str, Any], kind: type) -> None:
+def test_a_damaged_stream_is_an_error(mock_teacher: Mock, fault: dict[str, Any], kind: type) -> None:
     mock = mock_teacher(faults=[fault])
     with pytest.raises(kind) as caught:
         parse(ask(mock, stream=True).body)
@@ -110,7 +110,7 @@ PIECES = [
 
 
 @given(st.data())
-def test_no_cut_of_a_stream_passes_for_a_whole_answer(data: st.DataObject) -> None:
+def test_no_cut_of_a_stream_is_a_complete_answer(data: st.DataObject) -> None:
     raw = events(*PIECES)
     cut = raw[: data.draw(st.integers(0, len(raw) - 1))]
     with contextlib.suppress(TeacherError):
@@ -144,7 +144,7 @@ def test_tool_call_arguments_in_pieces() -> None:
 def test_a_paid_answer_with_odd_bytes_is_kept_and_flagged() -> None:
     whole = orjson.dumps({"choices": [{"message": {"content": "a?b"}, "finish_reason": "stop"}]})
     for odd in (b"\\ud800", b"\xff"):
-        found = parse(whole.replace(b"?", odd))
-        assert found.outcome is Outcome.UNKNOWN
-        assert found.text is not None
-        assert found.text.encode("utf-8").startswith(b"a")
+        parsed = parse(whole.replace(b"?", odd))
+        assert parsed.outcome is Outcome.UNKNOWN
+        assert parsed.text is not None
+        assert parsed.text.encode("utf-8").startswith(b"a")

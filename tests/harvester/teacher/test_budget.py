@@ -1,4 +1,4 @@
-"""At no instant does spent plus reserved pass a ceiling."""
+"""Spent plus reserved never exceeds a ceiling."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_billed_never_passes_the_ceiling(
         assert budget.spent[1] + budget.reserved[1] <= microusd
 
 
-def test_room_now_later_never() -> None:
+def test_a_reservation_is_granted_later_or_never() -> None:
     budget = Budget(tokens=100)
     assert budget.reserve(60, 0) is Reservation.GRANTED
     assert budget.reserve(60, 0) is Reservation.LATER
@@ -41,5 +41,5 @@ def test_room_now_later_never() -> None:
     assert budget.reserve(60, 0) is Reservation.NEVER
 
 
-def test_no_ceiling_is_no_ceiling() -> None:
+def test_without_a_ceiling_everything_is_granted() -> None:
     assert Budget().reserve(10**12, 10**12) is Reservation.GRANTED

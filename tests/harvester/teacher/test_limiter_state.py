@@ -1,4 +1,4 @@
-"""A restart gives no second allowance: levels, pauses and learned rates outlive their process."""
+"""A restart does not reset limits: bucket levels, pauses and learned rates are restored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MANY = tuple(f"What is {n} + {3 * n}?" for n in range(60))
 
 
 class Later(Hasty):
-    """A hasty clock whose calendar is so much ahead."""
+    """A fast clock whose wall time is `ahead_s` seconds ahead."""
 
     def __init__(self, ahead_s: float) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def test_row_13_a_parked_run_stays_parked_until_the_reset(mock_teacher: Mock, tm
     assert (resumed.exit_code, resumed.totals.answers) == (0, 60)
 
 
-def test_other_limits_void_an_old_pause(mock_teacher: Mock, tmp_path: Path) -> None:
+def test_changed_limits_cancel_a_saved_pause(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     fault = {"action": "status", "status": 429, "headers": {"retry-after": "18000"}, "first": 9}
     assert live(mock, tmp_path, [fault], prompts=MANY).exit_code == 10
@@ -54,11 +54,11 @@ def test_other_limits_void_an_old_pause(mock_teacher: Mock, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("limit", [{"requests_per_day": 24}, {"tokens_per_day": 288}])
-def test_a_day_has_one_allowance_however_often_it_is_restarted(
+def test_a_daily_limit_holds_over_restarts(
     mock_teacher: Mock, tmp_path: Path, limit: dict[str, float]
 ) -> None:
     mock = mock_teacher()
-    for _ in range(4):  # half of the day's allowance is there at once
+    for _ in range(4):  # half of the daily limit may be spent at once
         ended = live(mock, tmp_path, prompts=MANY, teacher={"limits": limit}, run={"patience_s": 60})
         assert (ended.exit_code, "per day" in ended.said) == (10, True), (ended.said, _)
     assert 11 <= mock.totals()["requests"] <= 14
@@ -66,8 +66,8 @@ def test_a_day_has_one_allowance_however_often_it_is_restarted(
     assert 17 <= mock.totals()["requests"] <= 21
 
 
-def test_a_loop_of_crashes_keeps_the_rate(mock_teacher: Mock, tmp_path: Path) -> None:
-    """Nothing was noted since the first start: what was sent is found among the attempts."""
+def test_repeated_crashes_do_not_raise_the_rate(mock_teacher: Mock, tmp_path: Path) -> None:
+    """With no saved state at all, the attempts in the journal are charged."""
     mock, bench = mock_teacher(), Bench(tmp_path / "store")
     chosen = config(mock, teacher={"limits": {"requests_per_minute": 6}}, run={"patience_s": 1})
     bench.run(chosen, sums(9), limits=PassLimits(runtime_s=5, grace_s=1))
@@ -85,17 +85,17 @@ def test_a_loop_of_crashes_keeps_the_rate(mock_teacher: Mock, tmp_path: Path) ->
 
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=20), st.floats(0.1, 50))
 def test_a_saved_level_never_exceeds_what_the_bucket_would_hold(gaps: list[float], rate: float) -> None:
-    """Splitting a bucket's life over processes admits no more than one life would."""
+    """A bucket restored in several processes admits no more than one that was never restarted."""
     whole, level, at = Bucket(rate, 0.0), 1.0, 0.0
     sent_whole = sent_split = 0
     for gap in gaps:
         then, at = at, at + gap
-        reborn = Bucket(rate, at)
-        reborn.level = min(reborn.level, level + (at - then) * rate)
-        for bucket, is_split in ((whole, False), (reborn, True)):
+        restored = Bucket(rate, at)
+        restored.level = min(restored.level, level + (at - then) * rate)
+        for bucket, is_split in ((whole, False), (restored, True)):
             while bucket.wait_s(1, at) == 0:
                 bucket.take(1)
                 sent_split += is_split
                 sent_whole += not is_split
-        level = reborn.level
+        level = restored.level
     assert sent_split <= sent_whole + 1

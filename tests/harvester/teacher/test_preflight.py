@@ -1,4 +1,4 @@
-"""The first look at a teacher: not while the doors are held, and again when nobody is there."""
+"""The check before the first request: not while on hold, repeated while the teacher can't be reached."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.faults.bench import Hasty
 from tests.journey.living import write_folder
 
 Mock = Callable[..., RunningMock]
-Told = Mapping[str, Any]
+Status = Mapping[str, Any]
 PATIENT = "[run]\npatience_s = 30\n"
 
 
@@ -28,23 +28,23 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def test_a_teacher_that_comes_up_late_is_waited_for_and_the_run_says_why_it_waits(
+def test_a_teacher_that_starts_late_is_waited_for_and_status_says_so(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
     port = free_port()
     config = write_folder(tmp_path, f"http://127.0.0.1:{port}/v1", 3, more=PATIENT)
-    came: list[RunningMock] = []
+    started: list[RunningMock] = []
 
-    def watch(told: Told) -> None:
-        if told["waiting"].startswith(f"nobody answers at 127.0.0.1:{port}") and not came:
-            came.append(mock_teacher(port=port))
+    def watch(status: Status) -> None:
+        if status["waiting"].startswith(f"nobody answers at 127.0.0.1:{port}") and not started:
+            started.append(mock_teacher(port=port))
 
     ended = asyncio.run(job.run(prepare(config), watch, Hasty(100)))
     assert (ended.exit_code, ended.counts.answers_stored) == (0, 3)
-    assert came[0].totals()["answers"] == 3
+    assert started[0].totals()["answers"] == 3
 
 
-def test_nobody_within_our_patience_parks_before_any_send(tmp_path: Path) -> None:
+def test_no_teacher_within_patience_parks_before_any_send(tmp_path: Path) -> None:
     port = free_port()
     config = write_folder(tmp_path, f"http://127.0.0.1:{port}/v1", 3, more=PATIENT)
     ended = asyncio.run(job.run(prepare(config), lambda _: None, Hasty(100)))
@@ -53,15 +53,15 @@ def test_nobody_within_our_patience_parks_before_any_send(tmp_path: Path) -> Non
     assert "is base_url right?" in ended.detail
 
 
-def test_one_of_two_addresses_is_enough(mock_teacher: Mock, tmp_path: Path) -> None:
+def test_one_of_two_endpoints_is_enough(mock_teacher: Mock, tmp_path: Path) -> None:
     other = f'replicas = ["{mock_teacher().base_url}"]\n'
     config = write_folder(tmp_path, f"http://127.0.0.1:{free_port()}/v1", 3, teacher=other)
     ended = asyncio.run(job.run(prepare(config), lambda _: None, Hasty()))
     assert (ended.exit_code, ended.counts.answers_stored) == (0, 3)
 
 
-def test_a_stop_waits_for_no_look(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and says nothing
+def test_a_stop_does_not_wait_for_the_check(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts the connection and never answers
         config = write_folder(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}/v1", 3)
 
         async def go() -> job.Summary:
@@ -77,27 +77,27 @@ def test_a_stop_waits_for_no_look(tmp_path: Path) -> None:
 
 
 class Turned(Hasty):
-    """A clock whose wall is turned on by hand."""
+    """A fast clock whose wall time can be moved ahead."""
 
     ahead_s = 0.0
 
     def wall(self) -> float:
-        """Unix seconds, as turned."""
+        """Unix seconds, moved ahead."""
         return time.time() + self.ahead_s
 
 
-def test_nobody_looks_while_the_hours_are_closed(mock_teacher: Mock, tmp_path: Path) -> None:
+def test_nothing_is_sent_outside_opening_hours(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher(faults=[{"name": "look", "action": "status", "status": 404, "on": "models"}])
     opens, closes = (datetime.now(UTC) + timedelta(hours=more) for more in (6, 7))
     hours = f'[schedule]\nhours = ["{opens:%H:%M}-{closes:%H:%M} UTC"]\n'
     config = write_folder(tmp_path, mock.base_url, 4, more=hours)
-    clock, held = Turned(250), []
+    clock, looks = Turned(250), []
 
-    def watch(told: Told) -> None:
-        if told["state"] == "on hold":
-            held.append(mock.fired()["look"])
-            clock.ahead_s = 6.5 * 3600 if len(held) > 3 else 0.0
+    def watch(status: Status) -> None:
+        if status["state"] == "on hold":
+            looks.append(mock.fired()["look"])
+            clock.ahead_s = 6.5 * 3600 if len(looks) > 3 else 0.0
 
     ended = asyncio.run(job.run(prepare(config, Overrides(watch=True, rows=3)), watch, clock))
-    assert held[:4] == [0, 0, 0, 0]
+    assert looks[:4] == [0, 0, 0, 0]
     assert (ended.ending, ended.counts.answers_stored, mock.fired()) == ("rows", 3, {"look": 1})

@@ -1,4 +1,4 @@
-"""The line at an endpoint's door, on a clock that is a number: its order, its reasons, its ends."""
+"""The queue of one endpoint, on a virtual clock: order, reasons for waiting, draining, pauses."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from harvester.teacher.queue import EndpointQueue
 from harvester.teacher.rate_limiter import Limiter
 
 
-class Virtual:
-    """Time stands still while anybody has something to do, then leaps to the next waiter's turn."""
+class VirtualClock:
+    """A clock that stands still while any task can run, then jumps to the next wake-up."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -38,32 +38,32 @@ class Virtual:
         until: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not math.isinf(seconds):
             self._sleepers.append((self.time + max(seconds, 1e-6), until))
-        told = asyncio.ensure_future(event.wait())
-        await asyncio.wait({told, until}, return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
+        waiting = asyncio.ensure_future(event.wait())
+        await asyncio.wait({waiting, until}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
         until.cancel()
 
     async def run(self, *work: Awaitable[Any]) -> list[Any]:
-        """Gather, moving time on whenever nobody can."""
+        """Gather, moving the time forward whenever all tasks wait."""
         whole = asyncio.gather(*work, return_exceptions=True)
         while not whole.done():
             for _ in range(20):
                 await asyncio.sleep(0)
-            self._sleepers = [one for one in self._sleepers if not one[1].done()]
+            self._sleepers = [(at, waiter) for at, waiter in self._sleepers if not waiter.done()]
             if self._sleepers and not whole.done():
-                first = min(self._sleepers, key=lambda one: one[0])
+                first = min(self._sleepers, key=lambda sleeper: sleeper[0])
                 self.time = max(self.time, first[0])
                 first[1].set_result(None)
         return await whole
 
 
-def door(clock: Virtual, *, patience_s: float = math.inf, **limits: float) -> EndpointQueue:
+def endpoint_queue(clock: VirtualClock, *, patience_s: float = math.inf, **limits: float) -> EndpointQueue:
     limiter = Limiter(LimitsSection.model_validate(limits), clock.now())
     return EndpointQueue("http://127.0.0.1:1/v1", limiter, clock, patience_s=patience_s)
 
 
-def play(story: Callable[[Virtual], Awaitable[Any]]) -> Any:
-    return asyncio.run(story(Virtual()))  # type: ignore[arg-type]
+def play(scenario: Callable[[VirtualClock], Awaitable[Any]]) -> Any:
+    return asyncio.run(scenario(VirtualClock()))  # type: ignore[arg-type]
 
 
 @settings(max_examples=40, deadline=None)
@@ -73,20 +73,20 @@ def play(story: Callable[[Virtual], Awaitable[Any]]) -> Any:
     window=st.integers(1, 8),
 )
 def test_first_come_first_served_and_never_above_the_limit(sizes: list[int], rate: int, window: int) -> None:
-    async def story(clock: Virtual) -> list[tuple[float, int, int]]:
-        gate = door(clock, tokens_per_minute=rate, max_concurrency=window)
+    async def scenario(clock: VirtualClock) -> list[tuple[float, int, int]]:
+        queue = endpoint_queue(clock, tokens_per_minute=rate, max_concurrency=window)
         entered: list[tuple[float, int, int]] = []
 
         async def ask(number: int, tokens: int) -> None:
-            await gate.enter(Charge(tokens, 0))
+            await queue.enter(Charge(tokens, 0))
             entered.append((clock.now(), number, tokens))
             await clock.sleep(0.01)
-            gate.leave()
+            queue.leave()
 
         await clock.run(*(ask(number, tokens) for number, tokens in enumerate(sizes)))
         return entered
 
-    entered = play(story)
+    entered = play(scenario)
     assert [number for _, number, _ in entered] == list(range(len(sizes)))
     burst = max(1.0, rate / 60 * 0.25, *sizes)
     for first in range(len(entered)):
@@ -96,95 +96,95 @@ def test_first_come_first_served_and_never_above_the_limit(sizes: list[int], rat
             assert total <= burst + rate / 60 * (at - entered[first][0]) + 1e-3 * total
 
 
-def test_it_says_why_the_head_of_the_line_waits() -> None:
-    async def story(clock: Virtual) -> list[str]:
-        gate = door(clock, tokens_per_minute=6000, requests_per_minute=60_000, max_concurrency=2)
-        said: list[str] = []
+def test_the_reason_is_that_of_the_head_of_the_queue() -> None:
+    async def scenario(clock: VirtualClock) -> list[str]:
+        queue = endpoint_queue(clock, tokens_per_minute=6000, requests_per_minute=60_000, max_concurrency=2)
+        reasons: list[str] = []
 
         async def watch() -> None:
             await clock.sleep(0.0)
-            said.append(gate.waiting_reason())
-            gate.limiter.pause(90.0, clock.now(), "the teacher's Retry-After")
-            said.append(gate.waiting_reason())
+            reasons.append(queue.waiting_reason())
+            queue.limiter.pause(90.0, clock.now(), "the teacher's Retry-After")
+            reasons.append(queue.waiting_reason())
 
-        await clock.run(gate.enter(Charge(5000, 0)))
-        gate.leave()
-        await clock.run(gate.enter(Charge(10, 0)), watch())
-        return said
+        await clock.run(queue.enter(Charge(5000, 0)))
+        queue.leave()
+        await clock.run(queue.enter(Charge(10, 0)), watch())
+        return reasons
 
-    tokens, pause = play(story)
+    tokens, pause = play(scenario)
     assert tokens.startswith("tokens per minute, 5")
     assert pause == "the teacher's Retry-After, 90 s"
 
 
-def test_a_drain_sends_everybody_in_the_line_home() -> None:
-    async def story(clock: Virtual) -> list[Any]:
-        gate = door(clock, requests_per_minute=1)
-        await gate.enter(Charge(1, 1))
+def test_a_drain_raises_not_sent_for_all_queued_requests() -> None:
+    async def scenario(clock: VirtualClock) -> list[Any]:
+        queue = endpoint_queue(clock, requests_per_minute=1)
+        await queue.enter(Charge(1, 1))
 
         async def end() -> None:
-            gate.draining.set()
-            gate.changed.set()
+            queue.draining.set()
+            queue.changed.set()
 
-        return await clock.run(*(gate.enter(Charge(1, 1)) for _ in range(5)), end())
+        return await clock.run(*(queue.enter(Charge(1, 1)) for _ in range(5)), end())
 
-    *sent_home, _ = play(story)
-    assert [type(one) for one in sent_home] == [NotSent] * 5
+    *errors, _ = play(scenario)
+    assert [type(error) for error in errors] == [NotSent] * 5
 
 
-def test_a_wait_beyond_our_patience_parks_but_not_while_room_may_come_back() -> None:
-    async def story(clock: Virtual) -> tuple[Any, Any]:
-        gate = door(clock, patience_s=60, tokens_per_day=8640)
-        await gate.enter(Charge(4320, 0))
+def test_a_wait_beyond_patience_parks_unless_requests_in_flight_may_refund() -> None:
+    async def scenario(clock: VirtualClock) -> tuple[Any, Any]:
+        queue = endpoint_queue(clock, patience_s=60, tokens_per_day=8640)
+        await queue.enter(Charge(4320, 0))
         reserved = Charge(4320, 0)
 
         async def answer() -> None:
             await clock.sleep(5)
-            gate.answered(reserved, Charge(20, 0), 0.0, {})
-            gate.leave()
+            queue.answered(reserved, Charge(20, 0), 0.0, {})
+            queue.leave()
 
-        entered, _ = await clock.run(gate.enter(Charge(400, 0)), answer())
-        gate.leave()  # nobody is in flight any more: nothing will come back
-        (parked,) = await clock.run(gate.enter(Charge(4300, 0)))
+        entered, _ = await clock.run(queue.enter(Charge(400, 0)), answer())
+        queue.leave()  # nothing is in flight any more, so nothing will be refunded
+        (parked,) = await clock.run(queue.enter(Charge(4300, 0)))
         return entered, parked
 
-    entered, parked = play(story)
+    entered, parked = play(scenario)
     assert entered == pytest.approx(5.0, abs=0.1)
     assert isinstance(parked, Parked)
     assert "tokens per day" in parked.reason
 
 
-def test_a_retry_after_stops_all_admission_not_one_request_and_leaves_the_window_alone() -> None:
-    async def story(clock: Virtual) -> tuple[list[Any], float]:
-        gate = door(clock, requests_per_minute=60_000)
-        await gate.enter(Charge(1, 1))
+def test_a_retry_after_pauses_the_whole_endpoint_and_keeps_the_window() -> None:
+    async def scenario(clock: VirtualClock) -> tuple[list[Any], float]:
+        queue = endpoint_queue(clock, requests_per_minute=60_000)
+        await queue.enter(Charge(1, 1))
         error = RateLimited("slow down", status=429, retry_after_s=30.0)
-        before = gate.limiter.window.size
-        gate.failed(error, b"k", Charge(1, 1), 0.0)
-        gate.leave()
+        before = queue.limiter.window.size
+        queue.failed(error, b"k", Charge(1, 1), 0.0)
+        queue.leave()
         return await clock.run(
-            *(gate.enter(Charge(1, 1)) for _ in range(4))
-        ), gate.limiter.window.size / before
+            *(queue.enter(Charge(1, 1)) for _ in range(4))
+        ), queue.limiter.window.size / before
 
-    entered, kept = play(story)
+    entered, kept = play(scenario)
     assert min(entered) >= 30.0
     assert sorted(entered) == entered
     assert kept == 1.0
 
 
-def test_row_11_five_hundred_bare_refusals_of_one_round_are_one_cut() -> None:
-    async def story(clock: Virtual) -> tuple[float, float]:
-        gate = door(clock, max_concurrency=512)
-        gate.limiter.window.size = 512.0
+def test_row_11_five_hundred_refusals_of_one_round_trip_are_one_cut() -> None:
+    async def scenario(clock: VirtualClock) -> tuple[float, float]:
+        queue = endpoint_queue(clock, max_concurrency=512)
+        queue.limiter.window.size = 512.0
         for _ in range(500):
-            await gate.enter(Charge(1, 1))
+            await queue.enter(Charge(1, 1))
         clock.time = 1.0
         for _ in range(500):
-            gate.failed(RateLimited("slow down", status=429), b"k", Charge(1, 1), 0.0)
-            gate.leave()
-        return gate.limiter.window.size, gate.limiter.paused_until
+            queue.failed(RateLimited("slow down", status=429), b"k", Charge(1, 1), 0.0)
+            queue.leave()
+        return queue.limiter.window.size, queue.limiter.paused_until
 
-    size, until = play(story)
+    size, until = play(scenario)
     assert size == 256.0
     assert 1.0 < until <= 2.0
 
@@ -197,15 +197,15 @@ def test_row_11_five_hundred_bare_refusals_of_one_round_are_one_cut() -> None:
         (AttemptTimeout("late", maybe_billed=True), 0.0),
     ],
 )
-def test_what_never_left_comes_back_and_what_may_have_counted_stays(error: TeacherError, back: float) -> None:
-    async def story(clock: Virtual) -> float:
-        gate = door(clock, tokens_per_minute=240_000)
+def test_unsent_charges_are_refunded_and_possibly_counted_ones_stay(error: TeacherError, back: float) -> None:
+    async def scenario(clock: VirtualClock) -> float:
+        queue = endpoint_queue(clock, tokens_per_minute=240_000)
         clock.time = 10.0
-        gate.limiter.wait_s(Charge(0, 0), clock.now())
-        bucket = gate.limiter.buckets[TOKENS_PER_MINUTE]
+        queue.limiter.wait_s(Charge(0, 0), clock.now())
+        bucket = queue.limiter.buckets[TOKENS_PER_MINUTE]
         before = bucket.level
-        await gate.enter(Charge(100, 100))
-        gate.failed(error, b"k", Charge(100, 100), clock.now())
+        await queue.enter(Charge(100, 100))
+        queue.failed(error, b"k", Charge(100, 100), clock.now())
         return 1.0 - (before - bucket.level) / 200
 
-    assert play(story) == back
+    assert play(scenario) == back

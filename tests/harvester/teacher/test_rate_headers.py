@@ -1,4 +1,4 @@
-"""Limits that nobody configured: read from headers in every form, or learned from bare refusals."""
+"""Limits that are not configured: read from headers in every form, or learned from refusals."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ NAMES = (
 
 @given(st.dictionaries(st.sampled_from(NAMES), st.text(max_size=30)))
 def test_no_header_crashes_or_gives_an_impossible_rate(headers: dict[str, str]) -> None:
-    for one in parse_rate_headers(headers):
-        assert 0 < one.rate < float("inf")
-        assert one.reset_s is None or one.reset_s >= 0
+    for header in parse_rate_headers(headers):
+        assert 0 < header.rate < float("inf")
+        assert header.reset_s is None or header.reset_s >= 0
 
 
 @given(st.text(max_size=12))
@@ -118,28 +118,28 @@ def test_a_daily_allowance_that_is_used_up_pauses_until_its_reset() -> None:
 
 
 @given(st.integers(2, 400))
-def test_the_pace_finds_a_hidden_limit_and_seldom_passes_it(limit: int) -> None:
-    """A teacher that refuses beyond `limit` per second, its bucket one second deep."""
-    pace, level, owed, refused, accepted = LearnedRate(0.0), float(limit), 0.0, 0, 0
+def test_the_learned_rate_finds_a_hidden_limit_and_seldom_exceeds_it(limit: int) -> None:
+    """Against a teacher that refuses beyond `limit` per second, with a burst of 1 s."""
+    learned, level, owed, refused, accepted = LearnedRate(0.0), float(limit), 0.0, 0, 0
     steps = 6000
     for step in range(steps):
         now = step * 0.01
         level = min(limit, level + limit * 0.01)
-        owed = min(owed + (pace.grow(now) or 2.0 * limit) * 0.01, 5.0)
+        owed = min(owed + (learned.grow(now) or 2.0 * limit) * 0.01, 5.0)
         while owed >= 1:
             owed -= 1
             if level >= 1:
                 level -= 1
                 accepted += 1
-                pace.accepted(now)
+                learned.accepted(now)
             else:
                 refused += 1
-                pace.refused(now, now)
+                learned.refused(now, now)
     assert accepted >= 0.9 * limit * steps * 0.01
     assert refused <= max(0.05 * accepted, 20)
 
 
-def test_one_round_trip_of_refusals_is_one_cut_and_why_says_so() -> None:
+def test_refusals_of_one_round_trip_are_one_cut_and_the_reason() -> None:
     limiter = Limiter(LimitsSection(), 0.0)
     for n in range(200):
         limiter.learned_rate.accepted(n / 100)

@@ -1,4 +1,4 @@
-"""The laws of the limiter, on a clock that is a number."""
+"""The rules of the limiter; time is passed in as a number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ARRIVALS = st.lists(st.tuples(st.floats(0, 30), st.integers(1, 5000)), min_size
 
 @settings(max_examples=200)
 @given(rate=st.floats(0.5, 500), arrivals=_ARRIVALS)
-def test_no_span_admits_more_than_burst_plus_rate_times_span(
+def test_no_time_span_admits_more_than_burst_plus_rate_times_span(
     rate: float, arrivals: list[tuple[float, int]]
 ) -> None:
     bucket = Bucket(rate, 0.0)
@@ -111,7 +111,7 @@ def test_growth_needs_a_used_window_and_a_send_after_the_cut() -> None:
     assert window.size == before
 
 
-def test_reserve_settle_refund_and_why() -> None:
+def test_reserve_settle_refund_and_the_reason() -> None:
     limits = LimitsSection(requests_per_minute=6000, tokens_per_minute=6000)
     limiter = Limiter(limits, 0.0)
     charge = Charge(20, 500)
@@ -156,14 +156,14 @@ _CHARGES = st.lists(
 
 
 @given(_CHARGES)
-def test_settled_and_refunded_charges_leave_what_was_really_used(
-    story: list[tuple[int, int, str]],
+def test_settled_and_refunded_charges_leave_what_was_used(
+    steps: list[tuple[int, int, str]],
 ) -> None:
     limiter = Limiter(LimitsSection(tokens_per_minute=60_000), 0.0)
     bucket = limiter.buckets[TOKENS_PER_MINUTE]
     bucket.capacity, bucket.level = 1e9, 0.0
     used = 0
-    for reserved, actual, ending in story:
+    for reserved, actual, ending in steps:
         charge = Charge(0, reserved)
         limiter.enter(charge)
         if ending == "answer":
