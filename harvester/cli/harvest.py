@@ -133,9 +133,9 @@ def _run(prepared: Prepared) -> Summary:
     with contextlib.ExitStack() as stack:
         observers = [stack.enter_context(progress_display(prepared.rows_total, "harvest"))]
         if flags.metrics_file is not None:
-            from harvester.observe.report.prometheus import kept
+            from harvester.observe.report.prometheus import updating_textfile
 
-            stack.enter_context(kept(prepared.store, flags.metrics_file, message))
+            stack.enter_context(updating_textfile(prepared.store, flags.metrics_file, message))
         if flags.otel:
             from harvester.observe.otel import exporting
 

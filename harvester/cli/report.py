@@ -63,7 +63,7 @@ def metrics(
     from harvester.observe.report import prometheus
 
     if out is None:
-        text = prometheus.exposed(store)
+        text = prometheus.metrics_text(store)
         if as_json:
             emit({"text": text}, [], as_json=True)
         else:

@@ -43,7 +43,7 @@ def status(
     live = client.ask(store, "status", patience_s=PATIENCE_S) if run_status.can_answer(store) else None
     current = run_status.status(store, live)
     emit(current, run_status.status_lines(current), as_json=as_json)
-    problem = run_status.unfit(current, max_age_s) if check else ""
+    problem = run_status.unhealthy_reason(current, max_age_s) if check else ""
     if problem:
         raise FindingsError(problem, place=str(store), remedy="`harvester run` resumes a run that ended")
 

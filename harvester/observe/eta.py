@@ -1,8 +1,8 @@
-"""How fast, how long and how much yet: rates of the last minute, and a range for what is left. Pure.
+"""Estimate the time, tokens and cost that are left of a run, and its rates over the last minute.
 
-Rows of unequal length make a row rate lie, so the time left is computed from tokens left. The range lies
-between the fastest and the slowest of three speeds (the last minute, the last ten, the whole run; time on
-hold counts for none), widened by the standard error of tokens per answer, estimated by batch means.
+Rows differ in length, so the time left is computed from the tokens left, not from rows. The range spans the
+fastest and the slowest of three speeds: the last minute, the last ten minutes, the whole run; paused time is
+not counted. It is widened by two standard errors of tokens per answer, estimated by batch means.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from statistics import stdev
 
 MINUTE_S = 60.0
 SPANS_S = (60.0, 600.0, math.inf)
+# Least seconds between two stored points: 300 points cover ten minutes.
 EVERY_S = 2.0
-"""Points are noted no closer than this: ten minutes are 300 of them."""
+# Bounds of the relative error; UNKNOWN_ERROR also applies below FEWEST_BATCHES batches.
 LEAST_ERROR = 0.02
 UNKNOWN_ERROR = 0.5
 FEWEST_BATCHES = 5
@@ -37,13 +38,13 @@ class Point:
 
     @property
     def tokens(self) -> int:
-        """Both kinds."""
+        """Input and output tokens."""
         return self.input_tokens + self.output_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is not done: rows without an ending, and their prompts' tokens as estimated before sending.
+    """The rows that have no ending yet, and their input tokens as estimated before sending.
 
     `guessed_input` is the mean estimate of the rows that were taken so far; against what the teacher reported
     it calibrates the estimates of those to come.
@@ -56,7 +57,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A range and its likeliest value."""
+    """A range and its most likely value."""
 
     low: float
     likely: float
@@ -73,14 +74,14 @@ class Ahead:
 
 
 class Forecast:
-    """Remembers ten minutes of points, and the first."""
+    """Keeps the points of the last ten minutes, and the first point of the run."""
 
     def __init__(self) -> None:
         self._points: deque[Point] = deque(maxlen=int(SPANS_S[1] / EVERY_S) + 2)
         self._first: Point | None = None
 
     def note(self, point: Point) -> None:
-        """Take a point; one too close to the last but one replaces the last."""
+        """Add a point; it replaces the last one if that is less than `EVERY_S` after its predecessor."""
         if self._first is None:
             self._first = point
         if len(self._points) > 1 and point.at - self._points[-2].at < EVERY_S:
@@ -89,7 +90,7 @@ class Forecast:
             self._points.append(point)
 
     def per_minute(self, name: str) -> float:
-        """Units per minute of one counter over the last minute, time on hold included."""
+        """Units per minute of one counter over the last minute, paused time included."""
         if not self._points:
             return 0.0
         last = self._points[-1]
@@ -99,12 +100,12 @@ class Forecast:
         return done * MINUTE_S / span if span > 0 else 0.0
 
     def refused_share(self) -> float:
-        """Refusals for the rate per request sent, over the last minute."""
+        """Share of the requests of the last minute that the teacher refused for the rate (429)."""
         sent = self.per_minute("sent")
         return min(1.0, self.per_minute("refused") / sent) if sent else 0.0
 
     def ahead(self, work: Work) -> Ahead | None:
-        """What is left; None while nothing was answered, for then nobody knows."""
+        """What is left; None before the first answer."""
         if self._first is None or not self._points:
             return None
         last = self._points[-1]
@@ -123,7 +124,7 @@ class Forecast:
         return Ahead(spread, seconds, cost)
 
     def _speed(self, span_s: float) -> float:
-        """Tokens per second of work over the last so many seconds of it."""
+        """Tokens per second over the last `span_s` seconds that were not paused."""
         last = self._points[-1]
         assert self._first is not None
         since = self._first

@@ -1,4 +1,4 @@
-"""How the process itself fares: memory, open files, tasks, threads, and how late the event loop is."""
+"""Measure the process: memory, open files, tasks, threads, CPU time, and the delay of the event loop."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import threading
 from pathlib import Path
 from typing import Any
 
+# Seconds between two measurements of the event loop's delay.
 PROBE_S = 0.05
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class ProcessStats:
-    """Reads the process; `watch` runs beside the work, on its loop, and keeps the worst lag."""
+    """Figures of this process. `watch` runs on the event loop and records its longest delay."""
 
     def __init__(self) -> None:
         self._worst_lag_s = 0.0
 
     async def watch(self) -> None:
-        """Until cancelled: sleep a little, and note how much later than asked the loop came back."""
+        """Until cancelled: sleep for `PROBE_S`, and record how much later than due the loop resumed."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + PROBE_S
@@ -41,7 +42,7 @@ class ProcessStats:
         }
 
     def start_over(self) -> None:
-        """Forget the worst lag."""
+        """Reset the longest delay to 0."""
         self._worst_lag_s = 0.0
 
 
@@ -53,7 +54,7 @@ def _tasks() -> int:
 
 
 def resident_bytes() -> int:
-    """Resident set now; where the system does not tell (no /proc), its peak."""
+    """Resident memory now; its peak where there is no /proc."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * _PAGE
     except OSError:
@@ -62,7 +63,7 @@ def resident_bytes() -> int:
 
 
 def open_files() -> int:
-    """Open file descriptors; 0 where nobody can tell."""
+    """Number of open file descriptors; 0 where the system does not list them."""
     for folder in ("/proc/self/fd", "/dev/fd"):
         try:
             return len(os.listdir(folder)) - 1  # noqa: PTH208 - the listing itself is open while it is read

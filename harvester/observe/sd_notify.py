@@ -1,6 +1,6 @@
-"""sd_notify(3) by the standard library: tells systemd that we are ready, what we do, and that we live.
+"""Send readiness, status and watchdog messages to systemd, as sd_notify(3) does.
 
-Does nothing where no NOTIFY_SOCKET is set. A lost message is never an error: the work matters more.
+Without NOTIFY_SOCKET nothing is sent. A message that can't be sent is ignored: it must not end a run.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class ServiceNotifier:
         self.watchdog_s = int(usec) / 1e6 if meant and usec.isdigit() and int(usec) > 0 else None
 
     def ready(self) -> None:
-        """The store is ours and the first request may leave."""
+        """Report that the store is locked and requests may be sent."""
         self._send("READY=1")
 
     def beat(self, words: str) -> None:
-        """What we do, in one line; and that the event loop turns."""
+        """Report one line of status, and that the event loop still runs."""
         self._send(f"STATUS={' '.join(words.split())}\nWATCHDOG=1")
 
     def stopping(self, extend_s: float) -> None:
-        """We end; give us so much more time from now on."""
+        """Report that the process is ending, and ask for `extend_s` more seconds from now."""
         self._send(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(extend_s * 1e6)}\nWATCHDOG=1")
 
     def _send(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""status.json and what it means: the heartbeat file of a store, read by anyone, also while a run lives.
+"""Read and write status.json, the heartbeat file of a store; describe it for people and health probes.
 
 Loads neither httpx nor pyarrow, so that it answers at once beside a store of a million rows.
 """
@@ -24,10 +24,10 @@ from harvester.store.pauses import load
 COMPLAINTS_SAID = 3
 _STANDING_BY_LETTER = {"T": "stopped", "t": "traced", "Z": "zombie"}
 _STANDING = frozenset(_STANDING_BY_LETTER.values())
+# A heartbeat further ahead of this clock than this was written before the clock was set back.
 AHEAD_S = 5.0
-"""A heartbeat may be so far ahead of this clock before it is taken for one from before the clock was set."""
+# A live process writes every two seconds; if its heartbeat is older than this, its state is `hung`.
 HUNG_AFTER_S = 60.0
-"""A holder of the store whose heartbeat is older than this is called hung; it beats every two seconds."""
 
 
 def read_status(store: Path) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _canary_ledger(store: Path, *, alive: bool) -> dict[str, int]:
 
 
 def can_answer(store: Path) -> bool:
-    """Whether it is worth asking the holder of a store: a stopped process won't say anything."""
+    """Whether the process that holds the store can answer on its socket: a stopped one can't."""
     return _process(read_holder(store / paths.LOCK)) not in _STANDING
 
 
@@ -115,7 +115,7 @@ def _process(holder: Mapping[str, Any]) -> str:
     return {**_STANDING_BY_LETTER, "D": "waits for the disk"}.get(letter, "runs")
 
 
-def unfit(found: Mapping[str, Any], max_age_s: float) -> str:
+def unhealthy_reason(found: Mapping[str, Any], max_age_s: float) -> str:
     """Why a health probe should fail, "" when it shouldn't: complete, or alive with a fresh heartbeat."""
     if found.get("state") == Ending.COMPLETE:
         return ""
@@ -164,7 +164,7 @@ def _headline(found: Mapping[str, Any]) -> str:
 
 
 def rows_done(found: Mapping[str, Any]) -> int:
-    """Rows that have an ending."""
+    """Number of rows that have an ending."""
     return sum(found.get(name, 0) for name in ("from_cache", "duplicates", "answers_stored", "dead"))
 
 
@@ -262,7 +262,7 @@ def _who(found: Mapping[str, Any]) -> str:
 
 
 def span(seconds: float) -> str:
-    """Seconds in words of fitting size."""
+    """Seconds as text, in the largest fitting unit."""
     for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {name}"

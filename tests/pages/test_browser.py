@@ -35,7 +35,9 @@ class Served:
 
     def start(self, store: Path) -> str:
         """Serve a store as `harvester view` does; returns the address."""
-        server = uvicorn.Server(uvicorn.Config(view.app_of(store), port=0, log_level="error", lifespan="off"))
+        server = uvicorn.Server(
+            uvicorn.Config(view.build_app(store), port=0, log_level="error", lifespan="off")
+        )
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         self._servers.append((server, thread))

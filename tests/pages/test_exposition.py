@@ -49,7 +49,7 @@ def families(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
 
 
 def test_counters_are_the_ledgers(store: Path):
-    found = families(prometheus.exposed(store))
+    found = families(prometheus.metrics_text(store))
     assert found["harvester_attempts_total"] == {(): 21}
     assert found["harvester_answers_total"] == {(("outcome", "ok"),): 20}
     assert found["harvester_attempt_errors_total"] == {(("code", "unavailable"),): 1}
@@ -65,7 +65,7 @@ def test_failed_rows_are_those_that_have_no_answer_now(tmp_path: Path, mock_teac
     command = typer.main.get_command(main.app)
     for code, dead in ((3, 5), (0, 0)):
         assert command(["run", str(path)], standalone_mode=False) == code
-        found = families(prometheus.exposed(tmp_path / "store"))
+        found = families(prometheus.metrics_text(tmp_path / "store"))
         assert found["harvester_failed_rows"] == {(): dead}
         tiles = report.overview(report.gather(tmp_path / "store"))["tiles"]
         assert [(t["value"], t["bad"]) for t in tiles if t["name"] == "failed rows"] == [
@@ -75,7 +75,7 @@ def test_failed_rows_are_those_that_have_no_answer_now(tmp_path: Path, mock_teac
 
 
 def test_histograms_are_cumulative_and_whole(store: Path):
-    found = families(prometheus.exposed(store))
+    found = families(prometheus.metrics_text(store))
     cells = found["harvester_request_duration_seconds_bucket"]
     counts = [cells[key] for key in sorted(cells, key=lambda key: float(dict(key)["le"]))]
     assert counts == sorted(counts)
@@ -97,7 +97,7 @@ def test_names_follow_the_conventions(store: Path):
         "info",
         "total",
     }
-    for family in text_string_to_metric_families(prometheus.exposed(store)):
+    for family in text_string_to_metric_families(prometheus.metrics_text(store)):
         assert family.documentation
         assert re.fullmatch(r"harvester_[a-z_]+", family.name)
         assert family.type in {"counter", "gauge", "histogram"}
@@ -119,7 +119,7 @@ def test_labels_are_escaped():
 
 def test_no_text_key_or_path_is_in_it(store: Path, hostile_store: Path):
     for one in (store, hostile_store):
-        text = prometheus.exposed(one)
+        text = prometheus.metrics_text(one)
         assert str(one) not in text
         assert "What is" not in text
         assert "<script" not in text
@@ -149,7 +149,7 @@ def test_a_run_keeps_its_textfile(tmp_path: Path, mock_teacher):
     said: list[str] = []
     again = tmp_path / "again"
     again.mkdir()
-    with prometheus.kept(tmp_path / "store", again / "x.prom", said.append, every_s=0.01):
+    with prometheus.updating_textfile(tmp_path / "store", again / "x.prom", said.append, every_s=0.01):
         while not written:
             written = list(again.glob("x.prom"))
         assert said == []

@@ -25,7 +25,7 @@ from tests.pages import hostile
 
 @pytest.fixture(scope="module")
 def client(hostile_store: Path) -> TestClient:
-    return TestClient(server.app_of(hostile_store), base_url="http://127.0.0.1:8765")
+    return TestClient(server.build_app(hostile_store), base_url="http://127.0.0.1:8765")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_store_that_went_away_while_it_was_viewed_is_no_store_of_zeros(tmp_pat
     store = tmp_path / "store"
     with store_rows.open_store(store) as journal:
         store_rows.fill(journal, range(10))
-    away = TestClient(server.app_of(store), base_url="http://127.0.0.1:8765")
+    away = TestClient(server.build_app(store), base_url="http://127.0.0.1:8765")
     assert away.get("/metrics").status_code == 200
     store.rename(tmp_path / "elsewhere")
     for path in ("/metrics", "/", "/overview", "/samples?q=x"):

@@ -1,7 +1,7 @@
-"""A corpus in numbers: one walk over it, shard by shard, in bounded memory. Censuses add up.
+"""Compute statistics over all answers of a store, shard by shard, in bounded memory.
 
-Answers are counted once each, under the prompt that paid. What is shown of them is a fair sample: the lowest
-keys, which are hashes, of every outcome, so that rare endings are among them.
+Each answer is counted once, under the prompt that paid for it. The answers to show are a fair sample: of each
+outcome those with the lowest keys, which are hashes; so rare outcomes are shown too.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from harvester.store.shards.parquet_file import open_shard
 from harvester.store.shards.schema import Sample, to_table
 from harvester.store.shards.swap import hold_for_reading, locate
 
+# At most this many answers are shown of the outcome `ok`, and of each other outcome.
 SHOWN, SHOWN_OTHER = 400, 40
-"""Most answers shown of the outcome `ok`, and of each other one."""
 ROWS_PER_TABLE = 2048
 FACTS = (
     "endpoint",
@@ -98,7 +98,7 @@ class Census:
     shown: dict[str, list[Place]] = field(default_factory=dict)
 
     def add(self, other: Census) -> None:
-        """Take another census into this one; they must not count the same answer."""
+        """Add another census, which must not count the same answers."""
         for name in ("rows", "mock", "input_tokens", "output_tokens", "cost_microusd"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.outcomes.update(other.outcomes)
@@ -116,11 +116,11 @@ class Census:
             self.shown[outcome] = heapq.nsmallest(_most(outcome), [*mine, *places])
 
 
-Known = dict[str, Census]
-"""Censuses of sealed shards by file name: shards never change, so a reader that comes back keeps them."""
+# File name of a sealed shard -> its census. Shards never change, so a later reading can reuse them.
+ShardCensuses = dict[str, Census]
 
 
-def take(store: Path, known: Known | None = None) -> tuple[Census, list[Sample]]:
+def take(store: Path, known: ShardCensuses | None = None) -> tuple[Census, list[Sample]]:
     """The census of a store, and the answers to show, lowest key first.
 
     Raises:

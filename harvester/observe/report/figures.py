@@ -1,4 +1,4 @@
-"""What a page draws of a harvest, from a census and a trace. Pure; `page` makes it HTML."""
+"""Build the charts of a harvest from the statistics of its answers and from trace.jsonl."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harvester.observe.report.charts import Series
 Point = Mapping[str, Any]
 MOST_STRETCHES = 100
 IDLE_SHARE = 0.02
-NOTHING_HELD = "nothing: sending"
+NOTHING_HELD = "no delay"
 
 
 def figure(
@@ -27,8 +27,8 @@ def figure(
     return {"title": title, "drawing": drawing, "note": note, "legend": list(legend)}
 
 
-class Course:
-    """A trace as curves over time under way: what lies between two runs is folded to a narrow gap."""
+class TimelineCurves:
+    """Curves over running time, from trace.jsonl; the time between two runs becomes a narrow gap."""
 
     def __init__(self, points: Sequence[Point]) -> None:
         self.runs = [list(run) for _, run in groupby(points, key=lambda point: point.get("run_id"))]
@@ -83,7 +83,7 @@ class Course:
         return curve
 
     def total(self, name: str, scale: float = 1.0) -> list[tuple[float, float] | None]:
-        """A count of every run, one upon the other."""
+        """A count, added up over all runs."""
         curve: list[tuple[float, float] | None] = []
         before, last = 0.0, 0.0
         for one in self._stretches():
@@ -96,7 +96,7 @@ class Course:
         return curve
 
     def waits(self) -> Counter[str]:
-        """Seconds by what held the next request back."""
+        """Seconds by what delayed the next request."""
         held: Counter[str] = Counter()
         for run in self.runs:
             for before, after in pairwise(run):
@@ -105,14 +105,14 @@ class Course:
 
 
 def reason(waiting: str) -> str:
-    """A reason without its numbers, so that equal ones add up."""
+    """The text of `waiting` without its numbers, so that times of the same cause add up."""
     if waiting.startswith("window of "):
         return "window of requests in flight"
     return re.sub(r", \d+ s$", "", waiting) or NOTHING_HELD
 
 
-def rate_charts(course: Course, census: Census) -> list[dict[str, Any]]:
-    """Rate beside limit, requests in flight beside their window, what held requests back, cost."""
+def rate_charts(course: TimelineCurves, census: Census) -> list[dict[str, Any]]:
+    """Charts of rate and limit, requests in flight and window, causes of delay, and cost."""
     if not any(len(run) > 2 for run in course.runs):
         return [_rate_from_answers(census)]
     peak = max((point[1] for point in course.rate("stored") if point), default=0.0)
@@ -147,7 +147,7 @@ def rate_charts(course: Course, census: Census) -> list[dict[str, Any]]:
             ),
             legend=[("one", "on the wire"), ("limit", "window allowed")],
         ),
-        figure("What held requests back", charts.shares(course.waits(), duration), "Time by reason."),
+        figure("What delayed requests", charts.shares(course.waits(), duration), "Time by reason."),
     ]
     if census.cost_microusd:
         cost = Series("cost", course.total("microusd", 1e-6), "two", area=True)
@@ -158,10 +158,10 @@ def rate_charts(course: Course, census: Census) -> list[dict[str, Any]]:
 
 
 def _rate_from_answers(census: Census) -> dict[str, Any]:
-    """Where no trace was kept: when answers arrived."""
+    """Answers per second from their own times, for a store without trace.jsonl."""
     rates = census.timeline.rates()
     drawing = charts.lines([Series("answers", rates, "one", area=True)], x=_clock)
-    note = "From the answers' own times; no trace was kept." if census.rows else ""
+    note = "From the times of the answers: there is no trace.jsonl." if census.rows else ""
     return figure("Answers per second", drawing, note)
 
 
@@ -170,8 +170,8 @@ def _clock(at: float) -> str:
 
 
 def answer_charts(census: Census, errors: Mapping[str, int]) -> list[dict[str, Any]]:
-    """What the answers themselves show, and what attempts met on the way."""
-    endings = "Finish reasons, and what we make of them."
+    """Charts of latency, tokens, endings and errors."""
+    endings = "Finish reasons, and outcomes that differ from them."
     drawn = [
         figure(
             "Latency",
@@ -209,8 +209,8 @@ def drift_chart(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return figure("Canaries: distance from the reference", drawing, "0: the same words; 1: none in common.")
 
 
-def process_charts(course: Course) -> list[dict[str, Any]]:
-    """Memory and the loop's lag: whether the harvester itself is well."""
+def process_charts(course: TimelineCurves) -> list[dict[str, Any]]:
+    """Charts of the harvester's own memory and event-loop delay."""
     memory = course.level(lambda p: p["rss_bytes"] / 2**20 if p.get("rss_bytes") else None)
     lag = course.level(lambda p: p["loop_lag_s"] * 1000 if p.get("loop_lag_s") is not None else None)
     return [
@@ -219,7 +219,7 @@ def process_charts(course: Course) -> list[dict[str, Any]]:
             charts.lines([Series("memory", memory, "three", area=True)], x=course.clock, marks=course.marks),
         ),
         figure(
-            "Worst lag of the event loop",
+            "Longest delay of the event loop",
             charts.lines(
                 [Series("lag", lag, "three", area=True)],
                 x=course.clock,

@@ -1,4 +1,4 @@
-"""Millions of values in a few hundred numbers that add up: log-scaled histograms, a timeline. Pure.
+"""Summarise many values in few numbers that can be added: logarithmic histograms, counts by time.
 
 A cell of a histogram is a 32nd of an octave wide: a quantile read from it is off by 1.1 % at most, and whole
 numbers below 47 have a cell each.
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 CELLS_PER_OCTAVE = 32
+# Values between 0 and this one are counted as this one.
 LEAST = 1e-9
-"""Smaller values above 0 count as this one."""
 MOST_BUCKETS = 600
 
 
@@ -35,14 +35,14 @@ class Histogram:
         return math.floor(math.log2(max(value, LEAST)) * CELLS_PER_OCTAVE)
 
     def note(self, value: float) -> None:
-        """Take one value."""
+        """Count one value."""
         if value > 0:
             self.cells[self.cell(value)] += 1
         else:
             self.zeros += 1
 
     def add(self, other: Histogram) -> None:
-        """Take another histogram's values."""
+        """Add the counts of another histogram."""
         self.cells.update(other.cells)
         self.zeros += other.zeros
 

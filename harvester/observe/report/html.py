@@ -1,7 +1,7 @@
-"""Values -> HTML. One page serves the report (a file) and the view (live); both carry all they need.
+"""Render the HTML of the report (a file) and of the live view from the same templates.
 
-Every word of a teacher passes through `inert.visible` and jinja2's escaping. Style and script are our own
-constants, pinned by their hashes in a Content-Security-Policy that allows nothing else.
+All text from a teacher passes through `safe_text.visible` and the escaping of jinja2. Style and script are
+constants of this package, pinned by their hashes in a Content-Security-Policy that allows nothing else.
 """
 
 from __future__ import annotations

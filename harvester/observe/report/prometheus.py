@@ -27,7 +27,7 @@ Labels = Mapping[str, str]
 Series = tuple[str, Labels, float]  # suffix of the name, labels, value
 
 
-def exposed(store: Path) -> str:
+def metrics_text(store: Path) -> str:
     """All metrics of a store as text.
 
     Raises:
@@ -43,14 +43,14 @@ def write_textfile(store: Path, out: Path) -> None:
     Raises:
         StoreError: the store can't be read. ConfigError: the file can't be written.
     """
-    text = exposed(store)
+    text = metrics_text(store)
     with output_path.replacing(out, store) as hidden:
         hidden.write_text(text, encoding="utf-8")
         hidden.chmod(0o644)
 
 
 @contextmanager
-def kept(
+def updating_textfile(
     store: Path, out: Path, say: Callable[[str], None], every_s: float = TEXTFILE_EVERY_S
 ) -> Iterator[None]:
     """Write the textfile every 15 s and once at the end, from a thread; what it meets then ends no run.

@@ -1,4 +1,4 @@
-"""What a store tells, gathered -> the parts of a page.
+"""Collect what the pages show about a store, and write the report.
 
 The report is one self-contained HTML file; `view` serves the same parts live.
 """
@@ -17,7 +17,7 @@ from harvester.errors import RunState, StoreError
 from harvester.observe.canary import read_rounds
 from harvester.observe.report import charts, figures, html
 from harvester.observe.report import scorecard as judged
-from harvester.observe.report.census import Census, Known, take
+from harvester.observe.report.census import Census, ShardCensuses, take
 from harvester.observe.report.samples import samples_view
 from harvester.observe.status import read_status, rows_done, status
 from harvester.observe.timeline import read_timeline
@@ -31,8 +31,8 @@ MOST_RUNS = 30
 
 
 @dataclass(slots=True)
-class Account:
-    """Everything a page is made of, as of one moment."""
+class ReportData:
+    """All data of a page, read at one moment."""
 
     census: Census
     samples: list[Sample]
@@ -69,10 +69,10 @@ def write_report(
 def gather(
     store: Path,
     *,
-    known: Known | None = None,
+    known: ShardCensuses | None = None,
     card: Mapping[str, Any] | None = None,
     training: Sequence[dict[str, Any]] = (),
-) -> Account:
+) -> ReportData:
     """Read a store, also while a run lives; `known` keeps what sealed shards told from one call to the next.
 
     Raises:
@@ -81,7 +81,7 @@ def gather(
     census, samples = take(store, known)
     told, totals, runs = ledger_of(store)
     points, rounds = read_timeline(store), read_rounds(store)
-    return Account(census, samples, points, told, totals, runs, card, list(training), rounds)
+    return ReportData(census, samples, points, told, totals, runs, card, list(training), rounds)
 
 
 def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]]:
@@ -108,10 +108,10 @@ def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]
         return status(store), replace(journal.totals(), dead=dead), runs
 
 
-def overview(account: Account) -> dict[str, Any]:
-    """All of the page but the browser of samples."""
+def overview(account: ReportData) -> dict[str, Any]:
+    """The values of the page's upper part: all but the list of samples."""
     census = account.census
-    course = figures.Course(account.points)
+    course = figures.TimelineCurves(account.points)
     return {
         "title": f"Harvest of {_names(census, 'request_model', 1)}" if census.rows else "No answers yet",
         "subtitle": _subtitle(census),
@@ -133,7 +133,7 @@ def overview(account: Account) -> dict[str, Any]:
 
 
 def progress(status: Mapping[str, Any]) -> list[dict[str, str]]:
-    """How far rows and budget are, as widths in percent."""
+    """Progress bars of rows and budget; widths in percent."""
     bars = []
     total = status.get("rows_total") or 0
     if total:
@@ -158,9 +158,9 @@ def _names(census: Census, fact: str, most: int) -> str:
 
 def _subtitle(census: Census) -> str:
     if not census.rows:
-        return "what was asked, and what came of it, will be here"
+        return "answers will appear here"
     models = _names(census, "request_model", 3)
-    mock = " (mock teacher: rows are marked, never pass as real)" if census.mock else ""
+    mock = " (mock teacher: these rows are marked as not real)" if census.mock else ""
     return f"{census.rows:,} answers from {models}{mock}"
 
 
@@ -176,7 +176,7 @@ def _provenance(census: Census) -> list[tuple[str, str]]:
     return [*said, ("mock", f"{census.mock:,} of {census.rows:,}")] if census.rows else said
 
 
-def _tiles(account: Account) -> list[dict[str, Any]]:
+def _tiles(account: ReportData) -> list[dict[str, Any]]:
     census, status, totals = account.census, account.status, account.totals
     live = status.get("state") in list(RunState)
     tiles = [_tile("answers held", f"{max(census.rows, totals.answers):,}")]

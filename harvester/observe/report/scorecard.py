@@ -1,4 +1,4 @@
-"""The student on the page: its scorecard beside the teacher's, its loss on the way there."""
+"""Show the student on the page: its scores next to the teacher's, and its training loss."""
 
 from __future__ import annotations
 

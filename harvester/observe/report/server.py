@@ -1,4 +1,4 @@
-"""`harvester view`: the report's page, live, on this machine only. Reads a store and changes nothing.
+"""Serve the report's page live, on this machine only (`harvester view`). It only reads the store.
 
 It binds 127.0.0.1 and nothing else, answers GET and HEAD only, and only to the names in `HOSTS`: a web page
 that rebinds its own name to this address gets 403. What a teacher wrote reaches the browser escaped, under a
@@ -26,14 +26,14 @@ from harvester.errors import ConfigError, StoreError
 from harvester.observe.canary import read_rounds
 from harvester.observe.report import html as page
 from harvester.observe.report import prometheus, report
-from harvester.observe.report.census import Known
+from harvester.observe.report.census import ShardCensuses
 from harvester.observe.report.samples import sample_view, samples_view, search
 from harvester.observe.timeline import read_timeline
 
 HOSTS = frozenset({"127.0.0.1", "localhost"})
+# The corpus is read again after CENSUS_EVERY_S, or CENSUS_SHARE times the duration of reading it, if longer.
 CENSUS_EVERY_S = 5.0
 CENSUS_SHARE = 20
-"""The corpus is read again after five seconds, or twenty times what reading it took, if that is longer."""
 _HEADERS = (
     (b"content-security-policy", (page.policy(page.VIEW_SCRIPT) + "; frame-ancestors 'none'").encode()),
     (b"x-content-type-options", b"nosniff"),
@@ -72,19 +72,19 @@ class Guard:
         await refused(scope, receive, guarded)
 
 
-class Desk:
+class LiveReport:
     """What the page shows: ledger, trace and status as of now; the corpus as of a moment ago."""
 
     def __init__(self, store: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.store = store
         self._clock = clock
-        self._known: Known = {}
+        self._known: ShardCensuses = {}
         self._lock = threading.Lock()
         self._reading = False
         self._due = 0.0
         self._account = self._take()
 
-    def account(self) -> report.Account:
+    def account(self) -> report.ReportData:
         """The newest there is; a census that is due is taken beside, and seen next time."""
         with self._lock:
             begin = self._clock() >= self._due and not self._reading
@@ -97,7 +97,7 @@ class Desk:
         account.points, account.rounds = read_timeline(self.store), read_rounds(self.store)
         return account
 
-    def _take(self) -> report.Account:
+    def _take(self) -> report.ReportData:
         began = self._clock()
         account = report.gather(self.store, known=self._known)
         self._due = self._clock() + max(CENSUS_EVERY_S, CENSUS_SHARE * (self._clock() - began))
@@ -112,13 +112,13 @@ class Desk:
             self._reading = False
 
 
-def app_of(store: Path) -> ASGIApp:
+def build_app(store: Path) -> ASGIApp:
     """The whole server as an ASGI app.
 
     Raises:
         StoreError: the store can't be read.
     """
-    desk = Desk(store)
+    desk = LiveReport(store)
 
     def whole(_: Request) -> Response:
         account = desk.account()
@@ -138,13 +138,13 @@ def app_of(store: Path) -> ASGIApp:
         return JSONResponse({"html": html, **more})
 
     def metrics(_: Request) -> Response:
-        return PlainTextResponse(prometheus.exposed(store), media_type=prometheus.CONTENT_TYPE)
+        return PlainTextResponse(prometheus.metrics_text(store), media_type=prometheus.CONTENT_TYPE)
 
     def unreadable(_: Request, error: Exception) -> Response:
         return PlainTextResponse(f"{error}\n", 503)
 
-    doors = {"/": whole, "/overview": overview, "/samples": samples, "/metrics": metrics}
-    routes = [Route(path, door) for path, door in doors.items()]
+    pages = {"/": whole, "/overview": overview, "/samples": samples, "/metrics": metrics}
+    routes = [Route(path, page_of) for path, page_of in pages.items()]
     return Guard(Starlette(routes=routes, exception_handlers={StoreError: unreadable}))
 
 
@@ -154,7 +154,7 @@ def serve(store: Path, port: int, ready: Callable[[str], None]) -> None:
     Raises:
         ConfigError: the port is taken; StoreError: the store can't be read.
     """
-    app = app_of(store)
+    app = build_app(store)
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -81,7 +81,7 @@ def test_rare_outcomes_are_shown_and_the_rest_is_bounded(tmp_path: Path, monkeyp
 def test_a_reader_that_comes_back_reads_only_what_is_new(tmp_path: Path):
     store = tmp_path / "s"
     build(store, (49,), 60)
-    known: census.Known = {}
+    known: census.ShardCensuses = {}
     first, _ = census.take(store, known)
     (name,) = known
     known[name].rows += 1000  # had it been read again, this would be gone

@@ -75,18 +75,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def account(store: Path) -> report.Account:
+def account(store: Path) -> report.ReportData:
     return report.gather(store)
 
 
 @settings(max_examples=100, deadline=None)
 @given(odd=st.dictionaries(st.sampled_from(sorted(StatusFile.model_fields)), VALUES, max_size=6))
-def test_nobody_stumbles_over_an_odd_status(store: Path, account: report.Account, odd: Mapping[str, Any]):
+def test_nobody_stumbles_over_an_odd_status(store: Path, account: report.ReportData, odd: Mapping[str, Any]):
     (store / "status.json").write_text(json.dumps({**WHOLE, **odd}), encoding="utf-8")
     found = status.status(store)
     assert status.status_lines(found)
-    assert isinstance(status.unfit(found, 600), str)
-    assert prometheus.exposed(store)
+    assert isinstance(status.unhealthy_reason(found, 600), str)
+    assert prometheus.metrics_text(store)
     assert progress.status_line(found, 10)
     account.status = found
     assert report.overview(account)
@@ -141,7 +141,7 @@ def stopped(store: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_stopped_job_is_unfit_however_fresh_its_heartbeat(store: Path, stopped: subprocess.Popen[bytes]):
     (store / "status.json").write_text(json.dumps({**WHOLE, "updated_at": time.time()}), encoding="utf-8")
     assert not status.can_answer(store)
-    assert "the job hangs (stopped)" in status.unfit(status.status(store), 600)
+    assert "the job hangs (stopped)" in status.unhealthy_reason(status.status(store), 600)
 
 
 def test_a_heartbeat_from_before_the_clock_was_set_back_is_no_life_sign(store: Path):
@@ -152,6 +152,6 @@ def test_a_heartbeat_from_before_the_clock_was_set_back_is_no_life_sign(store: P
         assert status.can_answer(store)
         found = status.status(store)
         assert found["state"] == "hung"
-        assert "3600 s ahead of this clock" in status.unfit(found, 600)
+        assert "3600 s ahead of this clock" in status.unhealthy_reason(found, 600)
         fresh = status.status(store, {"updated_at": time.time()})  # it answered
-        assert (fresh["state"], status.unfit(fresh, 600)) == ("running", "")
+        assert (fresh["state"], status.unhealthy_reason(fresh, 600)) == ("running", "")

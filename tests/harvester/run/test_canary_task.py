@@ -192,7 +192,7 @@ def test_every_kind_of_change_is_recorded_and_shown_once(tmp_path: Path, mock_te
         assert said in news[-1]["canary"]["said"]
         assert any(said in complaint for complaint in news[-1]["complaints"])
         assert said in "\n".join(status_lines(status(root / "store")))
-        assert "harvester_canary_changes 1\n" in prometheus.exposed(root / "store")
+        assert "harvester_canary_changes 1\n" in prometheus.metrics_text(root / "store")
         page = report.write_report(root / "store", root / "report.html").read_text(encoding="utf-8")
         assert str(escape(said)) in page
 
@@ -302,7 +302,7 @@ def test_what_canaries_cost_is_shown_beside_the_rows(tmp_path: Path, mock_teache
     said = "\n".join(status_lines(found))
     assert f"this run and ${spent / 1e6:.4f} for canaries" in said
     assert f"{mock.totals()['answers'] - 20} answers billed for ${spent / 1e6:.4f} beside the rows" in said
-    assert f"harvester_canary_cost_dollars_total {spent / 1e6}\n" in prometheus.exposed(store)
+    assert f"harvester_canary_cost_dollars_total {spent / 1e6}\n" in prometheus.metrics_text(store)
     likely = [one["cost_projected_microusd"]["likely"] for one in told if one["cost_projected_microusd"]]
     assert likely[-1] == pytest.approx(summary.counts.cost_microusd + spent, abs=1)
 
