@@ -1,7 +1,7 @@
-"""Corpus -> filters -> curated corpus, with a tally of reasons.
+"""Filter a corpus into a curated corpus, and count the reasons for dropped samples.
 
-The curated corpus is a folder of shards of the same contract, one or more per lineage, so whatever reads
-a corpus reads it too, and every row still names its teacher and terms.
+A curated corpus is a folder of shards in the same format, one or more for each lineage. Whatever reads a
+corpus reads it too, and every row still names its teacher and terms.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from harvester.system.files import sync_folder
 from harvester.system.toml_file import read_toml
 from harvester.terms.lineage import Lineage
 
+# Files open for writing at a time; each keeps a row group in memory.
 MOST_OPEN = 8
-"""Files written at a time; each keeps a row group in memory."""
 _SUMMARY = "curation.json"
 _HIDDEN = ".curating-"
 
@@ -97,11 +97,11 @@ def _from_table(entry: Any, path: Path) -> Filter:
 
 
 def curate(config: CurateConfig) -> CurateCounts:
-    """Filter a corpus into a new folder of shards, which has its name when all of it is there, not before.
+    """Filter a corpus into a new folder of shards, which is renamed into place once it is complete.
 
     Raises:
-        TermsRefused: rows whose lineage is missing or says otherwise.
-        ConfigError: the target can be no folder, or is a store or the corpus itself.
+        TermsRefused: the lineage of a row is missing or disagrees with it.
+        ConfigError: the target can't be a folder, or is a store or the corpus itself.
         StoreError: the target holds shards already (a curated corpus is written once), or can't be written.
     """
     corpus = Corpus.open(config.corpus)
@@ -112,18 +112,18 @@ def curate(config: CurateConfig) -> CurateCounts:
     output_path.folder(config.out)
     with translate_disk_errors(config.out), _hidden_folder(config.out) as hidden:
         with _Parts(hidden, lineages) as parts:
-            tally = _sift(corpus, chain(config.filters), parts)
+            counts = _filter(corpus, chain(config.filters), parts)
         sync_folder(hidden)
-        summary = {"kept": tally.kept, "dropped": tally.dropped, "corpus": str(config.corpus)}
+        summary = {"kept": counts.kept, "dropped": counts.dropped, "corpus": str(config.corpus)}
         (hidden / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         (hidden / _SUMMARY).replace(config.out / _SUMMARY)
         reach("curate.before_rename")
         hidden.rename(shards)
         sync_folder(config.out)
-    return tally
+    return counts
 
 
-def _sift(corpus: Corpus, decide: Filter, parts: _Parts) -> CurateCounts:
+def _filter(corpus: Corpus, decide: Filter, parts: _Parts) -> CurateCounts:
     kept, dropped = 0, Counter[str]()
     for sample in corpus.samples():
         drop = decide(sample)
@@ -150,7 +150,7 @@ def _refuse(out: Path, sources: Collection[Path]) -> None:
 
 @contextlib.contextmanager
 def _hidden_folder(out: Path) -> Iterator[Path]:
-    """A folder to write in, removed if it keeps its name; those that killed curations left go first."""
+    """Make a hidden folder, removed again unless it was renamed; first remove those of killed curations."""
     for left in out.glob(f"{_HIDDEN}*"):
         with if_no_reader(left) as is_nobodys:
             if is_nobodys:
@@ -182,12 +182,12 @@ class _Part:
         self._samples.append(sample)
         self._sample_bytes += len(sample.raw) + len(sample.request_json)
         if len(self._samples) >= batching.MAX_ROWS or self._sample_bytes >= batching.MAX_BYTES:
-            self._turn()
+            self._to_table()
         if self._waiting_rows >= ROWS_PER_GROUP or self._waiting_bytes >= BYTES_PER_GROUP:
             self._write()
 
-    def _turn(self) -> None:
-        """Objects into a table: log-probabilities take a fraction of the memory there."""
+    def _to_table(self) -> None:
+        """Convert samples to an Arrow table, where log-probabilities take a fraction of the memory."""
         self._waiting.append(to_table(self._samples))
         self._waiting_rows += len(self._samples)
         self._waiting_bytes += self._sample_bytes
@@ -202,7 +202,7 @@ class _Part:
     def finish(self) -> None:
         """Write what waits, and make the file durable."""
         if self._samples:
-            self._turn()
+            self._to_table()
         self._write()
         self._writer.close()
         self._sink.flush()
@@ -210,7 +210,7 @@ class _Part:
         self._sink.close()
 
     def drop(self) -> None:
-        """Let go of the file."""
+        """Close the file without finishing it."""
         self._sink.close()
 
 

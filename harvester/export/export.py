@@ -1,6 +1,7 @@
-"""Corpus -> the shapes other trainers read, under the Hub's shard names.
+"""Export a corpus in formats that other trainers read, under the Hub's file names.
 
-Rows collected for evaluation only never leave for training, and mock rows say so in the folder's card.
+Rows collected for evaluation are never exported for training. The card says so if rows are the mock
+teacher's.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote (shards first, then its papers), and what it left out with the reason."""
+    """What an export wrote (data files, then documents), and how many rows it left out for each reason."""
 
     rows: int
     files: tuple[Path, ...]
@@ -77,8 +78,10 @@ def export(
     corpus = Corpus.open(store)
     terms_check.require_permitted(corpus, "export", store.resolve().parent)
     left_out: dict[str, int] = {}
-    is_told = reasoning == "keep" and _has_reasoning(corpus)
-    rows = _rows(corpus, shape, reasoning if is_told or reasoning != "keep" else "none", split, left_out)
+    with_reasoning = reasoning == "keep" and _has_reasoning(corpus)
+    rows = _rows(
+        corpus, shape, reasoning if with_reasoning or reasoning != "keep" else "none", split, left_out
+    )
     first = next(rows, None)
     if first is None:
         why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
@@ -90,14 +93,14 @@ def export(
     rows = itertools.chain([first], rows)
     with translate_disk_errors(out):
         if shape in {"prompt-completion", "messages"}:
-            files, count = _write_parquet(rows, out, schema_of(shape, with_reasoning=is_told))
+            files, count = _write_parquet(rows, out, schema_of(shape, with_reasoning=with_reasoning))
         else:
             files, count = _write_jsonl(rows, out)
-        papers = _write_papers(corpus, out, files, store.resolve().parent, shape)
-    return Exported(count, (*files, *papers), left_out)
+        documents = _write_documents(corpus, out, files, store.resolve().parent, shape)
+    return Exported(count, (*files, *documents), left_out)
 
 
-def _write_papers(
+def _write_documents(
     corpus: Corpus, out: Path, files: Sequence[Path], beside: Path, shape: Shape
 ) -> tuple[Path, ...]:
     """README.md (dataset card), NOTICE and croissant.json, from the lineages of the corpus."""
@@ -135,8 +138,10 @@ def _rows_in(path: Path) -> int:
 
 
 def _has_reasoning(corpus: Corpus) -> bool:
-    """Whether an answer to export has any: else no column speaks of it."""
-    return any(one.reasoning and one.outcome == "ok" for one in corpus.samples(["reasoning", "outcome"]))
+    """Return whether an answer to export has reasoning; without any there is no column for it."""
+    return any(
+        sample.reasoning and sample.outcome == "ok" for sample in corpus.samples(["reasoning", "outcome"])
+    )
 
 
 def _rows(
@@ -174,7 +179,7 @@ def _rows(
 
 
 def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Rows in row groups: as many as fit a number and a size, the last row over it included."""
+    """Group rows into row groups; a group ends with the row that reaches the limit of rows or size."""
     group: list[dict[str, Any]] = []
     size = 0
     for row in rows:
@@ -191,7 +196,7 @@ def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 def _write_parquet(
     rows: Iterator[dict[str, Any]], out: Path, schema: pa.Schema
 ) -> tuple[tuple[Path, ...], int]:
-    """Files get their final `train-xxxxx-of-yyyyy` names once their number is known."""
+    """Write Parquet files; they get their `train-xxxxx-of-yyyyy` names once their number is known."""
     data = out / "data"
     output_path.folder(data)
     groups = _groups(rows)

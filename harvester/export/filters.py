@@ -1,7 +1,7 @@
-"""Filters are pure functions in a row: Sample -> Keep or Drop with its reason.
+"""Define the filters of `harvester curate`: functions from a Sample to None (keep) or a Drop with a reason.
 
-A filter that must remember (duplicates) is a callable value built fresh for each curation; none of them
-reads a clock, a file or a random number.
+A filter with state (duplicates) is built anew for each curation. No filter reads a clock, a file or a random
+number.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from harvester.store.shards.schema import Sample
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Why a sample was left out; `reason` is a short stable name that is tallied."""
+    """Why a sample is dropped; `reason` is a short stable name that is counted."""
 
     reason: str
 
 
+# Returns None to keep the sample.
 Filter = Callable[[Sample], Drop | None]
-"""Returns None to keep."""
 
 
 def chain(filters: Sequence[Filter]) -> Filter:
-    """The first filter that drops decides."""
+    """Combine filters: the first one that drops a sample decides."""
 
     def chained(sample: Sample) -> Drop | None:
         return next((drop for each in filters if (drop := each(sample)) is not None), None)
@@ -36,24 +36,24 @@ def chain(filters: Sequence[Filter]) -> Filter:
 
 
 def finished(sample: Sample) -> Drop | None:
-    """Only whole answers: not truncated, filtered, refused, empty, nor a bare tool call."""
+    """Drop answers that are truncated, filtered, refused, empty or only a tool call."""
     return None if sample.outcome == "ok" else Drop(f"outcome_{sample.outcome}")
 
 
 def not_blank(sample: Sample) -> Drop | None:
-    """The completion holds something other than white space."""
+    """Drop completions of white space only."""
     return None if (sample.completion or "").strip() else Drop("blank")
 
 
 def agrees_with_reference(sample: Sample) -> Drop | None:
-    """Verifier filter (rejection sampling): where a reference exists the answer must equal it."""
+    """Drop answers that differ from the prompt's reference, where it has one (rejection sampling)."""
     if sample.reference is None or (sample.completion or "").strip() == sample.reference.strip():
         return None
     return Drop("differs_from_reference")
 
 
 def longest(characters: int) -> Filter:
-    """Drops completions longer than `characters`."""
+    """Build a filter that drops completions longer than `characters`."""
 
     def check(sample: Sample) -> Drop | None:
         return Drop("too_long") if len(sample.completion or "") > characters else None
@@ -62,7 +62,7 @@ def longest(characters: int) -> Filter:
 
 
 def no_duplicates() -> Filter:
-    """Drops a (conversation, completion) seen before, compared by NFKC, case and white space folded."""
+    """Build a filter that drops a repeated (conversation, completion), with NFKC, case and space folded."""
     seen: set[bytes] = set()
 
     def check(sample: Sample) -> Drop | None:
@@ -78,10 +78,10 @@ def no_duplicates() -> Filter:
 
 
 def named(name: str, value: object = None) -> Filter:
-    """The filter a curate.toml means by `name`.
+    """Return the filter of that name in curate.toml.
 
     Raises:
-        ConfigError: unknown name, or `longest` without a positive number.
+        ConfigError: the name is unknown, or `longest` without a positive number.
     """
     if name == "longest":
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:

@@ -1,7 +1,7 @@
-"""A Sample -> a row as other trainers read it: TRL's two, OpenAI's fine-tuning lines, ShareGPT. Pure.
+"""Convert a Sample to a row of an export format: TRL's two, OpenAI's fine-tuning lines, or ShareGPT.
 
-Only OpenAI's shape has room for everything a turn can hold; a row whose turns hold more than role and content
-fits no other one, and is left out with the field's name rather than changed without a word.
+Only OpenAI's format holds every field of a turn. A row whose turns hold more than role and content fits no
+other format: it is left out, counted by the field's name, and never changed silently.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _ROW_ID = (
     ("prompt_id", "string", "id of the prompt that was asked"),
     ("key", "string", "the answer's key in the corpus it came from"),
 )
+# The columns that Croissant can describe, by format; nested lists of messages in Parquet are left out.
 COLUMNS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     "prompt-completion": _ROW_ID,
     "messages": _ROW_ID,
     "openai": (("messages", "json", "the conversation, the teacher's answer last; a list of messages"),),
     "sharegpt": (("conversations", "json", "the conversation, the teacher's answer last"),),
 }
-"""What Croissant can say of each shape's columns; lists of messages in Parquet are nested and left out."""
 
 
 def turns_of(sample: Sample) -> list[Message]:
-    """The prompt's turns exactly as they were sent: the column `messages` holds only roles and texts."""
+    """Return the prompt's turns exactly as they were sent; the column `messages` has only roles and texts."""
     sent: list[Message] = orjson.loads(sample.request_json).get("messages") or sample.messages
     return sent
 
 
 def unfit(shape: str, turns: Sequence[Message]) -> str:
-    """Why turns have no place in a shape, "" if they do."""
+    """Return why turns do not fit a format; "" if they do."""
     if shape == "openai":
         return ""
     for turn in turns:
@@ -53,14 +53,14 @@ def unfit(shape: str, turns: Sequence[Message]) -> str:
 
 
 def inlined(sample: Sample) -> Sample:
-    """The reasoning put before the answer, as text."""
+    """Return the sample with its reasoning put before the answer as text."""
     if not sample.reasoning:
         return sample
     return replace(sample, completion=f"<think>\n{sample.reasoning}\n</think>\n\n{sample.completion}")
 
 
 def schema_of(shape: str, *, with_reasoning: bool) -> pa.Schema:
-    """Columns of every Parquet file of an export, whatever its rows happen to hold."""
+    """Return the schema of every Parquet file of an export, the same whatever its rows hold."""
     turn = [pa.field("role", pa.string()), pa.field("content", pa.string())]
     answer = [*turn, pa.field("reasoning_content", pa.string())] if with_reasoning else turn
     ids = [pa.field("prompt_id", pa.string()), pa.field("key", pa.string())]
@@ -101,9 +101,11 @@ def _openai(sample: Sample, turns: Sequence[Message], reasoning: str | None) -> 
 
 
 def _sharegpt(sample: Sample, turns: Sequence[Message], reasoning: str | None) -> dict[str, Any]:
-    told = [*_texts(turns), _answer(sample, reasoning)]
+    conversation = [*_texts(turns), _answer(sample, reasoning)]
     return {
-        "conversations": [{"from": _SHAREGPT.get(t["role"], t["role"]), "value": t["content"]} for t in told]
+        "conversations": [
+            {"from": _SHAREGPT.get(t["role"], t["role"]), "value": t["content"]} for t in conversation
+        ]
     }
 
 

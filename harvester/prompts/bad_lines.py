@@ -1,4 +1,4 @@
-"""How many lines of prompt files may be bad before a run refuses to start: `[prompts] max_bad`."""
+"""Skip lines of prompt files that can't be used, up to `[prompts] max_bad`, and list them."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import orjson
 from harvester.errors import PromptError, StoreError
 
 BAD_PROMPTS_NAME = "bad_prompts.jsonl"
+# Called with the error of a line that can't be used: returns to skip the line, raises to stop reading.
 Bad = Callable[[PromptError], None]
-"""Hears of a line that can't be used: returns to pass it over, raises to end the reading."""
 
 
 class BadLines:
-    """Passes over so many bad lines and remembers them.
+    """Skips bad lines up to a limit and remembers them.
 
     Args:
-        most: how many; the next one is raised.
-        told: hears of each one that is passed over.
+        limit: how many lines may be skipped; the next error is raised.
+        on_skip: called with the error of each skipped line.
     """
 
-    def __init__(self, most: int, told: Bad = lambda _: None) -> None:
+    def __init__(self, limit: int, on_skip: Bad = lambda _: None) -> None:
         self.passed_over: list[PromptError] = []
-        self._most = most
-        self._told = told
+        self._limit = limit
+        self._on_skip = on_skip
 
     def __call__(self, error: PromptError) -> None:
-        if len(self.passed_over) >= self._most:
-            if self._most:
-                error.remedy = f"[prompts] max_bad allows {self._most:,} bad lines, and this is one more"
+        if len(self.passed_over) >= self._limit:
+            if self._limit:
+                error.remedy = f"[prompts] max_bad allows {self._limit:,} bad lines, and this is one more"
             raise error
         self.passed_over.append(error)
-        self._told(error)
+        self._on_skip(error)
 
 
 def write_down(store: Path, passed_over: Sequence[PromptError]) -> None:
-    """Rewrite the view of the lines that this run passed over; no file when there are none.
+    """Write `bad_prompts.jsonl`, the list of lines that this run skipped; remove it when there are none.
 
     Raises:
         StoreError: it can't be written.
@@ -48,13 +48,13 @@ def write_down(store: Path, passed_over: Sequence[PromptError]) -> None:
             path.unlink(missing_ok=True)
             return
         hidden = store / f".{BAD_PROMPTS_NAME}.tmp"
-        hidden.write_bytes(b"".join(_letter(one) for one in passed_over))
+        hidden.write_bytes(b"".join(_as_line(error) for error in passed_over))
         hidden.replace(path)
     except OSError as error:
         raise StoreError(f"can't be written: {error.strerror}", place=str(path)) from None
 
 
-def _letter(error: PromptError) -> bytes:
+def _as_line(error: PromptError) -> bytes:
     file, _, line = error.place.rpartition(":")
     return (
         orjson.dumps({"code": error.code, "file": file, "line": int(line), "message": error.message}) + b"\n"

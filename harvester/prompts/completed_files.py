@@ -1,7 +1,8 @@
-"""Sets of prompt files that were asked to the end, remembered so that a rerun need not look at each row.
+"""Remember sets of prompt files that are complete, so that a rerun need not look each row up.
 
-What is remembered is a digest: of the bytes of the files, and of everything that turns them into keys. As
-long as no answer leaves the store (`ledger.forget_finished`), the same digest means the same rows, all held.
+A set is known by a digest over the bytes of its files and everything that turns them into request keys. As
+long as no answer leaves the store (the sets are forgotten then), the same digest means that all rows are
+held.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from harvester.system.files import sha256_of
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Files without an open row: their rows (prompts x samples), dead letters, estimated input tokens."""
+    """A complete set of files: its rows (prompts x samples), dead letters and estimated input tokens."""
 
     rows: int
     dead: int
     input_tokens: int
 
     def counts(self) -> Snapshot:
-        """What a pass over these files would count."""
+        """Return what a pass over these files would count."""
         return Snapshot(rows=self.rows, from_cache=self.rows - self.dead, dead=self.dead)
 
 
 def digest_of(config: HarvestConfig, root: Path) -> bytes | None:
-    """32 bytes over the files, in order, and what makes keys of them; None when a file can't be read.
+    """Return 32 bytes over the files, in order, and what makes keys of them; None if one can't be read.
 
     Raises:
-        NoPrompts, PromptError: a name that matches nothing, or no file.
+        NoPrompts, PromptError: a name matches nothing, or something that is not a file.
     """
     files = []
     for path in reader.find(config.prompts.files, root):
@@ -51,7 +52,7 @@ def digest_of(config: HarvestConfig, root: Path) -> bytes | None:
             files.append([reader.legible(Path(path.name.lower())), sha256_of(path)])
         except OSError:
             return None
-    asked = {
+    identity = {
         "files": files,
         "endpoint": config.teacher.base_url,
         "model": config.teacher.model,
@@ -60,25 +61,25 @@ def digest_of(config: HarvestConfig, root: Path) -> bytes | None:
         "epoch": config.run.epoch,
         "version": [KEY_VERSION, __version__],
     }
-    return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).digest()
+    return hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).digest()
 
 
 def recall(journal: Journal, digest: bytes | None) -> Finished | None:
-    """What is known of these files, None for nothing. A damaged row counts as nothing; `verify` names it."""
+    """Return what is known of these files, or None. A damaged row counts as unknown; `verify` reports it."""
     if digest is None:
         return None
     with journal.reading() as connection:
         if not sqlite.has_table(connection, "finished"):
             return None
         query = "SELECT rows, dead, input_tokens, checksum FROM finished WHERE digest = ?"
-        found = connection.execute(query, (digest,)).fetchone()
-    if found is None or checksum(found[:3], digest) != found[3]:
+        row = connection.execute(query, (digest,)).fetchone()
+    if row is None or checksum(row[:3], digest) != row[3]:
         return None
-    return Finished(*found[:3])
+    return Finished(*row[:3])
 
 
 def look_up(store: Path, digest: bytes | None) -> Finished | None:
-    """The same for a store that nobody has opened yet, or that is not there.
+    """Return the same from a store that is not open, or does not exist.
 
     Raises:
         StoreError: the journal can't be read.
@@ -92,13 +93,13 @@ def look_up(store: Path, digest: bytes | None) -> Finished | None:
 def note(
     journal: Journal, digest: bytes, counts: Snapshot, input_tokens: int, retried: Collection[str]
 ) -> None:
-    """Remember a pass that read the whole feed, if it left no row open.
+    """Remember the files of a pass that read the whole feed, if it left no row open.
 
-    With dead letters in it the pass must have sent nothing, and none in the store may wait for another
-    chance: only then will the next pass count the same.
+    If there are dead letters, the pass must have sent nothing, and no dead letter in the store may be one
+    that the next run retries: only then will the next pass count the same.
 
     Args:
-        retried: codes of dead letters that get another chance in the next run.
+        retried: codes of dead letters that the next run retries.
     """
     ended = counts.from_cache + counts.duplicates + counts.answers_stored + counts.dead
     if not counts.rows or ended != counts.rows:

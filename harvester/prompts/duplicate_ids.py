@@ -1,8 +1,8 @@
-"""Ids of prompts tell rows apart: two prompts with one id are a mistake, and both places are named.
+"""Find two different prompts with the same id, and name both places.
 
-Only 8 bytes a prompt are held while all of them pass. A second walk, for ids that came twice, holds 16 bytes
-a row and tells the same prompt given twice, which is none, from a clash. Only a clash costs a third, which
-finds the places.
+The first pass over the prompts holds 8 bytes a prompt. If ids repeat, a second pass holds 16 bytes a
+repeated row, to tell the same prompt given twice (no error) from a clash. Only a clash needs a third pass,
+which finds the places.
 """
 
 from __future__ import annotations
@@ -21,68 +21,68 @@ from harvester.errors import PromptError
 
 
 class DuplicateIds:
-    """64-bit digests of the ids that passed."""
+    """Collects 64-bit digests of prompt ids."""
 
     def __init__(self) -> None:
         self._ids = array("Q")
 
     def note(self, prompt: Prompt) -> None:
-        """One more passes."""
+        """Add the id of a prompt."""
         self._ids.append(_digest(prompt.id))
 
     def repeated(self) -> array[int]:
-        """Digests that came more than once, in ascending order, each once."""
+        """Return digests that occurred more than once, ascending, each once."""
         column = _column(self._ids)
-        ids = column.take(pc.array_sort_indices(column))  # a hash table would take ten times the room
+        ids = column.take(pc.array_sort_indices(column))  # a hash table would take ten times the memory
         several = ids.slice(1).filter(_neighbours(ids, pc.equal))
         once = several.slice(1).filter(_neighbours(several, pc.not_equal))
         return _numbers(pa.concat_arrays([several.slice(0, 1), once]))
 
 
 def clash(walk: Callable[[], Iterable[Prompt]], repeated: array[int]) -> PromptError | None:
-    """The error that names two prompts with one id, if there are any.
+    """Return the error that names two different prompts with the same id, or None.
 
     Args:
-        walk: goes over all prompts once more.
-        repeated: of the ids that came more than once, see `Identities`.
+        walk: reads all prompts once more.
+        repeated: digests from `DuplicateIds.repeated`.
     """
-    told = _told_apart(walk(), repeated) if repeated else None
-    if told is None:
+    clashing = _clashing_id(walk(), repeated) if repeated else None
+    if clashing is None:
         return None
     first: dict[str, tuple[int, str]] = {}
     for prompt in walk():
-        if _digest(prompt.id) != told:
+        if _digest(prompt.id) != clashing:
             continue
         place = f"{prompt.file}:{prompt.line}"
-        asked, before = first.setdefault(prompt.id, (_asked(prompt), place))
-        if _asked(prompt) != asked:
+        content, before = first.setdefault(prompt.id, (_content_digest(prompt), place))
+        if _content_digest(prompt) != content:
             return PromptError(
                 f"the id {prompt.id!r} belongs to another prompt, at {before}",
                 place=place,
-                remedy="an id tells rows apart: change one, or leave both out",
+                remedy="an id must be unique: change one, or leave both out",
             )
     return None
 
 
-def _told_apart(prompts: Iterable[Prompt], repeated: array[int]) -> int | None:
-    """Digest of an id that two different prompts have, the one whose rows stand first; None for none."""
-    ids, asked = array("Q"), array("Q")
+def _clashing_id(prompts: Iterable[Prompt], repeated: array[int]) -> int | None:
+    """Return the digest of an id that two different prompts have, the earliest in the files; None if none."""
+    ids, contents = array("Q"), array("Q")
     for prompt in prompts:
         digest = _digest(prompt.id)
         place = bisect_left(repeated, digest)
         if place < len(repeated) and repeated[place] == digest:
             ids.append(digest)
-            asked.append(_asked(prompt))
-    rows = pa.table({"id": _column(ids), "asked": _column(asked)})
-    order = pc.sort_indices(rows, sort_keys=[("id", "ascending"), ("asked", "ascending")])
+            contents.append(_content_digest(prompt))
+    rows = pa.table({"id": _column(ids), "content": _column(contents)})
+    order = pc.sort_indices(rows, sort_keys=[("id", "ascending"), ("content", "ascending")])
     same = _neighbours(_column(ids).take(order), pc.equal)
-    differ = _neighbours(_column(asked).take(order), pc.not_equal)
+    differ = _neighbours(_column(contents).take(order), pc.not_equal)
     clashing = order.slice(1).filter(pc.and_(same, differ))
     return ids[pc.min(clashing).as_py()] if len(clashing) else None
 
 
 def _neighbours(column: pa.Array, compare: Callable[..., pa.Array]) -> pa.Array:
-    """What each value but the first is to the one before it."""
+    """Compare each value but the first with the one before it."""
     return compare(column.slice(1), column.slice(0, max(0, len(column) - 1)))
 
 
@@ -91,13 +91,13 @@ def _column(numbers: array[int]) -> pa.Array:
 
 
 def _numbers(column: pa.Array) -> array[int]:
-    """The values of an array that begins with its buffer."""
-    found = array("Q")
-    found.frombytes(memoryview(column.buffers()[1])[: len(column) * found.itemsize])
-    return found
+    """Return the values of an Arrow array whose offset is 0."""
+    numbers = array("Q")
+    numbers.frombytes(memoryview(column.buffers()[1])[: len(column) * numbers.itemsize])
+    return numbers
 
 
-def _asked(prompt: Prompt) -> int:
+def _content_digest(prompt: Prompt) -> int:
     return short_digest(orjson.dumps(prompt.messages, option=orjson.OPT_SORT_KEYS))
 
 

@@ -1,8 +1,8 @@
-"""What a run reads: its prompts as requests, counted as they pass, and watched where asked.
+"""Feed a run with its prompts as requests, count them, and watch the files where asked.
 
-A watching run reads a file again when it appeared or changed and then kept still for one look. Lines it has
-taken before are passed over, unless what stays at home changed; a line that can't be used (yet) is a
-complaint, not an end: the file is looked at again when it grows.
+A watching run reads a file again when it has appeared or changed and was then unchanged for one check. Lines
+taken before are skipped, unless their content changed. A line that can't be used (yet) is reported and does
+not end the run: the file is read again when it grows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Signature = tuple[int, int, int]
 
 @dataclass(slots=True)
 class _File:
-    """A file as it was when last read: inode, size, time, and a digest of each prompt taken from it."""
+    """A file when it was last read: inode, size, time, and a digest of each prompt taken from it."""
 
     signature: Signature | None = None
     digests: array[int] = field(default_factory=lambda: array("Q"))
@@ -40,23 +40,23 @@ class PromptFeed:
 
     Args:
         root: folder that names and globs are relative to.
-        complain: hears of every prompt file that a watching run can't use.
+        on_error: called with the error of every prompt file or line that a watching run can't use.
     """
 
     def __init__(
-        self, config: HarvestConfig, root: Path, complain: Callable[[PromptError], None] = lambda _: None
+        self, config: HarvestConfig, root: Path, on_error: Callable[[PromptError], None] = lambda _: None
     ) -> None:
         self._config = config
         self._root = root
-        self._complain = complain
+        self._on_error = on_error
         self._files: dict[Path, _File] = {}
-        self._still: dict[Path, Signature] = {}
-        self._told: set[str] = set()
+        self._last_seen: dict[Path, Signature] = {}
+        self._reported: set[str] = set()
         self.rows = 0
         self.input_tokens = 0
 
     def once(self) -> Iterator[Request]:
-        """Every request, in prompt order.
+        """Yield every request, in prompt order.
 
         Raises:
             PromptError: the first line that can't be used.
@@ -66,15 +66,15 @@ class PromptFeed:
             yield self._count(request)
 
     def pass_over(self, known: Finished) -> None:
-        """Count the rows of files that are known to have no open one, without reading them."""
+        """Count the rows of a complete set of files without reading them."""
         self.rows, self.input_tokens = known.rows, known.input_tokens
 
     def watched(self) -> Iterator[Request | None]:
-        """Every request, and those of files that appear or change; None when there is nothing new now."""
+        """Yield every request, later those of files that appear or change; None when there is nothing new."""
         first = True
         while True:
             for path, signature in self._changed(at_once=first):
-                for request in requests(self._fresh(path, signature), self._config):
+                for request in requests(self._new_prompts(path, signature), self._config):
                     yield self._count(request)
             first = False
             yield None
@@ -85,42 +85,42 @@ class PromptFeed:
         return request
 
     def _changed(self, *, at_once: bool) -> list[tuple[Path, Signature]]:
-        """Files to read now: changed since they were read, and the same at two looks in a row."""
+        """Return files to read now: changed since they were read, and unchanged in two checks in a row."""
         ready = []
-        for path in self._there():
+        for path in self._matching():
             try:
-                found = path.stat()
+                status = path.stat()
             except OSError:
                 continue
-            signature = (found.st_ino, found.st_size, found.st_mtime_ns)
+            signature = (status.st_ino, status.st_size, status.st_mtime_ns)
             if signature == self._files.setdefault(path, _File()).signature:
                 continue
-            if at_once or self._still.get(path) == signature:
+            if at_once or self._last_seen.get(path) == signature:
                 ready.append((path, signature))
-            self._still[path] = signature
+            self._last_seen[path] = signature
         return ready
 
-    def _there(self) -> list[Path]:
-        found: dict[Path, None] = {}
+    def _matching(self) -> list[Path]:
+        paths: dict[Path, None] = {}
         for pattern in self._config.prompts.files:
             try:
-                found.update(dict.fromkeys(reader.find((pattern,), self._root, self._tell)))
+                paths.update(dict.fromkeys(reader.find((pattern,), self._root, self._report_once)))
             except NoPrompts:  # nothing there yet
                 continue
             except PromptError as error:
-                self._tell(error)
-        return list(found)
+                self._report_once(error)
+        return list(paths)
 
-    def _tell(self, error: PromptError) -> None:
-        """Something lies there that can't be read: said once, not at each look."""
-        if error.place not in self._told:
-            self._told.add(error.place)
-            self._complain(error)
+    def _report_once(self, error: PromptError) -> None:
+        """Report a path that can't be read once, not at each check."""
+        if error.place not in self._reported:
+            self._reported.add(error.place)
+            self._on_error(error)
 
-    def _fresh(self, path: Path, signature: Signature) -> Iterator[Prompt]:
+    def _new_prompts(self, path: Path, signature: Signature) -> Iterator[Prompt]:
         file = self._files[path]
         file.signature = signature
-        bad = BadLines(self._config.prompts.max_bad, self._complain)
+        bad = BadLines(self._config.prompts.max_bad, self._on_error)
         try:
             for number, prompt in enumerate(reader.read_file(path, self._root, bad, growing=True)):
                 digest = _digest(prompt)
@@ -132,10 +132,10 @@ class PromptFeed:
                     file.digests.append(digest)
                 yield prompt
         except PromptError as error:
-            self._complain(error)
+            self._on_error(error)
 
 
 def _digest(prompt: Prompt) -> int:
-    """64 bits that tell one line of a file from another; a held answer is still looked up by its key."""
-    told = asker_digest(prompt, 0) + orjson.dumps(prompt.messages, option=orjson.OPT_SORT_KEYS)
-    return short_digest(told)
+    """Return a 64-bit digest that detects a changed line; stored answers are still looked up by key."""
+    content = asker_digest(prompt, 0) + orjson.dumps(prompt.messages, option=orjson.OPT_SORT_KEYS)
+    return short_digest(content)

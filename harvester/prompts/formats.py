@@ -29,15 +29,15 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def rows(path: Path, name: str, *, growing: bool = False) -> Iterator[Row]:
-    """Line number (from 1; of Parquet: row number) and fields, or the error of this line.
+    """Yield line number (from 1; row number in Parquet) and fields, or the error of the line.
 
     Args:
-        name: what errors call the file.
-        growing: somebody may still be writing. A last line of text without its end is then an error:
-            half a line of it looks like a whole one.
+        name: the file's name for errors.
+        growing: somebody may still be writing, so a last line of text without a line end is an error: it
+            may be half a line.
 
     Raises:
-        PromptError: the file can't be read, or not on from here.
+        PromptError: the file can't be read, or no further than here.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes[-1:] or [""])[0]
@@ -65,7 +65,7 @@ def _open(path: Path) -> gzip.GzipFile | BufferedReader:
 
 
 def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes | PromptError]]:
-    """Non-blank lines with their ends; a byte order mark at the start is dropped."""
+    """Yield non-blank lines with their line ends; a byte order mark at the start is dropped."""
     with _open(path) as handle:
         number = 0
         while line := handle.readline(MAX_LINE_BYTES + 1):
@@ -94,7 +94,7 @@ def _json_row(line: bytes, place: str) -> Mapping[str, Any] | PromptError:
         return PromptError(f"a JSON object is expected, found {type(loaded).__name__}", place=place)
     if len(line) > 2 * MOST_LEVELS and line.count(b"[") + line.count(b"{") > MOST_LEVELS:
         try:
-            orjson.dumps([[loaded]])  # as deep as any of our documents holds it
+            orjson.dumps([[loaded]])  # the deepest nesting in which a record stores it
         except orjson.JSONEncodeError:
             return PromptError("nested too deep", place=place, remedy=f"{MOST_LEVELS} levels are the most")
     return loaded
@@ -144,7 +144,7 @@ def _unended(name: str, number: int) -> PromptError:
     return PromptError(
         "the last line has no end yet",
         place=f"{name}:{number}",
-        remedy="it is taken when it ends as the others",
+        remedy="it is read once it ends with a line break",
     )
 
 
@@ -161,7 +161,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
 
 
 def _loaded(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
-    """Rows as Python values; for a row that has none (text that is no UTF-8, a date out of range) why."""
+    """Yield rows as Python values, or the error of a row that has none (invalid UTF-8, date out of range)."""
     try:
         yield from batch.to_pylist()
     except (ValueError, OverflowError):

@@ -1,8 +1,8 @@
-"""Prompt files -> Prompt, streamed, with file and line in every error.
+"""Read prompt files as a stream of `Prompt`, with file and line in every error.
 
-JSONL, CSV, plain text (one prompt a line; each also .gz) and Parquet, as `lines` reads them. A JSON line is
+JSONL, CSV, plain text (one prompt a line; each also .gz) and Parquet, as `formats` reads them. A JSON line is
 `{"prompt": "..."}` or `{"messages": [...]}`, with optional `id`, `reference`, `tags`; any further
-field travels as metadata. Nothing here is sent anywhere but the messages.
+field becomes metadata. Only the messages are sent to the teacher.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function
 _OWN_FIELDS = frozenset({"id", "prompt", "messages", "reference", "tags"})
 
 
-def first_counts(error: PromptError) -> None:
-    """Nothing may be bad."""
+def raise_first(error: PromptError) -> None:
+    """Raise the error: no line may be bad."""
     raise error
 
 
-def find(files: Sequence[str], root: Path, bad: Bad = first_counts) -> list[Path]:
-    """The prompt files that the configured names and globs mean, in a stable order, each once.
+def find(files: Sequence[str], root: Path, bad: Bad = raise_first) -> list[Path]:
+    """Return the prompt files that names and globs match, in a stable order, each once.
 
     Args:
-        bad: hears of what matches and can be no prompt file; it is left out unless `bad` raises.
+        bad: called for each match that can't be a prompt file; it is left out unless `bad` raises.
 
     Raises:
-        NoPrompts: a name or glob that matches nothing.
-        PromptError: a name or glob that is none, or what `bad` raises.
+        NoPrompts: a name or glob matches nothing.
+        PromptError: a name or glob is not valid, or `bad` raises.
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for pattern in files:
         usable = []
         for path in _matches(pattern, root):
@@ -55,8 +55,8 @@ def find(files: Sequence[str], root: Path, bad: Bad = first_counts) -> list[Path
             if Path(pattern).is_absolute() and not frozenset("*?[").isdisjoint(pattern):
                 remedy = "an absolute name is taken as it is: write a glob relative to the configuration file"
             raise NoPrompts(f"no prompt file matches {pattern!r}", place=legible(root), remedy=remedy)
-        found.update(dict.fromkeys(usable))
-    return list(found)
+        paths.update(dict.fromkeys(usable))
+    return list(paths)
 
 
 def _matches(pattern: str, root: Path) -> list[Path]:
@@ -65,7 +65,7 @@ def _matches(pattern: str, root: Path) -> list[Path]:
         return [base] if base.is_absolute() else sorted(root.glob(pattern))
     except (ValueError, OSError) as error:
         raise PromptError(
-            f"{pattern!r} is no name or glob: {error}",
+            f"{pattern!r} is not a file name or glob: {error}",
             place="prompts.files",
             remedy='name files as "prompts/a.jsonl" or "prompts/*.jsonl"; ** stands alone between slashes',
         ) from None
@@ -85,20 +85,20 @@ def _is_usable(path: Path) -> bool:
 
 
 def name_of(path: Path, root: Path) -> str:
-    """The file as errors and rows name it: relative to `root` where it lies under it."""
+    """Return the file's name for errors and rows: relative to `root` where it lies under it."""
     return legible(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def legible(path: Path) -> str:
-    r"""The path as text that every file and terminal takes: a byte that is no UTF-8 becomes `\xff`."""
+    r"""Return the path as valid text: a byte that is not UTF-8 becomes `\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def read(files: Sequence[str], root: Path, bad: Bad = first_counts) -> Iterator[Prompt]:
-    """All prompts of all files, in file order, one at a time.
+def read(files: Sequence[str], root: Path, bad: Bad = raise_first) -> Iterator[Prompt]:
+    """Yield all prompts of all files, in file order.
 
     Args:
-        bad: hears of each line that can't be used; it is passed over unless `bad` raises.
+        bad: called with the error of each line that can't be used; it is skipped unless `bad` raises.
 
     Raises:
         PromptError: the first file or line that can't be used.
@@ -112,11 +112,11 @@ def read(files: Sequence[str], root: Path, bad: Bad = first_counts) -> Iterator[
         raise NoPrompts("the prompt files hold no prompt", place=", ".join(files))
 
 
-def read_file(path: Path, root: Path, bad: Bad = first_counts, *, growing: bool = False) -> Iterator[Prompt]:
-    """The prompts of one file; names in errors are relative to `root`. `bad` as for `read`.
+def read_file(path: Path, root: Path, bad: Bad = raise_first, *, growing: bool = False) -> Iterator[Prompt]:
+    """Yield the prompts of one file; names in errors are relative to `root`. `bad` as for `read`.
 
     Args:
-        growing: see `lines.rows`.
+        growing: see `formats.rows`.
 
     Raises:
         PromptError: the first line that can't be used.
@@ -134,10 +134,10 @@ def read_file(path: Path, root: Path, bad: Bad = first_counts, *, growing: bool 
 
 
 def to_prompt(fields: Mapping[str, Any], *, file: str, line: int) -> Prompt:
-    """One loaded row as a Prompt.
+    """Convert one row to a Prompt.
 
     Raises:
-        PromptError: no messages, or messages of a shape the API doesn't know.
+        PromptError: it has no messages, or messages that the API does not accept.
     """
     place = f"{file}:{line}" if line else file
     messages = _messages(fields, place)
@@ -173,13 +173,13 @@ def _messages(fields: Mapping[str, Any], place: str) -> tuple[Message, ...]:
         return ({"role": "user", "content": text},)
     if not isinstance(messages, list) or not messages:
         raise PromptError("'messages' must be a list with at least one message", place=place)
-    if not _are_plain(messages, place):  # what is a role and a text has a key; to walk it costs a microsecond
+    if not _are_plain(messages, place):  # plain messages always have a key, and checking costs a microsecond
         _require_key(messages, place)
     return tuple(messages)
 
 
 def _are_plain(messages: list[Any], place: str) -> bool:
-    """Whether they hold nothing but roles and texts; raises PromptError for what is no message."""
+    """Return whether they hold only roles and texts; raise PromptError for anything that is not a message."""
     plain = True
     for number, message in enumerate(messages, start=1):
         role = message.get("role") if isinstance(message, dict) else None
@@ -196,7 +196,7 @@ def _are_plain(messages: list[Any], place: str) -> bool:
 
 
 def _require_key(messages: list[Message], place: str) -> None:
-    """Met here, before a send: no key can be made of it later."""
+    """Raise PromptError for messages that no request key can be made of, before anything is sent."""
     try:
         canonical(messages)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Now and sleep, passed in so that tests bring their own."""
+"""Provide time and sleep as a value, so that tests can replace them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Two times and a wait."""
+    """Monotonic time, wall-clock time and waiting."""
 
     def now(self) -> float:
         """Monotonic seconds; every wait and every rate is computed from it."""
@@ -18,7 +18,7 @@ class Clock(Protocol):
         """Unix seconds, for records and schedules only: it may jump."""
 
     async def sleep(self, seconds: float) -> None:
-        """Let that much time pass."""
+        """Sleep for that many seconds."""
 
     async def wait(self, event: asyncio.Event, seconds: float) -> None:
         """Return when the event is set or that much time has passed; infinity waits for the event."""

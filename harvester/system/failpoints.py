@@ -1,4 +1,4 @@
-"""Places where a test may kill the process or take its memory: silent unless the environment arms one.
+"""Let a test kill the process, or raise MemoryError, at a named place; off unless the environment sets it.
 
 `HARVESTER_FAILPOINT=shards.before_rename:3` kills the process with SIGKILL when it passes there for the
 third time. No handler runs, nothing is flushed: what the kernel does not hold already is gone. With `:memory`
@@ -16,10 +16,10 @@ _left = int(_nth) if _nth.isdigit() else 1
 
 
 def reach(name: str) -> None:
-    """Die here if the environment says so.
+    """Kill the process here if the environment says so.
 
     Raises:
-        MemoryError: if it says that.
+        MemoryError: the environment asks for that instead.
     """
     global _left
     if name != _armed:

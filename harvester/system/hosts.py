@@ -1,4 +1,4 @@
-"""Names of hosts and models, made comparable: one spelling for one thing, and no other thing under it."""
+"""Normalise names of hosts and models so that they can be compared, and check base URLs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _PACKING = re.compile(
 
 
 def host_of(address: str) -> str:
-    """Host name of `name:port`, `[v6]:port` or a bare name, as `plain_host` writes it."""
+    """Return the host of `name:port`, `[v6]:port` or a bare name, normalised by `plain_host`."""
     if address.startswith("["):
         return plain_host(address[1:].partition("]")[0])
     return plain_host(address if address.count(":") > 1 else address.partition(":")[0])
 
 
 def plain_host(host: str) -> str:
-    """Small letters, no last dot, IPv6 in its short form: two spellings of one host become equal."""
+    """Normalise a host: lower case, no final dot, IPv6 in its short form."""
     name = host.lower().removesuffix(".")
     if ":" in name:
         try:
@@ -38,19 +38,20 @@ def plain_host(host: str) -> str:
 
 
 def is_plain(host: str) -> bool:
-    """Whether a host is written so that every library reads the same name in it.
+    """Return whether every library reads the same name from this host.
 
-    Full-width letters, ideographic dots, percent signs, backslashes and a last dot are read differently by
-    a URL parser, an IDNA encoder and a resolver; who compares names must not let them through.
+    Full-width letters, ideographic dots, percent signs, backslashes and a final dot are read differently by
+    a URL parser, an IDNA encoder and a resolver, so a comparison of names must refuse them.
     """
     return bool(_HOST.match(host)) or (":" in host and plain_host(host) == host)
 
 
 def check_url(url: str) -> str:
-    """The URL with its host in small letters and no trailing slash; ValueError when unfit to carry a key.
+    """Return the URL with its host in lower case and without a trailing slash.
 
-    https is required unless the host is loopback; user info, query and fragment are refused because
-    secrets hide there, and so are hosts that two libraries would read differently.
+    Raises:
+        ValueError: it is not safe to send a key to: no https (except loopback), user info, a query or a
+            fragment (secrets may be in them), or a host that two libraries would read differently.
     """
     if not url.isascii() or not url.isprintable() or set(url) & set(" \\%"):
         raise ValueError(
@@ -74,15 +75,15 @@ def check_url(url: str) -> str:
 
 
 def printable(name: str) -> str:
-    """A name as it may be shown: answers name their own model, and a teacher's text is never trusted."""
+    """Return a name that is safe to print: answers name their own model, and their text is not trusted."""
     return name if name.isprintable() else ascii(name)
 
 
 def unexplained_words(model: str, patterns: Iterable[str]) -> list[str]:
-    """Words of a model's name that neither its record's patterns nor the trade of packing weights explain.
+    """Return words of a model's name that neither patterns nor common suffixes of packed weights explain.
 
     `Qwen3-8B-Instruct-AWQ` are the weights of `qwen3?8b*`; `Qwen3-8B-Opus-Reasoning` is a derivative,
-    under terms nobody read.
+    with terms of its own.
     """
     name = model.lower().rsplit("/", 1)[-1].removesuffix(".gguf")
     known = {word for pattern in patterns for word in _split(re.sub(r"[*?\[\]]", " ", pattern.lower()))}

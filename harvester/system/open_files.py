@@ -1,19 +1,19 @@
-"""How many files this process may have open, and how many requests in flight that bears."""
+"""Raise the limit of open files (RLIMIT_NOFILE), and say how many connections fit."""
 
 from __future__ import annotations
 
 import errno
 import resource
 
+# File descriptors kept for the journal, shards, prompt files, the control socket and the runtime.
 SPARE = 64
-"""For the journal, shards being sealed, prompt files, the control socket and the runtime itself."""
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE})
+# Error code of an attempt for which no file descriptor was left.
 CODE = "open_files"
-"""The error code of an attempt that found no file descriptor left."""
 
 
 def connections_allowed(wanted: int) -> int:
-    """So many of `wanted` connections at once; the soft limit is raised as far as needed and allowed."""
+    """Raise RLIMIT_NOFILE if needed; return how many of `wanted` connections fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = wanted + SPARE
     if soft != resource.RLIM_INFINITY and soft < need:

@@ -1,4 +1,4 @@
-"""A file that an operator named for us to write: whole or as before, and never one of the store's own."""
+"""Write a file that an operator named: completely or not at all, and never over a file of the store."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from harvester.errors import ConfigError, StoreError
 
 _FOR_READERS = frozenset({".html", ".prom"})
-_REMEDY = "name a file in a folder of yours"
+_REMEDY = "name a file in a folder of your own"
 
 
 @contextmanager
 def replacing(path: Path, store: Path) -> Iterator[Path]:
-    """A hidden file beside `path`; it takes its place when the block ends without an error.
+    """Give a hidden file beside `path`, renamed to `path` when the block ends without an error.
 
     Raises:
         ConfigError: nothing can be written there, or it is a folder, a device or a file of the store.
     """
-    with _told(path):
+    with _config_errors(path):
         _refuse(path, store)
         hidden = _beside(path)
         try:
@@ -31,8 +31,8 @@ def replacing(path: Path, store: Path) -> Iterator[Path]:
 
 
 def check(path: Path, store: Path) -> None:
-    """Write beside `path` and take it away again; raises as `replacing`, before anything has cost."""
-    with _told(path):
+    """Check that `path` can be written, by writing and removing a file beside it; raises as `replacing`."""
+    with _config_errors(path):
         _refuse(path, store)
         hidden = _beside(path)
         hidden.touch()
@@ -44,7 +44,7 @@ def _beside(path: Path) -> Path:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _config_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -56,7 +56,7 @@ def _refuse(path: Path, store: Path) -> None:
     if not path.name or path.is_dir():
         raise ConfigError("is a folder", place=str(path), remedy=_REMEDY)
     if path.exists() and not path.is_file():
-        raise ConfigError("is no file that may be replaced", place=str(path), remedy=_REMEDY)
+        raise ConfigError("is not a regular file", place=str(path), remedy=_REMEDY)
     folder, inside = path.parent.resolve(), store.resolve()
     if folder.is_relative_to(inside) and (folder != inside or path.suffix not in _FOR_READERS):
         raise ConfigError(
@@ -67,10 +67,10 @@ def _refuse(path: Path, store: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse what is no new or empty folder, before anything is read for it.
+    """Check that `path` is a new or empty folder, before any work is done.
 
     Raises:
-        ConfigError: it is no folder; StoreError: it holds something already.
+        ConfigError: it is not a folder; StoreError: it is not empty.
     """
     try:
         is_used = path.exists() and any(path.iterdir())
@@ -81,7 +81,7 @@ def check_folder(path: Path) -> None:
 
 
 def folder(path: Path) -> None:
-    """Make a folder that an operator named, where there is none.
+    """Make a folder that an operator named, if it does not exist.
 
     Raises:
         ConfigError: it can't be made.

@@ -1,4 +1,4 @@
-"""Text from elsewhere, made harmless to look at: it steers no terminal, reorders no line, forges no log."""
+"""Escape control and formatting characters in foreign text, so that it can't alter a terminal or a log."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _KEPT = frozenset("\n\t\u200c\u200d")  # the joiners: Persian and emoji need the
 
 
 def visible(text: str) -> str:
-    """Characters that nobody can see, or that move others, as escapes; lines stay lines."""
+    """Escape invisible and reordering characters; keep line breaks and tabs."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c in _KEPT or unicodedata.category(c) not in _ESCAPED else _escape(c) for c in text)
 
 
 def one_line(text: str) -> str:
-    """As `visible`, with line breaks escaped too: one record stays one line."""
+    """Escape as `visible` does, and line breaks too, so that one record stays one line."""
     return visible(text).replace("\n", "\\n")
 
 

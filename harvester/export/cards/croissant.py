@@ -1,4 +1,4 @@
-"""Croissant 1.1 metadata of a data set (JSON-LD).
+"""Write Croissant 1.1 metadata of a data set (JSON-LD).
 
 Source: MLCommons, Croissant Format Specification 1.1 (required properties, appendix 1 for the context, W3C
 PROV for provenance, `usageInfo` for conditions of use) and the RAI vocabulary 1.0.
@@ -12,10 +12,11 @@ from typing import Any
 from harvester.export.cards.facts import SPDX, DatasetFacts
 from harvester.store.shards.schema import COLUMNS
 from harvester.terms.lineage import Lineage
+from harvester.terms.records import TermsRecord
 
 CONFORMS_TO = ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
+# Stands for the page of a data set that has none yet; `.invalid` never resolves (RFC 2606).
 UNPUBLISHED = "https://not-published.invalid/"
-"""Where Croissant wants the page of a data set that has none yet: `.invalid` never resolves (RFC 2606)."""
 _LINES, _PARQUET = "application/jsonlines", "application/x-parquet"
 _TYPES = {
     "json": "sc:Text",
@@ -76,7 +77,7 @@ CONTEXT: Mapping[str, Any] = {
 
 
 def croissant(dataset: DatasetFacts) -> dict[str, Any]:
-    """The document, ready for `json.dumps`."""
+    """Return the document, ready for `json.dumps`."""
     models = ", ".join(f"{model} at {host}" for model, host in dataset.teachers)
     mock = "Answers of a mock teacher, made by rules: of no use outside tests. " if dataset.is_mock else ""
     return {
@@ -115,7 +116,7 @@ def _licence_url(dataset: DatasetFacts) -> list[str]:
     return list(dict.fromkeys(record.url for record in dataset.records)) or [dataset.url or UNPUBLISHED]
 
 
-def _term(record: Any) -> dict[str, Any]:
+def _term(record: TermsRecord) -> dict[str, Any]:
     return {
         "@type": "sc:DefinedTerm",
         "name": record.gist,
@@ -166,9 +167,9 @@ def _file_set(dataset: DatasetFacts) -> dict[str, Any]:
 
 
 def _record_set(dataset: DatasetFacts) -> dict[str, Any]:
-    told = dataset.columns
-    if told is None:
-        told = tuple((name, str(kind), meaning) for name, kind, _, meaning in COLUMNS)
+    columns = dataset.columns
+    if columns is None:
+        columns = tuple((name, str(kind), meaning) for name, kind, _, meaning in COLUMNS)
     fields = [
         {
             "@type": "cr:Field",
@@ -178,8 +179,8 @@ def _record_set(dataset: DatasetFacts) -> dict[str, Any]:
             "dataType": _TYPES[kind],
             "source": {"fileSet": {"@id": "shards"}, "extract": {"column": name}},
         }
-        for name, kind, meaning in told
+        for name, kind, meaning in columns
         if kind in _TYPES  # nested columns are described in data/FORMAT.md
     ]
-    key = {"key": {"@id": "answers/key"}} if any(name == "key" for name, *_ in told) else {}
+    key = {"key": {"@id": "answers/key"}} if any(name == "key" for name, *_ in columns) else {}
     return {"@type": "cr:RecordSet", "@id": "answers", "name": "answers", **key, "field": fields}

@@ -1,4 +1,4 @@
-"""NOTICE: sentences and terms that have to travel with a student or a data set."""
+"""Write NOTICE: sentences and terms that must be passed on with a student or a data set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from harvester.terms.obligations import owed
 
 
 def notice(dataset: DatasetFacts, *, title: str) -> str:
-    """The file's text: notices word by word, what has to be displayed, terms passed on, the teachers."""
+    """Return the text: notices word by word, sentences to display, terms passed on, and the teachers."""
     parts = [title, ""]
     for sentence in [*owed(dataset.duties, "notice"), *owed(dataset.duties, "display")]:
         parts += [" ".join(sentence.split()), ""]
