@@ -27,7 +27,7 @@ HarvesterError                      has a cause, a place, a remedy and an exit c
     └── permanent
         ├── PossiblyBilled          may have been billed, and must not be sent again: a dead letter
         ├── PromptRejected          this prompt will never be answered: a dead letter
-        └── TeacherRefused      4   this key, quota, model, policy or address: the job stops
+        └── TeacherRefused      4   this key, quota, model, policy or address: the run stops
 
 Control flow: raised by one part of a pass and handled by another; these never reach the operator.
 
@@ -154,14 +154,14 @@ class ShardsInUse(StoreLocked):
 
 
 class StoppedAtLimit(HarvesterError):
-    """A ceiling the user set was reached: money, tokens, rows or time. Resumable."""
+    """A limit that the user set was reached: money, tokens, rows or time. The run can be resumed."""
 
     code = "limit"
     exit_code = 10
 
 
 class Interrupted(HarvesterError):
-    """A signal ended the run; what was paid is stored. Resumable."""
+    """A signal ended the run; paid answers are stored. The run can be resumed."""
 
     code = "interrupted"
     exit_code = 130
@@ -172,7 +172,7 @@ class Interrupted(HarvesterError):
 
 
 class FindingsError(HarvesterError):
-    """`verify` or `--check` found something worth an exit code."""
+    """`verify` or `--check` found a problem."""
 
     code = "findings"
     exit_code = 1
@@ -186,7 +186,7 @@ class TooManyFailures(HarvesterError):
 
 
 class TeacherChanged(HarvesterError):
-    """A canary met another model, another build or other answers than before; the run goes on, or is held."""
+    """A canary found another model, another build or other answers than before; the run goes on or pauses."""
 
     code = "drift"
 
@@ -196,7 +196,7 @@ class TeacherError(HarvesterError):
 
     Args:
         status: HTTP status, None when no status line arrived.
-        error_code: the teacher's own code (`error.code` or `error.type`), verbatim.
+        error_code: the teacher's own code (`error.code` or `error.type`), unchanged.
         retry_after_s: seconds the teacher asked us to wait, None when it named no time.
         raw: body bytes as received (capped), kept for the record.
         maybe_billed: the teacher may have generated, and charged for, an answer we don't have.
@@ -268,7 +268,7 @@ class BrokenAnswer(TeacherError):
 
 
 class PromptRejected(TeacherError):
-    """The teacher will never answer this prompt: it becomes a dead letter."""
+    """The teacher never answers this prompt: the row has failed (a dead letter)."""
 
     code = "prompt_rejected"
 
@@ -280,7 +280,7 @@ class PossiblyBilled(TeacherError):
 
 
 class TeacherRefused(TeacherError):
-    """The teacher refuses this key, account, model or address: the whole job stops."""
+    """The teacher refuses this key, account, model or address: the run stops."""
 
     code = "teacher_refused"
 
