@@ -1,7 +1,7 @@
-"""Asks the canaries again on schedule, through the doors of the pass, and keeps their answers apart.
+"""Ask the canary prompts on schedule during a pass, and keep their answers in a store of their own.
 
-They pay the same limits and the same budget as every row, and are journalled like them, but in a store of
-their own, `canary/` inside the store, as answers for evaluation: they never become rows of the corpus.
+Canaries count against the same limits and the same budget as every row. Their answers are for evaluation:
+they lie in `canary/` inside the store, and never become rows of the corpus.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import (
     ConfigError,
+    Ending,
     GaveUp,
     HarvesterError,
     NotSent,
@@ -48,18 +49,18 @@ SHARD_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class CanaryContext:
-    """What a sentinel needs of its run: where, as whom, and whom to tell of a change."""
+    """What a canary task needs of its run. `on_change` gets what a round found changed, `on_error` a miss."""
 
     config: HarvestConfig
     root: Path
     store: Path
     record: RunRecord
     on_change: Callable[[str], Awaitable[None]]
-    complain: Callable[[Exception], None]
+    on_error: Callable[[Exception], None]
 
 
 def check(config: HarvestConfig, root: Path) -> int:
-    """How many canaries there are; reads them all.
+    """Read all canary prompts; return how many there are.
 
     Raises:
         ConfigError: more than fifty. PromptError: the first that can't be used.
@@ -81,49 +82,49 @@ def _too_many(count: int) -> ConfigError:
 
 
 class CanaryTask:
-    """Watches one teacher while a pass lives. `news` is what the status shows of it."""
+    """Watches one teacher during a pass. `news` is `canary` in status.json, updated in place."""
 
-    def __init__(self, orders: CanaryContext, clock: Clock) -> None:
+    def __init__(self, context: CanaryContext, clock: Clock) -> None:
         self.news: dict[str, Any] = {}
-        self._orders = orders
+        self._context = context
         self._clock = clock
-        self._folder = orders.store / paths.CANARY
+        self._folder = context.store / paths.CANARY
         self._asking = asyncio.Lock()
         self._spent = Counters()
 
     async def watch(self, teacher: Teacher) -> None:
-        """A round now, and one every so often, until cancelled or the teacher's doors close."""
+        """Ask a round now and one every `every_s` seconds, until cancelled or the pass drains."""
         try:
             writer = GroupCommit(await asyncio.to_thread(Journal.open, self._folder))
         except StoreError as error:
             self._stop(error)
             return
-        ending = "interrupted"
+        ending = Ending.INTERRUPTED
         try:
-            scribe = AsyncWriter(writer, self._orders.complain)
-            record = replace(self._orders.record, purpose="eval")
-            await scribe.call(lambda journal: journal.begin_run(record))
-            await scribe.start()
-            aside = Teacher(teacher.endpoints, scribe, self._spent, record.run_id)
-            known, number = await asyncio.to_thread(canary.load_known, self._orders.store)
-            self.news.update(canary.canary_status(canary.read_rounds(self._orders.store)))
+            async_writer = AsyncWriter(writer, self._context.on_error)
+            record = replace(self._context.record, purpose="eval")
+            await async_writer.call(lambda journal: journal.begin_run(record))
+            await async_writer.start()
+            aside = Teacher(teacher.endpoints, async_writer, self._spent, record.run_id)
+            known, number = await asyncio.to_thread(canary.load_known, self._context.store)
+            self.news.update(canary.canary_status(canary.read_rounds(self._context.store)))
             while True:
-                known, number = await self._turn(aside, scribe, known, number)
-                await self._clock.sleep(self._orders.config.canary.every_s)
+                known, number = await self._turn(aside, async_writer, known, number)
+                await self._clock.sleep(self._context.config.canary.every_s)
         except NotSent:
-            ending = "complete"
+            ending = Ending.COMPLETE
         except HarvesterError as error:
             self._stop(error)
         finally:
             await asyncio.shield(asyncio.to_thread(self._close, writer, ending))
 
     async def _turn(
-        self, teacher: Teacher, scribe: AsyncWriter, known: KnownReplies, number: int
+        self, teacher: Teacher, async_writer: AsyncWriter, known: KnownReplies, number: int
     ) -> tuple[KnownReplies, int]:
-        """The next round; one that can't be asked is missed, and told of.
+        """Ask the next round; one that can't be asked is reported as missed.
 
         Raises:
-            StoreError: an answer can't be kept. TeacherRefused: whoever refuses is not asked again.
+            StoreError: an answer can't be kept. TeacherRefused: the teacher is not asked again.
         """
         try:
             asks = await asyncio.to_thread(self._requests, number + 1)
@@ -133,7 +134,7 @@ class CanaryTask:
         number += 1
         try:
             async with self._asking:
-                known = await self._round(teacher, scribe, number, asks, known)
+                known = await self._round(teacher, async_writer, number, asks, known)
             self.news.pop("missed", None)
         except (StoreError, TeacherRefused):
             raise
@@ -143,15 +144,15 @@ class CanaryTask:
 
     def _miss(self, error: Exception) -> None:
         if self.news.get("missed") != str(error):
-            self._orders.complain(error)
+            self._context.on_error(error)
         self.news["missed"] = str(error)
 
     def _stop(self, error: Exception) -> None:
         self.news["stopped"] = str(error)
-        self._orders.complain(error)
+        self._context.on_error(error)
 
     async def finish(self, patience_s: float) -> None:
-        """Wait for a round under way, at most so long: it is paid for."""
+        """Wait at most `patience_s` for a round under way: it is paid for."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 await self._asking.acquire()
@@ -159,12 +160,12 @@ class CanaryTask:
     async def _round(
         self,
         teacher: Teacher,
-        scribe: AsyncWriter,
+        async_writer: AsyncWriter,
         number: int,
         asks: list[tuple[str, Request]],
         known: KnownReplies,
     ) -> KnownReplies:
-        """Ask all, compare, write it down; returns what is known from now on."""
+        """Ask all canaries, compare, write the round down; return what is known from now on."""
         replies: dict[str, CanaryReply] = {}
         turns = asyncio.Semaphore(AT_ONCE)
 
@@ -175,69 +176,69 @@ class CanaryTask:
                 except GaveUp:
                     return  # it has no answer in this round; the others speak
             record = answer_record(request, answered)
-            scribe.submit(record, lambda: self._paid(record.cost_microusd))
-            found = answered.completion
+            async_writer.submit(record, lambda: self._paid(record.cost_microusd))
+            completion = answered.completion
             replies[asked] = CanaryReply(
-                found.text or found.refusal or "", found.model, found.system_fingerprint
+                completion.text or completion.refusal or "", completion.model, completion.system_fingerprint
             )
 
-        outstanding = [asyncio.ensure_future(ask(*one)) for one in asks]
+        outstanding = [asyncio.ensure_future(ask(key, request)) for key, request in asks]
         try:
             await asyncio.gather(*outstanding)
         finally:
-            for one in outstanding:
-                one.cancel()
+            for task in outstanding:
+                task.cancel()
             await asyncio.gather(*outstanding, return_exceptions=True)
-        await scribe.flush()
-        finding = canary.compare(known, replies, self._orders.config.canary.tolerance)
+        await async_writer.flush()
+        finding = canary.compare(known, replies, self._context.config.canary.tolerance)
         if finding.changes:  # held before it is written down: a kill in between asks again
-            await self._orders.on_change("; ".join(finding.changes))
+            await self._context.on_change("; ".join(finding.changes))
         self._write(number, finding, len(outstanding), len(replies))
         return canary.learn(known, replies, changed=bool(finding.changes))
 
     def _paid(self, microusd: int) -> None:
-        """An answer is on disk: what all of this run's came to."""
+        """Count an answer that is durable, and update the news."""
         self._spent.answers_stored += 1
         self._spent.cost_microusd += microusd
         self.news.update(self._spent.of_canaries())
 
     def _write(self, number: int, finding: canary.CanaryChange, asked: int, answered: int) -> None:
-        told = {
+        entry = {
             "round": number,
             "at": round(self._clock.wall(), 3),
-            "run_id": self._orders.record.run_id,
+            "run_id": self._context.record.run_id,
             "asked": asked,
             "answered": answered,
             **finding.as_dict(),
         }
-        canary.append_round(self._orders.store, told)
+        canary.append_round(self._context.store, entry)
         changes = self.news.get("changes", 0) + bool(finding.changes)
         self.news.update(
             rounds=number,
-            asked_at=told["at"],
-            distance=told["distance"],
+            asked_at=entry["at"],
+            distance=entry["distance"],
             changes=changes,
             said="; ".join(finding.changes) or self.news.get("said", ""),
         )
 
     def _requests(self, number: int) -> list[tuple[str, Request]]:
-        """The canaries of a round: what is asked, the same in every round, and the request of this one.
+        """Return for each canary a key that is the same in every round, and the request of this round.
 
         Raises:
             ConfigError, PromptError: as `check`.
         """
-        config = self._orders.config
+        config = self._context.config
         sampling = config.sampling.model_copy(update={"samples": 1})
         if sampling.temperature is not None:
             sampling = sampling.model_copy(update={"temperature": 0.0})
-        asked = list(reader.read((str(config.canary.prompts),), self._orders.root))
+        asked = list(reader.read((str(config.canary.prompts),), self._context.root))
         if len(asked) > MOST_PROMPTS:  # the file grew
             raise _too_many(len(asked))
         asks = []
         for epoch in (0, number):
             run = config.run.model_copy(update={"epoch": epoch, "purpose": "eval"})
-            told = config.model_copy(update={"run": run, "sampling": sampling})
-            asks.append(list(requests(asked, told)))
+            round_config = config.model_copy(update={"run": run, "sampling": sampling})
+            asks.append(list(requests(asked, round_config)))
         return [
             (
                 same.key.hex(),
@@ -246,8 +247,8 @@ class CanaryTask:
             for same, one in zip(*asks, strict=True)
         ]
 
-    def _close(self, writer: GroupCommit, ending: str) -> None:
-        run_id, at = self._orders.record.run_id, time.time()
+    def _close(self, writer: GroupCommit, ending: Ending) -> None:
+        run_id, at = self._context.record.run_id, time.time()
         with contextlib.suppress(StoreError):
             writer.call(
                 lambda j: seal.seal(j, self._folder, target_bytes=SHARD_BYTES, everything=True)
