@@ -73,15 +73,21 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"  # a finish_reason that is not in our list
 
 
+# Where the token counts of an answer come from.
+USAGE_REPORTED = "reported"  # by the teacher
+USAGE_ESTIMATED = "estimated"  # from the length of the texts: the teacher reported no usable counts
+USAGE_CORRECTED = "corrected"  # the teacher reported less than the texts hold: the higher of both counts
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts, as the teacher reports them unless `source` is "estimated"."""
+    """Token counts of one answer. `source` is one of the `USAGE_` values above."""
 
     input_tokens: int
     output_tokens: int
     cached_tokens: int = 0
     reasoning_tokens: int = 0
-    source: str = "reported"  # or "estimated"
+    source: str = USAGE_REPORTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
     ("output_tokens", pa.int64(), False, "completion tokens"),
     ("cached_tokens", pa.int64(), False, "prompt tokens served from the provider's cache"),
     ("reasoning_tokens", pa.int64(), False, "completion tokens spent on reasoning"),
-    ("usage_source", pa.string(), False, "reported or estimated"),
+    ("usage_source", pa.string(), False, "reported, estimated or corrected"),
     ("cost_microusd", pa.int64(), False, "cost at the configured price, in millionths of a dollar"),
     ("attempts", pa.int32(), False, "attempts until this answer, from 1"),
     ("latency_s", pa.float64(), False, "seconds from send to last byte, of the last attempt"),
