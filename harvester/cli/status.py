@@ -41,7 +41,7 @@ def status(
     except ValueError as error:
         raise UsageError(str(error), place="--max-age") from None
     live = client.ask(store, "status", patience_s=PATIENCE_S) if run_status.can_answer(store) else None
-    current = run_status.status(store, live)
+    current = run_status.current_status(store, live)
     emit(current, run_status.status_lines(current), as_json=as_json)
     problem = run_status.unhealthy_reason(current, max_age_s) if check else ""
     if problem:

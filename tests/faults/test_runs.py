@@ -11,7 +11,7 @@ from harvester.config import run_section
 from harvester.config.run_section import RunSection
 from harvester.errors import PromptError
 from harvester.mock_teacher.running import RunningMock
-from harvester.observe.status import status, status_lines
+from harvester.observe.status import current_status, status_lines
 from harvester.run.prepare import prepare
 from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
@@ -225,7 +225,7 @@ def test_row_24_an_id_that_comes_twice_is_kept_counted_and_told_once(
     assert ended.fired == 3
     assert (ended.exit_code, ended.totals.answers, ended.billed["requests"]) == (0, 3, 3)
     assert ended.said.count("2 answers carry the id of an earlier one") == 1
-    assert any("2 answers carry the id" in line for line in status_lines(status(ended.store)))
+    assert any("2 answers carry the id" in line for line in status_lines(current_status(ended.store)))
     own = live(mock, tmp_path, sampling={"seed": 7})
     assert (own.totals.answers, "carry the id" in own.said) == (6, False)
 

@@ -19,7 +19,7 @@ import pytest
 
 from harvester.mock_teacher.running import RunningMock
 from harvester.observe.sd_notify import ServiceNotifier
-from harvester.observe.status import status
+from harvester.observe.status import current_status
 from harvester.prompts import completed_files
 from harvester.prompts.completed_files import Finished
 from harvester.run import job
@@ -60,7 +60,7 @@ def test_a_signal_drains_seals_and_says_how_to_go_on_and_systemd_hears_it(
     assert code == 143
     assert out.startswith("interrupted:")
     assert f"resume with: harvester run {config}" in out
-    found = status(tmp_path / "store")
+    found = current_status(tmp_path / "store")
     assert (found["state"], found["exit_code"], found["possibly_billed"]) == ("interrupted", 143, 0)
     assert found["held"] == mock.totals()["answers"] >= 8  # those on the wire were awaited, and no more sent
     assert list((tmp_path / "store" / "shards").glob("part-*.parquet"))
@@ -98,13 +98,13 @@ def test_a_second_signal_or_the_end_of_the_grace_gives_up_what_is_on_the_wire_an
         life.signal(signals[-1])
         ended, out, _ = life.end()
     assert (ended, out.partition(":")[0]) == (code, ending)
-    found, paid = status(store), mock.totals()["answers"]
+    found, paid = current_status(store), mock.totals()["answers"]
     # The silent ones were billed, as the teacher's ledger knows and ours suspects.
     assert (found["held"], found["possibly_billed"], found["state"]) == (paid - 4, 4, ending)
     if signals[0] == signal.SIGINT:  # and the next life pays for nothing again
         mock.set_faults([])
         assert harvester("run", config).returncode == 0
-        assert (status(store)["held"], mock.totals()["answers"]) == (400, 404)
+        assert (current_status(store)["held"], mock.totals()["answers"]) == (400, 404)
 
 
 def test_a_run_goes_on_when_nobody_reads_what_it_says(mock_teacher: Mock, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_run_goes_on_when_nobody_reads_what_it_says(mock_teacher: Mock, tmp_pa
         os.close(writable)
     assert done.returncode == 0
     assert harvester("verify", tmp_path / "store").returncode == 0
-    assert status(tmp_path / "store")["held"] == 30
+    assert current_status(tmp_path / "store")["held"] == 30
 
 
 def test_before_the_first_request_sigterm_ends_with_143_and_a_hang_up_is_ignored() -> None:

@@ -18,7 +18,7 @@ import pytest
 from harvester.cli.status import stop
 from harvester.errors import ConfigError, FindingsError
 from harvester.mock_teacher.running import RunningMock
-from harvester.observe.status import status, status_lines
+from harvester.observe.status import current_status, status_lines
 from harvester.run.control import client, protocol, server
 from harvester.store import paths
 from harvester.store.journal.lock import StoreLock, is_held
@@ -72,7 +72,7 @@ def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_pat
         assert code == 10
         assert f"resume with: harvester run {config}" in out
     assert not (store / paths.CONTROL_SOCKET).exists()
-    found = status(store)
+    found = current_status(store)
     assert (found["state"], found["alive"], found["exit_code"]) == ("stopped", False, 10)
     assert found["held"] == mock.totals()["answers"]
     assert harvester("pause", store).returncode == 1
@@ -137,7 +137,7 @@ def test_a_dead_job_is_told_from_a_hung_one_and_its_pause_outlives_it(
         assert "also after a restart" in client.tell(store, "pause")["said"]
         life.signal(signal.SIGSTOP)
         assert client.ask(store, "status", patience_s=0.2) is None
-        stopped = status(store)
+        stopped = current_status(store)
         assert (stopped["alive"], stopped["process"]) == (True, "stopped")
         with pytest.raises(FindingsError, match="does not answer"):
             client.tell(store, "pause", patience_s=0.2)
@@ -148,7 +148,7 @@ def test_a_dead_job_is_told_from_a_hung_one_and_its_pause_outlives_it(
         assert "the job hangs (stopped)" in probe.stderr
         life.signal(signal.SIGKILL)
         life.process.wait()
-    dead = status(store)
+    dead = current_status(store)
     assert (dead["state"], dead["alive"]) == ("died", False)
     assert (store / paths.CONTROL_SOCKET).exists()  # left behind; the next life takes its place
     probe = harvester("status", store, "--check")
@@ -162,7 +162,7 @@ def test_a_dead_job_is_told_from_a_hung_one_and_its_pause_outlives_it(
         assert (held["requests_sent"], mock.state()["received"]) == (0, sent)
         assert client.tell(store, "resume")["said"] == "resumed"
         assert life.end()[0] == 10
-    assert status(store)["holds"] == {}
+    assert current_status(store)["holds"] == {}
 
 
 def test_a_store_with_a_long_name_is_steered_too(tmp_path: Path) -> None:

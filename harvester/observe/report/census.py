@@ -120,7 +120,7 @@ class Census:
 ShardCensuses = dict[str, Census]
 
 
-def take(store: Path, known: ShardCensuses | None = None) -> tuple[Census, list[Sample]]:
+def census_of_store(store: Path, known: ShardCensuses | None = None) -> tuple[Census, list[Sample]]:
     """The census of a store, and the answers to show, lowest key first.
 
     Raises:
@@ -136,9 +136,9 @@ def take(store: Path, known: ShardCensuses | None = None) -> tuple[Census, list[
             for sample in tail:
                 waiting.append(sample)
                 if len(waiting) == ROWS_PER_TABLE:
-                    _take_tail(total, journalled, waiting)
+                    _add_journalled(total, journalled, waiting)
                     waiting = []
-            _take_tail(total, journalled, waiting)
+            _add_journalled(total, journalled, waiting)
         for name in set(known) - {entry.name for entry in manifest}:  # merged into another since
             del known[name]
         for entry in manifest:
@@ -149,7 +149,7 @@ def take(store: Path, known: ShardCensuses | None = None) -> tuple[Census, list[
         return total, _fetch(total, journalled, corpus.folder)
 
 
-def _take_tail(total: Census, journalled: dict[str, Sample], waiting: list[Sample]) -> None:
+def _add_journalled(total: Census, journalled: dict[str, Sample], waiting: list[Sample]) -> None:
     if not waiting:
         return
     total.add(census_of(to_table(waiting), ""))
@@ -186,14 +186,14 @@ def census_of(table: pa.Table, shard: str) -> Census:
             rows, k=min(_most(outcome), rows.num_rows), sort_keys=[("key", "ascending")]
         )
         census.shown[outcome] = [
-            Place(one["key"], shard, one["row"]) for one in rows.take(chosen).to_pylist()
+            Place(row["key"], shard, row["row"]) for row in rows.take(chosen).to_pylist()
         ]
     return census
 
 
 def _fetch(total: Census, journalled: Mapping[str, Sample], folder: Path) -> list[Sample]:
     """The answers to show, with their texts: a row group is read once, however many are in it."""
-    found = dict(journalled)
+    samples = dict(journalled)
     by_shard: dict[str, list[Place]] = {}
     for places in total.shown.values():
         for place in places:
@@ -207,10 +207,10 @@ def _fetch(total: Census, journalled: Mapping[str, Sample], folder: Path) -> lis
                 rows = [place.row - start for place in places if start <= place.row < end]
                 if rows:
                     table = file.read_row_group(group, columns=list(TEXTS)).take(pa.array(rows))
-                    found.update((row["key"], Sample(**row)) for row in table.to_pylist())
+                    samples.update((row["key"], Sample(**row)) for row in table.to_pylist())
                 start = end
     wanted = sorted(place.key for places in total.shown.values() for place in places)
-    return [found[key] for key in wanted if key in found]
+    return [samples[key] for key in wanted if key in samples]
 
 
 def _most(outcome: str) -> int:
@@ -222,7 +222,7 @@ def _sum(column: pa.ChunkedArray) -> int:
 
 
 def _counts(column: pa.ChunkedArray) -> Counter[Any]:
-    return Counter({one["values"]: one["counts"] for one in pc.value_counts(column).to_pylist()})
+    return Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()})
 
 
 def _histogram(column: pa.ChunkedArray) -> Histogram:

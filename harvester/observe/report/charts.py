@@ -153,15 +153,15 @@ def _pieces(points: Sequence[tuple[float, float] | None]) -> list[list[tuple[flo
     ]
 
 
-def histogram(found: Histogram, *, unit: str = "", format: Format = compact, whole: bool = False) -> Markup:
+def histogram(values: Histogram, *, unit: str = "", format: Format = compact, whole: bool = False) -> Markup:
     """Bars on a logarithmic axis, with the median and the 95th percentile named below.
 
     Args:
         whole: the values are whole numbers; where they lie close together each gets a bar of its own.
     """
-    if not found.count:
+    if not values.count:
         return nothing("nothing measured yet")
-    bars = (_whole_bars(found) if whole else None) or _log_bars(found)
+    bars = (_whole_bars(values) if whole else None) or _log_bars(values)
     step = min(34.0, WIDTH / len(bars))
     tallest = max(count for _, count in bars)
     parts = [f'<line class="axis" x1="0" x2="{WIDTH}" y1="{BASE}" y2="{BASE}"/>']
@@ -171,38 +171,38 @@ def histogram(found: Histogram, *, unit: str = "", format: Format = compact, who
         if count
     ]
     parts += _labels(bars, step, format, whole=whole)
-    middle, most = (found.quantile(share) for share in (0.5, 0.95))
+    middle, most = (values.quantile(share) for share in (0.5, 0.95))
     if whole:
         middle, most = float(round(middle)), float(round(most))
-    said = f"median {format(middle)}, 95 % below {format(most)} {unit}".rstrip()
-    parts.append(f'<text x="{WIDTH}" y="{BASE + 40}" text-anchor="end">{words(said)}</text>')
-    return svg("".join(parts), BASE + 46, f"histogram: {said}")
+    label = f"median {format(middle)}, 95 % below {format(most)} {unit}".rstrip()
+    parts.append(f'<text x="{WIDTH}" y="{BASE + 40}" text-anchor="end">{words(label)}</text>')
+    return svg("".join(parts), BASE + 46, f"histogram: {label}")
 
 
-def _whole_bars(found: Histogram) -> list[tuple[float, int]] | None:
+def _whole_bars(values: Histogram) -> list[tuple[float, int]] | None:
     """One bar for each number; None if a value is above 39, where a cell no longer holds a single number."""
-    values = range(0 if found.zeros else 1, 40)
-    cells = {value: Histogram.cell(value) for value in values if value}
-    if not set(found.cells) <= set(cells.values()):
+    numbers = range(0 if values.zeros else 1, 40)
+    cells = {value: Histogram.cell(value) for value in numbers if value}
+    if not set(values.cells) <= set(cells.values()):
         return None
-    bars = [(float(v), found.cells[cells[v]] if v else found.zeros) for v in values]
+    bars = [(float(v), values.cells[cells[v]] if v else values.zeros) for v in numbers]
     held = [i for i, (_, count) in enumerate(bars) if count]
     return bars[held[0] : held[-1] + 1]
 
 
-def _log_bars(found: Histogram) -> list[tuple[float, int]]:
+def _log_bars(values: Histogram) -> list[tuple[float, int]]:
     """At most `MOST_BARS` bars of equal width on a logarithmic scale; outliers go into the outermost."""
-    ordered = sorted(found.cells) or [0]
+    ordered = sorted(values.cells) or [0]
     low, high = ordered[0], ordered[-1]
-    if found.count >= 500:  # the outermost thousandth must not squeeze everybody else
-        low, high = (Histogram.cell(found.quantile(share)) for share in (0.001, 0.999))
+    if values.count >= 500:  # the outermost thousandth must not squeeze everybody else
+        low, high = (Histogram.cell(values.quantile(share)) for share in (0.001, 0.999))
     group = max(4, math.ceil((high - low + 1) / MOST_BARS))
     number = max(1, math.ceil((high - low + 1) / group))
     counts = [0] * number
-    for cell, count in found.cells.items():
+    for cell, count in values.cells.items():
         counts[min(number - 1, max(0, (cell - low) // group))] += count
     bars = [(edge(low + i * group), count) for i, count in enumerate(counts)]
-    return [(0.0, found.zeros), *bars] if found.zeros else bars
+    return [(0.0, values.zeros), *bars] if values.zeros else bars
 
 
 def _labels(bars: Sequence[tuple[float, int]], step: float, format: Format, *, whole: bool) -> list[str]:
@@ -246,11 +246,11 @@ def shares(counts: Mapping[str, float], format: Format = "{:,.0f}".format, most:
     parts = []
     for i, (name, count) in enumerate(rows):
         y, length = i * 36, max(3.0, count / rows[0][1] * WIDTH)
-        said = f"{format(count)} ({count / total:.1%})"
+        label = f"{format(count)} ({count / total:.1%})"
         parts.append(
             f'<text class="name" x="0" y="{y + 12}"><title>{words(name)}</title>'
             f"{words(short(name, 36))}</text>"
-            f'<text x="{WIDTH}" y="{y + 12}" text-anchor="end">{words(said)}</text>'
+            f'<text x="{WIDTH}" y="{y + 12}" text-anchor="end">{words(label)}</text>'
             f'<rect class="bar" x="0" y="{y + 18}" width="{length:.1f}" height="8" rx="2"/>'
         )
     return svg("".join(parts), len(rows) * 36 - 6, "counts by name")

@@ -48,7 +48,7 @@ class TimelineCurves:
 
     def clock(self, x: float) -> str:
         """The UTC time at a place on the x axis."""
-        start = max((one for one in self._starts if one[0] <= x + 1e-6), default=(0.0, 0.0))
+        start = max((start for start in self._starts if start[0] <= x + 1e-6), default=(0.0, 0.0))
         at = datetime.fromtimestamp(start[1] + x - start[0], UTC)
         return f"{at:%H:%M:%S}" if self._span_s < 3600 and len(self.runs) == 1 else f"{at:%b %d, %H:%M}"
 
@@ -65,11 +65,11 @@ class TimelineCurves:
     def rate(self, name: str, per_s: float = 1.0) -> list[tuple[float, float] | None]:
         """Growth of a count, in units per `per_s` seconds."""
         curve: list[tuple[float, float] | None] = []
-        for one in self._stretches():
-            if one is None:
+        for stretch in self._stretches():
+            if stretch is None:
                 curve.append(None)
                 continue
-            x, before, after = one
+            x, before, after = stretch
             span_s = max(after["at"] - before["at"], 1e-3)
             curve.append((x, max(0.0, (after.get(name, 0) - before.get(name, 0)) / span_s * per_s)))
         return curve
@@ -77,31 +77,31 @@ class TimelineCurves:
     def level(self, value: Callable[[Point], float | None]) -> list[tuple[float, float] | None]:
         """A value of each point; None where there is none."""
         curve: list[tuple[float, float] | None] = []
-        for one in self._stretches():
-            found = None if one is None else value(one[2])
-            curve.append(None if one is None or found is None else (one[0], float(found)))
+        for stretch in self._stretches():
+            level = None if stretch is None else value(stretch[2])
+            curve.append(None if stretch is None or level is None else (stretch[0], float(level)))
         return curve
 
     def total(self, name: str, scale: float = 1.0) -> list[tuple[float, float] | None]:
         """A count, added up over all runs."""
         curve: list[tuple[float, float] | None] = []
         before, last = 0.0, 0.0
-        for one in self._stretches():
-            if one is None:
+        for stretch in self._stretches():
+            if stretch is None:
                 before += last
                 last = 0.0
                 continue
-            last = float(one[2].get(name, 0))
-            curve.append((one[0], (before + last) * scale))
+            last = float(stretch[2].get(name, 0))
+            curve.append((stretch[0], (before + last) * scale))
         return curve
 
     def waits(self) -> Counter[str]:
         """Seconds by what delayed the next request."""
-        held: Counter[str] = Counter()
+        waits: Counter[str] = Counter()
         for run in self.runs:
             for before, after in pairwise(run):
-                held[reason(after.get("waiting", ""))] += after["at"] - before["at"]
-        return held
+                waits[reason(after.get("waiting", ""))] += after["at"] - before["at"]
+        return waits
 
 
 def reason(waiting: str) -> str:
@@ -145,7 +145,7 @@ def rate_charts(course: TimelineCurves, census: Census) -> list[dict[str, Any]]:
                 x=course.clock,
                 marks=course.marks,
             ),
-            legend=[("one", "on the wire"), ("limit", "window allowed")],
+            legend=[("one", "requests in flight"), ("limit", "window allowed")],
         ),
         figure("What delayed requests", charts.shares(course.waits(), duration), "Time by reason."),
     ]
@@ -201,8 +201,8 @@ def _endings(census: Census) -> Counter[str]:
 
 def drift_chart(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How far the canaries' answers are from the first ones, round by round."""
-    curve = [(float(one["at"]), float(one["distance"])) for one in rounds if one.get("distance") is not None]
-    marks = [float(one["at"]) for one in rounds if one.get("changes")]
+    curve = [(float(row["at"]), float(row["distance"])) for row in rounds if row.get("distance") is not None]
+    marks = [float(row["at"]) for row in rounds if row.get("changes")]
     drawing = charts.lines(
         [Series("distance", curve, "three", area=True)], x=_clock, marks=marks, width=charts.WIDE
     )

@@ -56,7 +56,7 @@ def updating_textfile(
     """Write the textfile every 15 s and once at the end, from a thread; what it meets then ends no run.
 
     Args:
-        say: told of the first time in a row that it could not be written.
+        say: called with the error the first time in a row that writing fails.
 
     Raises:
         ConfigError: nothing can be written there, as far as can be seen before the block begins.

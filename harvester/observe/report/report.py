@@ -17,9 +17,9 @@ from harvester.errors import RunState, StoreError
 from harvester.observe.canary import read_rounds
 from harvester.observe.report import charts, figures, html
 from harvester.observe.report import scorecard as judged
-from harvester.observe.report.census import Census, ShardCensuses, take
+from harvester.observe.report.census import Census, ShardCensuses, census_of_store
 from harvester.observe.report.samples import samples_view
-from harvester.observe.status import read_status, rows_done, status
+from harvester.observe.status import current_status, read_status, rows_done
 from harvester.observe.timeline import read_timeline
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
@@ -73,15 +73,15 @@ def gather(
     card: Mapping[str, Any] | None = None,
     training: Sequence[dict[str, Any]] = (),
 ) -> ReportData:
-    """Read a store, also while a run lives; `known` keeps what sealed shards told from one call to the next.
+    """Read a store, also while a run lives; `known` keeps sealed shards' censuses between calls.
 
     Raises:
         StoreError, StoreCorrupt: it can't be read.
     """
-    census, samples = take(store, known)
-    told, totals, runs = ledger_of(store)
+    census, samples = census_of_store(store, known)
+    status, totals, runs = ledger_of(store)
     points, rounds = read_timeline(store), read_rounds(store)
-    return ReportData(census, samples, points, told, totals, runs, card, list(training), rounds)
+    return ReportData(census, samples, points, status, totals, runs, card, list(training), rounds)
 
 
 def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]]:
@@ -102,10 +102,10 @@ def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]
     names = ("run_id", "started_us", "ended_us", "ending", "exit_code")
     with Journal.open(store, read_only=True) as journal:
         with journal.reading() as connection:
-            found = connection.execute(query, (MOST_RUNS,)).fetchall()
+            run_rows = connection.execute(query, (MOST_RUNS,)).fetchall()
             (dead,) = connection.execute("SELECT count(*) FROM dead").fetchone()
-        runs = [dict(zip(names, row, strict=True)) | {"totals": journal.totals(row[0])} for row in found]
-        return status(store), replace(journal.totals(), dead=dead), runs
+        runs = [dict(zip(names, row, strict=True)) | {"totals": journal.totals(row[0])} for row in run_rows]
+        return current_status(store), replace(journal.totals(), dead=dead), runs
 
 
 def overview(account: ReportData) -> dict[str, Any]:
@@ -147,9 +147,9 @@ def progress(status: Mapping[str, Any]) -> list[dict[str, str]]:
     return bars
 
 
-def _bar(name: str, done: float, total: float, said: str) -> dict[str, str]:
+def _bar(name: str, done: float, total: float, text: str) -> dict[str, str]:
     share = min(1.0, done / total)
-    return {"name": name, "width": f"{share * 100:.2f}", "said": f"{said} ({share:.1%})"}
+    return {"name": name, "width": f"{share * 100:.2f}", "said": f"{text} ({share:.1%})"}
 
 
 def _names(census: Census, fact: str, most: int) -> str:
@@ -165,7 +165,7 @@ def _subtitle(census: Census) -> str:
 
 
 def _provenance(census: Census) -> list[tuple[str, str]]:
-    said = [
+    rows = [
         (
             fact.replace("_", " "),
             ", ".join(f"{name or '(none)'} ({n:,})" for name, n in counts.most_common(6)),
@@ -173,7 +173,7 @@ def _provenance(census: Census) -> list[tuple[str, str]]:
         for fact, counts in census.facts.items()
         if counts
     ]
-    return [*said, ("mock", f"{census.mock:,} of {census.rows:,}")] if census.rows else said
+    return [*rows, ("mock", f"{census.mock:,} of {census.rows:,}")] if census.rows else rows
 
 
 def _tiles(account: ReportData) -> list[dict[str, Any]]:
@@ -219,12 +219,12 @@ def _drift(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         return None
     changes = [
         {
-            "at": f"{datetime.fromtimestamp(one['at'], UTC):%Y-%m-%d %H:%M}",
-            "round": f"{one['round']:,}",
-            "said": "; ".join(one["changes"]),
+            "at": f"{datetime.fromtimestamp(change['at'], UTC):%Y-%m-%d %H:%M}",
+            "round": f"{change['round']:,}",
+            "said": "; ".join(change["changes"]),
         }
-        for one in rounds
-        if one.get("changes")
+        for change in rounds
+        if change.get("changes")
     ]
     verdict = "One round so far: there is nothing to compare it with yet."
     if len(rounds) > 1:

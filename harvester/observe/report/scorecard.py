@@ -37,14 +37,14 @@ def read_training(training: Path | None) -> list[dict[str, Any]]:
     steps: dict[float, dict[str, Any]] = {}
     try:
         for line in training.read_text(encoding="utf-8").splitlines():
-            found = json.loads(line) if line.strip() else {}
-            numbers = {name: float(found[name]) for name in ("step", "loss") if name in found}
-            if found and len(numbers) < 2:
+            entry = json.loads(line) if line.strip() else {}
+            numbers = {name: float(entry[name]) for name in ("step", "loss") if name in entry}
+            if entry and len(numbers) < 2:
                 raise ConfigError(
                     "not a training log", place=str(training), remedy="`trainer train` writes train.jsonl"
                 )
             if numbers and all(map(math.isfinite, numbers.values())):  # a step that was skipped has no loss
-                steps[numbers["step"]] = found
+                steps[numbers["step"]] = entry
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             f"training log can't be read: {error}",
@@ -108,8 +108,8 @@ def _notes(card: Mapping[str, Any]) -> list[str]:
 
 def training_charts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The student's loss and token accuracy, step by step."""
-    loss = [(float(one["step"]), float(one["loss"])) for one in lines]
-    right = [(float(one["step"]), float(one.get("accuracy", 0)) * 100) for one in lines]
+    loss = [(float(entry["step"]), float(entry["loss"])) for entry in lines]
+    right = [(float(entry["step"]), float(entry.get("accuracy", 0)) * 100) for entry in lines]
 
     def step(x: float) -> str:
         return f"step {x:,.0f}"

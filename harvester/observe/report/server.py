@@ -85,7 +85,7 @@ class LiveReport:
         self._account = self._take()
 
     def account(self) -> report.ReportData:
-        """The newest there is; a census that is due is taken beside, and seen next time."""
+        """Return the newest data. A due census is computed in a thread; a later call returns it."""
         with self._lock:
             begin = self._clock() >= self._due and not self._reading
             self._reading = self._reading or begin

@@ -40,7 +40,7 @@ def build(store: Path, cuts: tuple[int, ...], count: int) -> None:
 
 def test_a_census_agrees_with_the_rows(tmp_path: Path):
     build(tmp_path / "s", (29, 69), 100)
-    found, shown = census.take(tmp_path / "s")
+    found, shown = census.census_of_store(tmp_path / "s")
     samples = list(Corpus.open(tmp_path / "s").samples())
     assert found.rows == len(samples) == 100
     assert found.output_tokens == sum(s.output_tokens for s in samples)
@@ -61,7 +61,7 @@ def test_it_is_the_same_however_the_store_is_cut(tmp_path: Path):
     build(tmp_path / "one", (99,), 100)
     build(tmp_path / "many", (3, 40, 41, 90), 100)
     build(tmp_path / "none", (), 100)
-    taken = [census.take(tmp_path / name) for name in ("one", "many", "none")]
+    taken = [census.census_of_store(tmp_path / name) for name in ("one", "many", "none")]
     for found, shown in taken[1:]:
         assert [s.key for s in shown] == [s.key for s in taken[0][1]]
         for name in ("rows", "outcomes", "facts", "latency_ms", "tokens_out", "timeline", "cost_microusd"):
@@ -72,7 +72,7 @@ def test_rare_outcomes_are_shown_and_the_rest_is_bounded(tmp_path: Path, monkeyp
     monkeypatch.setattr(census, "SHOWN", 20)
     monkeypatch.setattr(census, "SHOWN_OTHER", 4)
     build(tmp_path / "s", (29, 69), 100)
-    _, shown = census.take(tmp_path / "s")
+    _, shown = census.census_of_store(tmp_path / "s")
     assert sorted(s.outcome for s in shown) == ["ok"] * 20 + ["truncated"] * 4
     keys = sorted(s.key for s in Corpus.open(tmp_path / "s").samples() if s.outcome == "ok")
     assert [s.key for s in shown if s.outcome == "ok"] == keys[:20]
@@ -82,10 +82,10 @@ def test_a_reader_that_comes_back_reads_only_what_is_new(tmp_path: Path):
     store = tmp_path / "s"
     build(store, (49,), 60)
     known: census.ShardCensuses = {}
-    first, _ = census.take(store, known)
+    first, _ = census.census_of_store(store, known)
     (name,) = known
     known[name].rows += 1000  # had it been read again, this would be gone
-    again, _ = census.take(store, known)
+    again, _ = census.census_of_store(store, known)
     assert again.rows == first.rows + 1000
 
 

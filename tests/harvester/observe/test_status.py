@@ -83,7 +83,7 @@ def account(store: Path) -> report.ReportData:
 @given(odd=st.dictionaries(st.sampled_from(sorted(StatusFile.model_fields)), VALUES, max_size=6))
 def test_nobody_stumbles_over_an_odd_status(store: Path, account: report.ReportData, odd: Mapping[str, Any]):
     (store / "status.json").write_text(json.dumps({**WHOLE, **odd}), encoding="utf-8")
-    found = status.status(store)
+    found = status.current_status(store)
     assert status.status_lines(found)
     assert isinstance(status.unhealthy_reason(found, 600), str)
     assert prometheus.metrics_text(store)
@@ -99,7 +99,7 @@ def test_nobody_stumbles_over_an_odd_status(store: Path, account: report.ReportD
 def test_what_is_no_status_is_none(store: Path, text: str):
     (store / "status.json").write_text(text, encoding="utf-8")
     assert status.read_status(store) == {}
-    assert status.status_lines(status.status(store)) == ["no run has written a status here yet"]
+    assert status.status_lines(status.current_status(store)) == ["no run has written a status here yet"]
 
 
 def test_what_a_job_says_passes_whole():
@@ -141,7 +141,7 @@ def stopped(store: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_stopped_job_is_unfit_however_fresh_its_heartbeat(store: Path, stopped: subprocess.Popen[bytes]):
     (store / "status.json").write_text(json.dumps({**WHOLE, "updated_at": time.time()}), encoding="utf-8")
     assert not status.can_answer(store)
-    assert "the job hangs (stopped)" in status.unhealthy_reason(status.status(store), 600)
+    assert "the job hangs (stopped)" in status.unhealthy_reason(status.current_status(store), 600)
 
 
 def test_a_heartbeat_from_before_the_clock_was_set_back_is_no_life_sign(store: Path):
@@ -150,8 +150,8 @@ def test_a_heartbeat_from_before_the_clock_was_set_back_is_no_life_sign(store: P
     )
     with StoreLock(store, started_at=time.time()):
         assert status.can_answer(store)
-        found = status.status(store)
+        found = status.current_status(store)
         assert found["state"] == "hung"
         assert "3600 s ahead of this clock" in status.unhealthy_reason(found, 600)
-        fresh = status.status(store, {"updated_at": time.time()})  # it answered
+        fresh = status.current_status(store, {"updated_at": time.time()})  # it answered
         assert (fresh["state"], status.unhealthy_reason(fresh, 600)) == ("running", "")

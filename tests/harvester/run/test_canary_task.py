@@ -25,7 +25,7 @@ from harvester.observe.canary import (
     read_rounds,
 )
 from harvester.observe.report import prometheus, report
-from harvester.observe.status import status, status_lines
+from harvester.observe.status import current_status, status_lines
 from harvester.run import job
 from harvester.run.control.client import ask
 from harvester.run.prepare import prepare
@@ -191,7 +191,7 @@ def test_every_kind_of_change_is_recorded_and_shown_once(tmp_path: Path, mock_te
         assert news[-1]["canary"]["changes"] == 1
         assert said in news[-1]["canary"]["said"]
         assert any(said in complaint for complaint in news[-1]["complaints"])
-        assert said in "\n".join(status_lines(status(root / "store")))
+        assert said in "\n".join(status_lines(current_status(root / "store")))
         assert "harvester_canary_changes 1\n" in prometheus.metrics_text(root / "store")
         page = report.write_report(root / "store", root / "report.html").read_text(encoding="utf-8")
         assert str(escape(said)) in page
@@ -234,7 +234,7 @@ def test_a_hold_for_a_changed_teacher_outlives_the_process_until_resume(tmp_path
             asyncio.get_running_loop().run_in_executor(None, ask, store, "stop")
 
     assert live(path, change_and_stop).exit_code == 10
-    assert "the teacher changed" in status(store)["holds"]["drift"]
+    assert "the teacher changed" in current_status(store)["holds"]["drift"]
     told: list[Mapping[str, Any]] = []
 
     def stop_again(now: Mapping[str, Any]) -> None:
@@ -280,7 +280,7 @@ def test_a_round_that_can_not_be_asked_is_told_and_the_next_one_is(tmp_path: Pat
     assert any("the last round failed, the next one tries again" in line for line in seen[0])
     assert any(line.startswith("complaint ") and "canaries" in line for line in seen[0])
     assert len(read_rounds(store)) >= 2
-    found = status(store)
+    found = current_status(store)
     assert "missed" not in found["canary"]
     assert len(found["complaints"]) == 1
 
@@ -294,7 +294,7 @@ def test_what_canaries_cost_is_shown_beside_the_rows(tmp_path: Path, mock_teache
     store = tmp_path / "store"
     with Journal.open(store / "canary", read_only=True) as journal:
         spent = journal.totals().cost_microusd
-    found = status(store)
+    found = current_status(store)
     assert spent == summary.canary_microusd == found["canary"]["cost_microusd"] > 0
     assert found["canary_microusd_ever"] == spent
     assert found["budget"]["microusd_spent"] == summary.counts.cost_microusd + spent
@@ -311,7 +311,7 @@ def test_a_canary_that_is_refused_for_good_is_asked_no_more_and_that_is_shown(tm
     mock = mock_teacher(latency_s=0.05, faults=[{"action": "status", "status": 401, "prompt": "backwards"}])
     live(folder(tmp_path, mock, 20, every_s=0.05))
     assert sum(mock.fired().values()) <= 4
-    said = "\n".join(status_lines(status(tmp_path / "store")))
+    said = "\n".join(status_lines(current_status(tmp_path / "store")))
     assert "canaries  stopped: " in said
     assert "as before" not in said
 

@@ -18,7 +18,7 @@ import pytest
 from harvester.cli.store import verify_lines
 from harvester.errors import ConfigError, HarvesterError, StoreCorrupt, StoreLocked
 from harvester.export.export import export
-from harvester.observe.status import status, status_lines
+from harvester.observe.status import current_status, status_lines
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import Answer, DeadLetter, Failure, SharedAnswer
@@ -411,7 +411,7 @@ def test_verify_and_status_name_what_was_stored_billed_and_possibly_billed(tmp_p
         assert "at 2026-" in line
         assert line.endswith(f"reserved $0.000009 ({said})")
     json.dumps(data)
-    told = status(tmp_path)
+    told = current_status(tmp_path)
     assert (told["held"], told["billed"], told["possibly_billed"], told["without_outcome"]) == (3, 3, 2, 1)
     (line,) = [line for line in status_lines({**told, "run_id": "run-1"}) if line.startswith("ledger")]
     assert "3 answers stored, 3 billed for $0.0000, 2 possibly billed" in line
