@@ -168,7 +168,7 @@ UNFIT = {
     "no/x.prom": "can't be written",
     "x" * 250: "can't be written",
     "x" * 300: "can't be written",
-    "/dev/null": "is no file",
+    "/dev/null": "is not a regular file",
     "STORE/journal.db": "the store's own",
     "STORE/shards/x.prom": "store's own",
 }
