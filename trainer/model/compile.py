@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from trainer.model import structure
 from trainer.model.losses import RowLoss, loss_and_gradient
 
 
@@ -24,7 +25,7 @@ def compile_student(student: Any) -> RowLoss:
     Returns:
         The compiled `loss_and_gradient`, to be passed to `pack_loss`.
     """
-    for layer in student.get_base_model().model.layers:
+    for layer in structure.decoder_layers(structure.base_model_of(student)):
         layer.compile(dynamic=True)
     row_loss: RowLoss = torch.compile(loss_and_gradient, dynamic=True)
     return row_loss

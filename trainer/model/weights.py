@@ -133,8 +133,14 @@ def base_sha256(folder: Path) -> str:
 
 
 def vocabulary_size(folder: Path) -> int:
-    """Return the rows of the base's embedding, from config.json; 0 if it does not say."""
-    return int(read_json(folder / "config.json").get("vocab_size", 0))
+    """Return the size of the base's vocabulary, from config.json; 0 if it does not say.
+
+    A multimodal model nests the sizes of its text part in `text_config`.
+    """
+    config = read_json(folder / "config.json")
+    nested = config.get("text_config")
+    sizes = (part.get("vocab_size") for part in (config, nested) if isinstance(part, dict))
+    return int(next((size for size in sizes if size), 0))
 
 
 def read_chat_template(path: Path) -> str:

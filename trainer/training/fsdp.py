@@ -15,6 +15,9 @@ import torch
 from torch.distributed import device_mesh, get_world_size
 from torch.distributed.fsdp import fully_shard
 
+from trainer.errors import StudentError
+from trainer.model import structure
+
 
 def shard_base(student: Any, device: torch.device) -> int:
     """Split the base in place and move it to `device`. Every process must call this.
@@ -26,16 +29,26 @@ def shard_base(student: Any, device: torch.device) -> int:
 
     Returns:
         Bytes of the base that this process holds.
+
+    Raises:
+        StudentError: the student's layers can't be told.
     """
-    decoder = student.get_base_model().model
+    base = structure.base_model_of(student)
+    decoder, layers = structure.backbone(base), structure.decoder_layers(base)
+    if decoder is None or not layers:
+        raise StudentError(
+            "the decoder layers of this student can't be told, so they can't be split over processes",
+            place="train.shard",
+            remedy='shard = "never"',
+        )
     mesh = device_mesh.init_device_mesh(device.type, (get_world_size(),))
-    split = {p for layer in decoder.layers for p in layer.parameters() if not p.requires_grad}
+    split = {p for layer in layers for p in layer.parameters() if not p.requires_grad}
     whole = {p for p in student.parameters() if p not in split}
     for parameter in whole:
         parameter.data = parameter.data.to(device)
     for buffers in (module._buffers for module in student.modules()):
         buffers.update({name: b.to(device) for name, b in buffers.items() if b is not None})
-    for layer in decoder.layers:
+    for layer in layers:
         fully_shard(layer, mesh=mesh, ignored_params=whole)
     fully_shard(decoder, mesh=mesh, ignored_params=whole)  # the root holds no weights: it orders the layers
     return sum(_local_bytes(p) for p in student.parameters() if not p.requires_grad)

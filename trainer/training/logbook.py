@@ -22,7 +22,8 @@ class StepLog:
         grad_norm: L2 norm before clipping; lr: learning rate of the first parameter group.
         skipped: steps so far whose numbers were not finite.
         padding: share of the cells of attention's grid that hold no token (linear layers run on no padding).
-        flop_per_s: arithmetic as `flops` counts it; mfu: its share of the device's peak, None if unknown.
+        flop_per_s: arithmetic as `flops` counts it, 0 if unknown.
+        mfu: share of the device's peak arithmetic, None if unknown.
         memory_bytes: peak allocation on CUDA, peak resident set of the process on the CPU.
     """
 
@@ -96,7 +97,7 @@ class Logbook:
             value / max(now - self._last_line_at, 1e-9) for value in self._since_last_line
         )
         self._last_line_at, self._since_last_line = now, [0.0, 0.0, 0.0]
-        mfu = flop / self._peak if self._peak else None
+        mfu = flop / self._peak if self._peak and flop else None
         log = StepLog(**facts, tokens_per_s=tokens, supervised_per_s=supervised, flop_per_s=flop, mfu=mfu)
         values = asdict(log)
         try:

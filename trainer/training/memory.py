@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
 from trainer.data.collator import Batch, collate
-from trainer.model import lora_forward, model, varlen_attention
+from trainer.model import lora_forward, model, structure, varlen_attention
 from trainer.training.forward import pack_loss
 
 # Share of the free memory that may be planned for; allocators and kernels need the rest.
@@ -77,26 +77,62 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def estimate(config: TrainConfig, pack: Sequence[Example], *, checkpointing: bool) -> MemoryEstimate:
-    """Estimate the memory of a step with this pack, before any weight is loaded."""
+    """Estimate the memory of a step with this pack, before any weight is loaded.
+
+    Some operations (e.g. grouped products of experts) don't run on fake tensors. For a student with such
+    operations the activations are a bound from the widths of its layers.
+    """
     device = model.select_device(config.train)
-    batch = collate(pack)
     student = _empty_student(config, device)
+    parts = {id(t): t for t in (*student.parameters(), *student.buffers())}  # tied ones once
+    whole = sum(t.numel() * t.element_size() for t in parts.values())
+    adapter = sum(p.numel() * p.element_size() for p in model.trainable_parameters(student).values())
+    bound = _activation_bound(student, pack, checkpointing=checkpointing)
+    try:
+        activations, peak = _run_on_fake_tensors(student, pack, device, checkpointing=checkpointing)
+    except Exception:  # noqa: BLE001 - an estimate that fails in any way must not end the work
+        activations, peak = bound, 2 * bound + adapter
+    base, moments = whole - adapter, 2 * adapter
+    return MemoryEstimate(base, adapter, adapter, moments, activations, whole + moments + peak)
+
+
+def _run_on_fake_tensors(
+    student: Any, pack: Sequence[Example], device: torch.device, *, checkpointing: bool
+) -> tuple[int, int]:
+    """Run forward and backward; return the bytes of activations and the peak of everything allocated."""
+    batch = collate(pack)
     with FakeTensorMode() as fake:
         _fill(student, device)
         if checkpointing:
             enable_checkpointing(student)
         lora_forward.replace_lora_forward(student)
-        named = model.trainable_parameters(student)
-        adapter = sum(p.numel() * p.element_size() for p in named.values())
-        parts = {id(t): t for t in (*student.parameters(), *student.buffers())}  # tied ones once
-        whole = sum(t.numel() * t.element_size() for t in parts.values())
         shapes = _faked(batch, fake, device)
         with AllocationTracker() as seen:
             loss, _ = pack_loss(student, shapes)
             activations = seen.live
             (loss / batch.supervised).backward()  # type: ignore[no-untyped-call]
-    base, moments = whole - adapter, 2 * adapter
-    return MemoryEstimate(base, adapter, adapter, moments, activations, whole + moments + seen.peak)
+    return activations, seen.peak
+
+
+def _activation_bound(student: Any, pack: Sequence[Example], *, checkpointing: bool) -> int:
+    """Return bytes that the activations of a pack don't exceed: three times the widths of all layers."""
+    base = structure.base_model_of(student)
+    tokens = sum(len(example.ids) - 1 for example in pack)
+    supervised = sum(example.supervised for example in pack)
+    size = next(base.parameters()).element_size()
+    widths = [_width(base, layer) for layer in structure.decoder_layers(base)] or [_width(base, base)]
+    hidden = base.get_input_embeddings().weight.shape[1]
+    kept = max(widths) + len(widths) * hidden if checkpointing else sum(widths)
+    logits = supervised * structure.vocabulary_rows(base) * (size + 3 * 4)
+    return int(3 * tokens * kept * size + logits)
+
+
+def _width(base: Any, layer: Any) -> int:
+    """Return the values per token that the linear modules and the experts of a layer read and write."""
+    active = int(getattr(structure.text_config(base), "num_experts_per_tok", 0) or 0)
+    linear = sum(m.in_features + m.out_features for m in layer.modules() if hasattr(m, "in_features"))
+    experts = sum(active * sum(p.shape[1:]) for p in layer.parameters() if p.ndim == 3)
+    return int(linear + experts)
 
 
 def _empty_student(config: TrainConfig, device: torch.device) -> Any:

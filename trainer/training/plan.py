@@ -102,12 +102,12 @@ def _with_measured_time(
         if step >= WARM_UP_STEPS:
             seconds.append(time.monotonic() - started)
             tokens.append(result.tokens)
-            flop.append(sum(map(flop_of_pack, packs)))
+            flop.append(sum(map(flop_of_pack, packs)) if flop_of_pack else 0.0)
     step_s = statistics.median(seconds)
     return replace(
         counted,
         step_s=step_s,
         time_s=step_s * inputs.order.steps,
         tokens_per_s=sum(tokens) / sum(seconds),
-        flop_per_s=sum(flop) / sum(seconds),
+        flop_per_s=sum(flop) / sum(seconds) if flop_of_pack else None,
     )

@@ -163,7 +163,7 @@ class TrainingRun:
         if step == 0:
             check_first_gradient(float(result.norm))
         if self._logbook is not None:
-            flop = sum(map(self._flop_of_pack, packs))
+            flop = sum(map(self._flop_of_pack, packs)) if self._flop_of_pack else 0.0
             self._logbook.add_step(result.tokens, result.supervised, flop)
         is_logged = (step + 1) % train.log_every == 0 or step + 1 == self.steps
         reads = is_logged or self.reads_every_step
