@@ -90,7 +90,7 @@ def broken(tmp_path, what: str) -> str:
         ("config", "not readable as TOML"),
         ("missing", "no such file"),
         ("base", "config.json is missing"),
-        ("corpus", "no corpus here"),
+        ("corpus", "no corpus"),
         ("empty", "corpus is empty"),
         ("remote code", "auto_map"),
         ("pickle only", "no *.safetensors"),

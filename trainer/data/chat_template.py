@@ -1,9 +1,8 @@
-"""Render messages and an answer to token ids, and mark where the supervised part begins. Loads no torch.
+"""Render messages and an answer to token ids, and record where the supervised part begins. Loads no torch.
 
-Prompt and answer are tokenised separately: at inference the model sees a prompt that ends exactly there, so
-no BPE merge may cross the boundary. The teacher's text never passes through the chat template: a template
-could trim or rewrite it, or read it as control tokens. The supervised part is the text verbatim, then the
-end of turn.
+Prompt and answer are tokenised separately: at inference the prompt ends exactly there, so no BPE merge may
+cross the boundary. The answer never passes through the chat template, which could trim it, rewrite it, or
+turn it into control tokens. The supervised part is the answer verbatim, then the end of turn.
 """
 
 from __future__ import annotations
@@ -23,11 +22,18 @@ from trainer.process import time_limit
 
 Ids = npt.NDArray[np.int32]
 Conversations = Sequence[Sequence[Mapping[str, Any]]]
-TEMPLATE_TIMEOUT_S = 5.0  # a template is a program of others; sandboxed by transformers, bounded here
-# Llama 3 falls back to this date; the current date would change every prompt from one day to the next.
+# Limit on rendering one conversation: a template comes with the base and may loop. transformers runs it in
+# a sandbox, which does not limit its time.
+TEMPLATE_TIMEOUT_S = 5.0
+# Date that templates are given. The current date would change every prompt from one day to the next; Llama
+# 3's template uses this one when it is given none.
 TEMPLATE_DATE = "26 Jul 2024"
-ANCHOR = "\n"  # before text whose tokenizer would put a space at the start of it
+# Put before a text when the tokenizer would add a space at the start of an isolated text; its ids are then
+# cut off.
+ANCHOR = "\n"
+# An added token that has meaning to a template, such as <think>. Others, such as "\n\n", are plain text.
 MARKUP_TOKEN = re.compile(r"<\S+>|\[\S+\]")
+# Stands for a special token inside a message, by its number, while the template renders the message.
 _SPECIAL = "\ue0f2{}\ue0f3"
 
 
@@ -36,8 +42,8 @@ class Example:
     """A rendered sample.
 
     Attributes:
-        ids: [length] int32, prompt then completion then end of turn.
-        prompt_length: tokens of the prompt; everything after them is supervised.
+        ids: [length] int32: prompt, completion, end of turn.
+        prompt_length: tokens of the prompt; all tokens after it are supervised.
         terminated: whether the last id is the end of turn.
     """
 
@@ -52,13 +58,16 @@ class Example:
 
 
 class Renderer:
-    """A tokenizer and the shape of its chat template.
+    """Render conversations with a tokenizer and its chat template.
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
 
+    Attributes:
+        chat_shape: what the template puts around an answer.
+
     Raises:
-        StudentError: no chat template, one that fails, or one that never ends a turn.
+        StudentError: there is no chat template, it fails, or it never ends a turn.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -66,38 +75,38 @@ class Renderer:
             raise StudentError(
                 "the student's tokenizer has no chat template",
                 place=str(getattr(tokenizer, "name_or_path", "")),
-                remedy="add chat_template.jinja to the base folder; none is invented here",
+                remedy="add chat_template.jinja to the base folder, or set [student] template",
             )
         self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         self._specials = sorted(special, key=len, reverse=True)
-        # "<think>" is often an added token that isn't special: in an answer it has to stay text as well
-        # (and only what looks like a mark: some tokenizers add "\n\n", which is text like any other)
-        said = {token.content for token in added if MARKUP_TOKEN.fullmatch(token.content)} - special
-        marks = sorted((mark for mark in said if mark in tokenizer.chat_template), key=len, reverse=True)
+        # "<think>" is often an added token that is not special; in an answer it has to stay text as well.
+        markup = {token.content for token in added if MARKUP_TOKEN.fullmatch(token.content)} - special
+        marks = sorted((mark for mark in markup if mark in tokenizer.chat_template), key=len, reverse=True)
         self._marks = re.compile(f"({'|'.join(map(re.escape, marks))})") if marks else None
-        bare, self._anchor = self._split([ANCHOR, ANCHOR + "x", "x"]), []
-        if bare[1] != bare[0] + bare[2]:  # "x" alone gets a space before it, as SentencePiece does
-            self._anchor = bare[0]
-        self.shape = template_probe.probe(self.template, tokenizer)
+        anchor, anchored, alone = self._split([ANCHOR, ANCHOR + "x", "x"])
+        # SentencePiece adds a space before "x" alone, but not before "x" after the anchor.
+        self._anchor = anchor if anchored != anchor + alone else []
+        self.chat_shape = template_probe.probe(self.template, tokenizer)
 
     @property
     def template_sha256(self) -> str:
-        """Hash of the chat template's text."""
+        """SHA-256 of the chat template's text."""
         return hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()
 
     def prompts(self, rows: Conversations, thinking: Sequence[bool] = ()) -> list[list[int]]:
-        """Ids of each row of messages, generation prompt included; what the model continues.
+        """Return the ids of each prompt, which the model continues; they include the generation prompt.
 
         Args:
-            thinking: which rows are continued with reasoning, so without the scaffold that closes it; none.
+            thinking: for each row, whether the answer begins with reasoning; the prompt then ends before
+                the scaffold. Empty: none does.
         """
-        thinks = thinking or [False] * len(rows)
+        thinking = thinking or [False] * len(rows)
         return self._encode(
             [
-                self.prompt_text(messages) + ("" if thought else self.shape.scaffold)
-                for messages, thought in zip(rows, thinks, strict=True)
+                self.prompt_text(messages) + ("" if thinks else self.chat_shape.scaffold)
+                for messages, thinks in zip(rows, thinking, strict=True)
             ]
         )
 
@@ -112,40 +121,39 @@ class Renderer:
 
         Args:
             rows: messages of each prompt.
-            answers: the text to learn, verbatim.
-            terminated: whether the end of turn follows; not so for answers cut by a token limit.
-            thoughts: reasoning to learn, verbatim, where the template has its place for it.
+            answers: the texts to learn, verbatim.
+            terminated: whether the end of turn follows; false for answers cut by a token limit.
+            thoughts: the reasoning to learn before each answer, verbatim; empty: none.
 
         Raises:
-            StudentError: reasoning is to be kept and the template has no place for it.
+            StudentError: there is reasoning to learn, and the template can't render reasoning.
         """
-        thinks = thoughts or [None] * len(rows)
-        prompts = self.prompts(rows, [bool(thought) for thought in thinks])
-        leads = ["" if thought else self.shape.lead for thought in thinks]
-        plain = self.texts([lead + answer for lead, answer in zip(leads, answers, strict=True)])
-        made = []
-        for prompt, thought, answer, ends in zip(prompts, thinks, plain, terminated, strict=True):
+        thoughts = thoughts or [None] * len(rows)
+        prompts = self.prompts(rows, [bool(thought) for thought in thoughts])
+        leads = ["" if thought else self.chat_shape.lead for thought in thoughts]
+        answer_ids = self.texts([lead + answer for lead, answer in zip(leads, answers, strict=True)])
+        examples = []
+        for prompt, thought, answer, ends in zip(prompts, thoughts, answer_ids, terminated, strict=True):
             before = self._thought(thought) if thought else []
-            ids = [*prompt, *before, *answer, *(self.shape.end_of_turn if ends else ())]
-            made.append(Example(np.asarray(ids, dtype=np.int32), len(prompt), ends))
-        return made
+            ids = [*prompt, *before, *answer, *(self.chat_shape.end_of_turn if ends else ())]
+            examples.append(Example(np.asarray(ids, dtype=np.int32), len(prompt), ends))
+        return examples
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts that a student has to say: nothing in them is a control token."""
+        """Encode texts that the student has to generate: nothing in them becomes a control token."""
         if self._marks is None or not any(self._marks.search(text) for text in texts):
             return self._plain(texts)
         return [self._unmarked(text) for text in texts]
 
     def prompt_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """A prompt as the template writes it, without scaffold; control tokens of a user stay hidden."""
-        # They are hidden from the template and put back as plain text.
+        """Render a prompt without scaffold. Special tokens in a message are replaced by placeholders."""
         return self.template([{**m, "content": self._hide(m.get("content") or "")} for m in messages], True)
 
     def template(self, messages: Sequence[Mapping[str, Any]], generation: bool) -> str:
-        """Messages through the chat template: the one place that calls it, with every choice made.
+        """Render messages with the chat template, its variables set; nothing else calls the template.
 
         Raises:
-            StudentError: the template raises, reaches out or does not end.
+            StudentError: the template raises, does something that the sandbox forbids, or takes too long.
         """
         try:
             with time_limit(TEMPLATE_TIMEOUT_S):
@@ -164,28 +172,29 @@ class Renderer:
         return str(text)
 
     def _thought(self, thought: str) -> list[int]:
-        if self.shape.reasoning is None:
+        if self.chat_shape.reasoning is None:
             raise StudentError(
-                "the chat template has no place for reasoning",
+                "the chat template can't render reasoning",
                 place="data.reasoning",
                 remedy='reasoning = "inline" or "drop"',
             )
         before, after = (
-            self.tokenizer.encode(t, add_special_tokens=False) if t else [] for t in self.shape.reasoning
+            self.tokenizer.encode(text, add_special_tokens=False) if text else []
+            for text in self.chat_shape.reasoning
         )
         return [*before, *self.texts([thought])[0], *after]
 
     def _split(self, texts: Sequence[str]) -> list[list[int]]:
-        # "<|im_end|>" in the teacher's text stays text
-        found = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
-        return list(found["input_ids"])
+        """Encode texts so that "<|im_end|>" in them becomes the ids of its characters."""
+        encoding = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        return list(encoding["input_ids"])
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
         if not self._anchor:
             return self._split(texts)
-        border = len(self._anchor)
+        length = len(self._anchor)
         return [
-            ids[border:] if ids[:border] == self._anchor else self._split([text])[0]
+            ids[length:] if ids[:length] == self._anchor else self._split([text])[0]
             for ids, text in zip(self._split([ANCHOR + text for text in texts]), texts, strict=True)
         ]
 
@@ -193,8 +202,8 @@ class Renderer:
         assert self._marks is not None
         ids: list[int] = []
         for piece in self._marks.split(text):
-            whole = piece and self._marks.fullmatch(piece)
-            for part in (piece[:1], piece[1:]) if whole else (piece,):
+            is_mark = piece and self._marks.fullmatch(piece)
+            for part in (piece[:1], piece[1:]) if is_mark else (piece,):
                 ids += self._plain([part])[0] if part else []
         return ids
 

@@ -1,4 +1,4 @@
-"""Lay the examples of one pack out as tensors: one row of concatenated documents, no padding, no mask."""
+"""Turn the examples of one pack into tensors: one row of concatenated documents, no padding, no mask."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from trainer.model.varlen_attention import DocumentBounds, document_bounds
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one forward pass takes.
+    """The inputs of one forward pass.
 
     Attributes:
         input_ids: [1, tokens] int64, documents one after the other, longest first.
         position_ids: [1, tokens] int64, from 0 in every document.
-        predict_at: [supervised] int64, positions whose logits are judged: one before each target.
-        targets: [supervised] int64, the token to predict there.
-        segments: groups of documents for `segments.attend`; on CUDA their bounds, for `varlen.attend`.
+        predict_at: [supervised] int64, positions whose logits count in the loss: the one before each target.
+        targets: [supervised] int64, the token to predict at each of these positions.
+        segments: groups of documents for `segment_attention.attend`; on CUDA their bounds, for
+            `varlen_attention.attend`.
     """
 
     input_ids: torch.Tensor
@@ -33,7 +34,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Tokens that pass through the model."""
+        """Tokens fed to the model."""
         return self.input_ids.shape[1]
 
     @property
@@ -43,7 +44,7 @@ class Batch:
 
 
 def padding_share(packs: Sequence[Sequence[Example]]) -> float:
-    """Share of the cells that attention lays out, on CPU, and that hold no token, in [0, 1)."""
+    """Return the share of padding in the rectangles that attention computes on the CPU, in [0, 1)."""
     cells = tokens = 0
     for pack in packs:
         lengths = sorted((len(e.ids) - 1 for e in pack), reverse=True)
@@ -55,12 +56,13 @@ def padding_share(packs: Sequence[Sequence[Example]]) -> float:
 
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
-    """Lay the examples of one pack out as tensors on `device`.
+    """Turn the examples of one pack into tensors on `device`.
 
-    The last id of each example is a target only: feeding it would predict nothing, so it is left out of the
-    row, and a document of n ids takes n - 1 tokens.
+    The last id of each example is a target only, because nothing is predicted after it. So a document of n
+    ids takes n - 1 tokens.
     """
-    documents = sorted(examples, key=lambda e: -len(e.ids))  # stable; neighbours share a grid
+    # Sorted by length, so that attention computes similar lengths in one rectangle.
+    documents = sorted(examples, key=lambda e: -len(e.ids))
     lengths = [len(e.ids) - 1 for e in documents]
     starts = np.concatenate(([0], np.cumsum(lengths)))
     ids = np.concatenate([e.ids[:-1] for e in documents]).astype(np.int64)
@@ -82,14 +84,14 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
 
 
 def _tensor(array: np.ndarray[tuple[int], np.dtype[np.int64]], device: torch.device | str) -> torch.Tensor:
-    made = torch.from_numpy(array)
+    tensor = torch.from_numpy(array)
     if torch.device(device).type == "cuda":
-        made = made.pin_memory()  # else the copy would wait for its turn
-    return made.to(device, non_blocking=True)
+        tensor = tensor.pin_memory()  # a copy from pageable memory would block the host
+    return tensor.to(device, non_blocking=True)
 
 
 def _group_starts(lengths: Sequence[int]) -> list[int]:
-    """Cut a falling list of lengths where a document is less than half its group's longest."""
+    """Group descending lengths: a document shorter than half of its group's longest starts a new group."""
     cuts = [0]
     for i, length in enumerate(lengths):
         if length * 2 < lengths[cuts[-1]]:

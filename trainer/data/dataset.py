@@ -1,6 +1,6 @@
 """Read a corpus, split it by prompt, and render the training examples. Loads no torch.
 
-A prompt is identified by its content, so the same text under two ids can't be on both sides of the split.
+A prompt is identified by its content, so the same text under two ids is never both learned and held out.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from trainer.data.chat_template import Example, Renderer
 from trainer.errors import DataError, StudentError
 from trainer.provenance import fingerprint, terms_check
 
+# Columns that are kept in memory.
 COLUMNS = [
     *("key", "prompt_id", "sample_index", "messages", "completion", "reasoning", "outcome", "finish_reason"),
     *("reference", "metadata_json", "purpose", "terms_id", "teacher_id", "mock", "run_id"),
 ]
 
-INLINE_REASONING = (
-    "<think>\n",
-    "\n</think>\n\n",
-)  # plain text around reasoning that is learned as part of the answer
+# Plain text around reasoning that is learned as part of the answer.
+INLINE_REASONING = ("<think>\n", "\n</think>\n\n")
 
-
+# Columns that are read for the hash of a row's origin only, with the value that replaces them afterwards.
 _CLEARED_COLUMNS: dict[str, Any] = {
     name: ""
     for name in fingerprint.ORIGIN_COLUMNS
@@ -41,11 +40,12 @@ _CLEARED_COLUMNS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """A prompt that is judged with and never learned from.
+    """A prompt kept for evaluation and never learned from.
 
     Attributes:
-        teacher: the teacher's first answer, None when it gave none that is usable.
-        taught: that answer as it would be learned; thought: its reasoning, where that is kept.
+        teacher: the teacher's first answer; None if it gave none that is usable.
+        target_answer: that answer as it would be learned.
+        target_reasoning: its reasoning as it would be learned; None unless `[data] reasoning = "keep"`.
     """
 
     prompt_id: str
@@ -54,20 +54,20 @@ class HeldOut:
     task: str
     split: str
     teacher: str | None
-    taught: str | None = None
-    thought: str | None = None
+    target_answer: str | None = None
+    target_reasoning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The corpus sorted into two piles, before anything is tokenised.
+    """The corpus split into samples to learn and held-out prompts, before anything is tokenised.
 
     Attributes:
         train: samples to learn from.
-        held_out: prompts to judge with, in order of prompt id.
-        excluded: samples in neither pile, by reason.
-        lineages: who taught, under which terms.
-        origins: by key, the hash of where a row came from (`trace.origin_of`).
+        held_out: prompts for evaluation, in order of prompt id.
+        excluded: number of samples in neither part, by reason.
+        lineages: teachers of the rows, and the terms they were asked under.
+        origins: hash of each row's origin, by key (`fingerprint.origin_sha256`).
     """
 
     train: tuple[Sample, ...]
@@ -79,7 +79,12 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Rendered training examples. `sha256` covers ids, borders and order: resume asks whether it changed."""
+    """Rendered training examples.
+
+    Attributes:
+        excluded: number of samples that are not learned, by reason.
+        sha256: hash of ids, prompt lengths and order; a training resumes only if it is unchanged.
+    """
 
     examples: tuple[Example, ...]
     excluded: Mapping[str, int]
@@ -87,7 +92,7 @@ class Dataset:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens each example feeds to the model: its last id is a target only."""
+        """Tokens that each example feeds to the model: its last id is a target only."""
         return [len(e.ids) - 1 for e in self.examples]
 
 
@@ -96,12 +101,14 @@ def read(config: TrainConfig) -> Rows:
 
     Raises:
         DataError: no corpus, an empty one, or no row to learn from.
-        TermsRefused: see `gate.ask`.
-        StoreError, StoreCorrupt: a shard is missing or torn; its name is in the error.
+        TermsRefused: see `terms_check.require_permission`.
+        StoreError, StoreCorrupt: a shard is missing or damaged; its name is in the error.
     """
     if not config.corpus.is_dir():
         raise DataError(
-            "no corpus here", place=str(config.corpus), remedy="harvest first, or set [data] corpus"
+            "there is no corpus in this folder",
+            place=str(config.corpus),
+            remedy="harvest first, or set [data] corpus",
         )
     corpus = Corpus.open(config.corpus)
     origins: dict[str, str] = {}
@@ -115,23 +122,23 @@ def read(config: TrainConfig) -> Rows:
     excluded: Counter[str] = Counter()
     prompts = [prompt_key(s.messages) for s in samples]
     splits = [split_of(s, key, config.data) for s, key in zip(samples, prompts, strict=True)]
-    judged = {key for key, split in zip(prompts, splits, strict=True) if split != "train"}
+    held_out_keys = {key for key, split in zip(prompts, splits, strict=True) if split != "train"}
     train: list[Sample] = []
-    seen: set[str] = set()
+    learned_keys: set[str] = set()
     for sample, key, split in zip(samples, prompts, splits, strict=True):
         if split != "train":
             continue
-        reason = _exclusion_reason(sample, config.data) or ("leaked" if key in judged else "")
-        reason = reason or ("shared answer" if sample.key in seen else "")
+        reason = _exclusion_reason(sample, config.data) or ("leaked" if key in held_out_keys else "")
+        reason = reason or ("shared answer" if sample.key in learned_keys else "")
         if reason:
             excluded[reason] += 1
             continue
-        seen.add(sample.key)
+        learned_keys.add(sample.key)
         train.append(sample)
     if not train:
         counts = ", ".join(f"{n} {reason}" for reason, n in sorted(excluded.items()))
         raise DataError(
-            f"no row to learn from: {counts or 'all rows are held out'}",
+            f"no row can be learned: {counts or 'all rows are held out'}",
             place=str(config.corpus),
             remedy=f"rows need a completion and {config.data.split_field!r} = 'train' (or none)",
         )
@@ -139,21 +146,21 @@ def read(config: TrainConfig) -> Rows:
 
 
 def _read_samples(corpus: Corpus, origins: dict[str, str]) -> Iterator[Sample]:
-    """Samples without what only their origin is made of, which is hashed on the way."""
+    """Yield the samples, add the hash of each one's origin to `origins`, and clear the columns it needed."""
     for sample in corpus.samples(list(dict.fromkeys((*COLUMNS, *fingerprint.ORIGIN_COLUMNS)))):
         origins[sample.key] = fingerprint.origin_sha256(sample)
         yield replace(sample, **_CLEARED_COLUMNS)
 
 
 def render(rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int = 0) -> Dataset:
-    """Render the training pile.
+    """Render the samples to learn.
 
     Args:
-        vocabulary: rows of the student's embedding; 0 leaves ids unchecked.
+        vocabulary: rows of the student's embedding; 0: ids are not checked.
 
     Raises:
-        DataError: every row is too long, or none has a token to learn.
-        StudentError: the tokenizer makes ids that the student has no embedding for.
+        DataError: every row is too long or has no token to learn.
+        StudentError: the tokenizer produces ids that the student has no embedding for.
     """
     examples = renderer.examples(
         [s.messages for s in rows.train],
@@ -166,16 +173,16 @@ def render(rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int 
     excluded = Counter(rows.excluded) + Counter(reason for reason in reasons if reason)
     if not fitting:
         raise DataError(
-            f"no row to learn from: all longer than {config.train.max_length} tokens, or with none to learn",
+            f"no row can be learned: all have more than {config.train.max_length} tokens, or none to learn",
             place=str(config.corpus),
             remedy="raise [train] max_length",
         )
     highest = max(int(e.ids.max()) for e in fitting)
     if vocabulary and highest >= vocabulary:
         raise StudentError(
-            f"the tokenizer makes id {highest}, the student embeds ids below {vocabulary}",
+            f"the tokenizer produces id {highest}, but the student embeds ids below {vocabulary} only",
             place=str(config.base),
-            remedy="tokenizer and weights are not of one model",
+            remedy="use the tokenizer that belongs to these weights",
         )
     digest = hashlib.sha256()
     for example in fitting:
@@ -185,19 +192,26 @@ def render(rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int 
 
 
 def _unlearnable(example: Example, max_length: int) -> str:
-    if len(example.ids) > max_length:  # never cut: a cut answer teaches to stop in the middle
+    # A long example is not cut: a cut answer would teach to stop in the middle.
+    if len(example.ids) > max_length:
         return "too long"
     return "" if example.supervised > 0 and example.prompt_length > 0 else "nothing supervised"
 
 
 def prompt_key(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Content of a prompt as a hash: role and text of each message."""
+    """Return the SHA-256 of a prompt's content: role and text of each message."""
     content = [[m.get("role"), m.get("content")] for m in messages]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
 def split_of(sample: Sample, key: str, data: DataSection) -> str:
-    """The split a row names, or one drawn from its prompt's content; "eval" rows never train."""
+    """Return the split that a row names, else one drawn from its prompt's content.
+
+    Rows harvested for evaluation (`purpose` "eval") are never in "train".
+
+    Args:
+        key: `prompt_key` of the row's messages.
+    """
     named = sample.metadata.get(data.split_field)
     if isinstance(named, str) and named:
         return "held_out" if named == "train" and sample.purpose == "eval" else named
@@ -215,7 +229,7 @@ def _exclusion_reason(sample: Sample, data: DataSection) -> str:
 
 
 def answer_of(sample: Sample, data: DataSection) -> str:
-    """The text to learn: the completion, with its reasoning before it as plain text when that is wanted."""
+    """Return the text to learn: the completion, after its reasoning if `[data] reasoning` is "inline"."""
     answer = sample.completion or ""
     if data.reasoning == "inline" and sample.reasoning:
         return f"{INLINE_REASONING[0]}{sample.reasoning}{INLINE_REASONING[1]}{answer}"
@@ -223,25 +237,26 @@ def answer_of(sample: Sample, data: DataSection) -> str:
 
 
 def reasoning_of(sample: Sample, data: DataSection) -> str | None:
-    """The reasoning to learn where the student's template puts it; None where none is wanted."""
+    """Return the reasoning to learn in the template's own format; None unless it is "keep"."""
     return (sample.reasoning or None) if data.reasoning == "keep" else None
 
 
 def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: DataSection) -> tuple[HeldOut, ...]:
-    found: dict[str, HeldOut] = {}
+    prompts: dict[str, HeldOut] = {}
     for sample, split in zip(samples, splits, strict=True):
-        if split == "train" or sample.prompt_id in found:
+        if split == "train" or sample.prompt_id in prompts:
             continue
         task = sample.metadata.get("task")
-        fit = not _exclusion_reason(sample, data) and sample.outcome == Outcome.OK
-        found[sample.prompt_id] = HeldOut(
+        is_usable = not _exclusion_reason(sample, data)
+        is_whole = is_usable and sample.outcome == Outcome.OK
+        prompts[sample.prompt_id] = HeldOut(
             sample.prompt_id,
             tuple(sample.messages),
             sample.reference,
             task if isinstance(task, str) and task else "all",
             split,
-            sample.completion if not _exclusion_reason(sample, data) else None,
-            answer_of(sample, data) if fit else None,
-            reasoning_of(sample, data) if fit else None,
+            sample.completion if is_usable else None,
+            answer_of(sample, data) if is_whole else None,
+            reasoning_of(sample, data) if is_whole else None,
         )
-    return tuple(found.values())
+    return tuple(prompts.values())

@@ -1,4 +1,4 @@
-"""Decide which examples each step learns: a function of (lengths, seed, epoch, step). No state, no torch."""
+"""Decide which examples each step learns, from lengths, seed, epoch and step alone. Loads no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ class Order:
     """The packs of every step of a training.
 
     Args:
-        lengths: tokens each example feeds.
+        lengths: tokens that each example feeds to the model.
+
+    Attributes:
+        waste: share of the packs' token budget that stays empty, mean over the epochs.
     """
 
     def __init__(self, lengths: Sequence[int], train: TrainSection) -> None:
@@ -35,19 +38,19 @@ class Order:
         return self._first[-1]
 
     def epoch_of(self, step: int) -> int:
-        """The epoch a step belongs to."""
+        """Return the epoch of a step; both count from 0."""
         return next(e for e in range(self._train.epochs) if step < self._first[e + 1])
 
     def packs(self, step: int) -> tuple[tuple[int, ...], ...]:
-        """Example numbers of each pack of a step."""
+        """Return the example numbers of each pack of a step (from 0)."""
         epoch = self.epoch_of(step)
         begin = (step - self._first[epoch]) * self._train.packs_per_step
         return self._epoch(epoch)[0][begin : begin + self._train.packs_per_step]
 
     def largest(self) -> tuple[int, ...]:
-        """The first of the packs with the most tokens."""
-        every = (pack for step in range(self.steps) for pack in self.packs(step))
-        return max(every, key=lambda pack: sum(self._lengths[i] for i in pack))
+        """Return the pack with the most tokens; the first one if there are several."""
+        packs = (pack for step in range(self.steps) for pack in self.packs(step))
+        return max(packs, key=lambda pack: sum(self._lengths[i] for i in pack))
 
     def _pack_epoch(self, epoch: int) -> tuple[tuple[tuple[int, ...], ...], float]:
         seed = int.from_bytes(hashlib.sha256(f"{self._train.seed}/{epoch}".encode()).digest()[:8])

@@ -1,9 +1,9 @@
-"""Group examples into packs of at most a token budget, by best-fit decreasing. No torch.
+"""Group examples into packs of at most a token budget, by best-fit decreasing. Loads no torch.
 
-Best-fit decreasing is within 11/9 of the optimum (Johnson 1974); on rows of mixed length it leaves
-far less than a percent. Examples far smaller than the budget are taken in random order instead of by
-length: they fill any gap, and sorting them would seat only like with like, so that every step would
-see one kind of prompt.
+Best-fit decreasing needs at most 11/9 of the optimal number of packs (Johnson 1974); with rows of mixed
+length it wastes far less than a percent. Examples far smaller than the budget are taken in random order
+instead of by length: they fill any gap, and sorting them would put examples of one length, and so prompts
+of one kind, into the same step.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MAX_DOCUMENTS = 4096  # attention kernels index documents with 32 bits times heads; 8k tiny ones crashed some
-SMALL = 16  # an example below budget / SMALL counts as small
+# Attention kernels index (document, head) pairs with few bits; 8,192 tiny documents crashed some of them.
+MAX_DOCUMENTS = 4096
+# An example shorter than budget / SMALL counts as small.
+SMALL = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,8 @@ class Packing:
     """Packs of example numbers.
 
     Attributes:
-        packs: every example number exactly once.
-        budget: tokens a pack may hold.
+        packs: the example numbers of each pack; each number appears exactly once.
+        budget: most tokens of a pack.
         tokens: tokens of all examples.
     """
 
@@ -33,9 +35,9 @@ class Packing:
 
     @property
     def waste(self) -> float:
-        """Unused share of the token budget, in [0, 1). It costs nothing where packs are not padded."""
-        seats = len(self.packs) * self.budget
-        return 1 - self.tokens / seats if seats else 0.0
+        """Unused share of the token budget, in [0, 1). It costs nothing if packs are not padded."""
+        capacity = len(self.packs) * self.budget
+        return 1 - self.tokens / capacity if capacity else 0.0
 
 
 def pack(
@@ -44,13 +46,13 @@ def pack(
     """Assign every example to a pack; the result depends on the arguments only.
 
     Args:
-        lengths: tokens of each example, each from 1 to `budget`.
-        budget: tokens a pack may hold.
-        seed: order among equals and among small examples.
-        max_documents: examples a pack may hold.
+        lengths: tokens of each example, from 1 to `budget`.
+        budget: most tokens of a pack.
+        seed: decides the order among equally long and among small examples.
+        max_documents: most examples of a pack.
 
     Raises:
-        ValueError: an example is empty or longer than the budget: nothing is dropped or cut here.
+        ValueError: an example is empty or longer than the budget; none is dropped or cut.
     """
     if any(not 0 < length <= budget for length in lengths):
         raise ValueError(f"every length must lie in 1..{budget}")
@@ -60,16 +62,17 @@ def pack(
     order.sort(key=lambda i: -max(lengths[i], small))  # stable: equals stay shuffled
 
     packs: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, pack number), sorted, of packs that can take more
+    # (tokens left, pack number) of the packs that can take more, sorted.
+    open_packs: list[tuple[int, int]] = []
     for i in order:
-        at = bisect_left(room, (lengths[i], -1))
-        if at < len(room):
-            left, number = room.pop(at)
+        position = bisect_left(open_packs, (lengths[i], -1))
+        if position < len(open_packs):
+            left, number = open_packs.pop(position)
         else:
             left, number = budget, len(packs)
             packs.append([])
         packs[number].append(i)
         left -= lengths[i]
         if left > 0 and len(packs[number]) < max_documents:
-            insort(room, (left, number))
+            insort(open_packs, (left, number))
     return Packing(tuple(map(tuple, packs)), budget, sum(lengths))

@@ -1,7 +1,7 @@
-"""Find out what a chat template puts around an answer by rendering marked conversations.
+"""Find out what a chat template puts around an answer by rendering a conversation with a marked answer.
 
-A template is a program, so its text is not parsed: one conversation is rendered with and without an answer,
-and what lies between the generation prompt and the marks is what the template supplies.
+A template is a program, so its text is not parsed. The same conversation is rendered with a generation
+prompt and with an answer; the text between the two and after the answer comes from the template.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ from typing import Any
 
 from trainer.errors import StudentError
 
-ANSWER = "\ue0f0answer\ue0f1"  # private use: no template trims or splits it
+# Private-use characters mark the ends, so that no template trims or splits the marked text.
+ANSWER = "\ue0f0answer\ue0f1"
 THOUGHT = "\ue0f0thought\ue0f1"
-PROBE = "hi"
+QUESTION = "hi"
 
 Template = Callable[[Sequence[Mapping[str, Any]], bool], str]
 
 
 @dataclass(frozen=True, slots=True)
 class ChatShape:
-    """What a chat template puts around an assistant's answer.
+    """The text and ids that a chat template puts around an assistant's answer.
 
     Attributes:
-        scaffold: text between generation prompt and answer that the template supplies (an empty think
-            block): part of the prompt, never supervised.
-        lead: white space between generation prompt and answer: the model has to say it.
+        scaffold: text between generation prompt and answer that the template supplies, such as an empty
+            think block. It is part of the prompt and never supervised.
+        lead: white space between generation prompt and answer, which the model has to generate.
         end_of_turn: ids after the answer, up to and including the first special token.
-        reasoning: text between generation prompt and reasoning, and between reasoning and answer; None where
-            the template has no place for reasoning.
+        reasoning: text between generation prompt and reasoning, and between reasoning and answer; None if
+            the template can't render reasoning.
     """
 
     scaffold: str
@@ -39,51 +40,51 @@ class ChatShape:
 
     @property
     def stop_id(self) -> int:
-        """The id whose arrival ends an answer."""
+        """The id that ends an answer."""
         return self.end_of_turn[-1]
 
-    def answer_in(self, said: str) -> str:
-        """The answer in what a student said, without the reasoning before it."""
-        _, mark, after = said.partition(self.reasoning[1]) if self.reasoning else ("", "", "")
-        return after if mark else said
+    def answer_in(self, generated: str) -> str:
+        """Return the answer in a generated text, without the reasoning before it."""
+        _, mark, after = generated.partition(self.reasoning[1]) if self.reasoning else ("", "", "")
+        return after if mark else generated
 
 
 def probe(template: Template, tokenizer: Any) -> ChatShape:
-    """Render probes to find where answer, reasoning and end of turn are.
+    """Render marked conversations to find the text around answer and reasoning, and the end of a turn.
 
     Args:
         template: renders messages; its second argument asks for a generation prompt.
 
     Raises:
-        StudentError: it does not continue its own generation prompt, or never ends a turn.
+        StudentError: an answer does not continue the generation prompt, or no turn ever ends.
     """
-    user = {"role": "user", "content": PROBE}
-    asked = template([user], True)
-    told = template([user, {"role": "assistant", "content": ANSWER}], False)
-    before, found, after = told.partition(ANSWER)
-    if not found or not before.startswith(asked):
+    user = {"role": "user", "content": QUESTION}
+    prompt = template([user], True)
+    conversation = template([user, {"role": "assistant", "content": ANSWER}], False)
+    before, match, after = conversation.partition(ANSWER)
+    if not match or not before.startswith(prompt):
         raise StudentError(
             "the chat template doesn't continue its own generation prompt with the assistant's text",
             place=str(getattr(tokenizer, "name_or_path", "")),
             remedy="repair the template: rendering with add_generation_prompt must be a prefix",
         )
-    between = before[len(asked) :]
+    between = before[len(prompt) :]
     scaffold, lead = (between, "") if between.strip() else ("", between)
-    return ChatShape(scaffold, lead, _end_of_turn(after, tokenizer), _reasoning(template, user, asked))
+    return ChatShape(scaffold, lead, _end_of_turn(after, tokenizer), _reasoning(template, user, prompt))
 
 
-def _reasoning(template: Template, user: Mapping[str, Any], asked: str) -> tuple[str, str] | None:
-    """Text around reasoning, where the template puts any before the answer and after what it supplies."""
+def _reasoning(template: Template, user: Mapping[str, Any], prompt: str) -> tuple[str, str] | None:
+    """Find the text around reasoning; None if the template renders none between prompt and answer."""
     answer = {"role": "assistant", "content": ANSWER}
     for name in ("reasoning_content", "reasoning", "thinking"):
         try:
-            told = template([user, {**answer, name: THOUGHT}], False)
+            conversation = template([user, {**answer, name: THOUGHT}], False)
         except StudentError:
             continue
-        before, found, rest = told.partition(THOUGHT)
-        close, also, _ = rest.partition(ANSWER)
-        if found and also and before.startswith(asked):
-            return before[len(asked) :], close
+        before, thought, rest = conversation.partition(THOUGHT)
+        close, answered, _ = rest.partition(ANSWER)
+        if thought and answered and before.startswith(prompt):
+            return before[len(prompt) :], close
     return None
 
 
@@ -95,7 +96,7 @@ def _end_of_turn(after: str, tokenizer: Any) -> tuple[int, ...]:
             return tuple(ids[: position + 1])
     if tokenizer.eos_token_id is None:
         raise StudentError(
-            "neither the chat template nor the tokenizer says how a turn ends",
+            "neither the chat template nor the tokenizer defines how a turn ends",
             place=str(getattr(tokenizer, "name_or_path", "")),
             remedy="give the tokenizer an eos_token",
         )

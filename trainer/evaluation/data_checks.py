@@ -77,7 +77,7 @@ def _count(items: Sequence[Any], tests: dict[str, Callable[[Any], bool]]) -> Ite
 
 
 def _label_checks(examples: Sequence[Example], renderer: Renderer, vocabulary: int) -> Iterator[Check]:
-    stop = renderer.shape.stop_id
+    stop = renderer.chat_shape.stop_id
     bos = renderer.tokenizer.bos_token_id
     tests: dict[str, Callable[[Example], bool]] = {
         "no supervised token": lambda e: e.supervised <= 0,
@@ -103,13 +103,13 @@ def _text_checks(seen: RenderedRows, renderer: Renderer) -> Iterator[Check]:
     unknown = tokenizer.unk_token_id
     bodies = []
     for example, answer, thought in zip(seen.examples, seen.answers, seen.thoughts, strict=True):
-        tail = len(renderer.shape.end_of_turn) if example.terminated else 0
+        tail = len(renderer.chat_shape.end_of_turn) if example.terminated else 0
         ids = example.ids[example.prompt_length : len(example.ids) - tail].tolist()
-        if thought and renderer.shape.reasoning:
-            before, after = renderer.shape.reasoning
+        if thought and renderer.chat_shape.reasoning:
+            before, after = renderer.chat_shape.reasoning
             bodies.append((ids, f"{before}{thought}{after}{answer}", _ids_of(tokenizer, (before, after))))
         else:
-            bodies.append((ids, renderer.shape.lead + answer, frozenset()))
+            bodies.append((ids, renderer.chat_shape.lead + answer, frozenset()))
     tests: dict[str, Callable[[Any], bool]] = {
         "the teacher's text is not verbatim": lambda b: (
             tokenizer.decode(b[0], skip_special_tokens=False, clean_up_tokenization_spaces=False) != b[1]

@@ -183,7 +183,7 @@ def _length_histogram(seen: RenderedRows) -> tuple[tuple[int, int, int, float], 
 
 def _notices(seen: RenderedRows, renderer: Renderer, config: TrainConfig) -> list[str]:
     said = []
-    stop = renderer.shape.stop_id
+    stop = renderer.chat_shape.stop_id
     told = weights.read_json(config.base / "generation_config.json").get("eos_token_id")
     if told is not None and stop not in (told if isinstance(told, list) else [told]):
         name = renderer.tokenizer.convert_ids_to_tokens(stop)

@@ -78,7 +78,7 @@ def generate_answers(
     Prompts are batched by length and padded on the left, so that all of a batch begin to answer in the same
     column; a batch ends when its last answer does.
     """
-    stop = renderer.shape.stop_id
+    stop = renderer.chat_shape.stop_id
     pad = renderer.tokenizer.pad_token_id
     settings = GenerationConfig(
         do_sample=False,
@@ -111,7 +111,7 @@ def generate_answers(
 def judged_text(text: str, renderer: Renderer, config: TrainConfig) -> str:
     """What is judged: the answer, without the reasoning a student was taught to say before it."""
     if config.data.reasoning == "keep":
-        return renderer.shape.answer_in(text)
+        return renderer.chat_shape.answer_in(text)
     _, mark, after = (
         text.partition(INLINE_REASONING[1]) if config.data.reasoning == "inline" else ("", "", "")
     )
@@ -122,12 +122,12 @@ def held_out_examples(
     held_out: Sequence[HeldOut], renderer: Renderer, config: TrainConfig
 ) -> tuple[Example, ...]:
     """The teacher's held-out answers, rendered as if they were to be learned; those too long are left out."""
-    rows = [h for h in held_out if h.taught is not None]
+    rows = [h for h in held_out if h.target_answer is not None]
     made = renderer.examples(
         [h.messages for h in rows],
-        [h.taught or "" for h in rows],
+        [h.target_answer or "" for h in rows],
         [True] * len(rows),
-        [h.thought for h in rows],
+        [h.target_reasoning for h in rows],
     )
     return tuple(e for e in made if len(e.ids) <= config.train.max_length)
 

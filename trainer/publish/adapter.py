@@ -74,7 +74,7 @@ def write_serving_files(folder: Path, renderer: Renderer, config: TrainConfig) -
     finally:
         tokenizer.chat_template = original
     told = dict(weights.read_json(config.base / "generation_config.json"))
-    told["eos_token_id"] = serving.eos_ids(told, renderer.shape.stop_id)
+    told["eos_token_id"] = serving.eos_ids(told, renderer.chat_shape.stop_id)
     (folder / "generation_config.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
@@ -99,6 +99,6 @@ def card_facts(config: TrainConfig, renderer: Renderer, rows: int) -> list[tuple
         ("base SHA-256 (config and weights)", weights.base_sha256(config.base)),
         ("answers learned from", f"{rows:,}; each by its hash in {fingerprint.ROWS_FILE}"),
         ("seed, epochs, peak rate", f"{config.train.seed}, {config.train.epochs}, {config.train.lr:g}"),
-        ("end of a turn", f"token {renderer.shape.stop_id}"),
+        ("end of a turn", f"token {renderer.chat_shape.stop_id}"),
         ("chat template SHA-256", renderer.template_sha256),
     ]

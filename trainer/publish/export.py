@@ -144,11 +144,11 @@ def _write_documents(
     config: TrainConfig, adapter: Path, folder: Path, renderer: Renderer, parity: dict[str, Any]
 ) -> None:
     write_serving_files(folder, renderer, config)
-    stop = str(renderer.tokenizer.convert_ids_to_tokens(renderer.shape.stop_id))
-    found = modelfile.infer_turn_template(renderer, thinks=serving.keeps_reasoning(config, renderer))
-    told = found.modelfile(stop) if found else None
-    if told is not None:
-        (folder / "Modelfile").write_text(told, encoding="utf-8")
+    stop = str(renderer.tokenizer.convert_ids_to_tokens(renderer.chat_shape.stop_id))
+    turns = modelfile.infer_turn_template(renderer, thinks=serving.keeps_reasoning(config, renderer))
+    text = turns.modelfile(stop) if turns else None
+    if text is not None:
+        (folder / "Modelfile").write_text(text, encoding="utf-8")
     (folder / PARITY_FILE).write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
     tree, leaves = fingerprint.read(adapter)
     shutil.copyfile(adapter / "lineage.json", folder / "lineage.json")

@@ -1,6 +1,6 @@
-"""What a server needs so that it serves what was learned: template, stop tokens, and the exact commands.
+"""Prepare what a server needs to serve a student: chat template, stop tokens, and the commands to paste.
 
-Rank limits and refusals are vLLM's (`vllm/config/lora.py`, `vllm/lora/peft_helper.py`).
+The limits on adapters are vLLM's (`vllm/config/lora.py`, `vllm/lora/peft_helper.py`).
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from trainer.data.chat_template import TEMPLATE_DATE, Renderer
 from trainer.errors import StudentError
 from trainer.publish import modelfile
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes; 16 unless told
+# Values that vLLM's --max-lora-rank accepts; its default is 16.
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# Assignments written before a template for the variables that training passes to it and a server does not.
 _FIXED_CHOICES = (f'{{%- set date_string = "{TEMPLATE_DATE}" -%}}', "{%- set enable_thinking = false -%}")
 
 
 @dataclass(frozen=True, slots=True)
 class ServingCommands:
-    """How to serve a student.
+    """Commands that serve a student.
 
     Attributes:
-        adapter: vLLM's command for base and adapter; empty where vLLM can't, and `why_merge` says why.
+        adapter: vLLM's command for base and adapter; empty if vLLM can't serve this adapter.
+        why_merge: why `adapter` is empty.
         merged: vLLM's command for the merged folder. ollama: Ollama's; both empty without such a folder.
-        stops: texts whose arrival ends an answer.
-        notes: what a server would do otherwise than was learned.
+        stops: texts of the tokens that end an answer.
+        notes: where a server would differ from what was learned.
     """
 
     adapter: str
@@ -40,18 +43,18 @@ class ServingCommands:
 
 
 def keeps_reasoning(config: TrainConfig, renderer: Renderer) -> bool:
-    """Whether the student was taught to begin with reasoning where its template has the place."""
-    return config.data.reasoning == "keep" and renderer.shape.reasoning is not None
+    """Whether the student was taught to begin its answers with reasoning, in the template's own format."""
+    return config.data.reasoning == "keep" and renderer.chat_shape.reasoning is not None
 
 
 def pinned_template(renderer: Renderer, *, thinking: bool) -> str:
-    """The chat template with every choice made that a server would leave open (a date, a way of thinking).
+    """Return a chat template that renders the learned prompts without being given any variable.
 
-    A server calls a template without the arguments that training gave; where that gives another prompt than
-    was learned, the choice is written into the template itself.
+    A server passes no date and no `enable_thinking` to the template. If its prompts would then differ from
+    those that were learned, the variables are assigned at the start of the template.
 
     Raises:
-        StudentError: no choice makes the template write the prompts that were learned.
+        StudentError: no assignment makes the template render the prompts that were learned.
     """
     original = str(renderer.tokenizer.chat_template)
     wanted = [modelfile.training_prompt(renderer, probe, thinks=thinking) for probe in PROBES]
@@ -71,7 +74,10 @@ def pinned_template(renderer: Renderer, *, thinking: bool) -> str:
 
 
 def serving_template(config: TrainConfig, renderer: Renderer) -> tuple[str, str]:
-    """The template to hand over, and "" or what is wrong with it: no reason to lose a finished training."""
+    """Return the template to publish, and what is wrong with it ("" if nothing).
+
+    A template that can't be pinned does not end a training that is finished: it is published as it is.
+    """
     try:
         return pinned_template(renderer, thinking=keeps_reasoning(config, renderer)), ""
     except StudentError as error:
@@ -93,20 +99,28 @@ def _as_served(renderer: Renderer, messages: list[Mapping[str, Any]]) -> str:
 
 
 def eos_ids(base: Mapping[str, Any], stop_id: int) -> int | list[int]:
-    """`generation_config.eos_token_id`: the template's end of turn first, then what the base had."""
-    told = base.get("eos_token_id")
-    others = told if isinstance(told, list) else [] if told is None else [told]
-    every = list(dict.fromkeys([stop_id, *map(int, others)]))
-    return every if len(every) > 1 else stop_id
+    """Return `generation_config.eos_token_id`: the template's end of turn first, then the base's ids.
+
+    Args:
+        base: generation_config.json of the base.
+    """
+    base_eos = base.get("eos_token_id")
+    others = base_eos if isinstance(base_eos, list) else [] if base_eos is None else [base_eos]
+    ids = list(dict.fromkeys([stop_id, *map(int, others)]))
+    return ids if len(ids) > 1 else stop_id
 
 
 def commands(config: TrainConfig, renderer: Renderer, merged: Path | None = None) -> ServingCommands:
-    """The exact commands, for the adapter in `[out] path` and for a merged folder."""
+    """Return the commands for the adapter in `[out] path` and for a merged folder.
+
+    Args:
+        merged: the folder that `trainer export` wrote; None: there is none.
+    """
     adapter = config.out_path / "adapter"
-    stop = str(renderer.tokenizer.convert_ids_to_tokens(renderer.shape.stop_id))
-    why = _why_vllm_needs_merge(config)
-    rank = next((each for each in VLLM_RANKS if each >= config.lora.rank), 0)
-    notes = [odd] if (odd := serving_template(config, renderer)[1]) else []
+    stop = str(renderer.tokenizer.convert_ids_to_tokens(renderer.chat_shape.stop_id))
+    why_merge = _why_vllm_needs_merge(config)
+    rank = next((limit for limit in VLLM_RANKS if limit >= config.lora.rank), 0)
+    notes = [problem] if (problem := serving_template(config, renderer)[1]) else []
     if keeps_reasoning(config, renderer):
         notes.append("answers begin with reasoning: give vLLM the --reasoning-parser of the base's family")
     ollama = ""
@@ -117,13 +131,13 @@ def commands(config: TrainConfig, renderer: Renderer, merged: Path | None = None
             notes.append("no Modelfile: the chat template does more than put text around turns")
     return ServingCommands(
         adapter=""
-        if why
+        if why_merge
         else _shell_line(
             *("vllm", "serve", str(config.base), "--enable-lora", "--max-lora-rank", str(rank)),
             *("--lora-modules", f"{config.name}={adapter}"),
             *("--chat-template", str(adapter / "chat_template.jinja"), "--generation-config", str(adapter)),
         ),
-        why_merge=why,
+        why_merge=why_merge,
         merged=""
         if merged is None
         else _shell_line("vllm", "serve", str(merged), "--served-model-name", config.name),
@@ -133,27 +147,27 @@ def commands(config: TrainConfig, renderer: Renderer, merged: Path | None = None
     )
 
 
-def describe(how: ServingCommands) -> list[str]:
-    """The commands as lines to read and to paste."""
-    said = [f"an answer ends at {', '.join(how.stops)}; generation_config.json says so"]
-    if how.adapter:
-        said += ["serve base and adapter:", f"  {how.adapter}"]
-    elif how.why_merge:
-        said.append(f"serve the merged folder: {how.why_merge}")
-    for command in (how.merged, how.ollama):
+def describe(serving: ServingCommands) -> list[str]:
+    """Format the commands as lines to read and to paste."""
+    lines = [f"an answer ends at {', '.join(serving.stops)}; generation_config.json contains it"]
+    if serving.adapter:
+        lines += ["serve base and adapter:", f"  {serving.adapter}"]
+    elif serving.why_merge:
+        lines.append(f"serve the merged folder: {serving.why_merge}")
+    for command in (serving.merged, serving.ollama):
         if command:
-            said += [f"serve with {'Ollama' if command.startswith('ollama') else 'vLLM'}:", f"  {command}"]
-    return [*said, *how.notes]
+            lines += [f"serve with {'Ollama' if command.startswith('ollama') else 'vLLM'}:", f"  {command}"]
+    return [*lines, *serving.notes]
 
 
 def _why_vllm_needs_merge(config: TrainConfig) -> str:
     if config.lora.dora:
-        return "vLLM has no DoRA"
+        return "vLLM does not support DoRA"
     if config.lora.rank > VLLM_RANKS[-1]:
-        return f"vLLM takes ranks up to {VLLM_RANKS[-1]}"
+        return f"vLLM supports ranks up to {VLLM_RANKS[-1]}"
     targets = () if isinstance(config.lora.target, str) else config.lora.target
-    odd = [name for name in targets if name.split(".")[-1] in ("lm_head", "embed_tokens")]
-    return f"vLLM has no adapter on {odd[0]}" if odd else ""
+    unsupported = [name for name in targets if name.split(".")[-1] in ("lm_head", "embed_tokens")]
+    return f"vLLM does not support adapters on {unsupported[0]}" if unsupported else ""
 
 
 def _shell_line(*words: str) -> str:

@@ -33,9 +33,9 @@ def test_supervised_is_the_answer_verbatim_and_the_end_of_turn(name, messages):
     renderer, shape = RENDERERS[name], SHAPES[name]
     [example] = renderer.examples([messages], [SAID], [True])
     prompt, learned = halves(renderer, example)
-    assert learned == renderer.shape.lead + SAID + shape.stop
-    assert example.ids[-1] == renderer.shape.stop_id
-    assert renderer.tokenizer.convert_ids_to_tokens(renderer.shape.stop_id) == shape.stop
+    assert learned == renderer.chat_shape.lead + SAID + shape.stop
+    assert example.ids[-1] == renderer.chat_shape.stop_id
+    assert renderer.tokenizer.convert_ids_to_tokens(renderer.chat_shape.stop_id) == shape.stop
     assert renderer.prompts([messages])[0] == example.ids[: example.prompt_length].tolist()
     served = renderer.tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024", enable_thinking=False
@@ -66,7 +66,7 @@ def test_reasoning_is_kept_where_the_template_has_its_place():
     assert (
         learned == f"<think>\n{THOUGHT}\n</think>\n\n{SAID}<|im_end|>"
     )  # teacher's words, to the last blank
-    assert renderer.shape.answer_in(learned.removesuffix("<|im_end|>")) == SAID
+    assert renderer.chat_shape.answer_in(learned.removesuffix("<|im_end|>")) == SAID
     think = renderer.tokenizer.convert_tokens_to_ids("<think>")
     assert kept.ids[kept.prompt_length] == think
     # without reasoning the empty block belongs to the prompt: nobody learns to say it
@@ -77,7 +77,7 @@ def test_reasoning_is_kept_where_the_template_has_its_place():
 
 @pytest.mark.parametrize("name", sorted(set(SHAPES) - {"qwen-3"}))
 def test_reasoning_is_not_kept_where_the_template_would_lose_it(name):
-    with pytest.raises(StudentError, match="no place for reasoning"):
+    with pytest.raises(StudentError, match="render reasoning"):
         RENDERERS[name].examples([USER], [SAID], [True], [THOUGHT])
 
 
@@ -88,10 +88,10 @@ def test_control_tokens_in_text_stay_text(text, name, data):
     token = data.draw(st.sampled_from((*tiny.SPECIALS, *shape.specials, *shape.marks)))
     answer = text + token + text
     [example] = renderer.examples([[{"role": "user", "content": "a " + token}]], [answer], [True])
-    tail = len(renderer.shape.end_of_turn)
+    tail = len(renderer.chat_shape.end_of_turn)
     body = example.ids[example.prompt_length : len(example.ids) - tail].tolist()
     assert not set(body) & set(renderer.tokenizer.added_tokens_decoder)
-    assert renderer.tokenizer.decode(body) == renderer.shape.lead + answer
+    assert renderer.tokenizer.decode(body) == renderer.chat_shape.lead + answer
     # and a user's cannot open a turn: the prompt holds as many as it does with a harmless question
     [plain] = renderer.examples([[{"role": "user", "content": "a b"}]], ["b"], [True])
     number = renderer.tokenizer.convert_tokens_to_ids(token)
@@ -135,7 +135,7 @@ def test_an_added_token_that_is_plain_text_stays_one_token():
 def test_a_cut_answer_has_no_end_of_turn(name):
     renderer = RENDERERS[name]
     [example] = renderer.examples([USER], ["cut of"], [False])
-    assert renderer.shape.stop_id not in example.ids[example.prompt_length :]
+    assert renderer.chat_shape.stop_id not in example.ids[example.prompt_length :]
     assert not example.terminated
 
 
@@ -155,5 +155,5 @@ def test_a_template_that_can_not_serve_is_refused(template, said):
 def test_a_turn_that_never_ends_is_refused():
     tokenizer = tiny.tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     tokenizer.eos_token = None
-    with pytest.raises(StudentError, match="how a turn ends"):
+    with pytest.raises(StudentError, match="turn ends"):
         Renderer(tokenizer)

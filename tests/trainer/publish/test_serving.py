@@ -90,7 +90,7 @@ def test_a_template_that_can_not_be_served_as_learned_is_refused_and_gets_no_mod
         ({"rank": 16}, "16", ""),
         ({"rank": 33, "rslora": True}, "64", ""),
         ({"rank": 600}, "", "ranks up to 512"),
-        ({"dora": True}, "", "no DoRA"),
+        ({"dora": True}, "", "DoRA"),
     ],
 )
 def test_vllm_is_told_the_rank_it_needs_or_why_it_can_not(tmp_path, lora, rank, why):
