@@ -1,1 +1,1 @@
-"""Judge a student: generate, score beside the teacher, check the data before training."""
+"""Evaluate a student on held-out prompts, and check the rendered data before training."""

@@ -1,4 +1,4 @@
-"""Check rendered examples and corpus for fatal faults: each has a name, a count and its first row."""
+"""Check the rendered examples and the corpus for fatal faults; count each fault and name its first row."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from trainer.data.chat_template import Example, Renderer
 from trainer.data.collator import collate
 from trainer.data.dataset import Rows
 
-MAX_SHARE_LEFT_OUT = 0.5  # of the rows to learn; above it, another corpus would be learned than was paid for
+# Largest share of the rows to learn that may be too long. Above it, most of the paid answers would be unused.
+MAX_SHARE_LEFT_OUT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One fault that was looked for.
+    """Hold the result of looking for one fault.
 
     Attributes:
-        fault: what would be wrong. count: how many of `of` have it. unit: what was counted.
-        first: number of the first row that has it, None where none has.
+        fault: what is wrong with the counted items. count: how many of the `of` items have the fault.
+        first: index of the first training row that has it; None if none has.
+        unit: what was counted, plural.
     """
 
     fault: str
@@ -32,13 +34,13 @@ class Check:
     unit: str = "examples"
 
     def __str__(self) -> str:
-        """The finding as a line."""
+        """Return the result as one line."""
         return f"{self.fault}: {self.count:,} of {self.of:,} {self.unit}"
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedRows:
-    """The rows to learn as the student will see them; all four in the same order."""
+    """Hold the rows to learn and their rendered examples; all sequences have the order of `rows.train`."""
 
     rows: Rows
     answers: tuple[str, ...]
@@ -47,33 +49,33 @@ class RenderedRows:
 
 
 def render_rows(rows: Rows, renderer: Renderer, config: TrainConfig) -> RenderedRows:
-    """Render every row to learn, also those that would be left out."""
+    """Render every row to learn, including those that training would leave out as too long."""
     answers = tuple(dataset.answer_of(s, config.data) for s in rows.train)
     thoughts = tuple(dataset.reasoning_of(s, config.data) for s in rows.train)
     ends = [s.outcome != "truncated" for s in rows.train]
-    made = renderer.examples([s.messages for s in rows.train], answers, ends, thoughts)
-    return RenderedRows(rows, answers, thoughts, tuple(made))
+    examples = renderer.examples([s.messages for s in rows.train], answers, ends, thoughts)
+    return RenderedRows(rows, answers, thoughts, tuple(examples))
 
 
-def run_checks(seen: RenderedRows, renderer: Renderer, *, vocabulary: int, learned: int) -> list[Check]:
-    """Every fault that is looked for, found or not.
+def run_checks(rendered: RenderedRows, renderer: Renderer, *, vocabulary: int, learned: int) -> list[Check]:
+    """Run all checks and return their results, also of those that found nothing.
 
     Args:
         vocabulary: rows of the student's embedding.
-        learned: examples that fit and will be learned.
+        learned: number of examples that are short enough to be learned.
     """
     return [
-        *_label_checks(seen.examples, renderer, vocabulary),
-        *_text_checks(seen, renderer),
-        *_boundary_checks(seen, renderer),
-        *_corpus_checks(seen.rows, learned),
+        *_label_checks(rendered.examples, renderer, vocabulary),
+        *_text_checks(rendered, renderer),
+        *_boundary_checks(rendered, renderer),
+        *_corpus_checks(rendered.rows, learned),
     ]
 
 
 def _count(items: Sequence[Any], tests: dict[str, Callable[[Any], bool]]) -> Iterator[Check]:
     for fault, test in tests.items():
-        having = [number for number, item in enumerate(items) if test(item)]
-        yield Check(fault, len(having), len(items), having[0] if having else None)
+        faulty = [number for number, item in enumerate(items) if test(item)]
+        yield Check(fault, len(faulty), len(items), faulty[0] if faulty else None)
 
 
 def _label_checks(examples: Sequence[Example], renderer: Renderer, vocabulary: int) -> Iterator[Check]:
@@ -93,16 +95,21 @@ def _label_checks(examples: Sequence[Example], renderer: Renderer, vocabulary: i
     yield from _count(examples, tests)
     ends = any(e.terminated for e in examples)
     count = 0 if ends else len(examples)
-    yield Check("no answer ends: nobody learns to stop", count, len(examples), None if ends else 0)
+    yield Check(
+        "no answer has an end of turn, so the student would not learn to stop",
+        count,
+        len(examples),
+        None if ends else 0,
+    )
 
 
-def _text_checks(seen: RenderedRows, renderer: Renderer) -> Iterator[Check]:
-    """Faults of the answer's text on its way into ids."""
+def _text_checks(rendered: RenderedRows, renderer: Renderer) -> Iterator[Check]:
+    """Check that the ids of each answer decode to its text and hold no control or unknown token."""
     tokenizer = renderer.tokenizer
     control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     unknown = tokenizer.unk_token_id
     bodies = []
-    for example, answer, thought in zip(seen.examples, seen.answers, seen.thoughts, strict=True):
+    for example, answer, thought in zip(rendered.examples, rendered.answers, rendered.thoughts, strict=True):
         tail = len(renderer.chat_shape.end_of_turn) if example.terminated else 0
         ids = example.ids[example.prompt_length : len(example.ids) - tail].tolist()
         if thought and renderer.chat_shape.reasoning:
@@ -124,32 +131,32 @@ def _ids_of(tokenizer: Any, texts: Sequence[str]) -> frozenset[int]:
     return frozenset(i for text in texts if text for i in tokenizer.encode(text, add_special_tokens=False))
 
 
-def _boundary_checks(seen: RenderedRows, renderer: Renderer) -> Iterator[Check]:
-    """The prompt has to end exactly where the student will begin to answer."""
+def _boundary_checks(rendered: RenderedRows, renderer: Renderer) -> Iterator[Check]:
+    """Check that the prompt of each example has the ids that a server would send for the same messages."""
     served = renderer.prompts(
-        [s.messages for s in seen.rows.train], [bool(thought) for thought in seen.thoughts]
+        [s.messages for s in rendered.rows.train], [bool(thought) for thought in rendered.thoughts]
     )
-    pairs = list(zip(seen.examples, served, strict=True))
+    pairs = list(zip(rendered.examples, served, strict=True))
     fault = "the prompt learned is not the prompt served"
     yield from _count(pairs, {fault: lambda p: p[0].ids[: p[0].prompt_length].tolist() != p[1]})
 
 
 def _corpus_checks(rows: Rows, learned: int) -> Iterator[Check]:
-    """Faults of the corpus itself."""
-    judged = {_normalised(held.messages) for held in rows.held_out}
+    """Look for leaked held-out prompts, for cut answers, and for too many rows that are too long."""
+    held_out = {_normalised(held.messages) for held in rows.held_out}
     tests: dict[str, Callable[[Any], bool]] = {
-        "held-out prompts under another spelling": lambda s: _normalised(s.messages) in judged,
-        "cut by the token limit, yet taught as whole": lambda s: (
+        "held-out prompts in another spelling": lambda s: _normalised(s.messages) in held_out,
+        "cut by the token limit, but learned as complete": lambda s: (
             s.finish_reason == "length" and s.outcome != "truncated"
         ),
     }
     yield from _count(rows.train, tests)
-    lost = len(rows.train) - learned
-    many = lost > len(rows.train) * MAX_SHARE_LEFT_OUT
-    yield Check("most rows are too long to learn", lost if many else 0, len(rows.train), unit="rows")
+    too_long = len(rows.train) - learned
+    count = too_long if too_long > len(rows.train) * MAX_SHARE_LEFT_OUT else 0
+    yield Check("most rows are too long to learn", count, len(rows.train), unit="rows")
 
 
 def _normalised(messages: Sequence[Any]) -> str:
-    """A prompt's text without what spelling alone changes: case, white space, Unicode form."""
+    """Return the text of a prompt with case, white space and Unicode form normalised."""
     text = "\n".join(str(m.get("content") or "") for m in messages)
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -1,4 +1,4 @@
-"""Check what would be learned before a training: fatal faults, notices, and samples to read."""
+"""Check the data before training (`trainer doctor`): find fatal faults, show samples token by token."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ from trainer.model import model, weights
 from trainer.publish import serving
 
 SAMPLES_SHOWN = 5
-MAX_TOKENS_SHOWN = 400  # tokens of a sample on the page; the middle of a longer prompt is left out
+# Tokens of a sample on the page; the middle of a longer prompt is left out.
+MAX_TOKENS_SHOWN = 400
 HISTOGRAM_BINS = 32
-BROKEN, REST = "\N{REPLACEMENT CHARACTER}", "◂"
+# What the decoder returns for bytes that are not a whole character.
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+# Shown for a token whose bytes belong to the character of the token before it.
+CONTINUED = "◂"
 
 
 @dataclass(frozen=True, slots=True)
 class ShownToken:
-    """A token as text. control: it belongs to template or tokenizer, not to anybody's words."""
+    """Hold one token of a sample. control: an added token of the tokenizer, which text can never produce."""
 
     text: str
     id: int
@@ -36,7 +40,7 @@ class ShownToken:
 
 @dataclass(frozen=True, slots=True)
 class ShownSample:
-    """A sample cut into tokens, and why it was picked."""
+    """Hold a sample as tokens, and why it is shown: a fault that it has, or its rank by length."""
 
     prompt_id: str
     why: str
@@ -46,11 +50,14 @@ class ShownSample:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Findings are fatal; an empty list is a clean bill.
+    """Hold what the checks found.
 
     Attributes:
-        notices: what is worth knowing and stops nothing.
-        lengths: lower edge, upper edge, examples, supervised share: bins of the tokens of an example.
+        findings: the fatal faults as lines; empty if the data can be learned.
+        notices: lines about what is unusual, but not wrong.
+        tokens, supervised: of all examples to learn.
+        lengths: a histogram of tokens per example; each bin is (shortest, longest, examples, share of
+            supervised tokens).
     """
 
     findings: tuple[str, ...]
@@ -66,33 +73,34 @@ class Diagnosis:
 
 
 def diagnose(config: TrainConfig) -> Diagnosis:
-    """Render the corpus and check every label.
+    """Render the corpus and check every example.
 
     Raises:
-        DataError, StudentError: there is nothing to look at.
+        DataError: no corpus, or no row to learn from.
+        StudentError: the base's tokenizer or chat template can't be used.
     """
     rows = dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     data = dataset.render(rows, renderer, config)
-    seen = data_checks.render_rows(rows, renderer, config)
+    rendered = data_checks.render_rows(rows, renderer, config)
     vocabulary = weights.vocabulary_size(config.base)
-    found = data_checks.run_checks(seen, renderer, vocabulary=vocabulary, learned=len(data.examples))
+    checks = data_checks.run_checks(rendered, renderer, vocabulary=vocabulary, learned=len(data.examples))
     return Diagnosis(
-        findings=tuple(str(check) for check in found if check.count),
-        notices=tuple(_notices(seen, renderer, config)),
-        checks=tuple(found),
-        shown=tuple(_pick_samples(seen, found, renderer)),
+        findings=tuple(str(check) for check in checks if check.count),
+        notices=tuple(_notices(rendered, renderer, config)),
+        checks=tuple(checks),
+        shown=tuple(_pick_samples(rendered, checks, renderer)),
         examples=len(data.examples),
         held_out=len(rows.held_out),
         tokens=sum(len(e.ids) for e in data.examples),
         supervised=sum(e.supervised for e in data.examples),
         excluded=dict(data.excluded),
-        lengths=_length_histogram(seen),
+        lengths=_length_histogram(rendered),
     )
 
 
-def write_page(found: Diagnosis, config: TrainConfig, path: Path) -> Path:
-    """The diagnosis as one HTML file without remote assets or scripts; returns its path."""
+def write_page(diagnosis: Diagnosis, config: TrainConfig, path: Path) -> Path:
+    """Write the diagnosis as one HTML file without scripts or remote assets; return its path."""
     environment = Environment(
         loader=PackageLoader("trainer.evaluation", "."),
         autoescape=True,
@@ -100,10 +108,10 @@ def write_page(found: Diagnosis, config: TrainConfig, path: Path) -> Path:
         trim_blocks=True,
     )
     page = environment.get_template("doctor.html.j2").render(
-        found=found,
+        diagnosis=diagnosis,
         config=config,
-        highest=max((count for _, _, count, _ in found.lengths), default=1),
-        samples=[(shown, _shortened(shown.tokens)) for shown in found.shown],
+        highest=max((count for _, _, count, _ in diagnosis.lengths), default=1),
+        samples=[(shown, _shortened(shown.tokens)) for shown in diagnosis.shown],
         visible=printable,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,13 +120,16 @@ def write_page(found: Diagnosis, config: TrainConfig, path: Path) -> Path:
 
 
 def printable(text: str) -> str:
-    """A token's text with its white space and control characters to be seen."""
+    """Return a token's text with marks for white space and escapes for control characters."""
     plain = text.replace("\n", "↵").replace("\t", "⇥").replace(" ", "·")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain) or "∅"
 
 
 def _shortened(tokens: Sequence[ShownToken]) -> tuple[Sequence[ShownToken], int, Sequence[ShownToken]]:
-    """Head, tokens left out, tail; the tail reaches back over the border between prompt and answer."""
+    """Return the first tokens, the number of tokens left out, and the last tokens.
+
+    The last tokens begin before the first supervised one, so that the end of the prompt is visible.
+    """
     if len(tokens) <= MAX_TOKENS_SHOWN:
         return tokens, 0, ()
     border = next((i for i, token in enumerate(tokens) if token.supervised), len(tokens))
@@ -127,15 +138,15 @@ def _shortened(tokens: Sequence[ShownToken]) -> tuple[Sequence[ShownToken], int,
     return tokens[:head], begin - head, tokens[begin : begin + MAX_TOKENS_SHOWN - head]
 
 
-def _pick_samples(seen: RenderedRows, found: Sequence[Check], renderer: Renderer) -> list[ShownSample]:
-    """The first row of every fault; then the shortest, the longest and some between."""
-    by_length = sorted(range(len(seen.examples)), key=lambda i: len(seen.examples[i].ids))
+def _pick_samples(rendered: RenderedRows, checks: Sequence[Check], renderer: Renderer) -> list[ShownSample]:
+    """Pick the first row of every fault, then rows from the shortest to the longest."""
+    by_length = sorted(range(len(rendered.examples)), key=lambda i: len(rendered.examples[i].ids))
     why: dict[int, str] = {}
-    for check in found:
+    for check in checks:
         if check.first is not None and check.first not in why:
             why[check.first] = check.fault
     faulty = len(why)
-    names = ("shortest", "a quarter is shorter", "median", "three quarters are shorter", "longest")
+    names = ("shortest", "first quartile", "median", "third quartile", "longest")
     for place, name in enumerate(names):
         if len(why) < faulty + SAMPLES_SHOWN:
             why.setdefault(by_length[(len(by_length) - 1) * place // (SAMPLES_SHOWN - 1)], name)
@@ -145,9 +156,12 @@ def _pick_samples(seen: RenderedRows, found: Sequence[Check], renderer: Renderer
         why.setdefault(number, "")
     return [
         ShownSample(
-            seen.rows.train[number].prompt_id, said, at < faulty, _tokens(seen.examples[number], renderer)
+            rendered.rows.train[number].prompt_id,
+            reason,
+            rank < faulty,
+            _tokens(rendered.examples[number], renderer),
         )
-        for at, (number, said) in enumerate(why.items())
+        for rank, (number, reason) in enumerate(why.items())
     ]
 
 
@@ -156,11 +170,11 @@ def _tokens(example: Any, renderer: Renderer) -> tuple[ShownToken, ...]:
     ids = example.ids.tolist()
     pieces = renderer.tokenizer.batch_decode([[token] for token in ids])
     for at, piece in enumerate(pieces):
-        if piece.endswith(BROKEN):  # a character of several tokens is shown in the first of them
+        if piece.endswith(INCOMPLETE):  # a character of several tokens is shown in the first of them
             for end in range(at + 2, min(at + 5, len(ids) + 1)):
                 whole = renderer.tokenizer.decode(ids[at:end])
-                if BROKEN not in whole:
-                    pieces[at:end] = [whole, *[REST] * (end - at - 1)]
+                if INCOMPLETE not in whole:
+                    pieces[at:end] = [whole, *[CONTINUED] * (end - at - 1)]
                     break
     return tuple(
         ShownToken(piece, token, at >= example.prompt_length, token in added)
@@ -168,40 +182,41 @@ def _tokens(example: Any, renderer: Renderer) -> tuple[ShownToken, ...]:
     )
 
 
-def _length_histogram(seen: RenderedRows) -> tuple[tuple[int, int, int, float], ...]:
-    longest = max(len(e.ids) for e in seen.examples)
+def _length_histogram(rendered: RenderedRows) -> tuple[tuple[int, int, int, float], ...]:
+    longest = max(len(e.ids) for e in rendered.examples)
     width = max(1, -(-longest // HISTOGRAM_BINS))
     edges = range(0, longest + width, width)
     bins = []
     for low, high in pairwise(edges):
-        inside = [e for e in seen.examples if low < len(e.ids) <= high]
+        inside = [e for e in rendered.examples if low < len(e.ids) <= high]
         tokens = sum(len(e.ids) for e in inside)
         share = sum(e.supervised for e in inside) / tokens if tokens else 0.0
         bins.append((low + 1, high, len(inside), share))
     return tuple(bins)
 
 
-def _notices(seen: RenderedRows, renderer: Renderer, config: TrainConfig) -> list[str]:
-    said = []
+def _notices(rendered: RenderedRows, renderer: Renderer, config: TrainConfig) -> list[str]:
+    lines = []
     stop = renderer.chat_shape.stop_id
-    told = weights.read_json(config.base / "generation_config.json").get("eos_token_id")
-    if told is not None and stop not in (told if isinstance(told, list) else [told]):
+    eos = weights.read_json(config.base / "generation_config.json").get("eos_token_id")
+    if eos is not None and stop not in (eos if isinstance(eos, list) else [eos]):
         name = renderer.tokenizer.convert_ids_to_tokens(stop)
-        said.append(
-            f"the base's generation_config ends at token {told}, its chat template at {stop} ({name}); "
-            "what is written here says the latter"
+        lines.append(
+            f"the base's generation_config names {eos} as end of turn, "
+            f"its chat template writes {stop} ({name}); "
+            "the files of the student will name both"
         )
     thinking = sum(
-        s.completion is not None and s.completion.lstrip().startswith("<think>") for s in seen.rows.train
+        s.completion is not None and s.completion.lstrip().startswith("<think>") for s in rendered.rows.train
     )
     if thinking:
-        said.append(f"reasoning inside the answer: {thinking:,} begin with <think> and are learned as text")
-    dropped = sum(bool(s.reasoning) for s in seen.rows.train) if config.data.reasoning == "drop" else 0
+        lines.append(f"{thinking:,} answers begin with <think>: this reasoning is learned as plain text")
+    dropped = sum(bool(s.reasoning) for s in rendered.rows.train) if config.data.reasoning == "drop" else 0
     if dropped:
-        said.append(f"reasoning is left out of {dropped:,} rows ([data] reasoning)")
-    if odd := serving.serving_template(config, renderer)[1]:
-        said.append(odd)
-    unended = sum(not e.terminated for e in seen.examples)
+        lines.append(f"reasoning is left out of {dropped:,} rows ([data] reasoning)")
+    if problem := serving.serving_template(config, renderer)[1]:
+        lines.append(problem)
+    unended = sum(not e.terminated for e in rendered.examples)
     if unended:
-        said.append(f"answers cut by the token limit, learned without an end: {unended:,}")
-    return said
+        lines.append(f"{unended:,} answers cut by the token limit are learned without an end of turn")
+    return lines

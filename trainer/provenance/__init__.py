@@ -1,1 +1,1 @@
-"""Prove where a student came from: terms check, hash tree, model card."""
+"""Check the terms of a corpus, and write the documents and the hash tree of a student."""

@@ -70,8 +70,8 @@ def _student(student: StudentFacts) -> dict[str, Any]:
             "ancestors": [
                 {"type": "machine-learning-model", "name": student.base, **_hashes(student.base_sha256)}
             ],
-            "notes": f"LoRA adapter{', folded in' if student.merged else ''}, trained on answers of the "
-            "teachers listed",
+            "notes": f"LoRA adapter{', merged into the base' if student.merged else ''}, "
+            "trained on answers of the teachers listed",
         },
         "modelCard": {
             "modelParameters": {
@@ -82,11 +82,11 @@ def _student(student: StudentFacts) -> dict[str, Any]:
             "considerations": {
                 "technicalLimitations": [
                     *(
-                        ["answers of a mock teacher: of no use outside tests"]
+                        ["trained on answers of a mock teacher: for tests only"]
                         if student.dataset.is_mock
                         else []
                     ),
-                    "learned from another model's answers, with their errors",
+                    "trained on another model's answers, including their errors",
                 ]
             },
         },

@@ -29,6 +29,7 @@ from trainer.errors import ConfigError, FindingsError
 TREE_FILE = "hash_tree.json"
 ROWS_FILE = "hash_tree.rows.jsonl"
 VERSION = 2
+# Columns that describe where a row came from. They never change; the other columns of the prompt may.
 ORIGIN_COLUMNS = (
     "request_json",
     "request_model",
@@ -46,7 +47,6 @@ ORIGIN_COLUMNS = (
     "tool_version",
     "created_at",
 )
-"""Columns that say where a row came from. Its asker's columns may change later; these never do."""
 
 _NOT_HASHED = frozenset({TREE_FILE, ROWS_FILE, "README.md"})
 _TRACED_COLUMNS = ("key", "prompt_id", "sample_index", "completion", *ORIGIN_COLUMNS)
@@ -54,7 +54,7 @@ _TRACED_COLUMNS = ("key", "prompt_id", "sample_index", "completion", *ORIGIN_COL
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One learned row: cache key, SHA-256 of its completion and of its origin, each 64 hex digits."""
+    """Hold one learned row: cache key, SHA-256 of its completion and of its origin, each 64 hex digits."""
 
     key: str
     completion_sha256: str
@@ -64,20 +64,24 @@ class Leaf:
 
     @property
     def digest(self) -> bytes:
-        """The leaf's hash, 32 bytes."""
-        told = bytes.fromhex(self.key + self.completion_sha256 + self.origin_sha256)
-        asker = f"{self.sample_index} {self.prompt_id}".encode("utf-8", "surrogatepass")
-        return hashlib.sha256(b"\x00" + told + asker).digest()
+        """Return the leaf's hash, 32 bytes."""
+        hashes = bytes.fromhex(self.key + self.completion_sha256 + self.origin_sha256)
+        prompt = f"{self.sample_index} {self.prompt_id}".encode("utf-8", "surrogatepass")
+        return hashlib.sha256(b"\x00" + hashes + prompt).digest()
 
 
 def origin_sha256(sample: Sample) -> str:
-    """SHA-256 (64 hex digits) over the columns of `ORIGIN`, as JSON with names sorted."""
-    told = {name: getattr(sample, name) for name in ORIGIN_COLUMNS}
-    return hashlib.sha256(_canonical({**told, "created_at": sample.created_at.isoformat()})).hexdigest()
+    """Return the SHA-256 (64 hex digits) of `ORIGIN_COLUMNS` of a row, as canonical JSON."""
+    values = {name: getattr(sample, name) for name in ORIGIN_COLUMNS}
+    return hashlib.sha256(_canonical({**values, "created_at": sample.created_at.isoformat()})).hexdigest()
 
 
 def leaf_of(sample: Sample, origin: str = "") -> Leaf:
-    """The leaf of a row that was learned; `origin` where the row no longer has the columns for it."""
+    """Return the leaf of a learned row.
+
+    Args:
+        origin: `origin_sha256` of the row, if it was computed before; empty: compute it.
+    """
     completion = (sample.completion or "").encode("utf-8", "surrogatepass")
     return Leaf(
         sample.key,
@@ -89,10 +93,7 @@ def leaf_of(sample: Sample, origin: str = "") -> Leaf:
 
 
 def merkle_root(digests: Sequence[bytes]) -> bytes:
-    """The tree's root over leaf hashes in order (RFC 6962: the left subtree is the largest power of two).
-
-    The root of no leaf is the hash of nothing.
-    """
+    """Return the root of the tree over leaf hashes (RFC 6962 section 2.1); SHA-256("") without leaves."""
     if not digests:
         return hashlib.sha256(b"").digest()
     if len(digests) == 1:
@@ -102,39 +103,39 @@ def merkle_root(digests: Sequence[bytes]) -> bytes:
 
 
 def write_rows(folder: Path, leaves: Iterable[Leaf]) -> list[Leaf]:
-    """Write the list of learned rows; returns it in its order."""
+    """Write the learned rows to `ROWS_FILE`, sorted by key; return them in that order."""
     ordered = sorted(leaves, key=lambda leaf: (leaf.key, leaf.prompt_id, leaf.sample_index))
     (folder / ROWS_FILE).write_bytes(_rows_text(ordered))
     return ordered
 
 
 def write_tree(folder: Path, leaves: Sequence[Leaf], lineages: Sequence[Lineage]) -> str:
-    """Write the tree over rows, lineages and all files that lie here now; returns its root, 64 hex digits."""
+    """Write `TREE_FILE` over rows, lineages and all files in the folder; return the root, 64 hex digits."""
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name not in _NOT_HASHED}
-    told = {
+    content = {
         "version": VERSION,
         "rows": len(leaves),
         "lineages": [dict(lineage.stored) for lineage in lineages],
         "files": files,
     }
-    root = _root(leaves, told)
-    (folder / TREE_FILE).write_bytes(_tree_text({**told, "root": root}))
+    root = _root(leaves, content)
+    (folder / TREE_FILE).write_bytes(_tree_text({**content, "root": root}))
     return root
 
 
-def _root(leaves: Sequence[Leaf], told: Mapping[str, Any]) -> str:
-    lineages = [hashlib.sha256(b"\x00" + _canonical(each)).digest() for each in told["lineages"]]
+def _root(leaves: Sequence[Leaf], tree: Mapping[str, Any]) -> str:
+    lineages = [hashlib.sha256(b"\x00" + _canonical(each)).digest() for each in tree["lineages"]]
     files = [
         hashlib.sha256(b"\x00" + name.encode() + b"\x00" + bytes.fromhex(digest)).digest()
-        for name, digest in sorted(told["files"].items())
+        for name, digest in sorted(tree["files"].items())
     ]
     return merkle_root([*(leaf.digest for leaf in leaves), *lineages, *files]).hex()
 
 
 def _is_lowercase_hex(leaf: Leaf) -> bool:
-    """Hexadecimal in small letters: a capital would be another spelling of the same hash."""
-    told = leaf.key + leaf.completion_sha256 + leaf.origin_sha256
-    return bytes.fromhex(told).hex() == told
+    """Whether the hashes of a leaf are in lower case: upper case would spell the same hash differently."""
+    hashes = leaf.key + leaf.completion_sha256 + leaf.origin_sha256
+    return bytes.fromhex(hashes).hex() == hashes
 
 
 def _canonical(value: Any) -> bytes:
@@ -150,17 +151,17 @@ def _tree_text(tree: Mapping[str, Any]) -> bytes:
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[Leaf]]:
-    """The tree and its leaves.
+    """Read the tree and its leaves.
 
     Raises:
-        ConfigError: no tree here, or one of another version.
-        FindingsError: a file of it that isn't one any more.
+        ConfigError: the folder has no tree, or one of another version.
+        FindingsError: a file of the tree was changed after it was written.
     """
     try:
         tree_bytes, rows_bytes = (folder / TREE_FILE).read_bytes(), (folder / ROWS_FILE).read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"carries no lineage: {error.filename} is missing", place=str(folder), remedy="train it again"
+            f"no hash tree here: {error.filename} is missing", place=str(folder), remedy="train it again"
         ) from None
     try:
         tree = json.loads(tree_bytes)
@@ -170,70 +171,82 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Leaf]]:
         is_whole = is_whole and all(_is_lowercase_hex(leaf) for leaf in leaves)
         _root(leaves, tree)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise FindingsError(f"its hash tree is not as it was written: {error}", place=str(folder)) from None
+        raise FindingsError(f"the hash tree was changed: {error}", place=str(folder)) from None
     if version != VERSION:
         raise ConfigError(
-            f"its hash tree is of version {version!r}", place=str(folder), remedy="train it again"
+            f"the hash tree has version {version!r}; this program reads {VERSION}",
+            place=str(folder),
+            remedy="train it again",
         )
     if not is_whole:
-        raise FindingsError("its hash tree is not as it was written: spelt otherwise", place=str(folder))
+        raise FindingsError("the hash tree was changed: it is not in canonical form", place=str(folder))
     return tree, leaves
 
 
 def verify(folder: Path, corpus: Path | None = None) -> list[str]:
-    """What doesn't fit: rows, lineages and root, files and their hashes, learned rows and a corpus."""
+    """Check rows, lineages and files against the tree, and the rows against a corpus if one is given.
+
+    Returns:
+        One line for each difference; empty if there is none.
+
+    Raises:
+        ConfigError, FindingsError: see `read`.
+    """
     tree, leaves = read(folder)
-    found = []
+    findings = []
     if _root(leaves, tree) != tree.get("root") or len(leaves) != tree.get("rows"):
-        found.append(f"{ROWS_FILE} and the lineages do not give the root in {TREE_FILE}")
+        findings.append(f"{ROWS_FILE} and the lineages do not give the root in {TREE_FILE}")
     present = {path.name for path in folder.iterdir()} - _NOT_HASHED
-    found += [f"{name} was not there when this was trained" for name in sorted(present - set(tree["files"]))]
+    findings += [f"{name} was added after the training" for name in sorted(present - set(tree["files"]))]
     for name, digest in tree["files"].items():
         path = folder / name
         if not path.is_file() or sha256_of(path) != digest:
-            found.append(f"{name} is not the file that was trained")
+            findings.append(f"{name} was changed or removed after the training")
     if corpus is not None:
-        wanted = {(leaf.key, leaf.prompt_id, leaf.sample_index): leaf for leaf in leaves}
+        expected = {(leaf.key, leaf.prompt_id, leaf.sample_index): leaf for leaf in leaves}
         for sample in Corpus.open(corpus).samples(columns=_TRACED_COLUMNS):
-            leaf = wanted.pop((sample.key, sample.prompt_id, sample.sample_index), None)
+            leaf = expected.pop((sample.key, sample.prompt_id, sample.sample_index), None)
             if leaf is not None and (why := _difference(leaf, sample)):
-                found.append(f"row {sample.prompt_id}: {why}")
-        found += [f"row {leaf.prompt_id} is not in the corpus" for leaf in wanted.values()]
-    return found
+                findings.append(f"row {sample.prompt_id}: {why}")
+        findings += [f"row {leaf.prompt_id} is not in the corpus" for leaf in expected.values()]
+    return findings
 
 
 def _difference(leaf: Leaf, sample: Sample) -> str:
     now = leaf_of(sample)
     if now.completion_sha256 != leaf.completion_sha256:
-        return "its completion is not what was learned"
-    return "" if now == leaf else "its request, teacher or terms are not those of the day"
+        return "the completion differs from the learned one"
+    return "" if now == leaf else "request, teacher or terms differ from those at the time of training"
 
 
 def require_intact(folder: Path) -> None:
-    """Do nothing when the tree is whole.
+    """Refuse a folder whose rows, lineages or files differ from its hash tree.
 
     Raises:
-        ConfigError, FindingsError: it is not; whoever has such a student can't show what it learned from.
+        ConfigError: no tree, or one of another version. FindingsError: the first five differences.
     """
-    if found := verify(folder):
-        raise FindingsError("; ".join(found[:5]), place=str(folder), remedy="train it again")
+    if findings := verify(folder):
+        raise FindingsError("; ".join(findings[:5]), place=str(folder), remedy="train it again")
 
 
 def trace(folder: Path, row: str, corpus: Path) -> dict[str, Any]:
-    """One learned row, by prompt id or the start of its key: request, answer, teacher, terms, run.
+    """Find one learned row in the corpus and return its request, answer, teacher, terms and lineage.
+
+    Args:
+        row: prompt id, or the first 8 or more digits of the key.
 
     Raises:
-        ConfigError: the student did not learn such a row, or several fit.
-        FindingsError: the tree is not whole, or the corpus no longer holds what was learned.
+        ConfigError: no learned row matches, or several do.
+        FindingsError: the hash tree was changed, or the corpus no longer holds the learned row.
     """
     require_intact(folder)
     tree, leaves = read(folder)
     by_key = len(row) >= 8
-    fitting = [one for one in leaves if one.prompt_id == row or (by_key and one.key.startswith(row))]
-    if len(fitting) != 1:
-        many = f"{len(fitting)} rows fit" if fitting else "no learned row has this prompt id or key"
-        raise ConfigError(many, place=f"{folder}: {row}", remedy=f"ids and keys are in {ROWS_FILE}")
-    wanted = fitting[0]
+    matches = [leaf for leaf in leaves if leaf.prompt_id == row or (by_key and leaf.key.startswith(row))]
+    if len(matches) != 1:
+        message = f"{len(matches)} rows match" if matches else "no learned row has this prompt id or key"
+        raise ConfigError(message, place=f"{folder}: {row}", remedy=f"ids and keys are in {ROWS_FILE}")
+    wanted = matches[0]
     for sample in Corpus.open(corpus).samples():
         if (sample.key, sample.prompt_id, sample.sample_index) != (
             wanted.key,
@@ -243,7 +256,9 @@ def trace(folder: Path, row: str, corpus: Path) -> dict[str, Any]:
             continue
         if why := _difference(wanted, sample):
             raise FindingsError(why, place=row)
-        shown = {name: getattr(sample, name) for name in _TRACED_COLUMNS}
-        lineage: dict[str, Any] = next((o for o in tree["lineages"] if o.get("run_id") == sample.run_id), {})
-        return {**shown, "created_at": sample.created_at.isoformat(), "lineage": lineage}
+        columns = {name: getattr(sample, name) for name in _TRACED_COLUMNS}
+        lineage: dict[str, Any] = next(
+            (stored for stored in tree["lineages"] if stored.get("run_id") == sample.run_id), {}
+        )
+        return {**columns, "created_at": sample.created_at.isoformat(), "lineage": lineage}
     raise FindingsError("the corpus no longer holds this row", place=f"{corpus}: {row}")

@@ -46,7 +46,7 @@ def write(
     Args:
         folder: holds the weights and `hash_tree.rows.jsonl` already.
         facts: rows of the card's table, as (name, text).
-        merged: whole weights, not an adapter.
+        merged: the folder holds merged weights, not an adapter.
     """
     rows = folder / fingerprint.ROWS_FILE
     learned = ShardFacts(rows.name, sha256_of(rows), _lines(rows), rows.stat().st_size)
@@ -87,13 +87,13 @@ def write(
 def model_card(
     student: StudentFacts, scores: Sequence[tuple[str, str]] = (), facts: Sequence[tuple[str, str]] = ()
 ) -> str:
-    """Return README.md of an adapter, or of whole weights it is folded into.
+    """Return README.md of an adapter or of merged weights.
 
     Args:
-        scores: what was measured, as (name, text). facts: how the student was made, likewise.
+        scores: measurements, as (name, text). facts: how the student was made, as (name, text).
     """
     dataset = student.dataset
-    kind = "An adapter folded into" if student.merged else "A LoRA adapter on"
+    kind = "A LoRA adapter merged into" if student.merged else "A LoRA adapter on"
     header = {
         "base_model": student.base,
         "base_model_relation": "finetune" if student.merged else "adapter",

@@ -16,13 +16,13 @@ _HUB_CACHE = re.compile(r"models--(.+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudentFacts:
-    """A model that was trained on a data set.
+    """Describe a model that was trained on a data set.
 
     Attributes:
         base: name of the base model. base_licence: its Hub or SPDX id.
-        licence: a Hub or SPDX id where the operator chose one; None: what the duties force.
-        sha256: of the adapter. base_sha256: of the base's config and weights. Both "" where unknown.
-        merged: whole weights with the adapter folded in, not an adapter.
+        licence: Hub or SPDX id chosen by the operator; None: the one that the duties require.
+        sha256: of the weights file. base_sha256: of the base's config and weights. Both empty if unknown.
+        merged: merged weights, not an adapter.
     """
 
     name: str
@@ -38,7 +38,7 @@ class StudentFacts:
 
     @property
     def licence_id(self) -> str:
-        """Hub id of the licence: the operator's choice, what the duties force, else the base's."""
+        """Return the Hub id of the licence: the operator's, else what the duties require, else the base's."""
         duties = self.dataset.duties
         return licence_of(duties, self.licence or (None if _forces_licence(duties) else self.base_licence))
 
@@ -54,7 +54,7 @@ def base_name(folder: Path) -> str:
 
 
 def base_licence(folder: Path) -> str:
-    """Return the licence on the base's own card, "other" where it names none."""
+    """Return the licence that the base's own card names, "other" if it names none."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -19,18 +19,18 @@ def require_permission(
     *,
     use: Literal["train", "export"] = "train",
 ) -> gate.Verdict:
-    """Ask the recorded terms again, today, for this student.
+    """Refuse a corpus whose recorded terms, as of today, do not permit this student.
 
-    Folders beside train.toml count as they do beside harvest.toml: `terms` overlays the registry,
-    `permissions` holds recorded ones.
+    The folders `terms` and `permissions` beside train.toml are read as they are beside harvest.toml: the
+    first adds to the registry, the second holds recorded permissions.
 
     Args:
-        lineages: of the corpus, one a run.
-        facts: what the rows say of themselves (`harvester.provenance`); rows without a lineage, or whose
-            lineage says otherwise, are refused.
+        lineages: of the corpus, one for each run.
+        facts: distinct values of `harvester.terms.lineage.FACT_COLUMNS` in the rows. Rows without a lineage,
+            or that contradict it, are refused.
 
     Raises:
-        TermsRefused: exit 77; unknown, expired, evaluation-only or unpaid duties mean no.
+        TermsRefused: exit 77; the terms are unknown, expired or evaluation-only, or a duty is not met.
     """
     student = DerivedModel(
         base=base_name(config.base),  # not its path: a parent folder's name proves nothing

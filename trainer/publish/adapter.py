@@ -1,4 +1,4 @@
-"""Write the adapter folder: weights, tokenizer, documents, and the hash tree of the learned rows."""
+"""Write the adapter folder: PEFT's files, the tokenizer, the documents and the hash tree of the rows."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from trainer.publish import serving
 
 
 def write_adapter(student: Any, renderer: Renderer, config: TrainConfig, rows: Rows) -> Path:
-    """Write `<out>/adapter`: PEFT's two files, tokenizer, card and lineage; replaced as a whole.
+    """Write `<out>/adapter` under a temporary name and rename it; an earlier adapter is replaced as a whole.
 
     Returns:
-        the folder, which `peft.PeftModel.from_pretrained` loads untouched.
+        The folder. `peft.PeftModel.from_pretrained` loads it as it is.
 
     Raises:
-        StoreFull: it can't be written; the last checkpoint holds the same weights.
+        StoreFull: the folder can't be written; the last checkpoint holds the same weights.
     """
     final = config.out_path / "adapter"
     aside = final.with_name(".adapter.tmp")
@@ -42,9 +42,9 @@ def write_adapter(student: Any, renderer: Renderer, config: TrainConfig, rows: R
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise StoreFull(
-            f"adapter not written: {error}",
+            f"the adapter can't be written: {error}",
             place=str(final),
-            remedy="free some room; the same command writes it from the last checkpoint",
+            remedy="free some space; the same command writes it from the last checkpoint",
         ) from None
     return final
 
@@ -65,7 +65,7 @@ def _fill(aside: Path, student: Any, renderer: Renderer, config: TrainConfig, ro
 
 
 def write_serving_files(folder: Path, renderer: Renderer, config: TrainConfig) -> None:
-    """Tokenizer, chat template and generation config, so that a server speaks as the student learned."""
+    """Write tokenizer, chat template and generation config, so that a server builds the learned prompts."""
     tokenizer = renderer.tokenizer
     original = tokenizer.chat_template
     try:
@@ -73,32 +73,35 @@ def write_serving_files(folder: Path, renderer: Renderer, config: TrainConfig) -
         tokenizer.save_pretrained(str(folder))
     finally:
         tokenizer.chat_template = original
-    told = dict(weights.read_json(config.base / "generation_config.json"))
-    told["eos_token_id"] = serving.eos_ids(told, renderer.chat_shape.stop_id)
-    (folder / "generation_config.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    generation = dict(weights.read_json(config.base / "generation_config.json"))
+    generation["eos_token_id"] = serving.eos_ids(generation, renderer.chat_shape.stop_id)
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")
 
 
 def lineage_summary(rows: Rows) -> dict[str, Any]:
-    """Who taught the rows that were learned, under which terms, and the corpus's own lineage."""
-    taught = Counter((s.teacher_id, s.terms_id, s.mock) for s in rows.train)
+    """Return the content of lineage.json: rows per teacher and terms record, and the corpus's lineages."""
+    counts = Counter((s.teacher_id, s.terms_id, s.mock) for s in rows.train)
     return {
         "teachers": [
             {"teacher": teacher, "terms": terms, "mock": mock, "rows": count}
-            for (teacher, terms, mock), count in sorted(taught.items())
+            for (teacher, terms, mock), count in sorted(counts.items())
         ],
         "lineages": [dict(lineage.stored) for lineage in rows.lineages],
     }
 
 
 def card_facts(config: TrainConfig, renderer: Renderer, rows: int) -> list[tuple[str, str]]:
-    """How the student was made, as (name, words) for its card."""
+    """Describe how the student was made, as rows (name, text) of its card."""
     target = config.lora.target if isinstance(config.lora.target, str) else ", ".join(config.lora.target)
     return [
         ("adapter", f"LoRA, rank {config.lora.rank}, alpha {config.lora.alpha:g}, on {target}"),
         ("load with", "peft.PeftModel.from_pretrained(base, this folder)"),
         ("base SHA-256 (config and weights)", weights.base_sha256(config.base)),
-        ("answers learned from", f"{rows:,}; each by its hash in {fingerprint.ROWS_FILE}"),
-        ("seed, epochs, peak rate", f"{config.train.seed}, {config.train.epochs}, {config.train.lr:g}"),
+        ("answers learned", f"{rows:,}; their hashes are in {fingerprint.ROWS_FILE}"),
+        (
+            "seed, epochs, peak learning rate",
+            f"{config.train.seed}, {config.train.epochs}, {config.train.lr:g}",
+        ),
         ("end of a turn", f"token {renderer.chat_shape.stop_id}"),
         ("chat template SHA-256", renderer.template_sha256),
     ]

@@ -1,4 +1,4 @@
-"""Twelve planted faults, each caught by its name; and a clean bill where there is none."""
+"""Check that doctor finds each planted fault by name, and none in a correct corpus."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from trainer.data.chat_template import Renderer
 from trainer.evaluation import data_checks, doctor
 
 
-def rendered(monkeypatch, change) -> None:
-    """Let every example come out of the renderer changed."""
-    honest = Renderer.examples
+def change_examples(monkeypatch, change) -> None:
+    """Apply `change` to every example that the renderer returns."""
+    original = Renderer.examples
 
     def examples(self, *args):
-        return [change(example) for example in honest(self, *args)]
+        return [change(example) for example in original(self, *args)]
 
     monkeypatch.setattr(Renderer, "examples", examples)
 
@@ -33,15 +33,15 @@ def rendered(monkeypatch, change) -> None:
 def plant_no_supervised_token(path, monkeypatch):
     count = []
 
-    def some(e):
+    def every_second(e):
         count.append(1)
         return replace(e, prompt_length=len(e.ids)) if len(count) % 2 else e
 
-    rendered(monkeypatch, some)
+    change_examples(monkeypatch, every_second)
 
 
 def plant_end_never_learned(path, monkeypatch):
-    rendered(monkeypatch, lambda e: replace(e, ids=e.ids[:-1]))
+    change_examples(monkeypatch, lambda e: replace(e, ids=e.ids[:-1]))
 
 
 def plant_double_bos(path, monkeypatch):
@@ -50,9 +50,9 @@ def plant_double_bos(path, monkeypatch):
 
 
 def plant_text_not_verbatim(path, monkeypatch):
-    loud = tiny.tokenizer()
-    loud.backend_tokenizer.normalizer = normalizers.Lowercase()
-    loud.save_pretrained(path.parent / "base")
+    lowercasing = tiny.tokenizer()
+    lowercasing.backend_tokenizer.normalizer = normalizers.Lowercase()
+    lowercasing.save_pretrained(path.parent / "base")
     tiny.corpus(path.parent / "store", [replace(s, completion="LOUD") for s in tiny.skill(8)])
 
 
@@ -62,11 +62,11 @@ def plant_cut_answer_taught_as_whole(path, monkeypatch):
 
 
 def plant_pad_is_eos_and_masked(path, monkeypatch):
-    honest = data_checks.collate
+    original = data_checks.collate
 
     def masking(examples):
-        batch = honest(examples)
-        kept = batch.targets != 2  # what collators do that mask by id
+        batch = original(examples)
+        kept = batch.targets != 2  # as collators do that mask by id
         return replace(batch, targets=torch.where(kept, batch.targets, torch.tensor(-100)))
 
     monkeypatch.setattr(data_checks, "collate", masking)
@@ -85,23 +85,23 @@ def plant_leaked_prompt(path, monkeypatch):
 
 
 def plant_shifted_border(path, monkeypatch):
-    rendered(monkeypatch, lambda e: replace(e, prompt_length=e.prompt_length - 1))
+    change_examples(monkeypatch, lambda e: replace(e, prompt_length=e.prompt_length - 1))
 
 
 def plant_control_token_in_answer(path, monkeypatch):
     def parsed(e):
         return replace(e, ids=np.insert(e.ids, e.prompt_length + 1, 1))
 
-    rendered(monkeypatch, parsed)
+    change_examples(monkeypatch, parsed)
 
 
 def plant_unknown_tokens(path, monkeypatch):
     letters = [*"abcdefghijklmnopqrstuvwxyz :<|_>", "\n"]
-    pieces = [*tiny.SPECIALS, "<unk>", *letters]
-    made = Tokenizer(models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[], unk_token="<unk>"))
-    made.decoder = decoders.Fuse()
+    vocabulary = {piece: i for i, piece in enumerate([*tiny.SPECIALS, "<unk>", *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=made,
+        tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         unk_token="<unk>",
         extra_special_tokens=["<|im_start|>"],
@@ -123,10 +123,10 @@ FAULTS = [
     (plant_end_never_learned, "end of turn is not learned: 40 of 40"),
     (plant_double_bos, "begins with two BOS tokens: 40 of 40"),
     (plant_text_not_verbatim, "not verbatim: 8 of 8"),
-    (plant_cut_answer_taught_as_whole, "taught as whole: 1 of 8"),
+    (plant_cut_answer_taught_as_whole, "learned as complete: 1 of 8"),
     (plant_pad_is_eos_and_masked, "masked by its id): 40 of 40"),
     (plant_ids_out_of_range, "token ids outside the model's 50: 40 of 40"),
-    (plant_leaked_prompt, "under another spelling: 1 of 8"),
+    (plant_leaked_prompt, "in another spelling: 1 of 8"),
     (plant_shifted_border, "is not the prompt served: 40 of 40"),
     (plant_control_token_in_answer, "control tokens inside the answer: 40 of 40"),
     (plant_unknown_tokens, "unknown tokens in the answer: 8 of 8"),
@@ -134,15 +134,15 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("plant", "said"), FAULTS, ids=[f.__name__[6:] for f, _ in FAULTS])
-def test_a_planted_fault_is_fatal_by_name(run_trainer, toml, monkeypatch, plant, said):  # noqa: F811
+@pytest.mark.parametrize(("plant", "message"), FAULTS, ids=[f.__name__[6:] for f, _ in FAULTS])
+def test_a_planted_fault_is_fatal_by_name(run_trainer, toml, monkeypatch, plant, message):  # noqa: F811
     plant(toml, monkeypatch)
     code, _, err = run_trainer("doctor", toml)
     assert code == 1
-    assert said in err
+    assert message in err
 
 
-def test_a_clean_corpus_gets_a_clean_bill(run_trainer, toml):  # noqa: F811
+def test_a_correct_corpus_has_no_finding(run_trainer, toml):  # noqa: F811
     code, out, _ = run_trainer("doctor", toml)
     assert code == 0
     assert out.count("⟦") == doctor.SAMPLES_SHOWN
@@ -169,27 +169,25 @@ def test_a_corpus_in_which_no_answer_ends_is_fatal(run_trainer, toml):  # noqa: 
     toml.write_text(toml.read_text().replace("[lora]", 'truncated = "unterminated"\n[lora]'))
     code, out, err = run_trainer("doctor", toml)
     assert code == 1
-    assert "nobody learns to stop: 8 of 8" in err
-    assert "note: answers cut by the token limit, learned without an end: 8" in out
+    assert "not learn to stop: 8 of 8" in err
+    assert "note: 8 answers cut by the token limit" in out
 
 
 @pytest.mark.parametrize("reasoning", ["keep", "inline", "drop"])
-def test_reasoning_gets_a_clean_bill_whatever_is_done_with_it(toml, reasoning):  # noqa: F811
+def test_no_treatment_of_reasoning_is_a_fault(toml, reasoning):  # noqa: F811
     tiny.base(toml.parent / "base", speech=SHAPES["qwen-3"].tokenizer())
     rows = [
         replace(s, reasoning="so\n\n</think> it is " if i % 2 else None) for i, s in enumerate(tiny.skill(8))
     ]
     tiny.corpus(toml.parent / "store", rows)
     toml.write_text(toml.read_text().replace("[lora]", f'reasoning = "{reasoning}"\n[lora]'))
-    found = doctor.diagnose(config.load(toml))
-    assert found.findings == ()
-    assert [line for line in found.notices if "left out of 4 rows" in line or reasoning != "drop"] == list(
-        found.notices
-    )
+    diagnosis = doctor.diagnose(config.load(toml))
+    assert diagnosis.findings == ()
+    assert any("4 rows" in line for line in diagnosis.notices) is (reasoning == "drop")
 
 
 class Tags(HTMLParser):
-    """What a browser would find: tags with their attributes, and text."""
+    """Collect the tags with their attributes, and the text, as a browser would read them."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -204,26 +202,26 @@ class Tags(HTMLParser):
 
 
 def test_the_page_shows_every_check_and_token_and_runs_nothing(run_trainer, toml):  # noqa: F811
-    evil = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\u202e\x1b[31m'
+    hostile = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\u202e\x1b[31m'
     rows = tiny.skill(8)
-    tiny.corpus(toml.parent / "store", [replace(rows[0], prompt_id=evil, completion=evil), *rows[1:]])
+    tiny.corpus(toml.parent / "store", [replace(rows[0], prompt_id=hostile, completion=hostile), *rows[1:]])
     code, out, _ = run_trainer("doctor", toml)
     path = toml.parent / "out" / "doctor.html"
     assert (code, f"page in {path}" in out) == (0, True)
     page = path.read_text(encoding="utf-8")
-    seen = Tags(page)
-    names = {tag for tag, _ in seen.tags}
+    parsed = Tags(page)
+    names = {tag for tag, _ in parsed.tags}
     assert not names & {"script", "img", "link", "iframe", "object", "form"}
-    assert not [a for _, attrs in seen.tags for a in attrs if a.startswith("on") or a in {"src", "href"}]
-    [policy] = [a["content"] for tag, a in seen.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert not [a for _, attrs in parsed.tags for a in attrs if a.startswith("on") or a in {"src", "href"}]
+    [policy] = [a["content"] for tag, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'")
     assert "\x1b" not in page
     assert "\u202e" not in page
-    found = doctor.diagnose(config.load(toml))
-    assert all(check.fault in seen.text for check in found.checks)
-    spans = [a["class"].split() for tag, a in seen.tags if tag == "span" and "title" in a]
-    shown = [token for sample in found.shown for token in sample.tokens]
-    assert len(spans) == len(shown) == sum(len(s.tokens) for s in found.shown)
+    diagnosis = doctor.diagnose(config.load(toml))
+    assert all(check.fault in parsed.text for check in diagnosis.checks)
+    spans = [a["class"].split() for tag, a in parsed.tags if tag == "span" and "title" in a]
+    shown = [token for sample in diagnosis.shown for token in sample.tokens]
+    assert len(spans) == len(shown) == sum(len(s.tokens) for s in diagnosis.shown)
     assert [("s" in c) for c in spans] == [t.supervised for t in shown]
     assert [("c" in c) for c in spans] == [t.control for t in shown]
     assert {"t", "s", "c"} in [set(c) for c in spans]
@@ -233,6 +231,6 @@ def test_the_first_row_of_a_fault_comes_first_on_the_page(run_trainer, toml):  #
     rows = tiny.skill(8)
     tiny.corpus(toml.parent / "store", [*rows[:5], replace(rows[5], finish_reason="length"), *rows[6:]])
     code, out, _ = run_trainer("doctor", toml, "--json", "--page", toml.parent / "deep" / "page.html")
-    told = json.loads(out)
-    assert (code, told["shown"][0]["prompt_id"], told["shown"][0]["is_faulty"]) == (1, "p5", True)
-    assert "1 fatal fault:" in (toml.parent / "deep" / "page.html").read_text()
+    first = json.loads(out)["shown"][0]
+    assert (code, first["prompt_id"], first["is_faulty"]) == (1, "p5", True)
+    assert "1 fatal fault found" in (toml.parent / "deep" / "page.html").read_text()

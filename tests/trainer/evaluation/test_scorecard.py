@@ -1,4 +1,4 @@
-"""Numbers with intervals: known values, bounds, recovery."""
+"""Check accuracies, their intervals and the recovery against known values."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def judged(task: str, split: str, student: int, teacher: int, count: int = 100) 
 
 
 def test_wilson_known_value():
-    # 8 of 10: Wilson 95 % is (0.4902, 0.9433) in every table
+    # Published value: for 8 of 10 the 95 % interval is (0.4902, 0.9433).
     assert wilson_interval(8, 10) == pytest.approx({"accuracy": 0.8, "low": 0.4902, "high": 0.9433}, abs=1e-4)
 
 
 @given(st.integers(1, 500), st.data())
 def test_an_interval_holds_its_accuracy_and_stays_in_bounds(count, data):
-    found = wilson_interval(data.draw(st.integers(0, count)), count)
-    assert 0 <= found["low"] <= found["accuracy"] <= found["high"] <= 1
-    together = macro_average([found, wilson_interval(count, count)])
-    assert 0 <= together["low"] <= together["accuracy"] <= together["high"] <= 1
+    score = wilson_interval(data.draw(st.integers(0, count)), count)
+    assert 0 <= score["low"] <= score["accuracy"] <= score["high"] <= 1
+    mean = macro_average([score, wilson_interval(count, count)])
+    assert 0 <= mean["low"] <= mean["accuracy"] <= mean["high"] <= 1
 
 
 def test_the_card_has_the_promised_shape():

@@ -1,4 +1,4 @@
-"""From an adapter to its rows and back: the tree is right, and one flipped byte breaks it."""
+"""Check the hash tree: its root, the trace from a row to its origin, and that any changed byte is found."""
 
 from __future__ import annotations
 
@@ -81,19 +81,18 @@ def test_every_row_counts(numbers: set[int], data: st.DataObject):
 def test_a_row_is_traced_to_request_teacher_and_terms(adapter: Path, tmp_path: Path):
     store = corpus(tmp_path / "c", [sample(n) for n in range(13)])
     assert fingerprint.verify(adapter, store) == []
-    found = fingerprint.trace(adapter, "p7", store)
-    assert (found["request_json"], found["terms_id"]) == ('{"n":7}', "mock-teacher")
-    assert found["lineage"]["teacher_id"] == "t"
-    assert fingerprint.trace(adapter, sample(7).key[:12], store) == found
+    origin = fingerprint.trace(adapter, "p7", store)
+    assert (origin["request_json"], origin["terms_id"]) == ('{"n":7}', "mock-teacher")
+    assert origin["lineage"]["teacher_id"] == "t"
+    assert fingerprint.trace(adapter, sample(7).key[:12], store) == origin
 
 
 def test_a_flipped_byte_a_lost_row_and_another_adapter_are_named(adapter: Path, tmp_path: Path):
     other = corpus(tmp_path / "c", [sample(n) for n in range(12) if n != 3] + [sample(3, "Answer 3")])
-    assert fingerprint.verify(adapter, other) == [
-        "row p3: its completion is not what was learned",
-        "row p12 is not in the corpus",
-    ]
-    with pytest.raises(FindingsError, match="completion is not what was learned"):
+    changed, missing = fingerprint.verify(adapter, other)
+    assert changed.startswith("row p3: the completion differs")
+    assert missing == "row p12 is not in the corpus"
+    with pytest.raises(FindingsError, match="completion differs"):
         fingerprint.trace(adapter, "p3", other)
     with pytest.raises(FindingsError, match="no longer holds"):
         fingerprint.trace(adapter, "p12", other)
@@ -104,9 +103,9 @@ def test_an_edited_origin_is_named(adapter: Path, tmp_path: Path, column: str):
     changes: dict[str, object] = {"mock": True, "created_at": datetime(2026, 1, 2, tzinfo=UTC)}
     edited = replace(sample(5), **{column: changes.get(column, "other")})  # type: ignore[arg-type]
     store = corpus(tmp_path / "c", [sample(n) for n in range(13) if n != 5] + [edited])
-    why = "its request, teacher or terms are not those of the day"
-    assert fingerprint.verify(adapter, store) == [f"row p5: {why}"]
-    with pytest.raises(FindingsError, match=why):
+    [finding] = fingerprint.verify(adapter, store)
+    assert finding.startswith("row p5: request, teacher or terms differ")
+    with pytest.raises(FindingsError, match="request, teacher or terms differ"):
         fingerprint.trace(adapter, "p5", store)
 
 
@@ -132,15 +131,14 @@ def test_added_and_removed_files_and_an_edited_card(adapter: Path):
     assert fingerprint.verify(adapter) == []
     (adapter / "extra.bin").write_bytes(b"x")
     (adapter / "NOTICE").unlink()
-    assert fingerprint.verify(adapter) == [
-        "extra.bin was not there when this was trained",
-        "NOTICE is not the file that was trained",
-    ]
+    added, removed = fingerprint.verify(adapter)
+    assert added.startswith("extra.bin was added")
+    assert removed.startswith("NOTICE was changed or removed")
 
 
 def test_an_adapter_without_lineage_and_an_unknown_row_are_errors(adapter: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="no learned row"):
         fingerprint.trace(adapter, "nope", tmp_path)
     (adapter / fingerprint.TREE_FILE).unlink()
-    with pytest.raises(ConfigError, match="carries no lineage"):
+    with pytest.raises(ConfigError, match="no hash tree"):
         fingerprint.verify(adapter)

@@ -1,4 +1,4 @@
-"""The papers of a real student, adapter and merged, read as their readers would; the trace through both."""
+"""Check the documents and the hash tree of a trained student, in the adapter and in the merged folder."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ GEMMA = tiny.lineage(
 )
 
 
-def of(lineage, rows):
-    same = {
+def taught_by(lineage, rows):
+    columns = {
         name: lineage[name]
         for name in ("run_id", "terms_id", "mock", "purpose", "permission_sha256", "teacher_id")
     }
-    return [replace(row, **same) for row in rows]
+    return [replace(row, **columns) for row in rows]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> tuple[Path, Path, Path]:
     """train.toml, adapter and merged folder of a student of two teachers."""
-    root = tmp_path_factory.mktemp("papers")
+    root = tmp_path_factory.mktemp("documents")
     path = tiny.train_toml(root, tiny.skill(16), out={"path": "out", "name": "Llama-tiny"})
     rows = tiny.skill(16)
     (root / "store" / "shards" / "00000.parquet").unlink()
-    tiny.corpus(root / "store", of(LLAMA, rows[:8]), [LLAMA])
+    tiny.corpus(root / "store", taught_by(LLAMA, rows[:8]), [LLAMA])
     (root / "store" / "shards" / "00000.parquet").rename(root / "store" / "shards" / "00001.parquet")
-    tiny.corpus(root / "store", of(GEMMA, rows[8:]), [GEMMA])
+    tiny.corpus(root / "store", taught_by(GEMMA, rows[8:]), [GEMMA])
     (root / "base" / "README.md").write_text('---\nlicense: "mit"\n---\n# A base\n', encoding="utf-8")
     config = settings.load(path)
     train(config)
@@ -62,37 +62,37 @@ def folders(tmp_path_factory) -> tuple[Path, Path, Path]:
     return path, config.out_path / "adapter", root / "merged"
 
 
-def head(card: str) -> dict[str, object]:
+def front_matter(card: str) -> dict[str, object]:
     return yaml.safe_load(card.split("---\n", 2)[1])
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_the_card_pays_every_duty_where_a_reader_looks(folders, merged):
+def test_the_card_meets_every_duty(folders, merged):
     folder = folders[2] if merged else folders[1]
     card = (folder / "README.md").read_text(encoding="utf-8")
-    told = head(card)
-    assert told["base_model"] == "base"
-    assert told["base_model_relation"] == ("finetune" if merged else "adapter")
-    assert told["library_name"] == ("transformers" if merged else "peft")
-    assert told["license"] == "gemma"
-    assert told["datasets"] == ["store"]
+    header = front_matter(card)
+    assert header["base_model"] == "base"
+    assert header["base_model_relation"] == ("finetune" if merged else "adapter")
+    assert header["library_name"] == ("transformers" if merged else "peft")
+    assert header["license"] == "gemma"
+    assert header["datasets"] == ["store"]
     assert re.match(r"# Llama-tiny\n\n\*\*Built with Llama\*\*", card.split("---\n", 2)[2])
-    for said in (
+    for text in (
         "meta-llama/Llama-3.1-8B-Instruct",
         "google/gemma-3-4b-it",
         "16 answers",
         "not legal advice",
     ):
-        assert said in card
+        assert text in card
     assert str(folders[0].parent) not in card, "a path of this machine"
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_notice_bill_and_summary_lie_beside_the_weights(folders, merged):
+def test_the_documents_in_the_folder_are_complete(folders, merged):
     folder = folders[2] if merged else folders[1]
     text = (folder / "NOTICE").read_text(encoding="utf-8")
-    for said in ("Gemma is provided under", "ai.google.dev/gemma/prohibited_use_policy", "Built with Llama"):
-        assert said in text
+    for duty in ("Gemma is provided under", "ai.google.dev/gemma/prohibited_use_policy", "Built with Llama"):
+        assert duty in text
     bom = json.loads((folder / "bom.cdx.json").read_text(encoding="utf-8"))
     assert [error.message for error in CYCLONEDX.iter_errors(bom)] == []
     (weights,) = folder.glob("*.safetensors")
@@ -105,7 +105,7 @@ def test_notice_bill_and_summary_lie_beside_the_weights(folders, merged):
     assert "google/gemma-3-4b-it" in summary
 
 
-def test_both_folders_lead_back_to_request_teacher_and_terms(folders, run_trainer):  # noqa: F811
+def test_rows_of_both_folders_are_traced_to_request_teacher_and_terms(folders, run_trainer):  # noqa: F811
     path, adapter, merged = folders
     store = path.parent / "store"
     for folder in (adapter, merged):
@@ -114,9 +114,9 @@ def test_both_folders_lead_back_to_request_teacher_and_terms(folders, run_traine
         assert json.loads(out)["rows"] == 16
         code, out, _ = run_trainer("trace", folder, "p3", "--corpus", store, "--json")
         assert code == 0
-        told = json.loads(out)
-        assert (told["terms_id"], told["lineage"]["run_id"]) == ("llama-3.1", "run-2")
-        assert told["lineage"]["duties"] == LLAMA["duties"]
+        origin = json.loads(out)
+        assert (origin["terms_id"], origin["lineage"]["run_id"]) == ("llama-3.1", "run-2")
+        assert origin["lineage"]["duties"] == LLAMA["duties"]
 
 
 @pytest.mark.parametrize(
@@ -146,12 +146,12 @@ def test_an_adapter_whose_lineage_was_edited_is_not_exported(folders, tmp_path):
     path, adapter, _ = folders
     lineage = adapter / "lineage.json"
     whole = lineage.read_text()
-    told = json.loads(whole)
-    for each in told["lineages"]:
-        each["duties"] = []
-    lineage.write_text(json.dumps(told))
+    edited = json.loads(whole)
+    for stored in edited["lineages"]:
+        stored["duties"] = []
+    lineage.write_text(json.dumps(edited))
     try:
-        with pytest.raises(FindingsError, match=r"lineage\.json is not the file"):
+        with pytest.raises(FindingsError, match=r"lineage\.json was changed"):
             export.export_merged(settings.load(path), tmp_path / "merged")
     finally:
         lineage.write_text(whole)

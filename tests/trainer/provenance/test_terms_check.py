@@ -1,4 +1,4 @@
-"""The terms are asked again before a corpus is learned from, and before a student leaves."""
+"""Check that the terms are verified before a corpus is learned, and again before a student is exported."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from trainer.training.train import train
 
 def configured(folder, lineages, **sections):
     path = tiny.train_toml(folder, tiny.skill(8), **sections)
-    told = lineages[0] if lineages else tiny.lineage()
-    same = {name: told[name] for name in ("terms_id", "mock", "purpose", "permission_sha256", "teacher_id")}
-    tiny.corpus(folder / "store", [replace(row, **same) for row in tiny.skill(8)], lineages)
+    lineage = lineages[0] if lineages else tiny.lineage()
+    columns = {
+        name: lineage[name] for name in ("terms_id", "mock", "purpose", "permission_sha256", "teacher_id")
+    }
+    tiny.corpus(folder / "store", [replace(row, **columns) for row in tiny.skill(8)], lineages)
     return settings.load(path)
 
 
@@ -27,7 +29,7 @@ LLAMA_31 = tiny.lineage(model="meta-llama/Llama-3.1-8B-Instruct", terms_id="llam
 
 
 @pytest.mark.parametrize(
-    ("lineages", "said"),
+    ("lineages", "reason"),
     [
         ([], "carry no lineage"),
         ([tiny.lineage(terms_id="")], "terms_id missing"),
@@ -39,19 +41,19 @@ LLAMA_31 = tiny.lineage(model="meta-llama/Llama-3.1-8B-Instruct", terms_id="llam
         ([tiny.lineage(duties=["sing"])], "unknown duty"),
     ],
 )
-def test_a_corpus_that_terms_do_not_permit_is_not_learned_from(tmp_path, lineages, said):
+def test_a_corpus_that_terms_do_not_permit_is_not_learned_from(tmp_path, lineages, reason):
     config = configured(tmp_path, lineages)
-    with pytest.raises(TermsRefused, match=said) as caught:
+    with pytest.raises(TermsRefused, match=reason) as caught:
         train(config)
     assert caught.value.exit_code == 77
     assert not (config.out_path / "adapter").exists()
 
 
-def test_a_duty_is_paid_by_name_and_licence(tmp_path):
-    config = configured(tmp_path / "paid", [LLAMA_31], out={"name": "Llama-small"})
+def test_a_duty_is_met_by_name_and_licence(tmp_path):
+    config = configured(tmp_path / "met", [LLAMA_31], out={"name": "Llama-small"})
     assert dataset.read(config).train
     wrong = configured(
-        tmp_path / "unpaid", [tiny.lineage(duties=["noncommercial"])], out={"licence": "Apache-2.0"}
+        tmp_path / "unmet", [tiny.lineage(duties=["noncommercial"])], out={"licence": "Apache-2.0"}
     )
     with pytest.raises(TermsRefused, match="non-commercial"):
         dataset.read(wrong)
@@ -66,7 +68,7 @@ def test_a_duty_is_paid_by_name_and_licence(tmp_path):
         ("models--me--qwen/snapshots/llama-2-7b", False),
     ],
 )
-def test_llama_2_teaches_its_own_line_by_the_bases_name_not_its_path(tmp_path, base, permitted):
+def test_llama_2_may_teach_llama_2_recognised_by_the_name_of_the_base_not_its_path(tmp_path, base, permitted):
     llama = tiny.lineage(model="meta-llama/Llama-2-7b-chat-hf", terms_id="llama-2", mock=False)
     config = configured(tmp_path, [llama], student={"base": base})
     if permitted:
@@ -76,13 +78,13 @@ def test_llama_2_teaches_its_own_line_by_the_bases_name_not_its_path(tmp_path, b
         dataset.read(config)
 
 
-def test_the_door_is_asked_once_more_at_export(tmp_path):
+def test_export_checks_the_terms_again(tmp_path):
     config = configured(tmp_path, [tiny.lineage()])
     train(config)
     lineage = config.out_path / "adapter" / "lineage.json"
-    told = json.loads(lineage.read_text())
-    told["lineages"][0]["terms_id"] = "withdrawn"
-    lineage.write_text(json.dumps(told))
+    edited = json.loads(lineage.read_text())
+    edited["lineages"][0]["terms_id"] = "withdrawn"
+    lineage.write_text(json.dumps(edited))
     with pytest.raises(TermsRefused, match="withdrawn"):
         export.export_merged(config, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
