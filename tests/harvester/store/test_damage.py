@@ -267,7 +267,7 @@ def test_a_purge_says_when_a_reader_keeps_the_old_pages(tmp_path, monkeypatch):
         with Journal.open(tmp_path) as journal:
             with journal.reading() as connection:
                 connection.execute("PRAGMA busy_timeout=50")
-            with StoreLock(tmp_path, started_at=0.0), pytest.raises(StoreError, match="a reader"):
+            with StoreLock(tmp_path, started_at=0.0), pytest.raises(StoreError, match="old pages"):
                 purge.purge(journal, tmp_path, {key_of(1)})
     Journal.open(tmp_path).close()
     assert held(tmp_path) == hexes(0, 2)
