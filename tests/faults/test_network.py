@@ -127,7 +127,7 @@ def test_row_36_an_unknown_name_stops_at_the_start(
 def test_row_36_a_resolver_that_fails_midway_is_asked_again(
     mock: RunningMock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "NAMES_KEPT_S", 0)
+    monkeypatch.setattr(client, "DNS_CACHE_S", 0)
     names = Resolver(monkeypatch, 3, socket.EAI_AGAIN)
     ended = live(
         mock,

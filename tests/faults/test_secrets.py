@@ -276,7 +276,8 @@ def test_a_crash_of_ours_tells_the_trace_and_not_the_key(tmp_path: Path, mock_te
 def test_what_a_living_run_tells_its_socket_holds_no_key(tmp_path: Path, mock_teacher, monkeypatch):
     monkeypatch.setenv("CANARY_KEY", CANARY)
     teacher = mock_teacher(require_key_env="CANARY_KEY", faults=[{"action": "silence"}])
-    living = Loud("run", prepared(tmp_path, teacher.base_url, ["What is 1 + 2?", "What is 2 + 2?"]))
+    config = prepared(tmp_path, teacher.base_url, ["What is 1 + 2?", "What is 2 + 2?"])
+    living = Loud("run", config, "--watch", "--grace", "0")  # it stays up until it is told to stop
     told: dict[str, bytes] = {}
     for _ in range(100):
         done = subprocess.run(
@@ -289,7 +290,10 @@ def test_what_a_living_run_tells_its_socket_holds_no_key(tmp_path: Path, mock_te
         told["status"] = done.stdout + done.stderr
         if done.returncode == 0 and json.loads(done.stdout).get("alive"):
             break
-        assert living.process.poll() is None, "it ended before it was seen alive"
+        assert living.process.poll() is None, "the run ended although it watches its prompts"
+    else:
+        raise AssertionError("no status of a live run in 100 looks")
+    living.process.terminate()
     _, places = living.end()
     assert leaks({**told, **places, **inside(tmp_path)}) == []
 
