@@ -23,10 +23,12 @@ from trainer.console import (
     progress_bar,
 )
 from trainer.errors import HarvesterError
+from trainer.process import end_on_sigterm
 
 EXIT_CODES = """Exit codes: 0 complete, 1 doctor found a fatal fault or the training diverged, 2 usage,
-configuration, corpus or student, 5 storage fault, 75 another training holds the output folder,
-77 the terms do not permit it, 130/143 interrupted and checkpointed (the same command resumes)."""
+configuration, corpus or student, 5 storage fault, 75 another training holds the output folder or a
+process of this one was lost, 77 the terms do not permit it, 130/143 interrupted and checkpointed (the
+same command resumes)."""
 
 app = typer.Typer(
     name="trainer",
@@ -125,7 +127,7 @@ def doctor(
 @app.command()
 def train(
     config: Path = CONFIG,
-    processes: int = typer.Option(1, min=1, help="Processes on this machine, one per device (torchrun)."),
+    processes: int = typer.Option(1, min=1, help="Processes on this machine, one per device."),
     allow_change: bool = typer.Option(False, help="Resume although settings or corpus changed."),
     as_json: bool = AS_JSON,
 ) -> None:
@@ -139,7 +141,7 @@ def train(
     if processes > 1:
         from trainer.training.launch import launch
 
-        raise typer.Exit(launch(config, processes, allow_change=allow_change))
+        raise typer.Exit(launch(config, processes, print_message, allow_change=allow_change, as_json=as_json))
     print_message("reading corpus and student")
     from trainer.data import dataset
 
@@ -158,7 +160,7 @@ def train(
             allow_change=allow_change,
         )
     if os.environ.get("RANK", "0") != "0":
-        return  # under torchrun only the first process prints
+        return  # only the first process of a fleet prints
     loss = f", loss {trained.loss:.3f}" if trained.loss is not None else ""
     made = (
         f"{trained.steps_now:,} steps now ({trained.tokens_per_s:,.0f} tokens/s)"
@@ -265,6 +267,9 @@ def main() -> None:
     # OpenMP reads this when torch loads. Threads that spin while they wait compete with other processes for
     # the cores: 500 tokens/s beside a second two-thread process, against 9,000 with threads that sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # CUDA's allocator can then grow a block: packs differ in size, and fixed blocks fragment.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    end_on_sigterm()
     try:
         app()
     except HarvesterError as error:

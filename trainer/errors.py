@@ -12,6 +12,7 @@ HarvesterError                       message, place, remedy; knows its exit code
 ├── StoreLocked                 75   another training holds the output folder
 ├── OutOfMemory                  1   a pack does not fit the device; checkpoints are untouched
 ├── TrainingDiverged             1   loss or gradient kept being NaN or infinite
+├── ProcessLost                 75   another process of the training ended; the same command resumes
 ├── FindingsError                1   `doctor` found something fatal
 └── Interrupted            130/143   a signal; checkpointed; resumable
 """
@@ -37,6 +38,7 @@ __all__ = [
     "HarvesterError",
     "Interrupted",
     "OutOfMemory",
+    "ProcessLost",
     "ResumeRefused",
     "StoreError",
     "StoreFull",
@@ -83,3 +85,10 @@ class OutOfMemory(HarvesterError):
 
     code = "memory"
     exit_code = 1
+
+
+class ProcessLost(HarvesterError):
+    """Another process of the same training ended or was killed. The last checkpoint is good."""
+
+    code = "lost"
+    exit_code = 75

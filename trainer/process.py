@@ -47,6 +47,20 @@ def lock_output_folder(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process with exit code 143, also where it is process 1 of a container.
+
+    The kernel drops a signal to process 1 that no handler is set for. `stop_signals` replaces this handler
+    while steps are made.
+    """
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_signal)
+
+
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Collect SIGTERM and SIGINT during the block, so that a training can finish its step first.

@@ -35,7 +35,6 @@ class StepResult:
         loss: nats per supervised token.
         accuracy: share of supervised tokens predicted correctly, 0 to 1.
         norm: L2 norm of the gradient before clipping.
-        stop_requests: number of ranks that received a signal to stop.
         tokens: tokens that were fed to the model, on all ranks.
         supervised: tokens that count in the loss, on all ranks.
     """
@@ -43,7 +42,6 @@ class StepResult:
     loss: torch.Tensor
     accuracy: torch.Tensor
     norm: torch.Tensor
-    stop_requests: torch.Tensor
     tokens: int
     supervised: int
 
@@ -70,15 +68,12 @@ class Stepper:
         # Bad steps so far: in all, in a row up to now, and the longest row.
         self._bad_steps = torch.zeros(3, dtype=torch.int64, device=self._device)
 
-    def learn(
-        self, step: int, packs: Sequence[Sequence[Example]], *, stop_requested: bool = False
-    ) -> StepResult:
+    def learn(self, step: int, packs: Sequence[Sequence[Example]]) -> StepResult:
         """Run backward through this rank's packs, sum over the ranks, clip and update.
 
         Args:
             step: number of the step, from 0. With `[train] seed` and the pack's number it seeds dropout.
             packs: the packs of the whole step, for all ranks.
-            stop_requested: whether this rank received a signal to stop.
 
         Raises:
             OutOfMemory: a pack did not fit; the message gives its size.
@@ -93,14 +88,13 @@ class Stepper:
             loss += pack_sum * weight
             correct += pack_correct * weight
         failpoints.reach("train.backward")
-        stop_requests = torch.tensor(float(stop_requested), device=self._device)
         parameters = self._student.parameters.values()
         gradients = [_gradient(p) for p in parameters] if self._world.size > 1 else []
-        self._world.sum_in_place([*gradients, loss, correct, stop_requests])
+        self._world.sum_in_place([*gradients, loss, correct])
         loss, accuracy = loss / supervised, correct / supervised
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._train.clip)
         self._update(loss, norm)
-        return StepResult(loss, accuracy, norm, stop_requests, tokens, supervised)
+        return StepResult(loss, accuracy, norm, tokens, supervised)
 
     def _backward(
         self, pack: Sequence[Example], weight: int, supervised: int

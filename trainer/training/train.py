@@ -16,12 +16,12 @@ import torch
 from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.collator import padding_share
-from trainer.errors import CheckpointError, Interrupted, ResumeRefused, StoreFull
+from trainer.errors import CheckpointError, Interrupted, ProcessLost, ResumeRefused, StoreFull
 from trainer.model import model, weights
 from trainer.process import lock_output_folder, stop_signals
 from trainer.publish.adapter import write_adapter
 from trainer.training import checkpoint, flops, optim
-from trainer.training.distributed import World, join_world
+from trainer.training.distributed import World, is_lost_connection, join_world
 from trainer.training.inputs import TrainingInputs, read_inputs
 from trainer.training.logbook import Logbook, StepLog
 from trainer.training.step import Stepper, StepResult, check_first_gradient
@@ -76,6 +76,7 @@ def train(
         ResumeRefused: the output folder holds a training with another configuration or corpus.
         Interrupted: SIGTERM or SIGINT; the step was finished and checkpointed.
         TrainingDiverged, OutOfMemory: the last checkpoint is good.
+        ProcessLost: another process of the training ended; the steps done were checkpointed.
     """
     with (
         join_world() as world,
@@ -88,17 +89,13 @@ def train(
         student = load_student(config, inputs.largest_pack, world)
         run = TrainingRun(config, inputs, student, world, on_step)
         first = run.resume(allow_change=allow_change)
-        for step in range(first, run.steps):
-            should_stop = run.step(step, signals)
-            if should_stop or run.is_checkpoint_due(step):
-                run.save(step + 1)
-            if should_stop:
-                raise Interrupted(
-                    f"stopped after step {step + 1} of {run.steps}, checkpointed",
-                    signal_number=signals[0] if signals else 15,
-                    remedy="the same command resumes from here",
-                )
-        run.finish(first)
+        try:
+            run.make_steps(first, signals)
+            run.finish(first)
+        except RuntimeError as error:
+            if not is_lost_connection(error):
+                raise
+            raise run.save_after_loss() from None
         return run.summary(steps_now=run.steps - first, wall_s=time.monotonic() - started)
 
 
@@ -125,12 +122,12 @@ class TrainingRun:
         self._stepper = Stepper(student, self._optimiser, config.train, world)
         self._flop_of_pack = flops.flop_counter(student.model)
         self._checkpoints = config.out_path / "checkpoints"
-        self._logbook = (
-            Logbook(config.out_path, on_step, model.peak_flops(student.device)) if world.is_leader else None
-        )
+        peak = fleet_peak_flops(student.device, world)
+        self._logbook = Logbook(config.out_path, on_step, peak) if world.is_leader else None
         self._notes = setup_notes(student, world)
         self._loss: float | None = None
         self._stepping_s = 0.0
+        self._steps_done = self._steps_saved = 0
         # On the CPU reading a value is free. On a GPU it makes the host wait, so only log lines do it.
         self.reads_every_step = student.device.type == "cpu"
 
@@ -144,22 +141,38 @@ class TrainingRun:
         every = self._config.train.save_every
         return every > 0 and (step + 1) % every == 0
 
-    def step(self, step: int, signals: Sequence[int]) -> bool:
-        """Make one optimiser step (0-based), or skip it when its numbers are not finite.
+    def make_steps(self, first: int, signals: Sequence[int]) -> None:
+        """Make the steps from `first` (0-based) to the last, with checkpoints on the way.
 
-        All ranks read the device after the same steps, so they agree on the step to stop at.
+        After each step the ranks agree whether one of them was asked to stop.
 
         Args:
-            signals: numbers of the signals received so far; grows while the step is made.
+            signals: numbers of the signals received so far; grows while steps are made.
 
-        Returns:
-            Whether to stop after this step.
+        Raises:
+            Interrupted: a rank received a signal; the step was finished and checkpointed.
         """
+        for step in range(first, self.steps):
+            self.step(step)
+            signal_number = self._world.highest(signals[0] if signals else 0)
+            if signal_number or self.is_checkpoint_due(step):
+                self.save(step + 1)
+            if signal_number:
+                self._world.barrier()  # the checkpoint is complete before any rank ends
+                raise Interrupted(
+                    f"stopped after step {step + 1} of {self.steps}, checkpointed",
+                    signal_number=signal_number,
+                    remedy="the same command resumes from here",
+                )
+
+    def step(self, step: int) -> None:
+        """Make one optimiser step (0-based), or skip it when its numbers are not finite."""
         started = time.monotonic()
         train = self._config.train
         packs = self._inputs.packs(step)
         lr = optim.set_lr(self._optimiser, optim.lr_factor(step, self.steps, train))
-        result = self._stepper.learn(step, packs, stop_requested=bool(signals))
+        result = self._stepper.learn(step, packs)
+        self._steps_done = step + 1
         if step == 0:
             check_first_gradient(float(result.norm))
         if self._logbook is not None:
@@ -174,9 +187,6 @@ class TrainingRun:
         if reads:
             self._stepper.check(step, str(self._checkpoints))
         self._stepping_s += time.monotonic() - started
-        if self._world.size == 1:
-            return bool(signals)
-        return reads and bool(result.stop_requests)
 
     def _read_loss(self, result: StepResult) -> None:
         """Keep the loss of a step whose numbers are finite."""
@@ -217,7 +227,7 @@ class TrainingRun:
         done = 0
         if found is not None:
             self._restore(found, allow_change=allow_change)
-            done = min(found.step, self.steps)
+            done = self._steps_done = self._steps_saved = min(found.step, self.steps)
         if self._logbook is not None:
             self._logbook.drop_lines_after(done)
         return done
@@ -245,8 +255,19 @@ class TrainingRun:
         moments = checkpoint.optimiser_moments(self._optimiser, parameters)
         try:
             checkpoint.save(self._checkpoints, checkpoint.Checkpoint(steps_done, state, parameters, moments))
+            self._steps_saved = steps_done
         except (StoreFull, CheckpointError) as error:
             self._notes.append(f"warning: {error.message}; the last good checkpoint is kept")
+
+    def save_after_loss(self) -> ProcessLost:
+        """Checkpoint the steps done after another process was lost; return the error to end with."""
+        if self._steps_done > self._steps_saved:
+            self.save(self._steps_done)
+        return ProcessLost(
+            "another process of this training ended; "
+            f"checkpointed after step {self._steps_done} of {self.steps}",
+            remedy="the same command resumes from here",
+        )
 
     def finish(self, first: int) -> None:
         """Write the last checkpoint and the adapter, unless a finished training has done so already.
@@ -302,6 +323,12 @@ class TrainingRun:
             wall_s=wall_s,
             notes=tuple(notes),
         )
+
+
+def fleet_peak_flops(device: torch.device, world: World) -> float | None:
+    """Return the peak arithmetic of all ranks' devices together in FLOP/s, None if unknown."""
+    peak = model.peak_flops(device)
+    return None if peak is None else peak * world.size
 
 
 def setup_notes(student: TrainableStudent, world: World) -> list[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from tests.trainer import tiny
 from trainer import config as settings
 from trainer.model import model
+from trainer.training import checkpoint
 from trainer.training.train import train
 
 DEALT = {"train": {"epochs": 1, "batch_tokens": 1024, "max_length": 64, "pack_tokens": 128, "log_every": 1}}
@@ -55,8 +58,8 @@ def test_two_processes_learn_what_one_does(tmp_path, dropout):
 @pytest.mark.slow  # test_accumulation adds up the same, in two forked ranks
 def test_ranks_add_up_what_they_hold(tmp_path):
     code = (
-        "import torch\nfrom trainer.training.distributed import joined\n"
-        "with joined() as world:\n"
+        "import torch\nfrom trainer.training.distributed import join_world\n"
+        "with join_world() as world:\n"
         "    a, b = torch.full((2, 2), 1.0 + world.rank), torch.tensor(10.0 * (world.rank + 1))\n"
         "    world.sum_in_place([a, b])\n"
         "    assert a.tolist() == [[3.0, 3.0]] * 2 and float(b) == 30.0\n"
@@ -124,3 +127,57 @@ def test_two_processes_with_half_the_base_each_learn_what_one_does_and_either_re
 
 def base_of(config):
     return model.load_base(config.base, torch.device("cpu"))
+
+
+def workers_of(launcher: int) -> dict[int, int]:
+    """Process ids of a launcher's workers by rank."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    ranks = {}
+    for child in map(int, children):
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        ranks.update({int(each[5:]): child for each in environment if each.startswith(b"RANK=")})
+    return ranks
+
+
+STEPWISE = {**DEALT["train"], "epochs": 40, "batch_tokens": 384, "save_every": 5, "log_every": 1000}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, torch.Tensor]:
+    """The adapter of two processes that nobody stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert fleet(tiny.train_toml(folder, tiny.skill(60), train=STEPWISE)).returncode == 0
+    return load_file(folder / "out/adapter/adapter_model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("event", ["SIGTERM", "SIGINT", "a rank is killed"])
+def test_a_fleet_ends_as_one_with_a_checkpoint_and_resumes_to_the_same_bits(tmp_path, undisturbed, event):
+    """The log is written every 1,000 steps: the end does not wait for a line of the log."""
+    toml = tiny.train_toml(tmp_path, tiny.skill(60), train=STEPWISE)
+    out = tmp_path / "out"
+    words = [sys.executable, "-W", "ignore", "-m", "trainer", "train", str(toml), "--processes", "2"]
+    running = subprocess.Popen(
+        words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 100
+    while not list(out.glob("checkpoints/step-*")):
+        assert time.monotonic() < deadline
+        assert running.poll() is None, running.communicate()[1]
+        time.sleep(0.01)
+    workers = workers_of(running.pid)
+    assert sorted(workers) == [0, 1]
+    if event == "a rank is killed":
+        os.kill(workers[1], signal.SIGKILL)
+    else:
+        running.send_signal(signal.Signals[event])
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == {"SIGTERM": 143, "SIGINT": 130}.get(event, 75), err
+    assert "Traceback" not in err
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
+    found, _ = checkpoint.newest_valid(out / "checkpoints")
+    assert f"step {found.step} of" in err  # the last step that was made, not the last multiple of 5
+    resumed = fleet(toml)
+    assert resumed.returncode == 0, resumed.stderr
+    adapter = load_file(out / "adapter/adapter_model.safetensors")
+    assert all(torch.equal(adapter[name], undisturbed[name]) for name in undisturbed)

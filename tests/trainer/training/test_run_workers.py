@@ -1,0 +1,180 @@
+"""Several processes end as one: signals are forwarded, a failure ends all, the exit code says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import ProcessLost
+from trainer.training import launch
+
+# A worker that ends with 128 + number on a signal, after writing its rank's file: pid and signal.
+WORKER = """
+import os, signal, sys, time
+rank, folder = os.environ["RANK"], sys.argv[1]
+def stop(number, frame):
+    open(f"{folder}/stopped{rank}", "w").write(str(number))
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+open(f"{folder}/.{rank}", "w").write(str(os.getpid()))
+os.rename(f"{folder}/.{rank}", f"{folder}/pid{rank}")
+deadline = time.time() + 30
+while len([n for n in os.listdir(folder) if n.startswith("pid")]) < int(os.environ["WORLD_SIZE"]):
+    assert time.time() < deadline
+    time.sleep(0.01)
+"""
+WAIT = "time.sleep(30)\n"
+
+
+def command(folder: Path, code: str) -> list[str]:
+    script = folder / "worker.py"
+    script.write_text(WORKER + textwrap.dedent(code))
+    return [sys.executable, "-S", str(script), str(folder)]
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(path.read_text()) for path in sorted(folder.glob("pid*"))]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def launcher(folder: Path, code: str, count: int = 2) -> subprocess.Popen[str]:
+    """`run_workers` in a process of its own, as a shell or a container would start it."""
+    call = f"launch.run_workers({command(folder, code)!r}, {count}, print)"
+    run = f"from trainer.training import launch; raise SystemExit({call})"
+    return subprocess.Popen([sys.executable, "-c", run], text=True, stderr=subprocess.PIPE, cwd=Path.cwd())
+
+
+def test_all_succeed(tmp_path):
+    assert launch.run_workers(command(tmp_path, ""), 2, print) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_reaches_every_worker_and_none_stays(tmp_path, number):
+    running = launcher(tmp_path, WAIT, 3)
+    wait_until(lambda: len(pids(tmp_path)) == 3)
+    running.send_signal(number)
+    running.communicate(timeout=30)
+    assert running.returncode == 128 + number
+    assert [(tmp_path / f"stopped{rank}").read_text() for rank in range(3)] == [str(int(number))] * 3
+    assert not any(map(alive, pids(tmp_path)))
+
+
+def test_a_worker_that_is_killed_ends_all_and_is_named(tmp_path):
+    code = """
+    if rank == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(30)
+    """
+    with pytest.raises(ProcessLost, match=r"process 1 of 2 .* signal 9") as lost:
+        launch.run_workers(command(tmp_path, code), 2, print)
+    assert lost.value.exit_code == 75
+    assert (tmp_path / "stopped0").read_text() == str(int(signal.SIGTERM))
+    assert not any(map(alive, pids(tmp_path)))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_that_fails_by_itself_gives_the_exit_code_and_its_words(tmp_path, rank):
+    code = f"""
+    if rank == "{rank}":
+        print("error[memory]: a pack does not fit", file=sys.stderr)
+        sys.exit(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # what a rank says that lost its peer
+    time.sleep(30)
+    """
+    lines: list[str] = []
+    assert launch.run_workers(command(tmp_path, code), 2, lines.append) == 1
+    assert any("a pack does not fit" in line for line in lines) == (rank == 1)  # rank 0 prints by itself
+
+
+def test_workers_that_do_not_end_are_killed_after_the_grace(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "GRACE_S", 0.3)
+    code = """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if rank == "0":
+        sys.exit(3)
+    time.sleep(30)
+    """
+    started = time.monotonic()
+    assert launch.run_workers(command(tmp_path, code), 2, print) == 3
+    assert time.monotonic() - started < 20
+    assert not any(map(alive, pids(tmp_path)))
+
+
+def test_a_second_signal_ends_workers_that_hang(tmp_path):
+    code = (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen(f'{folder}/ready{rank}', 'w')\ntime.sleep(60)\n"
+    )
+    running = launcher(tmp_path, code)
+    wait_until(lambda: len(list(tmp_path.glob("ready*"))) == 2)
+    running.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert running.poll() is None  # a step may take long: one signal sets no limit
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=30)
+    assert running.returncode == 143
+    assert not any(map(alive, pids(tmp_path)))
+
+
+def test_workers_of_a_killed_launcher_do_not_outlive_it(tmp_path):
+    running = launcher(tmp_path, WAIT)
+    wait_until(lambda: len(pids(tmp_path)) == 2)
+    running.kill()
+    running.communicate(timeout=30)
+    wait_until(lambda: not any(map(alive, pids(tmp_path))), 10)
+
+
+def as_first_process(words: list[str]) -> list[str] | None:
+    """Words that run a command as process 1 of a new namespace; None where that is not permitted."""
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if os.geteuid() != 0:
+        unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    try:
+        tried = subprocess.run([*unshare, "true"], capture_output=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return [*unshare, *words] if tried.returncode == 0 else None
+
+
+@pytest.mark.parametrize("verb", ["--help", "train"])
+def test_process_1_of_a_container_hears_sigterm(tmp_path, verb):
+    """The kernel drops signals that process 1 has no handler for."""
+    code = (
+        "import os, signal, sys\n"
+        "from trainer import cli\n"
+        "cli.app = lambda: os.kill(os.getpid(), signal.SIGTERM) or sys.exit(99)\n"
+        "cli.main()\n"
+    )
+    if verb == "train":
+        code = (
+            "import os, signal, sys, threading\n"
+            "from trainer.training import launch\n"
+            "threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()\n"
+            f"sys.exit(launch.run_workers({command(tmp_path, WAIT)!r}, 2, print))\n"
+        )
+    words = as_first_process([sys.executable, "-c", code])
+    if words is None:
+        pytest.skip("no new process namespace here")
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, cwd=Path.cwd())
+    assert ended.returncode == 143, ended.stderr
