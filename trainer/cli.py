@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def plan(
         f"steps {estimate.steps:,} of {estimate.packs_per_step} packs, unused {estimate.pack_waste:.1%}",
         f"parameters: base {estimate.base_parameters:,}, adapter {estimate.adapter_parameters:,}",
         f"memory in MiB: {memory}{recomputed}",
+        *([f"hint: {estimate.hint}"] if estimate.hint else []),
         f"base SHA-256 {estimate.base_sha256}",
     ]
     if estimate.time_s is not None:
@@ -142,13 +144,25 @@ def train(
         from trainer.training.launch import launch
 
         raise typer.Exit(launch(config, processes, print_message, allow_change=allow_change, as_json=as_json))
-    print_message("reading corpus and student")
+    is_leader = os.environ.get("RANK", "0") == "0"
+    if is_leader:
+        print_message("reading corpus and student")
     from trainer.data import dataset
 
     rows = dataset.read(loaded)  # a fault in the corpus is reported before torch is loaded
     from trainer.training.train import train as run_training
 
+    shown: list[str] = []
+
     with progress_bar("train", "steps") as update:
+
+        def show_start(done: int, steps: int, notes: Sequence[str]) -> None:
+            if is_leader:
+                shown.extend(notes)
+                for note in notes:
+                    print_message(note)
+                update(done, steps, "first step")
+
         trained = run_training(
             loaded,
             lambda log: update(
@@ -156,10 +170,11 @@ def train(
                 log.steps,
                 f"epoch {log.epoch + 1}, loss {log.loss:.3f}, {log.tokens_per_s:,.0f} tokens/s",
             ),
+            on_start=show_start,
             rows=rows,
             allow_change=allow_change,
         )
-    if os.environ.get("RANK", "0") != "0":
+    if not is_leader:
         return  # only the first process of a fleet prints
     loss = f", loss {trained.loss:.3f}" if trained.loss is not None else ""
     made = (
@@ -168,7 +183,7 @@ def train(
         else "complete already"
     )
     lines = [
-        *trained.notes,
+        *(note for note in trained.notes if note not in shown),
         f"examples {trained.examples:,}{excluded_phrase(trained.excluded)}; "
         f"{trained.steps:,} steps, {made}{loss}",
         f"adapter in {trained.adapter}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -12,6 +13,9 @@ from typing import Any
 import typer
 
 from harvester.system.safe_text import one_line, visible
+
+# Longest time without a line of progress, in seconds, where there is no terminal.
+QUIET_S = 30.0
 
 MODELS = ("base", "student", "teacher")
 
@@ -87,7 +91,7 @@ def print_scorecard(card: Mapping[str, Any]) -> None:
 
 @contextmanager
 def progress_bar(title: str, unit: str) -> Iterator[Update]:
-    """Show progress on stderr: a bar on a terminal, else a line at each fifth of the way.
+    """Show progress on stderr: a bar on a terminal, else a line at each fifth of the way and each `QUIET_S`.
 
     Args:
         unit: plural noun of what is counted, e.g. "steps".
@@ -110,13 +114,13 @@ def progress_bar(title: str, unit: str) -> Iterator[Update]:
 
 
 def _fifth_printer(title: str, unit: str) -> Update:
-    last_fifth = -1
+    last_fifth, last_line_at = -1, time.monotonic()
 
     def update(done: int, total: int, detail: str) -> None:
-        nonlocal last_fifth
-        fifth = done * 5 // max(total, 1)
-        if fifth != last_fifth:
-            last_fifth = fifth
+        nonlocal last_fifth, last_line_at
+        fifth, now = done * 5 // max(total, 1), time.monotonic()
+        if fifth != last_fifth or now - last_line_at >= QUIET_S:
+            last_fifth, last_line_at = fifth, now
             print_message(f"{title}: {done:,}/{total:,} {unit}, {detail}")
 
     return update

@@ -34,8 +34,8 @@ class Order:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the whole training."""
-        return self._first[-1]
+        """Optimiser steps of the whole training: those of all epochs, but at most `[train] max_steps`."""
+        return min(self._first[-1], self._train.max_steps or self._first[-1])
 
     def epoch_of(self, step: int) -> int:
         """Return the epoch of a step; both count from 0."""

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from trainer.config import TrainConfig, TrainSection
+from trainer.config import CUDA_PACK_TOKENS, TrainConfig, TrainSection
 from trainer.errors import ConfigError, StudentError
 from trainer.model import segment_attention, varlen_attention
 from trainer.model.weights import check_adapter, check_base, read_chat_template
@@ -48,6 +48,23 @@ def select_device(train: TrainSection) -> torch.device:
             "no CUDA device on this machine", place="train.device", remedy='device = "cpu" or leave it out'
         )
     return torch.device("cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def fit_to_device(config: TrainConfig, processes: int = 1) -> TrainConfig:
+    """Return the configuration with the default of `[train] pack_tokens` for its device.
+
+    On the CPU nothing changes. On CUDA the packs are large, for each takes thousands of kernel launches; but
+    a step keeps at least one pack for each process.
+
+    Raises:
+        ConfigError: the device that `[train] device` names is absent.
+    """
+    train = config.train
+    if train.pack_tokens is not None or select_device(train).type == "cpu":
+        return config
+    share = min(CUDA_PACK_TOKENS, train.batch_tokens // processes)
+    pack_tokens = min(train.batch_tokens, max(train.max_length, share))
+    return config.model_copy(update={"train": train.model_copy(update={"pack_tokens": pack_tokens})})
 
 
 def set_threads(train: TrainSection) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, TrainSection
 from trainer.data import dataset
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.order import Order
 from trainer.model import model, weights
+
+# Steps below which the defaults for large corpora hardly change a student.
+FEW_STEPS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,23 @@ class TrainingInputs:
     def packs(self, step: int) -> list[list[Example]]:
         """Return the examples of each pack of a step (0-based)."""
         return [[self.dataset.examples[number] for number in pack] for pack in self.order.packs(step)]
+
+    def hint(self, train: TrainSection) -> str:
+        """Return what to change when the training has a handful of steps only; empty otherwise."""
+        steps, tokens = self.order.steps, sum(self.dataset.lengths)
+        if steps >= FEW_STEPS or train.max_steps is not None:
+            return ""
+        wanted = max(tokens * train.epochs // 100, train.max_length)
+        batch_tokens = 1 << (wanted.bit_length() - 1)
+        advice = (
+            f"batch_tokens = {batch_tokens} or more epochs"
+            if batch_tokens < train.batch_tokens
+            else "more epochs"
+        )
+        return (
+            f"only {steps} optimiser steps: an epoch has {tokens:,} tokens, a step takes up to "
+            f"{train.batch_tokens:,}; {advice} would make more"
+        )
 
     @property
     def largest_pack(self) -> list[Example]:

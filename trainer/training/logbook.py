@@ -64,6 +64,11 @@ class Logbook:
         self._last_line_at = time.monotonic()
         self._since_last_line = [0.0, 0.0, 0.0]
 
+    @property
+    def seconds_since_line(self) -> float:
+        """Seconds since the last line, or since the start."""
+        return time.monotonic() - self._last_line_at
+
     def drop_lines_after(self, step: int) -> None:
         """Remove the lines of steps after `step` (1-based): these steps are made again after a resume."""
         try:

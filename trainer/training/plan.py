@@ -29,6 +29,7 @@ class TrainPlan:
         examples, held_out: rows to learn, and prompts kept for evaluation; excluded: left out, by reason.
         pack_waste: share of the packs' tokens that stays empty, 0 to 1.
         memory: bytes by part, and their peak, for the largest pack; see `memory.MemoryEstimate`.
+        hint: what to change when the training has a handful of steps only; empty otherwise.
         step_s: median seconds of a probed step; time_s: estimate for all steps. None without a probe.
         tokens_per_s, flop_per_s: rates of the probe; None without one.
     """
@@ -46,6 +47,7 @@ class TrainPlan:
     adapter_parameters: int
     checkpointing: bool
     memory: dict[str, int]
+    hint: str = ""
     step_s: float | None = None
     time_s: float | None = None
     tokens_per_s: float | None = None
@@ -61,6 +63,7 @@ def plan(config: TrainConfig, probe_steps: int = 0) -> TrainPlan:
     Raises:
         DataError, StudentError, TermsRefused: as `trainer train` would raise them.
     """
+    config = model.fit_to_device(config)
     model.set_threads(config.train)
     inputs = read_inputs(config)
     examples = inputs.dataset.examples
@@ -80,6 +83,7 @@ def plan(config: TrainConfig, probe_steps: int = 0) -> TrainPlan:
         adapter_parameters=estimate.adapter // 4,  # fp32
         checkpointing=checkpointing,
         memory=asdict(estimate),
+        hint=inputs.hint(config.train),
     )
     return _with_measured_time(counted, config, inputs, probe_steps) if probe_steps else counted
 

@@ -28,7 +28,10 @@ from trainer.training.step import Stepper, StepResult, check_first_gradient
 from trainer.training.student import TrainableStudent, load_student
 
 # Settings that do not change the weights, so they may differ when a training is resumed.
-_FREE_SETTINGS = ("train.log_every", "train.save_every", "train.checkpointing", "train.shard", "data.corpus")
+_FREE_SETTINGS = (
+    *("train.log_every", "train.log_every_s", "train.save_every"),
+    *("train.checkpointing", "train.shard", "data.corpus"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ def train(
     config: TrainConfig,
     on_step: Callable[[StepLog], None] = lambda _: None,
     *,
+    on_start: Callable[[int, int, Sequence[str]], None] = lambda _done, _steps, _notes: None,
     rows: dataset.Rows | None = None,
     allow_change: bool = False,
 ) -> Trained:
@@ -68,6 +72,7 @@ def train(
 
     Args:
         on_step: called with each line of the log.
+        on_start: called before the first step, with the steps done, the steps in all, and notes.
         rows: the corpus, if it has been read already.
         allow_change: resume although settings differ from those of the checkpoint.
 
@@ -84,11 +89,13 @@ def train(
         stop_signals() as signals,
     ):
         started = time.monotonic()
+        config = model.fit_to_device(config, world.size)
         model.set_threads(config.train)
         inputs = read_inputs(config, rows)
         student = load_student(config, inputs.largest_pack, world)
         run = TrainingRun(config, inputs, student, world, on_step)
         first = run.resume(allow_change=allow_change)
+        on_start(first, run.steps, run.notes)
         try:
             run.make_steps(first, signals)
             run.finish(first)
@@ -124,12 +131,18 @@ class TrainingRun:
         self._checkpoints = config.out_path / "checkpoints"
         peak = fleet_peak_flops(student.device, world)
         self._logbook = Logbook(config.out_path, on_step, peak) if world.is_leader else None
-        self._notes = setup_notes(student, world)
+        hint = inputs.hint(config.train)
+        self._notes = [*setup_notes(student, world), *([f"hint: {hint}"] if hint else [])]
         self._loss: float | None = None
         self._stepping_s = 0.0
         self._steps_done = self._steps_saved = 0
         # On the CPU reading a value is free. On a GPU it makes the host wait, so only log lines do it.
         self.reads_every_step = student.device.type == "cpu"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the operator so far: device, resumed step, warnings."""
+        return tuple(self._notes)
 
     @property
     def steps(self) -> int:
@@ -178,7 +191,11 @@ class TrainingRun:
         if self._logbook is not None:
             flop = sum(map(self._flop_of_pack, packs)) if self._flop_of_pack else 0.0
             self._logbook.add_step(result.tokens, result.supervised, flop)
-        is_logged = (step + 1) % train.log_every == 0 or step + 1 == self.steps
+        is_logged = (
+            (step + 1) % train.log_every == 0
+            or step + 1 == self.steps
+            or (self._logbook is not None and 0 < train.log_every_s <= self._logbook.seconds_since_line)
+        )
         reads = is_logged or self.reads_every_step
         if reads:
             self._read_loss(result)
