@@ -6,6 +6,7 @@ needs when it runs, so `--help` is fast.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+config_app = typer.Typer(help="Describe train.toml.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
 CONFIG = typer.Argument(..., help="train.toml", show_default=False)
 AS_JSON = typer.Option(False, "--json", help="Print the result as one JSON line on stdout.")
 
@@ -56,6 +59,40 @@ def _root(
     ),
 ) -> None:
     """Fine-tune a local student on a corpus of teacher answers, and evaluate it."""
+
+
+@app.command()
+def init(
+    folder: Path = typer.Argument(..., help="Folder to create.", show_default=False),
+    base: Path | None = typer.Option(None, help="Folder of the student; default: base in FOLDER."),
+    corpus: Path | None = typer.Option(None, help="Folder of the corpus; default: store in FOLDER."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Write a train.toml to start from.
+
+    Example: trainer init my-student --base models/my-base --corpus my-run/store
+    """
+    import shlex
+
+    from trainer.starter import write_starter
+
+    path = write_starter(folder, base, corpus)
+    lines = [f"created {path}", f"next: trainer plan {shlex.quote(str(path))}"]
+    print_result({"folder": str(folder), "files": [str(path)]}, lines, as_json=as_json)
+
+
+@config_app.command()
+def schema(as_json: bool = AS_JSON) -> None:
+    """Print the JSON Schema of train.toml.
+
+    An editor uses it if the first line of train.toml is `#:schema FILE`.
+
+    Example: trainer config schema > train.schema.json
+    """
+    from trainer import reference
+
+    data = reference.schema()
+    print_result(data, json.dumps(data, indent=2, ensure_ascii=False).splitlines(), as_json=as_json)
 
 
 @app.command()

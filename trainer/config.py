@@ -39,7 +39,7 @@ class StudentSection(_Frozen):
     """Configure the local model to tune: a folder with safetensors weights, tokenizer and chat template.
 
     Attributes:
-        base: the folder.
+        base: folder of a transformers model: config.json, tokenizer, chat template, *.safetensors.
         template: file with a chat template to use instead of the folder's own. A training can only be
             resumed with the same template.
         sha256: expected hash of the base (`trainer plan` prints it); another base is refused. Empty: any.
@@ -76,7 +76,8 @@ class LoraSection(_Frozen):
     """Configure the LoRA adapter (Hu et al. 2021, arXiv 2106.09685). Names follow PEFT.
 
     Attributes:
-        rank: inner dimension r. alpha: the adapter's output is scaled by alpha / rank.
+        rank: inner dimension r of the adapter.
+        alpha: the adapter's output is scaled by alpha / rank.
         dropout: probability of dropping an input of A.
         target: names of linear layers, or all of them except the output layer.
         rslora: scale by alpha / sqrt(rank) instead (arXiv 2312.03732).
@@ -103,10 +104,13 @@ class TrainSection(_Frozen):
         pack_tokens: tokens of one forward pass; a step is one or more packs. Absent: 2,048 on the CPU,
             16,384 on CUDA; never more than a step or less than `max_length`.
         max_length: tokens of the longest example; longer ones are left out and counted.
-        lr: peak learning rate of A.
+        lr: peak learning rate of A; that of B is `[lora] plus_ratio` times as high.
         warmup: share of all steps during which the learning rate rises.
+        schedule: how the learning rate falls after the warm-up.
         lr_floor: learning rate at the end of the cosine schedule, as a share of the peak.
+        weight_decay: AdamW's weight decay of the adapter.
         clip: largest L2 norm of the gradient; a larger gradient is scaled down.
+        seed: seed of the order of the rows, of A and of dropout.
         log_every: steps between two lines of the log.
         log_every_s: seconds after which a line is written all the same; 0: lines go by steps only.
         save_every: steps between checkpoints; 0: only one at the end.
@@ -117,7 +121,7 @@ class TrainSection(_Frozen):
         compile: use torch.compile for the layers and the loss. The first step is slow, and results differ
             in the last bits.
         threads: CPU threads; 0: one for each core that this process may use.
-        device: "fastest" is CUDA if present, else the CPU.
+        device: where to train; "fastest" is CUDA if present, else the CPU.
     """
 
     epochs: PositiveInt = 3
@@ -162,7 +166,8 @@ class EvaluateSection(_Frozen):
         patience: stop the training after this many evaluations in a row without a lower loss; 0: never.
         loss_rows: held-out answers whose loss is measured during the training; 0: all.
         sample_answers: held-out prompts that the student answers at each evaluation, for the log.
-        max_new_tokens: tokens of the longest answer. batch: prompts answered together.
+        max_new_tokens: tokens of the longest answer.
+        batch: prompts answered together.
         resamples: bootstrap resamples for the intervals.
     """
 
@@ -185,7 +190,7 @@ class OutSection(_Frozen):
     """Configure the output folder: adapter/, checkpoints/, train.jsonl, answers.jsonl, scorecard.json.
 
     Attributes:
-        path: the folder.
+        path: the output folder.
         name: name of the student (default: the folder's name); some terms require a prefix.
         licence: licence id for the model card. Empty: the one that the teachers' terms require.
     """
