@@ -189,13 +189,10 @@ def train(
     rows = dataset.read(loaded)  # a fault in the corpus is reported before torch is loaded
     from trainer.training.train import train as run_training
 
-    shown: list[str] = []
-
     with progress_bar("train", "steps") as update:
 
         def show_start(done: int, steps: int, notes: Sequence[str]) -> None:
             if is_leader:
-                shown.extend(notes)
                 for note in notes:
                     print_message(note)
                 update(done, steps, "first step")
@@ -220,7 +217,7 @@ def train(
         else "complete already"
     )
     lines = [
-        *(note for note in trained.notes if note not in shown),
+        *trained.notes,
         f"examples {trained.examples:,}{excluded_phrase(trained.excluded)}; "
         f"{trained.steps:,} steps, {made}{loss}",
         f"adapter in {trained.adapter}",
