@@ -13,14 +13,13 @@ from transformers import GenerationConfig
 from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.chat_template import Example, Renderer
-from trainer.data.collator import collate
 from trainer.data.dataset import INLINE_REASONING, HeldOut
 from trainer.data.packing import pack
 from trainer.errors import DataError
 from trainer.evaluation.scorecard import JudgedPrompt, is_correct, scorecard
-from trainer.model import model, segment_attention, varlen_attention
+from trainer.model import model, self_test
 from trainer.publish import serving
-from trainer.training.forward import pack_loss
+from trainer.training.forward import pack_losses
 
 Progress = Callable[[str, int, int], None]
 
@@ -142,14 +141,12 @@ def held_out_loss(answering: Any, examples: Sequence[Example], config: TrainConf
         return None
     device = next(answering.parameters()).device
     answering.requires_grad_(False)  # a frozen head is never laid out as a whole
-    whole = answering.get_base_model() if hasattr(answering, "get_base_model") else answering
-    whole.set_attn_implementation(
-        varlen_attention.register() if device.type == "cuda" else segment_attention.register()
-    )
+    forward = self_test.check_student(answering, config.base)
     total = 0.0
-    with torch.no_grad():
+    with torch.no_grad(), self_test.attention_of(answering, forward.layout):
         for numbers in pack([len(e.ids) - 1 for e in examples], config.train.pack_budget).packs:
-            total += float(pack_loss(answering, collate([examples[i] for i in numbers], device))[0])
+            losses = pack_losses(answering, [examples[i] for i in numbers], device, forward)
+            total += sum(float(loss) for loss, _ in losses)
     return total / sum(e.supervised for e in examples)
 
 

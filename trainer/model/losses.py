@@ -8,10 +8,15 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from trainer.model.head import Head
 from trainer.model.lora_kernel import matmul_as
 
 # Loss of a block of logits; the signature of `loss_and_gradient`.
-RowLoss = Callable[[torch.Tensor, torch.Tensor, torch.dtype], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+RowLoss = Callable[
+    [torch.Tensor, torch.Tensor, torch.dtype, Head], tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+]
+
+PLAIN_HEAD = Head()
 
 # Rows of logits that exist at the same time: 1,024 rows x 152k vocabulary x 4 bytes are 0.6 GB.
 CHUNK_ROWS = 1024
@@ -33,23 +38,37 @@ def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torc
 
 
 def loss_and_gradient(
-    logits: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
+    outputs: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype, head: Head = PLAIN_HEAD
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Compute cross-entropy of a block of logits together with its gradient, softmax(logits) - one_hot.
+    """Compute cross-entropy of a block of the output layer's results, together with its gradient.
+
+    The gradient for the logits is softmax(logits) - one_hot. With y = c tanh(s x / c) the gradient for x is
+    that of y times s (1 - (y / c)^2).
 
     Args:
-        logits: [rows, vocabulary] fp32; overwritten.
+        outputs: x, [rows, vocabulary] fp32; overwritten.
         targets: [rows] int64 token ids.
         dtype: dtype of the returned gradient.
+        head: scale s and cap c between the output layer and the logits.
 
     Returns:
         loss (fp32 scalar, nats, summed), correct (int64 scalar), gradient [rows, vocabulary] in `dtype`.
     """
+    logits = outputs if head.scale == 1.0 else outputs.mul_(head.scale)
+    slope = None
+    if head.cap is not None:
+        share = logits.div_(head.cap).tanh_()
+        slope = 1 - share.square()
+        logits = share.mul_(head.cap)
     correct = (logits.argmax(dim=-1) == targets).sum()
     log_total = torch.logsumexp(logits, dim=-1, keepdim=True)
     loss = (log_total - logits.gather(1, targets[:, None])).sum()
     gradient = logits.sub_(log_total).exp_()
     gradient.scatter_add_(1, targets[:, None], gradient.new_full((len(targets), 1), -1.0))
+    if slope is not None:
+        gradient.mul_(slope)
+    if head.scale != 1.0:
+        gradient.mul_(head.scale)
     return loss, correct, gradient.to(dtype)
 
 
@@ -59,6 +78,7 @@ def head_loss(
     bias: torch.Tensor | None,
     targets: torch.Tensor,
     row_loss: RowLoss = loss_and_gradient,
+    head: Head = PLAIN_HEAD,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Apply a frozen output layer and compute `cross_entropy_sum` in chunks of `CHUNK_ROWS` rows.
 
@@ -73,18 +93,19 @@ def head_loss(
         bias: [vocabulary], frozen, or None.
         targets: [supervised] int64 token ids.
         row_loss: computes loss and gradient of a chunk; a compiled one may be passed.
+        head: scale and soft cap between the output layer and the logits.
 
     Returns:
         As `cross_entropy_sum`.
     """
-    loss, correct = _HeadLoss.apply(hidden, weight, bias, targets, row_loss)  # type: ignore[no-untyped-call]
+    loss, correct = _HeadLoss.apply(hidden, weight, bias, targets, row_loss, head)  # type: ignore[no-untyped-call]
     return loss, correct
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden, weight, bias, targets, row_loss = args
+        hidden, weight, bias, targets, row_loss, head = args
         hidden_gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
@@ -93,7 +114,7 @@ class _HeadLoss(torch.autograd.Function):
             logits = matmul_as(hidden[rows], weight.t(), torch.float32)
             if bias is not None:
                 logits += bias
-            chunk_loss, chunk_correct, gradient = row_loss(logits, targets[rows], weight.dtype)
+            chunk_loss, chunk_correct, gradient = row_loss(logits, targets[rows], weight.dtype, head)
             loss += chunk_loss
             correct += chunk_correct
             if hidden_gradient is not None:
@@ -103,5 +124,5 @@ class _HeadLoss(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        return grads[0].to(ctx.hidden_gradient.dtype) * ctx.hidden_gradient, None, None, None, None
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None]:
+        return grads[0].to(ctx.hidden_gradient.dtype) * ctx.hidden_gradient, None, None, None, None, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from transformers.utils import logging
 
 from trainer.config import CUDA_PACK_TOKENS, TrainConfig, TrainSection
 from trainer.errors import ConfigError, StudentError
-from trainer.model import segment_attention, varlen_attention
+from trainer.model import self_test
+from trainer.model.rows import RowLayout
 from trainer.model.weights import check_adapter, check_base, read_chat_template
 
 logging.disable_progress_bar()  # the trainer shows its own
@@ -79,7 +81,7 @@ def base_dtype(device: torch.device) -> torch.dtype:
 
 def register_attention(device: torch.device) -> str:
     """Register the packed attention for a device with transformers; return its name."""
-    return varlen_attention.register() if device.type == "cuda" else segment_attention.register()
+    return self_test.packed_attention(device)
 
 
 # Peak of dense bf16 arithmetic in FLOP/s by device name, from the vendor's data sheets.
@@ -99,13 +101,10 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK_BF16_FLOPS.items() if part in name), None)
 
 
-def load_base(
-    folder: Path, device: torch.device, attention: str = "sdpa", *, weights_on: torch.device | None = None
-) -> Any:
+def load_base(folder: Path, device: torch.device, *, weights_on: torch.device | None = None) -> Any:
     """Load the base in evaluation mode, in the dtype for `device`.
 
     Args:
-        attention: name of an attention function that transformers knows.
         weights_on: device that holds the weights; None: `device`.
 
     Raises:
@@ -119,7 +118,6 @@ def load_base(
             trust_remote_code=False,
             use_safetensors=True,
             dtype=base_dtype(device),
-            attn_implementation=attention,
         )
     except Exception as error:  # noqa: BLE001 - safetensors, transformers and torch each raise their own
         raise StudentError(f"the base can't be loaded: {first_line(error)}", place=str(folder)) from None
@@ -138,9 +136,9 @@ def load_new_student(config: TrainConfig, device: torch.device, *, sharded: bool
         StudentError: no linear layer matches `[lora] target`.
     """
     check_base(config.base, config.student.sha256)
-    base = load_base(
-        config.base, device, register_attention(device), weights_on=torch.device("cpu") if sharded else None
-    )
+    base = load_base(config.base, device, weights_on=torch.device("cpu") if sharded else None)
+    with suppress(ValueError):  # the self-test chooses another layout for a student that can't take it
+        self_test.set_attention(base, RowLayout(attention=register_attention(device)))
     torch.manual_seed(config.train.seed)
     return add_adapter(base, config).train()
 

@@ -9,6 +9,7 @@ and 19k when gather and scatter are left to autograd's index_put.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,34 @@ from transformers import AttentionInterface
 from trainer.errors import StudentError
 
 ATTENTION_NAME = "distil_segments"
+
+# Arguments that a model may hand to its attention and that change nothing here: positions are in the query
+# already, bounds of documents are in `segments`, and the rest asks for outputs that training doesn't use.
+HARMLESS_ARGUMENTS = frozenset(
+    {
+        "position_ids",
+        "position_embeddings",
+        "cache_position",
+        "past_key_values",
+        "use_cache",
+        "logits_to_keep",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "return_dict",
+        "seq_idx",
+        "cu_seq_lens_q",
+        "cu_seq_lens_k",
+        "max_length_q",
+        "max_length_k",
+        "num_items_in_batch",
+        "layer_idx",
+        "training",
+    }
+)
+
+# Arguments that our attention computes.
+_COMPUTED_ARGUMENTS = frozenset({"sliding_window"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +127,17 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
     """Causal attention within each document of a packed row.
 
     Args:
-        query: [1, heads, tokens, dim]; key and value may have fewer heads (grouped queries).
+        query: [1, heads, tokens, dim]; key and value may have fewer heads (grouped queries), value another
+            dim.
         segments: groups that cover the row in order; from `collator`.
 
     Returns:
-        [1, tokens, heads, dim] and None.
+        [1, tokens, heads, dim of value] and None.
 
     Raises:
         StudentError: the model asks for something this path would silently leave out.
     """
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if extra.get(name) is not None]
-    if attention_mask is not None or not segments or unknown:
-        raise StudentError(
-            f"packed attention does not support {', '.join(unknown) or 'a mask'} of {type(module).__name__}",
-            remedy="use a student of the Llama, Qwen or Mistral family",
-        )
+    refuse_unknown(module, attention_mask, segments, extra)
     window = extra.get("sliding_window")
     outs = []
     for group in segments:
@@ -129,7 +154,31 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
             flat = _ToTokens.apply(flat, group.cell_of_token)  # type: ignore[no-untyped-call]
         outs.append(flat)
     row = outs[0] if len(outs) == 1 else torch.cat(outs)
-    return row.view(1, row.shape[0], query.shape[1], query.shape[3]), None
+    return row.view(1, row.shape[0], query.shape[1], value.shape[3]), None
+
+
+def refuse_unknown(module: Any, mask: torch.Tensor | None, segments: Any, extra: Mapping[str, Any]) -> None:
+    """Refuse a call that asks for what packed attention would leave out: anything not known to be harmless.
+
+    Raises:
+        StudentError: names the argument and the class that passed it.
+    """
+    unknown = [
+        name
+        for name, value in extra.items()
+        if value is not None and name not in HARMLESS_ARGUMENTS | _COMPUTED_ARGUMENTS | {"is_causal"}
+    ]
+    if extra.get("is_causal", True) is False or getattr(module, "is_causal", True) is False:
+        unknown.append("is_causal=False")
+    if mask is not None:
+        unknown.append("a mask")
+    if not segments:
+        unknown.append("a row without bounds of its documents")
+    if unknown:
+        raise StudentError(
+            f"packed attention does not support {', '.join(unknown)} of {type(module).__name__}",
+            remedy="each document needs a row of its own",
+        )
 
 
 def _window(longest: int, window: int, device: torch.device) -> torch.Tensor:

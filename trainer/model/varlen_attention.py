@@ -16,6 +16,7 @@ import torch
 from transformers import AttentionInterface
 
 from trainer.errors import StudentError
+from trainer.model.segment_attention import refuse_unknown
 
 ATTENTION_NAME = "distil_varlen"
 
@@ -62,12 +63,8 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
     Raises:
         StudentError: the model asks for something this kernel would silently leave out.
     """
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if extra.get(name) is not None]
-    if attention_mask is not None or segments is None or dropout or unknown:
-        raise StudentError(
-            f"packed attention does not support {', '.join(unknown) or 'a mask or dropout'}",
-            remedy="use a student of the Llama, Qwen or Mistral family",
-        )
+    refuse_unknown(module, attention_mask, segments, {**extra, "dropout": dropout or None})
+    assert segments is not None  # `refuse_unknown` has seen to it
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, dim]
     kernel = _kernel()
     takes = _takes(kernel)

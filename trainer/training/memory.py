@@ -20,12 +20,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
-from trainer.data.collator import Batch, collate
-from trainer.model import lora_forward, model, structure, varlen_attention
+from trainer.data.collator import Batch, batches
+from trainer.model import lora_forward, model, self_test, structure, varlen_attention
+from trainer.model.rows import RowLayout
+from trainer.model.self_test import StudentForward
 from trainer.training.forward import pack_loss
 
 # Share of the free memory that may be planned for; allocators and kernels need the rest.
 USABLE_SHARE = 0.9
+
+# What is assumed where no copy of the architecture can be tested: the layout and the output layer that need
+# the most memory.
+_UNKNOWN_FORWARD = StudentForward(RowLayout(packed=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +89,14 @@ def estimate(config: TrainConfig, pack: Sequence[Example], *, checkpointing: boo
     operations the activations are a bound from the widths of its layers.
     """
     device = model.select_device(config.train)
-    student = _empty_student(config, device)
+    forward = self_test.check_architecture(config.base, device) or _UNKNOWN_FORWARD
+    student = _empty_student(config, device, forward.layout)
     parts = {id(t): t for t in (*student.parameters(), *student.buffers())}  # tied ones once
     whole = sum(t.numel() * t.element_size() for t in parts.values())
     adapter = sum(p.numel() * p.element_size() for p in model.trainable_parameters(student).values())
     bound = _activation_bound(student, pack, checkpointing=checkpointing)
     try:
-        activations, peak = _run_on_fake_tensors(student, pack, device, checkpointing=checkpointing)
+        activations, peak = _run_on_fake_tensors(student, pack, device, forward, checkpointing=checkpointing)
     except Exception:  # noqa: BLE001 - an estimate that fails in any way must not end the work
         activations, peak = bound, 2 * bound + adapter
     base, moments = whole - adapter, 2 * adapter
@@ -97,20 +104,27 @@ def estimate(config: TrainConfig, pack: Sequence[Example], *, checkpointing: boo
 
 
 def _run_on_fake_tensors(
-    student: Any, pack: Sequence[Example], device: torch.device, *, checkpointing: bool
+    student: Any,
+    pack: Sequence[Example],
+    device: torch.device,
+    forward: StudentForward,
+    *,
+    checkpointing: bool,
 ) -> tuple[int, int]:
     """Run forward and backward; return the bytes of activations and the peak of everything allocated."""
-    batch = collate(pack)
+    activations = 0
     with FakeTensorMode() as fake:
         _fill(student, device)
         if checkpointing:
             enable_checkpointing(student)
         lora_forward.replace_lora_forward(student)
-        shapes = _faked(batch, fake, device)
+        shapes = [_faked(batch, fake, device) for batch in batches(pack, "cpu", forward.layout)]
         with AllocationTracker() as seen:
-            loss, _ = pack_loss(student, shapes)
-            activations = seen.live
-            (loss / batch.supervised).backward()  # type: ignore[no-untyped-call]
+            for batch in shapes:
+                before = seen.live
+                loss, _ = pack_loss(student, batch, head=forward.head)
+                activations = max(activations, seen.live - before)
+                (loss / batch.supervised).backward()  # type: ignore[no-untyped-call]
     return activations, seen.peak
 
 
@@ -135,12 +149,12 @@ def _width(base: Any, layer: Any) -> int:
     return int(linear + experts)
 
 
-def _empty_student(config: TrainConfig, device: torch.device) -> Any:
+def _empty_student(config: TrainConfig, device: torch.device, layout: RowLayout) -> Any:
     facts = AutoConfig.from_pretrained(config.base, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(
             facts,
-            attn_implementation=model.register_attention(device),
+            attn_implementation=model.register_attention(device) if layout.packed else None,
             dtype=model.base_dtype(device),
             trust_remote_code=False,
         )
@@ -172,16 +186,21 @@ def _faked(batch: Batch, fake: Any, device: torch.device) -> Batch:
     ids, positions, predict_at, targets = map(
         of, (batch.input_ids, batch.position_ids, batch.predict_at, batch.targets)
     )
+    boundaries = {name: of(v) if torch.is_tensor(v) else v for name, v in batch.boundaries.items()}
+    if batch.segments is None:
+        return Batch(ids, positions, predict_at, targets, None, boundaries)
     assert isinstance(batch.segments, tuple)  # collated on the CPU
     if model.register_attention(device) == varlen_attention.ATTENTION_NAME:
         grid = [g.longest for g in batch.segments for _ in range(g.documents)]  # only shapes matter
         bounds = varlen_attention.document_bounds(grid, "cpu")
-        return Batch(ids, positions, predict_at, targets, replace(bounds, starts=of(bounds.starts)))
+        return Batch(
+            ids, positions, predict_at, targets, replace(bounds, starts=of(bounds.starts)), boundaries
+        )
     groups = tuple(
         replace(g, token_of_cell=of(g.token_of_cell), cell_of_token=of(g.cell_of_token))
         for g in batch.segments
     )
-    return Batch(ids, positions, predict_at, targets, groups)
+    return Batch(ids, positions, predict_at, targets, groups, boundaries)
 
 
 def enable_checkpointing(student: Any) -> None:

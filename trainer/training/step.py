@@ -14,10 +14,9 @@ import torch
 from harvester.system import failpoints
 from trainer.config import TrainSection
 from trainer.data.chat_template import Example
-from trainer.data.collator import collate
 from trainer.errors import OutOfMemory, StudentError, TrainingDiverged
 from trainer.training.distributed import World
-from trainer.training.forward import pack_loss
+from trainer.training.forward import pack_losses
 from trainer.training.student import TrainableStudent
 
 # Steps in a row without a finite loss or gradient that end the training.
@@ -100,14 +99,18 @@ class Stepper:
         self, pack: Sequence[Example], weight: int, supervised: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the gradient of loss * weight / supervised; return the summed loss and the correct count."""
+        loss = torch.zeros((), device=self._device)
+        correct = torch.zeros((), dtype=torch.int64, device=self._device)
         try:
-            loss, correct = pack_loss(
-                self._student.model, collate(pack, self._device), self._student.row_loss
-            )
-            (loss * weight / supervised).backward()  # type: ignore[no-untyped-call]
+            for batch_loss, batch_correct in pack_losses(
+                self._student.model, pack, self._device, self._student.forward, self._student.row_loss
+            ):
+                (batch_loss * weight / supervised).backward()  # type: ignore[no-untyped-call]
+                loss += batch_loss.detach()
+                correct += batch_correct
         except (RuntimeError, MemoryError) as error:
             raise _as_out_of_memory(error, pack) from None
-        return loss.detach(), correct
+        return loss, correct
 
     def _packs_of_this_rank(self, packs: int) -> Iterator[tuple[int, int]]:
         """Yield (pack number, weight) for this rank: packs rank, rank + size, ...

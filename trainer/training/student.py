@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
-from trainer.model import compile, lora_forward, model
+from trainer.model import compile, lora_forward, model, self_test
 from trainer.model.losses import RowLoss, loss_and_gradient
+from trainer.model.self_test import OWN_LOGITS, StudentForward
 from trainer.training import fsdp, memory
 from trainer.training.distributed import World
 
@@ -24,6 +25,7 @@ class TrainableStudent:
         model: a PEFT model; everything but the adapter is frozen.
         parameters: the adapter's fp32 parameters by name, in the model's order.
         row_loss: loss of a block of logits; the compiled one under `[train] compile`.
+        forward: how documents become rows, and what the output layer does, as the self-test found them.
         sharded: whether the base's layers are split over the processes (FSDP2).
         base_bytes: bytes of the base that this process holds; set only when sharded.
         checkpointing: whether activations are recomputed in the backward pass.
@@ -32,6 +34,7 @@ class TrainableStudent:
     model: Any
     parameters: Mapping[str, torch.nn.Parameter]
     row_loss: RowLoss = loss_and_gradient
+    forward: StudentForward = OWN_LOGITS
     sharded: bool = False
     base_bytes: int = 0
     checkpointing: bool = False
@@ -61,11 +64,16 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
         memory.enable_checkpointing(student)
     lora_forward.replace_lora_forward(student, sharded=sharded)
     base_bytes = fsdp.shard_base(student, device) if sharded else 0
+    forward = self_test.check_student(student, config.base)
+    if sharded:
+        forward = replace(forward, layout=replace(forward.layout, one_group=True))
+    self_test.set_attention(student, forward.layout)
     row_loss = compile.compile_student(student) if config.train.compile else loss_and_gradient
     return TrainableStudent(
         model=student,
         parameters=model.trainable_parameters(student),
         row_loss=row_loss,
+        forward=forward,
         sharded=sharded,
         base_bytes=base_bytes,
         checkpointing=checkpointing,

@@ -355,6 +355,8 @@ def setup_notes(student: TrainableStudent, world: World) -> list[str]:
     if student.sharded:
         mebibytes = student.base_bytes / 2**20
         notes.append(f"base sharded: {mebibytes:,.1f} MiB of it in each of {world.size} processes")
+    if student.forward.note:
+        notes.append(student.forward.note)
     if student.checkpointing:
         notes.append("activations are recomputed in the backward pass: they would not fit otherwise")
     return notes

@@ -36,7 +36,7 @@ def student_of(folder, **lora):
 
 
 def learned(student, pack, row_loss=losses.loss_and_gradient) -> tuple[float, dict[str, torch.Tensor]]:
-    loss, _ = pack_loss(student, collate(pack), row_loss)
+    loss, _ = pack_loss(student, collate(pack), row_loss, head=losses.PLAIN_HEAD)
     loss.backward()
     grads = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
     student.zero_grad()
@@ -142,7 +142,7 @@ def test_the_fused_path_takes_the_flop_that_the_formula_names(tmp_path):
     student.base_model.model.set_attn_implementation("eager")
     lora_forward.replace_lora_forward(student, sharded=True)
     with FlopCounterMode(display=False) as seen:
-        pack_loss(student, collate(pack))[0].backward()
+        pack_loss(student, collate(pack), head=losses.PLAIN_HEAD)[0].backward()
     assert flops.flop_counter(student, causal=False)(pack) == seen.get_total_flops()
 
 

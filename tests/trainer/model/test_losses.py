@@ -15,7 +15,7 @@ from trainer.data.chat_template import Example
 from trainer.data.collator import Batch, collate, padding_share
 from trainer.errors import StudentError
 from trainer.model import losses, model, varlen_attention
-from trainer.model.losses import cross_entropy_sum, head_loss
+from trainer.model.losses import PLAIN_HEAD, cross_entropy_sum, head_loss
 from trainer.training import flops
 from trainer.training.forward import pack_loss, supervised_logits
 
@@ -63,7 +63,7 @@ def test_families_with_a_plain_head_lose_the_same_through_it(kind, more):
     config = kind(**shape, **heads, **more, attn_implementation=segment_attention.register())
     made = AutoModelForCausalLM.from_config(config)
     batch = collate(examples())
-    fused, right = pack_loss(made.requires_grad_(False), batch)
+    fused, right = pack_loss(made.requires_grad_(False), batch, head=PLAIN_HEAD)
     plain, also = cross_entropy_sum(supervised_logits(made, batch), batch.targets)
     assert fused.item() == pytest.approx(plain.item(), rel=1e-5)
     assert torch.equal(right, also)
@@ -74,7 +74,7 @@ def test_the_flop_count_is_that_of_torchs_own_counter(student):
     student.base_model.model.set_attn_implementation("eager")  # counters don't know the CPU's fused kernel
     try:
         with FlopCounterMode(display=False) as seen:
-            pack_loss(student, collate(pack))[0].backward()
+            pack_loss(student, collate(pack), head=PLAIN_HEAD)[0].backward()
     finally:
         student.base_model.model.set_attn_implementation("distil_segments")
         student.zero_grad()

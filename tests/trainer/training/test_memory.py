@@ -11,6 +11,7 @@ from tests.trainer.model.test_losses import examples
 from trainer import config as settings
 from trainer.data.collator import collate
 from trainer.model import lora_forward, model, varlen_attention
+from trainer.model.losses import PLAIN_HEAD
 from trainer.training import memory, plan
 from trainer.training.forward import pack_loss
 from trainer.training.train import train
@@ -28,7 +29,7 @@ def measured_peak(config, pack, *, checkpointing: bool) -> int:
     lora_forward.replace_lora_forward(student)
     batch = collate(pack)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        loss, _ = pack_loss(student, batch)
+        loss, _ = pack_loss(student, batch, head=PLAIN_HEAD)
         (loss / batch.supervised).backward()
     live = peak = 0
     for event in seen.profiler.kineto_results.events():
@@ -74,7 +75,7 @@ def test_checkpointing_needs_less_and_changes_no_gradient(tmp_path):
         student = model.load_new_student(config, torch.device("cpu"))
         if checkpointing:
             memory.enable_checkpointing(student)
-        pack_loss(student, collate(pack))[0].backward()
+        pack_loss(student, collate(pack), head=PLAIN_HEAD)[0].backward()
         grads.append([p.grad for p in model.trainable_parameters(student).values()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 

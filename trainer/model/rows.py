@@ -1,0 +1,139 @@
+"""Lay documents out as the rows of a forward pass.
+
+Packed: all documents one after the other in a single row; our attention keeps them apart. Unpacked: one
+document a row, padded on the right to the longest of a group of similar length. A causal model computes
+nothing of a document from the padding after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trainer.model.segment_attention import SegmentGroup
+from trainer.model.varlen_attention import DocumentBounds, document_bounds
+
+Segments = tuple[SegmentGroup, ...] | DocumentBounds
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """How the documents of a pack become rows of a forward pass.
+
+    Attributes:
+        packed: many documents in one row; otherwise one document a row.
+        attention: the attention function of transformers to run with; empty: the one that is set.
+        boundaries: further arguments of the student's forward that tell its recurrent or convolutional parts
+            where documents begin: `seq_idx`, `cu_seq_lens`.
+        one_group: when unpacked, lay the whole pack out in one group, so that every process makes the same
+            number of forward passes.
+    """
+
+    packed: bool = True
+    attention: str = ""
+    boundaries: tuple[str, ...] = ()
+    one_group: bool = False
+
+
+PACKED = RowLayout()
+
+
+def group_starts(lengths: Sequence[int]) -> list[int]:
+    """Cut a falling list of lengths where a document is less than half its group's longest."""
+    cuts = [0]
+    for index, length in enumerate(lengths):
+        if length * 2 < lengths[cuts[-1]]:
+            cuts.append(index)
+    return cuts
+
+
+def groups(lengths: Sequence[int]) -> list[slice]:
+    """Return the groups of a falling list of lengths, as slices of it."""
+    return [slice(first, last) for first, last in pairwise([*group_starts(lengths), len(lengths)])]
+
+
+def segments_of(lengths: Sequence[int], device: torch.device | str) -> Segments:
+    """Return what our attention needs to keep packed documents apart, for the device it runs on.
+
+    Args:
+        lengths: tokens of each document, falling.
+    """
+    if torch.device(device).type == "cuda":
+        return document_bounds(lengths, device)
+    made, begin = [], 0
+    for group in groups(lengths):
+        made.append(_segment_group(np.asarray(lengths[group], dtype=np.int64), begin, device))
+        begin = made[-1].end
+    return tuple(made)
+
+
+def boundary_arguments(
+    names: Sequence[str], lengths: Sequence[int], device: torch.device | str
+) -> dict[str, Any]:
+    """Return the arguments that tell recurrent and convolutional parts where documents begin."""
+    arguments: dict[str, Any] = {}
+    if "seq_idx" in names:
+        numbers = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        arguments["seq_idx"] = to_device(numbers, device)[None]
+    if "cu_seq_lens" in names:
+        starts = to_device(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32), device)
+        longest = max(lengths)
+        arguments |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+        arguments |= {"max_length_q": longest, "max_length_k": longest}
+    return arguments
+
+
+def packed_arguments(
+    documents: Sequence[npt.NDArray[Any]], device: torch.device | str, layout: RowLayout = PACKED
+) -> dict[str, Any]:
+    """Return the arguments of a forward pass over all documents in one row.
+
+    Args:
+        documents: token ids of each, longest first.
+    """
+    lengths = [len(document) for document in documents]
+    positions = np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])
+    return {
+        "input_ids": to_device(np.concatenate(documents).astype(np.int64), device)[None],
+        "position_ids": to_device(positions, device)[None],
+        "segments": segments_of(lengths, device),
+        **boundary_arguments(layout.boundaries, lengths, device),
+    }
+
+
+def unpacked_arguments(documents: Sequence[npt.NDArray[Any]], device: torch.device | str) -> dict[str, Any]:
+    """Return the arguments of a forward pass with one document a row. Padding repeats a row's first id."""
+    longest = max(len(document) for document in documents)
+    ids = np.empty((len(documents), longest), dtype=np.int64)
+    for row, document in enumerate(documents):
+        ids[row] = document[0]
+        ids[row, : len(document)] = document
+    return {"input_ids": to_device(ids, device)}
+
+
+def to_device(array: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
+    """Copy an array to a device; to CUDA without making the host wait."""
+    made = torch.from_numpy(array)
+    if torch.device(device).type == "cuda":
+        made = made.pin_memory()  # else the copy would wait for its turn
+    return made.to(device, non_blocking=True)
+
+
+def _segment_group(lengths: npt.NDArray[np.int64], begin: int, device: torch.device | str) -> SegmentGroup:
+    documents, longest, tokens = len(lengths), int(lengths[0]), int(lengths.sum())
+    if int(lengths[-1]) == longest:
+        return SegmentGroup(begin, begin + tokens, documents, longest, None, None)
+    starts = np.cumsum(lengths) - lengths
+    column = np.arange(longest)[None, :]
+    real = column < lengths[:, None]
+    gather = np.where(real, starts[:, None] + column, starts[:, None]).reshape(-1)
+    place = np.flatnonzero(real.reshape(-1))
+    return SegmentGroup(
+        begin, begin + tokens, documents, longest, to_device(gather, device), to_device(place, device)
+    )

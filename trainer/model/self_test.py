@@ -1,0 +1,316 @@
+"""Test, before anything is learned or judged, that a student's rows are computed as its own forward would.
+
+A few random documents of unlike lengths go through the student alone, by transformers' own forward; packed
+into one row with our attention; and one document a row. The adapter is perturbed for the test, so that it
+takes part. Where packed equals alone, rows are packed. Where it doesn't (a recurrent state or convolution
+that runs over the border, a mask that our attention would drop), each document gets a row of its own, and
+the student's own attention runs. A student whose own forward looks ahead or is not finite is refused.
+
+The test has two parts. A tiny random copy of the architecture, in fp32 on the CPU with windows shorter than
+its documents, shows what the classes do; it needs no weights, so `plan` and `doctor` can run it too. The
+loaded student then shows that its weights and the device's kernels do the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoConfig
+
+from trainer.errors import HarvesterError, StudentError
+from trainer.model import rows, segment_attention, structure, varlen_attention
+from trainer.model.head import Head, find_head
+from trainer.model.rows import PACKED, RowLayout
+from trainer.model.tiny_copy import tiny_copy
+
+# Tokens of the test's documents, longest first: two groups of unlike length, and a document of two tokens.
+LENGTHS = (23, 14, 9, 5, 2)
+
+# Largest relative difference of a token's logits: in fp32 of any token, rounding makes about 1e-6 and the
+# smallest leak seen 1e-2; in 16 bits of the median token, where rounding makes up to 2e-2.
+WIDE_TOLERANCE = 1e-3
+NARROW_TOLERANCE = 0.1
+
+# Standard deviation of what is added to the adapter's parameters for the test.
+PERTURBATION = 0.05
+
+# Arguments that tell other token mixers than attention where documents begin, tried in this order.
+BOUNDARIES = ((), ("seq_idx",), ("cu_seq_lens",), ("seq_idx", "cu_seq_lens"))
+
+_WINDOW_NAME = re.compile(r"window|attention_chunk")
+
+Documents = Sequence[npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class StudentForward:
+    """How a student's losses are computed.
+
+    Attributes:
+        layout: how documents become rows.
+        head: scale and cap of the output layer; None: the student's own forward computes the logits.
+        note: why rows are not packed, for the operator; empty where they are.
+    """
+
+    layout: RowLayout = PACKED
+    head: Head | None = None
+    note: str = ""
+
+
+# Packed rows, and logits from the student's own forward.
+OWN_LOGITS = StudentForward()
+
+
+def check_architecture(base: Path, device: torch.device | str = "cpu") -> StudentForward | None:
+    """Test a tiny random copy of the base's architecture. No weights are read.
+
+    Args:
+        device: the device that will train; the test itself runs on the CPU.
+
+    Returns:
+        None if no tiny copy of this class can be built.
+
+    Raises:
+        StudentError: the architecture can't be trained; says why.
+    """
+    found = _check_architecture((base / "config.json").read_text(encoding="utf-8"))
+    if found is None or not found.layout.packed:
+        return found
+    return replace(found, layout=replace(found.layout, attention=packed_attention(device)))
+
+
+@lru_cache(maxsize=16)
+def _check_architecture(config_text: str) -> StudentForward | None:
+    try:
+        copy = tiny_copy(AutoConfig.for_model(**json.loads(config_text)))
+    except Exception:  # noqa: BLE001 - each class raises its own kinds
+        return None
+    copy.requires_grad_(False)
+    return choose_forward(copy, place="[student] base")
+
+
+def check_student(student: Any, base: Path) -> StudentForward:
+    """Test a loaded student, and a tiny copy of it where the loaded one can't show everything.
+
+    Args:
+        student: a causal language model of transformers, or a PEFT model around one. Its weights, mode and
+            attention function are the same afterwards.
+        base: folder of the base.
+
+    Raises:
+        StudentError: the student can't be trained; says why.
+    """
+    loaded = structure.base_model_of(student)
+    parameter = next(loaded.parameters())
+    needs_copy = parameter.dtype != torch.float32 or has_windows(loaded)
+    copied = check_architecture(base, parameter.device) if needs_copy else None
+    packs = copied.layout.packed if copied is not None else not needs_copy
+    why = copied.note if copied is not None else _UNKNOWN
+    return choose_forward(student, place=str(base), may_pack=packs, why_not=why)
+
+
+_UNKNOWN = "no tiny copy of this architecture can be built to test it"
+
+
+def has_windows(model: Any) -> bool:
+    """Return whether attention has windows or chunks that the test's documents could fit into."""
+    values = structure.text_config(model).to_dict()
+    return any(
+        isinstance(value, int) and value >= max(LENGTHS)
+        for name, value in values.items()
+        if _WINDOW_NAME.search(name)
+    )
+
+
+def packed_attention(device: torch.device | str) -> str:
+    """Register our attention for packed rows with transformers, for a device; return its name."""
+    module = varlen_attention if torch.device(device).type == "cuda" else segment_attention
+    name: str = module.register()
+    return name
+
+
+def choose_forward(student: Any, *, place: str, may_pack: bool = True, why_not: str = "") -> StudentForward:
+    """Compare packed and unpacked rows with documents alone, and choose the first that agrees.
+
+    Args:
+        place: folder of the base, for the errors.
+        may_pack: whether packed rows may be chosen; if not, `why_not` says why.
+
+    Raises:
+        StudentError: neither agrees, or the student's own forward is not causal or not finite.
+    """
+    base = structure.base_model_of(student)
+    device = next(base.parameters()).device
+    documents = _documents(base)
+    own = RowLayout(packed=False, attention=own_attention(base))
+    with _prepared(student), attention_of(student, own), torch.no_grad():
+        alone = [_logits(student, document) for document in documents]
+        _check_own_forward(student, documents, alone, place)
+        head = find_head(student)
+        reason = why_not
+        for boundaries in BOUNDARIES if may_pack else ():
+            layout = RowLayout(attention=packed_attention(device), boundaries=boundaries)
+            problem = _compare(student, documents, alone, layout)
+            if not problem:
+                return StudentForward(layout, head)
+            reason = reason or problem
+        problem = _compare(student, documents, alone, own)
+    if problem:
+        raise StudentError(
+            f"this student's forward can't be reproduced: {problem}",
+            place=place,
+            remedy="use a student whose architecture `trainer/ARCHITECTURES.md` lists as working",
+        )
+    note = f"rows are not packed, each document has its own: {reason}. Shorter documents cost padding"
+    return StudentForward(own, head, note)
+
+
+def own_attention(base: Any) -> str:
+    """Return the attention function of transformers that a model runs with when it isn't given ours."""
+    current = str(base.config._attn_implementation)
+    if current not in (segment_attention.ATTENTION_NAME, varlen_attention.ATTENTION_NAME):
+        return current
+    takes_sdpa: bool = base._supports_sdpa
+    return "sdpa" if takes_sdpa else "eager"
+
+
+@contextmanager
+def attention_of(student: Any, layout: RowLayout) -> Iterator[None]:
+    """Run with the attention function of a layout, and set back what was set before.
+
+    Raises:
+        ValueError: the student's class has no exchangeable attention.
+    """
+    base = structure.base_model_of(student)
+    before = base.config._attn_implementation
+    set_attention(base, layout)
+    try:
+        yield
+    finally:
+        if layout.attention != before:
+            base.set_attn_implementation(before)
+
+
+def set_attention(student: Any, layout: RowLayout) -> None:
+    """Set the attention function of a layout.
+
+    Raises:
+        ValueError: the student's class has no exchangeable attention.
+    """
+    base = structure.base_model_of(student)
+    if not layout.attention or base.config._attn_implementation == layout.attention:
+        return
+    base.set_attn_implementation(layout.attention)
+    if base.config._attn_implementation != layout.attention:
+        raise ValueError(f"{type(base).__name__} does not let its attention be exchanged")
+
+
+def _documents(base: Any) -> Documents:
+    """Return random token ids, without ids that the configuration gives a meaning of their own."""
+    special = structure.special_token_ids(base)
+    usable = [i for i in range(min(structure.vocabulary_rows(base), 1000)) if i not in special]
+    draw = np.random.default_rng(0)
+    return [draw.choice(usable, size=length).astype(np.int64) for length in LENGTHS]
+
+
+@contextmanager
+def _prepared(student: Any) -> Iterator[None]:
+    """Switch dropout off and perturb the trainable parameters; afterwards everything is as before."""
+    was_training = student.training
+    trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    kept = [parameter.detach().clone() for parameter in trainable]
+    draw = torch.Generator().manual_seed(0)
+    student.eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for parameter in trainable:
+                noise = torch.randn(parameter.shape, generator=draw) * PERTURBATION
+                parameter.add_(noise.to(parameter))
+            yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(trainable, kept, strict=True):
+                parameter.copy_(value)
+        student.train(was_training)
+
+
+def _logits(student: Any, document: npt.NDArray[np.int64]) -> torch.Tensor:
+    """Return the logits [tokens, vocabulary] of a document alone, by transformers' own forward."""
+    device = structure.base_model_of(student).get_input_embeddings().weight.device
+    ids = rows.to_device(document, device)[None]
+    logits: torch.Tensor = student(input_ids=ids, use_cache=False).logits[0]
+    return logits
+
+
+def _check_own_forward(student: Any, documents: Documents, alone: Sequence[torch.Tensor], place: str) -> None:
+    """Refuse a student whose own forward is not finite, or whose logits depend on later tokens."""
+    if not all(bool(torch.isfinite(logits).all()) for logits in alone):
+        raise StudentError(
+            "this student's logits are not finite", place=place, remedy="use another base, or fetch it again"
+        )
+    changed = documents[0].copy()
+    changed[-4:] = documents[1][:4]
+    if _difference([_logits(student, changed)[:-4]], [alone[0][:-4]]) > _tolerance(alone[0]):
+        raise StudentError(
+            "this student looks ahead: its logits depend on later tokens",
+            place=place,
+            remedy="use a causal language model",
+        )
+
+
+def _compare(student: Any, documents: Documents, alone: Sequence[torch.Tensor], layout: RowLayout) -> str:
+    """Run the documents in a layout; return what differs from `alone`, empty if nothing does."""
+    try:
+        with attention_of(student, layout):
+            found = _run(student, documents, layout)
+    except HarvesterError as error:
+        return error.message
+    except Exception as error:  # noqa: BLE001 - models raise all kinds for arguments they don't know
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        return f"{type(error).__name__}: {said}"
+    if not all(bool(torch.isfinite(logits).all()) for logits in found):
+        return "logits are not finite"
+    difference = _difference(found, alone)
+    if difference > _tolerance(alone[0]):
+        how = "documents in one row see each other, or a mask is lost" if layout.packed else "rows differ"
+        return f"{how}: logits change by {difference:.1%}"
+    return ""
+
+
+def _run(student: Any, documents: Documents, layout: RowLayout) -> list[torch.Tensor]:
+    base = structure.base_model_of(student)
+    device = base.get_input_embeddings().weight.device
+    lengths = [len(document) for document in documents]
+    if layout.packed:
+        given = rows.packed_arguments(documents, device, layout)
+        return list(student(**given, use_cache=False).logits[0].split(lengths))
+    found: list[torch.Tensor] = []
+    for group in rows.groups(lengths):
+        logits = student(**rows.unpacked_arguments(documents[group], device), use_cache=False).logits
+        found += [row[:length] for row, length in zip(logits, lengths[group], strict=True)]
+    return found
+
+
+def _difference(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+    """Return the relative difference of a token's logits: the largest in fp32, the median in 16 bits."""
+    left, right = torch.cat(list(found)).float(), torch.cat(list(wanted)).float()
+    spread = (right - right.mean(dim=-1, keepdim=True)).norm(dim=-1)
+    relative = (left - right).norm(dim=-1) / spread.clamp_min(1e-12)
+    is_wide = wanted[0].dtype in (torch.float32, torch.float64)
+    return float(relative.max() if is_wide else relative.median())
+
+
+def _tolerance(logits: torch.Tensor) -> float:
+    return WIDE_TOLERANCE if logits.dtype in (torch.float32, torch.float64) else NARROW_TOLERANCE
