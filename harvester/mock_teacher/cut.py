@@ -1,4 +1,4 @@
-"""Faults on the connection: replies that stop, stall, are very slow, or are no HTTP at all.
+"""Produce faults on the connection: replies that stop, stall, are very slow, or are no HTTP at all.
 
 They write to the transport below the HTTP layer and end the connection.
 """

@@ -1,6 +1,6 @@
-"""Prompt files as the last run read them: who edits one between two runs is told what that changes.
+"""Warn about prompt files that changed since the last run, with the number of new and of stored rows.
 
-Nothing hangs on it: rows are known by their keys, and an edited file re-pays nothing.
+Informational only: rows are identified by their keys, so nothing in an edited file is paid twice.
 """
 
 from __future__ import annotations
@@ -21,47 +21,49 @@ from harvester.store.journal.journal import Journal
 from harvester.store.reuse import ReuseIndex, find_answers
 from harvester.system.files import sha256_of
 
+# Rows looked up in the store at once.
 CHUNK = 1000
+
+# The rows of a larger file are not counted here, to start the run sooner.
 MOST_BYTES_COUNTED = 64 * 1024 * 1024
-"""The rows of a larger file are not counted beforehand; the pass will."""
 
 
 def note(journal: Journal, config: HarvestConfig, root: Path, run_id: str) -> tuple[str, ...]:
-    """Remember each prompt file's digest for this run; a line for each that changed since a run before."""
-    said = []
+    """Store each prompt file's digest; return one line for each file that changed since an earlier run."""
+    changes = []
     for path in _files(config, root):
         name = reader.name_of(path, root)
         try:
             digest = sha256_of(path)
-        except OSError:  # whoever reads the prompts says so
+        except OSError:  # the feed reports it
             continue
         before = _exchange(journal, f"prompts:{name}", {"sha256": digest, "run_id": run_id})
         if before and before["sha256"] != digest:
-            said.append(f"{name} changed since run {before['run_id']}{_rows(journal, path, config, root)}")
-    return tuple(said)
+            changes.append(f"{name} changed since run {before['run_id']}{_rows(journal, path, config, root)}")
+    return tuple(changes)
 
 
 def _files(config: HarvestConfig, root: Path) -> Iterator[Path]:
     for pattern in config.prompts.files:
         try:
             yield from reader.find((pattern,), root)
-        except PromptError:  # a watching run waits for it; whoever reads it says what it is
+        except PromptError:  # a watching run waits for the file; the feed reports the error
             continue
 
 
-def _exchange(journal: Journal, name: str, edition: dict[str, str]) -> dict[str, str]:
-    """Write this edition down; returns the one before, empty for none."""
+def _exchange(journal: Journal, name: str, version: dict[str, str]) -> dict[str, str]:
+    """Store the file's version and return the previous one, empty for none."""
     with journal.writing() as connection, updating_checksum(connection, "meta"):
         row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         connection.execute(
-            "INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, orjson.dumps(edition).decode())
+            "INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, orjson.dumps(version).decode())
         )
     before: dict[str, str] = orjson.loads(row[0]) if row else {}
     return before
 
 
 def _rows(journal: Journal, path: Path, config: HarvestConfig, root: Path) -> str:
-    """How many rows of a changed file the store does not know, and how many it does."""
+    """Count the rows of a changed file: those the store does not hold, and those it does."""
     if path.stat().st_size > MOST_BYTES_COUNTED:
         return ""
     rows = held = 0

@@ -1,7 +1,7 @@
-"""Lines of prompt files: JSONL, Parquet, CSV and plain text, as rows of fields, each with its number.
+"""Read the rows of a prompt file (JSONL, Parquet, CSV, plain text) as dicts, each with its line number.
 
-A line that can't be used comes as the error that names it, so that whoever reads may pass it over; a file
-that can't be read raises.
+A line that can't be used is yielded as the error that names it, so that the caller may skip it. A file that
+can't be read raises.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ import pyarrow.parquet as pq
 
 from harvester.errors import PromptError
 
+# A longer line of a JSON Lines or text file is a bad line.
 MAX_LINE_BYTES = 16 * 1024 * 1024
+
+# Deepest nesting of a JSON line. orjson writes at most 254 levels, though it reads more.
 MOST_LEVELS = 250
-"""JSON is written 254 levels deep at most, and read much deeper."""
+
 Row = tuple[int, Mapping[str, Any] | PromptError]
 _BOM = b"\xef\xbb\xbf"
 

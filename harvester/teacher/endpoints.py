@@ -1,4 +1,4 @@
-"""The endpoints of one teacher, with everything that is shared by all who ask it."""
+"""Hold the endpoints of one teacher, with the limits and queues that all its callers share."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ ACTIONS: dict[str, Action] = {
         True,
         {
             "no_done": "",  # everything but `[DONE]`
-            "stream_cut": "events",  # clean end after so many events
+            "stream_cut": "events",  # clean end after this many events
             "stream_error": "events code message",
             "stream_comments": "",
             "stream_junk": "events",

@@ -29,7 +29,7 @@ T = TypeVar("T")
 # Size of a shard where the journal has no run, as the default of `[store] shard_mib`.
 DEFAULT_SHARD_MIB = 64
 SEAL_EVERY_S = 5.0
-# Every so many turns the unsealed answers are summed up, whatever the growth of the file says.
+# Number of checks after which unsealed answers are summed up exactly, whatever the file's growth suggests.
 FULL_CHECK_TURNS = 24
 # Look again at 90 % of the missing bytes: new answers also reuse free SQLite pages, so file growth
 # underestimates.

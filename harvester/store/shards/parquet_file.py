@@ -31,8 +31,8 @@ BYTES_PER_GROUP = 16 * 1024 * 1024
 # inserted into the index in one transaction for which a run has to wait.
 ROWS_PER_SHARD = 1 << 17
 
+# Runs that differ in any of these lineage fields never share a file.
 APART = ("teacher_id", "host", "model", "terms_id", "permission_sha256", "purpose", "mock", "duties")
-"""Runs that differ in any of these never share a file."""
 
 _DICTIONARY = [
     "messages.list.element.role",

@@ -123,7 +123,7 @@ def encodable(text: str) -> str:
 
 
 def terms_columns(row: Mapping[str, Any], lineage: Lineage) -> dict[str, Any]:
-    """The columns of a row that the doors look at (`lineage.FACT_COLUMNS`), without parsing its raw body."""
+    """The columns that the terms check reads (`lineage.FACT_COLUMNS`), without parsing the raw body."""
     model, provider = model_and_provider(row["raw"])
     body = orjson.loads(row["body_json"])
     return {
