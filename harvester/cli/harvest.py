@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import typer
 
 from harvester.cli.console import JSON, Status, emit, log_as_json, message, progress_display
+from harvester.config.budget_spans import BudgetSpan
 from harvester.config.number_limits import MAX_EXACT_INT, MAX_USD, YEAR_S
 from harvester.errors import StoreError, UsageError
 
@@ -61,6 +62,10 @@ def run(
     max_tokens: int | None = typer.Option(
         None, min=1, max=MAX_EXACT_INT, help="Most tokens this run may use."
     ),
+    budget_per: BudgetSpan = typer.Option(
+        BudgetSpan.RUN,
+        help="What --max-usd, --max-tokens and the ceilings of one run in [budget] hold for instead.",
+    ),
     max_runtime: str | None = typer.Option(None, help="Stop after this time: 90s, 30m, 2h."),
     grace: float | None = typer.Option(
         None, min=0, max=YEAR_S, help="Seconds to wait for answers in flight after a signal."
@@ -101,6 +106,7 @@ def run(
         finish_by=_parsed("--finish-by", finish_by, schedule.instant),
         metrics_file=metrics_file,
         otel=otel,
+        budget_span=budget_per,
     )
     prepared = prepare.prepare(config, flags)
     for line in prepared.lines():

@@ -36,6 +36,8 @@ path = "store"
 
 [budget]                                 # limits of one run, which stops before it exceeds them
 tokens = 1_000_000
+# [budget.store]                         # of all runs together; also [budget.day], [budget.month] (UTC)
+# usd = 20.0
 
 [run]
 max_failed = 0

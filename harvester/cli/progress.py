@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harvester.errors import RunState
-from harvester.observe.status import calendar, rows_done, span
+from harvester.observe.status import budget_texts, calendar, rows_done, span
 from harvester.system.safe_text import one_line
 
 Status = Mapping[str, Any]
@@ -110,6 +110,8 @@ def rows(status: Status) -> list[tuple[str, str]]:
     if status.get("errors"):
         errors = sorted(status["errors"].items(), key=lambda item: -item[1])
         lines.append(("errors", ", ".join(f"{code} {count:,}" for code, count in errors)))
+    lasting = {name: budget for name, budget in (status.get("budgets") or {}).items() if name != "run"}
+    lines += [("budget", text) for text in budget_texts(lasting)]
     if (status.get("canary") or {}).get("changes"):
         lines.append(("teacher", f"changed: {status['canary'].get('said', '')}"))
     if status.get("complaints") and status["complaints"][-1] != (status.get("canary") or {}).get("said"):

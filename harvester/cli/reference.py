@@ -81,6 +81,7 @@ def schedule(
         config=config.resolve(),
         store=settings.store.path,
         grace_s=settings.run.grace_s,
+        budget=settings.budget,
         openings=[opening_hours.parse(text) for text in settings.schedule.hours],
         key_env=settings.teacher.api_key_env,
         image=image,

@@ -11,11 +11,13 @@ import re
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from string import Template
 
+from harvester.config.budget_spans import BudgetSpan
+from harvester.config.run_section import BudgetSection, CeilingSection
 from harvester.config.schedule import DAYS, Opening
 from harvester.errors import ConfigError
 from harvester.system.safe_text import one_line
@@ -43,6 +45,7 @@ class Harvest:
         store: [store] path as configured.
         grace_s: seconds to wait for answers in flight after a signal.
         openings: the [schedule] hours; empty for any time.
+        budget: the ceilings of harvest.toml.
         key_env: name of the environment variable with the API key.
         image: container image, for Kubernetes.
     """
@@ -53,6 +56,7 @@ class Harvest:
     store: str
     grace_s: float
     openings: Sequence[Opening]
+    budget: BudgetSection = field(default_factory=BudgetSection)
     key_env: str | None = None
     image: str = "harvester"
 
@@ -60,6 +64,37 @@ class Harvest:
     def stop_s(self) -> int:
         """Seconds from SIGTERM until the scheduler may kill the run."""
         return int(self.grace_s) + SEALING_S
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options of `harvester run`: they make the ceilings of one run hold for the store.
+
+        A scheduler starts one run after another, and a ceiling that holds for one run would be renewed by
+        each. Where [budget] has a ceiling that lasts, it decides.
+        """
+        return ("--budget-per", "store") if self._renews_ceilings else ()
+
+    @property
+    def _renews_ceilings(self) -> bool:
+        ceilings = self.budget.by_span
+        return _is_set(ceilings.pop(BudgetSpan.RUN)) and not any(map(_is_set, ceilings.values()))
+
+    @property
+    def budget_comment(self) -> str:
+        """One line of comment about the ceilings that survive restarts."""
+        if self._renews_ceilings:
+            return "[budget] holds for all runs of the store together here, so that no restart renews it."
+        spans = [f"[budget.{span}]" for span, ceiling in self.budget.by_span.items() if _is_set(ceiling)]
+        lasting = [text for text in spans if text != "[budget.run]"]
+        if lasting:
+            return (
+                f"Ceilings that survive restarts: {', '.join(lasting)}. `harvester status` says what is left."
+            )
+        return "No ceiling in [budget]: nothing bounds what the runs cost together."
+
+
+def _is_set(ceiling: CeilingSection) -> bool:
+    return ceiling.usd is not None or ceiling.tokens is not None
 
 
 def systemd(harvest: Harvest) -> dict[str, str]:
@@ -84,7 +119,8 @@ def systemd(harvest: Harvest) -> dict[str, str]:
         "described": _plain(str(harvest.config)).replace("%", "%%").replace("\\", "\\\\"),
         "folder": folder.replace("%", "%%"),
         "command": " ".join([_systemd_program(harvest.command[0]), *map(_systemd_word, harvest.command[1:])]),
-        "config": _systemd_word(str(harvest.config)),
+        "config": " ".join(map(_systemd_word, (str(harvest.config), *harvest.options))),
+        "budget": harvest.budget_comment,
         "stop_s": str(harvest.stop_s),
         "calendar": "\n".join(f"OnCalendar={event}" for event in events),
     }
@@ -100,13 +136,14 @@ def cron(harvest: Harvest) -> dict[str, str]:
     Raises:
         ConfigError: cron would change a path.
     """
-    words = [_whole(word) for word in (*harvest.command, "run", str(harvest.config))]
+    words = [_whole(word) for word in (*harvest.command, "run", str(harvest.config), *harvest.options)]
     if bad_word := next((word for word in words if "\\" in word), ""):  # cron daemons disagree about these
         raise ConfigError("cron would change a path with a backslash", place=bad_word, remedy=_RENAME)
     folder, command = shlex.quote(str(harvest.config.parent)), shlex.join(words)
     # In crontab(5) an unescaped % ends the command.
     entry = f"cd {folder} && {command} >> harvest.log 2>&1".replace("%", "\\%")
-    lines = [_fill("harvest.cron", {"described": _plain(str(harvest.config))}).rstrip()]
+    values = {"described": _plain(str(harvest.config)), "budget": harvest.budget_comment}
+    lines = [_fill("harvest.cron", values).rstrip()]
     if not harvest.openings:
         lines.append(f"17 * * * * {entry}")
     zone = ""
@@ -143,7 +180,10 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
             "name": harvest.name,
             "stop_s": str(harvest.stop_s),
             "image": _yaml(harvest.image),
-            "config": _yaml_argument(str(MOUNT / harvest.config.name)),
+            "arguments": ", ".join(
+                map(_yaml_argument, ("run", str(MOUNT / harvest.config.name), *harvest.options))
+            ),
+            "budget": harvest.budget_comment,
             "store": _yaml_argument(str(MOUNT / store)),
             "env": json.dumps(env),
         },

@@ -83,7 +83,9 @@ def stop(
 
 def set_(
     store: Path = STORE,
-    name: str = typer.Argument(..., help="max-concurrency, rpm, tpm or budget.", show_default=False),
+    name: str = typer.Argument(
+        ..., help="max-concurrency, rpm, tpm, budget, or budget-store, -day or -month.", show_default=False
+    ),
     value: str = typer.Argument(
         ...,
         help="A number; `none` for rpm and tpm; a budget in USD, or as 3000000tokens.",

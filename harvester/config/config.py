@@ -44,6 +44,9 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SHOWN_NAME = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
 
 
+# A price that was read longer ago than this is pointed out.
+OLD_PRICE_DAYS = 90
+
 # Body fields that would change the model or the messages without the terms gate knowing.
 _UNGATED_FIELDS = frozenset({"model", "models", "messages", "prompt", "input", "route", "preset", "engine"})
 
@@ -74,6 +77,16 @@ class PriceSection(FrozenModel):
     output: PricePerMillion
     cached_input: PricePerMillion | None = None
     as_of: date | None = None
+
+    def age_note(self, today: date) -> str:
+        """Return a sentence if the price was read longer ago than 90 days; "" if not."""
+        days = (today - self.as_of).days if self.as_of is not None else 0
+        if days <= OLD_PRICE_DAYS:
+            return ""
+        return (
+            f"[teacher.price] is {days:,} days old (as_of = {self.as_of}): cost and budgets rely on it; "
+            "check the price, then set as_of"
+        )
 
 
 def _preset_replaces_required_keys(schema: dict[str, Any]) -> None:
@@ -242,7 +255,8 @@ class HarvestConfig(FrozenModel):
 
     @model_validator(mode="after")
     def _money_needs_a_price(self) -> HarvestConfig:
-        if self.budget.usd is not None and self.teacher.price is None:
+        has_usd = any(ceiling.usd is not None for ceiling in self.budget.by_span.values())
+        if has_usd and self.teacher.price is None:
             raise ValueError("[budget] usd needs a [teacher.price]; without one, set [budget] tokens")
         return self
 

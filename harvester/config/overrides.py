@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import ConfigError
 
 
@@ -15,6 +16,7 @@ class Overrides:
     """The options of one run.
 
     `rows`, `usd`, `tokens`, `runtime_s` and `finish_by` are ceilings; None leaves the file's value.
+    `budget_span` is the span for which `usd` and `tokens` hold, here and at the top of [budget].
     """
 
     rows: int | None = None
@@ -27,6 +29,7 @@ class Overrides:
     finish_by: float | None = None
     metrics_file: Path | None = None
     otel: bool = False
+    budget_span: BudgetSpan = BudgetSpan.RUN
 
     def require(self, *, priced: bool) -> None:
         """Do nothing when the options can be met.
@@ -60,5 +63,7 @@ class Overrides:
             ("--metrics-file", self.metrics_file),
         ):
             words += [] if value is None else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+        if self.budget_span is not BudgetSpan.RUN:
+            words += ["--budget-per", self.budget_span.value]
         words += ["--watch"] * self.watch + ["--otel"] * self.otel
         return shlex.join(words)

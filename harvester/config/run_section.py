@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from harvester.config import schedule
+from harvester.config.budget_spans import BudgetSpan
 from harvester.config.number_limits import MAX_EXACT_INT, MAX_PER_MINUTE, MAX_USD, YEAR_S
 
 # Seconds of an attempt's deadline for everything but its tokens: connection, queue of the teacher, prompt.
@@ -27,11 +28,46 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
-class BudgetSection(FrozenModel):
-    """Ceilings on what one run may spend."""
+class CeilingSection(FrozenModel):
+    """Ceilings for one span; None is no ceiling."""
 
     usd: float | None = Field(default=None, gt=0, le=MAX_USD)
     tokens: PositiveInt | None = None
+
+
+class BudgetSection(CeilingSection):
+    """Ceilings on what may be spent: `usd` and `tokens` in one run, and tables for the other spans.
+
+    Attributes:
+        run: the same as `usd` and `tokens` beside it.
+        store: in all runs of the store together, by its ledger.
+        day: in a day, from midnight UTC; also by the ledger.
+        month: in a calendar month.
+    """
+
+    run: CeilingSection = CeilingSection()
+    store: CeilingSection = CeilingSection()
+    day: CeilingSection = CeilingSection()
+    month: CeilingSection = CeilingSection()
+
+    @model_validator(mode="after")
+    def _run_is_set_once(self) -> BudgetSection:
+        for name in ("usd", "tokens"):
+            if getattr(self, name) is not None and getattr(self.run, name) is not None:
+                raise ValueError(f"{name} and run.{name} are the same ceiling: set one of them")
+        return self
+
+    @property
+    def by_span(self) -> dict[BudgetSpan, CeilingSection]:
+        """The ceilings of each span."""
+        usd = self.usd if self.run.usd is None else self.run.usd
+        tokens = self.tokens if self.run.tokens is None else self.run.tokens
+        return {
+            BudgetSpan.RUN: CeilingSection(usd=usd, tokens=tokens),
+            BudgetSpan.STORE: self.store,
+            BudgetSpan.DAY: self.day,
+            BudgetSpan.MONTH: self.month,
+        }
 
 
 class RunSection(FrozenModel):

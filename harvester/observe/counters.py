@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import Flag, StrEnum, auto
 from typing import Annotated, Any
 
+from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import Ending
 
 # Upper edges of the histogram cells, in seconds and in tokens, as OpenTelemetry's GenAI conventions advise.
@@ -190,6 +191,15 @@ class Counters:
         int,
         Metric("Attempts after the first of their row.", "{attempt}", trace="retries", shown=Shown.PROGRESS),
     ] = 0
+    usage_corrected: Annotated[
+        int,
+        Metric(
+            "Answers whose reported tokens are fewer than their texts hold; our count was charged.",
+            "{answer}",
+            shown=Shown.SUMMARY,
+            prometheus="usage_corrected_total",
+        ),
+    ] = 0
     repeated_ids: Annotated[int, Metric("Answers that carry the id of an earlier one.", "{answer}")] = 0
     input_tokens: Annotated[
         int,
@@ -353,7 +363,8 @@ class PassLimits:
     """Ceilings of one pass, in addition to those of the configuration; None is no ceiling.
 
     `rows` bounds the requests that are newly sent. `grace_s` is how long requests on the wire may take after
-    a stop, because they are paid for.
+    a stop, because they are paid for. `budget_span` is the span for which `usd` and `tokens` hold, here and
+    in [budget].
     """
 
     rows: int | None = None
@@ -361,6 +372,7 @@ class PassLimits:
     tokens: int | None = None
     runtime_s: float | None = None
     grace_s: float = 25.0
+    budget_span: BudgetSpan = BudgetSpan.RUN
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,7 @@ _ALSO_IN_PROGRESS = (
     "refused_share",
     "limits",
     "budget",
+    "budgets",
     "eta_s",
     "canary",
     "complaints",

@@ -6,6 +6,7 @@ Loads neither httpx nor pyarrow, so that it answers at once beside a store of a 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from harvester.config import schedule
+from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import Ending, RunState
 from harvester.observe.status_schema import validated_status
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import is_held, read_holder
-from harvester.store.maintain.bill import compute_bill, compute_canary_bill
+from harvester.store.maintain.bill import compute_bill, compute_canary_bill, compute_spent
 from harvester.store.pauses import load
 
 # At most this many of the last complaints are shown.
@@ -60,6 +62,7 @@ def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[s
     with Journal.open(store, read_only=True) as journal:
         held, bill = journal.totals().answers, compute_bill(journal, alive=alive)
         holds = load(journal)
+        spent = {} if alive else compute_spent(journal, time.time())
     status = {**read_status(store), **validated_status(live or {})}
     status["heartbeat_age_s"] = round(time.time() - status.get("updated_at", 0.0), 1)
     if alive:
@@ -69,6 +72,7 @@ def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[s
             status["state"] = "hung"
     else:
         status["holds"] = holds
+        status["budgets"] = _budgets_now(status.get("budgets") or {}, spent)
         if status.get("state") in list(RunState):
             status["state"] = "died"
     return {
@@ -145,6 +149,11 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         errors = ", ".join(f"{code} {count:,}" for code, count in sorted(status["errors"].items()))
         lines.append(f"errors    {errors}   (`harvester explain CODE`)")
     lines += _ledger(status)
+    if status.get("usage_corrected"):
+        lines.append(
+            f"usage     {status['usage_corrected']:,} answers report fewer tokens than they hold; charged by "
+            "our own count"
+        )
     if status.get("repeated_ids"):
         lines.append(f"ids       {status['repeated_ids']:,} answers carry the id of an earlier one")
     lines += _canaries(status)
@@ -215,10 +224,61 @@ def _money(status: Mapping[str, Any]) -> list[str]:
     ever = status.get("cost_microusd_ever", 0)
     if ever != status.get("cost_microusd", 0):
         text += f" (${ever / 1e6:.4f} of all runs)"
-    ceiling = status.get("budget", {}).get("microusd")
-    if ceiling is not None:
-        text += f", budget ${ceiling / 1e6:.4f}"
-    return [text]
+    return [text, *(f"budget    {text}" for text in budget_texts(status.get("budgets") or {}))]
+
+
+def budget_texts(budgets: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """Return a line for each ceiling: its span, what was spent and what is left.
+
+    Args:
+        budgets: by span, as `budgets` in status.json.
+    """
+    texts = []
+    for name, budget in budgets.items():
+        span_text = _BUDGET_SPANS.get(name, name)
+        for unit, amount in (("microusd", _dollars), ("tokens", _tokens)):
+            ceiling, spent, left = (budget.get(f"{unit}{part}") for part in ("", "_spent", "_left"))
+            if ceiling is not None:
+                left = max(0, ceiling - (spent or 0)) if left is None else left
+                texts.append(
+                    f"{span_text}: {amount(left)} left of {amount(ceiling)}, {amount(spent or 0)} spent"
+                )
+    return texts
+
+
+_BUDGET_SPANS = {
+    "run": "this run",
+    "store": "this store",
+    "day": "this day (UTC)",
+    "month": "this month (UTC)",
+}
+
+
+def _dollars(microusd: float) -> str:
+    return f"${microusd / 1e6:,.4f}"
+
+
+def _tokens(count: float) -> str:
+    return f"{count:,.0f} tokens"
+
+
+def _budgets_now(
+    budgets: Mapping[str, Mapping[str, float | None]], spent: Mapping[BudgetSpan, tuple[int, int]]
+) -> dict[str, dict[str, float | None]]:
+    """Return the budgets of a run that has ended as they are now, by what the ledger says was spent."""
+    now: dict[str, dict[str, float | None]] = {}
+    for name, budget in budgets.items():
+        now[name] = dict(budget)
+        if name == BudgetSpan.RUN or name not in list(BudgetSpan):
+            continue
+        span_of_budget = BudgetSpan(name)
+        for unit, amount in zip(("tokens", "microusd"), spent[span_of_budget], strict=True):
+            ceiling = budget.get(unit)
+            now[name][f"{unit}_spent"] = amount
+            now[name][f"{unit}_left"] = None if ceiling is None else max(0, ceiling - amount)
+        ends_at = span_of_budget.end(time.time())
+        now[name]["ends_at"] = ends_at if math.isfinite(ends_at) else None
+    return now
 
 
 def _ledger(status: Mapping[str, Any]) -> list[str]:

@@ -118,6 +118,7 @@ def status_model(counters: type[Counters]) -> type[_Lenient]:
                 ("holds", dict[str, _TextOrOmitted]),
                 ("limits", limits),
                 ("budget", dict[str, _NullableOrOmitted]),
+                ("budgets", dict[str, dict[str, _NullableOrOmitted]]),
                 ("canary", canary_model(counters)),
             ]
         ),

@@ -103,6 +103,8 @@ class PassEnding:
         if isinstance(reason, Parked):
             self.park(reason)
         elif isinstance(reason, StoppedAtLimit):
+            if not self.draining.is_set():
+                self._detail = str(reason)
             self.drain(Ending.BUDGET)
         elif isinstance(reason, HarvesterError):
             self.fail(reason)
@@ -177,6 +179,11 @@ def warnings_of(snapshot: Snapshot, bad_lines: int = 0) -> tuple[str, ...]:
     if len(snapshot.served_models) > 1:
         named = ", ".join(f"{excerpt(voice)} ({count:,})" for voice, count in snapshot.served_models.items())
         said.append(f"more than one teacher answered: {named}; each row names its own in response_model")
+    if snapshot.usage_corrected:
+        said.append(
+            f"the teacher reported fewer tokens than {snapshot.usage_corrected:,} of its answers hold: "
+            "they were charged by our own count (usage_source = corrected)"
+        )
     if snapshot.repeated_ids:
         said.append(
             f"{snapshot.repeated_ids:,} answers carry the id of an earlier one: all are kept, "

@@ -25,6 +25,7 @@ from harvester.run.served_models import ServedModels
 from harvester.run.workers import Worker, WorkerPool
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.writer import AsyncWriter
+from harvester.store.maintain.bill import compute_spent
 from harvester.store.reuse import ReuseIndex
 from harvester.system.clock import Clock, SystemClock
 from harvester.teacher.endpoints import Endpoints
@@ -121,7 +122,8 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
         await writer.call(lambda journal: PossiblyBilledRequests.of(journal, config)),
         clock,
     )
-    policies = build_policies(config, setup.limits, clock)
+    spent = await writer.call(lambda journal: compute_spent(journal, clock.wall(), config.teacher.identity))
+    policies = build_policies(config, setup.limits, clock, spent)
     limiter_state = LimiterState(writer, policies.limiters, config.teacher, clock)
     await limiter_state.restore()
     endpoints = Endpoints(client, policies)

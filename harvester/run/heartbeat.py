@@ -22,7 +22,7 @@ from harvester.observe.counters import Snapshot
 from harvester.observe.eta import Ahead, Forecast, Point, Span, Work
 from harvester.observe.process_stats import ProcessStats
 from harvester.observe.sd_notify import ServiceNotifier
-from harvester.observe.status import rows_done, status_lines, write_status
+from harvester.observe.status import budget_texts, rows_done, status_lines, write_status
 from harvester.observe.timeline import TimelineWriter
 from harvester.prompts.feed import PromptFeed
 from harvester.run.control.settings import RunControl
@@ -136,7 +136,8 @@ class Heartbeat:
         if self._state in {RunState.DRAINING, RunState.SEALING}:
             self._notifier.stopping(MORE_TIME_S)
         else:
-            self._notifier.beat("; ".join(status_lines(status)[:2]))
+            budgets = budget_texts(status["budgets"])
+            self._notifier.beat("; ".join([*status_lines(status)[:2], *budgets]))
 
     def end(self, ending: Ending, exit_code: int) -> None:
         """Write and show how the run ended."""

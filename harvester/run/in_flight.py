@@ -163,6 +163,7 @@ def answer_record(request: Request, answered: AttemptResult) -> Answer:
         latency_s=raw.latency_s,
         at=raw.received_at,
         endpoint=raw.endpoint,
+        charged=answered.charged,
     )
 
 

@@ -5,21 +5,28 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from harvester.api.request_builder import requests
 from harvester.api.types import Request
+from harvester.config.budget_spans import BudgetSpan
 from harvester.config.config import HarvestConfig
-from harvester.observe.status import span
+from harvester.observe.counters import PassLimits
+from harvester.observe.status import budget_texts, span
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
+from harvester.store.maintain.bill import compute_spent
 from harvester.store.reuse import ReuseIndex, find_answers
+from harvester.teacher.budget import Amounts
 from harvester.teacher.limits import Quantity, configured_limits
+from harvester.teacher.policies import build_budget
 from harvester.terms import gate
 
 # Requests looked up in the store at once.
@@ -35,6 +42,8 @@ class Plan:
 
     Attributes:
         preset_values: what `[teacher] preset` set, by dotted key of `[teacher]`.
+        budgets: ceilings, spending so far and what is left, by span, as in status.json.
+        warnings: what to check before the run.
     """
 
     rows: int
@@ -51,6 +60,8 @@ class Plan:
     bad: tuple[str, ...] = ()
     preset: str = ""
     preset_values: Mapping[str, Any] = field(default_factory=dict)
+    budgets: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for --json."""
@@ -68,6 +79,7 @@ class Plan:
             lines.append("cost      unknown: no [teacher.price]; set [budget] tokens to cap it")
         else:
             lines.append(f"cost      ${self.low_usd:,.4f} to ${self.high_usd:,.4f}")
+        lines += [f"budget    {text}" for text in budget_texts(self.budgets)]
         if self.seconds_at_limits is None:
             lines.append("time      unknown: no limits configured; they will be learned")
         else:
@@ -78,6 +90,7 @@ class Plan:
         if self.preset:
             values = ", ".join(f"{key} = {json.dumps(value)}" for key, value in self.preset_values.items())
             lines.append(f"preset    {self.preset}: {values or 'the file sets all of its values itself'}")
+        lines += [f"note      {warning}" for warning in self.warnings]
         return lines
 
 
@@ -139,7 +152,31 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
         bad=tuple(str(error) for error in bad.passed_over),
         preset=config.teacher.preset,
         preset_values=config.teacher.preset_values,
+        budgets=budgets(config, root, PassLimits()),
+        warnings=warnings(config),
     )
+
+
+def warnings(config: HarvestConfig) -> tuple[str, ...]:
+    """Return what the operator should check before this configuration is run."""
+    price = config.teacher.price
+    age_note = price.age_note(datetime.now(UTC).date()) if price is not None else ""
+    return (age_note,) if age_note else ()
+
+
+def budgets(
+    config: HarvestConfig, root: Path, limits: PassLimits
+) -> Mapping[str, Mapping[str, float | None]]:
+    """Return what is left of each ceiling now, by the ledger of the store, as in status.json.
+
+    A run that begins now goes on from killed runs of its teacher; what they spent counts for it.
+    """
+    store, now = root / config.store.path, time.time()
+    spent: Mapping[BudgetSpan, Amounts] = {}
+    if (store / paths.JOURNAL).exists():
+        with Journal.open(store, read_only=True) as journal:
+            spent = compute_spent(journal, now, teacher_id=config.teacher.identity)
+    return build_budget(config, limits, spent, now).as_dict()
 
 
 def _totals(config: HarvestConfig, root: Path, bad: BadLines) -> _Totals:

@@ -5,6 +5,7 @@ Nothing is sent and nothing is written.
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,8 +21,9 @@ from harvester.config import schedule as hours
 from harvester.config.config import HarvestConfig
 from harvester.config.overrides import Overrides
 from harvester.config.schedule import OpeningHours
-from harvester.errors import ConfigError, NoPrompts, PromptError
+from harvester.errors import ConfigError, NoPrompts, PromptError, StoreError
 from harvester.observe.counters import OTHER_MODELS, PassLimits
+from harvester.observe.status import budget_texts
 from harvester.prompts import completed_files, duplicate_ids, reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
@@ -71,18 +73,23 @@ class Prepared:
         """Return the ceilings of the pass that the command line and `[run] grace_s` set."""
         grace_s = self.config.run.grace_s if self.flags.grace_s is None else self.flags.grace_s
         flags = self.flags
-        return PassLimits(flags.rows, flags.usd, flags.tokens, flags.runtime_s, grace_s)
+        return PassLimits(flags.rows, flags.usd, flags.tokens, flags.runtime_s, grace_s, flags.budget_span)
 
     def lines(self) -> list[str]:
         """Say in lines for the terminal what the run will do."""
         teacher = self.config.teacher
         proxies = _proxies(self.config)
+        budgets: list[str] = []
+        with contextlib.suppress(StoreError):  # the run itself reports it
+            budgets = budget_texts(plan.budgets(self.config, self.root, self.limits()))
         return [
             f"teacher {teacher.model} at {teacher.base_url}",
             *(f"proxy   {host} (from the environment)" for host in proxies),
             f"terms   {self.verdict.summary()}",
             f"rows    {self.rows_total:,} (prompts x samples) into {self.store}",
             *([f"bad     {len(self.bad):,} lines passed over; the first: {self.bad[0]}"] if self.bad else []),
+            *(f"budget  {text}" for text in budgets),
+            *(f"note    {warning}" for warning in plan.warnings(self.config)),
         ]
 
 

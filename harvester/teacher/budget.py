@@ -1,12 +1,31 @@
 """Keep tokens and money within ceilings: reserve before a send, settle with what was billed. Pure.
 
-Money is in millionths of a dollar, as integers. Spent plus reserved never exceeds a ceiling, so what is
+Money is in millionths of a dollar, as integers. A ceiling holds for a span: one run, the whole life of the
+store, a day or a month (both UTC). In each span spent plus reserved never exceeds a ceiling, so what is
 billed doesn't either, as long as no answer costs more than its reservation.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum
+
+from harvester.config.budget_spans import BudgetSpan
+
+# (tokens, micro-dollars)
+Amounts = tuple[int, int]
+NOTHING: Amounts = (0, 0)
+
+# What a span is called in a sentence, with the table of harvest.toml that holds its ceiling.
+SPAN_NAMES: Mapping[BudgetSpan, tuple[str, str]] = {
+    BudgetSpan.RUN: ("this run", "[budget]"),
+    BudgetSpan.STORE: ("this store", "[budget.store]"),
+    BudgetSpan.DAY: ("this day", "[budget.day]"),
+    BudgetSpan.MONTH: ("this month", "[budget.month]"),
+}
 
 
 class Reservation(Enum):
@@ -14,39 +33,137 @@ class Reservation(Enum):
 
     GRANTED = "granted"
     LATER = "later"  # requests in flight hold what is missing; some of it may come back
-    NEVER = "never"  # it exceeds the ceiling even when nothing is in flight: the pass ends
+    NEVER = "never"  # it exceeds a ceiling even when nothing is in flight: the pass ends
+
+
+@dataclass(slots=True)
+class Ceiling:
+    """The ceilings of one span, None for none, and what was spent in it so far.
+
+    `ends_at` is when the span ends and its spending starts at nothing again, in Unix seconds.
+    """
+
+    span: BudgetSpan
+    tokens: int | None = None
+    microusd: int | None = None
+    spent: Amounts = NOTHING
+    ends_at: float = math.inf
+
+    @property
+    def limits(self) -> tuple[int | None, int | None]:
+        """(tokens, micro-dollars)."""
+        return self.tokens, self.microusd
+
+    def lacks(self, amounts: Amounts, reserved: Amounts = NOTHING) -> bool:
+        """Whether these amounts exceed a ceiling, on top of what was spent and `reserved`."""
+        return any(
+            limit is not None and spent + held + amount > limit
+            for amount, limit, spent, held in zip(amounts, self.limits, self.spent, reserved, strict=True)
+        )
+
+    def as_dict(self, reserved: Amounts = NOTHING) -> dict[str, float | None]:
+        """Return ceilings, what was spent, what is left and when the span ends; None for none."""
+        tokens_left, microusd_left = (
+            None if limit is None else max(0, limit - spent - held)
+            for limit, spent, held in zip(self.limits, self.spent, reserved, strict=True)
+        )
+        return {
+            "tokens": self.tokens,
+            "microusd": self.microusd,
+            "tokens_spent": self.spent[0],
+            "microusd_spent": self.spent[1],
+            "tokens_left": tokens_left,
+            "microusd_left": microusd_left,
+            "ends_at": self.ends_at if math.isfinite(self.ends_at) else None,
+        }
 
 
 class Budget:
-    """Tokens and money that may still be spent. A ceiling of None is no ceiling.
+    """Tokens and money that may still be spent, in every span.
+
+    Args:
+        ceilings: one for each span; a span without one is not bounded.
 
     Attributes:
-        ceilings, spent, reserved: (tokens, micro-dollars).
+        ceilings: by span.
+        reserved: (tokens, micro-dollars) of the requests in flight.
     """
 
-    def __init__(self, *, tokens: int | None = None, microusd: int | None = None) -> None:
-        self.ceilings = (tokens, microusd)
-        self.spent = (0, 0)
-        self.reserved = (0, 0)
+    def __init__(self, *ceilings: Ceiling) -> None:
+        self.ceilings = {span: Ceiling(span) for span in BudgetSpan}
+        self.ceilings |= {ceiling.span: ceiling for ceiling in ceilings}
+        self.reserved = NOTHING
+
+    def start_new_spans(self, wall: float) -> None:
+        """Begin a new day and a new month once the last one is over. `wall` is now in Unix seconds."""
+        for ceiling in self.ceilings.values():
+            if wall >= ceiling.ends_at:
+                ceiling.spent = NOTHING
+                ceiling.ends_at = ceiling.span.end(wall)
 
     def reserve(self, tokens: int, microusd: int) -> Reservation:
-        """Reserve both amounts, or neither."""
+        """Reserve both amounts in every span, or in none."""
         wanted = (tokens, microusd)
-        for amount, ceiling, spent, reserved in zip(
-            wanted, self.ceilings, self.spent, self.reserved, strict=True
-        ):
-            if ceiling is not None and spent + amount > ceiling:
-                return Reservation.NEVER
-            if ceiling is not None and spent + reserved + amount > ceiling:
-                return Reservation.LATER
-        self.reserved = (self.reserved[0] + tokens, self.reserved[1] + microusd)
+        if self.exhausted(wanted) is not None:
+            return Reservation.NEVER
+        if any(ceiling.lacks(wanted, self.reserved) for ceiling in self.ceilings.values()):
+            return Reservation.LATER
+        self.reserved = _sum(self.reserved, wanted)
         return Reservation.GRANTED
 
-    def settle(self, reserved: tuple[int, int], billed: tuple[int, int]) -> None:
+    def exhausted(self, wanted: Amounts) -> Ceiling | None:
+        """Return the ceiling that these amounts exceed even when nothing is in flight; None for none."""
+        return next((ceiling for ceiling in self.ceilings.values() if ceiling.lacks(wanted)), None)
+
+    def as_dict(self) -> dict[str, dict[str, float | None]]:
+        """Return, for each span with a ceiling, what status.json says of it (data/FORMAT.md, `budgets`)."""
+        return {
+            span.value: ceiling.as_dict(self.reserved)
+            for span, ceiling in self.ceilings.items()
+            if ceiling.limits != (None, None)
+        }
+
+    def settle(self, reserved: Amounts, billed: Amounts) -> None:
         """Replace a reservation by what was billed."""
         self.refund(reserved)
-        self.spent = (self.spent[0] + billed[0], self.spent[1] + billed[1])
+        for ceiling in self.ceilings.values():
+            ceiling.spent = _sum(ceiling.spent, billed)
 
-    def refund(self, reserved: tuple[int, int]) -> None:
+    def refund(self, reserved: Amounts) -> None:
         """Give a reservation back: nothing was billed."""
         self.reserved = (self.reserved[0] - reserved[0], self.reserved[1] - reserved[1])
+
+
+def why_exhausted(ceiling: Ceiling, wanted: Amounts) -> tuple[str, str]:
+    """Return why no request is sent any more, with the amounts, and what the operator can do about it.
+
+    Args:
+        ceiling: the one that is reached.
+        wanted: what the next request would reserve, which is the most that its answer can cost.
+    """
+    name, table = SPAN_NAMES[ceiling.span]
+    in_tokens = ceiling.tokens is not None and ceiling.spent[0] + wanted[0] > ceiling.tokens
+    if in_tokens and ceiling.tokens is not None:
+        spent, limit = f"{ceiling.spent[0]:,}", f"{ceiling.tokens:,} tokens"
+        most, left = f"{wanted[0]:,} tokens", f"{max(0, ceiling.tokens - ceiling.spent[0]):,}"
+    else:
+        microusd = ceiling.microusd or 0
+        spent, limit = usd_text(ceiling.spent[1]), usd_text(microusd)
+        most, left = usd_text(wanted[1]), usd_text(max(0, microusd - ceiling.spent[1]))
+    reason = (
+        f"the budget of {name} is used up: {spent} of {limit} spent; the next request would reserve {most}, "
+        f"the most that its answer can take, and {left} is left"
+    )
+    remedy = f"raise {table}; a lower [sampling] max_tokens reserves less"
+    if math.isfinite(ceiling.ends_at):
+        remedy += f"; the next one begins {datetime.fromtimestamp(ceiling.ends_at, UTC):%Y-%m-%d %H:%M} UTC"
+    return reason, remedy
+
+
+def usd_text(microusd: int) -> str:
+    """Return an amount in dollars, with the digits that small amounts need."""
+    return f"${microusd / 1e6:,.2f}" if microusd >= 100_000_000 else f"${microusd / 1e6:,.4f}"
+
+
+def _sum(first: Amounts, second: Amounts) -> Amounts:
+    return first[0] + second[0], first[1] + second[1]

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from harvester.config.budget_spans import BudgetSpan
 from harvester.config.config import HarvestConfig, PriceSection, TeacherSection
 from harvester.errors import ConfigError
 from harvester.observe.counters import PassLimits
 from harvester.system import open_files
 from harvester.system.clock import Clock
-from harvester.teacher.budget import Budget
+from harvester.teacher.budget import NOTHING, Amounts, Budget, Ceiling
 from harvester.teacher.rate_limiter import OPEN_FILES_NOTE, Limiter
 from harvester.teacher.retry import RetryPolicy
 
@@ -53,11 +54,20 @@ def require_rate_within_patience(name: str, per_minute: float, endpoints: int, p
         )
 
 
-def build_policies(config: HarvestConfig, limits: PassLimits, clock: Clock) -> Policies:
-    """The policies that a configuration and the ceilings of one pass set."""
+def build_policies(
+    config: HarvestConfig,
+    limits: PassLimits,
+    clock: Clock,
+    spent: Mapping[BudgetSpan, Amounts] | None = None,
+) -> Policies:
+    """The policies that a configuration and the ceilings of one pass set.
+
+    Args:
+        spent: what the budgets were charged in each span before this pass; None for nothing.
+    """
     return Policies(
         _limiters(config.teacher, clock.now()),
-        _budget(config, limits),
+        build_budget(config, limits, spent or {}, clock.wall()),
         RetryPolicy(config.run.max_attempts, config.run.retry_possibly_billed),
         clock,
         config.teacher.price,
@@ -81,8 +91,30 @@ def _limiters(teacher: TeacherSection, now: float) -> dict[str, Limiter]:
     return limiters
 
 
-def _budget(config: HarvestConfig, limits: PassLimits) -> Budget:
-    """A budget with the lower of the file's and the command line's ceilings."""
-    usd = [value for value in (config.budget.usd, limits.usd) if value is not None]
-    tokens = [value for value in (config.budget.tokens, limits.tokens) if value is not None]
-    return Budget(tokens=min(tokens, default=None), microusd=int(min(usd) * 1_000_000) if usd else None)
+def build_budget(
+    config: HarvestConfig, limits: PassLimits, spent: Mapping[BudgetSpan, Amounts], wall: float
+) -> Budget:
+    """Return a budget with the ceilings of every span; the lower one counts of the file and the command line.
+
+    Args:
+        limits: ceilings of the command line, and the span for which those of one run hold.
+        spent: what was charged in each span before this pass.
+        wall: now, in Unix seconds.
+    """
+    ceilings: dict[BudgetSpan, list[tuple[float | None, int | None]]] = {span: [] for span in BudgetSpan}
+    for span, section in config.budget.by_span.items():
+        target = limits.budget_span if span is BudgetSpan.RUN else span
+        ceilings[target].append((section.usd, section.tokens))
+    ceilings[limits.budget_span].append((limits.usd, limits.tokens))
+    return Budget(
+        *(
+            Ceiling(
+                span,
+                tokens=min((tokens for _, tokens in values if tokens is not None), default=None),
+                microusd=min((int(usd * 1_000_000) for usd, _ in values if usd is not None), default=None),
+                spent=spent.get(span, NOTHING),
+                ends_at=span.end(wall),
+            )
+            for span, values in ceilings.items()
+        )
+    )

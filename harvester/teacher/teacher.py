@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from harvester.api import completion
 from harvester.api.request_builder import cost_microusd
-from harvester.api.types import Completion, RawAnswer, Request
+from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, Completion, RawAnswer, Request
 from harvester.errors import (
     EndpointDown,
     GaveUp,
@@ -26,7 +26,7 @@ from harvester.errors import (
 from harvester.observe.counters import Counters
 from harvester.store.journal.records import Failure, Intent, Refund
 from harvester.store.journal.writer import AsyncWriter
-from harvester.teacher.budget import Reservation
+from harvester.teacher.budget import Amounts, Reservation, why_exhausted
 from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limits import Charge
 from harvester.teacher.queue import EndpointQueue
@@ -52,13 +52,17 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """A completion, and the attempt that brought it."""
+    """A completion, and the attempt that brought it.
+
+    `charged` are the tokens and micro-dollars that the budget was charged for it.
+    """
 
     raw: RawAnswer
     completion: Completion
     attempt_id: int
     attempts: int
     cost_microusd: int
+    charged: Amounts | None = None
 
 
 # One layer around an attempt, or the send itself.
@@ -172,9 +176,9 @@ class Teacher:
             try:
                 answered = await inner(attempt)
                 usage = answered.completion.usage
-                if usage.source == "reported":
+                if usage.source != USAGE_ESTIMATED:  # an estimate may be less than what is billed
                     billed = (usage.input_tokens + usage.output_tokens, answered.cost_microusd)
-                return answered
+                return replace(answered, charged=billed)
             except TeacherError as error:
                 if not error.maybe_billed:
                     billed = (0, 0)
@@ -193,9 +197,9 @@ class Teacher:
         """
         changed = self.endpoints.budget_changed
         try:
-            while (answer := self._policies.budget.reserve(*amounts)) is not Reservation.GRANTED:
+            while (answer := self._try_to_reserve(amounts)) is not Reservation.GRANTED:
                 if answer is Reservation.NEVER:
-                    raise StoppedAtLimit("the budget is used up", remedy="raise [budget], then resume")
+                    raise self._used_up(amounts)
                 changed.clear()
                 await changed.wait()
                 if self.endpoints.draining.is_set():
@@ -203,6 +207,18 @@ class Teacher:
         except BaseException:
             changed.set()  # wake the others: this request no longer waits
             raise
+
+    def _try_to_reserve(self, amounts: Amounts) -> Reservation:
+        budget = self._policies.budget
+        budget.start_new_spans(self._policies.clock.wall())
+        return budget.reserve(*amounts)
+
+    def _used_up(self, amounts: Amounts) -> StoppedAtLimit:
+        ceiling = self._policies.budget.exhausted(amounts)
+        reason, remedy = (
+            why_exhausted(ceiling, amounts) if ceiling is not None else ("the budget is used up", "")
+        )
+        return StoppedAtLimit(reason, remedy=remedy)
 
     async def _recorded(self, attempt: Attempt) -> AttemptResult:
         """Write the intent, send, parse; a failure or a refund is recorded before the error is raised."""
@@ -230,6 +246,7 @@ class Teacher:
             tally.possibly_billed += 1  # the intent stays without an outcome
             raise
         usage = parsed.usage
+        tally.usage_corrected += usage.source == USAGE_CORRECTED
         cost = cost_microusd(
             self._policies.price, usage.input_tokens, usage.output_tokens, usage.cached_tokens
         )

@@ -209,6 +209,14 @@ def _state(status: Mapping[str, Any]) -> Iterator[str]:
             ceiling, spent = budget[key] * scale, budget.get(f"{key}_spent", 0) * scale
             yield family(f"{PREFIX}budget_{name}", "gauge", "The ceiling of this run.", _one(ceiling))
             yield family(f"{PREFIX}budget_spent_{name}", "gauge", "Spent of it.", _one(spent))
+    for name, key, scale in (("dollars", "microusd", 1e-6), ("tokens", "tokens", 1.0)):
+        left_by_span: list[Series] = [
+            ("", {"span": span}, budget[f"{key}_left"] * scale)
+            for span, budget in (status.get("budgets") or {}).items()
+            if budget.get(f"{key}_left") is not None
+        ]
+        if left_by_span:
+            yield family(f"{PREFIX}budget_left_{name}", "gauge", "Left of each ceiling.", left_by_span)
 
 
 def _cells(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.config import schedule
+from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import RunState, StoreError
 from harvester.observe.canary import read_rounds
 from harvester.observe.report import charts, figures, html
@@ -144,6 +145,12 @@ def progress(status: Mapping[str, Any]) -> list[dict[str, str]]:
         ceiling, spent = budget.get(name), budget.get(f"{name}_spent", 0)
         if ceiling:
             bars.append(_bar("budget", spent, ceiling, f"{say(spent)} of {say(ceiling)}"))
+    for span, budget in (status.get("budgets") or {}).items():
+        for name, say in (("microusd", lambda v: charts.dollars(v / 1e6)), ("tokens", charts.compact)):
+            ceiling, spent = budget.get(name), budget.get(f"{name}_spent") or 0
+            if ceiling and span != BudgetSpan.RUN:
+                text = f"{say(spent)} of {say(ceiling)}, {say(budget.get(f'{name}_left') or 0)} left"
+                bars.append(_bar(f"budget, {span}", spent, ceiling, text))
     return bars
 
 

@@ -11,12 +11,20 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import ConfigError
+from harvester.teacher.budget import SPAN_NAMES
 from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limits import LEARNED_REQUESTS, REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE, LimitKey
 from harvester.teacher.policies import require_rate_within_patience
 
-SETTABLE = ("max-concurrency", "rpm", "tpm", "budget")
+_BUDGETS = {
+    "budget": BudgetSpan.RUN,
+    "budget-store": BudgetSpan.STORE,
+    "budget-day": BudgetSpan.DAY,
+    "budget-month": BudgetSpan.MONTH,
+}
+SETTABLE = ("max-concurrency", "rpm", "tpm", *_BUDGETS)
 MOST_CONCURRENCY = 100_000
 
 # In USD or tokens: a larger number is a slip of the pen.
@@ -36,7 +44,7 @@ class RunControl:
         self.settings: RuntimeSettings | None = None
         self.is_over = False
         self._pauses: dict[str, str] = {}
-        self._gauges: Mapping[str, Any] = {"limits": {}, "budget": {}}
+        self._gauges: Mapping[str, Any] = {"limits": {}, "budget": {}, "budgets": {}}
 
     def attach(self, settings: RuntimeSettings) -> None:
         """The pass begins: pause it, if anything pauses the run."""
@@ -101,8 +109,8 @@ class RuntimeSettings:
             message = self._set_concurrency(text)
         elif name in _LIMITS:
             message = self._set_rate(name, text)
-        elif name == "budget":
-            message = self._set_budget(text)
+        elif name in _BUDGETS:
+            message = self._set_budget(_BUDGETS[name], text)
         else:
             raise ConfigError(f"can't set {name!r}", remedy=f"one of {', '.join(SETTABLE)}")
         self._endpoints.recheck()
@@ -134,7 +142,7 @@ class RuntimeSettings:
             queue.limiter.set_rate(_LIMITS[name], value / 60 / len(queues), now)
         return f"{name} is {value:,.10g}"
 
-    def _set_budget(self, text: str) -> str:
+    def _set_budget(self, span: BudgetSpan, text: str) -> str:
         budget, price = self._endpoints.policies.budget, self._endpoints.policies.price
         match = _AMOUNT.match(text.strip())
         if match is None or (match[1] and (match[3] or "usd").lower() != "usd"):
@@ -144,22 +152,23 @@ class RuntimeSettings:
             raise ConfigError(
                 f"a budget is less than {MOST_BUDGET:.0e}", remedy="as in 12.50 or 3000000tokens"
             )
-        tokens, microusd = budget.ceilings
+        ceiling, name_of_span = budget.ceilings[span], SPAN_NAMES[span][0]
         if (match[3] or "").lower() == "tokens":
-            budget.ceilings = (int(value), microusd)
-            return f"the budget of this run is {int(value):,} tokens"
+            ceiling.tokens = int(value)
+            return f"the budget of {name_of_span} is {int(value):,} tokens"
         if price is None:
             raise ConfigError(
                 "a budget in USD needs [teacher.price]", remedy="give it in tokens, as in 3000000tokens"
             )
-        budget.ceilings = (tokens, int(value * 1_000_000))
-        return f"the budget of this run is ${value:,.2f}"
+        ceiling.microusd = int(value * 1_000_000)
+        return f"the budget of {name_of_span} is ${value:,.2f}"
 
     def gauges(self) -> dict[str, Any]:
         """Return limits and budget as they are now.
 
         `limits`: units per minute over all endpoints, None where no limit is known. `budget`: ceilings (None
-        for none), what was spent, and what requests in flight have reserved.
+        for none), what was spent, and what requests in flight have reserved, of this run. `budgets`: the
+        same for every span that has a ceiling, and what is left.
         """
         rates: dict[LimitKey, float] = {}
         for queue in self._endpoints.queues:
@@ -167,6 +176,7 @@ class RuntimeSettings:
                 rates[key] = rates.get(key, 0.0) + bucket.rate * 60
         requests = [rates[key] for key in (REQUESTS_PER_MINUTE, LEARNED_REQUESTS) if key in rates]
         budget = self._endpoints.policies.budget
+        of_run = budget.ceilings[BudgetSpan.RUN]
         return {
             "limits": {
                 "requests_per_minute": min(requests, default=None),
@@ -175,13 +185,14 @@ class RuntimeSettings:
                 "by_name": {key.label: rate for key, rate in rates.items()},
             },
             "budget": {
-                "tokens": budget.ceilings[0],
-                "microusd": budget.ceilings[1],
-                "tokens_spent": budget.spent[0],
-                "microusd_spent": budget.spent[1],
+                "tokens": of_run.tokens,
+                "microusd": of_run.microusd,
+                "tokens_spent": of_run.spent[0],
+                "microusd_spent": of_run.spent[1],
                 "tokens_reserved": budget.reserved[0],
                 "microusd_reserved": budget.reserved[1],
             },
+            "budgets": budget.as_dict(),
         }
 
 

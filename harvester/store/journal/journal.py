@@ -23,6 +23,7 @@ from harvester.store import paths
 from harvester.store.journal import sqlite, wal
 from harvester.store.journal.records import HeldAnswer, PossiblyBilledAttempt, Record, RunRecord, Totals
 from harvester.store.journal.rows import RowEncoder, end_run, enter_run, micros
+from harvester.store.journal.spending import KILLED
 from harvester.store.journal.sqlite import OUTCOMES
 from harvester.system.failpoints import reach
 
@@ -32,8 +33,6 @@ _ANSWERS = "SELECT key, outcome, max_tokens, asker FROM answers"
 _DEAD = "SELECT key, code, max_tokens, asker FROM dead"
 _ASKS = "SELECT id, key, sample_index, asker, prompt_json FROM asks"
 _Askers = dict[bytes, dict[tuple[str, int], bytes]]
-# Ending of a run that was killed before it could write one.
-KILLED = "killed"
 
 
 class Journal:
@@ -99,10 +98,14 @@ class Journal:
         Earlier runs without an ending get the ending `killed`: a store has one process at a time.
         """
         with self.writing() as connection:
-            for (number,) in connection.execute("SELECT run FROM runs WHERE ending = ''").fetchall():
-                end_run(connection, number, None, KILLED, None)
+            _end_killed_runs(connection)
             number = enter_run(connection, run)
         self._run = number
+
+    def end_killed_runs(self) -> None:
+        """Give earlier runs without an ending the ending `killed`. Call it only while no run lives."""
+        with self.writing() as connection:
+            _end_killed_runs(connection)
 
     def end_run(self, run_id: str, ending: str, exit_code: int, at: float) -> None:
         """Write how a run ended. `at` is Unix seconds.
@@ -261,6 +264,11 @@ _PLAIN_COUNTERS = (
     "output_tokens",
     "cost_microusd",
 )
+
+
+def _end_killed_runs(connection: sqlite3.Connection) -> None:
+    for (number,) in connection.execute("SELECT run FROM runs WHERE ending = ''").fetchall():
+        end_run(connection, number, None, KILLED, None)
 
 
 def _is_any(connection: sqlite3.Connection, table: str) -> bool:

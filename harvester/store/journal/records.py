@@ -104,7 +104,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A paid answer, as received. `body` is the JSON body as sent, `at` Unix seconds."""
+    """A paid answer, as received. `body` is the JSON body as sent, `at` Unix seconds.
+
+    Attributes:
+        charged: tokens and micro-dollars that the budget was charged; None for tokens and cost as they are.
+    """
 
     attempt_id: int
     key: bytes
@@ -121,6 +125,14 @@ class Answer:
     latency_s: float
     at: float
     endpoint: str
+    charged: tuple[int, int] | None = None
+
+    @property
+    def charge(self) -> tuple[int, int]:
+        """Tokens and micro-dollars that count against budgets."""
+        if self.charged is not None:
+            return self.charged
+        return self.input_tokens + self.output_tokens, self.cost_microusd
 
 
 @dataclass(frozen=True, slots=True)

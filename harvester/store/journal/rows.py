@@ -35,6 +35,7 @@ from harvester.store.journal.records import (
     asker_digest,
     prompt_json,
 )
+from harvester.store.journal.spending import Amounts, charges_at_end, counter_names
 from harvester.store.journal.sqlite import OUTCOME_CODES, has_table
 
 FAILURES_KEPT = 1000
@@ -106,6 +107,7 @@ class RowEncoder:
         count["input_tokens"] += answer.input_tokens
         count["output_tokens"] += answer.output_tokens
         count["cost_microusd"] += answer.cost_microusd
+        self._charge(answer.at, answer.charge)
         self._ended.append((answer.attempt_id,))
         asker = asker_digest(answer.prompt, answer.sample_index)
         prompt, body = prompt_json(answer.prompt), orjson.dumps(answer.body)
@@ -159,6 +161,11 @@ class RowEncoder:
         check = checksum([shared.sample_index], shared.key, asker, prompt)
         self._asks.append((shared.key, asker, shared.sample_index, prompt.decode(), check))
 
+    def _charge(self, at: float, amounts: Amounts) -> None:
+        """Count tokens and micro-dollars for the budgets, on the day of `at`."""
+        for name, amount in zip(counter_names(at), amounts, strict=True):
+            self._counts[name] += amount
+
     def write(self, connection: sqlite3.Connection) -> None:
         """Write rows, then counters, inside an open transaction."""
         if self._intents:
@@ -179,12 +186,7 @@ class RowEncoder:
             )
         if self._asks:
             self._write_asks(connection)
-        with updating_checksum(connection, f"counters:{self._run}"):
-            connection.executemany(
-                "INSERT INTO counters VALUES (?, ?, ?)"
-                " ON CONFLICT (run, name) DO UPDATE SET value = value + excluded.value",
-                [(self._run, name, value) for name, value in self._counts.items() if value],
-            )
+        _add_counts(connection, self._run, self._counts)
 
     def _write_answers(self, connection: sqlite3.Connection) -> None:
         # A held key is not asked for again. Should it happen, the first answer stays, because a key has one
@@ -233,17 +235,19 @@ class RowEncoder:
             )
             if failure.maybe_billed:
                 self._counts["possibly_billed"] += 1
-                self._counts["possibly_billed_microusd"] += _mark(connection, failure)
+                at, tokens, microusd = _mark(connection, failure)
+                self._counts["possibly_billed_microusd"] += microusd
+                self._charge(at, (tokens, microusd))
         connection.execute(
             "DELETE FROM failures WHERE id <= (SELECT max(id) FROM failures) - ?", (FAILURES_KEPT,)
         )
 
 
-def _mark(connection: sqlite3.Connection, failure: Failure) -> int:
-    """Keep the intent with its error code; return the micro-dollars that were reserved for it."""
+def _mark(connection: sqlite3.Connection, failure: Failure) -> tuple[float, int, int]:
+    """Keep the intent with its error code; return its time, and the tokens and micro-dollars reserved."""
     row = _row(connection, "intents", failure.attempt_id)
     if not row:
-        return 0
+        return failure.at, 0, 0
     require_unchanged("intents", [row], Path(paths.JOURNAL))
     row["code"] = failure.code
     columns, short = COVERED["intents"]
@@ -252,7 +256,7 @@ def _mark(connection: sqlite3.Connection, failure: Failure) -> int:
         "UPDATE intents SET code = ?, checksum = ? WHERE attempt_id = ?",
         (failure.code, check, failure.attempt_id),
     )
-    return int(row["reserved_microusd"])
+    return row["at_us"] / 1e6, row["reserved_tokens"], row["reserved_microusd"]
 
 
 def forget_finished(connection: sqlite3.Connection) -> None:
@@ -284,7 +288,19 @@ def end_run(
     """
     row = _row(connection, "runs", run)
     require_unchanged("runs", [row], Path(paths.JOURNAL))
+    if not row["ending"]:
+        _add_counts(connection, run, charges_at_end(connection, run))
     _end(connection, row, ended_us, ending, exit_code)
+
+
+def _add_counts(connection: sqlite3.Connection, run: int, counts: Mapping[str, int]) -> None:
+    """Add to the counters of a run, inside an open transaction."""
+    with updating_checksum(connection, f"counters:{run}"):
+        connection.executemany(
+            "INSERT INTO counters VALUES (?, ?, ?)"
+            " ON CONFLICT (run, name) DO UPDATE SET value = value + excluded.value",
+            [(run, name, value) for name, value in counts.items() if value],
+        )
 
 
 def _end(

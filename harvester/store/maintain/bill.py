@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from harvester.config.budget_spans import BudgetSpan
 from harvester.store import paths
+from harvester.store.journal import spending
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import PossiblyBilledAttempt
 
@@ -54,3 +58,39 @@ def compute_canary_bill(store: Path, *, alive: bool) -> Bill | None:
         return None
     with Journal.open(store / paths.CANARY, read_only=True) as journal:
         return compute_bill(journal, alive=alive)
+
+
+def compute_spent(journal: Journal, wall: float, teacher_id: str = "") -> dict[BudgetSpan, spending.Amounts]:
+    """Return the tokens and micro-dollars that budgets were charged in each span, canaries included.
+
+    Args:
+        journal: of the store. Its folder is where the canary store is looked for.
+        wall: now, in Unix seconds.
+        teacher_id: of the run that begins or has begun. The teacher's last runs count as part of it if they
+            were killed.
+
+    Raises:
+        StoreError, StoreCorrupt: a journal can't be read.
+    """
+    folder = journal.path.parent
+    with contextlib.ExitStack() as stack:
+        journals = [journal]
+        if (folder / paths.CANARY / paths.JOURNAL).exists():
+            journals.append(stack.enter_context(Journal.open(folder / paths.CANARY, read_only=True)))
+        with journal.reading() as connection:
+            run_ids = spending.runs_to_continue(connection, teacher_id)
+
+        def spent(since: float | None, of_runs: Collection[str] | None = None) -> spending.Amounts:
+            tokens = microusd = 0
+            for each in journals:
+                with each.reading() as connection:
+                    amounts = spending.spent(connection, since=since, run_ids=of_runs)
+                tokens, microusd = tokens + amounts[0], microusd + amounts[1]
+            return tokens, microusd
+
+        return {
+            BudgetSpan.RUN: spent(None, run_ids),
+            BudgetSpan.STORE: spent(None),
+            BudgetSpan.DAY: spent(BudgetSpan.DAY.start(wall)),
+            BudgetSpan.MONTH: spent(BudgetSpan.MONTH.start(wall)),
+        }

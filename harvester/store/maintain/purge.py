@@ -111,6 +111,7 @@ def purge_store(store: Path, key: str | None, prompt_id: str | None) -> int:
     wanted = set() if key is None else {_key_of(key)}
     Journal.open(store, read_only=True).close()
     with StoreLock(store, started_at=time.time()), closing(Journal.open(store)) as journal:
+        journal.end_killed_runs()  # budgets keep what their attempts in flight were charged
         if prompt_id is not None:
             finish_interrupted(journal, store)
             wanted = find_keys_of_prompt(journal, store, prompt_id)

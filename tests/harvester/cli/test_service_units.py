@@ -19,6 +19,7 @@ import yaml
 from harvester import errors
 from harvester.cli import service_units
 from harvester.cli.explain import error_classes
+from harvester.config.run_section import BudgetSection
 from harvester.config.schedule import parse
 from harvester.errors import ConfigError
 
@@ -237,3 +238,27 @@ def test_every_exit_code_of_the_tree_is_in_the_help() -> None:
     told = {int(number) for number in re.findall(r"\b(\d+)\b", EXIT_CODES)}
     assert {kind.exit_code for kind in error_classes().values()} <= told
     assert errors.EXIT_COMPLETE in told
+
+
+@pytest.mark.parametrize(
+    ("budget", "renewed"),
+    [
+        ({"usd": 50.0}, True),
+        ({"run": {"tokens": 9}}, True),
+        ({"usd": 50.0, "day": {"usd": 5.0}}, False),
+        ({"store": {"tokens": 9}}, False),
+        ({}, False),
+    ],
+)
+def test_a_ceiling_of_one_run_holds_for_the_store_in_units(
+    tmp_path: Path, budget: dict[str, Any], renewed: bool
+) -> None:
+    planned = harvest(tmp_path, budget=BudgetSection.model_validate(budget))
+    service = service_units.systemd(planned)["harvest-x.service"]
+    assert service.rstrip().count("--budget-per store") == renewed
+    assert ("--budget-per store" in service_units.cron(planned)["harvest-x.cron"]) == renewed
+    for text in service_units.kubernetes(planned).values():
+        pod = yaml.safe_load(text)["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        assert ("--budget-per" in pod["containers"][0]["args"]) == renewed
+    lasting = [f"[budget.{span}]" for span in ("store", "day") if span in budget]
+    assert all(span in service for span in lasting)

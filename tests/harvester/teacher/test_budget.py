@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.teacher.budget import Budget, Reservation
+from harvester.config.budget_spans import BudgetSpan
+from harvester.teacher.budget import Budget, Ceiling, Reservation, why_exhausted
 
 _STEPS = st.lists(
     st.tuples(
@@ -15,11 +19,16 @@ _STEPS = st.lists(
 )
 
 
-@given(_STEPS, st.integers(0, 200), st.integers(0, 200))
-def test_billed_never_passes_the_ceiling(
-    steps: list[tuple[int, int, float, str]], tokens: int, microusd: int
+def of_run(tokens: int | None = None, microusd: int | None = None) -> Ceiling:
+    return Ceiling(BudgetSpan.RUN, tokens, microusd)
+
+
+@given(_STEPS, st.integers(0, 200), st.integers(0, 200), st.integers(0, 200), st.integers(0, 300))
+def test_billed_never_passes_the_ceiling_of_any_span(
+    steps: list[tuple[int, int, float, str]], tokens: int, microusd: int, of_day: int, spent_today: int
 ) -> None:
-    budget = Budget(tokens=tokens, microusd=microusd)
+    day = Ceiling(BudgetSpan.DAY, of_day, spent=(spent_today, 0), ends_at=1e9)
+    budget = Budget(of_run(tokens, microusd), day)
     for want_tokens, want_usd, share, ending in steps:
         wanted = (want_tokens, want_usd)
         if budget.reserve(*wanted) is Reservation.GRANTED:
@@ -27,12 +36,14 @@ def test_billed_never_passes_the_ceiling(
                 budget.settle(wanted, (int(want_tokens * share), int(want_usd * share)))
             elif ending == "refund":
                 budget.refund(wanted)
-        assert budget.spent[0] + budget.reserved[0] <= tokens
-        assert budget.spent[1] + budget.reserved[1] <= microusd
+        run = budget.ceilings[BudgetSpan.RUN]
+        assert run.spent[0] + budget.reserved[0] <= tokens
+        assert run.spent[1] + budget.reserved[1] <= microusd
+        assert day.spent[0] + budget.reserved[0] <= max(of_day, spent_today)
 
 
 def test_a_reservation_is_granted_later_or_never() -> None:
-    budget = Budget(tokens=100)
+    budget = Budget(of_run(tokens=100))
     assert budget.reserve(60, 0) is Reservation.GRANTED
     assert budget.reserve(60, 0) is Reservation.LATER
     budget.settle((60, 0), (10, 0))
@@ -43,3 +54,37 @@ def test_a_reservation_is_granted_later_or_never() -> None:
 
 def test_without_a_ceiling_everything_is_granted() -> None:
     assert Budget().reserve(10**12, 10**12) is Reservation.GRANTED
+
+
+def test_a_new_day_starts_at_nothing_and_the_month_goes_on() -> None:
+    evening = datetime(2026, 11, 28, 23, 0, tzinfo=UTC).timestamp()
+    ceilings = [Ceiling(span, 100, ends_at=span.end(evening)) for span in (BudgetSpan.DAY, BudgetSpan.MONTH)]
+    budget = Budget(*ceilings)
+    assert budget.reserve(90, 0) is Reservation.GRANTED
+    budget.settle((90, 0), (90, 0))
+    budget.start_new_spans(evening + 3599)
+    assert budget.exhausted((50, 0)) is ceilings[0]
+    budget.start_new_spans(evening + 3600)
+    assert budget.exhausted((50, 0)) is ceilings[1]
+    budget.start_new_spans(evening + 3 * 86_400)  # the first of December
+    assert budget.reserve(100, 0) is Reservation.GRANTED
+
+
+def test_the_reason_names_span_amounts_and_reservation() -> None:
+    ceiling = Ceiling(BudgetSpan.DAY, tokens=700, spent=(324, 0), ends_at=86_400.0)
+    reason, remedy = why_exhausted(ceiling, (400, 0))
+    assert all(text in reason for text in ("this day", "324", "700", "400", "376"))
+    assert "[budget.day]" in remedy
+    assert "1970-01-02 00:00 UTC" in remedy
+
+
+@pytest.mark.parametrize(
+    ("span", "start", "end"),
+    [
+        (BudgetSpan.DAY, datetime(2024, 2, 29, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC)),
+        (BudgetSpan.MONTH, datetime(2024, 2, 1, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC)),
+    ],
+)
+def test_days_and_months_are_those_of_utc(span: BudgetSpan, start: datetime, end: datetime) -> None:
+    wall = datetime(2024, 2, 29, 23, 59, 59, tzinfo=UTC).timestamp()
+    assert (span.start(wall), span.end(wall)) == (start.timestamp(), end.timestamp())

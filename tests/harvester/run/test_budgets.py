@@ -1,0 +1,202 @@
+"""Budgets that outlive a run: what the ledger says was spent counts, after kills and across midnight too."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from harvester.config.budget_spans import BudgetSpan
+from harvester.config.overrides import Overrides
+from harvester.mock_teacher.running import RunningMock
+from harvester.observe.report.report import progress
+from harvester.observe.status import current_status, status_lines
+from harvester.run import job
+from harvester.run.prepare import look_ahead, prepare
+from harvester.store.journal.journal import Journal
+from harvester.store.journal.records import Intent, RunRecord
+from harvester.store.maintain.bill import compute_spent
+from harvester.store.maintain.purge import purge_store
+from tests.faults.bench import Hasty, live
+from tests.faults.test_process import until_asked
+from tests.journey.living import harvester, living, write_folder
+
+Mock = Callable[..., RunningMock]
+MANY = tuple(f"What is {number} + 30?" for number in range(100, 160))
+PRICE = {"price": {"input": 10.0, "output": 30.0}}
+
+
+def spent(store: Path, wall: float | None = None) -> dict[BudgetSpan, tuple[int, int]]:
+    with Journal.open(store, read_only=True) as journal:
+        return compute_spent(journal, datetime.now(UTC).timestamp() if wall is None else wall)
+
+
+@pytest.mark.parametrize("table", ["store", "day", "month"])
+def test_runs_one_after_another_share_a_ceiling_that_lasts(
+    mock_teacher: Mock, tmp_path: Path, table: str
+) -> None:
+    mock = mock_teacher()
+    first = live(mock, tmp_path, prompts=MANY, budget={table: {"tokens": 500}})
+    again = live(mock, tmp_path, prompts=MANY, budget={table: {"tokens": 500}})
+    assert (first.exit_code, again.exit_code, again.billed["requests"]) == (10, 10, 0)
+    assert 0 < mock.totals()["total_tokens"] <= 500
+    assert f"[budget.{table}]" in again.said
+    raised = live(mock, tmp_path, prompts=MANY, budget={table: {"tokens": 690}})
+    assert raised.billed["requests"] > 0
+    assert 500 < mock.totals()["total_tokens"] <= 690
+
+
+def test_the_ledger_agrees_with_what_the_teacher_billed(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    live(mock, tmp_path, prompts=MANY, teacher=PRICE)
+    live(mock, tmp_path, prompts=MANY, teacher=PRICE, sampling={"seed": 7})
+    billed = mock.totals()
+    amounts = (billed["total_tokens"], billed["prompt_tokens"] * 10 + billed["completion_tokens"] * 30)
+    assert set(spent(tmp_path / "store").values()) == {amounts, (0, 0)}  # the last run was not killed
+    assert spent(tmp_path / "store")[BudgetSpan.RUN] == (0, 0)
+
+
+def test_a_new_day_is_a_new_budget_and_the_store_goes_on(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    live(mock, tmp_path, prompts=MANY[:20])
+    today = spent(tmp_path / "store")[BudgetSpan.DAY]
+    tomorrow = spent(tmp_path / "store", BudgetSpan.DAY.end(datetime.now(UTC).timestamp()))
+    assert tomorrow[BudgetSpan.DAY] == (0, 0)
+    assert tomorrow[BudgetSpan.STORE] == today
+
+
+class Midnight(Hasty):
+    """A clock whose day ends once the teacher has got so many requests."""
+
+    def __init__(self, mock: RunningMock, requests: int) -> None:
+        super().__init__()
+        self._mock, self._requests = mock, requests
+
+    def wall(self) -> float:
+        evening = datetime(2026, 11, 28, 23, 59, tzinfo=UTC).timestamp()
+        return evening if self._mock.state()["received"] < self._requests else evening + 3600
+
+
+def test_a_run_that_passes_midnight_begins_a_new_day(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    one_day = live(mock, tmp_path, prompts=MANY, budget={"day": {"tokens": 500}}, clock=Midnight(mock, 10**9))
+    assert one_day.exit_code == 10
+    (tmp_path / "other").mkdir()
+    two_days = live(
+        mock,
+        tmp_path / "other",
+        prompts=MANY,
+        budget={"day": {"tokens": 500}},
+        clock=Midnight(mock, mock.state()["received"] + 20),
+    )
+    assert one_day.billed["total_tokens"] <= 500 < two_days.billed["total_tokens"] <= 1000
+
+
+@pytest.mark.parametrize(
+    "span",
+    ["run", pytest.param("store", marks=pytest.mark.slow), pytest.param("day", marks=pytest.mark.slow)],
+)
+def test_kills_renew_no_budget(mock_teacher: Mock, tmp_path: Path, span: str) -> None:
+    mock = mock_teacher(latency_s=0.05)
+    more = f"[budget.{span}]\ntokens = 3000\n"
+    config = write_folder(
+        tmp_path, mock.base_url, 400, teacher="[teacher.limits]\nmax_concurrency = 4\n", more=more
+    )
+    for requests in (30, 60):
+        with living(config) as life:
+            until_asked(mock, life, requests)
+            life.signal(signal.SIGKILL)
+            life.process.wait()
+    ended = harvester("run", config)
+    assert ended.returncode == 10
+    assert ended.stdout.startswith("budget")
+    assert 0 < mock.totals()["total_tokens"] <= 3000
+    if span != "run":
+        assert harvester("run", config).returncode == 10
+        assert mock.totals()["total_tokens"] <= 3000
+
+
+def test_a_purge_leaves_the_ledger_as_it_is(tmp_path: Path) -> None:
+    now = datetime.now(UTC).timestamp()
+    with Journal.open(tmp_path) as journal:
+        journal.begin_run(RunRecord("killed", now, "t|m"))
+        journal.apply([Intent(number, bytes([number]) * 32, "killed", "t", now, 100, 7) for number in (1, 2)])
+    before = spent(tmp_path)
+    assert before[BudgetSpan.STORE] == (200, 14)
+    purge_store(tmp_path, (bytes([1]) * 32).hex(), None)
+    assert spent(tmp_path) == before
+    with Journal.open(tmp_path) as journal:
+        journal.begin_run(RunRecord("next", now, "t|m"))
+        assert compute_spent(journal, now, "t|m")[BudgetSpan.RUN] == (200, 14)
+        assert compute_spent(journal, now, "other|m")[BudgetSpan.RUN] == (0, 0)
+        journal.end_run("next", "complete", 0, now)
+        journal.begin_run(RunRecord("last", now, "t|m"))
+        assert compute_spent(journal, now, "t|m")[BudgetSpan.RUN] == (0, 0)
+
+
+def test_plan_status_and_the_start_of_a_run_say_what_is_left(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    budget = {"usd": 5.0, "store": {"usd": 1.0}, "day": {"tokens": 100_000}}
+    live(mock, tmp_path, prompts=MANY[:20], teacher=PRICE, budget=budget)
+    billed = mock.totals()
+    left = 1_000_000 - billed["prompt_tokens"] * 10 - billed["completion_tokens"] * 30
+    plan = look_ahead(tmp_path / "harvest.toml")
+    assert plan.budgets["store"]["microusd_left"] == left
+    assert plan.budgets["day"]["tokens_left"] == 100_000 - billed["total_tokens"]
+    assert plan.budgets["run"]["microusd_left"] == 5_000_000
+    status = current_status(tmp_path / "store")
+    assert status["budgets"]["store"]["microusd_left"] == left
+    text = f"this store: ${left / 1e6:.4f} left of $1.0000"
+    bars = [bar["said"] for bar in progress(status) if bar["name"] == "budget, store"]
+    assert len(bars) == 1
+    for lines in (plan.lines(), status_lines(status), prepare(tmp_path / "harvest.toml").lines()):
+        assert any(text in line for line in lines)
+
+
+def test_an_old_price_is_pointed_out(mock_teacher: Mock, tmp_path: Path) -> None:
+    today = datetime.now(UTC).date()
+    for days, is_old in ((91, True), (90, False), (-3, False)):
+        as_of = (today - timedelta(days=days)).isoformat()
+        price = {"price": {**PRICE["price"], "as_of": as_of}}
+        live(mock_teacher(), tmp_path, prompts=MANY[:1], teacher=price)
+        text = "\n".join(look_ahead(tmp_path / "harvest.toml").lines())
+        started = "\n".join(prepare(tmp_path / "harvest.toml").lines())
+        assert (f"{days} days old" in text) == (f"{days} days old" in started) == is_old
+
+
+def test_an_ending_by_the_budget_says_what_was_reserved(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    ended = live(mock, tmp_path, prompts=MANY, budget={"tokens": 700}, sampling={"max_tokens": 256})
+    assert ended.exit_code == 10
+    why = next(line for line in ended.said.splitlines() if line.startswith("why: "))
+    assert f"{ended.billed['total_tokens']:,} of 700 tokens" in why
+    assert "would reserve" in why
+
+
+def test_ceilings_of_a_run_can_hold_for_the_store(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    config = write_folder(tmp_path, mock.base_url, 100)
+    flags = Overrides(tokens=900, budget_span=BudgetSpan.STORE)
+    for _ in range(3):
+        summary = asyncio.run(job.run(prepare(config, flags), lambda _: None))
+        assert summary.exit_code == 10
+        assert "--budget-per store" in summary.resume
+    assert 0 < mock.totals()["total_tokens"] <= 900
+
+
+def test_a_store_of_an_earlier_release_counts_with_all_that_it_spent(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher()
+    live(mock, tmp_path, prompts=MANY[:10], teacher=PRICE)
+    before = spent(tmp_path / "store")
+    with closing(sqlite3.connect(tmp_path / "store" / "journal.db")) as connection, connection:
+        connection.execute("DELETE FROM counters WHERE name GLOB 'spent.*'")
+        connection.execute("DELETE FROM checks WHERE name GLOB 'counters:*'")
+    assert spent(tmp_path / "store") == before
