@@ -1,7 +1,8 @@
-"""Parse the body of a chat completion into a Completion. Pure.
+"""Turn the body of a 200 into one Completion, or into one error that quotes the teacher. Pure.
 
-Tolerant where teachers differ (usage, finish reasons, reasoning fields, content parts), strict about one
-thing: a 200 without a completion is an error, never an empty answer.
+What is paid and readable is kept; what can't be understood never has the outcome `ok`; an error anywhere in
+the body is found before the answer is; a 200 without a completion is an error, never an empty answer. The
+shapes that are recognised are listed in `shapes`.
 """
 
 from __future__ import annotations
@@ -9,27 +10,31 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from harvester.api.error_body import error_inside, excerpt
+from harvester.api.logprobs import read_logprobs
 from harvester.api.response_format import matches
-from harvester.api.sse import assemble, is_stream
-from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
+from harvester.api.shapes import (
+    REASONING_MEMBERS,
+    Finish,
+    choices_of,
+    finish_of,
+    finish_word,
+    read_content,
+    read_reasoning,
+    split_thoughts,
+)
+from harvester.api.sse import assemble, assemble_lines, is_stream
+from harvester.api.types import Completion, Outcome, Usage
+from harvester.api.usage import estimate_tokens, read_usage, usage_members
 from harvester.errors import BrokenAnswer, TeacherError
 from harvester.system.failpoints import reach
 
-MAX_PLAUSIBLE_TOKENS = 1_000_000_000
-BYTES_PER_TOKEN = 4
-_FINISHED = frozenset({"stop", "eos", "end_turn", "stop_sequence", "tool_calls", "function_call"})
-_BROKEN_FINISH = frozenset({"error", "network_error", "abort"})
-
-
-def estimate_tokens(text_bytes: int) -> int:
-    """Estimate the tokens of a text from its UTF-8 bytes: one per four bytes, rounded up."""
-    return -(-text_bytes // BYTES_PER_TOKEN)
+__all__ = ["estimate_tokens", "is_complete", "load", "parse"]
 
 
 def parse(
@@ -60,52 +65,52 @@ def parse(
     return parsed
 
 
-def _parse(raw: bytes, input_tokens: int, logprobs: bool) -> Completion:
-    document, exact = (assemble(raw), True) if is_stream(raw) else _load(raw)
-    choices = document.get("choices")
-    if not isinstance(choices, list) or not choices:
-        error = error_inside(document, raw)
-        if error is not None:
-            raise error
-        raise _broken("status 200 without choices", raw, billed="usage" in document)
-    # One choice is asked for; if more come, or in another order, ours is the one with index 0.
-    choice = next((item for item in choices if isinstance(item, dict) and item.get("index") == 0), choices[0])
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(message, dict):
-        raise _broken("status 200 whose choice has no message", raw, billed=True)
-    finish_reason = str(choice.get("finish_reason") or "")
-    if finish_reason in _BROKEN_FINISH:
-        raise _broken(f"the teacher ended its answer with {excerpt(finish_reason)!r}", raw, billed=True)
-    text = _text(message.get("content"))
-    refusal = _text(message.get("refusal"))
-    tools = message.get("tool_calls") or message.get("function_call")
-    reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
-    return Completion(
-        text=text,
-        outcome=_outcome(finish_reason, text, refusal, tools) if exact else Outcome.UNKNOWN,
-        finish_reason=finish_reason,
-        usage=_usage(document.get("usage"), input_tokens, text, reasoning),
-        reasoning=reasoning,
-        refusal=refusal,
-        tool_calls_json=orjson.dumps(tools).decode() if tools else None,
-        model=_string(document.get("model")),
-        system_fingerprint=_string(document.get("system_fingerprint")),
-        response_id=_string(document.get("id")),
-        provider=_string(document.get("provider")),
-        logprobs=_logprobs(choice.get("logprobs")) if logprobs else (),
-    )
+def is_complete(raw: bytes) -> bool:
+    """Whether a body whose transfer had no proper end is complete all the same.
+
+    JSON is complete with its last bracket, a stream with its finish reason or `[DONE]`.
+    """
+    try:
+        load(raw)
+    except (TeacherError, RecursionError):
+        return False
+    return True
 
 
-def _load(raw: bytes) -> tuple[dict[str, Any], bool]:
-    """The document, and whether it was read without loss; see `_load_tolerantly`."""
+def load(raw: bytes) -> tuple[dict[str, Any], bool]:
+    """The document of a body, and whether it was read without loss.
+
+    Raises:
+        ConnectionBroken: a stream that ended before its answer did.
+        BrokenAnswer: no JSON object; the message quotes the first words.
+        RecursionError: nested too deep.
+    """
+    if is_stream(raw):
+        return assemble(raw)
     exact = True
     try:
         document = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
     except (orjson.JSONDecodeError, RecursionError):
+        lines = _json_lines(raw)
+        if lines is not None:
+            return assemble_lines(lines)
         document, exact = _load_tolerantly(raw), False
+    if isinstance(document, list) and len(document) == 1:
+        document = document[0]
     if not isinstance(document, dict):
-        raise _broken("status 200 whose body is not a JSON object", raw, billed=False)
+        raise _broken(f"status 200 whose body is not a JSON object: {_start_of(raw)}", raw, billed=False)
     return document, exact
+
+
+def _json_lines(raw: bytes) -> list[dict[str, Any]] | None:
+    """The objects of a body of several JSON lines, which some servers stream; None for anything else."""
+    if raw.lstrip()[:1] != b"{" or b"}\n" not in raw.replace(b"\r", b""):
+        return None
+    try:
+        rows = [orjson.loads(line) for line in raw.splitlines() if line.strip()]
+    except (orjson.JSONDecodeError, RecursionError):
+        return None
+    return rows if len(rows) > 1 and all(isinstance(row, dict) for row in rows) else None
 
 
 def _load_tolerantly(raw: bytes) -> Any:
@@ -116,14 +121,17 @@ def _load_tolerantly(raw: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         if isinstance(error, RecursionError) and raw.lstrip()[:1] == b"{":
             raise  # an object nested too deep: it was paid for, so `parse` stores it as `unknown`
-        start = excerpt(raw[:400].decode("utf-8", "replace"))
         is_page = raw.lstrip()[:1] == b"<"  # HTML from a proxy in between
         raise _broken(
-            f"status 200 whose body is not JSON: {start}",
+            f"status 200 whose body is not JSON: {_start_of(raw)}",
             raw,
             billed=not is_page,
             error_code="html" if is_page else "",
         ) from None
+
+
+def _start_of(raw: bytes) -> str:
+    return excerpt(raw[:400].decode("utf-8", "replace"))
 
 
 def _integer(digits: str) -> int | float:
@@ -135,95 +143,157 @@ def _broken(message: str, raw: bytes, *, billed: bool, error_code: str = "") -> 
     return BrokenAnswer(message, status=200, error_code=error_code, raw=raw, maybe_billed=billed)
 
 
-def _outcome(finish_reason: str, text: str | None, refusal: str | None, tools: Any) -> Outcome:
-    if finish_reason == "length":
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """What the message of a choice holds. `is_clear`: everything in it was understood."""
+
+    text: str | None
+    reasoning: str | None
+    refusal: str | None
+    tools: Any
+    is_clear: bool
+
+    def written(self) -> str:
+        """Everything that was received besides reasoning, as one text."""
+        return "".join((self.text or "", self.refusal or "", self.tools_json() or ""))
+
+    def tools_json(self) -> str | None:
+        """The tool calls as JSON, None for none."""
+        if not self.tools:
+            return None
+        try:
+            return orjson.dumps(self.tools).decode()
+        except (TypeError, ValueError):  # an integer beyond 64 bits
+            return json.dumps(self.tools)
+
+
+def _parse(raw: bytes, input_tokens: int, logprobs: bool) -> Completion:
+    document, exact = load(raw)
+    choices, holder = choices_of(document)
+    choice = _chosen(choices or [])
+    finish_reason = finish_word(choice)
+    finish = finish_of(finish_reason)
+    message = _message_of(choice)
+    fields = usage_members(holder, document)
+    usage = read_usage(fields, input_tokens, message.written(), message.reasoning or "")
+    is_paid = bool(message.text or message.tools or message.reasoning)
+    is_finished = finish is Finish.END and bool(message.text)
+    is_whole = _raise_error(document, raw, is_paid=is_paid, is_finished=is_finished)
+    if not choice or (not is_paid and "message" not in choice and not finish_reason and not message.refusal):
+        kind = "without choices" if not choices else "whose choice has no message"
+        raise _broken(f"status 200 {kind}: {_start_of(raw)}", raw, billed=bool(choices or fields))
+    if finish is Finish.BROKEN:
+        words = f"the teacher ended its answer with {excerpt(finish_reason)!r}"
+        raise _broken(f"{words}: {_start_of(raw)}", raw, billed=True)
+    return Completion(
+        text=message.text,
+        outcome=_outcome(finish, message, is_clear=exact and is_whole),
+        finish_reason=finish_reason,
+        usage=usage,
+        reasoning=message.reasoning,
+        refusal=message.refusal,
+        tool_calls_json=message.tools_json(),
+        model=_string("model", holder, document),
+        system_fingerprint=_string("system_fingerprint", holder, document),
+        response_id=_string("id", holder, document),
+        provider=_string("provider", holder, document),
+        logprobs=read_logprobs(choice.get("logprobs")) if logprobs else (),
+    )
+
+
+def _raise_error(document: Mapping[str, Any], raw: bytes, *, is_paid: bool, is_finished: bool) -> bool:
+    """Raise the error in a body; return True where there is none.
+
+    An error of unknown meaning next to a finished answer may be a warning: the answer is kept (False).
+
+    Raises:
+        TeacherError: the error.
+    """
+    error = error_inside(document, raw)
+    if error is None:
+        return True
+    if is_finished and isinstance(error, BrokenAnswer):
+        return False
+    error.maybe_billed = error.maybe_billed or is_paid
+    raise error
+
+
+def _chosen(choices: list[Any]) -> Mapping[str, Any]:
+    """The choice with index 0, else the first; one was asked for, and some servers send more."""
+    for item in choices:
+        if isinstance(item, Mapping) and item.get("index") == 0:
+            return item
+    first = choices[0] if choices else None
+    if isinstance(first, str):
+        return {"text": first}
+    return first if isinstance(first, Mapping) else {}
+
+
+def _message_of(choice: Mapping[str, Any]) -> _Message:
+    message = _fields_of_message(choice)
+    content = read_content(message.get("content", message.get("text")))
+    text = "".join(content.text) if content.text else None
+    is_clear = content.understood
+    thoughts = [_reasoning_of(message, choice)]
+    if content.reasoning:
+        thoughts.append(("".join(content.reasoning), True))
+    if text:
+        text, inline, no_tag_left = split_thoughts(text)
+        thoughts.append((inline, no_tag_left))
+    refusal = read_content(message.get("refusal"))
+    tools = message.get("tool_calls") or message.get("function_call") or content.tools or None
+    is_clear = is_clear and refusal.understood and all(clear for _, clear in thoughts) and _are_tools(tools)
+    return _Message(
+        text=text,
+        reasoning="\n\n".join(thought for thought, _ in thoughts if thought) or None,
+        refusal="".join((*refusal.text, *refusal.refusal, *content.refusal)) or None,
+        tools=tools,
+        is_clear=is_clear,
+    )
+
+
+def _fields_of_message(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message of a choice; a text or a list in its place is its content."""
+    for name in ("message", "delta"):
+        value = choice.get(name)
+        if value is not None:
+            return value if isinstance(value, Mapping) else {"content": value}
+    return {name: choice[name] for name in ("content", "text") if name in choice}
+
+
+def _reasoning_of(*holders: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """The first reasoning field with text, and whether those read were understood."""
+    understood = True
+    for holder in holders:
+        for name in REASONING_MEMBERS:
+            if name in holder:
+                text, is_clear = read_reasoning(holder[name])
+                if text:
+                    return text, is_clear
+                understood = understood and is_clear
+    return None, understood
+
+
+def _are_tools(tools: Any) -> bool:
+    calls = tools if isinstance(tools, list) else [] if tools is None else [tools]
+    return all(isinstance(call, Mapping) for call in calls)
+
+
+def _outcome(finish: Finish | None, message: _Message, *, is_clear: bool) -> Outcome:
+    if finish is Finish.CUT:
         return Outcome.TRUNCATED
-    if finish_reason == "content_filter":
+    if finish is Finish.FILTER:
         return Outcome.FILTERED
-    if refusal:
+    if message.refusal or finish is Finish.REFUSAL:
         return Outcome.REFUSED
-    if tools:
+    if not (is_clear and message.is_clear):
+        return Outcome.UNKNOWN
+    if message.tools:
         return Outcome.TOOL_CALL
-    if not text:
+    if not (message.text or "").strip():
         return Outcome.EMPTY
-    return Outcome.OK if finish_reason in _FINISHED else Outcome.UNKNOWN
+    return Outcome.OK if finish is Finish.END else Outcome.UNKNOWN
 
 
-def _text(value: Any) -> str | None:
-    """Text of a content field; the text parts joined where it is a list of parts."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        parts = [part.get("text") for part in value if isinstance(part, dict)]
-        return "".join(part for part in parts if isinstance(part, str)) or None
-    return None
-
-
-def _string(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _usage(usage: Any, input_estimate: int, text: str | None, reasoning: str | None) -> Usage:
-    """Reported counts where they are plausible, else an estimate that says so."""
-    fields = usage if isinstance(usage, dict) else {}
-    input_tokens, output_tokens = _count(fields.get("prompt_tokens")), _count(fields.get("completion_tokens"))
-    if input_tokens is None or output_tokens is None:
-        written = len((text or "").encode("utf-8", "replace")) + len(
-            (reasoning or "").encode("utf-8", "replace")
-        )
-        return Usage(
-            input_tokens=input_estimate if input_tokens is None else input_tokens,
-            output_tokens=estimate_tokens(written) if output_tokens is None else output_tokens,
-            source="estimated",
-        )
-    return Usage(
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        cached_tokens=_detail(fields, "prompt_tokens_details", "cached_tokens"),
-        reasoning_tokens=_detail(fields, "completion_tokens_details", "reasoning_tokens"),
-    )
-
-
-def _count(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PLAUSIBLE_TOKENS:
-        return None
-    return value
-
-
-def _detail(fields: Mapping[str, Any], group: str, name: str) -> int:
-    details = fields.get(group)
-    return (_count(details.get(name)) or 0) if isinstance(details, dict) else 0
-
-
-def _logprobs(value: Any) -> tuple[TokenLogprob, ...]:
-    content = value.get("content") if isinstance(value, dict) else None
-    if not isinstance(content, list):
-        return ()
-    return tuple(
-        TokenLogprob(
-            token=token.token,
-            data=token.data,
-            logprob=token.logprob,
-            top=tuple(_alternative(entry) for entry in item.get("top_logprobs") or () if _is_token(entry)),
-        )
-        for item in content
-        if _is_token(item)
-        for token in (_alternative(item),)
-    )
-
-
-def _is_token(item: Any) -> bool:
-    return (
-        isinstance(item, dict)
-        and isinstance(item.get("token"), str)
-        and isinstance(item.get("logprob"), int | float)
-    )
-
-
-def _alternative(item: Mapping[str, Any]) -> Alternative:
-    data = item.get("bytes")
-    try:
-        utf8 = bytes(data) if isinstance(data, list) else None
-    except (TypeError, ValueError):
-        utf8 = None
-    return Alternative(token=item["token"], data=utf8, logprob=float(item["logprob"]))
+def _string(name: str, *holders: Mapping[str, Any]) -> str:
+    return next((value for holder in holders if isinstance(value := holder.get(name), str) and value), "")

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
+from harvester.api.error_fields import ErrorFields, error_of_reply, find_error
 from harvester.api.http_values import parse_date, parse_number
 from harvester.errors import (
     BrokenAnswer,
@@ -29,33 +31,6 @@ RAW_KEPT_BYTES = 2048
 # A longer `Retry-After` is cut to a day: it is a mistake or a daily quota.
 MAX_RETRY_AFTER_S = 86_400.0
 
-# Error codes of an account without credit.
-_QUOTA = frozenset(
-    {
-        "insufficient_quota",
-        "insufficient_balance",
-        "insufficient_credits",
-        "credit_balance_exhausted",
-        "billing_hard_limit_reached",
-        "billing_not_active",
-        "account_deactivated",
-        "access_terminated",
-        "exceeded_current_quota_error",
-    }
-)
-_QUOTA_ENDINGS = ("_spend_limit_exceeded", "_usage_limit_exceeded")
-# Error codes of a prompt that content moderation rejects.
-_MODERATION = frozenset(
-    {
-        "content_filter",
-        "content_policy_violation",
-        "data_inspection_failed",
-        "invalid_prompt",
-        "moderation",
-        "moderation_blocked",
-        "responsible_ai_policy_violation",
-    }
-)
 # Error codes of a wrong configuration.
 _SETUP_CODES = frozenset({"model_not_found", "unsupported_model", "invalid_model", "invalid_api_key"})
 # Status -> what happened, what to do.
@@ -68,22 +43,10 @@ _REFUSED = {
 _KEYLIKE = re.compile(r"\b((?:sk|pk|gsk|xai|key|org)[-_])[\w*.\-]{6,}|(?i:bearer)\s+\S{6,}")
 # A gateway lost its connection to the teacher, which may have answered, and charged, all the same.
 _GATEWAY_LOST = frozenset({502, 504, 520, 524})
-# The HTTP status that an error type inside a 200 stands for.
-_STATUS_OF_TYPE = {
-    "rate_limit_exceeded": 429,
-    "rate_limit_error": 429,
-    "requests": 429,
-    "tokens": 429,
-    "overloaded_error": 529,
-    "server_overloaded": 503,
-    "server_error": 500,
-    "api_error": 500,
-    "timeout_error": 504,
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "permission_error": 403,
-    "not_found_error": 404,
-}
+# Statuses that are about this one request, whatever the body says.
+_TOO_LARGE = frozenset({413, 414, 431})
+# Statuses that are about this one request if the body gives a reason. Proxies send them without one.
+_INVALID = frozenset({400, 422})
 
 
 def classify(
@@ -97,13 +60,41 @@ def classify(
         place: host and path, for the message.
         secret: replaced wherever the body contains it.
     """
-    code, message = _error_of(body)
-    error_class, summary, remedy = _classify(status, code, headers)
-    detail = excerpt(message if secret is None else message.replace(secret, "***"))
+    return _error(status, headers, body, _fields_of(body, headers), place=place, secret=secret)
+
+
+def error_inside(document: Any, body: bytes) -> TeacherError | None:
+    """The error inside the body of a 200, None when there is none.
+
+    A BrokenAnswer is one whose meaning is not known; its message quotes the teacher.
+    """
+    fields = find_error(document)
+    if fields is None:
+        return None
+    status = 451 if fields.is_moderated else fields.status_by_words()
+    if status:
+        return _error(status, {}, body, fields)
+    words = excerpt(fields.message)
+    return BrokenAnswer(
+        f"status 200 with an error inside: {words}", status=200, error_code=fields.code, raw=body
+    )
+
+
+def _error(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    fields: ErrorFields,
+    *,
+    place: str = "",
+    secret: str | None = None,
+) -> TeacherError:
+    error_class, summary, remedy = _classify(status, fields, headers)
+    detail = excerpt(fields.message if secret is None else fields.message.replace(secret, "***"))
     return error_class(
         f"{summary}: {detail}" if detail else summary,
         status=status,
-        error_code=code,
+        error_code=fields.code,
         retry_after_s=retry_after_s(headers) if not error_class.is_permanent else None,
         raw=body[:RAW_KEPT_BYTES],
         maybe_billed=status in _GATEWAY_LOST,
@@ -113,71 +104,58 @@ def classify(
     )
 
 
-def error_inside(document: Mapping[str, Any], body: bytes) -> TeacherError | None:
-    """The error inside the body of a 200, None when there is none."""
-    error = document.get("error")
-    if not error:
-        return None
-    code = error.get("code") if isinstance(error, dict) else None
-    number = int(code) if isinstance(code, int | str) and str(code).isdigit() else 0
-    error_type = str(error.get("type") or code or "") if isinstance(error, dict) else ""
-    status = number if 400 <= number <= 599 else _STATUS_OF_TYPE.get(error_type, 0)
-    if not status and isinstance(code, str):
-        status = 429 if _is_quota(code) else _STATUS_OF_TYPE.get(code, 0)
-    if status:
-        return classify(status, {}, body)
-    message = excerpt(_error_of(body)[1])
-    return BrokenAnswer(f"status 200 with an error inside: {message}", status=200, raw=body)
-
-
-def _classify(status: int, code: str, headers: Mapping[str, str]) -> tuple[type[TeacherError], str, str]:
-    """Error class, summary and remedy for a status and the teacher's own code."""
+def _classify(
+    status: int, fields: ErrorFields, headers: Mapping[str, str]
+) -> tuple[type[TeacherError], str, str]:
+    """Error class, summary and remedy for a status and what the teacher says."""
     if 300 <= status < 400:
         host = excerpt(urlsplit(headers.get("location", "")).netloc) or "an unnamed host"
         remedy = (
             "redirects are not followed, they would carry the key along; put the final address in base_url"
         )
         return TeacherRefused, f"HTTP {status} redirects to {host}", remedy
-    if _is_quota(code):
+    if fields.is_quota or (status in _INVALID and not fields.is_moderated and _has_no_credit(fields)):
         return TeacherRefused, f"HTTP {status}, {_REFUSED[402][0]}", _REFUSED[402][1]
-    if code in _MODERATION and status in {400, 403, 422}:
+    if fields.is_moderated and status in {400, 403, 422, 451}:
         return PromptRejected, f"HTTP {status}, the prompt is moderated", ""
-    if code in _SETUP_CODES:
+    if fields.code in _SETUP_CODES:
         return TeacherRefused, f"HTTP {status}, {_REFUSED[404][0]}", _REFUSED[404][1]
     if status in _REFUSED:
         return TeacherRefused, f"HTTP {status}, {_REFUSED[status][0]}", _REFUSED[status][1]
-    return _classify_request_error(status, headers)
+    return _classify_request_error(status, fields, headers)
 
 
-def _classify_request_error(status: int, headers: Mapping[str, str]) -> tuple[type[TeacherError], str, str]:
+def _has_no_credit(fields: ErrorFields) -> bool:
+    """Whether an invalid request is one for the account's credit, by its words."""
+    return replace(fields, status=0).status_by_words() == 402
+
+
+def _classify_request_error(
+    status: int, fields: ErrorFields, headers: Mapping[str, str]
+) -> tuple[type[TeacherError], str, str]:
     """The same for errors of this one request: try again later, or never."""
     names_wait = "retry-after" in headers or "retry-after-ms" in headers
     if status in {429, 529} or (status == 503 and names_wait):
         return RateLimited, f"HTTP {status}, the teacher asks for patience", ""
-    if status in {408, 409, 425} or status >= 500:
+    if status >= 500:
         return TeacherUnavailable, f"HTTP {status}, the teacher failed", ""
-    if 400 <= status < 500:
+    is_page = fields.message.lstrip().startswith("<")
+    if status in _TOO_LARGE or (status in _INVALID and fields.message and not is_page):
         return PromptRejected, f"HTTP {status}, the request is not accepted", ""
+    if status in _INVALID:
+        return TeacherUnavailable, f"HTTP {status}, the request is not accepted, and no reason is given", ""
+    if 400 <= status < 500:  # 408, 409, 425, and those that vendors invent, such as 498 and 499
+        return TeacherUnavailable, f"HTTP {status}, the request failed", ""
     return BrokenAnswer, f"HTTP {status} where 200 was expected", ""
 
 
-def _is_quota(code: str) -> bool:
-    return code in _QUOTA or code.endswith(_QUOTA_ENDINGS)
-
-
-def _error_of(body: bytes) -> tuple[str, str]:
-    """The teacher's error code (or type) and message; "" and the start of the body when it isn't JSON."""
+def _fields_of(body: bytes, headers: Mapping[str, str]) -> ErrorFields:
+    """What the body of a reply says; of one that isn't JSON its first words, of a web page nothing."""
     try:
-        document = orjson.loads(body)
+        return error_of_reply(orjson.loads(body))
     except (orjson.JSONDecodeError, RecursionError):
-        return "", body[: 4 * EXCERPT_CHARS].decode("utf-8", "replace")
-    error = document.get("error", document) if isinstance(document, dict) else document
-    if not isinstance(error, dict):
-        return "", str(error)[: 4 * EXCERPT_CHARS]
-    code = error.get("code")
-    name = code if isinstance(code, str) and not code.isdigit() else error.get("type")
-    message = error.get("message") or error.get("detail") or ""
-    return str(name or "")[:100], str(message)[: 4 * EXCERPT_CHARS]
+        text = body[: 4 * EXCERPT_CHARS].decode("utf-8", "replace")
+        return ErrorFields(message=text)
 
 
 def excerpt(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from harvester.api import completion
-from harvester.api.sse import DONE, events, is_stream
+from harvester.api.sse import is_end_mark, is_stream, named_events
 from harvester.errors import TeacherError
 
 # A quote inside a JSON string is escaped, so these bytes are a member name wherever they occur, except at the
@@ -31,7 +31,8 @@ class _NeedsParsing(Exception):
 def model_and_provider(raw: bytes) -> tuple[str, str]:
     """Model and provider of a raw body, each "" where it names none: the same as `completion.parse` finds."""
     try:
-        return _string_member(raw, "model"), _string_member(raw, "provider")
+        if b'"choices"' in raw:  # else it may be in an envelope
+            return _string_member(raw, "model"), _string_member(raw, "provider")
     except _NeedsParsing:
         pass
     try:
@@ -45,8 +46,8 @@ def _string_member(raw: bytes, name: str) -> str:
     """The member of the body, or the last one among the events of a stream; "" when it is no string."""
     value: Any = _ABSENT
     if is_stream(raw):
-        for event in events(raw):
-            if event == DONE:
+        for _, event in named_events(raw):
+            if is_end_mark(event):
                 break
             member = _top_level_member(event, name)
             if member is not _ABSENT and (member is not None or value is _ABSENT):

@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 import orjson
 
-from harvester.api.sse import assemble, is_stream
+from harvester.api.completion import load
+from harvester.api.sse import is_stream
 
 REDACTED = b"***"
 # A shorter key is a placeholder such as EMPTY, for servers that need none; masking it would damage answers.
@@ -32,17 +33,16 @@ class Redactor:
         """A reply's body without the secret; unchanged bytes where it was not in them."""
         if not self._forms:
             return body
-        if is_stream(body):
-            return self._stream(body)
         plain = self.text(body)
-        if b"\\" not in plain:
+        if b"\\" not in plain and not is_stream(plain):
             return plain
         try:
-            unescaped = orjson.dumps(orjson.loads(plain))  # without \/ and \u escapes
-        except (ValueError, TypeError, RecursionError):
+            document, _ = load(plain)
+            whole = orjson.dumps(document)  # without \/ and \u escapes, streams in one piece
+        except Exception:  # noqa: BLE001 - the parser will report what is wrong with it
             return plain
-        masked = self.text(unescaped)
-        return plain if masked == unescaped else masked
+        masked = self.text(whole)
+        return plain if masked == whole else masked
 
     def text(self, text: bytes) -> bytes:
         """Bytes without any plain spelling of the secret."""
@@ -58,15 +58,6 @@ class Redactor:
     def headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Headers without the secret in their values."""
         return {name: self.string(value) for name, value in headers.items()}
-
-    def _stream(self, body: bytes) -> bytes:
-        plain = self.text(body)
-        try:
-            whole = orjson.dumps(assemble(plain))
-        except Exception:  # noqa: BLE001 - the parser will report what is wrong with it
-            return plain
-        masked = self.text(whole)
-        return plain if masked == whole else masked
 
 
 def _forms(secret: str) -> tuple[bytes, ...]:

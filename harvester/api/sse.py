@@ -1,22 +1,38 @@
 """Assemble the server-sent events of a streamed answer into the body of an unstreamed one. Pure.
 
-A stream that was cut off looks like a clean end of file, so it counts as complete only with a finish reason
-and either `[DONE]` or a usage chunk. Anything less is a broken connection, possibly billed.
+The pieces of every field are collected and joined once at the end, so a stream costs time in proportion to
+its bytes. A stream that was cut off looks like a clean end of file: it is an answer only with a finish reason
+or an end mark (`[DONE]`). Anything less is a broken connection, possibly billed. An event that can't be read
+does not lose the others, but the answer is no longer exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import orjson
 
-from harvester.api.error_body import error_inside, excerpt
-from harvester.errors import BrokenAnswer, ConnectionBroken
+from harvester.api.error_fields import ERROR_MEMBERS, find_error
+from harvester.api.logprobs import PER_TOKEN_MEMBERS
+from harvester.api.shapes import REASONING_MEMBERS, choices_of, finish_word
+from harvester.errors import ConnectionBroken
 
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 DONE = b"[DONE]"
-_TEXT_FIELDS = ("content", "refusal", "reasoning_content", "reasoning")
+# Data of events that carry nothing: end marks of other spellings, and keep-alives.
+_END_MARKS = frozenset({b"[done]", b'"[done]"', b"done"})
+_KEEP_ALIVES = frozenset(
+    {b"", b"ping", b"keep-alive", b"keepalive", b"heartbeat", b"null", b"{}", b'"ping"', b"[ping]"}
+)
+_TEXT_FIELDS = frozenset({"content", "refusal", *REASONING_MEMBERS})
+
+
+class _LossyEvent(Exception):
+    """An event can't be read."""
 
 
 def is_stream(raw: bytes) -> bool:
@@ -24,117 +40,353 @@ def is_stream(raw: bytes) -> bool:
     return raw[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_FIELDS)
 
 
-def assemble(raw: bytes) -> dict[str, Any]:
-    """Join the chunks of choice 0 into one `chat.completion` document.
+def is_end_mark(data: bytes) -> bool:
+    """Whether the data of an event says that the stream is complete."""
+    return data == DONE or data.strip().lower() in _END_MARKS
+
+
+def assemble(raw: bytes) -> tuple[dict[str, Any], bool]:
+    """Join the chunks of a stream into one `chat.completion` document.
+
+    An error in the stream becomes the document's `error`; what came before it is kept.
+
+    Returns:
+        The document, and whether every event was read without loss.
 
     Raises:
         ConnectionBroken: the stream ended before its answer did.
-        BrokenAnswer: an event is not a JSON object.
-        TeacherError: one of the events is an error.
     """
-    whole: dict[str, Any] = {}
-    choice: dict[str, Any] | None = None
-    done = False
-    for data in events(raw):
-        if data == DONE:
-            done = True
+    stream = _Stream()
+    for name, data in named_events(raw):
+        if is_end_mark(data):
+            stream.is_done = True
             break
-        chunk = _chunk(data, raw)
-        error = error_inside(chunk, raw)
-        if error is not None:
-            error.maybe_billed = choice is not None
-            raise error
-        choices = chunk.get("choices")
-        if isinstance(choices, list):
-            choice = _join_choice(choice, choices)
-            choices = whole.get("choices", [])
-        whole |= {name: value for name, value in chunk.items() if value is not None or name not in whole}
-        if choices is not None:
-            whole["choices"] = choices
-    if not done and not whole.get("usage"):
-        raise _cut_off("neither [DONE] nor usage", raw)
-    if choice is not None:
-        if not choice.get("finish_reason"):
-            raise _cut_off("no finish reason", raw)
-        whole["choices"] = [choice]
-    return whole
+        if stream.add_event(name, data):
+            break
+    return stream.document(raw)
 
 
-def events(raw: bytes) -> Iterator[bytes]:
-    """The data of each event; comments, ids and event names are skipped."""
+def assemble_lines(lines: list[dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+    """Join the chunks of a stream that came as JSON lines; see `assemble`."""
+    stream = _Stream()
+    stream.is_done = True  # the lines are whole, and nothing else marks the end
+    for chunk in lines:
+        if stream.add(chunk):
+            break
+    return stream.document(b"")
+
+
+def named_events(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name and data of each event; the name is "" for most. Comments and ids are skipped."""
     lines: list[bytes] = []
+    name = b""
     for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines():
         if line.startswith(b"data:"):
             lines.append(line[5:].removeprefix(b" "))
+        elif line.startswith(b"event:"):
+            name = line[6:].strip()
         elif not line and lines:
-            yield b"\n".join(lines)
-            lines = []
+            yield name, b"\n".join(lines)
+            lines, name = [], b""
     if lines:
-        yield b"\n".join(lines)
+        yield name, b"\n".join(lines)
 
 
-def _chunk(data: bytes, raw: bytes) -> dict[str, Any]:
-    try:
-        chunk = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        chunk = None
-    if not isinstance(chunk, dict):
-        shown = excerpt(data[:200].decode("utf-8", "replace"))
-        raise BrokenAnswer(f"an event is not JSON: {shown}", status=200, raw=raw, maybe_billed=True)
-    return chunk
+class _Stream:
+    """The chunks of one stream, joined by choice.
 
+    Attributes:
+        is_done: whether an end mark came.
+        is_exact: whether everything so far was read without loss.
+    """
 
-def _join_choice(choice: dict[str, Any] | None, parts: list[Any]) -> dict[str, Any] | None:
-    """Choice 0 after these parts. Other choices were not asked for and are left out."""
-    for part in parts:
-        if not isinstance(part, dict) or part.get("index", 0) != 0:
-            continue
-        if choice is None:
-            choice = {"index": 0, "message": {}, "finish_reason": None, "logprobs": None}
-        if part.get("finish_reason") is not None:
-            choice["finish_reason"] = part["finish_reason"]
-        _add_message(choice["message"], part.get("delta") or part.get("message"))
-        _add_logprobs(choice, part.get("logprobs"))
-    return choice
+    def __init__(self) -> None:
+        self.is_done = False
+        self.is_exact = True
+        self._needs_mending = False
+        self._head: dict[str, Any] = {}
+        self._choices: dict[int, _Choice] = {}
 
+    def add_event(self, name: bytes, data: bytes) -> bool:
+        """Add one event; returns whether it was an error, after which nothing else is read."""
+        if data.strip().lower() in _KEEP_ALIVES:
+            return False
+        try:
+            chunk = self._loaded(data)
+        except _LossyEvent:
+            if name == b"error":
+                self._head["error"] = data[:2000].decode("utf-8", "replace")
+                return True
+            self.is_exact = self.is_exact and self._is_finished()  # a cut tail loses nothing of the text
+            return False
+        if name == b"error" and find_error(chunk) is None:
+            chunk = {"error": chunk}
+        return self.add(chunk)
 
-def _add_message(message: dict[str, Any], delta: Any) -> None:
-    for name, value in (delta if isinstance(delta, dict) else {}).items():
-        if name in _TEXT_FIELDS and isinstance(value, str):
-            message[name] = (message.get(name) or "") + value
-        elif name == "tool_calls" and isinstance(value, list):
-            _add_tool_calls(message.setdefault("tool_calls", []), value)
-        elif value is not None or name not in message:
-            message[name] = value
+    def _loaded(self, data: bytes) -> dict[str, Any]:
+        try:
+            chunk = orjson.loads(data)
+        except (orjson.JSONDecodeError, RecursionError):
+            try:
+                chunk = json.loads(
+                    data.decode("utf-8", "surrogateescape"), parse_int=_integer, parse_constant=self._constant
+                )
+            except (ValueError, RecursionError):
+                raise _LossyEvent from None
+            self._needs_mending = True
+        if isinstance(chunk, list) and len(chunk) == 1:
+            chunk = chunk[0]
+        if not isinstance(chunk, dict):
+            raise _LossyEvent
+        return chunk
 
+    def _is_finished(self) -> bool:
+        return any(choice.finish for choice in self._choices.values())
 
-def _add_tool_calls(calls: list[dict[str, Any]], parts: list[Any]) -> None:
-    """Join tool calls by index: names come whole, arguments in pieces."""
-    for part in parts:
+    def _constant(self, _: str) -> float:
+        self.is_exact = False
+        return math.nan
+
+    def add(self, chunk: dict[str, Any]) -> bool:
+        """Add one chunk; returns whether it holds an error, after which nothing else is read."""
+        found, holder = choices_of(chunk)
+        for part in found or ():
+            self._add_part(part)
+        for source in (chunk, holder) if holder is not chunk else (chunk,):
+            for name, value in source.items():
+                if name not in ("choices", "message") and (value is not None or name not in self._head):
+                    self._head[name] = value
+        if not any(chunk.get(name) for name in ERROR_MEMBERS) and found and "base_resp" not in chunk:
+            return self._has_error_in_choice(found)
+        return find_error(chunk) is not None
+
+    def _has_error_in_choice(self, found: list[Any]) -> bool:
+        for part in found:
+            holders = [part, part.get("delta"), part.get("message")] if isinstance(part, dict) else []
+            for holder in holders:
+                if isinstance(holder, Mapping) and holder.get("error"):
+                    self._head["error"] = holder["error"]
+                    return find_error({"error": holder["error"]}) is not None
+        return False
+
+    def _add_part(self, part: Any) -> None:
         if not isinstance(part, dict):
-            continue
-        index = part.get("index", len(calls))
-        known = next((call for call in calls if call.get("index") == index), None)
-        if known is None:
-            calls.append({**part, "index": index})
-            continue
-        function, more = known.setdefault("function", {}), part.get("function")
-        for name, value in (more if isinstance(more, dict) else {}).items():
+            self.is_exact = self.is_exact and part is None
+            return
+        index = part.get("index")
+        number = index if isinstance(index, int) else 0
+        choice = self._choices.get(number)
+        if choice is None:
+            choice = self._choices[number] = _Choice(number)
+        choice.add(part)
+
+    def document(self, raw: bytes) -> tuple[dict[str, Any], bool]:
+        """The document of all chunks, and whether it is exact.
+
+        Raises:
+            ConnectionBroken: neither a finish reason nor an end mark came.
+        """
+        document, is_exact = dict(self._head), self.is_exact
+        joined = [choice.joined() for choice in self._choices.values()]
+        if joined:
+            document["choices"] = joined
+            is_exact = is_exact and all(choice.is_exact for choice in self._choices.values())
+        is_finished = any(choice["finish_reason"] for choice in joined) or find_error(document) is not None
+        if not (is_finished or self.is_done or (document.get("usage") and joined)):
+            raise ConnectionBroken(
+                "the stream ended before its answer did (neither a finish reason nor [DONE])",
+                status=200,
+                raw=raw,
+                maybe_billed=True,
+            )
+        if self._needs_mending:
+            document, mended = mend(document)
+            is_exact = is_exact and mended
+        return document, is_exact
+
+
+class _Choice:
+    """The pieces of one choice.
+
+    Attributes:
+        finish: its finish word, "" before it came.
+        is_exact: whether every piece was understood.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.is_exact = True
+        self._index = index
+        self.finish = ""
+        self._pieces: dict[str, list[Any]] = {}
+        self._rest: dict[str, Any] = {}
+        self._calls: list[_ToolCall] = []
+        self._call_at: dict[Any, _ToolCall] = {}
+        self._function: _ToolCall | None = None
+        self._logprobs: dict[str, list[Any]] = {}
+        self._snapshots: list[Any] = []
+        self._has_deltas = False
+
+    def add(self, part: dict[str, Any]) -> None:
+        """Add a chunk of this choice."""
+        self.finish = finish_word(part) or self.finish
+        delta = part.get("delta")
+        if isinstance(delta, str):
+            delta = {"content": delta}
+        if isinstance(delta, dict):
+            self._has_deltas = self._has_deltas or bool(_TEXT_FIELDS & delta.keys())
+            self._add_delta(delta)
+        elif delta is not None:
+            self.is_exact = False
+        if isinstance(part.get("text"), str):
+            self._has_deltas = True
+            self._pieces.setdefault("content", []).append(part["text"])
+        message = part.get("message")
+        if message is not None:
+            self._snapshots.append(message)
+        self._add_logprobs(part.get("logprobs"))
+
+    def _add_delta(self, delta: dict[str, Any]) -> None:
+        for name, value in delta.items():
+            if name in _TEXT_FIELDS:
+                pieces = self._pieces.setdefault(name, [])
+                if value is not None:
+                    pieces.append(value)
+            elif name == "tool_calls" and value is not None:
+                self._add_tool_calls(value)
+            elif name == "function_call" and isinstance(value, dict):
+                if self._function is None:
+                    self._function = _ToolCall({})
+                self._function.add_function(value)
+            elif value is not None or name not in self._rest:
+                self._rest[name] = value
+
+    def _add_tool_calls(self, parts: Any) -> None:
+        """Join tool calls by index, else by id; a piece without either belongs to the last call."""
+        for part in parts if isinstance(parts, list) else [parts]:
+            if not isinstance(part, dict):
+                self.is_exact = False
+                continue
+            index, identity = part.get("index"), part.get("id")
+            key = index if isinstance(index, int) else identity if isinstance(identity, str) else None
+            call = self._call_at.get(key) if key is not None else self._calls[-1] if self._calls else None
+            if call is not None and key is None and _name_of(part):
+                call = None  # a name starts a new call
+            if call is None:
+                call = _ToolCall({**part, "index": index if isinstance(index, int) else len(self._calls)})
+                self._calls.append(call)
+                if key is not None:
+                    self._call_at[key] = call
+            else:
+                call.add(part)
+
+    def _add_logprobs(self, logprobs: Any) -> None:
+        if isinstance(logprobs, list):
+            logprobs = {"content": logprobs}
+        for name, value in (logprobs if isinstance(logprobs, dict) else {}).items():
+            if name in PER_TOKEN_MEMBERS and isinstance(value, list):
+                self._logprobs.setdefault(name, []).extend(value)
+
+    def joined(self) -> dict[str, Any]:
+        """The choice of an unstreamed body."""
+        message = {name: _join(pieces) for name, pieces in self._pieces.items()}
+        message = {**self._rest, **message}
+        if self._calls:
+            message["tool_calls"] = [call.joined() for call in self._calls]
+        if self._function is not None:
+            message["function_call"] = self._function.joined()["function"]
+        if self._snapshots and not self._has_deltas:
+            message = {**message, **self._from_snapshots()}
+        return {
+            "index": self._index,
+            "message": message,
+            "finish_reason": self.finish or None,
+            "logprobs": self._logprobs or None,
+        }
+
+    def _from_snapshots(self) -> dict[str, Any]:
+        """The message of a stream that sends messages in place of deltas: each whole so far, or pieces."""
+        messages = [{"content": one} if isinstance(one, str) else one for one in self._snapshots]
+        if not all(isinstance(one, dict) for one in messages):
+            self.is_exact = False
+            return {}
+        texts = [one.get("content") for one in messages]
+        given = [text for text in texts if isinstance(text, str)]
+        if len(given) > 1 and all(later.startswith(text) for text, later in pairwise(given)):
+            return {**messages[-1], "content": given[-1]}
+        pieces = _Choice(self._index)
+        for one in messages:
+            pieces.add({"delta": one})
+        self.is_exact = self.is_exact and pieces.is_exact
+        joined: dict[str, Any] = pieces.joined()["message"]
+        return joined
+
+
+class _ToolCall:
+    """One tool call: its name comes whole, its arguments in pieces."""
+
+    def __init__(self, part: dict[str, Any]) -> None:
+        self._call = {name: value for name, value in part.items() if name != "function"}
+        self._function: dict[str, Any] = {}
+        self._arguments: list[str] = []
+        self.add_function(part.get("function"))
+
+    def add(self, part: dict[str, Any]) -> None:
+        """Add a further piece of this call."""
+        for name, value in part.items():
+            if name not in ("function", "index") and value not in (None, ""):
+                self._call[name] = value
+        self.add_function(part.get("function"))
+
+    def add_function(self, function: Any) -> None:
+        """Add name and arguments."""
+        for name, value in (function if isinstance(function, dict) else {}).items():
             if name == "arguments" and isinstance(value, str):
-                function[name] = (function.get(name) or "") + value
-            elif value is not None:
-                function[name] = value
+                self._arguments.append(value)
+            elif value is not None and (value != "" or name not in self._function):
+                self._function[name] = value
+
+    def joined(self) -> dict[str, Any]:
+        """The call of an unstreamed body."""
+        function = dict(self._function)
+        if self._arguments:
+            function["arguments"] = "".join(self._arguments)
+        return {**self._call, "function": function} if function else dict(self._call)
 
 
-def _add_logprobs(choice: dict[str, Any], logprobs: Any) -> None:
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    if isinstance(content, list):
-        if choice["logprobs"] is None:
-            choice["logprobs"] = {"content": []}
-        choice["logprobs"]["content"].extend(content)
+def _name_of(part: Mapping[str, Any]) -> Any:
+    function = part.get("function")
+    return function.get("name") if isinstance(function, Mapping) else None
 
 
-def _cut_off(missing: str, raw: bytes) -> ConnectionBroken:
-    return ConnectionBroken(
-        f"the stream ended before its answer did ({missing})", status=200, raw=raw, maybe_billed=True
-    )
+def _join(pieces: list[Any]) -> Any:
+    """The value of a field that came in pieces: a text, or a list of parts where some are no text."""
+    if all(isinstance(piece, str) for piece in pieces):
+        return "".join(pieces) if pieces else None
+    parts: list[Any] = []
+    for piece in pieces:
+        parts.extend(piece if isinstance(piece, list) else [piece])
+    return parts
+
+
+def mend(document: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Put characters together that were split over events; what is left of half ones becomes `?`.
+
+    Half characters are lone surrogates (from escapes, or from bytes that are no UTF-8 alone). Returns the
+    document and whether nothing was replaced.
+    """
+    text = json.dumps(document, ensure_ascii=False)
+    is_exact = True
+    try:
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        try:
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeError:
+            text, is_exact = text.encode("utf-8", "replace").decode("utf-8"), False
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded, is_exact
+
+
+def _integer(digits: str) -> int | float:
+    """An integer; infinity for 400 digits or more, which Python refuses to convert from about 4,300 on."""
+    return int(digits) if len(digits) < 400 else math.inf

@@ -64,13 +64,13 @@ class Outcome(StrEnum):
     """What kind of answer it is. All of them were paid for, so all are stored."""
 
     OK = "ok"
-    TRUNCATED = "truncated"  # finish_reason "length"
-    FILTERED = "filtered"  # finish_reason "content_filter"
+    TRUNCATED = "truncated"  # finish_reason "length" or another word for it
+    FILTERED = "filtered"  # finish_reason "content_filter" or another word for it
     REFUSED = "refused"  # message.refusal is set
     TOOL_CALL = "tool_call"
-    EMPTY = "empty"  # null or "" content and nothing else
+    EMPTY = "empty"  # no content, or white space only, and nothing else
     INVALID = "invalid"  # not the JSON that response_format asked for
-    UNKNOWN = "unknown"  # a finish_reason that is not in our list
+    UNKNOWN = "unknown"  # a finish_reason that is not in our list, or a part that was not understood
 
 
 # Where the token counts of an answer come from.
@@ -92,11 +92,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """One token and its natural-log probability. `data` is its exact UTF-8 bytes, None if unknown."""
+    """One token and its natural-log probability. `data`: its exact UTF-8 bytes. None: unknown."""
 
     token: str
     data: bytes | None
-    logprob: float
+    logprob: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class TokenLogprob:
 
     token: str
     data: bytes | None
-    logprob: float
+    logprob: float | None
     top: tuple[Alternative, ...] = ()
 
 

@@ -36,14 +36,20 @@ def rows(root: Path) -> list[Sample]:
     return sorted(Corpus.open(root / "store").samples(), key=lambda row: (row.source_line, row.sample_index))
 
 
-@pytest.mark.parametrize("action", ["stream_cut", "stream_junk"])
-def test_a_spoilt_stream_is_asked_again_and_never_taken_for_whole(
-    mock: RunningMock, tmp_path: Path, action: str
-) -> None:
-    ended = live(mock, tmp_path, [{"action": action, "events": 2, "times": 1}], sampling={"stream": True})
+def test_a_cut_stream_is_asked_again_and_never_taken_for_whole(mock: RunningMock, tmp_path: Path) -> None:
+    fault = {"action": "stream_cut", "events": 2, "times": 1}
+    ended = live(mock, tmp_path, [fault], sampling={"stream": True})
     assert ended.fired == 1
     assert (ended.exit_code, ended.totals.answers, ended.totals.possibly_billed) == (0, 3, 1)
     assert all(row.outcome == "ok" and row.raw.rstrip().endswith(b"[DONE]") for row in rows(tmp_path))
+
+
+def test_a_stream_with_a_junk_event_is_kept_and_flagged(mock: RunningMock, tmp_path: Path) -> None:
+    fault = {"action": "stream_junk", "events": 2, "times": 1}
+    ended = live(mock, tmp_path, [fault], sampling={"stream": True})
+    assert ended.fired == 1
+    assert (ended.exit_code, ended.billed["requests"], ended.totals.possibly_billed) == (0, 3, 0)
+    assert ended.outcomes == {"ok": 2, "unknown": 1}
 
 
 def test_json_by_schema_is_checked_and_stored_either_way(mock: RunningMock, tmp_path: Path) -> None:
@@ -157,7 +163,7 @@ def test_a_fault_in_our_parser_loses_no_paid_answer(
     def broken(*_: Any) -> None:
         raise KeyError("a bug of ours")
 
-    monkeypatch.setattr(completion, "_usage", broken)
+    monkeypatch.setattr(completion, "read_usage", broken)
     ended = live(mock, tmp_path)
     assert (ended.exit_code, ended.outcomes, ended.billed["requests"]) == (0, {"unknown": 3}, 3)
     monkeypatch.undo()

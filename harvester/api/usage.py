@@ -1,0 +1,132 @@
+"""Read the token counts of an answer, and check them against the answer itself. Pure.
+
+A count that its own answer disproves (0 tokens for a page of text) is no count: it is replaced by an estimate,
+and the counts are marked as corrected. Budgets and bills would otherwise trust it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, Usage
+
+# No model has a context anywhere near this.
+MAX_PLAUSIBLE_TOKENS = 10_000_000
+BYTES_PER_TOKEN = 4
+# The longest tokens of today's vocabularies (runs of blanks or dashes) have 128 characters.
+MAX_CHARS_PER_TOKEN = 128
+# Tokenizers don't join words, but for a few that join some: a text has at least half as many tokens as words.
+MAX_WORDS_PER_TOKEN = 2
+# Members of `usage`, by what they count; the first that is there counts.
+INPUT_MEMBERS = (
+    "prompt_tokens",
+    "input_tokens",
+    "promptTokens",
+    "inputTokens",
+    "promptTokenCount",
+    "prompt_eval_count",
+)
+OUTPUT_MEMBERS = (
+    "completion_tokens",
+    "output_tokens",
+    "completionTokens",
+    "outputTokens",
+    "candidatesTokenCount",
+    "eval_count",
+)
+CACHED_MEMBERS = (
+    "prompt_tokens_details.cached_tokens",
+    "input_tokens_details.cached_tokens",
+    "prompt_cache_hit_tokens",
+    "cache_read_input_tokens",
+    "cached_tokens",
+    "cachedContentTokenCount",
+)
+REASONING_MEMBERS = (
+    "completion_tokens_details.reasoning_tokens",
+    "output_tokens_details.reasoning_tokens",
+    "reasoning_tokens",
+    "thoughtsTokenCount",
+)
+# Members of the body that hold the counts.
+USAGE_MEMBERS = ("usage", "usageMetadata", "usage_metadata", "token_usage")
+
+
+def estimate_tokens(text_bytes: int) -> int:
+    """Estimate the tokens of a text from its UTF-8 bytes: one per four bytes, rounded up."""
+    return -(-text_bytes // BYTES_PER_TOKEN)
+
+
+def fewest_tokens(text: str) -> int:
+    """The fewest tokens that a text can be: a lower bound for every tokenizer known to us."""
+    if not text:
+        return 0
+    words = len(text.split()) // MAX_WORDS_PER_TOKEN
+    return max(1, words, len(text) // MAX_CHARS_PER_TOKEN)
+
+
+def usage_members(*holders: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The object with the counts, in the first holder that has one; empty where none has."""
+    for holder in holders:
+        for name in USAGE_MEMBERS:
+            found = holder.get(name)
+            if isinstance(found, Mapping) and found:
+                inner = found.get("tokens")
+                return inner if isinstance(inner, Mapping) else found
+        if "eval_count" in holder or "prompt_eval_count" in holder:
+            return holder
+    return {}
+
+
+def read_usage(fields: Mapping[str, Any], input_estimate: int, text: str, reasoning: str = "") -> Usage:
+    """The counts of an answer: as reported where they can be true, else estimates that say so.
+
+    Args:
+        fields: the object with the counts; see `usage_members`.
+        input_estimate: estimated tokens of the request; 0 where nothing is known of it.
+        text: what of the answer was received besides reasoning: text, refusal, tool calls.
+        reasoning: reasoning that was received; some teachers count it apart.
+    """
+    reported_input, reported_output = _first(fields, INPUT_MEMBERS), _first(fields, OUTPUT_MEMBERS)
+    cached = _first(fields, CACHED_MEMBERS) or 0
+    thought = _first(fields, REASONING_MEMBERS) or 0
+    input_tokens, output_tokens = reported_input, reported_output
+    if input_tokens is not None and input_tokens + cached < _fewest_input(input_estimate):
+        input_tokens = None
+    if output_tokens is not None and (
+        output_tokens < fewest_tokens(text) or output_tokens + thought < fewest_tokens(text + reasoning)
+    ):
+        output_tokens = None
+    if input_tokens is not None and output_tokens is not None:
+        return Usage(input_tokens, output_tokens, cached_tokens=cached, reasoning_tokens=thought)
+    is_reported = reported_input is not None and reported_output is not None
+    written = len(text.encode("utf-8", "replace")) + len(reasoning.encode("utf-8", "replace"))
+    return Usage(
+        input_tokens=input_estimate if input_tokens is None else input_tokens,
+        output_tokens=estimate_tokens(written) if output_tokens is None else output_tokens,
+        source=USAGE_CORRECTED if is_reported else USAGE_ESTIMATED,
+    )
+
+
+def _fewest_input(estimate: int) -> int:
+    """The fewest tokens a request of so many estimated tokens can have."""
+    return max(1, estimate * BYTES_PER_TOKEN // MAX_CHARS_PER_TOKEN) if estimate > 0 else 0
+
+
+def _first(fields: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    for name in names:
+        group, _, member = name.rpartition(".")
+        holder = fields.get(group) if group else fields
+        if isinstance(holder, Mapping) and holder.get(member) is not None:
+            return _count(holder[member])
+    return None
+
+
+def _count(value: Any) -> int | None:
+    """A count of tokens; None for what is none. JSON of some servers writes 12 as 12.0."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PLAUSIBLE_TOKENS:
+        return None
+    return value

@@ -1,0 +1,402 @@
+"""Every known shape of an answer is understood; what is not understood is never `ok`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import orjson
+import pytest
+
+from harvester.api.completion import is_complete, parse
+from harvester.api.types import Outcome
+from harvester.errors import BrokenAnswer, PromptRejected, RateLimited, TeacherRefused, TeacherUnavailable
+
+
+def body(message: Any, finish: Any = "stop", /, **more: Any) -> bytes:
+    return orjson.dumps({"choices": [{"index": 0, "message": message, "finish_reason": finish}], **more})
+
+
+def events(*deltas: Any, finish: str | None = "stop", done: bool = True) -> bytes:
+    chunks = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    if finish is not None:
+        chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
+    lines = [b"data: " + orjson.dumps(chunk) for chunk in chunks] + [b"data: [DONE]"] * done
+    return b"\n\n".join(lines) + b"\n\n"
+
+
+def part(text: str, kind: str = "text") -> dict[str, Any]:
+    return {"type": kind, kind: text} if kind == "thinking" else {"type": kind, "text": text}
+
+
+THINKING = {"type": "thinking", "thinking": [part("Let me add.")]}
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "reasoning"),
+    [
+        ([part("a"), part("b")], "ab", None),
+        ([THINKING, part("4")], "4", "Let me add."),
+        (["a", part("b", "output_text")], "ab", None),
+        (part("4"), "4", None),
+        ({"text": {"value": "4"}}, "4", None),
+        ({"parts": [{"text": "hm", "thought": True}, {"text": "4"}]}, "4", "hm"),
+        ([part("4"), {"type": "reference", "reference_ids": [1]}], "4", None),
+    ],
+)
+def test_content_in_any_known_shape(content: Any, text: str, reasoning: str | None) -> None:
+    for raw in (body({"content": content}), events({"content": content})):
+        parsed = parse(raw)
+        assert (parsed.text, parsed.reasoning, parsed.outcome) == (text, reasoning, Outcome.OK)
+
+
+@pytest.mark.parametrize(
+    "content", [7, True, {}, [7], [{"type": "image_url", "image_url": "x"}], {"x": 1}, [part("a"), False]]
+)
+def test_what_is_not_understood_is_never_ok(content: Any) -> None:
+    assert parse(body({"content": content})).outcome is Outcome.UNKNOWN
+    assert parse(events({"content": "a"}, {"content": content})).outcome is Outcome.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text", "outcome"),
+    [
+        ([[part("The answer ")], [part("is four")], [part(".")]], "The answer is four.", Outcome.OK),
+        ([[part("The ")], "answer ", "is ", "4"], "The answer is 4", Outcome.OK),
+        ([part("The answer "), "is 4"], "The answer is 4", Outcome.OK),
+        (["The answer ", 0, "is 4"], "The answer is 4", Outcome.UNKNOWN),
+        (["The answer ", None, "is 4"], "The answer is 4", Outcome.OK),
+        (["The answer ", [], "is 4"], "The answer is 4", Outcome.OK),
+        (["The answer ", {}, "is 4"], "The answer is 4", Outcome.UNKNOWN),
+    ],
+)
+def test_pieces_of_any_type_are_joined(pieces: list[Any], text: str, outcome: Outcome) -> None:
+    parsed = parse(events(*({"content": piece} for piece in pieces)))
+    assert (parsed.text, parsed.outcome) == (text, outcome)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"reasoning_content": "hm"},
+        {"reasoning": "hm"},
+        {"thinking": "hm"},
+        {"reasoning": {"content": "hm"}},
+        {"reasoning_details": [{"type": "reasoning.text", "text": "hm"}]},
+        {"reasoning_details": [{"type": "reasoning.summary", "summary": "hm"}], "reasoning": None},
+        {"thinking_blocks": [{"type": "thinking", "thinking": "hm", "signature": "x"}]},
+        {"reasoning_content": "hm", "reasoning": "hm"},
+    ],
+)
+def test_reasoning_in_its_spellings(message: dict[str, Any]) -> None:
+    for raw in (body({"content": "4", **message}), events(message, {"content": "4"})):
+        parsed = parse(raw)
+        assert (parsed.text, parsed.reasoning, parsed.outcome) == ("4", "hm", Outcome.OK)
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "reasoning", "outcome"),
+    [
+        ("<think>hm</think>4", "4", "hm", Outcome.OK),
+        ("\n<think>\nhm\n</think>\n\n4", "4", "hm", Outcome.OK),
+        ("hm\n</think>\n\n4", "4", "hm", Outcome.OK),
+        ("<think>hm", "", "hm", Outcome.EMPTY),
+        ("<think></think>4", "4", None, Outcome.OK),
+        ("[THINK]hm[/THINK]4", "4", "hm", Outcome.OK),
+        ("<think>a</think>\n<think>b</think>\n4", "4", "a\n\nb", Outcome.OK),
+        ("Write `<think>` first.", "Write `<think>` first.", None, Outcome.OK),
+        ("```\n<think>x</think>\n```", "```\n<think>x</think>\n```", None, Outcome.OK),
+        ("Sure! <think>hm</think> 4", "Sure! <think>hm</think> 4", None, Outcome.UNKNOWN),
+    ],
+)
+def test_reasoning_between_tags(content: str, text: str, reasoning: str | None, outcome: Outcome) -> None:
+    parsed = parse(body({"content": content}))
+    assert (parsed.text, parsed.reasoning, parsed.outcome) == (text, reasoning, outcome)
+
+
+def test_reasoning_cut_before_its_closing_tag_is_no_answer() -> None:
+    parsed = parse(body({"content": "<think>hm, let me"}, "length"))
+    assert (parsed.text, parsed.reasoning, parsed.outcome) == ("", "hm, let me", Outcome.TRUNCATED)
+
+
+@pytest.mark.parametrize(
+    ("word", "outcome"),
+    [
+        *(
+            (word, Outcome.OK)
+            for word in ("eos_token", "STOP", "end_turn", "stop_sequence", "COMPLETE", "</s>")
+        ),
+        *(
+            (word, Outcome.TRUNCATED)
+            for word in ("max_tokens", "MAX_TOKENS", "model_length", "maxOutputTokens")
+        ),
+        *((word, Outcome.FILTERED) for word in ("SAFETY", "content-filter", "sensitive", "RECITATION")),
+        ("refusal", Outcome.REFUSED),
+        *(
+            (word, Outcome.UNKNOWN)
+            for word in ("because", "FINISH_REASON_UNSPECIFIED", None, 7, True, {"a": 1})
+        ),
+        ({"type": "stop", "reason": "eos"}, Outcome.OK),
+    ],
+)
+def test_finish_words(word: Any, outcome: Outcome) -> None:
+    assert parse(body({"content": "4"}, word)).outcome is outcome
+
+
+@pytest.mark.parametrize("word", ["insufficient_system_resource", "abort", "ERROR", "cancelled", "timeout"])
+def test_a_break_is_asked_again(word: str) -> None:
+    with pytest.raises(BrokenAnswer) as caught:
+        parse(body({"content": "half"}, word))
+    assert not caught.value.is_permanent
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["\n\n", " ", "\t\u3000", [part(" "), part("\n")]])
+def test_white_space_only_is_empty(content: Any) -> None:
+    assert parse(body({"content": content})).outcome is Outcome.EMPTY
+
+
+ERRORS = [
+    ({"code": 502}, TeacherUnavailable),
+    ({"code": 429, "message": "slow down"}, RateLimited),
+    ({"code": 402, "message": "no credits"}, TeacherRefused),
+    ({"message": "Rate limit reached"}, RateLimited),
+    ({"code": "insufficient_quota"}, TeacherRefused),
+    ({"code": 403, "message": "flagged", "metadata": {"flagged_input": "x"}}, PromptRejected),
+    ({"code": "²", "message": "odd"}, BrokenAnswer),
+    ({"code": "9" * 5000, "message": "odd"}, BrokenAnswer),
+    ("it broke", BrokenAnswer),
+]
+
+
+@pytest.mark.parametrize(("error", "kind"), ERRORS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize("content", [None, "", "half"])
+def test_an_error_anywhere_is_found_before_the_answer(error: Any, kind: type, content: Any) -> None:
+    message = {"role": "assistant", "content": content}
+    documents: list[dict[str, Any]] = [
+        {"choices": [{"message": message, "finish_reason": None}], "error": error},
+        {"choices": [{"message": message, "finish_reason": None, "error": error}]},
+        {"choices": [{"message": {**message, "error": error}, "finish_reason": "error"}]},
+        {"choices": None, "error": error},
+        {"data": {"error": error}},
+    ]
+    for document in documents:
+        with pytest.raises(kind):
+            parse(orjson.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("document", "kind", "words"),
+    [
+        (
+            {"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}},
+            TeacherRefused,
+            "balance",
+        ),
+        ({"base_resp": {"status_code": 1002, "status_msg": "rate limit"}}, RateLimited, "rate limit"),
+        ({"base_resp": {"status_code": 1027, "status_msg": "new_sensitive"}}, PromptRejected, "sensitive"),
+        ({"code": 50505, "message": "model is overloaded", "data": None}, RateLimited, "overloaded"),
+        ({"error_code": 18, "error_msg": "Open api qps request limit reached"}, RateLimited, "qps"),
+        ({"code": "Throttling.RateQuota", "message": "Requests throttled"}, RateLimited, "throttled"),
+        ({"object": "error", "message": "context length exceeded", "code": 400}, PromptRejected, "context"),
+        ({"Response": {"Error": {"Code": "AuthFailure", "Message": "odd words"}}}, BrokenAnswer, "odd words"),
+        ({"header": {"code": 10013, "message": "odd words"}}, BrokenAnswer, "odd words"),
+        ({"detail": "Internal Server Error"}, TeacherUnavailable, "Internal"),
+        ([{"error": {"code": 503, "status": "UNAVAILABLE", "message": "busy"}}], TeacherUnavailable, "busy"),
+        ({"success": False, "msg": "odd words"}, BrokenAnswer, "odd words"),
+        ({"promptFeedback": {"blockReason": "SAFETY"}}, PromptRejected, "SAFETY"),
+        ({"hello": "odd words"}, BrokenAnswer, "odd words"),
+    ],
+)
+def test_a_vendors_error_is_classified_and_quoted(document: Any, kind: type, words: str) -> None:
+    if isinstance(document, dict):
+        document = {"choices": None, **document}
+    with pytest.raises(kind) as caught:
+        parse(orjson.dumps(document))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"error": None},
+        {"error": {}},
+        {"error": ""},
+        {"error": {"code": 0, "message": "success"}},
+        {"base_resp": {"status_code": 0, "status_msg": ""}},
+        {"code": 200, "message": "ok"},
+    ],
+)
+def test_success_next_to_an_answer_is_no_error(more: dict[str, Any]) -> None:
+    assert parse(body({"content": "4"}, **more)).outcome is Outcome.OK
+
+
+def test_words_of_unknown_meaning_next_to_a_finished_answer_leave_it_flagged() -> None:
+    parsed = parse(body({"content": "4"}, error={"message": "a warning"}))
+    assert (parsed.text, parsed.outcome) == ("4", Outcome.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("document", "outcome"),
+    [
+        ({"data": {"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]}}, Outcome.OK),
+        ({"output": {"text": "4", "finish_reason": "stop"}, "code": "", "message": ""}, Outcome.OK),
+        (
+            {"output": [{"type": "message", "content": [part("4", "output_text")]}], "status": "completed"},
+            Outcome.OK,
+        ),
+        ({"type": "message", "content": [part("4")], "stop_reason": "end_turn"}, Outcome.OK),
+        ({"candidates": [{"content": {"parts": [{"text": "4"}]}, "finishReason": "STOP"}]}, Outcome.OK),
+        ({"message": {"role": "assistant", "content": "4"}, "done": True, "done_reason": "stop"}, Outcome.OK),
+        ([{"generated_text": "4"}], Outcome.UNKNOWN),
+        ({"choices": [{"text": "4", "finish_reason": "stop"}]}, Outcome.OK),
+        ({"choices": {"message": {"content": "4"}, "finish_reason": "stop"}}, Outcome.OK),
+        ({"choices": [{"delta": {"content": "4"}, "finish_reason": "stop"}]}, Outcome.OK),
+        ({"choices": [{"message": "4", "finish_reason": "stop"}]}, Outcome.OK),
+        ({"choices": [{"message": "4"}]}, Outcome.UNKNOWN),
+    ],
+)
+def test_an_answer_in_any_known_envelope(document: Any, outcome: Outcome) -> None:
+    parsed = parse(orjson.dumps(document))
+    assert (parsed.text, parsed.outcome) == ("4", outcome)
+
+
+@pytest.mark.parametrize(
+    ("choice", "outcome"),
+    [
+        ({"finish_reason": "content_filter", "content_filter_results": {}}, Outcome.FILTERED),
+        ({"finish_reason": "length"}, Outcome.TRUNCATED),
+        ({"finish_reason": "stop", "message": None}, Outcome.EMPTY),
+        ({"message": 5, "finish_reason": "stop"}, Outcome.UNKNOWN),
+    ],
+)
+def test_a_paid_choice_without_a_message_is_kept(choice: dict[str, Any], outcome: Outcome) -> None:
+    raw = orjson.dumps({"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 0}})
+    parsed = parse(raw, 3)
+    assert (parsed.outcome, parsed.usage.source) == (outcome, "reported")
+
+
+def test_a_null_log_probability_keeps_its_place() -> None:
+    def entry(token: str, logprob: Any) -> dict[str, Any]:
+        return {"token": token, "logprob": logprob, "top_logprobs": 1}
+
+    listed = {"content": [entry("a", -0.5), entry("b", None), 7, entry("c", "x"), entry("d", -1)]}
+    legacy = {"tokens": ["a", "b", "c", "d"], "token_logprobs": [-0.5, None, "x", -1], "top_logprobs": 1}
+    for logprobs, tokens in ((listed, ["a", "b", "", "c", "d"]), (legacy, ["a", "b", "c", "d"])):
+        raw = orjson.dumps(
+            {"choices": [{"message": {"content": "abcd"}, "finish_reason": "stop", "logprobs": logprobs}]}
+        )
+        parsed = parse(raw)
+        assert [token.token for token in parsed.logprobs] == tokens
+        assert (parsed.logprobs[0].logprob, parsed.logprobs[1].logprob, parsed.logprobs[-1].logprob) == (
+            -0.5,
+            None,
+            -1.0,
+        )
+        assert parse(raw, logprobs=False).outcome is parsed.outcome is Outcome.OK
+
+
+def test_an_emoji_split_over_two_events_is_whole() -> None:
+    escaped = events({"content": "a@"}, {"content": "@b"})
+    for first, second in ((b"\\ud83d", b"\\ude00"), (b"\xf0\x9f", b"\x98\x80")):
+        parsed = parse(escaped.replace(b"a@", b"a" + first).replace(b"@b", second + b"b"))
+        assert (parsed.text, parsed.outcome) == ("a\N{GRINNING FACE}b", Outcome.OK)
+    parsed = parse(escaped.replace(b"a@", b"a\\ud83d").replace(b"@b", b"b"))
+    assert (parsed.text, parsed.outcome) == ("a?b", Outcome.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("raw", "outcome"),
+    [
+        (events({"content": "4"}, done=False), Outcome.OK),
+        (events({"content": "4"}, finish=None), Outcome.UNKNOWN),
+        (events({"content": "4"}).replace(b"[DONE]", b"[done]"), Outcome.OK),
+        (events({"content": "4"}) + b"data: {cut", Outcome.OK),
+        (b"data: ping\n\n: hello\n\n" + events({"content": "4"}), Outcome.OK),
+        (b"data: {junk\n\n" + events({"content": "4"}), Outcome.UNKNOWN),
+        (events({"content": "4"}, done=False) + b'data: {"choices', Outcome.OK),
+        (b'{"message":{"content":"4"}}\n{"message":{"content":""},"done_reason":"stop"}\n', Outcome.OK),
+    ],
+)
+def test_a_stream_that_is_not_word_perfect_is_kept(raw: bytes, outcome: Outcome) -> None:
+    parsed = parse(raw)
+    assert (parsed.text, parsed.outcome) == ("4", outcome)
+    assert is_complete(raw)
+
+
+def test_an_error_event_is_quoted() -> None:
+    start = events({"content": "ha"}, finish=None, done=False)
+    for tail in (b'event: error\ndata: {"message":"odd words"}\n\n', b"event: error\ndata: odd words\n\n"):
+        with pytest.raises(BrokenAnswer, match="odd words") as caught:
+            parse(start + tail)
+        assert caught.value.maybe_billed
+
+
+def test_messages_in_place_of_deltas() -> None:
+    def chunk(text: str, **more: Any) -> bytes:
+        choice = {"index": 0, "message": {"content": text}, **more}
+        return b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n"
+
+    whole_so_far = chunk("The") + chunk("The answer") + chunk("The answer is 4", finish_reason="stop")
+    assert parse(whole_so_far).text == "The answer is 4"
+    both = events({"content": "4"}, done=False) + chunk("4", delta={})
+    assert parse(both).text == "4"
+
+
+def test_function_call_arguments_in_pieces() -> None:
+    raw = events(
+        {"function_call": {"name": "f", "arguments": '{"x"'}},
+        {"function_call": {"arguments": ":1}"}},
+        finish="function_call",
+    )
+    parsed = parse(raw)
+    assert parsed.outcome is Outcome.TOOL_CALL
+    assert orjson.loads(parsed.tool_calls_json or "") == {"name": "f", "arguments": '{"x":1}'}
+
+
+@pytest.mark.parametrize(
+    ("usage", "text", "is_disproved"),
+    [
+        ({"prompt_tokens": 0, "completion_tokens": 0}, "four words are here", True),
+        ({"prompt_tokens": 9, "completion_tokens": 0}, "4", True),
+        ({"prompt_tokens": 9, "completion_tokens": 1}, "word " * 60, True),
+        ({"prompt_tokens": 9, "completion_tokens": 2}, "x" * 2000, True),
+        ({"prompt_tokens": 0, "completion_tokens": 1}, "4", True),
+        ({"prompt_tokens": 9, "completion_tokens": 60}, "word " * 60, False),
+        ({"input_tokens": 9, "output_tokens": 1}, "4", False),
+        ({"prompt_tokens": 9.0, "completion_tokens": 1.0}, "4", False),
+        ({"prompt_tokens": 9, "completion_tokens": 0}, "", False),
+    ],
+)
+def test_a_count_that_the_answer_disproves_is_no_count(
+    usage: dict[str, Any], text: str, is_disproved: bool
+) -> None:
+    parsed = parse(body({"content": text}, usage=usage), 9)
+    assert parsed.usage.source == ("corrected" if is_disproved else "reported")
+    if text and is_disproved:
+        assert parsed.usage.input_tokens >= 9
+        assert parsed.usage.output_tokens >= len(text) // 5
+
+
+def _tool_pieces(count: int) -> list[Any]:
+    return [
+        {"tool_calls": [{"index": number, "id": str(number), "function": {"name": "f", "arguments": "{}"}}]}
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [{"content": "x" * 4_000_000}, *({"content": "y"} for _ in range(20_000))],
+        _tool_pieces(20_000),
+        [{"content": [part("y")]} for _ in range(20_000)],
+        [{"reasoning_content": "y"} for _ in range(20_000)],
+    ],
+    ids=["large-then-small", "tool-calls", "parts", "reasoning"],
+)
+def test_a_stream_costs_time_in_proportion_to_its_bytes(deltas: list[Any]) -> None:
+    raw = events(*deltas)
+    started = time.process_time()
+    parse(raw)
+    assert time.process_time() - started < 5.0  # tenths of a second; quadratic it was a minute and more
