@@ -242,10 +242,16 @@ def evaluate(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
         card = run_evaluation(
             loaded,
             lambda name, total, done: update(models_before[name] * total + done, 2 * total, name),
+            print_message,
         )
     path = str(loaded.out_path / "scorecard.json")
     print_scorecard(card)
-    print_result({**card, "scorecard": path}, [f"scorecard in {path}"], as_json=as_json)
+    answers = str(loaded.out_path / "answers.jsonl")
+    print_result(
+        {**card, "scorecard": path},
+        [f"scorecard in {path}", f"answers of base, student and teacher in {answers}"],
+        as_json=as_json,
+    )
 
 
 @app.command()

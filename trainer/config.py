@@ -166,8 +166,9 @@ class EvaluateSection(_Frozen):
         patience: stop the training after this many evaluations in a row without a lower loss; 0: never.
         loss_rows: held-out answers whose loss is measured during the training; 0: all.
         sample_answers: held-out prompts that the student answers at each evaluation, for the log.
-        max_new_tokens: tokens of the longest answer.
-        batch: prompts answered together.
+        max_new_tokens: tokens after which an answer is cut. Left out: those of the longest taught answer or
+            reference, at least 64 and at most `[train] max_length`.
+        batch: prompts answered together; halved when memory runs out.
         resamples: bootstrap resamples for the intervals.
     """
 
@@ -175,7 +176,7 @@ class EvaluateSection(_Frozen):
     patience: int = Field(default=0, ge=0)
     loss_rows: int = Field(default=256, ge=0)
     sample_answers: int = Field(default=3, ge=0)
-    max_new_tokens: PositiveInt = 64
+    max_new_tokens: PositiveInt | None = None
     batch: PositiveInt = 256
     resamples: PositiveInt = 2000
 

@@ -61,12 +61,36 @@ def mark_supervised(tokens: Sequence[tuple[str, bool]]) -> str:
 
 
 def print_scorecard(card: Mapping[str, Any]) -> None:
-    """Print a scorecard as a table on stderr.
+    """Print a scorecard on stderr: the accuracies as a table, if there are any, then losses and cut answers.
 
     Args:
         card: the content of scorecard.json.
     """
     from rich.console import Console
+
+    console = Console(stderr=True)
+    if card["macro"]:
+        console.print(_accuracy_table(card))
+        console.print(f"recovery (student / teacher) {_recovery_text(card)}")
+    for line in scorecard_lines(card):
+        console.print(line)
+
+
+def scorecard_lines(card: Mapping[str, Any]) -> list[str]:
+    """Return what a scorecard says beyond accuracies: prompts without a reference, losses, cut answers."""
+    lines = []
+    if unjudged := card.get("without_reference", 0):
+        lines.append(f"held-out prompts without a reference, so without an accuracy: {unjudged:,}")
+    base, student = (card.get("loss", {}).get(model) for model in ("base", "student"))
+    if student is not None:
+        lines.append(f"loss on the teacher's answers: base {base:.3f}, student {student:.3f}")
+    if cut := card.get("cut"):
+        counts = ", ".join(f"{model} {cut[model]:,}" for model in ("base", "student"))
+        lines.append(f"answers cut at {cut['max_new_tokens']:,} tokens, of {cut['answers']:,}: {counts}")
+    return lines
+
+
+def _accuracy_table(card: Mapping[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(title=f"accuracy on {card['split'].replace('_', ' ')} prompts, 95 % intervals")
@@ -80,13 +104,13 @@ def print_scorecard(card: Mapping[str, Any]) -> None:
             for model in MODELS
         ]
         table.add_row(name.replace("_", " "), *cells, style="bold" if name == "macro" else "")
-    console = Console(stderr=True)
-    console.print(table)
-    low, high = card["recovery_low"], card["recovery_high"]
-    console.print(f"recovery (student / teacher) {card['recovery']:.3f} ({low:.2f}–{high:.2f})")
-    base, student = (card.get("loss", {}).get(model) for model in ("base", "student"))
-    if student is not None:
-        console.print(f"loss on the teacher's answers: base {base:.3f}, student {student:.3f}")
+    return table
+
+
+def _recovery_text(card: Mapping[str, Any]) -> str:
+    if card["recovery"] is None:
+        return "- (the teacher is never correct)"
+    return f"{card['recovery']:.3f} ({card['recovery_low']:.2f}–{card['recovery_high']:.2f})"
 
 
 @contextmanager

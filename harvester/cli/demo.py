@@ -97,7 +97,7 @@ def summary_lines(folder: Path, summary: dict[str, Any]) -> list[str]:
         f"requests sent {summary['requests_sent']:,}; answers stored {stored:,}, from the store {held:,}",
         "macro accuracy on held-out prompts: "
         + ", ".join(f"{who} {macro[who]['accuracy']:.1%}" for who in ("base", "student", "teacher"))
-        + f"; recovery {card['recovery']:.2f}",
+        + (f"; recovery {card['recovery']:.2f}" if card["recovery"] is not None else ""),
         f"everything took {summary['wall_s']:.0f} s and is in {folder}:",
         "  store/shards/     the answers, as Parquet files",
         "  ledger.jsonl      what the mock teacher generated and charged",

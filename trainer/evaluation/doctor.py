@@ -79,6 +79,7 @@ def diagnose(config: TrainConfig) -> Diagnosis:
         DataError: no corpus, or no row to learn from.
         StudentError: the base's tokenizer or chat template can't be used.
     """
+    weights.check_base(config.base, config.student.sha256)
     rows = dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     data = dataset.render(rows, renderer, config)

@@ -1,146 +1,234 @@
-"""Score base and student on the held-out prompts, beside the teacher's stored answers."""
+"""Evaluate base and student on the held-out prompts (`trainer evaluate`), next to the teacher's answers.
+
+Every held-out prompt is answered, and the loss on the teacher's answers is always computed. Accuracy is
+computed for the prompts that have a reference.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.chat_template import Example, Renderer
-from trainer.data.dataset import INLINE_REASONING, HeldOut
+from trainer.data.dataset import INLINE_REASONING, HeldOut, Rows
 from trainer.data.packing import pack
 from trainer.errors import DataError
 from trainer.evaluation.scorecard import JudgedPrompt, is_correct, scorecard
-from trainer.model import model, self_test
+from trainer.model import generate, model, self_test, weights
 from trainer.publish import serving
+from trainer.publish.adapter import check_same_base
 from trainer.training.forward import pack_losses
 
+# Called with the model that answers ("base" or "student"), the number of prompts and how many are answered.
 Progress = Callable[[str, int, int], None]
 
+# Default limit of an answer in tokens, if all taught answers and references are shorter.
+MIN_NEW_TOKENS = 64
 
-def evaluate(config: TrainConfig, on_batch: Progress = lambda _who, _total, _done: None) -> dict[str, Any]:
-    """Score base, student and teacher on the same prompts; writes scorecard.json and answers.jsonl.
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Hold the answers of one model to the held-out prompts, in their order.
+
+    Attributes:
+        texts: what is compared with the references.
+        cut: whether each answer was cut by the token limit.
+        loss: nats per supervised token of the teacher's held-out answers; None if there are none.
+    """
+
+    texts: tuple[str, ...]
+    cut: tuple[bool, ...]
+    loss: float | None
+
+
+def evaluate(
+    config: TrainConfig,
+    on_batch: Progress = lambda _model, _total, _done: None,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Let base and student answer the held-out prompts; write scorecard.json and answers.jsonl.
+
+    One model is loaded. It answers as the base with the adapter switched off.
 
     Args:
-        on_batch: told who answers, of how many prompts, and how many are done.
+        on_batch: called after each batch of answers.
+        on_note: called with lines for the operator.
+
+    Returns:
+        The content of scorecard.json: see `scorecard.scorecard`, with `without_reference`, `loss` (nats per
+        supervised token, by model) and `cut` (answers cut by the token limit, by model).
 
     Raises:
-        DataError: no held-out prompt has a reference.
-        StudentError: base or adapter can't be loaded.
+        DataError: no prompt is held out.
+        StudentError: base or adapter can't be loaded, or the base is not the one the adapter was trained on.
+        OutOfMemory: a single prompt does not fit.
     """
     model.set_threads(config.train)
     device = model.select_device(config.train)
+    adapter = config.out_path / "adapter"
+    weights.check_adapter(adapter)
+    check_same_base(config, adapter)
     rows = dataset.read(config)
-    asked = [h for h in rows.held_out if h.reference is not None]
-    if not asked:
+    if not rows.held_out:
         raise DataError(
-            "no held-out prompt with a reference to judge with",
+            "no prompt is held out to evaluate with",
             place=str(config.corpus),
-            remedy=f"rows need a reference and {config.data.split_field!r} other than 'train', or eval_share",
+            remedy=f"give rows a {config.data.split_field!r} other than 'train', or set [data] eval_share",
         )
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    thinks = serving.keeps_reasoning(config, renderer)
-    prompts = renderer.prompts([h.messages for h in asked], [thinks] * len(asked))
-    taught = held_out_examples(rows.held_out, renderer, config)
-    said: dict[str, list[str]] = {}
-    loss: dict[str, float | None] = {}
-    for who in ("base", "student"):
-        if who == "base":
-            answering = model.load_base(config.base, device)
-        else:
-            answering = model.load_trained_student(config, config.out_path / "adapter", device)
-        texts = generate_answers(answering, renderer, prompts, config, partial(on_batch, who, len(asked)))
-        said[who] = [judged_text(text, renderer, config) for text in texts]
-        loss[who] = held_out_loss(answering, taught, config)
-    card = scorecard(judge_answers(asked, said), resamples=config.evaluate.resamples)
-    card["without_reference"] = len(rows.held_out) - len(asked)
-    card["loss"] = {**loss, "tokens": sum(e.supervised for e in taught)}
-    _write_results(config, card, asked, said)
+    targets = held_out_examples(rows.held_out, renderer, config)
+    limit = answer_limit(config, rows, targets, renderer)
+    for note in limit_notes(limit, rows.held_out, targets, renderer):
+        on_note(note)
+    student = model.load_trained_student(config, adapter, device)
+    test = HeldOutTest(config, renderer, rows.held_out, targets, limit)
+    count = len(rows.held_out)
+    with student.disable_adapter():
+        of_base = test.answers_of(student, on_note, partial(on_batch, "base", count))
+    if device.type == "cpu":
+        student.merge_adapter()  # in place and in fp32: the adapter costs no time per token
+    of_student = test.answers_of(student, on_note, partial(on_batch, "student", count))
+    answers = {"base": of_base, "student": of_student}
+    card = make_card(test, answers)
+    _write_results(test, card, answers)
     return card
 
 
-def generate_answers(
-    answering: Any,
-    renderer: Renderer,
-    prompts: Sequence[Sequence[int]],
-    config: TrainConfig,
-    on_done: Callable[[int], None] = lambda _: None,
-) -> list[str]:
-    """Greedy answers, in the order of the prompts.
+@dataclass(frozen=True, slots=True)
+class HeldOutTest:
+    """Hold what every model is tested with.
 
-    Prompts are batched by length and padded on the left, so that all of a batch begin to answer in the same
-    column; a batch ends when its last answer does.
+    Attributes:
+        targets: the teacher's answers as examples, for the loss.
+        limit: tokens after which an answer is cut.
     """
-    stop = renderer.chat_shape.stop_id
-    pad = renderer.tokenizer.pad_token_id
-    settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=config.evaluate.max_new_tokens,
-        eos_token_id=stop,
-        pad_token_id=stop if pad is None else pad,
+
+    config: TrainConfig
+    renderer: Renderer
+    held_out: tuple[HeldOut, ...]
+    targets: tuple[Example, ...]
+    limit: int
+
+    def answers_of(
+        self, answering: Any, on_note: Callable[[str], None], on_done: Callable[[int], None]
+    ) -> Answers:
+        """Let a model answer the held-out prompts, and compute its loss on the teacher's answers."""
+        answers = generate_answers(self, answering, on_note, on_done)
+        texts = (self.renderer.tokenizer.decode(list(a.ids), skip_special_tokens=False) for a in answers)
+        return Answers(
+            texts=tuple(judged_text(text, self.renderer, self.config) for text in texts),
+            cut=tuple(answer.is_cut for answer in answers),
+            loss=held_out_loss(answering, self.targets, self.config),
+        )
+
+
+def generate_answers(
+    test: HeldOutTest,
+    answering: Any,
+    on_note: Callable[[str], None] = lambda _: None,
+    on_done: Callable[[int], None] = lambda _: None,
+) -> list[generate.Answer]:
+    """Answer the held-out prompts greedily, in their order; see `trainer.model.generate`."""
+    thinks = serving.keeps_reasoning(test.config, test.renderer)
+    prompts = test.renderer.prompts([held.messages for held in test.held_out], [thinks] * len(test.held_out))
+    return generate.generate(
+        answering,
+        prompts,
+        generate.Limits(
+            stop_id=test.renderer.chat_shape.stop_id,
+            max_new_tokens=test.limit,
+            batch=test.config.evaluate.batch,
+            pad_id=test.renderer.tokenizer.pad_token_id,
+        ),
+        on_done=on_done,
+        on_batch_lowered=lambda size: on_note(f"memory ran out: now {size:,} prompts are answered together"),
     )
-    device = next(answering.parameters()).device
-    texts = [""] * len(prompts)
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for begin in range(0, len(by_length), config.evaluate.batch):
-        numbers = by_length[begin : begin + config.evaluate.batch]
-        longest = max(len(prompts[i]) for i in numbers)
-        ids = torch.full((len(numbers), longest), stop, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(numbers):
-            ids[row, longest - len(prompts[i]) :] = torch.tensor(prompts[i], dtype=torch.int64)
-            mask[row, longest - len(prompts[i]) :] = 1
-        with torch.inference_mode():
-            out = answering.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
-            )
-        for i, new in zip(numbers, out[:, longest:].tolist(), strict=True):
-            answer = new[: new.index(stop)] if stop in new else new
-            texts[i] = renderer.tokenizer.decode(answer, skip_special_tokens=False)
-        on_done(begin + len(numbers))
-    return texts
+
+
+def answer_limit(config: TrainConfig, rows: Rows, targets: Sequence[Example], renderer: Renderer) -> int:
+    """Return the number of tokens after which an answer is cut.
+
+    It is `[evaluate] max_new_tokens`, or else the longest taught answer, reasoning and end of turn included,
+    and the longest reference, but at most `[train] max_length`.
+    """
+    if config.evaluate.max_new_tokens is not None:
+        return config.evaluate.max_new_tokens
+    taught = [example.supervised for example in targets]
+    if not taught:
+        taught = _token_counts([dataset.answer_of(row, config.data) for row in rows.train], renderer)
+    longest = max([MIN_NEW_TOKENS, *taught, *_reference_lengths(rows.held_out, renderer)])
+    return min(longest, max(config.train.max_length, MIN_NEW_TOKENS))
+
+
+def limit_notes(
+    limit: int, held_out: Sequence[HeldOut], targets: Sequence[Example], renderer: Renderer
+) -> Iterator[str]:
+    """Say how many references and teacher answers are longer than the limit, so that no model can match."""
+    remedy = "raise [evaluate] max_new_tokens"
+    references = _reference_lengths(held_out, renderer)
+    if count := sum(length > limit for length in references):
+        yield (
+            f"{count:,} of {len(references):,} references need more than {limit:,} tokens and can't be "
+            f"answered: {remedy}"
+        )
+    taught = [example.supervised for example in targets]
+    if count := sum(length > limit for length in taught):
+        yield f"{count:,} of {len(taught):,} teacher answers need more than {limit:,} tokens: {remedy}"
+
+
+def _reference_lengths(held_out: Sequence[HeldOut], renderer: Renderer) -> list[int]:
+    return _token_counts([held.reference for held in held_out if held.reference is not None], renderer)
+
+
+def _token_counts(texts: Sequence[str], renderer: Renderer) -> list[int]:
+    """Return the tokens of each text and its end of turn."""
+    if not texts:
+        return []
+    ids = renderer.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [len(row) + 1 for row in ids]
 
 
 def judged_text(text: str, renderer: Renderer, config: TrainConfig) -> str:
-    """What is judged: the answer, without the reasoning a student was taught to say before it."""
+    """Return the part of an answer that is judged: all but the reasoning that was taught with it."""
     if config.data.reasoning == "keep":
         return renderer.chat_shape.answer_in(text)
-    _, mark, after = (
-        text.partition(INLINE_REASONING[1]) if config.data.reasoning == "inline" else ("", "", "")
-    )
-    return after if mark else text
+    if config.data.reasoning == "inline":
+        _, mark, after = text.partition(INLINE_REASONING[1])
+        return after if mark else text
+    return text
 
 
 def held_out_examples(
     held_out: Sequence[HeldOut], renderer: Renderer, config: TrainConfig
 ) -> tuple[Example, ...]:
-    """The teacher's held-out answers, rendered as if they were to be learned; those too long are left out."""
+    """Render the teacher's held-out answers as if they were to be learned; leave out those too long."""
     rows = [h for h in held_out if h.target_answer is not None]
-    made = renderer.examples(
+    examples = renderer.examples(
         [h.messages for h in rows],
         [h.target_answer or "" for h in rows],
         [True] * len(rows),
         [h.target_reasoning for h in rows],
     )
-    return tuple(e for e in made if len(e.ids) <= config.train.max_length)
+    return tuple(e for e in examples if len(e.ids) <= config.train.max_length)
 
 
 def held_out_loss(answering: Any, examples: Sequence[Example], config: TrainConfig) -> float | None:
-    """Nats per supervised token of the teacher's held-out answers, by the loss function that trains.
+    """Compute the loss on the teacher's held-out answers, with the loss function of the training.
 
     Returns:
-        None where there is nothing to judge with.
+        Nats per supervised token; None without examples.
     """
     if not examples:
         return None
     device = next(answering.parameters()).device
-    answering.requires_grad_(False)  # a frozen head is never laid out as a whole
+    answering.requires_grad_(False)  # the loss of a frozen head needs no full logits
     forward = self_test.check_student(answering, config.base)
     total = 0.0
     with torch.no_grad(), self_test.attention_of(answering, forward.layout):
@@ -150,41 +238,53 @@ def held_out_loss(answering: Any, examples: Sequence[Example], config: TrainConf
     return total / sum(e.supervised for e in examples)
 
 
-def judge_answers(asked: Sequence[HeldOut], said: dict[str, list[str]]) -> list[JudgedPrompt]:
-    """Every answer against its reference. A prompt without a usable teacher answer counts as wrong."""
+def make_card(test: HeldOutTest, answers: Mapping[str, Answers]) -> dict[str, Any]:
+    """Return the content of scorecard.json."""
+    judged = judge_answers(test.held_out, answers["base"].texts, answers["student"].texts)
+    card = scorecard(judged, resamples=test.config.evaluate.resamples)
+    card["without_reference"] = len(test.held_out) - len(judged)
+    losses = {name: each.loss for name, each in answers.items()}
+    card["loss"] = {**losses, "tokens": sum(e.supervised for e in test.targets)}
+    cut = {name: sum(each.cut) for name, each in answers.items()}
+    card["cut"] = {**cut, "answers": len(test.held_out), "max_new_tokens": test.limit}
+    return card
+
+
+def judge_answers(
+    held_out: Sequence[HeldOut], base: Sequence[str], student: Sequence[str]
+) -> list[JudgedPrompt]:
+    """Compare the answers to prompts with a reference. A missing teacher answer counts as wrong."""
     return [
         JudgedPrompt(
             prompt_id=held.prompt_id,
             task=held.task,
             split=held.split,
-            base=is_correct(base, held.reference or ""),
-            student=is_correct(student, held.reference or ""),
-            teacher=is_correct(held.teacher, held.reference or ""),
+            base=is_correct(of_base, held.reference),
+            student=is_correct(of_student, held.reference),
+            teacher=is_correct(held.teacher, held.reference),
         )
-        for held, base, student in zip(asked, said["base"], said["student"], strict=True)
+        for held, of_base, of_student in zip(held_out, base, student, strict=True)
+        if held.reference is not None
     ]
 
 
-def _write_results(
-    config: TrainConfig, card: dict[str, Any], asked: Sequence[HeldOut], said: dict[str, list[str]]
-) -> None:
-    lines = [
-        json.dumps(
-            {
-                "prompt_id": held.prompt_id,
-                "task": held.task,
-                "split": held.split,
-                "reference": held.reference,
-                "base": base,
-                "student": student,
-                "teacher": held.teacher,
-            },
-            ensure_ascii=False,
-        )
-        for held, base, student in zip(asked, said["base"], said["student"], strict=True)
-    ]
-    out = config.out_path
+def _write_results(test: HeldOutTest, card: dict[str, Any], answers: Mapping[str, Answers]) -> None:
+    lines = []
+    for i, held in enumerate(test.held_out):
+        row = {
+            "prompt_id": held.prompt_id,
+            "task": held.task,
+            "split": held.split,
+            "reference": held.reference,
+            "base": answers["base"].texts[i],
+            "student": answers["student"].texts[i],
+            "teacher": held.teacher,
+            "base_cut": answers["base"].cut[i],
+            "student_cut": answers["student"].cut[i],
+        }
+        lines.append(json.dumps(row, ensure_ascii=False))
+    out = test.config.out_path
     (out / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    aside = out / ".scorecard.tmp"
-    aside.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    aside.rename(out / "scorecard.json")
+    temporary = out / ".scorecard.tmp"
+    temporary.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    temporary.rename(out / "scorecard.json")

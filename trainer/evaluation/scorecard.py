@@ -16,7 +16,7 @@ Z = 1.959964  # two-sided 95 %
 
 @dataclass(frozen=True, slots=True)
 class JudgedPrompt:
-    """One held-out prompt and who answered it rightly."""
+    """Hold a held-out prompt and whether each model answered it correctly."""
 
     prompt_id: str
     task: str
@@ -27,12 +27,12 @@ class JudgedPrompt:
 
 
 def is_correct(answer: str | None, reference: str) -> bool:
-    """The exact verifier: equal after stripping outer white space of the answer."""
+    """Whether an answer equals the reference, apart from white space around it."""
     return answer is not None and answer.strip() == reference.strip()
 
 
 def wilson_interval(right: int, count: int) -> dict[str, float]:
-    """Accuracy with its Wilson score interval (Wilson 1927), 95 %; also valid at 0 and 1."""
+    """Return the accuracy with its 95 % Wilson score interval (Wilson 1927), valid at 0 and 1 too."""
     if count == 0:
         return {"accuracy": 0.0, "low": 0.0, "high": 1.0}
     p, n = right / count, float(count)
@@ -42,7 +42,7 @@ def wilson_interval(right: int, count: int) -> dict[str, float]:
 
 
 def macro_average(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of accuracies; limits by MOVER (Zou and Donner 2008), which combines the Wilson limits."""
+    """Return the mean of accuracies, with limits combined by MOVER (Zou and Donner 2008)."""
     k = len(scores)
     mean = sum(s["accuracy"] for s in scores) / k
     down = math.sqrt(sum((s["accuracy"] - s["low"]) ** 2 for s in scores)) / k
@@ -51,18 +51,17 @@ def macro_average(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def scorecard(judged: Sequence[JudgedPrompt], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """The judged comparison. The headline is the content-held-out split.
+    """Compute accuracies per task and model, and the recovery of the teacher's accuracy by the student.
 
     Returns:
-        `tasks.<name>.<who>.{accuracy,low,high}`, the same under `macro`, `recovery` (student / teacher of
-        the macro accuracies) with `recovery_low` and `recovery_high` (paired bootstrap, stratified by
-        task), and each other split under `splits.<name>` in the same shape.
-
-    Raises:
-        ValueError: nothing was judged.
+        `tasks.<name>.<model>.{accuracy,low,high}` and the same under `macro`; `recovery` (macro accuracy of
+        the student / of the teacher) with `recovery_low` and `recovery_high` (paired bootstrap, stratified
+        by task), all None if the teacher is never correct; `split`, whose prompts these are (`held_out` if
+        there is such a split); and each other split in the same shape under `splits.<name>`. Without judged
+        prompts `tasks`, `macro` and `splits` are empty.
     """
     if not judged:
-        raise ValueError("nothing was judged")
+        return {**_card([], resamples, seed), "split": HEADLINE_SPLIT, "splits": {}}
     splits = sorted({j.split for j in judged})
     headline = HEADLINE_SPLIT if HEADLINE_SPLIT in splits else splits[0]
     card = _card([j for j in judged if j.split == headline], resamples, seed)
@@ -77,19 +76,23 @@ def scorecard(judged: Sequence[JudgedPrompt], *, resamples: int = 2000, seed: in
 
 def _card(judged: Sequence[JudgedPrompt], resamples: int, seed: int) -> dict[str, Any]:
     by_task: dict[str, list[JudgedPrompt]] = {}
-    for each in sorted(judged, key=lambda j: j.prompt_id):
-        by_task.setdefault(each.task, []).append(each)
+    for prompt in sorted(judged, key=lambda j: j.prompt_id):
+        by_task.setdefault(prompt.task, []).append(prompt)
     tasks: dict[str, Any] = {}
     for task in sorted(by_task):
         rows = by_task[task]
-        tasks[task] = {who: wilson_interval(sum(getattr(j, who) for j in rows), len(rows)) for who in MODELS}
+        tasks[task] = {
+            name: wilson_interval(sum(getattr(j, name) for j in rows), len(rows)) for name in MODELS
+        }
         tasks[task]["prompts"] = len(rows)
-    total = {who: macro_average([tasks[t][who] for t in tasks]) for who in MODELS}
-    low, high = recovery_interval(list(by_task.values()), resamples, seed)
+    macro = {name: macro_average([tasks[t][name] for t in tasks]) for name in MODELS} if tasks else {}
+    recovery = _ratio(macro["student"]["accuracy"], macro["teacher"]["accuracy"]) if macro else None
+    interval = recovery_interval(list(by_task.values()), resamples, seed) if recovery is not None else None
+    low, high = interval or (None, None)
     return {
         "tasks": tasks,
-        "macro": total,
-        "recovery": _ratio(total["student"]["accuracy"], total["teacher"]["accuracy"]),
+        "macro": macro,
+        "recovery": recovery,
         "recovery_low": low,
         "recovery_high": high,
         "prompts": len(judged),
@@ -98,18 +101,26 @@ def _card(judged: Sequence[JudgedPrompt], resamples: int, seed: int) -> dict[str
 
 def recovery_interval(
     by_task: Sequence[Sequence[JudgedPrompt]], resamples: int, seed: int
-) -> tuple[float, float]:
-    """95 % percentile bootstrap of student / teacher accuracy (Efron 1979), per task."""
+) -> tuple[float, float] | None:
+    """Return the 95 % percentile bootstrap interval (Efron 1979) of student / teacher accuracy.
+
+    Resamples in which the teacher is never correct have no ratio and are left out.
+
+    Returns:
+        None if no resample has a ratio.
+    """
     draw = np.random.default_rng(seed)
     student, teacher = np.zeros(resamples), np.zeros(resamples)
     for rows in by_task:
         picked = draw.integers(len(rows), size=(resamples, len(rows)))
         student += np.array([j.student for j in rows], dtype=float)[picked].mean(axis=1)
         teacher += np.array([j.teacher for j in rows], dtype=float)[picked].mean(axis=1)
-    ratios = np.divide(student, teacher, out=np.zeros(resamples), where=teacher > 0)
-    low, high = np.percentile(ratios, [2.5, 97.5])
+    has_ratio = teacher > 0
+    if not has_ratio.any():
+        return None
+    low, high = np.percentile(student[has_ratio] / teacher[has_ratio], [2.5, 97.5])
     return float(low), float(high)
 
 
-def _ratio(student: float, teacher: float) -> float:
-    return student / teacher if teacher else 0.0
+def _ratio(student: float, teacher: float) -> float | None:
+    return student / teacher if teacher else None

@@ -189,7 +189,10 @@ def _check_ties(base: Any, target: str | tuple[str, ...]) -> None:
 
 
 def load_trained_student(config: TrainConfig, adapter: Path, device: torch.device) -> Any:
-    """Load the base with a trained adapter for generation. On the CPU the adapter is merged, in fp32.
+    """Load the base with a trained adapter that can be switched off, in evaluation mode.
+
+    Returns:
+        A PEFT model. Under `disable_adapter()` it computes what the base alone computes.
 
     Raises:
         StudentError: no adapter there, or one that doesn't fit the base.
@@ -202,8 +205,6 @@ def load_trained_student(config: TrainConfig, adapter: Path, device: torch.devic
             student = PeftModel.from_pretrained(base, str(adapter), local_files_only=True)
     except Exception as error:  # noqa: BLE001 - see load_base
         raise StudentError(f"the adapter can't be loaded: {first_line(error)}", place=str(adapter)) from None
-    if device.type == "cpu":
-        return student.merge_and_unload().eval()
     return student.eval()
 
 

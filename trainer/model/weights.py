@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,11 @@ def check_base(folder: Path, sha256: str = "") -> None:
             remedy="convert the weights; pickled files are never loaded",
         )
     tensor_shapes(folder)
-    if sha256 and base_sha256(folder) != sha256:
+    if sha256 and (actual := base_sha256(folder)) != sha256:
         raise StudentError(
-            "this base is not the one [student] sha256 names", place=str(folder), remedy="fetch that revision"
+            f"the base has the SHA-256 {actual}, [student] sha256 names {sha256}",
+            place=str(folder),
+            remedy="fetch the revision that [student] sha256 names",
         )
 
 
@@ -122,11 +125,25 @@ def read_json(path: Path) -> Mapping[str, Any]:
 
 
 def base_sha256(folder: Path) -> str:
-    """Return the SHA-256 of the base's configuration and weights; it ties an adapter to its base."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of the base's configuration and weights; it ties an adapter to its base.
+
+    The files are read once by a process: their hash is remembered for as long as path, size, modification
+    time and inode of each stay the same.
+    """
+    files = []
     for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
+        status = path.stat()
+        files.append((str(path), status.st_size, status.st_mtime_ns, status.st_ino))
+    return _sha256_of_files(tuple(files))
+
+
+@lru_cache(maxsize=16)
+def _sha256_of_files(files: tuple[tuple[str, int, int, int], ...]) -> str:
+    """Hash the names and contents of files, given as (path, size, modification time in ns, inode)."""
+    digest = hashlib.sha256()
+    for path, *_ in files:
+        digest.update(Path(path).name.encode())
+        with Path(path).open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Renderer
 from trainer.data.dataset import Rows
-from trainer.errors import StoreFull
+from trainer.errors import StoreFull, StudentError
 from trainer.files import fsync_tree
 from trainer.model import weights
 from trainer.provenance import fingerprint, model_card
@@ -49,13 +49,50 @@ def write_adapter(student: Any, renderer: Renderer, config: TrainConfig, rows: R
     return final
 
 
+def check_same_base(config: TrainConfig, adapter: Path) -> None:
+    """Refuse a base that is not the one the adapter was trained on.
+
+    Raises:
+        StudentError: the base differs from the adapter's record or from `[student] sha256`, or the adapter
+            has no record.
+    """
+    weights.check_base(config.base, config.student.sha256)
+    recorded = recorded_base_sha256(adapter)
+    actual = weights.base_sha256(config.base)
+    if not recorded:
+        raise StudentError(
+            "the adapter does not record which base it was trained on",
+            place=str(adapter),
+            remedy="train it again",
+        )
+    if recorded != actual:
+        raise StudentError(
+            f"the adapter was trained on a base with the SHA-256 {recorded}, this base has {actual}",
+            place=str(config.base),
+            remedy="set [student] base to the folder that the adapter was trained on, or train it again",
+        )
+
+
+def recorded_base_sha256(adapter: Path) -> str:
+    """Return the SHA-256 of the base that an adapter was trained on, empty if it records none.
+
+    It is in lineage.json; adapters written before it was have it in their bill of materials only.
+    """
+    recorded = weights.read_json(adapter / "lineage.json").get("base_sha256")
+    if isinstance(recorded, str):
+        return recorded
+    components = weights.read_json(adapter / model_card.BOM).get("components", [])
+    base = next((c for c in components if isinstance(c, dict) and c.get("bom-ref") == "base"), {})
+    return str(next((entry["content"] for entry in base.get("hashes", [])), ""))
+
+
 def _fill(aside: Path, student: Any, renderer: Renderer, config: TrainConfig, rows: Rows) -> None:
     student.peft_config["default"].base_model_name_or_path = str(config.base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         student.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
     write_serving_files(aside, renderer, config)
-    lineage = lineage_summary(rows)
+    lineage = {**lineage_summary(rows), "base_sha256": weights.base_sha256(config.base)}
     (aside / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
     leaves = fingerprint.write_rows(
         aside, (fingerprint.leaf_of(s, rows.origins.get(s.key, "")) for s in rows.train)

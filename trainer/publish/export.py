@@ -25,7 +25,7 @@ from trainer.files import fsync_tree
 from trainer.model import model, weights
 from trainer.provenance import fingerprint, model_card, terms_check
 from trainer.publish import modelfile, serving
-from trainer.publish.adapter import card_facts, write_serving_files
+from trainer.publish.adapter import card_facts, check_same_base, write_serving_files
 
 PARITY_FILE = "parity.json"
 MAX_LOGIT_DIFFERENCE = (
@@ -57,6 +57,7 @@ def export_merged(config: TrainConfig, folder: Path, dtype: str = "") -> dict[st
     lineages = [Lineage(each) for each in stored]
     terms_check.require_permission(config, lineages, (), use="export")
     fingerprint.require_intact(adapter)
+    check_same_base(config, adapter)
     kind = _dtype(config, dtype)
     _check_destination(folder)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))

@@ -55,9 +55,11 @@ def read_inputs(config: TrainConfig, rows: dataset.Rows | None = None) -> Traini
 
     Raises:
         DataError: no corpus, or no row to learn from.
-        StudentError: the base's tokenizer or chat template can't be used.
+        StudentError: the base is not the one that `[student] sha256` names, or its tokenizer or chat template
+            can't be used.
         TermsRefused: a teacher's terms do not permit training.
     """
+    weights.check_base(config.base, config.student.sha256)
     rows = rows or dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     rendered = dataset.render(rows, renderer, config, weights.vocabulary_size(config.base))

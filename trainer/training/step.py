@@ -15,15 +15,13 @@ from harvester.system import failpoints
 from trainer.config import TrainSection
 from trainer.data.chat_template import Example
 from trainer.errors import OutOfMemory, StudentError, TrainingDiverged
+from trainer.model.out_of_memory import is_out_of_memory
 from trainer.training.distributed import World
 from trainer.training.forward import pack_losses
 from trainer.training.student import TrainableStudent
 
 # Steps in a row without a finite loss or gradient that end the training.
 MAX_BAD_STEPS = 3
-
-# What torch's CPU allocator says when memory runs out: on Linux, and elsewhere.
-HOST_MEMORY_ERRORS = ("can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +183,7 @@ def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 def _as_out_of_memory(error: RuntimeError | MemoryError, pack: Sequence[Example]) -> Exception:
     """Return OutOfMemory when the error says that memory ran out, else the error itself."""
-    is_host_error = any(phrase in str(error) for phrase in HOST_MEMORY_ERRORS)
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not is_host_error:
+    if not is_out_of_memory(error):
         return error
     longest = max(len(example.ids) for example in pack)
     tokens = sum(len(example.ids) - 1 for example in pack)

@@ -80,7 +80,7 @@ def read_scorecard(scorecard: Path | None) -> Mapping[str, Any] | None:
 def scorecard_parts(card: Mapping[str, Any]) -> dict[str, Any]:
     """Drawing, table rows and notes of a scorecard."""
     who: Sequence[str] = ("base", "student", "teacher")
-    named = {**card["tasks"], "macro": card["macro"]}
+    named = {**card["tasks"], "macro": card["macro"]} if card["macro"] else {}
     points = {
         task: {name: Interval(s[name]["accuracy"], s[name]["low"], s[name]["high"]) for name in who}
         for task, s in named.items()
@@ -95,7 +95,8 @@ def scorecard_parts(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _notes(card: Mapping[str, Any]) -> list[str]:
-    notes = [f"Macro recovery {card['recovery']:.3f}"]
+    recovery = card["recovery"]
+    notes = [f"Macro recovery {recovery:.3f}" if recovery is not None else "Macro recovery –"]
     for name, split in (card.get("splits") or {}).items():
         macro = split.get("macro") if isinstance(split, dict) else None
         if macro:

@@ -1,18 +1,27 @@
-"""Judging: greedy answers, the loss on what the teacher said, and reasoning that is not judged."""
+"""Check the evaluation: greedy answers, the loss on the teacher's answers, and what the scorecard counts."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
+from transformers import GenerationConfig, LlamaForCausalLM
 
 from tests.trainer import tiny
 from tests.trainer.chat_templates import SHAPES
+from tests.trainer.command_line import lines, run_trainer  # noqa: F401 - a fixture
 from trainer import config as settings
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
 from trainer.evaluation import evaluate
-from trainer.model import model
+from trainer.model import generate, model, weights
+from trainer.publish.adapter import recorded_base_sha256
 
 
 def test_the_held_out_loss_is_that_of_transformers_forward(learned):
@@ -29,11 +38,11 @@ def test_the_held_out_loss_is_that_of_transformers_forward(learned):
             logits = student(input_ids=ids[None]).logits[0, e.prompt_length - 1 : -1]
             summed += float(functional.cross_entropy(logits, ids[e.prompt_length :], reduction="sum"))
     mean = summed / sum(e.supervised for e in examples)
-    told = evaluate.held_out_loss(student, examples, config)
-    base = evaluate.held_out_loss(model.load_base(config.base, cpu), examples, config)
-    assert told == pytest.approx(mean, rel=1e-5)
-    assert told < base - 0.3
-    assert told == pytest.approx(done.loss, abs=0.7)  # of the size of the training's, not a thousand times it
+    loss = evaluate.held_out_loss(student, examples, config)
+    base_loss = evaluate.held_out_loss(model.load_base(config.base, cpu), examples, config)
+    assert loss == pytest.approx(mean, rel=1e-5)
+    assert loss < base_loss - 0.3
+    assert loss == pytest.approx(done.loss, abs=0.7)  # of the size of the training loss
     assert evaluate.held_out_loss(student, (), config) is None
 
 
@@ -53,3 +62,232 @@ def test_reasoning_is_learned_by_choice_and_never_judged(tmp_path, reasoning):
         assert learned == "<think>\nbecause 0\n\nso \n</think>\n\nanswer 0<|im_end|>"
         assert (think in first.ids[first.prompt_length :].tolist()) is (reasoning == "keep")
     assert evaluate.judged_text(learned.removesuffix("<|im_end|>"), renderer, config) == "answer 0"
+
+
+@pytest.fixture
+def trained(learned, tmp_path) -> Path:
+    """train.toml of a copy of the finished training, which a test may change."""
+    config, _ = learned
+    shutil.copytree(config.root, tmp_path / "copy")
+    return tmp_path / "copy" / "train.toml"
+
+
+def set_evaluate(toml: Path, line: str) -> None:
+    toml.write_text(f"{toml.read_text()}[evaluate]\n{line}\n")
+
+
+def scored(run_trainer, toml: Path) -> dict[str, object]:  # noqa: F811
+    code, out, err = run_trainer("evaluate", toml, "--json")
+    assert code == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+def test_without_references_losses_and_answers_are_reported_all_the_same(run_trainer, trained):  # noqa: F811
+    rows = [replace(row, reference=None) for row in tiny.skill(40, held_out=10)]
+    tiny.corpus(trained.parent / "store", rows)
+    code, _, err = run_trainer("evaluate", trained)
+    assert code == 0
+    assert "loss on the teacher's answers" in err
+    card = json.loads((trained.parent / "out" / "scorecard.json").read_text())
+    assert 0 < card["loss"]["student"] < card["loss"]["base"]
+    assert (card["tasks"], card["recovery"], card["without_reference"]) == ({}, None, 10)
+    answers = lines(trained.parent / "out" / "answers.jsonl")
+    assert len(answers) == 10
+    assert all(isinstance(row[name], str) for row in answers for name in ("base", "student", "teacher"))
+
+
+def test_prompts_without_a_reference_are_answered_next_to_the_judged_ones(run_trainer, trained):  # noqa: F811
+    rows = tiny.skill(40, held_out=10)
+    tiny.corpus(trained.parent / "store", [*rows[:44], *(replace(r, reference=None) for r in rows[44:])])
+    card = scored(run_trainer, trained)
+    assert (card["prompts"], card["without_reference"]) == (4, 6)
+    assert len(lines(trained.parent / "out" / "answers.jsonl")) == 10
+
+
+def test_a_corpus_without_held_out_prompts_is_refused(run_trainer, trained):  # noqa: F811
+    tiny.corpus(trained.parent / "store", tiny.skill(40))
+    trained.write_text(trained.read_text().replace("[lora]", "eval_share = 0.0\n[lora]"))
+    code, _, err = run_trainer("evaluate", trained)
+    assert code == 2
+    assert "no prompt is held out" in err
+
+
+HOSTILE_GENERATION = {
+    "repetition_penalty": 5.0,
+    "encoder_repetition_penalty": 3.0,
+    "no_repeat_ngram_size": 1,
+    "num_beams": 4,
+    "min_new_tokens": 40,
+    "min_length": 200,
+    "max_length": 3,
+    "suppress_tokens": list(range(100, 200)),
+    "begin_suppress_tokens": list(range(200, 260)),
+    "bad_words_ids": [[105]],
+    "forced_bos_token_id": 9,
+    "forced_eos_token_id": 9,
+    "sequence_bias": [[[110], 50.0]],
+    "exponential_decay_length_penalty": [1, 9.0],
+    "guidance_scale": 3.0,
+    "stop_strings": ["a"],
+    "do_sample": True,
+    "temperature": 9.0,
+    "eos_token_id": list(range(100, 140)),
+    "max_time": 0.0001,
+    "num_return_sequences": 2,
+    "watermarking_config": {"bias": 9.0},
+    "prompt_lookup_num_tokens": 3,
+    "a_field_of_its_own": 1,
+}
+
+
+def test_no_generation_setting_of_the_base_reaches_greedy_answers(learned):
+    config, _ = learned
+    student = model.load_trained_student(config, config.out_path / "adapter", torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(20, 280, (6, 12), generator=generator).tolist()
+    limits = generate.Limits(stop_id=7, max_new_tokens=12, batch=6, pad_id=0)
+    expected = generate.generate(student, prompts, limits)
+    assert len({answer.ids for answer in expected}) > 3
+    for name, value in HOSTILE_GENERATION.items():
+        hostile = GenerationConfig()
+        setattr(hostile, name, value)  # the constructor refuses some combinations
+        student.get_base_model().generation_config = hostile
+        assert generate.generate(student, prompts, limits) == expected, name
+        assert student.get_base_model().generation_config is hostile  # the model is given back as it was
+
+
+def test_the_answers_do_not_change_with_the_generation_config(run_trainer, trained):  # noqa: F811
+    scored(run_trainer, trained)
+    answers = lines(trained.parent / "out" / "answers.jsonl")
+    file = trained.parent / "base" / "generation_config.json"
+    hostile = {"repetition_penalty": 5.0, "stop_strings": ["a"], "min_new_tokens": 40, "num_beams": 4}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **hostile}))
+    scored(run_trainer, trained)
+    assert lines(trained.parent / "out" / "answers.jsonl") == answers
+
+
+def test_answers_cut_by_the_limit_are_counted_apart_and_said_before(run_trainer, trained):  # noqa: F811
+    set_evaluate(trained, "max_new_tokens = 2")
+    code, out, err = run_trainer("evaluate", trained, "--json")
+    assert code == 0
+    assert json.loads(out)["cut"] == {"base": 10, "student": 10, "answers": 10, "max_new_tokens": 2}
+    assert "10 of 10 references need more than 2 tokens" in err
+    assert err.index("references need more") < err.index("score: ")
+    assert "cut at 2 tokens, of 10: base 10, student 10" in err
+    answers = lines(trained.parent / "out" / "answers.jsonl")
+    assert all(row["student_cut"] and row["base_cut"] for row in answers)
+
+
+def test_the_default_limit_follows_the_taught_answers(run_trainer, trained):  # noqa: F811
+    assert scored(run_trainer, trained)["cut"]["max_new_tokens"] == evaluate.MIN_NEW_TOKENS
+    long = [replace(row, completion="x" * 80) for row in tiny.skill(40, held_out=10)]
+    tiny.corpus(trained.parent / "store", long)
+    code, out, err = run_trainer("evaluate", trained, "--json")
+    assert code == 0
+    assert json.loads(out)["cut"]["max_new_tokens"] == 81  # a token for each letter, and the end of turn
+    assert "need more than" not in err
+
+
+def test_when_memory_runs_out_the_batch_is_halved_and_no_answer_changes(
+    run_trainer,  # noqa: F811
+    trained,
+    monkeypatch,
+):
+    expected = scored(run_trainer, trained)
+    answers = lines(trained.parent / "out" / "answers.jsonl")
+    plain = LlamaForCausalLM.generate
+    sizes = []
+
+    def small_memory(self, input_ids, **rest):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", small_memory)
+    code, out, err = run_trainer("evaluate", trained, "--json")
+    assert code == 0
+    assert json.loads(out) == expected
+    assert lines(trained.parent / "out" / "answers.jsonl") == answers
+    assert sizes[:3] == [10, 5, 2]
+    assert "now 2 prompts are answered together" in err
+
+
+def test_one_prompt_that_does_not_fit_ends_in_one_message(run_trainer, trained, monkeypatch):  # noqa: F811
+    def no_memory(self, **_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", no_memory)
+    code, _, err = run_trainer("evaluate", trained)
+    assert code == 1
+    assert "max_new_tokens" in err
+
+
+def test_one_model_is_loaded_and_without_its_adapter_it_is_the_base(run_trainer, trained, monkeypatch):  # noqa: F811
+    config = settings.load(trained)
+    cpu = torch.device("cpu")
+    student = model.load_trained_student(config, config.out_path / "adapter", cpu)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad(), student.disable_adapter():
+        assert torch.equal(
+            student(input_ids=ids).logits, model.load_base(config.base, cpu)(input_ids=ids).logits
+        )
+    loads = []
+    plain = model.load_base
+    monkeypatch.setattr(model, "load_base", lambda *a, **k: loads.append(1) or plain(*a, **k))
+    scored(run_trainer, trained)
+    assert len(loads) == 1
+
+
+def swap_base(toml: Path) -> tuple[str, str]:
+    """Change one weight of the base; return its hash before and after."""
+    folder = toml.parent / "base"
+    before = weights.base_sha256(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.01
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return before, weights.base_sha256(folder)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_another_base_than_the_adapters_is_refused_with_both_hashes(run_trainer, trained, command):  # noqa: F811
+    before, after = swap_base(trained)
+    merged = [trained.parent / "merged"] if command == "export" else []
+    code, _, err = run_trainer(command, trained, *merged)
+    assert code == 2
+    assert before in err
+    assert after in err
+    assert not (trained.parent / "merged").exists()
+
+
+@pytest.mark.parametrize("command", ["plan", "doctor", "train", "evaluate", "export"])
+def test_every_command_refuses_a_base_that_is_not_the_pinned_one(run_trainer, trained, command):  # noqa: F811
+    actual = weights.base_sha256(trained.parent / "base")
+    trained.write_text(trained.read_text().replace("[data]", f'sha256 = "{"ab" * 32}"\n[data]'))
+    more = {"plan": ["--probe", "0"], "export": [trained.parent / "merged"]}.get(command, [])
+    code, _, err = run_trainer(command, trained, *more)
+    assert code == 2
+    assert actual in err
+    assert "ab" * 32 in err
+
+
+def test_the_record_of_the_base_is_found_in_adapters_of_earlier_versions(trained):
+    adapter = trained.parent / "out" / "adapter"
+    file = adapter / "lineage.json"
+    lineage = json.loads(file.read_text())
+    recorded = lineage.pop("base_sha256")
+    file.write_text(json.dumps(lineage))
+    assert recorded_base_sha256(adapter) == recorded == weights.base_sha256(trained.parent / "base")
+
+
+def test_the_base_is_hashed_once_and_again_when_a_file_changes(trained, monkeypatch):
+    folder = trained.parent / "base"
+    reads = []
+    plain = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: reads.append(self.name) or plain(self, *a, **k))
+    first = weights.base_sha256(folder)
+    assert reads.count("model.safetensors") == 1
+    assert weights.base_sha256(folder) == first
+    assert reads.count("model.safetensors") == 1
+    before, after = swap_base(trained)
+    assert (before, after != first) == (first, True)

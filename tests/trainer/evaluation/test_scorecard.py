@@ -50,13 +50,23 @@ def test_other_splits_lie_beside_the_headline():
     assert card["splits"]["held_out_task"]["recovery"] == 0
 
 
-def test_a_teacher_that_is_never_right_gives_no_recovery():
-    assert scorecard(judged("sum", "held_out", 5, 0), resamples=9)["recovery"] == 0
+def test_a_teacher_that_is_never_correct_has_no_recovery():
+    card = scorecard(judged("sum", "held_out", 5, 0), resamples=9)
+    assert (card["recovery"], card["recovery_low"], card["recovery_high"]) == (None, None, None)
+    assert json.loads(json.dumps(card))["recovery"] is None
+    assert card["macro"]["student"]["accuracy"] == 0.05
 
 
-def test_nothing_judged_is_an_error():
-    with pytest.raises(ValueError, match="nothing"):
-        scorecard([])
+def test_resamples_in_which_the_teacher_is_never_correct_do_not_pull_the_interval():
+    # One correct teacher answer of 10: a third of the resamples miss it. The student is always correct.
+    card = scorecard(judged("sum", "held_out", 10, 1, count=10), resamples=500)
+    assert card["recovery"] == pytest.approx(10)
+    assert card["recovery_low"] >= 1
+
+
+def test_without_judged_prompts_the_card_is_empty():
+    card = scorecard([])
+    assert (card["tasks"], card["macro"], card["recovery"], card["prompts"]) == ({}, {}, None, 0)
 
 
 @pytest.mark.parametrize(

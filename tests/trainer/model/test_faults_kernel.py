@@ -53,7 +53,7 @@ def test_08_a_disk_that_is_full_costs_checkpoints_then_the_adapter_never_what_li
     log = tmp_path / "out" / "train.jsonl"
     ended = fork_server("command", words=("train", toml), limits={"RLIMIT_FSIZE": 20_000})
     assert (ended["code"], ended["signal"]) == (5, 0), ended["err"]
-    assert "adapter not written" in ended["err"]
+    assert "adapter can't be written" in ended["err"]
     assert "Traceback" not in ended["err"]
     assert not (tmp_path / "out" / "adapter").exists()
     assert not list((tmp_path / "out").glob("**/.*tmp*"))

@@ -1,0 +1,149 @@
+"""Generate greedy answers in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from trainer.errors import OutOfMemory
+from trainer.model.out_of_memory import is_out_of_memory
+from trainer.model.structure import base_model_of
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Hold one generated answer.
+
+    Attributes:
+        ids: its token ids, without the end of turn.
+        is_cut: whether it reached the token limit before its end of turn.
+    """
+
+    ids: tuple[int, ...]
+    is_cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Configure how answers end and are batched.
+
+    Attributes:
+        stop_id: the token that ends an answer.
+        max_new_tokens: tokens after which an answer is cut.
+        batch: prompts answered together.
+        pad_id: the token to pad with; None: `stop_id`.
+    """
+
+    stop_id: int
+    max_new_tokens: int
+    batch: int
+    pad_id: int | None = None
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    limits: Limits,
+    *,
+    on_done: Callable[[int], None] = lambda _: None,
+    on_batch_lowered: Callable[[int], None] = lambda _: None,
+) -> list[Answer]:
+    """Answer prompts greedily. No setting of the base's own generation_config has any influence.
+
+    Prompts are batched by length and padded on the left, so that all answers of a batch begin in the same
+    column. A batch ends when its last answer does. When memory runs out, the batch is halved and repeated.
+
+    Args:
+        prompts: token ids of each prompt.
+        on_done: called with the number of prompts answered so far.
+        on_batch_lowered: called with the new size of a batch.
+
+    Returns:
+        One answer for each prompt, in the order of the prompts.
+
+    Raises:
+        OutOfMemory: a single prompt does not fit.
+    """
+    settings = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=limits.max_new_tokens,
+        eos_token_id=limits.stop_id,
+        pad_token_id=limits.stop_id if limits.pad_id is None else limits.pad_id,
+    )
+    batch = limits.batch
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers: dict[int, Answer] = {}
+    with _own_generation_config_ignored(model), torch.inference_mode():
+        while len(answers) < len(prompts):
+            numbers = by_length[len(answers) : len(answers) + batch]
+            rows = _generate_batch(model, [prompts[i] for i in numbers], settings)
+            if rows is None:
+                longest = max(len(prompts[i]) for i in numbers)
+                if len(numbers) == 1:
+                    raise OutOfMemory(
+                        f"not enough memory to answer one prompt of {longest:,} tokens with up to "
+                        f"{limits.max_new_tokens:,} new ones",
+                        remedy="lower [evaluate] max_new_tokens, or use a device with more memory",
+                    )
+                batch = len(numbers) // 2
+                on_batch_lowered(batch)
+                continue
+            for i, row in zip(numbers, rows, strict=True):
+                answers[i] = _answer(row, limits.stop_id)
+            on_done(len(answers))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def _answer(row: list[int], stop_id: int) -> Answer:
+    if stop_id not in row:
+        return Answer(tuple(row), is_cut=True)
+    return Answer(tuple(row[: row.index(stop_id)]), is_cut=False)
+
+
+def _generate_batch(
+    model: Any, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+) -> list[list[int]] | None:
+    """Return the new ids of each prompt, or None when memory ran out."""
+    device = next(model.parameters()).device
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), int(settings.pad_token_id), dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64)
+        mask[row, longest - len(prompt) :] = 1
+    try:
+        output = model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    else:
+        rows: list[list[int]] = output[:, longest:].tolist()
+        return rows
+    # Only here the traceback, and with it the tensors of the failed call, has been released.
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+@contextmanager
+def _own_generation_config_ignored(model: Any) -> Iterator[None]:
+    """Replace the model's own generation_config by an empty one during the block.
+
+    transformers fills every field that the caller leaves unset from it: penalties, suppressed tokens, beams,
+    minimum lengths, stop strings. Any of them would change greedy answers.
+    """
+    base = base_model_of(model)
+    own = base.generation_config
+    base.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
