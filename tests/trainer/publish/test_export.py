@@ -30,9 +30,18 @@ KINDS = {
 }
 
 
-def trained(folder, lora=None, shape=None, speech=None, **sections):
+def in_bfloat16(base):
+    """Rewrite a base in bf16: its weights and the dtype in its configuration."""
+    file = base / "model.safetensors"
+    save_file({name: t.bfloat16() for name, t in load_file(file).items()}, file, metadata={"format": "pt"})
+    config = base / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "bfloat16"}))
+
+
+def trained(folder, lora=None, shape=None, speech=None, change_base=lambda _: None, **sections):
     path = tiny.train_toml(folder, tiny.skill(24), lora=lora or {}, **sections)
     tiny.base(folder / "base", speech=speech, **(shape or {"tie_word_embeddings": False}))
+    change_base(folder / "base")
     config = settings.load(path)
     train(config)
     return config
@@ -81,9 +90,7 @@ def test_merged_in_fp32_then_cast_once(tmp_path):
 
 
 def test_a_base_in_bf16_stays_bf16(tmp_path):
-    config = trained(tmp_path)
-    told = config.base / "config.json"
-    told.write_text(json.dumps({**json.loads(told.read_text()), "dtype": "bfloat16"}))
+    config = trained(tmp_path, change_base=in_bfloat16)
     assert export.export_merged(config, tmp_path / "merged")["dtype"] == "bfloat16"
 
 
