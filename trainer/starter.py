@@ -34,7 +34,7 @@ lr = 2e-4
 [evaluate]
 every = "10%"                # held-out loss at each tenth of the training; the best adapter is kept
 patience = 3                 # stop after three evaluations without a lower loss
-max_new_tokens = 256
+# max_new_tokens = 256       # answers are cut there; left out: the length of the longest taught answer
 
 [out]
 path = "out"
