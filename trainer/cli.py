@@ -25,7 +25,7 @@ from trainer.console import (
     progress_bar,
 )
 from trainer.errors import HarvesterError
-from trainer.process import end_on_sigterm
+from trainer.process import end_on_sigterm, ignore_sigterm
 
 EXIT_CODES = """Exit codes: 0 complete, 1 doctor found a fatal fault or the training diverged, 2 usage,
 configuration, corpus or student, 5 storage fault, 75 another training holds the output folder or a
@@ -187,6 +187,7 @@ def train(
     from trainer.data import dataset
 
     rows = dataset.read(loaded)  # a fault in the corpus is reported before torch is loaded
+    from trainer.training.logbook import Evaluation
     from trainer.training.train import train as run_training
 
     with progress_bar("train", "steps") as update:
@@ -197,6 +198,10 @@ def train(
                     print_message(note)
                 update(done, steps, "first step")
 
+        def show_evaluation(evaluation: Evaluation) -> None:
+            best = ", the lowest so far" if evaluation.best_step == evaluation.step else ""
+            print_message(f"step {evaluation.step:,}: held-out loss {evaluation.held_out_loss:.4f}{best}")
+
         trained = run_training(
             loaded,
             lambda log: update(
@@ -205,6 +210,7 @@ def train(
                 f"epoch {log.epoch + 1}, loss {log.loss:.3f}, {log.tokens_per_s:,.0f} tokens/s",
             ),
             on_start=show_start,
+            on_evaluation=show_evaluation,
             rows=rows,
             allow_change=allow_change,
         )
@@ -328,6 +334,7 @@ def main() -> None:
     try:
         app()
     except HarvesterError as error:
+        ignore_sigterm()
         print_message(f"error[{error.code}]: {error.message}")
         if error.place:
             print_message(f"  where   {error.place}")

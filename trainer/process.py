@@ -61,6 +61,12 @@ def end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, on_signal)
 
 
+def ignore_sigterm() -> None:
+    """Ignore SIGTERM from now on: this process ends by itself, and its exit code shall stay the same."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Collect SIGTERM and SIGINT during the block, so that a training can finish its step first.

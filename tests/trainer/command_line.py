@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,12 +19,15 @@ def run_trainer(monkeypatch, capsys) -> RunTrainer:
     """`run_trainer("train", toml)` -> (exit code, stdout, stderr)."""
 
     def run(*words: object) -> tuple[int, str, str]:
+        handler = signal.getsignal(signal.SIGTERM)
         monkeypatch.setattr("sys.argv", ["trainer", *map(str, words)])
         code = 0
         try:
             cli.main()
         except SystemExit as ended:
             code = int(ended.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, handler)  # the command sets its own
         said = capsys.readouterr()
         assert "Traceback" not in said.err
         return code, said.out, said.err

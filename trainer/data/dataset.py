@@ -145,6 +145,20 @@ def read(config: TrainConfig) -> Rows:
     return Rows(tuple(train), _held_out(samples, splits, config.data), excluded, lineages, origins)
 
 
+def held_out_examples(
+    held_out: Sequence[HeldOut], renderer: Renderer, config: TrainConfig
+) -> tuple[Example, ...]:
+    """Render the teacher's held-out answers as if they were to be learned; leave out those too long."""
+    rows = [held for held in held_out if held.target_answer is not None]
+    examples = renderer.examples(
+        [held.messages for held in rows],
+        [held.target_answer or "" for held in rows],
+        [True] * len(rows),
+        [held.target_reasoning for held in rows],
+    )
+    return tuple(example for example in examples if len(example.ids) <= config.train.max_length)
+
+
 def _read_samples(corpus: Corpus, origins: dict[str, str]) -> Iterator[Sample]:
     """Yield the samples, add the hash of each one's origin to `origins`, and clear the columns it needed."""
     for sample in corpus.samples(list(dict.fromkeys((*COLUMNS, *fingerprint.ORIGIN_COLUMNS)))):

@@ -86,14 +86,17 @@ def restore(
         optimiser.state[parameter][state_key] = value.to(device)
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> Path:
+def save(folder: Path, checkpoint: Checkpoint, *, keep_step: int = 0) -> Path:
     """Write one checkpoint into `folder`, read it back, and delete all but the newest `KEEP_NEWEST`.
+
+    Args:
+        keep_step: step of a checkpoint that is kept as well, however old.
 
     Raises:
         StoreFull: the disk is full or refuses; earlier checkpoints are untouched.
         CheckpointError: what is read back is not what was written; earlier checkpoints are kept.
     """
-    final = folder / f"step-{checkpoint.step:08d}"
+    final = folder / _name_of(checkpoint.step)
     temporary = folder / f".{final.name}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +130,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
             remedy="free some space; training resumes from the last checkpoint",
         ) from None
     for old in _complete_checkpoints(folder)[KEEP_NEWEST:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old.name != _name_of(keep_step):
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -173,6 +177,18 @@ def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except (CheckpointError, OSError, ValueError, KeyError, SafetensorError) as error:
             skipped.append(f"{path.name}: {error}")
     return None, skipped
+
+
+def adapter_of_step(folder: Path, step: int) -> Mapping[str, torch.Tensor] | None:
+    """Return the adapter's parameters in the checkpoint of a step; None if it is absent or damaged."""
+    try:
+        return _read(folder / _name_of(step)).adapter
+    except (CheckpointError, OSError, ValueError, KeyError, SafetensorError):
+        return None
+
+
+def _name_of(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _complete_checkpoints(folder: Path) -> list[Path]:

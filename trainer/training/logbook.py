@@ -43,6 +43,27 @@ class StepLog:
     memory_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation during the training found; a line of train.jsonl.
+
+    Attributes:
+        step: steps done; steps: of the whole training.
+        held_out_loss: nats per supervised token of the held-out answers.
+        best_step: step with the lowest held-out loss so far; best_loss: that loss.
+        answers: prompt_id, answer, reference and teacher's answer of a few held-out prompts.
+        seconds: time that the evaluation took.
+    """
+
+    step: int
+    steps: int
+    held_out_loss: float
+    best_step: int
+    best_loss: float
+    answers: tuple[dict[str, str | None], ...]
+    seconds: float
+
+
 class Logbook:
     """Counts work between log lines and writes the lines.
 
@@ -105,18 +126,37 @@ class Logbook:
         mfu = flop / self._peak if self._peak and flop else None
         log = StepLog(**facts, tokens_per_s=tokens, supervised_per_s=supervised, flop_per_s=flop, mfu=mfu)
         values = asdict(log)
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
-        except OSError as error:
-            self.problem = f"{self._path.name} not written: {error.strerror}"
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                if value is not None and name not in {"step", "steps"}:
-                    self._tensorboard.add_scalar(name, value, log.step)
-            self._tensorboard.flush()  # a killed training keeps its curve
+        self._append(values)
+        self._add_scalars(values)
         self._on_line(log)
         return log
+
+    def write_evaluation(self, evaluation: Evaluation) -> None:
+        """Write the line of an evaluation; the time it took does not count in the rates of the next step."""
+        self._last_line_at += evaluation.seconds
+        values = {name: _finite(value) for name, value in asdict(evaluation).items()}
+        self._append(values)
+        self._add_scalars({"step": evaluation.step, "held_out_loss": values["held_out_loss"]})
+
+    def _append(self, values: dict[str, Any]) -> None:
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values, ensure_ascii=False) + "\n")
+        except OSError as error:
+            self.problem = f"{self._path.name} not written: {error.strerror}"
+
+    def _add_scalars(self, values: dict[str, Any]) -> None:
+        if self._tensorboard is None:
+            return
+        for name, value in values.items():
+            if value is not None and name not in {"step", "steps"}:
+                self._tensorboard.add_scalar(name, value, values["step"])
+        self._tensorboard.flush()  # a killed training keeps its curve
+
+
+def _finite(value: Any) -> Any:
+    """Return None for a number that JSON can't write."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step_of(line: str) -> float:

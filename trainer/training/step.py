@@ -79,7 +79,7 @@ class Stepper:
         tokens = sum(len(example.ids) - 1 for pack in packs for example in pack)
         loss = torch.zeros((), device=self._device)
         correct = torch.zeros((), device=self._device)
-        for number, weight in self._packs_of_this_rank(len(packs)):
+        for number, weight in packs_of_rank(len(packs), self._world, self._student):
             torch.manual_seed((self._train.seed * 1_000_003 + step) * 4099 + number)
             pack_sum, pack_correct = self._backward(packs[number], weight, supervised)
             loss += pack_sum * weight
@@ -109,19 +109,6 @@ class Stepper:
         except (RuntimeError, MemoryError) as error:
             raise _as_out_of_memory(error, pack) from None
         return loss, correct
-
-    def _packs_of_this_rank(self, packs: int) -> Iterator[tuple[int, int]]:
-        """Yield (pack number, weight) for this rank: packs rank, rank + size, ...
-
-        With FSDP all ranks must run the same number of forwards, because they gather layers together. A rank
-        without a pack repeats the last one with weight 0.
-        """
-        for first in range(0, packs, self._world.size):
-            number = first + self._world.rank
-            if number < packs:
-                yield number, 1
-            elif self._student.sharded:
-                yield packs - 1, 0
 
     def _update(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
         is_bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
@@ -158,6 +145,20 @@ class Stepper:
                 place=place,
                 remedy="lower [train] lr; the last checkpoint is good",
             )
+
+
+def packs_of_rank(packs: int, world: World, student: TrainableStudent) -> Iterator[tuple[int, int]]:
+    """Yield (pack number, weight) for this rank: packs rank, rank + size, ...
+
+    With FSDP all ranks must run the same number of forwards, because they gather layers together. A rank
+    without a pack repeats the last one with weight 0.
+    """
+    for first in range(0, packs, world.size):
+        number = first + world.rank
+        if number < packs:
+            yield number, 1
+        elif student.sharded:
+            yield packs - 1, 0
 
 
 def check_first_gradient(norm: float) -> None:

@@ -20,12 +20,13 @@ from trainer.errors import CheckpointError, Interrupted, ProcessLost, ResumeRefu
 from trainer.model import model, weights
 from trainer.process import lock_output_folder, stop_signals
 from trainer.publish.adapter import write_adapter
-from trainer.training import checkpoint, flops, optim
+from trainer.training import checkpoint, flops, optim, validation
 from trainer.training.distributed import World, is_lost_connection, join_world
 from trainer.training.inputs import TrainingInputs, read_inputs
-from trainer.training.logbook import Logbook, StepLog
+from trainer.training.logbook import Evaluation, Logbook, StepLog
 from trainer.training.step import Stepper, StepResult, check_first_gradient
 from trainer.training.student import TrainableStudent, load_student
+from trainer.training.validation import Validation
 
 # Settings that do not change the weights, so they may differ when a training is resumed.
 _FREE_SETTINGS = (
@@ -46,6 +47,8 @@ class Trained:
         loss: last finite loss in nats per supervised token, None before the first step.
         wall_s: seconds of this call.
         notes: lines for the operator: device, resumed step, warnings.
+        best_step: step of the adapter that was written, where evaluations chose it; None otherwise.
+        held_out_loss: its held-out loss in nats per supervised token.
     """
 
     adapter: str
@@ -58,6 +61,8 @@ class Trained:
     tokens_per_s: float
     wall_s: float
     notes: tuple[str, ...]
+    best_step: int | None = None
+    held_out_loss: float | None = None
 
 
 def train(
@@ -65,6 +70,7 @@ def train(
     on_step: Callable[[StepLog], None] = lambda _: None,
     *,
     on_start: Callable[[int, int, Sequence[str]], None] = lambda _done, _steps, _notes: None,
+    on_evaluation: Callable[[Evaluation], None] = lambda _: None,
     rows: dataset.Rows | None = None,
     allow_change: bool = False,
 ) -> Trained:
@@ -73,6 +79,7 @@ def train(
     Args:
         on_step: called with each line of the log.
         on_start: called before the first step, with the steps done, the steps in all, and notes.
+        on_evaluation: called after each evaluation that `[evaluate] every` asks for.
         rows: the corpus, if it has been read already.
         allow_change: resume although settings differ from those of the checkpoint.
 
@@ -84,16 +91,16 @@ def train(
         ProcessLost: another process of the training ended; the steps done were checkpointed.
     """
     with (
+        stop_signals() as signals,
         join_world() as world,
         lock_output_folder(config.out_path) if world.is_leader else nullcontext(),
-        stop_signals() as signals,
     ):
         started = time.monotonic()
         config = model.fit_to_device(config, world.size)
         model.set_threads(config.train)
         inputs = read_inputs(config, rows)
         student = load_student(config, inputs.largest_pack, world)
-        run = TrainingRun(config, inputs, student, world, on_step)
+        run = TrainingRun(config, inputs, student, world, on_step, on_evaluation)
         first = run.resume(allow_change=allow_change)
         on_start(first, run.steps, run.notes)
         try:
@@ -103,7 +110,7 @@ def train(
             if not is_lost_connection(error):
                 raise
             raise run.save_after_loss() from None
-        return run.summary(steps_now=run.steps - first, wall_s=time.monotonic() - started)
+        return run.summary(steps_now=run.steps_done - first, wall_s=time.monotonic() - started)
 
 
 class TrainingRun:
@@ -111,6 +118,7 @@ class TrainingRun:
 
     Args:
         on_step: called with each line of the log, on the leading process.
+        on_evaluation: called after each evaluation, on the leading process.
     """
 
     def __init__(
@@ -120,6 +128,7 @@ class TrainingRun:
         student: TrainableStudent,
         world: World,
         on_step: Callable[[StepLog], None],
+        on_evaluation: Callable[[Evaluation], None],
     ) -> None:
         self._config = config
         self._inputs = inputs
@@ -133,11 +142,18 @@ class TrainingRun:
         self._logbook = Logbook(config.out_path, on_step, peak) if world.is_leader else None
         hint = inputs.hint(config.train)
         self._notes = [*setup_notes(student, world), *([f"hint: {hint}"] if hint else [])]
+        self._validation = Validation(config, inputs, student, world)
+        self._on_evaluation = on_evaluation
         self._loss: float | None = None
         self._stepping_s = 0.0
         self._steps_done = self._steps_saved = 0
         # On the CPU reading a value is free. On a GPU it makes the host wait, so only log lines do it.
         self.reads_every_step = student.device.type == "cpu"
+
+    @property
+    def steps_done(self) -> int:
+        """Optimiser steps done, those before a resume included."""
+        return self._steps_done
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -165,10 +181,16 @@ class TrainingRun:
         Raises:
             Interrupted: a rank received a signal; the step was finished and checkpointed.
         """
+        if self._validation.is_due(first):
+            self.evaluate()  # a signal came before it could be made
+            self.save(first)
         for step in range(first, self.steps):
+            if self._validation.is_exhausted:
+                break
             self.step(step)
             signal_number = self._world.highest(signals[0] if signals else 0)
-            if signal_number or self.is_checkpoint_due(step):
+            is_best = not signal_number and self._validation.is_due(step + 1) and self.evaluate()
+            if signal_number or is_best or self.is_checkpoint_due(step):
                 self.save(step + 1)
             if signal_number:
                 self._world.barrier()  # the checkpoint is complete before any rank ends
@@ -177,6 +199,14 @@ class TrainingRun:
                     signal_number=signal_number,
                     remedy="the same command resumes from here",
                 )
+
+    def evaluate(self) -> bool:
+        """Evaluate the student on held-out rows; return whether it is the best so far."""
+        evaluation = self._validation.run(self._steps_done)
+        if self._logbook is not None:
+            self._logbook.write_evaluation(evaluation)
+            self._on_evaluation(evaluation)
+        return evaluation.best_step == evaluation.step
 
     def step(self, step: int) -> None:
         """Make one optimiser step (0-based), or skip it when its numbers are not finite."""
@@ -194,6 +224,7 @@ class TrainingRun:
         is_logged = (
             (step + 1) % train.log_every == 0
             or step + 1 == self.steps
+            or self._validation.is_due(step + 1)
             or (self._logbook is not None and 0 < train.log_every_s <= self._logbook.seconds_since_line)
         )
         reads = is_logged or self.reads_every_step
@@ -261,17 +292,25 @@ class TrainingRun:
         checkpoint.restore(found, self._optimiser, self._student.parameters)
         self._stepper.restore_skipped(int(found.state.get("skipped", 0)))
         self._loss = found.state.get("loss")
+        self._validation.progress = validation.Progress.from_state(found.state.get("validation"))
         self._notes.append(f"resumed at step {found.step} of {self.steps}")
 
     def save(self, steps_done: int) -> None:
         """Write a checkpoint. If the disk is full the older one stays and training continues."""
         if not self._world.is_leader:
             return
-        state = {"settings": self._settings, "skipped": self._stepper.skipped, "loss": self._loss}
+        progress = self._validation.progress
+        state = {
+            "settings": self._settings,
+            "skipped": self._stepper.skipped,
+            "loss": self._loss,
+            "validation": progress.as_state(),
+        }
         parameters = self._student.parameters
         moments = checkpoint.optimiser_moments(self._optimiser, parameters)
         try:
-            checkpoint.save(self._checkpoints, checkpoint.Checkpoint(steps_done, state, parameters, moments))
+            current = checkpoint.Checkpoint(steps_done, state, parameters, moments)
+            checkpoint.save(self._checkpoints, current, keep_step=progress.best_step)
             self._steps_saved = steps_done
         except (StoreFull, CheckpointError) as error:
             self._notes.append(f"warning: {error.message}; the last good checkpoint is kept")
@@ -292,13 +331,35 @@ class TrainingRun:
         Args:
             first: the step at which this call began.
         """
-        has_trained = first < self.steps
-        if has_trained:
-            self.save(self.steps)
+        has_trained = first < self._steps_done
+        if has_trained and self._steps_saved < self._steps_done:
+            self.save(self._steps_done)
+        self._take_best()
         adapter = self._config.out_path / "adapter"
         if self._world.is_leader and (has_trained or not (adapter / "adapter_config.json").exists()):
             write_adapter(self._student.model, self._inputs.renderer, self._config, self._inputs.rows)
         self._world.barrier()
+
+    def _take_best(self) -> None:
+        """Put the weights of the best evaluation into the student, for the adapter that is written."""
+        progress = self._validation.progress
+        if not progress.best_step:
+            return
+        if self._validation.is_exhausted and self._steps_done < self.steps:
+            self._notes.append(
+                f"stopped after step {self._steps_done} of {self.steps}: "
+                f"{progress.worse} evaluations in a row found no lower held-out loss"
+            )
+        best = f"step {progress.best_step}, held-out loss {progress.best_loss:.4f}"
+        if progress.best_step != self._steps_done:
+            weights_of_best = checkpoint.adapter_of_step(self._checkpoints, progress.best_step)
+            if weights_of_best is None:
+                self._notes.append(f"warning: no checkpoint of the best {best}; the last step is written")
+                return
+            with torch.no_grad():
+                for name, parameter in self._student.parameters.items():
+                    parameter.copy_(weights_of_best[name])
+        self._notes.append(f"adapter of the best {best}")
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
@@ -325,6 +386,7 @@ class TrainingRun:
     def summary(self, *, steps_now: int, wall_s: float) -> Trained:
         """Return the counts and notes of this call."""
         tokens = self._logbook.tokens if self._logbook else 0
+        progress = self._validation.progress
         notes = list(self._notes)
         if self._logbook and self._logbook.problem:
             notes.append(f"warning: {self._logbook.problem}")
@@ -339,6 +401,8 @@ class TrainingRun:
             tokens_per_s=tokens / self._stepping_s if self._stepping_s else 0.0,
             wall_s=wall_s,
             notes=tuple(notes),
+            best_step=progress.best_step or None,
+            held_out_loss=progress.best_loss if progress.best_step else None,
         )
 
 

@@ -27,7 +27,12 @@ class Interval:
 
 
 def read_training(training: Path | None) -> list[dict[str, Any]]:
-    """The lines of a train.jsonl, one a step (of a resumed training the newer one); none for None.
+    """Return the lines of a train.jsonl, one for each step; of a resumed training the newer one.
+
+    A line with `held_out_loss` is an evaluation; its values are added to the line of its step.
+
+    Returns:
+        The lines in order of their steps; none without a file.
 
     Raises:
         ConfigError: it is missing or no training log.
@@ -35,9 +40,13 @@ def read_training(training: Path | None) -> list[dict[str, Any]]:
     if training is None:
         return []
     steps: dict[float, dict[str, Any]] = {}
+    evaluations: dict[float, dict[str, Any]] = {}
     try:
         for line in training.read_text(encoding="utf-8").splitlines():
             entry = json.loads(line) if line.strip() else {}
+            if "held_out_loss" in entry:
+                evaluations[float(entry["step"])] = entry
+                continue
             numbers = {name: float(entry[name]) for name in ("step", "loss") if name in entry}
             if entry and len(numbers) < 2:
                 raise ConfigError(
@@ -45,13 +54,13 @@ def read_training(training: Path | None) -> list[dict[str, Any]]:
                 )
             if numbers and all(map(math.isfinite, numbers.values())):  # a step that was skipped has no loss
                 steps[numbers["step"]] = entry
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"training log can't be read: {error}",
             place=str(training),
             remedy="`trainer train` writes train.jsonl",
         ) from None
-    return [steps[step] for step in sorted(steps)]
+    return [{**evaluations.get(step, {}), **steps[step]} for step in sorted(steps)]
 
 
 def read_scorecard(scorecard: Path | None) -> Mapping[str, Any] | None:
@@ -108,7 +117,7 @@ def _notes(card: Mapping[str, Any]) -> list[str]:
 
 
 def training_charts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The student's loss and token accuracy, step by step."""
+    """Draw the student's loss and token accuracy, step by step, and its held-out loss where it was measured."""
     loss = [(float(entry["step"]), float(entry["loss"])) for entry in lines]
     right = [(float(entry["step"]), float(entry.get("accuracy", 0)) * 100) for entry in lines]
 
@@ -124,6 +133,15 @@ def training_charts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             f"Teacher-forced, on training rows; {right[-1][1]:.1f} % at the end.",
         ),
     ]
+    held_out = [
+        (float(entry["step"]), float(entry["held_out_loss"]))
+        for entry in lines
+        if entry.get("held_out_loss") is not None
+    ]
+    if held_out:
+        best_step, best_loss = min(held_out, key=lambda point: point[1])
+        note = f"Nats per supervised token of held-out answers; lowest {best_loss:.3g} at {step(best_step)}."
+        curves.insert(1, ("Held-out loss", held_out, "one", note))
     return [
         figure(title, charts.lines([Series(title, curve, kind, area=True)], x=step, width=charts.WIDE), note)
         for title, curve, kind, note in curves
