@@ -150,6 +150,8 @@ def held_out_examples(
 ) -> tuple[Example, ...]:
     """Render the teacher's held-out answers as if they were to be learned; leave out those too long."""
     rows = [held for held in held_out if held.target_answer is not None]
+    if not rows:
+        return ()
     examples = renderer.examples(
         [held.messages for held in rows],
         [held.target_answer or "" for held in rows],

@@ -117,7 +117,7 @@ def _notes(card: Mapping[str, Any]) -> list[str]:
 
 
 def training_charts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Draw the student's loss and token accuracy, step by step, and its held-out loss where it was measured."""
+    """Draw the loss and token accuracy by step, and the held-out loss where it was measured."""
     loss = [(float(entry["step"]), float(entry["loss"])) for entry in lines]
     right = [(float(entry["step"]), float(entry.get("accuracy", 0)) * 100) for entry in lines]
 

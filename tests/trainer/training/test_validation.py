@@ -81,7 +81,9 @@ def test_the_loss_is_that_of_evaluate_and_the_steps_keep_their_bits(tmp_path):
     assert held_out_loss(student, examples, watched) == pytest.approx(found[-1]["held_out_loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("stop_at", [5, 7, 10, 20])
+@pytest.mark.parametrize(
+    "stop_at", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (7, 10, 20))]
+)
 def test_a_resumed_training_has_the_same_evaluations_and_adapter(tmp_path, stop_at):
     whole = made(tmp_path / "whole", every=5, sample_answers=0)
     train(whole)
