@@ -30,7 +30,7 @@ def test_a_naive_pack_has_another_loss_and_ours_has_the_true_one(learned):
     student = model.load_trained_student(config, config.out_path / "adapter", torch.device("cpu"))
     student.set_attn_implementation(segment_attention.register())
     renderer = Renderer(model.load_tokenizer(config.base))
-    pack = evaluate.held_out_examples(dataset.read(config).held_out, renderer, config)
+    pack = dataset.held_out_examples(dataset.read(config).held_out, renderer, config)
 
     def lost(examples) -> float:
         batch = collate(examples)

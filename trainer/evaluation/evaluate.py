@@ -83,7 +83,7 @@ def evaluate(
             remedy=f"give rows a {config.data.split_field!r} other than 'train', or set [data] eval_share",
         )
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    targets = held_out_examples(rows.held_out, renderer, config)
+    targets = dataset.held_out_examples(rows.held_out, renderer, config)
     limit = answer_limit(config, rows, targets, renderer)
     for note in limit_notes(limit, rows.held_out, targets, renderer):
         on_note(note)
@@ -203,20 +203,6 @@ def judged_text(text: str, renderer: Renderer, config: TrainConfig) -> str:
         _, mark, after = text.partition(INLINE_REASONING[1])
         return after if mark else text
     return text
-
-
-def held_out_examples(
-    held_out: Sequence[HeldOut], renderer: Renderer, config: TrainConfig
-) -> tuple[Example, ...]:
-    """Render the teacher's held-out answers as if they were to be learned; leave out those too long."""
-    rows = [h for h in held_out if h.target_answer is not None]
-    examples = renderer.examples(
-        [h.messages for h in rows],
-        [h.target_answer or "" for h in rows],
-        [True] * len(rows),
-        [h.target_reasoning for h in rows],
-    )
-    return tuple(e for e in examples if len(e.ids) <= config.train.max_length)
 
 
 def held_out_loss(answering: Any, examples: Sequence[Example], config: TrainConfig) -> float | None:

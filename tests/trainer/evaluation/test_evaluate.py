@@ -27,7 +27,7 @@ from trainer.publish.adapter import recorded_base_sha256
 def test_the_held_out_loss_is_that_of_transformers_forward(learned):
     config, done = learned
     renderer = Renderer(model.load_tokenizer(config.base))
-    examples = evaluate.held_out_examples(dataset.read(config).held_out, renderer, config)
+    examples = dataset.held_out_examples(dataset.read(config).held_out, renderer, config)
     assert len(examples) == 10
     cpu = torch.device("cpu")
     student = model.load_trained_student(config, config.out_path / "adapter", cpu)
