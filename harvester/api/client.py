@@ -17,7 +17,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -26,7 +26,7 @@ import orjson
 from httpx_aiohttp import AiohttpTransport
 
 from harvester import __version__
-from harvester.api import model_list
+from harvester.api import completion, model_list
 from harvester.api.error_body import classify, excerpt
 from harvester.api.max_tokens import positive_max_tokens_of
 from harvester.api.redaction import Redactor
@@ -46,6 +46,13 @@ from harvester.system import open_files
 
 _Headers = list[tuple[bytes, bytes]]
 MAX_BODY_BYTES = 32 * 1024 * 1024
+# Longest status line and longest header. aiohttp's own limit is 8190 bytes, and real cookies, traces and
+# policies are longer.
+MAX_HEADER_BYTES = 64 * 1024
+# A complete body whose framing promises more is taken as it is after so many seconds of silence.
+FRAMING_PATIENCE_S = 2.0
+# With these bytes a complete body ends.
+_LAST_BYTES = (b"}", b"]")
 KEEP_ALIVE_S = 60.0
 # `error_code` when the host name does not exist, as opposed to a resolver that fails.
 UNKNOWN_NAME = "unknown_name"
@@ -121,7 +128,11 @@ class Client:
                 limit=0, keepalive_timeout=KEEP_ALIVE_S, ttl_dns_cache=DNS_CACHE_S, ssl=context
             )
             return aiohttp.ClientSession(
-                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=self._run.trust_env
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=self._run.trust_env,
+                max_line_size=MAX_HEADER_BYTES,
+                max_field_size=MAX_HEADER_BYTES,
             )
 
         made: httpx.AsyncBaseTransport = AiohttpTransport(verify=context, client=session)
@@ -172,7 +183,9 @@ class Client:
         return classify(answer.status, answer.headers, answer.body, place=_place(url))
 
     async def models(self, base: str) -> list[str]:
-        """The models that one of the teacher's base URLs lists; empty where it has no such list.
+        """The models that one of the teacher's base URLs lists; empty where it has no list for this key.
+
+        A key that may chat need not be allowed to list models: what counts is the first request.
 
         Raises:
             TeacherRefused: not authorised, or redirected.
@@ -181,8 +194,10 @@ class Client:
         url = httpx.URL(f"{base}/models")
         deadline_s = self._run.deadline_s or BASE_DEADLINE_S
         answer = await self._exchange("GET", url, base, self._headers, b"", deadline_s)
-        if answer.status in {401, 402, 403} or 300 <= answer.status < 400:
-            raise self._refusal(answer, url)
+        if answer.status in {401, 402} or 300 <= answer.status < 400:
+            refusal = self._refusal(answer, url)
+            if not model_list.is_about_listing(refusal.message):
+                raise refusal
         return model_list.parse(answer.body) if answer.status == 200 else []
 
     async def _exchange(
@@ -203,8 +218,9 @@ class Client:
                 raw_headers = response.headers.raw
                 # Unless it is set, httpx decodes all headers once more to guess their encoding.
                 response.headers.encoding = "latin-1"
+                reading = _Reading(response, _place(url), min(FRAMING_PATIENCE_S, deadline_s / 2))
                 try:
-                    body = await _read(response, _place(url))
+                    body = await reading.read()
                 finally:
                     await response.aclose()
         except TimeoutError:
@@ -230,21 +246,111 @@ async def _in_pieces(content: bytes) -> AsyncIterator[bytes]:
         yield content[start : start + PIECE_BYTES]
 
 
-async def _read(response: httpx.Response, place: str) -> bytes:
-    """Read the decoded body, at most `MAX_BODY_BYTES`."""
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in response.aiter_bytes():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            raise PromptRejected(
-                f"the reply is larger than {MAX_BODY_BYTES >> 20} MiB",
-                status=response.status_code,
-                maybe_billed=True,
-                place=place,
-            )
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+class _Stream(httpx.AsyncByteStream):
+    """The body of a reply. A transfer that breaks off ends it, with `error` set: it may be complete.
+
+    `inner` is the stream of the transport.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.error: Exception | None = None
+        self.inner = cast(httpx.AsyncByteStream, response.stream)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self.inner:
+                yield chunk
+        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+            self.error = error
+            rest = _unread(self.inner)
+            if rest:
+                yield rest
+
+    async def aclose(self) -> None:
+        """Close the connection, or return it for the next request."""
+        await self.inner.aclose()
+
+
+def _reader(stream: httpx.AsyncByteStream) -> aiohttp.StreamReader | None:
+    reader = getattr(getattr(stream, "_aiohttp_response", None), "content", None)
+    return reader if isinstance(reader, aiohttp.StreamReader) else None
+
+
+def _unread(stream: httpx.AsyncByteStream) -> bytes:
+    """The bytes that arrived before a transfer broke off. aiohttp keeps them, but raises when it is read."""
+    reader = _reader(stream)
+    if reader is None:
+        return b""
+    reader.set_exception(cast(Exception, None))
+    return reader.read_nowait()
+
+
+class _Reading:
+    """Reads the decoded body of one reply, at most `MAX_BODY_BYTES`.
+
+    A body that is complete in itself is an answer also when its transfer breaks off, or never ends.
+
+    Args:
+        patience_s: silence after which a complete body is taken as it is.
+    """
+
+    def __init__(self, response: httpx.Response, place: str, patience_s: float) -> None:
+        self._response = response
+        self._patience_s = patience_s
+        self._place = place
+        self._chunks: list[bytes] = []
+        self._stream = _Stream(response)
+        response.stream = self._stream
+
+    async def read(self) -> bytes:
+        """Return the body.
+
+        Raises:
+            PromptRejected: it is too large.
+            httpx.HTTPError, aiohttp.ClientError, OSError: the transfer broke off, and the body is not
+                complete.
+        """
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+        size = 0
+        try:
+            async for chunk in self._response.aiter_bytes():
+                if timer is not None:
+                    timer.cancel()
+                self._chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_BODY_BYTES:
+                    raise self._too_large()
+                if chunk[-8:].rstrip().endswith(_LAST_BYTES):
+                    timer = loop.call_later(self._patience_s, self._end_if_complete)
+        finally:
+            if timer is not None:
+                timer.cancel()
+        error = self._stream.error
+        if error is not None and not self._is_readable():
+            raise error
+        return self._body()
+
+    def _end_if_complete(self) -> None:
+        """End the reading, and the connection, when nothing more came after a complete body."""
+        reader = _reader(self._stream.inner)
+        if reader is not None and self._is_readable():
+            reader.set_exception(aiohttp.ClientPayloadError("nothing more came"))
+
+    def _is_readable(self) -> bool:
+        """Whether what came is complete. An error status needs no complete body."""
+        return self._response.status_code != 200 or completion.is_complete(self._body())
+
+    def _body(self) -> bytes:
+        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+
+    def _too_large(self) -> PromptRejected:
+        return PromptRejected(
+            f"the reply is larger than {MAX_BODY_BYTES >> 20} MiB",
+            status=self._response.status_code,
+            maybe_billed=True,
+            place=self._place,
+        )
 
 
 def _translate(error: BaseException, url: httpx.URL, redactor: Redactor) -> TeacherError:

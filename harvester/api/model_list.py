@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import orjson
+
+# A key that is accepted for chat may lack the right to list models.
+_LISTING = re.compile(r"\bscopes?\b|permission|not allowed to list|model\.read|models?:read", re.IGNORECASE)
+
+
+def is_about_listing(message: str) -> bool:
+    """Whether a refused list says that this key may not list models, rather than that it is not accepted."""
+    return _LISTING.search(message) is not None
 
 
 def parse(body: bytes) -> list[str]:

@@ -1,7 +1,7 @@
 """Read the token counts of an answer, and check them against the answer itself. Pure.
 
-A count that its own answer disproves (0 tokens for a page of text) is no count: it is replaced by an estimate,
-and the counts are marked as corrected. Budgets and bills would otherwise trust it.
+A count that its own answer disproves (0 tokens for a page of text) is no count: it is replaced by an
+estimate, and the counts are marked as corrected. Budgets and bills would otherwise trust it.
 """
 
 from __future__ import annotations

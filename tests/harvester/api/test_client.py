@@ -17,6 +17,7 @@ import respx
 from harvester.api import client as room
 from harvester.api import model_list
 from harvester.api.client import USER_AGENT, Client
+from harvester.api.completion import parse
 from harvester.api.request_builder import requests
 from harvester.api.types import Prompt, RawAnswer
 from harvester.config.config import HarvestConfig
@@ -161,7 +162,7 @@ def test_a_refused_connection_was_not_billed() -> None:
         b"",
         b"HTTP/1.1 200",
         b"SMTP ready\r\n\r\n",
-        http_reply(GOOD, length=len(GOOD) + 10),
+        http_reply(GOOD[:-10], length=len(GOOD)),
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab",
         b"HTTP/1.1 200 OK\r\nx-long: " + b"a" * 100_000 + b"\r\n\r\n",
     ],
@@ -175,16 +176,61 @@ def test_broken_connections_may_have_been_billed(reply: bytes) -> None:
 
 
 def test_a_reset_may_have_been_billed() -> None:
-    with wire(http_reply(GOOD, length=999), reset=True) as url, pytest.raises(ConnectionBroken) as caught:
+    with (
+        wire(http_reply(GOOD[:-1], length=999), reset=True) as url,
+        pytest.raises(ConnectionBroken) as caught,
+    ):
         send(config(url))
     assert caught.value.maybe_billed
 
 
-@pytest.mark.parametrize("reply", [b"", http_reply(GOOD, length=999)], ids=["silence", "stalled body"])
+@pytest.mark.parametrize("reply", [b"", http_reply(GOOD[:-1], length=999)], ids=["silence", "stalled body"])
 def test_one_deadline_covers_connect_to_last_byte(reply: bytes) -> None:
     with wire(reply, hang=True) as url, pytest.raises(AttemptTimeout) as caught:
         send(config(url, deadline_s=0.2))
     assert caught.value.maybe_billed
+
+
+def chunked(*chunks: bytes, status: int = 200, more: str = "") -> bytes:
+    """A reply in chunks without the last, empty one."""
+    head = f"HTTP/1.1 {status} X\r\ntransfer-encoding: chunked\r\n{more}\r\n".encode()
+    return head + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+
+
+PIECES = b'data: {"choices":[{"delta":{"content":"4"},"finish_reason":"stop"}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        chunked(GOOD),
+        chunked(GOOD[:20], GOOD[20:]),
+        http_reply(GOOD, length=len(GOOD) + 10),
+        chunked(PIECES + b"data: [DONE]\n\n"),
+        chunked(PIECES),
+        chunked(gzip.compress(GOOD), more="content-encoding: gzip\r\n"),
+    ],
+    ids=["no last chunk", "in two", "length too large", "stream", "stream without an end mark", "gzip"],
+)
+@pytest.mark.parametrize("end", ["closed", "reset", "open"])
+def test_a_complete_body_whose_framing_has_no_end_is_an_answer(
+    reply: bytes, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "FRAMING_PATIENCE_S", 0.1)
+    with wire(reply, hang=end == "open", reset=end == "reset") as url:
+        answer = send(config(url, deadline_s=5))
+    assert parse(answer.body).text == "4"
+
+
+def test_an_error_status_needs_no_complete_body() -> None:
+    with wire(chunked(b'{"error": {"message": "slow do', status=429)) as url, pytest.raises(RateLimited):
+        send(config(url))
+
+
+def test_a_header_of_nine_kilobytes_is_read() -> None:
+    for size in (8_200, 9_000, 60_000):
+        with wire(http_reply(GOOD, {"x-long": "a" * size})) as url:
+            assert send(config(url)).body == GOOD
 
 
 def test_a_compressed_answer_is_decoded_and_a_bomb_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +250,15 @@ def test_a_wrong_content_encoding_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("status", "content", "listed"),
-    [(200, {"data": [{"id": "m"}, {"id": "n"}]}, ["m", "n"]), (200, {}, []), (404, {}, []), (503, {}, [])],
+    [
+        (200, {"data": [{"id": "m"}, {"id": "n"}]}, ["m", "n"]),
+        (200, {}, []),
+        (404, {}, []),
+        (503, {}, []),
+        (403, {"error": "this key may not list models"}, []),
+        (401, {"error": {"message": "Missing scopes: api.model.read"}}, []),
+        (405, {}, []),
+    ],
 )
 def test_models_are_listed_where_there_is_a_list(status: int, content: Any, listed: list[str]) -> None:
     with respx.mock() as router:
