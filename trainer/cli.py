@@ -27,7 +27,7 @@ from trainer.console import (
 from trainer.errors import HarvesterError
 from trainer.process import end_on_sigterm, ignore_sigterm
 
-EXIT_CODES = """Exit codes: 0 complete, 1 doctor found a fatal fault or the training diverged, 2 usage,
+EXIT_CODES = """Exit codes: 0 complete, 1 the data has a fatal fault or the training diverged, 2 usage,
 configuration, corpus or student, 5 storage fault, 75 another training holds the output folder or a
 process of this one was lost, 77 the terms do not permit it, 130/143 interrupted and checkpointed (the
 same command resumes)."""
@@ -120,6 +120,7 @@ def plan(
         f"parameters: base {estimate.base_parameters:,}, adapter {estimate.adapter_parameters:,}",
         f"memory in MiB: {memory}{recomputed}",
         *([f"hint: {estimate.hint}"] if estimate.hint else []),
+        *(f"fatal fault, `trainer train` will refuse: {fault}" for fault in estimate.faults),
         f"base SHA-256 {estimate.base_sha256}",
     ]
     if estimate.time_s is not None:
@@ -168,6 +169,7 @@ def train(
     config: Path = CONFIG,
     processes: int = typer.Option(1, min=1, help="Processes on this machine, one per device."),
     allow_change: bool = typer.Option(False, help="Resume although settings or corpus changed."),
+    force_faults: bool = typer.Option(False, help="Train although the data has fatal faults; see doctor."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Train the adapter. The same command resumes an interrupted training.
@@ -180,7 +182,9 @@ def train(
     if processes > 1:
         from trainer.training.launch import launch
 
-        raise typer.Exit(launch(config, processes, print_message, allow_change=allow_change, as_json=as_json))
+        flags = {"--allow-change": allow_change, "--force-faults": force_faults, "--json": as_json}
+        wanted = [name for name, is_set in flags.items() if is_set]
+        raise typer.Exit(launch(config, processes, print_message, flags=wanted))
     is_leader = os.environ.get("RANK", "0") == "0"
     if is_leader:
         print_message("reading corpus and student")
@@ -213,6 +217,7 @@ def train(
             on_evaluation=show_evaluation,
             rows=rows,
             allow_change=allow_change,
+            force_faults=force_faults,
         )
     if not is_leader:
         return  # only the first process of a fleet prints

@@ -175,15 +175,32 @@ def render(rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int 
         vocabulary: rows of the student's embedding; 0: ids are not checked.
 
     Raises:
-        DataError: every row is too long or has no token to learn.
-        StudentError: the tokenizer produces ids that the student has no embedding for.
+        DataError, StudentError: see `select`.
     """
-    examples = renderer.examples(
+    return select(rows, render_examples(rows, renderer, config), config, vocabulary)
+
+
+def render_examples(rows: Rows, renderer: Renderer, config: TrainConfig) -> list[Example]:
+    """Render each sample to learn, including those that are too long."""
+    return renderer.examples(
         [s.messages for s in rows.train],
         [answer_of(s, config.data) for s in rows.train],
         [s.outcome != Outcome.TRUNCATED for s in rows.train],
         [reasoning_of(s, config.data) for s in rows.train],
     )
+
+
+def select(rows: Rows, examples: Sequence[Example], config: TrainConfig, vocabulary: int = 0) -> Dataset:
+    """Select the examples that are learned, and count the others by reason.
+
+    Args:
+        examples: from `render_examples`.
+        vocabulary: rows of the student's embedding; 0: ids are not checked.
+
+    Raises:
+        DataError: every row is too long or has no token to learn.
+        StudentError: the tokenizer produces ids that the student has no embedding for.
+    """
     reasons = [_unlearnable(e, config.train.max_length) for e in examples]
     fitting = tuple(e for e, reason in zip(examples, reasons, strict=True) if not reason)
     excluded = Counter(rows.excluded) + Counter(reason for reason in reasons if reason)

@@ -11,10 +11,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from trainer.config import TrainConfig
-from trainer.data import dataset
+from trainer.data import data_checks, dataset
 from trainer.data.chat_template import Renderer
-from trainer.evaluation import data_checks
-from trainer.evaluation.data_checks import Check, RenderedRows
+from trainer.data.data_checks import Check, RenderedRows
 from trainer.model import model, weights
 from trainer.publish import serving
 
@@ -82,8 +81,7 @@ def diagnose(config: TrainConfig) -> Diagnosis:
     weights.check_base(config.base, config.student.sha256)
     rows = dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    data = dataset.render(rows, renderer, config)
-    rendered = data_checks.render_rows(rows, renderer, config)
+    rendered, data = data_checks.render_rows(rows, renderer, config)
     vocabulary = weights.vocabulary_size(config.base)
     checks = data_checks.run_checks(rendered, renderer, vocabulary=vocabulary, learned=len(data.examples))
     return Diagnosis(

@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ from trainer.provenance import fingerprint, model_card
 from trainer.publish import serving
 
 
-def write_adapter(student: Any, renderer: Renderer, config: TrainConfig, rows: Rows) -> Path:
+def write_adapter(
+    student: Any, renderer: Renderer, config: TrainConfig, rows: Rows, faults: Sequence[str] = ()
+) -> Path:
     """Write `<out>/adapter` under a temporary name and rename it; an earlier adapter is replaced as a whole.
+
+    Args:
+        faults: fatal faults of the data that the operator chose to learn; the card names them.
 
     Returns:
         The folder. `peft.PeftModel.from_pretrained` loads it as it is.
@@ -34,7 +40,7 @@ def write_adapter(student: Any, renderer: Renderer, config: TrainConfig, rows: R
     aside = final.with_name(".adapter.tmp")
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        _fill(aside, student, renderer, config, rows)
+        _fill(aside, student, renderer, config, rows, faults)
         fsync_tree(aside)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
@@ -86,18 +92,25 @@ def recorded_base_sha256(adapter: Path) -> str:
     return str(next((entry["content"] for entry in base.get("hashes", [])), ""))
 
 
-def _fill(aside: Path, student: Any, renderer: Renderer, config: TrainConfig, rows: Rows) -> None:
+def _fill(
+    aside: Path, student: Any, renderer: Renderer, config: TrainConfig, rows: Rows, faults: Sequence[str]
+) -> None:
     student.peft_config["default"].base_model_name_or_path = str(config.base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         student.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
     write_serving_files(aside, renderer, config)
-    lineage = {**lineage_summary(rows), "base_sha256": weights.base_sha256(config.base)}
+    lineage = {
+        **lineage_summary(rows),
+        "base_sha256": weights.base_sha256(config.base),
+        "forced_faults": list(faults),
+    }
     (aside / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
     leaves = fingerprint.write_rows(
         aside, (fingerprint.leaf_of(s, rows.origins.get(s.key, "")) for s in rows.train)
     )
-    model_card.write(aside, config, rows.lineages, card_facts(config, renderer, len(rows.train)))
+    facts = card_facts(config, renderer, len(rows.train), faults)
+    model_card.write(aside, config, rows.lineages, facts)
     fingerprint.write_tree(aside, leaves, rows.lineages)
 
 
@@ -127,8 +140,15 @@ def lineage_summary(rows: Rows) -> dict[str, Any]:
     }
 
 
-def card_facts(config: TrainConfig, renderer: Renderer, rows: int) -> list[tuple[str, str]]:
-    """Describe how the student was made, as rows (name, text) of its card."""
+def card_facts(
+    config: TrainConfig, renderer: Renderer, rows: int, faults: Sequence[str] = ()
+) -> list[tuple[str, str]]:
+    """Describe how the student was made, as rows (name, text) of its card.
+
+    Args:
+        rows: answers that were learned.
+        faults: fatal faults of the data that were learned with `--force-faults`.
+    """
     target = config.lora.target if isinstance(config.lora.target, str) else ", ".join(config.lora.target)
     return [
         ("adapter", f"LoRA, rank {config.lora.rank}, alpha {config.lora.alpha:g}, on {target}"),
@@ -141,4 +161,5 @@ def card_facts(config: TrainConfig, renderer: Renderer, rows: int) -> list[tuple
         ),
         ("end of a turn", f"token {renderer.chat_shape.stop_id}"),
         ("chat template SHA-256", renderer.template_sha256),
+        *(("fault in the data, learned with --force-faults", fault) for fault in faults),
     ]

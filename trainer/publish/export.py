@@ -155,7 +155,8 @@ def _write_documents(
     shutil.copyfile(adapter / "lineage.json", folder / "lineage.json")
     fingerprint.write_rows(folder, leaves)
     said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in parity.items())
-    facts = [fact for fact in card_facts(config, renderer, len(leaves)) if fact[0] != "load with"]
+    faults = weights.read_json(adapter / "lineage.json").get("forced_faults", [])
+    facts = [fact for fact in card_facts(config, renderer, len(leaves), faults) if fact[0] != "load with"]
     lineages = [Lineage(each) for each in tree["lineages"]]
     model_card.write(folder, config, lineages, [*facts, ("merged", said)], merged=True)
     fingerprint.write_tree(folder, leaves, lineages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainer.config import TrainConfig, TrainSection
-from trainer.data import dataset
+from trainer.data import data_checks, dataset
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.order import Order
 from trainer.model import model, weights
@@ -16,12 +16,17 @@ FEW_STEPS = 30
 
 @dataclass(frozen=True, slots=True)
 class TrainingInputs:
-    """Rows of the corpus, the renderer, the rendered examples and their order."""
+    """Hold what a training learns from.
+
+    Attributes:
+        faults: fatal faults of the data, as lines; what `trainer doctor` finds.
+    """
 
     rows: dataset.Rows
     renderer: Renderer
     dataset: dataset.Dataset
     order: Order
+    faults: tuple[str, ...] = ()
 
     def packs(self, step: int) -> list[list[Example]]:
         """Return the examples of each pack of a step (0-based)."""
@@ -51,7 +56,7 @@ class TrainingInputs:
 
 
 def read_inputs(config: TrainConfig, rows: dataset.Rows | None = None) -> TrainingInputs:
-    """Read the corpus (unless `rows` has been read already) and render it with the student's template.
+    """Read the corpus (unless `rows` has been read already), render it and look for fatal faults.
 
     Raises:
         DataError: no corpus, or no row to learn from.
@@ -62,5 +67,8 @@ def read_inputs(config: TrainConfig, rows: dataset.Rows | None = None) -> Traini
     weights.check_base(config.base, config.student.sha256)
     rows = rows or dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    rendered = dataset.render(rows, renderer, config, weights.vocabulary_size(config.base))
-    return TrainingInputs(rows, renderer, rendered, Order(rendered.lengths, config.train))
+    vocabulary = weights.vocabulary_size(config.base)
+    rendered, data = data_checks.render_rows(rows, renderer, config, vocabulary)
+    checks = data_checks.run_checks(rendered, renderer, vocabulary=vocabulary, learned=len(data.examples))
+    faults = tuple(str(check) for check in checks if check.count)
+    return TrainingInputs(rows, renderer, data, Order(data.lengths, config.train), faults)

@@ -58,13 +58,12 @@ class Worker:
         return self.process.poll()
 
 
-def launch(
-    config: Path, processes: int, report: Report, *, allow_change: bool = False, as_json: bool = False
-) -> int:
+def launch(config: Path, processes: int, report: Report, *, flags: Sequence[str] = ()) -> int:
     """Run `trainer train CONFIG` in `processes` processes and wait for them.
 
     Args:
         report: prints what a worker other than the first said when it failed.
+        flags: more options of `trainer train`.
 
     Returns:
         The exit code; see `run_workers`.
@@ -79,7 +78,6 @@ def launch(
             place="--processes",
             remedy="leave the option out to train in one process",
         )
-    flags = [*(["--json"] if as_json else []), *(["--allow-change"] if allow_change else [])]
     return run_workers([sys.executable, "-m", "trainer", "train", str(config), *flags], processes, report)
 
 

@@ -30,6 +30,7 @@ class TrainPlan:
         pack_waste: share of the packs' tokens that stays empty, 0 to 1.
         memory: bytes by part, and their peak, for the largest pack; see `memory.MemoryEstimate`.
         hint: what to change when the training has a handful of steps only; empty otherwise.
+        faults: fatal faults of the data, for which `trainer train` refuses it.
         step_s: median seconds of a probed step; time_s: estimate for all steps. None without a probe.
         tokens_per_s, flop_per_s: rates of the probe; None without one.
     """
@@ -48,6 +49,7 @@ class TrainPlan:
     checkpointing: bool
     memory: dict[str, int]
     hint: str = ""
+    faults: tuple[str, ...] = ()
     step_s: float | None = None
     time_s: float | None = None
     tokens_per_s: float | None = None
@@ -84,6 +86,7 @@ def plan(config: TrainConfig, probe_steps: int = 0) -> TrainPlan:
         checkpointing=checkpointing,
         memory=asdict(estimate),
         hint=inputs.hint(config.train),
+        faults=inputs.faults,
     )
     return _with_measured_time(counted, config, inputs, probe_steps) if probe_steps else counted
 

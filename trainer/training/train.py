@@ -16,7 +16,7 @@ import torch
 from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.collator import padding_share
-from trainer.errors import CheckpointError, Interrupted, ProcessLost, ResumeRefused, StoreFull
+from trainer.errors import CheckpointError, FindingsError, Interrupted, ProcessLost, ResumeRefused, StoreFull
 from trainer.model import model, weights
 from trainer.process import lock_output_folder, stop_signals
 from trainer.publish.adapter import write_adapter
@@ -73,6 +73,7 @@ def train(
     on_evaluation: Callable[[Evaluation], None] = lambda _: None,
     rows: dataset.Rows | None = None,
     allow_change: bool = False,
+    force_faults: bool = False,
 ) -> Trained:
     """Train the adapter, or continue where the last run stopped.
 
@@ -82,8 +83,10 @@ def train(
         on_evaluation: called after each evaluation that `[evaluate] every` asks for.
         rows: the corpus, if it has been read already.
         allow_change: resume although settings differ from those of the checkpoint.
+        force_faults: train although the data has fatal faults; the model card names them.
 
     Raises:
+        FindingsError: the data has fatal faults; nothing was started.
         DataError, StudentError, ConfigError, TermsRefused: nothing was started.
         ResumeRefused: the output folder holds a training with another configuration or corpus.
         Interrupted: SIGTERM or SIGINT; the step was finished and checkpointed.
@@ -99,6 +102,12 @@ def train(
         config = model.fit_to_device(config, world.size)
         model.set_threads(config.train)
         inputs = read_inputs(config, rows)
+        if inputs.faults and not force_faults:
+            raise FindingsError(
+                "; ".join(inputs.faults),
+                place=str(config.corpus),
+                remedy="`trainer doctor` shows them by token; repair them, or train with --force-faults",
+            )
         student = load_student(config, inputs.largest_pack, world)
         run = TrainingRun(config, inputs, student, world, on_step, on_evaluation)
         first = run.resume(allow_change=allow_change)
@@ -337,7 +346,13 @@ class TrainingRun:
         self._take_best()
         adapter = self._config.out_path / "adapter"
         if self._world.is_leader and (has_trained or not (adapter / "adapter_config.json").exists()):
-            write_adapter(self._student.model, self._inputs.renderer, self._config, self._inputs.rows)
+            write_adapter(
+                self._student.model,
+                self._inputs.renderer,
+                self._config,
+                self._inputs.rows,
+                self._inputs.faults,
+            )
         self._world.barrier()
 
     def _take_best(self) -> None:

@@ -16,8 +16,9 @@ from tests.trainer import tiny
 from tests.trainer.chat_templates import SHAPES
 from tests.trainer.command_line import run_trainer, toml  # noqa: F401 - fixtures
 from trainer import config
+from trainer.data import data_checks
 from trainer.data.chat_template import Renderer
-from trainer.evaluation import data_checks, doctor
+from trainer.evaluation import doctor
 
 
 def change_examples(monkeypatch, change) -> None:
@@ -140,6 +141,29 @@ def test_a_planted_fault_is_fatal_by_name(run_trainer, toml, monkeypatch, plant,
     code, _, err = run_trainer("doctor", toml)
     assert code == 1
     assert message in err
+
+
+@pytest.mark.parametrize(("plant", "message"), FAULTS, ids=[f.__name__[6:] for f, _ in FAULTS])
+def test_train_refuses_data_with_a_fatal_fault(run_trainer, toml, monkeypatch, plant, message):  # noqa: F811
+    plant(toml, monkeypatch)
+    code, _, err = run_trainer("train", toml)
+    assert code == (2 if plant is plant_ids_out_of_range else 1)
+    assert plant is plant_ids_out_of_range or message in err
+    assert not (toml.parent / "out" / "adapter").exists()
+
+
+def test_forced_faults_are_named_in_both_cards(run_trainer, toml, monkeypatch):  # noqa: F811
+    plant_cut_answer_taught_as_whole(toml, monkeypatch)
+    message = "learned as complete: 1 of 8"
+    code, out, _ = run_trainer("plan", toml, "--probe", "0")
+    assert code == 0
+    assert message in out
+    assert run_trainer("train", toml)[0] == 1
+    assert run_trainer("train", toml, "--force-faults")[0] == 0
+    merged = toml.parent / "merged"
+    assert run_trainer("export", toml, merged)[0] == 0
+    for folder in (toml.parent / "out" / "adapter", merged):
+        assert message in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_correct_corpus_has_no_finding(run_trainer, toml):  # noqa: F811

@@ -48,13 +48,27 @@ class RenderedRows:
     examples: tuple[Example, ...]
 
 
-def render_rows(rows: Rows, renderer: Renderer, config: TrainConfig) -> RenderedRows:
-    """Render every row to learn, including those that training would leave out as too long."""
-    answers = tuple(dataset.answer_of(s, config.data) for s in rows.train)
-    thoughts = tuple(dataset.reasoning_of(s, config.data) for s in rows.train)
-    ends = [s.outcome != "truncated" for s in rows.train]
-    examples = renderer.examples([s.messages for s in rows.train], answers, ends, thoughts)
-    return RenderedRows(rows, answers, thoughts, tuple(examples))
+def render_rows(
+    rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int = 0
+) -> tuple[RenderedRows, dataset.Dataset]:
+    """Render every row once.
+
+    Args:
+        vocabulary: rows of the student's embedding; 0: ids are not checked.
+
+    Returns:
+        All rows as examples, for the checks; and those that are learned.
+
+    Raises:
+        DataError, StudentError: see `dataset.select`.
+    """
+    rendered = RenderedRows(
+        rows,
+        tuple(dataset.answer_of(s, config.data) for s in rows.train),
+        tuple(dataset.reasoning_of(s, config.data) for s in rows.train),
+        tuple(dataset.render_examples(rows, renderer, config)),
+    )
+    return rendered, dataset.select(rows, rendered.examples, config, vocabulary)
 
 
 def run_checks(rendered: RenderedRows, renderer: Renderer, *, vocabulary: int, learned: int) -> list[Check]:
