@@ -73,6 +73,9 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"  # a finish_reason that is not in our list, or a part that was not understood
 
 
+# Outcomes of answers that hold nothing to learn from. They can be asked again: `harvester run --retry`.
+UNUSABLE = (Outcome.EMPTY, Outcome.INVALID, Outcome.FILTERED, Outcome.REFUSED, Outcome.UNKNOWN)
+
 # Where the token counts of an answer come from.
 USAGE_REPORTED = "reported"  # by the teacher
 USAGE_ESTIMATED = "estimated"  # from the length of the texts: the teacher reported no usable counts

@@ -109,8 +109,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "`harvester verify STORE --repair` repairs a store; `harvester run` resumes a run.",
     ),
     "too_many_failures": (
-        "All rows are done, but more of them failed than [run] max_failed allows.",
-        "Read dead_letters.jsonl in the store; raise max_failed if you don't need those rows.",
+        "All rows are done, but more of them failed than [run] max_failed allows, or a larger share of the "
+        "answers is empty, invalid, filtered, refused or unknown than [run] max_unusable allows.",
+        "Read dead_letters.jsonl in the store; `harvester run CONFIG --retry-dead` asks for failed rows again, "
+        "`--retry empty,invalid` for such answers; raise max_failed or max_unusable if you don't need them.",
     ),
     "drift": (
         "The change is recorded and shown. The run continues; with [canary] pause = true it pauses until "
@@ -141,8 +143,9 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Check base_url: is there an OpenAI-compatible API at this address?",
     ),
     "prompt_rejected": (
-        "The row has failed (a dead letter) and is not asked again; twenty in a row stop the run.",
-        "Read the teacher's message in dead_letters.jsonl: too long, an unknown field, refused content.",
+        "The row has failed (a dead letter). It is asked again only when told; twenty in a row stop the run.",
+        "Read the teacher's message in dead_letters.jsonl: too long, an unknown field, refused content. "
+        "`harvester run CONFIG --retry-dead` asks again.",
     ),
     "possibly_billed": (
         "The row has failed (a dead letter); a run with [run] retry_possibly_billed = true asks it again.",

@@ -73,6 +73,12 @@ def run(
     epoch: int | None = typer.Option(
         None, min=0, max=MAX_EXACT_INT, help="A new number asks every prompt once more, on purpose."
     ),
+    retry: str | None = typer.Option(
+        None, help="Ask again for stored answers with these outcomes: empty,invalid,filtered,refused,unknown."
+    ),
+    retry_dead: bool = typer.Option(
+        False, "--retry-dead", help="Ask again for failed rows (dead_letters.jsonl), also for rejected ones."
+    ),
     watch: bool = typer.Option(False, "--watch", help="Keep running; take prompt files that appear or grow."),
     finish_by: str | None = typer.Option(None, help="Stop at this time: 2026-11-27T18:00+01:00."),
     metrics_file: Path | None = typer.Option(None, help="Write Prometheus text to this file every 15 s."),
@@ -107,6 +113,8 @@ def run(
         metrics_file=metrics_file,
         otel=otel,
         budget_span=budget_per,
+        retry=_parsed("--retry", retry, _outcomes) or frozenset(),
+        retry_dead=retry_dead,
     )
     prepared = prepare.prepare(config, flags)
     for line in prepared.lines():
@@ -126,6 +134,24 @@ def _parsed(option: str, text: str | None, parse: Callable[[str], Value]) -> Val
         return parse(text)
     except ValueError as error:
         raise UsageError(str(error), place=option) from None
+
+
+def _outcomes(text: str) -> frozenset[str]:
+    """The outcomes in a list with commas.
+
+    Raises:
+        ValueError: one of them is not an outcome that can be asked again.
+    """
+    from harvester.api.types import Outcome
+
+    known = [outcome.value for outcome in Outcome if outcome is not Outcome.OK]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{name!r} is no outcome to ask again for; those are {', '.join(known)}")
+    if not names:
+        raise ValueError(f"name at least one outcome of {', '.join(known)}")
+    return frozenset(names)
 
 
 def _run(prepared: Prepared) -> Summary:

@@ -16,6 +16,7 @@ class Overrides:
     """The options of one run.
 
     `rows`, `usd`, `tokens`, `runtime_s` and `finish_by` are ceilings; None leaves the file's value.
+    `retry` are outcomes of stored answers that are asked again, `retry_dead` asks failed rows again.
     `budget_span` is the span for which `usd` and `tokens` hold, here and at the top of [budget].
     """
 
@@ -30,6 +31,13 @@ class Overrides:
     metrics_file: Path | None = None
     otel: bool = False
     budget_span: BudgetSpan = BudgetSpan.RUN
+    retry: frozenset[str] = frozenset()
+    retry_dead: bool = False
+
+    @property
+    def retries(self) -> bool:
+        """Whether stored answers or failed rows are asked again."""
+        return bool(self.retry) or self.retry_dead
 
     def require(self, *, priced: bool) -> None:
         """Do nothing when the options can be met.

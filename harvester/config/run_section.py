@@ -77,11 +77,14 @@ class RunSection(FrozenModel):
         deadline_s: time limit of one attempt; None: long enough for `max_tokens` from a slow teacher.
         grace_s: how long a signal waits for answers that are on their way.
         epoch: part of every request key; another number asks everything again.
+        max_unusable: share of the answers, from 0 to 1, that may be empty, invalid, filtered, refused or
+            unknown; a run parks above it. None: no limit.
         patience_s: how long a run waits for a teacher that answers nothing.
         retry_possibly_billed: false never resends what may have been billed; it becomes a dead letter.
     """
 
     max_failed: Count = 0
+    max_unusable: float | None = Field(default=None, ge=0, le=1)
     deadline_s: Seconds | None = None
     connect_timeout_s: Seconds = 10
     max_attempts: PositiveInt = 5

@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import typing
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Flag, StrEnum, auto
 from typing import Annotated, Any
 
+from harvester.api.types import UNUSABLE
 from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import Ending
 
@@ -221,9 +222,13 @@ class Counters:
             otel="harvester.cost",
         ),
     ] = 0
-    outcomes: Annotated[dict[str, int], Metric("Answers by outcome.", "{answer}", Kind.COUNTS)] = field(
-        default_factory=dict
-    )
+    outcomes: Annotated[
+        dict[str, int], Metric("Answers by outcome.", "{answer}", Kind.COUNTS, shown=Shown.SUMMARY)
+    ] = field(default_factory=dict)
+    cached_outcomes: Annotated[
+        dict[str, int],
+        Metric("Rows answered from the store, by outcome.", "{row}", Kind.COUNTS, shown=Shown.SUMMARY),
+    ] = field(default_factory=dict)
     errors: Annotated[
         dict[str, int],
         Metric(
@@ -279,6 +284,10 @@ class Counters:
     def note(self, counts: dict[str, int], name: str) -> None:
         """Add one to a name of `outcomes` or `errors`."""
         counts[name] = counts.get(name, 0) + 1
+
+    def unusable(self) -> dict[str, int]:
+        """Rows of this run, answered now or before, whose answers are not usable, by outcome."""
+        return unusable(self.outcomes, self.cached_outcomes)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, by their names in status.json."""
@@ -336,6 +345,12 @@ class Snapshot(Counters):
             shown=Shown.PROGRESS,
         ),
     ] = ""
+
+
+def unusable(*counts: Mapping[str, int]) -> dict[str, int]:
+    """Return how many of these answers are empty, invalid, filtered, refused or unknown, by outcome."""
+    sums = {outcome.value: sum(each.get(outcome, 0) for each in counts) for outcome in UNUSABLE}
+    return {name: count for name, count in sums.items() if count}
 
 
 def declared(counters: type[Counters]) -> dict[str, Metric]:

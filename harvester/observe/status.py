@@ -16,6 +16,7 @@ from typing import Any
 from harvester.config import schedule
 from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import Ending, RunState
+from harvester.observe.counters import unusable
 from harvester.observe.status_schema import validated_status
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
@@ -60,7 +61,7 @@ def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[s
     """
     alive = is_held(store)
     with Journal.open(store, read_only=True) as journal:
-        held, bill = journal.totals().answers, compute_bill(journal, alive=alive)
+        totals, bill = journal.totals(), compute_bill(journal, alive=alive)
         holds = load(journal)
         spent = {} if alive else compute_spent(journal, time.time())
     status = {**read_status(store), **validated_status(live or {})}
@@ -79,7 +80,8 @@ def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[s
         **status,
         "alive": alive,
         "store": str(store),
-        "held": held,
+        "held": totals.held,
+        "held_outcomes": totals.held_outcomes,
         "billed": bill.billed,
         "possibly_billed": len(bill.possibly_billed),
         "possibly_billed_microusd": bill.possibly_billed_microusd,
@@ -148,6 +150,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     if status.get("errors"):
         errors = ", ".join(f"{code} {count:,}" for code, count in sorted(status["errors"].items()))
         lines.append(f"errors    {errors}   (`harvester explain CODE`)")
+    lines += _unusable(status)
     lines += _ledger(status)
     if status.get("usage_corrected"):
         lines.append(
@@ -288,6 +291,20 @@ def _ledger(status: Mapping[str, Any]) -> list[str]:
         f"ledger    {status['held']:,} answers stored, {status['billed']:,} billed for "
         f"${status['cost_microusd_ever'] / 1e6:.4f}, {status['possibly_billed']:,} possibly billed "
         f"(${status['possibly_billed_microusd'] / 1e6:.4f} reserved; `harvester verify` lists them)"
+    ]
+
+
+def _unusable(status: Mapping[str, Any]) -> list[str]:
+    """Answers that are empty, invalid, filtered, refused or unknown: in the store, or else in this run."""
+    held = status.get("held_outcomes")
+    counts = status.get("outcomes") or {} if held is None else held
+    by_outcome = unusable(counts)
+    if not by_outcome:
+        return []
+    text = ", ".join(f"{count:,} {name}" for name, count in by_outcome.items())
+    return [
+        f"unusable  {sum(by_outcome.values()):,} of {sum(counts.values()):,} answers: {text}   "
+        f"(`harvester run CONFIG --retry {','.join(by_outcome)}`)"
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -17,7 +17,7 @@ from harvester.errors import (
     TermsRefused,
     TooManyFailures,
 )
-from harvester.observe.counters import PassResult, Snapshot
+from harvester.observe.counters import Counters, PassResult, Snapshot, unusable
 from harvester.prompts.bad_lines import BAD_PROMPTS_NAME as BAD_PROMPTS
 
 
@@ -120,13 +120,43 @@ class PassEnding:
         return PassResult(self.ending, counts, self._detail)
 
 
-def exit_code(result: PassResult, signal_number: int, max_failed: int) -> int:
-    """The documented code of an ending without an error."""
+def exit_code(
+    result: PassResult, signal_number: int, max_failed: int, max_unusable: float | None = None
+) -> int:
+    """The documented code of an ending without an error.
+
+    Args:
+        max_unusable: share of the answers that may be unusable; None for any.
+    """
     if result.ending in {Ending.INTERRUPTED, Ending.ABORTED}:
         return 128 + signal_number
     if result.ending == Ending.COMPLETE and result.counts.dead > max_failed:
         return TooManyFailures.exit_code
+    if result.ending == Ending.COMPLETE and too_many_unusable(result.counts, max_unusable):
+        return TooManyFailures.exit_code
     return result.ending.exit_code
+
+
+def too_many_unusable(counts: Counters, max_unusable: float | None, *, fewest: int = 1) -> str:
+    """Return why the share of unusable answers is too large; "" if it is not.
+
+    Args:
+        max_unusable: the largest share, None for any.
+        fewest: below this number of answers a share says nothing.
+    """
+    answers = counts.answers_stored + counts.from_cache
+    by_outcome = counts.unusable()
+    bad = sum(by_outcome.values())
+    if max_unusable is None or answers < fewest or bad <= max_unusable * answers:
+        return ""
+    return (
+        f"{bad:,} of {answers:,} answers are not usable ({_counted(by_outcome)}), more than "
+        f"[run] max_unusable = {max_unusable:g} allows"
+    )
+
+
+def _counted(by_outcome: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in by_outcome.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +174,7 @@ class Summary:
     detail: str = ""
     warnings: tuple[str, ...] = ()
     canary_microusd: int = 0
+    held_outcomes: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For --json and run.json."""
@@ -163,14 +194,32 @@ class Summary:
         ]
         if self.detail:
             said.insert(1, f"why: {self.detail}")
+        said += self._unusable_lines()
         if counts.possibly_billed:
             said.append(f"{counts.possibly_billed:,} attempts were possibly billed without an answer to hold")
         if counts.dead:
-            said.append(f"failed rows and reasons: {self.store}/dead_letters.jsonl")
+            said.append(
+                f"failed rows and reasons: {self.store}/dead_letters.jsonl; "
+                f"`{self.resume} --retry-dead` asks for them again"
+            )
         said.extend(f"note: {warning}" for warning in self.warnings)
         if self.exit_code not in {0, TooManyFailures.exit_code}:
             said.append(f"resume with: {self.resume}")
         return said
+
+    def _unusable_lines(self) -> list[str]:
+        """Say how many answers are not usable: of this run, or where it read no rows, of the store."""
+        by_outcome, of_what = self.counts.unusable(), "rows of this run"
+        answers = self.counts.answers_stored + self.counts.from_cache
+        if not by_outcome and not self.counts.cached_outcomes:
+            by_outcome, of_what = unusable(self.held_outcomes), "answers in the store"
+            answers = sum(self.held_outcomes.values())
+        if not by_outcome:
+            return []
+        return [
+            f"not usable: {sum(by_outcome.values()):,} of {answers:,} {of_what} ({_counted(by_outcome)}); "
+            f"`{self.resume} --retry {','.join(by_outcome)}` asks for them again"
+        ]
 
 
 def warnings_of(snapshot: Snapshot, bad_lines: int = 0) -> tuple[str, ...]:

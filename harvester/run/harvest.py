@@ -130,7 +130,9 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
     ending.when_draining(endpoints.drain)
     teacher = Teacher(endpoints, writer, tally, setup.run_id)
     served_models = ServedModels(tally, strict=config.run.strict_model, providers=config.providers)
-    worker = Worker(teacher, writer, in_flight, served_models, tally, ending)
+    worker = Worker(
+        teacher, writer, in_flight, served_models, tally, ending, max_unusable=config.run.max_unusable
+    )
     return PassParts(
         ending,
         tally,

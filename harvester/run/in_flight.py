@@ -92,7 +92,9 @@ class InFlight:
         else:
             self._add_asker_if_new(request, held)
             tally.dead += held.held.state == "dead"
-            tally.from_cache += held.held.state != "dead"
+            if held.held.state != "dead":
+                tally.from_cache += 1
+                tally.note(tally.cached_outcomes, held.held.outcome)
         return False
 
     def _is_forbidden(self, request: Request) -> bool:

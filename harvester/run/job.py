@@ -39,6 +39,7 @@ from harvester.run.heartbeat import ErrorLog, Heartbeat, StatusSources, Watch
 from harvester.run.in_flight import RE_ASKED
 from harvester.run.operator import OperatorCommands, StoredPauses
 from harvester.run.prepare import Prepared, require_still_permitted
+from harvester.run.retry import reopen_rows
 from harvester.run.signals import Signals, handled
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
@@ -92,7 +93,7 @@ async def _run(parts: RunParts) -> Summary:
     parts.heartbeat.end(result.ending, exit_code)
     if error is not None:
         raise error
-    return _summary(parts, result, exit_code, sealed_rows)
+    return await _summary(parts, result, exit_code, sealed_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ async def _open(prepared: Prepared, writer: GroupCommit, watch: Watch, clock: Cl
     record = _record(prepared)
     await on_writer(writer, lambda journal: finish_interrupted(journal, prepared.store))
     await on_writer(writer, lambda journal: journal.begin_run(record))
+    await on_writer(writer, lambda journal: reopen_rows(journal, prepared))
     bad_lines.write_down(prepared.store, prepared.bad)
     warnings = await on_writer(
         writer, lambda journal: file_versions.note(journal, prepared.config, prepared.root, record.run_id)
@@ -324,7 +326,8 @@ async def _check_terms(parts: RunParts) -> None:
 def _exit_code(parts: RunParts, result: PassResult, error: HarvesterError | None, signals: Signals) -> int:
     if error is not None:
         return error.exit_code
-    return endings.exit_code(result, signals.number, parts.prepared.config.run.max_failed)
+    run = parts.prepared.config.run
+    return endings.exit_code(result, signals.number, run.max_failed, run.max_unusable)
 
 
 async def _seal(parts: RunParts, result: PassResult, exit_code: int, error: HarvesterError | None) -> int:
@@ -369,8 +372,9 @@ async def _note_completed_files(parts: RunParts, counts: Snapshot) -> None:
         )
 
 
-def _summary(parts: RunParts, result: PassResult, exit_code: int, sealed_rows: int) -> Summary:
+async def _summary(parts: RunParts, result: PassResult, exit_code: int, sealed_rows: int) -> Summary:
     prepared = parts.prepared
+    totals = await on_writer(parts.writer, lambda journal: journal.totals())
     return Summary(
         run_id=parts.run_id,
         ending=result.ending,
@@ -381,6 +385,7 @@ def _summary(parts: RunParts, result: PassResult, exit_code: int, sealed_rows: i
         resume=prepared.flags.again(prepared.path),
         detail=result.detail,
         counts=result.counts,
+        held_outcomes=totals.held_outcomes,
         canary_microusd=parts.canary.news.get("cost_microusd", 0) if parts.canary is not None else 0,
         warnings=(*parts.warnings, *endings.warnings_of(result.counts, len(prepared.bad))),
     )

@@ -108,7 +108,7 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
     _check_store(root / config.store.path)
     _check_requests(config, path)
     _check_canaries(config, root)
-    prompts = _check_prompts(config, root, watch=flags.watch)
+    prompts = _check_prompts(config, root, watch=flags.watch, retries=flags.retries)
     return Prepared(
         path=path,
         config=config,
@@ -167,14 +167,14 @@ class _PromptTotals:
     digest: bytes | None = None
 
 
-def _check_prompts(config: HarvestConfig, root: Path, *, watch: bool) -> _PromptTotals:
+def _check_prompts(config: HarvestConfig, root: Path, *, watch: bool, retries: bool) -> _PromptTotals:
     """Count the prompts; read them all, unless an earlier run completed the same files.
 
     Raises:
         PromptError: the first line that can't be used, once more than `max_bad` can't.
     """
-    # Canaries are asked during a pass, and a watching run never ends: both need the whole pass.
-    always_read = watch or config.canary.prompts is not None
+    # Canaries are asked during a pass, a watching run never ends, and a retry sends: all need the whole pass.
+    always_read = watch or retries or config.canary.prompts is not None
     digest = None if always_read else completed_files.digest_of(config, root)
     known = completed_files.look_up(root / config.store.path, digest)
     if known is not None:

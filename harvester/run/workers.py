@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from harvester.api.types import Request
 from harvester.errors import Ending, GaveUp, HarvesterError, NotSent, Parked
 from harvester.observe.counters import Counters
-from harvester.run.endings import PassEnding
+from harvester.run.endings import PassEnding, too_many_unusable
 from harvester.run.failures import RejectionStreak
 from harvester.run.in_flight import InFlight, answer_record
 from harvester.run.served_models import ServedModels
 from harvester.store.journal.writer import AsyncWriter
 from harvester.teacher.teacher import AttemptResult, Teacher
 
+# A share of unusable answers ends a pass only from this many answers on.
+FEWEST_ANSWERS = 20
 NO_MEMORY = "memory ran out while an answer was taken in: lower [teacher.limits] max_concurrency"
 
 
@@ -33,6 +35,7 @@ class Worker:
     tally: Counters
     ending: PassEnding
     rejections: RejectionStreak = field(default_factory=RejectionStreak)
+    max_unusable: float | None = None
 
     async def serve(self, request: Request) -> None:
         """Ask one request; keep the answer, or note the failure. Raises nothing that a request can cause."""
@@ -62,6 +65,8 @@ class Worker:
             tally.note(tally.outcomes, record.outcome)
             tally.note_answer(record.latency_s, record.input_tokens, record.output_tokens)
             self.in_flight.complete(request)
+            if why := too_many_unusable(tally, self.max_unusable, fewest=FEWEST_ANSWERS):
+                self.ending.park(Parked(0.0, why))
 
         self.writer.submit(record, stored)
         self.served_models.note(answered.completion)

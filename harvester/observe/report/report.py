@@ -16,6 +16,7 @@ from harvester.config import schedule
 from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import RunState, StoreError
 from harvester.observe.canary import read_rounds
+from harvester.observe.counters import unusable
 from harvester.observe.report import charts, figures, html
 from harvester.observe.report import scorecard as judged
 from harvester.observe.report.census import Census, ShardCensuses, census_of_store
@@ -186,7 +187,7 @@ def _provenance(census: Census) -> list[tuple[str, str]]:
 def _tiles(account: ReportData) -> list[dict[str, Any]]:
     census, status, totals = account.census, account.status, account.totals
     live = status.get("state") in list(RunState)
-    tiles = [_tile("answers held", f"{max(census.rows, totals.answers):,}")]
+    tiles = [_tile("answers held", f"{max(census.rows, totals.held):,}")]
     rates, eta = status.get("rates") or {}, status.get("eta_s") or {}
     if live and rates:
         tiles.append(_tile("requests a minute", f"{rates.get('requests_per_minute', 0):,.0f}"))
@@ -210,9 +211,11 @@ def _tiles(account: ReportData) -> list[dict[str, Any]]:
                 "refused for the rate", f"{refused / totals.attempts:.1%}", bad=refused * 20 > totals.attempts
             )
         )
+    for name, count in unusable(totals.held_outcomes).items():
+        tiles.append(_tile(f"{name} answers", f"{count:,}", bad=True))
     tiles.append(_tile("failed rows", f"{totals.dead:,}", bad=totals.dead > 0))
     billed = totals.possibly_billed
-    tiles.append(_tile("possibly billed, not held", f"{billed:,}", bad=billed > 0))
+    tiles.append(_tile("attempts possibly billed", f"{billed:,}", bad=totals.possibly_billed_microusd > 0))
     return tiles
 
 

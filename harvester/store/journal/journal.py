@@ -102,6 +102,11 @@ class Journal:
             number = enter_run(connection, run)
         self._run = number
 
+    @property
+    def run_number(self) -> int:
+        """Number of the run that `begin_run` began; 0 before."""
+        return self._run
+
     def end_killed_runs(self) -> None:
         """Give earlier runs without an ending the ending `killed`. Call it only while no run lives."""
         with self.writing() as connection:
@@ -248,7 +253,12 @@ class Journal:
         plain = {name: counts.get(name, 0) for name in _PLAIN_COUNTERS}
         plain["possibly_billed"] += len(lost)
         plain["possibly_billed_microusd"] += sum(attempt.reserved_microusd for attempt in lost)
-        return Totals(**plain, outcomes=_under("outcome.", counts), errors=_under("error.", counts))
+        return Totals(
+            **plain,
+            outcomes=_under("outcome.", counts),
+            reopened_outcomes=_under("reopened.", counts),
+            errors=_under("error.", counts),
+        )
 
 
 _PLAIN_COUNTERS = (
@@ -260,6 +270,7 @@ _PLAIN_COUNTERS = (
     "possibly_billed",
     "possibly_billed_microusd",
     "paid_twice",
+    "reopened",
     "input_tokens",
     "output_tokens",
     "cost_microusd",

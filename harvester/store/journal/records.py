@@ -222,7 +222,8 @@ class Totals:
 
     `possibly_billed` are attempts that the teacher may have charged without an answer we hold, with what
     was reserved for them; intents without an end are among them once their run has ended. `outcomes`
-    counts answers, `errors` failed attempts by code.
+    counts answers, `errors` failed attempts by code. `reopened` answers were taken out of the store to ask
+    again, by `reopened_outcomes`; they are among `answers` and `outcomes`, for they were paid.
     """
 
     answers: int = 0
@@ -233,11 +234,24 @@ class Totals:
     possibly_billed: int = 0
     possibly_billed_microusd: int = 0
     paid_twice: int = 0
+    reopened: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_microusd: int = 0
     outcomes: Mapping[str, int] = field(default_factory=dict)
+    reopened_outcomes: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def held(self) -> int:
+        """Answers that were stored and not taken out to be asked again."""
+        return self.answers - self.reopened
+
+    @property
+    def held_outcomes(self) -> dict[str, int]:
+        """Those answers by outcome."""
+        counts = {name: count - self.reopened_outcomes.get(name, 0) for name, count in self.outcomes.items()}
+        return {name: count for name, count in counts.items() if count > 0}
 
 
 @dataclass(frozen=True, slots=True)

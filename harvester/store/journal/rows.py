@@ -259,6 +259,12 @@ def _mark(connection: sqlite3.Connection, failure: Failure) -> tuple[float, int,
     return row["at_us"] / 1e6, row["reserved_tokens"], row["reserved_microusd"]
 
 
+def count_reopened(connection: sqlite3.Connection, run: int, outcomes: Iterable[str]) -> None:
+    """Count answers that run number `run` took out of the store, by outcome, inside an open transaction."""
+    counts = Counter(f"reopened.{outcome}" for outcome in outcomes)
+    _add_counts(connection, run, {**counts, "reopened": counts.total()})
+
+
 def forget_finished(connection: sqlite3.Connection) -> None:
     """Forget which sets of prompt files are completed, because this transaction changes rows they rely on."""
     if has_table(connection, "finished"):

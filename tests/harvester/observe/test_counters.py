@@ -136,7 +136,7 @@ def test_names_of_a_published_format_stay():
     }
     assert set(Counters().summary()) == {
         *("requests_sent", "answers_stored", "from_cache", "duplicates", "dead"),
-        *("possibly_billed", "cost_microusd", "usage_corrected"),
+        *("possibly_billed", "cost_microusd", "usage_corrected", "outcomes", "cached_outcomes"),
     }
     assert set(Counters().of_canaries()) == {
         *("requests_sent", "answers_stored", "possibly_billed", "cost_microusd"),

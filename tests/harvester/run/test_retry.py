@@ -1,0 +1,133 @@
+"""Answers that are not usable are counted where the operator looks, end a run, and are asked again."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester.cli.harvest import _outcomes
+from harvester.config.overrides import Overrides
+from harvester.mock_teacher.running import RunningMock
+from harvester.observe.status import current_status, status_lines
+from harvester.run import job
+from harvester.run.endings import Summary
+from harvester.run.prepare import prepare
+from harvester.store.reader import Corpus
+from tests.faults.bench import live
+
+Mock = Callable[..., RunningMock]
+MANY = tuple(f"What is {number} + 30?" for number in range(100, 160))
+FORM = {"response_format": {"type": "json_object"}}
+# For each outcome: the fault that brings it, and what the request must ask for.
+FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "empty": ({"action": "empty_content"}, {}),
+    "invalid": ({"action": "content", "value": "no JSON"}, FORM),
+    "filtered": ({"action": "content_filter"}, {}),
+    "refused": ({"action": "refusal", "value": "I can't."}, {}),
+    "unknown": ({"action": "finish_reason", "value": "sunset"}, {}),
+}
+
+
+def run_again(root: Path, **options: Any) -> Summary:
+    return asyncio.run(job.run(prepare(root / "harvest.toml", Overrides(**options)), lambda _: None))
+
+
+def outcomes(store: Path) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for sample in Corpus.open(store).samples(["outcome"]):
+        counts[sample.outcome] = counts.get(sample.outcome, 0) + 1
+    return counts
+
+
+@pytest.mark.parametrize("outcome", FAULTS)
+def test_unusable_answers_are_said_everywhere_and_asked_again(
+    mock_teacher: Mock, tmp_path: Path, outcome: str
+) -> None:
+    fault, sampling = FAULTS[outcome]
+    mock = mock_teacher()
+    good = [{"action": "content", "value": "{}"}] if sampling else []
+    faults = [{**fault, "every": 2}, *good]
+    first = live(mock, tmp_path, faults, prompts=MANY[:10], sampling=sampling)
+    assert (first.exit_code, first.outcomes[outcome]) == (0, 5)
+    assert first.fired >= 5
+    assert f"5 of 10 rows of this run (5 {outcome})" in first.said
+    assert f"--retry {outcome}" in first.said
+    status = current_status(tmp_path / "store")
+    assert any(f"5 of 10 answers: 5 {outcome}" in line for line in status_lines(status))
+    mock.set_faults(good)
+    again = run_again(tmp_path)
+    assert again.counts.requests_sent == 0
+    assert any(f"5 {outcome}" in line for line in again.lines())
+    retried = run_again(tmp_path, retry=frozenset({outcome}))
+    assert (retried.counts.requests_sent, retried.counts.from_cache) == (5, 5)
+    assert outcomes(tmp_path / "store") == {"ok": 10}
+    assert Corpus.open(tmp_path / "store").verify() == []
+    assert current_status(tmp_path / "store")["held_outcomes"] == {"ok": 10}
+    kept = [json.loads(line) for line in (tmp_path / "store" / "retried.jsonl").read_text().splitlines()]
+    assert {entry["outcome"] for entry in kept} == {outcome}
+    assert len({entry["key"] for entry in kept}) == 5
+    assert all(b"choices" in base64.b64decode(entry["raw"]) for entry in kept)
+
+
+def test_only_the_named_outcomes_are_asked_again(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    live(mock, tmp_path, [{"action": "empty_content", "every": 2}], prompts=MANY[:10])
+    assert run_again(tmp_path, retry=frozenset({"invalid", "refused"})).counts.requests_sent == 0
+    assert outcomes(tmp_path / "store") == {"ok": 5, "empty": 5}
+
+
+def test_rows_of_other_prompts_keep_their_answers(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    live(mock, tmp_path, [{"action": "empty_content"}], prompts=MANY[:4])
+    live(mock, tmp_path, [{"action": "empty_content"}], prompts=MANY[4:8])
+    mock.set_faults([])
+    assert run_again(tmp_path, retry=frozenset({"empty"})).counts.requests_sent == 4
+    assert outcomes(tmp_path / "store") == {"ok": 4, "empty": 4}
+
+
+def test_failed_rows_are_asked_again_when_told(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    fault = {"action": "status", "status": 400, "every": 3}
+    first = live(mock, tmp_path, [fault], prompts=MANY[:9])
+    assert (first.exit_code, len(first.letters)) == (3, 3)
+    assert "--retry-dead" in first.said
+    mock.set_faults([])
+    assert run_again(tmp_path).counts.requests_sent == 0
+    again = run_again(tmp_path, retry_dead=True)
+    assert (again.exit_code, again.counts.requests_sent, again.counts.dead) == (0, 3, 0)
+    assert not (tmp_path / "store" / "dead_letters.jsonl").exists()
+
+
+@pytest.mark.parametrize("outcome", ["empty", "refused"])
+def test_a_run_parks_above_the_share_of_unusable_answers(
+    mock_teacher: Mock, tmp_path: Path, outcome: str
+) -> None:
+    mock = mock_teacher(latency_s=0.01)
+    fault = [{**FAULTS[outcome][0], "every": 2}]
+    ended = live(mock, tmp_path, fault, prompts=MANY, run={"max_unusable": 0.3})
+    assert ended.exit_code == 10
+    assert ended.said.startswith("parked")
+    assert "max_unusable = 0.3" in ended.said
+    assert 20 <= ended.billed["requests"] < 40
+
+
+def test_a_complete_run_with_too_many_unusable_answers_exits_with_3(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher()
+    fault = [{"action": "empty_content", "every": 2}]
+    assert live(mock, tmp_path, fault, prompts=MANY[:10], run={"max_unusable": 0.4}).exit_code == 3
+    assert live(mock, tmp_path, fault, prompts=MANY[:10], run={"max_unusable": 0.5}).exit_code == 0
+
+
+@pytest.mark.parametrize("text", ["ok", "empty,good", "", ","])
+def test_only_outcomes_can_be_asked_again(text: str) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        _outcomes(text)
+    assert _outcomes("empty, invalid") == {"empty", "invalid"}
