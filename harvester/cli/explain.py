@@ -111,8 +111,8 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "too_many_failures": (
         "All rows are done, but more of them failed than [run] max_failed allows, or a larger share of the "
         "answers is empty, invalid, filtered, refused or unknown than [run] max_unusable allows.",
-        "Read dead_letters.jsonl in the store; `harvester run CONFIG --retry-dead` asks for failed rows again, "
-        "`--retry empty,invalid` for such answers; raise max_failed or max_unusable if you don't need them.",
+        "Read dead_letters.jsonl in the store; `harvester run CONFIG --retry-dead` asks for failed rows "
+        "again, `--retry empty,invalid` for such answers; or raise max_failed or max_unusable.",
     ),
     "drift": (
         "The change is recorded and shown. The run continues; with [canary] pause = true it pauses until "

@@ -29,6 +29,16 @@ from tests.journey.living import harvester, living, write_folder
 
 Mock = Callable[..., RunningMock]
 MANY = tuple(f"What is {number} + 30?" for number in range(100, 160))
+WORDS = 100
+LONG_ANSWER = {
+    "choices": [
+        {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": " ".join(["a"] * WORDS)},
+        }
+    ]
+}
 PRICE = {"price": {"input": 10.0, "output": 30.0}}
 
 
@@ -200,3 +210,29 @@ def test_a_store_of_an_earlier_release_counts_with_all_that_it_spent(
         connection.execute("DELETE FROM counters WHERE name GLOB 'spent.*'")
         connection.execute("DELETE FROM checks WHERE name GLOB 'counters:*'")
     assert spent(tmp_path / "store") == before
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        {"prompt_tokens": 11, "completion_tokens": 0, "total_tokens": 11},
+        {"prompt_tokens": 11, "completion_tokens": 1, "total_tokens": 12},
+        {"prompt_tokens": -5, "completion_tokens": -300, "total_tokens": -305},
+    ],
+)
+def test_usage_that_is_lower_than_the_answers_hold_is_charged_by_our_own_count(
+    mock_teacher: Mock, tmp_path: Path, usage: dict[str, int]
+) -> None:
+    mock = mock_teacher(latency_s=0.01)
+    faults = [{"action": "patch", "value": {**LONG_ANSWER, "usage": usage}}]
+    ended = live(mock, tmp_path, faults, prompts=MANY, teacher=PRICE, budget={"usd": 0.05})
+    assert ended.fired > 0
+    assert ended.exit_code == 10
+    assert ended.said.startswith("budget")
+    if min(usage.values()) >= 0:  # a negative count is none at all: then the reservation is charged
+        assert f"fewer tokens than {ended.totals.answers:,} of its answers hold" in ended.said
+    own_count = WORDS * 2 * 30 / 4  # at most a token for every four bytes, at 30 micro-dollars
+    assert 5 < ended.totals.answers < 60
+    assert 0 < spent(tmp_path / "store")[BudgetSpan.STORE][1] <= 50_000
+    assert spent(tmp_path / "store")[BudgetSpan.STORE][1] >= ended.totals.answers * own_count / 4

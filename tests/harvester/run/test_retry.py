@@ -131,3 +131,16 @@ def test_only_outcomes_can_be_asked_again(text: str) -> None:
     with pytest.raises(ValueError, match="empty"):
         _outcomes(text)
     assert _outcomes("empty, invalid") == {"empty", "invalid"}
+
+
+@pytest.mark.parametrize("status", [498, 499, 460])
+def test_a_passing_4xx_is_asked_again_in_the_next_run(
+    mock_teacher: Mock, tmp_path: Path, status: int
+) -> None:
+    mock = mock_teacher()
+    fault = {"action": "status", "status": status, "prompt": "100 + 30"}
+    first = live(mock, tmp_path, [fault], prompts=MANY[:4])
+    assert (first.exit_code, first.fired > 0, len(first.letters)) == (3, True, 1)
+    mock.set_faults([])
+    again = run_again(tmp_path)
+    assert (again.exit_code, again.counts.requests_sent, again.counts.dead) == (0, 1, 0)
