@@ -119,6 +119,7 @@ def plan(
         f"steps {estimate.steps:,} of {estimate.packs_per_step} packs, unused {estimate.pack_waste:.1%}",
         f"parameters: base {estimate.base_parameters:,}, adapter {estimate.adapter_parameters:,}",
         f"memory in MiB: {memory}{recomputed}",
+        *(f"note: {note}" for note in estimate.notes),
         *([f"hint: {estimate.hint}"] if estimate.hint else []),
         *(f"fatal fault, `trainer train` will refuse: {fault}" for fault in estimate.faults),
         f"base SHA-256 {estimate.base_sha256}",

@@ -14,6 +14,7 @@ from trainer.config import TrainConfig
 from trainer.data import data_checks, dataset
 from trainer.data.chat_template import Renderer
 from trainer.data.data_checks import Check, RenderedRows
+from trainer.errors import ConfigError, StudentError
 from trainer.model import model, weights
 from trainer.publish import serving
 
@@ -81,12 +82,13 @@ def diagnose(config: TrainConfig) -> Diagnosis:
     weights.check_base(config.base, config.student.sha256)
     rows = dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
+    student_notes, refusals = _check_student(config)
     rendered, data = data_checks.render_rows(rows, renderer, config)
     vocabulary = weights.vocabulary_size(config.base)
     checks = data_checks.run_checks(rendered, renderer, vocabulary=vocabulary, learned=len(data.examples))
     return Diagnosis(
-        findings=tuple(str(check) for check in checks if check.count),
-        notices=tuple(_notices(rendered, renderer, config)),
+        findings=(*(str(check) for check in checks if check.count), *refusals),
+        notices=(*_notices(rendered, renderer, config), *student_notes),
         checks=tuple(checks),
         shown=tuple(_pick_samples(rendered, checks, renderer)),
         examples=len(data.examples),
@@ -96,6 +98,14 @@ def diagnose(config: TrainConfig) -> Diagnosis:
         excluded=dict(data.excluded),
         lengths=_length_histogram(rendered),
     )
+
+
+def _check_student(config: TrainConfig) -> tuple[list[str], list[str]]:
+    """Check the student without its weights; return notes, and why it can't be trained."""
+    try:
+        return model.check_without_weights(config), []
+    except (StudentError, ConfigError) as error:
+        return [], [error.message]
 
 
 def write_page(diagnosis: Diagnosis, config: TrainConfig, path: Path) -> Path:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import PeftModel
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from trainer.config import CUDA_PACK_TOKENS, TrainConfig, TrainSection
 from trainer.errors import ConfigError, StudentError
-from trainer.model import self_test
+from trainer.model import adapter, loading, self_test
+from trainer.model.loading import first_line
 from trainer.model.rows import RowLayout
 from trainer.model.weights import check_adapter, check_base, read_chat_template
 
@@ -108,19 +109,10 @@ def load_base(folder: Path, device: torch.device, *, weights_on: torch.device | 
         weights_on: device that holds the weights; None: `device`.
 
     Raises:
-        StudentError: files that transformers can't make a causal language model of.
+        StudentError: files that transformers can't make a causal language model of, or tensors that are
+            missing, unexpected or of another shape.
     """
-    check_base(folder)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=base_dtype(device),
-        )
-    except Exception as error:  # noqa: BLE001 - safetensors, transformers and torch each raise their own
-        raise StudentError(f"the base can't be loaded: {first_line(error)}", place=str(folder)) from None
+    model = loading.load_model(folder, dtype=base_dtype(device))
     return model.to(weights_on or device).eval()
 
 
@@ -144,51 +136,38 @@ def load_new_student(config: TrainConfig, device: torch.device, *, sharded: bool
 
 
 def add_adapter(base: Any, config: TrainConfig) -> Any:
-    """Put a new LoRA adapter on a base; A is drawn from torch's global generator.
+    """Put the adapter of `[lora]` on a base; see `adapter.add_adapter`."""
+    return adapter.add_adapter(base, config.lora)
+
+
+def check_without_weights(config: TrainConfig) -> list[str]:
+    """Check everything about the student that needs no weights: tensors, adapter and rows.
+
+    Names and shapes of the base's tensors are compared with its configuration, the adapter is put on the
+    shapes, and the self-test runs on a tiny random copy of the architecture.
+
+    Returns:
+        Notes for the operator: how rows are computed, what the adapter leaves out.
 
     Raises:
-        StudentError: no linear layer matches `[lora] target`, or it names a tied embedding.
+        StudentError: the student can't be trained; says why.
     """
-    lora = config.lora
-    _check_ties(base, lora.target)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft calls a deprecated name of transformers
-            return get_peft_model(
-                base,
-                LoraConfig(
-                    task_type="CAUSAL_LM",
-                    r=lora.rank,
-                    lora_alpha=lora.alpha,
-                    lora_dropout=lora.dropout,
-                    target_modules=lora.target if isinstance(lora.target, str) else list(lora.target),
-                    use_rslora=lora.rslora,
-                    use_dora=lora.dora,
-                ),
-                autocast_adapter_dtype=True,  # fp32 master weights over a bf16 base
-            )
-    except ValueError as error:
-        raise StudentError(
-            f"no adapter: {first_line(error)}", place="lora.target", remedy='target = "all-linear"'
-        ) from None
+    base = loading.load_shapes(config.base)
+    unused = loading.unused_tensors(base, config.base)
+    notes = []
+    if unused:
+        notes.append(f"the student has no place for {len(unused):,} of the base's tensors, e.g. {unused[0]}")
+    with torch.device("meta"):
+        notes += adapter.describe_left_out(add_adapter(base, config))
+    forward = self_test.check_architecture(config.base)
+    if forward is None:
+        notes.append("no tiny copy of this architecture can be built; rows are tested when it is loaded")
+    elif forward.note:
+        notes.append(forward.note)
+    return notes
 
 
-def _check_ties(base: Any, target: str | tuple[str, ...]) -> None:
-    """Refuse to adapt one of two tied layers: a merge would lose the adapter or apply it twice."""
-    if isinstance(target, str) or not getattr(base.config, "tie_word_embeddings", False):
-        return
-    tied = (base.get_input_embeddings(), base.get_output_embeddings())
-    names = [name for name, module in base.named_modules() if any(module is each for each in tied)]
-    odd = [t for t in target if any(name == t or name.endswith(f".{t}") for name in names)]
-    if odd:
-        raise StudentError(
-            f"{odd[0]} is tied: input and output share one weight in this base",
-            place="lora.target",
-            remedy='target = "all-linear" leaves embeddings and output layer alone',
-        )
-
-
-def load_trained_student(config: TrainConfig, adapter: Path, device: torch.device) -> Any:
+def load_trained_student(config: TrainConfig, folder: Path, device: torch.device) -> Any:
     """Load the base with a trained adapter that can be switched off, in evaluation mode.
 
     Returns:
@@ -197,23 +176,18 @@ def load_trained_student(config: TrainConfig, adapter: Path, device: torch.devic
     Raises:
         StudentError: no adapter there, or one that doesn't fit the base.
     """
-    check_adapter(adapter)
+    check_adapter(folder)
     base = load_base(config.base, device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            student = PeftModel.from_pretrained(base, str(adapter), local_files_only=True)
+            student = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
     except Exception as error:  # noqa: BLE001 - see load_base
-        raise StudentError(f"the adapter can't be loaded: {first_line(error)}", place=str(adapter)) from None
+        raise StudentError(f"the adapter can't be loaded: {first_line(error)}", place=str(folder)) from None
+    loading.check_adapter_tensors(student, folder)
     return student.eval()
 
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the trainable parameters by name, in the model's order."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of a library's error message, at most 300 characters."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]

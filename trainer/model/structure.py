@@ -73,7 +73,7 @@ def modules_outside_text(base: Any) -> list[str]:
     return [
         name
         for name, module in base.named_modules()
-        if id(module) not in inside and module is not head and _is_linear(module)
+        if id(module) not in inside and module is not head and is_linear(module)
     ]
 
 
@@ -92,7 +92,8 @@ def vocabulary_rows(base: Any) -> int:
     return int(base.get_input_embeddings().weight.shape[0])
 
 
-def _is_linear(module: Any) -> bool:
+def is_linear(module: Any) -> bool:
+    """Return whether a module is a linear layer: torch's, or the transposed one of GPT-2."""
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 

@@ -22,7 +22,7 @@ from trainer.config import TrainConfig
 from trainer.data.chat_template import Renderer
 from trainer.errors import ConfigError, StoreFull, StudentError
 from trainer.files import fsync_tree
-from trainer.model import model, weights
+from trainer.model import loading, model, self_test, weights
 from trainer.provenance import fingerprint, model_card, terms_check
 from trainer.publish import modelfile, serving
 from trainer.publish.adapter import card_facts, check_same_base, write_serving_files
@@ -58,6 +58,7 @@ def export_merged(config: TrainConfig, folder: Path, dtype: str = "") -> dict[st
     terms_check.require_permission(config, lineages, (), use="export")
     fingerprint.require_intact(adapter)
     check_same_base(config, adapter)
+    self_test.check_architecture(config.base)
     kind = _dtype(config, dtype)
     _check_destination(folder)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
@@ -102,6 +103,7 @@ def _fold(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         student = PeftModel.from_pretrained(model.load_base(config.base, cpu), str(adapter)).eval()
+    loading.check_adapter_tensors(student, adapter)
     size = min(len(renderer.tokenizer), 1 << 15)
     probe = torch.randint(size, (4, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -29,6 +29,7 @@ class TrainPlan:
         examples, held_out: rows to learn, and prompts kept for evaluation; excluded: left out, by reason.
         pack_waste: share of the packs' tokens that stays empty, 0 to 1.
         memory: bytes by part, and their peak, for the largest pack; see `memory.MemoryEstimate`.
+        notes: what the operator should know about the student, e.g. that its rows are not packed.
         hint: what to change when the training has a handful of steps only; empty otherwise.
         faults: fatal faults of the data, for which `trainer train` refuses it.
         step_s: median seconds of a probed step; time_s: estimate for all steps. None without a probe.
@@ -50,6 +51,7 @@ class TrainPlan:
     memory: dict[str, int]
     hint: str = ""
     faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     step_s: float | None = None
     time_s: float | None = None
     tokens_per_s: float | None = None
@@ -69,6 +71,7 @@ def plan(config: TrainConfig, probe_steps: int = 0) -> TrainPlan:
     model.set_threads(config.train)
     inputs = read_inputs(config)
     examples = inputs.dataset.examples
+    notes = model.check_without_weights(config)
     checkpointing = memory.needs_checkpointing(config, inputs.largest_pack)
     estimate = memory.estimate(config, inputs.largest_pack, checkpointing=checkpointing)
     counted = TrainPlan(
@@ -87,6 +90,7 @@ def plan(config: TrainConfig, probe_steps: int = 0) -> TrainPlan:
         memory=asdict(estimate),
         hint=inputs.hint(config.train),
         faults=inputs.faults,
+        notes=tuple(notes),
     )
     return _with_measured_time(counted, config, inputs, probe_steps) if probe_steps else counted
 

@@ -17,7 +17,7 @@ from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.collator import padding_share
 from trainer.errors import CheckpointError, FindingsError, Interrupted, ProcessLost, ResumeRefused, StoreFull
-from trainer.model import model, weights
+from trainer.model import adapter, model, weights
 from trainer.process import lock_output_folder, stop_signals
 from trainer.publish.adapter import write_adapter
 from trainer.training import checkpoint, flops, optim, validation
@@ -434,6 +434,7 @@ def setup_notes(student: TrainableStudent, world: World) -> list[str]:
     if student.sharded:
         mebibytes = student.base_bytes / 2**20
         notes.append(f"base sharded: {mebibytes:,.1f} MiB of it in each of {world.size} processes")
+    notes += [adapter.describe_adapted(student.model), *adapter.describe_left_out(student.model)]
     if student.forward.note:
         notes.append(student.forward.note)
     if student.checkpointing:

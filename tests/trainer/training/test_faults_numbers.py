@@ -15,14 +15,14 @@ from trainer.training import step
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_01_a_loss_that_is_not_finite_once_is_skipped_and_counted(run_trainer, toml, monkeypatch, value):  # noqa: F811
-    honest, calls = step.pack_loss, []
+    honest, calls = step.pack_losses, []
 
-    def poisoned(student, batch, row_loss):
+    def poisoned(*args):
         calls.append(1)
-        loss, correct = honest(student, batch, row_loss)
-        return (loss * float(value) if len(calls) == 3 else loss), correct
+        for loss, correct in honest(*args):
+            yield (loss * float(value) if len(calls) == 3 else loss), correct
 
-    monkeypatch.setattr(step, "pack_loss", poisoned)
+    monkeypatch.setattr(step, "pack_losses", poisoned)
     assert run_trainer("train", toml)[0] == 0
     log = lines(toml.parent / "out" / "train.jsonl")
     assert log[-1]["skipped"] == 1
@@ -30,19 +30,19 @@ def test_01_a_loss_that_is_not_finite_once_is_skipped_and_counted(run_trainer, t
 
 
 def test_01_a_loss_that_stays_broken_stops_with_the_last_good_checkpoint(run_trainer, toml, monkeypatch):  # noqa: F811
-    honest, calls = step.pack_loss, []
+    honest, calls = step.pack_losses, []
 
-    def poisoned(student, batch, row_loss):
+    def poisoned(*args):
         calls.append(1)
-        loss, correct = honest(student, batch, row_loss)
-        return (loss * float("nan") if len(calls) > 4 else loss), correct
+        for loss, correct in honest(*args):
+            yield (loss * float("nan") if len(calls) > 4 else loss), correct
 
-    monkeypatch.setattr(step, "pack_loss", poisoned)
+    monkeypatch.setattr(step, "pack_losses", poisoned)
     code, _, err = run_trainer("train", toml)
     assert code == 1
     assert "error[diverged]" in err
     assert "the last checkpoint is good" in err
-    monkeypatch.setattr(step, "pack_loss", honest)
+    monkeypatch.setattr(step, "pack_losses", honest)
     code, out, _ = run_trainer("train", toml)
     assert code == 0
     assert "resumed at step" in out
@@ -68,20 +68,20 @@ def test_02_a_gradient_that_is_not_finite_changes_nothing(run_trainer, toml, mon
 
 
 def test_03_out_of_memory_names_the_pack(run_trainer, toml, monkeypatch):  # noqa: F811
-    honest, calls = step.pack_loss, []
+    honest, calls = step.pack_losses, []
 
-    def hungry(student, batch, row_loss):
+    def hungry(*args):
         calls.append(1)
         if len(calls) == 4:
             raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
-        return honest(student, batch, row_loss)
+        yield from honest(*args)
 
-    monkeypatch.setattr(step, "pack_loss", hungry)
+    monkeypatch.setattr(step, "pack_losses", hungry)
     code, _, err = run_trainer("train", toml)
     assert code == 1
     assert "error[memory]" in err
     assert "pack_tokens" in err
-    monkeypatch.setattr(step, "pack_loss", honest)
+    monkeypatch.setattr(step, "pack_losses", honest)
     assert "resumed at step 1" in run_trainer("train", toml)[1]
 
 
@@ -89,10 +89,10 @@ def test_03_other_runtime_errors_keep_their_own_words(toml, monkeypatch):  # noq
     from trainer import config
     from trainer.training.train import train
 
-    def broken(_student, _batch, _row_loss):
+    def broken(*_args):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(step, "pack_loss", broken)
+    monkeypatch.setattr(step, "pack_losses", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         train(config.load(toml))
 
@@ -108,13 +108,13 @@ def test_27_nothing_is_loaded_by_a_worker_that_could_die(toml):  # noqa: F811
 
 
 def test_34_an_adapter_that_no_gradient_reaches_is_refused(run_trainer, toml, monkeypatch):  # noqa: F811
-    honest = step.pack_loss
+    honest = step.pack_losses
 
-    def deaf(student, batch, row_loss):
-        loss, correct = honest(student, batch, row_loss)
-        return loss * 0.0, correct
+    def deaf(*args):
+        for loss, correct in honest(*args):
+            yield loss * 0.0, correct
 
-    monkeypatch.setattr(step, "pack_loss", deaf)
+    monkeypatch.setattr(step, "pack_losses", deaf)
     code, _, err = run_trainer("train", toml)
     assert code == 2
     assert "no gradient reaches the adapter" in err

@@ -1,0 +1,142 @@
+"""Put a new LoRA adapter on a base: which layers it takes, and which it must leave out."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners import tuners_utils
+from peft.tuners.lora import LoraLayer
+
+from trainer.config import LoraSection
+from trainer.errors import StudentError
+from trainer.model import structure
+from trainer.model.loading import first_line
+
+
+def add_adapter(base: Any, lora: LoraSection) -> Any:
+    """Put a new LoRA adapter on a base; A is drawn from torch's global generator.
+
+    Raises:
+        StudentError: a name in `[lora] target` matches no linear layer, or it is a tied embedding.
+    """
+    _check_ties(base, lora.target)
+    _check_names(base, lora.target)
+    excluded = excluded_layers(base) if isinstance(lora.target, str) else []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft calls a deprecated name of transformers
+            return get_peft_model(
+                base,
+                LoraConfig(
+                    task_type="CAUSAL_LM",
+                    r=lora.rank,
+                    lora_alpha=lora.alpha,
+                    lora_dropout=lora.dropout,
+                    target_modules=lora.target if isinstance(lora.target, str) else list(lora.target),
+                    exclude_modules=excluded or None,
+                    use_rslora=lora.rslora,
+                    use_dora=lora.dora,
+                ),
+                autocast_adapter_dtype=True,  # fp32 master weights over a bf16 base
+            )
+    except ValueError as error:
+        raise StudentError(
+            f"no adapter: {first_line(error)}", place="lora.target", remedy=_target_remedy(base)
+        ) from None
+
+
+def excluded_layers(base: Any) -> list[str]:
+    """Return the linear layers that `target = "all-linear"` leaves out, by full name.
+
+    These are layers with a forward of their own, such as a router that returns a tuple; layers that text
+    never passes through; and layers that PEFT refuses in models of Mamba's kind.
+    """
+    outside = set(structure.modules_outside_text(base))
+    return [
+        name
+        for name, module in base.named_modules()
+        if structure.is_linear(module)
+        and (name in outside or _has_own_forward(module) or _is_refused_by_peft(base, name))
+    ]
+
+
+def adapted_layers(student: Any) -> Counter[str]:
+    """Count the layers with an adapter by the last part of their name."""
+    return Counter(
+        name.rpartition(".")[2] for name, module in student.named_modules() if isinstance(module, LoraLayer)
+    )
+
+
+def describe_adapted(student: Any) -> str:
+    """Describe for the operator how many layers each target took."""
+    layers = ", ".join(f"{name} {count}" for name, count in sorted(adapted_layers(student).items()))
+    return f"LoRA on {layers}"
+
+
+def describe_left_out(student: Any) -> list[str]:
+    """Describe which layers `all-linear` left out; empty if none."""
+    excluded = student.peft_config["default"].exclude_modules
+    if not excluded:
+        return []
+    kinds = Counter(name.rpartition(".")[2] for name in excluded)
+    names = ", ".join(f"{name} {count}" for name, count in sorted(kinds.items()))
+    return [f"LoRA leaves out layers that it can't adapt: {names}"]
+
+
+def _has_own_forward(module: Any) -> bool:
+    return isinstance(module, torch.nn.Linear) and type(module).forward is not torch.nn.Linear.forward
+
+
+def _is_refused_by_peft(base: Any, name: str) -> bool:
+    """Ask PEFT itself; its check is private and may be gone in another version."""
+    check = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)
+    if check is None:
+        return False
+    try:
+        check(LoraConfig(task_type="CAUSAL_LM"), base, name.rpartition(".")[2])
+    except ValueError:
+        return True
+    return False
+
+
+def _check_names(base: Any, target: str | Sequence[str]) -> None:
+    """Refuse a target that matches no layer, and name the nearest that would."""
+    if isinstance(target, str):
+        return
+    names = [name for name, module in base.named_modules() if structure.is_linear(module)]
+    for wanted in target:
+        if any(name == wanted or name.endswith(f".{wanted}") for name in names):
+            continue
+        known = sorted({name.rpartition(".")[2] for name in names})
+        near = difflib.get_close_matches(wanted, known, n=1)
+        raise StudentError(
+            f"no layer is named {wanted!r}",
+            place="lora.target",
+            remedy=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}",
+        )
+
+
+def _check_ties(base: Any, target: str | Sequence[str]) -> None:
+    """Refuse to adapt one of two tied layers: a merge would lose the adapter or apply it twice."""
+    if isinstance(target, str) or not getattr(base.config, "tie_word_embeddings", False):
+        return
+    tied = (base.get_input_embeddings(), base.get_output_embeddings())
+    names = [name for name, module in base.named_modules() if any(module is each for each in tied)]
+    odd = [t for t in target if any(name == t or name.endswith(f".{t}") for name in names)]
+    if odd:
+        raise StudentError(
+            f"{odd[0]} is tied: input and output share one weight in this base",
+            place="lora.target",
+            remedy='target = "all-linear" leaves embeddings and output layer alone',
+        )
+
+
+def _target_remedy(base: Any) -> str:
+    known = sorted({n.rpartition(".")[2] for n, m in base.named_modules() if structure.is_linear(m)})
+    return f'target = "all-linear", or some of: {", ".join(known)}'
