@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tests.trainer import tiny
 
@@ -47,6 +47,24 @@ GEMMA = (
     "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
     "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+TOOLS = (  # ChatML with tool schemas, tool calls and tool results; reasoning of earlier turns is dropped
+    "{% if tools %}<|im_start|>system\n{% if messages[0]['role'] == 'system' %}"
+    "{{ messages[0]['content'] }}\n{% endif %}{% for t in tools %}{{ t | tojson }}\n{% endfor %}<|im_end|>\n"
+    "{% endif %}{% for m in messages %}{% if not (tools and loop.first and m['role'] == 'system') %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}<call>{{ c['function']['name'] }} "
+    "{% for key, value in c['function']['arguments'].items() %}{{ key }}={{ value }};{% endfor %}</call>"
+    "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+DATED = (  # today's date, from a clock of the template's host
+    "{% macro preamble() %}<|im_start|>system\nToday is {{ strftime_now('%Y-%m-%d') }}.<|im_end|>\n"
+    "{% endmacro %}{{ preamble() }}" + tiny.CHATML
+)
+LLAMA2 = (  # the answer's text stands between spaces
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 MISTRAL = (  # the system prompt stands before the last question; no generation prompt of its own
     "{% if messages[0]['role'] == 'system' %}{% set told = messages[0]['content'] %}"
@@ -103,6 +121,20 @@ def spaced() -> Any:
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
     template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}</s>{% endfor %}"
     return _wrapped(made, template + "{% if add_generation_prompt %}assistant:{% endif %}")
+
+
+def llama2() -> Any:
+    """A tokenizer like Llama 2's: it puts a space before each text between special tokens."""
+    letters = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    letters += [chr(code) for code in range(33, 127)] + ["▁", "▁▁", "▁P", "▁o"]
+    merges = [("▁", "▁"), ("▁", "P"), ("▁", "o")]
+    vocab = {letter: number for number, letter in enumerate(letters)}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return _wrapped(made, LLAMA2)
 
 
 def _wrapped(made: Tokenizer, template: str) -> Any:

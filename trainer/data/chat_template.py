@@ -8,33 +8,49 @@ turn it into control tokens. The supervised part is the answer verbatim, then th
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.data import template_probe
+from trainer.data.conversation import Conversation, Message, as_conversation
 from trainer.errors import StudentError
 from trainer.process import time_limit
 
 Ids = npt.NDArray[np.int32]
-Conversations = Sequence[Sequence[Mapping[str, Any]]]
+Prompts = Sequence[Conversation | Sequence[Message]]
 # Limit on rendering one conversation: a template comes with the base and may loop. transformers runs it in
 # a sandbox, which does not limit its time.
 TEMPLATE_TIMEOUT_S = 5.0
-# Date that templates are given. The current date would change every prompt from one day to the next; Llama
-# 3's template uses this one when it is given none.
-TEMPLATE_DATE = "26 Jul 2024"
-# Put before a text when the tokenizer would add a space at the start of an isolated text; its ids are then
-# cut off.
-ANCHOR = "\n"
+# Time that templates are given. The current time would change every prompt from one day to the next; Llama
+# 3's template uses this date when it is given none.
+TEMPLATE_TIME = datetime(2024, 7, 26)
+TEMPLATE_DATE = TEMPLATE_TIME.strftime("%d %b %Y")
+# A template's call for the current time, with its format as a literal.
+CLOCK_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+# Replaces the clock of templates; {} is the formatted time by format.
+_FIXED_CLOCK = (
+    "{{%- macro strftime_now(format) -%}}{{%- set times = {} -%}}{{%- if format not in times -%}}"
+    "{{{{ raise_exception('the template writes the current time in a format that it computes') }}}}"
+    "{{%- endif -%}}{{{{ times[format] }}}}{{%- endmacro -%}}"
+)
+# Jinja's functions whose result differs from one call to the next.
+RANDOM_CALLS = re.compile(r"\|\s*random\b|\blipsum\s*\(")
+# One of these is put before a text when the tokenizer would add a space at the start of an isolated text; its
+# ids are then cut off. The first one that does not merge with the text is used.
+ANCHORS = ("\n", "0", ".", "]")
 # An added token that has meaning to a template, such as <think>. Others, such as "\n\n", are plain text.
 MARKUP_TOKEN = re.compile(r"<\S+>|\[\S+\]")
 # Stands for a special token inside a message, by its number, while the template renders the message.
 _SPECIAL = "\ue0f2{}\ue0f3"
+# Stands for a text of a conversation, by its number, to find out whether the template renders it.
+_MARK = "\ue0f0text{}\ue0f1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +81,10 @@ class Renderer:
 
     Attributes:
         chat_shape: what the template puts around an answer.
+        fixed_clock: text before the template that replaces its clock by `TEMPLATE_TIME`; "" if it has none.
 
     Raises:
-        StudentError: there is no chat template, it fails, or it never ends a turn.
+        StudentError: there is no chat template, it fails, its output is random, or it never ends a turn.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -77,7 +94,17 @@ class Renderer:
                 place=str(getattr(tokenizer, "name_or_path", "")),
                 remedy="add chat_template.jinja to the base folder, or set [student] template",
             )
+        if random_call := RANDOM_CALLS.search(tokenizer.chat_template):
+            raise StudentError(
+                f"the chat template's output is random: it contains {random_call[0]!r}",
+                place=str(getattr(tokenizer, "name_or_path", "")),
+                remedy="repair it, or set [student] template",
+            )
         self.tokenizer = tokenizer
+        times = {m[2]: TEMPLATE_TIME.strftime(m[2]) for m in CLOCK_CALL.finditer(tokenizer.chat_template)}
+        uses_clock = "strftime_now(" in tokenizer.chat_template
+        self.fixed_clock = _FIXED_CLOCK.format(json.dumps(times)) if uses_clock else ""
+        self._losses: dict[str, str] = {}
         added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         self._specials = sorted(special, key=len, reverse=True)
@@ -85,17 +112,25 @@ class Renderer:
         markup = {token.content for token in added if MARKUP_TOKEN.fullmatch(token.content)} - special
         marks = sorted((mark for mark in markup if mark in tokenizer.chat_template), key=len, reverse=True)
         self._marks = re.compile(f"({'|'.join(map(re.escape, marks))})") if marks else None
-        anchor, anchored, alone = self._split([ANCHOR, ANCHOR + "x", "x"])
+        anchor, anchored, alone = self._split([ANCHORS[0], ANCHORS[0] + "x", "x"])
         # SentencePiece adds a space before "x" alone, but not before "x" after the anchor.
-        self._anchor = anchor if anchored != anchor + alone else []
-        self.chat_shape = template_probe.probe(self.template, tokenizer)
+        adds_space = anchored != anchor + alone
+        self._anchors = list(zip(ANCHORS, self._split(ANCHORS), strict=True)) if adds_space else []
+        self._developer_role = self._role_for_developer()
+        self.chat_shape = template_probe.probe(self.template, tokenizer, self._encode_in_place)
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer puts its BOS token before a text by itself."""
+        bos = self.tokenizer.bos_token_id
+        return bos is not None and list(self.tokenizer("x")["input_ids"][:1]) == [bos]
 
     @property
     def template_sha256(self) -> str:
         """SHA-256 of the chat template's text."""
         return hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()
 
-    def prompts(self, rows: Conversations, thinking: Sequence[bool] = ()) -> list[list[int]]:
+    def prompts(self, rows: Prompts, thinking: Sequence[bool] = ()) -> list[list[int]]:
         """Return the ids of each prompt, which the model continues; they include the generation prompt.
 
         Args:
@@ -105,14 +140,14 @@ class Renderer:
         thinking = thinking or [False] * len(rows)
         return self._encode(
             [
-                self.prompt_text(messages) + ("" if thinks else self.chat_shape.scaffold)
+                self.learned_prompt(messages, thinks=thinks)
                 for messages, thinks in zip(rows, thinking, strict=True)
             ]
         )
 
     def examples(
         self,
-        rows: Conversations,
+        rows: Prompts,
         answers: Sequence[str],
         terminated: Sequence[bool],
         thoughts: Sequence[str | None] = (),
@@ -120,7 +155,7 @@ class Renderer:
         """Render rows of messages with the teacher's answers.
 
         Args:
-            rows: messages of each prompt.
+            rows: what is asked, with or without tools.
             answers: the texts to learn, verbatim.
             terminated: whether the end of turn follows; false for answers cut by a token limit.
             thoughts: the reasoning to learn before each answer, verbatim; empty: none.
@@ -145,12 +180,55 @@ class Renderer:
             return self._plain(texts)
         return [self._unmarked(text) for text in texts]
 
-    def prompt_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Render a prompt without scaffold. Special tokens in a message are replaced by placeholders."""
-        return self.template([{**m, "content": self._hide(m.get("content") or "")} for m in messages], True)
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode ids that follow a prompt: a space at their start is part of the text."""
+        if not self._anchors:
+            return str(self._decoded(ids))
+        anchor = self._anchors[0][1]
+        return str(self._decoded([*anchor, *ids])[len(self._decoded(anchor)) :])
 
-    def template(self, messages: Sequence[Mapping[str, Any]], generation: bool) -> str:
-        """Render messages with the chat template, its variables set; nothing else calls the template.
+    def prompt_text(self, prompt: Conversation | Sequence[Message]) -> str:
+        """Render a prompt without scaffold. Special tokens in a message are replaced by placeholders."""
+        conversation = as_conversation(prompt)
+        return self.template(self._hidden(conversation.messages), True, self._hidden(conversation.tools))
+
+    def learned_prompt(self, prompt: Conversation | Sequence[Message], *, thinks: bool) -> str:
+        """Render a prompt as it is learned: with the scaffold, unless the answer begins with reasoning."""
+        return self.prompt_text(prompt) + ("" if thinks else self.chat_shape.scaffold)
+
+    def text_lost(self, prompt: Conversation | Sequence[Message]) -> str:
+        """Return the first text of a prompt that the chat template leaves out; "" if it renders all of them.
+
+        Two renderings are searched: one with unique marks in place of the texts, because a short text may
+        also occur elsewhere, and the prompt itself, because a template may treat texts by their content.
+        Reasoning of earlier turns does not count: templates drop it on purpose.
+        """
+        conversation = as_conversation(prompt)
+        marked, texts = _with_marks(conversation)
+        key = hashlib.sha256(json.dumps([marked.messages, marked.tools]).encode()).hexdigest()
+        if key not in self._losses:
+            self._losses[key] = self._first_missing(marked, list(texts))
+        if lost := self._losses[key]:
+            return texts[lost]
+        rendered = self._shown(self.prompt_text(conversation))
+        wanted = (text.rsplit("</think>", 1)[-1].strip() for text in conversation.texts())
+        return next((text for text in wanted if not _contains(rendered, text)), "")
+
+    def with_known_roles(self, messages: Sequence[Message]) -> list[Message]:
+        """Return messages in which a developer is the system if the template does not know developers."""
+        return [{**m, "role": self._developer_role} if m["role"] == "developer" else m for m in messages]
+
+    def has_special_text(self, prompt: Conversation) -> bool:
+        """Whether a text of a prompt contains a special token, which is encoded as text here."""
+        parts = [*prompt.messages, *prompt.tools]
+        return bool(self._hidden(parts) != parts)
+
+    def template(
+        self, messages: Sequence[Message], generation: bool, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
+        """Render messages with the chat template, its variables set.
+
+        A developer's message becomes a system message if the template does not know developers.
 
         Raises:
             StudentError: the template raises, does something that the sandbox forbids, or takes too long.
@@ -158,10 +236,12 @@ class Renderer:
         try:
             with time_limit(TEMPLATE_TIMEOUT_S):
                 text = self.tokenizer.apply_chat_template(
-                    list(messages),
+                    self.with_known_roles(messages),
+                    tools=list(tools) or None,
                     tokenize=False,
                     add_generation_prompt=generation,
                     date_string=TEMPLATE_DATE,
+                    chat_template=self.fixed_clock + self.tokenizer.chat_template,
                 )
         except Exception as error:  # noqa: BLE001 - jinja raises whatever the template's author chose
             raise StudentError(
@@ -171,6 +251,31 @@ class Renderer:
             ) from None
         return str(text)
 
+    def _role_for_developer(self) -> str:
+        """The role that a developer's message is rendered with: "system" if the template knows only that."""
+        self._developer_role = "developer"
+        user = {"role": "user", "content": template_probe.QUESTION}
+        shows = {
+            role: not self._first_missing(Conversation(({"role": role, "content": mark}, user)), [mark])
+            for role, mark in (("developer", _MARK.format(0)), ("system", _MARK.format(1)))
+        }
+        knows = shows["developer"] and "developer" in self.tokenizer.chat_template
+        return "developer" if knows or not shows["system"] else "system"
+
+    def _first_missing(self, conversation: Conversation, marks: Sequence[str]) -> str:
+        """The first mark that the rendered conversation lacks; "" if it has all."""
+        try:
+            rendered = self.template(conversation.messages, True, conversation.tools)
+        except StudentError:
+            return marks[0] if len(marks) == 1 else ""  # the prompt's own rendering decides
+        return next((mark for mark in marks if mark not in rendered), "")
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        decoded = self.tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return str(decoded)
+
     def _thought(self, thought: str) -> list[int]:
         if self.chat_shape.reasoning is None:
             raise StudentError(
@@ -178,10 +283,7 @@ class Renderer:
                 place="data.reasoning",
                 remedy='reasoning = "inline" or "drop"',
             )
-        before, after = (
-            self.tokenizer.encode(text, add_special_tokens=False) if text else []
-            for text in self.chat_shape.reasoning
-        )
+        before, after = (self._encode_in_place(text) if text else [] for text in self.chat_shape.reasoning)
         return [*before, *self.texts([thought])[0], *after]
 
     def _split(self, texts: Sequence[str]) -> list[list[int]]:
@@ -190,13 +292,30 @@ class Renderer:
         return list(encoding["input_ids"])
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
-        if not self._anchor:
+        """Encode texts that follow other text; nothing in them becomes a special token."""
+        if not self._anchors:
             return self._split(texts)
-        length = len(self._anchor)
+        anchor, anchor_ids = self._anchors[0]
+        length = len(anchor_ids)
         return [
-            ids[length:] if ids[:length] == self._anchor else self._split([text])[0]
-            for ids, text in zip(self._split([ANCHOR + text for text in texts]), texts, strict=True)
+            ids[length:] if ids[:length] == anchor_ids else self._in_place(text, split_special_tokens=True)
+            for ids, text in zip(self._split([anchor + text for text in texts]), texts, strict=True)
         ]
+
+    def _encode_in_place(self, text: str) -> list[int]:
+        """Encode a text of the template that follows other text; special tokens in it are special."""
+        return self._in_place(text, split_special_tokens=False)
+
+    def _in_place(self, text: str, *, split_special_tokens: bool) -> list[int]:
+        def encode(whole: str) -> list[int]:
+            ids = self.tokenizer(whole, add_special_tokens=False, split_special_tokens=split_special_tokens)
+            return list(ids["input_ids"])
+
+        for anchor, anchor_ids in self._anchors:
+            ids = encode(anchor + text)
+            if ids[: len(anchor_ids)] == anchor_ids:
+                return ids[len(anchor_ids) :]
+        return encode(text)
 
     def _unmarked(self, text: str) -> list[int]:
         assert self._marks is not None
@@ -207,11 +326,25 @@ class Renderer:
                 ids += self._plain([part])[0] if part else []
         return ids
 
-    def _hide(self, content: str) -> str:
+    def _hidden(self, value: Any) -> Any:
+        """A copy of messages or tools with placeholders for the special tokens in their texts."""
+        if isinstance(value, Mapping):
+            return {key: self._hidden(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._hidden(item) for item in value]
+        if not isinstance(value, str):
+            return value
         for number, special in enumerate(self._specials):
-            if special in content:
-                content = content.replace(special, _SPECIAL.format(number))
-        return content
+            if special in value:
+                value = value.replace(special, _SPECIAL.format(number))
+        return value
+
+    def _shown(self, text: str) -> str:
+        """A rendered prompt with its special tokens in place of the placeholders."""
+        if "\ue0f2" in text:
+            for number, special in enumerate(self._specials):
+                text = text.replace(_SPECIAL.format(number), special)
+        return text
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
@@ -228,5 +361,53 @@ class Renderer:
             if mark and number.isdigit() and int(number) < len(self._specials):
                 ids += self._plain([self._specials[int(number)]])[0]
                 piece = rest
-            ids += self.tokenizer.encode(piece, add_special_tokens=False) if piece else []
+            if piece:
+                is_first = not ids
+                ids += (
+                    self.tokenizer.encode(piece, add_special_tokens=False)
+                    if is_first
+                    else self._encode_in_place(piece)
+                )
         return ids
+
+
+def _with_marks(conversation: Conversation) -> tuple[Conversation, dict[str, str]]:
+    """Replace each text of a conversation by a unique mark; return that and the texts by mark."""
+    texts: dict[str, str] = {}
+
+    def mark(text: Any) -> Any:
+        if not isinstance(text, str) or not text.strip():
+            return text
+        name = _MARK.format(len(texts))
+        texts[name] = text
+        return name
+
+    def marked_function(function: Mapping[str, Any]) -> Mapping[str, Any]:
+        names = [name for name in ("name", "description") if name in function]
+        changed = {**function, **{name: mark(function[name]) for name in names}}
+        if isinstance(function.get("arguments"), Mapping):
+            changed["arguments"] = {key: mark(item) for key, item in function["arguments"].items()}
+        return changed
+
+    messages = []
+    for message in conversation.messages:
+        changed = {**message, "content": mark(message.get("content"))}
+        if calls := message.get("tool_calls"):
+            changed["tool_calls"] = [
+                {**call, "function": marked_function(call.get("function", {}))} for call in calls
+            ]
+        messages.append(changed)
+    tools = [
+        {**tool, "function": marked_function(tool["function"])} if "function" in tool else tool
+        for tool in conversation.tools
+    ]
+    return Conversation(tuple(messages), tuple(tools)), texts
+
+
+def _contains(rendered: str, text: str) -> bool:
+    """Whether a text is in a rendered prompt, as it is or escaped as in JSON."""
+    return (
+        text in rendered
+        or json.dumps(text, ensure_ascii=False)[1:-1] in rendered
+        or json.dumps(text)[1:-1] in rendered
+    )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.config import TrainConfig
-from trainer.data import dataset
+from trainer.data import dataset, published_template
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.collator import collate
+from trainer.data.conversation import Conversation, conversation_of
 from trainer.data.dataset import Rows
 
 # Largest share of the rows to learn that may be too long. Above it, most of the paid answers would be unused.
@@ -25,6 +26,7 @@ class Check:
         fault: what is wrong with the counted items. count: how many of the `of` items have the fault.
         first: index of the first training row that has it; None if none has.
         unit: what was counted, plural.
+        first_prompt: prompt id of that row.
     """
 
     fault: str
@@ -32,10 +34,12 @@ class Check:
     of: int
     first: int | None = None
     unit: str = "examples"
+    first_prompt: str = ""
 
     def __str__(self) -> str:
         """Return the result as one line."""
-        return f"{self.fault}: {self.count:,} of {self.of:,} {self.unit}"
+        first = f", the first is prompt {self.first_prompt!r}" if self.first_prompt else ""
+        return f"{self.fault}: {self.count:,} of {self.of:,} {self.unit}{first}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,11 @@ class RenderedRows:
     """Hold the rows to learn and their rendered examples; all sequences have the order of `rows.train`."""
 
     rows: Rows
+    conversations: tuple[Conversation, ...]
     answers: tuple[str, ...]
     thoughts: tuple[str | None, ...]
     examples: tuple[Example, ...]
+    keeps_reasoning: bool
 
 
 def render_rows(
@@ -64,9 +70,11 @@ def render_rows(
     """
     rendered = RenderedRows(
         rows,
+        tuple(conversation_of(s) for s in rows.train),
         tuple(dataset.answer_of(s, config.data) for s in rows.train),
         tuple(dataset.reasoning_of(s, config.data) for s in rows.train),
-        tuple(dataset.render_examples(rows, renderer, config)),
+        tuple(dataset.render_samples(rows.train, renderer, config.data)),
+        published_template.keeps_reasoning(config, renderer),
     )
     return rendered, dataset.select(rows, rendered.examples, config, vocabulary)
 
@@ -78,12 +86,14 @@ def run_checks(rendered: RenderedRows, renderer: Renderer, *, vocabulary: int, l
         vocabulary: rows of the student's embedding.
         learned: number of examples that are short enough to be learned.
     """
-    return [
+    checks = [
         *_label_checks(rendered.examples, renderer, vocabulary),
         *_text_checks(rendered, renderer),
-        *_boundary_checks(rendered, renderer),
+        *_prompt_checks(rendered, renderer),
         *_corpus_checks(rendered.rows, learned),
     ]
+    rows = rendered.rows.train
+    return [c if c.first is None else replace(c, first_prompt=rows[c.first].prompt_id) for c in checks]
 
 
 def _count(items: Sequence[Any], tests: dict[str, Callable[[Any], bool]]) -> Iterator[Check]:
@@ -132,9 +142,7 @@ def _text_checks(rendered: RenderedRows, renderer: Renderer) -> Iterator[Check]:
         else:
             bodies.append((ids, renderer.chat_shape.lead + answer, frozenset()))
     tests: dict[str, Callable[[Any], bool]] = {
-        "the teacher's text is not verbatim": lambda b: (
-            tokenizer.decode(b[0], skip_special_tokens=False, clean_up_tokenization_spaces=False) != b[1]
-        ),
+        "the teacher's text is not verbatim": lambda b: renderer.decode(b[0]) != b[1],
         "control tokens inside the answer": lambda b: bool(control & set(b[0]) - {unknown} - b[2]),
         "unknown tokens in the answer": lambda b: unknown is not None and unknown in b[0],
     }
@@ -145,21 +153,32 @@ def _ids_of(tokenizer: Any, texts: Sequence[str]) -> frozenset[int]:
     return frozenset(i for text in texts if text for i in tokenizer.encode(text, add_special_tokens=False))
 
 
-def _boundary_checks(rendered: RenderedRows, renderer: Renderer) -> Iterator[Check]:
-    """Check that the prompt of each example has the ids that a server would send for the same messages."""
-    served = renderer.prompts(
-        [s.messages for s in rendered.rows.train], [bool(thought) for thought in rendered.thoughts]
-    )
-    pairs = list(zip(rendered.examples, served, strict=True))
+def _prompt_checks(rendered: RenderedRows, renderer: Renderer) -> Iterator[Check]:
+    """Check that each prompt has all that the teacher was asked, and the ids that a server would send."""
+    tests = {"the chat template leaves out text of the prompt": lambda c: bool(renderer.text_lost(c))}
+    yield from _count(rendered.conversations, tests)
+    thinks = [bool(thought) for thought in rendered.thoughts]
+    rendered_again = renderer.prompts(rendered.conversations, thinks)
+    template, _ = published_template.template_to_publish(renderer, thinking=rendered.keeps_reasoning)
+    served = published_template.served_prompts(renderer, template, rendered.conversations)
+    # A server can't tell text from control tokens, and a student that was taught to think before some answers
+    # only decides so itself: such prompts are compared with our own rendering.
+    wanted = [
+        again if ids is None or (rendered.keeps_reasoning and not thought) else ids
+        for ids, again, thought in zip(served, rendered_again, thinks, strict=True)
+    ]
+    pairs = list(zip(rendered.examples, wanted, strict=True))
     fault = "the prompt learned is not the prompt served"
     yield from _count(pairs, {fault: lambda p: p[0].ids[: p[0].prompt_length].tolist() != p[1]})
 
 
 def _corpus_checks(rows: Rows, learned: int) -> Iterator[Check]:
     """Look for leaked held-out prompts, for cut answers, and for too many rows that are too long."""
-    held_out = {_normalised(held.messages) for held in rows.held_out}
+    held_out = {_normalised(held.conversation.messages) for held in rows.held_out}
     tests: dict[str, Callable[[Any], bool]] = {
-        "held-out prompts in another spelling": lambda s: _normalised(s.messages) in held_out,
+        "held-out prompts in another spelling": lambda s: (
+            _normalised(conversation_of(s).messages) in held_out
+        ),
         "cut by the token limit, but learned as complete": lambda s: (
             s.finish_reason == "length" and s.outcome != "truncated"
         ),

@@ -18,6 +18,12 @@ from harvester.store.shards.schema import Sample
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
 from trainer.config import DataSection, TrainConfig
 from trainer.data.chat_template import Example, Renderer
+from trainer.data.conversation import (
+    Conversation,
+    conversation_of,
+    has_text_only,
+    request_beyond_columns,
+)
 from trainer.errors import DataError, StudentError
 from trainer.provenance import fingerprint, terms_check
 
@@ -43,13 +49,14 @@ class HeldOut:
     """A prompt kept for evaluation and never learned from.
 
     Attributes:
+        conversation: what the teacher was asked.
         teacher: the teacher's first answer; None if it gave none that is usable.
         target_answer: that answer as it would be learned.
         target_reasoning: its reasoning as it would be learned; None unless `[data] reasoning = "keep"`.
     """
 
     prompt_id: str
-    messages: tuple[Mapping[str, Any], ...]
+    conversation: Conversation
     reference: str | None
     task: str
     split: str
@@ -127,6 +134,7 @@ def read(config: TrainConfig) -> Rows:
     learned_keys: set[str] = set()
     for sample, key, split in zip(samples, prompts, splits, strict=True):
         if split != "train":
+            excluded["content that is not text"] += not has_text_only(sample)
             continue
         reason = _exclusion_reason(sample, config.data) or ("leaked" if key in held_out_keys else "")
         reason = reason or ("shared answer" if sample.key in learned_keys else "")
@@ -142,7 +150,7 @@ def read(config: TrainConfig) -> Rows:
             place=str(config.corpus),
             remedy=f"rows need a completion and {config.data.split_field!r} = 'train' (or none)",
         )
-    return Rows(tuple(train), _held_out(samples, splits, config.data), excluded, lineages, origins)
+    return Rows(tuple(train), _held_out(samples, splits, config.data), +excluded, lineages, origins)
 
 
 def held_out_examples(
@@ -153,7 +161,7 @@ def held_out_examples(
     if not rows:
         return ()
     examples = renderer.examples(
-        [held.messages for held in rows],
+        [held.conversation for held in rows],
         [held.target_answer or "" for held in rows],
         [True] * len(rows),
         [held.target_reasoning for held in rows],
@@ -165,7 +173,7 @@ def _read_samples(corpus: Corpus, origins: dict[str, str]) -> Iterator[Sample]:
     """Yield the samples, add the hash of each one's origin to `origins`, and clear the columns it needed."""
     for sample in corpus.samples(list(dict.fromkeys((*COLUMNS, *fingerprint.ORIGIN_COLUMNS)))):
         origins[sample.key] = fingerprint.origin_sha256(sample)
-        yield replace(sample, **_CLEARED_COLUMNS)
+        yield replace(sample, **{**_CLEARED_COLUMNS, "request_json": request_beyond_columns(sample)})
 
 
 def render(rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int = 0) -> Dataset:
@@ -177,24 +185,14 @@ def render(rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int 
     Raises:
         DataError, StudentError: see `select`.
     """
-    return select(rows, render_examples(rows, renderer, config), config, vocabulary)
-
-
-def render_examples(rows: Rows, renderer: Renderer, config: TrainConfig) -> list[Example]:
-    """Render each sample to learn, including those that are too long."""
-    return renderer.examples(
-        [s.messages for s in rows.train],
-        [answer_of(s, config.data) for s in rows.train],
-        [s.outcome != Outcome.TRUNCATED for s in rows.train],
-        [reasoning_of(s, config.data) for s in rows.train],
-    )
+    return select(rows, render_samples(rows.train, renderer, config.data), config, vocabulary)
 
 
 def select(rows: Rows, examples: Sequence[Example], config: TrainConfig, vocabulary: int = 0) -> Dataset:
     """Select the examples that are learned, and count the others by reason.
 
     Args:
-        examples: from `render_examples`.
+        examples: from `render_samples`.
         vocabulary: rows of the student's embedding; 0: ids are not checked.
 
     Raises:
@@ -222,6 +220,40 @@ def select(rows: Rows, examples: Sequence[Example], config: TrainConfig, vocabul
         digest.update(f"{len(example.ids)} {example.prompt_length} ".encode())
         digest.update(example.ids.tobytes())
     return Dataset(fitting, excluded, digest.hexdigest())
+
+
+def render_samples(samples: Sequence[Sample], renderer: Renderer, data: DataSection) -> list[Example]:
+    """Render samples, each with all that the teacher was asked.
+
+    Raises:
+        StudentError: the chat template refuses a row; the message counts such rows and names the first.
+    """
+    columns = (
+        [conversation_of(s) for s in samples],
+        [answer_of(s, data) for s in samples],
+        [s.outcome != Outcome.TRUNCATED for s in samples],
+        [reasoning_of(s, data) for s in samples],
+    )
+    try:
+        return renderer.examples(*columns)
+    except StudentError as error:
+        refused = [
+            sample.prompt_id
+            for sample, conversation in zip(samples, columns[0], strict=True)
+            if not _is_rendered(renderer, conversation)
+        ]
+        if not refused:
+            raise
+        message = f"{error.message}: {len(refused):,} of {len(samples):,} rows, the first is {refused[0]!r}"
+        raise StudentError(message, place=error.place, remedy=error.remedy) from None
+
+
+def _is_rendered(renderer: Renderer, conversation: Conversation) -> bool:
+    try:
+        renderer.prompt_text(conversation)
+    except StudentError:
+        return False
+    return True
 
 
 def _unlearnable(example: Example, max_length: int) -> str:
@@ -258,33 +290,45 @@ def _exclusion_reason(sample: Sample, data: DataSection) -> str:
             return "truncated"
     elif sample.outcome != Outcome.OK:
         return str(sample.outcome)
-    return "" if (sample.completion or "").strip() else "empty"
+    if not (sample.completion or "").strip():
+        return "empty"
+    return "" if has_text_only(sample) else "content that is not text"
 
 
 def answer_of(sample: Sample, data: DataSection) -> str:
-    """Return the text to learn: the completion, after its reasoning if `[data] reasoning` is "inline"."""
+    """Return the text to learn: the completion, after its reasoning if `[data] reasoning` is "inline".
+
+    Newlines between reasoning and answer are a separator that the teacher's server left there, not part of
+    the answer; the student's template writes its own.
+    """
     answer = sample.completion or ""
-    if data.reasoning == "inline" and sample.reasoning:
-        return f"{INLINE_REASONING[0]}{sample.reasoning}{INLINE_REASONING[1]}{answer}"
+    if sample.reasoning is None:
+        return answer
+    answer, thought = answer.lstrip("\n"), sample.reasoning.strip("\n")
+    if data.reasoning == "inline" and thought:
+        return f"{INLINE_REASONING[0]}{thought}{INLINE_REASONING[1]}{answer}"
     return answer
 
 
 def reasoning_of(sample: Sample, data: DataSection) -> str | None:
-    """Return the reasoning to learn in the template's own format; None unless it is "keep"."""
-    return (sample.reasoning or None) if data.reasoning == "keep" else None
+    """Return the reasoning to learn in the template's own format; None unless `[data] reasoning` is "keep".
+
+    Newlines around it are left out: they belong to the teacher's format (see `answer_of`).
+    """
+    return ((sample.reasoning or "").strip("\n") or None) if data.reasoning == "keep" else None
 
 
 def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: DataSection) -> tuple[HeldOut, ...]:
     prompts: dict[str, HeldOut] = {}
     for sample, split in zip(samples, splits, strict=True):
-        if split == "train" or sample.prompt_id in prompts:
+        if split == "train" or sample.prompt_id in prompts or not has_text_only(sample):
             continue
         task = sample.metadata.get("task")
         is_usable = not _exclusion_reason(sample, data)
         is_whole = is_usable and sample.outcome == Outcome.OK
         prompts[sample.prompt_id] = HeldOut(
             sample.prompt_id,
-            tuple(sample.messages),
+            conversation_of(sample),
             sample.reference,
             task if isinstance(task, str) and task else "all",
             split,

@@ -49,11 +49,12 @@ class ChatShape:
         return after if mark else generated
 
 
-def probe(template: Template, tokenizer: Any) -> ChatShape:
+def probe(template: Template, tokenizer: Any, encode: Callable[[str], list[int]]) -> ChatShape:
     """Render marked conversations to find the text around answer and reasoning, and the end of a turn.
 
     Args:
         template: renders messages; its second argument asks for a generation prompt.
+        encode: encodes a text of the template as it is encoded when other text precedes it.
 
     Raises:
         StudentError: an answer does not continue the generation prompt, or no turn ever ends.
@@ -70,7 +71,9 @@ def probe(template: Template, tokenizer: Any) -> ChatShape:
         )
     between = before[len(prompt) :]
     scaffold, lead = (between, "") if between.strip() else ("", between)
-    return ChatShape(scaffold, lead, _end_of_turn(after, tokenizer), _reasoning(template, user, prompt))
+    return ChatShape(
+        scaffold, lead, _end_of_turn(encode(after), tokenizer), _reasoning(template, user, prompt)
+    )
 
 
 def _reasoning(template: Template, user: Mapping[str, Any], prompt: str) -> tuple[str, str] | None:
@@ -88,8 +91,8 @@ def _reasoning(template: Template, user: Mapping[str, Any], prompt: str) -> tupl
     return None
 
 
-def _end_of_turn(after: str, tokenizer: Any) -> tuple[int, ...]:
-    ids = tokenizer.encode(after, add_special_tokens=False)
+def _end_of_turn(ids: Sequence[int], tokenizer: Any) -> tuple[int, ...]:
+    """Cut the ids after an answer behind the first special token; without one the turn ends with EOS."""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     for position, token in enumerate(ids):
         if token in special:

@@ -11,12 +11,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from trainer.config import TrainConfig
-from trainer.data import data_checks, dataset
+from trainer.data import data_checks, dataset, published_template
 from trainer.data.chat_template import Renderer
 from trainer.data.data_checks import Check, RenderedRows
 from trainer.errors import ConfigError, StudentError
 from trainer.model import model, weights
-from trainer.publish import serving
 
 SAMPLES_SHOWN = 5
 # Tokens of a sample on the page; the middle of a longer prompt is left out.
@@ -223,7 +222,7 @@ def _notices(rendered: RenderedRows, renderer: Renderer, config: TrainConfig) ->
     dropped = sum(bool(s.reasoning) for s in rendered.rows.train) if config.data.reasoning == "drop" else 0
     if dropped:
         lines.append(f"reasoning is left out of {dropped:,} rows ([data] reasoning)")
-    if problem := serving.serving_template(config, renderer)[1]:
+    if problem := published_template.serving_template(config, renderer)[1]:
         lines.append(problem)
     unended = sum(not e.terminated for e in rendered.examples)
     if unended:

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 
 from trainer.config import TrainConfig
-from trainer.data import dataset
+from trainer.data import dataset, published_template
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.dataset import INLINE_REASONING, HeldOut, Rows
 from trainer.data.packing import pack
 from trainer.errors import DataError
 from trainer.evaluation.scorecard import JudgedPrompt, is_correct, scorecard
 from trainer.model import generate, model, self_test, weights
-from trainer.publish import serving
 from trainer.publish.adapter import check_same_base
 from trainer.training.forward import pack_losses
 
@@ -121,7 +120,7 @@ class HeldOutTest:
     ) -> Answers:
         """Let a model answer the held-out prompts, and compute its loss on the teacher's answers."""
         answers = generate_answers(self, answering, on_note, on_done)
-        texts = (self.renderer.tokenizer.decode(list(a.ids), skip_special_tokens=False) for a in answers)
+        texts = (self.renderer.decode(a.ids) for a in answers)
         return Answers(
             texts=tuple(judged_text(text, self.renderer, self.config) for text in texts),
             cut=tuple(answer.is_cut for answer in answers),
@@ -136,8 +135,10 @@ def generate_answers(
     on_done: Callable[[int], None] = lambda _: None,
 ) -> list[generate.Answer]:
     """Answer the held-out prompts greedily, in their order; see `trainer.model.generate`."""
-    thinks = serving.keeps_reasoning(test.config, test.renderer)
-    prompts = test.renderer.prompts([held.messages for held in test.held_out], [thinks] * len(test.held_out))
+    thinks = published_template.keeps_reasoning(test.config, test.renderer)
+    prompts = test.renderer.prompts(
+        [held.conversation for held in test.held_out], [thinks] * len(test.held_out)
+    )
     return generate.generate(
         answering,
         prompts,

@@ -27,6 +27,9 @@ logging.set_verbosity_error()
 def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
     """Load the base's tokenizer from disk, with its own chat template or the one given.
 
+    Of several named templates, the one called "default" is used; the adapter and the merged student get only
+    that one.
+
     Raises:
         StudentError: missing or broken files.
     """
@@ -37,6 +40,15 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
         raise StudentError(f"tokenizer can't be read: {first_line(error)}", place=str(folder)) from None
     if template is not None:
         tokenizer.chat_template = read_chat_template(template)
+    elif isinstance(tokenizer.chat_template, dict):  # several templates by name
+        named = tokenizer.chat_template
+        if not isinstance(named.get("default"), str):
+            raise StudentError(
+                f"none of the tokenizer's chat templates is called default: {', '.join(sorted(named))}",
+                place=str(folder),
+                remedy="set [student] template to a file with the one to use",
+            )
+        tokenizer.chat_template = named["default"]
     return tokenizer
 
 

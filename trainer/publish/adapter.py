@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -13,9 +14,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from trainer.config import TrainConfig
+from trainer.data import published_template
 from trainer.data.chat_template import Renderer
 from trainer.data.dataset import Rows
-from trainer.errors import StoreFull, StudentError
+from trainer.errors import HarvesterError, StoreFull, StudentError
 from trainer.files import fsync_tree
 from trainer.model import weights
 from trainer.provenance import fingerprint, model_card
@@ -119,13 +121,47 @@ def write_serving_files(folder: Path, renderer: Renderer, config: TrainConfig) -
     tokenizer = renderer.tokenizer
     original = tokenizer.chat_template
     try:
-        tokenizer.chat_template, _ = serving.serving_template(config, renderer)
+        tokenizer.chat_template, _ = published_template.serving_template(config, renderer)
         tokenizer.save_pretrained(str(folder))
     finally:
         tokenizer.chat_template = original
+    _record_bos(folder / "tokenizer_config.json", renderer)
     generation = dict(weights.read_json(config.base / "generation_config.json"))
     generation["eos_token_id"] = serving.eos_ids(generation, renderer.chat_shape.stop_id)
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")
+
+
+def _record_bos(path: Path, renderer: Renderer) -> None:
+    """Write `add_bos_token` into tokenizer_config.json: GGUF converters read there whether to add BOS.
+
+    It is true only if the learned prompts begin with the BOS that the tokenizer adds by itself; otherwise the
+    chat template's own text has all that a prompt needs.
+    """
+    settings = dict(weights.read_json(path))
+    prompt = renderer.prompt_text([{"role": "user", "content": "hi"}])
+    settings["add_bos_token"] = renderer.adds_bos and prompt.startswith(str(renderer.tokenizer.bos_token))
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def rehearse(renderer: Renderer, config: TrainConfig) -> None:
+    """Write the files of `write_serving_files` to a temporary folder.
+
+    `train` does this before its first step: what would fail at the end must fail at the start.
+
+    Raises:
+        StudentError: tokenizer or chat template can't be saved.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            write_serving_files(Path(folder), renderer, config)
+    except HarvesterError:
+        raise
+    except Exception as error:  # noqa: BLE001 - tokenizers raise their own kinds
+        raise StudentError(
+            f"the adapter could not be written after the training: {type(error).__name__}: {error}",
+            place=str(config.base),
+            remedy="repair the base's tokenizer files",
+        ) from None
 
 
 def lineage_summary(rows: Rows) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from safetensors import SafetensorError
 
 from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
+from trainer.data import published_template
 from trainer.data.chat_template import Renderer
 from trainer.errors import ConfigError, StoreFull, StudentError
 from trainer.files import fsync_tree
 from trainer.model import loading, model, self_test, weights
 from trainer.provenance import fingerprint, model_card, terms_check
-from trainer.publish import modelfile, serving
+from trainer.publish import modelfile
 from trainer.publish.adapter import card_facts, check_same_base, write_serving_files
 
 PARITY_FILE = "parity.json"
@@ -148,7 +149,9 @@ def _write_documents(
 ) -> None:
     write_serving_files(folder, renderer, config)
     stop = str(renderer.tokenizer.convert_ids_to_tokens(renderer.chat_shape.stop_id))
-    turns = modelfile.infer_turn_template(renderer, thinks=serving.keeps_reasoning(config, renderer))
+    turns = modelfile.infer_turn_template(
+        renderer, thinks=published_template.keeps_reasoning(config, renderer)
+    )
     text = turns.modelfile(stop) if turns else None
     if text is not None:
         (folder / "Modelfile").write_text(text, encoding="utf-8")

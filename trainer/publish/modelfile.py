@@ -7,16 +7,16 @@ is written, because it would render other prompts than were learned.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from trainer.data.chat_template import Renderer
+from trainer.data.conversation import Message
 from trainer.errors import StudentError
 
 # Contents of the probing messages: private-use characters, which no template contains, trims or splits.
 _MARKS = tuple(f"\ue0f0turn{number}\ue0f1" for number in range(4))
-Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class TurnTemplate:
     """The text that a chat template puts around each turn, as (before, after) pairs.
 
     Attributes:
-        bos: text of the BOS token at the start of the prompt, "" for none; llama.cpp adds that token itself.
+        bos: text of the BOS token at the start of the prompt if the tokenizer adds that token by itself, so
+            that llama.cpp does so too; else "": the text stays in `head` or in the first turn.
         head: text before the first turn of a conversation without a system prompt.
         system: text around a system prompt.
         system_position: whether a system prompt stands before all turns or inside the last user turn.
@@ -92,16 +93,11 @@ def infer_turn_template(renderer: Renderer, *, thinks: bool = False) -> TurnTemp
         turns = _infer(renderer, thinks)
         probes = _probes(system=turns.system_position != "nowhere")
         is_equal = all(
-            turns.render(probe) == training_prompt(renderer, probe, thinks=thinks) for probe in probes
+            turns.render(probe) == renderer.learned_prompt(probe, thinks=thinks) for probe in probes
         )
     except (StudentError, ValueError):
         return None
     return turns if is_equal else None
-
-
-def training_prompt(renderer: Renderer, messages: Sequence[Message], *, thinks: bool) -> str:
-    """Render a prompt as it was learned: with the template's scaffold, unless the student thinks first."""
-    return renderer.prompt_text(messages) + ("" if thinks else renderer.chat_shape.scaffold)
 
 
 def _probes(*, system: bool) -> list[list[Message]]:
@@ -122,24 +118,26 @@ def _infer(renderer: Renderer, thinks: bool) -> TurnTemplate:
         {"role": "assistant", "content": answer},
         {"role": "user", "content": follow_up},
     ]
-    prompt = training_prompt(renderer, conversation, thinks=thinks)
+    prompt = renderer.learned_prompt(conversation, thinks=thinks)
     begin, between, again, end = _split_at(prompt, question, answer, follow_up)
-    bos = bos if begin.startswith(bos) else ""
+    if not begin.startswith(bos) or bos in again:  # a token that begins every turn belongs to the turns
+        bos = ""
     begin = begin[len(bos) :]
     opening = _common_prefix(begin[::-1], again[::-1])[::-1]
     closing = _common_prefix(between, end)
     head, after = begin[: len(begin) - len(opening)], again[: len(again) - len(opening)]
     user, assistant = (opening, closing), (between[len(closing) :], after)
     generation_prompt = end[len(closing) :]
-    turns = TurnTemplate(bos, head, ("", ""), "nowhere", user, assistant, generation_prompt)
+    added, written = (bos, "") if renderer.adds_bos else ("", bos)
+    turns = TurnTemplate(added, written + head, ("", ""), "nowhere", user, assistant, generation_prompt)
     system_message = {"role": "system", "content": instruction}
     try:
-        prompt = training_prompt(renderer, [system_message, conversation[0]], thinks=thinks)
+        prompt = renderer.learned_prompt([system_message, conversation[0]], thinks=thinks)
     except StudentError:
         return turns
     before, then, _ = _split_at(prompt[len(bos) :], instruction, question)
     if then.endswith(opening):
-        around = (before, then[: len(then) - len(opening)])
+        around = (written + before, then[: len(then) - len(opening)])
         return replace(turns, system=around, system_position="first")
     if before == begin:
         return replace(turns, system=("", then), system_position="last question")

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig
-from trainer.data.chat_template import TEMPLATE_DATE, Renderer
-from trainer.errors import StudentError
-from trainer.publish import modelfile
+from trainer.data.chat_template import Renderer
+from trainer.data.published_template import keeps_reasoning, serving_template
 
 # Values that vLLM's --max-lora-rank accepts; its default is 16.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-# Assignments written before a template for the variables that training passes to it and a server does not.
-_FIXED_CHOICES = (f'{{%- set date_string = "{TEMPLATE_DATE}" -%}}', "{%- set enable_thinking = false -%}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,62 +37,6 @@ class ServingCommands:
     ollama: str
     stops: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-def keeps_reasoning(config: TrainConfig, renderer: Renderer) -> bool:
-    """Whether the student was taught to begin its answers with reasoning, in the template's own format."""
-    return config.data.reasoning == "keep" and renderer.chat_shape.reasoning is not None
-
-
-def pinned_template(renderer: Renderer, *, thinking: bool) -> str:
-    """Return a chat template that renders the learned prompts without being given any variable.
-
-    A server passes no date and no `enable_thinking` to the template. If its prompts would then differ from
-    those that were learned, the variables are assigned at the start of the template.
-
-    Raises:
-        StudentError: no assignment makes the template render the prompts that were learned.
-    """
-    original = str(renderer.tokenizer.chat_template)
-    wanted = [modelfile.training_prompt(renderer, probe, thinks=thinking) for probe in PROBES]
-    pins = ("", *_FIXED_CHOICES, "".join(_FIXED_CHOICES))
-    try:
-        for pin in pins:
-            renderer.tokenizer.chat_template = pin + original
-            if [_as_served(renderer, probe) for probe in PROBES] == wanted:
-                return pin + original
-    finally:
-        renderer.tokenizer.chat_template = original
-    raise StudentError(
-        "a server would render other prompts than were learned: the template puts text before the answer",
-        place="student.template",
-        remedy='a template whose generation prompt ends in that text, or [data] reasoning = "keep"',
-    )
-
-
-def serving_template(config: TrainConfig, renderer: Renderer) -> tuple[str, str]:
-    """Return the template to publish, and what is wrong with it ("" if nothing).
-
-    A template that can't be pinned does not end a training that is finished: it is published as it is.
-    """
-    try:
-        return pinned_template(renderer, thinking=keeps_reasoning(config, renderer)), ""
-    except StudentError as error:
-        return str(renderer.tokenizer.chat_template), error.message
-
-
-PROBES: tuple[list[Mapping[str, Any]], ...] = (
-    [{"role": "user", "content": "hi"}],
-    [
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": "ho"},
-        {"role": "user", "content": "and?"},
-    ],
-)
-
-
-def _as_served(renderer: Renderer, messages: list[Mapping[str, Any]]) -> str:
-    return str(renderer.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def eos_ids(base: Mapping[str, Any], stop_id: int) -> int | list[int]:

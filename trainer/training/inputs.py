@@ -9,6 +9,7 @@ from trainer.data import data_checks, dataset
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.order import Order
 from trainer.model import model, weights
+from trainer.publish.adapter import rehearse
 
 # Steps below which the defaults for large corpora hardly change a student.
 FEW_STEPS = 30
@@ -61,12 +62,13 @@ def read_inputs(config: TrainConfig, rows: dataset.Rows | None = None) -> Traini
     Raises:
         DataError: no corpus, or no row to learn from.
         StudentError: the base is not the one that `[student] sha256` names, or its tokenizer or chat template
-            can't be used.
+            can't be used, or can't be saved with the adapter.
         TermsRefused: a teacher's terms do not permit training.
     """
     weights.check_base(config.base, config.student.sha256)
     rows = rows or dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
+    rehearse(renderer, config)
     vocabulary = weights.vocabulary_size(config.base)
     rendered, data = data_checks.render_rows(rows, renderer, config, vocabulary)
     checks = data_checks.run_checks(rendered, renderer, vocabulary=vocabulary, learned=len(data.examples))

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from trainer.config import TrainConfig
-from trainer.data import dataset
+from trainer.data import dataset, published_template
 from trainer.data.chat_template import Example
 from trainer.data.dataset import HeldOut
 from trainer.data.packing import pack
@@ -24,7 +24,6 @@ from trainer.errors import DataError, OutOfMemory
 from trainer.model import segment_attention, varlen_attention
 from trainer.model.generate import Limits, generate
 from trainer.model.structure import base_model_of
-from trainer.publish import serving
 from trainer.training.distributed import World
 from trainer.training.forward import pack_losses
 from trainer.training.inputs import TrainingInputs
@@ -167,8 +166,8 @@ class Validation:
         if not self._asked:
             return ()
         renderer, config = self._inputs.renderer, self._config
-        thinks = serving.keeps_reasoning(config, renderer)
-        prompts = renderer.prompts([held.messages for held in self._asked], [thinks] * len(self._asked))
+        thinks = published_template.keeps_reasoning(config, renderer)
+        prompts = renderer.prompts([held.conversation for held in self._asked], [thinks] * len(self._asked))
         limits = Limits(
             stop_id=renderer.chat_shape.stop_id,
             max_new_tokens=config.evaluate.max_new_tokens or MAX_NEW_TOKENS,
@@ -183,7 +182,7 @@ class Validation:
         return tuple(
             {
                 "prompt_id": held.prompt_id,
-                "answer": renderer.tokenizer.decode(list(answer.ids), skip_special_tokens=False),
+                "answer": renderer.decode(answer.ids),
                 "reference": held.reference,
                 "teacher": held.teacher,
             }

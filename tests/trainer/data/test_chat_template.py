@@ -157,3 +157,15 @@ def test_a_turn_that_never_ends_is_refused():
     tokenizer.eos_token = None
     with pytest.raises(StudentError, match="turn ends"):
         Renderer(tokenizer)
+
+
+@pytest.mark.parametrize("answer", ["Paris.", " Paris.", "\nParis", "4 o", "ü"])
+def test_pieces_of_a_sentencepiece_conversation_are_encoded_as_in_place(answer):
+    tokenizer = chat_templates.llama2()
+    renderer = Renderer(tokenizer)
+    [example] = renderer.examples([USER], [answer], [True])
+    whole = renderer.template([*USER, {"role": "assistant", "content": answer}], False)
+    assert example.ids.tolist() == tokenizer.encode(whole, add_special_tokens=False)
+    body = example.ids[example.prompt_length : len(example.ids) - len(renderer.chat_shape.end_of_turn)]
+    assert renderer.decode(body.tolist()) == renderer.chat_shape.lead + answer
+    assert tokenizer.convert_ids_to_tokens(renderer.chat_shape.end_of_turn) == ["▁", "</s>"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
 
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer, toml  # noqa: F401 - fixtures
@@ -231,7 +232,7 @@ def test_24_no_prompt_is_on_both_sides(tmp_path):
     rows = [*tiny.skill(4, held_out=4), replace(twin, metadata_json='{"split": "train"}')]
     found, data = examples_of(tiny.train_toml(tmp_path, rows))
     learned = {dataset.prompt_key(s.messages) for s in found.train}
-    judged = {dataset.prompt_key(h.messages) for h in found.held_out}
+    judged = {dataset.prompt_key(h.conversation.messages) for h in found.held_out}
     assert not learned & judged
     assert data.excluded == {"leaked": 1}
 
@@ -289,3 +290,30 @@ def test_30_an_index_can_not_point_outside_its_folder(run_trainer, toml, name): 
     code, _, err = run_trainer("train", toml)
     assert code == 2
     assert "outside its folder" in err
+
+
+def test_of_named_templates_the_default_is_used_and_written(run_trainer, toml):  # noqa: F811
+    base = toml.parent / "base"
+    named = tiny.tokenizer({"default": tiny.CHATML, "tool_use": "{{ tools }}" + tiny.CHATML})
+    (base / "chat_template.jinja").unlink()
+    named.save_pretrained(base)
+    assert run_trainer("doctor", toml)[0] == 0
+    assert run_trainer("train", toml)[0] == 0
+    adapter = toml.parent / "out" / "adapter"
+    assert (adapter / "chat_template.jinja").read_text() == tiny.CHATML
+    assert not (adapter / "additional_chat_templates").exists()
+    for file in base.rglob("*.jinja"):
+        file.unlink()
+    tiny.tokenizer({"tool_use": tiny.CHATML}).save_pretrained(base)
+    code, _, err = run_trainer("train", toml)
+    assert (code, "tool_use" in err) == (2, True)
+
+
+def test_what_is_written_after_the_last_step_is_tried_before_the_first(run_trainer, toml, monkeypatch):  # noqa: F811
+    def fail(*_args, **_more):
+        raise TypeError("this tokenizer can't be saved")
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", fail)
+    code, _, err = run_trainer("train", toml)
+    assert (code, "this tokenizer can't be saved" in err) == (2, True)
+    assert not (toml.parent / "out" / "train.jsonl").exists()

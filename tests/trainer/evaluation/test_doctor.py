@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from tests.trainer import tiny
+from tests.trainer import chat_templates, tiny
 from tests.trainer.chat_templates import SHAPES
 from tests.trainer.command_line import run_trainer, toml  # noqa: F401 - fixtures
 from trainer import config
@@ -258,3 +258,11 @@ def test_the_first_row_of_a_fault_comes_first_on_the_page(run_trainer, toml):  #
     first = json.loads(out)["shown"][0]
     assert (code, first["prompt_id"], first["is_faulty"]) == (1, "p5", True)
     assert "1 fatal fault found" in (toml.parent / "deep" / "page.html").read_text()
+
+
+@pytest.mark.parametrize("tokenizer", [chat_templates.llama2, chat_templates.spaced])
+def test_a_tokenizer_that_drops_a_leading_space_when_decoding_is_no_fault(toml, tokenizer):  # noqa: F811
+    tiny.base(toml.parent / "base", speech=tokenizer())
+    rows = [replace(s, completion=" two words" if i % 2 else "Paris.") for i, s in enumerate(tiny.skill(8))]
+    tiny.corpus(toml.parent / "store", rows)
+    assert doctor.diagnose(config.load(toml)).findings == ()

@@ -174,8 +174,8 @@ def test_prompts_without_a_split_are_split_by_content(tmp_path):
     renamed = [replace(s, prompt_id=f"other{i}") for i, s in enumerate(reversed(rows))]
     tiny.corpus(tmp_path / "store", renamed)
     two = dataset.read(config)
-    assert {h.messages[0]["content"] for h in one.held_out} == {
-        h.messages[0]["content"] for h in two.held_out
+    assert {h.conversation.messages[0]["content"] for h in one.held_out} == {
+        h.conversation.messages[0]["content"] for h in two.held_out
     }
 
 

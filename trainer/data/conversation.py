@@ -1,0 +1,148 @@
+"""Restore what a teacher was asked, messages and tools, in the form that chat templates expect.
+
+The corpus' `messages` column holds role and text only. The request itself (`request_json`) also holds tool
+schemas, tool calls, and contents in parts; a student must see all of them in its prompt. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harvester.store.shards.schema import Sample, text_of
+
+Message = Mapping[str, Any]
+
+# Joins the text parts of one message, as vLLM and llama.cpp do for templates that take a single text.
+PART_SEPARATOR = "\n"
+# Fields of a message that chat templates know besides role and content.
+_EXTRA_FIELDS = ("name", "tool_call_id", "tool_calls", "reasoning_content", "reasoning", "thinking")
+
+
+class UnsupportedContent(ValueError):
+    """A message has a content that is neither text nor a list of text parts, such as an image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a teacher was asked, or what a student is asked.
+
+    Attributes:
+        messages: contents are text, arguments of tool calls are objects.
+        tools: schemas of the tools that may be called.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    def texts(self) -> Iterator[str]:
+        """Yield every text that a prompt has to contain: contents, tool calls, names of tools."""
+        for message in self.messages:
+            yield str(message.get("content") or "")
+            for call in message.get("tool_calls") or ():
+                function = call.get("function", {})
+                yield str(function.get("name") or "")
+                arguments = function.get("arguments")
+                if isinstance(arguments, Mapping):
+                    yield from (value for value in arguments.values() if isinstance(value, str))
+        for tool in self.tools:
+            yield str(tool.get("function", tool).get("name") or "")
+
+
+def as_conversation(prompt: Conversation | Sequence[Message]) -> Conversation:
+    """Return a conversation, given one or a plain sequence of messages."""
+    return prompt if isinstance(prompt, Conversation) else Conversation(tuple(prompt))
+
+
+def request_beyond_columns(sample: Sample) -> str:
+    """Return the part of a request that the `messages` column lacks, as JSON; "" if it lacks nothing."""
+    request = _load_object(sample.request_json)
+    messages, tools = request.get("messages"), request.get("tools")
+    if not isinstance(messages, list):
+        return ""
+    is_plain = all(isinstance(m.get("content"), str) and set(m) <= {"role", "content"} for m in messages)
+    if is_plain and not tools:
+        return ""
+    return json.dumps({"messages": messages, "tools": tools or []}, ensure_ascii=False)
+
+
+def conversation_of(sample: Sample) -> Conversation:
+    """Restore what the teacher was asked for this row.
+
+    Raises:
+        UnsupportedContent: a message holds something other than text.
+    """
+    request = _load_object(sample.request_json)
+    messages = request.get("messages")
+    if isinstance(messages, list) and _columns(messages) == _columns(sample.messages):
+        tools = tuple(tool for tool in request.get("tools") or () if isinstance(tool, Mapping))
+        return Conversation(tuple(map(_normalised, messages)), tools)
+    return Conversation(tuple({**m, "content": _text_of_column(m.get("content"))} for m in sample.messages))
+
+
+def _columns(messages: Sequence[Message]) -> list[tuple[Any, str]]:
+    """The messages as the corpus' column holds them."""
+    return [(m.get("role"), text_of(m.get("content")) or "") for m in messages]
+
+
+def _load_object(text: str) -> Mapping[str, Any]:
+    try:
+        loaded = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _normalised(message: Message) -> Message:
+    extra = {name: message[name] for name in _EXTRA_FIELDS if message.get(name)}
+    if "tool_calls" in extra:
+        extra["tool_calls"] = [_with_argument_object(call) for call in extra["tool_calls"]]
+    return {"role": message.get("role"), "content": _joined_text(message.get("content")), **extra}
+
+
+def _joined_text(content: Any) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list) or not all(map(_is_text_part, content)):
+        raise UnsupportedContent("a message holds something other than text")
+    return PART_SEPARATOR.join(part if isinstance(part, str) else part["text"] for part in content)
+
+
+def _is_text_part(part: Any) -> bool:
+    is_text = isinstance(part, Mapping) and part.get("type", "text") == "text"
+    return isinstance(part, str) or (is_text and isinstance(part.get("text"), str))
+
+
+def _text_of_column(content: str | None) -> str:
+    """The text of a content whose request is not at hand; the column holds parts as JSON."""
+    if content and content.startswith('[{"'):
+        try:
+            parts = json.loads(content)
+        except ValueError:
+            return content
+        if all(isinstance(part, dict) and "type" in part for part in parts):
+            return _joined_text(parts)
+    return content or ""
+
+
+def _with_argument_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Parse the arguments of a tool call: the wire sends them as JSON text, templates expect an object."""
+    function = call.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def has_text_only(sample: Sample) -> bool:
+    """Whether every message of a row is text, so that `conversation_of` can restore it."""
+    try:
+        conversation_of(sample)
+    except UnsupportedContent:
+        return False
+    return True
