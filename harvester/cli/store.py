@@ -1,4 +1,4 @@
-"""Commands on a store: `seal`, `verify`, `purge`, `curate`, `export`."""
+"""Commands on a store: `seal`, `verify`, `purge`, `rederive`, `curate`, `export`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: harvester seal my-run/store")(seal)
     app.command(epilog="Example: harvester verify my-run/store")(verify)
     app.command(epilog="Example: harvester purge my-run/store --prompt-id p17")(purge)
+    app.command(epilog="Example: harvester rederive my-run/store")(rederive)
     app.command(epilog="Example: harvester curate curate.toml")(curate)
     app.command(epilog="Example: harvester export my-run/store out --to messages")(export)
 
@@ -89,6 +90,22 @@ def purge(
 
     purged = purge_store(store, key, prompt_id)
     emit({"purged": purged}, [f"purged {purged:,} answers from {store}"], as_json=as_json)
+
+
+def rederive(store: Path = STORE, as_json: bool = JSON) -> None:
+    """Derive the columns of stored answers from their raw bodies again. Nothing is asked, nothing is paid."""
+    from harvester.store.maintain.rederive import rederive as derive
+
+    result = derive(store)
+    lines = [f"derived {result.rows:,} answers again: {result.changed:,} changed, {result.shards} new shards"]
+    lines += [f"  {count:,}: {change}" for change, count in sorted(result.outcomes.items())]
+    data = {
+        "rows": result.rows,
+        "changed": result.changed,
+        "shards": result.shards,
+        "outcomes": dict(result.outcomes),
+    }
+    emit(data, lines, as_json=as_json)
 
 
 def curate(config: Path = typer.Argument(..., help="Path of a curate.toml."), as_json: bool = JSON) -> None:

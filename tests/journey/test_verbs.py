@@ -57,7 +57,8 @@ FED = [
 
 def test_the_walk_meets_every_verb_we_promise():
     promised = (
-        "init plan run status pause resume stop set seal verify purge curate export report view metrics"
+        "init plan run status pause resume stop set seal verify purge rederive"
+        " curate export report view metrics"
     )
     assert {("harvester", verb) for verb in promised.split()} <= set(VERBS)
     assert {("harvester", "terms", verb) for verb in ("list", "show", "check", "record", "review")} <= set(

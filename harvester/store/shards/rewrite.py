@@ -1,4 +1,6 @@
-"""Rewrite shards into one new shard, with rows left out where asked. Merging, purge and repair use it.
+"""Rewrite shards into one new shard, with rows left out or columns changed where asked.
+
+Merging, purge, repair and rederive use it.
 
 The new file is written under a hidden name and read back. Then the folder is exchanged for one with the new
 file in place of the old ones (`swap`), and one transaction updates the manifest and the key index. No reader
@@ -51,19 +53,21 @@ READY = "ready"
 PATIENCE_S = 20.0
 
 
-def rewrite(
+def rewrite(  # noqa: PLR0913 - one value per thing in which merge, purge, repair and rederive differ
     journal: Journal,
     store: Path,
     entries: Sequence[ShardEntry],
     *,
     without: Collection[bytes] = frozenset(),
     salvage: bool = False,
+    change: Callable[[pa.Table], pa.Table] | None = None,
     hold: Callable[[], AbstractContextManager[bool]] | None = None,
 ) -> Generator[str | None, None, set[bytes]]:
     """Write the rows of some shards, in their order, into one new shard; return the keys left out.
 
     Args:
         without: keys to leave out.
+        change: changes columns of the rows; it keeps the rows, their order and their keys.
         salvage: leave out rows that can't be read or verified (`recover_rows`), with their keys.
         hold: context manager entered before the exchange and left after the commit; it gives whether nobody
             reads the folder. Without it readers of this program are waited for.
@@ -80,7 +84,7 @@ def rewrite(
     with contextlib.ExitStack() as held:  # no reader may begin between this check and the commit
         try:
             with translate_disk_errors(folder):
-                entry, keys = yield from _staged(journal, store, entries, hidden, without, salvage)
+                entry, keys = yield from _staged(journal, store, entries, hidden, without, salvage, change)
             yield READY
             reach("compaction.before_exchange")
             if not held.enter_context(swap.if_no_reader(folder, PATIENCE_S) if hold is None else hold()):
@@ -99,21 +103,24 @@ def rewrite(
         return gone
 
 
-def _staged(
+def _staged(  # noqa: PLR0913 - as `rewrite`
     journal: Journal,
     store: Path,
     entries: Sequence[ShardEntry],
     hidden: Path,
     without: Collection[bytes],
     salvage: bool,
+    change: Callable[[pa.Table], pa.Table] | None,
 ) -> Generator[str | None, None, tuple[ShardEntry | None, list[bytes]]]:
     """Write the new file and build the next folder; return its manifest entry and its keys."""
     folder = store / paths.SHARDS
     lineages = _lineages(journal, folder, entries, salvage)
-    tables = chain.from_iterable(
+    tables: Iterator[pa.Table] = chain.from_iterable(
         recoverable_rows(journal, store, entry) if salvage else _tables(folder / entry.name)
         for entry in entries
     )
+    if change is not None:
+        tables = map(change, tables)
     keys = yield from _copy(hidden, lineages, _row_groups(tables, {key.hex() for key in without}))
     entry = None
     if keys:

@@ -56,38 +56,27 @@ def sample_of(row: Mapping[str, Any], lineage: Lineage, columns: Collection[str]
             body, and most of the time) stays empty where it is not among them. None fills all.
     """
     body = orjson.loads(row["body_json"])
-    answer = _parsed(row, body, columns)
+    if columns is not None and PARSED.isdisjoint(columns):
+        answer = Completion(None, Outcome.UNKNOWN, "", Usage(0, 0))
+    else:
+        answer = parse_answer(row, body, logprobs=columns is None or "logprobs" in columns)
     return Sample(
         key=row["key"].hex(),
         messages=[
             {"role": one["role"], "content": text_of(one.get("content"))}
             for one in body.get("messages") or []
         ],
-        completion=answer.text,
-        outcome=str(answer.outcome),
-        finish_reason=answer.finish_reason,
-        reasoning=answer.reasoning,
-        refusal=answer.refusal,
-        tool_calls_json=answer.tool_calls_json,
-        logprobs=[_token(one) for one in answer.logprobs] or None,
         request_json=row["body_json"],
         raw=row["raw"],
         teacher_id=lineage.teacher_id,
         endpoint=row["endpoint"],
         request_model=str(body.get("model") or ""),
-        response_model=answer.model,
-        system_fingerprint=answer.system_fingerprint,
-        response_id=answer.response_id,
-        provider=answer.provider,
         terms_id=lineage.terms_id,
         permission_sha256=lineage.permission_sha256,
         purpose=lineage.purpose,
         mock=lineage.mock,
         input_tokens=row["input_tokens"],
         output_tokens=row["output_tokens"],
-        cached_tokens=answer.usage.cached_tokens,
-        reasoning_tokens=answer.usage.reasoning_tokens,
-        usage_source=answer.usage.source,
         cost_microusd=row["cost_microusd"],
         attempts=row["attempts"],
         latency_s=row["latency_us"] / 1e6,
@@ -95,8 +84,29 @@ def sample_of(row: Mapping[str, Any], lineage: Lineage, columns: Collection[str]
         run_id=lineage.run_id,
         config_sha256=lineage.config_sha256,
         tool_version=lineage.tool_version,
+        **parsed_columns(answer),
         **prompt_columns(row["prompt_json"], row["sample_index"]),
     )
+
+
+def parsed_columns(answer: Completion) -> dict[str, Any]:
+    """Return the columns of a row that come from its raw body (`PARSED`)."""
+    return {
+        "completion": answer.text,
+        "outcome": str(answer.outcome),
+        "finish_reason": answer.finish_reason,
+        "reasoning": answer.reasoning,
+        "refusal": answer.refusal,
+        "tool_calls_json": answer.tool_calls_json,
+        "logprobs": [_token(one) for one in answer.logprobs] or None,
+        "response_model": answer.model,
+        "system_fingerprint": answer.system_fingerprint,
+        "response_id": answer.response_id,
+        "provider": answer.provider,
+        "cached_tokens": answer.usage.cached_tokens,
+        "reasoning_tokens": answer.usage.reasoning_tokens,
+        "usage_source": answer.usage.source,
+    }
 
 
 def prompt_columns(prompt_json: str, sample_index: int) -> dict[str, Any]:
@@ -135,13 +145,16 @@ def terms_columns(row: Mapping[str, Any], lineage: Lineage) -> dict[str, Any]:
     }
 
 
-def _parsed(row: Mapping[str, Any], body: Mapping[str, Any], columns: Collection[str] | None) -> Completion:
-    if columns is not None and PARSED.isdisjoint(columns):
-        return Completion(None, Outcome.UNKNOWN, "", Usage(0, 0))
-    wants_logprobs = columns is None or "logprobs" in columns
+def parse_answer(row: Mapping[str, Any], body: Mapping[str, Any], *, logprobs: bool = True) -> Completion:
+    """Parse the raw body of a row; one without a completion gives the outcome "unknown".
+
+    Args:
+        row: with `raw`, `input_tokens` and `output_tokens`.
+        body: the request's body.
+    """
     try:
         return completion.parse(
-            row["raw"], row["input_tokens"], body.get("response_format"), logprobs=wants_logprobs
+            row["raw"], row["input_tokens"], body.get("response_format"), logprobs=logprobs
         )
     except TeacherError:
         usage = Usage(row["input_tokens"], row["output_tokens"], source="estimated")
