@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     ConfigDict,
@@ -191,11 +191,14 @@ class PromptsSection(FrozenModel):
     Attributes:
         files: names and globs, relative to the configuration file.
         max_bad: lines that can't be used and may be skipped; one more ends the run.
+        last_assistant: what becomes of an assistant turn at the end of a conversation. "send" sends it, and
+            the teacher continues it or answers it; "reference" keeps it as the row's reference instead.
     """
 
     files: tuple[str, ...] = Field(min_length=1)
     system: str | None = None
     max_bad: Count = 0
+    last_assistant: Literal["send", "reference"] = "send"
 
 
 class SamplingSection(FrozenModel):

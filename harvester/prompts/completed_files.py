@@ -61,6 +61,8 @@ def digest_of(config: HarvestConfig, root: Path) -> bytes | None:
         "epoch": config.run.epoch,
         "version": [KEY_VERSION, __version__],
     }
+    if config.prompts.last_assistant != "send":  # the default keeps the digests of earlier versions
+        identity["last_assistant"] = config.prompts.last_assistant
     return hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).digest()
 
 

@@ -38,6 +38,19 @@ class DuplicateIds:
         once = several.slice(1).filter(_neighbours(several, pc.not_equal))
         return _numbers(pa.concat_arrays([several.slice(0, 1), once]))
 
+    def require_unique(self, walk: Callable[[], Iterable[Prompt]]) -> None:
+        """Refuse two different prompts with one id.
+
+        Args:
+            walk: reads all prompts once more; called only if ids repeat.
+
+        Raises:
+            PromptError: names both places.
+        """
+        repeated = self.repeated()
+        if repeated and (error := clash(walk, repeated)) is not None:
+            raise error
+
 
 def clash(walk: Callable[[], Iterable[Prompt]], repeated: array[int]) -> PromptError | None:
     """Return the error that names two different prompts with the same id, or None.

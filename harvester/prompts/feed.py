@@ -62,7 +62,9 @@ class PromptFeed:
             PromptError: the first line that can't be used.
         """
         bad = BadLines(self._config.prompts.max_bad)
-        for request in requests(reader.read(self._config.prompts.files, self._root, bad), self._config):
+        prompts = self._config.prompts
+        feed = reader.read(prompts.files, self._root, bad, last_assistant=prompts.last_assistant)
+        for request in requests(feed, self._config):
             yield self._count(request)
 
     def pass_over(self, known: Finished) -> None:
@@ -122,7 +124,10 @@ class PromptFeed:
         file.signature = signature
         bad = BadLines(self._config.prompts.max_bad, self._on_error)
         try:
-            for number, prompt in enumerate(reader.read_file(path, self._root, bad, growing=True)):
+            feed = reader.read_file(
+                path, self._root, bad, growing=True, last_assistant=self._config.prompts.last_assistant
+            )
+            for number, prompt in enumerate(feed):
                 digest = _digest(prompt)
                 if number < len(file.digests) and file.digests[number] == digest:
                     continue

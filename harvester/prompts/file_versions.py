@@ -68,7 +68,8 @@ def _rows(journal: Journal, path: Path, config: HarvestConfig, root: Path) -> st
         return ""
     rows = held = 0
     ceilings = ReuseIndex.of(journal, config)
-    feed = requests(reader.read_file(path, root, BadLines(config.prompts.max_bad)), config)
+    bad, last_assistant = BadLines(config.prompts.max_bad), config.prompts.last_assistant
+    feed = requests(reader.read_file(path, root, bad, last_assistant=last_assistant), config)
     try:
         while chunk := list(itertools.islice(feed, CHUNK)):
             known = find_answers(journal, chunk, ceilings)

@@ -118,10 +118,15 @@ def _text_rows(path: Path, name: str, growing: bool) -> Iterator[Row]:
 
 def _csv_rows(path: Path, name: str, growing: bool) -> Iterator[Row]:
     held_back = False
+    csv.field_size_limit(MAX_LINE_BYTES)  # of this process; the library's default is 128 KiB
 
     def lines(handle: io.TextIOWrapper) -> Iterator[str]:
         nonlocal held_back
-        for line in handle:
+        number = 0
+        while line := handle.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise PromptError(f"longer than {MAX_LINE_BYTES >> 20} MiB", place=f"{name}:{number}")
             held_back = growing and not line.endswith(("\r", "\n"))
             if not held_back:
                 yield line
@@ -138,7 +143,9 @@ def _csv_rows(path: Path, name: str, growing: bool) -> Iterator[Row]:
                     continue
                 yield reader.line_num, {key: value for key, value in row.items() if value not in (None, "")}
         except (csv.Error, UnicodeDecodeError) as error:
-            raise PromptError(f"not readable as CSV: {error}", place=f"{name}:{reader.line_num}") from None
+            raise PromptError(
+                f"not readable as CSV: {error}", place=f"{name}:{reader.line_num + 1}"
+            ) from None
         if held_back:
             yield reader.line_num + 1, _unended(name, reader.line_num + 1)
 
@@ -160,7 +167,20 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
                 if isinstance(row, Exception):
                     yield number, PromptError(f"can't be read: {row}", place=f"{name}:{number}")
                 else:
-                    yield number, {key: value for key, value in row.items() if value is not None}
+                    yield number, _without_nulls(row)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Remove the members of dicts that are None, at any depth.
+
+    Every row of a Parquet file has all fields of the file's structs; None stands for a field that the row
+    does not have. Sent as null it would be refused by strict servers, and it would change the request key.
+    """
+    if isinstance(value, dict):
+        return {name: _without_nulls(member) for name, member in value.items() if member is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
 
 
 def _loaded(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:

@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -22,6 +22,7 @@ from harvester.prompts import formats
 from harvester.prompts.bad_lines import Bad
 from harvester.store.journal.records import as_json
 
+LastAssistant = Literal["send", "reference"]
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _OWN_FIELDS = frozenset({"id", "prompt", "messages", "reference", "tags"})
 
@@ -94,29 +95,40 @@ def legible(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def read(files: Sequence[str], root: Path, bad: Bad = raise_first) -> Iterator[Prompt]:
+def read(
+    files: Sequence[str], root: Path, bad: Bad = raise_first, *, last_assistant: LastAssistant = "send"
+) -> Iterator[Prompt]:
     """Yield all prompts of all files, in file order.
 
     Args:
         bad: called with the error of each line that can't be used; it is skipped unless `bad` raises.
+        last_assistant: see `to_prompt`.
 
     Raises:
         PromptError: the first file or line that can't be used.
     """
     empty = True
     for path in find(files, root):
-        for prompt in read_file(path, root, bad):
+        for prompt in read_file(path, root, bad, last_assistant=last_assistant):
             empty = False
             yield prompt
     if empty:
         raise NoPrompts("the prompt files hold no prompt", place=", ".join(files))
 
 
-def read_file(path: Path, root: Path, bad: Bad = raise_first, *, growing: bool = False) -> Iterator[Prompt]:
+def read_file(
+    path: Path,
+    root: Path,
+    bad: Bad = raise_first,
+    *,
+    growing: bool = False,
+    last_assistant: LastAssistant = "send",
+) -> Iterator[Prompt]:
     """Yield the prompts of one file; names in errors are relative to `root`. `bad` as for `read`.
 
     Args:
         growing: see `formats.rows`.
+        last_assistant: see `to_prompt`.
 
     Raises:
         PromptError: the first line that can't be used.
@@ -126,15 +138,21 @@ def read_file(path: Path, root: Path, bad: Bad = raise_first, *, growing: bool =
         try:
             if isinstance(fields, PromptError):
                 raise fields
-            prompt = to_prompt(fields, file=name, line=line)
+            prompt = to_prompt(fields, file=name, line=line, last_assistant=last_assistant)
         except PromptError as error:
             bad(error)
             continue
         yield prompt
 
 
-def to_prompt(fields: Mapping[str, Any], *, file: str, line: int) -> Prompt:
+def to_prompt(
+    fields: Mapping[str, Any], *, file: str, line: int, last_assistant: LastAssistant = "send"
+) -> Prompt:
     """Convert one row to a Prompt.
+
+    Args:
+        last_assistant: what becomes of an assistant turn at the end: "send" leaves it among the messages;
+            "reference" takes its text as the reference, unless the row names one itself.
 
     Raises:
         PromptError: it has no messages, or messages that the API does not accept.
@@ -142,6 +160,12 @@ def to_prompt(fields: Mapping[str, Any], *, file: str, line: int) -> Prompt:
     place = f"{file}:{line}" if line else file
     messages = _messages(fields, place)
     reference = fields.get("reference")
+    if last_assistant == "reference" and messages[-1].get("role") == "assistant":
+        text = messages[-1].get("content")
+        messages = messages[:-1]
+        if not messages:
+            raise PromptError("nothing is left to ask without the last turn", place=place)
+        reference = text if reference is None else reference
     if reference is not None and not isinstance(reference, str):
         reference = _as_text(reference)
     tags = fields.get("tags") or ()

@@ -6,20 +6,25 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from harvester.api.request_builder import requests
-from harvester.api.types import Request
+from harvester.api.types import Prompt, Request
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.config import HarvestConfig
 from harvester.observe.counters import PassLimits
 from harvester.observe.status import budget_texts, span
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
+from harvester.prompts.duplicate_ids import DuplicateIds
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.maintain.bill import compute_spent
@@ -94,49 +99,93 @@ class Plan:
         return lines
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Totals:
     """Sums over the rows of a plan; tokens and micro-USD are those of the requests that would be sent."""
 
-    rows: int = 0
-    cached: int = 0
-    duplicates: int = 0
-    input_tokens: int = 0
-    max_output_tokens: int = 0
-    low_microusd: int = 0
-    high_microusd: int = 0
-    seen: set[bytes] = field(default_factory=set)
+    rows: int
+    cached: int
+    duplicates: int
+    input_tokens: int
+    max_output_tokens: int
+    low_microusd: int
+    high_microusd: int
+    ends_with_assistant: int
 
     @property
     def to_send(self) -> int:
         """Requests that would be sent."""
         return self.rows - self.cached - self.duplicates
 
+
+class _Rows:
+    """The rows of a plan as columns of numbers: 40 bytes a row to send, whatever its text.
+
+    Equal requests are found at the end, by 64-bit digests of their keys.
+    """
+
+    def __init__(self) -> None:
+        self._rows = self._cached = self._ends_with_assistant = 0
+        self._columns = {
+            "key": array("Q"),
+            "input": array("q"),
+            "output": array("q"),
+            "low": array("q"),
+            "high": array("q"),
+        }
+
     def add(self, request: Request, config: HarvestConfig, *, is_held: bool) -> None:
         """Count one row, by whether the store holds its answer."""
-        self.rows += 1
+        self._rows += 1
+        self._ends_with_assistant += request.prompt.messages[-1].get("role") == "assistant"
         if is_held:
-            self.cached += 1
-        elif request.key in self.seen:
-            self.duplicates += 1
-        else:
-            self.seen.add(request.key)
-            self.input_tokens += request.input_tokens
-            self.max_output_tokens += request.output_tokens
-            self.high_microusd += request.estimated_microusd
-            self.low_microusd += _low_microusd(request, config)
+            self._cached += 1
+            return
+        values = (
+            int.from_bytes(request.key[:8], "little"),
+            request.input_tokens,
+            request.output_tokens,
+            _low_microusd(request, config),
+            request.estimated_microusd,
+        )
+        for column, value in zip(self._columns.values(), values, strict=True):
+            column.append(value)
+
+    def totals(self) -> _Totals:
+        """Sum up the rows; of equal requests only one is sent."""
+        arrays = [
+            pa.Array.from_buffers(
+                pa.uint64() if column.typecode == "Q" else pa.int64(),
+                len(column),
+                [None, pa.py_buffer(column)],
+            )
+            for column in self._columns.values()
+        ]
+        table = pa.table(arrays, names=list(self._columns))
+        unique = table.group_by("key").aggregate([(name, "min") for name in self._columns if name != "key"])
+        sums = {name: pc.sum(unique[f"{name}_min"]).as_py() or 0 for name in self._columns if name != "key"}
+        return _Totals(
+            rows=self._rows,
+            cached=self._cached,
+            duplicates=table.num_rows - unique.num_rows,
+            input_tokens=sums["input"],
+            max_output_tokens=sums["output"],
+            low_microusd=sums["low"],
+            high_microusd=sums["high"],
+            ends_with_assistant=self._ends_with_assistant,
+        )
 
 
 def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
     """Read the prompts once, as a stream, and look their keys up where a store exists.
 
     Raises:
-        PromptError: the first prompt that can't be used.
+        PromptError: the first prompt that can't be used, or two different prompts with one id.
     """
     bad = BadLines(config.prompts.max_bad)
     totals = _totals(config, root, bad)
     seconds, limited_by = _time(config, totals)
-    priced = config.teacher.price is not None
+    priced, samples = config.teacher.price is not None, config.sampling.samples
     return Plan(
         rows=totals.rows,
         cached=totals.cached,
@@ -153,15 +202,33 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
         preset=config.teacher.preset,
         preset_values=config.teacher.preset_values,
         budgets=budgets(config, root, PassLimits()),
-        warnings=warnings(config),
+        warnings=(
+            *warnings(config),
+            *prompt_warnings(totals.rows // samples, totals.ends_with_assistant // samples),
+        ),
     )
 
 
 def warnings(config: HarvestConfig) -> tuple[str, ...]:
     """Return what the operator should check before this configuration is run."""
-    price = config.teacher.price
-    age_note = price.age_note(datetime.now(UTC).date()) if price is not None else ""
-    return (age_note,) if age_note else ()
+    price, sampling = config.teacher.price, config.sampling
+    notes = [price.age_note(datetime.now(UTC).date()) if price is not None else ""]
+    if sampling.samples > 1 and sampling.temperature == 0:
+        notes.append(
+            f"[sampling] samples = {sampling.samples} at temperature 0 pays for {sampling.samples} (nearly) "
+            "equal answers to each prompt: raise temperature, or set samples = 1"
+        )
+    return tuple(note for note in notes if note)
+
+
+def prompt_warnings(rows: int, ends_with_assistant: int) -> tuple[str, ...]:
+    """Return what the operator should check about the prompts themselves."""
+    if not ends_with_assistant:
+        return ()
+    return (
+        f"{ends_with_assistant:,} of {rows:,} prompts end with an assistant turn, which is sent as it is; "
+        '[prompts] last_assistant = "reference" keeps it as the reference instead',
+    )
 
 
 def budgets(
@@ -181,8 +248,15 @@ def budgets(
 
 def _totals(config: HarvestConfig, root: Path, bad: BadLines) -> _Totals:
     store = root / config.store.path
-    totals = _Totals()
-    feed = requests(reader.read(config.prompts.files, root, bad), config)
+    rows, ids = _Rows(), DuplicateIds()
+
+    def prompts() -> Iterator[Prompt]:
+        last_assistant = config.prompts.last_assistant
+        for prompt in reader.read(config.prompts.files, root, bad, last_assistant=last_assistant):
+            ids.note(prompt)
+            yield prompt
+
+    feed = requests(prompts(), config)
     with contextlib.ExitStack() as stack:
         journal = None
         reuse = ReuseIndex(config.teacher.base_url)
@@ -192,8 +266,9 @@ def _totals(config: HarvestConfig, root: Path, bad: BadLines) -> _Totals:
         while chunk := list(itertools.islice(feed, CHUNK)):
             held = find_answers(journal, chunk, reuse) if journal is not None else {}
             for request in chunk:
-                totals.add(request, config, is_held=request.key in held)
-    return totals
+                rows.add(request, config, is_held=request.key in held)
+    ids.require_unique(lambda: reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad)))
+    return rows.totals()
 
 
 def _low_microusd(request: Request, config: HarvestConfig) -> int:

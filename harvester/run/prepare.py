@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from harvester.api import request_builder, response_format
-from harvester.api.types import UNKNOWN_MODEL, Prompt
+from harvester.api.types import UNKNOWN_MODEL
 from harvester.config import config as settings
 from harvester.config import dotenv
 from harvester.config import schedule as hours
@@ -24,7 +24,7 @@ from harvester.config.schedule import OpeningHours
 from harvester.errors import ConfigError, NoPrompts, PromptError, StoreError
 from harvester.observe.counters import OTHER_MODELS, PassLimits
 from harvester.observe.status import budget_texts
-from harvester.prompts import completed_files, duplicate_ids, reader
+from harvester.prompts import completed_files, reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
 from harvester.run import canary_task, plan
@@ -49,6 +49,7 @@ class Prepared:
     verdict: terms.Verdict
     key: str | None = field(repr=False)
     bad: tuple[PromptError, ...] = ()
+    warnings: tuple[str, ...] = ()
     digest: bytes | None = None
 
     @property
@@ -89,7 +90,7 @@ class Prepared:
             f"rows    {self.rows_total:,} (prompts x samples) into {self.store}",
             *([f"bad     {len(self.bad):,} lines passed over; the first: {self.bad[0]}"] if self.bad else []),
             *(f"budget  {text}" for text in budgets),
-            *(f"note    {warning}" for warning in plan.warnings(self.config)),
+            *(f"note    {warning}" for warning in (*plan.warnings(self.config), *self.warnings)),
         ]
 
 
@@ -118,6 +119,7 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
         verdict=verdict,
         key=settings.api_key(config.teacher, dotenv.variables(root)),
         bad=prompts.bad,
+        warnings=prompts.warnings,
         digest=prompts.digest,
     )
 
@@ -164,6 +166,7 @@ class _PromptTotals:
     rows: int
     input_tokens: int
     bad: tuple[PromptError, ...] = ()
+    warnings: tuple[str, ...] = ()
     digest: bytes | None = None
 
 
@@ -184,31 +187,24 @@ def _check_prompts(config: HarvestConfig, root: Path, *, watch: bool, retries: b
 
 def _read_prompts(config: HarvestConfig, root: Path, *, watch: bool) -> _PromptTotals:
     """Read every prompt; refuse two different prompts with one id, unless the run watches its files."""
-    rows = tokens = 0
+    rows = tokens = ends_with_assistant = 0
     ids, bad = DuplicateIds(), BadLines(config.prompts.max_bad)
     # A watching run may name files that are not there yet.
     for files in [(pattern,) for pattern in config.prompts.files] if watch else [config.prompts.files]:
         try:
-            for prompt in reader.read(files, root, bad):
+            for prompt in reader.read(files, root, bad, last_assistant=config.prompts.last_assistant):
                 rows += 1
+                ends_with_assistant += prompt.messages[-1].get("role") == "assistant"
                 ids.note(prompt)
                 tokens += request_builder.input_tokens_of(prompt, config)
         except NoPrompts:
             if not watch:
                 raise
     if not watch:
-        _check_ids(config, root, ids)
+        ids.require_unique(lambda: reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad)))
     samples = config.sampling.samples
-    return _PromptTotals(rows * samples, tokens * samples, tuple(bad.passed_over))
-
-
-def _check_ids(config: HarvestConfig, root: Path, ids: DuplicateIds) -> None:
-    def read_again() -> Iterator[Prompt]:
-        return reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad))
-
-    repeated = ids.repeated()
-    if repeated and (error := duplicate_ids.clash(read_again, repeated)) is not None:
-        raise error
+    notes = plan.prompt_warnings(rows, ends_with_assistant)
+    return _PromptTotals(rows * samples, tokens * samples, tuple(bad.passed_over), notes)
 
 
 def _with_epoch(config: HarvestConfig, flags: Overrides) -> HarvestConfig:

@@ -27,7 +27,7 @@ NEEDS = {
     ("trainer", "export"): ["OUT"],
 }
 TAKES_NO_FILE = {("harvester", "explain"), ("harvester", "terms", "show"), ("harvester", "terms", "review")}
-MAKES_IT = {("harvester", "init"), ("harvester", "demo")}
+MAKES_IT = {("harvester", "init"), ("harvester", "demo"), ("trainer", "init")}
 """Their argument is a folder to make: only what is a file already is wrong."""
 
 
