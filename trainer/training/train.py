@@ -65,12 +65,27 @@ class Trained:
     held_out_loss: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Callbacks for a caller that shows progress.
+
+    Attributes:
+        on_start: called before the first step, with the steps done, the steps in all, and notes.
+        on_evaluation: called after each evaluation that `[evaluate] every` asks for.
+    """
+
+    on_start: Callable[[int, int, Sequence[str]], None] = lambda _done, _steps, _notes: None
+    on_evaluation: Callable[[Evaluation], None] = lambda _: None
+
+
+NO_PROGRESS = Progress()
+
+
 def train(
     config: TrainConfig,
     on_step: Callable[[StepLog], None] = lambda _: None,
     *,
-    on_start: Callable[[int, int, Sequence[str]], None] = lambda _done, _steps, _notes: None,
-    on_evaluation: Callable[[Evaluation], None] = lambda _: None,
+    progress: Progress = NO_PROGRESS,
     rows: dataset.Rows | None = None,
     allow_change: bool = False,
     force_faults: bool = False,
@@ -79,8 +94,7 @@ def train(
 
     Args:
         on_step: called with each line of the log.
-        on_start: called before the first step, with the steps done, the steps in all, and notes.
-        on_evaluation: called after each evaluation that `[evaluate] every` asks for.
+        progress: further callbacks.
         rows: the corpus, if it has been read already.
         allow_change: resume although settings differ from those of the checkpoint.
         force_faults: train although the data has fatal faults; the model card names them.
@@ -109,9 +123,9 @@ def train(
                 remedy="`trainer doctor` shows them by token; repair them, or train with --force-faults",
             )
         student = load_student(config, inputs.largest_pack, world)
-        run = TrainingRun(config, inputs, student, world, on_step, on_evaluation)
+        run = TrainingRun(config, inputs, student, world, on_step, progress.on_evaluation)
         first = run.resume(allow_change=allow_change)
-        on_start(first, run.steps, run.notes)
+        progress.on_start(first, run.steps, run.notes)
         try:
             run.make_steps(first, signals)
             run.finish(first)
