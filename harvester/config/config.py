@@ -37,7 +37,7 @@ from harvester.config.run_section import (
     ScheduleSection,
 )
 from harvester.errors import ConfigError
-from harvester.system.hosts import check_url
+from harvester.system.hosts import check_plain_http, check_url
 from harvester.system.toml_file import read_toml, validate
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -109,6 +109,7 @@ class TeacherSection(FrozenModel):
         preset: name of a provider preset that sets what this table leaves out. Hashes and keys are those of
             the filled table, so it is not part of the output.
         replicas: further addresses that serve the same model with the same credential.
+        allow_http: plain http also outside private networks, and with a credential.
         ca_file: PEM bundle to trust in addition to the public roots. Verification can't be switched off.
         idempotency_header: name of a header that carries the same value for all attempts at a request.
     """
@@ -121,6 +122,7 @@ class TeacherSection(FrozenModel):
     api_key_env: str | None = None
     terms: str = ""
     replicas: tuple[str, ...] = ()
+    allow_http: bool = False
     ca_file: str | None = None
     idempotency_header: str | None = Field(default=None, pattern=_IDEMPOTENCY)
     limits: LimitsSection = LimitsSection()
@@ -168,6 +170,21 @@ class TeacherSection(FrozenModel):
         if value is not None and (not _ENV_NAME.match(value) or value.startswith("sk-")):
             raise ValueError("must be the NAME of an environment variable, not the key itself")
         return value
+
+    @model_validator(mode="after")
+    def _plain_http_where_it_may_be(self) -> TeacherSection:
+        self.plain_http_notes()
+        return self
+
+    def plain_http_notes(self) -> list[str]:
+        """Return a warning for each address to which plain http carries what others should not read.
+
+        Raises:
+            ValueError: plain http is not allowed for an address.
+        """
+        has_key, is_allowed = self.api_key_env is not None, self.allow_http
+        notes = [check_plain_http(url, has_key=has_key, is_allowed=is_allowed) for url in self.base_urls]
+        return [note for note in notes if note]
 
     @property
     def preset_values(self) -> dict[str, Any]:

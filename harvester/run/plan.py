@@ -218,7 +218,7 @@ def warnings(config: HarvestConfig) -> tuple[str, ...]:
             f"[sampling] samples = {sampling.samples} at temperature 0 pays for {sampling.samples} (nearly) "
             "equal answers to each prompt: raise temperature, or set samples = 1"
         )
-    return tuple(note for note in notes if note)
+    return (*config.teacher.plain_http_notes(), *(note for note in notes if note))
 
 
 def prompt_warnings(rows: int, ends_with_assistant: int) -> tuple[str, ...]:
