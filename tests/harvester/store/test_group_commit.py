@@ -47,8 +47,9 @@ def test_what_is_queued_shares_transactions(tmp_path):
     apply = journal.apply
     journal.apply = lambda records: (sizes.append(len(records)), apply(records))[1]
     writer = GroupCommit(journal, max_records=64, max_wait_s=0.05)
-    gate = threading.Event()
-    writer.call(lambda _: gate.wait(20))
+    entered, gate = threading.Event(), threading.Event()
+    writer.call(lambda _: (entered.set(), gate.wait(20)))
+    assert entered.wait(20)  # else the thread could take the first records together with this call
     heard = Heard(300)
     for number in range(300):
         writer.submit(intent(number), heard)
