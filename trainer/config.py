@@ -83,6 +83,8 @@ class LoraSection(_Frozen):
         rslora: scale by alpha / sqrt(rank) instead (arXiv 2312.03732).
         dora: decompose weights into magnitude and direction (arXiv 2402.09353).
         plus_ratio: learning rate of B divided by that of A (LoRA+, arXiv 2402.12354).
+        trainable_tokens: tokens whose rows of embedding and output layer are trained too, such as control
+            tokens that the base never learned.
     """
 
     rank: PositiveInt = 32
@@ -92,6 +94,7 @@ class LoraSection(_Frozen):
     rslora: bool = False
     dora: bool = False
     plus_ratio: Positive = 1.0
+    trainable_tokens: tuple[str, ...] = ()
 
 
 class TrainSection(_Frozen):

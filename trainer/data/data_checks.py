@@ -5,7 +5,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from trainer.config import TrainConfig
 from trainer.data import dataset, published_template
@@ -13,6 +16,7 @@ from trainer.data.chat_template import Example, Renderer
 from trainer.data.collator import collate
 from trainer.data.conversation import Conversation, conversation_of
 from trainer.data.dataset import Rows
+from trainer.model import token_rows
 
 # Largest share of the rows to learn that may be too long. Above it, most of the paid answers would be unused.
 MAX_SHARE_LEFT_OUT = 0.5
@@ -52,6 +56,8 @@ class RenderedRows:
     thoughts: tuple[str | None, ...]
     examples: tuple[Example, ...]
     keeps_reasoning: bool
+    base: Path
+    trainable_tokens: tuple[str, ...]
 
 
 def render_rows(
@@ -75,6 +81,8 @@ def render_rows(
         tuple(dataset.reasoning_of(s, config.data) for s in rows.train),
         tuple(dataset.render_samples(rows.train, renderer, config.data)),
         published_template.keeps_reasoning(config, renderer),
+        config.base,
+        config.lora.trainable_tokens,
     )
     return rendered, dataset.select(rows, rendered.examples, config, vocabulary)
 
@@ -91,6 +99,7 @@ def run_checks(rendered: RenderedRows, renderer: Renderer, *, vocabulary: int, l
         *_text_checks(rendered, renderer),
         *_prompt_checks(rendered, renderer),
         *_corpus_checks(rendered.rows, learned),
+        _token_check(rendered, renderer),
     ]
     rows = rendered.rows.train
     return [c if c.first is None else replace(c, first_prompt=rows[c.first].prompt_id) for c in checks]
@@ -187,6 +196,21 @@ def _corpus_checks(rows: Rows, learned: int) -> Iterator[Check]:
     too_long = len(rows.train) - learned
     count = too_long if too_long > len(rows.train) * MAX_SHARE_LEFT_OUT else 0
     yield Check("most rows are too long to learn", count, len(rows.train), unit="rows")
+
+
+def _token_check(rendered: RenderedRows, renderer: Renderer) -> Check:
+    """Look for control tokens that the student reads or generates, but whose rows were never trained."""
+    read = set(np.unique(np.concatenate([e.ids for e in rendered.examples])).tolist())
+    control = {i for i, token in renderer.tokenizer.added_tokens_decoder.items() if token.special}
+    control |= set(renderer.tokenizer.all_special_ids)
+    generated = set(renderer.chat_shape.end_of_turn) & control
+    ids = token_rows.untrained_tokens(rendered.base, read & control, generated)
+    tokens = [str(token) for token in renderer.tokenizer.convert_ids_to_tokens(ids)]
+    tokens = [token for token in tokens if token not in rendered.trainable_tokens]
+    fault = "control tokens whose embedding was never trained"
+    if tokens:
+        fault += f" ({', '.join(tokens)}: list them in [lora] trainable_tokens, or take a chat model as base)"
+    return Check(fault, len(tokens), len(read & control), unit="control tokens")
 
 
 def _normalised(messages: Sequence[Any]) -> str:

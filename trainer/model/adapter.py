@@ -19,8 +19,11 @@ from trainer.model import structure
 from trainer.model.loading import first_line
 
 
-def add_adapter(base: Any, lora: LoraSection) -> Any:
+def add_adapter(base: Any, lora: LoraSection, token_ids: Sequence[int] = ()) -> Any:
     """Put a new LoRA adapter on a base; A is drawn from torch's global generator.
+
+    Args:
+        token_ids: tokens whose rows of embedding and output layer are trained too.
 
     Raises:
         StudentError: a name in `[lora] target` matches no linear layer, or it is a tied embedding.
@@ -40,6 +43,7 @@ def add_adapter(base: Any, lora: LoraSection) -> Any:
                     lora_dropout=lora.dropout,
                     target_modules=lora.target if isinstance(lora.target, str) else list(lora.target),
                     exclude_modules=excluded or None,
+                    trainable_token_indices=_trainable_rows(base, token_ids) if token_ids else None,
                     use_rslora=lora.rslora,
                     use_dora=lora.dora,
                 ),
@@ -49,6 +53,15 @@ def add_adapter(base: Any, lora: LoraSection) -> Any:
         raise StudentError(
             f"no adapter: {first_line(error)}", place="lora.target", remedy=_target_remedy(base)
         ) from None
+
+
+def _trainable_rows(base: Any, token_ids: Sequence[int]) -> list[int] | dict[str, list[int]]:
+    """The rows to train as PEFT wants them: by layer, or once where input and output share one weight."""
+    if getattr(structure.text_config(base), "tie_word_embeddings", False):
+        return list(token_ids)
+    layers = (base.get_input_embeddings(), base.get_output_embeddings())
+    names = [name for name, module in base.named_modules() if any(module is layer for layer in layers)]
+    return {name.rpartition(".")[2]: list(token_ids) for name in names}
 
 
 def excluded_layers(base: Any) -> list[str]:

@@ -149,7 +149,26 @@ def load_new_student(config: TrainConfig, device: torch.device, *, sharded: bool
 
 def add_adapter(base: Any, config: TrainConfig) -> Any:
     """Put the adapter of `[lora]` on a base; see `adapter.add_adapter`."""
-    return adapter.add_adapter(base, config.lora)
+    return adapter.add_adapter(base, config.lora, trainable_token_ids(config))
+
+
+def trainable_token_ids(config: TrainConfig) -> list[int]:
+    """Return the ids of `[lora] trainable_tokens`.
+
+    Raises:
+        ConfigError: the tokenizer has no such token.
+    """
+    if not config.lora.trainable_tokens:
+        return []
+    vocabulary = load_tokenizer(config.base, config.template).get_vocab()
+    unknown = [token for token in config.lora.trainable_tokens if token not in vocabulary]
+    if unknown:
+        raise ConfigError(
+            f"the tokenizer has no token {unknown[0]!r}",
+            place="lora.trainable_tokens",
+            remedy="`trainer doctor` names the tokens that were never trained",
+        )
+    return sorted({vocabulary[token] for token in config.lora.trainable_tokens})
 
 
 def check_without_weights(config: TrainConfig) -> list[str]:

@@ -104,6 +104,8 @@ def describe(serving: ServingCommands) -> list[str]:
 def _why_vllm_needs_merge(config: TrainConfig) -> str:
     if config.lora.dora:
         return "vLLM does not support DoRA"
+    if config.lora.trainable_tokens:
+        return "vLLM does not support adapters with rows of tokens"
     if config.lora.rank > VLLM_RANKS[-1]:
         return f"vLLM supports ranks up to {VLLM_RANKS[-1]}"
     targets = () if isinstance(config.lora.target, str) else config.lora.target
