@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from trainer.config import TrainSection
-from trainer.data.packing import pack
+from trainer.data.packing import max_documents, pack
 
 
 class Order:
@@ -16,14 +16,16 @@ class Order:
 
     Args:
         lengths: tokens that each example feeds to the model.
+        channels: values of a token's query in one layer of the student; limits the documents of a pack.
 
     Attributes:
         waste: share of the packs' token budget that stays empty, mean over the epochs.
     """
 
-    def __init__(self, lengths: Sequence[int], train: TrainSection) -> None:
+    def __init__(self, lengths: Sequence[int], train: TrainSection, channels: int = 0) -> None:
         self._lengths = lengths
         self._train = train
+        self._max_documents = max_documents(train.pack_budget, channels)
         self._epoch = lru_cache(maxsize=2)(self._pack_epoch)
         self._first = [0]
         self.waste = 0.0
@@ -54,7 +56,7 @@ class Order:
 
     def _pack_epoch(self, epoch: int) -> tuple[tuple[tuple[int, ...], ...], float]:
         seed = int.from_bytes(hashlib.sha256(f"{self._train.seed}/{epoch}".encode()).digest()[:8])
-        packing = pack(self._lengths, self._train.pack_budget, seed=seed)
+        packing = pack(self._lengths, self._train.pack_budget, seed=seed, max_documents=self._max_documents)
         packs = list(packing.packs)
         random.Random(seed).shuffle(packs)  # noqa: S311 - reproducible order, nothing secret
         return tuple(packs), packing.waste

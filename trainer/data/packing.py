@@ -15,8 +15,28 @@ from dataclasses import dataclass
 
 # Attention kernels index (document, head) pairs with few bits; 8,192 tiny documents crashed some of them.
 MAX_DOCUMENTS = 4096
+
+# FlashAttention pads each document by up to 128 tokens in buffers that 32-bit indices address.
+PADDING_OF_DOCUMENT = 128
+MAX_INDEX = 2**31 - 1
+
 # An example shorter than budget / SMALL counts as small.
 SMALL = 16
+
+
+def max_documents(budget: int, channels: int) -> int:
+    """Return the documents that a pack may hold so that attention's 32-bit indices suffice.
+
+    (tokens + 128 documents) * channels must stay below 2^31, with channels = heads * head size.
+
+    Args:
+        budget: tokens of a pack.
+        channels: values of a token's query in one layer; 0: unknown.
+    """
+    if not channels:
+        return MAX_DOCUMENTS
+    fitting = (MAX_INDEX // channels - budget) // PADDING_OF_DOCUMENT
+    return max(1, min(MAX_DOCUMENTS, fitting))
 
 
 @dataclass(frozen=True, slots=True)

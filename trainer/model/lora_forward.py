@@ -20,7 +20,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear
+from peft.tuners.lora import Linear, LoraLayer
 from torch.nn import functional
 
 from trainer.model.lora_kernel import lora_linear
@@ -53,6 +53,12 @@ def replace_lora_forward(student: torch.nn.Module, adapter: str = "default", *, 
             module.forward = MethodType(forward, module)
             count += 1
     return count
+
+
+def slow_layers(student: torch.nn.Module, adapter: str = "default") -> tuple[int, int]:
+    """Count the layers that keep PEFT's forward, and all layers with an adapter."""
+    layers = [m for m in student.modules() if isinstance(m, LoraLayer) and adapter in m.r]
+    return sum(not isinstance(m, Linear) or not _is_plain(m, adapter) for m in layers), len(layers)
 
 
 def _is_plain(layer: Any, adapter: str) -> bool:

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from trainer.config import CUDA_PACK_TOKENS, TrainConfig, TrainSection
 from trainer.errors import ConfigError, StudentError
-from trainer.model import adapter, loading, self_test
+from trainer.model import adapter, loading, self_test, varlen_attention
 from trainer.model.loading import first_line
 from trainer.model.rows import RowLayout
 from trainer.model.weights import check_adapter, check_base, read_chat_template
@@ -88,8 +88,14 @@ def set_threads(train: TrainSection) -> None:
 
 
 def base_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of the frozen base: bf16 on CUDA; fp32 on the CPU, where bf16 is slow and inexact."""
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    """Return the dtype of the frozen base: bf16 on CUDA; fp32 on the CPU, where bf16 is slow and inexact.
+
+    A GPU older than compute capability 8.0 only emulates bf16; there the base is in fp32.
+    """
+    if device.type != "cuda":
+        return torch.float32
+    has_bf16 = torch.cuda.get_device_capability(device) >= varlen_attention.MIN_CAPABILITY
+    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def register_attention(device: torch.device) -> str:

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainer.model.segment_attention import SegmentGroup
+from trainer.model.segment_attention import SegmentGroup, SegmentGroups
+from trainer.model.varlen_attention import ATTENTION_NAME as VARLEN
 from trainer.model.varlen_attention import DocumentBounds, document_bounds
 
-Segments = tuple[SegmentGroup, ...] | DocumentBounds
+Segments = SegmentGroups | DocumentBounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +59,21 @@ def groups(lengths: Sequence[int]) -> list[slice]:
     return [slice(first, last) for first, last in pairwise([*group_starts(lengths), len(lengths)])]
 
 
-def segments_of(lengths: Sequence[int], device: torch.device | str) -> Segments:
-    """Return what our attention needs to keep packed documents apart, for the device it runs on.
+def segments_of(lengths: Sequence[int], device: torch.device | str, attention: str = "") -> Segments:
+    """Return what our attention needs to keep packed documents apart.
 
     Args:
         lengths: tokens of each document, falling.
+        attention: name of the attention; empty: the variable-length kernel on CUDA, else the grids.
     """
-    if torch.device(device).type == "cuda":
+    by_device = VARLEN if torch.device(device).type == "cuda" else ""
+    if (attention or by_device) == VARLEN:
         return document_bounds(lengths, device)
     made, begin = [], 0
     for group in groups(lengths):
         made.append(_segment_group(np.asarray(lengths[group], dtype=np.int64), begin, device))
         begin = made[-1].end
-    return tuple(made)
+    return SegmentGroups(tuple(made))
 
 
 def boundary_arguments(
@@ -102,7 +105,7 @@ def packed_arguments(
     return {
         "input_ids": to_device(np.concatenate(documents).astype(np.int64), device)[None],
         "position_ids": to_device(positions, device)[None],
-        "segments": segments_of(lengths, device),
+        "segments": segments_of(lengths, device, layout.attention),
         **boundary_arguments(layout.boundaries, lengths, device),
     }
 

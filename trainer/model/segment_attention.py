@@ -9,7 +9,7 @@ and 19k when gather and scatter are left to autograd's index_put.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,23 @@ class SegmentGroup:
     cell_of_token: torch.Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class SegmentGroups:
+    """The groups of a row, in order.
+
+    An object and not a tuple: torch.compile guards on the length of a tuple that passes through a layer, and
+    would compile the layer anew for each number of groups.
+    """
+
+    groups: tuple[SegmentGroup, ...] = ()
+
+    def __iter__(self) -> Iterator[SegmentGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+
 class _ToGrid(torch.autograd.Function):
     """[tokens, channels] -> [cells, channels]. Cells after a document's end repeat its first token; nothing
     reads them (causal), so their gradient is exactly zero and backward may pick instead of add."""
@@ -121,7 +138,7 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    segments: tuple[SegmentGroup, ...] = (),
+    segments: SegmentGroups | None = None,
     **extra: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each document of a packed row.
@@ -138,6 +155,7 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
         StudentError: the model asks for something this path would silently leave out.
     """
     refuse_unknown(module, attention_mask, segments, extra)
+    assert segments is not None  # `refuse_unknown` has seen to it
     window = extra.get("sliding_window")
     outs = []
     for group in segments:

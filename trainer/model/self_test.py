@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from trainer.errors import HarvesterError, StudentError
 from trainer.model import rows, segment_attention, structure, varlen_attention
@@ -133,9 +133,14 @@ def has_windows(model: Any) -> bool:
     )
 
 
-def packed_attention(device: torch.device | str) -> str:
-    """Register our attention for packed rows with transformers, for a device; return its name."""
-    module = varlen_attention if torch.device(device).type == "cuda" else segment_attention
+def packed_attention(device: torch.device | str, config: Any = None) -> str:
+    """Register our attention for packed rows with transformers, for a device; return its name.
+
+    Args:
+        config: the model's text configuration; None: any model.
+    """
+    can_run = varlen_attention.can_run(config or PretrainedConfig(), torch.device(device))
+    module = varlen_attention if can_run else segment_attention
     name: str = module.register()
     return name
 
@@ -159,8 +164,9 @@ def choose_forward(student: Any, *, place: str, may_pack: bool = True, why_not: 
         _check_own_forward(student, documents, alone, place)
         head = find_head(student)
         reason = why_not
+        config = structure.text_config(base)
         for boundaries in BOUNDARIES if may_pack else ():
-            layout = RowLayout(attention=packed_attention(device), boundaries=boundaries)
+            layout = RowLayout(attention=packed_attention(device, config), boundaries=boundaries)
             problem = _compare(student, documents, alone, layout)
             if not problem:
                 return StudentForward(layout, head)

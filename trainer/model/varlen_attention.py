@@ -1,7 +1,8 @@
 """Compute attention on CUDA over packed rows with torch's variable-length kernel: no padding, no mask.
 
-The kernel's signature moved between torch 2.11 (`is_causal`) and 2.13 (`window_size`, `enable_gqa`), so its
-parameters are inspected.
+torch 2.11's kernel takes `window_size`, 2.13's also `enable_gqa`, so its parameters are inspected. It needs
+16-bit values, heads of at most 256 values and a multiple of 8, a GPU of compute capability 8.0 or newer, and
+has no dropout. `can_run` checks that; elsewhere `segment_attention` runs.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from trainer.errors import StudentError
 from trainer.model.segment_attention import refuse_unknown
 
 ATTENTION_NAME = "distil_varlen"
+
+# FlashAttention's limits, which torch's kernel has too.
+MIN_CAPABILITY = (8, 0)
+MAX_HEAD_SIZE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,24 @@ def document_bounds(lengths: Sequence[int], device: torch.device | str) -> Docum
     """
     starts = torch.zeros(len(lengths) + 1, dtype=torch.int32)
     torch.cumsum(torch.tensor(lengths, dtype=torch.int32), 0, out=starts[1:])
+    if torch.device(device).type == "cuda":
+        starts = starts.pin_memory()  # else the copy would make the host wait
     return DocumentBounds(starts.to(device, non_blocking=True), max(lengths))
+
+
+def can_run(config: Any, device: torch.device) -> bool:
+    """Return whether the kernel can compute the attention of a model on a device.
+
+    Args:
+        config: the model's text configuration.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        return False
+    if getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_pdrop", 0.0):
+        return False
+    heads = getattr(config, "num_attention_heads", None)
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
+    return not isinstance(size, int) or (size % 8 == 0 and size <= MAX_HEAD_SIZE)
 
 
 # Bounds differ with every pack: traced, attention would be compiled anew for each.
@@ -70,12 +91,7 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
     takes = _takes(kernel)
     options: dict[str, Any] = {"scale": scaling} if scaling is not None else {}
     window = extra.get("sliding_window")
-    if "window_size" in takes:
-        options["window_size"] = (int(window) - 1 if window else -1, 0)
-    elif window and segments.longest > window:
-        raise StudentError("this torch has no sliding window for packed attention", remedy="torch >= 2.13")
-    else:
-        options["is_causal"] = True
+    options["window_size"] = (int(window) - 1 if window else -1, 0)  # 0 to the right: causal
     if q.shape[1] != k.shape[1]:
         if "enable_gqa" in takes:
             options["enable_gqa"] = True

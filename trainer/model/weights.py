@@ -160,6 +160,18 @@ def vocabulary_size(folder: Path) -> int:
     return int(next((size for size in sizes if size), 0))
 
 
+def query_channels(folder: Path) -> int:
+    """Return the values of a token's query in one layer, heads * head size, from config.json; 0 if unknown."""
+    config = read_json(folder / "config.json")
+    nested = config.get("text_config")
+    text = nested if isinstance(nested, dict) else config
+    heads, hidden = text.get("num_attention_heads"), text.get("hidden_size")
+    size = text.get("head_dim")
+    if isinstance(heads, int) and isinstance(size, int):
+        return heads * size
+    return hidden if isinstance(hidden, int) else 0
+
+
 def read_chat_template(path: Path) -> str:
     """Read a chat template from a file.
 

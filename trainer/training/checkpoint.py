@@ -51,13 +51,13 @@ class Checkpoint:
 def optimiser_moments(
     optimiser: torch.optim.Optimizer, named: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Copy the optimiser's state, keyed by parameter name: positions may change between versions.
+    """Copy the optimiser's state to host memory, keyed by parameter name: positions may change.
 
     Args:
         named: trainable parameters by name.
     """
     return {
-        f"{name}/{key}": torch.as_tensor(value).detach().clone()
+        f"{name}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True)
         for name, parameter in named.items()
         for key, value in optimiser.state.get(parameter, {}).items()
     }

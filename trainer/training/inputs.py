@@ -73,4 +73,5 @@ def read_inputs(config: TrainConfig, rows: dataset.Rows | None = None) -> Traini
     rendered, data = data_checks.render_rows(rows, renderer, config, vocabulary)
     checks = data_checks.run_checks(rendered, renderer, vocabulary=vocabulary, learned=len(data.examples))
     faults = tuple(str(check) for check in checks if check.count)
-    return TrainingInputs(rows, renderer, data, Order(data.lengths, config.train), faults)
+    order = Order(data.lengths, config.train, weights.query_channels(config.base))
+    return TrainingInputs(rows, renderer, data, order, faults)

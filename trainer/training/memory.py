@@ -23,6 +23,7 @@ from trainer.data.chat_template import Example
 from trainer.data.collator import Batch, batches
 from trainer.model import lora_forward, model, self_test, structure, varlen_attention
 from trainer.model.rows import RowLayout
+from trainer.model.segment_attention import SegmentGroups
 from trainer.model.self_test import StudentForward
 from trainer.training.forward import pack_loss
 
@@ -118,7 +119,9 @@ def _run_on_fake_tensors(
         if checkpointing:
             enable_checkpointing(student)
         lora_forward.replace_lora_forward(student)
-        shapes = [_faked(batch, fake, device) for batch in batches(pack, "cpu", forward.layout)]
+        attention = forward.layout.attention or model.register_attention(device)
+        on_cpu = replace(forward.layout, attention="")
+        shapes = [_faked(batch, fake, device, attention) for batch in batches(pack, "cpu", on_cpu)]
         with AllocationTracker() as seen:
             for batch in shapes:
                 before = seen.live
@@ -154,7 +157,9 @@ def _empty_student(config: TrainConfig, device: torch.device, layout: RowLayout)
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(
             facts,
-            attn_implementation=model.register_attention(device) if layout.packed else None,
+            attn_implementation=(layout.attention or model.register_attention(device))
+            if layout.packed
+            else None,
             dtype=model.base_dtype(device),
             trust_remote_code=False,
         )
@@ -179,7 +184,7 @@ def _fill(student: Any, device: torch.device) -> None:
                     kept[name] = of(tensor)
 
 
-def _faked(batch: Batch, fake: Any, device: torch.device) -> Batch:
+def _faked(batch: Batch, fake: Any, device: torch.device, attention: str) -> Batch:
     def of(tensor: torch.Tensor | None) -> Any:
         return None if tensor is None else fake.from_tensor(tensor).to(device)
 
@@ -189,8 +194,8 @@ def _faked(batch: Batch, fake: Any, device: torch.device) -> Batch:
     boundaries = {name: of(v) if torch.is_tensor(v) else v for name, v in batch.boundaries.items()}
     if batch.segments is None:
         return Batch(ids, positions, predict_at, targets, None, boundaries)
-    assert isinstance(batch.segments, tuple)  # collated on the CPU
-    if model.register_attention(device) == varlen_attention.ATTENTION_NAME:
+    assert isinstance(batch.segments, SegmentGroups)  # collated on the CPU
+    if attention == varlen_attention.ATTENTION_NAME:
         grid = [g.longest for g in batch.segments for _ in range(g.documents)]  # only shapes matter
         bounds = varlen_attention.document_bounds(grid, "cpu")
         return Batch(
@@ -200,7 +205,7 @@ def _faked(batch: Batch, fake: Any, device: torch.device) -> Batch:
         replace(g, token_of_cell=of(g.token_of_cell), cell_of_token=of(g.cell_of_token))
         for g in batch.segments
     )
-    return Batch(ids, positions, predict_at, targets, groups, boundaries)
+    return Batch(ids, positions, predict_at, targets, SegmentGroups(groups), boundaries)
 
 
 def enable_checkpointing(student: Any) -> None:

@@ -68,7 +68,11 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
     if sharded:
         forward = replace(forward, layout=replace(forward.layout, one_group=True))
     self_test.set_attention(student, forward.layout)
-    row_loss = compile.compile_student(student) if config.train.compile else loss_and_gradient
+    row_loss = (
+        compile.compile_student(student, checkpointing=checkpointing)
+        if config.train.compile
+        else loss_and_gradient
+    )
     return TrainableStudent(
         model=student,
         parameters=model.trainable_parameters(student),

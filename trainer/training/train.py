@@ -17,7 +17,7 @@ from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.collator import padding_share
 from trainer.errors import CheckpointError, FindingsError, Interrupted, ProcessLost, ResumeRefused, StoreFull
-from trainer.model import adapter, model, weights
+from trainer.model import adapter, lora_forward, model, weights
 from trainer.process import lock_output_folder, stop_signals
 from trainer.publish.adapter import write_adapter
 from trainer.training import checkpoint, flops, optim, validation
@@ -315,7 +315,7 @@ class TrainingRun:
         checkpoint.restore(found, self._optimiser, self._student.parameters)
         self._stepper.restore_skipped(int(found.state.get("skipped", 0)))
         self._loss = found.state.get("loss")
-        self._validation.progress = validation.Progress.from_state(found.state.get("validation"))
+        self._validation.progress = validation.ValidationState.from_state(found.state.get("validation"))
         self._notes.append(f"resumed at step {found.step} of {self.steps}")
 
     def save(self, steps_done: int) -> None:
@@ -451,6 +451,12 @@ def setup_notes(student: TrainableStudent, world: World) -> list[str]:
     notes += [adapter.describe_adapted(student.model), *adapter.describe_left_out(student.model)]
     if student.forward.note:
         notes.append(student.forward.note)
+    slow, layers = lora_forward.slow_layers(student.model)
+    if slow:
+        notes.append(
+            f"{slow:,} of {layers:,} LoRA layers run PEFT's own, slower forward (dropout, DoRA, experts, "
+            "transposed or biased layers)"
+        )
     if student.checkpointing:
         notes.append("activations are recomputed in the backward pass: they would not fit otherwise")
     return notes

@@ -38,7 +38,7 @@ MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ValidationState:
     """Where the evaluations stand; a part of the checkpoint.
 
     Attributes:
@@ -53,10 +53,10 @@ class Progress:
     best_loss: float = math.inf
     worse: int = 0
 
-    def after(self, step: int, loss: float) -> Progress:
+    def after(self, step: int, loss: float) -> ValidationState:
         """Return the state after one more evaluation. A loss that is not finite never counts as lower."""
         if loss < self.best_loss:
-            return Progress(step, step, loss)
+            return ValidationState(step, step, loss)
         return replace(self, step=step, worse=self.worse + 1)
 
     def as_state(self) -> dict[str, Any]:
@@ -64,12 +64,12 @@ class Progress:
         return {**asdict(self), "best_loss": self.best_loss if self.best_step else None}
 
     @staticmethod
-    def from_state(state: Mapping[str, Any] | None) -> Progress:
+    def from_state(state: Mapping[str, Any] | None) -> ValidationState:
         """Return what `as_state` stored; the initial state for None."""
         if not state:
-            return Progress()
+            return ValidationState()
         best_loss = math.inf if state["best_loss"] is None else float(state["best_loss"])
-        return Progress(int(state["step"]), int(state["best_step"]), best_loss, int(state["worse"]))
+        return ValidationState(int(state["step"]), int(state["best_step"]), best_loss, int(state["worse"]))
 
 
 class Validation:
@@ -91,7 +91,7 @@ class Validation:
         self._world = world
         self._steps = inputs.order.steps
         self._interval = config.evaluate.interval(self._steps)
-        self.progress = Progress()
+        self.progress = ValidationState()
         self._packs: list[list[Example]] = []
         self._asked: list[HeldOut] = []
         if self._interval:

@@ -22,7 +22,7 @@ from trainer.evaluation.evaluate import held_out_loss
 from trainer.model import model
 from trainer.training import checkpoint
 from trainer.training.train import train
-from trainer.training.validation import Progress, Validation
+from trainer.training.validation import Validation, ValidationState
 
 SHAPE = {"epochs": 4, "log_every": 100, "save_every": 0, "pack_tokens": 128, "warmup": 0.0}
 
@@ -145,10 +145,10 @@ def test_nothing_held_out_is_refused_by_name(tmp_path):
 
 
 def test_progress_survives_json():
-    progress = Progress().after(2, math.nan)
-    assert Progress.from_state(json.loads(json.dumps(progress.as_state()))) == progress
+    progress = ValidationState().after(2, math.nan)
+    assert ValidationState.from_state(json.loads(json.dumps(progress.as_state()))) == progress
     progress = progress.after(4, 1.5).after(6, 1.6)
-    assert Progress.from_state(json.loads(json.dumps(progress.as_state()))) == progress
+    assert ValidationState.from_state(json.loads(json.dumps(progress.as_state()))) == progress
     assert (progress.best_step, progress.worse) == (4, 1)
 
 
