@@ -56,9 +56,9 @@ def test_a_mask_is_refused_where_it_would_switch_isolation_off():
     [group] = collate([Example(np.zeros(5, np.int32), 1)]).segments
     ones = torch.ones(1, 4)
     with pytest.raises(StudentError, match="a mask"):
-        segment_attention.attend(None, q, q, q, ones, segments=(group,))
+        segment_attention.attend(None, q, q, q, ones, segments=segment_attention.SegmentGroups((group,)))
     with pytest.raises(StudentError, match="without bounds"):
-        segment_attention.attend(None, q, q, q, None, segments=())
+        segment_attention.attend(None, q, q, q, None, segments=segment_attention.SegmentGroups())
 
 
 @pytest.mark.parametrize("pack_tokens", [128, 256, 1024])

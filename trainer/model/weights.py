@@ -161,7 +161,7 @@ def vocabulary_size(folder: Path) -> int:
 
 
 def query_channels(folder: Path) -> int:
-    """Return the values of a token's query in one layer, heads * head size, from config.json; 0 if unknown."""
+    """Return heads * head size, the values of a query in one layer, from config.json; 0 if unknown."""
     config = read_json(folder / "config.json")
     nested = config.get("text_config")
     text = nested if isinstance(nested, dict) else config

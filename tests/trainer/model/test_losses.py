@@ -84,7 +84,8 @@ def test_the_flop_count_is_that_of_torchs_own_counter(student):
 
 def reference(q, k, v, starts, _starts, _longest, _also, *, scale=None, **options):
     """What the CUDA kernel computes, document by document."""
-    assert options == {"window_size": (-1, 0), "enable_gqa": True} or options == {"is_causal": True}
+    assert options in ({"window_size": (-1, 0), "enable_gqa": True}, {"window_size": (-1, 0)})
+    assert "enable_gqa" in options or q.shape[1] == k.shape[1]  # else keys are repeated by the caller
     outs = []
     for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         part = [x[begin:end].transpose(0, 1)[None] for x in (q, k, v)]
@@ -93,9 +94,9 @@ def reference(q, k, v, starts, _starts, _longest, _also, *, scale=None, **option
     return torch.cat(outs)
 
 
-def old(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None, scale=None):
-    """torch 2.11's signature."""
-    return reference(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, is_causal=is_causal)
+def old(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)):
+    """torch 2.11's signature: a window, but no grouped queries."""
+    return reference(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
 
 
 def new(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):

@@ -1,0 +1,253 @@
+"""What the CUDA path does, as far as a CPU can prove it; tests that need other devices' answers set them."""
+
+from __future__ import annotations
+
+import types
+from itertools import count
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import LlamaConfig
+
+from tests.trainer import tiny
+from tests.trainer.model.test_losses import examples
+from trainer import config as settings
+from trainer.config import CUDA_PACK_TOKENS, PACK_TOKENS
+from trainer.data import packing
+from trainer.data.collator import collate
+from trainer.data.order import Order
+from trainer.model import compile, lora_forward, losses, model, rows, self_test, varlen_attention
+from trainer.training import checkpoint, distributed, memory, student, train
+from trainer.training.distributed import World
+from trainer.training.forward import pack_loss
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Let torch say that a GPU of a compute capability is there."""
+
+    def set_capability(*capability: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)  # by emulation on old ones
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+
+    return set_capability
+
+
+def made(folder, **train):
+    return settings.load(tiny.train_toml(folder, tiny.skill(4), train=train))
+
+
+def test_an_old_gpu_gets_fp32_and_the_attention_that_runs_there(gpu):
+    gpu(7, 5)
+    assert model.base_dtype(CUDA) == torch.float32
+    assert not varlen_attention.can_run(LlamaConfig(), CUDA)
+    assert self_test.packed_attention(CUDA, LlamaConfig()) == "distil_segments"
+    gpu(9, 0)
+    assert model.base_dtype(CUDA) == torch.bfloat16
+    assert self_test.packed_attention(CUDA, LlamaConfig()) == "distil_varlen"
+
+
+@pytest.mark.parametrize(
+    ("shape", "runs"),
+    [
+        ({"head_dim": 128}, True),
+        ({"head_dim": 256}, True),
+        ({"head_dim": 320}, False),
+        ({"head_dim": 100}, False),
+        ({"attention_dropout": 0.1}, False),
+    ],
+)
+def test_the_kernel_runs_within_its_limits_only(gpu, shape, runs):
+    gpu(8, 0)
+    assert varlen_attention.can_run(LlamaConfig(**shape), CUDA) is runs
+
+
+def test_rows_are_laid_out_for_the_attention_that_was_chosen(gpu):
+    lengths = [5, 3]
+    assert isinstance(rows.segments_of(lengths, "cpu"), rows.SegmentGroups)
+    assert isinstance(rows.segments_of(lengths, "cpu", "distil_varlen"), rows.DocumentBounds)
+    assert isinstance(rows.segments_of(lengths, "cpu", "distil_segments"), rows.SegmentGroups)
+
+
+@pytest.mark.parametrize(
+    ("processes", "wanted"), [(1, CUDA_PACK_TOKENS), (4, CUDA_PACK_TOKENS // 4), (64, PACK_TOKENS)]
+)
+def test_packs_are_large_on_cuda_and_each_process_has_one(tmp_path, gpu, processes, wanted):
+    config = settings.parse(
+        {"student": {"base": "b"}, "data": {"corpus": "c"}}, root=tmp_path, place="train.toml"
+    )
+    assert (
+        model.fit_to_device(
+            config.model_copy(update={"train": config.train.model_copy(update={"device": "cpu"})})
+        ).train.pack_budget
+        == PACK_TOKENS
+    )
+    gpu(9, 0)
+    assert model.fit_to_device(config, processes).train.pack_budget == wanted
+    fixed = config.model_copy(update={"train": config.train.model_copy(update={"pack_tokens": 4096})})
+    assert model.fit_to_device(fixed, processes).train.pack_budget == 4096
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_are_really_compiled_and_only_once(tmp_path, checkpointing):
+    """Counts graphs: checkpointed layers had none, and each new number of groups made new ones."""
+    made_student = model.load_new_student(made(tmp_path), torch.device("cpu"))
+    packs = [examples(n) for n in (5, 9, 20, 60)]
+    assert len({len(collate(pack).segments) for pack in packs}) > 1
+    with torch.no_grad():
+        eager = [float(pack_loss(made_student, collate(pack))[0]) for pack in packs]
+    if checkpointing:
+        memory.enable_checkpointing(made_student)
+    lora_forward.replace_lora_forward(made_student)
+    counter = CompileCounterWithBackend("aot_eager")
+    compile.compile_student(made_student, checkpointing=checkpointing, backend=counter)
+    graphs = []
+    for pack in packs:
+        loss, _ = pack_loss(made_student, collate(pack))
+        loss.backward()
+        graphs.append(counter.frame_count)
+        eager_loss = eager[len(graphs) - 1]
+        assert float(loss.detach()) == pytest.approx(eager_loss, rel=1e-4)
+    assert graphs[0] > 0
+    assert graphs[-1] == graphs[1]  # the second pack may show that a size is not constant
+    torch._dynamo.reset()
+
+
+def test_recomputation_is_decided_before_the_base_is_loaded(tmp_path, monkeypatch):
+    """After loading, the base would be counted twice: in the peak, and as memory that is not free."""
+    config = made(tmp_path)
+    pack = examples(5)
+    peak = memory.estimate(config, pack, checkpointing=False).peak
+    size = (config.base / "model.safetensors").stat().st_size
+    loaded = []
+    honest = model.load_new_student
+    monkeypatch.setattr(
+        model, "load_new_student", lambda *args, **more: loaded.append(1) or honest(*args, **more)
+    )
+    free = round(peak / memory.USABLE_SHARE) + 1024
+    monkeypatch.setattr(memory, "available_bytes", lambda _device: free - size * len(loaded))
+    planned = memory.needs_checkpointing(config, pack)
+    assert student.load_student(config, pack, World()).checkpointing is planned is False
+
+
+def test_the_peak_of_a_fleet_is_that_of_all_its_devices(monkeypatch):
+    monkeypatch.setattr(model, "peak_flops", lambda _device: 100.0)
+    assert train.fleet_peak_flops(CUDA, World(0, 4)) == 400.0
+    monkeypatch.setattr(model, "peak_flops", lambda _device: None)
+    assert train.fleet_peak_flops(CUDA, World(0, 4)) is None
+
+
+@pytest.mark.parametrize(("lora", "slow"), [({}, 0), ({"dropout": 0.1}, 14), ({"dora": True}, 14)])
+def test_layers_that_keep_a_slower_forward_are_counted(tmp_path, lora, slow):
+    config = settings.load(tiny.train_toml(tmp_path, tiny.skill(4), lora=lora))
+    made_student = model.load_new_student(config, torch.device("cpu"))
+    assert lora_forward.slow_layers(made_student) == (slow, 14)
+
+
+def test_the_gradient_of_a_bf16_head_is_scaled_in_fp32():
+    torch.manual_seed(0)
+    hidden = torch.randn(7, 64).bfloat16().requires_grad_()
+    weight = torch.randn(50, 64).bfloat16()
+    targets = torch.arange(7)
+    tokens = 12_311  # 1 / 12,311 in bf16 is off by 0.2 %
+    (losses.head_loss(hidden, weight, None, targets)[0] / tokens).backward()
+    scaled = hidden.grad.float()
+    hidden.grad = None
+    losses.head_loss(hidden, weight, None, targets)[0].backward()
+    exact = hidden.grad.float() / tokens
+    assert float(scaled.norm() / exact.norm()) == pytest.approx(1, abs=2e-4)
+
+
+def test_bounds_go_to_the_device_from_pinned_memory(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append("pin") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_args, **_more: calls.append("copy") or self)
+    varlen_attention.document_bounds([4, 3], CUDA)
+    assert calls == ["pin", "copy"]
+
+
+def test_moments_are_copied_to_the_host_and_gradients_summed_in_pieces(monkeypatch):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimiser = torch.optim.AdamW([parameter])
+    parameter.sum().backward()
+    optimiser.step()
+    moments = checkpoint.optimiser_moments(optimiser, {"w": parameter})
+    assert all(tensor.device.type == "cpu" for tensor in moments.values())
+    assert moments["w/exp_avg"].data_ptr() != optimiser.state[parameter]["exp_avg"].data_ptr()
+    sizes = []
+    monkeypatch.setattr(distributed, "MAX_ELEMENTS", 10)
+    monkeypatch.setattr(distributed.distributed, "all_reduce", lambda flat: sizes.append(flat.numel()))
+    World(0, 2).sum_in_place([torch.zeros(n) for n in (4, 5, 30, 1, 2)])
+    assert sizes == [9, 30, 3]
+
+
+def test_the_allocator_may_grow_its_blocks(monkeypatch):
+    from trainer import cli
+
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    seen = []
+    monkeypatch.setattr(cli, "app", lambda: seen.append(cli.os.environ["PYTORCH_CUDA_ALLOC_CONF"]))
+    monkeypatch.setattr(cli, "end_on_sigterm", lambda: None)
+    cli.main()
+    assert seen == ["expandable_segments:True"]
+
+
+@pytest.mark.parametrize("channels", [64, 32 * 128, 64 * 128, 128 * 128])
+@pytest.mark.parametrize("budget", [2048, 16_384, 100_000])
+def test_no_pack_passes_the_indices_of_the_kernel(budget, channels):
+    most = packing.max_documents(budget, channels)
+    assert 1 <= most <= packing.MAX_DOCUMENTS
+    padded = (budget + packing.PADDING_OF_DOCUMENT * most) * channels
+    assert padded < 2**31 or most == 1
+
+
+def test_a_wide_student_has_fewer_documents_in_a_pack():
+    shape = settings.TrainSection(epochs=1, batch_tokens=16_384, pack_tokens=16_384, max_length=64)
+    lengths = [4] * 6000
+
+    def most(order: Order) -> int:
+        return max(len(pack) for step in range(order.steps) for pack in order.packs(step))
+
+    assert most(Order(lengths, shape, 64)) == 4096
+    assert most(Order(lengths, shape, 64 * 128)) == packing.max_documents(16_384, 64 * 128) < 2000
+
+
+def test_ranks_wait_for_a_long_task_of_the_first_one_without_nccl(monkeypatch):
+    """A base is hashed and an adapter written while the others wait; NCCL would give up after ten minutes."""
+    groups = []
+    fake = types.SimpleNamespace(
+        init_process_group=lambda backend, **more: groups.append((backend, more)),
+        new_group=lambda **more: groups.append(("group", more)) or "host",
+        get_rank=lambda: 0,
+        destroy_process_group=lambda: None,
+        ReduceOp=types.SimpleNamespace(MAX="max"),
+        all_reduce=lambda tensor, op, group: groups.append((op, group)),
+    )
+    monkeypatch.setattr(distributed, "distributed", fake)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _number: None)
+    with distributed.join_world() as world:
+        world.barrier()
+    assert groups[0] == ("nccl", {})
+    assert groups[1] == ("group", {"backend": "gloo", "timeout": distributed.HOST_TIMEOUT})
+    assert groups[2] == ("max", "host")
+    assert distributed.HOST_TIMEOUT.total_seconds() >= 3600
+
+
+def test_lines_of_the_log_come_by_time_too(tmp_path, monkeypatch):
+    rows_ = tiny.skill(40)
+    shape = {"log_every": 1000, "log_every_s": 10.0, "epochs": 2, "max_steps": 8, "pack_tokens": 128}
+    config = settings.load(tiny.train_toml(tmp_path, rows_, train=shape))
+    clock = count(0.0, 1.5)
+    monkeypatch.setattr("trainer.training.logbook.time.monotonic", lambda: next(clock))
+    logs: list[int] = []
+    done = train.train(config, lambda log: logs.append(log.step))
+    assert done.steps == 8
+    assert logs[-1] == 8
+    assert len(logs) > 1
