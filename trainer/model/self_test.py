@@ -84,10 +84,12 @@ def check_architecture(base: Path, device: torch.device | str = "cpu") -> Studen
     Raises:
         StudentError: the architecture can't be trained; says why.
     """
-    found = _check_architecture((base / "config.json").read_text(encoding="utf-8"))
+    config_text = (base / "config.json").read_text(encoding="utf-8")
+    found = _check_architecture(config_text)
     if found is None or not found.layout.packed:
         return found
-    return replace(found, layout=replace(found.layout, attention=packed_attention(device)))
+    config = AutoConfig.for_model(**json.loads(config_text)).get_text_config(decoder=True)
+    return replace(found, layout=replace(found.layout, attention=packed_attention(device, config)))
 
 
 @lru_cache(maxsize=16)

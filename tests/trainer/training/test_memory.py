@@ -10,7 +10,7 @@ from tests.trainer import tiny
 from tests.trainer.model.test_losses import examples
 from trainer import config as settings
 from trainer.data.collator import collate
-from trainer.model import lora_forward, model, varlen_attention
+from trainer.model import lora_forward, model, self_test, varlen_attention
 from trainer.model.losses import PLAIN_HEAD
 from trainer.training import memory, plan
 from trainer.training.forward import pack_loss
@@ -57,7 +57,7 @@ def test_where_the_device_has_the_varlen_kernel_the_walk_takes_it(tmp_path, monk
     grid = memory.estimate(config, pack, checkpointing=False)
     called = []
     honest = varlen_attention.attend
-    monkeypatch.setattr(model, "register_attention", lambda _device: varlen_attention.register())
+    monkeypatch.setattr(self_test, "packed_attention", lambda *_: varlen_attention.register())
     monkeypatch.setattr(varlen_attention, "attend", lambda *a, **k: called.append(1) or honest(*a, **k))
     told = memory.estimate(config, pack, checkpointing=False)
     assert len(called) == 2  # once a layer
