@@ -166,17 +166,14 @@ def _prompt_checks(rendered: RenderedRows, renderer: Renderer) -> Iterator[Check
     """Check that each prompt has all that the teacher was asked, and the ids that a server would send."""
     tests = {"the chat template leaves out text of the prompt": lambda c: bool(renderer.text_lost(c))}
     yield from _count(rendered.conversations, tests)
-    thinks = [bool(thought) for thought in rendered.thoughts]
-    rendered_again = renderer.prompts(rendered.conversations, thinks)
     template, _ = published_template.template_to_publish(renderer, thinking=rendered.keeps_reasoning)
     served = published_template.served_prompts(renderer, template, rendered.conversations)
     # A server can't tell text from control tokens, and a student that was taught to think before some answers
     # only decides so itself: such prompts are compared with our own rendering.
-    wanted = [
-        again if ids is None or (rendered.keeps_reasoning and not thought) else ids
-        for ids, again, thought in zip(served, rendered_again, thinks, strict=True)
-    ]
-    pairs = list(zip(rendered.examples, wanted, strict=True))
+    for number, thought in enumerate(rendered.thoughts):
+        if served[number] is None or (rendered.keeps_reasoning and not thought):
+            [served[number]] = renderer.prompts([rendered.conversations[number]], [bool(thought)])
+    pairs = list(zip(rendered.examples, served, strict=True))
     fault = "the prompt learned is not the prompt served"
     yield from _count(pairs, {fault: lambda p: p[0].ids[: p[0].prompt_length].tolist() != p[1]})
 
