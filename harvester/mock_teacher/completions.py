@@ -130,6 +130,8 @@ def _chunks(choice: dict[str, Any]) -> list[dict[str, Any]]:
         for at, piece in enumerate(tokens.split(content)):
             logprobs = {"content": [entries[at]]} if entries and at < len(entries) else None
             deltas.append(({"content": piece}, logprobs, None))
+    elif isinstance(content, list):
+        deltas += [({"content": [part]}, None, None) for part in content]
     deltas.append(({}, None, choice.get("finish_reason")))
     return [
         {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}

@@ -72,9 +72,11 @@ async def cut(action: str, options: Options, reply: SpoiledReply, connection: Ca
         connection.reset()
     elif action in _GRADUAL:
         await _GRADUAL[action](options, reply, connection)
-    elif action in ("silence", "stall_body"):
+    elif action in ("silence", "stall_body", "open_end"):
         if action == "stall_body":
             write(head_bytes(reply, len(body)) + part)
+        elif action == "open_end":
+            write(head_bytes(reply, None) + _chunk(body))
         await connection.wait_closed()
     else:
         write(_CUT[action](options, reply, body, part))
@@ -91,6 +93,8 @@ _CUT: dict[str, Callable[[Options, SpoiledReply, bytes, bytes], bytes]] = {
     "fin": lambda _, reply, body, part: b"",
     "cut_body": lambda _, reply, body, part: head_bytes(reply, len(body)) + part,
     "chunk_cut": lambda _, reply, body, part: head_bytes(reply, None) + _chunk(part),
+    "chunk_no_end": lambda _, reply, body, part: head_bytes(reply, None) + _chunk(body),
+    "length_no_end": lambda _, reply, body, part: head_bytes(reply, len(body) + 10) + body,
     "fin_headers": lambda _, reply, body, part: head_bytes(reply, len(body))[:-12],
     "garbage_status": lambda o, reply, body, part: (
         str(o.get("value", "ICY 9x9 garbage")).encode() + b"\r\n\r\n" + body

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ Options = Mapping[str, Any]
 JSON_TYPE = (b"content-type", b"application/json")
 STREAM_TYPE = (b"content-type", b"text/event-stream; charset=utf-8")
 _HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in.</body></html>"
+_FINISH = re.compile(rb'"finish_reason":"[^"]*"')
 DEFAULT_DECODED_BYTES = 64 * 2**20
 
 
@@ -79,6 +81,89 @@ def _extra_choice(whole: Completion) -> None:
     whole["choices"].append({**copy.deepcopy(whole["choices"][-1]), "index": len(whole["choices"])})
 
 
+def _parts(options: Options) -> Callable[[Completion], None]:
+    def change(choice: dict[str, Any]) -> None:
+        text = choice["message"]["content"]
+        parts: list[dict[str, Any]] = [
+            {"type": "text", "text": piece} for piece in (text[:1], text[1:]) if piece
+        ]
+        if "reasoning" in options:
+            thought = [{"type": "text", "text": options["reasoning"]}]
+            parts.insert(0, {"type": "thinking", "thinking": thought})
+        choice["message"]["content"] = parts
+
+    return _on_choices(change)
+
+
+def _think(options: Options) -> Callable[[Completion], None]:
+    form = options.get("form", "whole")
+    opening = "" if form == "closing" else "<think>"
+    thought = opening + options.get("value", "Let me add.")
+
+    def change(choice: dict[str, Any]) -> None:
+        text = choice["message"]["content"]
+        choice["message"]["content"] = thought if form == "opening" else f"{thought}</think>\n\n{text}"
+
+    return _on_choices(change)
+
+
+def _no_message(options: Options) -> Callable[[Completion], None]:
+    def change(choice: dict[str, Any]) -> None:
+        del choice["message"]
+        choice["finish_reason"] = options.get("value", "content_filter")
+
+    return _on_choices(change)
+
+
+def _error_beside(options: Options) -> Callable[[Completion], None]:
+    error = {"code": options.get("code", 502), "message": options.get("message", "Scripted fault.")}
+    place = options.get("place", "top")
+
+    def change(whole: Completion) -> None:
+        for choice in whole["choices"]:
+            choice["message"]["content"] = ""
+            choice["finish_reason"] = None
+            if place != "top":
+                (choice if place == "choice" else choice["message"])["error"] = error
+        if place == "top":
+            whole["error"] = error
+
+    return change
+
+
+def _base_resp(options: Options) -> Callable[[Completion], None]:
+    envelope = {
+        "status_code": options.get("code", 1008),
+        "status_msg": options.get("message", "insufficient balance"),
+    }
+    return lambda whole: whole.update(choices=None, base_resp=envelope)
+
+
+def _envelope(options: Options) -> Callable[[Completion], None]:
+    def change(whole: Completion) -> None:
+        inner = dict(whole)
+        whole.clear()
+        whole.update({"code": 0, "message": "success", options.get("value", "data"): inner})
+
+    return change
+
+
+def _null_logprobs(choice: dict[str, Any]) -> None:
+    for entry in (choice.get("logprobs") or {}).get("content") or ():
+        entry["logprob"] = None
+
+
+def _legacy_logprobs(choice: dict[str, Any]) -> None:
+    entries = (choice.get("logprobs") or {}).get("content") or ()
+    choice["logprobs"] = {
+        "tokens": [entry["token"] for entry in entries],
+        "token_logprobs": [None, *(entry["logprob"] for entry in entries[1:])],
+        "top_logprobs": [
+            {top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries
+        ],
+    }
+
+
 def _message(field: str, value: Any) -> Callable[[Completion], None]:
     return _on_choices(lambda choice: choice["message"].update({field: value}))
 
@@ -110,6 +195,15 @@ _ANSWERS: dict[str, Callable[[Options], Callable[[Completion], None]]] = {
     "no_choices": lambda _: lambda whole: whole.__delitem__("choices"),
     "extra_choice": lambda _: _extra_choice,
     "reversed_choices": lambda _: lambda whole: whole["choices"].reverse(),
+    "parts": _parts,
+    "think": _think,
+    "blank_content": lambda o: _message("content", o.get("value", "\n\n")),
+    "no_message": _no_message,
+    "error_beside": _error_beside,
+    "base_resp": _base_resp,
+    "envelope": _envelope,
+    "null_logprobs": lambda _: _on_choices(_null_logprobs),
+    "legacy_logprobs": lambda _: _on_choices(_legacy_logprobs),
     "wrong_index": lambda _: _on_choices(lambda choice: choice.update(index=choice["index"] + 7)),
 }
 
@@ -173,6 +267,9 @@ def spoil_body(action: str, options: Options, reply: SpoiledReply) -> SpoiledRep
             reply.headers, {"content-type": options.get("content_type", "application/json")}
         )
         return SpoiledReply(reply.status, headers, as_bytes(options["value"]))
+    if action == "long_header":
+        headers = _with_headers(reply.headers, {"x-filler": "a" * options.get("bytes", 9000)})
+        return replace(reply, headers=headers)
     if action == "gzip_bomb":
         headers = _with_headers(reply.headers, {"content-encoding": "gzip"})
         return SpoiledReply(
@@ -207,11 +304,20 @@ def spoil_stream(action: str, options: Options, reply: SpoiledReply) -> SpoiledR
             "code": options.get("code", 500),
         }
         events = (*kept, event({"error": error}))
+    elif action == "stream_no_finish":
+        events = tuple(_FINISH.sub(b'"finish_reason":null', one) for one in events)
+    elif action == "stream_split_emoji":
+        halves = tuple(_half_event(half) for half in ("\\ud83d", "\\ude00"))
+        events = (*events[:1], *halves, *events[1:])
     elif action == "stream_junk":
         events = (*kept, b"data: {not json\n\n", *events[len(kept) :])
     else:  # stream_comments: keep-alives between all events
         events = tuple(part for one in events for part in (b": keep-alive\n\n", one))
     return replace(reply, events=events)
+
+
+def _half_event(half: str) -> bytes:
+    return b'data: {"choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n' % half.encode()
 
 
 def refuse(action: str, options: Options) -> SpoiledReply:

@@ -71,6 +71,15 @@ ACTIONS: dict[str, Action] = {
             "extra_choice": "",
             "reversed_choices": "",
             "wrong_index": "",
+            "parts": "reasoning",  # content as a list of parts, in a stream a list in each delta
+            "think": "value form",  # reasoning between tags; form "opening" or "closing": only that tag
+            "blank_content": "value",
+            "no_message": "value",  # a choice without message; the value is its finish reason
+            "error_beside": "place code message",  # an error next to choices, in a choice or in its message
+            "base_resp": "code message",  # MiniMax' envelope for errors, without choices
+            "envelope": "value",  # the whole completion inside a member of this name
+            "null_logprobs": "",
+            "legacy_logprobs": "",
         },
     ),
     **_stage(
@@ -92,6 +101,7 @@ ACTIONS: dict[str, Action] = {
             "content_type": "value",
             "headers": "value",
             "gzip_bomb": "decoded_bytes",
+            "long_header": "bytes",
         },
     ),
     **_stage(
@@ -103,6 +113,8 @@ ACTIONS: dict[str, Action] = {
             "stream_error": "events code message",
             "stream_comments": "",
             "stream_junk": "events",
+            "stream_no_finish": "",  # `[DONE]`, but no finish reason
+            "stream_split_emoji": "",  # half a character at the end of one event, half in the next
         },
     ),
     **_stage(
@@ -115,6 +127,9 @@ ACTIONS: dict[str, Action] = {
             "reset_body": "share",
             "cut_body": "share",
             "chunk_cut": "share",
+            "chunk_no_end": "",  # the whole body, but not the last chunk
+            "length_no_end": "",  # the whole body, under a length that is too large
+            "open_end": "",  # the whole body in a chunk, then nothing, and no end
             "stall_body": "share",
             "fin_headers": "",
             "garbage_status": "value",
@@ -146,6 +161,8 @@ _COUNT = (_is_count, "a whole number from 1 up")
 _OPTION_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "status": (lambda value: _is_count(value) and 200 <= value <= 599, "a status from 200 to 599"),
     "share": (lambda value: _is_number(value) and value <= 1, "a number from 0 to 1"),
+    "place": (lambda value: value in ("top", "choice", "message"), "top, choice or message"),
+    "form": (lambda value: value in ("whole", "opening", "closing"), "whole, opening or closing"),
     "interval_s": (_is_number, "a number of seconds"),
     "headers": (lambda value: isinstance(value, dict), "an object"),
     **dict.fromkeys(("bytes", "events", "depth", "digits", "decoded_bytes"), _COUNT),

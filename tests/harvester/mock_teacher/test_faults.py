@@ -108,6 +108,17 @@ ANSWER_CASES = [
     ("id", {}, lambda b: b["id"] == "chatcmpl-duplicate"),
     ("no_id", {}, lambda b: "id" not in b),
     ("model", {}, lambda b: b["model"] == "another-model"),
+    ("parts", {"reasoning": "hm"}, lambda b: len(choice_of(b)["message"]["content"]) == 3),
+    ("think", {}, lambda b: choice_of(b)["message"]["content"].endswith("</think>\n\n42")),
+    ("think", {"form": "opening"}, lambda b: "</think>" not in choice_of(b)["message"]["content"]),
+    ("blank_content", {}, lambda b: not choice_of(b)["message"]["content"].strip()),
+    ("no_message", {}, lambda b: "message" not in choice_of(b)),
+    ("error_beside", {"code": 429}, lambda b: b["error"]["code"] == 429 and b["choices"]),
+    ("error_beside", {"place": "choice"}, lambda b: choice_of(b)["error"]["code"] == 502),
+    ("base_resp", {}, lambda b: b["choices"] is None and b["base_resp"]["status_code"] == 1008),
+    ("envelope", {}, lambda b: "choices" not in b and choice_of(b["data"])["message"]),
+    ("null_logprobs", {}, lambda b: choice_of(b)["message"]["content"] == "42"),
+    ("legacy_logprobs", {}, lambda b: choice_of(b)["logprobs"]["tokens"] == []),
     ("fingerprint", {}, lambda b: b["system_fingerprint"] == "mock-changed"),
     ("empty_choices", {}, lambda b: b["choices"] == []),
     ("null_choices", {}, lambda b: b["choices"] is None),
@@ -167,7 +178,15 @@ def test_gzip_bomb(faulty):
     assert len(json.loads(gzip.decompress(heard.body))["choices"][0]["message"]["content"]) == 8 * 2**20
 
 
-STREAM_ACTIONS = ["no_done", "stream_cut", "stream_error", "stream_junk", "stream_comments"]
+STREAM_ACTIONS = [
+    "no_done",
+    "stream_cut",
+    "stream_error",
+    "stream_junk",
+    "stream_comments",
+    "stream_no_finish",
+    "stream_split_emoji",
+]
 
 
 @pytest.mark.parametrize("action", STREAM_ACTIONS)
@@ -178,7 +197,11 @@ def test_spoilt_streams(faulty, action):
     assert mock.fired() == {"it": 0}
     heard = proven(mock, once(mock.base_url, stream=True))
     done = b"data: [DONE]" in heard.body
-    assert done == (action in ("stream_junk", "stream_comments"))
+    assert done == (action not in ("no_done", "stream_cut", "stream_error"))
+    assert (b'"finish_reason":"stop"' in heard.body) == (
+        action not in ("stream_no_finish", "stream_cut", "stream_error")
+    )
+    assert (b"\\ud83d" in heard.body) == (action == "stream_split_emoji")
     if action == "stream_error":
         assert heard.events()[-1]["error"]["code"] == 500
     assert (b": keep-alive" in heard.body) == (action == "stream_comments")
@@ -204,6 +227,9 @@ WIRE_CASES = [
     ("reset_body", {}, "reset", lambda d: True),
     ("cut_body", {"share": 0.5}, "fin", lambda d: 0 < len(split_head(d)[1]) < split_head(d)[2]),
     ("chunk_cut", {}, "fin", lambda d: b"chunked" in d and not d.endswith(b"0\r\n\r\n")),
+    ("chunk_no_end", {}, "fin", lambda d: b"chunked" in d and not d.endswith(b"0\r\n\r\n")),
+    ("length_no_end", {}, "fin", lambda d: len(split_head(d)[1]) + 10 == split_head(d)[2]),
+    ("open_end", {}, "silence", lambda d: b"chunked" in d and d.rstrip().endswith(b"}")),
     ("stall_body", {}, "silence", lambda d: 0 < len(split_head(d)[1]) < split_head(d)[2]),
     ("fin_headers", {}, "fin", lambda d: d.startswith(b"HTTP/1.1 200") and b"\r\n\r\n" not in d),
     ("garbage_status", {}, "fin", lambda d: not d.startswith(b"HTTP/")),
