@@ -159,7 +159,7 @@ def _legacy_logprobs(choice: dict[str, Any]) -> None:
         "tokens": [entry["token"] for entry in entries],
         "token_logprobs": [None, *(entry["logprob"] for entry in entries[1:])],
         "top_logprobs": [
-            {top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries
+            {other["token"]: other["logprob"] for other in entry["top_logprobs"]} for entry in entries
         ],
     }
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from tests.faults.test_replies import ROWS
+from tests.faults.test_shapes import REFUSALS, SHAPES
 
 TESTS = Path(__file__).resolve().parents[1]
 CATALOGUE = TESTS / "faults" / "README.md"
@@ -20,7 +21,7 @@ def _test_names(path: Path) -> list[str]:
 
 
 def _numbered_tests() -> dict[int, set[str]]:
-    """Return the test files for each number that occurs in a test's name or in the rows of test_replies."""
+    """Return the test files for each number in a test's name, or in the rows of test_replies and test_shapes."""
     files: dict[int, set[str]] = defaultdict(set)
     for path in TESTS.rglob("test_*.py"):
         if path.is_relative_to(TESTS / "trainer"):  # the trainer has a list and numbers of its own
@@ -31,6 +32,8 @@ def _numbered_tests() -> dict[int, set[str]]:
                     files[int(number)].add(str(path.relative_to(TESTS)))
     for row in ROWS:
         files[row.number].add("faults/test_replies.py")
+    for shape in (*SHAPES, *REFUSALS):
+        files[shape.number].add("faults/test_shapes.py")
     return files
 
 

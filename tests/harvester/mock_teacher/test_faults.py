@@ -140,6 +140,7 @@ def test_spoilt_answers_are_billed(faulty, action, options, holds):
 
 
 BODY_CASES = [
+    ("long_header", {}, lambda b: b.startswith(b"{")),
     ("junk_json", {}, lambda b: b.startswith(b"{not")),
     ("truncated_json", {}, lambda b: b.startswith(b'{"id"') and not b.endswith(b"}")),
     ("invalid_utf8", {}, lambda b: b"\xff\xfe" in b),
