@@ -21,7 +21,7 @@ def _test_names(path: Path) -> list[str]:
 
 
 def _numbered_tests() -> dict[int, set[str]]:
-    """Return the test files for each number in a test's name, or in the rows of test_replies and test_shapes."""
+    """Return the test files for each number in a test's name or in the rows of the tables."""
     files: dict[int, set[str]] = defaultdict(set)
     for path in TESTS.rglob("test_*.py"):
         if path.is_relative_to(TESTS / "trainer"):  # the trainer has a list and numbers of its own
