@@ -67,7 +67,7 @@ def _trainable_rows(base: Any, token_ids: Sequence[int]) -> list[int] | dict[str
 def excluded_layers(base: Any) -> list[str]:
     """Return the linear layers that `target = "all-linear"` leaves out, by full name.
 
-    These are layers with a forward of their own, such as a router that returns a tuple; layers that text
+    These are layers that return no tensor, such as a router that returns a tuple; layers that text
     never passes through; and layers that PEFT refuses in models of Mamba's kind.
     """
     outside = set(structure.modules_outside_text(base))
@@ -75,7 +75,7 @@ def excluded_layers(base: Any) -> list[str]:
         name
         for name, module in base.named_modules()
         if structure.is_linear(module)
-        and (name in outside or _has_own_forward(module) or _is_refused_by_peft(base, name))
+        and (name in outside or _returns_no_tensor(module) or _is_refused_by_peft(base, name))
     ]
 
 
@@ -102,8 +102,16 @@ def describe_left_out(student: Any) -> list[str]:
     return [f"LoRA leaves out layers that it can't adapt: {names}"]
 
 
-def _has_own_forward(module: Any) -> bool:
-    return isinstance(module, torch.nn.Linear) and type(module).forward is not torch.nn.Linear.forward
+def _returns_no_tensor(module: Any) -> bool:
+    """Whether a subclass of Linear returns something else than the product, e.g. a router's tuple."""
+    if not isinstance(module, torch.nn.Linear) or type(module).forward is torch.nn.Linear.forward:
+        return False
+    row = torch.zeros(1, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
+    try:
+        with torch.no_grad():
+            return not isinstance(module(row), torch.Tensor)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return True
 
 
 def _is_refused_by_peft(base: Any, name: str) -> bool:

@@ -165,7 +165,7 @@ def choose_forward(student: Any, *, place: str, may_pack: bool = True, why_not: 
         alone = [_logits(student, document) for document in documents]
         _check_own_forward(student, documents, alone, place)
         head = find_head(student)
-        reason = why_not
+        reason = "" if may_pack else why_not
         config = structure.text_config(base)
         for boundaries in BOUNDARIES if may_pack else ():
             layout = RowLayout(attention=packed_attention(device, config), boundaries=boundaries)
