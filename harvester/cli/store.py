@@ -126,12 +126,18 @@ def export(
     to: Shape = typer.Option("prompt-completion", help="Format to write."),
     reasoning: Reasoning = typer.Option("keep", help="Reasoning: own field, inside the answer, or left out."),
     split: str | None = typer.Option(None, help="Only rows whose metadata `split` has this value."),
+    beside: Path | None = typer.Option(
+        None,
+        help="Folder of a harvest.toml whose terms/ and permissions/ count too.",
+        exists=True,
+        file_okay=False,
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Write a corpus in a format that other trainers read."""
     from harvester.export import export as exporter
 
-    result = exporter.export(store, out, shape=to, reasoning=reasoning, split=split)
+    result = exporter.export(store, out, shape=to, reasoning=reasoning, split=split, beside=beside)
     files = [str(path) for path in result.files]
     lines = [f"wrote {result.rows:,} rows to {out}"]
     lines += [f"  left out {count:,}: {reason}" for reason, count in result.left_out.items()]

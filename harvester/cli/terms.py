@@ -1,4 +1,4 @@
-"""The commands `terms list|show|check|record|review`: what a teacher's terms permit. All work offline.
+"""The commands `terms list|show|check|record|review|new`: what a teacher's terms permit. All work offline.
 
 Recording a permission or a review needs a person at a terminal.
 """
@@ -34,6 +34,7 @@ def register(app: typer.Typer) -> None:
     terms_app.command(epilog="Example: harvester terms check my-run/harvest.toml")(check)
     terms_app.command(epilog="Example: harvester terms record --beside my-run")(record)
     terms_app.command(epilog="Example: harvester terms review mock-teacher --beside my-run")(review)
+    terms_app.command(epilog="Example: harvester terms new --beside my-run")(new)
     app.add_typer(terms_app, name="terms")
 
 
@@ -47,9 +48,10 @@ def list_records(
     from datetime import UTC, datetime
 
     from harvester.terms import manage
+    from harvester.terms.places import terms_folders
     from harvester.terms.records import load_registry
 
-    rows = manage.listed(load_registry(beside / "terms"), datetime.now(UTC).date(), only_due=due)
+    rows = manage.listed(load_registry(*terms_folders(beside)), datetime.now(UTC).date(), only_due=due)
     rows = [row for row in rows if not permit or row["verdict"] in {"permit", "duties"}]
     emit({"records": rows}, manage.table(rows), as_json=as_json)
 
@@ -59,9 +61,10 @@ def show(record_id: str = RECORD, beside: Path = BESIDE, as_json: bool = JSON) -
     from datetime import UTC, datetime
 
     from harvester.terms import manage
+    from harvester.terms.places import terms_folders
     from harvester.terms.records import load_registry
 
-    registry, today = load_registry(beside / "terms"), datetime.now(UTC).date()
+    registry, today = load_registry(*terms_folders(beside)), datetime.now(UTC).date()
     data = manage.record_json(manage.found(registry, record_id), today)
     emit(data, manage.shown(registry, record_id, today), as_json=as_json)
 
@@ -113,11 +116,30 @@ def review(
     from datetime import UTC, datetime
 
     from harvester.terms import manage
+    from harvester.terms.places import terms_folders
     from harvester.terms.records import load_registry
 
-    known = manage.found(load_registry(beside / "terms"), record_id)
+    known = manage.found(load_registry(*terms_folders(beside)), record_id)
     today = datetime.now(UTC).date()
     fresh = manage.reviewed(known, outcome, today, isatty=sys.stdin.isatty())
     path = manage.write_review(beside / "terms", fresh)
     data = {"review": str(path), **manage.record_json(fresh, today)}
     emit(data, [f"noted in {path}"], as_json=as_json)
+
+
+def new(beside: Path = BESIDE, as_json: bool = JSON) -> None:
+    """Write a terms record for a model or server of your own, by answering questions at a terminal.
+
+    It asks which licence applies and who read it. The record is written into terms/ in the --beside folder.
+    """
+    import sys
+
+    from harvester.terms import manage
+
+    path, record = manage.ask_record(
+        beside / "terms",
+        lambda question: str(typer.prompt(question, default="", show_default=False, err=True)),
+        isatty=sys.stdin.isatty(),
+    )
+    lines = [f"written to {path}: {record.verdict}", f'declare it: [teacher] terms = "{record.id}"']
+    emit({"record": str(path), "id": record.id, "verdict": record.verdict}, lines, as_json=as_json)

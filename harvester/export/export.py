@@ -28,6 +28,7 @@ from harvester.store.reader import Corpus
 from harvester.store.shards.parquet_file import BYTES_PER_GROUP, ROWS_PER_GROUP, translate_disk_errors
 from harvester.system import output_path
 from harvester.system.files import sha256_of
+from harvester.terms.places import terms_folders
 from harvester.terms.records import load_registry
 
 Reasoning = Literal["keep", "inline", "drop"]
@@ -61,11 +62,13 @@ def export(
     shape: Shape = "prompt-completion",
     reasoning: Reasoning = "keep",
     split: str | None = None,
+    beside: Path | None = None,
 ) -> Exported:
     """Write a corpus to a new folder.
 
     Args:
         split: keep only rows whose metadata `split` equals this; None keeps all.
+        beside: a folder with own terms records, besides those found from the store.
 
     Raises:
         ConfigError: unknown shape, no row to write, or no folder can be made at `out`.
@@ -76,7 +79,8 @@ def export(
         raise ConfigError(f"unknown shape {shape!r}", remedy=f"one of {', '.join(SHAPES)}")
     output_path.check_folder(out)
     corpus = Corpus.open(store)
-    terms_check.require_permitted(corpus, "export", store.resolve().parent)
+    own_terms = [store.resolve().parent, *([beside] if beside is not None else [])]
+    terms_check.require_permitted(corpus, "export", *own_terms)
     left_out: dict[str, int] = {}
     with_reasoning = reasoning == "keep" and _has_reasoning(corpus)
     rows = _rows(
@@ -117,7 +121,7 @@ def _write_documents(
         published=datetime.now(UTC).date(),
         shards=shards,
         lineages=lineages,
-        records=records_of(lineages, load_registry(beside / "terms")),
+        records=records_of(lineages, load_registry(*terms_folders(beside))),
         columns=COLUMNS[shape],
     )
     texts = {

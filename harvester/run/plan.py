@@ -203,6 +203,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
         preset_values=config.teacher.preset_values,
         budgets=budgets(config, root, PassLimits()),
         warnings=(
+            *(() if verdict.permitted else (*verdict.reasons, verdict.remedy())),
             *warnings(config),
             *prompt_warnings(totals.rows // samples, totals.ends_with_assistant // samples),
         ),

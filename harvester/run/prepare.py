@@ -255,7 +255,7 @@ def gate(config: HarvestConfig, root: Path, model: str = "") -> terms.Verdict:
     Args:
         model: a model name that an answer gave; "" for the configured one.
     """
-    recorded = terms.RecordedTerms.load(root)
+    recorded = terms.RecordedTerms.load(root, (root / config.store.path).resolve().parent)
     verdicts = {
         host: terms.allows(
             recorded,

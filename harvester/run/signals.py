@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,10 +39,14 @@ class Signals:
 def handled(on_first: Callable[[], object]) -> Iterator[Signals]:
     """Install handlers on the running loop until the block ends; `on_first` is called at the first signal.
 
-    SIGHUP is ignored: a closed terminal is no reason to lose a harvest.
+    SIGHUP is ignored: a closed terminal is no reason to lose a harvest. On a loop of another thread than the
+    main one nothing is installed, because Python delivers signals to the main thread alone.
     """
     loop = asyncio.get_running_loop()
     signals = Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals  # signals come to the main thread, whose program decides about them
+        return
 
     def on_signal(number: int) -> None:
         if signals.note(number):

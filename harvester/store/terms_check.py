@@ -16,11 +16,11 @@ from harvester.terms import gate, lineage
 from harvester.terms.gate import RecordedTerms, Use
 
 
-def require_permitted(corpus: Corpus, use: Use, beside: Path) -> None:
+def require_permitted(corpus: Corpus, use: Use, *beside: Path) -> None:
     """Do nothing when the lineage of every row permits this use today.
 
     Args:
-        beside: folder whose `terms` overlay the registry and whose `permissions` count.
+        beside: folders from which own records and permissions are looked for; see `terms.places`.
 
     Raises:
         TermsRefused: exit 77; names record, gist, URL, day seen, and the remedies.
@@ -29,7 +29,7 @@ def require_permitted(corpus: Corpus, use: Use, beside: Path) -> None:
     facts = corpus.distinct(lineage.FACT_COLUMNS, sealed=use != "seal")
     if not lineages and not facts:  # there are no rows
         return
-    verdicts = gate.judge_lineages(RecordedTerms.load(beside), lineages, facts, use=use)
+    verdicts = gate.judge_lineages(RecordedTerms.load(*beside), lineages, facts, use=use)
     refused = [verdict for verdict in verdicts if not verdict.permitted]
     if refused:
         replace(

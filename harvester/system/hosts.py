@@ -129,7 +129,8 @@ def check_plain_http(url: str, *, has_key: bool, is_allowed: bool) -> str:
         return ""
     raise ValueError(
         "plain http is for private addresses (loopback, 10.x, 172.16-31.x, 192.168.x, names without a dot, "
-        f".svc, .local, .internal); use https for {host}, or set [teacher] allow_http = true in a network you trust"
+        f".svc, .local, .internal); use https for {host}, or set [teacher] allow_http = true in a network "
+        "that you trust"
     )
 
 

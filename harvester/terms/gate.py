@@ -19,6 +19,7 @@ from harvester.terms import layers
 from harvester.terms.lineage import Fact, Lineage, disagreements, other_models
 from harvester.terms.obligations import DerivedModel, unmet
 from harvester.terms.permissions import Permission, load_permissions
+from harvester.terms.places import places, terms_folders
 from harvester.terms.records import SEVERITY, Registry, TermsRecord, load_registry
 
 __all__ = [
@@ -43,8 +44,10 @@ Purpose = Literal["train", "eval"]
 # Statuses that need no permission.
 PERMITTED_STATUSES = frozenset({"permit", "duties"})
 REMEDIES = (
-    "choose a permitted teacher (`harvester terms list`), or record a permission you hold "
-    '(`harvester terms record`), or collect for evaluation only ([run] purpose = "eval") where allowed'
+    "choose a permitted teacher (`harvester terms list`), or write a record of a model or server of your own "
+    "into terms/ beside the configuration (`harvester terms new` asks for its licence), or record a "
+    "permission you hold (`harvester terms record`), or collect for evaluation only "
+    '([run] purpose = "eval") where allowed'
 )
 
 
@@ -55,21 +58,25 @@ class RecordedTerms:
     registry: Registry
     today: date
     permissions: tuple[Permission, ...] = ()
+    looked_in: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, folder: Path) -> RecordedTerms:
-        """Read what counts today for a configuration in `folder`.
+    def load(cls, *folders: Path) -> RecordedTerms:
+        """Read what counts today for a configuration, a store or a corpus in these folders.
 
-        Files in `folder/terms` overlay the shipped records; `folder/permissions` holds recorded permissions.
+        In each of their `places`, `terms` overlays the shipped records and `permissions` holds permissions.
 
         Raises:
             ConfigError: a file of either folder can't be used; names it.
             TermsRefused: a record permits more than the shipped one that it replaces.
         """
+        found = places(*folders)
+        permissions = [permission for each in found for permission in load_permissions(each / "permissions")]
         return cls(
-            load_registry(folder / "terms"),
+            load_registry(*terms_folders(*folders)),
             datetime.now(UTC).date(),
-            load_permissions(folder / "permissions"),
+            tuple(dict.fromkeys(permissions)),
+            tuple(map(str, terms_folders(*folders))),
         )
 
 
@@ -94,6 +101,7 @@ class Verdict:
     body: Mapping[str, Any] = field(default_factory=dict)
     conditions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    looked_in: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Return the verdict in one line."""
@@ -103,6 +111,11 @@ class Verdict:
         permission = f", by permission {self.permission_sha256[:12]}" if self.permission_sha256 else ""
         word = "permitted" if self.permitted else "not permitted"
         return f"{word}: {self.status} by {ids}{permission}{mock}{duties}"
+
+    def remedy(self) -> str:
+        """Return every way to a permitted use, and every place where own records were looked for."""
+        looked = f"; own records were looked for in {', '.join(self.looked_in)}" if self.looked_in else ""
+        return f"{REMEDIES}{looked}"
 
     def require(self) -> None:
         """Do nothing when the use is permitted.
@@ -114,7 +127,7 @@ class Verdict:
             raise TermsRefused(
                 "the recorded terms do not permit this use: " + "; ".join(self.reasons),
                 place=", ".join(self.record_ids) or "terms",
-                remedy=REMEDIES,
+                remedy=self.remedy(),
             )
 
 
@@ -172,6 +185,7 @@ def allows(  # noqa: PLR0913 - the facts that a verdict depends on, all by name
             for record in records
             if record.is_stale(terms.today)
         ),
+        looked_in=terms.looked_in,
     )
 
 
@@ -207,6 +221,7 @@ def allows_training(
         permission_sha256=",".join(permissions),
         conditions=tuple(dict.fromkeys(c for verdict in verdicts for c in verdict.conditions)),
         warnings=tuple(dict.fromkeys(w for verdict in verdicts for w in verdict.warnings)),
+        looked_in=terms.looked_in,
     )
 
 

@@ -46,10 +46,16 @@ def applying(
     # What matches counts whether or not it was declared: omitting a layer never improves a verdict.
     declared_layers = {record.layer for record in records.values()} if not harvesting else set()
     records.update({r.id: r for r in current if r.applies_to_host(host) and r.layer not in declared_layers})
-    return list(records.values()), reasons + _missing(list(records.values()), declared, host, model)
+    known = [
+        record.id for record in current if record.layer == "weights" and not record.unexplained_words(model)
+    ]
+    return list(records.values()), reasons + _missing(list(records.values()), declared, host, model, known)
 
 
-def _missing(records: Sequence[TermsRecord], declared: str, host: str, model: str) -> list[str]:
+def _missing(
+    records: Sequence[TermsRecord], declared: str, host: str, model: str, known: Sequence[str]
+) -> list[str]:
+    """Say which layers lack a record. `known` are ids of records of the weights that could be declared."""
     if any(r.mock and not r.unexplained_words(model) for r in records):
         return []
     names = {part.strip() for part in declared.split(",")}
@@ -63,7 +69,12 @@ def _missing(records: Sequence[TermsRecord], declared: str, host: str, model: st
     declared_weights = [r for r in records if r.layer == "weights" and r.id in names]
     if not covered and not declared_weights:
         where = "on this machine" if is_here else f"at {host}"
-        reasons.append(f"no terms record is declared for the weights of {shown} {where}")
+        way = (
+            f"`[teacher] terms = {known[0]!r}` declares it"
+            if known
+            else "none is known; `harvester terms new` writes one"
+        )
+        reasons.append(f"no terms record is declared for the weights of {shown} {where} ({way})")
     elif not covered and all(r.opens_training and r.unexplained_words(model) for r in declared_weights):
         words = ", ".join(declared_weights[0].unexplained_words(model))
         reasons.append(
@@ -72,7 +83,8 @@ def _missing(records: Sequence[TermsRecord], declared: str, host: str, model: st
         )
     if not is_here and not services:
         what = f"the service behind {host}: declare its record too" if is_routed else f"the service at {host}"
-        reasons.append(f"no terms record applies to {what}")
+        way = "" if is_routed else ": your own server needs one of layer `service` (`harvester terms new`)"
+        reasons.append(f"no terms record applies to {what}{way}")
     return reasons
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, date, datetime, timedelta
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from harvester.errors import ConfigError, TermsRefused
 from harvester.terms.gate import Verdict
 from harvester.terms.permissions import BASES, USES, Permission, record_permission, toml_value
-from harvester.terms.records import GRACE, Registry, TermsRecord, parse
+from harvester.terms.records import GRACE, LAYERS, SEVERITY, Registry, TermsRecord, load_registry, parse
 
 DISCLAIMER = "A reading of published texts, not legal advice; the operator decides."
 REVIEW_EVERY = timedelta(days=182)
@@ -206,3 +207,77 @@ def ask_permission(folder: Path, ask: Callable[[str], str], *, isatty: bool) -> 
             ) from None
     permission = Permission(**answers, recorded_on=datetime.now(UTC).date())
     return record_permission(folder, permission, isatty=isatty)
+
+
+# Licences that say nothing about outputs and permit every use of the model.
+OPEN_LICENCES = frozenset(
+    {"Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "CC0-1.0", "Unlicense"}
+)
+
+RECORD_QUESTIONS = (
+    ("layer", f"what it is about: weights of a model, or a service that you run ({', '.join(LAYERS[:2])})"),
+    ("model", "model names it covers, as patterns with commas (mymodel-7b*); * only for a service"),
+    ("host", "host it covers (* for weights; the exact name for a service)"),
+    ("licence", "licence, as an SPDX id where there is one (Apache-2.0, MIT, LicenseRef-...)"),
+    ("url", "address of the licence's text"),
+    ("read", "did you read that text yourself today? (yes or no)"),
+    ("verdict", f"what it says of training on outputs ({', '.join(SEVERITY)})"),
+    ("gist", "the clause in your words"),
+    ("source", "what you read"),
+    ("id", "a short name for the record (small letters, digits, dots, dashes)"),
+)
+
+
+def ask_record(
+    folder: Path, ask: Callable[[str], str], *, isatty: bool, today: date | None = None
+) -> tuple[Path, TermsRecord]:
+    """Ask a person for the values of a terms record, write it to `folder/<id>.toml`, and return both.
+
+    Args:
+        ask: shows a question and returns the answer.
+        today: the day of the reading; None for this one.
+
+    Raises:
+        TermsRefused: there is no terminal, or the record permits more than a shipped one of the same id.
+        ConfigError: an answer is not valid, or the file exists.
+    """
+    if not isatty:
+        raise TermsRefused(
+            "a terms record is written by a person who knows the licence",
+            place=str(folder),
+            remedy="run `harvester terms new` at a terminal; data/terms/README.md describes the file",
+        )
+    answers = {name: ask(question).strip() for name, question in RECORD_QUESTIONS}
+    is_read = answers.pop("read").lower() in {"y", "yes"}
+    day = today or datetime.now(UTC).date()
+    if answers["verdict"] == "permit" and not is_read and answers["licence"] not in OPEN_LICENCES:
+        raise ConfigError(
+            f"{answers['licence']!r} is no licence that is known to permit this: read its text first",
+            place="licence",
+            remedy=f"known are {', '.join(sorted(OPEN_LICENCES))}; or answer unknown, which stays closed",
+        )
+    patterns = [pattern.strip() for pattern in answers["model"].split(",") if pattern.strip()]
+    text = "[[record]]\n" + "".join(
+        f"{name} = {toml_value(value)}\n"
+        for name, value in {
+            **answers,
+            "model": tuple(patterns),
+            "host": answers["host"] or "*",
+            "established": "primary" if is_read else "general",
+            "seen": day,
+            "review_after": day + REVIEW_EVERY,
+        }.items()
+    )
+    path = folder / f"{answers['id']}.toml"
+    (record,) = parse(text, "the answers")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", record.id):
+        raise ConfigError(
+            f"{record.id!r} is not a name of small letters, digits, dots and dashes", place="id"
+        )
+    if record.layer == "service" and any(sign in record.host[0] for sign in "*?["):
+        raise ConfigError("a service has an exact host name, no pattern", place="host")
+    if path.exists() or load_registry(folder).find(record.id) is not None:
+        raise ConfigError("there is a record of that id", place=str(path), remedy="give it an id of its own")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"# {DISCLAIMER}\n{text}", encoding="utf-8")
+    return path, record

@@ -21,6 +21,7 @@ from harvester.system.files import sha256_of
 from harvester.terms.gate import load_registry
 from harvester.terms.lineage import Lineage
 from harvester.terms.obligations import owed
+from harvester.terms.places import terms_folders
 from trainer import __version__
 from trainer.config import TrainConfig
 from trainer.model import weights
@@ -58,7 +59,7 @@ def write(
         published=datetime.now(UTC).date(),
         shards=(learned,),
         lineages=tuple(lineages),
-        records=records_of(lineages, load_registry(config.root / "terms")),
+        records=records_of(lineages, load_registry(*terms_folders(config.root, config.corpus.parent))),
     )
     files = sorted(folder.glob("*.safetensors"))
     student = StudentFacts(

@@ -38,7 +38,7 @@ def require_permission(
         licence=config.out.licence or None,
     )
     verdict = gate.allows_training(
-        gate.RecordedTerms.load(config.root),
+        gate.RecordedTerms.load(config.root, config.corpus.parent),
         lineages,
         student=student,
         use=use,
