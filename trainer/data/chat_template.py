@@ -196,12 +196,15 @@ class Renderer:
         """Render a prompt as it is learned: with the scaffold, unless the answer begins with reasoning."""
         return self.prompt_text(prompt) + ("" if thinks else self.chat_shape.scaffold)
 
-    def text_lost(self, prompt: Conversation | Sequence[Message]) -> str:
+    def text_lost(self, prompt: Conversation | Sequence[Message], rendered: str = "") -> str:
         """Return the first text of a prompt that the chat template leaves out; "" if it renders all of them.
 
         Two renderings are searched: one with unique marks in place of the texts, because a short text may
         also occur elsewhere, and the prompt itself, because a template may treat texts by their content.
         Reasoning of earlier turns does not count: templates drop it on purpose.
+
+        Args:
+            rendered: the rendered prompt, if it is at hand.
         """
         conversation = as_conversation(prompt)
         marked, texts = _with_marks(conversation)
@@ -210,7 +213,7 @@ class Renderer:
             self._losses[key] = self._first_missing(marked, list(texts))
         if lost := self._losses[key]:
             return texts[lost]
-        rendered = self._shown(self.prompt_text(conversation))
+        rendered = rendered or self._shown(self.prompt_text(conversation))
         wanted = (text.rsplit("</think>", 1)[-1].strip() for text in conversation.texts())
         return next((text for text in wanted if not _contains(rendered, text)), "")
 

@@ -164,10 +164,12 @@ def _ids_of(tokenizer: Any, texts: Sequence[str]) -> frozenset[int]:
 
 def _prompt_checks(rendered: RenderedRows, renderer: Renderer) -> Iterator[Check]:
     """Check that each prompt has all that the teacher was asked, and the ids that a server would send."""
-    tests = {"the chat template leaves out text of the prompt": lambda c: bool(renderer.text_lost(c))}
-    yield from _count(rendered.conversations, tests)
     template, _ = published_template.template_to_publish(renderer, thinking=rendered.keeps_reasoning)
-    served = published_template.served_prompts(renderer, template, rendered.conversations)
+    texts = published_template.served_texts(renderer, template, rendered.conversations)
+    prompts = list(zip(rendered.conversations, texts, strict=True))
+    fault = "the chat template leaves out text of the prompt"
+    yield from _count(prompts, {fault: lambda p: bool(renderer.text_lost(*p))})
+    served = published_template.served_prompts(renderer, texts, rendered.conversations)
     # A server can't tell text from control tokens, and a student that was taught to think before some answers
     # only decides so itself: such prompts are compared with our own rendering.
     for number, thought in enumerate(rendered.thoughts):

@@ -86,19 +86,27 @@ def serving_template(config: TrainConfig, renderer: Renderer) -> tuple[str, str]
     return template_to_publish(renderer, thinking=keeps_reasoning(config, renderer))
 
 
-def served_prompts(
-    renderer: Renderer, template: str, conversations: Sequence[Conversation]
-) -> list[list[int] | None]:
-    """Return the ids of prompts as a server makes them: it renders the template and encodes the whole text.
+def served_texts(renderer: Renderer, template: str, conversations: Sequence[Conversation]) -> list[str]:
+    """Render prompts as a server does.
 
     Args:
         template: the published chat template.
+    """
+    return [_as_served(renderer, template, conversation) for conversation in conversations]
+
+
+def served_prompts(
+    renderer: Renderer, texts: Sequence[str], conversations: Sequence[Conversation]
+) -> list[list[int] | None]:
+    """Return the ids of prompts as a server makes them: it encodes the whole rendered text.
+
+    Args:
+        texts: from `served_texts`.
 
     Returns:
         None for a prompt whose texts contain special tokens: a server would take them for control tokens.
     """
-    texts = [_as_served(renderer, template, conversation) for conversation in conversations]
-    ids = renderer.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    ids = renderer.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
     return [
         None if renderer.has_special_text(conversation) else prompt
         for conversation, prompt in zip(conversations, ids, strict=True)
