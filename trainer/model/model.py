@@ -120,17 +120,24 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK_BF16_FLOPS.items() if part in name), None)
 
 
-def load_base(folder: Path, device: torch.device, *, weights_on: torch.device | None = None) -> Any:
-    """Load the base in evaluation mode, in the dtype for `device`.
+def load_base(
+    folder: Path,
+    device: torch.device,
+    *,
+    weights_on: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """Load the base in evaluation mode.
 
     Args:
         weights_on: device that holds the weights; None: `device`.
+        dtype: of the weights; None: the one for `device`.
 
     Raises:
         StudentError: files that transformers can't make a causal language model of, or tensors that are
             missing, unexpected or of another shape.
     """
-    model = loading.load_model(folder, dtype=base_dtype(device))
+    model = loading.load_model(folder, dtype=dtype or base_dtype(device))
     return model.to(weights_on or device).eval()
 
 
@@ -204,8 +211,13 @@ def check_without_weights(config: TrainConfig) -> list[str]:
     return notes
 
 
-def load_trained_student(config: TrainConfig, folder: Path, device: torch.device) -> Any:
+def load_trained_student(
+    config: TrainConfig, folder: Path, device: torch.device, *, dtype: torch.dtype | None = None
+) -> Any:
     """Load the base with a trained adapter that can be switched off, in evaluation mode.
+
+    Args:
+        dtype: of the base's weights; None: the one for `device`. The adapter is fp32.
 
     Returns:
         A PEFT model. Under `disable_adapter()` it computes what the base alone computes.
@@ -214,7 +226,7 @@ def load_trained_student(config: TrainConfig, folder: Path, device: torch.device
         StudentError: no adapter there, or one that doesn't fit the base.
     """
     check_adapter(folder)
-    base = load_base(config.base, device)
+    base = load_base(config.base, device, dtype=dtype)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Merged weights: folded in fp32, equal to the adapter, proved from disk and by a fresh process."""
+"""Check the export: merged in fp32, equal to base and adapter, compared from disk and in a fresh process."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import shlex
 
 import pytest
 import torch
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.lora.layer import Linear
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
 from tests.trainer import tiny
 from tests.trainer.chat_templates import SHAPES
@@ -18,7 +17,7 @@ from trainer import config as settings
 from trainer.data.chat_template import Renderer
 from trainer.errors import ConfigError, StudentError
 from trainer.model import model
-from trainer.publish import export
+from trainer.publish import export, merge
 from trainer.training.train import train
 
 KINDS = {
@@ -94,30 +93,34 @@ def test_a_base_in_bf16_stays_bf16(tmp_path):
     assert export.export_merged(config, tmp_path / "merged")["dtype"] == "bfloat16"
 
 
-def broken_file(monkeypatch):
-    honest = PreTrainedModel.save_pretrained
+def damage_written_file(monkeypatch):
+    original = merge.write_safetensors
 
-    def losing(self, folder, **more):
-        honest(self, folder, **more)
-        path = f"{folder}/model.safetensors"
-        tensors = load_file(path)
-        tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.001
-        save_file(tensors, path, metadata={"format": "pt"})
+    def write_and_damage(file, entries, tensors):
+        hashes = original(file, entries, tensors)
+        stored = load_file(file)
+        stored["model.norm.weight"] = stored["model.norm.weight"] * 1.001
+        save_file(stored, file, metadata={"format": "pt"})
+        return hashes
 
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", losing)
+    monkeypatch.setattr(merge, "write_safetensors", write_and_damage)
 
 
-def broken_fold(monkeypatch):
-    monkeypatch.setattr(BaseTuner, "merge_and_unload", lambda self, **_: self.unload())
+def merge_nothing(monkeypatch):
+    monkeypatch.setattr(Linear, "merge", lambda self, **_: None)
 
 
 @pytest.mark.parametrize(
-    ("plant", "said"), [(broken_file, "not the merged ones: model.norm.weight"), (broken_fold, "folding")]
+    ("plant", "message"),
+    [
+        (damage_written_file, "not the merged ones: model.norm.weight"),
+        (merge_nothing, "merging the adapter changes"),
+    ],
 )
-def test_a_merge_that_is_not_equal_fails_and_leaves_nothing(tmp_path, monkeypatch, plant, said):
+def test_a_merge_that_is_not_equal_fails_and_leaves_nothing(tmp_path, monkeypatch, plant, message):
     config = trained(tmp_path)
     plant(monkeypatch)
-    with pytest.raises(StudentError, match=said):
+    with pytest.raises(StudentError, match=message):
         export.export_merged(config, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     assert not list(tmp_path.glob(".merged*"))
