@@ -47,7 +47,7 @@ def dataset_card(dataset: DatasetFacts) -> str:
         f"# {cell(dataset.name)}",
         "",
         *mock_warning(dataset),
-        f"{dataset.rows:,} answers in {len(dataset.shards)} Parquet files, version {cell(dataset.version)}. "
+        f"{dataset.rows:,} answers in {len(dataset.shards):,} files, version {cell(dataset.version)}. "
         "All answers are synthetic: models wrote them.",
         "",
         *teachers_section(dataset),
