@@ -193,7 +193,7 @@ def train(
 
     rows = dataset.read(loaded)  # a fault in the corpus is reported before torch is loaded
     from trainer.training.logbook import Evaluation
-    from trainer.training.train import Progress
+    from trainer.training.train import Callbacks
     from trainer.training.train import train as run_training
 
     with progress_bar("train", "steps") as update:
@@ -215,7 +215,7 @@ def train(
                 log.steps,
                 f"epoch {log.epoch + 1}, loss {log.loss:.3f}, {log.tokens_per_s:,.0f} tokens/s",
             ),
-            progress=Progress(show_start, show_evaluation),
+            callbacks=Callbacks(show_start, show_evaluation),
             rows=rows,
             allow_change=allow_change,
             force_faults=force_faults,

@@ -246,7 +246,7 @@ async def _in_pieces(content: bytes) -> AsyncIterator[bytes]:
         yield content[start : start + PIECE_BYTES]
 
 
-class _Stream(httpx.AsyncByteStream):
+class _BodyStream(httpx.AsyncByteStream):
     """The body of a reply. A transfer that breaks off ends it, with `error` set: it may be complete.
 
     `inner` is the stream of the transport.
@@ -299,7 +299,7 @@ class _Reading:
         self._patience_s = patience_s
         self._place = place
         self._chunks: list[bytes] = []
-        self._stream = _Stream(response)
+        self._stream = _BodyStream(response)
         response.stream = self._stream
 
     async def read(self) -> bytes:

@@ -66,7 +66,7 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class Callbacks:
     """Callbacks for a caller that shows progress.
 
     Attributes:
@@ -78,14 +78,14 @@ class Progress:
     on_evaluation: Callable[[Evaluation], None] = lambda _: None
 
 
-NO_PROGRESS = Progress()
+NO_CALLBACKS = Callbacks()
 
 
 def train(
     config: TrainConfig,
     on_step: Callable[[StepLog], None] = lambda _: None,
     *,
-    progress: Progress = NO_PROGRESS,
+    callbacks: Callbacks = NO_CALLBACKS,
     rows: dataset.Rows | None = None,
     allow_change: bool = False,
     force_faults: bool = False,
@@ -94,7 +94,7 @@ def train(
 
     Args:
         on_step: called with each line of the log.
-        progress: further callbacks.
+        callbacks: further callbacks.
         rows: the corpus, if it has been read already.
         allow_change: resume although settings differ from those of the checkpoint.
         force_faults: train although the data has fatal faults; the model card names them.
@@ -123,9 +123,9 @@ def train(
                 remedy="`trainer doctor` shows them by token; repair them, or train with --force-faults",
             )
         student = load_student(config, inputs.largest_pack, world)
-        run = TrainingRun(config, inputs, student, world, on_step, progress.on_evaluation)
+        run = TrainingRun(config, inputs, student, world, on_step, callbacks.on_evaluation)
         first = run.resume(allow_change=allow_change)
-        progress.on_start(first, run.steps, run.notes)
+        callbacks.on_start(first, run.steps, run.notes)
         try:
             run.make_steps(first, signals)
             run.finish(first)

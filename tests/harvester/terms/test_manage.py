@@ -140,6 +140,7 @@ def test_no_command_has_a_flag_that_overrides(module: str):
     done = subprocess.run([sys.executable, "-c", walk], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert "--json" in found
-    # `trainer train --allow-change` is about a resumed training's settings; the gate is asked before it.
-    found = [flag for flag in found if not flag.endswith("allow-change")]
+    # About a resumed training's settings and about faults in the data; the terms are checked before both.
+    about_others = ("allow-change", "force-faults")
+    found = [flag for flag in found if not flag.endswith(about_others)]
     assert [flag for flag in found if FLAG.match(flag)] == []
