@@ -38,7 +38,7 @@ def init(
 
     files = write_starter(folder)
     lines = [
-        f"created {folder}: {', '.join(path.name for path in files)}",
+        f"created {folder}: {', '.join(str(path.relative_to(folder)) for path in files)}",
         "next: harvester mock-teacher --port 8000   (in another terminal)",
         f"      harvester run {shlex.quote(str(folder / 'harvest.toml'))}",
     ]

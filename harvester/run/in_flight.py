@@ -91,8 +91,9 @@ class InFlight:
             return not self._is_forbidden(request)
         else:
             self._add_asker_if_new(request, held)
-            tally.dead += held.held.state == "dead"
-            if held.held.state != "dead":
+            if held.held.state == "dead":
+                tally.dead += 1
+            else:
                 tally.from_cache += 1
                 tally.note(tally.cached_outcomes, held.held.outcome)
         return False

@@ -110,7 +110,8 @@ class Verdict:
         mock = " (rows are marked mock)" if self.mock else ""
         permission = f", by permission {self.permission_sha256[:12]}" if self.permission_sha256 else ""
         word = "permitted" if self.permitted else "not permitted"
-        return f"{word}: {self.status} by {ids}{permission}{mock}{duties}"
+        why = f" ({self.reasons[0]})" if self.reasons else ""
+        return f"{word}: {self.status} by {ids}{permission}{mock}{duties}{why}"
 
     def remedy(self) -> str:
         """Return every way to a permitted use, and every place where own records were looked for."""

@@ -25,6 +25,7 @@ from harvester.store.shards.swap import hold_for_reading, locate
 # At most this many answers are shown of the outcome `ok`, and of each other outcome.
 SHOWN, SHOWN_OTHER = 400, 40
 ROWS_PER_TABLE = 2048
+# Columns with few different values, counted by value.
 FACTS = (
     "endpoint",
     "request_model",
@@ -34,6 +35,7 @@ FACTS = (
     "tool_version",
     "run_id",
 )
+# Columns that are read of every row: all small.
 _LIGHT = (
     "key",
     "outcome",
@@ -46,6 +48,7 @@ _LIGHT = (
     "mock",
     *FACTS,
 )
+# Columns that are read only of the answers to show.
 TEXTS = (
     "key",
     "prompt_id",
@@ -67,6 +70,7 @@ TEXTS = (
     "source_file",
     "source_line",
 )
+# At most this many different values of a fact are counted.
 _MOST_FACTS = 50
 
 

@@ -62,7 +62,7 @@ def tell(store: Path, command: str, **arguments: Any) -> dict[str, Any]:
         return reply
     if not is_held(store):
         raise FindingsError(
-            "no job works on this store", place=str(store), remedy="`harvester run` starts one"
+            "no run is active on this store", place=str(store), remedy="`harvester run` starts one"
         )
     holder: Mapping[str, Any] = read_holder(store / paths.LOCK)
     raise FindingsError(
