@@ -87,7 +87,7 @@ class Plan:
         lines += [f"budget    {text}" for text in budget_texts(self.budgets)]
         if self.seconds_at_limits is None:
             lines.append(
-                "time      unknown: no limit of requests or tokens per minute is configured; it will be learned"
+                "time      unknown: no rate limit is configured; it will be learned"
             )
         else:
             lines.append(f"time      at least {span(self.seconds_at_limits)} ({self.limited_by})")
