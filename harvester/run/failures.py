@@ -1,12 +1,14 @@
 """Decide what becomes of a request without an answer: a dead letter, or the end of the pass.
 
-A prompt that fails among others that are answered is a dead letter. Many failures in a row mean that the
+A prompt that fails among others that are answered is a dead letter, also one that gets HTTP 403 or that the
+teacher names as the reason (moderation). Many failures in a row mean that the
 configuration or the endpoint is wrong: the pass ends, and their rows stay open for the next run. With
 `[run] retry_possibly_billed = false`, a request that may have been billed before is not sent again.
 """
 
 from __future__ import annotations
 
+from harvester.api.error_fields import MODERATION_CODES
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import (
@@ -27,13 +29,21 @@ PAGES_IN_A_ROW = 3
 
 WHY = "possibly billed, so not sent again: [run] retry_possibly_billed is false"
 
+# After so many different prompts with HTTP 403 and no answer in between, it is the account: the pass ends.
+FORBIDDEN_IN_A_ROW = 3
+
 HeldRejection = tuple[Request, GaveUp]
 
 
 class RejectionStreak:
-    """Requests that failed since the last answer. Whether they are dead letters is not decided yet."""
+    """Requests that failed since the last answer. Whether they are dead letters is not decided yet.
+
+    Attributes:
+        has_answers: whether this pass brought any answer.
+    """
 
     def __init__(self) -> None:
+        self.has_answers = False
         self._held: list[HeldRejection] = []
 
     def add(self, request: Request, gave_up: GaveUp) -> TeacherError | Parked | None:
@@ -47,6 +57,9 @@ class RejectionStreak:
                 place=error.place,
                 remedy="is base_url right, or is a sign-in page in between?",
             )
+        forbidden = [held.prompt.id for held, gave_up in self._held if is_forbidden(gave_up.error)]
+        if len(set(forbidden)) >= FORBIDDEN_IN_A_ROW:
+            return error
         if len({held.prompt.id for held, _ in self._held}) < IN_A_ROW:
             return None
         if not isinstance(error, PromptRejected):
@@ -63,10 +76,46 @@ class RejectionStreak:
         pages = sum(gave_up.error.error_code == "html" for _, gave_up in self._held)
         return pages == len(self._held) >= PAGES_IN_A_ROW
 
+    def forbidden(self) -> TeacherError | None:
+        """An HTTP 403 among the held failures, if there is one."""
+        return next((gave_up.error for _, gave_up in self._held if is_forbidden(gave_up.error)), None)
+
     def take(self) -> list[HeldRejection]:
         """Return all held failures and forget them."""
         held, self._held = self._held, []
         return held
+
+
+def names_reason_of_row(error: TeacherError) -> bool:
+    """Whether the teacher says that this prompt is the reason, as moderation does.
+
+    Such a rejection is no hint at the configuration, however many come in a row.
+    """
+    return isinstance(error, PromptRejected) and error.error_code.lower() in MODERATION_CODES
+
+
+def is_forbidden(error: TeacherError) -> bool:
+    """Whether this is an HTTP 403, which is about the account or about this prompt alone.
+
+    While other prompts are answered it is the prompt's matter: some routers refuse a flagged prompt so.
+    """
+    return isinstance(error, TeacherRefused) and error.status == 403
+
+
+def as_row_failure(gave_up: GaveUp) -> GaveUp:
+    """The failure as that of one prompt: an HTTP 403 becomes a rejected prompt."""
+    error = gave_up.error
+    if not is_forbidden(error):
+        return gave_up
+    rejected = PromptRejected(
+        error.message,
+        status=error.status,
+        error_code=error.error_code,
+        raw=error.raw,
+        place=error.place,
+        remedy="other prompts are answered, so it is this prompt and not the account",
+    )
+    return GaveUp(rejected, gave_up.attempts)
 
 
 class PossiblyBilledRequests:

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from harvester.api.types import Request
-from harvester.errors import Ending, GaveUp, HarvesterError, NotSent, Parked
+from harvester.errors import Ending, GaveUp, HarvesterError, NotSent, Parked, TeacherRefused
 from harvester.observe.counters import Counters
 from harvester.run.endings import PassEnding, too_many_unusable
-from harvester.run.failures import RejectionStreak
+from harvester.run.failures import RejectionStreak, as_row_failure, is_forbidden, names_reason_of_row
 from harvester.run.in_flight import InFlight, answer_record
 from harvester.run.served_models import ServedModels
 from harvester.store.journal.writer import AsyncWriter
@@ -47,6 +47,12 @@ class Worker:
             self._keep(request, await self.teacher.ask(request))
         except GaveUp as gave_up:
             self._give_up(request, gave_up)
+        except TeacherRefused as refused:
+            if is_forbidden(refused):
+                self._give_up(request, GaveUp(refused, 1))
+                return
+            self.in_flight.drop(request)
+            self.ending.stop_for(refused)
         except (NotSent, Parked, HarvesterError) as reason:
             self.in_flight.drop(request)
             self.ending.stop_for(reason)
@@ -56,6 +62,7 @@ class Worker:
 
     def _keep(self, request: Request, answered: AttemptResult) -> None:
         record = answer_record(request, answered)
+        self.rejections.has_answers = True
         self.write_off()
 
         def stored() -> None:
@@ -72,6 +79,9 @@ class Worker:
         self.served_models.note(answered.completion)
 
     def _give_up(self, request: Request, gave_up: GaveUp) -> None:
+        if names_reason_of_row(gave_up.error):
+            self.in_flight.bury(request, gave_up)
+            return
         reason = self.rejections.add(request, gave_up)
         if reason is not None:
             self._drop_rejections()
@@ -80,10 +90,13 @@ class Worker:
     def write_off(self) -> None:
         """Make dead letters of the failures held so far: other requests are answered, or none are left."""
         for request, gave_up in self.rejections.take():
-            self.in_flight.bury(request, gave_up)
+            self.in_flight.bury(request, as_row_failure(gave_up))
 
     def close(self) -> None:
         """End of the pass: held failures are dead letters, or stay open if nothing gets through any more."""
+        forbidden = self.rejections.forbidden()
+        if forbidden is not None and not self.rejections.has_answers:
+            self.ending.stop_for(forbidden)
         if self.ending.error is None and self.ending.ending != Ending.PARKED:
             self.write_off()
         self._drop_rejections()

@@ -13,8 +13,10 @@ from harvester.config.config import LimitsSection
 
 SECOND_S = 1.0
 MINUTE_S = 60.0
+HOUR_S = 3600.0
 DAY_S = 86_400.0
-_PERIOD_NAMES = {SECOND_S: "second", MINUTE_S: "minute", DAY_S: "day"}
+MONTH_S = 30 * DAY_S
+_PERIOD_NAMES = {SECOND_S: "second", MINUTE_S: "minute", HOUR_S: "hour", DAY_S: "day", MONTH_S: "month"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,9 @@ class LimitKey:
     @property
     def label(self) -> str:
         """Name for people, status.json and the journal, as in "tokens per minute"."""
+        period = _PERIOD_NAMES.get(self.period_s) or f"{self.period_s:g} s"
         learned = ", learned from refusals" if self.is_learned else ""
-        return f"{self.quantity.value} per {_PERIOD_NAMES[self.period_s]}{learned}"
+        return f"{self.quantity.value} per {period}{learned}"
 
 
 REQUESTS_PER_MINUTE = LimitKey(Quantity.REQUESTS, MINUTE_S)

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harvester.config.budget_spans import BudgetSpan
-from harvester.config.config import HarvestConfig, PriceSection, TeacherSection
+from harvester.config.config import HarvestConfig, PriceSection
 from harvester.errors import ConfigError
 from harvester.observe.counters import PassLimits
 from harvester.system import open_files
 from harvester.system.clock import Clock
 from harvester.teacher.budget import NOTHING, Amounts, Budget, Ceiling
-from harvester.teacher.rate_limiter import OPEN_FILES_NOTE, Limiter
+from harvester.teacher.rate_limiter import Limiter
 from harvester.teacher.retry import RetryPolicy
+from harvester.teacher.window import OPEN_FILES_NOTE
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ def build_policies(
         spent: what the budgets were charged in each span before this pass; None for nothing.
     """
     return Policies(
-        _limiters(config.teacher, clock.now()),
+        _limiters(config, clock.now()),
         build_budget(config, limits, spent or {}, clock.wall()),
         RetryPolicy(config.run.max_attempts, config.run.retry_possibly_billed),
         clock,
@@ -75,8 +76,9 @@ def build_policies(
     )
 
 
-def _limiters(teacher: TeacherSection, now: float) -> dict[str, Limiter]:
+def _limiters(config: HarvestConfig, now: float) -> dict[str, Limiter]:
     """A limiter per endpoint. Limits belong to the credential, so each endpoint gets an equal share."""
+    teacher, run = config.teacher, config.run
     shares = {
         name: value / len(teacher.base_urls)
         for name, value in teacher.limits.model_dump(exclude={"max_concurrency"}).items()
@@ -84,7 +86,11 @@ def _limiters(teacher: TeacherSection, now: float) -> dict[str, Limiter]:
     }
     connections = open_files.connections_allowed(teacher.limits.max_concurrency)
     limits = teacher.limits.model_copy(update={**shares, "max_concurrency": connections})
-    limiters = {url: Limiter(limits, now) for url in teacher.base_urls}
+    deadline_s = run.deadline_for(config.sampling.max_tokens or 0)
+    limiters = {
+        url: Limiter(limits, now, deadline_s=deadline_s, patience_s=run.patience_s)
+        for url in teacher.base_urls
+    }
     if connections < teacher.limits.max_concurrency:
         for limiter in limiters.values():
             limiter.window.ceiling_note = OPEN_FILES_NOTE

@@ -25,12 +25,10 @@ from harvester.system import open_files
 from harvester.system.clock import Clock
 from harvester.teacher.circuit_breaker import CircuitBreaker
 from harvester.teacher.limits import Charge
-from harvester.teacher.rate_limiter import Limiter
+from harvester.teacher.rate_learning import Entry
+from harvester.teacher.rate_limiter import Limiter, RefusedRow
 
-# Pause after a refusal that names no time: it doubles with each further one, up to the longest.
-UNNAMED_PAUSE_S = 0.5
-LONGEST_UNNAMED_PAUSE_S = 60.0
-_OVERLOAD = frozenset({429, 503, 529})
+_OVERLOAD = frozenset({503, 529})
 
 
 class EndpointQueue:
@@ -68,9 +66,8 @@ class EndpointQueue:
         self._head_turn = asyncio.Lock()
         self._queued = 0
         self._head = Charge(0, 0)
-        self._cuts_in_a_row = 0
-        self._rate_learned_at = -math.inf
         self._last_error = ""
+        self._refused_since: float | None = None
 
     def hold(self, reason: str) -> None:
         """Admit nothing for this reason; "" ends the hold, without a burst of saved-up requests."""
@@ -105,8 +102,8 @@ class EndpointQueue:
             return (0 if is_idle and self.clock.now() >= self.limiter.paused_until else 2), 0.0
         return 1, (self._queued + window.in_flight) / window.size
 
-    async def enter(self, charge: Charge) -> float:
-        """Wait until this charge is admitted; returns the time of admission. Every entry needs one `leave`.
+    async def enter(self, charge: Charge) -> Entry:
+        """Wait until this charge is admitted; returns the admission. Every entry needs one `leave`.
 
         Raises:
             NotSent: the pass drains.
@@ -117,8 +114,7 @@ class EndpointQueue:
             raise NotSent
         if self._queued or self._wait_s(charge) > 0:
             await self._wait_in_queue(charge)
-        self.limiter.enter(charge)
-        return self.clock.now()
+        return self.limiter.enter(charge, self.clock.now())
 
     async def _wait_in_queue(self, charge: Charge) -> None:
         self._queued += 1
@@ -157,6 +153,8 @@ class EndpointQueue:
             if self.limiter.window.in_flight and self.limiter.paused_until <= now:
                 return
             raise Parked(wait_s, self.waiting_reason())
+        elif self._refused_since is not None and now - self._refused_since > self._patience_s:
+            raise Parked(wait_s if wait_s < math.inf else 0.0, f"everything is refused: {self._last_error}")
 
     def leave(self) -> None:
         """Free the request's place in the window."""
@@ -164,36 +162,49 @@ class EndpointQueue:
         self.changed.set()
 
     def answered(
-        self, reserved: Charge, actual: Charge, entered_at: float, headers: Mapping[str, str]
+        self, key: bytes, reserved: Charge, actual: Charge, entry: Entry, headers: Mapping[str, str]
     ) -> None:
         """Take note of an answer: what it used, and the limits its headers state."""
-        self._cuts_in_a_row = 0
+        now = self.clock.now()
+        self._refused_since = None
         self.breaker.answered()
-        self.limiter.learn_from_headers(headers, self.clock.now())
-        self.limiter.learned_rate.accepted(entered_at)
-        self.limiter.settle(reserved, actual, self.clock.now())
-        self.limiter.window.grow(entered_at)
+        self.limiter.learn_from_headers(headers, now)
+        self.limiter.settle(reserved, actual, now)
+        self.limiter.answered(key, entry, now, actual.output_tokens)
 
     def not_sent(self, reserved: Charge) -> None:
         """Give the reservation back: nothing left this machine."""
         self.limiter.refund(reserved, self.clock.now())
 
-    def failed(self, error: TeacherError, key: bytes, reserved: Charge, entered_at: float) -> None:
-        """Take note of a failed attempt of the request `key`, admitted at `entered_at`."""
+    def failed(self, error: TeacherError, key: bytes, reserved: Charge, entry: Entry) -> RefusedRow:
+        """Take note of a failed attempt of the request `key`; returns what becomes of a refused row."""
         now = self.clock.now()
         self._last_error = error.message
         if error.error_code == open_files.CODE:  # a shortage of ours: the endpoint is not to blame
             self.limiter.refund(reserved, now)
             self.limiter.window.limit_to_open_connections()
-            return
+            return RefusedRow()
         self._settle_failed(error, reserved, now)
         if error.headers:
             self.limiter.learn_from_headers(error.headers, now)
-        if error.status in _OVERLOAD or isinstance(error, AttemptTimeout | RateLimited):
-            self._slow_down(error, entered_at, now)
         if isinstance(error, TeacherUnavailable | AttemptTimeout | ConnectionBroken):
             is_reached = error.status is not None or error.maybe_billed
-            self._count_failure(key, entered_at, is_reached=is_reached)
+            self._count_failure(key, entry.at, is_reached=is_reached)
+        return self._learn_from_failure(error, key, entry, now)
+
+    def _learn_from_failure(self, error: TeacherError, key: bytes, entry: Entry, now: float) -> RefusedRow:
+        """Tell the limiter what the failure says about rate and overload."""
+        limiter = self.limiter
+        if error.status in _OVERLOAD:
+            limiter.overloaded(entry, now)
+        if isinstance(error, RateLimited):
+            self._refused_since = now if self._refused_since is None else self._refused_since
+            return limiter.refused(key, entry, error.retry_after_s, now)
+        if isinstance(error, AttemptTimeout):
+            limiter.timed_out(entry, now)
+        elif error.status not in _OVERLOAD:
+            limiter.failed_otherwise(entry, now)
+        return RefusedRow()
 
     def _settle_failed(self, error: TeacherError, reserved: Charge, now: float) -> None:
         """Correct the reservation by what the teacher may have counted.
@@ -206,21 +217,6 @@ class EndpointQueue:
         elif error.status is not None and 400 <= error.status < 500:
             self.limiter.settle(reserved, Charge(0, 0), now)
 
-    def _slow_down(self, error: TeacherError, entered_at: float, now: float) -> None:
-        """Lower the learned rate, cut the window or pause, by what the error says about overload."""
-        rate_learned = error.status == 429 and self.limiter.learn_from_refusal(entered_at, now)
-        names_wait = error.retry_after_s is not None
-        was_learned = entered_at <= self._rate_learned_at
-        # A 429 with a wait, or that taught a rate, says nothing against the number in flight.
-        is_about_rate = error.status == 429 and (names_wait or rate_learned or was_learned)
-        if (error.status in _OVERLOAD or isinstance(error, AttemptTimeout)) and not is_about_rate:
-            self._cuts_in_a_row += self.limiter.window.cut(entered_at, now)
-        if rate_learned:
-            self._rate_learned_at = now
-        if isinstance(error, RateLimited) and (names_wait or entered_at > self._rate_learned_at):
-            reason = "the teacher's Retry-After" if names_wait else "refused without a time"
-            self.limiter.pause(self._pause_s(error), now, reason)
-
     def _count_failure(self, key: bytes, entered_at: float, *, is_reached: bool) -> None:
         now = self.clock.now()
         pause_s = self.breaker.failed(key, entered_at, now, reached=is_reached)
@@ -228,9 +224,3 @@ class EndpointQueue:
             self.limiter.window.restart()
             self.limiter.pause(pause_s, now, "the teacher fails; next probe", is_asked=False)
             self.changed.set()
-
-    def _pause_s(self, error: TeacherError) -> float:
-        if error.retry_after_s is not None:
-            return error.retry_after_s
-        doublings = min(max(self._cuts_in_a_row - 1, 0), 10)
-        return min(LONGEST_UNNAMED_PAUSE_S, UNNAMED_PAUSE_S * 2.0**doublings)

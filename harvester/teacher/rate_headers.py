@@ -11,15 +11,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from harvester.api.http_values import parse_date, parse_number
-from harvester.teacher.limits import DAY_S, MINUTE_S, LimitKey, Quantity
+from harvester.teacher.limits import DAY_S, HOUR_S, MINUTE_S, MONTH_S, SECOND_S, LimitKey, Quantity
 
-# A reset further away than this belongs to a daily limit.
-LONGEST_MINUTE_RESET_S = 120.0
-_FACTS = frozenset({"limit", "remaining", "reset"})
+# The periods of limits; one that follows from numbers is the nearest of these, if it is near enough.
+PERIODS_S = (SECOND_S, 2.0, 5.0, 10.0, 30.0, MINUTE_S, HOUR_S, DAY_S, MONTH_S)
+_NEAR = 1.6
+# Words in the name of a header that say its period.
+_PERIOD_WORDS = {
+    **dict.fromkeys(("second", "1s", "persecond"), SECOND_S),
+    **dict.fromkeys(("minute", "1m", "perminute"), MINUTE_S),
+    **dict.fromkeys(("hour", "1h", "hourly", "perhour"), HOUR_S),
+    **dict.fromkeys(("day", "1d", "24h", "daily", "perday"), DAY_S),
+    **dict.fromkeys(("month", "monthly", "permonth"), MONTH_S),
+}
+_WINDOW = re.compile(r"[;,\s]w(?:indow)?=(\d+(?:\.\d+)?)")
+_FACTS = frozenset({"limit", "remaining", "reset", "policy"})
 _PREFIX = re.compile(r"(?:x-|anthropic-)?ratelimit-(.+)\Z")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|d|h|m|s)")
 _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY_S}
@@ -29,12 +39,18 @@ _EPOCH_S, _EPOCH_MS = 1e9, 1e12
 
 @dataclass(frozen=True, slots=True)
 class RateHeader:
-    """One limit that the headers state: `limit` units per `key.period_s`, `remaining` units now."""
+    """One limit that the headers state: `limit` units per `key.period_s`, `remaining` units now.
+
+    `is_stated` says that the period stands in a name or a value; else it follows from numbers or from habit.
+    Where not even that is possible, `is_decided` is False and the period of `key` means nothing.
+    """
 
     key: LimitKey
     limit: float
     remaining: float | None = None
     reset_s: float | None = None
+    is_stated: bool = False
+    is_decided: bool = True
 
     @property
     def rate(self) -> float:
@@ -50,11 +66,16 @@ def parse_rate_headers(headers: Mapping[str, str]) -> tuple[RateHeader, ...]:
             words = [word for word in match[1].split("-") if word not in {"", "usage_based"}]
             fact = next((word for word in words if word in _FACTS), None)
             if fact is not None:
-                subject = "-".join(word for word in words if word != fact) or "requests"
+                subject = "-".join(word for word in words if word != fact)
                 facts.setdefault(subject, {})[fact] = value
     date = headers.get("date")
-    parsed = (_rate_header(subject, values, date) for subject, values in facts.items())
-    return tuple(header for header in parsed if header is not None)
+    if "ratelimit-policy" in headers and "" in facts:
+        facts[""]["policy"] = headers["ratelimit-policy"]
+    parsed = [_rate_header(subject, values, date) for subject, values in facts.items()]
+    found = [header for header in parsed if header is not None]
+    stated = {(header.key.quantity, header.limit) for header in found if header.is_stated}
+    # The same limit may stand there a second time under a name without a period.
+    return tuple(h for h in found if h.is_stated or (h.key.quantity, h.limit) not in stated)
 
 
 def _rate_header(subject: str, values: Mapping[str, str], date: str | None) -> RateHeader | None:
@@ -62,21 +83,83 @@ def _rate_header(subject: str, values: Mapping[str, str], date: str | None) -> R
     quantity = _quantity(subject)
     if limit is None or limit <= 0 or quantity is None:
         return None
-    reset_s = reset_seconds(values.get("reset"), date)
-    is_daily = subject.endswith(("-day", "-daily")) or (
-        not subject.endswith("-minute") and reset_s is not None and reset_s > LONGEST_MINUTE_RESET_S
-    )
-    return RateHeader(
-        key=LimitKey(quantity, DAY_S if is_daily else MINUTE_S),
-        limit=limit,
-        remaining=quota_number(values.get("remaining")),
-        reset_s=reset_s,
-    )
+    remaining, reset_s = quota_number(values.get("remaining")), reset_seconds(values.get("reset"), date)
+    period_s = _stated_period_s(subject, values)
+    is_stated = period_s is not None
+    if period_s is None:
+        period_s = _period_of_numbers(limit, remaining, reset_s)
+    if period_s is None and subject != "":
+        period_s = _period_by_habit(remaining, limit, reset_s)
+    if period_s is None:
+        return RateHeader(LimitKey(quantity, MINUTE_S), limit, remaining, reset_s, is_decided=False)
+    return RateHeader(LimitKey(quantity, period_s), limit, remaining, reset_s, is_stated=is_stated)
+
+
+def _stated_period_s(subject: str, values: Mapping[str, str]) -> float | None:
+    """The period that the name says (`-day`, `-second`), or a `w=` in the value; None where neither does."""
+    for word in re.split(r"[-_]", subject):
+        if word in _PERIOD_WORDS:
+            return _PERIOD_WORDS[word]
+    match = _WINDOW.search(values.get("limit", "") + ";" + values.get("policy", ""))
+    seconds = float(match[1]) if match else 0.0
+    return seconds if 0 < seconds <= 2 * MONTH_S else None
+
+
+def _period_of_numbers(limit: float, remaining: float | None, reset_s: float | None) -> float | None:
+    """The period of a bucket whose reset is the time until it is full: reset * limit / used."""
+    if remaining is None or not reset_s or not 0 <= remaining < limit:
+        return None
+    seconds = reset_s * limit / (limit - remaining)
+    nearest = min(PERIODS_S, key=lambda period: abs(math.log(period / seconds)))
+    is_near = 1 / _NEAR < nearest / seconds < _NEAR
+    return nearest if is_near and nearest <= DAY_S and nearest >= reset_s / _NEAR else None
+
+
+def _period_by_habit(remaining: float | None, limit: float, reset_s: float | None) -> float | None:
+    """The period of `-requests` and `-tokens` where numbers don't tell: a minute, or more for a long reset.
+
+    A long reset with much remaining contradicts itself and decides nothing against a minute.
+    """
+    if reset_s is None or reset_s <= 2 * MINUTE_S or (remaining is not None and remaining > limit / 2):
+        return MINUTE_S
+    return next((period for period in (HOUR_S, DAY_S, MONTH_S) if period >= reset_s), MONTH_S)
+
+
+class HeaderPeriods:
+    """Finds the period of limits whose headers don't say it, by watching their resets.
+
+    Such a reset counts down to the end of the window. One that stays at a second or less for several seconds,
+    or that jumps back up to the same value, shows how long the window is. Until then nothing is decided.
+    """
+
+    def __init__(self) -> None:
+        # By quantity: the limit, when it was first seen, and the largest reset since then.
+        self._seen: dict[Quantity, tuple[float, float, float]] = {}
+
+    def decide(self, header: RateHeader, now: float) -> RateHeader | None:
+        """The header with its period, None while that is open."""
+        if header.is_decided:
+            return header
+        if header.reset_s is None:
+            return None
+        limit, since, largest = self._seen.get(header.key.quantity, (header.limit, now, 0.0))
+        if limit != header.limit:
+            limit, since, largest = header.limit, now, 0.0
+        largest = max(largest, header.reset_s)
+        self._seen[header.key.quantity] = (limit, since, largest)
+        if now - since < 2 * largest + 2 * SECOND_S:
+            return None
+        period_s = next((period for period in PERIODS_S if 1.05 * period >= largest), MONTH_S)
+        return replace(header, key=LimitKey(header.key.quantity, period_s), is_decided=True)
 
 
 def _quantity(subject: str) -> Quantity | None:
     """What a header such as `x-ratelimit-limit-input-tokens` counts; None for other subjects."""
-    if subject.startswith("requests"):
+    if (
+        "request" in subject
+        or subject in {"", "rpm", "rps", "rpd"}
+        or set(subject.split("-")) <= _PERIOD_WORDS.keys()
+    ):
         return Quantity.REQUESTS
     if "tokens" not in subject:
         return None

@@ -22,23 +22,28 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from harvester.api.error_body import retry_after_s
 from harvester.config.config import LimitsSection
-from harvester.teacher.limits import DAY_S, LEARNED_REQUESTS, Charge, LimitKey, configured_limits
-from harvester.teacher.rate_headers import parse_rate_headers
-from harvester.teacher.rate_learning import LearnedRate
+from harvester.teacher.limits import (
+    DAY_S,
+    HOUR_S,
+    LEARNED_REQUESTS,
+    Charge,
+    LimitKey,
+    Quantity,
+    configured_limits,
+)
+from harvester.teacher.rate_headers import HeaderPeriods, RateHeader, parse_rate_headers
+from harvester.teacher.rate_learning import ENOUGH_REFUSALS, Entry, LearnedRate, Lesson
+from harvester.teacher.refused_rows import LONGEST_NAMED_WAIT_S, RefusedRows
+from harvester.teacher.window import Window
 
 # Capacity of a bucket, in seconds of its rate. Small, so that a restart can't double the rate.
 BURST_S = 0.25
 # A daily limit may be spent this far at once; the rest is admitted evenly over the day.
 DAILY_BURST_SHARE = 0.5
-# Factor of a window cut.
-CUT = 0.5
-# The window grows only when this share of it was in use.
-GROWTH_SHARE = 0.8
-FIRST_WINDOW = 16.0
 # Lowest learned rate, in requests per second.
-LEAST_RATE = 1 / 60
-OPEN_FILES_NOTE = ", the most that the limit of open files allows"
+LEAST_RATE = 1 / 3600
 # Estimate of the output tokens of an answer: the quantile that is tracked, and the relative step.
 _OUTPUT_QUANTILE = 0.95
 _OUTPUT_STEP = 0.05
@@ -51,11 +56,13 @@ class Bucket:
     Args:
         rate: units per second.
         now: monotonic seconds.
+        burst_s: seconds of the rate that may be saved up.
     """
 
-    def __init__(self, rate: float, now: float) -> None:
+    def __init__(self, rate: float, now: float, burst_s: float = BURST_S) -> None:
         self.rate = rate
-        self.capacity = max(1.0, rate * BURST_S)
+        self.burst_s = burst_s
+        self.capacity = max(1.0, rate * burst_s)
         self.level = 1.0
         self._refilled_at = now
 
@@ -66,11 +73,12 @@ class Bucket:
         bucket.capacity = bucket.level = max(1.0, DAILY_BURST_SHARE * limit)
         return bucket
 
-    def set_rate(self, rate: float, now: float) -> None:
-        """Change the rate from `now` on. Savings and debt stay, within the new capacity."""
+    def set_rate(self, rate: float, now: float, burst_s: float | None = None) -> None:
+        """Change the rate, and the burst if one is given. Savings and debt stay, within the new capacity."""
         self.refill(now)
         self.rate = rate
-        self.capacity = max(1.0, rate * BURST_S)
+        self.burst_s = self.burst_s if burst_s is None else burst_s
+        self.capacity = max(1.0, rate * self.burst_s)
         self.level = min(self.level, self.capacity)
 
     def refill(self, now: float) -> None:
@@ -96,67 +104,6 @@ class Bucket:
         self.level = min(self.capacity, self.level - amount)
 
 
-class Window:
-    """How many requests may be in flight: a congestion window (see the module's docstring).
-
-    Attributes:
-        ceiling: largest size, from the configuration.
-        size: current size, 1 to `ceiling`; the whole part counts.
-        threshold: below it the window doubles per round trip, above it grows by one.
-        ceiling_note: why the ceiling is lower than configured, as the end of a sentence, or "".
-    """
-
-    def __init__(self, ceiling: int) -> None:
-        self.ceiling = float(ceiling)
-        self.size = min(FIRST_WINDOW, self.ceiling)
-        self.threshold = self.ceiling
-        self.in_flight = 0
-        self.ceiling_note = ""
-        self._cut_at = -math.inf
-
-    def set_ceiling(self, ceiling: int) -> None:
-        """Change the ceiling. A window that was never cut stays in its doubling phase."""
-        if self.threshold >= self.ceiling:
-            self.threshold = float(ceiling)
-        self.ceiling = float(ceiling)
-        self.size = min(self.size, self.ceiling)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no further request may be sent now."""
-        return self.in_flight >= int(self.size)
-
-    def grow(self, sent_at: float) -> None:
-        """Grow after an answer to a request sent at `sent_at`; that request still counts as in flight."""
-        if sent_at <= self._cut_at or self.in_flight < GROWTH_SHARE * int(self.size):
-            return
-        step = 1.0 if self.size < self.threshold else 1.0 / self.size
-        self.size = min(self.ceiling, self.size + step)
-
-    def cut(self, sent_at: float, now: float) -> bool:
-        """Halve the window: a request sent at `sent_at` met overload.
-
-        Returns:
-            False when the request was sent before the last cut: its round trip has been punished already.
-        """
-        if sent_at <= self._cut_at:
-            return False
-        self._cut_at = now
-        self.size = max(1.0, self.size * CUT)
-        self.threshold = self.size
-        return True
-
-    def restart(self) -> None:
-        """Begin again with one request in flight, after the endpoint was down, and double from there."""
-        self.size, self.threshold = 1.0, self.ceiling
-
-    def limit_to_open_connections(self) -> None:
-        """Lower the ceiling to what is open now without this request: no file descriptor is left."""
-        self.ceiling = max(1.0, min(self.ceiling, self.in_flight - 1.0))
-        self.size = min(self.size, self.ceiling)
-        self.ceiling_note = OPEN_FILES_NOTE
-
-
 @dataclass(frozen=True, slots=True)
 class Pause:
     """Nothing is admitted before `until` (monotonic seconds).
@@ -169,6 +116,19 @@ class Pause:
     is_asked: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class RefusedRow:
+    """What becomes of a refused row.
+
+    Attributes:
+        wait_s: seconds until the row is tried again; the limiter may make it wait longer.
+        is_row_at_fault: the row alone was refused again and again: no further try.
+    """
+
+    wait_s: float = 0.0
+    is_row_at_fault: bool = False
+
+
 class Limiter:
     """All limits of one endpoint: a bucket per limit, the window, and pauses.
 
@@ -178,10 +138,21 @@ class Limiter:
         output_estimate: tokens that 95 % of the answers stay below, None before the first answer.
     """
 
-    def __init__(self, limits: LimitsSection, now: float) -> None:
-        self.window = Window(limits.max_concurrency)
+    def __init__(
+        self,
+        limits: LimitsSection,
+        now: float,
+        *,
+        deadline_s: float = math.inf,
+        patience_s: float = math.inf,
+    ) -> None:
+        self.window = Window(limits.max_concurrency, deadline_s)
         self.buckets: dict[LimitKey, Bucket] = {}
         self.learned_rate = LearnedRate(now)
+        self._rows = RefusedRows(patience_s)
+        self._periods = HeaderPeriods()
+        # Limits whose period was guessed, and wrongly.
+        self._disproved: set[LimitKey] = set()
         self.output_estimate: float | None = None
         self.pause_now = Pause()
         # Units per second; a limit that a header names never raises these.
@@ -189,32 +160,107 @@ class Limiter:
         for key, limit in configured_limits(limits).items():
             self._configured[key] = limit / key.period_s
             is_daily = key.period_s == DAY_S
-            self.buckets[key] = Bucket.daily(limit, now) if is_daily else Bucket(limit / key.period_s, now)
+            self.buckets[key] = (
+                Bucket.daily(limit, now)
+                if is_daily
+                else Bucket(limit / key.period_s, now, self._burst_s(key))
+            )
 
     @property
     def paused_until(self) -> float:
         """Monotonic seconds before which nothing is admitted; minus infinity when never paused."""
         return self.pause_now.until
 
+    def _burst_s(self, key: LimitKey) -> float:
+        return self.learned_rate.burst_s if key.quantity is Quantity.REQUESTS else BURST_S
+
     def wait_s(self, charge: Charge, now: float) -> float:
-        """Seconds until this charge may be admitted: 0 for now, infinity while the window is full."""
+        """Seconds until this charge may be admitted: 0 for now, infinity until something is answered."""
+        wait = max(0.0, self.paused_until - now, self.learned_rate.probe_wait_s(now))
         if self.window.is_full:
-            return math.inf
-        wait = max(0.0, self.paused_until - now)
+            wait = max(wait, self.window.open_wait_s(now))
+        if wait == math.inf:
+            return wait
         self._apply_learned_rate(now)
         for key, bucket in self.buckets.items():
             wait = max(wait, bucket.wait_s(key.quantity.amount(charge), now))
         return wait
 
-    def enter(self, charge: Charge) -> None:
+    def enter(self, charge: Charge, now: float) -> Entry:
         """Take the charge and a place in the window. Call it only after `wait_s` returned 0."""
-        self.window.in_flight += 1
+        self.window.entered(now)
         for key, bucket in self.buckets.items():
             bucket.take(key.quantity.amount(charge))
+        entry = Entry(now, self.window.in_flight)
+        self.learned_rate.sent(entry)
+        return entry
 
     def leave(self) -> None:
         """Give the place in the window back; every `enter` needs exactly one `leave`."""
         self.window.in_flight -= 1
+
+    def answered(self, key: bytes, entry: Entry, now: float, tokens: int) -> None:
+        """Learn from an answer to the row `key`; its place in the window is still taken."""
+        self._rows.forget(key)
+        self.learned_rate.accepted(entry, now)
+        self.window.answered(entry, now, tokens)
+
+    def failed_otherwise(self, entry: Entry, now: float) -> None:
+        """A failure that is no refusal: the request got through the limits."""
+        self.window.stop_ramp()
+        self.learned_rate.accepted(entry, now)
+
+    def timed_out(self, entry: Entry, now: float) -> None:
+        """An answer did not come in time."""
+        self.learned_rate.accepted(entry, now)
+        self.window.timed_out(entry)
+
+    def overloaded(self, entry: Entry, now: float) -> None:
+        """Shrink the window if this refusal for overload (503, 529) is one of several in a row."""
+        self.window.stop_ramp()
+        if self.learned_rate.refused_in_a_row(entry) >= ENOUGH_REFUSALS:
+            self.window.cut(entry, now)
+
+    def refused(self, key: bytes, entry: Entry, named_wait_s: float | None, now: float) -> RefusedRow:
+        """Learn from a refusal (429, or an overload with a wait) of the row `key`.
+
+        Args:
+            named_wait_s: the wait that the teacher asked for, None for none.
+        """
+        self.window.stop_ramp()
+        others_accepted = self.learned_rate.others_accepted(entry)
+        self._rows.refused(key, now, others_accepted=others_accepted)
+        if self._rows.is_at_fault(key, now):
+            self._rows.forget(key)
+            self.learned_rate.disregard(entry)
+            return RefusedRow(is_row_at_fault=True)
+        wait_s = self._rows.wait_s(key, named_wait_s)
+        if self._rows.is_suspicious(key) and others_accepted:
+            self.learned_rate.disregard(entry)
+            return RefusedRow(wait_s)
+        lesson = self.learned_rate.refused(entry, now, self._trusted_rate())
+        if lesson in (Lesson.RATE, Lesson.BURST):
+            self._apply_learned_rate(now)
+            for limit in self._request_limits():
+                bucket = self.buckets[limit]
+                bucket.set_rate(bucket.rate, now, self.learned_rate.burst_s)
+                bucket.level = min(0.0, bucket.level)
+        if lesson is not Lesson.NOTHING and self.learned_rate.refused_level is not None:
+            self.window.keep_below(self.learned_rate.refused_level)
+        everybody_waits = lesson is Lesson.ALL_REFUSED or (
+            not others_accepted and named_wait_s is not None and named_wait_s > LONGEST_NAMED_WAIT_S
+        )
+        if named_wait_s and everybody_waits:
+            self.pause(named_wait_s, now, "the teacher's Retry-After")
+        return RefusedRow(wait_s)
+
+    def _request_limits(self) -> list[LimitKey]:
+        return [key for key in self.buckets if key.quantity is Quantity.REQUESTS and key.period_s != DAY_S]
+
+    def _trusted_rate(self) -> float:
+        """Requests per second that the operator configured or the headers state, infinity for none."""
+        rates = [self.buckets[key].rate for key in self._request_limits() if key != LEARNED_REQUESTS]
+        return min(rates, default=math.inf)
 
     def expected_charge(self, charge: Charge) -> Charge:
         """What to reserve: the requested maximum, or what 95 % of the answers so far used if that is less."""
@@ -250,17 +296,36 @@ class Limiter:
     def learn_from_headers(self, headers: Mapping[str, str], now: float) -> None:
         """Take limits from a reply's headers. A configured limit stays the upper bound.
 
-        A daily limit in a header sets no rate; when it is used up, it pauses until its reset.
+        A limit per hour or more sets no rate; when it is used up, it pauses until its reset, or for the wait
+        that the same reply names. A period that does not stand in the headers is dropped for good once more
+        was accepted than it would allow.
         """
-        for header in parse_rate_headers(headers):
-            if header.key.period_s == DAY_S:
+        for found in parse_rate_headers(headers):
+            header = self._periods.decide(found, now)
+            if header is None or header.key in self._disproved:
+                continue
+            if header.key.period_s >= HOUR_S:
                 if header.remaining is not None and header.remaining < 1 and header.reset_s:
-                    self.pause(header.reset_s, now, header.key.label)
+                    named_s = retry_after_s(headers)
+                    self.pause(header.reset_s if named_s is None else named_s, now, header.key.label)
+                continue
+            if not header.is_stated and self._is_disproved(header, now):
+                self._disproved.add(header.key)
+                if header.key not in self._configured:
+                    self.buckets.pop(header.key, None)
+                else:
+                    self._set_bucket(header.key, self._configured[header.key], now)
                 continue
             rate = min(header.rate, self._configured.get(header.key, math.inf))
             bucket = self.buckets.get(header.key)
             if bucket is None or bucket.rate != rate:
                 self._set_bucket(header.key, rate, now)
+
+    def _is_disproved(self, header: RateHeader, now: float) -> bool:
+        """Whether more requests were accepted in the period than the limit allows."""
+        if header.key.quantity is not Quantity.REQUESTS:
+            return False
+        return self.learned_rate.accepted_since(now - header.key.period_s) > 1.1 * header.limit + 3
 
     def set_rate(self, key: LimitKey, rate: float | None, now: float) -> None:
         """Change a configured limit from now on, in units per second; None removes it."""
@@ -274,27 +339,16 @@ class Limiter:
     def _set_bucket(self, key: LimitKey, rate: float, now: float) -> None:
         bucket = self.buckets.get(key)
         if bucket is None:
-            self.buckets[key] = Bucket(rate, now)
-        else:
+            self.buckets[key] = Bucket(rate, now, self._burst_s(key))
+        elif bucket.rate != rate:
             bucket.set_rate(rate, now)
 
-    def learn_from_refusal(self, entered_at: float, now: float) -> bool:
-        """Lower the learned rate after a 429 to a request admitted at `entered_at`.
-
-        Returns:
-            False when it taught nothing: its round trip was counted already, or too few answers are known.
-        """
-        learned = self.learned_rate.refused(entered_at, now)
-        if learned:
-            self._apply_learned_rate(now)
-            bucket = self.buckets[LEARNED_REQUESTS]
-            bucket.level = min(0.0, bucket.level)
-        return learned
-
     def _apply_learned_rate(self, now: float) -> None:
-        rate = self.learned_rate.grow(now)
+        rate = self.learned_rate.current(now)
         if rate is not None:
             self._set_bucket(LEARNED_REQUESTS, max(rate, LEAST_RATE), now)
+        elif LEARNED_REQUESTS in self.buckets:
+            del self.buckets[LEARNED_REQUESTS]
 
     def pause(self, seconds: float, now: float, reason: str, *, is_asked: bool = True) -> None:
         """Admit nothing for `seconds`; a shorter pause than the current one changes nothing.
@@ -317,9 +371,10 @@ class Limiter:
         waits = {
             key.label: bucket.wait_s(key.quantity.amount(charge), now) for key, bucket in self.buckets.items()
         }
+        waits["refused without a time"] = self.learned_rate.probe_wait_s(now)
         waits[self.pause_now.reason or "pause"] = max(0.0, self.paused_until - now)
         label = max(waits, key=lambda label: waits[label])
         if waits[label] > 0:
             return f"{label}, {waits[label]:.0f} s" if waits[label] >= 1 else label
         window = self.window
-        return f"window of {int(window.size)} in flight{window.ceiling_note}" if window.is_full else ""
+        return f"window of {int(window.size)} in flight{window.note}" if window.is_full else ""

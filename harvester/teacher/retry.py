@@ -1,6 +1,7 @@
 """Decide which errors are retried and how long to wait: tenacity's retry, stop and wait values.
 
-Waiting for a rate limit is the limiter's job and uses up no attempt, so `RateLimited` never comes here.
+Waiting for a rate limit is the limiter's job and uses up no attempt. `RateLimited` comes here only when the
+limiter found that the row alone is refused: then it is not tried again.
 Failures before anything was sent (no connection) use up no attempt either: only the time out of reach ends
 them, in the circuit breaker.
 """
@@ -16,7 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base, wait_exponential
 
-from harvester.errors import BrokenAnswer, TeacherError
+from harvester.errors import BrokenAnswer, RateLimited, TeacherError
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 60.0
@@ -149,6 +150,8 @@ class RetryPolicy:
 
     def _may_retry(self, error: BaseException) -> bool:
         if not isinstance(error, TeacherError) or error.is_permanent or not was_sent(error):
+            return False
+        if isinstance(error, RateLimited):
             return False
         return self.retry_billed or not error.maybe_billed
 

@@ -30,6 +30,7 @@ from harvester.teacher.budget import Amounts, Reservation, why_exhausted
 from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limits import Charge
 from harvester.teacher.queue import EndpointQueue
+from harvester.teacher.rate_learning import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,14 @@ class AttemptResult:
 
 # One layer around an attempt, or the send itself.
 Layer = Callable[[Attempt], Awaitable[AttemptResult]]
+
+
+class _RefusedForNow(Exception):
+    """The row was refused by a limit; it is asked again after a wait."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__()
+        self.wait_s = wait_s
 
 
 class Teacher:
@@ -110,8 +119,8 @@ class Teacher:
             while True:
                 try:
                     return await self._attempt_once(attempt)
-                except RateLimited:
-                    continue  # the limiter is paused by now; no attempt is used up
+                except _RefusedForNow as refused:  # no attempt is used up
+                    await self._policies.clock.wait(self.endpoints.draining, refused.wait_s)
                 except TeacherError as error:
                     attempt = replace(attempt, avoid=error.endpoint)
                     raise
@@ -134,14 +143,16 @@ class Teacher:
     def _limited(self, inner: Layer) -> Layer:
         async def ask(attempt: Attempt) -> AttemptResult:
             request = attempt.request
-            queue, charge, entered_at = await self._enter(attempt)
+            queue, charge, entry = await self._enter(attempt)
             attempt = replace(attempt, charge=charge, endpoint=queue.endpoint)
             try:
                 answered = await inner(attempt)
             except TeacherError as error:
                 error.endpoint = queue.endpoint
                 self._tally.rate_limited += isinstance(error, RateLimited)
-                queue.failed(error, request.key, charge, entered_at)
+                verdict = queue.failed(error, request.key, charge, entry)
+                if isinstance(error, RateLimited) and not verdict.is_row_at_fault:
+                    raise _RefusedForNow(verdict.wait_s) from error
                 raise
             except (NotSent, StoppedAtLimit):
                 queue.not_sent(charge)
@@ -149,15 +160,15 @@ class Teacher:
             else:
                 usage = answered.completion.usage
                 actual = Charge(usage.input_tokens, usage.output_tokens)
-                queue.answered(charge, actual, entered_at, answered.raw.headers)
+                queue.answered(request.key, charge, actual, entry, answered.raw.headers)
                 return answered
             finally:
                 queue.leave()
 
         return ask
 
-    async def _enter(self, attempt: Attempt) -> tuple[EndpointQueue, Charge, float]:
-        """Wait for admission at the best endpoint; returns it, what was reserved, and the time of entry."""
+    async def _enter(self, attempt: Attempt) -> tuple[EndpointQueue, Charge, Entry]:
+        """Wait for admission at the best endpoint; returns it, what was reserved, and the admission."""
         while True:
             queue = self.endpoints.choose(attempt.avoid)
             charge = queue.limiter.expected_charge(attempt.charge)

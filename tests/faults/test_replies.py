@@ -78,7 +78,7 @@ ROWS = [
     dead(1, status(1, 400, "context_length_exceeded"), "HTTP 400"),
     refused(2, status(2, 401, "invalid_api_key"), "401"),
     refused(3, status(3, 402), "no credit"),
-    refused(4, status(4, 403), "may not do this"),
+    dead(4, status(4, 403), "may not do this"),
     dead(4, status(4, 403, "content_policy_violation"), "moderated"),
     refused(5, status(5, 404), "/v1"),
     *(retried(6, status(6, code)) for code in (408, 409)),

@@ -21,14 +21,14 @@ from harvester.run import job, prepare
 from harvester.store.maintain import seal_task
 from harvester.store.shards import seal
 from harvester.system import failpoints
-from harvester.teacher import rate_limiter
+from harvester.teacher import window
 
 QUIET_S = float(sys.argv[2]) if len(sys.argv) > 2 else 0.02
 
 
 def live(config: Path, failpoint: str, told: int) -> None:
     seal_task.SEAL_EVERY_S, seal_task.QUIET_S = 0.05, QUIET_S
-    rate_limiter.FIRST_WINDOW = 128  # a short life has no time to open its window
+    window.FIRST_WINDOW = 128  # a short life has no time to open its window
     seal.EXPECTED_COMPRESSION = 0  # whatever is there is sealed: many small shards, to be merged
     name, _, nth = failpoint.partition(":")
     failpoints._armed, failpoints._left = name, int(nth or 1)

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.config.config import LimitsSection
-from harvester.teacher.limits import LEARNED_REQUESTS, REQUESTS_PER_MINUTE, Charge
+from harvester.teacher.limits import REQUESTS_PER_MINUTE, Charge
 from harvester.teacher.rate_headers import parse_rate_headers, quota_number, reset_seconds
-from harvester.teacher.rate_learning import LearnedRate
 from harvester.teacher.rate_limiter import Limiter
 
 DATE = "Tue, 24 Nov 2026 05:00:00 GMT"
@@ -115,38 +114,6 @@ def test_a_daily_allowance_that_is_used_up_pauses_until_its_reset() -> None:
     limiter.learn_from_headers({**headers, "x-ratelimit-remaining-requests-day": "0"}, 0.0)
     assert limiter.wait_s(Charge(1, 1), 0.0) == 18_000
     assert limiter.waiting_reason(Charge(1, 1), 0.0) == "requests per day, 18000 s"
-
-
-@given(st.integers(2, 400))
-def test_the_learned_rate_finds_a_hidden_limit_and_seldom_exceeds_it(limit: int) -> None:
-    """Against a teacher that refuses beyond `limit` per second, with a burst of 1 s."""
-    learned, level, owed, refused, accepted = LearnedRate(0.0), float(limit), 0.0, 0, 0
-    steps = 6000
-    for step in range(steps):
-        now = step * 0.01
-        level = min(limit, level + limit * 0.01)
-        owed = min(owed + (learned.grow(now) or 2.0 * limit) * 0.01, 5.0)
-        while owed >= 1:
-            owed -= 1
-            if level >= 1:
-                level -= 1
-                accepted += 1
-                learned.accepted(now)
-            else:
-                refused += 1
-                learned.refused(now, now)
-    assert accepted >= 0.9 * limit * steps * 0.01
-    assert refused <= max(0.05 * accepted, 20)
-
-
-def test_refusals_of_one_round_trip_are_one_cut_and_the_reason() -> None:
-    limiter = Limiter(LimitsSection(), 0.0)
-    for n in range(200):
-        limiter.learned_rate.accepted(n / 100)
-    assert limiter.learn_from_refusal(2.0, 2.1)
-    assert [limiter.learn_from_refusal(2.05, 2.2) for _ in range(500)] == [False] * 500
-    assert 90 <= limiter.buckets[LEARNED_REQUESTS].rate <= 100
-    assert limiter.waiting_reason(Charge(1, 1), 2.1) == LEARNED_REQUESTS.label
 
 
 def test_what_is_reserved_follows_what_answers_use() -> None:

@@ -17,7 +17,9 @@ from harvester.teacher.limits import (
     Charge,
     LimitKey,
 )
-from harvester.teacher.rate_limiter import Bucket, Limiter, Window
+from harvester.teacher.rate_learning import Entry
+from harvester.teacher.rate_limiter import Bucket, Limiter
+from harvester.teacher.window import Window
 
 _ARRIVALS = st.lists(st.tuples(st.floats(0, 30), st.integers(1, 5000)), min_size=1, max_size=60)
 
@@ -73,41 +75,59 @@ def test_a_long_pause_saves_up_no_more_than_the_burst() -> None:
     assert bucket.level == bucket.capacity
 
 
-@given(st.lists(st.sampled_from(["enter", "answer", "cut", "leave"]), max_size=200))
-def test_the_window_stays_within_one_and_its_ceiling(steps: list[str]) -> None:
-    window = Window(64)
+_STEPS = st.sampled_from(["enter", "answer", "cut", "leave", "timeout"])
+
+
+@given(st.lists(_STEPS, max_size=200), st.sampled_from([1, 3, 64, 1000]))
+def test_the_window_stays_within_one_and_its_ceiling(steps: list[str], ceiling: int) -> None:
+    window = Window(ceiling, deadline_s=60.0)
     for now, step in enumerate(steps):
+        entry = Entry(now - 0.5, max(1, window.in_flight))
         if step == "enter" and not window.is_full:
-            window.in_flight += 1
+            window.entered(now)
         elif step == "answer" and window.in_flight:
-            window.grow(now - 0.5)
+            window.answered(entry, now, 10)
             window.in_flight -= 1
         elif step == "leave" and window.in_flight:
             window.in_flight -= 1
         elif step == "cut":
-            window.cut(now - 0.5, float(now))
-        assert 1 <= window.size <= 64
+            window.cut(entry, float(now))
+        elif step == "timeout":
+            window.timed_out(entry)
+        assert 1 <= window.size <= ceiling
 
 
-def test_five_hundred_refusals_of_one_round_trip_are_one_cut() -> None:
+def test_five_hundred_refusals_of_one_round_trip_halve_the_window_at_most() -> None:
     window = Window(64)
-    window.size = 64.0
-    assert [window.cut(sent_at=1.0, now=2.0) for _ in range(500)].count(True) == 1
+    window.size, window.in_flight = 64.0, 64
+    for _ in range(500):
+        window.cut(Entry(1.0, 64), now=2.0)
+        window.in_flight = max(0, window.in_flight - 1)
     assert window.size == 32
-    assert window.cut(sent_at=2.5, now=3.0)
+    window.in_flight = 0
+    assert window.cut(Entry(2.5, 32), now=3.0)
+    assert window.size == 16
+
+
+def test_a_cut_leaves_what_is_in_flight_beside_the_refused_request() -> None:
+    window = Window(64)
+    window.size, window.in_flight = 64.0, 61
+    assert window.cut(Entry(1.0, 61), now=2.0)
+    assert window.size == 60
 
 
 def test_growth_needs_a_used_window_and_a_send_after_the_cut() -> None:
     window = Window(64)
     window.in_flight = 3
-    window.grow(sent_at=1.0)
+    window.answered(Entry(1.0, 3), 1.5, 10)
     assert window.size == 16
     window.in_flight = 16
-    window.grow(sent_at=1.0)
-    assert window.size == 17
-    window.cut(sent_at=2.0, now=3.0)
+    window.answered(Entry(1.0, 16), 1.5, 10)
+    assert window.size > 16
+    window.cut(Entry(2.0, 16), now=3.0)
     before = window.size
-    window.grow(sent_at=2.5)
+    window.in_flight = int(before)
+    window.answered(Entry(2.5, 16), 3.5, 10)
     assert window.size == before
 
 
@@ -116,7 +136,7 @@ def test_reserve_settle_refund_and_the_reason() -> None:
     limiter = Limiter(limits, 0.0)
     charge = Charge(20, 500)
     assert limiter.wait_s(charge, 10.0) == 0
-    limiter.enter(charge)
+    limiter.enter(charge, 10.0)
     assert limiter.wait_s(charge, 10.0) == pytest.approx(520 / 100)
     assert limiter.waiting_reason(charge, 10.0) == "tokens per minute, 5 s"
     limiter.settle(charge, Charge(20, 5), 10.0)
@@ -141,7 +161,7 @@ def test_each_limit_counts_its_own_part_of_a_request(
 ) -> None:
     limiter = Limiter(LimitsSection.model_validate({limit.label.replace(" ", "_"): per_minute}), 0.0)
     charge = Charge(input_tokens=30, output_tokens=70)
-    limiter.enter(charge)
+    limiter.enter(charge, 0.0)
     limiter.leave()
     # From a level of one request's worth down into debt, and up again until one unit is there.
     bucket = limiter.buckets[limit]
@@ -165,7 +185,7 @@ def test_settled_and_refunded_charges_leave_what_was_used(
     used = 0
     for reserved, actual, ending in steps:
         charge = Charge(0, reserved)
-        limiter.enter(charge)
+        limiter.enter(charge, 0.0)
         if ending == "answer":
             limiter.settle(charge, Charge(0, actual), 0.0)
             used += actual
@@ -190,7 +210,7 @@ def test_a_pause_stops_admission_and_leaves_the_window_alone() -> None:
 
 def test_a_full_window_waits_for_a_release() -> None:
     limiter = Limiter(LimitsSection(max_concurrency=1), 0.0)
-    limiter.enter(Charge(1, 1))
+    limiter.enter(Charge(1, 1), 0.0)
     assert limiter.wait_s(Charge(1, 1), 0.0) == math.inf
     assert limiter.waiting_reason(Charge(1, 1), 0.0) == "window of 1 in flight"
     limiter.leave()
