@@ -1,0 +1,155 @@
+"""The limiter against simulated servers: share of the limit that is used, refusals, timeouts."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harvester.config.config import LimitsSection
+from harvester.teacher.limits import REQUESTS_PER_MINUTE, Charge
+from harvester.teacher.rate_limiter import Limiter
+from tests.harvester.teacher.simulation import (
+    BatchingServer,
+    ConcurrencyCap,
+    FixedWindow,
+    QueueingServer,
+    Server,
+    SlidingWindow,
+    TokenBucket,
+    ask,
+)
+
+SEEDS = st.integers(0, 10**6)
+FEW = settings(max_examples=4, derandomize=True, deadline=None)
+
+
+@FEW
+@given(
+    SEEDS,
+    st.floats(40, 200),
+    st.sampled_from([{}, {"requests_per_minute": 5.0}, {"requests_per_minute": 1.0}]),
+)
+def test_a_leaky_bucket_with_a_small_burst(seed: int, rate: float, told: dict[str, float]) -> None:
+    server = TokenBucket(random.Random(seed), rate, 1 + rate / 10, jitter=0.1)
+    limits = {name: factor * rate * 60 for name, factor in told.items()}
+    result = ask(server, until=25, max_concurrency=512, **limits)
+    assert result.rate(8, 25) >= 0.95 * rate
+    assert result.refused(8, 25) <= 0.02
+
+
+@FEW
+@given(
+    SEEDS,
+    st.sampled_from([(20, 2.0), (100, 1.0), (100, 10.0)]),
+    st.sampled_from([FixedWindow, SlidingWindow]),
+)
+def test_windows_of_unknown_length(
+    seed: int, limit: tuple[int, float], kind: type[FixedWindow] | type[SlidingWindow]
+) -> None:
+    server = kind(random.Random(seed), *limit, jitter=0.1)
+    result = ask(server, until=120, max_concurrency=256)
+    assert result.rate(40, 120) >= 0.93 * limit[0] / limit[1]
+    assert result.refused(40, 120) <= 0.03
+
+
+@pytest.mark.parametrize("slots", [8, 60])
+def test_a_cap_on_requests_in_flight(slots: int) -> None:
+    server = ConcurrencyCap(random.Random(1), slots, latency_s=1.0, jitter=0.3)
+    server.status = 503
+    result = ask(server, until=40, max_concurrency=256)
+    assert result.rate(10, 40) >= 0.95 * slots
+    assert result.refused(10, 40) <= 0.03
+
+
+def test_unrelated_refusals_with_a_wait_hold_only_their_rows() -> None:
+    server = Server(random.Random(1), latency_s=0.136)
+    server.unrelated, server.unrelated_wait_s = 0.05, 1.0
+    result = ask(server, rows=400, max_concurrency=16)
+    assert result.ended_at <= 1.5 * 4.7
+    assert not result.given_up
+
+
+def test_a_thousand_in_flight_are_reached_soon() -> None:
+    result = ask(Server(random.Random(1), latency_s=0.75, jitter=1 / 3), rows=6000, max_concurrency=1000)
+    assert result.most_in_flight == 1000
+    assert result.ended_at <= 1.25 * 4.5
+
+
+@pytest.mark.parametrize(
+    ("slots", "service_s", "deadline_s"), [(8, 6.0, 15.0), (4, 3.0, 15.0), (16, 2.0, 30.0)]
+)
+def test_a_queueing_server_is_kept_busy_without_timeouts(
+    slots: int, service_s: float, deadline_s: float
+) -> None:
+    server = QueueingServer(random.Random(1), slots, latency_s=service_s)
+    result = ask(server, rows=296, max_concurrency=64, deadline_s=deadline_s)
+    assert result.count(0) == 0
+    assert result.ended_at <= 1.05 * (-(-296 // slots)) * service_s
+
+
+def test_more_in_flight_are_tried_while_they_bring_more() -> None:
+    server = BatchingServer(random.Random(1), 16, latency_s=2.0, jitter=0.3)
+    assert ask(server, until=60, max_concurrency=64).most_in_flight == 64
+
+
+@pytest.mark.parametrize("rows", [60, 3000])
+def test_a_row_that_alone_is_refused_ends_and_slows_nobody(rows: int) -> None:
+    free = ask(Server(random.Random(1), latency_s=0.3), rows=rows, max_concurrency=64)
+    result = ask(
+        Server(random.Random(1), latency_s=0.3), rows=rows, max_concurrency=64, poison=lambda row: row == 10
+    )
+    assert result.given_up == [10]
+    others_at = max(at for at, status in result.replies if status == 200)
+    assert others_at <= 1.3 * free.ended_at
+
+
+@pytest.mark.parametrize(
+    ("headers", "per_s"),
+    [
+        ({"x-ratelimit-limit": "10", "x-ratelimit-reset": "1"}, 10),
+        ({"ratelimit-limit": "10", "ratelimit-reset": "1", "x-ratelimit-limit-second": "10"}, 10),
+        ({"ratelimit-limit": "100;w=10"}, 10),
+        ({"x-ratelimit-limit-hour": "36000"}, None),
+        (
+            {
+                "x-ratelimit-limit-requests": "600",
+                "x-ratelimit-remaining-requests": "599",
+                "x-ratelimit-reset-requests": "100ms",
+            },
+            10,
+        ),
+    ],
+)
+def test_headers_of_any_period_set_the_right_rate(headers: dict[str, str], per_s: float | None) -> None:
+    limiter = Limiter(LimitsSection(), 0.0)
+    for tenth in range(60):
+        limiter.learn_from_headers(headers, tenth / 10)
+    rates = [bucket.rate for bucket in limiter.buckets.values()]
+    assert rates == ([] if per_s is None else [pytest.approx(per_s)])
+
+
+def test_a_named_wait_outranks_a_long_reset_of_tokens() -> None:
+    limiter = Limiter(LimitsSection(), 0.0)
+    headers = {
+        "retry-after": "1",
+        "x-ratelimit-limit-tokens": "150000",
+        "x-ratelimit-remaining-tokens": "149984",
+        "x-ratelimit-reset-tokens": "6m0s",
+    }
+    limiter.learn_from_headers(headers, 0.0)
+    assert limiter.wait_s(Charge(1, 1), 1.0) == 0
+    assert [key.label for key in limiter.buckets] == ["tokens per minute"]
+
+
+def test_a_guessed_period_is_dropped_when_more_was_accepted() -> None:
+    limiter = Limiter(LimitsSection(requests_per_minute=60_000), 0.0)
+    for number in range(60):
+        now = number / 100
+        entry = limiter.enter(Charge(1, 1), now)
+        limiter.answered(b"%d" % number, entry, now, 1)
+        limiter.leave()
+    limiter.learn_from_headers({"x-ratelimit-limit-requests": "10"}, 0.6)
+    assert limiter.buckets[REQUESTS_PER_MINUTE].rate == 1000
