@@ -88,14 +88,17 @@ def adapted_tensors(student: Any, tensors: Mapping[str, StoredTensor]) -> dict[s
 
     Returns:
         Adapted layers by the name of the stored tensor; None if a layer's weight is not stored as one tensor
-        of the same shape, because transformers converts it when it loads the base.
+        of the same shape, because transformers converts it when it loads the base, or if the adapter is on a
+        bare parameter (the experts of a mixture).
     """
     adapted: dict[str, BaseTunerLayer] = {}
     seen: set[int] = set()
     for name, module in structure.base_model_of(student).named_modules():
         if not isinstance(module, BaseTunerLayer):
             continue
-        weight = module.get_base_layer().weight
+        weight = getattr(module.get_base_layer(), "weight", None)
+        if weight is None:  # PEFT adapts a parameter of the experts' module, not a layer
+            return None
         if weight.data_ptr() in seen:
             continue  # the other of two tied layers
         seen.add(weight.data_ptr())
