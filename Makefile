@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-slow torture torture-trainer soak bench bench-trainer architectures check lint types layers format clean
+.PHONY: help demo test test-slow torture torture-trainer soak bench bench-trainer test-families architectures check lint types layers format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -21,7 +21,7 @@ demo: $(STAMP)  ## everything once, offline: mock teacher -> corpus -> student -
 	$(BIN)/python -m harvester demo
 
 test: $(STAMP)  ## the default test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow and not torture'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow and not torture and not families'
 
 test-slow: $(STAMP)  ## the tests marked `slow`: about 10 minutes; CI runs them after `test`
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'slow and not torture'
@@ -43,6 +43,9 @@ soak: $(STAMP)  ## a day's faults and kills in 12 minutes (SOAK_SECONDS=N for an
 
 bench-trainer: $(STAMP)  ## compare the trainer with TRL 1.16 on the CPU; creates an environment for TRL once
 	$(BIN)/python benchmarks/trainer_vs_trl.py
+
+test-families: $(STAMP)  ## take a tiny student of every family through every command (about 10 minutes)
+	$(BIN)/python -m pytest -n $(WORKERS) -m families
 
 architectures: $(STAMP)  ## test every causal language model of transformers as a student; rewrites trainer/ARCHITECTURES.md
 	$(BIN)/python -m tests.trainer.architectures.sweep trainer/ARCHITECTURES.md

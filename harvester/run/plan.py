@@ -86,9 +86,7 @@ class Plan:
             lines.append(f"cost      ${self.low_usd:,.4f} to ${self.high_usd:,.4f}")
         lines += [f"budget    {text}" for text in budget_texts(self.budgets)]
         if self.seconds_at_limits is None:
-            lines.append(
-                "time      unknown: no rate limit is configured; it will be learned"
-            )
+            lines.append("time      unknown: no rate limit is configured; it will be learned")
         else:
             lines.append(f"time      at least {span(self.seconds_at_limits)} ({self.limited_by})")
         if self.bad:

@@ -55,9 +55,9 @@ UNPACKED = {
 
 
 def marked(quick):
-    """Return all families; those that are not in `quick` run in the slow suite only."""
+    """Return all families; those that are not in `quick` run with `make test-families` only."""
     return [
-        pytest.param(family, marks=() if family in quick else pytest.mark.slow)
+        pytest.param(family, marks=() if family in quick else pytest.mark.families)
         for family in families.FAMILIES
     ]
 
