@@ -35,6 +35,7 @@ class Endpoints:
         self.policies = policies
         self.draining = asyncio.Event()
         self.budget_changed = asyncio.Event()
+        self._refused_rows = 0
         self.queues = [
             EndpointQueue(
                 endpoint,
@@ -73,4 +74,15 @@ class Endpoints:
 
     def waiting_reason(self) -> str:
         """What delays the next request, as one line for the operator; "" when nothing does."""
-        return next((reason for queue in self.queues if (reason := queue.waiting_reason())), "")
+        reason = next((reason for queue in self.queues if (reason := queue.waiting_reason())), "")
+        if not reason and self._refused_rows:
+            return f"{self._refused_rows:,} refused rows (429) that wait before their next try"
+        return reason
+
+    async def wait_after_refusal(self, wait_s: float) -> None:
+        """Wait before a refused row is tried again; a drain ends the wait."""
+        self._refused_rows += 1
+        try:
+            await self.policies.clock.wait(self.draining, wait_s)
+        finally:
+            self._refused_rows -= 1

@@ -120,7 +120,7 @@ class Teacher:
                 try:
                     return await self._attempt_once(attempt)
                 except _RefusedForNow as refused:  # no attempt is used up
-                    await self._policies.clock.wait(self.endpoints.draining, refused.wait_s)
+                    await self.endpoints.wait_after_refusal(refused.wait_s)
                 except TeacherError as error:
                     attempt = replace(attempt, avoid=error.endpoint)
                     raise

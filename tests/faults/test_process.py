@@ -112,7 +112,7 @@ config = HarvestConfig.model_validate({"teacher": teacher, "prompts": {"files": 
 (limiter,) = build_policies(config, PassLimits(), SystemClock()).limiters.values()
 limiter.window.size = limiter.window.ceiling
 while not limiter.window.is_full:
-    limiter.enter(Charge(1, 1))
+    limiter.enter(Charge(1, 1), 0.0)
 print(limiter.waiting_reason(Charge(1, 1), 0.0))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

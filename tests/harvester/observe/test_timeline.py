@@ -28,15 +28,16 @@ def test_a_run_leaves_its_trace(tmp_path: Path, mock_teacher):
 
 
 def test_refusals_and_their_reason_are_in_the_trace(tmp_path: Path, mock_teacher):
-    faults = [{"action": "status", "status": 429, "nth": 3, "retry_after": 1}]
+    # All are refused at first: a refusal among answers would delay its own row only.
+    faults = [{"action": "status", "status": 429, "first": 12, "retry_after": 2}]
     mock = mock_teacher()
     prompts = [f"What is {n} + 2?" for n in range(12)]
-    ended = bench.live(mock, tmp_path, faults, prompts=prompts, clock=SystemClock())
-    assert ended.fired == 1
+    ended = bench.live(mock, tmp_path, faults, prompts=prompts, clock=SystemClock(), teacher={"limits": {}})
+    assert ended.fired == 12
     points = read_timeline(ended.store)
-    assert points[-1]["limited"] == 1
-    assert points[-1]["errors"] == {"rate_limited": 1}
-    assert any("Retry-After" in point["waiting"] for point in points)
+    assert points[-1]["limited"] == 12
+    assert points[-1]["errors"] == {"rate_limited": 12}
+    assert any("refused" in point["waiting"] for point in points)
 
 
 def test_points_grow_rarer_with_age(tmp_path: Path):
