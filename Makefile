@@ -23,7 +23,7 @@ demo: $(STAMP)  ## everything once, offline: mock teacher -> corpus -> student -
 test: $(STAMP)  ## the default test suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow and not torture and not families'
 
-test-slow: $(STAMP)  ## the tests marked `slow`: about 10 minutes; CI runs them after `test`
+test-slow: $(STAMP)  ## the tests marked `slow`: about 10 minutes more
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'slow and not torture'
 
 torture: $(STAMP)  ## hundreds of kills and faults, for hours (TORTURE_KILLS=N for another number)
