@@ -29,6 +29,21 @@ EXPERTS: dict[str, Any] = {
     "moe_intermediate_size": 24,
 }
 
+# Routed experts and latent attention (MLA), as DeepSeek has them.
+LATENT_ATTENTION: dict[str, Any] = {
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+
 # Class of the configuration, and its values. Windows and chunks are shorter than the documents of the tests.
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", COMMON),
@@ -227,39 +242,11 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_v3": (
         "DeepseekV3Config",
-        {
-            **COMMON,
-            **EXPERTS,
-            "n_routed_experts": 4,
-            "n_shared_experts": 1,
-            "first_k_dense_replace": 1,
-            "n_group": 1,
-            "topk_group": 1,
-            "kv_lora_rank": 8,
-            "q_lora_rank": 8,
-            "qk_rope_head_dim": 4,
-            "qk_nope_head_dim": 8,
-            "v_head_dim": 8,
-            "num_key_value_heads": 4,
-        },
+        {**COMMON, **EXPERTS, **LATENT_ATTENTION},
     ),
     "deepseek_v2": (
         "DeepseekV2Config",
-        {
-            **COMMON,
-            **EXPERTS,
-            "n_routed_experts": 4,
-            "n_shared_experts": 1,
-            "first_k_dense_replace": 1,
-            "n_group": 1,
-            "topk_group": 1,
-            "kv_lora_rank": 8,
-            "q_lora_rank": 8,
-            "qk_rope_head_dim": 4,
-            "qk_nope_head_dim": 8,
-            "v_head_dim": 8,
-            "num_key_value_heads": 4,
-        },
+        {**COMMON, **EXPERTS, **LATENT_ATTENTION},
     ),
     "minicpm3": (
         "MiniCPM3Config",
