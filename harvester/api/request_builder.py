@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -71,7 +71,9 @@ def requests(prompts: Iterable[Prompt], config: HarvestConfig) -> Iterator[Reque
 
 def input_tokens_of(prompt: Prompt, config: HarvestConfig) -> int:
     """Estimated input tokens of one request for this prompt, without building it."""
-    return sum(_estimated_tokens(message) for message in _with_system(prompt.messages, config.prompts.system))
+    own = estimate_tokens(len(canonical(prompt.fields))) if prompt.fields else 0
+    messages = _with_system(prompt.messages, config.prompts.system)
+    return own + sum(_estimated_tokens(message) for message in messages)
 
 
 def cost_microusd(
@@ -102,23 +104,30 @@ class _RequestBuilder:
         self._seed = sampling.seed if sampling.samples > 1 else None
         self._unseeded = fixed, RequestKeys(self._endpoint, fixed, self._epoch)
         self._seeded: dict[int, _SharedFields] = {}
+        self._own: dict[tuple[bytes, int | None], _SharedFields] = {}
         max_tokens = positive_max_tokens_of(fixed)
         self._output_tokens = max_tokens or DEFAULT_OUTPUT_TOKENS
         self._max_output = max_tokens or MAX_OUTPUT_TOKENS
-        extras = [fixed[name] for name in ("tools", "functions", "response_format") if name in fixed]
-        self._max_extra = MAX_FRAME_TOKENS + sum(_json_bytes(extra) for extra in extras)
+        self._max_extra = _max_extra_tokens(fixed)
 
     def build(self, prompt: Prompt, samples: Iterable[int]) -> Iterator[Request]:
         """The requests of one prompt, by sample number."""
         messages = _with_system(prompt.messages, self._system)
         input_tokens = sum(_estimated_tokens(message) for message in messages)
-        max_input = self._max_extra + sum(_max_tokens(message) for message in messages)
+        max_extra, own = self._max_extra, b""
+        if prompt.fields:
+            own = canonical(prompt.fields)
+            max_extra = _max_extra_tokens({**self._fixed, **prompt.fields})
+            input_tokens += estimate_tokens(len(own))
+        max_input = max_extra + sum(_max_tokens(message) for message in messages)
         estimate = cost_microusd(self._price, input_tokens, self._output_tokens)
         budget = cost_microusd(self._price, max_input, self._max_output)
         for sample_index in samples:
-            shared, keys = (
-                self._unseeded if self._seed is None else self._with_seed(self._seed + sample_index)
-            )
+            seed = None if self._seed is None else self._seed + sample_index
+            if own:
+                shared, keys = self._with_own(prompt.fields, own, seed)
+            else:
+                shared, keys = self._unseeded if seed is None else self._with_seed(seed)
             yield Request(
                 key=keys.key(messages, sample_index),
                 prompt=prompt,
@@ -131,6 +140,17 @@ class _RequestBuilder:
                 budget_microusd=budget,
             )
 
+    def _with_own(self, fields: Mapping[str, Any], digest: bytes, seed: int | None) -> _SharedFields:
+        """The shared fields with a prompt's own ones, which replace those of the configuration."""
+        name = digest, seed
+        shared = self._own.get(name)
+        if shared is None:
+            merged = {**self._fixed, **fields, **({} if seed is None else {"seed": seed})}
+            shared = merged, RequestKeys(self._endpoint, merged, self._epoch)
+            if len(self._own) < CACHED_SEEDS:
+                self._own[name] = shared
+        return shared
+
     def _with_seed(self, seed: int) -> _SharedFields:
         shared = self._seeded.get(seed)
         if shared is None:
@@ -139,6 +159,12 @@ class _RequestBuilder:
             if len(self._seeded) < CACHED_SEEDS:
                 self._seeded[seed] = shared
         return shared
+
+
+def _max_extra_tokens(fields: Mapping[str, Any]) -> int:
+    """An upper bound of the tokens that a chat template adds around the messages, tools included."""
+    extras = [fields[name] for name in ("tools", "functions", "response_format") if name in fields]
+    return MAX_FRAME_TOKENS + sum(_json_bytes(extra) for extra in extras)
 
 
 def _with_system(messages: tuple[Message, ...], system: str | None) -> list[Message]:

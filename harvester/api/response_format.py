@@ -28,13 +28,22 @@ def check(response_format: Mapping[str, Any] | None) -> None:
     schema = _schema(response_format or {})
     if schema is None:
         return
+    if problem := _problem(orjson.dumps(schema)):
+        raise ConfigError(f"not a valid JSON Schema, {problem}", place="sampling.response_format")
+
+
+@lru_cache(maxsize=64)
+def _problem(schema: bytes) -> str:
+    """What is wrong with a schema; "" for nothing."""
+    loaded = orjson.loads(schema)
     try:
-        validators.validator_for(schema, default=validators.Draft202012Validator).check_schema(schema)
+        validators.validator_for(loaded, default=validators.Draft202012Validator).check_schema(loaded)
     except exceptions.SchemaError as error:
         where = "/".join(map(str, error.absolute_path)) or "its root"
-        raise ConfigError(
-            f"not a valid JSON Schema, at {where}: {error.message}", place="sampling.response_format"
-        ) from None
+        return f"at {where}: {error.message}"
+    except RecursionError:
+        return "it is nested too deep"
+    return ""
 
 
 def matches(text: str, response_format: Any) -> bool:

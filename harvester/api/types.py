@@ -22,8 +22,9 @@ UNKNOWN_MODEL = "no name"
 class Prompt:
     """One line of a prompt file.
 
-    `reference`, `tags` and `metadata` are stored with the answer and never sent to the teacher. `file` and
-    `line` say where the prompt comes from.
+    `reference`, `tags` and `metadata` are stored with the answer and never sent to the teacher. `fields` are
+    sent with the messages, before those of the configuration: `tools` and the like. `file` and `line` say
+    where the prompt comes from.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Prompt:
     reference: str | None = None
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
     file: str = ""
     line: int = 0
 

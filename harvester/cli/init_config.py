@@ -59,7 +59,8 @@ README = """\
     harvester report store
 
 Answers are in `store/shards/*.parquet`. A prompt line is {"prompt": "..."} or {"messages": [...]},
-with optional `id`, `reference`, `tags`. Other fields are stored with the answer and never sent.
+with optional `id`, `reference`, `tags`. `tools` and `response_format` are sent with it; other fields are
+stored with the answer and never sent. `harvester import FILE` converts files of other tools.
 """
 
 

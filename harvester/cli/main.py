@@ -12,7 +12,7 @@ import sys
 import typer
 
 from harvester import __version__
-from harvester.cli import harvest, mock, reference, report, status, store, terms
+from harvester.cli import harvest, import_prompts, mock, reference, report, status, store, terms
 from harvester.cli.console import emit, message, stdout_error
 from harvester.errors import HarvesterError
 
@@ -46,7 +46,7 @@ def _root(
     """Ask a teacher many prompts, keep every paid answer, write them to Parquet files."""
 
 
-for commands in (harvest, status, report, store, terms, reference, mock):
+for commands in (harvest, import_prompts, status, report, store, terms, reference, mock):
     commands.register(app)
 
 

@@ -19,7 +19,7 @@ from harvester import __version__
 from harvester.api.request_key import KEY_VERSION
 from harvester.config.config import HarvestConfig
 from harvester.observe.counters import Snapshot
-from harvester.prompts import reader
+from harvester.prompts import reader, recognise
 from harvester.store import paths
 from harvester.store.journal import sqlite
 from harvester.store.journal.checksums import checksum
@@ -60,6 +60,7 @@ def digest_of(config: HarvestConfig, root: Path) -> bytes | None:
         "sampling": config.sampling.model_dump_json(),
         "epoch": config.run.epoch,
         "version": [KEY_VERSION, __version__],
+        "sent_fields": recognise.SENT_FIELDS,
     }
     if config.prompts.last_assistant != "send":  # the default keeps the digests of earlier versions
         identity["last_assistant"] = config.prompts.last_assistant

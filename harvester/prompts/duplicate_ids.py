@@ -111,7 +111,7 @@ def _numbers(column: pa.Array) -> array[int]:
 
 
 def _content_digest(prompt: Prompt) -> int:
-    return short_digest(orjson.dumps(prompt.messages, option=orjson.OPT_SORT_KEYS))
+    return short_digest(orjson.dumps([prompt.messages, prompt.fields], option=orjson.OPT_SORT_KEYS))
 
 
 def _digest(identity: str) -> int:

@@ -142,5 +142,6 @@ class PromptFeed:
 
 def _digest(prompt: Prompt) -> int:
     """Return a 64-bit digest that detects a changed line; stored answers are still looked up by key."""
-    content = asker_digest(prompt, 0) + orjson.dumps(prompt.messages, option=orjson.OPT_SORT_KEYS)
+    sent = [prompt.messages, prompt.fields]
+    content = asker_digest(prompt, 0) + orjson.dumps(sent, option=orjson.OPT_SORT_KEYS)
     return short_digest(content)

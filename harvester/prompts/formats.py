@@ -1,4 +1,4 @@
-"""Read the rows of a prompt file (JSONL, Parquet, CSV, plain text) as dicts, each with its line number.
+"""Read the rows of a prompt file (JSONL, CSV, text, Parquet, Arrow) as dicts, each with its line number.
 
 A line that can't be used is yielded as the error that names it, so that the caller may skip it. A file that
 can't be read raises.
@@ -7,11 +7,9 @@ can't be read raises.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import zlib
 from collections.abc import Iterator, Mapping
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harvester.errors import PromptError
+from harvester.prompts import json_lists
+from harvester.prompts.compression import kind_of, open_file
 
 # A longer line of a JSON Lines or text file is a bad line.
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -27,28 +27,37 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 # Deepest nesting of a JSON line. orjson writes at most 254 levels, though it reads more.
 MOST_LEVELS = 250
 
+# Suffixes of the files that are read.
+SUFFIXES = frozenset(
+    {".jsonl", ".ndjson", ".json", ".csv", ".txt", ".parquet", ".arrow", ".arrows", ".feather", ".ipc"}
+)
+
 Row = tuple[int, Mapping[str, Any] | PromptError]
 _BOM = b"\xef\xbb\xbf"
 
 
-def rows(path: Path, name: str, *, growing: bool = False) -> Iterator[Row]:
-    """Yield line number (from 1; row number in Parquet) and fields, or the error of the line.
+def rows(path: Path, name: str, *, growing: bool = False, any_columns: bool = False) -> Iterator[Row]:
+    """Yield line number (from 1; row number in Parquet and Arrow) and fields, or the error of the line.
 
     Args:
         name: the file's name for errors.
         growing: somebody may still be writing, so a last line of text without a line end is an error: it
             may be half a line.
+        any_columns: accept a CSV file whose header has no column `prompt`, and JSON files that are one list.
 
     Raises:
         PromptError: the file can't be read, or no further than here.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes[-1:] or [""])[0]
+    kind = kind_of(path)
     try:
         if kind == ".parquet":
             yield from _parquet_rows(path, name)
+        elif kind in {".arrow", ".feather", ".ipc", ".arrows"}:
+            yield from _arrow_rows(path, name)
         elif kind == ".csv":
-            yield from _csv_rows(path, name, growing)
+            yield from _csv_rows(path, name, growing, any_columns)
+        elif any_columns and kind == ".json" and _is_list(path):
+            yield from json_lists.rows(path, name, MAX_LINE_BYTES)
         elif kind in {".jsonl", ".ndjson", ".json"}:
             yield from _json_rows(path, name)
         elif kind == ".txt":
@@ -57,19 +66,20 @@ def rows(path: Path, name: str, *, growing: bool = False) -> Iterator[Row]:
             raise PromptError(
                 f"unknown kind of prompt file {kind or '(no suffix)'!r}",
                 place=name,
-                remedy="use .jsonl, .csv, .txt (each also .gz) or .parquet",
+                remedy="use .jsonl, .csv, .txt (each also .gz or .zst), .parquet or .arrow",
             )
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException) as error:
         raise PromptError(f"can't be read: {error}", place=name) from None
 
 
-def _open(path: Path) -> gzip.GzipFile | BufferedReader:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+def _is_list(path: Path) -> bool:
+    with open_file(path) as handle:
+        return handle.read(4096).removeprefix(_BOM).lstrip()[:1] == b"["
 
 
 def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes | PromptError]]:
     """Yield non-blank lines with their line ends; a byte order mark at the start is dropped."""
-    with _open(path) as handle:
+    with open_file(path) as handle:
         number = 0
         while line := handle.readline(MAX_LINE_BYTES + 1):
             number += 1
@@ -92,7 +102,10 @@ def _json_row(line: bytes, place: str) -> Mapping[str, Any] | PromptError:
     try:
         loaded = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return PromptError(f"not a JSON line: {error}", place=place, remedy='a line is {"prompt": "..."}')
+        remedy = 'a line is {"prompt": "..."}'
+        if place.endswith(":1") and line.lstrip()[:1] in b"[{" and ".json" in place:
+            remedy += f"; if the file is one list or object, {import_remedy(place[:-2])}"
+        return PromptError(f"not a JSON line: {error}", place=place, remedy=remedy)
     if not isinstance(loaded, dict):
         return PromptError(f"a JSON object is expected, found {type(loaded).__name__}", place=place)
     if len(line) > 2 * MOST_LEVELS and line.count(b"[") + line.count(b"{") > MOST_LEVELS:
@@ -116,7 +129,7 @@ def _text_rows(path: Path, name: str, growing: bool) -> Iterator[Row]:
                 yield number, PromptError(f"not UTF-8: {error.reason}", place=f"{name}:{number}")
 
 
-def _csv_rows(path: Path, name: str, growing: bool) -> Iterator[Row]:
+def _csv_rows(path: Path, name: str, growing: bool, any_columns: bool) -> Iterator[Row]:
     held_back = False
     csv.field_size_limit(MAX_LINE_BYTES)  # of this process; the library's default is 128 KiB
 
@@ -131,11 +144,13 @@ def _csv_rows(path: Path, name: str, growing: bool) -> Iterator[Row]:
             if not held_back:
                 yield line
 
-    with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as handle:
+    with open_file(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as handle:
         reader = csv.DictReader(lines(handle), strict=True)
         try:
-            if "prompt" not in (reader.fieldnames or ()):
-                raise PromptError("the header has no column 'prompt'", place=f"{name}:1")
+            if not any_columns and "prompt" not in (reader.fieldnames or ()):
+                raise PromptError(
+                    "the header has no column 'prompt'", place=f"{name}:1", remedy=import_remedy(name)
+                )
             for row in reader:
                 if None in row:
                     place = f"{name}:{reader.line_num}"
@@ -168,6 +183,37 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
                     yield number, PromptError(f"can't be read: {row}", place=f"{name}:{number}")
                 else:
                     yield number, _without_nulls(row)
+
+
+def _arrow_rows(path: Path, name: str) -> Iterator[Row]:
+    """Yield the rows of an Arrow IPC file or stream, as `datasets` and others write them."""
+    with pa.OSFile(str(path)) as source:
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        number = 0
+        for batch in _arrow_batches(source, is_file):
+            batch.validate(full=True)  # offsets that lead outside would end the process
+            for start in range(0, len(batch), 1024):
+                for row in _loaded(batch.slice(start, 1024)):
+                    number += 1
+                    if isinstance(row, Exception):
+                        yield number, PromptError(f"can't be read: {row}", place=f"{name}:{number}")
+                    else:
+                        yield number, _without_nulls(row)
+
+
+def _arrow_batches(source: pa.NativeFile, is_file: bool) -> Iterator[pa.RecordBatch]:
+    if not is_file:
+        yield from pa.ipc.open_stream(source)
+        return
+    reader = pa.ipc.open_file(source)
+    for number in range(reader.num_record_batches):
+        yield reader.get_batch(number)
+
+
+def import_remedy(name: str) -> str:
+    """Return what to do with a file of another form."""
+    return f"`harvester import {name}` writes it as prompt lines"
 
 
 def _without_nulls(value: Any) -> Any:

@@ -1,24 +1,26 @@
 """Read prompt files as a stream of `Prompt`, with file and line in every error.
 
-JSONL, CSV, plain text (one prompt a line; each also .gz) and Parquet, as `formats` reads them. A JSON line is
-`{"prompt": "..."}` or `{"messages": [...]}`, with optional `id`, `reference`, `tags`; any further
-field becomes metadata. Only the messages are sent to the teacher.
+JSONL, CSV, plain text (one prompt a line; each also .gz or .zst), Parquet and Arrow, as `formats` reads them.
+A JSON line is `{"prompt": "..."}` or `{"messages": [...]}`, with optional `id`, `reference`, `tags`. `tools`,
+`tool_choice`, `parallel_tool_calls` and `response_format` are sent with the messages; any further field
+becomes metadata, which is stored and never sent.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
 from harvester.api.request_key import canonical
+from harvester.api.response_format import check as check_response_format
 from harvester.api.types import Message, Prompt
-from harvester.errors import NoPrompts, PromptError
-from harvester.prompts import formats
+from harvester.errors import ConfigError, NoPrompts, PromptError
+from harvester.prompts import dataset_folders, formats, recognise
 from harvester.prompts.bad_lines import Bad
 from harvester.store.journal.records import as_json
 
@@ -35,6 +37,8 @@ def raise_first(error: PromptError) -> None:
 def find(files: Sequence[str], root: Path, bad: Bad = raise_first) -> list[Path]:
     """Return the prompt files that names and globs match, in a stable order, each once.
 
+    A folder that `datasets` saved stands for its Arrow files.
+
     Args:
         bad: called for each match that can't be a prompt file; it is left out unless `bad` raises.
 
@@ -47,7 +51,9 @@ def find(files: Sequence[str], root: Path, bad: Bad = raise_first) -> list[Path]
         usable = []
         for path in _matches(pattern, root):
             try:
-                if _is_usable(path):
+                if path.is_dir() and dataset_folders.is_dataset(path):
+                    usable += dataset_folders.files_of(path, name_of(path, root))
+                elif _is_usable(path):
                     usable.append(path)
             except PromptError as error:
                 bad(error)
@@ -172,12 +178,16 @@ def to_prompt(
     if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
         raise PromptError("tags must be a list of strings", place=place)
     identity = fields.get("id")
+    sent = _sent_fields(fields, place)
     return Prompt(
-        id=_derived_id(messages, place) if identity in (None, "") else str(identity),
+        id=_derived_id(messages, sent, place) if identity in (None, "") else str(identity),
         messages=messages,
         reference=reference,
         tags=tuple(tags),
-        metadata={name: value for name, value in fields.items() if name not in _OWN_FIELDS},
+        metadata={
+            name: value for name, value in fields.items() if name not in _OWN_FIELDS and name not in sent
+        },
+        fields=sent,
         file=file,
         line=line,
     )
@@ -189,11 +199,7 @@ def _messages(fields: Mapping[str, Any], place: str) -> tuple[Message, ...]:
         raise PromptError("both 'prompt' and 'messages' are given", place=place, remedy="keep one")
     if messages is None:
         if not isinstance(text, str) or not text.strip():
-            raise PromptError(
-                "needs 'prompt' (text) or 'messages' (a list)",
-                place=place,
-                remedy='a line is {"prompt": "..."} or {"messages": [...]}',
-            )
+            raise _no_prompt_line(fields, place)
         return ({"role": "user", "content": text},)
     if not isinstance(messages, list) or not messages:
         raise PromptError("'messages' must be a list with at least one message", place=place)
@@ -202,12 +208,28 @@ def _messages(fields: Mapping[str, Any], place: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def _no_prompt_line(fields: Mapping[str, Any], place: str) -> PromptError:
+    """Return the error of a row without messages; it says where the row is of another tool's format."""
+    format = recognise.looks_like(fields)
+    if format and format != recognise.PROMPT_LINES:
+        file = place.rpartition(":")[0] or place
+        message = f"is no prompt line; it looks like {format}"
+        return PromptError(message, place=place, remedy=formats.import_remedy(file))
+    return PromptError(
+        "needs 'prompt' (text) or 'messages' (a list)",
+        place=place,
+        remedy='a line is {"prompt": "..."} or {"messages": [...]}',
+    )
+
+
 def _are_plain(messages: list[Any], place: str) -> bool:
     """Return whether they hold only roles and texts; raise PromptError for anything that is not a message."""
     plain = True
     for number, message in enumerate(messages, start=1):
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in ROLES:
+            if recognise.is_convertible({"messages": messages}):
+                raise _no_prompt_line({"messages": messages}, place)
             raise PromptError(f"message {number} needs a role out of {', '.join(sorted(ROLES))}", place=place)
         content = message.get("content")
         if not isinstance(content, str):
@@ -236,8 +258,46 @@ def _as_text(value: Any) -> str:
         return as_json(value).decode()
 
 
-def _derived_id(messages: tuple[Message, ...], place: str) -> str:
+def _sent_fields(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return the fields of the row that are sent. One of another type is a column of that name: metadata.
+
+    Raises:
+        PromptError: a field has no canonical JSON.
+    """
+    sent = {name: fields[name] for name, is_sent in _SENT.items() if name in fields and is_sent(fields[name])}
+    if sent:
+        _require_key([sent], place)
+        try:
+            check_response_format(sent.get("response_format"))
+        except ConfigError as error:
+            raise PromptError(f"response_format: {error.message}", place=place) from None
+    return sent
+
+
+def _are_tools(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(tool, dict) and isinstance(tool.get("type"), str) for tool in value)
+    )
+
+
+# Which values of `recognise.SENT_FIELDS` are sent.
+_SENT: Mapping[str, Callable[[Any], bool]] = {
+    "tools": _are_tools,
+    "tool_choice": lambda value: value in ("auto", "none", "required") or _is_typed(value),
+    "parallel_tool_calls": lambda value: isinstance(value, bool),
+    "response_format": lambda value: _is_typed(value),
+}
+
+
+def _is_typed(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("type"), str)
+
+
+def _derived_id(messages: tuple[Message, ...], sent: Mapping[str, Any], place: str) -> str:
+    content = [messages, sent] if sent else messages
     try:
-        return hashlib.sha256(orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)).hexdigest()[:24]
+        return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:24]
     except (orjson.JSONEncodeError, TypeError) as error:
         raise PromptError(f"text that is not valid Unicode: {error}", place=place) from None

@@ -25,6 +25,7 @@ from harvester.observe.status import budget_texts, span
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
+from harvester.run.prompt_notes import PromptNotes
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.maintain.bill import compute_spent
@@ -110,7 +111,6 @@ class _Totals:
     max_output_tokens: int
     low_microusd: int
     high_microusd: int
-    ends_with_assistant: int
 
     @property
     def to_send(self) -> int:
@@ -125,7 +125,7 @@ class _Rows:
     """
 
     def __init__(self) -> None:
-        self._rows = self._cached = self._ends_with_assistant = 0
+        self._rows = self._cached = 0
         self._columns = {
             "key": array("Q"),
             "input": array("q"),
@@ -137,7 +137,6 @@ class _Rows:
     def add(self, request: Request, config: HarvestConfig, *, is_held: bool) -> None:
         """Count one row, by whether the store holds its answer."""
         self._rows += 1
-        self._ends_with_assistant += request.prompt.messages[-1].get("role") == "assistant"
         if is_held:
             self._cached += 1
             return
@@ -172,7 +171,6 @@ class _Rows:
             max_output_tokens=sums["output"],
             low_microusd=sums["low"],
             high_microusd=sums["high"],
-            ends_with_assistant=self._ends_with_assistant,
         )
 
 
@@ -183,9 +181,10 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
         PromptError: the first prompt that can't be used, or two different prompts with one id.
     """
     bad = BadLines(config.prompts.max_bad)
-    totals = _totals(config, root, bad)
+    notes = PromptNotes()
+    totals = _totals(config, root, bad, notes)
     seconds, limited_by = _time(config, totals)
-    priced, samples = config.teacher.price is not None, config.sampling.samples
+    priced = config.teacher.price is not None
     return Plan(
         rows=totals.rows,
         cached=totals.cached,
@@ -205,7 +204,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
         warnings=(
             *(() if verdict.permitted else (*verdict.reasons, verdict.remedy())),
             *warnings(config),
-            *prompt_warnings(totals.rows // samples, totals.ends_with_assistant // samples),
+            *notes.lines(),
         ),
     )
 
@@ -220,16 +219,6 @@ def warnings(config: HarvestConfig) -> tuple[str, ...]:
             "equal answers to each prompt: raise temperature, or set samples = 1"
         )
     return (*config.teacher.plain_http_notes(), *(note for note in notes if note))
-
-
-def prompt_warnings(rows: int, ends_with_assistant: int) -> tuple[str, ...]:
-    """Return what the operator should check about the prompts themselves."""
-    if not ends_with_assistant:
-        return ()
-    return (
-        f"{ends_with_assistant:,} of {rows:,} prompts end with an assistant turn, which is sent as it is; "
-        '[prompts] last_assistant = "reference" keeps it as the reference instead',
-    )
 
 
 def budgets(
@@ -247,7 +236,7 @@ def budgets(
     return build_budget(config, limits, spent, now).as_dict()
 
 
-def _totals(config: HarvestConfig, root: Path, bad: BadLines) -> _Totals:
+def _totals(config: HarvestConfig, root: Path, bad: BadLines, notes: PromptNotes) -> _Totals:
     store = root / config.store.path
     rows, ids = _Rows(), DuplicateIds()
 
@@ -255,6 +244,7 @@ def _totals(config: HarvestConfig, root: Path, bad: BadLines) -> _Totals:
         last_assistant = config.prompts.last_assistant
         for prompt in reader.read(config.prompts.files, root, bad, last_assistant=last_assistant):
             ids.note(prompt)
+            notes.add(prompt)
             yield prompt
 
     feed = requests(prompts(), config)

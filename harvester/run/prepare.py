@@ -28,6 +28,7 @@ from harvester.prompts import completed_files, reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
 from harvester.run import canary_task, plan
+from harvester.run.prompt_notes import PromptNotes
 from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.hosts import printable
 from harvester.teacher import policies
@@ -187,14 +188,14 @@ def _check_prompts(config: HarvestConfig, root: Path, *, watch: bool, retries: b
 
 def _read_prompts(config: HarvestConfig, root: Path, *, watch: bool) -> _PromptTotals:
     """Read every prompt; refuse two different prompts with one id, unless the run watches its files."""
-    rows = tokens = ends_with_assistant = 0
+    rows, tokens, notes = 0, 0, PromptNotes()
     ids, bad = DuplicateIds(), BadLines(config.prompts.max_bad)
     # A watching run may name files that are not there yet.
     for files in [(pattern,) for pattern in config.prompts.files] if watch else [config.prompts.files]:
         try:
             for prompt in reader.read(files, root, bad, last_assistant=config.prompts.last_assistant):
                 rows += 1
-                ends_with_assistant += prompt.messages[-1].get("role") == "assistant"
+                notes.add(prompt)
                 ids.note(prompt)
                 tokens += request_builder.input_tokens_of(prompt, config)
         except NoPrompts:
@@ -203,8 +204,7 @@ def _read_prompts(config: HarvestConfig, root: Path, *, watch: bool) -> _PromptT
     if not watch:
         ids.require_unique(lambda: reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad)))
     samples = config.sampling.samples
-    notes = plan.prompt_warnings(rows, ends_with_assistant)
-    return _PromptTotals(rows * samples, tokens * samples, tuple(bad.passed_over), notes)
+    return _PromptTotals(rows * samples, tokens * samples, tuple(bad.passed_over), notes.lines())
 
 
 def _with_epoch(config: HarvestConfig, flags: Overrides) -> HarvestConfig:

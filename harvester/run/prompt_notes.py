@@ -1,0 +1,45 @@
+"""Count what the operator should know about the prompts before they are paid for."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from harvester.api.types import Prompt
+from harvester.config.config import SamplingSection
+from harvester.prompts.recognise import SENT_FIELDS
+
+# Fields of a prompt line that look as if they were sent. They are metadata: [sampling] sets them for all.
+_LOOK_SENT = frozenset(SamplingSection.model_fields) - {"extra", "stream", "samples"}
+_LOOK_SENT |= {*SENT_FIELDS, "functions", "function_call", "max_completion_tokens", "model", "system"}
+
+
+class PromptNotes:
+    """Counts over the prompts of a harvest."""
+
+    def __init__(self) -> None:
+        self._prompts = self._ends_with_assistant = 0
+        self._not_sent: Counter[str] = Counter()
+
+    def add(self, prompt: Prompt) -> None:
+        """Count one prompt."""
+        self._prompts += 1
+        self._ends_with_assistant += prompt.messages[-1].get("role") == "assistant"
+        if prompt.metadata:
+            self._not_sent.update(_LOOK_SENT.intersection(prompt.metadata))
+
+    def lines(self) -> tuple[str, ...]:
+        """Return one line for each thing to check."""
+        lines = []
+        if self._ends_with_assistant:
+            lines.append(
+                f"{self._ends_with_assistant:,} of {self._prompts:,} prompts end with an assistant turn, "
+                'which is sent as it is; [prompts] last_assistant = "reference" keeps it as the reference '
+                "instead"
+            )
+        for name, count in sorted(self._not_sent.items()):
+            why = "is not in the form that is sent" if name in SENT_FIELDS else "is not sent"
+            lines.append(
+                f"{count:,} of {self._prompts:,} prompts have a field {name!r}, which {why}: it is kept as "
+                "metadata; [sampling] sets what is sent with every prompt"
+            )
+        return tuple(lines)
