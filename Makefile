@@ -47,8 +47,8 @@ bench-trainer: $(STAMP)  ## compare the trainer with TRL 1.16 on the CPU; create
 test-families: $(STAMP)  ## take a tiny student of every family through every command (about 10 minutes)
 	$(BIN)/python -m pytest -n $(WORKERS) -m families
 
-architectures: $(STAMP)  ## test every causal language model of transformers as a student; rewrites trainer/ARCHITECTURES.md
-	$(BIN)/python -m tests.trainer.architectures.sweep trainer/ARCHITECTURES.md
+architectures: $(STAMP)  ## take every causal model of transformers through every command (about an hour; may be interrupted)
+	$(BIN)/python -m tests.trainer.architectures.sweep trainer/ARCHITECTURES.md build/architectures.json
 
 check: lint types layers  ## ruff, mypy, import contracts
 

@@ -13,7 +13,6 @@ loaded student then shows that its weights and the device's kernels do the same.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -85,21 +84,28 @@ def check_architecture(base: Path, device: torch.device | str = "cpu") -> Studen
         StudentError: the architecture can't be trained; says why.
     """
     config_text = (base / "config.json").read_text(encoding="utf-8")
-    found = _check_architecture(config_text)
+    found = _check_architecture(base, config_text)
     if found is None or not found.layout.packed:
         return found
-    config = AutoConfig.for_model(**json.loads(config_text)).get_text_config(decoder=True)
+    config = _read_config(base).get_text_config(decoder=True)
     return replace(found, layout=replace(found.layout, attention=packed_attention(device, config)))
 
 
 @lru_cache(maxsize=16)
-def _check_architecture(config_text: str) -> StudentForward | None:
+def _check_architecture(base: Path, config_text: str) -> StudentForward | None:
+    """Test a tiny copy; `config_text` is the content of config.json, so that a changed one is tested anew."""
+    del config_text
     try:
-        copy = tiny_copy(AutoConfig.for_model(**json.loads(config_text)))
+        copy = tiny_copy(_read_config(base))
     except Exception:  # noqa: BLE001 - each class raises its own kinds
         return None
     copy.requires_grad_(False)
     return choose_forward(copy, place="[student] base")
+
+
+def _read_config(base: Path) -> Any:
+    """Read config.json as transformers does: it writes infinite numbers in a form of its own."""
+    return AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
 
 
 def check_student(student: Any, base: Path) -> StudentForward:

@@ -29,8 +29,6 @@ HEADS, KEY_VALUE_HEADS, HEAD_SIZE, WIDTH = 4, 2, 16, 64
 # Names of sizes in transformers' configurations, and the value in the copy. A name that a configuration
 # doesn't have is left out; a size that is None or 0 there (switched off) stays so.
 _SIZES: dict[str, int] = {
-    "vocab_size": VOCABULARY,
-    "vocab_size_per_layer_input": VOCABULARY,
     "hidden_size": WIDTH,
     "d_model": WIDTH,
     "n_embd": WIDTH,
@@ -95,6 +93,8 @@ _SIZES: dict[str, int] = {
     "rotary_dim": HEAD_SIZE // 2,
 }
 
+_VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input")
+
 # Tokens that attention looks back at most, or chunks that it stays in.
 _WINDOWS = dict.fromkeys(
     ("sliding_window", "sliding_window_size", "attention_window_size", "window_size", "attention_chunk_size"),
@@ -107,17 +107,18 @@ _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _LEADING = {"first_k_dense_replace": 1, "num_kv_shared_layers": 0, "max_window_layers": 1}
 
 
-def tiny_copy(config: Any, *, seed: int = 0) -> Any:
+def tiny_copy(config: Any, *, seed: int = 0, vocabulary: int = VOCABULARY) -> Any:
     """Build a tiny random model of the same architecture on the CPU, in fp32, in evaluation mode.
 
     Args:
         config: configuration of a causal language model; it is not changed. Of a multimodal model only the
             text part is shrunk.
+        vocabulary: token ids of the copy.
 
     Raises:
         Exception: the class can't be built with small sizes; every class raises its own kinds.
     """
-    small = shrink(config)
+    small = shrink(config, vocabulary)
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(seed)
@@ -133,21 +134,22 @@ def tiny_copy(config: Any, *, seed: int = 0) -> Any:
     return model.eval()
 
 
-def shrink(config: Any) -> Any:
+def shrink(config: Any, vocabulary: int = VOCABULARY) -> Any:
     """Return the text configuration with small sizes."""
     text = copy.deepcopy(config.get_text_config(decoder=True))
     values = text.to_dict()
-    changes = {**_small_sizes(values), **_small_lists(values, _depth(values))}
+    changes = {**_small_sizes(values, vocabulary), **_small_lists(values, _depth(values), vocabulary)}
     if isinstance(values.get("rope_parameters"), dict):
         changes["rope_parameters"] = _plain_rope(values["rope_parameters"])
     return type(text).from_dict({**values, **changes})
 
 
-def _small_sizes(values: dict[str, Any]) -> dict[str, Any]:
+def _small_sizes(values: dict[str, Any], vocabulary: int) -> dict[str, Any]:
     """Return the sizes that are changed. Equal numbers of heads and key-value heads stay equal."""
+    sizes = {**_SIZES, **dict.fromkeys(_VOCABULARIES, vocabulary), **_WINDOWS}
     changes: dict[str, Any] = {
         name: min(size, values[name]) if name in _WINDOWS else size
-        for name, size in {**_SIZES, **_WINDOWS}.items()
+        for name, size in sizes.items()
         if type(values.get(name)) is int and values[name] > 0
     }
     heads, key_value = values.get("num_attention_heads"), values.get("num_key_value_heads")
@@ -159,7 +161,7 @@ def _small_sizes(values: dict[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _small_lists(values: dict[str, Any], depth: int) -> dict[str, Any]:
+def _small_lists(values: dict[str, Any], depth: int, vocabulary: int) -> dict[str, Any]:
     """Return the depth, what is listed by layer, and token ids that the small vocabulary has."""
     layers = next((values[name] for name in _DEPTHS if isinstance(values.get(name), int)), depth)
     changes: dict[str, Any] = {}
@@ -173,15 +175,15 @@ def _small_lists(values: dict[str, Any], depth: int) -> dict[str, Any]:
         elif name in _LEADING and isinstance(value, int):
             changes[name] = min(value, _LEADING[name])
         elif name.endswith(("token_id", "token_index")):
-            changes[name] = _known_ids(value)
+            changes[name] = _known_ids(value, vocabulary)
     return changes
 
 
-def _known_ids(value: Any) -> Any:
+def _known_ids(value: Any, vocabulary: int) -> Any:
     """Return token ids that are in the small vocabulary, None without any."""
     if isinstance(value, list):
-        return [each for each in value if each < VOCABULARY] or None
-    return value if isinstance(value, int) and value < VOCABULARY else None
+        return [each for each in value if each < vocabulary] or None
+    return value if isinstance(value, int) and value < vocabulary else None
 
 
 def _depth(values: dict[str, Any]) -> int:

@@ -6,8 +6,10 @@ kernels the run will take, not of a formula about them.
 
 from __future__ import annotations
 
+import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,11 +99,26 @@ def estimate(config: TrainConfig, pack: Sequence[Example], *, checkpointing: boo
     adapter = sum(p.numel() * p.element_size() for p in model.trainable_parameters(student).values())
     bound = _activation_bound(student, pack, checkpointing=checkpointing)
     try:
-        activations, peak = _run_on_fake_tensors(student, pack, device, forward, checkpointing=checkpointing)
+        with _quiet_fake_tensors():
+            activations, peak = _run_on_fake_tensors(
+                student, pack, device, forward, checkpointing=checkpointing
+            )
     except Exception:  # noqa: BLE001 - an estimate that fails in any way must not end the work
         activations, peak = bound, 2 * bound + adapter
     base, moments = whole - adapter, 2 * adapter
     return MemoryEstimate(base, adapter, adapter, moments, activations, whole + moments + peak)
+
+
+@contextmanager
+def _quiet_fake_tensors() -> Iterator[None]:
+    """Keep torch from printing the traceback of an operation that doesn't run on fake tensors."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
 
 
 def _run_on_fake_tensors(

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import warnings
 
-import peft
 import pytest
 import torch
-import transformers
 
-from tests.trainer.architectures import families
-from tests.trainer.command_line import run_trainer  # noqa: F401
+from tests.trainer.architectures import families, verbs
 from trainer import config as settings
-from trainer.model import model, self_test, structure
+from trainer.model import self_test, structure
 from trainer.training import forward, student
 from trainer.training.distributed import World
 from trainer.training.inputs import read_inputs
@@ -123,20 +119,11 @@ def test_packs_lose_what_documents_alone_lose_by_the_models_own_forward(tmp_path
 
 
 @pytest.mark.parametrize("family", marked(QUICK_VERBS))
-def test_every_verb_works_and_plain_peft_loads_the_adapter(tmp_path, run_trainer, family):  # noqa: F811
+def test_every_verb_works_and_plain_peft_loads_the_adapter(tmp_path, family):
     path = families.train_toml(tmp_path, family, train={"log_every": 1}, evaluate={"max_new_tokens": 4})
-    for words in (["plan", path, "--probe", 0], ["doctor", path], ["train", path], ["evaluate", path]):
-        code, _, err = run_trainer(*words)
+    for verb in verbs.VERBS:
+        code, err = verbs.run_verb(verb, path)
         assert code == 0, err
-    code, out, err = run_trainer("export", path, tmp_path / "merged", "--json")
-    assert code == 0, err
-    assert json.loads(out)["max_logit_difference"] < 1e-3
-    config = settings.load(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        plain = transformers.AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
-        plain = peft.PeftModel.from_pretrained(plain, config.out_path / "adapter").eval()
-    ours = model.load_trained_student(config, config.out_path / "adapter", torch.device("cpu")).eval()
-    ids = torch.arange(3, 30)[None]
-    with torch.no_grad():
-        assert torch.allclose(ours(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-5)
+    parity = json.loads((tmp_path / "merged" / "parity.json").read_text())
+    assert parity["max_logit_difference"] < 1e-3
+    assert verbs.plain_peft_difference(path) < 1e-5

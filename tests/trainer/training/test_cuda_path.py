@@ -92,31 +92,40 @@ def test_packs_are_large_on_cuda_and_each_process_has_one(tmp_path, gpu, process
     assert model.fit_to_device(fixed, processes).train.pack_budget == 4096
 
 
-@pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="failed on its first run; the cause has not been examined yet")
+@pytest.mark.slow  # torch traces a student of two layers for about 15 s
+# torch asks tensors inside a graph for their gradient, and hides the warning that it causes by itself. It
+# can't hide a warning that pytest turns into an error.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_layers_are_really_compiled_and_only_once(tmp_path, checkpointing):
     """Counts graphs: checkpointed layers had none, and each new number of groups made new ones."""
     made_student = model.load_new_student(made(tmp_path), torch.device("cpu"))
-    packs = [examples(n) for n in (5, 9, 20, 60)]
-    assert len({len(collate(pack).segments) for pack in packs}) > 1
-    with torch.no_grad():
-        eager = [float(pack_loss(made_student, collate(pack))[0]) for pack in packs]
+    parameters = list(model.trainable_parameters(made_student).values())
+    packs = [collate(examples(n)) for n in (5, 9, 20, 60)]
+    assert len({len(pack.segments) for pack in packs}) > 1
     if checkpointing:
         memory.enable_checkpointing(made_student)
     lora_forward.replace_lora_forward(made_student)
-    counter = CompileCounterWithBackend("aot_eager")
+
+    def learned(pack):
+        loss, _ = pack_loss(made_student, pack)
+        return loss.detach(), torch.autograd.grad(loss, parameters)
+
+    with torch.compiler.set_stance("force_eager"):
+        eager = [learned(pack) for pack in packs]
+    counter = CompileCounterWithBackend("eager")
     compile.compile_student(made_student, checkpointing=checkpointing, backend=counter)
     graphs = []
-    for pack in packs:
-        loss, _ = pack_loss(made_student, collate(pack))
-        loss.backward()
-        graphs.append(counter.frame_count)
-        eager_loss = eager[len(graphs) - 1]
-        assert float(loss.detach()) == pytest.approx(eager_loss, rel=1e-4)
+    try:
+        for pack, (wanted_loss, wanted) in zip(packs, eager, strict=True):
+            loss, gradients = learned(pack)
+            graphs.append(counter.frame_count)
+            assert torch.allclose(loss, wanted_loss, rtol=1e-6)
+            assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, wanted, strict=True))
+    finally:
+        torch._dynamo.reset()
     assert graphs[0] > 0
-    assert graphs[-1] == graphs[1]  # the second pack may show that a size is not constant
-    torch._dynamo.reset()
+    assert graphs == [graphs[0]] * len(packs)
 
 
 def test_recomputation_is_decided_before_the_base_is_loaded(tmp_path, monkeypatch):

@@ -1,0 +1,64 @@
+"""Take a base through every command of the trainer, in this process, and load its adapter with plain PEFT."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from unittest import mock
+
+import peft
+import torch
+import transformers
+
+from trainer import cli
+from trainer import config as settings
+from trainer.model import model
+
+VERBS = ("plan", "doctor", "train", "evaluate", "export")
+
+
+def run_verb(verb: str, path: Path) -> tuple[int, str]:
+    """Run one command on a train.toml; return its exit code and what it printed on stderr.
+
+    An exception that is no HarvesterError gives the code 70 and its traceback, as in a process of its own.
+    """
+    options = {"plan": ["--probe", "0"], "export": [str(path.parent / "merged"), "--json"]}
+    words = ["trainer", verb, str(path), *options.get(verb, [])]
+    err = io.StringIO()
+    handler = signal.getsignal(signal.SIGTERM)
+    with (
+        mock.patch.object(sys, "argv", words),
+        contextlib.redirect_stderr(err),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        except Exception:
+            traceback.print_exc()
+            code = 70
+        finally:
+            signal.signal(signal.SIGTERM, handler)  # the command sets its own
+    return code, err.getvalue()
+
+
+def plain_peft_difference(path: Path) -> float:
+    """Return the largest difference between our student's logits and those of plain transformers and PEFT."""
+    config = settings.load(path)
+    adapter = config.out_path / "adapter"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = transformers.AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
+        plain = peft.PeftModel.from_pretrained(plain, adapter).eval()
+    ours = model.load_trained_student(config, adapter, torch.device("cpu"))
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        difference = (ours(input_ids=ids).logits - plain(input_ids=ids).logits).abs().max()
+    return float(difference)
