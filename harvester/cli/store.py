@@ -140,5 +140,14 @@ def export(
     result = exporter.export(store, out, shape=to, reasoning=reasoning, split=split, beside=beside)
     files = [str(path) for path in result.files]
     lines = [f"wrote {result.rows:,} rows to {out}"]
+    if set(result.splits) != {"train"}:
+        lines += [f"  {name}: {count:,} rows" for name, count in sorted(result.splits.items(), reverse=True)]
+        lines.append("  rows whose metadata `split` is not train are held out, in files of their own")
     lines += [f"  left out {count:,}: {reason}" for reason, count in result.left_out.items()]
-    emit({"rows": result.rows, "files": files, "left_out": dict(result.left_out)}, lines, as_json=as_json)
+    data = {
+        "rows": result.rows,
+        "splits": dict(result.splits),
+        "files": files,
+        "left_out": dict(result.left_out),
+    }
+    emit(data, lines, as_json=as_json)

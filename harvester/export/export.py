@@ -1,12 +1,11 @@
 """Export a corpus in formats that other trainers read, under the Hub's file names.
 
-Rows collected for evaluation are never exported for training. The card says so if rows are the mock
-teacher's.
+Rows that their metadata `split` holds out are written to files of their own (`split_files`). Rows collected
+for evaluation are never exported for training. The card says so if rows are the mock teacher's.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harvester.errors import ConfigError, StoreError, TermsRefused
@@ -22,17 +20,17 @@ from harvester.export.cards.croissant import croissant
 from harvester.export.cards.dataset_card import dataset_card
 from harvester.export.cards.facts import DatasetFacts, ShardFacts, records_of
 from harvester.export.cards.notice import notice
-from harvester.export.formats import COLUMNS, SHAPES, Shape, inlined, schema_of, turns_of, unfit
+from harvester.export.formats import COLUMNS, SHAPES, Shape, asked_of, inlined, schema_of, unfit
+from harvester.export.split_files import JsonlFiles, ParquetFiles, file_split
 from harvester.store import terms_check
 from harvester.store.reader import Corpus
-from harvester.store.shards.parquet_file import BYTES_PER_GROUP, ROWS_PER_GROUP, translate_disk_errors
+from harvester.store.shards.parquet_file import translate_disk_errors
 from harvester.system import output_path
 from harvester.system.files import sha256_of
 from harvester.terms.places import terms_folders
 from harvester.terms.records import load_registry
 
 Reasoning = Literal["keep", "inline", "drop"]
-ROWS_PER_FILE = 100_000
 _COLUMNS = (
     "key",
     "prompt_id",
@@ -40,6 +38,7 @@ _COLUMNS = (
     "request_json",
     "completion",
     "reasoning",
+    "tool_calls_json",
     "outcome",
     "purpose",
     "metadata_json",
@@ -48,11 +47,19 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote (data files, then documents), and how many rows it left out for each reason."""
+    """What an export wrote.
+
+    Attributes:
+        rows: rows of all files.
+        files: data files, then documents.
+        left_out: number of rows that were not written, by reason.
+        splits: rows by the split that the file names carry: train, test, validation.
+    """
 
     rows: int
     files: tuple[Path, ...]
     left_out: Mapping[str, int]
+    splits: Mapping[str, int]
 
 
 def export(
@@ -86,22 +93,30 @@ def export(
     rows = _rows(
         corpus, shape, reasoning if with_reasoning or reasoning != "keep" else "none", split, left_out
     )
-    first = next(rows, None)
-    if first is None:
-        why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
-        raise ConfigError(
-            f"nothing to export: {f'all rows are left out ({why})' if why else 'the corpus holds no row'}",
-            place=str(store),
-            remedy="harvest first: `harvester run`" if not why else "`harvester report` shows what came back",
-        )
-    rows = itertools.chain([first], rows)
-    with translate_disk_errors(out):
-        if shape in {"prompt-completion", "messages"}:
-            files, count = _write_parquet(rows, out, schema_of(shape, with_reasoning=with_reasoning))
-        else:
-            files, count = _write_jsonl(rows, out)
+    writer: JsonlFiles | ParquetFiles = JsonlFiles(out)
+    if shape in {"prompt-completion", "messages"}:
+        writer = ParquetFiles(out, schema_of(shape, with_reasoning=with_reasoning))
+    with translate_disk_errors(out), writer:
+        for named, row in rows:
+            writer.add(file_split(named), row)
+        if not writer.counts:
+            raise _nothing(store, left_out)
+        files = writer.finish()
         documents = _write_documents(corpus, out, files, store.resolve().parent, shape)
-    return Exported(count, (*files, *documents), left_out)
+    counts = dict(writer.counts)
+    return Exported(sum(counts.values()), (*files, *documents), left_out, counts)
+
+
+def _nothing(store: Path, left_out: Mapping[str, int]) -> ConfigError:
+    why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+    remedy = "`harvester report` shows what came back" if why else "harvest first: `harvester run`"
+    if any(reason.startswith(("request_has", "turn_has", "outcome_tool")) for reason in left_out):
+        remedy = "`--to openai` keeps tools, tool calls and parts that are not text"
+    return ConfigError(
+        f"nothing to export: {f'all rows are left out ({why})' if why else 'the corpus holds no row'}",
+        place=str(store),
+        remedy=remedy,
+    )
 
 
 def _write_documents(
@@ -154,7 +169,8 @@ def _rows(
     reasoning: Reasoning | Literal["none"],
     split: str | None,
     left_out: dict[str, int],
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield the split that each row names, and the row as it is written."""
     for sample in corpus.samples(columns=_COLUMNS):
         if sample.purpose != "train":
             raise TermsRefused(
@@ -162,11 +178,9 @@ def _rows(
                 place=f"row {sample.key[:12]}",
                 remedy="keep evaluation harvests in a store of their own",
             )
-        turns = turns_of(sample)
-        reason = unfit(shape, turns)
-        if sample.outcome != "ok" or not sample.completion:
-            reason = f"outcome_{sample.outcome}"
-        elif split is not None and sample.metadata.get("split") != split:
+        asked, named = asked_of(sample), sample.metadata.get("split")
+        reason = unfit(shape, sample, asked)
+        if not reason and split is not None and named != split:
             reason = "other_split"
         if reason:
             left_out[reason] = left_out.get(reason, 0) + 1
@@ -179,54 +193,4 @@ def _rows(
             )
         if reasoning == "inline":
             sample = inlined(sample)
-        yield SHAPES[shape](sample, turns, sample.reasoning if reasoning == "keep" else None)
-
-
-def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Group rows into row groups; a group ends with the row that reaches the limit of rows or size."""
-    group: list[dict[str, Any]] = []
-    size = 0
-    for row in rows:
-        group.append(row)
-        turns = itertools.chain.from_iterable(side for side in row.values() if isinstance(side, list))
-        size += sum(len(text or "") for turn in turns for text in turn.values())
-        if len(group) >= ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def _write_parquet(
-    rows: Iterator[dict[str, Any]], out: Path, schema: pa.Schema
-) -> tuple[tuple[Path, ...], int]:
-    """Write Parquet files; they get their `train-xxxxx-of-yyyyy` names once their number is known."""
-    data = out / "data"
-    output_path.folder(data)
-    groups = _groups(rows)
-    hidden: list[Path] = []
-    total = 0
-    for first in groups:
-        hidden.append(data / f".train-{len(hidden):05d}.tmp")
-        with pq.ParquetWriter(hidden[-1], schema, compression="zstd", write_page_checksum=True) as writer:
-            count = 0
-            for group in itertools.chain([first], groups):
-                writer.write_table(pa.Table.from_pylist(group, schema=schema))
-                count += len(group)
-                if count >= ROWS_PER_FILE:
-                    break
-        total += count
-    names = [data / f"train-{i:05d}-of-{len(hidden):05d}.parquet" for i in range(len(hidden))]
-    for path, name in zip(hidden, names, strict=True):
-        path.rename(name)
-    return tuple(names), total
-
-
-def _write_jsonl(rows: Iterator[dict[str, Any]], out: Path) -> tuple[tuple[Path, ...], int]:
-    output_path.folder(out)
-    hidden, path, count = out / ".train.jsonl.tmp", out / "train.jsonl", 0
-    with hidden.open("w", encoding="utf-8") as handle:
-        for count, row in enumerate(rows, start=1):  # noqa: B007 - the last value is the count
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
-    hidden.rename(path)
-    return (path,), count
+        yield named, SHAPES[shape](sample, asked, sample.reasoning if reasoning == "keep" else None)

@@ -1,20 +1,21 @@
 """Convert a Sample to a row of an export format: TRL's two, OpenAI's fine-tuning lines, or ShareGPT.
 
-Only OpenAI's format holds every field of a turn. A row whose turns hold more than role and content fits no
-other format: it is left out, counted by the field's name, and never changed silently.
+Only OpenAI's format holds every field of a turn, tools, and answers that are tool calls. A row with more than
+roles and texts fits no other format: it is left out, counted by what it has, and never changed silently.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import orjson
 import pyarrow as pa
 
 from harvester.api.types import Message
-from harvester.store.shards.schema import Sample, text_of
+from harvester.export.tool_calls import tool_turn
+from harvester.store.shards.schema import Sample
 
 Shape = Literal["prompt-completion", "messages", "openai", "sharegpt"]
 _SHAREGPT = {"system": "system", "developer": "system", "user": "human", "assistant": "gpt", "tool": "tool"}
@@ -33,22 +34,55 @@ COLUMNS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
 }
 
 
-def turns_of(sample: Sample) -> list[Message]:
-    """Return the prompt's turns exactly as they were sent; the column `messages` has only roles and texts."""
-    sent: list[Message] = orjson.loads(sample.request_json).get("messages") or sample.messages
-    return sent
+# Joins the text parts of one message in formats that hold a single text, as servers do for such templates.
+PART_SEPARATOR = "\n"
+# Fields of a request, besides the messages, that OpenAI's fine-tuning lines hold.
+_REQUEST_FIELDS = ("tools", "parallel_tool_calls", "functions")
 
 
-def unfit(shape: str, turns: Sequence[Message]) -> str:
-    """Return why turns do not fit a format; "" if they do."""
+@dataclass(frozen=True, slots=True)
+class SentRequest:
+    """What the teacher was asked: turns exactly as sent, and the fields of `_REQUEST_FIELDS` that were."""
+
+    turns: Sequence[Message]
+    fields: Mapping[str, Any]
+
+
+def asked_of(sample: Sample) -> SentRequest:
+    """Return what was sent; the column `messages` has only roles and texts."""
+    sent = orjson.loads(sample.request_json)
+    fields = {name: sent[name] for name in _REQUEST_FIELDS if sent.get(name) not in (None, [])}
+    return SentRequest(sent.get("messages") or sample.messages, fields)
+
+
+def unfit(shape: str, sample: Sample, asked: SentRequest) -> str:
+    """Return why a row does not fit a format; "" if it does."""
+    if sample.outcome == "tool_call":
+        if shape != "openai":
+            return "outcome_tool_call"
+        return "" if tool_turn(sample) is not None else "tool_call_not_understood"
+    if sample.outcome != "ok" or not sample.completion:
+        return f"outcome_{sample.outcome}"
     if shape == "openai":
         return ""
-    for turn in turns:
-        further = sorted(name for name in turn.keys() - _PLAIN if turn[name] is not None)
-        if further:
-            return f"turn_has_{further[0]}"
-        if turn.get("content") is None:
-            return "turn_without_content"
+    if asked.fields:
+        return "request_has_tools"
+    return next((reason for turn in asked.turns if (reason := _unfit_turn(turn))), "")
+
+
+def _unfit_turn(turn: Message) -> str:
+    further = sorted(name for name in turn.keys() - _PLAIN if turn[name] is not None)
+    if further:
+        return f"turn_has_{further[0]}"
+    content = turn.get("content")
+    if content is None:
+        return "turn_without_content"
+    for part in content if isinstance(content, list) else ():
+        if not isinstance(part, str | dict):
+            return "turn_has_unknown_part"
+        kind = "text" if isinstance(part, str) else part.get("type", "text")
+        if kind != "text" or (isinstance(part, dict) and not isinstance(part.get("text"), str)):
+            return f"turn_has_{kind}" if kind != "text" else "turn_has_unknown_part"
     return ""
 
 
@@ -75,33 +109,42 @@ def _answer(sample: Sample, reasoning: str | None) -> Message:
     return {**answer, "reasoning_content": reasoning} if reasoning else answer
 
 
-def _texts(turns: Sequence[Message]) -> list[Message]:
-    return [{"role": turn["role"], "content": text_of(turn["content"])} for turn in turns]
+def _texts(asked: SentRequest) -> list[Message]:
+    return [{"role": turn["role"], "content": _text(turn["content"])} for turn in asked.turns]
 
 
-def _prompt_completion(sample: Sample, turns: Sequence[Message], reasoning: str | None) -> dict[str, Any]:
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return PART_SEPARATOR.join(part if isinstance(part, str) else str(part["text"]) for part in content)
+
+
+def _prompt_completion(sample: Sample, asked: SentRequest, reasoning: str | None) -> dict[str, Any]:
     return {
-        "prompt": _texts(turns),
+        "prompt": _texts(asked),
         "completion": [_answer(sample, reasoning)],
         "prompt_id": sample.prompt_id,
         "key": sample.key,
     }
 
 
-def _messages(sample: Sample, turns: Sequence[Message], reasoning: str | None) -> dict[str, Any]:
+def _messages(sample: Sample, asked: SentRequest, reasoning: str | None) -> dict[str, Any]:
     return {
-        "messages": [*_texts(turns), _answer(sample, reasoning)],
+        "messages": [*_texts(asked), _answer(sample, reasoning)],
         "prompt_id": sample.prompt_id,
         "key": sample.key,
     }
 
 
-def _openai(sample: Sample, turns: Sequence[Message], reasoning: str | None) -> dict[str, Any]:
-    return {"messages": [*turns, _answer(sample, reasoning)]}
+def _openai(sample: Sample, asked: SentRequest, reasoning: str | None) -> dict[str, Any]:
+    answer = _answer(sample, reasoning)
+    if sample.outcome == "tool_call":
+        answer |= tool_turn(sample) or {}
+    return {"messages": [*asked.turns, answer], **asked.fields}
 
 
-def _sharegpt(sample: Sample, turns: Sequence[Message], reasoning: str | None) -> dict[str, Any]:
-    conversation = [*_texts(turns), _answer(sample, reasoning)]
+def _sharegpt(sample: Sample, asked: SentRequest, reasoning: str | None) -> dict[str, Any]:
+    conversation = [*_texts(asked), _answer(sample, reasoning)]
     return {
         "conversations": [
             {"from": _SHAREGPT.get(t["role"], t["role"]), "value": t["content"]} for t in conversation
@@ -109,7 +152,7 @@ def _sharegpt(sample: Sample, turns: Sequence[Message], reasoning: str | None) -
     }
 
 
-SHAPES: Mapping[str, Callable[[Sample, Sequence[Message], str | None], dict[str, Any]]] = {
+SHAPES: Mapping[str, Callable[[Sample, SentRequest, str | None], dict[str, Any]]] = {
     "prompt-completion": _prompt_completion,
     "messages": _messages,
     "openai": _openai,

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harvester.errors import ConfigError, StoreError, TermsRefused
-from harvester.export import curate, export
+from harvester.export import curate, export, split_files
 from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
@@ -51,6 +51,14 @@ def sample(number: int, **changes: object) -> Sample:
     return Sample(**{**facts, **changes})  # type: ignore[arg-type]
 
 
+def store_of(root: Path, rows: list[Sample]) -> Path:
+    folder = root / "store" / "shards"
+    folder.mkdir(parents=True)
+    metadata = {**SCHEMA.metadata, LINEAGE_KEY: json.dumps([LINEAGE]).encode()}
+    pq.write_table(to_table(rows).replace_schema_metadata(metadata), folder / "part-000001-aa.parquet")
+    return folder.parent
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     rows = [
@@ -60,35 +68,38 @@ def store(tmp_path: Path) -> Path:
         sample(10, completion=None, outcome="empty"),
         sample(11, completion="answer 3", messages=[{"role": "user", "content": "3?"}]),
     ]
-    folder = tmp_path / "store" / "shards"
-    folder.mkdir(parents=True)
-    metadata = {**SCHEMA.metadata, LINEAGE_KEY: json.dumps([LINEAGE]).encode()}
-    pq.write_table(to_table(rows).replace_schema_metadata(metadata), folder / "part-000001-aa.parquet")
-    return folder.parent
+    return store_of(tmp_path, rows)
 
 
 def test_prompt_completion_is_the_default_and_says_what_was_left_out(store: Path, tmp_path: Path):
     done = export.export(store, tmp_path / "out")
     assert (done.rows, done.left_out) == (10, {"outcome_truncated": 1, "outcome_empty": 1})
-    rows = pq.read_table(tmp_path / "out" / "data" / "train-00000-of-00001.parquet").to_pylist()
+    assert done.splits == {"train": 5, "test": 5}  # the odd ones, and those marked held_out
+    rows = rows_of(tmp_path / "out", "test")
     assert rows[0]["prompt"] == [{"role": "user", "content": "0?"}]
     assert rows[0]["completion"][0]["content"] == "answer 0"
-    assert rows[8]["completion"][0]["reasoning_content"] == "first this"
+    assert rows[4]["completion"][0]["reasoning_content"] == "first this"
+    assert [row["prompt_id"] for row in rows_of(tmp_path / "out", "train")] == ["p1", "p3", "p5", "p7", "p11"]
+
+
+def rows_of(out: Path, split: str) -> list[dict[str, object]]:
+    return pq.read_table(out / "data" / f"{split}-00000-of-00001.parquet").to_pylist()
 
 
 def test_every_file_and_row_group_of_an_export_has_one_schema(store: Path, tmp_path: Path, monkeypatch):
     """The only reasoning comes in a late row; readers of many files take their columns from the first."""
-    monkeypatch.setattr(export, "ROWS_PER_FILE", 4)
-    monkeypatch.setattr(export, "ROWS_PER_GROUP", 2)
+    monkeypatch.setattr(split_files, "ROWS_PER_FILE", 2)
+    monkeypatch.setattr(split_files, "ROWS_PER_GROUP", 1)
     export.export(store, tmp_path / "out", shape="messages")
     paths = sorted((tmp_path / "out" / "data").glob("*.parquet"))
-    assert [path.name[:20] for path in paths] == [f"train-{n:05d}-of-00003"[:20] for n in range(3)]
+    names = [f"{split}-{n:05d}-of-00003.parquet" for split in ("test", "train") for n in range(3)]
+    assert [path.name for path in paths] == names
     assert len({str(pq.read_schema(path)) for path in paths}) == 1
     assert pq.read_metadata(paths[0]).num_row_groups == 2
     turns = [row["messages"][-1] for path in paths for row in pq.read_table(path).to_pylist()]
     assert [turn["reasoning_content"] for turn in turns if turn["reasoning_content"]] == ["first this"]
     export.export(store, tmp_path / "plain", reasoning="drop")
-    path = min((tmp_path / "plain" / "data").glob("*.parquet"))
+    path = min((tmp_path / "plain" / "data").glob("test-*.parquet"))
     assert pq.read_table(path).to_pylist()[0]["completion"] == [{"role": "assistant", "content": "answer 0"}]
 
 
@@ -127,7 +138,7 @@ def test_turns_with_more_than_text_leave_alike_before_and_after_sealing_or_not_a
         assert after.rows == 1
         assert after.left_out == {"turn_has_tool_calls": 1, "turn_has_name": 1}
         read = after.files[0].read_text if shape == "sharegpt" else pq.read_table(after.files[0]).to_pylist
-        assert json.dumps(PARTS, ensure_ascii=False, separators=(",", ":")) in str(read()).replace("\\", "")
+        assert "'content': 'hé'" in str(read()) or '"value": "hé"' in str(read())
 
 
 @pytest.mark.parametrize("place", ["a-file", "a-file/inside", "/proc/nothing"])
@@ -152,8 +163,8 @@ def test_nothing_to_export_is_refused_and_writes_nothing(store: Path, tmp_path: 
 )
 def test_reasoning_is_dropped_or_put_inside_by_choice(store: Path, tmp_path: Path, reasoning: str, text: str):
     export.export(store, tmp_path / "out", shape="openai", reasoning=reasoning)  # type: ignore[arg-type]
-    rows = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
-    assert rows[8]["messages"][-1] == {"role": "assistant", "content": text}
+    rows = [json.loads(line) for line in (tmp_path / "out" / "test.jsonl").read_text().splitlines()]
+    assert rows[4]["messages"][-1] == {"role": "assistant", "content": text}
 
 
 def test_sharegpt_speaks_of_human_and_gpt(store: Path, tmp_path: Path):
@@ -166,6 +177,116 @@ def test_a_split_keeps_only_its_rows(store: Path, tmp_path: Path):
     done = export.export(store, tmp_path / "out", shape="messages", split="train")
     assert done.rows == 5
     assert done.left_out["other_split"] == 5
+
+
+@pytest.mark.parametrize("shape", ["prompt-completion", "openai"])
+@pytest.mark.parametrize(
+    ("named", "split"),
+    [("train", "train"), (None, "train"), ("held_out", "test"), ("dev", "validation"), ("x/../y", "test")],
+)
+def test_the_file_of_a_row_follows_its_split(tmp_path: Path, shape: str, named: str | None, split: str):
+    rows = [sample(1), sample(2, metadata_json=json.dumps({"split": named} if named else {}))]
+    done = export.export(store_of(tmp_path, rows), tmp_path / "out", shape=shape)  # type: ignore[arg-type]
+    assert done.splits == ({"train": 2} if split == "train" else {"train": 1, split: 1})
+    stems = {path.name.split("-")[0].split(".")[0] for path in done.files[:-3]}
+    assert stems == {"train", split}
+    assert not [path for path in (tmp_path / "out").rglob(".*") if path.is_file()]
+
+
+def request(**fields: object) -> dict[str, str]:
+    return {"request_json": json.dumps({"messages": [{"role": "user", "content": "2+3?"}], **fields})}
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+IMAGE = [
+    {"type": "text", "text": "What?"},
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}},
+]
+RICH = {
+    "tools in the request": (request(tools=[TOOL]), "request_has_tools"),
+    "older functions": (request(functions=[{"name": "add"}]), "request_has_tools"),
+    "a tool call": (
+        {
+            **request(tools=[TOOL], parallel_tool_calls=False),
+            "outcome": "tool_call",
+            "completion": None,
+            "tool_calls_json": json.dumps([{"index": 0, **CALL}]),
+        },
+        "outcome_tool_call",
+    ),
+    "an older function call": (
+        {
+            **request(),
+            "outcome": "tool_call",
+            "completion": None,
+            "tool_calls_json": json.dumps(CALL["function"]),
+        },
+        "outcome_tool_call",
+    ),
+    "a tool_use part": (
+        {
+            **request(),
+            "outcome": "tool_call",
+            "completion": "I add.",
+            "tool_calls_json": json.dumps(
+                [{"type": "tool_use", "id": "c1", "name": "add", "input": {"a": 1}}]
+            ),
+        },
+        "outcome_tool_call",
+    ),
+    "an image": (request(messages=[{"role": "user", "content": IMAGE}]), "turn_has_image_url"),
+    "audio": (
+        request(messages=[{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]),
+        "turn_has_input_audio",
+    ),
+    "an unknown part": (request(messages=[{"role": "user", "content": [7]}]), "turn_has_unknown_part"),
+}
+
+
+@pytest.mark.parametrize("name", RICH)
+@pytest.mark.parametrize("shape", ["prompt-completion", "messages", "sharegpt", "openai"])
+def test_tools_and_images_are_whole_in_the_openai_format_and_left_out_by_name_elsewhere(
+    tmp_path: Path, shape: str, name: str
+):
+    changes, reason = RICH[name]
+    rows = [sample(1), sample(3, **changes)]
+    done = export.export(store_of(tmp_path, rows), tmp_path / "out", shape=shape)  # type: ignore[arg-type]
+    if shape != "openai":
+        assert (done.rows, done.left_out) == (1, {reason: 1})
+        return
+    assert (done.rows, done.left_out) == (2, {})
+    line = json.loads((tmp_path / "out" / "train.jsonl").read_text().splitlines()[1])
+    sent = json.loads(changes["request_json"])  # type: ignore[call-overload]
+    assert line["messages"][:-1] == sent["messages"]
+    assert {key: line.get(key) for key in ("tools", "functions", "parallel_tool_calls")} == {
+        key: sent.get(key) for key in ("tools", "functions", "parallel_tool_calls")
+    }
+    answer = line["messages"][-1]
+    if "call" in name:
+        called = answer["tool_calls"][0]["function"] if "older" not in name else answer["function_call"]
+        assert called == CALL["function"]
+        assert answer["content"] is None
+    elif name == "a tool_use part":
+        assert answer["tool_calls"] == [
+            {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+        ]
+        assert answer["content"] == "I add."
+    else:
+        assert answer == {"role": "assistant", "content": "answer 3"}
+
+
+@pytest.mark.parametrize("calls", ["null", "[]", "[7]", '[{"id": "x"}]', '"add"'])
+def test_a_tool_call_that_is_not_understood_is_left_out(tmp_path: Path, calls: str):
+    rows = [sample(1), sample(3, outcome="tool_call", completion=None, tool_calls_json=calls)]
+    done = export.export(store_of(tmp_path, rows), tmp_path / "out", shape="openai")
+    assert done.left_out == {"tool_call_not_understood": 1}
+
+
+def test_nothing_but_tools_names_the_format_that_keeps_them(tmp_path: Path):
+    store = store_of(tmp_path, [sample(1, **request(tools=[TOOL]))])
+    with pytest.raises(ConfigError, match="1 request_has_tools") as caught:
+        export.export(store, tmp_path / "out")
+    assert "--to openai" in caught.value.remedy
 
 
 def test_the_papers_name_teacher_terms_and_hashes(store: Path, tmp_path: Path):
