@@ -20,7 +20,6 @@ from harvester.api.request_key import KEY_VERSION
 from harvester.config.config import HarvestConfig
 from harvester.observe.counters import Snapshot
 from harvester.prompts import reader, recognise
-from harvester.store import paths
 from harvester.store.journal import sqlite
 from harvester.store.journal.checksums import checksum
 from harvester.store.journal.journal import Journal
@@ -87,7 +86,7 @@ def look_up(store: Path, digest: bytes | None) -> Finished | None:
     Raises:
         StoreError: the journal can't be read.
     """
-    if digest is None or not (store / paths.JOURNAL).exists():
+    if digest is None or not sqlite.has_journal(store):
         return None
     with contextlib.closing(Journal.open(store, read_only=True)) as journal:
         return recall(journal, digest)

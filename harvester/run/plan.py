@@ -26,7 +26,7 @@ from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
 from harvester.run.prompt_notes import PromptNotes
-from harvester.store import paths
+from harvester.store.journal import sqlite
 from harvester.store.journal.journal import Journal
 from harvester.store.maintain.bill import compute_spent
 from harvester.store.reuse import ReuseIndex, find_answers
@@ -230,7 +230,7 @@ def budgets(
     """
     store, now = root / config.store.path, time.time()
     spent: Mapping[BudgetSpan, Amounts] = {}
-    if (store / paths.JOURNAL).exists():
+    if sqlite.has_journal(store):
         with Journal.open(store, read_only=True) as journal:
             spent = compute_spent(journal, now, teacher_id=config.teacher.identity)
     return build_budget(config, limits, spent, now).as_dict()
@@ -251,7 +251,7 @@ def _totals(config: HarvestConfig, root: Path, bad: BadLines, notes: PromptNotes
     with contextlib.ExitStack() as stack:
         journal = None
         reuse = ReuseIndex(config.teacher.base_url)
-        if (store / paths.JOURNAL).exists():
+        if sqlite.has_journal(store):
             journal = stack.enter_context(Journal.open(store, read_only=True))
             reuse = ReuseIndex.of(journal, config)
         while chunk := list(itertools.islice(feed, CHUNK)):

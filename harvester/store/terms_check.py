@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harvester.errors import TermsRefused
-from harvester.store import paths
+from harvester.store.journal import sqlite
 from harvester.store.reader import Corpus
 from harvester.terms import gate, lineage
 from harvester.terms.gate import RecordedTerms, Use
@@ -45,7 +45,7 @@ def require_unsealed_permitted(store: Path) -> None:
     Raises:
         TermsRefused: as `require_permitted`; no request was sent.
     """
-    if (store / paths.JOURNAL).exists():
+    if sqlite.has_journal(store):
         require_permitted(Corpus.open(store), "seal", store.resolve().parent)
 
 

@@ -20,6 +20,7 @@ from types import TracebackType
 from harvester.errors import StoreError, StoreLocked
 from harvester.store import paths
 from harvester.store.journal.sqlite import disk_error
+from harvester.system.own_files import ForeignFileError, open_file, read_text, remove_temporary
 
 NETWORK_FILE_SYSTEMS = frozenset(
     {
@@ -44,6 +45,8 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )
 # `is_held` takes the lock for an instant; taking the lock waits this long for it.
 PATIENCE_S = 0.2
+# Most bytes of LOCK that are read; it has about 80.
+MAX_NOTE_BYTES = 1 << 16
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
@@ -65,11 +68,12 @@ class StoreLock:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             refuse_network_file_system(folder)
-            self._handles.append(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._handles.append(open_file(self._path, os.O_RDWR | os.O_CREAT))
             self._handles.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             if self._take():
                 os.ftruncate(self._handles[0], 0)
                 os.pwrite(self._handles[0], json.dumps(self._note).encode(), 0)
+                remove_temporary(folder)
                 return self
         except OSError as error:
             self._close()
@@ -113,22 +117,33 @@ class StoreLock:
 def read_holder(path: Path) -> dict[str, object]:
     """Return the content of a LOCK file; empty when it can't be read."""
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        loaded = json.loads(read_text(path, MAX_NOTE_BYTES))
+    except (OSError, ValueError, RecursionError):
         return {}
     return loaded if isinstance(loaded, dict) else {}
 
 
 def is_held(store: Path) -> bool:
-    """Return whether a live process holds the lock now; the kernel answers, not the content of LOCK."""
-    return any(map(_is_locked, (store / paths.LOCK, store)))
+    """Return whether a live process holds the lock now; the kernel answers, not the content of LOCK.
 
-
-def _is_locked(path: Path) -> bool:
+    Raises:
+        StoreError: something other than a file of the harvester lies in the place of LOCK.
+    """
+    handles = []
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
+        handles.append(open_file(store / paths.LOCK))
+    except ForeignFileError as error:
+        raise disk_error(error, store / paths.LOCK) from None
+    except OSError:  # there is none, or it is another user's
+        pass
+    with contextlib.suppress(OSError):
+        handles.append(os.open(store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    locked = [_is_locked(handle) for handle in handles]  # closes all of them
+    return any(locked)
+
+
+def _is_locked(handle: int) -> bool:
+    """Return whether another process has locked the file of this handle; close the handle."""
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

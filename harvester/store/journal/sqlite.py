@@ -8,7 +8,10 @@ writes and checkpoints (SQLite before 3.51.3 can corrupt a WAL when two do); rea
 from __future__ import annotations
 
 import errno
+import os
+import secrets
 import sqlite3
+import struct
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -16,8 +19,18 @@ from pathlib import Path
 from harvester.api.types import Outcome
 from harvester.errors import StoreCorrupt, StoreError, StoreFormatError, StoreFull
 from harvester.store import paths
+from harvester.system.failpoints import reach
+from harvester.system.files import sync_folder
+from harvester.system.own_files import ForeignFileError, open_file, require_regular
 
 FORMAT_VERSION = 1
+# Bytes of a write-ahead log without a frame: https://sqlite.org/fileformat2.html#walformat
+LOG_HEADER_BYTES = 32
+# Magic string, user_version and application_id of a database: https://sqlite.org/fileformat2.html
+_FILE_HEADER = struct.Struct(">16s44xi4xi28x")
+_MAGIC = b"SQLite format 3\0"
+_SIDE_FILES = ("wal", "shm", "journal")
+_HALF_MADE = "a run was killed while it made the store; `harvester run` completes it, nothing was stored yet"
 APPLICATION_ID = 0x44495354  # "DIST"
 
 OUTCOME_CODES: dict[Outcome, int] = {
@@ -84,14 +97,22 @@ FINISHED = (
 def require_journal(store: Path) -> None:
     """Do nothing unless there are shards but no journal, or an empty one.
 
-    A new journal would not know the sealed answers, and all would be paid for again.
+    A new journal would not know the sealed answers, and all would be paid for again. The same holds for
+    answers in a write-ahead log whose database is gone.
 
     Raises:
-        StoreCorrupt: there are shards without a journal.
+        StoreCorrupt: there are answers without a journal.
     """
     path = store / paths.JOURNAL
     if path.exists() and path.stat().st_size:
         return
+    log = path.with_name(f"{paths.JOURNAL}-wal")
+    if log.exists() and log.stat().st_size > LOG_HEADER_BYTES:
+        raise StoreCorrupt(
+            "gone or empty, but its log holds answers",
+            place=str(path),
+            remedy=f"put it back from a copy, with {log.name} beside it, or take another [store] path",
+        )
     for shard in sorted((store / paths.SHARDS).glob("part-*.parquet")):
         raise StoreCorrupt(
             f"gone or empty, but there are sealed answers ({shard.name})",
@@ -103,15 +124,17 @@ def require_journal(store: Path) -> None:
 def open_for_writing(store: Path) -> sqlite3.Connection:
     """Open the one writing connection of a store; create the journal where there is none.
 
+    The caller holds the store's lock. A journal is made under another name and renamed when it is whole, so
+    that a kill leaves none, or a whole one. One that an earlier version left half made is completed.
+
     Raises:
         StoreError, StoreFull, StoreCorrupt, StoreFormatError.
     """
     path = store / paths.JOURNAL
-    try:
-        store.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise StoreError(f"can't be made: {error.strerror}", place=str(store)) from None
     with translate_errors(path):
+        _require_files(path, writing=True)
+        if not path.exists() or not path.stat().st_size:
+            _create(store)
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -130,6 +153,63 @@ def open_for_writing(store: Path) -> sqlite3.Connection:
             connection.close()
             raise
     return connection
+
+
+def has_journal(store: Path) -> bool:
+    """Return whether a whole journal is here: one that was never completed holds nothing.
+
+    Raises:
+        StoreError: another file lies in its place, or the store belongs to another user.
+    """
+    path = store / paths.JOURNAL
+    with translate_errors(path):
+        _require_files(path, writing=False)
+        if not path.exists() or not path.stat().st_size:
+            return False
+        with path.open("rb") as file:
+            header = file.read(_FILE_HEADER.size)
+        if len(header) < _FILE_HEADER.size or _FILE_HEADER.unpack(header) != (_MAGIC, 0, 0):
+            return True  # or a damaged one
+        log = path.with_name(f"{paths.JOURNAL}-wal")
+        if not log.exists() or log.stat().st_size <= LOG_HEADER_BYTES:
+            return False  # a kill cut the creation short, before its one transaction
+        with closing(_read_only(path)) as connection:
+            return _is_made(connection, path)
+
+
+def _require_files(path: Path, *, writing: bool) -> None:
+    """Refuse a database and side files that are links, FIFOs, or for writing another user's."""
+    for name in (path.name, *(f"{path.name}-{side}" for side in _SIDE_FILES)):
+        require_regular(path.with_name(name), writing=writing)
+
+
+def _create(store: Path) -> None:
+    """Make a whole journal under a hidden name, then give it its own. Must run under the store's lock."""
+    store.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = store / paths.JOURNAL
+    hidden = store / f".{paths.JOURNAL}.{secrets.token_hex(8)}.tmp"
+    os.close(open_file(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+    try:
+        with closing(sqlite3.connect(hidden, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            _make(connection)
+            connection.execute(CHECKS)
+            busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if busy:
+                raise StoreError("a new journal can't be written", place=str(path), remedy="check the disk")
+        reach("store.before_journal")
+        for side in _SIDE_FILES:  # of an empty journal: SQLite would apply them to the new one
+            path.with_name(f"{path.name}-{side}").unlink(missing_ok=True)
+        hidden.rename(path)
+        reach("store.after_journal")
+        sync_folder(store)
+        with suppress(PermissionError):  # the parent folder may be another user's
+            sync_folder(store.parent)
+    except BaseException:
+        for name in (hidden.name, *(f"{hidden.name}-{side}" for side in _SIDE_FILES)):
+            hidden.with_name(name).unlink(missing_ok=True)
+        raise
 
 
 def empty_log(store: Path) -> None:
@@ -152,13 +232,14 @@ def open_for_reading(store: Path) -> sqlite3.Connection:
         StoreError, StoreCorrupt, StoreFormatError.
     """
     path = store / paths.JOURNAL
-    if not path.exists():
-        raise StoreError("no journal here", place=str(path), remedy="is this the store's folder?")
     with translate_errors(path):
+        _require_files(path, writing=False)
+        if not path.exists():
+            raise StoreError("no journal here", place=str(path), remedy="is this the store's folder?")
         connection = _read_only(path)
         try:
             if not _is_made(connection, path):
-                raise StoreError("the journal is empty", place=str(path))
+                raise StoreError("the journal is empty", place=str(path), remedy=_HALF_MADE)
         except BaseException:
             connection.close()
             raise
@@ -262,6 +343,8 @@ def translate_errors(place: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise store_error_of(error, place) from error
+    except OSError as error:
+        raise disk_error(error, Path(error.filename or place)) from error
     except UnicodeDecodeError as error:  # a damaged schema quoted in SQLite's own message
         raise StoreCorrupt(
             "the journal is damaged", place=str(place), remedy="restore journal.db from a copy"
@@ -286,6 +369,15 @@ def store_error_of(error: sqlite3.Error, place: Path) -> StoreError:
 
 def disk_error(error: OSError, place: Path) -> StoreError:
     """Return the `StoreError` for an error of the operating system."""
+    if isinstance(error, ForeignFileError):
+        return StoreError(
+            str(error.strerror),
+            place=str(error.filename or place),
+            remedy="only the harvester's own files may lie there: move it away, or take another store",
+        )
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        why = str(error.strerror).lower()
+        return StoreError(f"can't be used: {why}", place=str(place), remedy="check its owner and permissions")
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return StoreFull("the disk is full", place=str(place), remedy="free space, then run again")
     why = error.strerror or str(error)

@@ -7,6 +7,7 @@ https://sqlite.org/fileformat2.html#walformat
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 from array import array
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from harvester.errors import StoreCorrupt
 from harvester.store.journal.sqlite import disk_error
+from harvester.system.own_files import open_file
 
 _HEADER, _FRAME = struct.Struct(">8I"), struct.Struct(">6I")
 # The last bit of the header's first word gives the byte order of the checksums: 1 for big-endian.
@@ -38,7 +40,8 @@ def commits_lost(path: Path) -> int:
         OSError: the file can't be read.
     """
     try:
-        content = memoryview(path.read_bytes())
+        with os.fdopen(open_file(path), "rb") as file:
+            content = memoryview(file.read())
     except FileNotFoundError:
         return 0
     if len(content) < _HEADER.size + _FRAME.size:

@@ -227,7 +227,8 @@ def repair_store(store: Path) -> RepairResult:
             place=str(store / paths.JOURNAL),
             remedy="put it back from a copy; the shards stay readable as they are",
         )
-    Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
+    if not (store / paths.JOURNAL).exists() or sqlite.has_journal(store):
+        Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
     with StoreLock(store, started_at=time.time()):
         result = _repair_locked(store)
         if (store / paths.CANARY / paths.JOURNAL).exists():

@@ -1,0 +1,145 @@
+"""Open files of a store safely: never through a symbolic link, only regular files, never waiting for one.
+
+Whoever can write into a folder can put a link, a FIFO or a device in the place of one of its files. A write
+through a link would destroy another file of ours; a read of a FIFO would wait for ever. So every file is
+opened with `O_NOFOLLOW` and `O_NONBLOCK`, and looked at before its first byte is read or written. Temporary
+files get names that can't be guessed and are created with `O_EXCL`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+PRIVATE = 0o600
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp(-wal|-shm|-journal)?\Z")
+
+
+class ForeignFileError(OSError):
+    """Something lies in the place of a file that is not a regular file of this user.
+
+    `strerror` says what, as the end of a sentence that begins with the path.
+    """
+
+
+def open_file(path: Path, flags: int = os.O_RDONLY, mode: int = PRIVATE) -> int:
+    """Open a regular file and return its handle; for writing it must also belong to this user.
+
+    The superuser may write files of anybody: containers run so on folders of other users.
+
+    Raises:
+        ForeignFileError: it is a link, a FIFO, a device, a folder, or another user's.
+        OSError: it can't be opened.
+    """
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _foreign(path, "is a symbolic link") from None
+        if error.errno in {errno.ENXIO, errno.EISDIR, errno.ENODEV}:  # FIFO without reader, folder, socket
+            raise _foreign(path, "is not a regular file") from None
+        raise
+    try:
+        _require_regular(path, os.fstat(handle), writing=flags & os.O_ACCMODE != os.O_RDONLY)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def require_regular(path: Path, *, writing: bool) -> None:
+    """Do nothing when there is a regular file, or nothing, under this name.
+
+    For files that another library opens by their name.
+
+    Raises:
+        ForeignFileError: see `open_file`. OSError: it can't be looked at.
+    """
+    with suppress(FileNotFoundError):
+        _require_regular(path, path.lstat(), writing=writing)
+
+
+def _require_regular(path: Path, facts: os.stat_result, *, writing: bool) -> None:
+    if stat.S_ISLNK(facts.st_mode):
+        raise _foreign(path, "is a symbolic link")
+    if not stat.S_ISREG(facts.st_mode):
+        raise _foreign(path, "is not a regular file")
+    if writing and facts.st_uid != os.geteuid() != 0:
+        raise _foreign(path, f"belongs to another user (uid {facts.st_uid})")
+
+
+def _foreign(path: Path, message: str) -> ForeignFileError:
+    return ForeignFileError(errno.EINVAL, message, str(path))
+
+
+def read_bytes(path: Path, limit_bytes: int) -> bytes:
+    """Return the content of a regular file of at most this size.
+
+    Raises:
+        ForeignFileError: it is larger, or see `open_file`. OSError: it can't be read.
+    """
+    with os.fdopen(open_file(path), "rb") as file:
+        content = file.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise _foreign(path, f"is larger than {limit_bytes >> 20} MiB")
+    return content
+
+
+def read_text(path: Path, limit_bytes: int) -> str:
+    """Return the content of a regular file as text; bytes that are not UTF-8 become replacement characters.
+
+    Raises:
+        as `read_bytes`.
+    """
+    return read_bytes(path, limit_bytes).decode("utf-8", "replace")
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a regular file of ours; create it for this user only where there is none.
+
+    Raises:
+        ForeignFileError: see `open_file`. OSError: it can't be written.
+    """
+    with os.fdopen(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path, mode: int = PRIVATE, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Give a new file that replaces `path` when the block ends without an error, and is removed otherwise.
+
+    A link in the place of `path` is replaced itself; what it points at stays as it is.
+
+    Args:
+        mode: permissions, before the umask.
+        durable: call fsync before the file replaces the other.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    hidden = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with os.fdopen(open_file(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        try:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+            hidden.replace(path)
+        except BaseException:
+            hidden.unlink(missing_ok=True)
+            raise
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in a folder. Only its lock's holder may do so."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if _TEMPORARY.match(path.name) and not path.is_dir():
+                path.unlink(missing_ok=True)
