@@ -192,8 +192,8 @@ def train(
     from trainer.data import dataset
 
     rows = dataset.read(loaded)  # a fault in the corpus is reported before torch is loaded
-    from trainer.training.logbook import Evaluation
-    from trainer.training.train import Callbacks
+    from trainer.training.logbook import Evaluation, StepLog
+    from trainer.training.reporter import Callbacks
     from trainer.training.train import train as run_training
 
     with progress_bar("train", "steps") as update:
@@ -204,18 +204,17 @@ def train(
                     print_message(note)
                 update(done, steps, "first step")
 
+        def show_step(log: StepLog) -> None:
+            description = f"epoch {log.epoch + 1}, loss {log.loss:.3f}, {log.tokens_per_s:,.0f} tokens/s"
+            update(log.step, log.steps, description)
+
         def show_evaluation(evaluation: Evaluation) -> None:
             best = ", the lowest so far" if evaluation.best_step == evaluation.step else ""
             print_message(f"step {evaluation.step:,}: held-out loss {evaluation.held_out_loss:.4f}{best}")
 
         trained = run_training(
             loaded,
-            lambda log: update(
-                log.step,
-                log.steps,
-                f"epoch {log.epoch + 1}, loss {log.loss:.3f}, {log.tokens_per_s:,.0f} tokens/s",
-            ),
-            callbacks=Callbacks(show_start, show_evaluation),
+            Callbacks(show_start, show_step, show_evaluation),
             rows=rows,
             allow_change=allow_change,
             force_faults=force_faults,

@@ -48,6 +48,9 @@ class Stepper:
 
     A step whose loss or gradient is not finite changes nothing: the fused optimiser reads `found_inf` on
     the device and skips the update, so the host does not have to wait.
+
+    Args:
+        skipped: steps that were skipped before a resume.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class Stepper:
         optimiser: torch.optim.Optimizer,
         train: TrainSection,
         world: World,
+        *,
+        skipped: int = 0,
     ) -> None:
         self._student = student
         self._optimiser = optimiser
@@ -64,6 +69,7 @@ class Stepper:
         self._device = student.device
         # Bad steps so far: in all, in a row up to now, and the longest row.
         self._bad_steps = torch.zeros(3, dtype=torch.int64, device=self._device)
+        self._bad_steps[0] = skipped
 
     def learn(self, step: int, packs: Sequence[Sequence[Example]]) -> StepResult:
         """Run backward through this rank's packs, sum over the ranks, clip and update.
@@ -125,10 +131,6 @@ class Stepper:
     def skipped(self) -> int:
         """Number of skipped steps. Reading it waits for the device."""
         return int(self._bad_steps[0])
-
-    def restore_skipped(self, count: int) -> None:
-        """Continue counting skipped steps from a checkpoint's `count`."""
-        self._bad_steps[0] = count
 
     def check(self, step: int, place: str) -> None:
         """Check the count of bad steps. Waits for the device.

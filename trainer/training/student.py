@@ -10,7 +10,7 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
-from trainer.model import compile, lora_forward, model, self_test
+from trainer.model import adapter, compile, lora_forward, model, self_test
 from trainer.model.losses import RowLoss, loss_and_gradient
 from trainer.model.self_test import OWN_LOGITS, StudentForward
 from trainer.training import fsdp, memory
@@ -82,3 +82,24 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
         base_bytes=base_bytes,
         checkpointing=checkpointing,
     )
+
+
+def describe_setup(student: TrainableStudent, world: World) -> list[str]:
+    """Describe device, dtypes, sharding and checkpointing for the operator."""
+    dtype = str(model.base_dtype(student.device)).removeprefix("torch.")
+    notes = [f"{student.device.type}, base {dtype}, adapter float32"]
+    if student.sharded:
+        mebibytes = student.base_bytes / 2**20
+        notes.append(f"base sharded: {mebibytes:,.1f} MiB of it in each of {world.size} processes")
+    notes += [adapter.describe_adapted(student.model), *adapter.describe_left_out(student.model)]
+    if student.forward.note:
+        notes.append(student.forward.note)
+    slow, layers = lora_forward.slow_layers(student.model)
+    if slow:
+        notes.append(
+            f"{slow:,} of {layers:,} LoRA layers run PEFT's own, slower forward (dropout, DoRA, experts, "
+            "transposed or biased layers)"
+        )
+    if student.checkpointing:
+        notes.append("activations are recomputed in the backward pass: they would not fit otherwise")
+    return notes

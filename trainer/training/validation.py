@@ -75,15 +75,23 @@ class ValidationState:
 class Validation:
     """Measure the loss on a fixed selection of held-out rows at regular steps of a training.
 
+    Args:
+        state: where the evaluations stood at the checkpoint that the training resumes from.
+
     Attributes:
-        progress: where the evaluations stand.
+        state: where the evaluations stand.
 
     Raises:
         DataError: evaluations are asked for and no answer is held out.
     """
 
     def __init__(
-        self, config: TrainConfig, inputs: TrainingInputs, student: TrainableStudent, world: World
+        self,
+        config: TrainConfig,
+        inputs: TrainingInputs,
+        student: TrainableStudent,
+        world: World,
+        state: ValidationState,
     ) -> None:
         self._config = config
         self._inputs = inputs
@@ -91,7 +99,7 @@ class Validation:
         self._world = world
         self._steps = inputs.order.steps
         self._interval = config.evaluate.interval(self._steps)
-        self.progress = ValidationState()
+        self.state = state
         self._packs: list[list[Example]] = []
         self._asked: list[HeldOut] = []
         if self._interval:
@@ -114,7 +122,7 @@ class Validation:
 
     def is_due(self, steps_done: int) -> bool:
         """Whether an evaluation belongs after this many steps and has not been made yet."""
-        if not self._interval or not steps_done or self.progress.step >= steps_done:
+        if not self._interval or not steps_done or self.state.step >= steps_done:
             return False
         return steps_done % self._interval == 0 or steps_done == self._steps
 
@@ -122,7 +130,7 @@ class Validation:
     def is_exhausted(self) -> bool:
         """Whether `[evaluate] patience` evaluations in a row found no lower loss."""
         patience = self._config.evaluate.patience
-        return 0 < patience <= self.progress.worse
+        return 0 < patience <= self.state.worse
 
     def run(self, steps_done: int) -> Evaluation:
         """Evaluate the student and note whether it is the best so far. Every rank must call this."""
@@ -134,14 +142,14 @@ class Validation:
             answers = self._answers() if self._world.is_leader and not self._student.sharded else ()
         finally:
             model.train()
-        self.progress = self.progress.after(steps_done, loss)
+        self.state = self.state.after(steps_done, loss)
         self._world.barrier()  # the others wait here for the leader's answers, and not inside the next step
         return Evaluation(
             step=steps_done,
             steps=self._steps,
             held_out_loss=loss,
-            best_step=self.progress.best_step,
-            best_loss=self.progress.best_loss,
+            best_step=self.state.best_step,
+            best_loss=self.state.best_loss,
             answers=answers,
             seconds=time.monotonic() - started,
         )

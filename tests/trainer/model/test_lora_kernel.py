@@ -13,9 +13,10 @@ from trainer import config as settings
 from trainer.data.collator import collate
 from trainer.model import compile, lora_forward, lora_kernel, losses, model
 from trainer.training import flops, optim
-from trainer.training import train as room
+from trainer.training import train as train_module
 from trainer.training.distributed import World
 from trainer.training.forward import pack_loss
+from trainer.training.reporter import Callbacks
 from trainer.training.step import Stepper
 from trainer.training.student import TrainableStudent
 from trainer.training.train import train
@@ -121,7 +122,7 @@ def test_each_variant_learns_and_peft_loads_it(tmp_path, lora):
         tmp_path, tiny.skill(24), lora=lora, train={"epochs": 6, "log_every": 1, "lr": 3e-3}
     )
     config, logs = settings.load(path), []
-    train(config, logs.append)
+    train(config, Callbacks(on_step=logs.append))
     assert logs[-1].loss < logs[0].loss - 0.2
     told = PeftConfig.from_pretrained(str(config.out_path / "adapter"))
     assert (told.use_dora, told.use_rslora) == (lora.get("dora", False), lora.get("rslora", False))
@@ -182,15 +183,17 @@ def test_between_log_lines_a_training_reads_nothing_back(tmp_path, monkeypatch):
         tmp_path, tiny.skill(60), train={"epochs": 4, "log_every": 5, "pack_tokens": 128, "save_every": 0}
     )
     seen: dict[int, int] = {}
-    honest = room.TrainingRun.step
+    honest = train_module.TrainingRun.step
 
     def watched(run, step):
-        run.reads_every_step = False  # as on a device that is not the host
         with Reads() as reads:
             honest(run, step)
         seen[step + 1] = len(reads.seen)
 
-    monkeypatch.setattr(room.TrainingRun, "step", watched)
+    monkeypatch.setattr(train_module.TrainingRun, "step", watched)
+    monkeypatch.setattr(
+        train_module.TrainingRun, "reads_every_step", False
+    )  # as on a device that is not the host
     steps = train(settings.load(path)).steps
     assert steps >= 10
     read = {step for step, count in seen.items() if count}

@@ -18,9 +18,10 @@ from trainer.data import packing
 from trainer.data.collator import collate
 from trainer.data.order import Order
 from trainer.model import compile, lora_forward, losses, model, rows, self_test, varlen_attention
-from trainer.training import checkpoint, distributed, memory, student, train
+from trainer.training import checkpoint, distributed, memory, reporter, student, train
 from trainer.training.distributed import World
 from trainer.training.forward import pack_loss
+from trainer.training.reporter import Callbacks
 
 CUDA = torch.device("cuda")
 
@@ -147,9 +148,9 @@ def test_recomputation_is_decided_before_the_base_is_loaded(tmp_path, monkeypatc
 
 def test_the_peak_of_a_fleet_is_that_of_all_its_devices(monkeypatch):
     monkeypatch.setattr(model, "peak_flops", lambda _device: 100.0)
-    assert train.fleet_peak_flops(CUDA, World(0, 4)) == 400.0
+    assert reporter.fleet_peak_flops(CUDA, World(0, 4)) == 400.0
     monkeypatch.setattr(model, "peak_flops", lambda _device: None)
-    assert train.fleet_peak_flops(CUDA, World(0, 4)) is None
+    assert reporter.fleet_peak_flops(CUDA, World(0, 4)) is None
 
 
 @pytest.mark.parametrize(("lora", "slow"), [({}, 0), ({"dropout": 0.1}, 14), ({"dora": True}, 14)])
@@ -257,7 +258,7 @@ def test_lines_of_the_log_come_by_time_too(tmp_path, monkeypatch):
     clock = count(0.0, 1.5)
     monkeypatch.setattr("trainer.training.logbook.time.monotonic", lambda: next(clock))
     logs: list[int] = []
-    done = train.train(config, lambda log: logs.append(log.step))
+    done = train.train(config, Callbacks(on_step=lambda log: logs.append(log.step)))
     assert done.steps == 8
     assert logs[-1] == 8
     assert len(logs) > 1

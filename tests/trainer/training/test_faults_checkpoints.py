@@ -22,6 +22,7 @@ from trainer import config as settings
 from trainer import process
 from trainer.errors import CheckpointError, Interrupted, StoreFull
 from trainer.training import checkpoint
+from trainer.training.reporter import Callbacks
 from trainer.training.train import train
 
 FILES = ("MANIFEST.json", "state.json", "adapter.safetensors", "optimiser.safetensors")
@@ -37,7 +38,7 @@ def stop_after(step: int):
 
 def half_done(toml: Path, steps: int = 3) -> Path:  # noqa: F811
     with pytest.raises(Interrupted):
-        train(settings.load(toml), stop_after(steps))
+        train(settings.load(toml), Callbacks(on_step=stop_after(steps)))
     return toml.parent / "out" / "checkpoints"
 
 
@@ -48,8 +49,8 @@ def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
 def test_04_sigterm_ends_after_the_step_with_a_checkpoint(run_trainer, toml, monkeypatch):  # noqa: F811
     honest = train
 
-    def stopped(config, _on_step, **more):
-        return honest(config, stop_after(2), **more)
+    def stopped(config, _callbacks, **more):
+        return honest(config, Callbacks(on_step=stop_after(2)), **more)
 
     monkeypatch.setattr("trainer.training.train.train", stopped)
     code, _, err = run_trainer("train", toml)
@@ -187,10 +188,10 @@ def test_11_no_state_of_a_random_generator_is_needed(tmp_path):
 
     stormy = tiny.train_toml(tmp_path / "stormy", tiny.skill(30), **shape)
     with pytest.raises(Interrupted):
-        train(settings.load(stormy), disturb)
+        train(settings.load(stormy), Callbacks(on_step=disturb))
     random.seed(1)
     torch.manual_seed(99)
-    train(settings.load(stormy), disturb)
+    train(settings.load(stormy), Callbacks(on_step=disturb))
     one, two = adapter_of(calm.parent), adapter_of(stormy.parent)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -270,7 +271,7 @@ def test_26_a_corpus_that_grows_meanwhile_is_learned_as_it_was(toml):  # noqa: F
             shards = toml.parent / "store" / "shards"
             shutil.copy(shards / "00000.parquet", shards / "00001.parquet")
 
-    train(config, grow)
+    train(config, Callbacks(on_step=grow))
     assert len(reader.Corpus.open(config.corpus).manifest) == 2
     one, two = adapter_of(toml.parent), adapter_of(alone.parent)
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -99,11 +99,12 @@ def test_03_other_runtime_errors_keep_their_own_words(toml, monkeypatch):  # noq
 
 def test_27_nothing_is_loaded_by_a_worker_that_could_die(toml):  # noqa: F811
     from trainer import config
+    from trainer.training.reporter import Callbacks
     from trainer.training.train import train
 
     before = threading.active_count()
     alive: list[int] = []
-    train(config.load(toml), lambda _log: alive.append(threading.active_count()))
+    train(config.load(toml), Callbacks(on_step=lambda _log: alive.append(threading.active_count())))
     assert set(alive) == {before}
 
 

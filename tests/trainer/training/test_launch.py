@@ -19,6 +19,7 @@ from tests.trainer import tiny
 from trainer import config as settings
 from trainer.model import model
 from trainer.training import checkpoint
+from trainer.training.reporter import Callbacks
 from trainer.training.train import train
 
 DEALT = {"train": {"epochs": 1, "batch_tokens": 1024, "max_length": 64, "pack_tokens": 128, "log_every": 1}}
@@ -31,7 +32,7 @@ def test_two_processes_learn_what_one_does(tmp_path, dropout):
     shape = {**DEALT, "lora": {"dropout": dropout}}
     one = settings.load(tiny.train_toml(tmp_path / "one", rows, **shape))
     logs = []
-    train(one, logs.append)
+    train(one, Callbacks(on_step=logs.append))
     toml = tiny.train_toml(tmp_path / "two", rows, **shape)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "trainer", "train", str(toml), "--processes", "2", "--json"],

@@ -16,6 +16,7 @@ from trainer.data.collator import padding_share
 from trainer.data.order import Order
 from trainer.model import model
 from trainer.training import flops, logbook
+from trainer.training.reporter import Callbacks
 from trainer.training.train import train
 
 FACTS = {
@@ -91,7 +92,7 @@ def test_a_trainings_lines_add_up_to_its_corpus(tmp_path):
         tiny.train_toml(tmp_path, tiny.skill(40), train={"log_every": 1, "pack_tokens": 128})
     )
     logs = []
-    done = train(config, logs.append)
+    done = train(config, Callbacks(on_step=logs.append))
     from trainer.data import dataset
 
     data = dataset.render(dataset.read(config), Renderer(model.load_tokenizer(config.base)), config)

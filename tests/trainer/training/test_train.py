@@ -20,6 +20,7 @@ from trainer.errors import DataError, Interrupted, ResumeRefused, TrainingDiverg
 from trainer.evaluation.evaluate import evaluate
 from trainer.model import model
 from trainer.training import checkpoint, step
+from trainer.training.reporter import Callbacks
 from trainer.training.train import train
 
 
@@ -96,7 +97,7 @@ def test_a_torn_checkpoint_is_skipped_and_named(tmp_path):
         tiny.train_toml(tmp_path, tiny.skill(40), train={"epochs": 2, "save_every": 1, "log_every": 1})
     )
     with pytest.raises(Interrupted):
-        train(config, stop_after(3))
+        train(config, Callbacks(on_step=stop_after(3)))
     newest = sorted((config.out_path / "checkpoints").glob("step-*"))[-1]
     file = newest / "adapter.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -111,7 +112,7 @@ def test_a_torn_checkpoint_is_skipped_and_named(tmp_path):
 def test_another_configuration_or_corpus_is_refused_by_name(tmp_path):
     path = tiny.train_toml(tmp_path, tiny.skill(40), train={"log_every": 1})
     with pytest.raises(Interrupted):
-        train(settings.load(path), stop_after(1))
+        train(settings.load(path), Callbacks(on_step=stop_after(1)))
     path.write_text(path.read_text().replace("rank = 4", "rank = 8"))
     with pytest.raises(ResumeRefused, match=r"lora.rank 4 -> 8"):
         train(settings.load(path))
@@ -134,7 +135,7 @@ def test_a_loss_that_is_not_finite_is_skipped_then_stops(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "pack_losses", poisoned)
     logs = []
     with pytest.raises(TrainingDiverged):
-        train(config, logs.append)
+        train(config, Callbacks(on_step=logs.append))
     assert [log.skipped for log in logs] == [0, 1, 1, 2, 3, 4]
     assert all(log.loss == log.loss for log in logs)  # never averaged with a NaN
 

@@ -21,6 +21,7 @@ from trainer.errors import DataError, Interrupted
 from trainer.evaluation.evaluate import held_out_loss
 from trainer.model import model
 from trainer.training import checkpoint
+from trainer.training.reporter import Callbacks
 from trainer.training.train import train
 from trainer.training.validation import Validation, ValidationState
 
@@ -95,7 +96,7 @@ def test_a_resumed_training_has_the_same_evaluations_and_adapter(tmp_path, stop_
 
     stopped_often = stopped.model_copy(update={"train": stopped.train.model_copy(update={"log_every": 1})})
     with pytest.raises(Interrupted, match=f"step {stop_at} of"):
-        train(stopped_often, stop)
+        train(stopped_often, Callbacks(on_step=stop))
     train(stopped)
     strip = [{**line, "seconds": 0} for line in evaluations(whole)]
     assert [{**line, "seconds": 0} for line in evaluations(stopped)] == strip

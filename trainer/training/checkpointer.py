@@ -1,0 +1,162 @@
+"""Save the state of a training at its checkpoints, and restore the newest valid one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from trainer.config import TrainConfig
+from trainer.errors import CheckpointError, ResumeRefused, StoreFull
+from trainer.model import weights
+from trainer.training import checkpoint
+from trainer.training.distributed import World
+from trainer.training.inputs import TrainingInputs
+from trainer.training.student import TrainableStudent
+from trainer.training.validation import ValidationState
+
+# Settings that do not change the weights, so they may differ when a training is resumed.
+_FREE_SETTINGS = (
+    *("train.log_every", "train.log_every_s", "train.save_every"),
+    *("train.checkpointing", "train.shard", "data.corpus"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a training is: what its checkpoint holds besides weights and moments.
+
+    Attributes:
+        steps_done: optimiser steps of the whole training.
+        loss: last finite loss in nats per supervised token, None before the first step.
+        skipped: steps whose numbers were not finite.
+        validation: where the evaluations stand.
+    """
+
+    steps_done: int = 0
+    loss: float | None = None
+    skipped: int = 0
+    validation: ValidationState = field(default_factory=ValidationState)
+
+    def as_state(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values for a checkpoint's state.json."""
+        return {
+            "settings": settings,
+            "skipped": self.skipped,
+            "loss": self.loss,
+            "validation": self.validation.as_state(),
+        }
+
+    @staticmethod
+    def from_checkpoint(stored: checkpoint.Checkpoint, steps: int) -> Progress:
+        """Return what a checkpoint holds, for a training of `steps` steps."""
+        return Progress(
+            min(stored.step, steps),
+            stored.state.get("loss"),
+            int(stored.state.get("skipped", 0)),
+            ValidationState.from_state(stored.state.get("validation")),
+        )
+
+
+class Checkpointer:
+    """Saves one training in the folder `checkpoints` of its output folder, and restores it.
+
+    Only the leading process writes. All processes restore.
+
+    Attributes:
+        folder: where the checkpoints are.
+        notes: lines for the operator: what was restored, skipped or could not be written.
+        steps_saved: steps done at the newest checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        inputs: TrainingInputs,
+        student: TrainableStudent,
+        optimiser: torch.optim.Optimizer,
+        world: World,
+    ) -> None:
+        self._config = config
+        self._inputs = inputs
+        self._student = student
+        self._optimiser = optimiser
+        self._world = world
+        self.folder = config.out_path / "checkpoints"
+        self.notes: list[str] = []
+        self.steps_saved = 0
+
+    def restore(self, *, allow_change: bool) -> Progress:
+        """Load the newest valid checkpoint into student and optimiser; without one, start from step 0.
+
+        Raises:
+            ResumeRefused: the checkpoint was made under other settings, and `allow_change` is false.
+            CheckpointError: the checkpoint belongs to a student of another shape.
+        """
+        newest, skipped = checkpoint.newest_valid(self.folder)
+        self.notes += [f"checkpoint skipped: {line}" for line in skipped]
+        if newest is None:
+            return Progress()
+        changes = checkpoint.describe_changes(newest.state.get("settings", {}), self._settings)
+        if changes and not allow_change:
+            raise ResumeRefused(
+                f"the training in this folder had other settings: {'; '.join(changes)}",
+                place=str(self.folder),
+                remedy="set them back, choose another [out] path, or add --allow-change",
+            )
+        self.notes += [f"changed on the way: {line}" for line in changes]
+        checkpoint.restore(newest, self._optimiser, self._student.parameters)
+        steps = self._inputs.order.steps
+        self.notes.append(f"resumed at step {newest.step} of {steps}")
+        progress = Progress.from_checkpoint(newest, steps)
+        self.steps_saved = progress.steps_done
+        return progress
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint. If the disk is full the older one stays and training continues."""
+        if not self._world.is_leader:
+            return
+        parameters = self._student.parameters
+        moments = checkpoint.optimiser_moments(self._optimiser, parameters)
+        state = progress.as_state(self._settings)
+        current = checkpoint.Checkpoint(progress.steps_done, state, parameters, moments)
+        try:
+            checkpoint.save(self.folder, current, keep_step=progress.validation.best_step)
+            self.steps_saved = progress.steps_done
+        except (StoreFull, CheckpointError) as error:
+            self.notes.append(f"warning: {error.message}; the last good checkpoint is kept")
+
+    def load_adapter(self, step: int) -> bool:
+        """Put the adapter of the checkpoint of `step` into the student; False if it is absent or damaged."""
+        stored = checkpoint.adapter_of_step(self.folder, step)
+        if stored is None:
+            return False
+        with torch.no_grad():
+            for name, parameter in self._student.parameters.items():
+                parameter.copy_(stored[name])
+        return True
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """Everything the weights depend on, by dotted name. Hashes the base, so it is computed once."""
+        sections = self._config.model_dump(mode="json")
+        settings = {
+            f"{section}.{key}": sections[section][key]
+            for section in ("data", "lora", "train")
+            for key in sections[section]
+        }
+        for key in _FREE_SETTINGS:
+            del settings[key]
+        dataset = self._inputs.dataset
+        return {
+            **settings,
+            "train.threads": torch.get_num_threads() if self._student.device.type == "cpu" else 0,
+            "corpus": dataset.sha256,
+            "corpus.examples": len(dataset.examples),
+            "corpus.tokens": sum(dataset.lengths),
+            "base": weights.base_sha256(self._config.base),
+            "template": self._inputs.renderer.template_sha256,
+        }
