@@ -35,7 +35,7 @@ Exception
 ├── NotSent                         the pass is draining: the request stays open for the next run
 ├── Parked                          the teacher asks for a longer wait than `patience_s`: the pass ends
 ├── EndpointDown                    the endpoint went down while a request waited for it; another is up
-└── GaveUp                          no answer for this prompt: it becomes a dead letter
+└── RequestFailed                   no answer for this request: it becomes a dead letter
 
 `is_permanent` says whether a retry can help; nothing ever parses messages. `code` is a stable short name
 (`harvester explain CODE`), also stored as the reason of a dead letter.
@@ -203,7 +203,7 @@ class TeacherError(HarvesterError):
         headers: of the reply, with lower-case names; they may state rate limits.
 
     Attributes:
-        endpoint: base URL of the attempt, "" until `teacher.Teacher` sets it.
+        endpoint: base URL of the attempt, "" where it was not noted.
     """
 
     code = "teacher"
@@ -230,6 +230,14 @@ class TeacherError(HarvesterError):
         self.maybe_billed = maybe_billed
         self.headers: Mapping[str, str] = headers or {}
         self.endpoint = ""
+
+    def note_endpoint(self, base_url: str) -> None:
+        """Note where the attempt was sent; only the sender knows it."""
+        self.endpoint = base_url
+
+    def note_possibly_billed(self) -> None:
+        """Note that the teacher may have charged for the attempt."""
+        self.maybe_billed = True
 
 
 class RateLimited(TeacherError):
@@ -312,7 +320,7 @@ class EndpointDown(Exception):
     """This endpoint went down while the request waited for it, and another endpoint is up."""
 
 
-class GaveUp(Exception):
+class RequestFailed(Exception):
     """This prompt gets no answer: its last error and the number of attempts. It becomes a dead letter."""
 
     def __init__(self, error: TeacherError, attempts: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import threading
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from harvester.system.files import try_lock
 from trainer.errors import StoreError, StoreLocked
 
 
@@ -26,7 +26,7 @@ def lock_output_folder(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(folder / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise StoreError(
             f"the output folder can't be written: {error.strerror}",
@@ -35,13 +35,19 @@ def lock_output_folder(folder: Path) -> Iterator[None]:
         ) from None
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            is_locked = try_lock(handle)
+        except OSError as error:
+            raise StoreError(
+                f"the output folder can't be locked: {error.strerror}",
+                place=str(folder),
+                remedy="set another [out] path, on a disk of this machine",
+            ) from None
+        if not is_locked:
             raise StoreLocked(
                 "another training holds this output folder",
                 place=str(folder),
                 remedy="wait for it, or set another [out] path",
-            ) from None
+            )
         yield
     finally:
         os.close(handle)

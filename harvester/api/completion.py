@@ -214,7 +214,8 @@ def _raise_error(document: Mapping[str, Any], raw: bytes, *, is_paid: bool, is_f
         return True
     if is_finished and isinstance(error, BrokenAnswer):
         return False
-    error.maybe_billed = error.maybe_billed or is_paid
+    if is_paid:
+        error.note_possibly_billed()
     raise error
 
 
@@ -241,7 +242,7 @@ def _message_of(choice: Mapping[str, Any]) -> _Message:
         text, inline, no_tag_left = split_thoughts(text)
         thoughts.append((inline, no_tag_left))
     refusal = read_content(message.get("refusal"))
-    tools = message.get("tool_calls") or message.get("function_call") or content.tools or None
+    tools = message.get("tool_calls") or message.get("function_call") or list(content.tools) or None
     is_clear = is_clear and refusal.understood and all(clear for _, clear in thoughts) and _are_tools(tools)
     return _Message(
         text=text,

@@ -10,9 +10,9 @@ answer never gets the outcome `ok`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, StrEnum
 from typing import Any
 
 
@@ -170,6 +170,7 @@ SILENT_PARTS = frozenset(
 # Members of a part, or of an object in place of text, that hold its text; the first that is there counts.
 TEXT_MEMBERS = ("text", "value", "output_text", "content", "parts")
 REASONING_TEXT_MEMBERS = ("thinking", "reasoning", "reasoning_content", "text", "summary", "content", "value")
+_THINKING_MEMBERS = ("thinking", "reasoning", "reasoning_content")
 # Tags around reasoning inside the text: opening and closing.
 THINK_TAGS = (
     ("<think>", "</think>"),
@@ -223,7 +224,15 @@ def finish_word(*holders: Mapping[str, Any]) -> str:
     return ""
 
 
-@dataclass(slots=True)
+class Role(Enum):
+    """What the text of a part is."""
+
+    TEXT = "text"
+    REASONING = "reasoning"
+    REFUSAL = "refusal"
+
+
+@dataclass(frozen=True, slots=True)
 class Content:
     """What a content field holds, in pieces.
 
@@ -231,70 +240,126 @@ class Content:
         understood: whether every element of it was recognised.
     """
 
-    text: list[str] = field(default_factory=list)
-    reasoning: list[str] = field(default_factory=list)
-    refusal: list[str] = field(default_factory=list)
-    tools: list[Any] = field(default_factory=list)
+    text: tuple[str, ...] = ()
+    reasoning: tuple[str, ...] = ()
+    refusal: tuple[str, ...] = ()
+    tools: tuple[Any, ...] = ()
     understood: bool = True
+
+
+_NOTHING = Content()
+_NOT_UNDERSTOOD = Content(understood=False)
 
 
 def read_content(value: Any) -> Content:
     """Read a content field: text, a list of parts, a part, or nothing."""
-    content = Content()
-    _read(value, content, content.text, 0)
-    return content
+    return _read(value, Role.TEXT, 0)
 
 
 def read_reasoning(value: Any) -> tuple[str | None, bool]:
     """The text of a reasoning field, and whether it was understood."""
     if not value:  # null, "", {}, [], false: there is none
         return None, True
-    content = Content()
-    _read(value, content, content.reasoning, 0)
+    content = _read(value, Role.REASONING, 0)
     text = "".join((*content.text, *content.reasoning))
     return text or None, content.understood
 
 
-def _read(value: Any, content: Content, into: list[str], depth: int) -> None:
-    """Append the text of a value to `into`, or to where the type of a part belongs."""
+def _read(value: Any, role: Role, depth: int) -> Content:
+    """Read a value. `role` is what its text is, unless the type of a part says otherwise."""
     if isinstance(value, str):
-        into.append(value)
-    elif value is None:
-        return
-    elif depth >= _MAX_DEPTH:
-        content.understood = False
-    elif isinstance(value, list):
-        for item in value:
-            _read(item, content, into, depth + 1)
-    elif isinstance(value, Mapping):
-        _read_part(value, content, into, depth)
-    else:
-        content.understood = False
+        return _CONTENT_OF[role](value)
+    if value is None:
+        return _NOTHING
+    if depth >= _MAX_DEPTH:
+        return _NOT_UNDERSTOOD
+    if isinstance(value, list):
+        return _join([_read(item, role, depth + 1) for item in value])
+    if isinstance(value, Mapping):
+        kind = value.get("type")
+        is_type = kind is None or isinstance(kind, str)
+        return (_PART_READERS.get(kind, _unknown_part) if is_type else _unknown_part)(value, role, depth)
+    return _NOT_UNDERSTOOD
 
 
-def _read_part(part: Mapping[str, Any], content: Content, into: list[str], depth: int) -> None:
-    kind = part.get("type")
-    members: tuple[str, ...] = TEXT_MEMBERS
-    if kind in SILENT_PARTS:
-        return
-    if kind in TOOL_PARTS:
-        content.tools.append(dict(part))
-        return
-    if kind in REFUSAL_PARTS:
-        into, members = content.refusal, ("refusal", *TEXT_MEMBERS)
-    elif kind in REASONING_PARTS or part.get("thought") is True:
-        into, members = content.reasoning, REASONING_TEXT_MEMBERS
-    elif kind is None and into is not content.reasoning and not any(name in part for name in TEXT_MEMBERS):
-        into, members = content.reasoning, ("thinking", "reasoning", "reasoning_content")
-    elif into is content.reasoning:
-        members = REASONING_TEXT_MEMBERS
-    elif kind is not None and kind not in TEXT_PARTS:
-        content.understood = False
-    name = next((name for name in members if name in part), None)
-    if name is None:
-        content.understood = False
-    else:
-        _read(part[name], content, into, depth + 1)
+def _join(contents: Sequence[Content]) -> Content:
+    if len(contents) == 1:
+        return contents[0]
+    return Content(
+        tuple(piece for content in contents for piece in content.text),
+        tuple(piece for content in contents for piece in content.reasoning),
+        tuple(piece for content in contents for piece in content.refusal),
+        tuple(tool for content in contents for tool in content.tools),
+        all(content.understood for content in contents),
+    )
+
+
+_CONTENT_OF: Mapping[Role, Callable[[str], Content]] = {
+    Role.TEXT: lambda text: Content(text=(text,)),
+    Role.REASONING: lambda text: Content(reasoning=(text,)),
+    Role.REFUSAL: lambda text: Content(refusal=(text,)),
+}
+
+
+def _member(part: Mapping[str, Any], role: Role, depth: int) -> Content:
+    """Read the first member of a part that may hold text of this role."""
+    name = next((name for name in _MEMBERS[role] if name in part), None)
+    return _NOT_UNDERSTOOD if name is None else _read(part[name], role, depth + 1)
+
+
+def _silent_part(_part: Mapping[str, Any], _role: Role, _depth: int) -> Content:
+    return _NOTHING
+
+
+def _tool_part(part: Mapping[str, Any], _role: Role, _depth: int) -> Content:
+    return Content(tools=(dict(part),))
+
+
+def _refusal_part(part: Mapping[str, Any], _role: Role, depth: int) -> Content:
+    return _member(part, Role.REFUSAL, depth)
+
+
+def _reasoning_part(part: Mapping[str, Any], _role: Role, depth: int) -> Content:
+    return _member(part, Role.REASONING, depth)
+
+
+def _text_part(part: Mapping[str, Any], role: Role, depth: int) -> Content:
+    return _member(part, _role_of_thought(part, role), depth)
+
+
+def _untyped_part(part: Mapping[str, Any], role: Role, depth: int) -> Content:
+    if not any(name in part for name in TEXT_MEMBERS) and any(name in part for name in _THINKING_MEMBERS):
+        role = Role.REASONING
+    return _text_part(part, role, depth)
+
+
+def _unknown_part(part: Mapping[str, Any], role: Role, depth: int) -> Content:
+    """Read the text of a part of unknown type. In a reasoning field any type will do."""
+    role = _role_of_thought(part, role)
+    content = _member(part, role, depth)
+    return content if role is Role.REASONING else replace(content, understood=False)
+
+
+def _role_of_thought(part: Mapping[str, Any], role: Role) -> Role:
+    """Gemini marks a part that holds reasoning with `thought`."""
+    return Role.REASONING if part.get("thought") is True else role
+
+
+_PartReader = Callable[[Mapping[str, Any], Role, int], Content]
+# By the `type` of a part.
+_PART_READERS: Mapping[str | None, _PartReader] = {
+    None: _untyped_part,
+    **dict.fromkeys(TEXT_PARTS, _text_part),
+    **dict.fromkeys(REASONING_PARTS, _reasoning_part),
+    **dict.fromkeys(REFUSAL_PARTS, _refusal_part),
+    **dict.fromkeys(TOOL_PARTS, _tool_part),
+    **dict.fromkeys(SILENT_PARTS, _silent_part),
+}
+_MEMBERS: Mapping[Role, tuple[str, ...]] = {
+    Role.TEXT: TEXT_MEMBERS,
+    Role.REASONING: REASONING_TEXT_MEMBERS,
+    Role.REFUSAL: ("refusal", *TEXT_MEMBERS),
+}
 
 
 def split_thoughts(text: str) -> tuple[str, str | None, bool]:
@@ -366,9 +431,9 @@ def _choices_of(document: Mapping[str, Any], depth: int) -> tuple[list[Any], Map
         inner = document.get(name)
         if isinstance(inner, list) and len(inner) == 1:
             inner = inner[0]
-        found = _choices_of(inner, depth + 1) if isinstance(inner, Mapping) else None
-        if found is not None:
-            return found
+        choices_inside = _choices_of(inner, depth + 1) if isinstance(inner, Mapping) else None
+        if choices_inside is not None:
+            return choices_inside
     bare = _bare_text(document)
     return ([bare], document) if bare else None
 

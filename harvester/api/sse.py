@@ -59,7 +59,7 @@ def assemble(raw: bytes) -> tuple[dict[str, Any], bool]:
     stream = _Stream()
     for name, data in named_events(raw):
         if is_end_mark(data):
-            stream.is_done = True
+            stream.end()
             break
         if stream.add_event(name, data):
             break
@@ -69,7 +69,7 @@ def assemble(raw: bytes) -> tuple[dict[str, Any], bool]:
 def assemble_lines(lines: list[dict[str, Any]]) -> tuple[dict[str, Any], bool]:
     """Join the chunks of a stream that came as JSON lines; see `assemble`."""
     stream = _Stream()
-    stream.is_done = True  # the lines are whole, and nothing else marks the end
+    stream.end()  # the lines are whole, and nothing else marks the end
     for chunk in lines:
         if stream.add(chunk):
             break
@@ -106,6 +106,10 @@ class _Stream:
         self._needs_mending = False
         self._head: dict[str, Any] = {}
         self._choices: dict[int, _Choice] = {}
+
+    def end(self) -> None:
+        """Note that the stream is complete."""
+        self.is_done = True
 
     def add_event(self, name: bytes, data: bytes) -> bool:
         """Add one event; returns whether it was an error, after which nothing else is read."""

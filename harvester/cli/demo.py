@@ -48,6 +48,14 @@ path = "store"
 """
 
 
+class StageFailed(HarvesterError):
+    """A stage of the demo failed, with an exit code that becomes that of the demo."""
+
+    def __init__(self, title: str, exit_code: int) -> None:
+        super().__init__(f"stage {title!r} ended with exit code {exit_code}")
+        self.exit_code = exit_code
+
+
 def run_demo(folder: Path) -> dict[str, Any]:
     """Run all stages in `folder`; return the summary of the harvest, which run.json holds, and `wall_s`.
 
@@ -166,9 +174,7 @@ def _stage(title: str, *command: str) -> str:
     _print_title(title)
     done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        failed = HarvesterError(f"stage {title!r} ended with exit code {done.returncode}")
-        failed.exit_code = done.returncode
-        raise failed
+        raise StageFailed(title, done.returncode)
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else "{}"
 
 

@@ -138,6 +138,7 @@ class TeacherSection(FrozenModel):
             return handler(data)
         filled = provider_presets.fill(data)
         teacher = handler(filled.table)
+        # This validator is the constructor; a private attribute can't be passed to `handler`.
         teacher._from_preset = filled.keys
         return teacher
 

@@ -36,7 +36,7 @@ from harvester.store.shards.schema import Sample, to_table
 from harvester.store.shards.swap import if_no_reader
 from harvester.system import output_path
 from harvester.system.failpoints import reach
-from harvester.system.files import sync_folder
+from harvester.system.files import fsync
 from harvester.system.toml_file import read_toml
 from harvester.terms.lineage import Lineage
 
@@ -113,13 +113,13 @@ def curate(config: CurateConfig) -> CurateCounts:
     with translate_disk_errors(config.out), _hidden_folder(config.out) as hidden:
         with _Parts(hidden, lineages) as parts:
             counts = _filter(corpus, chain(config.filters), parts)
-        sync_folder(hidden)
+        fsync(hidden)
         summary = {"kept": counts.kept, "dropped": counts.dropped, "corpus": str(config.corpus)}
         (hidden / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         (hidden / _SUMMARY).replace(config.out / _SUMMARY)
         reach("curate.before_rename")
         hidden.rename(shards)
-        sync_folder(config.out)
+        fsync(config.out)
     return counts
 
 

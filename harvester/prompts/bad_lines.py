@@ -29,9 +29,13 @@ class BadLines:
 
     def __call__(self, error: PromptError) -> None:
         if len(self.passed_over) >= self._limit:
-            if self._limit:
-                error.remedy = f"[prompts] max_bad allows {self._limit:,} bad lines, and this is one more"
-            raise error
+            if not self._limit:
+                raise error
+            raise PromptError(
+                error.message,
+                place=error.place,
+                remedy=f"[prompts] max_bad allows {self._limit:,} bad lines, and this is one more",
+            )
         self.passed_over.append(error)
         self._on_skip(error)
 

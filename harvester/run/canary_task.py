@@ -20,10 +20,10 @@ from harvester.config.config import HarvestConfig
 from harvester.errors import (
     ConfigError,
     Ending,
-    GaveUp,
     HarvesterError,
     NotSent,
     Parked,
+    RequestFailed,
     StoreError,
     TeacherRefused,
     UsageError,
@@ -173,7 +173,7 @@ class CanaryTask:
             async with turns:
                 try:
                     answered = await teacher.ask(request)
-                except GaveUp:
+                except RequestFailed:
                     return  # it has no answer in this round; the others speak
             record = answer_record(request, answered)
             async_writer.submit(record, lambda: self._paid(record.cost_microusd))

@@ -20,6 +20,9 @@ from harvester.errors import (
 from harvester.observe.counters import Counters, PassResult, Snapshot, unusable
 from harvester.prompts.bad_lines import BAD_PROMPTS_NAME as BAD_PROMPTS
 
+# During a pass, a share of unusable answers ends it only from this many answers on.
+FEWEST_ANSWERS = 20
+
 
 @dataclass(slots=True)
 class Stop:

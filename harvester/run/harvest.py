@@ -18,8 +18,8 @@ from harvester.errors import Ending, HarvesterError, Parked, PromptError
 from harvester.observe.counters import Counters, PassLimits, PassResult, Snapshot, snapshot
 from harvester.run.canary_task import CanaryTask
 from harvester.run.control.settings import RuntimeSettings
+from harvester.run.dead_letters import PossiblyBilledRequests
 from harvester.run.endings import PassEnding
-from harvester.run.failures import PossiblyBilledRequests
 from harvester.run.in_flight import InFlight
 from harvester.run.served_models import ServedModels
 from harvester.run.workers import Worker, WorkerPool
@@ -229,7 +229,7 @@ class _Pass:
     async def _rest(self) -> None:
         """Wait for the feed. With nothing in flight, held failures are dead letters: no answer comes."""
         if self._parts.workers.queue_is_empty and not self._in_flight():
-            self._parts.worker.write_off()
+            self._parts.worker.dead_letter_held()
         await self._setup.clock.wait(self._parts.ending.draining, IDLE_S)
 
     async def _drain_on_stop(self) -> None:

@@ -13,13 +13,13 @@ from harvester.errors import (
     AttemptTimeout,
     BrokenAnswer,
     ConnectionBroken,
-    GaveUp,
     PossiblyBilled,
     RateLimited,
+    RequestFailed,
     TeacherUnavailable,
 )
 from harvester.observe.counters import Counters
-from harvester.run.failures import PossiblyBilledRequests
+from harvester.run.dead_letters import PossiblyBilledRequests
 from harvester.store.journal.records import Answer, DeadLetter, HeldAnswer, SharedAnswer, asker_digest
 from harvester.store.journal.writer import AsyncWriter
 from harvester.store.reuse import ReusableAnswer, ReuseIndex, find_answers
@@ -88,7 +88,7 @@ class InFlight:
             self._add_asker(request, request.key)
             tally.duplicates += 1
         elif held is None or _asks_again(held.held):
-            return not self._is_forbidden(request)
+            return not self._dead_letter_if_possibly_billed(request)
         else:
             self._add_asker_if_new(request, held)
             if held.held.state == "dead":
@@ -98,13 +98,13 @@ class InFlight:
                 tally.note(tally.cached_outcomes, held.held.outcome)
         return False
 
-    def _is_forbidden(self, request: Request) -> bool:
-        """Bury a request that may have been billed before and must not be sent again."""
-        gave_up = self._possibly_billed.dead_letter_for(request)
-        if gave_up is None:
+    def _dead_letter_if_possibly_billed(self, request: Request) -> bool:
+        """Write a dead letter for a request that may have been billed before and must not be sent again."""
+        failure = self._possibly_billed.failure_of(request)
+        if failure is None:
             return False
         self.begin(request)
-        self.bury(request, gave_up)
+        self.dead_letter(request, failure)
         return True
 
     def begin(self, request: Request) -> None:
@@ -117,18 +117,18 @@ class InFlight:
         for follower in self._followers.pop(request.key, ()):
             self._add_asker(follower, request.key)
 
-    def bury(self, request: Request, gave_up: GaveUp) -> None:
+    def dead_letter(self, request: Request, failure: RequestFailed) -> None:
         """Write a dead letter; it is counted when it is durable."""
 
         def stored() -> None:
             self._tally.dead += 1
             self.complete(request)
 
-        reason = self._possibly_billed.relabel(gave_up)
+        reason = self._possibly_billed.relabel(failure)
         self._writer.submit(dead_record(request, reason, self._clock.wall()), stored)
 
-    def drop(self, request: Request) -> None:
-        """Forget a request without an answer; it and its followers stay open for the next run."""
+    def release(self, request: Request) -> None:
+        """Forget a request without writing anything: the next run sends it, and its followers, again."""
         self._followers.pop(request.key, None)
 
     def _add_asker_if_new(self, request: Request, held: ReusableAnswer) -> None:
@@ -170,16 +170,16 @@ def answer_record(request: Request, answered: AttemptResult) -> Answer:
     )
 
 
-def dead_record(request: Request, gave_up: GaveUp, at: float) -> DeadLetter:
+def dead_record(request: Request, failure: RequestFailed, at: float) -> DeadLetter:
     """Make a dead letter: the row and why it gets no answer. `at` is in Unix seconds."""
     return DeadLetter(
         key=request.key,
         prompt=request.prompt,
         sample_index=request.sample_index,
         body=request.body,
-        code=gave_up.error.code,
-        message=str(gave_up.error),
-        attempts=gave_up.attempts,
+        code=failure.error.code,
+        message=str(failure.error),
+        attempts=failure.attempts,
         at=at,
     )
 

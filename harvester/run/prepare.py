@@ -141,13 +141,10 @@ def _check_requests(config: HarvestConfig, path: Path) -> None:
     response_format.check(config.sampling.response_format)
     request_builder.check(config)
     limits, endpoints = config.teacher.limits.model_dump(), len(config.teacher.base_urls)
-    try:
-        for name, value in limits.items():
-            if value is not None and name.endswith("_per_minute"):
-                policies.require_rate_within_patience(name, value, endpoints, config.run.patience_s)
-    except ConfigError as error:
-        error.place = f"{path}: teacher.limits"
-        raise
+    for name, value in limits.items():
+        if value is not None and name.endswith("_per_minute"):
+            place = f"{path}: teacher.limits"
+            policies.require_rate_within_patience(name, value, endpoints, config.run.patience_s, place=place)
 
 
 def _check_canaries(config: HarvestConfig, root: Path) -> None:

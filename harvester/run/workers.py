@@ -7,17 +7,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from harvester.api.types import Request
-from harvester.errors import Ending, GaveUp, HarvesterError, NotSent, Parked, TeacherRefused
+from harvester.errors import Ending, HarvesterError, NotSent, Parked, RequestFailed, TeacherRefused
 from harvester.observe.counters import Counters
-from harvester.run.endings import PassEnding, too_many_unusable
-from harvester.run.failures import RejectionStreak, as_row_failure, is_forbidden, names_reason_of_row
+from harvester.run.dead_letters import FailureStreak, as_rejected_prompt, is_forbidden, names_reason_of_row
+from harvester.run.endings import FEWEST_ANSWERS, PassEnding, too_many_unusable
 from harvester.run.in_flight import InFlight, answer_record
 from harvester.run.served_models import ServedModels
 from harvester.store.journal.writer import AsyncWriter
 from harvester.teacher.teacher import AttemptResult, Teacher
 
-# A share of unusable answers ends a pass only from this many answers on.
-FEWEST_ANSWERS = 20
 NO_MEMORY = "memory ran out while an answer was taken in: lower [teacher.limits] max_concurrency"
 
 
@@ -34,36 +32,36 @@ class Worker:
     served_models: ServedModels
     tally: Counters
     ending: PassEnding
-    rejections: RejectionStreak = field(default_factory=RejectionStreak)
+    streak: FailureStreak = field(default_factory=FailureStreak)
     max_unusable: float | None = None
 
     async def serve(self, request: Request) -> None:
-        """Ask one request; keep the answer, or note the failure. Raises nothing that a request can cause."""
+        """Ask one request; store the answer, or hold the failure. Raises nothing that a request can cause."""
         if self.ending.draining.is_set():
-            self.in_flight.drop(request)
+            self.in_flight.release(request)
             return
         await self.writer.wait_for_capacity()
         try:
-            self._keep(request, await self.teacher.ask(request))
-        except GaveUp as gave_up:
-            self._give_up(request, gave_up)
+            self._store(request, await self.teacher.ask(request))
+        except RequestFailed as failure:
+            self._hold(request, failure)
         except TeacherRefused as refused:
             if is_forbidden(refused):
-                self._give_up(request, GaveUp(refused, 1))
+                self._hold(request, RequestFailed(refused, 1))
                 return
-            self.in_flight.drop(request)
+            self.in_flight.release(request)
             self.ending.stop_for(refused)
         except (NotSent, Parked, HarvesterError) as reason:
-            self.in_flight.drop(request)
+            self.in_flight.release(request)
             self.ending.stop_for(reason)
         except MemoryError:  # the others' answers are still taken in; the next run asks for this one
-            self.in_flight.drop(request)
+            self.in_flight.release(request)
             self.ending.park(Parked(0.0, NO_MEMORY))
 
-    def _keep(self, request: Request, answered: AttemptResult) -> None:
+    def _store(self, request: Request, answered: AttemptResult) -> None:
         record = answer_record(request, answered)
-        self.rejections.has_answers = True
-        self.write_off()
+        self.streak.answered()
+        self.dead_letter_held()
 
         def stored() -> None:
             tally = self.tally
@@ -78,32 +76,32 @@ class Worker:
         self.writer.submit(record, stored)
         self.served_models.note(answered.completion)
 
-    def _give_up(self, request: Request, gave_up: GaveUp) -> None:
-        if names_reason_of_row(gave_up.error):
-            self.in_flight.bury(request, gave_up)
+    def _hold(self, request: Request, failure: RequestFailed) -> None:
+        if names_reason_of_row(failure.error):
+            self.in_flight.dead_letter(request, failure)
             return
-        reason = self.rejections.add(request, gave_up)
+        reason = self.streak.add(request, failure)
         if reason is not None:
-            self._drop_rejections()
+            self._release_held()
             self.ending.stop_for(reason)
 
-    def write_off(self) -> None:
-        """Make dead letters of the failures held so far: other requests are answered, or none are left."""
-        for request, gave_up in self.rejections.take():
-            self.in_flight.bury(request, as_row_failure(gave_up))
+    def dead_letter_held(self) -> None:
+        """Write dead letters for the failures held so far: other requests are answered, or none are left."""
+        for request, failure in self.streak.take():
+            self.in_flight.dead_letter(request, as_rejected_prompt(failure))
 
     def close(self) -> None:
-        """End of the pass: held failures are dead letters, or stay open if nothing gets through any more."""
-        forbidden = self.rejections.forbidden()
-        if forbidden is not None and not self.rejections.has_answers:
+        """End the pass: dead-letter the held failures, or release them if nothing gets through any more."""
+        forbidden = self.streak.forbidden()
+        if forbidden is not None and not self.streak.has_answers:
             self.ending.stop_for(forbidden)
         if self.ending.error is None and self.ending.ending != Ending.PARKED:
-            self.write_off()
-        self._drop_rejections()
+            self.dead_letter_held()
+        self._release_held()
 
-    def _drop_rejections(self) -> None:
-        for request, _ in self.rejections.take():
-            self.in_flight.drop(request)
+    def _release_held(self) -> None:
+        for request, _ in self.streak.take():
+            self.in_flight.release(request)
 
 
 class WorkerPool:

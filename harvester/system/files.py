@@ -1,7 +1,8 @@
-"""Hash files and make renames durable: the helpers that harvester and trainer share."""
+"""Hash and lock files, and make writes and renames durable: the helpers that harvester and trainer share."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -17,14 +18,40 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Call fsync on a directory: a file renamed into it is durable only after that.
+def fsync(path: Path) -> None:
+    """Call fsync on a file or a folder: a file renamed into a folder is durable only after the folder's.
 
     Raises:
         OSError: the disk refuses.
     """
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Call fsync on everything in a folder and on the folder, before it is renamed to its final name.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    for path in sorted(folder.rglob("*")):
+        fsync(path)
+    fsync(folder)
+
+
+def try_lock(handle: int) -> bool:
+    """Take an exclusive `flock` on an open file; False if another process holds it.
+
+    The kernel drops the lock when the handle is closed or the process ends, however it ends.
+
+    Raises:
+        OSError: the file system does not lock.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -61,6 +61,24 @@ class Ceiling:
             for amount, limit, spent, held in zip(amounts, self.limits, self.spent, reserved, strict=True)
         )
 
+    def charge(self, amounts: Amounts) -> None:
+        """Add what was billed to what was spent."""
+        self.spent = _sum(self.spent, amounts)
+
+    def start_new_span(self, wall: float) -> None:
+        """Start again at nothing once the span is over. `wall` is now in Unix seconds."""
+        if wall >= self.ends_at:
+            self.spent = NOTHING
+            self.ends_at = self.span.end(wall)
+
+    def set_tokens(self, tokens: int) -> None:
+        """Change the ceiling in tokens from now on."""
+        self.tokens = tokens
+
+    def set_usd(self, usd: float) -> None:
+        """Change the ceiling in dollars from now on."""
+        self.microusd = int(usd * 1_000_000)
+
     def as_dict(self, reserved: Amounts = NOTHING) -> dict[str, float | None]:
         """Return ceilings, what was spent, what is left and when the span ends; None for none."""
         tokens_left, microusd_left = (
@@ -97,9 +115,7 @@ class Budget:
     def start_new_spans(self, wall: float) -> None:
         """Begin a new day and a new month once the last one is over. `wall` is now in Unix seconds."""
         for ceiling in self.ceilings.values():
-            if wall >= ceiling.ends_at:
-                ceiling.spent = NOTHING
-                ceiling.ends_at = ceiling.span.end(wall)
+            ceiling.start_new_span(wall)
 
     def reserve(self, tokens: int, microusd: int) -> Reservation:
         """Reserve both amounts in every span, or in none."""
@@ -127,7 +143,7 @@ class Budget:
         """Replace a reservation by what was billed."""
         self.refund(reserved)
         for ceiling in self.ceilings.values():
-            ceiling.spent = _sum(ceiling.spent, billed)
+            ceiling.charge(billed)
 
     def refund(self, reserved: Amounts) -> None:
         """Give a reservation back: nothing was billed."""

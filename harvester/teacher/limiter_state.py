@@ -102,11 +102,11 @@ class LimiterState:
                 level = min(bucket.capacity, level + max(0.0, sent_at - level_at) * bucket.rate)
                 level -= key.quantity.amount(Charge(input_tokens, output_tokens))
                 level_at = max(level_at, sent_at)
-            bucket.level = min(bucket.level, level + max(0.0, wall - level_at) * bucket.rate)
+            bucket.lower_to(level + max(0.0, wall - level_at) * bucket.rate)
         if saved.get("rate"):
             limiter.learned_rate.resume(float(saved["rate"]), now)
         if saved.get("typical_output"):
-            limiter.output_estimate = float(saved["typical_output"])
+            limiter.resume_output_estimate(float(saved["typical_output"]))
         # Whoever changed [teacher.limits] knows something new, so the old pause may no longer hold.
         pause_s = float(saved.get("pause_s", 0.0)) - max(0.0, wall - saved_at)
         if pause_s > 0 and saved.get("limits") == self._limits_digest:

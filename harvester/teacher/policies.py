@@ -36,12 +36,15 @@ class Policies:
     patience_s: float = math.inf
 
 
-def require_rate_within_patience(name: str, per_minute: float, endpoints: int, patience_s: float) -> None:
+def require_rate_within_patience(
+    name: str, per_minute: float, endpoints: int, patience_s: float, *, place: str = ""
+) -> None:
     """Check that a limit admits a request at least every `patience_s` seconds.
 
     Args:
         name: of the limit, for the message.
         endpoints: how many share the limit.
+        place: where the limit is set, for the message.
 
     Raises:
         ConfigError: the run would park after every request.
@@ -51,6 +54,7 @@ def require_rate_within_patience(name: str, per_minute: float, endpoints: int, p
         raise ConfigError(
             f"{name} = {per_minute:g} admits nothing for {every_s:,.0f} s at a time, "
             f"and [run] patience_s is {patience_s:g}: the run would park at once",
+            place=place,
             remedy=f"at least {60 * endpoints / patience_s:g}, or a larger [run] patience_s",
         )
 

@@ -57,21 +57,22 @@ class Bucket:
         rate: units per second.
         now: monotonic seconds.
         burst_s: seconds of the rate that may be saved up.
+        full_at: units that may be saved up and are there from the start; None for `burst_s` of the rate.
     """
 
-    def __init__(self, rate: float, now: float, burst_s: float = BURST_S) -> None:
+    def __init__(
+        self, rate: float, now: float, burst_s: float = BURST_S, *, full_at: float | None = None
+    ) -> None:
         self.rate = rate
         self.burst_s = burst_s
-        self.capacity = max(1.0, rate * burst_s)
-        self.level = 1.0
+        self.capacity = max(1.0, rate * burst_s if full_at is None else full_at)
+        self.level = 1.0 if full_at is None else self.capacity
         self._refilled_at = now
 
     @classmethod
     def daily(cls, limit: float, now: float) -> Bucket:
         """A bucket for `limit` units per day: half of them at once, the other half evenly over the day."""
-        bucket = cls((1 - DAILY_BURST_SHARE) * limit / DAY_S, now)
-        bucket.capacity = bucket.level = max(1.0, DAILY_BURST_SHARE * limit)
-        return bucket
+        return cls((1 - DAILY_BURST_SHARE) * limit / DAY_S, now, full_at=DAILY_BURST_SHARE * limit)
 
     def set_rate(self, rate: float, now: float, burst_s: float | None = None) -> None:
         """Change the rate, and the burst if one is given. Savings and debt stay, within the new capacity."""
@@ -98,6 +99,10 @@ class Bucket:
         self.refill(now)
         missing = min(amount, self.capacity) - self.level
         return missing / self.rate if missing > _EPSILON * self.capacity else 0.0
+
+    def lower_to(self, level: float) -> None:
+        """Lower the level to this one, if it is higher."""
+        self.level = min(self.level, level)
 
     def take(self, amount: float) -> None:
         """Take `amount` units, into debt if need be. A negative amount gives back, up to the capacity."""
@@ -244,7 +249,7 @@ class Limiter:
             for limit in self._request_limits():
                 bucket = self.buckets[limit]
                 bucket.set_rate(bucket.rate, now, self.learned_rate.burst_s)
-                bucket.level = min(0.0, bucket.level)
+                bucket.lower_to(0.0)
         if lesson is not Lesson.NOTHING and self.learned_rate.refused_level is not None:
             self.window.keep_below(self.learned_rate.refused_level)
         everybody_waits = lesson is Lesson.ALL_REFUSED or (
@@ -275,6 +280,10 @@ class Limiter:
         for key, bucket in self.buckets.items():
             bucket.refill(now)
             bucket.take(key.quantity.amount(actual) - key.quantity.amount(reserved))
+
+    def resume_output_estimate(self, tokens: float) -> None:
+        """Continue from the estimate of an earlier process."""
+        self.output_estimate = tokens
 
     def _estimate_output(self, output_tokens: int) -> None:
         """Move the estimate towards the 0.95 quantile, by stochastic approximation (Robbins and Monro, 1951).

@@ -16,9 +16,9 @@ from harvester.api.request_builder import cost_microusd
 from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, Completion, RawAnswer, Request
 from harvester.errors import (
     EndpointDown,
-    GaveUp,
     NotSent,
     RateLimited,
+    RequestFailed,
     StoppedAtLimit,
     TeacherError,
     TeacherRefused,
@@ -102,7 +102,7 @@ class Teacher:
         """Get one answer, with as many attempts and as much waiting as the policies allow.
 
         Raises:
-            GaveUp: this prompt gets no answer: rejected, or its attempts are used up.
+            RequestFailed: this prompt gets no answer: rejected, or its attempts are used up.
             TeacherRefused: no prompt will get one.
             StoppedAtLimit: the budget does not allow it.
             NotSent: the pass began to drain before it was sent.
@@ -131,7 +131,7 @@ class Teacher:
         except TeacherRefused:
             raise
         except TeacherError as error:
-            raise GaveUp(error, attempt.number) from error
+            raise RequestFailed(error, attempt.number) from error
 
     async def _wait_before_retry(self, seconds: float) -> None:
         """Wait, longer if the retry budget says so. A drain ends the wait; `enter` then raises NotSent."""
@@ -148,7 +148,7 @@ class Teacher:
             try:
                 answered = await inner(attempt)
             except TeacherError as error:
-                error.endpoint = queue.endpoint
+                error.note_endpoint(queue.endpoint)
                 self._tally.rate_limited += isinstance(error, RateLimited)
                 verdict = queue.failed(error, request.key, charge, entry)
                 if isinstance(error, RateLimited) and not verdict.is_row_at_fault:

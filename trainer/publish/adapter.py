@@ -13,12 +13,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from harvester.system.files import fsync_tree
 from trainer.config import TrainConfig
 from trainer.data import published_template
 from trainer.data.chat_template import Renderer
 from trainer.data.dataset import Rows
 from trainer.errors import HarvesterError, StoreFull, StudentError
-from trainer.files import fsync_tree
 from trainer.model import weights
 from trainer.provenance import fingerprint, model_card
 from trainer.publish import serving

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from harvester.system.files import fsync_tree
 from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
 from trainer.data import published_template
 from trainer.data.chat_template import Renderer
 from trainer.errors import ConfigError, StoreFull, StudentError
-from trainer.files import fsync_tree
 from trainer.model import model, self_test, weights
 from trainer.provenance import fingerprint, model_card, terms_check
 from trainer.publish import merge, modelfile

@@ -20,9 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from harvester.system import failpoints
-from harvester.system.files import sha256_of
+from harvester.system.files import fsync, sha256_of
 from trainer.errors import CheckpointError, StoreFull
-from trainer.files import fsync
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1

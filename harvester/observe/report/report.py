@@ -32,7 +32,7 @@ from harvester.system import output_path
 MOST_RUNS = 30
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ReportData:
     """All data of a page, read at one moment."""
 

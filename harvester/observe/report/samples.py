@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,37 +109,45 @@ def _search(corpus: Corpus, wanted: str, outcome: str, cursor: str) -> SearchRes
         shard, group, row = _start(cursor, names)
         if shard < 0:
             matches = itertools.islice(_matching(tail, wanted, outcome, page), row, None)
-            page.samples += itertools.islice(matches, PAGE)
+            page.add(itertools.islice(matches, PAGE))
             if next(matches, None) is not None:
-                return SearchResult(page.samples, f"{_TAIL}:0:{row + PAGE}", page.looked_at)
+                return page.result(f"{_TAIL}:0:{row + PAGE}")
             shard, group, row = 0, 0, 0
     for number in range(shard, len(names)):
         with open_shard(locate(corpus.folder, names[number])) as file:
             for at in range(group, file.num_row_groups):
                 if len(page.samples) >= PAGE or (time.monotonic() > until and page.looked_at):
-                    return SearchResult(page.samples, f"{names[number]}:{at}:{row}", page.looked_at)
+                    return page.result(f"{names[number]}:{at}:{row}")
                 table = file.read_row_group(at, columns=list(TEXTS)).slice(row)
                 rows = _rows(table, wanted, outcome)
-                room = PAGE - len(page.samples)
-                page.samples += [
-                    Sample(**row_values)
-                    for row_values in table.take(pa.array(rows[:room], pa.int64())).to_pylist()
-                ]
-                if len(rows) > room:
-                    page.looked_at += rows[room]
-                    return SearchResult(
-                        page.samples, f"{names[number]}:{at}:{row + rows[room]}", page.looked_at
-                    )
-                page.looked_at += table.num_rows
+                free = PAGE - len(page.samples)
+                chosen = table.take(pa.array(rows[:free], pa.int64()))
+                page.add(Sample(**row_values) for row_values in chosen.to_pylist())
+                if len(rows) > free:
+                    page.count(rows[free])
+                    return page.result(f"{names[number]}:{at}:{row + rows[free]}")
+                page.count(table.num_rows)
                 row = 0
         group = 0
-    return SearchResult(page.samples, "", page.looked_at)
+    return page.result("")
 
 
 class _Page:
+    """Collects the matches of one search, and counts the rows it looked at."""
+
     def __init__(self) -> None:
         self.samples: list[Sample] = []
         self.looked_at = 0
+
+    def add(self, samples: Iterable[Sample]) -> None:
+        self.samples += samples
+
+    def count(self, rows: int) -> None:
+        self.looked_at += rows
+
+    def result(self, cursor: str) -> SearchResult:
+        """Return what was found. `cursor` is where the next page begins, "" for the end."""
+        return SearchResult(self.samples, cursor, self.looked_at)
 
 
 def _start(cursor: str, names: list[str]) -> tuple[int, int, int]:
@@ -154,7 +162,7 @@ def _start(cursor: str, names: list[str]) -> tuple[int, int, int]:
 def _matching(tail: Iterator[Sample], text: str, outcome: str, page: _Page) -> Iterator[Sample]:
     low = text.lower()
     for sample in tail:
-        page.looked_at += 1
+        page.count(1)
         parts = [m.get("content") for m in sample.messages]
         parts += [sample.completion, sample.reasoning, sample.prompt_id, sample.key]
         if outcome in {"", sample.outcome} and any(low in str(part or "").lower() for part in parts):

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,14 @@ class LiveReport:
             threading.Thread(target=self._refresh, name="census", daemon=True).start()
         account = self._account
         status, totals, runs = report.ledger_of(self.store)
-        account.status, account.totals, account.runs = status, totals, runs
-        account.points, account.rounds = read_timeline(self.store), read_rounds(self.store)
-        return account
+        return replace(
+            account,
+            status=status,
+            totals=totals,
+            runs=runs,
+            points=read_timeline(self.store),
+            rounds=read_rounds(self.store),
+        )
 
     def _take(self) -> report.ReportData:
         began = self._clock()

@@ -154,13 +154,13 @@ class RuntimeSettings:
             )
         ceiling, name_of_span = budget.ceilings[span], SPAN_NAMES[span][0]
         if (match[3] or "").lower() == "tokens":
-            ceiling.tokens = int(value)
+            ceiling.set_tokens(int(value))
             return f"the budget of {name_of_span} is {int(value):,} tokens"
         if price is None:
             raise ConfigError(
                 "a budget in USD needs [teacher.price]", remedy="give it in tokens, as in 3000000tokens"
             )
-        ceiling.microusd = int(value * 1_000_000)
+        ceiling.set_usd(value)
         return f"the budget of {name_of_span} is ${value:,.2f}"
 
     def gauges(self) -> dict[str, Any]:

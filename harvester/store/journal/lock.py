@@ -20,6 +20,7 @@ from types import TracebackType
 from harvester.errors import StoreError, StoreLocked
 from harvester.store import paths
 from harvester.store.journal.sqlite import disk_error
+from harvester.system.files import try_lock
 from harvester.system.own_files import ForeignFileError, open_file, read_text, remove_temporary
 
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -92,13 +93,9 @@ class StoreLock:
     def _take(self) -> bool:
         until = time.monotonic() + PATIENCE_S
         for handle in self._handles:
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= until:
-                        return False
+            while not try_lock(handle):
+                if time.monotonic() >= until:
+                    return False
                 time.sleep(0.005)
         return True
 

@@ -20,7 +20,7 @@ from harvester.api.types import Outcome
 from harvester.errors import StoreCorrupt, StoreError, StoreFormatError, StoreFull
 from harvester.store import paths
 from harvester.system.failpoints import reach
-from harvester.system.files import sync_folder
+from harvester.system.files import fsync
 from harvester.system.own_files import ForeignFileError, open_file, require_regular
 
 FORMAT_VERSION = 1
@@ -203,9 +203,9 @@ def _create(store: Path) -> None:
             path.with_name(f"{path.name}-{side}").unlink(missing_ok=True)
         hidden.rename(path)
         reach("store.after_journal")
-        sync_folder(store)
+        fsync(store)
         with suppress(PermissionError):  # the parent folder may be another user's
-            sync_folder(store.parent)
+            fsync(store.parent)
     except BaseException:
         for name in (hidden.name, *(f"{hidden.name}-{side}" for side in _SIDE_FILES)):
             hidden.with_name(name).unlink(missing_ok=True)

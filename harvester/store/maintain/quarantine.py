@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harvester.store import paths
 from harvester.store.shards.parquet_file import translate_disk_errors
-from harvester.system.files import sync_folder
+from harvester.system.files import fsync
 
 
 def move_in(store: Path, path: Path, *, keep: bool, name: str = "") -> str:
@@ -32,7 +32,7 @@ def move_in(store: Path, path: Path, *, keep: bool, name: str = "") -> str:
             target.hardlink_to(path)
         else:
             path.rename(target)
-        sync_folder(folder)
+        fsync(folder)
     return target.name
 
 

@@ -38,7 +38,7 @@ from harvester.store.shards.sample import SELECT_ANSWERS, sample_of
 from harvester.store.shards.schema import to_table
 from harvester.store.shards.steps import run_to_end
 from harvester.system.failpoints import reach
-from harvester.system.files import sync_folder
+from harvester.system.files import fsync
 from harvester.terms.lineage import Lineage
 
 # Most rows converted to samples at a time: about 20 ms during which nothing is committed.
@@ -154,7 +154,7 @@ def _seal_one(
         reach("shards.before_rename")
         hidden.rename(folder / entry.name)
         reach("shards.after_rename")
-        sync_folder(folder)
+        fsync(folder)
     except BaseException:
         with contextlib.suppress(OSError):  # frees space on a full disk; the rows are still in the journal
             hidden.unlink(missing_ok=True)
@@ -255,7 +255,7 @@ def adopt_unlisted(journal: Journal, store: Path) -> list[tuple[str, int]]:
             with journal.reading() as connection:
                 if held is None or not unlisted.is_half_sealed(connection, path):
                     continue  # damaged or foreign
-            sync_folder(folder)
+            fsync(folder)
             _commit(journal, held.entry(time.time()), held.keys)
             adopted.append((path.name, len(held.keys)))
             break

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from harvester.store.shards.parquet_file import SHARD_NAME
-from harvester.system.files import sync_folder
+from harvester.system.files import fsync, try_lock
 
 # Next to `shards`: the folder that will replace it, or the one that was replaced.
 STAGED = ".shards.next"
@@ -53,7 +53,7 @@ def stage(folder: Path, *, without: Collection[str], new: tuple[Path, str] | Non
             _link(path, staged / path.name)
     if new is not None:
         _link(new[0], staged / new[1])
-    sync_folder(staged)
+    fsync(staged)
 
 
 def exchange(folder: Path) -> None:
@@ -74,7 +74,7 @@ def exchange(folder: Path) -> None:
         is_new = not (folder / path.name).exists() and not (folder / path.name).is_symlink()
         if is_new and not _is_half(path) and SHARD_NAME.match(path.name) is None:
             path.rename(folder / path.name)  # a directory, which has no hard links, or one that came just now
-    sync_folder(folder.parent)
+    fsync(folder.parent)
 
 
 def finish_interrupted(folder: Path) -> bool:
@@ -203,15 +203,11 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _locked(handle: int, until: float) -> bool:
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                return False
-            time.sleep(_LOOK_AGAIN_S)  # flock has no wait with an end
-        else:
-            return True
+    while not try_lock(handle):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_LOOK_AGAIN_S)  # flock has no wait with an end
+    return True
 
 
 def _shared(folder: Path) -> int:

@@ -1,8 +1,11 @@
 """Decide what becomes of a request without an answer: a dead letter, or the end of the pass.
 
-A prompt that fails among others that are answered is a dead letter, also one that gets HTTP 403 or that the
-teacher names as the reason (moderation). Many failures in a row mean that the
-configuration or the endpoint is wrong: the pass ends, and their rows stay open for the next run. With
+A request ends in one of three ways. It is stored: its answer is in the journal. It is dead-lettered: the
+journal says why it gets no answer. Or it is released: nothing is written, and the next run sends it again.
+
+A request that fails while others are answered is dead-lettered, also with HTTP 403 or when the teacher names
+the prompt as the reason (moderation). Until that is known the failure is held. After many failures in a row
+the configuration or the endpoint must be wrong: the held requests are released, and the pass ends. With
 `[run] retry_possibly_billed = false`, a request that may have been billed before is not sent again.
 """
 
@@ -12,10 +15,10 @@ from harvester.api.error_fields import MODERATION_CODES
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import (
-    GaveUp,
     Parked,
     PossiblyBilled,
     PromptRejected,
+    RequestFailed,
     TeacherError,
     TeacherRefused,
 )
@@ -32,10 +35,10 @@ WHY = "possibly billed, so not sent again: [run] retry_possibly_billed is false"
 # After so many different prompts with HTTP 403 and no answer in between, it is the account: the pass ends.
 FORBIDDEN_IN_A_ROW = 3
 
-HeldRejection = tuple[Request, GaveUp]
+HeldFailure = tuple[Request, RequestFailed]
 
 
-class RejectionStreak:
+class FailureStreak:
     """Requests that failed since the last answer. Whether they are dead letters is not decided yet.
 
     Attributes:
@@ -44,12 +47,12 @@ class RejectionStreak:
 
     def __init__(self) -> None:
         self.has_answers = False
-        self._held: list[HeldRejection] = []
+        self._held: list[HeldFailure] = []
 
-    def add(self, request: Request, gave_up: GaveUp) -> TeacherError | Parked | None:
+    def add(self, request: Request, failure: RequestFailed) -> TeacherError | Parked | None:
         """Hold one more failure; return why the pass must stop once there are too many, else None."""
-        self._held.append((request, gave_up))
-        error = gave_up.error
+        self._held.append((request, failure))
+        error = failure.error
         if self._only_pages():
             return TeacherRefused(
                 f"web pages come instead of answers: {error.message}",
@@ -57,7 +60,7 @@ class RejectionStreak:
                 place=error.place,
                 remedy="is base_url right, or is a sign-in page in between?",
             )
-        forbidden = [held.prompt.id for held, gave_up in self._held if is_forbidden(gave_up.error)]
+        forbidden = [held.prompt.id for held, failure in self._held if is_forbidden(failure.error)]
         if len(set(forbidden)) >= FORBIDDEN_IN_A_ROW:
             return error
         if len({held.prompt.id for held, _ in self._held}) < IN_A_ROW:
@@ -73,14 +76,18 @@ class RejectionStreak:
         )
 
     def _only_pages(self) -> bool:
-        pages = sum(gave_up.error.error_code == "html" for _, gave_up in self._held)
+        pages = sum(failure.error.error_code == "html" for _, failure in self._held)
         return pages == len(self._held) >= PAGES_IN_A_ROW
 
     def forbidden(self) -> TeacherError | None:
         """An HTTP 403 among the held failures, if there is one."""
-        return next((gave_up.error for _, gave_up in self._held if is_forbidden(gave_up.error)), None)
+        return next((failure.error for _, failure in self._held if is_forbidden(failure.error)), None)
 
-    def take(self) -> list[HeldRejection]:
+    def answered(self) -> None:
+        """Note that a request was answered."""
+        self.has_answers = True
+
+    def take(self) -> list[HeldFailure]:
         """Return all held failures and forget them."""
         held, self._held = self._held, []
         return held
@@ -102,11 +109,11 @@ def is_forbidden(error: TeacherError) -> bool:
     return isinstance(error, TeacherRefused) and error.status == 403
 
 
-def as_row_failure(gave_up: GaveUp) -> GaveUp:
+def as_rejected_prompt(failure: RequestFailed) -> RequestFailed:
     """The failure as that of one prompt: an HTTP 403 becomes a rejected prompt."""
-    error = gave_up.error
+    error = failure.error
     if not is_forbidden(error):
-        return gave_up
+        return failure
     rejected = PromptRejected(
         error.message,
         status=error.status,
@@ -115,7 +122,7 @@ def as_row_failure(gave_up: GaveUp) -> GaveUp:
         place=error.place,
         remedy="other prompts are answered, so it is this prompt and not the account",
     )
-    return GaveUp(rejected, gave_up.attempts)
+    return RequestFailed(rejected, failure.attempts)
 
 
 class PossiblyBilledRequests:
@@ -141,18 +148,20 @@ class PossiblyBilledRequests:
             rows = connection.execute("SELECT DISTINCT key FROM intents").fetchall()
         return cls(frozenset(key for (key,) in rows), never_resend=True)
 
-    def dead_letter_for(self, request: Request) -> GaveUp | None:
+    def failure_of(self, request: Request) -> RequestFailed | None:
         """Return why this request must not be sent, if an earlier attempt may have been billed."""
         if request.key not in self._keys:
             return None
-        return GaveUp(PossiblyBilled(f"an earlier attempt brought no answer; {WHY}", maybe_billed=True), 0)
+        return RequestFailed(
+            PossiblyBilled(f"an earlier attempt brought no answer; {WHY}", maybe_billed=True), 0
+        )
 
-    def relabel(self, gave_up: GaveUp) -> GaveUp:
+    def relabel(self, failure: RequestFailed) -> RequestFailed:
         """Return the failure as PossiblyBilled, if that is why this pass made no further attempt."""
-        error = gave_up.error
+        error = failure.error
         if not (self._never_resend and error.maybe_billed) or error.is_permanent:
-            return gave_up
+            return failure
         reason = PossiblyBilled(
             f"{error.message}; {WHY}", status=error.status, maybe_billed=True, place=error.place
         )
-        return GaveUp(reason, gave_up.attempts)
+        return RequestFailed(reason, failure.attempts)
