@@ -19,6 +19,7 @@ from harvester.api.error_body import error_inside, excerpt
 from harvester.api.logprobs import read_logprobs
 from harvester.api.response_format import matches
 from harvester.api.shapes import (
+    NESTED_MEMBERS,
     REASONING_MEMBERS,
     Finish,
     choices_of,
@@ -170,7 +171,7 @@ class _Message:
 def _parse(raw: bytes, input_tokens: int, logprobs: bool) -> Completion:
     document, exact = load(raw)
     choices, holder = choices_of(document)
-    choice = _chosen(choices or [])
+    choice, is_chosen = _chosen(choices or [])
     finish_reason = finish_word(choice)
     finish = finish_of(finish_reason)
     message = _message_of(choice)
@@ -187,7 +188,7 @@ def _parse(raw: bytes, input_tokens: int, logprobs: bool) -> Completion:
         raise _broken(f"{words}: {_start_of(raw)}", raw, billed=True)
     return Completion(
         text=message.text,
-        outcome=_outcome(finish, message, is_clear=exact and is_whole),
+        outcome=_outcome(finish, message, is_clear=exact and is_whole and is_chosen),
         finish_reason=finish_reason,
         usage=usage,
         reasoning=message.reasoning,
@@ -219,22 +220,35 @@ def _raise_error(document: Mapping[str, Any], raw: bytes, *, is_paid: bool, is_f
     raise error
 
 
-def _chosen(choices: list[Any]) -> Mapping[str, Any]:
-    """The choice with index 0, else the first; one was asked for, and some servers send more."""
-    for item in choices:
-        if isinstance(item, Mapping) and item.get("index") == 0:
-            return item
-    first = choices[0] if choices else None
-    if isinstance(first, str):
-        return {"text": first}
-    return first if isinstance(first, Mapping) else {}
+def _chosen(choices: list[Any]) -> tuple[Mapping[str, Any], bool]:
+    """The choice with index 0, and whether it is clear which one that is.
+
+    One was asked for, and some servers send more. Servers that omit zeros send it without an index.
+    """
+    if choices and isinstance(choices[0], str):
+        return {"text": choices[0]}, len(choices) == 1
+    given = [item for item in choices if isinstance(item, Mapping)]
+    for is_first in (_is_zero, _is_missing):
+        for item in given:
+            if is_first(item.get("index")):
+                return item, True
+    return (given[0], len(choices) == 1) if given else ({}, True)
+
+
+def _is_zero(number: Any) -> bool:
+    return number == 0 and not isinstance(number, bool)
+
+
+def _is_missing(number: Any) -> bool:
+    return isinstance(number, bool) or not isinstance(number, int)
 
 
 def _message_of(choice: Mapping[str, Any]) -> _Message:
     message = _fields_of_message(choice)
     content = read_content(message.get("content", message.get("text")))
     text = "".join(content.text) if content.text else None
-    is_clear = content.understood
+    is_nested = any(message.get(name) for name in NESTED_MEMBERS)
+    is_clear = content.understood and not is_nested
     thoughts = [_reasoning_of(message, choice)]
     if content.reasoning:
         thoughts.append(("".join(content.reasoning), True))

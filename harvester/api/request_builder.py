@@ -217,7 +217,7 @@ def _images(content: Any) -> int:
     """The number of parts that are not text."""
     if not isinstance(content, list):
         return 0
-    return sum(isinstance(part, dict) and part.get("type") not in {None, "text"} for part in content)
+    return sum(isinstance(part, dict) and part.get("type") not in (None, "text") for part in content)
 
 
 def _without_images(content: Any) -> Any:

@@ -171,6 +171,8 @@ SILENT_PARTS = frozenset(
 TEXT_MEMBERS = ("text", "value", "output_text", "content", "parts")
 REASONING_TEXT_MEMBERS = ("thinking", "reasoning", "reasoning_content", "text", "summary", "content", "value")
 _THINKING_MEMBERS = ("thinking", "reasoning", "reasoning_content")
+# Members that hold answers elsewhere. Inside a message, next to its content, they are not understood.
+NESTED_MEMBERS = ("message", "delta", "choices", "value", "parts", "output_text")
 # Tags around reasoning inside the text: opening and closing.
 THINK_TAGS = (
     ("<think>", "</think>"),
@@ -197,6 +199,7 @@ _MARK = re.compile(
     "|".join(re.escape(tag) for pair in THINK_TAGS for tag in sorted(pair, key=len, reverse=True)),
     re.IGNORECASE,
 )
+_QUOTES = frozenset({('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"), ("„", "“"), ("„", "”")})
 _CLOSING = {opening.lower(): closing.lower() for opening, closing in THINK_TAGS}
 
 
@@ -328,9 +331,13 @@ def _text_part(part: Mapping[str, Any], role: Role, depth: int) -> Content:
 
 
 def _untyped_part(part: Mapping[str, Any], role: Role, depth: int) -> Content:
-    if not any(name in part for name in TEXT_MEMBERS) and any(name in part for name in _THINKING_MEMBERS):
-        role = Role.REASONING
-    return _text_part(part, role, depth)
+    thoughts = [name for name in REASONING_MEMBERS if name in part and not isinstance(part[name], bool)]
+    if not any(name in part for name in TEXT_MEMBERS):
+        return _text_part(part, Role.REASONING if thoughts else role, depth)
+    content = _text_part(part, role, depth)
+    if role is not Role.TEXT or not thoughts:
+        return content
+    return _join([content, *(_read(part[name], Role.REASONING, depth + 1) for name in thoughts)])
 
 
 def _unknown_part(part: Mapping[str, Any], role: Role, depth: int) -> Content:
@@ -367,43 +374,82 @@ def split_thoughts(text: str) -> tuple[str, str | None, bool]:
 
     Recognised are blocks at the start of the text or of a line, an opening tag without its closing one (the
     rest is reasoning: the answer was cut in it), and a closing tag without its opening one (what precedes is
-    reasoning: the opening tag was part of the prompt). Tags in code or between quotes are text.
+    reasoning: the opening tag was part of the prompt). Tags in code or between quotes are text; but where
+    nothing else ends a block, the only closing tag does, as reasoning may hold half a quote.
 
     Returns:
         The text without them, the reasoning (None for none), and whether no tag was left that may be either.
     """
     if _MARK.search(text) is None:
         return text, None, True
-    kept: list[str] = []
-    thoughts: list[str] = []
-    at, is_clear, opened = 0, True, ""
-    for match in _marks(text):
+    blocks = _ThoughtBlocks(text)
+    for match, is_literal in _marks(text):
+        blocks.add(match, is_literal=is_literal)
+    blocks.end()
+    if not blocks.thoughts:
+        return text, None, blocks.is_clear
+    rest = "".join(part if number == 0 else part.lstrip() for number, part in enumerate(blocks.kept))
+    thoughts = "\n\n".join(part.strip() for part in blocks.thoughts if part.strip())
+    return rest.lstrip(), thoughts or None, blocks.is_clear
+
+
+class _ThoughtBlocks:
+    """The blocks of reasoning in a text, tag by tag.
+
+    Attributes:
+        kept: pieces of the text outside of blocks.
+        thoughts: what is in the blocks.
+        is_clear: whether no tag was left that may begin or end a block.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.kept: list[str] = []
+        self.thoughts: list[str] = []
+        self.is_clear = True
+        self._text = text
+        self._at = 0
+        self._closing = ""
+        self._literal_ends: list[re.Match[str]] = []
+
+    def add(self, match: re.Match[str], *, is_literal: bool) -> None:
+        """Add the next tag; a literal one is in code or between quotes."""
         mark = match.group().lower()
-        if opened:
-            if mark == _CLOSING[opened]:
-                thoughts.append(text[at : match.start()])
-                at, opened = match.end(), ""
+        if self._closing:
+            if mark == self._closing and is_literal:
+                self._literal_ends.append(match)
+            elif mark == self._closing:
+                self._close(match)
+        elif is_literal:
+            return
         elif mark in _CLOSING:
-            before = text[at : match.start()]
-            if before.strip() and not before.rstrip(" \t").endswith("\n"):
-                is_clear = False
-                continue
-            kept.append(before)
-            at, opened = match.end(), mark
-        elif is_clear and not thoughts and not kept:
-            thoughts.append(text[at : match.start()])
-            at = match.end()
+            self._open(match, _CLOSING[mark])
+        elif self.is_clear and not self.thoughts and not self.kept:
+            self._close(match)
         else:
-            is_clear = False
-    (thoughts if opened else kept).append(text[at:])
-    if not thoughts:
-        return text, None, is_clear
-    rest = "".join(part if number == 0 else part.lstrip() for number, part in enumerate(kept))
-    return rest.lstrip(), "\n\n".join(part.strip() for part in thoughts if part.strip()) or None, is_clear
+            self.is_clear = False
+
+    def end(self) -> None:
+        """Add the rest of the text."""
+        if self._closing and self._literal_ends:
+            self.is_clear = self.is_clear and len(self._literal_ends) == 1
+            self._close(self._literal_ends[0])
+        (self.thoughts if self._closing else self.kept).append(self._text[self._at :])
+
+    def _open(self, match: re.Match[str], closing: str) -> None:
+        before = self._text[self._at : match.start()]
+        if before.strip() and not before.rstrip(" \t").endswith("\n"):
+            self.is_clear = False
+            return
+        self.kept.append(before)
+        self._at, self._closing, self._literal_ends = match.end(), closing, []
+
+    def _close(self, match: re.Match[str]) -> None:
+        self.thoughts.append(self._text[self._at : match.start()])
+        self._at, self._closing = match.end(), ""
 
 
-def _marks(text: str) -> Iterator[re.Match[str]]:
-    """The tags of a text that are neither in code nor between quotes."""
+def _marks(text: str) -> Iterator[tuple[re.Match[str], bool]]:
+    """The tags of a text, and whether each is meant literally: in code, or between quotes."""
     fences, line_start, ticks, checked = 0, 0, 0, 0
     for match in _MARK.finditer(text):
         start = match.start()
@@ -413,9 +459,8 @@ def _marks(text: str) -> Iterator[re.Match[str]]:
             line_start, ticks = newline + 1, 0
         ticks += text.count("`", max(checked, line_start), start)
         checked = start
-        is_quoted = text[start - 1 : start] in {'"', "'", "“", "‘", "«"}
-        if fences % 2 == 0 and ticks % 2 == 0 and not is_quoted:
-            yield match
+        is_quoted = (text[start - 1 : start], text[match.end() : match.end() + 1]) in _QUOTES
+        yield match, fences % 2 == 1 or ticks % 2 == 1 or is_quoted
 
 
 def choices_of(document: Mapping[str, Any]) -> tuple[list[Any] | None, Mapping[str, Any]]:

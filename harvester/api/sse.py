@@ -18,7 +18,7 @@ import orjson
 
 from harvester.api.error_fields import ERROR_MEMBERS, find_error
 from harvester.api.logprobs import PER_TOKEN_MEMBERS
-from harvester.api.shapes import REASONING_MEMBERS, choices_of, finish_word
+from harvester.api.shapes import BARE_TEXT_MEMBERS, NESTED_MEMBERS, REASONING_MEMBERS, choices_of, finish_word
 from harvester.errors import ConnectionBroken
 
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
@@ -140,9 +140,11 @@ class _Stream:
             self._needs_mending = True
         if isinstance(chunk, list) and len(chunk) == 1:
             chunk = chunk[0]
-        if not isinstance(chunk, dict):
-            raise _LossyEvent
-        return chunk
+        if isinstance(chunk, dict):
+            return chunk
+        if isinstance(chunk, list) and chunk:
+            self.is_exact = False  # whole, unlike a cut tail, and not understood
+        raise _LossyEvent
 
     def _is_finished(self) -> bool:
         return any(choice.finish for choice in self._choices.values())
@@ -154,8 +156,12 @@ class _Stream:
     def add(self, chunk: dict[str, Any]) -> bool:
         """Add one chunk; returns whether it holds an error, after which nothing else is read."""
         found, holder = choices_of(chunk)
+        if not found and chunk.get("delta") is not None:
+            found = [chunk]  # a chunk that is a choice itself
         for part in found or ():
             self._add_part(part)
+        if not found and any(chunk.get(name) for name in ("choices", *BARE_TEXT_MEMBERS)):
+            self.is_exact = False
         for source in (chunk, holder) if holder is not chunk else (chunk,):
             for name, value in source.items():
                 if name not in ("choices", "message") and (value is not None or name not in self._head):
@@ -178,7 +184,7 @@ class _Stream:
             self.is_exact = self.is_exact and part is None
             return
         index = part.get("index")
-        number = index if isinstance(index, int) else 0
+        number = index if type(index) is int else 0
         choice = self._choices.get(number)
         if choice is None:
             choice = self._choices[number] = _Choice(number)
@@ -194,7 +200,9 @@ class _Stream:
         joined = [choice.joined() for choice in self._choices.values()]
         if joined:
             document["choices"] = joined
-            is_exact = is_exact and all(choice.is_exact for choice in self._choices.values())
+            choices = self._choices.values()
+            # One choice was asked for: text of another one that never ends may be a piece of it.
+            is_exact = is_exact and all(choice.is_exact and choice.is_whole for choice in choices)
         is_finished = any(choice["finish_reason"] for choice in joined) or find_error(document) is not None
         if not (is_finished or self.is_done or (document.get("usage") and joined)):
             raise ConnectionBroken(
@@ -241,9 +249,12 @@ class _Choice:
             self._add_delta(delta)
         elif delta is not None:
             self.is_exact = False
-        if isinstance(part.get("text"), str):
-            self._has_deltas = True
-            self._pieces.setdefault("content", []).append(part["text"])
+        if any(part.get(name) for name in NESTED_MEMBERS if name not in ("message", "delta")):
+            self.is_exact = False
+        for name in ("text", "content"):
+            if part.get(name) is not None:
+                self._has_deltas = True
+                self._pieces.setdefault("content", []).append(part[name])
         message = part.get("message")
         if message is not None:
             self._snapshots.append(message)
@@ -257,6 +268,10 @@ class _Choice:
                     pieces.append(value)
             elif name == "tool_calls" and value is not None:
                 self._add_tool_calls(value)
+            elif name == "text" and value is not None:
+                self._pieces.setdefault("content", []).append(value)
+            elif name in NESTED_MEMBERS and value:
+                self.is_exact = False
             elif name == "function_call" and isinstance(value, dict):
                 if self._function is None:
                     self._function = _ToolCall({})
@@ -289,6 +304,11 @@ class _Choice:
         for name, value in (logprobs if isinstance(logprobs, dict) else {}).items():
             if name in PER_TOKEN_MEMBERS and isinstance(value, list):
                 self._logprobs.setdefault(name, []).extend(value)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it ended, or is the one that was asked for, or holds no text."""
+        return bool(self._index == 0 or self.finish or not any(map(any, self._pieces.values())))
 
     def joined(self) -> dict[str, Any]:
         """The choice of an unstreamed body."""

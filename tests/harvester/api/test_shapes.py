@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -400,3 +401,82 @@ def test_a_stream_costs_time_in_proportion_to_its_bytes(deltas: list[Any]) -> No
     started = time.process_time()
     parse(raw)
     assert time.process_time() - started < 5.0  # tenths of a second; quadratic it was a minute and more
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "reasoning"),
+    [
+        ('<think>it ends "here"</think>42', "42", 'it ends "here"'),
+        ("<think>call `f</think>42", "42", "call `f"),
+        ("<think>```\nx = 1</think>42", "42", "```\nx = 1"),
+        ('<think>the tag "</think>" ends it</think>42', "42", 'the tag "</think>" ends it'),
+        ('it\'s "so"</think>42', "42", 'it\'s "so"'),
+    ],
+)
+def test_a_half_quote_or_open_code_in_reasoning_does_not_hide_its_end(
+    content: str, text: str, reasoning: str
+) -> None:
+    document = {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
+    parsed = parse(json.dumps(document).encode())
+    assert (parsed.outcome, parsed.text, parsed.reasoning) == ("ok", text, reasoning)
+
+
+@pytest.mark.parametrize("choices", [0, None, 1])
+def test_the_choice_without_an_index_is_the_first_where_zeros_are_omitted(choices: int | None) -> None:
+    """Servers that write protobuf as JSON leave out members that are zero."""
+    asked = {"message": {"content": "42"}, "finish_reason": "stop"}
+    other = {"index": 1, "message": {"content": "another"}, "finish_reason": "stop"}
+    document = {"choices": [other, asked] if choices != 1 else [other, {**other, "index": 2}]}
+    parsed = parse(json.dumps(document).encode())
+    expected = ("ok", "42") if choices != 1 else ("unknown", "another")
+    assert (parsed.outcome, parsed.text) == expected
+
+
+CHUNK = {"index": 0, "delta": {"content": "b"}}
+END = {"index": 0, "delta": {}, "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    ("chunk", "outcome", "text"),
+    [
+        ({"choices": [CHUNK]}, "ok", "abc"),
+        ({"choices": CHUNK}, "ok", "abc"),
+        (CHUNK, "ok", "abc"),
+        ({"choices": [{"content": "b"}]}, "ok", "abc"),
+        ({"choices": [{"delta": {"text": "b"}}]}, "ok", "abc"),
+        ({"choices": [{"text": {"content": "b"}}]}, "ok", "abc"),
+        ({"choices": [{"index": True, "delta": {"content": "b"}}]}, "ok", "abc"),
+        ({"choices": str([CHUNK])}, "unknown", "ac"),
+        ({"text": [CHUNK]}, "unknown", "ac"),
+        ({"choices": [{"value": CHUNK}]}, "unknown", "ac"),
+        ({"choices": [{"delta": {"value": {"content": "b"}}}]}, "unknown", "ac"),
+        ({"choices": [{"index": 7, "delta": {"content": "b"}}]}, "unknown", "ac"),
+        ([[{"choices": [CHUNK]}]], "unknown", "ac"),
+    ],
+)
+def test_a_piece_of_a_stream_is_understood_or_the_answer_is_not_ok(
+    chunk: object, outcome: str, text: str
+) -> None:
+    chunks = [
+        {"choices": [{"index": 0, "delta": {"content": "a"}}]},
+        chunk,
+        {"choices": [{"index": 0, "delta": {"content": "c"}}]},
+        {"choices": [END]},
+    ]
+    raw = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in chunks) + b"data: [DONE]\n\n"
+    parsed = parse(raw)
+    assert (parsed.outcome, parsed.text) == (outcome, text)
+
+
+@pytest.mark.parametrize("member", ["message", "value", "parts", "output_text"])
+def test_an_answer_elsewhere_in_the_message_is_not_ok(member: str) -> None:
+    message = {"content": "a", member: "b"}
+    document = {"choices": [{"message": message, "finish_reason": "stop"}]}
+    assert parse(json.dumps(document).encode()).outcome == "unknown"
+
+
+def test_an_object_in_place_of_text_may_hold_reasoning_too() -> None:
+    content = {"role": "assistant", "content": "42", "thinking": "so"}
+    document = {"message": {"content": content}, "done_reason": "stop"}
+    parsed = parse(json.dumps(document).encode())
+    assert (parsed.outcome, parsed.text, parsed.reasoning) == ("ok", "42", "so")

@@ -1,0 +1,60 @@
+"""Fuzz the parsers: mutated answers, streams, headers, prompt lines and prompt files, against an oracle.
+
+An input is made from the seed and its number alone, so any of them can be made again (`--only`), and a run
+that was stopped goes on where it was (`--state`). Exits with 1 if a rule was broken: an exception that is no
+error of the harvester, a row stored as `ok` that says something else than the bytes, an echoed API key, CPU
+time that grows faster than the input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from fuzzing import scaling
+from fuzzing.run import Progress, attempt, fuzz, load
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=100_000, help="inputs in all (default: 100,000)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--state", type=Path, help="file that remembers progress and findings")
+    parser.add_argument("--only", type=int, help="try this input alone, and show it")
+    parser.add_argument("--no-scaling", action="store_true", help="leave out the long inputs")
+    arguments = parser.parse_args()
+    if arguments.only is not None:
+        name, raw, broken = attempt(arguments.seed, arguments.only)
+        print(name, raw.decode("utf-8", "backslashreplace"), *broken, sep="\n")
+        return 1 if broken else 0
+    slow = [] if arguments.no_scaling else scaling.superlinear()
+    for line in slow:
+        print(line)
+    progress = load(arguments.state, arguments.seed) if arguments.state else Progress(arguments.seed)
+    began, first = time.monotonic(), progress.next
+
+    def after(progress: Progress) -> None:
+        if arguments.state:
+            progress.save(arguments.state)
+        rate = (progress.next - first) / (time.monotonic() - began)
+        print(f"{progress.next:,} inputs, {len(progress.findings):,} findings, {rate:,.0f}/s", flush=True)
+
+    try:
+        fuzz(progress, arguments.inputs, times=True, after=after)
+    except KeyboardInterrupt:
+        print("stopped")
+    if arguments.state:
+        progress.save(arguments.state)
+    for finding in progress.findings[:20]:
+        print(f"input {finding.number} ({finding.target}): {finding.problem}\n  {finding.raw[:300]!r}")
+    tried = ", ".join(f"{name} {count:,}" for name, count in progress.tried.items())
+    print(f"{progress.next:,} inputs ({tried}): {len(progress.findings):,} findings;", end=" ")
+    print(f"slowest {1000 * progress.slowest_s:.1f} ms of CPU, seed {progress.seed}")
+    return 1 if progress.findings or slow else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

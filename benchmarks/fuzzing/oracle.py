@@ -1,0 +1,147 @@
+"""Say what a body spells, by the standard library alone: nothing of the harvester is imported here.
+
+The Greek letters of a body are its answer, the Cyrillic ones its reasoning (`texts`). They are collected from
+strings below members that are known to hold parts of an answer, in the order of the document.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import texts
+from .bodies import ENDS
+
+# Members below which an answer may be found.
+_FOLLOWED = frozenset(
+    {
+        *("choices", "message", "delta", "content", "text", "value", "parts", "candidates", "output"),
+        *("data", "result", "response", "body", "Response", "generated_text", "output_text", "completion"),
+        *("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text", "summary"),
+        *("reasoning_details", "thinking_blocks", "reasoning_summary"),
+    }
+)
+# Of these, those that mean nothing at the top of a document.
+_ONLY_INSIDE = frozenset({"value", "parts", "delta", "summary"})
+_FINISH = (
+    "finish_reason",
+    "finishReason",
+    "done_reason",
+    "stop_reason",
+    "stopReason",
+    "native_finish_reason",
+    "status",
+)
+_LINE = re.compile(rb"\r\n|\n|\r")
+
+
+@dataclass(slots=True)
+class Spelled:
+    """What a body spells. `is_readable`: it is JSON, or events with JSON in them."""
+
+    is_readable: bool = True
+    greek: list[str] = field(default_factory=list)
+    cyrillic: list[str] = field(default_factory=list)
+    ends: int = 0
+
+    def add(self, document: Any) -> None:
+        """Collect what a document holds."""
+        for text in _texts(document, 0):
+            self.greek.append(texts.greek(text))
+            self.cyrillic.append(texts.cyrillic(text))
+        self.ends += sum(1 for word in _finish_words(document, 0) if _is_end(word))
+
+
+def spelled(raw: bytes, *, is_stream: bool) -> Spelled:
+    """Return what a body spells.
+
+    Args:
+        is_stream: it was made as events; a body that does not begin like one is read as JSON all the same.
+    """
+    found = Spelled()
+    head = raw.removeprefix(b"\xef\xbb\xbf").lstrip()
+    looks_like_events = head.startswith((b"data:", b"event:", b"id:", b"retry:", b":"))
+    if looks_like_events:
+        documents = list(_events(raw))
+        found.is_readable = any(document is not None for document in documents)
+        for document in documents:
+            if document is not None:
+                found.add(document)
+        return found
+    document = _loaded(raw)
+    if document is not None:
+        found.add(document)
+        return found
+    lines = [_loaded(line) for line in _LINE.split(raw) if line.strip()]
+    found.is_readable = is_stream and any(line is not None for line in lines)
+    for line in lines:
+        if line is not None:
+            found.add(line)
+    return found
+
+
+def _events(raw: bytes) -> Iterator[Any]:
+    """Yield the document of each event up to `[DONE]`, None for one that is no JSON. By the HTML standard."""
+    data: list[bytes] = []
+    for line in [*_LINE.split(raw.removeprefix(b"\xef\xbb\xbf")), b""]:
+        if line:
+            name, _, value = line.partition(b":")
+            if name == b"data":
+                data.append(value.removeprefix(b" "))
+            continue
+        if data:
+            joined = b"\n".join(data)
+            if joined.strip() == b"[DONE]":
+                return
+            yield _loaded(joined)
+        data = []
+
+
+def _loaded(raw: bytes) -> Any:
+    """Return a JSON object or list; None for anything else."""
+    try:
+        value = json.loads(raw.decode("utf-8-sig", "replace"), parse_int=lambda digits: digits[:1])
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict | list) else None
+
+
+def _texts(value: Any, depth: int) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list) and depth < 40:
+        for item in value:
+            yield from _texts(item, depth + 1)
+    elif isinstance(value, dict) and depth < 40:
+        for name, member in value.items():
+            if name in _FOLLOWED and (depth or name not in _ONLY_INSIDE):
+                yield from _texts(member, depth + 1)
+
+
+def _finish_words(value: Any, depth: int) -> Iterator[str]:
+    if isinstance(value, list) and depth < 40:
+        for item in value:
+            yield from _finish_words(item, depth + 1)
+    elif isinstance(value, dict) and depth < 40:
+        for name, member in value.items():
+            if name in _FINISH and isinstance(member, str):
+                yield member
+            elif name in _FINISH and isinstance(member, dict):
+                yield from (inner for inner in member.values() if isinstance(inner, str))
+            else:
+                yield from _finish_words(member, depth + 1)
+
+
+def _is_end(word: str) -> bool:
+    plain = _plain(word)
+    return plain in _END_WORDS or plain.removeprefix("finishreason") in _END_WORDS
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "", word.lower())
+
+
+_END_WORDS = {_plain(word) for word in (*ENDS, "stopped", "done", "eos", "end", "finish")}

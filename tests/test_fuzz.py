@@ -1,0 +1,97 @@
+"""Run a fixed slice of the fuzz inputs of `benchmarks/fuzz.py`, and prove that its oracle finds faults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from benchmarks.fuzzing import bodies, keys, oracle, run, targets, texts
+from harvester.api import completion, redaction
+from harvester.api.types import Completion, Outcome, Usage
+
+SEED = 20_261_128
+SLICES = 4
+INPUTS = 3_000
+
+
+@pytest.mark.parametrize("part", range(SLICES))
+def test_no_input_of_the_slice_breaks_a_rule(part: int) -> None:
+    progress = run.Progress(SEED, next=part * INPUTS)
+    run.fuzz(progress, (part + 1) * INPUTS)
+    assert [(f.number, f.target, f.problem, f.raw[:300]) for f in progress.findings] == []
+    assert set(progress.tried) == set(targets.TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [("αβ", Outcome.OK), ("αβγδ", Outcome.OK), ("βαγ", Outcome.OK), ("", Outcome.OK)],
+)
+def test_the_oracle_finds_a_row_with_another_text(
+    monkeypatch: pytest.MonkeyPatch, text: str, outcome: Outcome
+) -> None:
+    raw = b'{"choices": [{"message": {"content": "\\u03b1\\u03b2\\u03b3"}, "finish_reason": "stop"}]}'
+    assert targets.check_answer(raw, is_stream=False) == []
+    wrong = Completion(text, outcome, "stop", Usage(1, 1))
+    monkeypatch.setattr(completion, "_parse", lambda *_: wrong)
+    assert targets.check_answer(raw, is_stream=False) != []
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"choices": [{"message": {"content": "\xce\xb1"}, "finish_reason": null}]}',  # no end
+        b'{"choices": [{"message": {"content": "\xce\xb1"}, "finish_reason": "stop"}',  # no JSON
+    ],
+)
+def test_the_oracle_finds_a_row_that_never_ended(monkeypatch: pytest.MonkeyPatch, raw: bytes) -> None:
+    assert targets.check_answer(raw, is_stream=False) == []
+    monkeypatch.setattr(completion, "_parse", lambda *_: Completion("α", Outcome.OK, "stop", Usage(1, 1)))
+    assert targets.check_answer(raw, is_stream=False) != []
+
+
+def test_the_oracle_reads_a_stream_by_itself() -> None:
+    raw = (
+        b': x\r\ndata: {"choices":[{"delta":\r\ndata: {"content":"\xce\xb1"}}]}\r\n\r\n'
+        b'event: y\ndata:{"choices":[{"delta":{"content":[{"text":"\\u03b2"}]},"finish_reason":"eos"}]}\n\n'
+        b'data: [DONE]\n\ndata: {"choices":[{"delta":{"content":"\xce\xb3"}}]}\n\n'
+    )
+    spelled = oracle.spelled(raw, is_stream=True)
+    assert ("".join(spelled.greek), spelled.ends) == ("αβ", 1)
+
+
+def test_a_lost_exception_and_a_lost_key_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> Completion:
+        raise KeyError("x")
+
+    answers = [number for number in range(200) if run.target_of(1, number)[0] == "valid answer"]
+    with monkeypatch.context() as patch:
+        patch.setattr(completion, "_parse", fails)
+        assert "KeyError" in run.attempt(1, answers[0])[2][0]
+    monkeypatch.setattr(redaction.Redactor, "body", lambda _, body: body)
+    echoes = [number for number in range(400) if run.target_of(1, number)[0] == "echoed key"]
+    assert sum(bool(run.attempt(1, number)[2]) for number in echoes) > len(echoes) / 2
+
+
+def test_an_input_is_made_again_from_its_number_and_a_run_continues(tmp_path: Path) -> None:
+    assert run.attempt(3, 77) == run.attempt(3, 77)
+    progress = run.fuzz(run.Progress(3), 40)
+    progress.findings.append(run.Finding(1, "x", "y", "z"))
+    progress.save(tmp_path / "state.json")
+    again = run.load(tmp_path / "state.json", 3)
+    assert again == progress
+    assert run.load(tmp_path / "state.json", 4) == run.Progress(4)
+    assert run.fuzz(again, 60).next == 60
+    assert sum(again.tried.values()) == 60
+
+
+def test_texts_and_keys_are_what_they_claim() -> None:
+    random = Random(1)
+    for _ in range(200):
+        assert texts.greek(texts.answer(random))
+        assert not texts.greek(texts.reasoning(random) + texts.decoy(random))
+        key = keys.make_key(random)
+        assert keys.holds(f"x{key}y", key)
+        assert keys.holds(key.encode().hex(), key)
+        assert bodies.make_body(random).raw
