@@ -29,6 +29,13 @@ from harvester.teacher.rate_learning import Entry
 from harvester.teacher.rate_limiter import Limiter, RefusedRow
 
 _OVERLOAD = frozenset({503, 529})
+# A request that was admitted but would have to wait longer than this to be sent is withdrawn, so that it
+# waits where a pause may park the pass.
+LONGEST_DEPARTURE_WAIT_S = 1.0
+
+
+class Withdrawn(Exception):
+    """An admitted request was not sent: it has to be admitted again."""
 
 
 class EndpointQueue:
@@ -64,6 +71,7 @@ class EndpointQueue:
         self._patience_s = patience_s
         self._is_another_up = is_another_up
         self._head_turn = asyncio.Lock()
+        self._departure_turn = asyncio.Lock()
         self._queued = 0
         self._head = Charge(0, 0)
         self._last_error = ""
@@ -73,8 +81,7 @@ class EndpointQueue:
         """Admit nothing for this reason; "" ends the hold, without a burst of saved-up requests."""
         if self.hold_reason and not reason:
             now = self.clock.now()
-            for bucket in self.limiter.buckets.values():
-                bucket.freeze(now, now)
+            self.limiter.end_bursts(now, now)
             self.breaker.restart_timer(now)
         self.hold_reason = reason
         self.changed.set()
@@ -156,9 +163,28 @@ class EndpointQueue:
         elif self._refused_since is not None and now - self._refused_since > self._patience_s:
             raise Parked(wait_s if wait_s < math.inf else 0.0, f"everything is refused: {self._last_error}")
 
-    def leave(self) -> None:
+    async def depart(self, entry: Entry) -> None:
+        """Wait until this admitted request may be sent, in the order of the calls.
+
+        Raises:
+            Withdrawn: the pass drains, or nothing may be sent for a while.
+        """
+        async with self._departure_turn:
+            while True:
+                wait_s = self.limiter.departure_wait_s(self.clock.now())
+                is_long = LONGEST_DEPARTURE_WAIT_S < wait_s < math.inf
+                if self.draining.is_set() or self.hold_reason or is_long:
+                    raise Withdrawn
+                if wait_s <= 0:
+                    break
+                self.changed.clear()
+                await self.clock.wait(self.changed, wait_s)
+            self.limiter.departed(entry, self.clock.now())
+        self.changed.set()
+
+    def leave(self, entry: Entry) -> None:
         """Free the request's place in the window."""
-        self.limiter.leave()
+        self.limiter.leave(entry)
         self.changed.set()
 
     def answered(

@@ -83,12 +83,11 @@ LONGEST_PROBE_S = 60.0
 # Everything refused for this long, and for this share of the time since the last such end: a window of time.
 WINDOW_S = 0.3
 WINDOW_SHARE = 0.1
-# So many refusals at the same number in flight, within this share of it, speak for a limit on that number.
+# The last so many refusals speak for a limit on the number in flight, if of the last LEVEL_SENDS at most this
+# share was accepted at their lowest number or above, and at most this share was refused below it.
 SAME_LEVELS = 3
-SAME_LEVEL_SHARE = 0.03
-# ... if at most this share of the last sends were accepted at that number or above.
 LEVEL_SENDS = 200
-ACCEPTED_SHARE = 0.02
+MIXED_SHARE = 0.1
 # Sends this close to another one are compared with it.
 NEAR_S = 1.0
 # ... or, where there are none, the last few within this time.
@@ -108,10 +107,14 @@ class Reception(Enum):
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One admitted request: when it was admitted, and how many were in flight then, itself included."""
+    """One admitted request: when it was sent, and how many were in flight then, itself included.
+
+    Until it is sent, both hold for its admission.
+    """
 
     at: float
     in_flight: int = 1
+    has_departed: bool = False
     outcome: Reception = Reception.PENDING
 
 
@@ -182,7 +185,7 @@ class LearnedRate:
     # What happens
 
     def sent(self, entry: Entry) -> None:
-        """Record a send, in the order of admission."""
+        """Record a send."""
         if self._cycle_at is None:
             self._cycle_at = entry.at
         self._log.append(entry)
@@ -241,21 +244,35 @@ class LearnedRate:
             return Lesson.ALL_REFUSED
         if entry.at <= self._decided_at:
             return Lesson.NOTHING
-        lesson = Lesson.ALL_REFUSED if self._all_refused(now) else self._decide(entry, now, trusted)
-        if lesson is not Lesson.NOTHING:
-            self._refused_levels.append(entry.in_flight)
-        return lesson
+        return Lesson.ALL_REFUSED if self._all_refused(now) else self._decide(entry, now, trusted)
 
-    @property
-    def refused_level(self) -> int | None:
-        """Number in flight at which the last refusals came and hardly any request was accepted, or None."""
-        levels = self._refused_levels
-        if len(levels) < SAME_LEVELS or max(levels) - min(levels) > max(1, SAME_LEVEL_SHARE * max(levels)):
+    def forget_rate(self, now: float) -> None:
+        """Forget the learned rate: the refusals had another reason."""
+        self._trial, self._is_searching, self._too_high = None, False, math.inf
+        self._refused_since = self._probe = None
+        self._refused_levels.clear()
+        self._set(None, now)
+
+    def refused_at_level(self, entry: Entry) -> int | None:
+        """Mark this request as refused; return the number in flight that seems to be the limit, or None.
+
+        That is a number from which on nearly every request is refused, and below which hardly any. A limit on
+        the rate refuses at the same numbers at which it accepts.
+        """
+        entry.outcome = Reception.REFUSED
+        self._refused_levels.append(entry.in_flight)
+        if len(self._refused_levels) < SAME_LEVELS:
             return None
-        level = min(levels)
+        level = min(self._refused_levels)
         last = [entry for entry, _ in zip(reversed(self._log), range(LEVEL_SENDS), strict=False)]
-        accepted = sum(entry.in_flight >= level and entry.outcome is Reception.ACCEPTED for entry in last)
-        return level if accepted <= ACCEPTED_SHARE * len(last) else None
+        above = [entry.outcome is Reception.REFUSED for entry in last if entry.in_flight >= level]
+        below = [entry.outcome is Reception.REFUSED for entry in last if entry.in_flight < level]
+        is_cap = (
+            sum(above) >= SAME_LEVELS
+            and sum(above) >= (1 - MIXED_SHARE) * len(above)
+            and len(below) > sum(below) / MIXED_SHARE
+        )
+        return level if is_cap else None
 
     # What follows from it
 

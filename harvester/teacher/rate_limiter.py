@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from harvester.api.error_body import retry_after_s
 from harvester.config.config import LimitsSection
+from harvester.teacher.departures import Departures
 from harvester.teacher.limits import (
     DAY_S,
     HOUR_S,
@@ -56,16 +57,12 @@ class Bucket:
     Args:
         rate: units per second.
         now: monotonic seconds.
-        burst_s: seconds of the rate that may be saved up.
-        full_at: units that may be saved up and are there from the start; None for `burst_s` of the rate.
+        full_at: units that may be saved up and are there from the start; None for BURST_S of the rate.
     """
 
-    def __init__(
-        self, rate: float, now: float, burst_s: float = BURST_S, *, full_at: float | None = None
-    ) -> None:
+    def __init__(self, rate: float, now: float, *, full_at: float | None = None) -> None:
         self.rate = rate
-        self.burst_s = burst_s
-        self.capacity = max(1.0, rate * burst_s if full_at is None else full_at)
+        self.capacity = max(1.0, rate * BURST_S if full_at is None else full_at)
         self.level = 1.0 if full_at is None else self.capacity
         self._refilled_at = now
 
@@ -74,12 +71,11 @@ class Bucket:
         """A bucket for `limit` units per day: half of them at once, the other half evenly over the day."""
         return cls((1 - DAILY_BURST_SHARE) * limit / DAY_S, now, full_at=DAILY_BURST_SHARE * limit)
 
-    def set_rate(self, rate: float, now: float, burst_s: float | None = None) -> None:
-        """Change the rate, and the burst if one is given. Savings and debt stay, within the new capacity."""
+    def set_rate(self, rate: float, now: float) -> None:
+        """Change the rate. Savings and debt stay, within the new capacity."""
         self.refill(now)
         self.rate = rate
-        self.burst_s = self.burst_s if burst_s is None else burst_s
-        self.capacity = max(1.0, rate * self.burst_s)
+        self.capacity = max(1.0, rate * BURST_S)
         self.level = min(self.level, self.capacity)
 
     def refill(self, now: float) -> None:
@@ -154,6 +150,7 @@ class Limiter:
         self.window = Window(limits.max_concurrency, deadline_s)
         self.buckets: dict[LimitKey, Bucket] = {}
         self.learned_rate = LearnedRate(now)
+        self.departures = Departures(now)
         self._rows = RefusedRows(patience_s)
         self._periods = HeaderPeriods()
         # Limits whose period was guessed, and wrongly.
@@ -165,44 +162,61 @@ class Limiter:
         for key, limit in configured_limits(limits).items():
             self._configured[key] = limit / key.period_s
             is_daily = key.period_s == DAY_S
-            self.buckets[key] = (
-                Bucket.daily(limit, now)
-                if is_daily
-                else Bucket(limit / key.period_s, now, self._burst_s(key))
-            )
+            self.buckets[key] = Bucket.daily(limit, now) if is_daily else Bucket(limit / key.period_s, now)
 
     @property
     def paused_until(self) -> float:
         """Monotonic seconds before which nothing is admitted; minus infinity when never paused."""
         return self.pause_now.until
 
-    def _burst_s(self, key: LimitKey) -> float:
-        return self.learned_rate.burst_s if key.quantity is Quantity.REQUESTS else BURST_S
-
     def wait_s(self, charge: Charge, now: float) -> float:
         """Seconds until this charge may be admitted: 0 for now, infinity until something is answered."""
         wait = max(0.0, self.paused_until - now, self.learned_rate.probe_wait_s(now))
         if self.window.is_full:
-            wait = max(wait, self.window.open_wait_s(now))
-        if wait == math.inf:
-            return wait
+            return math.inf
         self._apply_learned_rate(now)
         for key, bucket in self.buckets.items():
             wait = max(wait, bucket.wait_s(key.quantity.amount(charge), now))
-        return wait
+        # Those that were admitted before come first. A line of BURST_S is enough.
+        rate = self._request_rate(now)
+        line_s = self.departures.wait_s(now, rate, self.learned_rate.burst_s) + self.departures.waiting / rate
+        return max(wait, line_s - BURST_S)
 
     def enter(self, charge: Charge, now: float) -> Entry:
         """Take the charge and a place in the window. Call it only after `wait_s` returned 0."""
-        self.window.entered(now)
+        self.window.in_flight += 1
+        self.departures.waiting += 1
         for key, bucket in self.buckets.items():
             bucket.take(key.quantity.amount(charge))
-        entry = Entry(now, self.window.in_flight)
-        self.learned_rate.sent(entry)
-        return entry
+        return Entry(now, self.window.in_flight)
 
-    def leave(self) -> None:
+    def departure_wait_s(self, now: float) -> float:
+        """Seconds until the next admitted request may be sent: 0 for now, infinity for after an answer."""
+        if self._in_air >= int(self.window.size):  # it shrank after the admission
+            return math.inf
+        wait = max(0.0, self.paused_until - now, self.learned_rate.probe_wait_s(now))
+        return max(wait, self.departures.wait_s(now, self._request_rate(now), self.learned_rate.burst_s))
+
+    def departed(self, entry: Entry, now: float) -> None:
+        """Note that a request is being sent. Call it only after `departure_wait_s` returned 0."""
+        self.departures.departed(now, self._request_rate(now))
+        self.window.departed()
+        entry.at, entry.in_flight, entry.has_departed = now, self._in_air, True
+        self.learned_rate.sent(entry)
+
+    @property
+    def _in_air(self) -> int:
+        """Requests that were sent and not answered."""
+        return self.window.in_flight - self.departures.waiting
+
+    def _request_rate(self, now: float) -> float:
+        """Requests per second that may be sent, infinity where nothing is known."""
+        return min(self._trusted_rate(), self.learned_rate.current(now) or math.inf)
+
+    def leave(self, entry: Entry) -> None:
         """Give the place in the window back; every `enter` needs exactly one `leave`."""
         self.window.in_flight -= 1
+        self.departures.waiting -= not entry.has_departed
 
     def answered(self, key: bytes, entry: Entry, now: float, tokens: int) -> None:
         """Learn from an answer to the row `key`; its place in the window is still taken."""
@@ -224,7 +238,8 @@ class Limiter:
         """Shrink the window if this refusal for overload (503, 529) is one of several in a row."""
         self.window.stop_ramp()
         if self.learned_rate.refused_in_a_row(entry) >= ENOUGH_REFUSALS:
-            self.window.cut(entry, now)
+            self.window.cut(entry, now, self._in_air)
+        self._is_cap(entry, now)
 
     def refused(self, key: bytes, entry: Entry, named_wait_s: float | None, now: float) -> RefusedRow:
         """Learn from a refusal (429, or an overload with a wait) of the row `key`.
@@ -243,21 +258,29 @@ class Limiter:
         if self._rows.is_suspicious(key) and others_accepted:
             self.learned_rate.disregard(entry)
             return RefusedRow(wait_s)
+        if self._is_cap(entry, now):
+            return RefusedRow(wait_s)
         lesson = self.learned_rate.refused(entry, now, self._trusted_rate())
         if lesson in (Lesson.RATE, Lesson.BURST):
             self._apply_learned_rate(now)
+            self.departures.end_burst(now, self.learned_rate.burst_s)
             for limit in self._request_limits():
-                bucket = self.buckets[limit]
-                bucket.set_rate(bucket.rate, now, self.learned_rate.burst_s)
-                bucket.lower_to(0.0)
-        if lesson is not Lesson.NOTHING and self.learned_rate.refused_level is not None:
-            self.window.keep_below(self.learned_rate.refused_level)
+                self.buckets[limit].lower_to(0.0)
         everybody_waits = lesson is Lesson.ALL_REFUSED or (
             not others_accepted and named_wait_s is not None and named_wait_s > LONGEST_NAMED_WAIT_S
         )
         if named_wait_s and everybody_waits:
             self.pause(named_wait_s, now, "the teacher's Retry-After")
         return RefusedRow(wait_s)
+
+    def _is_cap(self, entry: Entry, now: float) -> bool:
+        """Shrink the window if refusals come from a number in flight on; then the rate is not the reason."""
+        level = self.learned_rate.refused_at_level(entry)
+        if level is None:
+            return False
+        if self.window.keep_below(level):
+            self.learned_rate.forget_rate(now)
+        return level > int(self.window.size)
 
     def _request_limits(self) -> list[LimitKey]:
         return [key for key in self.buckets if key.quantity is Quantity.REQUESTS and key.period_s != DAY_S]
@@ -348,7 +371,7 @@ class Limiter:
     def _set_bucket(self, key: LimitKey, rate: float, now: float) -> None:
         bucket = self.buckets.get(key)
         if bucket is None:
-            self.buckets[key] = Bucket(rate, now, self._burst_s(key))
+            self.buckets[key] = Bucket(rate, now)
         elif bucket.rate != rate:
             bucket.set_rate(rate, now)
 
@@ -372,6 +395,11 @@ class Limiter:
         if until <= self.paused_until:
             return
         self.pause_now = Pause(until, reason, is_asked)
+        self.end_bursts(now, until)
+
+    def end_bursts(self, now: float, until: float) -> None:
+        """Save nothing up before `until`, so that what waits then leaves one by one."""
+        self.departures.end_burst(until, self.learned_rate.burst_s)
         for bucket in self.buckets.values():
             bucket.freeze(now, until)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from harvester.api import completion
 from harvester.api.request_builder import cost_microusd
@@ -29,7 +30,7 @@ from harvester.store.journal.writer import AsyncWriter
 from harvester.teacher.budget import Amounts, Reservation, why_exhausted
 from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limits import Charge
-from harvester.teacher.queue import EndpointQueue
+from harvester.teacher.queue import EndpointQueue, Withdrawn
 from harvester.teacher.rate_learning import Entry
 
 
@@ -42,6 +43,7 @@ class Attempt:
         number: counts from 1; a failed connection uses up no number.
         endpoint: base URL it is sent to, "" before one is chosen.
         avoid: base URL where the previous try failed, or "".
+        depart: waits until it may be sent; None before an endpoint is chosen.
     """
 
     request: Request
@@ -49,6 +51,7 @@ class Attempt:
     number: int
     endpoint: str = ""
     avoid: str = ""
+    depart: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,8 @@ class Teacher:
                     return await self._attempt_once(attempt)
                 except _RefusedForNow as refused:  # no attempt is used up
                     await self.endpoints.wait_after_refusal(refused.wait_s)
+                except Withdrawn:  # nothing was sent
+                    continue
                 except TeacherError as error:
                     attempt = replace(attempt, avoid=error.endpoint)
                     raise
@@ -144,7 +149,9 @@ class Teacher:
         async def ask(attempt: Attempt) -> AttemptResult:
             request = attempt.request
             queue, charge, entry = await self._enter(attempt)
-            attempt = replace(attempt, charge=charge, endpoint=queue.endpoint)
+            attempt = replace(
+                attempt, charge=charge, endpoint=queue.endpoint, depart=partial(queue.depart, entry)
+            )
             try:
                 answered = await inner(attempt)
             except TeacherError as error:
@@ -154,7 +161,7 @@ class Teacher:
                 if isinstance(error, RateLimited) and not verdict.is_row_at_fault:
                     raise _RefusedForNow(verdict.wait_s) from error
                 raise
-            except (NotSent, StoppedAtLimit):
+            except (NotSent, StoppedAtLimit, Withdrawn):
                 queue.not_sent(charge)
                 raise
             else:
@@ -163,7 +170,7 @@ class Teacher:
                 queue.answered(request.key, charge, actual, entry, answered.raw.headers)
                 return answered
             finally:
-                queue.leave()
+                queue.leave(entry)
 
         return ask
 
@@ -190,6 +197,9 @@ class Teacher:
                 if usage.source != USAGE_ESTIMATED:  # an estimate may be less than what is billed
                     billed = (usage.input_tokens + usage.output_tokens, answered.cost_microusd)
                 return replace(answered, charged=billed)
+            except Withdrawn:
+                billed = (0, 0)
+                raise
             except TeacherError as error:
                 if not error.maybe_billed:
                     billed = (0, 0)
@@ -246,6 +256,12 @@ class Teacher:
                 request.budget_microusd,
             )
         )
+        if attempt.depart is not None:
+            try:
+                await attempt.depart()
+            except Withdrawn:
+                self._writer.submit(Refund(attempt_id), lambda: None)
+                raise
         tally.requests_sent += 1
         try:
             raw = await self.endpoints.client.send(request, attempt.endpoint)

@@ -1,6 +1,6 @@
 """Decide how many requests may be in flight at one endpoint: a congestion window. Pure.
 
-The window starts small. Where the operator allows more than the default, it doubles ten times a second before
+The window starts small. Where the operator allows more than the default, it grows with what was sent before
 anything came back, up to three quarters of that: long answers tell nothing before the first of them is there.
 Then it grows with every answer, as in slow start (RFC 5681), as long as more in flight bring more answers or
 tokens per second (`throughput`), and no further than the deadline allows if all that is added had to queue.
@@ -21,12 +21,11 @@ from harvester.teacher.rate_learning import Entry
 from harvester.teacher.throughput import Throughput
 
 FIRST_WINDOW = 16.0
-# Before the first answer, with a ceiling above BLIND_CEILING: share of the ceiling that is reached, time in
-# which the window doubles, time until the next look.
+# Before the first answer, with a ceiling above BLIND_CEILING: share of the ceiling that is reached, and how
+# much the window grows with every request that was sent (`departures` decides how fast they are sent).
 BLIND_CEILING = 64.0
 BLIND_SHARE = 0.75
-BLIND_DOUBLING_S = 0.07
-BLIND_STEP_S = 0.01
+BLIND_GROWTH = 2.0
 # The window grows only when this share of it was in use ...
 GROWTH_SHARE = 0.8
 # ... by so much an answer, up to so many times the number at which an answer came: more where answers come
@@ -38,8 +37,10 @@ SOON_S = 2.0
 # Largest factor of one round trip's cut by overload, and factor of a cut by a timeout.
 CUT = 0.5
 TIMEOUT_CUT = 0.75
-# After a cut, at least so many answers come before the window grows.
+# After a cut, at least so many answers come before the window grows; after cuts to the same size up to so
+# many times as many.
 ANSWERS_TO_GROW = 150
+MOST_PATIENCE = 4.0
 # If everything that is added had to queue, answers would still come within this share of the deadline.
 DEADLINE_SHARE = 0.75
 # Where answers come within this share of the deadline, one that did not come in time says nothing.
@@ -70,9 +71,9 @@ class Window:
         self.works_on: int | None = None
         self._deadline_s = deadline_s
         self._throughput = Throughput()
-        # Before the first answer the window doubles with time, up to a share of the ceiling.
+        # Before the first answer the window grows with what was sent, up to a share of the ceiling.
         self._is_blind = True
-        self._blind_since: float | None = None
+        self._departed = 0
         # The most in flight at which an answer came since the last cut, and answers until the next look.
         self._proven = 0
         self._deadline_bound = math.inf
@@ -82,6 +83,9 @@ class Window:
         self._step = 1.0
         self._answers_to_grow = 0
         self._cut_at = -math.inf
+        # The size to which refusals last brought the window, and how much longer it stays there each time.
+        self._cap = 0.0
+        self._patience = 1.0
         self._floor = 1.0
         self._probe_at = math.inf
 
@@ -95,29 +99,18 @@ class Window:
         """Whether no further request may be sent now."""
         return self.in_flight >= int(min(self.size, self._deadline_bound))
 
-    def open_wait_s(self, now: float) -> float:
-        """Seconds until a full window may have grown by itself; infinity if only answers change it."""
-        if not self._is_blind or self._blind_since is None or self.size >= self._blind_limit:
-            return math.inf
-        self._grow_blindly(now)
-        return BLIND_STEP_S if self.is_full else 0.0
-
     @property
     def _blind_limit(self) -> float:
         if self.ceiling <= BLIND_CEILING:
             return min(FIRST_WINDOW, self.ceiling)
         return max(FIRST_WINDOW, BLIND_SHARE * self.ceiling)
 
-    def _grow_blindly(self, now: float) -> None:
-        since = self._blind_since if self._blind_since is not None else now
-        size = FIRST_WINDOW * 2.0 ** min(20.0, (now - since) / BLIND_DOUBLING_S)
-        self.size = max(self.size, min(self._blind_limit, size))
-
-    def entered(self, now: float) -> None:
-        """Note that a request was admitted; it counts as in flight from now on."""
-        self.in_flight += 1
-        if self._blind_since is None:
-            self._blind_since = now
+    def departed(self) -> None:
+        """Note that a request was sent. Before anything came back, the window grows with what was sent."""
+        self._departed += 1
+        if self._is_blind:
+            ahead = FIRST_WINDOW + BLIND_GROWTH * self._departed
+            self.size = max(self.size, min(self._blind_limit, ahead))
 
     def stop_ramp(self) -> None:
         """Something came back: from now on answers decide about growth."""
@@ -176,14 +169,17 @@ class Window:
         self.size = max(self.size, min(self.ceiling, self.size + self._step, max(self._bound, self.size + 1)))
         self._step *= 2
 
-    def cut(self, entry: Entry, now: float) -> bool:
+    def cut(self, entry: Entry, now: float, in_air: int) -> bool:
         """Shrink to what is in flight beside a request that met overload, at most by half per round trip.
+
+        Args:
+            in_air: requests that were sent and not answered, the refused one included.
 
         Returns:
             Whether the window shrank.
         """
         self._is_blind = False
-        beside = self.in_flight - 1.0
+        beside = in_air - 1.0
         if entry.at > self._cut_at:
             self._cut_at = now
             self._floor = max(1.0, math.floor(self.size * CUT))
@@ -194,12 +190,20 @@ class Window:
         self._after_cut()
         return True
 
-    def keep_below(self, in_flight: int) -> None:
-        """Stay below a number in flight at which refusals came again and again; grow slowly from there."""
+    def keep_below(self, in_flight: int) -> bool:
+        """Stay below a number in flight at which refusals came again and again; grow slowly from there.
+
+        Returns:
+            Whether the window shrank.
+        """
         size = max(1.0, in_flight - 1.0)
-        if size < self.size:
-            self.size = size
-            self._after_cut()
+        if size >= self.size:
+            return False
+        is_known = size == self._cap
+        self._patience = min(MOST_PATIENCE, 2 * self._patience) if is_known else 1.0
+        self.size = self._cap = size
+        self._after_cut()
+        return True
 
     def timed_out(self, entry: Entry) -> None:
         """Remember that at this number in flight an answer did not come in time.
@@ -220,7 +224,7 @@ class Window:
     def _after_cut(self) -> None:
         self._was_cut = True
         self._step = 1.0
-        self._answers_to_grow = max(int(self.size), ANSWERS_TO_GROW)
+        self._answers_to_grow = int(self._patience * max(int(self.size), ANSWERS_TO_GROW))
 
     def restart(self) -> None:
         """Begin again with one request in flight, after the endpoint was down, and double from there."""

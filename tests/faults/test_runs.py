@@ -57,7 +57,8 @@ def test_row_2_a_key_revoked_midway_keeps_what_was_paid_and_shows_no_key(
 def test_row_11_five_hundred_bare_refusals_lose_no_row(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher(latency_s=0.02)
     fault = {"action": "status", "status": 429, "code": "rate_limit_exceeded", "first": 30}
-    ended = live(mock, tmp_path, [fault], prompts=MANY, teacher={"limits": {"max_concurrency": 64}})
+    limits = {"limits": {"max_concurrency": 64}}
+    ended = live(mock, tmp_path, [fault], prompts=MANY, teacher=limits, run={"patience_s": 60})
     assert ended.fired >= 16
     assert (ended.exit_code, ended.totals.answers, ended.totals.dead) == (0, 60, 0)
 

@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 
 from harvester.config.config import LimitsSection
 from harvester.teacher.limits import Charge
+from harvester.teacher.rate_learning import Entry
 from harvester.teacher.rate_limiter import Limiter, RefusedRow
 
 CHARGE = Charge(10, 10)
+# Commits of the journal begin at least this long one after the other, as in `store.journal.group_commit`.
+GROUP_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +197,7 @@ def ask(  # noqa: C901 - one loop over events
     poison: Callable[[int], bool] = lambda row: False,
     limiter: Limiter | None = None,
     workers: int | None = None,
+    commit_s: Callable[[], float] = lambda: 0.002,
     **limits: float,
 ) -> Result:
     """Ask `rows` rows, or as many as are answered by `until`, through one limiter.
@@ -201,6 +205,7 @@ def ask(  # noqa: C901 - one loop over events
     Args:
         stall: seconds that the client's loop stands still after an event at this time.
         poison: whether a row is refused whatever the server says.
+        commit_s: seconds that a commit of the journal takes; a request is sent after it.
     """
     settings = LimitsSection.model_validate(limits)
     limiter = limiter or Limiter(settings, 0.0, deadline_s=deadline_s)
@@ -212,16 +217,41 @@ def ask(  # noqa: C901 - one loop over events
     def later(at: float, *what: object) -> None:
         heapq.heappush(events, (at, next(order), what))
 
-    wake_at = 0.0
+    wake_at, departs_at, commits_at = 0.0, math.inf, -math.inf
+    uncommitted, committing, departing = (
+        list[tuple[int, Entry]](),
+        list[tuple[int, Entry]](),
+        deque[tuple[int, Entry]](),
+    )
     later(wake_at, "wake")
+
+    def commit() -> None:
+        """Begin a commit of what was admitted, GROUP_S after the begin of the last one."""
+        nonlocal commits_at
+        if uncommitted and not committing:
+            begun_at = max(now, commits_at + GROUP_S)
+            commits_at = begun_at
+            committing.append(uncommitted[0])
+            later(begun_at, "begun")
+
     while events and now < until:
         at, _, what = heapq.heappop(events)
-        if what[0] == "wake" and at != wake_at:
+        if (what[0] == "wake" and at != wake_at) or (what[0] == "depart" and at != departs_at):
             continue  # an earlier one took its place
         now = max(now, at)
         now += stall(now)
         if what[0] == "wake":
             wake_at = math.inf
+        elif what[0] == "depart":
+            departs_at = math.inf
+        elif what[0] == "begun":
+            committing[:] = uncommitted
+            uncommitted.clear()
+            later(now + commit_s(), "committed")
+        elif what[0] == "committed":
+            departing.extend(committing)
+            committing.clear()
+            commit()
         elif what[0] == "retry":
             waiting -= 1
             ready.append(what[1])  # type: ignore[arg-type]
@@ -243,7 +273,7 @@ def ask(  # noqa: C901 - one loop over events
                 else:
                     limiter.overloaded(entry, now)  # type: ignore[arg-type]
                     verdict = RefusedRow(0.25)
-            limiter.leave()
+            limiter.leave(entry)  # type: ignore[arg-type]
             result.replies.append((now, reply.status))  # type: ignore[attr-defined]
             if verdict is not None and verdict.is_row_at_fault:
                 result.given_up.append(row)  # type: ignore[arg-type]
@@ -261,14 +291,26 @@ def ask(  # noqa: C901 - one loop over events
             row = ready.popleft() if ready else next_row
             if row is next_row:
                 next_row = next(fresh, None)
-            entry = limiter.enter(CHARGE, now)
+            uncommitted.append((row, limiter.enter(CHARGE, now)))  # type: ignore[arg-type]
+            commit()
+        while departing:
+            wait_s = limiter.departure_wait_s(now)
+            if wait_s > 0:
+                if now + wait_s < departs_at - 1e-9:  # not if it waits for an answer
+                    departs_at = now + max(wait_s, 1e-6)
+                    later(departs_at, "depart")
+                break
+            row, entry = departing.popleft()
+            limiter.departed(entry, now)
             result.sends += 1
-            result.most_in_flight = max(result.most_in_flight, limiter.window.in_flight)
-            is_poison = poison(row)  # type: ignore[arg-type]
-            reply = Reply(now + 0.05, 429) if is_poison else server.send(now, row)  # type: ignore[arg-type]
+            result.most_in_flight = max(result.most_in_flight, entry.in_flight)
+            reply = Reply(now + 0.05, 429) if poison(row) else server.send(now, row)
             if reply.at - now > deadline_s:
                 reply = Reply(now + deadline_s, 0)
             later(reply.at, "reply", row, entry, reply)
+            if now < wake_at:
+                wake_at = now
+                later(wake_at, "wake")
         if next_row is None and not ready and not waiting and not limiter.window.in_flight:
             break
     result.ended_at = now

@@ -15,6 +15,7 @@ from harvester.config.config import LimitsSection
 from harvester.errors import AttemptTimeout, NotSent, Parked, RateLimited, TeacherError, TeacherUnavailable
 from harvester.teacher.limits import TOKENS_PER_MINUTE, Charge
 from harvester.teacher.queue import EndpointQueue
+from harvester.teacher.rate_learning import Entry
 from harvester.teacher.rate_limiter import Limiter
 
 
@@ -62,6 +63,13 @@ def endpoint_queue(clock: VirtualClock, *, patience_s: float = math.inf, **limit
     return EndpointQueue("http://127.0.0.1:1/v1", limiter, clock, patience_s=patience_s)
 
 
+async def sent(queue: EndpointQueue, charge: Charge) -> Entry:
+    """Admit a request and send it at once."""
+    entry = await queue.enter(charge)
+    queue.limiter.departed(entry, queue.clock.now())
+    return entry
+
+
 def play(scenario: Callable[[VirtualClock], Awaitable[Any]]) -> Any:
     return asyncio.run(scenario(VirtualClock()))  # type: ignore[arg-type]
 
@@ -78,10 +86,10 @@ def test_first_come_first_served_and_never_above_the_limit(sizes: list[int], rat
         entered: list[tuple[float, int, int]] = []
 
         async def ask(number: int, tokens: int) -> None:
-            await queue.enter(Charge(tokens, 0))
+            entry = await queue.enter(Charge(tokens, 0))
             entered.append((clock.now(), number, tokens))
             await clock.sleep(0.01)
-            queue.leave()
+            queue.leave(entry)
 
         await clock.run(*(ask(number, tokens) for number, tokens in enumerate(sizes)))
         return entered
@@ -107,8 +115,8 @@ def test_the_reason_is_that_of_the_head_of_the_queue() -> None:
             queue.limiter.pause(90.0, clock.now(), "the teacher's Retry-After")
             reasons.append(queue.waiting_reason())
 
-        await clock.run(queue.enter(Charge(5000, 0)))
-        queue.leave()
+        (entry,) = await clock.run(queue.enter(Charge(5000, 0)))
+        queue.leave(entry)
         await clock.run(queue.enter(Charge(10, 0)), watch())
         return reasons
 
@@ -141,10 +149,10 @@ def test_a_wait_beyond_patience_parks_unless_requests_in_flight_may_refund() -> 
         async def answer() -> None:
             await clock.sleep(5)
             queue.answered(b"k", reserved, Charge(20, 0), entry, {})
-            queue.leave()
+            queue.leave(entry)
 
         later, _ = await clock.run(queue.enter(Charge(400, 0)), answer())
-        queue.leave()  # nothing is in flight any more, so nothing will be refunded
+        queue.leave(later)  # nothing is in flight any more, so nothing will be refunded
         (parked,) = await clock.run(queue.enter(Charge(4300, 0)))
         return later.at, parked
 
@@ -159,11 +167,11 @@ def test_a_retry_after_pauses_the_whole_endpoint_when_everything_is_refused() ->
         queue = endpoint_queue(clock, requests_per_minute=60_000)
         before = queue.limiter.window.size
         for number in range(3):
-            entry = await queue.enter(Charge(1, 1))
+            entry = await sent(queue, Charge(1, 1))
             clock.time += 0.1
             error = RateLimited("slow down", status=429, retry_after_s=30.0)
             queue.failed(error, b"%d" % number, Charge(1, 1), entry)
-            queue.leave()
+            queue.leave(entry)
         (first,) = await clock.run(queue.enter(Charge(1, 1)))
         return first.at, queue.limiter.window.size / before
 
@@ -175,14 +183,14 @@ def test_a_retry_after_pauses_the_whole_endpoint_when_everything_is_refused() ->
 def test_a_single_refusal_with_a_wait_among_answers_holds_its_own_row_only() -> None:
     async def scenario(clock: VirtualClock) -> tuple[float, float]:
         queue = endpoint_queue(clock, max_concurrency=16)
-        entries = [await queue.enter(Charge(1, 1)) for _ in range(16)]
+        entries = [await sent(queue, Charge(1, 1)) for _ in range(16)]
         clock.time = 0.5
         for number, entry in enumerate(entries[1:]):
             queue.answered(b"%d" % number, Charge(1, 1), Charge(1, 1), entry, {})
-            queue.leave()
+            queue.leave(entry)
         error = RateLimited("slow down", status=429, retry_after_s=1.0)
         verdict = queue.failed(error, b"k", Charge(1, 1), entries[0])
-        queue.leave()
+        queue.leave(entries[0])
         (entry,) = await clock.run(queue.enter(Charge(1, 1)))
         return verdict.wait_s, entry.at
 
@@ -195,14 +203,18 @@ def test_row_11_five_hundred_refusals_of_one_round_trip_are_one_cut() -> None:
     async def scenario(clock: VirtualClock) -> tuple[float, int]:
         queue = endpoint_queue(clock, max_concurrency=512)
         queue.limiter.window.size = 512.0
-        entries = [await queue.enter(Charge(1, 1)) for _ in range(500)]
-        clock.time = 1.0
+        entries = []
+        for _ in range(500):
+            clock.time += 0.01
+            entries.append(await sent(queue, Charge(1, 1)))
+        clock.time = 6.0
         for number, entry in enumerate(entries):
             queue.failed(RateLimited("slow down", status=529), b"%d" % number, Charge(1, 1), entry)
-            queue.leave()
+            queue.leave(entry)
         entered = 0
-        while queue.limiter.wait_s(Charge(1, 1), clock.now() + 1.0) == 0:
-            queue.limiter.enter(Charge(1, 1), clock.now() + 1.0)
+        clock.time = 7.0
+        while queue.limiter.wait_s(Charge(1, 1), clock.now()) == 0:
+            await sent(queue, Charge(1, 1))
             entered += 1
         return queue.limiter.window.size, entered
 

@@ -84,14 +84,15 @@ def test_the_window_stays_within_one_and_its_ceiling(steps: list[str], ceiling: 
     for now, step in enumerate(steps):
         entry = Entry(now - 0.5, max(1, window.in_flight))
         if step == "enter" and not window.is_full:
-            window.entered(now)
+            window.in_flight += 1
+            window.departed()
         elif step == "answer" and window.in_flight:
             window.answered(entry, now, 10)
             window.in_flight -= 1
         elif step == "leave" and window.in_flight:
             window.in_flight -= 1
         elif step == "cut":
-            window.cut(entry, float(now))
+            window.cut(entry, float(now), window.in_flight)
         elif step == "timeout":
             window.timed_out(entry)
         assert 1 <= window.size <= ceiling
@@ -101,18 +102,18 @@ def test_five_hundred_refusals_of_one_round_trip_halve_the_window_at_most() -> N
     window = Window(64)
     window.size, window.in_flight = 64.0, 64
     for _ in range(500):
-        window.cut(Entry(1.0, 64), now=2.0)
+        window.cut(Entry(1.0, 64), now=2.0, in_air=window.in_flight)
         window.in_flight = max(0, window.in_flight - 1)
     assert window.size == 32
     window.in_flight = 0
-    assert window.cut(Entry(2.5, 32), now=3.0)
+    assert window.cut(Entry(2.5, 32), now=3.0, in_air=window.in_flight)
     assert window.size == 16
 
 
 def test_a_cut_leaves_what_is_in_flight_beside_the_refused_request() -> None:
     window = Window(64)
     window.size, window.in_flight = 64.0, 61
-    assert window.cut(Entry(1.0, 61), now=2.0)
+    assert window.cut(Entry(1.0, 61), now=2.0, in_air=window.in_flight)
     assert window.size == 60
 
 
@@ -124,7 +125,7 @@ def test_growth_needs_a_used_window_and_a_send_after_the_cut() -> None:
     window.in_flight = 16
     window.answered(Entry(1.0, 16), 1.5, 10)
     assert window.size > 16
-    window.cut(Entry(2.0, 16), now=3.0)
+    window.cut(Entry(2.0, 16), now=3.0, in_air=window.in_flight)
     before = window.size
     window.in_flight = int(before)
     window.answered(Entry(2.5, 16), 3.5, 10)
@@ -136,14 +137,14 @@ def test_reserve_settle_refund_and_the_reason() -> None:
     limiter = Limiter(limits, 0.0)
     charge = Charge(20, 500)
     assert limiter.wait_s(charge, 10.0) == 0
-    limiter.enter(charge, 10.0)
+    entry = limiter.enter(charge, 10.0)
     assert limiter.wait_s(charge, 10.0) == pytest.approx(520 / 100)
     assert limiter.waiting_reason(charge, 10.0) == "tokens per minute, 5 s"
     limiter.settle(charge, Charge(20, 5), 10.0)
     assert limiter.wait_s(Charge(10, 15), 10.0) == pytest.approx(0.25, abs=0.05)
     limiter.refund(Charge(20, 5), 10.0)
     assert limiter.wait_s(Charge(10, 10), 10.0) == 0
-    limiter.leave()
+    limiter.leave(entry)
     assert limiter.window.in_flight == 0
 
 
@@ -161,8 +162,8 @@ def test_each_limit_counts_its_own_part_of_a_request(
 ) -> None:
     limiter = Limiter(LimitsSection.model_validate({limit.label.replace(" ", "_"): per_minute}), 0.0)
     charge = Charge(input_tokens=30, output_tokens=70)
-    limiter.enter(charge, 0.0)
-    limiter.leave()
+    entry = limiter.enter(charge, 0.0)
+    limiter.leave(entry)
     # From a level of one request's worth down into debt, and up again until one unit is there.
     bucket = limiter.buckets[limit]
     assert bucket.wait_s(1, 0.0) == pytest.approx(wait_s, rel=0.05)
@@ -185,7 +186,7 @@ def test_settled_and_refunded_charges_leave_what_was_used(
     used = 0
     for reserved, actual, ending in steps:
         charge = Charge(0, reserved)
-        limiter.enter(charge, 0.0)
+        entry = limiter.enter(charge, 0.0)
         if ending == "answer":
             limiter.settle(charge, Charge(0, actual), 0.0)
             used += actual
@@ -193,7 +194,7 @@ def test_settled_and_refunded_charges_leave_what_was_used(
             limiter.refund(charge, 0.0)
         else:
             used += reserved
-        limiter.leave()
+        limiter.leave(entry)
     assert bucket.level == pytest.approx(-used)
     assert limiter.window.in_flight == 0
 
@@ -210,8 +211,8 @@ def test_a_pause_stops_admission_and_leaves_the_window_alone() -> None:
 
 def test_a_full_window_waits_for_a_release() -> None:
     limiter = Limiter(LimitsSection(max_concurrency=1), 0.0)
-    limiter.enter(Charge(1, 1), 0.0)
+    entry = limiter.enter(Charge(1, 1), 0.0)
     assert limiter.wait_s(Charge(1, 1), 0.0) == math.inf
     assert limiter.waiting_reason(Charge(1, 1), 0.0) == "window of 1 in flight"
-    limiter.leave()
+    limiter.leave(entry)
     assert limiter.wait_s(Charge(1, 1), 0.0) == 0

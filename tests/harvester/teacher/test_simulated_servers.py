@@ -149,7 +149,8 @@ def test_a_guessed_period_is_dropped_when_more_was_accepted() -> None:
     for number in range(60):
         now = number / 100
         entry = limiter.enter(Charge(1, 1), now)
+        limiter.departed(entry, now)
         limiter.answered(b"%d" % number, entry, now, 1)
-        limiter.leave()
+        limiter.leave(entry)
     limiter.learn_from_headers({"x-ratelimit-limit-requests": "10"}, 0.6)
     assert limiter.buckets[REQUESTS_PER_MINUTE].rate == 1000
