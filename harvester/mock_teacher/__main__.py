@@ -47,6 +47,9 @@ def parser(prog: str = "python -m harvester.mock_teacher") -> argparse.ArgumentP
         help="count the tokens used, or max_tokens",
     )
     add("--hide-limits", action="store_true", help="no limit headers, no Retry-After, no wait in messages")
+    add("--window", type=float, metavar="S", help="count the limits in fixed windows of S seconds")
+    add("--slots", type=int, metavar="K", help="work on K requests at once, queue all others, refuse none")
+    add("--slot-seconds", type=float, default=1.0, metavar="S", help="seconds that a request takes in a slot")
     add("--max-concurrency", type=int, help="most requests at once")
     add("--concurrency-status", type=int, default=503, choices=(429, 503))
     add("--context-tokens", type=int, default=131_072)
@@ -76,6 +79,9 @@ def settings_from(flags: argparse.Namespace) -> MockSettings:
         burst_s=flags.burst,
         tpm_counts=flags.tpm_counts,
         hide_limits=flags.hide_limits,
+        window_s=flags.window,
+        slots=flags.slots,
+        slot_s=flags.slot_seconds,
         max_concurrency=flags.max_concurrency,
         concurrency_status=flags.concurrency_status,
         latency_s=flags.latency,

@@ -9,6 +9,8 @@ Over any span of T seconds at most `max(burst, largest single amount) + T * limi
 A burst is `burst_s` seconds' worth of the limit, at least one unit. A larger amount is admitted when nothing
 is owed, and what follows waits the longer. A refused request takes nothing. In the headers, `remaining` is
 the amount that would be admitted now, `reset` the time until a whole burst would be.
+
+With `window_s` requests and tokens are counted in fixed windows of that many seconds instead.
 """
 
 from __future__ import annotations
@@ -71,6 +73,59 @@ class ArrivalSchedule:
         self._now = max(self._now, now)
 
 
+class WindowCount:
+    """One limit that is counted in fixed windows of time. Times are monotonic seconds.
+
+    Args:
+        per_minute: the limit in units per minute, above 0; a window admits its share, at least one unit.
+        window_s: length of a window.
+        now: the first window begins here.
+    """
+
+    def __init__(self, per_minute: float, window_s: float, now: float) -> None:
+        self._begun_at = self._now = now
+        self._used = 0.0
+        self._set(per_minute, window_s)
+
+    def _set(self, per_minute: float, window_s: float) -> None:
+        self.per_minute = per_minute
+        self.window_s = window_s
+        self.burst = max(1.0, per_minute * window_s / 60)
+
+    def change(self, per_minute: float, window_s: float, now: float) -> None:
+        """Replace the limit; what was used of this window stays used."""
+        self._advance(now)
+        self._set(per_minute, window_s)
+
+    def wait_s(self, amount: float, now: float) -> float:
+        """Return the seconds until `amount` is admitted, 0 if it is admitted now."""
+        self._advance(now)
+        fits = self._used == 0 or self._used + amount <= self.burst
+        return 0.0 if fits else self.reset_s(now)
+
+    def take(self, amount: float, now: float) -> None:
+        """Admit `amount` without a check; call `wait_s` first."""
+        self._advance(now)
+        self._used += amount
+
+    def remaining(self, now: float) -> float:
+        """Return how many units this window still admits."""
+        self._advance(now)
+        return self.burst - self._used
+
+    def reset_s(self, now: float) -> float:
+        """Return the seconds until the next window."""
+        self._advance(now)
+        return self._begun_at + self.window_s - self._now
+
+    def _advance(self, now: float) -> None:
+        self._now = max(self._now, now)
+        whole = (self._now - self._begun_at) // self.window_s
+        if whole > 0:
+            self._begun_at += whole * self.window_s
+            self._used = 0.0
+
+
 def duration(seconds: float) -> str:
     """Format seconds as in OpenAI's headers: `12ms`, `1.2s`, `6m0s`, `1h0m0s`."""
     if seconds < 1:
@@ -90,6 +145,7 @@ class LimitValues:
     rpm: float | None = None
     tpm: float | None = None
     burst_s: float = 1.0
+    window_s: float | None = None
     hide: bool = False
     max_concurrency: int | None = None
     concurrency_status: int = 503
@@ -100,7 +156,7 @@ class MockLimits:
 
     def __init__(self, values: LimitValues, model: str, now: float) -> None:
         self._model = model
-        self._schedules: dict[str, ArrivalSchedule] = {}
+        self._schedules: dict[str, ArrivalSchedule | WindowCount] = {}
         self.values = values
         self.change(values, now)
 
@@ -111,10 +167,15 @@ class MockLimits:
             schedule = self._schedules.get(name)
             if per_minute is None:
                 self._schedules.pop(name, None)
-            elif schedule is None:
-                self._schedules[name] = ArrivalSchedule(per_minute, values.burst_s, now)
-            else:
+            elif values.window_s is not None:
+                if isinstance(schedule, WindowCount):
+                    schedule.change(per_minute, values.window_s, now)
+                else:
+                    self._schedules[name] = WindowCount(per_minute, values.window_s, now)
+            elif isinstance(schedule, ArrivalSchedule):
                 schedule.change(per_minute, values.burst_s, now)
+            else:
+                self._schedules[name] = ArrivalSchedule(per_minute, values.burst_s, now)
 
     def check_concurrency(self, in_flight: int) -> None:
         """Raise `Refusal` if `in_flight`, which counts this request too, is above the limit."""
@@ -142,9 +203,15 @@ class MockLimits:
             schedule.take(amounts[name], now)
 
     def headers(self, now: float) -> Headers:
-        """Return the current `x-ratelimit-*` headers; an empty list if the limits are hidden."""
+        """Return the current `x-ratelimit-*` headers; an empty list if the limits are hidden.
+
+        With windows they are those of Together and Kong for requests: limit and rest of the window, and the
+        whole seconds to its end, in names that don't say how long it is.
+        """
         if self.values.hide:
             return []
+        if self.values.window_s is not None:
+            return self._window_headers(now)
         headers: Headers = []
         for name, schedule in self._schedules.items():
             suffix = name.encode()
@@ -154,11 +221,22 @@ class MockLimits:
             headers.append((b"x-ratelimit-reset-" + suffix, duration(schedule.reset_s(now)).encode()))
         return headers
 
+    def _window_headers(self, now: float) -> Headers:
+        schedule = self._schedules.get("requests")
+        if schedule is None:
+            return []
+        return [
+            (b"x-ratelimit-limit", b"%d" % schedule.burst),
+            (b"x-ratelimit-remaining", b"%d" % max(0, math.floor(schedule.remaining(now)))),
+            (b"x-ratelimit-reset", b"%d" % math.ceil(schedule.reset_s(now))),
+        ]
+
     def _refusal(self, name: str, requested: int, wait_s: float | None, now: float) -> Refusal:
         short = "RPM" if name == "requests" else "TPM"
         where = f"for {self._model} in organization org-mock on {name} per min ({short})"
-        if self.values.hide:
-            return Refusal(429, error_body("Rate limit reached.", name, "rate_limit_exceeded"))
+        if self.values.hide or self.values.window_s is not None:
+            body = error_body("Rate limit reached.", name, "rate_limit_exceeded")
+            return Refusal(429, body, self.headers(now))
         numbers = f"Limit {self._schedules[name].per_minute:.0f}, Requested {requested}."
         if wait_s is None:
             text = f"Request too large {where}: {numbers}"

@@ -143,6 +143,7 @@ def _limits(teacher: MockTeacher) -> Endpoint:
                 rpm=values.rpm,
                 tpm=values.tpm,
                 burst_s=values.burst_s,
+                window_s=values.window_s,
                 max_concurrency=values.max_concurrency,
                 concurrency_status=values.concurrency_status,
             )

@@ -71,11 +71,13 @@ class MockTeacher:
             settings.rpm,
             settings.tpm,
             settings.burst_s,
+            settings.window_s,
             settings.hide_limits,
             settings.max_concurrency,
             settings.concurrency_status,
         )
         self.limits = MockLimits(values, settings.model, time.monotonic())
+        self.slots = None if settings.slots is None else asyncio.Semaphore(settings.slots)
         self.script = Script(settings.faults)
         self.fingerprint = f"mock-{settings.seed & 0xFFFFFFFF:08x}"
         self.started_at = time.time()
@@ -147,6 +149,11 @@ class MockTeacher:
 
     async def _serve(self, turn: Turn, sender: ReplySender) -> None:
         rule = turn.rule
+        if self.slots is not None:
+            async with self.slots:
+                if sender.is_gone():  # it left while it queued: nothing was generated
+                    return
+                await asyncio.sleep(self.settings.slot_s)
         wait_s = self._latency_s(turn.ordinal, 0 if turn.ask.stream else turn.output_tokens())
         wait_s += rule.delay_s if rule else 0.0
         if wait_s > 0:

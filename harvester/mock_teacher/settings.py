@@ -23,9 +23,12 @@ class MockSettings:
         accuracy: share of right answers by task name; `*` stands for every other task.
         rpm, tpm: requests and tokens per minute, None = no limit.
         burst_s: how many seconds' worth of a limit are admitted at once.
+        window_s: count the limits in fixed windows of so many seconds, None for a rate with a burst.
         tpm_counts: `actual` charges prompt + answer, `max` charges prompt + max_tokens up front.
         hide_limits: leave out `x-ratelimit-*`, Retry-After and the wait named in the message.
         max_concurrency: most requests at once; further ones get `concurrency_status`.
+        slots: requests that are worked on at once, each for `slot_s`; all others queue, none is refused, as
+            with llama.cpp, Ollama and vLLM. None = no queue.
         latency_s: mean seconds before an answer; `latency_jitter` is the half-width as a share of it.
         context_tokens: prompt + max_tokens above this is a 400 `context_length_exceeded`.
         require_key_env: NAME of the variable that holds the key callers must send.
@@ -40,10 +43,13 @@ class MockSettings:
     rpm: float | None = None
     tpm: float | None = None
     burst_s: float = 1.0
+    window_s: float | None = None
     tpm_counts: str = "actual"
     hide_limits: bool = False
     max_concurrency: int | None = None
     concurrency_status: int = 503
+    slots: int | None = None
+    slot_s: float = 1.0
     latency_s: float = 0.0
     latency_jitter: float = 0.0
     per_token_latency_s: float = 0.0
@@ -60,6 +66,9 @@ class MockSettings:
             "rpm must be above 0": self.rpm is None or self.rpm > 0,
             "tpm must be above 0": self.tpm is None or self.tpm > 0,
             "burst must be above 0 seconds": self.burst_s > 0,
+            "window must be above 0 seconds": self.window_s is None or self.window_s > 0,
+            "slots must be above 0": self.slots is None or self.slots > 0,
+            "slot-seconds must not be negative": self.slot_s >= 0,
             "tpm-counts must be actual or max": self.tpm_counts in ("actual", "max"),
             "max-concurrency must be above 0": self.max_concurrency is None or self.max_concurrency > 0,
             "concurrency-status must be 429 or 503": self.concurrency_status in (429, 503),

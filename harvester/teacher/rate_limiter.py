@@ -287,8 +287,11 @@ class Limiter:
 
     def _trusted_rate(self) -> float:
         """Requests per second that the operator configured or the headers state, infinity for none."""
-        rates = [self.buckets[key].rate for key in self._request_limits() if key != LEARNED_REQUESTS]
-        return min(rates, default=math.inf)
+        rate = math.inf
+        for key, bucket in self.buckets.items():
+            if not key.is_learned and key.quantity is Quantity.REQUESTS and key.period_s != DAY_S:
+                rate = min(rate, bucket.rate)
+        return rate
 
     def expected_charge(self, charge: Charge) -> Charge:
         """What to reserve: the requested maximum, or what 95 % of the answers so far used if that is less."""

@@ -37,9 +37,10 @@ SOON_S = 2.0
 # Largest factor of one round trip's cut by overload, and factor of a cut by a timeout.
 CUT = 0.5
 TIMEOUT_CUT = 0.75
-# After a cut, at least so many answers come before the window grows; after cuts to the same size up to so
-# many times as many.
+# After a cut, at least so many answers come before the window grows; after cuts to the same size up to
+# MOST_PATIENCE times as many. After a first cut to a size by refusals, so many times the size are enough.
 ANSWERS_TO_GROW = 150
+SOON_ANSWERS = 2
 MOST_PATIENCE = 4.0
 # If everything that is added had to queue, answers would still come within this share of the deadline.
 DEADLINE_SHARE = 0.75
@@ -166,6 +167,8 @@ class Window:
         if self._answers_to_grow > 0 or self.works_on is not None:
             return
         self._answers_to_grow = max(int(self.size), ANSWERS_TO_GROW)
+        if self._patience < 1.0:
+            self._answers_to_grow = SOON_ANSWERS * int(self.size)
         self.size = max(self.size, min(self.ceiling, self.size + self._step, max(self._bound, self.size + 1)))
         self._step *= 2
 
@@ -200,9 +203,11 @@ class Window:
         if size >= self.size:
             return False
         is_known = size == self._cap
-        self._patience = min(MOST_PATIENCE, 2 * self._patience) if is_known else 1.0
+        self._patience = min(MOST_PATIENCE, 2 * self._patience) if is_known else 0.5
         self.size = self._cap = size
         self._after_cut()
+        if not is_known:  # it may be the rate that is limited: try more soon
+            self._answers_to_grow = SOON_ANSWERS * int(size)
         return True
 
     def timed_out(self, entry: Entry) -> None:
