@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.observe.status import read_status
+from tests import commands
 
 CONFIG = """\
 [teacher]
@@ -43,13 +42,7 @@ def write_prompts(path: Path, numbers: Sequence[int]) -> None:
 
 
 def harvester(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "harvester", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, **environment},
-    )
+    done = commands.run("harvester", arguments, timeout=60, environment=environment)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -57,7 +50,7 @@ def harvester(*arguments: object, **environment: str) -> subprocess.CompletedPro
 class Life:
     """One `harvester run` under way."""
 
-    def __init__(self, config: Path, process: subprocess.Popen[str]) -> None:
+    def __init__(self, config: Path, process: commands.Command) -> None:
         self.store = config.parent / "store"
         self.process = process
 
@@ -80,18 +73,12 @@ class Life:
         """Exit code, stdout, stderr."""
         out, err = self.process.communicate(timeout=within_s)
         assert "Traceback" not in err, err
-        return self.process.returncode, out or "", err
+        return self.process.wait(), out, err
 
 
 @contextmanager
 def living(config: Path, *flags: object, stdout: Any = subprocess.PIPE, **environment: str) -> Iterator[Life]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "harvester", "run", str(config), *map(str, flags)],
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
+    process = commands.Command("harvester", ["run", config, *flags], stdout=stdout, environment=environment)
     try:
         yield Life(config, process)
     finally:

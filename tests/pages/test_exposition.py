@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from harvester.cli import main
 from harvester.errors import ConfigError
 from harvester.observe.report import prometheus, report
+from tests import commands
 from tests.faults import bench
 from tests.harvester.cli.test_progress import run_folder
 from tests.pages import hostile
@@ -127,14 +126,12 @@ def test_no_text_key_or_path_is_in_it(store: Path, hostile_store: Path):
 
 def test_the_textfile_is_whole_and_readable_by_the_collector(store: Path, tmp_path: Path):
     out = tmp_path / "harvest.prom"
-    command = [sys.executable, "-m", "harvester", "metrics", str(store), "--out", str(out)]
-    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+    command = ["metrics", store, "--out", out]
+    assert commands.run("harvester", command, timeout=60).returncode == 0
     assert families(out.read_text(encoding="utf-8"))["harvester_attempts_total"] == {(): 21}
     assert out.stat().st_mode & 0o777 == 0o644
     assert [path.name for path in tmp_path.iterdir()] == ["harvest.prom"]
-    bad = subprocess.run(
-        [*command[:-1], str(tmp_path / "no" / "x.prom")], capture_output=True, timeout=60, text=True
-    )
+    bad = commands.run("harvester", [*command[:-1], tmp_path / "no" / "x.prom"], timeout=60)
     assert bad.returncode == 2
     assert "Traceback" not in bad.stderr
 
@@ -142,8 +139,8 @@ def test_the_textfile_is_whole_and_readable_by_the_collector(store: Path, tmp_pa
 def test_a_run_keeps_its_textfile(tmp_path: Path, mock_teacher):
     path = run_folder(tmp_path, mock_teacher().base_url, 5)
     out = tmp_path / "run.prom"
-    command = [sys.executable, "-m", "harvester", "run", str(path), "--metrics-file", str(out)]
-    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+    command = ["run", path, "--metrics-file", out]
+    assert commands.run("harvester", command, timeout=60).returncode == 0
     assert families(out.read_text(encoding="utf-8"))["harvester_answers_total"] == {(("outcome", "ok"),): 5}
     written: list[Path] = []
     said: list[str] = []

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import http.server
 import json
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 from harvester.observe import otel
 from harvester.observe.counters import LATENCY_EDGES_S, TOKEN_EDGES
 from harvester.observe.metrics import METRICS
+from tests import commands
 from tests.harvester.cli.test_progress import run_folder
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra `otel` is not installed")
@@ -56,9 +55,9 @@ def collector() -> Iterator[Collector]:
 
 
 def run(path: Path, *flags: str, endpoint: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "NO_PROXY": "*"}
-    command = [sys.executable, "-m", "harvester", "run", str(path), "--json", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment, check=False)
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "NO_PROXY": "*"}
+    command = ["run", path, "--json", *flags]
+    return commands.run("harvester", command, timeout=90, environment=environment)
 
 
 def test_names_are_the_conventions(monkeypatch: pytest.MonkeyPatch):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import html.parser
 import json
 import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from harvester.observe.report import html as page
 from harvester.observe.report import samples, server
 from harvester.store.shards import seal
 from harvester.system.safe_text import one_line, visible
+from tests import commands
 from tests.harvester import store_rows
 from tests.pages import hostile
 
@@ -153,10 +152,9 @@ def test_a_store_that_went_away_while_it_was_viewed_is_no_store_of_zeros(tmp_pat
 
 
 @pytest.fixture
-def viewing(hostile_store: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def viewing(hostile_store: Path) -> Iterator[tuple[commands.Command, str]]:
     """`harvester view` in a process of its own, and its address."""
-    command = [sys.executable, "-m", "harvester", "view", str(hostile_store), "--port", "0", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = commands.Command("harvester", ["view", hostile_store, "--port", "0", "--json"])
     try:
         assert process.stdout is not None
         yield process, json.loads(process.stdout.readline())["view"]
@@ -166,7 +164,7 @@ def viewing(hostile_store: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def test_the_command_serves_one_local_address_and_ends_cleanly(
-    viewing: tuple[subprocess.Popen[str], str], hostile_store: Path
+    viewing: tuple[commands.Command, str], hostile_store: Path
 ):
     process, address = viewing
     port = int(address.rsplit(":", 1)[1].rstrip("/"))
@@ -176,8 +174,7 @@ def test_the_command_serves_one_local_address_and_ends_cleanly(
     assert listeners(process.pid, port) == ["0100007F"]
     with pytest.raises(urllib.error.HTTPError, match="403"):
         opener.open(urllib.request.Request(address, headers={"Host": "rebound.example"}), timeout=10)
-    command = [sys.executable, "-m", "harvester", "view", str(hostile_store), "--port", str(port)]
-    taken = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    taken = commands.run("harvester", ["view", hostile_store, "--port", port], timeout=60)
     assert taken.returncode == 2
     assert "--port 0" in taken.stderr
     process.send_signal(signal.SIGINT)

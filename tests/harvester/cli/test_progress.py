@@ -7,8 +7,6 @@ import json
 import os
 import pty
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from harvester.cli import console, progress
+from tests import commands
 from tests.faults import bench
 from tests.pages import hostile
 
@@ -120,19 +119,21 @@ def run_folder(root: Path, base_url: str, rows: int) -> Path:
 def test_a_run_on_a_terminal_draws_bars(tmp_path: Path, mock_teacher):
     path = run_folder(tmp_path, mock_teacher(latency_s=0.1).base_url, 60)
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "harvester", "run", str(path), "--json"]
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        screen = b""
-        try:
-            while chunk := os.read(ours, 65_536):
-                screen += chunk
-        except OSError:  # the other side is closed: EIO
-            pass
-        os.close(ours)
-        assert process.stdout is not None
-        summary = json.loads(process.stdout.read())
+    process = commands.Command(
+        "harvester",
+        ["run", path, "--json"],
+        stderr=theirs,
+        environment={"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"},
+    )
+    os.close(theirs)
+    screen = b""
+    try:
+        while chunk := os.read(ours, 65_536):
+            screen += chunk
+    except OSError:  # the other side is closed: EIO
+        pass
+    os.close(ours)
+    summary = json.loads(process.communicate(timeout=60)[0])
     assert process.returncode == 0
     assert summary["answers_stored"] == 60
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode())
@@ -145,23 +146,22 @@ def test_a_run_continues_when_its_terminal_closes(tmp_path: Path, mock_teacher):
     mock = mock_teacher(latency_s=0.1)
     path = run_folder(tmp_path, mock.base_url, 60)
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "harvester", "run", str(path), "--json"]
-    environment = {**os.environ, "TERM": "xterm-256color"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        screen = b""
-        while b"of 60" not in screen:
-            screen += os.read(ours, 65_536)
-        os.close(ours)
-        assert process.stdout is not None
-        summary = json.loads(process.stdout.read())
+    process = commands.Command(
+        "harvester", ["run", path, "--json"], stderr=theirs, environment={"TERM": "xterm-256color"}
+    )
+    os.close(theirs)
+    screen = b""
+    while b"of 60" not in screen:
+        screen += os.read(ours, 65_536)
+    os.close(ours)
+    summary = json.loads(process.communicate(timeout=60)[0])
     assert (process.returncode, summary["answers_stored"]) == (0, 60)
 
 
 def test_a_run_without_a_terminal_prints_a_line(tmp_path: Path, mock_teacher):
     path = run_folder(tmp_path, mock_teacher().base_url, 20)
-    command = [sys.executable, "-m", "harvester", "run", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = commands.run("harvester", ["run", path], timeout=60)
+    assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("harvest:")]
     assert "20/20 rows" in line
     assert "of $1.00" in line
@@ -170,8 +170,8 @@ def test_a_run_without_a_terminal_prints_a_line(tmp_path: Path, mock_teacher):
 
 def test_logs_are_json_records_on_request(tmp_path: Path, mock_teacher):
     path = run_folder(tmp_path, mock_teacher(latency_s=0.05).base_url, 60)
-    command = [sys.executable, "-m", "harvester", "run", str(path), "--log-json", "--limit", "40"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    command = ["run", path, "--log-json", "--limit", 40]
+    done = commands.run("harvester", command, timeout=60)
     assert done.returncode == 10
     records = [json.loads(line) for line in done.stderr.splitlines()]
     assert {record["event"] for record in records} == {"message", "progress"}
@@ -181,6 +181,6 @@ def test_logs_are_json_records_on_request(tmp_path: Path, mock_teacher):
     assert updates[-1]["answers_stored"] == 40
     assert updates[-1]["state"] != updates[0]["state"]
     path.write_text("nonsense", encoding="utf-8")
-    failed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    failed = commands.run("harvester", command, timeout=60)
     assert failed.returncode == 2
     assert all(json.loads(line)["event"] == "message" for line in failed.stderr.splitlines())

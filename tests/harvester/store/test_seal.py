@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,6 +15,7 @@ from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA
 from harvester.store.shards.seal import seal
+from tests import commands
 from tests.harvester.store_rows import (
     answer,
     fill,
@@ -188,16 +187,17 @@ def write_until_killed(
 
     Returns the numbers that were sent and those acknowledged as stored.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.harvester.store_writer", str(store), str(first)],
-        stdout=subprocess.PIPE,
+    process = commands.Command(
+        "tests.harvester.store_writer",
+        [store, first],
+        stderr=None,
+        environment={"HARVESTER_FAILPOINT": failpoint},
         cwd=ROOT,
-        env={"HARVESTER_FAILPOINT": failpoint, "PATH": ""},
     )
     sent, stored = set(), set()
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith(b"sent"):
+        if line.startswith("sent"):
             sent.add(int(line[5:]))
         else:
             stored.add(int(line))
