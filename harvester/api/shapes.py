@@ -305,9 +305,13 @@ _CONTENT_OF: Mapping[Role, Callable[[str], Content]] = {
 
 
 def _member(part: Mapping[str, Any], role: Role, depth: int) -> Content:
-    """Read the first member of a part that may hold text of this role."""
+    """Read the first member of a part that may hold text of this role; several texts are not understood."""
     name = next((name for name in _MEMBERS[role] if name in part), None)
-    return _NOT_UNDERSTOOD if name is None else _read(part[name], role, depth + 1)
+    if name is None:
+        return _NOT_UNDERSTOOD
+    content = _read(part[name], role, depth + 1)
+    is_one = role is not Role.TEXT or sum(bool(part.get(other)) for other in _MEMBERS[role]) < 2
+    return content if is_one else replace(content, understood=False)
 
 
 def _silent_part(_part: Mapping[str, Any], _role: Role, _depth: int) -> Content:

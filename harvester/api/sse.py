@@ -320,6 +320,8 @@ class _Choice:
             message["function_call"] = self._function.joined()["function"]
         if self._snapshots and not self._has_deltas:
             message = {**message, **self._from_snapshots()}
+        elif not all(_is_within(snapshot, message) for snapshot in self._snapshots):
+            self.is_exact = False
         return {
             "index": self._index,
             "message": message,
@@ -375,6 +377,17 @@ class _ToolCall:
         if self._arguments:
             function["arguments"] = "".join(self._arguments)
         return {**self._call, "function": function} if function else dict(self._call)
+
+
+def _is_within(snapshot: Any, message: Mapping[str, Any]) -> bool:
+    """Whether a message that came beside deltas says nothing that they don't say."""
+    if not isinstance(snapshot, Mapping):
+        return not snapshot
+    return all(
+        not isinstance(value, str) or value in str(message.get(name) or "")
+        for name, value in snapshot.items()
+        if name in _TEXT_FIELDS
+    )
 
 
 def _name_of(part: Mapping[str, Any]) -> Any:

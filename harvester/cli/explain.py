@@ -132,20 +132,26 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "timeout": (
         "The attempt was ended at [run] deadline_s (if unset: by max_tokens). It counts as possibly billed.",
-        "Raise deadline_s for long answers, or lower max_tokens.",
+        "Raise deadline_s for long answers, or lower max_tokens. A server that works on few requests at once "
+        "makes the others wait: set [teacher.limits] max_concurrency to the number of its slots.",
     ),
     "connection": (
         "An incomplete answer is not stored. It may have been billed, and is asked again.",
         "Check proxies between you and the teacher; their time limits may be shorter than yours.",
     ),
     "broken_answer": (
-        "The raw bytes are kept in the journal; the request is retried, then given up.",
-        "Check base_url: is there an OpenAI-compatible API at this address?",
+        "The first bytes are kept with the attempt; the request is retried twice, then it is a dead letter. "
+        "It counts as possibly billed. The message quotes the teacher's own words where it sent any.",
+        "Read the message. Is there an OpenAI-compatible API at base_url? An error that the teacher sends "
+        "with status 200 is quoted there; a model that cannot finish an answer may need a smaller max_tokens. "
+        "`harvester run CONFIG --retry-dead` asks again.",
     ),
     "prompt_rejected": (
-        "The row has failed (a dead letter). It is asked again only when told; twenty in a row stop the run.",
-        "Read the teacher's message in dead_letters.jsonl: too long, an unknown field, refused content. "
-        "`harvester run CONFIG --retry-dead` asks again.",
+        "The row has failed (a dead letter) and is asked again only when told. Twenty different prompts in a "
+        "row that are rejected stop the run and write off none, as the fault may be in [sampling]; prompts "
+        "rejected by content moderation do not count for that.",
+        "Read the teacher's message in dead_letters.jsonl: too long, an unknown field, moderated content. "
+        "`harvester run CONFIG --retry-dead` asks again, for instance after [sampling] was corrected.",
     ),
     "possibly_billed": (
         "The row has failed (a dead letter); a run with [run] retry_possibly_billed = true asks it again.",

@@ -123,7 +123,12 @@ def _part(part: Any, number: int, format: str) -> Mapping[str, Any]:
     if isinstance(part, Mapping) and "type" not in part and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if not isinstance(part, Mapping) or kind not in _PARTS or part.get(kind) is None:
+    if (
+        not isinstance(part, Mapping)
+        or not isinstance(kind, str)
+        or kind not in _PARTS
+        or part.get(kind) is None
+    ):
         shown = kind or type(part).__name__
         raise RowError(f"turn {number} has a part of type {shown!r}, which can't be sent as it is", format)
     return part

@@ -73,7 +73,8 @@ def validate(
     Args:
         place: the file, for errors.
         missing: remedy for the error when a required key is absent.
-        refused: keys that are unknown on purpose, each with the reason that replaces a suggestion.
+        refused: keys that are unknown on purpose (`name`, or `table.name`), each with the reason that
+            replaces a suggestion; `table.*` is added to the suggestion for any other key of that table.
         hidden: fields of the model that no file may set; they are never suggested.
 
     Raises:
@@ -88,7 +89,12 @@ def validate(
         location = first["loc"]
         key = ".".join(str(part) for part in location) or "file"
         if first["type"] == "extra_forbidden":
-            remedy = (refused or {}).get(str(location[-1])) or suggest_key(model, location, hidden)
+            reasons = refused or {}
+            remedy = reasons.get(key) or reasons.get(str(location[-1])) or ""
+            if not remedy:
+                further = reasons.get(f"{key.rpartition('.')[0]}.*")
+                suggestion = suggest_key(model, location, hidden)
+                remedy = "; ".join(text for text in (suggestion, further) if text)
             raise ConfigError(f"unknown key {key!r}", place=place, remedy=remedy) from None
         message = first["msg"].removeprefix("Value error, ")
         remedy = missing if first["type"] == "missing" else ""

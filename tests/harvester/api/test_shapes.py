@@ -448,6 +448,8 @@ END = {"index": 0, "delta": {}, "finish_reason": "stop"}
         ({"choices": [{"index": True, "delta": {"content": "b"}}]}, "ok", "abc"),
         ({"choices": str([CHUNK])}, "unknown", "ac"),
         ({"text": [CHUNK]}, "unknown", "ac"),
+        ({"choices": [{"message": {"content": "b"}}]}, "unknown", "ac"),
+        ({"choices": [{"message": {"content": "ac"}}]}, "ok", "ac"),
         ({"choices": [{"value": CHUNK}]}, "unknown", "ac"),
         ({"choices": [{"delta": {"value": {"content": "b"}}}]}, "unknown", "ac"),
         ({"choices": [{"index": 7, "delta": {"content": "b"}}]}, "unknown", "ac"),
@@ -466,6 +468,12 @@ def test_a_piece_of_a_stream_is_understood_or_the_answer_is_not_ok(
     raw = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in chunks) + b"data: [DONE]\n\n"
     parsed = parse(raw)
     assert (parsed.outcome, parsed.text) == (outcome, text)
+
+
+def test_two_texts_in_one_part_are_not_ok() -> None:
+    content = {"parts": [{"text": "42"}], "text": "model"}
+    document = {"candidates": [{"content": content, "finishReason": "STOP"}]}
+    assert parse(json.dumps(document).encode()).outcome == "unknown"
 
 
 @pytest.mark.parametrize("member", ["message", "value", "parts", "output_text"])

@@ -31,6 +31,11 @@ def test_a_minimal_file_gets_defaults_and_a_clean_url():
     [
         ({"teacher": {"modle": "x"}}, "did you mean 'model'?"),
         ({"sampling": {"temprature": 1}}, "did you mean 'temperature'?"),
+        ({"sampling": {"temprature": 1}}, "other fields of the request body go into [sampling.extra]"),
+        ({"sampling": {"max_completion_tokens": 9}}, "[sampling.extra] max_completion_tokens = ..."),
+        ({"sampling": {"top_k": 9}}, "[sampling.extra] top_k = ..."),
+        ({"sampling": {"chat_template_kwargs": {}}}, "[sampling.extra] chat_template_kwargs = ..."),
+        ({"sampling": {"frequency_penalties": 1}}, "[sampling.extra]"),
         ({"sampling": {"temperature": -1}}, "sampling.temperature"),
         (
             {"teacher": {"base_url": "http://example.com/v1"}},
