@@ -143,7 +143,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "The first bytes are kept with the attempt; the request is retried twice, then it is a dead letter. "
         "It counts as possibly billed. The message quotes the teacher's own words where it sent any.",
         "Read the message. Is there an OpenAI-compatible API at base_url? An error that the teacher sends "
-        "with status 200 is quoted there; a model that cannot finish an answer may need a smaller max_tokens. "
+        "with status 200 is quoted there; a model that can't finish an answer may need a smaller max_tokens. "
         "`harvester run CONFIG --retry-dead` asks again.",
     ),
     "prompt_rejected": (
