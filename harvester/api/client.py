@@ -11,11 +11,13 @@ arrive slowly but steadily.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, cast
 from urllib.parse import urlsplit
@@ -26,8 +28,10 @@ import orjson
 from httpx_aiohttp import AiohttpTransport
 
 from harvester import __version__
-from harvester.api import completion, model_list
-from harvester.api.error_body import classify, excerpt
+from harvester.api import completion, heavy, model_list
+from harvester.api.body_memory import BodyMemory, BodyShare
+from harvester.api.content_encoding import Decoder, EncodingError
+from harvester.api.error_body import classify, describe, excerpt
 from harvester.api.max_tokens import positive_max_tokens_of
 from harvester.api.redaction import Redactor
 from harvester.api.types import RawAnswer, Request
@@ -83,6 +87,7 @@ _TRANSLATIONS: tuple[tuple[type[BaseException], type[TeacherError], str, bool], 
     (httpx.TransportError, ConnectionBroken, "the connection broke", True),
     (httpx.HTTPError, ConnectionBroken, "the exchange broke", True),
     (aiohttp.ClientError, ConnectionBroken, "the exchange broke", True),
+    (EncodingError, BrokenAnswer, "the body can't be decoded", True),
     (OSError, ConnectionBroken, "the connection broke", True),
     (ValueError, ConnectionBroken, "the reply is not HTTP", True),
 )
@@ -109,6 +114,7 @@ class Client:
         self._teacher = teacher
         self._run = run
         self._redactor = Redactor(key)
+        self._memory = BodyMemory()
         self._headers = [
             (b"user-agent", USER_AGENT.encode()),
             (b"accept", b"application/json"),
@@ -174,10 +180,36 @@ class Client:
         if self._teacher.idempotency_header:  # the same for all attempts of a request
             headers.append((self._teacher.idempotency_header.encode(), request.key.hex().encode()))
         deadline_s = self._run.deadline_for(positive_max_tokens_of(request.body))
-        answer = await self._exchange("POST", self._chat[endpoint], endpoint, headers, content, deadline_s)
-        if answer.status != 200:
-            raise self._refusal(answer, self._chat[endpoint])
+        url = self._chat[endpoint]
+        with self._naming_errors(url):
+            answer = await self._exchange("POST", url, endpoint, headers, content, deadline_s)
+            if answer.status != 200:
+                answer.release()
+                raise self._refusal(answer, url)
         return answer
+
+    @contextlib.contextmanager
+    def _naming_errors(self, url: httpx.URL) -> Iterator[None]:
+        """Turn whatever one exchange raises into a `TeacherError`: it is the matter of one row.
+
+        A cancellation that nobody asked for is one of the transport's own.
+        """
+        try:
+            yield
+        except (TeacherError, MemoryError):
+            raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise ConnectionBroken(
+                "the exchange was cancelled from within", maybe_billed=True, place=_place(url)
+            ) from None
+        except Exception as error:
+            detail = self._redactor.string(describe(error))
+            raise BrokenAnswer(
+                f"the reply can't be handled: {detail}", maybe_billed=True, place=_place(url)
+            ) from error
 
     def _refusal(self, answer: RawAnswer, url: httpx.URL) -> TeacherError:
         return classify(answer.status, answer.headers, answer.body, place=_place(url))
@@ -193,12 +225,14 @@ class Client:
         """
         url = httpx.URL(f"{base}/models")
         deadline_s = self._run.deadline_s or BASE_DEADLINE_S
-        answer = await self._exchange("GET", url, base, self._headers, b"", deadline_s)
-        if answer.status in {401, 402} or 300 <= answer.status < 400:
-            refusal = self._refusal(answer, url)
-            if not model_list.is_about_listing(refusal.message):
-                raise refusal
-        return model_list.parse(answer.body) if answer.status == 200 else []
+        with self._naming_errors(url):
+            answer = await self._exchange("GET", url, base, self._headers, b"", deadline_s)
+            answer.release()
+            if answer.status in {401, 402} or 300 <= answer.status < 400:
+                refusal = self._refusal(answer, url)
+                if not model_list.is_about_listing(refusal.message):
+                    raise refusal
+            return model_list.parse(answer.body) if answer.status == 200 else []
 
     async def _exchange(
         self, method: str, url: httpx.URL, endpoint: str, headers: _Headers, content: bytes, deadline_s: float
@@ -212,13 +246,27 @@ class Client:
             extensions={"timeout": self._timeout.as_dict()},
         )
         started_s = time.monotonic()
+        share = self._memory.share()
+        try:
+            answer = await self._read_reply(request, endpoint, share, deadline_s)
+        except BaseException:
+            share.release()
+            raise
+        finally:
+            share.end_reading()
+        return replace(answer, latency_s=time.monotonic() - started_s, release=share.release)
+
+    async def _read_reply(
+        self, request: httpx.Request, endpoint: str, share: BodyShare, deadline_s: float
+    ) -> RawAnswer:
+        url = request.url
         try:
             async with asyncio.timeout(deadline_s):
                 response = await self._transports[endpoint].handle_async_request(request)
                 raw_headers = response.headers.raw
                 # Unless it is set, httpx decodes all headers once more to guess their encoding.
                 response.headers.encoding = "latin-1"
-                reading = _Reading(response, _place(url), min(FRAMING_PATIENCE_S, deadline_s / 2))
+                reading = _Reading(response, _place(url), share, min(FRAMING_PATIENCE_S, deadline_s / 2))
                 try:
                     body = await reading.read()
                 finally:
@@ -234,9 +282,9 @@ class Client:
             headers=self._redactor.headers(
                 {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw_headers}
             ),
-            body=self._redactor.body(body),
+            body=await heavy.redact(self._redactor, body),
             endpoint=endpoint,
-            latency_s=time.monotonic() - started_s,
+            latency_s=0.0,
             received_at=time.time(),
         )
 
@@ -291,14 +339,20 @@ class _Reading:
     A body that is complete in itself is an answer also when its transfer breaks off, or never ends.
 
     Args:
+        share: memory that the body is counted in.
         patience_s: silence after which a complete body is taken as it is.
+
+    Raises:
+        EncodingError: the body has an encoding that was not asked for.
     """
 
-    def __init__(self, response: httpx.Response, place: str, patience_s: float) -> None:
+    def __init__(self, response: httpx.Response, place: str, share: BodyShare, patience_s: float) -> None:
         self._response = response
         self._patience_s = patience_s
         self._place = place
-        self._chunks: list[bytes] = []
+        self._share = share
+        self._decoder = Decoder(response.headers.get("content-encoding", ""))
+        self._received = bytearray()
         self._stream = _BodyStream(response)
         response.stream = self._stream
 
@@ -307,29 +361,33 @@ class _Reading:
 
         Raises:
             PromptRejected: it is too large.
+            EncodingError: its encoding is broken.
             httpx.HTTPError, aiohttp.ClientError, OSError: the transfer broke off, and the body is not
                 complete.
         """
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
-        size = 0
         try:
-            async for chunk in self._response.aiter_bytes():
+            async for chunk in self._stream:
                 if timer is not None:
                     timer.cancel()
-                self._chunks.append(chunk)
-                size += len(chunk)
-                if size > MAX_BODY_BYTES:
-                    raise self._too_large()
-                if chunk[-8:].rstrip().endswith(_LAST_BYTES):
+                for number, piece in enumerate(self._decoder.decode(chunk)):
+                    if number:
+                        await asyncio.sleep(0)  # one chunk may decode to many pieces
+                    self._received += piece
+                    if len(self._received) > MAX_BODY_BYTES:
+                        raise self._too_large()
+                    await self._share.grow(len(piece))
+                if self._received[-8:].rstrip().endswith(_LAST_BYTES):
                     timer = loop.call_later(self._patience_s, self._end_if_complete)
         finally:
             if timer is not None:
                 timer.cancel()
-        error = self._stream.error
-        if error is not None and not self._is_readable():
+        error, body = self._stream.error, bytes(self._received)
+        # An error status needs no complete body.
+        if error is not None and self._response.status_code == 200 and not await heavy.is_complete(body):
             raise error
-        return self._body()
+        return body
 
     def _end_if_complete(self) -> None:
         """End the reading, and the connection, when nothing more came after a complete body."""
@@ -339,10 +397,10 @@ class _Reading:
 
     def _is_readable(self) -> bool:
         """Whether what came is complete. An error status needs no complete body."""
-        return self._response.status_code != 200 or completion.is_complete(self._body())
-
-    def _body(self) -> bytes:
-        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        if self._response.status_code != 200:
+            return True
+        body = bytes(self._received)
+        return not heavy.is_heavy(body) and completion.is_complete(body)
 
     def _too_large(self) -> PromptRejected:
         return PromptRejected(

@@ -109,7 +109,7 @@ def _classify(
 ) -> tuple[type[TeacherError], str, str]:
     """Error class, summary and remedy for a status and what the teacher says."""
     if 300 <= status < 400:
-        host = excerpt(urlsplit(headers.get("location", "")).netloc) or "an unnamed host"
+        host = excerpt(_host_of(headers.get("location", ""))) or "an unnamed host"
         remedy = (
             "redirects are not followed, they would carry the key along; put the final address in base_url"
         )
@@ -123,6 +123,14 @@ def _classify(
     if status in _REFUSED:
         return TeacherRefused, f"HTTP {status}, {_REFUSED[status][0]}", _REFUSED[status][1]
     return _classify_request_error(status, fields, headers)
+
+
+def _host_of(location: str) -> str:
+    """The host of a Location header; "" where it is no URL."""
+    try:
+        return urlsplit(location[:2048]).netloc
+    except ValueError:  # `http://[evil`
+        return ""
 
 
 def _has_no_credit(fields: ErrorFields) -> bool:
@@ -164,6 +172,15 @@ def excerpt(text: str) -> str:
     shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in masked)
     shown = " ".join(shown.replace("\N{REPLACEMENT CHARACTER}", " ").split())
     return shown if len(shown) <= EXCERPT_CHARS else shown[: EXCERPT_CHARS - 1] + "…"
+
+
+def describe(error: BaseException) -> str:
+    """Class and text of any exception as one short line; also of one whose text can't be had."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an exception made by a library without its arguments
+        text = ""
+    return excerpt(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

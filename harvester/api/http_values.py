@@ -6,6 +6,9 @@ import math
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
+# A longer text is no date; the parser of the standard library splits and joins it several times.
+LONGEST_DATE = 200
+
 
 def parse_number(text: str | None) -> float | None:
     """A decimal number, possibly negative or infinite; None for NaN and for anything else."""
@@ -18,7 +21,7 @@ def parse_number(text: str | None) -> float | None:
 
 def parse_date(text: str | None) -> float | None:
     """Unix seconds of an HTTP date (RFC 9110 section 5.6.7); a date without a zone is taken as UTC."""
-    if not text:
+    if not text or len(text) > LONGEST_DATE:
         return None
     try:
         moment = parsedate_to_datetime(text)

@@ -37,6 +37,11 @@ class Redactor:
         self._texts = tuple(form.decode() for form in self._forms)
         self._numbers = tuple(tuple(b"%d" % byte for byte in form) for form in self._forms)
 
+    @property
+    def is_active(self) -> bool:
+        """Whether there is a secret to look for."""
+        return bool(self._forms)
+
     def __repr__(self) -> str:
         return "Redactor(***)"
 

@@ -17,6 +17,16 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from harvester.errors import ConfigError
+from harvester.system.limited_child import LimitedChild
+
+# Limits of one check in a child process; an answer whose check does not end within them does not match.
+TIMEOUT_S = 2.0
+MEMORY_BYTES = 1 << 30
+# Longer texts, and schemas with one of these keywords, are checked in the child: patterns may take
+# exponential time, unique items are compared each with each, references may repeat each other.
+INLINE_CHARS = 16 * 1024
+_COSTLY = (b'"pattern', b'"uniqueItems"', b'"$ref"', b'"$dynamicRef"', b'"$recursiveRef"')
+_child = LimitedChild(MEMORY_BYTES)
 
 
 def check(response_format: Mapping[str, Any] | None) -> None:
@@ -58,10 +68,32 @@ def matches(text: str, response_format: Any) -> bool:
     schema = _schema(response_format)
     if schema is None:
         return isinstance(value, dict)
+    encoded = orjson.dumps(schema)
+    if len(text) <= INLINE_CHARS and not _is_costly(encoded):
+        return is_valid(text, encoded)
     try:
-        return _validator(orjson.dumps(schema)).is_valid(value)
+        return bool(_child.call(f"{__name__}:is_valid", text, encoded, timeout_s=TIMEOUT_S))
+    except (TimeoutError, MemoryError):
+        return False
+
+
+def is_valid(text: str, schema: bytes) -> bool:
+    """Whether a JSON text matches a schema. May take very long: call it through `matches`."""
+    try:
+        return _validator(schema).is_valid(orjson.loads(text))
     except (Unresolvable, RecursionError):
         return False
+
+
+def has_costly_schema(response_format: Any) -> bool:
+    """Whether the check of an answer may take long, as regular expressions and comparisons of items do."""
+    schema = _schema(response_format) if isinstance(response_format, Mapping) else None
+    return schema is not None and _is_costly(orjson.dumps(schema))
+
+
+@lru_cache(maxsize=64)
+def _is_costly(schema: bytes) -> bool:
+    return any(word in schema for word in _COSTLY)
 
 
 def _schema(response_format: Mapping[str, Any]) -> Any:

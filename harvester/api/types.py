@@ -6,7 +6,7 @@ I/O, no clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -142,7 +142,7 @@ class RawAnswer:
     """The HTTP reply to one attempt, not parsed yet.
 
     `headers` have lower-case names. `latency_s` is measured on the monotonic clock; `received_at` is Unix
-    time, for records only.
+    time, for records only. `release` gives back the memory of the body: call it once the body is stored.
     """
 
     status: int
@@ -151,3 +151,4 @@ class RawAnswer:
     endpoint: str
     latency_s: float
     received_at: float
+    release: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)

@@ -177,6 +177,7 @@ class CanaryTask:
                     return  # it has no answer in this round; the others speak
             record = answer_record(request, answered)
             async_writer.submit(record, lambda: self._paid(record.cost_microusd))
+            answered.raw.release()
             completion = answered.completion
             replies[asked] = CanaryReply(
                 completion.text or completion.refusal or "", completion.model, completion.system_fingerprint

@@ -6,8 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from harvester.api.error_body import describe
 from harvester.api.types import Request
-from harvester.errors import Ending, HarvesterError, NotSent, Parked, RequestFailed, TeacherRefused
+from harvester.errors import (
+    BrokenAnswer,
+    Ending,
+    HarvesterError,
+    NotSent,
+    Parked,
+    RequestFailed,
+    TeacherRefused,
+)
 from harvester.observe.counters import Counters
 from harvester.run.dead_letters import FailureStreak, as_rejected_prompt, is_forbidden, names_reason_of_row
 from harvester.run.endings import FEWEST_ANSWERS, PassEnding, too_many_unusable
@@ -57,6 +66,13 @@ class Worker:
         except MemoryError:  # the others' answers are still taken in; the next run asks for this one
             self.in_flight.release(request)
             self.ending.park(Parked(0.0, NO_MEMORY))
+        except (Exception, asyncio.CancelledError) as error:
+            # The fault of one row ends neither the pass nor the others.
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise  # the worker itself is cancelled
+            unexpected = BrokenAnswer(f"the answer can't be handled: {describe(error)}", maybe_billed=True)
+            self._hold(request, RequestFailed(unexpected, 1))
 
     def _store(self, request: Request, answered: AttemptResult) -> None:
         record = answer_record(request, answered)
@@ -70,6 +86,7 @@ class Worker:
             tally.note(tally.outcomes, record.outcome)
             tally.note_answer(record.latency_s, record.input_tokens, record.output_tokens)
             self.in_flight.complete(request)
+            answered.raw.release()
             if why := too_many_unusable(tally, self.max_unusable, fewest=FEWEST_ANSWERS):
                 self.ending.park(Parked(0.0, why))
 

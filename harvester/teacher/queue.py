@@ -194,9 +194,16 @@ class EndpointQueue:
         now = self.clock.now()
         self._refused_since = None
         self.breaker.answered()
-        self.limiter.learn_from_headers(headers, now)
+        self._learn_from_headers(headers, now)
         self.limiter.settle(reserved, actual, now)
         self.limiter.answered(key, entry, now, actual.output_tokens)
+
+    def _learn_from_headers(self, headers: Mapping[str, str], now: float) -> None:
+        """Learn what the headers of a reply state; those that can't be understood teach nothing."""
+        try:
+            self.limiter.learn_from_headers(headers, now)
+        except Exception:  # noqa: BLE001 - the answer beside them is paid for
+            self._last_error = "the rate-limit headers can't be understood"
 
     def not_sent(self, reserved: Charge) -> None:
         """Give the reservation back: nothing left this machine."""
@@ -212,7 +219,7 @@ class EndpointQueue:
             return RefusedRow()
         self._settle_failed(error, reserved, now)
         if error.headers:
-            self.limiter.learn_from_headers(error.headers, now)
+            self._learn_from_headers(error.headers, now)
         if isinstance(error, TeacherUnavailable | AttemptTimeout | ConnectionBroken):
             is_reached = error.status is not None or error.maybe_billed
             self._count_failure(key, entry.at, is_reached=is_reached)

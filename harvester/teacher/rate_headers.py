@@ -32,6 +32,8 @@ _WINDOW = re.compile(r"[;,\s]w(?:indow)?=(\d+(?:\.\d+)?)")
 _FACTS = frozenset({"limit", "remaining", "reset", "policy"})
 _PREFIX = re.compile(r"(?:x-|anthropic-)?ratelimit-(.+)\Z")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|d|h|m|s)")
+# A longer value is no number or time: the search for parts would take time quadratic in its length.
+_LONGEST_VALUE = 200
 _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY_S}
 # Numbers from here on are epoch times, in seconds or in milliseconds; smaller ones are seconds from now.
 _EPOCH_S, _EPOCH_MS = 1e9, 1e12
@@ -97,6 +99,8 @@ def _rate_header(subject: str, values: Mapping[str, str], date: str | None) -> R
 
 def _stated_period_s(subject: str, values: Mapping[str, str]) -> float | None:
     """The period that the name says (`-day`, `-second`), or a `w=` in the value; None where neither does."""
+    if len(subject) > _LONGEST_VALUE:
+        return None
     for word in re.split(r"[-_]", subject):
         if word in _PERIOD_WORDS:
             return _PERIOD_WORDS[word]
@@ -170,7 +174,7 @@ def _quantity(subject: str) -> Quantity | None:
 
 def quota_number(text: str | None) -> float | None:
     """A finite number from 0 up: `12000`, `1e4`, `12,000`, the first of `100, 100;w=60`; else None."""
-    if text is None:
+    if text is None or len(text) > _LONGEST_VALUE:
         return None
     plain = text.split(";")[0].strip()
     is_grouped = re.fullmatch(r"\d{1,3}(,\d{3})+", plain)
@@ -187,6 +191,8 @@ def reset_seconds(text: str | None, date: str | None = None) -> float | None:
     if text is None:
         return None
     plain = text.strip().lower()
+    if len(plain) > _LONGEST_VALUE:
+        return None
     parts = _PART.findall(plain)
     if parts and "".join(value + unit for value, unit in parts) == plain:
         return sum(float(value) * _UNITS_S[unit] for value, unit in parts)

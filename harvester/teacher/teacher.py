@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from harvester.api import completion
+from harvester.api import heavy
 from harvester.api.request_builder import cost_microusd
 from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, Completion, RawAnswer, Request
 from harvester.errors import (
@@ -265,7 +265,7 @@ class Teacher:
         tally.requests_sent += 1
         try:
             raw = await self.endpoints.client.send(request, attempt.endpoint)
-            parsed = completion.parse(raw.body, request.input_tokens, request.body.get("response_format"))
+            parsed = await self._parsed(raw, request)
         except TeacherError as error:
             self._record_failure(error, attempt_id, request.key)
             raise
@@ -278,6 +278,18 @@ class Teacher:
             self._policies.price, usage.input_tokens, usage.output_tokens, usage.cached_tokens
         )
         return AttemptResult(raw, parsed, attempt_id, attempt.number, cost)
+
+    async def _parsed(self, raw: RawAnswer, request: Request) -> Completion:
+        """Parse an answer; give its memory back if it holds none.
+
+        Raises:
+            TeacherError: it holds none.
+        """
+        try:
+            return await heavy.parse(raw.body, request.input_tokens, request.body.get("response_format"))
+        except BaseException:
+            raw.release()
+            raise
 
     def _record_failure(self, error: TeacherError, attempt_id: int, key: bytes) -> None:
         tally = self._tally

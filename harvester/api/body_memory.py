@@ -1,0 +1,65 @@
+"""Limit the memory that the bodies of all replies take together, by reading them one after another.
+
+A reply may have 32 MiB, and hundreds may arrive at once. While all bodies together are below the limit they
+are read at the same time. Above it only the oldest one is read on, and the others wait: so one always gets
+to its end. A body counts until it is stored, or given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+LIMIT_BYTES = 128 * 1024 * 1024
+
+
+class BodyMemory:
+    """Memory shared by the bodies of one client."""
+
+    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+        # Bodies that are being read, oldest first, and for each the event that wakes it.
+        self.reading: dict[BodyShare, asyncio.Event] = {}
+
+    def share(self) -> BodyShare:
+        """Begin to read a body."""
+        share = BodyShare(self)
+        self.reading[share] = asyncio.Event()
+        return share
+
+    def wake_oldest(self) -> None:
+        """Let the oldest body look again, or all while there is memory."""
+        for number, event in enumerate(self.reading.values()):
+            if number and self.used_bytes >= self.limit_bytes:
+                break
+            event.set()
+
+
+class BodyShare:
+    """The memory of one body. It must be released once, after its last use."""
+
+    def __init__(self, memory: BodyMemory) -> None:
+        self._memory = memory
+        self._bytes = 0
+
+    async def grow(self, more_bytes: int) -> None:
+        """Count so many bytes more; wait while all bodies take too much and this is not the oldest."""
+        memory = self._memory
+        self._bytes += more_bytes
+        memory.used_bytes += more_bytes
+        event = memory.reading[self]
+        while memory.used_bytes >= memory.limit_bytes and next(iter(memory.reading)) is not self:
+            event.clear()
+            await event.wait()
+
+    def end_reading(self) -> None:
+        """Note that the body is complete; it still takes its memory. Safe to call twice."""
+        if self._memory.reading.pop(self, None) is not None:
+            self._memory.wake_oldest()
+
+    def release(self) -> None:
+        """Give the memory back. Safe to call twice."""
+        self._memory.used_bytes -= self._bytes
+        self._bytes = 0
+        self.end_reading()
+        self._memory.wake_oldest()

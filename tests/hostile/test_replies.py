@@ -1,0 +1,276 @@
+"""Replies that took gigabytes, or froze the event loop for minutes, are one row's matter."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harvester.api import body_memory, completion, heavy, response_format
+from harvester.api.content_encoding import Decoder, EncodingError
+from harvester.api.redaction import Redactor
+from harvester.api.types import Outcome
+from harvester.errors import BrokenAnswer
+from harvester.teacher.rate_headers import parse_rate_headers, reset_seconds
+from tests.harvester.lives import ROOT
+from tests.hostile.runs import harvest
+from tests.hostile.server import completion as good_body
+from tests.hostile.server import hostile_teacher, http
+
+
+def packed(encoding: str, body: bytes) -> bytes:
+    """A reply in nested encodings, the first of the list applied first."""
+    for name in encoding.split(","):
+        body = gzip.compress(body) if "gzip" in name else zlib.compress(body)
+    return http(body, {"content-encoding": encoding})
+
+
+@pytest.mark.parametrize(
+    "encoding", ["gzip,gzip", "deflate, gzip", "gzip, deflate, gzip", "br", "zstd", "gzip" * 5000]
+)
+def test_an_encoding_that_was_not_asked_for_fails_one_row(encoding: str, tmp_path: Path) -> None:
+    evil = (
+        packed(encoding, b"0" * (64 << 20)) if "," in encoding else http(b"x", {"content-encoding": encoding})
+    )
+    with hostile_teacher({"evil": evil}) as teacher:
+        ended = harvest(tmp_path, teacher.base_url, ["evil", "good"])
+    assert (ended.exit_code, set(ended.answered)) == (3, {"good"})
+    assert ended.dead == {"evil": "broken_answer"}
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "identity", "identity, gzip", "GZIP"])
+def test_one_encoding_is_read(encoding: str, tmp_path: Path) -> None:
+    body = good_body("four")
+    with hostile_teacher() as teacher:
+        coded = (
+            body
+            if encoding == "identity"
+            else zlib.compress(body)
+            if encoding == "deflate"
+            else gzip.compress(body)
+        )
+        teacher.replies["a"] = http(coded, {"content-encoding": encoding})
+        assert harvest(tmp_path, teacher.base_url, ["a"]).answered == {"a": "ok"}
+
+
+def test_a_decoder_gives_pieces_of_limited_size_and_reads_what_servers_send() -> None:
+    text = b"0123456789" * 200_000
+    whole = gzip.compress(text) + gzip.compress(b"more") + b"\0" * 8
+    pieces = [piece for start in range(0, len(whole), 97) for piece in _pieces("gzip", whole, start)]
+    assert b"".join(pieces) == text + b"more"
+    assert max(map(len, _pieces("gzip", whole, None))) <= 256 * 1024
+    raw = zlib.compressobj(wbits=-15)
+    assert b"".join(_pieces("deflate", raw.compress(text) + raw.flush(), None)) == text
+    with pytest.raises(EncodingError):
+        list(Decoder("gzip").decode(b"no gzip at all"))
+
+
+_decoders: dict[int, Decoder] = {}
+
+
+def _pieces(encoding: str, data: bytes, start: int | None) -> Iterator[bytes]:
+    if start is None:
+        yield from Decoder(encoding).decode(data)
+        return
+    decoder = _decoders.setdefault(len(data), Decoder(encoding))
+    yield from decoder.decode(data[start : start + 97])
+
+
+def events(*chunks: object) -> bytes:
+    return (
+        b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+    )
+
+
+def delta(value: object) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": value}]}
+
+
+def logprobs_of(tokens: int) -> bytes:
+    entry = {"token": "a", "logprob": -1, "bytes": [97], "top_logprobs": [{"token": "a", "logprob": -1}] * 20}
+    choice = {"message": {"content": "a" * tokens}, "logprobs": {"content": [entry] * tokens}}
+    return json.dumps({"choices": [{**choice, "finish_reason": "stop"}]}).encode()
+
+
+HEAVY: dict[str, Callable[[], bytes]] = {
+    "tool calls": lambda: events(*[delta({"tool_calls": [{"index": n}]}) for n in range(15_000)]),
+    "one byte deltas": lambda: events(
+        delta({"content": "x" * (1 << 22)}), *[delta({"content": "y"})] * 40_000
+    ),
+    "empty events": lambda: b"data: {}\n\n" * 250_000,
+    "comments": lambda: b":\n" * 1_200_000,
+    "empty lists": lambda: b'{"choices":[{"message":{"content":"4"}}],"x":[' + b"[]," * 5_000_000 + b"1]}",
+    "objects": lambda: b'{"choices":[{"message":{"content":"4"}}],"x":[' + b'{"":0},' * 2_000_000 + b"1]}",
+    "nesting": lambda: b'{"a":' * 3_000_000,
+    "brackets": lambda: b"[" * 20_000_000,
+    "digits": lambda: b'{"choices":[{"message":{"content":"4"}}],"x":' + b"9" * 8_000_000 + b"}",
+    "logprobs": lambda: logprobs_of(3_000),
+    "think tags": lambda: good_body("\n<think>x</think>" * 150_000),
+    "escapes": lambda: b'{"choices":[{"message":{"content":"' + b"\\u0041" * 1_000_000 + b'"}}]}',
+}
+
+
+OUTCOMES = {"ok", "unknown", "empty", "tool_call", "BrokenAnswer", "ConnectionBroken"}
+
+
+@pytest.mark.parametrize("kind", HEAVY)
+def test_a_heavy_reply_is_read_while_the_loop_goes_on(kind: str) -> None:
+    raw = HEAVY[kind]()
+    assert heavy.is_heavy(raw)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.001)
+            ticks += 1
+
+    async def read() -> str:
+        ticking = asyncio.create_task(tick())
+        try:
+            redacted = await heavy.redact(Redactor("sk-0123456789abcdef"), raw)
+            parsed = await heavy.parse(redacted, 5, None)
+        except Exception as error:
+            return type(error).__name__
+        finally:
+            ticking.cancel()
+        return str(parsed.outcome)
+
+    assert asyncio.run(read()) in OUTCOMES
+    assert ticks > 3  # the loop went on meanwhile
+
+
+def test_most_replies_are_not_heavy() -> None:
+    answer = json.dumps(
+        {"choices": [{"message": {"content": "word " * 8_000}, "finish_reason": "stop"}]}
+    ).encode()
+    assert not heavy.is_heavy(answer)
+    assert not heavy.is_heavy(events(*[delta({"content": "word "})] * 4_000))
+    assert not heavy.is_heavy(logprobs_of(500))
+
+
+def test_more_elements_than_an_answer_can_have_are_kept_unread() -> None:
+    raw = b'{"choices":[{"message":{"content":"4"}}],"x":[' + b"[]," * 2_500_000 + b"1]}"
+    assert completion.parse(raw).outcome is Outcome.UNKNOWN
+
+
+SCHEMAS = {
+    "exponential pattern": ({"type": "string", "pattern": "^(a|aa)+$"}, json.dumps("a" * 60 + "b")),
+    "nested repetition": ({"patternProperties": {"^(x+x+)+y$": {}}}, json.dumps({"x" * 60: 1})),
+    "unique items": (
+        {"type": "array", "uniqueItems": True},
+        json.dumps([{"a": number} for number in range(20_000)]),
+    ),
+    "references": (
+        {
+            "$ref": "#/$defs/a30",
+            "$defs": {
+                "a0": {"type": "string"},
+                **{f"a{n}": {"anyOf": [{"$ref": f"#/$defs/a{n - 1}"}] * 2} for n in range(1, 31)},
+            },
+        },
+        "5",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_a_schema_that_takes_for_ever_matches_nothing_while_the_loop_goes_on(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(response_format, "TIMEOUT_S", 0.5)
+    schema, text = SCHEMAS[kind]
+    asked = {"type": "json_schema", "json_schema": {"schema": schema}}
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.001)
+            ticks += 1
+
+    async def parse() -> Outcome:
+        ticking = asyncio.create_task(tick())
+        try:
+            return (await heavy.parse(good_body(text), 5, asked)).outcome
+        finally:
+            ticking.cancel()
+
+    assert asyncio.run(parse()) is Outcome.INVALID
+    assert ticks > 3
+
+
+def test_a_reply_that_can_not_be_searched_for_the_key_is_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heavy, "TIMEOUT_S", 0.001)
+    with pytest.raises(BrokenAnswer):
+        asyncio.run(heavy.redact(Redactor("sk-0123456789abcdef"), b"\\" * (3 << 20)))
+
+
+def test_long_header_values_are_no_numbers() -> None:
+    value = "9" * 60_000 + "x"
+    assert reset_seconds(value) is None
+    many = {f"x-ratelimit-reset-tokens-{number}": value for number in range(500)}
+    assert parse_rate_headers({**many, "x-ratelimit-limit-tokens": "9" * 60_000}) == ()
+
+
+def test_of_many_large_bodies_only_the_oldest_is_read_on() -> None:
+    async def read() -> tuple[int, list[int]]:
+        memory, finished, most = body_memory.BodyMemory(1000), [], 0
+
+        async def body(number: int) -> None:
+            nonlocal most
+            share = memory.share()
+            for _ in range(10):
+                await share.grow(100)
+                most = max(most, memory.used_bytes)
+                await asyncio.sleep(0)
+            share.end_reading()
+            await asyncio.sleep(0)
+            finished.append(number)
+            share.release()
+
+        await asyncio.gather(*map(body, range(20)))
+        assert memory.used_bytes == 0
+        return most, finished
+
+    most, finished = asyncio.run(read())
+    assert sorted(finished) == list(range(20))
+    assert most < 20 * 1000 / 2  # all at once would take that
+
+
+_HUNDRED = """
+import asyncio, resource, sys
+from harvester.api.client import Client
+from harvester.api.types import Message, Prompt, Request
+from harvester.config.config import TeacherSection
+from harvester.config.run_section import RunSection
+from harvester.errors import TeacherError
+from harvester.api import heavy
+from tests.hostile.memory import ask
+print(asyncio.run(ask(sys.argv[1], int(sys.argv[2]))))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+@pytest.mark.slow  # three gigabytes are decoded
+def test_a_hundred_hostile_replies_at_once_take_400_mib() -> None:
+    bomb = gzip.compress(b'{"choices":[{"message":{"content":"' + b"0" * (31 << 20) + b'"}}]}')
+    with hostile_teacher() as teacher:
+        teacher.replies.update({f"evil {n}": http(bomb, {"content-encoding": "gzip"}) for n in range(100)})
+        out = subprocess.run(
+            [sys.executable, "-c", _HUNDRED, teacher.base_url, "100"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+    answers, mib = out.stdout.split()
+    assert int(answers) == 100, out.stderr
+    assert int(mib) <= 400
