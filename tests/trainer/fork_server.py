@@ -6,6 +6,8 @@ Twenty kills, or ten fresh looks at an adapter, cost one start. stdin: {"what": 
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import importlib
 import json
 import os
@@ -28,8 +30,13 @@ from safetensors.torch import save_file
 
 from harvester.system import failpoints
 from trainer import cli
+from trainer import config as settings
+from trainer.publish.export import export_merged
 from trainer.training import train  # noqa: F401 - its rooms are loaded once, here
 from trainer.training.step import Stepper
+
+# Number of the option of glibc's mallopt.
+M_MMAP_THRESHOLD = -3
 
 
 def command(told: dict[str, Any]) -> None:
@@ -76,6 +83,28 @@ def prompt(told: dict[str, Any]) -> None:
     Path(told["out"]).write_text(json.dumps(ids), encoding="utf-8")
 
 
+def export(told: dict[str, Any]) -> None:
+    """Export a student twice; write the resident bytes before the second, and the most during it."""
+    status = Path("/proc/self/status")
+
+    def kibibytes(name: str) -> int:
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith(name))
+        return int(line.split()[1])
+
+    # glibc returns freed memory at once only above a threshold, which grows up to 32 MiB. Weights of a real
+    # base are above it, those of a test are not.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 18)
+    config = settings.load(Path(told["toml"]))
+    merged = Path(told["out"]).parent / "merged"
+    export_merged(config, merged)  # loads libraries and their pages
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the largest until now
+    before = kibibytes("VmRSS")
+    export_merged(config, merged)
+    used = {"before": before << 10, "peak": kibibytes("VmHWM") << 10}
+    Path(told["out"]).write_text(json.dumps(used), encoding="utf-8")
+
+
 def gradients(told: dict[str, Any]) -> None:
     """One step of a training, alone or as a rank among others; write what it adds up."""
     from tests.trainer import accumulation
@@ -92,7 +121,7 @@ def signal_when(child: int, path: str, number: int) -> None:
     os.kill(child, number)
 
 
-LIVES = {"command": command, "logits": logits, "prompt": prompt, "gradients": gradients}
+LIVES = {"command": command, "export": export, "logits": logits, "prompt": prompt, "gradients": gradients}
 
 
 def born(told: dict[str, Any], err: Any, rank: int, port: int) -> int:

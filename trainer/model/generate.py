@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from trainer.errors import OutOfMemory
+from trainer.errors import OutOfMemory, StudentError
 from trainer.model.out_of_memory import is_out_of_memory
 from trainer.model.structure import base_model_of
 
@@ -68,6 +68,7 @@ def generate(
 
     Raises:
         OutOfMemory: a single prompt does not fit.
+        StudentError: the model's class can't generate.
     """
     settings = GenerationConfig(
         do_sample=False,
@@ -121,9 +122,13 @@ def _generate_batch(
         output = model.generate(
             input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
         )
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
         if not is_out_of_memory(error):
-            raise
+            said = (str(error).strip() or "no message").splitlines()[0][:200]
+            raise StudentError(
+                f"this student can't generate answers: {type(error).__name__}: {said}",
+                remedy="its class in transformers can't generate with this configuration",
+            ) from error
     else:
         rows: list[list[int]] = output[:, longest:].tolist()
         return rows

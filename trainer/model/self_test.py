@@ -30,6 +30,7 @@ from transformers import AutoConfig, PretrainedConfig
 from trainer.errors import HarvesterError, StudentError
 from trainer.model import rows, segment_attention, structure, varlen_attention
 from trainer.model.head import Head, find_head
+from trainer.model.out_of_memory import is_out_of_memory
 from trainer.model.rows import PACKED, RowLayout
 from trainer.model.tiny_copy import tiny_copy
 
@@ -97,6 +98,7 @@ def _check_architecture(base: Path, config_text: str) -> StudentForward | None:
     del config_text
     try:
         copy = tiny_copy(_read_config(base))
+        _logits(copy, _documents(copy)[0])
     except Exception:  # noqa: BLE001 - each class raises its own kinds
         return None
     copy.requires_grad_(False)
@@ -168,7 +170,7 @@ def choose_forward(student: Any, *, place: str, may_pack: bool = True, why_not: 
     documents = _documents(base)
     own = RowLayout(packed=False, attention=own_attention(base))
     with _prepared(student), attention_of(student, own), torch.no_grad():
-        alone = [_logits(student, document) for document in documents]
+        alone = _own_logits(student, documents, place)
         _check_own_forward(student, documents, alone, place)
         head = find_head(student)
         reason = "" if may_pack else why_not
@@ -268,6 +270,26 @@ def _logits(student: Any, document: npt.NDArray[np.int64]) -> torch.Tensor:
     return logits
 
 
+def _own_logits(student: Any, documents: Documents, place: str) -> list[torch.Tensor]:
+    """Return the logits of each document alone; refuse a student whose own forward fails."""
+    try:
+        return [_logits(student, document) for document in documents]
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise StudentError(
+            f"this student's own forward fails: {_first_line(error)}",
+            place=place,
+            remedy="use a causal language model that transformers can run with token ids alone",
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the kind of an error and the first line of its message, at most 120 characters."""
+    said = (str(error).strip() or "no message").splitlines()[0][:120]
+    return f"{type(error).__name__}: {said}"
+
+
 def _check_own_forward(student: Any, documents: Documents, alone: Sequence[torch.Tensor], place: str) -> None:
     """Refuse a student whose own forward is not finite, or whose logits depend on later tokens."""
     if not all(bool(torch.isfinite(logits).all()) for logits in alone):
@@ -292,8 +314,7 @@ def _compare(student: Any, documents: Documents, alone: Sequence[torch.Tensor], 
     except HarvesterError as error:
         return error.message
     except Exception as error:  # noqa: BLE001 - models raise all kinds for arguments they don't know
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        return f"{type(error).__name__}: {said}"
+        return _first_line(error)
     if not all(bool(torch.isfinite(logits).all()) for logits in found):
         return "logits are not finite"
     difference = _difference(found, alone)

@@ -60,7 +60,10 @@ _SIZES: dict[str, int] = {
     "n_routed_experts": 4,
     "moe_num_experts": 4,
     "num_experts_per_tok": 2,
+    "num_experts_per_token": 2,
+    "num_expert_group": 1,
     "moe_topk": 2,
+    "moe_k": 2,
     "top_k_experts": 2,
     "n_group": 1,
     "topk_group": 1,
@@ -68,9 +71,12 @@ _SIZES: dict[str, int] = {
     "q_lora_rank": 16,
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
+    "qk_head_dim": 16,
     "v_head_dim": 8,
     "index_n_heads": 2,
     "index_head_dim": 16,
+    "linear_num_heads": 4,
+    "linear_head_dim": 16,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 16,
@@ -104,7 +110,12 @@ _WINDOWS = dict.fromkeys(
 _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 # Numbers of layers that are laid out otherwise than the rest; the copy's depth is below them in large models.
-_LEADING = {"first_k_dense_replace": 1, "num_kv_shared_layers": 0, "max_window_layers": 1}
+_LEADING = {
+    "first_k_dense_replace": 1,
+    "num_kv_shared_layers": 0,
+    "max_window_layers": 1,
+    "num_layers_per_stack": 1,
+}
 
 
 def tiny_copy(config: Any, *, seed: int = 0, vocabulary: int = VOCABULARY) -> Any:
@@ -189,6 +200,8 @@ def _known_ids(value: Any, vocabulary: int) -> Any:
 def _depth(values: dict[str, Any]) -> int:
     """Return how many leading layers hold every kind of layer, within `LAYERS` and `MAX_LAYERS`."""
     layers = next((int(values[name]) for name in _DEPTHS if isinstance(values.get(name), int)), LAYERS)
+    if per_stack := values.get("num_layers_per_stack"):  # stacks that are run several times
+        return min(MAX_LAYERS, layers // int(per_stack))
     kinds = [v for v in values.values() if isinstance(v, list) and len(v) == layers]
     depth = LAYERS
     for each in kinds:

@@ -24,7 +24,7 @@ from trainer.data.chat_template import Renderer
 from trainer.errors import ConfigError, StoreFull, StudentError
 from trainer.model import model, self_test, weights
 from trainer.provenance import fingerprint, model_card, terms_check
-from trainer.publish import merge, modelfile
+from trainer.publish import adapted_weights, merge, modelfile
 from trainer.publish.adapter import card_facts, check_same_base, write_serving_files
 
 PARITY_FILE = "parity.json"
@@ -106,36 +106,25 @@ def _merge(
 ) -> dict[str, Any]:
     """Merge the adapter into the base, write the weights, and compare the logits before and after.
 
-    The weights are merged one by one. If transformers converts a stored tensor when it loads the base, and
-    that tensor has an adapter, the whole model is merged in memory instead, in fp32.
-
     Returns:
         The parity, as `export_merged` returns it.
     """
-    tensors = merge.stored_tensors(config.base)
-    stored = merge.stored_dtype(tensors)
+    tensors = adapted_weights.stored_tensors(config.base)
+    stored = adapted_weights.stored_dtype(tensors)
     kind = _dtype(config, dtype, stored)
     student = model.load_trained_student(config, adapter, _CPU, dtype=stored)
     learned = _logits(student, probe)
-    adapted = merge.adapted_tensors(student, tensors)
-    if adapted is None:
-        merged = student.float().merge_and_unload(safe_merge=True)
-        fold = _check_merge(_logits(merged, probe), learned, adapter)
-        merged.to(kind).save_pretrained(str(folder))
-        expected = _logits(merged, probe)
-        names: tuple[str, ...] = ()
-        del merged
-    else:
-        fold = _check_merge(_logits(student, probe, merged=True), learned, adapter)
-        expected = _logits(student, probe, merged=True, cast=kind)
-        merge.write_merged(config.base, folder, adapted, kind)
-        names = tuple(adapted)
-    del student, adapted
+    groups = adapted_weights.adapted_groups(student, tensors)
+    fold = _check_merge(_logits(student, probe, merged=True), learned, adapter)
+    expected = _logits(student, probe, merged=True, cast=kind)
+    merge.write_merged(config.base, folder, groups, kind)
+    groups = [group.without_weights() for group in groups]
+    del student
     gc.collect()  # modules and hooks refer to each other
     # In fp32 wherever the base is, so that what the classes compute when they are built is rounded alike.
     loaded_as = stored if stored is torch.float32 else kind
     reloaded = model.load_base(folder, _CPU, dtype=loaded_as)
-    merge.check_loaded(reloaded, folder, names)
+    merge.check_loaded(reloaded, folder, groups)
     written = _logits(reloaded, probe)
     _check_merge(
         written, expected, folder, MAX_LOGIT_DIFFERENCE if loaded_as == stored else MAX_CAST_DIFFERENCE

@@ -12,7 +12,6 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,121 +21,19 @@ from safetensors import safe_open
 
 from trainer.errors import StudentError
 from trainer.model import structure, weights
+from trainer.publish.adapted_weights import (
+    FLOATS,
+    INDEX_FILE,
+    AdaptedGroup,
+    merged_in_float32,
+    stored_dtype,
+    stored_tensors,
+)
 
-INDEX_FILE = "model.safetensors.index.json"
-
-# Float dtypes by their names in a safetensors header. Weights of any other dtype are copied as they are.
-FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
 # Files of a multimodal base that a server needs beside config, weights and tokenizer.
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Describe a tensor in the files of a base. dtype: its name in the safetensors header."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        """Size if the dtype is one of `FLOATS`; only used to weigh the dtypes of a base."""
-        return torch.Size(self.shape).numel() * FLOATS[self.dtype].itemsize if self.dtype in FLOATS else 0
-
-
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Read names, dtypes and shapes of the tensors that transformers would load, in the order of the files.
-
-    Raises:
-        StudentError: no model.safetensors and no index of one.
-    """
-    index = weights.read_json(folder / INDEX_FILE).get("weight_map", {})
-    names = sorted(set(index.values())) or ["model.safetensors"]
-    tensors: dict[str, StoredTensor] = {}
-    for file in (folder / name for name in names):
-        if not file.is_file():
-            raise StudentError(f"no {file.name}", place=str(folder), remedy="fetch the base again")
-        with safe_open(str(file), framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - not a mapping
-                part = opened.get_slice(name)
-                tensors[name] = StoredTensor(file, str(part.get_dtype()), tuple(part.get_shape()))
-    return tensors
-
-
-def stored_dtype(tensors: Mapping[str, StoredTensor]) -> torch.dtype:
-    """Return the float dtype that most bytes of a base have.
-
-    Raises:
-        StudentError: no weight has a float dtype of 16 or 32 bits.
-    """
-    sizes = {dtype: sum(t.bytes for t in tensors.values() if t.dtype == dtype) for dtype in FLOATS}
-    name = max(sizes, key=lambda dtype: sizes[dtype])
-    if not sizes[name]:
-        raise StudentError("the weights are quantised: an adapter can't be merged into them")
-    return FLOATS[name]
-
-
-def adapted_tensors(student: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, BaseTunerLayer] | None:
-    """Find, for each layer with an adapter, the tensor of the base's files that holds its weight.
-
-    Args:
-        student: a PEFT model.
-        tensors: from `stored_tensors`.
-
-    Returns:
-        Adapted layers by the name of the stored tensor; None if a layer's weight is not stored as one tensor
-        of the same shape, because transformers converts it when it loads the base, or if the adapter is on a
-        bare parameter (the experts of a mixture).
-    """
-    adapted: dict[str, BaseTunerLayer] = {}
-    seen: set[int] = set()
-    for name, module in structure.base_model_of(student).named_modules():
-        if not isinstance(module, BaseTunerLayer):
-            continue
-        weight = getattr(module.get_base_layer(), "weight", None)
-        if weight is None:  # PEFT adapts a parameter of the experts' module, not a layer
-            return None
-        if weight.data_ptr() in seen:
-            continue  # the other of two tied layers
-        seen.add(weight.data_ptr())
-        stored = _stored_name(f"{name.removesuffix('.token_adapter')}.weight", tensors)
-        if stored is None or tensors[stored].shape != tuple(weight.shape) or stored in adapted:
-            return None
-        adapted[stored] = module
-    return adapted
-
-
-def _stored_name(parameter: str, tensors: Mapping[str, StoredTensor]) -> str | None:
-    """Return the stored tensor of a parameter: the same name, or the only one that differs by a prefix."""
-    if parameter in tensors:
-        return parameter
-    parts = parameter.split(".")
-    for start in range(len(parts) - 1):
-        ending = ".".join(parts[start:])
-        matches = [name for name in tensors if name == ending or name.endswith(f".{ending}")]
-        if len(matches) > 1:
-            matches = [name for name in matches if "language_model" in name or "text_model" in name]
-        if matches:
-            return matches[0] if len(matches) == 1 else None
-    return None
-
-
-@contextmanager
-def merged_in_float32(layer: BaseTunerLayer) -> Iterator[torch.Tensor]:
-    """Merge one layer's adapter into an fp32 copy of its weight during the block, and yield that weight."""
-    base_layer = layer.get_base_layer()
-    original = base_layer.weight.data
-    base_layer.weight.data = original.to(torch.float32, copy=True)
-    try:
-        layer.merge(safe_merge=True)
-        yield base_layer.weight.data
-    finally:
-        base_layer.weight.data = original
-        layer.merged_adapters.clear()
-        getattr(layer, "_caches", {}).clear()
 
 
 @contextmanager
@@ -212,13 +109,13 @@ def _blocks(base: Any) -> list[tuple[torch.nn.Module, bool]]:
     return blocks
 
 
-def write_merged(base: Path, folder: Path, adapted: Mapping[str, BaseTunerLayer], dtype: torch.dtype) -> None:
+def write_merged(base: Path, folder: Path, groups: Sequence[AdaptedGroup], dtype: torch.dtype) -> None:
     """Write configuration and weights of the merged student: files, names and layout are those of the base.
 
     Each written tensor is read back and compared.
 
     Args:
-        adapted: from `adapted_tensors`.
+        groups: from `adapted_groups`.
         dtype: of the written weights. A float tensor that the base stores in another dtype than the rest
             keeps it, unless it is adapted or `dtype` is float32.
 
@@ -228,35 +125,58 @@ def write_merged(base: Path, folder: Path, adapted: Mapping[str, BaseTunerLayer]
     """
     tensors = stored_tensors(base)
     main = _NAMES[stored_dtype(tensors)]
+    group_of = {name: group for group in groups for name in group.stored}
 
     def written_dtype(name: str) -> str:
         stored = tensors[name].dtype
-        is_cast = stored in FLOATS and (name in adapted or stored == main or dtype is torch.float32)
+        is_cast = stored in FLOATS and (name in group_of or stored == main or dtype is torch.float32)
         return _NAMES[dtype] if is_cast else stored
 
     folder.mkdir(parents=True)
     for file in dict.fromkeys(tensor.file for tensor in tensors.values()):
-        names = [name for name, tensor in tensors.items() if tensor.file == file]
-        entries = [(name, written_dtype(name), tensors[name].shape) for name in names]
-        merged = (_merged_tensor(file, name, adapted, written_dtype(name)) for name in names)
-        hashes = write_safetensors(folder / file.name, entries, merged)
+        entries = [(n, written_dtype(n), t.shape) for n, t in tensors.items() if t.file == file]
+        hashes = write_safetensors(folder / file.name, entries, _file_tensors(file, entries, group_of))
         _check_written(folder / file.name, hashes)
     _write_index(base, folder)
     _write_config(base, folder, dtype)
 
 
-def _merged_tensor(file: Path, name: str, adapted: Mapping[str, BaseTunerLayer], dtype: str) -> torch.Tensor:
-    if name not in adapted:
-        header, begin = _header(file)
-        stored = _read(file, header[name], begin)
-        if dtype == header[name]["dtype"] or dtype not in FLOATS:
-            return stored
-        return stored.view(FLOATS[header[name]["dtype"]]).to(FLOATS[dtype])
+def _file_tensors(
+    file: Path, entries: Sequence[tuple[str, str, tuple[int, ...]]], group_of: Mapping[str, AdaptedGroup]
+) -> Iterator[torch.Tensor]:
+    """Yield the tensors of one file: merged ones from their group, the others as they are stored.
+
+    The tensors of a group are merged together and kept until each was taken. A file names the tensors of a
+    decoder layer one after the other, so what is kept is part of a layer.
+    """
+    dtypes = {name: dtype for name, dtype, _ in entries}
+    merged: dict[str, torch.Tensor] = {}
+    header, begin = _header(file)
+    for name, dtype, _ in entries:
+        if name in group_of:
+            if name not in merged:
+                merged |= _merge_group(group_of[name], dtypes)
+            yield merged.pop(name)
+            continue
+        stored, stored_in = _read(file, header[name], begin), header[name]["dtype"]
+        if dtype == stored_in or dtype not in FLOATS:
+            yield stored
+        else:
+            yield stored.view(FLOATS[stored_in]).to(FLOATS[dtype])
+
+
+def _merge_group(group: AdaptedGroup, dtypes: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Merge a group and cast its tensors; those of other files are left out.
+
+    Args:
+        dtypes: of the tensors of this file, by name.
+    """
     try:
-        with merged_in_float32(adapted[name]) as merged:
-            return merged.to(FLOATS[dtype])
+        stored = group.merged()
     except ValueError as error:
-        raise StudentError(f"{name} can't be merged: {error}", remedy="train the adapter again") from None
+        first = next(iter(group.adapted))
+        raise StudentError(f"{first} can't be merged: {error}", remedy="train the adapter again") from None
+    return {name: stored[name].to(FLOATS[dtypes[name]]) for name in group.stored if name in dtypes}
 
 
 def write_safetensors(
@@ -355,25 +275,27 @@ def _write_config(base: Path, folder: Path, dtype: torch.dtype) -> None:
             shutil.copyfile(base / file, folder / file)
 
 
-def check_loaded(model: Any, folder: Path, names: Sequence[str]) -> None:
+def check_loaded(model: Any, folder: Path, groups: Sequence[AdaptedGroup]) -> None:
     """Check that a reloaded student has the written weights at the layers that were adapted.
 
     Args:
-        names: stored tensors that were merged.
+        groups: what was merged.
 
     Raises:
         StudentError: names the first that differs.
     """
     tensors = stored_tensors(folder)
-    parameters = dict(structure.base_model_of(model).named_parameters())
-    stored_names = {_stored_name(name, tensors): name for name in parameters}
-    for name in names:
-        parameter = parameters[stored_names[name]] if name in stored_names else None
-        with safe_open(str(tensors[name].file), framework="pt") as opened:
-            written = opened.get_tensor(name)
-        if parameter is None or not torch.equal(parameter.data, written.to(parameter.dtype)):
-            raise StudentError(
-                f"the written weights are not the ones that are loaded: {name}",
-                place=str(folder),
-                remedy="the base's files and config disagree (tied weights?); serve base and adapter apart",
-            )
+    base = structure.base_model_of(model)
+    parameters = dict(base.named_parameters(remove_duplicate=False))
+    for group in groups:
+        loaded = {name: parameters[name].data for name in group.parameters if name in parameters}
+        stored = group.as_stored(base, loaded) if len(loaded) == len(group.parameters) else {}
+        for name in group.stored:
+            with safe_open(str(tensors[name].file), framework="pt") as opened:
+                written = opened.get_tensor(name)
+            if name not in stored or not torch.equal(stored[name], written.to(stored[name].dtype)):
+                raise StudentError(
+                    f"the written weights are not the ones that are loaded: {name}",
+                    place=str(folder),
+                    remedy="its files and config disagree (tied weights?); serve base and adapter apart",
+                )

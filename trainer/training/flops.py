@@ -34,8 +34,16 @@ def flop_counter(student: Any, *, causal: bool = True) -> Callable[[Sequence[Exa
 
     Returns:
         None where the count is unknown: the student has layers whose arithmetic is not counted here, such as
-        recurrences. The count is only reported, so a student without one trains all the same.
+        recurrences, or other parts than expected. The count is only reported, so a student without one trains
+        all the same.
     """
+    try:
+        return _flop_counter(student, causal=causal)
+    except Exception:  # noqa: BLE001 - no shape of a model may end a training over a figure for the log
+        return None
+
+
+def _flop_counter(student: Any, *, causal: bool) -> Callable[[Sequence[Example]], float] | None:
     base = structure.base_model_of(student)
     layers, head = structure.decoder_layers(base), base.get_output_embeddings()
     channels = [_attention_channels(base, layer) for layer in layers]

@@ -23,7 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
 from trainer.data.collator import Batch, batches
-from trainer.model import lora_forward, model, self_test, structure, varlen_attention
+from trainer.errors import HarvesterError
+from trainer.model import loading, lora_forward, model, self_test, structure, varlen_attention
 from trainer.model.rows import RowLayout
 from trainer.model.segment_attention import SegmentGroups
 from trainer.model.self_test import StudentForward
@@ -93,7 +94,13 @@ def estimate(config: TrainConfig, pack: Sequence[Example], *, checkpointing: boo
     """
     device = model.select_device(config.train)
     forward = self_test.check_architecture(config.base, device) or _UNKNOWN_FORWARD
-    student = _empty_student(config, device, forward.layout)
+    try:
+        student = _empty_student(config, device, forward.layout)
+    except HarvesterError:
+        raise
+    except Exception:  # noqa: BLE001 - a class that can't be built without its files
+        with torch.device("meta"):
+            student = model.add_adapter(loading.load_shapes(config.base), config).train()
     parts = {id(t): t for t in (*student.parameters(), *student.buffers())}  # tied ones once
     whole = sum(t.numel() * t.element_size() for t in parts.values())
     adapter = sum(p.numel() * p.element_size() for p in model.trainable_parameters(student).values())

@@ -20,7 +20,7 @@ from trainer.data import dataset, published_template
 from trainer.data.chat_template import Example
 from trainer.data.dataset import HeldOut
 from trainer.data.packing import pack
-from trainer.errors import DataError, OutOfMemory
+from trainer.errors import DataError, OutOfMemory, StudentError
 from trainer.model import segment_attention, varlen_attention
 from trainer.model.generate import Limits, generate
 from trainer.model.structure import base_model_of
@@ -185,7 +185,7 @@ class Validation:
         try:
             with attention_for_generation(self._student.model), torch.compiler.set_stance("force_eager"):
                 made = generate(self._student.model, prompts, limits)
-        except OutOfMemory:
+        except (OutOfMemory, StudentError):
             return ()  # sampled answers are for the eye only and end no training
         return tuple(
             {

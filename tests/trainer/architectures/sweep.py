@@ -92,10 +92,10 @@ def write_base(name: str, folder: Path) -> None:
         return
     speech = tiny.tokenizer()
     config = transformers.CONFIG_MAPPING[name]()
-    text = config.get_text_config(decoder=True)
-    for token, number in (("pad", 0), ("bos", 1), ("eos", 2)):  # the row of a padding token is zero
-        if hasattr(text, f"{token}_token_id"):
-            setattr(text, f"{token}_token_id", number)
+    for part in (config, config.get_text_config(decoder=True)):
+        for token, number in (("pad", 0), ("bos", 1), ("eos", 2)):  # the row of a padding token is zero
+            if hasattr(part, f"{token}_token_id"):
+                setattr(part, f"{token}_token_id", number)
     made = tiny_copy(config, vocabulary=len(speech))
     made.save_pretrained(folder)
     speech.save_pretrained(folder)

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from tests.trainer.architectures import families, verbs
+from tests.trainer import tiny
+from tests.trainer.architectures import families, sweep, verbs
 from trainer import config as settings
 from trainer.model import self_test, structure
 from trainer.training import forward, student
@@ -127,3 +128,14 @@ def test_every_verb_works_and_plain_peft_loads_the_adapter(tmp_path, family):
     parity = json.loads((tmp_path / "merged" / "parity.json").read_text())
     assert parity["max_logit_difference"] < 1e-3
     assert verbs.plain_peft_difference(path) < 1e-5
+
+
+def test_a_student_that_looks_ahead_is_refused_by_every_verb(tmp_path):
+    path = tiny.train_toml(tmp_path, tiny.skill(12, held_out=3))
+    for file in (tmp_path / "base").iterdir():
+        file.unlink()
+    sweep.write_base("bert", tmp_path / "base")
+    for verb in verbs.VERBS:
+        code, err = verbs.run_verb(verb, path)
+        assert code in sweep.REFUSALS
+        assert ("looks ahead" in err) is (verb in ("plan", "doctor", "train"))  # the others have no adapter

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shlex
+import warnings
 
+import peft
 import pytest
 import torch
+import transformers
 from peft.tuners.lora.layer import Linear
 from safetensors.torch import load_file, save_file
 
 from tests.trainer import tiny
+from tests.trainer.architectures import families
 from tests.trainer.chat_templates import SHAPES
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from trainer import config as settings
 from trainer.data.chat_template import Renderer
 from trainer.errors import ConfigError, StudentError
-from trainer.model import model
+from trainer.model import model, weights
 from trainer.publish import export, merge
 from trainer.training.train import train
 
@@ -70,6 +74,89 @@ def test_33_adapter_and_merged_folder_give_a_fresh_process_equal_logits(tmp_path
     assert ("lm_head.weight" in stored) is not shape.get("tie_word_embeddings", False)
 
 
+TOKENS = {"trainable_tokens": ["<|im_start|>", "<|im_end|>"]}
+
+
+@pytest.mark.parametrize(
+    ("lora", "shape"),
+    [
+        (TOKENS, {"tie_word_embeddings": True}),
+        (TOKENS, {"tie_word_embeddings": False}),
+        ({"dora": True}, {"tie_word_embeddings": False}),
+    ],
+)
+def test_the_merged_weights_are_those_of_pefts_own_merge(tmp_path, lora, shape):
+    config = trained(tmp_path, lora, shape)
+    export.export_merged(config, tmp_path / "merged")
+    assert_merged_as_by_peft(config, tmp_path)
+    before, after = (
+        load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+        for folder in (config.base, tmp_path / "merged")
+    )
+    ids = model.load_tokenizer(config.base).convert_tokens_to_ids(lora.get("trainable_tokens", []))
+    changed = (before != after).any(dim=1).nonzero().flatten().tolist()
+    assert changed == sorted(ids)
+
+
+def test_experts_that_transformers_stores_otherwise_are_merged_under_the_names_of_the_base(tmp_path):
+    config = settings.load(families.train_toml(tmp_path, "mixtral", train={"max_steps": 2}))
+    train(config)
+    export.export_merged(config, tmp_path / "merged")
+    assert_merged_as_by_peft(config, tmp_path)
+    before, after = (load_file(f / "model.safetensors") for f in (config.base, tmp_path / "merged"))
+    assert before.keys() == after.keys()
+    experts = [name for name in before if ".experts." in name]
+    assert len(experts) == 24
+    assert not any(torch.equal(before[name], after[name]) for name in experts)
+
+
+def assert_merged_as_by_peft(config, folder):
+    """Compare the merged folder with what transformers and PEFT alone make of base and adapter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = transformers.AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
+        plain = peft.PeftModel.from_pretrained(plain, config.out_path / "adapter").merge_and_unload()
+        plain.save_pretrained(folder / "by-peft")
+    theirs, ours = (load_file(folder / name / "model.safetensors") for name in ("by-peft", "merged"))
+    assert theirs.keys() == ours.keys()
+    differing = [name for name in theirs if not torch.allclose(theirs[name], ours[name], atol=1e-6)]
+    assert not differing
+
+
+# Limit of the memory test: bytes a parameter beyond the base's file, and what an export of any size takes.
+MAX_BYTES = 2.5
+FIXED_BYTES = 48 << 20
+
+
+@pytest.mark.slow  # the base must be large enough to show a copy of itself
+def test_an_export_holds_the_base_and_little_more(tmp_path, fork_server):
+    """Measured in a process of its own. Three copies of the model in fp32 took 12 bytes a parameter."""
+    wide = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 12, "vocab_size": 320}
+    config = wide_student(tmp_path, "mixtral", wide)
+    ended = fork_server("export", toml=tmp_path / "train.toml", out=tmp_path / "memory.json")
+    assert ended["code"] == 0, ended["err"]
+    used = json.loads((tmp_path / "memory.json").read_text())
+    parameters = sum(torch.Size(shape).numel() for shape in weights.tensor_shapes(config.base).values())
+    file = (config.base / "model.safetensors").stat().st_size
+    assert 2 * parameters > FIXED_BYTES  # a copy in bf16 would pass the limit
+    assert used["peak"] - used["before"] < file + MAX_BYTES * parameters + FIXED_BYTES
+
+
+def wide_student(folder, family, shape):
+    """A base in bf16 with a trained adapter; returns the configuration."""
+    path = families.train_toml(folder, family, train={"max_steps": 1, "batch_tokens": 128})
+    config = settings.load(path)
+    made = families.configuration(family)
+    for name, value in shape.items():
+        setattr(made, name, value)
+    for file in config.base.glob("*.safetensors*"):
+        file.unlink()
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16).save_pretrained(config.base)
+    train(config)
+    return config
+
+
 def test_an_adapter_on_a_tied_output_layer_is_refused_before_it_is_lost(tmp_path):
     with pytest.raises(StudentError, match="lm_head is tied"):
         trained(tmp_path, {"target": ["lm_head"]}, {"tie_word_embeddings": True})
@@ -91,6 +178,21 @@ def test_merged_in_fp32_then_cast_once(tmp_path):
 def test_a_base_in_bf16_stays_bf16(tmp_path):
     config = trained(tmp_path, change_base=in_bfloat16)
     assert export.export_merged(config, tmp_path / "merged")["dtype"] == "bfloat16"
+
+
+def with_a_token_beyond_the_embedding(base):
+    """Add a token to the tokenizer only, as Llama 2's users add one to pad with."""
+    speech = model.load_tokenizer(base)
+    speech.add_tokens(["<|pad2|>"], special_tokens=True)
+    speech.save_pretrained(base)
+    assert len(speech) > weights.vocabulary_size(base)
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_is_exported_without_a_bar(tmp_path, run_trainer):  # noqa: F811
+    trained(tmp_path, change_base=with_a_token_beyond_the_embedding)
+    code, _, err = run_trainer("export", tmp_path / "train.toml", tmp_path / "merged")
+    assert code == 0, err
+    assert "Writing model shards" not in err
 
 
 def damage_written_file(monkeypatch):

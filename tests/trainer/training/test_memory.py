@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tests.trainer import tiny
+from tests.trainer.command_line import run_trainer, toml  # noqa: F401
 from tests.trainer.model.test_losses import examples
 from trainer import config as settings
 from trainer.data.collator import collate
 from trainer.model import lora_forward, model, self_test, varlen_attention
 from trainer.model.losses import PLAIN_HEAD
-from trainer.training import memory, plan
+from trainer.training import flops, memory, plan
 from trainer.training.forward import pack_loss
 from trainer.training.train import train
 
@@ -104,6 +107,44 @@ def test_the_plan_counts_what_a_training_then_does(tmp_path):
     assert done.tokens == 2 * told.tokens_per_epoch
     student = model.load_new_student(config, torch.device("cpu"))
     assert told.adapter_parameters == sum(p.numel() for p in model.trainable_parameters(student).values())
+
+
+def no_count_of_flop(monkeypatch):
+    def refuse(*_args, **_more):
+        raise AttributeError("'Layer' object has no attribute 'in_features'")
+
+    monkeypatch.setattr(flops, "_linear_flop", refuse)
+
+
+def no_fake_tensors(monkeypatch):
+    def refuse(*_args, **_more):
+        raise NotImplementedError("an operation without a fake kernel")
+
+    monkeypatch.setattr(memory, "_run_on_fake_tensors", refuse)
+
+
+def no_empty_student(monkeypatch):
+    def refuse(*_args, **_more):
+        raise KeyError("a class that reads a file when it is built")
+
+    monkeypatch.setattr(memory, "_empty_student", refuse)
+
+
+@pytest.mark.parametrize("plant", [no_count_of_flop, no_fake_tensors, no_empty_student])
+def test_a_figure_that_is_unknown_ends_neither_plan_nor_training(run_trainer, toml, monkeypatch, plant):  # noqa: F811
+    code, out, err = run_trainer("plan", toml, "--probe", 0, "--json")
+    known = json.loads(out)["memory"]
+    plant(monkeypatch)
+    for words in (["plan", toml, "--probe", 1, "--json"], ["train", toml]):
+        code, out, err = run_trainer(*words)
+        assert code == 0, err
+        if words[0] == "plan":
+            told = json.loads(out)
+            assert told["memory"]["base"] == known["base"]
+            assert told["memory"]["peak"] > told["memory"]["base"]
+            assert (told["flop_per_s"] is None) is (plant is no_count_of_flop)
+    logged = json.loads((toml.parent / "out" / "train.jsonl").read_text().splitlines()[-1])
+    assert (logged["flop_per_s"] == 0) is (plant is no_count_of_flop)
 
 
 def test_a_base_is_dealt_to_a_fleet_only_where_it_takes_more_than_half(tmp_path, monkeypatch):

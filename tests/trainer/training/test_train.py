@@ -6,12 +6,14 @@ import json
 import os
 import signal
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.utils import chat_template_utils
 
-from tests.trainer import tiny
+from tests.trainer import chat_templates, tiny
 from trainer import config as settings
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
@@ -50,6 +52,27 @@ def test_33_peft_loads_the_adapter_in_a_fresh_process_with_equal_logits(learned,
     mine = model.load_trained_student(config, adapter, cpu)(input_ids=ids).logits
     assert torch.allclose(theirs, mine, atol=1e-5)
     assert not torch.allclose(theirs, model.load_base(config.base, cpu)(input_ids=ids).logits)
+
+
+def test_a_training_whose_template_writes_the_date_resumes_a_day_later(tmp_path, monkeypatch):
+    path = tiny.train_toml(tmp_path, tiny.skill(24), train={"log_every": 1, "pack_tokens": 128})
+    tokenizer = tiny.tokenizer(chat_templates.DATED)
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = settings.load(path)
+    talk = [{"role": "user", "content": "hi"}]
+    today = tokenizer.apply_chat_template(talk, tokenize=False)
+    with pytest.raises(Interrupted):
+        train(config, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(days=1)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    assert tokenizer.apply_chat_template(talk, tokenize=False) != today
+    done = train(config)
+    assert any("resumed at step 1" in note for note in done.notes)
 
 
 def test_the_card_names_teacher_and_terms(learned):
