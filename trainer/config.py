@@ -6,7 +6,7 @@ Relative paths start from the file's folder, so a folder can be moved as a whole
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -261,7 +261,8 @@ def load(path: Path) -> TrainConfig:
     Raises:
         ConfigError: missing or broken file, unknown key (with a suggestion), impossible value.
     """
-    return parse(read_toml(path, _LEAST), root=path.parent, place=str(path))
+    file = read_toml(path, _LEAST)
+    return _validated(file.table, path.parent, file.place_of)
 
 
 def parse(data: Mapping[str, Any], *, root: Path, place: str) -> TrainConfig:
@@ -274,7 +275,13 @@ def parse(data: Mapping[str, Any], *, root: Path, place: str) -> TrainConfig:
     Raises:
         ConfigError: the first thing that is wrong, with its key and a remedy.
     """
+    return _validated(data, root, lambda _location: place)
+
+
+def _validated(
+    data: Mapping[str, Any], root: Path, place_of: Callable[[Sequence[int | str]], str]
+) -> TrainConfig:
     if "root" in data:  # the field exists, but a file may not set it
         remedy = suggest_key(TrainConfig, ("root",))
-        raise ConfigError("unknown key 'root'", place=place, remedy=remedy)
-    return validate(TrainConfig, {**data, "root": root}, place=place, missing=_LEAST)
+        raise ConfigError("unknown key 'root'", place=place_of(("root",)), remedy=remedy)
+    return validate(TrainConfig, {**data, "root": root}, place_of=place_of, missing=_LEAST)

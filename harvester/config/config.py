@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -300,7 +300,8 @@ def load(path: Path) -> HarvestConfig:
     Raises:
         ConfigError: missing or broken file, unknown key (with a suggestion), impossible value.
     """
-    return parse(read_toml(path, "`harvester init DIR` makes one"), place=str(path))
+    file = read_toml(path, "`harvester init DIR` makes one")
+    return _validated(file.table, file.place_of)
 
 
 def parse(data: dict[str, Any], *, place: str) -> HarvestConfig:
@@ -309,10 +310,14 @@ def parse(data: dict[str, Any], *, place: str) -> HarvestConfig:
     Raises:
         ConfigError: the first thing wrong, with its key and a remedy.
     """
+    return _validated(data, lambda _location: place)
+
+
+def _validated(data: dict[str, Any], place_of: Callable[[Sequence[int | str]], str]) -> HarvestConfig:
     return validate(
         HarvestConfig,
         data,
-        place=place,
+        place_of=place_of,
         missing="`harvester init DIR` writes a complete example",
         refused=REFUSED_KEYS,
     )

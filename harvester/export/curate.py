@@ -37,7 +37,7 @@ from harvester.store.shards.swap import if_no_reader
 from harvester.system import output_path
 from harvester.system.failpoints import reach
 from harvester.system.files import fsync
-from harvester.system.toml_file import read_toml
+from harvester.system.toml_file import TomlFile, read_toml
 from harvester.terms.lineage import Lineage
 
 # Files open for writing at a time; each keeps a row group in memory.
@@ -69,29 +69,33 @@ def load(path: Path) -> CurateConfig:
     Raises:
         ConfigError: missing or broken file, unknown key or filter.
     """
-    data = read_toml(path, "a curate.toml needs corpus, out and [[filters]]")
+    file = read_toml(path, "a curate.toml needs corpus, out and filters")
+    data = file.table
     unknown = set(data) - {"corpus", "out", "filters"}
     if unknown or not {"corpus", "out"} <= set(data):
         raise ConfigError(
             f"unknown keys {sorted(unknown)}" if unknown else "'corpus' and 'out' are needed",
-            place=str(path),
+            place=file.place_of(sorted(unknown)[:1]),
             remedy='corpus = "store", out = "curated", filters = ["finished", "not_blank"]',
         )
     for name in ("corpus", "out"):
         if not isinstance(data[name], str) or not data[name] or "\0" in data[name]:
-            raise ConfigError(f"{name!r} is the path of a folder, as text", place=str(path))
+            place = file.place_of((name,))
+            raise ConfigError(f"{name!r} is the path of a folder, as text", place=place)
     entries = data.get("filters", ["finished", "not_blank"])
     if not isinstance(entries, list):
         raise ConfigError(
-            "'filters' is a list", place=str(path), remedy='filters = ["finished", {longest = 4000}]'
+            "'filters' is a list",
+            place=file.place_of(("filters",)),
+            remedy='filters = ["finished", {longest = 4000}]',
         )
-    filters = [named(entry) if isinstance(entry, str) else _from_table(entry, path) for entry in entries]
+    filters = [named(entry) if isinstance(entry, str) else _from_table(entry, file) for entry in entries]
     return CurateConfig(path.parent / data["corpus"], path.parent / data["out"], tuple(filters))
 
 
-def _from_table(entry: Any, path: Path) -> Filter:
+def _from_table(entry: Any, file: TomlFile) -> Filter:
     if not isinstance(entry, dict) or len(entry) != 1:
-        raise ConfigError("a filter is a name, or one name = value", place=str(path))
+        raise ConfigError("a filter is a name, or one name = value", place=file.place_of(("filters",)))
     ((name, value),) = entry.items()
     return named(name, value)
 

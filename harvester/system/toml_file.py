@@ -9,11 +9,13 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from harvester.errors import ConfigError
 
@@ -23,7 +25,102 @@ Model = TypeVar("Model", bound=BaseModel)
 _OTHER_TABLE_CUTOFF = 0.8
 
 
-def read_toml(path: Path, missing: str) -> dict[str, Any]:
+# What is wrong with a value, by pydantic's error type; {names} are of the error's context.
+_PROBLEMS = {
+    "missing": "is missing",
+    "string_type": "must be text in quotes",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "tuple_type": "must be a list in [brackets]",
+    "list_type": "must be a list in [brackets]",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "string_too_short": "must have {min_length} characters or more",
+    "too_short": "must have {min_length} entries or more",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "date_type": "must be a date, as in 2026-11-01",
+    "date_parsing": "must be a date, as in 2026-11-01",
+    "date_from_datetime_parsing": "must be a date, as in 2026-11-01",
+    "date_from_datetime_inexact": "must be a date, as in 2026-11-01",
+    "datetime_type": "must be a time, as in 2026-11-01T08:00:00Z",
+    "datetime_parsing": "must be a time, as in 2026-11-01T08:00:00Z",
+    "datetime_from_date_parsing": "must be a time, as in 2026-11-01T08:00:00Z",
+    "timezone_aware": "must have a time zone, as in 2026-11-01T08:00:00Z",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TomlFile:
+    """A TOML file that was read.
+
+    Attributes:
+        place: its path, for errors.
+        text: its content; tells the lines of keys.
+        table: the parsed content.
+    """
+
+    place: str
+    text: str
+    table: dict[str, Any]
+
+    def place_of(self, location: Sequence[int | str]) -> str:
+        """Return `file:line` of a key, or of the nearest table around it that the file has."""
+        line = line_of(self.text, location)
+        return self.place if line is None else f"{self.place}:{line}"
+
+
+def line_of(text: str, location: Sequence[int | str]) -> int | None:
+    """Return the line (from 1) at which a key is set, or the nearest table around it; None for no line.
+
+    `tomllib` tells no positions. So the text is parsed line by line: a statement ends with the first line
+    after which the text so far is whole TOML, and the first statement that sets the key is the one.
+
+    Args:
+        text: TOML that can be parsed.
+        location: keys, and numbers of list entries, from the root.
+    """
+    parts = list(location)
+    lines = text.splitlines(keepends=True)
+    first = 0
+    found: dict[int, int] = {}
+    for number in range(1, len(lines) + 1):
+        try:
+            table = tomllib.loads("".join(lines[:number]))
+        except tomllib.TOMLDecodeError:
+            continue  # in the middle of a list or a text of several lines
+        for depth in range(1, _depth_in(table, parts) + 1):
+            found.setdefault(depth, first + 1)
+        first = number
+        if len(parts) in found:
+            break
+    return found[max(found)] if found else None
+
+
+def _depth_in(table: Any, location: Sequence[int | str]) -> int:
+    """Return how many parts of a location exist in a table."""
+    value = table
+    for depth, part in enumerate(location):
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return depth
+    return len(location)
+
+
+def read_toml(path: Path, missing: str) -> TomlFile:
     """Read and parse a TOML file.
 
     Args:
@@ -33,7 +130,8 @@ def read_toml(path: Path, missing: str) -> dict[str, Any]:
         ConfigError: the file is missing, not UTF-8 or not TOML; names the line.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return TomlFile(str(path), text, tomllib.loads(text))
     except FileNotFoundError:
         raise ConfigError("no such file", place=str(path), remedy=missing) from None
     except tomllib.TOMLDecodeError as error:
@@ -63,7 +161,7 @@ def validate(
     model: type[Model],
     data: Mapping[str, Any],
     *,
-    place: str,
+    place_of: Callable[[Sequence[int | str]], str],
     missing: str = "",
     refused: Mapping[str, str] | None = None,
     hidden: Collection[str] = (),
@@ -71,7 +169,7 @@ def validate(
     """Check parsed TOML against a model.
 
     Args:
-        place: the file, for errors.
+        place_of: returns where a key is set, for errors.
         missing: remedy for the error when a required key is absent.
         refused: keys that are unknown on purpose (`name`, or `table.name`), each with the reason that
             replaces a suggestion; `table.*` is added to the suggestion for any other key of that table.
@@ -87,18 +185,32 @@ def validate(
         # A misspelt key often also leaves a required one missing: report the spelling first.
         first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
         location = first["loc"]
-        key = ".".join(str(part) for part in location) or "file"
         if first["type"] == "extra_forbidden":
+            key = ".".join(map(str, location))
             reasons = refused or {}
             remedy = reasons.get(key) or reasons.get(str(location[-1])) or ""
             if not remedy:
                 further = reasons.get(f"{key.rpartition('.')[0]}.*")
                 suggestion = suggest_key(model, location, hidden)
                 remedy = "; ".join(text for text in (suggestion, further) if text)
-            raise ConfigError(f"unknown key {key!r}", place=place, remedy=remedy) from None
-        message = first["msg"].removeprefix("Value error, ")
-        remedy = missing if first["type"] == "missing" else ""
-        raise ConfigError(f"{key}: {message}", place=place, remedy=remedy) from None
+            raise ConfigError(f"unknown key {key!r}", place=place_of(location), remedy=remedy) from None
+        # Where a value may be of several types, each has its own error, with a part of the location that
+        # names the type and is no key.
+        is_missing = first["type"] == "missing"
+        keys = location if is_missing else location[: _depth_in(data, location)]
+        of_key = [each for each in errors if each["loc"][: _depth_in(data, each["loc"])] == keys]
+        problem = ", or ".join(dict.fromkeys(map(_problem, [first] if is_missing else of_key)))
+        key = ".".join(map(str, keys)) or "file"
+        remedy = missing if is_missing else ""
+        raise ConfigError(f"{key}: {problem}", place=place_of(keys), remedy=remedy) from None
+
+
+def _problem(error: ErrorDetails) -> str:
+    """Say in plain words what is wrong with a value."""
+    template = _PROBLEMS.get(error["type"])
+    if template is not None:
+        return template.format(**error.get("ctx", {}))
+    return error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
 
 
 def suggest_key(root: type[BaseModel], location: Sequence[int | str], hidden: Collection[str] = ()) -> str:
