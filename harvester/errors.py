@@ -54,7 +54,7 @@ _LAST_DAY = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 
 class HarvesterError(Exception):
-    """Base of all errors with a cause, a place and a remedy.
+    """Something failed that has no error of its own. Base of all errors.
 
     Args:
         message: what happened, one plain line.
@@ -62,7 +62,7 @@ class HarvesterError(Exception):
         remedy: what the reader can do about it.
     """
 
-    code = "H000"
+    code = "failed"
     exit_code = 1
     is_permanent = True
 

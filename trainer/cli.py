@@ -42,7 +42,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Describe train.toml.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-CONFIG = typer.Argument(..., help="train.toml", show_default=False)
+CONFIG = typer.Argument(..., metavar="CONFIG", help="train.toml", show_default=False)
 AS_JSON = typer.Option(False, "--json", help="Print the result as one JSON line on stdout.")
 
 
@@ -63,7 +63,7 @@ def _root(
 
 @app.command()
 def init(
-    folder: Path = typer.Argument(..., help="Folder to create.", show_default=False),
+    folder: Path = typer.Argument(..., metavar="FOLDER", help="Folder to create.", show_default=False),
     base: Path | None = typer.Option(None, help="Folder of the student; default: base in FOLDER."),
     corpus: Path | None = typer.Option(None, help="Folder of the corpus; default: store in FOLDER."),
     as_json: bool = AS_JSON,
@@ -77,6 +77,9 @@ def init(
     from trainer.starter import write_starter
 
     path = write_starter(folder, base, corpus)
+    for option, path_given, holds in (("--base", base, "the student"), ("--corpus", corpus, "the corpus")):
+        if path_given is not None and not path_given.exists():
+            print_message(f"note: {option} {path_given} does not exist yet; put {holds} there before `plan`")
     lines = [f"created {path}", f"next: trainer plan {shlex.quote(str(path))}"]
     print_result({"folder": str(folder), "files": [str(path)]}, lines, as_json=as_json)
 
@@ -268,7 +271,7 @@ def evaluate(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
 @app.command()
 def export(
     config: Path = CONFIG,
-    out: Path = typer.Argument(..., help="Folder for the merged student.", show_default=False),
+    out: Path = typer.Argument(..., metavar="OUT", help="Folder for the merged student.", show_default=False),
     dtype: str = typer.Option("", help="float32, bfloat16 or float16; default: the base's own."),
     as_json: bool = AS_JSON,
 ) -> None:
@@ -299,8 +302,10 @@ def export(
 
 @app.command()
 def trace(
-    adapter: Path = typer.Argument(..., help="Folder of an adapter.", show_default=False),
-    row: str | None = typer.Argument(None, help="Prompt id, or the start of a key; none: check everything."),
+    adapter: Path = typer.Argument(..., metavar="ADAPTER", help="Folder of an adapter.", show_default=False),
+    row: str | None = typer.Argument(
+        None, metavar="ROW", help="Prompt id, or the start of a key; none: check everything."
+    ),
     corpus: Path | None = typer.Option(None, help="The corpus; needed to trace a row."),
     as_json: bool = AS_JSON,
 ) -> None:
@@ -325,7 +330,9 @@ def trace(
     ]
     print_result({"root": tree["root"], "rows": len(leaves), "findings": findings}, lines, as_json=as_json)
     if findings:
-        raise FindingsError(f"{len(findings)} findings", place=str(adapter))
+        raise FindingsError(
+            f"{len(findings)} findings", place=str(adapter), remedy=fingerprint.CHANGED_REMEDY
+        )
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import typer
 
-from harvester.errors import StoreError
+from harvester.errors import StoreError, UsageError
 from harvester.observe.metrics import PROGRESS_FIELDS
 from harvester.store import paths
 from harvester.system.safe_text import one_line
@@ -31,7 +31,17 @@ Status = Mapping[str, Any]
 
 
 def _store_folder(path: Path) -> Path:
-    """Return the store that `path` means: a store itself, a harvest.toml, or a folder with a harvest.toml."""
+    """Return the store that `path` means: a store itself, a harvest.toml, or a folder with a harvest.toml.
+
+    Raises:
+        UsageError: nothing is at `path`.
+    """
+    if not path.exists():
+        raise UsageError(
+            "no such folder",
+            place=str(path),
+            remedy="name the folder of a store, or the harvest.toml that sets it",
+        )
     config_file = path if path.suffix == ".toml" else path / "harvest.toml"
     if not config_file.is_file() or any((path / part).exists() for part in (paths.JOURNAL, paths.SHARDS)):
         return path
@@ -46,6 +56,7 @@ JSON = typer.Option(False, "--json", help="Print the result as one line of JSON.
 # The STORE argument of every command that takes one.
 STORE = typer.Argument(
     ...,
+    metavar="STORE",
     help="Folder of the store, or the harvest.toml that names it.",
     callback=_store_folder,
     show_default=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,10 @@ _KEPT = "All answers received before are stored; the same command resumes."
 
 # Error code -> (what the harvester does about it, what the user can do).
 _TEXTS: dict[str, tuple[str, str]] = {
+    "failed": (
+        "The message says what failed. All answers received before are stored.",
+        "Try again; if it fails again, report it with the message.",
+    ),
     "usage": (_BEFORE, "See `harvester COMMAND --help`; every command has an example."),
     "config": (
         f"{_BEFORE} For an unknown key the message suggests the nearest known one.",
@@ -168,7 +173,7 @@ def error_classes() -> dict[str, type[HarvesterError]]:
     """Return the error class of every code."""
     classes: dict[str, type[HarvesterError]] = {}
     for value in vars(errors).values():
-        if isinstance(value, type) and issubclass(value, HarvesterError) and value is not HarvesterError:
+        if isinstance(value, type) and issubclass(value, HarvesterError):
             classes[value.code] = value
     return classes
 
@@ -189,10 +194,16 @@ def explanations(text: str) -> list[Explanation]:
     if not codes:
         near = difflib.get_close_matches(wanted, classes, n=1)
         raise UsageError(
-            f"no error has the code {text[:60]!r}",
-            remedy=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(sorted(classes))}",
+            f"no error or exit code is called {text[:60]!r}",
+            remedy=f"did you mean {near[0]!r}?" if near else _known_codes(classes),
         )
     return [_explanation(code, classes[code]) for code in codes]
+
+
+def _known_codes(classes: Mapping[str, type[HarvesterError]]) -> str:
+    numbers = {_exit_code(error) for error in classes.values()} | {143}
+    exit_codes = ", ".join(str(number) for number in sorted(number for number in numbers if number))
+    return f"error codes: {', '.join(sorted(classes))}; exit codes: {exit_codes}"
 
 
 def remedy_of(code: str) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harvester.run.endings import Summary
     from harvester.run.prepare import Prepared
 
-CONFIG = typer.Argument(..., help="Path of a harvest.toml.", show_default=False)
+CONFIG = typer.Argument(..., metavar="CONFIG", help="Path of a harvest.toml.", show_default=False)
 Value = TypeVar("Value")
 
 
@@ -29,7 +29,8 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    folder: Path = typer.Argument(..., help="Folder to create.", show_default=False), as_json: bool = JSON
+    folder: Path = typer.Argument(..., metavar="FOLDER", help="Folder to create.", show_default=False),
+    as_json: bool = JSON,
 ) -> None:
     """Create a folder that can run at once: harvest.toml, a few prompts, README."""
     import shlex

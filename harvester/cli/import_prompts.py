@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
 
 
 def import_prompts(
-    file: Path = typer.Argument(..., help="File, or a folder that `datasets` saved.", show_default=False),
+    file: Path = typer.Argument(
+        ..., metavar="FILE", help="File, or a folder that `datasets` saved.", show_default=False
+    ),
     out: Path | None = typer.Option(
         None, "--out", "-o", help="New file to write; - for stdout. Default: NAME.prompts.jsonl beside FILE."
     ),

@@ -31,7 +31,9 @@ def mock_teacher(context: typer.Context) -> None:
 
 
 def demo(
-    folder: Path | None = typer.Argument(None, help="Folder to work in; default: data/demo of the checkout."),
+    folder: Path | None = typer.Argument(
+        None, metavar="FOLDER", help="Folder to work in; default: data/demo of the checkout."
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Run everything once, offline: harvest the mock teacher, train a student, score it, write a report."""

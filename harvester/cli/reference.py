@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def explain(
     code: str = typer.Argument(
-        ..., help="Error code, as in error[CODE] or dead_letters.jsonl; or exit code."
+        ..., metavar="CODE", help="Error code, as in error[CODE] or dead_letters.jsonl; or exit code."
     ),
     as_json: bool = JSON,
 ) -> None:
@@ -50,7 +50,7 @@ def schema(as_json: bool = JSON) -> None:
 
 
 def schedule(
-    config: Path = typer.Argument(..., help="Path of a harvest.toml.", show_default=False),
+    config: Path = typer.Argument(..., metavar="CONFIG", help="Path of a harvest.toml.", show_default=False),
     systemd: bool = typer.Option(False, "--systemd", help="Print a service and its timer."),
     cron: bool = typer.Option(False, "--cron", help="Print lines for a crontab."),
     k8s: bool = typer.Option(False, "--k8s", help="Print a CronJob, or a Job without [schedule] hours."),

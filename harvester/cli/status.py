@@ -84,16 +84,23 @@ def stop(
 def set_(
     store: Path = STORE,
     name: str = typer.Argument(
-        ..., help="max-concurrency, rpm, tpm, budget, or budget-store, -day or -month.", show_default=False
+        ...,
+        metavar="NAME",
+        help="max-concurrency, rpm, tpm, budget, or budget-store, -day or -month.",
+        show_default=False,
     ),
     value: str = typer.Argument(
         ...,
+        metavar="VALUE",
         help="A number; `none` for rpm and tpm; a budget in USD, or as 3000000tokens.",
         show_default=False,
     ),
     as_json: bool = JSON,
 ) -> None:
     """Change a limit or the budget of the current run; harvest.toml stays as it is."""
+    from harvester.run.control.settings import parse_setting
+
+    parse_setting(name, value)  # a slip of the pen is named also where no run is active
     _command(store, "set", as_json=as_json, name=name, value=value)
 
 

@@ -81,7 +81,7 @@ def verify_lines(store: Path, report: VerifyReport) -> list[str]:
 
 def purge(
     store: Path = STORE,
-    key: str | None = typer.Argument(None, help="Key of one answer, 64 hex digits."),
+    key: str | None = typer.Argument(None, metavar="KEY", help="Key of one answer, 64 hex digits."),
     prompt_id: str | None = typer.Option(None, help="Remove every answer to the prompt with this id."),
     as_json: bool = JSON,
 ) -> None:
@@ -108,7 +108,9 @@ def rederive(store: Path = STORE, as_json: bool = JSON) -> None:
     emit(data, lines, as_json=as_json)
 
 
-def curate(config: Path = typer.Argument(..., help="Path of a curate.toml."), as_json: bool = JSON) -> None:
+def curate(
+    config: Path = typer.Argument(..., metavar="CONFIG", help="Path of a curate.toml."), as_json: bool = JSON
+) -> None:
     """Filter answers into a curated corpus; show how many were dropped for which reason."""
     from harvester.export import curate as curation
 
@@ -122,7 +124,7 @@ def curate(config: Path = typer.Argument(..., help="Path of a curate.toml."), as
 
 def export(
     store: Path = STORE,
-    out: Path = typer.Argument(..., help="Folder to create.", show_default=False),
+    out: Path = typer.Argument(..., metavar="OUT", help="Folder to create.", show_default=False),
     to: Shape = typer.Option("prompt-completion", help="Format to write."),
     reasoning: Reasoning = typer.Option("keep", help="Reasoning: own field, inside the answer, or left out."),
     split: str | None = typer.Option(None, help="Only rows whose metadata `split` has this value."),

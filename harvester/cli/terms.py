@@ -19,7 +19,7 @@ BESIDE = typer.Option(
     file_okay=False,
     help="Folder of a harvest.toml, with its own terms/ and permissions/.",
 )
-RECORD = typer.Argument(..., help="Id of a terms record.", show_default=False)
+RECORD = typer.Argument(..., metavar="ID", help="Id of a terms record.", show_default=False)
 Outcome = Literal["unchanged", "changed"]
 
 terms_app = typer.Typer(
@@ -70,7 +70,7 @@ def show(record_id: str = RECORD, beside: Path = BESIDE, as_json: bool = JSON) -
 
 
 def check(
-    config: Path = typer.Argument(..., help="Path of a harvest.toml.", show_default=False),
+    config: Path = typer.Argument(..., metavar="CONFIG", help="Path of a harvest.toml.", show_default=False),
     as_json: bool = JSON,
 ) -> None:
     """Check whether the terms permit a harvest; exit 77 if they do not."""

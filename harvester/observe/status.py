@@ -57,7 +57,7 @@ def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[s
         live: what the job itself answered just now over its socket; None when it did not answer.
 
     Raises:
-        StoreError: no journal here, or one that can't be read.
+        StoreError: no store here, or one that can't be read.
     """
     alive = is_held(store)
     with Journal.open(store, read_only=True) as journal:

@@ -59,7 +59,7 @@ class Corpus:
         """Open a store folder, its `shards` folder, or any folder of shards.
 
         Raises:
-            StoreError: there is no corpus here; StoreCorrupt, StoreFormatError by cause.
+            StoreError: there is no answers here; StoreCorrupt, StoreFormatError by cause.
         """
         if (store / paths.JOURNAL).exists():
             return cls(store, store / paths.SHARDS, has_journal=True)
@@ -67,7 +67,9 @@ class Corpus:
             if any(folder.glob("*.parquet")):
                 return cls(store, folder, has_journal=False)
         raise StoreError(
-            "no corpus here", place=str(store), remedy="name the folder that holds journal.db or shards/"
+            "no answers are stored here",
+            place=str(store),
+            remedy="name the folder that holds journal.db or shards/",
         )
 
     def samples(

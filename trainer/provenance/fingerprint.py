@@ -29,6 +29,7 @@ from trainer.errors import ConfigError, FindingsError
 TREE_FILE = "hash_tree.json"
 ROWS_FILE = "hash_tree.rows.jsonl"
 VERSION = 2
+CHANGED_REMEDY = "restore the files from a copy, or train the adapter again"
 # Columns that describe where a row came from. They never change; the other columns of the prompt may.
 ORIGIN_COLUMNS = (
     "request_json",
@@ -161,7 +162,9 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Leaf]]:
         tree_bytes, rows_bytes = (folder / TREE_FILE).read_bytes(), (folder / ROWS_FILE).read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"no hash tree here: {error.filename} is missing", place=str(folder), remedy="train it again"
+            f"no hash tree here: {error.filename} is missing",
+            place=str(folder),
+            remedy=f"name the folder of an adapter that `trainer train` wrote; it holds {TREE_FILE}",
         ) from None
     try:
         tree = json.loads(tree_bytes)
@@ -171,15 +174,19 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Leaf]]:
         is_whole = is_whole and all(_is_lowercase_hex(leaf) for leaf in leaves)
         _root(leaves, tree)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise FindingsError(f"the hash tree was changed: {error}", place=str(folder)) from None
+        raise FindingsError(
+            f"the hash tree was changed: {error}", place=str(folder), remedy=CHANGED_REMEDY
+        ) from None
     if version != VERSION:
         raise ConfigError(
             f"the hash tree has version {version!r}; this program reads {VERSION}",
             place=str(folder),
-            remedy="train it again",
+            remedy="use the version of trainer that wrote it, or train the adapter again",
         )
     if not is_whole:
-        raise FindingsError("the hash tree was changed: it is not in canonical form", place=str(folder))
+        raise FindingsError(
+            "the hash tree was changed: it is not in canonical form", place=str(folder), remedy=CHANGED_REMEDY
+        )
     return tree, leaves
 
 
@@ -226,7 +233,7 @@ def require_intact(folder: Path) -> None:
         ConfigError: no tree, or one of another version. FindingsError: the first five differences.
     """
     if findings := verify(folder):
-        raise FindingsError("; ".join(findings[:5]), place=str(folder), remedy="train it again")
+        raise FindingsError("; ".join(findings[:5]), place=str(folder), remedy=CHANGED_REMEDY)
 
 
 def trace(folder: Path, row: str, corpus: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from harvester.config.budget_spans import BudgetSpan
@@ -32,6 +33,14 @@ MOST_BUDGET = 1e12
 
 _LIMITS = {"rpm": REQUESTS_PER_MINUTE, "tpm": TOKENS_PER_MINUTE}
 _AMOUNT = re.compile(r"(\$?)([\d_,]*\.?\d+)\s*(usd|tokens)?\Z", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetValue:
+    """A budget as an operator writes it: dollars, or tokens."""
+
+    amount: float
+    in_tokens: bool
 
 
 class RunControl:
@@ -105,63 +114,45 @@ class RuntimeSettings:
         Raises:
             ConfigError: unknown name or impossible value; nothing was changed.
         """
-        if name == "max-concurrency":
-            message = self._set_concurrency(text)
+        value = parse_setting(name, text)
+        if isinstance(value, BudgetValue):
+            message = self._set_budget(_BUDGETS[name], value)
         elif name in _LIMITS:
-            message = self._set_rate(name, text)
-        elif name in _BUDGETS:
-            message = self._set_budget(_BUDGETS[name], text)
+            message = self._set_rate(name, value)
         else:
-            raise ConfigError(f"can't set {name!r}", remedy=f"one of {', '.join(SETTABLE)}")
+            message = self._set_concurrency(int(value or 1))
         self._endpoints.recheck()
         return message
 
-    def _set_concurrency(self, text: str) -> str:
-        number = _number(text, "max-concurrency")
-        if number != int(number) or not 1 <= number <= MOST_CONCURRENCY:
-            raise ConfigError(
-                f"max-concurrency is a whole number from 1 to {MOST_CONCURRENCY:,}, not {text}",
-                remedy="as in `harvester set STORE max-concurrency 64`",
-            )
-        self._resize(int(number))
+    def _set_concurrency(self, number: int) -> str:
+        self._resize(number)
         for queue in self._endpoints.queues:
-            queue.limiter.window.set_ceiling(int(number))
-        return f"max-concurrency is {int(number):,}"
+            queue.limiter.window.set_ceiling(number)
+        return f"max-concurrency is {number:,}"
 
-    def _set_rate(self, name: str, text: str) -> str:
+    def _set_rate(self, name: str, value: float | None) -> str:
         queues, now = self._endpoints.queues, self._endpoints.policies.clock.now()
-        if text == "none":
+        if value is None:
             for queue in queues:
                 queue.limiter.set_rate(_LIMITS[name], None, now)
             return f"{name} has no configured limit"
-        value = _number(text, name)
-        if value <= 0:
-            raise ConfigError(f"{name} must be more than 0", remedy="`harvester pause` sends nothing at all")
         require_rate_within_patience(name, value, len(queues), self._endpoints.policies.patience_s)
         for queue in queues:  # the limit belongs to the credential: each endpoint gets its share
             queue.limiter.set_rate(_LIMITS[name], value / 60 / len(queues), now)
         return f"{name} is {value:,.10g}"
 
-    def _set_budget(self, span: BudgetSpan, text: str) -> str:
+    def _set_budget(self, span: BudgetSpan, value: BudgetValue) -> str:
         budget, price = self._endpoints.policies.budget, self._endpoints.policies.price
-        match = _AMOUNT.match(text.strip())
-        if match is None or (match[1] and (match[3] or "usd").lower() != "usd"):
-            raise ConfigError(f"{text!r} is not a budget", remedy="as in 12.50, $12.50, or 3000000tokens")
-        value = float(match[2].replace(",", "").replace("_", ""))
-        if not value < MOST_BUDGET:
-            raise ConfigError(
-                f"a budget is less than {MOST_BUDGET:.0e}", remedy="as in 12.50 or 3000000tokens"
-            )
         ceiling, name_of_span = budget.ceilings[span], SPAN_NAMES[span][0]
-        if (match[3] or "").lower() == "tokens":
-            ceiling.set_tokens(int(value))
-            return f"the budget of {name_of_span} is {int(value):,} tokens"
+        if value.in_tokens:
+            ceiling.set_tokens(int(value.amount))
+            return f"the budget of {name_of_span} is {int(value.amount):,} tokens"
         if price is None:
             raise ConfigError(
                 "a budget in USD needs [teacher.price]", remedy="give it in tokens, as in 3000000tokens"
             )
-        ceiling.set_usd(value)
-        return f"the budget of {name_of_span} is ${value:,.2f}"
+        ceiling.set_usd(value.amount)
+        return f"the budget of {name_of_span} is ${value.amount:,.2f}"
 
     def gauges(self) -> dict[str, Any]:
         """Return limits and budget as they are now.
@@ -194,6 +185,40 @@ class RuntimeSettings:
             },
             "budgets": budget.as_dict(),
         }
+
+
+def parse_setting(name: str, text: str) -> float | BudgetValue | None:
+    """Read the value of a setting as an operator writes it; None for `none`, which removes a rate limit.
+
+    Raises:
+        ConfigError: unknown name or impossible value.
+    """
+    if name in _BUDGETS:
+        return _budget_value(text)
+    if name in _LIMITS:
+        value = None if text == "none" else _number(text, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"{name} must be more than 0", remedy="`harvester pause` sends nothing at all")
+        return value
+    if name != "max-concurrency":
+        raise ConfigError(f"can't set {name!r}", remedy=f"one of {', '.join(SETTABLE)}")
+    number = _number(text, name)
+    if number != int(number) or not 1 <= number <= MOST_CONCURRENCY:
+        raise ConfigError(
+            f"max-concurrency is a whole number from 1 to {MOST_CONCURRENCY:,}, not {text}",
+            remedy="as in `harvester set STORE max-concurrency 64`",
+        )
+    return number
+
+
+def _budget_value(text: str) -> BudgetValue:
+    match = _AMOUNT.match(text.strip())
+    if match is None or (match[1] and (match[3] or "usd").lower() != "usd"):
+        raise ConfigError(f"{text!r} is not a budget", remedy="as in 12.50, $12.50, or 3000000tokens")
+    amount = float(match[2].replace(",", "").replace("_", ""))
+    if not amount < MOST_BUDGET:
+        raise ConfigError(f"a budget is less than {MOST_BUDGET:.0e}", remedy="as in 12.50 or 3000000tokens")
+    return BudgetValue(amount, in_tokens=(match[3] or "").lower() == "tokens")
 
 
 def _number(text: str, name: str) -> float:

@@ -235,7 +235,11 @@ def open_for_reading(store: Path) -> sqlite3.Connection:
     with translate_errors(path):
         _require_files(path, writing=False)
         if not path.exists():
-            raise StoreError("no journal here", place=str(path), remedy="is this the store's folder?")
+            raise StoreError(
+                "no store here: it has no journal",
+                place=str(path),
+                remedy="name the folder that a run wrote: [store] path of harvest.toml",
+            )
         connection = _read_only(path)
         try:
             if not _is_made(connection, path):

@@ -30,7 +30,7 @@ from harvester.store.shards.steps import run_to_end
 _TABLES = ("answers", "keys", "dead", "asks", "failures", "intents")
 _PATIENCE_S = 10.0
 _PAUSE_S = 0.2
-_SHOWN = "`harvester export` shows keys and prompt ids"
+_SHOWN = "keys and prompt ids are columns of the shards, of `harvester export` and of dead_letters.jsonl"
 
 
 def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
@@ -59,7 +59,7 @@ def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
                 [(key,) for key in sorted(wanted)],
             ).rowcount
     if removed <= 0:  # -1 where there was nothing to try
-        raise ConfigError("the store knows no such key", place=str(store), remedy=_SHOWN)
+        raise ConfigError("no answer or dead letter has this key", place=str(store), remedy=_SHOWN)
     quarantine.delete_damaged(store)
     journal.write_dead_letters(store)
     _overwrite(journal)
@@ -126,5 +126,7 @@ def _key_of(text: str) -> bytes:
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES:
-        raise ConfigError(f"{text!r} is not a key", remedy="64 hex digits")
+        raise ConfigError(
+            f"{text!r} is not a key: a key has 64 hex digits", remedy="`--prompt-id ID` removes by prompt id"
+        )
     return key

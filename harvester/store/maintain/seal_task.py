@@ -131,7 +131,7 @@ def seal_now(store: Path) -> seal.SealResult:
 
     Raises:
         TermsRefused: exit 77, and every answer stays journalled.
-        StoreError: no journal here, or the disk refuses; StoreLocked, StoreCorrupt by cause.
+        StoreError: no store here, or the disk refuses; StoreLocked, StoreCorrupt by cause.
     """
     Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
     terms_check.require_permitted(Corpus.open(store), "seal", store.resolve().parent)

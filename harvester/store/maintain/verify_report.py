@@ -79,7 +79,7 @@ def _verify(store: Path) -> tuple[tuple[Finding, ...], int]:
     """Return every finding and the number of answers; a store that can't be opened is a finding too.
 
     Raises:
-        StoreError: there is no store and no corpus here.
+        StoreError: there is no store and no answers here.
     """
     try:
         corpus = Corpus.open(store)

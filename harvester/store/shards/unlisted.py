@@ -27,7 +27,8 @@ from harvester.store.shards.parquet_file import (
 from harvester.store.shards.swap import locate
 from harvester.system.files import sha256_of
 
-_ODD = (StoreError, pa.ArrowException, ValueError, KeyError, IndexError, AttributeError, TypeError)
+# What reading a file that is no shard, or a damaged one, may raise.
+_UNREADABLE = (StoreError, pa.ArrowException, ValueError, KeyError, IndexError, AttributeError, TypeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def read_contents(path: Path) -> ShardContents | None:
         with open_shard(path) as file:
             keys, lineage = tuple(keys_of(file)), lineage_digest(lineages_in(file)[0])
             return ShardContents(int(match[1]), path.name, keys, lineage, digest, path.stat().st_size)
-    except _ODD:
+    except _UNREADABLE:
         return None
 
 

@@ -414,7 +414,7 @@ def test_a_curation_that_was_cut_leaves_no_half_corpus_and_can_be_done_again(sto
         with pytest.raises(KeyboardInterrupt, match=r"curate\.before_rename"):
             curate.curate(config)
     assert [path.name for path in (store.parent / "curated").glob(".curating-*")] != []
-    with pytest.raises(StoreError, match="no corpus here"):
+    with pytest.raises(StoreError, match="no answers are stored here"):
         Corpus.open(store.parent / "curated")
     assert curate.curate(config).kept == Corpus.open(store.parent / "curated").count()
     assert sorted(path.name for path in (store.parent / "curated").iterdir()) == ["curation.json", "shards"]

@@ -132,7 +132,7 @@ def test_a_shard_of_another_version_is_refused_with_advice(tmp_path, version, ad
 
 
 def test_no_corpus_is_said_plainly(tmp_path):
-    with pytest.raises(StoreError, match="no corpus here"):
+    with pytest.raises(StoreError, match="no answers are stored here"):
         Corpus.open(tmp_path)
 
 
