@@ -13,16 +13,16 @@ from trainer.config import TrainConfig
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of train.toml; each key has its description."""
-    whole = TrainConfig.model_json_schema()
-    whole["properties"].pop("root", None)  # not a key of the file
+    schema_of_file = TrainConfig.model_json_schema()
+    schema_of_file["properties"].pop("root", None)  # not a key of the file
     for name, section in sections().items():
-        properties = whole["$defs"][section.__name__]["properties"]
-        whole["$defs"][section.__name__]["description"] = f"[{name}]"
+        properties = schema_of_file["$defs"][section.__name__]["properties"]
+        schema_of_file["$defs"][section.__name__]["description"] = f"[{name}]"
         for key, text in descriptions(section).items():
             properties[key]["description"] = text
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **whole,
+        **schema_of_file,
         "description": "train.toml of `trainer`",
     }
 
@@ -39,12 +39,12 @@ def sections() -> dict[str, type[BaseModel]]:
 def descriptions(section: type[BaseModel]) -> dict[str, str]:
     """Return the description of each key of a section, from the `Attributes:` part of its docstring."""
     _, _, attributes = inspect.cleandoc(section.__doc__ or "").partition("Attributes:\n")
-    found: dict[str, str] = {}
+    tables: dict[str, str] = {}
     key = ""
     for line in attributes.splitlines():
         if match := re.match(r" {4}(\w+): (.*)", line):
             key = match[1]
-            found[key] = match[2]
+            tables[key] = match[2]
         elif key:
-            found[key] += f" {line.strip()}"
-    return {key: text.strip() for key, text in found.items()}
+            tables[key] += f" {line.strip()}"
+    return {key: text.strip() for key, text in tables.items()}

@@ -261,9 +261,9 @@ def find_error(document: Any) -> ErrorFields | None:
 
 def error_of_reply(document: Any) -> ErrorFields:
     """What the body of a reply with an error status says, also where it has none of the known forms."""
-    found = _find(document, 0)
-    if found is not None:
-        return found
+    fields = _find(document, 0)
+    if fields is not None:
+        return fields
     if isinstance(document, Mapping):
         return _fields(document)
     return ErrorFields(message=_words(document))
@@ -306,9 +306,9 @@ def _error_of_vendor(document: Mapping[str, Any], depth: int) -> ErrorFields | N
         words = f"blocked: {_words(feedback['blockReason'])}"
         return ErrorFields("moderation", words, 451, is_moderated=True)
     for name in ERROR_ENVELOPES:
-        found = _find(document[name], depth + 1) if document.get(name) is not None else None
-        if found is not None:
-            return found
+        fields = _find(document[name], depth + 1) if document.get(name) is not None else None
+        if fields is not None:
+            return fields
     return None
 
 

@@ -54,18 +54,18 @@ class Redactor:
             return plain
         try:
             document, _ = load(plain)
-            whole = _dumps(document)  # without \/ and \u escapes, streams in one piece
+            text = _dumps(document)  # without \/ and \u escapes, streams in one piece
         except Exception:  # noqa: BLE001 - the parser will report what is wrong with it
             return self._unescaped(plain)
-        masked = self.text(whole)
+        masked = self.text(text)
         if not self._may_spell(masked) and not _ESCAPE.search(masked):
-            return plain if masked == whole else masked
+            return plain if masked == text else masked
         tree = orjson.loads(masked)
         if self._mask_tree(tree):
             masked = _dumps(tree)
         if self._is_spelled(masked):
             return _NOTHING_LEFT
-        return plain if masked == whole else masked
+        return plain if masked == text else masked
 
     def text(self, text: bytes) -> bytes:
         """Bytes without any plain spelling of the secret."""

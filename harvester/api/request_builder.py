@@ -177,7 +177,7 @@ def _with_system(messages: tuple[Message, ...], system: str | None) -> list[Mess
 def _fixed_fields(config: HarvestConfig) -> dict[str, Any]:
     """The fields that every body of this harvest has. `stream` is among them and never changes the key."""
     sampling = config.sampling
-    fields: dict[str, Any] = {"model": config.teacher.model, **_given(sampling), **sampling.extra}
+    fields: dict[str, Any] = {"model": config.teacher.model, **_set_fields(sampling), **sampling.extra}
     if sampling.stop is not None:
         fields["stop"] = list(sampling.stop)
     if sampling.tools is not None:
@@ -189,7 +189,7 @@ def _fixed_fields(config: HarvestConfig) -> dict[str, Any]:
     return fields
 
 
-def _given(sampling: SamplingSection) -> dict[str, Any]:
+def _set_fields(sampling: SamplingSection) -> dict[str, Any]:
     names = (
         "temperature",
         "top_p",

@@ -155,23 +155,23 @@ class _Stream:
 
     def add(self, chunk: dict[str, Any]) -> bool:
         """Add one chunk; returns whether it holds an error, after which nothing else is read."""
-        found, holder = choices_of(chunk)
-        if not found and chunk.get("delta") is not None:
-            found = [chunk]  # a chunk that is a choice itself
-        for part in found or ():
+        choices, holder = choices_of(chunk)
+        if not choices and chunk.get("delta") is not None:
+            choices = [chunk]  # a chunk that is a choice itself
+        for part in choices or ():
             self._add_part(part)
-        if not found and any(chunk.get(name) for name in ("choices", *BARE_TEXT_MEMBERS)):
+        if not choices and any(chunk.get(name) for name in ("choices", *BARE_TEXT_MEMBERS)):
             self.is_exact = False
         for source in (chunk, holder) if holder is not chunk else (chunk,):
             for name, value in source.items():
                 if name not in ("choices", "message") and (value is not None or name not in self._head):
                     self._head[name] = value
-        if not any(chunk.get(name) for name in ERROR_MEMBERS) and found and "base_resp" not in chunk:
-            return self._has_error_in_choice(found)
+        if not any(chunk.get(name) for name in ERROR_MEMBERS) and choices and "base_resp" not in chunk:
+            return self._has_error_in_choice(choices)
         return find_error(chunk) is not None
 
-    def _has_error_in_choice(self, found: list[Any]) -> bool:
-        for part in found:
+    def _has_error_in_choice(self, choices: list[Any]) -> bool:
+        for part in choices:
             holders = [part, part.get("delta"), part.get("message")] if isinstance(part, dict) else []
             for holder in holders:
                 if isinstance(holder, Mapping) and holder.get("error"):
@@ -331,17 +331,19 @@ class _Choice:
 
     def _from_snapshots(self) -> dict[str, Any]:
         """The message of a stream that sends messages in place of deltas: each whole so far, or pieces."""
-        messages = [{"content": one} if isinstance(one, str) else one for one in self._snapshots]
-        if not all(isinstance(one, dict) for one in messages):
+        messages = [
+            {"content": message} if isinstance(message, str) else message for message in self._snapshots
+        ]
+        if not all(isinstance(message, dict) for message in messages):
             self.is_exact = False
             return {}
-        texts = [one.get("content") for one in messages]
-        given = [text for text in texts if isinstance(text, str)]
-        if len(given) > 1 and all(later.startswith(text) for text, later in pairwise(given)):
-            return {**messages[-1], "content": given[-1]}
+        texts = [message.get("content") for message in messages]
+        contents = [text for text in texts if isinstance(text, str)]
+        if len(contents) > 1 and all(later.startswith(text) for text, later in pairwise(contents)):
+            return {**messages[-1], "content": contents[-1]}
         pieces = _Choice(self._index)
-        for one in messages:
-            pieces.add({"delta": one})
+        for message in messages:
+            pieces.add({"delta": message})
         self.is_exact = self.is_exact and pieces.is_exact
         joined: dict[str, Any] = pieces.joined()["message"]
         return joined

@@ -70,10 +70,10 @@ def usage_members(*holders: Mapping[str, Any]) -> Mapping[str, Any]:
     """The object with the counts, in the first holder that has one; empty where none has."""
     for holder in holders:
         for name in USAGE_MEMBERS:
-            found = holder.get(name)
-            if isinstance(found, Mapping) and found:
-                inner = found.get("tokens")
-                return inner if isinstance(inner, Mapping) else found
+            value = holder.get(name)
+            if isinstance(value, Mapping) and value:
+                inner = value.get("tokens")
+                return inner if isinstance(inner, Mapping) else value
         if "eval_count" in holder or "prompt_eval_count" in holder:
             return holder
     return {}

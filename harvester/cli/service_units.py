@@ -103,7 +103,7 @@ def systemd(harvest: Harvest) -> dict[str, str]:
     Raises:
         ConfigError: a unit file can't hold a path.
     """
-    folder = _whole(str(harvest.config.parent))
+    folder = _checked(str(harvest.config.parent))
     if folder.endswith((" ", "\\")):  # WorkingDirectory= has no quotes: systemd strips the line
         raise ConfigError(
             "the folder's name ends with a space or backslash, which systemd would drop",
@@ -136,7 +136,7 @@ def cron(harvest: Harvest) -> dict[str, str]:
     Raises:
         ConfigError: cron would change a path.
     """
-    words = [_whole(word) for word in (*harvest.command, "run", str(harvest.config), *harvest.options)]
+    words = [_checked(word) for word in (*harvest.command, "run", str(harvest.config), *harvest.options)]
     if bad_word := next((word for word in words if "\\" in word), ""):  # cron daemons disagree about these
         raise ConfigError("cron would change a path with a backslash", place=bad_word, remedy=_RENAME)
     folder, command = shlex.quote(str(harvest.config.parent)), shlex.join(words)
@@ -242,7 +242,7 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def _whole(text: str) -> str:
+def _checked(text: str) -> str:
     """Return `text` if it can be a part of one visible line of UTF-8; raise ConfigError if not."""
     if one_line(text) != text:
         what = "a line break, or invisible or invalid characters"
@@ -252,7 +252,7 @@ def _whole(text: str) -> str:
 
 def _yaml(text: str) -> str:
     """Return a double-quoted scalar. Non-ASCII text is not escaped, as YAML does not join surrogates."""
-    return json.dumps(_whole(text), ensure_ascii=False)
+    return json.dumps(_checked(text), ensure_ascii=False)
 
 
 def _yaml_argument(text: str) -> str:
@@ -269,5 +269,5 @@ def _systemd_program(text: str) -> str:
 
 def _systemd_word(text: str) -> str:
     """Return one word of ExecStart with specifiers and variables escaped."""
-    escaped = _whole(text).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    escaped = _checked(text).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return escaped if re.fullmatch(r"[\w./:@=+,-]+", text) else f'"{escaped}"'

@@ -65,7 +65,7 @@ def show(record_id: str = RECORD, beside: Path = BESIDE, as_json: bool = JSON) -
     from harvester.terms.records import load_registry
 
     registry, today = load_registry(*terms_folders(beside)), datetime.now(UTC).date()
-    data = manage.record_json(manage.found(registry, record_id), today)
+    data = manage.record_json(manage.find_record(registry, record_id), today)
     emit(data, manage.shown(registry, record_id, today), as_json=as_json)
 
 
@@ -119,7 +119,7 @@ def review(
     from harvester.terms.places import terms_folders
     from harvester.terms.records import load_registry
 
-    known = manage.found(load_registry(*terms_folders(beside)), record_id)
+    known = manage.find_record(load_registry(*terms_folders(beside)), record_id)
     today = datetime.now(UTC).date()
     fresh = manage.reviewed(known, outcome, today, isatty=sys.stdin.isatty())
     path = manage.write_review(beside / "terms", fresh)

@@ -71,19 +71,19 @@ def parse(text: str) -> Opening:
     return Opening(_days(match["days"] or "Mon-Sun", text), start, end, match["zone"])
 
 
-def _minutes(text: str, whole: str) -> int:
+def _minutes(text: str, hours: str) -> int:
     hour, minute = (int(part) for part in text.split(":"))
     if minute > 59 or hour * 60 + minute > 1440:
-        raise ValueError(f"{text} in {whole!r} is not a time of day")
+        raise ValueError(f"{text} in {hours!r} is not a time of day")
     return hour * 60 + minute
 
 
-def _days(text: str, whole: str) -> frozenset[int]:
+def _days(text: str, hours: str) -> frozenset[int]:
     days: set[int] = set()
     for part in text.replace(" ", "").split(","):
         names = [name.capitalize()[:3] for name in part.split("-")]
         if len(names) > 2 or any(name not in DAYS for name in names):
-            raise ValueError(f"{part!r} in {whole!r} is not a day or a range such as Mon-Fri")
+            raise ValueError(f"{part!r} in {hours!r} is not a day or a range such as Mon-Fri")
         first, last = DAYS.index(names[0]), DAYS.index(names[-1])
         days.update((first + step) % 7 for step in range((last - first) % 7 + 1))
     return frozenset(days)

@@ -178,8 +178,8 @@ def _rows(
                 place=f"row {sample.key[:12]}",
                 remedy="keep evaluation harvests in a store of their own",
             )
-        asked, named = asked_of(sample), sample.metadata.get("split")
-        reason = unfit(shape, sample, asked)
+        request, named = asked_of(sample), sample.metadata.get("split")
+        reason = unfit(shape, sample, request)
         if not reason and split is not None and named != split:
             reason = "other_split"
         if reason:
@@ -193,4 +193,4 @@ def _rows(
             )
         if reasoning == "inline":
             sample = inlined(sample)
-        yield named, SHAPES[shape](sample, asked, sample.reasoning if reasoning == "keep" else None)
+        yield named, SHAPES[shape](sample, request, sample.reasoning if reasoning == "keep" else None)

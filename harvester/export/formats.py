@@ -55,7 +55,7 @@ def asked_of(sample: Sample) -> SentRequest:
     return SentRequest(sent.get("messages") or sample.messages, fields)
 
 
-def unfit(shape: str, sample: Sample, asked: SentRequest) -> str:
+def unfit(shape: str, sample: Sample, request: SentRequest) -> str:
     """Return why a row does not fit a format; "" if it does."""
     if sample.outcome == "tool_call":
         if shape != "openai":
@@ -65,9 +65,9 @@ def unfit(shape: str, sample: Sample, asked: SentRequest) -> str:
         return f"outcome_{sample.outcome}"
     if shape == "openai":
         return ""
-    if asked.fields:
+    if request.fields:
         return "request_has_tools"
-    return next((reason for turn in asked.turns if (reason := _unfit_turn(turn))), "")
+    return next((reason for turn in request.turns if (reason := _unfit_turn(turn))), "")
 
 
 def _unfit_turn(turn: Message) -> str:
@@ -109,8 +109,8 @@ def _answer(sample: Sample, reasoning: str | None) -> Message:
     return {**answer, "reasoning_content": reasoning} if reasoning else answer
 
 
-def _texts(asked: SentRequest) -> list[Message]:
-    return [{"role": turn["role"], "content": _text(turn["content"])} for turn in asked.turns]
+def _texts(request: SentRequest) -> list[Message]:
+    return [{"role": turn["role"], "content": _text(turn["content"])} for turn in request.turns]
 
 
 def _text(content: Any) -> str:
@@ -119,32 +119,32 @@ def _text(content: Any) -> str:
     return PART_SEPARATOR.join(part if isinstance(part, str) else str(part["text"]) for part in content)
 
 
-def _prompt_completion(sample: Sample, asked: SentRequest, reasoning: str | None) -> dict[str, Any]:
+def _prompt_completion(sample: Sample, request: SentRequest, reasoning: str | None) -> dict[str, Any]:
     return {
-        "prompt": _texts(asked),
+        "prompt": _texts(request),
         "completion": [_answer(sample, reasoning)],
         "prompt_id": sample.prompt_id,
         "key": sample.key,
     }
 
 
-def _messages(sample: Sample, asked: SentRequest, reasoning: str | None) -> dict[str, Any]:
+def _messages(sample: Sample, request: SentRequest, reasoning: str | None) -> dict[str, Any]:
     return {
-        "messages": [*_texts(asked), _answer(sample, reasoning)],
+        "messages": [*_texts(request), _answer(sample, reasoning)],
         "prompt_id": sample.prompt_id,
         "key": sample.key,
     }
 
 
-def _openai(sample: Sample, asked: SentRequest, reasoning: str | None) -> dict[str, Any]:
+def _openai(sample: Sample, request: SentRequest, reasoning: str | None) -> dict[str, Any]:
     answer = _answer(sample, reasoning)
     if sample.outcome == "tool_call":
         answer |= tool_turn(sample) or {}
-    return {"messages": [*asked.turns, answer], **asked.fields}
+    return {"messages": [*request.turns, answer], **request.fields}
 
 
-def _sharegpt(sample: Sample, asked: SentRequest, reasoning: str | None) -> dict[str, Any]:
-    conversation = [*_texts(asked), _answer(sample, reasoning)]
+def _sharegpt(sample: Sample, request: SentRequest, reasoning: str | None) -> dict[str, Any]:
+    conversation = [*_texts(request), _answer(sample, reasoning)]
     return {
         "conversations": [
             {"from": _SHAREGPT.get(t["role"], t["role"]), "value": t["content"]} for t in conversation

@@ -33,8 +33,8 @@ def tool_turn(sample: Sample) -> Message | None:
 def _call(entry: Any) -> dict[str, Any] | None:
     if not isinstance(entry, Mapping):
         return None
-    given = entry.get("function")
-    function = _function(given if isinstance(given, Mapping) else entry)
+    inner = entry.get("function")
+    function = _function(inner if isinstance(inner, Mapping) else entry)
     if function is None:
         return None
     identity = entry.get("id") or entry.get("call_id")

@@ -78,9 +78,9 @@ class BatchStore:
         good: list[bytes] = []
         bad: list[bytes] = []
         for line in source.splitlines():
-            asked = orjson.loads(line)
-            status, body = self._answer(orjson.dumps(asked["body"]))
-            row = {"custom_id": asked["custom_id"], "response": {"status_code": status, "body": body}}
+            line_request = orjson.loads(line)
+            status, body = self._answer(orjson.dumps(line_request["body"]))
+            row = {"custom_id": line_request["custom_id"], "response": {"status_code": status, "body": body}}
             (good if status == 200 else bad).append(orjson.dumps({"id": "batch_req", "error": None, **row}))
         batch_id = f"batch_mock{next(self._numbers):08d}"
         now = int(time.time())
@@ -122,7 +122,7 @@ class BatchStore:
                 prompt_sha256=ask.prompt_sha256,
                 choices=ask.n,
                 prompt_tokens=ask.prompt_tokens,
-                completion_tokens=sum(len(one.pieces) for one in generated),
+                completion_tokens=sum(len(answer.pieces) for answer in generated),
                 at=time.time(),
                 task=answers[0].task,
                 right=None,

@@ -54,7 +54,7 @@ def _cut(answer: MockAnswer, ask: ChatRequest) -> Generated:
 
 def usage(prompt_tokens: int, generated: Sequence[Generated]) -> dict[str, Any]:
     """Return the usage object: prompt tokens once, completion tokens of all choices."""
-    completion_tokens = sum(len(one.pieces) for one in generated)
+    completion_tokens = sum(len(answer.pieces) for answer in generated)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -77,13 +77,13 @@ def completion(ask: ChatRequest, generated: Sequence[Generated], identity: Ident
     }
 
 
-def _choice(ask: ChatRequest, index: int, one: Generated) -> dict[str, Any]:
-    entries = token_logprobs(one.pieces, ask.top_logprobs, one.digest) if ask.logprobs else None
+def _choice(ask: ChatRequest, index: int, answer: Generated) -> dict[str, Any]:
+    entries = token_logprobs(answer.pieces, ask.top_logprobs, answer.digest) if ask.logprobs else None
     return {
         "index": index,
-        "message": {"role": "assistant", "content": "".join(one.pieces), "refusal": None},
+        "message": {"role": "assistant", "content": "".join(answer.pieces), "refusal": None},
         "logprobs": None if entries is None else {"content": entries, "refusal": None},
-        "finish_reason": one.finish_reason,
+        "finish_reason": answer.finish_reason,
     }
 
 
@@ -100,22 +100,22 @@ def event(value: Any) -> bytes:
     return b"data: " + to_json(value) + b"\n\n"
 
 
-def stream_events(whole: Completion, include_usage: bool) -> list[bytes]:
+def stream_events(document: Completion, include_usage: bool) -> list[bytes]:
     """Return a completion as server-sent events: role, one chunk per token, finish, usage, `[DONE]`.
 
     Works from the finished object, so that a spoilt completion streams spoilt in the same way; one
     without a list of choices goes out as a single event.
     """
-    choices = whole.get("choices")
+    choices = document.get("choices")
     if not isinstance(choices, list):
-        return [event(whole), DONE]
-    head = {key: value for key, value in whole.items() if key not in ("choices", "usage")}
+        return [event(document), DONE]
+    head = {key: value for key, value in document.items() if key not in ("choices", "usage")}
     head["object"] = "chat.completion.chunk"
     if include_usage:
         head["usage"] = None
     events = [event({**head, "choices": [chunk]}) for choice in choices for chunk in _chunks(choice)]
-    if include_usage and "usage" in whole:
-        events.append(event({**head, "choices": [], "usage": whole["usage"]}))
+    if include_usage and "usage" in document:
+        events.append(event({**head, "choices": [], "usage": document["usage"]}))
     return [*events, DONE]
 
 

@@ -31,8 +31,8 @@ async def read_body(receive: Receive) -> bytes | None:
     """
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):
-        whole: bytes = message.get("body", b"")
-        return whole
+        body: bytes = message.get("body", b"")
+        return body
     parts: list[bytes] = []
     size = 0
     while message["type"] == "http.request":

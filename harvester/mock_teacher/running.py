@@ -139,11 +139,11 @@ def start_process(*flags: str) -> RunningMock:
     assert process.stderr is not None
     first = process.stdout.readline()
     if not first:
-        said = process.stderr.read().decode(errors="replace").strip()
+        message = process.stderr.read().decode(errors="replace").strip()
         process.stdout.close()
         process.stderr.close()
         process.wait(_STOP_S)
-        raise HarvesterError(f"the mock teacher did not start: {said}", place="harvester.mock_teacher")
+        raise HarvesterError(f"the mock teacher did not start: {message}", place="harvester.mock_teacher")
 
     def stop() -> None:
         if process.poll() is None:

@@ -52,7 +52,7 @@ class Turn:
 
     def output_tokens(self) -> int:
         """Return the tokens of all choices."""
-        return sum(len(one.pieces) for one in self.generated)
+        return sum(len(answer.pieces) for answer in self.generated)
 
 
 class MockTeacher:
@@ -126,7 +126,7 @@ class MockTeacher:
         self.limits.check_concurrency(self.in_flight)
         answers = self.answerer.answers(ask)
         generated = generate(ask, answers)
-        output = sum(len(one.pieces) for one in generated)
+        output = sum(len(answer.pieces) for answer in generated)
         if settings.tpm_counts == "max" and ask.max_tokens is not None:
             output = ask.max_tokens * ask.n
         self.limits.admit(ask.prompt_tokens + output, time.monotonic())
@@ -142,8 +142,8 @@ class MockTeacher:
         """Raise a 401 `Refusal` if a key is required and the request does not have it."""
         if self.key is None:
             return
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if given != b"Bearer " + self.key:
+        header = dict(scope["headers"]).get(b"authorization", b"")
+        if header != b"Bearer " + self.key:
             text = "Incorrect API key provided."
             raise wire.Refusal(401, wire.error_body(text, "invalid_request_error", "invalid_api_key"))
 
@@ -205,16 +205,16 @@ class MockTeacher:
     def _reply(self, turn: Turn, response_id: str) -> SpoiledReply:
         rule, ask = turn.rule, turn.ask
         identity = Identity(response_id, int(time.time()), ask.model, self.fingerprint)
-        whole: Completion = completion(ask, turn.generated, identity)
+        document: Completion = completion(ask, turn.generated, identity)
         if rule is not None and rule.kind.stage is Stage.ANSWER:
-            whole = spoil.spoil_answer(rule.action, rule.options, whole)
+            document = spoil.spoil_answer(rule.action, rule.options, document)
         limit_headers = self.limits.headers(time.monotonic())
         headers = [(b"x-request-id", b"req_" + response_id[9:].encode()), *limit_headers]
         if ask.stream:
-            events = tuple(stream_events(whole, ask.include_usage))
+            events = tuple(stream_events(document, ask.include_usage))
             reply = SpoiledReply(200, [spoil.STREAM_TYPE, *headers], events=events)
         else:
-            reply = SpoiledReply(200, [spoil.JSON_TYPE, *headers], to_json(whole))
+            reply = SpoiledReply(200, [spoil.JSON_TYPE, *headers], to_json(document))
         if rule is not None and rule.kind.stage is Stage.BODY:
             return spoil.spoil_body(rule.action, rule.options, reply)
         if rule is not None and rule.kind.stage is Stage.STREAM:

@@ -50,8 +50,8 @@ def _merge(target: Any, patch: Any) -> Any:
 
 
 def _on_choices(change: Callable[[dict[str, Any]], None]) -> Callable[[Completion], None]:
-    def apply(whole: Completion) -> None:
-        for choice in whole["choices"]:
+    def apply(document: Completion) -> None:
+        for choice in document["choices"]:
             change(choice)
 
     return apply
@@ -77,8 +77,8 @@ def _halve(choice: dict[str, Any]) -> None:
     choice["finish_reason"] = "length"
 
 
-def _extra_choice(whole: Completion) -> None:
-    whole["choices"].append({**copy.deepcopy(whole["choices"][-1]), "index": len(whole["choices"])})
+def _extra_choice(document: Completion) -> None:
+    document["choices"].append({**copy.deepcopy(document["choices"][-1]), "index": len(document["choices"])})
 
 
 def _parts(options: Options) -> Callable[[Completion], None]:
@@ -119,14 +119,14 @@ def _error_beside(options: Options) -> Callable[[Completion], None]:
     error = {"code": options.get("code", 502), "message": options.get("message", "Scripted fault.")}
     place = options.get("place", "top")
 
-    def change(whole: Completion) -> None:
-        for choice in whole["choices"]:
+    def change(document: Completion) -> None:
+        for choice in document["choices"]:
             choice["message"]["content"] = ""
             choice["finish_reason"] = None
             if place != "top":
                 (choice if place == "choice" else choice["message"])["error"] = error
         if place == "top":
-            whole["error"] = error
+            document["error"] = error
 
     return change
 
@@ -136,14 +136,14 @@ def _base_resp(options: Options) -> Callable[[Completion], None]:
         "status_code": options.get("code", 1008),
         "status_msg": options.get("message", "insufficient balance"),
     }
-    return lambda whole: whole.update(choices=None, base_resp=envelope)
+    return lambda document: document.update(choices=None, base_resp=envelope)
 
 
 def _envelope(options: Options) -> Callable[[Completion], None]:
-    def change(whole: Completion) -> None:
-        inner = dict(whole)
-        whole.clear()
-        whole.update({"code": 0, "message": "success", options.get("value", "data"): inner})
+    def change(document: Completion) -> None:
+        inner = dict(document)
+        document.clear()
+        document.update({"code": 0, "message": "success", options.get("value", "data"): inner})
 
     return change
 
@@ -184,17 +184,19 @@ _ANSWERS: dict[str, Callable[[Options], Callable[[Completion], None]]] = {
     "length": lambda _: _on_choices(_halve),
     "content_filter": lambda _: _on_choices(lambda choice: choice.update(finish_reason="content_filter")),
     "finish_reason": lambda o: _on_choices(lambda choice: choice.update(finish_reason=o.get("value"))),
-    "usage": lambda o: lambda whole: whole.update(usage=o.get("value")),
-    "no_usage": lambda _: lambda whole: whole.__delitem__("usage"),
-    "id": lambda o: lambda whole: whole.update(id=o.get("value", "chatcmpl-duplicate")),
-    "no_id": lambda _: lambda whole: whole.__delitem__("id"),
-    "model": lambda o: lambda whole: whole.update(model=o.get("value", "another-model")),
-    "fingerprint": lambda o: lambda whole: whole.update(system_fingerprint=o.get("value", "mock-changed")),
-    "empty_choices": lambda _: lambda whole: whole.update(choices=[]),
-    "null_choices": lambda _: lambda whole: whole.update(choices=None),
-    "no_choices": lambda _: lambda whole: whole.__delitem__("choices"),
+    "usage": lambda o: lambda document: document.update(usage=o.get("value")),
+    "no_usage": lambda _: lambda document: document.__delitem__("usage"),
+    "id": lambda o: lambda document: document.update(id=o.get("value", "chatcmpl-duplicate")),
+    "no_id": lambda _: lambda document: document.__delitem__("id"),
+    "model": lambda o: lambda document: document.update(model=o.get("value", "another-model")),
+    "fingerprint": lambda o: (
+        lambda document: document.update(system_fingerprint=o.get("value", "mock-changed"))
+    ),
+    "empty_choices": lambda _: lambda document: document.update(choices=[]),
+    "null_choices": lambda _: lambda document: document.update(choices=None),
+    "no_choices": lambda _: lambda document: document.__delitem__("choices"),
     "extra_choice": lambda _: _extra_choice,
-    "reversed_choices": lambda _: lambda whole: whole["choices"].reverse(),
+    "reversed_choices": lambda _: lambda document: document["choices"].reverse(),
     "parts": _parts,
     "think": _think,
     "blank_content": lambda o: _message("content", o.get("value", "\n\n")),
@@ -208,14 +210,14 @@ _ANSWERS: dict[str, Callable[[Options], Callable[[Completion], None]]] = {
 }
 
 
-def spoil_answer(action: str, options: Options, whole: Completion) -> Completion:
+def spoil_answer(action: str, options: Options, document: Completion) -> Completion:
     """Apply an action of stage `answer`; may change the given object."""
     if action == "patch":
-        merged: Completion = _merge(whole, options["value"])
+        merged: Completion = _merge(document, options["value"])
         return merged
     if action in _ANSWERS:  # `delay` changes nothing
-        _ANSWERS[action](options)(whole)
-    return whole
+        _ANSWERS[action](options)(document)
+    return document
 
 
 def _in_content(escaped: bytes) -> Callable[[Options, bytes], bytes]:
@@ -305,14 +307,14 @@ def spoil_stream(action: str, options: Options, reply: SpoiledReply) -> SpoiledR
         }
         events = (*kept, event({"error": error}))
     elif action == "stream_no_finish":
-        events = tuple(_FINISH.sub(b'"finish_reason":null', one) for one in events)
+        events = tuple(_FINISH.sub(b'"finish_reason":null', line) for line in events)
     elif action == "stream_split_emoji":
         halves = tuple(_half_event(half) for half in ("\\ud83d", "\\ude00"))
         events = (*events[:1], *halves, *events[1:])
     elif action == "stream_junk":
         events = (*kept, b"data: {not json\n\n", *events[len(kept) :])
     else:  # stream_comments: keep-alives between all events
-        events = tuple(part for one in events for part in (b": keep-alive\n\n", one))
+        events = tuple(part for line in events for part in (b": keep-alive\n\n", line))
     return replace(reply, events=events)
 
 

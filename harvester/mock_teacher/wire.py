@@ -154,10 +154,10 @@ def _read_logprobs(body: dict[str, Any]) -> tuple[bool, int]:
 
 
 def _read_stop(stop: Any) -> tuple[str, ...]:
-    found = [stop] if isinstance(stop, str) else [] if stop is None else stop
-    if not isinstance(found, list) or len(found) > 4 or not all(isinstance(word, str) for word in found):
+    stops = [stop] if isinstance(stop, str) else [] if stop is None else stop
+    if not isinstance(stops, list) or len(stops) > 4 or not all(isinstance(word, str) for word in stops):
         raise _invalid("Invalid 'stop': expected up to 4 strings.", "stop")
-    return tuple(word for word in found if word)
+    return tuple(word for word in stops if word)
 
 
 def _boolean(body: dict[str, Any], field: str) -> bool:

@@ -112,8 +112,8 @@ class Forecast:
         speeds = [speed for span in SPANS_S if (speed := self._speed(span)) > 0]
         if not last.answers or not speeds:
             return None
-        told = last.input_tokens / last.answers
-        factor = min(4.0, max(0.25, told / work.guessed_input)) if work.guessed_input else 1.0
+        tokens_each = last.input_tokens / last.answers
+        factor = min(4.0, max(0.25, tokens_each / work.guessed_input)) if work.guessed_input else 1.0
         tokens = work.input_tokens * factor + work.rows * last.output_tokens / last.answers
         error = self._error("tokens")
         spread = Span(tokens * (1 - error), tokens, tokens * (1 + error))

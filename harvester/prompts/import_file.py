@@ -135,7 +135,11 @@ def _line(
 ) -> dict[str, Any]:
     """Return the prompt line of a row, and count what it leaves out."""
     used = set(converted.used)
-    line: dict[str, Any] = {**_own_id(row, used, imported, ids), **_asked(converted), **converted.fields}
+    line: dict[str, Any] = {
+        **_own_id(row, used, imported, ids),
+        **_request_fields(converted),
+        **converted.fields,
+    }
     if converted.answer is not None:
         imported.answers += 1
         if answers == "reference":
@@ -171,7 +175,7 @@ def _own_id(row: Mapping[str, Any], used: set[str], imported: Imported, ids: set
     return {}
 
 
-def _asked(converted: Converted) -> dict[str, Any]:
+def _request_fields(converted: Converted) -> dict[str, Any]:
     messages = converted.messages
     if len(messages) == 1 and messages[0]["role"] == "user" and isinstance(messages[0]["content"], str):
         return {"prompt": messages[0]["content"]}

@@ -169,7 +169,7 @@ class CanaryTask:
         replies: dict[str, CanaryReply] = {}
         turns = asyncio.Semaphore(AT_ONCE)
 
-        async def ask(asked: str, request: Request) -> None:
+        async def ask(canary_id: str, request: Request) -> None:
             async with turns:
                 try:
                     answered = await teacher.ask(request)
@@ -179,7 +179,7 @@ class CanaryTask:
             async_writer.submit(record, lambda: self._paid(record.cost_microusd))
             answered.raw.release()
             completion = answered.completion
-            replies[asked] = CanaryReply(
+            replies[canary_id] = CanaryReply(
                 completion.text or completion.refusal or "", completion.model, completion.system_fingerprint
             )
 
@@ -203,12 +203,12 @@ class CanaryTask:
         self._spent.cost_microusd += microusd
         self.news.update(self._spent.of_canaries())
 
-    def _write(self, number: int, finding: canary.CanaryChange, asked: int, answered: int) -> None:
+    def _write(self, number: int, finding: canary.CanaryChange, sent: int, answered: int) -> None:
         entry = {
             "round": number,
             "at": round(self._clock.wall(), 3),
             "run_id": self._context.record.run_id,
-            "asked": asked,
+            "asked": sent,
             "answered": answered,
             **finding.as_dict(),
         }
@@ -232,14 +232,14 @@ class CanaryTask:
         sampling = config.sampling.model_copy(update={"samples": 1})
         if sampling.temperature is not None:
             sampling = sampling.model_copy(update={"temperature": 0.0})
-        asked = list(reader.read((str(config.canary.prompts),), self._context.root))
-        if len(asked) > MOST_PROMPTS:  # the file grew
-            raise _too_many(len(asked))
+        prompts = list(reader.read((str(config.canary.prompts),), self._context.root))
+        if len(prompts) > MOST_PROMPTS:  # the file grew
+            raise _too_many(len(prompts))
         asks = []
         for epoch in (0, number):
             run = config.run.model_copy(update={"epoch": epoch, "purpose": "eval"})
             round_config = config.model_copy(update={"run": run, "sampling": sampling})
-            asks.append(list(requests(asked, round_config)))
+            asks.append(list(requests(prompts, round_config)))
         return [
             (
                 same.key.hex(),

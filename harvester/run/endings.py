@@ -188,7 +188,7 @@ class Summary:
     def lines(self) -> list[str]:
         """For people."""
         counts = self.counts
-        said = [
+        lines = [
             f"{self.ending}: {counts.requests_sent:,} requests sent, {counts.answers_stored:,} answers "
             f"stored, {counts.from_cache:,} from cache, {counts.dead:,} failed, cost "
             f"${counts.cost_microusd / 1e6:.4f}"
@@ -196,19 +196,21 @@ class Summary:
             f"answers lie in {self.store}/shards ({self.sealed_rows:,} sealed now)",
         ]
         if self.detail:
-            said.insert(1, f"why: {self.detail}")
-        said += self._unusable_lines()
+            lines.insert(1, f"why: {self.detail}")
+        lines += self._unusable_lines()
         if counts.possibly_billed:
-            said.append(f"{counts.possibly_billed:,} attempts were possibly billed without an answer to hold")
+            lines.append(
+                f"{counts.possibly_billed:,} attempts were possibly billed without an answer to hold"
+            )
         if counts.dead:
-            said.append(
+            lines.append(
                 f"failed rows and reasons: {self.store}/dead_letters.jsonl; "
                 f"`{self.resume} --retry-dead` asks for them again"
             )
-        said.extend(f"note: {warning}" for warning in self.warnings)
+        lines.extend(f"note: {warning}" for warning in self.warnings)
         if self.exit_code not in {0, TooManyFailures.exit_code}:
-            said.append(f"resume with: {self.resume}")
-        return said
+            lines.append(f"resume with: {self.resume}")
+        return lines
 
     def _unusable_lines(self) -> list[str]:
         """Say how many answers are not usable: of this run, or where it read no rows, of the store."""
@@ -227,18 +229,18 @@ class Summary:
 
 def warnings_of(snapshot: Snapshot, bad_lines: int = 0) -> tuple[str, ...]:
     """What nobody may overlook, though the run went on. `bad_lines` of prompt files were passed over."""
-    said = [f"{bad_lines:,} lines of prompt files were passed over: {BAD_PROMPTS}"] if bad_lines else []
+    lines = [f"{bad_lines:,} lines of prompt files were passed over: {BAD_PROMPTS}"] if bad_lines else []
     if len(snapshot.served_models) > 1:
         named = ", ".join(f"{excerpt(voice)} ({count:,})" for voice, count in snapshot.served_models.items())
-        said.append(f"more than one teacher answered: {named}; each row names its own in response_model")
+        lines.append(f"more than one teacher answered: {named}; each row names its own in response_model")
     if snapshot.usage_corrected:
-        said.append(
+        lines.append(
             f"the teacher reported fewer tokens than {snapshot.usage_corrected:,} of its answers hold: "
             "they were charged by our own count (usage_source = corrected)"
         )
     if snapshot.repeated_ids:
-        said.append(
+        lines.append(
             f"{snapshot.repeated_ids:,} answers carry the id of an earlier one: all are kept, "
             "but a gateway may mix replies up"
         )
-    return tuple(said)
+    return tuple(lines)

@@ -163,16 +163,16 @@ class Corpus:
         Raises:
             StoreFormatError: a file lacks one of the columns.
         """
-        found: dict[tuple[Any, ...], None] = {}
+        distinct: dict[tuple[Any, ...], None] = {}
         if self._has_journal:
             with self._reading() as connection:
                 for row in self._facts(connection, columns):
-                    found[tuple(row[name] for name in columns)] = None
+                    distinct[tuple(row[name] for name in columns)] = None
         with hold_for_reading(self.folder):
             for entry in self._read_manifest() if sealed else ():
                 with open_shard(locate(self.folder, entry.name)) as file:
-                    found.update(dict.fromkeys(_combinations(file, columns, self.folder / entry.name)))
-        return [dict(zip(columns, values, strict=True)) for values in found]
+                    distinct.update(dict.fromkeys(_combinations(file, columns, self.folder / entry.name)))
+        return [dict(zip(columns, values, strict=True)) for values in distinct]
 
     def verify(self) -> list[Finding]:
         """Verify all files and rows; return the findings, none when everything is as it was written."""
@@ -245,8 +245,8 @@ class _Asks:
     def __init__(self, connection: sqlite3.Connection, wanted: Sequence[str]) -> None:
         self._connection = connection
         self._wanted = set(wanted) & set(_ASKED)
-        (found,) = connection.execute("SELECT EXISTS (SELECT 1 FROM asks)").fetchone()
-        self.are_any = bool(found)
+        (exists,) = connection.execute("SELECT EXISTS (SELECT 1 FROM asks)").fetchone()
+        self.are_any = bool(exists)
 
     def fan_out(self, shown: Sequence[Sample], samples: Sequence[Sample]) -> Iterator[Sample]:
         """Yield each sample, and a copy for every further row that asked, with its newest metadata.
@@ -255,23 +255,23 @@ class _Asks:
         """
         by_key = self._of([bytes.fromhex(sample.key) for sample in samples]) if self.are_any else {}
         for bare, full in zip(shown, samples, strict=True):
-            asked = by_key.get(full.key)
-            if asked is None:
+            rows_of_key = by_key.get(full.key)
+            if rows_of_key is None:
                 yield bare
                 continue
             rows: dict[tuple[str, int], dict[str, Any]] = {(full.prompt_id, full.sample_index): {}}
-            for one in asked:
-                rows[one["prompt_id"], one["sample_index"]] = one
-            for one in rows.values():
-                yield replace(bare, **{name: one[name] for name in self._wanted if name in one})
+            for row in rows_of_key:
+                rows[row["prompt_id"], row["sample_index"]] = row
+            for row in rows.values():
+                yield replace(bare, **{name: row[name] for name in self._wanted if name in row})
 
     def _of(self, keys: Sequence[bytes]) -> dict[str, list[dict[str, Any]]]:
         holes = ",".join("?" * len(keys))
         query = f"SELECT key, prompt_json, sample_index FROM asks WHERE key IN ({holes}) ORDER BY id"  # noqa: S608
-        found: dict[str, list[dict[str, Any]]] = {}
+        by_key: dict[str, list[dict[str, Any]]] = {}
         for key, prompt_json, sample_index in self._connection.execute(query, keys):
-            found.setdefault(key.hex(), []).append(prompt_columns(prompt_json, sample_index))
-        return found
+            by_key.setdefault(key.hex(), []).append(prompt_columns(prompt_json, sample_index))
+        return by_key
 
 
 def _lineages(connection: sqlite3.Connection) -> dict[int, Lineage]:
@@ -284,10 +284,10 @@ def _projected(sample: Sample, wanted: Sequence[str]) -> Sample:
 
 
 def _combinations(file: pq.ParquetFile, columns: Sequence[str], place: Path) -> Iterator[tuple[Any, ...]]:
-    there = [name for name in columns if name in file.schema_arrow.names]
+    present = [name for name in columns if name in file.schema_arrow.names]
     held_to = any(lineage.providers for lineage in lineages_in(file))  # then the column was written
-    if lacking := sorted(set(columns) - set(there) - (frozenset() if held_to else ADDED_COLUMNS)):
+    if lacking := sorted(set(columns) - set(present) - (frozenset() if held_to else ADDED_COLUMNS)):
         raise StoreFormatError(f"lacks columns {lacking}", place=str(place))
-    for batch in file.iter_batches(columns=there):
-        held = pa.Table.from_batches([batch]).group_by(there).aggregate([])
+    for batch in file.iter_batches(columns=present):
+        held = pa.Table.from_batches([batch]).group_by(present).aggregate([])
         yield from (tuple(row.get(name, "") for name in columns) for row in held.to_pylist())

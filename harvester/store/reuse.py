@@ -46,11 +46,11 @@ class ReuseIndex:
 
     def smaller(self, request: Request) -> list[bytes]:
         """Return the keys of the same request under each smaller limit; no limit is the largest."""
-        given = max_tokens_fields(request.body)
+        fields = max_tokens_fields(request.body)
         return [
             request_key(self.base_url, {**request.body, name: value}, request.sample_index, self.epoch)
             for name, value in self.seen
-            if not given or (given.keys() == {name} and value < given[name])
+            if not fields or (fields.keys() == {name} and value < fields[name])
         ]
 
 
@@ -58,20 +58,21 @@ def find_answers(
     journal: Journal, requests: Sequence[Request], ceilings: ReuseIndex
 ) -> dict[bytes, ReusableAnswer]:
     """Return what the store holds for these requests, by their keys."""
-    found = {
-        key: ReusableAnswer(key, held) for key, held in journal.look_up([one.key for one in requests]).items()
+    reusable = {
+        key: ReusableAnswer(key, held)
+        for key, held in journal.look_up([wanted.key for wanted in requests]).items()
     }
     others = {
         key: request.key
         for request in requests
-        if ceilings.seen and request.key not in found
+        if ceilings.seen and request.key not in reusable
         for key in ceilings.smaller(request)
     }
     if others:
         for key, held in journal.look_up(list(others)).items():
             if held.state == "answered" and held.outcome != Outcome.TRUNCATED:
-                found[others[key]] = ReusableAnswer(key, held)
-    return found
+                reusable[others[key]] = ReusableAnswer(key, held)
+    return reusable
 
 
 def _named(config: Mapping[str, object]) -> Iterator[tuple[str, int]]:

@@ -55,10 +55,10 @@ def require_lineage(corpus: Corpus) -> None:
     Raises:
         TermsRefused: exit 77.
     """
-    found = lineage.disagreements(corpus.lineages(), corpus.distinct(lineage.FACT_COLUMNS))
-    if found:
+    disagreements = lineage.disagreements(corpus.lineages(), corpus.distinct(lineage.FACT_COLUMNS))
+    if disagreements:
         raise TermsRefused(
-            f"the rows' lineage is missing or contradicts them: {'; '.join(found[:5])}",
+            f"the rows' lineage is missing or contradicts them: {'; '.join(disagreements[:5])}",
             place=str(corpus.folder),
             remedy="take the shards as the harvester wrote them; a hand-made file has no lineage",
         )

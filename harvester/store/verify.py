@@ -56,19 +56,19 @@ def verify_store(
         alone: the caller holds LOCK, so no other process is sealing.
     """
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    found = [one for entry in manifest for one in _shard(folder, entry)]
+    findings = [finding for entry in manifest for finding in _shard(folder, entry)]
     if has_journal:
-        found += verify_journal(store)
-        found += _foreign(store, folder, present, alone=alone)
+        findings += verify_journal(store)
+        findings += _foreign(store, folder, present, alone=alone)
     elif has_lost_journal(store):
-        found.append(
+        findings.append(
             Finding(
                 kind=FindingKind.MISSING,
                 place=paths.JOURNAL,
                 message="without it all of these answers are paid for again",
             )
         )
-    return found
+    return findings
 
 
 def has_lost_journal(store: Path) -> bool:
@@ -79,16 +79,16 @@ def has_lost_journal(store: Path) -> bool:
 
 def verify_copy(folder: Path) -> list[Finding]:
     """Return the shards of a folder without journal that can't be opened."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for path in sorted(folder.glob("*.parquet")):
         try:
             with open_shard(path):
                 pass
         except StoreError as error:
-            found.append(
+            findings.append(
                 Finding(kind=FindingKind.DAMAGED, place=f"{folder.name}/{path.name}", message=error.message)
             )
-    return found
+    return findings
 
 
 def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
@@ -144,7 +144,7 @@ def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) 
         sqlite.snapshot(connection),
     ):
         named = connection.execute("SELECT shard, name FROM manifest").fetchall()
-        strays = [name for name in strays if name not in {one for _, one in named}]
+        strays = [name for name in strays if name not in {name_in_manifest for _, name_in_manifest in named}]
         (text,) = connection.execute("SELECT value FROM meta WHERE name = 'last_shard'").fetchone()
         last = int(text)
         strays = [name for name in strays if not _is_half_done(connection, folder / name, last, named)]
@@ -172,7 +172,7 @@ def _is_half_done(
 
 def verify_journal(store: Path) -> list[Finding]:
     """Return the faults of journal.db, its key index and manifest included."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     # While a process writes, the log changes; that process checked it when it opened the journal.
     log = wal.log_path(store / paths.JOURNAL)
     try:
@@ -180,7 +180,7 @@ def verify_journal(store: Path) -> list[Finding]:
     except OSError as error:
         return [Finding(kind=FindingKind.DAMAGED, place=log.name, message=error.strerror or str(error))]
     if lost:
-        found.append(
+        findings.append(
             Finding(
                 kind=FindingKind.DAMAGED, place=log.name, message=f"{lost} commits lie behind a changed byte"
             )
@@ -192,16 +192,16 @@ def verify_journal(store: Path) -> list[Finding]:
         ):
             for (text,) in connection.execute("PRAGMA integrity_check(20)"):
                 if text != "ok":
-                    found.append(Finding(kind=FindingKind.DAMAGED, place=paths.JOURNAL, message=text))
+                    findings.append(Finding(kind=FindingKind.DAMAGED, place=paths.JOURNAL, message=text))
             for table in checksums.COVERED:
                 if table != "finished" or sqlite.has_table(connection, table):
-                    found += _rows(connection, table)
-            found += _index(connection)
+                    findings += _rows(connection, table)
+            findings += _index(connection)
             with sqlite.snapshot(connection):  # a run writes rows and their checksum together
-                found += _sums(connection)
+                findings += _sums(connection)
     except StoreError as error:
-        found.append(Finding(kind=FindingKind.DAMAGED, place=paths.JOURNAL, message=error.message))
-    return found
+        findings.append(Finding(kind=FindingKind.DAMAGED, place=paths.JOURNAL, message=error.message))
+    return findings
 
 
 def _rows(connection: sqlite3.Connection, table: str) -> Iterator[Finding]:

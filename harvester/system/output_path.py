@@ -22,7 +22,7 @@ def replacing(path: Path, store: Path) -> Iterator[Path]:
     """
     with _config_errors(path):
         _refuse(path, store)
-        hidden = _beside(path)
+        hidden = _hidden_name(path)
         try:
             yield hidden
             hidden.replace(path)
@@ -34,12 +34,12 @@ def check(path: Path, store: Path) -> None:
     """Check that `path` can be written, by writing and removing a file beside it; raises as `replacing`."""
     with _config_errors(path):
         _refuse(path, store)
-        hidden = _beside(path)
+        hidden = _hidden_name(path)
         hidden.touch()
         hidden.unlink()
 
 
-def _beside(path: Path) -> Path:
+def _hidden_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a collector reads *.prom only
 
 

@@ -95,18 +95,18 @@ def line_of(text: str, location: Sequence[int | str]) -> int | None:
     parts = list(location)
     lines = text.splitlines(keepends=True)
     first = 0
-    found: dict[int, int] = {}
+    line_at_depth: dict[int, int] = {}
     for number in range(1, len(lines) + 1):
         try:
             table = tomllib.loads("".join(lines[:number]))
         except tomllib.TOMLDecodeError:
             continue  # in the middle of a list or a text of several lines
         for depth in range(1, _depth_in(table, parts) + 1):
-            found.setdefault(depth, first + 1)
+            line_at_depth.setdefault(depth, first + 1)
         first = number
-        if len(parts) in found:
+        if len(parts) in line_at_depth:
             break
-    return found[max(found)] if found else None
+    return line_at_depth[max(line_at_depth)] if line_at_depth else None
 
 
 def _depth_in(table: Any, location: Sequence[int | str]) -> int:

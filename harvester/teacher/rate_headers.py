@@ -74,10 +74,10 @@ def parse_rate_headers(headers: Mapping[str, str]) -> tuple[RateHeader, ...]:
     if "ratelimit-policy" in headers and "" in facts:
         facts[""]["policy"] = headers["ratelimit-policy"]
     parsed = [_rate_header(subject, values, date) for subject, values in facts.items()]
-    found = [header for header in parsed if header is not None]
-    stated = {(header.key.quantity, header.limit) for header in found if header.is_stated}
+    understood = [header for header in parsed if header is not None]
+    stated = {(header.key.quantity, header.limit) for header in understood if header.is_stated}
     # The same limit may stand there a second time under a name without a period.
-    return tuple(h for h in found if h.is_stated or (h.key.quantity, h.limit) not in stated)
+    return tuple(h for h in understood if h.is_stated or (h.key.quantity, h.limit) not in stated)
 
 
 def _rate_header(subject: str, values: Mapping[str, str], date: str | None) -> RateHeader | None:

@@ -335,8 +335,8 @@ class Limiter:
         that the same reply names. A period that does not stand in the headers is dropped for good once more
         was accepted than it would allow.
         """
-        for found in parse_rate_headers(headers):
-            header = self._periods.decide(found, now)
+        for parsed in parse_rate_headers(headers):
+            header = self._periods.decide(parsed, now)
             if header is None or header.key in self._disproved:
                 continue
             if header.key.period_s >= HOUR_S:

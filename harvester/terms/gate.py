@@ -70,8 +70,10 @@ class RecordedTerms:
             ConfigError: a file of either folder can't be used; names it.
             TermsRefused: a record permits more than the shipped one that it replaces.
         """
-        found = places(*folders)
-        permissions = [permission for each in found for permission in load_permissions(each / "permissions")]
+        existing = places(*folders)
+        permissions = [
+            permission for each in existing for permission in load_permissions(each / "permissions")
+        ]
         return cls(
             load_registry(*terms_folders(*folders)),
             datetime.now(UTC).date(),
@@ -115,8 +117,8 @@ class Verdict:
 
     def remedy(self) -> str:
         """Return every way to a permitted use, and every place where own records were looked for."""
-        looked = f"; own records were looked for in {', '.join(self.looked_in)}" if self.looked_in else ""
-        return f"{REMEDIES}{looked}"
+        note = f"; own records were looked for in {', '.join(self.looked_in)}" if self.looked_in else ""
+        return f"{REMEDIES}{note}"
 
     def require(self) -> None:
         """Do nothing when the use is permitted.

@@ -64,7 +64,7 @@ def shown(registry: Registry, record_id: str, today: date) -> list[str]:
     Raises:
         ConfigError: there is no record of that id; names similar ones.
     """
-    record = found(registry, record_id)
+    record = find_record(registry, record_id)
     lines = [f"{record.id}: {record.verdict} ({state(record, today)})"]
     for field in fields(record):
         value = getattr(record, field.name)
@@ -82,7 +82,7 @@ def record_json(record: TermsRecord, today: date) -> dict[str, Any]:
     return {**values, "state": state(record, today), "disclaimer": DISCLAIMER}
 
 
-def found(registry: Registry, record_id: str) -> TermsRecord:
+def find_record(registry: Registry, record_id: str) -> TermsRecord:
     """Return the record of that id.
 
     Raises:

@@ -16,11 +16,11 @@ def places(*starts: Path) -> tuple[Path, ...]:
     itself, the one around it, and all others up to the root of the project, where there is one. A store or a
     corpus itself is no start: whoever made it does not decide what its terms permit.
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for start in starts:
         for folder in reversed(list(_upwards(start.resolve()))):
-            found[folder] = None
-    return tuple(found)
+            paths[folder] = None
+    return tuple(paths)
 
 
 def terms_folders(*starts: Path) -> tuple[Path, ...]:

@@ -84,11 +84,11 @@ class TermsRecord:
 
         Patterns match the name after the last slash; a pattern that has a slash matches the whole name.
         """
-        whole = model.lower()
-        name = whole.rsplit("/", 1)[-1]  # else `qwen3-8b/gpt-5` would begin like a Qwen
+        lower = model.lower()
+        name = lower.rsplit("/", 1)[-1]  # else `qwen3-8b/gpt-5` would begin like a Qwen
 
         def matches(patterns: Iterable[str]) -> bool:
-            return any(fnmatchcase(whole if "/" in p else name, p.lower()) for p in patterns)
+            return any(fnmatchcase(lower if "/" in p else name, p.lower()) for p in patterns)
 
         return matches(self.model) and not matches(self.except_model)
 

@@ -310,8 +310,8 @@ class Renderer:
         return self._in_place(text, split_special_tokens=False)
 
     def _in_place(self, text: str, *, split_special_tokens: bool) -> list[int]:
-        def encode(whole: str) -> list[int]:
-            ids = self.tokenizer(whole, add_special_tokens=False, split_special_tokens=split_special_tokens)
+        def encode(text: str) -> list[int]:
+            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
             return list(ids["input_ids"])
 
         for anchor, anchor_ids in self._anchors:

@@ -48,12 +48,12 @@ class Batch:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of the student's forward."""
-        given: dict[str, Any] = {"input_ids": self.input_ids, "use_cache": False, **self.boundaries}
+        arguments: dict[str, Any] = {"input_ids": self.input_ids, "use_cache": False, **self.boundaries}
         if self.position_ids is not None:
-            given["position_ids"] = self.position_ids
+            arguments["position_ids"] = self.position_ids
         if self.segments is not None:
-            given["segments"] = self.segments
-        return given
+            arguments["segments"] = self.segments
+        return arguments
 
 
 def padding_share(packs: Sequence[Sequence[Example]]) -> float:
@@ -92,14 +92,14 @@ def collate(
     """
     documents = sorted(examples, key=lambda e: -len(e.ids))  # stable; neighbours share a grid
     lengths = [len(e.ids) - 1 for e in documents]
-    given = rows.packed_arguments([e.ids[:-1] for e in documents], device, layout)
+    arguments = rows.packed_arguments([e.ids[:-1] for e in documents], device, layout)
     return Batch(
-        given.pop("input_ids"),
-        given.pop("position_ids"),
+        arguments.pop("input_ids"),
+        arguments.pop("position_ids"),
         to_device(_predict_at(documents, np.cumsum(lengths) - lengths), device),
         to_device(_targets(documents), device),
-        given.pop("segments"),
-        given,
+        arguments.pop("segments"),
+        arguments,
     )
 
 

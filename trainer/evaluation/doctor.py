@@ -180,9 +180,9 @@ def _tokens(example: Any, renderer: Renderer) -> tuple[ShownToken, ...]:
     for at, piece in enumerate(pieces):
         if piece.endswith(INCOMPLETE):  # a character of several tokens is shown in the first of them
             for end in range(at + 2, min(at + 5, len(ids) + 1)):
-                whole = renderer.tokenizer.decode(ids[at:end])
-                if INCOMPLETE not in whole:
-                    pieces[at:end] = [whole, *[CONTINUED] * (end - at - 1)]
+                text = renderer.tokenizer.decode(ids[at:end])
+                if INCOMPLETE not in text:
+                    pieces[at:end] = [text, *[CONTINUED] * (end - at - 1)]
                     break
     return tuple(
         ShownToken(piece, token, at >= example.prompt_length, token in added)

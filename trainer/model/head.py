@@ -82,9 +82,9 @@ def _measure(base: Any, layer: torch.nn.Linear, body: Any) -> Head | None:
 
     with _hooked(body, keep_hidden), _hooked(layer, keep_input):
         logits = base(input_ids=ids, use_cache=False).logits[0].float()
-    hidden, given = taken["hidden"][0].float(), taken["input"].reshape(ids.numel(), -1).float()
-    before = float((hidden * given).sum() / (hidden * hidden).sum())
-    before = 1.0 if torch.equal(hidden, given) else before
+    hidden, head_input = taken["hidden"][0].float(), taken["input"].reshape(ids.numel(), -1).float()
+    before = float((hidden * head_input).sum() / (hidden * hidden).sum())
+    before = 1.0 if torch.equal(hidden, head_input) else before
     points = torch.tensor(_POINTS, dtype=torch.float32, device=ids.device)
 
     def replace(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:

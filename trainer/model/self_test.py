@@ -85,11 +85,11 @@ def check_architecture(base: Path, device: torch.device | str = "cpu") -> Studen
         StudentError: the architecture can't be trained; says why.
     """
     config_text = (base / "config.json").read_text(encoding="utf-8")
-    found = _check_architecture(base, config_text)
-    if found is None or not found.layout.packed:
-        return found
+    problem = _check_architecture(base, config_text)
+    if problem is None or not problem.layout.packed:
+        return problem
     config = _read_config(base).get_text_config(decoder=True)
-    return replace(found, layout=replace(found.layout, attention=packed_attention(device, config)))
+    return replace(problem, layout=replace(problem.layout, attention=packed_attention(device, config)))
 
 
 @lru_cache(maxsize=16)
@@ -310,14 +310,14 @@ def _compare(student: Any, documents: Documents, alone: Sequence[torch.Tensor], 
     """Run the documents in a layout; return what differs from `alone`, empty if nothing does."""
     try:
         with attention_of(student, layout):
-            found = _run(student, documents, layout)
+            outputs = _run(student, documents, layout)
     except HarvesterError as error:
         return error.message
     except Exception as error:  # noqa: BLE001 - models raise all kinds for arguments they don't know
         return _first_line(error)
-    if not all(bool(torch.isfinite(logits).all()) for logits in found):
+    if not all(bool(torch.isfinite(logits).all()) for logits in outputs):
         return "logits are not finite"
-    difference = _difference(found, alone)
+    difference = _difference(outputs, alone)
     if difference > _tolerance(alone[0]):
         how = "documents in one row see each other, or a mask is lost" if layout.packed else "rows differ"
         return f"{how}: logits change by {difference:.1%}"
@@ -329,18 +329,18 @@ def _run(student: Any, documents: Documents, layout: RowLayout) -> list[torch.Te
     device = base.get_input_embeddings().weight.device
     lengths = [len(document) for document in documents]
     if layout.packed:
-        given = rows.packed_arguments(documents, device, layout)
-        return list(student(**given, use_cache=False).logits[0].split(lengths))
-    found: list[torch.Tensor] = []
+        arguments = rows.packed_arguments(documents, device, layout)
+        return list(student(**arguments, use_cache=False).logits[0].split(lengths))
+    outputs: list[torch.Tensor] = []
     for group in rows.groups(lengths):
         logits = student(**rows.unpacked_arguments(documents[group], device), use_cache=False).logits
-        found += [row[:length] for row, length in zip(logits, lengths[group], strict=True)]
-    return found
+        outputs += [row[:length] for row, length in zip(logits, lengths[group], strict=True)]
+    return outputs
 
 
-def _difference(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+def _difference(outputs: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
     """Return the relative difference of a token's logits: the largest in fp32, the median in 16 bits."""
-    left, right = torch.cat(list(found)).float(), torch.cat(list(wanted)).float()
+    left, right = torch.cat(list(outputs)).float(), torch.cat(list(wanted)).float()
     spread = (right - right.mean(dim=-1, keepdim=True)).norm(dim=-1)
     relative = (left - right).norm(dim=-1) / spread.clamp_min(1e-12)
     is_wide = wanted[0].dtype in (torch.float32, torch.float64)

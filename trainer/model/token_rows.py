@@ -40,13 +40,13 @@ def untrained_tokens(base: Path, ids: Iterable[int], generated_ids: Iterable[int
         StudentError: a file of the base is damaged.
     """
     shapes = tensor_shapes(base)
-    found: set[int] = set()
+    untrained: set[int] = set()
     for names, wanted in ((_EMBEDDINGS, set(ids)), (_OUTPUTS, set(generated_ids))):
         matrix = _matrix_name(shapes, names)
         if matrix and wanted:
             count = shapes[matrix][0]
-            found |= _untrained_rows(base, matrix, sorted(i for i in wanted if i < count), count)
-    return sorted(found)
+            untrained |= _untrained_rows(base, matrix, sorted(i for i in wanted if i < count), count)
+    return sorted(untrained)
 
 
 def _matrix_name(shapes: dict[str, tuple[int, ...]], layers: Sequence[str]) -> str:
@@ -81,6 +81,6 @@ def _read_rows(base: Path, matrix: str, ids: Sequence[int]) -> dict[int, torch.T
         with safe_open(str(path), framework="pt") as file:
             if matrix not in file.keys():  # noqa: SIM118 - safe_open has no `in`
                 continue
-            whole = file.get_slice(matrix)
-            return {i: whole[i : i + 1][0].float() for i in ids}
+            tensor = file.get_slice(matrix)
+            return {i: tensor[i : i + 1][0].float() for i in ids}
     return {}

@@ -92,10 +92,10 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         StudentError: a file is damaged; names it.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        found.update(_shapes(path))
-    return found
+        shapes.update(_shapes(path))
+    return shapes
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -103,9 +103,9 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(str(path), framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # noqa: BLE001 - safetensors raises its own kinds
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        message = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise StudentError(
-            f"weights can't be loaded: {said}", place=str(path), remedy="fetch the file again"
+            f"weights can't be loaded: {message}", place=str(path), remedy="fetch the file again"
         ) from None
 
 

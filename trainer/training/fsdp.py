@@ -43,14 +43,16 @@ def shard_base(student: Any, device: torch.device) -> int:
         )
     mesh = device_mesh.init_device_mesh(device.type, (get_world_size(),))
     split = {p for layer in layers for p in layer.parameters() if not p.requires_grad}
-    whole = {p for p in student.parameters() if p not in split}
-    for parameter in whole:
+    unsharded = {p for p in student.parameters() if p not in split}
+    for parameter in unsharded:
         parameter.data = parameter.data.to(device)
     for buffers in (module._buffers for module in student.modules()):
         buffers.update({name: b.to(device) for name, b in buffers.items() if b is not None})
     for layer in layers:
-        fully_shard(layer, mesh=mesh, ignored_params=whole)
-    fully_shard(decoder, mesh=mesh, ignored_params=whole)  # the root holds no weights: it orders the layers
+        fully_shard(layer, mesh=mesh, ignored_params=unsharded)
+    fully_shard(
+        decoder, mesh=mesh, ignored_params=unsharded
+    )  # the root holds no weights: it orders the layers
     return sum(_local_bytes(p) for p in student.parameters() if not p.requires_grad)
 
 

@@ -102,7 +102,7 @@ def estimate(config: TrainConfig, pack: Sequence[Example], *, checkpointing: boo
         with torch.device("meta"):
             student = model.add_adapter(loading.load_shapes(config.base), config).train()
     parts = {id(t): t for t in (*student.parameters(), *student.buffers())}  # tied ones once
-    whole = sum(t.numel() * t.element_size() for t in parts.values())
+    total = sum(t.numel() * t.element_size() for t in parts.values())
     adapter = sum(p.numel() * p.element_size() for p in model.trainable_parameters(student).values())
     bound = _activation_bound(student, pack, checkpointing=checkpointing)
     try:
@@ -112,8 +112,8 @@ def estimate(config: TrainConfig, pack: Sequence[Example], *, checkpointing: boo
             )
     except Exception:  # noqa: BLE001 - an estimate that fails in any way must not end the work
         activations, peak = bound, 2 * bound + adapter
-    base, moments = whole - adapter, 2 * adapter
-    return MemoryEstimate(base, adapter, adapter, moments, activations, whole + moments + peak)
+    base, moments = total - adapter, 2 * adapter
+    return MemoryEstimate(base, adapter, adapter, moments, activations, total + moments + peak)
 
 
 @contextmanager
@@ -234,9 +234,9 @@ def _faked(batch: Batch, fake: Any, device: torch.device, attention: str) -> Bat
 
 def enable_checkpointing(student: Any) -> None:
     """Turn on activation checkpointing (Chen et al. 2016, arXiv 1604.06174): about a third more FLOP."""
-    whole = student.get_base_model()
+    base = student.get_base_model()
     named = "activation_checkpointing_enable"  # its name since transformers 5.2x
-    enable = getattr(whole, named, None) or whole.gradient_checkpointing_enable
+    enable = getattr(base, named, None) or base.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 

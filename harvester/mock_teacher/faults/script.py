@@ -113,10 +113,10 @@ def _condition_fault(row: Mapping[str, Any], action: Action) -> str | None:
 
 
 def _ordinals(value: Any, key: str, place: str) -> tuple[int, ...]:
-    found = value if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(one, int) and not isinstance(one, bool) and one > 0 for one in found):
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(number, int) and not isinstance(number, bool) and number > 0 for number in numbers):
         raise ConfigError(f"{key} must be a number from 1 up, or a list of them", place=place)
-    return tuple(found)
+    return tuple(numbers)
 
 
 def _suggest(word: str, known: Sequence[str] | Mapping[str, Any] | set[str]) -> str:

@@ -173,8 +173,8 @@ def read(text: str) -> Asked | None:
     """Parse a prompt; return None if no phrasing matches the whole text."""
     text = text.strip()
     for task, phrasing, pattern in _patterns():
-        if found := pattern.fullmatch(text):
-            return Asked(task, phrasing, found.groupdict())
+        if match := pattern.fullmatch(text):
+            return Asked(task, phrasing, match.groupdict())
     return None
 
 

@@ -31,11 +31,11 @@ class Solved:
 
 def solve(text: str) -> Solved | None:
     """Solve a prompt; return None if it is no rule task or its content is invalid (31 June)."""
-    asked = read(text)
-    if asked is None:
+    task = read(text)
+    if task is None:
         return None
-    answer = SOLVERS[asked.task](asked.slots)
-    return None if answer is None else Solved(asked.task, answer, asked.phrasing, asked.slots)
+    answer = SOLVERS[task.task](task.slots)
+    return None if answer is None else Solved(task.task, answer, task.phrasing, task.slots)
 
 
 def wrong_answer(solved: Solved, rng: random.Random) -> str:

@@ -153,7 +153,9 @@ def _pieces(points: Sequence[tuple[float, float] | None]) -> list[list[tuple[flo
     ]
 
 
-def histogram(values: Histogram, *, unit: str = "", format: Format = compact, whole: bool = False) -> Markup:
+def histogram(
+    values: Histogram, *, unit: str = "", format: Format = compact, whole_numbers: bool = False
+) -> Markup:
     """Bars on a logarithmic axis, with the median and the 95th percentile named below.
 
     Args:
@@ -161,7 +163,7 @@ def histogram(values: Histogram, *, unit: str = "", format: Format = compact, wh
     """
     if not values.count:
         return nothing("nothing measured yet")
-    bars = (_whole_bars(values) if whole else None) or _log_bars(values)
+    bars = (_whole_bars(values) if whole_numbers else None) or _log_bars(values)
     step = min(34.0, WIDTH / len(bars))
     tallest = max(count for _, count in bars)
     parts = [f'<line class="axis" x1="0" x2="{WIDTH}" y1="{BASE}" y2="{BASE}"/>']
@@ -170,9 +172,9 @@ def histogram(values: Histogram, *, unit: str = "", format: Format = compact, wh
         for i, (low, count) in enumerate(bars)
         if count
     ]
-    parts += _labels(bars, step, format, whole=whole)
+    parts += _labels(bars, step, format, whole_numbers=whole_numbers)
     middle, most = (values.quantile(share) for share in (0.5, 0.95))
-    if whole:
+    if whole_numbers:
         middle, most = float(round(middle)), float(round(most))
     label = f"median {format(middle)}, 95 % below {format(most)} {unit}".rstrip()
     parts.append(f'<text x="{WIDTH}" y="{BASE + 40}" text-anchor="end">{words(label)}</text>')
@@ -205,10 +207,12 @@ def _log_bars(values: Histogram) -> list[tuple[float, int]]:
     return [(0.0, values.zeros), *bars] if values.zeros else bars
 
 
-def _labels(bars: Sequence[tuple[float, int]], step: float, format: Format, *, whole: bool) -> list[str]:
+def _labels(
+    bars: Sequence[tuple[float, int]], step: float, format: Format, *, whole_numbers: bool
+) -> list[str]:
     """Numbers below the bars: each whole one, or round ones at their place on the logarithmic axis."""
     places = {low: (i + 0.5) * step for i, (low, _) in enumerate(bars)}
-    if not whole or any(low != int(low) for low in places):
+    if not whole_numbers or any(low != int(low) for low in places):
         edges = [(low, i * step) for i, (low, _) in enumerate(bars) if low > 0]
         places = {0.0: step / 2} if bars[0][0] == 0 else {}
         (low, start), octaves = edges[0], math.log2(edges[1][0] / edges[0][0]) if len(edges) > 1 else 1.0

@@ -178,8 +178,8 @@ def answer_charts(census: Census, errors: Mapping[str, int]) -> list[dict[str, A
             charts.histogram(census.latency_ms, format=charts.milliseconds),
             "Send to last byte, of the attempt that answered.",
         ),
-        figure("Tokens of an answer", charts.histogram(census.tokens_out, unit="tokens", whole=True)),
-        figure("Tokens of a prompt", charts.histogram(census.tokens_in, unit="tokens", whole=True)),
+        figure("Tokens of an answer", charts.histogram(census.tokens_out, unit="tokens", whole_numbers=True)),
+        figure("Tokens of a prompt", charts.histogram(census.tokens_in, unit="tokens", whole_numbers=True)),
         figure("How answers ended", charts.shares(_endings(census)), endings),
     ]
     if errors:

@@ -108,7 +108,7 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(float(value))
 
 
-def _one(value: float) -> list[Series]:
+def _single(value: float) -> list[Series]:
     return [("", {}, value)]
 
 
@@ -120,25 +120,25 @@ def _of_store(totals: Totals) -> Iterator[str]:
     """The counters over all runs of the store, from its journal."""
     tokens = {"input": totals.input_tokens, "output": totals.output_tokens}
     for name, about, samples in (
-        ("attempts", "Attempts put on the wire.", _one(totals.attempts)),
+        ("attempts", "Attempts put on the wire.", _single(totals.attempts)),
         ("answers", "Answers stored, by outcome.", _by("outcome", totals.outcomes)),
         ("attempt_errors", "Attempts that brought no answer, by error code.", _by("code", totals.errors)),
         ("tokens", "Tokens billed, by type.", _by("type", tokens)),
-        ("cost_dollars", "Cost of rows at the configured price.", _one(totals.cost_microusd / 1e6)),
-        ("paid_twice", "Answers that were paid more than once.", _one(totals.paid_twice)),
+        ("cost_dollars", "Cost of rows at the configured price.", _single(totals.cost_microusd / 1e6)),
+        ("paid_twice", "Answers that were paid more than once.", _single(totals.paid_twice)),
     ):
         yield family(f"harvester_{name}_total", "counter", about, samples)
     yield family(
         "harvester_failed_rows",
         "gauge",
         "Rows that have no answer and are not asked again as things stand.",
-        _one(totals.dead),
+        _single(totals.dead),
     )
     yield family(
         "harvester_possibly_billed_attempts",
         "gauge",
         "Attempts that may have been billed without an answer we hold.",
-        _one(totals.possibly_billed),
+        _single(totals.possibly_billed),
     )
 
 
@@ -157,7 +157,7 @@ def _canaries_of_store(status: Mapping[str, Any]) -> Iterator[str]:
     ):
         value = status.get(f"canary_{key}")
         if isinstance(value, int | float):
-            yield family(f"harvester_canary_{name}", kind, about, _one(value / scale))
+            yield family(f"harvester_canary_{name}", kind, about, _single(value / scale))
 
 
 def run_metrics(status: Mapping[str, Any]) -> Iterator[str]:
@@ -200,15 +200,15 @@ def _state(status: Mapping[str, Any]) -> Iterator[str]:
         rate = limits.get(f"{unit}_per_minute")
         if rate is not None:
             name, help = f"{PREFIX}{unit}_limit_per_second", f"The limit on {unit} in force."
-            yield family(name, "gauge", help, _one(rate / 60))
+            yield family(name, "gauge", help, _single(rate / 60))
     left = _by("bound", status.get("eta_s") or {})
     yield family(f"{PREFIX}time_left_seconds", "gauge", "Estimated time left, as a range.", left)
     budget = status.get("budget") or {}
     for name, key, scale in (("dollars", "microusd", 1e-6), ("tokens", "tokens", 1.0)):
         if budget.get(key) is not None:
             ceiling, spent = budget[key] * scale, budget.get(f"{key}_spent", 0) * scale
-            yield family(f"{PREFIX}budget_{name}", "gauge", "The ceiling of this run.", _one(ceiling))
-            yield family(f"{PREFIX}budget_spent_{name}", "gauge", "Spent of it.", _one(spent))
+            yield family(f"{PREFIX}budget_{name}", "gauge", "The ceiling of this run.", _single(ceiling))
+            yield family(f"{PREFIX}budget_spent_{name}", "gauge", "Spent of it.", _single(spent))
     for name, key, scale in (("dollars", "microusd", 1e-6), ("tokens", "tokens", 1.0)):
         left_by_span: list[Series] = [
             ("", {"span": span}, budget[f"{key}_left"] * scale)

@@ -247,14 +247,14 @@ def _drift(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def _run(run: Mapping[str, Any], *, alive: bool) -> dict[str, str]:
     totals: Totals = run["totals"]
-    lives = alive and not run["ending"]
-    ended_us = time.time() * 1e6 if lives else run["ended_us"]
+    is_alive = alive and not run["ending"]
+    ended_us = time.time() * 1e6 if is_alive else run["ended_us"]
     started = datetime.fromtimestamp(run["started_us"] / 1e6, UTC)
     return {
         "run_id": run["run_id"],
         "started": f"{started:%Y-%m-%d %H:%M}",
         "took": figures.duration((ended_us - run["started_us"]) / 1e6) if ended_us else "",
-        "ending": "under way" if lives else run["ending"] or "none: it was killed",
+        "ending": "under way" if is_alive else run["ending"] or "none: it was killed",
         "exit_code": "" if run["exit_code"] is None else str(run["exit_code"]),
         "attempts": f"{totals.attempts:,}",
         "answers": f"{totals.answers:,}",

@@ -124,23 +124,23 @@ def build_app(store: Path) -> ASGIApp:
     Raises:
         StoreError: the store can't be read.
     """
-    desk = LiveReport(store)
+    live = LiveReport(store)
 
-    def whole(_: Request) -> Response:
-        account = desk.account()
+    def page_document(_: Request) -> Response:
+        account = live.account()
         browsed = samples_view(account.census, account.samples[:50])
         return HTMLResponse(page.document(report.overview(account), browsed, page.VIEW_SCRIPT))
 
     def overview(_: Request) -> Response:
         at = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-        return JSONResponse({"html": page.fragment("overview", report.overview(desk.account())), "at": at})
+        return JSONResponse({"html": page.fragment("overview", report.overview(live.account())), "at": at})
 
     def samples(request: Request) -> Response:
         text, outcome = request.query_params.get("q", ""), request.query_params.get("outcome", "")
         cursor = request.query_params.get("after", "")
-        found = search(store, text, outcome=outcome, cursor=cursor)
-        html = page.fragment("samples", {"samples": [sample_view(sample) for sample in found.samples]})
-        more = {"count": len(found.samples), "cursor": found.cursor, "looked_at": found.looked_at}
+        result = search(store, text, outcome=outcome, cursor=cursor)
+        html = page.fragment("samples", {"samples": [sample_view(sample) for sample in result.samples]})
+        more = {"count": len(result.samples), "cursor": result.cursor, "looked_at": result.looked_at}
         return JSONResponse({"html": html, **more})
 
     def metrics(_: Request) -> Response:
@@ -149,7 +149,7 @@ def build_app(store: Path) -> ASGIApp:
     def unreadable(_: Request, error: Exception) -> Response:
         return PlainTextResponse(f"{error}\n", 503)
 
-    pages = {"/": whole, "/overview": overview, "/samples": samples, "/metrics": metrics}
+    pages = {"/": page_document, "/overview": overview, "/samples": samples, "/metrics": metrics}
     routes = [Route(path, page_of) for path, page_of in pages.items()]
     return Guard(Starlette(routes=routes, exception_handlers={StoreError: unreadable}))
 

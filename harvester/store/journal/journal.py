@@ -119,10 +119,10 @@ class Journal:
             KeyError: there is no such run.
         """
         with self.writing() as connection:
-            found = connection.execute("SELECT run FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-            if found is None:
+            row = connection.execute("SELECT run FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+            if row is None:
                 raise KeyError(run_id)
-            end_run(connection, found[0], micros(at), ending, exit_code)
+            end_run(connection, row[0], micros(at), ending, exit_code)
 
     def next_attempt_id(self) -> int:
         """Return the lowest attempt number that was never used in this store."""
@@ -138,7 +138,7 @@ class Journal:
 
     def look_up(self, keys: Sequence[bytes]) -> dict[bytes, HeldAnswer]:
         """Return the answer or dead letter of each key; keys the store does not know are left out."""
-        found: dict[bytes, HeldAnswer] = {}
+        held: dict[bytes, HeldAnswer] = {}
         with self.reading() as connection:
             has_asks, has_dead = _is_any(connection, "asks"), _is_any(connection, "dead")
             queries = [_KEYS, _ANSWERS] if _is_any(connection, "answers") else [_KEYS]
@@ -146,13 +146,13 @@ class Journal:
                 chunk = keys[start : start + KEYS_PER_LOOKUP]
                 also = _askers(connection, chunk) if has_asks else {}
                 for key, code, ceiling, asker in _rows_of(connection, _DEAD, chunk) if has_dead else ():
-                    found[key] = HeldAnswer("dead", code, ceiling, asker, also.get(key, {}))
+                    held[key] = HeldAnswer("dead", code, ceiling, asker, also.get(key, {}))
                 for query in queries:
                     for key, outcome, ceiling, asker in _rows_of(connection, query, chunk):
-                        found[key] = HeldAnswer(
+                        held[key] = HeldAnswer(
                             "answered", OUTCOMES[outcome], ceiling, asker, also.get(key, {})
                         )
-        return found
+        return held
 
     def apply(self, records: Sequence[Record]) -> None:
         """Write records in one transaction; when this returns, they survive power loss.
@@ -283,8 +283,8 @@ def _end_killed_runs(connection: sqlite3.Connection) -> None:
 
 
 def _is_any(connection: sqlite3.Connection, table: str) -> bool:
-    (found,) = connection.execute(f"SELECT EXISTS (SELECT 1 FROM {table})").fetchone()  # noqa: S608
-    return bool(found)
+    (exists,) = connection.execute(f"SELECT EXISTS (SELECT 1 FROM {table})").fetchone()  # noqa: S608
+    return bool(exists)
 
 
 def _rows_of(connection: sqlite3.Connection, query: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
@@ -293,11 +293,11 @@ def _rows_of(connection: sqlite3.Connection, query: str, keys: Sequence[bytes]) 
 
 
 def _askers(connection: sqlite3.Connection, keys: Sequence[bytes]) -> _Askers:
-    found: _Askers = defaultdict(dict)
+    askers: _Askers = defaultdict(dict)
     for _, key, sample_index, asker, prompt in sorted(_rows_of(connection, _ASKS, keys)):
         with contextlib.suppress(orjson.JSONDecodeError):  # damaged: `harvester verify` reports it
-            found[key][orjson.loads(prompt)["id"], sample_index] = asker
-    return found
+            askers[key][orjson.loads(prompt)["id"], sample_index] = asker
+    return askers
 
 
 def _under(prefix: str, counts: Mapping[str, int]) -> dict[str, int]:
@@ -310,12 +310,12 @@ def _under(prefix: str, counts: Mapping[str, int]) -> dict[str, int]:
 
 def _dead_letter_line(row: tuple[Any, ...]) -> bytes:
     key, prompt, body, sample_index, code, message, attempts, at_us = row
-    asked = orjson.loads(prompt)
+    prompt_fields = orjson.loads(prompt)
     letter = {
         "key": key.hex(),
-        "prompt_id": asked["id"],
-        "file": asked["file"],
-        "line": asked["line"],
+        "prompt_id": prompt_fields["id"],
+        "file": prompt_fields["file"],
+        "line": prompt_fields["line"],
         "sample_index": sample_index,
         "code": code,
         "message": message,

@@ -331,8 +331,8 @@ def _row(connection: sqlite3.Connection, table: str, number: int) -> dict[str, A
     """A row of `runs` or `intents` by its number, with its checksum; empty where there is none."""
     names = (*COVERED[table][0], "checksum")
     query = f"SELECT {', '.join(names)} FROM {table} WHERE {names[0]} = ?"  # noqa: S608 - our own names
-    found = connection.execute(query, (number,)).fetchone()
-    return {} if found is None else dict(zip(names, found, strict=True))
+    row = connection.execute(query, (number,)).fetchone()
+    return {} if row is None else dict(zip(names, row, strict=True))
 
 
 def _inserted(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:

@@ -51,17 +51,19 @@ def commits_lost(path: Path) -> int:
         page = 4096  # SQLite's default, which the journal uses
     frames = list(_frames(content, page))
     sums = _summed(content[:24], magic, (0, 0))
-    whole = 0
+    complete = 0
     if magic & ~1 == _MAGIC and sums == (first, second):
         for number, _, frame_salts, expected, start in frames:
             sums = _summed(content[start : start + 8], magic, sums)
             sums = _summed(content[start + _FRAME.size : start + _FRAME.size + page], magic, sums)
             if frame_salts != tuple(salts) or sums != expected:
                 break
-            whole = number + 1
+            complete = number + 1
     elif frames:
         salts = list(frames[0][2])
-    commits = sum(1 for _, size, found_salts, _, _ in frames[whole:] if size and found_salts == tuple(salts))
+    commits = sum(
+        1 for _, size, found_salts, _, _ in frames[complete:] if size and found_salts == tuple(salts)
+    )
     return commits if commits > 1 else 0
 
 

@@ -85,18 +85,18 @@ def _overwrite(journal: Journal) -> None:
 
 def find_keys_of_prompt(journal: Journal, store: Path, prompt_id: str) -> set[bytes]:
     """Return every key that a row of this prompt asked for."""
-    found: set[bytes] = set()
+    keys: set[bytes] = set()
     with journal.reading() as connection:
         for table in ("answers", "asks", "dead"):
             for key, text in connection.execute(f"SELECT key, prompt_json FROM {table}"):  # noqa: S608
                 if prompt_columns(text, 0)["prompt_id"] == prompt_id:
-                    found.add(key)
+                    keys.add(key)
     for entry in read_manifest(journal):
         with open_shard(store / paths.SHARDS / entry.name) as file:
             for batch in file.iter_batches(columns=["key", "prompt_id"]):
                 mask = pc.equal(batch.column("prompt_id"), prompt_id)
-                found |= {bytes.fromhex(text) for text in batch.filter(mask).column("key").to_pylist()}
-    return found
+                keys |= {bytes.fromhex(text) for text in batch.filter(mask).column("key").to_pylist()}
+    return keys
 
 
 def purge_store(store: Path, key: str | None, prompt_id: str | None) -> int:

@@ -81,7 +81,7 @@ def repair(journal: Journal, store: Path) -> RepairResult:
         store, store / paths.SHARDS, tuple(by_name.values()), has_journal=True, alone=True
     )
     names = sorted(
-        {found.place.removeprefix(f"{paths.SHARDS}/") for found in findings if _is_file_finding(found)}
+        {finding.place.removeprefix(f"{paths.SHARDS}/") for finding in findings if _is_file_finding(finding)}
     )
     moved, saved = [], 0
     for name in sorted(

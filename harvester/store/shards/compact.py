@@ -53,20 +53,20 @@ def mergeable_batches(journal: Journal, target_bytes: int) -> list[list[ShardEnt
     for entry in read_manifest(journal):
         if entry.size_bytes < target_bytes / SMALL_FACTOR and entry.rows < ROWS_PER_SHARD / SMALL_FACTOR:
             by_digest.setdefault(entry.lineage_digest, []).append(entry)
-    found: list[list[ShardEntry]] = []
+    groups: list[list[ShardEntry]] = []
     for _, entries in sorted(by_digest.items()):
         batch: list[ShardEntry] = []
         for entry in entries:
             if sum(shard.rows for shard in batch) + entry.rows > ROWS_PER_SHARD:
-                found.append(batch)
+                groups.append(batch)
                 batch = []
             batch.append(entry)
             if sum(shard.size_bytes for shard in batch) >= target_bytes:
-                found.append(batch)
+                groups.append(batch)
                 batch = []
         if len(batch) >= MIN_SMALL_SHARDS:
-            found.append(batch)
-    return [batch for batch in found if len(batch) > 1]
+            groups.append(batch)
+    return [batch for batch in groups if len(batch) > 1]
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def move_keys(connection: sqlite3.Connection, shard: int, keys: Sequence[bytes])
     for holes, chunk in _chunks(keys):
         connection.executemany(
             "UPDATE keys SET shard = ?, checksum = ? WHERE key = ?",
-            [(shard, _check(shard, *row), row[0]) for row in _whole(connection, holes, chunk)],
+            [(shard, _check(shard, *row), row[0]) for row in _checked(connection, holes, chunk)],
         )
 
 
@@ -98,12 +98,12 @@ def require_index(journal: Journal, keys: Sequence[bytes]) -> Iterator[None]:
     """
     for number, (holes, chunk) in enumerate(_chunks(keys)):
         with journal.reading() as connection:
-            _whole(connection, holes, chunk)
+            _checked(connection, holes, chunk)
         if number % CHUNKS_PER_STEP == CHUNKS_PER_STEP - 1:
             yield
 
 
-def _whole(
+def _checked(
     connection: sqlite3.Connection, holes: str, keys: Sequence[bytes]
 ) -> list[tuple[bytes, int, int | None, bytes]]:
     """Return key, outcome, max_tokens and asker of these index rows after a check of their checksums."""

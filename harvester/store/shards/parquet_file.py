@@ -94,11 +94,11 @@ def require_version(path: Path, file: pq.ParquetFile) -> None:
     Raises:
         StoreFormatError: it names another version than this program reads.
     """
-    found = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"").decode("ascii", "replace")
-    if found and found != str(SCHEMA_VERSION):
-        newer = not found.isdigit() or int(found) > SCHEMA_VERSION
+    version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"").decode("ascii", "replace")
+    if version and version != str(SCHEMA_VERSION):
+        newer = not version.isdigit() or int(version) > SCHEMA_VERSION
         raise StoreFormatError(
-            f"columns of version {found}, this program reads {SCHEMA_VERSION}",
+            f"columns of version {version}, this program reads {SCHEMA_VERSION}",
             place=str(path),
             remedy="install a newer release" if newer else "open it with the release that wrote it",
         )

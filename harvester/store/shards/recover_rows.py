@@ -75,8 +75,8 @@ class RowVerifier:
                 key: (most, asker) for key, most, asker in connection.execute(query, (entry.shard,))
             }
             query = "SELECT started_us, lineage_json, config_json FROM runs"
-            runs = [(at, Lineage.from_json(told), config) for at, told, config in connection.execute(query)]
-        self._runs = {told.run_id: _Run(told, at, _epoch(config)) for at, told, config in runs}
+            runs = [(at, Lineage.from_json(text), config) for at, text, config in connection.execute(query)]
+        self._runs = {lineage.run_id: _Run(lineage, at, _epoch(config)) for at, lineage, config in runs}
 
     def verified_rows(self, table: pa.Table) -> pa.Table:
         """Return the rows of a table (of exactly `SCHEMA`) that can be verified."""
@@ -88,8 +88,10 @@ class RowVerifier:
 
     def _are_verified(self, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
         derived = [self._derived(row) for row in rows]
-        whole = iter(to_table([one for one in derived if one is not None]).to_pylist())
-        return [one is not None and next(whole) == row for one, row in zip(derived, rows, strict=True)]
+        expected = iter(to_table([sample for sample in derived if sample is not None]).to_pylist())
+        return [
+            sample is not None and next(expected) == row for sample, row in zip(derived, rows, strict=True)
+        ]
 
     def _derived(self, row: Mapping[str, Any]) -> Sample | None:
         """Derive the row again from its request and raw answer; None where key, asker or time disagree."""
@@ -167,6 +169,6 @@ def _require_statistics(file: pq.ParquetFile, number: int, table: pa.Table) -> N
     columns = {group.column(place).path_in_schema: place for place in range(group.num_columns)}
     for name in UNCHECKED_COLUMNS:
         noted = group.column(columns[name]).statistics
-        found = pc.min_max(table.column(name)).as_py()
-        if noted is None or not noted.has_min_max or (noted.min, noted.max) != (found["min"], found["max"]):
+        limits = pc.min_max(table.column(name)).as_py()
+        if noted is None or not noted.has_min_max or (noted.min, noted.max) != (limits["min"], limits["max"]):
             raise ValueError(f"{name} does not match its statistics")

@@ -127,17 +127,17 @@ def _staged(  # noqa: PLR0913 - as `rewrite`
         entry = yield from check_written_file(hidden, journal.next_shard(), keys, entries[0].lineage_digest)
         yield from require_index(journal, keys)
     new = None if entry is None else (hidden, entry.name)
-    swap.stage(folder, without={one.name for one in entries}, new=new)
+    swap.stage(folder, without={shard.name for shard in entries}, new=new)
     return entry, keys
 
 
 def _lineages(journal: Journal, folder: Path, entries: Sequence[ShardEntry], salvage: bool) -> list[Lineage]:
     """Return the lineages of the runs whose rows are kept; with `salvage` from the journal."""
-    found: dict[str, Lineage] = {}
+    lineages: dict[str, Lineage] = {}
     for entry in entries:
         if not salvage:
             with open_shard(folder / entry.name) as file:
-                found |= {lineage.run_id: lineage for lineage in lineages_in(file)}
+                lineages |= {lineage.run_id: lineage for lineage in lineages_in(file)}
             continue
         present = {
             run_id
@@ -145,9 +145,9 @@ def _lineages(journal: Journal, folder: Path, entries: Sequence[ShardEntry], sal
             for run_id in table.column("run_id").unique().to_pylist()
         }
         with journal.reading() as connection:
-            told = connection.execute("SELECT run_id, lineage_json FROM runs").fetchall()
-        found |= {run_id: Lineage.from_json(text) for run_id, text in told if run_id in present}
-    return [found[run_id] for run_id in sorted(found)]
+            stored = connection.execute("SELECT run_id, lineage_json FROM runs").fetchall()
+        lineages |= {run_id: Lineage.from_json(text) for run_id, text in stored if run_id in present}
+    return [lineages[run_id] for run_id in sorted(lineages)]
 
 
 def _copy(
@@ -174,7 +174,7 @@ def _row_groups(tables: Iterable[pa.Table], without: Collection[str]) -> Iterato
             kept = [key not in without for key in table.column("key").to_pylist()]
             table = table.filter(pa.array(kept))
         waiting.append(table)
-        rows, size = sum(one.num_rows for one in waiting), sum(one.nbytes for one in waiting)
+        rows, size = sum(part.num_rows for part in waiting), sum(part.nbytes for part in waiting)
         if rows >= ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
             yield pa.concat_tables(waiting)
             waiting = []
@@ -196,13 +196,13 @@ def _commit_swap(
     """Update manifest and key index after the exchange; return the keys left out."""
     # The whole index is scanned only where rows were left out: a merge must not delay a run.
     gone = set[bytes]()
-    if sum(one.rows for one in old) != len(keys):
-        gone = {key for one in old for key in indexed_keys(journal, one)}.difference(keys)
+    if sum(entry.rows for entry in old) != len(keys):
+        gone = {key for entry in old for key in indexed_keys(journal, entry)}.difference(keys)
     with journal.writing() as connection:
         connection.executemany("DELETE FROM keys WHERE key = ?", [(key,) for key in sorted(gone)])
         if gone:
             forget_finished(connection)
-        connection.executemany("DELETE FROM manifest WHERE shard = ?", [(one.shard,) for one in old])
+        connection.executemany("DELETE FROM manifest WHERE shard = ?", [(entry.shard,) for entry in old])
         if new is not None:
             move_keys(connection, new.shard, keys)
             insert_new_entry(connection, new)
@@ -224,11 +224,11 @@ def finish_interrupted_rewrite(journal: Journal, store: Path) -> None:
             path.unlink()
         if not is_staged:
             return
-        old = [one for one in read_manifest(journal) if swap.locate(folder, one.name).parent != folder]
+        old = [shard for shard in read_manifest(journal) if swap.locate(folder, shard.name).parent != folder]
         if old:
-            found = _exchanged(journal, folder, old)
-            if found is not None:
-                _commit_swap(journal, store, old, *found)
+            exchanged = _exchanged(journal, folder, old)
+            if exchanged is not None:
+                _commit_swap(journal, store, old, *exchanged)
             else:
                 for entry in old:  # no file replaces them: move the old files back
                     swap.locate(folder, entry.name).rename(folder / entry.name)
@@ -243,8 +243,8 @@ def _exchanged(
     """Find the undamaged file that replaced `old`: it has the next shard's number and only their keys."""
     number = journal.next_shard()
     known = {key for entry in old for key in indexed_keys(journal, entry)}
-    for found, path in unlisted.unlisted_files(folder, number - 1):
-        held = unlisted.read_contents(path) if found == number else None
+    for file_number, path in unlisted.unlisted_files(folder, number - 1):
+        held = unlisted.read_contents(path) if file_number == number else None
         if held is not None and known.issuperset(held.keys):
             entry = held.entry(path.stat().st_mtime)
             return replace(entry, lineage_digest=old[0].lineage_digest), held.keys

@@ -63,8 +63,8 @@ def sample_of(row: Mapping[str, Any], lineage: Lineage, columns: Collection[str]
     return Sample(
         key=row["key"].hex(),
         messages=[
-            {"role": one["role"], "content": text_of(one.get("content"))}
-            for one in body.get("messages") or []
+            {"role": message["role"], "content": text_of(message.get("content"))}
+            for message in body.get("messages") or []
         ],
         request_json=row["body_json"],
         raw=row["raw"],
@@ -98,7 +98,7 @@ def parsed_columns(answer: Completion) -> dict[str, Any]:
         "reasoning": answer.reasoning,
         "refusal": answer.refusal,
         "tool_calls_json": answer.tool_calls_json,
-        "logprobs": [_token(one) for one in answer.logprobs] or None,
+        "logprobs": [_token(token) for token in answer.logprobs] or None,
         "response_model": answer.model,
         "system_fingerprint": answer.system_fingerprint,
         "response_id": answer.response_id,
@@ -161,9 +161,9 @@ def parse_answer(row: Mapping[str, Any], body: Mapping[str, Any], *, logprobs: b
         return Completion(None, Outcome.UNKNOWN, "", usage)
 
 
-def _token(one: TokenLogprob) -> dict[str, Any]:
-    return {**_alternative(one), "top": [_alternative(other) for other in one.top]}
+def _token(token: TokenLogprob) -> dict[str, Any]:
+    return {**_alternative(token), "top": [_alternative(other) for other in token.top]}
 
 
-def _alternative(one: TokenLogprob | Alternative) -> dict[str, Any]:
-    return {"token": one.token, "bytes": one.data, "logprob": one.logprob}
+def _alternative(token: TokenLogprob | Alternative) -> dict[str, Any]:
+    return {"token": token.token, "bytes": token.data, "logprob": token.logprob}

@@ -123,7 +123,7 @@ def used_bytes(journal: Journal) -> int:
 
 
 def _groups(journal: Journal) -> list[_Group]:
-    found: dict[str, list[tuple[int, Lineage, int, int]]] = {}
+    by_run: dict[str, list[tuple[int, Lineage, int, int]]] = {}
     with journal.reading() as connection:
         # The limit keeps SQLite from folding the two queries into one, whose sorter would hold every body.
         rows = connection.execute(
@@ -133,9 +133,9 @@ def _groups(journal: Journal) -> list[_Group]:
         ).fetchall()
     for run, text, stored, last_id in rows:
         lineage = Lineage.from_json(text)
-        found.setdefault(lineage_digest(lineage), []).append((run, lineage, stored, last_id))
+        by_run.setdefault(lineage_digest(lineage), []).append((run, lineage, stored, last_id))
     groups = []
-    for digest, runs in sorted(found.items()):
+    for digest, runs in sorted(by_run.items()):
         numbers, lineages, stored_bytes, last_ids = zip(*runs, strict=True)
         groups.append(_Group(digest, numbers, lineages, sum(stored_bytes), max(last_ids)))
     return groups

@@ -100,9 +100,9 @@ def locate(folder: Path, name: str) -> Path:
     """Return the path of a shard: in the folder, or in the staged one during an exchange."""
     path = folder / name
     if not path.exists():
-        beside = folder.with_name(STAGED) / name
-        if beside.exists():
-            return beside
+        staged = folder.with_name(STAGED) / name
+        if staged.exists():
+            return staged
     return path
 
 
@@ -177,17 +177,17 @@ def _is_half(path: Path) -> bool:
     return path.name.startswith(".part-") and path.suffix == ".tmp"
 
 
-def _renamed_at_once(one: Path, other: Path) -> bool:
+def _renamed_at_once(first: Path, second: Path) -> bool:
     try:
         call = _libc.renameat2
     except AttributeError:
         return False
-    if call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+    if call(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
         return True
     number = ctypes.get_errno()
     if number in _UNSUPPORTED:
         return False
-    raise OSError(number, os.strerror(number), str(one))
+    raise OSError(number, os.strerror(number), str(first))
 
 
 def _link(path: Path, target: Path) -> None:

@@ -99,11 +99,11 @@ def is_half_sealed(connection: sqlite3.Connection, path: Path) -> bool:
     with open_shard(path) as file:
         for batch in file.iter_batches(batch_size=256, columns=["key", "raw"]):
             for row in batch.to_pylist():
-                found = connection.execute(query, (bytes.fromhex(row["key"]),)).fetchone()
+                stored = connection.execute(query, (bytes.fromhex(row["key"]),)).fetchone()
                 if (
-                    found is None
-                    or found[raw_at] != row["raw"]
-                    or not is_unchanged(found[:-1], short, found[-1])
+                    stored is None
+                    or stored[raw_at] != row["raw"]
+                    or not is_unchanged(stored[:-1], short, stored[-1])
                 ):
                     return False
     return True
