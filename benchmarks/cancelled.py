@@ -110,8 +110,8 @@ def main() -> None:
         )
         for name, run in runs:
             cut, served, took_s = asyncio.run(run())
-            said = f"{cut} cancelled, then {served} of {HEALTHY} served in {took_s:.1f} s"
-            print(f"  {name:24} {said}", flush=True)
+            text = f"{cut} cancelled, then {served} of {HEALTHY} served in {took_s:.1f} s"
+            print(f"  {name:24} {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         cpu, sizes = through_the_writer(Path(name) / "store", pairs, wanted.rate)
         alone = bare(Path(name) / "bare.db", pairs, sizes)
-    said: dict[str, Any] = {
+    text: dict[str, Any] = {
         "answers": len(pairs),
         "transactions": len(sizes),
         "writer_us": round(cpu / len(pairs) * 1e6, 1),
@@ -125,7 +125,7 @@ def main() -> None:
         "ratio": round(cpu / alone, 2),
         "asked_us": TARGET_US,
     }
-    print(json.dumps(said))
+    print(json.dumps(text))
 
 
 if __name__ == "__main__":

@@ -111,14 +111,14 @@ async def _bare(config: HarvestConfig, seconds: float) -> Shots:
 
 def by_second(shots: Shots) -> list[tuple[float, float, float]]:
     """Time, answers per second, and refused over sends, of each second."""
-    found, (begun, last) = [], shots[0]
+    result, (begun, last) = [], shots[0]
     for at, shot in shots:
         if at - begun >= 1.0:
             answers = shot.answers_stored - last.answers_stored
             refused = shot.rate_limited - last.rate_limited
-            found.append((begun, answers / (at - begun), refused / max(1, answers + refused)))
+            result.append((begun, answers / (at - begun), refused / max(1, answers + refused)))
             begun, last = at, shot
-    return found
+    return result
 
 
 def settled_s(

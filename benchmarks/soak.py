@@ -124,10 +124,10 @@ class Day:
 
     def _status(self) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads((self.store / "status.json").read_text(encoding="utf-8"))
+            result: dict[str, Any] = json.loads((self.store / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found
+        return result
 
     def end(self, number: signal.Signals) -> int:
         """End this life by a signal; returns how it ended."""
@@ -222,14 +222,14 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 def figures(day: Day) -> list[tuple[str, float, float]]:
     """Name, value, bound; each bound is a maximum."""
     trace = read_timeline(day.store)
-    points = [one for one in trace if one["run_id"] == trace[-1]["run_id"]]
-    points = [one for one in points[:-1] if one["in_flight"] or one["waiting"]]
+    points = [entry for entry in trace if entry["run_id"] == trace[-1]["run_id"]]
+    points = [entry for entry in points[:-1] if entry["in_flight"] or entry["waiting"]]
     settled = points[int(len(points) * SETTLED) :]
-    memory = [(one["stored"] / 100_000, one["rss_bytes"] / 2**20) for one in settled]
+    memory = [(entry["stored"] / 100_000, entry["rss_bytes"] / 2**20) for entry in settled]
     tenth = max(1, len(memory) // 10)
     first, last = (statistics.median(y for _, y in part) for part in (memory[:tenth], memory[-tenth:]))
     answers = memory[-1][0] - memory[0][0]
-    lag = sorted(one["loop_lag_s"] * 1e3 for one in settled)
+    lag = sorted(entry["loop_lag_s"] * 1e3 for entry in settled)
     with Journal.open(day.store, read_only=True) as journal:
         totals = journal.totals()
     with Journal.open(day.store / "canary", read_only=True) as journal:
@@ -241,10 +241,10 @@ def figures(day: Day) -> list[tuple[str, float, float]]:
         # Over few answers the slope is that of the allocator's warming up, not of a leak.
         ("memory slope, MiB per 100,000 answers", slope(memory), 12.0 if answers > 0.2 else math.inf),
         ("memory growth once settled, MiB", last - first, 16.0 + 12.0 * answers),
-        ("memory, most, MiB", max(one["rss_bytes"] for one in points) / 2**20, 400.0),
-        ("open files, most", max(one["open_files"] for one in points), WINDOW + 64),
-        ("tasks, most", max(one["tasks"] for one in points), 2 * WINDOW + 32),
-        ("threads, most", max(one["threads"] for one in points), 24),
+        ("memory, most, MiB", max(entry["rss_bytes"] for entry in points) / 2**20, 400.0),
+        ("open files, most", max(entry["open_files"] for entry in points), WINDOW + 64),
+        ("tasks, most", max(entry["tasks"] for entry in points), 2 * WINDOW + 32),
+        ("threads, most", max(entry["threads"] for entry in points), 24),
         ("loop lag, median of the worst between points, ms", lag[len(lag) // 2], 250.0),
         ("loop lag, 99th percentile of the worst, ms", lag[int(len(lag) * 0.99)], 1500.0),
         ("billed, neither held nor listed as possibly billed", lost - allowed, 0),

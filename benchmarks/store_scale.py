@@ -61,9 +61,9 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
         keys += [keys_of(config, range(n, n + 1))[0] for n in rng.sample(range(rows), LOOKED_UP // 2)]
         rng.shuffle(keys)
         begun = time.perf_counter()
-        found, lookup_cpu = writer.call(lambda journal: counted(lambda: journal.look_up(keys))).result()
+        result, lookup_cpu = writer.call(lambda journal: counted(lambda: journal.look_up(keys))).result()
         looked_up = time.perf_counter() - begun
-        assert len(found) == LOOKED_UP // 2
+        assert len(result) == LOOKED_UP // 2
         warm_s = warm_cpu = 0.0
         for begin in range(0, rows, CHUNK):
             chunk = keys_of(config, range(begin, min(begin + CHUNK, rows)))
@@ -102,8 +102,8 @@ def run(folder: Path, rows: int, name: str) -> dict[str, float]:
     begun = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - begun
-    said = json.loads(done.stdout)
-    assert (said["requests_sent"], said["from_cache"]) == (0, rows)
+    stdout = json.loads(done.stdout)
+    assert (stdout["requests_sent"], stdout["from_cache"]) == (0, rows)
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     return {f"{name}_per_s": rows / seconds, f"{name}_memory_mib": memory}
 
@@ -136,8 +136,8 @@ def in_process(folder: Path, rows: int, what: str) -> dict[str, Any]:
     command += ["--rows", str(rows), "--folder", str(folder)]
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=root)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 def main() -> None:
@@ -167,11 +167,11 @@ def main() -> None:
                 **in_process(folder, rows, "full"),
                 **in_process(folder, rows, "rerun"),
             }
-            said = ", ".join(
+            text = ", ".join(
                 f"{name} {value:,.3g}" if value < 1000 else f"{name} {value:,.0f}"
                 for name, value in figures.items()
             )
-            print(f"{rows:>12,} rows: {said}")
+            print(f"{rows:>12,} rows: {text}")
     print("asked: " + ", ".join(f"{name} {value:,}" for name, value in TARGETS.items()))
 
 

@@ -67,9 +67,9 @@ async def loop(send: Send, case: Case, seconds: float) -> Speed:
     await asyncio.sleep(case.warm_s)
     before, at, cpu = answers, time.monotonic(), time.process_time()
     await asyncio.sleep(until - at)
-    found = _speed(answers - before, time.monotonic() - at, time.process_time() - cpu)
+    result = _speed(answers - before, time.monotonic() - at, time.process_time() - cpu)
     await asyncio.gather(*workers)
-    return found
+    return result
 
 
 async def over_httpx(case: Case, config: HarvestConfig, seconds: float) -> Speed:
@@ -129,16 +129,16 @@ RUNNERS = {
 def measure(name: str, rounds: int, seconds: float, own_server: bool) -> None:
     """Print one case."""
     case = CASES[name]
-    found: dict[str, list[Speed]] = {runner: [] for runner in RUNNERS}
+    result: dict[str, list[Speed]] = {runner: [] for runner in RUNNERS}
     with load_side(slow=case.slow, own=own_server) as load:
         config = everything_on(load.base_url, case.in_flight)
         for _ in range(rounds):
             for runner, run in RUNNERS.items():
-                found[runner].append(asyncio.run(run(case, config, seconds)))
+                result[runner].append(asyncio.run(run(case, config, seconds)))
     wait = "0.5 to 1 s" if case.slow else "at once"
     print(f"{name}: {case.in_flight} in flight, answers {wait}, {load.kind}, median of {rounds}")
-    base = statistics.median(speed.rate for speed in found["bare httpx over aiohttp"])
-    for runner, speeds in found.items():
+    base = statistics.median(speed.rate for speed in result["bare httpx over aiohttp"])
+    for runner, speeds in result.items():
         rate = statistics.median(speed.rate for speed in speeds)
         cpu_ms = statistics.median(speed.cpu_ms for speed in speeds)
         each = " ".join(f"{speed.rate:.0f}" for speed in speeds)

@@ -88,8 +88,8 @@ def told_by(python: str, script: str, arguments: list[str], threads: int) -> dic
     )
     if done.returncode != 0:
         raise SystemExit(f"{script} {' '.join(arguments)}\n{done.stdout[-1000:]}{done.stderr[-4000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
 
 
 def side(python: str, script: str, task: lora_task.Task) -> dict[str, Any]:
@@ -240,17 +240,21 @@ def shape(name: str, where: tuple[str, str], python: str, ends: float, options: 
 
 def main() -> None:
     """Run what the options name."""
-    told = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    told.add_argument("--gpu", action="store_true")
-    told.add_argument("--dry-run", action="store_true", help="the GPU walk on the CPU with a tiny shape")
-    told.add_argument("--shapes", nargs="+", choices=[*GOAL], default=[*GOAL])
-    told.add_argument("--minutes", type=float, default=9.5)
-    told.add_argument("--pack-tokens", type=int, default=16_384, help="of the GPU walk; 8192 for 7B in 80 GB")
-    told.add_argument("--rounds", type=int, default=3)
-    told.add_argument("--trl-pack", type=int, default=256, choices=(256, 512, 1024, 2048))
-    told.add_argument("--trl-python")
-    told.add_argument("--compile", action="store_true", help="[train] compile = true on our side")
-    options = told.parse_args()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--dry-run", action="store_true", help="the GPU walk on the CPU with a tiny shape")
+    parser.add_argument("--shapes", nargs="+", choices=[*GOAL], default=[*GOAL])
+    parser.add_argument("--minutes", type=float, default=9.5)
+    parser.add_argument(
+        "--pack-tokens", type=int, default=16_384, help="of the GPU walk; 8192 for 7B in 80 GB"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trl-pack", type=int, default=256, choices=(256, 512, 1024, 2048))
+    parser.add_argument("--trl-python")
+    parser.add_argument("--compile", action="store_true", help="[train] compile = true on our side")
+    options = parser.parse_args()
     sys.exit(0 if (on_gpu if options.gpu else on_cpu)(options) else 1)
 
 

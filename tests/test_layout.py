@@ -20,8 +20,8 @@ SOURCES = sorted(path for name in TOP_PACKAGES for path in (ROOT / name).rglob("
 
 def _packages() -> set[str]:
     """Return the dotted name of every package in the source tree."""
-    found = {path.parent.relative_to(ROOT) for path in SOURCES if path.name == "__init__.py"}
-    return {".".join(path.parts) for path in found}
+    result = {path.parent.relative_to(ROOT) for path in SOURCES if path.name == "__init__.py"}
+    return {".".join(path.parts) for path in result}
 
 
 @pytest.fixture

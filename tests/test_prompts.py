@@ -33,10 +33,10 @@ def rows() -> list[dict[str, Any]]:
 
 def test_the_committed_files_are_what_the_generator_writes(tmp_path: Path):
     command = [sys.executable, str(PROMPTS / "generate.py"), str(tmp_path)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    stdout = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name in NAMES:
         assert (tmp_path / name).read_bytes() == (PROMPTS / name).read_bytes()
-        assert name in said
+        assert name in stdout
 
 
 def test_no_prompt_and_no_id_occurs_twice(rows: list[dict[str, Any]]):
@@ -83,9 +83,9 @@ def test_splits_hold_the_phrasings_they_promise(rows: list[dict[str, Any]]):
     seen: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         seen.setdefault((row["split"], row["task"]), set()).add(row["phrasing"])
-    for task, asked in PHRASINGS.items():
+    for task, phrasings in PHRASINGS.items():
         if task == DOUBLE:
             assert [split for split in SPLITS if (split, task) in seen] == ["held_out_task"]
             continue
-        assert seen["train", task] == seen["held_out", task] == set(asked.train)
-        assert seen["held_out_phrasing", task] == set(asked.held_out)
+        assert seen["train", task] == seen["held_out", task] == set(phrasings.train)
+        assert seen["held_out_phrasing", task] == set(phrasings.held_out)

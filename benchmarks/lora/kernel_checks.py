@@ -127,13 +127,13 @@ def whole(device: str, dtype: str) -> float:
 
 def main() -> None:
     device, dtype = sys.argv[1:]
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for check in (attention, head, lora):
-        found.update(check(device, getattr(torch, dtype)))
-    bad = [name for name, size in found.items() if not size < BOUND[dtype]]
-    found["two-layer loss"] = whole(device, dtype)
-    bad += [] if found["two-layer loss"] < WHOLE[dtype] else ["two-layer loss"]
-    print(json.dumps({name: float(f"{size:.2e}") for name, size in found.items()}))
+        result.update(check(device, getattr(torch, dtype)))
+    bad = [name for name, size in result.items() if not size < BOUND[dtype]]
+    result["two-layer loss"] = whole(device, dtype)
+    bad += [] if result["two-layer loss"] < WHOLE[dtype] else ["two-layer loss"]
+    print(json.dumps({name: float(f"{size:.2e}") for name, size in result.items()}))
     if bad:
         sys.exit(f"off: {', '.join(bad)}")
 

@@ -24,7 +24,7 @@ WINDOW = 10
 
 def configured(task: lora_task.Task) -> settings.TrainConfig:
     """The task as a train.toml would say it."""
-    told = {
+    values = {
         "student": {"base": task.base or "random"},
         "data": {"corpus": "none"},
         "lora": {"rank": task.rank, "alpha": task.alpha},
@@ -37,7 +37,7 @@ def configured(task: lora_task.Task) -> settings.TrainConfig:
             "threads": task.threads,
         },
     }
-    return settings.parse(told, root=Path(task.folder), place="task")
+    return settings.parse(values, root=Path(task.folder), place="task")
 
 
 def main() -> None:
@@ -68,8 +68,8 @@ def main() -> None:
             since.zero_()
         per_step.append((learned.tokens, learned.supervised))
         clock.mark()
-    told = lora_task.told(task, clock, losses, per_step, first)
-    print(told[:-1] + f', "flop": {work}}}')
+    values = lora_task.told(task, clock, losses, per_step, first)
+    print(values[:-1] + f', "flop": {work}}}')
 
 
 if __name__ == "__main__":

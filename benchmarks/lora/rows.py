@@ -21,8 +21,8 @@ def skills(base: Path, prompts: Path) -> list[Example]:
     """The demo's training prompts with their references, rendered for the tiny student."""
     lines = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
     renderer = Renderer(model.load_tokenizer(base))
-    asked = [[{"role": "user", "content": line["prompt"]}] for line in lines]
-    return renderer.examples(asked, [line["reference"] for line in lines], [True] * len(lines))
+    sent = [[{"role": "user", "content": line["prompt"]}] for line in lines]
+    return renderer.examples(sent, [line["reference"] for line in lines], [True] * len(lines))
 
 
 def drawn(tokens: int, *, mean: int, longest: int, vocabulary: int, seed: int = 0) -> list[Example]:
@@ -39,7 +39,7 @@ def drawn(tokens: int, *, mean: int, longest: int, vocabulary: int, seed: int = 
 
 def steps(examples: list[Example], count: int, *, pack_tokens: int, packs_per_step: int) -> list[Step]:
     """`count` full steps in the order our trainer gives them; epochs go on until there are enough."""
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "batch_tokens": pack_tokens * packs_per_step,
         "pack_tokens": pack_tokens,
         "max_length": pack_tokens,
@@ -47,7 +47,7 @@ def steps(examples: list[Example], count: int, *, pack_tokens: int, packs_per_st
     }
     made: list[Step] = []
     for epoch in range(10**6):
-        order = Order([len(e.ids) for e in examples], TrainSection(**told, seed=epoch))
+        order = Order([len(e.ids) for e in examples], TrainSection(**facts, seed=epoch))
         for step in range(order.steps):
             packs = order.packs(step)
             if len(packs) < packs_per_step:

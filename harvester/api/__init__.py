@@ -1,1 +1,1 @@
-"""Speak the OpenAI-compatible HTTP API: build requests, send them, parse what comes back."""
+"""Use the OpenAI-compatible HTTP API: build requests, send them, parse what comes back."""

@@ -243,7 +243,7 @@ class ErrorFields:
         return is_quota(self.code)
 
     def status_by_words(self) -> int:
-        """The status by code, else by what the words say; 0 where neither tells."""
+        """The status by code, else by the words of the error; 0 where neither says it."""
         if self.status:
             return self.status
         return next((status for status, words in _STATUS_OF_WORDS if words.search(self.message)), 0)

@@ -152,9 +152,9 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "`harvester run CONFIG --retry-dead` asks again.",
     ),
     "prompt_rejected": (
-        "The row has failed (a dead letter) and is asked again only when told. Twenty different prompts in a "
-        "row that are rejected stop the run and write off none, as the fault may be in [sampling]; prompts "
-        "rejected by content moderation do not count for that.",
+        "The row has failed (a dead letter) and is asked again only with --retry-dead. Twenty different "
+        "prompts in a row that are rejected stop the run and write no dead letter, as the fault may be in "
+        "[sampling]; prompts rejected by content moderation do not count for that.",
         "Read the teacher's message in dead_letters.jsonl: too long, an unknown field, moderated content. "
         "`harvester run CONFIG --retry-dead` asks again, for instance after [sampling] was corrected.",
     ),

@@ -239,7 +239,7 @@ class SamplingSection(FrozenModel):
 
     @field_validator("extra")
     @classmethod
-    def _nothing_with_a_place_of_its_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _without_keys_set_elsewhere(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in sorted(value.keys() & KEYS_WITH_OWN_PLACE.keys()):
             raise ValueError(f"{name!r} has a key of its own: {KEYS_WITH_OWN_PLACE[name]}")
         return value

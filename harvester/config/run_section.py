@@ -138,7 +138,7 @@ class ScheduleSection(FrozenModel):
 
     @field_validator("finish_by")
     @classmethod
-    def _in_sight(cls, value: datetime | None) -> datetime | None:
+    def _within_calendar(cls, value: datetime | None) -> datetime | None:
         if value is not None:
             schedule.stamp(value)
         return value

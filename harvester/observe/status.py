@@ -51,7 +51,7 @@ def write_status(store: Path, status: Mapping[str, Any]) -> None:
 
 
 def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The heartbeat, whether its process lives or hangs, and the ledger's totals.
+    """The heartbeat, whether its process is alive or hangs, and the ledger's totals.
 
     Args:
         live: what the job itself answered just now over its socket; None when it did not answer.
@@ -129,7 +129,7 @@ def unhealthy_reason(status: Mapping[str, Any], max_age_s: float) -> str:
     age = f"last {_heartbeat_age(status)}"
     if not status.get("alive"):
         return f"no live job: {status.get('state', 'never ran')}, {age}"
-    # A stamp of the future was written before the clock was set back: how long ago, nobody knows.
+    # A stamp of the future was written before the clock was set back: how long ago is unknown.
     stale = not -AHEAD_S <= status["heartbeat_age_s"] <= max_age_s
     stale = stale or status.get("process") in _STANDING
     return f"the job hangs ({status.get('process') or 'no news'}), {age}" if stale else ""
@@ -163,7 +163,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     lines += [f"complaint {complaint}" for complaint in status.get("complaints", [])[-COMPLAINTS_SHOWN:]]
     if status.get("holds") and not status.get("alive", True):
         lines.append(f"on hold   the next run sends nothing: {'; '.join(status['holds'].values())}")
-    lines.append(_who(status))
+    lines.append(_process_text(status))
     return lines
 
 
@@ -330,7 +330,7 @@ def _canaries(status: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _who(status: Mapping[str, Any]) -> str:
+def _process_text(status: Mapping[str, Any]) -> str:
     who = f"pid {status.get('pid', '?')} on {status.get('host', '?')}"
     age = _heartbeat_age(status)
     if not status.get("alive"):

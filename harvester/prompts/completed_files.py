@@ -48,7 +48,7 @@ def digest_of(config: HarvestConfig, root: Path) -> bytes | None:
     files = []
     for path in reader.find(config.prompts.files, root):
         try:
-            files.append([reader.legible(Path(path.name.lower())), sha256_of(path)])
+            files.append([reader.printable_path(Path(path.name.lower())), sha256_of(path)])
         except OSError:
             return None
     identity = {

@@ -113,7 +113,7 @@ def write_lines(path: Path, handle: BinaryIO, *, answers: Answers = "drop", colu
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | PromptError]]:
-    name = reader.legible(path)
+    name = reader.printable_path(path)
     if path.is_dir():
         if not dataset_folders.is_dataset(path):
             raise PromptError(
@@ -125,7 +125,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | PromptError]]:
     else:
         raise PromptError("there is no such file", place=name)
     for file in files:
-        own_name = reader.legible(file)
+        own_name = reader.printable_path(file)
         for number, row in formats.rows(file, own_name, any_columns=True):
             yield f"{own_name}:{number}", row
 
@@ -202,7 +202,7 @@ def _nothing(path: Path, imported: Imported, columns: list[str]) -> PromptError:
     shown = f"; its columns are {', '.join(columns[:20])}" if columns else ""
     return PromptError(
         f"no row can be imported: {reasons or 'the file holds no row'}{shown}",
-        place=reader.legible(path),
+        place=reader.printable_path(path),
         remedy="name the column that holds the question: --column NAME",
     )
 

@@ -61,7 +61,7 @@ def find(files: Sequence[str], root: Path, bad: Bad = raise_first) -> list[Path]
             remedy = "names and globs are resolved beside the configuration file"
             if Path(pattern).is_absolute() and not frozenset("*?[").isdisjoint(pattern):
                 remedy = "an absolute name is taken as it is: write a glob relative to the configuration file"
-            raise NoPrompts(f"no prompt file matches {pattern!r}", place=legible(root), remedy=remedy)
+            raise NoPrompts(f"no prompt file matches {pattern!r}", place=printable_path(root), remedy=remedy)
         paths.update(dict.fromkeys(usable))
     return list(paths)
 
@@ -83,20 +83,20 @@ def _is_usable(path: Path) -> bool:
         if not (path.is_fifo() or path.is_char_device()):
             return path.is_file()
     except OSError as error:
-        raise PromptError(f"can't be looked at: {error.strerror}", place=legible(path)) from None
+        raise PromptError(f"can't be looked at: {error.strerror}", place=printable_path(path)) from None
     raise PromptError(
         "is a pipe or a terminal, which can't be read twice",
-        place=legible(path),
+        place=printable_path(path),
         remedy="save the prompts to a .jsonl file first: a run counts them before it asks",
     )
 
 
 def name_of(path: Path, root: Path) -> str:
     """Return the file's name for errors and rows: relative to `root` where it lies under it."""
-    return legible(path.relative_to(root) if path.is_relative_to(root) else path)
+    return printable_path(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def legible(path: Path) -> str:
+def printable_path(path: Path) -> str:
     r"""Return the path as valid text: a byte that is not UTF-8 becomes `\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 

@@ -174,7 +174,7 @@ class CanaryTask:
                 try:
                     answered = await teacher.ask(request)
                 except RequestFailed:
-                    return  # it has no answer in this round; the others speak
+                    return  # it has no answer in this round; the others are compared
             record = answer_record(request, answered)
             async_writer.submit(record, lambda: self._paid(record.cost_microusd))
             answered.raw.release()

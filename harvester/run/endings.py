@@ -1,4 +1,4 @@
-"""How a run ends: why it stopped, with which exit code, and what is said to whoever started it. Pure."""
+"""Decide how a run ends: the reason, the exit code, and the lines printed for the operator. Pure."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ class Summary:
 
 
 def warnings_of(snapshot: Snapshot, bad_lines: int = 0) -> tuple[str, ...]:
-    """What nobody may overlook, though the run went on. `bad_lines` of prompt files were passed over."""
+    """Return warnings for the operator. `bad_lines` is the number of lines of prompt files passed over."""
     lines = [f"{bad_lines:,} lines of prompt files were passed over: {BAD_PROMPTS}"] if bad_lines else []
     if len(snapshot.served_models) > 1:
         named = ", ".join(f"{excerpt(voice)} ({count:,})" for voice, count in snapshot.served_models.items())

@@ -1,4 +1,4 @@
-"""Write status.json every two seconds while a run lives, and return the same status when asked.
+"""Write status.json every two seconds during a run, and return the same status when asked.
 
 `Heartbeat.status` is the single source of what the live display, the control socket, metrics and the service
 manager show; data/FORMAT.md names its fields.

@@ -127,10 +127,10 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
 
 def _check_store(store: Path) -> None:
     """Refuse a store that sealing would refuse after the money is spent: by its name, or by the terms."""
-    if reader.legible(store) != str(store):
+    if reader.printable_path(store) != str(store):
         raise ConfigError(
             "lies under a name that is no UTF-8: Parquet files can't be opened there",
-            place=reader.legible(store),
+            place=reader.printable_path(store),
             remedy="rename the folder, or set [store] path to another place",
         )
     require_unsealed_permitted(store)

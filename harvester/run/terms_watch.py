@@ -1,4 +1,4 @@
-"""Check the terms again while a run lives: a permission may expire, or an answer may name another model."""
+"""Check the terms again during a run: a permission may expire, or an answer may name another model."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class TomlFile:
 
     Attributes:
         place: its path, for errors.
-        text: its content; tells the lines of keys.
+        text: its content; the lines of keys come from it.
         table: the parsed content.
     """
 
@@ -85,7 +85,7 @@ class TomlFile:
 def line_of(text: str, location: Sequence[int | str]) -> int | None:
     """Return the line (from 1) at which a key is set, or the nearest table around it; None for no line.
 
-    `tomllib` tells no positions. So the text is parsed line by line: a statement ends with the first line
+    `tomllib` gives no positions. So the text is parsed line by line: a statement ends with the first line
     after which the text so far is whole TOML, and the first statement that sets the key is the one.
 
     Args:

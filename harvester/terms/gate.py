@@ -154,7 +154,9 @@ def allows(  # noqa: PLR0913 - the facts that a verdict depends on, all by name
             record makes no teacher a mock.
         student_base: base of the student where it is known; some weights may train only their own line.
     """
-    records, reasons = layers.applying(terms.registry, host, model, declared, harvesting=use == "harvest")
+    records, reasons = layers.applying_records(
+        terms.registry, host, model, declared, harvesting=use == "harvest"
+    )
     status, evaluation = layers.worst(records, use == "seal", terms.today, student_base, reasons)
     permission = None
     if purpose == "eval" and use in {"train", "export"}:

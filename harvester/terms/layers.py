@@ -15,7 +15,7 @@ from harvester.terms.obligations import is_of_line
 from harvester.terms.records import SEVERITY, Registry, TermsRecord
 
 
-def applying(
+def applying_records(
     registry: Registry, host: str, model: str, declared: str, *, harvesting: bool
 ) -> tuple[list[TermsRecord], list[str]]:
     """Return the records that apply to this teacher, and reasons for what is missing or wrongly declared.
@@ -107,7 +107,7 @@ def worst(
             reasons.append(_outdated(record, today))
             level = SEVERITY.index("unknown")
         if level >= SEVERITY.index("restrict"):
-            reasons.append(record.cited())
+            reasons.append(record.citation())
             evaluation = evaluation and record.evaluation
         worst_level = max(worst_level, level)
     return SEVERITY[worst_level], evaluation

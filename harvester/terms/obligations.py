@@ -85,7 +85,7 @@ def _reason_unmet(duty: str, student: DerivedModel) -> str:
     return ""
 
 
-def owed(duties: Sequence[str], kind: str) -> list[str]:
+def duties_of_kind(duties: Sequence[str], kind: str) -> list[str]:
     """Return the values of the duties of one kind, in order, each once."""
     values = [duty.partition(":")[2] for duty in duties if duty.partition(":")[0] == kind]
     return list(dict.fromkeys(values))
@@ -98,7 +98,7 @@ def licence_of(duties: Sequence[str], preferred: str | None = None) -> str:
     """
     if preferred:
         return preferred
-    forced = owed(duties, "card_licence")
+    forced = duties_of_kind(duties, "card_licence")
     if len(forced) > 1 or (forced and "noncommercial" in duties):
         return "other"
     if forced:

@@ -18,7 +18,7 @@ def places(*starts: Path) -> tuple[Path, ...]:
     """
     paths: dict[Path, None] = {}
     for start in starts:
-        for folder in reversed(list(_upwards(start.resolve()))):
+        for folder in reversed(list(_parents_of(start.resolve()))):
             paths[folder] = None
     return tuple(paths)
 
@@ -28,7 +28,7 @@ def terms_folders(*starts: Path) -> tuple[Path, ...]:
     return tuple(folder / "terms" for folder in places(*starts))
 
 
-def _upwards(start: Path) -> Iterator[Path]:
+def _parents_of(start: Path) -> Iterator[Path]:
     folders = [start, *start.parents]
     roots = [
         number

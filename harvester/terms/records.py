@@ -115,7 +115,7 @@ class TermsRecord:
         is_read = self.mock or self.seen <= today  # a day in the future means this clock was set back
         return is_read and self.changed is None and today <= self.good_until + GRACE
 
-    def cited(self) -> str:
+    def citation(self) -> str:
         """Return record, gist, source and day in one line."""
         second_hand = ", a second-hand reading" if self.established != "primary" else ""
         return f"{self.id}: {self.gist} ({self.url}, seen {self.seen}{second_hand})"
@@ -170,7 +170,7 @@ def _forbid_loosening(
         why = "superseded by a missing record" if successor is None else loosened(below, successor)
     if why:
         raise TermsRefused(
-            f"this folder loosens a reading ({why}): {below.cited()}",
+            f"this folder loosens a reading ({why}): {below.citation()}",
             place=f"{folder}: record {below.id!r}",
             remedy="what a teacher allows you beyond its terms, or in newer ones, is a permission: "
             "`harvester terms record`",

@@ -73,7 +73,7 @@ def live(
     """Write a folder, run it in this process, and gather all accounts of it."""
     mock.set_faults(faults)
     before = mock.totals()
-    rows = [{"prompt": one} if isinstance(one, str) else dict(one) for one in prompts]
+    rows = [{"prompt": entry} if isinstance(entry, str) else dict(entry) for entry in prompts]
     (root / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tables: dict[str, Mapping[str, Any]] = {
         "teacher": {
@@ -90,7 +90,7 @@ def live(
     }
     path = root / "harvest.toml"
     path.write_text("".join(toml(name, table) for name, table in tables.items()), encoding="utf-8")
-    exit_code, said = run(path, clock or Hasty(), watch)
+    exit_code, text = run(path, clock or Hasty(), watch)
     totals = Totals()
     if (root / "store" / "journal.db").exists():
         with Journal.open(root / "store", read_only=True) as journal:
@@ -99,7 +99,7 @@ def live(
     letters = root / "store" / "dead_letters.jsonl"
     return Ended(
         exit_code,
-        said,
+        text,
         root / "store",
         totals,
         {name: after[name] - before[name] for name in before},
@@ -119,8 +119,8 @@ def run(path: Path, clock: Clock | None = None, watch: Watch = lambda _: None) -
 
 def toml(name: str, table: Mapping[str, Any]) -> str:
     """One table, its values inline; what is None is left out."""
-    given = [f"{key} = {inline(value)}" for key, value in table.items() if value is not None]
-    return "\n".join([f"[{name}]", *given]) + "\n"
+    settings = [f"{key} = {inline(value)}" for key, value in table.items() if value is not None]
+    return "\n".join([f"[{name}]", *settings]) + "\n"
 
 
 def inline(value: Any) -> str:

@@ -87,9 +87,9 @@ def test_reasoning_has_its_own_column(mock: RunningMock, tmp_path: Path, field: 
 def test_samples_are_rows_of_their_own_and_n_is_refused(mock: RunningMock, tmp_path: Path) -> None:
     ended = live(mock, tmp_path, sampling={"samples": 3, "temperature": 1.0})
     assert ended.billed["requests"] == 9
-    found = rows(tmp_path)
-    assert [row.sample_index for row in found] == [0, 1, 2] * 3
-    assert len({row.key for row in found}) == 9
+    result = rows(tmp_path)
+    assert [row.sample_index for row in result] == [0, 1, 2] * 3
+    assert len({row.key for row in result}) == 9
     more = live(mock, tmp_path, sampling={"samples": 4, "temperature": 1.0})
     assert more.billed["requests"] == 3
     refused = live(mock, tmp_path, sampling={"extra": {"n": 2}})
@@ -116,7 +116,7 @@ def test_log_probabilities_lie_compact_in_the_shard(mock: RunningMock, tmp_path:
     assert (token.field("bytes").type, token.field("logprob").type) == (pa.binary(), pa.float16())
     sent = orjson.loads(table["raw"][0].as_py())["choices"][0]["logprobs"]["content"]
     kept = table["logprobs"][0].as_py()
-    assert [one["token"] for one in kept] == [one["token"] for one in sent]
+    assert [entry["token"] for entry in kept] == [entry["token"] for entry in sent]
     for mine, theirs in zip(kept, sent, strict=True):
         assert mine["bytes"] == bytes(theirs["bytes"])
         assert mine["logprob"] == pytest.approx(theirs["logprob"], rel=1e-3)

@@ -76,7 +76,7 @@ async def _interleave(steps: list[tuple[str, int]]) -> None:
         desk.held.pop(0)(None)
     await asyncio.wait_for(scribe.flush(), 5)  # nothing is owed: the count came back to zero
     ended = await asyncio.gather(*waiters, return_exceptions=True)
-    assert all(one is None or isinstance(one, StoreError | asyncio.CancelledError) for one in ended)
+    assert all(entry is None or isinstance(entry, StoreError | asyncio.CancelledError) for entry in ended)
     assert all(times <= 1 for times in heard)
     assert len(faults) == (failed > 0)
     assert (scribe.fault is not None) == (failed > 0)
@@ -97,7 +97,7 @@ def test_row_67_an_interrupt_inside_the_writer_is_heard_and_ends_the_run_with_5(
     real, fired = Journal.apply, []
 
     def struck(self: Journal, records: Any) -> None:
-        if not fired and any(type(one).__name__ == "Answer" for one in records):
+        if not fired and any(type(record).__name__ == "Answer" for record in records):
             fired.append(True)
             raise KeyboardInterrupt
         real(self, records)
@@ -131,7 +131,7 @@ def test_row_67_a_cancelled_pass_resolves_every_waiter(tmp_path: Path) -> None:
         ended = asyncio.run(go())
     finally:
         writer.close()
-    assert sum(one is None for one in ended) >= 99
+    assert sum(entry is None for entry in ended) >= 99
     with Journal.open(tmp_path / "store", read_only=True) as journal:
         assert journal.next_attempt_id() == 200  # all were written, whoever still listened
 
@@ -140,8 +140,8 @@ def test_row_66_a_stalled_loop_is_seen_and_loses_nothing(mock_teacher: Mock, tmp
     mock = mock_teacher(latency_s=0.01)
     stalled: list[bool] = []
 
-    def watch(told: Mapping[str, Any]) -> None:
-        if told["answers_stored"] > 3 and not stalled:
+    def watch(status: Mapping[str, Any]) -> None:
+        if status["answers_stored"] > 3 and not stalled:
             stalled.append(True)
             time.sleep(0.3)  # the fault: something computes on the event loop
 

@@ -228,9 +228,9 @@ def test_row_39_a_proxy_is_used_when_asked_for_shown_by_host_and_never_otherwise
         on = live(mock, tmp_path, run={"trust_env": True}, sampling={"seed": 1})
         assert (on.exit_code, on.billed["requests"]) == (0, 3)
         assert sum(b"POST" in line for line in proxy.lines) == 3
-        told = "\n".join(prepare(tmp_path / "harvest.toml").lines())
-        assert f"proxy   127.0.0.1:{proxy.port}" in told
-        assert "secret" not in told
+        text = "\n".join(prepare(tmp_path / "harvest.toml").lines())
+        assert f"proxy   127.0.0.1:{proxy.port}" in text
+        assert "secret" not in text
         seen = len(proxy.lines)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         around = live(mock, tmp_path, run={"trust_env": True}, sampling={"seed": 2})
@@ -260,7 +260,7 @@ def test_row_38_a_kept_connection_that_the_teacher_closed_costs_no_attempt(tmp_p
         assert ended.totals.possibly_billed == 0
 
 
-def test_row_29_what_the_system_says_of_a_connection_is_said(mock: RunningMock, tmp_path: Path) -> None:
+def test_row_29_the_system_error_of_a_connection_is_shown(mock: RunningMock, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     gone = live(mock, tmp_path, teacher={"base_url": f"http://127.0.0.1:{port}/v1"})
@@ -277,7 +277,7 @@ def test_row_29_what_the_system_says_of_a_connection_is_said(mock: RunningMock, 
 def _sent(proxy: Proxy) -> list[bytes]:
     """Values of the header in the requests that went through, and empties the list."""
     heads, proxy.heads = [head for head in proxy.heads if head.startswith(b"POST")], []
-    return [found[1] for head in heads if (found := re.search(rb"(?i)idempotency-key: (\S+)", head))]
+    return [match[1] for head in heads if (match := re.search(rb"(?i)idempotency-key: (\S+)", head))]
 
 
 def test_an_idempotency_key_is_one_for_all_attempts_at_a_request_and_off_by_default(

@@ -18,7 +18,7 @@ from harvester.store.reader import Corpus
 from harvester.system.failpoints import VARIABLE
 from tests.faults.bench import Hasty, live
 from tests.harvester.store_rows import without_outcome
-from tests.journey.living import Life, living, write_folder
+from tests.journey.run_process import RunProcess, running, write_folder
 
 Mock = Callable[..., RunningMock]
 FOUR = "[teacher.limits]\nmax_concurrency = 4\n"
@@ -28,21 +28,21 @@ def stored(store: Path) -> int:
     return sum(1 for _ in Corpus.open(store).samples(["key"]))
 
 
-def until_asked(mock: RunningMock, life: Life, times: int) -> None:
+def until_asked(mock: RunningMock, run: RunProcess, times: int) -> None:
     """Return when the teacher has so many requests in the works or answered."""
     while mock.state()["received"] < times:
-        assert life.process.poll() is None, life.process.communicate()
+        assert run.process.poll() is None, run.process.communicate()
         time.sleep(0.02)
 
 
 def test_row_47_one_signal_waits_for_what_is_paid(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher(latency_s=0.3)
-    with living(write_folder(tmp_path, mock.base_url, 400, teacher=FOUR)) as life:
-        until_asked(mock, life, 7)
-        life.signal(signal.SIGTERM)
-        ended, said, _ = life.end()
+    with running(write_folder(tmp_path, mock.base_url, 400, teacher=FOUR)) as run:
+        until_asked(mock, run, 7)
+        run.signal(signal.SIGTERM)
+        ended, stdout, _ = run.end()
     assert ended == 143
-    assert "resume with: harvester run" in said
+    assert "resume with: harvester run" in stdout
     billed = mock.totals()
     assert 0 < billed["requests"] < 400
     assert (billed["cut"], stored(tmp_path / "store")) == (0, billed["requests"])
@@ -53,13 +53,13 @@ def test_row_48_a_second_signal_ends_at_once_and_leaves_a_whole_store(
 ) -> None:
     mock = mock_teacher(faults=[{"action": "silence", "after": 8}], latency_s=0.02)
     config = write_folder(tmp_path, mock.base_url, 400, teacher=FOUR, more="[run]\ngrace_s = 600\n")
-    with living(config) as life:
-        until_asked(mock, life, 12)
-        life.signal(signal.SIGINT)
+    with running(config) as run:
+        until_asked(mock, run, 12)
+        run.signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):  # it waits: these four may be paid for
-            life.process.wait(0.5)
-        life.signal(signal.SIGINT)
-        ended, _, _ = life.end()
+            run.process.wait(0.5)
+        run.signal(signal.SIGINT)
+        ended, _, _ = run.end()
     assert ended == 130
     with Journal.open(tmp_path / "store", read_only=True) as journal:
         assert (journal.totals().answers, len(without_outcome(journal))) == (8, 4)
@@ -69,12 +69,12 @@ def test_row_49_a_closed_terminal_and_a_closed_pipe_end_no_run(mock_teacher: Moc
     mock = mock_teacher(latency_s=0.05)
     reader, writer = os.pipe()
     config = write_folder(tmp_path, mock.base_url, 60, teacher=FOUR)
-    with living(config, "--json", stdout=writer) as life:
+    with running(config, "--json", stdout=writer) as run:
         os.close(writer)
         os.close(reader)  # as `| head` does
-        until_asked(mock, life, 5)
-        life.signal(signal.SIGHUP)
-        ended, _, _ = life.end()
+        until_asked(mock, run, 5)
+        run.signal(signal.SIGHUP)
+        ended, _, _ = run.end()
     assert ended == 0
     assert stored(tmp_path / "store") == mock.totals()["requests"] == 60
 
@@ -85,12 +85,12 @@ def test_row_52_a_stopped_process_saves_up_no_burst(mock_teacher: Mock, tmp_path
     config = write_folder(
         tmp_path, mock.base_url, 40, teacher="[teacher.limits]\nrequests_per_minute = 1150\n"
     )
-    with living(config) as life:
-        until_asked(mock, life, 9)
-        life.signal(signal.SIGSTOP)
+    with running(config) as run:
+        until_asked(mock, run, 9)
+        run.signal(signal.SIGSTOP)
         time.sleep(1.0)  # the fault itself: twenty requests' worth of time
-        life.signal(signal.SIGCONT)
-        ended, _, _ = life.end()
+        run.signal(signal.SIGCONT)
+        ended, _, _ = run.end()
     assert (ended, stored(tmp_path / "store")) == (0, 40)
     assert mock.state()["statuses"].get("429", 0) == 0
 
@@ -243,11 +243,11 @@ def test_row_46_memory_that_runs_out_parks_the_run_and_loses_no_answer(
     command = [sys.executable, "-m", "harvester", "run", str(config)]
     armed = {**os.environ, VARIABLE: "completion.parse:9:memory"}
     done = subprocess.run(command, env=armed, capture_output=True, text=True, timeout=60, check=False)
-    said = done.stdout + done.stderr
-    assert done.returncode == 10, said
-    assert "memory ran out" in said
-    assert "resume with: harvester run" in said
-    assert "Traceback" not in said
+    stderr = done.stdout + done.stderr
+    assert done.returncode == 10, stderr
+    assert "memory ran out" in stderr
+    assert "resume with: harvester run" in stderr
+    assert "Traceback" not in stderr
     with Journal.open(tmp_path / "store", read_only=True) as journal:
         totals = journal.totals()
     # All that the teacher charged is held but for the answer that found no room, and that one is known.
@@ -265,14 +265,14 @@ def test_what_a_killed_run_left_open_is_not_sent_again_where_that_is_asked(
     mock = mock_teacher(faults=[{"action": "silence", "after": 8}])
     more = "[run]\nretry_possibly_billed = false\nmax_failed = 4\n"
     config = write_folder(tmp_path, mock.base_url, 40, teacher=FOUR, more=more)
-    with living(config) as life:
-        until_asked(mock, life, 12)
-        life.signal(signal.SIGKILL)
-        life.end()
+    with running(config) as run:
+        until_asked(mock, run, 12)
+        run.signal(signal.SIGKILL)
+        run.end()
     mock.set_faults([])
-    with living(config) as life:
-        ended, said, _ = life.end()
-    assert ended == 0, said
+    with running(config) as run:
+        ended, stdout, _ = run.end()
+    assert ended == 0, stdout
     with Journal.open(tmp_path / "store", read_only=True) as journal:
         totals = journal.totals()
     assert (totals.answers, totals.dead, totals.errors) == (36, 4, {})

@@ -49,10 +49,10 @@ def refused(mock: RunningMock, folder: Path, content: bytes, place: str, says: s
     """The whole run ends with exit code 2, names the place, and nothing is sent."""
     (folder / "p.jsonl").write_bytes(content)
     sent = mock.state()["received"]
-    code, said = bench.run(folder / "harvest.toml", Hasty())
+    code, stderr = bench.run(folder / "harvest.toml", Hasty())
     assert (code, mock.state()["received"]) == (2, sent)
-    assert place in said
-    assert says in said
+    assert place in stderr
+    assert says in stderr
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,11 @@ def test_row_60_marks_line_ends_blanks_and_mixed_fields_are_read(mock: RunningMo
     lines = b'\xef\xbb\xbf{"prompt": "What is 3 + 4?"}\r\n\r\n   \n{"prompt": "What is 1 + 8?", "level": 1}\n'
     (tmp_path / "p.jsonl").write_bytes(lines + b'{"prompt": "What is 1 + 9?", "level": "one"}')
     code, _ = bench.run(tmp_path / "harvest.toml", Hasty())
-    found = {row.messages[0]["content"]: row.source_line for row in Corpus.open(tmp_path / "store").samples()}
+    samples = {
+        row.messages[0]["content"]: row.source_line for row in Corpus.open(tmp_path / "store").samples()
+    }
     assert code == 0
-    assert (found["What is 1 + 8?"], found["What is 1 + 9?"]) == (4, 5)
+    assert (samples["What is 1 + 8?"], samples["What is 1 + 9?"]) == (4, 5)
 
 
 def test_row_61_odd_text_is_sent_as_it_is(mock: RunningMock, tmp_path: Path) -> None:
@@ -140,18 +142,18 @@ def test_row_60_any_bytes_are_read_or_named(folder: Path, lines: list[bytes]) ->
 
 
 def test_row_62_a_cut_archive_costs_nothing(mock: RunningMock, folder: Path) -> None:
-    whole = gzip.compress(b"".join(b'{"prompt": "What is %d + 1?"}\n' % n for n in range(200)))
+    complete = gzip.compress(b"".join(b'{"prompt": "What is %d + 1?"}\n' % n for n in range(200)))
     (folder / "p.jsonl").write_bytes(GOOD)
     archive = folder / "q.jsonl.gz"
     config = folder / "gz.toml"
     config.write_text((folder / "harvest.toml").read_text().replace('"*.jsonl"', '"q.jsonl.gz"'))
-    for cut in (len(whole) - 9, len(whole) // 2, 5):
-        archive.write_bytes(whole[:cut])
+    for cut in (len(complete) - 9, len(complete) // 2, 5):
+        archive.write_bytes(complete[:cut])
         sent = mock.state()["received"]
-        code, said = bench.run(config, Hasty())
+        code, stderr = bench.run(config, Hasty())
         assert (code, mock.state()["received"]) == (2, sent)
-        assert "q.jsonl.gz" in said
-    archive.write_bytes(whole)
+        assert "q.jsonl.gz" in stderr
+    archive.write_bytes(complete)
     assert prepare(config).rows_total == 200
 
 
@@ -211,17 +213,17 @@ def test_row_60_so_many_bad_lines_as_allowed_are_listed_and_the_rest_is_asked(
     live(mock, tmp_path, prompts=["What is 9 + 9?"])
     (tmp_path / "p.jsonl").write_bytes(LINES)
     sent = mock.totals()["requests"]
-    code, said = bench.run(_allow(tmp_path, 2), Hasty())
+    code, stderr = bench.run(_allow(tmp_path, 2), Hasty())
     assert (code, mock.totals()["requests"]) == (2, sent)
-    assert "p.jsonl:5" in said
-    assert "max_bad allows 2 bad lines, and this is one more" in said
+    assert "p.jsonl:5" in stderr
+    assert "max_bad allows 2 bad lines, and this is one more" in stderr
     assert "bad       3 lines will be passed over" in "\n".join(look_ahead(_allow(tmp_path, 3)).lines())
-    code, said = bench.run(_allow(tmp_path, 3), Hasty())
+    code, stderr = bench.run(_allow(tmp_path, 3), Hasty())
     assert (code, mock.totals()["requests"]) == (0, sent + 2)
     listed = tmp_path / "store" / "bad_prompts.jsonl"
-    assert f"note: 3 lines of prompt files were passed over: {listed.name}" in said
+    assert f"note: 3 lines of prompt files were passed over: {listed.name}" in stderr
     bad = [json.loads(line) for line in listed.read_text().splitlines()]
-    assert [(one["code"], one["file"], one["line"]) for one in bad] == [
+    assert [(entry["code"], entry["file"], entry["line"]) for entry in bad] == [
         ("prompt_file", "p.jsonl", number) for number in (2, 3, 5)
     ]
     assert "longer than 16 MiB" in bad[1]["message"]
@@ -246,13 +248,13 @@ def test_row_60_a_line_without_canonical_json_is_one_more_bad_line(mock: Running
     live(mock, tmp_path)
     (tmp_path / "p.jsonl").write_bytes(GOOD + NO_KEY + b'{"prompt": "What is 8 + 8?"}\n')
     sent = mock.totals()["requests"]
-    code, said = bench.run(tmp_path / "harvest.toml", Hasty())
+    code, stderr = bench.run(tmp_path / "harvest.toml", Hasty())
     assert (code, mock.totals()["requests"]) == (2, sent)
-    assert "p.jsonl:2: no canonical JSON" in said
+    assert "p.jsonl:2: no canonical JSON" in stderr
     assert "p.jsonl:2" in "\n".join(look_ahead(_allow(tmp_path, 1)).lines())
-    code, said = bench.run(_allow(tmp_path, 1), Hasty())
+    code, stderr = bench.run(_allow(tmp_path, 1), Hasty())
     assert (code, mock.totals()["requests"]) == (0, sent + 2)
-    assert "1 lines of prompt files were passed over" in said
+    assert "1 lines of prompt files were passed over" in stderr
 
 
 @pytest.mark.parametrize(
@@ -276,8 +278,8 @@ def test_a_reader_that_breaks_midway_ends_the_pass_in_words_and_keeps_what_was_p
 ) -> None:
     requests = feed.requests
 
-    def broken(*given: Any) -> Iterator[Request]:
-        yield from requests(*given)
+    def broken(*arguments: Any) -> Iterator[Request]:
+        yield from requests(*arguments)
         raise ZeroDivisionError("broken reader")
 
     monkeypatch.setattr(feed, "requests", broken)

@@ -40,8 +40,8 @@ class Row:
 
     def __str__(self) -> str:
         values = [str(value) for key, value in self.fault.items() if key != "action"]
-        told = ["date" if "GMT" in value else value[:24] for value in values]
-        return "-".join([str(self.number), self.fault["action"], *told])
+        result = ["date" if "GMT" in value else value[:24] for value in values]
+        return "-".join([str(self.number), self.fault["action"], *result])
 
 
 def status(number: int, code: int, name: str = "", **more: Any) -> dict[str, Any]:

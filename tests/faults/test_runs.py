@@ -74,7 +74,7 @@ def test_row_14_a_teacher_that_always_fails_parks_and_meets_few_retries(
     assert ended.fired <= 20
 
 
-def test_rows_14_and_17_what_a_failure_said_is_kept(mock_teacher: Mock, tmp_path: Path) -> None:
+def test_rows_14_and_17_the_body_of_a_failure_is_kept(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     faults = [
         {"action": "html", "status": 502, "prompt": "3 + 4", "times": 1},
@@ -91,13 +91,13 @@ def test_rows_14_and_17_what_a_failure_said_is_kept(mock_teacher: Mock, tmp_path
 
 
 @pytest.mark.parametrize("fault", [{"action": "model", "value": "mock-teacher-2"}, {"action": "fingerprint"}])
-def test_row_26_another_teacher_midway_is_told_and_parks_where_wanted(
+def test_row_26_another_teacher_midway_is_reported_and_parks_where_wanted(
     mock_teacher: Mock, tmp_path: Path, fault: dict[str, object]
 ) -> None:
     mock = mock_teacher()
-    told = live(mock, tmp_path, [{**fault, "after": 20}], prompts=MANY)
-    assert (told.exit_code, told.fired, told.totals.answers) == (0, 40, 60)
-    assert "note: more than one teacher answered: mock-teacher" in told.said
+    status = live(mock, tmp_path, [{**fault, "after": 20}], prompts=MANY)
+    assert (status.exit_code, status.fired, status.totals.answers) == (0, 40, 60)
+    assert "note: more than one teacher answered: mock-teacher" in status.said
     strict = {"strict_model": True}
     parked = live(mock, tmp_path, [{**fault, "after": 80}], prompts=MANY, run=strict, sampling={"seed": 1})
     assert parked.exit_code == 10
@@ -116,16 +116,16 @@ def test_row_29_a_host_that_goes_down_parks_and_costs_no_row(mock_teacher: Mock,
     assert (second.exit_code, second.totals.answers) == (0, 60)
 
 
-def test_row_29_nobody_at_the_address_stops_before_any_send(mock_teacher: Mock, tmp_path: Path) -> None:
+def test_row_29_an_unused_address_stops_before_any_send(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     live(mock, tmp_path)
     (tmp_path / "more.jsonl").write_text('{"prompt": "What is 8 + 8?"}\n')
     path = tmp_path / "harvest.toml"
     path.write_text(path.read_text().replace("patience_s = 5", "patience_s = 0.1"))
     mock.stop()
-    exit_code, said = bench.run(path)
+    exit_code, stderr = bench.run(path)
     assert exit_code == 10
-    assert "nobody answers at" in said
+    assert "nobody answers at" in stderr
 
 
 def test_row_40_after_a_storm_of_lost_attempts_all_are_served(mock_teacher: Mock, tmp_path: Path) -> None:
@@ -212,13 +212,18 @@ def test_a_dead_replica_is_left_and_the_others_do_its_work(mock_teacher: Mock, t
 
 
 def test_two_replicas_share_the_work(mock_teacher: Mock, tmp_path: Path) -> None:
-    one, two = mock_teacher(latency_s=0.01), mock_teacher(latency_s=0.01)
-    live(one, tmp_path, prompts=MANY, teacher={"replicas": [two.base_url], "limits": {"max_concurrency": 8}})
-    assert one.totals()["requests"] + two.totals()["requests"] == 60
-    assert min(one.totals()["requests"], two.totals()["requests"]) >= 15
+    first, second = mock_teacher(latency_s=0.01), mock_teacher(latency_s=0.01)
+    live(
+        first,
+        tmp_path,
+        prompts=MANY,
+        teacher={"replicas": [second.base_url], "limits": {"max_concurrency": 8}},
+    )
+    assert first.totals()["requests"] + second.totals()["requests"] == 60
+    assert min(first.totals()["requests"], second.totals()["requests"]) >= 15
 
 
-def test_row_24_an_id_that_comes_twice_is_kept_counted_and_told_once(
+def test_row_24_an_id_that_comes_twice_is_kept_counted_and_reported_once(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
     mock = mock_teacher()

@@ -78,10 +78,10 @@ def disguises() -> list[bytes]:
 def echoes() -> list[dict[str, Any]]:
     """A teacher that sends the key back, in every place and dress."""
     answer = {"choices": [{"message": {"content": "?"}, "finish_reason": "stop"}], "model": "mock-teacher"}
-    whole = json.dumps(answer)
+    content = json.dumps(answer)
     spelt = "".join(f"\\u{ord(c):04x}" for c in CANARY)
     texts = [*(form.decode() for form in disguises()), spelt, CANARY[:9] + "\\u002f" + CANARY[10:]]
-    bodies = [{"action": "body", "value": whole.replace("?", f"it is {text}.")} for text in texts]
+    bodies = [{"action": "body", "value": content.replace("?", f"it is {text}.")} for text in texts]
     words = f"wrong key {CANARY}"
     refused = [{"action": "status", "status": s, "message": words} for s in (400, 401, 429, 500)]
     return [
@@ -106,14 +106,14 @@ def every_action(*, stream: bool) -> list[dict[str, Any]]:
     chosen = [
         n for n, a in ACTIONS.items() if (a.stage is Stage.STREAM) == stream and n not in {"status", "model"}
     ]
-    found = [{"action": name, **OPTIONS.get(name, {})} for name in chosen]
+    result = [{"action": name, **OPTIONS.get(name, {})} for name in chosen]
     if stream:
         words = [f["action"] for f in echoes()]
-        return found + [
+        return result + [
             f for f, name in zip(echoes(), words, strict=True) if name in {"content", "reasoning"}
         ]
-    found += [{"action": "status", "status": status} for status in STATUSES]
-    return [*found, {"action": "status", "status": 429, "code": "insufficient_quota"}, *echoes()]
+    result += [{"action": "status", "status": status} for status in STATUSES]
+    return [*result, {"action": "status", "status": 429, "code": "insufficient_quota"}, *echoes()]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -121,25 +121,25 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def leaks(places: dict[str, bytes]) -> list[str]:
-    return [f"{name}: {form!r}" for name, found in places.items() for form in disguises() if form in found]
+    return [f"{name}: {form!r}" for name, result in places.items() for form in disguises() if form in result]
 
 
 def inside(root: Path) -> dict[str, bytes]:
     """Every file as it lies, and what compression and pages hide: Parquet's columns, the journal's rows."""
-    found = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    result = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
     for path in root.rglob("*.parquet"):
         file = pq.ParquetFile(path)
-        told = repr(file.schema_arrow.metadata) + repr(file.read().to_pylist())
-        found[f"{path.name} read"] = told.encode("utf-8", "surrogatepass")
+        values = repr(file.schema_arrow.metadata) + repr(file.read().to_pylist())
+        result[f"{path.name} read"] = values.encode("utf-8", "surrogatepass")
     for path in root.rglob("journal.db"):
         with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as journal:
             tables = [
                 name for (name,) in journal.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             ]
             for name in tables:
-                told = repr(journal.execute(f"SELECT * FROM {name}").fetchall())
-                found[f"journal {name} read"] = told.encode("utf-8", "surrogatepass")
-    return found
+                values = repr(journal.execute(f"SELECT * FROM {name}").fetchall())
+                result[f"journal {name} read"] = values.encode("utf-8", "surrogatepass")
+    return result
 
 
 class Loud:
@@ -216,12 +216,14 @@ def test_no_fault_of_the_mock_teacher_brings_the_key_out(
     if not stream:
         assert leaks({**afterwards(tmp_path), **inside(tmp_path)}) == []
         assert set(codes) & {4}, "no refusal stopped a run"
-        assert any(b"it is ***." in told for name, told in inside(tmp_path).items() if name.endswith("read"))
+        assert any(
+            b"it is ***." in values for name, values in inside(tmp_path).items() if name.endswith("read")
+        )
 
 
 def afterwards(root: Path) -> dict[str, bytes]:
     """What the other verbs say of that store, and the pages of `view`, all at DEBUG."""
-    store, found = str(root / "store"), {}
+    store, result = str(root / "store"), {}
     (root / "curate.toml").write_text('corpus = "store"\nout = "curated"\n', encoding="utf-8")
     for verb in (
         ("status", store, "--json"),
@@ -241,8 +243,8 @@ def afterwards(root: Path) -> dict[str, bytes]:
             check=False,
         )
         assert b"Traceback" not in done.stderr, done.stderr.decode()
-        found[" ".join(verb[:2])] = done.stdout + done.stderr
-    return found | pages(store)
+        result[" ".join(verb[:2])] = done.stdout + done.stderr
+    return result | pages(store)
 
 
 def pages(store: str) -> dict[str, bytes]:
@@ -256,13 +258,15 @@ def pages(store: str) -> dict[str, bytes]:
             links = {m.decode() for m in re.findall(rb'(?:href|src)="(/[^"#]*)"', page)} | {"/metrics"}
             root = re.match(r"https?://[^/]+", address)
             assert root is not None
-            told = {link: urllib.request.urlopen(root[0] + link, timeout=20).read() for link in sorted(links)}
+            values = {
+                link: urllib.request.urlopen(root[0] + link, timeout=20).read() for link in sorted(links)
+            }
         finally:
             process.send_signal(signal.SIGINT)
-    return {"view": page, **told}
+    return {"view": page, **values}
 
 
-def test_a_crash_of_ours_tells_the_trace_and_not_the_key(tmp_path: Path, mock_teacher, monkeypatch):
+def test_a_crash_prints_the_traceback_and_not_the_key(tmp_path: Path, mock_teacher, monkeypatch):
     monkeypatch.setenv("CANARY_KEY", CANARY)
     teacher = mock_teacher(require_key_env="CANARY_KEY")
     path = prepared(tmp_path, teacher.base_url, ["What is 1 + 2?"])
@@ -273,12 +277,12 @@ def test_a_crash_of_ours_tells_the_trace_and_not_the_key(tmp_path: Path, mock_te
     assert leaks({**places, **inside(tmp_path)}) == []
 
 
-def test_what_a_living_run_tells_its_socket_holds_no_key(tmp_path: Path, mock_teacher, monkeypatch):
+def test_what_a_run_sends_to_its_socket_holds_no_key(tmp_path: Path, mock_teacher, monkeypatch):
     monkeypatch.setenv("CANARY_KEY", CANARY)
     teacher = mock_teacher(require_key_env="CANARY_KEY", faults=[{"action": "silence"}])
     config = prepared(tmp_path, teacher.base_url, ["What is 1 + 2?", "What is 2 + 2?"])
-    living = Loud("run", config, "--watch", "--grace", "0")  # it stays up until it is told to stop
-    told: dict[str, bytes] = {}
+    loud = Loud("run", config, "--watch", "--grace", "0")  # it stays up until it is told to stop
+    facts: dict[str, bytes] = {}
     for _ in range(100):
         done = subprocess.run(
             [sys.executable, "-m", "harvester", "status", str(tmp_path / "store"), "--json"],
@@ -287,15 +291,15 @@ def test_what_a_living_run_tells_its_socket_holds_no_key(tmp_path: Path, mock_te
             timeout=60,
             check=False,
         )
-        told["status"] = done.stdout + done.stderr
+        facts["status"] = done.stdout + done.stderr
         if done.returncode == 0 and json.loads(done.stdout).get("alive"):
             break
-        assert living.process.poll() is None, "the run ended although it watches its prompts"
+        assert loud.process.poll() is None, "the run ended although it watches its prompts"
     else:
         raise AssertionError("no status of a live run in 100 looks")
-    living.process.terminate()
-    _, places = living.end()
-    assert leaks({**told, **places, **inside(tmp_path)}) == []
+    loud.process.terminate()
+    _, places = loud.end()
+    assert leaks({**facts, **places, **inside(tmp_path)}) == []
 
 
 PLAIN = st.text(st.characters(codec="ascii", categories=["L", "N"], include_characters="-_/+=."), min_size=12)

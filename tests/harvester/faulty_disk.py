@@ -22,12 +22,12 @@ def build(folder: Path) -> Path:
 
 
 def environment(
-    library: Path, under: Path, call: str, nth: int, number: int, stays: bool, told: Path | None = None
+    library: Path, under: Path, call: str, nth: int, number: int, stays: bool, after: Path | None = None
 ) -> dict[str, str]:
     """The n-th such call on a path that holds `under` fails with this errno, all later ones too if it stays.
 
     Args:
-        told: gets a line for each later write and fsync there.
+        after: gets a line for each later write and fsync there.
     """
     return {
         "LD_PRELOAD": str(library),
@@ -37,5 +37,5 @@ def environment(
         "FAULT_ERRNO": str(number),
         "PATH": os.environ["PATH"],
         **({"FAULT_STAYS": "1"} if stays else {}),
-        **({"FAULT_AFTER": str(told)} if told else {}),
+        **({"FAULT_AFTER": str(after)} if after else {}),
     }

@@ -17,7 +17,7 @@ import pytest
 from harvester.mock_teacher.running import RunningMock
 from harvester.store.journal import sqlite
 from tests.faults.bench import live
-from tests.harvester.lives import ROOT, quick_folder, write_config
+from tests.harvester.killed_runs import ROOT, quick_folder, write_config
 
 
 def test_a_kill_at_any_system_call_of_the_creation_leaves_a_store_that_the_next_run_makes(
@@ -34,10 +34,10 @@ def test_a_kill_at_any_system_call_of_the_creation_leaves_a_store_that_the_next_
         )
     births = [json.loads(line) for line in out.stdout.splitlines()]
     assert births, out.stderr
-    *killed, whole = births
+    *killed, complete = births
     assert len(killed) > 15
     assert {status for _, status, *_ in killed} == {-signal.SIGKILL}
-    assert whole[1] == 0
+    assert complete[1] == 0
     for number, _, repaired, again, files in births:
         assert (repaired, again) == (0, 0), (number, out.stderr)
         assert files == ["LOCK", "journal.db"]  # nothing half made is left behind
@@ -89,5 +89,5 @@ def test_first_runs_started_together_end_complete_once_and_locked_else(
     mock = mock_teacher(latency_s=2.0)  # longer than the others need to find the store held
     config = write_config(tmp_path, mock.base_url, 1)
     runs = [run(config) for _ in range(4)]
-    said = [process.communicate(timeout=60)[1] for process in runs]
-    assert sorted(process.returncode for process in runs) == [0, 75, 75, 75], said
+    text = [process.communicate(timeout=60)[1] for process in runs]
+    assert sorted(process.returncode for process in runs) == [0, 75, 75, 75], text

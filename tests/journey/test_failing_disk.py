@@ -18,7 +18,7 @@ from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
 from tests.harvester import faulty_disk
 from tests.harvester.store_rows import without_outcome
-from tests.journey.living import harvester, write_folder
+from tests.journey.run_process import harvester, write_folder
 
 Mock = Callable[..., RunningMock]
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT, errno.EROFS)
@@ -75,8 +75,8 @@ def test_a_run_on_a_failing_disk_ends_by_name_and_the_next_one_completes_it(
         healed = harvester("run", config)
         assert healed.returncode == 0, f"{case}: {healed.stderr}"
         corpus = Corpus.open(store)
-        asked = sorted(one.messages[-1]["content"] for one in corpus.samples())
-        assert asked == [f"What is {number} + 30?" for number in range(10, 10 + ROWS)], case
+        samples = sorted(sample.messages[-1]["content"] for sample in corpus.samples())
+        assert samples == [f"What is {number} + 30?" for number in range(10, 10 + ROWS)], case
         assert corpus.verify() == [], case
         ledger = mock.totals()
         assert ledger["requests"] - ledger["bodies"] <= doubtful, case

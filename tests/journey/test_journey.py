@@ -62,20 +62,20 @@ def harvest_toml(folder: Path, mock: RunningMock, *files: Path) -> Path:
 
 def test_four_thousand_prompts_arrive_complete_and_each_is_billed_once(tmp_path: Path):
     prompts = ROOT / "prompts" / "skills-train.jsonl"
-    asked = {row["id"]: row for row in map(json.loads, prompts.read_text(encoding="utf-8").splitlines())}
+    sent = {row["id"]: row for row in map(json.loads, prompts.read_text(encoding="utf-8").splitlines())}
     with start_process("--latency", "0.005") as mock:
         summary = ran("harvester", "run", str(harvest_toml(tmp_path, mock, prompts)))
         ledger = mock.ledger()
     assert (summary["requests_sent"], summary["answers_stored"]) == (4000, 4000)
-    assert len(asked) == len(ledger["entries"]) == 4000
+    assert len(sent) == len(ledger["entries"]) == 4000
     assert max(Counter(entry["body_sha256"] for entry in ledger["entries"]).values()) == 1
     corpus = Corpus.open(tmp_path / "store")
     samples = list(corpus.samples(["prompt_id", "completion", "outcome", "reference"]))
-    assert {one.prompt_id for one in samples} == asked.keys()
+    assert {sample.prompt_id for sample in samples} == sent.keys()
     assert len(samples) == 4000
-    assert {one.outcome for one in samples} == {"ok"}
+    assert {sample.outcome for sample in samples} == {"ok"}
     # The teacher's errors are real and known: what the ledger calls right is what equals the reference.
-    right = sum(one.completion == asked[one.prompt_id]["reference"] for one in samples)
+    right = sum(sample.completion == sent[sample.prompt_id]["reference"] for sample in samples)
     assert right == sum(entry["right"] for entry in ledger["entries"])
     assert 0.9 < right / 4000 < 0.99
     assert corpus.verify() == []

@@ -26,7 +26,7 @@ from harvester.run import job
 from harvester.run.control import client
 from harvester.run.prepare import prepare
 from harvester.store.journal.journal import Journal
-from tests.journey.living import harvester, living, write_folder, write_prompts
+from tests.journey.run_process import harvester, running, write_folder, write_prompts
 
 Mock = Callable[..., RunningMock]
 FOUR = "[teacher.limits]\nmax_concurrency = 4\n"
@@ -34,13 +34,13 @@ SILENT = [{"action": "silence"}]
 
 
 def notices(line: socket.socket) -> list[str]:
-    found = []
+    result = []
     line.setblocking(False)
     while True:
         try:
-            found.append(line.recv(4096).decode())
+            result.append(line.recv(4096).decode())
         except BlockingIOError:
-            return found
+            return result
 
 
 def test_a_signal_drains_seals_and_says_how_to_go_on_and_systemd_hears_it(
@@ -51,22 +51,22 @@ def test_a_signal_drains_seals_and_says_how_to_go_on_and_systemd_hears_it(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("\0harvester-test-" + str(os.getpid()))
         address = "@harvester-test-" + str(os.getpid())
-        with living(config, NOTIFY_SOCKET=address, WATCHDOG_USEC="1500000") as life:
-            life.until(lambda s: s["answers_stored"] >= 4 and s["in_flight"] == 4)
-            life.signal(signal.SIGHUP)  # the terminal went: no reason to end
-            life.signal(signal.SIGTERM)
-            code, out, _ = life.end()
+        with running(config, NOTIFY_SOCKET=address, WATCHDOG_USEC="1500000") as run:
+            run.until(lambda s: s["answers_stored"] >= 4 and s["in_flight"] == 4)
+            run.signal(signal.SIGHUP)  # the terminal went: no reason to end
+            run.signal(signal.SIGTERM)
+            code, out, _ = run.end()
         heard = notices(manager)
     assert code == 143
     assert out.startswith("interrupted:")
     assert f"resume with: harvester run {config}" in out
-    found = current_status(tmp_path / "store")
-    assert (found["state"], found["exit_code"], found["possibly_billed"]) == ("interrupted", 143, 0)
-    assert found["held"] == mock.totals()["answers"] >= 8  # those on the wire were awaited, and no more sent
+    status = current_status(tmp_path / "store")
+    assert (status["state"], status["exit_code"], status["possibly_billed"]) == ("interrupted", 143, 0)
+    assert status["held"] == mock.totals()["answers"] >= 8  # those on the wire were awaited, and no more sent
     assert list((tmp_path / "store" / "shards").glob("part-*.parquet"))
     assert heard[0] == "READY=1"
-    assert any(one.startswith("STATUS=running: ") and one.endswith("\nWATCHDOG=1") for one in heard)
-    assert any(one.startswith("STOPPING=1\nEXTEND_TIMEOUT_USEC=") for one in heard)
+    assert any(entry.startswith("STATUS=running: ") and entry.endswith("\nWATCHDOG=1") for entry in heard)
+    assert any(entry.startswith("STOPPING=1\nEXTEND_TIMEOUT_USEC=") for entry in heard)
 
 
 @pytest.mark.parametrize(
@@ -88,26 +88,26 @@ def test_a_second_signal_or_the_end_of_the_grace_gives_up_what_is_on_the_wire_an
     mock = mock_teacher(latency_s=0.05)
     config = write_folder(tmp_path, mock.base_url, 400, teacher=FOUR)
     store = tmp_path / "store"
-    with living(config, *flags) as life:
-        life.until(lambda s: s["answers_stored"] >= 10)
+    with running(config, *flags) as run:
+        run.until(lambda s: s["answers_stored"] >= 10)
         mock.set_faults(SILENT)
-        life.until(lambda s: sum(mock.fired().values()) == 4)
+        run.until(lambda s: sum(mock.fired().values()) == 4)
         for number in signals[:-1]:
-            life.signal(number)
-            life.until(lambda s: s["state"] == "draining")
-        life.signal(signals[-1])
-        ended, out, _ = life.end()
+            run.signal(number)
+            run.until(lambda s: s["state"] == "draining")
+        run.signal(signals[-1])
+        ended, out, _ = run.end()
     assert (ended, out.partition(":")[0]) == (code, ending)
-    found, paid = current_status(store), mock.totals()["answers"]
+    status, paid = current_status(store), mock.totals()["answers"]
     # The silent ones were billed, as the teacher's ledger knows and ours suspects.
-    assert (found["held"], found["possibly_billed"], found["state"]) == (paid - 4, 4, ending)
+    assert (status["held"], status["possibly_billed"], status["state"]) == (paid - 4, 4, ending)
     if signals[0] == signal.SIGINT:  # and the next life pays for nothing again
         mock.set_faults([])
         assert harvester("run", config).returncode == 0
         assert (current_status(store)["held"], mock.totals()["answers"]) == (400, 404)
 
 
-def test_a_run_goes_on_when_nobody_reads_what_it_says(mock_teacher: Mock, tmp_path: Path) -> None:
+def test_a_run_goes_on_when_its_output_is_not_read(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     config = write_folder(tmp_path, mock.base_url, 30, teacher=FOUR)
     run = f"{sys.executable} -m harvester run {config}"
@@ -163,21 +163,21 @@ def test_a_signal_that_comes_before_the_pass_is_not_lost(
 
 
 @pytest.mark.parametrize("still_s", [2.0, pytest.param(150.0, marks=pytest.mark.slow)])
-def test_after_a_stop_of_the_process_nobody_stampedes(
+def test_after_a_stop_of_the_process_requests_do_not_come_all_at_once(
     mock_teacher: Mock, tmp_path: Path, still_s: float
 ) -> None:
     mock = mock_teacher(latency_s=0.01, rpm=2400)
     limits = "[teacher.limits]\nmax_concurrency = 64\nrequests_per_minute = 2400\n"
     config = write_folder(tmp_path, mock.base_url, 2000, teacher=limits)
-    with living(config) as life:
-        before = life.until(lambda s: s["answers_stored"] >= 40)["answers_stored"]
-        life.signal(signal.SIGSTOP)
+    with running(config) as run:
+        before = run.until(lambda s: s["answers_stored"] >= 40)["answers_stored"]
+        run.signal(signal.SIGSTOP)
         time.sleep(still_s)  # the fault itself: two seconds of standing still are eighty requests
-        life.signal(signal.SIGCONT)
-        life.until(lambda s: s["answers_stored"] >= before + 120)
-        client.tell(life.store, "stop")
-        assert life.end()[0] == 10
-    times = sorted(one["at"] for one in mock.ledger()["entries"])
+        run.signal(signal.SIGCONT)
+        run.until(lambda s: s["answers_stored"] >= before + 120)
+        client.tell(run.store, "stop")
+        assert run.end()[0] == 10
+    times = sorted(entry["at"] for entry in mock.ledger()["entries"])
     gaps = [b - a for a, b in pairwise(times)]
     assert max(gaps) >= still_s - 0.5
     resumed = times[gaps.index(max(gaps)) + 1]
@@ -201,11 +201,11 @@ def test_limits_of_time_end_with_10_and_resume(mock_teacher: Mock, tmp_path: Pat
         answers = mock.totals()["answers"]
         done = harvester("run", config, *flags, "--json")
         assert done.returncode == 10, done.stderr
-        said = json.loads(done.stdout)
-        assert said["ending"] == ending
-        assert mock.totals()["answers"] - answers == said["answers_stored"]
-    assert "has passed" in said["detail"]
-    assert (said["requests_sent"], said["from_cache"]) == (0, 0)  # it looked at nothing
+        stdout = json.loads(done.stdout)
+        assert stdout["ending"] == ending
+        assert mock.totals()["answers"] - answers == stdout["answers_stored"]
+    assert "has passed" in stdout["detail"]
+    assert (stdout["requests_sent"], stdout["from_cache"]) == (0, 0)  # it looked at nothing
     assert harvester("run", config, "--finish-by", "tomorrow").returncode == 2
 
 
@@ -218,14 +218,14 @@ def test_outside_its_hours_a_run_sends_nothing_and_a_watching_one_waits(
     done = harvester("run", config)
     assert (done.returncode, done.stdout.partition(":")[0]) == (10, "hours")
     assert "outside the opening hours; opens" in done.stdout
-    with living(config, "--watch") as life:
-        held = life.until(lambda s: s["state"] == "on hold")
+    with running(config, "--watch") as run:
+        held = run.until(lambda s: s["state"] == "on hold")
         assert held["waiting"].startswith("outside the opening hours; opens")
-        assert harvester("status", life.store, "--check").returncode == 0
-        said = client.tell(life.store, "resume")  # the operator can't open what the hours closed
-        assert "still held: outside" in said["said"]
-        life.signal(signal.SIGTERM)
-        assert life.end()[0] == 143
+        assert harvester("status", run.store, "--check").returncode == 0
+        reply = client.tell(run.store, "resume")  # the operator can't open what the hours closed
+        assert "still held: outside" in reply["said"]
+        run.signal(signal.SIGTERM)
+        assert run.end()[0] == 143
     assert mock.totals()["answers"] == 0
 
 
@@ -234,22 +234,22 @@ def test_a_watching_run_takes_files_that_appear_or_grow_and_forgives_a_half_writ
 ) -> None:
     mock = mock_teacher()
     config = write_folder(tmp_path, mock.base_url, 3)
-    with living(config, "--watch") as life:
-        idle = life.until(lambda s: s["answers_stored"] == 3 and s["waiting"] == "new prompts")
+    with running(config, "--watch") as run:
+        idle = run.until(lambda s: s["answers_stored"] == 3 and s["waiting"] == "new prompts")
         assert (idle["rows_total"], idle["rows_left"]) == (3, 0)
         with (tmp_path / "a.jsonl").open("a", encoding="utf-8") as file:
             file.write('{"prompt": "What is 71 + 30?"}\n{"prompt": "What is 72 + 30?"}\n')
         write_prompts(tmp_path / "b.jsonl", range(80, 82))
         torn = tmp_path / "c.jsonl"
         torn.write_text('{"prompt": "What is 90 + 30?"}\n{"prompt": "What is 9', encoding="utf-8")
-        grown = life.until(lambda s: s["answers_stored"] == 8 and s["complaints"])
+        grown = run.until(lambda s: s["answers_stored"] == 8 and s["complaints"])
         assert "c.jsonl:2" in grown["complaints"][0]
         with torn.open("a", encoding="utf-8") as file:
             file.write('1 + 30?"}\n')
-        done = life.until(lambda s: s["answers_stored"] == 9)
+        done = run.until(lambda s: s["answers_stored"] == 9)
         assert (done["rows_total"], done["from_cache"], done["duplicates"]) == (9, 0, 0)
-        client.tell(life.store, "stop")
-        assert life.end()[0] == 10
+        client.tell(run.store, "stop")
+        assert run.end()[0] == 10
     assert mock.totals()["answers"] == 9
 
 
@@ -258,10 +258,10 @@ def test_a_watching_run_may_begin_with_nothing(mock_teacher: Mock, tmp_path: Pat
     config = write_folder(tmp_path, mock.base_url, 1)
     (tmp_path / "a.jsonl").unlink()
     assert harvester("run", config).returncode == 2
-    with living(config, "--watch", "--limit", 4) as life:
-        life.until(lambda s: s["waiting"] == "new prompts")
+    with running(config, "--watch", "--limit", 4) as run:
+        run.until(lambda s: s["waiting"] == "new prompts")
         write_prompts(tmp_path / "d.jsonl", range(10, 30))
-        code, out, _ = life.end()
+        code, out, _ = run.end()
     assert (code, out.partition(":")[0]) == (10, "rows")
     assert mock.totals()["answers"] == 4
 

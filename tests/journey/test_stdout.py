@@ -14,7 +14,7 @@ import pytest
 
 from harvester.cli import main
 from harvester.mock_teacher.running import RunningMock
-from tests.journey.living import living, write_folder
+from tests.journey.run_process import running, write_folder
 
 Mock = Callable[..., RunningMock]
 VERBS = (
@@ -44,9 +44,9 @@ def full() -> TextIO:
 
 
 def ended(words: tuple[str, ...], config: Path, stdout: TextIO, monkeypatch: pytest.MonkeyPatch) -> int:
-    told = [str(config) if word == "CONFIG" else word for word in words]
+    values = [str(config) if word == "CONFIG" else word for word in words]
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "argv", ["harvester", *told])
+        patch.setattr(sys, "argv", ["harvester", *values])
         patch.setattr(sys, "stdout", stdout)
         with pytest.raises(SystemExit) as caught:
             main.main()
@@ -58,15 +58,15 @@ def test_a_full_disk_under_stdout_is_one_error_and_never_the_end_of_a_run(
     mock_teacher: Mock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_folder(tmp_path, mock_teacher().base_url, 5)
-    found = {}
+    result = {}
     for words in VERBS:
         more = ("--limit", "2") if words == ("run", "CONFIG") else ()
-        found[words] = ended((*words, *more), config, full(), monkeypatch)
-        said = capsys.readouterr().err
-        assert "stdout can't be written: No space left on device" in said
-        assert (said.count("error["), "Traceback" in said) == (int(bool(found[words] != 10)), False)
-    assert found.pop(("run", "CONFIG")) == 10  # how it ended counts, not who could hear of it
-    assert set(found.values()) == {5}
+        result[words] = ended((*words, *more), config, full(), monkeypatch)
+        stderr = capsys.readouterr().err
+        assert "stdout can't be written: No space left on device" in stderr
+        assert (stderr.count("error["), "Traceback" in stderr) == (int(bool(result[words] != 10)), False)
+    assert result.pop(("run", "CONFIG")) == 10  # how it ended counts, not who could hear of it
+    assert set(result.values()) == {5}
 
 
 def test_a_reader_that_left_changes_no_exit_code(
@@ -74,8 +74,8 @@ def test_a_reader_that_left_changes_no_exit_code(
 ) -> None:
     config = write_folder(tmp_path, mock_teacher().base_url, 5)
     results = [words for words in VERBS if "--help" not in words]  # click's own, and it says 1
-    found = {words: ended(words, config, left(), monkeypatch) for words in results}
-    assert set(found.values()) == {0}
+    result = {words: ended(words, config, left(), monkeypatch) for words in results}
+    assert set(result.values()) == {0}
     assert "error" not in capsys.readouterr().err
 
 
@@ -84,11 +84,11 @@ def test_a_terminal_that_goes_away_leaves_the_run_its_ending(mock_teacher: Mock,
     mock = mock_teacher(latency_s=0.05)
     config = write_folder(tmp_path, mock.base_url, 500, teacher="limits = { max_concurrency = 4 }")
     ours, theirs = pty.openpty()
-    with living(config, "--limit", 24, stdout=theirs) as life:
+    with running(config, "--limit", 24, stdout=theirs) as run:
         os.close(theirs)
-        life.until(lambda s: s["answers_stored"] >= 4)
+        run.until(lambda s: s["answers_stored"] >= 4)
         os.close(ours)
-        code, _, err = life.end()
+        code, _, err = run.end()
     assert code == 10, err
     assert "stdout can't be written" in err
     assert json.loads((tmp_path / "store" / "status.json").read_text())["exit_code"] == 10

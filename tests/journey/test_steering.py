@@ -22,7 +22,7 @@ from harvester.observe.status import current_status, status_lines
 from harvester.run.control import client, protocol, server
 from harvester.store import paths
 from harvester.store.journal.lock import StoreLock, is_held
-from tests.journey.living import harvester, living, write_folder
+from tests.journey.run_process import harvester, running, write_folder
 
 Mock = Callable[..., RunningMock]
 LIMITED = "[teacher.limits]\nrequests_per_minute = 1200\nmax_concurrency = 4\n"
@@ -33,23 +33,23 @@ def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_pat
     mock = mock_teacher(latency_s=0.02)
     config = write_folder(tmp_path, mock.base_url, 2000, teacher=LIMITED + PRICED)
     store = tmp_path / "store"
-    with living(config) as life:
-        life.until(lambda s: s["answers_stored"] >= 20)
+    with running(config) as run:
+        run.until(lambda s: s["answers_stored"] >= 20)
         assert stat.S_IMODE((store / paths.CONTROL_SOCKET).stat().st_mode) == 0o600
 
-        said = harvester("status", store, "--json", "--check", "--max-age", "10m")
-        assert said.returncode == 0, said.stderr
-        seen = json.loads(said.stdout)
-        assert (seen["state"], seen["alive"], seen["pid"]) == ("running", True, life.process.pid)
+        done = harvester("status", store, "--json", "--check", "--max-age", "10m")
+        assert done.returncode == 0, done.stderr
+        seen = json.loads(done.stdout)
+        assert (seen["state"], seen["alive"], seen["pid"]) == ("running", True, run.process.pid)
         assert seen["limits"]["requests_per_minute"] == 1200
         assert seen["rows_left"] == 2000 - seen["answers_stored"]
-        life.until(lambda s: s["waiting"].startswith("requests per minute"))
-        busy = life.until(lambda s: s["rates"]["requests_per_minute"] > 0 and s["eta_s"])
+        run.until(lambda s: s["waiting"].startswith("requests per minute"))
+        busy = run.until(lambda s: s["rates"]["requests_per_minute"] > 0 and s["eta_s"])
         assert 0 < busy["eta_s"]["low"] <= busy["eta_s"]["likely"] <= busy["eta_s"]["high"]
         assert busy["cost_projected_microusd"]["high"] > busy["cost_microusd"] > 0
 
         assert "paused" in client.tell(store, "pause")["said"]
-        held = life.until(lambda s: s["state"] == "on hold" and s["in_flight"] == 0)
+        held = run.until(lambda s: s["state"] == "on hold" and s["in_flight"] == 0)
         assert held["waiting"].startswith("paused by the operator")
         sent = mock.state()["received"]
         assert harvester("status", store).stdout.startswith("on hold:")
@@ -61,20 +61,20 @@ def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_pat
         assert mock.state()["received"] == sent
 
         client.tell(store, "resume")
-        changed = life.until(lambda s: s["state"] == "running" and s["limits"]["max_concurrency"] == 16)
+        changed = run.until(lambda s: s["state"] == "running" and s["limits"]["max_concurrency"] == 16)
         assert changed["limits"]["requests_per_minute"] == 6000
         assert (changed["budget"]["microusd"], changed["budget"]["tokens"]) == (7_500_000, 3_000_000)
-        life.until(lambda s: s["answers_stored"] > held["answers_stored"])
+        run.until(lambda s: s["answers_stored"] > held["answers_stored"])
 
         stopped = harvester("stop", store)
         assert stopped.returncode == 0, stopped.stderr
-        code, out, _ = life.end()
+        code, out, _ = run.end()
         assert code == 10
         assert f"resume with: harvester run {config}" in out
     assert not (store / paths.CONTROL_SOCKET).exists()
-    found = current_status(store)
-    assert (found["state"], found["alive"], found["exit_code"]) == ("stopped", False, 10)
-    assert found["held"] == mock.totals()["answers"]
+    status = current_status(store)
+    assert (status["state"], status["alive"], status["exit_code"]) == ("stopped", False, 10)
+    assert status["held"] == mock.totals()["answers"]
     assert harvester("pause", store).returncode == 1
 
 
@@ -82,8 +82,8 @@ def test_what_cant_be_set_is_refused_in_words_and_changes_nothing(mock_teacher: 
     mock = mock_teacher(latency_s=0.1)
     config = write_folder(tmp_path, mock.base_url, 500, teacher=LIMITED)
     store = tmp_path / "store"
-    with living(config) as life:
-        before = life.until(lambda s: s["answers_stored"] > 0)["limits"]
+    with running(config) as run:
+        before = run.until(lambda s: s["answers_stored"] > 0)["limits"]
         for name, value in (
             ("rpm", "fast"),
             ("rpm", "0"),
@@ -109,7 +109,7 @@ def test_what_cant_be_set_is_refused_in_words_and_changes_nothing(mock_teacher: 
                 raw.connect(path)
                 raw.sendall(line)
                 assert b"error" in raw.recv(4096)
-        after = life.until(lambda s: s["updated_at"] > asked_at)["limits"]
+        after = run.until(lambda s: s["updated_at"] > asked_at)["limits"]
         assert after == before
         wrong = harvester("set", store, "rpm", "fast")
         assert (wrong.returncode, "not a number" in wrong.stderr) == (2, True)
@@ -118,36 +118,36 @@ def test_what_cant_be_set_is_refused_in_words_and_changes_nothing(mock_teacher: 
 def test_a_ceiling_lowered_below_what_was_spent_ends_the_run(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher(latency_s=0.02)
     config = write_folder(tmp_path, mock.base_url, 2000, teacher=LIMITED + PRICED)
-    with living(config) as life:
-        life.until(lambda s: s["answers_stored"] >= 10)
-        client.tell(life.store, "set", name="budget", value="10tokens")
-        code, out, _ = life.end()
+    with running(config) as run:
+        run.until(lambda s: s["answers_stored"] >= 10)
+        client.tell(run.store, "set", name="budget", value="10tokens")
+        code, out, _ = run.end()
     assert code == 10
     assert out.startswith("budget:")
 
 
-def test_a_dead_job_is_told_from_a_hung_one_and_its_pause_outlives_it(
+def test_a_dead_job_is_distinguished_from_a_hung_one_and_its_pause_outlives_it(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
     mock = mock_teacher(latency_s=0.05)
     config = write_folder(tmp_path, mock.base_url, 2000, teacher=LIMITED)
     store = tmp_path / "store"
-    with living(config) as life:
-        life.until(lambda s: s["answers_stored"] > 0)
+    with running(config) as run:
+        run.until(lambda s: s["answers_stored"] > 0)
         assert "also after a restart" in client.tell(store, "pause")["said"]
-        life.signal(signal.SIGSTOP)
+        run.signal(signal.SIGSTOP)
         assert client.ask(store, "status", patience_s=0.2) is None
         stopped = current_status(store)
         assert (stopped["alive"], stopped["process"]) == (True, "stopped")
         with pytest.raises(FindingsError, match="does not answer"):
             client.tell(store, "pause", patience_s=0.2)
-        told = json.loads((store / "status.json").read_text())
-        (store / "status.json").write_text(json.dumps({**told, "updated_at": told["updated_at"] - 900}))
+        status = json.loads((store / "status.json").read_text())
+        (store / "status.json").write_text(json.dumps({**status, "updated_at": status["updated_at"] - 900}))
         probe = harvester("status", store, "--check", "--max-age", "10m")
         assert (probe.returncode, probe.stdout.startswith("hung:")) == (1, True)
         assert "the job hangs (stopped)" in probe.stderr
-        life.signal(signal.SIGKILL)
-        life.process.wait()
+        run.signal(signal.SIGKILL)
+        run.process.wait()
     dead = current_status(store)
     assert (dead["state"], dead["alive"]) == ("died", False)
     assert (store / paths.CONTROL_SOCKET).exists()  # left behind; the next life takes its place
@@ -156,12 +156,12 @@ def test_a_dead_job_is_told_from_a_hung_one_and_its_pause_outlives_it(
     assert any(line.startswith("process   none") for line in status_lines(dead))
     assert any(line.startswith("on hold   the next run sends nothing") for line in status_lines(dead))
     sent = mock.state()["received"]
-    with living(config, "--limit", 5) as life:
-        held = life.until(lambda s: s["state"] == "on hold" and s["waiting"])
+    with running(config, "--limit", 5) as run:
+        held = run.until(lambda s: s["state"] == "on hold" and s["waiting"])
         assert held["waiting"].startswith("paused by the operator")
         assert (held["requests_sent"], mock.state()["received"]) == (0, sent)
         assert client.tell(store, "resume")["said"] == "resumed"
-        assert life.end()[0] == 10
+        assert run.end()[0] == 10
     assert current_status(store)["holds"] == {}
 
 
@@ -170,8 +170,8 @@ def test_a_store_with_a_long_name_is_steered_too(tmp_path: Path) -> None:
     deep.mkdir(parents=True)
     assert len(os.fsencode(deep / paths.CONTROL_SOCKET)) > 108
 
-    async def act(asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"said": asked["verb"]}
+    async def act(command: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"said": command["verb"]}
 
     async def talk() -> dict[str, Any] | None:
         async with server.served(deep, act, on_error=lambda _: None):
@@ -182,13 +182,13 @@ def test_a_store_with_a_long_name_is_steered_too(tmp_path: Path) -> None:
     assert not (deep / paths.CONTROL_SOCKET).exists()
 
 
-def test_a_request_that_makes_the_job_stumble_gets_a_word_and_a_long_answer_comes_whole(
+def test_a_request_that_fails_in_the_job_gets_an_error_and_a_long_answer_is_complete(
     tmp_path: Path,
 ) -> None:
     heard: list[Exception] = []
 
-    async def act(asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"said": "x" * 300_000 if asked["verb"] == "status" else int(float("inf"))}
+    async def act(command: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"said": "x" * 300_000 if command["verb"] == "status" else int(float("inf"))}
 
     async def talk() -> dict[str, Any] | None:
         async with server.served(tmp_path, act, on_error=heard.append):
@@ -196,16 +196,16 @@ def test_a_request_that_makes_the_job_stumble_gets_a_word_and_a_long_answer_come
                 await asyncio.to_thread(client.ask, tmp_path, "set")
             return await asyncio.to_thread(client.ask, tmp_path, "status")
 
-    told = asyncio.run(talk())
-    assert told is not None
-    assert len(told["said"]) == 300_000
+    values = asyncio.run(talk())
+    assert values is not None
+    assert len(values["said"]) == 300_000
     assert [type(error) for error in heard] == [OverflowError]
 
 
 def test_stop_waits_for_its_own_job_and_for_no_other(tmp_path: Path) -> None:
     asked_to_stop, next_one = StoreLock(tmp_path, started_at=1.0), StoreLock(tmp_path, started_at=2.0)
 
-    async def act(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def act(command: Mapping[str, Any]) -> Mapping[str, Any]:
         asked_to_stop.__exit__(None, None, None)
         next_one.__enter__()  # as a service manager would, at once
         return {"said": "it drains"}
@@ -227,8 +227,8 @@ def test_where_no_socket_can_be_made_the_job_goes_on_without(tmp_path: Path) -> 
     (tmp_path / paths.CONTROL_SOCKET).mkdir()
     heard: list[Exception] = []
 
-    async def act(asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        return asked
+    async def act(command: Mapping[str, Any]) -> Mapping[str, Any]:
+        return command
 
     async def live() -> None:
         async with server.served(tmp_path, act, on_error=heard.append):

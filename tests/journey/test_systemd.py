@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from harvester.mock_teacher.running import RunningMock
-from tests.journey.living import harvester, write_folder
+from tests.journey.run_process import harvester, write_folder
 
 SYSTEMD = Path("/lib/systemd/systemd")
 QUICKER = "[Service]\nRestartSec=1\nWatchdogSec=10\n"
@@ -64,12 +64,12 @@ def systemd(units: Path) -> Iterator[Systemctl]:
 
 def _cgroups_are_gone() -> bool:
     """What the killed systemd left behind, removed as soon as nothing lives in it."""
-    found = [*Path("/sys/fs/cgroup").glob("*/init.scope"), *Path("/sys/fs/cgroup").glob("*/system.slice")]
-    for place in found:
+    result = [*Path("/sys/fs/cgroup").glob("*/init.scope"), *Path("/sys/fs/cgroup").glob("*/system.slice")]
+    for place in result:
         subprocess.run(
             ["find", place, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";"], capture_output=True
         )
-    return not any(place.exists() for place in found)
+    return not any(place.exists() for place in result)
 
 
 def _child(process: subprocess.Popen[bytes]) -> int:
@@ -86,14 +86,14 @@ def _until(claim: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
-def test_the_service_lives_dies_and_comes_back_as_its_unit_says(
+def test_the_service_starts_fails_and_restarts_as_its_unit_says(
     mock_teacher: Callable[..., RunningMock], tmp_path: Path
 ) -> None:
     mock = mock_teacher(latency_s=0.05)
     hours = '[schedule]\nhours = ["00:00-24:00 UTC"]'
     limits = "limits = { requests_per_minute = 600 }"
     config = write_folder(tmp_path, mock.base_url, 5000, teacher=limits, more=hours)
-    whole = config.read_text()
+    content = config.read_text()
     units = tmp_path / "units"
     (units / f"{SERVICE}.d").mkdir(parents=True)
     (units / f"{SERVICE}.d" / "quicker.conf").write_text(QUICKER)
@@ -138,14 +138,14 @@ def test_the_service_lives_dies_and_comes_back_as_its_unit_says(
         assert systemctl("stop", SERVICE).returncode == 0
         assert (shown("Result"), shown("ExecMainStatus")) == ("success", "143")
 
-        config.write_text(whole.replace('terms = "mock-teacher"', 'terms = "openai"'))
+        config.write_text(content.replace('terms = "mock-teacher"', 'terms = "openai"'))
         assert systemctl("start", SERVICE).returncode != 0
         assert (shown("ActiveState"), shown("ExecMainStatus"), shown("NRestarts")) == ("failed", "77", "0")
         systemctl("reset-failed", SERVICE)
 
         now = datetime.now(UTC)
         closing = f"{now - timedelta(minutes=5):%H:%M}-{now + timedelta(minutes=1):%H:%M} UTC"
-        config.write_text(whole.replace("00:00-24:00 UTC", closing))
+        config.write_text(content.replace("00:00-24:00 UTC", closing))
         assert systemctl("start", SERVICE).returncode == 0
         _until(lambda: shown("ActiveState") == "inactive", 90)
         assert (shown("Result"), shown("ExecMainStatus")) == ("success", "10")

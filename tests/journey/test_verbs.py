@@ -15,7 +15,7 @@ from harvester.cli import main
 from harvester.mock_teacher.__main__ import parser
 from trainer import cli
 
-DOORS = {"harvester": main, "trainer": cli}
+PROGRAMS = {"harvester": main, "trainer": cli}
 OWN_HELP = {("harvester", "mock-teacher")}
 """Parsed by argparse, shared with `python -m harvester.mock_teacher`; held to the same below."""
 NEEDS = {
@@ -39,11 +39,11 @@ def verbs() -> Iterator[tuple[tuple[str, ...], click.Command]]:
         if inner is None:
             yield path, command
             return
-        for name, one in inner.items():
-            yield from walk((*path, name), one)
+        for name, entry in inner.items():
+            yield from walk((*path, name), entry)
 
-    for name, door in DOORS.items():
-        yield from walk((name,), typer.main.get_command(door.app))
+    for name, program in PROGRAMS.items():
+        yield from walk((name,), typer.main.get_command(program.app))
 
 
 VERBS = dict(verbs())
@@ -69,13 +69,13 @@ def test_the_walk_meets_every_verb_we_promise():
 
 @pytest.mark.parametrize("path", [path for path in VERBS if path not in OWN_HELP], ids=" ".join)
 def test_a_verb_takes_json_and_shows_an_example(path: tuple[str, ...]):
-    shown = CliRunner().invoke(DOORS[path[0]].app, [*path[1:], "--help"], env={"COLUMNS": "200"})
+    shown = CliRunner().invoke(PROGRAMS[path[0]].app, [*path[1:], "--help"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
     assert "--json" in shown.output
     assert f"Example: {' '.join(path)}" in " ".join(shown.output.replace("│", " ").split())
 
 
-def test_the_mock_teacher_speaks_for_itself_and_says_the_same():
+def test_the_mock_teacher_module_has_the_same_help():
     shown = parser("harvester mock-teacher").format_help()
     assert "--json" in shown
     assert "example: harvester mock-teacher" in shown
@@ -86,22 +86,22 @@ def test_the_mock_teacher_speaks_for_itself_and_says_the_same():
 def test_input_that_is_none_is_one_clear_error(path, kind, tmp_path: Path, monkeypatch, capsys):
     if path in MAKES_IT and kind in {"missing", "folder"}:
         pytest.skip("makes what is not there")
-    given = tmp_path / "given.toml"
+    settings = tmp_path / "given.toml"
     if kind == "folder":
-        given.mkdir()
+        settings.mkdir()
     elif kind != "missing":
         contents = {"empty": b"", "binary": b"\xff\xfe\x00PAR1", "typed": b"teacher = 3\nstudent = 4\n"}
-        given.write_bytes(contents[kind])
+        settings.write_bytes(contents[kind])
     more = [str(tmp_path / "out") if word == "OUT" else word for word in NEEDS.get(path, [])]
-    monkeypatch.setattr("sys.argv", [path[0], *path[1:], str(given), *more, "--json"])
+    monkeypatch.setattr("sys.argv", [path[0], *path[1:], str(settings), *more, "--json"])
     with pytest.raises(SystemExit) as ended:
-        DOORS[path[0]].main()
-    said = capsys.readouterr()
+        PROGRAMS[path[0]].main()
+    output = capsys.readouterr()
     assert ended.value.code in ({1, 2, 5} if path[1] in {"pause", "resume", "stop", "set"} else {2, 5})
-    assert said.err.startswith("error[")
-    assert str(given) in said.err
-    assert "remedy" in said.err
-    assert said.out == ""
+    assert output.err.startswith("error[")
+    assert str(settings) in output.err
+    assert "remedy" in output.err
+    assert output.out == ""
     assert not (tmp_path / "out").exists()
 
 
@@ -110,8 +110,8 @@ def test_the_desk_answers_in_json(capsys, monkeypatch):
         monkeypatch.setattr("sys.argv", ["harvester", "terms", *words, "--json"])
         with pytest.raises(SystemExit):
             main.main()
-        told = json.loads(capsys.readouterr().out)
-        record = told if "id" in told else next(r for r in told["records"] if r["id"] == "llama-3")
+        result = json.loads(capsys.readouterr().out)
+        record = result if "id" in result else next(r for r in result["records"] if r["id"] == "llama-3")
         assert (record["id"], record["layer"], record["state"]) == ("llama-3", "weights", "good")
 
 
@@ -130,5 +130,5 @@ def test_the_desk_answers_in_json(capsys, monkeypatch):
 )
 def test_a_number_that_nothing_can_count_with_is_refused_by_its_flag(words: str, tmp_path: Path):
     done = CliRunner().invoke(main.app, ["run", str(tmp_path / "none.toml"), *words.split()])
-    said = done.output + str(getattr(done.exception, "place", ""))
-    assert (getattr(done.exception, "exit_code", done.exit_code), words.split()[0] in said) == (2, True)
+    text = done.output + str(getattr(done.exception, "place", ""))
+    assert (getattr(done.exception, "exit_code", done.exit_code), words.split()[0] in text) == (2, True)

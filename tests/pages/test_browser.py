@@ -21,10 +21,10 @@ WAIT_S = 60.0
 
 def until(claim: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + WAIT_S
-    while not (found := claim()):
+    while not (result := claim()):
         assert time.monotonic() < deadline, "it did not come true"
         time.sleep(0.05)
-    return found
+    return result
 
 
 class Served:

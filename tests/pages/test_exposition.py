@@ -40,21 +40,21 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def families(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
     """Sample name -> labels -> value."""
-    found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    result: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
-    return found
+            result.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return result
 
 
 def test_counters_are_the_ledgers(store: Path):
-    found = families(prometheus.metrics_text(store))
-    assert found["harvester_attempts_total"] == {(): 21}
-    assert found["harvester_answers_total"] == {(("outcome", "ok"),): 20}
-    assert found["harvester_attempt_errors_total"] == {(("code", "unavailable"),): 1}
-    assert found["harvester_cost_dollars_total"][()] > 0
-    assert found["harvester_rows_done"][("ending", "answered"),] == 20
-    assert found["harvester_state"] == {(("state", "complete"),): 1}
+    series = families(prometheus.metrics_text(store))
+    assert series["harvester_attempts_total"] == {(): 21}
+    assert series["harvester_answers_total"] == {(("outcome", "ok"),): 20}
+    assert series["harvester_attempt_errors_total"] == {(("code", "unavailable"),): 1}
+    assert series["harvester_cost_dollars_total"][()] > 0
+    assert series["harvester_rows_done"][("ending", "answered"),] == 20
+    assert series["harvester_state"] == {(("state", "complete"),): 1}
 
 
 def test_failed_rows_are_those_that_have_no_answer_now(tmp_path: Path, mock_teacher):
@@ -64,8 +64,8 @@ def test_failed_rows_are_those_that_have_no_answer_now(tmp_path: Path, mock_teac
     command = typer.main.get_command(main.app)
     for code, dead in ((3, 5), (0, 0)):
         assert command(["run", str(path)], standalone_mode=False) == code
-        found = families(prometheus.metrics_text(tmp_path / "store"))
-        assert found["harvester_failed_rows"] == {(): dead}
+        series = families(prometheus.metrics_text(tmp_path / "store"))
+        assert series["harvester_failed_rows"] == {(): dead}
         tiles = report.overview(report.gather(tmp_path / "store"))["tiles"]
         assert [(t["value"], t["bad"]) for t in tiles if t["name"] == "failed rows"] == [
             (str(dead), dead > 0)
@@ -74,13 +74,13 @@ def test_failed_rows_are_those_that_have_no_answer_now(tmp_path: Path, mock_teac
 
 
 def test_histograms_are_cumulative_and_whole(store: Path):
-    found = families(prometheus.metrics_text(store))
-    cells = found["harvester_request_duration_seconds_bucket"]
+    series = families(prometheus.metrics_text(store))
+    cells = series["harvester_request_duration_seconds_bucket"]
     counts = [cells[key] for key in sorted(cells, key=lambda key: float(dict(key)["le"]))]
     assert counts == sorted(counts)
-    assert counts[-1] == found["harvester_request_duration_seconds_count"][()] == 20
-    assert found["harvester_request_duration_seconds_sum"][()] > 0
-    assert found["harvester_usage_tokens_count"] == {(("type", "input"),): 20, (("type", "output"),): 20}
+    assert counts[-1] == series["harvester_request_duration_seconds_count"][()] == 20
+    assert series["harvester_request_duration_seconds_sum"][()] > 0
+    assert series["harvester_usage_tokens_count"] == {(("type", "input"),): 20, (("type", "output"),): 20}
 
 
 def test_names_follow_the_conventions(store: Path):
@@ -111,15 +111,15 @@ def test_names_follow_the_conventions(store: Path):
 def test_labels_are_escaped():
     for text in hostile.TEXTS:
         drawn = prometheus.family("m", "gauge", "about", [("", {"code": text}, 1.5)])
-        (found,) = next(iter(text_string_to_metric_families(drawn))).samples
-        assert found.labels["code"] == text.replace("\r", "\r")
-        assert found.value == 1.5
+        (series,) = next(iter(text_string_to_metric_families(drawn))).samples
+        assert series.labels["code"] == text.replace("\r", "\r")
+        assert series.value == 1.5
 
 
 def test_no_text_key_or_path_is_in_it(store: Path, hostile_store: Path):
-    for one in (store, hostile_store):
-        text = prometheus.metrics_text(one)
-        assert str(one) not in text
+    for entry in (store, hostile_store):
+        text = prometheus.metrics_text(entry)
+        assert str(entry) not in text
         assert "What is" not in text
         assert "<script" not in text
 
@@ -143,18 +143,18 @@ def test_a_run_keeps_its_textfile(tmp_path: Path, mock_teacher):
     assert commands.run("harvester", command, timeout=60).returncode == 0
     assert families(out.read_text(encoding="utf-8"))["harvester_answers_total"] == {(("outcome", "ok"),): 5}
     written: list[Path] = []
-    said: list[str] = []
+    messages: list[str] = []
     again = tmp_path / "again"
     again.mkdir()
-    with prometheus.updating_textfile(tmp_path / "store", again / "x.prom", said.append, every_s=0.01):
+    with prometheus.updating_textfile(tmp_path / "store", again / "x.prom", messages.append, every_s=0.01):
         while not written:
             written = list(again.glob("x.prom"))
-        assert said == []
+        assert messages == []
         shutil.rmtree(again)
-        while not said:
+        while not messages:
             pass
-    assert len(said) == 1  # once, though it could be written neither then nor at the end
-    assert "No such file or directory" in said[0]
+    assert len(messages) == 1  # once, though it could be written neither then nor at the end
+    assert "No such file or directory" in messages[0]
 
 
 UNFIT = {
@@ -171,7 +171,7 @@ UNFIT = {
 }
 
 
-def test_what_cant_be_written_is_said_before_anything_is_sent(
+def test_a_path_that_cant_be_written_is_reported_before_anything_is_sent(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mock_teacher
 ):
     monkeypatch.chdir(tmp_path)

@@ -48,10 +48,10 @@ class Collector:
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    found = Collector()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
+    result = Collector()
+    yield result
+    result.server.shutdown()
+    result.server.server_close()
 
 
 def run(path: Path, *flags: str, endpoint: str) -> subprocess.CompletedProcess[str]:
@@ -87,20 +87,20 @@ def test_a_run_sends_its_counts_when_asked(tmp_path: Path, mock_teacher, collect
     assert done.returncode == 0, done.stderr
     request = ExportMetricsServiceRequest.FromString(collector.bodies[-1])
     (resource,) = request.resource_metrics
-    found = {metric.name: metric for scope in resource.scope_metrics for metric in scope.metrics}
-    (duration,) = found["gen_ai.client.operation.duration"].histogram.data_points
+    result = {metric.name: metric for scope in resource.scope_metrics for metric in scope.metrics}
+    (duration,) = result["gen_ai.client.operation.duration"].histogram.data_points
     assert (duration.count, len(duration.bucket_counts)) == (20, 15)
     assert {a.key: a.value.string_value for a in duration.attributes}[
         "gen_ai.request.model"
     ] == "mock-teacher"
-    usage = found["gen_ai.client.token.usage"].histogram.data_points
+    usage = result["gen_ai.client.token.usage"].histogram.data_points
     kinds = {
         a.value.string_value for point in usage for a in point.attributes if a.key == "gen_ai.token.type"
     }
-    assert (found["gen_ai.client.token.usage"].unit, kinds) == ("{token}", {"input", "output"})
-    (failed,) = found["harvester.attempt.errors"].sum.data_points
+    assert (result["gen_ai.client.token.usage"].unit, kinds) == ("{token}", {"input", "output"})
+    (failed,) = result["harvester.attempt.errors"].sum.data_points
     assert (failed.as_int, failed.attributes[0].value.string_value) == (1, "unavailable")
-    assert found["harvester.answers"].sum.data_points[0].as_int == 20
+    assert result["harvester.answers"].sum.data_points[0].as_int == 20
     assert not any(b"What is" in body for body in collector.bodies)
 
 

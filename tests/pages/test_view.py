@@ -77,9 +77,9 @@ def tags_of(text: str) -> list[tuple[str, tuple[str, ...]]]:
 @pytest.mark.parametrize("text", hostile.TEXTS)
 def test_a_hostile_text_adds_no_tag_and_no_attribute(text: str):
     def samples(words: str) -> str:
-        one = {"prompt": words, "completion": words, "outcome": words, "tokens": words}
+        entry = {"prompt": words, "completion": words, "outcome": words, "tokens": words}
         return page.fragment(
-            "samples", {"samples": [{**one, "further": [(words, words)], "facts": [(words, words)]}]}
+            "samples", {"samples": [{**entry, "further": [(words, words)], "facts": [(words, words)]}]}
         )
 
     assert tags_of(samples(text)) == tags_of(samples("plain"))
@@ -105,10 +105,10 @@ def test_search_walks_the_whole_store_page_by_page(tmp_path: Path):
         seen: list[str] = []
         cursor = ""
         while True:
-            found = samples.search(store, "WHAT IS", cursor=cursor)
-            assert len(found.samples) <= samples.PAGE
-            seen += [sample.prompt_id for sample in found.samples]
-            cursor = found.cursor
+            rows = samples.search(store, "WHAT IS", cursor=cursor)
+            assert len(rows.samples) <= samples.PAGE
+            seen += [sample.prompt_id for sample in rows.samples]
+            cursor = rows.cursor
             if not cursor:
                 break
         assert sorted(seen) == sorted(f"p{n}" for n in range(420))
@@ -186,11 +186,11 @@ def test_the_command_serves_one_local_address_and_ends_cleanly(
 def listeners(pid: int, port: int) -> list[str]:
     """Addresses (hex, as the kernel tells) at which a process listens on a port."""
     inodes = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
-    found = []
+    result = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             address, local_port = fields[1].split(":")
             if fields[3] == "0A" and int(local_port, 16) == port and f"socket:[{fields[9]}]" in inodes:
-                found.append(address)
-    return found
+                result.append(address)
+    return result

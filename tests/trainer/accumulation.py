@@ -24,11 +24,11 @@ def examples(config: settings.TrainConfig) -> list[Any]:
     return list(dataset.render(dataset.read(config), renderer, config, vocabulary_size(config.base)).examples)
 
 
-def write(told: dict[str, Any]) -> None:
+def write(request: dict[str, Any]) -> None:
     """Cut the corpus into `packs` packs, learn one step, write gradients (before clipping), loss and norm."""
-    config = settings.load(Path(told["toml"]))
+    config = settings.load(Path(request["toml"]))
     made = examples(config)
-    packs = [made[number :: told["packs"]] for number in range(told["packs"])]
+    packs = [made[number :: request["packs"]] for number in range(request["packs"])]
     with join_world() as world:
         student = model.load_new_student(config, torch.device("cpu"))
         with torch.no_grad():  # B starts at zero and would hide A's gradient
@@ -39,16 +39,16 @@ def write(told: dict[str, Any]) -> None:
         optimiser = optim.adamw(named.items(), config.train, config.lora)
         stepper = Stepper(TrainableStudent(student, named), optimiser, config.train, world)
         kept: dict[str, torch.Tensor] = {}
-        honest = torch.nn.utils.clip_grad_norm_
+        original = torch.nn.utils.clip_grad_norm_
 
         def noting(parameters: Any, bound: float) -> torch.Tensor:
             kept.update({name: p.grad.clone() for name, p in named.items()})
-            return honest(list(parameters), bound)
+            return original(list(parameters), bound)
 
         torch.nn.utils.clip_grad_norm_ = noting
         try:
             learned = stepper.learn(0, packs)
         finally:
-            torch.nn.utils.clip_grad_norm_ = honest
+            torch.nn.utils.clip_grad_norm_ = original
         if world.is_leader:
-            save_file({**kept, "loss": learned.loss, "norm": learned.norm}, told["out"])
+            save_file({**kept, "loss": learned.loss, "norm": learned.norm}, request["out"])

@@ -28,9 +28,9 @@ def run_trainer(monkeypatch, capsys) -> RunTrainer:
             code = int(ended.code or 0)
         finally:
             signal.signal(signal.SIGTERM, handler)  # the command sets its own
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
+        output = capsys.readouterr()
+        assert "Traceback" not in output.err
+        return code, output.out, output.err
 
     return run
 

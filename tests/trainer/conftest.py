@@ -38,8 +38,8 @@ def fork_server() -> Iterator[ForkServer]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:
 
-        def live(what: str, **told: Any) -> dict[str, Any]:
-            process.stdin.write(json.dumps({"what": what, **told}, default=str) + "\n")
+        def live(what: str, **command: Any) -> dict[str, Any]:
+            process.stdin.write(json.dumps({"what": what, **command}, default=str) + "\n")
             process.stdin.flush()
             return json.loads(process.stdout.readline())
 

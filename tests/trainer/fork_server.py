@@ -1,7 +1,7 @@
-"""A process that has torch loaded, and nothing else, and forks another for each line it reads.
+"""Run trainer commands in forks of one process that has torch loaded, so that many runs cost one start-up.
 
-Twenty kills, or ten fresh looks at an adapter, cost one start. stdin: {"what": name, ...}; stdout:
-{"signal": n, "code": n, "err": text} of the child, or of the first child that failed where there are two.
+Reads one JSON line a run from stdin: {"what": name, ...}. Writes one to stdout: {"signal": n, "code": n,
+"err": text} of the child, or of the first child that failed where there are several.
 """
 
 from __future__ import annotations
@@ -32,58 +32,58 @@ from harvester.system import failpoints
 from trainer import cli
 from trainer import config as settings
 from trainer.publish.export import export_merged
-from trainer.training import train  # noqa: F401 - its rooms are loaded once, here
+from trainer.training import train  # noqa: F401 - its modules are loaded once, here
 from trainer.training.step import Stepper
 
 # Number of the option of glibc's mallopt.
 M_MMAP_THRESHOLD = -3
 
 
-def command(told: dict[str, Any]) -> None:
+def command(request: dict[str, Any]) -> None:
     """`trainer WORDS...` as from a shell, killed at a named point, under limits."""
-    os.environ.update(told.get("env", {}))
+    os.environ.update(request.get("env", {}))
     importlib.reload(failpoints)  # reads the environment once, at import
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file at its limit is an error, as a full disk is
-    for name, most in told.get("limits", {}).items():
+    for name, most in request.get("limits", {}).items():
         resource.setrlimit(getattr(resource, name), (most, most))
-    if told.get("step_bytes"):
-        narrow(told["step_bytes"])
-    sys.argv = ["trainer", *map(str, told["words"])]
+    if request.get("step_bytes"):
+        narrow(request["step_bytes"])
+    sys.argv = ["trainer", *map(str, request["words"])]
     cli.main()
 
 
 def narrow(more: int) -> None:
     """From the first step on the kernel hands out `more` bytes of address space, and then none."""
-    honest = Stepper.learn
+    original = Stepper.learn
 
     def learn(self: Any, *args: Any, **kwargs: Any) -> Any:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         most = pages * resource.getpagesize() + more
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        return honest(self, *args, **kwargs)
+        return original(self, *args, **kwargs)
 
     Stepper.learn = learn
 
 
-def logits(told: dict[str, Any]) -> None:
+def logits(request: dict[str, Any]) -> None:
     """Load a student with transformers and PEFT alone and write its logits."""
     warnings.simplefilter("ignore")
-    student = transformers.AutoModelForCausalLM.from_pretrained(told["base"], dtype=torch.float32)
-    if told.get("adapter"):
-        student = peft.PeftModel.from_pretrained(student, told["adapter"])
+    student = transformers.AutoModelForCausalLM.from_pretrained(request["base"], dtype=torch.float32)
+    if request.get("adapter"):
+        student = peft.PeftModel.from_pretrained(student, request["adapter"])
     with torch.no_grad():
-        found = student.eval()(input_ids=torch.arange(3, 40)[None]).logits
-    save_file({"logits": found}, told["out"])
+        result = student.eval()(input_ids=torch.arange(3, 40)[None]).logits
+    save_file({"logits": result}, request["out"])
 
 
-def prompt(told: dict[str, Any]) -> None:
+def prompt(request: dict[str, Any]) -> None:
     """Render messages with transformers alone, as a server does."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(told["folder"])
-    ids = tokenizer.apply_chat_template(told["messages"], add_generation_prompt=True, return_dict=False)
-    Path(told["out"]).write_text(json.dumps(ids), encoding="utf-8")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(request["folder"])
+    ids = tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True, return_dict=False)
+    Path(request["out"]).write_text(json.dumps(ids), encoding="utf-8")
 
 
-def export(told: dict[str, Any]) -> None:
+def export(request: dict[str, Any]) -> None:
     """Export a student twice; write the resident bytes before the second, and the most during it."""
     status = Path("/proc/self/status")
 
@@ -94,22 +94,22 @@ def export(told: dict[str, Any]) -> None:
     # glibc returns freed memory at once only above a threshold, which grows up to 32 MiB. Weights of a real
     # base are above it, those of a test are not.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 18)
-    config = settings.load(Path(told["toml"]))
-    merged = Path(told["out"]).parent / "merged"
+    config = settings.load(Path(request["toml"]))
+    merged = Path(request["out"]).parent / "merged"
     export_merged(config, merged)  # loads libraries and their pages
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the largest until now
     before = kibibytes("VmRSS")
     export_merged(config, merged)
     used = {"before": before << 10, "peak": kibibytes("VmHWM") << 10}
-    Path(told["out"]).write_text(json.dumps(used), encoding="utf-8")
+    Path(request["out"]).write_text(json.dumps(used), encoding="utf-8")
 
 
-def gradients(told: dict[str, Any]) -> None:
+def gradients(request: dict[str, Any]) -> None:
     """One step of a training, alone or as a rank among others; write what it adds up."""
     from tests.trainer import accumulation
 
-    accumulation.write(told)
+    accumulation.write(request)
 
 
 def signal_when(child: int, path: str, number: int) -> None:
@@ -121,10 +121,10 @@ def signal_when(child: int, path: str, number: int) -> None:
     os.kill(child, number)
 
 
-LIVES = {"command": command, "export": export, "logits": logits, "prompt": prompt, "gradients": gradients}
+TASKS = {"command": command, "export": export, "logits": logits, "prompt": prompt, "gradients": gradients}
 
 
-def born(told: dict[str, Any], err: Any, rank: int, port: int) -> int:
+def fork(request: dict[str, Any], err: Any, rank: int, port: int) -> int:
     child = os.fork()
     if child:
         return child
@@ -133,11 +133,14 @@ def born(told: dict[str, Any], err: Any, rank: int, port: int) -> int:
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(err.fileno(), 1)
         os.dup2(err.fileno(), 2)
-        if told.get("world", 1) > 1:
+        if request.get("world", 1) > 1:
             os.environ.update(
-                RANK=str(rank), WORLD_SIZE=str(told["world"]), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+                RANK=str(rank),
+                WORLD_SIZE=str(request["world"]),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
             )
-        LIVES[told["what"]](told)
+        TASKS[request["what"]](request)
         code = 0
     except SystemExit as ended:
         code = int(ended.code or 0)
@@ -152,18 +155,18 @@ def born(told: dict[str, Any], err: Any, rank: int, port: int) -> int:
 def main() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
-        told = json.loads(line)
+        request = json.loads(line)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         with TemporaryFile("w+") as err:
-            children = [born(told, err, rank, port) for rank in range(told.get("world", 1))]
+            children = [fork(request, err, rank, port) for rank in range(request.get("world", 1))]
             timer = None
-            if told.get("kill_after_s") is not None:
-                timer = threading.Timer(told["kill_after_s"], os.kill, (children[0], signal.SIGKILL))
+            if request.get("kill_after_s") is not None:
+                timer = threading.Timer(request["kill_after_s"], os.kill, (children[0], signal.SIGKILL))
                 timer.start()
-            if told.get("signal_when") is not None:
-                signal_when(children[0], *told["signal_when"])
+            if request.get("signal_when") is not None:
+                signal_when(children[0], *request["signal_when"])
             ends = [os.waitpid(child, 0)[1] for child in children]
             if timer is not None:
                 timer.cancel()

@@ -21,8 +21,8 @@ def run(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
         cli.main()
     except SystemExit as ended:
         code = int(ended.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def broken(tmp_path, what: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "message"),
     [
         ("config", "not readable as TOML"),
         ("missing", "no such file"),
@@ -98,9 +98,9 @@ def broken(tmp_path, what: str) -> str:
         ("template", "no chat template"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, capsys, what, said):
+def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, capsys, what, message):
     code, out, err = run(monkeypatch, capsys, "train", broken(tmp_path, what), "--json")
     assert code == 2
     assert out == ""
-    assert said in err
+    assert message in err
     assert "Traceback" not in err

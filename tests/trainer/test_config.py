@@ -26,7 +26,7 @@ def test_the_least_file_is_enough_and_paths_start_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (LEAST + "[lora]\nrnak = 8\n", "did you mean 'rank'"),
         (LEAST + "[trian]\nlr = 1\n", "did you mean 'train'"),
@@ -37,8 +37,8 @@ def test_the_least_file_is_enough_and_paths_start_beside_it(tmp_path):
         ("[student\n", "not readable as TOML"),
     ],
 )
-def test_a_wrong_file_is_refused_with_the_remedy(tmp_path, text, said):
-    with pytest.raises(ConfigError, match=said.replace("[", r"\[")) as caught:
+def test_a_wrong_file_is_refused_with_the_remedy(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")) as caught:
         load(written(tmp_path, text))
     assert "train.toml" in caught.value.place
 

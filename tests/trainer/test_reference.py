@@ -71,8 +71,8 @@ def test_the_starter_is_a_train_toml_that_plans(run_trainer, tmp_path):  # noqa:
     )
     assert code == 0
     assert "trainer plan" in out
-    told = tomllib.loads((folder / "train.toml").read_text())
-    assert told["student"]["base"] == "../models/base"  # the folder can be moved as a whole
+    values = tomllib.loads((folder / "train.toml").read_text())
+    assert values["student"]["base"] == "../models/base"  # the folder can be moved as a whole
     code, out, _ = run_trainer("plan", folder / "train.toml", "--probe", 0)
     assert code == 0
     assert "hint: only 3 optimiser steps" in out

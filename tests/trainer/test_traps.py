@@ -37,13 +37,13 @@ def test_a_naive_pack_has_another_loss_and_ours_has_the_true_one(learned):
         return float(cross_entropy_sum(supervised_logits(student, batch), batch.targets)[0])
 
     def naive() -> float:  # one causal row, nobody tells where a document ends
-        whole = collate([Example(np.concatenate([e.ids for e in pack]), 1)])
+        complete = collate([Example(np.concatenate([e.ids for e in pack]), 1)])
         kept, begin = [], 0
         for e in pack:
             kept += range(begin + e.prompt_length - 1, begin + len(e.ids) - 1)
             begin += len(e.ids)
         at = torch.tensor(kept)
-        return float(cross_entropy_sum(supervised_logits(student, whole)[at], whole.targets[at])[0])
+        return float(cross_entropy_sum(supervised_logits(student, complete)[at], complete.targets[at])[0])
 
     with torch.no_grad():
         true = sum(lost([e]) for e in pack)

@@ -34,11 +34,11 @@ def tokenizer(
         vocab_size=320, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
     )
     made.train_from_iterator(["say the word backwards, please"] * 4, wanted)
-    given = {"eos_token": eos, "pad_token": "<|pad|>", **special}
+    settings = {"eos_token": eos, "pad_token": "<|pad|>", **special}
     fast = PreTrainedTokenizerFast(
         tokenizer_object=made,
-        extra_special_tokens=[s for s in specials if s not in given.values()],
-        **given,
+        extra_special_tokens=[s for s in specials if s not in settings.values()],
+        **settings,
     )
     fast.chat_template = template
     return fast
@@ -131,7 +131,7 @@ def train_toml(folder: Path, rows: Sequence[schema.Sample], **sections: dict[str
     """A folder with base, corpus and train.toml, ready for `trainer train`."""
     base(folder / "base")
     corpus(folder / "store", rows)
-    told: dict[str, dict[str, Any]] = {
+    facts: dict[str, dict[str, Any]] = {
         "student": {"base": "base"},
         "data": {"corpus": "store"},
         "lora": {"rank": 4, "alpha": 8},
@@ -146,10 +146,10 @@ def train_toml(folder: Path, rows: Sequence[schema.Sample], **sections: dict[str
         "out": {"path": "out"},
     }
     for name, values in sections.items():
-        told[name] = {**told.get(name, {}), **values}
+        facts[name] = {**facts.get(name, {}), **values}
     path = folder / "train.toml"
     lines = []
-    for name, values in told.items():
+    for name, values in facts.items():
         lines.append(f"[{name}]")
         lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

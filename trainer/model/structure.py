@@ -53,7 +53,7 @@ def layer_list(base: Any) -> torch.nn.ModuleList | None:
 
 
 def decoder_layers(base: Any) -> list[Any]:
-    """Return the decoder layers; empty if they can't be told."""
+    """Return the decoder layers; empty if they can't be found."""
     layers = layer_list(base)
     return [] if layers is None else list(layers)
 

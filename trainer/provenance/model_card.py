@@ -20,7 +20,7 @@ from harvester.export.cards.notice import notice
 from harvester.system.files import sha256_of
 from harvester.terms.gate import load_registry
 from harvester.terms.lineage import Lineage
-from harvester.terms.obligations import owed
+from harvester.terms.obligations import duties_of_kind
 from harvester.terms.places import terms_folders
 from trainer import __version__
 from trainer.config import TrainConfig
@@ -107,7 +107,7 @@ def model_card(
     body = [
         f"# {cell(student.name)}",
         "",
-        *[f"**{cell(sentence)}**\n" for sentence in owed(dataset.duties, "display")],
+        *[f"**{cell(sentence)}**\n" for sentence in duties_of_kind(dataset.duties, "display")],
         *mock_warning(dataset),
         f"{kind} `{cell(student.base)}` (licence {cell(student.base_licence)}), trained on "
         f"{student.trained_on} on {dataset.rows:,} answers of the teachers below.",

@@ -63,7 +63,7 @@ def _flop_counter(student: Any, *, causal: bool) -> Callable[[Sequence[Example]]
 
 
 def _attention_channels(base: Any, layer: Any) -> int | None:
-    """Return heads * (size of a query + size of a value) of a layer's attention, None if it can't be told."""
+    """Return heads * (size of a query + size of a value) of a layer's attention, None if unknown."""
     heads = int(getattr(structure.text_config(base), "num_attention_heads", 0) or 0)
     if any(isinstance(module, torch.nn.Conv1d) for module in layer.modules()):
         return None  # a recurrent or convolutional mixer

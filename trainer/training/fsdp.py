@@ -31,13 +31,13 @@ def shard_base(student: Any, device: torch.device) -> int:
         Bytes of the base that this process holds.
 
     Raises:
-        StudentError: the student's layers can't be told.
+        StudentError: the student's layers can't be found.
     """
     base = structure.base_model_of(student)
     decoder, layers = structure.backbone(base), structure.decoder_layers(base)
     if decoder is None or not layers:
         raise StudentError(
-            "the decoder layers of this student can't be told, so they can't be split over processes",
+            "the decoder layers of this student can't be found, so they can't be split over processes",
             place="train.shard",
             remedy='shard = "never"',
         )

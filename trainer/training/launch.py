@@ -86,7 +86,7 @@ def run_workers(command: Sequence[str], count: int, report: Report) -> int:
 
     SIGTERM and SIGINT are forwarded to every worker, and the workers may finish their step and checkpoint. A
     second signal leaves them `SECOND_SIGNAL_GRACE_S`. When a worker fails the others get SIGTERM and
-    `GRACE_S`. Nobody is left alive.
+    `GRACE_S`. No process is left alive.
 
     Returns:
         0 if all succeeded; 128 + number after a signal; else the exit code of the first rank that failed by

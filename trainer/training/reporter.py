@@ -1,4 +1,4 @@
-"""Report the steps and evaluations of a training: log lines, and the callbacks of whoever shows progress."""
+"""Report the steps and evaluations of a training: log lines, and the callbacks for progress displays."""
 
 from __future__ import annotations
 

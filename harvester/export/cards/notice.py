@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from harvester.export.cards.facts import DatasetFacts
-from harvester.terms.obligations import owed
+from harvester.terms.obligations import duties_of_kind
 
 
 def notice(dataset: DatasetFacts, *, title: str) -> str:
     """Return the text: notices word by word, sentences to display, terms passed on, and the teachers."""
     parts = [title, ""]
-    for sentence in [*owed(dataset.duties, "notice"), *owed(dataset.duties, "display")]:
+    for sentence in [*duties_of_kind(dataset.duties, "notice"), *duties_of_kind(dataset.duties, "display")]:
         parts += [" ".join(sentence.split()), ""]
-    passed_on = owed(dataset.duties, "pass_terms")
+    passed_on = duties_of_kind(dataset.duties, "pass_terms")
     if passed_on:
         parts += [
             "These terms are passed on and bind whoever receives this:",

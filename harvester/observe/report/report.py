@@ -75,7 +75,7 @@ def gather(
     card: Mapping[str, Any] | None = None,
     training: Sequence[dict[str, Any]] = (),
 ) -> ReportData:
-    """Read a store, also while a run lives; `known` keeps sealed shards' censuses between calls.
+    """Read a store, also during a run; `known` keeps sealed shards' censuses between calls.
 
     Raises:
         StoreError, StoreCorrupt: it can't be read.
@@ -87,7 +87,7 @@ def gather(
 
 
 def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]]:
-    """The heartbeat with its truth about who lives, the ledger's totals, and the newest runs.
+    """The heartbeat with whether its process is alive, the ledger's totals, and the newest runs.
 
     The totals count as dead what is dead now: a row that a later run answered is not.
 

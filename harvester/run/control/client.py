@@ -68,5 +68,5 @@ def tell(store: Path, command: str, **arguments: Any) -> dict[str, Any]:
     raise FindingsError(
         f"its job (pid {holder.get('pid', '?')} on {holder.get('host', '?')}) does not answer",
         place=str(store / paths.CONTROL_SOCKET),
-        remedy="`harvester status` tells a stopped process from a hung one; a signal may still end it",
+        remedy="`harvester status` shows whether its process is stopped or hangs; a signal may still end it",
     )

@@ -1,4 +1,4 @@
-"""Change a run while it lives: pause it, let it go on, change its limits and its budget.
+"""Control a run: pause it, resume it, change its limits and its budget.
 
 Changes last until the run ends; the configuration file stays as it is. Everything here runs on the event loop
 of the pass.

@@ -108,7 +108,7 @@ class Journal:
         return self._run
 
     def end_killed_runs(self) -> None:
-        """Give earlier runs without an ending the ending `killed`. Call it only while no run lives."""
+        """Give earlier runs without an ending the ending `killed`. Call it only while no run is active."""
         with self.writing() as connection:
             _end_killed_runs(connection)
 
@@ -223,8 +223,8 @@ class Journal:
         """Return the attempts that may have been charged without an answer, in the order they were sent.
 
         Args:
-            in_flight: include attempts of a run without an ending. While its process lives they are only in
-                flight; when it has died they may have been charged.
+            in_flight: include attempts of a run without an ending. While its process is alive they are only
+                in flight; when it has died they may have been charged.
             run_id: only attempts of this run; None for all.
         """
         query = (
@@ -255,9 +255,9 @@ class Journal:
         plain["possibly_billed_microusd"] += sum(attempt.reserved_microusd for attempt in lost)
         return Totals(
             **plain,
-            outcomes=_under("outcome.", counts),
-            reopened_outcomes=_under("reopened.", counts),
-            errors=_under("error.", counts),
+            outcomes=_with_prefix("outcome.", counts),
+            reopened_outcomes=_with_prefix("reopened.", counts),
+            errors=_with_prefix("error.", counts),
         )
 
 
@@ -300,7 +300,7 @@ def _askers(connection: sqlite3.Connection, keys: Sequence[bytes]) -> _Askers:
     return askers
 
 
-def _under(prefix: str, counts: Mapping[str, int]) -> dict[str, int]:
+def _with_prefix(prefix: str, counts: Mapping[str, int]) -> dict[str, int]:
     return {
         name.removeprefix(prefix): count
         for name, count in counts.items()

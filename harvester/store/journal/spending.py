@@ -86,7 +86,7 @@ def _answers_of_earlier_release(connection: sqlite3.Connection, run: int) -> dic
 def runs_to_continue(connection: sqlite3.Connection, teacher_id: str) -> list[str]:
     """Return the runs that a run of this teacher goes on from: its last runs, as long as they were killed.
 
-    A run that lives, or was killed and is not yet known to be, has no ending and is one of them.
+    A run that is active, or was killed and is not yet known to be, has no ending and is one of them.
     """
     query = "SELECT run_id, ending, lineage_json FROM runs ORDER BY run DESC"
     run_ids = []

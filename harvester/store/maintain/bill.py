@@ -38,7 +38,7 @@ def compute_bill(journal: Journal, *, alive: bool) -> Bill:
     """Compute the bill of a store.
 
     Args:
-        alive: whether its process lives; then attempts in flight are left out.
+        alive: whether its process is alive; then attempts in flight are left out.
 
     Raises:
         StoreError, StoreCorrupt: the journal can't be read.

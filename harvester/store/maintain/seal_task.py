@@ -1,6 +1,6 @@
 """Seal on the writer thread during a run and at its end, and for `harvester seal`.
 
-Small shards are merged only while nobody reads the folder: a reader that has listed it would miss files.
+Small shards are merged only while no process reads the folder: a reader that has listed it would miss files.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ async def seal_periodically(store: Path, writer: GroupCommit, target_bytes: int)
 
 
 async def merge(store: Path, writer: GroupCommit, target_bytes: int, *, tries: int) -> None:
-    """Merge small shards, if there are enough of them and nobody reads the folder.
+    """Merge small shards, if there are enough of them and no process reads the folder.
 
     Raises:
         StoreError: the disk refuses; the small ones stay.

@@ -1,4 +1,4 @@
-"""Merge small shards into shards of the target size, also during a run, while nobody reads the folder."""
+"""Merge small shards into shards of the target size, also during a run, while no process reads the folder."""
 
 from __future__ import annotations
 

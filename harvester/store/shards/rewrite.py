@@ -69,11 +69,11 @@ def rewrite(  # noqa: PLR0913 - one value per thing in which merge, purge, repai
         without: keys to leave out.
         change: changes columns of the rows; it keeps the rows, their order and their keys.
         salvage: leave out rows that can't be read or verified (`recover_rows`), with their keys.
-        hold: context manager entered before the exchange and left after the commit; it gives whether nobody
-            reads the folder. Without it readers of this program are waited for.
+        hold: context manager entered before the exchange and left after the commit; it gives whether no
+            process reads the folder. Without it readers of this program are waited for.
 
     Raises:
-        ShardsInUse: somebody reads.
+        ShardsInUse: another process reads the shards.
         StoreError, StoreFull, StoreCorrupt: nothing has changed.
     """
     folder = store / paths.SHARDS

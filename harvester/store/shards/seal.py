@@ -180,21 +180,21 @@ def _write(
                 waiting_bytes += sum(map(_stored, rows))
                 waiting_rows += len(rows)
                 if waiting_rows >= ROWS_PER_GROUP or waiting_bytes >= BYTES_PER_GROUP:
-                    writer.write_table(_together(waiting).cast(writer.schema))
+                    writer.write_table(_in_one_piece(waiting).cast(writer.schema))
                     moved += waiting_bytes
                     waiting, waiting_bytes, waiting_rows = [], 0, 0
                     if sink.tell() >= target_bytes or len(keys) > ROWS_PER_SHARD - ROWS_PER_GROUP:
                         break
                 yield
             if waiting:
-                writer.write_table(_together(waiting).cast(writer.schema))
+                writer.write_table(_in_one_piece(waiting).cast(writer.schema))
         sink.flush()
         os.fsync(sink.fileno())
     hidden.chmod(0o600)
     return keys, moved + waiting_bytes
 
 
-def _together(tables: Sequence[pa.Table]) -> pa.Table:
+def _in_one_piece(tables: Sequence[pa.Table]) -> pa.Table:
     """One table, in one piece: the bytes written don't depend on the slices it came in."""
     return pa.concat_tables(tables).combine_chunks()
 

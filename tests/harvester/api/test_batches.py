@@ -27,28 +27,28 @@ async def journey(
     async with BatchClient(teacher, None) as batches:
         made = await batches.submit(requests, run_id="run-7")
         ticket = await batches.poll(made.batch_id)
-        found = await batches.find("run-7")
+        actual = await batches.find("run-7")
         results = [result async for result in batches.collect(ticket, received_at=1.0)]
         assert await batches.find("another-run") == []
-    return ticket, found, results
+    return ticket, actual, results
 
 
 def test_a_batch_is_answered_billed_once_and_found_again_by_its_run(mock_teacher):
     mock = mock_teacher(accuracy=1.0)
-    asked = [request(f"What is {n} + 30?") for n in range(10, 60)]
-    ticket, found, results = asyncio.run(
+    requests = [request(f"What is {n} + 30?") for n in range(10, 60)]
+    ticket, actual, results = asyncio.run(
         journey(
             TeacherSection(base_url=mock.base_url, model="mock-teacher"),
-            [*asked, request("x", model="other")],
+            [*requests, request("x", model="other")],
         )
     )
     assert ticket.is_finished
     assert (ticket.completed, ticket.failed, ticket.total) == (50, 1, 51)
-    assert [t.batch_id for t in found] == [ticket.batch_id]
+    assert [t.batch_id for t in actual] == [ticket.batch_id]
     by_key = {result.key: result for result in results}
-    assert set(by_key) >= {r.key for r in asked}
-    for number, one in enumerate(asked, start=10):
-        answer = by_key[one.key].answer
+    assert set(by_key) >= {r.key for r in requests}
+    for number, entry in enumerate(requests, start=10):
+        answer = by_key[entry.key].answer
         assert answer is not None
         assert orjson.loads(answer.body)["choices"][0]["message"]["content"] == str(number + 30)
     assert [r.error_code for r in results if r.answer is None] == ["model_not_found"]
@@ -90,12 +90,12 @@ def test_an_empty_batch_is_refused():
 
 def test_a_redirect_is_not_followed_and_nothing_is_asked_twice():
     """The key would go along to wherever the Location points."""
-    asked: list[bytes] = []
+    sent: list[bytes] = []
 
     async def submit() -> None:
         async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             head = await reader.readuntil(b"\r\n\r\n")
-            asked.append(head.partition(b"\r\n")[0])
+            sent.append(head.partition(b"\r\n")[0])
             length = re.search(rb"(?i)content-length: (\d+)", head)
             await reader.readexactly(int(length[1]) if length else 0)
             place = f"http://127.0.0.1:{port}/elsewhere".encode()
@@ -111,4 +111,4 @@ def test_a_redirect_is_not_followed_and_nothing_is_asked_twice():
 
     with pytest.raises(TeacherRefused, match="answered 307"):
         asyncio.run(submit())
-    assert asked == [b"POST /v1/files HTTP/1.1"]
+    assert sent == [b"POST /v1/files HTTP/1.1"]

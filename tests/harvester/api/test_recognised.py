@@ -58,7 +58,7 @@ def rows() -> list[tuple[str, str]]:
 
 def table() -> str:
     lines = ["| what | recognised |", "|---|---|"]
-    lines += [f"| {what} | {found.replace('|', chr(92) + '|')} |" for what, found in rows()]
+    lines += [f"| {what} | {result.replace('|', chr(92) + '|')} |" for what, result in rows()]
     return "\n".join(lines) + "\n"
 
 

@@ -131,7 +131,7 @@ def test_keys_of_many_requests_equal_keys_of_one(shared, messages, sample_index,
 
 
 def test_whatever_changes_the_question_changes_the_key():
-    asked = [
+    sent = [
         (URL, BODY, 0, 0),
         ("http://127.0.0.1:8001/v1", BODY, 0, 0),
         (URL, BODY, 1, 0),
@@ -145,7 +145,7 @@ def test_whatever_changes_the_question_changes_the_key():
         (URL, {**BODY, "seed": True}, 0, 0),
         (URL, {**BODY, "seed": "1"}, 0, 0),
     ]
-    assert len({request_key(*each) for each in asked}) == len(asked)
+    assert len({request_key(*each) for each in sent}) == len(sent)
     composed = {**BODY, "stop": ["\u00e9"]}
     assert request_key(URL, composed, 0) != request_key(URL, {**BODY, "stop": ["e\u0301"]}, 0)
 

@@ -40,15 +40,15 @@ def ask(mock: RunningMock, **sampling: Any) -> RawAnswer:
     return asyncio.run(go())
 
 
-def comparable(one: Completion) -> tuple[Any, ...]:
+def comparable(entry: Completion) -> tuple[Any, ...]:
     return (
-        one.text or None,
-        one.outcome,
-        one.finish_reason,
-        one.usage,
-        one.model,
-        one.reasoning,
-        one.logprobs,
+        entry.text or None,
+        entry.outcome,
+        entry.finish_reason,
+        entry.usage,
+        entry.model,
+        entry.reasoning,
+        entry.logprobs,
     )
 
 
@@ -66,10 +66,10 @@ def comparable(one: Completion) -> tuple[Any, ...]:
 )
 def test_a_stream_equals_the_unstreamed_body(mock_teacher: Mock, faults: list[dict[str, Any]]) -> None:
     mock = mock_teacher(faults=faults)
-    whole = parse(ask(mock, top_logprobs=2).body)
+    complete = parse(ask(mock, top_logprobs=2).body)
     streamed = ask(mock, top_logprobs=2, stream=True)
     assert b"data:" in streamed.body
-    assert comparable(parse(streamed.body)) == comparable(whole)
+    assert comparable(parse(streamed.body)) == comparable(complete)
 
 
 def test_tool_calls_and_refusals_arrive_through_a_stream(mock_teacher: Mock) -> None:
@@ -149,9 +149,9 @@ def test_tool_call_arguments_in_pieces() -> None:
 
 
 def test_a_paid_answer_with_odd_bytes_is_kept_and_flagged() -> None:
-    whole = orjson.dumps({"choices": [{"message": {"content": "a?b"}, "finish_reason": "stop"}]})
+    content = orjson.dumps({"choices": [{"message": {"content": "a?b"}, "finish_reason": "stop"}]})
     for odd in (b"\\ud800", b"\xff"):
-        parsed = parse(whole.replace(b"?", odd))
+        parsed = parse(content.replace(b"?", odd))
         assert parsed.outcome is Outcome.UNKNOWN
         assert parsed.text is not None
         assert parsed.text.encode("utf-8").startswith(b"a")

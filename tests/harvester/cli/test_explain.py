@@ -17,7 +17,7 @@ from harvester.cli import explain, init_config
 from harvester.config import dotenv
 from harvester.config.config import HarvestConfig, api_key
 from harvester.errors import ConfigError, UsageError
-from tests.journey.living import harvester
+from tests.journey.run_process import harvester
 
 
 @pytest.mark.parametrize("code", sorted(explain.error_classes()))
@@ -30,13 +30,13 @@ def test_every_code_is_explained_with_a_remedy(code: str) -> None:
 
 
 def test_exit_codes_are_explained_and_unknown_codes_answered_with_the_nearest() -> None:
-    assert {one.code for one in explain.explanations("5")} >= {"store", "store_full"}
-    assert [one.code for one in explain.explanations("143")] == ["interrupted"]
-    assert [one.is_permanent for one in explain.explanations("rate_limited")] == [False]
+    assert {entry.code for entry in explain.explanations("5")} >= {"store", "store_full"}
+    assert [entry.code for entry in explain.explanations("143")] == ["interrupted"]
+    assert [entry.is_permanent for entry in explain.explanations("rate_limited")] == [False]
     with pytest.raises(UsageError, match="did you mean 'rate_limited'"):
         explain.explanations("rate_limit")
     for odd in ("²", "٣", "9" * 5000):
-        with pytest.raises(UsageError, match="no error has the code"):
+        with pytest.raises(UsageError, match="no error or exit code is called"):
             explain.explanations(odd)
     done = harvester("explain", "prompt_rejected", "--json")
     assert json.loads(done.stdout)["exit_code"] is None
@@ -48,8 +48,10 @@ def test_the_schema_accepts_the_starter_and_refuses_a_misspelt_key() -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     assert "(?" not in json.dumps(schema)  # ECMA-262, which editors go by, has no flags inside a pattern
     pattern = schema["$defs"]["TeacherSection"]["properties"]["idempotency_header"]["anyOf"][0]["pattern"]
-    found = [bool(re.search(pattern, one)) for one in ("X-IDEMPOTENCY-Key", "idempotency", "X-Trace", "a b")]
-    assert found == [True, True, False, False]
+    match = [
+        bool(re.search(pattern, entry)) for entry in ("X-IDEMPOTENCY-Key", "idempotency", "X-Trace", "a b")
+    ]
+    assert match == [True, True, False, False]
     loaded = tomllib.loads(init_config.HARVEST_TOML)
     loaded["teacher"]["price"]["as_of"] = "2026-11-01"  # a date is a string to JSON
     jsonschema.validate(loaded, schema)
@@ -65,9 +67,9 @@ def test_env_beside_the_file_is_read_and_never_overrides_the_environment(
     (tmp_path / ".env").write_text(
         "# a comment\nexport SCHOOL_KEY='from file'\nOTHER_KEY=sk-$(id)${HOME}\nEMPTY=\n", encoding="utf-8"
     )
-    found = dotenv.variables(tmp_path)
-    assert found["SCHOOL_KEY"] == "from file"
-    assert found["OTHER_KEY"] == "sk-$(id)${HOME}"  # nothing is run or expanded
+    result = dotenv.variables(tmp_path)
+    assert result["SCHOOL_KEY"] == "from file"
+    assert result["OTHER_KEY"] == "sk-$(id)${HOME}"  # nothing is run or expanded
     assert "OTHER_KEY" not in os.environ
     monkeypatch.setenv("OTHER_KEY", "from-environment")
     teacher = HarvestConfig.model_validate(
@@ -126,8 +128,8 @@ def test_a_shell_completes_verbs() -> None:
         COMP_WORDS="harvester st",
         COMP_CWORD="1",
     )
-    found = done.stdout.split()
-    assert {"status", "stop"} <= set(found), (done.stdout, done.stderr)
+    result = done.stdout.split()
+    assert {"status", "stop"} <= set(result), (done.stdout, done.stderr)
 
 
 def test_status_loads_nothing_heavy(tmp_path: Path) -> None:

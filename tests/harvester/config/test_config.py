@@ -27,7 +27,7 @@ def test_a_minimal_file_gets_defaults_and_a_clean_url():
 
 
 @pytest.mark.parametrize(
-    ("tables", "said"),
+    ("tables", "message"),
     [
         ({"teacher": {"modle": "x"}}, "did you mean 'model'?"),
         ({"sampling": {"temprature": 1}}, "did you mean 'temperature'?"),
@@ -82,10 +82,10 @@ def test_a_minimal_file_gets_defaults_and_a_clean_url():
         ({"schedule": {"finish_by": datetime(9999, 12, 31, 23, tzinfo=WEST)}}, "between 1970 and 9999"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_remedy(tables: dict[str, dict[str, object]], said: str):
+def test_a_wrong_value_is_named_with_its_remedy(tables: dict[str, dict[str, object]], message: str):
     with pytest.raises(ConfigError) as caught:
         config.parse(changed(**tables), place="harvest.toml")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert caught.value.exit_code == 2
     assert "harvest.toml" in caught.value.place
 
@@ -129,8 +129,11 @@ def test_a_key_pasted_where_its_name_belongs_is_not_shown():
 
 
 def test_values_are_frozen_and_hashed():
-    one, two = config.parse(GOOD, place="x"), config.parse(changed(sampling={"temperature": 0.5}), place="y")
-    assert one.sha256 != two.sha256
-    assert one.sha256 == config.parse(GOOD, place="z").sha256
+    first, second = (
+        config.parse(GOOD, place="x"),
+        config.parse(changed(sampling={"temperature": 0.5}), place="y"),
+    )
+    assert first.sha256 != second.sha256
+    assert first.sha256 == config.parse(GOOD, place="z").sha256
     with pytest.raises(ValueError, match="frozen"):
-        one.teacher.model = "other"  # type: ignore[misc]
+        first.teacher.model = "other"  # type: ignore[misc]

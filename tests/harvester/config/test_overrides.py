@@ -15,7 +15,7 @@ from harvester.errors import ConfigError
 from harvester.mock_teacher.running import RunningMock
 from harvester.run import job
 from harvester.run.prepare import prepare
-from tests.journey.living import write_folder
+from tests.journey.run_process import write_folder
 
 Mock = Callable[..., RunningMock]
 PRICED = "[teacher.price]\ninput = 1.0\noutput = 2.0\n"
@@ -52,8 +52,8 @@ def test_the_resume_command_keeps_the_epoch(mock_teacher: Mock, tmp_path: Path) 
     folder.mkdir()
     config = write_folder(folder, mock.base_url, 3)
     first = asyncio.run(job.run(prepare(config, Overrides(epoch=2, rows=1, grace_s=2.5)), lambda _: None))
-    said = first.lines()[-1].removeprefix("resume with: ")
-    assert shlex.split(said) == ["harvester", "run", str(config), "--epoch", "2", "--grace", "2.5"]
+    text = first.lines()[-1].removeprefix("resume with: ")
+    assert shlex.split(text) == ["harvester", "run", str(config), "--epoch", "2", "--grace", "2.5"]
     second = asyncio.run(job.run(prepare(config, Overrides(epoch=2)), lambda _: None))
     assert (second.counts.from_cache, mock.totals()["requests"]) == (1, 3)
 

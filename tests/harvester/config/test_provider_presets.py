@@ -18,7 +18,7 @@ from harvester.errors import ConfigError
 from harvester.prompts import reader
 from harvester.terms import gate
 from tests.harvester.terms.judging import judge
-from tests.journey.living import harvester
+from tests.journey.run_process import harvester
 
 NAMES = sorted(load_presets())
 OPENAI = load_presets()["openai"]

@@ -86,7 +86,7 @@ def test_an_edge_that_is_skipped_moves_by_the_gap_and_one_that_comes_twice_count
         "22:00-07:00 ../../etc/passwd",
     ],
 )
-def test_what_is_no_opening_is_said_in_words(text: str) -> None:
+def test_a_wrong_opening_is_explained(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not|opens and closes"):
         parse(text)
 
@@ -188,10 +188,10 @@ def test_a_waiting_run_is_held_by_day_and_goes_on_by_night_over_a_change_of_the_
     clock = Hands(at("2026-03-28T12:00"))
     job, stop = asyncio.run(kept(NIGHT, clock, wait=True, until=at("2026-03-30T12:00")))
     assert not stop.event.is_set()
-    told = [(what, datetime.fromtimestamp(when, BERLIN).replace(tzinfo=None)) for what, when in job.told]
+    values = [(what, datetime.fromtimestamp(when, BERLIN).replace(tzinfo=None)) for what, when in job.told]
     close = timedelta(seconds=1)
     for (what, when), (wanted, text) in zip(
-        told,
+        values,
         [
             ("hold", "2026-03-28T12:00"),
             ("go", "2026-03-28T22:00"),

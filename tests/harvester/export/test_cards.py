@@ -52,7 +52,7 @@ def dataset(*ids: str, **more: Any) -> DatasetFacts:
         )
         for number, name in enumerate(ids)
     )
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "name": "my-answers",
         "version": "1.0.0",
         "url": "https://example.com/my-answers",
@@ -67,7 +67,7 @@ def dataset(*ids: str, **more: Any) -> DatasetFacts:
         "prompt_sources": ("arithmetic.jsonl, CC0-1.0",),
         **more,
     }
-    return DatasetFacts(**told)
+    return DatasetFacts(**facts)
 
 
 def head_of(card: str) -> dict[str, Any]:

@@ -129,8 +129,8 @@ def test_turns_with_more_than_text_leave_alike_before_and_after_sealing_or_not_a
         seal(journal, store, target_bytes=1 << 20, everything=True)
     after = export.export(store, tmp_path / "b", shape=shape)
     assert (before.rows, before.left_out) == (after.rows, after.left_out)
-    for one, other in zip(before.files[:-3], after.files[:-3], strict=True):
-        assert one.read_bytes() == other.read_bytes()
+    for entry, other in zip(before.files[:-3], after.files[:-3], strict=True):
+        assert entry.read_bytes() == other.read_bytes()
     if shape == "openai":
         rows = [json.loads(line)["messages"][:-1] for line in after.files[0].read_text().splitlines()]
         assert rows == [list(turns) for turns in TURNS]
@@ -167,7 +167,7 @@ def test_reasoning_is_dropped_or_put_inside_by_choice(store: Path, tmp_path: Pat
     assert rows[4]["messages"][-1] == {"role": "assistant", "content": text}
 
 
-def test_sharegpt_speaks_of_human_and_gpt(store: Path, tmp_path: Path):
+def test_sharegpt_has_the_roles_human_and_gpt(store: Path, tmp_path: Path):
     export.export(store, tmp_path / "out", shape="sharegpt")
     first = json.loads((tmp_path / "out" / "train.jsonl").read_text().splitlines()[0])
     assert [turn["from"] for turn in first["conversations"]] == ["human", "gpt"]
@@ -303,21 +303,21 @@ def test_the_papers_name_teacher_terms_and_hashes(store: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("shape", ["prompt-completion", "messages", "openai", "sharegpt"])
-def test_croissant_is_valid_and_speaks_of_the_files_that_lie_there(store: Path, tmp_path: Path, shape):
+def test_croissant_is_valid_and_lists_the_files_that_exist(store: Path, tmp_path: Path, shape):
     out = tmp_path / "out"
     export.export(store, out, shape=shape)
     facts = json.loads((out / "croissant.json").read_text(encoding="utf-8"))
     assert [error.message for error in CROISSANT.iter_errors(facts)] == []
     files = [each for each in facts["distribution"] if each["@type"] == "cr:FileObject"]
     for each in files:
-        found = out / each["contentUrl"]
-        assert each["sha256"] == hashlib.sha256(found.read_bytes()).hexdigest()
+        result = out / each["contentUrl"]
+        assert each["sha256"] == hashlib.sha256(result.read_bytes()).hexdigest()
         columns = {field["source"]["extract"]["column"] for field in facts["recordSet"][0]["field"]}
-        if found.suffix == ".parquet":
-            assert columns <= set(pq.read_schema(found).names)
+        if result.suffix == ".parquet":
+            assert columns <= set(pq.read_schema(result).names)
             assert each["encodingFormat"] == "application/x-parquet"
         else:
-            assert columns <= set(json.loads(found.read_text(encoding="utf-8").splitlines()[0]))
+            assert columns <= set(json.loads(result.read_text(encoding="utf-8").splitlines()[0]))
             assert each["encodingFormat"] == "application/jsonlines"
     (together,) = [each for each in facts["distribution"] if each["@type"] == "cr:FileSet"]
     assert sorted(out.glob(together["includes"])) == sorted(out / each["contentUrl"] for each in files)
@@ -353,7 +353,7 @@ def test_a_curated_corpus_is_a_corpus_with_the_lineage_of_its_source(store: Path
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("corpus = 1\n[", "not readable as TOML"),
         ('corpus = "a"', "'corpus' and 'out' are needed"),
@@ -366,10 +366,10 @@ def test_a_curated_corpus_is_a_corpus_with_the_lineage_of_its_source(store: Path
         ('corpus = "a"\nout = ["x"]', "'out' is the path"),
     ],
 )
-def test_a_wrong_curate_file_is_named(tmp_path: Path, text: str, said: str):
+def test_a_wrong_curate_file_is_named(tmp_path: Path, text: str, message: str):
     path = tmp_path / "curate.toml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         curate.load(path)
 
 
@@ -421,13 +421,13 @@ def test_a_curation_that_was_cut_leaves_no_half_corpus_and_can_be_done_again(sto
 
 
 @pytest.mark.parametrize(
-    ("out", "said"),
+    ("out", "message"),
     [("store", "the corpus itself"), ("a-file", "can't be a folder"), ("/proc/xx", "can't be a folder")],
 )
-def test_a_corpus_is_not_curated_into_itself_nor_into_a_file(store: Path, out: str, said: str):
+def test_a_corpus_is_not_curated_into_itself_nor_into_a_file(store: Path, out: str, message: str):
     (store.parent / "a-file").write_text("mine")
     before = sorted(store.rglob("*"))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         curate.curate(curate_toml(store.parent, out))
     assert sorted(store.rglob("*")) == before
     open_store(store.parent / "unsealed").close()

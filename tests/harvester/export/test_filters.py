@@ -56,9 +56,9 @@ def test_duplicates_are_folded_by_case_width_and_space():
 def test_a_chain_keeps_what_every_filter_keeps(rows: list[tuple[str, str]]):
     chained = filters.chain([filters.finished, filters.not_blank, filters.longest(2)])
     for text, outcome in rows:
-        one = sample(text, outcome)
+        entry = sample(text, outcome)
         kept = outcome == "ok" and bool(text.strip()) and len(text) <= 2
-        assert (chained(one) is None) == kept
+        assert (chained(entry) is None) == kept
 
 
 def test_names_are_checked():

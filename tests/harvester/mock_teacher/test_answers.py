@@ -34,9 +34,11 @@ def test_logprobs_are_a_falling_distribution_led_by_the_chosen_token(pieces, top
     for entry in entries:
         listed = entry["top_logprobs"]
         assert len(listed) == top
-        assert len({one["token"] for one in listed}) == top
-        assert [one["logprob"] for one in listed] == sorted((one["logprob"] for one in listed), reverse=True)
-        assert sum(math.exp(one["logprob"]) for one in listed) < 1
+        assert len({item["token"] for item in listed}) == top
+        assert [item["logprob"] for item in listed] == sorted(
+            (item["logprob"] for item in listed), reverse=True
+        )
+        assert sum(math.exp(item["logprob"]) for item in listed) < 1
         if top:
             assert (listed[0]["token"], listed[0]["logprob"]) == (entry["token"], entry["logprob"])
 
@@ -95,7 +97,7 @@ def test_a_stop_sequence_is_not_part_of_the_answer(mock_teacher):
 def test_a_stream_says_what_a_whole_reply_says(mock_teacher):
     mock = mock_teacher(accuracy=1.0)
     fields = {"n": 2, "logprobs": True, "top_logprobs": 2}
-    whole = once(mock.base_url, "What is 12 + 30?", **fields).json()
+    complete = once(mock.base_url, "What is 12 + 30?", **fields).json()
     heard = once(
         mock.base_url, "What is 12 + 30?", stream=True, stream_options={"include_usage": True}, **fields
     )
@@ -103,14 +105,14 @@ def test_a_stream_says_what_a_whole_reply_says(mock_teacher):
     *chunks, last, done = heard.events()
     assert done == "[DONE]"
     assert last["choices"] == []
-    assert last["usage"] == whole["usage"]
-    for index, choice in enumerate(whole["choices"]):
+    assert last["usage"] == complete["usage"]
+    for index, choice in enumerate(complete["choices"]):
         mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
-        assert "".join(one["delta"].get("content", "") for one in mine) == choice["message"]["content"]
-        assert [entry for one in mine if one["logprobs"] for entry in one["logprobs"]["content"]] == choice[
-            "logprobs"
-        ]["content"]
-        assert [one["finish_reason"] for one in mine if one["finish_reason"]] == [choice["finish_reason"]]
+        assert "".join(item["delta"].get("content", "") for item in mine) == choice["message"]["content"]
+        assert [
+            entry for item in mine if item["logprobs"] for entry in item["logprobs"]["content"]
+        ] == choice["logprobs"]["content"]
+        assert [item["finish_reason"] for item in mine if item["finish_reason"]] == [choice["finish_reason"]]
     entries = mock.ledger()["entries"]
     assert entries[0]["body_sha256"] == entries[1]["body_sha256"]
     plain = once(mock.base_url, "What is 12 + 30?", stream=True).events()
@@ -124,36 +126,36 @@ def answers(mock, prompts, **fields):
 
 def test_at_temperature_0_an_answer_depends_on_seed_and_prompt_alone(mock_teacher):
     first, again, other = (mock_teacher(seed=seed, accuracy=0.5) for seed in (1, 1, 2))
-    said = answers(first, SUMS[:100])
-    assert answers(again, reversed(SUMS[:100])) == said[::-1]
-    assert answers(first, SUMS[:100]) == said
-    assert answers(other, SUMS[:100]) != said
+    answers_given = answers(first, SUMS[:100])
+    assert answers(again, reversed(SUMS[:100])) == answers_given[::-1]
+    assert answers(first, SUMS[:100]) == answers_given
+    assert answers(other, SUMS[:100]) != answers_given
 
 
 def test_above_temperature_0_samples_differ_and_a_seed_repeats_them(mock_teacher):
-    one, two = (mock_teacher(accuracy=0.5) for _ in range(2))
+    first, second = (mock_teacher(accuracy=0.5) for _ in range(2))
     prompt = [SUMS[0]] * 40
-    unseeded = answers(one, prompt, temperature=1)
-    assert answers(two, prompt, temperature=1) == unseeded
+    unseeded = answers(first, prompt, temperature=1)
+    assert answers(second, prompt, temperature=1) == unseeded
     assert len(set(unseeded)) > 2
-    assert len(set(answers(one, prompt, temperature=1, seed=7))) == 1
-    body = once(one.base_url, SUMS[0], temperature=1, seed=7, n=40).json()
+    assert len(set(answers(first, prompt, temperature=1, seed=7))) == 1
+    body = once(first.base_url, SUMS[0], temperature=1, seed=7, n=40).json()
     assert len({choice["message"]["content"] for choice in body["choices"]}) > 2
-    cold = once(one.base_url, SUMS[0], n=40).json()
+    cold = once(first.base_url, SUMS[0], n=40).json()
     assert len({choice["message"]["content"] for choice in cold["choices"]}) == 1
 
 
 @pytest.mark.parametrize(("accuracy", "temperature"), [(0.8, 0), (0.8, 1), (0.0, 0), (1.0, 1)])
 def test_errors_are_as_frequent_as_asked_and_known_to_the_ledger(mock_teacher, accuracy, temperature):
     mock = mock_teacher(accuracy={"sum": accuracy, "*": 1.0})
-    said = answers(mock, SUMS, temperature=temperature)
-    right = sum(text == solve(prompt).answer for prompt, text in zip(SUMS, said, strict=True))
+    answers_given = answers(mock, SUMS, temperature=temperature)
+    right = sum(text == solve(prompt).answer for prompt, text in zip(SUMS, answers_given, strict=True))
     spread = 5 * math.sqrt(len(SUMS) * accuracy * (1 - accuracy))
     assert abs(right - accuracy * len(SUMS)) <= spread
     assert mock.state()["tasks"] == {"sum": {"answers": len(SUMS), "right": right}}
     entries = mock.ledger()["entries"]
     assert [entry["right"] for entry in entries] == [
-        int(text == solve(prompt).answer) for prompt, text in zip(SUMS, said, strict=True)
+        int(text == solve(prompt).answer) for prompt, text in zip(SUMS, answers_given, strict=True)
     ]
     assert entries[0]["prompt_sha256"] == hashlib.sha256(SUMS[0].encode()).hexdigest()
 

@@ -275,7 +275,7 @@ def test_a_retry_after_an_unbilled_fault_gets_the_first_sample(mock_teacher):
     calm = mock_teacher(accuracy=0.5)
     shaky = mock_teacher(accuracy=0.5, faults=[{"action": "status", "attempt": 1}])
     heard = [once(shaky.base_url, temperature=1), once(shaky.base_url, temperature=1)]
-    assert [one.status for one in heard] == [500, 200]
+    assert [entry.status for entry in heard] == [500, 200]
     assert heard[1].text() == once(calm.base_url, temperature=1).text()
 
 

@@ -36,7 +36,7 @@ def test_no_span_admits_more_than_burst_plus_rate_times_span(per_minute, burst_s
 
 
 @given(per_minute=rates, burst_s=bursts, steps=steps)
-def test_a_caller_that_waits_as_told_is_admitted(per_minute, burst_s, steps):
+def test_a_caller_that_waits_as_asked_is_admitted(per_minute, burst_s, steps):
     schedule = ArrivalSchedule(per_minute, burst_s, now=0.0)
     now = 0.0
     for wait_s, amount in steps:

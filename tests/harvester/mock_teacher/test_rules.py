@@ -63,9 +63,9 @@ def test_what_is_no_task_is_left_alone(prompt: str):
 
 def test_there_are_eight_tasks_and_one_held_out_whole_each_asked_in_several_ways():
     assert len(PHRASINGS) == 9
-    for asked in PHRASINGS.values():
-        assert len(asked.train) >= 4
-        assert len(asked.held_out) >= 2
+    for phrasings in PHRASINGS.values():
+        assert len(phrasings.train) >= 4
+        assert len(phrasings.held_out) >= 2
     assert len({phrasing for _, phrasing in EVERY_PHRASING}) == len(EVERY_PHRASING)
 
 

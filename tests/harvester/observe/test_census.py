@@ -40,16 +40,21 @@ def build(store: Path, cuts: tuple[int, ...], count: int) -> None:
 
 def test_a_census_agrees_with_the_rows(tmp_path: Path):
     build(tmp_path / "s", (29, 69), 100)
-    found, shown = census.census_of_store(tmp_path / "s")
+    census_now, shown = census.census_of_store(tmp_path / "s")
     samples = list(Corpus.open(tmp_path / "s").samples())
-    assert found.rows == len(samples) == 100
-    assert found.output_tokens == sum(s.output_tokens for s in samples)
-    assert found.cost_microusd == sum(range(100))
-    assert found.outcomes == {"truncated": 10, "ok": 90}
-    assert found.finish_reasons == {"length": 10, "stop": 90}
-    assert found.facts["response_model"] == {"mock-2026": 100}
-    assert found.timeline.buckets.total() == found.latency_ms.count == found.tokens_out.count == 100
-    assert found.tokens_out.zeros == 15
+    assert census_now.rows == len(samples) == 100
+    assert census_now.output_tokens == sum(s.output_tokens for s in samples)
+    assert census_now.cost_microusd == sum(range(100))
+    assert census_now.outcomes == {"truncated": 10, "ok": 90}
+    assert census_now.finish_reasons == {"length": 10, "stop": 90}
+    assert census_now.facts["response_model"] == {"mock-2026": 100}
+    assert (
+        census_now.timeline.buckets.total()
+        == census_now.latency_ms.count
+        == census_now.tokens_out.count
+        == 100
+    )
+    assert census_now.tokens_out.zeros == 15
     assert {s.key for s in shown} == {s.key for s in samples}
     by_key = {s.key: s for s in samples}
     assert all(
@@ -62,10 +67,10 @@ def test_it_is_the_same_however_the_store_is_cut(tmp_path: Path):
     build(tmp_path / "many", (3, 40, 41, 90), 100)
     build(tmp_path / "none", (), 100)
     taken = [census.census_of_store(tmp_path / name) for name in ("one", "many", "none")]
-    for found, shown in taken[1:]:
+    for census_now, shown in taken[1:]:
         assert [s.key for s in shown] == [s.key for s in taken[0][1]]
         for name in ("rows", "outcomes", "facts", "latency_ms", "tokens_out", "timeline", "cost_microusd"):
-            assert getattr(found, name) == getattr(taken[0][0], name)
+            assert getattr(census_now, name) == getattr(taken[0][0], name)
 
 
 def test_rare_outcomes_are_shown_and_the_rest_is_bounded(tmp_path: Path, monkeypatch):
@@ -91,11 +96,11 @@ def test_a_reader_that_comes_back_reads_only_what_is_new(tmp_path: Path):
 
 @given(st.lists(st.floats(1e-6, 1e9), min_size=1, max_size=300), st.floats(0, 1))
 def test_a_quantile_is_off_by_little(values: list[float], share: float):
-    found = Histogram()
+    histogram = Histogram()
     for value in values:
-        found.note(value)
+        histogram.note(value)
     exact = sorted(values)[min(len(values) - 1, math.floor(share * len(values)))]
-    assert exact / 1.012 <= found.quantile(share) <= exact * 1.012
+    assert exact / 1.012 <= histogram.quantile(share) <= exact * 1.012
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=200), st.integers(1, 199))
@@ -110,8 +115,8 @@ def test_timelines_add_up_and_stay_small(times: list[int], cut: int):
             line.note(counts, step)
         return line
 
-    whole, parts = of(times), of(times[:cut])
+    complete, parts = of(times), of(times[:cut])
     parts.add(of(times[cut:]))
-    assert parts.buckets.total() == whole.buckets.total() == len(times)
+    assert parts.buckets.total() == complete.buckets.total() == len(times)
     assert len(parts.buckets) <= MOST_BUCKETS
     assert sum(y for _, y in parts.rates()) * parts.step_us / 1e6 > 0

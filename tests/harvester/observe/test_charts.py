@@ -22,10 +22,10 @@ def parsed(drawing: str) -> ElementTree.Element:
 
 
 def of(values: list[float]) -> Histogram:
-    found = Histogram()
+    histogram = Histogram()
     for value in values:
-        found.note(value)
-    return found
+        histogram.note(value)
+    return histogram
 
 
 @given(st.lists(st.floats(min_value=0, max_value=1e9), min_size=1, max_size=600))
@@ -38,8 +38,8 @@ def test_a_histogram_counts_every_value_once(values: list[float]):
 @given(st.lists(st.integers(0, 39), min_size=1, max_size=100))
 def test_small_whole_numbers_get_a_bar_each(values: list[int]):
     drawn = parsed(charts.histogram(of([float(v) for v in values]), whole=True))
-    told = [(rect.find("title").text or "").split(" from ") for rect in drawn.iter("rect")]
-    assert {int(value): int(count) for count, value in told} == {v: values.count(v) for v in set(values)}
+    result = [(rect.find("title").text or "").split(" from ") for rect in drawn.iter("rect")]
+    assert {int(value): int(count) for count, value in result} == {v: values.count(v) for v in set(values)}
 
 
 @given(st.dictionaries(names, st.integers(1, 10**6), min_size=1, max_size=9))
@@ -94,7 +94,7 @@ def test_ticks_are_few_and_reach_the_top(high: float):
     assert 2 <= len(ticks) <= 6
 
 
-def test_nothing_to_draw_is_said():
+def test_a_chart_without_data_says_so():
     assert "nothing" in charts.histogram(Histogram())
     assert "nothing" in charts.shares({})
     assert "too few" in charts.lines([Series("a", [(0, 1)])])

@@ -33,22 +33,22 @@ def steady(
 
 
 def ahead(forecast: Forecast, work: Work) -> Ahead:
-    found = forecast.ahead(work)
-    assert found is not None
-    return found
+    estimate = forecast.ahead(work)
+    assert estimate is not None
+    return estimate
 
 
 @pytest.mark.parametrize("seconds", [20, 120, 900])
-def test_an_even_run_is_foretold_exactly_with_a_narrow_range(seconds: int) -> None:
-    found = ahead(steady(seconds), Work(rows=1000, input_tokens=10_000, guessed_input=10))
-    assert found.tokens.likely == pytest.approx(30_000)
-    assert found.seconds.likely == pytest.approx(100)
-    assert found.seconds.low == pytest.approx(98)
-    assert found.seconds.high == pytest.approx(102)
-    assert found.cost_microusd.likely == pytest.approx(5 * (seconds * 10 + 1000))
+def test_an_even_run_is_estimated_exactly_with_a_narrow_range(seconds: int) -> None:
+    estimate = ahead(steady(seconds), Work(rows=1000, input_tokens=10_000, guessed_input=10))
+    assert estimate.tokens.likely == pytest.approx(30_000)
+    assert estimate.seconds.likely == pytest.approx(100)
+    assert estimate.seconds.low == pytest.approx(98)
+    assert estimate.seconds.high == pytest.approx(102)
+    assert estimate.cost_microusd.likely == pytest.approx(5 * (seconds * 10 + 1000))
 
 
-def test_nothing_is_foretold_before_the_first_answer_and_little_at_first() -> None:
+def test_nothing_is_estimated_before_the_first_answer_and_little_at_first() -> None:
     assert Forecast().ahead(Work(1, 1, 1)) is None
     waiting = Forecast()
     waiting.note(Point(0.0, 0.0))
@@ -60,11 +60,11 @@ def test_nothing_is_foretold_before_the_first_answer_and_little_at_first() -> No
 
 def test_estimates_of_prompts_are_corrected_by_what_the_teacher_counts() -> None:
     # Guessed 20 tokens a prompt, counted 10: the 200,000 guessed ones to come are 100,000.
-    found = ahead(steady(60), Work(rows=10_000, input_tokens=200_000, guessed_input=20))
-    assert found.tokens.likely == pytest.approx(100_000 + 200_000)
+    estimate = ahead(steady(60), Work(rows=10_000, input_tokens=200_000, guessed_input=20))
+    assert estimate.tokens.likely == pytest.approx(100_000 + 200_000)
 
 
-def test_time_on_hold_slows_the_rate_shown_but_not_the_work_foretold() -> None:
+def test_time_on_hold_lowers_the_shown_rate_but_not_the_estimated_work() -> None:
     forecast = steady(60)
     last = Point(
         660.0, 60.0, sent=600, answers=600, input_tokens=6000, output_tokens=12_000, cost_microusd=3000
@@ -79,10 +79,10 @@ def test_a_rate_that_halved_widens_the_range_to_both_speeds() -> None:
     for second in range(0, 1801, 2):
         count += 20 if second <= 900 else 10
         forecast.note(Point(second, second, answers=count, input_tokens=10 * count, output_tokens=20 * count))
-    found = ahead(forecast, Work(1000, 10_000, 10))
-    assert found.seconds.low <= 30_000 / 225  # the whole run's speed: 7.5 answers a second
-    assert found.seconds.high >= 30_000 / 150 * 0.99  # the last minute's: 5 a second
-    assert found.seconds.low < found.seconds.likely <= found.seconds.high
+    estimate = ahead(forecast, Work(1000, 10_000, 10))
+    assert estimate.seconds.low <= 30_000 / 225  # the whole run's speed: 7.5 answers a second
+    assert estimate.seconds.high >= 30_000 / 150 * 0.99  # the last minute's: 5 a second
+    assert estimate.seconds.low < estimate.seconds.likely <= estimate.seconds.high
 
 
 def test_the_range_holds_the_truth_for_answers_of_very_unequal_length() -> None:
@@ -97,8 +97,8 @@ def test_the_range_holds_the_truth_for_answers_of_very_unequal_length() -> None:
                 done += 1
             forecast.note(Point(second, second, answers=done, output_tokens=tokens))
         left = sum(lengths[done:])
-        found = ahead(forecast, Work(4000 - done, 0, 0))
-        hits += found.seconds.low <= left / 500 <= found.seconds.high
+        estimate = ahead(forecast, Work(4000 - done, 0, 0))
+        hits += estimate.seconds.low <= left / 500 <= estimate.seconds.high
     assert hits >= 32  # of 40; two standard errors would be 38
 
 
@@ -112,7 +112,7 @@ def test_a_range_is_a_range_whatever_comes(steps: list[tuple[float, int, bool]])
         forecast.note(Point(now, active, count, 0, count, 7 * count, 13 * count, 3 * count))
         assert forecast.per_minute("answers") >= 0
         assert 0 <= forecast.refused_share() <= 1
-    found = forecast.ahead(Work(50, 500, 10))
-    if found is not None:
-        for span in (found.tokens, found.seconds, found.cost_microusd):
+    estimate = forecast.ahead(Work(50, 500, 10))
+    if estimate is not None:
+        for span in (estimate.tokens, estimate.seconds, estimate.cost_microusd):
             assert 0 <= span.low <= span.likely <= span.high

@@ -82,15 +82,15 @@ def account(store: Path) -> report.ReportData:
 
 @settings(max_examples=100, deadline=None)
 @given(odd=st.dictionaries(st.sampled_from(sorted(StatusFile.model_fields)), VALUES, max_size=6))
-def test_nobody_stumbles_over_an_odd_status(store: Path, account: report.ReportData, odd: Mapping[str, Any]):
+def test_an_odd_status_breaks_no_reader(store: Path, account: report.ReportData, odd: Mapping[str, Any]):
     (store / "status.json").write_text(json.dumps({**WHOLE, **odd}), encoding="utf-8")
-    found = status.current_status(store)
-    assert status.status_lines(found)
-    assert isinstance(status.unhealthy_reason(found, 600), str)
+    current = status.current_status(store)
+    assert status.status_lines(current)
+    assert isinstance(status.unhealthy_reason(current, 600), str)
     assert prometheus.metrics_text(store)
-    assert progress.status_line(found, 10)
-    assert report.overview(replace(account, status=found))
-    json.dumps(found)
+    assert progress.status_line(current, 10)
+    assert report.overview(replace(account, status=current))
+    json.dumps(current)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_what_a_job_says_passes_whole():
     assert validated_status(WHOLE) == WHOLE
 
 
-def test_hours_are_told_in_dates(monkeypatch: pytest.MonkeyPatch):
+def test_hours_are_shown_with_dates(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TZ", "Europe/Berlin")
     time.tzset()
     try:
@@ -150,8 +150,8 @@ def test_a_heartbeat_from_before_the_clock_was_set_back_is_no_life_sign(store: P
     )
     with StoreLock(store, started_at=time.time()):
         assert status.can_answer(store)
-        found = status.current_status(store)
-        assert found["state"] == "hung"
-        assert "3600 s ahead of this clock" in status.unhealthy_reason(found, 600)
+        current = status.current_status(store)
+        assert current["state"] == "hung"
+        assert "3600 s ahead of this clock" in status.unhealthy_reason(current, 600)
         fresh = status.current_status(store, {"updated_at": time.time()})  # it answered
         assert (fresh["state"], status.unhealthy_reason(fresh, 600)) == ("running", "")

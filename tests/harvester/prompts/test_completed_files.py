@@ -33,8 +33,8 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     made: list[Request] = []
     requests = feed.requests
 
-    def noting(*given: Any) -> Any:
-        for request in requests(*given):
+    def noting(*arguments: Any) -> Any:
+        for request in requests(*arguments):
             made.append(request)
             yield request
 
@@ -43,9 +43,9 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 
 
 def ran(mock: RunningMock, root: Path, *faults: dict[str, Any], **more: Any) -> tuple[Ended, dict[str, Any]]:
-    said: list[Any] = []
-    ended = live(mock, root, faults, watch=said.append, **{"prompts": MANY, **more})
-    return ended, {name: said[-1][name] for name in COUNTED}
+    messages: list[Any] = []
+    ended = live(mock, root, faults, watch=messages.append, **{"prompts": MANY, **more})
+    return ended, {name: messages[-1][name] for name in COUNTED}
 
 
 def remembered(root: Path) -> int:
@@ -75,7 +75,7 @@ def test_a_finished_file_is_not_walked_and_the_counts_are_those_of_a_walk(
 
 
 @pytest.mark.parametrize(
-    ("change", "asked"),
+    ("change", "sent"),
     [
         ({"prompts": (*MANY, "What is 100 + 1?")}, 1),
         ({"prompts": ("What is 100 + 2?", *MANY[1:])}, 1),
@@ -86,11 +86,11 @@ def test_a_finished_file_is_not_walked_and_the_counts_are_those_of_a_walk(
     ],
 )
 def test_what_changes_is_asked_and_nothing_else(
-    mock_teacher: Mock, tmp_path: Path, change: dict[str, Any], asked: int
+    mock_teacher: Mock, tmp_path: Path, change: dict[str, Any], sent: int
 ) -> None:
     mock = mock_teacher()
     ran(mock, tmp_path)
-    assert ran(mock, tmp_path, **change)[0].billed["requests"] == asked
+    assert ran(mock, tmp_path, **change)[0].billed["requests"] == sent
     assert ran(mock, tmp_path, **change)[0].billed["requests"] == 0
     assert ran(mock, tmp_path)[0].billed["requests"] == 0
 
@@ -134,16 +134,16 @@ def test_dead_letters_get_their_chance_and_rejected_ones_are_counted_each_time(
     assert (fourth.exit_code, len(looked_at), same) == (3, 0, walked)
 
 
-def test_a_changed_row_is_named_and_believed_by_nobody(
+def test_a_changed_row_is_reported_and_not_used(
     mock_teacher: Mock, tmp_path: Path, looked_at: list[Request]
 ) -> None:
     mock = mock_teacher()
     ran(mock, tmp_path)
     with closing(sqlite3.connect(tmp_path / "store" / "journal.db")) as connection, connection:
         connection.execute("UPDATE finished SET rows = 14")
-    (found,) = Corpus.open(tmp_path / "store").verify()
-    assert isinstance(found, verify.Finding)
-    assert (found.kind, found.place) == ("changed", "journal.db finished")
+    (finding,) = Corpus.open(tmp_path / "store").verify()
+    assert isinstance(finding, verify.Finding)
+    assert (finding.kind, finding.place) == ("changed", "journal.db finished")
     looked_at.clear()
     _, counts = ran(mock, tmp_path)
     assert (len(looked_at), counts["rows_total"]) == (13, 13)
@@ -168,19 +168,19 @@ def test_what_stays_at_home_may_be_turned_back_and_the_last_word_holds(
     other = {"id": "b", "prompt": "What is 2 + 2?", "reference": "other"}
 
     def told(*references: str) -> tuple[int, dict[str, str]]:
-        rows = [{"id": "a", "prompt": "What is 2 + 2?", "reference": one} for one in references]
+        rows = [{"id": "a", "prompt": "What is 2 + 2?", "reference": entry} for entry in references]
         ended, _ = ran(mock, tmp_path, prompts=[*rows, other])
-        found = [(row.prompt_id, row.reference) for row in Corpus.open(tmp_path / "store").samples()]
-        assert (ended.exit_code, len(found)) == (0, 2)
-        return ended.totals.asks, dict(found)
+        result = [(row.prompt_id, row.reference) for row in Corpus.open(tmp_path / "store").samples()]
+        assert (ended.exit_code, len(result)) == (0, 2)
+        return ended.totals.asks, dict(result)
 
     for word in ("one", "two", "one", "two"):
-        asks, found = told(word)
-        assert found == {"a": word, "b": "other"}
-    assert told("two") == (asks, found)  # known: nothing is written
+        asks, result = told(word)
+        assert result == {"a": word, "b": "other"}
+    assert told("two") == (asks, result)  # known: nothing is written
     with closing(Journal.open(tmp_path / "store")) as journal, journal.writing() as connection:
         forget_finished(connection)
-    assert told("two") == (asks, found)  # nor when each row is looked at
+    assert told("two") == (asks, result)  # nor when each row is looked at
     assert told("two", "three", "four")[1]["a"] == "four"
     assert told("four", "one")[1]["a"] == "one"
     assert told("one", "four", "one")[1]["a"] == "one"

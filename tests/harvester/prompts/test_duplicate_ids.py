@@ -30,13 +30,13 @@ def named(rows: list[tuple[str, str]]) -> tuple[str, str] | None:
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("xyz")), max_size=10))
 def test_a_clash_is_found_exactly_when_one_id_has_two_texts(rows: list[tuple[str, str]]) -> None:
     pairs = [
-        (f"p:{two}", f"p:{one}")
-        for one, two in itertools.combinations(range(len(rows)), 2)
-        if rows[one][0] == rows[two][0] and rows[one][1] != rows[two][1]
+        (f"p:{second}", f"p:{first}")
+        for first, second in itertools.combinations(range(len(rows)), 2)
+        if rows[first][0] == rows[second][0] and rows[first][1] != rows[second][1]
     ]
-    found = named(rows)
-    assert (found is None) == (not pairs)
-    assert found is None or found in pairs
+    result = named(rows)
+    assert (result is None) == (not pairs)
+    assert result is None or result in pairs
 
 
 def test_a_file_given_twice_is_held_in_a_few_bytes_a_row() -> None:

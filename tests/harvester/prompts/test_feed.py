@@ -26,14 +26,14 @@ class Looks:
 
     def __call__(self) -> list[str]:
         """Texts of the requests of this look."""
-        return [str(one.body["messages"][0]["content"]) for one in iter(lambda: next(self._feed), None)]
+        return [str(entry.body["messages"][0]["content"]) for entry in iter(lambda: next(self._feed), None)]
 
     def settled(self) -> list[str]:
         """Those of the look that sees the last change, and of the next, which takes it."""
         return self() + self()
 
 
-def test_what_is_no_file_is_told_once_and_ends_nothing(tmp_path: Path) -> None:
+def test_a_path_that_is_no_file_is_reported_once_and_ends_nothing(tmp_path: Path) -> None:
     look = Looks(tmp_path, "*.jsonl", "more/*.jsonl")
     (tmp_path / "a.jsonl").write_text('{"prompt": "one"}\n')
     assert look() == ["one"]
@@ -45,7 +45,7 @@ def test_what_is_no_file_is_told_once_and_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "f.jsonl").write_text('{"prompt": "two"}\n')
     assert look.settled() == ["two"]
     assert look() == []
-    assert [one.partition(" is a ")[0] for one in look.complaints] == [f"{tmp_path}/b.jsonl:"]
+    assert [entry.partition(" is a ")[0] for entry in look.complaints] == [f"{tmp_path}/b.jsonl:"]
 
 
 def test_a_folder_that_cannot_be_looked_at_is_a_complaint(

@@ -16,7 +16,7 @@ from harvester.errors import PromptError
 from harvester.mock_teacher.running import RunningMock
 from harvester.prompts import formats, import_file, reader
 from harvester.store.reader import Corpus
-from tests.journey.living import harvester, write_folder
+from tests.journey.run_process import harvester, write_folder
 
 ADD = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}
 TOOL = {"type": "function", "function": ADD}

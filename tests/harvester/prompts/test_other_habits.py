@@ -16,7 +16,7 @@ from harvester.errors import PromptError
 from harvester.mock_teacher.running import RunningMock
 from harvester.prompts import formats, reader
 from harvester.store.reader import Corpus
-from tests.journey.living import harvester, write_folder
+from tests.journey.run_process import harvester, write_folder
 
 MESSAGE = pa.struct(
     [

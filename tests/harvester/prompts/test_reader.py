@@ -48,23 +48,23 @@ def test_text_csv_parquet_and_gz_say_the_same(tmp_path: Path):
     pq.write_table(pa.table({"prompt": ["hello", "world"], "reference": [None, "w"]}), tmp_path / "c.parquet")
     with gzip.open(tmp_path / "d.jsonl.gz", "wt") as handle:
         handle.write('{"prompt": "hello"}\n{"prompt": "world"}\n')
-    found = [
+    result = [
         (p.file, p.messages[0]["content"])
         for p in reader.read(["*.txt", "*.csv", "*.parquet", "*.gz"], tmp_path)
     ]
-    assert found == [
+    assert result == [
         (name, text) for name in ("a.txt", "b.csv", "c.parquet", "d.jsonl.gz") for text in ("hello", "world")
     ]
 
 
 def test_byte_order_mark_carriage_returns_and_blank_lines_are_harmless(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "x"}\r\n\r\n{"prompt": "y"}\r\n')
-    found = list(reader.read(["a.jsonl"], tmp_path))
-    assert [(p.messages[0]["content"], p.line) for p in found] == [("x", 1), ("y", 3)]
+    prompts = list(reader.read(["a.jsonl"], tmp_path))
+    assert [(p.messages[0]["content"], p.line) for p in prompts] == [("x", 1), ("y", 3)]
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{", "not a JSON line"),
         ("[1]", "a JSON object is expected"),
@@ -80,11 +80,11 @@ def test_byte_order_mark_carriage_returns_and_blank_lines_are_harmless(tmp_path:
         ('{"prompt": NaN}', "not a JSON line"),
     ],
 )
-def test_a_broken_line_is_named_by_file_and_line(tmp_path: Path, line: str, said: str):
+def test_a_broken_line_is_named_by_file_and_line(tmp_path: Path, line: str, message: str):
     write(tmp_path, "a.jsonl", {"prompt": "fine"}, line)
     with pytest.raises(PromptError) as caught:
         list(reader.read(["a.jsonl"], tmp_path))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert caught.value.place == "a.jsonl:2"
     assert caught.value.exit_code == 2
 
@@ -110,9 +110,9 @@ def test_every_text_may_be_compressed_and_a_flipped_byte_is_named(tmp_path: Path
     path = tmp_path / name
     path.write_bytes(gzip.compress(data))
     assert [p.messages[0]["content"] for p in reader.read([name], tmp_path)] == ["hello", "world"]
-    whole = bytearray(gzip.compress(b"prompt\n" + b"".join(b"%d\n" % n**9 for n in range(300))))
-    for place in range(20, len(whole) - 8, 97):
-        flipped = whole.copy()
+    complete = bytearray(gzip.compress(b"prompt\n" + b"".join(b"%d\n" % n**9 for n in range(300))))
+    for place in range(20, len(complete) - 8, 97):
+        flipped = complete.copy()
         flipped[place] ^= 0x55
         path.write_bytes(flipped)
         with pytest.raises(PromptError, match=name):
@@ -125,9 +125,9 @@ def test_rows_of_parquet_that_have_no_value_are_bad_lines(tmp_path: Path):
     odd = pa.Array.from_buffers(pa.string(), 3, texts.buffers())
     pq.write_table(pa.table({"prompt": odd, "when": whens}), tmp_path / "a.parquet")
     bad: list[PromptError] = []
-    found = list(reader.read(["a.parquet"], tmp_path, bad.append))
-    assert [(p.messages[0]["content"], p.line) for p in found] == [("one", 1)]
-    assert [one.place for one in bad] == ["a.parquet:2", "a.parquet:3"]
+    prompts = list(reader.read(["a.parquet"], tmp_path, bad.append))
+    assert [(p.messages[0]["content"], p.line) for p in prompts] == [("one", 1)]
+    assert [entry.place for entry in bad] == ["a.parquet:2", "a.parquet:3"]
     part = {"role": "user", "content": [{"type": "text", "data": b"x"}]}
     pq.write_table(pa.table({"messages": [[part]], "reference": [b"r"]}), tmp_path / "b.parquet")
     with pytest.raises(PromptError, match=r"b\.parquet:1: no canonical JSON"):
@@ -177,7 +177,7 @@ def test_a_line_longer_than_the_cap_is_refused(tmp_path: Path, monkeypatch: pyte
 
 @given(text=st.text(min_size=1).filter(str.strip))
 def test_the_derived_id_depends_on_the_text_alone(text: str):
-    one = reader.to_prompt({"prompt": text}, file="a", line=1)
-    two = reader.to_prompt({"prompt": text, "reference": "r"}, file="b", line=9)
+    first = reader.to_prompt({"prompt": text}, file="a", line=1)
+    same = reader.to_prompt({"prompt": text, "reference": "r"}, file="b", line=9)
     other = reader.to_prompt({"prompt": text + "."}, file="a", line=1)
-    assert one.id == two.id != other.id
+    assert first.id == same.id != other.id

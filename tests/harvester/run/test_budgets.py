@@ -25,7 +25,7 @@ from harvester.store.maintain.bill import compute_spent
 from harvester.store.maintain.purge import purge_store
 from tests.faults.bench import Hasty, live
 from tests.faults.test_process import until_asked
-from tests.journey.living import harvester, living, write_folder
+from tests.journey.run_process import harvester, running, write_folder
 
 Mock = Callable[..., RunningMock]
 MANY = tuple(f"What is {number} + 30?" for number in range(100, 160))
@@ -119,10 +119,10 @@ def test_kills_renew_no_budget(mock_teacher: Mock, tmp_path: Path, span: str) ->
         tmp_path, mock.base_url, 400, teacher="[teacher.limits]\nmax_concurrency = 4\n", more=more
     )
     for requests in (30, 60):
-        with living(config) as life:
-            until_asked(mock, life, requests)
-            life.signal(signal.SIGKILL)
-            life.process.wait()
+        with running(config) as run:
+            until_asked(mock, run, requests)
+            run.signal(signal.SIGKILL)
+            run.process.wait()
     ended = harvester("run", config)
     assert ended.returncode == 10
     assert ended.stdout.startswith("budget")

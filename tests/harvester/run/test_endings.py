@@ -17,7 +17,8 @@ def _error_classes(base: type[HarvesterError] = HarvesterError) -> list[type[Har
 
 
 @pytest.mark.parametrize(
-    "error_class", [one for one in _error_classes() if "__init__" not in vars(one) or one is TeacherError]
+    "error_class",
+    [entry for entry in _error_classes() if "__init__" not in vars(entry) or entry is TeacherError],
 )
 def test_every_error_has_an_ending_with_its_exit_code(error_class: type[HarvesterError]) -> None:
     error = error_class("it broke")

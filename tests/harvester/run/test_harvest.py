@@ -252,7 +252,7 @@ def test_a_broken_prompt_line_ends_the_pass_after_its_predecessors(mock_teacher:
     assert bench.totals().answers == mock.totals()["requests"]
 
 
-def test_nobody_at_the_address_fails_before_any_send(mock_teacher: Mock, bench: Bench) -> None:
+def test_an_unused_address_fails_before_any_send(mock_teacher: Mock, bench: Bench) -> None:
     mock = mock_teacher()
     chosen = config(mock, run={"patience_s": 0.1})
     mock.stop()
@@ -278,9 +278,9 @@ def test_a_pass_reads_a_bounded_way_ahead_with_a_window_of_tasks(mock_teacher: M
 
     def counted() -> Iterator[Prompt]:
         nonlocal read
-        for one in sums(1000):
+        for entry in sums(1000):
             read += 1
-            yield one
+            yield entry
 
     seen: list[tuple[int, int]] = []
 

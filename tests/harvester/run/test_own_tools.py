@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harvester.mock_teacher.running import RunningMock
 from harvester.store.reader import Corpus
-from tests.journey.living import harvester, write_folder
+from tests.journey.run_process import harvester, write_folder
 from trainer.data.conversation import conversation_of, has_text_only
 
 

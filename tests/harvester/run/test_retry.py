@@ -46,7 +46,7 @@ def outcomes(store: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("outcome", FAULTS)
-def test_unusable_answers_are_said_everywhere_and_asked_again(
+def test_unusable_answers_are_shown_everywhere_and_asked_again(
     mock_teacher: Mock, tmp_path: Path, outcome: str
 ) -> None:
     fault, sampling = FAULTS[outcome]
@@ -91,7 +91,7 @@ def test_rows_of_other_prompts_keep_their_answers(mock_teacher: Mock, tmp_path: 
     assert outcomes(tmp_path / "store") == {"ok": 4, "empty": 4}
 
 
-def test_failed_rows_are_asked_again_when_told(mock_teacher: Mock, tmp_path: Path) -> None:
+def test_failed_rows_are_asked_again_with_retry_dead(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     fault = {"action": "status", "status": 400, "every": 3}
     first = live(mock, tmp_path, [fault], prompts=MANY[:9])

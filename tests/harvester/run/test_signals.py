@@ -12,7 +12,7 @@ from harvester.mock_teacher.running import RunningMock
 from harvester.run import job
 from harvester.run.endings import Summary
 from harvester.run.prepare import prepare
-from tests.journey.living import write_folder
+from tests.journey.run_process import write_folder
 
 
 def test_a_harvest_runs_in_a_thread_and_leaves_signal_handlers_alone(

@@ -30,31 +30,31 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
 def tearing(path: Path) -> Watch:
     """A watcher that leaves a torn file here as soon as there is an answer."""
 
-    def watch(told: Mapping[str, Any]) -> None:
-        if told["answers_stored"]:
+    def watch(status: Mapping[str, Any]) -> None:
+        if status["answers_stored"]:
             path.write_text("bad = = ")
 
     return watch
 
 
 @pytest.mark.usefixtures("_often")
-def test_terms_that_can_not_be_read_are_told_and_asked_again(tmp_path: Path, mock_teacher, monkeypatch):
+def test_terms_that_can_not_be_read_are_reported_and_read_again(tmp_path: Path, mock_teacher, monkeypatch):
     monkeypatch.setattr(terms_watch, "MOST_LOOKS", 10_000)
     torn = tmp_path / "terms" / "x.toml"
     torn.parent.mkdir()
-    asked: list[bool] = []
+    sent: list[bool] = []
     monkeypatch.setattr(
         job,
         "require_still_permitted",
-        lambda *args, ask=job.require_still_permitted: (asked.append(torn.exists()), ask(*args)),
+        lambda *args, ask=job.require_still_permitted: (sent.append(torn.exists()), ask(*args)),
     )
 
     def watch(told: Mapping[str, Any]) -> None:
-        if told["answers_stored"] and not asked.count(True):
+        if told["answers_stored"] and not sent.count(True):
             torn.write_text("bad = = ")
         elif told["complaints"] and torn.exists():
             torn.unlink()
-        elif told["complaints"] and not asked[-1]:  # asked again
+        elif told["complaints"] and not sent[-1]:  # asked again
             asyncio.get_running_loop().run_in_executor(None, client.ask, tmp_path / "store", "stop")
 
     ended = bench.live(mock_teacher(latency_s=0.03), tmp_path, prompts=MANY, teacher=SLOW, watch=watch)
@@ -93,7 +93,9 @@ def test_terms_that_can_not_be_read_at_the_end_leave_the_answers_unsealed(tmp_pa
     assert list((ended.store / "shards").glob("*.parquet"))
 
 
-def test_an_aide_that_dies_is_told_at_once_and_spoils_no_ending(tmp_path: Path, mock_teacher, monkeypatch):
+def test_a_background_task_that_fails_is_reported_at_once_and_changes_no_ending(
+    tmp_path: Path, mock_teacher, monkeypatch
+):
     async def die(*_: Any, **__: Any) -> None:
         raise ValueError("a fault of ours")
 
@@ -106,8 +108,8 @@ def test_an_aide_that_dies_is_told_at_once_and_spoils_no_ending(tmp_path: Path, 
     mock = mock_teacher(latency_s=0.3)
     ended = bench.live(mock, tmp_path, watch=seen.append)
     assert (ended.exit_code, ended.totals.answers) == (0, 3)
-    told = ["hours: stopped by a fault of ours", "sealing: stopped by shards: no room"]
-    assert any(sorted(one["complaints"]) == told and one["state"] == "running" for one in seen)
+    values = ["hours: stopped by a fault of ours", "sealing: stopped by shards: no room"]
+    assert any(sorted(entry["complaints"]) == values and entry["state"] == "running" for entry in seen)
     assert read_status(ended.store)["state"] == "complete"
 
 

@@ -35,7 +35,9 @@ def heavy_raw(number: int, tokens: int = 30, top: int = 20) -> bytes:
     def token(at: int) -> dict[str, Any]:
         return {"token": f" t{at}", "bytes": list(f" t{at}".encode()), "logprob": -0.25 * (at % 7)}
 
-    content = [{**token(at), "top_logprobs": [token(at + one) for one in range(top)]} for at in range(tokens)]
+    content = [
+        {**token(at), "top_logprobs": [token(at + entry) for entry in range(top)]} for at in range(tokens)
+    ]
     document = json.loads(raw_of(number))
     document["choices"][0]["logprobs"] = {"content": content}
     return json.dumps(document).encode()
@@ -62,8 +64,8 @@ def test_reading_sealing_and_asking_take_memory_for_a_few_answers(tmp_path, monk
     make(tmp_path)
     to_table([])  # what Arrow imports at its first table is not ours to count
     corpus = Corpus.open(tmp_path)
-    one = peak_kib(lambda: next(corpus.samples()))
-    allowed = one * 3
+    entry = peak_kib(lambda: next(corpus.samples()))
+    allowed = entry * 3
     everything = list(corpus.samples())
     assert peak_kib(lambda: list(corpus.samples())) > allowed  # the measure sees what it should
     assert all(len(sample.logprobs or ()) == 30 for sample in everything)
@@ -73,7 +75,7 @@ def test_reading_sealing_and_asking_take_memory_for_a_few_answers(tmp_path, monk
             pass
 
     assert peak_kib(walk) < allowed
-    assert peak_kib(lambda: walk(["completion", "raw"])) < one
+    assert peak_kib(lambda: walk(["completion", "raw"])) < entry
     with Journal.open(tmp_path) as journal:
         sealing = peak_kib(lambda: seal(journal, tmp_path, target_bytes=1 << 20, everything=True))
     assert sealing < allowed
@@ -82,7 +84,7 @@ def test_reading_sealing_and_asking_take_memory_for_a_few_answers(tmp_path, monk
     assert list(corpus.samples()) == everything
 
 
-def test_the_doors_question_parses_no_answer(tmp_path, monkeypatch):
+def test_the_terms_check_parses_no_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(batching, "MAX_BYTES", 64 * KIB)
     make(tmp_path)
     corpus = Corpus.open(tmp_path)
@@ -133,7 +135,9 @@ def agrees(raw: bytes) -> None:
     st.booleans(),
     st.sampled_from([None, 1]),
 )
-def test_a_byline_is_what_parsing_tells(before: dict, after: dict, is_ascii: bool, indent: int | None):
+def test_model_and_provider_are_those_of_the_parsed_body(
+    before: dict, after: dict, is_ascii: bool, indent: int | None
+):
     document = {**before, "choices": CHOICES, **{k: v for k, v in after.items() if k != "choices"}}
     text = json.dumps(document, ensure_ascii=is_ascii, indent=indent)
     agrees(text.encode())
@@ -153,5 +157,5 @@ def test_a_byline_is_what_parsing_tells(before: dict, after: dict, is_ascii: boo
         '{"x": "\\ud800", "model": "m", "choices": %s}',
     ],
 )
-def test_a_byline_of_odd_bodies_is_what_parsing_tells(text: str):
+def test_model_and_provider_of_odd_bodies_are_those_of_the_parsed_body(text: str):
     agrees((text % json.dumps(CHOICES)).encode("utf-8", "surrogatepass"))

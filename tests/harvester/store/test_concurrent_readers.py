@@ -26,7 +26,7 @@ from harvester.store.shards.manifest import read_manifest
 from harvester.store.shards.schema import SCHEMA
 from harvester.store.shards.seal import seal
 from harvester.store.shards.swap import ReaderWatch
-from tests.harvester.lives import Lives, quick_folder, write_config
+from tests.harvester.killed_runs import KilledRuns, quick_folder, write_config
 from tests.harvester.store_rows import fill, key_of, open_store
 
 MIB = 1024 * 1024
@@ -39,8 +39,8 @@ def by_arrow(folder: Path) -> list[str]:
 def by_duckdb(folder: Path) -> list[str]:
     duckdb = pytest.importorskip("duckdb", reason="a reader that is not installed here")
     with duckdb.connect() as connection:
-        found = connection.sql(f"SELECT key FROM read_parquet('{folder}/*.parquet')").fetchall()
-    return [key for (key,) in found]
+        result = connection.sql(f"SELECT key FROM read_parquet('{folder}/*.parquet')").fetchall()
+    return [key for (key,) in result]
 
 
 def by_polars(folder: Path) -> list[str]:
@@ -116,17 +116,17 @@ def test_readers_beside_kills_sealing_and_merging_see_a_growing_set(
         looker = Looker(store / "shards")
         rng = random.Random(7)
         killed = 0
-        with Lives(config, quiet_s=0.2) as lives:
+        with KilledRuns(config, quiet_s=0.2) as runs:
             looker.start()
             points = itertools.cycle(
                 ("-", "shards.after_rename:2", "compaction.before_commit:1", "compaction.after_exchange:1")
             )
             while killed < 4 or looker.rounds <= 20:  # on a busy machine a reader needs more of them
-                status, _ = lives.live(rng.uniform(0.5, 1.2), next(points))
+                status, _ = runs.run(rng.uniform(0.5, 1.2), next(points))
                 if status == 0:
                     break
                 killed += 1
-            status, _ = lives.live(120)
+            status, _ = runs.run(120)
         looker.ended.set()
         looker.join()
         assert status == 0
@@ -187,7 +187,7 @@ def test_a_merge_waits_for_readers_of_both_kinds_and_leaves_nothing_behind(tmp_p
 
 @pytest.mark.parametrize("cut", range(4))
 def test_an_exchange_without_the_kernels_help_survives_being_cut_anywhere(tmp_path, monkeypatch, cut):
-    monkeypatch.setattr(swap, "_renamed_at_once", lambda one, other: False)
+    monkeypatch.setattr(swap, "_renamed_at_once", lambda entry, other: False)
     make(tmp_path)
     rename, renames = Path.rename, 0
 
@@ -240,15 +240,15 @@ def test_datasets_loads_every_column_of_a_corpus(tmp_path, monkeypatch):
 def test_reading_is_never_refused_for_long(tmp_path):
     """A reader that comes while an exchange is under way waits for its end and sees what came of it."""
     make(tmp_path)
-    found: list[int] = []
-    reader = threading.Thread(target=lambda: found.append(len(list(Corpus.open(tmp_path).samples(["key"])))))
+    result: list[int] = []
+    reader = threading.Thread(target=lambda: result.append(len(list(Corpus.open(tmp_path).samples(["key"])))))
     with swap.if_no_reader(tmp_path / "shards") as free:
         assert free
         reader.start()
         time.sleep(0.05)
-        assert found == []
+        assert result == []
     reader.join(20)
-    assert found == [80]
+    assert result == [80]
 
 
 def is_held(folder: Path) -> bool:

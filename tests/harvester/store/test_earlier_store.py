@@ -12,7 +12,7 @@ import pytest
 
 from harvester.mock_teacher.running import RunningMock
 from harvester.store.reader import Corpus
-from tests.journey.living import harvester
+from tests.journey.run_process import harvester
 
 EARLIER = Path(__file__).with_name("earlier_store")
 EXPECTED = [

@@ -33,9 +33,9 @@ def test_an_answer_is_held_after_reopening(tmp_path):
     with Journal.open(tmp_path, read_only=True) as journal:
         held = journal.look_up([key_of(n) for n in range(5)])
     assert set(held) == {key_of(n) for n in range(3)}
-    one = held[key_of(1)]
-    assert (one.state, one.outcome, one.max_tokens) == ("answered", "ok", 64)
-    assert one.asker == asker_digest(prompt_of(1), 0)
+    entry = held[key_of(1)]
+    assert (entry.state, entry.outcome, entry.max_tokens) == ("answered", "ok", 64)
+    assert entry.asker == asker_digest(prompt_of(1), 0)
 
 
 def test_every_intent_ends_once_and_the_rest_was_possibly_billed(tmp_path):
@@ -49,7 +49,7 @@ def test_every_intent_ends_once_and_the_rest_was_possibly_billed(tmp_path):
                 Failure(4, key_of(3), "timeout", None, b"", True, AT),
             ]
         )
-        assert [one.attempt_id for one in without_outcome(journal)] == [5]
+        assert [entry.attempt_id for entry in without_outcome(journal)] == [5]
         assert without_outcome(journal, in_flight=False) == []
         assert journal.totals().possibly_billed == 1
     with open_store(tmp_path, run_id="run-2") as journal:  # run-1 never ended: it was killed
@@ -78,7 +78,7 @@ def test_a_dead_row_comes_back_to_life_when_it_is_answered(tmp_path):
     with open_store(tmp_path) as journal:
         journal.apply([dead(0), dead(1, "unavailable")])
         held = journal.look_up([key_of(0), key_of(1)])
-        assert {(one.state, one.outcome) for one in held.values()} == {
+        assert {(entry.state, entry.outcome) for entry in held.values()} == {
             ("dead", "prompt_rejected"),
             ("dead", "unavailable"),
         }
@@ -90,7 +90,7 @@ def test_a_dead_row_comes_back_to_life_when_it_is_answered(tmp_path):
             ("p1", "prompts/sum.jsonl", 2),
         }
         fill(journal, [0, 1])
-        assert {one.state for one in journal.look_up([key_of(0), key_of(1)]).values()} == {"answered"}
+        assert {entry.state for entry in journal.look_up([key_of(0), key_of(1)]).values()} == {"answered"}
         assert journal.write_dead_letters(tmp_path) == 0
     assert not (tmp_path / "dead_letters.jsonl").exists()
 
@@ -184,7 +184,7 @@ def test_another_format_is_refused_with_advice(tmp_path, version, advice):
             Journal.open(tmp_path, read_only=read_only)
 
 
-def test_a_foreign_database_and_junk_are_told_apart(tmp_path):
+def test_a_foreign_database_and_junk_are_distinguished(tmp_path):
     connection = sqlite3.connect(tmp_path / "journal.db")
     connection.execute("CREATE TABLE notes (text)")
     connection.close()

@@ -16,7 +16,7 @@ import pytest
 from harvester.mock_teacher.running import RunningMock
 from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
-from tests.harvester.lives import Lives, quick_folder, write_config
+from tests.harvester.killed_runs import KilledRuns, quick_folder, write_config
 from tests.harvester.store_rows import without_outcome
 
 FAILPOINTS = (
@@ -62,10 +62,10 @@ def test_kills_lose_nothing_and_pay_twice_only_what_was_in_flight(
     in_flight: list[int] = []
     with quick_folder() as folder:
         store = folder / "store"
-        with Lives(write_config(folder, mock.base_url, prompts)) as lives:
-            for life in range(3 * kills):
-                point = rng.choice(FAILPOINTS).format(rng.randrange(1, 30)) if life % 2 else "-"
-                status, stored = lives.live(rng.uniform(0.05, 0.4), point)
+        with KilledRuns(write_config(folder, mock.base_url, prompts)) as runs:
+            for run in range(3 * kills):
+                point = rng.choice(FAILPOINTS).format(rng.randrange(1, 30)) if run % 2 else "-"
+                status, stored = runs.run(rng.uniform(0.05, 0.4), point)
                 assert status in {-9, 0}
                 killed += status == -9
                 before = held
@@ -76,11 +76,11 @@ def test_kills_lose_nothing_and_pay_twice_only_what_was_in_flight(
                 assert mock.totals()["requests"] <= held + dangling
                 if killed == kills or status == 0:
                     break
-            status, _ = lives.live(600)
+            status, _ = runs.run(600)
         assert status == 0
         held, dangling = look(store)
         samples = list(Corpus.open(store).samples(["prompt_id"]))
-        assert sorted(one.prompt_id for one in samples) == sorted(f"p{n}" for n in range(prompts))
+        assert sorted(sample.prompt_id for sample in samples) == sorted(f"p{n}" for n in range(prompts))
         assert Corpus.open(store).verify() == []
         ledger = mock.totals()
         twice = ledger["requests"] - ledger["bodies"]

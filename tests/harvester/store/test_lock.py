@@ -30,7 +30,7 @@ def holder(store: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path):
+def test_a_second_process_is_refused_with_the_name_of_the_holder(tmp_path: Path):
     process = holder(tmp_path)
     assert lock.is_held(tmp_path)
     with pytest.raises(StoreLocked) as caught, lock.StoreLock(tmp_path, started_at=0.0):
@@ -41,7 +41,9 @@ def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path):
     assert not lock.is_held(tmp_path)
 
 
-def test_a_lock_file_removed_under_its_holder_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_lock_file_removed_under_its_holder_does_not_free_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(lock, "PATIENCE_S", 0.0)
     with lock.StoreLock(tmp_path, started_at=0.0):
         (tmp_path / "LOCK").unlink()
@@ -53,7 +55,7 @@ def test_a_lock_file_removed_under_its_holder_lets_nobody_in(tmp_path: Path, mon
     assert not lock.is_held(tmp_path)
 
 
-def test_whoever_only_asks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_look_at_the_lock_keeps_no_process_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "LOCK").touch()
     asking = [os.open(path, os.O_RDONLY) for path in (tmp_path / "LOCK", tmp_path)]
     for handle in asking:

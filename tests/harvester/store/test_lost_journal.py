@@ -70,26 +70,29 @@ def test_a_lost_journal_is_named_where_nothing_was_sealed(tmp_path):
 def test_a_journal_that_can_not_be_opened_is_a_finding_with_another_remedy_than_verify(tmp_path):
     make(tmp_path)
     path = tmp_path / "journal.db"
-    whole = path.read_bytes()
-    path.write_bytes(b"nonsense" + whole[8:])
-    assert [one.partition(":")[0] for one in found(tmp_path)] == ["damaged"]
+    content = path.read_bytes()
+    path.write_bytes(b"nonsense" + content[8:])
+    assert [entry.partition(":")[0] for entry in found(tmp_path)] == ["damaged"]
     with pytest.raises(StoreCorrupt) as refused:
         verify_with_bill(tmp_path, repair=True)
     assert "verify" not in refused.value.remedy
-    path.write_bytes(whole)
+    path.write_bytes(content)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version=2")
-    assert ["format 2" in one for one in found(tmp_path)] == [True]
+    assert ["format 2" in entry for entry in found(tmp_path)] == [True]
 
 
 def test_torn_files_of_a_bare_folder_are_findings_each_by_name(tmp_path):
     make(tmp_path / "store")
-    (whole,) = (tmp_path / "store" / "shards").iterdir()
+    (complete,) = (tmp_path / "store" / "shards").iterdir()
     for name in ("a.parquet", "b.parquet", "c.parquet"):
-        shutil.copy(whole, tmp_path / name)
+        shutil.copy(complete, tmp_path / name)
     for name in ("a.parquet", "c.parquet"):
-        (tmp_path / name).write_bytes(whole.read_bytes()[:-9])
-    assert [one.split(": ")[1].rpartition("/")[2] for one in found(tmp_path)] == ["a.parquet", "c.parquet"]
+        (tmp_path / name).write_bytes(complete.read_bytes()[:-9])
+    assert [entry.split(": ")[1].rpartition("/")[2] for entry in found(tmp_path)] == [
+        "a.parquet",
+        "c.parquet",
+    ]
 
 
 # --- the write-ahead log -------------------------------------------------------------------------------
@@ -111,11 +114,11 @@ def as_killed(store: Path, answers: int) -> Path:
 def test_a_changed_byte_in_the_log_is_named_and_refused_and_repair_keeps_what_still_reads(tmp_path):
     store = as_killed(tmp_path / "store", 30)
     log = store / "journal.db-wal"
-    whole = log.read_bytes()
+    content = log.read_bytes()
     assert wal.commits_lost(log) == 0
     assert found(store) == []
-    changed = bytearray(whole)
-    changed[len(whole) * 2 // 3] ^= 1
+    changed = bytearray(content)
+    changed[len(content) * 2 // 3] ^= 1
     log.write_bytes(changed)
     (finding,) = found(store)
     assert finding.startswith("damaged: journal.db-wal: ")
@@ -135,14 +138,14 @@ def test_of_every_changed_byte_in_a_log_only_its_last_commit_is_silent(tmp_path)
         connection.execute("CREATE TABLE t (a INTEGER PRIMARY KEY, b)")
         for _ in range(12):
             connection.execute("INSERT INTO t (b) VALUES (?)", ("x" * 900,))
-        whole, database = wal.log_path(place).read_bytes(), place.read_bytes()
+        original, database = wal.log_path(place).read_bytes(), place.read_bytes()
     rng, named, copy = random.Random(4), 0, tmp_path / "copy.db"
-    for cut in range(0, len(whole), 997):  # a kill in the middle of a write is no damage
-        wal.log_path(copy).write_bytes(whole[:cut])
+    for cut in range(0, len(original), 997):  # a kill in the middle of a write is no damage
+        wal.log_path(copy).write_bytes(original[:cut])
         assert wal.commits_lost(wal.log_path(copy)) == 0
     for _ in range(60):
-        content = bytearray(whole)
-        content[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        content = bytearray(original)
+        content[rng.randrange(len(original))] ^= 1 << rng.randrange(8)
         copy.write_bytes(database)
         wal.log_path(copy).write_bytes(content)
         lost = wal.commits_lost(wal.log_path(copy))

@@ -26,7 +26,7 @@ from harvester.store.journal.records import Failure, Refund
 from harvester.store.reader import Corpus
 from harvester.store.shards import compact
 from harvester.store.shards.seal import seal, seal_steps
-from tests.harvester.lives import quick_folder
+from tests.harvester.killed_runs import quick_folder
 from tests.harvester.store_rows import AT, answer, intent, key_of, run_record, verified, without_outcome
 
 MIB = 1024 * 1024
@@ -39,7 +39,7 @@ class StoreMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         self._place = quick_folder()
         self.root = self._place.__enter__()
-        self.lives = 0
+        self.runs = 0
         self.store = self.root / "store-0"
         self.answered: set[int] = set()
         self.in_flight: dict[int, int] = {}  # attempt -> row, of this life
@@ -48,11 +48,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.lives += 1
+        self.runs += 1
         self.lock = StoreLock(self.store, started_at=0.0)
         self.lock.__enter__()
         self.journal = Journal.open(self.store)
-        self.journal.begin_run(run_record(f"run-{self.lives}"))
+        self.journal.begin_run(run_record(f"run-{self.runs}"))
         self.lost |= set(self.in_flight)
         self.in_flight = {}
         self.is_open = True
@@ -79,7 +79,7 @@ class StoreMachine(RuleBasedStateMachine):
         if fresh:
             numbers = range(first, first + len(fresh))
             pairs = dict(zip(numbers, fresh, strict=True))
-            self.journal.apply([intent(row, f"run-{self.lives}", attempt) for attempt, row in pairs.items()])
+            self.journal.apply([intent(row, f"run-{self.runs}", attempt) for attempt, row in pairs.items()])
             self.in_flight |= pairs
 
     @precondition(lambda self: self.in_flight)
@@ -125,7 +125,7 @@ class StoreMachine(RuleBasedStateMachine):
             work = compact.compact_steps(self.journal, self.store, target_bytes=MIB)
         for _, _step in zip(range(steps), work, strict=False):
             pass
-        after = self.root / f"store-{self.lives}"
+        after = self.root / f"store-{self.runs}"
         shutil.copytree(self.store, after)
         if hasattr(work, "close"):
             work.close()
@@ -150,7 +150,7 @@ class StoreMachine(RuleBasedStateMachine):
             with pytest.raises(StoreFull):
                 self.journal.apply([answer(1000 + n, attempt_id=first + n) for n in range(rows)])
             with pytest.raises(StoreFull):
-                self.journal.apply([intent(2000, f"run-{self.lives}", first)])
+                self.journal.apply([intent(2000, f"run-{self.runs}", first)])
         self.reopen()
 
     @precondition(lambda self: list((self.store / "shards").glob("*.parquet")))
@@ -163,7 +163,7 @@ class StoreMachine(RuleBasedStateMachine):
         content[int(place * len(content))] ^= 1 << bit
         path.write_bytes(content)
         self.close()
-        assert any(path.name in str(one) for one in Corpus.open(self.store).verify())
+        assert any(path.name in str(entry) for entry in Corpus.open(self.store).verify())
         data, left = verified(self.store, repair=True)
         assert left == 0
         lost = {self.row_of(key) for key in data["repaired"]["lost"]}
@@ -187,7 +187,9 @@ class StoreMachine(RuleBasedStateMachine):
             plain = pq.read_table(self.store / "shards", columns=["key"])["key"].to_pylist()
             assert len(plain) == len(set(plain))
             assert set(plain) <= set(keys)
-        assert {one.attempt_id for one in without_outcome(self.journal)} == self.lost | set(self.in_flight)
+        assert {entry.attempt_id for entry in without_outcome(self.journal)} == self.lost | set(
+            self.in_flight
+        )
         totals = self.journal.totals()
         assert totals.possibly_billed == len(self.lost) + self.maybe
         assert totals.paid_twice == 0

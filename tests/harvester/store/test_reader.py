@@ -51,10 +51,10 @@ def test_sealed_rows_and_the_tail_read_alike(tmp_path):
     assert corpus.count() == len(samples) == 30
     assert ids(tmp_path, include_unsealed=False) == sorted(f"p{n}" for n in range(20))
     for number in (3, 25):
-        one = samples[key_of(number).hex()]
-        assert (one.completion, one.prompt_id, one.outcome) == (str(number + 1), f"p{number}", "ok")
-        assert one.metadata == {"task": "sum", "split": "train"}
-        assert [message["role"] for message in one.messages] == ["system", "user"]
+        entry = samples[key_of(number).hex()]
+        assert (entry.completion, entry.prompt_id, entry.outcome) == (str(number + 1), f"p{number}", "ok")
+        assert entry.metadata == {"task": "sum", "split": "train"}
+        assert [message["role"] for message in entry.messages] == ["system", "user"]
     with open_store(tmp_path, run_id="run-2") as journal:
         seal(journal, tmp_path, target_bytes=MIB, everything=True)
     assert {sample.key: sample for sample in Corpus.open(tmp_path).samples()} == samples
@@ -131,7 +131,7 @@ def test_a_shard_of_another_version_is_refused_with_advice(tmp_path, version, ad
         list(Corpus.open(tmp_path).samples())
 
 
-def test_no_corpus_is_said_plainly(tmp_path):
+def test_a_folder_without_answers_is_reported(tmp_path):
     with pytest.raises(StoreError, match="no answers are stored here"):
         Corpus.open(tmp_path)
 
@@ -319,8 +319,8 @@ def test_a_changed_count_or_number_is_named(tmp_path):
         connection.execute("BEGIN")
         connection.execute(f"UPDATE {change}")
         connection.execute("COMMIT")
-        found = [str(one) for one in Corpus.open(tmp_path).verify()]
-        assert any(change.split()[0] in one for one in found), found
+        finding = [str(entry) for entry in Corpus.open(tmp_path).verify()]
+        assert any(change.split()[0] in entry for entry in finding), finding
         connection.close()
 
 
@@ -329,20 +329,20 @@ def test_flipped_bits_are_never_silent(tmp_path, where):
     """Each flip is named, or changes nothing that a reader can see (free space inside the database)."""
     make(tmp_path, sealed=20, tail=20)
     path = shard_of(tmp_path) if where == "shard" else tmp_path / "journal.db"
-    whole = path.read_bytes()
+    content = path.read_bytes()
     before = everything(tmp_path)
     rng = random.Random(7)
     named = 0
     for _ in range(250):
-        place, bit = rng.randrange(len(whole)), 1 << rng.randrange(8)
-        changed = bytearray(whole)
+        place, bit = rng.randrange(len(content)), 1 << rng.randrange(8)
+        changed = bytearray(content)
         changed[place] ^= bit
         path.write_bytes(changed)
-        found = findings_or_error(tmp_path)
-        named += bool(found)
-        assert found or everything(tmp_path) == before, f"byte {place} bit {bit} was silent"
+        result = findings_or_error(tmp_path)
+        named += bool(result)
+        assert result or everything(tmp_path) == before, f"byte {place} bit {bit} was silent"
     assert named == 250 if where == "shard" else named > 50
-    path.write_bytes(whole)
+    path.write_bytes(content)
     assert kinds(tmp_path) == set()
 
 

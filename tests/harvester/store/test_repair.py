@@ -77,8 +77,8 @@ def test_small_shards_become_one_with_the_same_rows_and_the_same_bytes_twice(tmp
         make(store)
         before = rows_of(store)
         compacted(store)
-        (one,) = sealed(store)
-        digests.add(one.name)
+        (entry,) = sealed(store)
+        digests.add(entry.name)
         assert rows_of(store) == before
         assert Corpus.open(store).verify() == []
         with Journal.open(store) as journal:
@@ -241,8 +241,8 @@ def test_purge_wants_exactly_one_name_and_the_store_for_itself(tmp_path):
 def repaired(store: Path) -> dict[str, object]:
     data, left = verified(store, repair=True)
     assert left == 0
-    found: dict[str, object] = data["repaired"]
-    return found
+    result: dict[str, object] = data["repaired"]
+    return result
 
 
 def test_a_missing_shard_is_asked_again_and_nothing_else(tmp_path):
@@ -402,18 +402,23 @@ def test_verify_and_status_name_what_was_stored_billed_and_possibly_billed(tmp_p
     report = verify_with_bill(tmp_path, repair=False)
     data, lines, left = report.facts(), verify_lines(tmp_path, report), len(report.messages)
     assert (left, data["answers"], data["billed"], data["billed_microusd"]) == (0, 3, 3, 21)
-    found = [(one["key"], one["code"], one["reserved_microusd"]) for one in data["possibly_billed"]]
-    assert found == [(key_of(7).hex(), "", 9), (key_of(8).hex(), "timed_out", 9)]
+    result = [(entry["key"], entry["code"], entry["reserved_microusd"]) for entry in data["possibly_billed"]]
+    assert result == [(key_of(7).hex(), "", 9), (key_of(8).hex(), "timed_out", 9)]
     assert data["possibly_billed_microusd"] == 18
     assert "3 answers stored, 0 findings; 3 billed for $0.000021, 2 attempts possibly billed" in lines
-    for number, said in ((7, "no outcome"), (8, "timed_out")):
+    for number, text in ((7, "no outcome"), (8, "timed_out")):
         (line,) = [line for line in lines if key_of(number).hex() in line]
         assert "at 2026-" in line
-        assert line.endswith(f"reserved $0.000009 ({said})")
+        assert line.endswith(f"reserved $0.000009 ({text})")
     json.dumps(data)
-    told = current_status(tmp_path)
-    assert (told["held"], told["billed"], told["possibly_billed"], told["without_outcome"]) == (3, 3, 2, 1)
-    (line,) = [line for line in status_lines({**told, "run_id": "run-1"}) if line.startswith("ledger")]
+    values = current_status(tmp_path)
+    assert (values["held"], values["billed"], values["possibly_billed"], values["without_outcome"]) == (
+        3,
+        3,
+        2,
+        1,
+    )
+    (line,) = [line for line in status_lines({**values, "run_id": "run-1"}) if line.startswith("ledger")]
     assert "3 answers stored, 3 billed for $0.0000, 2 possibly billed" in line
 
 
@@ -445,6 +450,6 @@ def test_verify_and_repair_look_at_the_canaries_too(tmp_path):
             name = f"part-{journal.next_shard():08d}-0123456789abcdef.parquet"
         stray = canaries / "shards" / name
         stray.write_bytes(b"PAR1")
-        told = verified(store, repair=False)[0]["findings"]
-    assert told == [], told
+        values = verified(store, repair=False)[0]["findings"]
+    assert values == [], values
     assert verified(store, repair=False)[1] == 1

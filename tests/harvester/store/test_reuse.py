@@ -61,5 +61,5 @@ def test_a_further_asker_of_an_older_answer_is_written_down_there(mock_teacher: 
     named = [{"prompt": text, "id": f"again-{n}"} for n, text in enumerate(MANY)]
     ended = live(mock, tmp_path, prompts=named, sampling={"max_tokens": 128})
     assert (ended.exit_code, ended.billed["requests"]) == (0, 0)
-    found = {row.prompt_id for row in Corpus.open(tmp_path / "store").samples()}
-    assert {f"again-{n}" for n in range(12)} <= found
+    samples = {row.prompt_id for row in Corpus.open(tmp_path / "store").samples()}
+    assert {f"again-{n}" for n in range(12)} <= samples

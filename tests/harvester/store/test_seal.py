@@ -45,7 +45,9 @@ def test_answers_move_into_a_file_that_any_reader_opens(tmp_path):
         with journal.reading() as connection:
             assert connection.execute("SELECT count(*) FROM answers").fetchone() == (0,)
         held = journal.look_up([key_of(n) for n in range(50)])
-        assert {(one.state, one.outcome, one.max_tokens) for one in held.values()} == {("answered", "ok", 64)}
+        assert {(entry.state, entry.outcome, entry.max_tokens) for entry in held.values()} == {
+            ("answered", "ok", 64)
+        }
     table = pq.read_table(tmp_path / "shards")
     assert table.schema.equals(SCHEMA)
     row = table.to_pylist()[7]
@@ -62,7 +64,7 @@ def test_answers_move_into_a_file_that_any_reader_opens(tmp_path):
         "reported",
     )
     lineages = json.loads(pq.read_schema(sealed(tmp_path)[0]).metadata[LINEAGE_KEY])
-    assert [(one["run_id"], one["started_at"]) for one in lineages] == [
+    assert [(entry["run_id"], entry["started_at"]) for entry in lineages] == [
         ("run-1", "2026-09-21T14:13:20.250+00:00")
     ]
 
@@ -101,9 +103,9 @@ def test_the_same_answers_give_the_same_bytes(tmp_path):
         with open_store(tmp_path / name) as journal:
             fill(journal, range(30))
             seal(journal, tmp_path / name, target_bytes=64 * MIB, everything=True)
-    (one,), (other,) = sealed(tmp_path / "a"), sealed(tmp_path / "b")
-    assert one.name == other.name
-    assert one.read_bytes() == other.read_bytes()
+    (entry,), (other,) = sealed(tmp_path / "a"), sealed(tmp_path / "b")
+    assert entry.name == other.name
+    assert entry.read_bytes() == other.read_bytes()
 
 
 def test_shards_stop_at_their_target_size(tmp_path):
@@ -218,7 +220,7 @@ def check_after_kill(store: Path, sent: set[int], stored: set[int]) -> set[int]:
     held = {number_of[key] for key in rows}
     assert stored <= held <= sent
     with Journal.open(store, read_only=True) as journal:
-        noted = {number_of[one.key.hex()] for one in without_outcome(journal)}
+        noted = {number_of[entry.key.hex()] for entry in without_outcome(journal)}
     assert sent - held <= noted  # possibly billed, and listed as such
     if sealed(store):
         plain = pq.read_table(store / "shards", columns=["key"])["key"].to_pylist()
@@ -261,8 +263,8 @@ def test_kills_at_random_instants_lose_nothing_acknowledged(tmp_path):
     rng = random.Random(20261124)
     all_sent: set[int] = set()
     all_stored: set[int] = set()
-    for life in range(6):
-        sent, stored = write_until_killed(store, 600 * life, acks=rng.randrange(1, 450))
+    for run in range(6):
+        sent, stored = write_until_killed(store, 600 * run, acks=rng.randrange(1, 450))
         all_sent |= sent
         all_stored |= stored
         check_after_kill(store, all_sent, all_stored)

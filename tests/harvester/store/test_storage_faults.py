@@ -25,7 +25,7 @@ from tests.harvester.store_rows import key_of
 
 ROOT = Path(__file__).resolve().parents[3]
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT, errno.EROFS, errno.ENOENT)
-LIFE = """
+SCRIPT = """
 import os, signal, sys
 from harvester.errors import StoreError
 from tests.harvester import store_writer
@@ -60,17 +60,17 @@ def live(
     nth: int,
     number: int,
     stays: bool,
-    told: Path | None = None,
-    life: str = LIFE,
+    command: Path | None = None,
+    run: str = SCRIPT,
 ) -> tuple[int, set[int], str]:
     """One short life on a failing disk: exit code, numbers acknowledged as stored, last words."""
     done = subprocess.run(
-        [sys.executable, "-c", life, str(store), "0"],
+        [sys.executable, "-c", run, str(store), "0"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
-        env=faulty_disk.environment(library, store, call, nth, number, stays, told),
+        env=faulty_disk.environment(library, store, call, nth, number, stays, command),
     )
     lines = done.stdout.splitlines()
     return done.returncode, {int(line) for line in lines if line.isdigit()}, done.stdout + done.stderr
@@ -91,9 +91,9 @@ def cases(count: int) -> list[tuple[str, int, int, bool]]:
 
 def trial(store: Path, library: Path, call: str, nth: int, number: int, stays: bool) -> bool:
     """Whether the fault was met; asserts what must hold either way."""
-    code, stored, said = live(store, library, call, nth, number, stays)
-    assert "Traceback" not in said, said
-    assert code in {0, StoreError.exit_code}, said
+    code, stored, text = live(store, library, call, nth, number, stays)
+    assert "Traceback" not in text, text
+    assert code in {0, StoreError.exit_code}, text
     if stored:
         held = {sample.key for sample in Corpus.open(store).samples(["key"])}
         assert {key_of(n).hex() for n in stored} <= held
@@ -113,14 +113,14 @@ def test_a_failing_disk_is_a_named_stop_and_loses_nothing(tmp_path, faulty_libra
 
 @pytest.mark.parametrize("nth", [15, 40])
 def test_after_a_failed_fsync_the_journal_is_not_written_again(tmp_path, faulty_library, nth):
-    store, told = tmp_path / "store", tmp_path / "told"
-    code, _, said = live(store, faulty_library, "fsync", nth, errno.EIO, False, told, CLOSING_LIFE)
-    assert code == StoreError.exit_code, said
-    later = told.read_text().splitlines() if told.exists() else []
+    store, values = tmp_path / "store", tmp_path / "told"
+    code, _, text = live(store, faulty_library, "fsync", nth, errno.EIO, False, values, CLOSING_LIFE)
+    assert code == StoreError.exit_code, text
+    later = values.read_text().splitlines() if values.exists() else []
     assert [line for line in later if "journal.db" in line and "-shm" not in line] == []
 
 
-def test_a_full_file_system_is_named_and_resumes_when_there_is_room(tmp_path):
+def test_a_full_file_system_is_named_and_resumes_when_there_is_space(tmp_path):
     place = tmp_path / "small"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(place)]
@@ -129,7 +129,7 @@ def test_a_full_file_system_is_named_and_resumes_when_there_is_room(tmp_path):
     try:
         store = place / "store"
         done = subprocess.run(
-            [sys.executable, "-c", LIFE.replace("= 40, 20", "= 600, 200"), str(store), "0"],
+            [sys.executable, "-c", SCRIPT.replace("= 40, 20", "= 600, 200"), str(store), "0"],
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -86,13 +86,13 @@ def test_repeated_crashes_do_not_raise_the_rate(mock_teacher: Mock, tmp_path: Pa
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=20), st.floats(0.1, 50))
 def test_a_saved_level_never_exceeds_what_the_bucket_would_hold(gaps: list[float], rate: float) -> None:
     """A bucket restored in several processes admits no more than one that was never restarted."""
-    whole, level, at = Bucket(rate, 0.0), 1.0, 0.0
+    complete, level, at = Bucket(rate, 0.0), 1.0, 0.0
     sent_whole = sent_split = 0
     for gap in gaps:
         then, at = at, at + gap
         restored = Bucket(rate, at)
         restored.level = min(restored.level, level + (at - then) * rate)
-        for bucket, is_split in ((whole, False), (restored, True)):
+        for bucket, is_split in ((complete, False), (restored, True)):
             while bucket.wait_s(1, at) == 0:
                 bucket.take(1)
                 sent_split += is_split

@@ -16,7 +16,7 @@ from harvester.run import job
 from harvester.run.control import client
 from harvester.run.prepare import prepare
 from tests.faults.bench import Hasty
-from tests.journey.living import write_folder
+from tests.journey.run_process import write_folder
 
 Mock = Callable[..., RunningMock]
 Status = Mapping[str, Any]
@@ -65,12 +65,12 @@ def test_a_stop_does_not_wait_for_the_check(tmp_path: Path) -> None:
         config = write_folder(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}/v1", 3)
 
         async def go() -> job.Summary:
-            living = asyncio.create_task(job.run(prepare(config), lambda _: None))
+            asked = asyncio.create_task(job.run(prepare(config), lambda _: None))
             line, _ = await asyncio.to_thread(silent.accept)
             with line:
                 await asyncio.to_thread(line.recv, 1000)
                 await asyncio.to_thread(client.tell, tmp_path / "store", "stop")
-                return await living
+                return await asked
 
         ended = asyncio.run(go())
     assert (ended.ending, ended.exit_code, ended.counts.requests_sent) == ("stopped", 10, 0)

@@ -46,16 +46,16 @@ class VirtualClock:
 
     async def run(self, *work: Awaitable[Any]) -> list[Any]:
         """Gather, moving the time forward whenever all tasks wait."""
-        whole = asyncio.gather(*work, return_exceptions=True)
-        while not whole.done():
+        complete = asyncio.gather(*work, return_exceptions=True)
+        while not complete.done():
             for _ in range(20):
                 await asyncio.sleep(0)
             self._sleepers = [(at, waiter) for at, waiter in self._sleepers if not waiter.done()]
-            if self._sleepers and not whole.done():
+            if self._sleepers and not complete.done():
                 first = min(self._sleepers, key=lambda sleeper: sleeper[0])
                 self.time = max(self.time, first[0])
                 first[1].set_result(None)
-        return await whole
+        return await complete
 
 
 def endpoint_queue(clock: VirtualClock, *, patience_s: float = math.inf, **limits: float) -> EndpointQueue:

@@ -118,8 +118,8 @@ def test_a_daily_allowance_that_is_used_up_pauses_until_its_reset() -> None:
 
 def test_what_is_reserved_follows_what_answers_use() -> None:
     limiter = Limiter(LimitsSection(tokens_per_minute=60_000), 0.0)
-    asked = Charge(10, 4096)
-    assert limiter.expected_charge(asked) == asked
+    sent = Charge(10, 4096)
+    assert limiter.expected_charge(sent) == sent
     for n in range(400):
-        limiter.settle(asked, Charge(10, 20 + n % 20), float(n))
-    assert 25 <= limiter.expected_charge(asked).output_tokens <= 60
+        limiter.settle(sent, Charge(10, 20 + n % 20), float(n))
+    assert 25 <= limiter.expected_charge(sent).output_tokens <= 60

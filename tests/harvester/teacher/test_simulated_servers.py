@@ -96,7 +96,7 @@ def test_more_in_flight_are_tried_while_they_bring_more() -> None:
 
 
 @pytest.mark.parametrize("rows", [60, 3000])
-def test_a_row_that_alone_is_refused_ends_and_slows_nobody(rows: int) -> None:
+def test_a_row_that_alone_is_refused_ends_and_slows_no_other(rows: int) -> None:
     free = ask(Server(random.Random(1), latency_s=0.3), rows=rows, max_concurrency=64)
     result = ask(
         Server(random.Random(1), latency_s=0.3), rows=rows, max_concurrency=64, poison=lambda row: row == 10

@@ -28,8 +28,8 @@ OPENAI = SHIPPED.records["openai-api-2026-01-01"]
 
 
 def ask(registry: Registry, host: str, model: str, declared: str = "", **more: Any) -> gate.Verdict:
-    told: dict[str, Any] = {"use": "harvest", "purpose": "train", "today": TODAY, **more}
-    return judge(registry, host=host, model=model, declared=declared, **told)
+    facts: dict[str, Any] = {"use": "harvest", "purpose": "train", "today": TODAY, **more}
+    return judge(registry, host=host, model=model, declared=declared, **facts)
 
 
 def overlaid(folder: Path, *records: TermsRecord) -> Registry:
@@ -93,7 +93,7 @@ def test_a_folder_may_tighten_renew_and_fill_in(tmp_path: Path):
     assert ask(registry, "api.cohere.com", "command-z").permitted
 
 
-def test_a_server_on_this_machine_cannot_speak_for_its_weights(tmp_path: Path):
+def test_a_server_on_this_machine_does_not_decide_the_terms_of_its_weights(tmp_path: Path):
     mine = replace(OPENAI, id="mine", host=("127.0.0.1", "localhost", "::1"), verdict="permit")
     registry = overlaid(tmp_path / "terms", mine)
     for host in mine.host:
@@ -178,10 +178,10 @@ def test_packing_weights_otherwise_leaves_their_terms(model: str, declared: str)
 )
 def test_a_host_is_written_plainly_or_not_at_all(url: str):
     for name in ("base_url", "replicas"):
-        told: dict[str, Any] = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
-        told[name] = [url] if name == "replicas" else url
+        facts: dict[str, Any] = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
+        facts[name] = [url] if name == "replicas" else url
         with pytest.raises(ConfigError):
-            config.parse({"teacher": told, "prompts": {"files": ["a"]}}, place="harvest.toml")
+            config.parse({"teacher": facts, "prompts": {"files": ["a"]}}, place="harvest.toml")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ HOST = "api.example.com"
 
 
 def record(name: str, **more: Any) -> TermsRecord:
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "id": name,
         "layer": "weights",
         "host": ("*",),
@@ -35,11 +35,11 @@ def record(name: str, **more: Any) -> TermsRecord:
         "established": "primary",
         **more,
     }
-    return TermsRecord(**told)
+    return TermsRecord(**facts)
 
 
 def ask(*records: TermsRecord, **more: Any) -> gate.Verdict:
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "host": HOST,
         "model": "model-1",
         "declared": "weights",
@@ -48,7 +48,7 @@ def ask(*records: TermsRecord, **more: Any) -> gate.Verdict:
         "today": TODAY,
         **more,
     }
-    return judge(Registry({r.id: r for r in records}), **told)
+    return judge(Registry({r.id: r for r in records}), **facts)
 
 
 SERVICE = record("service", layer="service", host=(HOST,), provider="example")
@@ -82,7 +82,7 @@ def test_loopback_with_undeclared_weights_is_unknown():
     assert ask(record("weights"), host="127.0.0.1").permitted
 
 
-def test_a_host_nobody_recorded_is_unknown():
+def test_a_host_without_a_record_is_unknown():
     verdict = ask(record("weights"))
     assert (verdict.permitted, verdict.status) == (False, "unknown")
     assert HOST in verdict.reasons[0]
@@ -119,16 +119,16 @@ def test_changed_terms_mean_no_until_read_again():
 
 
 @pytest.mark.parametrize(
-    ("declared", "said"),
+    ("declared", "message"),
     [("nobody", "there is no terms record 'nobody'"), ("elsewhere", "model* at other.example.com")],
 )
-def test_an_absent_or_foreign_record_means_no(declared: str, said: str):
+def test_an_absent_or_foreign_record_means_no(declared: str, message: str):
     verdict = ask(record("elsewhere", host=("other.example.com",)), host="127.0.0.1", declared=declared)
     assert (verdict.permitted, verdict.status) == (False, "unknown")
-    assert said in verdict.reasons[0]
+    assert message in verdict.reasons[0]
 
 
-def test_a_superseded_record_speaks_for_old_rows_only():
+def test_a_superseded_record_applies_to_old_rows_only():
     old, new = record("weights", superseded_by="newer"), record("newer", verdict="restrict")
     assert not ask(old, new, host="127.0.0.1").permitted
     assert ask(old, new, host="127.0.0.1", use="train").permitted
@@ -136,12 +136,12 @@ def test_a_superseded_record_speaks_for_old_rows_only():
 
 def test_the_mock_is_a_mock_on_loopback_only():
     shipped = gate.load_registry()
-    told: dict[str, Any] = {"declared": "mock-teacher", "use": "harvest", "purpose": "train", "today": TODAY}
-    verdict = judge(shipped, host="127.0.0.1", model="mock-teacher-2", **told)
+    facts: dict[str, Any] = {"declared": "mock-teacher", "use": "harvest", "purpose": "train", "today": TODAY}
+    verdict = judge(shipped, host="127.0.0.1", model="mock-teacher-2", **facts)
     assert verdict.permitted
     assert verdict.mock
     for host, model in ((HOST, "mock-teacher"), ("127.0.0.1", "gpt-4"), ("localhost", "my-mock-teacher")):
-        refused = judge(shipped, host=host, model=model, **told)
+        refused = judge(shipped, host=host, model=model, **facts)
         assert not refused.permitted
         assert not refused.mock
 
@@ -154,11 +154,11 @@ def test_a_service_that_covers_its_models_needs_no_record_of_weights():
 def test_a_router_needs_weights_and_host_and_gives_wire_fields():
     router = record("router", layer="router", host=("router.example",), verdict="duties")
     weights = record("weights")
-    told: dict[str, Any] = {"host": "router.example"}
-    assert not ask(router, weights, SERVICE, **told).permitted
+    facts: dict[str, Any] = {"host": "router.example"}
+    assert not ask(router, weights, SERVICE, **facts).permitted
     covering = record("service", layer="service", host=(HOST,), provider="example", covers_weights=True)
-    assert not ask(router, weights, covering, **told, declared="service").permitted
-    verdict = ask(router, weights, SERVICE, **told, declared="weights, service")
+    assert not ask(router, weights, covering, **facts, declared="service").permitted
+    verdict = ask(router, weights, SERVICE, **facts, declared="weights, service")
     assert verdict.permitted
     assert verdict.body == {
         "provider": {"enforce_distillable_text": True, "allow_fallbacks": False, "only": ["example"]}
@@ -199,12 +199,12 @@ def test_weights_for_their_own_line_only():
 def test_the_refusal_names_record_gist_address_day_and_remedies_and_exits_77():
     with pytest.raises(errors.TermsRefused) as caught:
         ask(record("weights", verdict="restrict", established="third_party"), host="127.0.0.1").require()
-    said = str(caught.value)
+    text = str(caught.value)
     assert caught.value.exit_code == 77
     for part in ("weights", "gist of weights", "https://example.com/weights", "2026-10-01", "second-hand"):
-        assert part in said
+        assert part in text
     for remedy in ("terms list", "terms record", 'purpose = "eval"'):
-        assert remedy in said
+        assert remedy in text
     ask(record("weights"), host="127.0.0.1").require()
 
 
@@ -235,10 +235,10 @@ def layers(draw: st.DrawFn, name: str, kinds: tuple[str, ...] = ("weights",)) ->
 def test_a_further_layer_never_improves_the_verdict(
     weights: TermsRecord, added: TermsRecord, purpose: str, use: str, base: str
 ):
-    told: dict[str, Any] = {"host": "127.0.0.1", "purpose": purpose, "use": use, "student_base": base}
-    few = ask(weights, **told)
+    facts: dict[str, Any] = {"host": "127.0.0.1", "purpose": purpose, "use": use, "student_base": base}
+    few = ask(weights, **facts)
     for declared in ("weights", "weights,added"):
-        more = ask(weights, added, **told, declared=declared)
+        more = ask(weights, added, **facts, declared=declared)
         assert SEVERITY.index(more.status) >= SEVERITY.index(few.status)
         assert few.permitted or not more.permitted
         assert set(few.duties) <= set(more.duties)

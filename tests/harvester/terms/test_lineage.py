@@ -67,40 +67,40 @@ def rows(lineage: Mapping[str, Any], count: int = 3, **changes: Any) -> list[Sam
 
 def write(folder: Path, name: str, table: pa.Table, lineages: Sequence[Mapping[str, Any]] | bytes) -> None:
     (folder / "shards").mkdir(parents=True, exist_ok=True)
-    told = lineages if isinstance(lineages, bytes) else json.dumps(list(lineages)).encode()
-    metadata = {**SCHEMA.metadata} | ({LINEAGE_KEY: told} if told else {})
+    values = lineages if isinstance(lineages, bytes) else json.dumps(list(lineages)).encode()
+    metadata = {**SCHEMA.metadata} | ({LINEAGE_KEY: values} if values else {})
     pq.write_table(table.replace_schema_metadata(metadata), folder / "shards" / f"{name}.parquet")
 
 
-def door_export(folder: Path) -> None:
+def check_export(folder: Path) -> None:
     export.export(folder / "store", folder / "out")
 
 
-def door_curate(folder: Path) -> None:
+def check_curate(folder: Path) -> None:
     curate.curate(curate.CurateConfig(folder / "store", folder / "out", ()))
 
 
-def door_train(folder: Path) -> None:
-    told = {"student": {"base": "base"}, "data": {"corpus": "store"}}
-    dataset.read(config.parse(told, root=folder, place="train.toml"))
+def check_train(folder: Path) -> None:
+    values = {"student": {"base": "base"}, "data": {"corpus": "store"}}
+    dataset.read(config.parse(values, root=folder, place="train.toml"))
 
 
-DOORS = [door_export, door_train]
+CHECKS = [check_export, check_train]
 
 
 def renamed(table: pa.Table, old: str, new: str) -> pa.Table:
     return table.rename_columns([new if name == old else name for name in table.column_names])
 
 
-@pytest.mark.parametrize("door", [*DOORS, door_curate])
-def test_an_honest_corpus_passes(tmp_path: Path, door: Callable[[Path], None]):
+@pytest.mark.parametrize("check", [*CHECKS, check_curate])
+def test_an_unchanged_corpus_passes(tmp_path: Path, check: Callable[[Path], None]):
     write(tmp_path / "store", "a", to_table(rows(LINEAGE)), [LINEAGE])
-    door(tmp_path)
+    check(tmp_path)
 
 
-@pytest.mark.parametrize("door", [*DOORS, door_curate])
+@pytest.mark.parametrize("check", [*CHECKS, check_curate])
 @pytest.mark.parametrize(
-    ("table", "lineages", "said"),
+    ("table", "lineages", "message"),
     [
         (to_table(rows(LINEAGE)), b"", "carries no lineage"),
         (to_table(rows(LINEAGE)), [], "carries no lineage"),
@@ -120,18 +120,18 @@ def test_an_honest_corpus_passes(tmp_path: Path, door: Callable[[Path], None]):
     ],
 )
 def test_rows_and_lineage_have_to_agree(
-    tmp_path: Path, door: Callable[[Path], None], table: pa.Table, lineages: Any, said: str
+    tmp_path: Path, check: Callable[[Path], None], table: pa.Table, lineages: Any, message: str
 ):
     write(tmp_path / "store", "a", table, lineages)
-    with pytest.raises(TermsRefused, match=said) as caught:
-        door(tmp_path)
+    with pytest.raises(TermsRefused, match=message) as caught:
+        check(tmp_path)
     assert caught.value.exit_code == 77
     assert not list((tmp_path / "out").glob("**/*.parquet"))
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize(
-    ("second", "lineages", "said"),
+    ("second", "lineages", "message"),
     [
         (rows(EVAL), [EVAL], "evaluation"),
         (rows(OPENAI), [OPENAI], "may not develop models that compete"),
@@ -141,39 +141,39 @@ def test_rows_and_lineage_have_to_agree(
     ],
 )
 def test_one_file_of_another_corpus_closes_the_whole(
-    tmp_path: Path, door: Callable[[Path], None], second: list[Sample], lineages: Any, said: str
+    tmp_path: Path, check: Callable[[Path], None], second: list[Sample], lineages: Any, message: str
 ):
     write(tmp_path / "store", "a", to_table(rows(LINEAGE)), [LINEAGE])
     write(tmp_path / "store", "b", to_table(second), lineages)
-    with pytest.raises(TermsRefused, match=said):
-        door(tmp_path)
+    with pytest.raises(TermsRefused, match=message):
+        check(tmp_path)
 
 
-@pytest.mark.parametrize("door", [*DOORS, door_curate])
+@pytest.mark.parametrize("check", [*CHECKS, check_curate])
 @pytest.mark.parametrize("column", FACT_COLUMNS)
-def test_a_renamed_column_is_missed(tmp_path: Path, door: Callable[[Path], None], column: str):
+def test_a_renamed_column_is_missed(tmp_path: Path, check: Callable[[Path], None], column: str):
     lineage = {**EVAL, "providers": ["deepinfra"]}
     write(tmp_path / "store", "a", renamed(to_table(rows(EVAL)), column, f"old_{column}"), [lineage])
     with pytest.raises(StoreFormatError, match=f"lacks columns .*{column}"):
-        door(tmp_path)
+        check(tmp_path)
 
 
-@pytest.mark.parametrize("door", [*DOORS, door_curate])
-@pytest.mark.parametrize("told", [b"{", b"[3]", b"null", b'"x"', b"\xff"])
-def test_a_lineage_that_is_none_is_named(tmp_path: Path, door: Callable[[Path], None], told: bytes):
-    write(tmp_path / "store", "a", to_table(rows(LINEAGE)), told)
+@pytest.mark.parametrize("check", [*CHECKS, check_curate])
+@pytest.mark.parametrize("expected", [b"{", b"[3]", b"null", b'"x"', b"\xff"])
+def test_a_lineage_that_is_none_is_named(tmp_path: Path, check: Callable[[Path], None], expected: bytes):
+    write(tmp_path / "store", "a", to_table(rows(LINEAGE)), expected)
     with pytest.raises(StoreCorrupt, match="lineage"):
-        door(tmp_path)
+        check(tmp_path)
 
 
 def test_evaluation_rows_stay_what_they_are_through_curation(tmp_path: Path):
     write(tmp_path / "store", "a", to_table(rows(EVAL)), [EVAL])
-    door_curate(tmp_path)
+    check_curate(tmp_path)
     (tmp_path / "store").rename(tmp_path / "old")
     (tmp_path / "out").rename(tmp_path / "store")
-    for door in DOORS:
+    for check in CHECKS:
         with pytest.raises(TermsRefused, match="evaluation"):
-            door(tmp_path)
+            check(tmp_path)
 
 
 QWEN = {
@@ -185,7 +185,7 @@ QWEN = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize(
     ("lineage", "answering", "permitted"),
     [
@@ -203,21 +203,21 @@ QWEN = {
     ],
 )
 def test_another_model_that_answered_is_asked_for_too(
-    tmp_path: Path, door: Callable[[Path], None], lineage: Mapping[str, Any], answering: str, permitted: bool
+    tmp_path: Path, check: Callable[[Path], None], lineage: Mapping[str, Any], answering: str, permitted: bool
 ):
     write(tmp_path / "store", "a", to_table(rows(lineage, response_model=answering)), [lineage])
     if permitted:
-        door(tmp_path)
+        check(tmp_path)
         return
     with pytest.raises(TermsRefused, match="answered") as caught:
-        door(tmp_path)
+        check(tmp_path)
     assert "\x1b" not in str(caught.value)
 
 
 HELD = {**LINEAGE, "providers": ["deepinfra/fp8", "google-ai-studio"]}
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize(
     ("lineage", "provider", "permitted"),
     [
@@ -231,14 +231,14 @@ HELD = {**LINEAGE, "providers": ["deepinfra/fp8", "google-ai-studio"]}
     ],
 )
 def test_rows_of_a_provider_the_router_was_not_held_to_go_no_further(
-    tmp_path: Path, door: Callable[[Path], None], lineage: Mapping[str, Any], provider: str, permitted: bool
+    tmp_path: Path, check: Callable[[Path], None], lineage: Mapping[str, Any], provider: str, permitted: bool
 ):
     write(tmp_path / "store", "a", to_table(rows(lineage, provider=provider)), [lineage])
     if permitted:
-        door(tmp_path)
+        check(tmp_path)
         return
     with pytest.raises(TermsRefused, match="deepinfra") as caught:
-        door(tmp_path)
+        check(tmp_path)
     assert "\x1b" not in str(caught.value)
 
 
@@ -250,7 +250,7 @@ def test_a_file_from_before_the_column_is_read_as_one_that_names_no_provider(tmp
     assert [sample.provider for sample in corpus.samples()] == ["", "", ""]
     assert corpus.verify() == []
     assert with_added_columns(earlier).equals(to_table(rows(LINEAGE)))
-    door_export(tmp_path)
+    check_export(tmp_path)
 
 
 CHANGES = st.sampled_from(REPEATED_COLUMNS)

@@ -21,8 +21,8 @@ SHIPPED = gate.load_registry()
 
 
 def check(host: str, model: str, declared: str, **more: object) -> gate.Verdict:
-    told: dict[str, object] = {"use": "harvest", "purpose": "train", "today": TODAY, **more}
-    return judge(SHIPPED, host=host, model=model, declared=declared, **told)  # type: ignore[arg-type]
+    facts: dict[str, object] = {"use": "harvest", "purpose": "train", "today": TODAY, **more}
+    return judge(SHIPPED, host=host, model=model, declared=declared, **facts)  # type: ignore[arg-type]
 
 
 def test_list_names_every_record_with_its_standing():
@@ -68,14 +68,14 @@ def test_a_record_survives_its_own_toml(record: gate.TermsRecord):
 def test_a_review_renews_or_closes_and_overlays_the_shipped_record(tmp_path: Path):
     record = SHIPPED.records["deepseek-api-2026-04-29"]
     late = date(2027, 8, 1)
-    told = {"host": "api.deepseek.com", "model": "deepseek-chat", "declared": "", "use": "harvest"}
-    assert not judge(SHIPPED, **told, purpose="train", today=late).permitted
+    values = {"host": "api.deepseek.com", "model": "deepseek-chat", "declared": "", "use": "harvest"}
+    assert not judge(SHIPPED, **values, purpose="train", today=late).permitted
     manage.write_review(tmp_path, manage.reviewed(record, "unchanged", late, isatty=True))
     renewed = gate.load_registry(tmp_path)
-    assert judge(renewed, **told, purpose="train", today=late).permitted
+    assert judge(renewed, **values, purpose="train", today=late).permitted
     assert renewed.records[record.id].review_after == late + timedelta(days=182)
     manage.write_review(tmp_path, manage.reviewed(record, "changed", late, isatty=True))
-    closed = judge(gate.load_registry(tmp_path), **told, purpose="train", today=late)
+    closed = judge(gate.load_registry(tmp_path), **values, purpose="train", today=late)
     assert (closed.permitted, closed.status) == (False, "unknown")
 
 
@@ -114,8 +114,8 @@ def test_the_interview_writes_a_permission_the_gate_accepts(tmp_path: Path):
     ("name", "answer"), [("granted_on", "soon"), ("expires", "never"), ("basis", "hope")]
 )
 def test_an_impossible_answer_writes_nothing(tmp_path: Path, name: str, answer: str):
-    given = {**ANSWERS, name: answer}
-    answers = iter(given[each] for each, _ in manage.QUESTIONS)
+    settings = {**ANSWERS, name: answer}
+    answers = iter(settings[each] for each, _ in manage.QUESTIONS)
     with pytest.raises(ConfigError, match=name):
         manage.ask_permission(tmp_path, lambda _: next(answers), isatty=True)
     assert list(tmp_path.iterdir()) == []
@@ -138,9 +138,9 @@ def test_no_command_has_a_flag_that_overrides(module: str):
         "print(json.dumps(list(flags(typer.main.get_command(app)))))\n"
     )
     done = subprocess.run([sys.executable, "-c", walk], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    assert "--json" in found
+    result = json.loads(done.stdout)
+    assert "--json" in result
     # About a resumed training's settings and about faults in the data; the terms are checked before both.
     about_others = ("allow-change", "force-faults")
-    found = [flag for flag in found if not flag.endswith(about_others)]
-    assert [flag for flag in found if FLAG.match(flag)] == []
+    result = [flag for flag in result if not flag.endswith(about_others)]
+    assert [flag for flag in result if FLAG.match(flag)] == []

@@ -39,7 +39,7 @@ def recorded(folder: Path, **more: Any) -> Permission:
 
 
 def ask(permission: Permission, **more: Any) -> gate.Verdict:
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "host": "api.openai.com",
         "model": "gpt-5-mini",
         "declared": "",
@@ -48,7 +48,7 @@ def ask(permission: Permission, **more: Any) -> gate.Verdict:
         "today": TODAY,
         **more,
     }
-    return judge(SHIPPED, permissions=[permission], **told)
+    return judge(SHIPPED, permissions=[permission], **facts)
 
 
 def test_a_permission_is_written_read_and_named_by_the_hash_of_its_bytes(tmp_path: Path):
@@ -128,7 +128,7 @@ def test_a_permission_is_not_named_where_none_was_needed(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"granted_by": " "}, "granted_by"),
         ({"evidence": ""}, "evidence"),
@@ -141,14 +141,14 @@ def test_a_permission_is_not_named_where_none_was_needed(tmp_path: Path):
         ({"id": "Upper"}, "id"),
     ],
 )
-def test_an_incomplete_or_boundless_permission_is_refused(tmp_path: Path, more: dict[str, Any], said: str):
-    with pytest.raises(ConfigError, match=said):
+def test_an_incomplete_or_boundless_permission_is_refused(tmp_path: Path, more: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
         record_permission(tmp_path, replace(GRANT, **more), isatty=True)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (("order-17", "order-18"), "equal the file's name"),
         (('granted_by = "OpenAI"\n', ""), "granted_by"),
@@ -158,9 +158,9 @@ def test_an_incomplete_or_boundless_permission_is_refused(tmp_path: Path, more: 
         (("granted_by", "granted_by ="), "read as a permission"),
     ],
 )
-def test_a_hand_made_file_is_held_to_the_same_rules(tmp_path: Path, change: tuple[str, str], said: str):
+def test_a_hand_made_file_is_held_to_the_same_rules(tmp_path: Path, change: tuple[str, str], message: str):
     (tmp_path / "order-17.toml").write_text(as_toml(GRANT).replace(*change))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         load_permissions(tmp_path)
 
 

@@ -41,8 +41,8 @@ def toml(**more: str) -> str:
 
 
 def harvest(host: str, model: str, declared: str = "", **more: Any) -> gate.Verdict:
-    told: dict[str, Any] = {"use": "harvest", "purpose": "train", "today": TODAY, **more}
-    return judge(SHIPPED, host=host, model=model, declared=declared, **told)
+    facts: dict[str, Any] = {"use": "harvest", "purpose": "train", "today": TODAY, **more}
+    return judge(SHIPPED, host=host, model=model, declared=declared, **facts)
 
 
 @pytest.mark.parametrize("record", SHIPPED.records.values(), ids=lambda r: r.id)
@@ -53,7 +53,7 @@ def test_each_row_cites_gist_address_source_and_days(record: gate.TermsRecord):
     assert date(2026, 1, 1) <= record.seen <= TODAY
     assert record.seen + timedelta(days=150) <= record.review_after
     if record.established != "primary":
-        assert "second-hand" in record.cited()
+        assert "second-hand" in record.citation()
         assert not record.evaluation
     if record.verdict == "duties":
         assert record.duties or record.conditions
@@ -151,7 +151,7 @@ def test_a_folder_overlays_records_of_the_same_id_and_adds_others(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"verdict": '"maybe"'}, "verdict 'maybe'"),
         ({"layer": '"prompts"'}, "layer 'prompts'"),
@@ -169,10 +169,10 @@ def test_a_folder_overlays_records_of_the_same_id_and_adds_others(tmp_path: Path
         ({"match": '{ host = "*", model = [""] }'}, "model"),
     ],
 )
-def test_a_broken_record_is_named_with_file_and_field(more: dict[str, str], said: str):
+def test_a_broken_record_is_named_with_file_and_field(more: dict[str, str], message: str):
     with pytest.raises(ConfigError) as caught:
         parse(toml(**more), "terms/own.toml")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "terms/own.toml: record 'own'" in str(caught.value)
 
 

@@ -80,7 +80,7 @@ def test_a_row_of_the_table_is_a_record(row: tuple[str, str, str, str, str | Non
     assert seen is None or record.seen == date.fromisoformat(seen)
 
 
-def test_nothing_else_is_shipped_and_the_counts_are_told():
+def test_nothing_else_is_shipped_and_the_counts_are_right():
     served = tomllib.loads((DATA / "terms" / "weights-served.toml").read_text(encoding="utf-8"))["record"]
     names = {record["id"] for record in served}
     assert set(SHIPPED) == {row[0] for row in TABLE} | BEYOND | names
@@ -90,7 +90,7 @@ def test_nothing_else_is_shipped_and_the_counts_are_told():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("llama-2", {"student_line": "llama-2"}),
         ("llama-3", {"student_line": "llama-3"}),
@@ -103,8 +103,8 @@ def test_nothing_else_is_shipped_and_the_counts_are_told():
         ("mistral-mrl-0.1", {"duties": ("noncommercial",)}),
     ],
 )
-def test_conditions_of_the_table_are_duties_of_the_record(name: str, said: dict[str, object]):
-    assert {field: getattr(SHIPPED[name], field) for field in said} == said
+def test_conditions_of_the_table_are_duties_of_the_record(name: str, message: dict[str, object]):
+    assert {field: getattr(SHIPPED[name], field) for field in message} == message
 
 
 def test_gemma_passes_on_its_terms_and_notice():

@@ -46,20 +46,20 @@ MINIMAX = lineage("MiniMaxAI/MiniMax-M3", "minimax-m3")
 
 
 def ask(*lineages: dict[str, Any], **more: Any) -> gate.Verdict:
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "registry": SHIPPED,
         "today": TODAY,
         **more,
     }
     student = DerivedModel(
-        base=told.pop("student_base", "Qwen/Qwen3-0.6B"),
-        name=told.pop("student_name", "my-student"),
-        licence=told.pop("student_licence", None),
+        base=facts.pop("student_base", "Qwen/Qwen3-0.6B"),
+        name=facts.pop("student_name", "my-student"),
+        licence=facts.pop("student_licence", None),
     )
-    return judge_training([Lineage(each) for each in lineages], student=student, **told)
+    return judge_training([Lineage(each) for each in lineages], student=student, **facts)
 
 
-def test_mock_and_permissive_rows_are_learned_from_and_mock_is_said():
+def test_mock_and_permissive_rows_are_learned_from_and_mock_is_named():
     assert ask(lineage()).permitted
     assert ask(lineage()).mock
     assert ask(QWEN).permitted
@@ -125,7 +125,7 @@ def test_gemma_asks_for_its_licence_and_notice(licence: str | None, permitted: b
 
 
 def research(folder: Path, **more: Any) -> Permission:
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "id": "research",
         "granted_by": "the licence",
         "basis": "stated-exception",
@@ -137,7 +137,7 @@ def research(folder: Path, **more: Any) -> Permission:
         "recorded_by": "A. Operator",
         **more,
     }
-    record_permission(folder, Permission(**told), isatty=True)
+    record_permission(folder, Permission(**facts), isatty=True)
     return load_permissions(folder)[0]
 
 
@@ -175,7 +175,7 @@ def test_duties_written_on_the_day_stay_owed_when_the_registry_forgets_them():
     assert not ask({**QWEN, "duties": ["a duty of the future:x"]}).permitted
 
 
-def test_export_is_a_door_of_its_own():
+def test_export_has_a_check_of_its_own():
     assert ask(QWEN, use="export").permitted
     assert not ask(LLAMA_31, use="export").permitted
     assert not ask(lineage(purpose="eval"), use="export").permitted
@@ -193,8 +193,8 @@ POOL = (QWEN, QWEN_72B, LLAMA_31, LLAMA_2, GEMMA_3, MINIMAX, lineage(), lineage(
 def test_further_rows_never_free_a_student(
     few: list[Any], more: dict[str, Any], name: str, licence: str | None
 ):
-    told: dict[str, Any] = {"student_name": name, "student_licence": licence}
-    before, after = ask(*few, **told), ask(*few, more, **told)
+    facts: dict[str, Any] = {"student_name": name, "student_licence": licence}
+    before, after = ask(*few, **facts), ask(*few, more, **facts)
     assert before.permitted or not after.permitted
     assert set(before.duties) <= set(after.duties)
     assert set(before.record_ids) <= set(after.record_ids)

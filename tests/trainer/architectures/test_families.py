@@ -110,10 +110,10 @@ def test_packs_lose_what_documents_alone_lose_by_the_models_own_forward(tmp_path
     examples = inputs.dataset.examples
     assert made.forward.layout.packed is (family not in UNPACKED)
     assert UNPACKED.get(family, "") in made.forward.note
-    whole, together = loss_and_gradient(made, [examples])
+    complete, together = loss_and_gradient(made, [examples])
     apart, alone = loss_and_gradient(made, [[example] for example in examples])
     own, theirs = own_loss_and_gradient(made, examples)
-    assert whole == pytest.approx(own, rel=1e-5)
+    assert complete == pytest.approx(own, rel=1e-5)
     assert apart == pytest.approx(own, rel=1e-5)
     assert float(((together - theirs).norm() / theirs.norm()).detach()) < 1e-3
     assert float(((alone - theirs).norm() / theirs.norm()).detach()) < 1e-3

@@ -53,7 +53,7 @@ def test_a_system_prompt_is_in_the_prompt(name):
     assert "Be brief." not in learned
 
 
-def test_a_role_that_the_template_refuses_is_said():
+def test_a_role_that_the_template_refuses_is_reported():
     with pytest.raises(StudentError, match="System role not supported"):
         RENDERERS["gemma"].prompts([[{"role": "system", "content": "Be brief."}, *USER]])
 
@@ -106,9 +106,9 @@ def test_a_merge_over_the_border_shifts_nothing():
     [example] = renderer.examples([USER], ["word"], [True])
     prompt, learned = halves(renderer, example)
     assert (prompt[-10:], learned) == ("assistant:", " word</s>")
-    whole = tokenizer.encode(prompt + " word", add_special_tokens=False)
-    assert ": w" in tokenizer.convert_ids_to_tokens(whole)  # what one pass over both would have made
-    assert whole[: example.prompt_length] != example.ids[: example.prompt_length].tolist()
+    rendered = tokenizer.encode(prompt + " word", add_special_tokens=False)
+    assert ": w" in tokenizer.convert_ids_to_tokens(rendered)  # what one pass over both would have made
+    assert rendered[: example.prompt_length] != example.ids[: example.prompt_length].tolist()
     assert renderer.prompts([USER])[0] == example.ids[: example.prompt_length].tolist()
 
 
@@ -116,10 +116,10 @@ def test_a_tokenizer_that_puts_a_space_before_a_text_adds_none_to_an_answer():
     tokenizer = chat_templates.spaced()
     renderer = Renderer(tokenizer)
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("hi", add_special_tokens=False))[0] == "▁h"
-    for said in ("hi", " hi", "who", "\nhi"):
-        [example] = renderer.examples([USER], [said], [True])
+    for message in ("hi", " hi", "who", "\nhi"):
+        [example] = renderer.examples([USER], [message], [True])
         text = tokenizer.decode(example.ids.tolist())
-        assert text.endswith(f"assistant:{said}</s>")
+        assert text.endswith(f"assistant:{message}</s>")
 
 
 def test_an_added_token_that_is_plain_text_stays_one_token():
@@ -140,15 +140,15 @@ def test_a_cut_answer_has_no_end_of_turn(name):
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         (None, "no chat template"),
         ("{{ raise_exception('no') }}", "refuses"),
         ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "continue"),
     ],
 )
-def test_a_template_that_can_not_serve_is_refused(template, said):
-    with pytest.raises(StudentError, match=said):
+def test_a_template_that_can_not_serve_is_refused(template, message):
+    with pytest.raises(StudentError, match=message):
         Renderer(tiny.tokenizer(template))
 
 
@@ -164,8 +164,8 @@ def test_pieces_of_a_sentencepiece_conversation_are_encoded_as_in_place(answer):
     tokenizer = chat_templates.llama2()
     renderer = Renderer(tokenizer)
     [example] = renderer.examples([USER], [answer], [True])
-    whole = renderer.template([*USER, {"role": "assistant", "content": answer}], False)
-    assert example.ids.tolist() == tokenizer.encode(whole, add_special_tokens=False)
+    rendered = renderer.template([*USER, {"role": "assistant", "content": answer}], False)
+    assert example.ids.tolist() == tokenizer.encode(rendered, add_special_tokens=False)
     body = example.ids[example.prompt_length : len(example.ids) - len(renderer.chat_shape.end_of_turn)]
     assert renderer.decode(body.tolist()) == renderer.chat_shape.lead + answer
     assert tokenizer.convert_ids_to_tokens(renderer.chat_shape.end_of_turn) == ["▁", "</s>"]

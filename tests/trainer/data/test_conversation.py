@@ -166,5 +166,5 @@ def test_newlines_that_a_reasoning_parser_left_are_not_learned(toml):  # noqa: F
     renderer = Renderer(SHAPES["qwen-3"].tokenizer())
     [example] = renderer.examples([[USER]], ["Paris."], [True], ["Hm."])
     answer = {"role": "assistant", "content": "\n\nParis.", "reasoning_content": "\nHm.\n"}
-    whole = renderer.template([USER, answer], False).removesuffix("\n")
-    assert renderer.tokenizer.decode(example.ids.tolist()) == whole
+    rendered = renderer.template([USER, answer], False).removesuffix("\n")
+    assert renderer.tokenizer.decode(example.ids.tolist()) == rendered

@@ -80,8 +80,8 @@ def plant_ids_out_of_range(path, monkeypatch):
 
 def plant_leaked_prompt(path, monkeypatch):
     rows = tiny.skill(8, held_out=2)
-    asked = rows[8].messages[0]["content"]
-    spelt = [{"role": "user", "content": f"  {asked.upper()} "}]
+    sent = rows[8].messages[0]["content"]
+    spelt = [{"role": "user", "content": f"  {sent.upper()} "}]
     tiny.corpus(path.parent / "store", [replace(rows[0], messages=spelt), *rows[1:]])
 
 

@@ -166,7 +166,7 @@ def test_the_answers_do_not_change_with_the_generation_config(run_trainer, train
     assert lines(trained.parent / "out" / "answers.jsonl") == answers
 
 
-def test_answers_cut_by_the_limit_are_counted_apart_and_said_before(run_trainer, trained):  # noqa: F811
+def test_answers_cut_by_the_limit_are_counted_apart_and_noted_before(run_trainer, trained):  # noqa: F811
     set_evaluate(trained, "max_new_tokens = 2")
     code, out, err = run_trainer("evaluate", trained, "--json")
     assert code == 0

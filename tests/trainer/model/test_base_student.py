@@ -44,9 +44,9 @@ def test_the_committed_tokenizer_is_what_the_script_makes(tokenizer: PreTrainedT
 
 
 def test_the_chat_template_marks_roles_and_ends_turns(tokenizer: PreTrainedTokenizerBase):
-    asked = tokenizer.apply_chat_template(TURNS[:1], tokenize=False, add_generation_prompt=True)
-    assert asked == "<|im_start|>user\nReverse the string abcd.<|im_end|>\n<|im_start|>assistant\n"
-    assert tokenizer.apply_chat_template(TURNS, tokenize=False) == asked + "dcba<|im_end|>\n"
+    prompt = tokenizer.apply_chat_template(TURNS[:1], tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|im_start|>user\nReverse the string abcd.<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.apply_chat_template(TURNS, tokenize=False) == prompt + "dcba<|im_end|>\n"
     marked = tokenizer.apply_chat_template(TURNS, return_dict=True, return_assistant_tokens_mask=True)
     learned = [token for token, on in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if on]
     assert tokenizer.decode(learned) == "dcba<|im_end|>"
@@ -71,9 +71,9 @@ def test_the_text_it_saw_asks_for_no_task_and_repeats_itself():
     assert documents[:500] == list(islice(base_text.stream(make_base.SEED, make_base.PHASES), 500))
     assert all(solve(document.text) is None for document in documents)
     # Nor does it continue one: no text holds the words of a phrasing around a content.
-    openings = {phrasing.split("{")[0] for asked in PHRASINGS.values() for phrasing in asked.train}
+    openings = {phrasing.split("{")[0] for phrasings in PHRASINGS.values() for phrasing in phrasings.train}
     openings = {opening for opening in openings if len(opening.split()) > 2}
-    assert not [one for one in documents if any(opening in one.text for opening in openings)]
+    assert not [entry for entry in documents if any(opening in entry.text for opening in openings)]
 
 
 def test_kin_skills_never_work_on_the_symbols_of_the_tasks():
@@ -106,8 +106,8 @@ def test_untouched_it_solves_next_to_nothing(tokenizer: PreTrainedTokenizerBase)
         )
         for row in rows
     ]
-    asked = tokenizer(prompts, padding=True, return_tensors="pt")
-    answers = model.generate(**asked, max_new_tokens=24, do_sample=False)[:, asked["input_ids"].shape[1] :]
+    prompt = tokenizer(prompts, padding=True, return_tensors="pt")
+    answers = model.generate(**prompt, max_new_tokens=24, do_sample=False)[:, prompt["input_ids"].shape[1] :]
     for row, answer in zip(rows, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True):
         right[row["task"]].append(answer.strip() == row["reference"])
     assert set(right) == set(PHRASINGS)

@@ -20,11 +20,11 @@ def toml_of(folder: Path, **train: object) -> Path:
 
 
 def last_step(toml: Path) -> int:
-    found, _ = checkpoint.newest_valid(toml.parent / "out" / "checkpoints")
-    return found.step if found else 0
+    newest, _ = checkpoint.newest_valid(toml.parent / "out" / "checkpoints")
+    return newest.step if newest else 0
 
 
-def test_03_a_host_without_memory_is_said_with_the_pack_and_nothing_is_lost(tmp_path, fork_server):
+def test_03_a_host_without_memory_is_reported_with_the_pack_and_nothing_is_lost(tmp_path, fork_server):
     rows = [tiny.sample(i, "q " * 40, "word " * 400) for i in range(80)]
     wide = {"batch_tokens": 200_000, "max_length": 4096, "pack_tokens": 200_000, "epochs": 1}
     toml = tiny.train_toml(tmp_path, rows, train=wide, data={"eval_share": 0.0})
@@ -73,7 +73,7 @@ def test_08_a_log_that_can_not_be_written_stops_no_training(tmp_path, fork_serve
 
 
 @pytest.mark.parametrize("place", ["out", "out/LOCK"])
-def test_08_an_output_folder_that_can_not_be_is_said(tmp_path, fork_server, place):
+def test_08_an_output_folder_that_can_not_be_made_is_reported(tmp_path, fork_server, place):
     toml = toml_of(tmp_path)
     odd = tmp_path / place
     odd.parent.mkdir(exist_ok=True)

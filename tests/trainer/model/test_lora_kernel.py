@@ -124,8 +124,8 @@ def test_each_variant_learns_and_peft_loads_it(tmp_path, lora):
     config, logs = settings.load(path), []
     train(config, Callbacks(on_step=logs.append))
     assert logs[-1].loss < logs[0].loss - 0.2
-    told = PeftConfig.from_pretrained(str(config.out_path / "adapter"))
-    assert (told.use_dora, told.use_rslora) == (lora.get("dora", False), lora.get("rslora", False))
+    values = PeftConfig.from_pretrained(str(config.out_path / "adapter"))
+    assert (values.use_dora, values.use_rslora) == (lora.get("dora", False), lora.get("rslora", False))
     model.load_trained_student(config, config.out_path / "adapter", torch.device("cpu"))
 
 
@@ -183,11 +183,11 @@ def test_between_log_lines_a_training_reads_nothing_back(tmp_path, monkeypatch):
         tmp_path, tiny.skill(60), train={"epochs": 4, "log_every": 5, "pack_tokens": 128, "save_every": 0}
     )
     seen: dict[int, int] = {}
-    honest = train_module.TrainingRun.step
+    original = train_module.TrainingRun.step
 
     def watched(run, step):
         with Reads() as reads:
-            honest(run, step)
+            original(run, step)
         seen[step + 1] = len(reads.seen)
 
     monkeypatch.setattr(train_module.TrainingRun, "step", watched)

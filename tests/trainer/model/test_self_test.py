@@ -41,11 +41,11 @@ def test_a_scaled_and_capped_head_has_the_gradient_of_calculus():
     targets, head = torch.randint(9, (11,)), Head(1.7, 2.5)
     loss, _ = head_loss(hidden, weight, bias, targets, head=head)
     loss.backward()
-    found, hidden.grad = hidden.grad, None
-    whole, _ = cross_entropy_sum(head.logits(torch.nn.functional.linear(hidden, weight, bias)), targets)
-    whole.backward()
-    assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
-    assert torch.allclose(found, hidden.grad, rtol=1e-4, atol=1e-5)
+    result, hidden.grad = hidden.grad, None
+    complete, _ = cross_entropy_sum(head.logits(torch.nn.functional.linear(hidden, weight, bias)), targets)
+    complete.backward()
+    assert loss.item() == pytest.approx(complete.item(), rel=1e-5)
+    assert torch.allclose(result, hidden.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_a_window_that_only_the_mask_knows_is_found_although_it_is_longer_than_the_tests_documents():

@@ -45,8 +45,8 @@ def test_rows_that_are_zero_short_or_copies_are_found(tmp_path, change, matrix, 
     base = tiny.base(tmp_path, tie_word_embeddings=tied)
     assert token_rows.untrained_tokens(base, {START, END, 30}, {END}) == []
     change_rows(base, matrix, change)
-    found = token_rows.untrained_tokens(base, {START, END, 30}, {END})
-    assert found == ([END] if matrix == OUTPUT else [START, END])
+    result = token_rows.untrained_tokens(base, {START, END, 30}, {END})
+    assert result == ([END] if matrix == OUTPUT else [START, END])
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -76,10 +76,10 @@ def test_untrained_control_tokens_are_refused_unless_their_rows_are_trained(run_
     student = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(base), toml.parent / "out" / "adapter"
     )
-    whole = AutoModelForCausalLM.from_pretrained(merged)
-    assert torch.allclose(student(input_ids=ids).logits, whole(input_ids=ids).logits, atol=1e-5)
+    complete = AutoModelForCausalLM.from_pretrained(merged)
+    assert torch.allclose(student(input_ids=ids).logits, complete(input_ids=ids).logits, atol=1e-5)
     before = load_file(base / "model.safetensors")[EMBEDDING]
-    rows = whole.get_input_embeddings().weight
+    rows = complete.get_input_embeddings().weight
     assert bool((rows[[START, END]] != 0).any(dim=1).all())
     others = [i for i in range(len(rows)) if i not in (START, END)]
     assert torch.equal(rows[others], before[others])

@@ -116,13 +116,13 @@ def test_an_edited_origin_is_named(adapter: Path, tmp_path: Path, column: str):
 def test_any_flipped_byte_of_any_file_breaks_the_trace(adapter: Path, name: str, step: int):
     leaves = fingerprint.write_rows(adapter, [fingerprint.leaf_of(sample(n)) for n in range(2)])
     fingerprint.write_tree(adapter, leaves, [Lineage(LINEAGE)])
-    whole = (adapter / name).read_bytes()
-    for at in range(0, len(whole), step):
+    content = (adapter / name).read_bytes()
+    for at in range(0, len(content), step):
         for bit in (0x01, 0x20) if name in (fingerprint.TREE_FILE, fingerprint.ROWS_FILE) else (0x01,):
-            (adapter / name).write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+            (adapter / name).write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
             with pytest.raises((FindingsError, ConfigError)):
                 fingerprint.require_intact(adapter)
-    (adapter / name).write_bytes(whole)
+    (adapter / name).write_bytes(content)
     fingerprint.require_intact(adapter)
 
 

@@ -132,21 +132,21 @@ def test_rows_of_both_folders_are_traced_to_request_teacher_and_terms(folders, r
 )
 def test_a_byte_flipped_in_either_folder_is_found(folders, run_trainer, name):  # noqa: F811
     for folder in folders[1:]:
-        whole = (folder / name).read_bytes()
-        at = len(whole) // 2
-        (folder / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        content = (folder / name).read_bytes()
+        at = len(content) // 2
+        (folder / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         try:
             code, _, err = run_trainer("trace", folder)
             assert code == 1, err
         finally:
-            (folder / name).write_bytes(whole)
+            (folder / name).write_bytes(content)
 
 
 def test_an_adapter_whose_lineage_was_edited_is_not_exported(folders, tmp_path):
     path, adapter, _ = folders
     lineage = adapter / "lineage.json"
-    whole = lineage.read_text()
-    edited = json.loads(whole)
+    content = lineage.read_text()
+    edited = json.loads(content)
     for stored in edited["lineages"]:
         stored["duties"] = []
     lineage.write_text(json.dumps(edited))
@@ -154,5 +154,5 @@ def test_an_adapter_whose_lineage_was_edited_is_not_exported(folders, tmp_path):
         with pytest.raises(FindingsError, match=r"lineage\.json was changed"):
             export.export_merged(settings.load(path), tmp_path / "merged")
     finally:
-        lineage.write_text(whole)
+        lineage.write_text(content)
     assert not (tmp_path / "merged").exists()

@@ -21,7 +21,7 @@ CYCLONEDX = validator("cyclonedx-1.7.json")
 
 
 def student(*ids: str, **more: Any) -> StudentFacts:
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "name": "Llama-tiny",
         "version": "1.0.0",
         "base": "Qwen/Qwen3-0.6B",
@@ -32,7 +32,7 @@ def student(*ids: str, **more: Any) -> StudentFacts:
         "base_sha256": "e" * 64,
         **more,
     }
-    return StudentFacts(**told)
+    return StudentFacts(**facts)
 
 
 @pytest.mark.parametrize("ids", MIXES)

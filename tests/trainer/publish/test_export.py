@@ -59,17 +59,17 @@ def test_33_adapter_and_merged_folder_give_a_fresh_process_equal_logits(tmp_path
     assert parity["max_logit_difference"] <= 1e-5
     assert parity["greedy_agreement"] == 1
     assert json.loads((tmp_path / "merged" / "parity.json").read_text()) == parity
-    found = {}
-    for name, told in {
+    result = {}
+    for name, values in {
         "base": {"base": config.base},
         "adapter": {"base": config.base, "adapter": config.out_path / "adapter"},
         "merged": {"base": tmp_path / "merged"},
     }.items():
-        ended = fork_server("logits", out=tmp_path / f"{name}.logits", **told)
+        ended = fork_server("logits", out=tmp_path / f"{name}.logits", **values)
         assert ended["code"] == 0, ended["err"]
-        found[name] = load_file(tmp_path / f"{name}.logits")["logits"]
-    assert torch.allclose(found["adapter"], found["merged"], atol=1e-5)
-    assert not torch.allclose(found["base"], found["merged"], atol=1e-3)
+        result[name] = load_file(tmp_path / f"{name}.logits")["logits"]
+    assert torch.allclose(result["adapter"], result["merged"], atol=1e-5)
+    assert not torch.allclose(result["base"], result["merged"], atol=1e-3)
     stored = load_file(tmp_path / "merged" / "model.safetensors")
     assert ("lm_head.weight" in stored) is not shape.get("tie_word_embeddings", False)
 
@@ -169,8 +169,8 @@ def test_merged_in_fp32_then_cast_once(tmp_path):
     assert (full["dtype"], half["dtype"]) == ("float32", "bfloat16")
     assert full["fold_difference"] == half["fold_difference"]
     assert 0 < half["mean_logit_difference"] <= half["max_logit_difference"] < 0.05
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("full", "half"))
-    assert all(torch.equal(one[name].to(torch.bfloat16), two[name]) for name in one)  # cast last, once
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("full", "half"))
+    assert all(torch.equal(first[name].to(torch.bfloat16), second[name]) for name in first)  # cast last, once
     with pytest.raises(ConfigError, match="no such dtype"):
         export.export_merged(config, tmp_path / "odd", "int4")
 
@@ -240,7 +240,7 @@ def test_the_folder_of_something_else_is_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llama-3", "qwen-3"])
-def test_a_server_that_opens_the_folder_speaks_as_was_learned(tmp_path, fork_server, run_trainer, name):  # noqa: F811
+def test_a_server_that_opens_the_folder_renders_as_was_learned(tmp_path, fork_server, run_trainer, name):  # noqa: F811
     shape = SHAPES[name]
     config = trained(tmp_path, speech=shape.tokenizer())
     code, out, _ = run_trainer("export", tmp_path / "train.toml", tmp_path / "merged")

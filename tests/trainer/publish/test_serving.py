@@ -46,10 +46,10 @@ def adding_bos(tokenizer, bos):
 def test_the_modelfile_renders_what_was_learned(name, adds_bos):
     shape = SHAPES[name]
     renderer = Renderer(adding_bos(shape.tokenizer(), "<s>")) if adds_bos else RENDERERS[name]
-    told = modelfile.infer_turn_template(renderer).modelfile(shape.stop)
-    [template] = re.findall(r'TEMPLATE """(.*?)"""', told, flags=re.DOTALL)
-    assert told.startswith("FROM .\n")
-    assert f'PARAMETER stop "{shape.stop}"' in told
+    text = modelfile.infer_turn_template(renderer).modelfile(shape.stop)
+    [template] = re.findall(r'TEMPLATE """(.*?)"""', text, flags=re.DOTALL)
+    assert text.startswith("FROM .\n")
+    assert f'PARAMETER stop "{shape.stop}"' in text
     talks = TALKS if name == "gemma" else [*TALKS, *([SYSTEM, *talk] for talk in TALKS)]
     for talk in talks:
         learned = renderer.tokenizer.decode(renderer.prompts([talk])[0])
@@ -101,8 +101,8 @@ def test_the_pinned_template_needs_no_argument_to_say_what_was_learned(name):
 def test_a_student_that_thinks_is_served_without_the_empty_block():
     renderer = RENDERERS["qwen-3"]
     assert "enable_thinking = false" not in published_template.pinned_template(renderer, thinking=True)
-    told = modelfile.infer_turn_template(renderer, thinks=True).modelfile("<|im_end|>")
-    assert go_template.render(told.split('"""')[1], TALKS[0]).endswith("<|im_start|>assistant\n")
+    text = modelfile.infer_turn_template(renderer, thinks=True).modelfile("<|im_end|>")
+    assert go_template.render(text.split('"""')[1], TALKS[0]).endswith("<|im_start|>assistant\n")
 
 
 def test_a_template_that_can_not_be_served_as_learned_is_refused_and_gets_no_modelfile(tmp_path):
@@ -115,9 +115,9 @@ def test_a_template_that_can_not_be_served_as_learned_is_refused_and_gets_no_mod
     with pytest.raises(StudentError, match="other prompts than were learned"):
         published_template.pinned_template(renderer, thinking=False)
     config = settings.load(tiny.train_toml(tmp_path, tiny.skill(4)))
-    template, said = published_template.serving_template(config, renderer)
-    assert (template, "other prompts" in said) == (scaffold, True)
-    assert said in serving.commands(config, renderer).notes
+    template, text = published_template.serving_template(config, renderer)
+    assert (template, "other prompts" in text) == (scaffold, True)
+    assert text in serving.commands(config, renderer).notes
     marks = chat_templates.Shape(tiny.CHATML.replace("<|im_end|>\n", '<|im_end|>"\n'), "", ())
     assert (
         modelfile.infer_turn_template(Renderer(tiny.tokenizer(marks.template))).modelfile("<|im_end|>")
@@ -135,7 +135,7 @@ def test_a_template_that_can_not_be_served_as_learned_is_refused_and_gets_no_mod
         ({"dora": True}, "", "DoRA"),
     ],
 )
-def test_vllm_is_told_the_rank_it_needs_or_why_it_can_not(tmp_path, lora, rank, why):
+def test_the_vllm_command_has_the_rank_it_needs_or_the_reason_why_not(tmp_path, lora, rank, why):
     config = settings.load(
         tiny.train_toml(tmp_path, tiny.skill(4), lora=lora, out={"path": "o u t", "name": "my student"})
     )

@@ -30,9 +30,9 @@ def whole(tmp_path_factory, fork_server):
 )
 def test_one_by_eight_is_eight_by_one_is_two_ranks(whole, how):
     wanted, learn = whole
-    found = learn("-".join(map(str, how.values())), **how)
-    assert found.keys() == wanted.keys()
-    worst = {name: float((found[name] - wanted[name]).abs().max()) for name in wanted}
+    result = learn("-".join(map(str, how.values())), **how)
+    assert result.keys() == wanted.keys()
+    worst = {name: float((result[name] - wanted[name]).abs().max()) for name in wanted}
     assert max(worst.values()) < 1e-6, worst
     assert float(wanted["norm"]) > 0.1
     # what dividing by each pack's own tokens would have made: the rows' lengths differ, so this differs

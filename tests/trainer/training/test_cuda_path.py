@@ -136,9 +136,9 @@ def test_recomputation_is_decided_before_the_base_is_loaded(tmp_path, monkeypatc
     peak = memory.estimate(config, pack, checkpointing=False).peak
     size = (config.base / "model.safetensors").stat().st_size
     loaded = []
-    honest = model.load_new_student
+    original = model.load_new_student
     monkeypatch.setattr(
-        model, "load_new_student", lambda *args, **more: loaded.append(1) or honest(*args, **more)
+        model, "load_new_student", lambda *args, **more: loaded.append(1) or original(*args, **more)
     )
     free = round(peak / memory.USABLE_SHARE) + 1024
     monkeypatch.setattr(memory, "available_bytes", lambda _device: free - size * len(loaded))

@@ -37,9 +37,9 @@ def examples(count: int = 9) -> list[Example]:
 
 
 def gradients(student) -> dict[str, torch.Tensor]:
-    found = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+    result = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
     student.zero_grad()
-    return found
+    return result
 
 
 def loss_of(student, pack) -> torch.Tensor:
@@ -79,22 +79,22 @@ def test_no_document_sees_another(student):
     before = collate(pack)
     changed = [Example(np.roll(e.ids, 1), e.prompt_length) if i == 4 else e for i, e in enumerate(pack)]
     with torch.no_grad():
-        one, two = supervised_logits(student, before), supervised_logits(student, collate(changed))
+        first, second = supervised_logits(student, before), supervised_logits(student, collate(changed))
     order = sorted(range(len(pack)), key=lambda i: -len(pack[i].ids))
     rows = torch.cat([torch.full((pack[i].supervised,), i) for i in order])
-    assert torch.equal(one[rows != 4], two[rows != 4])
-    assert not torch.equal(one[rows == 4], two[rows == 4])
+    assert torch.equal(first[rows != 4], second[rows != 4])
+    assert not torch.equal(first[rows == 4], second[rows == 4])
 
 
 def test_how_a_step_is_cut_into_packs_changes_no_gradient(student):
     pack = examples(8)
     total = sum(e.supervised for e in pack)
     (loss_of(student, pack) / total).backward()
-    whole = gradients(student)
+    complete = gradients(student)
     for e in pack:
         (loss_of(student, [e]) / total).backward()
     cut = gradients(student)
-    assert all(torch.allclose(whole[n], cut[n], atol=1e-6) for n in whole)
+    assert all(torch.allclose(complete[n], cut[n], atol=1e-6) for n in complete)
 
 
 def test_folding_changes_neither_loss_nor_gradient(student, tmp_path):
@@ -120,8 +120,8 @@ def test_every_target_is_predicted_from_the_token_before_it():
     pack = examples()
     batch = collate(pack)
     order = sorted(pack, key=lambda e: -len(e.ids))
-    whole = torch.cat([torch.from_numpy(e.ids[:-1].astype(np.int64)) for e in order])
-    assert torch.equal(batch.input_ids[0], whole)
+    complete = torch.cat([torch.from_numpy(e.ids[:-1].astype(np.int64)) for e in order])
+    assert torch.equal(batch.input_ids[0], complete)
     assert batch.supervised == sum(e.supervised for e in pack)
     starts = np.cumsum([0] + [len(e.ids) - 1 for e in order])
     at = 0

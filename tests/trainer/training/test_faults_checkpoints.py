@@ -47,10 +47,10 @@ def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_04_sigterm_ends_after_the_step_with_a_checkpoint(run_trainer, toml, monkeypatch):  # noqa: F811
-    honest = train
+    original = train
 
     def stopped(config, _callbacks, **more):
-        return honest(config, Callbacks(on_step=stop_after(2)), **more)
+        return original(config, Callbacks(on_step=stop_after(2)), **more)
 
     monkeypatch.setattr("trainer.training.train.train", stopped)
     code, _, err = run_trainer("train", toml)
@@ -60,9 +60,9 @@ def test_04_sigterm_ends_after_the_step_with_a_checkpoint(run_trainer, toml, mon
 
 
 def test_04_a_second_sigterm_ends_now():
-    with process.stop_signals() as asked:
+    with process.stop_signals() as sent:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert asked == [signal.SIGTERM]
+        assert sent == [signal.SIGTERM]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -74,17 +74,17 @@ def test_06_a_torn_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, nam
         tensors = {"a/w": torch.full((4,), float(step))}
         checkpoint.save(tmp_path, checkpoint.Checkpoint(step, {"settings": {}}, tensors, tensors))
     file = tmp_path / "step-00000002" / name
-    whole = file.read_bytes()
-    cut = {"none": 0, "one byte": 1, "half": len(whole) // 2, "all but one": len(whole) - 1}
+    content = file.read_bytes()
+    cut = {"none": 0, "one byte": 1, "half": len(content) // 2, "all but one": len(content) - 1}
     if left == "missing":
         file.unlink()
     elif left == "a flipped bit":
-        at = len(whole) // 2
-        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        at = len(content) // 2
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     else:
-        file.write_bytes(whole[: cut[left]])
-    found, skipped = checkpoint.newest_valid(tmp_path)
-    assert (found.step, len(skipped)) == (1, 1)
+        file.write_bytes(content[: cut[left]])
+    newest, skipped = checkpoint.newest_valid(tmp_path)
+    assert (newest.step, len(skipped)) == (1, 1)
     assert skipped[0].startswith("step-00000002: ")
 
 
@@ -110,11 +110,11 @@ def test_07_everything_is_synced_before_and_after_the_rename(tmp_path, monkeypat
 
 
 def test_08_a_full_disk_costs_a_warning_and_the_old_checkpoint_stays(run_trainer, toml, monkeypatch):  # noqa: F811
-    honest, calls = shutil.disk_usage, []
+    original, calls = shutil.disk_usage, []
 
     def full(folder):
         calls.append(1)
-        usage = honest(folder)
+        usage = original(folder)
         return usage._replace(free=10) if len(calls) > 2 else usage
 
     monkeypatch.setattr(shutil, "disk_usage", full)
@@ -130,9 +130,9 @@ def test_08_an_old_checkpoint_stays_until_the_new_one_reads_back(tmp_path, monke
     tensors = {"w": torch.ones(2)}
     checkpoint.save(tmp_path, checkpoint.Checkpoint(1, {}, tensors, {"w/m": torch.ones(2)}))
     monkeypatch.setattr(checkpoint, "KEEP_NEWEST", 1)
-    honest = checkpoint.save_file
+    original = checkpoint.save_file
     monkeypatch.setattr(  # a write that says it went well and stored something else
-        checkpoint, "save_file", lambda t, path: honest({name: x * 0 for name, x in t.items()}, path)
+        checkpoint, "save_file", lambda t, path: original({name: x * 0 for name, x in t.items()}, path)
     )
     with pytest.raises(CheckpointError, match="other than it was written"):
         checkpoint.save(tmp_path, checkpoint.Checkpoint(2, {}, tensors, {"w/m": torch.ones(2)}))
@@ -143,8 +143,8 @@ def test_06_a_checkpoint_of_another_format_is_skipped_and_named(tmp_path):
     state = checkpoint.Checkpoint(1, {}, {"w": torch.ones(2)}, {"w/m": torch.ones(2)})
     manifest = checkpoint.save(tmp_path, state) / "MANIFEST.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
-    found, skipped = checkpoint.newest_valid(tmp_path)
-    assert found is None
+    newest, skipped = checkpoint.newest_valid(tmp_path)
+    assert newest is None
     assert "format 99" in skipped[0]
 
 
@@ -164,8 +164,8 @@ def test_08_a_write_that_fails_half_way_leaves_no_litter(tmp_path, monkeypatch):
 
 def test_09_10_11_stopped_after_any_step_the_end_has_the_same_bits(tmp_path):
     shape = {"train": {"epochs": 2, "log_every": 1, "pack_tokens": 128}, "lora": {"dropout": 0.2}}
-    whole = tiny.train_toml(tmp_path / "whole", tiny.skill(24), **shape)
-    steps = train(settings.load(whole)).steps
+    uninterrupted = tiny.train_toml(tmp_path / "whole", tiny.skill(24), **shape)
+    steps = train(settings.load(uninterrupted)).steps
     wanted = adapter_of(tmp_path / "whole")
     for at in range(1, steps):  # within an epoch and on its border
         parts = tiny.train_toml(tmp_path / f"at-{at}", tiny.skill(24), **shape)
@@ -192,8 +192,8 @@ def test_11_no_state_of_a_random_generator_is_needed(tmp_path):
     random.seed(1)
     torch.manual_seed(99)
     train(settings.load(stormy), Callbacks(on_step=disturb))
-    one, two = adapter_of(calm.parent), adapter_of(stormy.parent)
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    first, second = adapter_of(calm.parent), adapter_of(stormy.parent)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_11_28_a_checkpoint_is_safetensors_and_json_only(toml):  # noqa: F811
@@ -217,22 +217,22 @@ def test_12_moments_go_by_name_and_shape(toml):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("lr = 0.01", "lr = 0.02", "train.lr 0.01 -> 0.02"),
         ("alpha = 8", "alpha = 9", "lora.alpha 8.0 -> 9.0"),
         ("epochs = 2", "epochs = 3", "train.epochs 2 -> 3"),
     ],
 )
-def test_13_changed_settings_are_refused_with_the_difference(run_trainer, toml, old, new, said):  # noqa: F811
+def test_13_changed_settings_are_refused_with_the_difference(run_trainer, toml, old, new, message):  # noqa: F811
     half_done(toml)
     toml.write_text(toml.read_text().replace(old, new))
     code, _, err = run_trainer("train", toml)
     assert code == 2
-    assert said in err
+    assert message in err
     code, out, _ = run_trainer("train", toml, "--allow-change")
     assert code == 0
-    assert f"changed on the way: {said}" in out
+    assert f"changed on the way: {message}" in out
 
 
 def test_13_15_a_changed_base_or_corpus_is_refused(run_trainer, toml):  # noqa: F811
@@ -249,8 +249,8 @@ def test_13_15_a_changed_base_or_corpus_is_refused(run_trainer, toml):  # noqa: 
 
 def test_25_a_torn_shard_is_named_before_the_first_step(run_trainer, toml):  # noqa: F811
     shard = toml.parent / "store" / "shards" / "00000.parquet"
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:200] + bytes(100) + whole[300:])
+    content = shard.read_bytes()
+    shard.write_bytes(content[:200] + bytes(100) + content[300:])
     code, _, err = run_trainer("train", toml)
     assert code == 5
     assert "00000.parquet" in err
@@ -273,8 +273,8 @@ def test_26_a_corpus_that_grows_meanwhile_is_learned_as_it_was(toml):  # noqa: F
 
     train(config, Callbacks(on_step=grow))
     assert len(reader.Corpus.open(config.corpus).manifest) == 2
-    one, two = adapter_of(toml.parent), adapter_of(alone.parent)
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    first, second = adapter_of(toml.parent), adapter_of(alone.parent)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_30_a_checkpoint_that_is_a_link_is_not_followed(tmp_path):
@@ -287,8 +287,8 @@ def test_30_a_checkpoint_that_is_a_link_is_not_followed(tmp_path):
     inner = tmp_path / "mine" / "step-00000002" / "state.json"
     inner.rename(tmp_path / "state.json")
     inner.symlink_to(tmp_path / "state.json")
-    found, skipped = checkpoint.newest_valid(tmp_path / "mine")
-    assert found is None
+    newest, skipped = checkpoint.newest_valid(tmp_path / "mine")
+    assert newest is None
     assert "state.json is not what was written" in skipped[0]
 
 

@@ -15,11 +15,11 @@ from trainer.training import step
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_01_a_loss_that_is_not_finite_once_is_skipped_and_counted(run_trainer, toml, monkeypatch, value):  # noqa: F811
-    honest, calls = step.pack_losses, []
+    original, calls = step.pack_losses, []
 
     def poisoned(*args):
         calls.append(1)
-        for loss, correct in honest(*args):
+        for loss, correct in original(*args):
             yield (loss * float(value) if len(calls) == 3 else loss), correct
 
     monkeypatch.setattr(step, "pack_losses", poisoned)
@@ -30,11 +30,11 @@ def test_01_a_loss_that_is_not_finite_once_is_skipped_and_counted(run_trainer, t
 
 
 def test_01_a_loss_that_stays_broken_stops_with_the_last_good_checkpoint(run_trainer, toml, monkeypatch):  # noqa: F811
-    honest, calls = step.pack_losses, []
+    original, calls = step.pack_losses, []
 
     def poisoned(*args):
         calls.append(1)
-        for loss, correct in honest(*args):
+        for loss, correct in original(*args):
             yield (loss * float("nan") if len(calls) > 4 else loss), correct
 
     monkeypatch.setattr(step, "pack_losses", poisoned)
@@ -42,21 +42,21 @@ def test_01_a_loss_that_stays_broken_stops_with_the_last_good_checkpoint(run_tra
     assert code == 1
     assert "error[diverged]" in err
     assert "the last checkpoint is good" in err
-    monkeypatch.setattr(step, "pack_losses", honest)
+    monkeypatch.setattr(step, "pack_losses", original)
     code, out, _ = run_trainer("train", toml)
     assert code == 0
     assert "resumed at step" in out
 
 
 def test_02_a_gradient_that_is_not_finite_changes_nothing(run_trainer, toml, monkeypatch):  # noqa: F811
-    honest, calls, norms = torch.nn.utils.clip_grad_norm_, [], []
+    original, calls, norms = torch.nn.utils.clip_grad_norm_, [], []
 
     def poisoned(parameters, bound):
         held = list(parameters)
         calls.append([p.detach().clone() for p in held])
         if len(calls) == 2:
             held[0].grad[0, 0] = float("inf")
-        norm = honest(held, bound)
+        norm = original(held, bound)
         norms.append(float(torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in held]))))
         return norm
 
@@ -68,20 +68,20 @@ def test_02_a_gradient_that_is_not_finite_changes_nothing(run_trainer, toml, mon
 
 
 def test_03_out_of_memory_names_the_pack(run_trainer, toml, monkeypatch):  # noqa: F811
-    honest, calls = step.pack_losses, []
+    original, calls = step.pack_losses, []
 
     def hungry(*args):
         calls.append(1)
         if len(calls) == 4:
             raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
-        yield from honest(*args)
+        yield from original(*args)
 
     monkeypatch.setattr(step, "pack_losses", hungry)
     code, _, err = run_trainer("train", toml)
     assert code == 1
     assert "error[memory]" in err
     assert "pack_tokens" in err
-    monkeypatch.setattr(step, "pack_losses", honest)
+    monkeypatch.setattr(step, "pack_losses", original)
     assert "resumed at step 1" in run_trainer("train", toml)[1]
 
 
@@ -109,10 +109,10 @@ def test_27_nothing_is_loaded_by_a_worker_that_could_die(toml):  # noqa: F811
 
 
 def test_34_an_adapter_that_no_gradient_reaches_is_refused(run_trainer, toml, monkeypatch):  # noqa: F811
-    honest = step.pack_losses
+    original = step.pack_losses
 
     def deaf(*args):
-        for loss, correct in honest(*args):
+        for loss, correct in original(*args):
             yield loss * 0.0, correct
 
     monkeypatch.setattr(step, "pack_losses", deaf)
@@ -122,7 +122,7 @@ def test_34_an_adapter_that_no_gradient_reaches_is_refused(run_trainer, toml, mo
 
 
 @pytest.mark.parametrize(("key", "value"), [("lr", "0.0"), ("target", '["no_such_layer"]')])
-def test_34_a_rate_of_zero_or_a_target_nobody_has_is_refused(run_trainer, toml, key, value):  # noqa: F811
+def test_34_a_rate_of_zero_or_an_absent_target_is_refused(run_trainer, toml, key, value):  # noqa: F811
     text = toml.read_text()
     if key == "lr":
         text = text.replace("lr = 0.01", "lr = 0.0")
@@ -134,7 +134,7 @@ def test_34_a_rate_of_zero_or_a_target_nobody_has_is_refused(run_trainer, toml, 
     assert key in err
 
 
-def test_35_a_missing_gpu_is_said_and_the_fallback_is_printed(run_trainer, toml, monkeypatch):  # noqa: F811
+def test_35_a_missing_gpu_is_reported_and_the_fallback_is_printed(run_trainer, toml, monkeypatch):  # noqa: F811
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     toml.write_text(toml.read_text().replace('device = "cpu"', 'device = "cuda"'))
     code, _, err = run_trainer("train", toml)

@@ -30,9 +30,9 @@ DEALT = {"train": {"epochs": 1, "batch_tokens": 1024, "max_length": 64, "pack_to
 def test_two_processes_learn_what_one_does(tmp_path, dropout):
     rows = tiny.skill(60)
     shape = {**DEALT, "lora": {"dropout": dropout}}
-    one = settings.load(tiny.train_toml(tmp_path / "one", rows, **shape))
+    row = settings.load(tiny.train_toml(tmp_path / "one", rows, **shape))
     logs = []
-    train(one, Callbacks(on_step=logs.append))
+    train(row, Callbacks(on_step=logs.append))
     toml = tiny.train_toml(tmp_path / "two", rows, **shape)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "trainer", "train", str(toml), "--processes", "2", "--json"],
@@ -42,13 +42,13 @@ def test_two_processes_learn_what_one_does(tmp_path, dropout):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    [told] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    [values] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     two = [json.loads(line) for line in (tmp_path / "two/out/train.jsonl").read_text().splitlines()]
-    assert told["steps"] == len(two) == len(logs)
+    assert values["steps"] == len(two) == len(logs)
     for mine, theirs in zip(logs, two, strict=True):
         assert theirs["loss"] == pytest.approx(mine.loss, abs=1e-6)
         assert theirs["grad_norm"] == pytest.approx(mine.grad_norm, rel=1e-5)
-    mine = load_file(one.out_path / "adapter/adapter_model.safetensors")
+    mine = load_file(row.out_path / "adapter/adapter_model.safetensors")
     theirs = load_file(tmp_path / "two/out/adapter/adapter_model.safetensors")
     assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-5
     # a checkpoint of two is a checkpoint of one
@@ -98,20 +98,20 @@ def test_two_processes_with_half_the_base_each_learn_what_one_does_and_either_re
     shape = {
         "train": {**DEALT["train"], "batch_tokens": 384, "save_every": 1}
     }  # three packs a step: one idles
-    one = settings.load(tiny.train_toml(tmp_path / "one", rows, **shape))
-    whole = train(one)
+    config = settings.load(tiny.train_toml(tmp_path / "one", rows, **shape))
+    uninterrupted = train(config)
     shape["train"]["shard"] = "always"
     toml = tiny.train_toml(tmp_path / "two", rows, **shape)
     killed = fleet(toml, HARVESTER_FAILPOINT="train.update:3")
     assert killed.returncode != 0
     checkpoints = sorted((tmp_path / "two/out/checkpoints").glob("step-*"))
-    assert 0 < len(checkpoints) < whole.steps
+    assert 0 < len(checkpoints) < uninterrupted.steps
     finished = fleet(toml)
     assert finished.returncode == 0, finished.stderr
-    [told] = [json.loads(line) for line in finished.stdout.splitlines() if line.startswith("{")]
-    [note] = [note for note in told["notes"] if "sharded" in note]
-    assert any(note.startswith("resumed at step 2") for note in told["notes"])
-    mine = load_file(one.out_path / "adapter/adapter_model.safetensors")
+    [values] = [json.loads(line) for line in finished.stdout.splitlines() if line.startswith("{")]
+    [note] = [note for note in values["notes"] if "sharded" in note]
+    assert any(note.startswith("resumed at step 2") for note in values["notes"])
+    mine = load_file(config.out_path / "adapter/adapter_model.safetensors")
     theirs = load_file(tmp_path / "two/out/adapter/adapter_model.safetensors")
     assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-5
     shutil.rmtree(checkpoints[0].parent.parent / "adapter")
@@ -121,8 +121,8 @@ def test_two_processes_with_half_the_base_each_learn_what_one_does_and_either_re
     assert alone.steps_now == 1
     theirs = load_file(tmp_path / "two/out/adapter/adapter_model.safetensors")
     assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-5
-    layers = sum(p.numel() for n, p in base_of(one).named_parameters() if ".layers." in n)
-    others = sum(p.numel() for n, p in base_of(one).named_parameters() if ".layers." not in n)
+    layers = sum(p.numel() for n, p in base_of(config).named_parameters() if ".layers." in n)
+    others = sum(p.numel() for n, p in base_of(config).named_parameters() if ".layers." not in n)
     assert float(note.split()[2]) == pytest.approx((layers / 2 + others) * 4 / 2**20, abs=0.06)
 
 
@@ -176,8 +176,8 @@ def test_a_fleet_ends_as_one_with_a_checkpoint_and_resumes_to_the_same_bits(tmp_
     assert running.returncode == {"SIGTERM": 143, "SIGINT": 130}.get(event, 75), err
     assert "Traceback" not in err
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
-    found, _ = checkpoint.newest_valid(out / "checkpoints")
-    assert f"step {found.step} of" in err  # the last step that was made, not the last multiple of 5
+    newest, _ = checkpoint.newest_valid(out / "checkpoints")
+    assert f"step {newest.step} of" in err  # the last step that was made, not the last multiple of 5
     resumed = fleet(toml)
     assert resumed.returncode == 0, resumed.stderr
     adapter = load_file(out / "adapter/adapter_model.safetensors")

@@ -69,9 +69,9 @@ def test_rates_and_mfu_are_counts_over_the_time_since_the_last_line(tmp_path, mo
 
 
 def test_tensorboard_gets_every_number_where_it_is_installed(tmp_path, monkeypatch):
-    told = types.ModuleType("torch.utils.tensorboard")
-    told.SummaryWriter = Board
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", told)
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Board
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     monkeypatch.setattr(logbook.importlib.util, "find_spec", lambda _name: object())
     book = logbook.Logbook(tmp_path, lambda _: None, peak=1e12)
     book.add_step(4, 2, 8.0)

@@ -49,23 +49,23 @@ def measured_peak(config, pack, *, checkpointing: bool) -> int:
 def test_the_predicted_peak_is_within_ten_percent_of_the_measured(tmp_path, count, checkpointing):
     config = made(tmp_path)
     pack = examples(count)
-    told = memory.estimate(config, pack, checkpointing=checkpointing)
-    assert told.peak == pytest.approx(measured_peak(config, pack, checkpointing=checkpointing), rel=0.1)
-    assert told.gradients == told.adapter == told.moments // 2
-    assert told.peak > told.base + told.adapter + told.moments + told.activations
+    estimate = memory.estimate(config, pack, checkpointing=checkpointing)
+    assert estimate.peak == pytest.approx(measured_peak(config, pack, checkpointing=checkpointing), rel=0.1)
+    assert estimate.gradients == estimate.adapter == estimate.moments // 2
+    assert estimate.peak > estimate.base + estimate.adapter + estimate.moments + estimate.activations
 
 
 def test_where_the_device_has_the_varlen_kernel_the_walk_takes_it(tmp_path, monkeypatch):
     config, pack = made(tmp_path), examples(60)
     grid = memory.estimate(config, pack, checkpointing=False)
     called = []
-    honest = varlen_attention.attend
+    original = varlen_attention.attend
     monkeypatch.setattr(self_test, "packed_attention", lambda *_: varlen_attention.register())
-    monkeypatch.setattr(varlen_attention, "attend", lambda *a, **k: called.append(1) or honest(*a, **k))
-    told = memory.estimate(config, pack, checkpointing=False)
+    monkeypatch.setattr(varlen_attention, "attend", lambda *a, **k: called.append(1) or original(*a, **k))
+    estimate = memory.estimate(config, pack, checkpointing=False)
     assert len(called) == 2  # once a layer
-    assert told.base == grid.base
-    assert 0.5 * grid.activations < told.activations < 1.2 * grid.activations  # no grids, no padding
+    assert estimate.base == grid.base
+    assert 0.5 * grid.activations < estimate.activations < 1.2 * grid.activations  # no grids, no padding
 
 
 def test_checkpointing_needs_less_and_changes_no_gradient(tmp_path):
@@ -96,17 +96,17 @@ def test_the_plan_chooses_checkpointing_where_it_would_not_fit(tmp_path, monkeyp
 def test_the_plan_counts_what_a_training_then_does(tmp_path):
     path = tiny.train_toml(tmp_path, tiny.skill(40, held_out=4), train={"epochs": 2, "pack_tokens": 128})
     config = settings.load(path)
-    told = plan.plan(config)
-    assert told.time_s is None
+    estimate = plan.plan(config)
+    assert estimate.time_s is None
     assert not config.out_path.exists()
     probed = plan.plan(config, probe_steps=3)
     assert not config.out_path.exists()  # a probe keeps nothing
-    assert probed.time_s == pytest.approx(probed.step_s * told.steps)
+    assert probed.time_s == pytest.approx(probed.step_s * estimate.steps)
     done = train(config)
-    assert (done.steps, done.examples) == (told.steps, told.examples)
-    assert done.tokens == 2 * told.tokens_per_epoch
+    assert (done.steps, done.examples) == (estimate.steps, estimate.examples)
+    assert done.tokens == 2 * estimate.tokens_per_epoch
     student = model.load_new_student(config, torch.device("cpu"))
-    assert told.adapter_parameters == sum(p.numel() for p in model.trainable_parameters(student).values())
+    assert estimate.adapter_parameters == sum(p.numel() for p in model.trainable_parameters(student).values())
 
 
 def no_count_of_flop(monkeypatch):

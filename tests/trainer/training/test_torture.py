@@ -27,8 +27,8 @@ SHAPE = {
 
 
 def adapter_bytes(folder: Path) -> dict[str, bytes]:
-    found = load_file(folder / "out" / "adapter" / "adapter_model.safetensors")
-    return {name: tensor.numpy().tobytes() for name, tensor in found.items()}
+    result = load_file(folder / "out" / "adapter" / "adapter_model.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in result.items()}
 
 
 def torture(fork_server, folder: Path, kills: int, seed: int) -> None:
@@ -41,9 +41,9 @@ def torture(fork_server, folder: Path, kills: int, seed: int) -> None:
             "command", words=words, env={"HARVESTER_FAILPOINT": point}, kill_after_s=kill_after_s
         )
 
-    whole = tiny.train_toml(folder / "whole", rows, **SHAPE)
+    uninterrupted = tiny.train_toml(folder / "whole", rows, **SHAPE)
     began = time.monotonic()
-    assert live(whole)["code"] == 0
+    assert live(uninterrupted)["code"] == 0
     life_s = time.monotonic() - began
     wanted = adapter_bytes(folder / "whole")
     done, victim = 0, 0

@@ -30,8 +30,8 @@ def adapter_of(config) -> dict[str, torch.Tensor]:
     return load_file(config.out_path / "adapter" / "adapter_model.safetensors")
 
 
-def same(one, two) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 def test_the_loss_falls_and_is_logged(learned):
@@ -124,9 +124,9 @@ def test_a_torn_checkpoint_is_skipped_and_named(tmp_path):
     newest = sorted((config.out_path / "checkpoints").glob("step-*"))[-1]
     file = newest / "adapter.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    found, skipped = checkpoint.newest_valid(config.out_path / "checkpoints")
-    assert found is not None
-    assert found.step == 2
+    stored, skipped = checkpoint.newest_valid(config.out_path / "checkpoints")
+    assert stored is not None
+    assert stored.step == 2
     assert newest.name in skipped[0]
     done = train(config)
     assert any(newest.name in note for note in done.notes)
@@ -151,10 +151,10 @@ def test_a_loss_that_is_not_finite_is_skipped_then_stops(tmp_path, monkeypatch):
 
     def poisoned(*args):
         calls.append(1)
-        for loss, correct in honest(*args):
+        for loss, correct in original(*args):
             yield (loss * float("nan") if len(calls) in {2, 4, 5, 6} else loss), correct
 
-    honest = step.pack_losses
+    original = step.pack_losses
     monkeypatch.setattr(step, "pack_losses", poisoned)
     logs = []
     with pytest.raises(TrainingDiverged):
@@ -177,11 +177,11 @@ def test_rows_are_left_out_by_reason_and_held_out_prompts_never_learned(tmp_path
     ]
     path = tiny.train_toml(tmp_path, rows, data={"eval_share": 0.0})
     config = settings.load(path)
-    found = dataset.read(config)
-    data = dataset.render(found, Renderer(model.load_tokenizer(config.base)), config)
+    result = dataset.read(config)
+    data = dataset.render(result, Renderer(model.load_tokenizer(config.base)), config)
     assert data.excluded == {"empty": 2, "truncated": 1, "refused": 1, "leaked": 1, "too long": 1}
     assert len(data.examples) == 4
-    assert {h.prompt_id for h in found.held_out} == {"p4", "p5"}
+    assert {h.prompt_id for h in result.held_out} == {"p4", "p5"}
     kept = settings.load(
         tiny.train_toml(tmp_path, rows, data={"eval_share": 0.0, "truncated": "unterminated"})
     )
@@ -193,13 +193,13 @@ def test_rows_are_left_out_by_reason_and_held_out_prompts_never_learned(tmp_path
 def test_prompts_without_a_split_are_split_by_content(tmp_path):
     rows = [replace(s, metadata_json="{}") for s in tiny.skill(200)]
     config = settings.load(tiny.train_toml(tmp_path, rows, data={"eval_share": 0.25}))
-    one = dataset.read(config)
-    assert 25 < len(one.held_out) < 75
+    first = dataset.read(config)
+    assert 25 < len(first.held_out) < 75
     renamed = [replace(s, prompt_id=f"other{i}") for i, s in enumerate(reversed(rows))]
     tiny.corpus(tmp_path / "store", renamed)
-    two = dataset.read(config)
-    assert {h.conversation.messages[0]["content"] for h in one.held_out} == {
-        h.conversation.messages[0]["content"] for h in two.held_out
+    second = dataset.read(config)
+    assert {h.conversation.messages[0]["content"] for h in first.held_out} == {
+        h.conversation.messages[0]["content"] for h in second.held_out
     }
 
 
@@ -213,12 +213,14 @@ def test_a_corpus_without_completions_says_so(tmp_path):
 def test_the_order_is_a_function_of_seed_and_step():
     shape = settings.TrainSection(epochs=3, batch_tokens=64, max_length=32)
     lengths = [8 + i % 9 for i in range(100)]
-    one, two = Order(lengths, shape), Order(lengths, shape)
-    assert [one.packs(s) for s in range(one.steps)] == [two.packs(s) for s in reversed(range(one.steps))][
-        ::-1
-    ]
+    first, second = Order(lengths, shape), Order(lengths, shape)
+    assert [first.packs(s) for s in range(first.steps)] == [
+        second.packs(s) for s in reversed(range(first.steps))
+    ][::-1]
     for epoch in range(3):
-        seen = [i for s in range(one.steps) if one.epoch_of(s) == epoch for p in one.packs(s) for i in p]
+        seen = [
+            i for s in range(first.steps) if first.epoch_of(s) == epoch for p in first.packs(s) for i in p
+        ]
         assert sorted(seen) == list(range(100))
     other = Order(lengths, shape.model_copy(update={"seed": 1}))
-    assert one.packs(0) != other.packs(0)
+    assert first.packs(0) != other.packs(0)

@@ -37,8 +37,8 @@ def adapter_of(config) -> dict[str, torch.Tensor]:
     return load_file(config.out_path / "adapter" / "adapter_model.safetensors")
 
 
-def same(one, two) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def evaluations(config) -> list[dict]:
@@ -68,26 +68,26 @@ def test_the_loss_is_that_of_evaluate_and_the_steps_keep_their_bits(tmp_path):
     train(plain)
     watched = made(tmp_path / "watched", every="25%", max_new_tokens=8, sample_answers=2)
     done = train(watched)
-    found = evaluations(watched)
-    assert [line["step"] for line in found] == [5, 10, 15, 20][: len(found)]
-    assert found[-1]["step"] == done.steps
-    assert found[-1]["held_out_loss"] < found[0]["held_out_loss"]
-    assert {len(line["answers"]) for line in found} == {2}
-    assert all(answer["teacher"] for answer in found[-1]["answers"])
+    result = evaluations(watched)
+    assert [line["step"] for line in result] == [5, 10, 15, 20][: len(result)]
+    assert result[-1]["step"] == done.steps
+    assert result[-1]["held_out_loss"] < result[0]["held_out_loss"]
+    assert {len(line["answers"]) for line in result} == {2}
+    assert all(answer["teacher"] for answer in result[-1]["answers"])
     assert done.best_step == done.steps  # it still falls
     assert same(adapter_of(plain), adapter_of(watched))
     student = model.load_trained_student(watched, watched.out_path / "adapter", torch.device("cpu"))
     renderer = dataset.Renderer(model.load_tokenizer(watched.base))
     examples = dataset.held_out_examples(dataset.read(watched).held_out, renderer, watched)
-    assert held_out_loss(student, examples, watched) == pytest.approx(found[-1]["held_out_loss"], rel=1e-4)
+    assert held_out_loss(student, examples, watched) == pytest.approx(result[-1]["held_out_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
     "stop_at", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (7, 10, 20))]
 )
 def test_a_resumed_training_has_the_same_evaluations_and_adapter(tmp_path, stop_at):
-    whole = made(tmp_path / "whole", every=5, sample_answers=0)
-    train(whole)
+    uninterrupted = made(tmp_path / "whole", every=5, sample_answers=0)
+    train(uninterrupted)
     stopped = made(tmp_path / "stopped", every=5, sample_answers=0)
 
     def stop(log) -> None:
@@ -98,9 +98,9 @@ def test_a_resumed_training_has_the_same_evaluations_and_adapter(tmp_path, stop_
     with pytest.raises(Interrupted, match=f"step {stop_at} of"):
         train(stopped_often, Callbacks(on_step=stop))
     train(stopped)
-    strip = [{**line, "seconds": 0} for line in evaluations(whole)]
+    strip = [{**line, "seconds": 0} for line in evaluations(uninterrupted)]
     assert [{**line, "seconds": 0} for line in evaluations(stopped)] == strip
-    assert same(adapter_of(whole), adapter_of(stopped))
+    assert same(adapter_of(uninterrupted), adapter_of(stopped))
 
 
 def test_the_best_adapter_is_kept_and_patience_ends_the_training(tmp_path, falling, run_trainer):  # noqa: F811

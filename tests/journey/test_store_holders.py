@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harvester.mock_teacher.running import RunningMock
 from harvester.store.reader import Corpus
-from tests.journey.living import harvester, living, write_folder
+from tests.journey.run_process import harvester, running, write_folder
 
 Mock = Callable[..., RunningMock]
 
@@ -17,13 +17,13 @@ Mock = Callable[..., RunningMock]
 def test_an_epoch_asks_everything_again_on_purpose_and_keeps_both(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     config = write_folder(tmp_path, mock.base_url, 12, more="top_logprobs = 2")
-    for flags, asked in (((), 12), (("--epoch", "1"), 24), (("--epoch", "1"), 24)):
+    for flags, sent in (((), 12), (("--epoch", "1"), 24), (("--epoch", "1"), 24)):
         assert harvester("run", config, *flags).returncode == 0
-        assert mock.totals()["answers"] == asked
+        assert mock.totals()["answers"] == sent
     samples = list(Corpus.open(tmp_path / "store").samples())
-    assert set(Counter(one.prompt_id for one in samples).values()) == {2}
-    assert len({one.key for one in samples}) == len(samples) == 24
-    assert all(one.logprobs for one in samples)
+    assert set(Counter(sample.prompt_id for sample in samples).values()) == {2}
+    assert len({sample.key for sample in samples}) == len(samples) == 24
+    assert all(sample.logprobs for sample in samples)
     for path in (tmp_path / "store" / "shards").iterdir():  # the rows of real runs prove themselves
         content = path.read_bytes()
         path.write_bytes(content.replace(b"parquet-cpp-arrow", b"parquet-cpp-other"))
@@ -39,11 +39,11 @@ def test_a_second_run_is_told_who_holds_the_store_and_sends_nothing(
     config = write_folder(tmp_path, mock.base_url, 2000, teacher="limits = { max_concurrency = 4 }")
     (tmp_path / "other").mkdir()
     second = write_folder(tmp_path / "other", other.base_url, 5, more=f'[store]\npath = "{tmp_path}/store"')
-    with living(config) as life:
-        found = life.until(lambda s: s["answers_stored"] >= 1)
+    with running(config) as run:
+        status = run.until(lambda s: s["answers_stored"] >= 1)
         refused = harvester("run", second)
         assert refused.returncode == 75
-        assert f"pid {life.process.pid} on {found['host']}" in refused.stderr
+        assert f"pid {run.process.pid} on {status['host']}" in refused.stderr
     assert (other.totals()["requests"], other.totals()["answers"]) == (0, 0)
 
 
@@ -51,14 +51,14 @@ def test_a_store_that_goes_away_midway_is_a_named_stop(mock_teacher: Mock, tmp_p
     mock = mock_teacher(latency_s=0.05)
     config = write_folder(tmp_path, mock.base_url, 2000, teacher="limits = { max_concurrency = 4 }")
     store, aside = tmp_path / "store", tmp_path / "aside"
-    with living(config) as life:
-        life.until(lambda s: s["answers_stored"] >= 8)
+    with running(config) as run:
+        run.until(lambda s: s["answers_stored"] >= 8)
         store.rename(aside)
-        code, _, said = life.end()
+        code, _, stderr = run.end()
     assert code == 5
-    assert str(store) in said
+    assert str(store) in stderr
     assert mock.totals()["answers"] < 2000
     assert not store.exists()
-    found = Corpus.open(aside)
-    assert found.verify() == []
-    assert found.count() >= mock.totals()["answers"] - 4  # what was on the wire
+    corpus = Corpus.open(aside)
+    assert corpus.verify() == []
+    assert corpus.count() >= mock.totals()["answers"] - 4  # what was on the wire

@@ -1,4 +1,4 @@
-"""What tests that kill real harvests share: the process that forks lives, and the folder they live in."""
+"""Run real harvests that are killed on the way, and make the folder that they work in."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def quick_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-class Lives:
-    """Lives of one real harvest, to be killed."""
+class KilledRuns:
+    """KilledRuns of one real harvest, to be killed."""
 
     def __init__(self, config: Path, quiet_s: float = 0.02) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.harvester.harvest_lives", str(config), str(quiet_s)],
+            [sys.executable, "-m", "tests.harvester.harvest_forks", str(config), str(quiet_s)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def __enter__(self) -> Lives:
+    def __enter__(self) -> KilledRuns:
         return self
 
-    def live(self, seconds: float, failpoint: str = "-") -> tuple[int, int]:
-        """One life of at most so long: its exit status (-9: killed), and the answers it counted as stored."""
+    def run(self, seconds: float, failpoint: str = "-") -> tuple[int, int]:
+        """Run for `seconds` at most; return exit status (-9: killed) and the answers counted as stored."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{seconds} {failpoint}\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.journey.living import harvester
+from tests.journey.run_process import harvester
 
 CONFIG = """\
 [teacher]
@@ -110,7 +110,7 @@ def test_an_unset_key_variable_is_named_and_a_set_one_never_shown(tmp_path: Path
     assert "canary-3f9a" not in done.stdout + done.stderr
 
 
-def test_an_empty_store_is_said_to_be_empty(tmp_path: Path):
+def test_an_empty_store_is_reported_as_empty(tmp_path: Path):
     for verb in (("verify",), ("report",), ("export",), ("seal",)):
         more = (str(tmp_path / "out"),) if verb == ("export",) else ()
         done = harvester(*verb, str(tmp_path / "nothing"), *more)
@@ -131,8 +131,8 @@ def test_a_run_completes_resumes_for_nothing_and_says_so(tmp_path: Path, mock_te
     path = folder(tmp_path, teacher.base_url, lines=lines)
     first = harvester("run", str(path), "--json")
     assert first.returncode == 0, first.stderr
-    said = json.loads(first.stdout)
-    assert (said["requests_sent"], said["answers_stored"], said["from_cache"]) == (50, 50, 0)
+    stdout = json.loads(first.stdout)
+    assert (stdout["requests_sent"], stdout["answers_stored"], stdout["from_cache"]) == (50, 50, 0)
     again = json.loads(harvester("run", str(path), "--json").stdout)
     assert (again["requests_sent"], again["answers_stored"], again["from_cache"]) == (0, 0, 50)
     assert teacher.totals()["answers"] == 50
@@ -166,5 +166,5 @@ def test_a_store_is_found_by_the_configuration_that_names_it(tmp_path: Path, moc
     for named in (tmp_path, path, tmp_path / "store"):
         assert json.loads(harvester("verify", str(named), "--json").stdout)["answers"] == 1
     missing = harvester("status", str(tmp_path / "other.toml"))
-    assert missing.returncode == 5
+    assert missing.returncode == 2
     assert "other.toml" in missing.stderr

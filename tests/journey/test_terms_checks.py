@@ -20,7 +20,7 @@ from harvester.run import job, terms_watch
 from harvester.run.prepare import prepare
 from harvester.store.maintain.seal_task import seal_now
 from harvester.store.reader import Corpus
-from tests.journey.test_doors import folder, harvester
+from tests.journey.test_wrong_input import folder, harvester
 
 RESTRICTED = """\
 [[record]]
@@ -61,8 +61,8 @@ def test_a_restriction_stops_the_next_run_before_the_first_byte(harvested):
         handle.write('{"prompt": "What is 77 + 21?"}\n')
     done = harvester("run", str(path))
     assert done.returncode == 77
-    for said in ("outputs may not train anything", "https://example.org/terms", "2026-11-01", "remedy"):
-        assert said in done.stderr
+    for text in ("outputs may not train anything", "https://example.org/terms", "2026-11-01", "remedy"):
+        assert text in done.stderr
     assert teacher.state()["received"] == received
 
 
@@ -196,7 +196,7 @@ def test_a_provider_that_a_router_was_not_held_to_stops_the_run(tmp_path: Path, 
     (tmp_path / "terms" / "mine.toml").write_text(ROUTED, encoding="utf-8")
     store = tmp_path / "store"
     if named == "DeepInfra":
-        assert asyncio.run(job.run(prepare(path), lambda told: None)).exit_code == 0
+        assert asyncio.run(job.run(prepare(path), lambda status: None)).exit_code == 0
         (shard,) = (store / "shards").glob("*.parquet")
         table = pq.read_table(shard)
         assert table["provider"].to_pylist() == ["DeepInfra"] * 60
@@ -216,7 +216,7 @@ def test_a_provider_that_a_router_was_not_held_to_stops_the_run(tmp_path: Path, 
     assert teacher.totals()["answers"] == kept
 
 
-def test_terms_that_change_while_a_run_lives_end_it(tmp_path: Path, mock_teacher, monkeypatch):
+def test_terms_that_change_during_a_run_end_it(tmp_path: Path, mock_teacher, monkeypatch):
     monkeypatch.setattr(terms_watch, "ASK_EVERY_S", 0.01)
     monkeypatch.setattr(terms_watch, "LISTEN_EVERY_S", 0.05)
     teacher = mock_teacher(latency_s=0.05)
@@ -224,7 +224,7 @@ def test_terms_that_change_while_a_run_lives_end_it(tmp_path: Path, mock_teacher
     path = folder(tmp_path, teacher.base_url, lines=lines)
     path.write_text(path.read_text().replace("[prompts]", "[teacher.limits]\nmax_concurrency = 2\n[prompts]"))
 
-    def watch(told: Mapping[str, Any]) -> None:
+    def watch(status: Mapping[str, Any]) -> None:
         if teacher.totals()["answers"] and not (tmp_path / "terms").exists():
             restrict(tmp_path)
 
@@ -248,6 +248,6 @@ def test_a_permission_needs_a_person_at_a_terminal(tmp_path: Path):
 
 @pytest.mark.parametrize("verb", ["run", "seal", "export", "plan", "curate"])
 def test_no_verb_has_a_flag_that_opens_the_gate(verb: str):
-    said = harvester(verb, "--help").stdout.lower()
+    stdout = harvester(verb, "--help").stdout.lower()
     for word in ("--force", "--ignore", "--accept", "--skip", "--yes", "--override", "--unsafe", "--i-"):
-        assert word not in said
+        assert word not in stdout

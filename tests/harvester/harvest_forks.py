@@ -1,8 +1,8 @@
-"""Lives of a real harvest, to be killed: `python -m tests.harvester.harvest_lives harvest.toml [QUIET_S]`.
+"""Run real harvests in forks and kill them: `python -m tests.harvester.harvest_forks harvest.toml [QUIET_S]`.
 
-Reads one line a life, `SECONDS FAILPOINT` (`-` for none), forks, lets the child harvest, kills it with
-SIGKILL so long after it began to ask, and answers `STATUS STORED`: the wait status and the last number of
-answers the child had counted as stored. Everything is imported once, so a life costs no start-up.
+Reads one line for each run, `SECONDS FAILPOINT` (`-` for none), forks, lets the child harvest, kills it with
+SIGKILL that many seconds after its first progress, and answers `STATUS STORED`: the exit status and the last
+number of answers that the child had counted as stored. Everything is imported once, so a run has no start-up.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harvester.teacher import window
 QUIET_S = float(sys.argv[2]) if len(sys.argv) > 2 else 0.02
 
 
-def live(config: Path, failpoint: str, told: int) -> None:
+def live(config: Path, failpoint: str, pipe: int) -> None:
     seal_task.SEAL_EVERY_S, seal_task.QUIET_S = 0.05, QUIET_S
     window.FIRST_WINDOW = 128  # a short life has no time to open its window
     seal.EXPECTED_COMPRESSION = 0  # whatever is there is sealed: many small shards, to be merged
@@ -34,7 +34,7 @@ def live(config: Path, failpoint: str, told: int) -> None:
     failpoints._armed, failpoints._left = name, int(nth or 1)
 
     def watch(snapshot: Mapping[str, Any]) -> None:
-        os.write(told, b"%d\n" % snapshot["answers_stored"])
+        os.write(pipe, b"%d\n" % snapshot["answers_stored"])
 
     summary = asyncio.run(job.run(prepare.prepare(config), watch))
     os._exit(summary.exit_code)
@@ -44,22 +44,22 @@ def main() -> None:
     config = Path(sys.argv[1])
     for line in sys.stdin:
         seconds, failpoint = line.split()
-        readable, told = os.pipe()
+        readable, writable = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
-                live(config, failpoint, told)
+                live(config, failpoint, writable)
             finally:
                 os._exit(99)
-        os.close(told)
+        os.close(writable)
         child = os.pidfd_open(pid)
         select.select([readable, child], [], [])  # the first word: it begins to ask
         if not select.select([child], [], [], float(seconds))[0]:
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         os.close(child)
-        with os.fdopen(readable, "rb") as said:
-            stored = (said.read().splitlines() or [b"0"])[-1]
+        with os.fdopen(readable, "rb") as pipe:
+            stored = (pipe.read().splitlines() or [b"0"])[-1]
         print(os.waitstatus_to_exitcode(status), int(stored), flush=True)
 
 

@@ -50,7 +50,7 @@ def test_the_ledger_charges_what_was_generated_and_nothing_else(mock_teacher, tm
     assert mock.ledger(since=3)["entries"] == ledger["entries"][3:]
 
 
-def test_who_hangs_up_pays_all_the_same(mock_teacher):
+def test_a_caller_that_hangs_up_is_billed_all_the_same(mock_teacher):
     mock = mock_teacher(latency_s=0.4)
     assert raw(mock.base_url, patience_s=0.02).how == "silence"
     until(lambda: not mock.state()["in_flight"])
@@ -74,7 +74,7 @@ def test_many_at_once_are_each_billed_once(mock_teacher):
             return [caller.ask(f"What is {a} + {b}?").json()["id"] for b in range(10, 20)]
 
     with ThreadPoolExecutor(8) as pool:
-        ids = [one for part in pool.map(ask_all, range(10, 18)) for one in part]
+        ids = [item for part in pool.map(ask_all, range(10, 18)) for item in part]
     assert len(set(ids)) == 80
     assert {entry["response_id"] for entry in mock.ledger()["entries"]} == set(ids)
     assert mock.totals()["bodies"] == 80
@@ -118,7 +118,7 @@ def test_flags_reach_the_server(tmp_path):
     with start_process(*flags, "--faults", str(script), "--ledger", str(ledger)) as mock:
         with Caller(mock.base_url) as caller:
             heard = [caller.send(body_of("What is 12 + 30?") | {"model": "m"}) for _ in range(2)]
-        assert [one.status for one in heard] == [200, 418]
+        assert [entry.status for entry in heard] == [200, 418]
         assert heard[0].text() == "42"
         assert heard[0].headers["x-ratelimit-limit-requests"] == "600"
         assert mock.fired() == {"1:status": 1}
@@ -159,7 +159,7 @@ def test_a_taken_port_is_named(mock_teacher):
         assert once(again.base_url).status == 200
 
 
-def test_stopping_lets_go_of_callers_that_wait(mock_teacher):
+def test_stopping_releases_callers_that_wait(mock_teacher):
     mock = mock_teacher(faults=[{"action": "silence"}])
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(raw, mock.base_url, patience_s=20)
@@ -179,7 +179,7 @@ def test_accuracy_texts():
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
-def test_it_speaks_tls(mock_teacher, tmp_path):
+def test_it_serves_tls(mock_teacher, tmp_path):
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     made = [
         "openssl",

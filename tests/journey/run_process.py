@@ -47,7 +47,7 @@ def harvester(*arguments: object, **environment: str) -> subprocess.CompletedPro
     return done
 
 
-class Life:
+class RunProcess:
     """One `harvester run` under way."""
 
     def __init__(self, config: Path, process: commands.Command) -> None:
@@ -57,14 +57,14 @@ class Life:
     def until(self, wanted: Callable[[dict[str, Any]], bool], *, within_s: float = 30.0) -> dict[str, Any]:
         """The heartbeat, as soon as it says what is wanted."""
         limit = time.monotonic() + within_s
-        found: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         while time.monotonic() < limit:
-            found = read_status(self.store)
-            if found and found.get("pid") == self.process.pid and wanted(found):
-                return found
+            result = read_status(self.store)
+            if result and result.get("pid") == self.process.pid and wanted(result):
+                return result
             assert self.process.poll() is None, self.process.communicate()
             time.sleep(0.05)
-        raise AssertionError(f"never said so: {found}")
+        raise AssertionError(f"never said so: {result}")
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -77,10 +77,12 @@ class Life:
 
 
 @contextmanager
-def living(config: Path, *flags: object, stdout: Any = subprocess.PIPE, **environment: str) -> Iterator[Life]:
+def running(
+    config: Path, *flags: object, stdout: Any = subprocess.PIPE, **environment: str
+) -> Iterator[RunProcess]:
     process = commands.Command("harvester", ["run", config, *flags], stdout=stdout, environment=environment)
     try:
-        yield Life(config, process)
+        yield RunProcess(config, process)
     finally:
         if process.poll() is None:
             process.kill()
