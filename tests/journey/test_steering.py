@@ -1,4 +1,4 @@
-"""A living harvest from another terminal: status, pause, resume, set, stop, over the socket in its store."""
+"""A running harvest, controlled from another terminal: status, pause, resume, set, stop over its socket."""
 
 from __future__ import annotations
 

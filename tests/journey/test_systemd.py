@@ -1,4 +1,4 @@
-"""The printed service under a living systemd, the first process of namespaces of its own.
+"""The printed service under a real systemd, the first process of namespaces of its own.
 
 Only in a container, as root: beside a systemd that runs the machine, a second one would touch its cgroups.
 """
