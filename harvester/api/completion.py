@@ -261,7 +261,9 @@ def _message_of(choice: Mapping[str, Any]) -> _Message:
     message = _fields_of_message(choice)
     content = read_content(message.get("content", message.get("text")))
     text = "".join(content.text) if content.text else None
-    is_nested = any(message.get(name) for name in NESTED_MEMBERS)
+    holders = [choice[name] for name in ("message", "delta", "text", "content") if choice.get(name)]
+    is_nested = len(holders) > 1 and any(_text_in(other) != _text_in(holders[0]) for other in holders)
+    is_nested = is_nested or any(message.get(name) for name in NESTED_MEMBERS)
     is_clear = content.understood and not is_nested
     thoughts = [_reasoning_of(message, choice)]
     if content.reasoning:
@@ -279,6 +281,10 @@ def _message_of(choice: Mapping[str, Any]) -> _Message:
         tools=tools,
         is_clear=is_clear,
     )
+
+
+def _text_in(holder: Any) -> Any:
+    return holder.get("content") if isinstance(holder, Mapping) else holder
 
 
 def _fields_of_message(choice: Mapping[str, Any]) -> Mapping[str, Any]:

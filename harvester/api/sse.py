@@ -160,7 +160,7 @@ class _Stream:
             choices = [chunk]  # a chunk that is a choice itself
         for part in choices or ():
             self._add_part(part)
-        if not choices and any(chunk.get(name) for name in ("choices", *BARE_TEXT_MEMBERS)):
+        if not choices and _may_hold_text(chunk):
             self.is_exact = False
         for source in (chunk, holder) if holder is not chunk else (chunk,):
             for name, value in source.items():
@@ -251,10 +251,11 @@ class _Choice:
             self.is_exact = False
         if any(part.get(name) for name in NESTED_MEMBERS if name not in ("message", "delta")):
             self.is_exact = False
-        for name in ("text", "content"):
+        for name in ("text", "content", *REASONING_MEMBERS):
             if part.get(name) is not None:
                 self._has_deltas = True
-                self._pieces.setdefault("content", []).append(part[name])
+                field = name if name in REASONING_MEMBERS else "content"
+                self._pieces.setdefault(field, []).append(part[name])
         message = part.get("message")
         if message is not None:
             self._snapshots.append(message)
@@ -379,6 +380,13 @@ class _ToolCall:
         if self._arguments:
             function["arguments"] = "".join(self._arguments)
         return {**self._call, "function": function} if function else dict(self._call)
+
+
+def _may_hold_text(chunk: Mapping[str, Any]) -> bool:
+    """Whether a chunk without a choice that is understood may hold a piece of the answer."""
+    return isinstance(chunk.get("message"), list) or any(
+        chunk.get(name) for name in ("choices", *BARE_TEXT_MEMBERS)
+    )
 
 
 def _is_within(snapshot: Any, message: Mapping[str, Any]) -> bool:

@@ -5,7 +5,8 @@ values without an error. A row is kept when all of this holds:
 
 - the key index lists its key for this shard, with the `asker_digest` of its prompt;
 - the key is that of its request (`request_json`, teacher, sample number, an epoch);
-- deriving the row again from `raw`, `request_json` and the journal's lineage gives the very same row;
+- deriving the row again from `raw`, `request_json` and the journal's lineage gives the very same row, or
+  differs only in what an earlier release may have read out of `raw` otherwise (`_is_of_earlier_release`);
 - its time lies within its run, and the columns that can't be cross-checked have the minimum and maximum
   of the row group's statistics.
 """
@@ -25,15 +26,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from harvester.api import completion
 from harvester.api.max_tokens import max_tokens_of
 from harvester.api.request_key import request_key
-from harvester.api.types import Prompt
+from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, USAGE_REPORTED, Outcome, Prompt
+from harvester.errors import TeacherError
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import ShardEntry, asker_digest, prompt_json
 from harvester.store.journal.rows import micros
+from harvester.store.journal.sqlite import OUTCOMES
 from harvester.store.shards import batching
-from harvester.store.shards.sample import sample_of
+from harvester.store.shards.sample import PARSED, sample_of
 from harvester.store.shards.schema import SCHEMA, Sample, to_table, with_added_columns
 from harvester.system.files import sha256_of
 from harvester.terms.lineage import Lineage
@@ -52,10 +56,16 @@ UNCHECKED_COLUMNS = (
 )
 # A row does not contain its epoch: that of its run's configuration is tried, then 0 to EPOCHS - 1.
 EPOCHS = 1000
+# Columns with texts of the raw body.
+_TEXT_COLUMNS = PARSED - {"outcome", "logprobs", "cached_tokens", "reasoning_tokens", "usage_source"}
+_USAGE_SOURCES = frozenset({USAGE_REPORTED, USAGE_ESTIMATED, USAGE_CORRECTED})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_US = 86_400_000_000
 _LONGEST_RUN_US = 3650 * _DAY_US
-UNREADABLE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
+UNREADABLE = (
+    *(pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError),
+    *(TeacherError, RecursionError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +80,10 @@ class RowVerifier:
 
     def __init__(self, journal: Journal, entry: ShardEntry) -> None:
         with journal.reading() as connection:
-            query = "SELECT key, max_tokens, asker FROM keys WHERE shard = ?"
-            self._index = {
-                key: (most, asker) for key, most, asker in connection.execute(query, (entry.shard,))
-            }
+            query = "SELECT key, max_tokens, asker, outcome FROM keys WHERE shard = ?"
+            entries = connection.execute(query, (entry.shard,)).fetchall()
+            self._index = {key: (most, asker) for key, most, asker, _ in entries}
+            self._outcomes = {key.hex(): OUTCOMES.get(code, "") for key, _, _, code in entries}
             query = "SELECT started_us, lineage_json, config_json FROM runs"
             runs = [(at, Lineage.from_json(text), config) for at, text, config in connection.execute(query)]
         self._runs = {lineage.run_id: _Run(lineage, at, _epoch(config)) for at, lineage, config in runs}
@@ -89,9 +99,11 @@ class RowVerifier:
     def _are_verified(self, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
         derived = [self._derived(row) for row in rows]
         expected = iter(to_table([sample for sample in derived if sample is not None]).to_pylist())
-        return [
-            sample is not None and next(expected) == row for sample, row in zip(derived, rows, strict=True)
-        ]
+        pairs = zip(derived, rows, strict=True)
+        return [sample is not None and self._is_equal(next(expected), row) for sample, row in pairs]
+
+    def _is_equal(self, derived: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+        return derived == row or _is_of_earlier_release(derived, row, self._outcomes[row["key"]])
 
     def _derived(self, row: Mapping[str, Any]) -> Sample | None:
         """Derive the row again from its request and raw answer; None where key, asker or time disagree."""
@@ -139,6 +151,48 @@ def recoverable_rows(journal: Journal, store: Path, entry: ShardEntry) -> Iterat
                 yield table
     except UNREADABLE:
         return
+
+
+def _is_of_earlier_release(derived: Mapping[str, Any], row: Mapping[str, Any], outcome: str) -> bool:
+    """Whether a row differs only in what an earlier release may have read out of the raw body otherwise.
+
+    Its texts must be in the raw body all the same, its outcome must be that of the key index, and a column
+    that it lacks must be one that its outcome does not need. `harvester rederive` reads such rows again.
+
+    Args:
+        derived: the row as this release derives it.
+        outcome: what the key index says.
+    """
+    if any(derived[name] != row[name] for name in derived.keys() - PARSED) or row["outcome"] != outcome:
+        return False
+    if row["outcome"] == Outcome.OK and not row["completion"]:
+        return False
+    differing = [name for name in PARSED if derived[name] != row[name]]
+    if any(row[name] for name in ("logprobs", "cached_tokens", "reasoning_tokens") if name in differing):
+        return False
+    try:
+        spelled = _texts_of_raw(row["raw"])
+    except UNREADABLE:
+        return False
+    texts = [row[name] for name in differing if name in _TEXT_COLUMNS and row[name]]
+    is_anchored = bool(row["response_id"]) and row["response_id"] in spelled
+    return is_anchored and all(text in spelled for text in texts) and row["usage_source"] in _USAGE_SOURCES
+
+
+def _texts_of_raw(raw: bytes) -> str:
+    """All texts of a raw body, pieces of streams and parts put together, and tool calls as JSON."""
+    document, _ = completion.load(raw)
+    found: list[str] = []
+    waiting: list[Any] = [document]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, dict | list):
+            if isinstance(value, dict) and value.get("tool_calls"):
+                found.append(orjson.dumps(value["tool_calls"]).decode())
+            waiting += reversed(list(value.values()) if isinstance(value, dict) else value)
+    return "\n".join(found)
 
 
 def _prompt(row: Mapping[str, Any]) -> Prompt:

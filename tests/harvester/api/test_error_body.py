@@ -71,6 +71,11 @@ def test_redirect_names_the_host_and_not_the_path() -> None:
     assert "steal" not in classified.message
 
 
+@pytest.mark.parametrize("location", ["http://[", "http://a]b/", "", "\x00"])
+def test_a_redirect_to_no_address_is_an_error_too(location: str) -> None:
+    assert "an unnamed host" in classify(302, {"location": location}, b"").message
+
+
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [

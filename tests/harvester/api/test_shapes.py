@@ -448,6 +448,7 @@ END = {"index": 0, "delta": {}, "finish_reason": "stop"}
         ({"choices": [{"index": True, "delta": {"content": "b"}}]}, "ok", "abc"),
         ({"choices": str([CHUNK])}, "unknown", "ac"),
         ({"text": [CHUNK]}, "unknown", "ac"),
+        ({"message": [CHUNK]}, "unknown", "ac"),
         ({"choices": [{"message": {"content": "b"}}]}, "unknown", "ac"),
         ({"choices": [{"message": {"content": "ac"}}]}, "ok", "ac"),
         ({"choices": [{"value": CHUNK}]}, "unknown", "ac"),
@@ -468,6 +469,17 @@ def test_a_piece_of_a_stream_is_understood_or_the_answer_is_not_ok(
     raw = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in chunks) + b"data: [DONE]\n\n"
     parsed = parse(raw)
     assert (parsed.outcome, parsed.text) == (outcome, text)
+
+
+@pytest.mark.parametrize("name", ["delta", "content", "message"])
+def test_two_answers_in_one_choice_are_ok_only_where_they_agree(name: str) -> None:
+    for other, outcome in (("another", "unknown"), ("42", "ok")):
+        choice = {
+            "text": "42",
+            name: {"content": other} if name == "message" else other,
+            "finish_reason": "stop",
+        }
+        assert parse(json.dumps({"choices": [choice]}).encode()).outcome == outcome
 
 
 def test_two_texts_in_one_part_are_not_ok() -> None:

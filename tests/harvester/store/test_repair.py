@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harvester.api import completion
+from harvester.api.types import Completion, Outcome, Usage
 from harvester.cli.store import verify_lines
 from harvester.errors import ConfigError, HarvesterError, StoreCorrupt, StoreLocked
 from harvester.export.export import export
@@ -23,6 +25,7 @@ from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import Answer, DeadLetter, Failure, SharedAnswer
 from harvester.store.maintain import purge
+from harvester.store.maintain.rederive import rederive
 from harvester.store.maintain.verify_report import verify_with_bill
 from harvester.store.reader import Corpus
 from harvester.store.shards import compact, recover_rows
@@ -369,6 +372,44 @@ def test_a_row_is_saved_only_when_its_columns_bear_each_other_out(tmp_path):
     done = repaired(tmp_path)
     assert set(done["lost"]) == {key_of(n).hex() for n in range(len(witnessed))}
     assert (done["saved"], set(rows_of(tmp_path))) == (5, {row["key"] for row in rows[-5:]})
+
+
+THINKING = b'{"id": "r%d", "model": "m", "choices": [{"message": {"content": "<think>so</think>4"}, %s}]}'
+
+
+def test_rows_that_an_earlier_release_read_otherwise_are_saved_from_damage(tmp_path, monkeypatch):
+    """They are rows of a store that was never derived again: text with its reasoning inside, and so on."""
+
+    def earlier(raw: bytes, *_: object, **__: object) -> Completion:
+        number = int(json.loads(raw)["id"][1:])
+        text = None if number == 3 else "<think>so</think>4"
+        outcome = Outcome.UNKNOWN if number == 3 else Outcome.OK
+        return Completion(text, outcome, "stop", Usage(12, 5), model="m", response_id=f"r{number}")
+
+    raws = [THINKING % (number, b'"finish_reason": "stop"') for number in range(6)]
+    with monkeypatch.context() as patched, open_store(tmp_path) as journal:
+        patched.setattr(completion, "parse", earlier)
+        fill_with = [
+            store_rows.answer(n, raw=raw, outcome=Outcome.UNKNOWN if n == 3 else Outcome.OK)
+            for n, raw in enumerate(raws)
+        ]
+        journal.apply([store_rows.intent(n) for n in range(6)])
+        journal.apply(fill_with)
+        seal(journal, tmp_path, target_bytes=MIB, everything=True)
+    (path,) = sealed(tmp_path)
+    rows = pq.read_table(path).to_pylist()
+    changes = {1: {"completion": "<think>no</think>4"}, 2: {"outcome": "unknown"}, 4: {"raw": raws[4][:-60]}}
+    for number, change in changes.items():
+        rows[number].update(change)
+    lineages = Corpus.open(tmp_path).lineages()
+    with path.open("wb") as sink, open_writer(sink, lineages) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=writer.schema))
+    done = repaired(tmp_path)
+    assert set(done["lost"]) == {key_of(number).hex() for number in changes}
+    assert done["saved"] == 3
+    rederive(tmp_path)
+    texts = {row["reasoning"] for row in pq.read_table(sealed(tmp_path)[0]).to_pylist()}
+    assert texts == {"so"}
 
 
 def other_than(value: object, kind: pa.DataType) -> object:
