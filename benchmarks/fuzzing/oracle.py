@@ -117,7 +117,8 @@ def _texts(value: Any, depth: int) -> Iterator[str]:
             yield from _texts(item, depth + 1)
     elif isinstance(value, dict) and depth < 40:
         for name, member in value.items():
-            if name in _FOLLOWED and (depth or name not in _ONLY_INSIDE):
+            is_words = name == "message" and not depth and isinstance(member, str)  # as in {"message": "ok"}
+            if name in _FOLLOWED and (depth or name not in _ONLY_INSIDE) and not is_words:
                 yield from _texts(member, depth + 1)
 
 
@@ -144,4 +145,4 @@ def _plain(word: str) -> str:
     return re.sub(r"[^a-z0-9]+", "", word.lower())
 
 
-_END_WORDS = {_plain(word) for word in (*ENDS, "stopped", "done", "eos", "end", "finish")}
+_END_WORDS = {_plain(word) for word in (*ENDS, "stopped", "done", "eos", "end", "finish", "complete")}

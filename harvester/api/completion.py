@@ -264,6 +264,11 @@ def _message_of(choice: Mapping[str, Any]) -> _Message:
     holders = [choice[name] for name in ("message", "delta", "text", "content") if choice.get(name)]
     is_nested = len(holders) > 1 and any(_text_in(other) != _text_in(holders[0]) for other in holders)
     is_nested = is_nested or any(message.get(name) for name in NESTED_MEMBERS)
+    is_nested = is_nested or message.get("text") not in (
+        None,
+        "",
+        message.get("content", message.get("text")),
+    )
     is_clear = content.understood and not is_nested
     thoughts = [_reasoning_of(message, choice)]
     if content.reasoning:

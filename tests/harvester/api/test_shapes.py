@@ -474,11 +474,8 @@ def test_a_piece_of_a_stream_is_understood_or_the_answer_is_not_ok(
 @pytest.mark.parametrize("name", ["delta", "content", "message"])
 def test_two_answers_in_one_choice_are_ok_only_where_they_agree(name: str) -> None:
     for other, outcome in (("another", "unknown"), ("42", "ok")):
-        choice = {
-            "text": "42",
-            name: {"content": other} if name == "message" else other,
-            "finish_reason": "stop",
-        }
+        holder = {"content": other} if name == "message" else other
+        choice = {"text": "42", name: holder, "finish_reason": "stop"}
         assert parse(json.dumps({"choices": [choice]}).encode()).outcome == outcome
 
 
@@ -488,7 +485,7 @@ def test_two_texts_in_one_part_are_not_ok() -> None:
     assert parse(json.dumps(document).encode()).outcome == "unknown"
 
 
-@pytest.mark.parametrize("member", ["message", "value", "parts", "output_text"])
+@pytest.mark.parametrize("member", ["text", "message", "value", "parts", "output_text"])
 def test_an_answer_elsewhere_in_the_message_is_not_ok(member: str) -> None:
     message = {"content": "a", member: "b"}
     document = {"choices": [{"message": message, "finish_reason": "stop"}]}
