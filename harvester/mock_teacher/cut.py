@@ -32,6 +32,12 @@ class CallerConnection:
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
+    def hold_back(self) -> None:
+        """Keep what is written next in the kernel until the close, so that both leave in one segment."""
+        if hasattr(socket, "TCP_CORK"):
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+
     def reset(self) -> None:
         """Close with RST: the caller gets an error instead of the bytes that it has not read yet."""
         sock = self.transport.get_extra_info("socket")
@@ -79,6 +85,7 @@ async def cut(action: str, options: Options, reply: SpoiledReply, connection: Ca
             write(head_bytes(reply, None) + _chunk(body))
         await connection.wait_closed()
     else:
+        connection.hold_back()  # the caller finds the reply and the close together
         write(_CUT[action](options, reply, body, part))
         connection.transport.close()
     await connection.wait_closed()

@@ -254,7 +254,13 @@ def test_row_38_a_kept_connection_that_the_teacher_closed_costs_no_attempt(tmp_p
     with start_in_thread(MockSettings()) as mock:
         faults = [{"action": "close_idle"}]
         ended = live(
-            mock, tmp_path, faults, run={"max_attempts": 1}, prompts=[f"What is {n} + 1?" for n in range(30)]
+            mock,
+            tmp_path,
+            faults,
+            # One request at a time: the close has arrived before the next one is sent.
+            teacher={"limits": {"max_concurrency": 1}},
+            run={"max_attempts": 1},
+            prompts=[f"What is {n} + 1?" for n in range(30)],
         )
         assert (ended.fired, ended.exit_code, ended.totals.answers) == (30, 0, 30)
         assert ended.totals.possibly_billed == 0

@@ -60,6 +60,7 @@ def harvest_toml(folder: Path, mock: RunningMock, *files: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_four_thousand_prompts_arrive_complete_and_each_is_billed_once(tmp_path: Path):
     prompts = ROOT / "prompts" / "skills-train.jsonl"
     sent = {row["id"]: row for row in map(json.loads, prompts.read_text(encoding="utf-8").splitlines())}

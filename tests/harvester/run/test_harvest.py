@@ -95,23 +95,26 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path / "store")
 
 
-def test_four_thousand_prompts_arrive_complete_billed_once_and_never_again(
+ROWS = 1000
+
+
+def test_a_thousand_prompts_arrive_complete_billed_once_and_never_again(
     mock_teacher: Mock, bench: Bench
 ) -> None:
     mock = mock_teacher()
     chosen = config(mock)
-    first = bench.run(chosen, sums(4000))
+    first = bench.run(chosen, sums(ROWS))
     assert first.ending == "complete"
-    assert first.counts.answers_stored == first.counts.requests_sent == 4000
+    assert first.counts.answers_stored == first.counts.requests_sent == ROWS
     ledger = mock.totals()
-    assert (ledger["requests"], ledger["bodies"], ledger["cut"]) == (4000, 4000, 0)
+    assert (ledger["requests"], ledger["bodies"], ledger["cut"]) == (ROWS, ROWS, 0)
     assert first.counts.output_tokens == ledger["completion_tokens"]
     assert first.counts.input_tokens == ledger["prompt_tokens"]
-    again = bench.run(chosen, sums(4000))
+    again = bench.run(chosen, sums(ROWS))
     assert again.counts.requests_sent == 0
-    assert again.counts.from_cache == 4000
-    assert mock.totals()["requests"] == 4000
-    assert bench.totals().answers == 4000
+    assert again.counts.from_cache == ROWS
+    assert mock.totals()["requests"] == ROWS
+    assert bench.totals().answers == ROWS
 
 
 def test_equal_requests_are_one_flight(mock_teacher: Mock, bench: Bench) -> None:

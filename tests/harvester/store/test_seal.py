@@ -263,7 +263,7 @@ def test_kills_at_random_instants_lose_nothing_acknowledged(tmp_path):
     rng = random.Random(20261124)
     all_sent: set[int] = set()
     all_stored: set[int] = set()
-    for run in range(6):
+    for run in range(4):
         sent, stored = write_until_killed(store, 600 * run, acks=rng.randrange(1, 450))
         all_sent |= sent
         all_stored |= stored

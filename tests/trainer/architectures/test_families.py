@@ -16,7 +16,7 @@ from trainer.training.distributed import World
 from trainer.training.inputs import read_inputs
 
 # Families of the default suite: one of each kind of layout and head, and a multimodal folder.
-QUICK = ("qwen3_5_text", "gemma2", "gpt2", "deepseek_v3", "gemma3_folder")
+QUICK = ("lfm2", "gpt2", "gemma3_folder")
 
 # Families that the default suite takes through every verb.
 QUICK_VERBS = ("gpt2", "gemma3_folder")
