@@ -242,10 +242,12 @@ def _chosen(choices: list[Any]) -> tuple[Mapping[str, Any], bool]:
     if choices and isinstance(choices[0], str):
         return {"text": choices[0]}, len(choices) == 1
     given = [item for item in choices if isinstance(item, Mapping)]
-    for is_first in (_is_zero, _is_missing):
-        for item in given:
-            if is_first(item.get("index")):
-                return item, True
+    for item in given:
+        if _is_zero(item.get("index")):
+            return item, True
+    without = [item for item in given if _is_missing(item.get("index"))]
+    if without:
+        return without[0], len(without) == 1 and len(given) == len(choices)
     return (given[0], len(choices) == 1) if given else ({}, True)
 
 
