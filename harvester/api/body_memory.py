@@ -1,8 +1,8 @@
 """Limit the memory that the bodies of all replies take together, by reading them one after another.
 
 A reply may have 32 MiB, and hundreds may arrive at once. While all bodies together are below the limit they
-are read at the same time. Above it only the oldest one is read on, and the others wait: so one always gets
-to its end. A body counts until it is stored, or given up.
+are read at the same time. Above it the others wait until those that were read are stored, and then only the
+oldest one is read on: so one always gets to its end. A body counts until it is stored, or given up.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ class BodyMemory:
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        # Bytes of bodies that are complete, and not stored yet.
+        self.complete_bytes = 0
         # Bodies that are being read, oldest first, and for each the event that wakes it.
         self.reading: dict[BodyShare, asyncio.Event] = {}
 
@@ -26,6 +28,10 @@ class BodyMemory:
         share = BodyShare(self)
         self.reading[share] = asyncio.Event()
         return share
+
+    def may_exceed(self, share: BodyShare) -> bool:
+        """Whether this body may be read on above the limit: nothing else will give memory back."""
+        return not self.complete_bytes and next(iter(self.reading)) is share
 
     def wake_oldest(self) -> None:
         """Let the oldest body look again, or all while there is memory."""
@@ -48,18 +54,20 @@ class BodyShare:
         self._bytes += more_bytes
         memory.used_bytes += more_bytes
         event = memory.reading[self]
-        while memory.used_bytes >= memory.limit_bytes and next(iter(memory.reading)) is not self:
+        while memory.used_bytes >= memory.limit_bytes and not memory.may_exceed(self):
             event.clear()
             await event.wait()
 
     def end_reading(self) -> None:
         """Note that the body is complete; it still takes its memory. Safe to call twice."""
         if self._memory.reading.pop(self, None) is not None:
+            self._memory.complete_bytes += self._bytes
             self._memory.wake_oldest()
 
     def release(self) -> None:
         """Give the memory back. Safe to call twice."""
-        self._memory.used_bytes -= self._bytes
-        self._bytes = 0
         self.end_reading()
+        self._memory.used_bytes -= self._bytes
+        self._memory.complete_bytes -= self._bytes
+        self._bytes = 0
         self._memory.wake_oldest()

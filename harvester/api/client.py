@@ -16,6 +16,7 @@ import os
 import socket
 import ssl
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from types import TracebackType
@@ -254,7 +255,9 @@ class Client:
             raise
         finally:
             share.end_reading()
-        return replace(answer, latency_s=time.monotonic() - started_s, release=share.release)
+        answer = replace(answer, latency_s=time.monotonic() - started_s, release=share.release)
+        weakref.finalize(answer, share.release).atexit = False  # for an answer that nobody releases
+        return answer
 
     async def _read_reply(
         self, request: httpx.Request, endpoint: str, share: BodyShare, deadline_s: float

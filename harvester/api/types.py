@@ -137,7 +137,7 @@ class Completion:
         return f"{self.model} {self.system_fingerprint}".strip() or UNKNOWN_MODEL
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class RawAnswer:
     """The HTTP reply to one attempt, not parsed yet.
 

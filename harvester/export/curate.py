@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from harvester.errors import ConfigError, StoreError
+from harvester.errors import ConfigError, StoreCorrupt, StoreError
 from harvester.export.filters import Filter, chain, named
 from harvester.store import paths, terms_check
 from harvester.store.reader import Corpus
@@ -192,7 +192,11 @@ class _Part:
 
     def _to_table(self) -> None:
         """Convert samples to an Arrow table, where log-probabilities take a fraction of the memory."""
-        self._waiting.append(to_table(self._samples))
+        try:
+            table = to_table(self._samples)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+            raise StoreCorrupt(f"a row has a value of another type: {error}") from None
+        self._waiting.append(table)
         self._waiting_rows += len(self._samples)
         self._waiting_bytes += self._sample_bytes
         self._samples, self._sample_bytes = [], 0
@@ -215,6 +219,8 @@ class _Part:
 
     def drop(self) -> None:
         """Close the file without finishing it."""
+        with contextlib.suppress(pa.ArrowException, OSError, ValueError):
+            self._writer.close()  # before its sink: closed later, it would write to a closed file
         self._sink.close()
 
 
@@ -246,8 +252,11 @@ class _Parts:
         part.add(sample)
 
     def __exit__(self, kind: object, *_: object) -> None:
-        for part in self._open.values():
-            if kind is None:
-                part.finish()
-            else:
+        waiting = list(self._open.values())
+        try:
+            while kind is None and waiting:
+                waiting[0].finish()
+                waiting.pop(0)
+        finally:
+            for part in waiting:
                 part.drop()

@@ -121,6 +121,7 @@ class RunParts:
 async def _open(prepared: Prepared, writer: GroupCommit, watch: Watch, clock: Clock) -> RunParts:
     """Begin the run in the journal and build its parts, each from those before it."""
     record = _record(prepared)
+    await on_writer(writer, lambda journal: journal.require_whole_index())
     await on_writer(writer, lambda journal: finish_interrupted(journal, prepared.store))
     await on_writer(writer, lambda journal: journal.begin_run(record))
     await on_writer(writer, lambda journal: reopen_rows(journal, prepared))

@@ -37,15 +37,14 @@ def load(journal: Journal, teacher_id: str | None = None) -> dict[str, str]:
         teacher_id: the teacher of that run; None for any teacher.
     """
     query = "SELECT name, value FROM meta WHERE name GLOB ? ORDER BY name"
-    with journal.reading() as connection:
-        rows = connection.execute(query, (f"{_PREFIX}*",)).fetchall()
     pauses: dict[str, str] = {}
-    for name, value in rows:
-        note = orjson.loads(value)
-        if teacher_id is None or note["teacher_id"] in {"", teacher_id}:
-            since = f"{datetime.fromtimestamp(note['at'], UTC):%Y-%m-%d %H:%M} UTC"
-            who = name.removeprefix(_PREFIX).partition("|")[0]
-            pauses[who] = f"{note['why']} ({since}); `harvester resume` goes on"
+    with journal.reading() as connection:
+        for name, value in connection.execute(query, (f"{_PREFIX}*",)).fetchall():
+            note = orjson.loads(value)
+            if teacher_id is None or note["teacher_id"] in {"", teacher_id}:
+                since = f"{datetime.fromtimestamp(note['at'], UTC):%Y-%m-%d %H:%M} UTC"
+                who = name.removeprefix(_PREFIX).partition("|")[0]
+                pauses[who] = f"{note['why']} ({since}); `harvester resume` goes on"
     return pauses
 
 

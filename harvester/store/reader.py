@@ -17,14 +17,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harvester.errors import StoreError, StoreFormatError
+from harvester.errors import StoreCorrupt, StoreError, StoreFormatError
 from harvester.store import paths
-from harvester.store.journal import sqlite
-from harvester.store.journal.checksums import require_unchanged
+from harvester.store.journal import sqlite, wal
+from harvester.store.journal.checksums import (
+    checked_rows,
+    damaged_row_error,
+    is_unchanged,
+    require_unchanged,
+    select_with_checksum,
+    translate_value_errors,
+)
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards import batching
 from harvester.store.shards.manifest import manifest_rows
-from harvester.store.shards.parquet_file import lineages_in, open_shard
+from harvester.store.shards.parquet_file import lineages_in
+from harvester.store.shards.proved import open_entry, open_unlisted
 from harvester.store.shards.sample import (
     SELECT_ANSWERS,
     SELECT_TERMS_COLUMNS,
@@ -33,7 +41,7 @@ from harvester.store.shards.sample import (
     terms_columns,
 )
 from harvester.store.shards.schema import ADDED_COLUMNS, SCHEMA, Sample, from_row
-from harvester.store.shards.swap import hold_for_reading, locate
+from harvester.store.shards.swap import hold_for_reading
 from harvester.store.verify import Finding, verify_store
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
 
@@ -48,21 +56,30 @@ class Corpus:
         manifest: the sealed files, as of `open`.
     """
 
-    def __init__(self, store: Path, folder: Path, *, has_journal: bool) -> None:
+    def __init__(self, store: Path, folder: Path, *, has_journal: bool, is_damaged: bool = False) -> None:
         self._store = store
+        self._is_damaged = is_damaged
         self.folder = folder
         self._has_journal = has_journal
         self.manifest: tuple[ShardEntry, ...] = self._read_manifest()
 
     @classmethod
-    def open(cls, store: Path) -> Corpus:
+    def open(cls, store: Path, *, is_damaged: bool = False) -> Corpus:
         """Open a store folder, its `shards` folder, or any folder of shards.
 
+        Args:
+            is_damaged: open it although rows may be missing, to verify it.
+
         Raises:
-            StoreError: there is no answers here; StoreCorrupt, StoreFormatError by cause.
+            StoreError: there is no corpus here; StoreCorrupt, StoreFormatError by cause. StoreCorrupt also
+                where acknowledged rows lie behind a damaged byte of the journal's log.
         """
-        if (store / paths.JOURNAL).exists():
-            return cls(store, store / paths.SHARDS, has_journal=True)
+        with sqlite.translate_errors(store):
+            has_journal = (store / paths.JOURNAL).exists()
+        if has_journal:
+            if not is_damaged:
+                wal.require_whole_for_reading(store)
+            return cls(store, store / paths.SHARDS, has_journal=True, is_damaged=is_damaged)
         for folder in (store / paths.SHARDS, store):
             if any(folder.glob("*.parquet")):
                 return cls(store, folder, has_journal=False)
@@ -99,7 +116,8 @@ class Corpus:
             hold_for_reading(self.folder),
             contextlib.closing(sqlite.open_for_reading(self._store)) as connection,
         ):
-            with sqlite.translate_errors(self._store / paths.JOURNAL):
+            place = self._store / paths.JOURNAL
+            with sqlite.translate_errors(place), translate_value_errors(place):
                 connection.execute("BEGIN")
                 manifest = tuple(manifest_rows(connection))
                 if include_unsealed:
@@ -125,8 +143,9 @@ class Corpus:
             connection.execute("COMMIT")
 
     def _unsealed(self, connection: sqlite3.Connection, columns: Sequence[str]) -> Iterator[Sample]:
-        lineages = _lineages(connection)
+        lineages = _lineages(connection, self._store)
         for rows in batching.batch_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
+            require_unchanged("answers", rows, self._store)
             for row in rows:
                 yield _projected(sample_of(row, lineages[row["run"]], columns), columns)
 
@@ -146,11 +165,11 @@ class Corpus:
         lineages: list[Lineage] = []
         if self._has_journal:  # the tail first: what is sealed meanwhile is met again among the shards
             with self._reading() as connection:
-                query = "SELECT lineage_json FROM runs WHERE run IN (SELECT run FROM answers)"
-                lineages += [Lineage.from_json(text) for (text,) in connection.execute(query)]
+                rows = checked_rows(connection, "runs", self._store, "run IN (SELECT run FROM answers)")
+                lineages += [Lineage.from_json(row["lineage_json"]) for row in rows]
         with hold_for_reading(self.folder):
             for entry in self._read_manifest() if sealed else ():
-                with open_shard(locate(self.folder, entry.name)) as file:
+                with open_entry(self.folder, entry) as file:
                     lineages += lineages_in(file) or [
                         Lineage({})
                     ]  # a file without one must not pass unnoticed
@@ -170,7 +189,7 @@ class Corpus:
                     distinct[tuple(row[name] for name in columns)] = None
         with hold_for_reading(self.folder):
             for entry in self._read_manifest() if sealed else ():
-                with open_shard(locate(self.folder, entry.name)) as file:
+                with open_entry(self.folder, entry) as file:
                     distinct.update(dict.fromkeys(_combinations(file, columns, self.folder / entry.name)))
         return [dict(zip(columns, values, strict=True)) for values in distinct]
 
@@ -186,16 +205,17 @@ class Corpus:
         with (
             contextlib.closing(sqlite.open_for_reading(self._store)) as connection,
             sqlite.translate_errors(self._store / paths.JOURNAL),
+            translate_value_errors(self._store / paths.JOURNAL),
         ):
             yield connection
 
     def _read_manifest(self) -> tuple[ShardEntry, ...]:
         if self._has_journal:
             with self._reading() as connection:
-                return tuple(manifest_rows(connection))
+                return tuple(manifest_rows(connection, checked=not self._is_damaged))
         entries = []
         for number, path in enumerate(sorted(self.folder.glob("*.parquet"))):
-            with open_shard(path) as file:
+            with open_unlisted(path) as file:
                 entries.append(
                     ShardEntry(number, path.name, "", file.metadata.num_rows, path.stat().st_size, "", 0.0)
                 )
@@ -207,12 +227,12 @@ class Corpus:
             for sample in self._tail(connection, columns):
                 yield {name: getattr(sample, name) for name in columns}
             return
-        lineages = _lineages(connection)
+        lineages = _lineages(connection, self._store)
         for row in chain.from_iterable(batching.batch_answers(connection.execute(SELECT_TERMS_COLUMNS))):
             yield terms_columns(row, lineages[row["run"]])
 
     def _tail(self, connection: sqlite3.Connection, wanted: Sequence[str]) -> Iterator[Sample]:
-        lineages = _lineages(connection)
+        lineages = _lineages(connection, self._store)
         asks = _Asks(connection, wanted)
         for rows in batching.batch_answers(connection.execute(f"{SELECT_ANSWERS} ORDER BY id")):
             require_unchanged("answers", rows, self._store)
@@ -227,8 +247,11 @@ class Corpus:
         if asks is not None and asks.are_any:
             needed = sorted({*wanted, "key", "prompt_id", "sample_index"})
         for entry in manifest:
-            with open_shard(locate(self.folder, entry.name)) as file:
+            with open_entry(self.folder, entry) as file:
+                left = entry.rows
                 for batch in batching.batch_file(file, needed):
+                    left -= batch.num_rows
+                    _require_values(batch, entry.name)
                     samples = [from_row(row) for row in batch.to_pylist()]
                     if asks is None or not asks.are_any:
                         yield from samples
@@ -237,6 +260,8 @@ class Corpus:
                     if len(needed) > len(wanted):
                         shown = [_projected(sample, wanted) for sample in samples]
                     yield from asks.fan_out(shown, samples)
+                if left:
+                    raise StoreCorrupt(f"{left} of {entry.rows} rows are missing", place=entry.name)
 
 
 class _Asks:
@@ -267,16 +292,29 @@ class _Asks:
 
     def _of(self, keys: Sequence[bytes]) -> dict[str, list[dict[str, Any]]]:
         holes = ",".join("?" * len(keys))
-        query = f"SELECT key, prompt_json, sample_index FROM asks WHERE key IN ({holes}) ORDER BY id"  # noqa: S608
+        query = f"{select_with_checksum('asks')} WHERE key IN ({holes}) ORDER BY id"
         by_key: dict[str, list[dict[str, Any]]] = {}
-        for key, prompt_json, sample_index in self._connection.execute(query, keys):
+        for sample_index, key, asker, prompt_json, check in self._connection.execute(query, keys):
+            if not is_unchanged((sample_index, key, asker, prompt_json), 1, check):
+                raise damaged_row_error("asks", key.hex(), Path(paths.JOURNAL))
             by_key.setdefault(key.hex(), []).append(prompt_columns(prompt_json, sample_index))
         return by_key
 
 
-def _lineages(connection: sqlite3.Connection) -> dict[int, Lineage]:
-    query = "SELECT run, lineage_json FROM runs"
-    return {run: Lineage.from_json(text) for run, text in connection.execute(query)}
+def _lineages(connection: sqlite3.Connection, store: Path) -> dict[int, Lineage]:
+    rows = checked_rows(connection, "runs", store / paths.JOURNAL)
+    return {row["run"]: Lineage.from_json(row["lineage_json"]) for row in rows}
+
+
+def _require_values(batch: pa.RecordBatch, place: str) -> None:
+    """Refuse nulls in columns that always have a value.
+
+    Raises:
+        StoreCorrupt: names the column.
+    """
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        if column.null_count and not SCHEMA.field(field.name).nullable:
+            raise StoreCorrupt(f"column {field.name} lacks values", place=place)
 
 
 def _projected(sample: Sample, wanted: Sequence[str]) -> Sample:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from harvester.errors import StoreError
 from harvester.store import paths
 from harvester.store.journal import checksums, sqlite, wal
-from harvester.store.journal.lock import is_held
+from harvester.store.journal.lock import is_written
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards import unlisted
 from harvester.store.shards.parquet_file import open_shard
@@ -117,6 +117,7 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
                     kind=FindingKind.FOREIGN, place=place, message=f"lacks columns {sorted(lacking)}"
                 )
                 return
+            yield from _columns(file.schema_arrow, place)
             for number in range(file.num_row_groups):
                 rows += file.read_row_group(number).num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -128,9 +129,14 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
         )
 
 
-def _is_alive(store: Path) -> bool:
-    """Return whether a process writes here; the canary store is written under the lock of its parent."""
-    return is_held(store) or (store.name == paths.CANARY and is_held(store.resolve().parent))
+def _columns(schema: pa.Schema, place: str) -> Iterator[Finding]:
+    """Yield columns of another type, or that are there twice; in a file that no manifest names."""
+    for name in SCHEMA.names:
+        types = [field.type for field in schema if field.name == name]
+        if len(types) > 1 or types[:1] not in ([], [SCHEMA.field(name).type]):
+            given = ", ".join(map(str, types))
+            message = f"column {name} has the type {given}, not {SCHEMA.field(name).type}"
+            yield Finding(kind=FindingKind.FOREIGN, place=place, message=message)
 
 
 def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) -> Iterator[Finding]:
@@ -148,7 +154,7 @@ def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) 
         (text,) = connection.execute("SELECT value FROM meta WHERE name = 'last_shard'").fetchone()
         last = int(text)
         strays = [name for name in strays if not _is_half_done(connection, folder / name, last, named)]
-    is_sealing = not alone and _is_alive(store)
+    is_sealing = not alone and is_written(store)
     for name in strays:
         if is_sealing and name.startswith(f"part-{last + 1:08d}-"):
             continue  # a process is sealing: between rename and commit a shard is not in the manifest
@@ -176,7 +182,7 @@ def verify_journal(store: Path) -> list[Finding]:
     # While a process writes, the log changes; that process checked it when it opened the journal.
     log = wal.log_path(store / paths.JOURNAL)
     try:
-        lost = 0 if _is_alive(store) else wal.commits_lost(log)
+        lost = 0 if is_written(store) else wal.commits_lost(log)
     except OSError as error:
         return [Finding(kind=FindingKind.DAMAGED, place=log.name, message=error.strerror or str(error))]
     if lost:

@@ -40,8 +40,15 @@ class Lineage:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Lineage:
-        """Parse a lineage as the journal stores it."""
-        return cls(orjson.loads(text))
+        """Parse a lineage as the journal stores it.
+
+        Raises:
+            ValueError: it is no JSON object.
+        """
+        stored = orjson.loads(text)
+        if not isinstance(stored, dict):
+            raise ValueError("a lineage is no object")
+        return cls(stored)
 
     def to_json(self) -> bytes:
         """Return the stored object as JSON with sorted names: the form that is stored and compared."""

@@ -17,10 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from harvester.observe.report.histogram import CELLS_PER_OCTAVE, LEAST, Histogram, TimeBuckets, step_for
+from harvester.store.journal.checksums import translate_value_errors
+from harvester.store.journal.records import ShardEntry
 from harvester.store.reader import Corpus
-from harvester.store.shards.parquet_file import open_shard
+from harvester.store.shards.proved import open_entry
 from harvester.store.shards.schema import Sample, to_table
-from harvester.store.shards.swap import hold_for_reading, locate
+from harvester.store.shards.swap import hold_for_reading
 
 # At most this many answers are shown of the outcome `ok`, and of each other outcome.
 SHOWN, SHOWN_OTHER = 400, 40
@@ -134,7 +136,7 @@ def census_of_store(store: Path, known: ShardCensuses | None = None) -> tuple[Ce
     known = {} if known is None else known
     total = Census()
     journalled: dict[str, Sample] = {}
-    with hold_for_reading(corpus.folder):
+    with hold_for_reading(corpus.folder), translate_value_errors(corpus.folder):
         with corpus.snapshot(tuple({*_LIGHT, *TEXTS})) as (manifest, tail):
             waiting: list[Sample] = []
             for sample in tail:
@@ -147,10 +149,11 @@ def census_of_store(store: Path, known: ShardCensuses | None = None) -> tuple[Ce
             del known[name]
         for entry in manifest:
             if entry.name not in known:
-                with open_shard(locate(corpus.folder, entry.name)) as file:
+                with open_entry(corpus.folder, entry) as file:
                     known[entry.name] = census_of(file.read(columns=list(_LIGHT)), entry.name)
             total.add(known[entry.name])
-        return total, _fetch(total, journalled, corpus.folder)
+        entries = {entry.name: entry for entry in manifest}
+        return total, _fetch(total, journalled, corpus.folder, entries)
 
 
 def _add_journalled(total: Census, journalled: dict[str, Sample], waiting: list[Sample]) -> None:
@@ -195,7 +198,9 @@ def census_of(table: pa.Table, shard: str) -> Census:
     return census
 
 
-def _fetch(total: Census, journalled: Mapping[str, Sample], folder: Path) -> list[Sample]:
+def _fetch(
+    total: Census, journalled: Mapping[str, Sample], folder: Path, entries: Mapping[str, ShardEntry]
+) -> list[Sample]:
     """The answers to show, with their texts: a row group is read once, however many are in it."""
     samples = dict(journalled)
     by_shard: dict[str, list[Place]] = {}
@@ -204,7 +209,7 @@ def _fetch(total: Census, journalled: Mapping[str, Sample], folder: Path) -> lis
             if place.shard:
                 by_shard.setdefault(place.shard, []).append(place)
     for shard, places in by_shard.items():
-        with open_shard(locate(folder, shard)) as file:
+        with open_entry(folder, entries[shard]) as file:
             start = 0
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows

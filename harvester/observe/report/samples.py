@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 from harvester.observe.report import charts
 from harvester.observe.report.census import TEXTS, Census
 from harvester.store.reader import Corpus
-from harvester.store.shards.parquet_file import open_shard
+from harvester.store.shards.proved import open_entry
 from harvester.store.shards.schema import Sample
-from harvester.store.shards.swap import hold_for_reading, locate
+from harvester.store.shards.swap import hold_for_reading
 
 # Characters of one text on a page; the corpus holds all of it.
 TEXT_SHOWN = 4000
@@ -105,7 +105,8 @@ def _search(corpus: Corpus, wanted: str, outcome: str, cursor: str) -> SearchRes
     until = time.monotonic() + PATIENCE_S
     page = _Page()
     with corpus.snapshot(TEXTS) as (manifest, tail):
-        names = [entry.name for entry in reversed(manifest)]
+        entries = list(reversed(manifest))
+        names = [entry.name for entry in entries]
         shard, group, row = _start(cursor, names)
         if shard < 0:
             matches = itertools.islice(_matching(tail, wanted, outcome, page), row, None)
@@ -114,7 +115,7 @@ def _search(corpus: Corpus, wanted: str, outcome: str, cursor: str) -> SearchRes
                 return page.result(f"{_TAIL}:0:{row + PAGE}")
             shard, group, row = 0, 0, 0
     for number in range(shard, len(names)):
-        with open_shard(locate(corpus.folder, names[number])) as file:
+        with open_entry(corpus.folder, entries[number]) as file:
             for at in range(group, file.num_row_groups):
                 if len(page.samples) >= PAGE or (time.monotonic() > until and page.looked_at):
                     return page.result(f"{names[number]}:{at}:{row}")

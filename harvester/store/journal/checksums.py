@@ -44,6 +44,10 @@ COVERED: dict[str, tuple[tuple[str, ...], int]] = {
 }
 
 
+# What turning a stored row into values may raise.
+_VALUE_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+
+
 def checksum(scalars: Sequence[int | str | None], *texts: bytes) -> int:
     """CRC-32 (IEEE) of a row: the JSON array of its short columns, then the bytes of the others."""
     crc = zlib.crc32(orjson.dumps(scalars))
@@ -77,6 +81,29 @@ def require_unchanged(table: str, rows: Iterable[Mapping[str, Any]], place: Path
             raise damaged_row_error(table, row_name(table, values), place)
 
 
+def select_with_checksum(table: str) -> str:
+    """Return the query for all covered columns and the checksum of a table."""
+    return f"SELECT {', '.join(COVERED[table][0])}, checksum FROM {table}"  # noqa: S608 - our own names
+
+
+def checked_rows(
+    connection: sqlite3.Connection, table: str, place: Path, where: str = ""
+) -> list[dict[str, Any]]:
+    """Return rows of a table as mappings, after a check of each.
+
+    Args:
+        where: a condition in SQL, "" for all rows.
+
+    Raises:
+        StoreCorrupt: names the key of the first damaged row.
+    """
+    names = (*COVERED[table][0], "checksum")
+    query = select_with_checksum(table) + (f" WHERE {where}" if where else "")
+    rows = [dict(zip(names, values, strict=True)) for values in connection.execute(query)]
+    require_unchanged(table, rows, place)
+    return rows
+
+
 def damaged_row_error(table: str, name: str, place: Path) -> StoreCorrupt:
     """Make the error for a damaged row."""
     return StoreCorrupt(
@@ -88,9 +115,8 @@ def damaged_row_error(table: str, name: str, place: Path) -> StoreCorrupt:
 
 def changed_rows(connection: sqlite3.Connection, table: str) -> Iterator[list[Any]]:
     """Yield the values, in the order of `COVERED`, of each damaged row."""
-    columns, short = COVERED[table]
-    query = f"SELECT {', '.join(columns)}, checksum FROM {table}"  # noqa: S608 - our own names
-    for *values, check in connection.execute(query):
+    _, short = COVERED[table]
+    for *values, check in connection.execute(select_with_checksum(table)):
         if not is_unchanged(values, short, check):
             yield values
 
@@ -100,6 +126,22 @@ def row_name(table: str, values: Sequence[Any]) -> str:
     columns, _ = COVERED[table]
     value = values[columns.index("key")] if "key" in columns else values[0]
     return value.hex() if isinstance(value, bytes) else str(value)
+
+
+@contextmanager
+def translate_value_errors(place: Path) -> Iterator[None]:
+    """Translate errors of turning stored rows into values to `StoreCorrupt`.
+
+    A checksum proves that a row is as it was written, not that the harvester wrote it.
+    """
+    try:
+        yield
+    except _VALUE_ERRORS as error:
+        raise StoreCorrupt(
+            f"a row can't be understood: {type(error).__name__}: {str(error)[:200]}",
+            place=str(place),
+            remedy="`harvester verify PATH` names damaged rows; restore journal.db from a copy",
+        ) from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import orjson
 
 from harvester.errors import StoreError, StoreFull
 from harvester.store import paths
-from harvester.store.journal import sqlite, wal
+from harvester.store.journal import checksums, sqlite, wal
 from harvester.store.journal.records import HeldAnswer, PossiblyBilledAttempt, Record, RunRecord, Totals
 from harvester.store.journal.rows import RowEncoder, end_run, enter_run, micros
 from harvester.store.journal.spending import KILLED
@@ -53,7 +53,9 @@ class Journal:
             StoreError: it can't be opened; StoreFull, StoreCorrupt, StoreFormatError by cause. StoreCorrupt
                 also where opening would lose answers: shards without a journal, or a damaged write-ahead log.
         """
-        if not read_only:
+        if read_only:
+            wal.require_whole_for_reading(store)
+        else:
             wal.require_whole(wal.log_path(store / paths.JOURNAL))
             sqlite.require_journal(store)
         connect = sqlite.open_for_reading if read_only else sqlite.open_for_writing
@@ -88,8 +90,11 @@ class Journal:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection for reading and translate SQLite's errors to `StoreError`."""
-        with sqlite.translate_errors(self.path):
+        """Give the connection for reading and translate SQLite's errors to `StoreError`.
+
+        A row that can't be turned into values in the block is a `StoreCorrupt` too.
+        """
+        with sqlite.translate_errors(self.path), checksums.translate_value_errors(self.path):
             yield self._connection
 
     def begin_run(self, run: RunRecord) -> None:
@@ -123,6 +128,16 @@ class Journal:
             if row is None:
                 raise KeyError(run_id)
             end_run(connection, row[0], micros(at), ending, exit_code)
+
+    def require_whole_index(self) -> None:
+        """Check every row of the key index: a key that changed would be asked, and paid for, again.
+
+        Raises:
+            StoreCorrupt: one is damaged; names its key.
+        """
+        with self.reading() as connection:
+            for values in checksums.changed_rows(connection, "keys"):
+                raise checksums.damaged_row_error("keys", checksums.row_name("keys", values), self.path)
 
     def next_attempt_id(self) -> int:
         """Return the lowest attempt number that was never used in this store."""

@@ -139,6 +139,11 @@ def is_held(store: Path) -> bool:
     return any(locked)
 
 
+def is_written(store: Path) -> bool:
+    """Return whether a process writes here; the canary store is written under the lock of its parent."""
+    return is_held(store) or (store.name == paths.CANARY and is_held(store.resolve().parent))
+
+
 def _is_locked(handle: int) -> bool:
     """Return whether another process has locked the file of this handle; close the handle."""
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import sqlite3
 import struct
@@ -92,6 +93,8 @@ FINISHED = (
     "CREATE TABLE IF NOT EXISTS finished (digest BLOB PRIMARY KEY, rows INTEGER NOT NULL,"
     " dead INTEGER NOT NULL, input_tokens INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID"
 )
+
+_TABLE_NAMES = frozenset(re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", TABLES + CHECKS + FINISHED))
 
 
 def require_journal(store: Path) -> None:
@@ -295,6 +298,8 @@ def _is_made(connection: sqlite3.Connection, path: Path) -> bool:
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if tables == 0:
             return False
+    if application == APPLICATION_ID:
+        _require_own_schema(connection, path)
     if application != APPLICATION_ID:
         raise StoreFormatError("a SQLite database, but not a journal", place=str(path))
     if version != FORMAT_VERSION:
@@ -305,6 +310,22 @@ def _is_made(connection: sqlite3.Connection, path: Path) -> bool:
             remedy="install a newer release" if newer else "open it with the release that wrote it",
         )
     return True
+
+
+def _require_own_schema(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a journal with anything but our tables: a trigger could change rows as they are written.
+
+    Raises:
+        StoreCorrupt: names what is there.
+    """
+    for kind, name, sql in connection.execute("SELECT type, name, sql FROM sqlite_schema"):
+        is_ours = kind == "table" and (name in _TABLE_NAMES or name.startswith("sqlite_"))
+        if not is_ours and not (kind == "index" and sql is None):
+            raise StoreCorrupt(
+                f"has a {kind} that the harvester did not make: {name!r}",
+                place=str(path),
+                remedy="restore journal.db from a copy; the shards stay readable as they are",
+            )
 
 
 def _make(connection: sqlite3.Connection) -> None:

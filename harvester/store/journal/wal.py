@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harvester.errors import StoreCorrupt
+from harvester.store import paths
+from harvester.store.journal.lock import is_written
 from harvester.store.journal.sqlite import disk_error
 from harvester.system.own_files import open_file
 
@@ -23,6 +25,8 @@ _HEADER, _FRAME = struct.Struct(">8I"), struct.Struct(">6I")
 _MAGIC = 0x377F0682
 _PAGE_SIZES = frozenset(1 << bit for bit in range(9, 17))
 _MASK = 0xFFFFFFFF
+# Logs that this process found whole: device, inode, size and time of change.
+_whole: set[tuple[int, int, int, int]] = set()
 
 
 def log_path(database: Path) -> Path:
@@ -83,6 +87,31 @@ def require_whole(log: Path) -> None:
             place=str(log),
             remedy="`harvester verify PATH --repair` goes on without them; they are asked for again",
         )
+
+
+def require_whole_for_reading(store: Path) -> None:
+    """Do nothing when a reader sees every acknowledged row of a store.
+
+    While a process writes, it has checked the log itself, and readers see what it wrote.
+
+    Raises:
+        StoreCorrupt: commits lie behind a changed byte; StoreError: the log can't be read.
+    """
+    log = log_path(store / paths.JOURNAL)
+    try:
+        facts = log.stat()
+    except OSError:
+        return
+    identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    if identity in _whole or is_written(store):
+        return
+    try:
+        require_whole(log)
+    except StoreCorrupt:
+        if is_written(store):  # a run has begun meanwhile
+            return
+        raise
+    _whole.add(identity)
 
 
 def _frames(

@@ -92,7 +92,8 @@ def repair(journal: Journal, store: Path) -> RepairResult:
             moved.append(name)
         if name in by_name:
             indexed = _count_indexed(journal, by_name[name])
-            gone = run_to_end(rewrite(journal, store, [by_name[name]], salvage=True))
+            twice = _held_elsewhere(journal, store, by_name[name])
+            gone = run_to_end(rewrite(journal, store, [by_name[name]], without=twice, salvage=True))
             lost |= gone
             saved += indexed - len(gone)
     lost |= _delete_stray_keys(journal)
@@ -197,6 +198,21 @@ def _restore_index_rows(journal: Journal, store: Path, entry: ShardEntry) -> Non
         )
 
 
+def _held_elsewhere(journal: Journal, store: Path, entry: ShardEntry) -> set[bytes]:
+    """Return the keys of a shard whose answer another shard or the journal holds too.
+
+    A key that was lost from the index is asked again. Its second answer is the one that the index names, and
+    the first one would stand in the corpus twice.
+    """
+    keys = {
+        bytes.fromhex(key)
+        for table in recoverable_rows(journal, store, entry)
+        for key in table.column("key").to_pylist()
+    }
+    missing = sorted(keys - indexed_keys(journal, entry))
+    return {key for key, held in journal.look_up(missing).items() if held.state == "answered"}
+
+
 def _is_file_finding(finding: Finding) -> bool:
     return finding.place.startswith(f"{paths.SHARDS}/")
 
@@ -228,7 +244,7 @@ def repair_store(store: Path) -> RepairResult:
             remedy="put it back from a copy; the shards stay readable as they are",
         )
     if not (store / paths.JOURNAL).exists() or sqlite.has_journal(store):
-        Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
+        sqlite.open_for_reading(store).close()  # a folder that is no store must not become one
     with StoreLock(store, started_at=time.time()):
         result = _repair_locked(store)
         if (store / paths.CANARY / paths.JOURNAL).exists():

@@ -82,7 +82,7 @@ def _verify(store: Path) -> tuple[tuple[Finding, ...], int]:
         StoreError: there is no store and no answers here.
     """
     try:
-        corpus = Corpus.open(store)
+        corpus = Corpus.open(store, is_damaged=True)
         return tuple(corpus.verify()), corpus.count()
     except StoreError as error:
         if (store / paths.JOURNAL).exists():

@@ -9,8 +9,15 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from harvester.errors import StoreCorrupt
 from harvester.store import paths
-from harvester.store.journal.checksums import checksum, damaged_row_error, is_unchanged, set_meta
+from harvester.store.journal.checksums import (
+    checksum,
+    damaged_row_error,
+    is_unchanged,
+    select_with_checksum,
+    set_meta,
+)
 from harvester.store.journal.journal import KEYS_PER_LOOKUP, Journal
 from harvester.store.journal.records import ShardEntry
 from harvester.store.journal.rows import micros
@@ -24,15 +31,25 @@ def read_manifest(journal: Journal) -> list[ShardEntry]:
         return manifest_rows(connection)
 
 
-def manifest_rows(connection: sqlite3.Connection) -> list[ShardEntry]:
-    """Return the sealed shards as a connection sees them, inside a transaction as of its snapshot."""
-    query = (
-        "SELECT shard, name, sha256, rows, size_bytes, lineage_digest, sealed_us FROM manifest ORDER BY shard"
-    )
-    return [
-        ShardEntry(shard, name, sha256, rows, size, lineage, sealed_us / 1e6)
-        for shard, name, sha256, rows, size, lineage, sealed_us in connection.execute(query)
-    ]
+def manifest_rows(connection: sqlite3.Connection, *, checked: bool = True) -> list[ShardEntry]:
+    """Return the sealed shards as a connection sees them, inside a transaction as of its snapshot.
+
+    Args:
+        checked: False for `verify`, which reports damaged rows itself.
+
+    Raises:
+        StoreCorrupt: a row is damaged, or names a file outside the folder.
+    """
+    query = f"{select_with_checksum('manifest')} ORDER BY shard"
+    entries = []
+    for *values, check in connection.execute(query):
+        if checked and not is_unchanged(values, len(values), check):
+            raise damaged_row_error("manifest", str(values[0]), Path(paths.JOURNAL))
+        shard, name, sha256, rows, size, lineage, sealed_us = values
+        if "/" in str(name):
+            raise StoreCorrupt(f"the manifest names a file elsewhere: {name!r}", place=paths.JOURNAL)
+        entries.append(ShardEntry(shard, name, sha256, rows, size, lineage, sealed_us / 1e6))
+    return entries
 
 
 def indexed_keys(journal: Journal, entry: ShardEntry) -> set[bytes]:

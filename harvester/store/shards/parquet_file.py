@@ -88,6 +88,23 @@ def open_shard(path: Path) -> Iterator[pq.ParquetFile]:
         raise StoreCorrupt(f"is damaged: {error}", place=str(path)) from error
 
 
+def decode_all(path: Path) -> int:
+    """Decode every page of a file and return its rows; for a child process, as Arrow may end it.
+
+    Raises:
+        StoreCorrupt: it is damaged.
+    """
+    rows = 0
+    with open_shard(path) as file:
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number)
+            table.validate(full=True)
+            rows += table.num_rows
+        if rows != file.metadata.num_rows:
+            raise StoreCorrupt(f"{rows} rows, its footer says {file.metadata.num_rows}", place=str(path))
+    return rows
+
+
 def require_version(path: Path, file: pq.ParquetFile) -> None:
     """Do nothing for a shard of this schema version, or of none.
 
@@ -96,9 +113,10 @@ def require_version(path: Path, file: pq.ParquetFile) -> None:
     """
     version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"").decode("ascii", "replace")
     if version and version != str(SCHEMA_VERSION):
-        newer = not version.isdigit() or int(version) > SCHEMA_VERSION
+        is_number = version.isascii() and version.isdigit() and len(version) < 10
+        newer = not is_number or int(version) > SCHEMA_VERSION
         raise StoreFormatError(
-            f"columns of version {version}, this program reads {SCHEMA_VERSION}",
+            f"columns of version {version[:20]}, this program reads {SCHEMA_VERSION}",
             place=str(path),
             remedy="install a newer release" if newer else "open it with the release that wrote it",
         )

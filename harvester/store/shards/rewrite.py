@@ -38,10 +38,10 @@ from harvester.store.shards.parquet_file import (
     ROWS_PER_GROUP,
     check_written_file,
     lineages_in,
-    open_shard,
     open_writer,
     translate_disk_errors,
 )
+from harvester.store.shards.proved import note_written, open_entry
 from harvester.store.shards.recover_rows import recoverable_rows
 from harvester.store.shards.schema import with_added_columns
 from harvester.system.failpoints import reach
@@ -125,6 +125,7 @@ def _staged(  # noqa: PLR0913 - as `rewrite`
     entry = None
     if keys:
         entry = yield from check_written_file(hidden, journal.next_shard(), keys, entries[0].lineage_digest)
+        note_written(hidden, entry.sha256)
         yield from require_index(journal, keys)
     new = None if entry is None else (hidden, entry.name)
     swap.stage(folder, without={shard.name for shard in entries}, new=new)
@@ -136,7 +137,7 @@ def _lineages(journal: Journal, folder: Path, entries: Sequence[ShardEntry], sal
     lineages: dict[str, Lineage] = {}
     for entry in entries:
         if not salvage:
-            with open_shard(folder / entry.name) as file:
+            with open_entry(folder, entry) as file:
                 lineages |= {lineage.run_id: lineage for lineage in lineages_in(file)}
             continue
         present = {

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from harvester.store import paths
-from harvester.store.journal.checksums import require_unchanged
+from harvester.store.journal.checksums import checked_rows, require_unchanged
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards import batching, unlisted
@@ -33,6 +33,7 @@ from harvester.store.shards.parquet_file import (
     open_writer,
     translate_disk_errors,
 )
+from harvester.store.shards.proved import note_written
 from harvester.store.shards.rewrite import finish_interrupted_rewrite
 from harvester.store.shards.sample import SELECT_ANSWERS, sample_of
 from harvester.store.shards.schema import to_table
@@ -127,12 +128,15 @@ def _groups(journal: Journal) -> list[_Group]:
     with journal.reading() as connection:
         # The limit keeps SQLite from folding the two queries into one, whose sorter would hold every body.
         rows = connection.execute(
-            "SELECT run, lineage_json, sum(size), max(id) FROM (SELECT id, run,"
+            "SELECT run, sum(size), max(id) FROM (SELECT id, run,"
             " length(raw) + length(body_json) + length(prompt_json) AS size FROM answers LIMIT -1)"
             " JOIN runs USING (run) GROUP BY run ORDER BY run"
         ).fetchall()
-    for run, text, stored, last_id in rows:
-        lineage = Lineage.from_json(text)
+        # A damaged lineage must not be signed anew in a shard.
+        runs_rows = checked_rows(connection, "runs", journal.path) if rows else []
+        lineage_of = {row["run"]: Lineage.from_json(row["lineage_json"]) for row in runs_rows}
+    for run, stored, last_id in rows:
+        lineage = lineage_of[run]
         by_run.setdefault(lineage_digest(lineage), []).append((run, lineage, stored, last_id))
     groups = []
     for digest, runs in sorted(by_run.items()):
@@ -153,6 +157,7 @@ def _seal_one(
         entry = yield from check_written_file(hidden, shard, keys, group.digest)
         reach("shards.before_rename")
         hidden.rename(folder / entry.name)
+        note_written(folder / entry.name, entry.sha256)
         reach("shards.after_rename")
         fsync(folder)
     except BaseException:

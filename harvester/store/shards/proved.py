@@ -1,0 +1,109 @@
+"""Open shards only after a check that they are the files that were sealed.
+
+Page checksums of Parquet do not cover page headers and footers: a changed bit there gives fewer rows, other
+values, or ends the process inside Arrow. So the size and the SHA-256 of a file are compared with its manifest
+row, once in each process, before Arrow reads it. A file without a manifest row is compared with the hash in
+its name; one whose name has none is first decoded in a child process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from harvester.errors import StoreCorrupt, StoreError
+from harvester.store.journal.checksums import translate_value_errors
+from harvester.store.journal.records import ShardEntry
+from harvester.store.shards.parquet_file import SHARD_NAME, decode_all, open_shard, translate_disk_errors
+from harvester.store.shards.swap import locate
+from harvester.system.files import sha256_of
+from harvester.system.limited_child import LimitedChild
+
+# Limits of decoding one unknown file in a child process.
+TIMEOUT_S = 600.0
+MEMORY_BYTES = 16 << 30
+_REMEDY = "`harvester verify STORE` names what is damaged, `--repair` keeps what can be read"
+
+# Identity of a file (device, inode, size, time of change) and what it was compared with.
+_proved: set[tuple[int, int, int, int, str]] = set()
+_child = LimitedChild(MEMORY_BYTES)
+
+
+@contextlib.contextmanager
+def open_entry(folder: Path, entry: ShardEntry) -> Iterator[pq.ParquetFile]:
+    """Open a shard that the manifest names, in the folder or during an exchange in the staged one.
+
+    Raises:
+        StoreError: it is missing; StoreCorrupt: it is not the file that was sealed; StoreFormatError.
+    """
+    path = locate(folder, entry.name)
+    require_proved(path, entry.sha256, entry.size_bytes)
+    with open_shard(path) as file, translate_value_errors(path):
+        if file.metadata.num_rows != entry.rows:
+            raise StoreCorrupt(
+                f"{file.metadata.num_rows} rows, {entry.rows} were sealed", place=str(path), remedy=_REMEDY
+            )
+        yield file
+
+
+@contextlib.contextmanager
+def open_unlisted(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a shard of a folder without a journal.
+
+    Raises:
+        StoreError: it is missing; StoreCorrupt: it is damaged; StoreFormatError.
+    """
+    require_proved(path, "", 0)
+    with open_shard(path) as file, translate_value_errors(path):
+        yield file
+
+
+def require_proved(path: Path, sha256: str, size_bytes: int) -> None:
+    """Do nothing when a file is the one that was sealed; its bytes are read once in each process.
+
+    Args:
+        sha256: 64 hex digits, "" where no manifest names the file.
+
+    Raises:
+        StoreError: it is missing or no regular file; StoreCorrupt: it is another file.
+    """
+    with translate_disk_errors(path):
+        if not path.is_file():
+            if path.exists():
+                raise StoreError("is not a regular file", place=str(path), remedy="move it away; " + _REMEDY)
+            return  # `open_shard` says so
+        facts = path.stat()
+        identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, sha256)
+        if identity in _proved:
+            return
+        if sha256 and facts.st_size != size_bytes:
+            raise StoreCorrupt(
+                f"{facts.st_size} bytes, {size_bytes} were sealed", place=str(path), remedy=_REMEDY
+            )
+        match = SHARD_NAME.match(path.name)
+        expected = sha256 or (match[2] if match else "")
+        if expected and not sha256_of(path).startswith(expected):
+            raise StoreCorrupt(
+                "its bytes are not the bytes that were sealed", place=str(path), remedy=_REMEDY
+            )
+        if not expected:
+            _require_decodable(path)
+        _proved.add(identity)
+
+
+def note_written(path: Path, sha256: str) -> None:
+    """Note that this process has just written and read back a file, so that it is not read once more."""
+    facts = path.stat()
+    _proved.add((facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, sha256))
+
+
+def _require_decodable(path: Path) -> None:
+    try:
+        _child.call(f"{decode_all.__module__}:{decode_all.__name__}", path, timeout_s=TIMEOUT_S)
+    except TimeoutError:
+        raise StoreCorrupt(f"can't be decoded within {TIMEOUT_S:g} s", place=str(path)) from None
+    except MemoryError:
+        raise StoreCorrupt("is damaged: decoding it ends the process", place=str(path)) from None

@@ -1,0 +1,308 @@
+"""Readers believe nothing on the disk that is not proved: rows left out are an error, never a count."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from harvester.errors import HarvesterError, StoreCorrupt, StoreError
+from harvester.export.curate import CurateConfig, curate
+from harvester.observe.report.census import census_of_store
+from harvester.observe.report.samples import search
+from harvester.observe.status import current_status
+from harvester.store.journal.checksums import COVERED, checksum
+from harvester.store.journal.journal import Journal
+from harvester.store.maintain.repair import repair_store
+from harvester.store.maintain.seal_task import seal_now
+from harvester.store.maintain.verify_report import verify_with_bill
+from harvester.store.pauses import load
+from harvester.store.reader import Corpus
+from harvester.store.shards import proved
+from harvester.store.shards.seal import seal
+from tests.harvester.store_rows import fill, key_of, open_store, run_record
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that an earlier read of this process has proved are not looked at again."""
+    monkeypatch.setattr(proved, "_proved", set())
+
+
+def make(store: Path, sealed: int = 20, unsealed: int = 5) -> Path:
+    with open_store(store) as journal:
+        fill(journal, range(sealed))
+        if sealed:
+            seal(journal, store, target_bytes=MIB, everything=True)
+        fill(journal, range(sealed, sealed + unsealed))
+    proved._proved.clear()
+    return store
+
+
+def read_all(store: Path) -> int:
+    return sum(1 for _ in Corpus.open(store).samples())
+
+
+def curated(store: Path) -> int:
+    out = store.parent / "curated"
+    shutil.rmtree(out, ignore_errors=True)
+    return curate(CurateConfig(corpus=store, out=out, filters=[])).kept
+
+
+def found(store: Path) -> int:
+    return len(search(store, "").samples)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "read": read_all,
+    "curate": curated,
+    "census": census_of_store,
+    "search": found,
+    "facts": lambda store: Corpus.open(store).distinct(["run_id"]),
+    "lineages": lambda store: Corpus.open(store).lineages(),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("place", [0.02, 0.5, 0.98])
+def test_a_changed_bit_of_a_shard_is_an_error_of_every_reader(
+    reader: str, place: float, tmp_path: Path
+) -> None:
+    store = make(tmp_path / "store")
+    READERS[reader](store)
+    proved._proved.clear()
+    (shard,) = (store / "shards").glob("*.parquet")
+    damaged = bytearray(shard.read_bytes())
+    damaged[int(place * len(damaged))] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.raises(StoreCorrupt):
+        READERS[reader](store)
+
+
+def test_a_shard_with_fewer_rows_than_its_manifest_row_is_an_error(tmp_path: Path) -> None:
+    store = make(tmp_path / "store")
+    (shard,) = (store / "shards").glob("*.parquet")
+    pq.write_table(pq.read_table(shard).slice(0, 7), shard)
+    with pytest.raises(StoreCorrupt):
+        read_all(store)
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
+def test_rows_behind_a_damaged_byte_of_the_log_are_an_error_of_every_reader(
+    place: float, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    journal = open_store(store)
+    for number in range(40):
+        fill(journal, [number])
+    for name in ("journal.db", "journal.db-wal"):  # as a kill leaves them
+        shutil.copy(store / name, tmp_path / name)
+    journal.close()
+    for name in ("journal.db", "journal.db-wal"):
+        shutil.move(tmp_path / name, store / name)
+    assert read_all(store) == 40
+    log = store / "journal.db-wal"
+    damaged = bytearray(log.read_bytes())
+    damaged[int(place * len(damaged))] ^= 4
+    log.write_bytes(damaged)
+    os.utime(log, ns=(1, 1))
+    for reader in (*READERS.values(), current_status, lambda store: Journal.open(store, read_only=True)):
+        with pytest.raises(StoreCorrupt, match="commits lie behind"):
+            reader(store)
+    assert verify_with_bill(store, repair=False).findings
+    assert not verify_with_bill(store, repair=True).findings
+    assert 0 < read_all(store) < 40
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [('"mock":false', '"mock":true '), ('"train"', '"eval" '), ("mock-teacher", "sock-teacher")],
+)
+def test_a_changed_lineage_is_neither_read_nor_sealed(was: str, now: str, tmp_path: Path) -> None:
+    store = make(tmp_path / "store", sealed=0)
+    with closing(sqlite3.connect(store / "journal.db")) as connection, connection:
+        (text,) = connection.execute("SELECT lineage_json FROM runs").fetchone()
+        assert was in text
+        connection.execute("UPDATE runs SET lineage_json = ?", (text.replace(was, now),))
+    for reader in (read_all, READERS["lineages"], READERS["facts"], seal_now):
+        with pytest.raises(HarvesterError):
+            reader(store)
+    assert not list((store / "shards").glob("*.parquet"))
+
+
+def test_a_changed_key_is_named_at_the_start_and_repaired_for_good(tmp_path: Path) -> None:
+    store = make(tmp_path / "store", sealed=13, unsealed=0)
+    key = key_of(8)
+    other = bytes([key[0] ^ 1]) + key[1:]
+    with closing(sqlite3.connect(store / "journal.db")) as connection, connection:
+        assert connection.execute("UPDATE keys SET key = ? WHERE key = ?", (other, key)).rowcount == 1
+    with Journal.open(store, read_only=True) as journal, pytest.raises(StoreCorrupt):
+        journal.require_whole_index()
+    repair_store(store)
+    assert not verify_with_bill(store, repair=False).findings
+    with Journal.open(store, read_only=True) as journal:
+        journal.require_whole_index()
+        assert len(journal.look_up([key_of(number) for number in range(13)])) == 13
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+def test_a_key_that_was_paid_twice_is_left_once_by_one_repair(is_sealed: bool, tmp_path: Path) -> None:
+    store = make(tmp_path / "store", sealed=13, unsealed=0)
+    with closing(sqlite3.connect(store / "journal.db")) as connection, connection:
+        assert connection.execute("DELETE FROM keys WHERE key = ?", (key_of(8),)).rowcount == 1
+    with Journal.open(store) as journal:
+        journal.begin_run(run_record("run-2"))
+        fill(journal, [8])
+        if is_sealed:
+            seal(journal, store, target_bytes=MIB, everything=True)
+    for _ in range(2):
+        repair_store(store)
+        assert not verify_with_bill(store, repair=False).findings
+    keys = [sample.key for sample in Corpus.open(store).samples(["key"])]
+    assert sorted(keys) == sorted(key_of(number).hex() for number in range(13))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON answers BEGIN DELETE FROM answers; END",
+        "CREATE VIEW w AS WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x FROM r) SELECT x FROM r",
+        "CREATE TABLE foreign_table (x)",
+        "CREATE INDEX i ON answers (raw)",
+        "DROP TABLE finished; CREATE VIEW finished AS SELECT 1",
+    ],
+    ids=["trigger", "view", "table", "index", "view in place of a table"],
+)
+def test_anything_in_the_journal_that_is_not_ours_is_refused(statement: str, tmp_path: Path) -> None:
+    store = make(tmp_path / "store")
+    with closing(sqlite3.connect(store / "journal.db")) as connection:
+        connection.executescript(statement.removeprefix("DROP TABLE finished; "))
+    for reader in (*READERS.values(), current_status, Journal.open, seal_now):
+        with pytest.raises(StoreCorrupt, match="did not make"):
+            reader(store)
+    assert verify_with_bill(store, repair=False).findings
+
+
+def findings(store: Path) -> object:
+    return verify_with_bill(store, repair=False).findings
+
+
+CRAFTED: dict[str, tuple[str, str, object]] = {
+    "prompt is no object": ("answers", "prompt_json", "[]"),
+    "prompt is no JSON": ("answers", "prompt_json", "{"),
+    "request is a number": ("answers", "body_json", "5"),
+    "request is nested": ("answers", "body_json", "[" * 5000),
+    "raw is text": ("answers", "raw", "text"),
+    "time out of range": ("answers", "at_us", 1 << 62),
+    "no such outcome": ("answers", "outcome", 99),
+    "no such run": ("answers", "run", 99),
+    "tokens are text": ("answers", "input_tokens", "many"),
+    "lineage is a list": ("runs", "lineage_json", "[]"),
+    "lineage is no JSON": ("runs", "lineage_json", "{"),
+    "shard is text": ("manifest", "shard", 1),
+    "name leads elsewhere": ("manifest", "name", "../journal.db"),
+    "rows are text": ("manifest", "rows", "x"),
+}
+
+
+@pytest.mark.parametrize("kind", CRAFTED)
+def test_a_crafted_row_with_a_right_checksum_gives_an_error_in_words(kind: str, tmp_path: Path) -> None:
+    table, column, value = CRAFTED[kind]
+    store = make(tmp_path / "store")
+    columns, short = COVERED[table]
+    with closing(sqlite3.connect(store / "journal.db")) as connection, connection:
+        row = list(connection.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchone())
+        row[columns.index(column)] = value
+        rest = [item.encode() if isinstance(item, str) else item for item in row[short:]]
+        connection.execute(
+            f"UPDATE {table} SET {column} = ?, checksum = ? WHERE rowid = (SELECT min(rowid) FROM {table})",
+            (value, checksum(row[:short], *rest)),
+        )
+    for reader in (
+        *READERS.values(),
+        current_status,
+        seal_now,
+        lambda store: verify_with_bill(store, repair=False),
+    ):
+        try:
+            reader(store)
+        except HarvesterError:
+            continue
+
+
+PAUSES = ["{}", "[]", "5", '{"why": 5, "at": "x", "teacher_id": 1}', "[" * 5000, "\x00"]
+
+
+@pytest.mark.parametrize("value", PAUSES, ids=range(len(PAUSES)))
+def test_a_crafted_pause_is_an_error_in_words(value: str, tmp_path: Path) -> None:
+    store = make(tmp_path / "store")
+    with closing(sqlite3.connect(store / "journal.db")) as connection, connection:
+        connection.execute("INSERT INTO meta VALUES ('hold:operator', ?)", (value,))
+    with Journal.open(store, read_only=True) as journal, pytest.raises(StoreCorrupt):
+        load(journal)
+
+
+def test_a_file_that_ends_arrow_is_decoded_in_a_child_first(tmp_path: Path) -> None:
+    store = make(tmp_path / "store", unsealed=0)
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    (shard,) = (store / "shards").glob("*.parquet")
+    whole = shard.read_bytes()
+    errors = 0
+    for place in range(8, len(whole), max(1, len(whole) // 12)):
+        proved._proved.clear()
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x41
+        (folder / "x.parquet").write_bytes(damaged)
+        try:
+            read_all(folder)
+        except (StoreError, StoreCorrupt):
+            errors += 1
+    assert errors > 3
+    (folder / "x.parquet").write_bytes(whole)
+    assert read_all(folder) == 20
+
+
+FOREIGN: dict[str, Callable[[pa.Table], pa.Table]] = {
+    "null keys": lambda table: _with(table, "key", pa.nulls(20, pa.string())),
+    "keys are numbers": lambda table: _with(table, "key", pa.array(range(20))),
+    "keys are no hex": lambda table: _with(table, "key", pa.array(["x"] * 20)),
+    "null messages": lambda table: _with(
+        table, "messages", pa.nulls(20, table.schema.field("messages").type)
+    ),
+    "messages are text": lambda table: _with(table, "messages", pa.array(["x"] * 20)),
+    "times out of range": lambda table: _with(
+        table, "created_at", pa.array([1 << 62] * 20, pa.timestamp("us", tz="UTC"))
+    ),
+    "request is no JSON": lambda table: _with(table, "request_json", pa.array(["{"] * 20)),
+    "outcome is missing": lambda table: table.drop_columns(["outcome"]),
+    "a column twice": lambda table: table.append_column("key", table["key"]),
+    "a column too many": lambda table: table.append_column("more", table["key"]),
+}
+
+
+def _with(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_shard_of_other_columns_or_values_is_an_error_in_words(kind: str, tmp_path: Path) -> None:
+    store = make(tmp_path / "store", unsealed=0)
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    (shard,) = (store / "shards").glob("*.parquet")
+    pq.write_table(FOREIGN[kind](pq.ParquetFile(shard).read()), folder / "x.parquet")
+    for reader in (*READERS.values(), findings):
+        try:
+            reader(folder)
+        except HarvesterError:
+            continue
