@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-slow torture torture-trainer soak bench bench-trainer test-families architectures check lint types layers format clean
+.PHONY: help demo test test-slow test-long torture torture-trainer soak bench bench-trainer test-families architectures check lint types layers format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -21,10 +21,13 @@ demo: $(STAMP)  ## everything once, offline: mock teacher -> corpus -> student -
 	$(BIN)/python -m harvester demo
 
 test: $(STAMP)  ## the default test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow and not torture and not families'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow and not long and not torture and not families'
 
-test-slow: $(STAMP)  ## the tests marked `slow`: about 10 minutes more
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'slow and not torture'
+test-slow: $(STAMP)  ## the tests marked `slow`: a few minutes more
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
+
+test-long: $(STAMP)  ## the tests marked `long`: a soak, fifty kills, a compiler; about 8 minutes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m long
 
 torture: $(STAMP)  ## hundreds of kills and faults, for hours (TORTURE_KILLS=N for another number)
 	$(BIN)/python -m pytest -m torture -s

@@ -186,7 +186,7 @@ def test_the_scan_would_find_every_disguise():
         assert leaks({"x": b"before" + form + b"after"})
 
 
-@pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.long), True])
 def test_no_fault_of_the_mock_teacher_brings_the_key_out(
     tmp_path: Path, mock_teacher, monkeypatch, stream: bool
 ):

@@ -162,7 +162,7 @@ def test_a_signal_that_comes_before_the_pass_is_not_lost(
     assert ended.exit_code - 128 in signals
 
 
-@pytest.mark.parametrize("still_s", [2.0, pytest.param(150.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("still_s", [2.0, pytest.param(150.0, marks=pytest.mark.long)])
 def test_after_a_stop_of_the_process_requests_do_not_come_all_at_once(
     mock_teacher: Mock, tmp_path: Path, still_s: float
 ) -> None:

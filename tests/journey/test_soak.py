@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_short_day_keeps_its_bounds():
     command = [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--seconds", "60"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

@@ -200,7 +200,7 @@ def test_between_log_lines_a_training_reads_nothing_back(tmp_path, monkeypatch):
     assert read == {1, *range(5, steps + 1, 5), steps}  # the first step: does the adapter move at all?
 
 
-@pytest.mark.slow  # a compiler runs
+@pytest.mark.long  # a compiler runs
 @pytest.mark.filterwarnings("default")  # torch's own
 def test_a_compiled_student_loses_the_same(tmp_path):
     student, pack = student_of(tmp_path), examples()

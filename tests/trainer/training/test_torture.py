@@ -66,7 +66,7 @@ def torture(fork_server, folder: Path, kills: int, seed: int) -> None:
     print(f"{done} kills of {victim} trainings, no bit changed")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_05_twenty_kills_change_no_bit(fork_server, tmp_path):
     torture(fork_server, tmp_path, 20, seed=7)
 
