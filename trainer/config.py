@@ -123,7 +123,7 @@ class TrainSection(_Frozen):
             more than half of a device.
         compile: use torch.compile for the layers and the loss. The first step is slow, and results differ
             in the last bits.
-        threads: CPU threads; 0: one for each core that this process may use.
+        threads: CPU threads of each process; 0: the cores that may be used, divided among the processes.
         device: where to train; "fastest" is CUDA if present, else the CPU.
     """
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,6 @@ class Batch:
         targets: [supervised] int64, the token to predict there.
         segments: groups of documents for `segment_attention.attend`; on CUDA their bounds, for
             `varlen_attention.attend`; None where the student runs its own attention.
-        boundaries: further arguments of the forward that say where documents begin.
     """
 
     input_ids: torch.Tensor
@@ -34,7 +33,6 @@ class Batch:
     predict_at: torch.Tensor
     targets: torch.Tensor
     segments: Segments | None
-    boundaries: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -48,7 +46,7 @@ class Batch:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of the student's forward."""
-        arguments: dict[str, Any] = {"input_ids": self.input_ids, "use_cache": False, **self.boundaries}
+        arguments: dict[str, Any] = {"input_ids": self.input_ids, "use_cache": False}
         if self.position_ids is not None:
             arguments["position_ids"] = self.position_ids
         if self.segments is not None:
@@ -99,7 +97,6 @@ def collate(
         to_device(_predict_at(documents, np.cumsum(lengths) - lengths), device),
         to_device(_targets(documents), device),
         arguments.pop("segments"),
-        arguments,
     )
 
 

@@ -22,7 +22,7 @@ from trainer.data.packing import pack
 from trainer.errors import DataError
 from trainer.evaluation.scorecard import JudgedPrompt, is_correct, scorecard
 from trainer.model import generate, model, self_test, weights
-from trainer.publish.adapter import check_same_base
+from trainer.publish.adapter import check_same_base, check_same_tokens
 from trainer.training.forward import pack_losses
 
 # Called with the model that answers ("base" or "student"), the number of prompts and how many are answered.
@@ -82,6 +82,7 @@ def evaluate(
             remedy=f"give rows a {config.data.split_field!r} other than 'train', or set [data] eval_share",
         )
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
+    check_same_tokens(config, renderer, adapter)
     targets = dataset.held_out_examples(rows.held_out, renderer, config)
     limit = answer_limit(config, rows, targets, renderer)
     for note in limit_notes(limit, rows.held_out, targets, renderer):

@@ -82,9 +82,18 @@ def fit_to_device(config: TrainConfig, processes: int = 1) -> TrainConfig:
     return config.model_copy(update={"train": train.model_copy(update={"pack_tokens": pack_tokens})})
 
 
-def set_threads(train: TrainSection) -> None:
-    """Set torch's CPU threads: `[train] threads`, else one for each core that this process may use."""
-    torch.set_num_threads(train.threads or len(os.sched_getaffinity(0)))
+def thread_count(train: TrainSection) -> int:
+    """Return `[train] threads`, else one for each core that this process may use."""
+    return train.threads or len(os.sched_getaffinity(0))
+
+
+def set_threads(train: TrainSection, processes: int = 1) -> None:
+    """Set torch's CPU threads: `[train] threads`, else this process's share of the cores.
+
+    Args:
+        processes: processes of this training on this machine, which divide the cores among them.
+    """
+    torch.set_num_threads(train.threads or max(1, thread_count(train) // processes))
 
 
 def base_dtype(device: torch.device) -> torch.dtype:

@@ -30,15 +30,12 @@ class RowLayout:
     Attributes:
         packed: many documents in one row; otherwise one document a row.
         attention: the attention function of transformers to run with; empty: the one that is set.
-        boundaries: further arguments of the student's forward that tell its recurrent or convolutional parts
-            where documents begin: `seq_idx`, `cu_seq_lens`.
         one_group: when unpacked, lay the whole pack out in one group, so that every process makes the same
             number of forward passes.
     """
 
     packed: bool = True
     attention: str = ""
-    boundaries: tuple[str, ...] = ()
     one_group: bool = False
 
 
@@ -76,22 +73,6 @@ def segments_of(lengths: Sequence[int], device: torch.device | str, attention: s
     return SegmentGroups(tuple(made))
 
 
-def boundary_arguments(
-    names: Sequence[str], lengths: Sequence[int], device: torch.device | str
-) -> dict[str, Any]:
-    """Return the arguments that tell recurrent and convolutional parts where documents begin."""
-    arguments: dict[str, Any] = {}
-    if "seq_idx" in names:
-        numbers = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-        arguments["seq_idx"] = to_device(numbers, device)[None]
-    if "cu_seq_lens" in names:
-        starts = to_device(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32), device)
-        longest = max(lengths)
-        arguments |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
-        arguments |= {"max_length_q": longest, "max_length_k": longest}
-    return arguments
-
-
 def packed_arguments(
     documents: Sequence[npt.NDArray[Any]], device: torch.device | str, layout: RowLayout = PACKED
 ) -> dict[str, Any]:
@@ -106,7 +87,6 @@ def packed_arguments(
         "input_ids": to_device(np.concatenate(documents).astype(np.int64), device)[None],
         "position_ids": to_device(positions, device)[None],
         "segments": segments_of(lengths, device, layout.attention),
-        **boundary_arguments(layout.boundaries, lengths, device),
     }
 
 

@@ -12,9 +12,16 @@ from typing import Any
 from safetensors import safe_open
 
 from trainer.errors import StudentError
+from trainer.model import hash_memory
 
 # The largest published chat templates have about 20 KB.
 MAX_TEMPLATE_BYTES = 1 << 18
+
+# Files of a tokenizer, without its chat template.
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt"),
+)
 
 
 def check_base(folder: Path, sha256: str = "") -> None:
@@ -127,19 +134,41 @@ def read_json(path: Path) -> Mapping[str, Any]:
 def base_sha256(folder: Path) -> str:
     """Return the SHA-256 of the base's configuration and weights; it ties an adapter to its base.
 
-    The files are read once by a process: their hash is remembered for as long as path, size, modification
-    time and inode of each stay the same.
+    The files are read once by a process, and for a large base once for all processes (`hash_memory`), as long
+    as none of them has changed.
     """
-    files = []
-    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-        status = path.stat()
-        files.append((str(path), status.st_size, status.st_mtime_ns, status.st_ino))
-    return _sha256_of_files(tuple(files))
+    files = _identities(folder)
+    if remembered := hash_memory.recall(files):
+        return remembered
+    return content_sha256(folder)
+
+
+def content_sha256(folder: Path) -> str:
+    """Return `base_sha256` as this process computed it from the content, for documents and hash trees."""
+    files = _identities(folder)
+    digest = _sha256_of_files(files)
+    if _identities(folder) == files:
+        hash_memory.remember(files, digest)
+    return digest
+
+
+def _identities(folder: Path) -> tuple[hash_memory.FileIdentity, ...]:
+    paths = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return tuple(hash_memory.identity(path) for path in paths)
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """Return the SHA-256 of the files that decide which ids a text has; chat templates are not among them."""
+    digest = hashlib.sha256()
+    for name in _TOKENIZER_FILES:
+        if (folder / name).is_file():
+            digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=16)
-def _sha256_of_files(files: tuple[tuple[str, int, int, int], ...]) -> str:
-    """Hash the names and contents of files, given as (path, size, modification time in ns, inode)."""
+def _sha256_of_files(files: tuple[hash_memory.FileIdentity, ...]) -> str:
+    """Hash the names and contents of files."""
     digest = hashlib.sha256()
     for path, *_ in files:
         digest.update(Path(path).name.encode())

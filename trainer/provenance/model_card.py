@@ -71,7 +71,7 @@ def write(
         dataset=dataset,
         licence=config.out.licence or None,
         sha256=sha256_of(files[0]) if len(files) == 1 else "",
-        base_sha256=weights.base_sha256(config.base),
+        base_sha256=weights.content_sha256(config.base),
         merged=merged,
     )
     bom = json.dumps(ml_bom(student, tool_version=__version__), indent=2, ensure_ascii=False)

@@ -81,6 +81,27 @@ def check_same_base(config: TrainConfig, adapter: Path) -> None:
         )
 
 
+def check_same_tokens(config: TrainConfig, renderer: Renderer, adapter: Path) -> None:
+    """Refuse a tokenizer or chat template that is not the one the adapter was trained with.
+
+    Adapters of earlier versions record neither.
+
+    Raises:
+        StudentError: names both hashes.
+    """
+    recorded = weights.read_json(adapter / "lineage.json")
+    for name, what, actual in (
+        ("tokenizer_sha256", "tokenizer files", weights.tokenizer_sha256(config.base)),
+        ("template_sha256", "chat template", renderer.template_sha256),
+    ):
+        if recorded.get(name, actual) != actual:
+            raise StudentError(
+                f"the adapter was trained with {what} of the SHA-256 {recorded[name]}, now it is {actual}",
+                place=str(config.base),
+                remedy="set back the base's tokenizer and [student] template, or train it again",
+            )
+
+
 def recorded_base_sha256(adapter: Path) -> str:
     """Return the SHA-256 of the base that an adapter was trained on, empty if it records none.
 
@@ -101,19 +122,28 @@ def _fill(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         student.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
-    write_serving_files(aside, renderer, config)
+    _write_companions(aside, renderer, config, rows, faults)
+
+
+def _write_companions(
+    folder: Path, renderer: Renderer, config: TrainConfig, rows: Rows, faults: Sequence[str]
+) -> None:
+    """Write all files of an adapter's folder but the weights and PEFT's configuration."""
+    write_serving_files(folder, renderer, config)
     lineage = {
         **lineage_summary(rows),
-        "base_sha256": weights.base_sha256(config.base),
+        "base_sha256": weights.content_sha256(config.base),
+        "tokenizer_sha256": weights.tokenizer_sha256(config.base),
+        "template_sha256": renderer.template_sha256,
         "forced_faults": list(faults),
     }
-    (aside / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
+    (folder / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
     leaves = fingerprint.write_rows(
-        aside, (fingerprint.leaf_of(s, rows.origins.get(s.key, "")) for s in rows.train)
+        folder, (fingerprint.leaf_of(s, rows.origins.get(s.key, "")) for s in rows.train)
     )
     facts = card_facts(config, renderer, len(rows.train), faults)
-    model_card.write(aside, config, rows.lineages, facts)
-    fingerprint.write_tree(aside, leaves, rows.lineages)
+    model_card.write(folder, config, rows.lineages, facts)
+    fingerprint.write_tree(folder, leaves, rows.lineages)
 
 
 def write_serving_files(folder: Path, renderer: Renderer, config: TrainConfig) -> None:
@@ -143,24 +173,24 @@ def _record_bos(path: Path, renderer: Renderer) -> None:
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def rehearse(renderer: Renderer, config: TrainConfig) -> None:
-    """Write the files of `write_serving_files` to a temporary folder.
+def rehearse(renderer: Renderer, config: TrainConfig, rows: Rows, faults: Sequence[str] = ()) -> None:
+    """Write all that accompanies an adapter's weights to a temporary folder: tokenizer, documents, hash tree.
 
     `train` does this before its first step: what would fail at the end must fail at the start.
 
     Raises:
-        StudentError: tokenizer or chat template can't be saved.
+        StudentError: a file can't be written, such as a tokenizer that can't be saved.
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
-            write_serving_files(Path(folder), renderer, config)
+            _write_companions(Path(folder), renderer, config, rows, faults)
     except HarvesterError:
         raise
     except Exception as error:  # noqa: BLE001 - tokenizers raise their own kinds
         raise StudentError(
             f"the adapter could not be written after the training: {type(error).__name__}: {error}",
             place=str(config.base),
-            remedy="repair the base's tokenizer files",
+            remedy="repair the base's tokenizer files, or free space for temporary files",
         ) from None
 
 
@@ -189,7 +219,7 @@ def card_facts(
     return [
         ("adapter", f"LoRA, rank {config.lora.rank}, alpha {config.lora.alpha:g}, on {target}"),
         ("load with", "peft.PeftModel.from_pretrained(base, this folder)"),
-        ("base SHA-256 (config and weights)", weights.base_sha256(config.base)),
+        ("base SHA-256 (config and weights)", weights.content_sha256(config.base)),
         ("answers learned", f"{rows:,}; their hashes are in {fingerprint.ROWS_FILE}"),
         (
             "seed, epochs, peak learning rate",

@@ -25,7 +25,7 @@ from trainer.errors import ConfigError, StoreFull, StudentError
 from trainer.model import model, self_test, weights
 from trainer.provenance import fingerprint, model_card, terms_check
 from trainer.publish import adapted_weights, merge, modelfile
-from trainer.publish.adapter import card_facts, check_same_base, write_serving_files
+from trainer.publish.adapter import card_facts, check_same_base, check_same_tokens, write_serving_files
 
 PARITY_FILE = "parity.json"
 # Largest difference as a share of the largest logit: fp32 sums in another order make 1e-6, a wrong merge 1.
@@ -66,6 +66,7 @@ def export_merged(config: TrainConfig, folder: Path, dtype: str = "") -> dict[st
     _check_dtype(dtype)
     _check_destination(folder)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
+    check_same_tokens(config, renderer, adapter)
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -12,6 +12,7 @@ import torch
 from trainer.config import TrainConfig
 from trainer.errors import CheckpointError, ResumeRefused, StoreFull
 from trainer.model import weights
+from trainer.model.model import thread_count
 from trainer.training import checkpoint
 from trainer.training.distributed import World
 from trainer.training.inputs import TrainingInputs
@@ -153,7 +154,8 @@ class Checkpointer:
         dataset = self._inputs.dataset
         return {
             **settings,
-            "train.threads": torch.get_num_threads() if self._student.device.type == "cpu" else 0,
+            # Of one process: several divide the cores among them, and may resume what one has begun.
+            "train.threads": thread_count(self._config.train) if self._student.device.type == "cpu" else 0,
             "corpus": dataset.sha256,
             "corpus.examples": len(dataset.examples),
             "corpus.tokens": sum(dataset.lengths),

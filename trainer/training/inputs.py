@@ -56,22 +56,28 @@ class TrainingInputs:
         return [self.dataset.examples[number] for number in self.order.largest()]
 
 
-def read_inputs(config: TrainConfig, rows: dataset.Rows | None = None) -> TrainingInputs:
+def read_inputs(
+    config: TrainConfig, rows: dataset.Rows | None = None, *, rehearses: bool = True
+) -> TrainingInputs:
     """Read the corpus (unless `rows` has been read already), render it and look for fatal faults.
+
+    Args:
+        rehearses: write what accompanies an adapter once, to a temporary folder, to see that it can be.
 
     Raises:
         DataError: no corpus, or no row to learn from.
         StudentError: the base is not the one that `[student] sha256` names, or its tokenizer or chat template
-            can't be used, or can't be saved with the adapter.
+            can't be used, or the files that accompany an adapter can't be written.
         TermsRefused: a teacher's terms do not permit training.
     """
     weights.check_base(config.base, config.student.sha256)
     rows = rows or dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    rehearse(renderer, config)
     vocabulary = weights.vocabulary_size(config.base)
     rendered, data = data_checks.render_rows(rows, renderer, config, vocabulary)
     checks = data_checks.run_checks(rendered, renderer, vocabulary=vocabulary, learned=len(data.examples))
     faults = tuple(str(check) for check in checks if check.count)
+    if rehearses:
+        rehearse(renderer, config, rows, faults)
     order = Order(data.lengths, config.train, weights.query_channels(config.base))
     return TrainingInputs(rows, renderer, data, order, faults)

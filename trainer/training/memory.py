@@ -215,21 +215,18 @@ def _faked(batch: Batch, fake: Any, device: torch.device, attention: str) -> Bat
     ids, positions, predict_at, targets = map(
         of, (batch.input_ids, batch.position_ids, batch.predict_at, batch.targets)
     )
-    boundaries = {name: of(v) if torch.is_tensor(v) else v for name, v in batch.boundaries.items()}
     if batch.segments is None:
-        return Batch(ids, positions, predict_at, targets, None, boundaries)
+        return Batch(ids, positions, predict_at, targets, None)
     assert isinstance(batch.segments, SegmentGroups)  # collated on the CPU
     if attention == varlen_attention.ATTENTION_NAME:
         grid = [g.longest for g in batch.segments for _ in range(g.documents)]  # only shapes matter
         bounds = varlen_attention.document_bounds(grid, "cpu")
-        return Batch(
-            ids, positions, predict_at, targets, replace(bounds, starts=of(bounds.starts)), boundaries
-        )
+        return Batch(ids, positions, predict_at, targets, replace(bounds, starts=of(bounds.starts)))
     groups = tuple(
         replace(g, token_of_cell=of(g.token_of_cell), cell_of_token=of(g.cell_of_token))
         for g in batch.segments
     )
-    return Batch(ids, positions, predict_at, targets, SegmentGroups(groups), boundaries)
+    return Batch(ids, positions, predict_at, targets, SegmentGroups(groups))
 
 
 def enable_checkpointing(student: Any) -> None:

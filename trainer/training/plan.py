@@ -74,6 +74,12 @@ def plan(config: TrainConfig, probe_steps: int = 0) -> TrainPlan:
     notes = model.check_without_weights(config)
     checkpointing = memory.needs_checkpointing(config, inputs.largest_pack)
     estimate = memory.estimate(config, inputs.largest_pack, checkpointing=checkpointing)
+    free = memory.available_bytes(model.select_device(config.train))
+    if free is not None and estimate.peak > free:
+        notes.append(
+            f"the peak of {estimate.peak >> 20:,} MiB exceeds the {free >> 20:,} MiB that are free: lower "
+            f"[train] pack_tokens (now {config.train.pack_budget:,})"
+        )
     counted = TrainPlan(
         examples=len(examples),
         held_out=len(inputs.rows.held_out),

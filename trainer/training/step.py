@@ -113,8 +113,18 @@ class Stepper:
                 loss += batch_loss.detach()
                 correct += batch_correct
         except (RuntimeError, MemoryError) as error:
-            raise _as_out_of_memory(error, pack) from None
+            raise _as_out_of_memory(error, pack, self._remedy(pack)) from None
         return loss, correct
+
+    def _remedy(self, pack: Sequence[Example]) -> str:
+        """Return which settings to change when a pack doesn't fit."""
+        half = sum(len(example.ids) - 1 for example in pack) // 2
+        smaller = (
+            f"pack_tokens = {half} (the step keeps its batch)"
+            if half >= self._train.max_length
+            else "a lower pack_tokens and max_length"
+        )
+        return smaller if self._student.checkpointing else f'[train] checkpointing = "always", or {smaller}'
 
     def _update(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
         is_bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
@@ -184,7 +194,7 @@ def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
     return parameter.grad
 
 
-def _as_out_of_memory(error: RuntimeError | MemoryError, pack: Sequence[Example]) -> Exception:
+def _as_out_of_memory(error: RuntimeError | MemoryError, pack: Sequence[Example], remedy: str) -> Exception:
     """Return OutOfMemory when the error says that memory ran out, else the error itself."""
     if not is_out_of_memory(error):
         return error
@@ -193,5 +203,5 @@ def _as_out_of_memory(error: RuntimeError | MemoryError, pack: Sequence[Example]
     return OutOfMemory(
         f"not enough memory for a pack of {len(pack)} examples of up to {longest} tokens, {tokens:,} in all",
         place="train.pack_tokens",
-        remedy='[train] checkpointing = "always", or a lower pack_tokens (the step keeps its batch)',
+        remedy=remedy,
     )

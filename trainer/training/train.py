@@ -87,8 +87,8 @@ def train(
     ):
         started = time.monotonic()
         config = model.fit_to_device(config, world.size)
-        model.set_threads(config.train)
-        inputs = read_inputs(config, rows)
+        model.set_threads(config.train, world.size)
+        inputs = read_inputs(config, rows, rehearses=world.is_leader)
         if inputs.faults and not force_faults:
             raise FindingsError(
                 "; ".join(inputs.faults),

@@ -260,6 +260,21 @@ def test_another_base_than_the_adapters_is_refused_with_both_hashes(run_trainer,
     assert not (trained.parent / "merged").exists()
 
 
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+@pytest.mark.parametrize(
+    ("file", "message"), [("tokenizer_config.json", "tokenizer files"), ("chat_template.jinja", "template")]
+)
+def test_another_tokenizer_or_template_is_refused(run_trainer, trained, command, file, message):  # noqa: F811
+    path = trained.parent / "base" / file
+    text = path.read_text()
+    path.write_text(text.replace("{{ m['role'] }}", "{{ m['role'] }} ") if "jinja" in file else text + " ")
+    assert path.read_text() != text
+    merged = [trained.parent / "merged"] if command == "export" else []
+    code, _, err = run_trainer(command, trained, *merged)
+    assert code == 2
+    assert message in err
+
+
 @pytest.mark.parametrize("command", ["plan", "doctor", "train", "evaluate", "export"])
 def test_every_command_refuses_a_base_that_is_not_the_pinned_one(run_trainer, trained, command):  # noqa: F811
     actual = weights.base_sha256(trained.parent / "base")

@@ -18,9 +18,10 @@ from trainer import config as settings
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
 from trainer.data.order import Order
-from trainer.errors import DataError, Interrupted, ResumeRefused, TrainingDiverged
+from trainer.errors import DataError, Interrupted, ResumeRefused, StudentError, TrainingDiverged
 from trainer.evaluation.evaluate import evaluate
 from trainer.model import model
+from trainer.provenance import model_card
 from trainer.training import checkpoint, step
 from trainer.training.reporter import Callbacks
 from trainer.training.train import train
@@ -62,7 +63,7 @@ def test_a_training_whose_template_writes_the_date_resumes_a_day_later(tmp_path,
     talk = [{"role": "user", "content": "hi"}]
     today = tokenizer.apply_chat_template(talk, tokenize=False)
     with pytest.raises(Interrupted):
-        train(config, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        train(config, Callbacks(on_step=lambda _: os.kill(os.getpid(), signal.SIGTERM)))
 
     class Tomorrow(datetime):
         @classmethod
@@ -73,6 +74,27 @@ def test_a_training_whose_template_writes_the_date_resumes_a_day_later(tmp_path,
     assert tokenizer.apply_chat_template(talk, tokenize=False) != today
     done = train(config)
     assert any("resumed at step 1" in note for note in done.notes)
+
+
+def test_a_document_that_can_not_be_written_at_the_end_is_refused_at_the_start(tmp_path, monkeypatch):
+    config = settings.load(tiny.train_toml(tmp_path, tiny.skill(8)))
+
+    def refuse(*_args, **_more):
+        raise KeyError("a lineage that the card can't show")
+
+    monkeypatch.setattr(model_card, "write", refuse)
+    with pytest.raises(StudentError, match="after the training: KeyError"):
+        train(config)
+    assert not (config.out_path / "train.jsonl").exists()
+
+
+def test_processes_divide_the_cores_among_them(monkeypatch):
+    monkeypatch.setattr(model.os, "sched_getaffinity", lambda _pid: set(range(8)))
+    given = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    for threads, processes in ((0, 1), (0, 3), (0, 16), (5, 2)):
+        model.set_threads(settings.TrainSection(threads=threads), processes)
+    assert given == [8, 2, 1, 5]
 
 
 def test_the_card_names_teacher_and_terms(learned):
