@@ -27,6 +27,7 @@ class ServingCommands:
         adapter: vLLM's command for base and adapter; empty if vLLM can't serve this adapter.
         why_merge: why `adapter` is empty.
         merged: vLLM's command for the merged folder. ollama: Ollama's; both empty without such a folder.
+        llama_cpp: commands that convert the merged folder with llama.cpp's own script, and serve the file.
         stops: texts of the tokens that end an answer.
         notes: where a server would differ from what was learned.
     """
@@ -35,6 +36,7 @@ class ServingCommands:
     why_merge: str
     merged: str
     ollama: str
+    llama_cpp: tuple[str, ...]
     stops: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -83,6 +85,7 @@ def commands(config: TrainConfig, renderer: Renderer, merged: Path | None = None
         if merged is None
         else _shell_line("vllm", "serve", str(merged), "--served-model-name", config.name),
         ollama=ollama,
+        llama_cpp=() if merged is None else _llama_cpp(merged, config.name),
         stops=(stop,),
         notes=tuple(notes),
     )
@@ -98,7 +101,17 @@ def describe(serving: ServingCommands) -> list[str]:
     for command in (serving.merged, serving.ollama):
         if command:
             lines += [f"serve with {'Ollama' if command.startswith('ollama') else 'vLLM'}:", f"  {command}"]
+    if serving.llama_cpp:
+        lines += ["serve with llama.cpp:", *(f"  {command}" for command in serving.llama_cpp)]
     return [*lines, *serving.notes]
+
+
+def _llama_cpp(merged: Path, name: str) -> tuple[str, ...]:
+    file = f"{merged.parent / name}.gguf"
+    return (
+        _shell_line("python", "convert_hf_to_gguf.py", str(merged), "--outfile", file),
+        _shell_line("llama-server", "-m", file, "--jinja"),
+    )
 
 
 def _why_vllm_needs_merge(config: TrainConfig) -> str:

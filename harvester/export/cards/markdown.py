@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from harvester.export.cards.facts import DatasetFacts
+from harvester.export.cards.facts import SPDX, DatasetFacts
 
 NOT_LEGAL_ADVICE = "This is a reading of published terms on the days named, not legal advice."
 
@@ -27,9 +27,16 @@ def document(header: Mapping[str, object], body: Sequence[str]) -> str:
 
 
 def licence_keys(licence: str, dataset: DatasetFacts) -> dict[str, str]:
-    """Return the licence keys of a header; for "other", a name and the link to the NOTICE too."""
+    """Return the licence keys of a header; for "other", a name and the link to the NOTICE too.
+
+    If all terms records name one licence that the Hub knows, that is its id: the Hub refuses such an id as
+    the name of another licence.
+    """
     if licence != "other":
         return {"license": licence}
+    known = {record.licence.lower() for record in dataset.records}
+    if len(known) == 1 and (only := next(iter(known))) in SPDX and not dataset.duties:
+        return {"license": only}
     names = "-and-".join(slug(record.licence.removeprefix("LicenseRef-")) for record in dataset.records[:3])
     return {"license": "other", "license_name": names or "teacher-terms", "license_link": "NOTICE"}
 

@@ -122,6 +122,19 @@ def test_the_data_set_card_names_teachers_terms_and_files():
         assert part in card
 
 
+@pytest.mark.parametrize(
+    ("ids", "licence"),
+    [
+        (("qwen3.8-27b-apache",), "apache-2.0"),
+        (("llama-3.1", "qwen3.8-27b-apache"), "other"),
+    ],
+)
+def test_a_licence_that_the_hub_knows_is_named_by_its_id(ids: tuple[str, ...], licence: str):
+    head = head_of(dataset_card(dataset(*ids)))
+    assert head["license"] == licence
+    assert ("license_name" in head) == (licence == "other")
+
+
 def test_the_notice_carries_notices_and_terms():
     text = notice(dataset("gemma-1-to-3", "nvidia-nemotron-open", "minimax-m3"), title="my-answers")
     for part in (

@@ -259,5 +259,6 @@ def test_a_server_that_opens_the_folder_renders_as_was_learned(tmp_path, fork_se
     merged = str(tmp_path / "merged")
     assert shlex.join(["vllm", "serve", merged, "--served-model-name", "out"]) in lines
     assert shlex.join(["ollama", "create", "out", "-f", f"{merged}/Modelfile"]) in lines
+    assert shlex.join(["llama-server", "-m", f"{tmp_path}/out.gguf", "--jinja"]) in lines
     assert any(line.startswith(f"an answer ends at {shape.stop};") for line in lines)
     assert any("--max-lora-rank 8" in line for line in lines)
