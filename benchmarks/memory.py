@@ -98,7 +98,7 @@ async def _task_per_row(url: str, prompts: int, in_flight: int) -> Curve:
     turn = asyncio.Semaphore(in_flight)
     async with bare_httpx() as client:
 
-        async def one(body: bytes) -> bytes:
+        async def send(body: bytes) -> bytes:
             nonlocal done
             async with turn:
                 content = (await client.post(url, content=body, headers=HEADERS)).content
@@ -111,7 +111,7 @@ async def _task_per_row(url: str, prompts: int, in_flight: int) -> Curve:
                 await asyncio.sleep(0.2)
 
         watching = asyncio.create_task(watch())
-        await asyncio.gather(*(one(body) for body in itertools.islice(bodies(), prompts)))
+        await asyncio.gather(*(send(body) for body in itertools.islice(bodies(), prompts)))
         watching.cancel()
         curve.note(done)
     curve.seconds = time.monotonic() - begun

@@ -104,7 +104,7 @@ def lora(device: str, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
         yield f"lora {name}", error(mine.grad, theirs.grad)
 
 
-def whole(device: str, dtype: str) -> float:
+def student_loss(device: str, dtype: str) -> float:
     """A two-layer student's loss here against the same weights in fp32 on the CPU."""
     task = lora_task.Task("", shape=TINY, device=device, dtype=dtype)
     path = varlen_attention.register() if device == "cuda" else segment_attention.register()
@@ -131,7 +131,7 @@ def main() -> None:
     for check in (attention, head, lora):
         result.update(check(device, getattr(torch, dtype)))
     bad = [name for name, size in result.items() if not size < BOUND[dtype]]
-    result["two-layer loss"] = whole(device, dtype)
+    result["two-layer loss"] = student_loss(device, dtype)
     bad += [] if result["two-layer loss"] < WHOLE[dtype] else ["two-layer loss"]
     print(json.dumps({name: float(f"{size:.2e}") for name, size in result.items()}))
     if bad:

@@ -71,7 +71,7 @@ def completion(ask: ChatRequest, generated: Sequence[Generated], identity: Ident
         "object": "chat.completion",
         "created": identity.created,
         "model": identity.model,
-        "choices": [_choice(ask, index, one) for index, one in enumerate(generated)],
+        "choices": [_choice(ask, index, answer) for index, answer in enumerate(generated)],
         "usage": usage(ask.prompt_tokens, generated),
         "system_fingerprint": identity.fingerprint,
     }

@@ -120,9 +120,9 @@ class WindowCount:
 
     def _advance(self, now: float) -> None:
         self._now = max(self._now, now)
-        whole = (self._now - self._begun_at) // self.window_s
-        if whole > 0:
-            self._begun_at += whole * self.window_s
+        windows = (self._now - self._begun_at) // self.window_s
+        if windows > 0:
+            self._begun_at += windows * self.window_s
             self._used = 0.0
 
 

@@ -243,9 +243,12 @@ class CanaryTask:
         return [
             (
                 same.key.hex(),
-                replace(one, prompt=replace(one.prompt, metadata={"round": number, "asks": same.key.hex()})),
+                replace(
+                    request,
+                    prompt=replace(request.prompt, metadata={"round": number, "asks": same.key.hex()}),
+                ),
             )
-            for same, one in zip(*asks, strict=True)
+            for same, request in zip(*asks, strict=True)
         ]
 
     def _close(self, writer: GroupCommit, ending: Ending) -> None:

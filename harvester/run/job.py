@@ -134,8 +134,8 @@ async def _open(prepared: Prepared, writer: GroupCommit, watch: Watch, clock: Cl
     await stored_pauses.restore()
     feed = PromptFeed(prepared.config, prepared.root, errors.add)
     canary = _canary(prepared, record, stored_pauses, errors, clock)
-    news = canary.news if canary is not None else {}
-    sources = StatusSources(_facts(prepared, record), feed, control, errors, news, prepared.hours)
+    canary_news = canary.news if canary is not None else {}
+    sources = StatusSources(_facts(prepared, record), feed, control, errors, canary_news, prepared.hours)
     heartbeat = Heartbeat(prepared.store, sources, watch)
 
     def drain(ending: Ending, detail: str) -> None:

@@ -1,4 +1,4 @@
-"""A whole run against a teacher that misbehaves: what operator, store and the teacher's ledger say of it."""
+"""Run a whole harvest against a teacher that misbehaves; return what operator, store and ledger show."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Hasty(SystemClock):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a run ended: `said` is what the operator reads, `billed` what the teacher charged for it."""
+    """How a run ended: `output` is what the operator reads, `billed` what the teacher charged for it."""
 
     exit_code: int
-    said: str
+    output: str
     store: Path
     totals: Totals
     billed: Mapping[str, int]
@@ -59,7 +59,7 @@ class Ended:
         return self.totals.outcomes
 
 
-def live(
+def run_harvest(
     mock: RunningMock,
     root: Path,
     faults: Sequence[Mapping[str, Any]] = (),
@@ -90,7 +90,7 @@ def live(
     }
     path = root / "harvest.toml"
     path.write_text("".join(toml(name, table) for name, table in tables.items()), encoding="utf-8")
-    exit_code, text = run(path, clock or Hasty(), watch)
+    exit_code, output = run(path, clock or Hasty(), watch)
     totals = Totals()
     if (root / "store" / "journal.db").exists():
         with Journal.open(root / "store", read_only=True) as journal:
@@ -99,7 +99,7 @@ def live(
     letters = root / "store" / "dead_letters.jsonl"
     return Ended(
         exit_code,
-        text,
+        output,
         root / "store",
         totals,
         {name: after[name] - before[name] for name in before},

@@ -1,4 +1,4 @@
-"""What an answer may hold, through a whole run: every part arrives in its own column, whatever was asked."""
+"""Check through a whole run that every part of an answer arrives in its own column."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harvester.mock_teacher.settings import MockSettings
 from harvester.run.prepare import prepare
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
-from tests.faults.bench import POISON, inline, live
+from tests.faults.bench import POISON, inline, run_harvest
 
 SCHEMA = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
 BY_SCHEMA = {"response_format": {"type": "json_schema", "json_schema": {"name": "sum", "schema": SCHEMA}}}
@@ -38,7 +38,7 @@ def rows(root: Path) -> list[Sample]:
 
 def test_a_cut_stream_is_asked_again_and_never_taken_for_whole(mock: RunningMock, tmp_path: Path) -> None:
     fault = {"action": "stream_cut", "events": 2, "times": 1}
-    ended = live(mock, tmp_path, [fault], sampling={"stream": True})
+    ended = run_harvest(mock, tmp_path, [fault], sampling={"stream": True})
     assert ended.fired == 1
     assert (ended.exit_code, ended.totals.answers, ended.totals.possibly_billed) == (0, 3, 1)
     assert all(row.outcome == "ok" and row.raw.rstrip().endswith(b"[DONE]") for row in rows(tmp_path))
@@ -46,7 +46,7 @@ def test_a_cut_stream_is_asked_again_and_never_taken_for_whole(mock: RunningMock
 
 def test_a_stream_with_a_junk_event_is_kept_and_flagged(mock: RunningMock, tmp_path: Path) -> None:
     fault = {"action": "stream_junk", "events": 2, "times": 1}
-    ended = live(mock, tmp_path, [fault], sampling={"stream": True})
+    ended = run_harvest(mock, tmp_path, [fault], sampling={"stream": True})
     assert ended.fired == 1
     assert (ended.exit_code, ended.billed["requests"], ended.totals.possibly_billed) == (0, 3, 0)
     assert ended.outcomes == {"ok": 2, "unknown": 1}
@@ -57,17 +57,17 @@ def test_json_by_schema_is_checked_and_stored_either_way(mock: RunningMock, tmp_
         {"action": "content", "value": '{"sum": 78}', "prompt": POISON},
         {"action": "content", "value": '{"sum": "many"}'},
     ]
-    ended = live(mock, tmp_path, faults, sampling=BY_SCHEMA)
+    ended = run_harvest(mock, tmp_path, faults, sampling=BY_SCHEMA)
     assert (ended.exit_code, ended.outcomes, ended.billed["requests"]) == (0, {"ok": 1, "invalid": 2}, 3)
     assert [row.outcome for row in rows(tmp_path)] == ["invalid", "ok", "invalid"]
     assert rows(tmp_path)[0].completion == '{"sum": "many"}'
-    again = live(mock, tmp_path, sampling=BY_SCHEMA)
+    again = run_harvest(mock, tmp_path, sampling=BY_SCHEMA)
     assert again.billed["requests"] == 0
 
 
 def test_a_broken_schema_costs_nothing(mock: RunningMock, tmp_path: Path) -> None:
     broken = {"type": "json_schema", "json_schema": {"schema": {"type": "whole"}}}
-    ended = live(mock, tmp_path, sampling={"max_tokens": 9}, prompts=ONE)
+    ended = run_harvest(mock, tmp_path, sampling={"max_tokens": 9}, prompts=ONE)
     path = tmp_path / "harvest.toml"
     text = path.read_text().replace("max_tokens = 9", f"response_format = {inline(broken)}")
     path.write_text(text)
@@ -78,23 +78,23 @@ def test_a_broken_schema_costs_nothing(mock: RunningMock, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 def test_reasoning_has_its_own_column(mock: RunningMock, tmp_path: Path, field: str) -> None:
-    live(mock, tmp_path, [{"action": "message", "value": {field: "carry the one"}}], prompts=ONE)
+    run_harvest(mock, tmp_path, [{"action": "message", "value": {field: "carry the one"}}], prompts=ONE)
     (row,) = rows(tmp_path)
     assert (row.reasoning, row.outcome) == ("carry the one", "ok")
     assert "carry" not in (row.completion or "")
 
 
 def test_samples_are_rows_of_their_own_and_n_is_refused(mock: RunningMock, tmp_path: Path) -> None:
-    ended = live(mock, tmp_path, sampling={"samples": 3, "temperature": 1.0})
+    ended = run_harvest(mock, tmp_path, sampling={"samples": 3, "temperature": 1.0})
     assert ended.billed["requests"] == 9
     result = rows(tmp_path)
     assert [row.sample_index for row in result] == [0, 1, 2] * 3
     assert len({row.key for row in result}) == 9
-    more = live(mock, tmp_path, sampling={"samples": 4, "temperature": 1.0})
+    more = run_harvest(mock, tmp_path, sampling={"samples": 4, "temperature": 1.0})
     assert more.billed["requests"] == 3
-    refused = live(mock, tmp_path, sampling={"extra": {"n": 2}})
+    refused = run_harvest(mock, tmp_path, sampling={"extra": {"n": 2}})
     assert (refused.exit_code, refused.billed["requests"]) == (2, 0)
-    assert "set samples" in refused.said
+    assert "set samples" in refused.output
 
 
 def test_row_25_of_several_choices_ours_is_the_one_with_index_0(mock: RunningMock, tmp_path: Path) -> None:
@@ -102,14 +102,14 @@ def test_row_25_of_several_choices_ours_is_the_one_with_index_0(mock: RunningMoc
         return {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
 
     swapped = {"choices": [choice(1, "theirs"), choice(0, "ours")]}
-    ended = live(mock, tmp_path, [{"action": "patch", "value": swapped}], prompts=ONE)
+    ended = run_harvest(mock, tmp_path, [{"action": "patch", "value": swapped}], prompts=ONE)
     assert ended.fired == 1
     (row,) = rows(tmp_path)
     assert (row.completion, b"theirs" in row.raw) == ("ours", True)
 
 
 def test_log_probabilities_lie_compact_in_the_shard(mock: RunningMock, tmp_path: Path) -> None:
-    live(mock, tmp_path, sampling={"top_logprobs": 3}, prompts=ONE)
+    run_harvest(mock, tmp_path, sampling={"top_logprobs": 3}, prompts=ONE)
     (shard,) = (tmp_path / "store" / "shards").glob("*.parquet")
     table = pq.read_table(shard, columns=["logprobs", "raw"])
     token = table.schema.field("logprobs").type.value_type
@@ -139,7 +139,7 @@ def test_system_turns_tools_and_images_go_out_as_they_are(mock: RunningMock, tmp
         {"role": "user", "content": parts},
     ]
     faults = [{"action": "tool_call", "function": "add", "arguments": '{"a": 77, "b": 1}'}]
-    ended = live(
+    ended = run_harvest(
         mock,
         tmp_path,
         faults,
@@ -149,7 +149,7 @@ def test_system_turns_tools_and_images_go_out_as_they_are(mock: RunningMock, tmp
         teacher={"limits": {"tokens_per_minute": 6_000_000}},
         budget={"tokens": 110_000},
     )
-    assert (ended.exit_code, ended.outcomes) == (0, {"tool_call": 1}), ended.said
+    assert (ended.exit_code, ended.outcomes) == (0, {"tool_call": 1}), ended.output
     (row,) = rows(tmp_path)
     assert json.loads(row.tool_calls_json or "")[0]["function"]["name"] == "add"
     sent = json.loads(row.request_json)
@@ -164,7 +164,7 @@ def test_a_fault_in_our_parser_loses_no_paid_answer(
         raise KeyError("a bug of ours")
 
     monkeypatch.setattr(completion, "read_usage", broken)
-    ended = live(mock, tmp_path)
+    ended = run_harvest(mock, tmp_path)
     assert (ended.exit_code, ended.outcomes, ended.billed["requests"]) == (0, {"unknown": 3}, 3)
     monkeypatch.undo()
     assert b'"choices"' in rows(tmp_path)[0].raw

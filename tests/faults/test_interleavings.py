@@ -1,4 +1,4 @@
-"""Faults between event loop and writer thread: cancellations anywhere, interrupts, a stalled loop."""
+"""Test faults between event loop and writer thread: cancellations anywhere, interrupts, a stalled loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import Intent, Record
 from harvester.store.journal.writer import AsyncWriter
-from tests.faults.bench import live
+from tests.faults.bench import run_harvest
 
 Mock = Callable[..., RunningMock]
 
@@ -103,11 +103,11 @@ def test_row_67_an_interrupt_inside_the_writer_is_heard_and_ends_the_run_with_5(
         real(self, records)
 
     monkeypatch.setattr(Journal, "apply", struck)
-    ended = live(mock, tmp_path)
+    ended = run_harvest(mock, tmp_path)
     assert fired
-    assert ended.exit_code == 5, ended.said
-    assert "can't write the journal" in ended.said
-    again = live(mock, tmp_path)
+    assert ended.exit_code == 5, ended.output
+    assert "can't write the journal" in ended.output
+    again = run_harvest(mock, tmp_path)
     assert (again.exit_code, again.totals.answers) == (0, 3)
     lost = mock.totals()["requests"] - 3
     assert lost <= again.totals.possibly_billed
@@ -145,7 +145,7 @@ def test_row_66_a_stalled_loop_is_seen_and_loses_nothing(mock_teacher: Mock, tmp
             stalled.append(True)
             time.sleep(0.3)  # the fault: something computes on the event loop
 
-    ended = live(mock, tmp_path, prompts=[f"What is {n} + 5?" for n in range(60)], watch=watch)
+    ended = run_harvest(mock, tmp_path, prompts=[f"What is {n} + 5?" for n in range(60)], watch=watch)
     assert stalled
     assert (ended.exit_code, ended.totals.answers, ended.billed["requests"]) == (0, 60, 60)
     points = [json.loads(line) for line in (tmp_path / "store" / "trace.jsonl").read_text().splitlines()]
@@ -164,7 +164,7 @@ def test_row_66_sealing_and_compacting_leave_the_loop_to_others(mock_teacher: Mo
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Journal, "writing", seen)
-        ended = live(mock, tmp_path)
+        ended = run_harvest(mock, tmp_path)
     assert ended.exit_code == 0
     assert list((tmp_path / "store" / "shards").glob("*.parquet"))
     assert threads == {"journal-writer"}

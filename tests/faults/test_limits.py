@@ -1,4 +1,4 @@
-"""Refusals that concern one row, and refusals that concern everybody: what the run makes of them."""
+"""Test refusals that concern one row, and refusals that concern all, through a whole run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harvester.mock_teacher.running import RunningMock
-from tests.faults.bench import POISON, live
+from tests.faults.bench import POISON, run_harvest
 
 Mock = Callable[..., RunningMock]
 MANY = (*(f"What is {n} + {3 * n}?" for n in range(40)), f"What is {POISON}?")
@@ -21,7 +21,7 @@ def test_row_11_a_row_that_alone_is_refused_is_a_dead_letter(
 ) -> None:
     mock = mock_teacher()
     fault = {**TOO_LARGE, "prompt": POISON, "headers": headers}
-    ended = live(mock, tmp_path, [fault], prompts=MANY, run={"patience_s": 600})
+    ended = run_harvest(mock, tmp_path, [fault], prompts=MANY, run={"patience_s": 600})
     assert (ended.exit_code, ended.totals.answers, len(ended.letters)) == (3, 40, 1)
     assert "larger than all of it" in ended.letters[0]["message"]
     assert 6 <= ended.fired <= 40
@@ -33,7 +33,7 @@ def test_row_4_rejected_prompts_among_answered_ones_are_dead_letters(
 ) -> None:
     mock = mock_teacher()
     fault = {"action": "status", "status": status, "code": code, "every": 4}
-    ended = live(mock, tmp_path, [fault], prompts=MANY)
+    ended = run_harvest(mock, tmp_path, [fault], prompts=MANY)
     assert (ended.exit_code, ended.totals.answers, len(ended.letters)) == (3, 31, 10)
     assert ended.fired == 10
 
@@ -44,7 +44,7 @@ def test_row_4_many_moderated_prompts_in_a_row_do_not_stop_the_run(
 ) -> None:
     mock = mock_teacher()
     fault = {"action": "status", "status": 400, "code": "content_filter", "first": count}
-    ended = live(mock, tmp_path, [fault], prompts=MANY)
+    ended = run_harvest(mock, tmp_path, [fault], prompts=MANY)
     assert (ended.exit_code, ended.totals.answers, len(ended.letters)) == (3, 41 - count, count)
 
 
@@ -53,6 +53,6 @@ def test_row_4_an_account_that_may_nothing_stops_the_run(
     mock_teacher: Mock, tmp_path: Path, after: int
 ) -> None:
     mock = mock_teacher()
-    ended = live(mock, tmp_path, [{"action": "status", "status": 403, "after": after}], prompts=MANY)
+    ended = run_harvest(mock, tmp_path, [{"action": "status", "status": 403, "after": after}], prompts=MANY)
     assert (ended.exit_code, ended.totals.answers, len(ended.letters)) == (4, after, 0)
     assert 1 <= ended.fired <= 5

@@ -1,4 +1,4 @@
-"""Faults between us and the teacher: names, certificates, proxies, redirects, backlogs. Real sockets each."""
+"""Test network faults over real sockets: names, certificates, proxies, redirects, backlogs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harvester.errors import ConfigError
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
 from harvester.run.prepare import prepare
-from tests.faults.bench import POISON, live
+from tests.faults.bench import POISON, run_harvest
 
 DAY = timedelta(days=1)
 
@@ -61,9 +61,9 @@ def test_row_15_a_redirect_carries_neither_key_nor_prompt_elsewhere(
             }
             folder = tmp_path / str(number)
             folder.mkdir()
-            ended = live(mock, folder, [fault], teacher={"api_key_env": "TEACHER_KEY"})
+            ended = run_harvest(mock, folder, [fault], teacher={"api_key_env": "TEACHER_KEY"})
             assert (ended.exit_code, ended.fired >= 1) == (4, True)
-            assert "redirects to 127.0.0.1" in ended.said
+            assert "redirects to 127.0.0.1" in ended.output
         assert elsewhere.state()["received"] == 0
 
 
@@ -71,9 +71,9 @@ def test_row_15_a_redirect_carries_neither_key_nor_prompt_elsewhere(
     "url", ["http://teacher.example/v1", "https://user:pw@teacher.example/v1", "ftp://x/v1"]
 )
 def test_an_address_unfit_for_a_key_costs_nothing(mock: RunningMock, tmp_path: Path, url: str) -> None:
-    ended = live(mock, tmp_path, teacher={"base_url": url})
+    ended = run_harvest(mock, tmp_path, teacher={"base_url": url})
     assert (ended.exit_code, ended.billed["requests"]) == (2, 0)
-    assert "pw" not in ended.said
+    assert "pw" not in ended.output
 
 
 def test_row_30_a_full_backlog_times_out_and_is_surely_not_billed(tmp_path: Path, mock: RunningMock) -> None:
@@ -86,11 +86,11 @@ def test_row_30_a_full_backlog_times_out_and_is_surely_not_billed(tmp_path: Path
             plug.setblocking(False)
             plug.connect_ex(hole.getsockname())
         url = f"http://127.0.0.1:{hole.getsockname()[1]}/v1"
-        ended = live(mock, tmp_path, teacher={"base_url": url}, run={"connect_timeout_s": 0.2})
+        ended = run_harvest(mock, tmp_path, teacher={"base_url": url}, run={"connect_timeout_s": 0.2})
         assert (ended.exit_code, ended.totals.possibly_billed) == (10, 0)
-        assert "no connection within connect_timeout_s" in ended.said
+        assert "no connection within connect_timeout_s" in ended.output
         # One replica that is a black hole holds nobody up, and costs no row an attempt.
-        other = live(
+        other = run_harvest(
             mock, tmp_path, teacher={"replicas": [url]}, run={"connect_timeout_s": 0.2, "max_attempts": 1}
         )
         assert (other.exit_code, other.totals.answers, other.totals.possibly_billed) == (0, 3, 0)
@@ -118,10 +118,10 @@ def test_row_36_an_unknown_name_stops_at_the_start(
     mock: RunningMock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = Resolver(monkeypatch, 99, socket.EAI_NONAME)
-    ended = live(mock, tmp_path, teacher={"base_url": at(mock, "localhost")})
+    ended = run_harvest(mock, tmp_path, teacher={"base_url": at(mock, "localhost")})
     assert names.asked >= 1
     assert (ended.exit_code, ended.totals.attempts) == (4, 0)
-    assert "the host name can't be resolved" in ended.said
+    assert "the host name can't be resolved" in ended.output
 
 
 def test_row_36_a_resolver_that_fails_midway_is_asked_again(
@@ -129,7 +129,7 @@ def test_row_36_a_resolver_that_fails_midway_is_asked_again(
 ) -> None:
     monkeypatch.setattr(client, "DNS_CACHE_S", 0)
     names = Resolver(monkeypatch, 3, socket.EAI_AGAIN)
-    ended = live(
+    ended = run_harvest(
         mock,
         tmp_path,
         [{"action": "close_idle"}],
@@ -155,10 +155,10 @@ def test_row_37_a_teacher_that_can_not_prove_itself_gets_nothing(
     trust = {} if kind == "unknown issuer" else {"ca_file": "ca.pem"}
     with over_tls(tmp_path, leaf) as teacher:
         target = at(mock if kind == "not tls" else teacher, "localhost", "https")
-        ended = live(mock, tmp_path, teacher={"base_url": target, **trust})
+        ended = run_harvest(mock, tmp_path, teacher={"base_url": target, **trust})
         assert (ended.exit_code, ended.totals.attempts) == (4, 0)
-        assert ("TLS fails" if kind == "not tls" else "the certificate is not trusted") in ended.said
-        assert "Cannot connect to host" not in ended.said
+        assert ("TLS fails" if kind == "not tls" else "the certificate is not trusted") in ended.output
+        assert "Cannot connect to host" not in ended.output
 
 
 def test_row_37_a_bundle_of_ones_own_is_trusted(
@@ -167,7 +167,7 @@ def test_row_37_a_bundle_of_ones_own_is_trusted(
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     with over_tls(tmp_path, authority.issue_cert("localhost")) as teacher:
         target = at(teacher, "localhost", "https")
-        ended = live(mock, tmp_path, teacher={"base_url": target, "ca_file": "ca.pem"})
+        ended = run_harvest(mock, tmp_path, teacher={"base_url": target, "ca_file": "ca.pem"})
         assert (ended.exit_code, ended.totals.answers) == (0, 3)
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(ConfigError, match=r"ca\.pem: can't be read as certificates"):
@@ -223,9 +223,9 @@ def test_row_39_a_proxy_is_used_when_asked_for_shown_by_host_and_never_otherwise
     with Proxy() as proxy:
         monkeypatch.setenv("http_proxy", f"http://who:secret@127.0.0.1:{proxy.port}")
         monkeypatch.delenv("no_proxy", raising=False)
-        off = live(mock, tmp_path)
+        off = run_harvest(mock, tmp_path)
         assert (off.exit_code, proxy.lines) == (0, [])
-        on = live(mock, tmp_path, run={"trust_env": True}, sampling={"seed": 1})
+        on = run_harvest(mock, tmp_path, run={"trust_env": True}, sampling={"seed": 1})
         assert (on.exit_code, on.billed["requests"]) == (0, 3)
         assert sum(b"POST" in line for line in proxy.lines) == 3
         text = "\n".join(prepare(tmp_path / "harvest.toml").lines())
@@ -233,7 +233,7 @@ def test_row_39_a_proxy_is_used_when_asked_for_shown_by_host_and_never_otherwise
         assert "secret" not in text
         seen = len(proxy.lines)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        around = live(mock, tmp_path, run={"trust_env": True}, sampling={"seed": 2})
+        around = run_harvest(mock, tmp_path, run={"trust_env": True}, sampling={"seed": 2})
         assert (around.exit_code, len(proxy.lines)) == (0, seen)
         assert "proxy   " not in "\n".join(prepare(tmp_path / "harvest.toml").lines())
 
@@ -244,16 +244,16 @@ def test_row_39_a_dead_proxy_is_named(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
-    ended = live(mock, tmp_path, run={"trust_env": True, "patience_s": 0.1})
+    ended = run_harvest(mock, tmp_path, run={"trust_env": True, "patience_s": 0.1})
     assert (ended.exit_code, ended.totals.attempts) == (10, 0)
-    assert "the proxy can't be reached" in ended.said
+    assert "the proxy can't be reached" in ended.output
 
 
 def test_row_38_a_kept_connection_that_the_teacher_closed_costs_no_attempt(tmp_path: Path) -> None:
     """The teacher closes each connection unannounced: the next request finds it gone, or opens another."""
     with start_in_thread(MockSettings()) as mock:
         faults = [{"action": "close_idle"}]
-        ended = live(
+        ended = run_harvest(
             mock,
             tmp_path,
             faults,
@@ -269,14 +269,14 @@ def test_row_38_a_kept_connection_that_the_teacher_closed_costs_no_attempt(tmp_p
 def test_row_29_the_system_error_of_a_connection_is_shown(mock: RunningMock, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    gone = live(mock, tmp_path, teacher={"base_url": f"http://127.0.0.1:{port}/v1"})
+    gone = run_harvest(mock, tmp_path, teacher={"base_url": f"http://127.0.0.1:{port}/v1"})
     assert gone.exit_code == 10
-    assert "can't connect: connection refused; is it running" in gone.said
-    both = live(mock, tmp_path, teacher={"base_url": f"http://localhost:{port}/v1"})
-    assert "connection refused" in both.said.lower()
+    assert "can't connect: connection refused; is it running" in gone.output
+    both = run_harvest(mock, tmp_path, teacher={"base_url": f"http://localhost:{port}/v1"})
+    assert "connection refused" in both.output.lower()
     for ended in (gone, both):
-        assert "Cannot connect to host" not in ended.said
-        assert "Connect call failed" not in ended.said
+        assert "Cannot connect to host" not in ended.output
+        assert "Connect call failed" not in ended.output
         assert ended.totals.attempts == 0
 
 
@@ -294,13 +294,15 @@ def test_an_idempotency_key_is_one_for_all_attempts_at_a_request_and_off_by_defa
     with Proxy() as proxy:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
         monkeypatch.delenv("no_proxy", raising=False)
-        off = live(mock, tmp_path, fails, run={"trust_env": True})
+        off = run_harvest(mock, tmp_path, fails, run={"trust_env": True})
         assert (off.exit_code, off.fired, _sent(proxy)) == (0, 1, [])
-        ended = live(mock, tmp_path, fails, run={"trust_env": True}, teacher=on, sampling={"seed": 1})
+        ended = run_harvest(mock, tmp_path, fails, run={"trust_env": True}, teacher=on, sampling={"seed": 1})
         first = _sent(proxy)
         assert (ended.exit_code, ended.fired, len(first), len(set(first))) == (0, 1, 4, 3)
-        again = live(mock, tmp_path, run={"trust_env": True, "epoch": 1}, teacher=on, sampling={"seed": 1})
+        again = run_harvest(
+            mock, tmp_path, run={"trust_env": True, "epoch": 1}, teacher=on, sampling={"seed": 1}
+        )
         assert again.exit_code == 0
         assert not set(_sent(proxy)) & set(first)
-    disguise = live(mock, tmp_path, teacher={"idempotency_header": "User-Agent"})
-    assert (disguise.exit_code, "idempotency_header" in disguise.said) == (2, True)
+    disguise = run_harvest(mock, tmp_path, teacher={"idempotency_header": "User-Agent"})
+    assert (disguise.exit_code, "idempotency_header" in disguise.output) == (2, True)

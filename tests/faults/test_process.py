@@ -1,4 +1,4 @@
-"""Faults of the process and the machine under it: signals, stops, open files, memory, clocks."""
+"""Test faults of the process and its machine: signals, stops, open files, memory, clocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harvester.mock_teacher.running import RunningMock, start_process
 from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
 from harvester.system.failpoints import VARIABLE
-from tests.faults.bench import Hasty, live
+from tests.faults.bench import Hasty, run_harvest
 from tests.harvester.store_rows import without_outcome
 from tests.journey.run_process import RunProcess, running, write_folder
 
@@ -198,7 +198,7 @@ def test_row_41_a_jumping_calendar_moves_no_wait(mock_teacher: Mock, tmp_path: P
     ]
     prompts = [f"What is {n} + 4?" for n in range(40)]
     limits = {"requests_per_minute": 60_000, "max_concurrency": 4}
-    ended = live(
+    ended = run_harvest(
         mock,
         tmp_path,
         faults,
@@ -229,7 +229,7 @@ def test_row_41_a_suspended_machine_wakes_without_a_burst(mock_teacher: Mock, tm
     clock = Suspended()
     prompts = [f"What is {n} + 4?" for n in range(60)]
     limits = {"requests_per_minute": 2900}
-    ended = live(mock, tmp_path, prompts=prompts, clock=clock, teacher={"limits": limits})
+    ended = run_harvest(mock, tmp_path, prompts=prompts, clock=clock, teacher={"limits": limits})
     assert clock.looks > 200
     assert (ended.exit_code, ended.totals.answers) == (0, 60)
     assert mock.state()["statuses"].get("429", 0) == 0

@@ -1,4 +1,4 @@
-"""Faults of prompt files: a bad one is named before anything is sent, an odd one is read as it is."""
+"""Test faults of prompt files: a bad one is named before anything is sent, an odd one is read as it is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from harvester.run.prepare import look_ahead, prepare
 from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
 from tests.faults import bench
-from tests.faults.bench import PROMPTS, Hasty, live
+from tests.faults.bench import PROMPTS, Hasty, run_harvest
 
 GOOD = b'{"prompt": "fine"}\n'
 DEEP = b"[" * 300 + b"]" * 300
@@ -41,7 +41,7 @@ def mock() -> Iterator[RunningMock]:
 def folder(tmp_path_factory: pytest.TempPathFactory, mock: RunningMock) -> Path:
     """A folder with a configuration that has run; its prompt file is each test's to replace."""
     root = tmp_path_factory.mktemp("prompts")
-    live(mock, root)
+    run_harvest(mock, root)
     return root
 
 
@@ -93,12 +93,12 @@ def test_row_60_an_id_of_two_prompts_is_named_with_both_places(mock: RunningMock
 
 def test_row_60_the_same_prompt_twice_is_no_fault_and_paid_once(mock: RunningMock, tmp_path: Path) -> None:
     twice = [{"prompt": "What is 2 + 2?", "id": "a"}] * 2
-    ended = live(mock, tmp_path, prompts=twice)
+    ended = run_harvest(mock, tmp_path, prompts=twice)
     assert (ended.exit_code, ended.billed["requests"]) == (0, 1)
 
 
 def test_row_60_marks_line_ends_blanks_and_mixed_fields_are_read(mock: RunningMock, tmp_path: Path) -> None:
-    live(mock, tmp_path)
+    run_harvest(mock, tmp_path)
     lines = b'\xef\xbb\xbf{"prompt": "What is 3 + 4?"}\r\n\r\n   \n{"prompt": "What is 1 + 8?", "level": 1}\n'
     (tmp_path / "p.jsonl").write_bytes(lines + b'{"prompt": "What is 1 + 9?", "level": "one"}')
     code, _ = bench.run(tmp_path / "harvest.toml", Hasty())
@@ -118,7 +118,7 @@ def test_row_61_odd_text_is_sent_as_it_is(mock: RunningMock, tmp_path: Path) -> 
         "\u2028",
         "x" * (1 << 20),
     ]
-    ended = live(mock, tmp_path, prompts=[text + " What is 1 + 1?" for text in odd])
+    ended = run_harvest(mock, tmp_path, prompts=[text + " What is 1 + 1?" for text in odd])
     assert (ended.exit_code, ended.billed["requests"]) == (0, len(odd))
     sent = {json.loads(row.request_json)["messages"][0]["content"] for row in _rows(tmp_path)}
     assert sent == {text + " What is 1 + 1?" for text in odd}
@@ -169,21 +169,23 @@ def test_row_62_a_pipe_is_refused_in_words(mock: RunningMock, folder: Path) -> N
 def test_row_62_edited_reordered_and_extended_prompts_re_pay_nothing(
     mock: RunningMock, tmp_path: Path
 ) -> None:
-    live(mock, tmp_path, prompts=PROMPTS)
-    changed = live(mock, tmp_path, prompts=("What is 2 + 9?", *reversed(PROMPTS)))
+    run_harvest(mock, tmp_path, prompts=PROMPTS)
+    changed = run_harvest(mock, tmp_path, prompts=("What is 2 + 9?", *reversed(PROMPTS)))
     assert (changed.exit_code, changed.billed["requests"], changed.totals.answers) == (0, 1, 4)
-    assert "3 from cache" in changed.said
-    assert re.search(r"note: p\.jsonl changed since run \d{8}T\d{6}-\w{6}: 1 rows new, 3 held", changed.said)
-    same = live(mock, tmp_path, prompts=("What is 2 + 9?", *reversed(PROMPTS)))
-    assert "changed since" not in same.said
+    assert "3 from cache" in changed.output
+    assert re.search(
+        r"note: p\.jsonl changed since run \d{8}T\d{6}-\w{6}: 1 rows new, 3 held", changed.output
+    )
+    same = run_harvest(mock, tmp_path, prompts=("What is 2 + 9?", *reversed(PROMPTS)))
+    assert "changed since" not in same.output
     with Journal.open(tmp_path / "store", read_only=True) as journal, journal.reading() as connection:
         (note,) = connection.execute("SELECT value FROM meta WHERE name = 'prompts:p.jsonl'").fetchone()
     digest = hashlib.sha256((tmp_path / "p.jsonl").read_bytes()).hexdigest()
     assert json.loads(note)["sha256"] == digest
     assert Corpus.open(tmp_path / "store").verify() == []
-    fewer = live(mock, tmp_path, prompts=PROMPTS[1:])
+    fewer = run_harvest(mock, tmp_path, prompts=PROMPTS[1:])
     assert (fewer.exit_code, fewer.billed["requests"], fewer.totals.answers) == (0, 0, 4)
-    assert "0 rows new, 2 held" in fewer.said
+    assert "0 rows new, 2 held" in fewer.output
 
 
 LINES = b"".join(
@@ -210,7 +212,7 @@ def _allow(root: Path, most: int) -> Path:
 def test_row_60_so_many_bad_lines_as_allowed_are_listed_and_the_rest_is_asked(
     mock: RunningMock, tmp_path: Path
 ) -> None:
-    live(mock, tmp_path, prompts=["What is 9 + 9?"])
+    run_harvest(mock, tmp_path, prompts=["What is 9 + 9?"])
     (tmp_path / "p.jsonl").write_bytes(LINES)
     sent = mock.totals()["requests"]
     code, stderr = bench.run(_allow(tmp_path, 2), Hasty())
@@ -233,7 +235,7 @@ def test_row_60_so_many_bad_lines_as_allowed_are_listed_and_the_rest_is_asked(
 
 
 def test_row_60_bad_rows_of_tables_and_texts_are_passed_over_too(mock: RunningMock, tmp_path: Path) -> None:
-    live(mock, tmp_path)
+    run_harvest(mock, tmp_path)
     (tmp_path / "p.jsonl").unlink()
     (tmp_path / "p.csv").write_text("prompt,level\none,1\n,2\ntwo,2,3\nthree,3\n")
     (tmp_path / "p.txt").write_bytes(b"four\n\xff\xfe\nfive\n")
@@ -245,7 +247,7 @@ def test_row_60_bad_rows_of_tables_and_texts_are_passed_over_too(mock: RunningMo
 
 
 def test_row_60_a_line_without_canonical_json_is_one_more_bad_line(mock: RunningMock, tmp_path: Path) -> None:
-    live(mock, tmp_path)
+    run_harvest(mock, tmp_path)
     (tmp_path / "p.jsonl").write_bytes(GOOD + NO_KEY + b'{"prompt": "What is 8 + 8?"}\n')
     sent = mock.totals()["requests"]
     code, stderr = bench.run(tmp_path / "harvest.toml", Hasty())
@@ -268,9 +270,9 @@ def test_row_60_a_configuration_without_canonical_json_costs_nothing(
     mock: RunningMock, tmp_path: Path, sampling: dict[str, object], says: str
 ) -> None:
     sent = mock.state()["received"]
-    ended = live(mock, tmp_path, sampling=sampling)
+    ended = run_harvest(mock, tmp_path, sampling=sampling)
     assert (ended.exit_code, mock.state()["received"]) == (2, sent)
-    assert says in ended.said
+    assert says in ended.output
 
 
 def test_a_reader_that_breaks_midway_ends_the_pass_in_words_and_keeps_what_was_paid(
@@ -284,9 +286,9 @@ def test_a_reader_that_breaks_midway_ends_the_pass_in_words_and_keeps_what_was_p
 
     monkeypatch.setattr(feed, "requests", broken)
     monkeypatch.setattr(harvest, "CHUNK", 2)
-    ended = live(mock, tmp_path, prompts=["What is 4 + 9?", "What is 5 + 9?"])
+    ended = run_harvest(mock, tmp_path, prompts=["What is 4 + 9?", "What is 5 + 9?"])
     assert (ended.exit_code, ended.billed["requests"], ended.totals.answers) == (2, 2, 2)
-    assert "ZeroDivisionError: broken reader" in ended.said
+    assert "ZeroDivisionError: broken reader" in ended.output
     assert ended.totals.possibly_billed == 0
 
 
@@ -296,9 +298,9 @@ def test_a_store_under_a_name_that_is_no_text_is_refused_before_anything_is_paid
     root = tmp_path / os.fsdecode(b"r\xe4tsel")
     root.mkdir()
     sent = mock.state()["received"]
-    ended = live(mock, root)
+    ended = run_harvest(mock, root)
     assert (ended.exit_code, mock.state()["received"]) == (2, sent)
-    assert "r\\xe4tsel/store: lies under a name that is no UTF-8" in ended.said
+    assert "r\\xe4tsel/store: lies under a name that is no UTF-8" in ended.output
     fine = tmp_path / "r\u00e4tsel"
     fine.mkdir()
-    assert live(mock, fine).exit_code == 0
+    assert run_harvest(mock, fine).exit_code == 0

@@ -1,4 +1,4 @@
-"""What a teacher may answer, row by row of the fault catalogue: fired, ended, billed and said as due."""
+"""Test every reply of the fault catalogue: the fault fires; ending, bill and messages are right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
-from tests.faults.bench import POISON, live
+from tests.faults.bench import POISON, run_harvest
 
 FOR_EVER = 10**6
 
@@ -201,10 +201,10 @@ def mock() -> Iterator[RunningMock]:
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_row(row: Row, mock: RunningMock, tmp_path: Path) -> None:
     fault = {**row.fault, "prompt": POISON, "times": row.times}
-    ended = live(mock, tmp_path, [fault], **row.parts)
+    ended = run_harvest(mock, tmp_path, [fault], **row.parts)
     assert ended.fired >= 1, "the fault never fired"
-    assert ended.exit_code == row.exit_code, ended.said
-    assert row.says in ended.said
+    assert ended.exit_code == row.exit_code, ended.output
+    assert row.says in ended.output
     assert ended.totals.dead == row.dead == len(ended.letters)
     assert ended.totals.possibly_billed == row.lost
     if row.answers >= 0:

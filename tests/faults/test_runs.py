@@ -1,4 +1,4 @@
-"""Faults of a whole run, row by row of the catalogue: streaks, hosts, budgets, limits, prompts, replicas."""
+"""Test faults of a whole run: streaks of failures, hosts, budgets, limits, prompts, replicas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harvester.run.prepare import prepare
 from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
 from tests.faults import bench
-from tests.faults.bench import PROMPTS, live
+from tests.faults.bench import PROMPTS, run_harvest
 
 Mock = Callable[..., RunningMock]
 MANY = tuple(f"What is {n} + {3 * n}?" for n in range(60))
@@ -26,11 +26,11 @@ def test_row_1_twenty_rejections_in_a_row_stop_and_write_nothing_off(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
     mock = mock_teacher()
-    ended = live(mock, tmp_path, [{"action": "status", "status": 400}], prompts=MANY)
+    ended = run_harvest(mock, tmp_path, [{"action": "status", "status": 400}], prompts=MANY)
     assert 20 <= ended.fired <= 25
     assert (ended.exit_code, ended.totals.dead, ended.billed["requests"]) == (4, 0, 0)
-    assert "20 prompts in a row were rejected" in ended.said
-    mended = live(mock, tmp_path, prompts=MANY)
+    assert "20 prompts in a row were rejected" in ended.output
+    mended = run_harvest(mock, tmp_path, prompts=MANY)
     assert (mended.exit_code, mended.totals.answers) == (0, 60)
 
 
@@ -38,7 +38,7 @@ def test_row_1_scattered_rejections_are_rows_not_the_configuration(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
     mock = mock_teacher()
-    ended = live(mock, tmp_path, [{"action": "status", "status": 400, "every": 2}], prompts=MANY)
+    ended = run_harvest(mock, tmp_path, [{"action": "status", "status": 400, "every": 2}], prompts=MANY)
     assert (ended.exit_code, ended.totals.dead, ended.totals.answers) == (3, 30, 30)
 
 
@@ -48,17 +48,17 @@ def test_row_2_a_key_revoked_midway_keeps_what_was_paid_and_shows_no_key(
     monkeypatch.setenv("TEACHER_KEY", "sk-CANARY-0123456789")
     mock = mock_teacher(require_key_env="TEACHER_KEY", latency_s=0.01)
     fault = {"action": "status", "status": 401, "after": 10, "message": "bad key sk-CANARY-0123456789"}
-    ended = live(mock, tmp_path, [fault], prompts=MANY, teacher={"api_key_env": "TEACHER_KEY"})
+    ended = run_harvest(mock, tmp_path, [fault], prompts=MANY, teacher={"api_key_env": "TEACHER_KEY"})
     assert ended.fired >= 1
     assert (ended.exit_code, ended.totals.answers) == (4, ended.billed["requests"])
-    assert "CANARY" not in ended.said
+    assert "CANARY" not in ended.output
 
 
 def test_row_11_five_hundred_bare_refusals_lose_no_row(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher(latency_s=0.02)
     fault = {"action": "status", "status": 429, "code": "rate_limit_exceeded", "first": 30}
     limits = {"limits": {"max_concurrency": 64}}
-    ended = live(mock, tmp_path, [fault], prompts=MANY, teacher=limits, run={"patience_s": 60})
+    ended = run_harvest(mock, tmp_path, [fault], prompts=MANY, teacher=limits, run={"patience_s": 60})
     assert ended.fired >= 16
     assert (ended.exit_code, ended.totals.answers, ended.totals.dead) == (0, 60, 0)
 
@@ -68,9 +68,9 @@ def test_row_14_a_teacher_that_always_fails_parks_and_meets_few_retries(
 ) -> None:
     mock = mock_teacher()
     run = {"patience_s": 0.5}
-    ended = live(mock, tmp_path, [{"action": "status", "status": 500}], prompts=MANY, run=run)
+    ended = run_harvest(mock, tmp_path, [{"action": "status", "status": 500}], prompts=MANY, run=run)
     assert ended.exit_code == 10
-    assert "no answer from" in ended.said
+    assert "no answer from" in ended.output
     assert ended.fired <= 20
 
 
@@ -81,7 +81,7 @@ def test_rows_14_and_17_the_body_of_a_failure_is_kept(mock_teacher: Mock, tmp_pa
         {"action": "empty_choices", "prompt": "5 + 6", "times": 1},
         {"action": "body", "value": "<p>" + "x" * 9000, "prompt": bench.POISON, "times": 1},
     ]
-    ended = live(mock, tmp_path, faults)
+    ended = run_harvest(mock, tmp_path, faults)
     assert (ended.exit_code, ended.fired, ended.totals.answers) == (0, 3, 3)
     with Journal.open(tmp_path / "store", read_only=True) as journal, journal.reading() as connection:
         kept = [bytes(raw) for (raw,) in connection.execute("SELECT raw FROM failures ORDER BY length(raw)")]
@@ -95,13 +95,15 @@ def test_row_26_another_teacher_midway_is_reported_and_parks_where_wanted(
     mock_teacher: Mock, tmp_path: Path, fault: dict[str, object]
 ) -> None:
     mock = mock_teacher()
-    status = live(mock, tmp_path, [{**fault, "after": 20}], prompts=MANY)
+    status = run_harvest(mock, tmp_path, [{**fault, "after": 20}], prompts=MANY)
     assert (status.exit_code, status.fired, status.totals.answers) == (0, 40, 60)
-    assert "note: more than one teacher answered: mock-teacher" in status.said
+    assert "note: more than one teacher answered: mock-teacher" in status.output
     strict = {"strict_model": True}
-    parked = live(mock, tmp_path, [{**fault, "after": 80}], prompts=MANY, run=strict, sampling={"seed": 1})
+    parked = run_harvest(
+        mock, tmp_path, [{**fault, "after": 80}], prompts=MANY, run=strict, sampling={"seed": 1}
+    )
     assert parked.exit_code == 10
-    assert "another teacher answers now" in parked.said
+    assert "another teacher answers now" in parked.output
     assert 21 <= parked.billed["requests"] == parked.totals.answers - 60 <= 24
     rows = Corpus.open(tmp_path / "store").samples()
     assert len({(row.response_model, row.system_fingerprint) for row in rows}) == 2
@@ -109,16 +111,18 @@ def test_row_26_another_teacher_midway_is_reported_and_parks_where_wanted(
 
 def test_row_29_a_host_that_goes_down_parks_and_costs_no_row(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
-    first = live(mock, tmp_path, [{"action": "reset", "after": 5}], prompts=MANY, run={"patience_s": 0.5})
+    first = run_harvest(
+        mock, tmp_path, [{"action": "reset", "after": 5}], prompts=MANY, run={"patience_s": 0.5}
+    )
     assert first.exit_code == 10
     assert (first.totals.dead, first.totals.answers) == (0, 5)
-    second = live(mock, tmp_path, prompts=MANY)
+    second = run_harvest(mock, tmp_path, prompts=MANY)
     assert (second.exit_code, second.totals.answers) == (0, 60)
 
 
 def test_row_29_an_unused_address_stops_before_any_send(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
-    live(mock, tmp_path)
+    run_harvest(mock, tmp_path)
     (tmp_path / "more.jsonl").write_text('{"prompt": "What is 8 + 8?"}\n')
     path = tmp_path / "harvest.toml"
     path.write_text(path.read_text().replace("patience_s = 5", "patience_s = 0.1"))
@@ -133,7 +137,7 @@ def test_row_40_after_a_storm_of_lost_attempts_all_are_served(mock_teacher: Mock
     fault = {"action": "silence", "every": 2, "times": 20}  # answers in between: this is no dead host
     run = {"deadline_s": 0.4, "max_attempts": 9, "patience_s": 60}
     limits = {"max_concurrency": 64}
-    ended = live(mock, tmp_path, [fault], prompts=MANY, run=run, teacher={"limits": limits})
+    ended = run_harvest(mock, tmp_path, [fault], prompts=MANY, run=run, teacher={"limits": limits})
     assert ended.fired == 20
     assert (ended.exit_code, ended.totals.answers, ended.totals.possibly_billed) == (0, 60, 20)
     assert ended.billed["requests"] == 80
@@ -143,8 +147,8 @@ def test_row_59_another_temperature_is_another_row_and_the_old_ones_stay(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
     mock = mock_teacher()
-    live(mock, tmp_path)
-    changed = live(mock, tmp_path, sampling={"temperature": 0.5})
+    run_harvest(mock, tmp_path)
+    changed = run_harvest(mock, tmp_path, sampling={"temperature": 0.5})
     assert (changed.exit_code, changed.totals.answers, changed.billed["requests"]) == (0, 6, 3)
 
 
@@ -155,7 +159,7 @@ def test_rows_60_and_61_a_bad_line_is_named_before_anything_is_sent(
     mock_teacher: Mock, tmp_path: Path, line: str
 ) -> None:
     mock = mock_teacher()
-    live(mock, tmp_path)
+    run_harvest(mock, tmp_path)
     (tmp_path / "p.jsonl").write_text(f'{{"prompt": "fine"}}\n{line}\n')
     with pytest.raises(PromptError, match=r"p\.jsonl:2"):
         prepare(tmp_path / "harvest.toml")
@@ -165,9 +169,9 @@ def test_rows_62_and_63_edited_prompts_and_equal_requests_are_paid_once(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
     mock = mock_teacher()
-    live(mock, tmp_path, prompts=(*PROMPTS, *PROMPTS))
+    run_harvest(mock, tmp_path, prompts=(*PROMPTS, *PROMPTS))
     assert mock.totals()["requests"] == 3
-    again = live(mock, tmp_path, prompts=("What is 9 + 9?", *reversed(PROMPTS)))
+    again = run_harvest(mock, tmp_path, prompts=("What is 9 + 9?", *reversed(PROMPTS)))
     assert (again.exit_code, again.billed["requests"], again.totals.answers) == (0, 1, 4)
 
 
@@ -176,9 +180,9 @@ def test_row_64_billed_never_passes_the_ceiling(
     mock_teacher: Mock, tmp_path: Path, fault: list[dict[str, object]]
 ) -> None:
     mock = mock_teacher(latency_s=0.01)
-    ended = live(mock, tmp_path, fault, prompts=MANY, budget={"tokens": 600}, run={"patience_s": 60})
+    ended = run_harvest(mock, tmp_path, fault, prompts=MANY, budget={"tokens": 600}, run={"patience_s": 60})
     assert ended.exit_code == 10
-    assert ended.said.startswith("budget")
+    assert ended.output.startswith("budget")
     assert 0 < ended.billed["total_tokens"] <= 600
 
 
@@ -189,31 +193,35 @@ def test_row_64_money_never_passes_its_ceiling(
     mock = mock_teacher(latency_s=0.005)
     price = {"input": 10.0, "output": 30.0}
     budget = {"usd": 0.006}
-    ended = live(
+    ended = run_harvest(
         mock, tmp_path, fault, prompts=MANY, budget=budget, teacher={"price": price}, run={"patience_s": 60}
     )
-    assert (ended.exit_code, ended.said.startswith("budget")) == (10, True)
+    assert (ended.exit_code, ended.output.startswith("budget")) == (10, True)
     billed_usd = (ended.billed["prompt_tokens"] * 10 + ended.billed["completion_tokens"] * 30) / 1e6
     assert 0 < billed_usd <= 0.006
-    unpriced = live(mock, tmp_path, prompts=MANY, budget=budget)
+    unpriced = run_harvest(mock, tmp_path, prompts=MANY, budget=budget)
     assert (unpriced.exit_code, unpriced.billed["requests"]) == (2, 0)
-    assert "set [budget] tokens" in unpriced.said
+    assert "set [budget] tokens" in unpriced.output
 
 
 def test_a_dead_replica_is_left_and_the_others_do_its_work(mock_teacher: Mock, tmp_path: Path) -> None:
     good, bad = mock_teacher(latency_s=0.01), mock_teacher()
     bad.set_faults([{"action": "status", "status": 500}])
-    ended = live(good, tmp_path, prompts=MANY, teacher={"replicas": [bad.base_url]}, run={"max_attempts": 5})
+    ended = run_harvest(
+        good, tmp_path, prompts=MANY, teacher={"replicas": [bad.base_url]}, run={"max_attempts": 5}
+    )
     assert 1 <= sum(bad.fired().values()) < 25
     assert (ended.exit_code, ended.totals.answers) == (0, 60)
     bad.stop()
-    again = live(good, tmp_path, prompts=MANY, teacher={"replicas": [bad.base_url]}, sampling={"seed": 2})
+    again = run_harvest(
+        good, tmp_path, prompts=MANY, teacher={"replicas": [bad.base_url]}, sampling={"seed": 2}
+    )
     assert (again.exit_code, again.billed["requests"]) == (0, 60)
 
 
 def test_two_replicas_share_the_work(mock_teacher: Mock, tmp_path: Path) -> None:
     first, second = mock_teacher(latency_s=0.01), mock_teacher(latency_s=0.01)
-    live(
+    run_harvest(
         first,
         tmp_path,
         prompts=MANY,
@@ -227,13 +235,13 @@ def test_row_24_an_id_that_comes_twice_is_kept_counted_and_reported_once(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
     mock = mock_teacher()
-    ended = live(mock, tmp_path, [{"action": "id", "value": "same"}])
+    ended = run_harvest(mock, tmp_path, [{"action": "id", "value": "same"}])
     assert ended.fired == 3
     assert (ended.exit_code, ended.totals.answers, ended.billed["requests"]) == (0, 3, 3)
-    assert ended.said.count("2 answers carry the id of an earlier one") == 1
+    assert ended.output.count("2 answers carry the id of an earlier one") == 1
     assert any("2 answers carry the id" in line for line in status_lines(current_status(ended.store)))
-    own = live(mock, tmp_path, sampling={"seed": 7})
-    assert (own.totals.answers, "carry the id" in own.said) == (6, False)
+    own = run_harvest(mock, tmp_path, sampling={"seed": 7})
+    assert (own.totals.answers, "carry the id" in own.output) == (6, False)
 
 
 def test_what_may_have_been_billed_is_never_sent_again_where_that_is_asked(
@@ -242,15 +250,15 @@ def test_what_may_have_been_billed_is_never_sent_again_where_that_is_asked(
     mock = mock_teacher()
     cut = [{"action": "cut_body", "prompt": bench.POISON}]
     once = {"retry_possibly_billed": False, "max_failed": 1}
-    ended = live(mock, tmp_path, cut, run=once)
+    ended = run_harvest(mock, tmp_path, cut, run=once)
     assert (ended.exit_code, ended.fired, ended.billed["requests"]) == (0, 1, 3)
     assert (ended.totals.answers, ended.totals.dead, ended.totals.possibly_billed) == (2, 1, 1)
     (letter,) = ended.letters
     assert (letter["code"], letter["attempts"]) == ("possibly_billed", 1)
     assert "possibly billed, so not sent again" in letter["message"]
-    still = live(mock, tmp_path, run=once)
+    still = run_harvest(mock, tmp_path, run=once)
     assert (still.billed["requests"], len(still.letters), still.totals.answers) == (0, 1, 2)
-    freed = live(mock, tmp_path)
+    freed = run_harvest(mock, tmp_path)
     assert (freed.exit_code, freed.billed["requests"], freed.totals.answers) == (0, 1, 3)
     assert freed.letters == []
 
@@ -265,7 +273,7 @@ def test_row_32_without_a_deadline_the_length_of_the_answer_sets_it(
     monkeypatch.setattr(run_section, "BASE_DEADLINE_S", 0.25)
     monkeypatch.setattr(run_section, "SLOWEST_TOKENS_PER_S", 128.0)
     silent = [{"action": "silence", "prompt": bench.POISON}]
-    ended = live(
+    ended = run_harvest(
         mock, tmp_path, silent, run={"deadline_s": None, "max_attempts": 1}, sampling={"max_tokens": 64}
     )
     assert (ended.exit_code, ended.fired, ended.totals.possibly_billed) == (3, 1, 1)

@@ -1,4 +1,4 @@
-"""A canary key through every fault the mock teacher knows, at DEBUG: sent to it, found nowhere else."""
+"""Send a canary key through every fault of the mock teacher at DEBUG, and search all output for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers in the shapes of real servers: a whole run, through sockets, with what is stored of each row."""
+"""Send answers in the shapes of real servers through a whole run, and check what is stored of each row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
-from tests.faults.bench import POISON, Ended, live
+from tests.faults.bench import POISON, Ended, run_harvest
 
 ANSWER = "78"
 THOUGHT = "Let me add."
@@ -119,9 +119,9 @@ def row_of(ended: Ended) -> Sample:
 @pytest.mark.parametrize(("shape", "stream"), CASES)
 def test_row(shape: Shape, stream: bool, mock: RunningMock, tmp_path: Path) -> None:
     fault = {**shape.fault, "prompt": POISON}
-    ended = live(mock, tmp_path, [fault], sampling={"stream": stream, **shape.sampling})
+    ended = run_harvest(mock, tmp_path, [fault], sampling={"stream": stream, **shape.sampling})
     assert ended.fired == 1
-    assert (ended.exit_code, ended.totals.answers, ended.billed["requests"]) == (0, 3, 3), ended.said
+    assert (ended.exit_code, ended.totals.answers, ended.billed["requests"]) == (0, 3, 3), ended.output
     assert ended.totals.possibly_billed == 0
     row = row_of(ended)
     assert (row.outcome, row.completion, row.reasoning) == (shape.outcome, shape.text, shape.reasoning)
@@ -183,14 +183,14 @@ REFUSALS = [
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=str)
 def test_refusal_row(refusal: Refusal, mock: RunningMock, tmp_path: Path) -> None:
-    ended = live(mock, tmp_path, [{**refusal.fault, "prompt": POISON, "times": refusal.times}])
+    ended = run_harvest(mock, tmp_path, [{**refusal.fault, "prompt": POISON, "times": refusal.times}])
     assert ended.fired >= 1
-    assert ended.exit_code == refusal.exit_code, ended.said
+    assert ended.exit_code == refusal.exit_code, ended.output
     assert ended.totals.dead == refusal.dead
     if refusal.dead:
         assert refusal.words in ended.letters[0]["message"]
     elif refusal.words:
-        assert refusal.words in ended.said
+        assert refusal.words in ended.output
         assert ended.fired == 1, "the first of them is reason enough"
     else:
         assert ended.outcomes == {"ok": 3}
@@ -208,6 +208,6 @@ def test_refusal_row(refusal: Refusal, mock: RunningMock, tmp_path: Path) -> Non
 def test_row_85_a_key_that_may_chat_but_not_list_models(
     fault: dict[str, Any], mock: RunningMock, tmp_path: Path
 ) -> None:
-    ended = live(mock, tmp_path, [{**fault, "on": "models"}])
+    ended = run_harvest(mock, tmp_path, [{**fault, "on": "models"}])
     assert ended.fired >= 1
     assert (ended.exit_code, ended.outcomes) == (0, {"ok": 3})

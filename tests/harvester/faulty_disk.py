@@ -1,4 +1,4 @@
-"""A disk that fails on purpose: a library preloaded into a process, and the environment that tells it how."""
+"""Make a disk fail on purpose: a library preloaded into a process, and the environment that controls it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows for the store's tests: a run, intents and answers that are functions of a number."""
+"""Make rows for the store's tests: a run, intents and answers that are functions of a number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that journals and seals until it is killed: `python -m tests.harvester.store_writer STORE FIRST`.
+"""Journal and seal until killed: `python -m tests.harvester.store_writer STORE FIRST`.
 
 It prints the number of each answer when, and only when, it was acknowledged as durable.
 """

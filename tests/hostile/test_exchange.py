@@ -1,4 +1,4 @@
-"""Whatever comes out of one exchange is the matter of its row: the pass and its other rows go on."""
+"""Test that whatever one exchange brings concerns its row only: the pass and its other rows go on."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_every_exception_at_every_await_is_the_fault_of_one_row(thrower: Thrower
     with hostile_teacher() as teacher:
         ended = harvest(tmp_path, teacher.base_url, prompts)
     assert len(thrower.raised) == len(poisoned) > 300
-    assert ended.exit_code == 3, ended.said
+    assert ended.exit_code == 3, ended.output
     assert {prompt for prompt in prompts if prompt not in poisoned} <= set(ended.answered)
     # A connection that failed is made again; every other fault is a dead letter with a name.
     assert set(ended.answered) | set(ended.dead) == set(prompts)
@@ -130,7 +130,7 @@ def test_a_redirect_to_no_url_ends_the_run_in_words(location: str, tmp_path: Pat
     with hostile_teacher({"evil": reply}) as teacher:
         ended = harvest(tmp_path, teacher.base_url, ["good", "evil"])
         assert ended.exit_code == 4
-        assert "redirects" in ended.said
+        assert "redirects" in ended.output
         teacher.replies.clear()
         again = harvest(tmp_path, teacher.base_url, ["good", "evil"])
     assert again.exit_code == 0
@@ -160,7 +160,7 @@ def test_headers_out_of_every_range_cost_only_their_row(
         prompts = [f"good {number}" for number in range(30)]
         ended = harvest(tmp_path, teacher.base_url, [*prompts, "evil", "last"])
         # 10: it is asked to wait longer than its patience, and the next run still is.
-        assert ended.exit_code in {0, 3, 10}, ended.said
+        assert ended.exit_code in {0, 3, 10}, ended.output
         assert set(ended.dead) <= {"evil"}
         teacher.replies.clear()
         again = harvest(tmp_path, teacher.base_url, [*prompts, "evil", "last"])

@@ -1,4 +1,4 @@
-"""Replies that took gigabytes, or froze the event loop for minutes, are one row's matter."""
+"""Test replies that took gigabytes, or blocked the event loop for minutes: they concern one row only."""
 
 from __future__ import annotations
 
@@ -62,10 +62,12 @@ def test_one_encoding_is_read(encoding: str, tmp_path: Path) -> None:
 
 def test_a_decoder_gives_pieces_of_limited_size_and_reads_what_servers_send() -> None:
     text = b"0123456789" * 200_000
-    whole = gzip.compress(text) + gzip.compress(b"more") + b"\0" * 8
-    pieces = [piece for start in range(0, len(whole), 97) for piece in _pieces("gzip", whole, start)]
+    compressed = gzip.compress(text) + gzip.compress(b"more") + b"\0" * 8
+    pieces = [
+        piece for start in range(0, len(compressed), 97) for piece in _pieces("gzip", compressed, start)
+    ]
     assert b"".join(pieces) == text + b"more"
-    assert max(map(len, _pieces("gzip", whole, None))) <= 256 * 1024
+    assert max(map(len, _pieces("gzip", compressed, None))) <= 256 * 1024
     raw = zlib.compressobj(wbits=-15)
     assert b"".join(_pieces("deflate", raw.compress(text) + raw.flush(), None)) == text
     with pytest.raises(EncodingError):

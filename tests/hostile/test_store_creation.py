@@ -1,4 +1,4 @@
-"""A store that is half made is made by the next run, and of several first runs one runs."""
+"""Test that a half-made store is completed by the next run, and that of several first runs one runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from harvester.mock_teacher.running import RunningMock
 from harvester.store.journal import sqlite
-from tests.faults.bench import live
+from tests.faults.bench import run_harvest
 from tests.harvester.killed_runs import ROOT, quick_folder, write_config
 
 
@@ -78,7 +78,7 @@ def test_a_half_made_journal_of_an_earlier_version_is_made_whole(
 ) -> None:
     (tmp_path / "store").mkdir()
     left(tmp_path / "store" / "journal.db")
-    assert live(mock_teacher(), tmp_path).exit_code == 0
+    assert run_harvest(mock_teacher(), tmp_path).exit_code == 0
     assert sqlite.has_journal(tmp_path / "store")
 
 

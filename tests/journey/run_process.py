@@ -1,4 +1,4 @@
-"""A harvest as a process of its own, steered as an operator would: signals, sockets, other commands."""
+"""Run a harvest as a process of its own and control it as an operator would: signals, socket, commands."""
 
 from __future__ import annotations
 

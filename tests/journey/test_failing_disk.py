@@ -1,4 +1,4 @@
-"""The whole command on a disk that fails at the n-th open, write, fsync or rename of the store's folder.
+"""Run the whole command on a disk that fails at the n-th open, write, fsync or rename in the store's folder.
 
 Whatever the disk refuses: a documented exit code and no traceback, nothing billed that is neither held nor
 listed as possibly billed, and the next run on a healthy disk ends with exactly what was asked for.

@@ -1,4 +1,4 @@
-"""From prompt files to a scored student: the committed prompt sets, and the commands a user types."""
+"""Go from prompt files to a scored student with the committed prompt sets and the commands a user types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The long job as an operator meets it: real signals, limits of time, hours, and files that grow."""
+"""Test a long run from the operator's side: real signals, time limits, hours, and files that grow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The soak itself, shortened: its bounds hold, and it would say so if they didn't."""
+"""Run a shortened soak: its bounds hold, and it reports when they don't."""
 
 from __future__ import annotations
 

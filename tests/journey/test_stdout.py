@@ -1,4 +1,4 @@
-"""A result whose reader left, or that a full disk refuses: one line, the run's own exit code."""
+"""Test a result whose reader left, or that a full disk refuses: one line, the exit code of the run."""
 
 from __future__ import annotations
 

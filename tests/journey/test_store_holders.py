@@ -1,4 +1,4 @@
-"""The store at the front door: asking again on purpose, one process at a time, a folder that goes away."""
+"""Test the store between runs: asking again on purpose, one process at a time, a folder that disappears."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate's doors, by the command line: before the first byte, at sealing, at export; no flag opens them."""
+"""Test the terms by the command line: before the first request, at sealing, at export; no flag skips them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every verb of both command lines: --json, an example, and one clear error for input that is none."""
+"""Test every verb of both command lines: --json, an example, and one clear error for wrong input."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ VERBS = dict(verbs())
 FED = [
     path
     for path, command in VERBS.items()
-    if any(isinstance(one, click.Argument) or one.param_type_name == "argument" for one in command.params)
+    if any(
+        isinstance(parameter, click.Argument) or parameter.param_type_name == "argument"
+        for parameter in command.params
+    )
     and path not in TAKES_NO_FILE | OWN_HELP
 ]
 

@@ -1,4 +1,4 @@
-"""The command line with wrong input: one clear line, the remedy, the documented exit code, no traceback."""
+"""Test the command line with wrong input: one clear line, the remedy, the exit code, no traceback."""
 
 from __future__ import annotations
 

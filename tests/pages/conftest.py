@@ -1,4 +1,4 @@
-"""A store with everything a page must survive, and a headless Chromium to look at it."""
+"""Make a store with hostile texts in every field, and a headless Chromium to look at its pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts that try to leave their place on a page, in a terminal, in a log; and answers that carry them."""
+"""Define texts that try to leave their place on a page, in a terminal or in a log, and answers with them."""
 
 from __future__ import annotations
 

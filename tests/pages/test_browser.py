@@ -1,4 +1,4 @@
-"""The report and the view in headless Chromium: nothing a teacher wrote runs, search and refresh work."""
+"""Test report and view in headless Chromium: nothing a teacher wrote is executed; search and refresh work."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def served() -> Iterator[Served]:
     views.stop()
 
 
-def said(browser: Any) -> list[str]:
+def complaints(browser: Any) -> list[str]:
     """What the browser complained about: refused scripts, styles, loads, errors."""
     return [entry["message"] for entry in browser.get_log("browser")]
 
@@ -96,7 +96,7 @@ def test_hostile_text_is_inert_in_the_report(browser: Any, hostile_store: Path, 
     browser.get(path.as_uri())
     browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     assert browser.title.startswith("Harvest of")
-    assert said(browser) == []
+    assert complaints(browser) == []
     assert not tags(browser) & {"img", "iframe", "a", "form", "meta", "link", "base", "style", "template"}
     assert browser.execute_script("return document.scripts.length") == 1
     assert len(shown(browser)) == len(hostile.TEXTS)
@@ -140,7 +140,7 @@ def test_hostile_text_is_inert_in_the_view_and_search_finds_it(
     assert all("onerror" in text for text in shown(browser))
     assert browser.title.startswith("Harvest of")
     assert not tags(browser) & {"img", "iframe", "a", "form", "meta", "link", "base", "style", "template"}
-    assert said(browser) == []
+    assert complaints(browser) == []
 
 
 def test_the_view_refreshes_by_itself_and_says_when_it_no_longer_does(

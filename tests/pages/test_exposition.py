@@ -1,4 +1,4 @@
-"""Prometheus text: read by Prometheus's own parser, named by its conventions, true by the ledger."""
+"""Test the Prometheus text with Prometheus's own parser, its naming conventions, and the ledger."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     faults = [{"action": "status", "status": 503, "nth": 4}]
     with start_in_thread(MockSettings(faults=read_rules(faults))) as mock:
-        ended = bench.live(
+        ended = bench.run_harvest(
             mock,
             tmp_path_factory.mktemp("run"),
             faults,

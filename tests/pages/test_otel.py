@@ -1,4 +1,4 @@
-"""OpenTelemetry: the conventions' own names, our counts, real OTLP over HTTP, nothing unless asked."""
+"""Test OpenTelemetry: the names of its conventions, our counts, real OTLP over HTTP, nothing unless asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The view's doors without a browser: local names only, reading only, no word that isn't escaped."""
+"""Test the view's server without a browser: local host names only, read-only, every word escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step of eight packs, learned whole, one by one, or dealt to ranks: what its gradients come to."""
+"""Learn one step of eight packs at once, one by one, or spread over ranks; write its gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real command line, run in this process: exit code, stdout, stderr."""
+"""Run the real command line in this process; return exit code, stdout and stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What many tests of the trainer look at: one finished training, and one warm process that forks others."""
+"""Share what many tests of the trainer need: a finished training, and a warm process that forks others."""
 
 from __future__ import annotations
 

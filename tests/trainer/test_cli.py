@@ -1,4 +1,4 @@
-"""The command line: light help, JSON, one clear line for bad input, the documented exit codes."""
+"""Test the command line: light help, JSON, one clear line for bad input, the documented exit codes."""
 
 from __future__ import annotations
 

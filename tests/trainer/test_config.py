@@ -1,4 +1,4 @@
-"""train.toml: what it refuses, and how it says so."""
+"""Test which values of train.toml are refused, and with which message."""
 
 from __future__ import annotations
 

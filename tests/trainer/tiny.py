@@ -1,4 +1,4 @@
-"""A tiny student and small corpora, made on the spot: no file of others, nothing downloaded."""
+"""Make a tiny student and small corpora without files of others or downloads."""
 
 from __future__ import annotations
 

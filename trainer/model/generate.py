@@ -124,9 +124,9 @@ def _generate_batch(
         )
     except Exception as error:
         if not is_out_of_memory(error):
-            said = (str(error).strip() or "no message").splitlines()[0][:200]
+            message = (str(error).strip() or "no message").splitlines()[0][:200]
             raise StudentError(
-                f"this student can't generate answers: {type(error).__name__}: {said}",
+                f"this student can't generate answers: {type(error).__name__}: {message}",
                 remedy="its class in transformers can't generate with this configuration",
             ) from error
     else:

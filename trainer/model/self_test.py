@@ -286,8 +286,8 @@ def _own_logits(student: Any, documents: Documents, place: str) -> list[torch.Te
 
 def _first_line(error: BaseException) -> str:
     """Return the kind of an error and the first line of its message, at most 120 characters."""
-    said = (str(error).strip() or "no message").splitlines()[0][:120]
-    return f"{type(error).__name__}: {said}"
+    message = (str(error).strip() or "no message").splitlines()[0][:120]
+    return f"{type(error).__name__}: {message}"
 
 
 def _check_own_forward(student: Any, documents: Documents, alone: Sequence[torch.Tensor], place: str) -> None:

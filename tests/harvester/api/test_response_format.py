@@ -22,7 +22,7 @@ SCHEMA = {
 }
 
 
-def asked(schema: Any) -> dict[str, Any]:
+def response_format(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
 
 
@@ -41,7 +41,7 @@ def asked(schema: Any) -> dict[str, Any]:
     ],
 )
 def test_by_schema(text: str, is_fit: bool) -> None:
-    assert matches(text, asked(SCHEMA)) is is_fit
+    assert matches(text, response_format(SCHEMA)) is is_fit
 
 
 def test_any_object_will_do_without_a_schema() -> None:
@@ -52,18 +52,18 @@ def test_any_object_will_do_without_a_schema() -> None:
 
 
 def test_a_reference_to_elsewhere_is_never_fetched() -> None:
-    assert not matches('{"a": 1}', asked({"$ref": "http://127.0.0.1:9/schema.json"}))
+    assert not matches('{"a": 1}', response_format({"$ref": "http://127.0.0.1:9/schema.json"}))
     local = {"$defs": {"n": {"type": "integer"}}, "properties": {"a": {"$ref": "#/$defs/n"}}}
-    assert matches('{"a": 1}', asked(local))
-    assert not matches('{"a": "b"}', asked(local))
+    assert matches('{"a": 1}', response_format(local))
+    assert not matches('{"a": "b"}', response_format(local))
 
 
 def test_an_invalid_schema_is_refused_before_anything_is_sent() -> None:
-    check(asked(SCHEMA))
+    check(response_format(SCHEMA))
     check(None)
     check({"type": "json_object"})
     with pytest.raises(ConfigError, match="properties/a/type"):
-        check(asked({"properties": {"a": {"type": "whole"}}}))
+        check(response_format({"properties": {"a": {"type": "whole"}}}))
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_an_invalid_schema_is_refused_before_anything_is_sent() -> None:
 )
 def test_only_a_finished_answer_can_be_invalid(content: str, finish: str, outcome: Outcome) -> None:
     body = orjson.dumps({"choices": [{"message": {"content": content}, "finish_reason": finish}]})
-    assert parse(body, response_format=asked(SCHEMA)).outcome is outcome
+    assert parse(body, response_format=response_format(SCHEMA)).outcome is outcome
 
 
 @given(st.text())
 def test_no_text_crashes(text: str) -> None:
-    matches(text, asked(SCHEMA))
+    matches(text, response_format(SCHEMA))

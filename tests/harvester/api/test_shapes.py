@@ -424,9 +424,9 @@ def test_a_half_quote_or_open_code_in_reasoning_does_not_hide_its_end(
 @pytest.mark.parametrize("choices", [0, None, 1])
 def test_the_choice_without_an_index_is_the_first_where_zeros_are_omitted(choices: int | None) -> None:
     """Servers that write protobuf as JSON leave out members that are zero."""
-    asked = {"message": {"content": "42"}, "finish_reason": "stop"}
+    choice = {"message": {"content": "42"}, "finish_reason": "stop"}
     other = {"index": 1, "message": {"content": "another"}, "finish_reason": "stop"}
-    document = {"choices": [other, asked] if choices != 1 else [other, {**other, "index": 2}]}
+    document = {"choices": [other, choice] if choices != 1 else [other, {**other, "index": 2}]}
     parsed = parse(json.dumps(document).encode())
     expected = ("ok", "42") if choices != 1 else ("unknown", "another")
     assert (parsed.outcome, parsed.text) == expected

@@ -1,4 +1,4 @@
-"""harvest.toml: what is refused, and what the refusal says."""
+"""Test which values of harvest.toml are refused, and with which message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flags of a run: what can't be kept to is refused before it costs, and the way on is told whole."""
+"""Test the options of a run: impossible ones are refused first, and the command to resume is complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening hours over changes of the clock, and a run that is kept to them by a clock of the test's own."""
+"""Test opening hours over changes of the clock, and a run that keeps to them on a simulated clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Export and curation: shapes other trainers read, papers beside them, reasons for what was left out."""
+"""Test export and curation: formats that other trainers read, documents, and reasons for dropped rows."""
 
 from __future__ import annotations
 

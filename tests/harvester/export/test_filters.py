@@ -1,4 +1,4 @@
-"""Filters decide by the sample alone; a drop carries its reason."""
+"""Test the filters: they decide by the sample alone, and a drop has a reason."""
 
 from __future__ import annotations
 

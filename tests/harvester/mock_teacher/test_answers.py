@@ -1,4 +1,4 @@
-"""What the mock teacher says: OpenAI's shapes, determinism, and errors that are real and known."""
+"""Test the mock teacher's answers: OpenAI's shapes, determinism, and mistakes that are known."""
 
 from __future__ import annotations
 

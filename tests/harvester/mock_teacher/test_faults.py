@@ -1,4 +1,4 @@
-"""Every fault of the script, seen by a client that hides nothing, and counted as fired."""
+"""Test every fault of the mock teacher with a client that hides nothing, and its count of fired faults."""
 
 from __future__ import annotations
 

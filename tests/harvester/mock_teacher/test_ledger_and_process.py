@@ -1,4 +1,4 @@
-"""The ledger as ground truth, and the server's life as a process."""
+"""Test the ledger as ground truth, and the server as a process: start, flags, signals, end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A census is the corpus in numbers: exact counts, bounded sketches, the same however it is cut."""
+"""Test the statistics of a corpus: exact counts, bounded histograms, the same however it is divided."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawings: right marks, every label escaped, no division by nothing."""
+"""Test the charts: right marks, every label escaped, no division by zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is left, as a range: right where all is even, wide where little is known; a hold is no work."""
+"""Test the time estimate: exact for an even run, wide where little is known; pauses do not count as work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The student on the page: what `trainer` writes is drawn, anything else is one clear error."""
+"""Test the scorecard on the page: what `trainer` writes is drawn, anything else is one clear error."""
 
 from __future__ import annotations
 

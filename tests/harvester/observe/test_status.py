@@ -1,4 +1,4 @@
-"""What is said of a status.json, whatever lies in it; and what a health probe makes of an odd one."""
+"""Test what is shown of any status.json, and what a health check makes of an odd one."""
 
 from __future__ import annotations
 

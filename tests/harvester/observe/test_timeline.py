@@ -1,4 +1,4 @@
-"""The trace: points while a run lives, thinned when it grew long, read past torn lines."""
+"""Test the timeline: points during a run, thinning of long files, torn lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.faults import bench
 
 
 def test_a_run_leaves_its_trace(tmp_path: Path, mock_teacher):
-    ended = bench.live(
+    ended = bench.run_harvest(
         mock_teacher(latency_s=0.01), tmp_path, prompts=[f"What is {n} + 1?" for n in range(30)]
     )
     points = read_timeline(ended.store)
@@ -32,7 +32,9 @@ def test_refusals_and_their_reason_are_in_the_trace(tmp_path: Path, mock_teacher
     faults = [{"action": "status", "status": 429, "first": 12, "retry_after": 2}]
     mock = mock_teacher()
     prompts = [f"What is {n} + 2?" for n in range(12)]
-    ended = bench.live(mock, tmp_path, faults, prompts=prompts, clock=SystemClock(), teacher={"limits": {}})
+    ended = bench.run_harvest(
+        mock, tmp_path, faults, prompts=prompts, clock=SystemClock(), teacher={"limits": {}}
+    )
     assert ended.fired == 12
     points = read_timeline(ended.store)
     assert points[-1]["limited"] == 12

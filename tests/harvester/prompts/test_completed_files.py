@@ -1,4 +1,4 @@
-"""A rerun over finished prompt files looks at no row, says the same, and asks exactly what is open again."""
+"""Test reruns over completed prompt files: no row is read, the totals are the same, open rows are asked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harvester.store.journal.journal import Journal
 from harvester.store.journal.rows import forget_finished
 from harvester.store.maintain import purge, repair
 from harvester.store.reader import Corpus
-from tests.faults.bench import Ended, live
+from tests.faults.bench import Ended, run_harvest
 
 Mock = Callable[..., RunningMock]
 MANY = (*(f"What is {n} + {2 * n}?" for n in range(12)), "What is 3 + 6?")
@@ -44,7 +44,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 
 def ran(mock: RunningMock, root: Path, *faults: dict[str, Any], **more: Any) -> tuple[Ended, dict[str, Any]]:
     messages: list[Any] = []
-    ended = live(mock, root, faults, watch=messages.append, **{"prompts": MANY, **more})
+    ended = run_harvest(mock, root, faults, watch=messages.append, **{"prompts": MANY, **more})
     return ended, {name: messages[-1][name] for name in COUNTED}
 
 
@@ -157,7 +157,7 @@ def test_a_file_that_changes_while_it_is_asked_is_not_finished(mock_teacher: Moc
         with (tmp_path / "p.jsonl").open("a") as file:
             file.write("\n")
 
-    assert live(mock, tmp_path, prompts=MANY, watch=grow).exit_code == 0
+    assert run_harvest(mock, tmp_path, prompts=MANY, watch=grow).exit_code == 0
     assert remembered(tmp_path) == 0
 
 
@@ -167,7 +167,7 @@ def test_what_stays_at_home_may_be_turned_back_and_the_last_word_holds(
     mock = mock_teacher()
     other = {"id": "b", "prompt": "What is 2 + 2?", "reference": "other"}
 
-    def told(*references: str) -> tuple[int, dict[str, str]]:
+    def run_with(*references: str) -> tuple[int, dict[str, str]]:
         rows = [{"id": "a", "prompt": "What is 2 + 2?", "reference": entry} for entry in references]
         ended, _ = ran(mock, tmp_path, prompts=[*rows, other])
         result = [(row.prompt_id, row.reference) for row in Corpus.open(tmp_path / "store").samples()]
@@ -175,14 +175,14 @@ def test_what_stays_at_home_may_be_turned_back_and_the_last_word_holds(
         return ended.totals.asks, dict(result)
 
     for word in ("one", "two", "one", "two"):
-        asks, result = told(word)
+        asks, result = run_with(word)
         assert result == {"a": word, "b": "other"}
-    assert told("two") == (asks, result)  # known: nothing is written
+    assert run_with("two") == (asks, result)  # known: nothing is written
     with closing(Journal.open(tmp_path / "store")) as journal, journal.writing() as connection:
         forget_finished(connection)
-    assert told("two") == (asks, result)  # nor when each row is looked at
-    assert told("two", "three", "four")[1]["a"] == "four"
-    assert told("four", "one")[1]["a"] == "one"
-    assert told("one", "four", "one")[1]["a"] == "one"
+    assert run_with("two") == (asks, result)  # nor when each row is looked at
+    assert run_with("two", "three", "four")[1]["a"] == "four"
+    assert run_with("four", "one")[1]["a"] == "one"
+    assert run_with("one", "four", "one")[1]["a"] == "one"
     assert mock.totals()["answers"] == 1
     assert Corpus.open(tmp_path / "store").verify() == []

@@ -1,4 +1,4 @@
-"""Two prompts with one id are told from one prompt given twice, in a few bytes a row."""
+"""Test that two prompts with one id are distinguished from one prompt given twice, with little memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a watching run takes from its folder, look by look, and what it complains of once."""
+"""Test what a watching run reads from its folder at each check, and that it reports each fault once."""
 
 from __future__ import annotations
 

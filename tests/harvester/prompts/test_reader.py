@@ -1,4 +1,4 @@
-"""Prompt files: every shape that is read, every fault with its file and line."""
+"""Test prompt files: every format that is read, every fault with its file and line."""
 
 from __future__ import annotations
 

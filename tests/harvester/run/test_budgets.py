@@ -1,4 +1,4 @@
-"""Budgets that outlive a run: what the ledger says was spent counts, after kills and across midnight too."""
+"""Test budgets of a store, a day and a month: spending in the ledger counts after kills and over midnight."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import Intent, RunRecord
 from harvester.store.maintain.bill import compute_spent
 from harvester.store.maintain.purge import purge_store
-from tests.faults.bench import Hasty, live
+from tests.faults.bench import Hasty, run_harvest
 from tests.faults.test_process import until_asked
 from tests.journey.run_process import harvester, running, write_folder
 
@@ -52,20 +52,20 @@ def test_runs_one_after_another_share_a_ceiling_that_lasts(
     mock_teacher: Mock, tmp_path: Path, table: str
 ) -> None:
     mock = mock_teacher()
-    first = live(mock, tmp_path, prompts=MANY, budget={table: {"tokens": 500}})
-    again = live(mock, tmp_path, prompts=MANY, budget={table: {"tokens": 500}})
+    first = run_harvest(mock, tmp_path, prompts=MANY, budget={table: {"tokens": 500}})
+    again = run_harvest(mock, tmp_path, prompts=MANY, budget={table: {"tokens": 500}})
     assert (first.exit_code, again.exit_code, again.billed["requests"]) == (10, 10, 0)
     assert 0 < mock.totals()["total_tokens"] <= 500
-    assert f"[budget.{table}]" in again.said
-    raised = live(mock, tmp_path, prompts=MANY, budget={table: {"tokens": 690}})
+    assert f"[budget.{table}]" in again.output
+    raised = run_harvest(mock, tmp_path, prompts=MANY, budget={table: {"tokens": 690}})
     assert raised.billed["requests"] > 0
     assert 500 < mock.totals()["total_tokens"] <= 690
 
 
 def test_the_ledger_agrees_with_what_the_teacher_billed(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
-    live(mock, tmp_path, prompts=MANY, teacher=PRICE)
-    live(mock, tmp_path, prompts=MANY, teacher=PRICE, sampling={"seed": 7})
+    run_harvest(mock, tmp_path, prompts=MANY, teacher=PRICE)
+    run_harvest(mock, tmp_path, prompts=MANY, teacher=PRICE, sampling={"seed": 7})
     billed = mock.totals()
     amounts = (billed["total_tokens"], billed["prompt_tokens"] * 10 + billed["completion_tokens"] * 30)
     assert set(spent(tmp_path / "store").values()) == {amounts, (0, 0)}  # the last run was not killed
@@ -74,7 +74,7 @@ def test_the_ledger_agrees_with_what_the_teacher_billed(mock_teacher: Mock, tmp_
 
 def test_a_new_day_is_a_new_budget_and_the_store_goes_on(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
-    live(mock, tmp_path, prompts=MANY[:20])
+    run_harvest(mock, tmp_path, prompts=MANY[:20])
     today = spent(tmp_path / "store")[BudgetSpan.DAY]
     tomorrow = spent(tmp_path / "store", BudgetSpan.DAY.end(datetime.now(UTC).timestamp()))
     assert tomorrow[BudgetSpan.DAY] == (0, 0)
@@ -95,10 +95,12 @@ class Midnight(Hasty):
 
 def test_a_run_that_passes_midnight_begins_a_new_day(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
-    one_day = live(mock, tmp_path, prompts=MANY, budget={"day": {"tokens": 500}}, clock=Midnight(mock, 10**9))
+    one_day = run_harvest(
+        mock, tmp_path, prompts=MANY, budget={"day": {"tokens": 500}}, clock=Midnight(mock, 10**9)
+    )
     assert one_day.exit_code == 10
     (tmp_path / "other").mkdir()
-    two_days = live(
+    two_days = run_harvest(
         mock,
         tmp_path / "other",
         prompts=MANY,
@@ -153,7 +155,7 @@ def test_a_purge_leaves_the_ledger_as_it_is(tmp_path: Path) -> None:
 def test_plan_status_and_the_start_of_a_run_say_what_is_left(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     budget = {"usd": 5.0, "store": {"usd": 1.0}, "day": {"tokens": 100_000}}
-    live(mock, tmp_path, prompts=MANY[:20], teacher=PRICE, budget=budget)
+    run_harvest(mock, tmp_path, prompts=MANY[:20], teacher=PRICE, budget=budget)
     billed = mock.totals()
     left = 1_000_000 - billed["prompt_tokens"] * 10 - billed["completion_tokens"] * 30
     plan = look_ahead(tmp_path / "harvest.toml")
@@ -174,7 +176,7 @@ def test_an_old_price_is_pointed_out(mock_teacher: Mock, tmp_path: Path) -> None
     for days, is_old in ((91, True), (90, False), (-3, False)):
         as_of = (today - timedelta(days=days)).isoformat()
         price = {"price": {**PRICE["price"], "as_of": as_of}}
-        live(mock_teacher(), tmp_path, prompts=MANY[:1], teacher=price)
+        run_harvest(mock_teacher(), tmp_path, prompts=MANY[:1], teacher=price)
         text = "\n".join(look_ahead(tmp_path / "harvest.toml").lines())
         started = "\n".join(prepare(tmp_path / "harvest.toml").lines())
         assert (f"{days} days old" in text) == (f"{days} days old" in started) == is_old
@@ -182,9 +184,9 @@ def test_an_old_price_is_pointed_out(mock_teacher: Mock, tmp_path: Path) -> None
 
 def test_an_ending_by_the_budget_says_what_was_reserved(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
-    ended = live(mock, tmp_path, prompts=MANY, budget={"tokens": 700}, sampling={"max_tokens": 256})
+    ended = run_harvest(mock, tmp_path, prompts=MANY, budget={"tokens": 700}, sampling={"max_tokens": 256})
     assert ended.exit_code == 10
-    why = next(line for line in ended.said.splitlines() if line.startswith("why: "))
+    why = next(line for line in ended.output.splitlines() if line.startswith("why: "))
     assert f"{ended.billed['total_tokens']:,} of 700 tokens" in why
     assert "would reserve" in why
 
@@ -204,7 +206,7 @@ def test_a_store_of_an_earlier_release_counts_with_all_that_it_spent(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
     mock = mock_teacher()
-    live(mock, tmp_path, prompts=MANY[:10], teacher=PRICE)
+    run_harvest(mock, tmp_path, prompts=MANY[:10], teacher=PRICE)
     before = spent(tmp_path / "store")
     with closing(sqlite3.connect(tmp_path / "store" / "journal.db")) as connection, connection:
         connection.execute("DELETE FROM counters WHERE name GLOB 'spent.*'")
@@ -226,12 +228,12 @@ def test_usage_that_is_lower_than_the_answers_hold_is_charged_by_our_own_count(
 ) -> None:
     mock = mock_teacher(latency_s=0.01)
     faults = [{"action": "patch", "value": {**LONG_ANSWER, "usage": usage}}]
-    ended = live(mock, tmp_path, faults, prompts=MANY, teacher=PRICE, budget={"usd": 0.05})
+    ended = run_harvest(mock, tmp_path, faults, prompts=MANY, teacher=PRICE, budget={"usd": 0.05})
     assert ended.fired > 0
     assert ended.exit_code == 10
-    assert ended.said.startswith("budget")
+    assert ended.output.startswith("budget")
     if min(usage.values()) >= 0:  # a negative count is none at all: then the reservation is charged
-        assert f"fewer tokens than {ended.totals.answers:,} of its answers hold" in ended.said
+        assert f"fewer tokens than {ended.totals.answers:,} of its answers hold" in ended.output
     own_count = WORDS * 2 * 30 / 4  # at most a token for every four bytes, at 30 micro-dollars
     assert 5 < ended.totals.answers < 60
     assert 0 < spent(tmp_path / "store")[BudgetSpan.STORE][1] <= 50_000

@@ -1,4 +1,4 @@
-"""Canaries: asked on schedule at the same doors, kept out of the corpus; a change is told, and holds."""
+"""Test canaries: asked on schedule, kept out of the corpus; a change is reported and can pause the run."""
 
 from __future__ import annotations
 
@@ -227,25 +227,25 @@ def test_a_hold_for_a_changed_teacher_outlives_the_process_until_resume(tmp_path
     path = folder(tmp_path, mock, 400, pause=True, every_s=0.1)
     store = tmp_path / "store"
 
-    def change_and_stop(told: Mapping[str, Any]) -> None:
-        if told["canary"].get("rounds") == 1:
+    def change_and_stop(status: Mapping[str, Any]) -> None:
+        if status["canary"].get("rounds") == 1:
             mock.set_faults([{"action": "patch", "value": {"model": "mock-teacher-2"}}])
-        if told["state"] == "on hold" and told["in_flight"] == 0:
+        if status["state"] == "on hold" and status["in_flight"] == 0:
             asyncio.get_running_loop().run_in_executor(None, ask, store, "stop")
 
     assert live(path, change_and_stop).exit_code == 10
     assert "the teacher changed" in current_status(store)["holds"]["drift"]
-    told: list[Mapping[str, Any]] = []
+    statuses: list[Mapping[str, Any]] = []
 
     def stop_again(now: Mapping[str, Any]) -> None:
-        told.append(now)
-        if len(told) == 4:
+        statuses.append(now)
+        if len(statuses) == 4:
             asyncio.get_running_loop().run_in_executor(None, ask, store, "stop")
 
     sent = mock.totals()["requests"]
     assert live(path, stop_again).exit_code == 10
     assert mock.totals()["requests"] == sent
-    held = [entry for entry in told if entry["state"] == "on hold"]
+    held = [entry for entry in statuses if entry["state"] == "on hold"]
     assert len(held) >= 2
     assert "the teacher changed (model 'mock-teacher' -> 'mock-teacher-2') (20" in held[0]["waiting"]
     assert held[-1]["canary"]["changes"] == 1

@@ -1,4 +1,4 @@
-"""How a run ends: every error has an ending, and every ending an exit code."""
+"""Test that every error has an ending, and every ending an exit code."""
 
 from __future__ import annotations
 

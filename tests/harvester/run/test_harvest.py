@@ -1,4 +1,4 @@
-"""A whole pass over real sockets: complete, billed once, resumable, and it ends as it should."""
+"""Test a whole pass over real sockets: complete, billed once, resumable, with the documented ending."""
 
 from __future__ import annotations
 

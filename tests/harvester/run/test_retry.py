@@ -1,4 +1,4 @@
-"""Answers that are not usable are counted where the operator looks, end a run, and are asked again."""
+"""Test answers that are not usable: they are shown to the operator, can end a run, and are asked again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harvester.run import job
 from harvester.run.endings import Summary
 from harvester.run.prepare import prepare
 from harvester.store.reader import Corpus
-from tests.faults.bench import live
+from tests.faults.bench import run_harvest
 
 Mock = Callable[..., RunningMock]
 MANY = tuple(f"What is {number} + 30?" for number in range(100, 160))
@@ -53,11 +53,11 @@ def test_unusable_answers_are_shown_everywhere_and_asked_again(
     mock = mock_teacher()
     good = [{"action": "content", "value": "{}"}] if sampling else []
     faults = [{**fault, "every": 2}, *good]
-    first = live(mock, tmp_path, faults, prompts=MANY[:10], sampling=sampling)
+    first = run_harvest(mock, tmp_path, faults, prompts=MANY[:10], sampling=sampling)
     assert (first.exit_code, first.outcomes[outcome]) == (0, 5)
     assert first.fired >= 5
-    assert f"5 of 10 rows of this run (5 {outcome})" in first.said
-    assert f"--retry {outcome}" in first.said
+    assert f"5 of 10 rows of this run (5 {outcome})" in first.output
+    assert f"--retry {outcome}" in first.output
     status = current_status(tmp_path / "store")
     assert any(f"5 of 10 answers: 5 {outcome}" in line for line in status_lines(status))
     mock.set_faults(good)
@@ -77,15 +77,15 @@ def test_unusable_answers_are_shown_everywhere_and_asked_again(
 
 def test_only_the_named_outcomes_are_asked_again(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
-    live(mock, tmp_path, [{"action": "empty_content", "every": 2}], prompts=MANY[:10])
+    run_harvest(mock, tmp_path, [{"action": "empty_content", "every": 2}], prompts=MANY[:10])
     assert run_again(tmp_path, retry=frozenset({"invalid", "refused"})).counts.requests_sent == 0
     assert outcomes(tmp_path / "store") == {"ok": 5, "empty": 5}
 
 
 def test_rows_of_other_prompts_keep_their_answers(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
-    live(mock, tmp_path, [{"action": "empty_content"}], prompts=MANY[:4])
-    live(mock, tmp_path, [{"action": "empty_content"}], prompts=MANY[4:8])
+    run_harvest(mock, tmp_path, [{"action": "empty_content"}], prompts=MANY[:4])
+    run_harvest(mock, tmp_path, [{"action": "empty_content"}], prompts=MANY[4:8])
     mock.set_faults([])
     assert run_again(tmp_path, retry=frozenset({"empty"})).counts.requests_sent == 4
     assert outcomes(tmp_path / "store") == {"ok": 4, "empty": 4}
@@ -94,9 +94,9 @@ def test_rows_of_other_prompts_keep_their_answers(mock_teacher: Mock, tmp_path: 
 def test_failed_rows_are_asked_again_with_retry_dead(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     fault = {"action": "status", "status": 400, "every": 3}
-    first = live(mock, tmp_path, [fault], prompts=MANY[:9])
+    first = run_harvest(mock, tmp_path, [fault], prompts=MANY[:9])
     assert (first.exit_code, len(first.letters)) == (3, 3)
-    assert "--retry-dead" in first.said
+    assert "--retry-dead" in first.output
     mock.set_faults([])
     assert run_again(tmp_path).counts.requests_sent == 0
     again = run_again(tmp_path, retry_dead=True)
@@ -110,10 +110,10 @@ def test_a_run_parks_above_the_share_of_unusable_answers(
 ) -> None:
     mock = mock_teacher(latency_s=0.01)
     fault = [{**FAULTS[outcome][0], "every": 2}]
-    ended = live(mock, tmp_path, fault, prompts=MANY, run={"max_unusable": 0.3})
+    ended = run_harvest(mock, tmp_path, fault, prompts=MANY, run={"max_unusable": 0.3})
     assert ended.exit_code == 10
-    assert ended.said.startswith("parked")
-    assert "max_unusable = 0.3" in ended.said
+    assert ended.output.startswith("parked")
+    assert "max_unusable = 0.3" in ended.output
     assert 20 <= ended.billed["requests"] < 40
 
 
@@ -122,8 +122,8 @@ def test_a_complete_run_with_too_many_unusable_answers_exits_with_3(
 ) -> None:
     mock = mock_teacher()
     fault = [{"action": "empty_content", "every": 2}]
-    assert live(mock, tmp_path, fault, prompts=MANY[:10], run={"max_unusable": 0.4}).exit_code == 3
-    assert live(mock, tmp_path, fault, prompts=MANY[:10], run={"max_unusable": 0.5}).exit_code == 0
+    assert run_harvest(mock, tmp_path, fault, prompts=MANY[:10], run={"max_unusable": 0.4}).exit_code == 3
+    assert run_harvest(mock, tmp_path, fault, prompts=MANY[:10], run={"max_unusable": 0.5}).exit_code == 0
 
 
 @pytest.mark.parametrize("text", ["ok", "empty,good", "", ","])
@@ -139,7 +139,7 @@ def test_a_passing_4xx_is_asked_again_in_the_next_run(
 ) -> None:
     mock = mock_teacher()
     fault = {"action": "status", "status": status, "prompt": "100 + 30"}
-    first = live(mock, tmp_path, [fault], prompts=MANY[:4])
+    first = run_harvest(mock, tmp_path, [fault], prompts=MANY[:4])
     assert (first.exit_code, first.fired > 0, len(first.letters)) == (3, True, 1)
     mock.set_faults([])
     again = run_again(tmp_path)

@@ -1,4 +1,4 @@
-"""A harvest runs in a program that keeps its main thread for itself, as notebooks and services do."""
+"""Test a harvest inside a program that needs its main thread for itself, as notebooks and services do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The aides of a run: terms that can't be read are told, asked again, and mean no; none spoils the ending."""
+"""Test the check of the terms during a run: unreadable terms are reported, then count as refused."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ def test_terms_that_can_not_be_read_are_reported_and_read_again(tmp_path: Path, 
         lambda *args, ask=job.require_still_permitted: (sent.append(torn.exists()), ask(*args)),
     )
 
-    def watch(told: Mapping[str, Any]) -> None:
-        if told["answers_stored"] and not sent.count(True):
+    def watch(status: Mapping[str, Any]) -> None:
+        if status["answers_stored"] and not sent.count(True):
             torn.write_text("bad = = ")
-        elif told["complaints"] and torn.exists():
+        elif status["complaints"] and torn.exists():
             torn.unlink()
-        elif told["complaints"] and not sent[-1]:  # asked again
+        elif status["complaints"] and not sent[-1]:  # asked again
             asyncio.get_running_loop().run_in_executor(None, client.ask, tmp_path / "store", "stop")
 
-    ended = bench.live(mock_teacher(latency_s=0.03), tmp_path, prompts=MANY, teacher=SLOW, watch=watch)
+    ended = bench.run_harvest(mock_teacher(latency_s=0.03), tmp_path, prompts=MANY, teacher=SLOW, watch=watch)
     assert ended.exit_code == 10
-    told = read_status(ended.store)
-    assert (told["state"], len(told["complaints"])) == ("stopped", 1)
-    assert str(torn) in told["complaints"][0]
+    status = read_status(ended.store)
+    assert (status["state"], len(status["complaints"])) == ("stopped", 1)
+    assert str(torn) in status["complaints"][0]
     assert list((ended.store / "shards").glob("*.parquet"))
 
 
@@ -70,11 +70,11 @@ def test_terms_that_stay_unreadable_end_the_run_by_name(tmp_path: Path, mock_tea
     torn = tmp_path / "permissions" / "x.toml"
     torn.parent.mkdir()
 
-    ended = bench.live(
+    ended = bench.run_harvest(
         mock_teacher(latency_s=0.03), tmp_path, prompts=MANY, teacher=SLOW, watch=tearing(torn)
     )
     assert ended.exit_code == 77
-    assert str(torn) in ended.said
+    assert str(torn) in ended.output
     assert 0 < ended.totals.answers < 400
     assert read_status(ended.store)["state"] == Ending.TERMS
     assert not list((ended.store / "shards").glob("*.parquet"))
@@ -84,9 +84,9 @@ def test_terms_that_can_not_be_read_at_the_end_leave_the_answers_unsealed(tmp_pa
     torn = tmp_path / "terms" / "x.toml"
     torn.parent.mkdir()
 
-    ended = bench.live(mock_teacher(), tmp_path, watch=tearing(torn))
+    ended = bench.run_harvest(mock_teacher(), tmp_path, watch=tearing(torn))
     assert (ended.exit_code, ended.totals.answers) == (77, 3)
-    assert str(torn) in ended.said
+    assert str(torn) in ended.output
     assert not list((ended.store / "shards").glob("*.parquet"))
     torn.unlink()
     assert bench.run(tmp_path / "harvest.toml")[0] == 0
@@ -106,7 +106,7 @@ def test_a_background_task_that_fails_is_reported_at_once_and_changes_no_ending(
     monkeypatch.setattr(seal_task, "seal_periodically", fail)
     seen: list[Mapping[str, Any]] = []
     mock = mock_teacher(latency_s=0.3)
-    ended = bench.live(mock, tmp_path, watch=seen.append)
+    ended = bench.run_harvest(mock, tmp_path, watch=seen.append)
     assert (ended.exit_code, ended.totals.answers) == (0, 3)
     values = ["hours: stopped by a fault of ours", "sealing: stopped by shards: no room"]
     assert any(sorted(entry["complaints"]) == values and entry["state"] == "running" for entry in seen)
@@ -118,6 +118,6 @@ def test_without_a_warden_the_answer_is_no(tmp_path: Path, mock_teacher, monkeyp
         raise ValueError("a fault of ours")
 
     monkeypatch.setattr(terms_watch, "watch", die)
-    ended = bench.live(mock_teacher(latency_s=0.1), tmp_path, prompts=MANY, teacher=SLOW)
+    ended = bench.run_harvest(mock_teacher(latency_s=0.1), tmp_path, prompts=MANY, teacher=SLOW)
     assert (ended.exit_code, ended.totals.answers < 400) == (77, True)
-    assert "the terms can't be asked: terms: stopped by a fault of ours" in ended.said
+    assert "the terms can't be asked: terms: stopped by a fault of ours" in ended.output

@@ -1,4 +1,4 @@
-"""Answers with log-probabilities: memory by the answer, not by the store, and doors that don't parse them."""
+"""Test answers with log-probabilities: memory per answer, not per store; checks that don't parse them."""
 
 from __future__ import annotations
 

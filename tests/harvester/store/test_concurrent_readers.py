@@ -1,4 +1,4 @@
-"""Plain readers of `shards/`, at any time: no exception, no torn file, no row twice, no row gone again."""
+"""Read `shards/` with other programs during a run: no exception, no torn file, no row twice or missing."""
 
 from __future__ import annotations
 

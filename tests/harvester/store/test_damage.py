@@ -1,4 +1,4 @@
-"""Damage is named, never signed anew; what a kill or a stranger left in shards/ is told apart."""
+"""Test damage of a store: it is named and never covered up; leftovers of a kill and foreign files differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The writer thread: acknowledged means durable, order is kept, a fault reaches everyone."""
+"""Test the writer thread: acknowledged means durable, order is kept, a fault reaches every caller."""
 
 from __future__ import annotations
 

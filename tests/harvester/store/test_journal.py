@@ -1,4 +1,4 @@
-"""The journal: what is kept, what is counted, what is refused."""
+"""Test the journal: what is stored, what is counted, what is refused."""
 
 from __future__ import annotations
 

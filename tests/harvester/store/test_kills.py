@@ -1,4 +1,4 @@
-"""SIGKILL a real harvest, with 128 requests in flight, again and again: teacher's ledger against store.
+"""Kill a real harvest with 128 requests in flight many times; compare the teacher's ledger and the store.
 
 Nothing that was counted as stored is lost; what is paid twice was on the list of possibly billed attempts;
 in the end the corpus is exactly what was asked for.

@@ -1,4 +1,4 @@
-"""A journal that is gone, emptied, unreadable, or with a changed byte in its log: named, refused."""
+"""Test a journal that is missing, emptied, unreadable or changed: it is named, and no new one is made."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make(store: Path) -> None:
         seal(journal, store, target_bytes=MIB, everything=True)
 
 
-def found(store: Path) -> list[str]:
+def findings_of(store: Path) -> list[str]:
     data, left = verified(store, repair=False)
     assert left == len(data["findings"])
     return data["findings"]
@@ -46,21 +46,21 @@ def test_a_lost_journal_is_named_and_no_new_one_is_made_beside_sealed_answers(tm
     store, bare = tmp_path / "store", tmp_path / "bare"
     make(store)
     lose(store, how)
-    (finding,) = found(store)
+    (finding,) = findings_of(store)
     assert "journal.db" in finding
     with pytest.raises(StoreCorrupt, match=r"journal\.db.*sealed answers") as refused:
         Journal.open(store)
     assert "copy" in refused.value.remedy
     assert (store / "journal.db").exists() == (how == "emptied")
     shutil.copytree(store / "shards", bare / "shards")
-    assert found(bare) == []  # a copy of the shards alone is a corpus, and whole
+    assert findings_of(bare) == []  # a copy of the shards alone is a corpus, and whole
 
 
 def test_a_lost_journal_is_named_where_nothing_was_sealed(tmp_path):
     with StoreLock(tmp_path, started_at=0.0), open_store(tmp_path) as journal:
         fill(journal, range(5))
     lose(tmp_path, "gone")
-    (finding,) = found(tmp_path)
+    (finding,) = findings_of(tmp_path)
     assert finding.startswith("missing: journal.db")
     with pytest.raises(StoreCorrupt, match="journal"):
         verify_with_bill(tmp_path, repair=True)
@@ -72,14 +72,14 @@ def test_a_journal_that_can_not_be_opened_is_a_finding_with_another_remedy_than_
     path = tmp_path / "journal.db"
     content = path.read_bytes()
     path.write_bytes(b"nonsense" + content[8:])
-    assert [entry.partition(":")[0] for entry in found(tmp_path)] == ["damaged"]
+    assert [entry.partition(":")[0] for entry in findings_of(tmp_path)] == ["damaged"]
     with pytest.raises(StoreCorrupt) as refused:
         verify_with_bill(tmp_path, repair=True)
     assert "verify" not in refused.value.remedy
     path.write_bytes(content)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version=2")
-    assert ["format 2" in entry for entry in found(tmp_path)] == [True]
+    assert ["format 2" in entry for entry in findings_of(tmp_path)] == [True]
 
 
 def test_torn_files_of_a_bare_folder_are_findings_each_by_name(tmp_path):
@@ -89,7 +89,7 @@ def test_torn_files_of_a_bare_folder_are_findings_each_by_name(tmp_path):
         shutil.copy(complete, tmp_path / name)
     for name in ("a.parquet", "c.parquet"):
         (tmp_path / name).write_bytes(complete.read_bytes()[:-9])
-    assert [entry.split(": ")[1].rpartition("/")[2] for entry in found(tmp_path)] == [
+    assert [entry.split(": ")[1].rpartition("/")[2] for entry in findings_of(tmp_path)] == [
         "a.parquet",
         "c.parquet",
     ]
@@ -116,11 +116,11 @@ def test_a_changed_byte_in_the_log_is_named_and_refused_and_repair_keeps_what_st
     log = store / "journal.db-wal"
     content = log.read_bytes()
     assert wal.commits_lost(log) == 0
-    assert found(store) == []
+    assert findings_of(store) == []
     changed = bytearray(content)
     changed[len(content) * 2 // 3] ^= 1
     log.write_bytes(changed)
-    (finding,) = found(store)
+    (finding,) = findings_of(store)
     assert finding.startswith("damaged: journal.db-wal: ")
     with pytest.raises(StoreCorrupt, match=r"journal\.db-wal"):
         Journal.open(store)

@@ -1,4 +1,4 @@
-"""The store against a dict: whatever is done to it, in any order, it holds what it acknowledged, no more."""
+"""Compare the store with a dict: after any operations in any order it holds what it acknowledged, no more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading back: projection, tail, fan-out, readers beside a writer, and every kind of damage by name."""
+"""Test the reader: columns, unsealed rows, shared answers, reading beside a writer, every kind of damage."""
 
 from __future__ import annotations
 

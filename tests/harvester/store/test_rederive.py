@@ -1,4 +1,4 @@
-"""Columns are derived again from `raw`: lineage stays, readers see whole stores, kills are safe."""
+"""Test that columns are derived again from `raw`: lineage stays, readers see whole stores, kills are safe."""
 
 from __future__ import annotations
 

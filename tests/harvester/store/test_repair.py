@@ -1,4 +1,4 @@
-"""Repair asks again only for what is gone; purge leaves no trace; merging changes files and nothing else."""
+"""Test repair, purge and merge: only lost answers are asked again, purged ones leave no trace."""
 
 from __future__ import annotations
 

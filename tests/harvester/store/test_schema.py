@@ -1,4 +1,4 @@
-"""The Parquet contract: a Sample survives the way to disk and back, and the columns are pinned."""
+"""Test the Parquet schema: a Sample survives writing and reading, and the columns are pinned."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ logprob = st.floats(-30, 0, width=16)
 alternative = st.fixed_dictionaries(
     {"token": text, "bytes": st.none() | st.binary(max_size=4), "logprob": logprob}
 )
-token = st.tuples(alternative, st.lists(alternative, max_size=2)).map(lambda one: {**one[0], "top": one[1]})
+token = st.tuples(alternative, st.lists(alternative, max_size=2)).map(
+    lambda drawn: {**drawn[0], "top": drawn[1]}
+)
 samples = st.builds(
     Sample,
     key=st.binary(min_size=32, max_size=32).map(bytes.hex),
@@ -38,7 +40,7 @@ samples = st.builds(
     logprobs=st.none()
     | st.lists(
         alternative.flatmap(
-            lambda one: st.lists(alternative, max_size=2).map(lambda top: {**one, "top": top})
+            lambda drawn: st.lists(alternative, max_size=2).map(lambda top: {**drawn, "top": top})
         ),
         max_size=2,
     ),

@@ -1,4 +1,4 @@
-"""Sealing: whole files only, one lineage a file, the same answers give the same bytes, kills lose nothing."""
+"""Test sealing: whole files only, one lineage a file, equal bytes for equal answers, kills lose nothing."""
 
 from __future__ import annotations
 

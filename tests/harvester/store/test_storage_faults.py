@@ -1,4 +1,4 @@
-"""The disk fails at the n-th open, write, fsync or rename: a named stop, and nothing acknowledged is lost.
+"""Let the disk fail at the n-th open, write, fsync or rename: the error is named, and nothing is lost.
 
 A small library is preloaded into the writing process, so SQLite and pyarrow meet the fault where they
 would meet it: in the call to the operating system.

@@ -14,7 +14,7 @@ from harvester.run.harvest import PassLimits
 from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
 from harvester.teacher.rate_limiter import Bucket
-from tests.faults.bench import Hasty, live
+from tests.faults.bench import Hasty, run_harvest
 from tests.harvester.run.test_harvest import Bench, config, sums
 
 Mock = Callable[..., RunningMock]
@@ -35,21 +35,23 @@ class Later(Hasty):
 def test_row_13_a_parked_run_stays_parked_until_the_reset(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     fault = {"action": "status", "status": 429, "headers": {"retry-after": "18000"}, "after": 5}
-    parked = live(mock, tmp_path, [fault], prompts=MANY)
+    parked = run_harvest(mock, tmp_path, [fault], prompts=MANY)
     assert (parked.exit_code, parked.fired > 0) == (10, True)
-    assert "go on after" in parked.said
-    early = live(mock, tmp_path, prompts=MANY, clock=Later(3600))
+    assert "go on after" in parked.output
+    early = run_harvest(mock, tmp_path, prompts=MANY, clock=Later(3600))
     assert (early.exit_code, early.billed["requests"]) == (10, 0)
-    assert "the teacher's Retry-After, 14" in early.said
-    resumed = live(mock, tmp_path, prompts=MANY, clock=Later(18_001))
+    assert "the teacher's Retry-After, 14" in early.output
+    resumed = run_harvest(mock, tmp_path, prompts=MANY, clock=Later(18_001))
     assert (resumed.exit_code, resumed.totals.answers) == (0, 60)
 
 
 def test_changed_limits_cancel_a_saved_pause(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     fault = {"action": "status", "status": 429, "headers": {"retry-after": "18000"}, "first": 9}
-    assert live(mock, tmp_path, [fault], prompts=MANY).exit_code == 10
-    raised = live(mock, tmp_path, prompts=MANY, teacher={"limits": {"requests_per_minute": 10_000_000}})
+    assert run_harvest(mock, tmp_path, [fault], prompts=MANY).exit_code == 10
+    raised = run_harvest(
+        mock, tmp_path, prompts=MANY, teacher={"limits": {"requests_per_minute": 10_000_000}}
+    )
     assert (raised.exit_code, raised.totals.answers) == (0, 60)
 
 
@@ -59,10 +61,12 @@ def test_a_daily_limit_holds_over_restarts(
 ) -> None:
     mock = mock_teacher()
     for _ in range(4):  # half of the daily limit may be spent at once
-        ended = live(mock, tmp_path, prompts=MANY, teacher={"limits": limit}, run={"patience_s": 60})
-        assert (ended.exit_code, "per day" in ended.said) == (10, True), (ended.said, _)
+        ended = run_harvest(mock, tmp_path, prompts=MANY, teacher={"limits": limit}, run={"patience_s": 60})
+        assert (ended.exit_code, "per day" in ended.output) == (10, True), (ended.output, _)
     assert 11 <= mock.totals()["requests"] <= 14
-    live(mock, tmp_path, prompts=MANY, clock=Later(43_200), teacher={"limits": limit}, run={"patience_s": 60})
+    run_harvest(
+        mock, tmp_path, prompts=MANY, clock=Later(43_200), teacher={"limits": limit}, run={"patience_s": 60}
+    )
     assert 17 <= mock.totals()["requests"] <= 21
 
 

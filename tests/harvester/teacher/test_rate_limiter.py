@@ -1,4 +1,4 @@
-"""The rules of the limiter; time is passed in as a number."""
+"""Test the rules of the limiter; time is passed in as a number."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ FEW = settings(max_examples=4, derandomize=True, deadline=None)
     st.floats(40, 200),
     st.sampled_from([{}, {"requests_per_minute": 5.0}, {"requests_per_minute": 1.0}]),
 )
-def test_a_leaky_bucket_with_a_small_burst(seed: int, rate: float, told: dict[str, float]) -> None:
+def test_a_leaky_bucket_with_a_small_burst(seed: int, rate: float, factors: dict[str, float]) -> None:
     server = TokenBucket(random.Random(seed), rate, 1 + rate / 10, jitter=0.1)
-    limits = {name: factor * rate * 60 for name, factor in told.items()}
+    limits = {name: factor * rate * 60 for name, factor in factors.items()}
     result = ask(server, until=25, max_concurrency=512, **limits)
     assert result.rate(8, 25) >= 0.95 * rate
     assert result.refused(8, 25) <= 0.02

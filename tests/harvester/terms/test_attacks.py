@@ -1,4 +1,4 @@
-"""Ways round the gate that were tried: overlays, spellings, prefixes, clocks, edited permissions."""
+"""Test ways around the gate: overlays, spellings, prefixes, clocks, edited permissions."""
 
 from __future__ import annotations
 

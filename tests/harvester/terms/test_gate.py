@@ -1,4 +1,4 @@
-"""The gate's answer: worst of the layers; closed where something is unknown, expired, changed or absent."""
+"""Test the gate: the worst layer decides; unknown, expired, changed or absent records refuse."""
 
 from __future__ import annotations
 

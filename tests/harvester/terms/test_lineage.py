@@ -1,4 +1,4 @@
-"""Corpora that were tampered with or thrown together: no door lets their rows through, each says why."""
+"""Test corpora that were tampered with or mixed: every check refuses their rows and says why."""
 
 from __future__ import annotations
 

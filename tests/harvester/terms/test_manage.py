@@ -1,4 +1,4 @@
-"""The desk: what list, show, check, review and record say and write; and no flag that overrides the gate."""
+"""Test `harvester terms`: what its commands print and write; no flag overrides the gate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded permissions: written by a person at a terminal, exact in scope, named by hash; the only way."""
+"""Test recorded permissions: written by a person at a terminal, exact in scope, identified by hash."""
 
 from __future__ import annotations
 

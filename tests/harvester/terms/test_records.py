@@ -1,4 +1,4 @@
-"""The shipped rows: each loads, cites its source, and decides the cases it is there for."""
+"""Test the shipped records: each loads, cites its source, and decides its cases."""
 
 from __future__ import annotations
 

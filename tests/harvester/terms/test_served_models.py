@@ -1,4 +1,4 @@
-"""Models that people serve themselves have a record; which one, and what the gate makes of it."""
+"""Test records of models that people serve themselves: which record applies, and the gate's verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every row of the table of teachers is in the registry: layer, verdict, how well established, its days."""
+"""Test that every row of the table of teachers is in the registry, with layer, verdict and dates."""
 
 from __future__ import annotations
 

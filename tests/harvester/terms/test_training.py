@@ -1,4 +1,4 @@
-"""The doors of training and export: lineages are asked again, duties united and held against the student."""
+"""Test the checks before training and export: lineages are judged again, duties are united."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels: the prompt as served, the teacher's text verbatim, the end of turn learned; on six shapes."""
+"""Test labels: prompt as served, the teacher's text verbatim, the end of turn learned; on six templates."""
 
 from __future__ import annotations
 

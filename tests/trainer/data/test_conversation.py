@@ -1,4 +1,4 @@
-"""The prompt that is learned holds everything that the teacher was asked, or the row is refused."""
+"""Test that the learned prompt holds all that the teacher was asked, or the row is refused."""
 
 from __future__ import annotations
 

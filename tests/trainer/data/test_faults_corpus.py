@@ -1,4 +1,4 @@
-"""Faults 14-24, 28-31 of the catalogue: bases, tokenizers, templates and rows as others left them."""
+"""Test faults 14-24 and 28-31 of the catalogue: bases, tokenizers, templates and rows made by others."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_14_any_header_that_is_not_safetensors_is_a_clean_error(tmp_path_factory
     assert caught.value.place.endswith("model.safetensors")
 
 
-def evil(whole: bytes, kind: str) -> bytes:
-    size = int.from_bytes(whole[:8], "little")
-    header = json.loads(whole[8 : 8 + size])
+def evil(content: bytes, kind: str) -> bytes:
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
     names = [n for n in header if n != "__metadata__"]
     if kind == "overlap":
         header[names[0]]["data_offsets"] = header[names[1]]["data_offsets"]
@@ -52,13 +52,13 @@ def evil(whole: bytes, kind: str) -> bytes:
     elif kind == "no numbers":
         header[names[0]]["data_offsets"] = [None, "NaN"]
     elif kind == "huge header":
-        return (200 * 2**20).to_bytes(8, "little") + whole[8:]
+        return (200 * 2**20).to_bytes(8, "little") + content[8:]
     elif kind == "trailing bytes":
-        return whole + b"xx"
+        return content + b"xx"
     elif kind == "cut":
-        return whole[:-7]
+        return content[:-7]
     text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + whole[8 + size :]
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 @pytest.mark.parametrize(

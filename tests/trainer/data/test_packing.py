@@ -1,4 +1,4 @@
-"""The law of packing: nothing lost, nothing over budget, little waste, the same every time."""
+"""Test packing: nothing lost, nothing over budget, little waste, the same every time."""
 
 from __future__ import annotations
 

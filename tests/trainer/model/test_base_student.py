@@ -1,4 +1,4 @@
-"""The tiny base student: loads by the plain doors, speaks ChatML, and was never shown a task."""
+"""Test the tiny base student: loads with plain libraries, uses ChatML, and was never shown a task."""
 
 from __future__ import annotations
 

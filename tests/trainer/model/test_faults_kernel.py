@@ -1,4 +1,4 @@
-"""Faults 3, 4, 8 of the catalogue as the kernel makes them: no memory, no room, a signal from outside."""
+"""Test faults 3, 4 and 8 of the catalogue with the kernel's own limits: memory, disk space, signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base whose files and configuration disagree, and a misspelt target, are refused by every verb."""
+"""Test that every verb refuses a base whose files and configuration disagree, and a misspelt target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fused LoRA layer against PEFT's own and against fp64 calculus; variants; what torch.compile changes."""
+"""Compare the fused LoRA layer with PEFT's own and with fp64 calculus; test variants and torch.compile."""
 
 from __future__ import annotations
 

@@ -118,10 +118,10 @@ def test_the_cuda_path_lays_documents_out_as_the_cpu_path_does(student, monkeypa
     here = supervised_logits(student, batch)
     student.base_model.model.set_attn_implementation(varlen_attention.register())
     try:
-        there = supervised_logits(student, on_cuda)
+        on_the_device = supervised_logits(student, on_cuda)
     finally:
         student.base_model.model.set_attn_implementation("distil_segments")
-    assert torch.allclose(here, there, atol=1e-5)
+    assert torch.allclose(here, on_the_device, atol=1e-5)
 
 
 def test_what_the_kernel_would_leave_out_is_refused():

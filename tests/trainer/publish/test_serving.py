@@ -1,4 +1,4 @@
-"""What a server is told is what was learned: template, stop tokens, rank, and the commands as printed."""
+"""Test that serving commands match what was learned: template, stop tokens, rank."""
 
 from __future__ import annotations
 

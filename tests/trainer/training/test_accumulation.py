@@ -1,4 +1,4 @@
-"""A step of eight packs: learned as one, one by one, or dealt to two ranks, its gradient is the same."""
+"""Test that a step of eight packs has the same gradient at once, one by one, or spread over two ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the CUDA path does, as far as a CPU can prove it; tests that need other devices' answers set them."""
+"""Test the CUDA path as far as a CPU can; tests that need another device's properties set them."""
 
 from __future__ import annotations
 

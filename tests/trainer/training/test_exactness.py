@@ -1,4 +1,4 @@
-"""Packed equals unpacked, documents don't see each other, folding changes nothing."""
+"""Test that packed equals unpacked, documents don't see each other, and folding changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults 4-15, 28, 30, 32, 33 of the catalogue: what lies on disk, and who else is there."""
+"""Test faults 4-15, 28, 30, 32 and 33 of the catalogue: checkpoints on disk, and other processes."""
 
 from __future__ import annotations
 

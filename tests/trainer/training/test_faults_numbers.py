@@ -1,4 +1,4 @@
-"""Faults 1-3, 27, 34-36 of the catalogue: numbers, memory, devices. Each ends in a documented way."""
+"""Test faults 1-3, 27 and 34-36 of the catalogue: numbers, memory, devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One batch cut into packs, dealt to two real processes, or learned whole: the same gradients and adapter."""
+"""Test that one batch divided over two processes gives the gradients and the adapter of one process."""
 
 from __future__ import annotations
 

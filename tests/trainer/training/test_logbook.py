@@ -1,4 +1,4 @@
-"""What a training says of itself: JSON lines always, TensorBoard where it is, rates from counts."""
+"""Test the training log: JSON lines always, TensorBoard where it is installed, rates from counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory plan against what the allocator handed out; checkpointing against not."""
+"""Compare the memory estimate with what the allocator used, with and without checkpointing."""
 
 from __future__ import annotations
 
@@ -139,10 +139,10 @@ def test_a_figure_that_is_unknown_ends_neither_plan_nor_training(run_trainer, to
         code, out, err = run_trainer(*words)
         assert code == 0, err
         if words[0] == "plan":
-            told = json.loads(out)
-            assert told["memory"]["base"] == known["base"]
-            assert told["memory"]["peak"] > told["memory"]["base"]
-            assert (told["flop_per_s"] is None) is (plant is no_count_of_flop)
+            planned = json.loads(out)
+            assert planned["memory"]["base"] == known["base"]
+            assert planned["memory"]["peak"] > planned["memory"]["base"]
+            assert (planned["flop_per_s"] is None) is (plant is no_count_of_flop)
     logged = json.loads((toml.parent / "out" / "train.jsonl").read_text().splitlines()[-1])
     assert (logged["flop_per_s"] == 0) is (plant is no_count_of_flop)
 

@@ -1,4 +1,4 @@
-"""Several processes end as one: signals are forwarded, a failure ends all, the exit code says why."""
+"""Test that several processes end together: signals are forwarded, a failure ends all."""
 
 from __future__ import annotations
 

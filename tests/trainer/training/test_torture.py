@@ -1,4 +1,4 @@
-"""Killed at random steps and inside saves, the final adapter is bit-equal to that of an undisturbed run."""
+"""Kill a training at random steps and inside saves; the final adapter equals that of an undisturbed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training from end to end: it learns, resumes to the same bits, and writes an adapter others can load."""
+"""Test training from end to end: it learns, resumes with the same bits, and writes a loadable adapter."""
 
 from __future__ import annotations
 
