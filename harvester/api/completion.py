@@ -242,9 +242,9 @@ def _chosen(choices: list[Any]) -> tuple[Mapping[str, Any], bool]:
     if choices and isinstance(choices[0], str):
         return {"text": choices[0]}, len(choices) == 1
     given = [item for item in choices if isinstance(item, Mapping)]
-    for item in given:
-        if _is_zero(item.get("index")):
-            return item, True
+    zero = [item for item in given if _is_zero(item.get("index"))]
+    if zero:
+        return zero[0], len(zero) == 1
     without = [item for item in given if _is_missing(item.get("index"))]
     if without:
         return without[0], len(without) == 1 and len(given) == len(choices)
@@ -252,7 +252,7 @@ def _chosen(choices: list[Any]) -> tuple[Mapping[str, Any], bool]:
 
 
 def _is_zero(number: Any) -> bool:
-    return number == 0 and not isinstance(number, bool)
+    return type(number) is int and number == 0
 
 
 def _is_missing(number: Any) -> bool:

@@ -82,6 +82,22 @@ def echoes() -> list[dict[str, Any]]:
     spelt = "".join(f"\\u{ord(c):04x}" for c in CANARY)
     texts = [*(form.decode() for form in disguises()), spelt, CANARY[:9] + "\\u002f" + CANARY[10:]]
     bodies = [{"action": "body", "value": content.replace("?", f"it is {text}.")} for text in texts]
+    pieces = json.dumps([{"type": "text", "text": letter} for letter in CANARY])
+    hidden = json.dumps({"content": [{"token": "?", "bytes": list(CANARY.encode()), "logprob": -1}]})
+    escaped = json.dumps(json.dumps({"k": "?"}).replace("?", spelt))[1:-1]
+    called = f'{{"id": "c", "type": "function", "function": {{"name": "f", "arguments": "{escaped}"}}}}'
+    bodies += [
+        {"action": "body", "value": value}
+        for value in (
+            content.replace('"?"', pieces),
+            content.replace('"finish_reason"', f'"logprobs": {hidden}, "finish_reason"'),
+            content.replace("?", spelt)[:-1] + ', "x": NaN}',
+            content.replace("?", spelt)[:-1] + ', "x": 1e999}',
+            content.replace("?", spelt)[:-1] + f', "x": {"9" * 400}}}',
+            content.replace('"content": "?"', f'"content": null, "tool_calls": [{called}]'),
+            content.replace("?", spelt)[:-1],  # cut before its end
+        )
+    ]
     words = f"wrong key {CANARY}"
     refused = [{"action": "status", "status": s, "message": words} for s in (400, 401, 429, 500)]
     return [
