@@ -14,7 +14,7 @@ import typer
 from harvester import __version__
 from harvester.cli import harvest, import_prompts, mock, reference, report, status, store, terms
 from harvester.cli.console import emit, message, stdout_error
-from harvester.errors import HarvesterError
+from harvester.errors import HarvesterError, StoreError
 
 EXIT_CODES = """Exit codes: 0 complete; 1 verify or --check found a problem; 2 wrong usage or configuration;
 3 complete, but more rows failed than max_failed; 4 the teacher refuses (key, quota, model); 5 storage error;
@@ -62,7 +62,8 @@ def main() -> None:
         sys.exit(130)
     except OSError as error:
         if error.filename is not None:  # a file, not stdout
-            raise
+            _print_error(StoreError(str(error.strerror or error).lower(), place=str(error.filename)))
+            sys.exit(StoreError.exit_code)
         # A help text could not be printed; results go through `emit`, which raises a StoreError.
         failure = stdout_error(error)
         if failure is not None:

@@ -5,6 +5,7 @@ Values are never put into the process's environment, which child processes inher
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,11 @@ from pathlib import Path
 from dotenv.parser import parse_stream
 
 from harvester.errors import ConfigError
+from harvester.system import own_files
 
 DOTENV_NAME = ".env"
+# A larger file is no list of variables.
+MAX_BYTES = 16 << 20
 
 
 def variables(folder: Path) -> Mapping[str, str]:
@@ -24,8 +28,8 @@ def variables(folder: Path) -> Mapping[str, str]:
     """
     path = folder / DOTENV_NAME
     try:
-        with path.open(encoding="utf-8") as file:
-            bindings = list(parse_stream(file))
+        text = own_files.read_bytes(path, MAX_BYTES, follows_links=True).decode("utf-8")
+        bindings = list(parse_stream(io.StringIO(text)))
     except FileNotFoundError:
         return dict(os.environ)
     except (OSError, UnicodeDecodeError) as error:

@@ -19,6 +19,7 @@ from typing import Any
 
 from harvester.store import paths
 from harvester.store.reader import Corpus
+from harvester.system import own_files
 
 # At most this many builds are remembered; the oldest is forgotten, and reported as new if it returns.
 MOST_BUILDS = 20
@@ -161,13 +162,17 @@ def known_after(
     }
 
 
+# Most bytes of rounds.jsonl that are read; a round has some hundred.
+MAX_ROUNDS_BYTES = 64 << 20
+
+
 def read_rounds(store: Path) -> list[dict[str, Any]]:
     """The lines of rounds.jsonl, oldest first; a torn last line is left out."""
     rounds = []
     path = store / paths.CANARY / paths.CANARY_ROUNDS
     with contextlib.suppress(OSError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
+        for line in own_files.read_text(path, MAX_ROUNDS_BYTES).splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
                 entry = json.loads(line)
                 if isinstance(entry, dict) and "round" in entry:
                     rounds.append(entry)
@@ -176,11 +181,8 @@ def read_rounds(store: Path) -> list[dict[str, Any]]:
 
 def append_round(store: Path, entry: Mapping[str, Any]) -> None:
     """Append a line to rounds.jsonl. An error of the disk loses the line, not the run."""
-    with (
-        contextlib.suppress(OSError),
-        (store / paths.CANARY / paths.CANARY_ROUNDS).open("a", encoding="utf-8") as file,
-    ):
-        file.write(json.dumps(entry) + "\n")
+    with contextlib.suppress(OSError):
+        own_files.append(store / paths.CANARY / paths.CANARY_ROUNDS, json.dumps(entry).encode() + b"\n")
 
 
 def canary_status(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

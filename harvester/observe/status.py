@@ -23,7 +23,10 @@ from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import is_held, read_holder
 from harvester.store.maintain.bill import compute_bill, compute_canary_bill, compute_spent
 from harvester.store.pauses import load
+from harvester.system import own_files
 
+# Most bytes of status.json that are read; it has some 5 KiB.
+MAX_STATUS_BYTES = 16 << 20
 # At most this many of the last complaints are shown.
 COMPLAINTS_SHOWN = 3
 _STANDING_BY_LETTER = {"T": "stopped", "t": "traced", "Z": "zombie"}
@@ -37,7 +40,7 @@ HUNG_AFTER_S = 60.0
 def read_status(store: Path) -> dict[str, Any]:
     """The heartbeat file of a store, without what it can't mean; empty when no run has written one."""
     try:
-        loaded = json.loads((store / paths.STATUS).read_text(encoding="utf-8"))
+        loaded = json.loads(own_files.read_text(store / paths.STATUS, MAX_STATUS_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return validated_status(loaded) if isinstance(loaded, dict) else {}
@@ -45,9 +48,8 @@ def read_status(store: Path) -> dict[str, Any]:
 
 def write_status(store: Path, status: Mapping[str, Any]) -> None:
     """Replace the heartbeat file atomically. No fsync: after a power cut an older heartbeat is as true."""
-    hidden = store / f".{paths.STATUS}.tmp"
-    hidden.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
-    hidden.replace(store / paths.STATUS)
+    with own_files.replacing(store / paths.STATUS) as file:
+        file.write(json.dumps(status, indent=2).encode() + b"\n")
 
 
 def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def _process(holder: Mapping[str, Any]) -> str:
         return ""
     try:
         line = Path(f"/proc/{int(holder['pid'])}/stat").read_text(encoding="utf-8", errors="replace")
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError, OverflowError):
         return ""
     letter = line.rpartition(")")[2].split()[0]
     return {**_STANDING_BY_LETTER, "D": "waits for the disk"}.get(letter, "runs")

@@ -15,11 +15,20 @@ from typing import Any
 
 from harvester.observe.metrics import trace_columns
 from harvester.store import paths
+from harvester.system import own_files
 
 # The time between two points is this share of the run's age, within the two bounds.
 SHARE_OF_AGE = 1 / 400
 FIRST_EVERY_S, LAST_EVERY_S = 0.5, 30.0
 MOST_LINES = 20_000
+
+# Most bytes of the file that are read; the longest file that is written has some 2 MiB.
+MAX_BYTES = 64 << 20
+# Members of a point that are texts, and the one that holds numbers by name; all others are numbers or null.
+_ERRORS = "errors"
+_TEXTS = frozenset({"run_id", "waiting"})
+# Larger numbers, and later times (the year 5138), are none of ours; JSON of Python knows NaN too.
+_LARGEST, _LAST_AT = 1e18, 1e11
 
 
 class TimelineWriter:
@@ -49,35 +58,46 @@ class TimelineWriter:
             "tokens_per_minute": limits.get("tokens_per_minute"),
             **process,
         }
-        with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(point, separators=(",", ":")) + "\n")
+        with contextlib.suppress(OSError):
+            own_files.append(self._path, json.dumps(point, separators=(",", ":")).encode() + b"\n")
 
 
 def read_timeline(store: Path) -> list[dict[str, Any]]:
-    """All points, oldest first. Lines that can't be parsed are left out; the last one may be torn."""
+    """All points, oldest first, without values that can't be theirs; the last line may be torn."""
     try:
-        lines = (store / paths.TIMELINE).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = own_files.read_text(store / paths.TIMELINE, MAX_BYTES).splitlines()
     except OSError:
         return []
     points = []
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             point = json.loads(line)
-            if isinstance(point, dict) and isinstance(point.get("at"), int | float):
-                points.append(point)
+            if isinstance(point, dict) and _is_number(point.get("at")) and 0 <= point["at"] <= _LAST_AT:
+                points.append({name: value for name, value in point.items() if _is_usable(name, value)})
     return points
+
+
+def _is_usable(name: str, value: Any) -> bool:
+    if name in _TEXTS:
+        return isinstance(value, str)
+    if name == _ERRORS:
+        return isinstance(value, dict) and all(map(_is_number, value.values()))
+    return value is None or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -_LARGEST < value < _LARGEST
 
 
 def _thin(path: Path) -> None:
     """Drop every other line of a long file. Counts are cumulative, so only detail is lost."""
     with contextlib.suppress(OSError):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        lines = own_files.read_text(path, MAX_BYTES).splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):  # torn by a kill: drop it
             lines.pop()
         elif len(lines) <= MOST_LINES:
             return
         while len(lines) > MOST_LINES:
             lines = lines[::2]
-        hidden = path.with_name(f".{path.name}.tmp")
-        hidden.write_text("".join(lines), encoding="utf-8")
-        hidden.replace(path)
+        with own_files.replacing(path) as file:
+            file.write("".join(lines).encode())

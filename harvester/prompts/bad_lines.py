@@ -8,6 +8,7 @@ from pathlib import Path
 import orjson
 
 from harvester.errors import PromptError, StoreError
+from harvester.system import own_files
 
 BAD_PROMPTS_NAME = "bad_prompts.jsonl"
 # Called with the error of a line that can't be used: returns to skip the line, raises to stop reading.
@@ -51,9 +52,8 @@ def write_down(store: Path, passed_over: Sequence[PromptError]) -> None:
         if not passed_over:
             path.unlink(missing_ok=True)
             return
-        hidden = store / f".{BAD_PROMPTS_NAME}.tmp"
-        hidden.write_bytes(b"".join(_as_line(error) for error in passed_over))
-        hidden.replace(path)
+        with own_files.replacing(path) as file:
+            file.write(b"".join(_as_line(error) for error in passed_over))
     except OSError as error:
         raise StoreError(f"can't be written: {error.strerror}", place=str(path)) from None
 

@@ -3,44 +3,43 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from harvester.errors import ConfigError, StoreError
+from harvester.system import own_files
 
+_READABLE = 0o644
 _FOR_READERS = frozenset({".html", ".prom"})
 _REMEDY = "name a file in a folder of your own"
 
 
 @contextmanager
-def replacing(path: Path, store: Path) -> Iterator[Path]:
-    """Give a hidden file beside `path`, renamed to `path` when the block ends without an error.
+def replacing(path: Path, store: Path) -> Iterator[BinaryIO]:
+    """Give a new file that replaces `path` when the block ends without an error.
+
+    A collector of metrics reads it as another user, so it can be read by everybody, but not in the store.
 
     Raises:
         ConfigError: nothing can be written there, or it is a folder, a device or a file of the store.
     """
     with _config_errors(path):
         _refuse(path, store)
-        hidden = _hidden_name(path)
-        try:
-            yield hidden
-            hidden.replace(path)
-        finally:
-            hidden.unlink(missing_ok=True)
+        is_inside = path.parent.resolve() == store.resolve() and path.suffix != ".prom"
+        with own_files.replacing(path, own_files.PRIVATE if is_inside else _READABLE) as file:
+            yield file
 
 
 def check(path: Path, store: Path) -> None:
     """Check that `path` can be written, by writing and removing a file beside it; raises as `replacing`."""
     with _config_errors(path):
         _refuse(path, store)
-        hidden = _hidden_name(path)
-        hidden.touch()
+        hidden = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        os.close(own_files.open_file(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         hidden.unlink()
-
-
-def _hidden_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")  # a collector reads *.prom only
 
 
 @contextmanager
@@ -87,7 +86,7 @@ def folder(path: Path) -> None:
         ConfigError: it can't be made.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True, mode=0o755)
     except OSError as error:
         raise _no_folder(path, error) from None
 

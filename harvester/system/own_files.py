@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 PRIVATE = 0o600
+# A larger file is no configuration.
+MAX_TOML_BYTES = 16 << 20
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp(-wal|-shm|-journal)?\Z")
 
 
@@ -29,19 +31,25 @@ class ForeignFileError(OSError):
     """
 
 
-def open_file(path: Path, flags: int = os.O_RDONLY, mode: int = PRIVATE) -> int:
+def open_file(
+    path: Path, flags: int = os.O_RDONLY, mode: int = PRIVATE, *, follows_links: bool = False
+) -> int:
     """Open a regular file and return its handle; for writing it must also belong to this user.
 
     The superuser may write files of anybody: containers run so on folders of other users.
+
+    Args:
+        follows_links: for files that the operator named, which may be links.
 
     Raises:
         ForeignFileError: it is a link, a FIFO, a device, a folder, or another user's.
         OSError: it can't be opened.
     """
     try:
-        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+        links = 0 if follows_links else os.O_NOFOLLOW
+        handle = os.open(path, flags | links | os.O_NONBLOCK | os.O_CLOEXEC, mode)
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        if error.errno == errno.ELOOP and not follows_links:
             raise _foreign(path, "is a symbolic link") from None
         if error.errno in {errno.ENXIO, errno.EISDIR, errno.ENODEV}:  # FIFO without reader, folder, socket
             raise _foreign(path, "is not a regular file") from None
@@ -79,16 +87,16 @@ def _foreign(path: Path, message: str) -> ForeignFileError:
     return ForeignFileError(errno.EINVAL, message, str(path))
 
 
-def read_bytes(path: Path, limit_bytes: int) -> bytes:
+def read_bytes(path: Path, limit_bytes: int, *, follows_links: bool = False) -> bytes:
     """Return the content of a regular file of at most this size.
 
     Raises:
         ForeignFileError: it is larger, or see `open_file`. OSError: it can't be read.
     """
-    with os.fdopen(open_file(path), "rb") as file:
+    with os.fdopen(open_file(path, follows_links=follows_links), "rb") as file:
         content = file.read(limit_bytes + 1)
     if len(content) > limit_bytes:
-        raise _foreign(path, f"is larger than {limit_bytes >> 20} MiB")
+        raise _foreign(path, f"is larger than {limit_bytes / 2**20:g} MiB")
     return content
 
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from harvester.errors import ConfigError
+from harvester.system.own_files import MAX_TOML_BYTES, read_bytes
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -130,7 +131,7 @@ def read_toml(path: Path, missing: str) -> TomlFile:
         ConfigError: the file is missing, not UTF-8 or not TOML; names the line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, MAX_TOML_BYTES, follows_links=True).decode("utf-8")
         return TomlFile(str(path), text, tomllib.loads(text))
     except FileNotFoundError:
         raise ConfigError("no such file", place=str(path), remedy=missing) from None

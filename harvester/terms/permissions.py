@@ -21,6 +21,7 @@ from typing import Any
 
 from harvester.errors import ConfigError, TermsRefused
 from harvester.system.hosts import plain_host
+from harvester.system.own_files import MAX_TOML_BYTES, read_bytes
 
 BASES = ("contract", "order-form", "written-authorisation", "own-model", "stated-exception")
 USES = ("harvest", "seal", "train", "export")
@@ -88,9 +89,9 @@ def load_permissions(*folders: Path) -> tuple[Permission, ...]:
 
 def _read(path: Path) -> Permission:
     try:
-        raw = path.read_bytes()
+        raw = read_bytes(path, MAX_TOML_BYTES, follows_links=True)
         row = tomllib.loads(raw.decode("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"can't be read as a permission: {error}", place=str(path), remedy=_RECORD_AGAIN
         ) from None

@@ -18,6 +18,7 @@ from typing import Any
 
 from harvester.errors import ConfigError, TermsRefused
 from harvester.system.hosts import LOOPBACK, plain_host, unexplained_words
+from harvester.system.own_files import MAX_TOML_BYTES, read_bytes
 from harvester.terms.obligations import require_known
 
 SEVERITY = ("permit", "duties", "restrict", "unknown")
@@ -202,7 +203,7 @@ def loosened(below: TermsRecord, above: TermsRecord) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path, MAX_TOML_BYTES, follows_links=True).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"can't be read: {error}", place=str(path), remedy="save it as UTF-8 text, or remove it"
@@ -231,7 +232,7 @@ def parse(text: str, place: str) -> list[TermsRecord]:
     """
     try:
         rows = tomllib.loads(text)["record"]
-    except (tomllib.TOMLDecodeError, KeyError) as error:
+    except (ValueError, KeyError, RecursionError) as error:
         raise ConfigError(
             f"holds no terms records: {error}", place=place, remedy="see data/terms/README.md"
         ) from None

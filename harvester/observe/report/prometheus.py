@@ -6,6 +6,7 @@ from status.json and cover the last run. The text holds no prompt, no answer, no
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,9 +45,9 @@ def write_textfile(store: Path, out: Path) -> None:
         StoreError: the store can't be read. ConfigError: the file can't be written.
     """
     text = metrics_text(store)
-    with output_path.replacing(out, store) as hidden:
-        hidden.write_text(text, encoding="utf-8")
-        hidden.chmod(0o644)
+    with output_path.replacing(out, store) as file:
+        file.write(text.encode())
+        os.fchmod(file.fileno(), 0o644)  # whatever the umask is
 
 
 @contextmanager

@@ -62,9 +62,9 @@ def write_report(
     """
     account = gather(store, card=judged.read_scorecard(scorecard), training=judged.read_training(training))
     text = html.document(overview(account), samples_view(account.census, account.samples))
-    with output_path.replacing(out, store) as hidden:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        hidden.write_text(text, encoding="utf-8")
+    output_path.folder(out.parent)
+    with output_path.replacing(out, store) as file:
+        file.write(text.encode())
     return out
 
 

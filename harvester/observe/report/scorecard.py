@@ -54,7 +54,7 @@ def read_training(training: Path | None) -> list[dict[str, Any]]:
                 )
             if numbers and all(map(math.isfinite, numbers.values())):  # a step that was skipped has no loss
                 steps[numbers["step"]] = entry
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(
             f"training log can't be read: {error}",
             place=str(training),
@@ -73,7 +73,7 @@ def read_scorecard(scorecard: Path | None) -> Mapping[str, Any] | None:
         return None
     try:
         loaded = json.loads(scorecard.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"scorecard can't be read: {error}", place=str(scorecard), remedy="`trainer evaluate` writes one"
         ) from None

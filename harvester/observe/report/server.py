@@ -35,6 +35,8 @@ HOSTS = frozenset({"127.0.0.1", "localhost"})
 # The corpus is read again after CENSUS_EVERY_S, or CENSUS_SHARE times the duration of reading it, if longer.
 CENSUS_EVERY_S = 5.0
 CENSUS_SHARE = 20
+# What browsers say of requests that this page itself made, and of an address that was typed.
+_OWN_SITES = frozenset({b"same-origin", b"none"})
 _HEADERS = (
     (b"content-security-policy", (page.policy(page.VIEW_SCRIPT) + "; frame-ancestors 'none'").encode()),
     (b"x-content-type-options", b"nosniff"),
@@ -47,7 +49,7 @@ _HEADERS = (
 
 
 class Guard:
-    """An app that lets only local names and reading methods through, and puts the headers on every reply."""
+    """Let only local names, reading methods and our own pages through, and put the headers on every reply."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -60,11 +62,18 @@ class Guard:
                 message["headers"] = [*message.get("headers", ()), *_HEADERS]
             await send(message)
 
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close"})  # before it is accepted: a 403
         if scope["type"] != "http":
             return
+        sites = [value for name, value in scope["headers"] if name == b"sec-fetch-site"]
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1 or (hosts[0].rpartition(":")[0] not in HOSTS and hosts[0] not in HOSTS):
             refused: Response = PlainTextResponse("this page answers to 127.0.0.1 and localhost only\n", 403)
+        elif any(site not in _OWN_SITES for site in sites):
+            # The time that a search takes would tell a page of the web whether a text is in the corpus.
+            refused = PlainTextResponse("not for pages of other sites\n", 403)
         elif scope["method"] not in {"GET", "HEAD"}:
             refused = PlainTextResponse("read-only\n", 405, {"allow": "GET, HEAD"})
         else:

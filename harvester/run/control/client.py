@@ -41,7 +41,7 @@ def ask(
             connection.sendall(request_line(command, arguments))
             with connection.makefile("rb") as stream:
                 reply = json.loads(stream.readline(MAX_REPLY_BYTES))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(reply, dict):
         return None

@@ -8,7 +8,6 @@ the data is lost. `rows.py` encodes the records that `apply` writes.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sqlite3
 from collections import defaultdict
@@ -25,6 +24,7 @@ from harvester.store.journal.records import HeldAnswer, PossiblyBilledAttempt, R
 from harvester.store.journal.rows import RowEncoder, end_run, enter_run, micros
 from harvester.store.journal.spending import KILLED
 from harvester.store.journal.sqlite import OUTCOMES
+from harvester.system import own_files
 from harvester.system.failpoints import reach
 
 KEYS_PER_LOOKUP = 500
@@ -44,6 +44,7 @@ class Journal:
         self._read_only = read_only
         self._failed: BaseException | None = None
         self._run = 0
+        self._identity = _identity(self.path)
 
     @classmethod
     def open(cls, store: Path, *, read_only: bool = False) -> Journal:
@@ -193,23 +194,17 @@ class Journal:
             StoreError: the file can't be written.
         """
         path = store / paths.DEAD_LETTERS
-        hidden = store / f".{paths.DEAD_LETTERS}.tmp"
         query = (
             "SELECT key, prompt_json, body_json, sample_index, code, message, attempts, at_us FROM dead"
             " ORDER BY at_us, key"
         )
         lines = 0
         try:
-            with self.reading() as connection, hidden.open("wb") as out:
+            with self.reading() as connection, own_files.replacing(path, durable=True) as out:
                 for row in connection.execute(query):
                     out.write(_dead_letter_line(row))
                     lines += 1
-                out.flush()
-                os.fsync(out.fileno())
-            if lines:
-                hidden.replace(path)
-            else:
-                hidden.unlink()
+            if not lines:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"can't be written: {error.strerror}", place=str(path)) from None
@@ -219,8 +214,15 @@ class Journal:
         """Do nothing when the disk has at least `free_mib` free, so that paid answers can be stored.
 
         Raises:
-            StoreFull: less is free; StoreError: the free space can't be read.
+            StoreFull: less is free; StoreError: the free space can't be read, or the journal was removed or
+                replaced: what is written from now on would be lost.
         """
+        if self._identity != _identity(self.path):
+            raise StoreError(
+                "was removed or replaced while this run writes it",
+                place=str(self.path),
+                remedy="put it back from a copy; what was answered since then is lost",
+            )
         try:
             free = shutil.disk_usage(self.path.parent).free / 2**20
         except OSError as error:
@@ -290,6 +292,15 @@ _PLAIN_COUNTERS = (
     "output_tokens",
     "cost_microusd",
 )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a file, None where there is none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
 
 
 def _end_killed_runs(connection: sqlite3.Connection) -> None:

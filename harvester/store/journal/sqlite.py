@@ -30,6 +30,8 @@ LOG_HEADER_BYTES = 32
 # Magic string, user_version and application_id of a database: https://sqlite.org/fileformat2.html
 _FILE_HEADER = struct.Struct(">16s44xi4xi28x")
 _MAGIC = b"SQLite format 3\0"
+# How long a write waits for another program that holds SQLite's lock: a backup, or somebody's shell.
+BUSY_MS = 60_000
 _SIDE_FILES = ("wal", "shm", "journal")
 _HALF_MADE = "a run was killed while it made the store; `harvester run` completes it, nothing was stored yet"
 APPLICATION_ID = 0x44495354  # "DIST"
@@ -144,7 +146,7 @@ def open_for_writing(store: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA secure_delete=ON")  # not every build has it
             connection.execute("PRAGMA fullfsync=ON")  # where an fsync does not reach the platter (macOS)
-            connection.execute("PRAGMA busy_timeout=5000")
+            connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
             # KiB, soon full: behind it is the page cache of the machine, nearly as quick and shared.
             connection.execute("PRAGMA cache_size=-2048")
             connection.execute(f"PRAGMA journal_size_limit={64 * 1024 * 1024}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from harvester.store import paths
 from harvester.store.shards.parquet_file import translate_disk_errors
 from harvester.system.files import fsync
+from harvester.system.own_files import ForeignFileError
 
 
 def move_in(store: Path, path: Path, *, keep: bool, name: str = "") -> str:
@@ -23,6 +25,7 @@ def move_in(store: Path, path: Path, *, keep: bool, name: str = "") -> str:
     """
     folder, wanted = store / paths.QUARANTINE, Path(name or path.name)
     with translate_disk_errors(folder):
+        _require_folder(folder)
         folder.mkdir(mode=0o700, exist_ok=True)
         target, again = folder / wanted, 0
         while os.path.lexists(target):
@@ -36,6 +39,16 @@ def move_in(store: Path, path: Path, *, keep: bool, name: str = "") -> str:
     return target.name
 
 
+def _require_folder(folder: Path) -> None:
+    """Refuse a link to a folder elsewhere: its files are not ours to delete.
+
+    Raises:
+        ForeignFileError: it is a link or a file.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ForeignFileError(errno.ENOTDIR, "is not a folder of the store", str(folder))
+
+
 def delete_damaged(store: Path) -> None:
     """Delete shards and logs in quarantine, because it is unknown which answers damaged ones hold.
 
@@ -43,6 +56,7 @@ def delete_damaged(store: Path) -> None:
         StoreError: the disk refuses.
     """
     with translate_disk_errors(store / paths.QUARANTINE):
+        _require_folder(store / paths.QUARANTINE)
         for pattern in ("part-*", f"{paths.JOURNAL}*"):
             for path in (store / paths.QUARANTINE).glob(pattern):
                 if path.is_dir() and not path.is_symlink():

@@ -22,6 +22,7 @@ from harvester.store.shards.manifest import indexed_keys, read_manifest
 from harvester.store.shards.rewrite import rewrite
 from harvester.store.shards.seal import finish_interrupted
 from harvester.store.shards.steps import run_to_end
+from harvester.system import own_files
 
 _COLUMNS = ("key", "prompt_id", "sample_index", "outcome", "raw")
 
@@ -61,7 +62,8 @@ def _write_down(store: Path, keys: Collection[str]) -> None:
     path, at = store / paths.RETRIED, time.time()
     written: set[str] = set()
     try:
-        with path.open("ab") as out:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        with os.fdopen(own_files.open_file(path, flags), "ab") as out:
             for sample in Corpus.open(store).samples(list(_COLUMNS)):
                 if sample.key not in keys or sample.key in written:
                     continue

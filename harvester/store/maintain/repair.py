@@ -5,6 +5,7 @@ No file is deleted. Only keys whose answers are lost are forgotten, so the next 
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import time
@@ -34,6 +35,7 @@ from harvester.store.shards.seal import adopt_unlisted
 from harvester.store.shards.steps import run_to_end
 from harvester.store.shards.unlisted import read_contents, unlisted_files
 from harvester.store.verify import Finding, has_lost_journal, verify_journal, verify_store
+from harvester.system import own_files
 from harvester.system.files import sha256_of
 
 # Tables whose damaged rows may be deleted: their content is asked for again or recomputed.
@@ -274,8 +276,9 @@ def _quarantine_log(store: Path) -> tuple[str, ...]:
         if not wal.commits_lost(log):
             return ()
         copy = store / f".{log.name}.copy"
-        shutil.copyfile(log, copy)  # not a link: SQLite goes on writing into the same file
-        copy.chmod(0o600)
+        # Not a link: SQLite goes on writing into the same file.
+        with own_files.replacing(copy) as out, os.fdopen(own_files.open_file(log), "rb") as source:
+            shutil.copyfileobj(source, out)
         name = quarantine.move_in(store, copy, keep=False, name=log.name)
     sqlite.empty_log(store)
     return (name,)
