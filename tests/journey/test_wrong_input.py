@@ -125,6 +125,37 @@ def test_wrong_usage_exits_2(arguments: tuple[str, ...]):
     assert harvester(*arguments).returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("rpm", "fast", "'fast' is not a number for rpm"),
+        ("rps", "3", "can't set 'rps'"),
+        ("max-concurrency", "0", "from 1 to"),
+        ("budget-day", "3 euros", "is not a budget"),
+    ],
+)
+def test_a_wrong_setting_is_named_where_no_run_is_active(
+    tmp_path: Path, name: str, value: str, problem: str
+) -> None:
+    wrong = harvester("set", str(tmp_path), name, value)
+    assert (wrong.returncode, problem in wrong.stderr) == (2, True), wrong.stderr
+
+
+def test_a_right_setting_needs_an_active_run(tmp_path: Path) -> None:
+    right = harvester("set", str(tmp_path), "rpm", "600")
+    assert (right.returncode, "no run is active" in right.stderr) == (1, True), right.stderr
+
+
+def test_a_wrong_value_is_named_with_its_line(tmp_path: Path) -> None:
+    path = folder(tmp_path, "http://127.0.0.1:1/v1")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, "deadline_s = 'soon'", ""]))
+    done = harvester("plan", str(path))
+    assert done.returncode == 2
+    assert f"{path}:{len(lines) + 1}" in done.stderr
+    assert "run.deadline_s: must be a number" in done.stderr
+
+
 def test_a_run_completes_resumes_for_nothing_and_says_so(tmp_path: Path, mock_teacher):
     teacher = mock_teacher()
     lines = tuple(json.dumps({"prompt": f"What is {a} + 30?"}) for a in range(10, 60))

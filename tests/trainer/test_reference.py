@@ -80,3 +80,5 @@ def test_the_starter_is_a_train_toml_that_plans(run_trainer, tmp_path):  # noqa:
     code, _, err = run_trainer("init", folder)
     assert code == 2
     assert "exists already" in err
+    code, _, err = run_trainer("init", tmp_path / "early", "--base", tmp_path / "not-loaded-yet")
+    assert (code, "not-loaded-yet does not exist yet" in err) == (0, True)
