@@ -149,11 +149,11 @@ def test_a_right_setting_needs_an_active_run(tmp_path: Path) -> None:
 def test_a_wrong_value_is_named_with_its_line(tmp_path: Path) -> None:
     path = folder(tmp_path, "http://127.0.0.1:1/v1")
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines, "deadline_s = 'soon'", ""]))
+    path.write_text("\n".join([*lines, "max_attempts = 'many'", ""]))
     done = harvester("plan", str(path))
     assert done.returncode == 2
     assert f"{path}:{len(lines) + 1}" in done.stderr
-    assert "run.deadline_s: must be a number" in done.stderr
+    assert "run.max_attempts: must be a whole number" in done.stderr
 
 
 def test_a_run_completes_resumes_for_nothing_and_says_so(tmp_path: Path, mock_teacher):
