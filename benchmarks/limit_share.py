@@ -1,24 +1,31 @@
 """Measure which share of a teacher's limit a harvest uses, and which share of its requests is refused.
 
-    python benchmarks/limit_share.py [--seconds 60] [--case configured] [--case hidden] ...
+    python benchmarks/limit_share.py [--seconds 60] [--only configured] [--only nginx_nothing] ...
 
 The teacher is the mock teacher in a process: 200 requests/s, 0.2 s latency, a burst of one second's worth.
 Prints answers per second over the limit, without the first second, and 429s over requests sent. For a limit
 that changes it prints when the harvest had settled: the mean of three seconds, three times in a row, was 90 %
 of the new limit with less than 5 % refused. For comparison: a bare loop of 64 workers over httpx that
 rest half a second after a 429.
+
+The rows from `nginx_right` on run `harvester run` as a process, and compare its time from start to end with a
+baseline: the time that the limit itself, the slots or the latency allow, or a bare client in the same run.
+The share without the start of the process is printed beside it, and the load of the machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bare import HEADERS, bare_httpx
+from limiting_server import Harvest, find_nginx, limiting_nginx, whole_harvest
 from one_pass import Shots, bodies, configured, one_pass
 
 from harvester.config.config import HarvestConfig
@@ -161,13 +168,124 @@ def tell(name: str, seconds: float) -> None:
     print("   refused %:", *(f"{100 * share:.0f}" for _, _, share in seconds_seen), flush=True)
 
 
+BURST = 20
+TOLD_ROWS, OTHER_ROWS = 4000, 8000
+
+
+def _line(name: str, ideal_s: float, baseline: str, harvest: Harvest, refused: float, goal: str) -> str:
+    text = (
+        f"{name:16} {baseline} over whole process {ideal_s / harvest.whole_s:.3f}, over run "
+        f"{ideal_s / harvest.run_s:.3f}   refused {refused:.2%}   load {os.getloadavg()[0]:.1f}"
+        f"   to reach: {goal}"
+    )
+    return "\n   learned: ".join([text, *harvest.learned])
+
+
+def tell_nginx(name: str, rpm: int | None, rows: int, goal: str) -> None:
+    """nginx `limit_req`, HTML 429, no headers; the baseline is the time that its rate allows."""
+    if find_nginx() is None:
+        print(f"{name:16} left out: nginx is not installed")
+        return
+    limits: dict[str, Any] = {"max_concurrency": 512, **({} if rpm is None else {"requests_per_minute": rpm})}
+    with limiting_nginx(RATE, BURST, LATENCY_S) as server:
+        harvest = whole_harvest(server.base_url, rows, limits)
+        statuses = server.statuses()
+    refused = statuses.get("429", 0) / sum(statuses.values())
+    print(_line(name, rows / RATE, "time at the limit", harvest, refused, goal), flush=True)
+
+
+def tell_unrelated(name: str, rows: int = 400) -> None:
+    """Refuse 5 % of the requests at random with `retry-after: 1`, beside a bare client that honours it."""
+    fault = {"action": "status", "status": 429, "retry_after": 1, "probability": 0.05, "seed": 2}
+    times, refused = [], 0.0
+    for is_bare in (True, False):
+        with start_process("--latency", "0.136") as mock:
+            mock.set_faults([fault])
+            if is_bare:
+                times.append(asyncio.run(_bare_rows(mock.base_url, rows, 16)))
+                continue
+            harvest = whole_harvest(mock.base_url, rows, {"max_concurrency": 16})
+            refused = mock.state()["statuses"].get("429", 0) / mock.state()["received"]
+    print(_line(name, times[0], "a bare client's time", harvest, refused, "1 / 1.5 = 0.667"), flush=True)
+
+
+async def _bare_rows(base_url: str, rows: int, workers: int) -> float:
+    """Seconds in which workers get so many answers; each rests as long as a 429 says."""
+    feed, left = bodies(), iter(range(rows))
+    begun_at = time.monotonic()
+    async with bare_httpx() as client:
+
+        async def work() -> None:
+            for _ in left:
+                body = next(feed)
+                while True:
+                    reply = await client.post(f"{base_url}/chat/completions", content=body, headers=HEADERS)
+                    if reply.status_code == 200:
+                        break
+                    await asyncio.sleep(float(reply.headers.get("retry-after", BARE_REST_S)))
+
+        await asyncio.gather(*(work() for _ in range(workers)))
+    return time.monotonic() - begun_at
+
+
+def tell_window(name: str, rows: int = 400) -> None:
+    """Twenty per two seconds, no headers; the baseline is the time that the limit allows."""
+    flags = ["--rpm", "600", "--window", "2", "--hide-limits", "--latency", str(LATENCY_S)]
+    with start_process(*flags) as mock:
+        harvest = whole_harvest(mock.base_url, rows, {"max_concurrency": 64})
+        state = mock.state()
+    refused = state["statuses"].get("429", 0) / state["received"]
+    print(_line(name, rows / 10, "time at the limit", harvest, refused, "0.95"), flush=True)
+
+
+def tell_thousand(name: str, rows: int = 6000) -> None:
+    """1,000 in flight, 0.5 to 1 s, no limit; the baseline is the time of 1,000 at the mean latency."""
+    with start_process("--latency", "0.75", "--latency-jitter", "0.3333") as mock:
+        harvest = whole_harvest(mock.base_url, rows, {"max_concurrency": 1000})
+        most = mock.state()["most_in_flight"]
+        bare_s = asyncio.run(_bare_rows(mock.base_url, rows, 1000))
+    ideal_s = rows / 1000 * 0.75
+    print(_line(name, ideal_s, "ideal time", harvest, 0.0, "1 / 1.25 = 0.8"))
+    print(f"   most in flight {most}; a bare client with 1,000 workers: {bare_s:.1f} s", flush=True)
+
+
+def tell_slots(name: str, rows: int = 296) -> None:
+    """8 slots of 6 s that queue, deadline 15 s; the baseline is the best fixed window: 8 in flight."""
+    harvests = []
+    for limits in ({"max_concurrency": 8}, {}):
+        with start_process("--slots", "8", "--slot-seconds", "6") as mock:
+            harvests.append(whole_harvest(mock.base_url, rows, dict(limits), deadline_s=15))
+    fixed, free = harvests
+    print(_line(name, fixed.run_s, "time of a fixed window of 8", free, 0.0, "1 / 1.05 = 0.952"))
+    print(
+        f"   sent {free.sent} for {rows} rows, {free.late_timeouts} timeouts after 10 s (to reach: 0); "
+        f"fixed window {fixed.run_s:.0f} s, ideal {math.ceil(rows / 8) * 6} s",
+        flush=True,
+    )
+
+
+PROCESS_CASES: dict[str, Callable[[str], None]] = {
+    "nginx_right": lambda name: tell_nginx(name, RATE * 60, TOLD_ROWS, "0.97 with < 1 %"),
+    "nginx_too_high": lambda name: tell_nginx(name, RATE * 300, OTHER_ROWS, "0.92 with < 2 %"),
+    "nginx_nothing": lambda name: tell_nginx(name, None, OTHER_ROWS, "0.92 with < 2 %"),
+    "unrelated": tell_unrelated,
+    "window": tell_window,
+    "thousand": tell_thousand,
+    "slots": tell_slots,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--case", choices=CASES, action="append")
+    names = [*CASES, *PROCESS_CASES]
+    parser.add_argument("--only", "--case", choices=names, action="append", dest="only")
     chosen = parser.parse_args()
-    for name in chosen.case or CASES:
-        tell(name, chosen.seconds)
+    for name in chosen.only or names:
+        if name in CASES:
+            tell(name, chosen.seconds)
+        else:
+            PROCESS_CASES[name](name)
 
 
 if __name__ == "__main__":

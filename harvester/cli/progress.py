@@ -98,6 +98,7 @@ def rows(status: Status) -> list[tuple[str, str]]:
     lines.append(
         ("flight", f"{status.get('in_flight', 0):,} of a window of {status.get('window', 0):,}{waiting}")
     )
+    lines += [("learned", text) for text in status.get("learned") or []]
     if eta := status.get("eta_s"):
         lines.append(("left", f"{span(eta['low'])} to {span(eta['high'])}{_projected(status)}"))
     lines += calendar(status)
@@ -120,7 +121,7 @@ def rows(status: Status) -> list[tuple[str, str]]:
 
 
 # Labels of `rows` that `status_line` leaves out.
-_LONG = frozenset({"note", "done", "hours"})
+_LONG = frozenset({"note", "done", "hours", "learned"})
 
 # Fields of the status that are shown if they are not 0, and their labels.
 _COUNTS = (

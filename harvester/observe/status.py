@@ -149,6 +149,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     lines = [_headline(status), *_pace(status), *_money(status)]
     if status.get("waiting"):
         lines.append(f"waiting   {status['waiting']}")
+    lines += [f"learned   {text}" for text in status.get("learned") or []]
     if status.get("errors"):
         errors = ", ".join(f"{code} {count:,}" for code, count in sorted(status["errors"].items()))
         lines.append(f"errors    {errors}   (`harvester explain CODE`)")

@@ -115,6 +115,7 @@ def status_model(counters: type[Counters]) -> type[_Lenient]:
                 *_all("tokens_left eta_s cost_projected_microusd", Range | None),
                 ("done_at", OpenRange | None),
                 ("complaints", list[Text]),
+                ("learned", list[Text]),
                 ("holds", dict[str, _TextOrOmitted]),
                 ("limits", limits),
                 ("budget", dict[str, _NullableOrOmitted]),

@@ -1,7 +1,8 @@
 """Keep the limiters' state in the journal, so that a restart does not reset a rate or a day's allowance.
 
-Saved every two seconds and at the end, one row per endpoint in the table `meta`: bucket levels, the learned
-rate and a pause. Attempts sent after the last save are taken from the journal and charged, so a loop of
+Saved every two seconds and at the end, one row per endpoint in the table `meta`: bucket levels, a pause, and
+what was learned (rate, burst, share of unrelated refusals, how many requests the server works on at once or
+refuses beyond). Attempts sent after the last save are taken from the journal and charged, so a loop of
 crashes gains nothing either. The time between two processes comes from the wall clock; if it went back, it
 counts as no time.
 """
@@ -24,6 +25,8 @@ from harvester.teacher.limits import DAY_S, Charge
 from harvester.teacher.rate_limiter import Limiter
 
 SAVE_EVERY_S = 2.0
+# Numbers in flight that were learned are restored after at most this time: a server may have been changed.
+RECENT_S = 3600.0
 _ATTEMPTS = (
     "SELECT at_us / 1e6, input_tokens, output_tokens FROM answers WHERE endpoint = ?1 AND at_us > ?2"
     # Attempts without an outcome count as requests; the tokens they would have used are not known.
@@ -85,7 +88,7 @@ class LimiterState:
             "pause_s": max(0.0, pause.until - now) if pause.is_asked else 0.0,
             "pause_reason": pause.reason,
             "limits": self._limits_digest,
-            "rate": limiter.learned_rate.rate,
+            **limiter.saved(),
             "typical_output": limiter.output_estimate,
         }
         return orjson.dumps(state).decode()
@@ -103,8 +106,7 @@ class LimiterState:
                 level -= key.quantity.amount(Charge(input_tokens, output_tokens))
                 level_at = max(level_at, sent_at)
             bucket.lower_to(level + max(0.0, wall - level_at) * bucket.rate)
-        if saved.get("rate"):
-            limiter.learned_rate.resume(float(saved["rate"]), now)
+        limiter.resume(saved, now, is_recent=0 <= wall - saved_at < RECENT_S)
         if saved.get("typical_output"):
             limiter.resume_output_estimate(float(saved["typical_output"]))
         # Whoever changed [teacher.limits] knows something new, so the old pause may no longer hold.

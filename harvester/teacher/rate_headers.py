@@ -20,6 +20,11 @@ from harvester.teacher.limits import DAY_S, HOUR_S, MINUTE_S, MONTH_S, SECOND_S,
 # The periods of limits; one that follows from numbers is the nearest of these, if it is near enough.
 PERIODS_S = (SECOND_S, 2.0, 5.0, 10.0, 30.0, MINUTE_S, HOUR_S, DAY_S, MONTH_S)
 _NEAR = 1.6
+# A reset in whole seconds below this is too coarse to compute with.
+LEAST_WHOLE_S = 5.0
+# So many replies in a row must give the same computed period: where a reset is the end of a window and not
+# the time until a bucket is full, they differ.
+AGREEING_REPLIES = 3
 # Words in the name of a header that say its period.
 _PERIOD_WORDS = {
     **dict.fromkeys(("second", "1s", "persecond"), SECOND_S),
@@ -45,6 +50,7 @@ class RateHeader:
 
     `is_stated` says that the period stands in a name or a value; else it follows from numbers or from habit.
     Where not even that is possible, `is_decided` is False and the period of `key` means nothing.
+    `is_computed` says that it follows from the numbers of this reply alone: others may contradict it.
     """
 
     key: LimitKey
@@ -53,6 +59,7 @@ class RateHeader:
     reset_s: float | None = None
     is_stated: bool = False
     is_decided: bool = True
+    is_computed: bool = False
 
     @property
     def rate(self) -> float:
@@ -87,14 +94,22 @@ def _rate_header(subject: str, values: Mapping[str, str], date: str | None) -> R
         return None
     remaining, reset_s = quota_number(values.get("remaining")), reset_seconds(values.get("reset"), date)
     period_s = _stated_period_s(subject, values)
-    is_stated = period_s is not None
-    if period_s is None:
+    is_stated, is_computed = period_s is not None, False
+    if period_s is None and not _is_coarse(values.get("reset"), reset_s):
         period_s = _period_of_numbers(limit, remaining, reset_s)
+        is_computed = period_s is not None
     if period_s is None and subject != "":
         period_s = _period_by_habit(remaining, limit, reset_s)
     if period_s is None:
         return RateHeader(LimitKey(quantity, MINUTE_S), limit, remaining, reset_s, is_decided=False)
-    return RateHeader(LimitKey(quantity, period_s), limit, remaining, reset_s, is_stated=is_stated)
+    return RateHeader(
+        LimitKey(quantity, period_s),
+        limit,
+        remaining,
+        reset_s,
+        is_stated=is_stated,
+        is_computed=is_computed,
+    )
 
 
 def _stated_period_s(subject: str, values: Mapping[str, str]) -> float | None:
@@ -107,6 +122,11 @@ def _stated_period_s(subject: str, values: Mapping[str, str]) -> float | None:
     match = _WINDOW.search(values.get("limit", "") + ";" + values.get("policy", ""))
     seconds = float(match[1]) if match else 0.0
     return seconds if 0 < seconds <= 2 * MONTH_S else None
+
+
+def _is_coarse(text: str | None, reset_s: float | None) -> bool:
+    """Whether a reset is a small number of whole seconds: rounded up, it may stand for much less."""
+    return reset_s is not None and reset_s < LEAST_WHOLE_S and (text or "").strip().isdigit()
 
 
 def _period_of_numbers(limit: float, remaining: float | None, reset_s: float | None) -> float | None:
@@ -139,9 +159,13 @@ class HeaderPeriods:
     def __init__(self) -> None:
         # By quantity: the limit, when it was first seen, and the largest reset since then.
         self._seen: dict[Quantity, tuple[float, float, float]] = {}
+        # By quantity: the last computed period, and how many replies in a row gave it.
+        self._computed: dict[Quantity, tuple[float, int]] = {}
 
     def decide(self, header: RateHeader, now: float) -> RateHeader | None:
         """The header with its period, None while that is open."""
+        if header.is_computed and not self._agrees(header):
+            return None
         if header.is_decided:
             return header
         if header.reset_s is None:
@@ -155,6 +179,13 @@ class HeaderPeriods:
             return None
         period_s = next((period for period in PERIODS_S if 1.05 * period >= largest), MONTH_S)
         return replace(header, key=LimitKey(header.key.quantity, period_s), is_decided=True)
+
+    def _agrees(self, header: RateHeader) -> bool:
+        """Whether several replies in a row gave this computed period."""
+        period_s, times = self._computed.get(header.key.quantity, (0.0, 0))
+        times = times + 1 if period_s == header.key.period_s else 1
+        self._computed[header.key.quantity] = (header.key.period_s, times)
+        return times >= AGREEING_REPLIES
 
 
 def _quantity(subject: str) -> Quantity | None:

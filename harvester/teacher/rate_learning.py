@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # After refusals the rate is this share of what was accepted.
 CUT_TO = 0.98
@@ -40,6 +41,9 @@ ACCELERATION = 0.003
 GROWTH_UNIT_S = 3.2
 SENDS_PER_UNIT = 300
 SENDS_PER_FIRST_UNIT = 40
+# The rate grows only while this share of it is sent, on an average over FLOW_S (as in RFC 7661).
+FLOW_S = 3.0
+USED_SHARE = 0.5
 # The share refused is taken over the last second, or as long as LEAST_SENDS take.
 HORIZON_S = 1.0
 LEAST_SENDS = 40
@@ -83,9 +87,9 @@ LONGEST_PROBE_S = 60.0
 # Everything refused for this long, and for this share of the time since the last such end: a window of time.
 WINDOW_S = 0.3
 WINDOW_SHARE = 0.1
-# The last so many refusals speak for a limit on the number in flight, if of the last LEVEL_SENDS at most this
-# share was accepted at their lowest number or above, and at most this share was refused below it.
-SAME_LEVELS = 3
+# So many refusals speak for a limit on the number in flight, if of the last LEVEL_SENDS at most this share
+# was accepted at that number or above, and at most this share was refused below it.
+LEAST_REFUSED = 3
 LEVEL_SENDS = 200
 MIXED_SHARE = 0.1
 # Sends this close to another one are compared with it.
@@ -147,12 +151,15 @@ class LearnedRate:
         rate: requests per second that we send at most, None until refusals set one.
         burst_s: seconds of a rate that may be sent at once.
         unrelated: share of requests that is refused whatever the rate.
+        refused_for_s: how long everything was refused when the teacher's window of time was last used up, 0
+            where that has not happened.
     """
 
     def __init__(self, now: float) -> None:
         self.rate: float | None = None
         self.burst_s = FIRST_BURST_S
         self.unrelated = 0.0
+        self.refused_for_s = 0.0
         self._log: deque[Entry] = deque(maxlen=_LOG_SENDS)
         # Only sends after this count for the next decision.
         self._decided_at = -math.inf
@@ -179,8 +186,11 @@ class LearnedRate:
         self._probe: Entry | None = None
         self._pause_s = FIRST_PROBE_S
         self._cycle_at: float | None = None
-        # Numbers in flight at the last refusals that taught something.
-        self._refused_levels: deque[int] = deque(maxlen=SAME_LEVELS)
+        # Only sends after this say something about a limit on the number in flight.
+        self._level_at = -math.inf
+        # Sends per second of late, and when that was.
+        self._flow = 0.0
+        self._flow_at = now
 
     # What happens
 
@@ -189,6 +199,8 @@ class LearnedRate:
         if self._cycle_at is None:
             self._cycle_at = entry.at
         self._log.append(entry)
+        self._flow = self._flow_now(entry.at) + 1 / FLOW_S
+        self._flow_at = entry.at
         if self._refused_since is not None:
             self._probe = entry
 
@@ -247,10 +259,10 @@ class LearnedRate:
         return Lesson.ALL_REFUSED if self._all_refused(now) else self._decide(entry, now, trusted)
 
     def forget_rate(self, now: float) -> None:
-        """Forget the learned rate: the refusals had another reason."""
+        """Forget the learned rate: the refusals so far had another reason, a number in flight."""
+        self._level_at = now
         self._trial, self._is_searching, self._too_high = None, False, math.inf
         self._refused_since = self._probe = None
-        self._refused_levels.clear()
         self._set(None, now)
 
     def refused_at_level(self, entry: Entry) -> int | None:
@@ -260,19 +272,22 @@ class LearnedRate:
         the rate refuses at the same numbers at which it accepts.
         """
         entry.outcome = Reception.REFUSED
-        self._refused_levels.append(entry.in_flight)
-        if len(self._refused_levels) < SAME_LEVELS:
-            return None
-        level = min(self._refused_levels)
-        last = [entry for entry, _ in zip(reversed(self._log), range(LEVEL_SENDS), strict=False)]
-        above = [entry.outcome is Reception.REFUSED for entry in last if entry.in_flight >= level]
-        below = [entry.outcome is Reception.REFUSED for entry in last if entry.in_flight < level]
-        is_cap = (
-            sum(above) >= SAME_LEVELS
-            and sum(above) >= (1 - MIXED_SHARE) * len(above)
-            and len(below) > sum(below) / MIXED_SHARE
-        )
-        return level if is_cap else None
+        last = self._recent(self._level_at)[:LEVEL_SENDS]
+        last.sort(key=lambda other: other.in_flight)
+        total = sum(other.outcome is Reception.REFUSED for other in last)
+        refused_below = 0
+        for below, other in enumerate(last):
+            if other.outcome is not Reception.REFUSED:
+                continue
+            refused_above = total - refused_below
+            if (
+                refused_above >= LEAST_REFUSED
+                and refused_above >= (1 - MIXED_SHARE) * (len(last) - below)
+                and below > refused_below / MIXED_SHARE
+            ):
+                return other.in_flight
+            refused_below += 1
+        return None
 
     # What follows from it
 
@@ -303,6 +318,11 @@ class LearnedRate:
             return self.rate
         if self._is_searching:
             self._search(now)
+        if self._flow_now(now) < USED_SHARE * self.rate and self.rate > 1 / FLOW_S:
+            # Something else holds the requests back, so nothing would show that the rate is too high.
+            self._cut_at += now - self._grown_at
+            self._grown_at = now
+            return self.rate
         sends = SENDS_PER_UNIT if self._is_confirmed else SENDS_PER_FIRST_UNIT
         slower = GROWTH_UNIT_S / max(GROWTH_UNIT_S, sends / self.rate)
         since, until = (self._grown_at - self._cut_at) * slower, (now - self._cut_at) * slower
@@ -312,10 +332,26 @@ class LearnedRate:
         self._grown_at = now
         return self.rate
 
-    def resume(self, rate: float, now: float) -> None:
-        """Continue from a rate that an earlier process learned."""
-        self._set(rate, now)
-        self._is_confirmed = True
+    def _flow_now(self, now: float) -> float:
+        return self._flow * math.exp(-max(0.0, now - self._flow_at) / FLOW_S)
+
+    def saved(self) -> dict[str, float | None]:
+        """Return what was learned, as JSON values, for `resume` in a later process."""
+        return {
+            "rate": self.rate,
+            "burst_s": self.burst_s,
+            "unrelated": self.unrelated,
+            "refused_for_s": self.refused_for_s,
+        }
+
+    def resume(self, saved: Mapping[str, Any], now: float) -> None:
+        """Continue from what an earlier process learned."""
+        self.burst_s = float(saved.get("burst_s") or self.burst_s)
+        self.unrelated = float(saved.get("unrelated") or 0.0)
+        self.refused_for_s = float(saved.get("refused_for_s") or 0.0)
+        if saved.get("rate"):
+            self._set(float(saved["rate"]), now)
+            self._is_confirmed = True
 
     # Decisions
 
@@ -459,14 +495,18 @@ class LearnedRate:
         refused_s = accepted_at - since
         cycle_at = self._cycle_at if self._cycle_at is not None else since
         if refused_s >= WINDOW_S and refused_s >= WINDOW_SHARE * (accepted_at - cycle_at):
+            self.refused_for_s = refused_s
             begun_at, self._cycle_at = cycle_at, accepted_at
             sent_per_s = 0.0
             accepted = self._accepted_between(begun_at, since)
         else:
             sent_per_s = self._sent_per_s(since) if self.rate is None else 0.0
             begun_at, accepted = self._begin_of(since, max(RATE_SPAN_S, LONG_SPAN * refused_s), cycle_at)
+        if accepted == 0:  # refused from the start: that says nothing about the rate
+            self._decided_at = now
+            return
         shortest, longest = max(last_refused - begun_at, 0.05), max(accepted_at - begun_at, 0.05)
-        rate = max(1.0, accepted) / math.sqrt(shortest * longest)
+        rate = accepted / math.sqrt(shortest * longest)
         if self.rate is not None:
             rate = min(rate, self.rate)
         self._too_high = max(rate, accepted / shortest, sent_per_s)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from harvester.api.error_body import retry_after_s
 from harvester.config.config import LimitsSection
@@ -35,7 +36,14 @@ from harvester.teacher.limits import (
     configured_limits,
 )
 from harvester.teacher.rate_headers import HeaderPeriods, RateHeader, parse_rate_headers
-from harvester.teacher.rate_learning import ENOUGH_REFUSALS, Entry, LearnedRate, Lesson
+from harvester.teacher.rate_learning import (
+    ENOUGH_REFUSALS,
+    FIRST_BURST_S,
+    LEAST_UNRELATED,
+    Entry,
+    LearnedRate,
+    Lesson,
+)
 from harvester.teacher.refused_rows import LONGEST_NAMED_WAIT_S, RefusedRows
 from harvester.teacher.window import Window
 
@@ -178,8 +186,8 @@ class Limiter:
         for key, bucket in self.buckets.items():
             wait = max(wait, bucket.wait_s(key.quantity.amount(charge), now))
         # Those that were admitted before come first. A line of BURST_S is enough.
-        rate = self._request_rate(now)
-        line_s = self.departures.wait_s(now, rate, self.learned_rate.burst_s) + self.departures.waiting / rate
+        rate, burst_s = self._pace(now)
+        line_s = self.departures.wait_s(now, rate, burst_s) + self.departures.waiting / rate
         return max(wait, line_s - BURST_S)
 
     def enter(self, charge: Charge, now: float) -> Entry:
@@ -195,11 +203,11 @@ class Limiter:
         if self._in_air >= int(self.window.size):  # it shrank after the admission
             return math.inf
         wait = max(0.0, self.paused_until - now, self.learned_rate.probe_wait_s(now))
-        return max(wait, self.departures.wait_s(now, self._request_rate(now), self.learned_rate.burst_s))
+        return max(wait, self.departures.wait_s(now, *self._pace(now)))
 
     def departed(self, entry: Entry, now: float) -> None:
         """Note that a request is being sent. Call it only after `departure_wait_s` returned 0."""
-        self.departures.departed(now, self._request_rate(now))
+        self.departures.departed(now, self._pace(now)[0])
         self.window.departed()
         entry.at, entry.in_flight, entry.has_departed = now, self._in_air, True
         self.learned_rate.sent(entry)
@@ -208,6 +216,16 @@ class Limiter:
     def _in_air(self) -> int:
         """Requests that were sent and not answered."""
         return self.window.in_flight - self.departures.waiting
+
+    def _pace(self, now: float) -> tuple[float, float]:
+        """Requests per second that may depart, and seconds of that which may depart at once.
+
+        Below a cap on requests in flight they depart one by one: a burst that is refused would look like it.
+        """
+        rate = self._request_rate(now)
+        if self.window.spread_rate < rate:
+            return self.window.spread_rate, 0.0
+        return rate, self.learned_rate.burst_s
 
     def _request_rate(self, now: float) -> float:
         """Requests per second that may be sent, infinity where nothing is known."""
@@ -405,6 +423,43 @@ class Limiter:
         self.departures.end_burst(until, self.learned_rate.burst_s)
         for bucket in self.buckets.values():
             bucket.freeze(now, until)
+
+    def saved(self) -> dict[str, Any]:
+        """Return what was learned, as JSON values, for `resume` in a later process."""
+        return {**self.learned_rate.saved(), "window": self.window.saved()}
+
+    def resume(self, saved: Mapping[str, Any], now: float, *, is_recent: bool) -> None:
+        """Continue from what an earlier process learned, without a burst.
+
+        Args:
+            is_recent: whether the numbers in flight may still hold. A rate grows by itself where it no longer
+                holds; it is kept however old it is.
+        """
+        self.learned_rate.resume(saved, now)
+        if is_recent:
+            self.window.resume(saved.get("window") or {}, now)
+        if self._request_rate(now) < math.inf:
+            self.departures.end_burst(now, self.learned_rate.burst_s)
+
+    @property
+    def learned(self) -> list[str]:
+        """What was learned about this endpoint, as clauses for the operator; empty where nothing was."""
+        learned, window = self.learned_rate, self.window
+        clauses = []
+        if window.works_on is not None:
+            clauses.append(f"the server works on {window.works_on:,} at once")
+        if window.refused_from is not None:
+            clauses.append(f"it refuses from {window.refused_from:,} in flight on")
+        rate = min(self._trusted_rate(), learned.rate or math.inf)
+        if learned.rate is not None:
+            clauses.append(f"it accepts about {60 * learned.rate:,.0f} requests/min")
+        if rate < math.inf and learned.burst_s != FIRST_BURST_S:
+            clauses.append(f"no more than {max(1, round(learned.burst_s * rate)):,} of them at a time")
+        if learned.refused_for_s:
+            clauses.append(f"after too many it refuses everything, last for {learned.refused_for_s:,.1f} s")
+        if learned.unrelated >= LEAST_UNRELATED:
+            clauses.append(f"it refuses {learned.unrelated:.1%} whatever the rate")
+        return clauses
 
     def waiting_reason(self, charge: Charge, now: float) -> str:
         """The limit that delays this charge now, as in "tokens per minute, 41 s"; "" when none does."""

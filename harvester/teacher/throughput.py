@@ -20,9 +20,13 @@ EXACT = 16
 STEP = 1.25
 # A new sample weighs at least 1 / MEMORY.
 MEMORY = 40
+# Samples of an earlier process weigh as much as so many, at most.
+RESUMED = 10.0
 # No more in flight are tried when the elasticity is below this, beyond doubt of so many standard errors.
 LEAST_ELASTICITY = 0.2
 STANDARD_ERRORS = 1.5
+# A level counts by itself after so many samples.
+LEAST_COUNT = 5
 # Relative scatter of latencies is taken to be at least this.
 LEAST_SCATTER = 0.05
 # Shorter latencies are never looked at: no harm is done by a queue as short as this.
@@ -90,6 +94,20 @@ class Throughput:
         """Forget everything."""
         self._levels.clear()
 
+    def saved(self) -> list[list[float]]:
+        """Return the levels as numbers, for `resume` in a later process."""
+        return [
+            [mean.count, mean.mean, mean.variance]
+            for level in self._levels.values()
+            for mean in (level.number, level.answers, level.tokens)
+        ]
+
+    def resume(self, saved: list[list[float]]) -> None:
+        """Continue from `saved`; what was seen then weighs less than what is seen now."""
+        means = [_Mean(min(RESUMED, count), mean, variance) for count, mean, variance in saved]
+        for number, answers, tokens in zip(means[::3], means[1::3], means[2::3], strict=True):
+            self._levels[_index(round(math.exp(number.mean)))] = _Level(number, answers, tokens)
+
     def latency_s(self, in_flight: float, deviations: float = 0.0) -> float | None:
         """Typical latency at about this many in flight (three quarters of it and more), None if unknown.
 
@@ -109,7 +127,7 @@ class Throughput:
     def works_on(self, in_flight: float) -> int | None:
         """How many the server works on at once, where more in flight bring nothing; else None.
 
-        It is the throughput at the top times the latency without a queue (Little's law again).
+        It is the best throughput seen times the latency without a queue (Little's law again).
         """
         top, tokens = self._top(in_flight), self._believes_tokens()
         if not top:
@@ -126,8 +144,16 @@ class Throughput:
                 pool.throughput() - lower.throughput()
             ) / distance + STANDARD_ERRORS * error < LEAST_ELASTICITY:
                 fastest = _pool(self._between(0, math.exp(lower.number) * 1.01), tokens=tokens)
-                return max(1, round(math.exp(pool.throughput() - fastest.mean)))
+                return max(1, round(math.exp(self._best(pool, tokens=tokens) - fastest.mean)))
         return None
+
+    def _best(self, top: _Pool, *, tokens: bool) -> float:
+        """Logarithm of the best throughput: of the top, or of a single level that was seen often enough.
+
+        Answers that end together make the levels just above the number that is worked on look slow.
+        """
+        levels = [_pool([level], tokens=tokens) for level in self._levels.values()]
+        return max([top.throughput(), *(one.throughput() for one in levels if one.count >= LEAST_COUNT)])
 
     def _candidates(self, in_flight: float) -> Iterable[list[_Level]]:
         """Sets of levels well below `in_flight` to compare the top with."""

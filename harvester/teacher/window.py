@@ -16,6 +16,8 @@ flight.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from harvester.teacher.rate_learning import Entry
 from harvester.teacher.throughput import Throughput
@@ -41,6 +43,12 @@ TIMEOUT_CUT = 0.75
 # MOST_PATIENCE times as many. After a first cut to a size by refusals, so many times the size are enough.
 ANSWERS_TO_GROW = 150
 SOON_ANSWERS = 2
+# Below a cap, requests depart at most so many times as fast as answers come, while the cap is in doubt and
+# after it was found again and again.
+SPREAD = 2.0
+SURE_SPREAD = 5.0
+# An answer at a number in flight above the cap by more than this share (at least one) refutes the cap.
+CAP_TOLERANCE = 0.05
 MOST_PATIENCE = 4.0
 # If everything that is added had to queue, answers would still come within this share of the deadline.
 DEADLINE_SHARE = 0.75
@@ -61,6 +69,7 @@ class Window:
         ceiling: largest size, from the configuration.
         size: current size, 1 to `ceiling`; the whole part counts.
         ceiling_note: why the ceiling is lower than configured, as the end of a sentence, or "".
+        spread_rate: departures per second below a cap on requests in flight, else infinity.
         works_on: how many requests the server works on at once, where more were tried in vain; else None.
     """
 
@@ -86,6 +95,7 @@ class Window:
         self._cut_at = -math.inf
         # The size to which refusals last brought the window, and how much longer it stays there each time.
         self._cap = 0.0
+        self.spread_rate = math.inf
         self._patience = 1.0
         self._floor = 1.0
         self._probe_at = math.inf
@@ -124,7 +134,15 @@ class Window:
         if entry.at <= self._cut_at:
             return
         self._proven = max(self._proven, entry.in_flight)
+        if entry.in_flight > self._cap + max(1.0, CAP_TOLERANCE * self._cap):
+            self._cap = 0.0  # more than that were accepted
         self._set_deadline_bound()
+        if self._cap:
+            latency_s = self._throughput.latency_s(self.size) or now - entry.at
+            spread = SPREAD if self._patience <= 1.0 else SURE_SPREAD
+            self.spread_rate = spread * self.size / max(latency_s, 1e-3)
+        else:
+            self.spread_rate = math.inf
         self._answers_to_look -= 1
         if self._answers_to_look <= 0:
             self._look(now)
@@ -189,7 +207,7 @@ class Window:
         size = max(self._floor, beside)
         if size >= self.size:
             return False
-        self.size = size
+        self.size = self._cap = size
         self._after_cut()
         return True
 
@@ -236,6 +254,37 @@ class Window:
         self.size, self._was_cut, self._proven, self.works_on = 1.0, False, 0, None
         self._deadline_bound = math.inf
         self._throughput.forget()
+
+    def saved(self) -> dict[str, Any]:
+        """Return what was learned, as JSON values, for `resume` in a later process."""
+        return {
+            "works_on": self.works_on,
+            "refused_from": self.refused_from,
+            "proven": self._proven,
+            "throughput": self._throughput.saved(),
+        }
+
+    def resume(self, saved: Mapping[str, Any], now: float) -> None:
+        """Continue from what an earlier process learned: its numbers in flight, and no ramp beyond them."""
+        self._throughput.resume(saved.get("throughput", []))
+        if saved.get("refused_from"):
+            self._cap = float(saved["refused_from"]) - 1
+            self.size = max(1.0, min(self.size, self._cap))
+            self._patience = 1.0
+        if saved.get("works_on"):
+            self.works_on = int(saved["works_on"])
+            self.size = max(1.0, min(self.size, math.ceil(QUEUE_SHARE * self.works_on)))
+            self._proven = int(min(self.size, saved.get("proven", self.size)))
+            self._probe_at = now + PROBE_EVERY_S
+            self._answers_to_look = max(4, int(self.size))
+        if saved.get("refused_from") or saved.get("works_on"):
+            self._is_blind = False
+            self._after_cut()
+
+    @property
+    def refused_from(self) -> int | None:
+        """Number in flight from which on requests were refused, or None."""
+        return int(self._cap) + 1 if self._cap else None
 
     def limit_to_open_connections(self) -> None:
         """Lower the ceiling to what is open now without this request: no file descriptor is left."""

@@ -120,6 +120,7 @@ def overview(account: ReportData) -> dict[str, Any]:
         "state": account.status.get("state", ""),
         "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         "bars": progress(account.status),
+        "learned": account.status.get("learned") or [],
         "tiles": _tiles(account),
         "scorecard": judged.scorecard_parts(account.card) if account.card else None,
         "training": judged.training_charts(account.training) if account.training else [],

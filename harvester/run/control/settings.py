@@ -154,12 +154,21 @@ class RuntimeSettings:
         ceiling.set_usd(value.amount)
         return f"the budget of {name_of_span} is ${value.amount:,.2f}"
 
+    def _learned(self) -> list[str]:
+        """What was learned about each endpoint; with the endpoint where there are several."""
+        queues = [queue for queue in self._endpoints.queues if queue.limiter.learned]
+        several = len(self._endpoints.queues) > 1
+        return [
+            (f"{queue.endpoint}: " if several else "") + ", ".join(queue.limiter.learned) for queue in queues
+        ]
+
     def gauges(self) -> dict[str, Any]:
         """Return limits and budget as they are now.
 
         `limits`: units per minute over all endpoints, None where no limit is known. `budget`: ceilings (None
         for none), what was spent, and what requests in flight have reserved, of this run. `budgets`: the
-        same for every span that has a ceiling, and what is left.
+        same for every span that has a ceiling, and what is left. `learned`: what was learned about each
+        endpoint, in words.
         """
         rates: dict[LimitKey, float] = {}
         for queue in self._endpoints.queues:
@@ -175,6 +184,7 @@ class RuntimeSettings:
                 "max_concurrency": int(max(queue.limiter.window.ceiling for queue in self._endpoints.queues)),
                 "by_name": {key.label: rate for key, rate in rates.items()},
             },
+            "learned": self._learned(),
             "budget": {
                 "tokens": of_run.tokens,
                 "microusd": of_run.microusd,

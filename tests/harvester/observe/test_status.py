@@ -155,3 +155,8 @@ def test_a_heartbeat_from_before_the_clock_was_set_back_is_no_life_sign(store: P
         assert "3600 s ahead of this clock" in status.unhealthy_reason(current, 600)
         fresh = status.current_status(store, {"updated_at": time.time()})  # it answered
         assert (fresh["state"], status.unhealthy_reason(fresh, 600)) == ("running", "")
+
+
+def test_what_was_learned_about_the_server_is_shown() -> None:
+    found = {"run_id": "r", "state": "complete", "learned": ["the server works on 8 at once"]}
+    assert "learned   the server works on 8 at once" in status.status_lines(found)

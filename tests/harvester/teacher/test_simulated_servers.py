@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
+import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from harvester.config.config import LimitsSection
@@ -23,7 +24,8 @@ from tests.harvester.teacher.simulation import (
 )
 
 SEEDS = st.integers(0, 10**6)
-FEW = settings(max_examples=4, derandomize=True, deadline=None)
+# An example takes a second, so a failing one is not shrunk.
+FEW = settings(max_examples=4, derandomize=True, deadline=None, phases=[Phase.explicit, Phase.generate])
 
 
 @FEW
@@ -55,13 +57,40 @@ def test_windows_of_unknown_length(
     assert result.refused(40, 120) <= 0.03
 
 
-@pytest.mark.parametrize("slots", [8, 60])
-def test_a_cap_on_requests_in_flight(slots: int) -> None:
-    server = ConcurrencyCap(random.Random(1), slots, latency_s=1.0, jitter=0.3)
-    server.status = 503
-    result = ask(server, until=40, max_concurrency=256)
-    assert result.rate(10, 40) >= 0.95 * slots
-    assert result.refused(10, 40) <= 0.03
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(("slots", "latency_s"), [(1, 1.0), (2, 4.0), (8, 1.0), (60, 1.0), (20, 0.3)])
+def test_a_cap_on_requests_in_flight(slots: int, latency_s: float, status: int) -> None:
+    server = ConcurrencyCap(random.Random(1), slots, latency_s=latency_s, jitter=0.3)
+    server.status = status
+    until = max(40.0, 30 * latency_s)
+    result = ask(server, until=until, max_concurrency=256)
+    assert result.rate(until / 4, until) >= 0.95 * slots / latency_s
+    assert result.refused(until / 4, until) <= 0.02
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_what_was_learned_outlives_a_restart(status: int) -> None:
+    server = ConcurrencyCap(random.Random(1), 8, latency_s=1.0, jitter=0.3)
+    server.status = status
+    first = Limiter(LimitsSection(max_concurrency=256), 0.0)
+    ask(server, until=30, max_concurrency=256, limiter=first)
+    second = Limiter(LimitsSection(max_concurrency=256), 0.0)
+    second.resume(orjson.loads(orjson.dumps(first.saved())), 0.0, is_recent=True)
+    again = ConcurrencyCap(random.Random(2), 8, latency_s=1.0, jitter=0.3)
+    again.status = status
+    result = ask(again, until=15, max_concurrency=256, limiter=second)
+    assert result.rate(3, 15) >= 0.92 * 8
+    assert result.refused() == 0
+
+
+def test_a_learned_rate_and_burst_outlive_a_restart() -> None:
+    first, second = Limiter(LimitsSection(), 0.0), Limiter(LimitsSection(max_concurrency=512), 0.0)
+    ask(TokenBucket(random.Random(1), 100, 6), until=20, max_concurrency=512, limiter=first)
+    second.resume(orjson.loads(orjson.dumps(first.saved())), 0.0, is_recent=True)
+    assert second.learned_rate.saved() == first.learned_rate.saved()
+    result = ask(TokenBucket(random.Random(2), 100, 6), until=10, max_concurrency=512, limiter=second)
+    assert result.rate(1, 10) >= 95
+    assert result.refused() <= 0.02
 
 
 def test_unrelated_refusals_with_a_wait_hold_only_their_rows() -> None:
@@ -79,14 +108,17 @@ def test_a_thousand_in_flight_are_reached_soon() -> None:
 
 
 @pytest.mark.parametrize(
-    ("slots", "service_s", "deadline_s"), [(8, 6.0, 15.0), (4, 3.0, 15.0), (16, 2.0, 30.0)]
+    ("slots", "service_s", "deadline_s"), [(8, 6.0, 15.0), (4, 3.0, 15.0), (1, 1.0, 60.0), (16, 2.0, 30.0)]
 )
 def test_a_queueing_server_is_kept_busy_without_timeouts(
     slots: int, service_s: float, deadline_s: float
 ) -> None:
     server = QueueingServer(random.Random(1), slots, latency_s=service_s)
-    result = ask(server, rows=296, max_concurrency=64, deadline_s=deadline_s)
+    limiter = Limiter(LimitsSection(max_concurrency=64), 0.0, deadline_s=deadline_s)
+    result = ask(server, rows=296, max_concurrency=64, deadline_s=deadline_s, limiter=limiter)
     assert result.count(0) == 0
+    if slots <= 8:  # with 16 slots it is over before that is known
+        assert f"the server works on {slots} at once" in limiter.learned
     assert result.ended_at <= 1.05 * (-(-296 // slots)) * service_s
 
 
