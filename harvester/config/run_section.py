@@ -78,7 +78,8 @@ class RunSection(FrozenModel):
         grace_s: how long a signal waits for answers that are on their way.
         epoch: part of every request key; another number asks everything again.
         max_unusable: share of the answers, from 0 to 1, that may be empty, invalid, filtered, refused or
-            unknown; a run parks above it. None: no limit.
+            unknown; a run parks above it. Attempts that may have been paid and brought no answer count as
+            such. None: no limit.
         patience_s: how long a run waits for a teacher that answers nothing.
         retry_possibly_billed: false never resends what may have been billed; it becomes a dead letter.
     """

@@ -143,12 +143,16 @@ def exit_code(
 def too_many_unusable(counts: Counters, max_unusable: float | None, *, fewest: int = 1) -> str:
     """Return why the share of unusable answers is too large; "" if it is not.
 
+    Attempts that may have been paid and brought no answer count as unusable answers.
+
     Args:
         max_unusable: the largest share, None for any.
         fewest: below this number of answers a share says nothing.
     """
-    answers = counts.answers_stored + counts.from_cache
-    by_outcome = counts.unusable()
+    answers = counts.answers_stored + counts.from_cache + counts.possibly_billed
+    by_outcome = dict(counts.unusable())
+    if counts.possibly_billed:
+        by_outcome["possibly paid without an answer"] = counts.possibly_billed
     bad = sum(by_outcome.values())
     if max_unusable is None or answers < fewest or bad <= max_unusable * answers:
         return ""

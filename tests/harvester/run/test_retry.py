@@ -117,6 +117,18 @@ def test_a_run_parks_above_the_share_of_unusable_answers(
     assert 20 <= ended.billed["requests"] < 40
 
 
+@pytest.mark.parametrize("action", ["junk_json", "null_choices"])
+def test_a_teacher_that_is_broken_part_of_the_time_is_not_paid_to_the_end(
+    mock_teacher: Mock, tmp_path: Path, action: str
+) -> None:
+    mock = mock_teacher(latency_s=0.01)
+    fault = [{"action": action, "every": 2}]
+    ended = run_harvest(mock, tmp_path, fault, prompts=MANY, run={"max_unusable": 0.3})
+    assert ended.exit_code == 10
+    assert "possibly paid without an answer" in ended.output
+    assert ended.billed["requests"] < len(MANY)
+
+
 def test_a_complete_run_with_too_many_unusable_answers_exits_with_3(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
