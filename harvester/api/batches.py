@@ -84,18 +84,18 @@ def read_results(body: bytes, *, endpoint: str, received_at: float) -> Iterable[
             row = orjson.loads(line)
             key = bytes.fromhex(row["custom_id"])
             response = row.get("response") or {}
+            content = response.get("body")
+            failure = (content.get("error") if isinstance(content, dict) else None) or row.get("error") or {}
+            code = failure.get("code") or "batch_error"
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BrokenAnswer(
                 f"line {number} of a batch result is not one: {error}", raw=line[:2048], maybe_billed=True
             ) from None
         if response.get("status_code") == 200:
-            raw = orjson.dumps(response.get("body"))
+            raw = orjson.dumps(content)
             yield BatchResult(key, RawAnswer(200, {}, raw, endpoint, 0.0, received_at))
         else:
-            inner = (response.get("body") or {}).get("error") or row.get("error") or {}
-            yield BatchResult(
-                key, None, str(inner.get("code") or "batch_error"), str(inner.get("message", ""))
-            )
+            yield BatchResult(key, None, str(code), str(failure.get("message", "")))
 
 
 class BatchClient:

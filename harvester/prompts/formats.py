@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from harvester.errors import PromptError
 from harvester.prompts import json_lists
 from harvester.prompts.compression import kind_of, open_file
+from harvester.system.limited_child import LimitedChild
 
 # A longer line of a JSON Lines or text file is a bad line.
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -31,6 +32,15 @@ MOST_LEVELS = 250
 SUFFIXES = frozenset(
     {".jsonl", ".ndjson", ".json", ".csv", ".txt", ".parquet", ".arrow", ".arrows", ".feather", ".ipc"}
 )
+
+# A batch of rows has at most so many, and about so many bytes.
+MAX_BATCH_ROWS, MAX_BATCH_BYTES = 1024, 64 << 20
+# Limits of decoding a Parquet file in a child process.
+DECODE_TIMEOUT_S, DECODE_MEMORY_BYTES = 600.0, 16 << 30
+
+_child = LimitedChild(DECODE_MEMORY_BYTES)
+# Files that were decoded to their end: device, inode, size and time of change.
+_decodable: set[tuple[int, int, int, int]] = set()
 
 Row = tuple[int, Mapping[str, Any] | PromptError]
 _BOM = b"\xef\xbb\xbf"
@@ -174,15 +184,47 @@ def _unended(name: str, number: int) -> PromptError:
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
+    _require_decodable(path, name)
     with pq.ParquetFile(path) as file:
         number = 0
-        for batch in file.iter_batches(batch_size=1024):
+        for batch in _parquet_batches(file):
             for row in _loaded(batch):
                 number += 1
                 if isinstance(row, Exception):
                     yield number, PromptError(f"can't be read: {row}", place=f"{name}:{number}")
                 else:
                     yield number, _without_nulls(row)
+
+
+def _parquet_batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """Yield batches of at most some 1,024 rows and 64 MiB: rows may be large."""
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        rows_at_once = MAX_BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)
+        yield from file.iter_batches(max(1, min(MAX_BATCH_ROWS, rows_at_once)), row_groups=[number])
+
+
+def decode_all(path: Path) -> int:
+    """Decode every row of a Parquet file and count them; for a child process, as Arrow may end it."""
+    with pq.ParquetFile(path) as file:
+        return sum(batch.num_rows for batch in _parquet_batches(file))
+
+
+def _require_decodable(path: Path, name: str) -> None:
+    """Decode a file in a child process first, once in each process: damage in it may end this one.
+
+    Raises:
+        PromptError: it can't be decoded.
+    """
+    facts = path.stat()
+    identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    if identity in _decodable:
+        return
+    try:
+        _child.call(f"{__name__}:decode_all", path, timeout_s=DECODE_TIMEOUT_S)
+    except (TimeoutError, MemoryError):
+        raise PromptError("is damaged: decoding it ends the process or takes for ever", place=name) from None
+    _decodable.add(identity)
 
 
 def _arrow_rows(path: Path, name: str) -> Iterator[Row]:
@@ -234,8 +276,6 @@ def _loaded(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
     try:
         yield from batch.to_pylist()
     except (ValueError, OverflowError):
-        if len(batch) == 1:
-            raise
         for row in range(len(batch)):
             try:
                 yield from batch.slice(row, 1).to_pylist()

@@ -36,6 +36,7 @@ def harvest(root: Path, base_url: str, prompts: Sequence[str], **tables: Mapping
         },
         "prompts": {"files": ["p.jsonl"]},
         "sampling": {"max_tokens": 64, **tables.get("sampling", {})},
+        **({"budget": tables["budget"]} if "budget" in tables else {}),
         "run": {"deadline_s": 20, "max_attempts": 1, "patience_s": 20, **tables.get("run", {})},
     }
     path = root / "harvest.toml"

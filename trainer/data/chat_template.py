@@ -248,7 +248,7 @@ class Renderer:
                 )
         except Exception as error:  # noqa: BLE001 - jinja raises whatever the template's author chose
             raise StudentError(
-                f"the chat template refuses these messages: {error}",
+                f"the chat template refuses these messages: {str(error)[:500]}",
                 place=str(getattr(self.tokenizer, "name_or_path", "")),
                 remedy="roles must be those the student's template knows",
             ) from None

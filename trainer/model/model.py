@@ -16,6 +16,7 @@ from transformers.utils import logging
 from trainer.config import CUDA_PACK_TOKENS, TrainConfig, TrainSection
 from trainer.errors import ConfigError, StudentError
 from trainer.model import adapter, loading, self_test, varlen_attention
+from trainer.model.harmless import require_harmless, require_harmless_targets
 from trainer.model.loading import first_line
 from trainer.model.rows import RowLayout
 from trainer.model.weights import check_adapter, check_base, read_chat_template
@@ -34,9 +35,10 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
         StudentError: missing or broken files.
     """
     check_base(folder)
+    require_harmless(folder, template)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 - of its parsers, in three languages
         raise StudentError(f"tokenizer can't be read: {first_line(error)}", place=str(folder)) from None
     if template is not None:
         tokenizer.chat_template = read_chat_template(template)
@@ -235,6 +237,7 @@ def load_trained_student(
         StudentError: no adapter there, or one that doesn't fit the base.
     """
     check_adapter(folder)
+    require_harmless_targets(folder)
     base = load_base(config.base, device, dtype=dtype)
     try:
         with warnings.catch_warnings():

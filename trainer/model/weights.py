@@ -16,6 +16,17 @@ from trainer.model import hash_memory
 
 # The largest published chat templates have about 20 KB.
 MAX_TEMPLATE_BYTES = 1 << 18
+# Largest sizes in config.json that are believed; published models have at most a tenth of them.
+_MOST = {
+    "num_hidden_layers": 5_000,
+    "hidden_size": 10_000_000,
+    "intermediate_size": 100_000_000,
+    "num_attention_heads": 100_000,
+    "num_key_value_heads": 100_000,
+    "vocab_size": 100_000_000,
+}
+_TEXTS = frozenset({"model_type", "hidden_act", "hidden_activation"})
+MOST_BEAMS = 64
 
 # Files of a tokenizer, without its chat template.
 _TOKENIZER_FILES = (
@@ -46,6 +57,7 @@ def check_base(folder: Path, sha256: str = "") -> None:
                 place=str(folder / name),
                 remedy="use a student whose architecture is part of transformers",
             )
+    _check_numbers(folder)
     _check_index(folder)
     if not any(folder.glob("*.safetensors")):
         raise StudentError(
@@ -62,9 +74,45 @@ def check_base(folder: Path, sha256: str = "") -> None:
         )
 
 
+def _check_numbers(folder: Path) -> None:
+    """Refuse sizes that no model has, and types that transformers fails on.
+
+    Raises:
+        StudentError: names the field.
+    """
+    config = read_json(folder / "config.json")
+    parts = [config, *(value for name, value in config.items() if name.endswith("_config"))]
+    for part in parts:
+        for name, value in part.items() if isinstance(part, Mapping) else ():
+            most = _MOST.get(name)
+            if most is not None and value is not None and not (type(value) is int and 0 < value <= most):
+                raise StudentError(
+                    f"{name} is {str(value)[:40]!r}, not a whole number from 1 to {most:,}",
+                    place=str(folder / "config.json"),
+                    remedy="fetch it again",
+                )
+            if name in _TEXTS and value is not None and not isinstance(value, str):
+                raise StudentError(f"{name} is no text", place=str(folder / "config.json"))
+    tokenizer = read_json(folder / "tokenizer_config.json")
+    if not isinstance(tokenizer.get("tokenizer_class", ""), str | None):
+        raise StudentError("tokenizer_class is no text", place=str(folder / "tokenizer_config.json"))
+    generation = read_json(folder / "generation_config.json")
+    penalty, beams = generation.get("repetition_penalty", 1.0), generation.get("num_beams", 1)
+    is_fit = penalty is None or (isinstance(penalty, int | float) and penalty > 0)
+    if not is_fit or not (beams is None or (type(beams) is int and 1 <= beams <= MOST_BEAMS)):
+        raise StudentError(
+            "repetition_penalty must be above 0, num_beams from 1 to 64",
+            place=str(folder / "generation_config.json"),
+            remedy="remove the file, or mend the value",
+        )
+
+
 def _check_index(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
-    for name in dict.fromkeys(read_json(index).get("weight_map", {}).values()):
+    weight_map = read_json(index).get("weight_map", {})
+    if not isinstance(weight_map, Mapping):
+        raise StudentError("weight_map is no object", place=str(index), remedy="fetch it again")
+    for name in {str(value): value for value in weight_map.values()}.values():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise StudentError(
                 f"names a file outside its folder, or no safetensors file: {name!r}",
@@ -126,8 +174,8 @@ def read_json(path: Path) -> Mapping[str, Any]:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise StudentError(f"not readable as JSON: {error}", place=str(path)) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise StudentError(f"not readable as JSON: {str(error)[:200]}", place=str(path)) from None
     return loaded if isinstance(loaded, dict) else {}
 
 
@@ -186,7 +234,7 @@ def vocabulary_size(folder: Path) -> int:
     config = read_json(folder / "config.json")
     nested = config.get("text_config")
     sizes = (part.get("vocab_size") for part in (config, nested) if isinstance(part, dict))
-    return int(next((size for size in sizes if size), 0))
+    return next((size for size in sizes if isinstance(size, int) and size), 0)
 
 
 def query_channels(folder: Path) -> int:

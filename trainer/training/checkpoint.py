@@ -62,6 +62,20 @@ def optimiser_moments(
     }
 
 
+# What reading a checkpoint that somebody changed may raise.
+_UNREADABLE = (
+    CheckpointError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    SafetensorError,
+)
+
+
 def restore(
     checkpoint: Checkpoint, optimiser: torch.optim.Optimizer, named: Mapping[str, torch.nn.Parameter]
 ) -> None:
@@ -173,7 +187,7 @@ def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in _complete_checkpoints(folder):
         try:
             return _read(path), skipped
-        except (CheckpointError, OSError, ValueError, KeyError, SafetensorError) as error:
+        except _UNREADABLE as error:
             skipped.append(f"{path.name}: {error}")
     return None, skipped
 
@@ -182,7 +196,7 @@ def adapter_of_step(folder: Path, step: int) -> Mapping[str, torch.Tensor] | Non
     """Return the adapter's parameters in the checkpoint of a step; None if it is absent or damaged."""
     try:
         return _read(folder / _name_of(step)).adapter
-    except (CheckpointError, OSError, ValueError, KeyError, SafetensorError):
+    except _UNREADABLE:
         return None
 
 

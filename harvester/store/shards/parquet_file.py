@@ -193,6 +193,12 @@ def translate_disk_errors(folder: Path) -> Iterator[None]:
     """Translate errors of the operating system and of pyarrow to `StoreError`."""
     try:
         yield
+    except pa.ArrowMemoryError as error:
+        raise StoreError(
+            "memory ran out while a shard was written",
+            place=str(folder),
+            remedy="nothing is lost: free memory, then run again; [store] shard_mib sets the size of a shard",
+        ) from error
     except pa.ArrowInvalid as error:
         raise StoreCorrupt(f"not what was written: {error}", place=str(folder)) from error
     except OSError as error:

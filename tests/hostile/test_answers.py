@@ -1,0 +1,137 @@
+"""Answers that were read wrong, bills that were talked down, and waits that never ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester.api import batches, completion
+from harvester.api.types import Outcome
+from harvester.errors import TeacherError
+from tests.hostile.runs import harvest
+from tests.hostile.server import completion as good_body
+from tests.hostile.server import hostile_teacher, http
+
+
+def stream(*deltas: Any) -> bytes:
+    chunks = [{"choices": [{"index": 0, "delta": {"content": delta}}]} for delta in deltas]
+    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    return (
+        b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        ([{"type": "text", "text": "The "}], "answer ", "is ", "4"),
+        ("The ", [{"type": "text", "text": "answer "}], [{"type": "text", "text": "is 4"}]),
+        ("The answer ", None, "is 4"),
+        ("The answer ", "", [], "is 4"),
+    ],
+    ids=range(4),
+)
+def test_a_streamed_answer_in_parts_is_read_whole(deltas: tuple[Any, ...]) -> None:
+    parsed = completion.parse(stream(*deltas))
+    assert (parsed.text, parsed.outcome) == ("The answer is 4", Outcome.OK)
+
+
+@pytest.mark.parametrize("odd", [0, False, {}, 5, {"x": 1}, [0], [[]], [{"type": "text"}]], ids=repr)
+def test_a_streamed_piece_that_is_not_understood_is_never_ok_without_its_text(odd: Any) -> None:
+    parsed = completion.parse(stream("The answer ", odd, "is 4"))
+    assert parsed.outcome is Outcome.UNKNOWN or parsed.text == "The answer is 4"
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": 0, "completion_tokens": 0},
+        {"prompt_tokens": 50, "completion_tokens": 0},
+        {"prompt_tokens": 50, "completion_tokens": 1},
+        {"prompt_tokens": -1, "completion_tokens": -1},
+        {"prompt_tokens": True, "completion_tokens": False},
+        {"prompt_tokens": 0.0, "completion_tokens": 1e-9},
+        {"prompt_tokens": "0", "completion_tokens": "0"},
+    ],
+    ids=range(7),
+)
+def test_a_bill_can_not_be_talked_down(usage: dict[str, Any], tmp_path: Path) -> None:
+    body = json.loads(good_body("word " * 100))
+    body["usage"] = usage
+    prompts = [f"row {number}" for number in range(60)]
+    with hostile_teacher({prompt: http(json.dumps(body).encode()) for prompt in prompts}) as teacher:
+        ended = harvest(
+            tmp_path,
+            teacher.base_url,
+            prompts,
+            teacher={"price": {"input": 1.0, "output": 1.0, "as_of": "2026-11-01"}},
+            budget={"usd": 0.001},
+        )
+    assert ended.exit_code == 10  # 100 words are at least 25 tokens: 40 answers use the budget up
+    assert len(ended.answered) < 45
+
+
+@pytest.mark.parametrize("top", [1, True, "x", {"a": "b"}, [1], [[]], [{"token": 5}]], ids=repr)
+def test_odd_log_probabilities_lose_no_answer(top: Any) -> None:
+    body = json.loads(good_body("4"))
+    body["choices"][0]["logprobs"] = {"content": [{"token": "4", "logprob": -1, "top_logprobs": top}]}
+    raw = json.dumps(body).encode()
+    for logprobs in (True, False):
+        assert completion.parse(raw, logprobs=logprobs).outcome is Outcome.OK
+
+
+@pytest.mark.parametrize("code", ["²", "9" * 5_000, 10**30, 1e400, [], {}, None, "٤٢٩"], ids=range(8))
+def test_an_error_with_an_odd_code_is_an_error(code: Any) -> None:
+    raw = json.dumps({"error": {"message": "no", "code": code}}).encode()
+    with pytest.raises(TeacherError):
+        completion.parse(raw)
+
+
+@pytest.mark.parametrize("after", ["0", "1", None])
+@pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
+def test_one_row_that_is_always_refused_is_given_up(after: str | None, status: str, tmp_path: Path) -> None:
+    headers = {} if after is None else {"retry-after": after}
+    prompts = [f"row {number}" for number in range(40)]
+    with hostile_teacher({"evil": http(b"{}", headers, status)}) as teacher:
+        ended = harvest(tmp_path, teacher.base_url, ["evil", *prompts], run={"patience_s": 60})
+    assert set(ended.answered) >= set(prompts)
+    assert ended.exit_code in {3, 10}
+    assert teacher.asked.count("evil") < 40
+
+
+@pytest.mark.parametrize("after", ["0", "1", None])
+def test_a_teacher_that_refuses_everything_ends_the_run_after_its_patience(
+    after: str | None, tmp_path: Path
+) -> None:
+    headers = {} if after is None else {"retry-after": after}
+    prompts = [f"row {number}" for number in range(8)]
+    refused = http(b"{}", headers, "429 Too Many Requests")
+    with hostile_teacher(dict.fromkeys(prompts, refused)) as teacher:
+        ended = harvest(tmp_path, teacher.base_url, prompts, run={"patience_s": 30})
+    assert ended.exit_code == 10, ended.said
+    assert not ended.answered
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "5",
+        "[]",
+        '"x"',
+        "{}",
+        '{"custom_id": 5}',
+        '{"custom_id": "a", "response": []}',
+        "[" * 5000,
+        "{",
+        "\x00",
+    ],
+    ids=range(9),
+)
+def test_odd_lines_of_batch_results_are_read_or_named(line: str) -> None:
+    try:
+        list(batches.read_results(line.encode(), endpoint="http://x/v1", received_at=0.0))
+    except (TeacherError, ValueError):
+        return
