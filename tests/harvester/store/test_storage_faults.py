@@ -38,7 +38,7 @@ except StoreError as error:
 """
 
 
-CLOSING_LIFE = """
+CLOSING_SCRIPT = """
 import os, sys
 from pathlib import Path
 from harvester.errors import StoreError
@@ -53,24 +53,24 @@ except StoreError as error:
 """
 
 
-def live(
+def run_writer(
     store: Path,
     library: Path,
     call: str,
     nth: int,
     number: int,
     stays: bool,
-    command: Path | None = None,
-    run: str = SCRIPT,
+    log: Path | None = None,
+    script: str = SCRIPT,
 ) -> tuple[int, set[int], str]:
-    """One short life on a failing disk: exit code, numbers acknowledged as stored, last words."""
+    """Run the writer on a failing disk; return exit code, numbers acknowledged as stored, and its output."""
     done = subprocess.run(
-        [sys.executable, "-c", run, str(store), "0"],
+        [sys.executable, "-c", script, str(store), "0"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
-        env=faulty_disk.environment(library, store, call, nth, number, stays, command),
+        env=faulty_disk.environment(library, store, call, nth, number, stays, log),
     )
     lines = done.stdout.splitlines()
     return done.returncode, {int(line) for line in lines if line.isdigit()}, done.stdout + done.stderr
@@ -91,13 +91,13 @@ def cases(count: int) -> list[tuple[str, int, int, bool]]:
 
 def trial(store: Path, library: Path, call: str, nth: int, number: int, stays: bool) -> bool:
     """Whether the fault was met; asserts what must hold either way."""
-    code, stored, text = live(store, library, call, nth, number, stays)
+    code, stored, text = run_writer(store, library, call, nth, number, stays)
     assert "Traceback" not in text, text
     assert code in {0, StoreError.exit_code}, text
     if stored:
         held = {sample.key for sample in Corpus.open(store).samples(["key"])}
         assert {key_of(n).hex() for n in stored} <= held
-    with Journal.open(store) as journal:  # the next life finishes what this one could not
+    with Journal.open(store) as journal:  # the next process finishes what this one could not
         seal(journal, store, target_bytes=1, everything=True)
     assert Corpus.open(store).verify() == []
     return code != 0
@@ -113,10 +113,10 @@ def test_a_failing_disk_is_a_named_stop_and_loses_nothing(tmp_path, faulty_libra
 
 @pytest.mark.parametrize("nth", [15, 40])
 def test_after_a_failed_fsync_the_journal_is_not_written_again(tmp_path, faulty_library, nth):
-    store, values = tmp_path / "store", tmp_path / "told"
-    code, _, text = live(store, faulty_library, "fsync", nth, errno.EIO, False, values, CLOSING_LIFE)
+    store, log = tmp_path / "store", tmp_path / "later"
+    code, _, text = run_writer(store, faulty_library, "fsync", nth, errno.EIO, False, log, CLOSING_SCRIPT)
     assert code == StoreError.exit_code, text
-    later = values.read_text().splitlines() if values.exists() else []
+    later = log.read_text().splitlines() if log.exists() else []
     assert [line for line in later if "journal.db" in line and "-shm" not in line] == []
 
 
