@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from harvester.errors import ConfigError
@@ -61,6 +61,16 @@ def longest(characters: int) -> Filter:
     return check
 
 
+def of_runs(run_ids: Collection[str]) -> Filter:
+    """Build a filter that drops answers of other runs than these."""
+    kept = frozenset(run_ids)
+
+    def check(sample: Sample) -> Drop | None:
+        return None if sample.run_id in kept else Drop("other_run")
+
+    return check
+
+
 def no_duplicates() -> Filter:
     """Build a filter that drops a repeated (conversation, completion), with NFKC, case and space folded."""
     seen: set[bytes] = set()
@@ -81,12 +91,17 @@ def named(name: str, value: object = None) -> Filter:
     """Return the filter of that name in curate.toml.
 
     Raises:
-        ConfigError: the name is unknown, or `longest` without a positive number.
+        ConfigError: the name is unknown, `longest` without a positive number, or `run` without run ids.
     """
     if name == "longest":
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
             raise ConfigError("filter 'longest' needs a positive number of characters")
         return longest(value)
+    if name == "run":
+        run_ids = [value] if isinstance(value, str) else value
+        if not isinstance(run_ids, list) or not run_ids or not all(isinstance(one, str) for one in run_ids):
+            raise ConfigError("filter 'run' needs the id of a run, or a list of them")
+        return of_runs(run_ids)
     if name == "no_duplicates":
         return no_duplicates()
     plain: dict[str, Filter] = {
@@ -99,4 +114,4 @@ def named(name: str, value: object = None) -> Filter:
     return plain[name]
 
 
-FILTER_NAMES = ("finished", "not_blank", "agrees_with_reference", "longest", "no_duplicates")
+FILTER_NAMES = ("finished", "not_blank", "agrees_with_reference", "longest", "no_duplicates", "run")

@@ -26,6 +26,7 @@ from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
 from harvester.run.prompt_notes import PromptNotes
+from harvester.store import other_settings
 from harvester.store.journal import sqlite
 from harvester.store.journal.journal import Journal
 from harvester.store.maintain.bill import compute_spent
@@ -205,6 +206,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
             *(() if verdict.permitted else (*verdict.reasons, verdict.remedy())),
             *warnings(config),
             *notes.lines(),
+            *other_settings.notes(root / config.store.path, config),
         ),
     )
 

@@ -29,6 +29,7 @@ from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
 from harvester.run import canary_task, plan
 from harvester.run.prompt_notes import PromptNotes
+from harvester.store import other_settings
 from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.hosts import printable
 from harvester.teacher import policies
@@ -82,8 +83,10 @@ class Prepared:
         teacher = self.config.teacher
         proxies = _proxies(self.config)
         budgets: list[str] = []
+        others: tuple[str, ...] = ()
         with contextlib.suppress(StoreError):  # the run itself reports it
             budgets = budget_texts(plan.budgets(self.config, self.root, self.limits()))
+            others = other_settings.notes(self.store, self.config)
         return [
             f"teacher {teacher.model} at {teacher.base_url}",
             *(f"proxy   {host} (from the environment)" for host in proxies),
@@ -91,7 +94,7 @@ class Prepared:
             f"rows    {self.rows_total:,} (prompts x samples) into {self.store}",
             *([f"bad     {len(self.bad):,} lines passed over; the first: {self.bad[0]}"] if self.bad else []),
             *(f"budget  {text}" for text in budgets),
-            *(f"note    {warning}" for warning in (*plan.warnings(self.config), *self.warnings)),
+            *(f"note    {warning}" for warning in (*plan.warnings(self.config), *self.warnings, *others)),
         ]
 
 
