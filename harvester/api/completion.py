@@ -245,7 +245,7 @@ def _chosen(choices: list[Any]) -> tuple[Mapping[str, Any], bool]:
     zero = [item for item in given if _is_zero(item.get("index"))]
     if zero:
         return zero[0], len(zero) == 1
-    without = [item for item in given if _is_missing(item.get("index"))]
+    without = [item for item in given if item.get("index") is None]
     if without:
         return without[0], len(without) == 1 and len(given) == len(choices)
     return (given[0], len(choices) == 1) if given else ({}, True)
@@ -253,10 +253,6 @@ def _chosen(choices: list[Any]) -> tuple[Mapping[str, Any], bool]:
 
 def _is_zero(number: Any) -> bool:
     return type(number) is int and number == 0
-
-
-def _is_missing(number: Any) -> bool:
-    return isinstance(number, bool) or not isinstance(number, int)
 
 
 def _message_of(choice: Mapping[str, Any]) -> _Message:

@@ -432,6 +432,14 @@ def test_the_choice_without_an_index_is_the_first_where_zeros_are_omitted(choice
     assert (parsed.outcome, parsed.text) == expected
 
 
+@pytest.mark.parametrize("index", [[1], True, "1", -0.0, 7])
+def test_an_index_that_is_none_tells_nothing_apart(index: Any) -> None:
+    asked = {"index": index, "message": {"content": "42"}, "finish_reason": "stop"}
+    other = {"index": 1, "message": {"content": "another"}, "finish_reason": "stop"}
+    assert parse(json.dumps({"choices": [asked]}).encode()).outcome == "ok"
+    assert parse(json.dumps({"choices": [asked, other]}).encode()).outcome == "unknown"
+
+
 CHUNK = {"index": 0, "delta": {"content": "b"}}
 END = {"index": 0, "delta": {}, "finish_reason": "stop"}
 
