@@ -11,6 +11,8 @@ import pytest
 from harvester.api import batches, completion
 from harvester.api.types import Outcome
 from harvester.errors import TeacherError
+from harvester.store.maintain.purge import purge_store
+from harvester.store.reader import Corpus
 from tests.hostile.runs import harvest
 from tests.hostile.server import completion as good_body
 from tests.hostile.server import hostile_teacher, http
@@ -111,7 +113,7 @@ def test_a_teacher_that_refuses_everything_ends_the_run_after_its_patience(
     refused = http(b"{}", headers, "429 Too Many Requests")
     with hostile_teacher(dict.fromkeys(prompts, refused)) as teacher:
         ended = harvest(tmp_path, teacher.base_url, prompts, run={"patience_s": 30})
-    assert ended.exit_code == 10, ended.said
+    assert ended.exit_code == 10, ended.output
     assert not ended.answered
 
 
@@ -135,3 +137,23 @@ def test_odd_lines_of_batch_results_are_read_or_named(line: str) -> None:
         list(batches.read_results(line.encode(), endpoint="http://x/v1", received_at=0.0))
     except (TeacherError, ValueError):
         return
+
+
+def test_an_answer_of_a_strange_model_names_the_way_out(tmp_path: Path) -> None:
+    body = json.loads(good_body("4"))
+    body["model"] = "gpt-4o"
+    with hostile_teacher({"strange": http(json.dumps(body).encode())}) as teacher:
+        ended = harvest(tmp_path, teacher.base_url, ["good", "strange"])
+        assert ended.exit_code == 77
+        again = harvest(tmp_path, teacher.base_url, ["good", "strange"])
+        assert again.exit_code == 77
+        assert "harvester purge" in again.output
+        (strange,) = [
+            sample.prompt_id
+            for sample in Corpus.open(ended.store).samples()
+            if sample.response_model == "gpt-4o"
+        ]
+        assert strange in again.output
+        assert purge_store(ended.store, None, strange) == 1
+        teacher.replies.clear()
+        assert harvest(tmp_path, teacher.base_url, ["good", "strange"]).exit_code == 0

@@ -22,6 +22,7 @@ from trainer.data.packing import pack
 from trainer.errors import DataError
 from trainer.evaluation.scorecard import JudgedPrompt, is_correct, scorecard
 from trainer.model import generate, model, self_test, weights
+from trainer.provenance import fingerprint
 from trainer.publish.adapter import check_same_base, check_same_tokens
 from trainer.training.forward import pack_losses
 
@@ -66,6 +67,7 @@ def evaluate(
 
     Raises:
         DataError: no prompt is held out.
+        FindingsError: the adapter was changed after the training.
         StudentError: base or adapter can't be loaded, or the base is not the one the adapter was trained on.
         OutOfMemory: a single prompt does not fit.
     """
@@ -73,6 +75,8 @@ def evaluate(
     device = model.select_device(config.train)
     adapter = config.out_path / "adapter"
     weights.check_adapter(adapter)
+    if (adapter / fingerprint.TREE_FILE).exists():  # adapters of the first versions have none
+        fingerprint.require_intact(adapter)
     check_same_base(config, adapter)
     rows = dataset.read(config)
     if not rows.held_out:

@@ -239,6 +239,16 @@ def test_one_model_is_loaded_and_without_its_adapter_it_is_the_base(run_trainer,
     assert len(loads) == 1
 
 
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_an_adapter_that_was_changed_is_neither_scored_nor_exported(run_trainer, trained, command):  # noqa: F811
+    path = trained.parent / "out" / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "init_lora_weights": "pissa"}))
+    merged = [trained.parent / "merged"] if command == "export" else []
+    code, _, err = run_trainer(command, trained, *merged)
+    assert code == 1
+    assert "adapter_config.json was changed" in err
+
+
 def swap_base(toml: Path) -> tuple[str, str]:
     """Change one weight of the base; return its hash before and after."""
     folder = toml.parent / "base"
