@@ -19,6 +19,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from email.utils import formatdate
 from types import TracebackType
 from typing import Self, cast
 from urllib.parse import urlsplit
@@ -280,15 +281,17 @@ class Client:
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError) as error:
             raise _translate(error, url, self._redactor) from error
+        received_at = time.time()
+        names = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw_headers}
+        # Absolute times in headers are read relative to this one; few servers leave it out.
+        names.setdefault("date", formatdate(received_at, usegmt=True))
         return RawAnswer(
             status=response.status_code,
-            headers=self._redactor.headers(
-                {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw_headers}
-            ),
+            headers=self._redactor.headers(names),
             body=await heavy.redact(self._redactor, body),
             endpoint=endpoint,
             latency_s=0.0,
-            received_at=time.time(),
+            received_at=received_at,
         )
 
 

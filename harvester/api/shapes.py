@@ -512,7 +512,8 @@ def _bare_text(document: Mapping[str, Any]) -> dict[str, Any] | None:
     for name in BARE_TEXT_MEMBERS if word else BARE_TEXT_MEMBERS[:1]:
         value = document.get(name)
         if isinstance(value, str) or (name == "content" and isinstance(value, list)):
-            return {"message": {"content": value}, "finish_reason": word}
+            elsewhere = {key: document[key] for key in NESTED_MEMBERS if isinstance(document.get(key), list)}
+            return {"message": {**elsewhere, "content": value}, "finish_reason": word}
     return None
 
 

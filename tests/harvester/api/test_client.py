@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from email.utils import formatdate
 from typing import Any
 
 import httpx
@@ -145,6 +147,21 @@ def test_retry_after_arrives_in_the_error() -> None:
         with pytest.raises(RateLimited) as caught:
             send(config(), router=router)
     assert caught.value.retry_after_s == 1.5
+
+
+@pytest.mark.parametrize("has_date", [True, False])
+def test_a_date_in_retry_after_counts_from_the_replys_own_time_or_from_ours(has_date: bool) -> None:
+    """The server's clock is an hour off; without a Date header only ours is left."""
+    server_now = time.time() + (3600 if has_date else 0)
+    headers = {"retry-after": formatdate(server_now + 40, usegmt=True)}
+    if has_date:
+        headers["date"] = formatdate(server_now, usegmt=True)
+    with respx.mock(assert_all_called=False) as router:
+        router.post(f"{URL}/chat/completions").respond(429, headers=headers, json={"error": {"message": "m"}})
+        with pytest.raises(RateLimited) as caught:
+            send(config(), router=router)
+    assert caught.value.retry_after_s is not None
+    assert 30 <= caught.value.retry_after_s <= 41
 
 
 def test_a_refused_connection_was_not_billed() -> None:

@@ -493,6 +493,13 @@ def test_two_texts_in_one_part_are_not_ok() -> None:
     assert parse(json.dumps(document).encode()).outcome == "unknown"
 
 
+@pytest.mark.parametrize("member", ["message", "parts", "output_text"])
+def test_a_bare_text_beside_a_list_that_is_not_understood_is_not_ok(member: str) -> None:
+    document = {member: [{"content": "another"}], "content": "42", "done_reason": "stop"}
+    assert parse(json.dumps(document).encode()).outcome == "unknown"
+    assert parse(json.dumps({**document, member: None}).encode()).outcome == "ok"
+
+
 @pytest.mark.parametrize("member", ["text", "message", "value", "parts", "output_text"])
 def test_an_answer_elsewhere_in_the_message_is_not_ok(member: str) -> None:
     message = {"content": "a", member: "b"}
