@@ -2,9 +2,10 @@
 
 A few random documents of unlike lengths go through the student alone, by transformers' own forward; packed
 into one row with our attention; and one document a row. The adapter is perturbed for the test, so that it
-takes part. Where packed equals alone, rows are packed. Where it doesn't (a recurrent state or convolution
-that runs over the border, a mask that our attention would drop), each document gets a row of its own, and
-the student's own attention runs. A student whose own forward looks ahead or is not finite is refused.
+takes part; in fp32 its gradient is compared too. Where packed equals alone, rows are packed. Where it doesn't
+(a recurrent state or convolution that runs over the border, a mask that our attention would drop), each
+document gets a row of its own, and the student's own attention runs. A student whose own forward looks ahead
+or is not finite is refused.
 
 Recurrent and convolutional parts of some classes take `seq_idx` or `cu_seq_lens_q`, which say where documents
 begin. In transformers 5.23 only kernels for CUDA read them, and the code for the CPU drops them without a
@@ -52,6 +53,25 @@ PERTURBATION = 0.05
 _WINDOW_NAME = re.compile(r"window|attention_chunk")
 
 Documents = Sequence[npt.NDArray[np.int64]]
+
+
+# Values of the gradient that are compared at most: a large adapter's parameters are taken at equal distances.
+MAX_GRADIENT = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """What a student's own forward computes for each document alone.
+
+    Attributes:
+        documents: token ids of each, longest first.
+        logits: [tokens, vocabulary] of each document.
+        gradient: of the summed loss for trained parameters, as one vector; None if it isn't compared.
+    """
+
+    documents: Documents
+    logits: Sequence[torch.Tensor]
+    gradient: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,18 +190,21 @@ def choose_forward(student: Any, *, place: str, may_pack: bool = True, why_not: 
     device = next(base.parameters()).device
     documents = _documents(base)
     own = RowLayout(packed=False, attention=own_attention(base))
-    with _prepared(student), attention_of(student, own), torch.no_grad():
-        alone = _own_logits(student, documents, place)
-        _check_own_forward(student, documents, alone, place)
+    has_gradient = bool(_tested_parameters(student))
+    with _prepared(student), attention_of(student, own), torch.set_grad_enabled(has_gradient):
+        logits = _own_logits(student, documents, place)
+        gradient = _gradient(student, documents, logits) if has_gradient else None
+        alone = Alone(documents, [each.detach() for each in logits], gradient)
+        _check_own_forward(student, alone, place)
         head = find_head(student)
         reason = "" if may_pack else why_not
         config = structure.text_config(base)
         if may_pack:
             layout = RowLayout(attention=packed_attention(device, config))
-            reason = _compare(student, documents, alone, layout)
+            reason = _compare(student, alone, layout)
             if not reason:
                 return StudentForward(layout, head)
-        problem = _compare(student, documents, alone, own)
+        problem = _compare(student, alone, own)
     if problem:
         raise StudentError(
             f"this student's forward can't be reproduced: {problem}",
@@ -290,15 +313,16 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}"
 
 
-def _check_own_forward(student: Any, documents: Documents, alone: Sequence[torch.Tensor], place: str) -> None:
+def _check_own_forward(student: Any, alone: Alone, place: str) -> None:
     """Refuse a student whose own forward is not finite, or whose logits depend on later tokens."""
-    if not all(bool(torch.isfinite(logits).all()) for logits in alone):
+    if not all(bool(torch.isfinite(logits).all()) for logits in alone.logits):
         raise StudentError(
             "this student's logits are not finite", place=place, remedy="use another base, or fetch it again"
         )
-    changed = documents[0].copy()
-    changed[-4:] = documents[1][:4]
-    if _difference([_logits(student, changed)[:-4]], [alone[0][:-4]]) > _tolerance(alone[0]):
+    changed = alone.documents[0].copy()
+    changed[-4:] = alone.documents[1][:4]
+    before = alone.logits[0]
+    if _difference([_logits(student, changed)[:-4]], [before[:-4]]) > _tolerance(before):
         raise StudentError(
             "this student looks ahead: its logits depend on later tokens",
             place=place,
@@ -306,22 +330,57 @@ def _check_own_forward(student: Any, documents: Documents, alone: Sequence[torch
         )
 
 
-def _compare(student: Any, documents: Documents, alone: Sequence[torch.Tensor], layout: RowLayout) -> str:
+def _compare(student: Any, alone: Alone, layout: RowLayout) -> str:
     """Run the documents in a layout; return what differs from `alone`, empty if nothing does."""
     try:
         with attention_of(student, layout):
-            outputs = _run(student, documents, layout)
+            outputs = _run(student, alone.documents, layout)
+            gradient = None if alone.gradient is None else _gradient(student, alone.documents, outputs)
     except HarvesterError as error:
         return error.message
     except Exception as error:  # noqa: BLE001 - models raise all kinds for arguments they don't know
         return _first_line(error)
     if not all(bool(torch.isfinite(logits).all()) for logits in outputs):
         return "logits are not finite"
-    difference = _difference(outputs, alone)
-    if difference > _tolerance(alone[0]):
-        how = "documents in one row see each other, or a mask is lost" if layout.packed else "rows differ"
+    how = "documents in one row see each other, or a mask is lost" if layout.packed else "rows differ"
+    difference = _difference(outputs, alone.logits)
+    if difference > _tolerance(alone.logits[0]):
         return f"{how}: logits change by {difference:.1%}"
+    if gradient is not None and alone.gradient is not None:
+        change = float((gradient - alone.gradient).norm() / alone.gradient.norm().clamp_min(1e-12))
+        if not change <= WIDE_TOLERANCE:
+            return f"{how}: the adapter's gradient changes by {change:.1%}"
     return ""
+
+
+def _tested_parameters(student: Any) -> list[torch.nn.Parameter]:
+    """Return trained parameters whose gradient is compared: at equal distances, about `MAX_GRADIENT` values.
+
+    Empty where it would prove nothing or can't be had: nothing is trained; in 16 bits rounding changes which
+    experts a token takes, so gradients differ without a fault; FSDP gathers layers for a whole backward only.
+    """
+    if next(structure.base_model_of(student).parameters()).dtype != torch.float32:
+        return []
+    if any(hasattr(parameter, "to_local") for parameter in student.parameters()):
+        return []
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    values = sum(parameter.numel() for parameter in trained)
+    return trained[:: values // MAX_GRADIENT + 1]
+
+
+def _gradient(student: Any, documents: Documents, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the gradient of the documents' loss for the tested parameters, as one vector."""
+    predictions = torch.cat([logits[:-1] for logits in outputs]).float()
+    targets = rows.to_device(np.concatenate([document[1:] for document in documents]), predictions.device)
+    loss = torch.nn.functional.cross_entropy(predictions, targets, reduction="sum")
+    parameters = _tested_parameters(student)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return torch.cat(
+        [
+            torch.zeros_like(p).flatten() if g is None else g.flatten()
+            for p, g in zip(parameters, gradients, strict=True)
+        ]
+    )
 
 
 def _run(student: Any, documents: Documents, layout: RowLayout) -> list[torch.Tensor]:

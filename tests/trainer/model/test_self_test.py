@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.trainer import tiny
 from tests.trainer.architectures import families
 from tests.trainer.model.test_losses import examples
+from trainer import config as settings
 from trainer.data.collator import collate
 from trainer.errors import StudentError
-from trainer.model import segment_attention, self_test
+from trainer.model import model, segment_attention, self_test
 from trainer.model.head import Head, find_head
 from trainer.model.losses import cross_entropy_sum, head_loss
 from trainer.model.tiny_copy import WINDOW, tiny_copy
@@ -54,3 +56,22 @@ def test_a_window_that_only_the_mask_knows_is_found_although_it_is_longer_than_t
     copy = tiny_copy(config)
     assert copy.config.sliding_window == WINDOW < max(self_test.LENGTHS)
     assert not self_test.choose_forward(copy.requires_grad_(False), place="base").layout.packed
+
+
+@pytest.mark.parametrize("fault", [None, segment_attention._ToGrid, segment_attention._ToTokens])
+def test_a_gradient_that_only_packed_rows_have_is_found(tmp_path, monkeypatch, fault):
+    """Logits don't show a wrong backward pass."""
+    config = settings.load(tiny.train_toml(tmp_path, tiny.skill(4)))
+    student = model.load_new_student(config, torch.device("cpu"))
+    if fault is not None:
+        honest = fault.backward
+
+        def wrong(ctx, *grads):
+            first, *others = honest(ctx, *grads)
+            return (first * 1.05, *others)
+
+        monkeypatch.setattr(fault, "backward", staticmethod(wrong))
+    forward = self_test.choose_forward(student, place="base")
+    assert forward.layout.packed is (fault is None)
+    assert ("gradient changes" in forward.note) is (fault is not None)
+    assert all(parameter.grad is None for parameter in student.parameters())
