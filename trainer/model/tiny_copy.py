@@ -49,6 +49,13 @@ _SIZES: dict[str, int] = {
     "num_attention_heads": HEADS,
     "n_head": HEADS,
     "attention_heads": HEADS,
+    "decoder_attention_heads": HEADS,
+    "encoder_attention_heads": HEADS,
+    "decoder_ffn_dim": 96,
+    "encoder_ffn_dim": 96,
+    "embedding_dim": WIDTH,
+    "n_mamba_heads": 8,
+    "mamba_headdim": 16,
     "head_dim": HEAD_SIZE,
     "global_head_dim": 2 * HEAD_SIZE,
     "kv_channels": HEAD_SIZE,
@@ -167,6 +174,10 @@ def _small_sizes(values: dict[str, Any], vocabulary: int) -> dict[str, Any]:
     if isinstance(key_value, int) and key_value > 0:
         is_grouped = key_value != heads
         changes["num_key_value_heads"] = min(KEY_VALUE_HEADS, key_value) if is_grouped else HEADS
+    if wide := values.get("attention_hidden_size"):  # a multiple of the model's width
+        changes["attention_hidden_size"] = WIDTH * int(wide) // int(values["hidden_size"])
+        if values.get("attention_head_dim"):
+            changes["attention_head_dim"] = changes["attention_hidden_size"] // HEADS
     if values.get("qk_rope_head_dim") and values.get("head_dim") == values["qk_rope_head_dim"]:
         changes["head_dim"] = _SIZES["qk_rope_head_dim"]
     return changes
@@ -185,6 +196,8 @@ def _small_lists(values: dict[str, Any], depth: int, vocabulary: int) -> dict[st
             changes[name] = depth
         elif name in _LEADING and isinstance(value, int):
             changes[name] = min(value, _LEADING[name])
+        elif name in ("cls_token_id", "sep_token_id") and isinstance(value, int):
+            changes[name] = min(value, vocabulary - 1)  # some classes take no None
         elif name.endswith(("token_id", "token_index")):
             changes[name] = _known_ids(value, vocabulary)
     return changes

@@ -261,6 +261,24 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "lfm2": ("Lfm2Config", {**COMMON, "layer_types": ["conv", "full_attention"]}),
+    "lfm2_moe": (
+        "Lfm2MoeConfig",
+        {**COMMON, **EXPERTS, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+    ),
+    "hunyuan_v1_dense": ("HunYuanDenseV1Config", {**COMMON, "head_dim": 8}),
+    "dots1": (
+        "Dots1Config",
+        {
+            **COMMON,
+            **EXPERTS,
+            "head_dim": 8,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
     "gpt2": (
         "GPT2Config",
         {

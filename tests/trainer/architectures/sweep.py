@@ -41,7 +41,7 @@ from trainer.training import plan, train  # noqa: F401
 # the parent process has.
 CPU_LIMIT_S = 120
 TIME_LIMIT_S = 1200.0
-MEMORY_LIMIT = 4 << 30
+MEMORY_LIMIT = 16 << 30
 
 # Largest difference of a logit between our student and plain PEFT's.
 MAX_DIFFERENCE = 1e-4
@@ -60,7 +60,8 @@ train, evaluate and export.
 - **works**: all five commands succeed, plain PEFT loads the adapter with equal logits, and the self-test
   finds that rows are computed as the model's own forward computes each document alone. For a family marked
   with * `make test-families` compares the loss and its gradient too.
-- **refused**: every command refuses it with the reason in the last column.
+- **refused**: every command refuses it with the reason in the last column. "known once weights are loaded":
+  plan without a probe and doctor, which load none, can't tell and say so.
 - **not built**: no small model can be made from the default configuration, so nothing is known. A base of
   this kind is tested when it is loaded, and refused if it fails.
 
@@ -119,6 +120,11 @@ def examine(name: str, folder: Path) -> Result:
         return {"result": "broken", "reason": f"{odd[0]}: {ended[odd[0]][1].strip().splitlines()[-1]}"}
     if all(code in REFUSALS for code in codes.values()):
         return {"result": "refused", "reason": _reason(ended["train"][1])}
+    if codes["train"] in REFUSALS and not codes["plan"]:
+        return {
+            "result": "refused",
+            "reason": f"{_reason(ended['train'][1])} (known once weights are loaded)",
+        }
     if any(codes.values()):
         failed = next(verb for verb, code in codes.items() if code)
         return {"result": "broken", "reason": f"{failed} only: {_reason(ended[failed][1])}"}

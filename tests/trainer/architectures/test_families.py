@@ -42,6 +42,7 @@ UNPACKED = {
     "olmo_hybrid": "see each other",
     "granitemoehybrid": "see each other",
     "lfm2": "see each other",
+    "lfm2_moe": "see each other",
     "bamba": "see each other",
     "jamba": "see each other",
     "recurrent_gemma": "see each other",
