@@ -71,7 +71,7 @@ class _ConvertedBlock:
         self._merged: list[Any] = []
 
     def enter(self, *_: Any) -> None:
-        if self._merge:
+        if self._merge and self._recurse:  # else the children are blocks of their own
             for module in self._block.modules():
                 if isinstance(module, BaseTunerLayer):
                     merging = merged_in_float32(module)

@@ -110,6 +110,19 @@ def test_experts_that_transformers_stores_otherwise_are_merged_under_the_names_o
     assert not any(torch.equal(before[name], after[name]) for name in experts)
 
 
+def test_adapters_inside_a_module_with_parameters_of_its_own_are_merged_once(tmp_path):
+    """A model may hold a parameter beside its layers, such as the first state of a recurrence."""
+    config = trained(tmp_path)
+    student = model.load_trained_student(config, config.out_path / "adapter", torch.device("cpu"))
+    student.get_base_model().model.state = torch.nn.Parameter(torch.zeros(3))
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        learned = student(input_ids=ids, use_cache=False).logits
+        with merge.float32_forward(student, merge=True):
+            merged = student(input_ids=ids, use_cache=False).logits
+    assert torch.allclose(learned, merged, atol=1e-5)
+
+
 def assert_merged_as_by_peft(config, folder):
     """Compare the merged folder with what transformers and PEFT alone make of base and adapter."""
     with warnings.catch_warnings():
