@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-slow test-long torture torture-trainer soak bench bench-trainer test-families architectures check lint types layers format clean
+.PHONY: help demo test test-slow test-long torture torture-trainer soak bench fuzz bench-trainer test-families architectures check lint types layers format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -43,6 +43,10 @@ bench: $(STAMP)  ## throughput and memory beside a bare loop: 15 minutes on an i
 
 soak: $(STAMP)  ## a day's faults and kills in 12 minutes (SOAK_SECONDS=N for another length)
 	$(BIN)/python benchmarks/soak.py --seconds $(SOAK_SECONDS)
+
+fuzz: $(STAMP)  ## a million mutated answers, streams, headers and prompts: an hour; may be interrupted
+	@mkdir -p build
+	$(BIN)/python benchmarks/fuzz.py --inputs 1000000 --state build/fuzz.json
 
 bench-trainer: $(STAMP)  ## compare the trainer with TRL 1.16 on the CPU; creates an environment for TRL once
 	$(BIN)/python benchmarks/trainer_vs_trl.py

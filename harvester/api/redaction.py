@@ -58,7 +58,7 @@ class Redactor:
         except Exception:  # noqa: BLE001 - the parser will report what is wrong with it
             return self._unescaped(plain)
         masked = self.text(text)
-        if not self._may_spell(masked) and not _ESCAPE.search(masked):
+        if b"\\u" not in masked and not self._may_spell(masked):
             return plain if masked == text else masked
         tree = orjson.loads(masked)
         if self._mask_tree(tree):
