@@ -18,7 +18,14 @@ import orjson
 
 from harvester.api.error_fields import ERROR_MEMBERS, find_error
 from harvester.api.logprobs import PER_TOKEN_MEMBERS
-from harvester.api.shapes import BARE_TEXT_MEMBERS, NESTED_MEMBERS, REASONING_MEMBERS, choices_of, finish_word
+from harvester.api.shapes import (
+    BARE_TEXT_MEMBERS,
+    NESTED_MEMBERS,
+    REASONING_MEMBERS,
+    choices_of,
+    finish_word,
+    read_content,
+)
 from harvester.errors import ConnectionBroken
 
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
@@ -394,10 +401,15 @@ def _is_within(snapshot: Any, message: Mapping[str, Any]) -> bool:
     if not isinstance(snapshot, Mapping):
         return not snapshot
     return all(
-        not isinstance(value, str) or value in str(message.get(name) or "")
+        _text_in(value) in _text_in(message.get(name))
         for name, value in snapshot.items()
         if name in _TEXT_FIELDS
     )
+
+
+def _text_in(value: Any) -> str:
+    content = read_content(value)
+    return "".join((*content.text, *content.reasoning))
 
 
 def _name_of(part: Mapping[str, Any]) -> Any:

@@ -459,6 +459,8 @@ END = {"index": 0, "delta": {}, "finish_reason": "stop"}
         ({"message": [CHUNK]}, "unknown", "ac"),
         ({"choices": [{"message": {"content": "b"}}]}, "unknown", "ac"),
         ({"choices": [{"message": {"content": "ac"}}]}, "ok", "ac"),
+        ({"choices": [{"message": {"content": [{"type": "text", "text": "b"}]}}]}, "unknown", "ac"),
+        ({"choices": [{"message": {"content": [{"type": "text", "text": "ac"}]}}]}, "ok", "ac"),
         ({"choices": [{"value": CHUNK}]}, "unknown", "ac"),
         ({"choices": [{"delta": {"value": {"content": "b"}}}]}, "unknown", "ac"),
         ({"choices": [{"index": 7, "delta": {"content": "b"}}]}, "unknown", "ac"),
