@@ -344,7 +344,7 @@ def test_flipped_bits_are_never_silent(tmp_path, where):
         result = findings_or_error(tmp_path)
         named += bool(result)
         assert result or everything(tmp_path) == before, f"byte {place} bit {bit} was silent"
-    assert named == FLIPS if where == "shard" else named > FLIPS // 5
+    assert named == FLIPS if where == "shard" else named > FLIPS // 8
     path.write_bytes(content)
     assert kinds(tmp_path) == set()
 
