@@ -11,16 +11,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
+import orjson
+
+from harvester import errors
 from harvester.api import completion
 from harvester.api.redaction import Redactor
 from harvester.api.response_format import has_costly_schema
 from harvester.api.sse import is_stream
 from harvester.api.types import Completion, Outcome, Usage
 from harvester.api.usage import estimate_tokens
-from harvester.errors import BrokenAnswer
-from harvester.system.limited_child import LimitedChild
+from harvester.errors import BrokenAnswer, TeacherError
+from harvester.system.limited_child import ChildError, LimitedChild
 
 # Limits of one call in the child.
 TIMEOUT_S = 10.0
@@ -32,6 +36,7 @@ NEVER_BYTES = 2 * 1024 * 1024
 MOST_ELEMENTS = 100_000
 MOST_LINES = 10_000
 
+_ERROR_FIELDS = ("status", "error_code", "retry_after_s", "maybe_billed", "place", "remedy")
 _child = LimitedChild(MEMORY_BYTES)
 # Two threads: one waits for the child while the other prepares the next call.
 _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="heavy")
@@ -60,12 +65,14 @@ async def parse(raw: bytes, input_tokens: int, response_format: Any) -> Completi
         assert isinstance(checked, Completion)
         return checked
     try:
-        parsed = await _in_child("harvester.api.heavy:_parse", raw, input_tokens, response_format)
-    except (TimeoutError, MemoryError):
+        asked = orjson.dumps(response_format)
+        facts = await _in_child("harvester.api.heavy:facts_of", raw, input_tokens, asked)
+    except (TimeoutError, MemoryError, ChildError):
         usage = Usage(input_tokens, estimate_tokens(len(raw)), source="estimated")
         return Completion(None, Outcome.UNKNOWN, "", usage)
-    assert isinstance(parsed, Completion)
-    return parsed
+    if "error" in facts:
+        raise _error_of(facts, raw)
+    return Completion(**{**facts, "outcome": Outcome(facts["outcome"]), "usage": Usage(**facts["usage"])})
 
 
 async def is_complete(raw: bytes) -> bool:
@@ -74,7 +81,7 @@ async def is_complete(raw: bytes) -> bool:
         return completion.is_complete(raw)
     try:
         return bool(await _in_child("harvester.api.completion:is_complete", raw))
-    except (TimeoutError, MemoryError):
+    except (TimeoutError, MemoryError, ChildError):
         return False
 
 
@@ -87,8 +94,8 @@ async def redact(redactor: Redactor, body: bytes) -> bytes:
     if not is_heavy(body) or not redactor.is_active:
         return redactor.body(body)
     try:
-        redacted = await _in_child("harvester.api.heavy:_redact", redactor, body)
-    except (TimeoutError, MemoryError):
+        redacted = await _in_child("harvester.api.heavy:redact_now", redactor.secret, body)
+    except (TimeoutError, MemoryError, ChildError):
         raise BrokenAnswer(
             "the reply is too large to be searched for the key", status=200, maybe_billed=True
         ) from None
@@ -100,8 +107,25 @@ def _parse(raw: bytes, input_tokens: int, response_format: Mapping[str, Any] | N
     return completion.parse(raw, input_tokens, response_format, logprobs=False)
 
 
-def _redact(redactor: Redactor, body: bytes) -> bytes:
-    return redactor.body(body)
+def redact_now(secret: str, body: bytes) -> bytes:
+    """Remove a credential from a body (in the child)."""
+    return Redactor(secret).body(body)
+
+
+def facts_of(raw: bytes, input_tokens: int, response_format: bytes) -> dict[str, Any]:
+    """Parse a body (in the child); return the fields of its completion, or those of the error."""
+    try:
+        parsed = _parse(raw, input_tokens, orjson.loads(response_format))
+    except TeacherError as error:
+        facts = {name: getattr(error, name) for name in _ERROR_FIELDS}
+        return {"error": type(error).__name__, "message": error.message, "has_raw": bool(error.raw), **facts}
+    return asdict(parsed) | {"logprobs": ()}
+
+
+def _error_of(facts: Mapping[str, Any], raw: bytes) -> TeacherError:
+    kind: type[TeacherError] = getattr(errors, facts["error"])
+    given = {name: facts[name] for name in _ERROR_FIELDS}
+    return kind(facts["message"], raw=raw if facts["has_raw"] else b"", **given)
 
 
 async def _in_child(function: str, *args: Any) -> Any:

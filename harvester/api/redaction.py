@@ -38,6 +38,11 @@ class Redactor:
         self._numbers = tuple(tuple(b"%d" % byte for byte in form) for form in self._forms)
 
     @property
+    def secret(self) -> str:
+        """The secret, to make another redactor in a child process; "" for none."""
+        return self._texts[0] if self._texts else ""
+
+    @property
     def is_active(self) -> bool:
         """Whether there is a secret to look for."""
         return bool(self._forms)

@@ -17,7 +17,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from harvester.errors import ConfigError
-from harvester.system.limited_child import LimitedChild
+from harvester.system.limited_child import ChildError, LimitedChild
 
 # Limits of one check in a child process; an answer whose check does not end within them does not match.
 TIMEOUT_S = 2.0
@@ -73,7 +73,7 @@ def matches(text: str, response_format: Any) -> bool:
         return is_valid(text, encoded)
     try:
         return bool(_child.call(f"{__name__}:is_valid", text, encoded, timeout_s=TIMEOUT_S))
-    except (TimeoutError, MemoryError):
+    except (TimeoutError, MemoryError, ChildError):
         return False
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from harvester.errors import PromptError
 from harvester.prompts import json_lists
 from harvester.prompts.compression import kind_of, open_file
-from harvester.system.limited_child import LimitedChild
+from harvester.system.limited_child import ChildError, LimitedChild
 
 # A longer line of a JSON Lines or text file is a bad line.
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -204,7 +204,7 @@ def _parquet_batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
         yield from file.iter_batches(max(1, min(MAX_BATCH_ROWS, rows_at_once)), row_groups=[number])
 
 
-def decode_all(path: Path) -> int:
+def decode_all(path: str) -> int:
     """Decode every row of a Parquet file and count them; for a child process, as Arrow may end it."""
     with pq.ParquetFile(path) as file:
         return sum(batch.num_rows for batch in _parquet_batches(file))
@@ -221,7 +221,9 @@ def _require_decodable(path: Path, name: str) -> None:
     if identity in _decodable:
         return
     try:
-        _child.call(f"{__name__}:decode_all", path, timeout_s=DECODE_TIMEOUT_S)
+        _child.call(f"{__name__}:decode_all", str(path), timeout_s=DECODE_TIMEOUT_S)
+    except ChildError as error:
+        raise PromptError(f"can't be read: {error}", place=name) from None
     except (TimeoutError, MemoryError):
         raise PromptError("is damaged: decoding it ends the process or takes for ever", place=name) from None
     _decodable.add(identity)

@@ -3,15 +3,15 @@
 For work on text from outside that may take minutes or gigabytes: an exponential regular expression, or a
 document of millions of empty lists. The caller waits at most `timeout_s`; then the child is killed, and the
 next call starts another. A child that outlives its parent ends by itself: its input ends, and each call has
-a timer.
+a timer. Arguments and results are what JSON has, and bytes.
 """
 
 from __future__ import annotations
 
 import atexit
 import importlib
+import json
 import os
-import pickle
 import resource
 import select
 import signal
@@ -28,8 +28,18 @@ _SPARE_S = 5.0
 _PROGRAM = (
     "import sys; sys.path[:] = {path!r}; from harvester.system.limited_child import serve; serve({memory})"
 )
+# Name of the only member of an object that stands for bytes.
+_BLOB = "\x00bytes"
 # Set in a child: a function that calls another one with limits runs it at once there.
 is_child = False
+
+
+class ChildError(Exception):
+    """The function raised something in the child. `kind` is the name of its class."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class LimitedChild:
@@ -54,21 +64,23 @@ class LimitedChild:
         Raises:
             TimeoutError: it took longer; the wait for earlier calls of other threads does not count.
             MemoryError: it needed more memory, or the child died.
-            Exception: what the function raised.
+            ChildError: the function raised something.
         """
         if is_child:
             return _function(function)(*args)
         with self._lock:
             process = self._started()
             try:
-                answer = _exchange(process, (function, args, timeout_s), timeout_s)
+                answer = _exchange(process, [function, list(args), timeout_s], timeout_s)
             except BaseException:
                 self._end()
                 raise
-        is_result, value = answer
-        if is_result:
-            return value
-        raise value
+        kind, value = answer
+        if kind == "MemoryError":
+            raise MemoryError(value)
+        if kind:
+            raise ChildError(kind, value)
+        return value
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._parent == os.getpid() and self._process.poll() is None:
@@ -120,16 +132,46 @@ def _exchange(process: subprocess.Popen[bytes], request: Any, timeout_s: float) 
             received += piece
             if wanted == _LENGTH.size <= len(received):
                 wanted += _LENGTH.unpack_from(received)[0]
-        return pickle.loads(memoryview(received)[_LENGTH.size :])  # noqa: S301 - from our own process
+        return _unpacked(memoryview(received)[_LENGTH.size :])
     except BrokenPipeError:
         raise MemoryError("the child process ended") from None
 
 
 def _write(pipe: BinaryIO | Any, value: Any) -> None:
-    content = pickle.dumps(value)
-    pipe.write(_LENGTH.pack(len(content)))
-    pipe.write(content)
+    content = _packed(value)
+    pipe.write(_LENGTH.pack(sum(map(len, content))))
+    for piece in content:
+        pipe.write(piece)
     pipe.flush()
+
+
+def _packed(value: Any) -> list[bytes]:
+    """JSON in which bytes are numbers of blobs, then the blobs, each after its length."""
+    blobs: list[bytes] = []
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, bytes):
+            blobs.append(item)
+            return {_BLOB: len(blobs) - 1}
+        if isinstance(item, dict):
+            return {name: plain(member) for name, member in item.items()}
+        return [plain(member) for member in item] if isinstance(item, list) else item
+
+    text = json.dumps(plain(value)).encode()
+    return [piece for blob in (text, *blobs) for piece in (_LENGTH.pack(len(blob)), blob)]
+
+
+def _unpacked(content: memoryview) -> Any:
+    blobs: list[bytes] = []
+    while content:
+        end = _LENGTH.size + _LENGTH.unpack_from(content)[0]
+        blobs.append(bytes(content[_LENGTH.size : end]))
+        content = content[end:]
+
+    def whole(item: dict[str, Any]) -> Any:
+        return blobs[item[_BLOB] + 1] if _BLOB in item else item
+
+    return json.loads(blobs[0], object_hook=whole)
 
 
 def _function(name: str) -> Any:
@@ -145,14 +187,11 @@ def serve(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while header := source.read(_LENGTH.size):
-        function, args, timeout_s = pickle.loads(source.read(_LENGTH.unpack(header)[0]))  # noqa: S301 - our own
+        function, args, timeout_s = _unpacked(memoryview(source.read(_LENGTH.unpack(header)[0])))
         signal.setitimer(signal.ITIMER_REAL, timeout_s + _SPARE_S)  # SIGALRM ends the process
         try:
-            answer: tuple[bool, Any] = (True, _function(function)(*args))
+            answer = ["", _function(function)(*args)]
         except Exception as error:  # noqa: BLE001 - the caller gets it
-            answer = (False, error)
+            answer = [type(error).__name__, str(error)[:2000]]
         signal.setitimer(signal.ITIMER_REAL, 0)
-        try:
-            _write(sink, answer)
-        except (pickle.PicklingError, TypeError, AttributeError, MemoryError):
-            _write(sink, (False, MemoryError("the result can't be passed on")))
+        _write(sink, answer)

@@ -44,7 +44,12 @@ def require_harmless(folder: Path, template: Path | None = None) -> None:
         return
     for part in ("tokenizer", "template"):
         try:
-            _child.call(f"{__name__}:try_{part}", folder, template, timeout_s=TIMEOUT_S)
+            _child.call(
+                f"{__name__}:try_{part}",
+                str(folder),
+                None if template is None else str(template),
+                timeout_s=TIMEOUT_S,
+            )
         except (TimeoutError, MemoryError) as error:
             raise _refused(f"the {part}", error, folder) from None
         except Exception:  # noqa: BLE001, S112 - the loader says what is wrong with the files
@@ -81,18 +86,18 @@ def _refused(what: str, error: Exception, folder: Path) -> StudentError:
     return StudentError(f"{what} {why}", place=str(folder), remedy="use one from a source that you trust")
 
 
-def try_tokenizer(folder: Path, _: Path | None) -> None:
+def try_tokenizer(folder: str, _: str | None) -> None:
     """Load the tokenizer and encode a text (in the child)."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from tokenizers import Tokenizer
 
-    path = folder / "tokenizer.json"
+    path = Path(folder) / "tokenizer.json"
     if path.is_file():
         tokenizer = Tokenizer.from_file(str(path))
         tokenizer.decode(tokenizer.encode(_TEXT).ids)
 
 
-def try_template(folder: Path, template: Path | None) -> None:
+def try_template(folder: str, template: str | None) -> None:
     """Render each template of the base (in the child)."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -100,7 +105,7 @@ def try_template(folder: Path, template: Path | None) -> None:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals.update(raise_exception=_refuse, strftime_now=lambda _: "26 Jul 2024")
-    for text in _templates(folder, template):
+    for text in _templates(Path(folder), None if template is None else Path(template)):
         try:
             environment.from_string(text).render(messages=_MESSAGES, add_generation_prompt=True, tools=None)
         except MemoryError:

@@ -88,13 +88,13 @@ def open_shard(path: Path) -> Iterator[pq.ParquetFile]:
         raise StoreCorrupt(f"is damaged: {error}", place=str(path)) from error
 
 
-def decode_all(path: Path) -> int:
+def decode_all(name: str) -> int:
     """Decode every page of a file and return its rows; for a child process, as Arrow may end it.
 
     Raises:
         StoreCorrupt: it is damaged.
     """
-    rows = 0
+    rows, path = 0, Path(name)
     with open_shard(path) as file:
         for number in range(file.num_row_groups):
             table = file.read_row_group(number)

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from harvester.errors import StoreCorrupt, StoreError
+from harvester.errors import StoreCorrupt, StoreError, StoreFormatError
 from harvester.store.journal.checksums import translate_value_errors
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards.parquet_file import SHARD_NAME, decode_all, open_shard, translate_disk_errors
 from harvester.store.shards.swap import locate
 from harvester.system.files import sha256_of
-from harvester.system.limited_child import LimitedChild
+from harvester.system.limited_child import ChildError, LimitedChild
 
 # Limits of decoding one unknown file in a child process.
 TIMEOUT_S = 600.0
@@ -102,8 +102,11 @@ def note_written(path: Path, sha256: str) -> None:
 
 def _require_decodable(path: Path) -> None:
     try:
-        _child.call(f"{decode_all.__module__}:{decode_all.__name__}", path, timeout_s=TIMEOUT_S)
+        _child.call(f"{decode_all.__module__}:{decode_all.__name__}", str(path), timeout_s=TIMEOUT_S)
     except TimeoutError:
         raise StoreCorrupt(f"can't be decoded within {TIMEOUT_S:g} s", place=str(path)) from None
+    except ChildError as error:
+        if error.kind != StoreFormatError.__name__:  # which opening it here raises too
+            raise StoreCorrupt(f"is damaged: {error}", place=str(path), remedy=_REMEDY) from None
     except MemoryError:
         raise StoreCorrupt("is damaged: decoding it ends the process", place=str(path)) from None
