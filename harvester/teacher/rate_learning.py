@@ -11,7 +11,9 @@ length of the window in which it counts. They are told apart like this:
 - Everything is refused for a while: the teacher counts in windows. Single probes find the end of the window;
   what was accepted, divided by the whole time including the wait, is the rate.
 - Refusals go on at the same share although the rate was lowered: they don't depend on our rate. The old rate
-  comes back, and only a larger share counts from then on.
+  comes back, and only a larger share counts from then on. Among n sends chance scatters a share u by
+  sqrt(u / n), so a surplus shows only after many, and meanwhile the rate grows (the bounds that hold are in
+  `tests/harvester/teacher/test_simulated_servers.py`).
 
 When the limit is found, the rate grows slowly at first and then ever faster, as CUBIC grows a congestion
 window (RFC 9438): it stays near a limit that has not changed, and finds one that was raised. Where little is
@@ -55,6 +57,8 @@ RATE_SPAN_S = 0.25
 STEP_BACK = 0.98
 CLEAN_SENDS = 100
 MOST_STEPS = 2
+# Single refusals lower the rate no further than to this share of what it was.
+LEAST_STEPPED = 0.9
 # So many refusals make a decision; with fewer, nothing is known yet.
 ENOUGH_REFUSALS = 3
 # In a trial so many requests are sent at this share of the lower rate: if refusals go on, the rate is not the
@@ -63,6 +67,8 @@ TRIAL_SENDS = 40
 TRIAL_RATE = 0.75
 # Where a trial showed that there are none, decisions go without one until so many in a row did not help.
 MOST_UNTRIED = 3
+# Weight of the sends in trials before, so that also a small share that is refused whatever the rate shows.
+TRIED_MEMORY = 0.75
 # A trial with a larger share of refusals, after so many sends, ends at once: the rate is still too high.
 LEAST_TRIAL_SENDS = 10
 MOST_UNRELATED = 0.25
@@ -175,6 +181,8 @@ class LearnedRate:
         self._is_searching = False
         self._untried = 0
         self._is_confirmed = False
+        # The highest rate since the last decision by several refusals.
+        self._peak = 0.0
         # Small steps down, one soon after the other: how many, sends meanwhile, and the rate before the
         # first.
         self._steps = 0
@@ -389,6 +397,9 @@ class LearnedRate:
         """Lower a rate that was found before by a little; make a trial if that does not help."""
         if self.rate is None or not self._is_confirmed or self._trial is not None:
             return Lesson.NOTHING
+        self._peak = max(self._peak, self.rate)
+        if self.rate < LEAST_STEPPED * self._peak:
+            return Lesson.NOTHING
         sends = self._span(self._decided_at, now).sends
         if sends >= CLEAN_SENDS or not self._steps:
             self._steps, self._sends_in_steps, self._rate_before_steps = 0, 0, self.rate
@@ -413,6 +424,7 @@ class LearnedRate:
         if self.rate is not None and is_sustained:
             rate = max(rate, LEAST_SUSTAINED_CUT * self.rate)
         self._too_high = sent_per_s
+        self._peak = rate
         self._try_lower(rate, before, share, now)
 
     def _try_lower(self, rate: float, restore: float | None, share: float, now: float) -> None:
@@ -439,10 +451,10 @@ class LearnedRate:
             self._lower(self._sent_per_s(now), span.refused / span.sends, self.rate or math.inf, now)
             return
         self._trial = None
-        self._tried_sends = self._tried_sends / 2 + span.sends
-        self._tried_refusals = self._tried_refusals / 2 + span.refused
+        self._tried_sends = TRIED_MEMORY * self._tried_sends + span.sends
+        self._tried_refusals = TRIED_MEMORY * self._tried_refusals + span.refused
         share = self._tried_refusals / self._tried_sends
-        self.unrelated = share if span.refused > 1 or self.unrelated else 0.0
+        self.unrelated = share if self._tried_refusals > 1 or self.unrelated else 0.0
         if self.unrelated and trial.share < 2 * self.unrelated + 0.05:
             self._too_high = math.inf
             self._set(trial.restore, now)

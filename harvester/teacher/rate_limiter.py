@@ -1,4 +1,4 @@
-"""Limit the rate and the number of requests in flight at one endpoint: token buckets and an AIMD window.
+"""Limit the rate and the number of requests in flight at one endpoint: token buckets, departures, a window.
 
 Everything here is pure: it takes monotonic seconds and returns seconds to wait. `queue.EndpointQueue` does
 the waiting.
@@ -8,12 +8,10 @@ Rate: one token bucket per limit (RFC 3290, appendix A). A bucket gains `rate` u
 teacher reports the real count. A request larger than the capacity is admitted when the bucket is full and is
 charged in full, so the level goes below zero: the debt delays the requests after it. In any span of T seconds
 a bucket therefore admits at most `max(capacity, largest single charge) + rate * T` units, plus refunds.
+Limits on requests are admitted BURST_S ahead and kept when the requests depart (`departures`). What no limit
+states is learned from refusals (`rate_learning`).
 
-Concurrency: a congestion window with additive increase and multiplicative decrease (AIMD: Chiu and Jain,
-"Analysis of the increase and decrease algorithms for congestion avoidance", 1989), as TCP has it (RFC 5681):
-slow start doubles the window once per round trip until the first cut, then it grows by one per round trip.
-Overload halves it, at most once per round trip (as with ECN, RFC 3168 section 6.1.2), and it grows only while
-it is in use (RFC 7661).
+Concurrency: a congestion window (`window`).
 """
 
 from __future__ import annotations
@@ -172,6 +170,9 @@ class Limiter:
             is_daily = key.period_s == DAY_S
             self.buckets[key] = Bucket.daily(limit, now) if is_daily else Bucket(limit / key.period_s, now)
 
+        if self._trusted_rate() < math.inf:
+            self.departures.end_burst(now, self.learned_rate.burst_s)
+
     @property
     def paused_until(self) -> float:
         """Monotonic seconds before which nothing is admitted; minus infinity when never paused."""
@@ -184,7 +185,10 @@ class Limiter:
             return math.inf
         self._apply_learned_rate(now)
         for key, bucket in self.buckets.items():
-            wait = max(wait, bucket.wait_s(key.quantity.amount(charge), now))
+            # Limits on requests are kept at departure. Admission runs ahead, so that a slow commit of the
+            # journal leaves no gap.
+            ahead_s = BURST_S if key.quantity is Quantity.REQUESTS and key.period_s != DAY_S else 0.0
+            wait = max(wait, bucket.wait_s(key.quantity.amount(charge), now) - ahead_s)
         # Those that were admitted before come first. A line of BURST_S is enough.
         rate, burst_s = self._pace(now)
         line_s = self.departures.wait_s(now, rate, burst_s) + self.departures.waiting / rate

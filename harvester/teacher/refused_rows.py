@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # A row is at fault after so many refusals while others were accepted ...
-MOST_TRIES_ALONE = 6
+MOST_TRIES_ALONE = 8
 # ... or after so many with nothing else to compare with, over so long a time.
-MOST_TRIES = 8
+MOST_TRIES = 10
 LONGEST_ALONE_S = 120.0
 # From this refusal on, one that comes while others are accepted teaches nothing about the limits.
 SUSPICIOUS_TRIES = 2
