@@ -199,6 +199,8 @@ def _trl(row: Row, name: str) -> Converted | None:
     own, value = row.first(("prompt",))
     answer_column, answer = row.first(("completion", "chosen"))
     turns = parsed_list(value) if own else None
+    if isinstance(value, str) and turns is not None and not is_turns(turns, texts=False):
+        turns = None  # a text such as "[1, 2]"
     if not own and answer_column and row.has("rejected"):  # the prompt is the beginning of both answers
         turns = parsed_list(answer)
         if turns is None or not is_turns(turns, texts=False):

@@ -151,6 +151,7 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any], str | None]] = {
         "Ann",
     ),
     "trl text": ({"prompt": "Hi?", "completion": "Yes."}, {"prompt": "Hi?"}, "Yes."),
+    "a text that is a list": ({"prompt": "[1, 2]", "completion": "3"}, {"prompt": "[1, 2]"}, "3"),
     "trl turns": (
         {"prompt": [SYSTEM, HI], "completion": [{"role": "assistant", "content": "Yes."}]},
         {"messages": [SYSTEM, HI]},
