@@ -24,7 +24,7 @@ from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
 from trainer.data.collator import Batch, batches
 from trainer.errors import HarvesterError
-from trainer.model import loading, lora_forward, model, self_test, structure, varlen_attention
+from trainer.model import loading, lora_forward, model, self_test, structure, varlen_attention, weights
 from trainer.model.rows import RowLayout
 from trainer.model.segment_attention import SegmentGroups
 from trainer.model.self_test import StudentForward
@@ -257,7 +257,10 @@ def needs_checkpointing(config: TrainConfig, pack: Sequence[Example], *, shards:
     if config.train.checkpointing != "planned":
         return config.train.checkpointing == "always"
     free = available_bytes(model.select_device(config.train))
-    if free is None or (64 * _bytes(config.base) + 64 * 2**20 < free and config.train.pack_budget <= 1 << 14):
+    logits = 16 * config.train.pack_budget * weights.vocabulary_size(config.base)  # fp32, four copies at most
+    if free is None or (
+        64 * _bytes(config.base) + logits + 64 * 2**20 < free and config.train.pack_budget <= 1 << 14
+    ):
         return False  # so far from the limit that an estimate is not needed
     elsewhere = _bytes(config.base) * (shards - 1) // shards
     return estimate(config, pack, checkpointing=False).peak - elsewhere > USABLE_SHARE * free

@@ -109,6 +109,20 @@ def test_the_plan_counts_what_a_training_then_does(tmp_path):
     assert estimate.adapter_parameters == sum(p.numel() for p in model.trainable_parameters(student).values())
 
 
+def test_a_small_base_with_a_large_vocabulary_is_walked(tmp_path, monkeypatch):
+    """Its logits can take far more than its weights."""
+    config = made(tmp_path, pack_tokens=16_384, batch_tokens=16_384)
+    walked = []
+    honest = memory.estimate
+    monkeypatch.setattr(memory, "estimate", lambda *a, **k: walked.append(1) or honest(*a, **k))
+    monkeypatch.setattr(memory, "available_bytes", lambda _device: 40 * 2**30)
+    assert not memory.needs_checkpointing(config, examples(5))
+    assert not walked
+    monkeypatch.setattr(memory.weights, "vocabulary_size", lambda _folder: 262_144)
+    memory.needs_checkpointing(config, examples(5))
+    assert walked
+
+
 def no_count_of_flop(monkeypatch):
     def refuse(*_args, **_more):
         raise AttributeError("'Layer' object has no attribute 'in_features'")
