@@ -64,6 +64,7 @@ train, evaluate and export.
   plan without a probe and doctor, which load none, can't tell and say so.
 - **not built**: no small model can be made from the default configuration, so nothing is known. A base of
   this kind is tested when it is loaded, and refused if it fails.
+- **not finished**: the test takes too long. A base of this kind is tested when it is loaded, too.
 
 "packed": many documents in one row. "unpacked": one document a row with the model's own attention, which
 costs padding. "in chunks": the loss never holds the logits of all tokens.
@@ -181,7 +182,7 @@ def examine_in_a_process(name: str) -> Result:
         if child.is_alive():
             child.kill()
             child.join()
-            return {"result": "broken", "reason": f"takes longer than {TIME_LIMIT_S:.0f} s"}
+            return {"result": "not finished", "reason": f"takes longer than {TIME_LIMIT_S:.0f} s"}
         if not path.exists():
             return {"result": "broken", "reason": f"the process ended with exit code {child.exitcode}"}
         return {**json.loads(path.read_text(encoding="utf-8")), "s": round(time.monotonic() - started, 1)}
@@ -221,7 +222,7 @@ def table(results: dict[str, Result]) -> str:
     return "".join(lines)
 
 
-_RESULTS = ("works", "refused", "not built", "broken")
+_RESULTS = ("works", "refused", "not built", "not finished", "broken")
 
 
 def main(table_path: Path, results_path: Path, only: list[str]) -> int:
