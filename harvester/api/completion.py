@@ -247,7 +247,8 @@ def _chosen(choices: list[Any]) -> tuple[Mapping[str, Any], bool]:
         return zero[0], len(zero) == 1
     without = [item for item in given if item.get("index") is None]
     if without:
-        return without[0], len(without) == 1 and len(given) == len(choices)
+        others = sum(type(item.get("index")) is int for item in given)
+        return without[0], others == len(choices) - 1
     return (given[0], len(choices) == 1) if given else ({}, True)
 
 

@@ -438,6 +438,9 @@ def test_an_index_that_is_none_tells_nothing_apart(index: Any) -> None:
     other = {"index": 1, "message": {"content": "another"}, "finish_reason": "stop"}
     assert parse(json.dumps({"choices": [asked]}).encode()).outcome == "ok"
     assert parse(json.dumps({"choices": [asked, other]}).encode()).outcome == "unknown"
+    if index != 7:
+        del other["index"]
+        assert parse(json.dumps({"choices": [other, asked]}).encode()).outcome == "unknown"
 
 
 CHUNK = {"index": 0, "delta": {"content": "b"}}
