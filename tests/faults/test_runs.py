@@ -58,7 +58,7 @@ def test_row_11_five_hundred_bare_refusals_lose_no_row(mock_teacher: Mock, tmp_p
     mock = mock_teacher(latency_s=0.02)
     fault = {"action": "status", "status": 429, "code": "rate_limit_exceeded", "first": 30}
     limits = {"limits": {"max_concurrency": 64}}
-    ended = run_harvest(mock, tmp_path, [fault], prompts=MANY, teacher=limits, run={"patience_s": 60})
+    ended = run_harvest(mock, tmp_path, [fault], prompts=MANY, teacher=limits, run={"patience_s": 600})
     assert ended.fired >= 16
     assert (ended.exit_code, ended.totals.answers, ended.totals.dead) == (0, 60, 0)
 
