@@ -136,7 +136,7 @@ def plan(
 @app.command()
 def doctor(
     config: Path = CONFIG,
-    page: Path | None = typer.Option(None, help="File of the page; default: doctor.html in [out] path."),
+    page: Path | None = typer.Option(None, help="File of the page; default: doctor.html in \\[out] path."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Show which tokens are supervised and find faults in the labels, before training; write an HTML page.

@@ -65,7 +65,7 @@ def run(
     ),
     budget_per: BudgetSpan = typer.Option(
         BudgetSpan.RUN,
-        help="What --max-usd, --max-tokens and the ceilings of one run in [budget] hold for instead.",
+        help="What --max-usd, --max-tokens and the ceilings of one run in \\[budget] hold for instead.",
     ),
     max_runtime: str | None = typer.Option(None, help="Stop after this time: 90s, 30m, 2h."),
     grace: float | None = typer.Option(

@@ -53,7 +53,7 @@ def schedule(
     config: Path = typer.Argument(..., metavar="CONFIG", help="Path of a harvest.toml.", show_default=False),
     systemd: bool = typer.Option(False, "--systemd", help="Print a service and its timer."),
     cron: bool = typer.Option(False, "--cron", help="Print lines for a crontab."),
-    k8s: bool = typer.Option(False, "--k8s", help="Print a CronJob, or a Job without [schedule] hours."),
+    k8s: bool = typer.Option(False, "--k8s", help="Print a CronJob, or a Job without \\[schedule] hours."),
     name: str | None = typer.Option(None, help="Name of the units; default: from the folder's name."),
     image: str = typer.Option("harvester", help="Container image, for --k8s; the Containerfile builds it."),
     as_json: bool = JSON,

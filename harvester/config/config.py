@@ -242,6 +242,8 @@ class SamplingSection(FrozenModel):
     def _without_keys_set_elsewhere(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in sorted(value.keys() & KEYS_WITH_OWN_PLACE.keys()):
             raise ValueError(f"{name!r} has a key of its own: {KEYS_WITH_OWN_PLACE[name]}")
+        for name in sorted(value.keys() & cls.model_fields.keys()):
+            raise ValueError(f"{name!r} has a key of its own: set [sampling] {name}")
         return value
 
     @field_validator("extra")

@@ -163,7 +163,8 @@ def _prompt_line(row: Row, name: str) -> Converted | None:
 def _batch(row: Row, name: str) -> Converted | None:
     """A line of a batch file: OpenAI's `body`, Anthropic's `params`, Vertex AI's `request`."""
     own, body = row.first(("body", "params", "request"))
-    if not isinstance(body, Mapping):
+    url = row.first(("url",))[1]
+    if not isinstance(body, Mapping) or (isinstance(url, str) and not _asks_for_text(url)):
         return None
     messages, used = batch_prompt(body, name)
     if messages is None:
@@ -172,6 +173,11 @@ def _batch(row: Row, name: str) -> Converted | None:
     dropped = {f"{own}.{key}" for key in body if key not in used and key not in fields}
     envelope = {other for key in ("method", "url", "processed_timestamp") if (other := row.first((key,))[0])}
     return Converted(name, messages, None, fields, {own}, dropped | envelope)
+
+
+def _asks_for_text(url: str) -> bool:
+    """Whether a batch line asks for text; embeddings and moderations bring nothing to learn."""
+    return url.rstrip("/").rpartition("/")[2] in {"completions", "responses", "messages"}
 
 
 def _conversation(row: Row, name: str) -> Converted | None:

@@ -41,12 +41,15 @@ from harvester.run.operator import OperatorCommands, StoredPauses
 from harvester.run.prepare import Prepared, require_still_permitted
 from harvester.run.retry import reopen_rows
 from harvester.run.signals import Signals, handled
+from harvester.store import paths
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import RunRecord
 from harvester.store.maintain import seal_task
 from harvester.store.maintain.seal_task import on_writer
+from harvester.store.shards.manifest import read_manifest
+from harvester.store.shards.proved import require_present
 from harvester.store.shards.seal import finish_interrupted
 from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.clock import Clock, SystemClock
@@ -123,6 +126,9 @@ async def _open(prepared: Prepared, writer: GroupCommit, watch: Watch, clock: Cl
     record = _record(prepared)
     await on_writer(writer, lambda journal: journal.require_whole_index())
     await on_writer(writer, lambda journal: finish_interrupted(journal, prepared.store))
+    await on_writer(
+        writer, lambda journal: require_present(prepared.store / paths.SHARDS, read_manifest(journal))
+    )
     await on_writer(writer, lambda journal: journal.begin_run(record))
     await on_writer(writer, lambda journal: reopen_rows(journal, prepared))
     bad_lines.write_down(prepared.store, prepared.bad)

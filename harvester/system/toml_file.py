@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -180,7 +180,11 @@ def validate(
         ConfigError: the first thing that is wrong: an unknown key (with a suggestion) or a bad value.
     """
     try:
-        return model.model_validate(data)
+        validated = model.model_validate(data)
+        for location, problem in _other_types(data, validated):
+            key = ".".join(map(str, location))
+            raise ConfigError(f"{key}: {problem}", place=place_of(location))
+        return validated
     except ValidationError as error:
         errors = error.errors(include_url=False)
         # A misspelt key often also leaves a required one missing: report the spelling first.
@@ -204,6 +208,35 @@ def validate(
         key = ".".join(map(str, keys)) or "file"
         remedy = missing if is_missing else ""
         raise ConfigError(f"{key}: {problem}", place=place_of(keys), remedy=remedy) from None
+
+
+def _other_types(raw: Any, value: Any, location: tuple[int | str, ...] = ()) -> Iterator[tuple[Any, str]]:
+    """Yield the location of each value that was taken for another type: `true` for 1, or "3" for 3.
+
+    A file that says `max_tokens = true` is wrong, though Python's numbers include its booleans.
+    """
+    if isinstance(raw, Mapping):
+        for name, member in raw.items():
+            taken = value.get(name) if isinstance(value, Mapping) else getattr(value, str(name), None)
+            yield from _other_types(member, taken, (*location, name))
+    elif isinstance(raw, list) and isinstance(value, (list, tuple)):
+        for index, (member, taken) in enumerate(zip(raw, value, strict=False)):
+            yield from _other_types(member, taken, (*location, index))
+    elif isinstance(value, bool):
+        if not isinstance(raw, bool):
+            yield location, f"must be true or false, without quotes, not {raw!r}"
+    elif isinstance(value, (int, float)) and isinstance(raw, bool):
+        yield location, f"must be a number, not {str(raw).lower()}"
+    elif isinstance(value, (int, float)) and isinstance(raw, str) and _is_number(raw):
+        yield location, f"must be a number, without quotes, not {raw!r}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _problem(error: ErrorDetails) -> str:

@@ -62,3 +62,18 @@ def test_a_store_that_goes_away_midway_is_a_named_stop(mock_teacher: Mock, tmp_p
     corpus = Corpus.open(aside)
     assert corpus.verify() == []
     assert corpus.count() >= mock.totals()["answers"] - 4  # what was on the wire
+
+
+def test_a_run_whose_answers_are_gone_is_not_complete(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    config = write_folder(tmp_path, mock.base_url, 20)
+    assert harvester("run", config).returncode == 0
+    (shard,) = (tmp_path / "store" / "shards").glob("*.parquet")
+    aside = shard.rename(tmp_path / "aside")
+    gone = harvester("run", config)
+    assert (gone.returncode, shard.name in gone.stderr, "--repair" in gone.stderr) == (5, True, True)
+    shard.write_bytes(aside.read_bytes()[:-1])
+    assert harvester("run", config).returncode == 5
+    aside.rename(shard)
+    assert harvester("run", config).returncode == 0
+    assert mock.totals()["requests"] == 20

@@ -9,7 +9,7 @@ its name; one whose name has none is first decoded in a child process.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -59,6 +59,25 @@ def open_unlisted(path: Path) -> Iterator[pq.ParquetFile]:
     require_proved(path, "", 0)
     with open_shard(path) as file, translate_value_errors(path):
         yield file
+
+
+def require_present(folder: Path, entries: Iterable[ShardEntry]) -> None:
+    """Do nothing when each shard of the manifest is there with its size; the bytes are not read.
+
+    A run that found its answers in a shard that is gone would call itself complete.
+
+    Raises:
+        StoreCorrupt: one is missing or has another size.
+    """
+    for entry in entries:
+        path = locate(folder, entry.name)
+        with translate_disk_errors(path):
+            if not path.is_file():
+                raise StoreCorrupt("the shard is missing", place=str(path), remedy=_REMEDY)
+            if (size := path.stat().st_size) != entry.size_bytes:
+                raise StoreCorrupt(
+                    f"{size} bytes, {entry.size_bytes} were sealed", place=str(path), remedy=_REMEDY
+                )
 
 
 def require_proved(path: Path, sha256: str, size_bytes: int) -> None:

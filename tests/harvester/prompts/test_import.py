@@ -308,6 +308,18 @@ def test_the_command_says_what_it_did_and_overwrites_nothing(tmp_path: Path) -> 
     assert "wrote 2 prompt lines to stdout" in stdout.stderr
 
 
+@pytest.mark.parametrize("endpoint", ["embeddings", "moderations", "images/generations"])
+def test_a_batch_line_that_asks_for_no_text_is_no_prompt(tmp_path: Path, endpoint: str) -> None:
+    body = {"model": "m", "input": "a text", "prompt": "a text"}
+    line = {"custom_id": "1", "method": "POST", "url": f"/v1/{endpoint}", "body": body}
+    with pytest.raises(PromptError, match="no column that is recognised"):
+        import_file.import_file(write(tmp_path / "b.jsonl", [line]), tmp_path / "out.jsonl")
+    assert names_in(tmp_path) == ["b.jsonl"]
+    line["url"] = "/v1/completions"
+    import_file.import_file(write(tmp_path / "b.jsonl", [line]), tmp_path / "out.jsonl")
+    assert len(lines_of(tmp_path / "out.jsonl")) == 1
+
+
 def test_nothing_recognised_is_an_error_that_shows_the_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"Frage": "Hi?", "n": 1}])
     with pytest.raises(PromptError, match="Frage, n") as caught:
