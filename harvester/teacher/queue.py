@@ -90,7 +90,8 @@ class EndpointQueue:
         """What delays the next request, "" when nothing does."""
         if self.hold_reason:
             return self.hold_reason
-        return self.limiter.waiting_reason(self._head, self.clock.now()) if self._queued else ""
+        is_waiting = self._queued or self.limiter.departures.waiting
+        return self.limiter.waiting_reason(self._head, self.clock.now()) if is_waiting else ""
 
     @property
     def is_down(self) -> bool:
