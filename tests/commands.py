@@ -171,6 +171,15 @@ def run(
     Raises:
         subprocess.TimeoutExpired: it did not end within `timeout` seconds; it was killed.
     """
+    if environment and "LD_PRELOAD" in environment:  # the loader reads it when an interpreter starts
+        return subprocess.run(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **environment},
+            cwd=cwd,
+        )
     command = Command(module, arguments, environment=environment, cwd=cwd)
     try:
         out, err = command.communicate(timeout)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-LIMIT_BYTES = 128 * 1024 * 1024
+LIMIT_BYTES = 64 * 1024 * 1024
 
 
 class BodyMemory:

@@ -148,17 +148,21 @@ def _write(pipe: BinaryIO | Any, value: Any) -> None:
 def _packed(value: Any) -> list[bytes]:
     """JSON in which bytes are numbers of blobs, then the blobs, each after its length."""
     blobs: list[bytes] = []
-
-    def plain(item: Any) -> Any:
-        if isinstance(item, bytes):
-            blobs.append(item)
-            return {_BLOB: len(blobs) - 1}
-        if isinstance(item, dict):
-            return {name: plain(member) for name, member in item.items()}
-        return [plain(member) for member in item] if isinstance(item, list) else item
-
-    text = json.dumps(plain(value)).encode()
+    text = json.dumps(_plain(value, blobs)).encode()
     return [piece for blob in (text, *blobs) for piece in (_LENGTH.pack(len(blob)), blob)]
+
+
+def _plain(item: Any, blobs: list[bytes]) -> Any:
+    """Return a value with bytes replaced by their numbers in `blobs`.
+
+    No closure: one that calls itself is a reference cycle, and would keep the blobs until a collection.
+    """
+    if isinstance(item, bytes):
+        blobs.append(item)
+        return {_BLOB: len(blobs) - 1}
+    if isinstance(item, dict):
+        return {name: _plain(member, blobs) for name, member in item.items()}
+    return [_plain(member, blobs) for member in item] if isinstance(item, list) else item
 
 
 def _unpacked(content: memoryview) -> Any:
