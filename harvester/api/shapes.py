@@ -170,7 +170,6 @@ SILENT_PARTS = frozenset(
 # Members of a part, or of an object in place of text, that hold its text; the first that is there counts.
 TEXT_MEMBERS = ("text", "value", "output_text", "content", "parts")
 REASONING_TEXT_MEMBERS = ("thinking", "reasoning", "reasoning_content", "text", "summary", "content", "value")
-_THINKING_MEMBERS = ("thinking", "reasoning", "reasoning_content")
 # Members that hold answers elsewhere. Inside a message, next to its content, they are not understood.
 NESTED_MEMBERS = ("message", "delta", "choices", "value", "parts", "output_text")
 # Tags around reasoning inside the text: opening and closing.

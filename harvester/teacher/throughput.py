@@ -84,12 +84,6 @@ class Throughput:
         level.answers.add(-latency)
         level.tokens.add(math.log(max(1, tokens)) - latency)
 
-    def forget_above(self, in_flight: float) -> None:
-        """Forget what was seen at more than this many in flight."""
-        self._levels = {
-            index: level for index, level in self._levels.items() if index <= _index(int(in_flight))
-        }
-
     def forget(self) -> None:
         """Forget everything."""
         self._levels.clear()

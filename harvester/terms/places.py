@@ -37,7 +37,3 @@ def _parents_of(start: Path) -> Iterator[Path]:
     ]
     last = roots[0] if roots else min(1, len(folders) - 1)
     yield from folders[: last + 1]
-
-
-def _is_root(folder: Path) -> bool:
-    return any((folder / mark).exists() for mark in ROOT_MARKS)
