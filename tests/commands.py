@@ -64,6 +64,8 @@ class Command:
         environment: Mapping[str, str] | None = None,
         cwd: Path | str | None = None,
     ) -> None:
+        if environment and "LD_PRELOAD" in environment:
+            raise ValueError("the loader reads LD_PRELOAD when an interpreter starts: use `subprocess`")
         self.args = [module, *map(str, arguments)]
         self.returncode: int | None = None
         self.stdout, out = _opened(stdout)
@@ -171,15 +173,6 @@ def run(
     Raises:
         subprocess.TimeoutExpired: it did not end within `timeout` seconds; it was killed.
     """
-    if environment and "LD_PRELOAD" in environment:  # the loader reads it when an interpreter starts
-        return subprocess.run(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**os.environ, **environment},
-            cwd=cwd,
-        )
     command = Command(module, arguments, environment=environment, cwd=cwd)
     try:
         out, err = command.communicate(timeout)

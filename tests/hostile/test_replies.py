@@ -8,8 +8,9 @@ import json
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
@@ -23,6 +24,8 @@ from tests.harvester.killed_runs import ROOT
 from tests.hostile.runs import harvest
 from tests.hostile.server import completion as good_body
 from tests.hostile.server import hostile_teacher, http
+
+Result = TypeVar("Result")
 
 
 def packed(encoding: str, body: bytes) -> bytes:
@@ -119,13 +122,8 @@ HEAVY: dict[str, Callable[[], bytes]] = {
 }
 
 
-OUTCOMES = {"ok", "unknown", "empty", "tool_call", "BrokenAnswer", "ConnectionBroken"}
-
-
-@pytest.mark.parametrize("kind", HEAVY)
-def test_a_heavy_reply_is_read_while_the_loop_goes_on(kind: str) -> None:
-    raw = HEAVY[kind]()
-    assert heavy.is_heavy(raw)
+async def counting_ticks(work: Coroutine[Any, Any, Result]) -> tuple[Result, int]:
+    """Return the result of `work`, and how often the event loop served a timer of 1 ms meanwhile."""
     ticks = 0
 
     async def tick() -> None:
@@ -134,18 +132,31 @@ def test_a_heavy_reply_is_read_while_the_loop_goes_on(kind: str) -> None:
             await asyncio.sleep(0.001)
             ticks += 1
 
+    ticking = asyncio.create_task(tick())
+    try:
+        return await work, ticks
+    finally:
+        ticking.cancel()
+
+
+OUTCOMES = {"ok", "unknown", "empty", "tool_call", "BrokenAnswer", "ConnectionBroken"}
+
+
+@pytest.mark.parametrize("kind", HEAVY)
+def test_a_heavy_reply_is_read_while_the_loop_goes_on(kind: str) -> None:
+    raw = HEAVY[kind]()
+    assert heavy.is_heavy(raw)
+
     async def read() -> str:
-        ticking = asyncio.create_task(tick())
         try:
             redacted = await heavy.redact(Redactor("sk-0123456789abcdef"), raw)
             parsed = await heavy.parse(redacted, 5, None)
         except Exception as error:
             return type(error).__name__
-        finally:
-            ticking.cancel()
         return str(parsed.outcome)
 
-    assert asyncio.run(read()) in OUTCOMES
+    outcome, ticks = asyncio.run(counting_ticks(read()))
+    assert outcome in OUTCOMES
     assert ticks > 3  # the loop went on meanwhile
 
 
@@ -190,22 +201,8 @@ def test_a_schema_that_takes_for_ever_matches_nothing_while_the_loop_goes_on(
     monkeypatch.setattr(response_format, "TIMEOUT_S", 0.5)
     schema, text = SCHEMAS[kind]
     asked = {"type": "json_schema", "json_schema": {"schema": schema}}
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.001)
-            ticks += 1
-
-    async def parse() -> Outcome:
-        ticking = asyncio.create_task(tick())
-        try:
-            return (await heavy.parse(good_body(text), 5, asked)).outcome
-        finally:
-            ticking.cancel()
-
-    assert asyncio.run(parse()) is Outcome.INVALID
+    parsed, ticks = asyncio.run(counting_ticks(heavy.parse(good_body(text), 5, asked)))
+    assert parsed.outcome is Outcome.INVALID
     assert ticks > 3
 
 

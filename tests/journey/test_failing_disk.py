@@ -7,7 +7,10 @@ listed as possibly billed, and the next run on a healthy disk ends with exactly 
 from __future__ import annotations
 
 import errno
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +69,14 @@ def test_a_run_on_a_failing_disk_ends_by_name_and_the_next_one_completes_it(
         fault = faulty_disk.environment(faulty_library, store, call, nth, code, stays)
         case = f"{call} {nth} {errno.errorcode[code]} {'stays' if stays else 'once'}"
 
-        done = harvester("run", config, **fault)
+        done = subprocess.run(
+            [sys.executable, "-m", "harvester", "run", str(config)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, **fault},
+        )
+        assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode in NAMED, f"{case}: {done.returncode} {done.stderr}"
         held, doubtful = held_and_doubtful(store)
         assert mock.totals()["requests"] <= held + doubtful, case
