@@ -284,7 +284,8 @@ class Client:
         received_at = time.time()
         names = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw_headers}
         # Absolute times in headers are read relative to this one; few servers leave it out.
-        names.setdefault("date", formatdate(received_at, usegmt=True))
+        if "date" not in names:
+            names["date"] = formatdate(received_at, usegmt=True)
         return RawAnswer(
             status=response.status_code,
             headers=self._redactor.headers(names),
