@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from harvester.errors import PromptError
 from harvester.prompts import json_lists
 from harvester.prompts.compression import kind_of, open_file
+from harvester.system.files import identity_of
 from harvester.system.limited_child import ChildError, LimitedChild
 
 # A longer line of a JSON Lines or text file is a bad line.
@@ -216,8 +217,7 @@ def _require_decodable(path: Path, name: str) -> None:
     Raises:
         PromptError: it can't be decoded.
     """
-    facts = path.stat()
-    identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    identity = identity_of(path.stat())
     if identity in _decodable:
         return
     try:

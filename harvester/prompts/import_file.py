@@ -16,6 +16,7 @@ from harvester.prompts.compression import COMPRESSED
 from harvester.prompts.recognise import Converted
 from harvester.prompts.turns import RowError
 from harvester.store.journal.records import as_json
+from harvester.system.own_files import temporary_name
 
 Answers = Literal["drop", "reference"]
 
@@ -214,7 +215,7 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         ConfigError: `path` exists, or can't be written.
     """
-    hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    hidden = temporary_name(path)
     exists = ConfigError(
         "exists already, and nothing is overwritten", place=str(path), remedy="name a new file with --out"
     )

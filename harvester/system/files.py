@@ -18,6 +18,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def identity_of(facts: os.stat_result) -> tuple[int, int, int, int]:
+    """Return what tells whether a file has changed: device, inode, size and time of change in nanoseconds."""
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
 def fsync(path: Path) -> None:
     """Call fsync on a file or a folder: a file renamed into a folder is durable only after the folder's.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +36,7 @@ def check(path: Path, store: Path) -> None:
     """Check that `path` can be written, by writing and removing a file beside it; raises as `replacing`."""
     with _config_errors(path):
         _refuse(path, store)
-        hidden = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        hidden = own_files.temporary_name(path)
         os.close(own_files.open_file(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         hidden.unlink()
 

@@ -119,6 +119,11 @@ def append(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def temporary_name(path: Path) -> Path:
+    """Return a hidden name beside `path` that nobody can guess; `remove_temporary` knows its form."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
 @contextmanager
 def replacing(path: Path, mode: int = PRIVATE, *, durable: bool = False) -> Iterator[BinaryIO]:
     """Give a new file that replaces `path` when the block ends without an error, and is removed otherwise.
@@ -132,7 +137,7 @@ def replacing(path: Path, mode: int = PRIVATE, *, durable: bool = False) -> Iter
     Raises:
         OSError: it can't be written.
     """
-    hidden = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    hidden = temporary_name(path)
     with os.fdopen(open_file(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         try:
             yield file

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import sqlite3
 import struct
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from harvester.errors import StoreCorrupt, StoreError, StoreFormatError, StoreFu
 from harvester.store import paths
 from harvester.system.failpoints import reach
 from harvester.system.files import fsync
-from harvester.system.own_files import ForeignFileError, open_file, require_regular
+from harvester.system.own_files import ForeignFileError, open_file, require_regular, temporary_name
 
 FORMAT_VERSION = 1
 # Bytes of a write-ahead log without a frame: https://sqlite.org/fileformat2.html#walformat
@@ -192,7 +191,7 @@ def _create(store: Path) -> None:
     """Make a whole journal under a hidden name, then give it its own. Must run under the store's lock."""
     store.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = store / paths.JOURNAL
-    hidden = store / f".{paths.JOURNAL}.{secrets.token_hex(8)}.tmp"
+    hidden = temporary_name(path)
     os.close(open_file(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL))
     try:
         with closing(sqlite3.connect(hidden, isolation_level=None)) as connection:

@@ -18,6 +18,7 @@ from harvester.errors import StoreCorrupt
 from harvester.store import paths
 from harvester.store.journal.lock import is_written
 from harvester.store.journal.sqlite import disk_error
+from harvester.system.files import identity_of
 from harvester.system.own_files import open_file
 
 _HEADER, _FRAME = struct.Struct(">8I"), struct.Struct(">6I")
@@ -102,7 +103,7 @@ def require_whole_for_reading(store: Path) -> None:
         facts = log.stat()
     except OSError:
         return
-    identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    identity = identity_of(facts)
     if identity in _whole or is_written(store):
         return
     try:

@@ -19,7 +19,7 @@ from harvester.store.journal.checksums import translate_value_errors
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards.parquet_file import SHARD_NAME, decode_all, open_shard, translate_disk_errors
 from harvester.store.shards.swap import locate
-from harvester.system.files import sha256_of
+from harvester.system.files import identity_of, sha256_of
 from harvester.system.limited_child import ChildError, LimitedChild
 
 # Limits of decoding one unknown file in a child process.
@@ -74,10 +74,7 @@ def require_present(folder: Path, entries: Iterable[ShardEntry]) -> None:
         with translate_disk_errors(path):
             if not path.is_file():
                 raise StoreCorrupt("the shard is missing", place=str(path), remedy=_REMEDY)
-            if (size := path.stat().st_size) != entry.size_bytes:
-                raise StoreCorrupt(
-                    f"{size} bytes, {entry.size_bytes} were sealed", place=str(path), remedy=_REMEDY
-                )
+            _require_size(path, path.stat().st_size, entry.size_bytes)
 
 
 def require_proved(path: Path, sha256: str, size_bytes: int) -> None:
@@ -95,13 +92,11 @@ def require_proved(path: Path, sha256: str, size_bytes: int) -> None:
                 raise StoreError("is not a regular file", place=str(path), remedy="move it away; " + _REMEDY)
             return  # `open_shard` says so
         facts = path.stat()
-        identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, sha256)
+        identity = (*identity_of(facts), sha256)
         if identity in _proved:
             return
-        if sha256 and facts.st_size != size_bytes:
-            raise StoreCorrupt(
-                f"{facts.st_size} bytes, {size_bytes} were sealed", place=str(path), remedy=_REMEDY
-            )
+        if sha256:
+            _require_size(path, facts.st_size, size_bytes)
         match = SHARD_NAME.match(path.name)
         expected = sha256 or (match[2] if match else "")
         if expected and not sha256_of(path).startswith(expected):
@@ -115,8 +110,12 @@ def require_proved(path: Path, sha256: str, size_bytes: int) -> None:
 
 def note_written(path: Path, sha256: str) -> None:
     """Note that this process has just written and read back a file, so that it is not read once more."""
-    facts = path.stat()
-    _proved.add((facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, sha256))
+    _proved.add((*identity_of(path.stat()), sha256))
+
+
+def _require_size(path: Path, size_bytes: int, sealed_bytes: int) -> None:
+    if size_bytes != sealed_bytes:
+        raise StoreCorrupt(f"{size_bytes} bytes, {sealed_bytes} were sealed", place=str(path), remedy=_REMEDY)
 
 
 def _require_decodable(path: Path) -> None:
