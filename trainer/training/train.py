@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch
-
 from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.errors import FindingsError, Interrupted, ProcessLost
@@ -95,7 +93,8 @@ def train(
                 place=str(config.corpus),
                 remedy="`trainer doctor` shows them by token; repair them, or train with --force-faults",
             )
-        run = TrainingRun.open(config, inputs, world, callbacks, allow_change=allow_change)
+        student = load_student(config, inputs.largest_pack, world)
+        run = TrainingRun(config, inputs, student, world, callbacks, allow_change=allow_change)
         callbacks.on_start(run.steps_done, run.steps, run.notes)
         try:
             run.make_steps(signals)
@@ -107,22 +106,8 @@ def train(
         return run.summary(wall_s=time.monotonic() - started)
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a training is made of, on top of its student."""
-
-    optimiser: torch.optim.Optimizer
-    checkpointer: Checkpointer
-    stepper: Stepper
-    validation: Validation
-    reporter: Reporter
-
-
 class TrainingRun:
-    """One training on this process: it makes steps, evaluates and writes the adapter.
-
-    `open` builds one. The constructor takes the finished parts and where the training stands.
-    """
+    """Make the steps of one training on this process, evaluate, checkpoint, and write the adapter."""
 
     def __init__(
         self,
@@ -130,54 +115,32 @@ class TrainingRun:
         inputs: TrainingInputs,
         student: TrainableStudent,
         world: World,
-        parts: Parts,
-        start: Progress,
+        callbacks: Callbacks,
+        *,
+        allow_change: bool,
     ) -> None:
+        """Restore the newest checkpoint, if the output folder has one, into the student and a new optimiser.
+
+        Raises:
+            ResumeRefused, CheckpointError: the training in the output folder is another one.
+            DataError: evaluations are asked for and no answer is held out.
+        """
         self._config = config
         self._inputs = inputs
         self._student = student
         self._world = world
-        self._optimiser = parts.optimiser
-        self._checkpointer = parts.checkpointer
-        self._stepper = parts.stepper
-        self._validation = parts.validation
-        self._reporter = parts.reporter
+        self._optimiser = optim.adamw(student.parameters.items(), config.train, config.lora)
+        self._checkpointer = Checkpointer(config, inputs, student, self._optimiser, world)
+        start = self._checkpointer.restore(allow_change=allow_change)
+        self._stepper = Stepper(student, self._optimiser, config.train, world, skipped=start.skipped)
+        self._validation = Validation(config, inputs, student, world, start.validation)
+        self._reporter = Reporter(config, inputs.order, student, world, callbacks, first=start.steps_done)
         hint = inputs.hint(config.train)
         self._setup_notes = [*describe_setup(student, world), *([f"hint: {hint}"] if hint else [])]
         self._notes: list[str] = []
         self._first = self._steps_done = start.steps_done
         self._loss = start.loss
         self._stepping_s = 0.0
-
-    @classmethod
-    def open(
-        cls,
-        config: TrainConfig,
-        inputs: TrainingInputs,
-        world: World,
-        callbacks: Callbacks,
-        *,
-        allow_change: bool,
-    ) -> TrainingRun:
-        """Load the student, restore the newest checkpoint, and build what a training needs on top of it.
-
-        Raises:
-            StudentError, ConfigError: the student can't be loaded.
-            ResumeRefused, CheckpointError: the training in the output folder is another one.
-            DataError: evaluations are asked for and no answer is held out.
-        """
-        student = load_student(config, inputs.largest_pack, world)
-        optimiser = optim.adamw(student.parameters.items(), config.train, config.lora)
-        checkpointer = Checkpointer(config, inputs, student, optimiser, world)
-        start = checkpointer.restore(allow_change=allow_change)
-        parts = Parts(
-            optimiser,
-            checkpointer,
-            Stepper(student, optimiser, config.train, world, skipped=start.skipped),
-            Validation(config, inputs, student, world, start.validation),
-            Reporter(config, inputs.order, student, world, callbacks, first=start.steps_done),
-        )
-        return cls(config, inputs, student, world, parts, start)
 
     @property
     def steps_done(self) -> int:

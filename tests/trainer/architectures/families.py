@@ -1,14 +1,10 @@
-"""Tiny configurations of the families that students come from, and folders with a random base of each."""
+"""Tiny configurations of the families that students come from."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-
-from tests.trainer import tiny
 
 COMMON: dict[str, Any] = {
     "vocab_size": 320,
@@ -504,30 +500,3 @@ def configuration(family: str) -> Any:
         return getattr(transformers, name)(text_config=values, vision_config=VISION[family])
     name, values = CONFIGURATIONS[family]
     return getattr(transformers, name)(**values)
-
-
-def base(folder: Path, family: str) -> Path:
-    """Write a random base of a family; its weights are wide, so that a far token changes the logits."""
-    speech = tiny.tokenizer()
-    config = configuration(family)
-    torch.manual_seed(0)
-    if family in MULTIMODAL:
-        made = transformers.AutoModelForImageTextToText.from_config(config)
-    else:
-        made = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-    made.save_pretrained(folder)
-    speech.save_pretrained(folder)
-    return folder
-
-
-def train_toml(folder: Path, family: str, **sections: dict[str, Any]) -> Path:
-    """Return the train.toml of a small training with a base of a family."""
-    path = tiny.train_toml(folder, tiny.skill(12, held_out=3), **sections)
-    for file in (folder / "base").iterdir():
-        file.unlink()
-    base(folder / "base", family)
-    return path

@@ -24,7 +24,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tests.trainer import tiny
-from tests.trainer.architectures import families
+from tests.trainer.architectures import bases, families
 from tests.trainer.architectures.verbs import VERBS, plain_peft_difference, run_verb
 from trainer import config as settings
 
@@ -90,7 +90,7 @@ def write_base(name: str, folder: Path) -> None:
         Exception: the class can't be built; every class raises its own kinds.
     """
     if name in families.FAMILIES:
-        families.base(folder, name)
+        bases.write_base(folder, name)
         return
     speech = tiny.tokenizer()
     config = transformers.CONFIG_MAPPING[name]()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.trainer import tiny
-from tests.trainer.architectures import families, sweep, verbs
+from tests.trainer.architectures import bases, families, sweep, verbs
 from trainer import config as settings
 from trainer.model import self_test, structure
 from trainer.training import forward, student
@@ -62,7 +62,7 @@ def marked(quick):
 
 def loaded(folder, family):
     """Return configuration, inputs and a student with a perturbed adapter, in evaluation mode."""
-    path = families.train_toml(folder, family, train={"pack_tokens": 2048, "batch_tokens": 4096})
+    path = bases.train_toml(folder, family, train={"pack_tokens": 2048, "batch_tokens": 4096})
     config = settings.load(path)
     inputs = read_inputs(config)
     made = student.load_student(config, inputs.largest_pack, World())
@@ -122,7 +122,7 @@ def test_packs_lose_what_documents_alone_lose_by_the_models_own_forward(tmp_path
 
 @pytest.mark.parametrize("family", marked(QUICK_VERBS))
 def test_every_verb_works_and_plain_peft_loads_the_adapter(tmp_path, family):
-    path = families.train_toml(tmp_path, family, train={"log_every": 1}, evaluate={"max_new_tokens": 4})
+    path = bases.train_toml(tmp_path, family, train={"log_every": 1}, evaluate={"max_new_tokens": 4})
     for verb in verbs.VERBS:
         code, err = verbs.run_verb(verb, path)
         assert code == 0, err

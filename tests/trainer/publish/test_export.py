@@ -14,7 +14,7 @@ from peft.tuners.lora.layer import Linear
 from safetensors.torch import load_file, save_file
 
 from tests.trainer import tiny
-from tests.trainer.architectures import families
+from tests.trainer.architectures import bases, families
 from tests.trainer.chat_templates import SHAPES
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from trainer import config as settings
@@ -99,7 +99,7 @@ def test_the_merged_weights_are_those_of_pefts_own_merge(tmp_path, lora, shape):
 
 
 def test_experts_that_transformers_stores_otherwise_are_merged_under_the_names_of_the_base(tmp_path):
-    config = settings.load(families.train_toml(tmp_path, "mixtral", train={"max_steps": 2}))
+    config = settings.load(bases.train_toml(tmp_path, "mixtral", train={"max_steps": 2}))
     train(config)
     export.export_merged(config, tmp_path / "merged")
     assert_merged_as_by_peft(config, tmp_path)
@@ -157,7 +157,7 @@ def test_an_export_holds_the_base_and_little_more(tmp_path, fork_server):
 
 def wide_student(folder, family, shape):
     """A base in bf16 with a trained adapter; returns the configuration."""
-    path = families.train_toml(folder, family, train={"max_steps": 1, "batch_tokens": 128})
+    path = bases.train_toml(folder, family, train={"max_steps": 1, "batch_tokens": 128})
     config = settings.load(path)
     made = families.configuration(family)
     for name, value in shape.items():
