@@ -145,8 +145,9 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Check proxies between you and the teacher; their time limits may be shorter than yours.",
     ),
     "broken_answer": (
-        "The first bytes are kept with the attempt; the request is retried twice, then it is a dead letter. "
-        "It counts as possibly billed. The message quotes the teacher's own words where it sent any.",
+        "The first bytes are kept with the attempt. A row is asked again at most twice, and a run makes 3 "
+        "such retries and one for every 20 rows; then the row is a dead letter. It counts as possibly "
+        "billed. The message quotes the teacher's own words where it sent any.",
         "Read the message. Is there an OpenAI-compatible API at base_url? An error that the teacher sends "
         "with status 200 is quoted there; a model that can't finish an answer may need a smaller max_tokens. "
         "`harvester run CONFIG --retry-dead` asks again.",

@@ -9,6 +9,7 @@ from typing import Any
 
 from harvester.api.error_body import excerpt
 from harvester.errors import (
+    BrokenAnswer,
     Ending,
     HarvesterError,
     NotSent,
@@ -205,6 +206,11 @@ class Summary:
         if counts.possibly_billed:
             lines.append(
                 f"{counts.possibly_billed:,} attempts were possibly billed without an answer to hold"
+            )
+        if broken := counts.errors.get(BrokenAnswer.code, 0):
+            lines.append(
+                f"{broken:,} replies with status 200 held no completion. They were probably paid, so few of "
+                "their rows are asked again in a run (one for every 20 rows)"
             )
         if counts.dead:
             lines.append(

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from harvester.api.types import Request
 from harvester.errors import (
     AttemptTimeout,
-    BrokenAnswer,
     ConnectionBroken,
     PossiblyBilled,
     RateLimited,
@@ -26,14 +25,14 @@ from harvester.store.reuse import ReusableAnswer, ReuseIndex, find_answers
 from harvester.system.clock import Clock
 from harvester.teacher.teacher import AttemptResult
 
-# Dead letters with these codes are asked again by the next run; a rejected prompt never is.
+# Dead letters with these codes are asked again by the next run. A rejected prompt is not, nor one whose
+# answers held no completion: those were probably paid. `--retry-dead` asks them too.
 RE_ASKED = frozenset(
     error.code
     for error in (
         TeacherUnavailable,
         AttemptTimeout,
         ConnectionBroken,
-        BrokenAnswer,
         RateLimited,
         PossiblyBilled,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Protocol
 
 from harvester.api.types import RawAnswer, Request
@@ -43,13 +44,13 @@ class Endpoints:
                 policies.clock,
                 draining=self.draining,
                 patience_s=policies.patience_s,
-                is_another_up=self._is_any_up,
+                is_another_up=partial(self._is_another_up, endpoint),
             )
             for endpoint, limiter in policies.limiters.items()
         ]
 
-    def _is_any_up(self) -> bool:
-        return any(not queue.is_down for queue in self.queues)
+    def _is_another_up(self, endpoint: str) -> bool:
+        return any(queue.endpoint != endpoint and not queue.is_down for queue in self.queues)
 
     def choose(self, avoid: str) -> EndpointQueue:
         """The least loaded endpoint, preferably another than `avoid`: one that fails fast looks idle."""

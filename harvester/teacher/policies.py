@@ -14,7 +14,7 @@ from harvester.system import open_files
 from harvester.system.clock import Clock
 from harvester.teacher.budget import NOTHING, Amounts, Budget, Ceiling
 from harvester.teacher.rate_limiter import Limiter
-from harvester.teacher.retry import RetryPolicy
+from harvester.teacher.retry import RetryBudget, RetryPolicy
 from harvester.teacher.window import OPEN_FILES_NOTE
 
 
@@ -73,7 +73,11 @@ def build_policies(
     return Policies(
         _limiters(config, clock.now()),
         build_budget(config, limits, spent or {}, clock.wall()),
-        RetryPolicy(config.run.max_attempts, config.run.retry_possibly_billed),
+        RetryPolicy(
+            config.run.max_attempts,
+            config.run.retry_possibly_billed,
+            budget=RetryBudget(replicas=len(config.teacher.base_urls) - 1),
+        ),
         clock,
         config.teacher.price,
         config.run.patience_s,

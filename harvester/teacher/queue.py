@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 from harvester.errors import (
     AttemptTimeout,
+    BrokenAnswer,
     ConnectionBroken,
     EndpointDown,
     NotSent,
@@ -221,7 +222,8 @@ class EndpointQueue:
         self._settle_failed(error, reserved, now)
         if error.headers:
             self._learn_from_headers(error.headers, now)
-        if isinstance(error, TeacherUnavailable | AttemptTimeout | ConnectionBroken):
+        is_broken_here = isinstance(error, BrokenAnswer) and self._is_another_up()
+        if is_broken_here or isinstance(error, TeacherUnavailable | AttemptTimeout | ConnectionBroken):
             is_reached = error.status is not None or error.maybe_billed
             self._count_failure(key, entry.at, is_reached=is_reached)
         return self._learn_from_failure(error, key, entry, now)

@@ -28,6 +28,12 @@ RETRY_SHARE = 0.1
 MOST_SAVED_RETRIES = 20.0
 # A 200 without a completion was probably billed: at most three attempts, then a dead letter.
 BROKEN_ANSWER_ATTEMPTS = 3
+# All retries of one run after such answers: a few, and one for every 20 rows asked. A teacher that breaks
+# half of its answers is then paid for 5 % more requests than rows, not for 100 % more.
+BROKEN_ANSWER_RETRIES = 3
+BROKEN_ANSWER_RETRY_SHARE = 0.05
+# Each further endpoint may break this many answers before it counts as down, and the rows go to another one.
+BROKEN_ANSWER_RETRIES_PER_REPLICA = 20
 
 _T = TypeVar("_T")
 Send = Callable[[int], Awaitable[_T]]
@@ -58,11 +64,17 @@ class RetryAfter(wait_base):
 
 
 class StopOnBrokenAnswers(stop_base):
-    """Stop when the last of `BROKEN_ANSWER_ATTEMPTS` attempts brought no completion."""
+    """Stop after an answer without a completion, once the row or the run has used up its retries."""
+
+    def __init__(self, budget: RetryBudget) -> None:
+        self._budget = budget
 
     def __call__(self, retry_state: RetryCallState) -> bool:
-        is_broken = isinstance(_error_of(retry_state), BrokenAnswer)
-        return is_broken and retry_state.attempt_number >= BROKEN_ANSWER_ATTEMPTS
+        if not isinstance(_error_of(retry_state), BrokenAnswer):
+            return False
+        return (
+            retry_state.attempt_number >= BROKEN_ANSWER_ATTEMPTS or not self._budget.take_for_broken_answer()
+        )
 
 
 def _error_of(retry_state: RetryCallState) -> TeacherError | None:
@@ -81,15 +93,29 @@ class RetryBudget:
     Each first attempt earns a tenth of a retry and each second earns one, up to 20 saved; a retry beyond that
     waits. ("Handling overload" in Google's "Site Reliability Engineering", chapter 21, has per-client retry
     budgets of 10 %.)
+
+    Answers without a completion were probably paid, so their retries have a bound that time does not raise.
+
+    Args:
+        replicas: further endpoints, to which a row goes after a broken answer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, replicas: int = 0) -> None:
         self._saved = MOST_SAVED_RETRIES
         self._refilled_at: float | None = None
+        self._for_broken_answers = BROKEN_ANSWER_RETRIES + replicas * float(BROKEN_ANSWER_RETRIES_PER_REPLICA)
 
     def first_attempt(self) -> None:
         """Earn a tenth of a retry: a request is sent for the first time."""
         self._saved = min(MOST_SAVED_RETRIES, self._saved + RETRY_SHARE)
+        self._for_broken_answers += BROKEN_ANSWER_RETRY_SHARE
+
+    def take_for_broken_answer(self) -> bool:
+        """Spend one of the retries after answers without a completion; False if none is left."""
+        if self._for_broken_answers < 1:
+            return False
+        self._for_broken_answers -= 1
+        return True
 
     def take(self, now: float) -> float:
         """Spend one retry; returns the seconds to wait before it, 0 when one was saved up."""
@@ -128,7 +154,7 @@ class RetryPolicy:
         def retrying() -> AsyncRetrying:
             return AsyncRetrying(
                 retry=retry_if_exception(self._may_retry),
-                stop=stop_after_attempt(self.max_attempts) | StopOnBrokenAnswers(),
+                stop=stop_after_attempt(self.max_attempts) | StopOnBrokenAnswers(self.budget),
                 wait=RetryAfter() + FullJitter(self.chance, LONGEST_WAIT_S),
                 sleep=sleep,
                 reraise=True,

@@ -219,6 +219,40 @@ def test_a_dead_replica_is_left_and_the_others_do_its_work(mock_teacher: Mock, t
     assert (again.exit_code, again.billed["requests"]) == (0, 60)
 
 
+@pytest.mark.parametrize("action", ["junk_json", "no_choices", "empty_body"])
+def test_row_99_a_teacher_that_breaks_half_its_answers_is_paid_little_more_than_once_a_row(
+    mock_teacher: Mock, tmp_path: Path, action: str
+) -> None:
+    mock = mock_teacher()
+    fault = {"action": action, "probability": 0.6, "seed": 5}
+    ended = run_harvest(mock, tmp_path, [fault], prompts=MANY, run={"max_attempts": 5})
+    assert ended.fired >= 25
+    assert (ended.exit_code, ended.totals.answers + len(ended.letters)) == (3, len(MANY))
+    assert len(MANY) < ended.billed["requests"] <= len(MANY) + 3 + len(MANY) // 20
+    assert "held no completion" in ended.output
+    again = run_harvest(mock, tmp_path, prompts=MANY, run={"max_attempts": 5})
+    assert (again.exit_code, again.billed["requests"]) == (3, 0)  # only --retry-dead asks them again
+
+
+def test_row_99_a_few_broken_answers_are_asked_again(mock_teacher: Mock, tmp_path: Path) -> None:
+    fault = {"action": "junk_json", "every": 15}
+    ended = run_harvest(mock_teacher(), tmp_path, [fault], prompts=MANY, run={"max_attempts": 5})
+    assert (ended.exit_code, ended.totals.answers, ended.fired) == (0, len(MANY), 4)
+
+
+@pytest.mark.parametrize("action", ["junk_json", "no_choices", "html"])
+def test_row_99_a_replica_that_answers_nonsense_is_left(
+    mock_teacher: Mock, tmp_path: Path, action: str
+) -> None:
+    good, bad = mock_teacher(latency_s=0.01), mock_teacher()
+    bad.set_faults([{"action": action, "status": 200} if action == "html" else {"action": action}])
+    ended = run_harvest(
+        good, tmp_path, prompts=MANY, teacher={"replicas": [bad.base_url]}, run={"max_attempts": 5}
+    )
+    assert 1 <= sum(bad.fired().values()) < 25
+    assert (ended.exit_code, ended.totals.answers) == (0, len(MANY))
+
+
 def test_two_replicas_share_the_work(mock_teacher: Mock, tmp_path: Path) -> None:
     first, second = mock_teacher(latency_s=0.01), mock_teacher(latency_s=0.01)
     run_harvest(

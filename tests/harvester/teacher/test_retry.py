@@ -20,6 +20,8 @@ from harvester.errors import (
 )
 from harvester.teacher.retry import (
     BROKEN_ANSWER_ATTEMPTS,
+    BROKEN_ANSWER_RETRIES,
+    BROKEN_ANSWER_RETRY_SHARE,
     LONGEST_CONNECT_WAIT_S,
     LONGEST_WAIT_S,
     MOST_SAVED_RETRIES,
@@ -77,6 +79,23 @@ def test_an_answer_that_is_broken_gets_three_attempts_in_all() -> None:
     numbers, _, ended = play(RetryPolicy(max_attempts=9), *[sent(BrokenAnswer) for _ in range(9)])
     assert numbers == list(range(1, BROKEN_ANSWER_ATTEMPTS + 1))
     assert isinstance(ended, BrokenAnswer)
+
+
+def test_retries_after_broken_answers_are_a_small_share_of_the_rows() -> None:
+    policy = RetryPolicy(max_attempts=9)
+    counts = []
+    for _ in range(200):
+        policy.budget.first_attempt()
+        counts.append(len(play(policy, *[sent(BrokenAnswer) for _ in range(9)])[0]))
+    assert max(counts) == BROKEN_ANSWER_ATTEMPTS
+    assert 0 < sum(counts) - 200 <= BROKEN_ANSWER_RETRIES + 200 * BROKEN_ANSWER_RETRY_SHARE
+
+
+def test_other_errors_use_up_no_retry_of_broken_answers() -> None:
+    policy = RetryPolicy()
+    for _ in range(20):
+        play(policy, sent(ConnectionBroken))
+    assert play(policy, sent(BrokenAnswer))[0] == [1, 2]
 
 
 def test_without_retry_billed_nothing_that_may_be_billed_is_sent_again() -> None:
