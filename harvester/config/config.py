@@ -56,7 +56,11 @@ _IDEMPOTENCY = f"^[A-Za-z-]*{''.join(f'[{c.upper()}{c}]' for c in 'idempotency')
 
 
 class LimitsSection(FrozenModel):
-    """Limits of the teacher that the operator knows; the others are learned."""
+    """Limits of the teacher that the operator knows; the others are learned.
+
+    With `replicas`, each address gets an equal share of the limits per minute and per day, which belong to
+    the credential. `max_concurrency` holds for each address.
+    """
 
     requests_per_minute: Rate | None = None
     tokens_per_minute: Rate | None = None

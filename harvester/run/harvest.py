@@ -142,7 +142,7 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
         limiter_state,
         Preflight(client, endpoints, config.teacher.model),
         worker,
-        WorkerPool(config.teacher.limits.max_concurrency, worker.serve),
+        WorkerPool(config.teacher.limits.max_concurrency * len(config.teacher.base_urls), worker.serve),
     )
 
 

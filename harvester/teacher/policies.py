@@ -85,14 +85,20 @@ def build_policies(
 
 
 def _limiters(config: HarvestConfig, now: float) -> dict[str, Limiter]:
-    """A limiter per endpoint. Limits belong to the credential, so each endpoint gets an equal share."""
+    """A limiter per endpoint.
+
+    Limits on the rate belong to the credential: each endpoint gets an equal share. The limit on requests in
+    flight holds for each endpoint.
+    """
     teacher, run = config.teacher, config.run
+    endpoints = len(teacher.base_urls)
     shares = {
-        name: value / len(teacher.base_urls)
+        name: value / endpoints
         for name, value in teacher.limits.model_dump(exclude={"max_concurrency"}).items()
         if value is not None
     }
-    connections = open_files.connections_allowed(teacher.limits.max_concurrency)
+    connections = open_files.connections_allowed(teacher.limits.max_concurrency * endpoints) // endpoints
+    connections = max(1, connections)
     limits = teacher.limits.model_copy(update={**shares, "max_concurrency": connections})
     deadline_s = run.deadline_for(config.sampling.max_tokens or 0)
     limiters = {

@@ -15,6 +15,7 @@ from harvester.observe.status import current_status, status_lines
 from harvester.run.prepare import prepare
 from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
+from harvester.system.clock import SystemClock
 from tests.faults import bench
 from tests.faults.bench import PROMPTS, run_harvest
 
@@ -238,6 +239,24 @@ def test_row_99_a_few_broken_answers_are_asked_again(mock_teacher: Mock, tmp_pat
     fault = {"action": "junk_json", "every": 15}
     ended = run_harvest(mock_teacher(), tmp_path, [fault], prompts=MANY, run={"max_attempts": 5})
     assert (ended.exit_code, ended.totals.answers, ended.fired) == (0, len(MANY), 4)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_each_replica_gets_as_many_requests_at_once_as_max_concurrency_says(
+    mock_teacher: Mock, tmp_path: Path, replicas: int
+) -> None:
+    mock, *others = (mock_teacher(latency_s=0.1) for _ in range(replicas + 1))
+    in_flight: list[int] = []
+    ended = run_harvest(
+        mock,
+        tmp_path,
+        prompts=MANY,
+        teacher={"replicas": [other.base_url for other in others], "limits": {"max_concurrency": 3}},
+        clock=SystemClock(),
+        watch=lambda status: in_flight.append(status["in_flight"]),
+    )
+    assert (ended.exit_code, ended.totals.answers) == (0, len(MANY))
+    assert max(in_flight) == 3 * (replicas + 1)
 
 
 @pytest.mark.parametrize("action", ["junk_json", "no_choices", "html"])

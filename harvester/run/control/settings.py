@@ -125,7 +125,7 @@ class RuntimeSettings:
         return message
 
     def _set_concurrency(self, number: int) -> str:
-        self._resize(number)
+        self._resize(number * len(self._endpoints.queues))
         for queue in self._endpoints.queues:
             queue.limiter.window.set_ceiling(number)
         return f"max-concurrency is {number:,}"
