@@ -73,7 +73,12 @@ def input_tokens_of(prompt: Prompt, config: HarvestConfig) -> int:
     """Estimated input tokens of one request for this prompt, without building it."""
     own = estimate_tokens(len(canonical(prompt.fields))) if prompt.fields else 0
     messages = _with_system(prompt.messages, config.prompts.system)
-    return own + sum(_estimated_tokens(message) for message in messages)
+    return own + estimated_tokens_of(messages)
+
+
+def estimated_tokens_of(messages: Iterable[Message]) -> int:
+    """Estimated input tokens of these messages: one for each four bytes, and some for each message."""
+    return sum(_estimated_tokens(message) for message in messages)
 
 
 def cost_microusd(
@@ -113,7 +118,7 @@ class _RequestBuilder:
     def build(self, prompt: Prompt, samples: Iterable[int]) -> Iterator[Request]:
         """The requests of one prompt, by sample number."""
         messages = _with_system(prompt.messages, self._system)
-        input_tokens = sum(_estimated_tokens(message) for message in messages)
+        input_tokens = estimated_tokens_of(messages)
         max_extra, own = self._max_extra, b""
         if prompt.fields:
             own = canonical(prompt.fields)

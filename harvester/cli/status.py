@@ -29,6 +29,7 @@ def status(
     store: Path = STORE,
     check: bool = typer.Option(False, "--check", help="Exit 1 unless the run is alive or complete."),
     max_age: str = typer.Option("10m", help="For --check: how old the last heartbeat may be (90s, 10m, 2h)."),
+    by: str = typer.Option("", help="Also count the answers by task, tag, split or file."),
     as_json: bool = JSON,
 ) -> None:
     """Show progress, rate, waiting reason, time left and cost of a run, alive or ended."""
@@ -42,10 +43,27 @@ def status(
         raise UsageError(str(error), place="--max-age") from None
     live = client.ask(store, "status", patience_s=PATIENCE_S) if run_status.can_answer(store) else None
     current = run_status.current_status(store, live)
-    emit(current, run_status.status_lines(current), as_json=as_json)
+    lines = run_status.status_lines(current)
+    if by:
+        groups, table = _grouped(store, by)
+        current, lines = {**current, "by": groups}, [*lines, "", *table]
+    emit(current, lines, as_json=as_json)
     problem = run_status.unhealthy_reason(current, max_age_s) if check else ""
     if problem:
         raise FindingsError(problem, place=str(store), remedy="`harvester run` resumes a run that ended")
+
+
+def _grouped(store: Path, kind: str) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Return the sums of each group of answers by its name, and the same as lines of text."""
+    from harvester.observe.report import groups
+    from harvester.observe.report.census import census_of_store
+
+    if kind not in groups.KINDS:
+        raise UsageError(
+            f"answers can't be counted by {kind!r}", place="--by", remedy=f"one of {', '.join(groups.KINDS)}"
+        )
+    largest = census_of_store(store)[0].by_group.largest(kind)
+    return {name: group.as_dict() for name, group in largest}, groups.table_lines(kind, largest)
 
 
 def pause(store: Path = STORE, as_json: bool = JSON) -> None:

@@ -8,7 +8,7 @@ import json
 import time
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ import pyarrow.compute as pc
 from harvester.api.request_builder import requests
 from harvester.api.types import Prompt, Request
 from harvester.config.budget_spans import BudgetSpan
-from harvester.config.config import HarvestConfig
+from harvester.config.config import HarvestConfig, PriceSection
 from harvester.observe.counters import PassLimits
 from harvester.observe.status import budget_texts, span
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
+from harvester.run import token_estimate
 from harvester.run.prompt_notes import PromptNotes
+from harvester.run.token_estimate import InputCorrection
 from harvester.store import other_settings
 from harvester.store.journal import sqlite
 from harvester.store.journal.journal import Journal
@@ -48,6 +50,7 @@ class Plan:
     """Counts, tokens, money and time of a run that has not started.
 
     Attributes:
+        input_basis: what `input_tokens` rests on.
         preset_values: what `[teacher] preset` set, by dotted key of `[teacher]`.
         budgets: ceilings, spending so far and what is left, by span, as in status.json.
         warnings: what to check before the run.
@@ -65,6 +68,7 @@ class Plan:
     permitted: bool
     terms: str
     bad: tuple[str, ...] = ()
+    input_basis: str = ""
     preset: str = ""
     preset_values: Mapping[str, Any] = field(default_factory=dict)
     budgets: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
@@ -80,7 +84,8 @@ class Plan:
         lines = [
             f"rows      {self.rows:,}: {self.cached:,} held already, {self.duplicates:,} share a request, "
             f"{to_send:,} to send",
-            f"tokens    about {self.input_tokens:,} in, at most {self.max_output_tokens:,} out",
+            f"tokens    about {self.input_tokens:,} in ({self.input_basis}), at most "
+            f"{self.max_output_tokens:,} out",
         ]
         if self.high_usd is None or self.low_usd is None:
             lines.append("cost      unknown: no [teacher.price]; set [budget] tokens to cap it")
@@ -184,6 +189,8 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
     bad = BadLines(config.prompts.max_bad)
     notes = PromptNotes()
     totals = _totals(config, root, bad, notes)
+    correction = token_estimate.learn(root / config.store.path, config)
+    totals = _corrected(totals, correction, config.teacher.price)
     seconds, limited_by = _time(config, totals)
     priced = config.teacher.price is not None
     return Plan(
@@ -199,6 +206,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
         permitted=verdict.permitted,
         terms=verdict.summary(),
         bad=tuple(str(error) for error in bad.passed_over),
+        input_basis=correction.basis(),
         preset=config.teacher.preset,
         preset_values=config.teacher.preset_values,
         budgets=budgets(config, root, PassLimits()),
@@ -262,6 +270,18 @@ def _totals(config: HarvestConfig, root: Path, bad: BadLines, notes: PromptNotes
                 rows.add(request, config, is_held=request.key in held)
     ids.require_unique(lambda: reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad)))
     return rows.totals()
+
+
+def _corrected(totals: _Totals, correction: InputCorrection, price: PriceSection | None) -> _Totals:
+    """The sums with input tokens, and their cost, as the teacher counts them."""
+    input_tokens = correction.total(totals.input_tokens, totals.to_send)
+    further = round((input_tokens - totals.input_tokens) * (price.input if price is not None else 0.0))
+    return replace(
+        totals,
+        input_tokens=input_tokens,
+        low_microusd=max(0, totals.low_microusd + further),
+        high_microusd=max(0, totals.high_microusd + further),
+    )
 
 
 def _low_microusd(request: Request, config: HarvestConfig) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from harvester.observe.report import groups
 from harvester.observe.report.histogram import CELLS_PER_OCTAVE, LEAST, Histogram, TimeBuckets, step_for
 from harvester.store.journal.checksums import translate_value_errors
 from harvester.store.journal.records import ShardEntry
@@ -37,17 +38,15 @@ FACTS = (
     "tool_version",
     "run_id",
 )
-# Columns that are read of every row: all small.
+# Columns that are read of every row: small ones, and the metadata of prompts.
 _LIGHT = (
     "key",
-    "outcome",
     "finish_reason",
     "latency_s",
     "input_tokens",
-    "output_tokens",
-    "cost_microusd",
     "created_at",
     "mock",
+    *groups.COLUMNS,
     *FACTS,
 )
 # Columns that are read only of the answers to show.
@@ -101,6 +100,7 @@ class Census:
     tokens_in: Histogram = field(default_factory=Histogram)
     tokens_out: Histogram = field(default_factory=Histogram)
     timeline: TimeBuckets = field(default_factory=TimeBuckets)
+    by_group: groups.Groups = field(default_factory=groups.Groups)
     shown: dict[str, list[Place]] = field(default_factory=dict)
 
     def add(self, other: Census) -> None:
@@ -117,6 +117,7 @@ class Census:
         self.tokens_in.add(other.tokens_in)
         self.tokens_out.add(other.tokens_out)
         self.timeline.add(other.timeline)
+        self.by_group.add(other.by_group)
         for outcome, places in other.shown.items():
             mine = self.shown.get(outcome, [])
             self.shown[outcome] = heapq.nsmallest(_most(outcome), [*mine, *places])
@@ -186,6 +187,7 @@ def census_of(table: pa.Table, shard: str) -> Census:
         bounds = pc.min_max(at_us).as_py()
         step = step_for(bounds["max"] - bounds["min"])
         census.timeline.note(_counts(pc.divide(at_us, step)), step)
+    census.by_group.add_table(table)
     light = table.select(["key", "outcome"]).append_column("row", pa.array(range(table.num_rows)))
     for outcome in census.outcomes:
         rows = light.filter(pc.equal(light["outcome"], outcome))

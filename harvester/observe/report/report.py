@@ -17,7 +17,7 @@ from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import RunState, StoreError
 from harvester.observe.canary import read_rounds
 from harvester.observe.counters import unusable
-from harvester.observe.report import charts, figures, html
+from harvester.observe.report import charts, figures, groups, html
 from harvester.observe.report import scorecard as judged
 from harvester.observe.report.census import Census, ShardCensuses, census_of_store
 from harvester.observe.report.samples import samples_view
@@ -30,6 +30,8 @@ from harvester.store.shards.schema import Sample
 from harvester.system import output_path
 
 MOST_RUNS = 30
+# Rows of a table of answers by task, tag, split or file.
+MOST_GROUPS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ def overview(account: ReportData) -> dict[str, Any]:
         ],
         "drift": _drift(account.rounds),
         "process": figures.process_charts(course) if any(len(run) > 2 for run in course.runs) else [],
+        "groups": _groups(census),
         "runs": [_run(run, alive=bool(account.status.get("alive"))) for run in account.runs],
         "provenance": _provenance(census),
     }
@@ -171,6 +174,20 @@ def _subtitle(census: Census) -> str:
     models = _names(census, "request_model", 3)
     mock = " (mock teacher: these rows are marked as not real)" if census.mock else ""
     return f"{census.rows:,} answers from {models}{mock}"
+
+
+def _groups(census: Census) -> list[dict[str, Any]]:
+    """The largest groups of each kind that divides the answers."""
+    return [
+        {
+            "kind": kind,
+            "rows": [(name, *groups.cells(group)) for name, group in largest[:MOST_GROUPS]],
+            "further": f"{len(largest[MOST_GROUPS:]):,}",
+        }
+        for kind in groups.KINDS
+        if census.by_group.tells_apart(kind)
+        for largest in [census.by_group.largest(kind)]
+    ]
 
 
 def _provenance(census: Census) -> list[tuple[str, str]]:
