@@ -10,9 +10,11 @@ arrive slowly but steadily.
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import ssl
 import time
@@ -67,6 +69,11 @@ DNS_CACHE_S = 10
 PIECE_BYTES = 256 * 1024
 USER_AGENT = f"blackbox-distillation/{__version__}"
 
+# A bytes literal in a message of aiohttp.
+_QUOTED_BYTES = re.compile(r"""b(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
+# First bytes of TLS records: an alert, or a handshake.
+_TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
+
 # Their error, our error, message, and whether the request may have reached the teacher and been billed. Most
 # specific first. httpx_aiohttp turns every aiohttp.ClientConnectionError into a ConnectTimeout, also a reset
 # after the request was sent, so the aiohttp cause is looked up before the httpx error.
@@ -80,6 +87,7 @@ _TRANSLATIONS: tuple[tuple[type[BaseException], type[TeacherError], str, bool], 
     (aiohttp.ServerTimeoutError, AttemptTimeout, "no byte in time", True),
     (aiohttp.ClientPayloadError, ConnectionBroken, "the body broke off", True),
     (aiohttp.ClientResponseError, ConnectionBroken, "the reply is not HTTP", True),
+    (aiohttp.ServerDisconnectedError, ConnectionBroken, "the connection was closed before a reply", True),
     (aiohttp.ClientConnectionError, ConnectionBroken, "the connection broke", True),
     (httpx.ConnectTimeout, TeacherUnavailable, "no connection within connect_timeout_s", False),
     (httpx.ConnectError, TeacherUnavailable, "can't connect", False),
@@ -447,6 +455,10 @@ def _is_unknown_host(cause: BaseException) -> bool:
 
 def _detail(cause: BaseException) -> str:
     """The reason in plain words: of the system or of TLS where the connection was never made."""
+    if isinstance(cause, aiohttp.ServerDisconnectedError):
+        return ""
+    if isinstance(cause, aiohttp.ClientResponseError):
+        return _received(cause.message)
     inner = getattr(cause, "certificate_error", None) or getattr(cause, "os_error", None)
     if isinstance(inner, ssl.SSLCertVerificationError):
         return inner.verify_message
@@ -455,6 +467,17 @@ def _detail(cause: BaseException) -> str:
     if isinstance(inner, socket.gaierror) or not isinstance(inner, OSError):
         return str(getattr(inner, "strerror", "") or cause)
     return os.strerror(inner.errno).lower() if inner.errno else str(inner)
+
+
+def _received(message: str) -> str:
+    """What came instead of HTTP: the bytes that aiohttp's message quotes, or else its first line."""
+    quoted = _QUOTED_BYTES.search(message)
+    if quoted is None:
+        return message.split("\n", 1)[0].rstrip(":").lower()
+    received = ast.literal_eval(quoted[0])
+    if received.startswith(_TLS_RECORDS):
+        return "TLS, so base_url should begin with https://"
+    return f"{received.decode('utf-8', 'replace')!r} was received"
 
 
 def _place(url: httpx.URL) -> str:

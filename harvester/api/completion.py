@@ -40,6 +40,8 @@ __all__ = ["count_elements", "estimate_tokens", "is_complete", "load", "parse"]
 # A body with more list elements and members is not parsed: 30 MiB of empty lists would take 1.3 GB.
 # Answers of 16,000 tokens with 20 alternatives each have 2.7 million.
 MAX_ELEMENTS = 4_000_000
+# Fields of a request that offer tools.
+TOOL_MEMBERS = ("tools", "functions")
 # Smaller bodies can't have as many.
 UNCOUNTED_BYTES = 1 << 20
 
@@ -68,6 +70,18 @@ def parse(
         usage = Usage(input_tokens, estimate_tokens(len(raw)), source="estimated")
         return Completion(None, Outcome.UNKNOWN, "", usage)
     if response_format and parsed.outcome is Outcome.OK and not matches(parsed.text or "", response_format):
+        return replace(parsed, outcome=Outcome.INVALID)
+    return parsed
+
+
+def flag_unasked_tool_call(parsed: Completion, body: Mapping[str, Any]) -> Completion:
+    """Give a tool call the outcome `invalid` if the request offered no tools: it is no answer to the prompt.
+
+    Args:
+        body: the request's body.
+    """
+    is_asked = any(body.get(name) for name in TOOL_MEMBERS)
+    if parsed.outcome is Outcome.TOOL_CALL and not is_asked:
         return replace(parsed, outcome=Outcome.INVALID)
     return parsed
 
@@ -224,7 +238,7 @@ def _raise_error(document: Mapping[str, Any], raw: bytes, *, is_paid: bool, is_f
     Raises:
         TeacherError: the error.
     """
-    error = error_inside(document, raw)
+    error = error_inside(document, raw, is_stream=is_stream(raw))
     if error is None:
         return True
     if is_finished and isinstance(error, BrokenAnswer):

@@ -41,6 +41,8 @@ _REFUSED = {
     404: ("no such model or path", "check model, and base_url with its /v1"),
 }
 _KEYLIKE = re.compile(r"\b((?:sk|pk|gsk|xai|key|org)[-_])[\w*.\-]{6,}|(?i:bearer)\s+\S{6,}")
+# Where an error of a reply with status 200 was found.
+_EVENT, _INSIDE = "an error event in the stream", "an error inside a reply with status 200"
 # A gateway lost its connection to the teacher, which may have answered, and charged, all the same.
 _GATEWAY_LOST = frozenset({502, 504, 520, 524})
 # Statuses that are about this one request, whatever the body says.
@@ -60,37 +62,35 @@ def classify(
         place: host and path, for the message.
         secret: replaced wherever the body contains it.
     """
-    return _error(status, headers, body, _fields_of(body, headers), place=place, secret=secret)
+    fields = _fields_of(body, headers)
+    if secret is not None:
+        fields = replace(fields, message=fields.message.replace(secret, "***"))
+    return _error(status, headers, body, fields, source=f"HTTP {status}", place=place)
 
 
-def error_inside(document: Any, body: bytes) -> TeacherError | None:
+def error_inside(document: Any, body: bytes, *, is_stream: bool = False) -> TeacherError | None:
     """The error inside the body of a 200, None when there is none.
 
-    A BrokenAnswer is one whose meaning is not known; its message quotes the teacher.
+    Its message says where the error was and which HTTP status it stands for. A BrokenAnswer is one whose
+    meaning is not known; its message quotes the teacher.
     """
     fields = find_error(document)
     if fields is None:
         return None
     status = 451 if fields.is_moderated else fields.status_by_words()
     if status:
-        return _error(status, {}, body, fields)
-    words = excerpt(fields.message)
-    return BrokenAnswer(
-        f"status 200 with an error inside: {words}", status=200, error_code=fields.code, raw=body
-    )
+        source = f"{_EVENT if is_stream else _INSIDE} that means HTTP {status}"
+        return _error(status, {}, body, fields, source=source)
+    message = f"{_EVENT} after status 200" if is_stream else "status 200 with an error inside"
+    return BrokenAnswer(f"{message}: {excerpt(fields.message)}", status=200, error_code=fields.code, raw=body)
 
 
 def _error(
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    fields: ErrorFields,
-    *,
-    place: str = "",
-    secret: str | None = None,
+    status: int, headers: Mapping[str, str], body: bytes, fields: ErrorFields, *, source: str, place: str = ""
 ) -> TeacherError:
-    error_class, summary, remedy = _classify(status, fields, headers)
-    detail = excerpt(fields.message if secret is None else fields.message.replace(secret, "***"))
+    """Make the error of a reply; `source` says where it was found and begins the message."""
+    error_class, summary, remedy = _classify(source, status, fields, headers)
+    detail = excerpt(fields.message)
     return error_class(
         f"{summary}: {detail}" if detail else summary,
         status=status,
@@ -105,7 +105,7 @@ def _error(
 
 
 def _classify(
-    status: int, fields: ErrorFields, headers: Mapping[str, str]
+    source: str, status: int, fields: ErrorFields, headers: Mapping[str, str]
 ) -> tuple[type[TeacherError], str, str]:
     """Error class, summary and remedy for a status and what the teacher says."""
     if 300 <= status < 400:
@@ -113,16 +113,16 @@ def _classify(
         remedy = (
             "redirects are not followed, they would carry the key along; put the final address in base_url"
         )
-        return TeacherRefused, f"HTTP {status} redirects to {host}", remedy
+        return TeacherRefused, f"{source} redirects to {host}", remedy
     if fields.is_quota or (status in _INVALID and not fields.is_moderated and _has_no_credit(fields)):
-        return TeacherRefused, f"HTTP {status}, {_REFUSED[402][0]}", _REFUSED[402][1]
+        return TeacherRefused, f"{source}, {_REFUSED[402][0]}", _REFUSED[402][1]
     if fields.is_moderated and status in {400, 403, 422, 451}:
-        return PromptRejected, f"HTTP {status}, the prompt is moderated", ""
+        return PromptRejected, f"{source}, the prompt is moderated", ""
     if fields.code in _SETUP_CODES:
-        return TeacherRefused, f"HTTP {status}, {_REFUSED[404][0]}", _REFUSED[404][1]
+        return TeacherRefused, f"{source}, {_REFUSED[404][0]}", _REFUSED[404][1]
     if status in _REFUSED:
-        return TeacherRefused, f"HTTP {status}, {_REFUSED[status][0]}", _REFUSED[status][1]
-    return _classify_request_error(status, fields, headers)
+        return TeacherRefused, f"{source}, {_REFUSED[status][0]}", _REFUSED[status][1]
+    return _classify_request_error(source, status, fields, headers)
 
 
 def _host_of(location: str) -> str:
@@ -139,22 +139,22 @@ def _has_no_credit(fields: ErrorFields) -> bool:
 
 
 def _classify_request_error(
-    status: int, fields: ErrorFields, headers: Mapping[str, str]
+    source: str, status: int, fields: ErrorFields, headers: Mapping[str, str]
 ) -> tuple[type[TeacherError], str, str]:
     """The same for errors of this one request: try again later, or never."""
     names_wait = "retry-after" in headers or "retry-after-ms" in headers
     if status in {429, 529} or (status == 503 and names_wait):
-        return RateLimited, f"HTTP {status}, the teacher asks for patience", ""
+        return RateLimited, f"{source}, the teacher asks for patience", ""
     if status >= 500:
-        return TeacherUnavailable, f"HTTP {status}, the teacher failed", ""
+        return TeacherUnavailable, f"{source}, the teacher failed", ""
     is_page = fields.message.lstrip().startswith("<")
     if status in _TOO_LARGE or (status in _INVALID and fields.message and not is_page):
-        return PromptRejected, f"HTTP {status}, the request is not accepted", ""
+        return PromptRejected, f"{source}, the request is not accepted", ""
     if status in _INVALID:
-        return TeacherUnavailable, f"HTTP {status}, the request is not accepted, and no reason is given", ""
+        return TeacherUnavailable, f"{source}, the request is not accepted, and no reason is given", ""
     if 400 <= status < 500:  # 408, 409, 425, and those that vendors invent, such as 498 and 499
-        return TeacherUnavailable, f"HTTP {status}, the request failed", ""
-    return BrokenAnswer, f"HTTP {status} where 200 was expected", ""
+        return TeacherUnavailable, f"{source}, the request failed", ""
+    return BrokenAnswer, f"{source} where 200 was expected", ""
 
 
 def _fields_of(body: bytes, headers: Mapping[str, str]) -> ErrorFields:

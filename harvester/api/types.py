@@ -71,7 +71,7 @@ class Outcome(StrEnum):
     REFUSED = "refused"  # message.refusal is set
     TOOL_CALL = "tool_call"
     EMPTY = "empty"  # no content, or white space only, and nothing else
-    INVALID = "invalid"  # not the JSON that response_format asked for
+    INVALID = "invalid"  # not the JSON that response_format asked for, or a tool call that was not asked for
     UNKNOWN = "unknown"  # a finish_reason that is not in our list, or a part that was not understood
 
 

@@ -13,7 +13,14 @@ from typing import Protocol
 from harvester.api import model_list
 from harvester.api.client import UNKNOWN_NAME
 from harvester.api.error_body import excerpt
-from harvester.errors import Parked, TeacherError, TeacherRefused
+from harvester.errors import (
+    AttemptTimeout,
+    BrokenAnswer,
+    ConnectionBroken,
+    Parked,
+    TeacherError,
+    TeacherRefused,
+)
 from harvester.teacher.endpoints import Endpoints
 
 FIRST_PAUSE_S = 1.0
@@ -71,9 +78,7 @@ class Preflight:
                     raise
                 now = policies.clock.now()
                 failing_since = min(failing_since, now)
-                self.waiting_reason = (
-                    f"nobody answers at {error.place}: {error.message}; is it running, and is base_url right?"
-                )
+                self.waiting_reason = _why_unreached(error)
                 if now + pause_s - failing_since > policies.patience_s:
                     raise Parked(pause_s, self.waiting_reason) from None
                 await policies.clock.wait(draining, pause_s)
@@ -132,3 +137,12 @@ class Preflight:
                 )
         if unreached is not None and not reached:
             raise unreached
+
+
+def _why_unreached(error: TeacherError) -> str:
+    """Say whether nothing answers at the address, or something that is no API."""
+    if isinstance(error, ConnectionBroken | BrokenAnswer):
+        return f"{error.place} can be reached, but sends no proper reply: {error.message}; is base_url right?"
+    if isinstance(error, AttemptTimeout):
+        return f"{error.place} can be reached, but sends no reply: {error.message}; is base_url right?"
+    return f"nobody answers at {error.place}: {error.message}; is it running, and is base_url right?"

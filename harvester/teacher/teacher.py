@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from harvester.api import heavy
+from harvester.api.completion import flag_unasked_tool_call
 from harvester.api.request_builder import cost_microusd
 from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, Completion, RawAnswer, Request
 from harvester.errors import (
@@ -286,10 +287,11 @@ class Teacher:
             TeacherError: it holds none.
         """
         try:
-            return await heavy.parse(raw.body, request.input_tokens, request.body.get("response_format"))
+            parsed = await heavy.parse(raw.body, request.input_tokens, request.body.get("response_format"))
         except BaseException:
             raw.release()
             raise
+        return flag_unasked_tool_call(parsed, request.body)
 
     def _record_failure(self, error: TeacherError, attempt_id: int, key: bytes) -> None:
         tally = self._tally

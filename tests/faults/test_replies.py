@@ -131,7 +131,7 @@ ROWS = [
     flagged(18, {"action": "null_content"}, "empty"),
     flagged(18, {"action": "empty_content"}, "empty"),
     flagged(18, {"action": "refusal", "value": "No."}, "refused"),
-    flagged(18, {"action": "tool_call"}, "tool_call"),
+    flagged(18, {"action": "tool_call"}, "invalid"),
     flagged(19, {"action": "length"}, "truncated"),
     flagged(20, {"action": "content_filter"}, "filtered"),
     *(

@@ -153,12 +153,13 @@ def parse_answer(row: Mapping[str, Any], body: Mapping[str, Any], *, logprobs: b
         body: the request's body.
     """
     try:
-        return completion.parse(
+        parsed = completion.parse(
             row["raw"], row["input_tokens"], body.get("response_format"), logprobs=logprobs
         )
     except TeacherError:
         usage = Usage(row["input_tokens"], row["output_tokens"], source="estimated")
         return Completion(None, Outcome.UNKNOWN, "", usage)
+    return completion.flag_unasked_tool_call(parsed, body)
 
 
 def _token(token: TokenLogprob) -> dict[str, Any]:

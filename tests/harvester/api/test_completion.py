@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvester.api.completion import estimate_tokens, parse
+from harvester.api.completion import estimate_tokens, flag_unasked_tool_call, parse
 from harvester.api.types import Outcome
 from harvester.errors import BrokenAnswer, RateLimited, TeacherError, TeacherRefused, TeacherUnavailable
 
@@ -151,6 +151,33 @@ def test_usage_without_choices_may_be_billed() -> None:
 def test_an_error_inside_a_200_counts_as_its_status(error: Any, leaf: type[TeacherError]) -> None:
     with pytest.raises(leaf):
         parse(orjson.dumps({"error": error}))
+
+
+def test_an_error_inside_a_200_is_not_shown_as_the_status_of_the_reply() -> None:
+    with pytest.raises(TeacherUnavailable, match="status 200 that means HTTP 502"):
+        parse(orjson.dumps({"error": {"code": 502, "message": "upstream"}}))
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        ({}, "invalid"),
+        ({"tools": []}, "invalid"),
+        ({"tool_choice": "none"}, "invalid"),
+        ({"tools": [{"type": "function"}]}, "tool_call"),
+        ({"functions": [{"name": "f"}]}, "tool_call"),
+    ],
+)
+@pytest.mark.parametrize("message", [{"tool_calls": [CALL]}, {"function_call": CALL["function"]}])
+def test_a_tool_call_is_usable_only_if_tools_were_offered(
+    body: dict[str, Any], message: dict[str, Any], outcome: str
+) -> None:
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+    parsed = parse(orjson.dumps({"choices": [choice]}))
+    assert flag_unasked_tool_call(parsed, body).outcome == outcome
 
 
 _JSON = st.recursive(

@@ -95,6 +95,20 @@ def test_a_damaged_stream_is_an_error(mock_teacher: Mock, fault: dict[str, Any],
     assert caught.value.maybe_billed
 
 
+@pytest.mark.parametrize(
+    ("code", "status"), [("overloaded_error", 529), ("rate_limit_exceeded", 429), (502, 502)]
+)
+def test_an_error_in_a_stream_says_that_it_was_an_event(
+    mock_teacher: Mock, code: str | int, status: int
+) -> None:
+    fault = {"action": "stream_error", "events": 2, "code": code, "message": "come back later"}
+    with pytest.raises(TeacherError) as caught:
+        parse(ask(mock_teacher(faults=[fault]), stream=True).body)
+    assert caught.value.status == status
+    assert f"an error event in the stream that means HTTP {status}" in caught.value.message
+    assert "come back later" in caught.value.message
+
+
 def events(*chunks: Any, done: bool = True) -> bytes:
     lines = [b"data: " + orjson.dumps(chunk) for chunk in chunks] + [b"data: [DONE]"] * done
     return b"\n\n".join(lines) + b"\n\n"

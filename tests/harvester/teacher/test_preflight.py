@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from harvester.config.overrides import Overrides
 from harvester.mock_teacher.running import RunningMock
@@ -51,6 +54,46 @@ def test_no_teacher_within_patience_parks_before_any_send(tmp_path: Path) -> Non
     assert (ended.ending, ended.exit_code, ended.counts.requests_sent) == ("parked", 10, 0)
     assert f"nobody answers at 127.0.0.1:{port}/v1/models: can't connect: connection refused" in ended.detail
     assert "is base_url right?" in ended.detail
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "'SSH-2.0-OpenSSH_9.6' was received"),
+        (b"-ERR unknown command 'GET'\r\n", "unknown command"),
+        (b"\x15\x03\x03\x00\x02\x02\x46", "https://"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: abc\r\n\r\n{}", "content-length: abc"),
+        (b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 5\r\n\r\nhello", "decode"),
+        (b"", "closed before a reply"),
+    ],
+)
+def test_an_address_where_no_api_answers_is_named_with_what_it_sent(
+    tmp_path: Path, reply: bytes, expected: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        answered = []
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(65_536)
+                    connection.sendall(reply)
+                    answered.append(reply)
+
+        threading.Thread(target=answer, daemon=True).start()
+        config = write_folder(tmp_path, f"http://127.0.0.1:{port}/v1", 3, more="[run]\npatience_s = 1\n")
+        ended = asyncio.run(job.run(prepare(config), lambda _: None, Hasty(100)))
+        server.shutdown(socket.SHUT_RDWR)
+    assert (ended.ending, ended.exit_code, ended.counts.requests_sent) == ("parked", 10, 0)
+    assert answered
+    assert f"127.0.0.1:{port}/v1/models can be reached" in ended.detail
+    assert expected in ended.detail
+    assert not any(word in ended.detail for word in ("nobody answers", "Expected HTTP", "message=", "b'"))
 
 
 def test_one_of_two_endpoints_is_enough(mock_teacher: Mock, tmp_path: Path) -> None:
