@@ -154,7 +154,7 @@ def generate_answers(
             pad_id=test.renderer.tokenizer.pad_token_id,
         ),
         on_done=on_done,
-        on_batch_lowered=lambda size: on_note(f"memory ran out: now {size:,} prompts are answered together"),
+        on_note=on_note,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from trainer.errors import OutOfMemory, StudentError
+from trainer.model.generation_mode import choose_mode, padded
 from trainer.model.out_of_memory import is_out_of_memory
 from trainer.model.structure import base_model_of
 
@@ -51,25 +52,28 @@ def generate(
     limits: Limits,
     *,
     on_done: Callable[[int], None] = lambda _: None,
-    on_batch_lowered: Callable[[int], None] = lambda _: None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> list[Answer]:
     """Answer prompts greedily. No setting of the base's own generation_config has any influence.
 
     Prompts are batched by length and padded on the left, so that all answers of a batch begin in the same
-    column. A batch ends when its last answer does. When memory runs out, the batch is halved and repeated.
+    column; a class that can't be padded gets batches of equal length (see `generation_mode`). A batch ends
+    when its last answer does. When memory runs out, the batch is halved and repeated.
 
     Args:
         prompts: token ids of each prompt.
         on_done: called with the number of prompts answered so far.
-        on_batch_lowered: called with the new size of a batch.
+        on_note: called with lines for the operator: a batch that was halved, a class that can't be padded.
 
     Returns:
         One answer for each prompt, in the order of the prompts.
 
     Raises:
         OutOfMemory: a single prompt does not fit.
-        StudentError: the model's class can't generate.
+        StudentError: the model's class can't generate, or computes other logits while it does.
     """
+    if not prompts:
+        return []
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -81,8 +85,13 @@ def generate(
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Answer] = {}
     with _own_generation_config_ignored(model), torch.inference_mode():
+        mode = choose_mode(model)
+        settings.use_cache = mode.caches
+        if mode.note:
+            on_note(mode.note)
         while len(answers) < len(prompts):
-            numbers = by_length[len(answers) : len(answers) + batch]
+            rest = by_length[len(answers) :]
+            numbers = rest[: mode.batch([len(prompts[i]) for i in rest], batch)]
             rows = _generate_batch(model, [prompts[i] for i in numbers], settings)
             if rows is None:
                 longest = max(len(prompts[i]) for i in numbers)
@@ -93,7 +102,7 @@ def generate(
                         remedy="lower [evaluate] max_new_tokens, or use a device with more memory",
                     )
                 batch = len(numbers) // 2
-                on_batch_lowered(batch)
+                on_note(f"memory ran out: now {batch:,} prompts are answered together")
                 continue
             for i, row in zip(numbers, rows, strict=True):
                 answers[i] = _answer(row, limits.stop_id)
@@ -112,12 +121,7 @@ def _generate_batch(
 ) -> list[list[int]] | None:
     """Return the new ids of each prompt, or None when memory ran out."""
     device = next(model.parameters()).device
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), int(settings.pad_token_id), dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64)
-        mask[row, longest - len(prompt) :] = 1
+    ids, mask = padded(prompts, int(settings.pad_token_id))
     try:
         output = model.generate(
             input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
@@ -130,7 +134,7 @@ def _generate_batch(
                 remedy="its class in transformers can't generate with this configuration",
             ) from error
     else:
-        rows: list[list[int]] = output[:, longest:].tolist()
+        rows: list[list[int]] = output[:, ids.shape[1] :].tolist()
         return rows
     # Only here the traceback, and with it the tensors of the failed call, has been released.
     if device.type == "cuda":

@@ -89,6 +89,9 @@ class StudentForward:
     note: str = ""
 
 
+# Why rows are not packed, or a student is loaded for its test.
+NO_COPY = "no tiny copy of this architecture can be built and run"
+
 # Packed rows, and logits from the student's own forward.
 OWN_LOGITS = StudentForward()
 
@@ -119,7 +122,7 @@ def _check_architecture(base: Path, config_text: str) -> StudentForward | None:
     del config_text
     try:
         copy = tiny_copy(_read_config(base))
-        _logits(copy, _documents(copy)[0])
+        own_logits(copy, random_documents(copy)[0])
     except Exception:  # noqa: BLE001 - each class raises its own kinds
         return None
     copy.requires_grad_(False)
@@ -147,11 +150,8 @@ def check_student(student: Any, base: Path) -> StudentForward:
     needs_copy = parameter.dtype != torch.float32 or has_windows(loaded)
     copied = check_architecture(base, parameter.device) if needs_copy else None
     packs = copied.layout.packed if copied is not None else not needs_copy
-    why = copied.note if copied is not None else _UNKNOWN
+    why = copied.note if copied is not None else NO_COPY
     return choose_forward(student, place=str(base), may_pack=packs, why_not=why)
-
-
-_UNKNOWN = "no tiny copy of this architecture can be built to test it"
 
 
 def has_windows(model: Any) -> bool:
@@ -188,11 +188,11 @@ def choose_forward(student: Any, *, place: str, may_pack: bool = True, why_not: 
     """
     base = structure.base_model_of(student)
     device = next(base.parameters()).device
-    documents = _documents(base)
+    documents = random_documents(base)
     own = RowLayout(packed=False, attention=own_attention(base))
     has_gradient = bool(_tested_parameters(student))
     with _prepared(student), attention_of(student, own), torch.set_grad_enabled(has_gradient):
-        logits = _own_logits(student, documents, place)
+        logits = _logits_alone(student, documents, place)
         gradient = _gradient(student, documents, logits) if has_gradient else None
         alone = Alone(documents, [each.detach() for each in logits], gradient)
         _check_own_forward(student, alone, place)
@@ -255,7 +255,7 @@ def set_attention(student: Any, layout: RowLayout) -> None:
         raise ValueError(f"{type(base).__name__} does not let its attention be exchanged")
 
 
-def _documents(base: Any) -> Documents:
+def random_documents(base: Any) -> Documents:
     """Return random token ids, without ids that the configuration gives a meaning of their own."""
     special = structure.special_token_ids(base)
     usable = [i for i in range(min(structure.vocabulary_rows(base), 1000)) if i not in special]
@@ -285,7 +285,7 @@ def _prepared(student: Any) -> Iterator[None]:
         student.train(was_training)
 
 
-def _logits(student: Any, document: npt.NDArray[np.int64]) -> torch.Tensor:
+def own_logits(student: Any, document: npt.NDArray[np.int64]) -> torch.Tensor:
     """Return the logits [tokens, vocabulary] of a document alone, by transformers' own forward."""
     device = structure.base_model_of(student).get_input_embeddings().weight.device
     ids = rows.to_device(document, device)[None]
@@ -293,10 +293,10 @@ def _logits(student: Any, document: npt.NDArray[np.int64]) -> torch.Tensor:
     return logits
 
 
-def _own_logits(student: Any, documents: Documents, place: str) -> list[torch.Tensor]:
+def _logits_alone(student: Any, documents: Documents, place: str) -> list[torch.Tensor]:
     """Return the logits of each document alone; refuse a student whose own forward fails."""
     try:
-        return [_logits(student, document) for document in documents]
+        return [own_logits(student, document) for document in documents]
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -322,7 +322,7 @@ def _check_own_forward(student: Any, alone: Alone, place: str) -> None:
     changed = alone.documents[0].copy()
     changed[-4:] = alone.documents[1][:4]
     before = alone.logits[0]
-    if _difference([_logits(student, changed)[:-4]], [before[:-4]]) > _tolerance(before):
+    if logit_difference([own_logits(student, changed)[:-4]], [before[:-4]]) > logit_tolerance(before):
         raise StudentError(
             "this student looks ahead: its logits depend on later tokens",
             place=place,
@@ -343,8 +343,8 @@ def _compare(student: Any, alone: Alone, layout: RowLayout) -> str:
     if not all(bool(torch.isfinite(logits).all()) for logits in outputs):
         return "logits are not finite"
     how = "documents in one row see each other, or a mask is lost" if layout.packed else "rows differ"
-    difference = _difference(outputs, alone.logits)
-    if difference > _tolerance(alone.logits[0]):
+    difference = logit_difference(outputs, alone.logits)
+    if difference > logit_tolerance(alone.logits[0]):
         return f"{how}: logits change by {difference:.1%}"
     if gradient is not None and alone.gradient is not None:
         change = float((gradient - alone.gradient).norm() / alone.gradient.norm().clamp_min(1e-12))
@@ -397,7 +397,7 @@ def _run(student: Any, documents: Documents, layout: RowLayout) -> list[torch.Te
     return outputs
 
 
-def _difference(outputs: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+def logit_difference(outputs: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
     """Return the relative difference of a token's logits: the largest in fp32, the median in 16 bits."""
     left, right = torch.cat(list(outputs)).float(), torch.cat(list(wanted)).float()
     spread = (right - right.mean(dim=-1, keepdim=True)).norm(dim=-1)
@@ -406,5 +406,6 @@ def _difference(outputs: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor])
     return float(relative.max() if is_wide else relative.median())
 
 
-def _tolerance(logits: torch.Tensor) -> float:
+def logit_tolerance(logits: torch.Tensor) -> float:
+    """Return the largest `logit_difference` that rounding makes in the dtype of these logits."""
     return WIDE_TOLERANCE if logits.dtype in (torch.float32, torch.float64) else NARROW_TOLERANCE

@@ -7,11 +7,12 @@ experts and vocabulary are cut; windows and chunks of attention become shorter t
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 # Layers that are kept at least; more where the kinds of layers need it, up to the second number.
 LAYERS, MAX_LAYERS = 2, 8
@@ -30,6 +31,7 @@ HEADS, KEY_VALUE_HEADS, HEAD_SIZE, WIDTH = 4, 2, 16, 64
 # doesn't have is left out; a size that is None or 0 there (switched off) stays so.
 _SIZES: dict[str, int] = {
     "hidden_size": WIDTH,
+    "hidden_size_global": WIDTH,
     "d_model": WIDTH,
     "n_embd": WIDTH,
     "word_embed_proj_dim": WIDTH,
@@ -48,6 +50,10 @@ _SIZES: dict[str, int] = {
     "n_inner": 96,
     "num_attention_heads": HEADS,
     "n_head": HEADS,
+    "n_heads": HEADS,
+    "kv_n_heads": KEY_VALUE_HEADS,
+    "d_head": HEAD_SIZE,
+    "d_inner": 96,
     "attention_heads": HEADS,
     "decoder_attention_heads": HEADS,
     "encoder_attention_heads": HEADS,
@@ -62,6 +68,9 @@ _SIZES: dict[str, int] = {
     "query_pre_attn_scalar": HEAD_SIZE,
     "max_position_embeddings": 256,
     "n_positions": 256,
+    "max_seq_len": 256,
+    "max_source_positions": 256,
+    "max_target_positions": 256,
     "num_experts": 4,
     "num_local_experts": 4,
     "n_routed_experts": 4,
@@ -82,6 +91,9 @@ _SIZES: dict[str, int] = {
     "v_head_dim": 8,
     "index_n_heads": 2,
     "index_head_dim": 16,
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
     "linear_num_heads": 4,
     "linear_head_dim": 16,
     "linear_num_key_heads": 2,
@@ -106,7 +118,15 @@ _SIZES: dict[str, int] = {
     "rotary_dim": HEAD_SIZE // 2,
 }
 
-_VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input")
+# Names of counts that are cut but never raised: some classes take one expert a token only.
+_COUNT = re.compile(r"expert|topk|moe_k|top_k")
+
+_VOCABULARIES = (
+    "vocab_size",
+    "decoder_vocab_size",
+    "vocab_size_per_layer_input",
+    "encoder_hash_byte_group_vocab",
+)
 
 # Tokens that attention looks back at most, or chunks that it stays in.
 _WINDOWS = dict.fromkeys(
@@ -114,7 +134,15 @@ _WINDOWS = dict.fromkeys(
     WINDOW,
 )
 
-_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_DEPTHS = (
+    "num_hidden_layers",
+    "n_layer",
+    "num_layers",
+    "n_layers",
+    "num_blocks",
+    "decoder_layers",
+    "encoder_layers",
+)
 
 # Numbers of layers that are laid out otherwise than the rest; the copy's depth is below them in large models.
 _LEADING = {
@@ -136,15 +164,10 @@ def tiny_copy(config: Any, *, seed: int = 0, vocabulary: int = VOCABULARY) -> An
     Raises:
         Exception: the class can't be built with small sizes; every class raises its own kinds.
     """
-    small = shrink(config, vocabulary)
-    state = torch.random.get_rng_state()
     try:
-        torch.manual_seed(seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = AutoModelForCausalLM.from_config(small, dtype=torch.float32, trust_remote_code=False)
-    finally:
-        torch.random.set_rng_state(state)
+        model = _build(config, shrink(config, vocabulary), seed)
+    except Exception:  # noqa: BLE001 - see above; some classes need more layers, or an int for each token id
+        model = _build(config, shrink(config, vocabulary, careful=True), seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -152,21 +175,56 @@ def tiny_copy(config: Any, *, seed: int = 0, vocabulary: int = VOCABULARY) -> An
     return model.eval()
 
 
-def shrink(config: Any, vocabulary: int = VOCABULARY) -> Any:
-    """Return the text configuration with small sizes."""
-    text = copy.deepcopy(config.get_text_config(decoder=True))
-    values = text.to_dict()
-    changes = {**_small_sizes(values, vocabulary), **_small_lists(values, _depth(values), vocabulary)}
+def _build(config: Any, small: Any, seed: int) -> Any:
+    """Build the causal class of `config` with the small text configuration."""
+    state = torch.random.get_rng_state()
+    try:
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if type(small) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # a text part without a name of its own
+                text_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+                return text_class._from_config(small, dtype=torch.float32)
+            return AutoModelForCausalLM.from_config(small, dtype=torch.float32, trust_remote_code=False)
+    finally:
+        torch.random.set_rng_state(state)
+
+
+def shrink(config: Any, vocabulary: int = VOCABULARY, *, careful: bool = False) -> Any:
+    """Return the text configuration with small sizes.
+
+    Args:
+        careful: keep `MAX_LAYERS` layers, and an int wherever a token id is one.
+    """
+    text = config.get_text_config(decoder=True)
+    # The decoder of an encoder-decoder has the same class, with its values under other names. A class around
+    # a text configuration alone, such as a draft model, differs from the text part.
+    is_text = type(text) is type(config) or set(config.sub_configs) == {"text_config"}
+    small = copy.deepcopy(config if is_text else text)
+    values = small.to_dict()
+    return type(small).from_dict({**values, **_changes(values, vocabulary, careful=careful)})
+
+
+def _changes(values: dict[str, Any], vocabulary: int, *, careful: bool) -> dict[str, Any]:
+    """Return the entries of a configuration that are changed, those of configurations within it too."""
+    depth = MAX_LAYERS if careful else _depth(values)
+    changes = {
+        **_small_sizes(values, vocabulary),
+        **_small_lists(values, depth, vocabulary, keep_ids=careful),
+    }
     if isinstance(values.get("rope_parameters"), dict):
         changes["rope_parameters"] = _plain_rope(values["rope_parameters"])
-    return type(text).from_dict({**values, **changes})
+    for name, value in values.items():
+        if name.endswith("_config") and name != "per_layer_config" and isinstance(value, dict):
+            changes[name] = {**value, **_changes(value, vocabulary, careful=careful)}
+    return changes
 
 
 def _small_sizes(values: dict[str, Any], vocabulary: int) -> dict[str, Any]:
     """Return the sizes that are changed. Equal numbers of heads and key-value heads stay equal."""
     sizes = {**_SIZES, **dict.fromkeys(_VOCABULARIES, vocabulary), **_WINDOWS}
     changes: dict[str, Any] = {
-        name: min(size, values[name]) if name in _WINDOWS else size
+        name: min(size, values[name]) if name in _WINDOWS or _COUNT.search(name) else size
         for name, size in sizes.items()
         if type(values.get(name)) is int and values[name] > 0
     }
@@ -183,24 +241,36 @@ def _small_sizes(values: dict[str, Any], vocabulary: int) -> dict[str, Any]:
     return changes
 
 
-def _small_lists(values: dict[str, Any], depth: int, vocabulary: int) -> dict[str, Any]:
-    """Return the depth, what is listed by layer, and token ids that the small vocabulary has."""
+def _small_lists(values: dict[str, Any], depth: int, vocabulary: int, *, keep_ids: bool) -> dict[str, Any]:
+    """Return the depth, what is listed by layer, and token ids that the small vocabulary has.
+
+    Args:
+        keep_ids: replace a token id outside the vocabulary by its last one; otherwise by None.
+    """
     layers = next((values[name] for name in _DEPTHS if isinstance(values.get(name), int)), depth)
     changes: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, list) and len(value) == layers:
             changes[name] = value[:depth]
         elif name == "per_layer_config" and isinstance(value, dict):
-            changes[name] = {layer: each for layer, each in value.items() if int(layer) < depth}
+            changes[name] = {
+                layer: {**each, **_small_sizes(each, vocabulary)}
+                for layer, each in value.items()
+                if int(layer) < depth
+            }
         elif name in _DEPTHS and isinstance(value, int):
             changes[name] = depth
         elif name in _LEADING and isinstance(value, int):
             changes[name] = min(value, _LEADING[name])
-        elif name in ("cls_token_id", "sep_token_id") and isinstance(value, int):
+        elif (keep_ids or name in ("cls_token_id", "sep_token_id")) and _is_token_id(name, value):
             changes[name] = min(value, vocabulary - 1)  # some classes take no None
         elif name.endswith(("token_id", "token_index")):
             changes[name] = _known_ids(value, vocabulary)
     return changes
+
+
+def _is_token_id(name: str, value: Any) -> bool:
+    return name.endswith(("token_id", "token_index")) and type(value) is int
 
 
 def _known_ids(value: Any, vocabulary: int) -> Any:

@@ -55,15 +55,32 @@ class MemoryEstimate:
     peak: int
 
 
-class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Track the bytes of storages that operations allocate: those alive now, and their peak."""
+# Operations that an estimate runs at most, about a minute: some classes compute token by token. A pack of an
+# 8B Llama takes 5,000.
+MAX_OPERATIONS = 100_000
 
-    def __init__(self) -> None:
+
+class TooManyOperations(Exception):
+    """The estimate takes too long."""
+
+
+class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Track the bytes of storages that operations allocate: those alive now, and their peak.
+
+    Raises:
+        TooManyOperations: after `max_operations`.
+    """
+
+    def __init__(self, max_operations: int = MAX_OPERATIONS) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._operations_left = max_operations
         self.live = self.peak = 0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._operations_left -= 1
+        if self._operations_left < 0:
+            raise TooManyOperations
         out = func(*args, **(kwargs or {}))
         known = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         for tensor in tree_leaves(out):
@@ -89,8 +106,8 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def estimate(config: TrainConfig, pack: Sequence[Example], *, checkpointing: bool) -> MemoryEstimate:
     """Estimate the memory of a step with this pack, before any weight is loaded.
 
-    Some operations (e.g. grouped products of experts) don't run on fake tensors. For a student with such
-    operations the activations are a bound from the widths of its layers.
+    Some operations (e.g. grouped products of experts) don't run on fake tensors, and some classes take too
+    many operations. For such a student the activations are a bound from the widths of its layers.
     """
     device = model.select_device(config.train)
     forward = self_test.check_architecture(config.base, device) or _UNKNOWN_FORWARD
@@ -136,7 +153,10 @@ def _run_on_fake_tensors(
     *,
     checkpointing: bool,
 ) -> tuple[int, int]:
-    """Run forward and backward; return the bytes of activations and the peak of everything allocated."""
+    """Run forward and backward; return the bytes of activations and the peak of everything allocated.
+
+    The largest row group comes first. If the operations run out after it, the rest is left out.
+    """
     activations = 0
     with FakeTensorMode() as fake:
         _fill(student, device)
@@ -146,12 +166,18 @@ def _run_on_fake_tensors(
         attention = forward.layout.attention or model.register_attention(device)
         on_cpu = replace(forward.layout, attention="")
         shapes = [_faked(batch, fake, device, attention) for batch in batches(pack, "cpu", on_cpu)]
+        shapes.sort(key=lambda batch: batch.input_ids.numel(), reverse=True)
         with AllocationTracker() as seen:
-            for batch in shapes:
+            for number, batch in enumerate(shapes):
                 before = seen.live
-                loss, _ = pack_loss(student, batch, head=forward.head)
-                activations = max(activations, seen.live - before)
-                (loss / batch.supervised).backward()  # type: ignore[no-untyped-call]
+                try:
+                    loss, _ = pack_loss(student, batch, head=forward.head)
+                    activations = max(activations, seen.live - before)
+                    (loss / batch.supervised).backward()  # type: ignore[no-untyped-call]
+                except TooManyOperations:
+                    if not number:
+                        raise
+                    break
     return activations, seen.peak
 
 

@@ -17,7 +17,7 @@ import transformers
 
 from trainer import cli
 from trainer import config as settings
-from trainer.model import model
+from trainer.model import generate, model
 
 VERBS = ("plan", "doctor", "train", "evaluate", "export")
 
@@ -60,5 +60,23 @@ def plain_peft_difference(path: Path) -> float:
     ours = model.load_trained_student(config, adapter, torch.device("cpu"))
     ids = torch.arange(3, 30)[None]
     with torch.no_grad():
-        difference = (ours(input_ids=ids).logits - plain(input_ids=ids).logits).abs().max()
-    return float(difference)
+        logits = [each(input_ids=ids, use_cache=False).logits for each in (ours, plain)]
+    return float((logits[0] - logits[1]).abs().max())
+
+
+def generates_by_its_own_forward(path: Path) -> bool:
+    """Return whether answers in one batch are those that the student's own forward gives to each alone."""
+    config = settings.load(path)
+    student = model.load_trained_student(config, config.out_path / "adapter", torch.device("cpu"))
+    prompts = [list(range(3, 3 + length)) for length in (5, 14, 9)]
+    answers = generate.generate(student, prompts, generate.Limits(stop_id=2, max_new_tokens=3, batch=3))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = list(prompt)
+        with torch.no_grad():
+            for _ in range(3):
+                logits = student(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+                ids.append(int(logits.argmax()))
+        own = ids[len(prompt) :]
+        if answer.ids != tuple(own[: own.index(2)] if 2 in own else own):
+            return False
+    return True

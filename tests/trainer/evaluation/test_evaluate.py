@@ -21,6 +21,7 @@ from trainer.data import dataset
 from trainer.data.chat_template import Renderer
 from trainer.evaluation import evaluate
 from trainer.model import generate, model, weights
+from trainer.model.generation_mode import FORCED_TOKENS
 from trainer.publish.adapter import recorded_base_sha256
 
 
@@ -209,12 +210,16 @@ def test_when_memory_runs_out_the_batch_is_halved_and_no_answer_changes(
     assert code == 0
     assert json.loads(out) == expected
     assert lines(trained.parent / "out" / "answers.jsonl") == answers
-    assert sizes[:3] == [10, 5, 2]
+    assert sizes[:4] == [3, 10, 5, 2]  # three are generated to see how it is done right
     assert "now 2 prompts are answered together" in err
 
 
 def test_one_prompt_that_does_not_fit_ends_in_one_message(run_trainer, trained, monkeypatch):  # noqa: F811
-    def no_memory(self, **_):
+    plain = LlamaForCausalLM.generate
+
+    def no_memory(self, generation_config, **rest):
+        if generation_config.max_new_tokens <= FORCED_TOKENS:
+            return plain(self, generation_config=generation_config, **rest)
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(LlamaForCausalLM, "generate", no_memory)
