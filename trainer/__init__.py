@@ -2,5 +2,3 @@
 
 This file imports nothing: import a name from the module that defines it.
 """
-
-__version__ = "0.1.0"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import typer
 
-from trainer import __version__
+from harvester.system.version import version_option
 from trainer.console import (
     excluded_phrase,
     mark_supervised,
@@ -46,18 +46,8 @@ CONFIG = typer.Argument(..., metavar="CONFIG", help="train.toml", show_default=F
 AS_JSON = typer.Option(False, "--json", help="Print the result as one JSON line on stdout.")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"trainer {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def _root(
-    version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
-    ),
-) -> None:
+def _root(version: bool = version_option("trainer", typer.echo)) -> None:
     """Fine-tune a local student on a corpus of teacher answers, and evaluate it."""
 
 

@@ -29,38 +29,69 @@ PLAIN_EVERY_S = 30.0
 
 Status = Mapping[str, Any]
 
+_STORE_REMEDY = "name the folder of a store, or the harvest.toml that sets it"
 
-def _store_folder(path: Path) -> Path:
+
+def _folder_of_run(path: Path) -> Path:
     """Return the store that `path` means: a store itself, a harvest.toml, or a folder with a harvest.toml.
 
     Raises:
-        UsageError: nothing is at `path`.
+        UsageError: nothing is at `path`, or the store of a harvest.toml does not exist.
     """
     if not path.exists():
-        raise UsageError(
-            "no such folder",
-            place=str(path),
-            remedy="name the folder of a store, or the harvest.toml that sets it",
-        )
+        raise UsageError("no such folder", place=str(path), remedy=_STORE_REMEDY)
     config_file = path if path.suffix == ".toml" else path / "harvest.toml"
-    if not config_file.is_file() or any((path / part).exists() for part in (paths.JOURNAL, paths.SHARDS)):
+    if not config_file.is_file() or _is_store(path):
         return path
     from harvester.config import config
 
-    return config_file.parent / config.load(config_file).store.path
+    store = config_file.parent / config.load(config_file).store.path
+    if not store.exists():
+        raise UsageError(
+            f"its store {store} does not exist yet",
+            place=str(config_file),
+            remedy="`harvester run` with this file makes it",
+        )
+    return store
+
+
+def _store_folder(path: Path) -> Path:
+    """Return the store that `path` means.
+
+    Raises:
+        UsageError: no store is there.
+    """
+    store = _folder_of_run(path)
+    if not _is_store(store):
+        raise UsageError("no store is here", place=str(store), remedy=_STORE_REMEDY)
+    return store
+
+
+def _is_store(path: Path) -> bool:
+    """Whether a folder holds a part of a store, or shards. True where that can't be seen."""
+    parts = (paths.JOURNAL, paths.SHARDS, paths.STATUS, paths.LOCK, paths.QUARANTINE)
+    try:
+        return any((path / part).exists() for part in parts) or any(path.glob("*.parquet"))
+    except OSError:
+        return True
 
 
 # The `--json` option of every command.
 JSON = typer.Option(False, "--json", help="Print the result as one line of JSON.")
 
-# The STORE argument of every command that takes one.
-STORE = typer.Argument(
-    ...,
-    metavar="STORE",
-    help="Folder of the store, or the harvest.toml that names it.",
-    callback=_store_folder,
-    show_default=False,
-)
+
+def _store_argument(callback: Callable[[Path], Path]) -> Any:
+    return typer.Argument(
+        ...,
+        metavar="STORE",
+        help="Folder of the store, or the harvest.toml that names it.",
+        callback=callback,
+        show_default=False,
+    )
+
+
+# The STORE argument of every command that reads or changes a store, and of those that talk to its run.
+STORE, STORE_OF_RUN = _store_argument(_store_folder), _store_argument(_folder_of_run)
 
 
 def emit(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:

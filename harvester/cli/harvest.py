@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,7 +12,7 @@ import typer
 from harvester.cli.console import JSON, Status, emit, log_as_json, message, progress_display
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.number_limits import MAX_EXACT_INT, MAX_USD, YEAR_S
-from harvester.errors import StoreError, UsageError
+from harvester.errors import Interrupted, StoreError, UsageError
 
 if TYPE_CHECKING:
     from harvester.run.endings import Summary
@@ -117,7 +118,8 @@ def run(
         retry=_parsed("--retry", retry, _outcomes) or frozenset(),
         retry_dead=retry_dead,
     )
-    prepared = prepare.prepare(config, flags)
+    with _saying_when_interrupted():
+        prepared = prepare.prepare(config, flags)
     for line in prepared.lines():
         message(line)
     summary = _run(prepared)
@@ -126,6 +128,24 @@ def run(
     except StoreError as error:
         message(str(error))  # the exit code is that of the run, whether or not its result could be printed
     raise typer.Exit(summary.exit_code)
+
+
+@contextmanager
+def _saying_when_interrupted() -> Iterator[None]:
+    """Say on stderr that a signal ended the block, in which nothing is sent and nothing is written.
+
+    Raises:
+        typer.Exit: 128 and the number of the signal.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        message(
+            "interrupted while the prompts were checked: nothing was sent and nothing was written; "
+            "the same command starts again"
+        )
+        code = stop.code if isinstance(stop, SystemExit) else None
+        raise typer.Exit(code if isinstance(code, int) else Interrupted.exit_code) from None
 
 
 def _parsed(option: str, text: str | None, parse: Callable[[str], Value]) -> Value | None:

@@ -11,10 +11,10 @@ import sys
 
 import typer
 
-from harvester import __version__
 from harvester.cli import harvest, import_prompts, mock, reference, report, status, store, terms
 from harvester.cli.console import emit, message, stdout_error
 from harvester.errors import HarvesterError, StoreError
+from harvester.system.version import version_option
 
 EXIT_CODES = """Exit codes: 0 complete; 1 verify or --check found a problem; 2 wrong usage or configuration;
 3 complete, but more rows failed than max_failed; 4 the teacher refuses (key, quota, model); 5 storage error;
@@ -31,17 +31,9 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        emit({}, [f"harvester {__version__}"], as_json=False)
-        raise typer.Exit
-
-
 @app.callback()
 def _root(
-    version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version."
-    ),
+    version: bool = version_option("harvester", lambda line: emit({}, [line], as_json=False)),
 ) -> None:
     """Ask a teacher many prompts, keep every paid answer, write them to Parquet files."""
 
@@ -59,6 +51,7 @@ def main() -> None:
         _print_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
+        message("interrupted")
         sys.exit(130)
     except OSError as error:
         if error.filename is not None:  # a file, not stdout

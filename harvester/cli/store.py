@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from harvester.cli.console import JSON, STORE, emit
+from harvester.cli.console import JSON, STORE, emit, message
 from harvester.errors import FindingsError
 from harvester.store import paths
 
@@ -120,6 +120,11 @@ def curate(
     lines += [f"  dropped {count:,}: {reason}" for reason, count in counts.dropped.items()]
     data = {"kept": counts.kept, "dropped": dict(counts.dropped), "out": str(settings.out)}
     emit(data, lines, as_json=as_json)
+    if not counts.kept:
+        message(
+            f"warning: no row was kept of {sum(counts.dropped.values()):,}: {settings.out} holds an empty "
+            f"corpus; check the filters in {config}"
+        )
 
 
 def export(

@@ -20,10 +20,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from harvester.errors import ConfigError, StoreCorrupt, StoreError
+from harvester.errors import ConfigError, StoreCorrupt
 from harvester.export.filters import Filter, chain, named
 from harvester.store import paths, terms_check
-from harvester.store.reader import Corpus
+from harvester.store.reader import Corpus, holds_answers
 from harvester.store.shards import batching
 from harvester.store.shards.parquet_file import (
     BYTES_PER_GROUP,
@@ -37,7 +37,7 @@ from harvester.store.shards.swap import if_no_reader
 from harvester.system import output_path
 from harvester.system.failpoints import reach
 from harvester.system.files import fsync
-from harvester.system.toml_file import TomlFile, read_toml
+from harvester.system.toml_file import read_toml
 from harvester.terms.lineage import Lineage
 
 # Files open for writing at a time; each keeps a row group in memory.
@@ -67,7 +67,8 @@ def load(path: Path) -> CurateConfig:
     """Read curate.toml.
 
     Raises:
-        ConfigError: missing or broken file, unknown key or filter.
+        ConfigError: missing or broken file, unknown key or filter, or no corpus where `corpus` says. Its
+            place is file and line.
     """
     file = read_toml(path, "a curate.toml needs corpus, out and filters")
     data = file.table
@@ -89,15 +90,29 @@ def load(path: Path) -> CurateConfig:
             place=file.place_of(("filters",)),
             remedy='filters = ["finished", {longest = 4000}]',
         )
-    filters = [named(entry) if isinstance(entry, str) else _from_table(entry, file) for entry in entries]
-    return CurateConfig(path.parent / data["corpus"], path.parent / data["out"], tuple(filters))
+    filters = [_filter_of(entry, file.place_of(("filters", at))) for at, entry in enumerate(entries)]
+    corpus, out = path.parent / data["corpus"], path.parent / data["out"]
+    if not holds_answers(corpus):
+        raise ConfigError(
+            f"no answers are stored in {corpus}",
+            place=file.place_of(("corpus",)),
+            remedy="name a folder that holds journal.db or shards/, relative to this file",
+        )
+    return CurateConfig(corpus, out, tuple(filters))
 
 
-def _from_table(entry: Any, file: TomlFile) -> Filter:
-    if not isinstance(entry, dict) or len(entry) != 1:
-        raise ConfigError("a filter is a name, or one name = value", place=file.place_of(("filters",)))
-    ((name, value),) = entry.items()
-    return named(name, value)
+def _filter_of(entry: Any, place: str) -> Filter:
+    """The filter of one entry of `filters`; `place` is its file and line, for errors."""
+    if isinstance(entry, str):
+        name, value = entry, None
+    elif isinstance(entry, dict) and len(entry) == 1:
+        ((name, value),) = entry.items()
+    else:
+        raise ConfigError("a filter is a name, or one name = value", place=place)
+    try:
+        return named(name, value)
+    except ConfigError as error:
+        raise ConfigError(error.message, place=place, remedy=error.remedy) from None
 
 
 def curate(config: CurateConfig) -> CurateCounts:
@@ -105,8 +120,9 @@ def curate(config: CurateConfig) -> CurateCounts:
 
     Raises:
         TermsRefused: the lineage of a row is missing or disagrees with it.
-        ConfigError: the target can't be a folder, or is a store or the corpus itself.
-        StoreError: the target holds shards already (a curated corpus is written once), or can't be written.
+        ConfigError: the target can't be a folder, is a store or the corpus itself, or holds shards already: a
+            curated corpus is written once.
+        StoreError: the target can't be written.
     """
     corpus = Corpus.open(config.corpus)
     shards = config.out / paths.SHARDS
@@ -147,7 +163,7 @@ def _refuse(out: Path, sources: Collection[Path]) -> None:
     except OSError as error:
         raise ConfigError(f"can't be a folder: {error.strerror}", place=str(out / paths.SHARDS)) from None
     if is_used:
-        raise StoreError(
+        raise ConfigError(
             "holds a curated corpus already", place=str(out / paths.SHARDS), remedy="name another 'out'"
         )
 

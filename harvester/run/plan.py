@@ -180,8 +180,12 @@ class _Rows:
         )
 
 
-def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
+def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: str = "") -> Plan:
     """Read the prompts once, as a stream, and look their keys up where a store exists.
+
+    Args:
+        verdict: of the terms.
+        key_note: why a run would find no usable API key, "" if it would.
 
     Raises:
         PromptError: the first prompt that can't be used, or two different prompts with one id.
@@ -212,6 +216,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict) -> Plan:
         budgets=budgets(config, root, PassLimits()),
         warnings=(
             *(() if verdict.permitted else (*verdict.reasons, verdict.remedy())),
+            *([key_note] if key_note else []),
             *warnings(config),
             *notes.lines(),
             *other_settings.notes(root / config.store.path, config),

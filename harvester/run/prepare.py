@@ -304,4 +304,13 @@ def look_ahead(path: Path) -> plan.Plan:
     """Return what a run of this configuration would do, also for a teacher that the terms refuse."""
     config = settings.load(path)
     root = path.resolve().parent
-    return plan.plan(config, root, gate(config, root))
+    return plan.plan(config, root, gate(config, root), key_note=_key_note(config, root))
+
+
+def _key_note(config: HarvestConfig, root: Path) -> str:
+    """Why a run would find no usable API key; "" if it would find one or needs none."""
+    try:
+        settings.api_key(config.teacher, dotenv.variables(root))
+    except ConfigError as error:
+        return str(error)
+    return ""

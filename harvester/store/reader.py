@@ -48,6 +48,16 @@ from harvester.terms.lineage import FACT_COLUMNS, Lineage
 _ASKED = ("prompt_id", "sample_index", "reference", "tags", "metadata_json", "source_file", "source_line")
 
 
+def holds_answers(store: Path) -> bool:
+    """Whether `Corpus.open` finds something to open: a journal, or shards. True where that can't be seen."""
+    try:
+        return (store / paths.JOURNAL).exists() or any(
+            any(folder.glob("*.parquet")) for folder in (store / paths.SHARDS, store)
+        )
+    except OSError:
+        return True
+
+
 class Corpus:
     """All samples of a store, or of a bare folder of shards.
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from harvester.errors import ConfigError, StoreError
+from harvester.errors import ConfigError
 from harvester.system import own_files
 
 _READABLE = 0o644
@@ -68,14 +68,14 @@ def check_folder(path: Path) -> None:
     """Check that `path` is a new or empty folder, before any work is done.
 
     Raises:
-        ConfigError: it is not a folder; StoreError: it is not empty.
+        ConfigError: it is not a folder, or not empty.
     """
     try:
         is_used = path.exists() and any(path.iterdir())
     except OSError as error:
         raise _no_folder(path, error) from None
     if is_used:
-        raise StoreError("is not empty", place=str(path), remedy="name a new folder")
+        raise ConfigError("is not empty", place=str(path), remedy="name a new folder")
 
 
 def folder(path: Path) -> None:

@@ -87,7 +87,8 @@ def line_of(text: str, location: Sequence[int | str]) -> int | None:
     """Return the line (from 1) at which a key is set, or the nearest table around it; None for no line.
 
     `tomllib` gives no positions. So the text is parsed line by line: a statement ends with the first line
-    after which the text so far is whole TOML, and the first statement that sets the key is the one.
+    after which the text so far is whole TOML, and the first statement that sets the key is the one. The line
+    of a list entry is the first after which the list, closed there, has that entry.
 
     Args:
         text: TOML that can be parsed.
@@ -100,14 +101,30 @@ def line_of(text: str, location: Sequence[int | str]) -> int | None:
     for number in range(1, len(lines) + 1):
         try:
             table = tomllib.loads("".join(lines[:number]))
-        except tomllib.TOMLDecodeError:
-            continue  # in the middle of a list or a text of several lines
-        for depth in range(1, _depth_in(table, parts) + 1):
-            line_at_depth.setdefault(depth, first + 1)
+        except tomllib.TOMLDecodeError:  # in the middle of a list or a text of several lines
+            if _closes(lines[:number], parts):
+                return number
+            continue
+        depth_here = _depth_in(table, parts)
+        is_last_entry = parts and isinstance(parts[-1], int) and depth_here == len(parts)
+        for depth in range(1, depth_here + 1):
+            line = number if is_last_entry and depth == len(parts) else first + 1
+            line_at_depth.setdefault(depth, line)
         first = number
         if len(parts) in line_at_depth:
             break
     return line_at_depth[max(line_at_depth)] if line_at_depth else None
+
+
+def _closes(lines: Sequence[str], location: Sequence[int | str]) -> bool:
+    """Whether these lines, with the list in them closed, hold the list entry at `location`."""
+    if not location or not isinstance(location[-1], int):
+        return False
+    try:
+        table = tomllib.loads("".join(lines) + "\n]")
+    except tomllib.TOMLDecodeError:
+        return False
+    return _depth_in(table, location) == len(location)
 
 
 def _depth_in(table: Any, location: Sequence[int | str]) -> int:

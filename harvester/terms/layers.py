@@ -6,6 +6,7 @@ without a record is unknown. No I/O.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from datetime import date
 from typing import Any
@@ -33,7 +34,9 @@ def applying_records(
     for name in filter(None, (part.strip() for part in declared.split(","))):
         record = registry.find(name)
         if record is None:
-            reasons.append(f"there is no terms record {name!r}")
+            near = difflib.get_close_matches(name, registry.records, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            reasons.append(f"there is no terms record {name!r}{hint}")
         elif not record.applies_to_model(model) or not (
             record.applies_to_host(host) or (is_routed and record.provider)
         ):

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 
+from harvester.cli.main import app
+from harvester.errors import ConfigError, UsageError
+from harvester.export import curate
+from tests import commands
 from tests.journey.run_process import harvester
+from tests.raw_client import until
 
 CONFIG = """\
 [teacher]
@@ -110,12 +117,97 @@ def test_an_unset_key_variable_is_named_and_a_set_one_never_shown(tmp_path: Path
     assert "canary-3f9a" not in done.stdout + done.stderr
 
 
-def test_an_empty_store_is_reported_as_empty(tmp_path: Path):
-    for verb in (("verify",), ("report",), ("export",), ("seal",)):
-        more = (str(tmp_path / "out"),) if verb == ("export",) else ()
-        done = harvester(*verb, str(tmp_path / "nothing"), *more)
-        assert done.returncode in {2, 5}, (verb, done.stderr)
-        assert "nothing" in done.stderr
+@pytest.mark.parametrize("verb", ["status", "verify", "report", "export", "seal", "rederive", "metrics"])
+@pytest.mark.parametrize("name", ["nothing", "empty", "file.txt", "new"])
+def test_a_store_that_is_none_is_wrong_usage_for_every_verb(tmp_path: Path, verb: str, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("mine")
+    (tmp_path / "new").mkdir()
+    folder(tmp_path / "new", "http://127.0.0.1:1/v1")  # a harvest.toml that was never run
+    with pytest.raises(UsageError) as caught:
+        app([verb, str(tmp_path / name), *([str(tmp_path / "out")] if verb == "export" else [])])
+    assert caught.value.exit_code == 2
+    assert name in caught.value.place
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_and_files_that_are_in_use_are_wrong_usage(tmp_path: Path, mock_teacher) -> None:
+    config = folder(tmp_path, mock_teacher().base_url)
+    assert harvester("run", config).returncode == 0
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "x").write_text("mine")
+    (tmp_path / "curate.toml").write_text('corpus = "store"\nout = "curated"\n')
+    assert harvester("curate", tmp_path / "curate.toml").returncode == 0
+    for arguments in (
+        ("export", tmp_path / "store", used),
+        ("curate", tmp_path / "curate.toml"),
+        ("import", tmp_path / "a.jsonl", "--out", tmp_path / "a.jsonl"),
+        ("init", tmp_path),
+    ):
+        done = harvester(*arguments)
+        assert (done.returncode, "remedy" in done.stderr) == (2, True), (arguments, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "problem"),
+    [
+        ('corpus = "nope"\nout = "c"\n', "curate.toml:1", "no answers are stored in"),
+        ('out = "c"\ncorpus = "empty"\n', "curate.toml:2", "no answers are stored in"),
+        ('corpus = "s"\nout = "c"\nfilters = ["judge"]\n', "curate.toml:3", "unknown filter 'judge'"),
+        ('corpus = "s"\nout = "c"\nfilters = [\n "finished",\n "judge",\n]\n', "curate.toml:5", "'judge'"),
+        ('corpus = "s"\nout = "c"\nfilters = [{longest = 0}]\n', "curate.toml:3", "positive number"),
+        ('corpus = "s"\nout = "c"\nfilters = [\n {run = []},\n]\n', "curate.toml:4", "id of a run"),
+        ('corpus = "s"\nout = "c"\nfilters = [\n\n[1]]\n', "curate.toml:5", "a filter is a name"),
+        ('corpus = "s"\nout = 3\n', "curate.toml:2", "path of a folder"),
+    ],
+)
+def test_an_error_in_curate_toml_names_file_and_line(
+    tmp_path: Path, text: str, place: str, problem: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "curate.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        curate.load(tmp_path / "curate.toml")
+    assert caught.value.place.endswith(place)
+    assert problem in caught.value.message
+
+
+def test_a_curation_that_keeps_nothing_warns(tmp_path: Path, mock_teacher) -> None:
+    assert harvester("run", folder(tmp_path, mock_teacher().base_url)).returncode == 0
+    (tmp_path / "curate.toml").write_text('corpus = "store"\nout = "c"\nfilters = [{run = ["other"]}]\n')
+    done = harvester("curate", tmp_path / "curate.toml", "--json")
+    assert json.loads(done.stdout)["kept"] == 0
+    assert "warning: no row was kept of 1" in done.stderr
+
+
+def test_plan_names_a_misspelt_terms_record_and_an_unset_key(tmp_path: Path) -> None:
+    path = folder(tmp_path, "http://127.0.0.1:1/v1")
+    wrong = 'terms = "mok-teacher"\napi_key_env = "UNSET_KEY"'
+    path.write_text(path.read_text().replace('terms = "mock-teacher"', wrong))
+    notes = "\n".join(json.loads(harvester("plan", path, "--json").stdout)["warnings"])
+    assert "did you mean 'mock-teacher'?" in notes
+    assert "UNSET_KEY is not set" in notes
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_store_exists_is_answered_in_words(tmp_path: Path, number: int) -> None:
+    path = folder(tmp_path, "http://127.0.0.1:1/v1")
+    prompts = tmp_path / "a.jsonl"  # reading them takes seconds
+    prompts.write_text("".join(f'{{"prompt": "{n}"}}\n' for n in range(600_000)))
+    process = commands.Command("harvester", ["run", path])
+    descriptors = Path(f"/proc/{process.pid}/fd")
+
+    def is_reading() -> bool:
+        assert process.poll() is None
+        return any(os.path.realpath(link) == str(prompts) for link in descriptors.iterdir())
+
+    until(is_reading)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "nothing was sent and nothing was written" in stderr
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize(

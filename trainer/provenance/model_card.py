@@ -18,11 +18,11 @@ from harvester.export.cards.markdown import (
 )
 from harvester.export.cards.notice import notice
 from harvester.system.files import sha256_of
+from harvester.system.version import VERSION
 from harvester.terms.gate import load_registry
 from harvester.terms.lineage import Lineage
 from harvester.terms.obligations import duties_of_kind
 from harvester.terms.places import terms_folders
-from trainer import __version__
 from trainer.config import TrainConfig
 from trainer.model import weights
 from trainer.provenance import fingerprint
@@ -74,7 +74,7 @@ def write(
         base_sha256=weights.content_sha256(config.base),
         merged=merged,
     )
-    bom = json.dumps(ml_bom(student, tool_version=__version__), indent=2, ensure_ascii=False)
+    bom = json.dumps(ml_bom(student, tool_version=VERSION), indent=2, ensure_ascii=False)
     texts = {
         "README.md": model_card(student, facts=facts),
         "NOTICE": notice(dataset, title=student.name),

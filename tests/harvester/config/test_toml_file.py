@@ -48,7 +48,7 @@ name = "b"
         (("teacher",), 2),
         (("teacher", "model"), 4),
         (("teacher", "replicas"), 5),
-        (("teacher", "replicas", 1), 5),
+        (("teacher", "replicas", 1), 7),
         (("teacher", "limits", "max_concurrency"), 11),
         (("teacher", "limits", "absent"), 10),
         (("sampling", "temperature"), 19),

@@ -326,7 +326,7 @@ def test_croissant_is_valid_and_lists_the_files_that_exist(store: Path, tmp_path
 def test_a_folder_in_use_an_unknown_shape_and_a_row_for_evaluation_are_refused(store: Path, tmp_path: Path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "x").write_text("")
-    with pytest.raises(StoreError, match="not empty"):
+    with pytest.raises(ConfigError, match="not empty"):
         export.export(store, tmp_path / "used")
     with pytest.raises(ConfigError, match="unknown shape"):
         export.export(store, tmp_path / "out", shape="csv")  # type: ignore[arg-type]
@@ -348,7 +348,7 @@ def test_a_curated_corpus_is_a_corpus_with_the_lineage_of_its_source(store: Path
     assert curated.count() == 9
     assert [lineage.run_id for lineage in curated.lineages()] == ["run-1"]
     assert curated.verify() == []
-    with pytest.raises(StoreError, match="already"):
+    with pytest.raises(ConfigError, match="already"):
         curate.curate(curate.load(path))
 
 
