@@ -143,6 +143,13 @@ def test_help_loads_nothing_heavy(program: str):
     assert "Usage" in done.stdout
 
 
+def test_what_a_run_imports_before_its_first_request_loads_no_library_of_later_steps():
+    later = ("pyarrow", "numpy", "pandas", "jsonschema", "openai")
+    code = f"import sys, harvester.run.job; print([m for m in {later!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_pickle_no_eval_no_unsafe_loaders(path: Path):
     forbidden_modules = {"pickle", "shelve", "marshal", "joblib", "dill", "cloudpickle"}

@@ -1,23 +1,23 @@
 """Check whether an answer has the requested `response_format`: JSON, or JSON that matches a schema. Pure.
 
 An answer of another form was paid for, so it is stored, with the outcome "invalid". A schema is never
-fetched over the network: with a `$ref` to another document nothing matches.
+fetched over the network: with a `$ref` to another document nothing matches. jsonschema is imported where a
+schema is used: few runs have one, and every run would begin later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from jsonschema import exceptions, validators
-from jsonschema.protocols import Validator
-from referencing import Registry
-from referencing.exceptions import Unresolvable
 
 from harvester.errors import ConfigError
 from harvester.system.limited_child import ChildError, LimitedChild
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
 
 # Limits of one check in a child process; an answer whose check does not end within them does not match.
 TIMEOUT_S = 2.0
@@ -45,6 +45,8 @@ def check(response_format: Mapping[str, Any] | None) -> None:
 @lru_cache(maxsize=64)
 def _problem(schema: bytes) -> str:
     """What is wrong with a schema; "" for nothing."""
+    from jsonschema import exceptions, validators
+
     loaded = orjson.loads(schema)
     try:
         validators.validator_for(loaded, default=validators.Draft202012Validator).check_schema(loaded)
@@ -79,6 +81,8 @@ def matches(text: str, response_format: Any) -> bool:
 
 def is_valid(text: str, schema: bytes) -> bool:
     """Whether a JSON text matches a schema. May take very long: call it through `matches`."""
+    from referencing.exceptions import Unresolvable
+
     try:
         return _validator(schema).is_valid(orjson.loads(text))
     except (Unresolvable, RecursionError):
@@ -103,6 +107,9 @@ def _schema(response_format: Mapping[str, Any]) -> Any:
 
 @lru_cache(maxsize=64)
 def _validator(schema: bytes) -> Validator:
+    from jsonschema import validators
+    from referencing import Registry
+
     loaded = orjson.loads(schema)
     kind = validators.validator_for(loaded, default=validators.Draft202012Validator)
     # With its default registry the library would fetch a remote `$ref` over the network.

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from harvester.store import paths
-from harvester.store.reader import Corpus
 from harvester.system import own_files
 
 # At most this many builds are remembered; the oldest is forgotten, and reported as new if it returns.
@@ -205,6 +204,8 @@ def load_known(store: Path) -> tuple[KnownReplies, int]:
     Raises:
         StoreError, StoreCorrupt: the canaries' store can't be read.
     """
+    from harvester.store.reader import Corpus
+
     rounds = {entry["round"]: entry for entry in read_rounds(store)}
     last = max(rounds, default=0)
 

@@ -17,7 +17,6 @@ from harvester.config import schedule
 from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import Ending, RunState
 from harvester.observe.counters import unusable
-from harvester.observe.status_schema import validated_status
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import is_held, read_holder
@@ -39,6 +38,8 @@ HUNG_AFTER_S = 60.0
 
 def read_status(store: Path) -> dict[str, Any]:
     """The heartbeat file of a store, without what it can't mean; empty when no run has written one."""
+    from harvester.observe.status_schema import validated_status
+
     try:
         loaded = json.loads(own_files.read_text(store / paths.STATUS, MAX_STATUS_BYTES))
     except (OSError, ValueError, RecursionError):
@@ -61,6 +62,8 @@ def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[s
     Raises:
         StoreError: no store here, or one that can't be read.
     """
+    from harvester.observe.status_schema import validated_status
+
     alive = is_held(store)
     with Journal.open(store, read_only=True) as journal:
         totals, bill = journal.totals(), compute_bill(journal, alive=alive)

@@ -7,8 +7,6 @@ import io
 from pathlib import Path
 from typing import BinaryIO, cast
 
-import pyarrow as pa
-
 COMPRESSED = frozenset({".gz", ".zst"})
 
 
@@ -30,6 +28,8 @@ def open_file(path: Path) -> BinaryIO:
     if suffix == ".gz":
         return cast(BinaryIO, gzip.open(path, "rb"))
     if suffix == ".zst":
+        import pyarrow as pa
+
         stream = pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
         return io.BufferedReader(stream, buffer_size=1 << 16)
     return path.open("rb")

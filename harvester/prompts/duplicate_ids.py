@@ -1,6 +1,7 @@
 """Find two different prompts with the same id, and name both places.
 
-The first pass over the prompts holds 8 bytes a prompt. If ids repeat, a second pass holds 16 bytes a
+The first pass over the prompts holds 8 bytes a prompt. Many are sorted by Arrow, which is imported for
+them only: loading it takes longer than to sort a few. If ids repeat, a second pass holds 16 bytes a
 repeated row, to tell the same prompt given twice (no error) from a clash. Only a clash needs a third pass,
 which finds the places.
 """
@@ -9,15 +10,21 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import orjson
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from harvester.api.request_key import short_digest
 from harvester.api.types import Prompt
 from harvester.errors import PromptError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Up to so many ids are counted in a dictionary, of about 100 bytes an id.
+FEW_IDS = 5_000
 
 
 class DuplicateIds:
@@ -32,6 +39,11 @@ class DuplicateIds:
 
     def repeated(self) -> array[int]:
         """Return digests that occurred more than once, ascending, each once."""
+        if len(self._ids) <= FEW_IDS:
+            return array("Q", sorted(digest for digest, times in Counter(self._ids).items() if times > 1))
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         column = _column(self._ids)
         ids = column.take(pc.array_sort_indices(column))  # a hash table would take ten times the memory
         several = ids.slice(1).filter(_neighbours(ids, pc.equal))
@@ -79,6 +91,9 @@ def clash(walk: Callable[[], Iterable[Prompt]], repeated: array[int]) -> PromptE
 
 def _clashing_id(prompts: Iterable[Prompt], repeated: array[int]) -> int | None:
     """Return the digest of an id that two different prompts have, the earliest in the files; None if none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     ids, contents = array("Q"), array("Q")
     for prompt in prompts:
         digest = _digest(prompt.id)
@@ -100,6 +115,8 @@ def _neighbours(column: pa.Array, compare: Callable[..., pa.Array]) -> pa.Array:
 
 
 def _column(numbers: array[int]) -> pa.Array:
+    import pyarrow as pa
+
     return pa.Array.from_buffers(pa.uint64(), len(numbers), [None, pa.py_buffer(numbers)])
 
 

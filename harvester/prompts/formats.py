@@ -1,7 +1,7 @@
 """Read the rows of a prompt file (JSONL, CSV, text, Parquet, Arrow) as dicts, each with its line number.
 
 A line that can't be used is yielded as the error that names it, so that the caller may skip it. A file that
-can't be read raises.
+can't be read raises. pyarrow is imported for files that need it: loading it delays every run.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import io
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from harvester.errors import PromptError
 from harvester.prompts import json_lists
 from harvester.prompts.compression import kind_of, open_file
 from harvester.system.files import identity_of
 from harvester.system.limited_child import ChildError, LimitedChild
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # A longer line of a JSON Lines or text file is a bad line.
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -79,8 +81,15 @@ def rows(path: Path, name: str, *, growing: bool = False, any_columns: bool = Fa
                 place=name,
                 remedy="use .jsonl, .csv, .txt (each also .gz or .zst), .parquet or .arrow",
             )
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException) as error:
+    except _read_errors() as error:
         raise PromptError(f"can't be read: {error}", place=name) from None
+
+
+def _read_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of a file that can't be read; called once there is an error."""
+    import pyarrow as pa
+
+    return (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowException)
 
 
 def _is_list(path: Path) -> bool:
@@ -185,6 +194,8 @@ def _unended(name: str, number: int) -> PromptError:
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
+    import pyarrow.parquet as pq
+
     _require_decodable(path, name)
     with pq.ParquetFile(path) as file:
         number = 0
@@ -207,6 +218,8 @@ def _parquet_batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
 
 def decode_all(path: str) -> int:
     """Decode every row of a Parquet file and count them; for a child process, as Arrow may end it."""
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(path) as file:
         return sum(batch.num_rows for batch in _parquet_batches(file))
 
@@ -231,6 +244,8 @@ def _require_decodable(path: Path, name: str) -> None:
 
 def _arrow_rows(path: Path, name: str) -> Iterator[Row]:
     """Yield the rows of an Arrow IPC file or stream, as `datasets` and others write them."""
+    import pyarrow as pa
+
     with pa.OSFile(str(path)) as source:
         is_file = source.read(6) == b"ARROW1"
         source.seek(0)
@@ -247,6 +262,8 @@ def _arrow_rows(path: Path, name: str) -> Iterator[Row]:
 
 
 def _arrow_batches(source: pa.NativeFile, is_file: bool) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
     if not is_file:
         yield from pa.ipc.open_stream(source)
         return

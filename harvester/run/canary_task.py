@@ -38,7 +38,6 @@ from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import RunRecord
 from harvester.store.journal.writer import AsyncWriter
-from harvester.store.shards import seal
 from harvester.system.clock import Clock
 from harvester.teacher.teacher import Teacher
 
@@ -252,6 +251,8 @@ class CanaryTask:
         ]
 
     def _close(self, writer: GroupCommit, ending: Ending) -> None:
+        from harvester.store.shards import seal
+
         run_id, at = self._context.record.run_id, time.time()
         with contextlib.suppress(StoreError):
             writer.call(

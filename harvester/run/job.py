@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,15 +43,11 @@ from harvester.run.prepare import Prepared, require_still_permitted
 from harvester.run.retry import reopen_rows
 from harvester.run.signals import Signals, handled
 from harvester.store import paths
-from harvester.store.journal.group_commit import GroupCommit
+from harvester.store.journal.group_commit import GroupCommit, on_writer
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import RunRecord
-from harvester.store.maintain import seal_task
-from harvester.store.maintain.seal_task import on_writer
 from harvester.store.shards.manifest import read_manifest
-from harvester.store.shards.proved import require_present
-from harvester.store.shards.seal import finish_interrupted
 from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.clock import Clock, SystemClock
 
@@ -125,10 +122,7 @@ async def _open(prepared: Prepared, writer: GroupCommit, watch: Watch, clock: Cl
     """Begin the run in the journal and build its parts, each from those before it."""
     record = _record(prepared)
     await on_writer(writer, lambda journal: journal.require_whole_index())
-    await on_writer(writer, lambda journal: finish_interrupted(journal, prepared.store))
-    await on_writer(
-        writer, lambda journal: require_present(prepared.store / paths.SHARDS, read_manifest(journal))
-    )
+    await on_writer(writer, lambda journal: _check_shards(journal, prepared.store))
     await on_writer(writer, lambda journal: journal.begin_run(record))
     await on_writer(writer, lambda journal: reopen_rows(journal, prepared))
     bad_lines.write_down(prepared.store, prepared.bad)
@@ -269,6 +263,38 @@ def _watches(parts: RunParts) -> list[BackgroundTask]:
     ]
 
 
+def _check_shards(journal: Journal, store: Path) -> None:
+    """Finish what an earlier run left half sealed, and require every sealed shard.
+
+    Raises:
+        StoreError, StoreCorrupt: as `finish_interrupted` and `require_present`.
+    """
+    folder = store / paths.SHARDS
+    if journal.next_shard() == 1 and not any(folder.glob("*")):  # nothing was ever sealed
+        return
+    from harvester.store.shards.proved import require_present
+    from harvester.store.shards.seal import finish_interrupted
+
+    finish_interrupted(journal, store)
+    require_present(folder, read_manifest(journal))
+
+
+async def _seal_meanwhile(prepared: Prepared, writer: GroupCommit) -> None:
+    """Seal while the pass runs. Arrow is loaded beside the first requests, which need not wait for it."""
+    await asyncio.to_thread(_load_arrow)
+    from harvester.store.maintain import seal_task
+
+    await seal_task.seal_periodically(prepared.store, writer, _shard_bytes(prepared))
+
+
+def _load_arrow() -> None:
+    import pyarrow as pa
+
+    from harvester.store.maintain import seal_task  # noqa: F401
+
+    pa.array([""])  # the first array looks for pandas
+
+
 async def _pass(parts: RunParts, signals: Signals) -> tuple[PassResult, HarvesterError | None]:
     """Make the pass, sealing meanwhile; return how it ended, and the error that ended it."""
     prepared, heartbeat = parts.prepared, parts.heartbeat
@@ -281,7 +307,7 @@ async def _pass(parts: RunParts, signals: Signals) -> tuple[PassResult, Harveste
     signals.cancel_at_second(work)
     if signals.count > 1:  # before there was anything to cancel
         work.cancel()
-    sealing = seal_task.seal_periodically(prepared.store, parts.writer, _shard_bytes(prepared))
+    sealing = _seal_meanwhile(prepared, parts.writer)
     async with background_tasks([BackgroundTask("sealing", sealing, parts.errors.add)]):
         try:
             return parts.stop.named(await work), None
@@ -342,6 +368,8 @@ async def _seal(parts: RunParts, result: PassResult, exit_code: int, error: Harv
 
     After a fault of the disk nothing is written any more; after an abort only the ending is.
     """
+    from harvester.store.maintain import seal_task
+
     sealed_rows = 0
     if isinstance(error, StoreError):
         return sealed_rows

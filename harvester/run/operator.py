@@ -14,9 +14,8 @@ from harvester.errors import ConfigError, Ending
 from harvester.run.control.protocol import Command
 from harvester.run.control.settings import RunControl
 from harvester.store import pauses
-from harvester.store.journal.group_commit import GroupCommit
+from harvester.store.journal.group_commit import GroupCommit, on_writer
 from harvester.store.journal.journal import Journal
-from harvester.store.maintain.seal_task import on_writer
 from harvester.store.pauses import DRIFT, OPERATOR
 
 

@@ -13,9 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from harvester.api.request_builder import requests
 from harvester.api.types import Prompt, Request
 from harvester.config.budget_spans import BudgetSpan
@@ -158,6 +155,9 @@ class _Rows:
 
     def totals(self) -> _Totals:
         """Sum up the rows; of equal requests only one is sent."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         arrays = [
             pa.Array.from_buffers(
                 pa.uint64() if column.typecode == "Q" else pa.int64(),

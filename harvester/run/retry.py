@@ -9,7 +9,6 @@ from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.run.prepare import Prepared
 from harvester.store.journal.journal import Journal
-from harvester.store.maintain.reopen import reopen
 from harvester.store.reuse import ReusableAnswer, ReuseIndex, find_answers
 
 # Requests looked up in the store at once.
@@ -25,6 +24,8 @@ def reopen_rows(journal: Journal, prepared: Prepared) -> int:
     config, root, flags = prepared.config, prepared.root, prepared.flags
     if not flags.retries:
         return 0
+    from harvester.store.maintain.reopen import reopen
+
     reuse, keys = ReuseIndex.of(journal, config), set()
     feed = requests(reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad)), config)
     while chunk := list(itertools.islice(feed, CHUNK)):

@@ -19,7 +19,6 @@ from harvester.api.types import USAGE_REPORTED
 from harvester.api.usage import BYTES_PER_TOKEN
 from harvester.config.config import HarvestConfig
 from harvester.errors import StoreError
-from harvester.store.reader import Corpus
 
 # With fewer answers nothing is learned; more than these are not read.
 FEWEST_ANSWERS, MOST_ANSWERS = 20, 2000
@@ -55,6 +54,8 @@ class InputCorrection:
 
 def learn(store: Path, config: HarvestConfig) -> InputCorrection:
     """Learn the correction from answers of this model in the store; none where it can't be read."""
+    from harvester.store.reader import Corpus
+
     pairs = []
     with contextlib.suppress(StoreError):
         for sample in itertools.islice(Corpus.open(store).samples(_COLUMNS), MOST_ANSWERS):

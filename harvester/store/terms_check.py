@@ -11,13 +11,16 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harvester.errors import TermsRefused
 from harvester.store.journal import sqlite
-from harvester.store.reader import Corpus
-from harvester.store.shards.schema import Sample
 from harvester.terms import gate, lineage
 from harvester.terms.gate import RecordedTerms, Use
+
+if TYPE_CHECKING:
+    from harvester.store.reader import Corpus
+    from harvester.store.shards.schema import Sample
 
 # At most so many rows are named in a message.
 MOST_ROWS_NAMED = 5
@@ -81,6 +84,8 @@ def require_unsealed_permitted(store: Path) -> None:
         TermsRefused: as `require_permitted`; no request was sent.
     """
     if sqlite.has_journal(store):
+        from harvester.store.reader import Corpus
+
         require_permitted(Corpus.open(store), "seal", store.resolve().parent)
 
 

@@ -26,6 +26,8 @@ LAYERS = ("weights", "service", "router")
 ESTABLISHED = ("primary", "third_party", "general")
 GRACE = timedelta(days=90)
 YEAR = timedelta(days=366)
+# Begins the part of a shell pattern that is no plain text.
+_WILDCARD = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,7 @@ class TermsRecord:
     def applies_to_host(self, host: str) -> bool:
         """Return whether the record covers what that host serves."""
         name = plain_host(host)
-        return any(fnmatchcase(name, pattern.lower()) for pattern in self.host)
+        return any(_matches(name, pattern.lower()) for pattern in self.host)
 
     def applies_to_model(self, model: str) -> bool:
         """Return whether the record covers that model.
@@ -89,7 +91,7 @@ class TermsRecord:
         name = lower.rsplit("/", 1)[-1]  # else `qwen3-8b/gpt-5` would begin like a Qwen
 
         def matches(patterns: Iterable[str]) -> bool:
-            return any(fnmatchcase(lower if "/" in p else name, p.lower()) for p in patterns)
+            return any(_matches(lower if "/" in p else name, p.lower()) for p in patterns)
 
         return matches(self.model) and not matches(self.except_model)
 
@@ -290,3 +292,11 @@ def _check(name: str, value: Any, place: str) -> None:
         raise ConfigError(f"{name} = {value!r} has the wrong type or is empty", place=place)
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ConfigError(f"{name} {value!r} is not one of {', '.join(_CHOICES[name])}", place=place)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Return whether a name matches a shell pattern; most differ before its first wildcard.
+
+    `fnmatchcase` compiles a regular expression for each pattern, 0.2 ms of every run for each of 200.
+    """
+    return name.startswith(_WILDCARD.split(pattern, maxsplit=1)[0]) and fnmatchcase(name, pattern)

@@ -7,6 +7,7 @@ it and none submitted after it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -165,3 +166,8 @@ class GroupCommit:
             call.future.set_exception(raised)
         else:
             call.future.set_result(result)
+
+
+async def on_writer(writer: GroupCommit, fn: Callable[[Journal], T]) -> T:
+    """Run `fn(journal)` on the writer thread and wait for its result."""
+    return await asyncio.wrap_future(writer.call(fn))

@@ -17,7 +17,7 @@ import orjson
 import pyarrow as pa
 
 from harvester.store import paths, terms_check
-from harvester.store.journal.group_commit import GroupCommit
+from harvester.store.journal.group_commit import GroupCommit, on_writer
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.reader import Corpus
@@ -38,11 +38,6 @@ GROWTH_CHECK_FACTOR = 0.9
 QUIET_S = 3.0
 # How many times a merge waits for such a quiet time before it is given up.
 QUIET_TRIES = 5
-
-
-async def on_writer(writer: GroupCommit, fn: Callable[[Journal], T]) -> T:
-    """Run `fn(journal)` on the writer thread and wait for its result."""
-    return await asyncio.wrap_future(writer.call(fn))
 
 
 async def seal_periodically(store: Path, writer: GroupCommit, target_bytes: int) -> None:

@@ -6,10 +6,12 @@ import itertools
 import tracemalloc
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvester.api.types import Prompt
+from harvester.prompts import duplicate_ids
 from harvester.prompts.duplicate_ids import DuplicateIds, clash
 
 
@@ -26,21 +28,24 @@ def named(rows: list[tuple[str, str]]) -> tuple[str, str] | None:
     return None if error is None else (error.place, error.message.rpartition("at ")[2])
 
 
+@pytest.mark.parametrize("few", [0, duplicate_ids.FEW_IDS], ids=["sorted by Arrow", "counted"])
 @settings(deadline=None)  # the first example loads a library
-@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("xyz")), max_size=10))
-def test_a_clash_is_found_exactly_when_one_id_has_two_texts(rows: list[tuple[str, str]]) -> None:
+@given(rows=st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("xyz")), max_size=10))
+def test_a_clash_is_found_exactly_when_one_id_has_two_texts(few: int, rows: list[tuple[str, str]]) -> None:
     pairs = [
         (f"p:{second}", f"p:{first}")
         for first, second in itertools.combinations(range(len(rows)), 2)
         if rows[first][0] == rows[second][0] and rows[first][1] != rows[second][1]
     ]
-    result = named(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicate_ids, "FEW_IDS", few)
+        result = named(rows)
     assert (result is None) == (not pairs)
     assert result is None or result in pairs
 
 
 def test_a_file_given_twice_is_held_in_a_few_bytes_a_row() -> None:
-    rows = 3000
+    rows = duplicate_ids.FEW_IDS
     assert named([("a", "x"), ("a", "x")]) is None  # what is loaded once is no cost of a row
 
     def twice() -> Iterator[Prompt]:
