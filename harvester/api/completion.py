@@ -18,17 +18,10 @@ import orjson
 from harvester.api.error_body import error_inside, excerpt
 from harvester.api.logprobs import read_logprobs
 from harvester.api.response_format import matches
-from harvester.api.shapes import (
-    NESTED_MEMBERS,
-    REASONING_MEMBERS,
-    Finish,
-    choices_of,
-    finish_of,
-    finish_word,
-    read_content,
-    read_reasoning,
-    split_thoughts,
-)
+from harvester.api.shapes.envelopes import choices_of
+from harvester.api.shapes.finish import Finish, finish_of, finish_word
+from harvester.api.shapes.parts import NESTED_MEMBERS, REASONING_MEMBERS, read_content, read_reasoning
+from harvester.api.shapes.thoughts import split_thoughts
 from harvester.api.sse import assemble, assemble_lines, is_stream
 from harvester.api.types import Completion, Outcome, Usage
 from harvester.api.usage import estimate_tokens, read_usage, usage_members

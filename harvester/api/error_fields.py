@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harvester.api.shapes import choices_of
+from harvester.api.shapes.envelopes import choices_of
 
 MAX_WORDS = 800
 

@@ -18,14 +18,9 @@ import orjson
 
 from harvester.api.error_fields import ERROR_MEMBERS, find_error
 from harvester.api.logprobs import PER_TOKEN_MEMBERS
-from harvester.api.shapes import (
-    BARE_TEXT_MEMBERS,
-    NESTED_MEMBERS,
-    REASONING_MEMBERS,
-    choices_of,
-    finish_word,
-    read_content,
-)
+from harvester.api.shapes.envelopes import BARE_TEXT_MEMBERS, choices_of
+from harvester.api.shapes.finish import finish_word
+from harvester.api.shapes.parts import NESTED_MEMBERS, REASONING_MEMBERS, read_content
 from harvester.errors import ConnectionBroken
 
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")

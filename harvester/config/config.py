@@ -17,14 +17,16 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
-    PrivateAttr,
+    PlainValidator,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from harvester.config import provider_presets
 from harvester.config.number_limits import MAX_CONNECTIONS, MAX_MIB, MAX_SAMPLES, MAX_USD_PER_MILLION
+from harvester.config.provider_presets import AppliedPreset
 from harvester.config.refused_keys import KEYS_WITH_OWN_PLACE, REFUSED_KEYS
 from harvester.config.run_section import (
     BudgetSection,
@@ -99,6 +101,16 @@ def _preset_replaces_required_keys(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"required": ["preset"]}, {"allOf": required}]
 
 
+def _applied_preset(value: Any) -> AppliedPreset:
+    """Return the preset that `provider_presets.fill` applied; refuse an unknown name, which it leaves."""
+    if isinstance(value, AppliedPreset):
+        return value
+    if not isinstance(value, str):
+        raise PydanticKnownError("string_type")
+    provider_presets.require_known(value)
+    return AppliedPreset(value)
+
+
 def _value_at(table: Mapping[str, Any], key: str) -> Any:
     value: Any = table
     for part in key.split("."):
@@ -110,8 +122,8 @@ class TeacherSection(FrozenModel):
     """The teacher to ask: one model, one credential.
 
     Attributes:
-        preset: name of a provider preset that sets what this table leaves out. Hashes and keys are those of
-            the filled table, so it is not part of the output.
+        preset: provider preset that sets what this table leaves out; a file gives its name. Hashes and keys
+            are those of the filled table, so it is not part of the output.
         replicas: further addresses that serve the same model with the same credential.
         allow_http: plain http also outside private networks, and with a credential.
         ca_file: PEM bundle to trust in addition to the public roots. Verification can't be switched off.
@@ -120,7 +132,11 @@ class TeacherSection(FrozenModel):
 
     model_config = ConfigDict(json_schema_extra=_preset_replaces_required_keys)
 
-    preset: str = Field(default="", exclude=True)
+    preset: Annotated[
+        AppliedPreset,
+        PlainValidator(_applied_preset),
+        WithJsonSchema({"default": "", "title": "Preset", "type": "string"}),
+    ] = Field(default_factory=AppliedPreset, exclude=True)
     base_url: str
     model: str = Field(min_length=1)
     api_key_env: str | None = None
@@ -131,26 +147,11 @@ class TeacherSection(FrozenModel):
     idempotency_header: str | None = Field(default=None, pattern=_IDEMPOTENCY)
     limits: LimitsSection = LimitsSection()
     price: PriceSection | None = None
-    _from_preset: tuple[str, ...] = PrivateAttr(default=())
 
-    @model_validator(mode="wrap")
+    @model_validator(mode="before")
     @classmethod
-    def _fill_from_preset(
-        cls, data: Any, handler: ModelWrapValidatorHandler[TeacherSection]
-    ) -> TeacherSection:
-        if not isinstance(data, Mapping):
-            return handler(data)
-        filled = provider_presets.fill(data)
-        teacher = handler(filled.table)
-        # This validator is the constructor; a private attribute can't be passed to `handler`.
-        teacher._from_preset = filled.keys
-        return teacher
-
-    @field_validator("preset")
-    @classmethod
-    def _is_a_known_preset(cls, value: str) -> str:
-        provider_presets.require_known(value)
-        return value
+    def _fill_from_preset(cls, data: Any) -> Any:
+        return provider_presets.fill(data) if isinstance(data, Mapping) else data
 
     @field_validator("base_url")
     @classmethod
@@ -194,7 +195,7 @@ class TeacherSection(FrozenModel):
     @property
     def preset_values(self) -> dict[str, Any]:
         """The values that came from the preset, as JSON values by dotted key, as in `price.input`."""
-        return {key: _value_at(self.model_dump(mode="json"), key) for key in self._from_preset}
+        return {key: _value_at(self.model_dump(mode="json"), key) for key in self.preset.keys}
 
     @property
     def base_urls(self) -> tuple[str, ...]:

@@ -21,14 +21,15 @@ _OF_THE_MODEL = ("terms", "price")
 
 
 @dataclass(frozen=True, slots=True)
-class FilledTable:
-    """A `[teacher]` table after a preset was applied.
+class AppliedPreset:
+    """A preset that was applied to a `[teacher]` table.
 
     Attributes:
+        name: "" for none.
         keys: what the preset set, by dotted key, as in `base_url` and `limits.max_concurrency`.
     """
 
-    table: Mapping[str, Any]
+    name: str = ""
     keys: tuple[str, ...] = ()
 
 
@@ -56,15 +57,17 @@ def require_known(name: str) -> None:
         raise ValueError(f"unknown preset {name!r}; {suggestion}known presets: {', '.join(known)}")
 
 
-def fill(table: Mapping[str, Any]) -> FilledTable:
+def fill(table: Mapping[str, Any]) -> Mapping[str, Any]:
     """Add the values of the preset that `[teacher] preset` names and the table does not set itself.
 
     Terms and price are added only for the preset's own model and address, names of keys and headers only for
-    its own address. A table without a preset, or with an unknown one, is returned as it is.
+    its own address. `preset` becomes an `AppliedPreset`. A table without a preset, or with an unknown one, is
+    returned as it is.
     """
-    preset = load_presets().get(str(table.get("preset", "")))
+    name = str(table.get("preset", ""))
+    preset = load_presets().get(name)
     if preset is None:
-        return FilledTable(table)
+        return table
     own_address = _is_own(table, preset, "base_url")
     own_model = own_address and _is_own(table, preset, "model")
     names = ("base_url", "model", *(_OF_THE_ADDRESS * own_address), *(_OF_THE_MODEL * own_model))
@@ -76,7 +79,7 @@ def fill(table: Mapping[str, Any]) -> FilledTable:
         if added_limits:
             added["limits"] = {**limits, **added_limits}
             keys += _dotted("limits", added_limits)
-    return FilledTable({**table, **added}, tuple(keys))
+    return {**table, **added, "preset": AppliedPreset(name, tuple(keys))}
 
 
 def _is_own(table: Mapping[str, Any], preset: Mapping[str, Any], name: str) -> bool:

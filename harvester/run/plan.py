@@ -211,7 +211,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
         terms=verdict.summary(),
         bad=tuple(str(error) for error in bad.passed_over),
         input_basis=correction.basis(),
-        preset=config.teacher.preset,
+        preset=config.teacher.preset.name,
         preset_values=config.teacher.preset_values,
         budgets=budgets(config, root, PassLimits()),
         warnings=(

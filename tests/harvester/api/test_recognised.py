@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from harvester.api import error_fields, logprobs, shapes, usage
-from harvester.api.shapes import FINISH_WORDS, Finish
+from harvester.api import error_fields, logprobs, usage
+from harvester.api.shapes import envelopes, finish, parts, thoughts
+from harvester.api.shapes.finish import FINISH_WORDS, Finish
 
 FORMAT = Path(__file__).parents[3] / "data" / "FORMAT.md"
 BEGIN, END = "<!-- recognised: begin -->\n", "<!-- recognised: end -->\n"
@@ -22,25 +23,25 @@ def words_of(finish: Finish) -> str:
 
 def rows() -> list[tuple[str, str]]:
     """What is recognised and where, in the order in which it is asked."""
-    tags = (f"`{opening}` … `{closing}`" for opening, closing in shapes.THINK_TAGS)
+    tags = (f"`{opening}` … `{closing}`" for opening, closing in thoughts.THINK_TAGS)
     return [
-        ("envelopes of the whole answer", code(shapes.ENVELOPES)),
-        ("text of an answer without choices", code(shapes.BARE_TEXT_MEMBERS)),
-        ("members of the finish word", code(shapes.FINISH_MEMBERS)),
+        ("envelopes of the whole answer", code(envelopes.ENVELOPES)),
+        ("text of an answer without choices", code(envelopes.BARE_TEXT_MEMBERS)),
+        ("members of the finish word", code(finish.FINISH_MEMBERS)),
         ("finish words: complete", words_of(Finish.END)),
         ("finish words: a tool call", words_of(Finish.TOOLS)),
         ("finish words: `truncated`", words_of(Finish.CUT)),
         ("finish words: `filtered`", words_of(Finish.FILTER)),
         ("finish words: `refused`", words_of(Finish.REFUSAL)),
         ("finish words: a break, asked again", words_of(Finish.BROKEN)),
-        ("parts with text", code(sorted(shapes.TEXT_PARTS))),
-        ("parts with reasoning", code(sorted(shapes.REASONING_PARTS))),
-        ("parts with a refusal", code(sorted(shapes.REFUSAL_PARTS))),
-        ("parts that are tool calls", code(sorted(shapes.TOOL_PARTS))),
-        ("parts without text", code(sorted(shapes.SILENT_PARTS))),
-        ("members of a part with its text", code(shapes.TEXT_MEMBERS)),
-        ("members of a part with its reasoning", code(shapes.REASONING_TEXT_MEMBERS)),
-        ("reasoning in a message", code(shapes.REASONING_MEMBERS)),
+        ("parts with text", code(sorted(parts.TEXT_PARTS))),
+        ("parts with reasoning", code(sorted(parts.REASONING_PARTS))),
+        ("parts with a refusal", code(sorted(parts.REFUSAL_PARTS))),
+        ("parts that are tool calls", code(sorted(parts.TOOL_PARTS))),
+        ("parts without text", code(sorted(parts.SILENT_PARTS))),
+        ("members of a part with its text", code(parts.TEXT_MEMBERS)),
+        ("members of a part with its reasoning", code(parts.REASONING_TEXT_MEMBERS)),
+        ("reasoning in a message", code(parts.REASONING_MEMBERS)),
         ("reasoning inside the text", ", ".join(tags)),
         ("log-probabilities, one for each token", code(logprobs.PER_TOKEN_MEMBERS)),
         ("token counts", code(usage.USAGE_MEMBERS)),

@@ -1,0 +1,154 @@
+"""Read why an answer ended: the finish words of all known servers, and the members that hold them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+
+class Finish(StrEnum):
+    """What a finish word says about the answer."""
+
+    END = "end"  # the answer is complete
+    TOOLS = "tools"  # the answer is a tool call
+    CUT = "cut"  # a limit on tokens cut it
+    FILTER = "filter"  # content moderation withheld it
+    REFUSAL = "refusal"  # the model refused
+    BROKEN = "broken"  # generation failed on the way: the request is tried again
+
+
+# Finish words, without case and punctuation: `max_tokens`, `MAX_TOKENS` and `maxTokens` are one word.
+FINISH_WORDS: dict[str, Finish] = {
+    **dict.fromkeys(
+        (
+            "stop",
+            "stopped",
+            "stopsequence",
+            "stopstring",
+            "stoptoken",
+            "eos",
+            "eostoken",
+            "eot",
+            "endturn",
+            "endofturn",
+            "endoftext",
+            "endofsequence",
+            "eotid",
+            "imend",
+            "end",
+            "ended",
+            "complete",
+            "completed",
+            "finish",
+            "finished",
+            "done",
+            "succeeded",
+            "success",
+            "normal",
+        ),
+        Finish.END,
+    ),
+    **dict.fromkeys(("toolcalls", "toolcall", "tooluse", "functioncall"), Finish.TOOLS),
+    **dict.fromkeys(
+        (
+            "length",
+            "lengthlimit",
+            "maxtokens",
+            "maxlength",
+            "maxnewtokens",
+            "maxoutputtokens",
+            "maxtokensreached",
+            "modellength",
+            "modelcontextwindowexceeded",
+            "contextlengthexceeded",
+            "contextwindowexceeded",
+            "tokenlimit",
+            "truncated",
+            "incomplete",
+            "errorlimit",
+        ),
+        Finish.CUT,
+    ),
+    **dict.fromkeys(
+        (
+            "contentfilter",
+            "contentfiltered",
+            "filtered",
+            "filter",
+            "safety",
+            "sensitive",
+            "moderation",
+            "moderated",
+            "flagged",
+            "recitation",
+            "blocklist",
+            "blocked",
+            "prohibitedcontent",
+            "spii",
+            "imagesafety",
+            "guardrailintervened",
+            "errortoxic",
+        ),
+        Finish.FILTER,
+    ),
+    **dict.fromkeys(("refusal", "refused"), Finish.REFUSAL),
+    **dict.fromkeys(
+        (
+            "error",
+            "networkerror",
+            "servererror",
+            "internalerror",
+            "abort",
+            "aborted",
+            "cancel",
+            "cancelled",
+            "canceled",
+            "usercancel",
+            "interrupted",
+            "insufficientsystemresource",
+            "failed",
+            "failure",
+            "timeout",
+            "overloaded",
+            "ratelimit",
+        ),
+        Finish.BROKEN,
+    ),
+}
+# Members that hold the finish word, in the order in which they are asked.
+FINISH_MEMBERS = (
+    "finish_reason",
+    "finishReason",
+    "stop_reason",
+    "stopReason",
+    "done_reason",
+    "native_finish_reason",
+)
+
+_WORD = re.compile(r"[^a-z0-9]+")
+
+
+def finish_of(word: Any) -> Finish | None:
+    """What a finish word says; None for one that is not in the table."""
+    if not isinstance(word, str):
+        return None
+    if word.strip() == "</s>":
+        return Finish.END
+    plain = _WORD.sub("", word.lower())
+    return FINISH_WORDS.get(plain.removeprefix("finishreason") or plain)
+
+
+def finish_word(*holders: Mapping[str, Any]) -> str:
+    """The teacher's own finish word: of the first member that has one, "" where none has."""
+    for holder in holders:
+        for name in FINISH_MEMBERS:
+            value = holder.get(name)
+            if isinstance(value, Mapping):
+                value = next(
+                    (value[key] for key in ("type", "reason", *FINISH_MEMBERS) if value.get(key)), None
+                )
+            if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+                return str(value)
+    return ""
