@@ -1,7 +1,7 @@
 # Every target works from a fresh clone: it creates .venv first. PYTHON names the interpreter (>= 3.11),
 # WORKERS the number of test processes.
 PYTHON ?= python3
-WORKERS ?= 2
+WORKERS ?= 4
 SOAK_SECONDS ?= 720
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,13 +21,13 @@ demo: $(STAMP)  ## everything once, offline: mock teacher -> corpus -> student -
 	$(BIN)/python -m harvester demo
 
 test: $(STAMP)  ## the default test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow and not long and not torture and not families'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not long and not torture and not families'
 
 test-slow: $(STAMP)  ## the tests marked `slow`: a few minutes more
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
 
 test-long: $(STAMP)  ## the tests marked `long`: a soak, fifty kills, a compiler; about 8 minutes
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m long
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m long
 
 torture: $(STAMP)  ## hundreds of kills and faults, for hours (TORTURE_KILLS=N for another number)
 	$(BIN)/python -m pytest -m torture -s

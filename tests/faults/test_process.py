@@ -148,6 +148,7 @@ def _run(before: str, config: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.slow
 def test_row_46_prompts_are_streamed_whatever_their_size(tmp_path: Path, mock_teacher: Mock) -> None:
     """90 MB of prompts are walked through while the process grows by a chunk of them at most."""
     mock = mock_teacher()
@@ -235,6 +236,7 @@ def test_row_41_a_suspended_machine_wakes_without_a_burst(mock_teacher: Mock, tm
     assert mock.state()["statuses"].get("429", 0) == 0
 
 
+@pytest.mark.slow
 def test_row_46_memory_that_runs_out_parks_the_run_and_loses_no_answer(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:

@@ -202,7 +202,9 @@ def test_the_scan_would_find_every_disguise():
         assert leaks({"x": b"before" + form + b"after"})
 
 
-@pytest.mark.parametrize("stream", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.parametrize(
+    "stream", [pytest.param(False, marks=pytest.mark.long), pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_no_fault_of_the_mock_teacher_brings_the_key_out(
     tmp_path: Path, mock_teacher, monkeypatch, stream: bool
 ):
@@ -293,6 +295,7 @@ def test_a_crash_prints_the_traceback_and_not_the_key(tmp_path: Path, mock_teach
     assert leaks({**places, **inside(tmp_path)}) == []
 
 
+@pytest.mark.slow
 def test_what_a_run_sends_to_its_socket_holds_no_key(tmp_path: Path, mock_teacher, monkeypatch):
     monkeypatch.setenv("CANARY_KEY", CANARY)
     teacher = mock_teacher(require_key_env="CANARY_KEY", faults=[{"action": "silence"}])

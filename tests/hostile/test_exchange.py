@@ -151,7 +151,9 @@ def test_a_redirect_to_no_url_ends_the_run_in_words(location: str, tmp_path: Pat
     ],
     ids=range(7),
 )
-@pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
+@pytest.mark.parametrize(
+    "status", ["429 Too Many Requests", pytest.param("503 Service Unavailable", marks=pytest.mark.slow)]
+)
 def test_headers_out_of_every_range_cost_only_their_row(
     headers: dict[str, str], status: str, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ from tests.faults.bench import run_harvest
 from tests.harvester.killed_runs import ROOT, quick_folder, write_config
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_system_call_of_the_creation_leaves_a_store_that_the_next_run_makes(
     faulty_library: Path,
 ) -> None:

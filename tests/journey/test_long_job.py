@@ -107,6 +107,7 @@ def test_a_second_signal_or_the_end_of_the_grace_gives_up_what_is_on_the_wire_an
         assert (current_status(store)["held"], mock.totals()["answers"]) == (400, 404)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_its_output_is_not_read(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     config = write_folder(tmp_path, mock.base_url, 30, teacher=FOUR)
@@ -162,7 +163,9 @@ def test_a_signal_that_comes_before_the_pass_is_not_lost(
     assert ended.exit_code - 128 in signals
 
 
-@pytest.mark.parametrize("still_s", [2.0, pytest.param(150.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "still_s", [pytest.param(2.0, marks=pytest.mark.slow), pytest.param(150.0, marks=pytest.mark.long)]
+)
 def test_after_a_stop_of_the_process_requests_do_not_come_all_at_once(
     mock_teacher: Mock, tmp_path: Path, still_s: float
 ) -> None:

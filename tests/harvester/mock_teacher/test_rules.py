@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvester.mock_teacher.tasks.contents import content_key, draw
@@ -70,6 +70,7 @@ def test_there_are_eight_tasks_and_one_held_out_whole_each_asked_in_several_ways
 
 
 @pytest.mark.parametrize(("task", "phrasing"), EVERY_PHRASING)
+@settings(max_examples=10)  # of each of 62 phrasings
 @given(seed=st.integers(0, 2**32))
 def test_every_phrasing_is_read_back_with_its_content(task: str, phrasing: str, seed: int):
     slots = draw(task, random.Random(seed))

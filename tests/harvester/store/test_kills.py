@@ -50,7 +50,11 @@ def look(store: Path) -> tuple[int, int]:
 
 @pytest.mark.parametrize(
     "kills",
-    [5, pytest.param(50, marks=pytest.mark.long), pytest.param(TORTURE_KILLS, marks=pytest.mark.torture)],
+    [
+        pytest.param(5, marks=pytest.mark.slow),
+        pytest.param(50, marks=pytest.mark.long),
+        pytest.param(TORTURE_KILLS, marks=pytest.mark.torture),
+    ],
 )
 def test_kills_lose_nothing_and_pay_twice_only_what_was_in_flight(
     mock_teacher: Callable[..., RunningMock], kills: int

@@ -203,7 +203,9 @@ class StoreMachine(RuleBasedStateMachine):
 ROWS = {key_of(row).hex(): row for row in range(61)}
 
 
-@pytest.mark.parametrize("examples", [12, pytest.param(300, marks=pytest.mark.torture)])
+@pytest.mark.parametrize(
+    "examples", [pytest.param(12, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.torture)]
+)
 def test_the_store_behaves_as_a_dict_of_what_it_acknowledged(
     examples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -327,7 +327,7 @@ def test_a_changed_count_or_number_is_named(tmp_path):
 FLIPS = 120
 
 
-@pytest.mark.parametrize("where", ["shard", "journal"])
+@pytest.mark.parametrize("where", ["shard", pytest.param("journal", marks=pytest.mark.slow)])
 def test_flipped_bits_are_never_silent(tmp_path, where):
     """Each flip is named, or changes nothing that a reader can see (free space inside the database)."""
     make(tmp_path, sealed=20, tail=20)

@@ -135,7 +135,9 @@ KILL_POINTS = (
 )
 
 
-@pytest.mark.parametrize("point", KILL_POINTS)
+@pytest.mark.parametrize(
+    "point", [pytest.param(point, marks=pytest.mark.slow) for point in KILL_POINTS[:-1]] + [KILL_POINTS[-1]]
+)
 def test_a_kill_at_any_instant_loses_nothing_and_the_next_call_completes(store: Path, point: str) -> None:
     code = (
         "import os, signal, sys\n"

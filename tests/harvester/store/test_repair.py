@@ -103,10 +103,10 @@ def test_shards_of_different_terms_and_large_ones_are_left_alone(tmp_path):
 @pytest.mark.parametrize(
     "point",
     [
-        "compaction.before_exchange",
+        pytest.param("compaction.before_exchange", marks=pytest.mark.slow),
         "compaction.after_exchange",
-        "compaction.before_commit",
-        "compaction.after_commit",
+        pytest.param("compaction.before_commit", marks=pytest.mark.slow),
+        pytest.param("compaction.after_commit", marks=pytest.mark.slow),
     ],
 )
 def test_a_kill_while_merging_loses_and_doubles_nothing(tmp_path, point):
@@ -258,6 +258,7 @@ def test_a_missing_shard_is_asked_again_and_nothing_else(tmp_path):
     assert len(rows_of(tmp_path)) == 60
 
 
+@pytest.mark.slow
 def test_rows_that_still_read_are_saved_from_a_damaged_shard(tmp_path):
     rows = ROWS_PER_GROUP + 100
     with open_store(tmp_path) as journal:

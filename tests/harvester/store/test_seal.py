@@ -108,6 +108,7 @@ def test_the_same_answers_give_the_same_bytes(tmp_path):
     assert entry.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_shards_stop_at_their_target_size(tmp_path):
     rng = random.Random(1)
     with open_store(tmp_path) as journal:
@@ -232,12 +233,12 @@ def check_after_kill(store: Path, sent: set[int], stored: set[int]) -> set[int]:
 @pytest.mark.parametrize(
     "failpoint",
     [
-        "journal.after_insert:20",
+        pytest.param("journal.after_insert:20", marks=pytest.mark.slow),
         "journal.after_commit:20",
-        "shards.after_write:2",
-        "shards.before_rename:2",
+        pytest.param("shards.after_write:2", marks=pytest.mark.slow),
+        pytest.param("shards.before_rename:2", marks=pytest.mark.slow),
         "shards.after_rename:2",
-        "shards.before_commit:2",
+        pytest.param("shards.before_commit:2", marks=pytest.mark.slow),
         "shards.after_commit:2",
     ],
 )

@@ -103,7 +103,9 @@ def trial(store: Path, library: Path, call: str, nth: int, number: int, stays: b
     return code != 0
 
 
-@pytest.mark.parametrize("count", [16, pytest.param(400, marks=pytest.mark.torture)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(16, marks=pytest.mark.slow), pytest.param(400, marks=pytest.mark.torture)]
+)
 def test_a_failing_disk_is_a_named_stop_and_loses_nothing(tmp_path, faulty_library, count):
     met = 0
     for number, case in enumerate(cases(count)):

@@ -32,6 +32,7 @@ class Later(Hasty):
         return super().wall() + self._ahead_s
 
 
+@pytest.mark.slow
 def test_row_13_a_parked_run_stays_parked_until_the_reset(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     fault = {"action": "status", "status": 429, "headers": {"retry-after": "18000"}, "after": 5}

@@ -194,6 +194,7 @@ def test_22_control_tokens_in_teacher_text_are_learned_as_text(run_trainer, toml
     assert not {1, 2} & set(body)
 
 
+@pytest.mark.slow
 def test_31_a_template_that_never_ends_is_ended(run_trainer, toml, monkeypatch):  # noqa: F811
     monkeypatch.setattr(chat_template, "TEMPLATE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(harmless, "TIMEOUT_S", 2.0)

@@ -135,7 +135,19 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("plant", "message"), FAULTS, ids=[f.__name__[6:] for f, _ in FAULTS])
+# The others run with the slow tests: `test_train_refuses_data_with_a_fatal_fault` plants them all.
+QUICK_FAULTS = {plant_no_supervised_token, plant_text_not_verbatim, plant_leaked_prompt, plant_shifted_border}
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        pytest.param(
+            *fault, id=fault[0].__name__[6:], marks=[] if fault[0] in QUICK_FAULTS else pytest.mark.slow
+        )
+        for fault in FAULTS
+    ],
+)
 def test_a_planted_fault_is_fatal_by_name(run_trainer, toml, monkeypatch, plant, message):  # noqa: F811
     plant(toml, monkeypatch)
     code, _, err = run_trainer("doctor", toml)
@@ -152,6 +164,7 @@ def test_train_refuses_data_with_a_fatal_fault(run_trainer, toml, monkeypatch, p
     assert not (toml.parent / "out" / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_forced_faults_are_named_in_both_cards(run_trainer, toml, monkeypatch):  # noqa: F811
     plant_cut_answer_taught_as_whole(toml, monkeypatch)
     message = "learned as complete: 1 of 8"

@@ -24,6 +24,7 @@ def last_step(toml: Path) -> int:
     return newest.step if newest else 0
 
 
+@pytest.mark.slow
 def test_03_a_host_without_memory_is_reported_with_the_pack_and_nothing_is_lost(tmp_path, fork_server):
     rows = [tiny.sample(i, "q " * 40, "word " * 400) for i in range(80)]
     wide = {"batch_tokens": 200_000, "max_length": 4096, "pack_tokens": 200_000, "epochs": 1}
@@ -46,6 +47,7 @@ def test_04_sigterm_from_outside_ends_with_a_checkpoint_and_the_next_run_goes_on
     assert last_step(toml) == done
 
 
+@pytest.mark.slow
 def test_08_a_disk_that_is_full_costs_checkpoints_then_the_adapter_never_what_lies_there(
     tmp_path, fork_server
 ):

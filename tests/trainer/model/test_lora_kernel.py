@@ -114,7 +114,15 @@ def test_dora_and_dropout_keep_pefts_own_forward(tmp_path):
         assert lora_forward.replace_lora_forward(student_of(tmp_path / str(number), **lora)) == 0
 
 
-@pytest.mark.parametrize("lora", [{"dora": True}, {"rslora": True}, {"plus_ratio": 16.0}], ids=str)
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"dora": True},
+        pytest.param({"rslora": True}, marks=pytest.mark.slow),
+        pytest.param({"plus_ratio": 16.0}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_each_variant_learns_and_peft_loads_it(tmp_path, lora):
     from peft import PeftConfig
 
@@ -178,6 +186,7 @@ def test_a_step_reads_nothing_back_from_its_device(tmp_path):
     assert reads.seen == ["_local_scalar_dense"]  # and the spy would have seen one
 
 
+@pytest.mark.slow
 def test_between_log_lines_a_training_reads_nothing_back(tmp_path, monkeypatch):
     path = tiny.train_toml(
         tmp_path, tiny.skill(60), train={"epochs": 4, "log_every": 5, "pack_tokens": 128, "save_every": 0}

@@ -50,7 +50,9 @@ def test_rows_that_are_zero_short_or_copies_are_found(tmp_path, change, matrix, 
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "tied", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_untrained_control_tokens_are_refused_unless_their_rows_are_trained(run_trainer, toml, tied):  # noqa: F811
     base = toml.parent / "base"
     shutil.rmtree(base)

@@ -50,7 +50,9 @@ def trained(folder, lora=None, shape=None, speech=None, change_base=lambda _: No
     return config
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "lora" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_33_adapter_and_merged_folder_give_a_fresh_process_equal_logits(tmp_path, fork_server, kind):
     lora, shape = KINDS[kind]
     config = trained(tmp_path, lora, shape)
@@ -81,8 +83,8 @@ TOKENS = {"trainable_tokens": ["<|im_start|>", "<|im_end|>"]}
     ("lora", "shape"),
     [
         (TOKENS, {"tie_word_embeddings": True}),
-        (TOKENS, {"tie_word_embeddings": False}),
-        ({"dora": True}, {"tie_word_embeddings": False}),
+        pytest.param(TOKENS, {"tie_word_embeddings": False}, marks=pytest.mark.slow),
+        pytest.param({"dora": True}, {"tie_word_embeddings": False}, marks=pytest.mark.slow),
     ],
 )
 def test_the_merged_weights_are_those_of_pefts_own_merge(tmp_path, lora, shape):
@@ -252,7 +254,7 @@ def test_the_folder_of_something_else_is_not_overwritten(tmp_path):
         export.export_merged(config, tmp_path / "merged")
 
 
-@pytest.mark.parametrize("name", ["llama-3", "qwen-3"])
+@pytest.mark.parametrize("name", ["llama-3", pytest.param("qwen-3", marks=pytest.mark.slow)])
 def test_a_server_that_opens_the_folder_renders_as_was_learned(tmp_path, fork_server, run_trainer, name):  # noqa: F811
     shape = SHAPES[name]
     config = trained(tmp_path, speech=shape.tokenizer())

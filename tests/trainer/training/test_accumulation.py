@@ -25,6 +25,7 @@ def whole(tmp_path_factory, fork_server):
     return learn("whole", packs=1), learn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [{"packs": 8}, {"packs": 8, "world": 2}, {"packs": 5, "world": 2}], ids=["8x1", "2 ranks", "odd"]
 )

@@ -129,6 +129,7 @@ def test_compiled_layers_are_really_compiled_and_only_once(tmp_path, checkpointi
     assert graphs == [graphs[0]] * len(packs)
 
 
+@pytest.mark.slow
 def test_recomputation_is_decided_before_the_base_is_loaded(tmp_path, monkeypatch):
     """After loading, the base would be counted twice: in the peak, and as memory that is not free."""
     config = made(tmp_path)

@@ -162,6 +162,7 @@ def test_08_a_write_that_fails_half_way_leaves_no_litter(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
+@pytest.mark.slow
 def test_09_10_11_stopped_after_any_step_the_end_has_the_same_bits(tmp_path):
     shape = {"train": {"epochs": 2, "log_every": 1, "pack_tokens": 128}, "lora": {"dropout": 0.2}}
     uninterrupted = tiny.train_toml(tmp_path / "whole", tiny.skill(24), **shape)
@@ -175,6 +176,7 @@ def test_09_10_11_stopped_after_any_step_the_end_has_the_same_bits(tmp_path):
         assert all(torch.equal(wanted[name], mine[name]) for name in wanted)
 
 
+@pytest.mark.slow
 def test_11_no_state_of_a_random_generator_is_needed(tmp_path):
     shape = {"train": {"epochs": 2, "log_every": 1, "pack_tokens": 128}, "lora": {"dropout": 0.2}}
     calm = tiny.train_toml(tmp_path / "calm", tiny.skill(30), **shape)
@@ -220,8 +222,8 @@ def test_12_moments_go_by_name_and_shape(toml):  # noqa: F811
     ("old", "new", "message"),
     [
         ("lr = 0.01", "lr = 0.02", "train.lr 0.01 -> 0.02"),
-        ("alpha = 8", "alpha = 9", "lora.alpha 8.0 -> 9.0"),
-        ("epochs = 2", "epochs = 3", "train.epochs 2 -> 3"),
+        pytest.param("alpha = 8", "alpha = 9", "lora.alpha 8.0 -> 9.0", marks=pytest.mark.slow),
+        pytest.param("epochs = 2", "epochs = 3", "train.epochs 2 -> 3", marks=pytest.mark.slow),
     ],
 )
 def test_13_changed_settings_are_refused_with_the_difference(run_trainer, toml, old, new, message):  # noqa: F811
@@ -302,6 +304,7 @@ def test_30_an_adapter_that_is_a_link_out_is_refused(run_trainer, toml):  # noqa
         assert (code, "is a link to somewhere else" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_05_a_step_has_one_line_in_the_log_whatever_was_killed(toml, fork_server):  # noqa: F811
     toml.write_text(toml.read_text().replace("save_every = 1", "save_every = 4"))
     ended = fork_server("command", words=("train", toml), env={"HARVESTER_FAILPOINT": "train.backward:7"})

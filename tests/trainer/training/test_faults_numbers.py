@@ -13,7 +13,7 @@ from trainer.evaluation import evaluate
 from trainer.training import step
 
 
-@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("value", ["nan", pytest.param("inf", marks=pytest.mark.slow)])
 def test_01_a_loss_that_is_not_finite_once_is_skipped_and_counted(run_trainer, toml, monkeypatch, value):  # noqa: F811
     original, calls = step.pack_losses, []
 

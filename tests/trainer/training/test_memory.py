@@ -45,7 +45,7 @@ def measured_peak(config, pack, *, checkpointing: bool) -> int:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("count", [5, 60])
+@pytest.mark.parametrize("count", [pytest.param(5, marks=pytest.mark.slow), 60])
 def test_the_predicted_peak_is_within_ten_percent_of_the_measured(tmp_path, count, checkpointing):
     config = made(tmp_path)
     pack = examples(count)
@@ -68,6 +68,7 @@ def test_where_the_device_has_the_varlen_kernel_the_walk_takes_it(tmp_path, monk
     assert 0.5 * grid.activations < estimate.activations < 1.2 * grid.activations  # no grids, no padding
 
 
+@pytest.mark.slow
 def test_checkpointing_needs_less_and_changes_no_gradient(tmp_path):
     config = made(tmp_path)
     pack = examples(60)
@@ -83,6 +84,7 @@ def test_checkpointing_needs_less_and_changes_no_gradient(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.slow
 def test_the_plan_chooses_checkpointing_where_it_would_not_fit(tmp_path, monkeypatch):
     config, pack = made(tmp_path), examples(60)
     peak = memory.estimate(config, pack, checkpointing=False).peak
@@ -144,7 +146,14 @@ def no_empty_student(monkeypatch):
     monkeypatch.setattr(memory, "_empty_student", refuse)
 
 
-@pytest.mark.parametrize("plant", [no_count_of_flop, no_fake_tensors, no_empty_student])
+@pytest.mark.parametrize(
+    "plant",
+    [
+        no_count_of_flop,
+        pytest.param(no_fake_tensors, marks=pytest.mark.slow),
+        pytest.param(no_empty_student, marks=pytest.mark.slow),
+    ],
+)
 def test_a_figure_that_is_unknown_ends_neither_plan_nor_training(run_trainer, toml, monkeypatch, plant):  # noqa: F811
     code, out, err = run_trainer("plan", toml, "--probe", 0, "--json")
     known = json.loads(out)["memory"]
@@ -161,6 +170,7 @@ def test_a_figure_that_is_unknown_ends_neither_plan_nor_training(run_trainer, to
     assert (logged["flop_per_s"] == 0) is (plant is no_count_of_flop)
 
 
+@pytest.mark.slow
 def test_a_base_is_dealt_to_a_fleet_only_where_it_takes_more_than_half(tmp_path, monkeypatch):
     config = made(tmp_path)
     size = (config.base / "model.safetensors").stat().st_size
