@@ -70,7 +70,7 @@ INPUT_TOKENS_PER_MINUTE = LimitKey(Quantity.INPUT_TOKENS, MINUTE_S)
 OUTPUT_TOKENS_PER_MINUTE = LimitKey(Quantity.OUTPUT_TOKENS, MINUTE_S)
 REQUESTS_PER_DAY = LimitKey(Quantity.REQUESTS, DAY_S)
 TOKENS_PER_DAY = LimitKey(Quantity.TOKENS, DAY_S)
-# The rate found by `rate_learning` where the teacher states no limit.
+# The rate found by `learned_rate` where the teacher states no limit.
 LEARNED_REQUESTS = LimitKey(Quantity.REQUESTS, SECOND_S, is_learned=True)
 
 

@@ -26,8 +26,8 @@ from harvester.system import open_files
 from harvester.system.clock import Clock
 from harvester.teacher.circuit_breaker import CircuitBreaker
 from harvester.teacher.limits import Charge
-from harvester.teacher.rate_learning import Entry
 from harvester.teacher.rate_limiter import Limiter, RefusedRow
+from harvester.teacher.sends import Entry
 
 _OVERLOAD = frozenset({503, 529})
 # A request that was admitted but would have to wait longer than this to be sent is withdrawn, so that it

@@ -9,7 +9,7 @@ teacher reports the real count. A request larger than the capacity is admitted w
 charged in full, so the level goes below zero: the debt delays the requests after it. In any span of T seconds
 a bucket therefore admits at most `max(capacity, largest single charge) + rate * T` units, plus refunds.
 Limits on requests are admitted BURST_S ahead and kept when the requests depart (`departures`). What no limit
-states is learned from refusals (`rate_learning`).
+states is learned from refusals (`learned_rate`, `learned_burst`).
 
 Concurrency: a congestion window (`window`).
 """
@@ -24,6 +24,8 @@ from typing import Any
 from harvester.api.error_body import retry_after_s
 from harvester.config.config import LimitsSection
 from harvester.teacher.departures import Departures
+from harvester.teacher.learned_burst import FIRST_BURST_S, LearnedBurst
+from harvester.teacher.learned_rate import ENOUGH_REFUSALS, LEAST_UNRELATED, LearnedRate, Lesson
 from harvester.teacher.limits import (
     DAY_S,
     HOUR_S,
@@ -34,23 +36,14 @@ from harvester.teacher.limits import (
     configured_limits,
 )
 from harvester.teacher.rate_headers import HeaderPeriods, RateHeader, parse_rate_headers
-from harvester.teacher.rate_learning import (
-    ENOUGH_REFUSALS,
-    FIRST_BURST_S,
-    LEAST_UNRELATED,
-    Entry,
-    LearnedRate,
-    Lesson,
-)
 from harvester.teacher.refused_rows import LONGEST_NAMED_WAIT_S, RefusedRows
+from harvester.teacher.sends import Entry, Reception, SendLog
 from harvester.teacher.window import Window
 
 # Capacity of a bucket, in seconds of its rate. Small, so that a restart can't double the rate.
 BURST_S = 0.25
 # A daily limit may be spent this far at once; the rest is admitted evenly over the day.
 DAILY_BURST_SHARE = 0.5
-# Lowest learned rate, in requests per second.
-LEAST_RATE = 1 / 3600
 # Estimate of the output tokens of an answer: the quantile that is tracked, and the relative step.
 _OUTPUT_QUANTILE = 0.95
 _OUTPUT_STEP = 0.05
@@ -155,7 +148,9 @@ class Limiter:
     ) -> None:
         self.window = Window(limits.max_concurrency, deadline_s)
         self.buckets: dict[LimitKey, Bucket] = {}
-        self.learned_rate = LearnedRate(now)
+        self.sends = SendLog()
+        self.learned_burst = LearnedBurst()
+        self.learned_rate = LearnedRate(self.sends, self.learned_burst, now)
         self.departures = Departures(now)
         self._rows = RefusedRows(patience_s)
         self._periods = HeaderPeriods()
@@ -171,7 +166,7 @@ class Limiter:
             self.buckets[key] = Bucket.daily(limit, now) if is_daily else Bucket(limit / key.period_s, now)
 
         if self._trusted_rate() < math.inf:
-            self.departures.end_burst(now, self.learned_rate.burst_s)
+            self.departures.end_burst(now, self.learned_burst.seconds)
 
     @property
     def paused_until(self) -> float:
@@ -214,7 +209,9 @@ class Limiter:
         self.departures.departed(now, self._pace(now)[0])
         self.window.departed()
         entry.at, entry.in_flight, entry.has_departed = now, self._in_air, True
+        self.sends.add(entry)
         self.learned_rate.sent(entry)
+        self.learned_burst.sent(now)
 
     @property
     def _in_air(self) -> int:
@@ -229,7 +226,7 @@ class Limiter:
         rate = self._request_rate(now)
         if self.window.spread_rate < rate:
             return self.window.spread_rate, 0.0
-        return rate, self.learned_rate.burst_s
+        return rate, self.learned_burst.seconds
 
     def _request_rate(self, now: float) -> float:
         """Requests per second that may be sent, infinity where nothing is known."""
@@ -243,23 +240,33 @@ class Limiter:
     def answered(self, key: bytes, entry: Entry, now: float, tokens: int) -> None:
         """Learn from an answer to the row `key`; its place in the window is still taken."""
         self._rows.forget(key)
-        self.learned_rate.accepted(entry, now)
+        self._accepted(entry, now)
         self.window.answered(entry, now, tokens)
 
     def failed_otherwise(self, entry: Entry, now: float) -> None:
         """A failure that is no refusal: the request got through the limits."""
         self.window.stop_ramp()
-        self.learned_rate.accepted(entry, now)
+        self._accepted(entry, now)
 
     def timed_out(self, entry: Entry, now: float) -> None:
         """An answer did not come in time."""
-        self.learned_rate.accepted(entry, now)
+        self._accepted(entry, now)
         self.window.timed_out(entry)
+
+    def _accepted(self, entry: Entry, now: float) -> None:
+        entry.outcome = Reception.ACCEPTED
+        self.learned_rate.accepted(entry, now)
+
+    def _disregard(self, entry: Entry) -> None:
+        """Take a refusal out of all counts: it was about its row alone."""
+        entry.outcome = Reception.DISREGARDED
+        self.learned_rate.disregard(entry)
 
     def overloaded(self, entry: Entry, now: float) -> None:
         """Shrink the window if this refusal for overload (503, 529) is one of several in a row."""
         self.window.stop_ramp()
-        if self.learned_rate.refused_in_a_row(entry) >= ENOUGH_REFUSALS:
+        self.sends.refused(entry, now)
+        if self.sends.refused_in_a_row(now)[0] >= ENOUGH_REFUSALS:
             self.window.cut(entry, now, self._in_air)
         self._is_cap(entry, now)
 
@@ -270,22 +277,24 @@ class Limiter:
             named_wait_s: the wait that the teacher asked for, None for none.
         """
         self.window.stop_ramp()
-        others_accepted = self.learned_rate.others_accepted(entry)
+        others_accepted = self.sends.others_accepted(entry)
         self._rows.refused(key, now, others_accepted=others_accepted)
         if self._rows.is_at_fault(key, now):
             self._rows.forget(key)
-            self.learned_rate.disregard(entry)
+            self._disregard(entry)
             return RefusedRow(is_row_at_fault=True)
         wait_s = self._rows.wait_s(key, named_wait_s)
         if self._rows.is_suspicious(key) and others_accepted:
-            self.learned_rate.disregard(entry)
+            self._disregard(entry)
             return RefusedRow(wait_s)
+        self.sends.refused(entry, now)
         if self._is_cap(entry, now):
             return RefusedRow(wait_s)
         lesson = self.learned_rate.refused(entry, now, self._trusted_rate())
         if lesson in (Lesson.RATE, Lesson.BURST):
             self._apply_learned_rate(now)
-            self.departures.end_burst(now, self.learned_rate.burst_s)
+            rate, burst_s = self._pace(now)
+            self.departures.end_burst(now + 1 / rate, burst_s)
             for limit in self._request_limits():
                 self.buckets[limit].lower_to(0.0)
         everybody_waits = lesson is Lesson.ALL_REFUSED or (
@@ -297,11 +306,12 @@ class Limiter:
 
     def _is_cap(self, entry: Entry, now: float) -> bool:
         """Shrink the window if refusals come from a number in flight on; then the rate is not the reason."""
-        level = self.learned_rate.refused_at_level(entry)
+        level = self.sends.refused_level(self.window.refused_from)
         if level is None:
             return False
         if self.window.keep_below(level):
-            self.learned_rate.forget_rate(now)
+            self.learned_rate.forget(now)
+            self.sends.forget_levels(now)
         return level > int(self.window.size)
 
     def _request_limits(self) -> list[LimitKey]:
@@ -382,7 +392,7 @@ class Limiter:
         """Whether more requests were accepted in the period than the limit allows."""
         if header.key.quantity is not Quantity.REQUESTS:
             return False
-        return self.learned_rate.accepted_since(now - header.key.period_s) > 1.1 * header.limit + 3
+        return self.sends.answered_since(now - header.key.period_s) > 1.1 * header.limit + 3
 
     def set_rate(self, key: LimitKey, rate: float | None, now: float) -> None:
         """Change a configured limit from now on, in units per second; None removes it."""
@@ -403,7 +413,7 @@ class Limiter:
     def _apply_learned_rate(self, now: float) -> None:
         rate = self.learned_rate.current(now)
         if rate is not None:
-            self._set_bucket(LEARNED_REQUESTS, max(rate, LEAST_RATE), now)
+            self._set_bucket(LEARNED_REQUESTS, rate, now)
         elif LEARNED_REQUESTS in self.buckets:
             del self.buckets[LEARNED_REQUESTS]
 
@@ -424,13 +434,17 @@ class Limiter:
 
     def end_bursts(self, now: float, until: float) -> None:
         """Save nothing up before `until`, so that what waits then leaves one by one."""
-        self.departures.end_burst(until, self.learned_rate.burst_s)
+        self.departures.end_burst(until, self.learned_burst.seconds)
         for bucket in self.buckets.values():
             bucket.freeze(now, until)
 
     def saved(self) -> dict[str, Any]:
         """Return what was learned, as JSON values, for `resume` in a later process."""
-        return {**self.learned_rate.saved(), "window": self.window.saved()}
+        return {
+            **self.learned_rate.saved(),
+            "burst_s": self.learned_burst.seconds,
+            "window": self.window.saved(),
+        }
 
     def resume(self, saved: Mapping[str, Any], now: float, *, is_recent: bool) -> None:
         """Continue from what an earlier process learned, without a burst.
@@ -440,25 +454,27 @@ class Limiter:
                 holds; it is kept however old it is.
         """
         self.learned_rate.resume(saved, now)
+        self.learned_burst.resume(float(saved.get("burst_s") or FIRST_BURST_S))
         if is_recent:
             self.window.resume(saved.get("window") or {}, now)
         if self._request_rate(now) < math.inf:
-            self.departures.end_burst(now, self.learned_rate.burst_s)
+            self.departures.end_burst(now, self.learned_burst.seconds)
 
     @property
     def learned(self) -> list[str]:
         """What was learned about this endpoint, as clauses for the operator; empty where nothing was."""
-        learned, window = self.learned_rate, self.window
+        learned, burst, window = self.learned_rate, self.learned_burst, self.window
         clauses = []
         if window.works_on is not None:
             clauses.append(f"the server works on {window.works_on:,} at once")
         if window.refused_from is not None:
             clauses.append(f"it refuses from {window.refused_from:,} in flight on")
-        rate = min(self._trusted_rate(), learned.rate or math.inf)
-        if learned.rate is not None:
+        trusted = self._trusted_rate()
+        rate = min(trusted, learned.rate or math.inf)
+        if learned.rate is not None and learned.rate < trusted:
             clauses.append(f"it accepts about {60 * learned.rate:,.0f} requests/min")
-        if rate < math.inf and learned.burst_s != FIRST_BURST_S:
-            clauses.append(f"no more than {max(1, round(learned.burst_s * rate)):,} of them at a time")
+        if rate < math.inf and burst.seconds < FIRST_BURST_S:
+            clauses.append(f"no more than {max(1, round(burst.seconds * rate)):,} of them at a time")
         if learned.refused_for_s:
             clauses.append(f"after too many it refuses everything, last for {learned.refused_for_s:,.1f} s")
         if learned.unrelated >= LEAST_UNRELATED:

@@ -32,7 +32,7 @@ from harvester.teacher.budget import Amounts, Reservation, why_exhausted
 from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limits import Charge
 from harvester.teacher.queue import EndpointQueue, Withdrawn
-from harvester.teacher.rate_learning import Entry
+from harvester.teacher.sends import Entry
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from harvester.teacher.rate_learning import Entry
+from harvester.teacher.sends import Entry
 from harvester.teacher.throughput import Throughput
 
 FIRST_WINDOW = 16.0

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from harvester.config.config import LimitsSection
 from harvester.teacher.limits import Charge
-from harvester.teacher.rate_learning import Entry
 from harvester.teacher.rate_limiter import Limiter, RefusedRow
+from harvester.teacher.sends import Entry
 
 CHARGE = Charge(10, 10)
 # Commits of the journal begin at least this long one after the other, as in `store.journal.group_commit`.

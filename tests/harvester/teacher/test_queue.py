@@ -15,8 +15,8 @@ from harvester.config.config import LimitsSection
 from harvester.errors import AttemptTimeout, NotSent, Parked, RateLimited, TeacherError, TeacherUnavailable
 from harvester.teacher.limits import TOKENS_PER_MINUTE, Charge
 from harvester.teacher.queue import EndpointQueue
-from harvester.teacher.rate_learning import Entry
 from harvester.teacher.rate_limiter import Limiter
+from harvester.teacher.sends import Entry
 
 
 class VirtualClock:

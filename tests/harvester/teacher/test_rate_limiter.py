@@ -17,8 +17,8 @@ from harvester.teacher.limits import (
     Charge,
     LimitKey,
 )
-from harvester.teacher.rate_learning import Entry
 from harvester.teacher.rate_limiter import Bucket, Limiter
+from harvester.teacher.sends import Entry
 from harvester.teacher.window import Window
 
 _ARRIVALS = st.lists(st.tuples(st.floats(0, 30), st.integers(1, 5000)), min_size=1, max_size=60)

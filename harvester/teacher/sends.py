@@ -1,0 +1,196 @@
+"""Keep the last sends to one endpoint with what became of each, and count them. Pure.
+
+Times are monotonic seconds. Refusals come back within milliseconds, answers take as long as they take: a send
+that is older than one that was refused, and was not refused itself, counts as accepted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+
+# Sends this close to another one are compared with it.
+NEAR_S = 1.0
+# ... or, where there are none, the last few within this time.
+FAR_S = 30.0
+FEW_SENDS = 6
+# A number in flight is limited if, of the last LEVEL_SENDS, at least LEAST_REFUSED were refused from it on,
+# and at most this share was accepted there, and at most this share was refused below it.
+LEAST_REFUSED = 3
+LEVEL_SENDS = 200
+MIXED_SHARE = 0.1
+# ... and if that happened at this many separate moments: one burst that is refused says nothing about the
+# number in flight.
+LEAST_MOMENTS = 3
+# Refusals that confirm such a number once it is known.
+LEAST_CONFIRMED = 2
+LOG_SENDS = 20_000
+
+
+class Reception(Enum):
+    """What is known of one send."""
+
+    PENDING = "pending"
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    DISREGARDED = "disregarded"
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One admitted request: when it was sent, and how many were in flight then, itself included.
+
+    Until it is sent, both hold for its admission. `number` counts the sends.
+    """
+
+    at: float
+    in_flight: int = 1
+    has_departed: bool = False
+    outcome: Reception = Reception.PENDING
+    number: int = 0
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it was refused for a reason that may be the rate."""
+        return self.outcome is Reception.REFUSED
+
+
+class SendLog:
+    """The last sends, oldest first.
+
+    Attributes:
+        refusal_delay_s: seconds after which a refusal comes back, on average.
+        count: sends so far.
+    """
+
+    def __init__(self) -> None:
+        self.refusal_delay_s = 0.0
+        self._log: deque[Entry] = deque(maxlen=LOG_SENDS)
+        self.count = 0
+        # Only sends after this say something about a limit on the number in flight.
+        self._level_at = -math.inf
+
+    def add(self, entry: Entry) -> None:
+        """Record a send."""
+        self.count += 1
+        entry.number = self.count
+        self._log.append(entry)
+
+    def refused(self, entry: Entry, now: float) -> None:
+        """Mark a send as refused."""
+        entry.outcome = Reception.REFUSED
+        self.refusal_delay_s += 0.3 * (now - entry.at - self.refusal_delay_s)
+
+    def newest_first(self, since: float) -> Iterator[Entry]:
+        """Sends after `since`."""
+        for entry in reversed(self._log):
+            if entry.at <= since:
+                return
+            yield entry
+
+    def counts(self, since: float, until: float) -> tuple[int, int]:
+        """How many sends after `since`, up to `until`, were not refused, and how many were refused.
+
+        Refusals that were about their row alone count as neither.
+        """
+        accepted = refused = 0
+        for entry in self.newest_first(since):
+            if entry.at > until or entry.outcome is Reception.DISREGARDED:
+                continue
+            if entry.outcome is Reception.REFUSED:
+                refused += 1
+            else:
+                accepted += 1
+        return accepted, refused
+
+    def answered_since(self, since: float) -> int:
+        """How many of the requests sent after `since` are answered."""
+        return sum(entry.outcome is Reception.ACCEPTED for entry in self.newest_first(since))
+
+    def begin_of(self, sends: int, until: float) -> float:
+        """When the last `sends` sends up to `until` began."""
+        begun_at = until
+        for entry in reversed(self._log):
+            if entry.at > until:
+                continue
+            begun_at = entry.at
+            sends -= 1
+            if sends <= 0:
+                break
+        return begun_at
+
+    def refused_in_a_row(self, now: float, since: float = -math.inf) -> tuple[int, float, float]:
+        """How many of the last sends after `since` were all refused, and when the first and last were sent.
+
+        Sends so young that their refusals may still come are left out.
+        """
+        run, first_at, last_at = 0, math.inf, -math.inf
+        young_at = now - 2 * self.refusal_delay_s - 0.005
+        for entry in self.newest_first(since):
+            if not entry.is_refused:
+                if run == 0 and entry.outcome is Reception.PENDING and entry.at > young_at:
+                    continue
+                break
+            run, first_at, last_at = run + 1, entry.at, max(last_at, entry.at)
+        return run, first_at, last_at
+
+    def others_accepted(self, entry: Entry) -> bool:
+        """Whether requests that were sent at about the same time as this one were mostly accepted."""
+        near = [other for other in self.newest_first(entry.at - NEAR_S) if other is not entry]
+        if not near:  # little is sent: the last few others
+            last = [
+                other for other, _ in zip(self.newest_first(entry.at - FAR_S), range(FEW_SENDS), strict=False)
+            ]
+            near = [other for other in last if other is not entry]
+        outcomes = [other.outcome for other in near if other.at <= entry.at + NEAR_S]
+        accepted, refused = outcomes.count(Reception.ACCEPTED), outcomes.count(Reception.REFUSED)
+        return accepted > 0 and refused <= accepted
+
+    def moments(self, since: float) -> int:
+        """How many times after `since` a send was refused and the one before it was not."""
+        entries = list(self.newest_first(since))
+        return sum(one.is_refused and not before.is_refused for one, before in pairwise(entries))
+
+    def forget_levels(self, now: float) -> None:
+        """From now on, only later sends say something about a limit on the number in flight."""
+        self._level_at = now
+
+    def refused_level(self, known: int | None = None) -> int | None:
+        """The number in flight that seems to be one too many, None where there is none.
+
+        From it on nearly every request is refused, and below it hardly any, at several separate moments. A
+        limit on the rate refuses at the same numbers in flight at which it accepts.
+
+        Args:
+            known: such a number that was found before: a few refusals from it on are enough.
+        """
+        last = [
+            entry for entry, _ in zip(self.newest_first(self._level_at), range(LEVEL_SENDS), strict=False)
+        ]
+        if known is not None:
+            above = [entry.is_refused for entry in last if entry.in_flight >= known]
+            if sum(above) >= LEAST_CONFIRMED and 2 * sum(above) >= len(above):
+                return known
+        firsts = [one.in_flight for one, before in pairwise(last) if one.is_refused and not before.is_refused]
+        if len(firsts) < LEAST_MOMENTS:
+            return None
+        last.sort(key=lambda entry: entry.in_flight)
+        total = sum(entry.is_refused for entry in last)
+        refused_below = 0
+        for below, entry in enumerate(last):
+            if not entry.is_refused:
+                continue
+            refused_above = total - refused_below
+            if (
+                refused_above >= LEAST_REFUSED
+                and refused_above >= (1 - MIXED_SHARE) * (len(last) - below)
+                and below > refused_below / MIXED_SHARE
+                and sum(first >= entry.in_flight for first in firsts) >= LEAST_MOMENTS
+            ):
+                return entry.in_flight
+            refused_below += 1
+        return None
