@@ -26,7 +26,7 @@ alpha = 64
 
 [train]
 epochs = 3
-# max_steps = 100            # at most so many optimiser steps
+# max_steps = 100            # upper limit of optimiser steps
 batch_tokens = 16_384        # tokens of a step; a small corpus needs less: `trainer plan` says so
 max_length = 2048            # longer rows are left out and counted
 lr = 2e-4

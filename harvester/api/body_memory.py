@@ -49,7 +49,7 @@ class BodyShare:
         self._bytes = 0
 
     async def grow(self, more_bytes: int) -> None:
-        """Count so many bytes more; wait while all bodies take too much and this is not the oldest."""
+        """Add to the count of bytes; wait while all bodies take too much and this is not the oldest."""
         memory = self._memory
         self._bytes += more_bytes
         memory.used_bytes += more_bytes

@@ -57,7 +57,7 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 # Longest status line and longest header. aiohttp's own limit is 8190 bytes, and real cookies, traces and
 # policies are longer.
 MAX_HEADER_BYTES = 64 * 1024
-# A complete body whose framing promises more is taken as it is after so many seconds of silence.
+# Seconds of silence after which a complete body is taken as it is, though its framing promises more.
 FRAMING_PATIENCE_S = 2.0
 # With these bytes a complete body ends.
 _LAST_BYTES = (b"}", b"]")

@@ -30,7 +30,7 @@ from harvester.system.limited_child import ChildError, LimitedChild
 TIMEOUT_S = 10.0
 MEMORY_BYTES = 1 << 30
 # A body up to the first size is always parsed at once, and above the second one never. In between it is when
-# it has at most so many elements and lines. Measured on one core of 2.5 GHz: 25 ms at each of the bounds.
+# it has at most MOST_ELEMENTS and MOST_LINES. Measured on one core of 2.5 GHz: 25 ms at each of the bounds.
 ALWAYS_BYTES = 16 * 1024
 NEVER_BYTES = 2 * 1024 * 1024
 MOST_ELEMENTS = 100_000

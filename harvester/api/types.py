@@ -22,8 +22,8 @@ UNKNOWN_MODEL = "no name"
 class Prompt:
     """One line of a prompt file.
 
-    `reference`, `tags` and `metadata` are stored with the answer and never sent to the teacher. `fields` are
-    sent with the messages, before those of the configuration: `tools` and the like. `file` and `line` say
+    `reference`, `tags` and `metadata` are stored with the answer and never sent to the teacher. `fields`,
+    such as `tools`, are sent with the messages and override those of the configuration. `file` and `line` say
     where the prompt comes from.
     """
 

@@ -110,7 +110,7 @@ def read_usage(fields: Mapping[str, Any], input_estimate: int, text: str, reason
 
 
 def _fewest_input(estimate: int) -> int:
-    """The fewest tokens a request of so many estimated tokens can have."""
+    """Return the fewest tokens that a request with this estimate can have."""
     return max(1, estimate * BYTES_PER_TOKEN // MAX_CHARS_PER_TOKEN) if estimate > 0 else 0
 
 

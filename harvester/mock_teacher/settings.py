@@ -23,7 +23,7 @@ class MockSettings:
         accuracy: share of right answers by task name; `*` stands for every other task.
         rpm, tpm: requests and tokens per minute, None = no limit.
         burst_s: how many seconds' worth of a limit are admitted at once.
-        window_s: count the limits in fixed windows of so many seconds, None for a rate with a burst.
+        window_s: seconds of the fixed windows that the limits count in; None for a rate with a burst.
         tpm_counts: `actual` charges prompt + answer, `max` charges prompt + max_tokens up front.
         hide_limits: leave out `x-ratelimit-*`, Retry-After and the wait named in the message.
         max_concurrency: most requests at once; further ones get `concurrency_status`.

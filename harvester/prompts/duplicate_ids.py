@@ -23,7 +23,7 @@ from harvester.errors import PromptError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Up to so many ids are counted in a dictionary, of about 100 bytes an id.
+# Up to this number, ids are counted in a dictionary, which takes about 100 bytes an id.
 FEW_IDS = 5_000
 
 

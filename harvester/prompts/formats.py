@@ -36,7 +36,7 @@ SUFFIXES = frozenset(
     {".jsonl", ".ndjson", ".json", ".csv", ".txt", ".parquet", ".arrow", ".arrows", ".feather", ".ipc"}
 )
 
-# A batch of rows has at most so many, and about so many bytes.
+# Largest batch of rows: their number, and about their bytes.
 MAX_BATCH_ROWS, MAX_BATCH_BYTES = 1024, 64 << 20
 # Limits of decoding a Parquet file in a child process.
 DECODE_TIMEOUT_S, DECODE_MEMORY_BYTES = 600.0, 16 << 30
@@ -238,7 +238,7 @@ def _require_decodable(path: Path, name: str) -> None:
     except ChildError as error:
         raise PromptError(f"can't be read: {error}", place=name) from None
     except (TimeoutError, MemoryError):
-        raise PromptError("is damaged: decoding it ends the process or takes for ever", place=name) from None
+        raise PromptError("is damaged: decoding it ends the process or does not end", place=name) from None
     _decodable.add(identity)
 
 

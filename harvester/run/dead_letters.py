@@ -32,7 +32,8 @@ PAGES_IN_A_ROW = 3
 
 WHY = "possibly billed, so not sent again: [run] retry_possibly_billed is false"
 
-# After so many different prompts with HTTP 403 and no answer in between, it is the account: the pass ends.
+# Number of different prompts refused with HTTP 403, with no answer in between, that end the pass: the account
+# is refused, not the prompts.
 FORBIDDEN_IN_A_ROW = 3
 
 HeldFailure = tuple[Request, RequestFailed]

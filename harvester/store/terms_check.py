@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harvester.store.reader import Corpus
     from harvester.store.shards.schema import Sample
 
-# At most so many rows are named in a message.
+# Largest number of rows that a message names.
 MOST_ROWS_NAMED = 5
 
 

@@ -1,7 +1,7 @@
 """Open files of a store safely: never through a symbolic link, only regular files, never waiting for one.
 
 Whoever can write into a folder can put a link, a FIFO or a device in the place of one of its files. A write
-through a link would destroy another file of ours; a read of a FIFO would wait for ever. So every file is
+through a link would destroy another file of ours; a read of a FIFO would never end. So every file is
 opened with `O_NOFOLLOW` and `O_NONBLOCK`, and looked at before its first byte is read or written. Temporary
 files get names that can't be guessed and are created with `O_EXCL`.
 """

@@ -61,7 +61,7 @@ def require_harmless_targets(adapter: Path) -> None:
     """Do nothing when the regular expression of an adapter's target modules, if it is one, can be matched.
 
     Raises:
-        StudentError: matching takes for ever.
+        StudentError: matching does not end within the limits.
     """
     targets = read_json(adapter / "adapter_config.json").get("target_modules")
     if not isinstance(targets, str) or targets.replace("-", "").isalnum():
