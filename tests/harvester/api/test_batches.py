@@ -25,8 +25,8 @@ async def journey(
     teacher: TeacherSection, requests: list[Request]
 ) -> tuple[Ticket, list[Ticket], list[BatchResult]]:
     async with BatchClient(teacher, None) as batches:
-        made = await batches.submit(requests, run_id="run-7")
-        ticket = await batches.poll(made.batch_id)
+        submitted = await batches.submit(requests, run_id="run-7")
+        ticket = await batches.poll(submitted.batch_id)
         actual = await batches.find("run-7")
         results = [result async for result in batches.collect(ticket, received_at=1.0)]
         assert await batches.find("another-run") == []

@@ -96,7 +96,9 @@ def test_logprobs_keep_exact_bytes() -> None:
     only, unreadable = parse(raw).logprobs
     assert (unreadable.token, unreadable.logprob) == ("", None)
     assert (only.data, only.logprob) == (split[:1], -0.5)
-    assert [(entry.token, entry.data, entry.logprob) for entry in only.top] == [("e", None, -1.0)]
+    assert [(alternative.token, alternative.data, alternative.logprob) for alternative in only.top] == [
+        ("e", None, -1.0)
+    ]
 
 
 @pytest.mark.parametrize(

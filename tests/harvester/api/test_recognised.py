@@ -59,7 +59,7 @@ def rows() -> list[tuple[str, str]]:
 
 def table() -> str:
     lines = ["| what | recognised |", "|---|---|"]
-    lines += [f"| {what} | {result.replace('|', chr(92) + '|')} |" for what, result in rows()]
+    lines += [f"| {what} | {recognised.replace('|', chr(92) + '|')} |" for what, recognised in rows()]
     return "\n".join(lines) + "\n"
 
 

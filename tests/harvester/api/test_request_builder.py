@@ -120,11 +120,11 @@ def test_a_million_samples_of_a_prompt_are_built_one_at_a_time(seed: int | None)
     chosen = config({"samples": 1_000_000, "seed": seed})
     tracemalloc.start()
     try:
-        made = sum(1 for _ in itertools.islice(requests([prompt()], chosen), 2000))
+        built = sum(1 for _ in itertools.islice(requests([prompt()], chosen), 2000))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert (made, peak < 4 << 20) == (2000, True)
+    assert (built, peak < 4 << 20) == (2000, True)
 
 
 def test_a_prompt_made_by_hand_without_canonical_json_is_named() -> None:

@@ -66,8 +66,8 @@ def test_the_fast_path_equals_the_reference_on_everything(value):
 
 
 def test_names_sort_by_utf16_unit_as_in_the_standard():
-    value = {"\u20ac": 1, "\r": 2, "\ufb33": 3, "1": 4, "\U0001f600": 5, "\u0080": 6, "\u00f6": 7}
-    assert list(json.loads(canonical(value))) == [
+    document = {"\u20ac": 1, "\r": 2, "\ufb33": 3, "1": 4, "\U0001f600": 5, "\u0080": 6, "\u00f6": 7}
+    assert list(json.loads(canonical(document))) == [
         "\r",
         "1",
         "\u0080",

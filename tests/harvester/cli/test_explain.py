@@ -30,9 +30,9 @@ def test_every_code_is_explained_with_a_remedy(code: str) -> None:
 
 
 def test_exit_codes_are_explained_and_unknown_codes_answered_with_the_nearest() -> None:
-    assert {entry.code for entry in explain.explanations("5")} >= {"store", "store_full"}
-    assert [entry.code for entry in explain.explanations("143")] == ["interrupted"]
-    assert [entry.is_permanent for entry in explain.explanations("rate_limited")] == [False]
+    assert {explanation.code for explanation in explain.explanations("5")} >= {"store", "store_full"}
+    assert [explanation.code for explanation in explain.explanations("143")] == ["interrupted"]
+    assert [explanation.is_permanent for explanation in explain.explanations("rate_limited")] == [False]
     with pytest.raises(UsageError, match="did you mean 'rate_limited'"):
         explain.explanations("rate_limit")
     for odd in ("²", "٣", "9" * 5000):
@@ -49,7 +49,7 @@ def test_the_schema_accepts_the_starter_and_refuses_a_misspelt_key() -> None:
     assert "(?" not in json.dumps(schema)  # ECMA-262, which editors go by, has no flags inside a pattern
     pattern = schema["$defs"]["TeacherSection"]["properties"]["idempotency_header"]["anyOf"][0]["pattern"]
     match = [
-        bool(re.search(pattern, entry)) for entry in ("X-IDEMPOTENCY-Key", "idempotency", "X-Trace", "a b")
+        bool(re.search(pattern, header)) for header in ("X-IDEMPOTENCY-Key", "idempotency", "X-Trace", "a b")
     ]
     assert match == [True, True, False, False]
     loaded = tomllib.loads(init_config.HARVEST_TOML)
@@ -67,9 +67,9 @@ def test_env_beside_the_file_is_read_and_never_overrides_the_environment(
     (tmp_path / ".env").write_text(
         "# a comment\nexport SCHOOL_KEY='from file'\nOTHER_KEY=sk-$(id)${HOME}\nEMPTY=\n", encoding="utf-8"
     )
-    result = dotenv.variables(tmp_path)
-    assert result["SCHOOL_KEY"] == "from file"
-    assert result["OTHER_KEY"] == "sk-$(id)${HOME}"  # nothing is run or expanded
+    variables = dotenv.variables(tmp_path)
+    assert variables["SCHOOL_KEY"] == "from file"
+    assert variables["OTHER_KEY"] == "sk-$(id)${HOME}"  # nothing is run or expanded
     assert "OTHER_KEY" not in os.environ
     monkeypatch.setenv("OTHER_KEY", "from-environment")
     teacher = HarvestConfig.model_validate(
@@ -128,8 +128,8 @@ def test_a_shell_completes_verbs() -> None:
         COMP_WORDS="harvester st",
         COMP_CWORD="1",
     )
-    result = done.stdout.split()
-    assert {"status", "stop"} <= set(result), (done.stdout, done.stderr)
+    completions = done.stdout.split()
+    assert {"status", "stop"} <= set(completions), (done.stdout, done.stderr)
 
 
 def test_status_loads_nothing_heavy(tmp_path: Path) -> None:

@@ -153,14 +153,14 @@ def test_cron_lines_name_minute_hour_days_and_zone(tmp_path: Path) -> None:
     assert lines[0] == "CRON_TZ=Europe/Berlin"
     assert lines[2] == "CRON_TZ=UTC"
     assert lines[4:] == ['CRON_TZ=""']  # cronie: empty is the machine's own again
-    result = [CRON.match(line) for line in (lines[1], lines[3])]
-    assert [match.groups()[:5] if match else None for match in result] == [
+    matches = [CRON.match(line) for line in (lines[1], lines[3])]
+    assert [match.groups()[:5] if match else None for match in matches] == [
         ("30", "22", "*", "*", "1,2,3,4,5"),
         ("0", "0", "*", "*", "0,6"),
     ]
-    assert result[0] is not None
-    command = result[0][6].replace("\\%", "%")
-    assert "%" not in result[0][6].replace("\\%", "")
+    assert matches[0] is not None
+    command = matches[0][6].replace("\\%", "%")
+    assert "%" not in matches[0][6].replace("\\%", "")
     assert shlex.split(command)[:2] == ["cd", str(odd)]
     assert shlex.split(command)[-3:] == [">>", "harvest.log", "2>&1"]
     alone = service_units.cron(harvest(odd, ()))["harvest-x.cron"].splitlines()[-1]
@@ -170,7 +170,7 @@ def test_cron_lines_name_minute_hour_days_and_zone(tmp_path: Path) -> None:
 def test_kubernetes_starts_one_at_a_time_and_never_retries_what_retrying_cant_mend(tmp_path: Path) -> None:
     files = service_units.kubernetes(harvest(tmp_path, key_env="TEACHER_API_KEY", image="r/harvester:1"))
     loaded = [yaml.safe_load(text) for text in files.values()]
-    assert [(entry["kind"], entry["metadata"]["name"]) for entry in loaded] == [
+    assert [(manifest["kind"], manifest["metadata"]["name"]) for manifest in loaded] == [
         ("CronJob", "harvest-x-1"),
         ("CronJob", "harvest-x-2"),
     ]
@@ -235,9 +235,9 @@ def test_the_containerfile_copies_what_is_there_and_drops_root() -> None:
 def test_every_exit_code_of_the_tree_is_in_the_help() -> None:
     from harvester.cli.main import EXIT_CODES
 
-    values = {int(number) for number in re.findall(r"\b(\d+)\b", EXIT_CODES)}
-    assert {kind.exit_code for kind in error_classes().values()} <= values
-    assert errors.EXIT_COMPLETE in values
+    codes_in_help = {int(number) for number in re.findall(r"\b(\d+)\b", EXIT_CODES)}
+    assert {kind.exit_code for kind in error_classes().values()} <= codes_in_help
+    assert errors.EXIT_COMPLETE in codes_in_help
 
 
 @pytest.mark.parametrize(

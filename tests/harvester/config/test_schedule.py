@@ -113,19 +113,19 @@ openings = st.builds(
 
 @given(st.lists(openings, min_size=1, max_size=3), moments)
 def test_edges_are_edges(several: list[schedule.Opening], now: float) -> None:
-    kept = OpeningHours(tuple(several))
-    opens = kept.opens_at(now)
+    hours = OpeningHours(tuple(several))
+    opens = hours.opens_at(now)
     assert opens >= now
-    assert kept.is_open(opens)
+    assert hours.is_open(opens)
     if opens > now:
-        assert not kept.is_open((now + opens) / 2)
-        assert kept.why_closed(now)
-    closes = kept.closes_at(opens)
+        assert not hours.is_open((now + opens) / 2)
+        assert hours.why_closed(now)
+    closes = hours.closes_at(opens)
     if closes is not None:
         assert closes > opens
-        assert not kept.is_open(closes)
-        assert kept.is_open((opens + closes) / 2)
-    done = kept.after(now, 1800.0)
+        assert not hours.is_open(closes)
+        assert hours.is_open((opens + closes) / 2)
+    done = hours.after(now, 1800.0)
     assert done is None or done >= now + 1800.0
 
 
@@ -188,10 +188,10 @@ def test_a_waiting_run_is_held_by_day_and_goes_on_by_night_over_a_change_of_the_
     clock = Hands(at("2026-03-28T12:00"))
     job, stop = asyncio.run(kept(NIGHT, clock, wait=True, until=at("2026-03-30T12:00")))
     assert not stop.event.is_set()
-    values = [(what, datetime.fromtimestamp(when, BERLIN).replace(tzinfo=None)) for what, when in job.told]
+    changes = [(what, datetime.fromtimestamp(when, BERLIN).replace(tzinfo=None)) for what, when in job.told]
     close = timedelta(seconds=1)
     for (what, when), (wanted, text) in zip(
-        values,
+        changes,
         [
             ("hold", "2026-03-28T12:00"),
             ("go", "2026-03-28T22:00"),

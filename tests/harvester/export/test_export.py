@@ -129,8 +129,8 @@ def test_turns_with_more_than_text_leave_alike_before_and_after_sealing_or_not_a
         seal(journal, store, target_bytes=1 << 20, everything=True)
     after = export.export(store, tmp_path / "b", shape=shape)
     assert (before.rows, before.left_out) == (after.rows, after.left_out)
-    for entry, other in zip(before.files[:-3], after.files[:-3], strict=True):
-        assert entry.read_bytes() == other.read_bytes()
+    for file_before, file_after in zip(before.files[:-3], after.files[:-3], strict=True):
+        assert file_before.read_bytes() == file_after.read_bytes()
     if shape == "openai":
         rows = [json.loads(line)["messages"][:-1] for line in after.files[0].read_text().splitlines()]
         assert rows == [list(turns) for turns in TURNS]
@@ -310,14 +310,14 @@ def test_croissant_is_valid_and_lists_the_files_that_exist(store: Path, tmp_path
     assert [error.message for error in CROISSANT.iter_errors(facts)] == []
     files = [each for each in facts["distribution"] if each["@type"] == "cr:FileObject"]
     for each in files:
-        result = out / each["contentUrl"]
-        assert each["sha256"] == hashlib.sha256(result.read_bytes()).hexdigest()
+        file = out / each["contentUrl"]
+        assert each["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
         columns = {field["source"]["extract"]["column"] for field in facts["recordSet"][0]["field"]}
-        if result.suffix == ".parquet":
-            assert columns <= set(pq.read_schema(result).names)
+        if file.suffix == ".parquet":
+            assert columns <= set(pq.read_schema(file).names)
             assert each["encodingFormat"] == "application/x-parquet"
         else:
-            assert columns <= set(json.loads(result.read_text(encoding="utf-8").splitlines()[0]))
+            assert columns <= set(json.loads(file.read_text(encoding="utf-8").splitlines()[0]))
             assert each["encodingFormat"] == "application/jsonlines"
     (together,) = [each for each in facts["distribution"] if each["@type"] == "cr:FileSet"]
     assert sorted(out.glob(together["includes"])) == sorted(out / each["contentUrl"] for each in files)

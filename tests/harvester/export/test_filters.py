@@ -56,9 +56,9 @@ def test_duplicates_are_folded_by_case_width_and_space():
 def test_a_chain_keeps_what_every_filter_keeps(rows: list[tuple[str, str]]):
     chained = filters.chain([filters.finished, filters.not_blank, filters.longest(2)])
     for text, outcome in rows:
-        entry = sample(text, outcome)
+        answer = sample(text, outcome)
         kept = outcome == "ok" and bool(text.strip()) and len(text) <= 2
-        assert (chained(entry) is None) == kept
+        assert (chained(answer) is None) == kept
 
 
 def test_names_are_checked():
@@ -66,5 +66,5 @@ def test_names_are_checked():
         filters.named("nope")
     with pytest.raises(ConfigError, match="positive number"):
         filters.named("longest", -1)
-    values = {"longest": 5, "run": "run-1"}
-    assert all(filters.named(name, values.get(name)) for name in filters.FILTER_NAMES)
+    parameters = {"longest": 5, "run": "run-1"}
+    assert all(filters.named(name, parameters.get(name)) for name in filters.FILTER_NAMES)

@@ -30,9 +30,9 @@ def test_tokens_join_to_the_text_and_cutting_them_is_stable(text):
 def test_logprobs_are_a_falling_distribution_led_by_the_chosen_token(pieces, top, digest):
     entries = token_logprobs(pieces, top, digest)
     assert entries == token_logprobs(pieces, top, digest)
-    assert b"".join(bytes(entry["bytes"]) for entry in entries) == "".join(pieces).encode()
-    for entry in entries:
-        listed = entry["top_logprobs"]
+    assert b"".join(bytes(token["bytes"]) for token in entries) == "".join(pieces).encode()
+    for token in entries:
+        listed = token["top_logprobs"]
         assert len(listed) == top
         assert len({item["token"] for item in listed}) == top
         assert [item["logprob"] for item in listed] == sorted(
@@ -40,14 +40,14 @@ def test_logprobs_are_a_falling_distribution_led_by_the_chosen_token(pieces, top
         )
         assert sum(math.exp(item["logprob"]) for item in listed) < 1
         if top:
-            assert (listed[0]["token"], listed[0]["logprob"]) == (entry["token"], entry["logprob"])
+            assert (listed[0]["token"], listed[0]["logprob"]) == (token["token"], token["logprob"])
 
 
 def test_the_shape_of_a_completion(mock_teacher):
     mock = mock_teacher(accuracy=1.0)
-    heard = once(mock.base_url, "What is 12 + 30?", logprobs=True, top_logprobs=3)
-    body = heard.json()
-    assert heard.headers["content-type"] == "application/json"
+    reply = once(mock.base_url, "What is 12 + 30?", logprobs=True, top_logprobs=3)
+    body = reply.json()
+    assert reply.headers["content-type"] == "application/json"
     assert body["object"] == "chat.completion"
     assert body["model"] == "mock-teacher"
     assert body["id"].startswith("chatcmpl-")
@@ -57,7 +57,7 @@ def test_the_shape_of_a_completion(mock_teacher):
     assert choice["finish_reason"] == "stop"
     entries = choice["logprobs"]["content"]
     assert len(entries) == body["usage"]["completion_tokens"]
-    assert [len(entry["top_logprobs"]) for entry in entries] == [3] * len(entries)
+    assert [len(token["top_logprobs"]) for token in entries] == [3] * len(entries)
     assert (
         body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"]
     )
@@ -89,20 +89,20 @@ def test_max_tokens_cuts_and_says_so(mock_teacher):
 
 
 def test_a_stop_sequence_is_not_part_of_the_answer(mock_teacher):
-    heard = once(mock_teacher().base_url, "Who are you?", stop=[" this", "."])
-    assert heard.text() == "I do not know"
-    assert heard.json()["choices"][0]["finish_reason"] == "stop"
+    reply = once(mock_teacher().base_url, "Who are you?", stop=[" this", "."])
+    assert reply.text() == "I do not know"
+    assert reply.json()["choices"][0]["finish_reason"] == "stop"
 
 
 def test_a_stream_says_what_a_whole_reply_says(mock_teacher):
     mock = mock_teacher(accuracy=1.0)
     fields = {"n": 2, "logprobs": True, "top_logprobs": 2}
     complete = once(mock.base_url, "What is 12 + 30?", **fields).json()
-    heard = once(
+    reply = once(
         mock.base_url, "What is 12 + 30?", stream=True, stream_options={"include_usage": True}, **fields
     )
-    assert heard.headers["content-type"].startswith("text/event-stream")
-    *chunks, last, done = heard.events()
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    *chunks, last, done = reply.events()
     assert done == "[DONE]"
     assert last["choices"] == []
     assert last["usage"] == complete["usage"]
@@ -180,10 +180,10 @@ def test_errors_are_as_frequent_as_asked_and_known_to_the_ledger(mock_teacher, a
 def test_a_wrong_request_is_refused_as_openai_does(mock_teacher, change, param):
     mock = mock_teacher()
     with Caller(mock.base_url) as caller:
-        heard = caller.send(body_of("x") | change)
-    assert heard.status == 400
-    assert heard.json()["error"]["type"] == "invalid_request_error"
-    assert heard.json()["error"]["param"] == param
+        reply = caller.send(body_of("x") | change)
+    assert reply.status == 400
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+    assert reply.json()["error"]["param"] == param
     assert mock.totals()["requests"] == 0
 
 

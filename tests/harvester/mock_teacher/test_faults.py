@@ -34,9 +34,9 @@ def proven(mock, heard):
 )
 def test_status(faulty, status):
     mock = faulty("status", status=status, code="some_code", message="no", retry_after="1.5")
-    heard = proven(mock, once(mock.base_url))
-    assert (heard.status, heard.json()["error"]["code"]) == (status, "some_code")
-    assert heard.headers["retry-after"] == "1.5"
+    reply = proven(mock, once(mock.base_url))
+    assert (reply.status, reply.json()["error"]["code"]) == (status, "some_code")
+    assert reply.headers["retry-after"] == "1.5"
     assert mock.totals()["requests"] == 0
 
 
@@ -48,31 +48,31 @@ def test_status_with_another_body_and_headers(faulty):
         content_type="text/html",
         headers={"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT", "date": "Wed, 21 Oct 2015 07:27:00 GMT"},
     )
-    heard = proven(mock, once(mock.base_url))
-    assert heard.body == b"<html>busy</html>"
-    assert heard.headers["content-type"] == "text/html"
-    assert heard.headers["date"] == "Wed, 21 Oct 2015 07:27:00 GMT"
+    reply = proven(mock, once(mock.base_url))
+    assert reply.body == b"<html>busy</html>"
+    assert reply.headers["content-type"] == "text/html"
+    assert reply.headers["date"] == "Wed, 21 Oct 2015 07:27:00 GMT"
 
 
 def test_redirect(faulty):
     mock = faulty("redirect", location="http://127.0.0.1:9/x", status=308)
-    heard = proven(mock, once(mock.base_url))
-    assert (heard.status, heard.headers["location"]) == (308, "http://127.0.0.1:9/x")
+    reply = proven(mock, once(mock.base_url))
+    assert (reply.status, reply.headers["location"]) == (308, "http://127.0.0.1:9/x")
 
 
 def test_html_200(faulty):
     mock = faulty("html")
-    heard = proven(mock, once(mock.base_url))
-    assert heard.status == 200
-    assert heard.headers["content-type"].startswith("text/html")
+    reply = proven(mock, once(mock.base_url))
+    assert reply.status == 200
+    assert reply.headers["content-type"].startswith("text/html")
     assert mock.totals()["requests"] == 0
 
 
 def test_error_inside_200(faulty):
     mock = faulty("error_200", code=429, message="slow down")
-    heard = proven(mock, once(mock.base_url))
-    assert heard.status == 200
-    assert heard.json()["error"]["code"] == 429
+    reply = proven(mock, once(mock.base_url))
+    assert reply.status == 200
+    assert reply.json()["error"]["code"] == 429
 
 
 def choice_of(body):
@@ -131,9 +131,9 @@ ANSWER_CASES = [
 @pytest.mark.parametrize(("action", "options", "holds"), ANSWER_CASES)
 def test_spoilt_answers_are_billed(faulty, action, options, holds):
     mock = faulty(action, **options)
-    heard = proven(mock, once(mock.base_url))
-    assert heard.status == 200
-    assert holds(heard.json())
+    reply = proven(mock, once(mock.base_url))
+    assert reply.status == 200
+    assert holds(reply.json())
     assert mock.totals()["answers"] == 1
     streamed = once(mock.base_url, stream=True, stream_options={"include_usage": True})
     assert streamed.events()[-1] == "[DONE]"
@@ -161,22 +161,22 @@ BODY_CASES = [
 @pytest.mark.parametrize(("action", "options", "holds"), BODY_CASES)
 def test_spoilt_bodies(faulty, action, options, holds):
     mock = faulty(action, **options)
-    heard = proven(mock, once(mock.base_url))
-    assert heard.status == 200
-    assert holds(heard.body)
+    reply = proven(mock, once(mock.base_url))
+    assert reply.status == 200
+    assert holds(reply.body)
     if action == "content_type":
-        assert heard.headers["content-type"] == "text/plain"
+        assert reply.headers["content-type"] == "text/plain"
     if action == "headers":
-        assert heard.headers["x-extra"] == "1"
+        assert reply.headers["x-extra"] == "1"
     assert mock.totals() | {"cut": 0} == mock.totals() | {"cut": 0, "answers": 1}
 
 
 def test_gzip_bomb(faulty):
     mock = faulty("gzip_bomb", decoded_bytes=8 * 2**20)
-    heard = proven(mock, once(mock.base_url))
-    assert heard.headers["content-encoding"] == "gzip"
-    assert len(heard.body) < 100_000
-    assert len(json.loads(gzip.decompress(heard.body))["choices"][0]["message"]["content"]) == 8 * 2**20
+    reply = proven(mock, once(mock.base_url))
+    assert reply.headers["content-encoding"] == "gzip"
+    assert len(reply.body) < 100_000
+    assert len(json.loads(gzip.decompress(reply.body))["choices"][0]["message"]["content"]) == 8 * 2**20
 
 
 STREAM_ACTIONS = [
@@ -196,23 +196,23 @@ def test_spoilt_streams(faulty, action):
     plain = once(mock.base_url)
     assert plain.status == 200
     assert mock.fired() == {"it": 0}
-    heard = proven(mock, once(mock.base_url, stream=True))
-    done = b"data: [DONE]" in heard.body
+    reply = proven(mock, once(mock.base_url, stream=True))
+    done = b"data: [DONE]" in reply.body
     assert done == (action not in ("no_done", "stream_cut", "stream_error"))
-    assert (b'"finish_reason":"stop"' in heard.body) == (
+    assert (b'"finish_reason":"stop"' in reply.body) == (
         action not in ("stream_no_finish", "stream_cut", "stream_error")
     )
-    assert (b"\\ud83d" in heard.body) == (action == "stream_split_emoji")
+    assert (b"\\ud83d" in reply.body) == (action == "stream_split_emoji")
     if action == "stream_error":
-        assert heard.events()[-1]["error"]["code"] == 500
-    assert (b": keep-alive" in heard.body) == (action == "stream_comments")
-    assert (b"{not json" in heard.body) == (action == "stream_junk")
+        assert reply.events()[-1]["error"]["code"] == 500
+    assert (b": keep-alive" in reply.body) == (action == "stream_comments")
+    assert (b"{not json" in reply.body) == (action == "stream_junk")
 
 
 def test_choices_out_of_order(faulty):
     mock = faulty("reversed_choices")
-    heard = proven(mock, once(mock.base_url, n=3))
-    assert [choice["index"] for choice in heard.json()["choices"]] == [2, 1, 0]
+    reply = proven(mock, once(mock.base_url, n=3))
+    assert [choice["index"] for choice in reply.json()["choices"]] == [2, 1, 0]
 
 
 def split_head(data: bytes) -> tuple[bytes, bytes, int]:
@@ -247,9 +247,9 @@ def test_cut_wires_are_billed(faulty, action, options, how, holds):
     ending = proven(mock, raw(mock.base_url))
     assert ending.how == how
     assert holds(ending.data)
-    entry = mock.ledger()["entries"][0]
-    assert entry["cut"] == (action in LOST)
-    assert entry["fault"] == "it"
+    charge = mock.ledger()["entries"][0]
+    assert charge["cut"] == (action in LOST)
+    assert charge["fault"] == "it"
 
 
 def test_a_crawling_reply_is_slow_but_steady(faulty):
@@ -274,9 +274,9 @@ def test_a_fault_may_say_that_it_is_not_billed_and_add_a_delay(faulty):
 def test_a_retry_after_an_unbilled_fault_gets_the_first_sample(mock_teacher):
     calm = mock_teacher(accuracy=0.5)
     shaky = mock_teacher(accuracy=0.5, faults=[{"action": "status", "attempt": 1}])
-    heard = [once(shaky.base_url, temperature=1), once(shaky.base_url, temperature=1)]
-    assert [entry.status for entry in heard] == [500, 200]
-    assert heard[1].text() == once(calm.base_url, temperature=1).text()
+    replies = [once(shaky.base_url, temperature=1), once(shaky.base_url, temperature=1)]
+    assert [reply.status for reply in replies] == [500, 200]
+    assert replies[1].text() == once(calm.base_url, temperature=1).text()
 
 
 def test_models_has_its_own_ordinals(mock_teacher):

@@ -37,7 +37,7 @@ def test_the_ledger_charges_what_was_generated_and_nothing_else(mock_teacher, tm
     assert raw(mock.base_url).how == "reset"
     assert once(mock.base_url).status == 200
     ledger = mock.ledger()
-    assert [(entry["ordinal"], entry["cut"], entry["fault"]) for entry in ledger["entries"]] == [
+    assert [(charge["ordinal"], charge["cut"], charge["fault"]) for charge in ledger["entries"]] == [
         (1, False, None),
         (2, True, "1:cut_body"),
         (4, True, "3:reset"),
@@ -54,7 +54,7 @@ def test_a_caller_that_hangs_up_is_billed_all_the_same(mock_teacher):
     mock = mock_teacher(latency_s=0.4)
     assert raw(mock.base_url, patience_s=0.02).how == "silence"
     until(lambda: not mock.state()["in_flight"])
-    assert [entry["cut"] for entry in mock.ledger()["entries"]] == [True]
+    assert [charge["cut"] for charge in mock.ledger()["entries"]] == [True]
 
 
 def test_usage_and_ledger_agree(mock_teacher):
@@ -76,7 +76,7 @@ def test_many_at_once_are_each_billed_once(mock_teacher):
     with ThreadPoolExecutor(8) as pool:
         ids = [item for part in pool.map(ask_all, range(10, 18)) for item in part]
     assert len(set(ids)) == 80
-    assert {entry["response_id"] for entry in mock.ledger()["entries"]} == set(ids)
+    assert {charge["response_id"] for charge in mock.ledger()["entries"]} == set(ids)
     assert mock.totals()["bodies"] == 80
     assert 1 < mock.state()["most_in_flight"] <= 8
 
@@ -117,10 +117,10 @@ def test_flags_reach_the_server(tmp_path):
     flags = ["--model", "m", "--rpm", "600", "--burst", "10", "--tpm", "60000", "--accuracy", "sum=1"]
     with start_process(*flags, "--faults", str(script), "--ledger", str(ledger)) as mock:
         with Caller(mock.base_url) as caller:
-            heard = [caller.send(body_of("What is 12 + 30?") | {"model": "m"}) for _ in range(2)]
-        assert [entry.status for entry in heard] == [200, 418]
-        assert heard[0].text() == "42"
-        assert heard[0].headers["x-ratelimit-limit-requests"] == "600"
+            replies = [caller.send(body_of("What is 12 + 30?") | {"model": "m"}) for _ in range(2)]
+        assert [reply.status for reply in replies] == [200, 418]
+        assert replies[0].text() == "42"
+        assert replies[0].headers["x-ratelimit-limit-requests"] == "600"
         assert mock.fired() == {"1:status": 1}
         # A killed server leaves whole lines behind.
         os.kill(mock.pid, signal.SIGKILL)
@@ -181,7 +181,7 @@ def test_accuracy_texts():
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
 def test_it_serves_tls(mock_teacher, tmp_path):
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    made = [
+    openssl = [
         "openssl",
         "req",
         "-x509",
@@ -193,7 +193,7 @@ def test_it_serves_tls(mock_teacher, tmp_path):
         "-subj",
         "/CN=localhost",
     ]
-    subprocess.run([*made, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    subprocess.run([*openssl, "-keyout", key, "-out", certificate], check=True, capture_output=True)
     mock = mock_teacher(certificate=certificate, private_key=key)
     assert mock.base_url.startswith("https://")
     assert mock.state()["received"] == 0

@@ -38,8 +38,8 @@ def test_a_histogram_counts_every_value_once(values: list[float]):
 @given(st.lists(st.integers(0, 39), min_size=1, max_size=100))
 def test_small_whole_numbers_get_a_bar_each(values: list[int]):
     drawn = parsed(charts.histogram(of([float(v) for v in values]), whole_numbers=True))
-    result = [(rect.find("title").text or "").split(" from ") for rect in drawn.iter("rect")]
-    assert {int(value): int(count) for count, value in result} == {v: values.count(v) for v in set(values)}
+    bars = [(rect.find("title").text or "").split(" from ") for rect in drawn.iter("rect")]
+    assert {int(value): int(count) for count, value in bars} == {v: values.count(v) for v in set(values)}
 
 
 @given(st.dictionaries(names, st.integers(1, 10**6), min_size=1, max_size=9))

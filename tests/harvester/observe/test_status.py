@@ -158,5 +158,5 @@ def test_a_heartbeat_from_before_the_clock_was_set_back_is_no_life_sign(store: P
 
 
 def test_what_was_learned_about_the_server_is_shown() -> None:
-    found = {"run_id": "r", "state": "complete", "learned": ["the server works on 8 at once"]}
-    assert "learned   the server works on 8 at once" in status.status_lines(found)
+    heartbeat = {"run_id": "r", "state": "complete", "learned": ["the server works on 8 at once"]}
+    assert "learned   the server works on 8 at once" in status.status_lines(heartbeat)

@@ -30,16 +30,16 @@ COUNTED = ("rows_total", "rows", "from_cache", "duplicates", "dead", "requests_s
 @pytest.fixture
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """Requests that a run makes of its prompt files."""
-    made: list[Request] = []
+    built: list[Request] = []
     requests = feed.requests
 
     def noting(*arguments: Any) -> Any:
         for request in requests(*arguments):
-            made.append(request)
+            built.append(request)
             yield request
 
     monkeypatch.setattr(feed, "requests", noting)
-    return made
+    return built
 
 
 def ran(mock: RunningMock, root: Path, *faults: dict[str, Any], **more: Any) -> tuple[Ended, dict[str, Any]]:
@@ -168,11 +168,13 @@ def test_what_stays_at_home_may_be_turned_back_and_the_last_word_holds(
     other = {"id": "b", "prompt": "What is 2 + 2?", "reference": "other"}
 
     def run_with(*references: str) -> tuple[int, dict[str, str]]:
-        rows = [{"id": "a", "prompt": "What is 2 + 2?", "reference": entry} for entry in references]
+        rows = [{"id": "a", "prompt": "What is 2 + 2?", "reference": reference} for reference in references]
         ended, _ = ran(mock, tmp_path, prompts=[*rows, other])
-        result = [(row.prompt_id, row.reference) for row in Corpus.open(tmp_path / "store").samples()]
-        assert (ended.exit_code, len(result)) == (0, 2)
-        return ended.totals.asks, dict(result)
+        references_held = [
+            (row.prompt_id, row.reference) for row in Corpus.open(tmp_path / "store").samples()
+        ]
+        assert (ended.exit_code, len(references_held)) == (0, 2)
+        return ended.totals.asks, dict(references_held)
 
     for word in ("one", "two", "one", "two"):
         asks, result = run_with(word)

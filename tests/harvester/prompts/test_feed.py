@@ -26,7 +26,9 @@ class Looks:
 
     def __call__(self) -> list[str]:
         """Texts of the requests of this look."""
-        return [str(entry.body["messages"][0]["content"]) for entry in iter(lambda: next(self._feed), None)]
+        return [
+            str(request.body["messages"][0]["content"]) for request in iter(lambda: next(self._feed), None)
+        ]
 
     def settled(self) -> list[str]:
         """Those of the look that sees the last change, and of the next, which takes it."""
@@ -45,7 +47,7 @@ def test_a_path_that_is_no_file_is_reported_once_and_ends_nothing(tmp_path: Path
     (tmp_path / "f.jsonl").write_text('{"prompt": "two"}\n')
     assert look.settled() == ["two"]
     assert look() == []
-    assert [entry.partition(" is a ")[0] for entry in look.complaints] == [f"{tmp_path}/b.jsonl:"]
+    assert [complaint.partition(" is a ")[0] for complaint in look.complaints] == [f"{tmp_path}/b.jsonl:"]
 
 
 def test_a_folder_that_cannot_be_looked_at_is_a_complaint(

@@ -239,12 +239,12 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 def test_a_row_of_another_tool_becomes_a_prompt_line(tmp_path: Path, name: str) -> None:
     row, line, answer = ROWS[name]
     path = write(tmp_path / "a.jsonl", [row])
-    result = import_file.import_file(path, tmp_path / "out.jsonl")
+    imported = import_file.import_file(path, tmp_path / "out.jsonl")
     assert lines_of(tmp_path / "out.jsonl") == [line]
-    assert (result.rows, result.answers) == (1, int(answer is not None))
+    assert (imported.rows, imported.answers) == (1, int(answer is not None))
     import_file.import_file(path, tmp_path / "with.jsonl", answers="reference")
-    (kept,) = lines_of(tmp_path / "with.jsonl")
-    assert kept.get("reference") == answer
+    (line_with_answer,) = lines_of(tmp_path / "with.jsonl")
+    assert line_with_answer.get("reference") == answer
     # What was written is what `harvester run` reads.
     (prompt,) = reader.read(["out.jsonl"], tmp_path)
     assert prompt.fields == {key: line[key] for key in ("tools", "parallel_tool_calls") if key in line}
@@ -269,10 +269,10 @@ def test_a_row_that_can_not_be_asked_is_skipped_and_named(
     tmp_path: Path, row: dict[str, Any], reason: str
 ) -> None:
     path = write(tmp_path / "a.jsonl", [{"question": "Hi?"}, row])
-    result = import_file.import_file(path, tmp_path / "out.jsonl")
-    (message,) = result.skipped
+    imported = import_file.import_file(path, tmp_path / "out.jsonl")
+    (message,) = imported.skipped
     assert reason in message
-    assert result.skipped_at[message] == f"{path}:2"
+    assert imported.skipped_at[message] == f"{path}:2"
     assert lines_of(tmp_path / "out.jsonl") == [{"prompt": "Hi?"}]
 
 

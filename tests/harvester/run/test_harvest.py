@@ -281,9 +281,9 @@ def test_a_pass_reads_a_bounded_way_ahead_with_a_window_of_tasks(mock_teacher: M
 
     def counted() -> Iterator[Prompt]:
         nonlocal read
-        for entry in sums(1000):
+        for request in sums(1000):
             read += 1
-            yield entry
+            yield request
 
     seen: list[tuple[int, int]] = []
 

@@ -22,9 +22,11 @@ Mock = Callable[..., RunningMock]
 def notes_of(root: Path) -> list[str]:
     lines = prepare.prepare(root / "harvest.toml").lines()
     plan = prepare.look_ahead(root / "harvest.toml").warnings
-    told = [line for line in lines if "with other settings" in line]
-    assert [line.partition("note    ")[2] for line in told] == [w for w in plan if "with other settings" in w]
-    return told
+    notes = [line for line in lines if "with other settings" in line]
+    assert [line.partition("note    ")[2] for line in notes] == [
+        w for w in plan if "with other settings" in w
+    ]
+    return notes
 
 
 @pytest.mark.parametrize(

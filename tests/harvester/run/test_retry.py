@@ -69,10 +69,12 @@ def test_unusable_answers_are_shown_everywhere_and_asked_again(
     assert outcomes(tmp_path / "store") == {"ok": 10}
     assert Corpus.open(tmp_path / "store").verify() == []
     assert current_status(tmp_path / "store")["held_outcomes"] == {"ok": 10}
-    kept = [json.loads(line) for line in (tmp_path / "store" / "retried.jsonl").read_text().splitlines()]
-    assert {entry["outcome"] for entry in kept} == {outcome}
-    assert len({entry["key"] for entry in kept}) == 5
-    assert all(b"choices" in base64.b64decode(entry["raw"]) for entry in kept)
+    retried_rows = [
+        json.loads(line) for line in (tmp_path / "store" / "retried.jsonl").read_text().splitlines()
+    ]
+    assert {row["outcome"] for row in retried_rows} == {outcome}
+    assert len({row["key"] for row in retried_rows}) == 5
+    assert all(b"choices" in base64.b64decode(row["raw"]) for row in retried_rows)
 
 
 def test_only_the_named_outcomes_are_asked_again(mock_teacher: Mock, tmp_path: Path) -> None:

@@ -108,8 +108,8 @@ def test_a_background_task_that_fails_is_reported_at_once_and_changes_no_ending(
     mock = mock_teacher(latency_s=0.3)
     ended = bench.run_harvest(mock, tmp_path, watch=seen.append)
     assert (ended.exit_code, ended.totals.answers) == (0, 3)
-    values = ["hours: stopped by a fault of ours", "sealing: stopped by shards: no room"]
-    assert any(sorted(entry["complaints"]) == values and entry["state"] == "running" for entry in seen)
+    complaints = ["hours: stopped by a fault of ours", "sealing: stopped by shards: no room"]
+    assert any(sorted(status["complaints"]) == complaints and status["state"] == "running" for status in seen)
     assert read_status(ended.store)["state"] == "complete"
 
 

@@ -64,8 +64,8 @@ def test_reading_sealing_and_asking_take_memory_for_a_few_answers(tmp_path, monk
     make(tmp_path)
     to_table([])  # what Arrow imports at its first table is not ours to count
     corpus = Corpus.open(tmp_path)
-    entry = peak_kib(lambda: next(corpus.samples()))
-    allowed = entry * 3
+    one_answer_kib = peak_kib(lambda: next(corpus.samples()))
+    allowed = one_answer_kib * 3
     everything = list(corpus.samples())
     assert peak_kib(lambda: list(corpus.samples())) > allowed  # the measure sees what it should
     assert all(len(sample.logprobs or ()) == 30 for sample in everything)
@@ -75,7 +75,7 @@ def test_reading_sealing_and_asking_take_memory_for_a_few_answers(tmp_path, monk
             pass
 
     assert peak_kib(walk) < allowed
-    assert peak_kib(lambda: walk(["completion", "raw"])) < entry
+    assert peak_kib(lambda: walk(["completion", "raw"])) < one_answer_kib
     with Journal.open(tmp_path) as journal:
         sealing = peak_kib(lambda: seal(journal, tmp_path, target_bytes=1 << 20, everything=True))
     assert sealing < allowed

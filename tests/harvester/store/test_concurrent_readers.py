@@ -39,8 +39,8 @@ def by_arrow(folder: Path) -> list[str]:
 def by_duckdb(folder: Path) -> list[str]:
     duckdb = pytest.importorskip("duckdb", reason="a reader that is not installed here")
     with duckdb.connect() as connection:
-        result = connection.sql(f"SELECT key FROM read_parquet('{folder}/*.parquet')").fetchall()
-    return [key for (key,) in result]
+        rows = connection.sql(f"SELECT key FROM read_parquet('{folder}/*.parquet')").fetchall()
+    return [key for (key,) in rows]
 
 
 def by_polars(folder: Path) -> list[str]:

@@ -119,7 +119,7 @@ def test_damaged_numbers_are_not_signed_anew_and_repair_counts_them_again(tmp_pa
     changed(tmp_path, "UPDATE meta SET value = '1' WHERE name = 'last_shard'")
     with Journal.open(tmp_path) as journal, pytest.raises(StoreCorrupt, match="meta"):
         journal.apply([intent(40, attempt_id=400)])
-    assert [entry.place for entry in verify_journal(tmp_path)] == ["journal.db meta"]
+    assert [finding.place for finding in verify_journal(tmp_path)] == ["journal.db meta"]
     assert verified(tmp_path, repair=True)[1] == 0
     with Journal.open(tmp_path) as journal:
         assert journal.next_shard() == 3
@@ -221,9 +221,11 @@ def test_strangers_of_one_name_lie_side_by_side_in_quarantine(tmp_path):
         (folder / "odd").mkdir()
         (folder / "odd" / "file").write_bytes(content)
         assert verified(tmp_path, repair=True)[1] == 0
-    result = {path.name: path for path in (tmp_path / "quarantine").iterdir()}
-    assert set(result) == {"notes.parquet", "notes~1.parquet", "odd", "odd~1"}
-    assert result["notes~1.parquet"].read_bytes() == (result["odd~1"] / "file").read_bytes() == b"two"
+    quarantined = {path.name: path for path in (tmp_path / "quarantine").iterdir()}
+    assert set(quarantined) == {"notes.parquet", "notes~1.parquet", "odd", "odd~1"}
+    assert (
+        quarantined["notes~1.parquet"].read_bytes() == (quarantined["odd~1"] / "file").read_bytes() == b"two"
+    )
 
 
 # --- doors ---------------------------------------------------------------------------------------------

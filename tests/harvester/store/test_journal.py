@@ -33,9 +33,9 @@ def test_an_answer_is_held_after_reopening(tmp_path):
     with Journal.open(tmp_path, read_only=True) as journal:
         held = journal.look_up([key_of(n) for n in range(5)])
     assert set(held) == {key_of(n) for n in range(3)}
-    entry = held[key_of(1)]
-    assert (entry.state, entry.outcome, entry.max_tokens) == ("answered", "ok", 64)
-    assert entry.asker == asker_digest(prompt_of(1), 0)
+    held_answer = held[key_of(1)]
+    assert (held_answer.state, held_answer.outcome, held_answer.max_tokens) == ("answered", "ok", 64)
+    assert held_answer.asker == asker_digest(prompt_of(1), 0)
 
 
 def test_every_intent_ends_once_and_the_rest_was_possibly_billed(tmp_path):
@@ -49,7 +49,7 @@ def test_every_intent_ends_once_and_the_rest_was_possibly_billed(tmp_path):
                 Failure(4, key_of(3), "timeout", None, b"", True, AT),
             ]
         )
-        assert [entry.attempt_id for entry in without_outcome(journal)] == [5]
+        assert [attempt.attempt_id for attempt in without_outcome(journal)] == [5]
         assert without_outcome(journal, in_flight=False) == []
         assert journal.totals().possibly_billed == 1
     with open_store(tmp_path, run_id="run-2") as journal:  # run-1 never ended: it was killed

@@ -63,13 +63,13 @@ def table_of(store: Path) -> pa.Table:
 def test_columns_follow_what_the_program_learned(store: Path) -> None:
     before = table_of(store)
     assert set(before["outcome"].to_pylist()) == {"unknown"}
-    result = rederive(store)
-    assert (result.rows, result.changed, result.shards) == (90, 90, 2)
-    assert result.outcomes == {"unknown -> ok": 30, "unknown -> truncated": 30, "unknown -> filtered": 30}
+    rederived = rederive(store)
+    assert (rederived.rows, rederived.changed, rederived.shards) == (90, 90, 2)
+    assert rederived.outcomes == {"unknown -> ok": 30, "unknown -> truncated": 30, "unknown -> filtered": 30}
     after = table_of(store)
     assert set(after["completion"].to_pylist()) == {"The answer is four."}
-    kept = [name for name in before.column_names if name not in module.PARSED]
-    assert after.select(kept).equals(before.select(kept))
+    other_columns = [name for name in before.column_names if name not in module.PARSED]
+    assert after.select(other_columns).equals(before.select(other_columns))
     with open_store(store, run_id="run-2") as journal:
         held = journal.look_up([key_of(number) for number in range(90)])
         assert [held[key_of(number)].outcome for number in (0, 1, 2, 60)] == [
@@ -95,9 +95,9 @@ def test_lineage_and_manifest_stay_whole(store: Path) -> None:
     rederive(store)
     with open_store(store, run_id="run-3") as journal:
         after = read_manifest(journal)
-    assert [entry.rows for entry in after] == [entry.rows for entry in before]
-    assert {entry.lineage_digest for entry in after} == {entry.lineage_digest for entry in before}
-    assert {entry.shard for entry in after}.isdisjoint(entry.shard for entry in before)
+    assert [shard.rows for shard in after] == [shard.rows for shard in before]
+    assert {shard.lineage_digest for shard in after} == {shard.lineage_digest for shard in before}
+    assert {shard.shard for shard in after}.isdisjoint(shard.shard for shard in before)
     assert sorted(lineage.run_id for lineage in Corpus.open(store).lineages()) == lineages
 
 

@@ -80,8 +80,8 @@ def test_small_shards_become_one_with_the_same_rows_and_the_same_bytes_twice(tmp
         make(store)
         before = rows_of(store)
         compacted(store)
-        (entry,) = sealed(store)
-        digests.add(entry.name)
+        (shard,) = sealed(store)
+        digests.add(shard.name)
         assert rows_of(store) == before
         assert Corpus.open(store).verify() == []
         with Journal.open(store) as journal:
@@ -444,8 +444,10 @@ def test_verify_and_status_name_what_was_stored_billed_and_possibly_billed(tmp_p
     report = verify_with_bill(tmp_path, repair=False)
     data, lines, left = report.facts(), verify_lines(tmp_path, report), len(report.messages)
     assert (left, data["answers"], data["billed"], data["billed_microusd"]) == (0, 3, 3, 21)
-    result = [(entry["key"], entry["code"], entry["reserved_microusd"]) for entry in data["possibly_billed"]]
-    assert result == [(key_of(7).hex(), "", 9), (key_of(8).hex(), "timed_out", 9)]
+    doubtful = [
+        (attempt["key"], attempt["code"], attempt["reserved_microusd"]) for attempt in data["possibly_billed"]
+    ]
+    assert doubtful == [(key_of(7).hex(), "", 9), (key_of(8).hex(), "timed_out", 9)]
     assert data["possibly_billed_microusd"] == 18
     assert "3 answers stored, 0 findings; 3 billed for $0.000021, 2 attempts possibly billed" in lines
     for number, text in ((7, "no outcome"), (8, "timed_out")):
@@ -453,14 +455,14 @@ def test_verify_and_status_name_what_was_stored_billed_and_possibly_billed(tmp_p
         assert "at 2026-" in line
         assert line.endswith(f"reserved $0.000009 ({text})")
     json.dumps(data)
-    values = current_status(tmp_path)
-    assert (values["held"], values["billed"], values["possibly_billed"], values["without_outcome"]) == (
+    status = current_status(tmp_path)
+    assert (status["held"], status["billed"], status["possibly_billed"], status["without_outcome"]) == (
         3,
         3,
         2,
         1,
     )
-    (line,) = [line for line in status_lines({**values, "run_id": "run-1"}) if line.startswith("ledger")]
+    (line,) = [line for line in status_lines({**status, "run_id": "run-1"}) if line.startswith("ledger")]
     assert "3 answers stored, 3 billed for $0.0000, 2 possibly billed" in line
 
 
@@ -492,6 +494,6 @@ def test_verify_and_repair_look_at_the_canaries_too(tmp_path):
             name = f"part-{journal.next_shard():08d}-0123456789abcdef.parquet"
         stray = canaries / "shards" / name
         stray.write_bytes(b"PAR1")
-        values = verified(store, repair=False)[0]["findings"]
-    assert values == [], values
+        findings = verified(store, repair=False)[0]["findings"]
+    assert findings == [], findings
     assert verified(store, repair=False)[1] == 1

@@ -39,8 +39,8 @@ def sealed(store: Path) -> list[Path]:
 def test_answers_move_into_a_file_that_any_reader_opens(tmp_path):
     with open_store(tmp_path) as journal:
         fill(journal, range(50))
-        result = seal(journal, tmp_path, target_bytes=64 * MIB, everything=True)
-        assert (result.rows, len(result.files)) == (50, 1)
+        sealed_now = seal(journal, tmp_path, target_bytes=64 * MIB, everything=True)
+        assert (sealed_now.rows, len(sealed_now.files)) == (50, 1)
         assert seal(journal, tmp_path, target_bytes=64 * MIB, everything=True).rows == 0
         with journal.reading() as connection:
             assert connection.execute("SELECT count(*) FROM answers").fetchone() == (0,)
@@ -85,10 +85,10 @@ def test_runs_of_different_terms_never_share_a_file_and_equal_ones_do(tmp_path):
         fill(journal, range(20, 30))
         journal.begin_run(run_record("run-4", purpose="eval"))
         fill(journal, range(30, 40))
-        result = seal(journal, tmp_path, target_bytes=64 * MIB, everything=True)
+        sealed_now = seal(journal, tmp_path, target_bytes=64 * MIB, everything=True)
     runs = {frozenset(pq.read_table(path)["run_id"].to_pylist()) for path in sealed(tmp_path)}
     assert runs == {frozenset({"run-1", "run-2"}), frozenset({"run-3"}), frozenset({"run-4"})}
-    assert result.rows == 40
+    assert sealed_now.rows == 40
     lineages = Corpus.open(tmp_path).lineages()
     assert [lineage.run_id for lineage in lineages] == [
         "run-1",
@@ -103,9 +103,9 @@ def test_the_same_answers_give_the_same_bytes(tmp_path):
         with open_store(tmp_path / name) as journal:
             fill(journal, range(30))
             seal(journal, tmp_path / name, target_bytes=64 * MIB, everything=True)
-    (entry,), (other,) = sealed(tmp_path / "a"), sealed(tmp_path / "b")
-    assert entry.name == other.name
-    assert entry.read_bytes() == other.read_bytes()
+    (first_shard,), (second_shard,) = sealed(tmp_path / "a"), sealed(tmp_path / "b")
+    assert first_shard.name == second_shard.name
+    assert first_shard.read_bytes() == second_shard.read_bytes()
 
 
 @pytest.mark.slow
@@ -113,9 +113,9 @@ def test_shards_stop_at_their_target_size(tmp_path):
     rng = random.Random(1)
     with open_store(tmp_path) as journal:
         journal.apply([answer(n, raw=raw_of(n, content=rng.randbytes(8000).hex())) for n in range(3000)])
-        result = seal(journal, tmp_path, target_bytes=MIB, everything=True)
-    assert len(result.files) >= 2
-    assert Corpus.open(tmp_path).count() == result.rows == 3000
+        sealed_now = seal(journal, tmp_path, target_bytes=MIB, everything=True)
+    assert len(sealed_now.files) >= 2
+    assert Corpus.open(tmp_path).count() == sealed_now.rows == 3000
     assert Corpus.open(tmp_path).verify() == []
 
 

@@ -47,7 +47,7 @@ OPENAI = {
 
 def rows(lineage: Mapping[str, Any], count: int = 3, **changes: Any) -> list[Sample]:
     same = {name: lineage[name] for name in ("run_id", *REPEATED_COLUMNS)}
-    made = [
+    samples = [
         Sample(
             key=f"{hash(lineage['run_id']) % 997:032x}{number:032x}",
             prompt_id=f"p{number}",
@@ -62,13 +62,13 @@ def rows(lineage: Mapping[str, Any], count: int = 3, **changes: Any) -> list[Sam
         )
         for number in range(count)
     ]
-    return [*made[:-1], replace(made[-1], **changes)]
+    return [*samples[:-1], replace(samples[-1], **changes)]
 
 
 def write(folder: Path, name: str, table: pa.Table, lineages: Sequence[Mapping[str, Any]] | bytes) -> None:
     (folder / "shards").mkdir(parents=True, exist_ok=True)
-    values = lineages if isinstance(lineages, bytes) else json.dumps(list(lineages)).encode()
-    metadata = {**SCHEMA.metadata} | ({LINEAGE_KEY: values} if values else {})
+    lineage_json = lineages if isinstance(lineages, bytes) else json.dumps(list(lineages)).encode()
+    metadata = {**SCHEMA.metadata} | ({LINEAGE_KEY: lineage_json} if lineage_json else {})
     pq.write_table(table.replace_schema_metadata(metadata), folder / "shards" / f"{name}.parquet")
 
 
@@ -81,8 +81,8 @@ def check_curate(folder: Path) -> None:
 
 
 def check_train(folder: Path) -> None:
-    values = {"student": {"base": "base"}, "data": {"corpus": "store"}}
-    dataset.read(config.parse(values, root=folder, place="train.toml"))
+    settings = {"student": {"base": "base"}, "data": {"corpus": "store"}}
+    dataset.read(config.parse(settings, root=folder, place="train.toml"))
 
 
 CHECKS = [check_export, check_train]

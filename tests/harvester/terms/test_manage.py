@@ -68,14 +68,14 @@ def test_a_record_survives_its_own_toml(record: gate.TermsRecord):
 def test_a_review_renews_or_closes_and_overlays_the_shipped_record(tmp_path: Path):
     record = SHIPPED.records["deepseek-api-2026-04-29"]
     late = date(2027, 8, 1)
-    values = {"host": "api.deepseek.com", "model": "deepseek-chat", "declared": "", "use": "harvest"}
-    assert not judge(SHIPPED, **values, purpose="train", today=late).permitted
+    question = {"host": "api.deepseek.com", "model": "deepseek-chat", "declared": "", "use": "harvest"}
+    assert not judge(SHIPPED, **question, purpose="train", today=late).permitted
     manage.write_review(tmp_path, manage.reviewed(record, "unchanged", late, isatty=True))
     renewed = gate.load_registry(tmp_path)
-    assert judge(renewed, **values, purpose="train", today=late).permitted
+    assert judge(renewed, **question, purpose="train", today=late).permitted
     assert renewed.records[record.id].review_after == late + timedelta(days=182)
     manage.write_review(tmp_path, manage.reviewed(record, "changed", late, isatty=True))
-    closed = judge(gate.load_registry(tmp_path), **values, purpose="train", today=late)
+    closed = judge(gate.load_registry(tmp_path), **question, purpose="train", today=late)
     assert (closed.permitted, closed.status) == (False, "unknown")
 
 
@@ -138,9 +138,9 @@ def test_no_command_has_a_flag_that_overrides(module: str):
         "print(json.dumps(list(flags(typer.main.get_command(app)))))\n"
     )
     done = subprocess.run([sys.executable, "-c", walk], capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout)
-    assert "--json" in result
+    flags = json.loads(done.stdout)
+    assert "--json" in flags
     # About a resumed training's settings and about faults in the data; the terms are checked before both.
     about_others = ("allow-change", "force-faults")
-    result = [flag for flag in result if not flag.endswith(about_others)]
-    assert [flag for flag in result if FLAG.match(flag)] == []
+    flags = [flag for flag in flags if not flag.endswith(about_others)]
+    assert [flag for flag in flags if FLAG.match(flag)] == []
