@@ -43,6 +43,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Describe train.toml.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 CONFIG = typer.Argument(..., metavar="CONFIG", help="train.toml", show_default=False)
+PROCESSES = typer.Option(1, min=1, help="Processes on this machine, one per device.")
 AS_JSON = typer.Option(False, "--json", help="Print the result as one JSON line on stdout.")
 
 
@@ -92,6 +93,7 @@ def schema(as_json: bool = AS_JSON) -> None:
 def plan(
     config: Path = CONFIG,
     probe: int = typer.Option(20, min=0, help="Real steps to measure time with; 0 loads no weights."),
+    processes: int = PROCESSES,
     as_json: bool = AS_JSON,
 ) -> None:
     """Estimate rows, tokens, steps, memory and time; time comes from a few real steps. Writes nothing.
@@ -103,15 +105,17 @@ def plan(
     loaded = load(config)
     from trainer.training.plan import plan as make_plan
 
-    estimate = make_plan(loaded, probe)
+    estimate = make_plan(loaded, probe, processes=processes)
     memory = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in estimate.memory.items())
     recomputed = "; activations are recomputed" if estimate.checkpointing else ""
+    of_each = f" of each of {estimate.processes} processes" if estimate.processes > 1 else ""
+    split = "; the base is split over them" if estimate.sharded else ""
     lines = [
         f"examples {estimate.examples:,}, held out {estimate.held_out:,}{excluded_phrase(estimate.excluded)}",
         f"tokens per epoch {estimate.tokens_per_epoch:,}, supervised {estimate.supervised_per_epoch:,}",
         f"steps {estimate.steps:,} of {estimate.packs_per_step} packs, unused {estimate.pack_waste:.1%}",
         f"parameters: base {estimate.base_parameters:,}, adapter {estimate.adapter_parameters:,}",
-        f"memory in MiB: {memory}{recomputed}",
+        f"memory in MiB{of_each}: {memory}{recomputed}{split}",
         *(f"note: {note}" for note in estimate.notes),
         *([f"hint: {estimate.hint}"] if estimate.hint else []),
         *(f"fatal fault, `trainer train` will refuse: {fault}" for fault in estimate.faults),
@@ -161,7 +165,7 @@ def doctor(
 @app.command()
 def train(
     config: Path = CONFIG,
-    processes: int = typer.Option(1, min=1, help="Processes on this machine, one per device."),
+    processes: int = PROCESSES,
     allow_change: bool = typer.Option(False, help="Resume although settings or corpus changed."),
     force_faults: bool = typer.Option(False, help="Train although the data has fatal faults; see doctor."),
     as_json: bool = AS_JSON,

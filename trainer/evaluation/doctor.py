@@ -104,7 +104,7 @@ def _check_student(config: TrainConfig) -> tuple[list[str], list[str]]:
     try:
         return model.check_without_weights(config), []
     except (StudentError, ConfigError) as error:
-        return [], [error.message]
+        return [], [f"{error.message} ({error.remedy})" if error.remedy else error.message]
 
 
 def write_page(diagnosis: Diagnosis, config: TrainConfig, path: Path) -> Path:

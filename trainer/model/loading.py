@@ -58,10 +58,13 @@ def load_shapes(folder: Path) -> Any:
 def unused_tensors(model: Any, folder: Path) -> list[str]:
     """Return the base's tensors that its class knows and leaves out, such as those of a vision tower."""
     patterns = model._keys_to_ignore_on_load_unexpected or ()
+    held = model.state_dict().keys()  # the patterns match some of these too: "attn.bias", "c_attn.bias"
     return [
         name
         for name in tensor_shapes(folder)
-        if any(re.search(pattern, name) for pattern in patterns) and not _COMPUTED_BUFFER.search(name)
+        if name not in held
+        and any(re.search(pattern, name) for pattern in patterns)
+        and not _COMPUTED_BUFFER.search(name)
     ]
 
 

@@ -45,9 +45,10 @@ class TrainingInputs:
             if batch_tokens < train.batch_tokens
             else "more epochs"
         )
+        made = "1 optimiser step" if steps == 1 else f"{steps} optimiser steps"
         return (
-            f"only {steps} optimiser steps: an epoch has {tokens:,} tokens, a step takes up to "
-            f"{train.batch_tokens:,}; {advice} would make more"
+            f"only {made}: an epoch has {tokens:,} tokens, a step takes up to {train.batch_tokens:,}; "
+            f"{advice} would make more"
         )
 
     @property

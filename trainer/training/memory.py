@@ -267,28 +267,29 @@ def needs_sharding(config: TrainConfig, ranks: int) -> bool:
     """Decide whether to split the base over `ranks` processes, by `[train] shard` and the free memory."""
     if ranks == 1 or config.train.shard != "planned":
         return ranks > 1 and config.train.shard == "always"
-    device = model.select_device(config.train)
-    free = available_bytes(device)
-    copies = ranks if device.type == "cpu" else 1  # processes share the host's memory, not a device's
-    return free is not None and 2 * copies * _bytes(config.base) > free
+    free = available_bytes(model.select_device(config.train), ranks)
+    return free is not None and 2 * _bytes(config.base) > free
 
 
-def needs_checkpointing(config: TrainConfig, pack: Sequence[Example], *, shards: int = 1) -> bool:
+def needs_checkpointing(
+    config: TrainConfig, pack: Sequence[Example], *, processes: int = 1, sharded: bool = False
+) -> bool:
     """Decide whether to recompute activations, by `[train] checkpointing` and the free memory.
 
     Args:
         pack: the largest pack.
-        shards: processes that the base is split over.
+        processes: processes of this training on this machine.
+        sharded: whether the base is split over them.
     """
     if config.train.checkpointing != "planned":
         return config.train.checkpointing == "always"
-    free = available_bytes(model.select_device(config.train))
+    free = available_bytes(model.select_device(config.train), processes)
     logits = 16 * config.train.pack_budget * weights.vocabulary_size(config.base)  # fp32, four copies at most
     if free is None or (
         64 * _bytes(config.base) + logits + 64 * 2**20 < free and config.train.pack_budget <= 1 << 14
     ):
         return False  # so far from the limit that an estimate is not needed
-    elsewhere = _bytes(config.base) * (shards - 1) // shards
+    elsewhere = _bytes(config.base) * (processes - 1) // processes if sharded else 0
     return estimate(config, pack, checkpointing=False).peak - elsewhere > USABLE_SHARE * free
 
 
@@ -296,12 +297,17 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def available_bytes(device: torch.device) -> int | None:
-    """Return the free memory in bytes, on the device or of the host; None if it can't be read."""
+def available_bytes(device: torch.device, processes: int = 1) -> int | None:
+    """Return the free memory in bytes that a process may use; None if it can't be read.
+
+    Args:
+        processes: processes of this training: they share the host's memory, while each has its own device.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return None
+    return free // processes

@@ -28,7 +28,8 @@ class TrainPlan:
     Attributes:
         examples, held_out: rows to learn, and prompts kept for evaluation; excluded: left out, by reason.
         pack_waste: share of the packs' tokens that stays empty, 0 to 1.
-        memory: bytes by part, and their peak, for the largest pack; see `memory.MemoryEstimate`.
+        processes: processes of the training; sharded: whether the base's layers are split over them.
+        memory: bytes of a process by part, and their peak, for the largest pack; see `memory.MemoryEstimate`.
         notes: what the operator should know about the student, e.g. that its rows are not packed.
         hint: what to change when the training has a handful of steps only; empty otherwise.
         faults: fatal faults of the data, for which `trainer train` refuses it.
@@ -49,6 +50,8 @@ class TrainPlan:
     adapter_parameters: int
     checkpointing: bool
     memory: dict[str, int]
+    processes: int = 1
+    sharded: bool = False
     hint: str = ""
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -58,23 +61,34 @@ class TrainPlan:
     flop_per_s: float | None = None
 
 
-def plan(config: TrainConfig, probe_steps: int = 0) -> TrainPlan:
+def plan(config: TrainConfig, probe_steps: int = 0, *, processes: int = 1) -> TrainPlan:
     """Estimate a training from the corpus and the shapes of the student. Nothing is written.
 
     Args:
         probe_steps: real steps to measure time with; 0 loads no weights.
+        processes: processes of the training. The time of several is not measured.
 
     Raises:
         DataError, StudentError, TermsRefused: as `trainer train` would raise them.
     """
-    config = model.fit_to_device(config)
+    config = model.fit_to_device(config, processes)
     model.set_threads(config.train)
     inputs = read_inputs(config)
     examples = inputs.dataset.examples
     notes = model.check_without_weights(config)
-    checkpointing = memory.needs_checkpointing(config, inputs.largest_pack)
+    sharded = memory.needs_sharding(config, processes)
+    checkpointing = memory.needs_checkpointing(
+        config, inputs.largest_pack, processes=processes, sharded=sharded
+    )
     estimate = memory.estimate(config, inputs.largest_pack, checkpointing=checkpointing)
-    free = memory.available_bytes(model.select_device(config.train))
+    base_parameters = sum(torch.Size(shape).numel() for shape in tensor_shapes(config.base).values())
+    if sharded:
+        elsewhere = estimate.base - estimate.base // processes
+        estimate = replace(estimate, base=estimate.base - elsewhere, peak=estimate.peak - elsewhere)
+    if processes > 1 and probe_steps:
+        notes.append("time is measured for one process only: leave --processes out")
+        probe_steps = 0
+    free = memory.available_bytes(model.select_device(config.train), processes)
     if free is not None and estimate.peak > free:
         notes.append(
             f"the peak of {estimate.peak >> 20:,} MiB exceeds the {free >> 20:,} MiB that are free: lower "
@@ -89,11 +103,13 @@ def plan(config: TrainConfig, probe_steps: int = 0) -> TrainPlan:
         steps=inputs.order.steps,
         packs_per_step=config.train.packs_per_step,
         pack_waste=inputs.order.waste,
-        base_parameters=sum(torch.Size(shape).numel() for shape in tensor_shapes(config.base).values()),
+        base_parameters=base_parameters,
         base_sha256=base_sha256(config.base),
         adapter_parameters=estimate.adapter // 4,  # fp32
         checkpointing=checkpointing,
         memory=asdict(estimate),
+        processes=processes,
+        sharded=sharded,
         hint=inputs.hint(config.train),
         faults=inputs.faults,
         notes=tuple(notes),

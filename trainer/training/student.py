@@ -57,8 +57,9 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
     """
     device = model.select_device(config.train)
     sharded = world.any_rank(memory.needs_sharding(config, world.size))
-    shards = world.size if sharded else 1
-    checkpointing = world.any_rank(memory.needs_checkpointing(config, largest_pack, shards=shards))
+    checkpointing = world.any_rank(
+        memory.needs_checkpointing(config, largest_pack, processes=world.size, sharded=sharded)
+    )
     student = model.load_new_student(config, device, sharded=sharded)
     if checkpointing:
         memory.enable_checkpointing(student)

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.trainer import tiny
+from tests.trainer.architectures import bases
 from tests.trainer.command_line import run_trainer, toml  # noqa: F401
+from trainer.model import loading
 from trainer.model.weights import vocabulary_size
 
 VERBS = ("plan", "doctor", "train")
@@ -79,3 +81,9 @@ def test_a_misspelt_target_among_right_ones_is_refused_with_the_nearest_name(run
 def test_the_vocabulary_of_a_nested_configuration_is_found(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"vocab_size": 320}}))
     assert vocabulary_size(tmp_path) == 320
+
+
+def test_no_tensor_that_the_student_holds_is_called_unused(tmp_path):
+    """GPT-2's class names buffers of old files by patterns that match its own `c_attn.bias` too."""
+    bases.write_base(tmp_path, "gpt2")
+    assert loading.unused_tensors(loading.load_shapes(tmp_path), tmp_path) == []

@@ -142,7 +142,7 @@ def test_recomputation_is_decided_before_the_base_is_loaded(tmp_path, monkeypatc
         model, "load_new_student", lambda *args, **more: loaded.append(1) or original(*args, **more)
     )
     free = round(peak / memory.USABLE_SHARE) + 1024
-    monkeypatch.setattr(memory, "available_bytes", lambda _device: free - size * len(loaded))
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: free - size * len(loaded))
     planned = memory.needs_checkpointing(config, pack)
     assert student.load_student(config, pack, World()).checkpointing is planned is False
 

@@ -89,7 +89,7 @@ def test_the_plan_chooses_checkpointing_where_it_would_not_fit(tmp_path, monkeyp
     config, pack = made(tmp_path), examples(60)
     peak = memory.estimate(config, pack, checkpointing=False).peak
     for free, wanted in ((peak, True), (2 * peak, False), (10**15, False), (None, False)):
-        monkeypatch.setattr(memory, "available_bytes", lambda _device, free=free: free)
+        monkeypatch.setattr(memory, "available_bytes", lambda *_, free=free: free)
         assert memory.needs_checkpointing(config, pack) is wanted
     assert memory.needs_checkpointing(made(tmp_path, checkpointing="always"), pack)
     assert not memory.needs_checkpointing(made(tmp_path, checkpointing="never"), pack)
@@ -117,7 +117,7 @@ def test_a_small_base_with_a_large_vocabulary_is_walked(tmp_path, monkeypatch):
     walked = []
     honest = memory.estimate
     monkeypatch.setattr(memory, "estimate", lambda *a, **k: walked.append(1) or honest(*a, **k))
-    monkeypatch.setattr(memory, "available_bytes", lambda _device: 40 * 2**30)
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: 40 * 2**30)
     assert not memory.needs_checkpointing(config, examples(5))
     assert not walked
     monkeypatch.setattr(memory.weights, "vocabulary_size", lambda _folder: 262_144)
@@ -175,18 +175,43 @@ def test_a_base_is_dealt_to_a_fleet_only_where_it_takes_more_than_half(tmp_path,
     config = made(tmp_path)
     size = (config.base / "model.safetensors").stat().st_size
     for free, ranks, wanted in (
-        (4 * size - 1, 2, True),
-        (4 * size, 2, False),
+        (2 * size - 1, 2, True),
+        (2 * size, 2, False),
         (1, 1, False),
         (None, 2, False),
     ):
-        monkeypatch.setattr(memory, "available_bytes", lambda _device, free=free: free)
+        monkeypatch.setattr(memory, "available_bytes", lambda *_, free=free: free)
         assert memory.needs_sharding(config, ranks) is wanted
     assert memory.needs_sharding(made(tmp_path, shard="always"), 2)
     assert not memory.needs_sharding(made(tmp_path, shard="always"), 1)
-    monkeypatch.setattr(memory, "available_bytes", lambda _device: 1)
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: 1)
     assert not memory.needs_sharding(made(tmp_path, shard="never"), 2)
     peak = memory.estimate(config, examples(60), checkpointing=False).peak
-    monkeypatch.setattr(memory, "available_bytes", lambda _device: round(peak / memory.USABLE_SHARE) - 1)
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: round(peak / memory.USABLE_SHARE) - 1)
     assert memory.needs_checkpointing(config, examples(60))
-    assert not memory.needs_checkpointing(config, examples(60), shards=2)  # half the base lies elsewhere
+    assert memory.needs_checkpointing(config, examples(60), processes=2)
+    assert not memory.needs_checkpointing(config, examples(60), processes=2, sharded=True)  # half of it only
+
+
+def test_processes_share_the_memory_of_the_host():
+    free = memory.available_bytes(torch.device("cpu"))
+    assert memory.available_bytes(torch.device("cpu"), 4) == pytest.approx(free / 4, rel=0.1)
+
+
+def test_the_plan_of_several_processes_is_that_of_their_training(tmp_path, run_trainer, fork_server):  # noqa: F811
+    """Each holds half of the layers; the training says how much, the plan says it before."""
+    shape = {"shard": "always", "batch_tokens": 512, "pack_tokens": 128, "max_steps": 1}
+    path = tiny.train_toml(tmp_path, tiny.skill(24, held_out=2), train=shape)
+    code, out, err = run_trainer("plan", path, "--processes", 2, "--json")
+    assert code == 0, err
+    planned = json.loads(out)
+    alone = json.loads(run_trainer("plan", path, "--probe", 0, "--json")[1])
+    assert (planned["processes"], planned["sharded"], alone["sharded"]) == (2, True, False)
+    assert planned["memory"]["peak"] < alone["memory"]["peak"]
+    assert planned["time_s"] is None
+    trained = fork_server("command", words=["train", path, "--json"], world=2)
+    assert trained["code"] == 0, trained["err"]
+    [line] = [line for line in trained["err"].splitlines() if line.startswith("{")]  # of the first rank only
+    [note] = [note for note in json.loads(line)["notes"] if "sharded" in note]
+    assert float(note.split()[2]) == pytest.approx(planned["memory"]["base"] / 2**20, rel=0.25)
+    assert ("recomputed" in line) is planned["checkpointing"]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer import tiny
+from tests.trainer.command_line import run_trainer, toml  # noqa: F401 - fixtures
 from trainer.errors import ProcessLost
 from trainer.training import launch
 
@@ -178,3 +180,24 @@ def test_process_1_of_a_container_hears_sigterm(tmp_path, verb):
         pytest.skip("no new process namespace here")
     ended = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, cwd=Path.cwd())
     assert ended.returncode == 143, ended.stderr
+
+
+def test_a_fleet_prints_its_result_once_as_text(tmp_path, fork_server):
+    """Two real ranks without --json: the first one prints lines for people, notes included."""
+    shape = {"batch_tokens": 512, "pack_tokens": 128, "max_steps": 1}
+    path = tiny.train_toml(tmp_path, tiny.skill(24, held_out=2), train=shape)
+    printed = fork_server("command", words=["train", path], world=2)
+    assert printed["code"] == 0, printed["err"]
+    lines = printed["err"].splitlines()  # stdout and stderr of both
+    assert sum(line.startswith("adapter in ") for line in lines) == 1
+    assert "cpu, base float32, adapter float32" in lines
+    assert not any(line.startswith("{") for line in lines)
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",), ("--allow-change", "--force-faults", "--json")])
+def test_the_launcher_passes_on_the_options_that_were_given(run_trainer, toml, monkeypatch, flags):  # noqa: F811
+    commands = []
+    monkeypatch.setattr(launch, "run_workers", lambda command, *_: commands.append(command) or 0)
+    code, out, _ = run_trainer("train", toml, "--processes", 2, *flags)
+    assert (code, out) == (0, "")
+    assert commands == [[sys.executable, "-m", "trainer", "train", str(toml), *flags]]
