@@ -33,7 +33,9 @@ PERMITTED = (
     *("Kimi-K2-Instruct", "Kimi-K2-Thinking", "Yi-1.5-9B-Chat", "internlm3-8b-instruct", "zephyr-7b-beta"),
     *("TinyLlama-1.1B-Chat-v1.0", "Apertus-8B-Instruct-2509", "MiMo-7B-RL", "ERNIE-4.5-21B-A3B-PT"),
 )
-UNREAD = ("NVIDIA-Nemotron-Nano-9B-v2", "Falcon3-7B-Instruct", "LFM2-1.2B")
+UNREAD = ("NVIDIA-Nemotron-Nano-12B-v2", "Falcon3-7B-Instruct", "LFM2-1.2B")
+# The text of the licence was read, and that it applies to the model.
+READ = ("NVIDIA-Nemotron-Nano-9B-v2", "nemotron-nano-9b-v2")
 # Weights under other terms than their neighbours.
 OTHERS = (
     *("Qwen2.5-Coder-3B-Instruct", "Ministral-8B-Instruct-2410", "DeepSeek-R1-Distill-Llama-8B", "Kimi-K2.6"),
@@ -57,7 +59,7 @@ def permitted(model: str, declared: str) -> bool:
     ).permitted
 
 
-@pytest.mark.parametrize("model", PERMITTED)
+@pytest.mark.parametrize("model", (*PERMITTED, *READ))
 def test_a_served_model_passes_the_gate_once_its_record_is_declared(model: str) -> None:
     assert permitted(model, record_of(model))
     assert not permitted(model, "")
@@ -85,3 +87,9 @@ def test_a_derivative_of_a_served_model_needs_its_own_record(model: str) -> None
 def test_no_reading_claims_a_text_that_was_not_read() -> None:
     ids = {record_of(model) for model in (*PERMITTED, *UNREAD)}
     assert all(SHIPPED.records[record_id].established != "primary" for record_id in ids)
+    assert all(SHIPPED.records[record_of(model)].established == "primary" for model in READ)
+
+
+def test_a_variant_of_a_read_model_stays_closed() -> None:
+    variants = ("NVIDIA-Nemotron-Nano-9B-v2-Japanese", "NVIDIA-Nemotron-Nano-9B-v2-Distill")
+    assert not any(permitted(model, record_of(READ[0])) for model in variants)
