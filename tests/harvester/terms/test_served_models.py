@@ -59,7 +59,7 @@ def permitted(model: str, declared: str) -> bool:
     ).permitted
 
 
-@pytest.mark.parametrize("model", (*PERMITTED, *READ))
+@pytest.mark.parametrize("model", [*PERMITTED, *READ])
 def test_a_served_model_passes_the_gate_once_its_record_is_declared(model: str) -> None:
     assert permitted(model, record_of(model))
     assert not permitted(model, "")
