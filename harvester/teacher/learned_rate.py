@@ -59,6 +59,7 @@ TRUSTED_SUPPORT = 50.0
 # Growth of the rate per send is GROWTH / n**2 after an estimate from n accepted requests, at most as given:
 # its error of 1 / n is made up for within n sends.
 GROWTH = 1 / 3
+FIRST_GROWTH = 1.0
 SWEEP = 4.0
 MOST_GROWTH = 1 / 6
 # Growth of the rate per second is GROWTH_PER_S + ACCELERATION * t**2, t seconds after a decision: 4 % in
@@ -68,9 +69,13 @@ GROWTH_PER_S = 0.005
 ACCELERATION = 0.003
 GROWTH_UNIT_S = 3.2
 SENDS_PER_UNIT = 300
+# ... or this many, until two estimates in a row agreed to within AGREEMENT.
+SENDS_PER_FIRST_UNIT = 60
+AGREEMENT = 0.15
 UNRELATED_SLOWDOWN = 10.0
 # The rate grows only while this share of it is sent, on an average over FLOW_S (as in RFC 7661).
 FLOW_S = 3.0
+LEAST_FLOW_S = 0.1
 USED_SHARE = 0.5
 # A surplus is unexpected at less than this share of the limit that was found from at least so many accepted
 # requests, or if the limit would fall to less than this share.
@@ -105,6 +110,8 @@ LEAST_CHANCE = 1e-4
 WINDOW_S = 0.3
 WINDOW_SHARE = 0.1
 PERIOD_MEMORY = 0.9
+# What the first such time shows counts for this many accepted requests.
+FIRST_SUPPORT = 4.0
 # A clump of sends: this many times as many within CLUMP_S as the rate would send, and one or two.
 CLUMP_S = 0.05
 CLUMP = 1.5
@@ -192,6 +199,10 @@ class LearnedRate:
         self._unexpected = 0
         # How many were accepted before the first refusal.
         self._burst_seen: int | None = None
+        self._is_first_window = True
+        self._is_confirmed = False
+        # Whether a configured rate has not been contradicted yet.
+        self._is_trusted = False
         # Whether something showed that the rate is limited.
         self._is_known = False
         # Until when the rate was so low that refusals were unrelated; sends and refusals in such times.
@@ -202,6 +213,7 @@ class LearnedRate:
         # Sends per second of late, and when that was.
         self._flow = 0.0
         self._flow_at = now
+        self._flow_since = math.inf
 
     # What happens
 
@@ -209,8 +221,9 @@ class LearnedRate:
         """Record a send."""
         if self._cycle_at is None:
             self._cycle_at = entry.at
-        self._flow = self._flow_now(entry.at) + 1 / FLOW_S
+        self._flow = self._flow_decayed(entry.at) + 1 / FLOW_S
         self._flow_at = entry.at
+        self._flow_since = min(self._flow_since, entry.at)
         self._full.sent(entry)
 
     def accepted(self, entry: Entry, now: float) -> None:
@@ -278,12 +291,14 @@ class LearnedRate:
             self._cut_at += now - self._grown_at
             self._grown_at = now
             return self.rate
-        sends = SENDS_PER_UNIT * (1 + UNRELATED_SLOWDOWN * self.unrelated)
+        sends = float(SENDS_PER_UNIT if self._is_confirmed else SENDS_PER_FIRST_UNIT)
+        sends *= 1 + UNRELATED_SLOWDOWN * self.unrelated
         slower = GROWTH_UNIT_S / max(GROWTH_UNIT_S, sends / self.rate, self._period_s)
         since, until = (self._grown_at - self._cut_at) * slower, (now - self._cut_at) * slower
         # The integral of the growth per second from `since` to `until`.
         step = GROWTH_PER_S * (until - since) + ACCELERATION * (until**3 - since**3) / 3
-        if self._limit is None or self.rate < (1 + SWEEP / self._limit.support) * self._limit.per_s:
+        limit = self._limit
+        if limit is None or not self._is_confirmed or self.rate < (1 + SWEEP / limit.support) * limit.per_s:
             step += self._growth_per_send * min(self.rate, flow) * (now - self._grown_at)
         self.rate *= 1 + min(max(step, 0.0), 1.0)
         self._grown_at = now
@@ -306,8 +321,13 @@ class LearnedRate:
 
     # Counts
 
-    def _flow_now(self, now: float) -> float:
+    def _flow_decayed(self, now: float) -> float:
         return self._flow * math.exp(-max(0.0, now - self._flow_at) / FLOW_S)
+
+    def _flow_now(self, now: float) -> float:
+        """Sends per second of late; in the first seconds, on average since the first send."""
+        covered = 1 - math.exp(-max(now - self._flow_since, LEAST_FLOW_S) / FLOW_S)
+        return self._flow_decayed(now) / covered
 
     @property
     def _expected(self) -> float:
@@ -425,11 +445,14 @@ class LearnedRate:
     def _learn(self, found: Estimate, used_up_at: float, now: float) -> None:
         """Set the rate from what was found."""
         self._unexpected = self._unexpected + 1 if self._is_unexpected(found) else 0
+        change = 0.0 if self._limit is None else abs(found.per_s / self._limit.per_s - 1)
+        self._is_confirmed = self._limit is not None and change < AGREEMENT
         self._limit = found
         self._used_up.append(used_up_at)
         self._surplus.reset()
         self._set(CUT_TO * min(found.per_s, self.rate or math.inf), now)
-        self._growth_per_send = min(MOST_GROWTH, GROWTH / found.support**2)
+        growth = GROWTH if self._is_confirmed else FIRST_GROWTH
+        self._growth_per_send = min(MOST_GROWTH, growth / found.support**2)
 
     def _count_quiet(self) -> None:
         """Take the refusals while the rate was low into the share of unrelated ones, where there are such."""
@@ -450,11 +473,11 @@ class LearnedRate:
     def _begin_trial(self, now: float) -> None:
         begun_at = min(now - 0.25, self._sends.begin_of(20, now))
         recent = sum(self._sends.counts(begun_at, now))
-        sent_per_s = max(recent, 1) / (now - begun_at)
+        sent_per_s = min(max(recent, 1) / (now - begun_at), self.rate or math.inf)
         accepted, refused = self._sends.counts(max(self._decided_at, now - LOOKBACK_S), now)
         share = min(DENSE_SHARE, max(LEAST_TRIAL_SHARE, refused / max(1, accepted + refused)))
         self._trial = _Trial(now, self.rate, sent_per_s, share)
-        self.rate = TRIAL_SPEED_UP * min(sent_per_s, self.rate or math.inf)
+        self.rate = TRIAL_SPEED_UP * sent_per_s
         self._grown_at = now
 
     def _judge_trial(self, trial: _Trial, now: float) -> None:
@@ -517,7 +540,8 @@ class LearnedRate:
         if run < ENOUGH_REFUSALS or self.unrelated**run > LEAST_CHANCE:
             return False
         self._full.begin(first_at, last_at, 0.5 / (self.rate or math.inf))
-        if self._limit is None and not self._used_up and trusted < math.inf:
+        self._is_trusted = not self._used_up and trusted < math.inf
+        if self._limit is None and self._is_trusted:
             self._limit = Estimate(trusted, TRUSTED_SUPPORT)
         return True
 
@@ -542,12 +566,16 @@ class LearnedRate:
             return
         self.refused_for_s, self._cycle_at = refused_s, accepted_at
         self._period_s = max(refused_s, PERIOD_MEMORY * self._period_s)
-        if accepted == 0:  # refused from the start: that says nothing about the rate
+        is_first, self._is_first_window = self._is_first_window, False
+        # Refused from the start says nothing about the rate, and once says less than a rate that is trusted.
+        if accepted == 0 or (is_first and self._is_trusted):
             self._decided_at = now
             self._surplus.reset()
             return
         shortest, longest = max(last_refused - cycle_at, 0.05), max(accepted_at - cycle_at, 0.05)
         per_s = accepted / math.sqrt(shortest * longest)
         support = min(float(accepted), 2 * longest / max(longest - shortest, 1e-3))
+        if is_first:  # the teacher's window had begun before, or its bucket was full
+            support = min(support, FIRST_SUPPORT)
         self._learn(Estimate(per_s / (1 - self.unrelated), max(1.0, support)), accepted_at, now)
         self._unexpected = 0

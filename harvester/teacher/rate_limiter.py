@@ -156,6 +156,7 @@ class Limiter:
         self._periods = HeaderPeriods()
         # Limits whose period was guessed, and wrongly.
         self._disproved: set[LimitKey] = set()
+        self._guessed: dict[tuple[Quantity, float], LimitKey] = {}
         self.output_estimate: float | None = None
         self.pause_now = Pause()
         # Units per second; a limit that a header names never raises these.
@@ -376,17 +377,25 @@ class Limiter:
                     named_s = retry_after_s(headers)
                     self.pause(header.reset_s if named_s is None else named_s, now, header.key.label)
                 continue
-            if not header.is_stated and self._is_disproved(header, now):
-                self._disproved.add(header.key)
-                if header.key not in self._configured:
-                    self.buckets.pop(header.key, None)
-                else:
-                    self._set_bucket(header.key, self._configured[header.key], now)
-                continue
+            if not header.is_stated:
+                guess = self._guessed.setdefault((header.key.quantity, header.limit), header.key)
+                if guess != header.key:  # the same limit in two periods: neither is known
+                    self._disprove(guess, now)
+                if guess != header.key or self._is_disproved(header, now):
+                    self._disprove(header.key, now)
+                    continue
             rate = min(header.rate, self._configured.get(header.key, math.inf))
             bucket = self.buckets.get(header.key)
             if bucket is None or bucket.rate != rate:
                 self._set_bucket(header.key, rate, now)
+
+    def _disprove(self, key: LimitKey, now: float) -> None:
+        """Drop a limit whose period was guessed wrongly; what is configured stays."""
+        self._disproved.add(key)
+        if key in self._configured:
+            self._set_bucket(key, self._configured[key], now)
+        else:
+            self.buckets.pop(key, None)
 
     def _is_disproved(self, header: RateHeader, now: float) -> bool:
         """Whether more requests were accepted in the period than the limit allows."""

@@ -26,6 +26,9 @@ MIXED_SHARE = 0.1
 # ... and if that happened at this many separate moments: one burst that is refused says nothing about the
 # number in flight.
 LEAST_MOMENTS = 3
+# ... and if as many that were sent since the first of these refusals are answered. As long as no answer
+# comes, the number in flight only grows, and so does everything else.
+LEAST_ANSWERED = 2
 # Refusals that confirm such a number once it is known.
 LEAST_CONFIRMED = 2
 LOG_SENDS = 20_000
@@ -155,6 +158,12 @@ class SendLog:
         entries = list(self.newest_first(since))
         return sum(one.is_refused and not before.is_refused for one, before in pairwise(entries))
 
+    @staticmethod
+    def _answered_since_refused(entries: list[Entry], level: int) -> int:
+        """How many of these sends are answered that were sent after the first refusal from `level` on."""
+        first_at = min(entry.at for entry in entries if entry.is_refused and entry.in_flight >= level)
+        return sum(entry.outcome is Reception.ACCEPTED and entry.at > first_at for entry in entries)
+
     def forget_levels(self, now: float) -> None:
         """From now on, only later sends say something about a limit on the number in flight."""
         self._level_at = now
@@ -190,6 +199,7 @@ class SendLog:
                 and refused_above >= (1 - MIXED_SHARE) * (len(last) - below)
                 and below > refused_below / MIXED_SHARE
                 and sum(first >= entry.in_flight for first in firsts) >= LEAST_MOMENTS
+                and self._answered_since_refused(last, entry.in_flight) >= LEAST_ANSWERED
             ):
                 return entry.in_flight
             refused_below += 1
