@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Protocol
 
 from harvester.api.types import RawAnswer, Request
+from harvester.teacher.limits import Charge
 from harvester.teacher.policies import Policies
-from harvester.teacher.queue import EndpointQueue
+from harvester.teacher.queue import EndpointQueue, OtherEndpoints
 
 
 class Sender(Protocol):
@@ -22,7 +22,7 @@ class Sender(Protocol):
         """
 
 
-class Endpoints:
+class Endpoints(OtherEndpoints):
     """One queue per endpoint, and the policies they share: all requests to one teacher pay the same limits.
 
     Attributes:
@@ -44,13 +44,29 @@ class Endpoints:
                 policies.clock,
                 draining=self.draining,
                 patience_s=policies.patience_s,
-                is_another_up=partial(self._is_another_up, endpoint),
+                others=self,
             )
             for endpoint, limiter in policies.limiters.items()
         ]
 
-    def _is_another_up(self, endpoint: str) -> bool:
+    def is_another_up(self, endpoint: str) -> bool:
+        """Whether an endpoint other than this one is up."""
         return any(queue.endpoint != endpoint and not queue.is_down for queue in self.queues)
+
+    def wake_others(self, endpoint: str) -> None:
+        """Let the requests that wait at others look whether this endpoint is free for them."""
+        for queue in self.queues:
+            if queue.endpoint != endpoint:
+                queue.wake_waiting()
+
+    def free_elsewhere(self, endpoint: str, avoid: str, charge: Charge) -> EndpointQueue | None:
+        """An endpoint other than these two that would admit a request with this charge at once."""
+        for queue in self.queues:
+            if queue.endpoint not in {endpoint, avoid} and queue.is_free(
+                queue.limiter.expected_charge(charge)
+            ):
+                return queue
+        return None
 
     def choose(self, avoid: str) -> EndpointQueue:
         """The least loaded endpoint, preferably another than `avoid`: one that fails fast looks idle."""

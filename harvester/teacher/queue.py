@@ -39,13 +39,33 @@ class Withdrawn(Exception):
     """An admitted request was not sent: it has to be admitted again."""
 
 
+class FreeElsewhere(Exception):
+    """A request that waits here can be admitted at another endpoint at once."""
+
+    def __init__(self, queue: EndpointQueue) -> None:
+        super().__init__()
+        self.queue = queue
+
+
+class OtherEndpoints:
+    """What an endpoint knows of the teacher's other endpoints. This base is for a teacher without any."""
+
+    def is_another_up(self, endpoint: str) -> bool:
+        """Whether an endpoint other than this one is up."""
+        del endpoint
+        return False
+
+    def wake_others(self, endpoint: str) -> None:
+        """Tell the requests that wait at others that this endpoint has a free place."""
+
+
 class EndpointQueue:
     """Admits requests to one endpoint as its limiter and its circuit breaker allow.
 
     Args:
         draining: set once nothing new may be sent.
         patience_s: longest single wait, and longest time without any answer, before the pass parks.
-        is_another_up: whether another endpoint of the teacher could be asked instead.
+        others: the teacher's other endpoints.
 
     Attributes:
         changed: set to make the head of the queue compute its wait again.
@@ -60,7 +80,7 @@ class EndpointQueue:
         *,
         draining: asyncio.Event | None = None,
         patience_s: float = math.inf,
-        is_another_up: Callable[[], bool] = lambda: False,
+        others: OtherEndpoints | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.limiter = limiter
@@ -70,7 +90,7 @@ class EndpointQueue:
         self.changed = asyncio.Event()
         self.hold_reason = ""
         self._patience_s = patience_s
-        self._is_another_up = is_another_up
+        self._others = others or OtherEndpoints()
         self._head_turn = asyncio.Lock()
         self._departure_turn = asyncio.Lock()
         self._queued = 0
@@ -111,21 +131,36 @@ class EndpointQueue:
             return (0 if is_idle and self.clock.now() >= self.limiter.paused_until else 2), 0.0
         return 1, (self._queued + window.in_flight) / window.size
 
-    async def enter(self, charge: Charge) -> Entry:
+    def is_free(self, charge: Charge) -> bool:
+        """Whether this charge would be admitted at once."""
+        return not self._queued and not self.is_down and self._wait_s(charge) <= 0
+
+    def wake_waiting(self) -> None:
+        """Make the head of the queue, if there is one, look whether another endpoint is free."""
+        if self._queued:
+            self.changed.set()
+
+    async def enter(
+        self, charge: Charge, elsewhere: Callable[[], EndpointQueue | None] = lambda: None
+    ) -> Entry:
         """Wait until this charge is admitted; returns the admission. Every entry needs one `leave`.
+
+        Args:
+            elsewhere: returns another endpoint that would admit the request at once, None for none.
 
         Raises:
             NotSent: the pass drains.
             Parked: the wait is longer than `patience_s`.
             EndpointDown: the endpoint went down meanwhile, and another one is up.
+            FreeElsewhere: it had to wait, and another endpoint is free.
         """
         if self.draining.is_set():
             raise NotSent
         if self._queued or self._wait_s(charge) > 0:
-            await self._wait_in_queue(charge)
+            await self._wait_in_queue(charge, elsewhere)
         return self.limiter.enter(charge, self.clock.now())
 
-    async def _wait_in_queue(self, charge: Charge) -> None:
+    async def _wait_in_queue(self, charge: Charge, elsewhere: Callable[[], EndpointQueue | None]) -> None:
         self._queued += 1
         try:
             async with self._head_turn:
@@ -133,6 +168,8 @@ class EndpointQueue:
                 while (wait_s := self._wait_s(charge)) > 0:
                     if self.draining.is_set():  # set before this request became the head
                         raise NotSent
+                    if (other := elsewhere()) is not None:
+                        raise FreeElsewhere(other)
                     self._require_useful_wait(wait_s)
                     self.changed.clear()
                     await self.clock.wait(self.changed, wait_s)
@@ -148,7 +185,7 @@ class EndpointQueue:
         """Raise EndpointDown or Parked when there is no point in waiting here."""
         if self.hold_reason:
             return
-        if self.is_down and self._is_another_up():
+        if self.is_down and self._others.is_another_up(self.endpoint):
             raise EndpointDown
         now = self.clock.now()
         if self.breaker.is_open:
@@ -188,6 +225,7 @@ class EndpointQueue:
         """Free the request's place in the window."""
         self.limiter.leave(entry)
         self.changed.set()
+        self._others.wake_others(self.endpoint)
 
     def answered(
         self, key: bytes, reserved: Charge, actual: Charge, entry: Entry, headers: Mapping[str, str]
@@ -222,7 +260,7 @@ class EndpointQueue:
         self._settle_failed(error, reserved, now)
         if error.headers:
             self._learn_from_headers(error.headers, now)
-        is_broken_here = isinstance(error, BrokenAnswer) and self._is_another_up()
+        is_broken_here = isinstance(error, BrokenAnswer) and self._others.is_another_up(self.endpoint)
         if is_broken_here or isinstance(error, TeacherUnavailable | AttemptTimeout | ConnectionBroken):
             is_reached = error.status is not None or error.maybe_billed
             self._count_failure(key, entry.at, is_reached=is_reached)

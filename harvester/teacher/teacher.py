@@ -31,7 +31,7 @@ from harvester.store.journal.writer import AsyncWriter
 from harvester.teacher.budget import Amounts, Reservation, why_exhausted
 from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limits import Charge
-from harvester.teacher.queue import EndpointQueue, Withdrawn
+from harvester.teacher.queue import EndpointQueue, FreeElsewhere, Withdrawn
 from harvester.teacher.sends import Entry
 
 
@@ -176,14 +176,21 @@ class Teacher:
         return ask
 
     async def _enter(self, attempt: Attempt) -> tuple[EndpointQueue, Charge, Entry]:
-        """Wait for admission at the best endpoint; returns it, what was reserved, and the admission."""
+        """Wait for admission at the best endpoint; returns it, what was reserved, and the admission.
+
+        A request that waits at one endpoint goes to another that becomes free first.
+        """
+        endpoints = self.endpoints
+        queue = endpoints.choose(attempt.avoid)
         while True:
-            queue = self.endpoints.choose(attempt.avoid)
             charge = queue.limiter.expected_charge(attempt.charge)
+            elsewhere = partial(endpoints.free_elsewhere, queue.endpoint, attempt.avoid, attempt.charge)
             try:
-                return queue, charge, await queue.enter(charge)
+                return queue, charge, await queue.enter(charge, elsewhere)
+            except FreeElsewhere as free:
+                queue = free.queue
             except EndpointDown:
-                continue
+                queue = endpoints.choose(attempt.avoid)
 
     def _budgeted(self, inner: Layer) -> Layer:
         budget, budget_changed = self._policies.budget, self.endpoints.budget_changed

@@ -259,6 +259,24 @@ def test_each_replica_gets_as_many_requests_at_once_as_max_concurrency_says(
     assert max(in_flight) == 3 * (replicas + 1)
 
 
+@pytest.mark.parametrize("slow", [{"slots": 2, "slot_s": 0.5}, {"latency_s": 2.0}])
+def test_rows_that_wait_for_a_slow_replica_go_to_a_free_one(
+    mock_teacher: Mock, tmp_path: Path, slow: dict[str, float]
+) -> None:
+    """All rows are queued at once; those that the slow replica has not begun must not wait for it."""
+    quick, other = mock_teacher(latency_s=0.02), mock_teacher(**slow)
+    ended = run_harvest(
+        quick,
+        tmp_path,
+        prompts=MANY,
+        teacher={"replicas": [other.base_url], "limits": {"max_concurrency": 32}},
+        clock=SystemClock(),
+        run={"deadline_s": 60},
+    )
+    assert (ended.exit_code, ended.totals.answers) == (0, len(MANY))
+    assert 1 <= other.totals()["requests"] <= 17  # the window it begins with, and one
+
+
 @pytest.mark.parametrize("action", ["junk_json", "no_choices", "html"])
 def test_row_99_a_replica_that_answers_nonsense_is_left(
     mock_teacher: Mock, tmp_path: Path, action: str
