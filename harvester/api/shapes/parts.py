@@ -127,12 +127,15 @@ _CONTENT_OF: Mapping[Role, Callable[[str], Content]] = {
 
 
 def _member(part: Mapping[str, Any], role: Role, depth: int) -> Content:
-    """Read the first member of a part that may hold text of this role; several texts are not understood."""
+    """Read the first member of a part that may hold text of this role.
+
+    Several texts are not understood, nor is one next to a member that may hold another answer.
+    """
     name = next((name for name in _MEMBERS[role] if name in part), None)
     if name is None:
         return _NOT_UNDERSTOOD
     content = _read(part[name], role, depth + 1)
-    is_one = role is not Role.TEXT or sum(bool(part.get(other)) for other in _MEMBERS[role]) < 2
+    is_one = role is not Role.TEXT or sum(bool(part.get(other)) for other in _TEXT_HOLDERS) < 2
     return content if is_one else replace(content, understood=False)
 
 
@@ -193,3 +196,4 @@ _MEMBERS: Mapping[Role, tuple[str, ...]] = {
     Role.REASONING: REASONING_TEXT_MEMBERS,
     Role.REFUSAL: ("refusal", *TEXT_MEMBERS),
 }
+_TEXT_HOLDERS = frozenset({*TEXT_MEMBERS, *NESTED_MEMBERS})

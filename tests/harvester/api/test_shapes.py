@@ -492,6 +492,18 @@ def test_two_answers_in_one_choice_are_ok_only_where_they_agree(name: str) -> No
         assert parse(json.dumps({"choices": [choice]}).encode()).outcome == outcome
 
 
+@pytest.mark.parametrize("member", ["choices", "message", "delta"])
+@pytest.mark.parametrize("held", [[{"text": "another"}], {"content": "another"}, "another"])
+def test_a_text_beside_another_answer_in_one_object_is_not_ok(member: str, held: Any) -> None:
+    content = {"text": "model", member: held}
+    for document in (
+        {"candidates": [{"content": content, "finishReason": "stop"}]},
+        {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]},
+        {"choices": [{"message": {"content": [content]}, "finish_reason": "stop"}]},
+    ):
+        assert parse(orjson.dumps(document)).outcome is Outcome.UNKNOWN
+
+
 def test_two_texts_in_one_part_are_not_ok() -> None:
     content = {"parts": [{"text": "42"}], "text": "model"}
     document = {"candidates": [{"content": content, "finishReason": "STOP"}]}
