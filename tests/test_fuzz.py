@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from benchmarks.fuzzing import bodies, keys, oracle, run, targets, texts
-from harvester.api import completion, redaction
+from benchmarks.fuzzing import bodies, keys, loop_lag, oracle, run, scaling, targets, texts
+from benchmarks.fuzzing.large_replies import Recipe
+from harvester.api import completion, heavy, redaction
 from harvester.api.types import Completion, Outcome, Usage
+from harvester.errors import TeacherError
 
 SEED = 20_261_128
 SLICES = 4
@@ -95,3 +99,46 @@ def test_texts_and_keys_are_what_they_claim() -> None:
         assert keys.holds(f"x{key}y", key)
         assert keys.holds(key.encode().hex(), key)
         assert bodies.make_body(random).raw
+
+
+def test_large_replies_are_asked_for_by_a_whole_run() -> None:
+    assert Recipe.random(1, 3).reply() == Recipe.random(1, 3).reply()
+    progress = run.Progress(1)
+    run._ask(progress, [Recipe.of_shape("ticks before tags", 300_000)])
+    assert progress.findings == []
+    assert progress.worst_lag_s > 0
+
+
+def test_work_on_the_event_loop_is_measured_and_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> float:
+        lag = loop_lag.Lag()
+        watching = asyncio.create_task(lag.watch())
+        await asyncio.sleep(2 * loop_lag.INTERVAL_S)
+        until = time.process_time() + 0.3
+        while time.process_time() < until:
+            pass
+        await asyncio.sleep(2 * loop_lag.INTERVAL_S)
+        watching.cancel()
+        return lag.worst_s
+
+    measured = asyncio.run(work())
+    assert measured > loop_lag.MOST_LAG_S
+    monkeypatch.setattr(loop_lag, "measure", lambda _: (measured, ""))
+    progress = run.Progress(1)
+    run._ask(progress, [Recipe.random(1, 3)])
+    assert progress.kinds == {"too slow": 1}
+    assert progress.worst_lag_s == measured
+
+
+@pytest.mark.parametrize("name", scaling.BODIES)
+def test_a_stored_body_is_read_alike_in_a_child(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = scaling.BODIES[name](20_000)
+    for logprobs in (True, False):
+        results = []
+        for limit in (1 << 30, 0):
+            monkeypatch.setattr(heavy, "STORED_INLINE_BYTES", limit)
+            try:
+                results.append(heavy.parse_stored(raw, 10, None, logprobs=logprobs))
+            except TeacherError as error:
+                results.append((type(error), error.message, error.raw))
+        assert results[0] == results[1]

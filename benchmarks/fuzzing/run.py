@@ -7,19 +7,24 @@ import time
 import traceback
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from . import large_replies, loop_lag
+from .large_replies import Recipe
 from .targets import SHARES, TARGETS
 
 # CPU time that one input may take. Such an input is tried again, and the least of three tries counts.
 MOST_S = 0.05
 MOST_S_PER_BYTE = 5e-6
 SHOWN_BYTES = 2000
+# Large replies that one run of a harvest asks for.
+REPLIES_AT_ONCE = 8
+LARGE = "large reply"
 
 _NAMES = list(SHARES)
 _UP_TO = list(accumulate(SHARES.values()))
@@ -34,6 +39,17 @@ class Finding:
     problem: str
     raw: str
 
+    @property
+    def kind(self) -> str:
+        """What kind of fault it is."""
+        if "an exception" in self.problem:
+            return "uncaught"
+        if "s of CPU" in self.problem or "event loop was blocked" in self.problem:
+            return "too slow"
+        if self.problem.startswith(("refused", "a valid")):
+            return "refused though valid"
+        return "silently wrong"
+
 
 @dataclass(slots=True)
 class Progress:
@@ -42,6 +58,8 @@ class Progress:
     Attributes:
         next: number of the next input.
         slowest_s: CPU seconds of the slowest input, after repetition.
+        replies: large replies that were asked for.
+        worst_lag_s: longest time that one of them blocked an event loop.
     """
 
     seed: int
@@ -49,6 +67,13 @@ class Progress:
     tried: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     slowest_s: float = 0.0
+    replies: int = 0
+    worst_lag_s: float = 0.0
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """The number of findings of each kind."""
+        return Counter(finding.kind for finding in self.findings)
 
     def save(self, path: Path) -> None:
         """Write the progress to a file."""
@@ -59,6 +84,8 @@ class Progress:
             "tried": dict(self.tried),
             "findings": [asdict(finding) for finding in self.findings],
             "slowest_s": self.slowest_s,
+            "replies": self.replies,
+            "worst_lag_s": self.worst_lag_s,
         }
         hidden.write_text(json.dumps(data, indent=1), encoding="utf-8")
         hidden.replace(path)
@@ -70,7 +97,8 @@ def load(path: Path, seed: int) -> Progress:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if data["seed"] == seed:
             findings = [Finding(**each) for each in data["findings"]]
-            return Progress(seed, data["next"], Counter(data["tried"]), findings, data["slowest_s"])
+            data |= {"tried": Counter(data["tried"]), "findings": findings}
+            return Progress(**data)
     return Progress(seed)
 
 
@@ -124,6 +152,33 @@ def fuzz(
         if progress.next % every == 0:
             after(progress)
     return progress
+
+
+def ask_for_large_replies(
+    progress: Progress, until: int, *, after: Callable[[Progress], None] = lambda _: None
+) -> Progress:
+    """Ask for replies of up to the size limit, some in a run; first those of every shape at the limit.
+
+    Args:
+        until: number of random replies; those of every shape come before the first of them.
+        after: called after each run.
+    """
+    shapes = large_replies.all_shapes() if until and not progress.replies else []
+    for start in range(0, len(shapes), REPLIES_AT_ONCE):
+        _ask(progress, shapes[start : start + REPLIES_AT_ONCE])
+        after(progress)
+    while progress.replies < until:
+        numbers = range(progress.replies, min(until, progress.replies + REPLIES_AT_ONCE))
+        _ask(progress, [Recipe.random(progress.seed, number) for number in numbers])
+        progress.replies = numbers.stop
+        after(progress)
+    return progress
+
+
+def _ask(progress: Progress, recipes: Sequence[Recipe]) -> None:
+    lag, broken = loop_lag.blocking(recipes)
+    progress.worst_lag_s = max(progress.worst_lag_s, lag)
+    progress.findings += [Finding(progress.replies, LARGE, problem, "") for problem in broken]
 
 
 def _cpu_of(seed: int, number: int) -> float:

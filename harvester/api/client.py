@@ -35,7 +35,7 @@ from harvester import __version__
 from harvester.api import completion, heavy, model_list
 from harvester.api.body_memory import BodyMemory, BodyShare
 from harvester.api.content_encoding import Decoder, EncodingError
-from harvester.api.error_body import classify, describe, excerpt
+from harvester.api.error_body import describe, excerpt
 from harvester.api.max_tokens import positive_max_tokens_of
 from harvester.api.redaction import Redactor
 from harvester.api.types import RawAnswer, Request
@@ -194,8 +194,7 @@ class Client:
         with self._naming_errors(url):
             answer = await self._exchange("POST", url, endpoint, headers, content, deadline_s)
             if answer.status != 200:
-                answer.release()
-                raise self._refusal(answer, url)
+                raise await self._refusal(answer, url)
         return answer
 
     @contextlib.contextmanager
@@ -221,8 +220,11 @@ class Client:
                 f"the reply can't be handled: {detail}", maybe_billed=True, place=_place(url)
             ) from error
 
-    def _refusal(self, answer: RawAnswer, url: httpx.URL) -> TeacherError:
-        return classify(answer.status, answer.headers, answer.body, place=_place(url))
+    async def _refusal(self, answer: RawAnswer, url: httpx.URL) -> TeacherError:
+        try:
+            return await heavy.refusal(answer.status, answer.headers, answer.body, _place(url))
+        finally:
+            answer.release()
 
     async def models(self, base: str) -> list[str]:
         """The models that one of the teacher's base URLs lists; empty where it has no list for this key.
@@ -237,12 +239,12 @@ class Client:
         deadline_s = self._run.deadline_s or BASE_DEADLINE_S
         with self._naming_errors(url):
             answer = await self._exchange("GET", url, base, self._headers, b"", deadline_s)
-            answer.release()
             if answer.status in {401, 402} or 300 <= answer.status < 400:
-                refusal = self._refusal(answer, url)
+                refusal = await self._refusal(answer, url)
                 if not model_list.is_about_listing(refusal.message):
                     raise refusal
-            return model_list.parse(answer.body) if answer.status == 200 else []
+            answer.release()
+            return await heavy.model_ids(answer.body) if answer.status == 200 else []
 
     async def _exchange(
         self, method: str, url: httpx.URL, endpoint: str, headers: _Headers, content: bytes, deadline_s: float

@@ -11,17 +11,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import orjson
 
 from harvester import errors
-from harvester.api import completion
+from harvester.api import completion, model_list
+from harvester.api.error_body import RAW_KEPT_BYTES, classify
 from harvester.api.redaction import Redactor
 from harvester.api.response_format import has_costly_schema
 from harvester.api.sse import is_stream
-from harvester.api.types import Completion, Outcome, Usage
+from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.api.usage import estimate_tokens
 from harvester.errors import BrokenAnswer, TeacherError
 from harvester.system.limited_child import ChildError, LimitedChild
@@ -30,11 +31,18 @@ from harvester.system.limited_child import ChildError, LimitedChild
 TIMEOUT_S = 10.0
 MEMORY_BYTES = 1 << 30
 # A body up to the first size is always parsed at once, and above the second one never. In between it is when
-# it has at most MOST_ELEMENTS and MOST_LINES. Measured on one core of 2.5 GHz: 25 ms at each of the bounds.
+# it has at most MOST_ELEMENTS, MOST_LINES and MOST_TAGS. Measured on one
+# core of 2.5 GHz: 25 ms at each of the bounds.
 ALWAYS_BYTES = 16 * 1024
 NEVER_BYTES = 2 * 1024 * 1024
 MOST_ELEMENTS = 100_000
 MOST_LINES = 10_000
+MOST_TAGS = 10_000
+# How tags begin (`shapes`), beside the brackets that are counted as elements; in JSON also as escapes.
+_TAG_BEGINNINGS = (b"<", "◁".encode(), b"\\u")
+# A stored body up to this size is parsed in the process that reads it: 110 ms for the worst one.
+STORED_INLINE_BYTES = 2 * 1024 * 1024
+TOKENS_PER_PIECE = 256
 
 _ERROR_FIELDS = ("status", "error_code", "retry_after_s", "maybe_billed", "place", "remedy")
 _child = LimitedChild(MEMORY_BYTES)
@@ -47,6 +55,8 @@ def is_heavy(raw: bytes) -> bool:
     if len(raw) <= ALWAYS_BYTES:
         return False
     if len(raw) > NEVER_BYTES or completion.count_elements(raw) > MOST_ELEMENTS:
+        return True
+    if sum(raw.count(beginning) for beginning in _TAG_BEGINNINGS) > MOST_TAGS:
         return True
     return is_stream(raw) and raw.count(b"\n") + raw.count(b"\r") > MOST_LINES
 
@@ -66,13 +76,33 @@ async def parse(raw: bytes, input_tokens: int, response_format: Any) -> Completi
         return checked
     try:
         asked = orjson.dumps(response_format)
-        facts = await _in_child("harvester.api.heavy:facts_of", raw, input_tokens, asked)
+        facts = await _in_child("harvester.api.heavy:facts_of", raw, input_tokens, asked, False)
     except (TimeoutError, MemoryError, ChildError):
-        usage = Usage(input_tokens, estimate_tokens(len(raw)), source="estimated")
-        return Completion(None, Outcome.UNKNOWN, "", usage)
-    if "error" in facts:
-        raise _error_of(facts, raw)
-    return Completion(**{**facts, "outcome": Outcome(facts["outcome"]), "usage": Usage(**facts["usage"])})
+        return _unread(raw, input_tokens)
+    return _completion_of(facts, raw)
+
+
+def parse_stored(
+    raw: bytes, input_tokens: int, response_format: Mapping[str, Any] | None, *, logprobs: bool
+) -> Completion:
+    """Parse a body that is stored, for a caller that may wait; a large one in a child process.
+
+    Reading JSON holds the interpreter until its end: in a thread of a run it would block the event loop.
+
+    Raises:
+        TeacherError: as `completion.parse`.
+    """
+    if len(raw) <= STORED_INLINE_BYTES:
+        return completion.parse(raw, input_tokens, response_format, logprobs=logprobs)
+    asked = orjson.dumps(response_format)
+    for with_logprobs in (True, False) if logprobs and b"logprob" in raw else (False,):
+        args = (raw, input_tokens, asked, with_logprobs)
+        try:
+            facts = _child.call("harvester.api.heavy:facts_of", *args, timeout_s=TIMEOUT_S)
+        except (TimeoutError, MemoryError, ChildError):
+            continue
+        return _completion_of(facts, raw)
+    return _unread(raw, input_tokens)
 
 
 async def is_complete(raw: bytes) -> bool:
@@ -103,6 +133,27 @@ async def redact(redactor: Redactor, body: bytes) -> bytes:
     return redacted
 
 
+async def refusal(status: int, headers: Mapping[str, str], body: bytes, place: str) -> TeacherError:
+    """Return the error of a reply that is no answer; of a heavy body that can't be read, by its status."""
+    if not is_heavy(body):
+        return classify(status, headers, body, place=place)
+    try:
+        facts = await _in_child("harvester.api.heavy:refusal_facts", status, dict(headers), body, place)
+    except (TimeoutError, MemoryError, ChildError):
+        return classify(status, headers, b"", place=place)
+    return _error_of(facts, body[:RAW_KEPT_BYTES], headers)
+
+
+async def model_ids(body: bytes) -> list[str]:
+    """Return the model ids in the body of a list of models; empty where it can't be read."""
+    if not is_heavy(body):
+        return model_list.parse(body)
+    try:
+        return list(await _in_child("harvester.api.model_list:parse", body))
+    except (TimeoutError, MemoryError, ChildError):
+        return []
+
+
 def _parse(raw: bytes, input_tokens: int, response_format: Mapping[str, Any] | None) -> Completion:
     return completion.parse(raw, input_tokens, response_format, logprobs=False)
 
@@ -112,20 +163,73 @@ def redact_now(secret: str, body: bytes) -> bytes:
     return Redactor(secret).body(body)
 
 
-def facts_of(raw: bytes, input_tokens: int, response_format: bytes) -> dict[str, Any]:
-    """Parse a body (in the child); return the fields of its completion, or those of the error."""
+def facts_of(raw: bytes, input_tokens: int, response_format: bytes, logprobs: bool) -> dict[str, Any]:
+    """Parse a body (in the child); return the fields of its completion, or those of the error.
+
+    Log-probabilities are returned in pieces of JSON, each of some milliseconds to read.
+    """
     try:
-        parsed = _parse(raw, input_tokens, orjson.loads(response_format))
+        parsed = completion.parse(raw, input_tokens, orjson.loads(response_format), logprobs=logprobs)
     except TeacherError as error:
-        facts = {name: getattr(error, name) for name in _ERROR_FIELDS}
-        return {"error": type(error).__name__, "message": error.message, "has_raw": bool(error.raw), **facts}
-    return asdict(parsed) | {"logprobs": ()}
+        return _facts_of_error(error)
+    tokens = parsed.logprobs
+    pieces = [
+        orjson.dumps([_packed(token) for token in tokens[start : start + TOKENS_PER_PIECE]])
+        for start in range(0, len(tokens), TOKENS_PER_PIECE)
+    ]
+    return asdict(replace(parsed, logprobs=())) | {"logprobs": pieces}
 
 
-def _error_of(facts: Mapping[str, Any], raw: bytes) -> TeacherError:
+def _packed(token: TokenLogprob) -> list[Any]:
+    return [*_packed_alternative(token), [_packed_alternative(other) for other in token.top]]
+
+
+def _packed_alternative(token: TokenLogprob | Alternative) -> list[Any]:
+    return [token.token, None if token.data is None else token.data.hex(), token.logprob]
+
+
+def _unpacked(values: list[Any]) -> TokenLogprob:
+    *own, top = values
+    return TokenLogprob(*_unpacked_data(own), tuple(Alternative(*_unpacked_data(other)) for other in top))
+
+
+def _unpacked_data(values: list[Any]) -> tuple[str, bytes | None, float | None]:
+    token, data, logprob = values
+    return token, None if data is None else bytes.fromhex(data), logprob
+
+
+def _completion_of(facts: Mapping[str, Any], raw: bytes) -> Completion:
+    """Make the completion of what the child returned.
+
+    Raises:
+        TeacherError: the body holds none.
+    """
+    if "error" in facts:
+        raise _error_of(facts, raw)
+    given = {"outcome": Outcome(facts["outcome"]), "usage": Usage(**facts["usage"])}
+    tokens = tuple(_unpacked(token) for piece in facts["logprobs"] for token in orjson.loads(piece))
+    return Completion(**{**facts, **given, "logprobs": tokens})
+
+
+def _unread(raw: bytes, input_tokens: int) -> Completion:
+    usage = Usage(input_tokens, estimate_tokens(len(raw)), source="estimated")
+    return Completion(None, Outcome.UNKNOWN, "", usage)
+
+
+def refusal_facts(status: int, headers: dict[str, str], body: bytes, place: str) -> dict[str, Any]:
+    """Read a reply that is no answer (in the child); return the fields of its error."""
+    return _facts_of_error(classify(status, headers, body, place=place))
+
+
+def _facts_of_error(error: TeacherError) -> dict[str, Any]:
+    facts = {name: getattr(error, name) for name in _ERROR_FIELDS}
+    return {"error": type(error).__name__, "message": error.message, "has_raw": bool(error.raw), **facts}
+
+
+def _error_of(facts: Mapping[str, Any], raw: bytes, headers: Mapping[str, str] | None = None) -> TeacherError:
     kind: type[TeacherError] = getattr(errors, facts["error"])
     given = {name: facts[name] for name in _ERROR_FIELDS}
-    return kind(facts["message"], raw=raw if facts["has_raw"] else b"", **given)
+    return kind(facts["message"], raw=raw if facts["has_raw"] else b"", headers=headers or {}, **given)
 
 
 async def _in_child(function: str, *args: Any) -> Any:

@@ -39,7 +39,7 @@ def view(
 ) -> None:
     """Serve a live report, a search and /metrics on 127.0.0.1 until Ctrl-C. It is read-only.
 
-    Everyone with an account on this machine can open it.
+    Open the address that it prints: the token in it is new at each start. Only /metrics needs none.
     """
     from harvester.observe.report.server import serve
 

@@ -290,9 +290,15 @@ SITES = [(b"cross-site", 403), (b"same-site", 403), (b"none", 200), (b"same-orig
 def test_pages_of_other_sites_learn_nothing_from_the_view(
     site: bytes | None, status: int, store: Path
 ) -> None:
-    app = build_app(store)
+    app = build_app(store, "token")
     headers = [(b"host", b"127.0.0.1:1"), *([(b"sec-fetch-site", site)] if site else [])]
-    scope = {"type": "http", "method": "GET", "path": "/samples", "query_string": b"q=1", "headers": headers}
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/token/samples",
+        "query_string": b"q=1",
+        "headers": headers,
+    }
     sent: list[dict[str, object]] = []
 
     async def receive() -> dict[str, object]:
@@ -314,7 +320,7 @@ def test_a_websocket_is_refused(store: Path) -> None:
     async def send(message: dict[str, object]) -> None:
         sent.append(message)
 
-    asyncio.run(build_app(store)({"type": "websocket", "headers": []}, receive, send))  # type: ignore[arg-type]
+    asyncio.run(build_app(store, "token")({"type": "websocket", "headers": []}, receive, send))  # type: ignore[arg-type]
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 

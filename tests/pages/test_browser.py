@@ -36,13 +36,13 @@ class Served:
     def start(self, store: Path) -> str:
         """Serve a store as `harvester view` does; returns the address."""
         server = uvicorn.Server(
-            uvicorn.Config(view.build_app(store), port=0, log_level="error", lifespan="off")
+            uvicorn.Config(view.build_app(store, "token"), port=0, log_level="error", lifespan="off")
         )
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         self._servers.append((server, thread))
         until(lambda: server.started)
-        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/token/"
 
     def stop(self) -> None:
         """End them all."""

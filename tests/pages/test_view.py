@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from starlette.testclient import TestClient
@@ -21,10 +22,17 @@ from tests import commands
 from tests.harvester import store_rows
 from tests.pages import hostile
 
+TOKEN = "a-token_of-this-test"
+
+
+def view_of(store: Path) -> TestClient:
+    """A client of the view of a store; its requests carry the token."""
+    return TestClient(server.build_app(store, TOKEN), base_url=f"http://127.0.0.1:8765/{TOKEN}/")
+
 
 @pytest.fixture(scope="module")
 def client(hostile_store: Path) -> TestClient:
-    return TestClient(server.build_app(hostile_store), base_url="http://127.0.0.1:8765")
+    return view_of(hostile_store)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +151,48 @@ def test_a_store_that_went_away_while_it_was_viewed_is_no_store_of_zeros(tmp_pat
     store = tmp_path / "store"
     with store_rows.open_store(store) as journal:
         store_rows.fill(journal, range(10))
-    away = TestClient(server.build_app(store), base_url="http://127.0.0.1:8765")
+    away = view_of(store)
     assert away.get("/metrics").status_code == 200
     store.rename(tmp_path / "elsewhere")
     for path in ("/metrics", "/", "/overview", "/samples?q=x"):
         reply = away.get(path)
         assert (reply.status_code, "no " in reply.text, str(store) in reply.text) == (503, True, True)
+
+
+def test_without_the_token_nothing_is_looked_at(client: TestClient, monkeypatch: pytest.MonkeyPatch):
+    looked: list[str] = []
+
+    def search(*_: object, **__: object) -> samples.SearchResult:
+        looked.append("search")
+        return samples.SearchResult([], "", 0)
+
+    def account(_: server.LiveReport) -> None:
+        looked.append("account")
+
+    monkeypatch.setattr(server, "search", search)
+    monkeypatch.setattr(server.LiveReport, "account", account)
+    bare = TestClient(client.app, base_url="http://127.0.0.1:8765")
+    prefixes = [
+        "",
+        "/",
+        f"/{TOKEN[:-1]}",
+        f"/{TOKEN}x",
+        f"/{TOKEN.upper()}",
+        f"//{TOKEN}",
+        "/x",
+        f"/%00{TOKEN}",
+    ]
+    replies = {
+        (reply.status_code, reply.content, tuple(sorted(reply.headers.items())))
+        for prefix in prefixes
+        for page_name in ("", "/", "/overview", "/samples?q=hit", "/samples?q=miss", "/metrics/x", "/é")
+        if (reply := bare.get(f"{prefix}{page_name}")) is not None
+    }
+    assert len(replies) == 1  # one and the same, whatever was asked for
+    assert next(iter(replies))[0] == 403
+    assert looked == []
+    assert client.get("samples?q=hit").status_code == 200
+    assert looked == ["search"]
 
 
 @pytest.fixture
@@ -163,17 +207,32 @@ def viewing(hostile_store: Path) -> Iterator[tuple[commands.Command, str]]:
         process.communicate()
 
 
+def test_each_start_has_a_token_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hostile_store: Path
+):
+    addresses: list[str] = []
+    monkeypatch.setattr(server.uvicorn.Server, "run", lambda *_, **__: None)
+    for _ in range(2):
+        server.serve(hostile_store, 0, addresses.append)
+    tokens = {urlsplit(address).path for address in addresses}
+    assert len(tokens) == 2
+    assert min(map(len, tokens)) > 20
+
+
 def test_the_command_serves_one_local_address_and_ends_cleanly(
     viewing: tuple[commands.Command, str], hostile_store: Path
 ):
     process, address = viewing
-    port = int(address.rsplit(":", 1)[1].rstrip("/"))
+    port = urlsplit(address).port
+    assert port is not None
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(address, timeout=10) as reply:
         assert "Harvest of" in reply.read().decode()
     assert listeners(process.pid, port) == ["0100007F"]
     with pytest.raises(urllib.error.HTTPError, match="403"):
         opener.open(urllib.request.Request(address, headers={"Host": "rebound.example"}), timeout=10)
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        opener.open(f"http://127.0.0.1:{port}/samples?q=x", timeout=10)
     taken = commands.run("harvester", ["view", hostile_store, "--port", port], timeout=60)
     assert taken.returncode == 2
     assert "--port 0" in taken.stderr

@@ -66,6 +66,8 @@ class _ThoughtBlocks:
         self.is_clear = True
         self._text = text
         self._at = 0
+        # Whether there is known to be more than white space after `_at`.
+        self._has_text = False
         self._closing = ""
         self._literal_ends: list[re.Match[str]] = []
 
@@ -94,16 +96,25 @@ class _ThoughtBlocks:
         (self.thoughts if self._closing else self.kept).append(self._text[self._at :])
 
     def _open(self, match: re.Match[str], closing: str) -> None:
-        before = self._text[self._at : match.start()]
-        if before.strip() and not before.rstrip(" \t").endswith("\n"):
+        if not (self._begins_line(match.start()) or self._is_blank_before(match.start())):
             self.is_clear = False
             return
-        self.kept.append(before)
-        self._at, self._closing, self._literal_ends = match.end(), closing, []
+        self.kept.append(self._text[self._at : match.start()])
+        self._at, self._closing, self._literal_ends, self._has_text = match.end(), closing, [], False
+
+    def _begins_line(self, start: int) -> bool:
+        """Whether a line begins at `start`, but for spaces and tabs. Looks at these only: tags are many."""
+        while start > self._at and self._text[start - 1] in " \t":
+            start -= 1
+        return start > self._at and self._text[start - 1] == "\n"
+
+    def _is_blank_before(self, start: int) -> bool:
+        self._has_text = self._has_text or bool(self._text[self._at : start].strip())
+        return not self._has_text
 
     def _close(self, match: re.Match[str]) -> None:
         self.thoughts.append(self._text[self._at : match.start()])
-        self._at, self._closing = match.end(), ""
+        self._at, self._closing, self._has_text = match.end(), "", False
 
 
 def _marks(text: str) -> Iterator[tuple[re.Match[str], bool]]:

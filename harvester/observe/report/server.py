@@ -1,12 +1,16 @@
 """Serve the report's page live, on this machine only (`harvester view`). It only reads the store.
 
 It binds 127.0.0.1 and nothing else, answers GET and HEAD only, and only to the names in `HOSTS`: a web page
-that rebinds its own name to this address gets 403. What a teacher wrote reaches the browser escaped, under a
-policy that runs our one script and loads nothing from anywhere.
+that rebinds its own name to this address gets 403. Every address but `/metrics`, which holds counts and no
+texts, begins with a token that is made at each start: a request without it is refused before the store is
+looked at, so that the time of the reply tells nothing either. What a teacher wrote reaches the browser
+escaped, under a policy that runs our one script and loads nothing from anywhere.
 """
 
 from __future__ import annotations
 
+import hmac
+import secrets
 import socket
 import threading
 import time
@@ -35,6 +39,9 @@ HOSTS = frozenset({"127.0.0.1", "localhost"})
 # The corpus is read again after CENSUS_EVERY_S, or CENSUS_SHARE times the duration of reading it, if longer.
 CENSUS_EVERY_S = 5.0
 CENSUS_SHARE = 20
+TOKEN_BYTES = 16
+_METRICS = "/metrics"
+_REMEDY = "open the address that `harvester view` printed: it holds a token that is new at each start\n"
 # What browsers say of requests that this page itself made, and of an address that was typed.
 _OWN_SITES = frozenset({b"same-origin", b"none"})
 _HEADERS = (
@@ -49,10 +56,14 @@ _HEADERS = (
 
 
 class Guard:
-    """Let only local names, reading methods and our own pages through, and put the headers on every reply."""
+    """Let only local names, reading methods, our own pages and addresses with the token through.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Every reply gets the headers that keep pages of others out.
+    """
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
+        self._token = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -67,19 +78,26 @@ class Guard:
             await send({"type": "websocket.close"})  # before it is accepted: a 403
         if scope["type"] != "http":
             return
+        _, given, rest = (*scope["path"].split("/", 2), "", "")[:3]
+        if refused := self._refusal(scope, given):
+            await refused(scope, receive, guarded)
+            return
+        path = scope["path"] if scope["path"] == _METRICS else f"/{rest}"
+        await self._app({**scope, "path": path, "raw_path": path.encode()}, receive, guarded)
+
+    def _refusal(self, scope: Scope, given: str) -> Response | None:
+        """Return the reply to a request that is not served, without a look at the store."""
         sites = [value for name, value in scope["headers"] if name == b"sec-fetch-site"]
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1 or (hosts[0].rpartition(":")[0] not in HOSTS and hosts[0] not in HOSTS):
-            refused: Response = PlainTextResponse("this page answers to 127.0.0.1 and localhost only\n", 403)
-        elif any(site not in _OWN_SITES for site in sites):
-            # The time that a search takes would tell a page of the web whether a text is in the corpus.
-            refused = PlainTextResponse("not for pages of other sites\n", 403)
-        elif scope["method"] not in {"GET", "HEAD"}:
-            refused = PlainTextResponse("read-only\n", 405, {"allow": "GET, HEAD"})
-        else:
-            await self._app(scope, receive, guarded)
-            return
-        await refused(scope, receive, guarded)
+            return PlainTextResponse("this page answers to 127.0.0.1 and localhost only\n", 403)
+        if any(site not in _OWN_SITES for site in sites):
+            return PlainTextResponse("not for pages of other sites\n", 403)
+        if scope["method"] not in {"GET", "HEAD"}:
+            return PlainTextResponse("read-only\n", 405, {"allow": "GET, HEAD"})
+        if scope["path"] != _METRICS and not hmac.compare_digest(given.encode(), self._token):
+            return PlainTextResponse(_REMEDY, 403)
+        return None
 
 
 class LiveReport:
@@ -127,8 +145,11 @@ class LiveReport:
             self._reading = False
 
 
-def build_app(store: Path) -> ASGIApp:
+def build_app(store: Path, token: str) -> ASGIApp:
     """The whole server as an ASGI app.
+
+    Args:
+        token: first part of the path of every page.
 
     Raises:
         StoreError: the store can't be read.
@@ -158,18 +179,19 @@ def build_app(store: Path) -> ASGIApp:
     def unreadable(_: Request, error: Exception) -> Response:
         return PlainTextResponse(f"{error}\n", 503)
 
-    pages = {"/": page_document, "/overview": overview, "/samples": samples, "/metrics": metrics}
+    pages = {"/": page_document, "/overview": overview, "/samples": samples, _METRICS: metrics}
     routes = [Route(path, page_of) for path, page_of in pages.items()]
-    return Guard(Starlette(routes=routes, exception_handlers={StoreError: unreadable}))
+    return Guard(Starlette(routes=routes, exception_handlers={StoreError: unreadable}), token)
 
 
 def serve(store: Path, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until a signal; `ready` gets the address once it is bound. Port 0 picks a free one.
+    """Serve until a signal; `ready` gets the address with its token. Port 0 picks a free one.
 
     Raises:
         ConfigError: the port is taken; StoreError: the store can't be read.
     """
-    app = build_app(store)
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    app = build_app(store, token)
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -184,5 +206,5 @@ def serve(store: Path, port: int, ready: Callable[[str], None]) -> None:
         settings = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, lifespan="off"
         )
-        ready(f"http://127.0.0.1:{listening.getsockname()[1]}/")
+        ready(f"http://127.0.0.1:{listening.getsockname()[1]}/{token}/")
         uvicorn.Server(settings).run(sockets=[listening])

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from harvester.api import completion
+from harvester.api import heavy
 from harvester.api.model_name import model_and_provider
 from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.errors import TeacherError
@@ -153,7 +153,7 @@ def parse_answer(row: Mapping[str, Any], body: Mapping[str, Any], *, logprobs: b
         body: the request's body.
     """
     try:
-        parsed = completion.parse(
+        parsed = heavy.parse_stored(
             row["raw"], row["input_tokens"], body.get("response_format"), logprobs=logprobs
         )
     except TeacherError:
