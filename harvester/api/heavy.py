@@ -25,11 +25,10 @@ from harvester.api.sse import is_stream
 from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.api.usage import estimate_tokens
 from harvester.errors import BrokenAnswer, TeacherError
-from harvester.system.limited_child import ChildError, LimitedChild
+from harvester.system.limited_child import ChildError, for_text
 
 # Limits of one call in the child.
 TIMEOUT_S = 10.0
-MEMORY_BYTES = 1 << 30
 # A body up to the first size is always parsed at once, and above the second one never. In between it is when
 # it has at most MOST_ELEMENTS, MOST_LINES and MOST_TAGS. Measured on one
 # core of 2.5 GHz: 25 ms at each of the bounds.
@@ -45,7 +44,6 @@ STORED_INLINE_BYTES = 2 * 1024 * 1024
 TOKENS_PER_PIECE = 256
 
 _ERROR_FIELDS = ("status", "error_code", "retry_after_s", "maybe_billed", "place", "remedy")
-_child = LimitedChild(MEMORY_BYTES)
 # Two threads: one waits for the child while the other prepares the next call.
 _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="heavy")
 
@@ -98,7 +96,7 @@ def parse_stored(
     for with_logprobs in (True, False) if logprobs and b"logprob" in raw else (False,):
         args = (raw, input_tokens, asked, with_logprobs)
         try:
-            facts = _child.call("harvester.api.heavy:facts_of", *args, timeout_s=TIMEOUT_S)
+            facts = for_text.call("harvester.api.heavy:facts_of", *args, timeout_s=TIMEOUT_S)
         except (TimeoutError, MemoryError, ChildError):
             continue
         return _completion_of(facts, raw)
@@ -233,7 +231,7 @@ def _error_of(facts: Mapping[str, Any], raw: bytes, headers: Mapping[str, str] |
 
 
 async def _in_child(function: str, *args: Any) -> Any:
-    return await _in_thread(lambda: _child.call(function, *args, timeout_s=TIMEOUT_S))
+    return await _in_thread(lambda: for_text.call(function, *args, timeout_s=TIMEOUT_S))
 
 
 async def _in_thread(function: Any, *args: Any) -> Any:

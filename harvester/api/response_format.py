@@ -14,19 +14,17 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from harvester.errors import ConfigError
-from harvester.system.limited_child import ChildError, LimitedChild
+from harvester.system.limited_child import ChildError, for_text
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 # Limits of one check in a child process; an answer whose check does not end within them does not match.
 TIMEOUT_S = 2.0
-MEMORY_BYTES = 1 << 30
 # Longer texts, and schemas with one of these keywords, are checked in the child: patterns may take
 # exponential time, unique items are compared each with each, references may repeat each other.
 INLINE_CHARS = 16 * 1024
 _COSTLY = (b'"pattern', b'"uniqueItems"', b'"$ref"', b'"$dynamicRef"', b'"$recursiveRef"')
-_child = LimitedChild(MEMORY_BYTES)
 
 
 def check(response_format: Mapping[str, Any] | None) -> None:
@@ -74,7 +72,7 @@ def matches(text: str, response_format: Any) -> bool:
     if len(text) <= INLINE_CHARS and not _is_costly(encoded):
         return is_valid(text, encoded)
     try:
-        return bool(_child.call(f"{__name__}:is_valid", text, encoded, timeout_s=TIMEOUT_S))
+        return bool(for_text.call(f"{__name__}:is_valid", text, encoded, timeout_s=TIMEOUT_S))
     except (TimeoutError, MemoryError, ChildError):
         return False
 

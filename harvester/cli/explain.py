@@ -69,7 +69,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "prompt_file": (
         "All lines are checked before the first request; with --watch a file is read again when it grows.",
-        'Correct the line in the message; a line is {"prompt": "..."} or {"messages": [...]}.',
+        'Correct the line or file that is named; a line is {"prompt": "..."} or {"messages": [...]}.',
     ),
     "no_prompts": (
         f"{_BEFORE} With --watch the run waits for them.",

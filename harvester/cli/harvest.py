@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    folder: Path = typer.Argument(..., metavar="FOLDER", help="Folder to create.", show_default=False),
+    name: str = typer.Argument(..., metavar="FOLDER", help="Folder to create.", show_default=False),
     as_json: bool = JSON,
 ) -> None:
     """Create a folder that can run at once: harvest.toml, a few prompts, README."""
@@ -38,6 +38,9 @@ def init(
 
     from harvester.cli.init_config import write_starter
 
+    if not name.strip():
+        raise UsageError("the name of the folder is empty", place="FOLDER", remedy="name it; `.` is this one")
+    folder = Path(name)
     files = write_starter(folder)
     lines = [
         f"created {folder}: {', '.join(str(path.relative_to(folder)) for path in files)}",

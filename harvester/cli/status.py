@@ -22,7 +22,11 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: harvester pause my-run/store")(pause)
     app.command(epilog="Example: harvester resume my-run/store")(resume)
     app.command(epilog="Example: harvester stop my-run/store")(stop)
-    app.command("set", epilog="Example: harvester set my-run/store rpm 300")(set_)
+    app.command(
+        "set",
+        epilog="Example: harvester set my-run/store rpm 300",
+        context_settings={"ignore_unknown_options": True},  # so that a VALUE below 0 is refused in words
+    )(set_)
 
 
 def status(

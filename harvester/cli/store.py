@@ -14,6 +14,8 @@ from harvester.store import paths
 if TYPE_CHECKING:
     from harvester.store.maintain.verify_report import VerifyReport
 
+# Most keys to be asked again that a repair lists.
+KEYS_SHOWN = 20
 Shape = Literal["prompt-completion", "messages", "openai", "sharegpt"]
 Reasoning = Literal["keep", "inline", "drop"]
 
@@ -56,7 +58,7 @@ def verify(
     report = verify_with_bill(store, repair=repair)
     emit(report.facts(), verify_lines(store, report), as_json=as_json)
     if left := len(report.messages):
-        raise FindingsError(f"{left} findings", place=str(store), remedy="`harvester verify PATH --repair`")
+        raise FindingsError(f"{left} findings", place=str(store), remedy=report.remedy)
 
 
 def verify_lines(store: Path, report: VerifyReport) -> list[str]:
@@ -67,10 +69,21 @@ def verify_lines(store: Path, report: VerifyReport) -> list[str]:
             f"repaired: {len(repaired.quarantined)} files in {store / paths.QUARANTINE},"
             f" {repaired.saved:,} of their answers saved, {len(repaired.lost):,} to be asked again"
         )
-    lines.append(
-        f"{report.answers:,} answers stored, {len(report.messages)} findings; {bill.billed:,} billed for "
-        f"${bill.billed_microusd / 1e6:.6f}, {len(bill.possibly_billed)} attempts possibly billed"
-    )
+        lines += [f"  as it was written again: {name}" for name in repaired.mended]
+        lines += [f"  asked again: {key}" for key in repaired.lost[:KEYS_SHOWN]]
+        if len(repaired.lost) > KEYS_SHOWN:
+            lines.append(f"  and {len(repaired.lost) - KEYS_SHOWN:,} more; --json lists all")
+        lines += [f"  {note}" for note in repaired.notes]
+    if report.has_journal:
+        lines.append(
+            f"{report.answers:,} answers stored, {len(report.messages)} findings; {bill.billed:,} billed for "
+            f"${bill.billed_microusd / 1e6:.6f}, {len(bill.possibly_billed)} attempts possibly billed"
+        )
+    else:
+        lines.append(
+            f"at least {report.answers:,} answers lie in shards that can be read; what else was stored and"
+            f" billed is known to the journal only, which can't be read; {len(report.messages)} findings"
+        )
     lines += [f"  {message}" for message in report.messages]
     for attempt in (billed.facts() for billed in bill.possibly_billed):
         reserved = f"reserved ${attempt['reserved_microusd'] / 1e6:.6f}"

@@ -38,13 +38,23 @@ HUNG_AFTER_S = 60.0
 
 def read_status(store: Path) -> dict[str, Any]:
     """The heartbeat file of a store, without what it can't mean; empty when no run has written one."""
+    status, _ = _read_status(store)
+    return status
+
+
+def _read_status(store: Path) -> tuple[dict[str, Any], str]:
+    """Return the heartbeat, and what is wrong with its file: "" for nothing, or where there is none."""
     from harvester.observe.status_schema import validated_status
 
     try:
         loaded = json.loads(own_files.read_text(store / paths.STATUS, MAX_STATUS_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return validated_status(loaded) if isinstance(loaded, dict) else {}
+    except FileNotFoundError:
+        return {}, ""
+    except OSError as error:
+        return {}, str(error.strerror or error)
+    except (ValueError, RecursionError):
+        return {}, "is no JSON"
+    return (validated_status(loaded), "") if isinstance(loaded, dict) else ({}, "is no JSON object")
 
 
 def write_status(store: Path, status: Mapping[str, Any]) -> None:
@@ -69,7 +79,10 @@ def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[s
         totals, bill = journal.totals(), compute_bill(journal, alive=alive)
         holds = load(journal)
         spent = {} if alive else compute_spent(journal, time.time())
-    status = {**read_status(store), **validated_status(live or {})}
+    written, fault = _read_status(store)
+    status = {**written, **validated_status(live or {})}
+    if fault and not live:
+        status["status_fault"] = fault
     status["heartbeat_age_s"] = round(time.time() - status.get("updated_at", 0.0), 1)
     if alive:
         holder = read_holder(store / paths.LOCK)
@@ -147,6 +160,9 @@ def _heartbeat_age(status: Mapping[str, Any]) -> str:
 
 def status_lines(status: Mapping[str, Any]) -> list[str]:
     """The heartbeat in words."""
+    if fault := status.get("status_fault"):
+        where = Path(status.get("store", "")) / paths.STATUS
+        return [f"status    {where} {fault}: move it away; the next run writes it again", *_ledger(status)]
     if not status.get("run_id"):
         return ["no run has written a status here yet"]
     lines = [_headline(status), *_pace(status), *_money(status)]

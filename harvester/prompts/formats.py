@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,8 +19,7 @@ import orjson
 from harvester.errors import PromptError
 from harvester.prompts import json_lists
 from harvester.prompts.compression import kind_of, open_file
-from harvester.system.files import identity_of
-from harvester.system.limited_child import ChildError, LimitedChild
+from harvester.system.decode_first import UndecodableError, require_decodable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,14 +36,16 @@ SUFFIXES = frozenset(
     {".jsonl", ".ndjson", ".json", ".csv", ".txt", ".parquet", ".arrow", ".arrows", ".feather", ".ipc"}
 )
 
+_TEXT_KINDS = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".txt"})
+
 # Largest batch of rows: their number, and about their bytes.
 MAX_BATCH_ROWS, MAX_BATCH_BYTES = 1024, 64 << 20
-# Limits of decoding a Parquet file in a child process.
-DECODE_TIMEOUT_S, DECODE_MEMORY_BYTES = 600.0, 16 << 30
-
-_child = LimitedChild(DECODE_MEMORY_BYTES)
-# Files that were decoded to their end: device, inode, size and time of change.
-_decodable: set[tuple[int, int, int, int]] = set()
+# Most bytes of blank lines in a row: a small compressed file may hold any number of them.
+MOST_BLANK_BYTES = 64 << 20
+# Beginnings of text in other encodings than UTF-8.
+_OTHER_TEXTS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_BATCH_ROWS = 1024
+_SAVE_AGAIN = "save the file again, or name another one"
 
 Row = tuple[int, Mapping[str, Any] | PromptError]
 _BOM = b"\xef\xbb\xbf"
@@ -63,6 +65,8 @@ def rows(path: Path, name: str, *, growing: bool = False, any_columns: bool = Fa
     """
     kind = kind_of(path)
     try:
+        if kind in _TEXT_KINDS:
+            _require_utf8(path, name)
         if kind == ".parquet":
             yield from _parquet_rows(path, name)
         elif kind in {".arrow", ".feather", ".ipc", ".arrows"}:
@@ -82,7 +86,20 @@ def rows(path: Path, name: str, *, growing: bool = False, any_columns: bool = Fa
                 remedy="use .jsonl, .csv, .txt (each also .gz or .zst), .parquet or .arrow",
             )
     except _read_errors() as error:
-        raise PromptError(f"can't be read: {error}", place=name) from None
+        raise PromptError(f"can't be read: {error}", place=name, remedy=_SAVE_AGAIN) from None
+
+
+def _require_utf8(path: Path, name: str) -> None:
+    """Refuse a text whose first bytes say that it has another encoding.
+
+    Raises:
+        PromptError: it has.
+    """
+    with open_file(path) as handle:
+        encoding = _OTHER_TEXTS.get(handle.read(2))
+    if encoding:
+        remedy = f"convert it: `iconv -f {encoding} -t UTF-8 IN > OUT`"
+        raise PromptError(f"is {encoding} text, and UTF-8 is read", place=name, remedy=remedy)
 
 
 def _read_errors() -> tuple[type[Exception], ...]:
@@ -100,9 +117,11 @@ def _is_list(path: Path) -> bool:
 def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes | PromptError]]:
     """Yield non-blank lines with their line ends; a byte order mark at the start is dropped."""
     with open_file(path) as handle:
-        number = 0
+        number = blank_bytes = 0
         while line := handle.readline(MAX_LINE_BYTES + 1):
             number += 1
+            blank_bytes = 0 if line.strip() else blank_bytes + len(line)
+            _require_some_text(blank_bytes, f"{name}:{number}")
             if len(line) > MAX_LINE_BYTES:
                 yield number, PromptError(f"longer than {MAX_LINE_BYTES >> 20} MiB", place=f"{name}:{number}")
                 while line and not line.endswith(b"\n"):
@@ -111,6 +130,12 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes | PromptError]]:
             text = line.removeprefix(_BOM) if number == 1 else line
             if text.strip():
                 yield number, text
+
+
+def _require_some_text(blank_bytes: int, place: str) -> None:
+    if blank_bytes > MOST_BLANK_BYTES:
+        message = f"more than {MOST_BLANK_BYTES >> 20} MiB of blank lines"
+        raise PromptError(message, place=place, remedy=_SAVE_AGAIN)
 
 
 def _json_rows(path: Path, name: str) -> Iterator[Row]:
@@ -133,7 +158,15 @@ def _json_row(line: bytes, place: str) -> Mapping[str, Any] | PromptError:
             orjson.dumps([[loaded]])  # the deepest nesting in which a record stores it
         except orjson.JSONEncodeError:
             return PromptError("nested too deep", place=place, remedy=f"{MOST_LEVELS} levels are the most")
+    if isinstance(loaded.get("id"), float):
+        loaded["id"] = _exact_id(line)
     return loaded
+
+
+def _exact_id(line: bytes) -> Any:
+    """Return an id of more than 64 bits with all its digits: as a float it might equal another one."""
+    fields = json.loads(line.removeprefix(_BOM), parse_int=str)
+    return fields["id"]
 
 
 def _text_rows(path: Path, name: str, growing: bool) -> Iterator[Row]:
@@ -149,15 +182,23 @@ def _text_rows(path: Path, name: str, growing: bool) -> Iterator[Row]:
                 yield number, PromptError(f"not UTF-8: {error.reason}", place=f"{name}:{number}")
 
 
+def _csv_row(header: list[str], cells: list[str], place: str) -> Mapping[str, Any] | PromptError:
+    if len(cells) > len(header):
+        return PromptError("more cells than the header names", place=place)
+    return {name: cell for name, cell in zip(header, cells, strict=False) if cell}
+
+
 def _csv_rows(path: Path, name: str, growing: bool, any_columns: bool) -> Iterator[Row]:
     held_back = False
     csv.field_size_limit(MAX_LINE_BYTES)  # of this process; the library's default is 128 KiB
 
     def lines(handle: io.TextIOWrapper) -> Iterator[str]:
         nonlocal held_back
-        number = 0
+        number = blank_bytes = 0
         while line := handle.readline(MAX_LINE_BYTES + 1):
             number += 1
+            blank_bytes = 0 if line.strip() else blank_bytes + len(line)
+            _require_some_text(blank_bytes, f"{name}:{number}")
             if len(line) > MAX_LINE_BYTES:
                 raise PromptError(f"longer than {MAX_LINE_BYTES >> 20} MiB", place=f"{name}:{number}")
             held_back = growing and not line.endswith(("\r", "\n"))
@@ -165,18 +206,18 @@ def _csv_rows(path: Path, name: str, growing: bool, any_columns: bool) -> Iterat
                 yield line
 
     with open_file(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as handle:
-        reader = csv.DictReader(lines(handle), strict=True)
+        reader = csv.reader(lines(handle), strict=True)
         try:
-            if not any_columns and "prompt" not in (reader.fieldnames or ()):
+            header = next(filter(None, reader), [])
+            if not any_columns and "prompt" not in header:
                 raise PromptError(
                     "the header has no column 'prompt'", place=f"{name}:1", remedy=import_remedy(name)
                 )
-            for row in reader:
-                if None in row:
-                    place = f"{name}:{reader.line_num}"
-                    yield reader.line_num, PromptError("more cells than the header names", place=place)
-                    continue
-                yield reader.line_num, {key: value for key, value in row.items() if value not in (None, "")}
+            ended = reader.line_num
+            for cells in reader:
+                number, ended = ended + 1, reader.line_num  # a cell in quotes may have several lines
+                if cells:
+                    yield number, _csv_row(header, cells, f"{name}:{number}")
         except (csv.Error, UnicodeDecodeError) as error:
             raise PromptError(
                 f"not readable as CSV: {error}", place=f"{name}:{reader.line_num + 1}"
@@ -196,7 +237,7 @@ def _unended(name: str, number: int) -> PromptError:
 def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
-    _require_decodable(path, name)
+    _require_decodable(path, name, "decode_parquet")
     with pq.ParquetFile(path) as file:
         number = 0
         for batch in _parquet_batches(file):
@@ -216,7 +257,7 @@ def _parquet_batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
         yield from file.iter_batches(max(1, min(MAX_BATCH_ROWS, rows_at_once)), row_groups=[number])
 
 
-def decode_all(path: str) -> int:
+def decode_parquet(path: str) -> int:
     """Decode every row of a Parquet file and count them; for a child process, as Arrow may end it."""
     import pyarrow.parquet as pq
 
@@ -224,52 +265,49 @@ def decode_all(path: str) -> int:
         return sum(batch.num_rows for batch in _parquet_batches(file))
 
 
-def _require_decodable(path: Path, name: str) -> None:
-    """Decode a file in a child process first, once in each process: damage in it may end this one.
+def decode_arrow(path: str) -> int:
+    """Decode and validate every batch of an Arrow file and count its rows; for a child process."""
+    return sum(batch.num_rows for batch in _arrow_batches(Path(path)))
+
+
+def _require_decodable(path: Path, name: str, function: str) -> None:
+    """Decode a file in a child process first.
 
     Raises:
         PromptError: it can't be decoded.
     """
-    identity = identity_of(path.stat())
-    if identity in _decodable:
-        return
     try:
-        _child.call(f"{__name__}:decode_all", str(path), timeout_s=DECODE_TIMEOUT_S)
-    except ChildError as error:
-        raise PromptError(f"can't be read: {error}", place=name) from None
-    except (TimeoutError, MemoryError):
-        raise PromptError("is damaged: decoding it ends the process or does not end", place=name) from None
-    _decodable.add(identity)
+        require_decodable(path, f"{__name__}:{function}")
+    except UndecodableError as error:
+        raise PromptError(str(error), place=name, remedy=_SAVE_AGAIN) from None
 
 
 def _arrow_rows(path: Path, name: str) -> Iterator[Row]:
     """Yield the rows of an Arrow IPC file or stream, as `datasets` and others write them."""
+    _require_decodable(path, name, "decode_arrow")
+    number = 0
+    for batch in _arrow_batches(path):
+        for start in range(0, len(batch), _BATCH_ROWS):
+            for row in _loaded(batch.slice(start, _BATCH_ROWS)):
+                number += 1
+                if isinstance(row, Exception):
+                    yield number, PromptError(f"can't be read: {row}", place=f"{name}:{number}")
+                else:
+                    yield number, _without_nulls(row)
+
+
+def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield validated batches: offsets that lead outside would end the process later."""
     import pyarrow as pa
 
     with pa.OSFile(str(path)) as source:
         is_file = source.read(6) == b"ARROW1"
         source.seek(0)
-        number = 0
-        for batch in _arrow_batches(source, is_file):
-            batch.validate(full=True)  # offsets that lead outside would end the process
-            for start in range(0, len(batch), 1024):
-                for row in _loaded(batch.slice(start, 1024)):
-                    number += 1
-                    if isinstance(row, Exception):
-                        yield number, PromptError(f"can't be read: {row}", place=f"{name}:{number}")
-                    else:
-                        yield number, _without_nulls(row)
-
-
-def _arrow_batches(source: pa.NativeFile, is_file: bool) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-
-    if not is_file:
-        yield from pa.ipc.open_stream(source)
-        return
-    reader = pa.ipc.open_file(source)
-    for number in range(reader.num_record_batches):
-        yield reader.get_batch(number)
+        reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+        numbers = range(reader.num_record_batches) if is_file else ()
+        for batch in map(reader.get_batch, numbers) if is_file else reader:
+            batch.validate(full=True)
+            yield batch
 
 
 def import_remedy(name: str) -> str:

@@ -109,7 +109,7 @@ def write_lines(path: Path, handle: BinaryIO, *, answers: Answers = "drop", colu
         if not imported.first:
             imported.first, imported.first_at = encoded.decode("utf-8", "replace"), place
     if not imported.rows:
-        raise _nothing(path, imported, list(columns))
+        raise _nothing(path, imported, list(columns), column)
     return imported
 
 
@@ -123,8 +123,14 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | PromptError]]:
         files = dataset_folders.files_of(path, name)
     elif path.is_file():
         files = [path]
+    elif path.exists():
+        raise PromptError(
+            "is no regular file but a pipe, a socket or a device",
+            place=name,
+            remedy="save it to a file first",
+        )
     else:
-        raise PromptError("there is no such file", place=name)
+        raise PromptError("there is no such file", place=name, remedy="check the name")
     for file in files:
         own_name = reader.printable_path(file)
         for number, row in formats.rows(file, own_name, any_columns=True):
@@ -195,15 +201,23 @@ def _holds_bytes(value: Any) -> bool:
     return isinstance(value, bytes)
 
 
-def _nothing(path: Path, imported: Imported, columns: list[str]) -> PromptError:
+def _nothing(path: Path, imported: Imported, columns: list[str], column: str) -> PromptError:
+    name = reader.printable_path(path)
+    if not imported.skipped:
+        return PromptError("holds no row", place=name, remedy="name a file with rows")
+    if column and columns and column not in columns:
+        shown = ", ".join(columns[:20])
+        return PromptError(
+            f"has no column {column!r}; its columns are {shown}", place=name, remedy="name one of these"
+        )
     reasons = "; ".join(
         f"{count:,} rows: {reason} (the first is {imported.skipped_at[reason]})"
         for reason, count in imported.skipped.most_common(3)
     )
     shown = f"; its columns are {', '.join(columns[:20])}" if columns else ""
     return PromptError(
-        f"no row can be imported: {reasons or 'the file holds no row'}{shown}",
-        place=reader.printable_path(path),
+        f"no row can be imported: {reasons}{shown}",
+        place=name,
         remedy="name the column that holds the question: --column NAME",
     )
 

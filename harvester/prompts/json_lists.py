@@ -13,6 +13,8 @@ from harvester.prompts.compression import open_file
 
 _CHUNK = 1 << 16
 _SPACE = " \t\r\n"
+# Most blank characters in a row.
+_MOST_BLANK = 64 << 20
 
 
 def rows(path: Path, name: str, longest: int) -> Iterator[tuple[int, Mapping[str, Any] | PromptError]]:
@@ -27,7 +29,7 @@ def rows(path: Path, name: str, longest: int) -> Iterator[tuple[int, Mapping[str
         OSError, UnicodeDecodeError: the file can't be read.
     """
     with open_file(path) as handle, io.TextIOWrapper(handle, encoding="utf-8-sig") as reader:
-        text = _Text(reader, longest)
+        text = _Text(reader, longest, name)
         text.skip("[", name, 0)
         number = 0
         while text.peek() != "]":
@@ -45,8 +47,9 @@ def rows(path: Path, name: str, longest: int) -> Iterator[tuple[int, Mapping[str
 class _Text:
     """The unread rest of a file, of which enough is held to read the next element."""
 
-    def __init__(self, reader: io.TextIOWrapper, longest: int) -> None:
+    def __init__(self, reader: io.TextIOWrapper, longest: int, name: str) -> None:
         self._reader = reader
+        self._name = name
         self._longest = longest
         self._held = ""
         self._at = 0
@@ -54,11 +57,15 @@ class _Text:
 
     def peek(self) -> str:
         """Return the next character that is no white space; "" at the end."""
+        blank = 0
         while True:
             while self._at < len(self._held) and self._held[self._at] in _SPACE:
                 self._at += 1
+                blank += 1
             if self._at < len(self._held):
                 return self._held[self._at]
+            if blank > _MOST_BLANK:
+                raise PromptError(f"more than {_MOST_BLANK >> 20} million blank characters", place=self._name)
             if not self._more(_CHUNK):
                 return ""
 

@@ -57,13 +57,23 @@ def find(files: Sequence[str], root: Path, bad: Bad = raise_first) -> list[Path]
                     usable.append(path)
             except PromptError as error:
                 bad(error)
+        if not usable and _is_literal(pattern) and (root / pattern).is_dir():
+            raise NoPrompts(
+                f"{pattern!r} is a folder, and no dataset that `datasets` saved",
+                place="prompts.files",
+                remedy=f'name the files in it, as in "{pattern.rstrip("/")}/a.jsonl"',
+            )
         if not usable:
             remedy = "names and globs are resolved beside the configuration file"
-            if Path(pattern).is_absolute() and not frozenset("*?[").isdisjoint(pattern):
+            if Path(pattern).is_absolute() and not _is_literal(pattern):
                 remedy = "an absolute name is taken as it is: write a glob relative to the configuration file"
             raise NoPrompts(f"no prompt file matches {pattern!r}", place=printable_path(root), remedy=remedy)
         paths.update(dict.fromkeys(usable))
     return list(paths)
+
+
+def _is_literal(pattern: str) -> bool:
+    return frozenset("*?[").isdisjoint(pattern)
 
 
 def _matches(pattern: str, root: Path) -> list[Path]:

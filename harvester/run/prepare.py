@@ -130,6 +130,7 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
 
 def _check_store(store: Path) -> None:
     """Refuse a store that sealing would refuse after the money is spent: by its name, or by the terms."""
+    _require_folder(store)
     if reader.printable_path(store) != str(store):
         raise ConfigError(
             "lies under a name that is no UTF-8: Parquet files can't be opened there",
@@ -137,6 +138,13 @@ def _check_store(store: Path) -> None:
             remedy="rename the folder, or set [store] path to another place",
         )
     require_unsealed_permitted(store)
+
+
+def _require_folder(store: Path) -> None:
+    if store.exists() and not store.is_dir():
+        raise ConfigError(
+            f"{store} is a file, and a store is a folder", place="store.path", remedy="name another folder"
+        )
 
 
 def _check_requests(config: HarvestConfig, path: Path) -> None:
@@ -304,6 +312,7 @@ def look_ahead(path: Path) -> plan.Plan:
     """Return what a run of this configuration would do, also for a teacher that the terms refuse."""
     config = settings.load(path)
     root = path.resolve().parent
+    _require_folder(root / config.store.path)
     return plan.plan(config, root, gate(config, root), key_note=_key_note(config, root))
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from harvester.errors import StoreError
 from harvester.store import paths
 from harvester.store.journal import checksums, sqlite, wal
+from harvester.store.journal.ledger import count_missing
 from harvester.store.journal.lock import is_written
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards import unlisted
@@ -75,6 +76,15 @@ def has_lost_journal(store: Path) -> bool:
     """Return whether a store lost its journal; a copy of `shards/` alone never had one."""
     present = {name for name in (paths.LOCK, paths.STATUS) if (store / name).exists()}
     return bool(present) and not (store / paths.JOURNAL).exists()
+
+
+def count_readable_rows(folder: Path) -> int:
+    """Count the rows of the shards in a folder that can be opened, whatever a journal says of them."""
+    rows = 0
+    for path in sorted(folder.glob("*.parquet")):
+        with contextlib.suppress(StoreError), open_shard(path) as file:
+            rows += file.metadata.num_rows
+    return rows
 
 
 def verify_copy(folder: Path) -> list[Finding]:
@@ -205,6 +215,7 @@ def verify_journal(store: Path) -> list[Finding]:
             findings += _index(connection)
             with sqlite.snapshot(connection):  # a run writes rows and their checksum together
                 findings += _sums(connection)
+                findings += _ledger(connection)
     except StoreError as error:
         findings.append(Finding(kind=FindingKind.DAMAGED, place=paths.JOURNAL, message=error.message))
     return findings
@@ -231,6 +242,15 @@ def _sums(connection: sqlite3.Connection) -> Iterator[Finding]:
                 place=f"{paths.JOURNAL} {name}",
                 message="its rows are not those that were written",
             )
+
+
+def _ledger(connection: sqlite3.Connection) -> Iterator[Finding]:
+    if missing := count_missing(connection):
+        yield Finding(
+            kind=FindingKind.MISSING,
+            place=f"{paths.JOURNAL} counters",
+            message=f"{missing} answers were paid that are neither stored nor purged",
+        )
 
 
 def _index(connection: sqlite3.Connection) -> Iterator[Finding]:

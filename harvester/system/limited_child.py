@@ -55,6 +55,11 @@ class LimitedChild:
         self._process: subprocess.Popen[bytes] | None = None
         self._parent = 0
 
+    @property
+    def memory_gib(self) -> float:
+        """Most address space of the child in GiB."""
+        return self._memory_bytes / 2**30
+
     def call(self, function: str, *args: Any, timeout_s: float) -> Any:
         """Return `function(*args)`, computed in the child; one call at a time.
 
@@ -110,6 +115,11 @@ class LimitedChild:
                     pipe.close()
                 except OSError:  # what was not written yet
                     continue
+
+
+# One child for text of a teacher, and one for files, which may be large.
+for_text = LimitedChild(1 << 30)
+for_files = LimitedChild(16 << 30)
 
 
 def _exchange(process: subprocess.Popen[bytes], request: Any, timeout_s: float) -> Any:
@@ -187,7 +197,9 @@ def serve(memory_bytes: int) -> None:
     """Answer calls from standard input until it ends (in the child)."""
     global is_child
     is_child = True
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    limits = (memory_bytes, *resource.getrlimit(resource.RLIMIT_AS))
+    most = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while header := source.read(_LENGTH.size):

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harvester.cli.store import verify_lines
 from harvester.errors import HarvesterError, StoreCorrupt, StoreError
 from harvester.export.curate import CurateConfig, curate
 from harvester.observe.report.census import census_of_store
@@ -20,14 +21,16 @@ from harvester.observe.report.samples import search
 from harvester.observe.status import current_status
 from harvester.store.journal.checksums import COVERED, checksum
 from harvester.store.journal.journal import Journal
-from harvester.store.maintain.repair import repair_store
+from harvester.store.journal.records import DeadLetter, Failure, SharedAnswer
+from harvester.store.maintain.purge import purge_store
+from harvester.store.maintain.repair import RepairResult, repair_store
 from harvester.store.maintain.seal_task import seal_now
 from harvester.store.maintain.verify_report import verify_with_bill
 from harvester.store.pauses import load
 from harvester.store.reader import Corpus
 from harvester.store.shards import proved
 from harvester.store.shards.seal import seal
-from tests.harvester.store_rows import fill, key_of, open_store, run_record
+from tests.harvester.store_rows import answer, fill, intent, key_of, open_store, prompt_of, run_record
 
 MIB = 1 << 20
 
@@ -308,3 +311,206 @@ def test_a_shard_of_other_columns_or_values_is_an_error_in_words(kind: str, tmp_
             reader(folder)
         except HarvesterError:
             continue
+
+
+TABLES: dict[str, tuple[str, str]] = {
+    "runs": ("UPDATE runs SET config_json = '[]'", "UPDATE runs SET ending = 'b' || substr(ending, 2)"),
+    "dead": ("UPDATE dead SET message = 'other words'", "UPDATE dead SET code = 'q' || substr(code, 2)"),
+    "asks": ("UPDATE asks SET prompt_json = '{}'", "UPDATE asks SET sample_index = sample_index + 4"),
+    "failures": ("UPDATE failures SET raw = x'00'", "UPDATE failures SET status = status + 8"),
+    "intents": (
+        "UPDATE intents SET reserved_tokens = 77777",
+        "UPDATE intents SET reserved_tokens = reserved_tokens + 4",
+    ),
+    "manifest": ("UPDATE manifest SET rows = 7", "UPDATE manifest SET rows = rows + 1"),
+    "keys": ("UPDATE keys SET outcome = 7, asker = x'00'", "UPDATE keys SET max_tokens = 65"),
+    "answers": ("UPDATE answers SET raw = x'00'", "UPDATE answers SET attempts = attempts - 1"),
+    "counters": ("", "UPDATE counters SET value = (value | 64) - (value & 64) WHERE name = 'output_tokens'"),
+    "meta": (
+        "UPDATE meta SET value = '99' WHERE name = 'last_shard'",
+        "UPDATE meta SET value = '0' WHERE name = 'last_shard'",
+    ),
+    "checks": ("", "UPDATE checks SET checksum = (checksum | 8) - (checksum & 8) WHERE name = 'meta'"),
+}
+
+
+def make_all_tables(store: Path) -> Path:
+    """A store with a row in every table."""
+    with open_store(store) as journal:
+        fill(journal, range(20))
+        seal(journal, store, target_bytes=MIB, everything=True)
+        fill(journal, range(20, 25))
+        prompt, body = prompt_of(30), answer(30).body
+        journal.apply([intent(40), SharedAnswer(key_of(3), prompt_of(31), 0)])
+        journal.apply(
+            [
+                DeadLetter(key_of(30), prompt, 0, body, "prompt_rejected", "no", 1, 0.0),
+                Failure(intent(40).attempt_id, key_of(40), "timeout", 500, b"x", True, 1.0),
+            ]
+        )
+        journal.end_run("run-1", "complete", 0, 5.0)
+    proved._proved.clear()
+    return store
+
+
+def dump(store: Path) -> dict[str, list[tuple[object, ...]]]:
+    with closing(sqlite3.connect(store / "journal.db")) as connection:
+        return {
+            table: connection.execute(f"SELECT * FROM {table}").fetchall()
+            for table in (*COVERED, *OTHERS)
+            if table != "finished"
+        }
+
+
+OTHERS = ("counters", "meta", "checks")
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_flipped_bit_in_any_table_is_named_and_put_back(table: str, tmp_path: Path) -> None:
+    store = make_all_tables(tmp_path / "store")
+    before = dump(store)
+    with closing(sqlite3.connect(store / "journal.db")) as connection, connection:
+        statement = TABLES[table][1]
+        row = "" if " WHERE " in statement else f" WHERE rowid = (SELECT min(rowid) FROM {table})"
+        if table in {"keys", "dead"}:
+            row = f" WHERE key = (SELECT min(key) FROM {table})"
+        assert connection.execute(statement + row).rowcount == 1
+    assert dump(store) != before
+    assert verify_with_bill(store, repair=False).findings
+    report = verify_with_bill(store, repair=True)
+    assert (report.findings, report.repaired.mended) == ((), ("1 rows of journal.db",))
+    assert (report.repaired.lost, report.repaired.notes) == ((), ())
+    assert dump(store) == before
+
+
+@pytest.mark.parametrize("table", [name for name, (statement, _) in TABLES.items() if statement])
+def test_more_damage_in_any_table_reaches_a_clean_state_that_says_what_is_lost(
+    table: str, tmp_path: Path
+) -> None:
+    store = make_all_tables(tmp_path / "store")
+    with closing(sqlite3.connect(store / "journal.db")) as connection, connection:
+        assert connection.execute(TABLES[table][0]).rowcount
+    assert verify_with_bill(store, repair=False).findings
+    report = verify_with_bill(store, repair=True)
+    assert report.findings == ()
+    done = report.repaired
+    lost = {"answers": {key_of(n).hex() for n in range(20, 25)}, "dead": {key_of(30).hex()}}
+    assert set(done.lost) == lost.get(table, set())
+    assert bool(done.notes) == (table in {"runs", "dead", "asks", "failures", "intents", "meta"})
+    assert read_all(store) == 26 - 5 * (table == "answers") - (table == "asks")
+    assert verify_with_bill(store, repair=True).repaired == RepairResult((), 0, ())
+
+
+def test_sums_that_nothing_proves_stay_named(tmp_path: Path) -> None:
+    store = make_all_tables(tmp_path / "store")
+    with closing(sqlite3.connect(store / "journal.db")) as connection, connection:
+        connection.execute("UPDATE counters SET value = 77 WHERE name = 'output_tokens'")
+    for _ in range(2):
+        report = verify_with_bill(store, repair=True)
+        assert [finding.place for finding in report.findings] == ["journal.db counters:1"]
+    assert "copy" in report.remedy
+    assert read_all(store) == 26
+
+
+@pytest.mark.parametrize("table", ["answers", "keys", "runs", "dead", "sqlite_autoindex_answers_1"])
+def test_a_journal_with_a_damaged_page_is_rebuilt_from_what_can_be_read(table: str, tmp_path: Path) -> None:
+    store = make_all_tables(tmp_path / "store")
+    with Journal.open(store) as journal:
+        journal.begin_run(run_record("run-2"))
+        fill(journal, range(50, 250))
+    with closing(sqlite3.connect(store / "journal.db")) as connection:
+        query = "SELECT rootpage FROM sqlite_schema WHERE name = ?"
+        (page,) = connection.execute(query, (table,)).fetchone()
+    damaged = bytearray((store / "journal.db").read_bytes())
+    damaged[(page - 1) * 4096 : (page - 1) * 4096 + 64] = b"\xff" * 64
+    (store / "journal.db").write_bytes(damaged)
+    assert verify_with_bill(store, repair=False).findings
+    report = verify_with_bill(store, repair=True)
+    assert report.findings == ()
+    assert "journal.db" in report.repaired.quarantined
+    assert report.bill.billed == 225
+    rows = read_all(store)
+    if table in {"dead", "sqlite_autoindex_answers_1"}:
+        assert rows == 226
+    elif table == "answers":
+        assert rows == 21
+        assert "205 more answers are lost" in report.repaired.notes[-1]
+    with Journal.open(store) as journal:
+        journal.begin_run(run_record("run-3"))
+        fill(journal, range(300, 305))
+        assert seal(journal, store, target_bytes=MIB, everything=True).rows >= 5
+
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM answers", "DELETE FROM answers WHERE id = (SELECT min(id) FROM answers)"]
+)
+def test_answers_that_were_paid_and_are_neither_stored_nor_purged_are_named(
+    statement: str, tmp_path: Path
+) -> None:
+    store = make(tmp_path / "store")
+    purge_store(store, key_of(2).hex(), None)
+    purge_store(store, key_of(22).hex(), None)
+    assert verify_with_bill(store, repair=False).findings == ()
+    with closing(sqlite3.connect(store / "journal.db")) as connection, connection:
+        gone = connection.execute(statement).rowcount
+    (finding,) = verify_with_bill(store, repair=False).findings
+    assert f"{gone} answers were paid" in finding.message
+    assert verify_with_bill(store, repair=True).findings == ()
+
+
+def test_one_changed_byte_of_a_page_costs_no_row(tmp_path: Path) -> None:
+    store = make(tmp_path / "store", sealed=140, unsealed=0)
+    (shard,) = (store / "shards").glob("*.parquet")
+    whole = shard.read_bytes()
+    with pq.ParquetFile(shard) as file:
+        columns = [file.metadata.row_group(0).column(number) for number in range(0, 40, 19)]
+    for column in columns:
+        start = column.dictionary_page_offset or column.data_page_offset
+        damaged = bytearray(whole)
+        damaged[start + column.total_compressed_size - 3] ^= 0x5A
+        shard.write_bytes(damaged)
+        report = verify_with_bill(store, repair=True)
+        assert (report.findings, report.repaired.mended) == ((), (shard.name,))
+        assert shard.read_bytes() == whole
+    assert read_all(store) == 140
+
+
+@pytest.mark.parametrize("how", ["gone", "no database"])
+def test_without_a_journal_the_rows_of_shards_are_counted(how: str, tmp_path: Path) -> None:
+    store = make(tmp_path / "store", unsealed=0)
+    (store / "LOCK").touch()
+    for path in store.glob("journal.db*"):
+        path.unlink()
+    if how == "no database":
+        (store / "journal.db").write_bytes(b"x" * 5000)
+    report = verify_with_bill(store, repair=False)
+    assert (report.answers, report.has_journal, len(report.findings)) == (20, False, 1)
+    text = " ".join(verify_lines(store, report))
+    assert "at least 20 answers" in text
+    assert "billed for" not in text
+    assert "copy" in report.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "saved"), [("completion", 140), ("messages", 140), ("outcome", 140), ("latency_s", 0)]
+)
+def test_rows_are_saved_whose_damaged_columns_are_derived_again(
+    name: str, saved: int, tmp_path: Path
+) -> None:
+    store = make(tmp_path / "store", sealed=140, unsealed=0)
+    before = list(Corpus.open(store).samples())
+    (shard,) = (store / "shards").glob("*.parquet")
+    with pq.ParquetFile(shard) as file:
+        group = file.metadata.row_group(0)
+        chunks = [group.column(number) for number in range(group.num_columns)]
+    damaged = bytearray(shard.read_bytes())
+    for chunk in chunks:
+        if chunk.path_in_schema.partition(".")[0] == name:
+            end = (chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size
+            damaged[end - 5 : end] = bytes(byte ^ 0x33 for byte in damaged[end - 5 : end])
+    shard.write_bytes(damaged)
+    report = verify_with_bill(store, repair=True)
+    assert (report.findings, report.repaired.saved) == ((), saved)
+    assert len(report.repaired.lost) == 140 - saved
+    proved._proved.clear()
+    assert list(Corpus.open(store).samples()) == before[:saved]

@@ -135,6 +135,10 @@ def load_script(file: Path) -> tuple[Rule, ...]:
     Raises:
         ConfigError: the file can't be read or parsed, or a rule is wrong.
     """
+    if file.exists() and not file.is_file():
+        raise ConfigError(
+            "the fault script is no regular file", place=str(file), remedy="name a .toml or .json file"
+        )
     try:
         text = file.read_text(encoding="utf-8")
         content = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)

@@ -6,10 +6,9 @@ page, and stops after `PATIENCE_S` seconds even if the page is not full.
 
 from __future__ import annotations
 
-import itertools
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 
 from harvester.observe.report import charts
 from harvester.observe.report.census import TEXTS, Census
+from harvester.store.journal.records import ShardEntry
 from harvester.store.reader import Corpus
 from harvester.store.shards.proved import open_entry
 from harvester.store.shards.schema import Sample
@@ -103,52 +103,69 @@ def search(store: Path, text: str, *, outcome: str = "", cursor: str = "") -> Se
 
 def _search(corpus: Corpus, wanted: str, outcome: str, cursor: str) -> SearchResult:
     until = time.monotonic() + PATIENCE_S
-    page = _Page()
     with corpus.snapshot(TEXTS) as (manifest, tail):
         entries = list(reversed(manifest))
-        names = [entry.name for entry in entries]
-        shard, group, row = _start(cursor, names)
+        shard, group, row = _start(cursor, [entry.name for entry in entries])
+        result = SearchResult([], "", 0)
         if shard < 0:
-            matches = itertools.islice(_matching(tail, wanted, outcome, page), row, None)
-            page.add(itertools.islice(matches, PAGE))
-            if next(matches, None) is not None:
-                return page.result(f"{_TAIL}:0:{row + PAGE}")
+            result = _search_journal(tail, wanted, outcome, row)
             shard, group, row = 0, 0, 0
-    for number in range(shard, len(names)):
-        with open_entry(corpus.folder, entries[number]) as file:
-            for at in range(group, file.num_row_groups):
-                if len(page.samples) >= PAGE or (time.monotonic() > until and page.looked_at):
-                    return page.result(f"{names[number]}:{at}:{row}")
-                table = file.read_row_group(at, columns=list(TEXTS)).slice(row)
+    if result.cursor:
+        return result
+    return _search_shards(corpus.folder, entries[shard:], wanted, outcome, (group, row), result, until)
+
+
+def _search_journal(tail: Iterator[Sample], wanted: str, outcome: str, skipped: int) -> SearchResult:
+    """Return the page of matches among unsealed answers after those that earlier pages had."""
+    samples: list[Sample] = []
+    matches = looked_at = 0
+    for sample in tail:
+        looked_at += 1
+        if not _matches(sample, wanted, outcome):
+            continue
+        if len(samples) == PAGE:
+            return SearchResult(samples, f"{_TAIL}:0:{skipped + PAGE}", looked_at)
+        matches += 1
+        if matches > skipped:
+            samples.append(sample)
+    return SearchResult(samples, "", looked_at)
+
+
+def _search_shards(  # noqa: PLR0913 - what is searched, for what, from where, until when
+    folder: Path,
+    entries: Sequence[ShardEntry],
+    wanted: str,
+    outcome: str,
+    start: tuple[int, int],
+    before: SearchResult,
+    until: float,
+) -> SearchResult:
+    """Add the matches of shards to a page.
+
+    Args:
+        start: row group and row of the first shard to start at.
+        before: what was found in the journal.
+        until: monotonic seconds after which the page is returned as it is.
+    """
+    samples, looked_at = list(before.samples), before.looked_at
+    first_group, row = start
+    for entry in entries:
+        with open_entry(folder, entry) as file:
+            for group in range(first_group, file.num_row_groups):
+                if len(samples) >= PAGE or (time.monotonic() > until and looked_at):
+                    return SearchResult(samples, f"{entry.name}:{group}:{row}", looked_at)
+                table = file.read_row_group(group, columns=list(TEXTS)).slice(row)
                 rows = _rows(table, wanted, outcome)
-                free = PAGE - len(page.samples)
+                free = PAGE - len(samples)
                 chosen = table.take(pa.array(rows[:free], pa.int64()))
-                page.add(Sample(**row_values) for row_values in chosen.to_pylist())
+                samples += [Sample(**values) for values in chosen.to_pylist()]
                 if len(rows) > free:
-                    page.count(rows[free])
-                    return page.result(f"{names[number]}:{at}:{row + rows[free]}")
-                page.count(table.num_rows)
+                    cursor = f"{entry.name}:{group}:{row + rows[free]}"
+                    return SearchResult(samples, cursor, looked_at + rows[free])
+                looked_at += table.num_rows
                 row = 0
-        group = 0
-    return page.result("")
-
-
-class _Page:
-    """Collects the matches of one search, and counts the rows it looked at."""
-
-    def __init__(self) -> None:
-        self.samples: list[Sample] = []
-        self.looked_at = 0
-
-    def add(self, samples: Iterable[Sample]) -> None:
-        self.samples += samples
-
-    def count(self, rows: int) -> None:
-        self.looked_at += rows
-
-    def result(self, cursor: str) -> SearchResult:
-        """Return what was found. `cursor` is where the next page begins, "" for the end."""
-        return SearchResult(self.samples, cursor, self.looked_at)
+        first_group = 0
+    return SearchResult(samples, "", looked_at)
 
 
 def _start(cursor: str, names: list[str]) -> tuple[int, int, int]:
@@ -160,14 +177,11 @@ def _start(cursor: str, names: list[str]) -> tuple[int, int, int]:
     return -1, 0, 0
 
 
-def _matching(tail: Iterator[Sample], text: str, outcome: str, page: _Page) -> Iterator[Sample]:
+def _matches(sample: Sample, text: str, outcome: str) -> bool:
     low = text.lower()
-    for sample in tail:
-        page.count(1)
-        parts = [m.get("content") for m in sample.messages]
-        parts += [sample.completion, sample.reasoning, sample.prompt_id, sample.key]
-        if outcome in {"", sample.outcome} and any(low in str(part or "").lower() for part in parts):
-            yield sample
+    parts = [message.get("content") for message in sample.messages]
+    parts += [sample.completion, sample.reasoning, sample.prompt_id, sample.key]
+    return outcome in {"", sample.outcome} and any(low in str(part or "").lower() for part in parts)
 
 
 def _rows(table: pa.Table, text: str, outcome: str) -> list[int]:

@@ -58,10 +58,10 @@ def checksum(scalars: Sequence[int | str | None], *texts: bytes) -> int:
 
 def is_unchanged(values: Sequence[Any], short: int, check: object) -> bool:
     """Return whether a row's values, in the order of `COVERED`, have this checksum."""
-    long = [value.encode() if isinstance(value, str) else value for value in values[short:]]
     try:
+        long = [value.encode() if isinstance(value, str) else value for value in values[short:]]
         return checksum(values[:short], *long) == check
-    except TypeError:  # a flipped bit can turn a column into another type
+    except (TypeError, ValueError):  # a flipped bit can turn a column into another type, or into no text
         return False
 
 

@@ -186,7 +186,7 @@ class RowEncoder:
             )
         if self._asks:
             self._write_asks(connection)
-        _add_counts(connection, self._run, self._counts)
+        add_counts(connection, self._run, self._counts)
 
     def _write_answers(self, connection: sqlite3.Connection) -> None:
         # A held key is not asked for again. Should it happen, the first answer stays, because a key has one
@@ -262,7 +262,7 @@ def _mark(connection: sqlite3.Connection, failure: Failure) -> tuple[float, int,
 def count_reopened(connection: sqlite3.Connection, run: int, outcomes: Iterable[str]) -> None:
     """Count answers that run number `run` took out of the store, by outcome, inside an open transaction."""
     counts = Counter(f"reopened.{outcome}" for outcome in outcomes)
-    _add_counts(connection, run, {**counts, "reopened": counts.total()})
+    add_counts(connection, run, {**counts, "reopened": counts.total()})
 
 
 def forget_finished(connection: sqlite3.Connection) -> None:
@@ -295,11 +295,11 @@ def end_run(
     row = _row(connection, "runs", run)
     require_unchanged("runs", [row], Path(paths.JOURNAL))
     if not row["ending"]:
-        _add_counts(connection, run, charges_at_end(connection, run))
+        add_counts(connection, run, charges_at_end(connection, run))
     _end(connection, row, ended_us, ending, exit_code)
 
 
-def _add_counts(connection: sqlite3.Connection, run: int, counts: Mapping[str, int]) -> None:
+def add_counts(connection: sqlite3.Connection, run: int, counts: Mapping[str, int]) -> None:
     """Add to the counters of a run, inside an open transaction."""
     with updating_checksum(connection, f"counters:{run}"):
         connection.executemany(

@@ -12,7 +12,7 @@ import os
 import re
 import sqlite3
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -33,6 +33,11 @@ _MAGIC = b"SQLite format 3\0"
 BUSY_MS = 60_000
 _SIDE_FILES = ("wal", "shm", "journal")
 _HALF_MADE = "a run was killed while it made the store; `harvester run` completes it, nothing was stored yet"
+_LOST_REMEDY = "restore journal.db from a copy; the shards stay readable as they are"
+_DAMAGED_REMEDY = (
+    "restore journal.db from a copy, or let `harvester verify PATH --repair` keep what can be read of it;"
+    " the shards stay readable as they are"
+)
 APPLICATION_ID = 0x44495354  # "DIST"
 
 OUTCOME_CODES: dict[Outcome, int] = {
@@ -138,7 +143,7 @@ def open_for_writing(store: Path) -> sqlite3.Connection:
     with translate_errors(path):
         _require_files(path, writing=True)
         if not path.exists() or not path.stat().st_size:
-            _create(store)
+            create(store)
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -187,8 +192,15 @@ def _require_files(path: Path, *, writing: bool) -> None:
         require_regular(path.with_name(name), writing=writing)
 
 
-def _create(store: Path) -> None:
-    """Make a whole journal under a hidden name, then give it its own. Must run under the store's lock."""
+def create(store: Path, fill: Callable[[sqlite3.Connection], None] | None = None) -> None:
+    """Make a whole journal under a hidden name, then give it its own. Must run under the store's lock.
+
+    Args:
+        fill: inserts rows before the journal gets its name, in a transaction; it may replace another journal.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
     store.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = store / paths.JOURNAL
     hidden = temporary_name(path)
@@ -199,6 +211,9 @@ def _create(store: Path) -> None:
             connection.execute("PRAGMA synchronous=FULL")
             _make(connection)
             connection.execute(CHECKS)
+            if fill is not None:
+                with transaction(connection):
+                    fill(connection)
             busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             if busy:
                 raise StoreError("a new journal can't be written", place=str(path), remedy="check the disk")
@@ -335,6 +350,7 @@ def _make(connection: sqlite3.Connection) -> None:
             if statement.strip():
                 connection.execute(statement)
         connection.execute("INSERT INTO meta VALUES ('last_attempt_id', '0'), ('last_shard', '0')")
+        connection.execute("INSERT INTO counters VALUES (0, 'purged', 0)")  # from now on purges are counted
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version={FORMAT_VERSION}")
 
@@ -382,11 +398,11 @@ def store_error_of(error: sqlite3.Error, place: Path) -> StoreError:
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return StoreFull("the disk is full", place=str(place), remedy="free space, then run again")
-    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+    if code == sqlite3.SQLITE_NOTADB:
+        return StoreCorrupt(f"is no journal any more: {error}", place=str(place), remedy=_LOST_REMEDY)
+    if code == sqlite3.SQLITE_CORRUPT or "Could not decode" in str(error):
         return StoreCorrupt(
-            f"the journal is damaged: {error}",
-            place=str(place),
-            remedy="restore journal.db from a copy; the shards stay readable as they are",
+            f"the journal is damaged: {str(error)[:200]}", place=str(place), remedy=_DAMAGED_REMEDY
         )
     if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}:
         return StoreError(f"can't be opened: {error}", place=str(place), remedy="check permissions")

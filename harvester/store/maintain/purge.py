@@ -17,6 +17,7 @@ from harvester.api.request_key import KEY_BYTES
 from harvester.errors import ConfigError, StoreError
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
+from harvester.store.journal.ledger import count_purged
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.rows import forget_finished
 from harvester.store.maintain import quarantine
@@ -46,13 +47,14 @@ def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
     """
     wanted = set(keys)
     finish_interrupted(journal, store)
-    held = set(journal.look_up(sorted(wanted)))
+    held = journal.look_up(sorted(wanted))
     for entry in read_manifest(journal):
         if wanted & indexed_keys(journal, entry):
             run_to_end(rewrite(journal, store, [entry], without=wanted))
     removed = len(held)
     with journal.writing() as connection:
         forget_finished(connection)
+        count_purged(connection, sum(entry.state == "answered" for entry in held.values()))
         for table in _TABLES:
             removed += connection.executemany(
                 f"DELETE FROM {table} WHERE key = ?",  # noqa: S608 - our own names

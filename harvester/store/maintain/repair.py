@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,26 +20,27 @@ from harvester.api.max_tokens import max_tokens_of
 from harvester.errors import StoreCorrupt
 from harvester.store import paths
 from harvester.store.journal import sqlite, wal
-from harvester.store.journal.checksums import COVERED, changed_rows, checksum, write_checksum
+from harvester.store.journal.checksums import checksum
 from harvester.store.journal.journal import Journal
+from harvester.store.journal.ledger import count_lost, count_missing
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import ShardEntry
 from harvester.store.journal.rows import forget_finished
 from harvester.store.journal.sqlite import OUTCOME_CODES
 from harvester.store.maintain import quarantine
-from harvester.store.shards.manifest import indexed_keys, insert_entry, read_manifest
+from harvester.store.maintain.rebuild import rebuild_if_damaged
+from harvester.store.maintain.repair_rows import repair_rows
+from harvester.store.shards.manifest import indexed_keys, insert_entry, manifest_rows, read_manifest
+from harvester.store.shards.mend_file import mended_content
 from harvester.store.shards.parquet_file import translate_disk_errors
 from harvester.store.shards.recover_rows import recoverable_rows
 from harvester.store.shards.rewrite import rewrite
 from harvester.store.shards.seal import adopt_unlisted
 from harvester.store.shards.steps import run_to_end
 from harvester.store.shards.unlisted import read_contents, unlisted_files
-from harvester.store.verify import Finding, has_lost_journal, verify_journal, verify_store
+from harvester.store.verify import Finding, has_lost_journal, verify_store
 from harvester.system import own_files
-from harvester.system.files import sha256_of
-
-# Tables whose damaged rows may be deleted: their content is asked for again or recomputed.
-_REPAIRABLE = frozenset(f"{paths.JOURNAL} {table}" for table in ("answers", "keys", "finished", "meta"))
+from harvester.system.files import fsync, sha256_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +49,36 @@ class RepairResult:
 
     Attributes:
         quarantined: names of the files moved or copied to quarantine.
-        saved: rows saved from them.
+        saved: rows saved from those that could not be mended.
         lost: keys, in hex, that the next run asks for again.
+        mended: shards, and a number of rows of the journal, that are again as they were written.
+        notes: what else was lost, one line each.
     """
 
     quarantined: tuple[str, ...]
     saved: int
     lost: tuple[str, ...]
+    mended: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """Return the result as JSON values."""
-        return {"quarantined": self.quarantined, "saved": self.saved, "lost": self.lost}
+        facts: dict[str, Any] = {"quarantined": self.quarantined, "saved": self.saved, "lost": self.lost}
+        return {**facts, "mended": self.mended, "notes": self.notes}
+
+    def with_canaries(self, other: RepairResult) -> RepairResult:
+        """Add the repair of the canary store; its names begin with its folder."""
+        moved, mended, notes = (
+            tuple(f"{paths.CANARY}/{name}" for name in names)
+            for names in (other.quarantined, other.mended, other.notes)
+        )
+        return RepairResult(
+            quarantined=self.quarantined + moved,
+            saved=self.saved + other.saved,
+            lost=self.lost + other.lost,
+            mended=self.mended + mended,
+            notes=self.notes + notes,
+        )
 
 
 def repair(journal: Journal, store: Path) -> RepairResult:
@@ -67,10 +87,11 @@ def repair(journal: Journal, store: Path) -> RepairResult:
     Nothing is sealed, because the terms are not checked here: journalled answers stay in the journal.
 
     Raises:
-        StoreCorrupt: the journal is damaged in a table that can't be recomputed.
         StoreError, StoreFull: the disk refuses.
     """
-    lost, unindexed = _delete_damaged_rows(journal, store)
+    mended_shards = _mend_shards(journal, store)
+    of_rows = repair_rows(journal, store)
+    lost, unindexed = set(of_rows.lost), set(of_rows.unindexed)
     adopt_unlisted(journal, store)
     _restore_manifest_rows(journal, store)
     by_name = {entry.name: entry for entry in read_manifest(journal)}
@@ -85,7 +106,7 @@ def repair(journal: Journal, store: Path) -> RepairResult:
     names = sorted(
         {finding.place.removeprefix(f"{paths.SHARDS}/") for finding in findings if _is_file_finding(finding)}
     )
-    moved, saved = [], 0
+    moved, saved = list(mended_shards), 0
     for name in sorted(
         names, key=lambda name: name in by_name
     ):  # unlisted files first: one may have the number of the next shard
@@ -99,60 +120,41 @@ def repair(journal: Journal, store: Path) -> RepairResult:
             lost |= gone
             saved += indexed - len(gone)
     lost |= _delete_stray_keys(journal)
-    return RepairResult(tuple(moved), saved, tuple(sorted(key.hex() for key in lost)))
+    mended = [*mended_shards, *([f"{of_rows.mended} rows of {paths.JOURNAL}"] if of_rows.mended else [])]
+    notes = [*of_rows.notes, *_note_missing(journal, len(lost))]
+    return RepairResult(
+        tuple(moved), saved, tuple(sorted(key.hex() for key in lost)), tuple(mended), tuple(notes)
+    )
 
 
-def _delete_damaged_rows(journal: Journal, store: Path) -> tuple[set[bytes], set[bytes]]:
-    """Delete damaged rows whose content can be asked for again or recomputed.
-
-    Returns the keys of deleted answers, which are asked again, and of deleted index rows, which may still be
-    found in a shard.
-
-    Raises:
-        StoreCorrupt: another table is damaged; nothing has changed.
-    """
-    places = set()
-    for finding in verify_journal(store):
-        if finding.place not in _REPAIRABLE and not finding.place.startswith((f"{paths.SHARDS}/", "shard ")):
-            raise StoreCorrupt(
-                finding.message,
-                place=finding.place,
-                remedy="restore journal.db from a copy; the shards stay readable as they are",
-            )
-        places.add(finding.place)
-    if not places & _REPAIRABLE:
-        return set(), set()
+def _mend_shards(journal: Journal, store: Path) -> list[str]:
+    """Put back the byte of each shard that changed, where its hash proves it; keep the damaged file too."""
     with journal.reading() as connection:
-        answers, index = (
-            {values[COVERED[table][0].index("key")] for values in changed_rows(connection, table)}
-            for table in ("answers", "keys")
-        )
-    with journal.writing() as connection:
-        forget_finished(connection)
-        connection.executemany("DELETE FROM answers WHERE key = ?", [(key,) for key in answers])
-        connection.executemany("DELETE FROM keys WHERE key = ?", [(key,) for key in index])
-        if f"{paths.JOURNAL} meta" in places:
-            _recompute_meta(connection)
-    return _keys(answers), _keys(index)
+        entries = manifest_rows(connection, checked=False)
+    mended = []
+    for entry in entries:
+        path = store / paths.SHARDS / str(entry.name)
+        with translate_disk_errors(path):
+            content = mended_content(path, entry.sha256, entry.size_bytes)
+            if content is None:
+                continue
+            quarantine.move_in(store, path, keep=True)
+            with own_files.replacing(path, durable=True) as file:
+                file.write(content)
+            fsync(path.parent)
+        mended.append(path.name)
+    return mended
 
 
-def _keys(values: set[Any]) -> set[bytes]:
-    """Keep the keys; a flipped bit can turn a column into another type."""
-    return {value for value in values if isinstance(value, bytes)}
-
-
-def _recompute_meta(connection: sqlite3.Connection) -> None:
-    """Recompute the numbers of `meta` from the other tables; readable pauses stay, other rows are deleted."""
-    highest = {
-        "last_shard": "SELECT coalesce(max(shard), 0) FROM"
-        " (SELECT shard FROM manifest UNION SELECT shard FROM keys)",
-        "last_attempt_id": "SELECT coalesce(max(attempt_id), 0) FROM"
-        " (SELECT attempt_id FROM intents UNION SELECT attempt_id FROM failures)",
-    }
-    rows = [(name, str(connection.execute(query).fetchone()[0])) for name, query in highest.items()]
-    connection.execute("DELETE FROM meta WHERE name NOT GLOB 'hold:*' OR NOT json_valid(value)")
-    connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
-    write_checksum(connection, "meta")
+def _note_missing(journal: Journal, lost: int) -> Iterator[str]:
+    """Note that answers are gone, so that the ledger agrees again; name those whose keys are unknown."""
+    with journal.reading() as connection:
+        missing = count_missing(connection)
+    if missing:
+        with journal.writing() as connection:
+            count_lost(connection, missing)
+    if missing > lost:
+        yield f"{missing - lost} more answers are lost whose keys are unknown; a run asks their rows again"
 
 
 def _restore_manifest_rows(journal: Journal, store: Path) -> None:
@@ -235,7 +237,7 @@ def repair_store(store: Path) -> RepairResult:
     """Repair a store and its canary store (`harvester verify --repair`).
 
     Raises:
-        StoreCorrupt: the journal is gone or damaged beyond repair; nothing has changed.
+        StoreCorrupt: the journal is gone, or nothing of it can be read; nothing has changed.
         StoreLocked: a process works on the store.
         StoreError, StoreFull: there is no store here, or the disk refuses.
     """
@@ -250,17 +252,13 @@ def repair_store(store: Path) -> RepairResult:
     with StoreLock(store, started_at=time.time()):
         result = _repair_locked(store)
         if (store / paths.CANARY / paths.JOURNAL).exists():
-            canary = _repair_locked(store / paths.CANARY)
-            moved = tuple(f"{paths.CANARY}/{name}" for name in canary.quarantined)
-            result = RepairResult(
-                result.quarantined + moved, result.saved + canary.saved, result.lost + canary.lost
-            )
+            result = result.with_canaries(_repair_locked(store / paths.CANARY))
     return result
 
 
 def _repair_locked(store: Path) -> RepairResult:
     """Repair one store whose lock is held, its write-ahead log included."""
-    logs = _quarantine_log(store)
+    logs = (*_quarantine_log(store), *rebuild_if_damaged(store))
     with closing(Journal.open(store)) as journal:
         result = repair(journal, store)
     return replace(result, quarantined=(*logs, *result.quarantined))

@@ -14,7 +14,13 @@ from harvester.store.journal.lock import is_held
 from harvester.store.maintain.bill import Bill, compute_bill
 from harvester.store.maintain.repair import RepairResult, repair_store
 from harvester.store.reader import Corpus
-from harvester.store.verify import Finding, FindingKind, has_lost_journal, verify_copy
+from harvester.store.verify import (
+    Finding,
+    FindingKind,
+    count_readable_rows,
+    has_lost_journal,
+    verify_copy,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,7 @@ class VerifyReport:
         canary_findings: faults of the canary store that are left.
         bill: what the answers cost; empty where the journal can't be read.
         repaired: what a repair did before this, None where none was asked for.
+        has_journal: whether the journal could be read; without it only the rows of shards are counted.
     """
 
     answers: int
@@ -34,6 +41,21 @@ class VerifyReport:
     canary_findings: tuple[Finding, ...]
     bill: Bill
     repaired: RepairResult | None
+    has_journal: bool = True
+
+    @property
+    def remedy(self) -> str:
+        """Return what helps against the findings that are left."""
+        if self.has_journal and self.repaired is None:
+            return "`harvester verify PATH --repair`"
+        if self.has_journal:
+            return "what a repair leaves it can't mend: restore journal.db from a copy, or keep it as it is"
+        if self.findings and self.findings[-1].kind is FindingKind.MISSING:
+            return (
+                "put journal.db back from a copy: without it nothing says which answers belong together, and"
+                " --repair can't make a new one. The shards stay readable as they are: export, curate"
+            )
+        return "`harvester verify PATH --repair` copies what can be read of it; restore it from a copy if not"
 
     @property
     def messages(self) -> list[str]:
@@ -63,7 +85,7 @@ def verify_with_bill(store: Path, *, repair: bool) -> VerifyReport:
         StoreError, StoreCorrupt, StoreFormatError: there is no store here, or it can't be read or repaired.
     """
     repaired = repair_store(store) if repair else None
-    findings, answers = _verify(store)
+    findings, answers, has_journal = _verify(store)
     bill = Bill(0, 0, ())
     if (store / paths.JOURNAL).exists() and not any(paths.JOURNAL in str(finding) for finding in findings):
         with closing(Journal.open(store, read_only=True)) as journal:
@@ -71,26 +93,29 @@ def verify_with_bill(store: Path, *, repair: bool) -> VerifyReport:
     canary_findings: tuple[Finding, ...] = ()
     canary = store / paths.CANARY
     if (canary / paths.JOURNAL).exists() or has_lost_journal(canary):
-        canary_findings, _ = _verify(canary)
-    return VerifyReport(answers, findings, canary_findings, bill, repaired)
+        canary_findings, _, _ = _verify(canary)
+    return VerifyReport(answers, findings, canary_findings, bill, repaired, has_journal)
 
 
-def _verify(store: Path) -> tuple[tuple[Finding, ...], int]:
-    """Return every finding and the number of answers; a store that can't be opened is a finding too.
+def _verify(store: Path) -> tuple[tuple[Finding, ...], int, bool]:
+    """Return every finding, the number of answers, and whether a journal was read where one belongs.
+
+    A store that can't be opened is a finding too; then the rows of its readable shards are counted.
 
     Raises:
         StoreError: there is no store and no answers here.
     """
     try:
         corpus = Corpus.open(store, is_damaged=True)
-        return tuple(corpus.verify()), corpus.count()
+        return tuple(corpus.verify()), corpus.count(), not has_lost_journal(store)
     except StoreError as error:
-        if (store / paths.JOURNAL).exists():
-            return (Finding(kind=FindingKind.DAMAGED, place=paths.JOURNAL, message=error.message),), 0
         folder = store / paths.SHARDS if (store / paths.SHARDS).is_dir() else store
+        if (store / paths.JOURNAL).exists():
+            finding = Finding(kind=FindingKind.DAMAGED, place=paths.JOURNAL, message=error.message)
+            return (finding,), count_readable_rows(folder), False
         findings = verify_copy(folder)
         if has_lost_journal(store):
             findings.append(Finding(kind=FindingKind.MISSING, place=paths.JOURNAL, message=error.message))
         if not findings:
             raise
-        return tuple(findings), 0
+        return tuple(findings), count_readable_rows(folder), not has_lost_journal(store)

@@ -19,17 +19,13 @@ from harvester.store.journal.checksums import translate_value_errors
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards.parquet_file import SHARD_NAME, decode_all, open_shard, translate_disk_errors
 from harvester.store.shards.swap import locate
+from harvester.system.decode_first import UndecodableError, require_decodable
 from harvester.system.files import identity_of, sha256_of
-from harvester.system.limited_child import ChildError, LimitedChild
 
-# Limits of decoding one unknown file in a child process.
-TIMEOUT_S = 600.0
-MEMORY_BYTES = 16 << 30
 _REMEDY = "`harvester verify STORE` names what is damaged, `--repair` keeps what can be read"
 
 # Identity of a file (device, inode, size, time of change) and what it was compared with.
 _proved: set[tuple[int, int, int, int, str]] = set()
-_child = LimitedChild(MEMORY_BYTES)
 
 
 @contextlib.contextmanager
@@ -120,11 +116,7 @@ def _require_size(path: Path, size_bytes: int, sealed_bytes: int) -> None:
 
 def _require_decodable(path: Path) -> None:
     try:
-        _child.call(f"{decode_all.__module__}:{decode_all.__name__}", str(path), timeout_s=TIMEOUT_S)
-    except TimeoutError:
-        raise StoreCorrupt(f"can't be decoded within {TIMEOUT_S:g} s", place=str(path)) from None
-    except ChildError as error:
+        require_decodable(path, f"{decode_all.__module__}:{decode_all.__name__}")
+    except UndecodableError as error:
         if error.kind != StoreFormatError.__name__:  # which opening it here raises too
-            raise StoreCorrupt(f"is damaged: {error}", place=str(path), remedy=_REMEDY) from None
-    except MemoryError:
-        raise StoreCorrupt("is damaged: decoding it ends the process", place=str(path)) from None
+            raise StoreCorrupt(str(error), place=str(path), remedy=_REMEDY) from None

@@ -9,6 +9,8 @@ values without an error. A row is kept when all of this holds:
   differs only in what an earlier release may have read out of `raw` otherwise (`_is_of_earlier_release`);
 - its time lies within its run, and the columns that can't be cross-checked have the minimum and maximum
   of the row group's statistics.
+
+Where pages can't be read, the rows before them are kept, and columns that are derived anyway are not needed.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from harvester.store.journal.rows import micros
 from harvester.store.journal.sqlite import OUTCOMES
 from harvester.store.shards import batching
 from harvester.store.shards.sample import PARSED, sample_of
-from harvester.store.shards.schema import SCHEMA, Sample, to_table, with_added_columns
+from harvester.store.shards.schema import ADDED_COLUMNS, SCHEMA, Sample, to_table, with_added_columns
 from harvester.system.files import sha256_of
 from harvester.terms.lineage import Lineage
 
@@ -54,6 +56,13 @@ UNCHECKED_COLUMNS = (
     "latency_s",
     "created_at",
 )
+# Columns that are derived again from the request, the raw body and the lineage where they can't be read.
+DERIVED_COLUMNS = PARSED | {
+    *("messages", "teacher_id", "request_model", "terms_id", "permission_sha256", "purpose", "mock"),
+    *("config_sha256", "tool_version"),
+}
+# Rows of a column that are read at a time: those before a damaged page are kept.
+_ROWS_AT_ONCE = 64
 # A row does not contain its epoch: that of its run's configuration is tried, then 0 to EPOCHS - 1.
 EPOCHS = 1000
 # Columns with texts of the raw body.
@@ -89,18 +98,30 @@ class RowVerifier:
         self._runs = {lineage.run_id: _Run(lineage, at, _epoch(config)) for at, lineage, config in runs}
 
     def verified_rows(self, table: pa.Table) -> pa.Table:
-        """Return the rows of a table (of exactly `SCHEMA`) that can be verified."""
-        kept: list[bool] = []
+        """Return the rows of a table that can be verified, with all columns of `SCHEMA`.
+
+        Args:
+            table: columns of `SCHEMA`; of `DERIVED_COLUMNS` any may be missing.
+        """
+        lacking = [name for name in SCHEMA.names if name not in table.column_names]
+        verified = [SCHEMA.empty_table()]
         for batch in table.to_batches():
             for portion in batching.split_batch(batch):
-                kept += self._are_verified(portion.to_pylist())
-        return table.filter(pa.array(kept, pa.bool_()))
+                rows = self._verified(portion.to_pylist(), lacking)
+                verified.append(pa.Table.from_pylist(rows, schema=SCHEMA))
+        return pa.concat_tables(verified)
 
-    def _are_verified(self, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    def _verified(self, rows: Sequence[Mapping[str, Any]], lacking: Sequence[str]) -> list[Mapping[str, Any]]:
         derived = [self._derived(row) for row in rows]
         expected = iter(to_table([sample for sample in derived if sample is not None]).to_pylist())
-        pairs = zip(derived, rows, strict=True)
-        return [sample is not None and self._is_equal(next(expected), row) for sample, row in pairs]
+        verified: list[Mapping[str, Any]] = []
+        for sample, row in zip(derived, rows, strict=True):
+            if sample is not None:
+                wanted = next(expected)
+                whole = {**row, **{name: wanted[name] for name in lacking}}
+                if self._is_equal(wanted, whole):
+                    verified.append(whole)
+        return verified
 
     def _is_equal(self, derived: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
         return derived == row or _is_of_earlier_release(derived, row, self._outcomes[row["key"]])
@@ -140,17 +161,51 @@ def recoverable_rows(journal: Journal, store: Path, entry: ShardEntry) -> Iterat
             verifier = RowVerifier(journal, entry)
             for number in range(file.num_row_groups):
                 try:
-                    table = file.read_row_group(number)
-                    table.validate(full=True)
-                    table = with_added_columns(table).cast(SCHEMA)
-                    if not is_as_sealed:
-                        _require_statistics(file, number, table)
-                        table = verifier.verified_rows(table)
+                    if is_as_sealed:
+                        table = file.read_row_group(number)
+                        table.validate(full=True)
+                        table = with_added_columns(table).cast(SCHEMA)
+                    else:
+                        table = verifier.verified_rows(_readable_part(file, number))
                 except UNREADABLE:
                     continue
                 yield table
     except UNREADABLE:
         return
+
+
+def _readable_part(file: pq.ParquetFile, number: int) -> pa.Table:
+    """Read a row group column by column, up to the first damaged page of those that can't be derived.
+
+    Raises:
+        ValueError: a column that can't be cross-checked is not complete, or not as its statistics say.
+    """
+    rows = file.metadata.row_group(number).num_rows
+    columns = {
+        name: _readable_rows(file, number, name) for name in SCHEMA.names if name in file.schema_arrow.names
+    }
+    added = {name: pa.array([""] * rows, pa.string()) for name in ADDED_COLUMNS - columns.keys()}
+    columns |= {name: pa.chunked_array([values]) for name, values in added.items()}
+    if any(len(columns[name]) != rows for name in UNCHECKED_COLUMNS):
+        raise ValueError("a column that can't be cross-checked is damaged")
+    _require_statistics(file, number, pa.table({name: columns[name] for name in UNCHECKED_COLUMNS}))
+    readable = min(len(columns[name]) for name in SCHEMA.names if name not in DERIVED_COLUMNS)
+    kept = [name for name in SCHEMA.names if name in columns and len(columns[name]) >= readable]
+    schema = pa.schema([SCHEMA.field(name) for name in kept])
+    return pa.table([columns[name].slice(0, readable) for name in kept], schema=schema)
+
+
+def _readable_rows(file: pq.ParquetFile, number: int, name: str) -> pa.ChunkedArray:
+    """Read a column of a row group up to its first damaged page."""
+    kind = SCHEMA.field(name).type
+    chunks: list[pa.Array] = []
+    try:
+        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[number], columns=[name]):
+            batch.validate(full=True)
+            chunks.append(batch.column(0).cast(kind))
+    except UNREADABLE:
+        pass
+    return pa.chunked_array(chunks, kind)
 
 
 def _is_of_earlier_release(derived: Mapping[str, Any], row: Mapping[str, Any], outcome: str) -> bool:

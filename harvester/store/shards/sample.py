@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from harvester.api import heavy
+from harvester.api import completion, heavy
 from harvester.api.model_name import model_and_provider
 from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.errors import TeacherError

@@ -1,0 +1,46 @@
+"""Compare the answers that were paid with those that are stored, purged, asked again or known to be lost.
+
+Counters of run 0 belong to the store and not to a run: `purged` and `lost`. A store that an earlier release
+made has no counter `purged` and may have been purged before that was counted; there nothing is compared.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from harvester.store.journal.rows import add_counts
+
+# Number of the run under which counts of the store itself are kept.
+OF_STORE = 0
+PURGED, LOST = "purged", "lost"
+
+
+def count_missing(connection: sqlite3.Connection) -> int:
+    """Return how many paid answers are neither stored nor purged nor known to be lost; 0 where unknown.
+
+    Call it within one snapshot: a run counts an answer and stores it together.
+    """
+    query = "SELECT EXISTS (SELECT 1 FROM counters WHERE run = ? AND name = ?)"
+    if not connection.execute(query, (OF_STORE, PURGED)).fetchone()[0]:
+        return 0
+    query = "SELECT name, sum(value) FROM counters WHERE name IN ('answers', 'reopened', ?, ?) GROUP BY name"
+    counts = dict(connection.execute(query, (PURGED, LOST)))
+    query = "SELECT (SELECT count(*) FROM keys) + (SELECT count(*) FROM answers)"
+    (stored,) = connection.execute(query).fetchone()
+    gone = sum(counts.get(name, 0) for name in ("reopened", PURGED, LOST))
+    return max(0, int(counts.get("answers", 0) - gone - stored))
+
+
+def count_purged(connection: sqlite3.Connection, answers: int) -> None:
+    """Count answers that were removed for good, inside an open transaction.
+
+    A store of an earlier release gets no such counter: what it purged before is unknown.
+    """
+    query = "SELECT EXISTS (SELECT 1 FROM counters WHERE run = ? AND name = ?)"
+    if connection.execute(query, (OF_STORE, PURGED)).fetchone()[0]:
+        add_counts(connection, OF_STORE, {PURGED: answers})
+
+
+def count_lost(connection: sqlite3.Connection, answers: int) -> None:
+    """Count answers that damage took, inside an open transaction: `verify` has named them once."""
+    add_counts(connection, OF_STORE, {LOST: answers})
