@@ -4,6 +4,11 @@ Whoever can write into a folder can put a link, a FIFO or a device in the place 
 through a link would destroy another file of ours; a read of a FIFO would never end. So every file is
 opened with `O_NOFOLLOW` and `O_NONBLOCK`, and looked at before its first byte is read or written. Temporary
 files get names that can't be guessed and are created with `O_EXCL`.
+
+A folder on the way can be exchanged too. So files are opened relative to a handle of their folder (`openat`),
+and while a process holds the lock of a store, that handle is the one of the folder that was locked (`pin`):
+another folder or link that gets its name meanwhile is not written into. Folders in the store are opened
+without following links.
 """
 
 from __future__ import annotations
@@ -22,6 +27,10 @@ PRIVATE = 0o600
 # A larger file is no configuration.
 MAX_TOML_BYTES = 16 << 20
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp(-wal|-shm|-journal)?\Z")
+
+
+# Folders that this process holds, and their handles.
+_pinned: dict[Path, int] = {}
 
 
 class ForeignFileError(OSError):
@@ -45,14 +54,21 @@ def open_file(
         ForeignFileError: it is a link, a FIFO, a device, a folder, or another user's.
         OSError: it can't be opened.
     """
+    with open_folder(path.parent) as folder:
+        return _open_in(folder, path, flags, mode, follows_links=follows_links)
+
+
+def _open_in(folder: int, path: Path, flags: int, mode: int, *, follows_links: bool = False) -> int:
+    """Open a file of a folder that is open; see `open_file`."""
     try:
         links = 0 if follows_links else os.O_NOFOLLOW
-        handle = os.open(path, flags | links | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+        handle = os.open(path.name, flags | links | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=folder)
     except OSError as error:
         if error.errno == errno.ELOOP and not follows_links:
             raise _foreign(path, "is a symbolic link") from None
         if error.errno in {errno.ENXIO, errno.EISDIR, errno.ENODEV}:  # FIFO without reader, folder, socket
             raise _foreign(path, "is not a regular file") from None
+        error.filename = str(path)
         raise
     try:
         _require_regular(path, os.fstat(handle), writing=flags & os.O_ACCMODE != os.O_RDONLY)
@@ -60,6 +76,54 @@ def open_file(
         os.close(handle)
         raise
     return handle
+
+
+def pin(folder: Path, handle: int) -> None:
+    """Open files of this folder relative to its handle from now on, until `unpin`."""
+    _pinned[folder] = handle
+
+
+def unpin(folder: Path, handle: int) -> None:
+    """End what `pin` began with this handle."""
+    if _pinned.get(folder) == handle:
+        del _pinned[folder]
+
+
+def is_in_place(folder: Path) -> bool:
+    """Return whether the name of a pinned folder still leads to it; True for a folder that is not pinned."""
+    handle = _pinned.get(folder)
+    if handle is None:
+        return True
+    try:
+        return os.path.samestat(folder.stat(), os.fstat(handle))
+    except OSError:
+        return False
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[int]:
+    """Give a handle of a folder: of the pinned one, of one in it, or by its name.
+
+    Raises:
+        ForeignFileError: a link lies in the place of a folder of the store. OSError: it can't be opened.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    if folder in _pinned:
+        handle = os.dup(_pinned[folder])
+    elif folder.parent in _pinned:
+        try:
+            handle = os.open(folder.name, flags | os.O_NOFOLLOW, dir_fd=_pinned[folder.parent])
+        except OSError as error:
+            if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+                raise _foreign(folder, "is not a folder of the store") from None
+            error.filename = str(folder)
+            raise
+    else:
+        handle = os.open(folder, flags)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def require_regular(path: Path, *, writing: bool) -> None:
@@ -70,8 +134,8 @@ def require_regular(path: Path, *, writing: bool) -> None:
     Raises:
         ForeignFileError: see `open_file`. OSError: it can't be looked at.
     """
-    with suppress(FileNotFoundError):
-        _require_regular(path, path.lstat(), writing=writing)
+    with suppress(FileNotFoundError), open_folder(path.parent) as folder:
+        _require_regular(path, os.stat(path.name, dir_fd=folder, follow_symlinks=False), writing=writing)
 
 
 def _require_regular(path: Path, facts: os.stat_result, *, writing: bool) -> None:
@@ -119,6 +183,16 @@ def append(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        OSError: it can't be removed.
+    """
+    with suppress(FileNotFoundError), open_folder(path.parent) as folder:
+        os.unlink(path.name, dir_fd=folder)
+
+
 def temporary_name(path: Path) -> Path:
     """Return a hidden name beside `path` that nobody can guess; `remove_temporary` knows its form."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
@@ -138,15 +212,17 @@ def replacing(path: Path, mode: int = PRIVATE, *, durable: bool = False) -> Iter
         OSError: it can't be written.
     """
     hidden = temporary_name(path)
-    with os.fdopen(open_file(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    with open_folder(path.parent) as folder, os.fdopen(_open_in(folder, hidden, flags, mode), "wb") as file:
         try:
             yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-            hidden.replace(path)
+            os.replace(hidden.name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
-            hidden.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(hidden.name, dir_fd=folder)
             raise
 
 

@@ -333,3 +333,49 @@ def test_temporary_files_of_killed_writers_are_removed_by_the_next_holder(store:
     assert (store / ".mine.tmp").exists()
     with pytest.raises(own_files.ForeignFileError):
         own_files.read_bytes(store / "journal.db", 10)
+
+
+def swap_for_link(folder: Path, target: Path) -> None:
+    """Put a link in the place of a folder, as somebody who may write beside it can."""
+    folder.rename(folder.with_name("moved"))
+    folder.symlink_to(target)
+
+
+@pytest.mark.parametrize("name", ["LOCK", "status.json", "dead_letters.jsonl", "trace.jsonl"])
+def test_a_store_that_is_swapped_while_it_is_held_is_not_written_elsewhere(
+    name: str, store: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for file in ("LOCK", "status.json", "dead_letters.jsonl", "trace.jsonl"):
+        (elsewhere / file).write_text("do not touch")
+    with StoreLock(store, started_at=0), Journal.open(store) as journal:
+        swap_for_link(store, elsewhere)
+        if name != "LOCK":
+            {**WRITERS, "dead_letters.jsonl": journal.write_dead_letters}[name](store)
+        with pytest.raises(StoreError, match="removed or replaced"):
+            journal.require_free_space(0)
+        store.unlink()
+        (tmp_path / "moved").rename(store)
+    assert {path.read_text() for path in elsewhere.iterdir()} == {"do not touch"}
+    assert len(list(elsewhere.iterdir())) == 4
+
+
+def test_a_link_in_the_place_of_a_folder_of_the_store_is_refused(store: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (store / "canary").symlink_to(elsewhere)
+    with StoreLock(store, started_at=0), pytest.raises(own_files.ForeignFileError, match="not a folder of"):
+        own_files.append(store / "canary" / "rounds.jsonl", b"{}")
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_folder_that_is_swapped_between_writing_and_naming_gets_nothing(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    with own_files.replacing(folder / "status.json") as file:
+        file.write(b"new")
+        swap_for_link(folder, elsewhere)
+    assert list(elsewhere.iterdir()) == []
+    assert [path.name for path in (tmp_path / "moved").iterdir()] == ["status.json"]

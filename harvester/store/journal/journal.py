@@ -205,7 +205,7 @@ class Journal:
                     out.write(_dead_letter_line(row))
                     lines += 1
             if not lines:
-                path.unlink(missing_ok=True)
+                own_files.remove(path)
         except OSError as error:
             raise StoreError(f"can't be written: {error.strerror}", place=str(path)) from None
         return lines
@@ -217,7 +217,7 @@ class Journal:
             StoreFull: less is free; StoreError: the free space can't be read, or the journal was removed or
                 replaced: what is written from now on would be lost.
         """
-        if self._identity != _identity(self.path):
+        if self._identity != _identity(self.path) or not own_files.is_in_place(self.path.parent):
             raise StoreError(
                 "was removed or replaced while this run writes it",
                 place=str(self.path),

@@ -20,6 +20,7 @@ from types import TracebackType
 from harvester.errors import StoreError, StoreLocked
 from harvester.store import paths
 from harvester.store.journal.sqlite import disk_error
+from harvester.system import own_files
 from harvester.system.files import try_lock
 from harvester.system.own_files import ForeignFileError, open_file, read_text, remove_temporary
 
@@ -75,6 +76,7 @@ class StoreLock:
                 os.ftruncate(self._handles[0], 0)
                 os.pwrite(self._handles[0], json.dumps(self._note).encode(), 0)
                 remove_temporary(folder)
+                own_files.pin(folder, self._handles[1])
                 return self
         except OSError as error:
             self._close()
@@ -107,6 +109,8 @@ class StoreLock:
         self._close()
 
     def _close(self) -> None:
+        if len(self._handles) > 1:
+            own_files.unpin(self._path.parent, self._handles[1])
         while self._handles:
             os.close(self._handles.pop())  # closing drops the lock
 
