@@ -19,7 +19,7 @@ from harvester.export.curate import CurateConfig, curate
 from harvester.observe.report.census import census_of_store
 from harvester.observe.report.samples import search
 from harvester.observe.status import current_status
-from harvester.store.journal.checksums import COVERED, checksum
+from harvester.store.journal.checksums import COVERED, changed_index_keys, changed_rows, checksum
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import DeadLetter, Failure, SharedAnswer
 from harvester.store.maintain.purge import purge_store
@@ -514,3 +514,28 @@ def test_rows_are_saved_whose_damaged_columns_are_derived_again(
     assert len(report.repaired.lost) == 140 - saved
     proved._proved.clear()
     assert list(Corpus.open(store).samples()) == before[:saved]
+
+
+def test_every_kind_of_change_of_an_index_row_is_found_at_the_start(tmp_path: Path) -> None:
+    store = make(tmp_path / "store", unsealed=0)
+    changes = [
+        "key = CAST(key AS TEXT)",
+        "key = 5",
+        "asker = CAST(asker AS TEXT)",
+        "asker = 7",
+        "shard = 2",
+        "outcome = 'x'",
+        "max_tokens = NULL",
+        "max_tokens = 64.5",
+        "checksum = checksum + 1",
+        "checksum = 'x'",
+    ]
+    with closing(sqlite3.connect(store / "journal.db", isolation_level=None)) as connection:
+        for change in changes:
+            connection.execute("BEGIN")
+            connection.execute(f"UPDATE keys SET {change} WHERE key = (SELECT max(key) FROM keys)")
+            connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+            assert len(list(changed_index_keys(connection))) == 1, change
+            assert len(list(changed_rows(connection, "keys"))) == 1, change
+            connection.execute("ROLLBACK")
+        assert list(changed_index_keys(connection)) == []
