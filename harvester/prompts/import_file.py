@@ -49,6 +49,25 @@ class Imported:
     first: str = ""
     first_at: str = ""
 
+    def write(self, line: bytes, format: str, place: str) -> None:
+        """Count a prompt line that was written, and keep the first one."""
+        self.rows += 1
+        self.formats[format] += 1
+        if not self.first:
+            self.first, self.first_at = line.decode("utf-8", "replace"), place
+
+    def find_answer(self) -> None:
+        """Count a row that holds an answer."""
+        self.answers += 1
+
+    def drop(self, *names: str) -> None:
+        """Count what is left out of a row, by its names."""
+        self.dropped.update(names)
+
+    def keep(self, column: str) -> None:
+        """Note a column that is kept as metadata."""
+        self.metadata.add(column)
+
     def skip(self, reason: str, place: str) -> None:
         """Count a row that is not written."""
         self.skipped[reason] += 1
@@ -104,10 +123,7 @@ def write_lines(path: Path, handle: BinaryIO, *, answers: Answers = "drop", colu
             imported.skip(error.message, place)
             continue
         handle.write(encoded + b"\n")
-        imported.rows += 1
-        imported.formats[converted.format] += 1
-        if not imported.first:
-            imported.first, imported.first_at = encoded.decode("utf-8", "replace"), place
+        imported.write(encoded, converted.format, place)
     if not imported.rows:
         raise _nothing(path, imported, list(columns), column)
     return imported
@@ -148,11 +164,11 @@ def _line(
         **converted.fields,
     }
     if converted.answer is not None:
-        imported.answers += 1
+        imported.find_answer()
         if answers == "reference":
             line["reference"] = converted.answer
         else:
-            imported.dropped["answers"] += 1
+            imported.drop("answers")
     for name in ("reference", "tags"):
         if row.get(name) is not None and name not in line and (name == "reference" or _are_tags(row[name])):
             line[name] = row[name]
@@ -161,11 +177,11 @@ def _line(
         if name in used or name in converted.dropped or value in (None, ""):
             continue
         if name in _OWN_FIELDS or _holds_bytes(value):
-            imported.dropped[f"column {name}"] += 1
+            imported.drop(f"column {name}")
             continue
         line[str(name)] = value
-        imported.metadata.add(str(name))
-    imported.dropped.update(converted.dropped)
+        imported.keep(str(name))
+    imported.drop(*converted.dropped)
     return line
 
 
@@ -175,7 +191,7 @@ def _own_id(row: Mapping[str, Any], used: set[str], imported: Imported, ids: set
         if isinstance(value, str | int) and not isinstance(value, bool):
             used.add(name)
             if str(value) in ids:
-                imported.dropped["ids that occur twice"] += 1
+                imported.drop("ids that occur twice")
                 return {}
             ids.add(str(value))
             return {"id": str(value)}

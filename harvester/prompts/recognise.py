@@ -66,6 +66,21 @@ class Converted:
     used: set[str] = field(default_factory=set)
     dropped: set[str] = field(default_factory=set)
 
+    def send(self, name: str, value: Any, column: str) -> None:
+        """Send a field, which was read out of this column."""
+        self.fields[name] = value
+        self.used.add(column)
+
+    def set_answer(self, answer: str | None, column: str = "") -> None:
+        """Note the answer that the row holds, and the column that holds it, if it is one of its own."""
+        self.answer = answer
+        if column:
+            self.used.add(column)
+
+    def drop(self, name: str) -> None:
+        """Note what is neither sent nor kept."""
+        self.dropped.add(name)
+
 
 class Row:
     """The columns of one row, found by lower-case names."""
@@ -142,13 +157,11 @@ def _add_sent_fields(row: Row, converted: Converted) -> None:
     own, value = row.first(("tools", "functions"))
     schemas = tool_schemas(value) if own else None
     if schemas:
-        converted.fields["tools"] = schemas
-        converted.used.add(own)
+        converted.send("tools", schemas, own)
     for name in SENT_FIELDS[1:]:
         own, value = row.first((name,))
         if own and (isinstance(value, dict) or (name != "response_format" and isinstance(value, str | bool))):
-            converted.fields[name] = value
-            converted.used.add(own)
+            converted.send(name, value, own)
 
 
 def _prompt_line(row: Row, name: str) -> Converted | None:
@@ -222,7 +235,7 @@ def _trl(row: Row, name: str) -> Converted | None:
     converted = Converted(name, messages, used=used, dropped=_rejected(row))
     if not answer_column:
         return _split_answer(converted, row)
-    converted.answer = chosen_answer(answer)
+    converted.set_answer(chosen_answer(answer))
     used.add(answer_column)
     return converted
 
@@ -296,8 +309,7 @@ def _with_answer_column(converted: Converted, row: Row) -> Converted:
     for column in ANSWERS:
         own, value = row.first((column,))
         if own and own not in converted.used:
-            converted.answer = chosen_answer(value)
-            converted.used.add(own)
+            converted.set_answer(chosen_answer(value), own)
             break
     return converted
 
@@ -309,9 +321,9 @@ def _split_answer(converted: Converted, row: Row) -> Converted:
         turn = messages.pop()
         if converted.answer is None:
             content = turn.get("content")
-            converted.answer = content if isinstance(content, str) else None
+            converted.set_answer(content if isinstance(content, str) else None)
             if turn.get("tool_calls"):
-                converted.dropped.add("the tool call at the end")
+                converted.drop("the tool call at the end")
     if not any(turn["role"] not in {"system", "developer"} for turn in messages):
         raise RowError("nothing is left to ask without the answer", converted.format)
     return converted

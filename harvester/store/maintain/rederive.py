@@ -43,7 +43,7 @@ _COLUMNS = tuple(sorted(PARSED))
 _ROWS_PER_SLICE = 256
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Rederived:
     """What `rederive` did.
 
@@ -59,6 +59,15 @@ class Rederived:
     shards: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
 
+    def __add__(self, other: Rederived) -> Rederived:
+        """Return both together."""
+        return Rederived(
+            self.rows + other.rows,
+            self.changed + other.changed,
+            self.shards + other.shards,
+            self.outcomes + other.outcomes,
+        )
+
 
 def rederive(store: Path) -> Rederived:
     """Derive the columns of a store's answers again (`harvester rederive`).
@@ -70,14 +79,13 @@ def rederive(store: Path) -> Rederived:
     Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
     with StoreLock(store, started_at=time.time()), closing(Journal.open(store)) as journal:
         finish_interrupted(journal, store)
-        result = Rederived()
-        _rederive_unsealed(journal, result)
+        result = _rederive_unsealed(journal)
         for entry in read_manifest(journal):
-            _rederive_shard(journal, store, entry, result)
+            result += _rederive_shard(journal, store, entry)
         return result
 
 
-def _rederive_shard(journal: Journal, store: Path, entry: ShardEntry, result: Rederived) -> None:
+def _rederive_shard(journal: Journal, store: Path, entry: ShardEntry) -> Rederived:
     outcomes: dict[bytes, tuple[str, str]] = {}
     changed = 0
     with open_shard(store / paths.SHARDS / entry.name) as file:
@@ -89,13 +97,10 @@ def _rederive_shard(journal: Journal, store: Path, entry: ShardEntry, result: Re
                 columns = (part["key"], new["outcome"], part["run_id"])
                 for key, outcome, run_id in zip(*(column.to_pylist() for column in columns), strict=True):
                     outcomes[bytes.fromhex(key)] = (outcome, run_id)
-    result.rows += entry.rows
-    result.changed += changed
     if changed:
         run_to_end(rewrite(journal, store, [entry], change=derive_again))
-        result.shards += 1
     reach("rederive.before_index")
-    _update_index(journal, outcomes, result)
+    return Rederived(entry.rows, changed, int(changed > 0), _update_index(journal, outcomes))
 
 
 def derive_again(table: pa.Table) -> pa.Table:
@@ -130,8 +135,11 @@ def _count_changed(old: pa.Table, new: pa.Table) -> int:
     return sum(str(before) != str(after) for before, after in pairs)  # as text, NaN equals NaN
 
 
-def _update_index(journal: Journal, outcomes: Mapping[bytes, tuple[str, str]], result: Rederived) -> None:
-    """Write outcomes that differ from those in the key index, and move them in the counts of their runs."""
+def _update_index(journal: Journal, outcomes: Mapping[bytes, tuple[str, str]]) -> Counter[str]:
+    """Write outcomes that differ from those in the key index, and move them in the counts of their runs.
+
+    Returns the number of answers by "old -> new".
+    """
     columns, short = COVERED["keys"]
     query = f"SELECT {', '.join(columns)}, checksum FROM keys WHERE key = ?"  # noqa: S608 - our own names
     moved: Counter[tuple[int, str, str]] = Counter()
@@ -145,30 +153,35 @@ def _update_index(journal: Journal, outcomes: Mapping[bytes, tuple[str, str]], r
                 moved[runs.get(run_id, 0), OUTCOMES[stale[-1]["outcome"]], outcome] += 1
     require_unchanged("keys", stale, journal.path)
     if not stale:
-        return
+        return Counter()
     with journal.writing() as connection:
         for row in stale:
             row["outcome"] = OUTCOME_CODES[Outcome(outcomes[row["key"]][0])]
             _set_outcome(connection, "keys", row, columns, short)
         _move_counts(connection, moved)
         forget_finished(connection)
+    return _by_change(moved)
+
+
+def _by_change(moved: Mapping[tuple[int, str, str], int]) -> Counter[str]:
+    changes = Counter[str]()
     for (_, before, after), count in moved.items():
-        result.outcomes[f"{before} -> {after}"] += count
+        changes[f"{before} -> {after}"] += count
+    return changes
 
 
-def _rederive_unsealed(journal: Journal, result: Rederived) -> None:
+def _rederive_unsealed(journal: Journal) -> Rederived:
     """Do the same for answers in the journal, of which only the outcome is stored as a column."""
     columns, short = COVERED["answers"]
     query = f"SELECT id, checksum, {', '.join(columns)} FROM answers WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608
-    last_id = 0
+    last_id, result = 0, Rederived()
     while True:
         with journal.reading() as connection, closing(connection.execute(query, (last_id, 64))) as cursor:
             rows = next(batching.batch_answers(cursor), [])
         if not rows:
-            return
+            return result
         last_id = rows[-1]["id"]
         require_unchanged("answers", rows, journal.path)
-        result.rows += len(rows)
         stale, moved = [], Counter[tuple[int, str, str]]()
         for row in rows:
             outcome = parse_answer(row, orjson.loads(row["body_json"]), logprobs=False).outcome
@@ -183,9 +196,7 @@ def _rederive_unsealed(journal: Journal, result: Rederived) -> None:
                     _set_outcome(connection, "answers", row, columns, short)
                 _move_counts(connection, moved)
                 forget_finished(connection)
-        result.changed += len(stale)
-        for (_, before, after), count in moved.items():
-            result.outcomes[f"{before} -> {after}"] += count
+        result += Rederived(len(rows), len(stale), 0, _by_change(moved))
 
 
 def _set_outcome(
