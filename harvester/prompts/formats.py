@@ -41,7 +41,7 @@ _TEXT_KINDS = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".txt"})
 # Largest batch of rows: their number, and about their bytes.
 MAX_BATCH_ROWS, MAX_BATCH_BYTES = 1024, 64 << 20
 # Most bytes of blank lines in a row: a small compressed file may hold any number of them.
-MOST_BLANK_BYTES = 64 << 20
+MOST_BLANK_BYTES = 4 << 20
 # Beginnings of text in other encodings than UTF-8.
 _OTHER_TEXTS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _BATCH_ROWS = 1024

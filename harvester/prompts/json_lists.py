@@ -14,7 +14,7 @@ from harvester.prompts.compression import open_file
 _CHUNK = 1 << 16
 _SPACE = " \t\r\n"
 # Most blank characters in a row.
-_MOST_BLANK = 64 << 20
+_MOST_BLANK = 4 << 20
 
 
 def rows(path: Path, name: str, longest: int) -> Iterator[tuple[int, Mapping[str, Any] | PromptError]]:

@@ -258,6 +258,7 @@ class Corpus:
             needed = sorted({*wanted, "key", "prompt_id", "sample_index"})
         for entry in manifest:
             with open_entry(self.folder, entry) as file:
+                _require_columns(file, needed, entry.name)
                 left = entry.rows
                 for batch in batching.batch_file(file, needed):
                     left -= batch.num_rows
@@ -314,6 +315,18 @@ class _Asks:
 def _lineages(connection: sqlite3.Connection, store: Path) -> dict[int, Lineage]:
     rows = checked_rows(connection, "runs", store / paths.JOURNAL)
     return {row["run"]: Lineage.from_json(row["lineage_json"]) for row in rows}
+
+
+def _require_columns(file: pq.ParquetFile, wanted: Sequence[str], place: str) -> None:
+    """Refuse a file that lacks a column, or has it twice.
+
+    Raises:
+        StoreFormatError: names the columns.
+    """
+    names = file.schema_arrow.names
+    wrong = [name for name in wanted if names.count(name) != 1 and name not in ADDED_COLUMNS - set(names)]
+    if wrong:
+        raise StoreFormatError(f"lacks columns, or has them twice: {', '.join(wrong)}", place=place)
 
 
 def _require_values(batch: pa.RecordBatch, place: str) -> None:

@@ -128,8 +128,14 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
                 )
                 return
             yield from _columns(file.schema_arrow, place)
+            empty = set[str]()
             for number in range(file.num_row_groups):
-                rows += file.read_row_group(number).num_rows
+                table = file.read_row_group(number)
+                rows += table.num_rows
+                empty |= _columns_with_nulls(table)
+            if empty:
+                message = f"rows without a value in {sorted(empty)}"
+                yield Finding(kind=FindingKind.FOREIGN, place=place, message=message)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         yield Finding(kind=FindingKind.DAMAGED, place=place, message=str(error))
         return
@@ -137,6 +143,13 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
         yield Finding(
             kind=FindingKind.DISAGREES, place=place, message=f"{rows} rows, the manifest says {entry.rows}"
         )
+
+
+def _columns_with_nulls(table: pa.Table) -> set[str]:
+    """Return the columns with nulls that always have a value."""
+    required = {field.name for field in SCHEMA if not field.nullable}
+    columns = zip(table.column_names, table.columns, strict=True)
+    return {name for name, column in columns if name in required and column.null_count}
 
 
 def _columns(schema: pa.Schema, place: str) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -9,11 +10,13 @@ from pathlib import Path
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hex digits.
+    """Return the SHA-256 of a regular file's bytes as 64 hex digits.
 
     Raises:
-        OSError: the file can't be read.
+        OSError: the file can't be read, or is a FIFO or a device, which might be waited for without end.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

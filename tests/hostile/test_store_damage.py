@@ -539,3 +539,29 @@ def test_every_kind_of_change_of_an_index_row_is_found_at_the_start(tmp_path: Pa
             assert len(list(changed_rows(connection, "keys"))) == 1, change
             connection.execute("ROLLBACK")
         assert list(changed_index_keys(connection)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "finding"), [("null keys", "key"), ("outcome is missing", "outcome"), ("a column twice", "key")]
+)
+def test_wrong_columns_of_a_bare_folder_are_named_by_verify_and_readers(
+    kind: str, finding: str, tmp_path: Path
+) -> None:
+    store = make(tmp_path / "store", unsealed=0)
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    (shard,) = (store / "shards").glob("*.parquet")
+    pq.write_table(FOREIGN[kind](pq.ParquetFile(shard).read()), folder / "x.parquet")
+    found_faults = verify_with_bill(folder, repair=False).findings
+    assert [finding in fault.message for fault in found_faults] == [True]
+    with pytest.raises(StoreError, match=finding):
+        read_all(folder)
+
+
+def test_a_fifo_in_the_place_of_a_shard_is_moved_away_by_a_repair(tmp_path: Path) -> None:
+    store = make(tmp_path / "store", unsealed=0)
+    (shard,) = (store / "shards").glob("*.parquet")
+    shard.unlink()
+    os.mkfifo(shard)
+    report = verify_with_bill(store, repair=True)
+    assert (report.findings, len(report.repaired.lost)) == ((), 20)

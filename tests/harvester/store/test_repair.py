@@ -311,11 +311,11 @@ def test_what_nothing_proves_of_a_run_is_not_guessed(tmp_path):
     import sqlite3
 
     make(tmp_path, parts=1)
+    before = rows_of(tmp_path)
     connection = sqlite3.connect(tmp_path / "journal.db")
     connection.execute("UPDATE runs SET ending = 'better'")
     connection.commit()
     connection.close()
-    before = rows_of(tmp_path)
     done = repaired(tmp_path)
     assert (done["lost"], len(done["notes"])) == ((), 1)
     with Journal.open(tmp_path) as journal, journal.reading() as connection:
