@@ -121,8 +121,8 @@ class TrainSection(_Frozen):
             estimate says that they would not fit.
         shard: split the base's layers over the processes (FSDP2); "planned": only if the base would take
             more than half of a device.
-        compile: use torch.compile for the layers and the loss. The first step is slow, and results differ
-            in the last bits.
+        compile: use torch.compile for the layers and the loss, of students whose rows are packed. The first
+            step is slow, and results differ in the last bits.
         threads: CPU threads of each process; 0: the cores that may be used, divided among the processes.
         device: where to train; "fastest" is CUDA if present, else the CPU.
     """

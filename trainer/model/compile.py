@@ -35,3 +35,8 @@ def compile_student(student: Any, *, checkpointing: bool = False, backend: Any =
             part.compile(dynamic=True, backend=backend)
     row_loss: RowLoss = torch.compile(loss_and_gradient, dynamic=True, backend=backend)
     return row_loss
+
+
+def is_of_compiler(error: BaseException) -> bool:
+    """Return whether torch's compiler raised an error, without loading the compiler."""
+    return any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__)

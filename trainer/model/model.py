@@ -19,6 +19,7 @@ from trainer.model import adapter, loading, self_test, varlen_attention
 from trainer.model.harmless import require_harmless, require_harmless_targets
 from trainer.model.loading import first_line
 from trainer.model.rows import RowLayout
+from trainer.model.self_test import StudentForward
 from trainer.model.weights import check_adapter, check_base, read_chat_template
 
 logging.disable_progress_bar()  # the trainer shows its own
@@ -206,7 +207,7 @@ def check_without_weights(config: TrainConfig) -> list[str]:
         Notes for the operator: how rows are computed, what the adapter leaves out.
 
     Raises:
-        StudentError: the student can't be trained; says why.
+        StudentError, ConfigError: the student can't be trained as configured; says why.
     """
     base = loading.load_shapes(config.base)
     unused = loading.unused_tensors(base, config.base)
@@ -220,9 +221,27 @@ def check_without_weights(config: TrainConfig) -> list[str]:
         student = load_new_student(config, select_device(config.train))
         forward = self_test.check_student(student, config.base)
         notes.append(f"{self_test.NO_COPY}, so the student itself was loaded for the test")
+    require_compilable(config, forward)
     if forward.note:
         notes.append(forward.note)
     return notes
+
+
+def require_compilable(config: TrainConfig, forward: StudentForward) -> None:
+    """Do nothing unless `[train] compile` is set for a student whose rows are not packed.
+
+    Its layers were never seen to compile: torch 2.13's compiler takes minutes for LFM2's convolutions and
+    then fails, and rows of many shapes would each be compiled anew.
+
+    Raises:
+        ConfigError: it is set.
+    """
+    if config.train.compile and not forward.layout.packed:
+        raise ConfigError(
+            "a student whose rows are not packed can't be compiled",
+            place="train.compile",
+            remedy="compile = false",
+        )
 
 
 def load_trained_student(

@@ -42,6 +42,9 @@ from trainer.model.tiny_copy import tiny_copy
 # Tokens of the test's documents, longest first: two groups of unlike length, and a document of two tokens.
 LENGTHS = (23, 14, 9, 5, 2)
 
+# Token ids of the documents are below this.
+MAX_TOKEN_ID = 1000
+
 # Largest relative difference of a token's logits: in fp32 of any token, rounding makes about 1e-6 and the
 # smallest leak seen 1e-2; in 16 bits of the median token, where rounding makes up to 2e-2.
 WIDE_TOLERANCE = 1e-3
@@ -193,9 +196,9 @@ def choose_forward(student: Any, *, place: str, may_pack: bool = True, why_not: 
     has_gradient = bool(_tested_parameters(student))
     with _prepared(student), attention_of(student, own), torch.set_grad_enabled(has_gradient):
         logits = _logits_alone(student, documents, place)
+        _check_own_forward(student, documents, logits, place)
         gradient = _gradient(student, documents, logits) if has_gradient else None
         alone = Alone(documents, [each.detach() for each in logits], gradient)
-        _check_own_forward(student, alone, place)
         head = find_head(student)
         reason = "" if may_pack else why_not
         config = structure.text_config(base)
@@ -258,7 +261,9 @@ def set_attention(student: Any, layout: RowLayout) -> None:
 def random_documents(base: Any) -> Documents:
     """Return random token ids, without ids that the configuration gives a meaning of their own."""
     special = structure.special_token_ids(base)
-    usable = [i for i in range(min(structure.vocabulary_rows(base), 1000)) if i not in special]
+    rows_of_text = getattr(structure.text_config(base), "vocab_size", None)  # some embeddings have more rows
+    most = min(structure.vocabulary_rows(base), rows_of_text or MAX_TOKEN_ID, MAX_TOKEN_ID)
+    usable = [i for i in range(most) if i not in special]
     draw = np.random.default_rng(0)
     return [draw.choice(usable, size=length).astype(np.int64) for length in LENGTHS]
 
@@ -313,15 +318,17 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}"
 
 
-def _check_own_forward(student: Any, alone: Alone, place: str) -> None:
+def _check_own_forward(
+    student: Any, documents: Documents, logits: Sequence[torch.Tensor], place: str
+) -> None:
     """Refuse a student whose own forward is not finite, or whose logits depend on later tokens."""
-    if not all(bool(torch.isfinite(logits).all()) for logits in alone.logits):
+    if not all(bool(torch.isfinite(each).all()) for each in logits):
         raise StudentError(
             "this student's logits are not finite", place=place, remedy="use another base, or fetch it again"
         )
-    changed = alone.documents[0].copy()
-    changed[-4:] = alone.documents[1][:4]
-    before = alone.logits[0]
+    changed = documents[0].copy()
+    changed[-4:] = documents[1][:4]
+    before = logits[0].detach()
     if logit_difference([own_logits(student, changed)[:-4]], [before[:-4]]) > logit_tolerance(before):
         raise StudentError(
             "this student looks ahead: its logits depend on later tokens",

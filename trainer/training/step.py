@@ -14,7 +14,9 @@ import torch
 from harvester.system import failpoints
 from trainer.config import TrainSection
 from trainer.data.chat_template import Example
-from trainer.errors import OutOfMemory, StudentError, TrainingDiverged
+from trainer.errors import ConfigError, OutOfMemory, StudentError, TrainingDiverged
+from trainer.model.compile import is_of_compiler
+from trainer.model.loading import first_line
 from trainer.model.out_of_memory import is_out_of_memory
 from trainer.training.distributed import World
 from trainer.training.forward import pack_losses
@@ -80,6 +82,7 @@ class Stepper:
 
         Raises:
             OutOfMemory: a pack did not fit; the message gives its size.
+            ConfigError: `[train] compile` is set, and torch's compiler fails.
         """
         supervised = sum(example.supervised for pack in packs for example in pack)
         tokens = sum(len(example.ids) - 1 for pack in packs for example in pack)
@@ -113,6 +116,12 @@ class Stepper:
                 loss += batch_loss.detach()
                 correct += batch_correct
         except (RuntimeError, MemoryError) as error:
+            if is_of_compiler(error):
+                raise ConfigError(
+                    f"torch.compile can't compile this student: {first_line(error)}",
+                    place="train.compile",
+                    remedy="compile = false",
+                ) from None
             raise _as_out_of_memory(error, pack, self._remedy(pack)) from None
         return loss, correct
 

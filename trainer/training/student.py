@@ -53,7 +53,7 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
 
     Raises:
         StudentError: the base can't be loaded, or no layer matches `[lora] target`.
-        ConfigError: the device that `[train] device` names is absent.
+        ConfigError: the device that `[train] device` names is absent, or the student can't be compiled.
     """
     device = model.select_device(config.train)
     sharded = world.any_rank(memory.needs_sharding(config, world.size))
@@ -66,6 +66,7 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
     lora_forward.replace_lora_forward(student, sharded=sharded)
     base_bytes = fsdp.shard_base(student, device) if sharded else 0
     forward = self_test.check_student(student, config.base)
+    model.require_compilable(config, forward)
     if sharded:
         forward = replace(forward, layout=replace(forward.layout, one_group=True))
     self_test.set_attention(student, forward.layout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
 from tests.trainer import tiny
 from tests.trainer.architectures import families
@@ -75,3 +76,10 @@ def test_a_gradient_that_only_packed_rows_have_is_found(tmp_path, monkeypatch, f
     assert forward.layout.packed is (fault is None)
     assert ("gradient changes" in forward.note) is (fault is not None)
     assert all(parameter.grad is None for parameter in student.parameters())
+
+
+def test_documents_have_tokens_that_the_output_layer_knows():
+    """CPM-Ant's embedding has rows of prompts that its output layer lacks."""
+    copy = tiny_copy(CONFIG_MAPPING["cpmant"]())
+    outputs = copy(input_ids=torch.tensor([[3, 4]])).logits.shape[-1]
+    assert max(int(document.max()) for document in self_test.random_documents(copy)) < outputs

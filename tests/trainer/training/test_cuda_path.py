@@ -11,6 +11,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import LlamaConfig
 
 from tests.trainer import tiny
+from tests.trainer.architectures import bases
+from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from tests.trainer.model.test_losses import examples
 from trainer import config as settings
 from trainer.config import CUDA_PACK_TOKENS, PACK_TOKENS
@@ -18,7 +20,7 @@ from trainer.data import packing
 from trainer.data.collator import collate
 from trainer.data.order import Order
 from trainer.model import compile, lora_forward, losses, model, rows, self_test, varlen_attention
-from trainer.training import checkpoint, distributed, memory, reporter, student, train
+from trainer.training import checkpoint, distributed, memory, reporter, step, student, train
 from trainer.training.distributed import World
 from trainer.training.forward import pack_loss
 from trainer.training.reporter import Callbacks
@@ -127,6 +129,31 @@ def test_compiled_layers_are_really_compiled_and_only_once(tmp_path, checkpointi
         torch._dynamo.reset()
     assert graphs[0] > 0
     assert graphs == [graphs[0]] * len(packs)
+
+
+@pytest.mark.parametrize("verb", ["plan", "doctor", "train"])
+def test_a_student_whose_rows_are_not_packed_is_not_compiled(tmp_path, run_trainer, verb):  # noqa: F811
+    path = bases.train_toml(tmp_path, "lfm2", train={"compile": True})
+    code, _, err = run_trainer(verb, path)
+    assert code in (1, 2)  # doctor: a fatal fault
+    assert "can't be compiled" in err
+    assert "compile = false" in err
+
+
+def test_a_compiler_that_fails_ends_in_one_message(tmp_path, run_trainer, monkeypatch):  # noqa: F811
+    def backend(*_):
+        raise RuntimeError("C++ compile error")
+
+    broken = torch.compile(lambda x: x + 1, backend=backend)
+    monkeypatch.setattr(step, "pack_losses", lambda *_: [(broken(torch.zeros(2)).sum(), 0)])
+    path = tiny.train_toml(tmp_path, tiny.skill(4))
+    try:
+        code, _, err = run_trainer("train", path)
+    finally:
+        torch._dynamo.reset()
+    assert code == 2
+    assert "torch.compile can't compile this student" in err
+    assert "compile = false" in err
 
 
 @pytest.mark.slow
