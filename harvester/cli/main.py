@@ -14,6 +14,7 @@ import typer
 from harvester.cli import harvest, import_prompts, mock, reference, report, status, store, terms
 from harvester.cli.console import emit, message, stdout_error
 from harvester.errors import HarvesterError, StoreError
+from harvester.system.open_files import SHORTAGE
 from harvester.system.version import version_option
 
 EXIT_CODES = """Exit codes: 0 complete; 1 verify or --check found a problem; 2 wrong usage or configuration;
@@ -55,7 +56,9 @@ def main() -> None:
         sys.exit(130)
     except OSError as error:
         if error.filename is not None:  # a file, not stdout
-            _print_error(StoreError(str(error.strerror or error).lower(), place=str(error.filename)))
+            remedy = "raise the limit of open files: `ulimit -n 1024`" if error.errno in SHORTAGE else ""
+            message_text = str(error.strerror or error).lower()
+            _print_error(StoreError(message_text, place=str(error.filename), remedy=remedy))
             sys.exit(StoreError.exit_code)
         # A help text could not be printed; results go through `emit`, which raises a StoreError.
         failure = stdout_error(error)

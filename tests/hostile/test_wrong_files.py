@@ -210,6 +210,7 @@ def test_a_shortage_of_files_is_said_in_words(tmp_path: Path) -> None:
     assert result.returncode not in (0, -signal.SIGKILL)
     assert "Traceback" not in result.stderr
     assert "error[" in result.stderr
+    assert "limit of open files" in result.stderr or "file descriptor" in result.stderr
 
 
 @pytest.mark.parametrize("limit", [1 << 32, -1])
