@@ -121,7 +121,8 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes | PromptError]]:
         while line := handle.readline(MAX_LINE_BYTES + 1):
             number += 1
             blank_bytes = 0 if line.strip() else blank_bytes + len(line)
-            _require_some_text(blank_bytes, f"{name}:{number}")
+            if blank_bytes > MOST_BLANK_BYTES:
+                raise _too_blank(f"{name}:{number}")
             if len(line) > MAX_LINE_BYTES:
                 yield number, PromptError(f"longer than {MAX_LINE_BYTES >> 20} MiB", place=f"{name}:{number}")
                 while line and not line.endswith(b"\n"):
@@ -132,10 +133,9 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes | PromptError]]:
                 yield number, text
 
 
-def _require_some_text(blank_bytes: int, place: str) -> None:
-    if blank_bytes > MOST_BLANK_BYTES:
-        message = f"more than {MOST_BLANK_BYTES >> 20} MiB of blank lines"
-        raise PromptError(message, place=place, remedy=_SAVE_AGAIN)
+def _too_blank(place: str) -> PromptError:
+    message = f"more than {MOST_BLANK_BYTES >> 20} MiB of blank lines"
+    return PromptError(message, place=place, remedy=_SAVE_AGAIN)
 
 
 def _json_rows(path: Path, name: str) -> Iterator[Row]:
@@ -182,10 +182,15 @@ def _text_rows(path: Path, name: str, growing: bool) -> Iterator[Row]:
                 yield number, PromptError(f"not UTF-8: {error.reason}", place=f"{name}:{number}")
 
 
-def _csv_row(header: list[str], cells: list[str], place: str) -> Mapping[str, Any] | PromptError:
-    if len(cells) > len(header):
-        return PromptError("more cells than the header names", place=place)
-    return {name: cell for name, cell in zip(header, cells, strict=False) if cell}
+def _csv_records(reader: Any, header: list[str], name: str) -> Iterator[Row]:
+    """Yield the records after the header, each with its first line: a cell in quotes may have several."""
+    ended = reader.line_num
+    for cells in reader:
+        number, ended = ended + 1, reader.line_num
+        if len(cells) > len(header):
+            yield number, PromptError("more cells than the header names", place=f"{name}:{number}")
+        elif cells:
+            yield number, {column: cell for column, cell in zip(header, cells, strict=False) if cell}
 
 
 def _csv_rows(path: Path, name: str, growing: bool, any_columns: bool) -> Iterator[Row]:
@@ -198,7 +203,8 @@ def _csv_rows(path: Path, name: str, growing: bool, any_columns: bool) -> Iterat
         while line := handle.readline(MAX_LINE_BYTES + 1):
             number += 1
             blank_bytes = 0 if line.strip() else blank_bytes + len(line)
-            _require_some_text(blank_bytes, f"{name}:{number}")
+            if blank_bytes > MOST_BLANK_BYTES:
+                raise _too_blank(f"{name}:{number}")
             if len(line) > MAX_LINE_BYTES:
                 raise PromptError(f"longer than {MAX_LINE_BYTES >> 20} MiB", place=f"{name}:{number}")
             held_back = growing and not line.endswith(("\r", "\n"))
@@ -213,11 +219,7 @@ def _csv_rows(path: Path, name: str, growing: bool, any_columns: bool) -> Iterat
                 raise PromptError(
                     "the header has no column 'prompt'", place=f"{name}:1", remedy=import_remedy(name)
                 )
-            ended = reader.line_num
-            for cells in reader:
-                number, ended = ended + 1, reader.line_num  # a cell in quotes may have several lines
-                if cells:
-                    yield number, _csv_row(header, cells, f"{name}:{number}")
+            yield from _csv_records(reader, header, name)
         except (csv.Error, UnicodeDecodeError) as error:
             raise PromptError(
                 f"not readable as CSV: {error}", place=f"{name}:{reader.line_num + 1}"
