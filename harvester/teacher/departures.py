@@ -49,6 +49,14 @@ class Departures:
             burst_s = RAMP_BURST_S
         return max(0.0, self._due_at - burst_s - now)
 
+    def admitted(self) -> None:
+        """Note that a request was admitted: it waits for its departure."""
+        self.waiting += 1
+
+    def withdrawn(self) -> None:
+        """Note that an admitted request will not be sent."""
+        self.waiting -= 1
+
     def departed(self, now: float, rate: float) -> None:
         """Note a departure."""
         self.count += 1

@@ -15,7 +15,7 @@ LEAST_BURST_S = 0.004
 MOST_BURST_S = 0.25
 # A standstill of this share of the burst is caught up with in a burst of nearly full size.
 FULL_SHARE = 0.8
-# So many of them without a refusal let the burst grow by this factor. Where that would reach the size that
+# This many of them without a refusal let the burst grow by this factor. Where that would reach the size that
 # was refused, twice as many are needed each time.
 CLEAN_CATCH_UPS = 5
 GROWTH = 1.25

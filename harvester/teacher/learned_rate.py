@@ -43,13 +43,13 @@ TOLERATED_SHARE = 0.2
 # where unrelated refusals scatter, so that one false alarm comes in about this many sends.
 LEAST_SURPLUS = 2.0
 SENDS_PER_FALSE_ALARM = 1500
-# An estimate from fewer accepted requests waits for more, up to so many sends.
+# An estimate from fewer accepted requests waits for more, up to MOST_AWAITED sends.
 ENOUGH_ACCEPTED = 4
 ENOUGH_MOMENTS = 2
 DISPROVED = 0.8
 MOST_AWAITED = 12
 # What was accepted since the allowance was last used up is taken over this time and this many sends at most,
-# or so many times as long as everything was refused.
+# or LOOKBACK_WAITS times as long as everything was refused.
 LOOKBACK_S = 10.0
 LOOKBACK_SENDS = 300
 LOOKBACK_WAITS = 3.0
@@ -77,12 +77,12 @@ UNRELATED_SLOWDOWN = 10.0
 FLOW_S = 3.0
 LEAST_FLOW_S = 0.1
 USED_SHARE = 0.5
-# A surplus is unexpected at less than this share of the limit that was found from at least so many accepted
+# A surplus is unexpected at less than this share of the limit that was found from at least this many accepted
 # requests, or if the limit would fall to less than this share.
 EXPECTED_SHARE = 0.995
 FALLEN = 0.985
 PRECISE_SUPPORT = 20
-# A surplus of at least this share, among at least so many sends, needs no trial: the rate is the reason.
+# A surplus of at least this share, among at least this many sends, needs no trial: the rate is the reason.
 DENSE_SHARE = 0.2
 DENSE_SENDS = 10
 # The rate in a trial, over the rate before; the least share that is expected to be refused there; the
@@ -98,7 +98,7 @@ LEAST_SPEED_UP = 1.1
 # Growth of the rate per send where a trial showed that the rate was not the reason.
 GROWTH_AFTER_TRIAL = 1 / 60
 # Below this share of the limit found, refusals count as unrelated where there are such. The weight of a send
-# in their share halves with so many later ones. A share below the least is none.
+# in their share halves with this many later ones. A share below the least is none.
 QUIET_SHARE = 0.985
 SHARE_SENDS = 300
 LEAST_UNRELATED = 0.005

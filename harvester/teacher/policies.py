@@ -107,7 +107,7 @@ def _limiters(config: HarvestConfig, now: float) -> dict[str, Limiter]:
     }
     if connections < teacher.limits.max_concurrency:
         for limiter in limiters.values():
-            limiter.window.ceiling_note = OPEN_FILES_NOTE
+            limiter.window.explain_ceiling(OPEN_FILES_NOTE)
     return limiters
 
 

@@ -22,7 +22,7 @@ PERIODS_S = (SECOND_S, 2.0, 5.0, 10.0, 30.0, MINUTE_S, HOUR_S, DAY_S, MONTH_S)
 _NEAR = 1.6
 # A reset in whole seconds below this is too coarse to compute with.
 LEAST_WHOLE_S = 5.0
-# So many replies in a row must give the same computed period: where a reset is the end of a window and not
+# This many replies in a row must give the same computed period: where a reset is the end of a window and not
 # the time until a bucket is full, they differ.
 AGREEING_REPLIES = 3
 # Words in the name of a header that say its period.

@@ -192,8 +192,8 @@ class Limiter:
 
     def enter(self, charge: Charge, now: float) -> Entry:
         """Take the charge and a place in the window. Call it only after `wait_s` returned 0."""
-        self.window.in_flight += 1
-        self.departures.waiting += 1
+        self.window.enter()
+        self.departures.admitted()
         for key, bucket in self.buckets.items():
             bucket.take(key.quantity.amount(charge))
         return Entry(now, self.window.in_flight)
@@ -235,8 +235,9 @@ class Limiter:
 
     def leave(self, entry: Entry) -> None:
         """Give the place in the window back; every `enter` needs exactly one `leave`."""
-        self.window.in_flight -= 1
-        self.departures.waiting -= not entry.has_departed
+        self.window.leave()
+        if not entry.has_departed:
+            self.departures.withdrawn()
 
     def answered(self, key: bytes, entry: Entry, now: float, tokens: int) -> None:
         """Learn from an answer to the row `key`; its place in the window is still taken."""

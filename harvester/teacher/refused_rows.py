@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# A row is at fault after so many refusals while others were accepted ...
+# A row is at fault after this many refusals while others were accepted ...
 MOST_TRIES_ALONE = 8
-# ... or after so many with nothing else to compare with, over so long a time.
+# ... or after MOST_TRIES with nothing else to compare with, over LONGEST_ALONE_S.
 MOST_TRIES = 10
 LONGEST_ALONE_S = 120.0
 # From this refusal on, one that comes while others are accepted teaches nothing about the limits.

@@ -20,12 +20,12 @@ EXACT = 16
 STEP = 1.25
 # A new sample weighs at least 1 / MEMORY.
 MEMORY = 40
-# Samples of an earlier process weigh as much as so many, at most.
+# Samples of an earlier process weigh as much as this many new ones, at most.
 RESUMED = 10.0
-# No more in flight are tried when the elasticity is below this, beyond doubt of so many standard errors.
+# No more in flight are tried when the elasticity is below this, by more than STANDARD_ERRORS standard errors.
 LEAST_ELASTICITY = 0.2
 STANDARD_ERRORS = 1.5
-# A level counts by itself after so many samples.
+# A level counts by itself after this many samples.
 LEAST_COUNT = 5
 # Relative scatter of latencies is taken to be at least this.
 LEAST_SCATTER = 0.05
@@ -106,7 +106,7 @@ class Throughput:
         """Typical latency at about this many in flight (three quarters of it and more), None if unknown.
 
         Args:
-            deviations: so many standard deviations above the typical one.
+            deviations: this many standard deviations above the typical one.
         """
         levels = self._between(0.75 * in_flight, math.inf)
         if not levels:

@@ -30,8 +30,8 @@ BLIND_SHARE = 0.75
 BLIND_GROWTH = 2.0
 # The window grows only when this share of it was in use ...
 GROWTH_SHARE = 0.8
-# ... by so much an answer, up to so many times the number at which an answer came: more where answers come
-# soon.
+# ... by SLOW_START with each answer, up to this many times the number at which an answer came: GROWTH where
+# answers come within SOON_S, else PATIENT_GROWTH.
 SLOW_START = 3.0
 GROWTH = 4.0
 PATIENT_GROWTH = 2.0
@@ -39,12 +39,13 @@ SOON_S = 2.0
 # Largest factor of one round trip's cut by overload, and factor of a cut by a timeout.
 CUT = 0.5
 TIMEOUT_CUT = 0.75
-# After a cut, at least so many answers come before the window grows; after cuts to the same size up to
-# MOST_PATIENCE times as many. After a first cut to a size by refusals, so many times the size are enough.
+# After a cut, at least ANSWERS_TO_GROW answers come before the window grows; after cuts to the same size up
+# to MOST_PATIENCE times as many. After a first cut to a size by refusals, SOON_ANSWERS times the size are
+# enough.
 ANSWERS_TO_GROW = 150
 SOON_ANSWERS = 2
-# Below a cap, requests depart at most so many times as fast as answers come, while the cap is in doubt and
-# after it was found again and again.
+# Below a cap, requests depart at most this many times as fast as answers come: SPREAD while the cap is in
+# doubt, SURE_SPREAD after it was found again and again.
 SPREAD = 2.0
 SURE_SPREAD = 5.0
 # An answer at a number in flight above the cap by more than this share (at least one) refutes the cap.
@@ -88,7 +89,7 @@ class Window:
         self._proven = 0
         self._deadline_bound = math.inf
         self._answers_to_look = 0
-        # After an overload the window grows by `_step` every so many answers.
+        # After an overload the window grows by `_step` whenever `_answers_to_grow` answers came.
         self._was_cut = False
         self._step = 1.0
         self._answers_to_grow = 0
@@ -99,6 +100,18 @@ class Window:
         self._patience = 1.0
         self._floor = 1.0
         self._probe_at = math.inf
+
+    def enter(self) -> None:
+        """Take a place for an admitted request."""
+        self.in_flight += 1
+
+    def leave(self) -> None:
+        """Give a place back."""
+        self.in_flight -= 1
+
+    def explain_ceiling(self, note: str) -> None:
+        """Say why the ceiling is lower than configured, as the end of a sentence."""
+        self.ceiling_note = note
 
     def set_ceiling(self, ceiling: int) -> None:
         """Change the ceiling."""
@@ -290,7 +303,7 @@ class Window:
         """Lower the ceiling to what is open now without this request: no file descriptor is left."""
         self.ceiling = max(1.0, min(self.ceiling, self.in_flight - 1.0))
         self.size = min(self.size, self.ceiling)
-        self.ceiling_note = OPEN_FILES_NOTE
+        self.explain_ceiling(OPEN_FILES_NOTE)
 
     @property
     def note(self) -> str:

@@ -84,13 +84,13 @@ def test_the_window_stays_within_one_and_its_ceiling(steps: list[str], ceiling: 
     for now, step in enumerate(steps):
         entry = Entry(now - 0.5, max(1, window.in_flight))
         if step == "enter" and not window.is_full:
-            window.in_flight += 1
+            window.enter()
             window.departed()
         elif step == "answer" and window.in_flight:
             window.answered(entry, now, 10)
-            window.in_flight -= 1
+            window.leave()
         elif step == "leave" and window.in_flight:
-            window.in_flight -= 1
+            window.leave()
         elif step == "cut":
             window.cut(entry, float(now), window.in_flight)
         elif step == "timeout":

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from harvester.config.config import LimitsSection
 from harvester.teacher.limits import REQUESTS_PER_MINUTE, Charge
 from harvester.teacher.rate_limiter import Limiter
+from tests.harvester.teacher.random_servers import FAMILIES, draw, outcome
 from tests.harvester.teacher.simulation import (
     BatchingServer,
     ConcurrencyCap,
@@ -24,6 +25,11 @@ from tests.harvester.teacher.simulation import (
 )
 
 SEEDS = st.integers(0, 10**6)
+# The goal is that all random servers reach their share. This is what holds: how many of 200 do, and the 5 %
+# with the smallest shares and the most refusals beyond the unrelated ones.
+REACHED_FLOOR = 120
+SHARE_FLOOR = 0.7
+REFUSED_CEILING = 0.06
 # An example takes a second, so a failing one is not shrunk.
 FEW = settings(max_examples=4, derandomize=True, deadline=None, phases=[Phase.explicit, Phase.generate])
 
@@ -53,7 +59,7 @@ def test_windows_of_unknown_length(
 ) -> None:
     server = kind(random.Random(seed), *limit, jitter=0.1)
     result = ask(server, until=120, max_concurrency=256)
-    assert result.rate(40, 120) >= 0.93 * limit[0] / limit[1]
+    assert result.rate(40, 120) >= 0.95 * limit[0] / limit[1]
     assert result.refused(40, 120) <= 0.03
 
 
@@ -93,29 +99,77 @@ def test_a_learned_rate_and_burst_outlive_a_restart() -> None:
     assert result.refused() <= 0.02
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("unrelated", [0.02, 0.05])
-@pytest.mark.parametrize("kind", ["bucket", "fixed", "sliding", "cap"])
-def test_limits_beside_unrelated_refusals(kind: str, unrelated: float) -> None:
-    """Refusals whatever the rate hide a surplus of the same size for as long as it is within their scatter.
+@pytest.mark.parametrize("told", [1.0, 5.0, None])
+def test_a_whole_run_over_nginx_uses_the_limit(told: float | None) -> None:
+    """200 requests/s, a burst of 20; told right, told five times too much, told nothing."""
+    server = TokenBucket(random.Random(1), 200, 21, jitter=0.05)
+    limits = {} if told is None else {"requests_per_minute": told * 12_000}
+    limiter = Limiter(LimitsSection.model_validate({"max_concurrency": 512, **limits}), 0.0)
+    rows = 4000 if told == 1.0 else 8000
+    result = ask(server, rows=rows, max_concurrency=512, limiter=limiter)
+    assert rows / 200 / result.ended_at >= (0.985 if told == 1.0 else 0.95)
+    assert result.refused() <= (0.01 if told == 1.0 else 0.02)
+    if told == 1.0:  # a learned rate above the configured one says nothing
+        assert not any("it accepts about" in clause for clause in limiter.learned)
 
-    Among n sends, n * u are refused by chance, give or take sqrt(n * u). With u = 5 % a surplus of 5 % takes
-    about 150 sends to show, a surplus of 2 % about 800, and in the meantime the rate grows. So what holds
-    without them (0.95, 2 %) does not hold beside them: of 22 simulated runs most used 0.8 to 0.99, one 0.68
-    and one 0.4, with up to 11 % more refused.
+
+def test_standstills_of_ours_shrink_the_burst_only_for_a_while() -> None:
+    """The teacher takes 21 at once, and the burst had shrunk to 2. Stalls of 0.06 s are caught up with."""
+    chance = random.Random(3)
+    stalled_until = 0.0
+
+    def stall(now: float) -> float:
+        nonlocal stalled_until
+        if now < stalled_until:
+            return 0.0
+        stalled_until = now + 0.5
+        return 0.3 if now < 3 else 0.06 * chance.uniform(0.9, 1.0)
+
+    server = TokenBucket(random.Random(1), 200, 21, jitter=0.05)
+    limiter = Limiter(LimitsSection(max_concurrency=512, requests_per_minute=12_000), 0.0)
+    limiter.learned_burst.resume(0.0125)
+    result = ask(server, until=40, max_concurrency=512, limiter=limiter, stall=stall)
+    assert limiter.learned_burst.seconds >= 0.06
+    assert result.rate(25, 40) >= 0.97 * 200
+
+
+@settings(FEW, max_examples=3)
+@given(SEEDS)
+def test_random_servers_without_unrelated_refusals(seed: int) -> None:
+    result = outcome(draw(seed, unrelated=False, families=FAMILIES[:2]))
+    assert result.share >= 0.95, result.text
+    assert result.refused <= 0.02, result.text
+
+
+class _Storm(Server):
+    """Refuses everything for eight seconds."""
+
+    def admits(self, now: float) -> bool:
+        return now > 8.0
+
+
+@pytest.mark.parametrize("named_s", [None, 0.0])
+def test_a_storm_of_refusals_is_over_soon_after_the_server_recovers(named_s: float | None) -> None:
+    server = _Storm(random.Random(1), latency_s=0.3)
+    server.retry_after = lambda now: named_s
+    result = ask(server, rows=20, max_concurrency=64)
+    assert 9 <= result.count(429) <= 60
+    assert result.ended_at <= 8.0 + 4.0
+
+
+@pytest.mark.slow
+def test_two_hundred_random_servers() -> None:
+    """All families, half of them with up to a tenth of unrelated refusals: one floor for all of them.
+
+    The goal is to use 0.95 of what is granted with at most 2 % refused beyond the unrelated refusals. Among n
+    sends these scatter by sqrt(n * u), so a rate that is a few percent too high shows only after hundreds of
+    sends, and not every server reaches the goal in the time that is given.
     """
-    chance = random.Random(2)
-    servers: dict[str, tuple[Server, float]] = {
-        "bucket": (TokenBucket(chance, 50, 6, jitter=0.1), 50),
-        "fixed": (FixedWindow(chance, 100, 1.0, jitter=0.1), 100),
-        "sliding": (SlidingWindow(chance, 20, 2.0, jitter=0.1), 10),
-        "cap": (ConcurrencyCap(chance, 8, latency_s=1.0, jitter=0.3), 8),
-    }
-    server, rate = servers[kind]
-    server.unrelated = unrelated
-    result = ask(server, until=90, max_concurrency=256)
-    assert result.rate(30, 90) >= 0.65 * rate
-    assert result.refused(30, 90) - unrelated <= 0.08
+    outcomes = [outcome(draw(seed)) for seed in range(200)]
+    reached = [one for one in outcomes if one.share >= 0.95 and one.refused <= 0.02]
+    assert len(reached) >= REACHED_FLOOR, sorted(one.share for one in outcomes)
+    assert sorted(one.share for one in outcomes)[10] >= SHARE_FLOOR
+    assert sorted(one.refused for one in outcomes)[-10] <= REFUSED_CEILING
 
 
 def test_unrelated_refusals_with_a_wait_hold_only_their_rows() -> None:
