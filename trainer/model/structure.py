@@ -35,7 +35,9 @@ def backbone(base: Any) -> Any:
     """
     module = base.base_model
     if module is not base:
-        return module
+        children = list(module.children())
+        # OPT and decoders of BART's kind call the one module in their wrapper, and not the wrapper.
+        return children[0] if len(children) == 1 else module
     layers = layer_list(base)
     holders = (child for child in base.children() if any(module is layers for module in child.modules()))
     return next(holders, None) if layers is not None else None

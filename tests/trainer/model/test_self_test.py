@@ -30,7 +30,13 @@ def test_an_argument_that_is_not_known_to_be_harmless_is_refused(name):
 
 @pytest.mark.parametrize(
     ("family", "head"),
-    [("gemma2", Head(1.0, 30.0)), ("granite", Head(0.25)), ("cohere2", Head(0.0625)), ("llama", Head())],
+    [
+        ("gemma2", Head(1.0, 30.0)),
+        ("granite", Head(0.25)),
+        ("cohere2", Head(0.0625)),
+        ("llama", Head()),
+        ("opt", Head()),
+    ],
 )
 def test_scale_and_cap_are_measured_on_the_model(family, head):
     copy = tiny_copy(families.configuration(family)).requires_grad_(False)
