@@ -74,6 +74,12 @@ def check_base(folder: Path, sha256: str = "") -> None:
         )
 
 
+def _are_sizes(value: Any, most: int) -> bool:
+    """Return whether a value is a whole number up to `most`, or a list of such, as Gemma-3n has by layer."""
+    sizes = value if isinstance(value, list) and value else [value]
+    return all(type(size) is int and 0 < size <= most for size in sizes)
+
+
 def _check_numbers(folder: Path) -> None:
     """Refuse sizes that no model has, and types that transformers fails on.
 
@@ -85,7 +91,7 @@ def _check_numbers(folder: Path) -> None:
     for part in parts:
         for name, value in part.items() if isinstance(part, Mapping) else ():
             most = _MOST.get(name)
-            if most is not None and value is not None and not (type(value) is int and 0 < value <= most):
+            if most is not None and value is not None and not _are_sizes(value, most):
                 raise StudentError(
                     f"{name} is {str(value)[:40]!r}, not a whole number from 1 to {most:,}",
                     place=str(folder / "config.json"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from tests.trainer import tiny
 from tests.trainer.architectures import bases
 from tests.trainer.command_line import run_trainer, toml  # noqa: F401
+from trainer.errors import StudentError
 from trainer.model import loading
-from trainer.model.weights import vocabulary_size
+from trainer.model.weights import check_base, vocabulary_size
 
 VERBS = ("plan", "doctor", "train")
 
@@ -87,3 +89,15 @@ def test_no_tensor_that_the_student_holds_is_called_unused(tmp_path):
     """GPT-2's class names buffers of old files by patterns that match its own `c_attn.bias` too."""
     bases.write_base(tmp_path, "gpt2")
     assert loading.unused_tensors(loading.load_shapes(tmp_path), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "is_refused"), [([48, 48], False), ([48, -1], True), ([], True), ("48", True), (True, True)]
+)
+def test_sizes_by_layer_are_no_fault_of_config_json(tmp_path, value, is_refused):
+    """Gemma-3n lists `intermediate_size` by layer."""
+    base = tiny.base(tmp_path)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "intermediate_size": value}))
+    with pytest.raises(StudentError, match="intermediate_size") if is_refused else nullcontext():
+        check_base(base)
