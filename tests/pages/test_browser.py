@@ -16,7 +16,7 @@ from harvester.observe.report import server as view
 from tests.harvester import store_rows
 from tests.pages import hostile
 
-WAIT_S = 60.0
+WAIT_S = 240.0
 
 
 def until(claim: Callable[[], Any]) -> Any:

@@ -162,7 +162,8 @@ def test_a_run_without_a_terminal_prints_a_line(tmp_path: Path, mock_teacher):
     path = run_folder(tmp_path, mock_teacher().base_url, 20)
     done = commands.run("harvester", ["run", path], timeout=60)
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("harvest:")]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("harvest:")]
+    line = lines[-1]  # a slow machine prints more than one
     assert "20/20 rows" in line
     assert "of $1.00" in line
     assert "\x1b" not in done.stderr
