@@ -238,6 +238,7 @@ class _Choice:
         self._function: _ToolCall | None = None
         self._logprobs: dict[str, list[Any]] = {}
         self._snapshots: list[Any] = []
+        self._reasoning_members: set[str] = set()
         self._has_deltas = False
 
     def add(self, part: dict[str, Any]) -> None:
@@ -253,6 +254,7 @@ class _Choice:
             self.is_exact = False
         if any(part.get(name) for name in NESTED_MEMBERS if name not in ("message", "delta")):
             self.is_exact = False
+        self._note_reasoning(part)
         for name in ("text", "content", *REASONING_MEMBERS):
             if part.get(name) is not None:
                 self._has_deltas = True
@@ -263,7 +265,19 @@ class _Choice:
             self._snapshots.append(message)
         self._add_logprobs(part.get("logprobs"))
 
+    def _note_reasoning(self, piece: Mapping[str, Any]) -> None:
+        """Note which members of a piece hold reasoning as text.
+
+        Servers that send it in two members do so in the same piece. Text that moves from one member to
+        another is not understood: only one of them is read.
+        """
+        members = {name for name in REASONING_MEMBERS if piece.get(name) and isinstance(piece[name], str)}
+        if members and self._reasoning_members and not members & self._reasoning_members:
+            self.is_exact = False
+        self._reasoning_members = members or self._reasoning_members
+
     def _add_delta(self, delta: dict[str, Any]) -> None:
+        self._note_reasoning(delta)
         for name, value in delta.items():
             if name in _TEXT_FIELDS:
                 pieces = self._pieces.setdefault(name, [])

@@ -504,6 +504,26 @@ def test_a_text_beside_another_answer_in_one_object_is_not_ok(member: str, held:
         assert parse(orjson.dumps(document)).outcome is Outcome.UNKNOWN
 
 
+@pytest.mark.parametrize(
+    ("pieces", "outcome"),
+    [
+        ([{"reasoning": "a"}, {"reasoning": "b"}], Outcome.OK),
+        (
+            [{"reasoning": "a", "reasoning_content": "a"}, {"reasoning": "b", "reasoning_content": "b"}],
+            Outcome.OK,
+        ),
+        ([{"reasoning": "a"}, {"reasoning_details": [{"type": "reasoning.encrypted"}]}], Outcome.OK),
+        ([{"reasoning": "a"}, {"reasoning_content": ""}, {"reasoning": "b"}], Outcome.OK),
+        ([{"thoughts": "a"}, {"thought": "b"}], Outcome.UNKNOWN),
+        ([{"reasoning": "a"}, {"content": "4"}, {"reasoning_content": "b"}], Outcome.UNKNOWN),
+    ],
+)
+def test_reasoning_that_moves_to_another_member_of_a_stream_is_not_ok(
+    pieces: list[dict[str, Any]], outcome: Outcome
+) -> None:
+    assert parse(events(*pieces, {"content": "4"})).outcome is outcome
+
+
 def test_two_texts_in_one_part_are_not_ok() -> None:
     content = {"parts": [{"text": "42"}], "text": "model"}
     document = {"candidates": [{"content": content, "finishReason": "STOP"}]}
