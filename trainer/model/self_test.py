@@ -197,7 +197,7 @@ def choose_forward(student: Any, *, place: str, may_pack: bool = True, why_not: 
     with _prepared(student), attention_of(student, own), torch.set_grad_enabled(has_gradient):
         logits = _logits_alone(student, documents, place)
         _check_own_forward(student, documents, logits, place)
-        gradient = _gradient(student, documents, logits) if has_gradient else None
+        gradient = _own_gradient(student, documents, logits, place) if has_gradient else None
         alone = Alone(documents, [each.detach() for each in logits], gradient)
         head = find_head(student)
         reason = "" if may_pack else why_not
@@ -388,6 +388,22 @@ def _gradient(student: Any, documents: Documents, outputs: Sequence[torch.Tensor
             for p, g in zip(parameters, gradients, strict=True)
         ]
     )
+
+
+def _own_gradient(
+    student: Any, documents: Documents, logits: Sequence[torch.Tensor], place: str
+) -> torch.Tensor:
+    """Return the gradient of the student's own forward; refuse a student that has none, such as Reformer."""
+    try:
+        return _gradient(student, documents, logits)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise StudentError(
+            f"no gradient reaches the adapter: {_first_line(error)}",
+            place=place,
+            remedy="use a student whose architecture `trainer/ARCHITECTURES.md` lists as working",
+        ) from None
 
 
 def _run(student: Any, documents: Documents, layout: RowLayout) -> list[torch.Tensor]:
