@@ -70,6 +70,7 @@ train, evaluate and export.
 - **refused**: every command refuses it with the reason in the last column.
 - **not built**: no small model can be made, so nothing is known. A base of this kind is tested when it is
   loaded, by plan and doctor too, and refused if it fails.
+- **broken**: some commands succeed before another one refuses it, with the reason in the last column.
 - **not finished**: the test takes too long. A base of this kind is tested when it is loaded, too.
 
 "packed": many documents in one row. "unpacked": one document a row with the model's own attention, which
