@@ -41,11 +41,23 @@ def main() -> None:
     for module in pkgutil.walk_packages(harvester.__path__, "harvester."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    _load_the_rest()
     gc.freeze()  # a collection in a child then does not touch, and so copy, what it shares with this process
     request = _serve(sys.argv[1])
     if request is not None:
         _become(request)
         _end(_run(request))
+
+
+def _load_the_rest() -> None:
+    """Load libraries and parse records that each command would load and parse at its first use."""
+    import jsonschema  # noqa: F401
+    import pyarrow as pa
+
+    from harvester.terms.records import load_registry
+
+    pa.array([""])  # the first array looks for pandas
+    load_registry()
 
 
 def _serve(path: str) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -226,7 +227,8 @@ def _merged(records: Mapping[str, TermsRecord], sources: Iterable[tuple[str, str
     return {**records, **fresh}
 
 
-def parse(text: str, place: str) -> list[TermsRecord]:
+@lru_cache(maxsize=256)  # a run reads the shipped files three times; parsing them takes 60 ms
+def parse(text: str, place: str) -> tuple[TermsRecord, ...]:
     """Parse the records of one TOML file.
 
     Raises:
@@ -240,7 +242,7 @@ def parse(text: str, place: str) -> list[TermsRecord]:
         ) from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ConfigError("`record` must be a list of tables", place=place, remedy="write [[record]]")
-    return [_record(row, f"{place}: record {row.get('id', '?')!r}") for row in rows]
+    return tuple(_record(row, f"{place}: record {row.get('id', '?')!r}") for row in rows)
 
 
 _LISTS = ("host", "model", "except_model", "duties", "conditions")

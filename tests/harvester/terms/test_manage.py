@@ -62,7 +62,7 @@ def test_check_prints_duties_conditions_wire_fields_and_reasons():
 
 @pytest.mark.parametrize("record", SHIPPED.records.values(), ids=lambda r: r.id)
 def test_a_record_survives_its_own_toml(record: gate.TermsRecord):
-    assert parse(manage.record_toml(record), "own") == [record]
+    assert parse(manage.record_toml(record), "own") == (record,)
 
 
 def test_a_review_renews_or_closes_and_overlays_the_shipped_record(tmp_path: Path):
