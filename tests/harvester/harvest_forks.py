@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from harvester.api import client  # noqa: F401 - imported before the first fork
 from harvester.run import job, prepare
 from harvester.store.maintain import seal_task
@@ -23,6 +25,7 @@ from harvester.store.shards import seal
 from harvester.system import failpoints
 from harvester.teacher import window
 
+pa.array([""])  # the first array looks for pandas
 QUIET_S = float(sys.argv[2]) if len(sys.argv) > 2 else 0.02
 
 
