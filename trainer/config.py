@@ -17,6 +17,8 @@ from trainer.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+# The packs of every epoch are counted before the first step.
+MOST_EPOCHS = 10_000
 Share = Annotated[float, Field(ge=0, lt=1)]
 Every = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern="^([1-9][0-9]?|100)%$")]
 
@@ -127,7 +129,7 @@ class TrainSection(_Frozen):
         device: where to train; "fastest" is CUDA if present, else the CPU.
     """
 
-    epochs: PositiveInt = 3
+    epochs: Annotated[int, Field(gt=0, le=MOST_EPOCHS)] = 3
     max_steps: PositiveInt | None = None
     batch_tokens: PositiveInt = 16_384
     pack_tokens: PositiveInt | None = None

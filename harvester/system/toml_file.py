@@ -198,7 +198,7 @@ def validate(
     """
     try:
         validated = model.model_validate(data)
-        for location, problem in _other_types(data, validated):
+        for location, problem in _wrong_values(data, validated):
             key = ".".join(map(str, location))
             raise ConfigError(f"{key}: {problem}", place=place_of(location))
         return validated
@@ -227,18 +227,20 @@ def validate(
         raise ConfigError(f"{key}: {problem}", place=place_of(keys), remedy=remedy) from None
 
 
-def _other_types(raw: Any, value: Any, location: tuple[int | str, ...] = ()) -> Iterator[tuple[Any, str]]:
+def _wrong_values(raw: Any, value: Any, location: tuple[int | str, ...] = ()) -> Iterator[tuple[Any, str]]:
     """Yield the location of each value that was taken for another type: `true` for 1, or "3" for 3.
+
+    Text with a null character is wrong too: pydantic takes it, and no path may hold one.
 
     A file that says `max_tokens = true` is wrong, though Python's numbers include its booleans.
     """
     if isinstance(raw, Mapping):
         for name, member in raw.items():
             taken = value.get(name) if isinstance(value, Mapping) else getattr(value, str(name), None)
-            yield from _other_types(member, taken, (*location, name))
+            yield from _wrong_values(member, taken, (*location, name))
     elif isinstance(raw, list) and isinstance(value, (list, tuple)):
         for index, (member, taken) in enumerate(zip(raw, value, strict=False)):
-            yield from _other_types(member, taken, (*location, index))
+            yield from _wrong_values(member, taken, (*location, index))
     elif isinstance(value, bool):
         if not isinstance(raw, bool):
             yield location, f"must be true or false, without quotes, not {raw!r}"
@@ -246,6 +248,8 @@ def _other_types(raw: Any, value: Any, location: tuple[int | str, ...] = ()) -> 
         yield location, f"must be a number, not {str(raw).lower()}"
     elif isinstance(value, (int, float)) and isinstance(raw, str) and _is_number(raw):
         yield location, f"must be a number, without quotes, not {raw!r}"
+    elif isinstance(raw, str) and "\0" in raw:  # no path, name or text may hold one
+        yield location, "must not hold a null character"
 
 
 def _is_number(text: str) -> bool:

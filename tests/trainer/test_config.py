@@ -33,6 +33,8 @@ def test_the_least_file_is_enough_and_paths_start_beside_it(tmp_path):
         (LEAST + "[train]\nlr = 0\n", "train.lr"),
         (LEAST + "[train]\nmax_length = 100\nbatch_tokens = 50\n", "doesn't fit a pack"),
         (LEAST + "[train]\nlr = true\n", "train.lr: must be a number"),
+        (LEAST + f"[train]\nepochs = {10**23}\n", "train.epochs: must be at most 10000"),
+        (LEAST.replace('"b"', '"a\\u0000b"'), "student.base: must not hold a null character"),
         (LEAST + '[train]\nepochs = "3"\n', "train.epochs: must be a number, without quotes"),
         (LEAST + "root = 1\n", "unknown key"),
         ("[student]\n", "student.base"),

@@ -61,6 +61,7 @@ def test_a_minimal_file_gets_defaults_and_a_clean_url():
         ({"sampling": {"max_tokens": True}}, "must be a number, not true"),
         ({"sampling": {"temperature": False}}, "must be a number, not false"),
         ({"run": {"patience_s": "5"}}, "must be a number, without quotes, not '5'"),
+        ({"prompts": {"files": ["a\0b"]}}, "must not hold a null character"),
         ({"sampling": {"stream": "yes"}}, "must be true or false, without quotes"),
         ({"sampling": {"stream": 1}}, "must be true or false"),
         ({"teacher": {"price": {"input": True, "output": 1}}}, "teacher.price.input: must be a number"),
