@@ -245,10 +245,11 @@ def test_of_many_large_bodies_only_the_oldest_is_read_on() -> None:
 
 
 _HUNDRED = """
-import asyncio, resource, sys
+import asyncio, sys
 from tests.hostile.memory import ask
+from tests.peak_memory import peak_kib
 print(asyncio.run(ask(sys.argv[1], int(sys.argv[2]))))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+print(peak_kib() >> 10)
 """
 
 
