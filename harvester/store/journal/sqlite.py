@@ -34,7 +34,7 @@ BUSY_MS = 60_000
 _SIDE_FILES = ("wal", "shm", "journal")
 _HALF_MADE = "a run was killed while it made the store; `harvester run` completes it, nothing was stored yet"
 _LOST_REMEDY = "restore journal.db from a copy; the shards stay readable as they are"
-_DAMAGED_REMEDY = (
+DAMAGED_REMEDY = (
     "restore journal.db from a copy, or let `harvester verify PATH --repair` keep what can be read of it;"
     " the shards stay readable as they are"
 )
@@ -402,7 +402,7 @@ def store_error_of(error: sqlite3.Error, place: Path) -> StoreError:
         return StoreCorrupt(f"is no journal any more: {error}", place=str(place), remedy=_LOST_REMEDY)
     if code == sqlite3.SQLITE_CORRUPT or "Could not decode" in str(error):
         return StoreCorrupt(
-            f"the journal is damaged: {str(error)[:200]}", place=str(place), remedy=_DAMAGED_REMEDY
+            f"the journal is damaged: {str(error)[:200]}", place=str(place), remedy=DAMAGED_REMEDY
         )
     if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}:
         return StoreError(f"can't be opened: {error}", place=str(place), remedy="check permissions")

@@ -247,12 +247,20 @@ def repair_store(store: Path) -> RepairResult:
             place=str(store / paths.JOURNAL),
             remedy="put it back from a copy; the shards stay readable as they are",
         )
-    if not (store / paths.JOURNAL).exists() or sqlite.has_journal(store):
-        sqlite.open_for_reading(store).close()  # a folder that is no store must not become one
-    with StoreLock(store, started_at=time.time()):
-        result = _repair_locked(store)
-        if (store / paths.CANARY / paths.JOURNAL).exists():
-            result = result.with_canaries(_repair_locked(store / paths.CANARY))
+    try:
+        if not (store / paths.JOURNAL).exists() or sqlite.has_journal(store):
+            sqlite.open_for_reading(store).close()  # a folder that is no store must not become one
+        with StoreLock(store, started_at=time.time()):
+            result = _repair_locked(store)
+            if (store / paths.CANARY / paths.JOURNAL).exists():
+                result = result.with_canaries(_repair_locked(store / paths.CANARY))
+    except StoreCorrupt as error:
+        if error.remedy == sqlite.DAMAGED_REMEDY:  # it names this command
+            error.remedy = (
+                "nothing of it can be read: restore journal.db from a copy; commands that read a corpus take "
+                f"the sealed rows without it, from {store / paths.SHARDS}"
+            )
+        raise
     return result
 
 

@@ -505,3 +505,16 @@ def test_verify_and_repair_look_at_the_canaries_too(tmp_path):
         findings = verified(store, repair=False)[0]["findings"]
     assert findings == [], findings
     assert verified(store, repair=False)[1] == 1
+
+
+def test_a_journal_of_which_nothing_can_be_read_leaves_the_shards_as_a_corpus(tmp_path):
+    make(tmp_path)
+    for name in ("journal.db-wal", "journal.db-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    with (tmp_path / "journal.db").open("r+b") as journal:
+        journal.truncate(5000)
+    with pytest.raises(HarvesterError) as refusal:
+        verify_with_bill(tmp_path, repair=True)
+    assert "nothing of it can be read" in refusal.value.remedy
+    assert "--repair" not in refusal.value.remedy
+    assert len(list(Corpus.open(tmp_path / "shards").samples(["key"]))) == 80
