@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from harvester.store.journal.checksums import checksum, is_unchanged
+from harvester.system.crc32 import single_byte_changes
 
 MOST_BYTES = 64 * 1024
-_POLYNOMIAL = 0xEDB88320
 _INTEGER_BITS = 64
 
 
@@ -50,13 +50,15 @@ def _with_one_bit_less(
             row = [*values[:column], other, *values[column + 1 :]]
             if is_unchanged(row, short, check):
                 yield row
-    for end_distance, bit in _flips(difference, sum(map(len, texts))):
+    for end_distance, change in single_byte_changes(difference, sum(map(len, texts))):
+        if change.bit_count() > 1:
+            continue
         place = sum(map(len, texts)) - 1 - end_distance
         row = list(values)
         for column, text in enumerate(texts, start=short):
             if place < len(text):
                 changed = bytearray(text)
-                changed[place] ^= 1 << bit
+                changed[place] ^= change
                 row[column] = _like(values[column], bytes(changed))
                 break
             place -= len(text)
@@ -89,22 +91,3 @@ def _like(value: Any, data: bytes) -> Any:
         return data.decode()
     except UnicodeDecodeError:
         return None
-
-
-def _flips(difference: int, length: int) -> Iterator[tuple[int, int]]:
-    """Yield the bits whose change alone gives this difference of CRC-32: bytes from the end, and bit."""
-    states = [_after_byte(1 << bit) for bit in range(8)]
-    for distance in range(length):
-        for bit, state in enumerate(states):
-            if state == difference:
-                yield distance, bit
-        states = [(state >> 8) ^ _TABLE[state & 0xFF] for state in states]
-
-
-def _after_byte(state: int) -> int:
-    for _ in range(8):
-        state = (state >> 1) ^ (_POLYNOMIAL if state & 1 else 0)
-    return state
-
-
-_TABLE = [_after_byte(byte) for byte in range(256)]

@@ -20,8 +20,7 @@ def count_missing(connection: sqlite3.Connection) -> int:
 
     Call it within one snapshot: a run counts an answer and stores it together.
     """
-    query = "SELECT EXISTS (SELECT 1 FROM counters WHERE run = ? AND name = ?)"
-    if not connection.execute(query, (OF_STORE, PURGED)).fetchone()[0]:
+    if not _counts_purges(connection):
         return 0
     query = "SELECT name, sum(value) FROM counters WHERE name IN ('answers', 'reopened', ?, ?) GROUP BY name"
     counts = dict(connection.execute(query, (PURGED, LOST)))
@@ -36,11 +35,15 @@ def count_purged(connection: sqlite3.Connection, answers: int) -> None:
 
     A store of an earlier release gets no such counter: what it purged before is unknown.
     """
-    query = "SELECT EXISTS (SELECT 1 FROM counters WHERE run = ? AND name = ?)"
-    if connection.execute(query, (OF_STORE, PURGED)).fetchone()[0]:
+    if _counts_purges(connection):
         add_counts(connection, OF_STORE, {PURGED: answers})
 
 
 def count_lost(connection: sqlite3.Connection, answers: int) -> None:
     """Count answers that damage took, inside an open transaction: `verify` has named them once."""
     add_counts(connection, OF_STORE, {LOST: answers})
+
+
+def _counts_purges(connection: sqlite3.Connection) -> bool:
+    query = "SELECT EXISTS (SELECT 1 FROM counters WHERE run = ? AND name = ?)"
+    return bool(connection.execute(query, (OF_STORE, PURGED)).fetchone()[0])

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harvester.system.crc32 import single_byte_changes
+
 # Larger files are not mended byte by byte; their rows are recovered one by one (`recover_rows`).
 MOST_BYTES = 256 << 20
 # Most bytes that are hashed for changes which no checksum confirms: some seconds.
@@ -25,7 +27,6 @@ _NEAR_BYTES = 64
 # A hash of everything before is kept at every place of this distance.
 _STEP_BYTES = 256
 _MAGIC = b"PAR1"
-_POLYNOMIAL = 0xEDB88320
 # Types of Thrift's compact protocol.
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
 _MOST_HEADER_BYTES = 4096
@@ -58,7 +59,8 @@ def mended_content(path: Path, sha256: str, size_bytes: int) -> bytes | None:
         uncovered = _uncovered(content)
         return _with_one_bit_changed(content, sha256, uncovered) or _with_one_byte_changed(content, sha256)
     page, difference = damaged
-    for place, change in _explanations(difference, page.start, page.end):
+    for distance, change in single_byte_changes(difference, page.end - page.start):
+        place = page.end - 1 - distance
         if _is_sealed(content, place, content[place] ^ change, hashlib.sha256(), 0, sha256):
             return bytes(content)
     return _with_one_bit_changed(content, sha256, [(page.header, page.start)])
@@ -68,21 +70,6 @@ def _difference(content: bytearray, page: _PageSpan) -> tuple[_PageSpan, int] | 
     """Return the page and how its CRC-32 differs from its header; None where it is undamaged."""
     difference = 0 if page.crc is None else zlib.crc32(content[page.start : page.end]) ^ page.crc
     return (page, difference) if difference else None
-
-
-def _explanations(difference: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield each place from `end` backwards, and the change of its byte that gives this difference of CRC-32.
-
-    A change of the byte at a distance d from the end gives its entry of the table, shifted by d zero bytes;
-    the shift is undone a byte at a time.
-    """
-    state = difference
-    for place in range(end - 1, start - 1, -1):
-        change = _BYTE_OF.get(state)
-        if change is not None:
-            yield place, change
-        index = _INDEX_OF_TOP[state >> 24]
-        state = (((state ^ _TABLE[index]) << 8) | index) & 0xFFFFFFFF
 
 
 def _pages(content: bytearray) -> Iterator[_PageSpan]:
@@ -269,14 +256,3 @@ def _uncovered(content: bytearray) -> list[tuple[int, int]]:
         at = footer
     parts.append((at, len(content)))
     return parts
-
-
-def _after_byte(state: int) -> int:
-    for _ in range(8):
-        state = (state >> 1) ^ (_POLYNOMIAL if state & 1 else 0)
-    return state
-
-
-_TABLE = [_after_byte(byte) for byte in range(256)]
-_BYTE_OF = {value: byte for byte, value in enumerate(_TABLE) if byte}
-_INDEX_OF_TOP = {value >> 24: byte for byte, value in enumerate(_TABLE)}
