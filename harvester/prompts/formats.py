@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,6 @@ MAX_BATCH_ROWS, MAX_BATCH_BYTES = 1024, 64 << 20
 MOST_BLANK_BYTES = 4 << 20
 # Beginnings of text in other encodings than UTF-8.
 _OTHER_TEXTS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-_BATCH_ROWS = 1024
 _SAVE_AGAIN = "save the file again, or name another one"
 
 Row = tuple[int, Mapping[str, Any] | PromptError]
@@ -85,6 +85,8 @@ def rows(path: Path, name: str, *, growing: bool = False, any_columns: bool = Fa
                 place=name,
                 remedy="use .jsonl, .csv, .txt (each also .gz or .zst), .parquet or .arrow",
             )
+    except (GeneratorExit, PromptError):  # an error of Arrow is looked for in others only: it is loaded then
+        raise
     except _read_errors() as error:
         raise PromptError(f"can't be read: {error}", place=name, remedy=_SAVE_AGAIN) from None
 
@@ -120,22 +122,30 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes | PromptError]]:
         number = blank_bytes = 0
         while line := handle.readline(MAX_LINE_BYTES + 1):
             number += 1
-            blank_bytes = 0 if line.strip() else blank_bytes + len(line)
-            if blank_bytes > MOST_BLANK_BYTES:
-                raise _too_blank(f"{name}:{number}")
+            text = line.removeprefix(_BOM) if number == 1 else line
+            blank_bytes = _blank_bytes(blank_bytes, text, name, number)
             if len(line) > MAX_LINE_BYTES:
                 yield number, PromptError(f"longer than {MAX_LINE_BYTES >> 20} MiB", place=f"{name}:{number}")
                 while line and not line.endswith(b"\n"):
                     line = handle.readline(MAX_LINE_BYTES)
                 continue
-            text = line.removeprefix(_BOM) if number == 1 else line
-            if text.strip():
+            if text and not blank_bytes:
                 yield number, text
 
 
-def _too_blank(place: str) -> PromptError:
-    message = f"more than {MOST_BLANK_BYTES >> 20} MiB of blank lines"
-    return PromptError(message, place=place, remedy=_SAVE_AGAIN)
+def _blank_bytes(before: int, line: bytes | str, name: str, number: int) -> int:
+    """Return the size of the blank lines that this line ends, 0 if it is none itself.
+
+    Raises:
+        PromptError: they are too many.
+    """
+    if line.strip():
+        return 0
+    size = before + len(line)
+    if size > MOST_BLANK_BYTES:
+        message = f"more than {MOST_BLANK_BYTES >> 20} MiB of blank lines"
+        raise PromptError(message, place=f"{name}:{number}", remedy=_SAVE_AGAIN)
+    return size
 
 
 def _json_rows(path: Path, name: str) -> Iterator[Row]:
@@ -202,9 +212,7 @@ def _csv_rows(path: Path, name: str, growing: bool, any_columns: bool) -> Iterat
         number = blank_bytes = 0
         while line := handle.readline(MAX_LINE_BYTES + 1):
             number += 1
-            blank_bytes = 0 if line.strip() else blank_bytes + len(line)
-            if blank_bytes > MOST_BLANK_BYTES:
-                raise _too_blank(f"{name}:{number}")
+            blank_bytes = _blank_bytes(blank_bytes, line, name, number)
             if len(line) > MAX_LINE_BYTES:
                 raise PromptError(f"longer than {MAX_LINE_BYTES >> 20} MiB", place=f"{name}:{number}")
             held_back = growing and not line.endswith(("\r", "\n"))
@@ -241,14 +249,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
 
     _require_decodable(path, name, "decode_parquet")
     with pq.ParquetFile(path) as file:
-        number = 0
-        for batch in _parquet_batches(file):
-            for row in _loaded(batch):
-                number += 1
-                if isinstance(row, Exception):
-                    yield number, PromptError(f"can't be read: {row}", place=f"{name}:{number}")
-                else:
-                    yield number, _without_nulls(row)
+        yield from _numbered(_parquet_batches(file), name)
 
 
 def _parquet_batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
@@ -287,15 +288,18 @@ def _require_decodable(path: Path, name: str, function: str) -> None:
 def _arrow_rows(path: Path, name: str) -> Iterator[Row]:
     """Yield the rows of an Arrow IPC file or stream, as `datasets` and others write them."""
     _require_decodable(path, name, "decode_arrow")
-    number = 0
-    for batch in _arrow_batches(path):
-        for start in range(0, len(batch), _BATCH_ROWS):
-            for row in _loaded(batch.slice(start, _BATCH_ROWS)):
-                number += 1
-                if isinstance(row, Exception):
-                    yield number, PromptError(f"can't be read: {row}", place=f"{name}:{number}")
-                else:
-                    yield number, _without_nulls(row)
+    batches = _arrow_batches(path)
+    slices = (b.slice(start, MAX_BATCH_ROWS) for b in batches for start in range(0, len(b), MAX_BATCH_ROWS))
+    yield from _numbered(slices, name)
+
+
+def _numbered(batches: Iterable[pa.RecordBatch], name: str) -> Iterator[Row]:
+    """Yield the rows of all batches with their numbers."""
+    for number, row in enumerate(itertools.chain.from_iterable(map(_loaded, batches)), start=1):
+        if isinstance(row, Exception):
+            yield number, PromptError(f"can't be read: {row}", place=f"{name}:{number}")
+        else:
+            yield number, _without_nulls(row)
 
 
 def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
