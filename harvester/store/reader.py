@@ -40,7 +40,7 @@ from harvester.store.shards.sample import (
     sample_of,
     terms_columns,
 )
-from harvester.store.shards.schema import ADDED_COLUMNS, SCHEMA, Sample, from_row
+from harvester.store.shards.schema import ADDED_COLUMNS, SCHEMA, Sample, columns_with_nulls, from_row
 from harvester.store.shards.swap import hold_for_reading
 from harvester.store.verify import Finding, verify_store
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
@@ -335,9 +335,8 @@ def _require_values(batch: pa.RecordBatch, place: str) -> None:
     Raises:
         StoreCorrupt: names the column.
     """
-    for field, column in zip(batch.schema, batch.columns, strict=True):
-        if column.null_count and not SCHEMA.field(field.name).nullable:
-            raise StoreCorrupt(f"column {field.name} lacks values", place=place)
+    if names := columns_with_nulls(batch):
+        raise StoreCorrupt(f"column {names[0]} lacks values", place=place)
 
 
 def _projected(sample: Sample, wanted: Sequence[str]) -> Sample:

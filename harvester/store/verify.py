@@ -20,7 +20,7 @@ from harvester.store.journal.lock import is_written
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards import unlisted
 from harvester.store.shards.parquet_file import open_shard
-from harvester.store.shards.schema import ADDED_COLUMNS, SCHEMA
+from harvester.store.shards.schema import ADDED_COLUMNS, SCHEMA, columns_with_nulls
 from harvester.store.shards.swap import locate
 from harvester.system.files import sha256_of
 
@@ -132,7 +132,7 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
             for number in range(file.num_row_groups):
                 table = file.read_row_group(number)
                 rows += table.num_rows
-                empty |= _columns_with_nulls(table)
+                empty.update(columns_with_nulls(table))
             if empty:
                 message = f"rows without a value in {sorted(empty)}"
                 yield Finding(kind=FindingKind.FOREIGN, place=place, message=message)
@@ -143,13 +143,6 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
         yield Finding(
             kind=FindingKind.DISAGREES, place=place, message=f"{rows} rows, the manifest says {entry.rows}"
         )
-
-
-def _columns_with_nulls(table: pa.Table) -> set[str]:
-    """Return the columns with nulls that always have a value."""
-    required = {field.name for field in SCHEMA if not field.nullable}
-    columns = zip(table.column_names, table.columns, strict=True)
-    return {name for name, column in columns if name in required and column.null_count}
 
 
 def _columns(schema: pa.Schema, place: str) -> Iterator[Finding]:

@@ -143,6 +143,8 @@ class Sample:
         return loaded
 
 
+# Columns in which every row has a value.
+_REQUIRED = frozenset(field.name for field in SCHEMA if not field.nullable)
 _NAMES = tuple(f.name for f in fields(Sample))
 if set(_NAMES) != set(SCHEMA.names):  # a column without a field, or the reverse, is a bug at import
     raise AssertionError(f"Sample and SCHEMA differ: {set(_NAMES) ^ set(SCHEMA.names)}")
@@ -156,6 +158,12 @@ def with_added_columns(table: pa.Table) -> pa.Table:
     for name in lacking:
         table = table.append_column(SCHEMA.field(name), pa.array([""] * len(table), pa.string()))
     return table.select(SCHEMA.names)
+
+
+def columns_with_nulls(rows: pa.Table | pa.RecordBatch) -> list[str]:
+    """Return the columns with nulls among those that always have a value, in their order."""
+    columns = zip(rows.schema.names, rows.columns, strict=True)
+    return [name for name, column in columns if column.null_count and name in _REQUIRED]
 
 
 def text_of(content: Any) -> str | None:
