@@ -228,11 +228,10 @@ def validate(
 
 
 def _wrong_values(raw: Any, value: Any, location: tuple[int | str, ...] = ()) -> Iterator[tuple[Any, str]]:
-    """Yield the location of each value that was taken for another type: `true` for 1, or "3" for 3.
+    """Yield the location of each value that pydantic accepts although it is wrong, and what is wrong.
 
-    Text with a null character is wrong too: pydantic takes it, and no path may hold one.
-
-    A file that says `max_tokens = true` is wrong, though Python's numbers include its booleans.
+    Values of another type: a file that says `max_tokens = true` is wrong, though Python's numbers include its
+    booleans; so is "3" for 3. And text with a null character, which no path, name or text may hold.
     """
     if isinstance(raw, Mapping):
         for name, member in raw.items():
@@ -248,7 +247,7 @@ def _wrong_values(raw: Any, value: Any, location: tuple[int | str, ...] = ()) ->
         yield location, f"must be a number, not {str(raw).lower()}"
     elif isinstance(value, (int, float)) and isinstance(raw, str) and _is_number(raw):
         yield location, f"must be a number, without quotes, not {raw!r}"
-    elif isinstance(raw, str) and "\0" in raw:  # no path, name or text may hold one
+    elif isinstance(raw, str) and "\0" in raw:
         yield location, "must not hold a null character"
 
 

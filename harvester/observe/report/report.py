@@ -31,7 +31,7 @@ from harvester.system import output_path
 
 MOST_RUNS = 30
 # Rows of a table of answers by task, tag, split or file.
-MOST_GROUPS = 30
+GROUPS_SHOWN = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +181,8 @@ def _groups(census: Census) -> list[dict[str, Any]]:
     return [
         {
             "kind": kind,
-            "rows": [(name, *groups.cells(group)) for name, group in largest[:MOST_GROUPS]],
-            "further": f"{len(largest[MOST_GROUPS:]):,}",
+            "rows": [(name, *groups.cells(group)) for name, group in largest[:GROUPS_SHOWN]],
+            "further": f"{len(largest[GROUPS_SHOWN:]):,}",
         }
         for kind in groups.KINDS
         if census.by_group.tells_apart(kind)
