@@ -209,7 +209,7 @@ class Limiter:
         """Note that a request is being sent. Call it only after `departure_wait_s` returned 0."""
         self.departures.departed(now, self._pace(now)[0])
         self.window.departed()
-        entry.at, entry.in_flight, entry.has_departed = now, self._in_air, True
+        entry.at, entry.in_flight = now, self._in_air
         self.sends.add(entry)
         self.learned_rate.sent(entry)
         self.learned_burst.sent(now)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from itertools import pairwise
+from itertools import islice, pairwise
 
 # Sends this close to another one are compared with it.
 NEAR_S = 1.0
@@ -47,14 +47,18 @@ class Reception(Enum):
 class Entry:
     """One admitted request: when it was sent, and how many were in flight then, itself included.
 
-    Until it is sent, both hold for its admission. `number` counts the sends.
+    Until it is sent, both hold for its admission. `number` counts the sends from 1.
     """
 
     at: float
     in_flight: int = 1
-    has_departed: bool = False
     outcome: Reception = Reception.PENDING
     number: int = 0
+
+    @property
+    def has_departed(self) -> bool:
+        """Whether it was sent."""
+        return self.number > 0
 
     @property
     def is_refused(self) -> bool:
@@ -145,9 +149,7 @@ class SendLog:
         """Whether requests that were sent at about the same time as this one were mostly accepted."""
         near = [other for other in self.newest_first(entry.at - NEAR_S) if other is not entry]
         if not near:  # little is sent: the last few others
-            last = [
-                other for other, _ in zip(self.newest_first(entry.at - FAR_S), range(FEW_SENDS), strict=False)
-            ]
+            last = islice(self.newest_first(entry.at - FAR_S), FEW_SENDS)
             near = [other for other in last if other is not entry]
         outcomes = [other.outcome for other in near if other.at <= entry.at + NEAR_S]
         accepted, refused = outcomes.count(Reception.ACCEPTED), outcomes.count(Reception.REFUSED)
@@ -155,8 +157,12 @@ class SendLog:
 
     def moments(self, since: float) -> int:
         """How many times after `since` a send was refused and the one before it was not."""
-        entries = list(self.newest_first(since))
-        return sum(one.is_refused and not before.is_refused for one, before in pairwise(entries))
+        return len(self._first_refused(self.newest_first(since)))
+
+    @staticmethod
+    def _first_refused(newest_first: Iterable[Entry]) -> list[Entry]:
+        """The sends that were refused when the one before was not."""
+        return [one for one, before in pairwise(newest_first) if one.is_refused and not before.is_refused]
 
     @staticmethod
     def _answered_since_refused(entries: list[Entry], level: int) -> int:
@@ -177,14 +183,12 @@ class SendLog:
         Args:
             known: such a number that was found before: a few refusals from it on are enough.
         """
-        last = [
-            entry for entry, _ in zip(self.newest_first(self._level_at), range(LEVEL_SENDS), strict=False)
-        ]
+        last = list(islice(self.newest_first(self._level_at), LEVEL_SENDS))
         if known is not None:
             above = [entry.is_refused for entry in last if entry.in_flight >= known]
             if sum(above) >= LEAST_CONFIRMED and 2 * sum(above) >= len(above):
                 return known
-        firsts = [one.in_flight for one, before in pairwise(last) if one.is_refused and not before.is_refused]
+        firsts = self._first_refused(last)
         if len(firsts) < LEAST_MOMENTS:
             return None
         last.sort(key=lambda entry: entry.in_flight)
@@ -198,7 +202,7 @@ class SendLog:
                 refused_above >= LEAST_REFUSED
                 and refused_above >= (1 - MIXED_SHARE) * (len(last) - below)
                 and below > refused_below / MIXED_SHARE
-                and sum(first >= entry.in_flight for first in firsts) >= LEAST_MOMENTS
+                and sum(first.in_flight >= entry.in_flight for first in firsts) >= LEAST_MOMENTS
                 and self._answered_since_refused(last, entry.in_flight) >= LEAST_ANSWERED
             ):
                 return entry.in_flight
