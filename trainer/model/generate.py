@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from trainer.errors import OutOfMemory, StudentError
-from trainer.model.generation_mode import choose_mode, padded
+from trainer.errors import OutOfMemory
+from trainer.model.generation_mode import cannot_generate, choose_mode, padded
+from trainer.model.loading import kind_and_first_line
 from trainer.model.out_of_memory import is_out_of_memory
 from trainer.model.structure import base_model_of
 
@@ -128,11 +129,7 @@ def _generate_batch(
         )
     except Exception as error:
         if not is_out_of_memory(error):
-            message = (str(error).strip() or "no message").splitlines()[0][:200]
-            raise StudentError(
-                f"this student can't generate answers: {type(error).__name__}: {message}",
-                remedy="its class in transformers can't generate with this configuration",
-            ) from error
+            raise cannot_generate(kind_and_first_line(error, 200)) from error
     else:
         rows: list[list[int]] = output[:, ids.shape[1] :].tolist()
         return rows

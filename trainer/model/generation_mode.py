@@ -20,6 +20,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from trainer.errors import OutOfMemory, StudentError
 from trainer.model import structure
+from trainer.model.loading import kind_and_first_line
 from trainer.model.out_of_memory import is_out_of_memory
 from trainer.model.self_test import logit_difference, logit_tolerance, own_logits, random_documents
 
@@ -117,7 +118,12 @@ def choose_mode(model: Any) -> GenerationMode:
             f"not enough memory to generate {len(tokens)} tokens after one prompt of {len(longer)}",
             remedy="use a device with more memory",
         ) from None
-    raise StudentError(
+    raise cannot_generate(problem)
+
+
+def cannot_generate(problem: str) -> StudentError:
+    """Return the error of a student that generates wrong answers or none."""
+    return StudentError(
         f"this student can't generate answers: {problem}",
         remedy="its class in transformers can't generate with this configuration",
     )
@@ -144,8 +150,7 @@ def _problem(
     except Exception as error:
         if is_out_of_memory(error) and not mode.batches:
             raise
-        message = (str(error).strip() or "no message").splitlines()[0][:200]
-        return f"{type(error).__name__}: {message}"
+        return kind_and_first_line(error, 200)
     difference = logit_difference(logits, wanted)
     if difference > logit_tolerance(wanted[0]):
         return f"logits change by {difference:.1%} while it generates"

@@ -96,6 +96,12 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0][:300]
 
 
+def kind_and_first_line(error: BaseException, most: int = 120) -> str:
+    """Return the kind of an error and the first line of its message, at most `most` characters of it."""
+    message = (str(error).strip() or "no message").splitlines()[0][:most]
+    return f"{type(error).__name__}: {message}"
+
+
 def _refuse_odd_tensors(info: Mapping[str, Any], folder: Path) -> None:
     unexpected = {name for name in info["unexpected_keys"] if not _COMPUTED_BUFFER.search(name)}
     _refuse(

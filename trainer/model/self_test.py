@@ -35,6 +35,7 @@ from transformers import AutoConfig, PretrainedConfig
 from trainer.errors import HarvesterError, StudentError
 from trainer.model import rows, segment_attention, structure, varlen_attention
 from trainer.model.head import Head, find_head
+from trainer.model.loading import kind_and_first_line
 from trainer.model.out_of_memory import is_out_of_memory
 from trainer.model.rows import PACKED, RowLayout
 from trainer.model.tiny_copy import tiny_copy
@@ -306,16 +307,10 @@ def _logits_alone(student: Any, documents: Documents, place: str) -> list[torch.
         if is_out_of_memory(error):
             raise
         raise StudentError(
-            f"this student's own forward fails: {_first_line(error)}",
+            f"this student's own forward fails: {kind_and_first_line(error)}",
             place=place,
             remedy="use a causal language model that transformers can run with token ids alone",
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the kind of an error and the first line of its message, at most 120 characters."""
-    message = (str(error).strip() or "no message").splitlines()[0][:120]
-    return f"{type(error).__name__}: {message}"
 
 
 def _check_own_forward(
@@ -346,7 +341,7 @@ def _compare(student: Any, alone: Alone, layout: RowLayout) -> str:
     except HarvesterError as error:
         return error.message
     except Exception as error:  # noqa: BLE001 - models raise all kinds for arguments they don't know
-        return _first_line(error)
+        return kind_and_first_line(error)
     if not all(bool(torch.isfinite(logits).all()) for logits in outputs):
         return "logits are not finite"
     how = "documents in one row see each other, or a mask is lost" if layout.packed else "rows differ"
@@ -400,7 +395,7 @@ def _own_gradient(
         if is_out_of_memory(error):
             raise
         raise StudentError(
-            f"no gradient reaches the adapter: {_first_line(error)}",
+            f"no gradient reaches the adapter: {kind_and_first_line(error)}",
             place=place,
             remedy="use a student whose architecture `trainer/ARCHITECTURES.md` lists as working",
         ) from None
