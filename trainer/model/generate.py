@@ -91,8 +91,8 @@ def generate(
         if mode.note:
             on_note(mode.note)
         while len(answers) < len(prompts):
-            rest = by_length[len(answers) :]
-            numbers = rest[: mode.batch([len(prompts[i]) for i in rest], batch)]
+            numbers = by_length[len(answers) : len(answers) + batch]
+            numbers = numbers[: mode.batch([len(prompts[i]) for i in numbers])]
             rows = _generate_batch(model, [prompts[i] for i in numbers], settings)
             if rows is None:
                 longest = max(len(prompts[i]) for i in numbers)

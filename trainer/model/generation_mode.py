@@ -57,12 +57,11 @@ class GenerationMode:
         slow = "" if self.caches else ", without a cache"
         return f"{what}{slow}: anything else changes this student's answers"
 
-    def batch(self, lengths: Sequence[int], most: int) -> int:
+    def batch(self, lengths: Sequence[int]) -> int:
         """Return how many of the prompts with these lengths, in order, are answered together."""
         if not self.batches:
             return 1
-        alike = len(lengths) if self.pads else sum(length == lengths[0] for length in lengths)
-        return min(alike, most)
+        return len(lengths) if self.pads else sum(length == lengths[0] for length in lengths)
 
 
 # The modes, fastest first.
@@ -145,7 +144,7 @@ def _problem(
     try:
         while len(logits) < len(prompts):
             rest = prompts[len(logits) :]
-            together = rest[: mode.batch([len(prompt) for prompt in rest], len(rest))]
+            together = rest[: mode.batch([len(prompt) for prompt in rest])]
             logits += _forced_logits(model, together, tokens, mode)
     except Exception as error:
         if is_out_of_memory(error) and not mode.batches:
