@@ -68,12 +68,12 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Track the bytes of storages that operations allocate: those alive now, and their peak.
 
     Raises:
-        TooManyOperations: after `max_operations`.
+        TooManyOperations: after `MAX_OPERATIONS`.
     """
 
-    def __init__(self, max_operations: int = MAX_OPERATIONS) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._operations_left = max_operations
+        self._operations_left = MAX_OPERATIONS
         self.live = self.peak = 0
         self._seen: set[int] = set()
 
