@@ -7,13 +7,9 @@ sizes. Everything that needs a part asks here.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
-
-# Configuration entries that hold ids of special tokens, such as `image_token_id` or `pad_token_id`.
-_TOKEN_ID = re.compile(r"(token_id|token_index)$")
 
 
 def base_model_of(student: Any) -> Any:
@@ -84,9 +80,14 @@ def special_token_ids(base: Any) -> set[int]:
     ids: set[int] = set()
     for config in (base.config, text_config(base)):
         for name, value in config.to_dict().items():
-            if _TOKEN_ID.search(name):
+            if is_token_id(name):
                 ids.update(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))
     return ids
+
+
+def is_token_id(name: str) -> bool:
+    """Return whether a configuration entry holds ids of special tokens, by its name (`pad_token_id`)."""
+    return name.endswith(("token_id", "token_index"))
 
 
 def vocabulary_rows(base: Any) -> int:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
+from trainer.model.structure import is_token_id
+
 # Layers that are kept at least; more where the kinds of layers need it, up to the second number.
 LAYERS, MAX_LAYERS = 2, 8
 
@@ -262,15 +264,11 @@ def _small_lists(values: dict[str, Any], depth: int, vocabulary: int, *, keep_id
             changes[name] = depth
         elif name in _LEADING and isinstance(value, int):
             changes[name] = min(value, _LEADING[name])
-        elif (keep_ids or name in ("cls_token_id", "sep_token_id")) and _is_token_id(name, value):
-            changes[name] = min(value, vocabulary - 1)  # some classes take no None
-        elif name.endswith(("token_id", "token_index")):
+        elif is_token_id(name):
             changes[name] = _known_ids(value, vocabulary)
+            if type(value) is int and (keep_ids or name in ("cls_token_id", "sep_token_id")):
+                changes[name] = min(value, vocabulary - 1)  # some classes take no None
     return changes
-
-
-def _is_token_id(name: str, value: Any) -> bool:
-    return name.endswith(("token_id", "token_index")) and type(value) is int
 
 
 def _known_ids(value: Any, vocabulary: int) -> Any:
