@@ -41,17 +41,19 @@ def main() -> int:
     for line in slow:
         print(line)
     progress = load(arguments.state, arguments.seed) if arguments.state else Progress(arguments.seed)
-    began, first = time.monotonic(), progress.next
+    first = progress.next
 
-    def after(progress: Progress) -> None:
+    def save() -> None:
         if arguments.state:
             progress.save(arguments.state)
+
+    def after(progress: Progress) -> None:
+        save()
         rate = (progress.next - first) / (time.monotonic() - began)
         print(f"{progress.next:,} inputs, {len(progress.findings):,} findings, {rate:,.0f}/s", flush=True)
 
     def asked(progress: Progress) -> None:
-        if arguments.state:
-            progress.save(arguments.state)
+        save()
         print(f"{progress.replies} large replies, worst lag {1000 * progress.worst_lag_s:.0f} ms", flush=True)
 
     try:
@@ -60,8 +62,7 @@ def main() -> int:
         fuzz(progress, arguments.inputs, times=True, after=after)
     except KeyboardInterrupt:
         print("stopped")
-    if arguments.state:
-        progress.save(arguments.state)
+    save()
     for finding in progress.findings[:20]:
         print(f"input {finding.number} ({finding.target}): {finding.problem}\n  {finding.raw[:300]!r}")
     print(*summary(progress), sep="\n")
