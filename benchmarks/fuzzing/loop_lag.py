@@ -24,11 +24,11 @@ from harvester.run import job
 from harvester.run.prepare import prepare
 
 from .large_replies import Recipe
+from .scaling import KEY
 
 # Longest time that the event loop may be blocked.
 MOST_LAG_S = 0.25
 INTERVAL_S = 0.005
-KEY = "sk-abcdefghijklmnopqrstuvwxyz012345"
 _KEY_VARIABLE = "FUZZ_KEY"
 _TOML = """\
 [teacher]

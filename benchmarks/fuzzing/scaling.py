@@ -17,7 +17,7 @@ from harvester.teacher.rate_headers import parse_rate_headers
 MOST_RATIO = 9.0
 # Shorter times say nothing.
 LEAST_S = 0.02
-_KEY = "sk-abcdefghijklmnopqrstuvwxyz012345"
+KEY = "sk-abcdefghijklmnopqrstuvwxyz012345"
 
 
 def _answer(content: object, **choice: object) -> bytes:
@@ -125,7 +125,7 @@ def _parse(raw: bytes) -> None:
 
 
 def _mask(raw: bytes) -> None:
-    Redactor(_KEY).body(raw)
+    Redactor(KEY).body(raw)
 
 
 def _refuse(raw: bytes) -> None:
