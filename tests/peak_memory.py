@@ -11,6 +11,11 @@ def peak_kib() -> int:
     `getrusage` counts from the fork: it returns the peak of the process that started this one, if that was
     larger (`exec_mmap` in Linux's fs/exec.c keeps it).
     """
+    return status_kib("VmHWM")
+
+
+def status_kib(name: str) -> int:
+    """Return a size that Linux lists in /proc/self/status, in KiB; `VmRSS` is what is resident now."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    (line,) = [line for line in status.splitlines() if line.startswith(f"{name}:")]
     return int(line.split()[1])

@@ -29,6 +29,7 @@ import transformers
 from safetensors.torch import save_file
 
 from harvester.system import failpoints
+from tests.peak_memory import status_kib
 from trainer import cli
 from trainer import config as settings
 from trainer.publish.export import export_merged
@@ -85,12 +86,6 @@ def prompt(request: dict[str, Any]) -> None:
 
 def export(request: dict[str, Any]) -> None:
     """Export a student twice; write the resident bytes before the second, and the most during it."""
-    status = Path("/proc/self/status")
-
-    def kibibytes(name: str) -> int:
-        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith(name))
-        return int(line.split()[1])
-
     # glibc returns freed memory at once only above a threshold, which grows up to 32 MiB. Weights of a real
     # base are above it, those of a test are not.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 18)
@@ -99,9 +94,9 @@ def export(request: dict[str, Any]) -> None:
     export_merged(config, merged)  # loads libraries and their pages
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the largest until now
-    before = kibibytes("VmRSS")
+    before = status_kib("VmRSS")
     export_merged(config, merged)
-    used = {"before": before << 10, "peak": kibibytes("VmHWM") << 10}
+    used = {"before": before << 10, "peak": status_kib("VmHWM") << 10}
     Path(request["out"]).write_text(json.dumps(used), encoding="utf-8")
 
 
