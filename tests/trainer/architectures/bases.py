@@ -32,8 +32,14 @@ def write_base(folder: Path, family: str) -> Path:
 
 def train_toml(folder: Path, family: str, **sections: dict[str, Any]) -> Path:
     """Return the train.toml of a small training with a base of a family."""
+    path = toml_without_base(folder, **sections)
+    write_base(folder / "base", family)
+    return path
+
+
+def toml_without_base(folder: Path, **sections: dict[str, Any]) -> Path:
+    """Return the train.toml of a small training whose base is an empty folder, `base` beside it."""
     path = tiny.train_toml(folder, tiny.skill(12, held_out=3), **sections)
     for file in (folder / "base").iterdir():
         file.unlink()
-    write_base(folder / "base", family)
     return path

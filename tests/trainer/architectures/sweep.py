@@ -137,11 +137,7 @@ def write_base(name: str, folder: Path) -> None:
 
 def examine(name: str, folder: Path) -> Result:
     """Build the class and run every command; return the row of the table."""
-    path = tiny.train_toml(
-        folder, tiny.skill(12, held_out=3), train={"log_every": 1}, evaluate={"max_new_tokens": 4}
-    )
-    for file in (folder / "base").iterdir():
-        file.unlink()
+    path = bases.toml_without_base(folder, train={"log_every": 1}, evaluate={"max_new_tokens": 4})
     try:
         write_base(name, folder / "base")
     except Exception as error:
