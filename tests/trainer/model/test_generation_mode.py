@@ -7,6 +7,7 @@ import torch
 from transformers import CONFIG_MAPPING, GenerationConfig
 
 from tests.trainer.architectures import families
+from tests.trainer.architectures.verbs import greedy_alone
 from trainer.errors import StudentError
 from trainer.model.generate import Limits, generate
 from trainer.model.generation_mode import GenerationMode, choose_mode
@@ -19,18 +20,6 @@ PROMPTS = [[9, 8, 7, 6, 5], list(range(20, 41)), [11, 12, 13, 14, 15], [7, 8]]
 def built(name):
     config = families.configuration(name) if name in families.FAMILIES else CONFIG_MAPPING[name]()
     return tiny_copy(config)
-
-
-def greedy_alone(model, prompt, tokens):
-    """Return the tokens of plain greedy decoding without padding and cache."""
-    ids = list(prompt)
-    with torch.no_grad():
-        for _ in range(tokens):
-            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-            if int(logits.argmax()) == STOP:
-                break
-            ids.append(int(logits.argmax()))
-    return tuple(ids[len(prompt) :])
 
 
 @pytest.mark.parametrize(
@@ -47,7 +36,7 @@ def test_a_batch_gets_the_answers_of_each_prompt_alone(name, mode):
     notes = []
     limits = Limits(stop_id=STOP, max_new_tokens=4, batch=4, pad_id=3)
     answers = generate(model, PROMPTS, limits, on_note=notes.append)
-    expected = [greedy_alone(model, prompt, 4) for prompt in PROMPTS]
+    expected = [greedy_alone(model, prompt, 4, STOP) for prompt in PROMPTS]
     assert [answer.ids for answer in answers] == expected
     assert choose_mode(model) == mode
     assert notes == [mode.note] * (not mode.pads)
@@ -63,7 +52,7 @@ def test_padding_without_the_check_changes_the_answers_of_a_recurrent_student():
     padded = model.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=3
     )
-    assert tuple(padded[0, 21:].tolist()) != greedy_alone(model, PROMPTS[0], 4)
+    assert tuple(padded[0, 21:].tolist()) != greedy_alone(model, PROMPTS[0], 4, STOP)
 
 
 def test_a_student_whose_generation_never_agrees_is_refused(monkeypatch):
