@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 from pathlib import Path
@@ -15,6 +14,7 @@ from harvester.errors import ConfigError, UsageError
 from harvester.export import curate
 from tests import commands
 from tests.journey.run_process import harvester
+from tests.open_files import open_files
 from tests.raw_client import until
 
 CONFIG = """\
@@ -196,11 +196,10 @@ def test_a_signal_before_the_store_exists_is_answered_in_words(tmp_path: Path, n
     prompts = tmp_path / "a.jsonl"  # reading them takes seconds
     prompts.write_text("".join(f'{{"prompt": "{n}"}}\n' for n in range(600_000)))
     process = commands.Command("harvester", ["run", path])
-    descriptors = Path(f"/proc/{process.pid}/fd")
 
     def is_reading() -> bool:
         assert process.poll() is None
-        return any(os.path.realpath(link) == str(prompts) for link in descriptors.iterdir())
+        return str(prompts.resolve()) in open_files(process.pid)
 
     until(is_reading)
     process.send_signal(number)

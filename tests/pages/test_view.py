@@ -20,6 +20,7 @@ from harvester.store.shards import seal
 from harvester.system.safe_text import one_line, visible
 from tests import commands
 from tests.harvester import store_rows
+from tests.open_files import open_files
 from tests.pages import hostile
 
 TOKEN = "a-token_of-this-test"
@@ -244,12 +245,12 @@ def test_the_command_serves_one_local_address_and_ends_cleanly(
 
 def listeners(pid: int, port: int) -> list[str]:
     """Addresses (hex, as the kernel tells) at which a process listens on a port."""
-    inodes = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    sockets = open_files(pid)
     result = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             address, local_port = fields[1].split(":")
-            if fields[3] == "0A" and int(local_port, 16) == port and f"socket:[{fields[9]}]" in inodes:
+            if fields[3] == "0A" and int(local_port, 16) == port and f"socket:[{fields[9]}]" in sockets:
                 result.append(address)
     return result
