@@ -1,23 +1,20 @@
 """Check whether an answer has the requested `response_format`: JSON, or JSON that matches a schema. Pure.
 
 An answer of another form was paid for, so it is stored, with the outcome "invalid". A schema is never
-fetched over the network: with a `$ref` to another document nothing matches. jsonschema is imported where a
-schema is used: few runs have one, and every run would begin later.
+fetched over the network: with a `$ref` to another document nothing matches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from harvester.errors import ConfigError
+from harvester.system import json_schema
 from harvester.system.limited_child import ChildError, for_text
-
-if TYPE_CHECKING:
-    from jsonschema.protocols import Validator
 
 # Limits of one check in a child process; an answer whose check does not end within them does not match.
 TIMEOUT_S = 2.0
@@ -36,24 +33,8 @@ def check(response_format: Mapping[str, Any] | None) -> None:
     schema = _schema(response_format or {})
     if schema is None:
         return
-    if problem := _problem(orjson.dumps(schema)):
+    if problem := json_schema.problem(json_schema.encoded(schema)):
         raise ConfigError(f"not a valid JSON Schema, {problem}", place="sampling.response_format")
-
-
-@lru_cache(maxsize=64)
-def _problem(schema: bytes) -> str:
-    """What is wrong with a schema; "" for nothing."""
-    from jsonschema import exceptions, validators
-
-    loaded = orjson.loads(schema)
-    try:
-        validators.validator_for(loaded, default=validators.Draft202012Validator).check_schema(loaded)
-    except exceptions.SchemaError as error:
-        where = "/".join(map(str, error.absolute_path)) or "its root"
-        return f"at {where}: {error.message}"
-    except RecursionError:
-        return "it is nested too deep"
-    return ""
 
 
 def matches(text: str, response_format: Any) -> bool:
@@ -70,20 +51,12 @@ def matches(text: str, response_format: Any) -> bool:
         return isinstance(value, dict)
     encoded = orjson.dumps(schema)
     if len(text) <= INLINE_CHARS and not _is_costly(encoded):
-        return is_valid(text, encoded)
+        return json_schema.is_valid(text, encoded)
     try:
-        return bool(for_text.call(f"{__name__}:is_valid", text, encoded, timeout_s=TIMEOUT_S))
+        return bool(
+            for_text.call("harvester.system.json_schema:is_valid", text, encoded, timeout_s=TIMEOUT_S)
+        )
     except (TimeoutError, MemoryError, ChildError):
-        return False
-
-
-def is_valid(text: str, schema: bytes) -> bool:
-    """Whether a JSON text matches a schema. May take very long: call it through `matches`."""
-    from referencing.exceptions import Unresolvable
-
-    try:
-        return _validator(schema).is_valid(orjson.loads(text))
-    except (Unresolvable, RecursionError):
         return False
 
 
@@ -101,14 +74,3 @@ def _is_costly(schema: bytes) -> bool:
 def _schema(response_format: Mapping[str, Any]) -> Any:
     named = response_format.get("json_schema")
     return named.get("schema") if isinstance(named, Mapping) else None
-
-
-@lru_cache(maxsize=64)
-def _validator(schema: bytes) -> Validator:
-    from jsonschema import validators
-    from referencing import Registry
-
-    loaded = orjson.loads(schema)
-    kind = validators.validator_for(loaded, default=validators.Draft202012Validator)
-    # With its default registry the library would fetch a remote `$ref` over the network.
-    return kind(loaded, registry=Registry())

@@ -1,4 +1,4 @@
-"""Commands on a store: `seal`, `verify`, `purge`, `rederive`, `curate`, `export`."""
+"""Commands on a store: `seal`, `verify`, `purge`, `rederive`, `score`, `curate`, `export`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from harvester.cli.console import JSON, STORE, emit, message
-from harvester.errors import FindingsError
+from harvester.errors import FindingsError, UsageError
 from harvester.store import paths
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: harvester verify my-run/store")(verify)
     app.command(epilog="Example: harvester purge my-run/store --prompt-id p17")(purge)
     app.command(epilog="Example: harvester rederive my-run/store")(rederive)
+    app.command(epilog="Example: harvester score my-run/store --verify my-run/harvest.toml")(score)
     app.command(epilog="Example: harvester curate curate.toml")(curate)
     app.command(epilog="Example: harvester export my-run/store out --to messages")(export)
 
@@ -119,6 +120,31 @@ def rederive(store: Path = STORE, as_json: bool = JSON) -> None:
         "outcomes": dict(result.outcomes),
     }
     emit(data, lines, as_json=as_json)
+
+
+def score(
+    store: Path = STORE,
+    verify: Path = typer.Option(
+        ..., help="TOML file with [verify]: a harvest.toml, say.", show_default=False
+    ),
+    k: str = typer.Option("", help="Which pass@k, as 1,4,16. Default: 1, and as many as each prompt has."),
+    first: int | None = typer.Option(None, min=1, help="Judge only the first N samples of each prompt."),
+    as_json: bool = JSON,
+) -> None:
+    """Judge stored answers with the verifiers of their tasks; show pass@1 and pass@n by task."""
+    from harvester.export.score import score as judge_all
+    from harvester.verify import pass_rates, settings
+    from harvester.verify.verifiers import Verifiers
+
+    try:
+        ks = sorted({int(number) for number in k.split(",")}) if k else []
+    except ValueError:
+        ks = [0]
+    if ks and ks[0] < 1:
+        raise UsageError(f"{k!r} is no list of numbers from 1", place="--k", remedy="--k 1,4,16")
+    tasks = judge_all(store, Verifiers(settings.load(verify), verify.parent), first=first)
+    data = {task: tally.facts(ks) for task, tally in sorted(tasks.items())}
+    emit({"tasks": data}, pass_rates.table_lines(tasks, ks), as_json=as_json)
 
 
 def curate(

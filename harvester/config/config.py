@@ -41,6 +41,7 @@ from harvester.config.run_section import (
 from harvester.errors import ConfigError
 from harvester.system.hosts import check_plain_http, check_url
 from harvester.system.toml_file import read_toml, validate
+from harvester.verify.settings import VerifySection
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SHOWN_NAME = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
@@ -280,6 +281,7 @@ class HarvestConfig(FrozenModel):
     run: RunSection = RunSection()
     schedule: ScheduleSection = ScheduleSection()
     canary: CanarySection = CanarySection()
+    verify: VerifySection = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _money_needs_a_price(self) -> HarvestConfig:

@@ -39,6 +39,8 @@ from harvester.system.failpoints import reach
 from harvester.system.files import fsync
 from harvester.system.toml_file import read_toml
 from harvester.terms.lineage import Lineage
+from harvester.verify import settings as verify_settings
+from harvester.verify.verifiers import Verifiers
 
 # Files open for writing at a time; each keeps a row group in memory.
 MOST_OPEN = 8
@@ -72,7 +74,7 @@ def load(path: Path) -> CurateConfig:
     """
     file = read_toml(path, "a curate.toml needs corpus, out and filters")
     data = file.table
-    unknown = set(data) - {"corpus", "out", "filters"}
+    unknown = set(data) - {"corpus", "out", "filters", "verify"}
     if unknown or not {"corpus", "out"} <= set(data):
         raise ConfigError(
             f"unknown keys {sorted(unknown)}" if unknown else "'corpus' and 'out' are needed",
@@ -90,7 +92,11 @@ def load(path: Path) -> CurateConfig:
             place=file.place_of(("filters",)),
             remedy='filters = ["finished", {longest = 4000}]',
         )
-    filters = [_filter_of(entry, file.place_of(("filters", at))) for at, entry in enumerate(entries)]
+    verifiers = Verifiers(verify_settings.load(path) if "verify" in data else {}, path.parent)
+    verifiers.require_functions()
+    filters = [
+        _filter_of(entry, file.place_of(("filters", at)), verifiers) for at, entry in enumerate(entries)
+    ]
     corpus, out = path.parent / data["corpus"], path.parent / data["out"]
     if not holds_answers(corpus):
         raise ConfigError(
@@ -101,7 +107,7 @@ def load(path: Path) -> CurateConfig:
     return CurateConfig(corpus, out, tuple(filters))
 
 
-def _filter_of(entry: Any, place: str) -> Filter:
+def _filter_of(entry: Any, place: str, verifiers: Verifiers) -> Filter:
     """The filter of one entry of `filters`; `place` is its file and line, for errors."""
     if isinstance(entry, str):
         name, value = entry, None
@@ -110,7 +116,7 @@ def _filter_of(entry: Any, place: str) -> Filter:
     else:
         raise ConfigError("a filter is a name, or one name = value", place=place)
     try:
-        return named(name, value)
+        return named(name, value, verifiers)
     except ConfigError as error:
         raise ConfigError(error.message, place=place, remedy=error.remedy) from None
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from harvester.errors import ConfigError
+from harvester.export.score import candidate_of
 from harvester.store.shards.schema import Sample
+from harvester.verify.verifiers import AnswerVerdict, Verifiers
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,19 @@ def agrees_with_reference(sample: Sample) -> Drop | None:
     return Drop("differs_from_reference")
 
 
+def verified(verifiers: Verifiers) -> Filter:
+    """Build a filter that keeps the answers that pass the verifier of their task.
+
+    Answers that nobody can verify are dropped under a reason of their own.
+    """
+
+    def check(sample: Sample) -> Drop | None:
+        verdict = verifiers.judge(candidate_of(sample)).verdict
+        return None if verdict == AnswerVerdict.PASSED else Drop(f"verify_{verdict}")
+
+    return check
+
+
 def longest(characters: int) -> Filter:
     """Build a filter that drops completions longer than `characters`."""
 
@@ -87,11 +102,16 @@ def no_duplicates() -> Filter:
     return check
 
 
-def named(name: str, value: object = None) -> Filter:
+def named(name: str, value: object = None, verifiers: Verifiers | None = None) -> Filter:
     """Return the filter of that name in curate.toml.
 
+    Args:
+        value: the parameter of a filter that has one.
+        verifiers: those of `[verify]`, for `verified`.
+
     Raises:
-        ConfigError: the name is unknown, `longest` without a positive number, or `run` without run ids.
+        ConfigError: the name is unknown, `longest` without a positive number, `run` without run ids, or
+            `verified` without a verifier.
     """
     if name == "longest":
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
@@ -102,6 +122,11 @@ def named(name: str, value: object = None) -> Filter:
         if not isinstance(run_ids, list) or not run_ids or not all(isinstance(one, str) for one in run_ids):
             raise ConfigError("filter 'run' needs the id of a run, or a list of them")
         return of_runs(run_ids)
+    if name == "verified":
+        if not verifiers:
+            remedy = 'add [verify.TASK] kind = "exact"; `*` is every task'
+            raise ConfigError("filter 'verified' needs a table [verify]", remedy=remedy)
+        return verified(verifiers)
     if name == "no_duplicates":
         return no_duplicates()
     plain: dict[str, Filter] = {
@@ -114,4 +139,12 @@ def named(name: str, value: object = None) -> Filter:
     return plain[name]
 
 
-FILTER_NAMES = ("finished", "not_blank", "agrees_with_reference", "longest", "no_duplicates", "run")
+FILTER_NAMES = (
+    "finished",
+    "not_blank",
+    "agrees_with_reference",
+    "verified",
+    "longest",
+    "no_duplicates",
+    "run",
+)

@@ -9,6 +9,7 @@ a timer. Arguments and results are what JSON has, and bytes.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import json
 import os
@@ -107,7 +108,8 @@ class LimitedChild:
         process, self._process = self._process, None
         if process is None or self._parent != os.getpid():
             return
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the child, and what it may have started
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
@@ -201,7 +203,7 @@ def serve(memory_bytes: int) -> None:
     most = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    source, sink = _private_pipes()
     while header := source.read(_LENGTH.size):
         function, args, timeout_s = _unpacked(memoryview(source.read(_LENGTH.unpack(header)[0])))
         signal.setitimer(signal.ITIMER_REAL, timeout_s + _SPARE_S)  # SIGALRM ends the process
@@ -211,3 +213,13 @@ def serve(memory_bytes: int) -> None:
             answer = [type(error).__name__, str(error)[:2000]]
         signal.setitimer(signal.ITIMER_REAL, 0)
         _write(sink, answer)
+
+
+def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Return the pipes of the calls, and put /dev/null in their place: a function may print, or read."""
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1):
+        os.dup2(null, standard)
+    os.close(null)
+    return source, sink

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from harvester.errors import ConfigError
 from harvester.export import filters
 from harvester.store.shards.schema import Sample
+from harvester.verify.settings import VerifierSection
+from harvester.verify.verifiers import Verifiers
 
 
 def sample(
@@ -66,5 +70,16 @@ def test_names_are_checked():
         filters.named("nope")
     with pytest.raises(ConfigError, match="positive number"):
         filters.named("longest", -1)
+    with pytest.raises(ConfigError, match=r"needs a table \[verify\]"):
+        filters.named("verified")
     parameters = {"longest": 5, "run": "run-1"}
-    assert all(filters.named(name, parameters.get(name)) for name in filters.FILTER_NAMES)
+    verifiers = Verifiers({"*": VerifierSection(kind="exact")}, Path())
+    for name in filters.FILTER_NAMES:
+        assert filters.named(name, parameters.get(name), verifiers)
+
+
+def test_only_answers_that_pass_are_verified():
+    check = filters.verified(Verifiers({"*": VerifierSection(kind="numeric")}, Path()))
+    assert check(sample("it is 4", reference="4")) is None
+    assert check(sample("it is 5", reference="4")) == filters.Drop("verify_failed")
+    assert check(sample("it is 4")) == filters.Drop("verify_unverifiable")

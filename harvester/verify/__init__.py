@@ -1,0 +1,1 @@
+"""Check answers: verifiers by task, their verdicts, and pass rates."""
