@@ -339,6 +339,8 @@ class Ending(StrEnum):
     exit_code: int
 
     COMPLETE = "complete", EXIT_COMPLETE
+    # As many rows are accepted as `[accept] until` asks for.
+    ACCEPTED = "accepted", EXIT_COMPLETE
     # A signal: the run drained, or a second signal cut it short. 130 is that of SIGINT.
     INTERRUPTED = "interrupted", Interrupted.exit_code
     ABORTED = "aborted", Interrupted.exit_code

@@ -44,7 +44,7 @@ def check(config: HarvestConfig) -> None:
     """
     fixed, sampling = _fixed_fields(config), config.sampling
     if sampling.seed is not None:
-        fixed["seed"] = sampling.seed + sampling.samples - 1
+        fixed["seed"] = sampling.seed + config.most_samples - 1
     for name, value in fixed.items():
         try:
             canonical({name: value})
@@ -53,15 +53,21 @@ def check(config: HarvestConfig) -> None:
             raise ConfigError(str(error), place=f"sampling.{name}", remedy=remedy) from None
 
 
-def requests(prompts: Iterable[Prompt], config: HarvestConfig) -> Iterator[Request]:
-    """Yield the requests of a harvest in prompt order, `samples` for each prompt.
+def requests(
+    prompts: Iterable[Prompt], config: HarvestConfig, samples: range | None = None
+) -> Iterator[Request]:
+    """Yield the requests of a harvest in prompt order.
+
+    Args:
+        samples: sample numbers of each prompt; None: those that the configuration asks in any case.
 
     Raises:
         ConfigError: see `check`.
         PromptError: a prompt has no canonical JSON. Those from files are refused earlier, when read.
     """
     check(config)
-    builder, samples = _RequestBuilder(config), range(config.sampling.samples)
+    builder = _RequestBuilder(config)
+    samples = range(config.first_samples) if samples is None else samples
     for prompt in prompts:
         try:
             yield from builder.build(prompt, samples)
@@ -106,7 +112,7 @@ class _RequestBuilder:
         self._system = config.prompts.system
         self._price = config.teacher.price
         self._fixed = fixed = _fixed_fields(config)
-        self._seed = sampling.seed if sampling.samples > 1 else None
+        self._seed = sampling.seed if config.most_samples > 1 else None
         self._unseeded = fixed, RequestKeys(self._endpoint, fixed, self._epoch)
         self._seeded: dict[int, _SharedFields] = {}
         self._own: dict[tuple[bytes, int | None], _SharedFields] = {}

@@ -29,6 +29,7 @@ from harvester.config.number_limits import MAX_CONNECTIONS, MAX_MIB, MAX_SAMPLES
 from harvester.config.provider_presets import AppliedPreset
 from harvester.config.refused_keys import KEYS_WITH_OWN_PLACE, REFUSED_KEYS
 from harvester.config.run_section import (
+    AcceptSection,
     BudgetSection,
     CanarySection,
     Count,
@@ -282,6 +283,25 @@ class HarvestConfig(FrozenModel):
     schedule: ScheduleSection = ScheduleSection()
     canary: CanarySection = CanarySection()
     verify: VerifySection = Field(default_factory=dict)
+    accept: AcceptSection | None = None
+
+    @model_validator(mode="after")
+    def _accepting_needs_a_verifier(self) -> HarvestConfig:
+        if self.accept is not None and not self.verify:
+            raise ValueError('[accept] needs a verifier: [verify.TASK] kind = "exact", say')
+        if self.accept is not None and self.sampling.samples != 1:
+            raise ValueError("[accept] says how many samples are asked: leave out [sampling] samples")
+        return self
+
+    @property
+    def first_samples(self) -> int:
+        """Samples of a prompt that are asked in any case."""
+        return self.sampling.samples if self.accept is None else self.accept.per_prompt
+
+    @property
+    def most_samples(self) -> int:
+        """Most samples of a prompt that may be asked."""
+        return self.sampling.samples if self.accept is None else self.accept.of
 
     @model_validator(mode="after")
     def _money_needs_a_price(self) -> HarvestConfig:

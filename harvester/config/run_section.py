@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validato
 
 from harvester.config import schedule
 from harvester.config.budget_spans import BudgetSpan
-from harvester.config.number_limits import MAX_EXACT_INT, MAX_PER_MINUTE, MAX_USD, YEAR_S
+from harvester.config.number_limits import MAX_EXACT_INT, MAX_PER_MINUTE, MAX_SAMPLES, MAX_USD, YEAR_S
 
 # Seconds of an attempt's deadline for everything but its tokens: connection, queue of the teacher, prompt.
 BASE_DEADLINE_S = 120.0
@@ -108,6 +108,26 @@ class RunSection(FrozenModel):
         if not max_tokens:
             return UNBOUNDED_DEADLINE_S
         return min(LONGEST_DEADLINE_S, BASE_DEADLINE_S + max_tokens / SLOWEST_TOKENS_PER_S)
+
+
+class AcceptSection(FrozenModel):
+    """Ask until enough answers pass their verifier.
+
+    Attributes:
+        per_prompt: answers of a prompt that must pass.
+        of: most answers that are asked of a prompt.
+        until: accepted answers at which the run ends; None: it goes through all prompts.
+    """
+
+    per_prompt: int = Field(gt=0, le=MAX_SAMPLES)
+    of: int = Field(gt=0, le=MAX_SAMPLES)
+    until: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _asks_enough(self) -> AcceptSection:
+        if self.of < self.per_prompt:
+            raise ValueError(f"of = {self.of} is less than per_prompt = {self.per_prompt}")
+        return self
 
 
 class CanarySection(FrozenModel):

@@ -192,6 +192,15 @@ class Counters:
         int,
         Metric("Attempts after the first of their row.", "{attempt}", trace="retries", shown=Shown.PROGRESS),
     ] = 0
+    accepted: Annotated[
+        int, Metric("Rows of [accept] whose answers passed their verifier.", "{row}", shown=RUN)
+    ] = 0
+    rejected: Annotated[
+        int, Metric("Rows of [accept] whose answers failed their verifier.", "{row}", shown=RUN)
+    ] = 0
+    unverifiable: Annotated[
+        int, Metric("Rows of [accept] whose answers no verifier could judge.", "{row}", shown=RUN)
+    ] = 0
     usage_corrected: Annotated[
         int,
         Metric(

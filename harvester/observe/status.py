@@ -142,7 +142,7 @@ def _process(holder: Mapping[str, Any]) -> str:
 
 def unhealthy_reason(status: Mapping[str, Any], max_age_s: float) -> str:
     """Why a health probe should fail, "" when it shouldn't: complete, or alive with a fresh heartbeat."""
-    if status.get("state") == Ending.COMPLETE:
+    if status.get("state") in {Ending.COMPLETE, Ending.ACCEPTED}:
         return ""
     age = f"last {_heartbeat_age(status)}"
     if not status.get("alive"):

@@ -54,6 +54,8 @@ class PromptFeed:
         self._reported: set[str] = set()
         self.rows = 0
         self.input_tokens = 0
+        # Rows that no prompt file announced: further samples of [accept].
+        self.further_rows = 0
 
     def once(self) -> Iterator[Request]:
         """Yield every request, in prompt order.
@@ -61,11 +63,22 @@ class PromptFeed:
         Raises:
             PromptError: the first line that can't be used.
         """
-        bad = BadLines(self._config.prompts.max_bad)
-        prompts = self._config.prompts
-        feed = reader.read(prompts.files, self._root, bad, last_assistant=prompts.last_assistant)
-        for request in requests(feed, self._config):
+        for request in requests(self.prompts(), self._config):
             yield self._count(request)
+
+    def count_further(self) -> None:
+        """Count a row that is asked in addition to those of the prompt files."""
+        self.further_rows += 1
+
+    def prompts(self) -> Iterator[Prompt]:
+        """Yield every prompt, without counting it.
+
+        Raises:
+            PromptError: the first line that can't be used.
+        """
+        prompts = self._config.prompts
+        bad = BadLines(prompts.max_bad)
+        return reader.read(prompts.files, self._root, bad, last_assistant=prompts.last_assistant)
 
     def pass_over(self, known: Finished) -> None:
         """Count the rows of a complete set of files without reading them."""

@@ -134,9 +134,10 @@ def exit_code(
     """
     if result.ending in {Ending.INTERRUPTED, Ending.ABORTED}:
         return 128 + signal_number
-    if result.ending == Ending.COMPLETE and result.counts.dead > max_failed:
+    is_complete = result.ending in {Ending.COMPLETE, Ending.ACCEPTED}
+    if is_complete and result.counts.dead > max_failed:
         return TooManyFailures.exit_code
-    if result.ending == Ending.COMPLETE and too_many_unusable(result.counts, max_unusable):
+    if is_complete and too_many_unusable(result.counts, max_unusable):
         return TooManyFailures.exit_code
     return result.ending.exit_code
 
@@ -202,6 +203,11 @@ class Summary:
         ]
         if self.detail:
             lines.insert(1, f"why: {self.detail}")
+        if judged := counts.accepted + counts.rejected + counts.unverifiable:
+            lines.append(
+                f"accepted {counts.accepted:,} of {judged:,} answers: {counts.rejected:,} failed, "
+                f"{counts.unverifiable:,} could not be verified"
+            )
         lines += self._unusable_lines()
         if counts.possibly_billed:
             lines.append(

@@ -16,6 +16,7 @@ from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import Ending, HarvesterError, Parked, PromptError
 from harvester.observe.counters import Counters, PassLimits, PassResult, Snapshot, snapshot
+from harvester.run.accept import Acceptance, AcceptSetup
 from harvester.run.canary_task import CanaryTask
 from harvester.run.control.settings import RuntimeSettings
 from harvester.run.dead_letters import PossiblyBilledRequests
@@ -54,6 +55,7 @@ class PassSetup:
     `key` is the teacher's credential, None for none. `writer` is the store's only writer during the
     pass, which doesn't close it. `run_id` names a run that the journal has begun. `limits` are ceilings in
     addition to those of `config`. Setting `stop` drains the pass: requests in flight get `limits.grace_s`.
+    `accept` is None without `[accept]`.
     """
 
     config: HarvestConfig
@@ -63,6 +65,7 @@ class PassSetup:
     limits: PassLimits
     stop: asyncio.Event
     clock: Clock = field(default_factory=SystemClock)
+    accept: AcceptSetup | None = None
 
 
 async def harvest(
@@ -107,6 +110,7 @@ class PassParts:
     preflight: Preflight
     worker: Worker
     workers: WorkerPool
+    acceptance: Acceptance | None = None
 
 
 async def open_parts(setup: PassSetup, client: Client) -> PassParts:
@@ -115,12 +119,14 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
     ending, tally = PassEnding(clock.wall), Counters()
     writer = AsyncWriter(setup.writer, ending.fail)
     await writer.start()
+    acceptance = None if setup.accept is None else Acceptance(config, setup.accept, tally, ending)
     in_flight = InFlight(
         writer,
         tally,
         await writer.call(lambda journal: ReuseIndex.of(journal, config)),
         await writer.call(lambda journal: PossiblyBilledRequests.of(journal, config)),
         clock,
+        acceptance,
     )
     spent = await writer.call(lambda journal: compute_spent(journal, clock.wall(), config.teacher.identity))
     policies = build_policies(config, setup.limits, clock, spent)
@@ -143,6 +149,7 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
         Preflight(client, endpoints, config.teacher.model),
         worker,
         WorkerPool(config.teacher.limits.max_concurrency * len(config.teacher.base_urls), worker.serve),
+        acceptance,
     )
 
 
@@ -162,6 +169,8 @@ class _Pass:
             async with asyncio.TaskGroup() as group:
                 self._parts.workers.start(group)
                 background = [self._drain_on_stop(), self._report_and_save()]
+                if self._parts.acceptance is not None:
+                    background.append(self._parts.acceptance.judge_rows())
                 if canary is not None:
                     background.append(canary.watch(self._parts.teacher))
                 tasks = [group.create_task(work) for work in background]
@@ -181,21 +190,30 @@ class _Pass:
         await parts.workers.finish()
         parts.worker.close()
         await parts.writer.flush()
+        if parts.acceptance is not None:
+            await parts.acceptance.finish()
         if parts.writer.fault is None:
             await parts.limiter_state.save(final=True)
         if canary is not None:
             await canary.finish(self._setup.limits.grace_s)
 
     async def _read(self, feed: Feed) -> None:
-        """Queue the requests of the feed until it ends or the pass drains."""
-        ending = self._parts.ending
+        """Queue the requests of the feed, and the further ones of [accept], until none come or it drains."""
+        ending, acceptance = self._parts.ending, self._parts.acceptance
         more = True
         try:
-            while more and not ending.draining.is_set():
-                chunk, more = await asyncio.to_thread(take, feed, CHUNK)
+            while not ending.draining.is_set():
+                chunk = acceptance.next_requests(CHUNK) if acceptance is not None else []
+                if not chunk and more:
+                    chunk, more = await asyncio.to_thread(take, feed, CHUNK)
+                elif not chunk and acceptance is not None and acceptance.is_open:
+                    await self._rest(acceptance.changed)
+                    continue
+                elif not chunk:
+                    return
                 self._is_idle = more and not chunk
                 if self._is_idle:
-                    await self._rest()
+                    await self._rest(ending.draining)
                 elif not await self._admit(chunk):
                     ending.at_row_limit()
                     return
@@ -226,11 +244,11 @@ class _Pass:
         self._parts.in_flight.begin(request)
         await self._parts.workers.put(request)
 
-    async def _rest(self) -> None:
-        """Wait for the feed. With nothing in flight, held failures are dead letters: no answer comes."""
+    async def _rest(self, event: asyncio.Event) -> None:
+        """Wait a second at most. With nothing in flight, held failures are dead letters: no answer comes."""
         if self._parts.workers.queue_is_empty and not self._in_flight():
             self._parts.worker.dead_letter_held()
-        await self._setup.clock.wait(self._parts.ending.draining, IDLE_S)
+        await self._setup.clock.wait(event, IDLE_S)
 
     async def _drain_on_stop(self) -> None:
         """Drain on a stop or at the end of `runtime_s`; after `grace_s` more, cancel what is in flight."""

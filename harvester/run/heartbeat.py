@@ -164,7 +164,7 @@ class Heartbeat:
             "waiting": "; ".join(pauses.values()) if is_paused else waiting,
             "holds": pauses,
             **self._facts,
-            "rows_total": max(self._facts["rows_total"], sources.feed.rows),
+            "rows_total": max(self._facts["rows_total"], sources.feed.rows) + sources.feed.further_rows,
             **counts,
             "rates": {
                 f"{name}_per_minute": round(self._forecast.per_minute(counter), 1)
@@ -184,7 +184,7 @@ class Heartbeat:
         tokens_per_row = feed.input_tokens / feed.rows if feed.rows else 0.0
         rows = max(0, status["rows_total"] - taken)
         unread = max(0, self._facts["input_tokens_total"] - feed.input_tokens)
-        input_tokens = unread + max(0, feed.rows - taken) * tokens_per_row
+        input_tokens = unread + max(0, feed.rows + feed.further_rows - taken) * tokens_per_row
         ahead = self._forecast.ahead(Work(rows, input_tokens, tokens_per_row))
         canary_microusd = self._sources.canary.get("cost_microusd", 0)
         return {

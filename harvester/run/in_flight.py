@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from harvester.api.types import Request
+from harvester.api.types import Completion, Request
 from harvester.errors import (
     AttemptTimeout,
     ConnectionBroken,
@@ -18,6 +18,7 @@ from harvester.errors import (
     TeacherUnavailable,
 )
 from harvester.observe.counters import Counters
+from harvester.run.accept import Acceptance
 from harvester.run.dead_letters import PossiblyBilledRequests
 from harvester.store.journal.records import Answer, DeadLetter, HeldAnswer, SharedAnswer, asker_digest
 from harvester.store.journal.writer import AsyncWriter
@@ -47,6 +48,7 @@ class InFlight:
         tally: counts rows, duplicates, cached and dead ones.
         reuse: finds answers kept under a lower `max_tokens`.
         possibly_billed: requests that must not be sent again.
+        acceptance: is told how each row ends; None without `[accept]`.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class InFlight:
         reuse: ReuseIndex,
         possibly_billed: PossiblyBilledRequests,
         clock: Clock,
+        acceptance: Acceptance | None = None,
     ) -> None:
+        self._acceptance = acceptance
         self._writer = writer
         self._tally = tally
         self._reuse = reuse
@@ -79,6 +83,8 @@ class InFlight:
         """Count this row; return False when it needs no attempt of its own."""
         tally = self._tally
         tally.rows += 1
+        if self._acceptance is not None:
+            self._acceptance.taken(request)
         followers = self._followers.get(request.key)
         if followers is not None:
             followers.append(request)
@@ -86,16 +92,22 @@ class InFlight:
         elif request.key in self._completed:
             self._add_asker(request, request.key)
             tally.duplicates += 1
+            self._note_held(request, request.key)
         elif held is None or _asks_again(held.held):
             return not self._dead_letter_if_possibly_billed(request)
         else:
             self._add_asker_if_new(request, held)
+            self._note_held(request, held.key)
             if held.held.state == "dead":
                 tally.dead += 1
             else:
                 tally.from_cache += 1
                 tally.note(tally.cached_outcomes, held.held.outcome)
         return False
+
+    def _note_held(self, request: Request, key: bytes) -> None:
+        if self._acceptance is not None:
+            self._acceptance.held(request, key)
 
     def _dead_letter_if_possibly_billed(self, request: Request) -> bool:
         """Write a dead letter for a request that may have been billed before and must not be sent again."""
@@ -110,11 +122,15 @@ class InFlight:
         """Register the request as in flight: equal ones share its answer from now on."""
         self._followers[request.key] = []
 
-    def complete(self, request: Request) -> None:
-        """Its answer or dead letter is durable: write those who shared it down as its askers."""
+    def complete(self, request: Request, completion: Completion | None = None) -> None:
+        """Its answer, or dead letter (None), is durable: write those who shared it down as its askers."""
         self._completed.add(request.key)
-        for follower in self._followers.pop(request.key, ()):
+        followers = self._followers.pop(request.key, [])
+        for follower in followers:
             self._add_asker(follower, request.key)
+        if self._acceptance is not None:
+            for ended in (request, *followers):
+                self._acceptance.answered(ended, completion)
 
     def dead_letter(self, request: Request, failure: RequestFailed) -> None:
         """Write a dead letter; it is counted when it is durable."""

@@ -31,6 +31,7 @@ from harvester.observe.counters import PassResult, Snapshot
 from harvester.prompts import bad_lines, completed_files, file_versions
 from harvester.prompts.feed import PromptFeed
 from harvester.run import endings, schedule_watch, terms_watch
+from harvester.run.accept import AcceptSetup, prepare_accept
 from harvester.run.canary_task import CanaryContext, CanaryTask
 from harvester.run.control import server
 from harvester.run.control.settings import RunControl, RuntimeSettings
@@ -319,7 +320,9 @@ async def _pass(parts: RunParts, signals: Signals) -> tuple[PassResult, Harveste
 
 async def _harvest(parts: RunParts) -> PassResult:
     prepared = parts.prepared
+    accept = await asyncio.to_thread(_accept, parts)
     setup = PassSetup(
+        accept=accept,
         config=prepared.config,
         key=prepared.key,
         writer=parts.writer,
@@ -341,6 +344,16 @@ async def _harvest(parts: RunParts) -> PassResult:
         on_progress=parts.heartbeat.note,
         on_settings=on_settings,
         canary=parts.canary,
+    )
+
+
+def _accept(parts: RunParts) -> AcceptSetup | None:
+    """Judge what the store holds; None without `[accept]`."""
+    prepared = parts.prepared
+    if prepared.verifiers is None:
+        return None
+    return prepare_accept(
+        prepared.store, prepared.config, prepared.verifiers, parts.feed.prompts(), parts.feed.count_further
     )
 
 
@@ -414,7 +427,7 @@ async def _summary(parts: RunParts, result: PassResult, exit_code: int, sealed_r
         run_id=parts.run_id,
         ending=result.ending,
         exit_code=exit_code,
-        rows_total=prepared.rows_total,
+        rows_total=prepared.rows_total + parts.feed.further_rows,
         sealed_rows=sealed_rows,
         store=str(prepared.store),
         resume=prepared.flags.again(prepared.path),

@@ -23,6 +23,7 @@ from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
 from harvester.run import token_estimate
+from harvester.run.accept import expected_asked
 from harvester.run.prompt_notes import PromptNotes
 from harvester.run.token_estimate import InputCorrection
 from harvester.store import other_settings
@@ -34,6 +35,7 @@ from harvester.teacher.budget import Amounts
 from harvester.teacher.limits import Quantity, configured_limits
 from harvester.teacher.policies import build_budget
 from harvester.terms import gate
+from harvester.verify.verifiers import AnswerVerdict, Verifiers
 
 # Requests looked up in the store at once.
 CHUNK = 1000
@@ -51,6 +53,8 @@ class Plan:
         preset_values: what `[teacher] preset` set, by dotted key of `[teacher]`.
         budgets: ceilings, spending so far and what is left, by span, as in status.json.
         warnings: what to check before the run.
+        accept: with [accept], `rows_expected`, `usd_expected` and the `pass_rate` they rest on; null where
+            the store holds no answer to judge. All other figures are then those of the most rows it may ask.
     """
 
     rows: int
@@ -70,6 +74,7 @@ class Plan:
     preset_values: Mapping[str, Any] = field(default_factory=dict)
     budgets: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    accept: Mapping[str, float | None] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for --json."""
@@ -88,6 +93,8 @@ class Plan:
             lines.append("cost      unknown: no [teacher.price]; set [budget] tokens to cap it")
         else:
             lines.append(f"cost      ${self.low_usd:,.4f} to ${self.high_usd:,.4f}")
+        if self.accept:
+            lines.append(f"accept    {_accept_text(self.accept)}")
         lines += [f"budget    {text}" for text in budget_texts(self.budgets)]
         if self.seconds_at_limits is None:
             lines.append("time      unknown: no rate limit is configured; it will be learned")
@@ -195,6 +202,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
     totals = _totals(config, root, bad, notes)
     correction = token_estimate.learn(root / config.store.path, config)
     totals = _corrected(totals, correction, config.teacher.price)
+    accept = _accept(config, root, totals)
     seconds, limited_by = _time(config, totals)
     priced = config.teacher.price is not None
     return Plan(
@@ -214,6 +222,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
         preset=config.teacher.preset.name,
         preset_values=config.teacher.preset_values,
         budgets=budgets(config, root, PassLimits()),
+        accept=accept,
         warnings=(
             *(() if verdict.permitted else (*verdict.reasons, verdict.remedy())),
             *([key_note] if key_note else []),
@@ -228,10 +237,13 @@ def warnings(config: HarvestConfig) -> tuple[str, ...]:
     """Return what the operator should check before this configuration is run."""
     price, sampling = config.teacher.price, config.sampling
     notes = [price.age_note(datetime.now(UTC).date()) if price is not None else ""]
-    if sampling.samples > 1 and sampling.temperature == 0:
+    if config.most_samples > 1 and sampling.temperature == 0:
+        asked = f"[sampling] samples = {sampling.samples}"
+        if config.accept is not None:
+            asked = f"[accept] of = {config.accept.of}"
         notes.append(
-            f"[sampling] samples = {sampling.samples} at temperature 0 pays for {sampling.samples} (nearly) "
-            "equal answers to each prompt: raise temperature, or set samples = 1"
+            f"{asked} at temperature 0 pays for {config.most_samples} (nearly) "
+            "equal answers to each prompt: raise temperature, or ask for one"
         )
     return (*config.teacher.plain_http_notes(), *(note for note in notes if note))
 
@@ -262,7 +274,7 @@ def _totals(config: HarvestConfig, root: Path, bad: BadLines, notes: PromptNotes
             notes.add(prompt)
             yield prompt
 
-    feed = requests(prompts(), config)
+    feed = requests(prompts(), config, range(config.most_samples))
     with contextlib.ExitStack() as stack:
         journal = None
         reuse = ReuseIndex(config.teacher.base_url)
@@ -275,6 +287,53 @@ def _totals(config: HarvestConfig, root: Path, bad: BadLines, notes: PromptNotes
                 rows.add(request, config, is_held=request.key in held)
     ids.require_unique(lambda: reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad)))
     return rows.totals()
+
+
+def _accept(config: HarvestConfig, root: Path, totals: _Totals) -> Mapping[str, float | None]:
+    """Return how many rows `[accept]` is expected to ask in all, and what they may cost; empty without it.
+
+    The pass rate is that of the answers in the store with sample number 0, which are asked of every prompt.
+    One rate for all prompts underestimates what hard prompts need.
+    """
+    if config.accept is None:
+        return {}
+    from harvester.export.score import score
+    from harvester.store.reader import holds_answers
+
+    store = root / config.store.path
+    tallies = score(store, Verifiers(config.verify, root), first=1).values() if holds_answers(store) else ()
+    passed, judged = 0, 0
+    for tally in tallies:
+        passed += tally.verdicts[AnswerVerdict.PASSED]
+        judged += sum(tally.verdicts.values())
+    if not judged:
+        return {"pass_rate": None, "rows_expected": None, "usd_expected": None}
+    rate = passed / judged
+    prompts = totals.rows / config.accept.of
+    rows = prompts * expected_asked(config.accept.per_prompt, config.accept.of, rate)
+    if config.accept.until is not None and rate * rows > config.accept.until:
+        rows = config.accept.until / rate
+    usd = (
+        totals.high_microusd / 1e6 * min(1.0, max(0.0, rows - totals.cached) / totals.to_send)
+        if totals.to_send
+        else 0.0
+    )
+    return {
+        "pass_rate": rate,
+        "rows_expected": rows,
+        "usd_expected": usd if config.teacher.price is not None else None,
+    }
+
+
+def _accept_text(accept: Mapping[str, float | None]) -> str:
+    rate, rows, usd = (accept[name] for name in ("pass_rate", "rows_expected", "usd_expected"))
+    if rate is None or rows is None:
+        return "rows, tokens and cost are the most it may ask; no stored answer shows how many to expect"
+    cost = "" if usd is None else f", up to ${usd:,.4f}"
+    return (
+        f"rows, tokens and cost are the most it may ask; expected are about {rows:,.0f} rows in all{cost} "
+        f"({rate:.1%} of the stored first answers pass)"
+    )
 
 
 def _corrected(totals: _Totals, correction: InputCorrection, price: PriceSection | None) -> _Totals:

@@ -34,6 +34,7 @@ from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.hosts import printable
 from harvester.teacher import policies
 from harvester.terms import gate as terms
+from harvester.verify.verifiers import Verifiers
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Prepared:
     """A run that may start: configuration read, prompts checked, terms permitted.
 
     `digest` is that of the prompt files as they were checked (`completed_files`), None where none is kept.
+    `verifiers` are those of a configuration with `[accept]`.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class Prepared:
     bad: tuple[PromptError, ...] = ()
     warnings: tuple[str, ...] = ()
     digest: bytes | None = None
+    verifiers: Verifiers | None = None
 
     @property
     def root(self) -> Path:
@@ -125,7 +128,21 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
         bad=prompts.bad,
         warnings=prompts.warnings,
         digest=prompts.digest,
+        verifiers=_verifiers(config, root, watch=flags.watch),
     )
+
+
+def _verifiers(config: HarvestConfig, root: Path, *, watch: bool) -> Verifiers | None:
+    """Return the verifiers of `[accept]`, with every function imported; None without that table."""
+    if config.accept is None:
+        return None
+    if watch:
+        raise ConfigError(
+            "a run that watches its prompts can't use [accept]", place="accept", remedy="run without --watch"
+        )
+    verifiers = Verifiers(config.verify, root)
+    verifiers.require_functions()
+    return verifiers
 
 
 def _check_store(store: Path) -> None:
@@ -186,7 +203,9 @@ def _check_prompts(config: HarvestConfig, root: Path, *, watch: bool, retries: b
         PromptError: the first line that can't be used, once more than `max_bad` can't.
     """
     # Canaries are asked during a pass, a watching run never ends, and a retry sends: all need the whole pass.
-    always_read = watch or retries or config.canary.prompts is not None
+    # How many rows [accept] asks depends on the answers, so it keeps no digest.
+    asks_apart = config.canary.prompts is not None or config.accept is not None
+    always_read = watch or retries or asks_apart
     digest = None if always_read else completed_files.digest_of(config, root)
     known = completed_files.look_up(root / config.store.path, digest)
     if known is not None:
@@ -211,7 +230,7 @@ def _read_prompts(config: HarvestConfig, root: Path, *, watch: bool) -> _PromptT
                 raise
     if not watch:
         ids.require_unique(lambda: reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad)))
-    samples = config.sampling.samples
+    samples = config.first_samples
     return _PromptTotals(rows * samples, tokens * samples, tuple(bad.passed_over), notes.lines())
 
 

@@ -85,7 +85,7 @@ class Worker:
             tally.cost_microusd += record.cost_microusd
             tally.note(tally.outcomes, record.outcome)
             tally.note_answer(record.latency_s, record.input_tokens, record.output_tokens)
-            self.in_flight.complete(request)
+            self.in_flight.complete(request, answered.completion)
             answered.raw.release()
             if why := too_many_unusable(tally, self.max_unusable, fewest=FEWEST_ANSWERS):
                 self.ending.park(Parked(0.0, why))

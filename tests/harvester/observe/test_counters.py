@@ -137,13 +137,14 @@ def test_names_of_a_published_format_stay():
     assert set(Counters().summary()) == {
         *("requests_sent", "answers_stored", "from_cache", "duplicates", "dead"),
         *("possibly_billed", "cost_microusd", "usage_corrected", "outcomes", "cached_outcomes"),
+        *("accepted", "rejected", "unverifiable"),
     }
     assert set(Counters().of_canaries()) == {
         *("requests_sent", "answers_stored", "possibly_billed", "cost_microusd"),
     }
     assert "voices" in Counters().as_dict()
     assert {"run_id", "state", "waiting", "rows_total", "retries", "rss_bytes"} <= set(PROGRESS_FIELDS)
-    assert len(PROGRESS_FIELDS) == len(set(PROGRESS_FIELDS)) == 28
+    assert len(PROGRESS_FIELDS) == len(set(PROGRESS_FIELDS)) == 31
 
 
 @pytest.mark.parametrize("distinct", [3, 40])
