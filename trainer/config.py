@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harvester.system.toml_file import read_toml, suggest_key, validate
+from harvester.verify.settings import VerifySection
 from trainer.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0)]
@@ -65,6 +66,13 @@ class DataSection(_Frozen):
             without an end of turn.
         reasoning: what to do with the teacher's reasoning: drop it, put it inline before the answer in
             think tags, or keep it in the place that the student's template has for it.
+        answers: which answers of a prompt are learned: all; the best one (passed before unverifiable before
+            failed by `[verify]`, then the one that most others agree with); those that pass `[verify]`; or
+            those equal to the most frequent one, once normalised.
+        per_prompt: most answers of a prompt that are learned, the first or the best ones. Absent: all that
+            `answers` leaves, and 1 for "best".
+        weights: how much a row counts in the loss: each row alike; each prompt alike, so that its rows share
+            its weight; or by the share of the prompt's answers that agree with the row's.
     """
 
     corpus: str = Field(min_length=1)
@@ -72,6 +80,9 @@ class DataSection(_Frozen):
     eval_share: Share = 0.1
     truncated: Literal["exclude", "unterminated"] = "exclude"
     reasoning: Literal["drop", "inline", "keep"] = "drop"
+    answers: Literal["all", "best", "verified", "majority"] = "all"
+    per_prompt: PositiveInt | None = None
+    weights: Literal["row", "prompt", "agreement"] = "row"
 
 
 class LoraSection(_Frozen):
@@ -215,6 +226,7 @@ class TrainConfig(_Frozen):
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     out: OutSection = OutSection()
+    verify: VerifySection = Field(default_factory=dict)
     root: Path = Field(default=Path(), exclude=True)
 
     @model_validator(mode="after")
@@ -224,6 +236,12 @@ class TrainConfig(_Frozen):
                 f"[train] max_length {self.train.max_length} doesn't fit a pack of "
                 f"{self.train.pack_budget} tokens; lower it or raise batch_tokens"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _verified_answers_need_a_verifier(self) -> TrainConfig:
+        if self.data.answers == "verified" and not self.verify:
+            raise ValueError('[data] answers = "verified" needs a table [verify.TASK]; `*` is every task')
         return self
 
     @property

@@ -61,11 +61,13 @@ class Example:
         ids: [length] int32: prompt, completion, end of turn.
         prompt_length: tokens of the prompt; all tokens after it are supervised.
         terminated: whether the last id is the end of turn.
+        weight: how much each of its supervised tokens counts in the loss.
     """
 
     ids: Ids
     prompt_length: int
     terminated: bool = True
+    weight: float = 1.0
 
     @property
     def supervised(self) -> int:

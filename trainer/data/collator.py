@@ -24,6 +24,7 @@ class Batch:
         predict_at: [supervised] int64, positions whose logits are judged: one before each target. They count
             through the flattened rows.
         targets: [supervised] int64, the token to predict there.
+        weights: [supervised] fp32, how much each target counts; None: all count 1.
         segments: groups of documents for `segment_attention.attend`; on CUDA their bounds, for
             `varlen_attention.attend`; None where the student runs its own attention.
     """
@@ -33,6 +34,7 @@ class Batch:
     predict_at: torch.Tensor
     targets: torch.Tensor
     segments: Segments | None
+    weights: torch.Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -97,6 +99,7 @@ def collate(
         to_device(_predict_at(documents, np.cumsum(lengths) - lengths), device),
         to_device(_targets(documents), device),
         arguments.pop("segments"),
+        _weights(documents, device),
     )
 
 
@@ -104,7 +107,9 @@ def _unpacked(documents: Sequence[Example], device: torch.device | str) -> Batch
     ids = rows.unpacked_arguments([e.ids[:-1] for e in documents], device)["input_ids"]
     starts = np.arange(len(documents), dtype=np.int64) * ids.shape[1]
     predict_at = to_device(_predict_at(documents, starts), device)
-    return Batch(ids, None, predict_at, to_device(_targets(documents), device), None)
+    return Batch(
+        ids, None, predict_at, to_device(_targets(documents), device), None, _weights(documents, device)
+    )
 
 
 def _predict_at(documents: Sequence[Example], starts: Any) -> Any:
@@ -115,6 +120,14 @@ def _predict_at(documents: Sequence[Example], starts: Any) -> Any:
             for e, begin in zip(documents, starts, strict=True)
         ]
     )
+
+
+def _weights(documents: Sequence[Example], device: torch.device | str) -> torch.Tensor | None:
+    """Return the weight of each target; None where all count 1."""
+    if all(e.weight == 1.0 for e in documents):
+        return None
+    weights = np.array([e.weight for e in documents], dtype=np.float32)
+    return to_device(np.repeat(weights, [e.supervised for e in documents]), device)
 
 
 def _targets(documents: Sequence[Example]) -> Any:

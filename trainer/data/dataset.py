@@ -16,7 +16,9 @@ from harvester.api.types import Outcome
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
+from harvester.verify.verifiers import Verifiers
 from trainer.config import DataSection, TrainConfig
+from trainer.data import answers
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.conversation import (
     Conversation,
@@ -30,7 +32,7 @@ from trainer.provenance import fingerprint, terms_check
 # Columns that are kept in memory.
 COLUMNS = [
     *("key", "prompt_id", "sample_index", "messages", "completion", "reasoning", "outcome", "finish_reason"),
-    *("reference", "metadata_json", "purpose", "terms_id", "teacher_id", "mock", "run_id"),
+    *("reference", "tags", "metadata_json", "purpose", "terms_id", "teacher_id", "mock", "run_id"),
 ]
 
 # Plain text around reasoning that is learned as part of the answer.
@@ -75,6 +77,7 @@ class Rows:
         excluded: number of samples in neither part, by reason.
         lineages: teachers of the rows, and the terms they were asked under.
         origins: hash of each row's origin, by key (`fingerprint.origin_sha256`).
+        weights: of the samples of `train` in the loss; empty: all count alike.
     """
 
     train: tuple[Sample, ...]
@@ -82,6 +85,7 @@ class Rows:
     excluded: Mapping[str, int]
     lineages: tuple[Lineage, ...]
     origins: Mapping[str, str] = field(default_factory=dict)
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class Dataset:
 
     Attributes:
         excluded: number of samples that are not learned, by reason.
-        sha256: hash of ids, prompt lengths and order; a training resumes only if it is unchanged.
+        sha256: hash of ids, prompt lengths, weights and order; a training resumes only if it is unchanged.
     """
 
     examples: tuple[Example, ...]
@@ -131,6 +135,7 @@ def read(config: TrainConfig) -> Rows:
     splits = [split_of(s, key, config.data) for s, key in zip(samples, prompts, strict=True)]
     held_out_keys = {key for key, split in zip(prompts, splits, strict=True) if split != "train"}
     train: list[Sample] = []
+    train_prompts: list[str] = []
     learned_keys: set[str] = set()
     for sample, key, split in zip(samples, prompts, splits, strict=True):
         if split != "train":
@@ -143,14 +148,20 @@ def read(config: TrainConfig) -> Rows:
             continue
         learned_keys.add(sample.key)
         train.append(sample)
-    if not train:
+        train_prompts.append(key)
+    verifiers = Verifiers(config.verify, config.root)
+    verifiers.require_functions()
+    chosen = answers.choose(train, train_prompts, config.data, verifiers)
+    excluded.update(chosen.excluded)
+    if not chosen.samples:
         counts = ", ".join(f"{n} {reason}" for reason, n in sorted(excluded.items()))
         raise DataError(
             f"no row can be learned: {counts or 'all rows are held out'}",
             place=str(config.corpus),
             remedy=f"rows need a completion and {config.data.split_field!r} = 'train' (or none)",
         )
-    return Rows(tuple(train), _held_out(samples, splits, config.data), +excluded, lineages, origins)
+    held_out = _held_out(samples, splits, config.data)
+    return Rows(chosen.samples, held_out, +excluded, lineages, origins, chosen.weights)
 
 
 def held_out_examples(
@@ -199,6 +210,8 @@ def select(rows: Rows, examples: Sequence[Example], config: TrainConfig, vocabul
         DataError: every row is too long or has no token to learn.
         StudentError: the tokenizer produces ids that the student has no embedding for.
     """
+    if rows.weights:
+        examples = [replace(e, weight=w) for e, w in zip(examples, rows.weights, strict=True)]
     reasons = [_unlearnable(e, config.train.max_length) for e in examples]
     fitting = tuple(e for e, reason in zip(examples, reasons, strict=True) if not reason)
     excluded = Counter(rows.excluded) + Counter(reason for reason in reasons if reason)
@@ -219,6 +232,8 @@ def select(rows: Rows, examples: Sequence[Example], config: TrainConfig, vocabul
     for example in fitting:
         digest.update(f"{len(example.ids)} {example.prompt_length} ".encode())
         digest.update(example.ids.tobytes())
+        if example.weight != 1.0:  # rows that count alike keep the hash of earlier versions
+            digest.update(f" weight {example.weight!r} ".encode())
     return Dataset(fitting, excluded, digest.hexdigest())
 
 

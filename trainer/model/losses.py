@@ -13,7 +13,8 @@ from trainer.model.lora_kernel import matmul_as
 
 # Loss of a block of logits; the signature of `loss_and_gradient`.
 RowLoss = Callable[
-    [torch.Tensor, torch.Tensor, torch.dtype, Head], tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    [torch.Tensor, torch.Tensor, torch.dtype, Head, torch.Tensor | None],
+    tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ]
 
 PLAIN_HEAD = Head()
@@ -22,23 +23,33 @@ PLAIN_HEAD = Head()
 CHUNK_ROWS = 1024
 
 
-def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum the cross-entropy over all rows and count the correct predictions.
+def cross_entropy_sum(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum the cross-entropy over all rows, each times its weight, and count the correct predictions.
 
     Args:
-        logits: [supervised, vocabulary], any float dtype; the loss is computed in fp32.
+        logits: [supervised, vocabulary], any float dtype; the loss is computed in fp32, of fp64 in fp64.
         targets: [supervised] int64 token ids.
+        weights: [supervised], how much each row counts in the loss; None: all count 1.
 
     Returns:
         loss (fp32 scalar, nats, summed) and correct (int64 scalar, no gradient). Neither makes the host wait.
     """
-    wide = logits.float()
+    wide = logits if logits.dtype == torch.float64 else logits.float()
     correct = (wide.detach().argmax(dim=-1) == targets).sum()
+    if weights is not None:
+        losses = functional.cross_entropy(wide, targets, reduction="none")
+        return (losses * weights).sum(), correct
     return functional.cross_entropy(wide, targets, reduction="sum"), correct
 
 
 def loss_and_gradient(
-    outputs: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype, head: Head = PLAIN_HEAD
+    outputs: torch.Tensor,
+    targets: torch.Tensor,
+    dtype: torch.dtype,
+    head: Head = PLAIN_HEAD,
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute cross-entropy of a block of the output layer's results, together with its gradient.
 
@@ -50,6 +61,7 @@ def loss_and_gradient(
         targets: [rows] int64 token ids.
         dtype: dtype of the returned gradient.
         head: scale s and cap c between the output layer and the logits.
+        weights: [rows] fp32, factor on each row's loss and gradient; None: all count 1.
 
     Returns:
         loss (fp32 scalar, nats, summed), correct (int64 scalar), gradient [rows, vocabulary] in `dtype`.
@@ -62,23 +74,27 @@ def loss_and_gradient(
         logits = share.mul_(head.cap)
     correct = (logits.argmax(dim=-1) == targets).sum()
     log_total = torch.logsumexp(logits, dim=-1, keepdim=True)
-    loss = (log_total - logits.gather(1, targets[:, None])).sum()
+    losses = log_total - logits.gather(1, targets[:, None])
+    loss = losses.sum() if weights is None else (losses * weights[:, None]).sum()
     gradient = logits.sub_(log_total).exp_()
     gradient.scatter_add_(1, targets[:, None], gradient.new_full((len(targets), 1), -1.0))
     if slope is not None:
         gradient.mul_(slope)
     if head.scale != 1.0:
         gradient.mul_(head.scale)
+    if weights is not None:
+        gradient.mul_(weights[:, None])
     return loss, correct, gradient.to(dtype)
 
 
-def head_loss(
+def head_loss(  # noqa: PLR0913 - the layer, what it is compared with, and how
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     targets: torch.Tensor,
     row_loss: RowLoss = loss_and_gradient,
     head: Head = PLAIN_HEAD,
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Apply a frozen output layer and compute `cross_entropy_sum` in chunks of `CHUNK_ROWS` rows.
 
@@ -94,18 +110,19 @@ def head_loss(
         targets: [supervised] int64 token ids.
         row_loss: computes loss and gradient of a chunk; a compiled one may be passed.
         head: scale and soft cap between the output layer and the logits.
+        weights: [supervised] fp32, how much each row counts in the loss; None: all count 1.
 
     Returns:
         As `cross_entropy_sum`.
     """
-    loss, correct = _HeadLoss.apply(hidden, weight, bias, targets, row_loss, head)  # type: ignore[no-untyped-call]
+    loss, correct = _HeadLoss.apply(hidden, weight, bias, targets, row_loss, head, weights)  # type: ignore[no-untyped-call]
     return loss, correct
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden, weight, bias, targets, row_loss, head = args
+        hidden, weight, bias, targets, row_loss, head, weights = args
         hidden_gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
@@ -114,7 +131,10 @@ class _HeadLoss(torch.autograd.Function):
             logits = matmul_as(hidden[rows], weight.t(), torch.float32)
             if bias is not None:
                 logits += bias
-            chunk_loss, chunk_correct, gradient = row_loss(logits, targets[rows], weight.dtype, head)
+            chunk_weights = None if weights is None else weights[rows]
+            chunk_loss, chunk_correct, gradient = row_loss(
+                logits, targets[rows], weight.dtype, head, chunk_weights
+            )
             loss += chunk_loss
             correct += chunk_correct
             if hidden_gradient is not None:
@@ -124,7 +144,7 @@ class _HeadLoss(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None, None]:
         gradient = ctx.hidden_gradient
         # In fp32: 1 / tokens rounded to bf16 would scale all gradients of a step by up to 0.4 %.
-        return (gradient.float() * grads[0]).to(gradient.dtype), None, None, None, None, None
+        return (gradient.float() * grads[0]).to(gradient.dtype), None, None, None, None, None, None

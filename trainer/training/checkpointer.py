@@ -23,6 +23,8 @@ from trainer.training.validation import ValidationState
 _FREE_SETTINGS = (
     *("train.log_every", "train.log_every_s", "train.save_every"),
     *("train.checkpointing", "train.shard", "data.corpus"),
+    # What these choose shows in the hash of the corpus, weights included.
+    *("data.answers", "data.per_prompt", "data.weights"),
 )
 
 

@@ -53,15 +53,15 @@ def pack_loss(
             student's own forward computes the logits.
 
     Returns:
-        loss (fp32 scalar, nats, summed over supervised tokens) and correct (int64 scalar).
+        loss (fp32 scalar, nats, summed over supervised tokens by their weights) and correct (int64 scalar).
     """
     base = structure.base_model_of(student)
     layer = base.get_output_embeddings()
     if head is None or layer.weight.requires_grad:
-        return cross_entropy_sum(supervised_logits(student, batch), batch.targets)
+        return cross_entropy_sum(supervised_logits(student, batch), batch.targets, batch.weights)
     output = structure.backbone(base)(**batch.arguments())
     hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.predict_at)
-    return head_loss(hidden, layer.weight, layer.bias, batch.targets, row_loss, head)
+    return head_loss(hidden, layer.weight, layer.bias, batch.targets, row_loss, head, batch.weights)
 
 
 def supervised_logits(student: Any, batch: Batch) -> torch.Tensor:

@@ -1,11 +1,13 @@
 """Make one optimiser step: forward and backward through all packs, one update or one skip.
 
-The loss of a step is the sum over the supervised tokens of all its packs, divided once by their number. So
+The loss of a step is the sum over the supervised tokens of all its packs, each times the weight of its row,
+divided once by the sum of these weights: where all rows count alike, by the number of tokens. So
 neither the cut into packs nor the number of processes changes the result, only the memory needed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +33,7 @@ class StepResult:
     """What one step measured. The tensors are scalars on the device; reading one waits for the device.
 
     Attributes:
-        loss: nats per supervised token.
+        loss: nats per supervised token, as the mean by the weights of the rows.
         accuracy: share of supervised tokens predicted correctly, 0 to 1.
         norm: L2 norm of the gradient before clipping.
         tokens: tokens that were fed to the model, on all ranks.
@@ -85,34 +87,36 @@ class Stepper:
             ConfigError: `[train] compile` is set, and torch's compiler fails.
         """
         supervised = sum(example.supervised for pack in packs for example in pack)
+        # Exactly `supervised` where all rows count alike.
+        weighed = math.fsum(example.supervised * example.weight for pack in packs for example in pack)
         tokens = sum(len(example.ids) - 1 for pack in packs for example in pack)
         loss = torch.zeros((), device=self._device)
         correct = torch.zeros((), device=self._device)
         for number, weight in packs_of_rank(len(packs), self._world, self._student):
             torch.manual_seed((self._train.seed * 1_000_003 + step) * 4099 + number)
-            pack_sum, pack_correct = self._backward(packs[number], weight, supervised)
+            pack_sum, pack_correct = self._backward(packs[number], weight, weighed)
             loss += pack_sum * weight
             correct += pack_correct * weight
         failpoints.reach("train.backward")
         parameters = self._student.parameters.values()
         gradients = [_gradient(p) for p in parameters] if self._world.size > 1 else []
         self._world.sum_in_place([*gradients, loss, correct])
-        loss, accuracy = loss / supervised, correct / supervised
+        loss, accuracy = loss / weighed, correct / supervised
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._train.clip)
         self._update(loss, norm)
         return StepResult(loss, accuracy, norm, tokens, supervised)
 
     def _backward(
-        self, pack: Sequence[Example], weight: int, supervised: int
+        self, pack: Sequence[Example], weight: int, weighed: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add the gradient of loss * weight / supervised; return the summed loss and the correct count."""
+        """Add the gradient of loss * weight / weighed; return the summed loss and the correct count."""
         loss = torch.zeros((), device=self._device)
         correct = torch.zeros((), dtype=torch.int64, device=self._device)
         try:
             for batch_loss, batch_correct in pack_losses(
                 self._student.model, pack, self._device, self._student.forward, self._student.row_loss
             ):
-                (batch_loss * weight / supervised).backward()  # type: ignore[no-untyped-call]
+                (batch_loss * weight / weighed).backward()  # type: ignore[no-untyped-call]
                 loss += batch_loss.detach()
                 correct += batch_correct
         except (RuntimeError, MemoryError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,12 @@ from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3
 from tests.trainer import tiny
 from trainer import config as settings
 from trainer.data.chat_template import Example
-from trainer.data.collator import Batch, collate, padding_share
+from trainer.data.collator import Batch, batches, collate, padding_share
 from trainer.errors import StudentError
 from trainer.model import losses, model, varlen_attention
+from trainer.model.head import Head
 from trainer.model.losses import PLAIN_HEAD, cross_entropy_sum, head_loss
+from trainer.model.rows import RowLayout
 from trainer.training import flops
 from trainer.training.forward import pack_loss, supervised_logits
 
@@ -43,6 +47,51 @@ def test_the_chunked_head_is_cross_entropy(monkeypatch, chunk, dtype):
     assert loss.item() == pytest.approx(theirs.item(), rel=1e-5)
     assert torch.equal(correct, right)
     assert torch.allclose(mine, hidden.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1024])
+def test_weighted_rows_have_the_loss_and_gradient_of_an_fp64_reference(monkeypatch, chunk):
+    monkeypatch.setattr(losses, "CHUNK_ROWS", chunk)
+    draw = torch.Generator().manual_seed(2)
+    hidden = torch.randn(20, 12, generator=draw, requires_grad=True)
+    weight = torch.randn(50, 12, generator=draw)
+    targets = torch.randint(50, (20,), generator=draw)
+    weights = torch.rand(20, generator=draw) * 3
+    head = Head(scale=0.5, cap=5.0)
+    loss, correct = head_loss(hidden, weight, None, targets, head=head, weights=weights)
+    (loss / weights.sum()).backward()
+    wide = hidden.detach().double().requires_grad_()
+    logits = head.logits(functional.linear(wide, weight.double()))
+    expected = (functional.cross_entropy(logits, targets, reduction="none") * weights.double()).sum()
+    (expected / weights.double().sum()).backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.allclose(hidden.grad.double(), wide.grad, atol=1e-7)
+    assert correct == (logits.argmax(-1) == targets).sum(), "guesses count alike"
+    plain, right = cross_entropy_sum(logits.detach().float(), targets, weights)
+    assert plain.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert right == correct
+
+
+def test_the_gradient_of_the_weighted_loss_passes_gradcheck():
+    draw = torch.Generator().manual_seed(3)
+    logits = torch.randn(6, 9, generator=draw, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(9, (6,), generator=draw)
+    weights = torch.rand(6, generator=draw, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: cross_entropy_sum(x, targets, weights)[0], (logits,))
+
+
+def test_a_packs_weights_follow_its_documents(student):
+    pack = [replace(e, weight=0.25 * (n + 1)) for n, e in enumerate(examples())]
+    with torch.no_grad():
+        together = pack_loss(student, collate(pack), head=PLAIN_HEAD)[0].item()
+        alone = [pack_loss(student, collate([replace(e, weight=1.0)]), head=PLAIN_HEAD)[0] for e in pack]
+    assert together == pytest.approx(sum(e.weight * float(loss) for e, loss in zip(pack, alone, strict=True)))
+    assert collate([replace(e, weight=1.0) for e in pack]).weights is None, "rows alike cost nothing"
+    wanted = {(int(t), e.weight) for e in pack for t in e.ids[e.prompt_length :]}
+    for layout in (RowLayout(), RowLayout(packed=False)):
+        laid = batches(pack, layout=layout)
+        found = {pair for b in laid for pair in zip(b.targets.tolist(), b.weights.tolist(), strict=True)}
+        assert found == wanted
 
 
 @pytest.fixture(scope="module")

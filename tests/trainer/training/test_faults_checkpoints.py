@@ -176,6 +176,27 @@ def test_09_10_11_stopped_after_any_step_the_end_has_the_same_bits(tmp_path):
         assert all(torch.equal(wanted[name], mine[name]) for name in wanted)
 
 
+def test_weighted_rows_resume_to_the_same_bits_and_change_what_is_learned(tmp_path):
+    rows = [
+        tiny.sample(2 * n + extra, f"backwards: {n:03}", text, prompt_id=f"p{n}", sample_index=extra)
+        for n in range(12)
+        for extra, text in enumerate((f"{n:03}"[::-1], "no idea" if n % 2 else f"{n:03}"[::-1]))
+    ]
+    shape = {"train": {"epochs": 2, "log_every": 1, "pack_tokens": 128, "batch_tokens": 128}}
+    data = {"eval_share": 0.0, "weights": "agreement"}
+    whole = tiny.train_toml(tmp_path / "whole", rows, data=data, **shape)
+    steps = train(settings.load(whole)).steps
+    parts = tiny.train_toml(tmp_path / "parts", rows, data=data, **shape)
+    half_done(parts, 2)
+    assert train(settings.load(parts)).steps_now == steps - 2
+    wanted, mine = adapter_of(whole.parent), adapter_of(parts.parent)
+    assert all(torch.equal(wanted[name], mine[name]) for name in wanted)
+    alike = tiny.train_toml(tmp_path / "alike", rows, data={"eval_share": 0.0}, **shape)
+    train(settings.load(alike))
+    other = adapter_of(alike.parent)
+    assert not all(torch.equal(wanted[name], other[name]) for name in wanted)
+
+
 @pytest.mark.slow
 def test_11_no_state_of_a_random_generator_is_needed(tmp_path):
     shape = {"train": {"epochs": 2, "log_every": 1, "pack_tokens": 128}, "lora": {"dropout": 0.2}}

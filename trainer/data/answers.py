@@ -1,0 +1,100 @@
+"""Choose which answers of a prompt are learned, and how much each of them counts. Loads no torch.
+
+A prompt may have many answers (`samples` of the harvest). `[data] answers` says which of them are learned,
+`per_prompt` how many at most, and `weights` how much a row counts in the loss.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from harvester.store.shards.schema import Sample
+from harvester.verify.comparisons import normalise
+from harvester.verify.verifiers import AnswerVerdict, Candidate, Verifiers
+from trainer.config import DataSection
+
+# How answers are ranked by verdict: an answer that nobody can verify comes before one that failed.
+_RANK = {AnswerVerdict.PASSED: 0, AnswerVerdict.UNVERIFIABLE: 1, AnswerVerdict.FAILED: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Samples to learn, in their order, with their weights in the loss, and the others counted by reason.
+
+    `weights` are positive; empty: all rows count alike.
+    """
+
+    samples: tuple[Sample, ...]
+    weights: tuple[float, ...]
+    excluded: Mapping[str, int]
+
+
+def choose(
+    samples: Sequence[Sample], prompts: Sequence[str], data: DataSection, verifiers: Verifiers
+) -> Chosen:
+    """Choose the answers to learn, prompt by prompt.
+
+    Args:
+        samples: usable answers, those of a prompt in order of their sample numbers.
+        prompts: what identifies the prompt of each sample.
+    """
+    if data.answers == "all" and data.per_prompt is None and data.weights == "row":
+        return Chosen(tuple(samples), (), {})
+    by_prompt: dict[str, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        by_prompt.setdefault(prompt, []).append(number)
+    weights: dict[int, float] = {}
+    excluded: Counter[str] = Counter()
+    for numbers in by_prompt.values():
+        chosen, reasons = _choose_of_prompt([samples[n] for n in numbers], data, verifiers)
+        excluded.update(reasons)
+        weights.update({numbers[place]: weight for place, weight in chosen.items()})
+    kept = sorted(weights)
+    return Chosen(tuple(samples[n] for n in kept), tuple(weights[n] for n in kept), +excluded)
+
+
+def _choose_of_prompt(
+    answers: Sequence[Sample], data: DataSection, verifiers: Verifiers
+) -> tuple[dict[int, float], Counter[str]]:
+    """Return the weights of the answers of one prompt that are learned, and the reasons for the others."""
+    shares = agreement([answer.completion or "" for answer in answers])
+    places = list(range(len(answers)))
+    excluded: Counter[str] = Counter()
+    if data.answers == "majority":
+        # The first of several texts that are equally frequent.
+        most = max(shares)
+        text = normalise(answers[shares.index(most)].completion or "")
+        places = [place for place in places if normalise(answers[place].completion or "") == text]
+        excluded["minority answer"] = len(answers) - len(places)
+    elif data.answers in {"verified", "best"}:
+        verdicts = [verifiers.judge(candidate_of(answer)).verdict for answer in answers]
+        if data.answers == "verified":
+            places = [place for place in places if verdicts[place] == AnswerVerdict.PASSED]
+            excluded.update(f"verification: {verdict}" for verdict in verdicts)
+            excluded[f"verification: {AnswerVerdict.PASSED}"] = 0
+        else:
+            places.sort(key=lambda place: (_RANK[verdicts[place]], -shares[place], place))
+    most_rows = data.per_prompt or (1 if data.answers == "best" else len(places))
+    excluded["beyond per_prompt"] = max(0, len(places) - most_rows)
+    places = places[:most_rows]
+    return {place: _weight(data, shares[place], len(places)) for place in places}, excluded
+
+
+def _weight(data: DataSection, share: float, rows: int) -> float:
+    if data.weights == "agreement":
+        return share
+    return 1.0 / rows if data.weights == "prompt" else 1.0
+
+
+def agreement(texts: Sequence[str]) -> list[float]:
+    """Return for each text the share of the texts that are equal to it once normalised, in (0, 1]."""
+    normalised = [normalise(text) for text in texts]
+    counts = Counter(normalised)
+    return [counts[text] / len(texts) for text in normalised]
+
+
+def candidate_of(sample: Sample) -> Candidate:
+    """Return what a verifier needs of a row."""
+    return Candidate(sample.completion, sample.outcome, sample.reference, tuple(sample.tags), sample.metadata)
