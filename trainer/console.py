@@ -81,6 +81,13 @@ def scorecard_lines(card: Mapping[str, Any]) -> list[str]:
     lines = []
     if unjudged := card.get("without_reference", 0):
         lines.append(f"held-out prompts without a reference, so without an accuracy: {unjudged:,}")
+    for reason, count in card.get("unverifiable", {}).items():
+        lines.append(f"held-out prompts without an accuracy, {reason}: {count:,}")
+    for task, facts in card.get("teacher_pass", {}).items():
+        rates = {k: rate["value"] for k, rate in facts["pass_at"].items() if rate["value"] is not None}
+        if len(rates) > 1:
+            shown = ", ".join(f"pass@{k} {value:.3f}" for k, value in rates.items())
+            lines.append(f"teacher's answers to {task.replace('_', ' ')}: {shown}")
     base, student = (card.get("loss", {}).get(model) for model in ("base", "student"))
     if student is not None:
         lines.append(f"loss on the teacher's answers: base {base:.3f}, student {student:.3f}")

@@ -16,7 +16,7 @@ from harvester.api.types import Outcome
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
-from harvester.verify.verifiers import Verifiers
+from harvester.verify.verifiers import Candidate, Verifiers
 from trainer.config import DataSection, TrainConfig
 from trainer.data import answers
 from trainer.data.chat_template import Example, Renderer
@@ -55,6 +55,7 @@ class HeldOut:
         teacher: the teacher's first answer; None if it gave none that is usable.
         target_answer: that answer as it would be learned.
         target_reasoning: its reasoning as it would be learned; None unless `[data] reasoning = "keep"`.
+        candidates: all of the teacher's answers, for the verifiers.
     """
 
     prompt_id: str
@@ -65,6 +66,7 @@ class HeldOut:
     teacher: str | None
     target_answer: str | None = None
     target_reasoning: str | None = None
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,8 +337,12 @@ def reasoning_of(sample: Sample, data: DataSection) -> str | None:
 
 def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: DataSection) -> tuple[HeldOut, ...]:
     prompts: dict[str, HeldOut] = {}
+    candidates: dict[str, list[Candidate]] = {}
     for sample, split in zip(samples, splits, strict=True):
-        if split == "train" or sample.prompt_id in prompts or not has_text_only(sample):
+        if split == "train" or not has_text_only(sample):
+            continue
+        candidates.setdefault(sample.prompt_id, []).append(answers.candidate_of(sample))
+        if sample.prompt_id in prompts:
             continue
         task = sample.metadata.get("task")
         is_usable = not _exclusion_reason(sample, data)
@@ -351,4 +357,6 @@ def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: DataSectio
             answer_of(sample, data) if is_whole else None,
             reasoning_of(sample, data) if is_whole else None,
         )
-    return tuple(prompts.values())
+    return tuple(
+        replace(held, candidates=tuple(candidates[prompt_id])) for prompt_id, held in prompts.items()
+    )

@@ -1,26 +1,30 @@
 """Evaluate base and student on the held-out prompts (`trainer evaluate`), next to the teacher's answers.
 
 Every held-out prompt is answered, and the loss on the teacher's answers is always computed. Accuracy is
-computed for the prompts that have a reference.
+computed for the prompts that `[verify]` can judge; without that table, for those that have a reference.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
+from harvester.verify.pass_rates import TaskTally
+from harvester.verify.settings import EVERY_TASK, VerifierSection
+from harvester.verify.verifiers import AnswerVerdict, Reason, Verifiers
 from trainer.config import TrainConfig
 from trainer.data import dataset, published_template
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.dataset import INLINE_REASONING, HeldOut, Rows
 from trainer.data.packing import pack
 from trainer.errors import DataError
-from trainer.evaluation.scorecard import JudgedPrompt, is_correct, scorecard
+from trainer.evaluation.scorecard import JudgedPrompt, scorecard
 from trainer.model import generate, model, self_test, weights
 from trainer.provenance import fingerprint
 from trainer.publish.adapter import check_same_base, check_same_tokens
@@ -28,6 +32,9 @@ from trainer.training.forward import pack_losses
 
 # Called with the model that answers ("base" or "student"), the number of prompts and how many are answered.
 Progress = Callable[[str, int, int], None]
+
+# Reasons of an unverifiable answer that lie in the check itself, not in the prompt.
+_CHECK_ENDED_BADLY = frozenset({Reason.TOO_SLOW, Reason.TOO_LARGE, Reason.RAISED, Reason.NOT_BOOLEAN})
 
 # Default limit of an answer in tokens, if all taught answers and references are shorter.
 MIN_NEW_TOKENS = 64
@@ -62,8 +69,10 @@ def evaluate(
         on_note: called with lines for the operator.
 
     Returns:
-        The content of scorecard.json: see `scorecard.scorecard`, with `without_reference`, `loss` (nats per
-        supervised token, by model) and `cut` (answers cut by the token limit, by model).
+        The content of scorecard.json: see `scorecard.scorecard`, with `without_reference` (prompts that
+        can't be judged), `unverifiable` (prompts whose check ended badly, by reason), `teacher_pass` (pass@1
+        and pass@n of all the teacher's answers, by task), `loss` (nats per supervised token, by model) and
+        `cut` (answers cut by the token limit, by model).
 
     Raises:
         DataError: no prompt is held out.
@@ -232,9 +241,13 @@ def held_out_loss(answering: Any, examples: Sequence[Example], config: TrainConf
 
 def make_card(test: HeldOutTest, answers: Mapping[str, Answers]) -> dict[str, Any]:
     """Return the content of scorecard.json."""
-    judged = judge_answers(test.held_out, answers["base"].texts, answers["student"].texts)
+    verifiers = verifiers_of(test.config)
+    judged, reasons = judge_answers(test.held_out, answers["base"].texts, answers["student"].texts, verifiers)
     card = scorecard(judged, resamples=test.config.evaluate.resamples)
-    card["without_reference"] = len(test.held_out) - len(judged)
+    unverifiable = Counter({str(reason): n for reason, n in reasons.items() if reason in _CHECK_ENDED_BADLY})
+    card["without_reference"] = len(test.held_out) - len(judged) - unverifiable.total()
+    card["unverifiable"] = dict(sorted(unverifiable.items()))
+    card["teacher_pass"] = teacher_pass(test.held_out, card["split"], verifiers)
     losses = {name: each.loss for name, each in answers.items()}
     card["loss"] = {**losses, "tokens": sum(e.supervised for e in test.targets)}
     cut = {name: sum(each.cut) for name, each in answers.items()}
@@ -242,22 +255,52 @@ def make_card(test: HeldOutTest, answers: Mapping[str, Answers]) -> dict[str, An
     return card
 
 
+def verifiers_of(config: TrainConfig) -> Verifiers:
+    """Return the verifiers of `[verify]`; without that table, answers are compared with the reference.
+
+    Raises:
+        ConfigError: a function of a verifier can't be imported.
+    """
+    verifiers = Verifiers(config.verify or {EVERY_TASK: VerifierSection(kind="exact")}, config.root)
+    verifiers.require_functions()
+    return verifiers
+
+
 def judge_answers(
-    held_out: Sequence[HeldOut], base: Sequence[str], student: Sequence[str]
-) -> list[JudgedPrompt]:
-    """Compare the answers to prompts with a reference. A missing teacher answer counts as wrong."""
-    return [
-        JudgedPrompt(
-            prompt_id=held.prompt_id,
-            task=held.task,
-            split=held.split,
-            base=is_correct(of_base, held.reference),
-            student=is_correct(of_student, held.reference),
-            teacher=is_correct(held.teacher, held.reference),
-        )
-        for held, of_base, of_student in zip(held_out, base, student, strict=True)
-        if held.reference is not None
-    ]
+    held_out: Sequence[HeldOut], base: Sequence[str], student: Sequence[str], verifiers: Verifiers
+) -> tuple[list[JudgedPrompt], Counter[Reason]]:
+    """Judge the answers to held-out prompts. A missing teacher answer counts as wrong.
+
+    Returns:
+        The prompts whose three answers could be verified; and why the others could not, one reason a prompt.
+    """
+    judged: list[JudgedPrompt] = []
+    reasons: Counter[Reason] = Counter()
+    for held, *texts in zip(held_out, base, student, [h.teacher for h in held_out], strict=True):
+        like = held.candidates[0]
+        judgements = [
+            verifiers.judge(replace(like, text=text, outcome="ok" if text is not None else "missing"))
+            for text in texts
+        ]
+        unverifiable = [j.reason for j in judgements if j.verdict == AnswerVerdict.UNVERIFIABLE]
+        if unverifiable:
+            reasons[unverifiable[0]] += 1
+            continue
+        passed = [judgement.verdict == AnswerVerdict.PASSED for judgement in judgements]
+        judged.append(JudgedPrompt(held.prompt_id, held.task, held.split, *passed))
+    return judged, reasons
+
+
+def teacher_pass(held_out: Sequence[HeldOut], split: str, verifiers: Verifiers) -> dict[str, Any]:
+    """Return by task how many of all the teacher's answers pass, and pass@1 and pass@n: see `TaskTally`."""
+    tasks: dict[str, TaskTally] = {}
+    for held in held_out:
+        if held.split != split:
+            continue
+        tally = tasks.setdefault(held.task, TaskTally())
+        for candidate in held.candidates:
+            tally.add(held.prompt_id, verifiers.judge(candidate))
+    return {task: tally.facts() for task, tally in sorted(tasks.items())}
 
 
 def _write_results(test: HeldOutTest, card: dict[str, Any], answers: Mapping[str, Answers]) -> None:

@@ -26,11 +26,6 @@ class JudgedPrompt:
     teacher: bool
 
 
-def is_correct(answer: str | None, reference: str) -> bool:
-    """Whether an answer equals the reference, apart from white space around it."""
-    return answer is not None and answer.strip() == reference.strip()
-
-
 def wilson_interval(right: int, count: int) -> dict[str, float]:
     """Return the accuracy with its 95 % Wilson score interval (Wilson 1927), valid at 0 and 1 too."""
     if count == 0:

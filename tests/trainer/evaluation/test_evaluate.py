@@ -105,6 +105,41 @@ def test_prompts_without_a_reference_are_answered_next_to_the_judged_ones(run_tr
     assert len(lines(trained.parent / "out" / "answers.jsonl")) == 10
 
 
+def test_the_card_has_the_pass_rates_of_all_the_teachers_answers(run_trainer, trained):  # noqa: F811
+    rows = tiny.skill(40, held_out=10)
+    further = [
+        replace(row, key=f"{1000 * more + n:064x}", sample_index=more, completion=text)
+        for n, row in enumerate(rows[40:])
+        for more, text in enumerate((f" {row.reference}\n", "no idea", "no idea"), start=1)
+    ]
+    tiny.corpus(trained.parent / "store", [*rows, *further])
+    card = scored(run_trainer, trained)
+    facts = card["teacher_pass"]["reverse"]
+    assert (facts["prompts"], facts["passed"], facts["failed"], facts["unverifiable"]) == (10, 20, 20, 0)
+    assert facts["pass_at"]["1"] == {"value": 0.5, "prompts": 10}
+    assert facts["pass_at"]["4"] == {"value": 1.0, "prompts": 10}
+
+
+def test_all_three_are_judged_by_the_verifier_and_a_check_that_fails_is_counted(run_trainer, trained):  # noqa: F811
+    (trained.parent / "checks.py").write_text(
+        "def shares_a_letter(answer, reference, metadata):\n"
+        "    if reference.endswith(('a', 'b')):\n"
+        "        raise ValueError\n"
+        "    return bool(set(answer) & set(reference))\n"
+    )
+    verify = '[verify.reverse]\nkind = "python"\nfunction = "checks:shares_a_letter"\n'
+    trained.write_text(trained.read_text() + verify)
+    rows = tiny.skill(40, held_out=10)
+    bad = [row for row in rows[40:] if row.reference.endswith(("a", "b"))]
+    others = [replace(row, completion="zzzz") for row in rows[40:] if row not in bad]
+    assert (len(bad), len(others)) == (4, 6)
+    tiny.corpus(trained.parent / "store", [*rows[:40], *bad, *others])
+    card = scored(run_trainer, trained)
+    assert card["unverifiable"] == {"check raised an error": 4}
+    assert (card["prompts"], card["without_reference"]) == (6, 0)
+    assert card["macro"]["teacher"]["accuracy"] == 0.0
+
+
 def test_a_corpus_without_held_out_prompts_is_refused(run_trainer, trained):  # noqa: F811
     tiny.corpus(trained.parent / "store", tiny.skill(40))
     trained.write_text(trained.read_text().replace("[lora]", "eval_share = 0.0\n[lora]"))
