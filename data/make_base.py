@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -69,6 +70,8 @@ SKILLS: Final[Mapping[Maker, float]] = {
 }
 PHASES: Final = ((20_000, COPYING), (0, SKILLS))
 
+BFLOAT16_MUON: Final = partial(torch.optim.Muon, adjust_lr_fn="original")
+
 Weighed = tuple[list[int], list[float]]
 
 
@@ -102,9 +105,9 @@ def weigh(document: Document, tokenizer: PreTrainedTokenizerFast) -> Weighed:
     return prompt + reply, [PROMPT_WEIGHT] * len(prompt) + [1.0] * len(reply)
 
 
-def batches(tokenizer: PreTrainedTokenizerFast) -> Iterator[list[Weighed]]:
-    """Documents of like length, about `STEP_TOKENS` at a time."""
-    documents, rng = text.stream(SEED, PHASES), random.Random(SEED)
+def batches(documents: Iterator[Document], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[Weighed]]:
+    """Group endless documents by length, about `STEP_TOKENS` tokens a group."""
+    rng = random.Random(SEED)
     while True:
         pool = sorted(
             (weigh(one, tokenizer) for one in islice(documents, POOL)), key=lambda pair: len(pair[0])
@@ -131,17 +134,22 @@ def loss_of(model: LlamaForCausalLM, rows: list[Weighed]) -> torch.Tensor:
     return (each * weights[:, 1:]).sum() / weights[:, 1:].sum()
 
 
-def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int = STEPS) -> None:
-    """Warm up for 50 steps, hold the rate for a fifth, then lower it linearly to 2 %."""
+def train(
+    model: LlamaForCausalLM,
+    groups: Iterator[list[Weighed]],
+    steps: int,
+    muon: Callable[..., torch.optim.Optimizer] = BFLOAT16_MUON,
+) -> None:
+    """Train on `steps` groups: 50 steps of warm-up, a fifth at the full rate, then linearly down to 2 %."""
     named = list(model.named_parameters())
     matrices = [weight for name, weight in named if weight.ndim == 2 and "embed" not in name]
     others = [weight for name, weight in named if weight.ndim != 2 or "embed" in name]
     optimisers = (
         torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01),
-        torch.optim.Muon(matrices, lr=MUON_RATE, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original"),
+        muon(matrices, lr=MUON_RATE, momentum=0.95, weight_decay=0.01),
     )
     began, mean = time.monotonic(), 0.0
-    for step, rows in enumerate(islice(batches(tokenizer), steps)):
+    for step, rows in enumerate(islice(groups, steps)):
         share = min(1.0, (step + 1) / 50) * (0.02 + 0.98 * min(1.0, (1 - step / steps) * 1.25))
         for optimiser, rate in zip(optimisers, (RATE, MUON_RATE), strict=True):
             for group in optimiser.param_groups:
@@ -165,7 +173,7 @@ def main() -> None:
     tokenizer = make_tokenizer((*WORDS, *NAMES))
     model = make_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
-    train(model, tokenizer)
+    train(model, batches(text.stream(SEED, PHASES), tokenizer), STEPS)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     print(f"wrote {folder}")
