@@ -105,11 +105,26 @@ def test_samples_are_asked_until_enough_pass(mock_teacher: Mock, tmp_path: Path)
     assert 0.2 < after["accept"]["pass_rate"] < 0.8
     assert abs(after["accept"]["rows_expected"] - asked) < 0.3 * asked
 
+
+def test_stored_answers_are_scored_and_curated(mock_teacher: Mock, tmp_path: Path) -> None:
+    config = write_folder(tmp_path, mock_teacher(accuracy=0.5).base_url, 20)
+    result = run(config)
+    store = tmp_path / "store"
     score = harvester("score", store, "--verify", config, "--first", "2", "--json")
     facts = json.loads(score.stdout)["tasks"]["(none)"]
-    assert (facts["prompts"], facts["answers"]) == (40, 80)
-    assert facts["pass_at"]["1"]["value"] == facts["passed"] / 80
+    assert (facts["prompts"], facts["answers"]) == (20, 40)
+    assert facts["pass_at"]["1"]["value"] == facts["passed"] / 40
     assert facts["pass_at"]["2"]["value"] > facts["pass_at"]["1"]["value"]
+    assert harvester("score", store, "--verify", config, "--k", "0").returncode == 2
+    missing = harvester("score", store, "--verify", tmp_path / "prompts.jsonl")
+    assert missing.returncode == 2
+
+    curate = tmp_path / "curate.toml"
+    curate.write_text('corpus = "store"\nout = "kept"\nfilters = ["finished", "verified"]\n')
+    assert "needs a table [verify]" in harvester("curate", curate).stderr
+    curate.write_text(curate.read_text() + '[verify."*"]\nkind = "numeric"\n')
+    kept = json.loads(harvester("curate", curate, "--json").stdout)
+    assert (kept["kept"], kept["dropped"]) == (result["accepted"], {"verify_failed": result["rejected"]})
 
 
 def test_a_run_ends_when_enough_rows_are_accepted(mock_teacher: Mock, tmp_path: Path) -> None:
