@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harvester.errors import HarvesterError
+from harvester.errors import ConfigError, HarvesterError
 from harvester.mock_teacher.faults.script import load_script
 from harvester.mock_teacher.listening import serve
 from harvester.mock_teacher.settings import MockSettings, parse_accuracy
@@ -25,7 +25,12 @@ def parser(prog: str = "python -m harvester.mock_teacher") -> argparse.ArgumentP
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=0, help="port; 0 picks a free one (default)")
     add("--port-file", type=Path, help="file to write the port to, once requests are served")
-    add("--model", default="mock-teacher", help="name of its model")
+    add(
+        "--model",
+        default="mock-teacher",
+        help="name of its model, or a folder with a transformers model that answers instead of the rules "
+        "(needs the train extra); it is served under the folder's name",
+    )
     add("--seed", type=int, default=0, help="servers with equal seeds give equal answers")
     add("--accuracy", default="0.95", help="share of right answers: 0.9, or sum=0.8,reverse=0.99")
     add("--latency", type=float, default=0.0, metavar="S", help="mean seconds before an answer")
@@ -68,10 +73,12 @@ def settings_from(flags: argparse.Namespace) -> MockSettings:
     Raises:
         ConfigError: an impossible value, or a fault script that can't be used.
     """
+    folder = model_folder(flags.model)
     return MockSettings(
         host=flags.host,
         port=flags.port,
-        model=flags.model,
+        model=folder.name if folder else flags.model,
+        model_folder=folder,
         seed=flags.seed,
         accuracy=parse_accuracy(flags.accuracy),
         rpm=flags.rpm,
@@ -94,6 +101,20 @@ def settings_from(flags: argparse.Namespace) -> MockSettings:
         certificate=flags.certificate,
         private_key=flags.private_key,
     )
+
+
+def model_folder(value: str) -> Path | None:
+    """Return the folder that `--model` names, None if it is only a name.
+
+    Raises:
+        ConfigError: it is written as a path and is no folder.
+    """
+    path = Path(value)
+    if path.is_dir():
+        return path.resolve()
+    if value.startswith(("/", "./", "../", "~")):
+        raise ConfigError("there is no such folder", place=f"--model {value}", remedy="name a model folder")
+    return None
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m harvester.mock_teacher") -> int:

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from harvester.mock_teacher import wire
-from harvester.mock_teacher.completions import Identity, completion, generate
+from harvester.mock_teacher.completions import Identity, completion
 from harvester.mock_teacher.ledger import LedgerCharge
 from harvester.mock_teacher.server import MockTeacher
 
@@ -79,7 +79,7 @@ class BatchStore:
         bad: list[bytes] = []
         for line in source.splitlines():
             line_request = orjson.loads(line)
-            status, body = self._answer(orjson.dumps(line_request["body"]))
+            status, body = await self._answer(orjson.dumps(line_request["body"]))
             row = {"custom_id": line_request["custom_id"], "response": {"status_code": status, "body": body}}
             (good if status == 200 else bad).append(orjson.dumps({"id": "batch_req", "error": None, **row}))
         batch_id = f"batch_mock{next(self._numbers):08d}"
@@ -99,17 +99,18 @@ class BatchStore:
         }
         return _json(self._batches[batch_id])
 
-    def _answer(self, raw: bytes) -> tuple[int, dict[str, Any]]:
+    async def _answer(self, raw: bytes) -> tuple[int, dict[str, Any]]:
         teacher = self._teacher
         try:
             ask = wire.read_ask(
                 raw, model=teacher.settings.model, context_tokens=teacher.settings.context_tokens
             )
+            ask = teacher.answerer.measure(ask)
         except wire.Refusal as refusal:
             return refusal.status, orjson.loads(refusal.body)
-        answers = teacher.answerer.answers(ask)
-        generated = generate(ask, answers)
+        pending = teacher.answerer.start(ask)
         teacher.answerer.note_answered(ask)
+        answers, generated = await pending
         teacher.admitted += 1
         identity = Identity(
             f"chatcmpl-batch{teacher.admitted:08x}", int(time.time()), ask.model, teacher.fingerprint

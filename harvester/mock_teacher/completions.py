@@ -20,11 +20,19 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """One choice after `stop` and `max_tokens`; `"".join(pieces)` is its text."""
+    """One choice after `stop` and `max_tokens`; `"".join(pieces)` is its text.
+
+    `entries` is its `logprobs.content` from a model; for a rule task it is None and they are invented.
+    """
 
     pieces: list[str]
     finish_reason: str
     digest: bytes
+    entries: list[dict[str, Any]] | None = None
+
+
+# The answers to one request, before and after they are cut.
+Solution = tuple[list[MockAnswer], list[Generated]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,9 @@ def completion(ask: ChatRequest, generated: Sequence[Generated], identity: Ident
 
 
 def _choice(ask: ChatRequest, index: int, answer: Generated) -> dict[str, Any]:
-    entries = token_logprobs(answer.pieces, ask.top_logprobs, answer.digest) if ask.logprobs else None
+    entries = answer.entries
+    if ask.logprobs and entries is None:
+        entries = token_logprobs(answer.pieces, ask.top_logprobs, answer.digest)
     return {
         "index": index,
         "message": {"role": "assistant", "content": "".join(answer.pieces), "refusal": None},
@@ -127,7 +137,8 @@ def _chunks(choice: dict[str, Any]) -> list[dict[str, Any]]:
     first = {key: value for key, value in message.items() if key == "role" or value is not None}
     deltas: list[tuple[dict[str, Any], Any, str | None]] = [(first, None, None)]
     if isinstance(content, str):
-        for at, piece in enumerate(tokens.split(content)):
+        own = [entry["token"] for entry in entries or ()]
+        for at, piece in enumerate(own if "".join(own) == content else tokens.split(content)):
             logprobs = {"content": [entries[at]]} if entries and at < len(entries) else None
             deltas.append(({"content": piece}, logprobs, None))
     elif isinstance(content, list):

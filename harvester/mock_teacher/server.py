@@ -19,13 +19,13 @@ from starlette.types import Receive, Scope, Send
 
 from harvester.errors import ConfigError
 from harvester.mock_teacher import spoil, wire
-from harvester.mock_teacher.answers import Answerer, MockAnswer
+from harvester.mock_teacher.answerers import make_answerer
+from harvester.mock_teacher.answers import MockAnswer
 from harvester.mock_teacher.completions import (
     Completion,
     Generated,
     Identity,
     completion,
-    generate,
     stream_events,
     to_json,
 )
@@ -66,7 +66,7 @@ class MockTeacher:
         self.settings = settings
         self.key = _read_key(settings.require_key_env)
         self.ledger = Ledger(settings.ledger_file)
-        self.answerer = Answerer(settings.seed, settings.accuracy)
+        self.answerer = make_answerer(settings)
         values = LimitValues(
             settings.rpm,
             settings.tpm,
@@ -123,20 +123,27 @@ class MockTeacher:
         self.check_key(scope)
         settings = self.settings
         ask = wire.read_ask(raw, model=settings.model, context_tokens=settings.context_tokens)
+        ask = self.answerer.measure(ask)
         self.limits.check_concurrency(self.in_flight)
-        answers = self.answerer.answers(ask)
-        generated = generate(ask, answers)
-        output = sum(len(answer.pieces) for answer in generated)
-        if settings.tpm_counts == "max" and ask.max_tokens is not None:
+        solution = self.answerer.at_once(ask)
+        if ask.max_tokens is not None and (solution is None or settings.tpm_counts == "max"):
             output = ask.max_tokens * ask.n
+        else:
+            output = sum(len(answer.pieces) for answer in solution[1]) if solution else 0
         self.limits.admit(ask.prompt_tokens + output, time.monotonic())
         self.admitted += 1
         match = self.script.match(self.admitted, text=ask.text, body=ask.body_sha256, stream=ask.stream)
         rule, name = match if match else (None, None)
+        ordinal = self.admitted
+        is_refused = rule is not None and rule.kind.stage is Stage.REFUSE and not rule.is_billed
+        if solution is None and is_refused:
+            solution = ([], [])
+        pending = self.answerer.start(ask) if solution is None else None
         if rule is None or rule.is_billed:
             # Before anything is awaited, so that two equal requests in flight get two samples.
             self.answerer.note_answered(ask)
-        return Turn(self.admitted, ask, answers, generated, rule, name)
+        answers, generated = await pending if pending is not None else solution or ([], [])
+        return Turn(ordinal, ask, answers, generated, rule, name)
 
     def check_key(self, scope: Scope) -> None:
         """Raise a 401 `Refusal` if a key is required and the request does not have it."""

@@ -19,6 +19,7 @@ class MockSettings:
 
     Attributes:
         port: 0 picks a free one.
+        model_folder: transformers folder that answers instead of the rules, served as `model`.
         seed: decides every answer together with the request; equal seeds give equal answers.
         accuracy: share of right answers by task name; `*` stands for every other task.
         rpm, tpm: requests and tokens per minute, None = no limit.
@@ -38,6 +39,7 @@ class MockSettings:
     host: str = "127.0.0.1"
     port: int = 0
     model: str = "mock-teacher"
+    model_folder: Path | None = None
     seed: int = 0
     accuracy: Mapping[str, float] = field(default_factory=lambda: {EVERY_TASK: DEFAULT_ACCURACY})
     rpm: float | None = None

@@ -48,6 +48,7 @@ class ChatRequest:
     n: int
     temperature: float
     seed: int | None
+    top_p: float
     max_tokens: int | None
     stop: tuple[str, ...]
     logprobs: bool
@@ -57,10 +58,21 @@ class ChatRequest:
     prompt_tokens: int
     body_sha256: bytes
     prompt_sha256: bytes
+    messages: tuple[tuple[str, str], ...]
 
 
 def _invalid(message: str, param: str | None = None, code: str | None = None) -> Refusal:
     return Refusal(400, error_body(message, "invalid_request_error", code, param))
+
+
+def context_exceeded(context_tokens: int, requested: int) -> Refusal:
+    """Return the refusal (400) of a request that exceeds the context."""
+    return _invalid(
+        f"This model's maximum context length is {context_tokens} tokens. However, you requested "
+        f"{requested} tokens.",
+        "messages",
+        "context_length_exceeded",
+    )
 
 
 def read_ask(raw: bytes, *, model: str, context_tokens: int) -> ChatRequest:
@@ -81,15 +93,12 @@ def read_ask(raw: bytes, *, model: str, context_tokens: int) -> ChatRequest:
     if asked_model != model:
         text = f"The model `{asked_model}` does not exist or you do not have access to it."
         raise Refusal(404, error_body(text, "invalid_request_error", "model_not_found", "model"))
-    text, prompt_tokens = _read_messages(body.get("messages"))
+    messages = _read_messages(body.get("messages"))
+    text = next((content for role, content in reversed(messages) if role == "user"), "")
+    prompt_tokens = sum(tokens.count(content) + tokens.TOKENS_PER_MESSAGE for _, content in messages)
     max_tokens = _read_max_tokens(body)
     if prompt_tokens + (max_tokens or 0) > context_tokens:
-        raise _invalid(
-            f"This model's maximum context length is {context_tokens} tokens. However, you requested "
-            f"{prompt_tokens + (max_tokens or 0)} tokens.",
-            "messages",
-            "context_length_exceeded",
-        )
+        raise context_exceeded(context_tokens, prompt_tokens + (max_tokens or 0))
     logprobs, top = _read_logprobs(body)
     stream = _boolean(body, "stream")
     options = body.get("stream_options")
@@ -101,6 +110,7 @@ def read_ask(raw: bytes, *, model: str, context_tokens: int) -> ChatRequest:
         n=_integer(body, "n", 1, MAX_CHOICES) or 1,
         temperature=_number(body, "temperature", 0, 2, 1.0),
         seed=_integer(body, "seed", -(2**63), 2**63 - 1),
+        top_p=_number(body, "top_p", 0, 1, 1.0),
         max_tokens=max_tokens,
         stop=_read_stop(body.get("stop")),
         logprobs=logprobs,
@@ -110,22 +120,19 @@ def read_ask(raw: bytes, *, model: str, context_tokens: int) -> ChatRequest:
         prompt_tokens=prompt_tokens,
         body_sha256=hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).digest(),
         prompt_sha256=hashlib.sha256(text.encode()).digest(),
+        messages=messages,
     )
 
 
-def _read_messages(messages: Any) -> tuple[str, int]:
+def _read_messages(messages: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(messages, list) or not messages:
         raise _invalid("Invalid 'messages': expected a non-empty array.", "messages")
-    last_user = ""
-    prompt_tokens = 0
+    pairs = []
     for at, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise _invalid(f"Invalid 'messages[{at}]': expected an object with a role.", f"messages[{at}]")
-        text = _message_text(message.get("content"), at)
-        prompt_tokens += tokens.count(text) + tokens.TOKENS_PER_MESSAGE
-        if message["role"] == "user":
-            last_user = text
-    return last_user, prompt_tokens
+        pairs.append((message["role"], _message_text(message.get("content"), at)))
+    return tuple(pairs)
 
 
 def _message_text(content: Any, at: int) -> str:

@@ -1,0 +1,1 @@
+"""Answer with a local language model: load it, batch requests, sample. Needs the `train` extra."""

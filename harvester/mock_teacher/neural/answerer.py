@@ -1,0 +1,171 @@
+"""Turn chat requests into rows for the model, and finished rows into choices with true log-probabilities."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Awaitable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harvester.mock_teacher.answers import MockAnswer
+from harvester.mock_teacher.completions import Generated, Solution
+from harvester.mock_teacher.neural.batch import GeneratedRow
+from harvester.mock_teacher.neural.pieces import token_bytes
+from harvester.mock_teacher.neural.worker import ModelThread, load
+from harvester.mock_teacher.tasks.rules import solve
+from harvester.mock_teacher.wire import ChatRequest, context_exceeded
+
+# Answers end here if a request names no max_tokens.
+DEFAULT_MAX_TOKENS = 256
+
+
+class ModelAnswerer:
+    """Answer with the model of a folder. Equal seeds and requests give equal answers in any batch.
+
+    Above temperature 0 a request without `seed` gets another sample each time.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        model, self._tokenizer = load(folder)
+        self._bytes = token_bytes(self._tokenizer)
+        self._seed = seed
+        self._answered: Counter[bytes] = Counter()
+        self._context = int(getattr(model.config, "max_position_embeddings", 2**31))
+        ends = model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        self._ends = {end for end in (*ends, self._tokenizer.eos_token_id) if end is not None}
+        self._worker = ModelThread(model)
+
+    def measure(self, ask: ChatRequest) -> ChatRequest:
+        """Return the request with the model's own count of prompt tokens, and with its limit on tokens.
+
+        Raises:
+            Refusal: 400, the prompt and max_tokens exceed the model's context.
+        """
+        prompt = self._prompt(ask)
+        wanted = len(prompt) + (ask.max_tokens or 1)
+        if wanted > self._context:
+            raise context_exceeded(self._context, wanted)
+        return replace(ask, prompt_tokens=len(prompt))
+
+    def at_once(self, ask: ChatRequest) -> Solution | None:
+        """Return None: a model takes its time."""
+        return None
+
+    def note_answered(self, ask: ChatRequest) -> None:
+        """Count an answer, so that the next equal request above temperature 0 gets another sample."""
+        if ask.temperature > 0 and ask.seed is None:
+            self._answered[ask.body_sha256] += 1
+
+    def start(self, ask: ChatRequest) -> Awaitable[Solution]:
+        """Queue the `n` rows of a request now; return what becomes its answers."""
+        loop = asyncio.get_running_loop()
+        prompt = self._prompt(ask)
+        limit = min(ask.max_tokens or DEFAULT_MAX_TOKENS, self._context - len(prompt))
+        futures = []
+        for choice in range(ask.n):
+            future: asyncio.Future[Generated] = loop.create_future()
+            futures.append(future)
+            self._worker.put(self._row(ask, prompt, limit, choice, future))
+        return self._collect(ask, futures)
+
+    async def _collect(self, ask: ChatRequest, futures: list[asyncio.Future[Generated]]) -> Solution:
+        generated = list(await asyncio.gather(*futures))
+        solved = solve(ask.text)
+        answers = []
+        for choice in generated:
+            text = "".join(choice.pieces)
+            right = None if solved is None else text.strip() == solved.answer
+            answers.append(MockAnswer(text, solved.task if solved else None, right, choice.digest))
+        return answers, generated
+
+    def _prompt(self, ask: ChatRequest) -> list[int]:
+        messages = [{"role": role, "content": text} for role, text in ask.messages]
+        ids: list[int] = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
+        return ids
+
+    def _row(
+        self,
+        ask: ChatRequest,
+        prompt: list[int],
+        limit: int,
+        choice: int,
+        future: asyncio.Future[Generated],
+    ) -> GeneratedRow:
+        occurrence = self._answered[ask.body_sha256] if ask.seed is None else 0
+        digest = hashlib.sha256(f"{self._seed}\0{occurrence}\0{choice}\0".encode() + ask.body_sha256).digest()
+        loop = future.get_loop()
+
+        def is_done(row: GeneratedRow) -> bool:
+            return (
+                row.tokens[-1] in self._ends
+                or len(row.tokens) >= limit
+                or self._stop_at(ask, row) is not None
+            )
+
+        def done(row: GeneratedRow) -> None:
+            generated = self._generated(ask, row, digest)
+            loop.call_soon_threadsafe(_settle, future, generated)
+
+        return GeneratedRow(prompt, ask.temperature, ask.top_p, digest, ask.logprobs, is_done, done)
+
+    def _stop_at(self, ask: ChatRequest, row: GeneratedRow) -> int | None:
+        """Return the byte at which the first stop sequence begins, None if the text has none."""
+        if not ask.stop:
+            return None
+        text = b"".join(self._bytes[token] for token in row.tokens)
+        places = [at for word in ask.stop if (at := text.find(word.encode())) >= 0]
+        return min(places, default=None)
+
+    def _generated(self, ask: ChatRequest, row: GeneratedRow, digest: bytes) -> Generated:
+        """Cut at the end token or the stop sequence; a token with both sides of the cut is left out whole."""
+        stop = self._stop_at(ask, row)
+        reason = "stop" if row.tokens[-1] in self._ends or stop is not None else "length"
+        tokens = row.tokens[:-1] if row.tokens[-1] in self._ends else row.tokens
+        raw = [self._bytes[token] for token in tokens]
+        if stop is not None:
+            kept, size = 0, 0
+            while kept < len(raw) and size + len(raw[kept]) <= stop:
+                size += len(raw[kept])
+                kept += 1
+            raw = raw[:kept]
+        pieces = _as_text(raw)
+        entries = None
+        if ask.logprobs:
+            entries = [
+                {
+                    **self._entry(token, value),
+                    "top_logprobs": [
+                        self._entry(other, each)
+                        for other, each in zip(
+                            top[0][: ask.top_logprobs], top[1][: ask.top_logprobs], strict=True
+                        )
+                    ],
+                }
+                for token, value, top, _ in zip(tokens, row.logprobs, row.top, raw, strict=False)
+            ]
+        return Generated(pieces, reason, digest, entries)
+
+    def _entry(self, token: int, value: float) -> dict[str, Any]:
+        raw = self._bytes[token]
+        return {"token": raw.decode(errors="replace"), "logprob": value, "bytes": list(raw)}
+
+
+def _settle(future: asyncio.Future[Generated], generated: Generated) -> None:
+    if not future.done():  # the caller may have left
+        future.set_result(generated)
+
+
+def _as_text(raw: list[bytes]) -> list[str]:
+    """Decode tokens so that the pieces join to the decoded whole; a split character is in its last piece."""
+    pieces, sent = [], 0
+    for end in range(1, len(raw) + 1):
+        text = b"".join(raw[:end]).decode(errors="ignore" if end < len(raw) else "replace")
+        pieces.append(text[sent:])
+        sent = len(text)
+    return pieces
