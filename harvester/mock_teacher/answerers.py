@@ -28,6 +28,9 @@ class ChatAnswerer(Protocol):
     def start(self, ask: ChatRequest) -> Awaitable[Solution]:
         """Start answering now; await the result for the answers."""
 
+    def close(self) -> None:
+        """Stop answering."""
+
 
 class RuleAnswerer:
     """Answer the rule tasks by computation."""
@@ -51,6 +54,9 @@ class RuleAnswerer:
     async def start(self, ask: ChatRequest) -> Solution:
         """Return the answers."""
         return self.at_once(ask)
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to end."""
 
 
 def make_answerer(settings: MockSettings) -> ChatAnswerer:

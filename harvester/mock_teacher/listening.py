@@ -64,6 +64,7 @@ class MockServer(uvicorn.Server):
             await self.serve(sockets=[self._socket])
         finally:
             self._socket.close()
+            self.teacher.answerer.close()
             self.teacher.ledger.close()
 
     async def main_loop(self) -> None:

@@ -60,6 +60,10 @@ class ModelAnswerer:
         if ask.temperature > 0 and ask.seed is None:
             self._answered[ask.body_sha256] += 1
 
+    def close(self) -> None:
+        """End the model's thread."""
+        self._worker.close()
+
     def start(self, ask: ChatRequest) -> Awaitable[Solution]:
         """Queue the `n` rows of a request now; return what becomes its answers."""
         loop = asyncio.get_running_loop()
@@ -112,7 +116,10 @@ class ModelAnswerer:
             generated = self._generated(ask, row, digest)
             loop.call_soon_threadsafe(_settle, future, generated)
 
-        return GeneratedRow(prompt, ask.temperature, ask.top_p, digest, ask.logprobs, is_done, done)
+        def failed(error: Exception) -> None:
+            loop.call_soon_threadsafe(_fail, future, error)
+
+        return GeneratedRow(prompt, ask.temperature, ask.top_p, digest, ask.logprobs, is_done, done, failed)
 
     def _stop_at(self, ask: ChatRequest, row: GeneratedRow) -> int | None:
         """Return the byte at which the first stop sequence begins, None if the text has none."""
@@ -159,6 +166,11 @@ class ModelAnswerer:
 def _settle(future: asyncio.Future[Generated], generated: Generated) -> None:
     if not future.done():  # the caller may have left
         future.set_result(generated)
+
+
+def _fail(future: asyncio.Future[Generated], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 def _as_text(raw: list[bytes]) -> list[str]:

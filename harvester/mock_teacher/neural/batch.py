@@ -34,6 +34,7 @@ class GeneratedRow:
     wants_logprobs: bool
     is_done: Callable[[GeneratedRow], bool]
     done: Callable[[GeneratedRow], None]
+    failed: Callable[[Exception], None]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: list[tuple[list[int], list[float]]] = field(default_factory=list)
@@ -44,14 +45,14 @@ class Batch:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._rows: list[GeneratedRow] = []
+        self.rows: list[GeneratedRow] = []
         self._draws: list[random.Random] = []
         self._cache: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._mask = torch.zeros(0, 0, dtype=torch.long)
         self._last = torch.zeros(0, dtype=torch.long)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     @torch.inference_mode()
     def join(self, rows: Sequence[GeneratedRow]) -> None:
@@ -66,7 +67,7 @@ class Batch:
         logits, cache = self._forward(ids, mask, positions, DynamicCache())
         draws = [random.Random(row.seed) for row in rows]
         last = self._append(rows, draws, logits)
-        if self._rows:
+        if self.rows:
             wide = max(width, self._mask.size(1))
             mask = torch.cat([_wider(self._mask, wide, 1), _wider(mask, wide, 1)])
             cache = [
@@ -76,7 +77,7 @@ class Batch:
                 )
                 for (a, b), (c, d) in zip(self._cache, cache, strict=True)
             ]
-        self._rows += rows
+        self.rows += rows
         self._draws += draws
         self._cache, self._mask, self._last = cache, mask, torch.cat([self._last, last])
         self._leave()
@@ -84,13 +85,13 @@ class Batch:
     @torch.inference_mode()
     def step(self) -> None:
         """Choose one more token for every row."""
-        self._mask = torch.cat([self._mask, torch.ones(len(self._rows), 1, dtype=torch.long)], dim=1)
+        self._mask = torch.cat([self._mask, torch.ones(len(self.rows), 1, dtype=torch.long)], dim=1)
         positions = self._mask.sum(dim=1, keepdim=True) - 1
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self._cache):
             cache.update(keys, values, layer)
         logits, self._cache = self._forward(self._last[:, None], self._mask, positions, cache)
-        self._last = self._append(self._rows, self._draws, logits)
+        self._last = self._append(self.rows, self._draws, logits)
         self._leave()
 
     def _forward(
@@ -133,14 +134,14 @@ class Batch:
 
     def _leave(self) -> None:
         """Take finished rows out, and columns that no row uses any more."""
-        finished = [row.is_done(row) for row in self._rows]
+        finished = [row.is_done(row) for row in self.rows]
         if not any(finished):
             return
-        for row, is_finished in zip(self._rows, finished, strict=True):
+        for row, is_finished in zip(self.rows, finished, strict=True):
             if is_finished:
                 row.done(row)
         kept = [at for at, is_finished in enumerate(finished) if not is_finished]
-        self._rows = [self._rows[at] for at in kept]
+        self.rows = [self.rows[at] for at in kept]
         self._draws = [self._draws[at] for at in kept]
         index = torch.tensor(kept, dtype=torch.long)
         self._mask, self._last = self._mask[index], self._last[index]

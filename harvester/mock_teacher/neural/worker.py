@@ -42,24 +42,40 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 
 class ModelThread:
-    """Generate for queued rows until the process ends; the thread is a daemon."""
+    """Generate for queued rows until `close`."""
 
     def __init__(self, model: Any) -> None:
-        self._batch = Batch(model)
-        self._queue: queue.SimpleQueue[GeneratedRow] = queue.SimpleQueue()
-        self._failed: list[GeneratedRow] = []
-        threading.Thread(target=self._work, name="mock-teacher-model", daemon=True).start()
+        self._model = model
+        self._queue: queue.SimpleQueue[GeneratedRow | None] = queue.SimpleQueue()
+        # A daemon, so that a server that is not closed can end; `close` ends it before the interpreter does,
+        # since a thread inside torch would otherwise abort the process.
+        self._thread = threading.Thread(target=self._work, name="mock-teacher-model", daemon=True)
+        self._thread.start()
 
     def put(self, row: GeneratedRow) -> None:
-        """Queue a row; its `done` is called in the worker's thread."""
+        """Queue a row; its `done` or `failed` is called in the model's thread."""
         self._queue.put(row)
 
+    def close(self) -> None:
+        """End the thread after the token that it works on; unfinished rows are dropped."""
+        self._queue.put(None)
+        self._thread.join()
+
     def _work(self) -> None:
+        batch = Batch(self._model)
         while True:
-            rows = [] if len(self._batch) else [self._queue.get()]
-            while len(self._batch) + len(rows) < MAX_ROWS and not self._queue.empty():
-                rows.append(self._queue.get())
-            if rows:
-                self._batch.join(rows)
-            else:
-                self._batch.step()
+            rows: list[GeneratedRow] = []
+            while len(batch) + len(rows) < MAX_ROWS and (not self._queue.empty() or not (len(batch) or rows)):
+                row = self._queue.get()
+                if row is None:
+                    return
+                rows.append(row)
+            try:
+                if rows:
+                    batch.join(rows)
+                else:
+                    batch.step()
+            except Exception as error:  # noqa: BLE001 - whatever a model raises fails its rows, not the server
+                for row in {id(row): row for row in (*batch.rows, *rows)}.values():
+                    row.failed(error)
+                batch = Batch(self._model)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import queue
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harvester.errors import ConfigError
 from harvester.mock_teacher.__main__ import model_folder
 from harvester.mock_teacher.answerers import make_answerer
+from harvester.mock_teacher.neural.batch import GeneratedRow
 from harvester.mock_teacher.neural.sampling import choose
+from harvester.mock_teacher.neural.worker import ModelThread
+from harvester.mock_teacher.running import start_process
 from harvester.mock_teacher.settings import MockSettings
 from tests.raw_client import once
 
@@ -110,6 +116,27 @@ def test_a_fault_and_a_context_limit_still_apply(mock_teacher):
     assert sum(served.fired().values()) == 1
     assert served.totals()["requests"] == 1
     assert once(served.base_url, "a" * 600).json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_server_process_with_a_model_ends_in_good_order():
+    with start_process("--model", str(BASE)) as served:
+        fields = {"model": "base", "n": 16, "temperature": 1.0, "max_tokens": 40}
+        assert len(once(served.base_url, "say kfuzab", **fields).json()["choices"]) == 16
+        os.kill(served.pid, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(served.pid, 0)[1]) == 0
+
+
+def test_an_error_of_the_model_fails_its_request_only():
+    class Broken:
+        def __call__(self, **_):
+            raise RuntimeError("out of memory")
+
+    thread, errors = ModelThread(Broken()), queue.SimpleQueue()
+    for _ in range(2):
+        row = GeneratedRow([1, 2], 0.0, 1.0, b"", False, lambda _: True, lambda _: None, errors.put)
+        thread.put(row)
+        assert "out of memory" in str(errors.get(timeout=30))
+    thread.close()
 
 
 def test_a_folder_without_a_model_and_a_missing_extra_are_named(tmp_path, monkeypatch):
