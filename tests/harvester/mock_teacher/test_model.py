@@ -118,6 +118,7 @@ def test_a_fault_and_a_context_limit_still_apply(mock_teacher):
     assert once(served.base_url, "a" * 600).json()["error"]["code"] == "context_length_exceeded"
 
 
+@pytest.mark.slow
 def test_a_server_process_with_a_model_ends_in_good_order():
     with start_process("--model", str(BASE)) as served:
         fields = {"model": "base", "n": 16, "temperature": 1.0, "max_tokens": 40}
