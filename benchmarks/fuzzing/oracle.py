@@ -35,24 +35,40 @@ _FINISH = (
     "native_finish_reason",
     "status",
 )
+_TAGGED = re.compile(r"<(think|thinking)>.*?</\1>|\[THINK\].*?\[/THINK\]", re.DOTALL)
 _LINE = re.compile(rb"\r\n|\n|\r")
 
 
 @dataclass(slots=True)
 class Spelled:
-    """What a body spells. `is_readable`: it is JSON, or events with JSON in them."""
+    """What a body spells.
+
+    Attributes:
+        is_readable: it is JSON, or events with JSON in them.
+        texts: all strings in which an answer may be.
+    """
 
     is_readable: bool = True
     greek: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     cyrillic: list[str] = field(default_factory=list)
     ends: int = 0
 
     def add(self, document: Any) -> None:
         """Collect what a document holds."""
         for text in _texts(document, 0):
+            self.texts.append(text)
             self.greek.append(texts.greek(text))
             self.cyrillic.append(texts.cyrillic(text))
         self.ends += sum(1 for word in _finish_words(document, 0) if _is_end(word))
+
+    @property
+    def greek_outside_tags(self) -> str:
+        """The Greek letters outside of the blocks that `bodies` puts around reasoning.
+
+        A mutation that moves a tag makes reasoning of letters that were written as the answer.
+        """
+        return texts.greek(_TAGGED.sub("", "".join(self.texts)))
 
 
 def spelled(raw: bytes, *, is_stream: bool) -> Spelled:

@@ -162,6 +162,42 @@ def test_tool_call_arguments_in_pieces() -> None:
     ]
 
 
+def _piece(**members: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "finish_reason": None, **members}]}
+
+
+_END = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+_DELTAS = [_piece(delta={"content": text}) for text in ("abc", "de", "a")]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "outcome"),
+    [
+        # Pieces that no delta repeats, though their letters stand elsewhere in the text.
+        ([*_DELTAS[:1], _piece(message={"content": "a"}), *_DELTAS[1:], _END], Outcome.UNKNOWN),
+        ([*_DELTAS[:2], _piece(message={"content": "bc"}), *_DELTAS[2:], _END], Outcome.UNKNOWN),
+        (
+            [_piece(message={"content": [{"type": "text", "text": "a"}]}), *_DELTAS, _END],
+            Outcome.UNKNOWN,
+        ),
+        # The whole message, all so far, or the same piece beside its delta.
+        ([*_DELTAS, _piece(message={"content": "abcdea"}), _END], Outcome.OK),
+        ([*_DELTAS[:1], _piece(message={"content": "abc"}), *_DELTAS[1:], _END], Outcome.OK),
+        (
+            [*_DELTAS[:1], _piece(delta={"content": "de"}, message={"content": "de"}), *_DELTAS[2:], _END],
+            Outcome.OK,
+        ),
+        ([_piece(delta={"content": "abcdea"}), _piece(message={"role": "assistant"}), _END], Outcome.OK),
+    ],
+)
+def test_a_message_beside_deltas_is_flagged_unless_it_repeats_them(
+    chunks: list[dict[str, Any]], outcome: Outcome
+) -> None:
+    parsed = parse(events(*chunks))
+    assert parsed.text == "abcdea"
+    assert parsed.outcome is outcome
+
+
 def test_a_paid_answer_with_odd_bytes_is_kept_and_flagged() -> None:
     content = orjson.dumps({"choices": [{"message": {"content": "a?b"}, "finish_reason": "stop"}]})
     for odd in (b"\\ud800", b"\xff"):
