@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harvester.errors import ConfigError, TermsRefused
+from harvester.system.text_table import aligned
 from harvester.terms.gate import Verdict
 from harvester.terms.permissions import BASES, USES, Permission, record_permission, toml_value
 from harvester.terms.records import GRACE, LAYERS, SEVERITY, Registry, TermsRecord, load_registry, parse
@@ -52,9 +53,7 @@ def table(rows: Sequence[dict[str, str]]) -> list[str]:
     if not rows:
         return ["no records", DISCLAIMER]
     names = list(rows[0])
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
-    lines = ["  ".join(name.ljust(widths[name]) for name in names).rstrip()]
-    lines += ["  ".join(row[name].ljust(widths[name]) for name in names).rstrip() for row in rows]
+    lines = aligned([names, *([row[name] for name in names] for row in rows)], left=range(len(names)))
     return [*lines, "", DISCLAIMER]
 
 

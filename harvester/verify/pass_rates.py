@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from harvester.system.text_table import aligned
 from harvester.verify.verifiers import AnswerVerdict, Judgement
 
 
@@ -90,13 +91,4 @@ def table_lines(tasks: Mapping[str, TaskTally], ks: Sequence[int] = ()) -> list[
             for reason, count in sorted(tally.reasons.items())
             if reason not in {"correct", "wrong"}
         ]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(heading))]
-    last = len(heading) - 1
-    lines = [
-        "  ".join(
-            text.ljust(width) if place in {0, last} else text.rjust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return lines + notes
+    return aligned(rows, left={0, len(heading) - 1}) + notes

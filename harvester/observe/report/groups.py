@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from harvester.api.types import UNUSABLE
+from harvester.system.text_table import aligned
 
 # What answers can be grouped by.
 KINDS = ("task", "tag", "split", "file")
@@ -97,14 +98,7 @@ def table_lines(kind: str, groups: Iterable[tuple[str, Group]]) -> list[str]:
     """Return the groups of one kind as lines of text, with a heading."""
     rows = [(kind, "answers", "not usable", "truncated", "tokens out", "cost")]
     rows += [(name, *cells(group)) for name, group in groups]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return [
-        "  ".join(
-            text.ljust(width) if place == 0 else text.rjust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    return aligned(rows, left={0})
 
 
 def cells(group: Group) -> tuple[str, str, str, str, str]:
