@@ -66,7 +66,7 @@ def requests(
         PromptError: a prompt has no canonical JSON. Those from files are refused earlier, when read.
     """
     check(config)
-    builder = _RequestBuilder(config)
+    builder = RequestBuilder(config)
     samples = range(config.first_samples) if samples is None else samples
     for prompt in prompts:
         try:
@@ -103,8 +103,11 @@ def cost_microusd(
     return max(0, math.ceil(exact - 1e-6))
 
 
-class _RequestBuilder:
-    """Builds the requests of prompts. The fields that all of them share are computed once."""
+class RequestBuilder:
+    """Build the requests of prompts. The fields that all of them share are computed once.
+
+    The configuration has passed `check`.
+    """
 
     def __init__(self, config: HarvestConfig) -> None:
         sampling = config.sampling
@@ -122,7 +125,11 @@ class _RequestBuilder:
         self._max_extra = _max_extra_tokens(fixed)
 
     def build(self, prompt: Prompt, samples: Iterable[int]) -> Iterator[Request]:
-        """The requests of one prompt, by sample number."""
+        """Yield the requests of one prompt, by sample number.
+
+        Raises:
+            ValueError: the prompt has no canonical JSON.
+        """
         messages = _with_system(prompt.messages, self._system)
         input_tokens = estimated_tokens_of(messages)
         max_extra, own = self._max_extra, b""

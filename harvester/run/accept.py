@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harvester.api.request_builder import requests
+from harvester.api.request_builder import RequestBuilder, requests
 from harvester.api.types import Completion, Prompt, Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import Ending
@@ -115,7 +115,7 @@ class Acceptance:
         self, config: HarvestConfig, setup: AcceptSetup, tally: Counters, ending: PassEnding
     ) -> None:
         assert config.accept is not None
-        self._config = config
+        self._builder = RequestBuilder(config)
         self._accept = config.accept
         self._setup = setup
         self._tally = tally
@@ -208,7 +208,7 @@ class Acceptance:
         if missing > 0:
             samples = range(prompt.asked, prompt.asked + missing)
             prompt.asked += missing
-            for further in requests((prompt.prompt,), self._config, samples):
+            for further in self._builder.build(prompt.prompt, samples):
                 self._further.append(further)
                 self._setup.count_further()
         else:

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from harvester.export.score import candidate_of
 from harvester.store.shards.schema import Sample
 from harvester.verify.comparisons import normalise
-from harvester.verify.verifiers import AnswerVerdict, Candidate, Verifiers
+from harvester.verify.verifiers import AnswerVerdict, Verifiers
 from trainer.config import DataSection
 
 # How answers are ranked by verdict: an answer that nobody can verify comes before one that failed.
@@ -93,8 +94,3 @@ def agreement(texts: Sequence[str]) -> list[float]:
     normalised = [normalise(text) for text in texts]
     counts = Counter(normalised)
     return [counts[text] / len(texts) for text in normalised]
-
-
-def candidate_of(sample: Sample) -> Candidate:
-    """Return what a verifier needs of a row."""
-    return Candidate(sample.completion, sample.outcome, sample.reference, tuple(sample.tags), sample.metadata)

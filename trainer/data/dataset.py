@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harvester.api.types import Outcome
+from harvester.export.score import candidate_of
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
@@ -341,7 +342,7 @@ def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: DataSectio
     for sample, split in zip(samples, splits, strict=True):
         if split == "train" or not has_text_only(sample):
             continue
-        candidates.setdefault(sample.prompt_id, []).append(answers.candidate_of(sample))
+        candidates.setdefault(sample.prompt_id, []).append(candidate_of(sample))
         if sample.prompt_id in prompts:
             continue
         task = sample.metadata.get("task")
