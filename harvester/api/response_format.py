@@ -14,7 +14,7 @@ import orjson
 
 from harvester.errors import ConfigError
 from harvester.system import json_schema
-from harvester.system.limited_child import ChildError, for_text
+from harvester.system.limited_child import ChildError
 
 # Limits of one check in a child process; an answer whose check does not end within them does not match.
 TIMEOUT_S = 2.0
@@ -49,13 +49,11 @@ def matches(text: str, response_format: Any) -> bool:
     schema = _schema(response_format)
     if schema is None:
         return isinstance(value, dict)
-    encoded = orjson.dumps(schema)
+    encoded = json_schema.encoded(schema)
     if len(text) <= INLINE_CHARS and not _is_costly(encoded):
         return json_schema.is_valid(text, encoded)
     try:
-        return bool(
-            for_text.call("harvester.system.json_schema:is_valid", text, encoded, timeout_s=TIMEOUT_S)
-        )
+        return json_schema.is_valid_within(text, encoded, TIMEOUT_S)
     except (TimeoutError, MemoryError, ChildError):
         return False
 

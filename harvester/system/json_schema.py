@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from harvester.system.limited_child import for_text
+
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
@@ -47,6 +49,17 @@ def is_valid(text: str, schema: bytes) -> bool:
         return _validator(schema).is_valid(orjson.loads(text))
     except (Unresolvable, RecursionError):
         return False
+
+
+def is_valid_within(text: str, schema: bytes, timeout_s: float) -> bool:
+    """Return `is_valid` from a child process with limits.
+
+    Raises:
+        TimeoutError: it takes longer than `timeout_s`.
+        MemoryError: it needs more memory than the child may have, or the child died.
+        ChildError: `is_valid` raised.
+    """
+    return bool(for_text.call(f"{__name__}:is_valid", text, schema, timeout_s=timeout_s))
 
 
 @lru_cache(maxsize=64)

@@ -207,6 +207,4 @@ def _check(verifier: VerifierSection, text: str) -> bool:
     if verifier.kind == "regex":
         call = "harvester.verify.limited_checks:has_pattern"
         return bool(for_text.call(call, text, verifier.pattern, timeout_s=verifier.timeout_s))
-    schema = json_schema.encoded(verifier.json_schema)
-    call = "harvester.system.json_schema:is_valid"
-    return bool(for_text.call(call, text, schema, timeout_s=verifier.timeout_s))
+    return json_schema.is_valid_within(text, json_schema.encoded(verifier.json_schema), verifier.timeout_s)
