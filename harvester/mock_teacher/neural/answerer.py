@@ -7,13 +7,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import replace
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 from harvester.mock_teacher.answers import MockAnswer
 from harvester.mock_teacher.completions import Generated, Solution
 from harvester.mock_teacher.neural.batch import GeneratedRow
-from harvester.mock_teacher.neural.pieces import token_bytes
+from harvester.mock_teacher.neural.pieces import StopSearch, text_pieces, token_bytes
 from harvester.mock_teacher.neural.worker import ModelThread, load
 from harvester.mock_teacher.tasks.rules import solve
 from harvester.mock_teacher.wire import ChatRequest, context_exceeded
@@ -104,16 +105,15 @@ class ModelAnswerer:
         occurrence = self._answered[ask.body_sha256] if ask.seed is None else 0
         digest = hashlib.sha256(f"{self._seed}\0{occurrence}\0{choice}\0".encode() + ask.body_sha256).digest()
         loop = future.get_loop()
+        stop = StopSearch(ask.stop)
 
         def is_done(row: GeneratedRow) -> bool:
-            return (
-                row.tokens[-1] in self._ends
-                or len(row.tokens) >= limit
-                or self._stop_at(ask, row) is not None
-            )
+            for token in row.tokens[stop.pieces :]:  # none, where only other rows got a token
+                stop.add(self._bytes[token])
+            return row.tokens[-1] in self._ends or len(row.tokens) >= limit or stop.at is not None
 
         def done(row: GeneratedRow) -> None:
-            generated = self._generated(ask, row, digest)
+            generated = self._generated(ask, row, stop.at, digest)
             loop.call_soon_threadsafe(_settle, future, generated)
 
         def failed(error: Exception) -> None:
@@ -121,27 +121,14 @@ class ModelAnswerer:
 
         return GeneratedRow(prompt, ask.temperature, ask.top_p, digest, ask.logprobs, is_done, done, failed)
 
-    def _stop_at(self, ask: ChatRequest, row: GeneratedRow) -> int | None:
-        """Return the byte at which the first stop sequence begins, None if the text has none."""
-        if not ask.stop:
-            return None
-        text = b"".join(self._bytes[token] for token in row.tokens)
-        places = [at for word in ask.stop if (at := text.find(word.encode())) >= 0]
-        return min(places, default=None)
-
-    def _generated(self, ask: ChatRequest, row: GeneratedRow, digest: bytes) -> Generated:
+    def _generated(self, ask: ChatRequest, row: GeneratedRow, stop: int | None, digest: bytes) -> Generated:
         """Cut at the end token or the stop sequence; a token with both sides of the cut is left out whole."""
-        stop = self._stop_at(ask, row)
-        reason = "stop" if row.tokens[-1] in self._ends or stop is not None else "length"
-        tokens = row.tokens[:-1] if row.tokens[-1] in self._ends else row.tokens
+        has_ended = row.tokens[-1] in self._ends
+        reason = "stop" if has_ended or stop is not None else "length"
+        tokens = row.tokens[:-1] if has_ended else row.tokens
         raw = [self._bytes[token] for token in tokens]
         if stop is not None:
-            kept, size = 0, 0
-            while kept < len(raw) and size + len(raw[kept]) <= stop:
-                size += len(raw[kept])
-                kept += 1
-            raw = raw[:kept]
-        pieces = _as_text(raw)
+            raw = raw[: sum(end <= stop for end in accumulate(map(len, raw)))]
         entries = None
         if ask.logprobs:
             entries = [
@@ -154,9 +141,9 @@ class ModelAnswerer:
                         )
                     ],
                 }
-                for token, value, top, _ in zip(tokens, row.logprobs, row.top, raw, strict=False)
+                for token, value, top in islice(zip(row.tokens, row.logprobs, row.top, strict=True), len(raw))
             ]
-        return Generated(pieces, reason, digest, entries)
+        return Generated(text_pieces(raw), reason, digest, entries)
 
     def _entry(self, token: int, value: float) -> dict[str, Any]:
         raw = self._bytes[token]
@@ -171,13 +158,3 @@ def _settle(future: asyncio.Future[Generated], generated: Generated) -> None:
 def _fail(future: asyncio.Future[Generated], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-
-
-def _as_text(raw: list[bytes]) -> list[str]:
-    """Decode tokens so that the pieces join to the decoded whole; a split character is in its last piece."""
-    pieces, sent = [], 0
-    for end in range(1, len(raw) + 1):
-        text = b"".join(raw[:end]).decode(errors="ignore" if end < len(raw) else "replace")
-        pieces.append(text[sent:])
-        sent = len(text)
-    return pieces
