@@ -14,6 +14,7 @@ from pathlib import Path
 
 import orjson
 import torch
+from harvester_data.make_base import prompt_ids
 from harvester_data.skill_rows import held_out_rows
 
 from harvester.mock_teacher import wire
@@ -48,10 +49,7 @@ def main() -> None:
     began, alone = time.perf_counter(), []
     step = count // min(ALONE, count)
     for prompt in prompts[::step]:
-        turn = [{"role": "user", "content": prompt}]
-        ids = torch.tensor(
-            [tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)]
-        )
+        ids = torch.tensor([prompt_ids(prompt, tokenizer)])
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_TOKENS, do_sample=False
         )

@@ -75,13 +75,13 @@ BFLOAT16_MUON: Final = partial(torch.optim.Muon, adjust_lr_fn="original")
 Weighed = tuple[list[int], list[float]]
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """An untrained student, fp32."""
+def make_model(tokenizer: PreTrainedTokenizerFast, *, intermediate_size: int = 256) -> LlamaForCausalLM:
+    """Return an untrained Llama-shaped model, fp32: 4 layers of width 128, tied embeddings."""
     torch.manual_seed(SEED)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        intermediate_size=256,
+        intermediate_size=intermediate_size,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -94,13 +94,19 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def prompt_ids(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return the token ids of a chat in which a user has said `text`."""
+    turn = [{"role": "user", "content": text}]
+    ids: list[int] = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+    return ids
+
+
 def weigh(document: Document, tokenizer: PreTrainedTokenizerFast) -> Weighed:
     """Token ids of a document, and how much the loss of each counts."""
     if document.reply is None:
         ids = tokenizer(document.text + END)["input_ids"]
         return ids, [1.0] * len(ids)
-    turn = [{"role": "user", "content": document.text}]
-    prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+    prompt = prompt_ids(document.text, tokenizer)
     reply = tokenizer(document.reply + END)["input_ids"]
     return prompt + reply, [PROMPT_WEIGHT] * len(prompt) + [1.0] * len(reply)
 

@@ -23,30 +23,13 @@ import torch
 from harvester_data.base_document import Document
 from harvester_data.float32_muon import Float32Muon
 from harvester_data.letter_tokenizers import byte_tokenizer
-from harvester_data.make_base import batches, train
+from harvester_data.make_base import SEED, batches, make_model, prompt_ids, train
 from harvester_data.skill_rows import Row, gold_rows, held_out_rows
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-SEED: Final = 1
 STEPS: Final = 5_000
 ANSWER_TOKENS: Final = 64
 THREADS: Final = 2
-
-
-def make_model(tokenizer: PreTrainedTokenizerFast, **shape: int) -> LlamaForCausalLM:
-    """Return an untrained Llama-shaped model, fp32, with tied embeddings."""
-    torch.manual_seed(SEED)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        num_key_value_heads=shape["num_attention_heads"],
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **shape,
-    )
-    return LlamaForCausalLM(config)
 
 
 def gold_documents() -> Iterator[Document]:
@@ -59,8 +42,7 @@ def answer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts:
     """Answer prompts greedily. Prompts of one length are a batch, so nothing is padded."""
     by_length: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
     for at, prompt in enumerate(prompts):
-        turn = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+        ids = prompt_ids(prompt, tokenizer)
         by_length[len(ids)].append((at, ids))
     answers = [""] * len(prompts)
     for width, pairs in by_length.items():
@@ -106,9 +88,7 @@ def main() -> None:
     steps = int(sys.argv[2]) if len(sys.argv) > 2 else STEPS
     torch.set_num_threads(THREADS)
     tokenizer = byte_tokenizer()
-    model = make_model(
-        tokenizer, hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4
-    )
+    model = make_model(tokenizer, intermediate_size=344)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
     began = time.monotonic()
     train(model, batches(gold_documents(), tokenizer), steps, Float32Muon)
