@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -20,7 +20,8 @@ from harvester.api.error_fields import ERROR_MEMBERS, find_error
 from harvester.api.logprobs import PER_TOKEN_MEMBERS
 from harvester.api.shapes.envelopes import BARE_TEXT_MEMBERS, choices_of
 from harvester.api.shapes.finish import finish_word
-from harvester.api.shapes.parts import NESTED_MEMBERS, REASONING_MEMBERS, read_content
+from harvester.api.shapes.parts import NESTED_MEMBERS, REASONING_MEMBERS
+from harvester.api.shapes.snapshots import Snapshots
 from harvester.errors import ConnectionBroken
 
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
@@ -237,8 +238,7 @@ class _Choice:
         self._call_at: dict[Any, _ToolCall] = {}
         self._function: _ToolCall | None = None
         self._logprobs: dict[str, list[Any]] = {}
-        # Messages that came in place of deltas or beside them, each with the pieces of the deltas before it.
-        self._snapshots: list[tuple[Any, dict[str, int]]] = []
+        self._snapshots = Snapshots()
         self._reasoning_members: set[str] = set()
         self._has_deltas = False
 
@@ -263,7 +263,7 @@ class _Choice:
                 self._pieces.setdefault(field, []).append(part[name])
         message = part.get("message")
         if message is not None:
-            self._snapshots.append((message, {name: len(pieces) for name, pieces in self._pieces.items()}))
+            self._snapshots.add(message, self._pieces)
         self._add_logprobs(part.get("logprobs"))
 
     def _note_reasoning(self, piece: Mapping[str, Any]) -> None:
@@ -336,9 +336,9 @@ class _Choice:
             message["tool_calls"] = [call.joined() for call in self._calls]
         if self._function is not None:
             message["function_call"] = self._function.joined()["function"]
-        if self._snapshots and not self._has_deltas:
+        if self._snapshots.messages and not self._has_deltas:
             message = {**message, **self._from_snapshots()}
-        elif self._snapshots and not self._are_snapshots_repeated():
+        elif not self._snapshots.repeat(self._pieces, _TEXT_FIELDS):
             self.is_exact = False
         return {
             "index": self._index,
@@ -347,37 +347,11 @@ class _Choice:
             "logprobs": self._logprobs or None,
         }
 
-    def _are_snapshots_repeated(self) -> bool:
-        """Whether each message beside the deltas repeats what they say: all of it, all so far, or one piece.
-
-        A piece that the deltas lack is lost otherwise, even where its letters stand elsewhere in the text.
-        """
-        texts = {name: [_texts_in(piece) for piece in pieces] for name, pieces in self._pieces.items()}
-        ends = {name: _ends(pieces) for name, pieces in texts.items()}
-        joined = {name: _joined_texts(pieces) for name, pieces in texts.items()}
-        return all(
-            (
-                isinstance(snapshot, Mapping)
-                and all(
-                    _repeats(
-                        _texts_in(value),
-                        texts.get(name, []),
-                        joined.get(name, ("", "")),
-                        ends.get(name, [(0, 0)]),
-                        counts.get(name, 0),
-                    )
-                    for name, value in snapshot.items()
-                    if name in _TEXT_FIELDS
-                )
-            )
-            or not snapshot
-            for snapshot, counts in self._snapshots
-        )
-
     def _from_snapshots(self) -> dict[str, Any]:
         """The message of a stream that sends messages in place of deltas: each whole so far, or pieces."""
         messages = [
-            {"content": message} if isinstance(message, str) else message for message, _ in self._snapshots
+            {"content": message} if isinstance(message, str) else message
+            for message in self._snapshots.messages
         ]
         if not all(isinstance(message, dict) for message in messages):
             self.is_exact = False
@@ -431,45 +405,6 @@ def _may_hold_text(chunk: Mapping[str, Any]) -> bool:
     return isinstance(chunk.get("message"), list) or any(
         chunk.get(name) for name in ("choices", *BARE_TEXT_MEMBERS)
     )
-
-
-def _repeats(
-    said: tuple[str, str],
-    pieces: list[tuple[str, str]],
-    joined: tuple[str, str],
-    ends: list[tuple[int, int]],
-    count: int,
-) -> bool:
-    """Whether a member of a message repeats what the deltas say.
-
-    Args:
-        said: the member's text and reasoning.
-        pieces: text and reasoning of each delta's member.
-        joined: text and reasoning of all of them.
-        ends: how long both are after each number of pieces.
-        count: pieces that came before the message, its own delta included.
-    """
-    if said in (("", ""), joined) or (count and said == pieces[count - 1]):
-        return True
-    text_end, reasoning_end = ends[count]
-    return said == (joined[0][:text_end], joined[1][:reasoning_end])
-
-
-def _texts_in(value: Any) -> tuple[str, str]:
-    """The text and the reasoning of a member of a message."""
-    content = read_content(value)
-    return "".join(content.text), "".join(content.reasoning)
-
-
-def _joined_texts(pieces: list[tuple[str, str]]) -> tuple[str, str]:
-    return "".join(text for text, _ in pieces), "".join(reasoning for _, reasoning in pieces)
-
-
-def _ends(pieces: list[tuple[str, str]]) -> list[tuple[int, int]]:
-    """How long text and reasoning are after 0, 1, 2, ... pieces."""
-    text_ends = accumulate((len(text) for text, _ in pieces), initial=0)
-    reasoning_ends = accumulate((len(reasoning) for _, reasoning in pieces), initial=0)
-    return list(zip(text_ends, reasoning_ends, strict=True))
 
 
 def _name_of(part: Mapping[str, Any]) -> Any:
