@@ -380,6 +380,10 @@ class Ending(StrEnum):
         return next(ending for code in codes for ending in cls if ending == code)
 
 
+# Endings after which nothing is left to do.
+COMPLETE_ENDINGS = frozenset(ending for ending in Ending if ending.exit_code == EXIT_COMPLETE)
+
+
 class RunState(StrEnum):
     """What a living run does: its `state` in status.json until an `Ending` takes its place."""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from harvester.config import schedule
 from harvester.config.budget_spans import BudgetSpan
-from harvester.errors import Ending, RunState
+from harvester.errors import COMPLETE_ENDINGS, RunState
 from harvester.observe.counters import unusable
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
@@ -142,7 +142,7 @@ def _process(holder: Mapping[str, Any]) -> str:
 
 def unhealthy_reason(status: Mapping[str, Any], max_age_s: float) -> str:
     """Why a health probe should fail, "" when it shouldn't: complete, or alive with a fresh heartbeat."""
-    if status.get("state") in {Ending.COMPLETE, Ending.ACCEPTED}:
+    if status.get("state") in COMPLETE_ENDINGS:
         return ""
     age = f"last {_heartbeat_age(status)}"
     if not status.get("alive"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from harvester.api.error_body import excerpt
 from harvester.errors import (
+    COMPLETE_ENDINGS,
     BrokenAnswer,
     Ending,
     HarvesterError,
@@ -134,7 +135,7 @@ def exit_code(
     """
     if result.ending in {Ending.INTERRUPTED, Ending.ABORTED}:
         return 128 + signal_number
-    is_complete = result.ending in {Ending.COMPLETE, Ending.ACCEPTED}
+    is_complete = result.ending in COMPLETE_ENDINGS
     if is_complete and result.counts.dead > max_failed:
         return TooManyFailures.exit_code
     if is_complete and too_many_unusable(result.counts, max_unusable):
