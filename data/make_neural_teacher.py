@@ -2,9 +2,9 @@
 
     python data/make_neural_teacher.py [FOLDER]
 
-A Llama-shaped model with one token a byte. Two CPU cores take about 15 minutes. Seeded; the same machine and
-library versions give the same weights. It is scored on `skill_rows.held_out_rows`, whose contents it has not
-seen.
+A Llama-shaped model with one token a byte. Training takes about 25 minutes on a CPU (2,000 of the 5,000 steps
+took 553 s). Seeded; the same machine and library versions give the same weights. It is scored on
+`skill_rows.held_out_rows`, whose contents it has not seen.
 """
 
 from __future__ import annotations
