@@ -54,6 +54,22 @@ _MARK = "\ue0f0text{}\ue0f1"
 
 
 @dataclass(frozen=True, slots=True)
+class SparseTargets:
+    """Hold the teacher's probabilities of a few tokens at some positions of an example.
+
+    Attributes:
+        positions: [n] int32, rising: which supervised token of the example, from 0.
+        ids: [n, k] int32 ids of the student, distinct in a row, those with a probability first.
+        log_probs: [n, k] float16, natural logarithm, as the corpus stores it; -inf where nothing is listed,
+            but never in the first column.
+    """
+
+    positions: npt.NDArray[np.int32]
+    ids: Ids
+    log_probs: npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A rendered sample.
 
@@ -62,12 +78,14 @@ class Example:
         prompt_length: tokens of the prompt; all tokens after it are supervised.
         terminated: whether the last id is the end of turn.
         weight: how much each of its supervised tokens counts in the loss.
+        soft: the teacher's probabilities for some of the supervised tokens; None: there are none.
     """
 
     ids: Ids
     prompt_length: int
     terminated: bool = True
     weight: float = 1.0
+    soft: SparseTargets | None = None
 
     @property
     def supervised(self) -> int:

@@ -12,6 +12,7 @@ import torch
 from trainer.data.chat_template import Example
 from trainer.model import rows
 from trainer.model.rows import PACKED, RowLayout, Segments, to_device
+from trainer.model.soft_loss import SoftRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Batch:
         weights: [supervised] fp32, how much each target counts; None: all count 1.
         segments: groups of documents for `segment_attention.attend`; on CUDA their bounds, for
             `varlen_attention.attend`; None where the student runs its own attention.
+        soft: the teacher's listed tokens for each target; None where no example has any.
     """
 
     input_ids: torch.Tensor
@@ -35,6 +37,7 @@ class Batch:
     targets: torch.Tensor
     segments: Segments | None
     weights: torch.Tensor | None = None
+    soft: SoftRows | None = None
 
     @property
     def tokens(self) -> int:
@@ -100,6 +103,7 @@ def collate(
         to_device(_targets(documents), device),
         arguments.pop("segments"),
         _weights(documents, device),
+        _soft_rows(documents, device),
     )
 
 
@@ -108,7 +112,13 @@ def _unpacked(documents: Sequence[Example], device: torch.device | str) -> Batch
     starts = np.arange(len(documents), dtype=np.int64) * ids.shape[1]
     predict_at = to_device(_predict_at(documents, starts), device)
     return Batch(
-        ids, None, predict_at, to_device(_targets(documents), device), None, _weights(documents, device)
+        ids,
+        None,
+        predict_at,
+        to_device(_targets(documents), device),
+        None,
+        _weights(documents, device),
+        _soft_rows(documents, device),
     )
 
 
@@ -132,3 +142,22 @@ def _weights(documents: Sequence[Example], device: torch.device | str) -> torch.
 
 def _targets(documents: Sequence[Example]) -> Any:
     return np.concatenate([e.ids[e.prompt_length :] for e in documents]).astype(np.int64)
+
+
+def _soft_rows(documents: Sequence[Example], device: torch.device | str) -> SoftRows | None:
+    """Lay the sparse targets of the documents out as one row for each target."""
+    widest = max((e.soft.ids.shape[1] for e in documents if e.soft is not None), default=0)
+    if not widest:
+        return None
+    supervised = sum(e.supervised for e in documents)
+    ids = np.zeros((supervised, widest), dtype=np.int64)
+    log_probs = np.full((supervised, widest), -np.inf, dtype=np.float32)
+    begin = 0
+    for example in documents:
+        if (soft := example.soft) is not None:
+            at, listed = begin + soft.positions, soft.ids.shape[1]
+            ids[at] = soft.ids[:, :1]  # unlisted places repeat the first token
+            ids[at, :listed] = np.where(np.isinf(soft.log_probs), soft.ids[:, :1], soft.ids)
+            log_probs[at, :listed] = soft.log_probs
+        begin += example.supervised
+    return SoftRows(to_device(ids, device), to_device(log_probs, device))

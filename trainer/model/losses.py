@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional
 
 from trainer.model.head import Head
 from trainer.model.lora_kernel import matmul_as
+from trainer.model.soft_loss import SoftMix, SoftRows, soft_losses_and_gradient
 
-# Loss of a block of logits; the signature of `loss_and_gradient`.
-RowLoss = Callable[
-    [torch.Tensor, torch.Tensor, torch.dtype, Head, torch.Tensor | None],
-    tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-]
+
+class RowLoss(Protocol):
+    """Compute the loss of a block of logits; the signature of `loss_and_gradient`."""
+
+    def __call__(  # noqa: PLR0913 - as `loss_and_gradient`
+        self,
+        outputs: torch.Tensor,
+        targets: torch.Tensor,
+        dtype: torch.dtype,
+        head: Head = ...,
+        weights: torch.Tensor | None = None,
+        soft: SoftRows | None = None,
+        mix: SoftMix = ...,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return loss, correct and gradient."""
+
+
+DEFAULT_MIX = SoftMix()
 
 PLAIN_HEAD = Head()
 
@@ -44,14 +57,18 @@ def cross_entropy_sum(
     return functional.cross_entropy(wide, targets, reduction="sum"), correct
 
 
-def loss_and_gradient(
+def loss_and_gradient(  # noqa: PLR0913 - the logits, what they are compared with, and how
     outputs: torch.Tensor,
     targets: torch.Tensor,
     dtype: torch.dtype,
     head: Head = PLAIN_HEAD,
     weights: torch.Tensor | None = None,
+    soft: SoftRows | None = None,
+    mix: SoftMix = DEFAULT_MIX,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute cross-entropy of a block of the output layer's results, together with its gradient.
+
+    Where there are soft targets, the loss is the mixture that `soft_loss` describes.
 
     The gradient for the logits is softmax(logits) - one_hot. With y = c tanh(s x / c) the gradient for x is
     that of y times s (1 - (y / c)^2).
@@ -62,6 +79,8 @@ def loss_and_gradient(
         dtype: dtype of the returned gradient.
         head: scale s and cap c between the output layer and the logits.
         weights: [rows] fp32, factor on each row's loss and gradient; None: all count 1.
+        soft: the teacher's listed tokens; None: cross-entropy only.
+        mix: how the two are mixed.
 
     Returns:
         loss (fp32 scalar, nats, summed), correct (int64 scalar), gradient [rows, vocabulary] in `dtype`.
@@ -74,10 +93,13 @@ def loss_and_gradient(
         logits = share.mul_(head.cap)
     correct = (logits.argmax(dim=-1) == targets).sum()
     log_total = torch.logsumexp(logits, dim=-1, keepdim=True)
-    losses = log_total - logits.gather(1, targets[:, None])
+    if soft is None:
+        losses = log_total - logits.gather(1, targets[:, None])
+        gradient = logits.sub_(log_total).exp_()
+        gradient.scatter_add_(1, targets[:, None], gradient.new_full((len(targets), 1), -1.0))
+    else:
+        losses, gradient = soft_losses_and_gradient(logits, log_total, targets, soft, mix)
     loss = losses.sum() if weights is None else (losses * weights[:, None]).sum()
-    gradient = logits.sub_(log_total).exp_()
-    gradient.scatter_add_(1, targets[:, None], gradient.new_full((len(targets), 1), -1.0))
     if slope is not None:
         gradient.mul_(slope)
     if head.scale != 1.0:
@@ -95,8 +117,9 @@ def head_loss(  # noqa: PLR0913 - the layer, what it is compared with, and how
     row_loss: RowLoss = loss_and_gradient,
     head: Head = PLAIN_HEAD,
     weights: torch.Tensor | None = None,
+    soft: SoftRows | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply a frozen output layer and compute `cross_entropy_sum` in chunks of `CHUNK_ROWS` rows.
+    """Apply a frozen output layer and compute the loss in chunks of `CHUNK_ROWS` rows.
 
     The whole [supervised, vocabulary] tensor never exists. The gradient of `hidden` is computed in the
     forward pass, while the logits of a chunk are at hand (4 V H FLOP a row instead of 6 with recomputation),
@@ -111,18 +134,54 @@ def head_loss(  # noqa: PLR0913 - the layer, what it is compared with, and how
         row_loss: computes loss and gradient of a chunk; a compiled one may be passed.
         head: scale and soft cap between the output layer and the logits.
         weights: [supervised] fp32, how much each row counts in the loss; None: all count 1.
+        soft: the teacher's listed tokens at each supervised position; None: cross-entropy only.
 
     Returns:
         As `cross_entropy_sum`.
     """
-    loss, correct = _HeadLoss.apply(hidden, weight, bias, targets, row_loss, head, weights)  # type: ignore[no-untyped-call]
+    each = (targets, row_loss, head, weights, soft)
+    loss, correct = _HeadLoss.apply(hidden, weight, bias, *each)  # type: ignore[no-untyped-call]
     return loss, correct
+
+
+def logits_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    row_loss: RowLoss,
+    soft: SoftRows,
+    weights: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the loss with soft targets from logits that a student's own forward made.
+
+    Args:
+        logits: [supervised, vocabulary], any float dtype; computed in fp32, or in fp64 if they are.
+
+    Returns:
+        As `cross_entropy_sum`.
+    """
+    loss, correct = _LogitsLoss.apply(logits, targets, row_loss, soft, weights)  # type: ignore[no-untyped-call]
+    return loss, correct
+
+
+class _LogitsLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, targets, row_loss, soft, weights = args
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+        loss, correct, ctx.gradient = row_loss(wide, targets, wide.dtype, PLAIN_HEAD, weights, soft)
+        ctx.dtype = logits.dtype
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (ctx.gradient * grads[0]).to(ctx.dtype), *[None] * 4
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden, weight, bias, targets, row_loss, head, weights = args
+        hidden, weight, bias, targets, row_loss, head, weights, soft = args
         hidden_gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
@@ -131,10 +190,14 @@ class _HeadLoss(torch.autograd.Function):
             logits = matmul_as(hidden[rows], weight.t(), torch.float32)
             if bias is not None:
                 logits += bias
-            chunk_weights = None if weights is None else weights[rows]
-            chunk_loss, chunk_correct, gradient = row_loss(
-                logits, targets[rows], weight.dtype, head, chunk_weights
+            of_chunk = (
+                targets[rows],
+                weight.dtype,
+                head,
+                None if weights is None else weights[rows],
+                None if soft is None else soft.part(rows),
             )
+            chunk_loss, chunk_correct, gradient = row_loss(logits, *of_chunk)
             loss += chunk_loss
             correct += chunk_correct
             if hidden_gradient is not None:
@@ -144,7 +207,7 @@ class _HeadLoss(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradient = ctx.hidden_gradient
         # In fp32: 1 / tokens rounded to bf16 would scale all gradients of a step by up to 0.4 %.
-        return (gradient.float() * grads[0]).to(gradient.dtype), None, None, None, None, None, None
+        return (gradient.float() * grads[0]).to(gradient.dtype), *[None] * 7

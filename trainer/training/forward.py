@@ -1,4 +1,4 @@
-"""Compute the loss of one pack: summed cross-entropy over the supervised tokens."""
+"""Compute the loss of one pack, summed over the supervised tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.data.chat_template import Example
 from trainer.data.collator import Batch, batches
 from trainer.model import structure
 from trainer.model.head import Head
-from trainer.model.losses import RowLoss, cross_entropy_sum, head_loss, loss_and_gradient
+from trainer.model.losses import RowLoss, cross_entropy_sum, head_loss, logits_loss, loss_and_gradient
 from trainer.model.self_test import StudentForward
 
 
@@ -58,10 +58,14 @@ def pack_loss(
     base = structure.base_model_of(student)
     layer = base.get_output_embeddings()
     if head is None or layer.weight.requires_grad:
-        return cross_entropy_sum(supervised_logits(student, batch), batch.targets, batch.weights)
+        logits = supervised_logits(student, batch)
+        if batch.soft is not None:
+            return logits_loss(logits, batch.targets, row_loss, batch.soft, batch.weights)
+        return cross_entropy_sum(logits, batch.targets, batch.weights)
     output = structure.backbone(base)(**batch.arguments())
     hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.predict_at)
-    return head_loss(hidden, layer.weight, layer.bias, batch.targets, row_loss, head, batch.weights)
+    compared = (batch.targets, row_loss, head, batch.weights, batch.soft)
+    return head_loss(hidden, layer.weight, layer.bias, *compared)
 
 
 def supervised_logits(student: Any, batch: Batch) -> torch.Tensor:

@@ -28,6 +28,7 @@ from trainer.model import loading, lora_forward, model, self_test, structure, va
 from trainer.model.rows import RowLayout
 from trainer.model.segment_attention import SegmentGroups
 from trainer.model.self_test import StudentForward
+from trainer.model.soft_loss import SoftRows
 from trainer.training.forward import pack_loss
 
 # Share of the free memory that may be planned for; allocators and kernels need the rest.
@@ -241,18 +242,21 @@ def _faked(batch: Batch, fake: Any, device: torch.device, attention: str) -> Bat
     ids, positions, predict_at, targets = map(
         of, (batch.input_ids, batch.position_ids, batch.predict_at, batch.targets)
     )
+    soft = None if batch.soft is None else SoftRows(*map(of, batch.soft))
     if batch.segments is None:
-        return Batch(ids, positions, predict_at, targets, None)
+        return Batch(ids, positions, predict_at, targets, None, soft=soft)
     assert isinstance(batch.segments, SegmentGroups)  # collated on the CPU
     if attention == varlen_attention.ATTENTION_NAME:
         grid = [g.longest for g in batch.segments for _ in range(g.documents)]  # only shapes matter
         bounds = varlen_attention.document_bounds(grid, "cpu")
-        return Batch(ids, positions, predict_at, targets, replace(bounds, starts=of(bounds.starts)))
+        return Batch(
+            ids, positions, predict_at, targets, replace(bounds, starts=of(bounds.starts)), soft=soft
+        )
     groups = tuple(
         replace(g, token_of_cell=of(g.token_of_cell), cell_of_token=of(g.cell_of_token))
         for g in batch.segments
     )
-    return Batch(ids, positions, predict_at, targets, SegmentGroups(groups))
+    return Batch(ids, positions, predict_at, targets, SegmentGroups(groups), soft=soft)
 
 
 def enable_checkpointing(student: Any) -> None:
