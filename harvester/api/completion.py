@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from harvester.api.error_body import error_inside, excerpt
+from harvester.api.lines import split_lines
 from harvester.api.logprobs import read_logprobs
 from harvester.api.response_format import matches
 from harvester.api.shapes.envelopes import choices_of
@@ -129,7 +130,7 @@ def _json_lines(raw: bytes) -> list[dict[str, Any]] | None:
     if raw.lstrip()[:1] != b"{" or b"}\n" not in raw.replace(b"\r", b""):
         return None
     try:
-        rows = [orjson.loads(line) for line in raw.splitlines() if line.strip()]
+        rows = [orjson.loads(line) for line in split_lines(raw) if line.strip()]
     except (orjson.JSONDecodeError, RecursionError):
         return None
     return rows if len(rows) > 1 and all(isinstance(row, dict) for row in rows) else None

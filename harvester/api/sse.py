@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from harvester.api.error_fields import ERROR_MEMBERS, find_error
+from harvester.api.lines import split_lines
 from harvester.api.logprobs import PER_TOKEN_MEMBERS
 from harvester.api.shapes.envelopes import BARE_TEXT_MEMBERS, choices_of
 from harvester.api.shapes.finish import finish_word
@@ -83,7 +84,7 @@ def named_events(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Name and data of each event; the name is "" for most. Comments and ids are skipped."""
     lines: list[bytes] = []
     name = b""
-    for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines():
+    for line in split_lines(raw.removeprefix(b"\xef\xbb\xbf")):
         if line.startswith(b"data:"):
             lines.append(line[5:].removeprefix(b" "))
         elif line.startswith(b"event:"):
