@@ -136,6 +136,13 @@ class TrainSection(_Frozen):
             more than half of a device.
         compile: use torch.compile for the layers and the loss, of students whose rows are packed. The first
             step is slow, and results differ in the last bits.
+        soft_targets: learn the teacher's probabilities, too, where rows have log-probabilities ("auto").
+        soft_weight: share of the KL divergence in the loss of a token with soft targets; the rest is
+            cross-entropy.
+        soft_temperature: temperature of both distributions, over the listed tokens and the tail. A higher
+            one raises what is improbable. The tail counts as one token, so it is an approximation above 1.
+        soft_tail: keep the probability of unlisted tokens as one more event, or renormalise the listed ones.
+            The latter is biased: the student becomes more certain than the teacher is.
         threads: CPU threads of each process; 0: the cores that may be used, divided among the processes.
         device: where to train; "fastest" is CUDA if present, else the CPU.
     """
@@ -160,6 +167,19 @@ class TrainSection(_Frozen):
     checkpointing: Literal["never", "always", "planned"] = "planned"
     shard: Literal["never", "always", "planned"] = "planned"
     compile: bool = False
+    soft_targets: Literal["off", "auto"] = "off"
+    soft_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    soft_temperature: Positive = 1.0
+    soft_tail: Literal["bucket", "renormalise"] = "bucket"
+
+    @model_validator(mode="after")
+    def _a_temperature_needs_the_tail(self) -> TrainSection:
+        if self.soft_tail == "renormalise" and self.soft_temperature != 1:
+            raise ValueError(
+                'soft_tail "renormalise" compares with the whole vocabulary, where soft_temperature must be '
+                '1; set it to 1, or soft_tail = "bucket"'
+            )
+        return self
 
     @property
     def pack_budget(self) -> int:

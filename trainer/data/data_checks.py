@@ -16,6 +16,7 @@ from trainer.data.chat_template import Example, Renderer
 from trainer.data.collator import collate
 from trainer.data.conversation import Conversation, conversation_of
 from trainer.data.dataset import Rows
+from trainer.data.soft_targets import SoftReport
 from trainer.model import token_rows
 
 # Largest share of the rows to learn that may be too long. Above it, most of the paid answers would be unused.
@@ -48,7 +49,11 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class RenderedRows:
-    """Hold the rows to learn and their rendered examples; all sequences have the order of `rows.train`."""
+    """Hold the rows to learn and their rendered examples; all sequences have the order of `rows.train`.
+
+    Attributes:
+        soft: how much of the teacher's log-probabilities is learned; None without `[train] soft_targets`.
+    """
 
     rows: Rows
     conversations: tuple[Conversation, ...]
@@ -58,6 +63,7 @@ class RenderedRows:
     keeps_reasoning: bool
     base: Path
     trainable_tokens: tuple[str, ...]
+    soft: SoftReport | None = None
 
 
 def render_rows(
@@ -74,15 +80,18 @@ def render_rows(
     Raises:
         DataError, StudentError: see `dataset.select`.
     """
+    examples = dataset.render_samples(rows.train, renderer, config.data)
+    with_soft, soft = dataset.with_soft_targets(rows, examples, renderer, config)
     rendered = RenderedRows(
         rows,
         tuple(conversation_of(s) for s in rows.train),
         tuple(dataset.answer_of(s, config.data) for s in rows.train),
         tuple(dataset.reasoning_of(s, config.data) for s in rows.train),
-        tuple(dataset.render_samples(rows.train, renderer, config.data)),
+        tuple(with_soft),
         published_template.keeps_reasoning(config, renderer),
         config.base,
         config.lora.trainable_tokens,
+        soft,
     )
     return rendered, dataset.select(rows, rendered.examples, config, vocabulary)
 

@@ -19,7 +19,7 @@ from harvester.store.shards.schema import Sample
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
 from harvester.verify.verifiers import Candidate, Verifiers
 from trainer.config import DataSection, TrainConfig
-from trainer.data import answers
+from trainer.data import answers, soft_targets
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.conversation import (
     Conversation,
@@ -27,6 +27,9 @@ from trainer.data.conversation import (
     has_text_only,
     request_beyond_columns,
 )
+from trainer.data.soft_targets import SoftReport
+from trainer.data.teacher_tokens import TeacherSignal
+from trainer.data.token_alignment import TeacherText
 from trainer.errors import DataError, StudentError
 from trainer.provenance import fingerprint, terms_check
 
@@ -81,6 +84,7 @@ class Rows:
         lineages: teachers of the rows, and the terms they were asked under.
         origins: hash of each row's origin, by key (`fingerprint.origin_sha256`).
         weights: of the samples of `train` in the loss; empty: all count alike.
+        signal: log-probabilities of the samples of `train`; None: they were not read.
     """
 
     train: tuple[Sample, ...]
@@ -89,6 +93,7 @@ class Rows:
     lineages: tuple[Lineage, ...]
     origins: Mapping[str, str] = field(default_factory=dict)
     weights: tuple[float, ...] = ()
+    signal: TeacherSignal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,8 @@ class Dataset:
 
     Attributes:
         excluded: number of samples that are not learned, by reason.
-        sha256: hash of ids, prompt lengths, weights and order; a training resumes only if it is unchanged.
+        sha256: hash of ids, prompt lengths, weights, soft targets and order; a training resumes only if it is
+            unchanged.
     """
 
     examples: tuple[Example, ...]
@@ -126,7 +132,10 @@ def read(config: TrainConfig) -> Rows:
         )
     corpus = Corpus.open(config.corpus)
     origins: dict[str, str] = {}
-    samples = sorted(_read_samples(corpus, origins), key=lambda s: (s.prompt_id, s.sample_index, s.key))
+    signal = TeacherSignal() if config.train.soft_targets == "auto" else None
+    samples = sorted(
+        _read_samples(corpus, origins, signal), key=lambda s: (s.prompt_id, s.sample_index, s.key)
+    )
     if not samples:
         raise DataError(
             "the corpus is empty", place=str(config.corpus), remedy="`harvester run harvest.toml` fills it"
@@ -164,7 +173,8 @@ def read(config: TrainConfig) -> Rows:
             remedy=f"rows need a completion and {config.data.split_field!r} = 'train' (or none)",
         )
     held_out = _held_out(samples, splits, config.data)
-    return Rows(chosen.samples, held_out, +excluded, lineages, origins, chosen.weights)
+    learned = signal and signal.of([sample.key for sample in chosen.samples])
+    return Rows(chosen.samples, held_out, +excluded, lineages, origins, chosen.weights, learned)
 
 
 def held_out_examples(
@@ -183,11 +193,18 @@ def held_out_examples(
     return tuple(example for example in examples if len(example.ids) <= config.train.max_length)
 
 
-def _read_samples(corpus: Corpus, origins: dict[str, str]) -> Iterator[Sample]:
-    """Yield the samples, add the hash of each one's origin to `origins`, and clear the columns it needed."""
-    for sample in corpus.samples(list(dict.fromkeys((*COLUMNS, *fingerprint.ORIGIN_COLUMNS)))):
+def _read_samples(corpus: Corpus, origins: dict[str, str], signal: TeacherSignal | None) -> Iterator[Sample]:
+    """Yield the samples, add the hash of each one's origin to `origins`, and clear the columns it needed.
+
+    Log-probabilities go to `signal`, which holds them in arrays.
+    """
+    columns = [*COLUMNS, *fingerprint.ORIGIN_COLUMNS, *([] if signal is None else ["logprobs"])]
+    for sample in corpus.samples(list(dict.fromkeys(columns))):
         origins[sample.key] = fingerprint.origin_sha256(sample)
-        yield replace(sample, **{**_CLEARED_COLUMNS, "request_json": request_beyond_columns(sample)})
+        if signal is not None:
+            signal.add(sample.key, sample.logprobs, sample.request_json)
+        beyond = request_beyond_columns(sample)
+        yield replace(sample, **{**_CLEARED_COLUMNS, "request_json": beyond, "logprobs": None})
 
 
 def render(rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int = 0) -> Dataset:
@@ -199,7 +216,38 @@ def render(rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int 
     Raises:
         DataError, StudentError: see `select`.
     """
-    return select(rows, render_samples(rows.train, renderer, config.data), config, vocabulary)
+    examples, _ = with_soft_targets(rows, render_samples(rows.train, renderer, config.data), renderer, config)
+    return select(rows, examples, config, vocabulary)
+
+
+def with_soft_targets(
+    rows: Rows, examples: Sequence[Example], renderer: Renderer, config: TrainConfig
+) -> tuple[Sequence[Example], SoftReport | None]:
+    """Add the teacher's log-probabilities to examples that are short enough to be learned.
+
+    Args:
+        examples: of all rows to learn, in their order.
+
+    Returns:
+        The examples, and the coverage; None without `[train] soft_targets`.
+    """
+    if rows.signal is None:
+        return examples, None
+    keys = [
+        "" if _unlearnable(example, config.train.max_length) else sample.key
+        for sample, example in zip(rows.train, examples, strict=True)
+    ]
+    answers = [teacher_text(sample, config.data) for sample in rows.train]
+    return soft_targets.attach(examples, keys, answers, rows.signal, renderer)
+
+
+def teacher_text(sample: Sample, data: DataSection) -> TeacherText:
+    """Return the bytes that the teacher generated and that are learned."""
+    text = sample.completion or ""
+    if sample.reasoning is None:
+        return TeacherText(text.encode())
+    thought = "" if data.reasoning == "drop" else sample.reasoning.strip("\n")
+    return TeacherText(text.lstrip("\n").encode(), thought.encode(), has_reasoning=True)
 
 
 def select(rows: Rows, examples: Sequence[Example], config: TrainConfig, vocabulary: int = 0) -> Dataset:
@@ -237,6 +285,10 @@ def select(rows: Rows, examples: Sequence[Example], config: TrainConfig, vocabul
         digest.update(example.ids.tobytes())
         if example.weight != 1.0:  # rows that count alike keep the hash of earlier versions
             digest.update(f" weight {example.weight!r} ".encode())
+        if (soft := example.soft) is not None:
+            digest.update(f" soft {soft.ids.shape} ".encode())
+            for array in (soft.positions, soft.ids, soft.log_probs):
+                digest.update(array.tobytes())
     return Dataset(fitting, excluded, digest.hexdigest())
 
 

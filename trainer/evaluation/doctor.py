@@ -85,9 +85,11 @@ def diagnose(config: TrainConfig) -> Diagnosis:
     rendered, data = data_checks.render_rows(rows, renderer, config)
     vocabulary = weights.vocabulary_size(config.base)
     checks = data_checks.run_checks(rendered, renderer, vocabulary=vocabulary, learned=len(data.examples))
+    soft = rendered.soft
+    faults = (*(str(check) for check in checks if check.count), *(soft.faults if soft else ()))
     return Diagnosis(
-        findings=(*(str(check) for check in checks if check.count), *refusals),
-        notices=(*_notices(rendered, renderer, config), *student_notes),
+        findings=(*faults, *refusals),
+        notices=(*_notices(rendered, renderer, config), *(soft.notes() if soft else ()), *student_notes),
         checks=tuple(checks),
         shown=tuple(_pick_samples(rendered, checks, renderer)),
         examples=len(data.examples),

@@ -25,12 +25,18 @@ from trainer.publish import serving
 
 
 def write_adapter(
-    student: Any, renderer: Renderer, config: TrainConfig, rows: Rows, faults: Sequence[str] = ()
+    student: Any,
+    renderer: Renderer,
+    config: TrainConfig,
+    rows: Rows,
+    faults: Sequence[str] = (),
+    soft: str = "",
 ) -> Path:
     """Write `<out>/adapter` under a temporary name and rename it; an earlier adapter is replaced as a whole.
 
     Args:
         faults: fatal faults of the data that the operator chose to learn; the card names them.
+        soft: how much of the teacher's log-probabilities was learned; empty: none was to be.
 
     Returns:
         The folder. `peft.PeftModel.from_pretrained` loads it as it is.
@@ -42,7 +48,7 @@ def write_adapter(
     aside = final.with_name(".adapter.tmp")
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        _fill(aside, student, renderer, config, rows, faults)
+        _fill(aside, student, renderer, config, rows, faults, soft)
         fsync_tree(aside)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
@@ -115,18 +121,24 @@ def recorded_base_sha256(adapter: Path) -> str:
     return str(next((entry["content"] for entry in base.get("hashes", [])), ""))
 
 
-def _fill(
-    aside: Path, student: Any, renderer: Renderer, config: TrainConfig, rows: Rows, faults: Sequence[str]
+def _fill(  # noqa: PLR0913 - as `write_adapter`
+    aside: Path,
+    student: Any,
+    renderer: Renderer,
+    config: TrainConfig,
+    rows: Rows,
+    faults: Sequence[str],
+    soft: str,
 ) -> None:
     student.peft_config["default"].base_model_name_or_path = str(config.base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         student.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
-    _write_companions(aside, renderer, config, rows, faults)
+    _write_companions(aside, renderer, config, rows, faults, soft)
 
 
 def _write_companions(
-    folder: Path, renderer: Renderer, config: TrainConfig, rows: Rows, faults: Sequence[str]
+    folder: Path, renderer: Renderer, config: TrainConfig, rows: Rows, faults: Sequence[str], soft: str = ""
 ) -> None:
     """Write all files of an adapter's folder but the weights and PEFT's configuration."""
     write_serving_files(folder, renderer, config)
@@ -136,12 +148,13 @@ def _write_companions(
         "tokenizer_sha256": weights.tokenizer_sha256(config.base),
         "template_sha256": renderer.template_sha256,
         "forced_faults": list(faults),
+        **({"soft_targets": soft} if soft else {}),
     }
     (folder / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
     leaves = fingerprint.write_rows(
         folder, (fingerprint.leaf_of(s, rows.origins.get(s.key, "")) for s in rows.train)
     )
-    facts = card_facts(config, renderer, len(rows.train), faults)
+    facts = card_facts(config, renderer, len(rows.train), faults, soft)
     model_card.write(folder, config, rows.lineages, facts)
     fingerprint.write_tree(folder, leaves, rows.lineages)
 
@@ -207,13 +220,14 @@ def lineage_summary(rows: Rows) -> dict[str, Any]:
 
 
 def card_facts(
-    config: TrainConfig, renderer: Renderer, rows: int, faults: Sequence[str] = ()
+    config: TrainConfig, renderer: Renderer, rows: int, faults: Sequence[str] = (), soft: str = ""
 ) -> list[tuple[str, str]]:
     """Describe how the student was made, as rows (name, text) of its card.
 
     Args:
         rows: answers that were learned.
         faults: fatal faults of the data that were learned with `--force-faults`.
+        soft: how much of the teacher's log-probabilities was learned.
     """
     target = config.lora.target if isinstance(config.lora.target, str) else ", ".join(config.lora.target)
     return [
@@ -227,5 +241,6 @@ def card_facts(
         ),
         ("end of a turn", f"token {renderer.chat_shape.stop_id}"),
         ("chat template SHA-256", renderer.template_sha256),
+        *([("soft targets", soft)] if soft else []),
         *(("fault in the data, learned with --force-faults", fault) for fault in faults),
     ]

@@ -198,8 +198,11 @@ def _write_documents(
     shutil.copyfile(adapter / "lineage.json", folder / "lineage.json")
     fingerprint.write_rows(folder, leaves)
     figures = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in parity.items())
-    faults = weights.read_json(adapter / "lineage.json").get("forced_faults", [])
-    facts = [fact for fact in card_facts(config, renderer, len(leaves), faults) if fact[0] != "load with"]
+    lineage = weights.read_json(adapter / "lineage.json")
+    of_adapter = card_facts(
+        config, renderer, len(leaves), lineage.get("forced_faults", []), lineage.get("soft_targets", "")
+    )
+    facts = [fact for fact in of_adapter if fact[0] != "load with"]
     lineages = [Lineage(each) for each in tree["lineages"]]
     model_card.write(folder, config, lineages, [*facts, ("merged", figures)], merged=True)
     fingerprint.write_tree(folder, leaves, lineages)

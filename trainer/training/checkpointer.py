@@ -153,6 +153,8 @@ class Checkpointer:
         }
         for key in _FREE_SETTINGS:
             del settings[key]
+        if self._config.train.soft_targets == "off":  # earlier checkpoints don't know these settings
+            settings = {key: value for key, value in settings.items() if not key.startswith("train.soft_")}
         dataset = self._inputs.dataset
         return {
             **settings,

@@ -8,6 +8,7 @@ from trainer.config import TrainConfig, TrainSection
 from trainer.data import data_checks, dataset
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.order import Order
+from trainer.data.soft_targets import SoftReport
 from trainer.model import model, weights
 from trainer.publish.adapter import rehearse
 
@@ -21,6 +22,7 @@ class TrainingInputs:
 
     Attributes:
         faults: fatal faults of the data, as lines; what `trainer doctor` finds.
+        soft: how much of the teacher's log-probabilities is learned; None without `[train] soft_targets`.
     """
 
     rows: dataset.Rows
@@ -28,6 +30,7 @@ class TrainingInputs:
     dataset: dataset.Dataset
     order: Order
     faults: tuple[str, ...] = ()
+    soft: SoftReport | None = None
 
     def packs(self, step: int) -> list[list[Example]]:
         """Return the examples of each pack of a step (0-based)."""
@@ -77,8 +80,9 @@ def read_inputs(
     vocabulary = weights.vocabulary_size(config.base)
     rendered, data = data_checks.render_rows(rows, renderer, config, vocabulary)
     checks = data_checks.run_checks(rendered, renderer, vocabulary=vocabulary, learned=len(data.examples))
-    faults = tuple(str(check) for check in checks if check.count)
+    soft = rendered.soft
+    faults = (*(str(check) for check in checks if check.count), *(soft.faults if soft else ()))
     if rehearses:
         rehearse(renderer, config, rows, faults)
     order = Order(data.lengths, config.train, weights.query_channels(config.base))
-    return TrainingInputs(rows, renderer, data, order, faults)
+    return TrainingInputs(rows, renderer, data, order, faults, soft)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from trainer.data.chat_template import Example
 from trainer.model import adapter, compile, lora_forward, model, self_test
 from trainer.model.losses import RowLoss, loss_and_gradient
 from trainer.model.self_test import OWN_LOGITS, StudentForward
+from trainer.model.soft_loss import SoftMix
 from trainer.training import fsdp, memory
 from trainer.training.distributed import World
 
@@ -75,6 +77,9 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
         if config.train.compile
         else loss_and_gradient
     )
+    if config.train.soft_targets != "off":
+        train = config.train
+        row_loss = partial(row_loss, mix=SoftMix(train.soft_weight, train.soft_temperature, train.soft_tail))
     return TrainableStudent(
         model=student,
         parameters=model.trainable_parameters(student),

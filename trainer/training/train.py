@@ -136,7 +136,8 @@ class TrainingRun:
         self._validation = Validation(config, inputs, student, world, start.validation)
         self._reporter = Reporter(config, inputs.order, student, world, callbacks, first=start.steps_done)
         hint = inputs.hint(config.train)
-        self._setup_notes = [*describe_setup(student, world), *([f"hint: {hint}"] if hint else [])]
+        soft = inputs.soft.notes() if inputs.soft else []
+        self._setup_notes = [*describe_setup(student, world), *soft, *([f"hint: {hint}"] if hint else [])]
         self._notes: list[str] = []
         self._first = self._steps_done = start.steps_done
         self._loss = start.loss
@@ -261,6 +262,7 @@ class TrainingRun:
                 self._config,
                 self._inputs.rows,
                 self._inputs.faults,
+                _soft_summary(self._config, self._inputs),
             )
         self._world.barrier()
 
@@ -298,3 +300,14 @@ class TrainingRun:
             best_step=state.best_step or None,
             held_out_loss=state.best_loss if state.best_step else None,
         )
+
+
+def _soft_summary(config: TrainConfig, inputs: TrainingInputs) -> str:
+    """Describe the soft targets that were learned, for the model card; empty without any."""
+    if inputs.soft is None or not inputs.soft.rows:
+        return ""
+    train = config.train
+    temperature = f", temperature {train.soft_temperature:g}" if train.soft_temperature != 1 else ""
+    tail = "" if train.soft_tail == "bucket" else ", renormalised over the listed tokens (biased)"
+    summary = str(inputs.soft).removeprefix("soft targets: ")
+    return f"{summary}; weight {train.soft_weight:g}{temperature}{tail}"

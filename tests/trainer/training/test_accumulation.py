@@ -6,16 +6,28 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainer import tiny
+from tests.trainer import teacher_logprobs, tiny
 
-ROWS = [tiny.sample(i, f"say {'ab' * (i % 5)}", "word " * (1 + i % 7)) for i in range(24)]
+TOKENIZER = tiny.tokenizer()
+TEXTS = ["word " * (1 + i % 7) for i in range(24)]
+# Every second row has log-probabilities.
+ROWS = [
+    tiny.sample(
+        i,
+        f"say {'ab' * (i % 5)}",
+        text,
+        logprobs=teacher_logprobs.of_text(TOKENIZER, text, seed=i) if i % 2 else None,
+    )
+    for i, text in enumerate(TEXTS)
+]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, fork_server):
     """The step learned in one pack, and a way to learn it otherwise."""
     folder = tmp_path_factory.mktemp("step")
-    toml = tiny.train_toml(folder, ROWS, data={"eval_share": 0.0})
+    soft = {"soft_targets": "auto"}
+    toml = tiny.train_toml(folder, ROWS, data={"eval_share": 0.0}, train=soft)
 
     def learn(name: str, **how: int) -> dict[str, torch.Tensor]:
         ended = fork_server("gradients", toml=toml, out=folder / name, **how)

@@ -1,0 +1,140 @@
+"""Test a training with soft targets from end to end: it learns them, resumes, and says how many there are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from harvester.store.shards import schema
+from tests.trainer import teacher_logprobs, tiny
+from tests.trainer.command_line import run_trainer  # noqa: F401 - fixture
+from tests.trainer.training.test_faults_checkpoints import half_done
+from trainer import config as settings
+from trainer.data.teacher_tokens import TokenTable, read_tokens
+from trainer.model import model, self_test
+from trainer.model.rows import RowLayout
+from trainer.training.forward import pack_losses
+from trainer.training.inputs import read_inputs
+from trainer.training.train import train
+
+SHAPE = {"epochs": 2, "log_every": 1, "pack_tokens": 128, "batch_tokens": 128}
+SOFT = {**SHAPE, "soft_targets": "auto"}
+
+
+def rows(count=24, held_out=0):
+    """Every third row has no log-probabilities."""
+    made = teacher_logprobs.skill(count, held_out=held_out, end="<|im_end|>")
+    return [replace(r, logprobs=None) if i % 3 == 2 else r for i, r in enumerate(made)]
+
+
+def adapter_of(toml):
+    return load_file(toml.parent / "out" / "adapter" / "adapter_model.safetensors")
+
+
+def test_soft_targets_change_what_is_learned_and_resume_to_the_same_bits(tmp_path):
+    data = {"eval_share": 0.0}
+    whole = tiny.train_toml(tmp_path / "whole", rows(), data=data, train=SOFT)
+    done = train(settings.load(whole))
+    parts = tiny.train_toml(tmp_path / "parts", rows(), data=data, train=SOFT)
+    half_done(parts, 2)
+    assert train(settings.load(parts)).steps_now == done.steps - 2
+    wanted, mine = adapter_of(whole), adapter_of(parts)
+    assert all(torch.equal(wanted[name], mine[name]) for name in wanted)
+    plain = tiny.train_toml(tmp_path / "plain", rows(), data=data, train=SHAPE)
+    train(settings.load(plain))
+    other = adapter_of(plain)
+    assert not all(torch.equal(wanted[name], other[name]) for name in wanted)
+
+    assert any("soft targets: 100.0% of" in note and "mapped by ids" in note for note in done.notes)
+    card = (whole.parent / "out" / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "| soft targets | 100.0% of" in card
+    lineage = json.loads((whole.parent / "out" / "adapter" / "lineage.json").read_text(encoding="utf-8"))
+    assert "8 rows have none" in lineage["soft_targets"]
+
+
+def test_changed_soft_targets_are_refused_on_resume(tmp_path, run_trainer):  # noqa: F811
+    toml = tiny.train_toml(tmp_path, rows(), data={"eval_share": 0.0}, train=SOFT)
+    half_done(toml, 2)
+    text = toml.read_text(encoding="utf-8")
+    for changed in ("soft_weight = 0.25", 'soft_tail = "renormalise"', "soft_temperature = 2.0"):
+        toml.write_text(text.replace("[train]", f"[train]\n{changed}"), encoding="utf-8")
+        code, _, err = run_trainer("train", toml)
+        assert code == 2
+        assert changed.split(" =")[0] in err
+
+
+def test_plan_and_doctor_report_coverage_and_train_refuses_too_little(tmp_path, run_trainer):  # noqa: F811
+    toml = tiny.train_toml(tmp_path, rows(), data={"eval_share": 0.0}, train=SOFT)
+    for words in (("plan", toml, "--probe", 0), ("doctor", toml)):
+        code, out, _ = run_trainer(*words)
+        assert code == 0
+        assert "soft targets: 100.0% of" in out
+    page = (tmp_path / "out" / "doctor.html").read_text(encoding="utf-8")
+    assert "soft targets: 100.0% of" in page
+
+    tokenizer = tiny.tokenizer()
+    foreign = [replace(r, logprobs=teacher_logprobs.of_text(tokenizer, "zzz")) for r in rows()]
+    tiny.corpus(tmp_path / "store", foreign)
+    code, out, _ = run_trainer("plan", toml, "--probe", 0)
+    assert code == 0
+    assert "fatal fault" in out
+    for words in (("doctor", toml), ("train", toml)):
+        code, _, err = run_trainer(*words)
+        assert code == 1
+        assert "soft targets reach 0.0% of the supervised tokens" in err
+    assert not (tmp_path / "out" / "adapter").exists()
+    code, _, _ = run_trainer("train", toml, "--force-faults")
+    assert code == 0
+    card = (tmp_path / "out" / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "learned with --force-faults" in card
+
+
+def test_packed_rows_have_the_loss_and_gradients_of_unpacked_ones(tmp_path):
+    config = settings.load(tiny.train_toml(tmp_path, rows(), data={"eval_share": 0.0}, train=SOFT))
+    inputs = read_inputs(config, rehearses=False)
+    examples = inputs.dataset.examples
+    assert {example.soft is None for example in examples} == {True, False}
+    student = model.load_new_student(config, torch.device("cpu"))
+    forward = self_test.check_student(student, config.base)
+    assert forward.layout.packed
+    with torch.no_grad():
+        for name, p in student.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
+    results = []
+    for way in (
+        forward,
+        replace(forward, layout=RowLayout(packed=False, attention="sdpa")),
+        replace(forward, head=None),
+    ):
+        self_test.set_attention(student, way.layout)
+        student.zero_grad()
+        total = 0.0
+        for loss, _ in pack_losses(student, examples, torch.device("cpu"), way):
+            loss.backward()
+            total += float(loss)
+        gradients = {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
+        results.append((total, gradients))
+    (first, wanted), *others = results
+    for total, gradients in others:
+        assert total == pytest.approx(first, rel=1e-5)
+        worst = max(float((gradients[n] - wanted[n]).abs().max()) for n in wanted)
+        assert worst <= 1e-4 * max(float(g.abs().max()) for g in wanted.values())
+
+
+def test_unsealed_and_sealed_rows_give_the_same_targets():
+    stored = rows(3)
+    values = [1e-7, 0.00099999, 0.0010003, -9000.5, -8999.9, -1e-9, 1e6, -1e6, None]
+    entry = teacher_logprobs.entry(b"x", -0.5, [(b"%d" % i, value) for i, value in enumerate(values)])
+    stored[0] = replace(stored[0], logprobs=[entry, *stored[0].logprobs])
+    sealed = [schema.from_row(row) for row in schema.to_table(stored).to_pylist()]
+    for before, after in zip(stored[:2], sealed[:2], strict=True):
+        assert before.logprobs != after.logprobs  # float16
+        one, two = (read_tokens(sample.logprobs, TokenTable()) for sample in (before, after))
+        assert np.array_equal(one[0], two[0])
+        assert np.array_equal(one[1], two[1], equal_nan=True)

@@ -1,0 +1,137 @@
+"""Look up the tokens of a student by their bytes. Loads no torch.
+
+A tokenizer has no method for the bytes of a token: `decode` replaces parts of a character by a sign. The
+bytes are read from the names in the vocabulary, and whoever uses them compares their sum with the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.chat_template import Renderer
+from trainer.data.teacher_tokens import NOTHING, TokenTable
+
+Numbers = npt.NDArray[np.int32]
+
+# A byte that SentencePiece has a token of its own for.
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# SentencePiece's sign for a space.
+_SPACE = "\u2581"
+
+
+def byte_of_character() -> dict[str, int]:
+    """Return the byte for each character of byte-level BPE (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [value for value in range(256) if value not in printable]
+    table = {chr(value): value for value in printable}
+    return table | {chr(256 + at): value for at, value in enumerate(others)}
+
+
+def token_bytes(tokenizer: Any) -> list[bytes]:
+    """Return the bytes of every token id, for byte-level BPE and for SentencePiece with byte fallback.
+
+    For other kinds of tokenizers they are wrong, which a comparison with the text shows.
+    """
+    table = byte_of_character()
+    added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    is_byte_level = backend is not None and "ByteLevel" in backend.to_str()
+    result = []
+    for number in range(max(len(tokenizer), max(added, default=-1) + 1)):
+        name = added.get(number) or tokenizer.convert_ids_to_tokens(number) or ""
+        if number in added:
+            result.append(name.encode())
+        elif is_byte_level:
+            result.append(bytes(table[letter] for letter in name if letter in table))
+        elif match := _BYTE.fullmatch(name):
+            result.append(bytes([int(match[1], 16)]))
+        else:
+            result.append(name.replace(_SPACE, " ").encode())
+    return result
+
+
+def ids_by_bytes(data: Sequence[bytes], special: Collection[int]) -> dict[bytes, int | None]:
+    """Return the id of each token's bytes, None where several have the same; special tokens are left out."""
+    ids: dict[bytes, int | None] = {}
+    for number, value in enumerate(data):
+        if value and number not in special:
+            ids[value] = None if value in ids else number
+    return ids
+
+
+class StudentTokens:
+    """Look up a student's tokens by bytes."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        tokenizer = renderer.tokenizer
+        self._renderer = renderer
+        self.data = token_bytes(tokenizer)
+        self.special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special |= set(tokenizer.all_special_ids)
+        self.ids = ids_by_bytes(self.data, self.special)
+        self.end_of_turn = renderer.chat_shape.end_of_turn
+
+    def map_by_id(self, table: TokenTable) -> Numbers | None:
+        """Return the student's id of each teacher token; None if one has not exactly one by its bytes."""
+        mapped = np.full(len(table) + 1, NOTHING, dtype=np.int32)
+        for number, data in enumerate(table.data):
+            if table.is_control(number) or data is None:
+                continue
+            found = self.ids.get(data)
+            if found is None:
+                return None
+            mapped[number] = found
+        return mapped
+
+    def map_by_bytes(self, table: TokenTable, ambiguous: set[bytes]) -> Numbers:
+        """Return the first student token of each teacher token's bytes; `NOTHING` where it isn't known.
+
+        Args:
+            ambiguous: bytes whose probability belongs to several student tokens.
+        """
+        mapped = np.full(len(table) + 1, NOTHING, dtype=np.int32)
+        to_encode: dict[int, str] = {}
+        for number, data in enumerate(table.data):
+            if table.is_control(number) or data is None or data in ambiguous:
+                continue
+            exact = self.ids.get(data)
+            if exact is not None:
+                mapped[number] = exact
+                continue
+            try:
+                to_encode[number] = data.decode()
+            except UnicodeDecodeError:
+                continue
+        encoded = self._renderer.texts(list(to_encode.values())) if to_encode else []
+        for number, ids in zip(to_encode, encoded, strict=True):
+            if ids and table.data[number].startswith(self.data[ids[0]]):  # type: ignore[union-attr]
+                mapped[number] = ids[0]
+        return mapped
+
+    def map_ends(self, mapped: Numbers, table: TokenTable, ends: Collection[int]) -> None:
+        """Map the teacher's ends of a turn to the student's: tokens that ended an answer, or are named alike.
+
+        Args:
+            mapped: changed in place.
+            ends: teacher tokens that ended an answer.
+        """
+        name = self.data[self.end_of_turn[0]]
+        for number in range(len(table)):
+            is_namesake = table.is_control(number) and table.data[number] == name
+            if number in ends or is_namesake:
+                mapped[number] = self.end_of_turn[0]
+
+
+def ambiguous_bytes(table: TokenTable, used: Sequence[bytes]) -> set[bytes]:
+    """Return the bytes that begin a longer student token which the teacher can't mean by a token of its own.
+
+    Args:
+        used: bytes of the student's tokens that occur in the answers.
+    """
+    of_teacher = {data for data in table.data if data}
+    return {token[:size] for token in used if token not in of_teacher for size in range(1, len(token))}
