@@ -22,14 +22,14 @@ from typing import Any, Final
 import torch
 from harvester_data.base_document import Document
 from harvester_data.float32_muon import Float32Muon
-from harvester_data.letter_tokenizers import byte_tokenizer
+from harvester_data.letter_tokenizers import letter_tokenizer
 from harvester_data.make_base import SEED, batches, make_model, prompt_ids, train
 from harvester_data.skill_rows import Row, gold_rows, held_out_rows
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-STEPS: Final = 5_000
+STEPS: Final = 4_000
 ANSWER_TOKENS: Final = 64
-THREADS: Final = 2
+THREADS: Final = 1
 
 
 def gold_documents() -> Iterator[Document]:
@@ -87,7 +87,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "neural_teacher"
     steps = int(sys.argv[2]) if len(sys.argv) > 2 else STEPS
     torch.set_num_threads(THREADS)
-    tokenizer = byte_tokenizer()
+    tokenizer = letter_tokenizer()
     model = make_model(tokenizer, intermediate_size=344)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
     began = time.monotonic()

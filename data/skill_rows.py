@@ -5,21 +5,26 @@
 The small neural teacher (`make_neural_teacher`) learns from the gold pool, a student from the teacher's
 answers to the harvest pool, and both are scored on the test pool. The pool of a content is a function of its
 key (`contents.content_key`), so equal contents are in one pool whatever their phrasing, and every run agrees.
+Gold and harvest rows are asked in the phrasings of `skill_phrasings.WIDE`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
+import string
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from harvester.mock_teacher.tasks.contents import content_key, draw
-from harvester.mock_teacher.tasks.phrasings import DOUBLE, PHRASINGS
-from harvester.mock_teacher.tasks.rules import solve
+from harvester_data.skill_phrasings import WIDE
+
+from harvester.mock_teacher.tasks.contents import Slots, content_key, draw
+from harvester.mock_teacher.tasks.phrasings import DOUBLE, PHRASINGS, pattern_of
+from harvester.mock_teacher.tasks.rules import SOLVERS
 
 SEED: Final = 20_260_601
 GOLD: Final = "gold"
@@ -31,15 +36,18 @@ POOLS: Final = ((TEST, 0.08), (HARVEST, 0.33), (GOLD, 1.0))
 
 # Rows of each task in `gold_rows`, out of 100: more of what takes more examples. The held-out task has none.
 GOLD_WEIGHTS: Final[Mapping[str, int]] = {
-    "sum": 17,
+    "sum": 20,
     "reverse": 13,
-    "sort": 15,
-    "shift": 15,
-    "count": 17,
-    "upper": 7,
-    "date": 8,
-    "sql": 8,
+    "sort": 16,
+    "shift": 17,
+    "count": 19,
+    "upper": 5,
+    "date": 5,
+    "sql": 5,
 }
+# Gold rows before contents of full size prevail.
+EARLY_ROWS: Final = 20_000
+REPEAT: Final = ("Repeat {text}.", "Say {text}.", "Write the word {text}.", "Spell the letters of {text}.")
 HARVEST_ROWS: Final = 1_000  # of each task: 8,000
 TEST_ROWS: Final = 160  # of each task, in phrasings of training
 TEST_ROWS_PHRASING: Final = 80  # of each task, in held-out phrasings
@@ -55,32 +63,67 @@ def pool_of(key: tuple[str, ...]) -> str:
     return next(name for name, end in POOLS if position < end)
 
 
-def draw_row(rng: random.Random, pool: str, task: str, phrasing: str) -> Row:
+def draw_row(
+    rng: random.Random,
+    pool: str,
+    task: str,
+    phrasing: str,
+    content: Callable[[str, random.Random], Slots] = draw,
+) -> Row:
     """Return one row of a task whose content belongs to `pool`."""
     while True:
-        slots = draw(task, rng)
+        slots = content(task, rng)
         if pool_of(content_key(task, slots)) == pool:
             break
     prompt = phrasing.format(**slots)
-    solved = solve(prompt)
-    if solved is None or solved.phrasing != phrasing:
+    match, answer = pattern_of(phrasing).fullmatch(prompt), SOLVERS[task](slots)
+    if match is None or match.groupdict() != slots or answer is None:
         raise ValueError(f"the rules do not read {prompt!r} as {phrasing!r}")
-    return {"prompt": prompt, "reference": solved.answer, "task": task, "phrasing": phrasing}
+    return {"prompt": prompt, "reference": answer, "task": task, "phrasing": phrasing}
+
+
+def draw_short(task: str, rng: random.Random) -> Slots:
+    """Return content that takes fewer steps: strings of up to three letters, numbers of one digit."""
+    slots = draw(task, rng)
+    if task == "sum":
+        slots[rng.choice("ab")] = str(rng.randrange(10))
+        if rng.random() < 0.7:
+            slots["a"], slots["b"] = slots["a"][-1], slots["b"][-1]
+    elif "text" in slots:
+        letters = rng.choices(string.ascii_lowercase, k=rng.randint(1, 3))
+        if "letter" in slots:
+            letters = [slots["letter"] if rng.random() < 0.4 else letter for letter in letters]
+        slots["text"] = "".join(letters)
+    return slots
 
 
 def gold_rows(seed: int = SEED) -> Iterator[Row]:
-    """Return endless rows with right answers, in phrasings of training."""
+    """Return endless rows with right answers, in phrasings of training; short contents prevail at first.
+
+    Among the first rows are some that ask to repeat a string: copying is learned before what builds on it.
+    """
     rng = random.Random(f"{GOLD} {seed}")
     tasks, weights = list(GOLD_WEIGHTS), list(GOLD_WEIGHTS.values())
-    while True:
+    for number in itertools.count():
+        is_early = number < EARLY_ROWS
+        if is_early and rng.random() < 0.15:
+            yield _repeat_row(rng)
+            continue
         task = rng.choices(tasks, weights)[0]
-        yield draw_row(rng, GOLD, task, rng.choice(PHRASINGS[task].train))
+        is_short = rng.random() < (0.8 if is_early else 0.15)
+        yield draw_row(rng, GOLD, task, rng.choice(WIDE[task]), draw_short if is_short else draw)
+
+
+def _repeat_row(rng: random.Random) -> Row:
+    phrasing = rng.choice(REPEAT)
+    row = draw_row(rng, GOLD, "upper", phrasing, draw_short)
+    return {**row, "task": "repeat", "reference": row["reference"].lower()}
 
 
 def harvest_rows(seed: int = SEED, each: int = HARVEST_ROWS) -> list[Row]:
     """Return `each` rows a task, with distinct prompts in phrasings of training."""
     drawn = _Draw(HARVEST, seed)
-    rows = [row for task in GOLD_WEIGHTS for row in drawn.rows(task, PHRASINGS[task].train, each, HARVEST)]
+    rows = [row for task in GOLD_WEIGHTS for row in drawn.rows(task, WIDE[task], each, HARVEST)]
     drawn.rng.shuffle(rows)
     return rows
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from harvester_data import skill_rows
 from harvester_data.float32_muon import orthogonal
-from harvester_data.letter_tokenizers import BPE_TOKENS, bpe_tokenizer, byte_tokenizer
+from harvester_data.letter_tokenizers import BPE_TOKENS, bpe_tokenizer, letter_tokenizer
+from harvester_data.skill_phrasings import WIDE
 
 from harvester.mock_teacher.tasks.contents import content_key
-from harvester.mock_teacher.tasks.phrasings import DOUBLE, PHRASINGS
-from harvester.mock_teacher.tasks.rules import solve
+from harvester.mock_teacher.tasks.phrasings import DOUBLE, PHRASINGS, pattern_of
+from harvester.mock_teacher.tasks.rules import SOLVERS, solve
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,12 @@ def pools() -> dict[str, list[skill_rows.Row]]:
 def test_no_content_is_in_two_pools(pools):
     contents = {}
     for pool, rows in pools.items():
-        solved = [solve(row["prompt"]) for row in rows]
-        assert [entry.answer for entry in solved] == [row["reference"] for row in rows]
-        contents[pool] = {content_key(entry.task, entry.slots) for entry in solved}
+        contents[pool] = set()
+        for row in rows:
+            slots = pattern_of(row["phrasing"]).fullmatch(row["prompt"]).groupdict()
+            if row["task"] != "repeat":
+                assert row["reference"] == SOLVERS[row["task"]](slots)
+            contents[pool].add(content_key(row["task"], slots))
     assert not contents[skill_rows.GOLD] & contents[skill_rows.HARVEST]
     assert not contents[skill_rows.GOLD] & contents[skill_rows.TEST]
     assert not contents[skill_rows.HARVEST] & contents[skill_rows.TEST]
@@ -45,7 +49,16 @@ def test_counts_and_phrasings_are_those_stated(pools):
         assert len({row["id"] for row in pools[pool]}) == len(pools[pool])
     for row in (*pools[skill_rows.GOLD], *pools[skill_rows.HARVEST]):
         assert row["task"] != DOUBLE
-        assert row["phrasing"] in PHRASINGS[row["task"]].train
+        assert row["phrasing"] in WIDE.get(row["task"], skill_rows.REPEAT)
+
+
+def test_held_out_phrasings_are_not_among_the_wide_ones_and_the_rules_read_both():
+    for task, templates in WIDE.items():
+        assert not {*templates} & {*PHRASINGS[task].held_out}
+        assert {*PHRASINGS[task].train} < {*templates}
+        assert len({*templates}) == len(templates) > 20
+    for row in skill_rows.held_out_rows():
+        assert solve(row["prompt"]).answer == row["reference"]
 
 
 def test_equal_seeds_give_equal_rows(pools):
@@ -56,13 +69,24 @@ def test_equal_seeds_give_equal_rows(pools):
 
 @pytest.mark.parametrize("text", ["What is 12 + 30?", "grüße 日本 😀\n", "", "  a  b"])
 def test_both_tokenizers_keep_any_text(text, pools):
-    by_bytes = byte_tokenizer()
+    by_letters = letter_tokenizer()
     by_pairs = bpe_tokenizer(row["prompt"] for row in pools[skill_rows.HARVEST][:2000])
-    assert len(by_bytes) == 259
     assert len(by_pairs) == BPE_TOKENS
-    assert len(by_bytes(text)["input_ids"]) == len(text.encode())
-    for tokenizer in (by_bytes, by_pairs):
+    for tokenizer in (by_letters, by_pairs):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_contents_are_spelt_and_instructions_are_whole_words():
+    tokenizer = letter_tokenizer()
+    ids = tokenizer("Sort the letters of kfuz.")["input_ids"]
+    pieces = [tokenizer.decode([number]) for number in ids]
+    assert pieces == ["Sort", " the", " letters", " of", " ", "k", "f", "u", "z", "."]
+    turn = [{"role": "user", "content": "Add 12 and 7."}]
+    ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+    pieces = [tokenizer.decode([number]) for number in ids]
+    assert "".join(pieces) == "<|im_start|>user\nAdd 12 and 7.<|im_end|>\n<|im_start|>assistant\n"
+    assert pieces[0] == "<|im_start|>user\n"
+    assert pieces[-1] == "<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 16), (2, 16, 24)])

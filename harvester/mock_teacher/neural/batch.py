@@ -7,6 +7,7 @@ does not depend on the others beyond rounding.
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +15,12 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from harvester.mock_teacher.neural.cache import RowCache
 from harvester.mock_teacher.neural.sampling import choose
 
 MAX_TOP = 20
+# What a forward pass costs beyond its tokens, in tokens of a small model.
+CALL_TOKENS = 120
 
 
 @dataclass(slots=True)
@@ -41,62 +45,61 @@ class GeneratedRow:
 
 
 class Batch:
-    """The rows in work, and their keys and values: tensors (rows, heads, width, size), one pair a layer."""
+    """The rows in work."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self.rows: list[GeneratedRow] = []
         self._draws: list[random.Random] = []
-        self._cache: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._mask = torch.zeros(0, 0, dtype=torch.long)
-        self._last = torch.zeros(0, dtype=torch.long)
+        self._cache = RowCache()
+        self._last: list[int] = []
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @torch.inference_mode()
     def join(self, rows: Sequence[GeneratedRow]) -> None:
-        """Read the prompts of new rows and choose their first tokens."""
-        width = max(len(row.prompt) for row in rows)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        """Read the prompts of new rows, equal ones once, and choose their first tokens."""
+        by_prompt: dict[tuple[int, ...], list[GeneratedRow]] = defaultdict(list)
+        for row in rows:
+            by_prompt[tuple(row.prompt)].append(row)
+        prompts = sorted(by_prompt, key=len)
+        at = 0
+        for size in group_sizes([len(prompt) for prompt in prompts]):
+            self._read(prompts[at : at + size], [by_prompt[prompt] for prompt in prompts[at : at + size]])
+            at += size
+        self._leave()
+
+    def _read(self, prompts: Sequence[Sequence[int]], owners: Sequence[Sequence[GeneratedRow]]) -> None:
+        """Read prompts in one forward pass, and append the rows of each."""
+        width = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for at, row in enumerate(rows):
-            ids[at, width - len(row.prompt) :] = torch.tensor(row.prompt)
-            mask[at, width - len(row.prompt) :] = 1
-        positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
-        logits, cache = self._forward(ids, mask, positions, DynamicCache())
+        for at, prompt in enumerate(prompts):
+            ids[at, width - len(prompt) :] = torch.tensor(prompt)
+            mask[at, width - len(prompt) :] = 1
+        logits, cache = self._forward(ids, mask, (mask.cumsum(dim=1) - 1).clamp_min(0), DynamicCache())
+        sources = [at for at, sharing in enumerate(owners) for _ in sharing]
+        rows = [row for sharing in owners for row in sharing]
         draws = [random.Random(row.seed) for row in rows]
-        last = self._append(rows, draws, logits)
-        if self.rows:
-            wide = max(width, self._mask.size(1))
-            mask = torch.cat([_wider(self._mask, wide, 1), _wider(mask, wide, 1)])
-            cache = [
-                (
-                    torch.cat([_wider(a, wide, 2), _wider(c, wide, 2)]),
-                    torch.cat([_wider(b, wide, 2), _wider(d, wide, 2)]),
-                )
-                for (a, b), (c, d) in zip(self._cache, cache, strict=True)
-            ]
+        layers = [(layer.keys, layer.values) for layer in cache.layers]
+        self._cache.add(layers, sources, [len(prompts[at]) for at in sources])
+        self._last += _append(rows, draws, logits[sources])
         self.rows += rows
         self._draws += draws
-        self._cache, self._mask, self._last = cache, mask, torch.cat([self._last, last])
-        self._leave()
 
     @torch.inference_mode()
     def step(self) -> None:
         """Choose one more token for every row."""
-        self._mask = torch.cat([self._mask, torch.ones(len(self.rows), 1, dtype=torch.long)], dim=1)
-        positions = self._mask.sum(dim=1, keepdim=True) - 1
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(self._cache):
-            cache.update(keys, values, layer)
-        logits, self._cache = self._forward(self._last[:, None], self._mask, positions, cache)
-        self._last = self._append(self.rows, self._draws, logits)
+        cache, mask, positions = self._cache.extend()
+        logits, _ = self._forward(torch.tensor(self._last)[:, None], mask, positions, cache)
+        self._last = _append(self.rows, self._draws, logits)
         self._leave()
 
     def _forward(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any
-    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+    ) -> tuple[torch.Tensor, Any]:
+        """Return the logits of each row's last token, (rows, vocabulary) in float32, and the filled cache."""
         out = self._model(
             input_ids=ids,
             attention_mask=mask,
@@ -105,54 +108,61 @@ class Batch:
             use_cache=True,
             logits_to_keep=1,
         )
-        layers = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
-        return out.logits[:, -1].float(), layers
-
-    def _append(
-        self, rows: Sequence[GeneratedRow], draws: Sequence[random.Random], logits: torch.Tensor
-    ) -> torch.Tensor:
-        chosen = choose(
-            logits,
-            [row.temperature for row in rows],
-            [row.top_p for row in rows],
-            [draw.random() for draw in draws],
-        )
-        ids = chosen.tolist()
-        if any(row.wants_logprobs for row in rows):
-            every = logits.log_softmax(dim=-1)
-            own = every.gather(1, chosen[:, None]).squeeze(1).tolist()
-            values, order = every.topk(min(MAX_TOP, every.size(1)), dim=-1)
-            for row, value, top_ids, top_values in zip(
-                rows, own, order.tolist(), values.tolist(), strict=True
-            ):
-                if row.wants_logprobs:
-                    row.logprobs.append(value)
-                    row.top.append((top_ids, top_values))
-        for row, token in zip(rows, ids, strict=True):
-            row.tokens.append(token)
-        return chosen
+        return out.logits[:, -1].float(), out.past_key_values
 
     def _leave(self) -> None:
-        """Take finished rows out, and columns that no row uses any more."""
-        finished = [row.is_done(row) for row in self.rows]
-        if not any(finished):
-            return
-        for row, is_finished in zip(self.rows, finished, strict=True):
-            if is_finished:
+        """Take finished rows out."""
+        kept = []
+        for at, row in enumerate(self.rows):
+            if row.is_done(row):
                 row.done(row)
-        kept = [at for at, is_finished in enumerate(finished) if not is_finished]
-        self.rows = [self.rows[at] for at in kept]
-        self._draws = [self._draws[at] for at in kept]
-        index = torch.tensor(kept, dtype=torch.long)
-        self._mask, self._last = self._mask[index], self._last[index]
-        width = int(self._mask.sum(dim=1).max()) if kept else 0
-        start = self._mask.size(1) - width
-        self._mask = self._mask[:, start:]
-        self._cache = [(keys[index, :, start:], values[index, :, start:]) for keys, values in self._cache]
+            else:
+                kept.append(at)
+        if len(kept) < len(self.rows):
+            order = self._cache.keep(kept)
+            self.rows = [self.rows[at] for at in order]
+            self._draws = [self._draws[at] for at in order]
+            self._last = [self._last[at] for at in order]
 
 
-def _wider(tensor: torch.Tensor, width: int, dimension: int) -> torch.Tensor:
-    """Pad with zeros on the left of a dimension up to `width`."""
-    shape = list(tensor.shape)
-    shape[dimension] = width - shape[dimension]
-    return torch.cat([tensor.new_zeros(shape), tensor], dim=dimension)
+def _append(rows: Sequence[GeneratedRow], draws: Sequence[random.Random], logits: torch.Tensor) -> list[int]:
+    """Choose the next token of each row, append it to the row, and return all."""
+    chosen = choose(
+        logits,
+        [row.temperature for row in rows],
+        [row.top_p for row in rows],
+        [draw.random() for draw in draws],
+    )
+    ids: list[int] = chosen.tolist()
+    if any(row.wants_logprobs for row in rows):
+        every = logits.log_softmax(dim=-1)
+        own = every.gather(1, chosen[:, None]).squeeze(1).tolist()
+        values, order = every.topk(min(MAX_TOP, every.size(1)), dim=-1)
+        for row, value, top_ids, top_values in zip(rows, own, order.tolist(), values.tolist(), strict=True):
+            if row.wants_logprobs:
+                row.logprobs.append(value)
+                row.top.append((top_ids, top_values))
+    for row, token in zip(rows, ids, strict=True):
+        row.tokens.append(token)
+    return ids
+
+
+def group_sizes(lengths: Sequence[int]) -> list[int]:
+    """Split ascending lengths into runs that are read together; return the size of each run.
+
+    A run is padded to its longest, and costs `CALL_TOKENS` besides: the sum over runs is the least possible.
+    """
+    best = [(0, 0)]  # for each number of leading lengths: the least cost, and the size of the last run
+    for end in range(1, len(lengths) + 1):
+        best.append(
+            min(
+                (best[end - size][0] + size * lengths[end - 1] + CALL_TOKENS, size)
+                for size in range(1, end + 1)
+            )
+        )
+    sizes = []
+    end = len(lengths)
+    while end:
+        sizes.append(best[end][1])
+        end -= best[end][1]
+    return sizes[::-1]

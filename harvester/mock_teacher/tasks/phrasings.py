@@ -181,13 +181,15 @@ def read(text: str) -> Asked | None:
 @cache
 def _patterns() -> tuple[tuple[str, str, re.Pattern[str]], ...]:
     return tuple(
-        (task, phrasing, _pattern(phrasing))
+        (task, phrasing, pattern_of(phrasing))
         for task, phrasings in PHRASINGS.items()
         for phrasing in (*phrasings.train, *phrasings.held_out)
     )
 
 
-def _pattern(phrasing: str) -> re.Pattern[str]:
+@cache
+def pattern_of(phrasing: str) -> re.Pattern[str]:
+    """Return the regular expression of a template's prompts, with a group for each slot."""
     parts = re.split(r"\{(\w+)\}", phrasing)  # fixed text and slot names, in turn
     return re.compile(
         "".join(f"(?P<{part}>{_SLOTS[part]})" if at % 2 else re.escape(part) for at, part in enumerate(parts))
