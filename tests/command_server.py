@@ -35,11 +35,14 @@ from harvester.cli import malloc
 # Before Arrow is imported, as `harvester run` does it.
 malloc.use_one_arena()
 
+# Modules that load torch and the SDK of OpenAI: four seconds, for what hardly any command needs.
+RARELY_USED = ("harvester.mock_teacher.neural.", "harvester.api.batches")
+
 
 def main() -> None:
     """Serve until stdin ends; in a forked child, run the command and end as an interpreter does."""
     for module in pkgutil.walk_packages(harvester.__path__, "harvester."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith("__main__") and not module.name.startswith(RARELY_USED):
             importlib.import_module(module.name)
     _load_the_rest()
     gc.freeze()  # a collection in a child then does not touch, and so copy, what it shares with this process

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,9 +17,19 @@ from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import EVERY_TASK, MockSettings
 from tests.harvester import faulty_disk
 
+# torch reads it when it is imported. The students of the tests are so small that a second thread only waits,
+# and several test processes share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No deadline for a single example: on a busy machine one may take seconds without being wrong.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what collection has loaded, torch and transformers above all, from garbage collections."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
