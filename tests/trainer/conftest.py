@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -30,18 +34,45 @@ def learned(tmp_path_factory) -> tuple[settings.TrainConfig, Trained]:
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
     """`fork_server(what, **told)` -> how a fresh process ended that did it; see `fork_server.py`."""
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.trainer.fork_server"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as process:
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    path = Path(tempfile.gettempdir()) / f"trainer-{session}.socket"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stream = _connected(path)
+        if stream is None:
+            subprocess.run(
+                [sys.executable, "-W", "ignore", "-m", "tests.trainer.fork_server", str(path)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                check=True,
+            )
+            stream = _connected(path)
+    assert stream is not None
 
-        def live(what: str, **command: Any) -> dict[str, Any]:
-            process.stdin.write(json.dumps({"what": what, **command}, default=str) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
+    def live(what: str, **command: Any) -> dict[str, Any]:
+        stream.write(json.dumps({"what": what, **command}, default=str) + "\n")
+        stream.flush()
+        return json.loads(stream.readline())
 
+    with stream:
         yield live
-        process.kill()  # nothing it holds is worth an orderly end
+    path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _connected(path: Path) -> IO[str] | None:
+    """Return a stream to the server that listens there, if one does and is not about to end."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        stream = connection.makefile("rw", encoding="utf-8")
+    try:
+        is_ready = stream.readline() == "ready\n"
+    except ConnectionResetError:
+        is_ready = False
+    if is_ready:
+        return stream
+    stream.close()
+    return None

@@ -1,7 +1,8 @@
 """Run trainer commands in forks of one process that has torch loaded, so that many runs cost one start-up.
 
-Reads one JSON line a run from stdin: {"what": name, ...}. Writes one to stdout: {"signal": n, "code": n,
-"err": text} of the child, or of the first child that failed where there are several.
+All test processes of a session share it, over a Unix socket. It reads one JSON line a run: {"what": name,
+...}. It writes one: {"signal": n, "code": n, "err": text} of the child, or of the first child that failed
+where there are several.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib
 import json
 import os
 import resource
+import selectors
 import signal
 import socket
 import sys
@@ -147,30 +149,82 @@ def fork(request: dict[str, Any], err: Any, rank: int, port: int) -> int:
         os._exit(code)
 
 
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Run what is asked for in forks of this process and return how they ended."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with TemporaryFile("w+") as err:
+        children = [fork(request, err, rank, port) for rank in range(request.get("world", 1))]
+        timer = None
+        if request.get("kill_after_s") is not None:
+            timer = threading.Timer(request["kill_after_s"], os.kill, (children[0], signal.SIGKILL))
+            timer.start()
+        if request.get("signal_when") is not None:
+            signal_when(children[0], *request["signal_when"])
+        ends = [os.waitpid(child, 0)[1] for child in children]
+        if timer is not None:
+            timer.cancel()
+            timer.join()
+        status = next((end for end in ends if end), 0)
+        err.seek(0)
+        killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
+        return {"signal": killed, "code": code, "err": err.read()}
+
+
+def answer_all(connection: socket.socket) -> None:
+    """Answer the requests of one test process until it closes the connection."""
+    with connection, connection.makefile("rw", encoding="utf-8") as stream:
+        stream.write("ready\n")
+        stream.flush()
+        for line in stream:
+            stream.write(json.dumps(answer(json.loads(line))) + "\n")
+            stream.flush()
+
+
+def serve(listener: socket.socket) -> None:
+    """Fork a child for each connection; return in the server when the last of them has ended."""
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is listener:
+                connection, _ = listener.accept()
+                pid = os.fork()
+                if pid == 0:
+                    selector.close()
+                    listener.close()
+                    answer_all(connection)
+                    os._exit(0)
+                connection.close()
+                selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+            else:
+                os.waitpid(key.data, 0)
+                selector.unregister(key.fileobj)
+                os.close(key.fd)
+                if len(selector.get_map()) == 1:
+                    return
+
+
 def main() -> None:
+    """Listen on the socket of the first argument, and end in the foreground once clients can connect.
+
+    The server itself goes on in a fork, since it may outlive the test process that started it.
+    """
     torch.set_num_threads(1)
-    for line in sys.stdin:
-        request = json.loads(line)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        with TemporaryFile("w+") as err:
-            children = [fork(request, err, rank, port) for rank in range(request.get("world", 1))]
-            timer = None
-            if request.get("kill_after_s") is not None:
-                timer = threading.Timer(request["kill_after_s"], os.kill, (children[0], signal.SIGKILL))
-                timer.start()
-            if request.get("signal_when") is not None:
-                signal_when(children[0], *request["signal_when"])
-            ends = [os.waitpid(child, 0)[1] for child in children]
-            if timer is not None:
-                timer.cancel()
-                timer.join()
-            status = next((end for end in ends if end), 0)
-            err.seek(0)
-            killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-            code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
-            print(json.dumps({"signal": killed, "code": code, "err": err.read()}), flush=True)
+    path = Path(sys.argv[1])
+    listener = socket.socket(socket.AF_UNIX)
+    path.unlink(missing_ok=True)  # of a server that has ended
+    listener.bind(str(path))
+    listener.listen()
+    gc.collect()
+    gc.freeze()  # a collection in a fork then does not touch, and so copy, what all share
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    serve(listener)
+    path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
