@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harvester.errors import ConfigError
 from harvester.mock_teacher.neural.batch import Batch, GeneratedRow
+from harvester.mock_teacher.neural.probe import check_batches
 
 # Most rows that are generated for at once.
 MAX_ROWS = 128
@@ -29,7 +30,7 @@ def load(folder: Path) -> tuple[Any, Any]:
 
     Raises:
         ConfigError: the folder holds no model that transformers can load without foreign code, or no chat
-            template.
+            template, or padding changes the model's answers.
     """
     options = {"local_files_only": True}
     try:
@@ -47,7 +48,8 @@ def load(folder: Path) -> tuple[Any, Any]:
         )
     if model.num_parameters() < ONE_THREAD_PARAMETERS:
         torch.set_num_threads(1)
-    return model.eval(), tokenizer
+    check_batches(model.eval(), folder)
+    return model, tokenizer
 
 
 class ModelThread:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import queue
@@ -11,16 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
 
 from harvester.errors import ConfigError
 from harvester.mock_teacher.__main__ import model_folder
 from harvester.mock_teacher.answerers import make_answerer
 from harvester.mock_teacher.neural.batch import GeneratedRow
+from harvester.mock_teacher.neural.probe import check_batches
 from harvester.mock_teacher.neural.sampling import choose
 from harvester.mock_teacher.neural.worker import ModelThread
 from harvester.mock_teacher.running import start_process
 from harvester.mock_teacher.settings import MockSettings
+from harvester.store.reader import Corpus
+from tests.journey.run_process import harvester, write_folder
 from tests.raw_client import once
 
 BASE = Path(__file__).resolve().parents[3] / "data" / "base"
@@ -138,6 +142,49 @@ def test_an_error_of_the_model_fails_its_request_only():
         thread.put(row)
         assert "out of memory" in str(errors.get(timeout=30))
     thread.close()
+
+
+def test_a_harvest_stores_the_models_answers_and_log_probabilities(mock_teacher, tmp_path):
+    served = mock_teacher(model_folder=BASE, faults=[{"action": "status", "status": 503, "nth": 2}])
+    path = write_folder(tmp_path, served.base_url, 0, more="top_logprobs = 3")
+    rows = [{"id": str(at), "prompt": prompt} for at, prompt in enumerate(PROMPTS)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ended = harvester("run", path)
+    assert ended.returncode == 0, ended.stderr
+    assert served.fired()
+    samples = {sample.prompt_id: sample for sample in Corpus.open(tmp_path / "store").samples()}
+    assert len(samples) == len(PROMPTS)
+    for at, prompt in enumerate(PROMPTS):
+        sample = samples[str(at)]
+        choice = choice_of(served, prompt, temperature=0, max_tokens=None, top_logprobs=3)
+        assert sample.completion == choice["message"]["content"]
+        assert [entry["bytes"] for entry in sample.logprobs] == [
+            bytes(entry["bytes"]) for entry in choice["logprobs"]["content"]
+        ]
+        stored = [entry["logprob"] for entry in sample.logprobs]
+        assert stored == pytest.approx(values_of(choice), rel=1e-3, abs=1e-5)  # float16
+
+
+def test_a_model_whose_answers_depend_on_padding_is_refused(tmp_path):
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(BASE).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="can't generate with a cache of keys and values"):
+        make_answerer(MockSettings(model_folder=tmp_path))
+    model = AutoModelForCausalLM.from_pretrained(BASE)
+
+    class Unmasked:
+        """A model that reads its padding."""
+
+        get_input_embeddings = model.get_input_embeddings
+
+        def __call__(self, **arguments):
+            return model(**{name: value for name, value in arguments.items() if name != "attention_mask"})
+
+    check_batches(model, BASE)
+    with pytest.raises(ConfigError, match="depend on the padding"):
+        check_batches(Unmasked(), BASE)
 
 
 def test_a_folder_without_a_model_and_a_missing_extra_are_named(tmp_path, monkeypatch):
