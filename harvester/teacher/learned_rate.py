@@ -117,6 +117,8 @@ CLUMP_S = 0.05
 CLUMP = 1.5
 # A rate of sends within this factor of the trusted one is no faster.
 NO_FASTER = 1.05
+# Refusals are put down to standstills while at most this share of the last sends was refused.
+MOST_AFTER_STANDSTILLS = 0.2
 
 
 class Lesson(Enum):
@@ -203,6 +205,8 @@ class LearnedRate:
         self._is_confirmed = False
         # Whether a configured rate has not been contradicted yet.
         self._is_trusted = False
+        # Requests per second that were trusted when everything began to be refused.
+        self._cap = math.inf
         # Whether something showed that the rate is limited.
         self._is_known = False
         # Until when the rate was so low that refusals were unrelated; sends and refusals in such times.
@@ -398,10 +402,7 @@ class LearnedRate:
         self._growth_per_send = 0.0
 
     def _decide(self, entry: Entry, now: float, trusted: float) -> Lesson:
-        cap = min(trusted, self.rate or math.inf)
-        if self._is_clump(entry, cap) and self._burst.refused():
-            self._surplus.reset()
-            self._decided_at = now
+        if self._is_after_standstill(entry.at, self._surplus.since, min(trusted, self.rate or math.inf), now):
             return Lesson.BURST
         since = self._surplus.since
         accepted, refused = self._sends.counts(since, entry.at)
@@ -431,16 +432,37 @@ class LearnedRate:
             return False
         return self.rate < EXPECTED_SHARE * limit.per_s or found.per_s < FALLEN * limit.per_s
 
-    def _is_clump(self, entry: Entry, cap: float) -> bool:
-        """Whether this send came close after others, while all in all we sent no faster than trusted."""
+    def _is_after_standstill(self, at: float, since: float, cap: float, now: float) -> bool:
+        """Whether refusals come of a standstill, although the rate is right; then they are done with.
+
+        After a standstill of ours many leave together; then the burst is halved. After one of the teacher's
+        many are looked at together, and the refusals come late.
+
+        Args:
+            at: when the refused request was sent that gave cause to ask.
+            since: when the first one was sent.
+            cap: requests per second that are trusted, infinity where none are.
+        """
         if cap == math.inf:
             return False
-        clump = sum(1 for other in self._sends.newest_first(entry.at - CLUMP_S) if other.at <= entry.at)
-        if clump <= CLUMP * CLUMP_S * cap + CLUMP:
+        begun_at = min(at - 1.0, self._sends.begin_of(20, at))
+        accepted, refused = self._sends.counts(begun_at, at)
+        if accepted + refused > NO_FASTER * cap * (at - begun_at) + 1:
             return False
-        begun_at = min(entry.at - 1.0, self._sends.begin_of(20, entry.at))
-        accepted, refused = self._sends.counts(begun_at, entry.at)
-        return accepted + refused <= NO_FASTER * cap * (entry.at - begun_at) + 1
+        is_clump = self._is_clump(at, cap) and self._burst.refused()
+        if not is_clump:
+            accepted, refused = self._sends.counts(now - LOOKBACK_S, now)
+            is_rare = refused <= MOST_AFTER_STANDSTILLS * (accepted + refused)
+            if not (is_rare and self._sends.has_late(since, at)):
+                return False
+        self._surplus.reset()
+        self._decided_at = now
+        return True
+
+    def _is_clump(self, at: float, cap: float) -> bool:
+        """Whether many were sent together up to this moment."""
+        clump = sum(1 for other in self._sends.newest_first(at - CLUMP_S) if other.at <= at)
+        return clump > CLUMP * CLUMP_S * cap + CLUMP
 
     def _learn(self, found: Estimate, used_up_at: float, now: float) -> None:
         """Set the rate from what was found."""
@@ -540,6 +562,7 @@ class LearnedRate:
         if run < ENOUGH_REFUSALS or self.unrelated**run > LEAST_CHANCE:
             return False
         self._full.begin(first_at, last_at, 0.5 / (self.rate or math.inf))
+        self._cap = min(trusted, self.rate or math.inf)
         self._is_trusted = not self._used_up and trusted < math.inf
         if self._limit is None and self._is_trusted:
             self._limit = Estimate(trusted, TRUSTED_SUPPORT)
@@ -555,6 +578,8 @@ class LearnedRate:
         cycle_at = self._cycle_at if self._cycle_at is not None else since
         accepted, _ = self._sends.counts(cycle_at - 1e-9, since)
         if refused_s < WINDOW_S or refused_s < WINDOW_SHARE * (accepted_at - cycle_at):
+            if self._is_after_standstill(last_refused, since, self._cap, now):
+                return
             begun_at = min(self._surplus.since, since)
             counted, _ = self._sends.counts(begun_at, accepted_at)
             seconds = max(accepted_at - begun_at, 1e-3)

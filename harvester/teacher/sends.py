@@ -32,6 +32,11 @@ LEAST_ANSWERED = 2
 # Refusals that confirm such a number once it is known.
 LEAST_CONFIRMED = 2
 LOG_SENDS = 20_000
+# A refusal is late if it took this many times as long as the quickest ones, and this many seconds longer. The
+# quickest are forgotten: what counts as quick grows by a factor with each refusal.
+LATE = 3.0
+LATE_S = 0.005
+QUICK_GROWTH = 1.02
 
 
 class Reception(Enum):
@@ -47,13 +52,15 @@ class Reception(Enum):
 class Entry:
     """One admitted request: when it was sent, and how many were in flight then, itself included.
 
-    Until it is sent, both hold for its admission. `number` counts the sends from 1.
+    Until it is sent, both hold for its admission. `number` counts the sends from 1. `is_late` says that its
+    refusal came later than others: the teacher, or we, stood still meanwhile.
     """
 
     at: float
     in_flight: int = 1
     outcome: Reception = Reception.PENDING
     number: int = 0
+    is_late: bool = False
 
     @property
     def has_departed(self) -> bool:
@@ -76,6 +83,7 @@ class SendLog:
 
     def __init__(self) -> None:
         self.refusal_delay_s = 0.0
+        self._quick_s = math.inf
         self._log: deque[Entry] = deque(maxlen=LOG_SENDS)
         self.count = 0
         # Only sends after this say something about a limit on the number in flight.
@@ -90,7 +98,10 @@ class SendLog:
     def refused(self, entry: Entry, now: float) -> None:
         """Mark a send as refused."""
         entry.outcome = Reception.REFUSED
-        self.refusal_delay_s += 0.3 * (now - entry.at - self.refusal_delay_s)
+        delay_s = now - entry.at
+        entry.is_late = delay_s > LATE * self._quick_s and delay_s > self._quick_s + LATE_S
+        self._quick_s = min(QUICK_GROWTH * self._quick_s, delay_s)
+        self.refusal_delay_s += 0.3 * (delay_s - self.refusal_delay_s)
 
     def newest_first(self, since: float) -> Iterator[Entry]:
         """Sends after `since`."""
@@ -113,6 +124,10 @@ class SendLog:
             else:
                 accepted += 1
         return accepted, refused
+
+    def has_late(self, since: float, until: float) -> bool:
+        """Whether one of the sends from `since` to `until` was refused late."""
+        return any(entry.is_late for entry in self.newest_first(since - 1e-9) if entry.at <= until)
 
     def answered_since(self, since: float) -> int:
         """How many of the requests sent after `since` are answered."""

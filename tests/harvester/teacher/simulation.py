@@ -48,6 +48,8 @@ class Server:
         self.unrelated_wait_s: float | None = None
         self.unrelated_refusals = 0
         self.status = 429
+        # When a request that arrives at a time is looked at: later where the server stands still meanwhile.
+        self.looked_at: Callable[[float], float] = lambda now: now
 
     def admits(self, now: float) -> bool:
         return True
@@ -56,6 +58,7 @@ class Server:
         return self.latency_s * (1 + self.jitter * (2 * self.chance.random() - 1))
 
     def send(self, now: float, row: int) -> Reply:
+        now = self.looked_at(now)
         if self.unrelated and self.chance.random() < self.unrelated:
             self.unrelated_refusals += 1
             return Reply(now + self.refusal_delay_s, 429, self.unrelated_wait_s)
@@ -162,6 +165,30 @@ class BatchingServer(Server):
         ended = now + self.service_s() * (1 + len(self.busy) / self.half)
         heapq.heappush(self.busy, ended)
         return Reply(ended)
+
+
+class Standstills:
+    """Times in which a server or a client does nothing: at random, of random length.
+
+    Args:
+        every_s: mean time from one to the next.
+        longest_s: they last between a fifth of this and this.
+    """
+
+    def __init__(self, chance: random.Random, every_s: float, longest_s: float) -> None:
+        self.chance, self.every_s, self.longest_s = chance, every_s, longest_s
+        self.begins_at = self.ends_at = 0.0
+
+    def end_of(self, now: float) -> float:
+        """When the one at `now` ends; `now` where there is none."""
+        while self.ends_at <= now:
+            self.begins_at = self.ends_at + self.chance.expovariate(1 / self.every_s)
+            self.ends_at = self.begins_at + self.longest_s * self.chance.uniform(0.2, 1)
+        return self.ends_at if self.begins_at <= now else now
+
+    def left_s(self, now: float) -> float:
+        """Seconds that the one at `now` still lasts."""
+        return self.end_of(now) - now
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from tests.harvester.teacher.simulation import (
     QueueingServer,
     Server,
     SlidingWindow,
+    Standstills,
     TokenBucket,
     ask,
 )
@@ -111,6 +112,22 @@ def test_a_whole_run_over_nginx_uses_the_limit(told: float | None) -> None:
     assert result.refused() <= (0.01 if told == 1.0 else 0.02)
     if told == 1.0:  # a learned rate above the configured one says nothing
         assert not any("it accepts about" in clause for clause in limiter.learned)
+
+
+@pytest.mark.parametrize("who", ["server", "client", "both"])
+def test_standstills_do_not_lower_a_configured_rate(who: str) -> None:
+    """The client, nginx or both stand still for up to 0.2 s about every second, as on a busy machine.
+
+    What arrives meanwhile is looked at together, and some of it is refused although the rate is right.
+    """
+    server = TokenBucket(random.Random(10), 200, 21, jitter=0.05)
+    of_server = Standstills(random.Random(11), 1.0, 0.2 if who != "client" else 0.0)
+    of_client = Standstills(random.Random(12), 1.0, 0.2 if who != "server" else 0.0)
+    server.looked_at = of_server.end_of
+    result = ask(server, until=25, max_concurrency=512, requests_per_minute=12_000, stall=of_client.left_s)
+    assert result.count(429) > 0  # there was something to learn wrongly
+    assert result.rate(1, 25) >= (0.85 if who == "both" else 0.93) * 200
+    assert result.refused() <= 0.05
 
 
 def test_standstills_of_ours_shrink_the_burst_only_for_a_while() -> None:
