@@ -8,7 +8,7 @@ anchor). There the probability of each listed teacher token goes to a student to
   exactly one student token, it goes to that token (path "ids").
 - Otherwise it goes to the token with these bytes, else to the first token of these bytes encoded alone (path
   "bytes"). A student token that is longer than the teacher's and begins with it could be meant as well, if it
-  occurs in the answers and the teacher has no such token; then the probability goes to the tail.
+  occurs in the answers and the teacher has no such token; then `token_paths` follows the teacher's tokens.
 - Control tokens are mapped by their role, the end of the turn; all others go to the tail.
 
 Positions without a soft target are learned by cross-entropy alone.
@@ -24,10 +24,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.chat_template import Example, Renderer, SparseTargets
+from trainer.data.chat_template import Example, Renderer
 from trainer.data.student_tokens import StudentTokens, ambiguous_bytes
-from trainer.data.teacher_tokens import NOTHING, TeacherSignal, TeacherTokens
+from trainer.data.teacher_tokens import NOTHING, TeacherSignal
 from trainer.data.token_alignment import Alignment, TeacherText, align
+from trainer.data.token_mapping import TokenMapping
 
 Path = Literal["ids", "bytes"]
 Numbers = npt.NDArray[np.int32]
@@ -35,10 +36,6 @@ Numbers = npt.NDArray[np.int32]
 # Least share of the supervised tokens with a soft target, and of the listed probability that reaches a
 # student token. Below it most of the loss would be another one than the operator asked for.
 LEAST_COVERAGE = 0.6
-# Listed probabilities may sum to this: float16 rounds each of them by up to 0.4 %.
-LARGEST_MASS = 1.01
-# Below it a probability is 0 in fp64.
-SMALLEST_LOG_PROB = -700.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +142,16 @@ def attach(
     if path != "bytes" and all(a.same_spans for a in alignments.values()):
         mapped = student.map_by_id(table)
     taken: Path = "bytes" if mapped is None else "ids"
+    ambiguous: set[bytes] = set()
     if mapped is None:
+        mapped = student.map_by_bytes(table)
         used = {int(i) for n in alignments for i in np.unique(examples[n].ids[examples[n].prompt_length :])}
-        mapped = student.map_by_bytes(table, ambiguous_bytes(table, [student.data[i] for i in used]))
-    ends = {alignment.end for alignment in alignments.values()} - {NOTHING}
-    student.map_ends(mapped, table, ends)
-    mass = np.zeros(2)
+        ambiguous = ambiguous_bytes(table, [student.data[i] for i in used])
+    student.map_ends(mapped, table, {alignment.end for alignment in alignments.values()} - {NOTHING})
+    mapping = TokenMapping(table, student, mapped, ambiguous, counts)
     result = list(examples)
     for number, alignment in alignments.items():
-        soft = targets_of(signal.answers[keys[number]], alignment, mapped, counts, mass)
+        soft = mapping.targets(examples[number], signal.answers[keys[number]], alignment)
         result[number] = replace(examples[number], soft=soft)
     learned = [result[number] for number in alignments]
     return result, SoftReport(
@@ -162,75 +160,7 @@ def attach(
         rows_without=len(examples) - len(alignments),
         supervised=sum(e.supervised for e in learned),
         anchors=sum(len(e.soft.positions) for e in learned if e.soft is not None),
-        mapped_mass=float(mass[0] / mass[1]) if mass[1] else 0.0,
+        mapped_mass=mapping.mapped / mapping.listed if mapping.listed else 0.0,
         counts=dict(+counts),
         sampling=dict(Counter(signal.answers[keys[number]].sampling for number in alignments)),
     )
-
-
-def targets_of(
-    tokens: TeacherTokens,
-    alignment: Alignment,
-    mapped: Numbers,
-    counts: Counter[str],
-    mass: npt.NDArray[np.float64],
-) -> SparseTargets | None:
-    """Return the soft targets of an example; None if it has none.
-
-    The order of the alternatives doesn't matter: a token that is listed twice counts once, with its higher
-    probability, and student tokens are sorted by probability.
-
-    Args:
-        mapped: student id by teacher token, with one more element for `NOTHING`.
-        counts: grows by what can't be used. mass: grows by the mapped and the listed probability.
-    """
-    numbers = tokens.tokens[alignment.entries]
-    row, token, probability = _distinct(numbers, tokens.log_probs[alignment.entries], counts)
-    totals = np.bincount(row, probability, minlength=len(numbers))
-    counts["positions whose probabilities sum to more than 1"] += int((totals > LARGEST_MASS).sum())
-    kept = totals[row] <= LARGEST_MASS
-    row, ids, probability = row[kept], mapped[token[kept]], probability[kept]
-    known = ids != NOTHING
-    counts["alternatives without a student token"] += int((~known).sum())
-    places, inverse = np.unique(row[known] * np.int64(1 << 32) + ids[known], return_inverse=True)
-    merged = np.zeros(len(places))
-    np.add.at(merged, inverse, probability[known])
-    row, ids = (places >> 32).astype(np.int64), (places & 0xFFFFFFFF).astype(np.int32)
-    mass += merged.sum(), totals[np.unique(row)].sum()
-    return _laid_out(row, ids, merged, alignment.positions) if len(row) else None
-
-
-def _distinct(
-    numbers: Numbers, log_probs: npt.NDArray[np.float16], counts: Counter[str]
-) -> tuple[npt.NDArray[np.int64], Numbers, npt.NDArray[np.float64]]:
-    """Return row, token and probability of the usable entries of [rows, 1 + k], each token of a row once."""
-    is_listed = numbers != NOTHING
-    has_excess = np.isposinf(log_probs).any(axis=1, keepdims=True)
-    is_zero = is_listed & (log_probs < SMALLEST_LOG_PROB)
-    counts["log-probabilities that can't be read"] += int(np.isnan(log_probs).sum())
-    counts["alternatives without a probability (-inf, -9999)"] += int(is_zero.sum())
-    counts["positions with fewer alternatives than others"] += int((~is_listed).any(axis=1).sum())
-    counts["positions with a probability above 1"] += int(has_excess.sum())
-    row, column = np.nonzero(is_listed & ~is_zero & np.isfinite(log_probs) & ~has_excess)
-    token, probability = numbers[row, column], np.exp(log_probs[row, column].astype(np.float64))
-    order = np.lexsort((-probability, token, row))
-    row, token, probability = row[order], token[order], probability[order]
-    is_first = np.ones(len(row), dtype=bool)
-    is_first[1:] = (row[1:] != row[:-1]) | (token[1:] != token[:-1])
-    return row[is_first], token[is_first], probability[is_first]
-
-
-def _laid_out(
-    row: npt.NDArray[np.int64], ids: Numbers, probability: npt.NDArray[np.float64], positions: Numbers
-) -> SparseTargets:
-    """Lay student tokens out as one line for each position, the likeliest first."""
-    order = np.lexsort((ids, -probability, row))
-    row, ids, probability = row[order], ids[order], probability[order]
-    rows, begins, sizes = np.unique(row, return_index=True, return_counts=True)
-    column = np.arange(len(row)) - np.repeat(begins, sizes)
-    line = np.repeat(np.arange(len(rows)), sizes)
-    all_ids = np.repeat(ids[begins][:, None], int(sizes.max()), axis=1)
-    log_probs = np.full(all_ids.shape, -np.inf, dtype=np.float16)
-    all_ids[line, column] = ids
-    log_probs[line, column] = np.log(probability)
-    return SparseTargets(positions[rows], all_ids, log_probs)

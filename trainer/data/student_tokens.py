@@ -7,7 +7,7 @@ bytes are read from the names in the vocabulary, and whoever uses them compares 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,26 +55,65 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     return result
 
 
-def ids_by_bytes(data: Sequence[bytes], special: Collection[int]) -> dict[bytes, int | None]:
-    """Return the id of each token's bytes, None where several have the same; special tokens are left out."""
-    ids: dict[bytes, int | None] = {}
+def ids_by_bytes(
+    data: Sequence[bytes], special: Collection[int], fallbacks: Collection[int]
+) -> dict[bytes, int | None]:
+    """Return the id of each token's bytes, None where several have the same.
+
+    Args:
+        special: tokens that are left out.
+        fallbacks: tokens for single bytes, used only where no other token has the byte.
+    """
+    ids: dict[bytes, int | None] = {data[number]: number for number in fallbacks}
+    seen: set[bytes] = set()
     for number, value in enumerate(data):
-        if value and number not in special:
-            ids[value] = None if value in ids else number
+        if value and number not in special and number not in fallbacks:
+            ids[value] = None if value in seen else number
+            seen.add(value)
     return ids
 
 
 class StudentTokens:
-    """Look up a student's tokens by bytes."""
+    """Look up a student's tokens by bytes.
+
+    Attributes:
+        data: bytes of each id.
+        end_of_turn: ids that end an answer.
+    """
 
     def __init__(self, renderer: Renderer) -> None:
         tokenizer = renderer.tokenizer
         self._renderer = renderer
         self.data = token_bytes(tokenizer)
-        self.special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self.special |= set(tokenizer.all_special_ids)
-        self.ids = ids_by_bytes(self.data, self.special)
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        names = tokenizer.convert_ids_to_tokens(range(len(self.data)))
+        fallbacks = {i for i, name in enumerate(names) if name and _BYTE.fullmatch(name)}
+        self._ids = ids_by_bytes(self.data, special | set(tokenizer.all_special_ids), fallbacks)
+        self._first: dict[bytes, int | None] = {}
         self.end_of_turn = renderer.chat_shape.end_of_turn
+
+    def first(self, text: bytes) -> int | None:
+        """Return the token with these bytes, else the first one of the text encoded alone, if any."""
+        if text not in self._first:
+            self.encode_ahead([text])
+        return self._first[text]
+
+    def encode_ahead(self, texts: Iterable[bytes]) -> None:
+        """Look up many texts for `first` at once, which is much faster."""
+        to_encode: dict[bytes, str] = {}
+        for text in texts:
+            if text in self._first or text in to_encode:
+                continue
+            self._first[text] = self._ids.get(text)
+            if self._first[text] is None:
+                try:
+                    to_encode[text] = text.decode()
+                except UnicodeDecodeError:
+                    continue
+        encoded = self._renderer.texts(list(to_encode.values())) if to_encode else []
+        for text, ids in zip(to_encode, encoded, strict=True):
+            if ids and text.startswith(self.data[ids[0]]):
+                self._first[text] = ids[0]
 
     def map_by_id(self, table: TokenTable) -> Numbers | None:
         """Return the student's id of each teacher token; None if one has not exactly one by its bytes."""
@@ -82,35 +121,24 @@ class StudentTokens:
         for number, data in enumerate(table.data):
             if table.is_control(number) or data is None:
                 continue
-            found = self.ids.get(data)
-            if found is None:
+            match = self._ids.get(data)
+            if match is None:
                 return None
-            mapped[number] = found
+            mapped[number] = match
         return mapped
 
-    def map_by_bytes(self, table: TokenTable, ambiguous: set[bytes]) -> Numbers:
-        """Return the first student token of each teacher token's bytes; `NOTHING` where it isn't known.
-
-        Args:
-            ambiguous: bytes whose probability belongs to several student tokens.
-        """
+    def map_by_bytes(self, table: TokenTable) -> Numbers:
+        """Return the first student token of each teacher token's bytes; `NOTHING` where it isn't known."""
         mapped = np.full(len(table) + 1, NOTHING, dtype=np.int32)
-        to_encode: dict[int, str] = {}
-        for number, data in enumerate(table.data):
-            if table.is_control(number) or data is None or data in ambiguous:
-                continue
-            exact = self.ids.get(data)
-            if exact is not None:
-                mapped[number] = exact
-                continue
-            try:
-                to_encode[number] = data.decode()
-            except UnicodeDecodeError:
-                continue
-        encoded = self._renderer.texts(list(to_encode.values())) if to_encode else []
-        for number, ids in zip(to_encode, encoded, strict=True):
-            if ids and table.data[number].startswith(self.data[ids[0]]):  # type: ignore[union-attr]
-                mapped[number] = ids[0]
+        texts = {
+            number: data
+            for number, data in enumerate(table.data)
+            if data is not None and not table.is_control(number)
+        }
+        self.encode_ahead(texts.values())
+        for number, data in texts.items():
+            match = self.first(data)
+            mapped[number] = NOTHING if match is None else match
         return mapped
 
     def map_ends(self, mapped: Numbers, table: TokenTable, ends: Collection[int]) -> None:
