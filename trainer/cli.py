@@ -295,6 +295,34 @@ def export(
 
 
 @app.command()
+def curve(
+    config: Path = typer.Argument(..., metavar="CURVE", help="curve.toml", show_default=False),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Train on nested subsets of the corpus and predict what the next dollar brings; write curve.html.
+
+    Stages that are done are not repeated: the same command resumes.
+
+    Example: trainer curve curve.toml
+    """
+    from trainer.experiments.curve_config import load_curve
+
+    settings, loaded, folder = load_curve(config)
+    from trainer.experiments.subsets import plan_curve
+
+    planned = plan_curve(settings, loaded, folder)  # a fault in the corpus is reported before torch is loaded
+    from trainer.experiments import curve_report
+    from trainer.experiments.curve import measure_curve
+    from trainer.process import lock_output_folder
+
+    with lock_output_folder(folder), progress_bar("curve", "steps or prompts") as update:
+        result = measure_curve(planned, print_message, update)
+        files = curve_report.write(result, folder, loaded.name)
+    lines = [*curve_report.text_lines(result), f"page in {files[0]}, figures in {files[1]}"]
+    print_result({**result, "page": files[0], "file": files[1]}, lines, as_json=as_json)
+
+
+@app.command()
 def trace(
     adapter: Path = typer.Argument(..., metavar="ADAPTER", help="Folder of an adapter.", show_default=False),
     row: str | None = typer.Argument(

@@ -1,4 +1,4 @@
-"""`trainer init`, `trainer config schema` and CONFIG.md name every key of train.toml and curate.toml."""
+"""`trainer init`, `trainer config schema` and CONFIG.md name every key of their files."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from pydantic import BaseModel
 
 from harvester.export.filters import FILTER_NAMES
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from trainer import config as settings
 from trainer import reference
+from trainer.experiments.curve_config import CurveConfig
 
 CONFIG_MD = (Path(reference.__file__).parent / "CONFIG.md").read_text(encoding="utf-8")
 
 
-def rows(name: str) -> list[str]:
-    """The rows of a section's table in CONFIG.md, from the classes that read the file."""
-    section = reference.sections()[name]
+def rows(section: type[BaseModel]) -> list[str]:
+    """The rows of a section's table in CONFIG.md, from the class that reads it."""
     texts = reference.descriptions(section)
     lines = []
     for key, field in section.model_fields.items():
@@ -35,7 +36,14 @@ def rows(name: str) -> list[str]:
 @pytest.mark.parametrize("name", sorted(reference.sections()))
 def test_every_key_of_train_toml_is_in_the_documents(name):
     section = CONFIG_MD.partition(f"### `[{name}]`")[2].partition("\n##")[0]
-    assert [line for line in section.splitlines() if line.startswith("| `")] == rows(name)
+    assert [line for line in section.splitlines() if line.startswith("| `")] == rows(
+        reference.sections()[name]
+    )
+
+
+def test_every_key_of_curve_toml_is_in_the_documents():
+    section = CONFIG_MD.partition("## curve.toml")[2].partition("\n**Subsets.**")[0]
+    assert [line for line in section.splitlines() if line.startswith("| `")] == rows(CurveConfig)
 
 
 def test_every_key_of_curate_toml_is_in_the_documents():

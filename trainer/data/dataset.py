@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -116,13 +116,11 @@ class Dataset:
         return [len(e.ids) - 1 for e in self.examples]
 
 
-def read(config: TrainConfig) -> Rows:
-    """Read the corpus and split it by prompt. Loads no torch.
+def require_folder(config: TrainConfig) -> None:
+    """Refuse a corpus whose folder is absent.
 
     Raises:
-        DataError: no corpus, an empty one, or no row to learn from.
-        TermsRefused: see `terms_check.require_permission`.
-        StoreError, StoreCorrupt: a shard is missing or damaged; its name is in the error.
+        DataError: names the folder.
     """
     if not config.corpus.is_dir():
         raise DataError(
@@ -130,6 +128,20 @@ def read(config: TrainConfig) -> Rows:
             place=str(config.corpus),
             remedy="harvest first, or set [data] corpus",
         )
+
+
+def read(config: TrainConfig, only: Collection[str] | None = None) -> Rows:
+    """Read the corpus and split it by prompt. Loads no torch.
+
+    Args:
+        only: keys of the rows of the training split to take; None for all. Held-out prompts are all taken.
+
+    Raises:
+        DataError: no corpus, an empty one, or no row to learn from.
+        TermsRefused: see `terms_check.require_permission`.
+        StoreError, StoreCorrupt: a shard is missing or damaged; its name is in the error.
+    """
+    require_folder(config)
     corpus = Corpus.open(config.corpus)
     origins: dict[str, str] = {}
     signal = TeacherSignal() if config.train.soft_targets == "auto" else None
@@ -152,6 +164,8 @@ def read(config: TrainConfig) -> Rows:
     for sample, key, split in zip(samples, prompts, splits, strict=True):
         if split != "train":
             excluded["content that is not text"] += not has_text_only(sample)
+            continue
+        if only is not None and sample.key not in only:
             continue
         reason = _exclusion_reason(sample, config.data) or ("leaked" if key in held_out_keys else "")
         reason = reason or ("shared answer" if sample.key in learned_keys else "")

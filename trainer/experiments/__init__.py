@@ -1,0 +1,1 @@
+"""Repeat trainings to decide what to pay for next: the cost curve."""
