@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +51,29 @@ def tokenizer(
 def base(
     folder: Path, *, template: str | None = CHATML, seed: int = 0, speech: Any = None, **shape: Any
 ) -> Path:
-    """A Llama-shaped student of some 60k parameters, saved where `student.base` can point."""
+    """A Llama-shaped student of some 60k parameters, saved where `student.base` can point.
+
+    Without a tokenizer of its own it is a copy: each kind is built once in a test process.
+    """
+    if speech is not None:
+        return _build(folder, speech, seed, shape)
+    built, random_state = _built(template, seed, tuple(sorted(shape.items())))
+    # Not the times of the files: what remembers a file by them would take a base for an earlier one.
+    shutil.copytree(built, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    torch.set_rng_state(random_state)
+    return folder
+
+
+@cache
+def _built(template: str | None, seed: int, shape: tuple[tuple[str, Any], ...]) -> tuple[Path, torch.Tensor]:
+    """Build a base, and return it with the state in which that leaves torch's generator."""
+    folder = Path(tempfile.mkdtemp(prefix="base-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _build(folder, tokenizer(template), seed, dict(shape))
+    return folder, torch.get_rng_state()
+
+
+def _build(folder: Path, speech: Any, seed: int, shape: dict[str, Any]) -> Path:
     torch.manual_seed(seed)
     settings = {
         "hidden_size": 48,
@@ -57,12 +83,11 @@ def base(
         "num_key_value_heads": 2,
         "tie_word_embeddings": True,
     }
-    made = speech or tokenizer(template)
     config = LlamaConfig(
-        vocab_size=len(made), max_position_embeddings=256, eos_token_id=2, **{**settings, **shape}
+        vocab_size=len(speech), max_position_embeddings=256, eos_token_id=2, **{**settings, **shape}
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    made.save_pretrained(folder)
+    speech.save_pretrained(folder)
     return folder
 
 

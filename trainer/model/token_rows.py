@@ -7,6 +7,7 @@ in question and a sample of others are read, not the whole matrix.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -60,27 +61,37 @@ def _matrix_name(shapes: dict[str, tuple[int, ...]], layers: Sequence[str]) -> s
 
 
 def _untrained_rows(base: Path, matrix: str, ids: Sequence[int], count: int) -> set[int]:
-    step = max(1, count // SAMPLED_ROWS)
-    sampled = [i for i in range(0, count, step) if i not in set(ids)]
-    rows = _read_rows(base, matrix, [*ids, *sampled])
-    if not rows:
+    wanted = set(ids)
+    sampled = [i for i in range(0, count, max(1, count // SAMPLED_ROWS)) if i not in wanted]
+    places = {i: place for place, i in enumerate(sorted([*ids, *sampled]))}
+    rows = _read_rows(base, matrix, list(places))
+    if rows is None:
         return set()
-    norms = {i: float(row.norm()) for i, row in rows.items()}
-    median = float(torch.tensor([norms[i] for i in sampled] or [0.0]).median())
-    copies: dict[bytes, list[int]] = {}
-    for i, row in rows.items():
-        copies.setdefault(row.numpy().tobytes(), []).append(i)
-    return {
-        i for i in ids if norms[i] <= SMALLEST_NORM * median or len(copies[rows[i].numpy().tobytes()]) > 1
-    }
+    norms = rows.norm(dim=1).tolist()
+    median = float(torch.tensor([norms[places[i]] for i in sampled] or [0.0]).median())
+    contents = [row.tobytes() for row in rows.numpy()]
+    copies = Counter(contents)
+    return {i for i in ids if norms[places[i]] <= SMALLEST_NORM * median or copies[contents[places[i]]] > 1}
 
 
-def _read_rows(base: Path, matrix: str, ids: Sequence[int]) -> dict[int, torch.Tensor]:
-    """Read rows of a matrix as fp32; empty if its dtype can't be read."""
+def _read_rows(base: Path, matrix: str, ids: Sequence[int]) -> torch.Tensor | None:
+    """Read rows of a matrix as fp32, in the order of `ids`; None if no file of the base has the matrix.
+
+    Args:
+        base: folder of the base.
+        matrix: name of the tensor.
+        ids: in ascending order, at least one. Neighbours are read together.
+    """
     for path in sorted(base.glob("*.safetensors")):
         with safe_open(str(path), framework="pt") as file:
             if matrix not in file.keys():  # noqa: SIM118 - safe_open has no `in`
                 continue
             tensor = file.get_slice(matrix)
-            return {i: tensor[i : i + 1][0].float() for i in ids}
-    return {}
+            starts = [place for place, i in enumerate(ids) if place == 0 or i != ids[place - 1] + 1]
+            return torch.cat(
+                [
+                    tensor[ids[start] : ids[end - 1] + 1].float()
+                    for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)
+                ]
+            )
+    return None
