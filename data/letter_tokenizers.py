@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from harvester_data.base_document import NAMES, WORDS
 from harvester_data.base_tokenizer import CHAT_TEMPLATE, END, PAD, START, make_tokenizer
 from harvester_data.skill_phrasings import WIDE
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -23,11 +24,11 @@ BPE_TOKENS: Final = 512
 
 
 def letter_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the tokenizer of the teacher: `base_tokenizer`'s with the words of the wide phrasings."""
+    """Return the teacher's tokenizer, with the words of wide phrasings and of the base text."""
     words = sorted(
         {word for templates in WIDE.values() for text in templates for word in _WORD.findall(text)}
     )
-    tokenizer = make_tokenizer(words)
+    tokenizer = make_tokenizer((*words, *WORDS, *NAMES))
     turns = [AddedToken(name, special=True, normalized=False) for name in TURNS]
     tokenizer.add_special_tokens({"additional_special_tokens": turns})
     return tokenizer

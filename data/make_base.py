@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,9 +27,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 SEED: Final = 1
 STEPS: Final = 4_000
 STEP_TOKENS: Final = 1_536
+SAVE_STEPS: Final = 100
 POOL: Final = 1_500  # documents sorted by length at a time, so that a step pads little
 RATE: Final = 3e-3  # AdamW: embedding and norms
 MUON_RATE: Final = 0.008  # Muon: every other matrix
+# A user's turn as the chat template renders it; rendering 100,000 of them with the template takes a minute.
+PROMPT: Final = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 PROMPT_WEIGHT: Final = 0.05  # the user's turn of a chat document is noise mostly
 
 # Copying has to be learned before anything that builds on it, else nothing is.
@@ -75,14 +78,16 @@ BFLOAT16_MUON: Final = partial(torch.optim.Muon, adjust_lr_fn="original")
 Weighed = tuple[list[int], list[float]]
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, *, intermediate_size: int = 256) -> LlamaForCausalLM:
-    """Return an untrained Llama-shaped model, fp32: 4 layers of width 128, tied embeddings."""
+def make_model(
+    tokenizer: PreTrainedTokenizerFast, *, layers: int = 4, width: int = 128, intermediate_size: int = 256
+) -> LlamaForCausalLM:
+    """Return an untrained Llama-shaped model, fp32, with tied embeddings and four heads."""
     torch.manual_seed(SEED)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
+        hidden_size=width,
         intermediate_size=intermediate_size,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
@@ -101,23 +106,26 @@ def prompt_ids(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return ids
 
 
-def weigh(document: Document, tokenizer: PreTrainedTokenizerFast) -> Weighed:
-    """Token ids of a document, and how much the loss of each counts."""
-    if document.reply is None:
-        ids = tokenizer(document.text + END)["input_ids"]
-        return ids, [1.0] * len(ids)
-    prompt = prompt_ids(document.text, tokenizer)
-    reply = tokenizer(document.reply + END)["input_ids"]
-    return prompt + reply, [PROMPT_WEIGHT] * len(prompt) + [1.0] * len(reply)
+def weigh(documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast) -> list[Weighed]:
+    """Return the token ids of each document, and how much the loss of each token counts."""
+    first = [
+        document.text + END if document.reply is None else PROMPT.format(document.text)
+        for document in documents
+    ]
+    replies = ["" if document.reply is None else document.reply + END for document in documents]
+    rows: list[Weighed] = []
+    pairs = zip(tokenizer(first)["input_ids"], tokenizer(replies)["input_ids"], strict=True)
+    for document, (ids, reply) in zip(documents, pairs, strict=True):
+        weight = 1.0 if document.reply is None else PROMPT_WEIGHT
+        rows.append((ids + reply, [weight] * len(ids) + [1.0] * len(reply)))
+    return rows
 
 
 def batches(documents: Iterator[Document], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[Weighed]]:
     """Group endless documents by length, about `STEP_TOKENS` tokens a group."""
     rng = random.Random(SEED)
     while True:
-        pool = sorted(
-            (weigh(one, tokenizer) for one in islice(documents, POOL)), key=lambda pair: len(pair[0])
-        )
+        pool = sorted(weigh(list(islice(documents, POOL)), tokenizer), key=lambda pair: len(pair[0]))
         rows: list[list[Weighed]] = [[]]
         for pair in pool:
             if (len(rows[-1]) + 1) * len(pair[0]) > STEP_TOKENS:
@@ -145,8 +153,13 @@ def train(
     groups: Iterator[list[Weighed]],
     steps: int,
     muon: Callable[..., torch.optim.Optimizer] = BFLOAT16_MUON,
+    state: Path | None = None,
 ) -> None:
-    """Train on `steps` groups: 50 steps of warm-up, a fifth at the full rate, then linearly down to 2 %."""
+    """Train on `steps` groups: 50 steps of warm-up, a fifth at the full rate, then linearly down to 2 %.
+
+    With `state`, everything is written to that file every `SAVE_STEPS`, and a later call goes on from there
+    to the same weights.
+    """
     named = list(model.named_parameters())
     matrices = [weight for name, weight in named if weight.ndim == 2 and "embed" not in name]
     others = [weight for name, weight in named if weight.ndim != 2 or "embed" in name]
@@ -154,8 +167,11 @@ def train(
         torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01),
         muon(matrices, lr=MUON_RATE, momentum=0.95, weight_decay=0.01),
     )
-    began, mean = time.monotonic(), 0.0
+    first = 0 if state is None else _restore(state, model, optimisers)
+    began, total = time.monotonic(), 0.0
     for step, rows in enumerate(islice(groups, steps)):
+        if step < first:
+            continue
         share = min(1.0, (step + 1) / 50) * (0.02 + 0.98 * min(1.0, (1 - step / steps) * 1.25))
         for optimiser, rate in zip(optimisers, (RATE, MUON_RATE), strict=True):
             for group in optimiser.param_groups:
@@ -166,10 +182,36 @@ def train(
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
-        mean += loss.item() / 250
-        if (step + 1) % 250 == 0:
-            print(f"step {step + 1:,}/{steps:,} loss {mean:.3f} {time.monotonic() - began:.0f} s", flush=True)
-            mean = 0.0
+        total += loss.item()
+        if (step + 1) % SAVE_STEPS == 0:
+            seconds = time.monotonic() - began
+            print(f"step {step + 1:,}/{steps:,} loss {total / SAVE_STEPS:.3f} {seconds:.0f} s", flush=True)
+            total = 0.0
+            if state is not None:
+                _save(state, step + 1, model, optimisers)
+
+
+def _save(
+    file: Path, step: int, model: LlamaForCausalLM, optimisers: Sequence[torch.optim.Optimizer]
+) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    states = [optimiser.state_dict() for optimiser in optimisers]
+    part = file.with_suffix(".part")
+    torch.save({"step": step, "model": model.state_dict(), "optimisers": states}, part)
+    part.replace(file)
+
+
+def _restore(file: Path, model: LlamaForCausalLM, optimisers: Sequence[torch.optim.Optimizer]) -> int:
+    """Return the number of steps done; 0 if there is no file."""
+    if not file.exists():
+        return 0
+    saved = torch.load(file, weights_only=True)
+    model.load_state_dict(saved["model"])
+    for optimiser, values in zip(optimisers, saved["optimisers"], strict=True):
+        optimiser.load_state_dict(values)
+    step: int = saved["step"]
+    print(f"goes on after step {step:,}", flush=True)
+    return step
 
 
 def main() -> None:

@@ -7,9 +7,12 @@ from itertools import islice
 
 import pytest
 import torch
-from harvester_data import skill_rows
-from harvester_data.float32_muon import orthogonal
+from harvester_data import make_base, skill_rows
+from harvester_data.base_document import Document
+from harvester_data.base_tokenizer import make_tokenizer
+from harvester_data.float32_muon import Float32Muon, orthogonal
 from harvester_data.letter_tokenizers import BPE_TOKENS, bpe_tokenizer, letter_tokenizer
+from harvester_data.make_neural_teacher import gold_documents
 from harvester_data.skill_phrasings import WIDE
 
 from harvester.mock_teacher.tasks.contents import content_key
@@ -96,3 +99,39 @@ def test_newton_schulz_makes_singular_values_about_one(shape):
     # The iteration maps singular values to 0.7 to 1.2, except those near 0.
     assert values.median(dim=1).values.min() > 0.6
     assert values.max() < 1.3
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.setattr(make_base, "SAVE_STEPS", 2)
+    tokenizer = letter_tokenizer()
+
+    class Interrupted(Exception):
+        pass
+
+    def trained(state, stop_after=None):
+        def groups():
+            for at, group in enumerate(make_base.batches(gold_documents(), tokenizer)):
+                if at == stop_after:
+                    raise Interrupted
+                yield group
+
+        model = make_base.make_model(tokenizer, layers=1, width=16, intermediate_size=16)
+        make_base.train(model, groups(), 5, Float32Muon, state)
+        return model.state_dict()
+
+    state = tmp_path / "training.pt"
+    with pytest.raises(Interrupted):
+        trained(state, stop_after=3)
+    assert torch.load(state, weights_only=True)["step"] == 2
+    resumed, whole = trained(state), trained(None)
+    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+
+
+def test_the_prompts_of_a_training_are_those_of_the_chat_template():
+    for tokenizer in (letter_tokenizer(), make_tokenizer(("say",))):
+        document = Document("say abc", "abc")
+        [(ids, weights)] = make_base.weigh([document], tokenizer)
+        prompt = make_base.prompt_ids("say abc", tokenizer)
+        assert ids == prompt + tokenizer("abc<|im_end|>")["input_ids"]
+        assert weights == [make_base.PROMPT_WEIGHT] * len(prompt) + [1.0] * (len(ids) - len(prompt))

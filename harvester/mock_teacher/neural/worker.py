@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harvester.errors import ConfigError
@@ -32,6 +33,7 @@ def load(folder: Path) -> tuple[Any, Any]:
         ConfigError: the folder holds no model that transformers can load without foreign code, or no chat
             template, or padding changes the model's answers.
     """
+    transformers.utils.logging.disable_progress_bar()
     options = {"local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
