@@ -45,7 +45,8 @@ class SoftReport:
     Attributes:
         path: how teacher tokens are mapped to student tokens.
         rows, rows_without: learned rows with and without log-probabilities.
-        supervised: supervised tokens of the rows with log-probabilities.
+        supervised: supervised tokens of the rows with log-probabilities, without ends of the turn that the
+            teacher's server doesn't list.
         anchors: those of them that have a soft target.
         mapped_mass: share of the listed probability that reached a student token, at the anchors.
         counts: what couldn't be used, by reason.
@@ -154,13 +155,32 @@ def attach(
         soft = mapping.targets(examples[number], signal.answers[keys[number]], alignment)
         result[number] = replace(examples[number], soft=soft)
     learned = [result[number] for number in alignments]
+    unlisted = _unlisted_ends(learned, list(alignments.values()), len(student.end_of_turn), counts)
     return result, SoftReport(
         taken,
         rows=len(alignments),
         rows_without=len(examples) - len(alignments),
-        supervised=sum(e.supervised for e in learned),
+        supervised=sum(e.supervised for e in learned) - unlisted,
         anchors=sum(len(e.soft.positions) for e in learned if e.soft is not None),
         mapped_mass=mapping.mapped / mapping.listed if mapping.listed else 0.0,
         counts=dict(+counts),
         sampling=dict(Counter(signal.answers[keys[number]].sampling for number in alignments)),
     )
+
+
+def _unlisted_ends(
+    examples: Sequence[Example], alignments: Sequence[Alignment], size: int, counts: Counter[str]
+) -> int:
+    """Count the tokens that end a turn and for which the teacher's server lists no probability.
+
+    Args:
+        size: tokens that end a turn of the student; only the first can have a soft target.
+        counts: grows by the rows that have none.
+    """
+    tokens = 0
+    for example, alignment in zip(examples, alignments, strict=True):
+        if example.terminated:
+            is_listed = alignment.end != NOTHING
+            counts["ends of the turn that the teacher's server doesn't list"] += not is_listed
+            tokens += size - is_listed
+    return tokens

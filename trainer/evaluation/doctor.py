@@ -15,6 +15,7 @@ from trainer.data import data_checks, dataset, published_template
 from trainer.data.chat_template import Renderer
 from trainer.data.data_checks import Check, RenderedRows
 from trainer.errors import ConfigError, StudentError
+from trainer.evaluation.distributions import ComparedToken, compare
 from trainer.model import model, weights
 
 SAMPLES_SHOWN = 5
@@ -57,6 +58,8 @@ class Diagnosis:
         tokens, supervised: of all examples to learn.
         lengths: a histogram of tokens per example; each bin is (shortest, longest, examples, share of
             supervised tokens).
+        compared: the teacher's and the untrained student's probabilities at chosen tokens; empty without soft
+            targets.
     """
 
     findings: tuple[str, ...]
@@ -69,10 +72,11 @@ class Diagnosis:
     supervised: int
     excluded: dict[str, int]
     lengths: tuple[tuple[int, int, int, float], ...]
+    compared: tuple[ComparedToken, ...] = ()
 
 
 def diagnose(config: TrainConfig) -> Diagnosis:
-    """Render the corpus and check every example.
+    """Render the corpus and check every example. The student's weights are loaded for soft targets only.
 
     Raises:
         DataError: no corpus, or no row to learn from.
@@ -87,6 +91,7 @@ def diagnose(config: TrainConfig) -> Diagnosis:
     checks = data_checks.run_checks(rendered, renderer, vocabulary=vocabulary, learned=len(data.examples))
     soft = rendered.soft
     faults = (*(str(check) for check in checks if check.count), *(soft.faults if soft else ()))
+    compared = compare(rendered, renderer, config) if soft and not refusals else ()
     return Diagnosis(
         findings=(*faults, *refusals),
         notices=(*_notices(rendered, renderer, config), *(soft.notes() if soft else ()), *student_notes),
@@ -98,6 +103,7 @@ def diagnose(config: TrainConfig) -> Diagnosis:
         supervised=sum(e.supervised for e in data.examples),
         excluded=dict(data.excluded),
         lengths=_length_histogram(rendered),
+        compared=compared,
     )
 
 

@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.mock_teacher.running import RunningMock
+from harvester.run.plan import RECEIVED_LOGPROB_BYTES
 from harvester.run.token_estimate import FEWEST_ANSWERS, InputCorrection, fit
+from harvester.store.reader import Corpus
 from tests import commands
 from tests.faults.bench import run_harvest
 
@@ -46,3 +49,16 @@ def test_plan_counts_as_the_teacher_counted(mock_teacher: Mock, tmp_path: Path) 
     assert (planned["rows"], planned["cached"], planned["input_tokens"]) == (30, 20, 900)
     assert "20 stored answers" in planned["input_basis"]
     assert planned["low_usd"] == planned["high_usd"] == 900e-6
+
+
+def test_plan_sizes_log_probabilities(mock_teacher: Mock, tmp_path: Path) -> None:
+    prompts = [f"What is {n} + {n}?" for n in range(100, 120)]
+    with_logprobs = {"top_logprobs": 5, "max_tokens": 8}
+    run_harvest(mock_teacher(), tmp_path, prompts=prompts, sampling=with_logprobs)
+    answers = list(Corpus.open(tmp_path / "store").samples())
+    listed = 6 * sum(answer.output_tokens for answer in answers)
+    received = sum(len(json.dumps(json.loads(a.raw)["choices"][0]["logprobs"])) for a in answers)
+    assert received / listed == pytest.approx(RECEIVED_LOGPROB_BYTES, rel=0.3)
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "What is 1 + 1?"}) + "\n")
+    planned = json.loads(commands.run("harvester", ["plan", tmp_path / "harvest.toml", "--json"]).stdout)
+    assert planned["logprob_bytes"] == {"received": 8 * 6 * RECEIVED_LOGPROB_BYTES, "sealed": 8 * 6 * 18}

@@ -16,6 +16,7 @@ from tests.trainer.command_line import run_trainer  # noqa: F401 - fixture
 from tests.trainer.training.test_faults_checkpoints import half_done
 from trainer import config as settings
 from trainer.data.teacher_tokens import TokenTable, read_tokens
+from trainer.evaluation.distributions import MOST_POSITIONS
 from trainer.model import model, self_test
 from trainer.model.rows import RowLayout
 from trainer.training.forward import pack_losses
@@ -69,13 +70,17 @@ def test_changed_soft_targets_are_refused_on_resume(tmp_path, run_trainer):  # n
 
 
 def test_plan_and_doctor_report_coverage_and_train_refuses_too_little(tmp_path, run_trainer):  # noqa: F811
-    toml = tiny.train_toml(tmp_path, rows(), data={"eval_share": 0.0}, train=SOFT)
+    named = [replace(r, prompt_id=f"<script>{n}") for n, r in enumerate(rows())]
+    toml = tiny.train_toml(tmp_path, named, data={"eval_share": 0.0}, train=SOFT)
     for words in (("plan", toml, "--probe", 0), ("doctor", toml)):
         code, out, _ = run_trainer(*words)
         assert code == 0
         assert "soft targets: 100.0% of" in out
     page = (tmp_path / "out" / "doctor.html").read_text(encoding="utf-8")
     assert "soft targets: 100.0% of" in page
+    assert page.count("any other</td>") == MOST_POSITIONS
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
 
     tokenizer = tiny.tokenizer()
     foreign = [replace(r, logprobs=teacher_logprobs.of_text(tokenizer, "zzz")) for r in rows()]
