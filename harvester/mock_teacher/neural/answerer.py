@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from harvester.mock_teacher.wire import ChatRequest, context_exceeded
 
 # Answers end here if a request names no max_tokens.
 DEFAULT_MAX_TOKENS = 256
+PROMPTS_KEPT = 4096
 
 
 class ModelAnswerer:
@@ -38,6 +40,8 @@ class ModelAnswerer:
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self._ends = {end for end in (*ends, self._tokenizer.eos_token_id) if end is not None}
+        # A request's prompt is needed twice, and many requests of a harvest ask one prompt.
+        self._prompt = lru_cache(PROMPTS_KEPT)(self._read_prompt)
         self._worker = ModelThread(model)
 
     def measure(self, ask: ChatRequest) -> ChatRequest:
@@ -46,7 +50,7 @@ class ModelAnswerer:
         Raises:
             Refusal: 400, the prompt and max_tokens exceed the model's context.
         """
-        prompt = self._prompt(ask)
+        prompt = self._prompt(ask.messages)
         wanted = len(prompt) + (ask.max_tokens or 1)
         if wanted > self._context:
             raise context_exceeded(self._context, wanted)
@@ -68,7 +72,7 @@ class ModelAnswerer:
     def start(self, ask: ChatRequest) -> Awaitable[Solution]:
         """Queue the `n` rows of a request now; return what becomes its answers."""
         loop = asyncio.get_running_loop()
-        prompt = self._prompt(ask)
+        prompt = self._prompt(ask.messages)
         limit = min(ask.max_tokens or DEFAULT_MAX_TOKENS, self._context - len(prompt))
         futures = []
         for choice in range(ask.n):
@@ -87,10 +91,11 @@ class ModelAnswerer:
             answers.append(MockAnswer(text, solved.task if solved else None, right, choice.digest))
         return answers, generated
 
-    def _prompt(self, ask: ChatRequest) -> list[int]:
-        messages = [{"role": role, "content": text} for role, text in ask.messages]
+    def _read_prompt(self, messages: tuple[tuple[str, str], ...]) -> list[int]:
+        """Return the token ids of a chat by the model's own template."""
+        turns = [{"role": role, "content": text} for role, text in messages]
         ids: list[int] = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=False
+            turns, add_generation_prompt=True, return_dict=False
         )
         return ids
 
