@@ -1,7 +1,7 @@
 # Every target works from a fresh clone: it creates .venv first. PYTHON names the interpreter (>= 3.11),
 # WORKERS the number of test processes.
 PYTHON ?= python3
-WORKERS ?= 4
+WORKERS ?= 3
 SOAK_SECONDS ?= 720
 VENV := .venv
 BIN := $(VENV)/bin

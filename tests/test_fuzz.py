@@ -14,13 +14,14 @@ from benchmarks.fuzzing.large_replies import Recipe
 from harvester.api import completion, heavy, redaction
 from harvester.api.types import Completion, Outcome, Usage
 from harvester.errors import TeacherError
+from tests.tiers import rest_is_slow
 
 SEED = 20_261_128
 SLICES = 4
 INPUTS = 3_000
 
 
-@pytest.mark.parametrize("part", range(SLICES))
+@pytest.mark.parametrize("part", rest_is_slow(range(SLICES), first=2))
 def test_no_input_of_the_slice_breaks_a_rule(part: int) -> None:
     progress = run.Progress(SEED, next=part * INPUTS)
     run.fuzz(progress, (part + 1) * INPUTS)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import rest_is_slow
+
 ROOT = Path(__file__).resolve().parent.parent
 TOP_PACKAGES = ("harvester", "trainer")
 SOURCES = sorted(path for name in TOP_PACKAGES for path in (ROOT / name).rglob("*.py"))
@@ -93,7 +95,7 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize(("path", "line", "contract"), PLANTED.values(), ids=PLANTED)
+@pytest.mark.parametrize(("path", "line", "contract"), rest_is_slow(PLANTED.values(), first=2), ids=PLANTED)
 def test_the_import_check_finds_a_planted_fault(source_copy: Path, path: str, line: str, contract: str):
     with (source_copy / path).open("a", encoding="utf-8") as file:
         file.write(f"\n{line}\n")

@@ -9,6 +9,7 @@ import pytest
 
 from harvester.mock_teacher.running import RunningMock
 from tests.faults.bench import POISON, Hasty, run_harvest
+from tests.tiers import rest_is_slow
 
 Mock = Callable[..., RunningMock]
 MANY = (*(f"What is {n} + {3 * n}?" for n in range(40)), f"What is {POISON}?")
@@ -16,7 +17,7 @@ SLOWLY = {"patience_s": 600, "deadline_s": 600}
 TOO_LARGE = {"action": "status", "status": 429, "code": "tokens", "message": "larger than all of it"}
 
 
-@pytest.mark.parametrize("headers", [{}, {"retry-after": "1"}, {"retry-after": "0"}])
+@pytest.mark.parametrize("headers", rest_is_slow([{}, {"retry-after": "1"}, {"retry-after": "0"}], first=1))
 def test_row_11_a_row_that_alone_is_refused_is_a_dead_letter(
     mock_teacher: Mock, tmp_path: Path, headers: dict[str, str]
 ) -> None:
@@ -81,7 +82,7 @@ def test_row_92_a_server_that_queues_is_kept_busy_without_timeouts(
     assert ended.billed["requests"] == 40  # none timed out and was asked twice
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", rest_is_slow([429, 503], first=1))
 def test_row_93_a_cap_on_requests_in_flight_is_learned_and_outlives_a_restart(
     mock_teacher: Mock, tmp_path: Path, status: int
 ) -> None:
@@ -96,8 +97,8 @@ def test_row_93_a_cap_on_requests_in_flight_is_learned_and_outlives_a_restart(
     assert _statuses(mock).get(str(status), 0) - refused < refused / 2
 
 
-@pytest.mark.parametrize("told", [{}, {"requests_per_minute": 60_000}])
-@pytest.mark.parametrize("window_s", [0.25, 0.5])
+@pytest.mark.parametrize("told", rest_is_slow([{}, {"requests_per_minute": 60_000}], first=1))
+@pytest.mark.parametrize("window_s", rest_is_slow([0.25, 0.5], first=1))
 def test_row_94_a_limit_in_windows_is_not_taken_per_minute(
     mock_teacher: Mock, tmp_path: Path, told: dict[str, float], window_s: float
 ) -> None:
@@ -114,7 +115,7 @@ def test_row_94_a_limit_in_windows_is_not_taken_per_minute(
     assert (ended.exit_code, ended.totals.answers) == (0, 240)
 
 
-@pytest.mark.parametrize("headers", [{}, {"retry-after": "0"}, {"retry-after": "1"}])
+@pytest.mark.parametrize("headers", rest_is_slow([{}, {"retry-after": "0"}, {"retry-after": "1"}], first=1))
 def test_row_95_refusals_at_random_slow_nobody_down_and_lose_no_row(
     mock_teacher: Mock, tmp_path: Path, headers: dict[str, str]
 ) -> None:
@@ -157,7 +158,7 @@ def test_row_97_a_named_wait_of_nothing_that_was_wrong_gets_a_back_off(
     assert (ended.exit_code, ended.totals.answers, ended.fired) == (0, 20, 12)
 
 
-@pytest.mark.parametrize("burst_s", [0.1, 0.25])
+@pytest.mark.parametrize("burst_s", rest_is_slow([0.1, 0.25], first=1))
 def test_row_98_a_small_burst_is_not_taken_for_the_rate(
     mock_teacher: Mock, tmp_path: Path, burst_s: float
 ) -> None:

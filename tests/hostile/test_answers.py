@@ -16,6 +16,7 @@ from harvester.store.reader import Corpus
 from tests.hostile.runs import harvest
 from tests.hostile.server import completion as good_body
 from tests.hostile.server import hostile_teacher, http
+from tests.tiers import rest_is_slow
 
 
 def stream(*deltas: Any) -> bytes:
@@ -92,7 +93,7 @@ def test_an_error_with_an_odd_code_is_an_error(code: Any) -> None:
         completion.parse(raw)
 
 
-@pytest.mark.parametrize("after", ["0", "1", None])
+@pytest.mark.parametrize("after", rest_is_slow(["0", "1", None], first=1))
 @pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
 def test_one_row_that_is_always_refused_is_given_up(after: str | None, status: str, tmp_path: Path) -> None:
     headers = {} if after is None else {"retry-after": after}

@@ -20,6 +20,7 @@ from httpx_aiohttp import AiohttpTransport
 from harvester.api import heavy
 from tests.hostile.runs import harvest
 from tests.hostile.server import hostile_teacher, http
+from tests.tiers import rest_is_slow
 
 # They end the run in words, by design: a certificate that is not trusted, or no memory.
 _END_THE_RUN = (aiohttp.ClientConnectorSSLError, aiohttp.ClientConnectorCertificateError, MemoryError)
@@ -140,15 +141,18 @@ def test_a_redirect_to_no_url_ends_the_run_in_words(location: str, tmp_path: Pat
 
 @pytest.mark.parametrize(
     "headers",
-    [
-        {"retry-after": "Mon, 01 Jan 2024 00:00:00 +9999999999999999"},
-        {"retry-after": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"},
-        {"retry-after": "9" * 60_000},
-        {"retry-after": "1e999", "retry-after-ms": "-1e999"},
-        {"x-ratelimit-reset-tokens": "9" * 60_000 + "x", "x-ratelimit-limit-tokens": "9" * 60_000},
-        {f"x-ratelimit-reset-tokens-{number}": "9" * 8_000 + "x" for number in range(50)},
-        {"ratelimit-policy": ";w=" + "9" * 60_000, "ratelimit-limit": "1" * 400},
-    ],
+    rest_is_slow(
+        [
+            {"retry-after": "Mon, 01 Jan 2024 00:00:00 +9999999999999999"},
+            {"retry-after": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"},
+            {"retry-after": "9" * 60_000},
+            {"retry-after": "1e999", "retry-after-ms": "-1e999"},
+            {"x-ratelimit-reset-tokens": "9" * 60_000 + "x", "x-ratelimit-limit-tokens": "9" * 60_000},
+            {f"x-ratelimit-reset-tokens-{number}": "9" * 8_000 + "x" for number in range(50)},
+            {"ratelimit-policy": ";w=" + "9" * 60_000, "ratelimit-limit": "1" * 400},
+        ],
+        first=3,
+    ),
     ids=range(7),
 )
 @pytest.mark.parametrize(

@@ -47,9 +47,8 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind == "loop" else pytest.param(kind, marks=pytest.mark.slow) for kind in BOMBS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BOMBS)
 def test_a_template_bomb_is_refused(kind: str, folder: Path) -> None:
     for path in folder.glob("chat_template*"):
         path.unlink()
@@ -73,7 +72,10 @@ def test_a_bomb_in_one_of_several_templates_is_refused(folder: Path) -> None:
     ],
     ids=["replace", "prepend"],
 )
-def test_a_tokenizer_that_grows_its_text_is_refused(step: dict[str, Any], folder: Path) -> None:
+def test_a_tokenizer_that_grows_its_text_is_refused(
+    step: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harmless, "TIMEOUT_S", 1.5)
     steps = [step] * (1 if step["type"] == "Prepend" else 34)
     if step["type"] == "Replace":
         steps = [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 34
@@ -124,8 +126,9 @@ def test_sizes_that_are_left_out_are_no_error(folder: Path) -> None:
     [("(.+)+(.+)+(.+)+(.+)+x", True), ("(", True), ("all-linear", False), (r".*\.(q|k)_proj", False)],
 )
 def test_a_pattern_of_modules_that_never_ends_is_refused(
-    pattern: str, is_refused: bool, tmp_path: Path
+    pattern: str, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(harmless, "TIMEOUT_S", 1.5 if is_refused else 20.0)
     change(tmp_path / "adapter_config.json", target_modules=pattern)
     if is_refused:
         with pytest.raises(StudentError):

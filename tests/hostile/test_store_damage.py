@@ -31,6 +31,7 @@ from harvester.store.reader import Corpus
 from harvester.store.shards import proved
 from harvester.store.shards.seal import seal
 from tests.harvester.store_rows import answer, fill, intent, key_of, open_store, prompt_of, run_record
+from tests.tiers import rest_is_slow
 
 MIB = 1 << 20
 
@@ -99,7 +100,7 @@ def test_a_shard_with_fewer_rows_than_its_manifest_row_is_an_error(tmp_path: Pat
         read_all(store)
 
 
-@pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("place", rest_is_slow([0.2, 0.5, 0.8], first=1))
 def test_rows_behind_a_damaged_byte_of_the_log_are_an_error_of_every_reader(
     place: float, tmp_path: Path
 ) -> None:
@@ -412,7 +413,9 @@ def test_sums_that_nothing_proves_stay_named(tmp_path: Path) -> None:
     assert read_all(store) == 26
 
 
-@pytest.mark.parametrize("table", ["answers", "keys", "runs", "dead", "sqlite_autoindex_answers_1"])
+@pytest.mark.parametrize(
+    "table", rest_is_slow(["answers", "keys", "sqlite_autoindex_answers_1", "runs", "dead"], first=3)
+)
 def test_a_journal_with_a_damaged_page_is_rebuilt_from_what_can_be_read(table: str, tmp_path: Path) -> None:
     store = make_all_tables(tmp_path / "store")
     with Journal.open(store) as journal:
@@ -492,7 +495,8 @@ def test_without_a_journal_the_rows_of_shards_are_counted(how: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "saved"), [("completion", 140), ("messages", 140), ("outcome", 140), ("latency_s", 0)]
+    ("name", "saved"),
+    rest_is_slow([("completion", 140), ("latency_s", 0), ("messages", 140), ("outcome", 140)], first=2),
 )
 def test_rows_are_saved_whose_damaged_columns_are_derived_again(
     name: str, saved: int, tmp_path: Path

@@ -38,6 +38,7 @@ epochs = 8
 batch_tokens = 1024
 max_length = 256
 lr = 3e-3
+threads = 1
 [evaluate]
 max_new_tokens = 24
 [out]

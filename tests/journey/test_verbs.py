@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from harvester.cli import main
 from harvester.mock_teacher.__main__ import parser
+from tests.tiers import rest_is_slow
 from trainer import cli
 
 PROGRAMS = {"harvester": main, "trainer": cli}
@@ -84,7 +85,7 @@ def test_the_mock_teacher_module_has_the_same_help():
     assert "example: harvester mock-teacher" in shown
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "binary", "typed"])
+@pytest.mark.parametrize("kind", rest_is_slow(["missing", "typed", "binary", "folder", "empty"], first=3))
 @pytest.mark.parametrize("path", FED, ids=" ".join)
 def test_input_that_is_none_is_one_clear_error(path, kind, tmp_path: Path, monkeypatch, capsys):
     if path in MAKES_IT and kind in {"missing", "folder"}:

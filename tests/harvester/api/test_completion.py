@@ -193,7 +193,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(message=_JSON, finish=_JSON, usage=_JSON, logprobs=_JSON, error=_JSON)
 def test_no_body_crashes_the_parser(message: Any, finish: Any, usage: Any, logprobs: Any, error: Any) -> None:
     choice = {"message": message, "finish_reason": finish, "logprobs": logprobs}

@@ -80,7 +80,7 @@ def account(store: Path) -> report.ReportData:
     return report.gather(store)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(odd=st.dictionaries(st.sampled_from(sorted(StatusFile.model_fields)), VALUES, max_size=6))
 def test_an_odd_status_breaks_no_reader(store: Path, account: report.ReportData, odd: Mapping[str, Any]):
     (store / "status.json").write_text(json.dumps({**WHOLE, **odd}), encoding="utf-8")

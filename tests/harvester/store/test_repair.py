@@ -343,7 +343,14 @@ def test_a_damaged_lineage_is_taken_from_the_journal(tmp_path):
         content = path.read_bytes()
 
 
-@pytest.mark.parametrize("flips", [20, pytest.param(500, marks=pytest.mark.torture)])
+@pytest.mark.parametrize(
+    "flips",
+    [
+        4,
+        pytest.param(20, marks=pytest.mark.slow),
+        pytest.param(500, marks=pytest.mark.torture),
+    ],
+)
 def test_after_any_flip_in_a_shard_repair_loses_only_rows_that_do_not_read(tmp_path, flips):
     import shutil
 

@@ -24,6 +24,7 @@ from tests.harvester.teacher.simulation import (
     TokenBucket,
     ask,
 )
+from tests.tiers import rest_is_slow
 
 SEEDS = st.integers(0, 10**6)
 # The goal is that all random servers reach their share. This is what holds: how many of 200 do, and the 5 %
@@ -100,7 +101,7 @@ def test_a_learned_rate_and_burst_outlive_a_restart() -> None:
     assert result.refused() <= 0.02
 
 
-@pytest.mark.parametrize("told", [1.0, 5.0, None])
+@pytest.mark.parametrize("told", rest_is_slow([1.0, None, 5.0], first=2))
 def test_a_whole_run_over_nginx_uses_the_limit(told: float | None) -> None:
     """200 requests/s, a burst of 20; told right, told five times too much, told nothing."""
     server = TokenBucket(random.Random(1), 200, 21, jitter=0.05)

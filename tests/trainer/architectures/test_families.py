@@ -17,8 +17,9 @@ from trainer.training.inputs import read_inputs
 # Families of the default suite: one of each kind of layout and head, and a multimodal folder.
 QUICK = ("lfm2", "gpt2", "gemma3_folder")
 
-# Families that the default suite takes through every verb.
-QUICK_VERBS = ("gpt2", "gemma3_folder")
+# The family that the default suite takes through every verb; the slow tests take a multimodal folder, too.
+QUICK_VERBS = ("gpt2",)
+SLOW_VERBS = ("gemma3_folder",)
 
 # Families whose rows can't be packed, and the kind of reason.
 UNPACKED = {
@@ -51,11 +52,11 @@ UNPACKED = {
 }
 
 
-def marked(quick):
-    """Return all families; those that are not in `quick` run with `make test-families` only."""
+def marked(quick, slow=()):
+    """Return all families; those in neither `quick` nor `slow` run with `make test-families` only."""
+    marks = {**dict.fromkeys(slow, pytest.mark.slow), **dict.fromkeys(quick, ())}
     return [
-        pytest.param(family, marks=() if family in quick else pytest.mark.families)
-        for family in families.FAMILIES
+        pytest.param(family, marks=marks.get(family, pytest.mark.families)) for family in families.FAMILIES
     ]
 
 
@@ -119,7 +120,7 @@ def test_packs_lose_what_documents_alone_lose_by_the_models_own_forward(tmp_path
     assert float(((alone - theirs).norm() / theirs.norm()).detach()) < 1e-3
 
 
-@pytest.mark.parametrize("family", marked(QUICK_VERBS))
+@pytest.mark.parametrize("family", marked(QUICK_VERBS, SLOW_VERBS))
 def test_every_verb_works_and_plain_peft_loads_the_adapter(tmp_path, family):
     path = bases.train_toml(tmp_path, family, train={"log_every": 1}, evaluate={"max_new_tokens": 4})
     for verb in verbs.VERBS:

@@ -84,7 +84,7 @@ def test_15_a_pinned_base_must_be_that_base(run_trainer, toml):  # noqa: F811
     assert (code, "config.json is missing" in err) == (2, True)
 
 
-@pytest.mark.parametrize("rows", ["none", "filtered"])
+@pytest.mark.parametrize("rows", ["none", pytest.param("filtered", marks=pytest.mark.slow)])
 def test_16_an_empty_corpus_ends_before_torch_is_loaded(tmp_path, rows):
     broken = [tiny.sample(1, "q", None, outcome="empty")]
     path = tiny.train_toml(tmp_path, broken if rows == "filtered" else [], data={"eval_share": 0.0})

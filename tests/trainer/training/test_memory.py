@@ -44,7 +44,7 @@ def measured_peak(config, pack, *, checkpointing: bool) -> int:
     return peak + static + moments
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("count", [pytest.param(5, marks=pytest.mark.slow), 60])
 def test_the_predicted_peak_is_within_ten_percent_of_the_measured(tmp_path, count, checkpointing):
     config = made(tmp_path)
