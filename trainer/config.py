@@ -302,7 +302,19 @@ def load(path: Path) -> TrainConfig:
         ConfigError: missing or broken file, unknown key (with a suggestion), impossible value.
     """
     file = read_toml(path, _LEAST)
-    return _validated(file.table, path.parent, file.place_of)
+    config = _validated(file.table, path.parent, file.place_of)
+    _check_out_path(config, file.place_of(("out", "path")))
+    return config
+
+
+def _check_out_path(config: TrainConfig, place: str) -> None:
+    """Refuse an output folder that would write into the base or the corpus, or that is no folder."""
+    out, remedy = config.out_path, "set [out] path to a folder of its own"
+    for folder, words in ((config.base, "the untouched base"), (config.corpus, "the corpus")):
+        if out.is_relative_to(folder):
+            raise ConfigError(f"out.path: {out} would write into {words}", place=place, remedy=remedy)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out.path: {out} is not a folder", place=place, remedy=remedy)
 
 
 def parse(data: Mapping[str, Any], *, root: Path, place: str) -> TrainConfig:

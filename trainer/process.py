@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from harvester.system.files import try_lock
-from trainer.errors import StoreError, StoreLocked
+from trainer.errors import Interrupted, StoreError, StoreLocked
 
 
 @contextmanager
@@ -56,8 +56,8 @@ def lock_output_folder(folder: Path) -> Iterator[None]:
 def end_on_sigterm() -> None:
     """Let SIGTERM end this process with exit code 143, also where it is process 1 of a container.
 
-    The kernel drops a signal to process 1 that no handler is set for. `stop_signals` replaces this handler
-    while steps are made.
+    The kernel drops a signal to process 1 that no handler is set for. `end_before_first_step` and
+    `stop_signals` replace this handler while a training is prepared and while steps are made.
     """
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -71,6 +71,38 @@ def ignore_sigterm() -> None:
     """Ignore SIGTERM from now on: this process ends by itself, and its exit code shall stay the same."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class _Stopped(BaseException):
+    """A signal came. No `except Exception` may take it for an error of what it interrupted."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def end_before_first_step() -> Iterator[None]:
+    """End the training at once if SIGTERM or SIGINT comes during the block; nothing is to be saved yet.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        raise _Stopped(number)
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except _Stopped as stopped:
+        raise Interrupted(
+            "stopped before the first step",
+            signal_number=stopped.number,
+            remedy="the same command goes on from the last checkpoint, if there is one",
+        ) from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

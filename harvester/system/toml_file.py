@@ -24,7 +24,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 # Minimum similarity (difflib ratio, 0 to 1) for suggesting a key of another table.
 _OTHER_TABLE_CUTOFF = 0.8
-
+# How a check of several keys names the first of them.
+_KEY_IN_WORDS = re.compile(r"\[([\w.]+)\] (\w+)")
 
 # What is wrong with a value, by pydantic's error type; {names} are of the error's context.
 _PROBLEMS = {
@@ -222,8 +223,12 @@ def validate(
         keys = location if is_missing else location[: _depth_in(data, location)]
         of_key = [each for each in errors if each["loc"][: _depth_in(data, each["loc"])] == keys]
         problem = ", or ".join(dict.fromkeys(map(_problem, [first] if is_missing else of_key)))
-        key = ".".join(map(str, keys)) or "file"
         remedy = missing if is_missing else ""
+        if not keys and (named := _KEY_IN_WORDS.match(problem)):  # of several keys: the first that it names
+            raise ConfigError(
+                problem, place=place_of((*named[1].split("."), named[2])), remedy=remedy
+            ) from None
+        key = ".".join(map(str, keys)) or "file"
         raise ConfigError(f"{key}: {problem}", place=place_of(keys), remedy=remedy) from None
 
 

@@ -47,6 +47,29 @@ def test_a_wrong_file_is_refused_with_the_remedy(tmp_path, text, message):
     assert "train.toml" in caught.value.place
 
 
+def test_a_fault_of_several_keys_is_shown_at_the_first_of_them(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(written(tmp_path, LEAST + "[train]\nbatch_tokens = 50\nmax_length = 100\n"))
+    assert caught.value.message.startswith("[train] max_length 100 doesn't fit a pack")
+    assert caught.value.place.endswith("train.toml:7")
+
+
+@pytest.mark.parametrize("out", ["b", "c", "c/student", "./c/../b/x"])
+def test_an_output_folder_in_the_base_or_the_corpus_is_refused(tmp_path, out):
+    with pytest.raises(
+        ConfigError, match=r"out.path: .* would write into the (untouched base|corpus)"
+    ) as caught:
+        load(written(tmp_path, LEAST + f'[out]\npath = "{out}"\n'))
+    assert caught.value.place.endswith("train.toml:6")
+    assert caught.value.remedy == "set [out] path to a folder of its own"
+
+
+def test_a_file_is_no_output_folder(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ConfigError, match="is not a folder"):
+        load(written(tmp_path, LEAST))
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         load(tmp_path / "absent.toml")

@@ -40,7 +40,11 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - of its parsers, in three languages
-        raise StudentError(f"tokenizer can't be read: {first_line(error)}", place=str(folder)) from None
+        raise StudentError(
+            f"tokenizer can't be read: {first_line(error)}",
+            place=str(folder),
+            remedy="fetch tokenizer.json and tokenizer_config.json again",
+        ) from None
     if template is not None:
         tokenizer.chat_template = read_chat_template(template)
     elif isinstance(tokenizer.chat_template, dict):  # several templates by name

@@ -181,7 +181,11 @@ def read_json(path: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise StudentError(f"not readable as JSON: {str(error)[:200]}", place=str(path)) from None
+        raise StudentError(
+            f"not readable as JSON: {str(error)[:200]}",
+            place=str(path),
+            remedy="fetch the file again",
+        ) from None
     return loaded if isinstance(loaded, dict) else {}
 
 

@@ -12,7 +12,7 @@ from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.errors import FindingsError, Interrupted, ProcessLost
 from trainer.model import model
-from trainer.process import lock_output_folder, stop_signals
+from trainer.process import end_before_first_step, lock_output_folder, stop_signals
 from trainer.publish.adapter import write_adapter
 from trainer.training import optim
 from trainer.training.checkpointer import Checkpointer, Progress
@@ -74,31 +74,32 @@ def train(
         FindingsError: the data has fatal faults; nothing was started.
         DataError, StudentError, ConfigError, TermsRefused: nothing was started.
         ResumeRefused: the output folder holds a training with another configuration or corpus.
-        Interrupted: SIGTERM or SIGINT; the step was finished and checkpointed.
+        Interrupted: SIGTERM or SIGINT; the step was finished and checkpointed, if one had begun.
         TrainingDiverged, OutOfMemory: the last checkpoint is good.
         ProcessLost: another process of the training ended; the steps done were checkpointed.
     """
     with (
-        stop_signals() as signals,
         join_world() as world,
         lock_output_folder(config.out_path) if world.is_leader else nullcontext(),
     ):
         started = time.monotonic()
-        config = model.fit_to_device(config, world.size)
-        model.set_threads(config.train, world.size)
-        inputs = read_inputs(config, rows, rehearses=world.is_leader)
-        if inputs.faults and not force_faults:
-            raise FindingsError(
-                "; ".join(inputs.faults),
-                place=str(config.corpus),
-                remedy="`trainer doctor` shows them by token; repair them, or train with --force-faults",
-            )
-        student = load_student(config, inputs.largest_pack, world)
-        run = TrainingRun(config, inputs, student, world, callbacks, allow_change=allow_change)
-        callbacks.on_start(run.steps_done, run.steps, run.notes)
+        with end_before_first_step():
+            config = model.fit_to_device(config, world.size)
+            model.set_threads(config.train, world.size)
+            inputs = read_inputs(config, rows, rehearses=world.is_leader)
+            if inputs.faults and not force_faults:
+                raise FindingsError(
+                    "; ".join(inputs.faults),
+                    place=str(config.corpus),
+                    remedy="`trainer doctor` shows them by token; repair them, or train with --force-faults",
+                )
+            student = load_student(config, inputs.largest_pack, world)
+            run = TrainingRun(config, inputs, student, world, callbacks, allow_change=allow_change)
         try:
-            run.make_steps(signals)
-            run.finish()
+            with stop_signals() as signals:
+                callbacks.on_start(run.steps_done, run.steps, run.notes)
+                run.make_steps(signals)
+                run.finish()
         except RuntimeError as error:
             if not is_lost_connection(error):
                 raise

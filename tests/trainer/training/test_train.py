@@ -15,7 +15,7 @@ from transformers.utils import chat_template_utils
 
 from tests.trainer import chat_templates, tiny
 from trainer import config as settings
-from trainer.data import dataset
+from trainer.data import data_checks, dataset
 from trainer.data.chat_template import Renderer
 from trainer.data.order import Order
 from trainer.errors import DataError, Interrupted, ResumeRefused, StudentError, TrainingDiverged
@@ -135,6 +135,27 @@ def stop_after(step: int):
             os.kill(os.getpid(), signal.SIGTERM)
 
     return on_step
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_rows_are_packed_ends_the_training_at_once(tmp_path, monkeypatch, number):
+    """It comes inside code that takes every `Exception` for an error of a file."""
+    config = settings.load(tiny.train_toml(tmp_path, tiny.skill(24), train={"log_every": 1}))
+    render, handler = data_checks.render_rows, signal.getsignal(number)
+
+    def render_meanwhile(*arguments):
+        try:
+            os.kill(os.getpid(), number)
+        except Exception:
+            pytest.fail("taken for an error")
+        return render(*arguments)
+
+    monkeypatch.setattr(data_checks, "render_rows", render_meanwhile)
+    with pytest.raises(Interrupted, match="stopped before the first step") as caught:
+        train(config)
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) is handler
+    assert not (config.out_path / "adapter").exists()
 
 
 def test_a_torn_checkpoint_is_skipped_and_named(tmp_path):
