@@ -25,8 +25,9 @@ from trainer.training.train import train
 DEALT = {"train": {"epochs": 1, "batch_tokens": 1024, "max_length": 64, "pack_tokens": 128, "log_every": 1}}
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.25])
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "dropout", [pytest.param(0.0, marks=pytest.mark.long), pytest.param(0.25, marks=pytest.mark.slow)]
+)
 def test_two_processes_learn_what_one_does(tmp_path, dropout):
     rows = tiny.skill(60)
     shape = {**DEALT, "lora": {"dropout": dropout}}
@@ -151,8 +152,14 @@ def undisturbed(tmp_path_factory) -> dict[str, torch.Tensor]:
     return load_file(folder / "out/adapter/adapter_model.safetensors")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("event", ["SIGTERM", "SIGINT", "a rank is killed"])
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param("SIGTERM", marks=pytest.mark.slow),
+        pytest.param("SIGINT", marks=pytest.mark.long),
+        pytest.param("a rank is killed", marks=pytest.mark.long),
+    ],
+)
 def test_a_fleet_ends_as_one_with_a_checkpoint_and_resumes_to_the_same_bits(tmp_path, undisturbed, event):
     """The log is written every 1,000 steps: the end does not wait for a line of the log."""
     toml = tiny.train_toml(tmp_path, tiny.skill(60), train=STEPWISE)
