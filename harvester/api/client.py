@@ -238,7 +238,14 @@ class Client:
         url = httpx.URL(f"{base}/models")
         deadline_s = self._run.deadline_s or BASE_DEADLINE_S
         with self._naming_errors(url):
-            answer = await self._exchange("GET", url, base, self._headers, b"", deadline_s)
+            try:
+                answer = await self._exchange("GET", url, base, self._headers, b"", deadline_s)
+            except PromptRejected as error:
+                raise TeacherRefused(
+                    f"the list of models can't be read: {error.message}",
+                    status=error.status,
+                    remedy="is base_url right?",
+                ) from None
             if answer.status in {401, 402} or 300 <= answer.status < 400:
                 refusal = await self._refusal(answer, url)
                 if not model_list.is_about_listing(refusal.message):

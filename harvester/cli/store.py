@@ -86,10 +86,12 @@ def verify_lines(store: Path, report: VerifyReport) -> list[str]:
             f" billed is known to the journal only, which can't be read; {len(report.messages)} findings"
         )
     lines += [f"  {message}" for message in report.messages]
-    for attempt in (billed.facts() for billed in bill.possibly_billed):
+    for attempt in (billed.facts() for billed in bill.possibly_billed[:KEYS_SHOWN]):
         reserved = f"reserved ${attempt['reserved_microusd'] / 1e6:.6f}"
         outcome = attempt["code"] or "no outcome"
         lines.append(f"  possibly billed: {attempt['key']} at {attempt['at']}, {reserved} ({outcome})")
+    if len(bill.possibly_billed) > KEYS_SHOWN:
+        lines.append(f"  and {len(bill.possibly_billed) - KEYS_SHOWN:,} more; --json lists all")
     return lines
 
 

@@ -107,6 +107,9 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
     if not path.exists():
         yield Finding(kind=FindingKind.MISSING, place=place, message=f"{entry.rows} sealed answers are gone")
         return
+    if not path.is_file():
+        yield Finding(kind=FindingKind.FOREIGN, place=place, message="it is no regular file")
+        return
     try:
         size = path.stat().st_size
         if entry.sha256 and size != entry.size_bytes:

@@ -567,5 +567,7 @@ def test_a_fifo_in_the_place_of_a_shard_is_moved_away_by_a_repair(tmp_path: Path
     (shard,) = (store / "shards").glob("*.parquet")
     shard.unlink()
     os.mkfifo(shard)
+    named = f"foreign: shards/{shard.name}: it is no regular file"
+    assert [str(finding) for finding in verify_with_bill(store, repair=False).findings] == [named]
     report = verify_with_bill(store, repair=True)
     assert (report.findings, len(report.repaired.lost)) == ((), 20)

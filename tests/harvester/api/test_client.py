@@ -18,7 +18,7 @@ import respx
 
 from harvester.api import client as room
 from harvester.api import model_list
-from harvester.api.client import USER_AGENT, Client
+from harvester.api.client import MAX_BODY_BYTES, USER_AGENT, Client
 from harvester.api.completion import parse
 from harvester.api.request_builder import requests
 from harvester.api.types import Prompt, RawAnswer
@@ -283,6 +283,13 @@ def test_models_are_listed_where_there_is_a_list(status: int, content: Any, list
         assert models(router) == listed
     assert all(model_list.contains([name, f"models/{name}"], name) for name in listed)
     assert not model_list.contains(listed, "o")
+
+
+def test_an_endless_list_of_models_is_refused_as_such() -> None:
+    with respx.mock() as router:
+        router.get(f"{URL}/models").respond(200, content=b" " * (MAX_BODY_BYTES + 1))
+        with pytest.raises(TeacherRefused, match="the list of models can't be read: .* larger than 32 MiB"):
+            models(router)
 
 
 @pytest.mark.parametrize(("status", "message"), [(401, "key"), (307, "redirects to evil.example")])
