@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from harvester.system.toml_file import read_toml, suggest_key, validate
+from harvester.system.toml_file import Matching, read_toml, suggest_key, validate
 from harvester.verify.settings import VerifySection
 from trainer.errors import ConfigError
 
@@ -21,7 +21,10 @@ PositiveInt = Annotated[int, Field(gt=0)]
 # The packs of every epoch are counted before the first step.
 MOST_EPOCHS = 10_000
 Share = Annotated[float, Field(ge=0, lt=1)]
-Every = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern="^([1-9][0-9]?|100)%$")]
+Every = (
+    Annotated[int, Field(ge=0)]
+    | Annotated[str, Matching("([1-9][0-9]?|100)%", 'a share of all steps from "1%" to "100%"')]
+)
 
 # Default tokens of a pack on the CPU. Measured on two cores with a 1M-parameter student: 512 -> 18k tokens/s,
 # 2,048 -> 25k tokens/s.
@@ -50,7 +53,7 @@ class StudentSection(_Frozen):
 
     base: str = Field(min_length=1)
     template: str = ""
-    sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    sha256: Annotated[str, Matching("([0-9a-f]{64})?", "must be 64 hexadecimal digits")] = ""
 
 
 class DataSection(_Frozen):

@@ -41,7 +41,7 @@ from harvester.config.run_section import (
 )
 from harvester.errors import ConfigError
 from harvester.system.hosts import check_plain_http, check_url
-from harvester.system.toml_file import read_toml, validate
+from harvester.system.toml_file import Matching, read_toml, validate
 from harvester.verify.settings import VerifySection
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -56,7 +56,10 @@ _UNGATED_FIELDS = frozenset({"model", "models", "messages", "prompt", "input", "
 
 
 # Spelled out because editors read the pattern as ECMA-262, which has no inline flag for ignoring case.
-_IDEMPOTENCY = f"^[A-Za-z-]*{''.join(f'[{c.upper()}{c}]' for c in 'idempotency')}[A-Za-z-]*$"
+_IDEMPOTENCY = f"[A-Za-z-]*{''.join(f'[{c.upper()}{c}]' for c in 'idempotency')}[A-Za-z-]*"
+_IdempotencyHeader = Annotated[
+    str, Matching(_IDEMPOTENCY, "must be a header's name with the word idempotency, as in Idempotency-Key")
+]
 
 
 class LimitsSection(FrozenModel):
@@ -146,7 +149,7 @@ class TeacherSection(FrozenModel):
     replicas: tuple[str, ...] = ()
     allow_http: bool = False
     ca_file: str | None = None
-    idempotency_header: str | None = Field(default=None, pattern=_IDEMPOTENCY)
+    idempotency_header: _IdempotencyHeader | None = None
     limits: LimitsSection = LimitsSection()
     price: PriceSection | None = None
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from harvester.errors import ConfigError
 from harvester.system.own_files import MAX_TOML_BYTES, read_bytes
@@ -52,7 +52,6 @@ _PROBLEMS = {
     "less_than_equal": "must be at most {le}",
     "string_too_short": "must have {min_length} characters or more",
     "too_short": "must have {min_length} entries or more",
-    "string_pattern_mismatch": "must match the pattern {pattern}",
     "date_type": "must be a date, as in 2026-11-01",
     "date_parsing": "must be a date, as in 2026-11-01",
     "date_from_datetime_parsing": "must be a date, as in 2026-11-01",
@@ -62,6 +61,34 @@ _PROBLEMS = {
     "datetime_from_date_parsing": "must be a time, as in 2026-11-01T08:00:00Z",
     "timezone_aware": "must have a time zone, as in 2026-11-01T08:00:00Z",
 }
+
+
+class Matching:
+    """Annotates a text that must match a pattern: the error says in words what to write.
+
+    Args:
+        pattern: for the whole text; it stands in the JSON Schema.
+        words: what to write, as in `must be 64 hexadecimal digits`.
+    """
+
+    def __init__(self, pattern: str, words: str) -> None:
+        self._pattern = pattern
+        self._words = words
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check the pattern after the type."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Give the pattern to editors."""
+        return {**handler(schema), "pattern": f"^({self._pattern})$"}
+
+    def _check(self, text: str) -> str:
+        if not re.fullmatch(self._pattern, text):
+            raise ValueError(self._words)
+        return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from harvester.errors import ConfigError
 from harvester.system import json_schema
-from harvester.system.toml_file import read_toml, validate
+from harvester.system.toml_file import Matching, read_toml, validate
 
 # The name in [verify] that stands for every other task.
 EVERY_TASK = "*"
@@ -50,7 +50,7 @@ class VerifierSection(BaseModel):
     kind: Kind
     tolerance: float = Field(default=0, ge=0)
     relative: float = Field(default=0, ge=0)
-    choices: str = Field(default="ABCD", pattern="^[A-Z]{2,26}$")
+    choices: Annotated[str, Matching("[A-Z]{2,26}", "must be 2 to 26 capital letters")] = "ABCD"
     json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
     pattern: str | None = None
     function: str | None = None

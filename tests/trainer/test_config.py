@@ -37,6 +37,8 @@ def test_the_least_file_is_enough_and_paths_start_beside_it(tmp_path):
         (LEAST.replace('"b"', '"a\\u0000b"'), "student.base: must not hold a null character"),
         (LEAST + '[train]\nepochs = "3"\n', "train.epochs: must be a number, without quotes"),
         (LEAST + "root = 1\n", "unknown key"),
+        (LEAST + '[evaluate]\nevery = "0%"\n', 'a whole number, or a share of all steps from "1%" to "100%"'),
+        (LEAST.replace('"b"', '"b"\nsha256 = "x"'), "student.sha256: must be 64 hexadecimal digits"),
         ("[student]\n", "student.base"),
         ("[student\n", "not readable as TOML"),
     ],

@@ -288,7 +288,7 @@ def test_models_are_listed_where_there_is_a_list(status: int, content: Any, list
 def test_an_endless_list_of_models_is_refused_as_such() -> None:
     with respx.mock() as router:
         router.get(f"{URL}/models").respond(200, content=b" " * (MAX_BODY_BYTES + 1))
-        with pytest.raises(TeacherRefused, match="the list of models can't be read: .* larger than 32 MiB"):
+        with pytest.raises(TeacherRefused, match=r"the list of models can't be read: .* larger than 32 MiB"):
             models(router)
 
 
