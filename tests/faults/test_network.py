@@ -21,6 +21,7 @@ from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
 from harvester.run.prepare import prepare
 from tests.faults.bench import POISON, run_harvest
+from tests.ports import refusing_port
 
 DAY = timedelta(days=1)
 
@@ -241,10 +242,9 @@ def test_row_39_a_proxy_is_used_when_asked_for_shown_by_host_and_never_otherwise
 def test_row_39_a_dead_proxy_is_named(
     mock: RunningMock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
-    ended = run_harvest(mock, tmp_path, run={"trust_env": True, "patience_s": 0.1})
+    with refusing_port() as port:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+        ended = run_harvest(mock, tmp_path, run={"trust_env": True, "patience_s": 0.1})
     assert (ended.exit_code, ended.totals.attempts) == (10, 0)
     assert "the proxy can't be reached" in ended.output
 
@@ -267,12 +267,11 @@ def test_row_38_a_kept_connection_that_the_teacher_closed_costs_no_attempt(tmp_p
 
 
 def test_row_29_the_system_error_of_a_connection_is_shown(mock: RunningMock, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    gone = run_harvest(mock, tmp_path, teacher={"base_url": f"http://127.0.0.1:{port}/v1"})
+    with refusing_port() as port:
+        gone = run_harvest(mock, tmp_path, teacher={"base_url": f"http://127.0.0.1:{port}/v1"})
+        both = run_harvest(mock, tmp_path, teacher={"base_url": f"http://localhost:{port}/v1"})
     assert gone.exit_code == 10
     assert "can't connect: connection refused; is it running" in gone.output
-    both = run_harvest(mock, tmp_path, teacher={"base_url": f"http://localhost:{port}/v1"})
     assert "connection refused" in both.output.lower()
     for ended in (gone, both):
         assert "Cannot connect to host" not in ended.output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from harvester.export import curate
 from tests import commands
 from tests.journey.run_process import harvester
 from tests.open_files import open_files
+from tests.ports import refusing_port
 from tests.raw_client import until
 
 CONFIG = """\
@@ -45,12 +45,6 @@ def folder(
     return path
 
 
-def refused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_missing_config_names_the_file_and_the_remedy(tmp_path: Path):
     done = harvester("run", str(tmp_path / "none.toml"))
     assert done.returncode == 2
@@ -77,10 +71,10 @@ def test_a_broken_prompt_line_is_named_before_anything_is_sent(tmp_path: Path, m
 
 
 def test_an_unreachable_teacher_is_named_quickly(tmp_path: Path):
-    port = refused_port()
-    path = folder(tmp_path, f"http://127.0.0.1:{port}/v1")
-    path.write_text(path.read_text() + "patience_s = 1.5\n")
-    done = harvester("run", str(path))
+    with refusing_port() as port:
+        path = folder(tmp_path, f"http://127.0.0.1:{port}/v1")
+        path.write_text(path.read_text() + "patience_s = 1.5\n")
+        done = harvester("run", str(path))
     assert done.returncode == 10
     assert f"nobody answers at 127.0.0.1:{port}" in done.stderr
     assert "is base_url right?" in done.stdout

@@ -33,6 +33,7 @@ from harvester.errors import (
     TeacherUnavailable,
 )
 from harvester.mock_teacher.running import RunningMock
+from tests.ports import refusing_port
 
 URL = "http://127.0.0.1:9/v1"
 GOOD = orjson.dumps({"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]})
@@ -165,12 +166,10 @@ def test_a_date_in_retry_after_counts_from_the_replys_own_time_or_from_ours(has_
 
 
 def test_a_refused_connection_was_not_billed() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-    with pytest.raises(TeacherUnavailable) as caught:
-        send(config(url))
+    with refusing_port() as port, pytest.raises(TeacherUnavailable) as caught:
+        send(config(f"http://127.0.0.1:{port}/v1"))
     assert not caught.value.maybe_billed
-    assert url.removeprefix("http://").split("/")[0] in str(caught.value)
+    assert f"127.0.0.1:{port}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,22 @@ from harvester.run.control import client
 from harvester.run.prepare import prepare
 from tests.faults.bench import Hasty
 from tests.journey.run_process import write_folder
+from tests.ports import refusing_port
 
 Mock = Callable[..., RunningMock]
 Status = Mapping[str, Any]
 PATIENT = "[run]\npatience_s = 30\n"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+@pytest.fixture
+def port() -> Iterator[int]:
+    with refusing_port() as number:
+        yield number
 
 
 def test_a_teacher_that_starts_late_is_waited_for_and_status_says_so(
-    mock_teacher: Mock, tmp_path: Path
+    mock_teacher: Mock, tmp_path: Path, port: int
 ) -> None:
-    port = free_port()
     config = write_folder(tmp_path, f"http://127.0.0.1:{port}/v1", 3, more=PATIENT)
     started: list[RunningMock] = []
 
@@ -47,8 +48,7 @@ def test_a_teacher_that_starts_late_is_waited_for_and_status_says_so(
     assert started[0].totals()["answers"] == 3
 
 
-def test_no_teacher_within_patience_parks_before_any_send(tmp_path: Path) -> None:
-    port = free_port()
+def test_no_teacher_within_patience_parks_before_any_send(tmp_path: Path, port: int) -> None:
     config = write_folder(tmp_path, f"http://127.0.0.1:{port}/v1", 3, more=PATIENT)
     ended = asyncio.run(job.run(prepare(config), lambda _: None, Hasty(100)))
     assert (ended.ending, ended.exit_code, ended.counts.requests_sent) == ("parked", 10, 0)
@@ -96,9 +96,9 @@ def test_an_address_where_no_api_answers_is_named_with_what_it_sent(
     assert not any(word in ended.detail for word in ("nobody answers", "Expected HTTP", "message=", "b'"))
 
 
-def test_one_of_two_endpoints_is_enough(mock_teacher: Mock, tmp_path: Path) -> None:
+def test_one_of_two_endpoints_is_enough(mock_teacher: Mock, tmp_path: Path, port: int) -> None:
     other = f'replicas = ["{mock_teacher().base_url}"]\n'
-    config = write_folder(tmp_path, f"http://127.0.0.1:{free_port()}/v1", 3, teacher=other)
+    config = write_folder(tmp_path, f"http://127.0.0.1:{port}/v1", 3, teacher=other)
     ended = asyncio.run(job.run(prepare(config), lambda _: None, Hasty()))
     assert (ended.exit_code, ended.counts.answers_stored) == (0, 3)
 

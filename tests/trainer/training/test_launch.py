@@ -136,7 +136,10 @@ def workers_of(launcher: int) -> dict[int, int]:
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     ranks = {}
     for child in map(int, children):
-        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        try:
+            environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        except OSError:  # a child that has ended
+            continue
         ranks.update({int(each[5:]): child for each in environment if each.startswith(b"RANK=")})
     return ranks
 
