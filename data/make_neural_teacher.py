@@ -1,4 +1,4 @@
-"""Make data/skills/teacher: the small neural teacher, trained from scratch on gold rows of the rule tasks.
+"""Make data/skills/mock-teacher-skills: a small neural teacher, trained on gold rows of the rule tasks.
 
     python data/make_neural_teacher.py [FOLDER [STEPS]]
 
@@ -26,6 +26,8 @@ from harvester_data.make_base import SEED, batches, make_model, prompt_ids, trai
 from harvester_data.skill_rows import Row, gold_rows, held_out_rows
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+# The terms record of the mock teacher applies to a model of this name.
+NAME: Final = "mock-teacher-skills"
 STEPS: Final = 2_000
 ANSWER_TOKENS: Final = 64
 THREADS: Final = 1
@@ -110,7 +112,7 @@ def train_and_finish(
 
 def main() -> None:
     """Train from scratch, round to bfloat16, score, and save."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "skills" / "teacher"
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "skills" / NAME
     steps = int(sys.argv[2]) if len(sys.argv) > 2 else STEPS
     torch.set_num_threads(THREADS)
     tokenizer = letter_tokenizer()

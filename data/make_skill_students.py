@@ -26,7 +26,7 @@ from harvester_data.make_neural_teacher import THREADS, train_and_finish
 from harvester_data.skill_rows import gold_rows
 from transformers import PreTrainedTokenizerFast
 
-STEPS: Final = 3_000
+STEPS: Final = 2_500
 PROMPT_SHARE: Final = 0.1  # of the documents
 BPE_DOCUMENTS: Final = 20_000  # what the second tokenizer is trained on
 

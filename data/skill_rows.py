@@ -123,7 +123,7 @@ def _repeat_row(rng: random.Random) -> Row:
 def harvest_rows(seed: int = SEED, each: int = HARVEST_ROWS) -> list[Row]:
     """Return `each` rows a task, with distinct prompts in phrasings of training."""
     drawn = _Draw(HARVEST, seed)
-    rows = [row for task in GOLD_WEIGHTS for row in drawn.rows(task, WIDE[task], each, HARVEST)]
+    rows = [row for task in GOLD_WEIGHTS for row in drawn.rows(task, WIDE[task], each, "train")]
     drawn.rng.shuffle(rows)
     return rows
 

@@ -79,7 +79,7 @@ CONTEXT: Mapping[str, Any] = {
 def croissant(dataset: DatasetFacts) -> dict[str, Any]:
     """Return the document, ready for `json.dumps`."""
     models = ", ".join(f"{model} at {host}" for model, host in dataset.teachers)
-    mock = "Answers of a mock teacher, made by rules: of no use outside tests. " if dataset.is_mock else ""
+    mock = "Answers of the mock teacher: of no use outside tests. " if dataset.is_mock else ""
     return {
         "@context": dict(CONTEXT),
         "@type": "sc:Dataset",

@@ -43,7 +43,7 @@ def licence_keys(licence: str, dataset: DatasetFacts) -> dict[str, str]:
 
 def mock_warning(dataset: DatasetFacts) -> list[str]:
     """Return the warning that answers are the mock teacher's; nothing where none is."""
-    warning = "**Answers of the mock teacher, made by rules: of no use outside tests.**"
+    warning = "**Answers of the mock teacher: of no use outside tests.**"
     return [warning, ""] if dataset.is_mock else []
 
 
