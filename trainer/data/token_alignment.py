@@ -146,8 +146,16 @@ def _segments(
         return
     begin = 0
     if first.first == 0:
-        begin = _common_prefix(first.blob, text)
-        yield first, 0, text_at, begin
+        # Servers of SentencePiece models may write the space before an answer, and leave it out of the text;
+        # a student's template may have it, too.
+        ways = [(0, text_at), (0, 0), (first.blob.startswith(b" "), text_at)]
+        size, skipped, in_learned = max(
+            (_common_prefix(first.blob[skipped:], learned[in_learned:]), -int(skipped), in_learned)
+            for skipped, in_learned in ways
+        )
+        in_run = -skipped
+        yield first, in_run, in_learned, size
+        begin = max(0, size - (text_at - in_learned))
     if last is first or begin == len(text):
         return
     # Bytes between are unknown. The end is found from behind, without a token that ended the answer.

@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.trainer import teacher_logprobs, tiny
+from tests.trainer import chat_templates, teacher_logprobs, tiny
+from tests.trainer.chat_templates import SHAPES
 from trainer import config as settings
 from trainer.data import data_checks, dataset, soft_targets
 from trainer.data.chat_template import Renderer
-from trainer.data.student_tokens import byte_of_character
+from trainer.data.student_tokens import byte_of_character, token_bytes
 from trainer.data.teacher_tokens import TeacherSignal
 from trainer.model import model
 
@@ -44,12 +45,12 @@ def targets(example):
     }
 
 
-def attached(rows, renderer, *, path=None):
+def attached(rows, renderer, *, path=None, **data):
     """Soft targets of rows, without a corpus on disk."""
     signal = TeacherSignal()
     for sample in rows:
         signal.add(sample.key, sample.logprobs, sample.request_json)
-    config = settings.DataSection(corpus="x")
+    config = settings.DataSection(corpus="x", **data)
     examples = dataset.render_samples(rows, renderer, config)
     answers = [dataset.teacher_text(sample, config) for sample in rows]
     return soft_targets.attach(examples, [s.key for s in rows], answers, signal, renderer, path=path)
@@ -282,6 +283,44 @@ def test_tokens_of_the_reasoning_are_left_out(renderer):
     first = entries[lead]
     assert max(targets(example)[0].values()) == pytest.approx(math.exp(first["logprob"]), rel=5e-3)
     assert report.coverage > 0.6
+
+
+@pytest.mark.parametrize("reasoning", ["keep", "inline"])
+def test_learned_reasoning_has_soft_targets_too(reasoning):
+    renderer = Renderer(SHAPES["qwen-3"].tokenizer())
+    text = "<think>\nI say please\n</think>\n\nplease say"
+    entries = teacher_logprobs.of_text(renderer.tokenizer, text)
+    sample = row("please say", entries, reasoning="I say please\n")
+    [example], report = attached([sample], renderer, reasoning=reasoning)
+    spoken = len(renderer.texts(["I say please"])[0]) + len(renderer.texts(["please say"])[0])
+    by_position = targets(example)
+    assert len(by_position) >= spoken - 2  # a token may cross the border of a text
+    assert report.counts.get("rows whose log-probabilities are of another text", 0) == 0
+    supervised = example.ids[example.prompt_length :].tolist()
+    teachers = {round(math.exp(entry["logprob"]), 2) for entry in entries}
+    for at, probabilities in by_position.items():
+        assert round(probabilities[supervised[at]], 2) in teachers
+
+
+@pytest.mark.parametrize("path", ["ids", "bytes"])
+@pytest.mark.parametrize(("name", "answer"), [("llama2", "Po how"), ("spaced", "how Po")])
+def test_the_space_that_sentencepiece_writes_before_an_answer_is_aligned(name, answer, path):
+    tokenizer = getattr(chat_templates, name)()
+    renderer = Renderer(tokenizer)
+    data = token_bytes(tokenizer)
+    ids = tokenizer.encode(answer, add_special_tokens=False)
+    assert len(data[ids[0]]) == 2
+    assert data[ids[0]].startswith(b" ")  # which the server's text lacks
+    entries = [teacher_logprobs.entry(data[i], -0.25, [(data[i], -0.25), (b"q", -3.0)]) for i in ids]
+    [example], _ = attached([row(answer, entries)], renderer, path=path)
+    supervised = example.ids[example.prompt_length :].tolist()
+    by_position = targets(example)
+    # A student whose template has no such space has no target for the teacher's first token.
+    has_space = data[supervised[0]].startswith(b" ")
+    assert (0 in by_position) == has_space
+    assert len(by_position) >= len(ids) - (not has_space)
+    for at, probabilities in by_position.items():
+        assert probabilities[supervised[at]] == pytest.approx(math.exp(-0.25), rel=1e-3)
 
 
 def test_rows_without_log_probabilities_mix_freely(renderer):
