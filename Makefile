@@ -23,10 +23,10 @@ demo: $(STAMP)  ## everything once, offline: mock teacher -> corpus -> student -
 test: $(STAMP)  ## the default test suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not long and not torture and not families'
 
-test-slow: $(STAMP)  ## the tests marked `slow`: a few minutes more
+test-slow: $(STAMP)  ## the tests marked `slow`; CI runs them, too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
 
-test-long: $(STAMP)  ## the tests marked `long`: a soak, fifty kills, a compiler; about 8 minutes
+test-long: $(STAMP)  ## the tests marked `long`: a soak, fifty kills, a compiler, fleets; minutes each
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m long
 
 torture: $(STAMP)  ## hundreds of kills and faults, for hours (TORTURE_KILLS=N for another number)
