@@ -55,6 +55,7 @@ def test_row_2_a_key_revoked_midway_keeps_what_was_paid_and_shows_no_key(
     assert "CANARY" not in ended.output
 
 
+@pytest.mark.slow
 def test_row_11_five_hundred_bare_refusals_lose_no_row(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher(latency_s=0.02)
     fault = {"action": "status", "status": 429, "code": "rate_limit_exceeded", "first": 30}
@@ -133,6 +134,7 @@ def test_row_29_an_unused_address_stops_before_any_send(mock_teacher: Mock, tmp_
     assert "nobody answers at" in stderr
 
 
+@pytest.mark.slow
 def test_row_40_after_a_storm_of_lost_attempts_all_are_served(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     fault = {"action": "silence", "every": 2, "times": 20}  # answers in between: this is no dead host

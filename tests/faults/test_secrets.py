@@ -284,6 +284,7 @@ def pages(store: str) -> dict[str, bytes]:
     return {"view": page, **values}
 
 
+@pytest.mark.slow
 def test_a_crash_prints_the_traceback_and_not_the_key(tmp_path: Path, mock_teacher, monkeypatch):
     monkeypatch.setenv("CANARY_KEY", CANARY)
     teacher = mock_teacher(require_key_env="CANARY_KEY")

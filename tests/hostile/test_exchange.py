@@ -110,6 +110,7 @@ def thrower(monkeypatch: pytest.MonkeyPatch) -> Thrower:
     return thrower
 
 
+@pytest.mark.slow
 def test_every_exception_at_every_await_is_the_fault_of_one_row(thrower: Thrower, tmp_path: Path) -> None:
     poisoned = [f"{point}:{name_of(kind)}:1!" for point in _POINTS for kind in exception_classes()]
     prompts = [prompt for poison in poisoned for prompt in (poison, f"good after {poison.replace(':', ' ')}")]

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from harvester.mock_teacher.running import RunningMock
 from harvester.store.reader import Corpus
 from tests.journey.run_process import harvester, running, write_folder
@@ -14,6 +16,7 @@ from tests.journey.run_process import harvester, running, write_folder
 Mock = Callable[..., RunningMock]
 
 
+@pytest.mark.slow
 def test_an_epoch_asks_everything_again_on_purpose_and_keeps_both(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     config = write_folder(tmp_path, mock.base_url, 12, more="top_logprobs = 2")

@@ -70,6 +70,7 @@ def test_the_schema_accepts_what_the_trainer_accepts_and_describes_every_key(run
             assert value["description"], key
 
 
+@pytest.mark.slow
 def test_the_starter_is_a_train_toml_that_plans(run_trainer, tmp_path):  # noqa: F811
     tiny.base(tmp_path / "models" / "base")
     tiny.corpus(tmp_path / "store", tiny.skill(20))

@@ -91,6 +91,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 def test_evaluation_never_holds_the_logits_of_a_pack(learned, monkeypatch):
     config, _ = learned
     monkeypatch.setattr(losses, "CHUNK_ROWS", 16)

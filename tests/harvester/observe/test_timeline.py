@@ -48,7 +48,7 @@ def test_points_grow_rarer_with_age(tmp_path: Path):
     while now[0] < 7 * 86_400:
         if trace.is_due():
             trace.note({"requests_sent": int(now[0])}, {})
-        now[0] += 10.0
+        now[0] += 15.0
     points = read_timeline(tmp_path)
     assert 86_400 / LAST_EVERY_S < len(points) < MOST_LINES * 1.1
 

@@ -167,6 +167,7 @@ def test_a_read_only_copy_without_a_wal_can_be_read(tmp_path):
         (tmp_path / "store" / "shards").chmod(0o700)
 
 
+@pytest.mark.slow
 def test_readers_beside_a_writer_see_a_growing_set_without_holes_or_twins(tmp_path):
     writer = GroupCommit(open_store(tmp_path))
     finished = threading.Event()

@@ -259,6 +259,7 @@ def test_a_kill_at_a_failpoint_loses_nothing_acknowledged(tmp_path, failpoint):
     assert sum(entry.rows for entry in Corpus.open(store).manifest) == len(held) + len(more)
 
 
+@pytest.mark.slow
 def test_kills_at_random_instants_lose_nothing_acknowledged(tmp_path):
     store = tmp_path / "store"
     rng = random.Random(20261124)

@@ -151,6 +151,7 @@ def test_standstills_of_ours_shrink_the_burst_only_for_a_while() -> None:
     assert result.rate(25, 40) >= 0.97 * 200
 
 
+@pytest.mark.slow
 @settings(FEW, max_examples=3)
 @given(SEEDS)
 def test_random_servers_without_unrelated_refusals(seed: int) -> None:

@@ -95,6 +95,7 @@ def test_the_plan_chooses_checkpointing_where_it_would_not_fit(tmp_path, monkeyp
     assert not memory.needs_checkpointing(made(tmp_path, checkpointing="never"), pack)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_what_a_training_then_does(tmp_path):
     path = tiny.train_toml(tmp_path, tiny.skill(40, held_out=4), train={"epochs": 2, "pack_tokens": 128})
     config = settings.load(path)
@@ -150,10 +151,11 @@ def no_empty_student(monkeypatch):
     "plant",
     [
         no_count_of_flop,
-        pytest.param(no_fake_tensors, marks=pytest.mark.slow),
-        pytest.param(no_empty_student, marks=pytest.mark.slow),
+        no_fake_tensors,
+        no_empty_student,
     ],
 )
+@pytest.mark.slow
 def test_a_figure_that_is_unknown_ends_neither_plan_nor_training(run_trainer, toml, monkeypatch, plant):  # noqa: F811
     code, out, err = run_trainer("plan", toml, "--probe", 0, "--json")
     known = json.loads(out)["memory"]
