@@ -141,7 +141,7 @@ class TrainSection(_Frozen):
             step is slow, and results differ in the last bits.
         soft_targets: learn the teacher's probabilities, too, where rows have log-probabilities ("auto").
         soft_weight: share of the KL divergence in the loss of a token with soft targets; the rest is
-            cross-entropy.
+            cross-entropy. The log has this loss; the held-out loss stays cross-entropy.
         soft_temperature: temperature of both distributions, over the listed tokens and the tail. A higher
             one raises what is improbable. The tail counts as one token, so it is an approximation above 1.
         soft_tail: keep the probability of unlisted tokens as one more event, or renormalise the listed ones.

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,10 @@ class SoftReport:
             f"soft targets: {self.coverage:.1%} of {self.supervised:,} supervised tokens, "
             f"{self.mapped_mass:.1%} of the listed probability, mapped by {self.path}{without}"
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for --json."""
+        return {**asdict(self), "coverage": self.coverage}
 
     @property
     def faults(self) -> tuple[str, ...]:

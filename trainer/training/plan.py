@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -33,6 +34,7 @@ class TrainPlan:
         notes: what the operator should know about the student, e.g. that its rows are not packed.
         hint: what to change when the training has a handful of steps only; empty otherwise.
         faults: fatal faults of the data, for which `trainer train` refuses it.
+        soft_targets: coverage of the soft targets, see `SoftReport`; None without `[train] soft_targets`.
         step_s: median seconds of a probed step; time_s: estimate for all steps. None without a probe.
         tokens_per_s, flop_per_s: rates of the probe; None without one.
     """
@@ -55,6 +57,7 @@ class TrainPlan:
     hint: str = ""
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    soft_targets: dict[str, Any] | None = None
     step_s: float | None = None
     time_s: float | None = None
     tokens_per_s: float | None = None
@@ -114,6 +117,7 @@ def plan(config: TrainConfig, probe_steps: int = 0, *, processes: int = 1) -> Tr
         hint=inputs.hint(config.train),
         faults=inputs.faults,
         notes=tuple(notes),
+        soft_targets=inputs.soft.as_dict() if inputs.soft else None,
     )
     return _with_measured_time(counted, config, inputs, probe_steps) if probe_steps else counted
 

@@ -76,6 +76,9 @@ def test_plan_and_doctor_report_coverage_and_train_refuses_too_little(tmp_path, 
         code, out, _ = run_trainer(*words)
         assert code == 0
         assert "soft targets: 100.0% of" in out
+    _, out, _ = run_trainer("plan", toml, "--probe", 0, "--json")
+    report = json.loads(out)["soft_targets"]
+    assert (report["path"], report["rows"], report["rows_without"], report["coverage"]) == ("ids", 16, 8, 1)
     page = (tmp_path / "out" / "doctor.html").read_text(encoding="utf-8")
     assert "soft targets: 100.0% of" in page
     assert page.count("any other</td>") == MOST_POSITIONS
