@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,10 @@ from safetensors.torch import load_file
 from harvester.store.shards import schema
 from tests.trainer import teacher_logprobs, tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - fixture
+from tests.trainer.data.test_token_paths import Chain, exact_first_tokens
 from tests.trainer.training.test_faults_checkpoints import half_done
 from trainer import config as settings
+from trainer.data.chat_template import Renderer
 from trainer.data.teacher_tokens import TokenTable, read_tokens
 from trainer.evaluation.distributions import MOST_POSITIONS
 from trainer.model import model, self_test
@@ -23,6 +27,7 @@ from trainer.training.forward import pack_losses
 from trainer.training.inputs import read_inputs
 from trainer.training.train import train
 
+BASE = Path(__file__).resolve().parents[3] / "data" / "base"
 SHAPE = {"epochs": 2, "log_every": 1, "pack_tokens": 128, "batch_tokens": 128}
 SOFT = {**SHAPE, "soft_targets": "auto"}
 
@@ -146,3 +151,57 @@ def test_unsealed_and_sealed_rows_give_the_same_targets():
         one, two = (read_tokens(sample.logprobs, TokenTable()) for sample in (before, after))
         assert np.array_equal(one[0], two[0])
         assert np.array_equal(one[1], two[1], equal_nan=True)
+
+
+@pytest.mark.slow
+def test_soft_targets_bring_a_student_closer_to_its_teacher_and_renormalised_ones_do_not(tmp_path):
+    """A teacher whose distribution is known lists 3 of its 5 tokens; the divergence is over all of them."""
+    chain = Chain(2, 1.2)
+    rows = []
+    for number in range(120):
+        text = chain.answer()
+        entries = [{**e, "top": sorted(e["top"], key=_probability)[-3:]} for e in chain.logprobs(text)]
+        rows.append(tiny.sample(number, f"go {number}", text, logprobs=entries))
+    fresh = [chain.answer() for _ in range(20)]
+    soft = {"soft_targets": "auto", "soft_weight": 0.9}
+    variants = {"text": {}, "bucket": soft, "renormalise": {**soft, "soft_tail": "renormalise"}}
+    divergence = {}
+    for name, settings_of in variants.items():
+        shape = {"epochs": 6, "batch_tokens": 512, "lr": 3e-3, **settings_of}
+        toml = tiny.train_toml(
+            tmp_path / name,
+            rows,
+            data={"eval_share": 0.0},
+            train=shape,
+            lora={"rank": 16, "alpha": 32},
+            student={"base": str(BASE)},
+        )
+        config = settings.load(toml)
+        train(config)
+        divergence[name] = _divergence(chain, fresh, config)
+    assert divergence["bucket"] < 0.85 * divergence["text"], divergence
+    assert divergence["renormalise"] > 1.5 * divergence["text"], divergence
+
+
+def _probability(item):
+    return item["logprob"]
+
+
+def _divergence(chain, texts, config):
+    """Mean KL divergence of the student from the teacher over the whole vocabulary, in nats a token."""
+    student = model.load_trained_student(config, config.out_path / "adapter", torch.device("cpu"))
+    renderer = Renderer(model.load_tokenizer(config.base))
+    exact, sums = {}, []
+    for number, text in enumerate(texts):
+        [example] = renderer.examples([[{"role": "user", "content": f"go {900 + number}"}]], [text], [True])
+        with torch.no_grad():
+            logits = student(input_ids=torch.from_numpy(example.ids[None, :-1].astype(np.int64))).logits[0]
+        ids = example.ids[example.prompt_length :].tolist()
+        for at in range(len(ids)):
+            before = renderer.decode(ids[:at]) if at else ""
+            if before[-1:] not in exact:
+                exact[before[-1:]] = exact_first_tokens(chain, before, renderer)
+            log_probs = torch.log_softmax(logits[example.prompt_length - 1 + at], dim=-1)
+            teacher = exact[before[-1:]]
+            sums.append(sum(p * (math.log(p) - float(log_probs[token])) for token, p in teacher.items() if p))
+    return sum(sums) / len(sums)
