@@ -8,6 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 
 from tests.trainer import chat_templates, teacher_logprobs, tiny
 from tests.trainer.chat_templates import SHAPES
@@ -332,3 +335,26 @@ def test_rows_without_log_probabilities_mix_freely(renderer):
     _, none = attached([rows[0]], renderer)
     assert not none.faults
     assert "no row has log-probabilities" in str(none)
+
+
+@settings_of_hypothesis(max_examples=60, deadline=None)
+@given(st.text(st.characters(exclude_characters="\ufffd"), min_size=1, max_size=12), st.data())
+def test_anchors_are_the_bytes_at_which_both_have_a_token(renderer, text, data):
+    raw = text.encode("utf-8", "replace")
+    text = raw.decode()
+    cuts = sorted({0, *data.draw(st.lists(st.integers(0, len(raw)), max_size=12))} - {len(raw)})
+    pieces = [raw[a:b] for a, b in zip(cuts, [*cuts[1:], len(raw)], strict=True)]
+    assert b"".join(pieces) == raw
+    entries = [teacher_logprobs.entry(piece, -0.5) for piece in pieces]
+    [example], report = attached([row(text, entries)], renderer, path="bytes")
+    of_student = token_bytes(renderer.tokenizer)
+    ids = example.ids[example.prompt_length : len(example.ids) - len(renderer.chat_shape.end_of_turn)]
+    starts = np.cumsum([0, *(len(of_student[i]) for i in ids)])[:-1].tolist()
+    anchors = [at for at, start in enumerate(starts) if start in cuts]
+    found = targets(example) if example.soft is not None else {}
+    assert set(found) <= set(anchors)
+    for at in anchors:
+        piece, token = pieces[cuts.index(starts[at])], of_student[ids[at]]
+        if piece == token:
+            assert found[at] == {int(ids[at]): pytest.approx(math.exp(-0.5), rel=1e-3)}
+    assert report.anchors == len(found)
