@@ -6,9 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trainer.experiments.files import write_json, write_text
 from trainer.experiments.page import Page, Table
 from trainer.experiments.plot import Axis, Line, Measured, plot
+
+# Error of the predicted largest size, as a share, above which the page warns.
+LARGE_ERROR = 0.02
 
 
 def score_text(value: float, measure: str) -> str:
@@ -24,8 +29,10 @@ def gain_text(gain: Mapping[str, float], measure: str) -> str:
 
 
 def money(value: float) -> str:
-    """Return US dollars with as many decimals as a small amount needs."""
-    return f"${value:,.2f}" if value >= 1 or value == 0 else f"${value:.3g}"
+    """Return US dollars: cents, or three significant digits of a smaller amount."""
+    if value >= 1 or value == 0:
+        return f"${value:,.2f}"
+    return f"${np.format_float_positional(value, precision=3, fractional=False, trim='-')}"
 
 
 def amount_text(step: Mapping[str, Any]) -> str:
@@ -75,12 +82,17 @@ def notes(curve: Mapping[str, Any]) -> list[str]:
         f"measured were {score_text(prediction['measured'], measure)}, "
         f"an error of {scale * prediction['error']:+.2f} {unit}"
     )
+    if measure == "accuracy" and abs(prediction["error"]) > LARGE_ERROR:
+        lines.append(
+            "that error is large: these scores don't follow the curve, so its predictions are rough; "
+            "name larger sizes, where the score has begun to flatten, or more seeds"
+        )
     lines.append(
-        f"noise from one training to the next, beyond the held-out prompts' own: "
+        f"scatter about the curve, beyond what the held-out prompts explain: "
         f"{scale * fit['scatter']:.2f} {unit}"
     )
     if len(curve["seeds"]) == 1:
-        lines.append("each size was trained once; several seeds would measure that noise directly")
+        lines.append("each size was trained once; several seeds would measure the noise between trainings")
     held_out = curve["held_out"]
     if held_out["scored"] < held_out["prompts"]:
         missing = held_out["prompts"] - held_out["scored"]
@@ -145,10 +157,10 @@ def page(curve: Mapping[str, Any], name: str) -> str:
 
     def below(rows: float) -> str:
         count = f"{rows:,.0f}"
-        return count if dollars_per_row is None else f"{count} · {money(rows * dollars_per_row)}"
+        return count if dollars_per_row is None else f"{count}\n{money(rows * dollars_per_row)}"
 
     x = Axis(
-        "rows" if dollars_per_row is None else "rows · dollars",
+        "rows" if dollars_per_row is None else "rows, and what they cost",
         below,
         _x_ticks([p["rows"] for p in points]),
         is_log=True,

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from harvester.system.safe_text import one_line
 
 WIDTH, HEIGHT = 760, 380
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 24, 52
+LEFT, RIGHT, TOP, BOTTOM = 64, 44, 24, 66
 # Steps between ticks, times a power of ten.
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 Format = Callable[[float], str]
@@ -61,7 +61,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """An axis: its label, and how its numbers are written.
+    """An axis: its label, and how its numbers are written, in one line or (the horizontal axis) two.
 
     Attributes:
         ticks: where it has numbers; empty: at round ones around the data.
@@ -127,9 +127,11 @@ def _grid(y: float, text: str) -> Markup:
 
 def _x_number(x: float, text: str) -> Markup:
     tick = Markup('<line class="grid" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/>')
-    return tick.format(x, x, HEIGHT - BOTTOM, HEIGHT - BOTTOM + 5) + _text(
-        x, HEIGHT - BOTTOM + 20, text, "middle"
-    )
+    lines = [
+        _text(x, HEIGHT - BOTTOM + 19 + 15 * number, line, "middle")
+        for number, line in enumerate(text.split("\n"))
+    ]
+    return tick.format(x, x, HEIGHT - BOTTOM, HEIGHT - BOTTOM + 5) + Markup("").join(lines)
 
 
 def _drawn(line: Line, place_x: Place, place_y: Place) -> Markup:

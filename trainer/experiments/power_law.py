@@ -159,9 +159,9 @@ class Fit:
         scores: [sizes], the measured means.
         best: one curve, fitted to `scores`.
         drawn: a curve for each resample.
-        intervals: [sizes, 2], 95 % intervals of the measured means.
+        intervals: [sizes, 2], 95 % intervals of the measured means, from prompts and repetitions only.
         scatter: standard deviation of the scores about the curve beyond what the resampled prompts and
-            repetitions explain: the noise from one training to the next.
+            repetitions explain: noise from one training to the next, or scores that follow another curve.
     """
 
     scores: Floats
@@ -198,8 +198,8 @@ def bootstrap_fit(
 ) -> Fit:
     """Fit a curve, and once more for each paired resample of prompts and repetitions.
 
-    If the residuals are larger than resampling explains, the excess is the noise from one training to the
-    next; normal noise of that size is then added to the resampled scores.
+    If the residuals are larger than resampling explains, normal noise of the size of the excess is added to
+    the resampled scores before they are fitted.
 
     Args:
         sizes: `FEWEST_SIZES` different numbers of rows at least.
@@ -214,9 +214,9 @@ def bootstrap_fit(
     of_drawn = drawn - np.stack([refitted.at(size) for size in sizes], axis=1)
     explained = ((of_drawn - residuals) ** 2).sum(axis=1).mean()
     excess = (residuals**2).sum() - explained
+    intervals = np.percentile(drawn, [2.5, 97.5], axis=0).T
     scatter = float(np.sqrt(max(0.0, excess) / max(1, len(sizes) - 3)))
     if scatter > 0:
         drawn = drawn + draw.normal(0.0, scatter, size=drawn.shape)
         refitted = fit(sizes, drawn, limits, steps=GOLDEN_STEPS_OF_RESAMPLES)
-    intervals = np.percentile(drawn, [2.5, 97.5], axis=0).T
     return Fit(measured, best, refitted, np.asarray(intervals, dtype=float), scatter)
