@@ -323,6 +323,31 @@ def curve(
 
 
 @app.command()
+def loop(
+    config: Path = typer.Argument(..., metavar="LOOP", help="loop.toml", show_default=False),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Harvest what the student fails, round by round, train on all so far and score; write loop.html.
+
+    Runs `harvester run` under the budget of loop.toml. What is done is not repeated: the command resumes.
+
+    Example: trainer loop loop.toml
+    """
+    from trainer.experiments.loop_config import load_loop
+
+    files = load_loop(config)
+    from trainer.experiments import loop_report
+    from trainer.experiments.loop import Loop
+    from trainer.process import lock_output_folder
+
+    with lock_output_folder(files.folder), progress_bar("loop", "steps or prompts") as update:
+        result = Loop(files, print_message, update).run()
+        written = loop_report.write(result, files.folder, files.train.name)
+    lines = [*loop_report.text_lines(result), f"page in {written[0]}, figures in {written[1]}"]
+    print_result({**result, "page": written[0], "file": written[1]}, lines, as_json=as_json)
+
+
+@app.command()
 def trace(
     adapter: Path = typer.Argument(..., metavar="ADAPTER", help="Folder of an adapter.", show_default=False),
     row: str | None = typer.Argument(

@@ -13,6 +13,7 @@ HarvesterError                       message, place, remedy; knows its exit code
 ├── OutOfMemory                  1   a pack does not fit the device; checkpoints are untouched
 ├── TrainingDiverged             1   loss or gradient kept being NaN or infinite
 ├── ProcessLost                 75   another process of the training ended; the same command resumes
+├── HarvestFailed                     a harvest of `trainer loop` ended early; has its exit code
 ├── FindingsError                1   `doctor` found something fatal
 └── Interrupted            130/143   a signal; checkpointed; resumable
 """
@@ -35,6 +36,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "FindingsError",
+    "HarvestFailed",
     "HarvesterError",
     "Interrupted",
     "OutOfMemory",
@@ -85,6 +87,19 @@ class OutOfMemory(HarvesterError):
 
     code = "memory"
     exit_code = 1
+
+
+class HarvestFailed(HarvesterError):
+    """A harvest of `trainer loop` ended early, for another reason than the budget."""
+
+    code = "harvest"
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(
+            f"the harvest ended with exit code {exit_code}",
+            remedy="see the harvester's message above; the same command goes on",
+        )
+        self.exit_code = exit_code
 
 
 class ProcessLost(HarvesterError):

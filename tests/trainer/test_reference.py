@@ -16,6 +16,7 @@ from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from trainer import config as settings
 from trainer import reference
 from trainer.experiments.curve_config import CurveConfig
+from trainer.experiments.loop_config import LoopConfig
 
 CONFIG_MD = (Path(reference.__file__).parent / "CONFIG.md").read_text(encoding="utf-8")
 
@@ -44,6 +45,11 @@ def test_every_key_of_train_toml_is_in_the_documents(name):
 def test_every_key_of_curve_toml_is_in_the_documents():
     section = CONFIG_MD.partition("## curve.toml")[2].partition("\n**Subsets.**")[0]
     assert [line for line in section.splitlines() if line.startswith("| `")] == rows(CurveConfig)
+
+
+def test_every_key_of_loop_toml_is_in_the_documents():
+    section = CONFIG_MD.partition("## loop.toml")[2].partition("\n**Pool.**")[0]
+    assert [line for line in section.splitlines() if line.startswith("| `")] == rows(LoopConfig)
 
 
 def test_every_key_of_curate_toml_is_in_the_documents():

@@ -1,1 +1,1 @@
-"""Repeat trainings to decide what to pay for next: the cost curve."""
+"""Repeat trainings to decide what to pay for next: the cost curve, and the loop on hard prompts."""

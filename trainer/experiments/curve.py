@@ -21,7 +21,7 @@ from trainer.experiments.power_law import (
     fit,
     percentiles,
 )
-from trainer.experiments.stages import Note, Progress, Score, Stages, no_progress
+from trainer.experiments.stages import Note, Progress, Score, Stages, no_progress, prompt_weights
 from trainer.experiments.subsets import CurvePlan
 
 SCHEMA = "trainer.curve/1"
@@ -171,11 +171,7 @@ def _weights(measure: str, stages: Stages, score: Score, scored: Sequence[int]) 
     """
     if measure == "loss":
         return np.array([score.weights[number] for number in scored]), np.zeros(len(scored), dtype=np.int64)
-    tasks = [stages.held_out[number].task for number in scored]
-    names = sorted(set(tasks))
-    share = np.array([1.0 / tasks.count(task) for task in names])
-    strata = np.array([names.index(task) for task in tasks], dtype=np.int64)
-    return share[strata], strata
+    return prompt_weights([stages.held_out[number].task for number in scored])
 
 
 def _mean_of(score: Score, table: HeldOutScores, scored: Sequence[int]) -> float:

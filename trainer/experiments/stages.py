@@ -19,6 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from harvester.system import failpoints
 from harvester.verify.verifiers import AnswerVerdict
 from trainer.config import OutSection, TrainConfig
@@ -29,6 +32,7 @@ from trainer.errors import DataError
 from trainer.evaluation.evaluate import HeldOutTest, answer_limit, generate_answers, judged_text, verifiers_of
 from trainer.evaluation.scorecard import HEADLINE_SPLIT
 from trainer.experiments.files import read_json, write_json
+from trainer.experiments.power_law import Floats
 from trainer.model import model, self_test, weights
 from trainer.training.forward import pack_losses
 from trainer.training.reporter import Callbacks
@@ -65,6 +69,14 @@ def headline_split(held_out: Sequence[HeldOut]) -> tuple[HeldOut, ...]:
     splits = sorted({held.split for held in held_out})
     name = HEADLINE_SPLIT if HEADLINE_SPLIT in splits else next(iter(splits), "")
     return tuple(held for held in held_out if held.split == name)
+
+
+def prompt_weights(tasks: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Return the weight of each prompt in a macro accuracy, and the number of its task."""
+    names = sorted(set(tasks))
+    share = np.array([1.0 / list(tasks).count(task) for task in names])
+    strata = np.array([names.index(task) for task in tasks], dtype=np.int64)
+    return share[strata], strata
 
 
 def digest(value: Any) -> str:
