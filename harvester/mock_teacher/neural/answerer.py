@@ -94,9 +94,9 @@ class ModelAnswerer:
     def _read_prompt(self, messages: tuple[tuple[str, str], ...]) -> list[int]:
         """Return the token ids of a chat by the model's own template."""
         turns = [{"role": role, "content": text} for role, text in messages]
-        ids: list[int] = self._tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_dict=False
-        )
+        text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        # By the backend directly: a call of the tokenizer hands even one text to a pool of threads.
+        ids: list[int] = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def _row(
