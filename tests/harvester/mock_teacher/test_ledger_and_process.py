@@ -16,6 +16,7 @@ import pytest
 from harvester.errors import ConfigError, HarvesterError
 from harvester.mock_teacher.running import start_in_thread, start_process
 from harvester.mock_teacher.settings import MockSettings, parse_accuracy
+from tests import commands
 from tests.raw_client import Caller, body_of, once, raw, until
 
 
@@ -139,9 +140,7 @@ def test_flags_reach_the_server(tmp_path):
     ],
 )
 def test_wrong_flags_are_one_line_and_exit_2(flags, words):
-    done = subprocess.run(
-        [sys.executable, "-m", "harvester.mock_teacher", *flags], capture_output=True, text=True, timeout=20
-    )
+    done = commands.run("harvester.mock_teacher", flags, timeout=60)
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
