@@ -57,7 +57,7 @@ def test_two_processes_learn_what_one_does(tmp_path, dropout):
     assert resumed.steps_now == 0
 
 
-@pytest.mark.slow  # test_accumulation adds up the same, in two forked ranks
+@pytest.mark.long  # test_accumulation adds up the same, in two forked ranks
 def test_ranks_add_up_what_they_hold(tmp_path):
     code = (
         "import torch\nfrom trainer.training.distributed import join_world\n"
@@ -93,7 +93,7 @@ def fleet(toml: Path, **more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_with_half_the_base_each_learn_what_one_does_and_either_resumes_the_other(tmp_path):
     rows = tiny.skill(60)
     shape = {
@@ -148,10 +148,12 @@ STEPWISE = {**DEALT["train"], "epochs": 40, "batch_tokens": 384, "save_every": 5
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> dict[str, torch.Tensor]:
+def undisturbed(tmp_path_factory, fork_server) -> dict[str, torch.Tensor]:
     """The adapter of two processes that nobody stopped."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert fleet(tiny.train_toml(folder, tiny.skill(60), train=STEPWISE)).returncode == 0
+    toml = tiny.train_toml(folder, tiny.skill(60), train=STEPWISE)
+    ended = fork_server("command", words=["train", toml], world=2)
+    assert ended["code"] == 0, ended["err"]
     return load_file(folder / "out/adapter/adapter_model.safetensors")
 
 
@@ -163,7 +165,9 @@ def undisturbed(tmp_path_factory) -> dict[str, torch.Tensor]:
         pytest.param("a rank is killed", marks=pytest.mark.long),
     ],
 )
-def test_a_fleet_ends_as_one_with_a_checkpoint_and_resumes_to_the_same_bits(tmp_path, undisturbed, event):
+def test_a_fleet_ends_as_one_with_a_checkpoint_and_resumes_to_the_same_bits(
+    tmp_path, undisturbed, fork_server, event
+):
     """The log is written every 1,000 steps: the end does not wait for a line of the log."""
     toml = tiny.train_toml(tmp_path, tiny.skill(60), train=STEPWISE)
     out = tmp_path / "out"
@@ -189,7 +193,7 @@ def test_a_fleet_ends_as_one_with_a_checkpoint_and_resumes_to_the_same_bits(tmp_
     newest, _ = checkpoint.newest_valid(out / "checkpoints")
     if event != "a rank is killed":  # it lets the others end no step
         assert f"step {newest.step} of" in err  # the last step that was made, not the last multiple of 5
-    resumed = fleet(toml)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = fork_server("command", words=["train", toml], world=2)
+    assert resumed["code"] == 0, resumed["err"]
     adapter = load_file(out / "adapter/adapter_model.safetensors")
     assert all(torch.equal(adapter[name], undisturbed[name]) for name in undisturbed)
