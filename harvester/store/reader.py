@@ -10,7 +10,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,20 @@ from harvester.store.shards.sample import (
     sample_of,
     terms_columns,
 )
-from harvester.store.shards.schema import ADDED_COLUMNS, SCHEMA, Sample, columns_with_nulls, from_row
+from harvester.store.shards.schema import (
+    ADDED_COLUMNS,
+    SCHEMA,
+    Sample,
+    columns_with_nulls,
+    from_row,
+    to_table,
+)
 from harvester.store.shards.swap import hold_for_reading
 from harvester.store.verify import Finding, verify_store
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
+
+# Unsealed rows that are converted to Arrow together; each may have a megabyte of log-probabilities.
+UNSEALED_ROWS = 16
 
 _ASKED = ("prompt_id", "sample_index", "reference", "tags", "metadata_json", "source_file", "source_line")
 
@@ -158,6 +168,26 @@ class Corpus:
             require_unchanged("answers", rows, self._store)
             for row in rows:
                 yield _projected(sample_of(row, lineages[row["run"]], columns), columns)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield columns of all answers as Arrow batches of limited size, which is faster for nested columns.
+
+        Each answer comes once, for the prompt that paid for it. Unsealed answers come first; their values are
+        rounded as in a shard.
+
+        Raises:
+            StoreError, StoreCorrupt: as `samples`.
+        """
+        with hold_for_reading(self.folder):
+            with self.snapshot(columns) as (manifest, unsealed):
+                while rows := list(islice(unsealed, UNSEALED_ROWS)):
+                    yield from to_table(rows).select(list(columns)).to_batches()
+            for entry in manifest:
+                with open_entry(self.folder, entry) as file:
+                    _require_columns(file, columns, entry.name)
+                    for batch in batching.batch_file(file, columns):
+                        _require_values(batch, entry.name)
+                        yield batch.select(list(columns))
 
     def count(self) -> int:
         """Count the answers. `samples` may yield more, as prompts may share an answer."""

@@ -28,7 +28,7 @@ from trainer.data.conversation import (
     request_beyond_columns,
 )
 from trainer.data.soft_targets import SoftReport
-from trainer.data.teacher_tokens import TeacherSignal
+from trainer.data.teacher_tokens import TeacherSignal, read_signal
 from trainer.data.token_alignment import TeacherText
 from trainer.errors import DataError, StudentError
 from trainer.provenance import fingerprint, terms_check
@@ -38,6 +38,9 @@ COLUMNS = [
     *("key", "prompt_id", "sample_index", "messages", "completion", "reasoning", "outcome", "finish_reason"),
     *("reference", "tags", "metadata_json", "purpose", "terms_id", "teacher_id", "mock", "run_id"),
 ]
+
+# Columns that log-probabilities are read from.
+LOGPROB_COLUMNS = ("key", "logprobs", "request_json")
 
 # Plain text around reasoning that is learned as part of the answer.
 INLINE_REASONING = ("<think>\n", "\n</think>\n\n")
@@ -144,10 +147,7 @@ def read(config: TrainConfig, only: Collection[str] | None = None) -> Rows:
     require_folder(config)
     corpus = Corpus.open(config.corpus)
     origins: dict[str, str] = {}
-    signal = TeacherSignal() if config.train.soft_targets == "auto" else None
-    samples = sorted(
-        _read_samples(corpus, origins, signal), key=lambda s: (s.prompt_id, s.sample_index, s.key)
-    )
+    samples = sorted(_read_samples(corpus, origins), key=lambda s: (s.prompt_id, s.sample_index, s.key))
     if not samples:
         raise DataError(
             "the corpus is empty", place=str(config.corpus), remedy="`harvester run harvest.toml` fills it"
@@ -187,8 +187,10 @@ def read(config: TrainConfig, only: Collection[str] | None = None) -> Rows:
             remedy=f"rows need a completion and {config.data.split_field!r} = 'train' (or none)",
         )
     held_out = _held_out(samples, splits, config.data)
-    learned = signal and signal.of([sample.key for sample in chosen.samples])
-    return Rows(chosen.samples, held_out, +excluded, lineages, origins, chosen.weights, learned)
+    signal = None
+    if config.train.soft_targets == "auto":
+        signal = read_signal(corpus.batches(LOGPROB_COLUMNS), {sample.key for sample in chosen.samples})
+    return Rows(chosen.samples, held_out, +excluded, lineages, origins, chosen.weights, signal)
 
 
 def held_out_examples(
@@ -207,18 +209,11 @@ def held_out_examples(
     return tuple(example for example in examples if len(example.ids) <= config.train.max_length)
 
 
-def _read_samples(corpus: Corpus, origins: dict[str, str], signal: TeacherSignal | None) -> Iterator[Sample]:
-    """Yield the samples, add the hash of each one's origin to `origins`, and clear the columns it needed.
-
-    Log-probabilities go to `signal`, which holds them in arrays.
-    """
-    columns = [*COLUMNS, *fingerprint.ORIGIN_COLUMNS, *([] if signal is None else ["logprobs"])]
-    for sample in corpus.samples(list(dict.fromkeys(columns))):
+def _read_samples(corpus: Corpus, origins: dict[str, str]) -> Iterator[Sample]:
+    """Yield the samples, add the hash of each one's origin to `origins`, and clear the columns it needed."""
+    for sample in corpus.samples(list(dict.fromkeys((*COLUMNS, *fingerprint.ORIGIN_COLUMNS)))):
         origins[sample.key] = fingerprint.origin_sha256(sample)
-        if signal is not None:
-            signal.add(sample.key, sample.logprobs, sample.request_json)
-        beyond = request_beyond_columns(sample)
-        yield replace(sample, **{**_CLEARED_COLUMNS, "request_json": beyond, "logprobs": None})
+        yield replace(sample, **{**_CLEARED_COLUMNS, "request_json": request_beyond_columns(sample)})
 
 
 def render(rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int = 0) -> Dataset:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 # Servers write -9999 for "not computed". A probability below e^-9000 is 0 in any case.
 LEAST_LOG_PROB = -9000.0
@@ -86,45 +88,83 @@ class TeacherTokens:
 
 @dataclass(frozen=True, slots=True)
 class TeacherSignal:
-    """Hold the log-probabilities of a corpus: the table of tokens, and the answers by key."""
+    """Hold the log-probabilities of answers: the table of tokens, and the arrays by key."""
 
-    table: TokenTable = field(default_factory=TokenTable)
-    answers: dict[str, TeacherTokens] = field(default_factory=dict)
-
-    def add(self, key: str, logprobs: Sequence[Mapping[str, Any]] | None, request_json: str) -> None:
-        """Keep the log-probabilities of an answer, as the column `logprobs` of the store has them."""
-        if logprobs and key not in self.answers:
-            tokens, log_probs = read_tokens(logprobs, self.table)
-            self.answers[key] = TeacherTokens(tokens, log_probs, _sampling(request_json))
-
-    def of(self, keys: Sequence[str]) -> TeacherSignal:
-        """Return the log-probabilities of some of the answers."""
-        return TeacherSignal(self.table, {key: self.answers[key] for key in keys if key in self.answers})
+    table: TokenTable
+    answers: Mapping[str, TeacherTokens]
 
 
-def read_tokens(
-    logprobs: Sequence[Mapping[str, Any]], table: TokenTable
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]]:
-    """Convert a value of the column `logprobs` to arrays; see `TeacherTokens`.
+def read_signal(batches: Iterable[pa.RecordBatch], keys: Collection[str]) -> TeacherSignal:
+    """Read the log-probabilities of some answers.
 
-    Numbers are rounded to float16, as in a sealed shard: a row that isn't sealed yet must give the same
-    targets before and after.
+    Args:
+        batches: columns `key`, `logprobs` and `request_json` of the store.
+        keys: of the answers wanted.
     """
-    listed = [(entry.get("top") or ())[:MOST_LISTED] for entry in logprobs]
-    width = 1 + max(map(len, listed), default=0)
-    tokens = np.full((len(logprobs), width), NOTHING, dtype=np.int32)
-    values = np.full((len(logprobs), width), -np.inf, dtype=np.float64)
-    for row, (entry, top) in enumerate(zip(logprobs, listed, strict=True)):
-        for column, item in enumerate((entry, *top)):
-            tokens[row, column] = table.number(item.get("token") or "", item.get("bytes"))
-            value = item.get("logprob")
-            values[row, column] = np.nan if value is None else value
-    with np.errstate(over="ignore"):  # what is too large for float16 becomes infinite, as it should
-        log_probs = values.astype(np.float16)
-    log_probs[log_probs > LARGEST_LOG_PROB] = np.inf
-    log_probs[(log_probs > 0) & (log_probs <= LARGEST_LOG_PROB)] = 0
-    log_probs[log_probs <= LEAST_LOG_PROB] = -np.inf
-    return tokens, log_probs
+    table = TokenTable()
+    answers: dict[str, TeacherTokens] = {}
+    for batch in batches:
+        names = batch.column("key").to_pylist()
+        wanted = [at for at, key in enumerate(names) if key in keys and key not in answers]
+        part = batch.take(pa.array(wanted, pa.int64()))
+        requests = part.column("request_json").to_pylist()
+        arrays = read_column(part.column("logprobs"), table)
+        for at, (tokens, log_probs), request in zip(wanted, arrays, requests, strict=True):
+            if len(tokens):
+                answers[names[at]] = TeacherTokens(tokens, log_probs, _sampling(request))
+    return TeacherSignal(table, answers)
+
+
+def read_column(
+    column: pa.ListArray, table: TokenTable
+) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]]]:
+    """Convert values of the column `logprobs` to arrays; see `TeacherTokens`. A null gives empty arrays."""
+    offsets = np.asarray(column.offsets)
+    token, data, log_prob, top = column.values[offsets[0] : offsets[-1]].flatten()
+    listed = np.asarray(top.offsets) if len(top) else np.zeros(1, dtype=np.int32)
+    other = top.values[listed[0] : listed[-1]].flatten()
+    numbers, others = _numbers(token, data, table), _numbers(other[0], other[1], table)
+    values, other_values = _usable(log_prob), _usable(other[2])
+    begins, offsets = listed[:-1] - listed[0], offsets - offsets[0]
+    sizes = np.minimum(np.diff(listed), MOST_LISTED)
+    result = []
+    for begin, end in pairwise(offsets.tolist()):
+        count = sizes[begin:end]
+        width = 1 + int(count.max(initial=0))
+        tokens = np.full((end - begin, width), NOTHING, dtype=np.int32)
+        log_probs = np.full((end - begin, width), -np.inf, dtype=np.float16)
+        tokens[:, 0], log_probs[:, 0] = numbers[begin:end], values[begin:end]
+        row = np.repeat(np.arange(end - begin), count)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+        source = np.repeat(begins[begin:end], count) + place
+        tokens[row, place + 1], log_probs[row, place + 1] = others[source], other_values[source]
+        result.append((tokens, log_probs))
+    return result
+
+
+def _numbers(texts: pa.StringArray, data: pa.BinaryArray, table: TokenTable) -> npt.NDArray[np.int32]:
+    """Return the number of each token; the table is asked once for each distinct one."""
+    texts = pc.fill_null(texts, "")
+    by_bytes = pc.binary_join_element_wise(pa.scalar(b"b"), data, b"")
+    by_text = pc.binary_join_element_wise(pa.scalar(b"t"), texts.cast(pa.binary()), b"")
+    encoded = pc.coalesce(by_bytes, by_text).dictionary_encode()
+    indices = np.asarray(encoded.indices)
+    _, first = np.unique(indices, return_index=True)
+    places = pa.array(first)
+    distinct = zip(texts.take(places).to_pylist(), data.take(places).to_pylist(), strict=True)
+    of_table = np.array([table.number(text, exact) for text, exact in distinct], dtype=np.int32)
+    numbers: npt.NDArray[np.int32] = of_table[indices]
+    return numbers
+
+
+def _usable(column: pa.Array) -> npt.NDArray[np.float16]:
+    """Return log-probabilities with the three values of `TeacherTokens` that stand for no probability."""
+    values = np.frombuffer(column.buffers()[1] or b"", np.float16, len(column), column.offset * 2).copy()
+    values[np.asarray(column.is_null())] = np.nan
+    values[values > LARGEST_LOG_PROB] = np.inf
+    values[(values > 0) & (values <= LARGEST_LOG_PROB)] = 0
+    values[values <= LEAST_LOG_PROB] = -np.inf
+    return values
 
 
 def _exact_bytes(text: str, data: bytes | None) -> bytes | None:

@@ -60,6 +60,17 @@ def test_sealed_rows_and_the_tail_read_alike(tmp_path):
     assert {sample.key: sample for sample in Corpus.open(tmp_path).samples()} == samples
 
 
+def test_batches_hold_what_the_samples_do(tmp_path):
+    make(tmp_path, tail=20)
+    corpus = Corpus.open(tmp_path)
+    columns = ["key", "completion", "logprobs"]
+    rows = [row for batch in corpus.batches(columns) for row in batch.to_pylist()]
+    assert all(list(row) == columns for row in rows)
+    wanted = {sample.key: sample.completion for sample in corpus.samples()}
+    assert len(rows) == len(wanted) == 40
+    assert {row["key"]: row["completion"] for row in rows} == wanted
+
+
 def test_columns_are_projected_and_unknown_ones_refused(tmp_path):
     make(tmp_path)
     for sample in Corpus.open(tmp_path).samples(columns=["completion", "outcome"]):

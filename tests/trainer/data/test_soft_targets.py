@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
+from harvester.store.shards import schema
 from tests.trainer import chat_templates, teacher_logprobs, tiny
 from tests.trainer.chat_templates import SHAPES
 from trainer import config as settings
 from trainer.data import data_checks, dataset, soft_targets
 from trainer.data.chat_template import Renderer
 from trainer.data.student_tokens import byte_of_character, token_bytes
-from trainer.data.teacher_tokens import TeacherSignal
+from trainer.data.teacher_tokens import read_signal
 from trainer.model import model
 
 
@@ -50,9 +51,8 @@ def targets(example):
 
 def attached(rows, renderer, *, path=None, **data):
     """Soft targets of rows, without a corpus on disk."""
-    signal = TeacherSignal()
-    for sample in rows:
-        signal.add(sample.key, sample.logprobs, sample.request_json)
+    table = schema.to_table(rows).select(dataset.LOGPROB_COLUMNS)
+    signal = read_signal(table.to_batches(), {sample.key for sample in rows})
     config = settings.DataSection(corpus="x", **data)
     examples = dataset.render_samples(rows, renderer, config)
     answers = [dataset.teacher_text(sample, config) for sample in rows]

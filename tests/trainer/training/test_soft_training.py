@@ -12,14 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harvester.store.shards import schema
+from harvester.store.reader import Corpus
+from harvester.store.shards.seal import seal
+from tests.harvester.store_rows import answer, key_of, open_store, raw_of
 from tests.trainer import teacher_logprobs, tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - fixture
 from tests.trainer.data.test_token_paths import Chain, exact_first_tokens
 from tests.trainer.training.test_faults_checkpoints import half_done
 from trainer import config as settings
+from trainer.data import dataset
 from trainer.data.chat_template import Renderer
-from trainer.data.teacher_tokens import TokenTable, read_tokens
+from trainer.data.teacher_tokens import read_signal
 from trainer.evaluation.distributions import MOST_POSITIONS
 from trainer.model import model, self_test
 from trainer.model.rows import RowLayout
@@ -148,17 +151,33 @@ def test_packed_rows_have_the_loss_and_gradients_of_unpacked_ones(tmp_path):
         assert worst <= 1e-4 * max(float(g.abs().max()) for g in wanted.values())
 
 
-def test_unsealed_and_sealed_rows_give_the_same_targets():
-    stored = rows(3)
-    values = [1e-7, 0.00099999, 0.0010003, -9000.5, -8999.9, -1e-9, 1e6, -1e6, None]
-    entry = teacher_logprobs.entry(b"x", -0.5, [(b"%d" % i, value) for i, value in enumerate(values)])
-    stored[0] = replace(stored[0], logprobs=[entry, *stored[0].logprobs])
-    sealed = [schema.from_row(row) for row in schema.to_table(stored).to_pylist()]
-    for before, after in zip(stored[:2], sealed[:2], strict=True):
-        assert before.logprobs != after.logprobs  # float16
-        one, two = (read_tokens(sample.logprobs, TokenTable()) for sample in (before, after))
-        assert np.array_equal(one[0], two[0])
-        assert np.array_equal(one[1], two[1], equal_nan=True)
+def test_unsealed_and_sealed_answers_give_the_same_arrays(tmp_path):
+    values = [1e-7, 0.00099999, 0.0011, -9000.5, -8900.0, -1e-9, -0.123456789, 1e6, -1e6]
+    top = [{"token": str(at), "bytes": [65 + at], "logprob": value} for at, value in enumerate(values)]
+    first = {"token": "8", "bytes": [56], "logprob": -0.3, "top_logprobs": top}
+    second = {"token": "\ufffd", "bytes": None, "logprob": -7.77, "top_logprobs": top[:3]}
+    raw = json.loads(raw_of(7))
+    raw["choices"][0]["logprobs"] = {"content": [first, second]}
+
+    def signal():
+        store = Corpus.open(tmp_path)
+        return read_signal(store.batches(dataset.LOGPROB_COLUMNS), {key_of(n).hex() for n in (7, 8)})
+
+    with open_store(tmp_path) as journal:
+        journal.apply([answer(7, raw=json.dumps(raw).encode()), answer(8), answer(9)])
+        before = signal()
+        seal(journal, tmp_path, target_bytes=1 << 20, everything=True)
+        after = signal()
+    assert list(before.answers) == list(after.answers) == [key_of(7).hex()]
+    one, two = (next(iter(each.answers.values())) for each in (before, after))
+    assert np.array_equal(one.tokens, two.tokens)
+    assert np.array_equal(one.log_probs, two.log_probs, equal_nan=True)
+    assert one.sampling == two.sampling
+    assert one.tokens.shape == (2, 10)
+    assert (one.tokens[1, 4:] == -1).all()
+    assert before.table.data[one.tokens[1, 0]] is None
+    kinds = [0, 0, math.inf, -math.inf, -8900.0, 0, -0.123456789, math.inf, -math.inf]
+    assert one.log_probs[0, 1:].tolist() == pytest.approx(kinds, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.slow
