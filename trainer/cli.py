@@ -30,7 +30,7 @@ from trainer.process import end_on_sigterm, ignore_sigterm
 EXIT_CODES = """Exit codes: 0 complete, 1 the data has a fatal fault or the training diverged, 2 usage,
 configuration, corpus or student, 5 storage fault, 75 another training holds the output folder or a
 process of this one was lost, 77 the terms do not permit it, 130/143 interrupted and checkpointed (the
-same command resumes)."""
+same command resumes). `loop` ends with the exit code of a harvest that fails."""
 
 app = typer.Typer(
     name="trainer",

@@ -77,6 +77,7 @@ def _result(
     scores: dict[tuple[int, int], Score],
     learned: dict[tuple[int, int], int],
 ) -> dict[str, Any]:
+    """Fit the curve to the scores and return the content of curve.json."""
     sizes = [float(np.mean([len(of[at]) for of in plan.subsets])) for at in range(len(plan.sizes))]
     scored = _common_prompts(plan, stages, [stages.score(None, "the base"), *scores.values()])
     table = HeldOutScores(
@@ -91,20 +92,6 @@ def _result(
     is_loss = plan.config.measure == "loss"
     limits = (0.0, np.inf) if is_loss else (0.0, 1.0)
     fitted = bootstrap_fit(sizes, table, limits, resamples=plan.config.resamples, seed=plan.seeds[0])
-    means = table.means()
-    points = [
-        {
-            "asked": plan.sizes[at],
-            "rows": rows,
-            "learned": float(np.mean([learned[at, number] for number in range(len(plan.seeds))])),
-            "dollars": _mean_dollars(plan, at),
-            "score": float(fitted.scores[at]),
-            "low": float(fitted.intervals[at, 0]),
-            "high": float(fitted.intervals[at, 1]),
-            "by_seed": [float(mean) for mean in means[at]],
-        }
-        for at, rows in enumerate(sizes)
-    ]
     teacher = stages.teacher_score()
     return {
         "schema": SCHEMA,
@@ -120,7 +107,7 @@ def _result(
             "rows": len(plan.paid.costs),
             "unpriced": plan.paid.unpriced,
         },
-        "points": points,
+        "points": _points(plan, sizes, learned, fitted, table.means()),
         "base": _mean_of(stages.score(None, "the base"), table, scored),
         "teacher": None if teacher is None else _mean_of(teacher, table, scored),
         "fit": _fit_facts(fitted),
@@ -129,6 +116,34 @@ def _result(
         "curve": _drawn_curve(fitted, sizes),
         "resamples": plan.config.resamples,
     }
+
+
+def _points(
+    plan: CurvePlan,
+    sizes: Sequence[float],
+    learned: dict[tuple[int, int], int],
+    fitted: Fit,
+    means: Floats,
+) -> list[dict[str, Any]]:
+    """Return the measured sizes.
+
+    Args:
+        learned: examples by number of the size and of the seed.
+        means: scores [sizes, seeds].
+    """
+    return [
+        {
+            "asked": plan.sizes[at],
+            "rows": rows,
+            "learned": float(np.mean([learned[at, number] for number in range(len(plan.seeds))])),
+            "dollars": _mean_dollars(plan, at),
+            "score": float(fitted.scores[at]),
+            "low": float(fitted.intervals[at, 0]),
+            "high": float(fitted.intervals[at, 1]),
+            "by_seed": [float(mean) for mean in means[at]],
+        }
+        for at, rows in enumerate(sizes)
+    ]
 
 
 def _mean_dollars(plan: CurvePlan, at: int) -> float | None:

@@ -228,13 +228,7 @@ class Loop:
         teacher = stages.teacher_score()
         assert teacher is not None
         scores = [base, teacher, *(score for arm in arms for score in arm.scores)]
-        scored = [n for n in range(len(stages.held_out)) if all(s.values[n] is not None for s in scores)]
-        if not scored:
-            raise DataError(
-                "no held-out prompt can be judged",
-                place=str(self._files.train.corpus),
-                remedy="give held-out prompts a reference or a [verify] table",
-            )
+        scored = self._scored_by_all(stages, scores)
         values = np.array([[[float(s.values[n] or 0.0) for n in scored]] for s in scores])
         table = HeldOutScores(values, *prompt_weights([stages.held_out[n].task for n in scored]))
         drawn = table.resampled(np.random.default_rng(self._config.seed), self._config.resamples)
@@ -262,6 +256,21 @@ class Loop:
             "differences": _differences(means, drawn, count) if len(arms) > 1 else [],
             "resamples": self._config.resamples,
         }
+
+    def _scored_by_all(self, stages: Stages, scores: Sequence[Score]) -> list[int]:
+        """Return the numbers of the held-out prompts that every student's answer could be judged for.
+
+        Raises:
+            DataError: there is none.
+        """
+        scored = [n for n in range(len(stages.held_out)) if all(s.values[n] is not None for s in scores)]
+        if not scored:
+            raise DataError(
+                "no held-out prompt can be judged",
+                place=str(self._files.train.corpus),
+                remedy="give held-out prompts a reference or a [verify] table",
+            )
+        return scored
 
 
 def _facts(means: Floats, drawn: Floats, at: int) -> dict[str, float]:

@@ -85,6 +85,15 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def rows_sha256(rows: Rows) -> str:
+    """Return the SHA-256 of the rows that are learned, in their order, with their weights."""
+    hashed = hashlib.sha256(repr(rows.weights).encode())
+    for s in rows.train:
+        row = (s.key, s.sample_index, s.messages, s.request_json, s.outcome, s.reasoning, s.completion)
+        hashed.update(json.dumps(row).encode() + b"\n")
+    return hashed.hexdigest()
+
+
 class Stages:
     """Trains and scores the students of one experiment in its folder.
 
@@ -169,10 +178,6 @@ class Stages:
         config = self._config
         settings = config.train.model_dump(mode="json", exclude=set(_FREE_SETTINGS))
         chooses = config.evaluate.every != 0  # then evaluations choose the adapter
-        learned = [
-            (s.key, s.sample_index, s.messages, s.request_json, s.outcome, s.reasoning, s.completion)
-            for s in rows.train
-        ]
         return digest(
             {
                 "format": FORMAT,
@@ -183,8 +188,7 @@ class Stages:
                 "train": {**settings, "seed": seed},
                 "evaluate": config.evaluate.model_dump(mode="json") if chooses else None,
                 "held_out": self._held_out_sha256 if chooses else None,
-                "rows": learned,
-                "weights": rows.weights,
+                "rows": rows_sha256(rows),
             }
         )
 

@@ -145,6 +145,25 @@ def test_a_change_repeats_only_what_depends_on_it(run_trainer, copied):  # noqa:
     assert curve["next"]["dollars"] == pytest.approx(0.01)
 
 
+def test_a_gain_below_the_least_gain_stops_too(run_trainer, copied):  # noqa: F811
+    curve_toml(copied, least_gain=1000.0)
+    code, out, err = run_trainer("curve", copied / "curve.toml")
+    assert code == 0, err
+    assert "stop here" in out.splitlines()[-2]
+
+
+@pytest.mark.slow
+def test_each_seed_has_a_chain_of_subsets_and_trainings(run_trainer, copied):  # noqa: F811
+    before = trainings(copied)
+    code, out, err = run_trainer("curve", curve_toml(copied, seeds=[0, 5]), "--json")
+    assert code == 0, err
+    curve = json.loads(out)
+    assert len(trainings(copied)) == len(before) + len(SIZES)
+    for point in curve["points"]:
+        assert len(set(point["by_seed"])) == 2
+        assert point["score"] == pytest.approx(sum(point["by_seed"]) / 2)
+
+
 @pytest.mark.parametrize(
     "place",
     [
