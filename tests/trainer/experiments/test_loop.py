@@ -188,6 +188,8 @@ def test_the_choice_does_not_depend_on_held_out_answers(run_trainer, copied):  #
     lines = [json.loads(line) for line in (copied / "held-out.jsonl").read_text().splitlines()]
     changed = [json.dumps({**line, "reference": "7"}) for line in lines]
     (copied / "held-out.jsonl").write_text("\n".join(changed) + "\n")
+    shutil.rmtree(copied / "loop" / "scores")  # the student answers the pool once more
+    shutil.rmtree(copied / "loop" / "chosen")
     code, _, err = run_trainer("loop", copied / "loop.toml")
     assert code == 0, err
     assert chosen(copied) == before
