@@ -26,7 +26,7 @@ test: $(STAMP)  ## the default test suite
 test-slow: $(STAMP)  ## the tests marked `slow`; CI runs them, too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
 
-test-long: $(STAMP)  ## the tests marked `long`: a soak, fifty kills, a compiler, fleets; minutes each
+test-long: $(STAMP)  ## the tests marked `long`: a soak, fifty kills, a compiler, 200 simulated servers; minutes each
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m long
 
 torture: $(STAMP)  ## hundreds of kills and faults, for hours (TORTURE_KILLS=N for another number)

@@ -176,7 +176,7 @@ def test_a_storm_of_refusals_is_over_soon_after_the_server_recovers(named_s: flo
     assert result.ended_at <= 8.0 + 4.0
 
 
-@pytest.mark.slow
+@pytest.mark.long  # a minute or more of computation
 def test_two_hundred_random_servers() -> None:
     """All families, half of them with up to a tenth of unrelated refusals: one floor for all of them.
 
