@@ -133,11 +133,12 @@ def require_folder(config: TrainConfig) -> None:
         )
 
 
-def read(config: TrainConfig, only: Collection[str] | None = None) -> Rows:
+def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bool = True) -> Rows:
     """Read the corpus and split it by prompt. Loads no torch.
 
     Args:
         only: keys of the rows of the training split to take; None for all. Held-out prompts are all taken.
+        learns: also read the log-probabilities, where `[train] soft_targets` asks for them.
 
     Raises:
         DataError: no corpus, an empty one, or no row to learn from.
@@ -188,7 +189,7 @@ def read(config: TrainConfig, only: Collection[str] | None = None) -> Rows:
         )
     held_out = _held_out(samples, splits, config.data)
     signal = None
-    if config.train.soft_targets == "auto":
+    if learns and config.train.soft_targets == "auto":
         signal = read_signal(corpus.batches(LOGPROB_COLUMNS), {sample.key for sample in chosen.samples})
     return Rows(chosen.samples, held_out, +excluded, lineages, origins, chosen.weights, signal)
 

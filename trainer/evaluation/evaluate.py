@@ -87,7 +87,7 @@ def evaluate(
     if (adapter / fingerprint.TREE_FILE).exists():  # adapters of the first versions have none
         fingerprint.require_intact(adapter)
     check_same_base(config, adapter)
-    rows = dataset.read(config)
+    rows = dataset.read(config, learns=False)
     if not rows.held_out:
         raise DataError(
             "no prompt is held out to evaluate with",
