@@ -180,7 +180,7 @@ def _distinct(
 ) -> tuple[npt.NDArray[np.int64], Numbers, npt.NDArray[np.float64]]:
     """Return row, token and probability of the usable entries of [rows, 1 + k], each token of a row once.
 
-    A row with a probability above 1 has none.
+    They are sorted by row, then by probability. A row with a probability above 1 has none.
     """
     has_excess = np.isposinf(log_probs).any(axis=1, keepdims=True)
     is_usable = np.isfinite(log_probs) & (log_probs >= SMALLEST_LOG_PROB) & ~has_excess
@@ -190,7 +190,10 @@ def _distinct(
     row, token, probability = row[order], token[order], probability[order]
     is_first = np.ones(len(row), dtype=bool)
     is_first[1:] = (row[1:] != row[:-1]) | (token[1:] != token[:-1])
-    return row[is_first], token[is_first], probability[is_first]
+    row, token, probability = row[is_first], token[is_first], probability[is_first]
+    # Sums in order of size: the numbers of tokens depend on which answer was read first, a sum must not.
+    order = np.lexsort((probability, row))
+    return row[order], token[order], probability[order]
 
 
 def _laid_out(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,22 @@ def test_a_flat_teacher_of_letters_is_refused_in_words():
     _, report = differences(Chain(5, 0.1), merges)
     [fault] = report.faults
     assert "of the listed probability has a student token, below 60%" in fault
+
+
+def test_the_order_in_which_answers_are_read_changes_no_bit():
+    chain = Chain(4, 2.0)
+    renderer = Renderer(student_tokenizer([("a", "b"), ("b", "a"), ("c", "a"), ("d", "c"), ("ab", "c")]))
+    texts = [chain.answer() for _ in range(30)]
+    rows = [tiny.sample(n, f"q{n}", t, logprobs=chain.logprobs(t)) for n, t in enumerate(texts)]
+    forwards, report = attached(rows, renderer)
+    # Other numbers for the tokens, and another order of the alternatives.
+    turned = [replace(r, logprobs=[{**e, "top": e["top"][::-1]} for e in r.logprobs]) for r in rows[::-1]]
+    backwards, other = attached(turned, renderer)
+    assert report.path == other.path == "bytes"
+    assert report.mapped_mass == pytest.approx(other.mapped_mass)
+    for one, two in zip(forwards, backwards[::-1], strict=True):
+        assert np.array_equal(one.soft.ids, two.soft.ids)
+        assert np.array_equal(one.soft.log_probs, two.soft.log_probs)
 
 
 def listing(chosen, texts, ends=0.0):
