@@ -74,11 +74,14 @@ def test_08_a_log_that_can_not_be_written_stops_no_training(tmp_path, fork_serve
     assert "warning: train.jsonl not written" in ended["err"]
 
 
-@pytest.mark.parametrize("place", ["out", "out/LOCK"])
-def test_08_an_output_folder_that_can_not_be_made_is_reported(tmp_path, fork_server, place):
+@pytest.mark.parametrize(
+    ("place", "code", "words"),
+    [("out", 2, "is not a folder"), ("out/LOCK", 5, "output folder can't be written")],
+)
+def test_08_an_output_folder_that_can_not_be_made_is_reported(tmp_path, fork_server, place, code, words):
     toml = toml_of(tmp_path)
     odd = tmp_path / place
     odd.parent.mkdir(exist_ok=True)
     odd.mkdir() if place.endswith("LOCK") else odd.write_text("a file")
     ended = fork_server("command", words=("train", toml))
-    assert (ended["code"], "output folder can't be written" in ended["err"]) == (5, True), ended["err"]
+    assert (ended["code"], words in ended["err"]) == (code, True), ended["err"]
