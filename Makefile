@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-slow test-long torture torture-trainer soak bench fuzz bench-trainer test-families architectures check lint types layers format clean
+.PHONY: help demo test test-slow test-long torture torture-trainer soak bench fuzz bench-trainer quality-real test-families architectures check lint types layers format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -50,6 +50,9 @@ fuzz: $(STAMP)  ## a million mutated answers, streams, headers and prompts: an h
 
 bench-trainer: $(STAMP)  ## compare the trainer with TRL 1.16 on the CPU; creates an environment for TRL once
 	$(BIN)/python benchmarks/trainer_vs_trl.py
+
+quality-real: $(STAMP)  ## distil SmolLM2-135M behind llama.cpp's server on the CPU: 15 minutes on an idle machine
+	$(BIN)/python benchmarks/quality_real.py
 
 test-families: $(STAMP)  ## take a tiny student of every family through every command (about 10 minutes)
 	$(BIN)/python -m pytest -n $(WORKERS) -m families
