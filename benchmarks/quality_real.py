@@ -35,7 +35,7 @@ from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
 
 MODEL = "smollm2-135m-instruct"
-MAX_TOKENS = 48
+MAX_TOKENS = 64
 # Prompts that a bare client and the harvester ask in turn, to compare their speed.
 COMPARED = 48
 # fmt: off
@@ -198,13 +198,12 @@ def train(folder: Path, loss: str) -> None:
 
 
 def held_out(folder: Path) -> list[plain.Row]:
-    """The teacher's answers to the held-out prompts, as the trainer learns them: also those that were cut."""
-    rows = []
-    for sample in Corpus.open(folder / "store").samples():
-        if json.loads(sample.metadata_json)["split"] == "held_out":
-            is_whole = sample.finish_reason != "length"
-            rows.append(plain.Row(sample.messages, sample.completion or "", is_whole))
-    return rows
+    """The teacher's whole answers to the held-out prompts: those whose loss the trainer reports."""
+    return [
+        plain.Row(sample.messages, sample.completion or "")
+        for sample in Corpus.open(folder / "store").samples()
+        if json.loads(sample.metadata_json)["split"] == "held_out" and sample.finish_reason == "stop"
+    ]
 
 
 if __name__ == "__main__":

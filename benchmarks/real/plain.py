@@ -15,11 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A prompt, its answer, and whether the answer came to its end."""
+    """A prompt, and the teacher's whole answer."""
 
     prompt: Sequence[Mapping[str, str | None]]
     answer: str
-    is_whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +50,7 @@ def figures(base: Path, adapter: Path | None, rows: Sequence[Row]) -> PlainFigur
     for row in rows:
         head = tokenizer.apply_chat_template(row.prompt, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(head, add_special_tokens=False)["input_ids"]
-        end = tokenizer.eos_token if row.is_whole else ""
-        taught = tokenizer(row.answer + end, add_special_tokens=False)["input_ids"]
+        taught = tokenizer(row.answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
         with torch.inference_mode():
             logits = model(torch.tensor([ids + taught])).logits[0, len(ids) - 1 : -1]
         targets = torch.tensor(taught)
