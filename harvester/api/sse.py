@@ -41,6 +41,8 @@ class _LossyEvent(Exception):
 
 def is_stream(raw: bytes) -> bool:
     """Whether these bytes are events. No JSON text starts like one."""
+    if raw[:1] == b"{":  # nearly all bodies
+        return False
     return raw[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_FIELDS)
 
 

@@ -116,8 +116,10 @@ def _fewest_input(estimate: int) -> int:
 
 def _first(fields: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     for name in names:
-        group, _, member = name.rpartition(".")
-        holder = fields.get(group) if group else fields
+        holder, member = fields, name
+        if "." in name:
+            group, _, member = name.rpartition(".")
+            holder = fields.get(group)  # type: ignore[assignment]
         if isinstance(holder, Mapping) and holder.get(member) is not None:
             return _count(holder[member])
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -294,6 +295,9 @@ def _load_arrow() -> None:
     from harvester.store.maintain import seal_task  # noqa: F401
 
     pa.array([""])  # the first array looks for pandas
+    # Full garbage collections would look through all modules again and again: a fifth of the time of sealing.
+    if not gc.get_freeze_count():  # once in a process: what is frozen is not collected any more
+        gc.freeze()
 
 
 async def _pass(parts: RunParts, signals: Signals) -> tuple[PassResult, HarvesterError | None]:
