@@ -29,7 +29,7 @@ from harvester.mock_teacher.running import start_process
 MAX_TOKENS = 64
 ALONE = 60
 CLIENTS = 64
-TEACHER = Path(__file__).resolve().parents[1] / "data" / "skills" / "mock-teacher-skills"
+TEACHER = Path(__file__).resolve().parents[1] / "data" / "skills" / "mock-teacher"
 REQUEST = {"model": "m", "temperature": 0, "max_tokens": MAX_TOKENS}
 
 

@@ -28,7 +28,7 @@ from harvester.mock_teacher.running import start_process
 
 ROOT = Path(__file__).resolve().parents[1]
 SKILLS = ROOT / "data" / "skills"
-TEACHER = "mock-teacher-skills"  # the terms record of the mock teacher applies to this name
+TEACHER = "mock-teacher"  # the terms record of the mock teacher applies to this name
 HARVEST_TOML = """\
 [teacher]
 base_url = "http://127.0.0.1:{port}/v1"

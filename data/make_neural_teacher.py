@@ -1,4 +1,4 @@
-"""Make data/skills/mock-teacher-skills: a small neural teacher, trained on gold rows of the rule tasks.
+"""Make data/skills/mock-teacher: a small neural teacher, trained on gold rows of the rule tasks.
 
     python data/make_neural_teacher.py [FOLDER [STEPS]]
 
@@ -27,7 +27,7 @@ from harvester_data.skill_rows import Row, gold_rows, held_out_rows
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 # The terms record of the mock teacher applies to a model of this name.
-NAME: Final = "mock-teacher-skills"
+NAME: Final = "mock-teacher"
 STEPS: Final = 2_000
 ANSWER_TOKENS: Final = 64
 THREADS: Final = 1
