@@ -1,6 +1,6 @@
 """Serve a GGUF file by llama.cpp's own HTTP server until this process is ended.
 
-    python llama_server.py FILE PORT
+    python llama_server.py FILE PORT SLOTS
 
 It needs `xllamacpp` on PYTHONPATH and nothing of this project. One compute thread: on two busy cores a second
 one makes every matrix product wait for the slower of them.
@@ -11,21 +11,20 @@ import sys
 
 import xllamacpp
 
-SLOTS = 8
 TOKENS_PER_SLOT = 1024
 
 
 def main() -> None:
-    file, port = sys.argv[1:]
+    file, port, slots = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     params = xllamacpp.CommonParams()
     params.model.path = file
     params.model_alias = ["smollm2-135m-instruct"]
     params.hostnames = ["127.0.0.1"]
-    params.port = int(port)
-    params.n_parallel = SLOTS
-    params.n_ctx = SLOTS * TOKENS_PER_SLOT
+    params.port = port
+    params.n_parallel = slots
+    params.n_ctx = slots * TOKENS_PER_SLOT
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.n_threads_http = 2 * SLOTS
+    params.n_threads_http = 2 * slots
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     signal.pause()

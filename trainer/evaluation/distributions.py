@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from harvester.system.token_bytes import token_bytes
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.collator import batches
 from trainer.data.data_checks import RenderedRows
-from trainer.data.student_tokens import token_bytes
 from trainer.model import model
 from trainer.model.rows import RowLayout
 from trainer.model.soft_loss import SoftMix, teacher_events

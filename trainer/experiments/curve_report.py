@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.experiments.files import write_json, write_text
+from trainer.experiments.files import write_report
 from trainer.experiments.page import Page, Table
 from trainer.experiments.plot import Axis, Line, Measured, plot
 
@@ -130,10 +130,7 @@ def write(curve: Mapping[str, Any], folder: Path, name: str) -> tuple[str, str]:
     Raises:
         StoreError: the disk refuses.
     """
-    files = folder / "curve.html", folder / "curve.json"
-    write_text(files[0], page(curve, name))
-    write_json(files[1], curve)
-    return str(files[0]), str(files[1])
+    return write_report(folder, "curve", page(curve, name), curve)
 
 
 def page(curve: Mapping[str, Any], name: str) -> str:

@@ -37,6 +37,18 @@ def write_text(path: Path, text: str) -> None:
         ) from None
 
 
+def write_report(folder: Path, stem: str, page: str, facts: Any) -> tuple[str, str]:
+    """Write a page and the facts it shows as STEM.html and STEM.json; return their paths.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    html, facts_file = folder / f"{stem}.html", folder / f"{stem}.json"
+    write_text(html, page)
+    write_json(facts_file, facts)
+    return str(html), str(facts_file)
+
+
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; None if it is absent or not JSON, so that it is made again."""
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.experiments.curve_report import money, score_text
-from trainer.experiments.files import write_json, write_text
+from trainer.experiments.files import write_report
 from trainer.experiments.page import Page, Table
 from trainer.experiments.plot import Axis, Line, Measured, plot
 
@@ -24,10 +24,7 @@ def write(loop: Mapping[str, Any], folder: Path, name: str) -> tuple[str, str]:
     Raises:
         StoreError: the disk refuses.
     """
-    files = folder / "loop.html", folder / "loop.json"
-    write_text(files[0], page(loop, name))
-    write_json(files[1], loop)
-    return str(files[0]), str(files[1])
+    return write_report(folder, "loop", page(loop, name), loop)
 
 
 def interval_text(facts: Mapping[str, float]) -> str:

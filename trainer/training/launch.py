@@ -22,6 +22,7 @@ from types import FrameType
 from typing import IO
 
 from trainer.errors import ConfigError, ProcessLost
+from trainer.process import handling
 
 # Seconds that the remaining workers get to checkpoint and end after the first one failed.
 GRACE_S = 60.0
@@ -230,9 +231,5 @@ def _collected_signals() -> Iterator[list[int]]:
     def on_signal(number: int, _frame: FrameType | None) -> None:
         received.append(number)
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handling(on_signal):
         yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -15,10 +15,11 @@ from typing import Any
 from harvester.mock_teacher.answers import MockAnswer
 from harvester.mock_teacher.completions import Generated, Solution
 from harvester.mock_teacher.neural.batch import GeneratedRow
-from harvester.mock_teacher.neural.pieces import StopSearch, text_pieces, token_bytes
+from harvester.mock_teacher.neural.pieces import StopSearch, text_pieces
 from harvester.mock_teacher.neural.worker import ModelThread, load
 from harvester.mock_teacher.tasks.rules import solve
 from harvester.mock_teacher.wire import ChatRequest, context_exceeded
+from harvester.system.token_bytes import token_bytes
 
 # Answers end here if a request names no max_tokens.
 DEFAULT_MAX_TOKENS = 256

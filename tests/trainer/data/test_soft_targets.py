@@ -13,12 +13,12 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 from harvester.store.shards import schema
+from harvester.system.token_bytes import byte_of_character, token_bytes
 from tests.trainer import chat_templates, teacher_logprobs, tiny
 from tests.trainer.chat_templates import SHAPES
 from trainer import config as settings
 from trainer.data import data_checks, dataset, soft_targets
 from trainer.data.chat_template import Renderer
-from trainer.data.student_tokens import byte_of_character, token_bytes
 from trainer.data.teacher_tokens import read_signal
 from trainer.model import model
 
