@@ -11,6 +11,7 @@ from pathlib import Path
 from harvester.errors import ConfigError, HarvesterError
 from harvester.mock_teacher.faults.script import load_script
 from harvester.mock_teacher.listening import serve
+from harvester.mock_teacher.scoring import SCORE_FORMS
 from harvester.mock_teacher.settings import MockSettings, parse_accuracy
 
 
@@ -58,6 +59,13 @@ def parser(prog: str = "python -m harvester.mock_teacher") -> argparse.ArgumentP
     add("--max-concurrency", type=int, help="most requests at once")
     add("--concurrency-status", type=int, default=503, choices=(429, 503))
     add("--context-tokens", type=int, default=131_072)
+    add(
+        "--scores",
+        default=",".join(SCORE_FORMS),
+        metavar="WAYS",
+        help=f"ways to score a given text that a model offers: {', '.join(SCORE_FORMS)}, or none; "
+        "the fields of the others are ignored",
+    )
     add("--faults", type=Path, metavar="FILE", help="fault script, TOML or JSON")
     add("--ledger", type=Path, metavar="FILE", help="append one JSON line per charged reply")
     add("--require-key-env", metavar="NAME", help="environment variable with the key that callers must send")
@@ -95,12 +103,30 @@ def settings_from(flags: argparse.Namespace) -> MockSettings:
         latency_jitter=flags.latency_jitter,
         per_token_latency_s=flags.per_token_latency,
         context_tokens=flags.context_tokens,
+        scores=score_forms(flags.scores),
         faults=load_script(flags.faults) if flags.faults else (),
         ledger_file=flags.ledger,
         require_key_env=flags.require_key_env,
         certificate=flags.certificate,
         private_key=flags.private_key,
     )
+
+
+def score_forms(text: str) -> tuple[str, ...]:
+    """Return the ways to score a text that `--scores` lists.
+
+    Raises:
+        ConfigError: it lists an unknown one.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none"))
+    for name in names:
+        if name not in SCORE_FORMS:
+            raise ConfigError(
+                f"unknown way to score a text {name!r}",
+                place="--scores",
+                remedy=f"known: {', '.join(SCORE_FORMS)}, none",
+            )
+    return names
 
 
 def model_folder(value: str) -> Path | None:

@@ -19,16 +19,33 @@ DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True)
+class PromptToken:
+    """A token of the prompt, as a model scores it; the first has no log-probability.
+
+    `text` is lossy, as servers send it: part of a character is U+FFFD. `top` holds id, text and
+    log-probability of the likeliest tokens.
+    """
+
+    number: int
+    text: str
+    logprob: float | None = None
+    rank: int | None = None
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Generated:
     """One choice after `stop` and `max_tokens`; `"".join(pieces)` is its text.
 
     `entries` is its `logprobs.content` from a model; for a rule task it is None and they are invented.
+    `prompt` holds the tokens of the prompt where they were asked for.
     """
 
     pieces: list[str]
     finish_reason: str
     digest: bytes
     entries: list[dict[str, Any]] | None = None
+    prompt: tuple[PromptToken, ...] = ()
 
 
 # The answers to one request, before and after they are cut.
@@ -74,7 +91,7 @@ def usage(prompt_tokens: int, generated: Sequence[Generated]) -> dict[str, Any]:
 
 def completion(ask: ChatRequest, generated: Sequence[Generated], identity: Identity) -> Completion:
     """Return the `chat.completion` object."""
-    return {
+    document = {
         "id": identity.response_id,
         "object": "chat.completion",
         "created": identity.created,
@@ -83,6 +100,29 @@ def completion(ask: ChatRequest, generated: Sequence[Generated], identity: Ident
         "usage": usage(ask.prompt_tokens, generated),
         "system_fingerprint": identity.fingerprint,
     }
+    if ask.scoring.prompt_logprobs is not None:
+        document["prompt_logprobs"] = prompt_logprobs(generated)
+    return document
+
+
+def prompt_logprobs(generated: Sequence[Generated]) -> list[dict[str, Any] | None] | None:
+    """Return the tokens of the prompt in vLLM's form, by id and the token itself first; None: none scored."""
+    if not generated or not generated[0].prompt:
+        return None
+    rows: list[dict[str, Any] | None] = []
+    for token in generated[0].prompt:
+        if token.logprob is None:
+            rows.append(None)
+            continue
+        row = {str(token.number): _vllm_entry(token.logprob, token.rank, token.text)}
+        for rank, (number, text, value) in enumerate(token.top, start=1):
+            row.setdefault(str(number), _vllm_entry(value, rank, text))
+        rows.append(row)
+    return rows
+
+
+def _vllm_entry(logprob: float, rank: int | None, text: str) -> dict[str, Any]:
+    return {"logprob": logprob, "rank": rank, "decoded_token": text}
 
 
 def _choice(ask: ChatRequest, index: int, answer: Generated) -> dict[str, Any]:

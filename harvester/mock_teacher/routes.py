@@ -28,6 +28,8 @@ from harvester.mock_teacher.spoil import SpoiledReply
 
 CHAT_PATH = "/v1/chat/completions"
 MODELS_PATH = "/v1/models"
+# Routes that continue a text as it is; only with a model.
+TEXT_ROUTES = {"/v1/completions": "completions", "/generate": "generate"}
 
 
 def application(teacher: MockTeacher) -> ASGIApp:
@@ -50,6 +52,8 @@ def application(teacher: MockTeacher) -> ASGIApp:
             path = urlsplit(path).path
         if path == CHAT_PATH and scope["method"] == "POST":
             await teacher.chat(scope, receive, send)
+        elif scope["method"] == "POST" and path in TEXT_ROUTES and teacher.serves(TEXT_ROUTES[path]):
+            await teacher.chat(scope, receive, send, TEXT_ROUTES[path])
         elif path == MODELS_PATH and scope["method"] == "GET":
             await models(scope, receive, send)
         else:

@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -35,6 +35,7 @@ from harvester.mock_teacher.faults.script import Rule, Script
 from harvester.mock_teacher.ledger import Ledger, LedgerCharge
 from harvester.mock_teacher.limits import LimitValues, MockLimits
 from harvester.mock_teacher.reply import ReplySender, read_body
+from harvester.mock_teacher.scoring import honoured, text_completion
 from harvester.mock_teacher.settings import MockSettings
 from harvester.mock_teacher.spoil import SpoiledReply
 
@@ -92,14 +93,19 @@ class MockTeacher:
         self._life = f"{int(self.started_at * 1000) & 0xFFFFFFFF:08x}"
         self._jitter = settings.latency_jitter
 
-    async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one `POST /v1/chat/completions`."""
+    def serves(self, route: str) -> bool:
+        """Whether a route that continues a text is there: with a model, and unless settings leave it out."""
+        has_route = route == "completions" or "generate" in self.settings.scores
+        return self.settings.model_folder is not None and has_route
+
+    async def chat(self, scope: Scope, receive: Receive, send: Send, route: str = "chat") -> None:
+        """Serve one request for answers: a chat, or a text to continue (`ScoreAsk.route`)."""
         self.received += 1
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         sender = self.sender(scope, receive, send)
         try:
-            turn = await self._admit(scope, receive)
+            turn = await self._admit(scope, receive, route)
             if turn is not None:
                 await self._serve(turn, sender)
         except wire.Refusal as refusal:
@@ -116,13 +122,18 @@ class MockTeacher:
             CallerConnection(scope["state"]["transport"], receive), send, self.statuses, self.held
         )
 
-    async def _admit(self, scope: Scope, receive: Receive) -> Turn | None:
+    async def _admit(self, scope: Scope, receive: Receive, route: str) -> Turn | None:
         raw = await read_body(receive)
         if raw is None:
             return None
         self.check_key(scope)
         settings = self.settings
-        ask = wire.read_ask(raw, model=settings.model, context_tokens=settings.context_tokens)
+        if route == "chat":
+            ask = wire.read_ask(raw, model=settings.model, context_tokens=settings.context_tokens)
+        else:
+            ask = wire.read_text_ask(raw, route, model=settings.model, context_tokens=settings.context_tokens)
+        if ask.scoring is not wire.PLAIN_CHAT:
+            ask = replace(ask, scoring=honoured(ask.scoring, settings.scores))
         ask = self.answerer.measure(ask)
         self.limits.check_concurrency(self.in_flight)
         solution = self.answerer.at_once(ask)
@@ -212,7 +223,8 @@ class MockTeacher:
     def _reply(self, turn: Turn, response_id: str) -> SpoiledReply:
         rule, ask = turn.rule, turn.ask
         identity = Identity(response_id, int(time.time()), ask.model, self.fingerprint)
-        document: Completion = completion(ask, turn.generated, identity)
+        make = completion if ask.scoring.route == "chat" else text_completion
+        document: Completion = make(ask, turn.generated, identity)
         if rule is not None and rule.kind.stage is Stage.ANSWER:
             document = spoil.spoil_answer(rule.action, rule.options, document)
         limit_headers = self.limits.headers(time.monotonic())

@@ -32,6 +32,8 @@ class MockSettings:
             with llama.cpp, Ollama and vLLM. None = no queue.
         latency_s: mean seconds before an answer; `latency_jitter` is the half-width as a share of it.
         context_tokens: prompt + max_tokens above this is a 400 `context_length_exceeded`.
+        scores: ways to score a given text that it offers, with a model (`scoring.SCORE_FORMS`); a server
+            ignores the fields of the others.
         require_key_env: NAME of the variable that holds the key callers must send.
         certificate, private_key: PEM files; with them the server speaks TLS.
     """
@@ -56,6 +58,7 @@ class MockSettings:
     latency_jitter: float = 0.0
     per_token_latency_s: float = 0.0
     context_tokens: int = 131_072
+    scores: tuple[str, ...] = ("prompt_logprobs", "echo", "chat", "generate")
     faults: tuple[Rule, ...] = ()
     ledger_file: Path | None = None
     require_key_env: str | None = None

@@ -18,6 +18,8 @@ Headers = list[tuple[bytes, bytes]]
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
 _TRANSPORT_ONLY = ("stream", "stream_options")
+# Fields of a chat request that vLLM adds for scoring.
+_CHAT_SCORING = frozenset({"prompt_logprobs", "add_generation_prompt", "continue_final_message"})
 
 
 def error_body(message: str, kind: str, code: str | None, param: str | None = None) -> bytes:
@@ -36,8 +38,44 @@ class Refusal(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreAsk:
+    """What a request wants to know of its own prompt's tokens, and what the prompt is.
+
+    Attributes:
+        route: "chat", "completions" or "generate" (SGLang's own).
+        text: the prompt as it is, for the routes without a chat template.
+        echo: repeat the prompt before the answer.
+        prompt_logprobs: alternatives for each token of the prompt (vLLM); None: not asked for.
+        legacy_logprobs: alternatives for each token in the lists of the older completions.
+        input_logprobs: SGLang's `return_logprob`.
+        special: add the tokenizer's special tokens to `text`.
+        opens_answer: let the chat template begin an answer after the last turn.
+        continues: leave the last turn open.
+    """
+
+    route: str = "chat"
+    text: str | None = None
+    echo: bool = False
+    prompt_logprobs: int | None = None
+    legacy_logprobs: int | None = None
+    input_logprobs: bool = False
+    special: bool = True
+    opens_answer: bool = True
+    continues: bool = False
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether the tokens of the prompt are to be scored."""
+        echoed = self.echo and self.legacy_logprobs is not None
+        return self.prompt_logprobs is not None or echoed or self.input_logprobs
+
+
+PLAIN_CHAT = ScoreAsk()
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A valid chat request.
+    """A valid request for answers: a chat, or a text to continue.
 
     `text` is the last user message (text parts joined); `body_sha256` is over the body with sorted
     keys and without `stream`/`stream_options`.
@@ -59,6 +97,7 @@ class ChatRequest:
     body_sha256: bytes
     prompt_sha256: bytes
     messages: tuple[tuple[str, str], ...]
+    scoring: ScoreAsk = PLAIN_CHAT
 
 
 def _invalid(message: str, param: str | None = None, code: str | None = None) -> Refusal:
@@ -75,11 +114,11 @@ def context_exceeded(context_tokens: int, requested: int) -> Refusal:
     )
 
 
-def read_ask(raw: bytes, *, model: str, context_tokens: int) -> ChatRequest:
+def read_body_object(raw: bytes) -> dict[str, Any]:
     """Parse a request body.
 
     Raises:
-        Refusal: 400 for broken JSON, wrong values or a prompt over the context; 404 for another model.
+        Refusal: 400, no JSON object.
     """
     try:
         body = orjson.loads(raw)
@@ -87,6 +126,67 @@ def read_ask(raw: bytes, *, model: str, context_tokens: int) -> ChatRequest:
         raise _invalid("We could not parse the JSON body of your request.") from error
     if not isinstance(body, dict):
         raise _invalid("The body of the request must be a JSON object.")
+    return body
+
+
+def read_ask(raw: bytes, *, model: str, context_tokens: int) -> ChatRequest:
+    """Parse the body of a chat request.
+
+    Raises:
+        Refusal: 400 for broken JSON, wrong values or a prompt over the context; 404 for another model.
+    """
+    body = read_body_object(raw)
+    scoring = PLAIN_CHAT
+    if body.keys() & _CHAT_SCORING:
+        scoring = ScoreAsk(
+            prompt_logprobs=_integer(body, "prompt_logprobs", 0, MAX_TOP_LOGPROBS),
+            opens_answer=body.get("add_generation_prompt", True) is True,
+            continues=body.get("continue_final_message") is True,
+        )
+    return ask_of(body, model=model, context_tokens=context_tokens, scoring=scoring)
+
+
+def read_text_ask(raw: bytes, route: str, *, model: str, context_tokens: int) -> ChatRequest:
+    """Parse the body of a request to continue a text: `/v1/completions`, or SGLang's `/generate`.
+
+    Raises:
+        Refusal: as `read_ask`.
+    """
+    body = read_body_object(raw)
+    text = body.get("prompt" if route == "completions" else "text")
+    if not isinstance(text, str) or not text:
+        raise _invalid("The prompt must be a text that is not empty.", "prompt")
+    chat = {name: value for name, value in body.items() if name not in ("prompt", "text", "logprobs", "echo")}
+    if route == "completions":
+        listed = _integer(body, "logprobs", 0, MAX_TOP_LOGPROBS)
+        scoring = ScoreAsk(
+            route=route,
+            text=text,
+            echo=_boolean(body, "echo"),
+            prompt_logprobs=_integer(body, "prompt_logprobs", 0, MAX_TOP_LOGPROBS),
+            legacy_logprobs=listed,
+            special=body.get("add_special_tokens", True) is True,
+        )
+    else:
+        listed = None
+        wants = _boolean(body, "return_logprob") and body.get("logprob_start_len") == 0
+        scoring = ScoreAsk(route=route, text=text, input_logprobs=wants)
+        sampling = body.get("sampling_params") or {}
+        chat |= {"model": model, "max_tokens": sampling.get("max_new_tokens")}
+    if chat.get("max_tokens") == 0:  # vLLM generates a token then too, and leaves it out
+        chat["max_tokens"] = 1
+    if listed is not None:
+        chat |= {"logprobs": True, "top_logprobs": listed}
+    chat["messages"] = [{"role": "user", "content": text}]
+    return ask_of(chat, model=model, context_tokens=context_tokens, scoring=scoring)
+
+
+def ask_of(body: dict[str, Any], *, model: str, context_tokens: int, scoring: ScoreAsk) -> ChatRequest:
+    """Return the request that a body in the form of a chat's makes.
+
+    Raises:
+        Refusal: as `read_ask`.
+    """
     asked_model = body.get("model")
     if not isinstance(asked_model, str):
         raise _invalid("you must provide a model parameter", "model")
@@ -121,6 +221,7 @@ def read_ask(raw: bytes, *, model: str, context_tokens: int) -> ChatRequest:
         body_sha256=hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).digest(),
         prompt_sha256=hashlib.sha256(text.encode()).digest(),
         messages=messages,
+        scoring=scoring,
     )
 
 

@@ -10,12 +10,13 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harvester.mock_teacher.answers import MockAnswer
-from harvester.mock_teacher.completions import Generated, Solution
+from harvester.mock_teacher.completions import Generated, PromptToken, Solution
 from harvester.mock_teacher.neural.batch import GeneratedRow
 from harvester.mock_teacher.neural.pieces import StopSearch, text_pieces
+from harvester.mock_teacher.neural.scoring import ScoredRow, TokenScore
 from harvester.mock_teacher.neural.worker import ModelThread, load
 from harvester.mock_teacher.tasks.rules import solve
 from harvester.mock_teacher.wire import ChatRequest, context_exceeded
@@ -24,6 +25,8 @@ from harvester.system.token_bytes import token_bytes
 # Answers end here if a request names no max_tokens.
 DEFAULT_MAX_TOKENS = 256
 PROMPTS_KEPT = 4096
+
+Result = TypeVar("Result")
 
 
 class ModelAnswerer:
@@ -51,7 +54,7 @@ class ModelAnswerer:
         Raises:
             Refusal: 400, the prompt and max_tokens exceed the model's context.
         """
-        prompt = self._prompt(ask.messages)
+        prompt = self._prompt_of(ask)
         wanted = len(prompt) + (ask.max_tokens or 1)
         if wanted > self._context:
             raise context_exceeded(self._context, wanted)
@@ -73,17 +76,30 @@ class ModelAnswerer:
     def start(self, ask: ChatRequest) -> Awaitable[Solution]:
         """Queue the `n` rows of a request now; return what becomes its answers."""
         loop = asyncio.get_running_loop()
-        prompt = self._prompt(ask.messages)
+        prompt = self._prompt_of(ask)
         limit = min(ask.max_tokens or DEFAULT_MAX_TOKENS, self._context - len(prompt))
         futures = []
         for choice in range(ask.n):
             future: asyncio.Future[Generated] = loop.create_future()
             futures.append(future)
             self._worker.put(self._row(ask, prompt, limit, choice, future))
-        return self._collect(ask, futures)
+        scores: asyncio.Future[list[TokenScore]] | None = None
+        if ask.scoring.wants_scores:
+            scores = loop.create_future()
+            self._worker.put(self._scored_row(ask, prompt, scores))
+        return self._collect(ask, prompt, futures, scores)
 
-    async def _collect(self, ask: ChatRequest, futures: list[asyncio.Future[Generated]]) -> Solution:
+    async def _collect(
+        self,
+        ask: ChatRequest,
+        prompt: list[int],
+        futures: list[asyncio.Future[Generated]],
+        scores: asyncio.Future[list[TokenScore]] | None,
+    ) -> Solution:
         generated = list(await asyncio.gather(*futures))
+        if scores is not None:
+            tokens = self._prompt_tokens(prompt, await scores)
+            generated = [replace(choice, prompt=tokens) for choice in generated]
         solved = solve(ask.text)
         answers = []
         for choice in generated:
@@ -92,10 +108,61 @@ class ModelAnswerer:
             answers.append(MockAnswer(text, solved.task if solved else None, right, choice.digest))
         return answers, generated
 
-    def _read_prompt(self, messages: tuple[tuple[str, str], ...]) -> list[int]:
+    def _scored_row(
+        self, ask: ChatRequest, prompt: list[int], future: asyncio.Future[list[TokenScore]]
+    ) -> ScoredRow:
+        loop = future.get_loop()
+
+        def done(scores: list[TokenScore]) -> None:
+            loop.call_soon_threadsafe(_settle, future, scores)
+
+        def failed(error: Exception) -> None:
+            loop.call_soon_threadsafe(_fail, future, error)
+
+        top = max(ask.scoring.prompt_logprobs or 0, ask.scoring.legacy_logprobs or 0)
+        return ScoredRow(prompt, top, done, failed)
+
+    def _prompt_tokens(self, prompt: list[int], scores: list[TokenScore]) -> tuple[PromptToken, ...]:
+        return (
+            PromptToken(prompt[0], self._text(prompt[0])),
+            *(
+                PromptToken(
+                    token,
+                    self._text(token),
+                    score.logprob,
+                    score.rank,
+                    tuple(
+                        (other, self._text(other), value)
+                        for other, value in zip(score.top_ids, score.top_logprobs, strict=True)
+                    ),
+                )
+                for token, score in zip(prompt[1:], scores, strict=True)
+            ),
+        )
+
+    def _text(self, token: int) -> str:
+        """Return the text of one token as servers send it: lossy where it is part of a character."""
+        return self._bytes[token].decode(errors="replace")
+
+    def _prompt_of(self, ask: ChatRequest) -> list[int]:
+        """Return the token ids that a request is answered after."""
+        scoring = ask.scoring
+        if scoring.text is not None:
+            backend = self._tokenizer.backend_tokenizer
+            raw: list[int] = backend.encode(scoring.text, add_special_tokens=scoring.special).ids
+            return raw
+        if scoring.opens_answer and not scoring.continues:
+            return self._prompt(ask.messages)
+        return self._read_prompt(ask.messages, opens_answer=False, continues=scoring.continues)
+
+    def _read_prompt(
+        self, messages: tuple[tuple[str, str], ...], *, opens_answer: bool = True, continues: bool = False
+    ) -> list[int]:
         """Return the token ids of a chat by the model's own template."""
         turns = [{"role": role, "content": text} for role, text in messages]
-        text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        text = self._tokenizer.apply_chat_template(
+            turns, add_generation_prompt=opens_answer, continue_final_message=continues, tokenize=False
+        )
         # By the backend directly: a call of the tokenizer hands even one text to a pool of threads.
         ids: list[int] = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
         return ids
@@ -156,11 +223,11 @@ class ModelAnswerer:
         return {"token": raw.decode(errors="replace"), "logprob": value, "bytes": list(raw)}
 
 
-def _settle(future: asyncio.Future[Generated], generated: Generated) -> None:
+def _settle(future: asyncio.Future[Result], result: Result) -> None:
     if not future.done():  # the caller may have left
-        future.set_result(generated)
+        future.set_result(result)
 
 
-def _fail(future: asyncio.Future[Generated], error: Exception) -> None:
+def _fail(future: asyncio.Future[Result], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harvester.errors import ConfigError
 from harvester.mock_teacher.neural.batch import Batch, GeneratedRow
 from harvester.mock_teacher.neural.probe import check_batches
+from harvester.mock_teacher.neural.scoring import ScoredRow, score_rows
 
 # Most rows that are generated for at once.
 MAX_ROWS = 128
@@ -55,17 +56,17 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 
 class ModelThread:
-    """Generate for queued rows until `close`."""
+    """Generate for queued rows, and score queued texts, until `close`."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._queue: queue.SimpleQueue[GeneratedRow | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[GeneratedRow | ScoredRow | None] = queue.SimpleQueue()
         # A daemon, so that a server that is not closed can end; `close` ends it before the interpreter does,
         # since a thread inside torch would otherwise abort the process.
         self._thread = threading.Thread(target=self._work, name="mock-teacher-model", daemon=True)
         self._thread.start()
 
-    def put(self, row: GeneratedRow) -> None:
+    def put(self, row: GeneratedRow | ScoredRow) -> None:
         """Queue a row; its `done` or `failed` is called in the model's thread."""
         self._queue.put(row)
 
@@ -79,11 +80,18 @@ class ModelThread:
         waiting: deque[GeneratedRow] = deque()
         steps_waited = 0
         while True:
-            while not self._queue.empty() or not (len(batch) or waiting):
+            to_score: list[ScoredRow] = []
+            while not self._queue.empty() or not (len(batch) or waiting or to_score):
                 row = self._queue.get()
                 if row is None:
                     return
-                waiting.append(row)
+                if isinstance(row, ScoredRow):
+                    to_score.append(row)
+                else:
+                    waiting.append(row)
+            score_rows(self._model, to_score)
+            if not (len(batch) or waiting):
+                continue
             joining = min(len(waiting), MAX_ROWS - len(batch))
             if joining * JOIN_SHARE < len(batch) and steps_waited < JOIN_STEPS:
                 joining = 0
