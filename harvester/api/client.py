@@ -38,6 +38,7 @@ from harvester.api.content_encoding import Decoder, EncodingError
 from harvester.api.error_body import describe, excerpt
 from harvester.api.max_tokens import positive_max_tokens_of
 from harvester.api.redaction import Redactor
+from harvester.api.scoring.ways import url_of
 from harvester.api.types import RawAnswer, Request
 from harvester.config.config import TeacherSection
 from harvester.config.run_section import BASE_DEADLINE_S, RunSection
@@ -133,7 +134,7 @@ class Client:
         ]
         self._timeout = httpx.Timeout(None, connect=run.connect_timeout_s)
         self._transports = {base: transport or self._transport(base) for base in teacher.base_urls}
-        self._chat = {base: httpx.URL(f"{base}/chat/completions") for base in teacher.base_urls}
+        self._urls: dict[tuple[str, str], httpx.URL] = {}
 
     def _transport(self, base: str) -> httpx.AsyncBaseTransport:
         context = self._context(base)
@@ -190,12 +191,18 @@ class Client:
         if self._teacher.idempotency_header:  # the same for all attempts of a request
             headers.append((self._teacher.idempotency_header.encode(), request.key.hex().encode()))
         deadline_s = self._run.deadline_for(positive_max_tokens_of(request.body))
-        url = self._chat[endpoint]
+        url = self._url(endpoint, request.path)
         with self._naming_errors(url):
             answer = await self._exchange("POST", url, endpoint, headers, content, deadline_s)
             if answer.status != 200:
                 raise await self._refusal(answer, url)
         return answer
+
+    def _url(self, endpoint: str, path: str) -> httpx.URL:
+        url = self._urls.get((endpoint, path))
+        if url is None:
+            url = self._urls[endpoint, path] = httpx.URL(url_of(endpoint, path))
+        return url
 
     @contextlib.contextmanager
     def _naming_errors(self, url: httpx.URL) -> Iterator[None]:

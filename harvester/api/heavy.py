@@ -21,6 +21,7 @@ from harvester.api import completion, model_list
 from harvester.api.error_body import RAW_KEPT_BYTES, classify
 from harvester.api.redaction import Redactor
 from harvester.api.response_format import has_costly_schema
+from harvester.api.scoring.replies import parse_or_unknown, parse_scored
 from harvester.api.sse import is_stream
 from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.api.usage import estimate_tokens
@@ -103,6 +104,38 @@ def parse_stored(
     return _unread(raw, input_tokens)
 
 
+async def parse_score(raw: bytes, body: Mapping[str, Any], input_tokens: int) -> Completion:
+    """Read the reply to a scoring request, in a child process where it is heavy.
+
+    Raises:
+        TeacherError: as `parse_scored`.
+    """
+    if not is_heavy(raw):
+        return parse_scored(raw, body, input_tokens)
+    try:
+        facts = await _in_child(
+            "harvester.api.heavy:score_facts", raw, orjson.dumps(body), input_tokens, False
+        )
+    except (TimeoutError, MemoryError, ChildError):
+        return _unread(raw, input_tokens)
+    return _completion_of(facts, raw)
+
+
+def parse_stored_score(
+    raw: bytes, body: Mapping[str, Any], input_tokens: int, *, logprobs: bool
+) -> Completion:
+    """Read the stored reply to a scoring request, for a caller that may wait; unreadable: `unknown`."""
+    if len(raw) <= STORED_INLINE_BYTES:
+        parsed = parse_or_unknown(raw, body, input_tokens)
+        return parsed if logprobs else replace(parsed, logprobs=())
+    args = (raw, orjson.dumps(body), input_tokens, logprobs)
+    try:
+        facts = for_text.call("harvester.api.heavy:score_facts", *args, timeout_s=TIMEOUT_S)
+        return _completion_of(facts, raw)
+    except (TimeoutError, MemoryError, ChildError, TeacherError):
+        return _unread(raw, input_tokens)
+
+
 async def is_complete(raw: bytes) -> bool:
     """Whether a body whose transfer had no proper end is complete; False where it takes too long to tell."""
     if not is_heavy(raw):
@@ -170,6 +203,19 @@ def facts_of(raw: bytes, input_tokens: int, response_format: bytes, logprobs: bo
         parsed = completion.parse(raw, input_tokens, orjson.loads(response_format), logprobs=logprobs)
     except TeacherError as error:
         return _facts_of_error(error)
+    return _facts_of_completion(parsed)
+
+
+def score_facts(raw: bytes, body: bytes, input_tokens: int, logprobs: bool) -> dict[str, Any]:
+    """Read the reply to a scoring request (in the child); return the same as `facts_of`."""
+    try:
+        parsed = parse_scored(raw, orjson.loads(body), input_tokens)
+    except TeacherError as error:
+        return _facts_of_error(error)
+    return _facts_of_completion(parsed if logprobs else replace(parsed, logprobs=()))
+
+
+def _facts_of_completion(parsed: Completion) -> dict[str, Any]:
     tokens = parsed.logprobs
     pieces = [
         orjson.dumps([_packed(token) for token in tokens[start : start + TOKENS_PER_PIECE]])

@@ -14,7 +14,8 @@ import orjson
 
 from harvester.api.completion import estimate_tokens
 from harvester.api.max_tokens import positive_max_tokens_of
-from harvester.api.request_key import RequestKeys, canonical
+from harvester.api.request_key import RequestKeys, canonical, request_key
+from harvester.api.scoring.ways import GENERATED_TOKENS, PATHS, body_of, text_of, way_named
 from harvester.api.types import Message, Prompt, Request
 from harvester.config.config import HarvestConfig, PriceSection, SamplingSection
 from harvester.errors import ConfigError, PromptError
@@ -66,7 +67,7 @@ def requests(
         PromptError: a prompt has no canonical JSON. Those from files are refused earlier, when read.
     """
     check(config)
-    builder = RequestBuilder(config)
+    builder = RequestBuilder(config) if config.score is None else ScoreRequestBuilder(config)
     samples = range(config.first_samples) if samples is None else samples
     for prompt in prompts:
         try:
@@ -77,6 +78,8 @@ def requests(
 
 def input_tokens_of(prompt: Prompt, config: HarvestConfig) -> int:
     """Estimated input tokens of one request for this prompt, without building it."""
+    if config.score is not None:
+        return score_input_tokens(prompt)
     own = estimate_tokens(len(canonical(prompt.fields))) if prompt.fields else 0
     messages = _with_system(prompt.messages, config.prompts.system)
     return own + estimated_tokens_of(messages)
@@ -177,6 +180,51 @@ class RequestBuilder:
             if len(self._seeded) < CACHED_SEEDS:
                 self._seeded[seed] = shared
         return shared
+
+
+class ScoreRequestBuilder:
+    """Build the requests that ask for the log-probabilities of given texts; `score.via` names the way.
+
+    While `via` is "auto", the first way that fits a prompt stands for all: tokens and price are alike. Their
+    keys contain the route, so none is that of a request for an answer.
+    """
+
+    def __init__(self, config: HarvestConfig) -> None:
+        assert config.score is not None
+        self._config = config
+        self._via = config.score.via
+
+    def build(self, prompt: Prompt, samples: Iterable[int]) -> Iterator[Request]:
+        """Yield the requests of one prompt, by sample number.
+
+        Raises:
+            ValueError: the prompt can't be scored in this way, or has no canonical JSON.
+        """
+        config = self._config
+        way = way_named(self._via, prompt)
+        body = body_of(way, config.teacher.model, prompt, config.sampling.extra)
+        input_tokens = score_input_tokens(prompt)
+        max_input = MAX_FRAME_TOKENS + _json_bytes(body)
+        price, path = config.teacher.price, PATHS[way]
+        for sample_index in samples:
+            yield Request(
+                key=request_key(f"{config.teacher.base_url}{path}", body, sample_index, config.run.epoch),
+                prompt=prompt,
+                body=body,
+                sample_index=sample_index,
+                input_tokens=input_tokens,
+                output_tokens=GENERATED_TOKENS,
+                estimated_microusd=cost_microusd(price, input_tokens, GENERATED_TOKENS),
+                budget_tokens=max_input + GENERATED_TOKENS,
+                budget_microusd=cost_microusd(price, max_input, GENERATED_TOKENS),
+                path=path,
+            )
+
+
+def score_input_tokens(prompt: Prompt) -> int:
+    """Estimated input tokens of a request that scores this prompt."""
+    text = text_of(prompt)
+    return estimated_tokens_of(prompt.messages) if text is None else estimate_tokens(len(text.encode()))
 
 
 def _max_extra_tokens(fields: Mapping[str, Any]) -> int:

@@ -16,6 +16,8 @@ Message = dict[str, Any]
 
 # `Completion.served_model` of an answer that names no model.
 UNKNOWN_MODEL = "no name"
+# Route of requests for answers.
+CHAT_PATH = "/chat/completions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Request:
         output_tokens: tokens to reserve for the answer at the limiter (`max_tokens`, or a default guess).
         estimated_microusd: price of `input_tokens` and `output_tokens`, in millionths of a dollar.
         budget_tokens, budget_microusd: upper bounds of what it can use and cost; the budget reserves these.
+        path: route that it is sent to, below the base URL (`scoring.ways.url_of`).
     """
 
     key: bytes
@@ -60,6 +63,7 @@ class Request:
     estimated_microusd: int = 0
     budget_tokens: int = 0
     budget_microusd: int = 0
+    path: str = CHAT_PATH
 
 
 class Outcome(StrEnum):
@@ -72,6 +76,7 @@ class Outcome(StrEnum):
     TOOL_CALL = "tool_call"
     EMPTY = "empty"  # no content, or white space only, and nothing else
     INVALID = "invalid"  # not the JSON that response_format asked for, or a tool call that was not asked for
+    SCORED = "scored"  # no answer: the log-probabilities of a given text
     UNKNOWN = "unknown"  # a finish_reason that is not in our list, or a part that was not understood
 
 

@@ -168,7 +168,7 @@ def _outcomes(text: str) -> frozenset[str]:
     """
     from harvester.api.types import Outcome
 
-    known = [outcome.value for outcome in Outcome if outcome is not Outcome.OK]
+    known = [outcome.value for outcome in Outcome if outcome not in (Outcome.OK, Outcome.SCORED)]
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
@@ -183,7 +183,7 @@ def _run(prepared: Prepared) -> Summary:
     import asyncio
     import contextlib
 
-    from harvester.run import job
+    from harvester.run import job, scoring
 
     flags, teacher = prepared.flags, prepared.config.teacher
     with contextlib.ExitStack() as stack:
@@ -201,4 +201,6 @@ def _run(prepared: Prepared) -> Summary:
             for observer in observers:
                 observer(status)
 
+        if prepared.config.score is not None:
+            return asyncio.run(scoring.run(prepared, notify))
         return asyncio.run(job.run(prepared, notify))

@@ -274,6 +274,16 @@ class StoreSection(FrozenModel):
     min_free_mib: float = Field(default=256, ge=0, le=MAX_MIB)
 
 
+class ScoreSection(FrozenModel):
+    """Ask for the log-probabilities of given texts instead of answers.
+
+    Attributes:
+        via: how the server is asked (`api.scoring.ways`); "auto" takes the first way that a probe proves.
+    """
+
+    via: Literal["auto", "prompt_logprobs", "echo", "generate", "chat"] = "auto"
+
+
 class HarvestConfig(FrozenModel):
     """A whole harvest.toml."""
 
@@ -287,6 +297,22 @@ class HarvestConfig(FrozenModel):
     canary: CanarySection = CanarySection()
     verify: VerifySection = Field(default_factory=dict)
     accept: AcceptSection | None = None
+    score: ScoreSection | None = None
+
+    @model_validator(mode="after")
+    def _scoring_asks_for_no_answers(self) -> HarvestConfig:
+        if self.score is None:
+            return self
+        unset = SamplingSection(extra=self.sampling.extra)
+        if names := sorted(
+            n for n in SamplingSection.model_fields if getattr(self.sampling, n) != getattr(unset, n)
+        ):
+            raise ValueError(f"[score] asks for no answers: leave out [sampling] {', '.join(names)}")
+        if self.accept is not None or self.canary.prompts is not None:
+            raise ValueError("[score] asks for no answers: leave out [accept] and [canary] prompts")
+        if self.prompts.system is not None or self.prompts.last_assistant != "send":
+            raise ValueError("[score] sends texts as they are: leave out [prompts] system and last_assistant")
+        return self
 
     @model_validator(mode="after")
     def _accepting_needs_a_verifier(self) -> HarvestConfig:

@@ -242,7 +242,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
             *(() if verdict.permitted else (*verdict.reasons, verdict.remedy())),
             *([key_note] if key_note else []),
             *warnings(config),
-            *notes.lines(),
+            *(notes.lines() if config.score is None else ()),
             *other_settings.notes(root / config.store.path, config),
         ),
     )

@@ -231,7 +231,9 @@ def _read_prompts(config: HarvestConfig, root: Path, *, watch: bool) -> _PromptT
     if not watch:
         ids.require_unique(lambda: reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad)))
     samples = config.first_samples
-    return _PromptTotals(rows * samples, tokens * samples, tuple(bad.passed_over), notes.lines())
+    # A last turn of the assistant is what [score] is about, so it needs no note.
+    lines = notes.lines() if config.score is None else ()
+    return _PromptTotals(rows * samples, tokens * samples, tuple(bad.passed_over), lines)
 
 
 def _with_epoch(config: HarvestConfig, flags: Overrides) -> HarvestConfig:

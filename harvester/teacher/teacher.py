@@ -15,7 +15,8 @@ from functools import partial
 from harvester.api import heavy
 from harvester.api.completion import flag_unasked_tool_call
 from harvester.api.request_builder import cost_microusd
-from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, Completion, RawAnswer, Request
+from harvester.api.scoring.ways import way_of
+from harvester.api.types import CHAT_PATH, USAGE_CORRECTED, USAGE_ESTIMATED, Completion, RawAnswer, Request
 from harvester.errors import (
     EndpointDown,
     NotSent,
@@ -294,6 +295,8 @@ class Teacher:
             TeacherError: it holds none.
         """
         try:
+            if request.path != CHAT_PATH or way_of(request.body) is not None:
+                return await heavy.parse_score(raw.body, request.body, request.input_tokens)
             parsed = await heavy.parse(raw.body, request.input_tokens, request.body.get("response_format"))
         except BaseException:
             raw.release()

@@ -49,6 +49,7 @@ OUTCOME_CODES: dict[Outcome, int] = {
     Outcome.EMPTY: 5,
     Outcome.UNKNOWN: 6,
     Outcome.INVALID: 7,
+    Outcome.SCORED: 8,
 }
 OUTCOMES = {code: name for name, code in OUTCOME_CODES.items()}
 

@@ -14,6 +14,7 @@ import orjson
 
 from harvester.api import completion, heavy
 from harvester.api.model_name import model_and_provider
+from harvester.api.scoring.ways import way_of
 from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.errors import TeacherError
 from harvester.store.journal.records import as_json
@@ -152,6 +153,8 @@ def parse_answer(row: Mapping[str, Any], body: Mapping[str, Any], *, logprobs: b
         row: with `raw`, `input_tokens` and `output_tokens`.
         body: the request's body.
     """
+    if way_of(body) is not None:
+        return heavy.parse_stored_score(row["raw"], body, row["input_tokens"], logprobs=logprobs)
     try:
         parsed = heavy.parse_stored(
             row["raw"], row["input_tokens"], body.get("response_format"), logprobs=logprobs

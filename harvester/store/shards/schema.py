@@ -43,7 +43,12 @@ COLUMNS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
     ("reasoning", pa.string(), True, "reasoning content the teacher returned beside its text"),
     ("refusal", pa.string(), True, "refusal text"),
     ("tool_calls_json", pa.string(), True, "tool calls, JSON as received"),
-    ("outcome", pa.string(), False, "ok, truncated, filtered, refused, tool_call, empty, invalid, unknown"),
+    (
+        "outcome",
+        pa.string(),
+        False,
+        "ok, truncated, filtered, refused, tool_call, empty, invalid, scored, unknown",
+    ),
     ("finish_reason", pa.string(), False, "the teacher's own word"),
     ("logprobs", pa.list_(_TOKEN), True, "log-probabilities (natural log) of generated tokens"),
     ("reference", pa.string(), True, "the prompt's reference answer; never sent"),
