@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import secrets
 import time
@@ -295,9 +296,17 @@ def _load_arrow() -> None:
     from harvester.store.maintain import seal_task  # noqa: F401
 
     pa.array([""])  # the first array looks for pandas
-    # Full garbage collections would look through all modules again and again: a fifth of the time of sealing.
-    if not gc.get_freeze_count():  # once in a process: what is frozen is not collected any more
-        gc.freeze()
+    _exempt_modules_from_collection()
+
+
+@functools.cache
+def _exempt_modules_from_collection() -> None:
+    """Freeze what is loaded, once in a process: what is frozen is not collected any more.
+
+    Full garbage collections would look through all modules again and again: a fifth of the time of sealing.
+    `gc.get_freeze_count` would walk all of it, too, while no other thread runs.
+    """
+    gc.freeze()
 
 
 async def _pass(parts: RunParts, signals: Signals) -> tuple[PassResult, HarvesterError | None]:
