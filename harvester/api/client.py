@@ -20,7 +20,7 @@ import ssl
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from types import TracebackType
 from typing import Self, cast
@@ -36,6 +36,7 @@ from harvester.api import completion, heavy, model_list
 from harvester.api.body_memory import BodyMemory, BodyShare
 from harvester.api.content_encoding import Decoder, EncodingError
 from harvester.api.error_body import describe, excerpt
+from harvester.api.joining import idempotency_key
 from harvester.api.max_tokens import positive_max_tokens_of
 from harvester.api.redaction import Redactor
 from harvester.api.scoring.ways import url_of
@@ -102,6 +103,14 @@ _TRANSLATIONS: tuple[tuple[type[BaseException], type[TeacherError], str, bool], 
     (OSError, ConnectionBroken, "the connection broke", True),
     (ValueError, ConnectionBroken, "the reply is not HTTP", True),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What one exchange may take, from connecting to the last byte, and how many answers it brings."""
+
+    deadline_s: float
+    choices: int = 1
 
 
 class Client:
@@ -189,11 +198,13 @@ class Client:
         length = (b"content-length", b"%d" % len(content))  # without it, a body in pieces is sent chunked
         headers = [*self._headers, (b"content-type", b"application/json"), length]
         if self._teacher.idempotency_header:  # the same for all attempts of a request
-            headers.append((self._teacher.idempotency_header.encode(), request.key.hex().encode()))
-        deadline_s = self._run.deadline_for(positive_max_tokens_of(request.body))
+            headers.append((self._teacher.idempotency_header.encode(), idempotency_key(request).encode()))
+        choices = len(request.each)  # some servers generate them one after another
+        deadline_s = self._run.deadline_for(positive_max_tokens_of(request.body) * choices)
+        expected = _Expected(deadline_s, choices)
         url = self._url(endpoint, request.path)
         with self._naming_errors(url):
-            answer = await self._exchange("POST", url, endpoint, headers, content, deadline_s)
+            answer = await self._exchange("POST", url, endpoint, headers, content, expected)
             if answer.status != 200:
                 raise await self._refusal(answer, url)
         return answer
@@ -233,6 +244,14 @@ class Client:
         finally:
             answer.release()
 
+    async def redact(self, body: bytes) -> bytes:
+        """Remove the credential from the body of one choice, in case only its split made it readable.
+
+        Raises:
+            BrokenAnswer: see `heavy.redact`.
+        """
+        return await heavy.redact(self._redactor, body)
+
     async def models(self, base: str) -> list[str]:
         """The models that one of the teacher's base URLs lists; empty where it has no list for this key.
 
@@ -246,7 +265,7 @@ class Client:
         deadline_s = self._run.deadline_s or BASE_DEADLINE_S
         with self._naming_errors(url):
             try:
-                answer = await self._exchange("GET", url, base, self._headers, b"", deadline_s)
+                answer = await self._exchange("GET", url, base, self._headers, b"", _Expected(deadline_s))
             except PromptRejected as error:
                 raise TeacherRefused(
                     f"the list of models can't be read: {error.message}",
@@ -261,7 +280,13 @@ class Client:
             return await heavy.model_ids(answer.body) if answer.status == 200 else []
 
     async def _exchange(
-        self, method: str, url: httpx.URL, endpoint: str, headers: _Headers, content: bytes, deadline_s: float
+        self,
+        method: str,
+        url: httpx.URL,
+        endpoint: str,
+        headers: _Headers,
+        content: bytes,
+        expected: _Expected,
     ) -> RawAnswer:
         request = httpx.Request(
             method,
@@ -274,7 +299,7 @@ class Client:
         started_s = time.monotonic()
         share = self._memory.share()
         try:
-            answer = await self._read_reply(request, endpoint, share, deadline_s)
+            answer = await self._read_reply(request, endpoint, share, expected)
         except BaseException:
             share.release()
             raise
@@ -285,16 +310,17 @@ class Client:
         return answer
 
     async def _read_reply(
-        self, request: httpx.Request, endpoint: str, share: BodyShare, deadline_s: float
+        self, request: httpx.Request, endpoint: str, share: BodyShare, expected: _Expected
     ) -> RawAnswer:
-        url = request.url
+        url, deadline_s = request.url, expected.deadline_s
         try:
             async with asyncio.timeout(deadline_s):
                 response = await self._transports[endpoint].handle_async_request(request)
                 raw_headers = response.headers.raw
                 # Unless it is set, httpx decodes all headers once more to guess their encoding.
                 response.headers.encoding = "latin-1"
-                reading = _Reading(response, _place(url), share, min(FRAMING_PATIENCE_S, deadline_s / 2))
+                patience_s = min(FRAMING_PATIENCE_S, deadline_s / 2)
+                reading = _Reading(response, _place(url), share, patience_s, expected.choices)
                 try:
                     body = await reading.read()
                 finally:
@@ -372,13 +398,17 @@ class _Reading:
     Args:
         share: memory that the body is counted in.
         patience_s: silence after which a complete body is taken as it is.
+        choices: how many answers a complete body holds.
 
     Raises:
         EncodingError: the body has an encoding that was not asked for.
     """
 
-    def __init__(self, response: httpx.Response, place: str, share: BodyShare, patience_s: float) -> None:
+    def __init__(
+        self, response: httpx.Response, place: str, share: BodyShare, patience_s: float, choices: int
+    ) -> None:
         self._response = response
+        self._choices = choices
         self._patience_s = patience_s
         self._place = place
         self._share = share
@@ -431,7 +461,7 @@ class _Reading:
         if self._response.status_code != 200:
             return True
         body = bytes(self._received)
-        return not heavy.is_heavy(body) and completion.is_complete(body)
+        return not heavy.is_heavy(body) and completion.is_complete(body, self._choices)
 
     def _too_large(self) -> PromptRejected:
         return PromptRejected(

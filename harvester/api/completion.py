@@ -23,13 +23,13 @@ from harvester.api.shapes.envelopes import choices_of
 from harvester.api.shapes.finish import Finish, finish_of, finish_word
 from harvester.api.shapes.parts import NESTED_MEMBERS, REASONING_MEMBERS, read_content, read_reasoning
 from harvester.api.shapes.thoughts import split_thoughts
-from harvester.api.sse import assemble, assemble_lines, is_stream
+from harvester.api.sse import Assembled, assemble, assemble_lines, is_stream
 from harvester.api.types import Completion, Outcome, Usage
-from harvester.api.usage import estimate_tokens, read_usage, usage_members
+from harvester.api.usage import SHARE, estimate_tokens, read_share, read_usage, usage_members
 from harvester.errors import BrokenAnswer, TeacherError
 from harvester.system.failpoints import reach
 
-__all__ = ["count_elements", "estimate_tokens", "is_complete", "load", "parse"]
+__all__ = ["count_elements", "estimate_tokens", "is_complete", "load", "load_choices", "parse"]
 
 # A body with more list elements and members is not parsed: 30 MiB of empty lists would take 1.3 GB.
 # Answers of 16,000 tokens with 20 alternatives each have 2.7 million.
@@ -80,16 +80,21 @@ def flag_unasked_tool_call(parsed: Completion, body: Mapping[str, Any]) -> Compl
     return parsed
 
 
-def is_complete(raw: bytes) -> bool:
+def is_complete(raw: bytes, choices: int = 1) -> bool:
     """Whether a body whose transfer had no proper end is complete all the same.
 
-    JSON is complete with its last bracket, a stream with its finish reason or `[DONE]`.
+    JSON is complete with its last bracket, a stream with `[DONE]` or the finish reasons of all choices.
+
+    Args:
+        choices: how many a stream must have finished; 1 also takes one that was read up to its usage.
     """
     try:
-        load(raw)
+        loaded = load_choices(raw)
     except (TeacherError, RecursionError, OverflowError):
         return False
-    return True
+    if choices == 1 or not is_stream(raw) or loaded.is_done:
+        return True
+    return len(loaded.document.get("choices", ())) - len(loaded.unfinished) >= choices
 
 
 def count_elements(raw: bytes) -> int:
@@ -99,6 +104,14 @@ def count_elements(raw: bytes) -> int:
 
 def load(raw: bytes) -> tuple[dict[str, Any], bool]:
     """The document of a body, and whether it was read without loss.
+
+    Raises: see `load_choices`.
+    """
+    return load_choices(raw).as_one()
+
+
+def load_choices(raw: bytes) -> Assembled:
+    """The document of a body, and which of its choices were read without loss.
 
     Raises:
         ConnectionBroken: a stream that ended before its answer did.
@@ -122,7 +135,8 @@ def load(raw: bytes) -> tuple[dict[str, Any], bool]:
         document = document[0]
     if not isinstance(document, dict):
         raise _broken(f"status 200 whose body is not a JSON object: {_start_of(raw)}", raw, billed=False)
-    return document, exact
+    whole: frozenset[int] = frozenset()
+    return Assembled(document, exact, True, inexact=whole, unfinished=whole, stray=whole)
 
 
 def _json_lines(raw: bytes) -> list[dict[str, Any]] | None:
@@ -197,8 +211,11 @@ def _parse(raw: bytes, input_tokens: int, logprobs: bool) -> Completion:
     finish_reason = finish_word(choice)
     finish = finish_of(finish_reason)
     message = _message_of(choice)
-    fields = usage_members(holder, document)
-    usage = read_usage(fields, input_tokens, message.written(), message.reasoning or "")
+    fields, share = usage_members(holder, document), document.get(SHARE)
+    if isinstance(share, Mapping):
+        usage, exact = read_share(fields, share), exact and share.get("exact") is not False
+    else:
+        usage = read_usage(fields, input_tokens, message.written(), message.reasoning or "")
     is_paid = bool(message.text or message.tools or message.reasoning)
     is_finished = finish is Finish.END and bool(message.text)
     is_whole = _raise_error(document, raw, is_paid=is_paid, is_finished=is_finished)
@@ -293,6 +310,12 @@ def _message_of(choice: Mapping[str, Any]) -> _Message:
         tools=tools,
         is_clear=is_clear,
     )
+
+
+def texts_of(choice: Mapping[str, Any]) -> tuple[str, str]:
+    """Everything that a choice holds: text with refusal and tool calls, and reasoning."""
+    message = _message_of(choice)
+    return message.written(), message.reasoning or ""
 
 
 def _text_in(holder: Any) -> Any:

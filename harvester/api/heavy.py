@@ -17,7 +17,8 @@ from typing import Any
 import orjson
 
 from harvester import errors
-from harvester.api import completion, model_list
+from harvester.api import choices, completion, model_list
+from harvester.api.choices import ChoiceAnswer, Choices
 from harvester.api.error_body import RAW_KEPT_BYTES, classify
 from harvester.api.redaction import Redactor
 from harvester.api.response_format import has_costly_schema
@@ -79,6 +80,35 @@ async def parse(raw: bytes, input_tokens: int, response_format: Any) -> Completi
     except (TimeoutError, MemoryError, ChildError):
         return _unread(raw, input_tokens)
     return _completion_of(facts, raw)
+
+
+async def split(raw: bytes, asked: int, input_tokens: int, response_format: Any) -> Choices:
+    """Split a body by choices, in a child process where it is heavy.
+
+    What can't be split within the limits is one choice with the outcome `unknown`.
+
+    Raises:
+        TeacherError: as `choices.split`.
+    """
+    if not is_heavy(raw):
+        if not has_costly_schema(response_format):
+            return choices.split(raw, asked, input_tokens, response_format)
+        checked = await _in_thread(choices.split, raw, asked, input_tokens, response_format)
+        assert isinstance(checked, Choices)
+        return checked
+    try:
+        form = orjson.dumps(response_format)
+        facts = await _in_child("harvester.api.heavy:choice_facts", raw, asked, input_tokens, form)
+    except (TimeoutError, MemoryError, ChildError):
+        unread = _unread(raw, input_tokens)
+        return Choices((ChoiceAnswer(raw, unread),), unread.usage)
+    if "error" in facts:
+        raise _error_of(facts, raw)
+    answers = [
+        None if row is None else ChoiceAnswer(row["raw"], _completion_of(row["facts"], row["raw"]))
+        for row in facts["answers"]
+    ]
+    return Choices(tuple(answers), Usage(**facts["usage"]), facts["surplus"])
 
 
 def parse_stored(
@@ -213,6 +243,19 @@ def score_facts(raw: bytes, body: bytes, input_tokens: int, logprobs: bool) -> d
     except TeacherError as error:
         return _facts_of_error(error)
     return _facts_of_completion(parsed if logprobs else replace(parsed, logprobs=()))
+
+
+def choice_facts(raw: bytes, asked: int, input_tokens: int, response_format: bytes) -> dict[str, Any]:
+    """Split a body by choices (in the child); return body and completion of each, or the error."""
+    try:
+        parsed = choices.split(raw, asked, input_tokens, orjson.loads(response_format))
+    except TeacherError as error:
+        return _facts_of_error(error)
+    answers = [
+        answer and {"raw": answer.raw, "facts": _facts_of_completion(answer.completion)}
+        for answer in parsed.answers
+    ]
+    return {"answers": answers, "usage": asdict(parsed.usage), "surplus": parsed.surplus}
 
 
 def _facts_of_completion(parsed: Completion) -> dict[str, Any]:

@@ -97,13 +97,20 @@ def cost_microusd(
 
     USD per million tokens is micro-dollars per token, so no factor is needed.
     """
-    if price is None:
-        return 0
-    cached_rate = price.input if price.cached_input is None else price.cached_input
-    cached = min(cached_tokens, input_tokens)
-    exact = (input_tokens - cached) * price.input + cached * cached_rate + output_tokens * price.output
+    exact = exact_microusd(price, input_tokens, output_tokens, cached_tokens)
     # 1e-6: 100 * 1.1 is 110.00000000000001 in binary; rounding noise must not add a micro-dollar.
     return max(0, math.ceil(exact - 1e-6))
+
+
+def exact_microusd(
+    price: PriceSection | None, input_tokens: int, output_tokens: int, cached_tokens: int = 0
+) -> float:
+    """Price of these tokens in millionths of a dollar, not rounded."""
+    if price is None:
+        return 0.0
+    cached_rate = price.input if price.cached_input is None else price.cached_input
+    cached = min(cached_tokens, input_tokens)
+    return (input_tokens - cached) * price.input + cached * cached_rate + output_tokens * price.output
 
 
 class RequestBuilder:
@@ -159,6 +166,7 @@ class RequestBuilder:
                 estimated_microusd=estimate,
                 budget_tokens=max_input + self._max_output,
                 budget_microusd=budget,
+                budget_output_tokens=self._max_output,
             )
 
     def _with_own(self, fields: Mapping[str, Any], digest: bytes, seed: int | None) -> _SharedFields:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -51,13 +52,37 @@ def is_end_mark(data: bytes) -> bool:
     return data == DONE or data.strip().lower() in _END_MARKS
 
 
-def assemble(raw: bytes) -> tuple[dict[str, Any], bool]:
-    """Join the chunks of a stream into one `chat.completion` document.
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A stream as one `chat.completion` document.
 
     An error in the stream becomes the document's `error`; what came before it is kept.
 
-    Returns:
-        The document, and whether every event was read without loss.
+    Attributes:
+        is_exact: whether everything outside the choices was read without loss.
+        is_done: whether an end mark came.
+        inexact, unfinished: indices of choices that were not read without loss, and of those that got no
+            finish reason.
+        stray: indices of unfinished choices other than 0 that hold text.
+    """
+
+    document: dict[str, Any]
+    is_exact: bool
+    is_done: bool
+    inexact: frozenset[int]
+    unfinished: frozenset[int]
+    stray: frozenset[int]
+
+    def as_one(self) -> tuple[dict[str, Any], bool]:
+        """Return the document, and whether it is exact as the answer to a request for one choice.
+
+        Text of another choice that never ends may then be a piece of the answer.
+        """
+        return self.document, self.is_exact and not self.inexact and not self.stray
+
+
+def assemble(raw: bytes) -> Assembled:
+    """Join the chunks of a stream.
 
     Raises:
         ConnectionBroken: the stream ended before its answer did.
@@ -72,7 +97,7 @@ def assemble(raw: bytes) -> tuple[dict[str, Any], bool]:
     return stream.document(raw)
 
 
-def assemble_lines(lines: list[dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+def assemble_lines(lines: list[dict[str, Any]]) -> Assembled:
     """Join the chunks of a stream that came as JSON lines; see `assemble`."""
     stream = _Stream()
     stream.end()  # the lines are whole, and nothing else marks the end
@@ -196,8 +221,8 @@ class _Stream:
             choice = self._choices[number] = _Choice(number)
         choice.add(part)
 
-    def document(self, raw: bytes) -> tuple[dict[str, Any], bool]:
-        """The document of all chunks, and whether it is exact.
+    def document(self, raw: bytes) -> Assembled:
+        """The document of all chunks.
 
         Raises:
             ConnectionBroken: neither a finish reason nor an end mark came.
@@ -206,9 +231,6 @@ class _Stream:
         joined = [choice.joined() for choice in self._choices.values()]
         if joined:
             document["choices"] = joined
-            choices = self._choices.values()
-            # One choice was asked for: text of another one that never ends may be a piece of it.
-            is_exact = is_exact and all(choice.is_exact and choice.is_whole for choice in choices)
         is_finished = any(choice["finish_reason"] for choice in joined) or find_error(document) is not None
         if not (is_finished or self.is_done or (document.get("usage") and joined)):
             raise ConnectionBroken(
@@ -220,7 +242,14 @@ class _Stream:
         if self._needs_mending:
             document, mended = mend(document)
             is_exact = is_exact and mended
-        return document, is_exact
+        return Assembled(
+            document,
+            is_exact,
+            self.is_done,
+            inexact=frozenset(index for index, choice in self._choices.items() if not choice.is_exact),
+            unfinished=frozenset(index for index, choice in self._choices.items() if not choice.finish),
+            stray=frozenset(index for index, choice in self._choices.items() if not choice.is_whole),
+        )
 
 
 class _Choice:

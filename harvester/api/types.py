@@ -52,6 +52,9 @@ class Request:
         estimated_microusd: price of `input_tokens` and `output_tokens`, in millionths of a dollar.
         budget_tokens, budget_microusd: upper bounds of what it can use and cost; the budget reserves these.
         path: route that it is sent to, below the base URL (`scoring.ways.url_of`).
+        budget_output_tokens: the part of `budget_tokens` that the answer can use.
+        rows: of a request that asks for several samples at once (`n`), the requests that it stands for, by
+            sample number; empty for an ordinary one. `key` and `sample_index` are those of the first.
     """
 
     key: bytes
@@ -64,6 +67,13 @@ class Request:
     budget_tokens: int = 0
     budget_microusd: int = 0
     path: str = CHAT_PATH
+    budget_output_tokens: int = 0
+    rows: tuple[Request, ...] = ()
+
+    @property
+    def each(self) -> tuple[Request, ...]:
+        """The rows that it asks for: those it was joined from, or itself."""
+        return self.rows or (self,)
 
 
 class Outcome(StrEnum):
@@ -98,6 +108,11 @@ class Usage:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     source: str = USAGE_REPORTED
+
+    @property
+    def total(self) -> int:
+        """Input and output tokens together."""
+        return self.input_tokens + self.output_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ estimate, and the counts are marked as corrected. Budgets and bills would otherw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, Usage
+from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, USAGE_REPORTED, Usage
 
 # No model has a context anywhere near this.
 MAX_PLAUSIBLE_TOKENS = 10_000_000
@@ -49,6 +49,8 @@ REASONING_MEMBERS = (
     "reasoning_tokens",
     "thoughtsTokenCount",
 )
+# Member that the body of one choice of several has: how its answer was asked for, and the whole bill.
+SHARE = "harvester_share"
 # Members of the body that hold the counts.
 USAGE_MEMBERS = ("usage", "usageMetadata", "usage_metadata", "token_usage")
 
@@ -64,6 +66,22 @@ def fewest_tokens(text: str) -> int:
         return 0
     words = len(text.split()) // MAX_WORDS_PER_TOKEN
     return max(1, words, len(text) // MAX_CHARS_PER_TOKEN)
+
+
+def apportion(total: int, weights: Sequence[int]) -> list[int]:
+    """Split an amount into whole parts in proportion to weights, by the method of the largest remainder.
+
+    The parts add up to `total`. Each is its exact share rounded down; what is left goes, one each, to those
+    with the largest remainders, the first ones among equals. Without any weight all parts count alike.
+    """
+    if not any(weights):
+        weights = [1] * len(weights)
+    whole = sum(weights)
+    parts = [total * weight // whole for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda at: -(total * weights[at] % whole))
+    for at in by_remainder[: total - sum(parts)]:
+        parts[at] += 1
+    return parts
 
 
 def usage_members(*holders: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -107,6 +125,47 @@ def read_usage(fields: Mapping[str, Any], input_estimate: int, text: str, reason
         output_tokens=estimate_tokens(written) if output_tokens is None else output_tokens,
         source=USAGE_CORRECTED if is_reported else USAGE_ESTIMATED,
     )
+
+
+def share_members(usage: Usage) -> dict[str, Any]:
+    """The object with the counts that `read_share` reads."""
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def read_share(fields: Mapping[str, Any], share: Mapping[str, Any]) -> Usage:
+    """The counts of one choice of several: its part of a bill that was checked as a whole."""
+    source = share.get("source")
+    return Usage(
+        input_tokens=_first(fields, INPUT_MEMBERS) or 0,
+        output_tokens=_first(fields, OUTPUT_MEMBERS) or 0,
+        cached_tokens=_first(fields, CACHED_MEMBERS) or 0,
+        reasoning_tokens=_first(fields, REASONING_MEMBERS) or 0,
+        source=source if source in (USAGE_ESTIMATED, USAGE_CORRECTED) else USAGE_REPORTED,
+    )
+
+
+def split_usage(usage: Usage, weights: Sequence[int], reasoning_weights: Sequence[int]) -> list[Usage]:
+    """Split the bill of one request over its rows, so that the sums of all counts are those of the bill.
+
+    Args:
+        weights: of the rows; what was written is split in proportion. Prompt tokens are split evenly.
+        reasoning_weights: the same for reasoning.
+    """
+    evenly = [1] * len(weights)
+    counts = zip(
+        apportion(usage.input_tokens, evenly),
+        apportion(usage.output_tokens, weights),
+        apportion(usage.cached_tokens, evenly),
+        apportion(usage.reasoning_tokens, reasoning_weights),
+        strict=True,
+    )
+    return [Usage(*each, source=usage.source) for each in counts]
 
 
 def _fewest_input(estimate: int) -> int:

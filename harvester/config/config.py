@@ -25,7 +25,13 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from harvester.config import provider_presets
-from harvester.config.number_limits import MAX_CONNECTIONS, MAX_MIB, MAX_SAMPLES, MAX_USD_PER_MILLION
+from harvester.config.number_limits import (
+    MAX_CHOICES,
+    MAX_CONNECTIONS,
+    MAX_MIB,
+    MAX_SAMPLES,
+    MAX_USD_PER_MILLION,
+)
 from harvester.config.provider_presets import AppliedPreset
 from harvester.config.refused_keys import KEYS_WITH_OWN_PLACE, REFUSED_KEYS
 from harvester.config.run_section import (
@@ -133,6 +139,7 @@ class TeacherSection(FrozenModel):
         allow_http: plain http also outside private networks, and with a credential.
         ca_file: PEM bundle to trust in addition to the public roots. Verification can't be switched off.
         idempotency_header: name of a header that carries the same value for all attempts at a request.
+        max_n: most answers that one request may ask for (`n`): several samples for one prompt fee.
     """
 
     model_config = ConfigDict(json_schema_extra=_preset_replaces_required_keys)
@@ -150,6 +157,7 @@ class TeacherSection(FrozenModel):
     allow_http: bool = False
     ca_file: str | None = None
     idempotency_header: _IdempotencyHeader | None = None
+    max_n: int = Field(default=1, gt=0, le=MAX_CHOICES)
     limits: LimitsSection = LimitsSection()
     price: PriceSection | None = None
 

@@ -8,6 +8,8 @@ YEAR_S = 366 * 86400.0
 MAX_USD = 1e9
 MAX_USD_PER_MILLION = 1e6
 MAX_SAMPLES = 1_000_000
+# Most answers to one request: what OpenAI's API allows.
+MAX_CHOICES = 128
 # Connections that one address can have to one port of another.
 MAX_CONNECTIONS = 65_535
 MAX_MIB = 2.0**30

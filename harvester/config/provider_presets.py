@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 # Keys that are right for the preset's own address only: a key must not be sent to another host.
-_OF_THE_ADDRESS = ("api_key_env", "idempotency_header")
+_OF_THE_ADDRESS = ("api_key_env", "idempotency_header", "max_n")
 # Keys that are right for the preset's own model at its own address only.
 _OF_THE_MODEL = ("terms", "price")
 

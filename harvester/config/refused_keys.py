@@ -35,7 +35,7 @@ REFUSED_KEYS["sampling.*"] = "other fields of the request body go into [sampling
 
 # Request fields that `[sampling] extra` must not carry, because plan and budget could not see their effect.
 KEYS_WITH_OWN_PLACE = {
-    "n": "set samples; each is a request, a key and a row of its own",
+    "n": "set samples; [teacher] max_n says how many of them one request may ask for",
     **dict.fromkeys(("stream", "stream_options"), "set [sampling] stream"),
     **dict.fromkeys(("logprobs", "top_logprobs"), "set [sampling] top_logprobs"),
 }

@@ -13,6 +13,7 @@ from harvester.mock_teacher.faults.script import load_script
 from harvester.mock_teacher.listening import serve
 from harvester.mock_teacher.scoring import SCORE_FORMS
 from harvester.mock_teacher.settings import MockSettings, parse_accuracy
+from harvester.mock_teacher.wire import MAX_CHOICES
 
 
 def parser(prog: str = "python -m harvester.mock_teacher") -> argparse.ArgumentParser:
@@ -66,6 +67,13 @@ def parser(prog: str = "python -m harvester.mock_teacher") -> argparse.ArgumentP
         help=f"ways to score a given text that a model offers: {', '.join(SCORE_FORMS)}, or none; "
         "the fields of the others are ignored",
     )
+    add("--max-n", type=int, default=MAX_CHOICES, metavar="K", help="most choices of one request (n)")
+    add(
+        "--n-above",
+        default="refuse",
+        choices=("refuse", "fewer"),
+        help="refuse a request for more choices than --max-n, or answer with fewer",
+    )
     add("--faults", type=Path, metavar="FILE", help="fault script, TOML or JSON")
     add("--ledger", type=Path, metavar="FILE", help="append one JSON line per charged reply")
     add("--require-key-env", metavar="NAME", help="environment variable with the key that callers must send")
@@ -104,6 +112,8 @@ def settings_from(flags: argparse.Namespace) -> MockSettings:
         per_token_latency_s=flags.per_token_latency,
         context_tokens=flags.context_tokens,
         scores=score_forms(flags.scores),
+        max_n=flags.max_n,
+        n_above=flags.n_above,
         faults=load_script(flags.faults) if flags.faults else (),
         ledger_file=flags.ledger,
         require_key_env=flags.require_key_env,

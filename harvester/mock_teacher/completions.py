@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import orjson
@@ -163,7 +164,10 @@ def stream_events(document: Completion, include_usage: bool) -> list[bytes]:
     head["object"] = "chat.completion.chunk"
     if include_usage:
         head["usage"] = None
-    events = [event({**head, "choices": [chunk]}) for choice in choices for chunk in _chunks(choice)]
+    # A piece of each choice in turn, as they are generated together.
+    turns = zip_longest(*(_chunks(choice) for choice in choices))
+    chunks = (chunk for turn in turns for chunk in turn if chunk is not None)
+    events = [event({**head, "choices": [chunk]}) for chunk in chunks]
     if include_usage and "usage" in document:
         events.append(event({**head, "choices": [], "usage": document["usage"]}))
     return [*events, DONE]

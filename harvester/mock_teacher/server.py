@@ -134,7 +134,7 @@ class MockTeacher:
             ask = wire.read_text_ask(raw, route, model=settings.model, context_tokens=settings.context_tokens)
         if ask.scoring is not wire.PLAIN_CHAT:
             ask = replace(ask, scoring=honoured(ask.scoring, settings.scores))
-        ask = self.answerer.measure(ask)
+        ask = self.answerer.measure(wire.limit_choices(ask, settings.max_n, settings.n_above))
         self.limits.check_concurrency(self.in_flight)
         solution = self.answerer.at_once(ask)
         if ask.max_tokens is not None and (solution is None or settings.tpm_counts == "max"):
@@ -143,7 +143,9 @@ class MockTeacher:
             output = sum(len(answer.pieces) for answer in solution[1]) if solution else 0
         self.limits.admit(ask.prompt_tokens + output, time.monotonic())
         self.admitted += 1
-        match = self.script.match(self.admitted, text=ask.text, body=ask.body_sha256, stream=ask.stream)
+        match = self.script.match(
+            self.admitted, text=ask.text, body=ask.body_sha256, stream=ask.stream, choices=ask.n
+        )
         rule, name = match if match else (None, None)
         ordinal = self.admitted
         is_refused = rule is not None and rule.kind.stage is Stage.REFUSE and not rule.is_billed
@@ -154,6 +156,9 @@ class MockTeacher:
             # Before anything is awaited, so that two equal requests in flight get two samples.
             self.answerer.note_answered(ask)
         answers, generated = await pending if pending is not None else solution or ([], [])
+        if rule is not None and rule.action == "fewer_choices":
+            count = rule.options.get("count", 1)
+            answers, generated = answers[:count], generated[:count]
         return Turn(ordinal, ask, answers, generated, rule, name)
 
     def check_key(self, scope: Scope) -> None:
@@ -201,7 +206,7 @@ class MockTeacher:
         right = None if task is None else sum(bool(answer.right) for answer in turn.answers)
         if task is not None:
             tally = self.tasks.setdefault(task, {"answers": 0, "right": 0})
-            tally["answers"] += ask.n
+            tally["answers"] += len(turn.answers)
             tally["right"] += right or 0
         self.ledger.charge(
             LedgerCharge(
@@ -209,7 +214,7 @@ class MockTeacher:
                 response_id=response_id,
                 body_sha256=ask.body_sha256,
                 prompt_sha256=ask.prompt_sha256,
-                choices=ask.n,
+                choices=len(turn.generated),
                 prompt_tokens=ask.prompt_tokens,
                 completion_tokens=turn.output_tokens(),
                 at=time.time(),

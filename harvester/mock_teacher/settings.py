@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harvester.errors import ConfigError
 from harvester.mock_teacher.faults.script import Rule
+from harvester.mock_teacher.wire import MAX_CHOICES
 
 EVERY_TASK = "*"
 DEFAULT_ACCURACY = 0.95
@@ -34,6 +35,8 @@ class MockSettings:
         context_tokens: prompt + max_tokens above this is a 400 `context_length_exceeded`.
         scores: ways to score a given text that it offers, with a model (`scoring.SCORE_FORMS`); a server
             ignores the fields of the others.
+        max_n: most choices of one request; `n_above` says what becomes of a request for more: `refuse` is a
+            400, `fewer` answers with as many as `max_n`.
         require_key_env: NAME of the variable that holds the key callers must send.
         certificate, private_key: PEM files; with them the server speaks TLS.
     """
@@ -59,6 +62,8 @@ class MockSettings:
     per_token_latency_s: float = 0.0
     context_tokens: int = 131_072
     scores: tuple[str, ...] = ("prompt_logprobs", "echo", "chat", "generate")
+    max_n: int = MAX_CHOICES
+    n_above: str = "refuse"
     faults: tuple[Rule, ...] = ()
     ledger_file: Path | None = None
     require_key_env: str | None = None
@@ -79,6 +84,8 @@ class MockSettings:
             "concurrency-status must be 429 or 503": self.concurrency_status in (429, 503),
             "latency must not be negative": min(self.latency_s, self.per_token_latency_s) >= 0,
             "latency-jitter must lie between 0 and 1": 0 <= self.latency_jitter <= 1,
+            f"max-n must lie between 1 and {MAX_CHOICES}": 1 <= self.max_n <= MAX_CHOICES,
+            "n-above must be refuse or fewer": self.n_above in ("refuse", "fewer"),
             "accuracy must lie between 0 and 1": all(0 <= share <= 1 for share in self.accuracy.values()),
             "port must lie between 0 and 65535": 0 <= self.port <= 65_535,
             "TLS needs both a certificate and its private key": (self.certificate is None)

@@ -81,6 +81,12 @@ def _extra_choice(document: Completion) -> None:
     document["choices"].append({**copy.deepcopy(document["choices"][-1]), "index": len(document["choices"])})
 
 
+def _shuffled_choices(document: Completion) -> None:
+    """Put the choices into an order that differs from that of their indices, the same in every run."""
+    choices = document["choices"]
+    document["choices"] = choices[1::2] + choices[::2][::-1]
+
+
 def _parts(options: Options) -> Callable[[Completion], None]:
     def change(choice: dict[str, Any]) -> None:
         text = choice["message"]["content"]
@@ -197,6 +203,10 @@ _ANSWERS: dict[str, Callable[[Options], Callable[[Completion], None]]] = {
     "no_choices": lambda _: lambda document: document.__delitem__("choices"),
     "extra_choice": lambda _: _extra_choice,
     "reversed_choices": lambda _: lambda document: document["choices"].reverse(),
+    "shuffled_choices": lambda _: _shuffled_choices,
+    "repeated_choice": lambda _: (
+        lambda document: document["choices"][-1].update(index=document["choices"][0]["index"])
+    ),
     "parts": _parts,
     "think": _think,
     "blank_content": lambda o: _message("content", o.get("value", "\n\n")),
@@ -216,7 +226,9 @@ def spoil_answer(action: str, options: Options, document: Completion) -> Complet
         merged: Completion = _merge(document, options["value"])
         return merged
     if action in _ANSWERS:  # `delay` changes nothing
-        _ANSWERS[action](options)(document)
+        at = options.get("at")
+        part = document if at is None else {**document, "choices": document["choices"][at : at + 1]}
+        _ANSWERS[action](options)(part)
     return document
 
 

@@ -6,7 +6,7 @@ A body that breaks a rule raises `Refusal` with the status and error object Open
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -223,6 +223,20 @@ def ask_of(body: dict[str, Any], *, model: str, context_tokens: int, scoring: Sc
         messages=messages,
         scoring=scoring,
     )
+
+
+def limit_choices(ask: ChatRequest, most: int, n_above: str) -> ChatRequest:
+    """Return the request with at most this many choices, if `n_above` is `fewer`.
+
+    Raises:
+        Refusal: it asks for more, and `n_above` is `refuse`.
+    """
+    if ask.n <= most:
+        return ask
+    if n_above == "fewer":
+        return replace(ask, n=most)
+    text = f"Invalid 'n': integer above maximum value. Expected a value <= {most}, but got {ask.n} instead."
+    raise _invalid(text, "n", "integer_above_max_value")
 
 
 def _read_messages(messages: Any) -> tuple[tuple[str, str], ...]:

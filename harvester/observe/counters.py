@@ -181,7 +181,11 @@ class Counters:
     ] = 0
     possibly_billed: Annotated[
         int,
-        Metric("Attempts that may have been billed without an answer.", "{attempt}", shown=RUN_AND_CANARY),
+        Metric(
+            "Attempts that may have been billed without an answer; one with n counts once for each answer.",
+            "{attempt}",
+            shown=RUN_AND_CANARY,
+        ),
     ] = 0
     refunded: Annotated[
         int, Metric("Attempts that were not billed, their reservation returned.", "{attempt}")
@@ -192,6 +196,22 @@ class Counters:
     retries: Annotated[
         int,
         Metric("Attempts after the first of their row.", "{attempt}", trace="retries", shown=Shown.PROGRESS),
+    ] = 0
+    requests_answered: Annotated[
+        int,
+        Metric("Requests whose answers are durable: fewer than answers with n.", "{request}", shown=RUN),
+    ] = 0
+    choices_missing: Annotated[
+        int,
+        Metric("Answers that a request with n was short of; asked again.", "{answer}", shown=Shown.SUMMARY),
+    ] = 0
+    choices_surplus: Annotated[
+        int,
+        Metric(
+            "Choices beyond those asked for, or with an index that came before; paid and not stored.",
+            "{answer}",
+            shown=Shown.SUMMARY,
+        ),
     ] = 0
     accepted: Annotated[
         int, Metric("Rows of [accept] whose answers passed their verifier.", "{row}", shown=RUN)
@@ -275,12 +295,16 @@ class Counters:
         default_factory=lambda: _cells(TOKEN_EDGES)
     )
 
-    def note_answer(self, latency_s: float, input_tokens: int, output_tokens: int) -> None:
-        """Count one answer into the three histograms and their sums."""
-        self.input_tokens += input_tokens
-        self.output_tokens += output_tokens
+    def note_request(self, latency_s: float) -> None:
+        """Count one request that was answered, with its latency."""
+        self.requests_answered += 1
         self.latency_sum_s += latency_s
         self.latency_counts[bisect_left(LATENCY_EDGES_S, latency_s)] += 1
+
+    def note_answer(self, input_tokens: int, output_tokens: int) -> None:
+        """Count the tokens of one answer."""
+        self.input_tokens += input_tokens
+        self.output_tokens += output_tokens
         self.input_token_counts[bisect_left(TOKEN_EDGES, input_tokens)] += 1
         self.output_token_counts[bisect_left(TOKEN_EDGES, output_tokens)] += 1
 
@@ -361,6 +385,21 @@ def unusable(*counts: Mapping[str, int]) -> dict[str, int]:
     """Return how many of these answers are empty, invalid, filtered, refused or unknown, by outcome."""
     sums = {outcome.value: sum(each.get(outcome, 0) for each in counts) for outcome in UNUSABLE}
     return {name: count for name, count in sums.items() if count}
+
+
+def several_text(counts: Mapping[str, Any]) -> str:
+    """Say what requests for several answers (`n`) brought; "" where there were none.
+
+    Args:
+        counts: by their names in status.json.
+    """
+    answers, requests = counts.get("answers_stored", 0), counts.get("requests_answered", 0)
+    missing, surplus = counts.get("choices_missing", 0), counts.get("choices_surplus", 0)
+    if not missing and not surplus and not 0 < requests < answers:
+        return ""
+    notes = [f"{missing:,} were short of what was asked, and asked again"] if missing else []
+    notes += [f"{surplus:,} came beyond what was asked, and are paid but not kept"] if surplus else []
+    return "; ".join([f"{answers:,} answers came in {requests:,} requests", *notes])
 
 
 def declared(counters: type[Counters]) -> dict[str, Metric]:

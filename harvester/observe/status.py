@@ -16,7 +16,7 @@ from typing import Any
 from harvester.config import schedule
 from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import COMPLETE_ENDINGS, RunState
-from harvester.observe.counters import unusable
+from harvester.observe.counters import several_text, unusable
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import is_held, read_holder
@@ -169,6 +169,8 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     if status.get("waiting"):
         lines.append(f"waiting   {status['waiting']}")
     lines += [f"learned   {text}" for text in status.get("learned") or []]
+    if text := several_text(status):
+        lines.append(f"n         {text}")
     if status.get("errors"):
         errors = ", ".join(f"{code} {count:,}" for code, count in sorted(status["errors"].items()))
         lines.append(f"errors    {errors}   (`harvester explain CODE`)")

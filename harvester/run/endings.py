@@ -19,7 +19,7 @@ from harvester.errors import (
     TermsRefused,
     TooManyFailures,
 )
-from harvester.observe.counters import Counters, PassResult, Snapshot, unusable
+from harvester.observe.counters import Counters, PassResult, Snapshot, several_text, unusable
 from harvester.prompts.bad_lines import BAD_PROMPTS_NAME as BAD_PROMPTS
 
 # During a pass, a share of unusable answers ends it only from this many answers on.
@@ -204,6 +204,8 @@ class Summary:
         ]
         if self.detail:
             lines.insert(1, f"why: {self.detail}")
+        if text := several_text(counts.as_dict()):
+            lines.append(text)
         if judged := counts.accepted + counts.rejected + counts.unverifiable:
             lines.append(
                 f"accepted {counts.accepted:,} of {judged:,} answers: {counts.rejected:,} failed, "

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from harvester.api.client import Client
+from harvester.api.joining import join, may_join
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import Ending, HarvesterError, Parked, PromptError
@@ -29,6 +30,7 @@ from harvester.store.journal.writer import AsyncWriter
 from harvester.store.maintain.bill import compute_spent
 from harvester.store.reuse import ReuseIndex
 from harvester.system.clock import Clock, SystemClock
+from harvester.teacher.choice_limit import ChoiceLimit
 from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limiter_state import LimiterState
 from harvester.teacher.policies import build_policies
@@ -93,7 +95,8 @@ async def harvest(
     """
     async with Client(setup.config.teacher, setup.config.run, setup.key) as client:
         parts = await open_parts(setup, client)
-        on_settings(RuntimeSettings(parts.teacher.endpoints, parts.workers.resize))
+        limit = parts.worker.choice_limit
+        on_settings(RuntimeSettings(parts.teacher.endpoints, parts.workers.resize, limit))
         return await _Pass(setup, parts, on_progress).run(feed, canary)
 
 
@@ -136,8 +139,17 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
     ending.when_draining(endpoints.drain)
     teacher = Teacher(endpoints, writer, tally, setup.run_id)
     served_models = ServedModels(tally, strict=config.run.strict_model, providers=config.providers)
+    choice_limit = await writer.call(lambda journal: ChoiceLimit.of(journal, config.teacher))
     worker = Worker(
-        teacher, writer, in_flight, served_models, tally, ending, max_unusable=config.run.max_unusable
+        teacher,
+        writer,
+        in_flight,
+        served_models,
+        tally,
+        ending,
+        choice_limit,
+        config.teacher.price,
+        max_unusable=config.run.max_unusable,
     )
     return PassParts(
         ending,
@@ -162,6 +174,9 @@ class _Pass:
         self._on_progress = on_progress
         self._admitted = 0
         self._is_idle = False
+        samples = setup.config.first_samples
+        # Whole prompts, so that the samples of one may be joined.
+        self._chunk = max(1, CHUNK // samples) * samples
 
     async def run(self, feed: Feed, canary: CanaryTask | None) -> PassResult:
         """Send what the feed brings, wait for the answers, then return how it ended."""
@@ -205,7 +220,7 @@ class _Pass:
             while not ending.draining.is_set():
                 chunk = acceptance.next_requests(CHUNK) if acceptance is not None else []
                 if not chunk and more:
-                    chunk, more = await asyncio.to_thread(take, feed, CHUNK)
+                    chunk, more = await asyncio.to_thread(take, feed, self._chunk)
                 elif not chunk and acceptance is not None and acceptance.is_open:
                     await self._rest(acceptance.changed)
                     continue
@@ -223,26 +238,39 @@ class _Pass:
             ending.fail(error)
 
     async def _admit(self, chunk: list[Request]) -> bool:
-        """Queue the requests of a chunk that have no answer yet; False when the row limit is reached."""
+        """Queue the requests of a chunk that have no answer yet; False when the row limit is reached.
+
+        Those for several samples of one prompt are joined, as far as `[teacher] max_n` allows.
+        """
         in_flight, limits = self._parts.in_flight, self._setup.limits
         held = await in_flight.look_up(chunk)
+        is_at_limit, group = False, list[Request]()
         for request in chunk:
             if self._parts.ending.draining.is_set():
                 break
             if not in_flight.is_fresh(request, held.get(request.key)):
                 continue
-            if limits.rows is not None and self._admitted >= limits.rows:
-                return False
+            is_at_limit = limits.rows is not None and self._admitted >= limits.rows
+            if is_at_limit:
+                break
             self._admitted += 1
-            await self._queue(request)
-        return True
+            if group and not self._may_join(group, request):
+                await self._queue(group)
+                group = []
+            in_flight.begin(request)
+            group.append(request)
+        if group:
+            await self._queue(group)
+        return not is_at_limit
 
-    async def _queue(self, request: Request) -> None:
+    def _may_join(self, group: list[Request], request: Request) -> bool:
+        return len(group) < self._parts.worker.choice_limit.size and may_join(group[0], request)
+
+    async def _queue(self, group: list[Request]) -> None:
         if not self._parts.preflight.is_done:
             await self._require_free_space()
             await self._parts.preflight.check()
-        self._parts.in_flight.begin(request)
-        await self._parts.workers.put(request)
+        await self._parts.workers.put(join(group, self._setup.config.teacher.price))
 
     async def _rest(self, event: asyncio.Event) -> None:
         """Wait a second at most. With nothing in flight, held failures are dead letters: no answer comes."""

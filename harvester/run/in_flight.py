@@ -7,8 +7,12 @@ written down as a further asker of the one answer, so that the answer is billed 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from harvester.api.request_builder import exact_microusd
 from harvester.api.types import Completion, Request
+from harvester.api.usage import apportion
+from harvester.config.config import PriceSection
 from harvester.errors import (
     AttemptTimeout,
     ConnectionBroken,
@@ -20,7 +24,14 @@ from harvester.errors import (
 from harvester.observe.counters import Counters
 from harvester.run.accept import Acceptance
 from harvester.run.dead_letters import PossiblyBilledRequests
-from harvester.store.journal.records import Answer, DeadLetter, HeldAnswer, SharedAnswer, asker_digest
+from harvester.store.journal.records import (
+    Answer,
+    AnswerGroup,
+    DeadLetter,
+    HeldAnswer,
+    SharedAnswer,
+    asker_digest,
+)
 from harvester.store.journal.writer import AsyncWriter
 from harvester.store.reuse import ReusableAnswer, ReuseIndex, find_answers
 from harvester.system.clock import Clock
@@ -183,6 +194,40 @@ def answer_record(request: Request, answered: AttemptResult) -> Answer:
         endpoint=raw.endpoint,
         charged=answered.charged,
     )
+
+
+def answer_group(request: Request, answered: AttemptResult, price: PriceSection | None) -> AnswerGroup:
+    """Make the journal's record of the answers to a request for several.
+
+    Cost and charge of the request are split over the rows that got an answer, so that the sums are those of
+    the request.
+    """
+    assert answered.choices is not None
+    pairs = zip(request.rows, answered.choices.answers, strict=False)  # fewer may have come
+    kept = [(row, choice) for row, choice in pairs if choice is not None]
+    usages = [choice.completion.usage for _, choice in kept]
+    # The exact price of each row, in millionths of the unit.
+    worth = [
+        round(1e6 * exact_microusd(price, usage.input_tokens, usage.output_tokens, usage.cached_tokens))
+        for usage in usages
+    ]
+    costs = apportion(answered.cost_microusd, worth)
+    tokens, microusd = answered.charged or (answered.completion.usage.total, answered.cost_microusd)
+    token_parts = apportion(tokens, [usage.total for usage in usages])
+    charges = zip(token_parts, apportion(microusd, worth), strict=True)
+    answers = []
+    for (row, choice), cost, charged in zip(kept, costs, charges, strict=True):
+        part = AttemptResult(
+            replace(answered.raw, body=choice.raw),
+            choice.completion,
+            answered.attempt_id,
+            answered.attempts,
+            cost,
+            charged,
+        )
+        answers.append(answer_record(row, part))
+    first = answered.attempt_id
+    return AnswerGroup(tuple(answers), tuple(range(first, first + len(request.rows))))
 
 
 def dead_record(request: Request, failure: RequestFailed, at: float) -> DeadLetter:

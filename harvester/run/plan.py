@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harvester.api.request_builder import requests
+from harvester.api.joining import may_join
+from harvester.api.request_builder import cost_microusd, requests
 from harvester.api.types import Prompt, Request
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.config import HarvestConfig, PriceSection
@@ -32,6 +33,7 @@ from harvester.store.journal.journal import Journal
 from harvester.store.maintain.bill import compute_spent
 from harvester.store.reuse import ReuseIndex, find_answers
 from harvester.teacher.budget import Amounts
+from harvester.teacher.choice_limit import ChoiceLimit
 from harvester.teacher.limits import Quantity, configured_limits
 from harvester.teacher.policies import build_budget
 from harvester.terms import gate
@@ -61,6 +63,10 @@ class Plan:
         warnings: what to check before the run.
         accept: with [accept], `rows_expected`, `usd_expected` and the `pass_rate` they rest on; null where
             the store holds no answer to judge. All other figures are then those of the most rows it may ask.
+        requests: that would be sent; fewer than the rows to send where `n` joins them.
+        max_n: most answers of one request: [teacher] max_n, or what an earlier run learned.
+        saved_input_tokens, saved_usd: prompt tokens that are not paid again for the rows that are joined; the
+            figures above leave them out already.
         logprob_bytes: with [sampling] top_logprobs, the most that log-probabilities take in the answers as
             `received` and in `sealed` shards.
     """
@@ -84,6 +90,10 @@ class Plan:
     warnings: tuple[str, ...] = ()
     accept: Mapping[str, float | None] = field(default_factory=dict)
     logprob_bytes: Mapping[str, int] = field(default_factory=dict)
+    requests: int = 0
+    max_n: int = 1
+    saved_input_tokens: int = 0
+    saved_usd: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for --json."""
@@ -102,6 +112,12 @@ class Plan:
             lines.append("cost      unknown: no [teacher.price]; set [budget] tokens to cap it")
         else:
             lines.append(f"cost      ${self.low_usd:,.4f} to ${self.high_usd:,.4f}")
+        if self.requests < to_send:
+            usd = "" if self.saved_usd is None else f" (${self.saved_usd:,.4f})"
+            lines.append(
+                f"n         {to_send:,} answers in {self.requests:,} requests for up to {self.max_n} each: "
+                f"about {self.saved_input_tokens:,} prompt tokens saved{usd}"
+            )
         if self.accept:
             lines.append(f"accept    {_accept_text(self.accept)}")
         if self.logprob_bytes:
@@ -126,11 +142,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Totals:
-    """Sums over the rows of a plan; tokens and micro-USD are those of the requests that would be sent."""
+    """Sums over the rows of a plan; tokens and micro-USD are those of the requests that would be sent.
+
+    `saved_tokens` are the prompt tokens that requests for several rows send once.
+    """
 
     rows: int
     cached: int
     duplicates: int
+    requests: int
+    saved_tokens: int
     input_tokens: int
     max_output_tokens: int
     low_microusd: int
@@ -138,12 +159,12 @@ class _Totals:
 
     @property
     def to_send(self) -> int:
-        """Requests that would be sent."""
+        """Rows that would be asked."""
         return self.rows - self.cached - self.duplicates
 
 
 class _Rows:
-    """The rows of a plan as columns of numbers: 40 bytes a row to send, whatever its text.
+    """The rows of a plan as columns of numbers: 56 bytes a row to send, whatever its text.
 
     Equal requests are found at the end, by 64-bit digests of their keys.
     """
@@ -152,24 +173,31 @@ class _Rows:
         self._rows = self._cached = 0
         self._columns = {
             "key": array("Q"),
+            "requests": array("q"),
+            "saved": array("q"),
             "input": array("q"),
             "output": array("q"),
             "low": array("q"),
             "high": array("q"),
         }
 
-    def add(self, request: Request, config: HarvestConfig, *, is_held: bool) -> None:
-        """Count one row, by whether the store holds its answer."""
+    def add_held(self) -> None:
+        """Count one row whose answer the store holds."""
         self._rows += 1
-        if is_held:
-            self._cached += 1
-            return
+        self._cached += 1
+
+    def add(self, request: Request, config: HarvestConfig, *, is_joined: bool) -> None:
+        """Count one row to send. `is_joined`: in the request of the row before it, its prompt is free."""
+        self._rows += 1
+        input_tokens = 0 if is_joined else request.input_tokens
         values = (
             int.from_bytes(request.key[:8], "little"),
-            request.input_tokens,
+            0 if is_joined else 1,
+            request.input_tokens - input_tokens,
+            input_tokens,
             request.output_tokens,
-            _low_microusd(request, config),
-            request.estimated_microusd,
+            _low_microusd(input_tokens, request.output_tokens, config.teacher.price),
+            cost_microusd(config.teacher.price, input_tokens, request.output_tokens),
         )
         for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)
@@ -194,6 +222,8 @@ class _Rows:
             rows=self._rows,
             cached=self._cached,
             duplicates=table.num_rows - unique.num_rows,
+            requests=sums["requests"],
+            saved_tokens=sums["saved"],
             input_tokens=sums["input"],
             max_output_tokens=sums["output"],
             low_microusd=sums["low"],
@@ -213,7 +243,8 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
     """
     bad = BadLines(config.prompts.max_bad)
     notes = PromptNotes()
-    totals = _totals(config, root, bad, notes)
+    limit = _choice_limit(config, root)
+    totals = _totals(config, root, bad, notes, limit.size)
     correction = token_estimate.learn(root / config.store.path, config)
     totals = _corrected(totals, correction, config.teacher.price)
     accept = _accept(config, root, totals)
@@ -238,10 +269,15 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
         budgets=budgets(config, root, PassLimits()),
         accept=accept,
         logprob_bytes=_logprob_bytes(totals, config.sampling.top_logprobs),
+        requests=totals.requests,
+        max_n=limit.size,
+        saved_input_tokens=totals.saved_tokens,
+        saved_usd=cost_microusd(config.teacher.price, totals.saved_tokens, 0) / 1e6 if priced else None,
         warnings=(
             *(() if verdict.permitted else (*verdict.reasons, verdict.remedy())),
             *([key_note] if key_note else []),
             *warnings(config),
+            *([f"`harvester run` {limit.text()}"] if limit.reason else []),
             *(notes.lines() if config.score is None else ()),
             *other_settings.notes(root / config.store.path, config),
         ),
@@ -259,6 +295,11 @@ def warnings(config: HarvestConfig) -> tuple[str, ...]:
         notes.append(
             f"{asked} at temperature 0 pays for {config.most_samples} (nearly) "
             "equal answers to each prompt: raise temperature, or ask for one"
+        )
+    if config.teacher.max_n > 1 and config.most_samples > 1 and sampling.seed is not None:
+        notes.append(
+            f"[teacher] max_n = {config.teacher.max_n} is not used: [sampling] seed gives each sample a seed "
+            "of its own, and so a request of its own; leave seed out to pay for each prompt once"
         )
     return (*config.teacher.plain_http_notes(), *(note for note in notes if note))
 
@@ -278,7 +319,21 @@ def budgets(
     return build_budget(config, limits, spent, now).as_dict()
 
 
-def _totals(config: HarvestConfig, root: Path, bad: BadLines, notes: PromptNotes) -> _Totals:
+def _choice_limit(config: HarvestConfig, root: Path) -> ChoiceLimit:
+    """How many answers one request asks for, by what runs of this store have learned."""
+    store = root / config.store.path
+    if not sqlite.has_journal(store):
+        return ChoiceLimit(config.teacher)
+    with Journal.open(store, read_only=True) as journal:
+        return ChoiceLimit.of(journal, config.teacher)
+
+
+def _totals(config: HarvestConfig, root: Path, bad: BadLines, notes: PromptNotes, max_n: int) -> _Totals:
+    """Sum up the rows.
+
+    Only the samples that are asked in any case count as joined: how many further ones `[accept]` asks at once
+    depends on the answers.
+    """
     store = root / config.store.path
     rows, ids = _Rows(), DuplicateIds()
 
@@ -296,10 +351,22 @@ def _totals(config: HarvestConfig, root: Path, bad: BadLines, notes: PromptNotes
         if sqlite.has_journal(store):
             journal = stack.enter_context(Journal.open(store, read_only=True))
             reuse = ReuseIndex.of(journal, config)
-        while chunk := list(itertools.islice(feed, CHUNK)):
+        samples = config.most_samples
+        while chunk := list(itertools.islice(feed, max(1, CHUNK // samples) * samples)):
             held = find_answers(journal, chunk, reuse) if journal is not None else {}
+            first, joined = None, 0
             for request in chunk:
-                rows.add(request, config, is_held=request.key in held)
+                if request.key in held:
+                    rows.add_held()
+                    continue
+                is_joined = (
+                    first is not None
+                    and joined < max_n
+                    and request.sample_index < config.first_samples
+                    and may_join(first, request)
+                )
+                first, joined = (first, joined + 1) if is_joined else (request, 1)
+                rows.add(request, config, is_joined=is_joined)
     ids.require_unique(lambda: reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad)))
     return rows.totals()
 
@@ -353,11 +420,12 @@ def _accept_text(accept: Mapping[str, float | None]) -> str:
 
 def _corrected(totals: _Totals, correction: InputCorrection, price: PriceSection | None) -> _Totals:
     """The sums with input tokens, and their cost, as the teacher counts them."""
-    input_tokens = correction.total(totals.input_tokens, totals.to_send)
+    input_tokens = correction.total(totals.input_tokens, totals.requests)
     further = round((input_tokens - totals.input_tokens) * (price.input if price is not None else 0.0))
     return replace(
         totals,
         input_tokens=input_tokens,
+        saved_tokens=correction.total(totals.saved_tokens, totals.to_send - totals.requests),
         low_microusd=max(0, totals.low_microusd + further),
         high_microusd=max(0, totals.high_microusd + further),
     )
@@ -370,21 +438,18 @@ def _logprob_bytes(totals: _Totals, top: int) -> Mapping[str, int]:
     return sizes if top else {}
 
 
-def _low_microusd(request: Request, config: HarvestConfig) -> int:
+def _low_microusd(input_tokens: int, output_tokens: int, price: PriceSection | None) -> int:
     """Return the cost of a request with a short answer; prices are USD per million tokens."""
-    price = config.teacher.price
     if price is None:
         return 0
-    return round(
-        request.input_tokens * price.input + request.output_tokens * SHORT_ANSWER_SHARE * price.output
-    )
+    return round(input_tokens * price.input + output_tokens * SHORT_ANSWER_SHARE * price.output)
 
 
 def _time(config: HarvestConfig, totals: _Totals) -> tuple[float | None, str]:
     """Return the seconds that the slowest configured limit takes, and its name; None without limits."""
     short_output = totals.max_output_tokens * SHORT_ANSWER_SHARE
     amounts = {
-        Quantity.REQUESTS: totals.to_send,
+        Quantity.REQUESTS: totals.requests,
         Quantity.TOKENS: totals.input_tokens + short_output,
         Quantity.INPUT_TOKENS: totals.input_tokens,
         Quantity.OUTPUT_TOKENS: short_output,

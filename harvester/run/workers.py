@@ -6,23 +6,31 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from harvester.api.choices import Choices
 from harvester.api.error_body import describe
+from harvester.api.joining import joined
 from harvester.api.types import Request
+from harvester.config.config import PriceSection
 from harvester.errors import (
     BrokenAnswer,
     Ending,
     HarvesterError,
     NotSent,
     Parked,
+    PromptRejected,
+    RateLimited,
     RequestFailed,
+    TeacherError,
     TeacherRefused,
 )
 from harvester.observe.counters import Counters
 from harvester.run.dead_letters import FailureStreak, as_rejected_prompt, is_forbidden, names_reason_of_row
 from harvester.run.endings import FEWEST_ANSWERS, PassEnding, too_many_unusable
-from harvester.run.in_flight import InFlight, answer_record
+from harvester.run.in_flight import InFlight, answer_group, answer_record
 from harvester.run.served_models import ServedModels
+from harvester.store.journal.records import Answer, AnswerGroup
 from harvester.store.journal.writer import AsyncWriter
+from harvester.teacher.choice_limit import ChoiceLimit
 from harvester.teacher.teacher import AttemptResult, Teacher
 
 NO_MEMORY = "memory ran out while an answer was taken in: lower [teacher.limits] max_concurrency"
@@ -41,30 +49,44 @@ class Worker:
     served_models: ServedModels
     tally: Counters
     ending: PassEnding
+    choice_limit: ChoiceLimit
+    price: PriceSection | None = None
     streak: FailureStreak = field(default_factory=FailureStreak)
     max_unusable: float | None = None
 
     async def serve(self, request: Request) -> None:
-        """Ask one request; store the answer, or hold the failure. Raises nothing that a request can cause."""
+        """Ask one request; store its answers, or hold the failure. Raises nothing that a request can cause.
+
+        Rows of a request for several answers that got none are asked again, before anything else.
+        """
+        waiting = [request]
+        while waiting:
+            _, again = await self._serve(waiting[0])
+            waiting = again + waiting[1:]
+
+    async def _serve(self, request: Request) -> tuple[bool, list[Request]]:
+        """Ask one request; return whether it was answered, and what has to be asked in its place."""
         if self.ending.draining.is_set():
-            self.in_flight.release(request)
-            return
+            self._release(request)
+            return False, []
         await self.writer.wait_for_capacity()
         try:
-            self._store(request, await self.teacher.ask(request))
+            return True, await self._store(request, await self.teacher.ask(request))
         except RequestFailed as failure:
+            if request.rows and _may_be_for_n(failure.error):
+                return False, await self._ask_fewer(request, failure.error)
             self._hold(request, failure)
         except TeacherRefused as refused:
             if is_forbidden(refused):
                 self._hold(request, RequestFailed(refused, 1))
-                return
-            self.in_flight.release(request)
+                return False, []
+            self._release(request)
             self.ending.stop_for(refused)
         except (NotSent, Parked, HarvesterError) as reason:
-            self.in_flight.release(request)
+            self._release(request)
             self.ending.stop_for(reason)
         except MemoryError:  # the others' answers are still taken in; the next run asks for this one
-            self.in_flight.release(request)
+            self._release(request)
             self.ending.park(Parked(0.0, NO_MEMORY))
         except (Exception, asyncio.CancelledError) as error:
             # The fault of one row ends neither the pass nor the others.
@@ -73,34 +95,83 @@ class Worker:
                 raise  # the worker itself is cancelled
             unexpected = BrokenAnswer(f"the answer can't be handled: {describe(error)}", maybe_billed=True)
             self._hold(request, RequestFailed(unexpected, 1))
+        return False, []
 
-    def _store(self, request: Request, answered: AttemptResult) -> None:
-        record = answer_record(request, answered)
+    async def _ask_fewer(self, request: Request, error: TeacherError) -> list[Request]:
+        """Return what to ask after a refusal that may be for `n`: the same rows, fewer at a time.
+
+        Where the teacher doesn't say so, the first row is asked alone: if it is answered, it was for `n`.
+        """
+        rows = list(request.rows)
+        if not self.choice_limit.named_in(error):
+            was_answered, _ = await self._serve(rows.pop(0))
+            if not was_answered:
+                return rows
+        await self._learn(self.choice_limit.refused(len(request.rows), error))
+        return list(joined(rows, self.choice_limit.size, self.price))
+
+    async def _learn(self, is_lowered: bool) -> None:
+        """Keep a lower limit on the answers of one request, so that no later run pays to learn it again."""
+        if is_lowered:
+            await self.choice_limit.save(self.writer.call)
+
+    async def _store(self, request: Request, answered: AttemptResult) -> list[Request]:
+        """Submit the answers to the journal; return the requests for rows that got none."""
+        choices = answered.choices
+        record: Answer | AnswerGroup
+        if choices is None:
+            record = answer_record(request, answered)
+            pairs = [(request, answered.completion, record)]
+        else:
+            record = answer_group(request, answered, self.price)
+            given = [choice for choice in choices.answers if choice is not None]
+            kept = [
+                row for row, choice in zip(request.rows, choices.answers, strict=False) if choice is not None
+            ]
+            completions = (choice.completion for choice in given)
+            pairs = list(zip(kept, completions, record.answers, strict=True))
         self.streak.answered()
         self.dead_letter_held()
 
         def stored() -> None:
             tally = self.tally
-            tally.answers_stored += 1
-            tally.cost_microusd += record.cost_microusd
-            tally.note(tally.outcomes, record.outcome)
-            tally.note_answer(record.latency_s, record.input_tokens, record.output_tokens)
-            self.in_flight.complete(request, answered.completion)
+            tally.note_request(answered.raw.latency_s)
+            for row, completion, answer in pairs:
+                tally.answers_stored += 1
+                tally.cost_microusd += answer.cost_microusd
+                tally.note(tally.outcomes, answer.outcome)
+                tally.note_answer(answer.input_tokens, answer.output_tokens)
+                self.in_flight.complete(row, completion)
             answered.raw.release()
             if why := too_many_unusable(tally, self.max_unusable, fewest=FEWEST_ANSWERS):
                 self.ending.park(Parked(0.0, why))
 
         self.writer.submit(record, stored)
         self.served_models.note(answered.completion)
+        return [] if choices is None else await self._rest_of(request, choices)
+
+    async def _rest_of(self, request: Request, choices: Choices) -> list[Request]:
+        """Return the requests for the rows without an answer: those of broken choices alone."""
+        broken = [row for row, choice in zip(request.rows, choices.answers, strict=False) if choice is None]
+        missing = request.rows[len(choices.answers) :]
+        self.tally.choices_surplus += choices.surplus
+        self.tally.choices_missing += len(missing) + len(broken)
+        await self._learn(self.choice_limit.answered(len(request.rows), len(choices.answers)))
+        return [*broken, *joined(missing, self.choice_limit.size, self.price)]
+
+    def _release(self, request: Request) -> None:
+        for row in request.each:
+            self.in_flight.release(row)
 
     def _hold(self, request: Request, failure: RequestFailed) -> None:
-        if names_reason_of_row(failure.error):
-            self.in_flight.dead_letter(request, failure)
-            return
-        reason = self.streak.add(request, failure)
-        if reason is not None:
-            self._release_held()
-            self.ending.stop_for(reason)
+        for row in request.each:
+            if names_reason_of_row(failure.error):
+                self.in_flight.dead_letter(row, failure)
+                continue
+            reason = self.streak.add(row, failure)
+            if reason is not None:
+                self._release_held()
+                self.ending.stop_for(reason)
 
     def dead_letter_held(self) -> None:
         """Write dead letters for the failures held so far: other requests are answered, or none are left."""
@@ -119,6 +190,12 @@ class Worker:
     def _release_held(self) -> None:
         for request, _ in self.streak.take():
             self.in_flight.release(request)
+
+
+def _may_be_for_n(error: TeacherError) -> bool:
+    """Whether a request for several answers may have been refused, unpaid, because it asks for several."""
+    is_refused = isinstance(error, PromptRejected | RateLimited) and not names_reason_of_row(error)
+    return is_refused and not error.maybe_billed
 
 
 class WorkerPool:

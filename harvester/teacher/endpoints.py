@@ -21,6 +21,13 @@ class Sender(Protocol):
             TeacherError: anything but a 200.
         """
 
+    async def redact(self, body: bytes) -> bytes:
+        """Remove the credential from the body of one choice of an answer.
+
+        Raises:
+            BrokenAnswer: it can't be searched.
+        """
+
 
 class Endpoints(OtherEndpoints):
     """One queue per endpoint, and the policies they share: all requests to one teacher pay the same limits.

@@ -28,9 +28,12 @@ SAVE_EVERY_S = 2.0
 # Numbers in flight that were learned are restored after at most this time: a server may have been changed.
 RECENT_S = 3600.0
 _ATTEMPTS = (
-    "SELECT at_us / 1e6, input_tokens, output_tokens FROM answers WHERE endpoint = ?1 AND at_us > ?2"
+    # The answers that one request brought have one time, to the microsecond.
+    "SELECT at_us / 1e6, sum(input_tokens), sum(output_tokens) FROM answers"
+    " WHERE endpoint = ?1 AND at_us > ?2 GROUP BY at_us"
     # Attempts without an outcome count as requests; the tokens they would have used are not known.
-    " UNION ALL SELECT at_us / 1e6, 0, 0 FROM intents WHERE endpoint = ?1 AND at_us > ?2 ORDER BY 1"
+    " UNION ALL SELECT at_us / 1e6, 0, 0 FROM intents WHERE endpoint = ?1 AND at_us > ?2 GROUP BY at_us"
+    " ORDER BY 1"
 )
 # Unix seconds, input tokens, output tokens.
 _SentAttempt = tuple[float, int, int]

@@ -21,10 +21,14 @@ _PERIOD_NAMES = {SECOND_S: "second", MINUTE_S: "minute", HOUR_S: "hour", DAY_S: 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """Tokens of one request: estimated before it is sent, as reported by the teacher afterwards."""
+    """Tokens of one request: estimated before it is sent, as reported by the teacher afterwards.
+
+    `output_tokens` are those of all `answers` that it asks for.
+    """
 
     input_tokens: int
     output_tokens: int
+    answers: int = 1
 
 
 class Quantity(Enum):

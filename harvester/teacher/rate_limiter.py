@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harvester.api.error_body import retry_after_s
@@ -329,14 +329,14 @@ class Limiter:
 
     def expected_charge(self, charge: Charge) -> Charge:
         """What to reserve: the requested maximum, or what 95 % of the answers so far used if that is less."""
-        if self.output_estimate is None or self.output_estimate >= charge.output_tokens:
+        if self.output_estimate is None or self.output_estimate * charge.answers >= charge.output_tokens:
             return charge
-        return Charge(charge.input_tokens, math.ceil(self.output_estimate))
+        return replace(charge, output_tokens=math.ceil(self.output_estimate * charge.answers))
 
     def settle(self, reserved: Charge, actual: Charge, now: float) -> None:
         """Replace the estimate of an answered request by what the teacher counted."""
         if actual.output_tokens:
-            self._estimate_output(actual.output_tokens)
+            self._estimate_output(math.ceil(actual.output_tokens / actual.answers))
         for key, bucket in self.buckets.items():
             bucket.refill(now)
             bucket.take(key.quantity.amount(actual) - key.quantity.amount(reserved))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from harvester.api import heavy
+from harvester.api.choices import ChoiceAnswer, Choices
 from harvester.api.completion import flag_unasked_tool_call
 from harvester.api.request_builder import cost_microusd
 from harvester.api.scoring.ways import way_of
@@ -60,7 +61,10 @@ class Attempt:
 class AttemptResult:
     """A completion, and the attempt that brought it.
 
-    `charged` are the tokens and micro-dollars that the budget was charged for it.
+    Attributes:
+        completion: of a request for several answers the first one's, with the usage of the whole request.
+        charged: tokens and micro-dollars that the budget was charged for it.
+        choices: the answers to a request for several; None for any other request.
     """
 
     raw: RawAnswer
@@ -69,6 +73,7 @@ class AttemptResult:
     attempts: int
     cost_microusd: int
     charged: Amounts | None = None
+    choices: Choices | None = None
 
 
 # One layer around an attempt, or the send itself.
@@ -115,7 +120,7 @@ class Teacher:
             StoreError: an intent could not be written.
         """
         retry = self._policies.retry
-        charge = Charge(request.input_tokens, request.output_tokens)
+        charge = Charge(request.input_tokens, request.output_tokens, len(request.each))
         attempt = Attempt(request, charge, 1)
 
         async def send(number: int) -> AttemptResult:
@@ -168,7 +173,8 @@ class Teacher:
                 raise
             else:
                 usage = answered.completion.usage
-                actual = Charge(usage.input_tokens, usage.output_tokens)
+                choices = 1 if answered.choices is None else len(answered.choices.answers)
+                actual = Charge(usage.input_tokens, usage.output_tokens, choices)
                 queue.answered(request.key, charge, actual, entry, answered.raw.headers)
                 return answered
             finally:
@@ -253,7 +259,8 @@ class Teacher:
     async def _recorded(self, attempt: Attempt) -> AttemptResult:
         """Write the intent, send, parse; a failure or a refund is recorded before the error is raised."""
         request, clock, tally = attempt.request, self._policies.clock, self._tally
-        attempt_id = self._writer.next_attempt_id()
+        answers = len(request.each)
+        attempt_id = self._writer.next_attempt_id(answers)
         await self._writer.write_durably(
             Intent(
                 attempt_id,
@@ -263,54 +270,73 @@ class Teacher:
                 clock.wall(),
                 request.budget_tokens,
                 request.budget_microusd,
+                further_keys=tuple(row.key for row in request.each[1:]),
             )
         )
         if attempt.depart is not None:
             try:
                 await attempt.depart()
             except Withdrawn:
-                self._writer.submit(Refund(attempt_id), lambda: None)
+                self._writer.submit(Refund(attempt_id, answers), lambda: None)
                 raise
         tally.requests_sent += 1
         try:
             raw = await self.endpoints.client.send(request, attempt.endpoint)
-            parsed = await self._parsed(raw, request)
+            parsed, choices = await self._parsed(raw, request)
         except TeacherError as error:
-            self._record_failure(error, attempt_id, request.key)
+            self._record_failure(error, attempt_id, request)
             raise
         except (asyncio.CancelledError, MemoryError):
-            tally.possibly_billed += 1  # the intent stays without an outcome
+            tally.possibly_billed += answers  # the intents stay without an outcome
             raise
         usage = parsed.usage
         tally.usage_corrected += usage.source == USAGE_CORRECTED
         cost = cost_microusd(
             self._policies.price, usage.input_tokens, usage.output_tokens, usage.cached_tokens
         )
-        return AttemptResult(raw, parsed, attempt_id, attempt.number, cost)
+        return AttemptResult(raw, parsed, attempt_id, attempt.number, cost, choices=choices)
 
-    async def _parsed(self, raw: RawAnswer, request: Request) -> Completion:
+    async def _parsed(self, raw: RawAnswer, request: Request) -> tuple[Completion, Choices | None]:
         """Parse an answer; give its memory back if it holds none.
 
         Raises:
             TeacherError: it holds none.
         """
+        response_format = request.body.get("response_format")
         try:
             if request.path != CHAT_PATH or way_of(request.body) is not None:
-                return await heavy.parse_score(raw.body, request.body, request.input_tokens)
-            parsed = await heavy.parse(raw.body, request.input_tokens, request.body.get("response_format"))
+                return await heavy.parse_score(raw.body, request.body, request.input_tokens), None
+            if request.rows:
+                return await self._parsed_choices(raw, request)
+            parsed = await heavy.parse(raw.body, request.input_tokens, response_format)
         except BaseException:
             raw.release()
             raise
-        return flag_unasked_tool_call(parsed, request.body)
+        return flag_unasked_tool_call(parsed, request.body), None
 
-    def _record_failure(self, error: TeacherError, attempt_id: int, key: bytes) -> None:
-        tally = self._tally
+    async def _parsed_choices(self, raw: RawAnswer, request: Request) -> tuple[Completion, Choices]:
+        """Parse the answer to a request for several."""
+        response_format = request.body.get("response_format")
+        choices = await heavy.split(raw.body, len(request.rows), request.input_tokens, response_format)
+        answers = []
+        for answer in choices.answers:
+            if answer is not None:
+                body = await self.endpoints.client.redact(answer.raw)
+                answer = ChoiceAnswer(body, flag_unasked_tool_call(answer.completion, request.body))
+            answers.append(answer)
+        first = next(answer for answer in answers if answer is not None)
+        return replace(first.completion, usage=choices.usage), replace(choices, answers=tuple(answers))
+
+    def _record_failure(self, error: TeacherError, attempt_id: int, request: Request) -> None:
+        tally, answers = self._tally, len(request.each)
         tally.note(tally.errors, error.code)
-        tally.possibly_billed += error.maybe_billed
+        tally.possibly_billed += error.maybe_billed * answers
         if error.status is None and not error.maybe_billed:
             tally.refunded += 1
-            self._writer.submit(Refund(attempt_id), lambda: None)
+            self._writer.submit(Refund(attempt_id, answers), lambda: None)
             return
         at = self._policies.clock.wall()
-        failure = Failure(attempt_id, key, error.code, error.status, error.raw, error.maybe_billed, at)
+        failure = Failure(
+            attempt_id, request.key, error.code, error.status, error.raw, error.maybe_billed, at, answers
+        )
         self._writer.submit(failure, lambda: None)

@@ -48,17 +48,18 @@ ACTIONS: dict[str, Action] = {
         {
             "delay": "",  # `delay_s` is an option of every action
             "patch": "value",  # RFC 7396 merge patch of the completion; null removes
-            "choice": "value",  # the same for each choice
-            "message": "value",  # the same for each message
-            "content": "value",
-            "null_content": "",
-            "empty_content": "",
-            "refusal": "value",
-            "reasoning": "value",
-            "tool_call": "function arguments",
-            "length": "",
-            "content_filter": "",
-            "finish_reason": "value",
+            # Each of those with `at` changes only the choice at that place of several; without it, all.
+            "choice": "value at",  # the same for each choice
+            "message": "value at",  # the same for each message
+            "content": "value at",
+            "null_content": "at",
+            "empty_content": "at",
+            "refusal": "value at",
+            "reasoning": "value at",
+            "tool_call": "function arguments at",
+            "length": "at",
+            "content_filter": "at",
+            "finish_reason": "value at",
             "usage": "value",
             "no_usage": "",
             "id": "value",
@@ -70,6 +71,9 @@ ACTIONS: dict[str, Action] = {
             "no_choices": "",
             "extra_choice": "",
             "reversed_choices": "",
+            "shuffled_choices": "",
+            "fewer_choices": "count",  # only so many; the others are not billed
+            "repeated_choice": "",  # the last choice has the index of the first
             "wrong_index": "",
             "parts": "reasoning",  # content as a list of parts, in a stream a list in each delta
             "think": "value form",  # reasoning between tags; form "opening" or "closing": only that tag
@@ -165,7 +169,8 @@ _OPTION_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "form": (lambda value: value in ("whole", "opening", "closing"), "whole, opening or closing"),
     "interval_s": (_is_number, "a number of seconds"),
     "headers": (lambda value: isinstance(value, dict), "an object"),
-    **dict.fromkeys(("bytes", "events", "depth", "digits", "decoded_bytes"), _COUNT),
+    "at": (lambda value: value == 0 or _is_count(value), "a whole number from 0 up"),
+    **dict.fromkeys(("bytes", "events", "depth", "digits", "decoded_bytes", "count"), _COUNT),
 }
 _NEED_OBJECT = frozenset({"patch", "choice", "message", "headers"})
 _NEED_VALUE = _NEED_OBJECT | {"content", "body"}

@@ -11,8 +11,9 @@ options, and the conditions, all of which must hold. The first rule that matches
 
 Conditions: `nth` (ordinal or list of them), `every`, `first` (ordinals 1..k), `after` (ordinals > k),
 `prompt` (substring of the last user message), `attempt` (how often this very body has been admitted,
-1 = first; number or list), `probability` with `seed`, `times`, `on` ("chat" or "models"). Ordinals
-count the admitted requests of that route from 1; a request refused by key, body or limit has none.
+1 = first; number or list), `probability` with `seed`, `times`, `n_above` (requests for more choices than
+this), `on` ("chat" or "models"). Ordinals count the admitted requests of that route from 1; a request
+refused by key, body or limit has none.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from harvester.mock_teacher.faults.actions import ACTIONS, Action, Stage, option
 CHAT, MODELS = "chat", "models"
 # Most firings that are listed for each rule; all are counted.
 MAX_ORDINALS = 10_000
-_CONDITIONS = ("nth", "every", "first", "after", "prompt", "attempt", "probability", "seed", "times", "on")
+_CONDITIONS = (
+    *("nth", "every", "first", "after", "prompt", "attempt", "probability", "seed", "times", "n_above", "on"),
+)
 _ALWAYS_ALLOWED = ("name", "action", "billed", "delay_s", *_CONDITIONS)
 
 
@@ -55,6 +58,7 @@ class Rule:
     probability: float | None = None
     seed: int = 0
     times: int | None = None
+    n_above: int = 0
     on: str = CHAT
     billed: bool | None = None
     delay_s: float = 0.0
@@ -97,7 +101,7 @@ def read_rule(row: Mapping[str, Any], place: str) -> Rule:
 
 
 def _condition_fault(row: Mapping[str, Any], action: Action) -> str | None:
-    for key in ("every", "first", "after", "seed", "times"):
+    for key in ("every", "first", "after", "seed", "times", "n_above"):
         if key in row and (not isinstance(row[key], int) or isinstance(row[key], bool)):
             return f"{key} must be a whole number"
     for key in ("probability", "delay_s"):
@@ -163,7 +167,14 @@ class Script:
         self.ordinals: dict[str, list[int]] = {name: [] for _, name in self._rules}
 
     def match(
-        self, ordinal: int, *, on: str = CHAT, text: str = "", body: bytes = b"", stream: bool = False
+        self,
+        ordinal: int,
+        *,
+        on: str = CHAT,
+        text: str = "",
+        body: bytes = b"",
+        stream: bool = False,
+        choices: int = 1,
     ) -> tuple[Rule, str] | None:
         """Return the rule for this request and its name, and count the firing; None if no rule matches."""
         if not self._rules:
@@ -174,6 +185,8 @@ class Script:
             attempt = self._attempts[body]
         for rule, name in self._rules:
             if rule.on != on or (rule.kind.stage is Stage.STREAM and not stream):
+                continue
+            if choices <= rule.n_above:
                 continue
             if rule.times is not None and self.fired[name] >= rule.times:
                 continue

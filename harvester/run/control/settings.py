@@ -15,6 +15,7 @@ from typing import Any
 from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import ConfigError
 from harvester.teacher.budget import SPAN_NAMES
+from harvester.teacher.choice_limit import ChoiceLimit
 from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limits import LEARNED_REQUESTS, REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE, LimitKey
 from harvester.teacher.policies import require_rate_within_patience
@@ -96,11 +97,15 @@ class RuntimeSettings:
     Args:
         endpoints: the endpoints whose queues, limits and budget are changed.
         resize: sets the number of workers.
+        choice_limit: how many answers a request asks for, as learned.
     """
 
-    def __init__(self, endpoints: Endpoints, resize: Callable[[int], None]) -> None:
+    def __init__(
+        self, endpoints: Endpoints, resize: Callable[[int], None], choice_limit: ChoiceLimit
+    ) -> None:
         self._endpoints = endpoints
         self._resize = resize
+        self._choice_limit = choice_limit
 
     def pause_for(self, reason: str) -> None:
         """Admit no request for this reason; go on when it is ""."""
@@ -158,9 +163,12 @@ class RuntimeSettings:
         """What was learned about each endpoint; with the endpoint where there are several."""
         queues = [queue for queue in self._endpoints.queues if queue.limiter.learned]
         several = len(self._endpoints.queues) > 1
-        return [
+        learned = [
             (f"{queue.endpoint}: " if several else "") + ", ".join(queue.limiter.learned) for queue in queues
         ]
+        if self._choice_limit.reason:
+            learned.append(self._choice_limit.text())
+        return learned
 
     def gauges(self) -> dict[str, Any]:
         """Return limits and budget as they are now.

@@ -2,6 +2,9 @@
 
 An `Intent` is durable before its request is sent. It is followed by at most one `Refund`, `Failure` or
 `Answer` with the same attempt id. An attempt with an intent and nothing else was possibly billed.
+
+A request for several answers (`n`) is one attempt. In the journal it has a row, with a number of its own, for
+each of them: `attempt_id` is the first, the others follow. Its end is an `AnswerGroup`.
 """
 
 from __future__ import annotations
@@ -68,7 +71,12 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """An attempt that is about to be sent. `at` is Unix seconds."""
+    """An attempt that is about to be sent. `at` is Unix seconds.
+
+    Attributes:
+        further_keys: of the other answers that the same request asks for. The reservation, which is that of
+            the request, is split evenly over them all.
+    """
 
     attempt_id: int
     key: bytes
@@ -77,13 +85,15 @@ class Intent:
     at: float
     reserved_tokens: int = 0
     reserved_microusd: int = 0
+    further_keys: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """The request was not sent after all: its intent is deleted."""
+    """The request for `answers` answers was not sent after all: its intents are deleted."""
 
     attempt_id: int
+    answers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,7 @@ class Failure:
     """An attempt that ended without an answer.
 
     `raw` is kept up to 2 KB. With `maybe_billed` the intent stays on the list of possibly billed attempts.
+    `answers` is how many were asked for; `key` is that of the first.
     """
 
     attempt_id: int
@@ -100,6 +111,7 @@ class Failure:
     raw: bytes
     maybe_billed: bool
     at: float
+    answers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +145,17 @@ class Answer:
         if self.charged is not None:
             return self.charged
         return self.input_tokens + self.output_tokens, self.cost_microusd
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerGroup:
+    """The answers that one request for several brought. They are stored together or not at all.
+
+    `attempts` holds the numbers of all intents of the request, also of those without an answer.
+    """
+
+    answers: tuple[Answer, ...]
+    attempts: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +210,7 @@ class PossiblyBilledAttempt:
         }
 
 
-Record = Intent | Refund | Failure | Answer | DeadLetter | SharedAnswer
+Record = Intent | Refund | Failure | Answer | AnswerGroup | DeadLetter | SharedAnswer
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from harvester.api.max_tokens import max_tokens_of
+from harvester.api.usage import apportion
 from harvester.store import paths
 from harvester.store.journal.checksums import (
     COVERED,
@@ -25,6 +26,7 @@ from harvester.store.journal.checksums import (
 )
 from harvester.store.journal.records import (
     Answer,
+    AnswerGroup,
     DeadLetter,
     Failure,
     Intent,
@@ -72,6 +74,10 @@ class RowEncoder:
                 self._failure(record)
             case Answer():
                 self._answer(record)
+            case AnswerGroup():
+                for answer in record.answers:
+                    self._answer(answer)
+                self._ended += [(attempt_id,) for attempt_id in record.attempts]
             case DeadLetter():
                 self._dead_letter(record)
             case SharedAnswer():
@@ -79,26 +85,30 @@ class RowEncoder:
 
     def _intent(self, intent: Intent) -> None:
         self._counts["attempts"] += 1
-        scalars = (
-            intent.attempt_id,
-            self._run,
-            micros(intent.at),
-            intent.reserved_tokens,
-            intent.reserved_microusd,
-            None,
-            intent.endpoint,
-        )
-        self._intents.append((*scalars, intent.key, checksum(scalars, intent.key)))
+        keys = (intent.key, *intent.further_keys)
+        tokens = apportion(intent.reserved_tokens, [1] * len(keys))
+        microusd = apportion(intent.reserved_microusd, [1] * len(keys))
+        for at, key in enumerate(keys):
+            scalars = (
+                intent.attempt_id + at,
+                self._run,
+                micros(intent.at),
+                tokens[at],
+                microusd[at],
+                None,
+                intent.endpoint,
+            )
+            self._intents.append((*scalars, key, checksum(scalars, key)))
 
     def _refund(self, refund: Refund) -> None:
         self._counts["refunds"] += 1
-        self._ended.append((refund.attempt_id,))
+        self._ended += _numbers(refund.attempt_id, refund.answers)
 
     def _failure(self, failure: Failure) -> None:
         self._counts[f"error.{failure.code}"] += 1
         self._failures.append(failure)
         if not failure.maybe_billed:
-            self._ended.append((failure.attempt_id,))
+            self._ended += _numbers(failure.attempt_id, failure.answers)
 
     def _answer(self, answer: Answer) -> None:
         count = self._counts
@@ -233,9 +243,9 @@ class RowEncoder:
                 " checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*scalars, failure.key, raw, checksum(scalars, failure.key, raw)),
             )
-            if failure.maybe_billed:
+            for (attempt_id,) in _numbers(failure.attempt_id, failure.answers * failure.maybe_billed):
                 self._counts["possibly_billed"] += 1
-                at, tokens, microusd = _mark(connection, failure)
+                at, tokens, microusd = _mark(connection, attempt_id, failure)
                 self._counts["possibly_billed_microusd"] += microusd
                 self._charge(at, (tokens, microusd))
         connection.execute(
@@ -243,9 +253,14 @@ class RowEncoder:
         )
 
 
-def _mark(connection: sqlite3.Connection, failure: Failure) -> tuple[float, int, int]:
+def _numbers(first: int, count: int) -> list[tuple[int]]:
+    """The numbers of the intents of one request, as rows of parameters."""
+    return [(first + at,) for at in range(count)]
+
+
+def _mark(connection: sqlite3.Connection, attempt_id: int, failure: Failure) -> tuple[float, int, int]:
     """Keep the intent with its error code; return its time, and the tokens and micro-dollars reserved."""
-    row = _row(connection, "intents", failure.attempt_id)
+    row = _row(connection, "intents", attempt_id)
     if not row:
         return failure.at, 0, 0
     require_unchanged("intents", [row], Path(paths.JOURNAL))
@@ -254,7 +269,7 @@ def _mark(connection: sqlite3.Connection, failure: Failure) -> tuple[float, int,
     check = checksum([row[name] for name in columns[:short]], row["key"])
     connection.execute(
         "UPDATE intents SET code = ?, checksum = ? WHERE attempt_id = ?",
-        (failure.code, check, failure.attempt_id),
+        (failure.code, check, attempt_id),
     )
     return row["at_us"] / 1e6, row["reserved_tokens"], row["reserved_microusd"]
 

@@ -43,9 +43,12 @@ class AsyncWriter:
         """Read the first free attempt number from the journal."""
         self._ids = itertools.count(await self.call(lambda journal: journal.next_attempt_id()))
 
-    def next_attempt_id(self) -> int:
-        """Return an attempt number that was never used before in this store."""
-        return next(self._ids)
+    def next_attempt_id(self, answers: int = 1) -> int:
+        """Return an attempt number that was never used in this store, the first of as many as `answers`."""
+        first = next(self._ids)
+        for _ in range(answers - 1):
+            next(self._ids)
+        return first
 
     async def call(self, fn: Callable[[Journal], T]) -> T:
         """Run `fn(journal)` on the writer thread, after all records submitted before it."""

@@ -215,6 +215,50 @@ def test_choices_out_of_order(faulty):
     assert [choice["index"] for choice in reply.json()["choices"]] == [2, 1, 0]
 
 
+def test_choices_in_an_order_of_their_own(faulty):
+    mock = faulty("shuffled_choices")
+    reply = proven(mock, once(mock.base_url, n=4))
+    assert [choice["index"] for choice in reply.json()["choices"]] == [1, 3, 2, 0]
+
+
+def test_fewer_choices_are_billed_as_such(faulty):
+    mock = faulty("fewer_choices", count=3)
+    reply = proven(mock, once(mock.base_url, n=4))
+    assert [choice["index"] for choice in reply.json()["choices"]] == [0, 1, 2]
+    (charge,) = mock.ledger()["entries"]
+    assert charge["choices"] == 3
+    assert charge["completion_tokens"] == reply.json()["usage"]["completion_tokens"]
+
+
+def test_two_choices_with_one_index(faulty):
+    mock = faulty("repeated_choice")
+    reply = proven(mock, once(mock.base_url, n=3))
+    assert [choice["index"] for choice in reply.json()["choices"]] == [0, 1, 0]
+
+
+def test_one_choice_of_several_may_be_spoilt(faulty):
+    mock = faulty("content_filter", at=2)
+    reply = proven(mock, once(mock.base_url, n=4))
+    finishes = [choice["finish_reason"] for choice in reply.json()["choices"]]
+    assert finishes == ["stop", "stop", "content_filter", "stop"]
+
+
+def test_n_above_its_maximum_is_refused_or_answered_with_fewer(mock_teacher):
+    strict, lenient = mock_teacher(max_n=2), mock_teacher(max_n=2, n_above="fewer")
+    refused = once(strict.base_url, n=3)
+    assert (refused.status, refused.json()["error"]["param"]) == (400, "n")
+    assert once(strict.base_url, n=2).status == 200
+    assert len(once(lenient.base_url, n=3).json()["choices"]) == 2
+    assert (strict.totals()["answers"], lenient.totals()["answers"]) == (2, 2)
+
+
+def test_the_choices_of_a_stream_come_in_turns(mock_teacher):
+    mock = mock_teacher()
+    events = once(mock.base_url, n=2, stream=True).events()[:-1]
+    order = [choice["index"] for event in events for choice in event["choices"]]
+    assert order[:4] == [0, 1, 0, 1]
+
+
 def split_head(data: bytes) -> tuple[bytes, bytes, int]:
     head, _, body = data.partition(b"\r\n\r\n")
     length = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")]
@@ -260,9 +304,8 @@ def test_a_crawling_reply_is_slow_but_steady(faulty):
 
 def test_every_action_has_a_test():
     in_tables = {case[0] for case in [*ANSWER_CASES, *BODY_CASES, *WIRE_CASES]} | set(STREAM_ACTIONS)
-    assert in_tables | {"status", "redirect", "html", "error_200", "gzip_bomb", "reversed_choices"} == set(
-        ACTIONS
-    )
+    of_choices = {"reversed_choices", "shuffled_choices", "fewer_choices", "repeated_choice"}
+    assert in_tables | of_choices | {"status", "redirect", "html", "error_200", "gzip_bomb"} == set(ACTIONS)
 
 
 def test_a_fault_may_say_that_it_is_not_billed_and_add_a_delay(faulty):

@@ -116,7 +116,8 @@ def test_a_snapshot_is_a_copy():
     counters.note(counters.errors, "timeout")
     taken = snapshot(counters, in_flight=2, window=3, waiting="window of 3 in flight")
     counters.note(counters.errors, "timeout")
-    counters.note_answer(0.5, 10, 20)
+    counters.note_request(0.5)
+    counters.note_answer(10, 20)
     assert (taken.errors, sum(taken.latency_counts), taken.input_tokens) == ({"timeout": 1}, 0, 0)
     assert (taken.in_flight, taken.window, taken.waiting) == (2, 3, "window of 3 in flight")
 
@@ -138,13 +139,14 @@ def test_names_of_a_published_format_stay():
         *("requests_sent", "answers_stored", "from_cache", "duplicates", "dead"),
         *("possibly_billed", "cost_microusd", "usage_corrected", "outcomes", "cached_outcomes"),
         *("accepted", "rejected", "unverifiable"),
+        *("requests_answered", "choices_missing", "choices_surplus"),
     }
     assert set(Counters().of_canaries()) == {
         *("requests_sent", "answers_stored", "possibly_billed", "cost_microusd"),
     }
     assert "voices" in Counters().as_dict()
     assert {"run_id", "state", "waiting", "rows_total", "retries", "rss_bytes"} <= set(PROGRESS_FIELDS)
-    assert len(PROGRESS_FIELDS) == len(set(PROGRESS_FIELDS)) == 31
+    assert len(PROGRESS_FIELDS) == len(set(PROGRESS_FIELDS)) == 32
 
 
 @pytest.mark.parametrize("distinct", [3, 40])
