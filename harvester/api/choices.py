@@ -56,7 +56,7 @@ class Choices:
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
+class _GivenChoice:
     """A choice as received, with all that it holds."""
 
     given: Any
@@ -86,7 +86,7 @@ def split(raw: bytes, asked: int, input_tokens: int = 0, response_format: Any = 
     loaded = load_choices(raw)
     listed, holder = choices_of(loaded.document)
     choices = [
-        _Choice(
+        _GivenChoice(
             item,
             *texts_of(item if isinstance(item, Mapping) else {"text": item}),
             is_exact=loaded.is_exact and index not in loaded.inexact,
@@ -128,7 +128,7 @@ def _head(document: Mapping[str, Any], holder: Mapping[str, Any]) -> dict[str, A
 
 
 def _rows(
-    choices: Sequence[_Choice],
+    choices: Sequence[_GivenChoice],
     head: Mapping[str, Any],
     share: Mapping[str, Any],
     usage: Usage,
@@ -160,7 +160,7 @@ def _rows(
     return answers
 
 
-def _body(choice: _Choice, head: Mapping[str, Any], share: Mapping[str, Any], usage: Usage) -> bytes:
+def _body(choice: _GivenChoice, head: Mapping[str, Any], share: Mapping[str, Any], usage: Usage) -> bytes:
     document = {
         **head,
         "choices": [choice.given],
