@@ -12,6 +12,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from harvester.api.request_builder import TOKENS_PER_MESSAGE, estimated_tokens_of
@@ -24,7 +25,7 @@ from harvester.errors import StoreError
 FEWEST_ANSWERS, MOST_ANSWERS = 20, 2000
 # Tokens of a request per estimated token: outside this range the sizes of the prompts say nothing.
 LEAST_FACTOR, MOST_FACTOR = 0.2, 8.0
-_COLUMNS = ("request_json", "request_model", "input_tokens", "usage_source")
+_COLUMNS = ("request_json", "request_model", "input_tokens", "usage_source", "prompt_id", "created_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +54,22 @@ class InputCorrection:
 
 
 def learn(store: Path, config: HarvestConfig) -> InputCorrection:
-    """Learn the correction from answers of this model in the store; none where it can't be read."""
+    """Learn the correction from answers of this model in the store; none where it can't be read.
+
+    The answers to one request with `n` have parts of its input tokens, one prompt and one time: they count
+    together.
+    """
     from harvester.store.reader import Corpus
 
-    pairs = []
+    pairs: dict[tuple[str, datetime], tuple[int, int]] = {}
     with contextlib.suppress(StoreError):
         for sample in itertools.islice(Corpus.open(store).samples(_COLUMNS), MOST_ANSWERS):
             if (sample.request_model, sample.usage_source) == (config.teacher.model, USAGE_REPORTED):
+                request = sample.prompt_id, sample.created_at
+                _, tokens = pairs.get(request, (0, 0))
                 estimate = estimated_tokens_of(json.loads(sample.request_json)["messages"])
-                pairs.append((estimate, sample.input_tokens))
-    return fit(pairs)
+                pairs[request] = estimate, tokens + sample.input_tokens
+    return fit(list(pairs.values()))
 
 
 def fit(pairs: Sequence[tuple[int, int]]) -> InputCorrection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,12 @@ from typing import Any
 import pytest
 
 from harvester.mock_teacher.running import RunningMock
+from harvester.observe.status import current_status, status_lines
+from harvester.run.plan import Plan
+from harvester.run.prepare import look_ahead
 from harvester.store.journal.journal import Journal
+from harvester.store.maintain.rederive import rederive
+from harvester.store.maintain.verify_report import verify_with_bill
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
 from tests.faults.bench import Ended, run_harvest
@@ -280,3 +286,72 @@ def test_a_possibly_billed_request_is_remembered_for_each_of_its_rows(
         attempts = journal.possibly_billed(in_flight=False)
     assert (len({attempt.key for attempt in attempts}), ended.totals.attempts) == (4, 1)
     assert ended.totals.possibly_billed == 4
+
+
+def test_the_plan_shows_what_is_saved_and_agrees_with_the_bill(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    many = tuple(f"What is {number} + 30?" for number in range(100, 130))
+    harvest(mock, tmp_path, samples=6, prompts=many)
+    planned = _plan(tmp_path, samples=14)  # 8 are missing: 4 and 4
+    assert (planned.rows, planned.cached, planned.requests) == (420, 180, 60)
+    assert planned.saved_input_tokens == 3 * planned.input_tokens
+    assert planned.saved_usd == pytest.approx(planned.saved_input_tokens * 3e-6)
+    before = mock.totals()["prompt_tokens"]
+    harvest(mock, tmp_path, samples=14, prompts=many)
+    assert mock.totals()["prompt_tokens"] - before == planned.input_tokens
+    assert "240 answers in 60 requests" in "\n".join(planned.lines())
+
+
+def test_the_plan_says_when_n_is_not_used(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(max_n=2)
+    harvest(mock, tmp_path, samples=4)
+    learned = _plan(tmp_path, samples=8)
+    assert (learned.max_n, learned.requests) == (2, 8)
+    assert "the teacher refuses n" in "\n".join(learned.lines())
+    seeded = _plan(tmp_path, samples=4, seed="7")
+    assert seeded.requests == 16
+    assert "max_n = 4 is not used" in "\n".join(seeded.lines())
+
+
+def _plan(root: Path, *, samples: int, seed: str = "") -> Plan:
+    """Plan the harvest in this folder with another number of samples."""
+    path = root / "harvest.toml"
+    text = re.sub(r"samples = \d+", f"samples = {samples}", path.read_text())
+    path.write_text(text.replace("[sampling]", f"[sampling]\nseed = {seed}") if seed else text)
+    return look_ahead(path)
+
+
+def test_a_key_that_only_the_split_spells_is_not_stored(
+    mock_teacher: Mock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEACHER_KEY", "sk-very-secret-value")
+    mock = mock_teacher(require_key_env="TEACHER_KEY")
+    fault = {"action": "content", "value": "it is sk-very-secret-value, I think", "at": 2}
+    ended = harvest(
+        mock,
+        tmp_path,
+        fault,
+        teacher={"api_key_env": "TEACHER_KEY"},
+        sampling={"stream": True, "max_tokens": 64},
+    )
+    assert ended.fired == 4
+    assert [row.completion for row in rows(ended) if row.sample_index == 2] == ["it is ***, I think"] * 4
+    assert not any(b"secret" in row.raw for row in rows(ended))
+
+
+def test_a_store_of_joined_requests_verifies_and_derives_the_same_again(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    ended = harvest(mock_teacher(), tmp_path, {"action": "no_usage", "nth": 2})
+    assert not verify_with_bill(ended.store, repair=False).findings
+    before = rows(ended)
+    rederive(ended.store)
+    assert rows(ended) == before
+
+
+def test_the_status_counts_requests_and_rows_apart(mock_teacher: Mock, tmp_path: Path) -> None:
+    ended = harvest(mock_teacher(), tmp_path, {"action": "fewer_choices", "count": 3, "nth": 1})
+    status = current_status(ended.store)
+    assert (status["requests_sent"], status["requests_answered"], status["answers_stored"]) == (5, 5, 16)
+    assert (status["choices_missing"], status["choices_surplus"]) == (1, 0)
+    assert "16 answers came in 5 requests; 1 were short" in "\n".join(status_lines(status))
