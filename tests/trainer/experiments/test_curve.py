@@ -164,14 +164,8 @@ def test_each_seed_has_a_chain_of_subsets_and_trainings(run_trainer, copied):  #
         assert point["score"] == pytest.approx(sum(point["by_seed"]) / 2)
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "checkpoint.before_rename:2",
-        pytest.param("stages.trained", marks=pytest.mark.slow),
-        pytest.param("stages.scored", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["checkpoint.before_rename:2", "stages.trained", "stages.scored"])
 def test_a_killed_curve_goes_on(fork_server, finished, copied, place):
     """One stage of four is missing; the process is killed in it, and the next run makes it whole."""
     killed = oldest_training(copied)

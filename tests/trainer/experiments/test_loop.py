@@ -100,6 +100,7 @@ def copied(finished, tmp_path) -> Path:
     return tmp_path / "copy"
 
 
+@pytest.mark.slow
 def test_a_loop_of_one_round_asks_trains_and_scores(run_trainer, tmp_path, teacher):  # noqa: F811
     toml = experiment(tmp_path, teacher.base_url, rounds=1, choose="random", rows_per_round=10)
     code, out, err = run_trainer("loop", toml, "--json")

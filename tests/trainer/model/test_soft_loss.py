@@ -139,6 +139,7 @@ def test_a_student_equal_to_the_teacher_has_no_divergence_only_with_the_tail():
     assert gradient.gather(1, soft.ids).max() < 0  # every listed token is pushed up, though nothing is wrong
 
 
+@pytest.mark.slow  # the compiler takes seconds
 def test_torchs_compiler_computes_the_same():
     logits, targets, soft = rows()
     made = torch.compile(loss_and_gradient, dynamic=True, backend="aot_eager")
