@@ -46,6 +46,7 @@ from harvester.config.run_section import (
     ScheduleSection,
 )
 from harvester.errors import ConfigError
+from harvester.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD
 from harvester.system.hosts import check_plain_http, check_url
 from harvester.system.toml_file import Matching, read_toml, validate
 from harvester.verify.settings import VerifySection
@@ -229,12 +230,17 @@ class PromptsSection(FrozenModel):
         max_bad: lines that can't be used and may be skipped; one more ends the run.
         last_assistant: what becomes of an assistant turn at the end of a conversation. "send" sends it, and
             the teacher continues it or answers it; "reference" keeps it as the row's reference instead.
+        dedupe: which prompts are not asked, since an earlier one asks the same: none; those equal but for
+            Unicode form, case and white space; or near duplicates too.
+        dedupe_threshold: least similarity of near duplicates, 0 to 1.
     """
 
     files: tuple[str, ...] = Field(min_length=1)
     system: str | None = None
     max_bad: Count = 0
     last_assistant: Literal["send", "reference"] = "send"
+    dedupe: Literal["off", "exact", "near"] = "off"
+    dedupe_threshold: float = Field(default=DEFAULT_THRESHOLD, ge=LEAST_THRESHOLD, le=1)
 
 
 class SamplingSection(FrozenModel):

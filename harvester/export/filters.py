@@ -10,18 +10,21 @@ import hashlib
 import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from harvester.errors import ConfigError
 from harvester.export.score import candidate_of
+from harvester.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD, Duplicates
 from harvester.store.shards.schema import Sample
 from harvester.verify.verifiers import AnswerVerdict, Verifiers
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Why a sample is dropped; `reason` is a short stable name that is counted."""
+    """Why a sample is dropped; `reason` is a short stable name that is counted, `detail` is for people."""
 
     reason: str
+    detail: str = ""
 
 
 # Returns None to keep the sample.
@@ -102,6 +105,31 @@ def no_duplicates() -> Filter:
     return check
 
 
+def near_duplicates(threshold: float, of: str = "row") -> Filter:
+    """Build a filter that drops what nearly repeats an earlier row, its prompt or its answer.
+
+    Args:
+        threshold: least Jaccard similarity of the sets of character shingles, 0 to 1.
+        of: "row" compares conversation and answer, "answer" the answer alone. "prompt" compares
+            conversations; further samples of one prompt are kept.
+    """
+    duplicates = Duplicates("near", threshold)
+
+    def check(sample: Sample) -> Drop | None:
+        turns = [str(message.get("content") or "") for message in sample.messages]
+        parts = {
+            "row": [*turns, sample.completion or ""],
+            "prompt": turns,
+            "answer": [sample.completion or ""],
+        }
+        match = duplicates.find("\n".join(parts[of]), sample.prompt_id)
+        if match is None or (of == "prompt" and match.similarity == 1.0):
+            return None
+        return Drop("near_duplicate", f"of the row of {match.label} ({match.similarity:.2f})")
+
+    return check
+
+
 def named(name: str, value: object = None, verifiers: Verifiers | None = None) -> Filter:
     """Return the filter of that name in curate.toml.
 
@@ -129,6 +157,8 @@ def named(name: str, value: object = None, verifiers: Verifiers | None = None) -
         return verified(verifiers)
     if name == "no_duplicates":
         return no_duplicates()
+    if name == "near_duplicates":
+        return _near_duplicates(value)
     plain: dict[str, Filter] = {
         "finished": finished,
         "not_blank": not_blank,
@@ -139,6 +169,21 @@ def named(name: str, value: object = None, verifiers: Verifiers | None = None) -
     return plain[name]
 
 
+def _near_duplicates(value: object) -> Filter:
+    given = DEFAULT_THRESHOLD if value is None else value
+    table: dict[str, Any] = value if isinstance(value, dict) else {"threshold": given}
+    threshold, of = table.get("threshold", DEFAULT_THRESHOLD), table.get("of", "row")
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if table.keys() - {"threshold", "of"} or of not in {"row", "prompt", "answer"} or not is_number:
+        raise ConfigError(
+            "filter 'near_duplicates' takes a threshold, and what is compared",
+            remedy='{near_duplicates = {threshold = 0.8, of = "row"}}, or of "prompt" or "answer"',
+        )
+    if not LEAST_THRESHOLD <= threshold <= 1:
+        raise ConfigError(f"filter 'near_duplicates' needs a threshold from {LEAST_THRESHOLD} to 1")
+    return near_duplicates(threshold, of)
+
+
 FILTER_NAMES = (
     "finished",
     "not_blank",
@@ -146,5 +191,6 @@ FILTER_NAMES = (
     "verified",
     "longest",
     "no_duplicates",
+    "near_duplicates",
     "run",
 )

@@ -22,6 +22,7 @@ from harvester.errors import NoPrompts, PromptError
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.completed_files import Finished
+from harvester.prompts.screen import SkippedPrompts
 from harvester.store.journal.records import asker_digest
 
 Signature = tuple[int, int, int]
@@ -41,11 +42,17 @@ class PromptFeed:
     Args:
         root: folder that names and globs are relative to.
         on_error: called with the error of every prompt file or line that a watching run can't use.
+        skipped: prompts that are not asked; None for none.
     """
 
     def __init__(
-        self, config: HarvestConfig, root: Path, on_error: Callable[[PromptError], None] = lambda _: None
+        self,
+        config: HarvestConfig,
+        root: Path,
+        on_error: Callable[[PromptError], None] = lambda _: None,
+        skipped: SkippedPrompts | None = None,
     ) -> None:
+        self._skipped = skipped or SkippedPrompts()
         self._config = config
         self._root = root
         self._on_error = on_error
@@ -71,14 +78,15 @@ class PromptFeed:
         self.further_rows += 1
 
     def prompts(self) -> Iterator[Prompt]:
-        """Yield every prompt, without counting it.
+        """Yield every prompt that is asked, without counting it.
 
         Raises:
             PromptError: the first line that can't be used.
         """
         prompts = self._config.prompts
         bad = BadLines(prompts.max_bad)
-        return reader.read(prompts.files, self._root, bad, last_assistant=prompts.last_assistant)
+        read = reader.read(prompts.files, self._root, bad, last_assistant=prompts.last_assistant)
+        return (prompt for prompt in read if prompt not in self._skipped)
 
     def pass_over(self, known: Finished) -> None:
         """Count the rows of a complete set of files without reading them."""

@@ -21,6 +21,7 @@ from harvester.errors import (
 )
 from harvester.observe.counters import Counters, PassResult, Snapshot, several_text, unusable
 from harvester.prompts.bad_lines import BAD_PROMPTS_NAME as BAD_PROMPTS
+from harvester.prompts.screen import SKIPPED_PROMPTS_NAME as SKIPPED_PROMPTS
 
 # During a pass, a share of unusable answers ends it only from this many answers on.
 FEWEST_ANSWERS = 20
@@ -171,7 +172,7 @@ def _counted(by_outcome: Mapping[str, int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended."""
+    """How a run ended. `skipped` counts prompts that were not asked, by reason."""
 
     run_id: str
     ending: Ending
@@ -185,6 +186,7 @@ class Summary:
     warnings: tuple[str, ...] = ()
     canary_microusd: int = 0
     held_outcomes: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For --json and run.json."""
@@ -246,9 +248,16 @@ class Summary:
         ]
 
 
-def warnings_of(snapshot: Snapshot, bad_lines: int = 0) -> tuple[str, ...]:
-    """Return warnings for the operator. `bad_lines` is the number of lines of prompt files passed over."""
+def warnings_of(snapshot: Snapshot, bad_lines: int = 0, skipped: str = "") -> tuple[str, ...]:
+    """Return warnings for the operator.
+
+    Args:
+        bad_lines: number of lines of prompt files passed over.
+        skipped: how many prompts were not asked, and why.
+    """
     lines = [f"{bad_lines:,} lines of prompt files were passed over: {BAD_PROMPTS}"] if bad_lines else []
+    if skipped:
+        lines.append(f"{skipped}: {SKIPPED_PROMPTS}")
     if len(snapshot.served_models) > 1:
         named = ", ".join(f"{excerpt(voice)} ({count:,})" for voice, count in snapshot.served_models.items())
         lines.append(f"more than one teacher answered: {named}; each row names its own in response_model")

@@ -129,13 +129,14 @@ async def _open(prepared: Prepared, writer: GroupCommit, watch: Watch, clock: Cl
     await on_writer(writer, lambda journal: journal.begin_run(record))
     await on_writer(writer, lambda journal: reopen_rows(journal, prepared))
     bad_lines.write_down(prepared.store, prepared.bad)
+    prepared.skipped.write_down(prepared.store)
     warnings = await on_writer(
         writer, lambda journal: file_versions.note(journal, prepared.config, prepared.root, record.run_id)
     )
     errors, stop, control = ErrorLog(), Stop(), RunControl()
     stored_pauses = StoredPauses(control, writer, record.teacher_id)
     await stored_pauses.restore()
-    feed = PromptFeed(prepared.config, prepared.root, errors.add)
+    feed = PromptFeed(prepared.config, prepared.root, errors.add, prepared.skipped)
     canary = _canary(prepared, record, stored_pauses, errors, clock)
     canary_news = canary.news if canary is not None else {}
     sources = StatusSources(_facts(prepared, record), feed, control, errors, canary_news, prepared.hours)
@@ -448,5 +449,9 @@ async def _summary(parts: RunParts, result: PassResult, exit_code: int, sealed_r
         counts=result.counts,
         held_outcomes=totals.held_outcomes,
         canary_microusd=parts.canary.news.get("cost_microusd", 0) if parts.canary is not None else 0,
-        warnings=(*parts.warnings, *endings.warnings_of(result.counts, len(prepared.bad))),
+        warnings=(
+            *parts.warnings,
+            *endings.warnings_of(result.counts, len(prepared.bad), prepared.skipped.note()),
+        ),
+        skipped=dict(prepared.skipped.by_reason),
     )

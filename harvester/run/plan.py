@@ -23,6 +23,7 @@ from harvester.observe.status import budget_texts, span
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
+from harvester.prompts.screen import PromptScreen, Skip, SkippedPrompts
 from harvester.run import token_estimate
 from harvester.run.accept import expected_asked
 from harvester.run.prompt_notes import PromptNotes
@@ -51,6 +52,9 @@ SHORT_ANSWER_SHARE = 0.1
 RECEIVED_LOGPROB_BYTES = 68
 SEALED_LOGPROB_BYTES = 18
 
+# Arrow's types of the columns of `_Rows`, by type code of their array.
+_ARROW_TYPES = {"Q": "uint64", "q": "int64", "b": "int8"}
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -69,6 +73,8 @@ class Plan:
             figures above leave them out already.
         logprob_bytes: with [sampling] top_logprobs, the most that log-probabilities take in the answers as
             `received` and in `sealed` shards.
+        skipped: `prompts` that will not be asked, `by_reason`; `rows` and money that are saved by it
+            (`low_usd`, `high_usd`); `examples`. Empty where every prompt is asked.
     """
 
     rows: int
@@ -94,6 +100,7 @@ class Plan:
     max_n: int = 1
     saved_input_tokens: int = 0
     saved_usd: float | None = None
+    skipped: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for --json."""
@@ -130,6 +137,7 @@ class Plan:
             lines.append("time      unknown: no rate limit is configured; it will be learned")
         else:
             lines.append(f"time      at least {span(self.seconds_at_limits)} ({self.limited_by})")
+        lines += _skipped_lines(self.skipped)
         if self.bad:
             lines.append(f"bad       {len(self.bad):,} lines will be passed over; the first: {self.bad[0]}")
         lines.append(f"terms     {self.terms}")
@@ -164,7 +172,7 @@ class _Totals:
 
 
 class _Rows:
-    """The rows of a plan as columns of numbers: 56 bytes a row to send, whatever its text.
+    """The rows of a plan as columns of numbers: 57 bytes a row to send, whatever its text.
 
     Equal requests are found at the end, by 64-bit digests of their keys.
     """
@@ -179,6 +187,7 @@ class _Rows:
             "output": array("q"),
             "low": array("q"),
             "high": array("q"),
+            "skipped": array("b"),
         }
 
     def add_held(self) -> None:
@@ -186,9 +195,11 @@ class _Rows:
         self._rows += 1
         self._cached += 1
 
-    def add(self, request: Request, config: HarvestConfig, *, is_joined: bool) -> None:
-        """Count one row to send. `is_joined`: in the request of the row before it, its prompt is free."""
-        self._rows += 1
+    def add(
+        self, request: Request, config: HarvestConfig, *, is_joined: bool, is_skipped: bool = False
+    ) -> None:
+        """Count one row to send, or to skip. `is_joined`: its prompt is paid with the row before it."""
+        self._rows += not is_skipped
         input_tokens = 0 if is_joined else request.input_tokens
         values = (
             int.from_bytes(request.key[:8], "little"),
@@ -198,18 +209,19 @@ class _Rows:
             request.output_tokens,
             _low_microusd(input_tokens, request.output_tokens, config.teacher.price),
             cost_microusd(config.teacher.price, input_tokens, request.output_tokens),
+            is_skipped,
         )
         for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)
 
-    def totals(self) -> _Totals:
-        """Sum up the rows; of equal requests only one is sent."""
+    def totals(self) -> tuple[_Totals, _Totals]:
+        """Sum up the rows that are asked, and those that skipping saves. Of equal requests one is sent."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         arrays = [
             pa.Array.from_buffers(
-                pa.uint64() if column.typecode == "Q" else pa.int64(),
+                pa.type_for_alias(_ARROW_TYPES[column.typecode]),
                 len(column),
                 [None, pa.py_buffer(column)],
             )
@@ -217,18 +229,30 @@ class _Rows:
         ]
         table = pa.table(arrays, names=list(self._columns))
         unique = table.group_by("key").aggregate([(name, "min") for name in self._columns if name != "key"])
-        sums = {name: pc.sum(unique[f"{name}_min"]).as_py() or 0 for name in self._columns if name != "key"}
-        return _Totals(
-            rows=self._rows,
-            cached=self._cached,
-            duplicates=table.num_rows - unique.num_rows,
-            requests=sums["requests"],
-            saved_tokens=sums["saved"],
-            input_tokens=sums["input"],
-            max_output_tokens=sums["output"],
-            low_microusd=sums["low"],
-            high_microusd=sums["high"],
-        )
+        totals = []
+        for skipped in (0, 1):  # a request that is also made for a prompt that is asked saves nothing
+            chosen = unique.filter(pc.equal(unique["skipped_min"], skipped))
+            sums = {
+                name: pc.sum(chosen[f"{name}_min"]).as_py() or 0
+                for name in self._columns
+                if name not in {"key", "skipped"}
+            }
+            to_send = chosen.num_rows
+            asked = to_send if skipped else pc.sum(pc.equal(table["skipped"], 0)).as_py() or 0
+            totals.append(
+                _Totals(
+                    rows=to_send if skipped else self._rows,
+                    cached=0 if skipped else self._cached,
+                    duplicates=asked - to_send,
+                    requests=sums["requests"],
+                    saved_tokens=sums["saved"],
+                    input_tokens=sums["input"],
+                    max_output_tokens=sums["output"],
+                    low_microusd=sums["low"],
+                    high_microusd=sums["high"],
+                )
+            )
+        return totals[0], totals[1]
 
 
 def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: str = "") -> Plan:
@@ -242,11 +266,12 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
         PromptError: the first prompt that can't be used, or two different prompts with one id.
     """
     bad = BadLines(config.prompts.max_bad)
-    notes = PromptNotes()
+    notes, screen = PromptNotes(), PromptScreen(config.prompts)
     limit = _choice_limit(config, root)
-    totals = _totals(config, root, bad, notes, limit.size)
+    totals, saved = _totals(config, root, bad, notes, screen, limit.size)
     correction = token_estimate.learn(root / config.store.path, config)
     totals = _corrected(totals, correction, config.teacher.price)
+    saved = _corrected(saved, correction, config.teacher.price)
     accept = _accept(config, root, totals)
     seconds, limited_by = _time(config, totals)
     priced = config.teacher.price is not None
@@ -273,6 +298,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
         max_n=limit.size,
         saved_input_tokens=totals.saved_tokens,
         saved_usd=cost_microusd(config.teacher.price, totals.saved_tokens, 0) / 1e6 if priced else None,
+        skipped=_skipped(screen.skipped, saved, priced=priced),
         warnings=(
             *(() if verdict.permitted else (*verdict.reasons, verdict.remedy())),
             *([key_note] if key_note else []),
@@ -328,8 +354,45 @@ def _choice_limit(config: HarvestConfig, root: Path) -> ChoiceLimit:
         return ChoiceLimit.of(journal, config.teacher)
 
 
-def _totals(config: HarvestConfig, root: Path, bad: BadLines, notes: PromptNotes, max_n: int) -> _Totals:
-    """Sum up the rows.
+def _skipped(skipped: SkippedPrompts, saved: _Totals, *, priced: bool) -> Mapping[str, Any]:
+    """Return what skipped prompts save, as in `Plan.skipped`."""
+    if not skipped:
+        return {}
+    return {
+        "prompts": len(skipped),
+        "by_reason": dict(sorted(skipped.by_reason.items())),
+        "rows": saved.rows,
+        "low_usd": saved.low_microusd / 1e6 if priced else None,
+        "high_usd": saved.high_microusd / 1e6 if priced else None,
+        "examples": [asdict(skip) for skip in skipped.examples],
+    }
+
+
+def _skipped_lines(skipped: Mapping[str, Any]) -> list[str]:
+    if not skipped:
+        return []
+    counts = ", ".join(
+        f"{count:,} {reason.replace('_', ' ')}" for reason, count in skipped["by_reason"].items()
+    )
+    money = ""
+    if skipped["high_usd"] is not None:
+        money = f", ${skipped['low_usd']:,.4f} to ${skipped['high_usd']:,.4f}"
+    lines = [
+        f"skipped   {skipped['prompts']:,} prompts will not be asked ({counts}); it saves "
+        f"{skipped['rows']:,} rows{money}"
+    ]
+    return lines + [f"          {Skip(**example).line()}" for example in skipped["examples"]]
+
+
+def _totals(
+    config: HarvestConfig,
+    root: Path,
+    bad: BadLines,
+    notes: PromptNotes,
+    screen: PromptScreen,
+    max_n: int,
+) -> tuple[_Totals, _Totals]:
+    """Return the sums of the rows that would be asked, and of those that the screen skips.
 
     Only the samples that are asked in any case count as joined: how many further ones `[accept]` asks at once
     depends on the answers.
@@ -341,7 +404,8 @@ def _totals(config: HarvestConfig, root: Path, bad: BadLines, notes: PromptNotes
         last_assistant = config.prompts.last_assistant
         for prompt in reader.read(config.prompts.files, root, bad, last_assistant=last_assistant):
             ids.note(prompt)
-            notes.add(prompt)
+            if not screen.is_skipped(prompt):
+                notes.add(prompt)
             yield prompt
 
     feed = requests(prompts(), config, range(config.most_samples))
@@ -356,8 +420,10 @@ def _totals(config: HarvestConfig, root: Path, bad: BadLines, notes: PromptNotes
             held = find_answers(journal, chunk, reuse) if journal is not None else {}
             first, joined = None, 0
             for request in chunk:
+                is_skipped = request.prompt in screen.skipped
                 if request.key in held:
-                    rows.add_held()
+                    if not is_skipped:
+                        rows.add_held()
                     continue
                 is_joined = (
                     first is not None
@@ -366,7 +432,8 @@ def _totals(config: HarvestConfig, root: Path, bad: BadLines, notes: PromptNotes
                     and may_join(first, request)
                 )
                 first, joined = (first, joined + 1) if is_joined else (request, 1)
-                rows.add(request, config, is_joined=is_joined)
+                rows.add(request, config, is_joined=is_joined, is_skipped=is_skipped)
+    screen.close()
     ids.require_unique(lambda: reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad)))
     return rows.totals()
 

@@ -27,6 +27,7 @@ from harvester.observe.status import budget_texts
 from harvester.prompts import completed_files, reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
+from harvester.prompts.screen import PromptScreen, SkippedPrompts
 from harvester.run import canary_task, plan
 from harvester.run.prompt_notes import PromptNotes
 from harvester.store import other_settings
@@ -42,7 +43,7 @@ class Prepared:
     """A run that may start: configuration read, prompts checked, terms permitted.
 
     `digest` is that of the prompt files as they were checked (`completed_files`), None where none is kept.
-    `verifiers` are those of a configuration with `[accept]`.
+    `verifiers` are those of a configuration with `[accept]`. `skipped` are prompts that are not asked.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Prepared:
     warnings: tuple[str, ...] = ()
     digest: bytes | None = None
     verifiers: Verifiers | None = None
+    skipped: SkippedPrompts = field(default_factory=SkippedPrompts)
 
     @property
     def root(self) -> Path:
@@ -96,6 +98,7 @@ class Prepared:
             f"terms   {self.verdict.summary()}",
             f"rows    {self.rows_total:,} (prompts x samples) into {self.store}",
             *([f"bad     {len(self.bad):,} lines passed over; the first: {self.bad[0]}"] if self.bad else []),
+            *([f"skipped {note}"] if (note := self.skipped.note()) else []),
             *(f"budget  {text}" for text in budgets),
             *(f"note    {warning}" for warning in (*plan.warnings(self.config), *self.warnings, *others)),
         ]
@@ -129,6 +132,7 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
         warnings=prompts.warnings,
         digest=prompts.digest,
         verifiers=_verifiers(config, root, watch=flags.watch),
+        skipped=prompts.skipped,
     )
 
 
@@ -194,6 +198,7 @@ class _PromptTotals:
     bad: tuple[PromptError, ...] = ()
     warnings: tuple[str, ...] = ()
     digest: bytes | None = None
+    skipped: SkippedPrompts = field(default_factory=SkippedPrompts)
 
 
 def _check_prompts(config: HarvestConfig, root: Path, *, watch: bool, retries: bool) -> _PromptTotals:
@@ -204,7 +209,9 @@ def _check_prompts(config: HarvestConfig, root: Path, *, watch: bool, retries: b
     """
     # Canaries are asked during a pass, a watching run never ends, and a retry sends: all need the whole pass.
     # How many rows [accept] asks depends on the answers, so it keeps no digest.
+    # What [prompts] dedupe skips is listed anew by each run.
     asks_apart = config.canary.prompts is not None or config.accept is not None
+    asks_apart = asks_apart or config.prompts.dedupe != "off"
     always_read = watch or retries or asks_apart
     digest = None if always_read else completed_files.digest_of(config, root)
     known = completed_files.look_up(root / config.store.path, digest)
@@ -215,25 +222,37 @@ def _check_prompts(config: HarvestConfig, root: Path, *, watch: bool, retries: b
 
 def _read_prompts(config: HarvestConfig, root: Path, *, watch: bool) -> _PromptTotals:
     """Read every prompt; refuse two different prompts with one id, unless the run watches its files."""
+    if watch and config.prompts.dedupe != "off":
+        raise ConfigError(
+            "a run that watches its prompts can't use [prompts] dedupe",
+            place="prompts.dedupe",
+            remedy="run without --watch",
+        )
+    screen = PromptScreen(config.prompts)
     rows, tokens, notes = 0, 0, PromptNotes()
     ids, bad = DuplicateIds(), BadLines(config.prompts.max_bad)
     # A watching run may name files that are not there yet.
     for files in [(pattern,) for pattern in config.prompts.files] if watch else [config.prompts.files]:
         try:
             for prompt in reader.read(files, root, bad, last_assistant=config.prompts.last_assistant):
+                ids.note(prompt)
+                if screen.is_skipped(prompt):
+                    continue
                 rows += 1
                 notes.add(prompt)
-                ids.note(prompt)
                 tokens += request_builder.input_tokens_of(prompt, config)
         except NoPrompts:
             if not watch:
                 raise
     if not watch:
         ids.require_unique(lambda: reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad)))
+    screen.close()
     samples = config.first_samples
     # A last turn of the assistant is what [score] is about, so it needs no note.
     lines = notes.lines() if config.score is None else ()
-    return _PromptTotals(rows * samples, tokens * samples, tuple(bad.passed_over), lines)
+    return _PromptTotals(
+        rows * samples, tokens * samples, tuple(bad.passed_over), lines, skipped=screen.skipped
+    )
 
 
 def _with_epoch(config: HarvestConfig, flags: Overrides) -> HarvestConfig:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 
 from harvester.api.request_builder import requests
-from harvester.prompts import reader
-from harvester.prompts.bad_lines import BadLines
+from harvester.prompts.feed import PromptFeed
 from harvester.run.prepare import Prepared
 from harvester.store.journal.journal import Journal
 from harvester.store.reuse import ReusableAnswer, ReuseIndex, find_answers
@@ -21,13 +20,13 @@ def reopen_rows(journal: Journal, prepared: Prepared) -> int:
     Raises:
         PromptError: a prompt that can't be used. StoreError, ShardsInUse: nothing was lost.
     """
-    config, root, flags = prepared.config, prepared.root, prepared.flags
-    if not flags.retries:
+    config, root = prepared.config, prepared.root
+    if not prepared.flags.retries:
         return 0
     from harvester.store.maintain.reopen import reopen
 
     reuse, keys = ReuseIndex.of(journal, config), set()
-    feed = requests(reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad)), config)
+    feed = requests(PromptFeed(config, root, skipped=prepared.skipped).prompts(), config)
     while chunk := list(itertools.islice(feed, CHUNK)):
         held = find_answers(journal, chunk, reuse).values()
         keys |= {answer.key for answer in held if _is_wanted(answer, prepared)}

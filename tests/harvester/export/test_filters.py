@@ -56,6 +56,27 @@ def test_duplicates_are_folded_by_case_width_and_space():
     assert filters.no_duplicates()(sample("Hello World")) is None, "every curation starts afresh"
 
 
+def test_near_duplicates_of_rows_prompts_and_answers():
+    long = "The sky is blue since air scatters short waves of light more than long ones."
+    rows = [
+        sample(long, prompt="Why is the sky blue? Answer as if I were five years old."),
+        sample(long + "!", prompt="Why is the sky blue? Answer as if I were five years old"),
+        sample("Air scatters blue light.", prompt="Why is the sky blue? Answer as if I were five years old."),
+        sample(long, prompt="Describe the weather on an ordinary day in spring, please."),
+    ]
+
+    def dropped(value: object) -> list[bool]:
+        check = filters.named("near_duplicates", value)
+        return [check(row) is not None for row in rows]
+
+    assert dropped(None) == [False, True, False, False]
+    assert dropped({"of": "prompt"}) == [False, True, False, False], "samples of one prompt stay"
+    assert dropped({"of": "answer", "threshold": 0.9}) == [False, True, False, True]
+    for value in (2, "x", {"threshold": 0.1}, {"of": "all"}, {"other": 1}, True):
+        with pytest.raises(ConfigError, match="near_duplicates"):
+            filters.named("near_duplicates", value)
+
+
 @given(st.lists(st.tuples(st.text(max_size=3), st.sampled_from(["ok", "truncated"])), max_size=30))
 def test_a_chain_keeps_what_every_filter_keeps(rows: list[tuple[str, str]]):
     chained = filters.chain([filters.finished, filters.not_blank, filters.longest(2)])

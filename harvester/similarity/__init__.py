@@ -1,0 +1,1 @@
+"""Compare texts: duplicates, near duplicates, and overlap with evaluation sets."""
