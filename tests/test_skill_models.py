@@ -14,7 +14,7 @@ from harvester.mock_teacher.neural.worker import load
 
 SKILLS = Path(__file__).resolve().parents[1] / "data" / "skills"
 TEACHER = SKILLS / make_neural_teacher.NAME
-WEAK = SKILLS / "mock-teacher-weak"
+WEAK = SKILLS / "weaker" / "mock-teacher"
 STUDENTS = (SKILLS / "student", SKILLS / "student_bpe")
 
 
@@ -22,7 +22,9 @@ def card_of(folder):
     return json.loads((folder / "measured.json").read_text())
 
 
-@pytest.mark.parametrize("folder", [TEACHER, WEAK, *STUDENTS], ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder", [TEACHER, WEAK, *STUDENTS], ids=lambda folder: str(folder.relative_to(SKILLS))
+)
 def test_a_card_belongs_to_its_model_and_to_the_rows_of_today(folder):
     card = card_of(folder)
     assert card["parameters"] == AutoModelForCausalLM.from_pretrained(folder).num_parameters()
@@ -33,7 +35,7 @@ def test_a_card_belongs_to_its_model_and_to_the_rows_of_today(folder):
     assert sum(file.stat().st_size for file in folder.iterdir()) < 2_500_000
 
 
-@pytest.mark.parametrize("folder", [TEACHER, WEAK], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [TEACHER, WEAK], ids=lambda folder: str(folder.relative_to(SKILLS)))
 def test_a_teacher_is_as_accurate_as_its_card_says(folder):
     card = card_of(folder)["accuracy"]["held_out"]
     assert 0.85 <= card["macro"] < 1
@@ -49,7 +51,7 @@ def test_the_weaker_teacher_leaves_errors_to_remove():
     assert card_of(WEAK)["accuracy"]["held_out"]["macro"] <= 0.97
 
 
-@pytest.mark.parametrize("folder", STUDENTS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", STUDENTS, ids=lambda folder: str(folder.relative_to(SKILLS)))
 def test_a_student_base_answers_nothing_before_it_is_taught(folder):
     accuracy = card_of(folder)["accuracy"]
     assert all(
