@@ -12,7 +12,7 @@ from harvester.errors import ConfigError, HarvesterError
 from harvester.mock_teacher.faults.script import load_script
 from harvester.mock_teacher.listening import serve
 from harvester.mock_teacher.scoring import SCORE_FORMS
-from harvester.mock_teacher.settings import MockSettings, parse_accuracy
+from harvester.mock_teacher.settings import BatchSettings, MockSettings, parse_accuracy
 from harvester.mock_teacher.wire import MAX_CHOICES
 
 
@@ -59,6 +59,7 @@ def parser(prog: str = "python -m harvester.mock_teacher") -> argparse.ArgumentP
     add("--slot-seconds", type=float, default=1.0, metavar="S", help="seconds that a request takes in a slot")
     add("--max-concurrency", type=int, help="most requests at once")
     add("--concurrency-status", type=int, default=503, choices=(429, 503))
+    add("--batch-latency", type=float, default=0.0, metavar="S", help="seconds that a batch takes")
     add("--context-tokens", type=int, default=131_072)
     add(
         "--scores",
@@ -115,6 +116,7 @@ def settings_from(flags: argparse.Namespace) -> MockSettings:
         max_n=flags.max_n,
         n_above=flags.n_above,
         faults=load_script(flags.faults) if flags.faults else (),
+        batches=BatchSettings(latency_s=flags.batch_latency),
         ledger_file=flags.ledger,
         require_key_env=flags.require_key_env,
         certificate=flags.certificate,

@@ -81,6 +81,19 @@ class RunningMock:
         """Replace the fault script. Its counters start again at 0; ordinals continue."""
         self._call("POST", "/mock/faults", [dict(row) for row in rows])
 
+    def set_batches(self, **settings: float | bool | str | None) -> None:
+        """Change settings of the batches from now on; see `settings.BatchSettings`."""
+        self._call("POST", "/mock/batches", settings)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass on the clock of the batches."""
+        self._call("POST", "/mock/clock", {"advance_s": seconds})
+
+    def batches(self) -> dict[str, Any]:
+        """Return `batches` as the API shows them, `served` calls by route, and `now` of their clock."""
+        values: dict[str, Any] = self._call("GET", "/mock/batches")
+        return values
+
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         url = urlsplit(self.base_url)
         assert url.hostname is not None

@@ -15,6 +15,45 @@ DEFAULT_ACCURACY = 0.95
 
 
 @dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """How batches go. Seconds are those of the batch clock (`batch_jobs.BatchClock`).
+
+    Attributes:
+        validating_s, latency_s: seconds in `validating`, then from the first to the last line.
+        window_s: seconds after which a batch expires.
+        cancelling_s: seconds between a cancellation and its end.
+        tick_s: seconds that pass at each retrieval of a batch.
+        shuffle: write the output lines in another order.
+        duplicate_every: write every k-th answered line twice; 0 for none.
+        error_every, error_status, error_code: let every k-th line fail, unbilled.
+        missing_every: leave every k-th line out of both files, although it is billed.
+        results_kept_s: seconds after its end at which result files are deleted; None keeps them.
+        max_requests, max_bytes: bounds of a file; more is refused.
+        max_enqueued: most lines in batches that have not ended; one more batch fails its validation.
+        fails_with: error code with which every new batch fails its validation; "" for none.
+        hides_list: the list of batches is empty.
+    """
+
+    validating_s: float = 0.0
+    latency_s: float = 0.0
+    window_s: float = 86_400.0
+    cancelling_s: float = 0.0
+    tick_s: float = 0.0
+    shuffle: bool = False
+    duplicate_every: int = 0
+    error_every: int = 0
+    error_status: int = 500
+    error_code: str = ""
+    missing_every: int = 0
+    results_kept_s: float | None = None
+    max_requests: int = 50_000
+    max_bytes: int = 200_000_000
+    max_enqueued: int | None = None
+    fails_with: str = ""
+    hides_list: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class MockSettings:
     """The settings of a mock teacher.
 
@@ -37,6 +76,7 @@ class MockSettings:
             ignores the fields of the others.
         max_n: most choices of one request; `n_above` says what becomes of a request for more: `refuse` is a
             400, `fewer` answers with as many as `max_n`.
+        batches: how the Batch API behaves.
         require_key_env: NAME of the variable that holds the key callers must send.
         certificate, private_key: PEM files; with them the server speaks TLS.
     """
@@ -65,6 +105,7 @@ class MockSettings:
     max_n: int = MAX_CHOICES
     n_above: str = "refuse"
     faults: tuple[Rule, ...] = ()
+    batches: BatchSettings = BatchSettings()
     ledger_file: Path | None = None
     require_key_env: str | None = None
     keep_alive_s: int = 75

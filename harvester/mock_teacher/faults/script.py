@@ -12,8 +12,9 @@ options, and the conditions, all of which must hold. The first rule that matches
 Conditions: `nth` (ordinal or list of them), `every`, `first` (ordinals 1..k), `after` (ordinals > k),
 `prompt` (substring of the last user message), `attempt` (how often this very body has been admitted,
 1 = first; number or list), `probability` with `seed`, `times`, `n_above` (requests for more choices than
-this), `on` ("chat" or "models"). Ordinals count the admitted requests of that route from 1; a request
-refused by key, body or limit has none.
+this), `on` ("chat", "models", or a route of the Batch API: "upload", "create", "list", "retrieve", "cancel",
+"content"). Ordinals count the admitted requests of that route from 1; a request refused by key, body or limit
+has none.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from harvester.errors import ConfigError
 from harvester.mock_teacher.faults.actions import ACTIONS, Action, Stage, option_fault
 
 CHAT, MODELS = "chat", "models"
+BATCH_ROUTES = ("upload", "create", "list", "retrieve", "cancel", "content")
 # Most firings that are listed for each rule; all are counted.
 MAX_ORDINALS = 10_000
 _CONDITIONS = (
@@ -109,10 +111,11 @@ def _condition_fault(row: Mapping[str, Any], action: Action) -> str | None:
             return f"{key} must be a number from 0 up"
     if row.get("every", 1) < 1:
         return "every must be at least 1"
-    if row.get("on", CHAT) not in (CHAT, MODELS):
-        return "on must be 'chat' or 'models'"
-    if row.get("on") == MODELS and action.stage in (Stage.ANSWER, Stage.STREAM):
-        return "on = 'models' has no answer or stream to spoil"
+    on = row.get("on", CHAT)
+    if on not in (CHAT, MODELS, *BATCH_ROUTES):
+        return f"on must be one of {', '.join((CHAT, MODELS, *BATCH_ROUTES))}"
+    if on != CHAT and action.stage in (Stage.ANSWER, Stage.STREAM):
+        return f"on = {on!r} has no answer or stream to spoil"
     return None
 
 
