@@ -36,7 +36,7 @@ from harvester.cli import malloc
 malloc.use_one_arena()
 
 # Modules that load torch and the SDK of OpenAI: four seconds, for what hardly any command needs.
-RARELY_USED = ("harvester.mock_teacher.neural.", "harvester.api.batches")
+RARELY_USED = ("harvester.mock_teacher.neural.", "harvester.api.batches", "harvester.run.batch.")
 
 
 def main() -> None:

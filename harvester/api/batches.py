@@ -1,15 +1,15 @@
-"""Send requests through the provider's Batch API: files of requests and answers, at half the price.
+"""Talk to the Files and Batches endpoints of a provider: answers in up to a day, at the batch price.
 
-The Batch API client; no verb uses it yet. It is the only module that imports `openai`: the SDK is good at
-files and batches, and single requests don't go through it. Custom ids are request keys, so a result finds its
-row in whatever order it comes. A batch that was created before a crash is found again by its metadata, so it
-isn't paid for twice.
+It is the only module that imports `openai`: the SDK is good at files and batches, and single requests don't
+go through it. Custom ids are request keys, so a result finds its row in whatever order it comes. A batch
+carries its name in its metadata, by which it is found again after a crash.
 """
 
 from __future__ import annotations
 
+import re
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -18,19 +18,29 @@ import openai
 import orjson
 
 from harvester import __version__
-from harvester.api.types import RawAnswer, Request
-from harvester.config.config import TeacherSection
-from harvester.errors import BrokenAnswer, HarvesterError, TeacherRefused, TeacherUnavailable
+from harvester.api.error_body import RAW_KEPT_BYTES, classify, describe, error_inside, excerpt
+from harvester.api.redaction import Redactor
+from harvester.api.types import Request
+from harvester.config.config import BatchApiSection, TeacherSection
+from harvester.errors import BrokenAnswer, TeacherError, TeacherUnavailable
 
-ENDPOINT: Final = "/v1/chat/completions"
 FINISHED = frozenset({"completed", "failed", "expired", "cancelled"})
-# Requests in one batch file: the provider's own limit.
-MAX_REQUESTS = 50_000
+# The member of a batch's metadata that holds its name.
+NAME: Final = "harvester_batch"
+# A line of a result file may have this many bytes; an answer has some kilobytes.
+MAX_LINE_BYTES = 64 * 1024 * 1024
+# The list of batches is read back to this long before the batches that are looked for: clocks differ.
+CLOCK_MARGIN_S = 86_400.0
+# Fields of a body that only say how a single answer travels.
+_ONLY_ONLINE = ("stream", "stream_options")
+# Error codes of a line that was not worked on.
+UNANSWERED_CODES = frozenset({"batch_expired", "batch_cancelled"})
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:,]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A batch at the provider: what must be stored to collect its results later."""
+    """A batch as the provider shows it. `failure` and `message` say why it failed, "" where it did not."""
 
     batch_id: str
     status: str
@@ -39,6 +49,8 @@ class Ticket:
     completed: int
     failed: int
     total: int
+    failure: str = ""
+    message: str = ""
 
     @property
     def is_finished(self) -> bool:
@@ -47,75 +59,122 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchResult:
-    """One line of a result file: an answer, or an error's code and message."""
+class ResultLine:
+    """One line of a result or error file.
+
+    Attributes:
+        key: of the request.
+        status: HTTP status of the reply, None where the request was not worked on.
+        body: of the reply, byte for byte as the line holds it; "" for none.
+        error: the line's own error, beside or in place of a reply.
+    """
 
     key: bytes
-    answer: RawAnswer | None
-    error_code: str = ""
-    message: str = ""
+    status: int | None
+    body: bytes
+    error: Mapping[str, Any]
+
+    def failure(self, place: str) -> TeacherError:
+        """Return the error that a line without an answer means, by the rules for single replies."""
+        code = str(self.error.get("code") or "")
+        if self.status is None and code in UNANSWERED_CODES:
+            message = excerpt(str(self.error.get("message") or code))
+            return TeacherUnavailable(f"the batch did not get to it: {message}", error_code=code, place=place)
+        if self.status is not None and self.status != 200:
+            return classify(self.status, {}, self.body, place=place)
+        raw = orjson.dumps({"error": dict(self.error)})[:RAW_KEPT_BYTES]
+        known = error_inside({"error": dict(self.error)}, raw) if self.error else None
+        return known or BrokenAnswer("a line of a batch holds neither answer nor error", raw=raw, place=place)
 
 
-def batch_lines(requests: Iterable[Request]) -> bytes:
-    """The requests as a batch file (JSON Lines of custom_id, method, url, body).
+def body_of(request: Request) -> dict[str, Any]:
+    """Return the body of a request as a line of a batch holds it: without the fields of a stream."""
+    return {name: value for name, value in request.body.items() if name not in _ONLY_ONLINE}
+
+
+def batch_line(key: bytes, body: Mapping[str, Any], path: str) -> bytes:
+    """Return a request as a line of a batch file: custom_id, method, url, body."""
+    line = {"custom_id": key.hex(), "method": "POST", "url": path, "body": dict(body)}
+    return orjson.dumps(line) + b"\n"
+
+
+def read_line(line: bytes) -> ResultLine:
+    """Parse a line of a result or error file.
 
     Raises:
-        ValueError: no request, or more than the provider takes in one file.
+        BrokenAnswer: it is none; the error has its bytes in `raw`.
     """
-    lines = [
-        orjson.dumps({"custom_id": r.key.hex(), "method": "POST", "url": ENDPOINT, "body": dict(r.body)})
-        for r in requests
-    ]
-    if not 0 < len(lines) <= MAX_REQUESTS:
-        raise ValueError(f"a batch holds 1 to {MAX_REQUESTS} requests, got {len(lines)}")
-    return b"\n".join(lines) + b"\n"
+    try:
+        row = orjson.loads(line)
+        key = bytes.fromhex(row["custom_id"])
+        response = row.get("response") or {}
+        status = response.get("status_code")
+        content, error = response.get("body"), row.get("error")
+        return ResultLine(
+            key,
+            None if status is None else int(status),
+            b"" if content is None else _as_written(line, content),
+            error if isinstance(error, dict) else {},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokenAnswer(
+            f"a line of a batch result is not one: {error}", raw=line[:RAW_KEPT_BYTES], maybe_billed=True
+        ) from None
 
 
-def read_results(body: bytes, *, endpoint: str, received_at: float) -> Iterable[BatchResult]:
-    """Parse the lines of a result or error file.
+def _as_written(line: bytes, content: Any) -> bytes:
+    """Return the bytes of `response.body` in a line; encoded again where they can't be told apart."""
+    written = member(line, (b"response", b"body"))
+    try:
+        if written is not None and orjson.loads(written) == content:
+            return written
+    except orjson.JSONDecodeError:
+        pass
+    return orjson.dumps(content)
 
-    Raises:
-        BrokenAnswer: a line is no result; the error has its bytes in `raw`.
-    """
-    for number, line in enumerate(body.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = orjson.loads(line)
-            key = bytes.fromhex(row["custom_id"])
-            response = row.get("response") or {}
-            content = response.get("body")
-            failure = (content.get("error") if isinstance(content, dict) else None) or row.get("error") or {}
-            code = failure.get("code") or "batch_error"
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BrokenAnswer(
-                f"line {number} of a batch result is not one: {error}", raw=line[:2048], maybe_billed=True
-            ) from None
-        if response.get("status_code") == 200:
-            raw = orjson.dumps(content)
-            yield BatchResult(key, RawAnswer(200, {}, raw, endpoint, 0.0, received_at))
-        else:
-            yield BatchResult(key, None, str(code), str(failure.get("message", "")))
+
+def member(text: bytes, path: tuple[bytes, ...]) -> bytes | None:
+    """Return the bytes of a nested member's value in a JSON object; None where it is not found."""
+    depth, matched, name, start = 0, 0, b"", None
+    for token in _TOKEN.finditer(text):
+        word = token[0]
+        if word in b"{[":
+            depth += 1
+        elif word in b"}],":
+            if start is not None and depth == len(path):
+                return text[start : token.start()].strip()
+            if start is None and 0 < matched == depth:
+                return None  # the object that should hold the member has ended
+            depth -= word != b","
+        elif word == b":":
+            if start is None and depth == matched + 1 and name == path[matched]:
+                matched += 1
+                start = token.end() if matched == len(path) else None
+        elif depth == matched + 1:
+            name = word[1:-1]
+    return None
 
 
 class BatchClient:
     """The Files and Batches endpoints of one teacher. One credential, no retry layer of its own.
 
-    Raises:
-        TeacherRefused: the provider refuses the key, the file or the endpoint.
-        TeacherUnavailable: the provider can't be reached now; the call may be repeated.
+    Every method raises a `TeacherError` by the rules for single replies: what is permanent will not change,
+    the rest may be called again. `create` may have been carried out unless the error has a status below 500.
     """
 
-    def __init__(self, teacher: TeacherSection, key: str | None) -> None:
+    def __init__(self, teacher: TeacherSection, key: str | None, *, trust_env: bool = False) -> None:
         self._headers: dict[str, Any] = {"User-Agent": f"blackbox-distillation/{__version__}"}
         if key is None:
             self._headers["Authorization"] = openai.Omit()  # how the SDK leaves a header out
-        self._teacher = teacher
+        self._place = teacher.base_url
+        self._api = teacher.batch or BatchApiSection()
+        self._key = key
+        self.redactor = Redactor(key)
         self._client = openai.AsyncOpenAI(
             api_key=key or "none",
             base_url=teacher.base_url,
             max_retries=0,
-            http_client=_http_client(teacher),
+            http_client=_http_client(teacher, trust_env),
         )
 
     async def __aenter__(self) -> Self:
@@ -126,21 +185,30 @@ class BatchClient:
     ) -> None:
         await self._client.close()
 
-    async def submit(self, requests: Iterable[Request], *, run_id: str) -> Ticket:
-        """Upload the requests and create a batch, with the run id in its metadata."""
-        content = batch_lines(requests)
+    async def upload(self, name: str, content: bytes) -> str:
+        """Upload a batch file; return its id. Nothing is paid for it."""
         try:
             file = await self._client.files.create(
-                file=(f"{run_id}.jsonl", content), purpose="batch", extra_headers=self._headers
-            )
-            batch = await self._client.batches.create(
-                input_file_id=file.id,
-                endpoint=ENDPOINT,
-                completion_window="24h",
-                metadata={"run_id": run_id},
+                file=(f"{name}.jsonl", content),
+                # Providers have words of their own for it.
+                purpose=self._api.purpose,  # type: ignore[arg-type]
                 extra_headers=self._headers,
             )
-        except openai.OpenAIError as error:
+        except Exception as error:  # noqa: BLE001 - the SDK lets errors of the transport through
+            raise self._translated(error) from None
+        return file.id
+
+    async def create(self, file_id: str, name: str) -> Ticket:
+        """Create a batch of an uploaded file, with its name in its metadata."""
+        try:
+            batch = await self._client.batches.create(
+                input_file_id=file_id,
+                endpoint=self._api.path,  # type: ignore[arg-type]
+                completion_window=self._api.window,  # type: ignore[arg-type]
+                metadata={NAME: name},
+                extra_headers=self._headers,
+            )
+        except Exception as error:  # noqa: BLE001
             raise self._translated(error) from None
         return _ticket(batch)
 
@@ -148,65 +216,94 @@ class BatchClient:
         """Ask for the state of a batch."""
         try:
             return _ticket(await self._client.batches.retrieve(batch_id, extra_headers=self._headers))
-        except openai.OpenAIError as error:
+        except Exception as error:  # noqa: BLE001
             raise self._translated(error) from None
 
-    async def find(self, run_id: str) -> list[Ticket]:
-        """Find the batches of a run by their metadata, also those that a crash left unrecorded."""
+    async def cancel(self, batch_id: str) -> Ticket:
+        """Ask for the end of a batch; what it has answered by then is kept, and paid for."""
         try:
-            return [
-                _ticket(batch)
-                async for batch in self._client.batches.list(limit=100, extra_headers=self._headers)
-                if (batch.metadata or {}).get("run_id") == run_id
-            ]
-        except openai.OpenAIError as error:
+            return _ticket(await self._client.batches.cancel(batch_id, extra_headers=self._headers))
+        except Exception as error:  # noqa: BLE001
             raise self._translated(error) from None
 
-    async def collect(self, ticket: Ticket, *, received_at: float) -> AsyncIterator[BatchResult]:
-        """Yield the finished answers and errors of a batch, in the order the provider wrote them."""
-        for file_id in (ticket.output_file_id, ticket.error_file_id):
-            if file_id is None:
-                continue
-            try:
-                content = await self._client.files.content(file_id, extra_headers=self._headers)
-            except openai.OpenAIError as error:
-                raise self._translated(error) from None
-            for result in read_results(
-                content.content, endpoint=self._teacher.base_url, received_at=received_at
-            ):
-                yield result
+    async def find(self, files: Mapping[str, str], *, since: float) -> dict[str, Ticket]:
+        """Find batches that a crash left unrecorded, by their metadata or their input file.
 
-    def _translated(self, error: openai.OpenAIError) -> HarvesterError:
+        Args:
+            files: the file id of each name that is looked for, "" where it is unknown.
+            since: when the oldest of them may have been created, in Unix seconds.
+        """
+        by_file = {file_id: name for name, file_id in files.items() if file_id}
+        tickets: dict[str, Ticket] = {}
+        try:
+            async for batch in self._client.batches.list(limit=100, extra_headers=self._headers):
+                name = (batch.metadata or {}).get(NAME) or by_file.get(batch.input_file_id or "", "")
+                if name in files:
+                    tickets[name] = _ticket(batch)
+                if len(tickets) == len(files) or (batch.created_at or since) < since - CLOCK_MARGIN_S:
+                    break
+        except Exception as error:  # noqa: BLE001
+            raise self._translated(error) from None
+        return tickets
+
+    async def lines(self, file_id: str) -> AsyncIterator[bytes]:
+        """Yield the lines of a result file as they come, without loading the file as a whole.
+
+        Raises:
+            BrokenAnswer: a line is longer than `MAX_LINE_BYTES`.
+        """
+        rest = b""
+        try:
+            async with self._client.files.with_streaming_response.content(
+                file_id, extra_headers=self._headers
+            ) as response:
+                async for piece in response.iter_bytes():
+                    *whole, rest = (rest + piece).split(b"\n")
+                    for line in whole:
+                        if line.strip():
+                            yield line
+                    if len(rest) > MAX_LINE_BYTES:
+                        raise BrokenAnswer("a line of a batch result is too long", place=self._place)
+        except TeacherError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            raise self._translated(error) from None
+        if rest.strip():
+            yield rest
+
+    def _translated(self, error: Exception) -> TeacherError:
         """Our error for one of the SDK. It keeps no reference to it: the SDK's has the request's headers."""
-        status = error.status_code if isinstance(error, openai.APIStatusError) else None
-        place = self._teacher.base_url
-        if status is not None and status < 500 and status != 429:
-            return TeacherRefused(
-                f"the Batch API answered {status}",
-                status=status,
-                place=place,
-                remedy="does this teacher offer /files and /batches, and may this key use them?",
-            )
-        return TeacherUnavailable("the Batch API can't be used now", status=status, place=place)
+        if isinstance(error, openai.APIStatusError):
+            headers = {name.lower(): value for name, value in error.response.headers.items()}
+            try:
+                body = error.response.content
+            except Exception:  # noqa: BLE001 - a reply that was streamed and not read
+                body = b""
+            return classify(error.status_code, headers, body, place=self._place, secret=self._key)
+        detail = self.redactor.string(describe(error))
+        return TeacherUnavailable(f"the Batch API can't be used now: {detail}", place=self._place)
 
 
-def _http_client(teacher: TeacherSection) -> Any:
+def _http_client(teacher: TeacherSection, trust_env: bool) -> Any:
     """An HTTP client for the SDK that follows no redirects: the SDK's own would send the key along."""
     verify: ssl.SSLContext | bool = True
     if teacher.ca_file is not None:
         verify = ssl.create_default_context()
         verify.load_verify_locations(teacher.ca_file)
-    return openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=False, verify=verify)
+    return openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=trust_env, verify=verify)
 
 
 def _ticket(batch: openai.types.Batch) -> Ticket:
     counts = batch.request_counts
+    errors = (batch.errors.data if batch.errors else None) or []
     return Ticket(
         batch_id=batch.id,
-        status=batch.status,
+        status=str(batch.status).lower(),
         output_file_id=batch.output_file_id,
         error_file_id=batch.error_file_id,
         completed=counts.completed if counts else 0,
         failed=counts.failed if counts else 0,
         total=counts.total if counts else 0,
+        failure=next((str(each.code or "") for each in errors), ""),
+        message=next((excerpt(str(each.message or "")) for each in errors), ""),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -88,6 +89,25 @@ def input_tokens_of(prompt: Prompt, config: HarvestConfig) -> int:
 def estimated_tokens_of(messages: Iterable[Message]) -> int:
     """Estimated input tokens of these messages: one for each four bytes, and some for each message."""
     return sum(_estimated_tokens(message) for message in messages)
+
+
+def with_estimates(request: Request, price: PriceSection | None) -> Request:
+    """Return a request with estimated tokens and costs at this price, by its body alone."""
+    fields = {name: value for name, value in request.body.items() if name != "messages"}
+    messages = request.body["messages"]
+    max_tokens = positive_max_tokens_of(request.body)
+    output, most_output = max_tokens or DEFAULT_OUTPUT_TOKENS, max_tokens or MAX_OUTPUT_TOKENS
+    most_input = _max_extra_tokens(fields) + sum(_max_tokens(message) for message in messages)
+    input_tokens = request.input_tokens or estimated_tokens_of(messages)
+    return replace(
+        request,
+        input_tokens=input_tokens,
+        output_tokens=output,
+        estimated_microusd=cost_microusd(price, input_tokens, output),
+        budget_tokens=most_input + most_output,
+        budget_microusd=cost_microusd(price, most_input, most_output),
+        budget_output_tokens=most_output,
+    )
 
 
 def cost_microusd(

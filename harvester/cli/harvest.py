@@ -12,6 +12,7 @@ import typer
 from harvester.cli.console import JSON, Status, emit, log_as_json, message, progress_display
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.number_limits import MAX_EXACT_INT, MAX_USD, YEAR_S
+from harvester.config.transport import Transport
 from harvester.errors import Interrupted, StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -88,6 +89,9 @@ def run(
     finish_by: str | None = typer.Option(None, help="Stop at this time: 2026-11-27T18:00+01:00."),
     metrics_file: Path | None = typer.Option(None, help="Write Prometheus text to this file every 15 s."),
     otel: bool = typer.Option(False, "--otel", help="Send metrics by OTLP; needs the extra `otel`."),
+    transport: Transport | None = typer.Option(
+        None, help="Ask one by one (online), in batches (batch), or both (hybrid); \\[run] transport."
+    ),
     log_json: bool = typer.Option(False, "--log-json", help="Print JSON records on stderr, one a line."),
     as_json: bool = JSON,
 ) -> None:
@@ -120,6 +124,7 @@ def run(
         budget_span=budget_per,
         retry=_parsed("--retry", retry, _outcomes) or frozenset(),
         retry_dead=retry_dead,
+        transport=transport,
     )
     with _saying_when_interrupted():
         prepared = prepare.prepare(config, flags)

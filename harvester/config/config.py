@@ -36,6 +36,7 @@ from harvester.config.provider_presets import AppliedPreset
 from harvester.config.refused_keys import KEYS_WITH_OWN_PLACE, REFUSED_KEYS
 from harvester.config.run_section import (
     AcceptSection,
+    BatchSection,
     BudgetSection,
     CanarySection,
     Count,
@@ -89,12 +90,27 @@ PricePerMillion = Annotated[float, Field(ge=0, le=MAX_USD_PER_MILLION)]
 
 
 class PriceSection(FrozenModel):
-    """USD per million tokens. `as_of` is the day on which the price was read."""
+    """USD per million tokens. `as_of` is the day on which the price was read.
+
+    `batch_input` and `batch_output` are those of the Batch API.
+    """
 
     input: PricePerMillion
     output: PricePerMillion
     cached_input: PricePerMillion | None = None
+    batch_input: PricePerMillion | None = None
+    batch_output: PricePerMillion | None = None
     as_of: date | None = None
+
+    @property
+    def of_batches(self) -> PriceSection:
+        """The prices in a batch: those of single requests where no other is known."""
+        if self.batch_input is None and self.batch_output is None:
+            return self
+        return PriceSection(
+            input=self.input if self.batch_input is None else self.batch_input,
+            output=self.output if self.batch_output is None else self.batch_output,
+        )
 
     def age_note(self, today: date) -> str:
         """Return a sentence if the price was read longer ago than 90 days; "" if not."""
@@ -105,6 +121,23 @@ class PriceSection(FrozenModel):
             f"[teacher.price] is {days:,} days old (as_of = {self.as_of}): cost and budgets rely on it; "
             "check the price, then set as_of"
         )
+
+
+class BatchApiSection(FrozenModel):
+    """Bounds and words of a provider's Batch API, which has the shape of OpenAI's; the defaults are OpenAI's.
+
+    Attributes:
+        max_requests, max_bytes: most requests in one batch, and most bytes of its file.
+        window: `completion_window` to ask for.
+        path: what the lines of a file name as `url`.
+        purpose: of the uploaded file.
+    """
+
+    max_requests: PositiveInt = 50_000
+    max_bytes: PositiveInt = 200_000_000
+    window: str = "24h"
+    path: str = "/v1/chat/completions"
+    purpose: str = "batch"
 
 
 def _preset_replaces_required_keys(schema: dict[str, Any]) -> None:
@@ -141,6 +174,7 @@ class TeacherSection(FrozenModel):
         ca_file: PEM bundle to trust in addition to the public roots. Verification can't be switched off.
         idempotency_header: name of a header that carries the same value for all attempts at a request.
         max_n: most answers that one request may ask for (`n`): several samples for one prompt fee.
+        batch: the provider's Batch API; None: there is none, or nothing is known about it.
     """
 
     model_config = ConfigDict(json_schema_extra=_preset_replaces_required_keys)
@@ -161,6 +195,7 @@ class TeacherSection(FrozenModel):
     max_n: int = Field(default=1, gt=0, le=MAX_CHOICES)
     limits: LimitsSection = LimitsSection()
     price: PriceSection | None = None
+    batch: BatchApiSection | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -312,6 +347,7 @@ class HarvestConfig(FrozenModel):
     verify: VerifySection = Field(default_factory=dict)
     accept: AcceptSection | None = None
     score: ScoreSection | None = None
+    batch: BatchSection = BatchSection()
 
     @model_validator(mode="after")
     def _scoring_asks_for_no_answers(self) -> HarvestConfig:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harvester.config.budget_spans import BudgetSpan
+from harvester.config.transport import Transport
 from harvester.errors import ConfigError
 
 
@@ -18,6 +19,7 @@ class Overrides:
     `rows`, `usd`, `tokens`, `runtime_s` and `finish_by` are ceilings; None leaves the file's value.
     `retry` are outcomes of stored answers that are asked again, `retry_dead` asks failed rows again.
     `budget_span` is the span for which `usd` and `tokens` hold, here and at the top of [budget].
+    `transport` replaces `[run] transport`.
     """
 
     rows: int | None = None
@@ -33,6 +35,7 @@ class Overrides:
     budget_span: BudgetSpan = BudgetSpan.RUN
     retry: frozenset[str] = frozenset()
     retry_dead: bool = False
+    transport: Transport | None = None
 
     @property
     def retries(self) -> bool:
@@ -73,5 +76,7 @@ class Overrides:
             words += [] if value is None else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
         if self.budget_span is not BudgetSpan.RUN:
             words += ["--budget-per", self.budget_span.value]
+        if self.transport is not None:
+            words += ["--transport", self.transport.value]
         words += ["--watch"] * self.watch + ["--otel"] * self.otel
         return shlex.join(words)

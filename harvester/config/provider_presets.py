@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 # Keys that are right for the preset's own address only: a key must not be sent to another host.
-_OF_THE_ADDRESS = ("api_key_env", "idempotency_header", "max_n")
+_OF_THE_ADDRESS = ("api_key_env", "idempotency_header", "max_n", "batch")
 # Keys that are right for the preset's own model at its own address only.
 _OF_THE_MODEL = ("terms", "price")
 
@@ -80,6 +80,24 @@ def fill(table: Mapping[str, Any]) -> Mapping[str, Any]:
             added["limits"] = {**limits, **added_limits}
             keys += _dotted("limits", added_limits)
     return {**table, **added, "preset": AppliedPreset(name, tuple(keys))}
+
+
+def names_with_batches() -> list[str]:
+    """Return the presets whose provider has a Batch API that is supported."""
+    return [name for name, preset in load_presets().items() if "batch" in preset]
+
+
+def lacks_batches(preset: str, base_url: str) -> str:
+    """Return the name of the preset whose provider is asked and has no supported Batch API; "" for none.
+
+    Args:
+        preset: that `[teacher]` names, "" for none; then the address tells.
+    """
+    known = load_presets()
+    names = [preset] if preset else [name for name, each in known.items() if each["base_url"] == base_url]
+    if not names or any("batch" in known[name] for name in names):
+        return ""
+    return names[0]
 
 
 def _is_own(table: Mapping[str, Any], preset: Mapping[str, Any], name: str) -> bool:

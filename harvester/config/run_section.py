@@ -5,11 +5,21 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from harvester.config import schedule
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.number_limits import MAX_EXACT_INT, MAX_PER_MINUTE, MAX_SAMPLES, MAX_USD, YEAR_S
+from harvester.config.transport import Transport
 
 # Seconds of an attempt's deadline for everything but its tokens: connection, queue of the teacher, prompt.
 BASE_DEADLINE_S = 120.0
@@ -20,6 +30,18 @@ Rate = Annotated[float, Field(gt=0, le=MAX_PER_MINUTE)]
 PositiveInt = Annotated[int, Field(gt=0, le=MAX_EXACT_INT)]
 Count = Annotated[int, Field(ge=0, le=MAX_EXACT_INT)]
 Seconds = Annotated[float, Field(gt=0, le=YEAR_S)]
+
+
+def _seconds_of(value: object) -> object:
+    return schedule.seconds(value) if isinstance(value, str) else value
+
+
+# A number of seconds, or text such as "90s", "30m", "6h".
+Duration = Annotated[
+    Seconds,
+    BeforeValidator(_seconds_of),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}),
+]
 
 
 class FrozenModel(BaseModel):
@@ -82,6 +104,8 @@ class RunSection(FrozenModel):
             such. None: no limit.
         patience_s: how long a run waits for a teacher that answers nothing.
         retry_possibly_billed: false never resends what may have been billed; it becomes a dead letter.
+        transport: how requests reach the teacher: one by one, in batches at the batch price, or in batches
+            and then one by one what these don't answer in time.
     """
 
     max_failed: Count = 0
@@ -96,6 +120,7 @@ class RunSection(FrozenModel):
     patience_s: Seconds = 600
     strict_model: bool = False
     retry_possibly_billed: bool = True
+    transport: Transport = Transport.ONLINE
 
     def deadline_for(self, max_tokens: int) -> float:
         """Return the seconds that one attempt may take, from connecting to the last byte.
@@ -108,6 +133,24 @@ class RunSection(FrozenModel):
         if not max_tokens:
             return UNBOUNDED_DEADLINE_S
         return min(LONGEST_DEADLINE_S, BASE_DEADLINE_S + max_tokens / SLOWEST_TOKENS_PER_S)
+
+
+class BatchSection(FrozenModel):
+    """How a run deals with batches. Times are seconds, or text such as "90s", "30m", "6h".
+
+    Attributes:
+        patience: `hybrid` cancels a batch that is older than this, and asks its open rows one by one.
+        lead: `hybrid` does the same this long before the deadline of the run.
+        poll: seconds between two looks at the batches; they grow to `poll_max` while nothing changes.
+        settle: a batch whose creation was not confirmed counts as never created when the provider does not
+            list it this long after it was written down.
+    """
+
+    patience: Duration = 86_400
+    lead: Duration = 3600
+    poll: Duration = 60
+    poll_max: Duration = 600
+    settle: Duration = 30
 
 
 class AcceptSection(FrozenModel):

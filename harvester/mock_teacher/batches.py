@@ -1,8 +1,8 @@
 """Serve the Files and Batch API: upload, create, list, retrieve, cancel, read results.
 
 Answers are billed as usual. `POST /mock/clock {"advance_s": 3600}` lets an hour pass for all batches, and
-`POST /mock/batches` changes their settings (`settings.BatchSettings`). A fault rule may name one of the routes
-in `on`: "upload", "create", "list", "retrieve", "cancel", "content".
+`POST /mock/batches` changes their settings (`settings.BatchSettings`). A fault rule may name one of the
+routes in `on`: "upload", "create", "list", "retrieve", "cancel", "content".
 """
 
 from __future__ import annotations

@@ -179,6 +179,12 @@ class Counters:
             "failed", "Rows that will get no answer.", trace="dead", shown=RUN, otel="harvester.failed_rows"
         ),
     ] = 0
+    answers_early: Annotated[
+        int,
+        Metric(
+            "Answers of batches whose rows this run had not read from the prompts.", "{answer}", shown=RUN
+        ),
+    ] = 0
     possibly_billed: Annotated[
         int,
         Metric(

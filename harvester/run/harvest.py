@@ -7,14 +7,17 @@ share one attempt. When the pass drains, nothing new is sent and requests in fli
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from harvester.api.client import Client
 from harvester.api.joining import join, may_join
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
+from harvester.config.transport import Transport
 from harvester.errors import Ending, HarvesterError, Parked, PromptError
 from harvester.observe.counters import Counters, PassLimits, PassResult, Snapshot, snapshot
 from harvester.run.accept import Acceptance, AcceptSetup
@@ -25,7 +28,9 @@ from harvester.run.endings import PassEnding
 from harvester.run.in_flight import InFlight
 from harvester.run.served_models import ServedModels
 from harvester.run.workers import Worker, WorkerPool
+from harvester.store.journal.batches import StoredBatch, waiting_batches
 from harvester.store.journal.group_commit import GroupCommit
+from harvester.store.journal.journal import Journal
 from harvester.store.journal.writer import AsyncWriter
 from harvester.store.maintain.bill import compute_spent
 from harvester.store.reuse import ReuseIndex
@@ -36,6 +41,10 @@ from harvester.teacher.limiter_state import LimiterState
 from harvester.teacher.policies import build_policies
 from harvester.teacher.preflight import Preflight
 from harvester.teacher.teacher import Teacher
+
+if TYPE_CHECKING:
+    from harvester.api.batches import BatchClient
+    from harvester.run.batch.transport import BatchTransport
 
 __all__ = ["PassLimits", "PassResult", "PassSetup", "Snapshot", "harvest"]
 
@@ -57,7 +66,9 @@ class PassSetup:
     `key` is the teacher's credential, None for none. `writer` is the store's only writer during the
     pass, which doesn't close it. `run_id` names a run that the journal has begun. `limits` are ceilings in
     addition to those of `config`. Setting `stop` drains the pass: requests in flight get `limits.grace_s`.
-    `accept` is None without `[accept]`.
+    `accept` is None without `[accept]`. `finish_by` is the deadline in Unix seconds, None for none.
+    `complain` notes an error that does not end the pass. `batch_clock` governs polls and the age of batches;
+    None is `clock`.
     """
 
     config: HarvestConfig
@@ -68,6 +79,9 @@ class PassSetup:
     stop: asyncio.Event
     clock: Clock = field(default_factory=SystemClock)
     accept: AcceptSetup | None = None
+    finish_by: float | None = None
+    complain: Callable[[HarvesterError], None] = lambda _: None
+    batch_clock: Clock | None = None
 
 
 async def harvest(
@@ -95,9 +109,11 @@ async def harvest(
     """
     async with Client(setup.config.teacher, setup.config.run, setup.key) as client:
         parts = await open_parts(setup, client)
-        limit = parts.worker.choice_limit
-        on_settings(RuntimeSettings(parts.teacher.endpoints, parts.workers.resize, limit))
-        return await _Pass(setup, parts, on_progress).run(feed, canary)
+        async with _batches(setup, parts) as batches:
+            cancel_batches = None if batches is None else batches.cancel_at_end
+            limit = parts.worker.choice_limit
+            on_settings(RuntimeSettings(parts.teacher.endpoints, parts.workers.resize, limit, cancel_batches))
+            return await _Pass(setup, parts, batches, on_progress).run(feed, canary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +181,59 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
     )
 
 
+@contextlib.asynccontextmanager
+async def _batches(setup: PassSetup, parts: PassParts) -> AsyncIterator[BatchTransport | None]:
+    """Open the batches of a pass; None where none are sent and none of earlier runs wait."""
+    endpoint = setup.config.teacher.base_url
+
+    def waiting(journal: Journal) -> list[StoredBatch]:
+        with journal.reading() as connection:
+            return [batch for batch in waiting_batches(connection) if batch.endpoint == endpoint]
+
+    batches = await parts.writer.call(waiting)
+    if setup.config.run.transport is Transport.ONLINE and not batches:
+        yield None
+        return
+    from harvester.run.batch.context import BatchContext
+    from harvester.run.batch.opening import open_batches  # loads the SDK, which takes a second
+
+    def make_context(client: BatchClient, runs: frozenset[int]) -> BatchContext:
+        return BatchContext(
+            config=setup.config,
+            client=client,
+            writer=parts.writer,
+            in_flight=parts.in_flight,
+            worker=parts.worker,
+            ending=parts.ending,
+            budget=parts.teacher.endpoints.policies.budget,
+            clock=setup.batch_clock or setup.clock,
+            complain=setup.complain,
+            finish_by=setup.finish_by,
+            runs=runs,
+        )
+
+    async def ask_online(request: Request) -> None:
+        await parts.preflight.check()
+        await parts.workers.put(request)
+
+    grace_s = setup.limits.grace_s
+    async with open_batches(setup.config, setup.key, make_context, batches, ask_online, grace_s) as transport:
+        yield transport
+
+
 class _Pass:
     """One pass over a feed; everything here runs on the event loop."""
 
-    def __init__(self, setup: PassSetup, parts: PassParts, on_progress: Callable[[Snapshot], None]) -> None:
+    def __init__(
+        self,
+        setup: PassSetup,
+        parts: PassParts,
+        batches: BatchTransport | None,
+        on_progress: Callable[[Snapshot], None],
+    ) -> None:
         self._setup = setup
         self._parts = parts
+        self._batches = batches
         self._on_progress = on_progress
         self._admitted = 0
         self._is_idle = False
@@ -188,8 +251,12 @@ class _Pass:
                     background.append(self._parts.acceptance.judge_rows())
                 if canary is not None:
                     background.append(canary.watch(self._parts.teacher))
+                if self._batches is not None:
+                    background.append(self._batches.watch())
                 tasks = [group.create_task(work) for work in background]
                 await group.create_task(self._read(feed))
+                if self._batches is not None:
+                    await group.create_task(self._finish_batches(self._batches))
                 await self._finish(canary)
                 for task in tasks:
                     task.cancel()
@@ -198,6 +265,13 @@ class _Pass:
         finally:
             self._on_progress(self._snapshot())
         return self._parts.ending.result(self._snapshot())
+
+    async def _finish_batches(self, batches: BatchTransport) -> None:
+        """Wait until batches hold no rows any more, or the pass drains."""
+        try:
+            await batches.finish()
+        except HarvesterError as error:
+            self._parts.ending.fail(error)
 
     async def _finish(self, canary: CanaryTask | None) -> None:
         """Wait for the workers and the writer, and for a canary round under way: it is paid for."""
@@ -222,6 +296,8 @@ class _Pass:
                 if not chunk and more:
                     chunk, more = await asyncio.to_thread(take, feed, self._chunk)
                 elif not chunk and acceptance is not None and acceptance.is_open:
+                    if self._batches is not None:
+                        await self._batches.step()
                     await self._rest(acceptance.changed)
                     continue
                 elif not chunk:
@@ -250,6 +326,9 @@ class _Pass:
                 break
             if not in_flight.is_fresh(request, held.get(request.key)):
                 continue
+            if self._batches is not None and self._batches.holds(request.key):
+                self._batches.wait_for(request)
+                continue
             is_at_limit = limits.rows is not None and self._admitted >= limits.rows
             if is_at_limit:
                 break
@@ -270,7 +349,11 @@ class _Pass:
         if not self._parts.preflight.is_done:
             await self._require_free_space()
             await self._parts.preflight.check()
-        await self._parts.workers.put(join(group, self._setup.config.teacher.price))
+        if self._batches is not None and self._batches.sends_batches:
+            for row in group:
+                await self._batches.add(row)
+        else:
+            await self._parts.workers.put(join(group, self._setup.config.teacher.price))
 
     async def _rest(self, event: asyncio.Event) -> None:
         """Wait a second at most. With nothing in flight, held failures are dead letters: no answer comes."""
@@ -320,7 +403,8 @@ class _Pass:
             return "requests in flight, for they are paid for; then it ends" if in_flight else ""
         idle = "new prompts" if self._is_idle else ""
         parts = self._parts
-        return parts.preflight.waiting_reason or parts.teacher.endpoints.waiting_reason() or idle
+        reason = parts.preflight.waiting_reason or parts.teacher.endpoints.waiting_reason() or idle
+        return reason or ("" if self._batches is None else self._batches.waiting_reason())
 
 
 def take(feed: Feed, most: int) -> tuple[list[Request], bool]:

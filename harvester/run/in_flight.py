@@ -27,6 +27,7 @@ from harvester.run.dead_letters import PossiblyBilledRequests
 from harvester.store.journal.records import (
     Answer,
     AnswerGroup,
+    BatchRef,
     DeadLetter,
     HeldAnswer,
     SharedAnswer,
@@ -143,15 +144,26 @@ class InFlight:
             for ended in (request, *followers):
                 self._acceptance.answered(ended, completion)
 
-    def dead_letter(self, request: Request, failure: RequestFailed) -> None:
-        """Write a dead letter; it is counted when it is durable."""
+    def is_open(self, key: bytes) -> bool:
+        """Whether a row of this pass waits for the answer to this key."""
+        return key in self._followers
+
+    def note_completed(self, key: bytes) -> None:
+        """Note that the answer to a key is durable for which no row of this pass waits yet."""
+        self._completed.add(key)
+
+    def dead_letter(self, request: Request, failure: RequestFailed, batch: BatchRef | None = None) -> None:
+        """Write a dead letter; it is counted when it is durable. `batch` is the one in which it failed."""
 
         def stored() -> None:
+            if batch is not None and not self.is_open(request.key):
+                self.note_completed(request.key)  # its row is not read yet, or belongs to other prompts
+                return
             self._tally.dead += 1
             self.complete(request)
 
-        reason = self._possibly_billed.relabel(failure)
-        self._writer.submit(dead_record(request, reason, self._clock.wall()), stored)
+        letter = dead_record(request, self._possibly_billed.relabel(failure), self._clock.wall())
+        self._writer.submit(replace(letter, batch=batch), stored)
 
     def release(self, request: Request) -> None:
         """Forget a request without writing anything: the next run sends it, and its followers, again."""

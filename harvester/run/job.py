@@ -55,12 +55,15 @@ from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.clock import Clock, SystemClock
 
 
-async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> Summary:
+async def run(
+    prepared: Prepared, watch: Watch, clock: Clock | None = None, batch_clock: Clock | None = None
+) -> Summary:
     """Harvest until an ending; every ending is recorded, sealed and reported.
 
     Args:
         watch: gets the status, as status.json has it, five times a second.
         clock: governs every wait of the pass and of the schedule; None is the machine's.
+        batch_clock: governs polls and the age of batches; None is `clock`.
 
     Raises:
         HarvesterError: nothing could start (store held, disk unfit, teacher unreachable), the teacher
@@ -69,7 +72,7 @@ async def run(prepared: Prepared, watch: Watch, clock: Clock | None = None) -> S
     with StoreLock(prepared.store, started_at=time.time()):
         writer = GroupCommit(Journal.open(prepared.store))
         try:
-            parts = await _open(prepared, writer, watch, clock or SystemClock())
+            parts = await _open(prepared, writer, watch, clock or SystemClock(), batch_clock)
             return await _run(parts)
         finally:
             await asyncio.to_thread(writer.close)
@@ -109,6 +112,7 @@ class RunParts:
     prepared: Prepared
     run_id: str
     clock: Clock
+    batch_clock: Clock | None
     writer: GroupCommit
     errors: ErrorLog
     stop: Stop
@@ -121,7 +125,9 @@ class RunParts:
     warnings: tuple[str, ...]
 
 
-async def _open(prepared: Prepared, writer: GroupCommit, watch: Watch, clock: Clock) -> RunParts:
+async def _open(
+    prepared: Prepared, writer: GroupCommit, watch: Watch, clock: Clock, batch_clock: Clock | None
+) -> RunParts:
     """Begin the run in the journal and build its parts, each from those before it."""
     record = _record(prepared)
     await on_writer(writer, lambda journal: journal.require_whole_index())
@@ -151,6 +157,7 @@ async def _open(prepared: Prepared, writer: GroupCommit, watch: Watch, clock: Cl
         prepared=prepared,
         run_id=record.run_id,
         clock=clock,
+        batch_clock=batch_clock,
         writer=writer,
         errors=errors,
         stop=stop,
@@ -344,6 +351,9 @@ async def _harvest(parts: RunParts) -> PassResult:
         limits=prepared.limits(),
         stop=parts.stop.event,
         clock=parts.clock,
+        finish_by=prepared.hours.finish_by,
+        complain=parts.errors.add,
+        batch_clock=parts.batch_clock,
     )
 
     def on_settings(settings: RuntimeSettings) -> None:

@@ -91,6 +91,9 @@ class OperatorCommands:
         if command == Command.STATUS:
             return self._status()
         if command == Command.STOP:
+            settings = self._control.settings
+            if request.get("cancel_batches") and settings is not None:
+                settings.cancel_batches_at_end()
             self._drain(Ending.STOPPED, "by `harvester stop`")
             return {"said": "it drains: nothing new is sent, what is paid for is awaited and kept"}
         if command not in list(Command):

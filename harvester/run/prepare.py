@@ -16,11 +16,12 @@ from urllib.request import getproxies, proxy_bypass
 from harvester.api import request_builder, response_format
 from harvester.api.types import UNKNOWN_MODEL
 from harvester.config import config as settings
-from harvester.config import dotenv
+from harvester.config import dotenv, provider_presets
 from harvester.config import schedule as hours
-from harvester.config.config import HarvestConfig
+from harvester.config.config import BatchApiSection, HarvestConfig
 from harvester.config.overrides import Overrides
 from harvester.config.schedule import OpeningHours
+from harvester.config.transport import Transport
 from harvester.errors import ConfigError, NoPrompts, PromptError, StoreError
 from harvester.observe.counters import OTHER_MODELS, PassLimits
 from harvester.observe.status import budget_texts
@@ -116,6 +117,7 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
     verdict = gate(config, root)
     verdict.require()
     config = _with_epoch(_with_ca_file(_with_router_fields(config, verdict), root), flags)
+    config = _with_transport(config, flags)
     _check_store(root / config.store.path)
     _check_requests(config, path)
     _check_canaries(config, root)
@@ -260,6 +262,37 @@ def _with_epoch(config: HarvestConfig, flags: Overrides) -> HarvestConfig:
     if flags.epoch is None:
         return config
     return config.model_copy(update={"run": config.run.model_copy(update={"epoch": flags.epoch})})
+
+
+def _with_transport(config: HarvestConfig, flags: Overrides) -> HarvestConfig:
+    """Set the transport of the command line, and the bounds of batches where the file gives none.
+
+    Raises:
+        ConfigError: batches can't be used with this provider, or with --watch.
+    """
+    if flags.transport is not None:
+        run = config.run.model_copy(update={"transport": flags.transport})
+        config = config.model_copy(update={"run": run})
+    if config.run.transport is Transport.ONLINE:
+        return config
+    teacher, place = config.teacher, f'[run] transport = "{config.run.transport}"'
+    if flags.watch:
+        remedy = "run without --watch, on a timer: `harvester schedule --systemd` prints one"
+        raise ConfigError("a run that watches its prompts can't use batches", place=place, remedy=remedy)
+    if config.score is not None:
+        raise ConfigError("[score] can't use batches", place=place, remedy='transport = "online"')
+    if teacher.batch is not None:
+        return config
+    if provider := provider_presets.lacks_batches(teacher.preset.name, teacher.base_url):
+        with_batches = ", ".join(provider_presets.names_with_batches())
+        raise ConfigError(
+            f"{provider} has no Batch API that is supported",
+            place=place,
+            remedy=f'transport = "online"; batches are supported with {with_batches}, and with any address '
+            "that speaks OpenAI's: [teacher.batch] says so",
+        )
+    bounds = BatchApiSection()
+    return config.model_copy(update={"teacher": teacher.model_copy(update={"batch": bounds})})
 
 
 def _with_router_fields(config: HarvestConfig, verdict: terms.Verdict) -> HarvestConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harvester.api.choices import Choices
 from harvester.api.error_body import describe
@@ -28,7 +28,7 @@ from harvester.run.dead_letters import FailureStreak, as_rejected_prompt, is_for
 from harvester.run.endings import FEWEST_ANSWERS, PassEnding, too_many_unusable
 from harvester.run.in_flight import InFlight, answer_group, answer_record
 from harvester.run.served_models import ServedModels
-from harvester.store.journal.records import Answer, AnswerGroup
+from harvester.store.journal.records import Answer, AnswerGroup, BatchRef
 from harvester.store.journal.writer import AsyncWriter
 from harvester.teacher.choice_limit import ChoiceLimit
 from harvester.teacher.teacher import AttemptResult, Teacher
@@ -75,10 +75,10 @@ class Worker:
         except RequestFailed as failure:
             if request.rows and _may_be_for_n(failure.error):
                 return False, await self._ask_fewer(request, failure.error)
-            self._hold(request, failure)
+            self.hold(request, failure)
         except TeacherRefused as refused:
             if is_forbidden(refused):
-                self._hold(request, RequestFailed(refused, 1))
+                self.hold(request, RequestFailed(refused, 1))
                 return False, []
             self._release(request)
             self.ending.stop_for(refused)
@@ -94,7 +94,7 @@ class Worker:
             if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
                 raise  # the worker itself is cancelled
             unexpected = BrokenAnswer(f"the answer can't be handled: {describe(error)}", maybe_billed=True)
-            self._hold(request, RequestFailed(unexpected, 1))
+            self.hold(request, RequestFailed(unexpected, 1))
         return False, []
 
     async def _ask_fewer(self, request: Request, error: TeacherError) -> list[Request]:
@@ -150,6 +150,32 @@ class Worker:
         self.served_models.note(answered.completion)
         return [] if choices is None else await self._rest_of(request, choices)
 
+    def store_of_batch(
+        self, request: Request, answered: AttemptResult, batch: BatchRef, on_stored: Callable[[], None]
+    ) -> None:
+        """Store an answer that a batch brought; `on_stored` is called when it is durable."""
+        record = replace(answer_record(request, answered), batch=batch)
+        self.streak.answered()
+        self.dead_letter_held()
+
+        def stored() -> None:
+            tally = self.tally
+            tally.cost_microusd += record.cost_microusd
+            tally.note(tally.outcomes, record.outcome)
+            tally.note_answer(record.input_tokens, record.output_tokens)
+            if self.in_flight.is_open(request.key):
+                tally.answers_stored += 1
+                self.in_flight.complete(request, answered.completion)
+            else:  # its row is not read yet, or belongs to other prompts
+                tally.answers_early += 1
+                self.in_flight.note_completed(request.key)
+            on_stored()
+            if why := too_many_unusable(tally, self.max_unusable, fewest=FEWEST_ANSWERS):
+                self.ending.park(Parked(0.0, why))
+
+        self.writer.submit(record, stored)
+        self.served_models.note(answered.completion)
+
     async def _rest_of(self, request: Request, choices: Choices) -> list[Request]:
         """Return the requests for the rows without an answer: those of broken choices alone."""
         broken = [row for row, choice in zip(request.rows, choices.answers, strict=False) if choice is None]
@@ -163,7 +189,8 @@ class Worker:
         for row in request.each:
             self.in_flight.release(row)
 
-    def _hold(self, request: Request, failure: RequestFailed) -> None:
+    def hold(self, request: Request, failure: RequestFailed) -> None:
+        """Dead-letter a request, or hold its failure until it is known whether others are answered."""
         for row in request.each:
             if names_reason_of_row(failure.error):
                 self.in_flight.dead_letter(row, failure)

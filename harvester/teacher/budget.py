@@ -145,6 +145,25 @@ class Budget:
         for ceiling in self.ceilings.values():
             ceiling.charge(billed)
 
+    def commit(self, reserved: Amounts) -> None:
+        """Count a reservation as spent: that of a batch lasts for hours, and must not be spent twice."""
+        self.settle(reserved, reserved)
+
+    def correct(
+        self, committed: Amounts, billed: Amounts, *, sent_at: float, wall: float, in_run: bool
+    ) -> None:
+        """Replace what `commit` counted by what was billed, in the spans in which it was counted.
+
+        Args:
+            sent_at: when the batch was sent; `wall`: now; both in Unix seconds.
+            in_run: the batch belongs to the span of this run.
+        """
+        change = billed[0] - committed[0], billed[1] - committed[1]
+        for span, ceiling in self.ceilings.items():
+            is_counted = in_run if span is BudgetSpan.RUN else sent_at >= span.start(wall)
+            if is_counted:
+                ceiling.charge(change)
+
     def refund(self, reserved: Amounts) -> None:
         """Give a reservation back: nothing was billed."""
         self.reserved = (self.reserved[0] - reserved[0], self.reserved[1] - reserved[1])

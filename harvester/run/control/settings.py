@@ -98,20 +98,33 @@ class RuntimeSettings:
         endpoints: the endpoints whose queues, limits and budget are changed.
         resize: sets the number of workers.
         choice_limit: how many answers a request asks for, as learned.
+        cancel_batches: lets the pass cancel its batches when it ends; None where it has none.
     """
 
     def __init__(
-        self, endpoints: Endpoints, resize: Callable[[int], None], choice_limit: ChoiceLimit
+        self,
+        endpoints: Endpoints,
+        resize: Callable[[int], None],
+        choice_limit: ChoiceLimit,
+        cancel_batches: Callable[[], None] | None = None,
     ) -> None:
         self._endpoints = endpoints
         self._resize = resize
         self._choice_limit = choice_limit
+        self._cancel_batches = cancel_batches
 
     def pause_for(self, reason: str) -> None:
         """Admit no request for this reason; go on when it is ""."""
         for queue in self._endpoints.queues:
             if queue.hold_reason != reason:
                 queue.hold(reason)
+
+    def cancel_batches_at_end(self) -> bool:
+        """Cancel batches at the provider when the pass ends; return whether there may be any."""
+        if self._cancel_batches is None:
+            return False
+        self._cancel_batches()
+        return True
 
     def set(self, name: str, text: str) -> str:
         """Change a limit of the pass; return a sentence that says the new value.

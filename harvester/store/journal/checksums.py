@@ -40,6 +40,17 @@ COVERED: dict[str, tuple[tuple[str, ...], int]] = {
         ("failures", "attempt_id run status maybe_billed at_us code key raw", 6),
         ("manifest", "shard name sha256 rows size_bytes lineage_digest sealed_us", 7),
         ("finished", "rows dead input_tokens digest", 3),
+        (
+            "batches",
+            "batch run name state status at_us rows cancel file_id batch_id endpoint message",
+            12,
+        ),
+        (
+            "batch_rows",
+            "batch attempt_id attempts sample_index input_tokens reserved_tokens reserved_microusd"
+            " key prompt_json body_json",
+            7,
+        ),
     )
 }
 

@@ -70,6 +70,18 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchRef:
+    """The batch that a row's outcome comes from. Answer and cost are those of the run that sent the batch.
+
+    `run` is the number of that run, `sent_at` when the batch was written down, in Unix seconds.
+    """
+
+    batch: int
+    run: int
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Intent:
     """An attempt that is about to be sent. `at` is Unix seconds.
 
@@ -120,6 +132,7 @@ class Answer:
 
     Attributes:
         charged: tokens and micro-dollars that the budget was charged; None for tokens and cost as they are.
+        batch: the batch that brought it; None for a request of its own.
     """
 
     attempt_id: int
@@ -138,6 +151,7 @@ class Answer:
     at: float
     endpoint: str
     charged: tuple[int, int] | None = None
+    batch: BatchRef | None = None
 
     @property
     def charge(self) -> tuple[int, int]:
@@ -160,7 +174,7 @@ class AnswerGroup:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A request that gets no answer, and why."""
+    """A request that gets no answer, and why. `batch` is the batch in which it failed, if any."""
 
     key: bytes
     prompt: Prompt
@@ -170,6 +184,28 @@ class DeadLetter:
     message: str
     attempts: int
     at: float
+    batch: BatchRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRowReopened:
+    """A row that its batch did not answer: it may be asked again.
+
+    With `maybe_billed` it is listed as possibly billed, with what was reserved for it. `status` is that of
+    its line in the error file, None where there is none; `raw` is kept up to 2 KB.
+    """
+
+    attempt_id: int
+    key: bytes
+    batch: BatchRef
+    endpoint: str
+    code: str
+    at: float
+    status: int | None = None
+    raw: bytes = b""
+    maybe_billed: bool = False
+    reserved_tokens: int = 0
+    reserved_microusd: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +246,7 @@ class PossiblyBilledAttempt:
         }
 
 
-Record = Intent | Refund | Failure | Answer | AnswerGroup | DeadLetter | SharedAnswer
+Record = Intent | Refund | Failure | Answer | AnswerGroup | DeadLetter | SharedAnswer | BatchRowReopened
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ written, and the transaction is short.
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from harvester.store.journal.checksums import (
 from harvester.store.journal.records import (
     Answer,
     AnswerGroup,
+    BatchRef,
+    BatchRowReopened,
     DeadLetter,
     Failure,
     Intent,
@@ -42,6 +44,10 @@ from harvester.store.journal.sqlite import OUTCOME_CODES, has_table
 
 FAILURES_KEPT = 1000
 FAILURE_RAW_BYTES = 2048
+_INSERT_FAILURE = (
+    "INSERT INTO failures (attempt_id, run, status, maybe_billed, at_us, code, key, raw, checksum)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 
 def micros(seconds: float) -> int:
@@ -49,16 +55,26 @@ def micros(seconds: float) -> int:
     return round(seconds * 1e6)
 
 
+def charge_at(counts: Counter[str], at: float, amounts: Amounts) -> None:
+    """Count tokens and micro-dollars for the budgets, on the day of `at`."""
+    for name, amount in zip(counter_names(at), amounts, strict=True):
+        counts[name] += amount
+
+
 class RowEncoder:
     """The rows of one transaction, and the counts they add to run number `run`."""
 
     def __init__(self, run: int, records: Iterable[Record]) -> None:
         self._run = run
-        self._counts: Counter[str] = Counter()
+        # Outcomes of a batch are counted for the run that sent it.
+        self._counts_of: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        self._counts = self._counts_of[run]
         self._intents: list[tuple[Any, ...]] = []
         self._ended: list[tuple[int]] = []
-        self._answers: list[tuple[Any, ...]] = []
+        self._answers: defaultdict[int, list[tuple[Any, ...]]] = defaultdict(list)
+        self._left_batch: list[tuple[bytes]] = []
         self._failures: list[Failure] = []
+        self._batch_failures: list[tuple[Any, ...]] = []
         self._dead: list[tuple[Any, ...]] = []
         self._asks: list[tuple[Any, ...]] = []
         for record in records:
@@ -82,6 +98,8 @@ class RowEncoder:
                 self._dead_letter(record)
             case SharedAnswer():
                 self._shared_answer(record)
+            case BatchRowReopened():
+                self._reopened(record)
 
     def _intent(self, intent: Intent) -> None:
         self._counts["attempts"] += 1
@@ -111,18 +129,19 @@ class RowEncoder:
             self._ended += _numbers(failure.attempt_id, failure.answers)
 
     def _answer(self, answer: Answer) -> None:
-        count = self._counts
+        run = self._run_of(answer.batch, answer.key)
+        count = self._counts_of[run]
         count["answers"] += 1
         count["outcome." + answer.outcome] += 1
         count["input_tokens"] += answer.input_tokens
         count["output_tokens"] += answer.output_tokens
         count["cost_microusd"] += answer.cost_microusd
-        self._charge(answer.at, answer.charge)
+        charge_at(count, answer.at if answer.batch is None else answer.batch.sent_at, answer.charge)
         self._ended.append((answer.attempt_id,))
         asker = asker_digest(answer.prompt, answer.sample_index)
         prompt, body = prompt_json(answer.prompt), orjson.dumps(answer.body)
         scalars = (
-            self._run,
+            run,
             OUTCOME_CODES[answer.outcome],
             max_tokens_of(answer.body),
             answer.status,
@@ -136,7 +155,7 @@ class RowEncoder:
             answer.endpoint,
         )
         check = checksum(scalars, answer.key, asker, prompt, body, answer.raw)
-        self._answers.append(
+        self._answers[run].append(
             (
                 answer.key,
                 asker,
@@ -149,7 +168,31 @@ class RowEncoder:
             )
         )
 
+    def _run_of(self, batch: BatchRef | None, key: bytes) -> int:
+        """Return the run that paid; note that the row has left its batch."""
+        if batch is None:
+            return self._run
+        self._left_batch.append((key,))
+        return batch.run
+
+    def _reopened(self, row: BatchRowReopened) -> None:
+        run = self._run_of(row.batch, row.key)
+        self._counts_of[run][f"error.{row.code}"] += 1
+        at = micros(row.at)
+        scalars = (row.attempt_id, run, row.status, int(row.maybe_billed), at, row.code)
+        raw = row.raw[:FAILURE_RAW_BYTES]
+        self._batch_failures.append((*scalars, row.key, raw, checksum(scalars, row.key, raw)))
+        if not row.maybe_billed:
+            return
+        counts, reserved = self._counts_of[run], (row.reserved_tokens, row.reserved_microusd)
+        counts["possibly_billed"] += 1
+        counts["possibly_billed_microusd"] += row.reserved_microusd
+        charge_at(counts, row.batch.sent_at, reserved)
+        intent = (row.attempt_id, run, micros(row.batch.sent_at), *reserved, row.code, row.endpoint)
+        self._intents.append((*intent, row.key, checksum(intent, row.key)))
+
     def _dead_letter(self, letter: DeadLetter) -> None:
+        self._run_of(letter.batch, letter.key)
         self._counts["dead"] += 1
         asker = asker_digest(letter.prompt, letter.sample_index)
         prompt, body = prompt_json(letter.prompt), orjson.dumps(letter.body)
@@ -171,11 +214,6 @@ class RowEncoder:
         check = checksum([shared.sample_index], shared.key, asker, prompt)
         self._asks.append((shared.key, asker, shared.sample_index, prompt.decode(), check))
 
-    def _charge(self, at: float, amounts: Amounts) -> None:
-        """Count tokens and micro-dollars for the budgets, on the day of `at`."""
-        for name, amount in zip(counter_names(at), amounts, strict=True):
-            self._counts[name] += amount
-
     def write(self, connection: sqlite3.Connection) -> None:
         """Write rows, then counters, inside an open transaction."""
         if self._intents:
@@ -184,10 +222,10 @@ class RowEncoder:
             (known,) = connection.execute("SELECT value FROM meta WHERE name = 'last_attempt_id'").fetchone()
             if int(known) < last:
                 set_meta(connection, "last_attempt_id", last)
-        if self._failures:
+        if self._failures or self._batch_failures:
             self._write_failures(connection)
-        if self._answers:
-            self._write_answers(connection)
+        for run, answers in self._answers.items():
+            self._write_answers(connection, run, answers)
         if self._ended:
             connection.executemany("DELETE FROM intents WHERE attempt_id = ?", self._ended)
         if self._dead:
@@ -196,9 +234,14 @@ class RowEncoder:
             )
         if self._asks:
             self._write_asks(connection)
-        add_counts(connection, self._run, self._counts)
+        if self._left_batch:
+            connection.executemany("DELETE FROM batch_rows WHERE key = ?", self._left_batch)
+        for run, counts in self._counts_of.items():
+            add_counts(connection, run, counts)
 
-    def _write_answers(self, connection: sqlite3.Connection) -> None:
+    def _write_answers(
+        self, connection: sqlite3.Connection, run: int, answers: Sequence[tuple[Any, ...]]
+    ) -> None:
         # A held key is not asked for again. Should it happen, the first answer stays, because a key has one
         # row in the corpus, and the second is only counted.
         stored = _inserted(
@@ -207,12 +250,12 @@ class RowEncoder:
             " attempts, input_tokens, output_tokens, cost_microusd, latency_us, at_us, checksum, endpoint,"
             " prompt_json, body_json, raw) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,"
             " ?14, ?15, ?16, ?17, ?18 WHERE NOT EXISTS (SELECT 1 FROM keys WHERE key = ?1)",
-            self._answers,
+            answers,
         )
-        again = len(self._answers) - stored
-        self._counts["answers"] -= again
-        self._counts["paid_twice"] += again
-        connection.executemany("DELETE FROM dead WHERE key = ?", [row[:1] for row in self._answers])
+        again = len(answers) - stored
+        self._counts_of[run]["answers"] -= again
+        self._counts_of[run]["paid_twice"] += again
+        connection.executemany("DELETE FROM dead WHERE key = ?", [row[:1] for row in answers])
 
     def _write_asks(self, connection: sqlite3.Connection) -> None:
         # Of the asks of a row the one with the greatest id is valid; a repeated one gets a new id.
@@ -239,15 +282,14 @@ class RowEncoder:
                 failure.code,
             )
             connection.execute(
-                "INSERT INTO failures (attempt_id, run, status, maybe_billed, at_us, code, key, raw,"
-                " checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*scalars, failure.key, raw, checksum(scalars, failure.key, raw)),
+                _INSERT_FAILURE, (*scalars, failure.key, raw, checksum(scalars, failure.key, raw))
             )
             for (attempt_id,) in _numbers(failure.attempt_id, failure.answers * failure.maybe_billed):
                 self._counts["possibly_billed"] += 1
                 at, tokens, microusd = _mark(connection, attempt_id, failure)
                 self._counts["possibly_billed_microusd"] += microusd
-                self._charge(at, (tokens, microusd))
+                charge_at(self._counts, at, (tokens, microusd))
+        connection.executemany(_INSERT_FAILURE, self._batch_failures)
         connection.execute(
             "DELETE FROM failures WHERE id <= (SELECT max(id) FROM failures) - ?", (FAILURES_KEPT,)
         )

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 
 import orjson
 
+from harvester.store.journal.sqlite import has_table
+
 # Tokens and micro-dollars.
 Amounts = tuple[int, int]
 
@@ -62,10 +64,24 @@ def spent(
         charges = Counter(_by_day(connection, run))
         if not charges or not ending:
             charges.update(charges_at_end(connection, run))
+        charges.update(_held_by_batches(connection, run))
         for name, amount in charges.items():
             if name.removeprefix(_PREFIX) >= first_day:
                 sums[name[name.rindex(".") :]] += amount
     return sums[".tokens"], sums[".microusd"]
+
+
+def _held_by_batches(connection: sqlite3.Connection, run: int) -> dict[str, int]:
+    """Return what rows that wait in batches of this run may cost, on the day the batch was sent."""
+    charges: Counter[str] = Counter()
+    if has_table(connection, "batch_rows"):
+        query = (
+            "SELECT at_us, sum(reserved_tokens), sum(reserved_microusd) FROM batch_rows JOIN batches"
+            " USING (batch) WHERE run = ? GROUP BY batch"
+        )
+        for at_us, *amounts in connection.execute(query, (run,)):
+            charges.update(dict(zip(counter_names(at_us / 1e6), amounts, strict=True)))
+    return charges
 
 
 def _by_day(connection: sqlite3.Connection, run: int) -> dict[str, int]:

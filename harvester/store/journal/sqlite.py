@@ -100,8 +100,28 @@ FINISHED = (
     "CREATE TABLE IF NOT EXISTS finished (digest BLOB PRIMARY KEY, rows INTEGER NOT NULL,"
     " dead INTEGER NOT NULL, input_tokens INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID"
 )
+# Batches at a provider, and the rows that wait for an answer from one; both created with the first batch.
+BATCHES = (
+    "CREATE TABLE IF NOT EXISTS batches (batch INTEGER PRIMARY KEY, run INTEGER NOT NULL,"
+    " name TEXT NOT NULL UNIQUE, state TEXT NOT NULL, status TEXT NOT NULL, at_us INTEGER NOT NULL,"
+    " rows INTEGER NOT NULL, cancel INTEGER NOT NULL, file_id TEXT NOT NULL, batch_id TEXT NOT NULL,"
+    " endpoint TEXT NOT NULL, message TEXT NOT NULL, checksum INTEGER NOT NULL)"
+)
+BATCH_ROWS = (
+    "CREATE TABLE IF NOT EXISTS batch_rows (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE,"
+    " batch INTEGER NOT NULL, attempt_id INTEGER NOT NULL, attempts INTEGER NOT NULL,"
+    " sample_index INTEGER NOT NULL, input_tokens INTEGER NOT NULL, reserved_tokens INTEGER NOT NULL,"
+    " reserved_microusd INTEGER NOT NULL, checksum INTEGER NOT NULL, prompt_json TEXT NOT NULL,"
+    " body_json TEXT NOT NULL)"
+)
+# Tables that a store may lack: they are created when they are first needed.
+OPTIONAL_TABLES = frozenset({"finished", "batches", "batch_rows"})
 
-_TABLE_NAMES = frozenset(re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", TABLES + CHECKS + FINISHED))
+_TABLE_NAMES = frozenset(
+    re.findall(
+        r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", "\n".join((TABLES, CHECKS, FINISHED, BATCHES, BATCH_ROWS))
+    )
+)
 
 
 def require_journal(store: Path) -> None:

@@ -20,6 +20,7 @@ from harvester.store.journal.journal import Journal
 from harvester.store.journal.ledger import count_purged
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.rows import forget_finished
+from harvester.store.journal.sqlite import has_table
 from harvester.store.maintain import quarantine
 from harvester.store.shards.manifest import indexed_keys, read_manifest
 from harvester.store.shards.parquet_file import open_shard
@@ -55,7 +56,7 @@ def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
     with journal.writing() as connection:
         forget_finished(connection)
         count_purged(connection, sum(entry.state == "answered" for entry in held.values()))
-        for table in _TABLES:
+        for table in (*_TABLES, *(["batch_rows"] if has_table(connection, "batch_rows") else [])):
             removed += connection.executemany(
                 f"DELETE FROM {table} WHERE key = ?",  # noqa: S608 - our own names
                 [(key,) for key in sorted(wanted)],

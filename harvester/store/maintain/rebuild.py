@@ -62,6 +62,9 @@ def _is_sound(connection: sqlite3.Connection) -> bool:
 def _copy_rows(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
     for statement in (sqlite.FINISHED, "DELETE FROM counters"):
         new.execute(statement)
+    if sqlite.has_table(old, "batches"):
+        new.execute(sqlite.BATCHES)
+        new.execute(sqlite.BATCH_ROWS)
     for table in (*COVERED, *_OTHERS):
         if not sqlite.has_table(old, table):
             continue

@@ -41,6 +41,8 @@ _LOST_WITH = {
     "asks": "a further prompt that shares an answer is noted again by the next run that reads it",
     "failures": "the bytes of a failed attempt are no longer shown",
     "intents": "an attempt that was possibly billed is no longer listed",
+    "batches": "its rows are asked again, although the provider may bill the batch",
+    "batch_rows": "its row is asked again, although the provider may bill the batch",
 }
 _WITHOUT_ROWID = frozenset({"keys", "dead", "finished"})
 
@@ -198,6 +200,11 @@ def _delete_orphans(connection: sqlite3.Connection) -> Iterator[RowRepair]:
         connection.execute(f"DELETE FROM answers {where}")  # noqa: S608
         note = f"{len(keys)} unsealed answers belong to runs that are no longer known: they are asked again"
         yield RowRepair(lost=frozenset(keys), notes=(note,))
+    if sqlite.has_table(connection, "batch_rows"):
+        where = "WHERE batch NOT IN (SELECT batch FROM batches)"
+        strays = connection.execute(f"DELETE FROM batch_rows {where}").rowcount  # noqa: S608
+        if strays:
+            yield RowRepair(notes=(f"{strays} rows belong to batches that are no longer known: asked again",))
 
 
 def _sealed_lineages(journal: Journal, store: Path) -> dict[str, Lineage]:
