@@ -277,6 +277,8 @@ class _Pass:
         """Wait for the workers and the writer, and for a canary round under way: it is paid for."""
         parts = self._parts
         await parts.workers.finish()
+        if self._batches is not None:
+            self._batches.conclude()
         parts.worker.close()
         await parts.writer.flush()
         if parts.acceptance is not None:

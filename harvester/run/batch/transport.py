@@ -289,14 +289,13 @@ class BatchTransport:
     async def finish(self) -> None:
         """Return when no batch holds rows any more, or when the pass drains.
 
-        A run that sends no batches looks at each earlier one once, and parks if rows of this pass wait in it.
+        A run that sends no batches looks at each earlier one once.
         """
         while not self._context.ending.draining.is_set():
             await self.step()
             if not (self._open or self._unconfirmed or self._again or self._rows):
                 return
             if not self.sends_batches and self._looks and not self._again and not self._unconfirmed:
-                self._park()
                 return
             if not self._again:
                 self._changed.clear()
@@ -306,9 +305,11 @@ class BatchTransport:
         if self._cancels_at_end:
             await self._cancel_all()
 
-    def _park(self) -> None:
-        """End an online run whose rows wait in batches of earlier runs."""
-        if any(self._context.in_flight.is_open(key) for key in self._held):
+    def conclude(self) -> None:
+        """Park a pass that is done but for rows that wait in batches of earlier runs."""
+        if not self._context.ending.draining.is_set() and any(
+            self._context.in_flight.is_open(key) for key in self._held
+        ):
             reason = (
                 f"{self.waiting_reason()}: they may still be answered, and are not asked twice; run again, "
                 "or with `--transport hybrid`, or `harvester stop STORE --cancel-batches`"
