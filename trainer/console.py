@@ -91,10 +91,61 @@ def scorecard_lines(card: Mapping[str, Any]) -> list[str]:
     base, student = (card.get("loss", {}).get(model) for model in ("base", "student"))
     if student is not None:
         lines.append(f"loss on the teacher's answers: base {base:.3f}, student {student:.3f}")
+    lines += text_score_lines(card)
     if cut := card.get("cut"):
         counts = ", ".join(f"{model} {cut[model]:,}" for model in ("base", "student"))
         lines.append(f"answers cut at {cut['max_new_tokens']:,} tokens, of {cut['answers']:,}: {counts}")
     return lines
+
+
+# How a task's answers are judged, in words.
+_JUDGED_BY = {
+    "contains": "by what the answer contains",
+    "normalised": "by normalised equality",
+    "numeric": "by their last number",
+    "choice": "by the letter they choose",
+}
+
+
+def text_score_lines(card: Mapping[str, Any]) -> list[str]:
+    """Return what a scorecard says of answers as texts, each figure with its 95 % interval."""
+    lines = []
+    for task, kind in card.get("judged_by", {}).items():
+        if kind in _JUDGED_BY:
+            lines.append(f"answers to {task.replace('_', ' ')} are judged {_JUDGED_BY[kind]}")
+    if paired := card.get("paired", {}).get("student_vs_base"):
+        lines.append(
+            f"student right where the base is wrong {paired['only_first']:,}, the reverse "
+            f"{paired['only_second']:,}: McNemar p = {paired['p']:.2g}"
+        )
+    groups = (
+        ("likelihood", ("perplexity", "bits_per_byte"), "the teacher's answers"),
+        ("agreement", ("normalised", "chrf", "rouge_l"), "agreement with the teacher"),
+        ("behaviour", ("refusals", "loops", "length_ratio"), "answers"),
+        ("calibration", ("ece",), "calibration error"),
+    )
+    for group, names, title in groups:
+        facts = card.get(group) or {}
+        facts = facts.get("metrics", facts)
+        for name in names:
+            by_model = {m: _value_of(facts, group, m, name) for m in (*MODELS, "repeat")}
+            shown = [f"{m} {interval_text(value)}" for m, value in by_model.items() if value]
+            if shown:
+                lines.append(f"{title}, {name.replace('_', ' ')}: {', '.join(shown)}")
+    if missing := card.get("missing_packages"):
+        lines.append(f"chrF or ROUGE-L left out, not installed: {', '.join(missing)} (the extra `eval`)")
+    return lines
+
+
+def _value_of(facts: Mapping[str, Any], group: str, model: str, name: str) -> Any:
+    """Return the figure of a model; metrics of agreement are listed by metric first."""
+    first, second = (name, model) if group == "agreement" else (model, name)
+    return (facts.get(first) or {}).get(second)
+
+
+def interval_text(value: Mapping[str, float]) -> str:
+    """Return a figure with its interval: "0.512 (0.48-0.54)"."""
+    return f"{value['value']:.3f} ({value['low']:.2f}–{value['high']:.2f})"
 
 
 def _accuracy_table(card: Mapping[str, Any]) -> Any:

@@ -12,6 +12,16 @@ from decimal import Decimal, InvalidOperation
 _NUMBER = re.compile(r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,4})?")
 _STARTS_NUMBER = re.compile(r"[-+]?\.?[0-9]")
 _SPACE = re.compile(r"\s+")
+# Code points: Thai and Lao; Burmese; Khmer; kana and CJK; CJK of plane 2 and 3.
+_SCRIPTS_WITHOUT_SPACES = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3040, 0x30FF),
+    (0x3400, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
 # Longest number that is read, in characters.
 _LONGEST_NUMBER = 400
 
@@ -40,6 +50,57 @@ def is_normalised_equal(answer: str, reference: str) -> bool:
     """Whether both are equal once normalised. Two texts without a letter are compared as they are."""
     ours, theirs = normalise(answer), normalise(reference)
     return ours == theirs if theirs else is_exact(answer, reference)
+
+
+def contains_reference(answer: str, reference: str) -> bool | None:
+    """Whether the normalised reference occurs in the normalised answer as whole words.
+
+    "The capital of Ghana is Accra." contains "accra"; "13.12" and "-12" don't contain "12". An answer that
+    denies the reference, or lists several, contains it too: use it where answers are short sentences.
+
+    Returns:
+        None: the reference has no letter or digit.
+    """
+    whole, part = normalise(answer), normalise(reference)
+    if not any(character.isalnum() for character in part):
+        return None
+    at = whole.find(part)
+    while at >= 0:
+        if not _goes_on_before(whole, at) and not _goes_on_after(whole, at + len(part)):
+            return True
+        at = whole.find(part, at + 1)
+    return False
+
+
+def _goes_on_before(text: str, at: int) -> bool:
+    """Whether a word or number goes on to the left of a place; a minus sign belongs to its number."""
+    if not at:
+        return False
+    before, first = text[at - 1], text[at]
+    if before.isdigit() or not first.isdigit():
+        return _is_one_word(before, first)
+    is_inside_number = before in ".," and at > 1 and text[at - 2].isdigit()
+    is_sign = before == "-" and (at == 1 or not text[at - 2].isalnum())
+    return is_inside_number or is_sign or _is_one_word(before, first)
+
+
+def _goes_on_after(text: str, at: int) -> bool:
+    if at >= len(text):
+        return False
+    last, after = text[at - 1], text[at]
+    is_inside_number = last.isdigit() and after in ".," and at + 1 < len(text) and text[at + 1].isdigit()
+    return is_inside_number or _is_one_word(last, after)
+
+
+def _is_one_word(left: str, right: str) -> bool:
+    """Whether two neighbouring characters belong to one word. Scripts without spaces have no word borders."""
+    return left.isalnum() and right.isalnum() and not (has_no_spaces(left) or has_no_spaces(right))
+
+
+def has_no_spaces(character: str) -> bool:
+    """Whether a character belongs to a script that writes no spaces between words (CJK, kana, Thai, ...)."""
+    code = ord(character)
+    return any(first <= code <= last for first, last in _SCRIPTS_WITHOUT_SPACES)
 
 
 def last_number(text: str) -> Decimal | None:

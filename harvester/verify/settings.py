@@ -15,7 +15,9 @@ from harvester.system.toml_file import Matching, read_toml, validate
 # The name in [verify] that stands for every other task.
 EVERY_TASK = "*"
 
-Kind = Literal["exact", "normalised", "numeric", "choice", "json_schema", "regex", "python"]
+Kind = Literal[
+    "exact", "normalised", "contains", "numeric", "choice", "json_schema", "regex", "code", "python"
+]
 
 _ENTRY_POINT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
 
@@ -25,6 +27,7 @@ _KEYS_OF_KIND: dict[str, dict[str, bool]] = {
     "choice": {"choices": False},
     "json_schema": {"schema": True},
     "regex": {"pattern": True},
+    "code": {"tests": False, "memory_mib": False},
     "python": {"function": True, "memory_mib": False},
 }
 
@@ -38,11 +41,13 @@ class VerifierSection(BaseModel):
             larger of the two counts.
         choices: the letters of a multiple choice.
         json_schema: the schema that the answer, a JSON text, must match. Its key is `schema`.
+        tests: field of the prompt's metadata that holds the tests of an answer that is Python code, a program
+            that fails by raising; without the field, the reference holds them.
         pattern: regular expression that is searched for in the answer.
         function: `package.module:function`, called with answer, reference and the row's metadata in a process
             of its own; it returns True or False. Modules beside the configuration file are found.
-        timeout_s: time limit of one check by regex, json_schema or python.
-        memory_mib: most address space of the process that runs the function.
+        timeout_s: time limit of one check by regex, json_schema, code or python.
+        memory_mib: most address space of the process that runs code or function.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
@@ -53,6 +58,7 @@ class VerifierSection(BaseModel):
     choices: Annotated[str, Matching("[A-Z]{2,26}", "must be 2 to 26 capital letters")] = "ABCD"
     json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
     pattern: str | None = None
+    tests: str = "tests"
     function: str | None = None
     timeout_s: float = Field(default=5, gt=0, le=600)
     memory_mib: int = Field(default=1024, ge=64, le=1024 * 1024)
@@ -85,7 +91,8 @@ class VerifierSection(BaseModel):
         names = {name: field.alias or name for name, field in type(self).model_fields.items()}
         given = {names[name] for name in self.model_fields_set}
         for kind, keys in _KEYS_OF_KIND.items():
-            if kind != self.kind and (foreign := sorted(given & keys.keys())):
+            own = _KEYS_OF_KIND.get(self.kind, {})
+            if kind != self.kind and (foreign := sorted(given & keys.keys() - own.keys())):
                 raise ValueError(f"{foreign[0]!r} belongs to kind = {kind!r}, not to {self.kind!r}")
         for key, is_required in _KEYS_OF_KIND.get(self.kind, {}).items():
             if is_required and key not in given:

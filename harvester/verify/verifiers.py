@@ -12,7 +12,7 @@ from typing import Any
 from harvester.errors import ConfigError
 from harvester.system import json_schema
 from harvester.system.limited_child import ChildError, LimitedChild, for_text
-from harvester.verify import comparisons
+from harvester.verify import code_check, comparisons
 from harvester.verify.settings import EVERY_TASK, VerifierSection, VerifySection
 
 # Time limit of importing a verifier's function.
@@ -125,6 +125,11 @@ class Verifiers:
         names = (candidate.task, *candidate.tags, EVERY_TASK)
         return next((name for name in names if name in self._section), None)
 
+    def kind_for(self, candidate: Candidate) -> str | None:
+        """Return the kind of verifier that judges a candidate; None without one."""
+        name = self.name_for(candidate)
+        return None if name is None else self._section[name].kind
+
     def judge(self, candidate: Candidate) -> Judgement:
         """Judge an answer. May wait as long as the `timeout_s` of its verifier."""
         name = self.name_for(candidate)
@@ -135,6 +140,8 @@ class Verifiers:
         verifier = self._section[name]
         if verifier.kind in {"json_schema", "regex", "python"}:
             return self._judge_limited(name, verifier, candidate, candidate.text)
+        if verifier.kind == "code":
+            return _judge_code(verifier, candidate, candidate.text)
         if candidate.reference is None:
             return Judgement(Reason.NO_REFERENCE)
         return _compared(verifier, candidate.text, candidate.reference)
@@ -188,12 +195,27 @@ class Verifiers:
         self._loaded.add(name)
 
 
+def _judge_code(verifier: VerifierSection, candidate: Candidate, text: str) -> Judgement:
+    """Run the code of an answer with the tests that its prompt's metadata or reference holds."""
+    tests = candidate.metadata.get(verifier.tests)
+    if not isinstance(tests, str):
+        tests = candidate.reference
+    if tests is None or not tests.strip():
+        return Judgement(Reason.NO_REFERENCE)
+    problem = code_check.run(
+        code_check.code_in(text), tests, timeout_s=verifier.timeout_s, memory_bytes=verifier.memory_mib << 20
+    )
+    return Judgement(Reason.CORRECT) if problem is None else Judgement(Reason.WRONG, problem)
+
+
 def _compared(verifier: VerifierSection, text: str, reference: str) -> Judgement:
     is_right: bool | None
     if verifier.kind == "exact":
         is_right = comparisons.is_exact(text, reference)
     elif verifier.kind == "normalised":
         is_right = comparisons.is_normalised_equal(text, reference)
+    elif verifier.kind == "contains":
+        is_right = comparisons.contains_reference(text, reference)
     elif verifier.kind == "numeric":
         is_right = comparisons.is_number_near(text, reference, verifier.tolerance, verifier.relative)
     else:

@@ -75,6 +75,11 @@ class HeldOut:
     target_reasoning: str | None = None
     candidates: tuple[Candidate, ...] = ()
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Tags of the prompt."""
+        return self.candidates[0].tags if self.candidates else ()
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:

@@ -7,28 +7,26 @@ computed for the prompts that `[verify]` can judge; without that table, for thos
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
-from harvester.verify.pass_rates import TaskTally
-from harvester.verify.settings import EVERY_TASK, VerifierSection
-from harvester.verify.verifiers import AnswerVerdict, Reason, Verifiers
+from harvester.verify.verifiers import Reason, Verifiers
 from trainer.config import TrainConfig
 from trainer.data import dataset, published_template
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.dataset import INLINE_REASONING, HeldOut, Rows
-from trainer.data.packing import pack
 from trainer.errors import DataError
-from trainer.evaluation.scorecard import JudgedPrompt, scorecard
-from trainer.model import generate, model, self_test, weights
+from trainer.evaluation import intervals, likelihood, text_metrics, text_scores
+from trainer.evaluation.judging import ceiling, judge_answers, judged_by, teacher_pass, verifiers_of
+from trainer.evaluation.likelihood import Likelihood
+from trainer.evaluation.scorecard import scorecard
+from trainer.model import generate, model, weights
 from trainer.provenance import fingerprint
 from trainer.publish.adapter import check_same_base, check_same_tokens
-from trainer.training.forward import pack_losses
 
 # Called with the model that answers ("base" or "student"), the number of prompts and how many are answered.
 Progress = Callable[[str, int, int], None]
@@ -47,12 +45,17 @@ class Answers:
     Attributes:
         texts: what is compared with the references.
         cut: whether each answer was cut by the token limit.
-        loss: nats per supervised token of the teacher's held-out answers; None if there are none.
+        likelihood: what the model thinks of the teacher's held-out answers; None if there are none.
     """
 
     texts: tuple[str, ...]
     cut: tuple[bool, ...]
-    loss: float | None
+    likelihood: Likelihood | None
+
+    @property
+    def loss(self) -> float | None:
+        """Nats per supervised token of the teacher's held-out answers; None if there are none."""
+        return None if self.likelihood is None else self.likelihood.loss
 
 
 def evaluate(
@@ -138,7 +141,7 @@ class HeldOutTest:
         return Answers(
             texts=tuple(judged_text(text, self.renderer, self.config) for text in texts),
             cut=tuple(answer.is_cut for answer in answers),
-            loss=held_out_loss(answering, self.targets, self.config),
+            likelihood=likelihood.measure(answering, self.targets, self.config),
         )
 
 
@@ -221,27 +224,18 @@ def judged_text(text: str, renderer: Renderer, config: TrainConfig) -> str:
 
 
 def held_out_loss(answering: Any, examples: Sequence[Example], config: TrainConfig) -> float | None:
-    """Compute the loss on the teacher's held-out answers, with the loss function of the training.
+    """Compute the loss on the teacher's held-out answers.
 
     Returns:
         Nats per supervised token; None without examples.
     """
-    if not examples:
-        return None
-    device = next(answering.parameters()).device
-    answering.requires_grad_(False)  # the loss of a frozen head needs no full logits
-    forward = self_test.check_student(answering, config.base)
-    total = 0.0
-    with torch.no_grad(), self_test.attention_of(answering, forward.layout):
-        for numbers in pack([len(e.ids) - 1 for e in examples], config.train.pack_budget).packs:
-            losses = pack_losses(answering, [examples[i] for i in numbers], device, forward)
-            total += sum(float(loss) for loss, _ in losses)
-    return total / sum(e.supervised for e in examples)
+    measured = likelihood.measure(answering, examples, config)
+    return None if measured is None else measured.loss
 
 
 def make_card(test: HeldOutTest, answers: Mapping[str, Answers]) -> dict[str, Any]:
     """Return the content of scorecard.json."""
-    verifiers = verifiers_of(test.config)
+    verifiers = verifiers_of(test.config, test.held_out)
     judged, reasons = judge_answers(test.held_out, answers["base"].texts, answers["student"].texts, verifiers)
     card = scorecard(judged, resamples=test.config.evaluate.resamples)
     unverifiable = Counter({str(reason): n for reason, n in reasons.items() if reason in _CHECK_ENDED_BADLY})
@@ -252,55 +246,60 @@ def make_card(test: HeldOutTest, answers: Mapping[str, Answers]) -> dict[str, An
     card["loss"] = {**losses, "tokens": sum(e.supervised for e in test.targets)}
     cut = {name: sum(each.cut) for name, each in answers.items()}
     card["cut"] = {**cut, "answers": len(test.held_out), "max_new_tokens": test.limit}
-    return card
+    return {**card, **_open_scores(test, answers, card["split"], verifiers)}
 
 
-def verifiers_of(config: TrainConfig) -> Verifiers:
-    """Return the verifiers of `[verify]`; without that table, answers are compared with the reference.
-
-    Raises:
-        ConfigError: a function of a verifier can't be imported.
-    """
-    verifiers = Verifiers(config.verify or {EVERY_TASK: VerifierSection(kind="exact")}, config.root)
-    verifiers.require_functions()
-    return verifiers
-
-
-def judge_answers(
-    held_out: Sequence[HeldOut], base: Sequence[str], student: Sequence[str], verifiers: Verifiers
-) -> tuple[list[JudgedPrompt], Counter[Reason]]:
-    """Judge the answers to held-out prompts. A missing teacher answer counts as wrong.
-
-    Returns:
-        The prompts whose three answers could be verified; and why the others could not, one reason a prompt.
-    """
-    judged: list[JudgedPrompt] = []
-    reasons: Counter[Reason] = Counter()
-    for held, *texts in zip(held_out, base, student, [h.teacher for h in held_out], strict=True):
-        like = held.candidates[0]
-        judgements = [
-            verifiers.judge(replace(like, text=text, outcome="ok" if text is not None else "missing"))
-            for text in texts
-        ]
-        unverifiable = [j.reason for j in judgements if j.verdict == AnswerVerdict.UNVERIFIABLE]
-        if unverifiable:
-            reasons[unverifiable[0]] += 1
-            continue
-        passed = [judgement.verdict == AnswerVerdict.PASSED for judgement in judgements]
-        judged.append(JudgedPrompt(held.prompt_id, held.task, held.split, *passed))
-    return judged, reasons
+def _open_scores(
+    test: HeldOutTest, answers: Mapping[str, Answers], split: str, verifiers: Verifiers
+) -> dict[str, Any]:
+    """Return the scores that need no verifier, of the prompts of one split; likelihoods of all splits."""
+    resamples = test.config.evaluate.resamples
+    numbers = [n for n, held in enumerate(test.held_out) if held.split == split] or range(len(test.held_out))
+    held_out = [test.held_out[n] for n in numbers]
+    texts: dict[str, Sequence[str | None]] = {
+        **{name: [each.texts[n] for n in numbers] for name, each in answers.items()},
+        "teacher": [held.teacher for held in held_out],
+    }
+    second = text_scores.repeats(held_out)
+    if any(text is not None for text in second):
+        texts["repeat"] = second
+    cut = {name: [each.cut[n] for n in numbers] for name, each in answers.items()}
+    return {
+        "judged_by": judged_by(held_out, verifiers),
+        "references": text_scores.reference_scores(held_out, texts, resamples),
+        "agreement": text_scores.agreement(held_out, texts, resamples),
+        "behaviour": text_scores.behaviour(held_out, texts, cut, resamples),
+        "ceiling": ceiling(held_out, second, verifiers),
+        "likelihood": _likelihoods(test, answers, resamples),
+        "calibration": {
+            name: likelihood.calibration(each.likelihood, resamples)
+            for name, each in answers.items()
+            if each.likelihood is not None
+        },
+        "missing_packages": text_metrics.missing_metrics(),
+    }
 
 
-def teacher_pass(held_out: Sequence[HeldOut], split: str, verifiers: Verifiers) -> dict[str, Any]:
-    """Return by task how many of all the teacher's answers pass, and pass@1 and pass@n: see `TaskTally`."""
-    tasks: dict[str, TaskTally] = {}
-    for held in held_out:
-        if held.split != split:
-            continue
-        tally = tasks.setdefault(held.task, TaskTally())
-        for candidate in held.candidates:
-            tally.add(held.prompt_id, verifiers.judge(candidate))
-    return {task: tally.facts() for task, tally in sorted(tasks.items())}
+def _likelihoods(test: HeldOutTest, answers: Mapping[str, Answers], resamples: int) -> dict[str, Any]:
+    measured = {name: each.likelihood for name, each in answers.items() if each.likelihood is not None}
+    if not measured:
+        return {}
+    ends = len(test.renderer.chat_shape.end_of_turn)
+    sizes = [
+        len(test.renderer.decode(e.ids[e.prompt_length : len(e.ids) - ends].tolist()).encode())
+        for e in test.targets
+    ]
+    facts = {name: likelihood.summary(each, sizes, resamples) for name, each in measured.items()}
+    fewer_bits = [
+        (ours - theirs) / math.log(2)
+        for ours, theirs in zip(measured["student"].nats, measured["base"].nats, strict=True)
+    ]
+    return {
+        **facts,
+        "answers": len(sizes),
+        "bytes": sum(sizes),
+        "student_minus_base": {"bits_per_byte": intervals.ratio(fewer_bits, sizes, resamples)},
+    }
 
 
 def _write_results(test: HeldOutTest, card: dict[str, Any], answers: Mapping[str, Answers]) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from trainer.evaluation import intervals
+
 MODELS = ("base", "student", "teacher")
+# Pairs whose right answers are compared on the same prompts.
+PAIRS = (("student", "base"), ("student", "teacher"))
+# Tags with an accuracy of their own: the commonest, with so many prompts at least.
+MOST_TAGS, FEWEST_PROMPTS = 40, 5
 HEADLINE_SPLIT = "held_out"
 Z = 1.959964  # two-sided 95 %
 
@@ -24,6 +31,7 @@ class JudgedPrompt:
     base: bool
     student: bool
     teacher: bool
+    tags: tuple[str, ...] = ()
 
 
 def wilson_interval(right: int, count: int) -> dict[str, float]:
@@ -52,8 +60,10 @@ def scorecard(judged: Sequence[JudgedPrompt], *, resamples: int = 2000, seed: in
         `tasks.<name>.<model>.{accuracy,low,high}` and the same under `macro`; `recovery` (macro accuracy of
         the student / of the teacher) with `recovery_low` and `recovery_high` (paired bootstrap, stratified
         by task), all None if the teacher is never correct; `split`, whose prompts these are (`held_out` if
-        there is such a split); and each other split in the same shape under `splits.<name>`. Without judged
-        prompts `tasks`, `macro` and `splits` are empty.
+        there is such a split); and each other split in the same shape under `splits.<name>`. `tags.<tag>`
+        has the accuracies of prompts with a tag; `paired.student_vs_base` and `paired.student_vs_teacher`
+        McNemar's test and the paired difference of the accuracies, over all prompts and by task. Without
+        judged prompts `tasks`, `macro`, `tags`, `paired` and `splits` are empty.
     """
     if not judged:
         return {**_card([], resamples, seed), "split": HEADLINE_SPLIT, "splits": {}}
@@ -73,13 +83,7 @@ def _card(judged: Sequence[JudgedPrompt], resamples: int, seed: int) -> dict[str
     by_task: dict[str, list[JudgedPrompt]] = {}
     for prompt in sorted(judged, key=lambda j: j.prompt_id):
         by_task.setdefault(prompt.task, []).append(prompt)
-    tasks: dict[str, Any] = {}
-    for task in sorted(by_task):
-        rows = by_task[task]
-        tasks[task] = {
-            name: wilson_interval(sum(getattr(j, name) for j in rows), len(rows)) for name in MODELS
-        }
-        tasks[task]["prompts"] = len(rows)
+    tasks = {task: _accuracies(by_task[task]) for task in sorted(by_task)}
     macro = {name: macro_average([tasks[t][name] for t in tasks]) for name in MODELS} if tasks else {}
     recovery = _ratio(macro["student"]["accuracy"], macro["teacher"]["accuracy"]) if macro else None
     interval = recovery_interval(list(by_task.values()), resamples, seed) if recovery is not None else None
@@ -91,6 +95,41 @@ def _card(judged: Sequence[JudgedPrompt], resamples: int, seed: int) -> dict[str
         "recovery_low": low,
         "recovery_high": high,
         "prompts": len(judged),
+        "tags": {tag: _accuracies(rows) for tag, rows in _by_tag(judged).items()},
+        "paired": _paired(judged, by_task, resamples) if judged else {},
+    }
+
+
+def _accuracies(rows: Sequence[JudgedPrompt]) -> dict[str, Any]:
+    scores: dict[str, Any] = {
+        name: wilson_interval(sum(getattr(j, name) for j in rows), len(rows)) for name in MODELS
+    }
+    return {**scores, "prompts": len(rows)}
+
+
+def _by_tag(judged: Sequence[JudgedPrompt]) -> dict[str, list[JudgedPrompt]]:
+    counts = Counter(tag for j in judged for tag in j.tags)
+    shown = sorted(tag for tag, count in counts.most_common(MOST_TAGS) if count >= FEWEST_PROMPTS)
+    return {tag: [j for j in judged if tag in j.tags] for tag in shown}
+
+
+def _paired(
+    judged: Sequence[JudgedPrompt], by_task: Mapping[str, Sequence[JudgedPrompt]], resamples: int
+) -> dict[str, Any]:
+    return {
+        f"{first}_vs_{second}": {
+            **_pair(judged, first, second, resamples),
+            "tasks": {task: _pair(rows, first, second, resamples) for task, rows in sorted(by_task.items())},
+        }
+        for first, second in PAIRS
+    }
+
+
+def _pair(rows: Sequence[JudgedPrompt], first: str, second: str, resamples: int) -> dict[str, Any]:
+    ours, theirs = ([bool(getattr(j, name)) for j in rows] for name in (first, second))
+    return {
+        **intervals.mcnemar(ours, theirs),
+        "difference": intervals.difference([float(v) for v in ours], [float(v) for v in theirs], resamples),
     }
 
 

@@ -18,7 +18,7 @@ from harvester.verify.verifiers import AnswerVerdict, Verifiers
 from trainer.data import dataset
 from trainer.data.dataset import Rows
 from trainer.errors import DataError
-from trainer.evaluation.evaluate import verifiers_of
+from trainer.evaluation.judging import verifiers_of
 from trainer.experiments.files import write_text
 from trainer.experiments.harvests import Harvests
 from trainer.experiments.loop_config import LoopFiles

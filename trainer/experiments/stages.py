@@ -29,7 +29,8 @@ from trainer.data import dataset
 from trainer.data.chat_template import Renderer
 from trainer.data.dataset import HeldOut, Rows
 from trainer.errors import DataError
-from trainer.evaluation.evaluate import HeldOutTest, answer_limit, generate_answers, judged_text, verifiers_of
+from trainer.evaluation.evaluate import HeldOutTest, answer_limit, generate_answers, judged_text
+from trainer.evaluation.judging import verifiers_of
 from trainer.evaluation.scorecard import HEADLINE_SPLIT
 from trainer.experiments.files import read_json, write_json
 from trainer.experiments.power_law import Floats

@@ -59,6 +59,12 @@ def judged(folder: Path, table: dict[str, Any], text: str | None, reference: str
         ({"kind": "exact"}, "Four", "four", Reason.WRONG),
         ({"kind": "normalised"}, "«ＦＯＵＲ  days».", "four days", Reason.CORRECT),
         ({"kind": "normalised"}, "?!", "...", Reason.WRONG),
+        ({"kind": "contains"}, "The capital of Ghana is **Accra**.", "Accra", Reason.CORRECT),
+        ({"kind": "contains"}, "Accranians live there; it is Lagos", "Accra", Reason.WRONG),
+        ({"kind": "contains"}, "it is 13.12, -12 or 12,345", "12", Reason.WRONG),
+        ({"kind": "contains"}, "it is 12.", "12", Reason.CORRECT),
+        ({"kind": "contains"}, "首都は東京です", "東京", Reason.CORRECT),
+        ({"kind": "contains"}, "yes!", "!", Reason.BAD_REFERENCE),
         ({"kind": "numeric"}, "so it is 1,234.50 in all.", "1234.5", Reason.CORRECT),
         ({"kind": "numeric"}, "1235", "#### 1234", Reason.WRONG),
         ({"kind": "numeric"}, "no idea", "3", Reason.WRONG),
@@ -110,6 +116,31 @@ def test_a_function_runs_in_a_process_of_its_own_and_may_fail_there(
     assert verdict == (AnswerVerdict.PASSED if name == "even" else AnswerVerdict.UNVERIFIABLE), (
         "also after a failure"
     )
+
+
+CODE_TESTS = "assert twice(2) == 4"
+FENCED = "Here it is:\n```python\ndef twice(x):\n    print('working')\n    return 2 * x\n```\nDone."
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (FENCED, None),
+        ("def twice(x): return 3 * x", "AssertionError"),
+        ("import os; os._exit(0)", "ended before its tests did"),
+        ("while True: pass", "too slow"),
+        ("x = ' ' * (1 << 31)", "MemoryError"),
+        ("open('x', 'w').write('a' * (3 << 20))", "File too large"),
+        ("import os; assert 'HOME' not in os.environ\nassert not os.listdir(), 2\ntwice = lambda x: 4", None),
+    ],
+)
+def test_code_passes_if_its_tests_run_to_their_end(tmp_path: Path, text: str, problem: str | None):
+    limit_s = 0.5 if problem == "too slow" else 30
+    checks = verifiers(tmp_path, **{"*": {"kind": "code", "timeout_s": limit_s}})
+    judgement = checks.judge(Candidate(text, "ok", metadata={"tests": CODE_TESTS}))
+    assert judgement.reason == (Reason.CORRECT if problem is None else Reason.WRONG)
+    assert (problem or "") in judgement.detail
+    assert checks.judge(Candidate(text, "ok")).reason == Reason.NO_REFERENCE
 
 
 def test_a_function_that_cannot_be_imported_is_an_error_before_anything_is_judged(tmp_path: Path):

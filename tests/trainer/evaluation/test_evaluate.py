@@ -92,6 +92,9 @@ def test_without_references_losses_and_answers_are_reported_all_the_same(run_tra
     card = json.loads((trained.parent / "out" / "scorecard.json").read_text())
     assert 0 < card["loss"]["student"] < card["loss"]["base"]
     assert (card["tasks"], card["recovery"], card["without_reference"]) == ({}, None, 10)
+    assert card["agreement"]["prompts"] == 10
+    assert card["agreement"]["metrics"]["token_f1"]["student_minus_base"]["low"] is not None
+    assert card["references"]["metrics"] == {}
     answers = lines(trained.parent / "out" / "answers.jsonl")
     assert len(answers) == 10
     assert all(isinstance(row[name], str) for row in answers for name in ("base", "student", "teacher"))
@@ -103,6 +106,58 @@ def test_prompts_without_a_reference_are_answered_next_to_the_judged_ones(run_tr
     card = scored(run_trainer, trained)
     assert (card["prompts"], card["without_reference"]) == (4, 6)
     assert len(lines(trained.parent / "out" / "answers.jsonl")) == 10
+
+
+def test_any_text_is_scored_next_to_the_teacher_and_its_repeat(run_trainer, trained):  # noqa: F811
+    rows = tiny.skill(40, held_out=10)
+    sentences = [
+        replace(r, completion=f"It is {r.reference}.", tags=["a" if n % 2 else "b"])
+        for n, r in enumerate(rows[40:])
+    ]
+    second = [
+        replace(
+            r, key=f"{1000 + n:064x}", sample_index=1, completion=r.completion if n < 8 else "I can't answer"
+        )
+        for n, r in enumerate(sentences)
+    ]
+    tiny.corpus(trained.parent / "store", [*rows[:40], *sentences, *second])
+    code, out, err = run_trainer("evaluate", trained, "--json")
+    assert code == 0
+    card = json.loads(out)
+    # A teacher that answers in sentences is judged by what they contain, and so is the student.
+    assert card["judged_by"] == {"reverse": "contains"}
+    assert card["macro"]["teacher"]["accuracy"] == 1.0
+    assert card["recovery"] == card["macro"]["student"]["accuracy"]
+    metrics = card["references"]["metrics"]
+    assert metrics["exact"]["teacher"]["value"] == 0.0
+    assert metrics["contains"]["teacher"]["value"] == 1.0
+    assert metrics["contains"]["repeat"]["value"] == 0.8
+    assert 0 < metrics["chrf"]["teacher"]["value"] < 1
+    assert set(metrics["rouge_l"]) == {
+        *("base", "student", "teacher", "repeat", "student_minus_base", "student_minus_teacher")
+    }
+    assert card["agreement"]["metrics"]["exact"]["repeat"]["value"] == 0.8
+    assert "teacher" not in card["agreement"]["metrics"]["exact"]
+    assert card["ceiling"]["repeat"]["accuracy"] == card["ceiling"]["recovery"] == 0.8
+    assert set(card["tags"]) == set(card["references"]["tags"]) == {"a", "b"}
+    assert card["tags"]["a"]["prompts"] == 5
+    pair = card["paired"]["student_vs_teacher"]
+    assert pair["only_first"] == 0
+    assert pair["only_second"] + pair["both"] == 10
+    assert card["behaviour"]["repeat"]["refusals"]["value"] == 0.2
+    assert card["behaviour"]["teacher"]["length_ratio"]["value"] == 1
+    assert card["behaviour"]["base"]["length_ratio"]["value"] == pytest.approx(64 / 11)  # cut at 64 tokens
+    assert card["behaviour"]["base"]["cut"]["value"] == 1
+    bits = card["likelihood"]
+    assert bits["student"]["nats_per_token"]["value"] == card["loss"]["student"]
+    assert bits["bytes"] == sum(len(r.completion) for r in sentences)
+    assert bits["student_minus_base"]["bits_per_byte"]["value"] == pytest.approx(
+        bits["student"]["bits_per_byte"]["value"] - bits["base"]["bits_per_byte"]["value"]
+    )
+    assert 0 <= card["calibration"]["student"]["ece"]["value"] <= 1
+    assert card["missing_packages"] == []
+    assert "judged by what the answer contains" in err
+    assert "bits per byte" in err
 
 
 def test_the_card_has_the_pass_rates_of_all_the_teachers_answers(run_trainer, trained):  # noqa: F811

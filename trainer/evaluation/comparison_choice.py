@@ -1,0 +1,52 @@
+"""Choose how answers are compared with references where train.toml has no `[verify]`.
+
+The teacher's own answers decide, task by task: where the teacher answers "The capital of Ghana is Accra." to
+the reference "Accra", equality can't judge anybody. The student's answers have no influence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from harvester.verify.settings import EVERY_TASK, VerifierSection, VerifySection
+from harvester.verify.verifiers import Candidate
+from trainer.evaluation import text_metrics
+
+# The comparisons, strictest first. Their names are those of verifiers and of metrics.
+COMPARISONS = ("exact", "normalised", "choice", "numeric", "contains")
+# The strictest comparison is taken that passes this share of what the most lenient one passes.
+_ENOUGH = 0.95
+
+
+def choose(candidates: Iterable[Candidate]) -> VerifySection:
+    """Return the verifiers for answers that have a reference.
+
+    Args:
+        candidates: the teacher's first answers to the prompts that will be judged.
+    """
+    by_task: dict[str, list[tuple[str, str]]] = {}
+    for candidate in candidates:
+        if candidate.reference is not None and candidate.text is not None and candidate.outcome == "ok":
+            pair = (candidate.text, candidate.reference)
+            by_task.setdefault(candidate.task or EVERY_TASK, []).append(pair)
+    kinds: Mapping[str, str] = {task: _strictest(pairs) for task, pairs in sorted(by_task.items())}
+    table = {EVERY_TASK: "exact", **kinds}
+    options: dict[str, dict[str, str | float]] = {
+        "choice": {"choices": text_metrics.LETTERS},
+        "numeric": {"relative": text_metrics.NUMBER_TOLERANCE},
+    }
+    return {
+        task: VerifierSection.model_validate({"kind": kind, **options.get(kind, {})})
+        for task, kind in table.items()
+    }
+
+
+def _strictest(pairs: Sequence[tuple[str, str]]) -> str:
+    metrics = text_metrics.available_metrics()
+    passed: dict[str, int] = {}
+    for kind in COMPARISONS:
+        values = [metrics[kind](answer, reference) for answer, reference in pairs]
+        if None not in values:  # the comparison applies to every reference
+            passed[kind] = sum(value == 1.0 for value in values)
+    most = max(passed.values())
+    return next(kind for kind, count in passed.items() if count >= _ENOUGH * most)

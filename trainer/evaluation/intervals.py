@@ -1,0 +1,140 @@
+"""Compute intervals and tests for scores of several models on the same prompts.
+
+Means get percentile bootstrap intervals over prompts (Efron 1979); every model is drawn with the same
+prompts, so differences are paired. Right and wrong answers are compared by McNemar's exact test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+PERCENTILES = (2.5, 97.5)
+# Counts that are held at a time, so that memory does not grow with the prompts: 4 million are 32 MB.
+_MOST_COUNTS = 4_000_000
+
+
+def resampled_sums(columns: Values, resamples: int, seed: int = 0) -> Values:
+    """Draw rows with replacement and sum each column over them.
+
+    Args:
+        columns: [rows, columns], finite.
+
+    Returns:
+        [resamples, columns].
+    """
+    count = len(columns)
+    draw = np.random.default_rng(seed)
+    at_once = max(1, min(resamples, _MOST_COUNTS // max(count, 1)))
+    sums = []
+    for begin in range(0, resamples, at_once):
+        size = min(at_once, resamples - begin)
+        picked = draw.integers(count, size=(size, count)) + np.arange(size)[:, None] * count
+        drawn = np.bincount(picked.ravel(), minlength=size * count).reshape(size, count)
+        sums.append(drawn @ columns)
+    return np.concatenate(sums)
+
+
+def estimate(value: float, drawn: Values) -> dict[str, float] | None:
+    """Return a value with the 95 % interval of its resamples; those that are not finite are left out.
+
+    Returns:
+        None if the value itself, or all of its resamples, are not finite.
+    """
+    finite = drawn[np.isfinite(drawn)]
+    if not math.isfinite(value) or not len(finite):
+        return None
+    low, high = np.percentile(finite, PERCENTILES)
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def ratio(
+    numerators: Sequence[float], denominators: Sequence[float], resamples: int
+) -> dict[str, float] | None:
+    """Return sum of numerators / sum of denominators with its interval; None where it is not defined."""
+    columns = np.array([numerators, denominators], dtype=np.float64).T
+    if not len(columns):
+        return None
+    sums = resampled_sums(columns, resamples)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole = columns.sum(axis=0)
+        return estimate(float(np.divide(whole[0], whole[1])), sums[:, 0] / sums[:, 1])
+
+
+def means(columns: Mapping[str, Sequence[float | None]], resamples: int) -> dict[str, Any]:
+    """Return each column's mean over the rows that have a value, with its interval.
+
+    Args:
+        columns: values of the same prompts, in one order; None: the prompt has none.
+
+    Returns:
+        By column `{value, low, high}`, or None for a column without a value.
+    """
+    drawn, whole = _mean_resamples(columns, resamples)
+    return {name: estimate(whole[name], drawn[name]) for name in columns}
+
+
+def difference(
+    first: Sequence[float | None], second: Sequence[float | None], resamples: int
+) -> dict[str, float] | None:
+    """Return the mean of first - second over the prompts that have both, with its paired interval."""
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    if not pairs:
+        return None
+    return means({"difference": [a - b for a, b in pairs]}, resamples)["difference"]  # type: ignore[no-any-return]
+
+
+def _mean_resamples(
+    columns: Mapping[str, Sequence[float | None]], resamples: int
+) -> tuple[dict[str, Values], dict[str, float]]:
+    table = np.array([[np.nan if v is None else v for v in column] for column in columns.values()]).T
+    if not table.size:
+        return dict.fromkeys(columns, np.empty(0)), dict.fromkeys(columns, math.nan)
+    has_value = ~np.isnan(table)
+    both = np.concatenate([np.where(has_value, table, 0.0), has_value.astype(np.float64)], axis=1)
+    sums, whole = resampled_sums(both, resamples), both.sum(axis=0)
+    width = len(columns)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn, mean = sums[:, :width] / sums[:, width:], whole[:width] / whole[width:]
+    return (
+        {name: drawn[:, place] for place, name in enumerate(columns)},
+        {name: float(mean[place]) for place, name in enumerate(columns)},
+    )
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict[str, float | int]:
+    """Compare right answers of two models to the same prompts by McNemar's exact test (McNemar 1947).
+
+    Returns:
+        `only_first`, `only_second`, `both` and `neither`, counts of prompts; `p`, the two-sided binomial
+        probability of a split at least this uneven if both were equally good.
+    """
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    both = sum(a and b for a, b in zip(first, second, strict=True))
+    return {
+        "only_first": only_first,
+        "only_second": only_second,
+        "both": both,
+        "neither": len(first) - only_first - only_second - both,
+        "p": binomial_p(min(only_first, only_second), only_first + only_second),
+    }
+
+
+def binomial_p(fewer: int, count: int) -> float:
+    """Return the two-sided p of `fewer` heads or fewer among `count` throws of a fair coin.
+
+    Summed in logarithms, so that thousands of throws don't underflow.
+    """
+    if not count:
+        return 1.0
+    logs = [
+        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) - count * math.log(2)
+        for k in range(fewer + 1)
+    ]
+    return min(1.0, 2 * math.fsum(math.exp(value) for value in logs))
