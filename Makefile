@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-slow test-long torture torture-trainer soak bench fuzz bench-trainer quality-real test-families architectures check lint types layers format clean
+.PHONY: help demo test test-slow test-long torture torture-trainer soak bench fuzz bench-trainer quality quality-smoke quality-real test-families architectures check lint types layers format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -52,6 +52,12 @@ fuzz: $(STAMP)  ## a million mutated answers, streams, headers and prompts: an h
 
 bench-trainer: $(STAMP)  ## compare the trainer with TRL 1.16 on the CPU; creates an environment for TRL once
 	$(BIN)/python benchmarks/trainer_vs_trl.py
+
+quality: $(STAMP)  ## distil a small neural teacher by every method (E0 to E11): 25 minutes on an idle machine, cached
+	$(BIN)/python -m benchmarks.quality
+
+quality-smoke: $(STAMP)  ## a few small students of `make quality`, in about a minute; the slow tests run it, too
+	$(BIN)/python -m benchmarks.quality --smoke --out build/quality-smoke
 
 quality-real: $(STAMP)  ## distil SmolLM2-135M behind llama.cpp's server on the CPU: 15 minutes on an idle machine
 	$(BIN)/python benchmarks/quality_real.py

@@ -1,0 +1,1 @@
+"""Measure what a student recovers of the small neural teacher, by method; see `__main__`."""
