@@ -180,12 +180,21 @@ def export(
         exists=True,
         file_okay=False,
     ),
+    decontaminate: list[Path] = typer.Option(
+        [],
+        help="Evaluation set (JSON lines, JSON, Parquet, or a folder): rows for training that repeat it, or "
+        "a held-out prompt, are left out. May be given several times.",
+        exists=True,
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Write a corpus in a format that other trainers read."""
     from harvester.export import export as exporter
+    from harvester.similarity.settings import DecontaminateSection
 
-    result = exporter.export(store, out, shape=to, reasoning=reasoning, split=split, beside=beside)
+    section = DecontaminateSection(sets=tuple(map(str, decontaminate))) if decontaminate else None
+    choice = exporter.RowChoice(split, section)
+    result = exporter.export(store, out, shape=to, reasoning=reasoning, choice=choice, beside=beside)
     files = [str(path) for path in result.files]
     lines = [f"wrote {result.rows:,} rows to {out}"]
     if set(result.splits) != {"train"}:

@@ -48,6 +48,7 @@ from harvester.config.run_section import (
 )
 from harvester.errors import ConfigError
 from harvester.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD
+from harvester.similarity.settings import DecontaminateSection
 from harvester.system.hosts import check_plain_http, check_url
 from harvester.system.toml_file import Matching, read_toml, validate
 from harvester.verify.settings import VerifySection
@@ -345,6 +346,7 @@ class HarvestConfig(FrozenModel):
     schedule: ScheduleSection = ScheduleSection()
     canary: CanarySection = CanarySection()
     verify: VerifySection = Field(default_factory=dict)
+    decontaminate: DecontaminateSection | None = None
     accept: AcceptSection | None = None
     score: ScoreSection | None = None
     batch: BatchSection = BatchSection()
@@ -371,6 +373,11 @@ class HarvestConfig(FrozenModel):
         if self.accept is not None and self.sampling.samples != 1:
             raise ValueError("[accept] says how many samples are asked: leave out [sampling] samples")
         return self
+
+    @property
+    def skips_prompts(self) -> bool:
+        """Whether prompts may be skipped for what they ask."""
+        return self.prompts.dedupe != "off" or self.decontaminate is not None
 
     @property
     def first_samples(self) -> int:

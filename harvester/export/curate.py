@@ -21,7 +21,11 @@ from typing import Any
 import pyarrow as pa
 
 from harvester.errors import ConfigError, StoreCorrupt
+from harvester.export.cards.curation import CURATION_NAME
+from harvester.export.decontaminate import HITS_NAME, RowLeaks
 from harvester.export.filters import Filter, chain, named
+from harvester.similarity import settings as similarity_settings
+from harvester.similarity.settings import DecontaminateSection
 from harvester.store import paths, terms_check
 from harvester.store.reader import Corpus, holds_answers
 from harvester.store.shards import batching
@@ -44,7 +48,7 @@ from harvester.verify.verifiers import Verifiers
 
 # Files open for writing at a time; each keeps a row group in memory.
 MOST_OPEN = 8
-_SUMMARY = "curation.json"
+_SUMMARY = CURATION_NAME
 _HIDDEN = ".curating-"
 
 
@@ -58,11 +62,16 @@ class CurateCounts:
 
 @dataclass(frozen=True, slots=True)
 class CurateConfig:
-    """A curate.toml: `corpus` and `out` are paths beside the file, `filters` a list of names or tables."""
+    """A curate.toml: `corpus` and `out` are paths beside the file, `filters` a list of names or tables.
+
+    Evaluation sets of `decontaminate` are relative to `root`, the folder of the file.
+    """
 
     corpus: Path
     out: Path
     filters: tuple[Filter, ...]
+    root: Path = Path()
+    decontaminate: DecontaminateSection | None = None
 
 
 def load(path: Path) -> CurateConfig:
@@ -74,7 +83,7 @@ def load(path: Path) -> CurateConfig:
     """
     file = read_toml(path, "a curate.toml needs corpus, out and filters")
     data = file.table
-    unknown = set(data) - {"corpus", "out", "filters", "verify"}
+    unknown = set(data) - {"corpus", "out", "filters", "verify", "decontaminate"}
     if unknown or not {"corpus", "out"} <= set(data):
         raise ConfigError(
             f"unknown keys {sorted(unknown)}" if unknown else "'corpus' and 'out' are needed",
@@ -104,7 +113,10 @@ def load(path: Path) -> CurateConfig:
             place=file.place_of(("corpus",)),
             remedy="name a folder that holds journal.db or shards/, relative to this file",
         )
-    return CurateConfig(corpus, out, tuple(filters))
+    section = None
+    if "decontaminate" in data:
+        section = similarity_settings.parse(data["decontaminate"], file.place_of)
+    return CurateConfig(corpus, out, tuple(filters), path.parent, section)
 
 
 def _filter_of(entry: Any, place: str, verifiers: Verifiers) -> Filter:
@@ -136,11 +148,29 @@ def curate(config: CurateConfig) -> CurateCounts:
     terms_check.require_lineage(corpus)
     lineages = {lineage.run_id: lineage for lineage in corpus.lineages()}
     output_path.folder(config.out)
-    with translate_disk_errors(config.out), _hidden_folder(config.out) as hidden:
+    with (
+        translate_disk_errors(config.out),
+        _hidden_folder(config.out) as hidden,
+        contextlib.ExitStack() as stack,
+    ):
+        filters, leaks = list(config.filters), None
+        if config.decontaminate is not None:
+            leaks = stack.enter_context(
+                contextlib.closing(RowLeaks(config.decontaminate, corpus, config.root))
+            )
+            filters.insert(0, leaks.check)
         with _Parts(hidden, lineages) as parts:
-            counts = _filter(corpus, chain(config.filters), parts)
+            counts = _filter(corpus, chain(filters), parts)
         fsync(hidden)
-        summary = {"kept": counts.kept, "dropped": counts.dropped, "corpus": str(config.corpus)}
+        summary: dict[str, Any] = {
+            "kept": counts.kept,
+            "dropped": counts.dropped,
+            "corpus": str(config.corpus),
+        }
+        if leaks is not None:
+            summary["decontamination"] = leaks.facts()
+            leaks.write_hits(hidden / HITS_NAME)
+            (hidden / HITS_NAME).replace(config.out / HITS_NAME)
         (hidden / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         (hidden / _SUMMARY).replace(config.out / _SUMMARY)
         reach("curate.before_rename")

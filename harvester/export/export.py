@@ -7,7 +7,7 @@ for evaluation are never exported for training. The card says so if rows are the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +17,18 @@ import pyarrow.parquet as pq
 
 from harvester.errors import ConfigError, StoreError, TermsRefused
 from harvester.export.cards.croissant import croissant
+from harvester.export.cards.curation import curation_lines, decontamination_line
 from harvester.export.cards.dataset_card import dataset_card
 from harvester.export.cards.facts import DatasetFacts, ShardFacts, records_of
 from harvester.export.cards.notice import notice
+from harvester.export.decontaminate import HITS_NAME, RowLeaks
 from harvester.export.formats import COLUMNS, SHAPES, Shape, asked_of, inlined, schema_of, unfit
 from harvester.export.split_files import JsonlFiles, ParquetFiles, file_split
+from harvester.similarity.settings import DecontaminateSection
 from harvester.store import terms_check
 from harvester.store.reader import Corpus
 from harvester.store.shards.parquet_file import translate_disk_errors
+from harvester.store.shards.schema import Sample
 from harvester.system import output_path
 from harvester.system.files import sha256_of
 from harvester.terms.places import terms_folders
@@ -43,6 +47,19 @@ _COLUMNS = (
     "purpose",
     "metadata_json",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class RowChoice:
+    """Which rows are written.
+
+    Attributes:
+        split: only rows whose metadata `split` equals this; None: all.
+        decontaminate: leave rows for training out that repeat a text of these sets, or a held-out prompt.
+    """
+
+    split: str | None = None
+    decontaminate: DecontaminateSection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +85,14 @@ def export(
     *,
     shape: Shape = "prompt-completion",
     reasoning: Reasoning = "keep",
-    split: str | None = None,
+    choice: RowChoice | None = None,
     beside: Path | None = None,
 ) -> Exported:
     """Write a corpus to a new folder.
 
     Args:
-        split: keep only rows whose metadata `split` equals this; None keeps all.
+        choice: which rows are written; None: all. Hits of `decontaminate` are listed in contamination.jsonl
+            beside the data.
         beside: a folder with own terms records, besides those found from the store.
 
     Raises:
@@ -90,8 +108,14 @@ def export(
     terms_check.require_permitted(corpus, "export", *own_terms)
     left_out: dict[str, int] = {}
     with_reasoning = reasoning == "keep" and _has_reasoning(corpus)
+    choice = choice or RowChoice()
+    leaks = None if choice.decontaminate is None else RowLeaks(choice.decontaminate, corpus, Path())
     rows = _rows(
-        corpus, shape, reasoning if with_reasoning or reasoning != "keep" else "none", split, left_out
+        corpus,
+        shape,
+        reasoning if with_reasoning or reasoning != "keep" else "none",
+        lambda sample: _left_out(sample, choice, leaks),
+        left_out,
     )
     writer: JsonlFiles | ParquetFiles = JsonlFiles(out)
     if shape in {"prompt-completion", "messages"}:
@@ -102,7 +126,12 @@ def export(
         if not writer.counts:
             raise _nothing(store, left_out)
         files = writer.finish()
-        documents = _write_documents(corpus, out, files, store.resolve().parent, shape)
+        curation = curation_lines(store)
+        if leaks is not None:
+            leaks.write_hits(out / HITS_NAME)
+            curation = (*curation, decontamination_line(leaks.facts()))
+            leaks.close()
+        documents = _write_documents(corpus, out, files, store.resolve().parent, shape, curation)
     counts = dict(writer.counts)
     return Exported(sum(counts.values()), (*files, *documents), left_out, counts)
 
@@ -120,7 +149,12 @@ def _nothing(store: Path, left_out: Mapping[str, int]) -> ConfigError:
 
 
 def _write_documents(
-    corpus: Corpus, out: Path, files: Sequence[Path], beside: Path, shape: Shape
+    corpus: Corpus,
+    out: Path,
+    files: Sequence[Path],
+    beside: Path,
+    shape: Shape,
+    curation: tuple[str, ...],
 ) -> tuple[Path, ...]:
     """README.md (dataset card), NOTICE and croissant.json, from the lineages of the corpus."""
     lineages = tuple(corpus.lineages())
@@ -138,6 +172,7 @@ def _write_documents(
         lineages=lineages,
         records=records_of(lineages, load_registry(*terms_folders(beside))),
         columns=COLUMNS[shape],
+        curation=curation,
     )
     texts = {
         "README.md": dataset_card(dataset),
@@ -163,11 +198,19 @@ def _has_reasoning(corpus: Corpus) -> bool:
     )
 
 
+def _left_out(sample: Sample, choice: RowChoice, leaks: RowLeaks | None) -> str:
+    """Return why a row is not written; "" if it is."""
+    if choice.split is not None and sample.metadata.get("split") != choice.split:
+        return "other_split"
+    drop = None if leaks is None else leaks.check(sample)
+    return "" if drop is None else drop.reason
+
+
 def _rows(
     corpus: Corpus,
     shape: str,
     reasoning: Reasoning | Literal["none"],
-    split: str | None,
+    why_left_out: Callable[[Sample], str],
     left_out: dict[str, int],
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yield the split that each row names, and the row as it is written."""
@@ -179,9 +222,7 @@ def _rows(
                 remedy="keep evaluation harvests in a store of their own",
             )
         request, named = asked_of(sample), sample.metadata.get("split")
-        reason = unfit(shape, sample, request)
-        if not reason and split is not None and named != split:
-            reason = "other_split"
+        reason = unfit(shape, sample, request) or why_left_out(sample)
         if reason:
             left_out[reason] = left_out.get(reason, 0) + 1
             continue

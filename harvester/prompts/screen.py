@@ -1,4 +1,4 @@
-"""Find prompts that will not be asked: those that repeat an earlier one.
+"""Find prompts that will not be asked: those that repeat an earlier one, or a text of an evaluation set.
 
 The screen decides once for all prompts, in file order, before the first is asked. What it skips is listed in
 the store's `skipped_prompts.jsonl`, each with its reason and with the text that it repeats.
@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,13 +20,17 @@ import orjson
 
 from harvester.api.request_key import short_digest
 from harvester.api.types import Message, Prompt
-from harvester.config.config import PromptsSection
+from harvester.config.config import HarvestConfig
 from harvester.errors import StoreError
+from harvester.prompts import reader
+from harvester.prompts.bad_lines import BadLines
 from harvester.similarity.duplicates import Duplicates
+from harvester.similarity.leaks import LeakIndex, leak_label, parse_label, user_texts
+from harvester.similarity.settings import load_sets
 from harvester.system import own_files
 
 SKIPPED_PROMPTS_NAME = "skipped_prompts.jsonl"
-DUPLICATE, NEAR_DUPLICATE = "duplicate", "near_duplicate"
+DUPLICATE, NEAR_DUPLICATE, CONTAMINATED = "duplicate", "near_duplicate", "contaminated"
 
 # Skipped prompts that `plan` shows for each reason.
 EXAMPLES = 3
@@ -36,12 +40,13 @@ SHOWN_CHARACTERS = 120
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A prompt that is not asked, why, and which text it repeats.
+    """A prompt that is not asked, why, and which prompt or evaluation text it repeats.
 
     Attributes:
         place: file and line of the prompt; `text`, the beginning of what it asks.
         other_place, other_text: the same of what it repeats.
-        similarity: 1.0 if both are equal once normalised, else the estimated Jaccard similarity.
+        similarity: 1.0 if both are equal once normalised, else the estimated Jaccard similarity, or the
+            share of common runs of words.
     """
 
     reason: str
@@ -117,22 +122,53 @@ class SkippedPrompts:
 class PromptScreen:
     """Decides which prompts are skipped, one after the other.
 
+    Args:
+        root: folder that names and globs are relative to.
+
     Attributes:
         skipped: the prompts skipped so far.
+
+    Raises:
+        ConfigError: an evaluation set can't be read. PromptError: a prompt can't be used.
     """
 
-    def __init__(self, section: PromptsSection) -> None:
+    def __init__(self, config: HarvestConfig, root: Path) -> None:
         self.skipped = SkippedPrompts()
+        self._leaks: LeakIndex | None = None
+        self._decontaminate = config.decontaminate
+        # Rows harvested for evaluation are never learned from, so nothing leaks into them.
+        if config.decontaminate is not None and config.run.purpose == "train":
+            self._leaks, _ = load_sets(config.decontaminate, root)
+            for prompt in _read(config, root):
+                if config.decontaminate.is_held_out(prompt.metadata):
+                    place = f"{prompt.file}:{prompt.line}"
+                    for text in user_texts(prompt.messages):
+                        self._leaks.add(text, leak_label("held out", place, text))
+        section = config.prompts
         self._duplicates = (
             None if section.dedupe == "off" else Duplicates(section.dedupe, section.dedupe_threshold)
         )
 
     def is_skipped(self, prompt: Prompt) -> bool:
         """Decide about the next prompt, and note it if it is skipped."""
-        skip = self._duplicate(prompt)
+        skip = self._leak(prompt) or self._duplicate(prompt)
         if skip is not None:
             self.skipped.add(prompt, skip)
         return skip is not None
+
+    def _leak(self, prompt: Prompt) -> Skip | None:
+        if self._leaks is None or self._decontaminate is None:
+            return None
+        if self._decontaminate.is_held_out(prompt.metadata):
+            return None
+        texts = user_texts(prompt.messages)
+        leak = self._leaks.find(texts)
+        if leak is None:
+            return None
+        hit_place, hit_text = parse_label(leak.label)
+        place, shown = f"{prompt.file}:{prompt.line}", excerpt("\n".join(texts))
+        reason = f"{CONTAMINATED}_{leak.kind}"
+        return Skip(reason, prompt.id, place, shown, hit_place, excerpt(hit_text), leak.score)
 
     def _duplicate(self, prompt: Prompt) -> Skip | None:
         if self._duplicates is None:
@@ -151,8 +187,15 @@ class PromptScreen:
 
     def close(self) -> None:
         """Give back what the decisions needed; the list of skipped prompts stays."""
-        if self._duplicates is not None:
-            self._duplicates.close()
+        for index in (self._duplicates, self._leaks):
+            if index is not None:
+                index.close()
+
+
+def _read(config: HarvestConfig, root: Path) -> Iterator[Prompt]:
+    """Read the prompts once more. The pass that counts them reports bad lines."""
+    bad = BadLines(config.prompts.max_bad)
+    return reader.read(config.prompts.files, root, bad, last_assistant=config.prompts.last_assistant)
 
 
 def comparable(prompt: Prompt) -> tuple[str, str]:

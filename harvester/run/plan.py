@@ -266,7 +266,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
         PromptError: the first prompt that can't be used, or two different prompts with one id.
     """
     bad = BadLines(config.prompts.max_bad)
-    notes, screen = PromptNotes(), PromptScreen(config.prompts)
+    notes, screen = PromptNotes(), PromptScreen(config, root)
     limit = _choice_limit(config, root)
     totals, saved = _totals(config, root, bad, notes, screen, limit.size)
     correction = token_estimate.learn(root / config.store.path, config)

@@ -211,9 +211,9 @@ def _check_prompts(config: HarvestConfig, root: Path, *, watch: bool, retries: b
     """
     # Canaries are asked during a pass, a watching run never ends, and a retry sends: all need the whole pass.
     # How many rows [accept] asks depends on the answers, so it keeps no digest.
-    # What [prompts] dedupe skips is listed anew by each run.
+    # What [prompts] dedupe and [decontaminate] skip is listed anew by each run.
     asks_apart = config.canary.prompts is not None or config.accept is not None
-    asks_apart = asks_apart or config.prompts.dedupe != "off"
+    asks_apart = asks_apart or config.skips_prompts
     always_read = watch or retries or asks_apart
     digest = None if always_read else completed_files.digest_of(config, root)
     known = completed_files.look_up(root / config.store.path, digest)
@@ -224,13 +224,13 @@ def _check_prompts(config: HarvestConfig, root: Path, *, watch: bool, retries: b
 
 def _read_prompts(config: HarvestConfig, root: Path, *, watch: bool) -> _PromptTotals:
     """Read every prompt; refuse two different prompts with one id, unless the run watches its files."""
-    if watch and config.prompts.dedupe != "off":
+    if watch and config.skips_prompts:
         raise ConfigError(
-            "a run that watches its prompts can't use [prompts] dedupe",
-            place="prompts.dedupe",
+            "a run that watches its prompts can't use [prompts] dedupe or [decontaminate]",
+            place="prompts.dedupe" if config.decontaminate is None else "decontaminate",
             remedy="run without --watch",
         )
-    screen = PromptScreen(config.prompts)
+    screen = PromptScreen(config, root)
     rows, tokens, notes = 0, 0, PromptNotes()
     ids, bad = DuplicateIds(), BadLines(config.prompts.max_bad)
     # A watching run may name files that are not there yet.

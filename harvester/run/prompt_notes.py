@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 
+from harvester.api.request_key import short_digest
 from harvester.api.types import Prompt
 from harvester.config.config import SamplingSection
 from harvester.prompts.recognise import SENT_FIELDS
+from harvester.similarity.leaks import user_texts
+from harvester.similarity.texts import normalised
 
 # Fields of a prompt line that look as if they were sent. They are metadata: [sampling] sets them for all.
 _LOOK_SENT = frozenset(SamplingSection.model_fields) - {"extra", "stream", "samples"}
@@ -19,6 +23,9 @@ class PromptNotes:
     def __init__(self) -> None:
         self._prompts = self._ends_with_assistant = 0
         self._not_sent: Counter[str] = Counter()
+        # Digests of what prompts with a split ask, of those for training and of those held out.
+        self._train: array[int] = array("Q")
+        self._held_out: set[int] = set()
 
     def add(self, prompt: Prompt) -> None:
         """Count one prompt."""
@@ -26,6 +33,18 @@ class PromptNotes:
         self._ends_with_assistant += prompt.messages[-1].get("role") == "assistant"
         if prompt.metadata:
             self._not_sent.update(_LOOK_SENT.intersection(prompt.metadata))
+            self._add_split(prompt)
+
+    def _add_split(self, prompt: Prompt) -> None:
+        split = prompt.metadata.get("split")
+        if not isinstance(split, str) or not split:
+            return
+        text = "\x1f".join(normalised(text) for text in user_texts(prompt.messages))
+        digest = short_digest(text.encode("utf-8", "surrogatepass"))
+        if split == "train":
+            self._train.append(digest)
+        else:
+            self._held_out.add(digest)
 
     def lines(self) -> tuple[str, ...]:
         """Return one line for each thing to check."""
@@ -41,5 +60,10 @@ class PromptNotes:
             lines.append(
                 f"{count:,} of {self._prompts:,} prompts have a field {name!r}, which {why}: it is kept as "
                 "metadata; [sampling] sets what is sent with every prompt"
+            )
+        if leaked := sum(digest in self._held_out for digest in self._train if self._held_out):
+            lines.append(
+                f"{leaked:,} prompts for training ask the same as a held-out prompt: a table [decontaminate] "
+                "skips them, and those that nearly do"
             )
         return tuple(lines)

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from harvester.export.cards.curation import curation_lines
 from harvester.export.cards.facts import DatasetFacts, ShardFacts, records_of
 from harvester.export.cards.markdown import (
     cell,
+    curation_section,
     document,
     duties_section,
     licence_keys,
@@ -60,6 +62,7 @@ def write(
         shards=(learned,),
         lineages=tuple(lineages),
         records=records_of(lineages, load_registry(*terms_folders(config.root, config.corpus.parent))),
+        curation=curation_lines(config.corpus),
     )
     files = sorted(folder.glob("*.safetensors"))
     student = StudentFacts(
@@ -115,7 +118,7 @@ def model_card(
     ]
     if facts:
         body += ["| | |", "|---|---|", *[f"| {cell(name)} | {cell(text)} |" for name, text in facts], ""]
-    body += [*teachers_section(dataset), *duties_section(dataset)]
+    body += [*teachers_section(dataset), *curation_section(dataset), *duties_section(dataset)]
     if scores:
         body += ["## Measured", "", *[f"- {cell(name)}: {cell(text)}" for name, text in scores], ""]
     return document(header, body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from harvester.export.cards.facts import DatasetFacts
 from harvester.export.cards.markdown import (
     cell,
+    curation_section,
     document,
     duties_section,
     licence_keys,
@@ -55,6 +56,7 @@ def dataset_card(dataset: DatasetFacts) -> str:
         "",
         *([f"- {cell(source)}" for source in dataset.prompt_sources] or ["- not described"]),
         "",
+        *curation_section(dataset),
         *duties_section(dataset),
         "## Files",
         "",

@@ -44,6 +44,7 @@ class DatasetFacts:
         licence: a Hub or SPDX id where the operator chose one; None: what the duties allow.
         lineages: as the shards carry them. records: the terms records they name.
         prompt_sources: where the prompts came from, with their licence, one line each.
+        curation: how rows were chosen, one sentence each.
         columns: (name, Arrow type or "json", meaning) of the files; None: the columns of a corpus (`schema`).
     """
 
@@ -59,6 +60,7 @@ class DatasetFacts:
     prompt_sources: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     columns: tuple[tuple[str, str, str], ...] | None = None
+    curation: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:

@@ -70,6 +70,13 @@ def duties_section(dataset: DatasetFacts) -> list[str]:
     return ["## What is owed", "", *[f"- {cell(duty.replace(':', ': ', 1))}" for duty in dataset.duties], ""]
 
 
+def curation_section(dataset: DatasetFacts) -> list[str]:
+    """Return the section on how rows were chosen; nothing where it is not known."""
+    if not dataset.curation:
+        return []
+    return ["## Curation", "", *[f"- {cell(line)}" for line in dataset.curation], ""]
+
+
 def slug(text: str) -> str:
     """Return lower-case letters, digits, dots and dashes, the form the Hub requires of a `license_name`."""
     return re.sub(r"[^a-z0-9.-]+", "-", text.lower()).strip("-.") or "unnamed"

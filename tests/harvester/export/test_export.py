@@ -151,7 +151,7 @@ def test_a_place_that_can_be_no_folder_is_refused_in_words(store: Path, tmp_path
 
 def test_nothing_to_export_is_refused_and_writes_nothing(store: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="all rows are left out"):
-        export.export(store, tmp_path / "out", split="no-such-split")
+        export.export(store, tmp_path / "out", choice=export.RowChoice(split="no-such-split"))
     Journal.open(tmp_path / "bare").close()
     with pytest.raises(ConfigError, match="the corpus holds no row"):
         export.export(tmp_path / "bare", tmp_path / "out")
@@ -174,7 +174,7 @@ def test_sharegpt_has_the_roles_human_and_gpt(store: Path, tmp_path: Path):
 
 
 def test_a_split_keeps_only_its_rows(store: Path, tmp_path: Path):
-    done = export.export(store, tmp_path / "out", shape="messages", split="train")
+    done = export.export(store, tmp_path / "out", shape="messages", choice=export.RowChoice(split="train"))
     assert done.rows == 5
     assert done.left_out["other_split"] == 5
 

@@ -12,6 +12,7 @@ from harvester.config.overrides import Overrides
 from harvester.errors import ConfigError
 from harvester.mock_teacher.running import RunningMock
 from harvester.run import prepare
+from harvester.run.plan import Plan
 from harvester.store.reader import Corpus
 from tests.faults.bench import Ended, run_harvest
 
@@ -88,3 +89,38 @@ def test_a_watching_run_refuses_to_skip(mock_teacher: Mock, tmp_path: Path) -> N
     harvest(mock_teacher(), tmp_path, "exact", budget={"tokens": 1})
     with pytest.raises(ConfigError, match="watches its prompts"):
         prepare.prepare(tmp_path / "harvest.toml", Overrides(watch=True))
+
+
+EVALS = [{"question": "How many legs do three spiders and two ants have together, and why is that so?"}]
+LEAKING = [
+    {"id": "clean", "prompt": "What is 3 + 4?", "split": "train"},
+    {"id": "eval", "prompt": f"{EVALS[0]['question']} Think step by step.", "split": "train"},
+    {"id": "held", "prompt": LONG, "split": "test"},
+    {"id": "copy", "prompt": LONG.lower(), "split": "train"},
+    {"id": "held too", "prompt": EVALS[0]["question"], "split": "test"},
+]
+
+
+def test_prompts_that_repeat_evaluation_texts_are_not_asked(mock_teacher: Mock, tmp_path: Path) -> None:
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals" / "spiders.jsonl.txt").write_text("not read")
+    (tmp_path / "evals" / "spiders.jsonl").write_text(json.dumps(EVALS[0]) + "\n")
+    mock = mock_teacher()
+    run_harvest(mock, tmp_path, prompts=LEAKING, budget={"tokens": 1})
+    assert any("1 prompts for training ask the same" in note for note in planned(tmp_path).warnings)
+    ended = run_harvest(mock, tmp_path, prompts=LEAKING, decontaminate={"sets": ["evals"]})
+    assert ended.exit_code == 0
+    asked = {sample.prompt_id for sample in Corpus.open(ended.store).samples(["prompt_id"])}
+    assert asked == {"clean", "held", "held too"}
+    hits = {entry["id"]: (entry["reason"], entry["other_place"]) for entry in listed(ended.store)}
+    assert hits == {
+        "eval": ("contaminated_overlap", "evals spiders.jsonl:1"),
+        "copy": ("contaminated_exact", "held out p.jsonl:3"),
+    }
+    plan = planned(tmp_path)
+    assert plan.skipped["by_reason"] == {"contaminated_exact": 1, "contaminated_overlap": 1}
+    assert not any("ask the same" in note for note in plan.warnings)
+
+
+def planned(root: Path) -> Plan:
+    return prepare.look_ahead(root / "harvest.toml")

@@ -1,0 +1,42 @@
+"""Read how a corpus was curated, and say it on cards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Written beside the shards of a curated corpus.
+CURATION_NAME = "curation.json"
+
+
+def curation_lines(folder: Path) -> tuple[str, ...]:
+    """Return sentences on how the corpus in this folder was curated; none where it was not."""
+    try:
+        record = json.loads((folder / CURATION_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    if not isinstance(record, dict):
+        return ()
+    lines = []
+    dropped = record.get("dropped")
+    if isinstance(dropped, dict) and isinstance(record.get("kept"), int):
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or "none"
+        lines.append(f"{record['kept']:,} rows were kept; dropped were: {counts}.")
+    if isinstance(facts := record.get("decontamination"), dict):
+        lines.append(decontamination_line(facts))
+    return tuple(lines)
+
+
+def decontamination_line(facts: Mapping[str, Any]) -> str:
+    """Return a sentence on what rows were compared with, and how many were dropped."""
+    sets = ", ".join(
+        dict.fromkeys(f"{entry['set']} (SHA-256 {entry['sha256'][:12]})" for entry in facts["sets"])
+    )
+    dropped = ", ".join(f"{count:,} {kind}" for kind, count in facts["dropped"].items()) or "none"
+    return (
+        f"Decontaminated against {sets or 'no evaluation set'} ({facts['set_texts']:,} texts) and "
+        f"{facts['held_out_texts']:,} held-out prompts: equal texts, a share of {facts['overlap']:g} of runs "
+        f"of 13 words, near duplicates from {facts['similarity']:g}. Rows dropped: {dropped}."
+    )
