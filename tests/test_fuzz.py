@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -11,7 +12,7 @@ import pytest
 
 from benchmarks.fuzzing import bodies, keys, loop_lag, oracle, run, scaling, targets, texts
 from benchmarks.fuzzing.large_replies import Recipe
-from harvester.api import completion, heavy, redaction
+from harvester.api import choices, completion, heavy, redaction
 from harvester.api.types import Completion, Outcome, Usage
 from harvester.errors import TeacherError
 from tests.tiers import rest_is_slow
@@ -27,6 +28,16 @@ def test_no_input_of_the_slice_breaks_a_rule(part: int) -> None:
     run.fuzz(progress, (part + 1) * INPUTS)
     assert [(f.number, f.target, f.problem, f.raw[:300]) for f in progress.findings] == []
     assert set(progress.tried) == set(targets.TARGETS)
+
+
+def test_a_bill_that_does_not_add_up_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(usage: Usage, weights: Sequence[int], _: object) -> list[Usage]:
+        return [usage] * len(weights)
+
+    assert not any(targets.several_choices(Random(number))[1] for number in range(50))
+    monkeypatch.setattr(choices, "split_usage", wrong)
+    problems = {problem for number in range(50) for problem in targets.several_choices(Random(number))[1]}
+    assert "output_tokens do not add up" in problems
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from harvester.api import completion
+from harvester.api import choices, completion
 from harvester.api.error_body import EXCERPT_CHARS, classify, retry_after_s
 from harvester.api.redaction import Redactor
 from harvester.api.request_builder import requests
@@ -98,6 +98,44 @@ def check_answer(raw: bytes, *, is_stream: bool, repeats: bool = False) -> list[
     if parsed.outcome is Outcome.OK:
         broken += _check_ok(parsed, oracle.spelled(raw, is_stream=is_stream), repeats=repeats)
     return broken
+
+
+def several_choices(random: Random) -> Result:
+    """A mutated body, split for two choices: rows read as they were split, and add up to the bill."""
+    body = bodies.make_body(random)
+    document, other = body.document, bodies.make_body(random).document
+    is_plain = isinstance(document, dict) and isinstance(document.get("choices"), list)
+    if is_plain and not body.is_stream and random.random() < 0.7:
+        further = other.get("choices") if isinstance(other, dict) else None
+        listed = [*document["choices"], *(further if isinstance(further, list) else document["choices"])]
+        indexed = [
+            {**item, "index": at} if isinstance(item, dict) and random.random() < 0.7 else item
+            for at, item in enumerate(listed)
+        ]
+        raw = bodies.encode(random, mutate.mutate_tree(random, {**document, "choices": indexed}))
+    else:
+        raw, _ = _mutated(random, body)
+    try:
+        parsed = choices._split(raw, 2, 10, None)
+    except TeacherError as error:
+        return raw, [] if error.message.isprintable() else ["a message that can't be printed"]
+    except RecursionError:
+        return raw, [] if raw.count(b"[") + raw.count(b"{") > 200 else ["RecursionError in a flat body"]
+    answers = [answer for answer in parsed.answers if answer is not None]
+    broken = [problem for answer in answers for problem in _check_values(answer.completion)]
+    broken += ["a row reads otherwise" for a in answers if _reread(a.raw) != a.completion]
+    usages = [answer.completion.usage for answer in answers]
+    for name in ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens"):
+        if sum(getattr(usage, name) for usage in usages) != getattr(parsed.usage, name):
+            broken.append(f"{name} do not add up")
+    return raw, broken
+
+
+def _reread(raw: bytes) -> Completion | None:
+    try:
+        return completion._parse(raw, 0, False)
+    except TeacherError:
+        return None
 
 
 def _check_values(parsed: Completion) -> list[str]:
@@ -399,6 +437,7 @@ def echoed_key(random: Random) -> Result:
 TARGETS: Mapping[str, Callable[[Random], Result]] = {
     "valid answer": valid_answer,
     "mutated answer": mutated_answer,
+    "several choices": several_choices,
     "error body": error_body,
     "headers": headers,
     "prompt line": prompt_line,
@@ -409,7 +448,8 @@ TARGETS: Mapping[str, Callable[[Random], Result]] = {
 # How often each target is tried, of 100.
 SHARES = {
     "valid answer": 22,
-    "mutated answer": 38,
+    "mutated answer": 33,
+    "several choices": 5,
     "error body": 8,
     "headers": 8,
     "prompt line": 9,

@@ -16,10 +16,11 @@ import orjson
 
 from harvester.api.completion import load_choices, parse, texts_of
 from harvester.api.shapes.envelopes import choices_of
-from harvester.api.types import Completion, Usage
+from harvester.api.types import USAGE_ESTIMATED, Completion, Outcome, Usage
 from harvester.api.usage import (
     SHARE,
     USAGE_MEMBERS,
+    estimate_tokens,
     read_usage,
     share_members,
     split_usage,
@@ -80,9 +81,22 @@ def split(raw: bytes, asked: int, input_tokens: int = 0, response_format: Any = 
         asked: how many choices were asked for.
         input_tokens, response_format: as in `completion.parse`.
 
+    What can't be split, by a bug of ours or because it is nested too deep, is one choice that is kept as
+    `unknown`: it was paid for.
+
     Raises:
         TeacherError: no choice holds an answer.
     """
+    try:
+        return _split(raw, asked, input_tokens, response_format)
+    except (TeacherError, MemoryError):
+        raise
+    except Exception:  # noqa: BLE001 - see above
+        usage = Usage(input_tokens, estimate_tokens(len(raw)), source=USAGE_ESTIMATED)
+        return Choices((ChoiceAnswer(raw, Completion(None, Outcome.UNKNOWN, "", usage)),), usage)
+
+
+def _split(raw: bytes, asked: int, input_tokens: int, response_format: Any) -> Choices:
     loaded = load_choices(raw)
     listed, holder = choices_of(loaded.document)
     choices = [
