@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from harvester.errors import ConfigError
-from harvester.observe.report import charts
+from harvester.observe.report import charts, text_scores
 from harvester.observe.report.charts import Series
 from harvester.observe.report.figures import figure
 
@@ -100,7 +100,33 @@ def scorecard_parts(card: Mapping[str, Any]) -> dict[str, Any]:
         cells = {name: f"{p.accuracy:.1%} ({p.low:.0%}–{p.high:.0%})" for name, p in score.items()}
         recovery = f"{score['student'].accuracy / teacher:.2f}" if teacher else "–"
         rows.append({"name": task, "total": task == "macro", "recovery": recovery, **cells})
-    return {"drawing": accuracies(points, who), "rows": rows, "notes": _notes(card)}
+    return {
+        "drawing": accuracies(points, who) if points else None,
+        "rows": rows,
+        "judged_by": _judged_by(card),
+        "notes": _notes(card) if points else [],
+        **text_scores.text_parts(card),
+    }
+
+
+# How answers are compared with the reference, in words.
+_COMPARISONS = {
+    "exact": "it is the reference",
+    "normalised": "it is the reference, but for case, white space and outer punctuation",
+    "contains": "it contains the reference as whole words",
+    "numeric": "its last number is the reference's",
+    "choice": "it names the reference's letter",
+}
+
+
+def _judged_by(card: Mapping[str, Any]) -> str:
+    """Return by what rule an answer counts as right."""
+    kinds: dict[str, list[str]] = {}
+    for task, kind in (card.get("judged_by") or {"": "exact"}).items():
+        kinds.setdefault(_COMPARISONS.get(kind, f"its verifier ({kind}) passes it"), []).append(task)
+    if len(kinds) == 1:
+        return f"An answer is right if {next(iter(kinds))}."
+    return " ".join(f"{', '.join(tasks)}: right if {rule}." for rule, tasks in kinds.items())
 
 
 def _notes(card: Mapping[str, Any]) -> list[str]:
@@ -150,29 +176,12 @@ def training_charts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def accuracies(tasks: Mapping[str, Mapping[str, Interval]], who: Sequence[str]) -> Markup:
     """A dot with its interval for each of `who`, one band a task, on a 0..100 % axis."""
-    left, right, band = 116, charts.WIDE - 20, 18 + 11 * len(who)
-    span = right - left
-    parts = []
-    for tick in range(0, 101, 25):
-        x = left + span * tick / 100
-        parts.append(
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{band * len(tasks)}"/>'
-            f'<text x="{x:.1f}" y="{band * len(tasks) + 16}" text-anchor="middle">{tick} %</text>'
-        )
-    for row, (task, scores) in enumerate(tasks.items()):
-        top = row * band
-        parts.append(
-            f'<text class="name" x="{left - 12}" y="{top + band / 2 + 4}" text-anchor="end">'
-            f"{charts.words(charts.short(task, 16))}</text>"
-        )
-        for place, name in enumerate(who):
-            score = scores[name]
-            y = top + 14 + 11 * place
-            x, low, high = (left + span * value for value in (score.accuracy, score.low, score.high))
-            parts.append(
-                f'<g class="who-{charts.words(name)}">'
-                f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>'
-                f'<circle cx="{x:.1f}" cy="{y}" r="4.5"/><title>{charts.words(task)}, {charts.words(name)}: '
-                f"{score.accuracy:.1%} ({score.low:.1%} to {score.high:.1%})</title></g>"
-            )
-    return charts.svg("".join(parts), band * len(tasks) + 24, "accuracy with 95 % intervals", charts.WIDE)
+    return text_scores.share_dots(
+        {
+            task: {
+                name: {"value": scores[name].accuracy, "low": scores[name].low, "high": scores[name].high}
+                for name in who
+            }
+            for task, scores in tasks.items()
+        }
+    )

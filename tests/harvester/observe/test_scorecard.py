@@ -30,10 +30,53 @@ def test_a_scorecard_is_drawn(tmp_path: Path):
     assert parts["notes"][0] == "Macro recovery 1.000"
 
 
+VALUE = {"value": 0.25, "low": 0.125, "high": 0.5}
+PAIR = {"only_first": 3, "only_second": 1, "both": 5, "neither": 1, "p": 0.625, "difference": VALUE}
+BINS = [{"tokens": 40, "confidence": 0.9, "correct": 0.5}, {"tokens": 4, "confidence": 0.1, "correct": 0.0}]
+OF_TEXTS: dict[str, Any] = {
+    "judged_by": {"sum": "contains"},
+    "references": {"prompts": 9, "metrics": {"chrf": {"base": VALUE, "student_minus_base": VALUE}}},
+    "agreement": {"prompts": 9, "metrics": {"token_f1": {"student": VALUE, "repeat": VALUE}}},
+    "behaviour": {"student": {"refusals": VALUE, "length_ratio": None}, "repeat": {"refusals": VALUE}},
+    "likelihood": {"base": {"bits_per_byte": VALUE}, "answers": 9},
+    "calibration": {"student": {"ece": VALUE, "bins": BINS}},
+    "paired": {"student_vs_base": {**PAIR, "tasks": {"sum": PAIR}}},
+    "tags": {"<b>": {"base": POINT, "student": POINT, "teacher": POINT, "prompts": 9}},
+}
+
+
+def test_scores_of_texts_become_tables_and_figures_with_intervals(tmp_path: Path):
+    path = tmp_path / "scorecard.json"
+    path.write_text(json.dumps({**CARD, **OF_TEXTS}), encoding="utf-8")
+    parts = scorecard.scorecard_parts(scorecard.read_scorecard(path) or {})
+    assert "contains the reference" in parts["judged_by"]
+    rows = {table["title"]: table["rows"] for table in parts["tables"]}
+    assert rows["Answers against the reference"] == [["chrF", "25.0% (12%–50%)", "25.0% (12%–50%)"]]
+    assert ["token F1", "25.0% (12%–50%)", "25.0% (12%–50%)", "–"] in rows["Answers against the teacher's"]
+    assert ["student – base", "all", "3", "1", "0.62", "25.0% (12%–50%)"] in rows[
+        "Who is right where the other is wrong"
+    ]
+    assert rows["By tag"][0][:2] == ["<b>", "9"]
+    dots, calibration = parts["figures"]
+    assert dots["drawing"].count("<circle") == 2
+    assert calibration["drawing"].count("<circle") == 2
+    assert "25.0% (12%–50%)" in calibration["note"]
+
+
+def test_a_card_without_references_has_no_accuracies_but_its_other_figures(tmp_path: Path):
+    card = {**CARD, **OF_TEXTS, "tasks": {}, "macro": {}, "recovery": None}
+    parts = scorecard.scorecard_parts(card)
+    assert (parts["drawing"], parts["rows"], parts["notes"]) == (None, [], [])
+    assert parts["tables"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
+        json.dumps({**CARD, "calibration": {"base": {"ece": VALUE, "bins": [{}]}}}),
+        json.dumps({**CARD, "agreement": {"metrics": {"chrf": {"base": {"value": "x"}}}}}),
+        json.dumps({**CARD, "tags": {"a": 1}}),
         "[]",
         "{}",
         "nonsense",

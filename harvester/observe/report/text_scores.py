@@ -1,0 +1,239 @@
+"""Show a scorecard's figures of answers as texts: tables with intervals, and plots of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from harvester.observe.report import charts
+from harvester.observe.report.figures import figure
+
+MODELS = ("base", "student", "teacher", "repeat")
+# Metrics in the order of the tables, with their names there. All are shares.
+_METRICS = {
+    "exact": "equal",
+    "normalised": "normalised equal",
+    "contains": "contains it",
+    "numeric": "same number",
+    "choice": "same letter",
+    "token_f1": "token F1",
+    "chrf": "chrF",
+    "rouge_l": "ROUGE-L",
+}
+_BEHAVIOUR = {
+    "refusals": "refusals",
+    "empty": "empty",
+    "loops": "endless repetition",
+    "cut": "cut by the limit",
+    "length_ratio": "length, teacher = 1",
+}
+_LIKELIHOOD = {
+    "nats_per_token": "nats a token",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits a byte",
+}
+_EXPLAINED = {
+    "references": "Shares of held-out prompts with a reference, or means over them.",
+    "agreement": "The teacher's first answer is the reference.",
+    "behaviour": "Shares of answers; found by their text, so they indicate, and prove nothing.",
+    "likelihood": "How probable the teacher's held-out answers are. Bits a byte compare tokenizers, too.",
+}
+# Tags and tasks in a table of paired comparisons.
+_MOST_ROWS = 40
+
+
+def text_parts(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tables and figures of a scorecard; each is empty where the card has no such figures.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: the card has another shape.
+    """
+    tables = [
+        _by_metric("Answers against the reference", "references", card),
+        _by_metric("Answers against the teacher's", "agreement", card),
+        _by_model("How likely the teacher's answers are", "likelihood", _LIKELIHOOD, card),
+        _by_model("How they answer", "behaviour", _BEHAVIOUR, card),
+        _paired(card),
+        _tags(card),
+    ]
+    return {
+        "tables": [table for table in tables if table["rows"]],
+        "has_repeat": "repeat" in (card.get("behaviour") or {}),
+        "figures": [*_agreement_figures(card), *_calibration_figures(card)],
+    }
+
+
+def shown(value: Mapping[str, float] | None, *, percent: bool = False) -> str:
+    """Return a figure with its 95 % interval; "–" for none."""
+    if value is None:
+        return "–"
+    numbers = (float(value["value"]), float(value["low"]), float(value["high"]))
+    if percent:
+        return f"{numbers[0]:.1%} ({numbers[1]:.0%}–{numbers[2]:.0%})"
+    return "{:.3f} ({:.3f}–{:.3f})".format(*numbers)
+
+
+def _by_metric(title: str, group: str, card: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = (card.get(group) or {}).get("metrics") or {}
+    models = [m for m in MODELS if any(m in by_model for by_model in metrics.values())]
+    rows = [
+        [
+            name,
+            *(shown(metrics[metric].get(m), percent=True) for m in models),
+            shown(metrics[metric].get("student_minus_base"), percent=True),
+        ]
+        for metric, name in _METRICS.items()
+        if metric in metrics
+    ]
+    prompts = (card.get(group) or {}).get("prompts", 0)
+    note = f"{_note(group, models)} {prompts:,} prompts."
+    return {"title": title, "columns": ["", *models, "student − base"], "rows": rows, "note": note}
+
+
+def _note(group: str, models: Sequence[str]) -> str:
+    """Explain a group of figures."""
+    if "repeat" not in models:
+        return _EXPLAINED[group]
+    return (
+        f"{_EXPLAINED[group]} Repeat is the teacher's second answer to the same prompt: no student can be "
+        "expected to do better."
+    )
+
+
+def _by_model(title: str, group: str, names: Mapping[str, str], card: Mapping[str, Any]) -> dict[str, Any]:
+    facts = card.get(group) or {}
+    models = [m for m in MODELS if m in facts]
+    is_share = group == "behaviour"
+    rows = [
+        [
+            label,
+            *(shown(facts[m].get(name), percent=is_share and name != "length_ratio") for m in models),
+        ]
+        for name, label in names.items()
+        if models
+    ]
+    return {"title": title, "columns": ["", *models], "rows": rows, "note": _EXPLAINED[group]}
+
+
+def _paired(card: Mapping[str, Any]) -> dict[str, Any]:
+    rows = []
+    for pair, facts in (card.get("paired") or {}).items():
+        first, _, second = pair.partition("_vs_")
+        for task, of_task in [("all", facts), *list(facts["tasks"].items())[:_MOST_ROWS]]:
+            if task == "all" or len(facts["tasks"]) > 1:
+                rows.append(
+                    [
+                        f"{first} – {second}",
+                        task,
+                        f"{of_task['only_first']:,}",
+                        f"{of_task['only_second']:,}",
+                        f"{float(of_task['p']):.2g}",
+                        shown(of_task["difference"], percent=True),
+                    ]
+                )
+    note = (
+        "Right answers to the same prompts: how often only one of the two is right, the exact p of McNemar's "
+        "test that they are equally good, and the paired difference."
+    )
+    columns = ["models", "task", "only first", "only second", "p", "difference"]
+    return {"title": "Who is right where the other is wrong", "columns": columns, "rows": rows, "note": note}
+
+
+def _tags(card: Mapping[str, Any]) -> dict[str, Any]:
+    rows = []
+    for tag, facts in (card.get("tags") or {}).items():
+        if tag in card["tasks"]:  # shown above
+            continue
+        scores = [{**facts[m], "value": facts[m]["accuracy"]} for m in MODELS[:3]]
+        rows.append([tag, f"{facts['prompts']:,}", *(shown(score, percent=True) for score in scores)])
+    note = "Accuracy of the prompts with a tag."
+    return {"title": "By tag", "columns": ["tag", "prompts", *MODELS[:3]], "rows": rows, "note": note}
+
+
+def _agreement_figures(card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    metrics = (card.get("agreement") or {}).get("metrics") or {}
+    models = [m for m in MODELS if any(m in by_model for by_model in metrics.values())]
+    drawn = {
+        _METRICS[metric].removesuffix(" equal"): {
+            m: metrics[metric][m] for m in models if m in metrics[metric]
+        }
+        for metric in ("normalised", "token_f1", "chrf", "rouge_l")
+        if metric in metrics
+    }
+    if not drawn:
+        return []
+    return [figure("Agreement with the teacher", share_dots(drawn), _note("agreement", models))]
+
+
+def _calibration_figures(card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    facts = {m: card["calibration"][m] for m in MODELS if m in (card.get("calibration") or {})}
+    if not facts:
+        return []
+    errors = ", ".join(f"{m} {shown(of_model['ece'], percent=True)}" for m, of_model in facts.items())
+    note = (
+        "Next tokens of the teacher's held-out answers: how often the likeliest token is right, by how "
+        f"likely the model thinks it. On the diagonal it is calibrated. Expected calibration error: {errors}."
+    )
+    bins = {m: of_model["bins"] for m, of_model in facts.items()}
+    return [figure("Calibration", reliability(bins), note)]
+
+
+def share_dots(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Markup:
+    """Draw a dot with its interval for each model, one band a row, on an axis from 0 to 100 %."""
+    left, right = 116, charts.WIDE - 20
+    band = 18 + 11 * max(len(scores) for scores in rows.values())
+    parts = []
+    for tick in range(0, 101, 25):
+        x = left + (right - left) * tick / 100
+        parts.append(
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{band * len(rows)}"/>'
+            f'<text x="{x:.1f}" y="{band * len(rows) + 16}" text-anchor="middle">{tick} %</text>'
+        )
+    for number, (name, scores) in enumerate(rows.items()):
+        top = number * band
+        parts.append(
+            f'<text class="name" x="{left - 12}" y="{top + band / 2 + 4}" text-anchor="end">'
+            f"{charts.words(charts.short(name, 16))}</text>"
+        )
+        for place, (model, score) in enumerate(scores.items()):
+            y = top + 14 + 11 * place
+            x, low, high = (
+                left + (right - left) * min(1.0, max(0.0, float(score[key])))
+                for key in ("value", "low", "high")
+            )
+            parts.append(
+                f'<g class="who-{charts.words(model)}">'
+                f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>'
+                f'<circle cx="{x:.1f}" cy="{y}" r="4.5"/><title>{charts.words(name)}, {charts.words(model)}: '
+                f"{charts.words(shown(score, percent=True))}</title></g>"
+            )
+    return charts.svg("".join(parts), band * len(rows) + 24, "shares with 95 % intervals", charts.WIDE)
+
+
+def reliability(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Markup:
+    """Draw the share of right tokens by confidence, one dot a bin, larger where more tokens are in it."""
+    left, right, top, base = 60, charts.WIDE - 20, 10, 250
+    span, height = right - left, base - top
+    parts = []
+    for tick in range(0, 101, 25):
+        x, y = left + span * tick / 100, base - height * tick / 100
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick} %</text>'
+            f'<text x="{x:.1f}" y="{base + 16}" text-anchor="middle">{tick} %</text>'
+        )
+    parts.append(f'<line class="mark" x1="{left}" x2="{right}" y1="{base}" y2="{top}"/>')
+    for model, of_model in bins.items():
+        most = max((float(b["tokens"]) for b in of_model), default=1.0)
+        for each in of_model:
+            x = left + span * min(1.0, max(0.0, float(each["confidence"])))
+            y = base - height * min(1.0, max(0.0, float(each["correct"])))
+            radius = 2.5 + 5.5 * (float(each["tokens"]) / most) ** 0.5
+            parts.append(
+                f'<g class="who-{charts.words(model)}"><circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>'
+                f"<title>{charts.words(model)}: confident {float(each['confidence']):.1%}, right "
+                f"{float(each['correct']):.1%}, {int(each['tokens']):,} tokens</title></g>"
+            )
+    return charts.svg("".join(parts), base + 24, "share of right tokens by confidence", charts.WIDE)
