@@ -30,7 +30,7 @@ from trainer.process import end_on_sigterm, ignore_sigterm
 EXIT_CODES = """Exit codes: 0 complete, 1 the data has a fatal fault or the training diverged, 2 usage,
 configuration, corpus or student, 5 storage fault, 75 another training holds the output folder or a
 process of this one was lost, 77 the terms do not permit it, 130/143 interrupted and checkpointed (the
-same command resumes). `loop` ends with the exit code of a harvest that fails."""
+same command resumes). `loop` and `onpolicy` end with the exit code of a harvest that fails."""
 
 app = typer.Typer(
     name="trainer",
@@ -344,6 +344,31 @@ def loop(
         result = Loop(files, print_message, update).run()
         written = loop_report.write(result, files.folder, files.train.name)
     lines = [*loop_report.text_lines(result), f"page in {written[0]}, figures in {written[1]}"]
+    print_result({**result, "page": written[0], "file": written[1]}, lines, as_json=as_json)
+
+
+@app.command()
+def onpolicy(
+    config: Path = typer.Argument(..., metavar="ONPOLICY", help="onpolicy.toml", show_default=False),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Let the student answer, let the teacher score its tokens, and learn from that; write onpolicy.html.
+
+    Runs `harvester run` with [score] under the budget of onpolicy.toml. What is done is not repeated.
+
+    Example: trainer onpolicy onpolicy.toml
+    """
+    from trainer.onpolicy.config import load_onpolicy
+
+    files = load_onpolicy(config)
+    from trainer.onpolicy import report
+    from trainer.onpolicy.rounds import OnPolicy
+    from trainer.process import lock_output_folder
+
+    with lock_output_folder(files.folder), progress_bar("onpolicy", "rounds or answers") as update:
+        result = OnPolicy(files, print_message, update).run()
+        written = report.write(result, files.folder, files.train.name)
+    lines = [*report.text_lines(result), f"page in {written[0]}, figures in {written[1]}"]
     print_result({**result, "page": written[0], "file": written[1]}, lines, as_json=as_json)
 
 

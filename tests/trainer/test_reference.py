@@ -17,6 +17,7 @@ from trainer import config as settings
 from trainer import reference
 from trainer.experiments.curve_config import CurveConfig
 from trainer.experiments.loop_config import LoopConfig
+from trainer.onpolicy.config import OnPolicyConfig
 
 CONFIG_MD = (Path(reference.__file__).parent / "CONFIG.md").read_text(encoding="utf-8")
 
@@ -50,6 +51,11 @@ def test_every_key_of_curve_toml_is_in_the_documents():
 def test_every_key_of_loop_toml_is_in_the_documents():
     section = CONFIG_MD.partition("## loop.toml")[2].partition("\n**Pool.**")[0]
     assert [line for line in section.splitlines() if line.startswith("| `")] == rows(LoopConfig)
+
+
+def test_every_key_of_onpolicy_toml_is_in_the_documents():
+    section = CONFIG_MD.partition("## onpolicy.toml")[2].partition("\n**Loss.**")[0]
+    assert [line for line in section.splitlines() if line.startswith("| `")] == rows(OnPolicyConfig)
 
 
 def test_every_key_of_curate_toml_is_in_the_documents():

@@ -79,6 +79,8 @@ class Example:
         terminated: whether the last id is the end of turn.
         weight: how much each of its supervised tokens counts in the loss.
         soft: the teacher's probabilities for some of the supervised tokens; None: there are none.
+        token_weights: [supervised] fp32, factor on `weight` for each supervised token, which may be negative;
+            None: all are 1.
     """
 
     ids: Ids
@@ -86,6 +88,7 @@ class Example:
     terminated: bool = True
     weight: float = 1.0
     soft: SparseTargets | None = None
+    token_weights: npt.NDArray[np.float32] | None = None
 
     @property
     def supervised(self) -> int:

@@ -134,10 +134,16 @@ def _predict_at(documents: Sequence[Example], starts: Any) -> Any:
 
 def _weights(documents: Sequence[Example], device: torch.device | str) -> torch.Tensor | None:
     """Return the weight of each target; None where all count 1."""
-    if all(e.weight == 1.0 for e in documents):
+    if all(e.weight == 1.0 and e.token_weights is None for e in documents):
         return None
     weights = np.array([e.weight for e in documents], dtype=np.float32)
-    return to_device(np.repeat(weights, [e.supervised for e in documents]), device)
+    by_token = np.repeat(weights, [e.supervised for e in documents])
+    begin = 0
+    for example in documents:
+        if example.token_weights is not None:
+            by_token[begin : begin + example.supervised] *= example.token_weights
+        begin += example.supervised
+    return to_device(by_token, device)
 
 
 def _targets(documents: Sequence[Example]) -> Any:

@@ -1,4 +1,4 @@
-"""Run `harvester run` as a process of its own, for the prompts that a loop chose."""
+"""Run `harvester run` as a process of its own, for prompts that were chosen or texts that are scored."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import sys
 from collections.abc import Mapping
 from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trainer.errors import HarvestFailed
 from trainer.experiments.files import read_json, write_json, write_text
-from trainer.experiments.loop_config import LoopFiles
 
 # Exit codes of `harvester run` after which the answers are as complete as they will be: all rows done, and
 # all done but more failed than [run] max_failed.
@@ -23,10 +22,42 @@ _STOPPED_AT_LIMIT = 10
 _BUDGET = "budget"
 
 
-class Harvests:
-    """Runs the harvests of one loop under its budget."""
+class Ceilings(Protocol):
+    """The budget of an experiment."""
 
-    def __init__(self, files: LoopFiles) -> None:
+    @property
+    def max_usd(self) -> float | None:
+        """Most that all runs of the store may cost together."""
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Most tokens that all runs of the store may use together."""
+
+
+class HarvestFiles(Protocol):
+    """What an experiment names."""
+
+    @property
+    def config(self) -> Ceilings:
+        """Its settings."""
+
+    @property
+    def harvest(self) -> Path:
+        """Path of harvest.toml."""
+
+    @property
+    def harvest_table(self) -> dict[str, Any]:
+        """Content of harvest.toml."""
+
+    @property
+    def folder(self) -> Path:
+        """The output folder."""
+
+
+class Harvests:
+    """Runs the harvests of one experiment under its budget."""
+
+    def __init__(self, files: HarvestFiles) -> None:
         self._files = files
 
     def run_own(self) -> bool:
@@ -46,22 +77,42 @@ class Harvests:
         Raises:
             HarvestFailed: it ended early, for another reason than the budget.
         """
-        # A relative name is stored with the rows, so that everything can be moved together.
-        prompts = {
-            **self._files.harvest_table.get("prompts", {}),
-            "files": [os.path.relpath(chosen, self._files.harvest.parent)],
+        prompts = {**self._files.harvest_table.get("prompts", {}), "files": [self._relative(chosen)]}
+        return self._run_once(chosen, {**self._files.harvest_table, "prompts": prompts}, "loop")
+
+    def run_scoring(self, texts: Path, via: str) -> bool:
+        """Ask for the log-probabilities of a file of texts; return whether all are done, as `run_chosen`.
+
+        The configuration is that of harvest.toml without what only concerns answers.
+
+        Raises:
+            HarvestFailed: it ended early, for another reason than the budget.
+        """
+        table = {
+            name: section
+            for name, section in self._files.harvest_table.items()
+            if name not in {"accept", "canary", "sampling", "prompts", "verify"}
         }
-        text = toml_text({**self._files.harvest_table, "prompts": prompts})
-        content = hashlib.sha256(text.encode() + chosen.read_bytes()).hexdigest()
+        extra = self._files.harvest_table.get("sampling", {}).get("extra", {})
+        table |= {"prompts": {"files": [self._relative(texts)]}, "score": {"via": via}}
+        return self._run_once(texts, table | ({"sampling": {"extra": extra}} if extra else {}), "onpolicy")
+
+    def _relative(self, path: Path) -> str:
+        """Return a relative name, which is stored with the rows, so that all can be moved together."""
+        return os.path.relpath(path, self._files.harvest.parent)
+
+    def _run_once(self, prompts: Path, table: Mapping[str, Any], command: str) -> bool:
+        text = toml_text(table)
+        content = hashlib.sha256(text.encode() + prompts.read_bytes()).hexdigest()
         marker = self._files.folder / "harvests" / f"{content[:16]}.json"
         if read_json(marker) is not None:
             return True
         harvest = self._files.harvest
-        config = harvest.with_name(f"{harvest.stem}.loop.toml")
-        write_text(config, f"# Written by `trainer loop`, and overwritten by it.\n{text}")
+        config = harvest.with_name(f"{harvest.stem}.{command}.toml")
+        write_text(config, f"# Written by `trainer {command}`, and overwritten by it.\n{text}")
         is_done = self._run(config)
         if is_done:
-            write_json(marker, {"prompts": chosen.name})
+            write_json(marker, {"prompts": prompts.name})
         return is_done
 
     def _run(self, config: Path) -> bool:

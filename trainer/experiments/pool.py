@@ -87,10 +87,10 @@ def read_pool(
     prompts: dict[str, PoolPrompt] = {}
     lines = 0
     for path in files:
-        for place, text, fields in _lines(path):
+        for place, text, fields in prompt_lines(path):
             lines += 1
-            prompt = _pool_prompt(text, fields, system, place)
-            if prompt is not None and _is_to_learn(prompt, data) and _is_judgeable(prompt, verifiers):
+            prompt = pool_prompt(text, fields, system, place)
+            if prompt is not None and is_to_learn(prompt, data) and _is_judgeable(prompt, verifiers):
                 prompts.setdefault(prompt.key, prompt)
     if not prompts:
         raise DataError(
@@ -102,7 +102,12 @@ def read_pool(
     return list(prompts.values())
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def prompt_lines(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield place, text and fields of each line of a file of prompts.
+
+    Raises:
+        DataError: the file can't be read, or a line is no JSON object.
+    """
     try:
         texts = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -123,7 +128,12 @@ def _lines(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield place, text, fields
 
 
-def _pool_prompt(text: str, fields: Mapping[str, Any], system: str | None, place: str) -> PoolPrompt | None:
+def pool_prompt(text: str, fields: Mapping[str, Any], system: str | None, place: str) -> PoolPrompt | None:
+    """Return the prompt of a line, with the system prompt that the harvest adds; None: no plain text.
+
+    Raises:
+        DataError: the line has no prompt.
+    """
     messages = fields.get("messages")
     if messages is None and isinstance(fields.get("prompt"), str):
         messages = [{"role": "user", "content": fields["prompt"]}]
@@ -151,7 +161,7 @@ def _is_plain(message: Mapping[str, Any]) -> bool:
     return is_text and message.keys() <= {"role", "content"}
 
 
-def _is_to_learn(prompt: PoolPrompt, data: DataSection) -> bool:
+def is_to_learn(prompt: PoolPrompt, data: DataSection) -> bool:
     """Whether the row would be in the training split once it is harvested."""
     sample = Sample(
         key="",

@@ -1,4 +1,4 @@
-"""Generate greedy answers in batches."""
+"""Generate answers in batches: greedy ones, or samples that do not depend on their batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from trainer.errors import OutOfMemory
 from trainer.model.generation_mode import cannot_generate, choose_mode, padded
@@ -28,6 +28,27 @@ class Answer:
 
     ids: tuple[int, ...]
     is_cut: bool
+
+
+class SeededNoise(LogitsProcessor):  # type: ignore[misc]
+    """Add Gumbel noise to logits, so that their argmax is a sample at temperature 1 (Gumbel-max trick).
+
+    Each row has a generator of its own on the host, so a sample depends neither on its batch nor on the
+    device's random numbers.
+
+    Args:
+        seeds: one for each row of the batch.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the logits of the next tokens, [rows, vocabulary], with noise."""
+        noise = torch.stack(
+            [torch.empty(scores.shape[1]).exponential_(generator=draw) for draw in self._draws]
+        )
+        return scores.float() - noise.log().to(scores.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +73,11 @@ def generate(
     prompts: Sequence[Sequence[int]],
     limits: Limits,
     *,
+    seeds: Sequence[int] | None = None,
     on_done: Callable[[int], None] = lambda _: None,
     on_note: Callable[[str], None] = lambda _: None,
 ) -> list[Answer]:
-    """Answer prompts greedily. No setting of the base's own generation_config has any influence.
+    """Answer prompts greedily or with samples. The base's own generation_config has no influence.
 
     Prompts are batched by length and padded on the left, so that all answers of a batch begin in the same
     column; a class that can't be padded gets batches of equal length (see `generation_mode`). A batch ends
@@ -63,6 +85,7 @@ def generate(
 
     Args:
         prompts: token ids of each prompt.
+        seeds: of a sample at temperature 1 for each prompt; None: answer greedily.
         on_done: called with the number of prompts answered so far.
         on_note: called with lines for the operator: a batch that was halved, a class that can't be padded.
 
@@ -93,7 +116,8 @@ def generate(
         while len(answers) < len(prompts):
             numbers = by_length[len(answers) : len(answers) + batch]
             numbers = numbers[: mode.batch([len(prompts[i]) for i in numbers])]
-            rows = _generate_batch(model, [prompts[i] for i in numbers], settings)
+            noise = None if seeds is None else SeededNoise([seeds[i] for i in numbers])
+            rows = _generate_batch(model, [prompts[i] for i in numbers], settings, noise)
             if rows is None:
                 longest = max(len(prompts[i]) for i in numbers)
                 if len(numbers) == 1:
@@ -118,14 +142,20 @@ def _answer(row: list[int], stop_id: int) -> Answer:
 
 
 def _generate_batch(
-    model: Any, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationConfig,
+    noise: SeededNoise | None = None,
 ) -> list[list[int]] | None:
     """Return the new ids of each prompt, or None when memory ran out."""
     device = next(model.parameters()).device
     ids, mask = padded(prompts, int(settings.pad_token_id))
     try:
         output = model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([noise] if noise is not None else []),
         )
     except Exception as error:
         if not is_out_of_memory(error):

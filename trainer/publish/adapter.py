@@ -24,19 +24,22 @@ from trainer.provenance import fingerprint, model_card
 from trainer.publish import serving
 
 
-def write_adapter(
+def write_adapter(  # noqa: PLR0913 - the student, and what its documents say
     student: Any,
     renderer: Renderer,
     config: TrainConfig,
     rows: Rows,
     faults: Sequence[str] = (),
     soft: str = "",
+    *,
+    on_policy: str = "",
 ) -> Path:
     """Write `<out>/adapter` under a temporary name and rename it; an earlier adapter is replaced as a whole.
 
     Args:
         faults: fatal faults of the data that the operator chose to learn; the card names them.
         soft: how much of the teacher's log-probabilities was learned; empty: none was to be.
+        on_policy: how the student learned from scores of its own answers; empty: it did not.
 
     Returns:
         The folder. `peft.PeftModel.from_pretrained` loads it as it is.
@@ -48,7 +51,7 @@ def write_adapter(
     aside = final.with_name(".adapter.tmp")
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        _fill(aside, student, renderer, config, rows, faults, soft)
+        _fill(aside, student, renderer, config, rows, faults, soft, on_policy)
         fsync_tree(aside)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
@@ -129,16 +132,23 @@ def _fill(  # noqa: PLR0913 - as `write_adapter`
     rows: Rows,
     faults: Sequence[str],
     soft: str,
+    on_policy: str,
 ) -> None:
     student.peft_config["default"].base_model_name_or_path = str(config.base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         student.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
-    _write_companions(aside, renderer, config, rows, faults, soft)
+    _write_companions(aside, renderer, config, rows, faults, soft, on_policy)
 
 
-def _write_companions(
-    folder: Path, renderer: Renderer, config: TrainConfig, rows: Rows, faults: Sequence[str], soft: str = ""
+def _write_companions(  # noqa: PLR0913 - as `write_adapter`
+    folder: Path,
+    renderer: Renderer,
+    config: TrainConfig,
+    rows: Rows,
+    faults: Sequence[str],
+    soft: str = "",
+    on_policy: str = "",
 ) -> None:
     """Write all files of an adapter's folder but the weights and PEFT's configuration."""
     write_serving_files(folder, renderer, config)
@@ -149,12 +159,15 @@ def _write_companions(
         "template_sha256": renderer.template_sha256,
         "forced_faults": list(faults),
         **({"soft_targets": soft} if soft else {}),
+        **({"on_policy": on_policy} if on_policy else {}),
     }
     (folder / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
     leaves = fingerprint.write_rows(
         folder, (fingerprint.leaf_of(s, rows.origins.get(s.key, "")) for s in rows.train)
     )
     facts = card_facts(config, renderer, len(rows.train), faults, soft)
+    if on_policy:
+        facts.append(("on-policy distillation", on_policy))
     model_card.write(folder, config, rows.lineages, facts)
     fingerprint.write_tree(folder, leaves, rows.lineages)
 

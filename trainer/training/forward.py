@@ -6,14 +6,25 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from trainer.data.chat_template import Example
 from trainer.data.collator import Batch, batches
 from trainer.model import structure
 from trainer.model.head import Head
-from trainer.model.losses import RowLoss, cross_entropy_sum, head_loss, logits_loss, loss_and_gradient
+from trainer.model.losses import (
+    DEFAULT_MIX,
+    PLAIN_HEAD,
+    RowLoss,
+    cross_entropy_sum,
+    head_loss,
+    logits_loss,
+    loss_and_gradient,
+)
 from trainer.model.self_test import StudentForward
+from trainer.model.soft_loss import SoftMix, SoftRows
 
 
 def pack_losses(
@@ -66,6 +77,56 @@ def pack_loss(
     hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.predict_at)
     compared = (batch.targets, row_loss, head, batch.weights, batch.soft)
     return head_loss(hidden, layer.weight, layer.bias, *compared)
+
+
+@torch.no_grad()
+def target_log_probs(
+    student: Any, examples: Sequence[Example], device: torch.device, forward: StudentForward
+) -> list[npt.NDArray[np.float32]]:
+    """Compute the log-probability of each supervised token of a pack.
+
+    Returns:
+        [supervised] fp32 for each example, in their order.
+    """
+    layer = structure.base_model_of(student).get_output_embeddings()
+    found: list[torch.Tensor] = []
+    for batch in batches(examples, device, forward.layout):
+        if forward.head is None or layer.weight.requires_grad:
+            found.append(_log_probs(supervised_logits(student, batch).float(), batch.targets))
+            continue
+        pack_loss(student, batch, _collecting(found), head=forward.head)
+    every = torch.cat(found).cpu().numpy() if found else np.zeros(0, dtype=np.float32)
+    # Batches lay documents out longest first, as `collator.batches` does.
+    order = sorted(range(len(examples)), key=lambda number: -len(examples[number].ids))
+    ends = np.cumsum([examples[number].supervised for number in order])
+    parts = dict(zip(order, np.split(every, ends[:-1]), strict=True)) if order else {}
+    return [parts[number] for number in range(len(examples))]
+
+
+def _collecting(found: list[torch.Tensor]) -> RowLoss:
+    """Return a loss of a block of logits that keeps the log-probabilities of the targets."""
+
+    def collect(  # noqa: PLR0913 - as `loss_and_gradient`
+        outputs: torch.Tensor,
+        targets: torch.Tensor,
+        dtype: torch.dtype,
+        head: Head = PLAIN_HEAD,
+        weights: torch.Tensor | None = None,
+        soft: SoftRows | None = None,
+        mix: SoftMix = DEFAULT_MIX,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits = outputs * head.scale
+        if head.cap is not None:
+            logits = (logits / head.cap).tanh() * head.cap
+        log_probs = _log_probs(logits, targets)
+        found.append(log_probs)
+        return -log_probs.sum(), (logits.argmax(dim=-1) == targets).sum(), outputs.to(dtype)
+
+    return collect
+
+
+def _log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return logits.gather(1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
 
 
 def supervised_logits(student: Any, batch: Batch) -> torch.Tensor:

@@ -1,0 +1,112 @@
+"""Test the texts that are sent for a student's answers, and how the teacher's tokens are found in them."""
+
+from __future__ import annotations
+
+import pytest
+
+from harvester.verify.verifiers import Candidate
+from tests.trainer import tiny
+from trainer.data.chat_template import Renderer
+from trainer.data.student_tokens import StudentTokens
+from trainer.experiments.pool import PoolPrompt
+from trainer.model.generate import Answer
+from trainer.onpolicy.groups import UNSCORED
+from trainer.onpolicy.texts import TeacherTemplate, groups_of, text_to_score
+
+LLAMA = (
+    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+PROMPT = PoolPrompt("k", "", ({"role": "user", "content": "say ü"},), Candidate(None, "missing"))
+
+
+@pytest.fixture(scope="module")
+def student():
+    return Renderer(tiny.tokenizer())
+
+
+@pytest.fixture(scope="module")
+def template():
+    return TeacherTemplate(Renderer(tiny.tokenizer(LLAMA, eos="</s>")))
+
+
+def answer_of(student, text, *, is_cut=False):
+    return Answer(tuple(student.texts([text])[0]), is_cut)
+
+
+def made(student, template, answer):
+    return text_to_score(PROMPT, answer, StudentTokens(student), "", template, "n")
+
+
+def test_an_answer_is_rendered_in_the_teachers_own_template(student, template):
+    text = made(student, template, answer_of(student, "it is ü"))
+    assert text.line["text"] == "<s>user: say ü</s><s>assistant: it is ü</s>"
+    assert text.line["messages"][-1] == {"role": "assistant", "content": "it is ü"}
+    assert "open" not in text.line
+
+
+def test_a_cut_answer_is_left_open_and_its_end_is_not_scored(student, template):
+    answer = answer_of(student, "it is", is_cut=True)
+    text = made(student, template, answer)
+    assert text.line["text"].endswith("assistant: it is")
+    assert text.line["open"] is True
+    scored = [(b"<s>user: say \xc3\xbc</s><s>assistant: ", None), (b"it", -1.0), (b" is", -2.0)]
+    groups = groups_of(answer, text, tuple(scored), StudentTokens(student))
+    assert groups.scored == len(groups.of_token) == len(answer.ids)
+
+
+def test_an_answer_that_breaks_off_inside_a_character_is_scored_up_to_it(student, template):
+    whole = answer_of(student, "aü").ids
+    answer = Answer(whole[:-1], True)
+    text = made(student, template, answer)
+    assert text.answer == b"a"
+    groups = groups_of(answer, text, ((text.before, None), (b"a", -1.0)), StudentTokens(student))
+    assert groups.of_token.tolist()[0] == 0
+    assert groups.of_token.tolist()[-1] == UNSCORED
+
+
+def test_the_end_of_a_turn_is_compared_by_its_role(student, template):
+    answer = answer_of(student, "hi")
+    text = made(student, template, answer)
+    scored = ((text.before, None), (b"hi", -1.0), (b"</s>", -0.125))
+    groups = groups_of(answer, text, scored, StudentTokens(student))
+    assert groups.teacher.tolist() == [-1.0, -0.125]
+    assert groups.of_token.tolist()[-1] == 1
+
+
+def test_a_token_across_the_beginning_of_the_answer_scores_nothing_before_the_next_cut(student, template):
+    answer = answer_of(student, "hi you", is_cut=True)
+    text = made(student, template, answer)
+    scored = ((text.before[:-1], None), (text.before[-1:] + b"hi", -9.0), (b" you", -1.0))
+    groups = groups_of(answer, text, scored, StudentTokens(student))
+    assert groups.teacher.tolist() == [-1.0]
+
+
+def test_without_the_teachers_template_the_server_renders(student):
+    template = TeacherTemplate(None)
+    answer = answer_of(student, "hi")
+    text = made(student, template, answer)
+    assert "text" not in text.line
+    groups = groups_of(answer, text, ((b"hi", -1.0), (b"<end>", -0.5), (b"\n", -7.0)), StudentTokens(student))
+    assert groups.teacher.tolist() == [-1.0, -0.5]  # what follows the end is the template's
+    assert made(student, template, Answer((), False)) is None
+
+
+def test_an_empty_answer_is_scored_by_its_end(student, template):
+    text = made(student, template, Answer((), False))
+    groups = groups_of(
+        Answer((), False), text, ((text.before, None), (b"</s>", -3.0)), StudentTokens(student)
+    )
+    assert groups.teacher.tolist() == [-3.0]
+
+
+def test_prompts_with_the_teachers_special_tokens_are_left_out(template):
+    assert template.knows(PROMPT)
+    special = PoolPrompt("k", "", ({"role": "user", "content": "what is </s>?"},), Candidate(None, "missing"))
+    assert not template.knows(special)
+
+
+def test_an_answer_without_scores_counts_nowhere(student, template):
+    answer = answer_of(student, "hi")
+    assert groups_of(answer, None, None, StudentTokens(student)).scored == 0
+    assert groups_of(answer, made(student, template, answer), None, StudentTokens(student)).scored == 0
