@@ -91,8 +91,10 @@ class Harvests:
         table = {
             name: section
             for name, section in self._files.harvest_table.items()
-            if name not in {"accept", "canary", "sampling", "prompts", "verify"}
+            if name not in {"accept", "batch", "canary", "sampling", "prompts", "verify"}
         }
+        if "run" in table:  # texts are scored one by one
+            table["run"] = {key: value for key, value in table["run"].items() if key != "transport"}
         extra = self._files.harvest_table.get("sampling", {}).get("extra", {})
         table |= {"prompts": {"files": [self._relative(texts)]}, "score": {"via": via}}
         return self._run_once(texts, table | ({"sampling": {"extra": extra}} if extra else {}), "onpolicy")

@@ -25,7 +25,12 @@ TEACHER = SKILLS / "mock-teacher"
 
 
 def experiment(
-    folder: Path, base_url: str, *, base: str = "weaker/mock-teacher", terms: str = "mock-teacher", **keys: Any
+    folder: Path,
+    base_url: str,
+    *,
+    base: str = "weaker/mock-teacher",
+    terms: str = "mock-teacher",
+    **keys: Any,
 ) -> Path:
     """An onpolicy.toml over 200 prompts to learn from and 24 held-out ones."""
     learned = (PROMPTS / "skills-train.jsonl").read_text(encoding="utf-8").splitlines()[:200]
