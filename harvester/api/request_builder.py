@@ -18,7 +18,7 @@ from harvester.api.max_tokens import positive_max_tokens_of
 from harvester.api.request_key import RequestKeys, canonical, request_key
 from harvester.api.scoring.ways import GENERATED_TOKENS, PATHS, body_of, text_of, way_named
 from harvester.api.types import Message, Prompt, Request
-from harvester.config.config import HarvestConfig, PriceSection, SamplingSection
+from harvester.config.config import ROW_SETTINGS, HarvestConfig, PriceSection, SamplingSection
 from harvester.errors import ConfigError, PromptError
 
 TOKENS_PER_MESSAGE = 4
@@ -81,7 +81,7 @@ def input_tokens_of(prompt: Prompt, config: HarvestConfig) -> int:
     """Estimated input tokens of one request for this prompt, without building it."""
     if config.score is not None:
         return score_input_tokens(prompt)
-    own = estimate_tokens(len(canonical(prompt.fields))) if prompt.fields else 0
+    own = _field_tokens(prompt.fields) if prompt.fields else 0
     messages = _with_system(prompt.messages, config.prompts.system)
     return own + estimated_tokens_of(messages)
 
@@ -145,7 +145,8 @@ class RequestBuilder:
         self._system = config.prompts.system
         self._price = config.teacher.price
         self._fixed = fixed = _fixed_fields(config)
-        self._seed = sampling.seed if config.most_samples > 1 else None
+        self._has_further_samples = config.most_samples > 1
+        self._seed = sampling.seed if self._has_further_samples else None
         self._unseeded = fixed, RequestKeys(self._endpoint, fixed, self._epoch)
         self._seeded: dict[int, _SharedFields] = {}
         self._own: dict[tuple[bytes, int | None], _SharedFields] = {}
@@ -162,16 +163,22 @@ class RequestBuilder:
         """
         messages = _with_system(prompt.messages, self._system)
         input_tokens = estimated_tokens_of(messages)
-        max_extra, own = self._max_extra, b""
+        max_extra, own, own_seed = self._max_extra, b"", None
+        output_tokens, max_output = self._output_tokens, self._max_output
         if prompt.fields:
             own = canonical(prompt.fields)
-            max_extra = _max_extra_tokens({**self._fixed, **prompt.fields})
-            input_tokens += estimate_tokens(len(own))
+            merged = {**self._fixed, **prompt.fields}
+            max_extra = _max_extra_tokens(merged)
+            input_tokens += _field_tokens(prompt.fields)
+            own_seed = prompt.fields.get("seed")
+            if "max_tokens" in prompt.fields:
+                output_tokens = max_output = positive_max_tokens_of(merged)
+        first_seed = self._seed if own_seed is None or not self._has_further_samples else own_seed
         max_input = max_extra + sum(_max_tokens(message) for message in messages)
-        estimate = cost_microusd(self._price, input_tokens, self._output_tokens)
-        budget = cost_microusd(self._price, max_input, self._max_output)
+        estimate = cost_microusd(self._price, input_tokens, output_tokens)
+        budget = cost_microusd(self._price, max_input, max_output)
         for sample_index in samples:
-            seed = None if self._seed is None else self._seed + sample_index
+            seed = None if first_seed is None else first_seed + sample_index
             if own:
                 shared, keys = self._with_own(prompt.fields, own, seed)
             else:
@@ -182,11 +189,11 @@ class RequestBuilder:
                 body={"messages": messages, **shared},
                 sample_index=sample_index,
                 input_tokens=input_tokens,
-                output_tokens=self._output_tokens,
+                output_tokens=output_tokens,
                 estimated_microusd=estimate,
-                budget_tokens=max_input + self._max_output,
+                budget_tokens=max_input + max_output,
                 budget_microusd=budget,
-                budget_output_tokens=self._max_output,
+                budget_output_tokens=max_output,
             )
 
     def _with_own(self, fields: Mapping[str, Any], digest: bytes, seed: int | None) -> _SharedFields:
@@ -253,6 +260,12 @@ def score_input_tokens(prompt: Prompt) -> int:
     """Estimated input tokens of a request that scores this prompt."""
     text = text_of(prompt)
     return estimated_tokens_of(prompt.messages) if text is None else estimate_tokens(len(text.encode()))
+
+
+def _field_tokens(fields: Mapping[str, Any]) -> int:
+    """Estimated input tokens of a prompt's own fields. Settings are no part of what the model reads."""
+    read = {name: value for name, value in fields.items() if name not in ROW_SETTINGS}
+    return estimate_tokens(len(canonical(read))) if read else 0
 
 
 def _max_extra_tokens(fields: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     ConfigDict,
@@ -258,6 +258,20 @@ class TeacherSection(FrozenModel):
         return f"{self.base_url}|{self.model}"
 
 
+# Settings that change what is generated for one prompt, and nothing that the terms or the journal rest on.
+RowSetting = Literal[
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "seed",
+    "stop",
+    "presence_penalty",
+    "frequency_penalty",
+    "reasoning_effort",
+]
+ROW_SETTINGS: frozenset[str] = frozenset(get_args(RowSetting))
+
+
 class PromptsSection(FrozenModel):
     """Where prompts come from.
 
@@ -266,6 +280,8 @@ class PromptsSection(FrozenModel):
         max_bad: lines that can't be used and may be skipped; one more ends the run.
         last_assistant: what becomes of an assistant turn at the end of a conversation. "send" sends it, and
             the teacher continues it or answers it; "reference" keeps it as the row's reference instead.
+        template: file of a jinja2 template that writes the prompt from the fields of a row.
+        row_settings: settings that a row may hold for its own request, in place of those of `[sampling]`.
         dedupe: which prompts are not asked, since an earlier one asks the same: none; those equal but for
             Unicode form, case and white space; or near duplicates too.
         dedupe_threshold: least similarity of near duplicates, 0 to 1.
@@ -275,6 +291,8 @@ class PromptsSection(FrozenModel):
     system: str | None = None
     max_bad: Count = 0
     last_assistant: Literal["send", "reference"] = "send"
+    template: str | None = Field(default=None, min_length=1)
+    row_settings: tuple[RowSetting, ...] = ()
     dedupe: Literal["off", "exact", "near"] = "off"
     dedupe_threshold: float = Field(default=DEFAULT_THRESHOLD, ge=LEAST_THRESHOLD, le=1)
 
@@ -334,6 +352,13 @@ class ScoreSection(FrozenModel):
     via: Literal["auto", "prompt_logprobs", "echo", "generate", "chat"] = "auto"
 
 
+# Rules of `[prompts]` for what is asked, with their defaults.
+_ASKING_RULES = {
+    name: PromptsSection.model_fields[name].default
+    for name in ("system", "last_assistant", "template", "row_settings")
+}
+
+
 class HarvestConfig(FrozenModel):
     """A whole harvest.toml."""
 
@@ -362,8 +387,8 @@ class HarvestConfig(FrozenModel):
             raise ValueError(f"[score] asks for no answers: leave out [sampling] {', '.join(names)}")
         if self.accept is not None or self.canary.prompts is not None:
             raise ValueError("[score] asks for no answers: leave out [accept] and [canary] prompts")
-        if self.prompts.system is not None or self.prompts.last_assistant != "send":
-            raise ValueError("[score] sends texts as they are: leave out [prompts] system and last_assistant")
+        if names := sorted(n for n in _ASKING_RULES if getattr(self.prompts, n) != _ASKING_RULES[n]):
+            raise ValueError(f"[score] sends texts as they are: leave out [prompts] {', '.join(names)}")
         return self
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ from harvester.api.request_key import KEY_VERSION
 from harvester.config.config import HarvestConfig
 from harvester.observe.counters import Snapshot
 from harvester.prompts import reader, recognise
+from harvester.prompts.row_rules import RowRules, rules_of
 from harvester.store.journal import sqlite
 from harvester.store.journal.checksums import checksum
 from harvester.store.journal.journal import Journal
@@ -39,11 +40,12 @@ class Finished:
         return Snapshot(rows=self.rows, from_cache=self.rows - self.dead, dead=self.dead)
 
 
-def digest_of(config: HarvestConfig, root: Path) -> bytes | None:
+def digest_of(config: HarvestConfig, root: Path, rules: RowRules | None = None) -> bytes | None:
     """Return 32 bytes over the files, in order, and what makes keys of them; None if one can't be read.
 
     Raises:
         NoPrompts, PromptError: a name matches nothing, or something that is not a file.
+        ConfigError: see `rules_of`.
     """
     files = []
     for path in reader.find(config.prompts.files, root):
@@ -61,8 +63,8 @@ def digest_of(config: HarvestConfig, root: Path) -> bytes | None:
         "version": [KEY_VERSION, __version__],
         "sent_fields": recognise.SENT_FIELDS,
     }
-    if config.prompts.last_assistant != "send":  # the default keeps the digests of earlier versions
-        identity["last_assistant"] = config.prompts.last_assistant
+    rules = rules_of(config.prompts, root) if rules is None else rules
+    identity |= rules.identity
     return hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).digest()
 
 

@@ -22,6 +22,7 @@ from harvester.errors import NoPrompts, PromptError
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.completed_files import Finished
+from harvester.prompts.row_rules import RowRules, rules_of
 from harvester.prompts.screen import SkippedPrompts
 from harvester.store.journal.records import asker_digest
 
@@ -51,12 +52,14 @@ class PromptFeed:
         root: Path,
         on_error: Callable[[PromptError], None] = lambda _: None,
         skipped: SkippedPrompts | None = None,
+        rules: RowRules | None = None,
     ) -> None:
         self._skipped = skipped or SkippedPrompts()
         self._config = config
         self._root = root
         self._on_error = on_error
         self._files: dict[Path, _File] = {}
+        self._rules = rules_of(config.prompts, root) if rules is None else rules
         self._last_seen: dict[Path, Signature] = {}
         self._reported: set[str] = set()
         self.rows = 0
@@ -85,7 +88,7 @@ class PromptFeed:
         """
         prompts = self._config.prompts
         bad = BadLines(prompts.max_bad)
-        read = reader.read(prompts.files, self._root, bad, last_assistant=prompts.last_assistant)
+        read = reader.read(prompts.files, self._root, bad, rules=self._rules)
         return (prompt for prompt in read if prompt not in self._skipped)
 
     def pass_over(self, known: Finished) -> None:
@@ -145,9 +148,7 @@ class PromptFeed:
         file.signature = signature
         bad = BadLines(self._config.prompts.max_bad, self._on_error)
         try:
-            feed = reader.read_file(
-                path, self._root, bad, growing=True, last_assistant=self._config.prompts.last_assistant
-            )
+            feed = reader.read_file(path, self._root, bad, growing=True, rules=self._rules)
             for number, prompt in enumerate(feed):
                 digest = _digest(prompt)
                 if number < len(file.digests) and file.digests[number] == digest:

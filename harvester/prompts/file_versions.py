@@ -16,6 +16,7 @@ from harvester.config.config import HarvestConfig
 from harvester.errors import PromptError
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
+from harvester.prompts.row_rules import rules_of
 from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
 from harvester.store.reuse import ReuseIndex, find_answers
@@ -68,8 +69,8 @@ def _rows(journal: Journal, path: Path, config: HarvestConfig, root: Path) -> st
         return ""
     rows = held = 0
     ceilings = ReuseIndex.of(journal, config)
-    bad, last_assistant = BadLines(config.prompts.max_bad), config.prompts.last_assistant
-    feed = requests(reader.read_file(path, root, bad, last_assistant=last_assistant), config)
+    bad, rules = BadLines(config.prompts.max_bad), rules_of(config.prompts, root)
+    feed = requests(reader.read_file(path, root, bad, rules=rules), config)
     try:
         while chunk := list(itertools.islice(feed, CHUNK)):
             known = find_answers(journal, chunk, ceilings)

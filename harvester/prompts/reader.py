@@ -2,8 +2,9 @@
 
 JSONL, CSV, plain text (one prompt a line; each also .gz or .zst), Parquet and Arrow, as `formats` reads them.
 A JSON line is `{"prompt": "..."}` or `{"messages": [...]}`, with optional `id`, `reference`, `tags`. `tools`,
-`tool_choice`, `parallel_tool_calls` and `response_format` are sent with the messages; any further field
-becomes metadata, which is stored and never sent.
+`tool_choice`, `parallel_tool_calls` and `response_format` are sent with the messages, and so are the settings
+that `row_rules` names; any further field becomes metadata, which is stored and never sent. With a template
+the fields of the row are what it writes the prompt from.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
@@ -22,11 +23,14 @@ from harvester.api.types import Message, Prompt
 from harvester.errors import ConfigError, NoPrompts, PromptError
 from harvester.prompts import dataset_folders, formats, recognise
 from harvester.prompts.bad_lines import Bad
+from harvester.prompts.row_rules import RowRules
 from harvester.store.journal.records import as_json
 
-LastAssistant = Literal["send", "reference"]
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _OWN_FIELDS = frozenset({"id", "prompt", "messages", "reference", "tags"})
+# With a template they are fields like others.
+_ASKED_FIELDS = frozenset({"prompt", "messages"})
+BY_DEFAULT = RowRules()
 
 
 def raise_first(error: PromptError) -> None:
@@ -112,20 +116,20 @@ def printable_path(path: Path) -> str:
 
 
 def read(
-    files: Sequence[str], root: Path, bad: Bad = raise_first, *, last_assistant: LastAssistant = "send"
+    files: Sequence[str], root: Path, bad: Bad = raise_first, *, rules: RowRules = BY_DEFAULT
 ) -> Iterator[Prompt]:
     """Yield all prompts of all files, in file order.
 
     Args:
         bad: called with the error of each line that can't be used; it is skipped unless `bad` raises.
-        last_assistant: see `to_prompt`.
+        rules: how rows become prompts.
 
     Raises:
         PromptError: the first file or line that can't be used.
     """
     empty = True
     for path in find(files, root):
-        for prompt in read_file(path, root, bad, last_assistant=last_assistant):
+        for prompt in read_file(path, root, bad, rules=rules):
             empty = False
             yield prompt
     if empty:
@@ -138,13 +142,13 @@ def read_file(
     bad: Bad = raise_first,
     *,
     growing: bool = False,
-    last_assistant: LastAssistant = "send",
+    rules: RowRules = BY_DEFAULT,
 ) -> Iterator[Prompt]:
     """Yield the prompts of one file; names in errors are relative to `root`. `bad` as for `read`.
 
     Args:
         growing: see `formats.rows`.
-        last_assistant: see `to_prompt`.
+        rules: how rows become prompts.
 
     Raises:
         PromptError: the first line that can't be used.
@@ -154,29 +158,28 @@ def read_file(
         try:
             if isinstance(fields, PromptError):
                 raise fields
-            prompt = to_prompt(fields, file=name, line=line, last_assistant=last_assistant)
+            prompt = to_prompt(fields, file=name, line=line, rules=rules)
         except PromptError as error:
             bad(error)
             continue
         yield prompt
 
 
-def to_prompt(
-    fields: Mapping[str, Any], *, file: str, line: int, last_assistant: LastAssistant = "send"
-) -> Prompt:
+def to_prompt(fields: Mapping[str, Any], *, file: str, line: int, rules: RowRules = BY_DEFAULT) -> Prompt:
     """Convert one row to a Prompt.
 
-    Args:
-        last_assistant: what becomes of an assistant turn at the end: "send" leaves it among the messages;
-            "reference" takes its text as the reference, unless the row names one itself.
-
     Raises:
-        PromptError: it has no messages, or messages that the API does not accept.
+        PromptError: it has no messages, or messages or settings that the API does not accept, or the template
+            can't be filled.
     """
     place = f"{file}:{line}" if line else file
-    messages = _messages(fields, place)
+    if rules.template is None:
+        messages, own = _messages(fields, place), _OWN_FIELDS
+    else:
+        messages = ({"role": "user", "content": rules.template.render(fields, place)},)
+        own = _OWN_FIELDS - _ASKED_FIELDS
     reference = fields.get("reference")
-    if last_assistant == "reference" and messages[-1].get("role") == "assistant":
+    if rules.last_assistant == "reference" and messages[-1].get("role") == "assistant":
         text = messages[-1].get("content")
         messages = messages[:-1]
         if not messages:
@@ -188,15 +191,13 @@ def to_prompt(
     if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
         raise PromptError("tags must be a list of strings", place=place)
     identity = fields.get("id")
-    sent = _sent_fields(fields, place)
+    sent = _sent_fields(fields, rules, place)
     return Prompt(
         id=_derived_id(messages, sent, place) if identity in (None, "") else str(identity),
         messages=messages,
         reference=reference,
         tags=tuple(tags),
-        metadata={
-            name: value for name, value in fields.items() if name not in _OWN_FIELDS and name not in sent
-        },
+        metadata={name: value for name, value in fields.items() if name not in own and name not in sent},
         fields=sent,
         file=file,
         line=line,
@@ -268,13 +269,14 @@ def _as_text(value: Any) -> str:
         return as_json(value).decode()
 
 
-def _sent_fields(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _sent_fields(fields: Mapping[str, Any], rules: RowRules, place: str) -> dict[str, Any]:
     """Return the fields of the row that are sent. One of another type is a column of that name: metadata.
 
     Raises:
-        PromptError: a field has no canonical JSON.
+        PromptError: a field has no canonical JSON, or is a setting with a value that `[sampling]` refuses.
     """
     sent = {name: fields[name] for name, is_sent in _SENT.items() if name in fields and is_sent(fields[name])}
+    sent |= rules.settings_of(fields, place)
     if sent:
         _require_key([sent], place)
         try:

@@ -142,7 +142,7 @@ async def _open(
     errors, stop, control = ErrorLog(), Stop(), RunControl()
     stored_pauses = StoredPauses(control, writer, record.teacher_id)
     await stored_pauses.restore()
-    feed = PromptFeed(prepared.config, prepared.root, errors.add, prepared.skipped)
+    feed = PromptFeed(prepared.config, prepared.root, errors.add, prepared.skipped, prepared.rules)
     canary = _canary(prepared, record, stored_pauses, errors, clock)
     canary_news = canary.news if canary is not None else {}
     sources = StatusSources(_facts(prepared, record), feed, control, errors, canary_news, prepared.hours)
@@ -186,6 +186,7 @@ def _record(prepared: Prepared) -> RunRecord:
         duties=tuple(verdict.duties),
         providers=config.providers,
         config_sha256=config.sha256,
+        template_sha256="" if prepared.rules.template is None else prepared.rules.template.sha256,
         config_json=config.model_dump_json(),
         tool_version=__version__,
     )

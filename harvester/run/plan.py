@@ -23,7 +23,8 @@ from harvester.observe.status import budget_texts, span
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
-from harvester.prompts.screen import PromptScreen, Skip, SkippedPrompts
+from harvester.prompts.row_rules import rules_of
+from harvester.prompts.screen import PromptScreen, Skip, SkippedPrompts, excerpt
 from harvester.run import token_estimate
 from harvester.run.accept import expected_asked
 from harvester.run.prompt_notes import PromptNotes
@@ -42,6 +43,8 @@ from harvester.verify.verifiers import AnswerVerdict, Verifiers
 
 # Requests looked up in the store at once.
 CHUNK = 1000
+# Prompts that are shown as a template writes them.
+SHOWN_PROMPTS = 3
 
 # The lower end of the cost range assumes answers of a tenth of max_tokens. The upper end can't be exceeded.
 SHORT_ANSWER_SHARE = 0.1
@@ -73,6 +76,7 @@ class Plan:
             figures above leave them out already.
         logprob_bytes: with [sampling] top_logprobs, the most that log-probabilities take in the answers as
             `received` and in `sealed` shards.
+        first_prompts: with [prompts] template, the texts that it writes from the first rows.
         skipped: `prompts` that will not be asked, `by_reason`; `rows` and money that are saved by it
             (`low_usd`, `high_usd`); `examples`. Empty where every prompt is asked.
     """
@@ -101,6 +105,7 @@ class Plan:
     saved_input_tokens: int = 0
     saved_usd: float | None = None
     skipped: Mapping[str, Any] = field(default_factory=dict)
+    first_prompts: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for --json."""
@@ -138,6 +143,7 @@ class Plan:
         else:
             lines.append(f"time      at least {span(self.seconds_at_limits)} ({self.limited_by})")
         lines += _skipped_lines(self.skipped)
+        lines += [f"prompt    {excerpt(text)}" for text in self.first_prompts]
         if self.bad:
             lines.append(f"bad       {len(self.bad):,} lines will be passed over; the first: {self.bad[0]}")
         lines.append(f"terms     {self.terms}")
@@ -169,6 +175,51 @@ class _Totals:
     def to_send(self) -> int:
         """Rows that would be asked."""
         return self.rows - self.cached - self.duplicates
+
+
+class _Reading:
+    """The prompts of a plan as they are read, and what is to be said of them.
+
+    Attributes:
+        bad: lines that can't be used.
+        notes: what the operator should know.
+        screen: decides which prompts are skipped.
+    """
+
+    def __init__(self, config: HarvestConfig, root: Path) -> None:
+        self._prompts, self._root = config.prompts, root
+        self._rules = rules_of(config.prompts, root)
+        self._ids = DuplicateIds()
+        self.bad = BadLines(config.prompts.max_bad)
+        self.notes, self.screen = PromptNotes(), PromptScreen(config, root)
+
+    def prompts(self) -> Iterator[Prompt]:
+        """Yield every prompt, also those that are skipped."""
+        for prompt in reader.read(self._prompts.files, self._root, self.bad, rules=self._rules):
+            self._ids.note(prompt)
+            if not self.screen.is_skipped(prompt):
+                self.notes.add(prompt)
+            yield prompt
+
+    def end(self) -> None:
+        """Refuse two different prompts with one id, once all were read.
+
+        Raises:
+            PromptError: names both places.
+        """
+        self.screen.close()
+        self._ids.require_unique(self._again)
+
+    def first_prompts(self) -> tuple[str, ...]:
+        """Return what the template writes from the first rows; nothing without a template."""
+        if self._rules.template is None:
+            return ()
+        first = itertools.islice(self._again(), SHOWN_PROMPTS)
+        return tuple(str(prompt.messages[0]["content"]) for prompt in first)
+
+    def _again(self) -> Iterator[Prompt]:
+        bad = BadLines(self._prompts.max_bad)
+        return reader.read(self._prompts.files, self._root, bad, rules=self._rules)
 
 
 class _Rows:
@@ -265,10 +316,8 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
     Raises:
         PromptError: the first prompt that can't be used, or two different prompts with one id.
     """
-    bad = BadLines(config.prompts.max_bad)
-    notes, screen = PromptNotes(), PromptScreen(config, root)
-    limit = _choice_limit(config, root)
-    totals, saved = _totals(config, root, bad, notes, screen, limit.size)
+    reading, limit = _Reading(config, root), _choice_limit(config, root)
+    totals, saved = _totals(config, root, reading, limit.size)
     correction = token_estimate.learn(root / config.store.path, config)
     totals = _corrected(totals, correction, config.teacher.price)
     saved = _corrected(saved, correction, config.teacher.price)
@@ -287,7 +336,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
         limited_by=limited_by,
         permitted=verdict.permitted,
         terms=verdict.summary(),
-        bad=tuple(str(error) for error in bad.passed_over),
+        bad=tuple(str(error) for error in reading.bad.passed_over),
         input_basis=correction.basis(),
         preset=config.teacher.preset.name,
         preset_values=config.teacher.preset_values,
@@ -298,13 +347,14 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
         max_n=limit.size,
         saved_input_tokens=totals.saved_tokens,
         saved_usd=cost_microusd(config.teacher.price, totals.saved_tokens, 0) / 1e6 if priced else None,
-        skipped=_skipped(screen.skipped, saved, priced=priced),
+        skipped=_skipped(reading.screen.skipped, saved, priced=priced),
+        first_prompts=reading.first_prompts(),
         warnings=(
             *(() if verdict.permitted else (*verdict.reasons, verdict.remedy())),
             *([key_note] if key_note else []),
             *warnings(config),
             *([f"`harvester run` {limit.text()}"] if limit.reason else []),
-            *(notes.lines() if config.score is None else ()),
+            *(reading.notes.lines() if config.score is None else ()),
             *other_settings.notes(root / config.store.path, config),
         ),
     )
@@ -387,9 +437,7 @@ def _skipped_lines(skipped: Mapping[str, Any]) -> list[str]:
 def _totals(
     config: HarvestConfig,
     root: Path,
-    bad: BadLines,
-    notes: PromptNotes,
-    screen: PromptScreen,
+    reading: _Reading,
     max_n: int,
 ) -> tuple[_Totals, _Totals]:
     """Return the sums of the rows that would be asked, and of those that the screen skips.
@@ -398,17 +446,8 @@ def _totals(
     depends on the answers.
     """
     store = root / config.store.path
-    rows, ids = _Rows(), DuplicateIds()
-
-    def prompts() -> Iterator[Prompt]:
-        last_assistant = config.prompts.last_assistant
-        for prompt in reader.read(config.prompts.files, root, bad, last_assistant=last_assistant):
-            ids.note(prompt)
-            if not screen.is_skipped(prompt):
-                notes.add(prompt)
-            yield prompt
-
-    feed = requests(prompts(), config, range(config.most_samples))
+    rows = _Rows()
+    feed = requests(reading.prompts(), config, range(config.most_samples))
     with contextlib.ExitStack() as stack:
         journal = None
         reuse = ReuseIndex(config.teacher.base_url)
@@ -420,7 +459,7 @@ def _totals(
             held = find_answers(journal, chunk, reuse) if journal is not None else {}
             first, joined = None, 0
             for request in chunk:
-                is_skipped = request.prompt in screen.skipped
+                is_skipped = request.prompt in reading.screen.skipped
                 if request.key in held:
                     if not is_skipped:
                         rows.add_held()
@@ -433,8 +472,7 @@ def _totals(
                 )
                 first, joined = (first, joined + 1) if is_joined else (request, 1)
                 rows.add(request, config, is_joined=is_joined, is_skipped=is_skipped)
-    screen.close()
-    ids.require_unique(lambda: reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad)))
+    reading.end()
     return rows.totals()
 
 

@@ -28,6 +28,7 @@ from harvester.observe.status import budget_texts
 from harvester.prompts import completed_files, reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
+from harvester.prompts.row_rules import RowRules, rules_of
 from harvester.prompts.screen import PromptScreen, SkippedPrompts
 from harvester.run import canary_task, plan
 from harvester.run.prompt_notes import PromptNotes
@@ -45,6 +46,7 @@ class Prepared:
 
     `digest` is that of the prompt files as they were checked (`completed_files`), None where none is kept.
     `verifiers` are those of a configuration with `[accept]`. `skipped` are prompts that are not asked.
+    `rules` say how rows become prompts.
     """
 
     path: Path
@@ -59,6 +61,7 @@ class Prepared:
     digest: bytes | None = None
     verifiers: Verifiers | None = None
     skipped: SkippedPrompts = field(default_factory=SkippedPrompts)
+    rules: RowRules = field(default_factory=RowRules)
 
     @property
     def root(self) -> Path:
@@ -121,7 +124,8 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
     _check_store(root / config.store.path)
     _check_requests(config, path)
     _check_canaries(config, root)
-    prompts = _check_prompts(config, root, watch=flags.watch, retries=flags.retries)
+    rules = rules_of(config.prompts, root)
+    prompts = _check_prompts(config, root, rules, watch=flags.watch, retries=flags.retries)
     return Prepared(
         path=path,
         config=config,
@@ -135,6 +139,7 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
         digest=prompts.digest,
         verifiers=_verifiers(config, root, watch=flags.watch),
         skipped=prompts.skipped,
+        rules=rules,
     )
 
 
@@ -203,7 +208,9 @@ class _PromptTotals:
     skipped: SkippedPrompts = field(default_factory=SkippedPrompts)
 
 
-def _check_prompts(config: HarvestConfig, root: Path, *, watch: bool, retries: bool) -> _PromptTotals:
+def _check_prompts(
+    config: HarvestConfig, root: Path, rules: RowRules, *, watch: bool, retries: bool
+) -> _PromptTotals:
     """Count the prompts; read them all, unless an earlier run completed the same files.
 
     Raises:
@@ -215,14 +222,14 @@ def _check_prompts(config: HarvestConfig, root: Path, *, watch: bool, retries: b
     asks_apart = config.canary.prompts is not None or config.accept is not None
     asks_apart = asks_apart or config.skips_prompts
     always_read = watch or retries or asks_apart
-    digest = None if always_read else completed_files.digest_of(config, root)
+    digest = None if always_read else completed_files.digest_of(config, root, rules)
     known = completed_files.look_up(root / config.store.path, digest)
     if known is not None:
         return _PromptTotals(known.rows, known.input_tokens, digest=digest)
-    return replace(_read_prompts(config, root, watch=watch), digest=digest)
+    return replace(_read_prompts(config, root, rules, watch=watch), digest=digest)
 
 
-def _read_prompts(config: HarvestConfig, root: Path, *, watch: bool) -> _PromptTotals:
+def _read_prompts(config: HarvestConfig, root: Path, rules: RowRules, *, watch: bool) -> _PromptTotals:
     """Read every prompt; refuse two different prompts with one id, unless the run watches its files."""
     if watch and config.skips_prompts:
         raise ConfigError(
@@ -232,11 +239,12 @@ def _read_prompts(config: HarvestConfig, root: Path, *, watch: bool) -> _PromptT
         )
     screen = PromptScreen(config, root)
     rows, tokens, notes = 0, 0, PromptNotes()
-    ids, bad = DuplicateIds(), BadLines(config.prompts.max_bad)
+    ids, max_bad = DuplicateIds(), config.prompts.max_bad
+    bad = BadLines(max_bad)
     # A watching run may name files that are not there yet.
     for files in [(pattern,) for pattern in config.prompts.files] if watch else [config.prompts.files]:
         try:
-            for prompt in reader.read(files, root, bad, last_assistant=config.prompts.last_assistant):
+            for prompt in reader.read(files, root, bad, rules=rules):
                 ids.note(prompt)
                 if screen.is_skipped(prompt):
                     continue
@@ -247,7 +255,7 @@ def _read_prompts(config: HarvestConfig, root: Path, *, watch: bool) -> _PromptT
             if not watch:
                 raise
     if not watch:
-        ids.require_unique(lambda: reader.read(config.prompts.files, root, BadLines(config.prompts.max_bad)))
+        ids.require_unique(lambda: reader.read(config.prompts.files, root, BadLines(max_bad), rules=rules))
     screen.close()
     samples = config.first_samples
     # A last turn of the assistant is what [score] is about, so it needs no note.

@@ -7,7 +7,7 @@ from collections import Counter
 
 from harvester.api.request_key import short_digest
 from harvester.api.types import Prompt
-from harvester.config.config import SamplingSection
+from harvester.config.config import ROW_SETTINGS, SamplingSection
 from harvester.prompts.recognise import SENT_FIELDS
 from harvester.similarity.leaks import user_texts
 from harvester.similarity.texts import normalised
@@ -57,9 +57,12 @@ class PromptNotes:
             )
         for name, count in sorted(self._not_sent.items()):
             why = "is not in the form that is sent" if name in SENT_FIELDS else "is not sent"
+            remedy = "[sampling] sets what is sent with every prompt"
+            if name in ROW_SETTINGS:
+                remedy += f'; with [prompts] row_settings = ["{name}"] each row sends its own'
             lines.append(
                 f"{count:,} of {self._prompts:,} prompts have a field {name!r}, which {why}: it is kept as "
-                "metadata; [sampling] sets what is sent with every prompt"
+                f"metadata; {remedy}"
             )
         if leaked := sum(digest in self._held_out for digest in self._train if self._held_out):
             lines.append(

@@ -26,7 +26,9 @@ def reopen_rows(journal: Journal, prepared: Prepared) -> int:
     from harvester.store.maintain.reopen import reopen
 
     reuse, keys = ReuseIndex.of(journal, config), set()
-    feed = requests(PromptFeed(config, root, skipped=prepared.skipped).prompts(), config)
+    feed = requests(
+        PromptFeed(config, root, skipped=prepared.skipped, rules=prepared.rules).prompts(), config
+    )
     while chunk := list(itertools.islice(feed, CHUNK)):
         held = find_answers(journal, chunk, reuse).values()
         keys |= {answer.key for answer in held if _is_wanted(answer, prepared)}

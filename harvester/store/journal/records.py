@@ -27,8 +27,9 @@ class RunRecord:
     """A run as the journal remembers it: who was asked, under which terms, for what.
 
     Sealed rows take their lineage from here, not from the process that seals. `duties` are what the terms
-    ask of those who use the answers, `providers` those a router was held to; `config_json` holds no secret,
-    for a configuration only names keys.
+    ask of those who use the answers, `providers` those a router was held to; `template_sha256`
+    is that of the file which wrote the prompts. `config_json` holds no secret, for a configuration only names
+    keys.
     """
 
     run_id: str
@@ -43,6 +44,7 @@ class RunRecord:
     duties: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
     config_sha256: str = ""
+    template_sha256: str = ""
     config_json: str = "{}"
     tool_version: str = ""
     labels: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +65,7 @@ class RunRecord:
                 "duties": list(self.duties),
                 "providers": list(self.providers),
                 "config_sha256": self.config_sha256,
+                **({"template_sha256": self.template_sha256} if self.template_sha256 else {}),
                 "tool_version": self.tool_version,
                 "labels": dict(self.labels),
             }

@@ -15,6 +15,7 @@ from harvester.config.config import HarvestConfig
 from harvester.errors import PromptError
 from harvester.mock_teacher.running import RunningMock
 from harvester.prompts import formats, reader
+from harvester.prompts.row_rules import RowRules
 from harvester.store.reader import Corpus
 from tests.journey.run_process import harvester, write_folder
 
@@ -69,11 +70,11 @@ def test_a_last_assistant_turn_is_sent_or_becomes_the_reference(tmp_path: Path) 
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sent = list(reader.read(["a.jsonl"], tmp_path))
     assert [(len(p.messages), p.reference) for p in sent] == [(2, None), (2, "three")]
-    taken = list(reader.read(["a.jsonl"], tmp_path, last_assistant="reference"))
+    taken = list(reader.read(["a.jsonl"], tmp_path, rules=RowRules(last_assistant="reference")))
     assert [(p.messages, p.reference) for p in taken] == [((QUESTION,), "3"), ((QUESTION,), "three")]
     (tmp_path / "b.jsonl").write_text(json.dumps({"messages": [answer]}) + "\n")
     with pytest.raises(PromptError, match=r"b\.jsonl:1"):
-        list(reader.read(["b.jsonl"], tmp_path, last_assistant="reference"))
+        list(reader.read(["b.jsonl"], tmp_path, rules=RowRules(last_assistant="reference")))
 
 
 def test_plan_and_run_warn_of_assistant_turns_and_the_option_keeps_them_home(
