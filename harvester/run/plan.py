@@ -177,7 +177,7 @@ class _Totals:
         return self.rows - self.cached - self.duplicates
 
 
-class _Reading:
+class _PromptReading:
     """The prompts of a plan as they are read, and what is to be said of them.
 
     Attributes:
@@ -316,7 +316,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
     Raises:
         PromptError: the first prompt that can't be used, or two different prompts with one id.
     """
-    reading, limit = _Reading(config, root), _choice_limit(config, root)
+    reading, limit = _PromptReading(config, root), _choice_limit(config, root)
     totals, saved = _totals(config, root, reading, limit.size)
     correction = token_estimate.learn(root / config.store.path, config)
     totals = _corrected(totals, correction, config.teacher.price)
@@ -437,7 +437,7 @@ def _skipped_lines(skipped: Mapping[str, Any]) -> list[str]:
 def _totals(
     config: HarvestConfig,
     root: Path,
-    reading: _Reading,
+    reading: _PromptReading,
     max_n: int,
 ) -> tuple[_Totals, _Totals]:
     """Return the sums of the rows that would be asked, and of those that the screen skips.
