@@ -24,6 +24,7 @@ from harvester.config.config import HarvestConfig
 from harvester.errors import StoreError
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
+from harvester.prompts.row_rules import RowRules
 from harvester.similarity.duplicates import Duplicates
 from harvester.similarity.leaks import LeakIndex, leak_label, parse_label, user_texts
 from harvester.similarity.settings import load_sets
@@ -132,14 +133,14 @@ class PromptScreen:
         ConfigError: an evaluation set can't be read. PromptError: a prompt can't be used.
     """
 
-    def __init__(self, config: HarvestConfig, root: Path) -> None:
+    def __init__(self, config: HarvestConfig, root: Path, rules: RowRules) -> None:
         self.skipped = SkippedPrompts()
         self._leaks: LeakIndex | None = None
         self._decontaminate = config.decontaminate
         # Rows harvested for evaluation are never learned from, so nothing leaks into them.
         if config.decontaminate is not None and config.run.purpose == "train":
             self._leaks, _ = load_sets(config.decontaminate, root)
-            for prompt in _read(config, root):
+            for prompt in _read(config, root, rules):
                 if config.decontaminate.is_held_out(prompt.metadata):
                     place = f"{prompt.file}:{prompt.line}"
                     for text in user_texts(prompt.messages):
@@ -192,10 +193,10 @@ class PromptScreen:
                 index.close()
 
 
-def _read(config: HarvestConfig, root: Path) -> Iterator[Prompt]:
+def _read(config: HarvestConfig, root: Path, rules: RowRules) -> Iterator[Prompt]:
     """Read the prompts once more. The pass that counts them reports bad lines."""
     bad = BadLines(config.prompts.max_bad)
-    return reader.read(config.prompts.files, root, bad, last_assistant=config.prompts.last_assistant)
+    return reader.read(config.prompts.files, root, bad, rules=rules)
 
 
 def comparable(prompt: Prompt) -> tuple[str, str]:

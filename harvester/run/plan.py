@@ -191,7 +191,7 @@ class _PromptReading:
         self._rules = rules_of(config.prompts, root)
         self._ids = DuplicateIds()
         self.bad = BadLines(config.prompts.max_bad)
-        self.notes, self.screen = PromptNotes(), PromptScreen(config, root)
+        self.notes, self.screen = PromptNotes(), PromptScreen(config, root, self._rules)
 
     def prompts(self) -> Iterator[Prompt]:
         """Yield every prompt, also those that are skipped."""

@@ -237,7 +237,7 @@ def _read_prompts(config: HarvestConfig, root: Path, rules: RowRules, *, watch: 
             place="prompts.dedupe" if config.decontaminate is None else "decontaminate",
             remedy="run without --watch",
         )
-    screen = PromptScreen(config, root)
+    screen = PromptScreen(config, root, rules)
     rows, tokens, notes = 0, 0, PromptNotes()
     ids, max_bad = DuplicateIds(), config.prompts.max_bad
     bad = BadLines(max_bad)

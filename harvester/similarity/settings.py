@@ -55,11 +55,11 @@ def parse(table: dict[str, Any], place_of: Callable[..., str]) -> DecontaminateS
         ConfigError: an unknown key or an impossible value.
     """
 
-    class _File(_Frozen):
+    class _HasFiles(_Frozen):
         decontaminate: DecontaminateSection
 
     return validate(
-        _File, {"decontaminate": table}, place_of=place_of, missing="name the sets in `sets`"
+        _HasFiles, {"decontaminate": table}, place_of=place_of, missing="name the sets in `sets`"
     ).decontaminate
 
 
