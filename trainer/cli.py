@@ -257,7 +257,11 @@ def evaluate(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
     answers = str(loaded.out_path / "answers.jsonl")
     print_result(
         {**card, "scorecard": path},
-        [f"scorecard in {path}", f"answers of base, student and teacher in {answers}"],
+        [
+            f"scorecard in {path}",
+            f"answers of base, student and teacher in {answers}",
+            f"where student and teacher disagree: {loaded.out_path / 'disagreements.html'}",
+        ],
         as_json=as_json,
     )
 

@@ -209,6 +209,8 @@ class EvaluateSection(_Frozen):
             reference, at least 64 and at most `[train] max_length`.
         batch: prompts answered together; halved when memory runs out.
         resamples: bootstrap resamples for the intervals.
+        speed_prompts: held-out prompts that are answered once more, alone, to measure the speed; 0: none.
+        machine_usd_per_hour: price of this machine, for the dollars that a thousand answers cost.
     """
 
     every: Every = 0
@@ -218,6 +220,8 @@ class EvaluateSection(_Frozen):
     max_new_tokens: PositiveInt | None = None
     batch: PositiveInt = 256
     resamples: PositiveInt = 2000
+    speed_prompts: int = Field(default=8, ge=0)
+    machine_usd_per_hour: Positive | None = None
 
     def interval(self, steps: int) -> int:
         """Return the steps from one evaluation to the next in a training of `steps` steps; 0: none."""

@@ -132,8 +132,36 @@ def text_score_lines(card: Mapping[str, Any]) -> list[str]:
             shown = [f"{m} {interval_text(value)}" for m, value in by_model.items() if value]
             if shown:
                 lines.append(f"{title}, {name.replace('_', ' ')}: {', '.join(shown)}")
+    if speed := card.get("speed"):
+        lines += _speed_lines(speed)
     if missing := card.get("missing_packages"):
         lines.append(f"chrF or ROUGE-L left out, not installed: {', '.join(missing)} (the extra `eval`)")
+    return lines
+
+
+def _speed_lines(speed: Mapping[str, Any]) -> list[str]:
+    """Return what the student's answers take on this machine, and what the teacher's took."""
+    lines = []
+    for name in ("student", "teacher"):
+        facts = speed[name]
+        parts = []
+        if facts["tokens_per_s"]:
+            parts.append(f"writes {facts['tokens_per_s']['value']:,.0f} tokens/s alone")
+        if facts.get("tokens_per_s_in_batches"):
+            parts.append(f"{facts['tokens_per_s_in_batches']:,.0f} in batches")
+        if facts.get("first_token_s"):
+            parts.append(f"its first token after {facts['first_token_s']['value'] * 1000:,.0f} ms")
+        if facts["answer_s"]:
+            parts.append(f"an answer in {facts['answer_s']['value']:.2f} s")
+        if (cost := facts["usd_per_1000_answers"]) is not None:
+            dollars = cost["value"] if isinstance(cost, Mapping) else cost
+            parts.append(f"${dollars:,.4g} a thousand answers")
+        if facts.get("parameters"):
+            parts.append(
+                f"{facts['parameters']:,} parameters, {facts['disk_bytes'] / 2**20:,.1f} MiB on disk"
+            )
+        if parts:
+            lines.append(f"the {name} {', '.join(parts)}")
     return lines
 
 

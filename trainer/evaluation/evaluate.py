@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from harvester.verify.verifiers import Reason, Verifiers
@@ -20,7 +22,15 @@ from trainer.data import dataset, published_template
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.dataset import INLINE_REASONING, HeldOut, Rows
 from trainer.errors import DataError
-from trainer.evaluation import intervals, likelihood, text_metrics, text_scores
+from trainer.evaluation import (
+    explorer,
+    intervals,
+    likelihood,
+    neighbours,
+    speed,
+    text_metrics,
+    text_scores,
+)
 from trainer.evaluation.judging import ceiling, judge_answers, judged_by, teacher_pass, verifiers_of
 from trainer.evaluation.likelihood import Likelihood
 from trainer.evaluation.scorecard import scorecard
@@ -34,6 +44,9 @@ Progress = Callable[[str, int, int], None]
 # Reasons of an unverifiable answer that lie in the check itself, not in the prompt.
 _CHECK_ENDED_BADLY = frozenset({Reason.TOO_SLOW, Reason.TOO_LARGE, Reason.RAISED, Reason.NOT_BOOLEAN})
 
+# The page of the largest disagreements of student and teacher, in `[out] path`.
+EXPLORER_FILE = "disagreements.html"
+
 # Default limit of an answer in tokens, if all taught answers and references are shorter.
 MIN_NEW_TOKENS = 64
 
@@ -46,11 +59,14 @@ class Answers:
         texts: what is compared with the references.
         cut: whether each answer was cut by the token limit.
         likelihood: what the model thinks of the teacher's held-out answers; None if there are none.
+        tokens: tokens of all answers, ends of turn included. seconds: time that they took in batches.
     """
 
     texts: tuple[str, ...]
     cut: tuple[bool, ...]
     likelihood: Likelihood | None
+    tokens: int = 0
+    seconds: float = 0.0
 
     @property
     def loss(self) -> float | None:
@@ -75,7 +91,7 @@ def evaluate(
         The content of scorecard.json: see `scorecard.scorecard`, with `without_reference` (prompts that
         can't be judged), `unverifiable` (prompts whose check ended badly, by reason), `teacher_pass` (pass@1
         and pass@n of all the teacher's answers, by task), `loss` (nats per supervised token, by model) and
-        `cut` (answers cut by the token limit, by model).
+        `cut` (answers cut by the token limit, by model); the scores of texts (`_open_scores`) and `speed`.
 
     Raises:
         DataError: no prompt is held out.
@@ -113,8 +129,34 @@ def evaluate(
     of_student = test.answers_of(student, on_note, partial(on_batch, "student", count))
     answers = {"base": of_base, "student": of_student}
     card = make_card(test, answers)
+    if config.evaluate.speed_prompts:
+        card["speed"] = measure_speed(test, student, of_student, adapter)
     _write_results(test, card, answers)
+    explorer.write_page(
+        test.held_out,
+        {name: each.texts for name, each in answers.items()},
+        rows.train,
+        config.out_path / EXPLORER_FILE,
+        config.name,
+    )
     return card
+
+
+def measure_speed(test: HeldOutTest, student: Any, answers: Answers, adapter: Path) -> dict[str, Any]:
+    """Return what the student's answers take on this machine, and what the teacher's took.
+
+    Args:
+        student: the model whose answers are `answers`.
+    """
+    count = len(test.held_out)
+    numbers = neighbours.spread(count, test.config.evaluate.speed_prompts)
+    prompts = test.prompts_of([test.held_out[n] for n in numbers])
+    timings = speed.time_answers(student, prompts, test.limits)
+    in_batches = speed.Timing(answers.seconds / count, answers.seconds, answers.tokens)
+    price = test.config.evaluate.machine_usd_per_hour
+    ours = speed.student_facts(student, timings, in_batches, test.config.base, adapter, price)
+    asked = frozenset(held.prompt_id for held in test.held_out)
+    return speed.compared(ours, speed.teacher_facts(test.config.corpus, asked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +178,31 @@ class HeldOutTest:
         self, answering: Any, on_note: Callable[[str], None], on_done: Callable[[int], None]
     ) -> Answers:
         """Let a model answer the held-out prompts, and compute its loss on the teacher's answers."""
+        started = time.perf_counter()
         answers = generate_answers(self, answering, on_note, on_done)
+        seconds = time.perf_counter() - started
         texts = (self.renderer.decode(a.ids) for a in answers)
         return Answers(
             texts=tuple(judged_text(text, self.renderer, self.config) for text in texts),
             cut=tuple(answer.is_cut for answer in answers),
             likelihood=likelihood.measure(answering, self.targets, self.config),
+            tokens=sum(len(answer.ids) + (not answer.is_cut) for answer in answers),
+            seconds=seconds,
+        )
+
+    def prompts_of(self, held_out: Sequence[HeldOut]) -> list[list[int]]:
+        """Return the token ids of prompts."""
+        thinks = published_template.keeps_reasoning(self.config, self.renderer)
+        return self.renderer.prompts([held.conversation for held in held_out], [thinks] * len(held_out))
+
+    @property
+    def limits(self) -> generate.Limits:
+        """How answers end and are batched."""
+        return generate.Limits(
+            stop_id=self.renderer.chat_shape.stop_id,
+            max_new_tokens=self.limit,
+            batch=self.config.evaluate.batch,
+            pad_id=self.renderer.tokenizer.pad_token_id,
         )
 
 
@@ -152,22 +213,8 @@ def generate_answers(
     on_done: Callable[[int], None] = lambda _: None,
 ) -> list[generate.Answer]:
     """Answer the held-out prompts greedily, in their order; see `trainer.model.generate`."""
-    thinks = published_template.keeps_reasoning(test.config, test.renderer)
-    prompts = test.renderer.prompts(
-        [held.conversation for held in test.held_out], [thinks] * len(test.held_out)
-    )
-    return generate.generate(
-        answering,
-        prompts,
-        generate.Limits(
-            stop_id=test.renderer.chat_shape.stop_id,
-            max_new_tokens=test.limit,
-            batch=test.config.evaluate.batch,
-            pad_id=test.renderer.tokenizer.pad_token_id,
-        ),
-        on_done=on_done,
-        on_note=on_note,
-    )
+    prompts = test.prompts_of(test.held_out)
+    return generate.generate(answering, prompts, test.limits, on_done=on_done, on_note=on_note)
 
 
 def answer_limit(config: TrainConfig, rows: Rows, targets: Sequence[Example], renderer: Renderer) -> int:

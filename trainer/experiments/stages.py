@@ -95,6 +95,10 @@ def rows_sha256(rows: Rows) -> str:
     return hashed.hexdigest()
 
 
+# Keys of [evaluate] that choose no adapter.
+_SPEED = {"speed_prompts", "machine_usd_per_hour"}
+
+
 class Stages:
     """Trains and scores the students of one experiment in its folder.
 
@@ -187,7 +191,7 @@ class Stages:
                 "data": config.data.model_dump(mode="json", exclude={"corpus"}),
                 "lora": config.lora.model_dump(mode="json"),
                 "train": {**settings, "seed": seed},
-                "evaluate": config.evaluate.model_dump(mode="json") if chooses else None,
+                "evaluate": config.evaluate.model_dump(mode="json", exclude=_SPEED) if chooses else None,
                 "held_out": self._held_out_sha256 if chooses else None,
                 "rows": rows_sha256(rows),
             }

@@ -55,6 +55,7 @@ def text_parts(card: Mapping[str, Any]) -> dict[str, Any]:
         _by_metric("Answers against the teacher's", "agreement", card),
         _by_model("How likely the teacher's answers are", "likelihood", _LIKELIHOOD, card),
         _by_model("How they answer", "behaviour", _BEHAVIOUR, card),
+        _speed(card),
         _paired(card),
         _tags(card),
     ]
@@ -139,6 +140,46 @@ def _paired(card: Mapping[str, Any]) -> dict[str, Any]:
     )
     columns = ["models", "task", "only first", "only second", "p", "difference"]
     return {"title": "Who is right where the other is wrong", "columns": columns, "rows": rows, "note": note}
+
+
+def _speed(card: Mapping[str, Any]) -> dict[str, Any]:
+    speed = card.get("speed") or {}
+    student, teacher = speed.get("student") or {}, speed.get("teacher") or {}
+    scales = {
+        "first_token_s": ("first token, ms", 1000.0),
+        "answer_s": ("one answer, ms", 1000.0),
+        "tokens_per_s": ("tokens/s, one answer at a time", 1.0),
+        "tokens_per_s_in_batches": ("tokens/s, in batches", 1.0),
+        "usd_per_1000_answers": ("dollars a thousand answers", 1.0),
+        "parameters": ("parameters, millions", 1e-6),
+        "weight_bytes": ("weights in memory, MiB", 2.0**-20),
+        "disk_bytes": ("weights on disk, MiB", 2.0**-20),
+        "process_peak_bytes": ("peak memory of the evaluation, MiB", 2.0**-20),
+    }
+    rows = [
+        [label, *(_scaled(facts.get(name), scale) for facts in (student, teacher))]
+        for name, (label, scale) in scales.items()
+        if student or teacher
+    ]
+    note = (
+        f"The student on this machine ({student.get('device', 'none')}), "
+        f"{student.get('answers_timed', 0)} answers timed alone; the teacher over the network, as stored with {teacher.get('answers', 0):,} answers."
+    )
+    return {
+        "title": "What an answer takes",
+        "columns": ["", "student", "teacher"],
+        "rows": rows,
+        "note": note,
+    }
+
+
+def _scaled(value: Mapping[str, float] | float | None, scale: float) -> str:
+    """Return a figure, with its interval if it has one; "–" for none."""
+    if value is None:
+        return "–"
+    if not isinstance(value, Mapping):
+        return f"{float(value) * scale:,.4g}"
+    return "{:,.4g} ({:,.4g}–{:,.4g})".format(*(float(value[k]) * scale for k in ("value", "low", "high")))
 
 
 def _tags(card: Mapping[str, Any]) -> dict[str, Any]:

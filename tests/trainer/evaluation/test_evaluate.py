@@ -158,6 +158,36 @@ def test_any_text_is_scored_next_to_the_teacher_and_its_repeat(run_trainer, trai
     assert card["missing_packages"] == []
     assert "judged by what the answer contains" in err
     assert "bits per byte" in err
+    assert "the student writes" in err
+    page = (trained.parent / "out" / "disagreements.html").read_text()
+    assert "similarity" in page
+
+
+def test_the_students_cost_is_measured_next_to_the_teachers(run_trainer, trained):  # noqa: F811
+    set_evaluate(trained, "machine_usd_per_hour = 3.6\nspeed_prompts = 3")
+    rows = tiny.skill(40, held_out=10)
+    priced = [replace(r, latency_s=2.0, output_tokens=8, cost_microusd=500) for r in rows]
+    tiny.corpus(trained.parent / "store", priced)
+    speed = scored(run_trainer, trained)["speed"]
+    student, teacher = speed["student"], speed["teacher"]
+    assert (teacher["answers"], teacher["answer_s"]["value"], teacher["tokens_per_s"]["value"]) == (10, 2, 4)
+    assert teacher["usd_per_1000_answers"] == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5})
+    assert student["answers_timed"] == 3
+    assert 0 < student["first_token_s"]["value"] <= student["answer_s"]["value"]
+    assert (
+        student["tokens_per_s"]["low"] <= student["tokens_per_s"]["value"] <= student["tokens_per_s"]["high"]
+    )
+    # 3.6 dollars an hour are a tenth of a cent a second.
+    assert student["usd_per_1000_answers"] == pytest.approx(student["answer_s_in_batches"])
+    assert speed["cost_ratio"] == pytest.approx(student["usd_per_1000_answers"] / 0.5)
+    base = sum(t.numel() for t in load_file(trained.parent / "base" / "model.safetensors").values())
+    assert student["parameters"] == base
+    assert student["weight_bytes"] == 4 * base
+    files = [
+        *(trained.parent / "base").glob("*.safetensors"),
+        *(trained.parent / "out/adapter").glob("*.saf*"),
+    ]
+    assert student["disk_bytes"] == sum(file.stat().st_size for file in files)
 
 
 def test_the_card_has_the_pass_rates_of_all_the_teachers_answers(run_trainer, trained):  # noqa: F811
@@ -298,7 +328,7 @@ def test_when_memory_runs_out_the_batch_is_halved_and_no_answer_changes(
     monkeypatch.setattr(LlamaForCausalLM, "generate", small_memory)
     code, out, err = run_trainer("evaluate", trained, "--json")
     assert code == 0
-    assert json.loads(out) == expected
+    assert {**json.loads(out), "speed": None} == {**expected, "speed": None}
     assert lines(trained.parent / "out" / "answers.jsonl") == answers
     assert sizes[:4] == [3, 10, 5, 2]  # three are generated to see how it is done right
     assert "now 2 prompts are answered together" in err

@@ -1,0 +1,107 @@
+"""Show where student and teacher disagree most, with the rows of the corpus nearest to each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from harvester.store.shards.schema import Sample
+from trainer.data.conversation import Conversation, conversation_of
+from trainer.data.dataset import HeldOut
+from trainer.evaluation import neighbours, text_metrics
+from trainer.evaluation.row_page import RowCard, RowPage, Text
+
+# Prompts on the page, and rows shown below each.
+MOST_PROMPTS, NEAREST = 100, 3
+
+
+def disagreements(held_out: Sequence[HeldOut], student: Sequence[str]) -> list[tuple[float, int]]:
+    """Return (disagreement, place) of the prompts that the teacher answered, the largest first.
+
+    Disagreement is 1 - the token F1 of the two answers, 0 if they are equal once normalised.
+    """
+    metrics = text_metrics.available_metrics()
+    found = []
+    for place, (held, answer) in enumerate(zip(held_out, student, strict=True)):
+        if held.teacher is not None:
+            is_equal = metrics["normalised"](answer, held.teacher) == 1.0
+            found.append((0.0 if is_equal else 1 - text_metrics.token_f1(answer, held.teacher), place))
+    return sorted(found, key=lambda pair: (-pair[0], pair[1]))
+
+
+def write_page(
+    held_out: Sequence[HeldOut],
+    answers: dict[str, Sequence[str]],
+    train: Sequence[Sample],
+    path: Path,
+    name: str,
+) -> Path:
+    """Write the page of the largest disagreements.
+
+    Args:
+        answers: of base and student, in the order of `held_out`.
+        train: rows that were learned; at most `neighbours.MOST_ROWS` of them are searched.
+        name: of the student.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    ordered = disagreements(held_out, answers["student"])
+    shown = [(amount, place) for amount, place in ordered if amount > 0][:MOST_PROMPTS]
+    numbers = neighbours.spread(len(train))
+    index = neighbours.TextIndex([prompt_text(conversation_of(train[n])) for n in numbers]) if shown else None
+    cards = []
+    for amount, place in shown:
+        held = held_out[place]
+        near = index.nearest(prompt_text(held.conversation), NEAREST) if index is not None else []
+        like = []
+        for neighbour in near:
+            row = train[numbers[neighbour.place]]
+            text = f"{prompt_text(conversation_of(row))}\n→ {row.completion or ''}"
+            like.append(Text(f"{row.prompt_id}, similarity {neighbour.similarity:.2f}", text, "like"))
+        cards.append(
+            RowCard(
+                held.prompt_id,
+                [held.task, held.split, f"disagreement {amount:.2f}"],
+                _texts(held, answers["base"][place], answers["student"][place]),
+                like,
+            )
+        )
+    equal = sum(amount == 0 for amount, _ in ordered)
+    mean = f"{np.mean([amount for amount, _ in ordered]):.3f}" if ordered else "–"
+    page = RowPage(
+        f"Where {name} and its teacher disagree",
+        "Held-out prompts by how much the student's answer differs from the teacher's: 1 - the token F1 of "
+        "the two. Below each are the learned rows whose prompts are most like it: what may have taught it. "
+        "answers.jsonl has all answers.",
+        [
+            (f"{len(ordered):,}", "prompts with a teacher's answer"),
+            (f"{equal:,}", "answered alike"),
+            (mean, "mean disagreement"),
+            (f"{len(cards):,}", "shown"),
+        ],
+        cards,
+        like_heading="learned rows with the most similar prompts",
+    )
+    return page.write(path)
+
+
+def _texts(held: HeldOut, base: str, student: str) -> list[Text]:
+    texts = [
+        Text("prompt", prompt_text(held.conversation)),
+        Text("teacher", held.teacher or "", "good"),
+        Text("student", student, "bad"),
+        Text("base", base),
+    ]
+    return [*texts, Text("reference", held.reference)] if held.reference is not None else texts
+
+
+def prompt_text(conversation: Conversation) -> str:
+    """Return the messages of a prompt; the role is named where it is not the user's."""
+    texts = []
+    for message in conversation.messages:
+        role = "" if message.get("role") == "user" else f"[{message.get('role')}] "
+        texts.append(f"{role}{message.get('content') or ''}")
+    return "\n\n".join(texts)

@@ -1,0 +1,83 @@
+"""Write a page of rows to look at, the most conspicuous first: answers side by side, and rows like them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from harvester.system import own_files
+from harvester.system.safe_text import visible
+from trainer.errors import StoreError
+
+# Characters of a text on the page; the rest is left out and counted.
+_LONGEST = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text with its heading; `kind` is a class of the style sheet: "", "good", "bad" or "like"."""
+
+    heading: str
+    text: str
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RowCard:
+    """A row of the page.
+
+    Attributes:
+        facts: short figures beside the title.
+        texts: shown side by side.
+        like: rows like this one, below.
+    """
+
+    title: str
+    facts: Sequence[str]
+    texts: Sequence[Text]
+    like: Sequence[Text] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RowPage:
+    """A page of rows, in the order in which they are shown; `tiles` pairs figures with their meanings."""
+
+    title: str
+    lead: str
+    tiles: Sequence[tuple[str, str]]
+    cards: Sequence[RowCard]
+    like_heading: str = ""
+
+    def write(self, path: Path) -> Path:
+        """Write the page as one HTML file without scripts or remote assets; return its path.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        environment = Environment(
+            loader=PackageLoader("trainer.evaluation", "."),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            finalize=lambda value: visible(value) if type(value) is str else value,
+        )
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        page = environment.get_template("rows.html.j2").render(**values, shortened=shortened)
+        try:
+            with own_files.replacing(path, 0o644, durable=False) as file:
+                file.write(page.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            raise StoreError(
+                f"can't be written: {error.strerror}", place=str(path), remedy="make room, or set another out"
+            ) from None
+        return path
+
+
+def shortened(text: str) -> str:
+    """Return the beginning of a text, and how much more there is."""
+    return (
+        text if len(text) <= _LONGEST else f"{text[:_LONGEST]} … ({len(text) - _LONGEST:,} more characters)"
+    )
