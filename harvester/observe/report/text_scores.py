@@ -163,7 +163,8 @@ def _speed(card: Mapping[str, Any]) -> dict[str, Any]:
     ]
     note = (
         f"The student on this machine ({student.get('device', 'none')}), "
-        f"{student.get('answers_timed', 0)} answers timed alone; the teacher over the network, as stored with {teacher.get('answers', 0):,} answers."
+        f"{student.get('answers_timed', 0)} answers timed alone; the teacher over the network, "
+        f"as stored with {teacher.get('answers', 0):,} answers."
     )
     return {
         "title": "What an answer takes",
