@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from harvester.errors import ConfigError as HarvestConfigError
 from harvester.system.toml_file import Matching, read_toml, suggest_key, validate
 from harvester.verify.settings import VerifySection
 from trainer.errors import ConfigError
@@ -69,6 +70,8 @@ class DataSection(_Frozen):
             without an end of turn.
         reasoning: what to do with the teacher's reasoning: drop it, put it inline before the answer in
             think tags, or keep it in the place that the student's template has for it.
+        where: which rows are read, held-out ones too, by run, configuration, model, system prompt, sampling,
+            tags or outcome: a table, or the inside of its braces as text. Absent: all.
         answers: which answers of a prompt are learned: all; the best one (passed before unverifiable before
             failed by `[verify]`, then the one that most others agree with); those that pass `[verify]`; or
             those equal to the most frequent one, once normalised.
@@ -83,9 +86,22 @@ class DataSection(_Frozen):
     eval_share: Share = 0.1
     truncated: Literal["exclude", "unterminated"] = "exclude"
     reasoning: Literal["drop", "inline", "keep"] = "drop"
+    where: str | dict[str, Any] = ""
     answers: Literal["all", "best", "verified", "majority"] = "all"
     per_prompt: PositiveInt | None = None
     weights: Literal["row", "prompt", "agreement"] = "row"
+
+    @field_validator("where")
+    @classmethod
+    def _is_condition(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
+        from harvester.store.where import Where  # loads Arrow
+
+        if value:
+            try:
+                Where.parse(value)
+            except HarvestConfigError as error:
+                raise ValueError("; ".join(filter(None, (error.message, error.remedy)))) from None
+        return value
 
 
 class LoraSection(_Frozen):

@@ -159,7 +159,13 @@ def curate(
     counts = curation.curate(settings)
     lines = [f"kept {counts.kept:,} rows in {settings.out}"]
     lines += [f"  dropped {count:,}: {reason}" for reason, count in counts.dropped.items()]
-    data = {"kept": counts.kept, "dropped": dict(counts.dropped), "out": str(settings.out)}
+    lines += [f"note: {note}" for note in counts.notes]
+    data = {
+        "kept": counts.kept,
+        "dropped": dict(counts.dropped),
+        "out": str(settings.out),
+        "notes": list(counts.notes),
+    }
     emit(data, lines, as_json=as_json)
     if not counts.kept:
         message(
@@ -186,14 +192,18 @@ def export(
         "a held-out prompt, are left out. May be given several times.",
         exists=True,
     ),
+    where: str = typer.Option(
+        "", help='Only rows with these values, as TOML: \'model = "a", tags = ["math"]\'.'
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Write a corpus in a format that other trainers read."""
     from harvester.export import export as exporter
     from harvester.similarity.settings import DecontaminateSection
+    from harvester.store.where import Where
 
     section = DecontaminateSection(sets=tuple(map(str, decontaminate))) if decontaminate else None
-    choice = exporter.RowChoice(split, section)
+    choice = exporter.RowChoice(split, section, Where.parse(where, "--where") if where else None)
     result = exporter.export(store, out, shape=to, reasoning=reasoning, choice=choice, beside=beside)
     files = [str(path) for path in result.files]
     lines = [f"wrote {result.rows:,} rows to {out}"]
@@ -201,10 +211,12 @@ def export(
         lines += [f"  {name}: {count:,} rows" for name, count in sorted(result.splits.items(), reverse=True)]
         lines.append("  rows whose metadata `split` is not train are held out, in files of their own")
     lines += [f"  left out {count:,}: {reason}" for reason, count in result.left_out.items()]
+    lines += [f"note: {note}" for note in result.notes]
     data = {
         "rows": result.rows,
         "splits": dict(result.splits),
         "files": files,
         "left_out": dict(result.left_out),
+        "notes": list(result.notes),
     }
     emit(data, lines, as_json=as_json)

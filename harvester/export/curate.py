@@ -23,10 +23,11 @@ import pyarrow as pa
 from harvester.errors import ConfigError, StoreCorrupt
 from harvester.export.cards.curation import CURATION_NAME
 from harvester.export.decontaminate import HITS_NAME, RowLeaks
-from harvester.export.filters import Filter, chain, named
+from harvester.export.filters import Filter, chain, chosen_by, named
 from harvester.similarity import settings as similarity_settings
 from harvester.similarity.settings import DecontaminateSection
 from harvester.store import paths, terms_check
+from harvester.store.mixing import Mixing
 from harvester.store.reader import Corpus, holds_answers
 from harvester.store.shards import batching
 from harvester.store.shards.parquet_file import (
@@ -38,6 +39,7 @@ from harvester.store.shards.parquet_file import (
 )
 from harvester.store.shards.schema import Sample, to_table
 from harvester.store.shards.swap import if_no_reader
+from harvester.store.where import Where
 from harvester.system import output_path
 from harvester.system.failpoints import reach
 from harvester.system.files import fsync
@@ -54,10 +56,11 @@ _HIDDEN = ".curating-"
 
 @dataclass(frozen=True, slots=True)
 class CurateCounts:
-    """How many samples were kept, and how many were dropped for each reason."""
+    """How many samples were kept, how many were dropped for each reason, and how kept ones differ."""
 
     kept: int
     dropped: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class CurateConfig:
     filters: tuple[Filter, ...]
     root: Path = Path()
     decontaminate: DecontaminateSection | None = None
+    where: Where | None = None
 
 
 def load(path: Path) -> CurateConfig:
@@ -83,7 +87,7 @@ def load(path: Path) -> CurateConfig:
     """
     file = read_toml(path, "a curate.toml needs corpus, out and filters")
     data = file.table
-    unknown = set(data) - {"corpus", "out", "filters", "verify", "decontaminate"}
+    unknown = set(data) - {"corpus", "out", "filters", "verify", "decontaminate", "where"}
     if unknown or not {"corpus", "out"} <= set(data):
         raise ConfigError(
             f"unknown keys {sorted(unknown)}" if unknown else "'corpus' and 'out' are needed",
@@ -116,7 +120,10 @@ def load(path: Path) -> CurateConfig:
     section = None
     if "decontaminate" in data:
         section = similarity_settings.parse(data["decontaminate"], file.place_of)
-    return CurateConfig(corpus, out, tuple(filters), path.parent, section)
+    where = None
+    if "where" in data:
+        where = Where.parse(data["where"], file.place_of(("where",))).bind(corpus)
+    return CurateConfig(corpus, out, tuple(filters), path.parent, section, where)
 
 
 def _filter_of(entry: Any, place: str, verifiers: Verifiers) -> Filter:
@@ -159,14 +166,19 @@ def curate(config: CurateConfig) -> CurateCounts:
                 contextlib.closing(RowLeaks(config.decontaminate, corpus, config.root))
             )
             filters.insert(0, leaks.check)
+        if config.where is not None:
+            filters.insert(0, chosen_by(config.where))
+        mixing = Mixing(config.corpus)
         with _Parts(hidden, lineages) as parts:
-            counts = _filter(corpus, chain(filters), parts)
+            counts = _filter(corpus, chain(filters), parts, mixing)
         fsync(hidden)
         summary: dict[str, Any] = {
             "kept": counts.kept,
             "dropped": counts.dropped,
             "corpus": str(config.corpus),
         }
+        if config.where is not None:
+            summary["where"] = config.where.text
         if leaks is not None:
             summary["decontamination"] = leaks.facts()
             leaks.write_hits(hidden / HITS_NAME)
@@ -179,16 +191,17 @@ def curate(config: CurateConfig) -> CurateCounts:
     return counts
 
 
-def _filter(corpus: Corpus, decide: Filter, parts: _Parts) -> CurateCounts:
+def _filter(corpus: Corpus, decide: Filter, parts: _Parts, mixing: Mixing) -> CurateCounts:
     kept, dropped = 0, Counter[str]()
     for sample in corpus.samples():
         drop = decide(sample)
         if drop is None:
             parts.add(sample)
+            mixing.add(sample)
             kept += 1
         else:
             dropped[drop.reason] += 1
-    return CurateCounts(kept, dict(sorted(dropped.items())))
+    return CurateCounts(kept, dict(sorted(dropped.items())), mixing.notes())
 
 
 def _refuse(out: Path, sources: Collection[Path]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +26,12 @@ from harvester.export.formats import COLUMNS, SHAPES, Shape, asked_of, inlined, 
 from harvester.export.split_files import JsonlFiles, ParquetFiles, file_split
 from harvester.similarity.settings import DecontaminateSection
 from harvester.store import terms_check
+from harvester.store.mixing import COLUMNS as MIXING_COLUMNS
+from harvester.store.mixing import Mixing
 from harvester.store.reader import Corpus
 from harvester.store.shards.parquet_file import translate_disk_errors
 from harvester.store.shards.schema import Sample
+from harvester.store.where import Where
 from harvester.system import output_path
 from harvester.system.files import sha256_of
 from harvester.terms.places import terms_folders
@@ -55,11 +58,13 @@ class RowChoice:
 
     Attributes:
         split: only rows whose metadata `split` equals this; None: all.
+        where: only rows that it chooses; None: all.
         decontaminate: leave rows for training out that repeat a text of these sets, or a held-out prompt.
     """
 
     split: str | None = None
     decontaminate: DecontaminateSection | None = None
+    where: Where | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +76,14 @@ class Exported:
         files: data files, then documents.
         left_out: number of rows that were not written, by reason.
         splits: rows by the split that the file names carry: train, test, validation.
+        notes: settings in which the written rows differ, see `mixing`.
     """
 
     rows: int
     files: tuple[Path, ...]
     left_out: Mapping[str, int]
     splits: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -109,9 +116,16 @@ def export(
     left_out: dict[str, int] = {}
     with_reasoning = reasoning == "keep" and _has_reasoning(corpus)
     choice = choice or RowChoice()
+    if choice.where is not None:
+        choice = replace(choice, where=choice.where.bind(store))
+    mixing = Mixing(store)
     leaks = None if choice.decontaminate is None else RowLeaks(choice.decontaminate, corpus, Path())
+    columns = list(
+        dict.fromkeys((*_COLUMNS, *MIXING_COLUMNS, *(choice.where.columns if choice.where else ())))
+    )
     rows = _rows(
         corpus,
+        columns,
         shape,
         reasoning if with_reasoning or reasoning != "keep" else "none",
         lambda sample: _left_out(sample, choice, leaks),
@@ -121,19 +135,22 @@ def export(
     if shape in {"prompt-completion", "messages"}:
         writer = ParquetFiles(out, schema_of(shape, with_reasoning=with_reasoning))
     with translate_disk_errors(out), writer:
-        for named, row in rows:
-            writer.add(file_split(named), row)
+        for sample, row in rows:
+            mixing.add(sample)
+            writer.add(file_split(sample.metadata.get("split")), row)
         if not writer.counts:
             raise _nothing(store, left_out)
         files = writer.finish()
-        curation = curation_lines(store)
+        curation = (*curation_lines(store), *mixing.notes())
+        if choice.where is not None:
+            curation = (*curation, f"Only rows with {choice.where.text} were written.")
         if leaks is not None:
             leaks.write_hits(out / HITS_NAME)
             curation = (*curation, decontamination_line(leaks.facts()))
             leaks.close()
         documents = _write_documents(corpus, out, files, store.resolve().parent, shape, curation)
     counts = dict(writer.counts)
-    return Exported(sum(counts.values()), (*files, *documents), left_out, counts)
+    return Exported(sum(counts.values()), (*files, *documents), left_out, counts, mixing.notes())
 
 
 def _nothing(store: Path, left_out: Mapping[str, int]) -> ConfigError:
@@ -202,26 +219,29 @@ def _left_out(sample: Sample, choice: RowChoice, leaks: RowLeaks | None) -> str:
     """Return why a row is not written; "" if it is."""
     if choice.split is not None and sample.metadata.get("split") != choice.split:
         return "other_split"
+    if choice.where is not None and not choice.where.matches(sample):
+        return "where"
     drop = None if leaks is None else leaks.check(sample)
     return "" if drop is None else drop.reason
 
 
 def _rows(
     corpus: Corpus,
+    columns: Sequence[str],
     shape: str,
     reasoning: Reasoning | Literal["none"],
     why_left_out: Callable[[Sample], str],
     left_out: dict[str, int],
-) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield the split that each row names, and the row as it is written."""
-    for sample in corpus.samples(columns=_COLUMNS):
+) -> Iterator[tuple[Sample, dict[str, Any]]]:
+    """Yield each sample, and the row as it is written."""
+    for sample in corpus.samples(columns=columns):
         if sample.purpose != "train":
             raise TermsRefused(
                 "rows collected for evaluation can never be exported for training",
                 place=f"row {sample.key[:12]}",
                 remedy="keep evaluation harvests in a store of their own",
             )
-        request, named = asked_of(sample), sample.metadata.get("split")
+        request = asked_of(sample)
         reason = unfit(shape, sample, request) or why_left_out(sample)
         if reason:
             left_out[reason] = left_out.get(reason, 0) + 1
@@ -232,6 +252,5 @@ def _rows(
                 place=f"row {sample.key[:12]}",
                 remedy="export again, into a new folder",
             )
-        if reasoning == "inline":
-            sample = inlined(sample)
-        yield named, SHAPES[shape](sample, request, sample.reasoning if reasoning == "keep" else None)
+        shown = inlined(sample) if reasoning == "inline" else sample
+        yield sample, SHAPES[shape](shown, request, shown.reasoning if reasoning == "keep" else None)

@@ -16,6 +16,7 @@ from harvester.errors import ConfigError
 from harvester.export.score import candidate_of
 from harvester.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD, Duplicates
 from harvester.store.shards.schema import Sample
+from harvester.store.where import Where
 from harvester.verify.verifiers import AnswerVerdict, Verifiers
 
 
@@ -85,6 +86,15 @@ def of_runs(run_ids: Collection[str]) -> Filter:
 
     def check(sample: Sample) -> Drop | None:
         return None if sample.run_id in kept else Drop("other_run")
+
+    return check
+
+
+def chosen_by(where: Where) -> Filter:
+    """Build a filter that drops the rows that a condition does not choose."""
+
+    def check(sample: Sample) -> Drop | None:
+        return None if where.matches(sample) else Drop("where")
 
     return check
 

@@ -44,7 +44,8 @@ def notes(store: Path, config: HarvestConfig) -> tuple[str, ...]:
             by_difference.setdefault("; ".join(changes), []).append(run_id)
     return tuple(
         f"the store also holds answers of {len(run_ids):,} runs with other settings ({changes}): exports and "
-        f"trainings take them too; a curate filter {{run = [...]}} keeps those of some runs. These runs are "
+        "trainings take them too; `where` in curate.toml, train.toml and `harvester export` chooses. These "
+        "runs are "
         f"{', '.join(run_ids[:_SHOWN_RUNS])}{' ...' if len(run_ids) > _SHOWN_RUNS else ''}"
         for changes, run_ids in by_difference.items()
     )
@@ -57,6 +58,8 @@ def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "teacher.model", teacher["model"]
     if prompts.get("system") is not None:
         yield "prompts.system", prompts["system"]
+    if epoch := (config.get("run") or {}).get("epoch"):
+        yield "run.epoch", epoch
     for name, value in sampling.items():
         if name not in _SAME_KIND and value not in (None, {}, []):
             yield f"sampling.{name}", value

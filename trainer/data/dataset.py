@@ -14,8 +14,12 @@ from typing import Any
 
 from harvester.api.types import Outcome
 from harvester.export.score import candidate_of
+from harvester.store.mixing import COLUMNS as MIXING_COLUMNS
+from harvester.store.mixing import Mixing
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
+from harvester.store.where import REMEDY as WHERE_REMEDY
+from harvester.store.where import Where
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
 from harvester.verify.verifiers import Candidate, Verifiers
 from trainer.config import DataSection, TrainConfig
@@ -93,6 +97,7 @@ class Rows:
         origins: hash of each row's origin, by key (`fingerprint.origin_sha256`).
         weights: of the samples of `train` in the loss; empty: all count alike.
         signal: log-probabilities of the samples of `train`; None: they were not read.
+        mixed: settings in which the rows differ, a line each.
     """
 
     train: tuple[Sample, ...]
@@ -102,6 +107,7 @@ class Rows:
     origins: Mapping[str, str] = field(default_factory=dict)
     weights: tuple[float, ...] = ()
     signal: TeacherSignal | None = None
+    mixed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +159,22 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     require_folder(config)
     corpus = Corpus.open(config.corpus)
     origins: dict[str, str] = {}
-    samples = sorted(_read_samples(corpus, origins), key=lambda s: (s.prompt_id, s.sample_index, s.key))
+    excluded: Counter[str] = Counter()
+    mixing = Mixing(config.corpus)
+    read_samples = _read_samples(corpus, config, origins, excluded, mixing)
+    samples = sorted(read_samples, key=lambda s: (s.prompt_id, s.sample_index, s.key))
+    if excluded and not samples:
+        raise DataError(
+            f"[data] where chooses none of {excluded.total():,} rows",
+            place=str(config.corpus),
+            remedy=WHERE_REMEDY,
+        )
     if not samples:
         raise DataError(
             "the corpus is empty", place=str(config.corpus), remedy="`harvester run harvest.toml` fills it"
         )
     lineages = tuple(corpus.lineages())
     terms_check.require_permission(config, lineages, corpus.distinct(FACT_COLUMNS))
-    excluded: Counter[str] = Counter()
     prompts = [prompt_key(s.messages) for s in samples]
     splits = [split_of(s, key, config.data) for s, key in zip(samples, prompts, strict=True)]
     held_out_keys = {key for key, split in zip(prompts, splits, strict=True) if split != "train"}
@@ -196,7 +210,8 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     signal = None
     if learns and config.train.soft_targets == "auto":
         signal = read_signal(corpus.batches(LOGPROB_COLUMNS), {sample.key for sample in chosen.samples})
-    return Rows(chosen.samples, held_out, +excluded, lineages, origins, chosen.weights, signal)
+    mixed = mixing.notes()
+    return Rows(chosen.samples, held_out, +excluded, lineages, origins, chosen.weights, signal, mixed)
 
 
 def held_out_examples(
@@ -215,10 +230,24 @@ def held_out_examples(
     return tuple(example for example in examples if len(example.ids) <= config.train.max_length)
 
 
-def _read_samples(corpus: Corpus, origins: dict[str, str]) -> Iterator[Sample]:
-    """Yield the samples, add the hash of each one's origin to `origins`, and clear the columns it needed."""
-    for sample in corpus.samples(list(dict.fromkeys((*COLUMNS, *fingerprint.ORIGIN_COLUMNS)))):
+def _read_samples(
+    corpus: Corpus, config: TrainConfig, origins: dict[str, str], excluded: Counter[str], mixing: Mixing
+) -> Iterator[Sample]:
+    """Yield the samples that `[data] where` chooses, and clear the columns that are not needed afterwards.
+
+    Args:
+        origins: gets the hash of each one's origin. excluded: counts those that are not chosen. mixing:
+            counts the settings of the chosen ones.
+    """
+    data, store = config.data, config.corpus
+    where = Where.parse(data.where).bind(store) if data.where else None
+    wanted = (*COLUMNS, *fingerprint.ORIGIN_COLUMNS, *MIXING_COLUMNS, *(where.columns if where else ()))
+    for sample in corpus.samples(list(dict.fromkeys(wanted))):
+        if where is not None and not where.matches(sample):
+            excluded["not chosen by where"] += 1
+            continue
         origins[sample.key] = fingerprint.origin_sha256(sample)
+        mixing.add(sample)
         yield replace(sample, **{**_CLEARED_COLUMNS, "request_json": request_beyond_columns(sample)})
 
 

@@ -24,7 +24,7 @@ _FREE_SETTINGS = (
     *("train.log_every", "train.log_every_s", "train.save_every"),
     *("train.checkpointing", "train.shard", "data.corpus"),
     # What these choose shows in the hash of the corpus, weights included.
-    *("data.answers", "data.per_prompt", "data.weights"),
+    *("data.where", "data.answers", "data.per_prompt", "data.weights"),
 )
 
 

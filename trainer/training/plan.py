@@ -80,6 +80,7 @@ def plan(config: TrainConfig, probe_steps: int = 0, *, processes: int = 1) -> Tr
     examples = inputs.dataset.examples
     notes = model.check_without_weights(config)
     notes += inputs.soft.notes() if inputs.soft else []
+    notes += inputs.rows.mixed
     sharded = memory.needs_sharding(config, processes)
     checkpointing = memory.needs_checkpointing(
         config, inputs.largest_pack, processes=processes, sharded=sharded

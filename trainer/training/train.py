@@ -138,7 +138,8 @@ class TrainingRun:
         self._reporter = Reporter(config, inputs.order, student, world, callbacks, first=start.steps_done)
         hint = inputs.hint(config.train)
         soft = inputs.soft.notes() if inputs.soft else []
-        self._setup_notes = [*describe_setup(student, world), *soft, *([f"hint: {hint}"] if hint else [])]
+        hints = [f"hint: {hint}"] if hint else []
+        self._setup_notes = [*describe_setup(student, world), *inputs.rows.mixed, *soft, *hints]
         self._notes: list[str] = []
         self._first = self._steps_done = start.steps_done
         self._loss = start.loss

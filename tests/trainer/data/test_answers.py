@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from trainer import config as settings
 from trainer.config import DataSection
 from trainer.data import dataset
 from trainer.data.answers import agreement, choose
+from trainer.errors import DataError
 
 EXACT = Verifiers({"*": VerifierSection(kind="exact")}, Path())
 ANSWERS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["4", "4 ", "5", "6"])), max_size=12)
@@ -117,4 +119,24 @@ def test_a_corpus_is_read_with_its_weights_and_they_are_part_of_its_hash(tmp_pat
 def test_verified_answers_need_a_verifier(tmp_path: Path):
     toml = tiny.train_toml(tmp_path, tiny.skill(2), data={"answers": "verified"})
     with pytest.raises(settings.ConfigError, match=r"needs a table \[verify"):
+        settings.load(toml)
+
+
+def test_rows_that_mix_settings_are_named_and_chosen(tmp_path: Path):
+    rows = tiny.skill(6)
+    brief = {"role": "system", "content": "Be brief."}
+    rows = [replace(row, messages=[brief, *row.messages]) if n % 2 else row for n, row in enumerate(rows)]
+    toml = tiny.train_toml(tmp_path, rows, data={"eval_share": 0.0})
+    read = dataset.read(settings.load(toml))
+    assert len(read.train) == 6
+    assert ["2 system prompts: none (3 rows); Be brief. (3 rows)" in note for note in read.mixed] == [True]
+    plain = toml.read_text()
+    toml.write_text(plain.replace('corpus = "store"', 'corpus = "store"\nwhere = {system = "Be brief."}'))
+    read = dataset.read(settings.load(toml))
+    assert (len(read.train), read.mixed, read.excluded["not chosen by where"]) == (3, (), 3)
+    toml.write_text(plain.replace('corpus = "store"', 'corpus = "store"\nwhere = \'model = "c"\''))
+    with pytest.raises(DataError, match="chooses none of 6 rows"):
+        dataset.read(settings.load(toml))
+    toml.write_text(plain.replace('corpus = "store"', "corpus = \"store\"\nwhere = 'modell = 1'"))
+    with pytest.raises(settings.ConfigError, match="unknown field 'modell'"):
         settings.load(toml)
