@@ -89,6 +89,11 @@ def resume(store: Path = STORE_OF_RUN, as_json: bool = JSON) -> None:
 def stop(
     store: Path = STORE_OF_RUN,
     wait: bool = typer.Option(True, help="Return only when the run has ended."),
+    cancel_batches: bool = typer.Option(
+        False,
+        "--cancel-batches",
+        help="Also cancel its batches at the provider, with or without a run; else they go on.",
+    ),
     as_json: bool = JSON,
 ) -> None:
     """End the run: no new requests, answers in flight are awaited. It exits with 10 and can be resumed."""
@@ -96,8 +101,15 @@ def stop(
 
     from harvester.store.journal.lock import is_held, read_holder
 
+    if cancel_batches and not is_held(store):
+        from harvester.run.batch.cancel import cancel_waiting
+
+        lines = cancel_waiting(store)
+        emit({"batches": lines}, lines, as_json=as_json)
+        return
     holder = read_holder(store / paths.LOCK)
-    _command(store, "stop", as_json=as_json)
+    arguments = {"cancel_batches": "yes"} if cancel_batches else {}
+    _command(store, "stop", as_json=as_json, **arguments)
     # The holder's note in LOCK is removed before the lock is released. Don't wait for another holder.
     while wait and is_held(store) and read_holder(store / paths.LOCK) in ({}, holder):
         time.sleep(POLL_S)

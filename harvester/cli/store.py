@@ -86,6 +86,12 @@ def verify_lines(store: Path, report: VerifyReport) -> list[str]:
             f" billed is known to the journal only, which can't be read; {len(report.messages)} findings"
         )
     lines += [f"  {message}" for message in report.messages]
+    for batch in report.waiting.open[:KEYS_SHOWN]:
+        name, status = batch["batch_id"] or batch["name"], batch["status"] or batch["state"]
+        most = f"${batch['reserved_microusd'] / 1e6:.6f}"
+        lines.append(
+            f"  batch {name} of {batch['at']}: {batch['rows']:,} rows wait ({status}), may cost up to {most}"
+        )
     for attempt in (billed.facts() for billed in bill.possibly_billed[:KEYS_SHOWN]):
         reserved = f"reserved ${attempt['reserved_microusd'] / 1e6:.6f}"
         outcome = attempt["code"] or "no outcome"

@@ -18,6 +18,7 @@ from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import COMPLETE_ENDINGS, RunState
 from harvester.observe.counters import several_text, unusable
 from harvester.store import paths
+from harvester.store.journal.batches import waiting_in_batches
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import is_held, read_holder
 from harvester.store.maintain.bill import compute_bill, compute_canary_bill, compute_spent
@@ -79,6 +80,8 @@ def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[s
         totals, bill = journal.totals(), compute_bill(journal, alive=alive)
         holds = load(journal)
         spent = {} if alive else compute_spent(journal, time.time())
+        with journal.reading() as connection:
+            waiting = waiting_in_batches(connection)
     written, fault = _read_status(store)
     status = {**written, **validated_status(live or {})}
     if fault and not live:
@@ -101,6 +104,7 @@ def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[s
         "held": totals.held,
         "held_outcomes": totals.held_outcomes,
         "billed": bill.billed,
+        "batches": waiting.facts(),
         "possibly_billed": len(bill.possibly_billed),
         "possibly_billed_microusd": bill.possibly_billed_microusd,
         "without_outcome": sum(not attempt.code for attempt in bill.possibly_billed),
@@ -175,6 +179,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         errors = ", ".join(f"{code} {count:,}" for code, count in sorted(status["errors"].items()))
         lines.append(f"errors    {errors}   (`harvester explain CODE`)")
     lines += _unusable(status)
+    lines += _batches(status)
     lines += _ledger(status)
     if status.get("usage_corrected"):
         lines.append(
@@ -306,6 +311,23 @@ def _budgets_now(
         ends_at = span_of_budget.end(time.time())
         now[name]["ends_at"] = ends_at if math.isfinite(ends_at) else None
     return now
+
+
+def _batches(status: Mapping[str, Any]) -> list[str]:
+    """Batches that have not ended: how many, how old, what they hold, what they may cost."""
+    waiting = status.get("batches") or {}
+    if not waiting.get("batches"):
+        return []
+    states: dict[str, int] = {}
+    for batch in waiting["open"]:
+        name = batch["status"] or batch["state"]
+        states[name] = states.get(name, 0) + 1
+    words = ", ".join(f"{count:,} {name}" for name, count in states.items())
+    age = span(max(0.0, time.time() - waiting["oldest_at"]))
+    return [
+        f"batches   {waiting['batches']:,} with {waiting['rows']:,} rows, the oldest {age} old ({words}); "
+        f"they may cost up to ${waiting['reserved_microusd'] / 1e6:.4f}"
+    ]
 
 
 def _ledger(status: Mapping[str, Any]) -> list[str]:

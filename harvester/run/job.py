@@ -46,6 +46,7 @@ from harvester.run.prepare import Prepared, require_still_permitted
 from harvester.run.retry import reopen_rows
 from harvester.run.signals import Signals, handled
 from harvester.store import paths
+from harvester.store.journal.batches import WaitingBatches, waiting_in_batches
 from harvester.store.journal.group_commit import GroupCommit, on_writer
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
@@ -445,9 +446,17 @@ async def _note_completed_files(parts: RunParts, counts: Snapshot) -> None:
         )
 
 
+def waiting_batches_of(journal: Journal) -> WaitingBatches:
+    """Return what the batches of a store hold."""
+    with journal.reading() as connection:
+        return waiting_in_batches(connection)
+
+
 async def _summary(parts: RunParts, result: PassResult, exit_code: int, sealed_rows: int) -> Summary:
     prepared = parts.prepared
     totals = await on_writer(parts.writer, lambda journal: journal.totals())
+    waiting = await on_writer(parts.writer, waiting_batches_of)
+    notes = [waiting.note()] if waiting.batches else []
     return Summary(
         run_id=parts.run_id,
         ending=result.ending,
@@ -462,6 +471,7 @@ async def _summary(parts: RunParts, result: PassResult, exit_code: int, sealed_r
         canary_microusd=parts.canary.news.get("cost_microusd", 0) if parts.canary is not None else 0,
         warnings=(
             *parts.warnings,
+            *notes,
             *endings.warnings_of(result.counts, len(prepared.bad), prepared.skipped.note()),
         ),
         skipped=dict(prepared.skipped.by_reason),

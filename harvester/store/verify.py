@@ -222,6 +222,7 @@ def verify_journal(store: Path) -> list[Finding]:
                 if table not in sqlite.OPTIONAL_TABLES or sqlite.has_table(connection, table):
                     findings += _rows(connection, table)
             findings += _index(connection)
+            findings += _batches(connection)
             with sqlite.snapshot(connection):  # a run writes rows and their checksum together
                 findings += _sums(connection)
                 findings += _ledger(connection)
@@ -260,6 +261,23 @@ def _ledger(connection: sqlite3.Connection) -> Iterator[Finding]:
             place=f"{paths.JOURNAL} counters",
             message=f"{missing} answers were paid that are neither stored nor purged",
         )
+
+
+def _batches(connection: sqlite3.Connection) -> Iterator[Finding]:
+    """Yield rows that wait in a batch that is not known or has ended, or that are answered already."""
+    if not sqlite.has_table(connection, "batch_rows"):
+        return
+    queries = {
+        "rows wait in a batch that is not known": "batch NOT IN (SELECT batch FROM batches)",
+        "rows wait in a batch that has ended": "batch IN (SELECT batch FROM batches WHERE state = 'ended')",
+        "rows wait in a batch although they are answered": "key IN (SELECT key FROM keys)"
+        " OR key IN (SELECT key FROM answers)",
+    }
+    for message, where in queries.items():
+        query = f"SELECT count(*) FROM batch_rows WHERE {where}"  # noqa: S608 - our own text
+        if count := connection.execute(query).fetchone()[0]:
+            place = f"{paths.JOURNAL} batch_rows"
+            yield Finding(kind=FindingKind.DISAGREES, place=place, message=f"{count:,} {message}")
 
 
 def _index(connection: sqlite3.Connection) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ number of answers that the child had counted as stored. Everything is imported o
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import select
 import signal
@@ -45,6 +46,8 @@ def live(config: Path, failpoint: str, pipe: int) -> None:
 
 def main() -> None:
     config = Path(sys.argv[1])
+    if "transport" in config.read_text(encoding="utf-8"):
+        importlib.import_module("harvester.run.batch.opening")  # before the first fork: it loads the SDK
     for line in sys.stdin:
         seconds, failpoint = line.split()
         readable, writable = os.pipe()

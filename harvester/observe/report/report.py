@@ -231,6 +231,12 @@ def _tiles(account: ReportData) -> list[dict[str, Any]]:
         )
     for name, count in unusable(totals.held_outcomes).items():
         tiles.append(_tile(f"{name} answers", f"{count:,}", bad=True))
+    waiting = status.get("batches") or {}
+    if waiting.get("batches"):
+        age = figures.duration(max(0.0, time.time() - waiting["oldest_at"]))
+        tiles.append(_tile("rows in batches", f"{waiting['rows']:,} in {waiting['batches']:,}"))
+        tiles.append(_tile("age of the oldest batch", age))
+        tiles.append(_tile("batches may cost", charts.dollars(waiting["reserved_microusd"] / 1e6)))
     tiles.append(_tile("failed rows", f"{totals.dead:,}", bad=totals.dead > 0))
     billed = totals.possibly_billed
     tiles.append(_tile("attempts possibly billed", f"{billed:,}", bad=totals.possibly_billed_microusd > 0))

@@ -35,7 +35,7 @@ from harvester.store.journal.batches import (
     rows_of_batch,
 )
 from harvester.store.journal.journal import Journal
-from harvester.store.journal.records import BatchRowReopened
+from harvester.store.journal.records import BatchRowReopened, Failure
 from harvester.system.failpoints import reach
 from harvester.teacher.teacher import AttemptResult
 
@@ -57,7 +57,6 @@ class _Course:
     ticket: Ticket
     seen: dict[bytes, int] = field(default_factory=dict)
     has_answers: bool = False
-    refused: TeacherRefused | None = None
 
 
 class Collector:
@@ -88,6 +87,7 @@ class Collector:
         Raises:
             TeacherError: the files can't be read now. What was read is stored; call it again later.
         """
+        self._end_if_failed(ticket)
         course = _Course(batch, ticket, has_answers=ticket.completed > 0)
         message = ticket.message if ticket.status == "failed" else ""
         for file_id in (ticket.output_file_id, ticket.error_file_id):
@@ -105,9 +105,10 @@ class Collector:
         for row in await self._rest(batch):
             self._open_again(course, row, self._unanswered(ticket))
         await self._end(batch, ticket.status, message)
-        if course.refused is not None:
-            self._context.ending.fail(course.refused)
-        elif ticket.status == "failed" and ticket.failure != TOO_MUCH_QUEUED and not self._may_ask_online:
+
+    def _end_if_failed(self, ticket: Ticket) -> None:
+        """End the pass when the provider fails a whole batch, and its rows may not be asked online."""
+        if ticket.status == "failed" and ticket.failure != TOO_MUCH_QUEUED and not self._may_ask_online:
             self._context.ending.fail(
                 TeacherRefused(
                     f"a batch failed: {ticket.failure} {ticket.message}".strip(),
@@ -263,11 +264,15 @@ class Collector:
             failure = as_rejected_prompt(RequestFailed(error, row.attempts))
             self._settle(course.batch, row, (0, 0))
             self._note_error(error)
+            at = self._context.clock.wall()
+            key = row.request.key
+            record = Failure(row.attempt_id, key, error.code, error.status, error.raw, False, at)
+            self._context.writer.submit(record, lambda: None)
             self._context.in_flight.dead_letter(row.request, failure, course.batch.ref)
-            self._on_left(row.request.key)
+            self._on_left(key)
             return
         if isinstance(error, TeacherRefused) and not is_of_row and not course.has_answers:
-            course.refused = error
+            self._context.ending.fail(error)
         self._open_again(course, row, error)
 
     def _note_error(self, error: TeacherError) -> None:

@@ -7,6 +7,7 @@ knows it), or with a worker that asks it online. It goes on only when that place
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -89,6 +90,9 @@ class BatchTransport:
         self._looks = 0
         self._cancels_at_end = False
         self._wake, self._changed = asyncio.Event(), asyncio.Event()
+        # Set while no look at the batches is under way.
+        self._idle = asyncio.Event()
+        self._idle.set()
         context.ending.when_draining(self._wake.set)
         context.ending.when_draining(self._changed.set)
 
@@ -302,6 +306,8 @@ class BatchTransport:
                 await self._changed.wait()
         self._drop(self._rows)
         self._rows = []
+        with contextlib.suppress(TimeoutError):  # what is being read is taken in, as answers in flight are
+            await asyncio.wait_for(self._idle.wait(), self._grace_s)
         if self._cancels_at_end:
             await self._cancel_all()
 
@@ -335,7 +341,11 @@ class BatchTransport:
                 await clock.wait(self._wake, wait_s)
                 self._wake.clear()
             else:
-                await self._look_at_all()
+                self._idle.clear()
+                try:
+                    await self._look_at_all()
+                finally:
+                    self._idle.set()
 
     async def _look_at_all(self) -> None:
         """Look at every batch once; the next look follows after a time that grows while nothing changes."""
@@ -344,6 +354,8 @@ class BatchTransport:
         looks: list[Callable[[], Awaitable[bool]]] = [self._confirm] if self._unconfirmed else []
         looks += [lambda batch=batch: self._look(batch) for batch in list(self._open.values())]  # type: ignore[misc]
         for look in looks:
+            if context.ending.draining.is_set():
+                break
             try:
                 has_changed |= await look()
             except TeacherError as error:

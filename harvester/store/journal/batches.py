@@ -97,6 +97,14 @@ class WaitingBatches:
     reserved_microusd: int = 0
     open: tuple[Mapping[str, Any], ...] = ()
 
+    def note(self) -> str:
+        """Say what waits, and how it goes on."""
+        cost = f"${self.reserved_microusd / 1e6:,.4f}"
+        return (
+            f"{self.rows:,} rows wait in {self.batches:,} batches, which may cost up to {cost}: "
+            "the next run collects them"
+        )
+
     def facts(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {

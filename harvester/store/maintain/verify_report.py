@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harvester.errors import StoreError
 from harvester.store import paths
+from harvester.store.journal.batches import WaitingBatches, waiting_in_batches
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import is_held
 from harvester.store.maintain.bill import Bill, compute_bill
@@ -34,6 +35,7 @@ class VerifyReport:
         bill: what the answers cost; empty where the journal can't be read.
         repaired: what a repair did before this, None where none was asked for.
         has_journal: whether the journal could be read; without it only the rows of shards are counted.
+        waiting: batches that have not ended, and what they may cost.
     """
 
     answers: int
@@ -42,6 +44,7 @@ class VerifyReport:
     bill: Bill
     repaired: RepairResult | None
     has_journal: bool = True
+    waiting: WaitingBatches = field(default_factory=WaitingBatches)
 
     @property
     def remedy(self) -> str:
@@ -74,6 +77,7 @@ class VerifyReport:
             "billed_microusd": self.bill.billed_microusd,
             "possibly_billed": [attempt.facts() for attempt in self.bill.possibly_billed],
             "possibly_billed_microusd": self.bill.possibly_billed_microusd,
+            "batches": self.waiting.facts(),
         }
 
 
@@ -86,15 +90,17 @@ def verify_with_bill(store: Path, *, repair: bool) -> VerifyReport:
     """
     repaired = repair_store(store) if repair else None
     findings, answers, has_journal = _verify(store)
-    bill = Bill(0, 0, ())
+    bill, waiting = Bill(0, 0, ()), WaitingBatches()
     if (store / paths.JOURNAL).exists() and not any(paths.JOURNAL in str(finding) for finding in findings):
         with closing(Journal.open(store, read_only=True)) as journal:
             bill = compute_bill(journal, alive=is_held(store))
+            with journal.reading() as connection:
+                waiting = waiting_in_batches(connection)
     canary_findings: tuple[Finding, ...] = ()
     canary = store / paths.CANARY
     if (canary / paths.JOURNAL).exists() or has_lost_journal(canary):
         canary_findings, _, _ = _verify(canary)
-    return VerifyReport(answers, findings, canary_findings, bill, repaired, has_journal)
+    return VerifyReport(answers, findings, canary_findings, bill, repaired, has_journal, waiting)
 
 
 def _verify(store: Path) -> tuple[tuple[Finding, ...], int, bool]:

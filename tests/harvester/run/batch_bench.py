@@ -50,7 +50,7 @@ def harvest(
         faults,
         prompts=prompts,
         teacher=teacher,
-        run={"transport": transport, **(run or {})},
+        run={"transport": transport, "patience_s": 600, **(run or {})},
         batch={**QUICK, **(batch or {})},
         **parts,
     )
