@@ -154,7 +154,7 @@ def test_a_batch_whose_results_were_deleted_is_named_and_its_rows_are_open(
     mock.advance(HOUR)
     mock.batches()  # it ends now
     mock.advance(2 * HOUR)
-    mock.set_batches(results_kept_s=None)
+    mock.set_batches(latency_s=0)
     run = {"retry_possibly_billed": retry, "max_failed": ROWS}
     ended = harvest(mock, tmp_path, sums(ROWS), run=run)
     assert ended.exit_code == 0
