@@ -281,10 +281,13 @@ def export(
 
     loaded = load(config)
     from trainer.data.chat_template import Renderer
+    from trainer.evaluation.forgetting import require_kept
     from trainer.model import model
     from trainer.publish import serving
     from trainer.publish.export import export_merged
 
+    forgotten = require_kept(loaded)
+    kept = [f"forgetting: {forgotten['increase']['value']:+.1%} bits on general answers"] if forgotten else []
     parity = export_merged(loaded, out, dtype)
     renderer = Renderer(model.load_tokenizer(loaded.base, loaded.template))
     commands = serving.commands(loaded, renderer, out.resolve())
@@ -292,8 +295,12 @@ def export(
         f"{name.replace('_', ' ')} {value:.3g}" for name, value in parity.items() if isinstance(value, float)
     )
     print_result(
-        {**parity, "merged": str(out), "serving": asdict(commands)},
-        [f"merged student in {out}, {parity['dtype']}: {figures}", *serving.describe(commands)],
+        {**parity, "forgetting": forgotten, "merged": str(out), "serving": asdict(commands)},
+        [
+            *kept,
+            f"merged student in {out}, {parity['dtype']}: {figures}",
+            *serving.describe(commands),
+        ],
         as_json=as_json,
     )
 

@@ -226,6 +226,8 @@ class EvaluateSection(_Frozen):
         batch: prompts answered together; halved when memory runs out.
         resamples: bootstrap resamples for the intervals.
         speed_prompts: held-out prompts that are answered once more, alone, to measure the speed; 0: none.
+        general_prompts: JSON lines with "prompt" (or "messages") and "answer" that tell what the student has
+            forgotten; empty: a small set of this program's own.
         machine_usd_per_hour: price of this machine, for the dollars that a thousand answers cost.
     """
 
@@ -237,6 +239,7 @@ class EvaluateSection(_Frozen):
     batch: PositiveInt = 256
     resamples: PositiveInt = 2000
     speed_prompts: int = Field(default=8, ge=0)
+    general_prompts: str = ""
     machine_usd_per_hour: Positive | None = None
 
     def interval(self, steps: int) -> int:
@@ -244,6 +247,17 @@ class EvaluateSection(_Frozen):
         if isinstance(self.every, int):
             return self.every
         return max(1, round(steps * int(self.every.removesuffix("%")) / 100))
+
+
+class ExportSection(_Frozen):
+    """Configure what `trainer export` refuses.
+
+    Attributes:
+        max_forgetting: by what share the student may need more bits than its base for the answers to general
+            prompts, e.g. 0.1; the export of one that needs more fails. Absent: it is not measured.
+    """
+
+    max_forgetting: float | None = Field(default=None, ge=0)
 
 
 class OutSection(_Frozen):
@@ -268,6 +282,7 @@ class TrainConfig(_Frozen):
     lora: LoraSection = LoraSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
+    export: ExportSection = ExportSection()
     out: OutSection = OutSection()
     verify: VerifySection = Field(default_factory=dict)
     root: Path = Field(default=Path(), exclude=True)
@@ -296,6 +311,12 @@ class TrainConfig(_Frozen):
     def template(self) -> Path | None:
         """File of the chat template to use instead of the base's own."""
         return (self.root / self.student.template).resolve() if self.student.template else None
+
+    @property
+    def general_prompts(self) -> Path | None:
+        """File of general prompts; None: the built-in ones."""
+        name = self.evaluate.general_prompts
+        return (self.root / name).resolve() if name else None
 
     @property
     def corpus(self) -> Path:

@@ -132,6 +132,9 @@ def text_score_lines(card: Mapping[str, Any]) -> list[str]:
             shown = [f"{m} {interval_text(value)}" for m, value in by_model.items() if value]
             if shown:
                 lines.append(f"{title}, {name.replace('_', ' ')}: {', '.join(shown)}")
+    if increase := (card.get("forgetting") or {}).get("increase"):
+        more = f"{increase['value']:+.1%} ({increase['low']:+.1%} to {increase['high']:+.1%})"
+        lines.append(f"forgetting: the student needs {more} bits than its base for general answers")
     if speed := card.get("speed"):
         lines += _speed_lines(speed)
     if missing := card.get("missing_packages"):

@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from trainer.data.dataset import INLINE_REASONING, HeldOut, Rows
 from trainer.errors import DataError
 from trainer.evaluation import (
     explorer,
+    forgetting,
     intervals,
     likelihood,
     neighbours,
@@ -31,6 +32,7 @@ from trainer.evaluation import (
     text_metrics,
     text_scores,
 )
+from trainer.evaluation.forgetting import GeneralSet
 from trainer.evaluation.judging import ceiling, judge_answers, judged_by, teacher_pass, verifiers_of
 from trainer.evaluation.likelihood import Likelihood
 from trainer.evaluation.scorecard import scorecard
@@ -59,12 +61,14 @@ class Answers:
         texts: what is compared with the references.
         cut: whether each answer was cut by the token limit.
         likelihood: what the model thinks of the teacher's held-out answers; None if there are none.
+        general: what it thinks of answers to general prompts; None if there are none.
         tokens: tokens of all answers, ends of turn included. seconds: time that they took in batches.
     """
 
     texts: tuple[str, ...]
     cut: tuple[bool, ...]
     likelihood: Likelihood | None
+    general: Likelihood | None = None
     tokens: int = 0
     seconds: float = 0.0
 
@@ -119,8 +123,9 @@ def evaluate(
     limit = answer_limit(config, rows, targets, renderer)
     for note in limit_notes(limit, rows.held_out, targets, renderer):
         on_note(note)
+    general = forgetting.load(config, renderer)
     student = model.load_trained_student(config, adapter, device)
-    test = HeldOutTest(config, renderer, rows.held_out, targets, limit)
+    test = HeldOutTest(config, renderer, rows.held_out, targets, limit, general)
     count = len(rows.held_out)
     with student.disable_adapter():
         of_base = test.answers_of(student, on_note, partial(on_batch, "base", count))
@@ -166,6 +171,7 @@ class HeldOutTest:
     Attributes:
         targets: the teacher's answers as examples, for the loss.
         limit: tokens after which an answer is cut.
+        general: answers to general prompts, for what the student has forgotten.
     """
 
     config: TrainConfig
@@ -173,6 +179,7 @@ class HeldOutTest:
     held_out: tuple[HeldOut, ...]
     targets: tuple[Example, ...]
     limit: int
+    general: GeneralSet = field(default_factory=lambda: GeneralSet((), ()))
 
     def answers_of(
         self, answering: Any, on_note: Callable[[str], None], on_done: Callable[[int], None]
@@ -181,11 +188,14 @@ class HeldOutTest:
         started = time.perf_counter()
         answers = generate_answers(self, answering, on_note, on_done)
         seconds = time.perf_counter() - started
+        sets = (self.targets, self.general.examples)
+        of_targets, of_general = likelihood.measure_parts(answering, sets, self.config)
         texts = (self.renderer.decode(a.ids) for a in answers)
         return Answers(
             texts=tuple(judged_text(text, self.renderer, self.config) for text in texts),
             cut=tuple(answer.is_cut for answer in answers),
-            likelihood=likelihood.measure(answering, self.targets, self.config),
+            likelihood=of_targets,
+            general=of_general,
             tokens=sum(len(answer.ids) + (not answer.is_cut) for answer in answers),
             seconds=seconds,
         )
@@ -323,8 +333,16 @@ def _open_scores(
             for name, each in answers.items()
             if each.likelihood is not None
         },
+        "forgetting": _forgetting(test, answers),
         "missing_packages": text_metrics.missing_metrics(),
     }
+
+
+def _forgetting(test: HeldOutTest, answers: Mapping[str, Answers]) -> dict[str, Any] | None:
+    base, student = answers["base"].general, answers["student"].general
+    if base is None or student is None:
+        return None
+    return forgetting.facts(test.general, base, student, test.config.evaluate.resamples)
 
 
 def _likelihoods(test: HeldOutTest, answers: Mapping[str, Answers], resamples: int) -> dict[str, Any]:

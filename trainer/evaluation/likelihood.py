@@ -53,6 +53,11 @@ class Likelihood:
         """Nats per supervised token."""
         return float(self.nats.sum() / self.tokens.sum())
 
+    def part(self, examples: slice) -> Likelihood:
+        """Return what is known of some of the examples."""
+        columns = (self.nats, self.tokens, self.confidence, self.correct, self.counts)
+        return Likelihood(*(column[examples] for column in columns))
+
 
 class _Recorder:
     """Take the place of the training's loss of a block of logits, and keep what it says of each token."""
@@ -121,6 +126,19 @@ def measure(answering: Any, examples: Sequence[Example], config: TrainConfig) ->
             _add(nats, binned, recorder.take(), _owners(examples, numbers))
     tokens = np.array([e.supervised for e in examples], dtype=np.float64)
     return Likelihood(nats, tokens, *binned)
+
+
+def measure_parts(
+    answering: Any, parts: Sequence[Sequence[Example]], config: TrainConfig
+) -> list[Likelihood | None]:
+    """Let a model read several sets of examples in one pass; None for an empty set."""
+    measured = measure(answering, [example for part in parts for example in part], config)
+    found: list[Likelihood | None] = []
+    begin = 0
+    for part in parts:
+        found.append(measured.part(slice(begin, begin + len(part))) if measured and part else None)
+        begin += len(part)
+    return found
 
 
 def _record_logits(

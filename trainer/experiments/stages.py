@@ -96,7 +96,7 @@ def rows_sha256(rows: Rows) -> str:
 
 
 # Keys of [evaluate] that choose no adapter.
-_SPEED = {"speed_prompts", "machine_usd_per_hour"}
+_SCORECARD_ONLY = {"speed_prompts", "machine_usd_per_hour", "general_prompts"}
 
 
 class Stages:
@@ -191,7 +191,9 @@ class Stages:
                 "data": config.data.model_dump(mode="json", exclude={"corpus"}),
                 "lora": config.lora.model_dump(mode="json"),
                 "train": {**settings, "seed": seed},
-                "evaluate": config.evaluate.model_dump(mode="json", exclude=_SPEED) if chooses else None,
+                "evaluate": config.evaluate.model_dump(mode="json", exclude=_SCORECARD_ONLY)
+                if chooses
+                else None,
                 "held_out": self._held_out_sha256 if chooses else None,
                 "rows": rows_sha256(rows),
             }

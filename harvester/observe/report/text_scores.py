@@ -54,6 +54,7 @@ def text_parts(card: Mapping[str, Any]) -> dict[str, Any]:
         _by_metric("Answers against the reference", "references", card),
         _by_metric("Answers against the teacher's", "agreement", card),
         _by_model("How likely the teacher's answers are", "likelihood", _LIKELIHOOD, card),
+        _forgetting(card),
         _by_model("How they answer", "behaviour", _BEHAVIOUR, card),
         _speed(card),
         _paired(card),
@@ -140,6 +141,25 @@ def _paired(card: Mapping[str, Any]) -> dict[str, Any]:
     )
     columns = ["models", "task", "only first", "only second", "p", "difference"]
     return {"title": "Who is right where the other is wrong", "columns": columns, "rows": rows, "note": note}
+
+
+def _forgetting(card: Mapping[str, Any]) -> dict[str, Any]:
+    facts = card.get("forgetting") or {}
+    rows = [
+        [
+            m,
+            shown(facts[m]["bits_per_byte"]),
+            shown(facts["increase"], percent=True) if m == "student" else "–",
+        ]
+        for m in ("base", "student")
+        if m in facts
+    ]
+    note = (
+        f"How likely the answers to {facts.get('answers', 0):,} general prompts are. What the student needs "
+        "more than its base it has forgotten."
+    )
+    columns = ["", "bits a byte", "increase"]
+    return {"title": "What the student has forgotten", "columns": columns, "rows": rows, "note": note}
 
 
 def _speed(card: Mapping[str, Any]) -> dict[str, Any]:

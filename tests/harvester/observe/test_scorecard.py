@@ -41,6 +41,12 @@ OF_TEXTS: dict[str, Any] = {
     "likelihood": {"base": {"bits_per_byte": VALUE}, "answers": 9},
     "calibration": {"student": {"ece": VALUE, "bins": BINS}},
     "paired": {"student_vs_base": {**PAIR, "tasks": {"sum": PAIR}}},
+    "forgetting": {
+        "answers": 9,
+        "base": {"bits_per_byte": VALUE},
+        "student": {"bits_per_byte": VALUE},
+        "increase": VALUE,
+    },
     "speed": {"student": {"answers_timed": 8, "answer_s": VALUE, "disk_bytes": 1 << 21}, "teacher": {}},
     "tags": {"<b>": {"base": POINT, "student": POINT, "teacher": POINT, "prompts": 9}},
 }
@@ -57,6 +63,8 @@ def test_scores_of_texts_become_tables_and_figures_with_intervals(tmp_path: Path
     assert ["student – base", "all", "3", "1", "0.62", "25.0% (12%–50%)"] in rows[
         "Who is right where the other is wrong"
     ]
+    forgotten = [["base", "0.250 (0.125–0.500)", "–"], ["student", "0.250 (0.125–0.500)", "25.0% (12%–50%)"]]
+    assert rows["What the student has forgotten"] == forgotten
     assert ["one answer, ms", "250 (125–500)", "–"] in rows["What an answer takes"]
     assert ["weights on disk, MiB", "2", "–"] in rows["What an answer takes"]
     assert rows["By tag"][0][:2] == ["<b>", "9"]
