@@ -275,6 +275,17 @@ def test_no_budget_is_exceeded(mock_teacher: Mock, tmp_path: Path, budget: Mappi
     assert_billed(ended, mock)
 
 
+def test_a_request_with_n_counts_once_against_a_limit_on_requests(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    many = tuple(f"What is {number} + 30?" for number in range(100, 160))
+    limits = {"limits": {"requests_per_day": 24}}  # half of it may be spent at once
+    for _ in range(2):  # nor is it counted more than once after a restart
+        ended = harvest(mock, tmp_path, prompts=many, teacher=limits)
+        assert ended.exit_code == 10
+    assert 11 <= mock.totals()["requests"] <= 14
+    assert mock.totals()["answers"] == 4 * mock.totals()["requests"]
+
+
 def test_a_possibly_billed_request_is_remembered_for_each_of_its_rows(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from harvester.teacher.limits import (
     TOKENS_PER_MINUTE,
     Charge,
     LimitKey,
+    Quantity,
 )
 from harvester.teacher.rate_limiter import Bucket, Limiter
 from harvester.teacher.sends import Entry
@@ -216,3 +217,14 @@ def test_a_full_window_waits_for_a_release() -> None:
     assert limiter.waiting_reason(Charge(1, 1), 0.0) == "window of 1 in flight"
     limiter.leave(entry)
     assert limiter.wait_s(Charge(1, 1), 0.0) == 0
+
+
+def test_a_request_for_several_answers_is_one_request_with_the_tokens_of_all() -> None:
+    limiter = Limiter(LimitsSection(), 0.0)
+    several = Charge(10, 800, answers=8)
+    assert [quantity.amount(several) for quantity in (Quantity.REQUESTS, Quantity.OUTPUT_TOKENS)] == [1, 800]
+    assert limiter.expected_charge(several) == several
+    limiter.settle(several, Charge(10, 160, answers=8), 1.0)
+    assert limiter.output_estimate == pytest.approx(20, abs=2)  # of one answer
+    assert limiter.expected_charge(several).output_tokens == pytest.approx(160, abs=16)
+    assert limiter.expected_charge(Charge(10, 100)).output_tokens == pytest.approx(20, abs=2)
