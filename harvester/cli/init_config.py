@@ -12,6 +12,7 @@ base_url = "http://127.0.0.1:8000/v1"    # `harvester mock-teacher --port 8000`,
 model = "mock-teacher"
 terms = "mock-teacher"                   # a terms record: `harvester terms list`
 # api_key_env = "TEACHER_API_KEY"        # the NAME of an environment variable, never the key
+# max_n = 8                              # samples that one request may ask for: one prompt fee for all (`n`)
 
 [teacher.limits]                         # all optional; learned from the teacher if absent
 max_concurrency = 64
@@ -30,6 +31,13 @@ files = ["prompts/*.jsonl"]
 [sampling]
 temperature = 0.0
 max_tokens = 256
+# samples = 4                            # answers to each prompt; raise temperature for them
+
+# [verify.sum]                           # how answers to prompts with this tag or task are judged
+# kind = "numeric"
+# [accept]                               # instead of samples: ask further ones until enough pass
+# per_prompt = 1
+# of = 8
 
 [store]
 path = "store"

@@ -408,6 +408,18 @@ def several_text(counts: Mapping[str, Any]) -> str:
     return "; ".join([f"{answers:,} answers came in {requests:,} requests", *notes])
 
 
+def judged_text(counts: Mapping[str, Any]) -> str:
+    """Say how many answers [accept] judged and how; "" where it judged none. `counts` as above."""
+    accepted, rejected = counts.get("accepted", 0), counts.get("rejected", 0)
+    unverifiable = counts.get("unverifiable", 0)
+    if not (judged := accepted + rejected + unverifiable):
+        return ""
+    return (
+        f"accepted {accepted:,} of {judged:,} answers: {rejected:,} failed, "
+        f"{unverifiable:,} could not be verified"
+    )
+
+
 def declared(counters: type[Counters]) -> dict[str, Metric]:
     """The metrics of a class of counters by field, in the order of its fields, each with its status name."""
     # mypy takes no dataclass with `__eq__` for hashable, not even the class itself.

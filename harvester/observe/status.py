@@ -16,7 +16,7 @@ from typing import Any
 from harvester.config import schedule
 from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import COMPLETE_ENDINGS, RunState
-from harvester.observe.counters import several_text, unusable
+from harvester.observe.counters import judged_text, several_text, unusable
 from harvester.store import paths
 from harvester.store.journal.batches import waiting_in_batches
 from harvester.store.journal.journal import Journal
@@ -175,6 +175,8 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     lines += [f"learned   {text}" for text in status.get("learned") or []]
     if text := several_text(status):
         lines.append(f"n         {text}")
+    if text := judged_text(status):
+        lines.append(f"accept    {text}")
     if status.get("errors"):
         errors = ", ".join(f"{code} {count:,}" for code, count in sorted(status["errors"].items()))
         lines.append(f"errors    {errors}   (`harvester explain CODE`)")

@@ -19,7 +19,7 @@ from harvester.errors import (
     TermsRefused,
     TooManyFailures,
 )
-from harvester.observe.counters import Counters, PassResult, Snapshot, several_text, unusable
+from harvester.observe.counters import Counters, PassResult, Snapshot, judged_text, several_text, unusable
 from harvester.prompts.bad_lines import BAD_PROMPTS_NAME as BAD_PROMPTS
 from harvester.prompts.screen import SKIPPED_PROMPTS_NAME as SKIPPED_PROMPTS
 
@@ -206,13 +206,7 @@ class Summary:
         ]
         if self.detail:
             lines.insert(1, f"why: {self.detail}")
-        if text := several_text(counts.as_dict()):
-            lines.append(text)
-        if judged := counts.accepted + counts.rejected + counts.unverifiable:
-            lines.append(
-                f"accepted {counts.accepted:,} of {judged:,} answers: {counts.rejected:,} failed, "
-                f"{counts.unverifiable:,} could not be verified"
-            )
+        lines += [text for text in (several_text(counts.as_dict()), judged_text(counts.as_dict())) if text]
         lines += self._unusable_lines()
         if counts.possibly_billed:
             lines.append(

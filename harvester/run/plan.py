@@ -18,6 +18,7 @@ from harvester.api.request_builder import cost_microusd, requests
 from harvester.api.types import Prompt, Request
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.config import HarvestConfig, PriceSection
+from harvester.config.transport import Transport
 from harvester.observe.counters import PassLimits
 from harvester.observe.status import budget_texts, span
 from harvester.prompts import reader
@@ -317,7 +318,8 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
         PromptError: the first prompt that can't be used, or two different prompts with one id.
     """
     reading, limit = _PromptReading(config, root), _choice_limit(config, root)
-    totals, saved = _totals(config, root, reading, limit.size)
+    max_n = limit.size if config.run.transport is Transport.ONLINE else 1
+    totals, saved = _totals(config, root, reading, max_n)
     correction = token_estimate.learn(root / config.store.path, config)
     totals = _corrected(totals, correction, config.teacher.price)
     saved = _corrected(saved, correction, config.teacher.price)
@@ -344,7 +346,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
         accept=accept,
         logprob_bytes=_logprob_bytes(totals, config.sampling.top_logprobs),
         requests=totals.requests,
-        max_n=limit.size,
+        max_n=max_n,
         saved_input_tokens=totals.saved_tokens,
         saved_usd=cost_microusd(config.teacher.price, totals.saved_tokens, 0) / 1e6 if priced else None,
         skipped=_skipped(reading.screen.skipped, saved, priced=priced),
@@ -372,12 +374,23 @@ def warnings(config: HarvestConfig) -> tuple[str, ...]:
             f"{asked} at temperature 0 pays for {config.most_samples} (nearly) "
             "equal answers to each prompt: raise temperature, or ask for one"
         )
-    if config.teacher.max_n > 1 and config.most_samples > 1 and sampling.seed is not None:
-        notes.append(
-            f"[teacher] max_n = {config.teacher.max_n} is not used: [sampling] seed gives each sample a seed "
-            "of its own, and so a request of its own; leave seed out to pay for each prompt once"
-        )
+    notes.append(_why_n_is_not_used(config))
     return (*config.teacher.plain_http_notes(), *(note for note in notes if note))
+
+
+def _why_n_is_not_used(config: HarvestConfig) -> str:
+    """Say why `[teacher] max_n` joins no samples, although there are several; "" where it does."""
+    if config.teacher.max_n == 1 or config.most_samples == 1:
+        return ""
+    name = f"[teacher] max_n = {config.teacher.max_n} is not used"
+    if config.run.transport is not Transport.ONLINE:
+        return f"{name} in batches: each sample is a line of its own"
+    if config.sampling.seed is not None:
+        return (
+            f"{name}: [sampling] seed gives each sample a seed of its own, and so a request of its own; "
+            "leave seed out to pay for each prompt once"
+        )
+    return ""
 
 
 def budgets(

@@ -149,7 +149,10 @@ def _verifiers(config: HarvestConfig, root: Path, *, watch: bool) -> Verifiers |
         return None
     if watch:
         raise ConfigError(
-            "a run that watches its prompts can't use [accept]", place="accept", remedy="run without --watch"
+            "a run that watches its prompts can't use [accept]: a file that changes is read again, and the "
+            "answers to its prompts would count twice",
+            place="accept",
+            remedy="run without --watch; run again when there are new prompts, stored answers count",
         )
     verifiers = Verifiers(config.verify, root)
     verifiers.require_functions()

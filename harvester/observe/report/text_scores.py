@@ -59,11 +59,28 @@ def text_parts(card: Mapping[str, Any]) -> dict[str, Any]:
         _speed(card),
         _paired(card),
         _tags(card),
+        _teacher_pass(card),
     ]
     return {
         "tables": [table for table in tables if table["rows"]],
         "has_repeat": "repeat" in (card.get("behaviour") or {}),
         "figures": [*_agreement_figures(card), *_calibration_figures(card)],
+    }
+
+
+def _teacher_pass(card: Mapping[str, Any]) -> dict[str, Any]:
+    """How many of several answers of the teacher to a prompt pass; only tasks with more than one answer."""
+    rows = []
+    for task, facts in (card.get("teacher_pass") or {}).items():
+        rates = {int(k): rate["value"] for k, rate in facts["pass_at"].items() if rate["value"] is not None}
+        if (most := max(rates, default=1)) > 1:
+            first, best = f"{rates[1]:.1%}", f"{rates[most]:.1%} (pass@{most})"
+            rows.append([task, f"{facts['prompts']:,}", f"{facts['answers']:,}", first, best])
+    return {
+        "title": "All answers of the teacher",
+        "columns": ["task", "prompts", "answers", "pass@1", "best of all"],
+        "rows": rows,
+        "note": "pass@k: the chance that at least one of k answers to a prompt passes.",
     }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
+from harvester.cli.init_config import HARVEST_TOML
 from harvester.config import config
 from harvester.errors import ConfigError
 
@@ -145,3 +147,16 @@ def test_values_are_frozen_and_hashed():
     assert first.sha256 == config.parse(GOOD, place="z").sha256
     with pytest.raises(ValueError, match="frozen"):
         first.teacher.model = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "names", [["max_n", "samples"], ["max_n", "[verify.sum]", "kind", "[accept]", "per_prompt", "of"]]
+)
+def test_what_the_starter_mentions_is_right_as_it_stands(names: list[str]) -> None:
+    lines = HARVEST_TOML.splitlines()
+    mentioned = [line for line in lines if line.startswith(tuple(f"# {name} " for name in names))]
+    assert len(mentioned) == len(names)
+    text = "\n".join(line.removeprefix("# ") if line in mentioned else line for line in lines)
+    starter = config.parse(tomllib.loads(text), place="starter")
+    assert starter.most_samples > 1
+    assert starter.teacher.max_n == 8

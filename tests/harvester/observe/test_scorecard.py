@@ -30,6 +30,20 @@ def test_a_scorecard_is_drawn(tmp_path: Path):
     assert parts["notes"][0] == "Macro recovery 1.000"
 
 
+def test_several_answers_of_the_teacher_become_a_table() -> None:
+    def rates(**values: float | None) -> dict[str, Any]:
+        return {k.strip("_"): {"value": value, "prompts": 3} for k, value in values.items()}
+
+    passes = {
+        "sum": {"prompts": 3, "answers": 12, "pass_at": rates(_1=0.5, _4=0.875)},
+        "alone": {"prompts": 3, "answers": 3, "pass_at": rates(_1=1.0)},
+        "unjudged": {"prompts": 3, "answers": 3, "pass_at": rates(_1=None)},
+    }
+    (table,) = scorecard.scorecard_parts({**CARD, "teacher_pass": passes})["tables"]
+    assert table["rows"] == [["sum", "3", "12", "50.0%", "87.5% (pass@4)"]]
+    assert len(table["columns"]) == 5
+
+
 VALUE = {"value": 0.25, "low": 0.125, "high": 0.5}
 PAIR = {"only_first": 3, "only_second": 1, "both": 5, "neither": 1, "p": 0.625, "difference": VALUE}
 BINS = [{"tokens": 40, "confidence": 0.9, "correct": 0.5}, {"tokens": 4, "confidence": 0.1, "correct": 0.0}]

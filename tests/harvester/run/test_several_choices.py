@@ -261,6 +261,10 @@ def test_accepting_asks_for_several_at_once(mock_teacher: Mock, tmp_path: Path) 
     assert ended.exit_code == 0
     assert ended.billed["requests"] < ended.billed["answers"] / 2
     assert_billed(ended, mock)
+    status = current_status(ended.store)
+    assert f"accepted {status['accepted']} of {ended.totals.answers} answers" in "\n".join(
+        status_lines(status)
+    )
 
 
 @pytest.mark.parametrize("budget", [{"tokens": 400}, {"usd": 0.004}])
@@ -366,3 +370,12 @@ def test_the_status_counts_requests_and_rows_apart(mock_teacher: Mock, tmp_path:
     assert (status["requests_sent"], status["requests_answered"], status["answers_stored"]) == (5, 5, 16)
     assert (status["choices_missing"], status["choices_surplus"]) == (1, 0)
     assert "16 answers came in 5 requests; 1 were short" in "\n".join(status_lines(status))
+
+
+def test_the_plan_of_batches_promises_nothing_from_n(mock_teacher: Mock, tmp_path: Path) -> None:
+    harvest(mock_teacher(), tmp_path, samples=2)
+    path = tmp_path / "harvest.toml"
+    path.write_text(path.read_text().replace("[run]\n", '[run]\ntransport = "batch"\npurpose = "eval"\n'))
+    planned = _plan(tmp_path, samples=6)
+    assert (planned.requests, planned.max_n, planned.saved_input_tokens) == (16, 1, 0)
+    assert "not used in batches" in "\n".join(planned.lines())
