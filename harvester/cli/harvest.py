@@ -130,7 +130,7 @@ def run(
         prepared = prepare.prepare(config, flags)
     for line in prepared.lines():
         message(line)
-    summary = _run(prepared)
+    summary = run_prepared(prepared)
     try:
         emit(summary.as_dict(), summary.lines(), as_json=as_json)
     except StoreError as error:
@@ -183,7 +183,7 @@ def _outcomes(text: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def _run(prepared: Prepared) -> Summary:
+def run_prepared(prepared: Prepared) -> Summary:
     """Run the harvest; show its status on stderr and, where asked for, export its metrics meanwhile."""
     import asyncio
     import contextlib

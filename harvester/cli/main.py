@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from harvester.cli import harvest, import_prompts, mock, reference, report, status, store, terms
+from harvester.cli import harvest, import_prompts, judge, mock, reference, report, status, store, terms
 from harvester.cli.console import emit, message, stdout_error
 from harvester.errors import HarvesterError, StoreError
 from harvester.system.open_files import SHORTAGE
@@ -39,7 +39,7 @@ def _root(
     """Ask a teacher many prompts, keep every paid answer, write them to Parquet files."""
 
 
-for commands in (harvest, import_prompts, status, report, store, terms, reference, mock):
+for commands in (harvest, import_prompts, judge, status, report, store, terms, reference, mock):
     commands.register(app)
 
 

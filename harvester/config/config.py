@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from harvester.config import provider_presets
+from harvester.config.judge_section import JudgeSection, with_prompts
 from harvester.config.number_limits import (
     MAX_CHOICES,
     MAX_CONNECTIONS,
@@ -375,6 +376,18 @@ class HarvestConfig(FrozenModel):
     accept: AcceptSection | None = None
     score: ScoreSection | None = None
     batch: BatchSection = BatchSection()
+    judge: JudgeSection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judge_has_prompts_of_its_own(cls, data: Any) -> Any:
+        return with_prompts(data)
+
+    @model_validator(mode="after")
+    def _judging_asks_once(self) -> HarvestConfig:
+        if self.judge is not None and (self.most_samples != 1 or self.score is not None):
+            raise ValueError("[judge] asks for one reply: leave out [sampling] samples, [accept] and [score]")
+        return self
 
     @model_validator(mode="after")
     def _scoring_asks_for_no_answers(self) -> HarvestConfig:

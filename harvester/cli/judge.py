@@ -1,0 +1,94 @@
+"""`harvester judge`: ask a teacher to judge the answers of a corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from harvester.cli.console import JSON, emit, message
+from harvester.cli.harvest import CONFIG, run_prepared
+
+if TYPE_CHECKING:
+    from harvester.config.config import HarvestConfig
+    from harvester.run.judging import Written
+
+# Exit codes of a harvest that asked all it could.
+_DONE = frozenset({0, 3})
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog="Example: harvester judge judge.toml")(judge)
+
+
+def judge(
+    config: Path = CONFIG,
+    prompts_only: bool = typer.Option(
+        False, "--prompts-only", help="Only write the judge's prompts: `harvester plan` then shows the cost."
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """Ask a teacher to score answers, or to compare them with others, in both orders.
+
+    CONFIG is a harvest.toml with a table \\[judge] instead of prompts. Run it again to resume: what is stored is
+    never asked again. A reply without a verdict is asked for once more. curate.toml filters by the verdicts.
+    """
+    from harvester.cli import malloc
+
+    malloc.use_one_arena()  # before Arrow is imported
+
+    from harvester.config import config as settings
+    from harvester.export.verdicts import read_verdicts
+    from harvester.run import judging, prepare, signals
+
+    signals.end_at_once()
+    loaded, root = settings.load(config), config.resolve().parent
+    written = judging.write_prompts(loaded, root)
+    if prompts_only:
+        data = {"prompts": written.prompts, "rows": written.rows, "left_out": dict(written.left_out)}
+        emit(
+            data, [f"wrote {written.prompts:,} prompts to {root / loaded.prompts.files[0]}"], as_json=as_json
+        )
+        return
+    if not written.rows:
+        emit({"judged": 0, "left_out": dict(written.left_out)}, ["no answer to judge"], as_json=as_json)
+        return
+    code = 0
+    for _ in range(2):
+        prepared = prepare.prepare(config)
+        for line in prepared.lines():
+            message(line)
+        code = run_prepared(prepared).exit_code
+        unreadable = read_verdicts(loaded, root).unreadable
+        if code not in _DONE or not unreadable:
+            break
+        judging.write_prompts(loaded, root, frozenset(unreadable))
+    facts = read_verdicts(loaded, root).facts()
+    data = {**facts, "rows": written.rows, "left_out": dict(written.left_out), "exit_code": code}
+    emit(data, _lines(loaded, written, facts), as_json=as_json)
+    raise typer.Exit(code)
+
+
+def _lines(config: HarvestConfig, written: Written, facts: dict[str, Any]) -> list[str]:
+    lines = [f"judged    {facts['judged']:,} of {written.rows:,} answers by {config.teacher.model}"]
+    if written.left_out:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in written.left_out.items())
+        lines.append(f"left out  {reasons}")
+    if facts["repaired"] or facts["unreadable"]:
+        lines.append(
+            f"replies   {facts['repaired']:,} were read after one repair, {facts['unreadable']:,} name no verdict"
+        )
+    if "mean_score" in facts:
+        counts = ", ".join(f"{score}: {count:,}" for score, count in facts["scores"].items())
+        lines.append(f"scores    mean {facts['mean_score']:g}; {counts}")
+    if "win" in facts:
+        lines.append(f"pairs     {facts['win']:,} won, {facts['tie']:,} tied, {facts['loss']:,} lost")
+    if first := facts.get("first_wins"):
+        lines.append(
+            f"order     the answer shown first won {first['share']:.1%} of the decided comparisons "
+            f"({first['low']:.1%} to {first['high']:.1%}; 50 % is fair); {facts['order_decided']:,} pairs were "
+            "decided by the order alone and count as ties"
+        )
+    return lines

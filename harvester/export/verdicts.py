@@ -1,0 +1,279 @@
+"""Read what a judge said of the answers of a corpus, and filter rows by it.
+
+A judge is a teacher whose configuration has `[judge]`. Its store holds its replies like any answers; here
+they become a score of each row, or which of two answers won. Only replies to the present rubric, scale and
+model count: earlier ones stay in the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from harvester.config.config import HarvestConfig
+from harvester.config.judge_section import JudgeSection
+from harvester.errors import ConfigError
+from harvester.export.filters import Drop, Filter
+from harvester.store.reader import Corpus, holds_answers
+from harvester.store.shards.schema import Sample
+from harvester.system.files import sha256_of
+
+# Field of a judge's prompt that says what it judges; it is metadata, which is never sent.
+FIELD = "judges"
+Order = Literal["", "ab", "ba"]
+Winner = Literal["win", "tie", "loss"]
+_COLUMNS = ("key", "completion", "outcome", "metadata_json", "request_model", "sample_index")
+_OBJECT = re.compile(r"\{[^{}]*\}", re.DOTALL)
+_WINNERS: Mapping[str, Mapping[Order, Winner]] = {
+    "A": {"ab": "win", "ba": "loss"},
+    "B": {"ab": "loss", "ba": "win"},
+    "TIE": {"ab": "tie", "ba": "tie"},
+}
+_POINTS: Mapping[Winner, int] = {"win": 1, "tie": 0, "loss": -1}
+# Quantile of the normal distribution for intervals of 95 %.
+_Z = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one prompt of the judge asks.
+
+    Attributes:
+        row: key of the row that is judged, in hexadecimal digits.
+        order: of the two answers: "ab" shows the row's own first, "ba" second; "" for a score.
+        rubric: see `rubric_id`.
+        is_repair: whether it asks once more, after a reply that named no verdict.
+    """
+
+    row: str
+    order: Order
+    rubric: str
+    is_repair: bool = False
+
+    @property
+    def prompt_id(self) -> str:
+        """The id of the prompt line."""
+        return ".".join(
+            [self.row, self.order or "score", self.rubric, *(["repair"] if self.is_repair else [])]
+        )
+
+    def as_field(self) -> dict[str, Any]:
+        """Return it as metadata of the prompt line."""
+        return {"row": self.row, "order": self.order, "rubric": self.rubric, "repair": self.is_repair}
+
+    @classmethod
+    def of(cls, sample: Sample) -> Task | None:
+        """Return what a row of the judge's store answers, None if it is no reply of a judge."""
+        value = sample.metadata.get(FIELD)
+        if not isinstance(value, dict):
+            return None
+        row, order, rubric = value.get("row"), value.get("order"), value.get("rubric")
+        if not isinstance(row, str) or not isinstance(rubric, str) or order not in ("", "ab", "ba"):
+            return None
+        return cls(row, order, rubric, value.get("repair") is True)
+
+
+def rubric_id(section: JudgeSection, root: Path) -> str:
+    """Return 16 hexadecimal digits over everything that gives a reply its meaning: rubric, scale, way.
+
+    Raises:
+        ConfigError: the rubric can't be read.
+    """
+    path = section.rubric_path(root)
+    try:
+        content = sha256_of(path)
+    except OSError as error:
+        raise ConfigError(f"the rubric can't be read: {error.strerror}", place=str(path)) from None
+    way = [content, section.lowest, section.highest, section.against is not None]
+    return hashlib.sha256(json.dumps(way).encode()).hexdigest()[:16]
+
+
+def read_reply(text: str, section: JudgeSection, order: Order) -> float | Winner | None:
+    """Return the score or the winner that a reply names; None if it names none.
+
+    The reply is the JSON object that was asked for, also in a code block or after some words. A score
+    outside the scale is none.
+    """
+    for candidate in (text.strip(), *reversed(_OBJECT.findall(text))):
+        try:
+            value = json.loads(candidate)
+        except ValueError:
+            continue
+        if not isinstance(value, dict):
+            continue
+        if order:
+            winner = value.get("winner")
+            if isinstance(winner, str) and winner.strip().upper() in _WINNERS:
+                return _WINNERS[winner.strip().upper()][order]
+        else:
+            score = value.get("score")
+            if isinstance(score, int | float) and not isinstance(score, bool):
+                return float(score) if section.lowest <= score <= section.highest else None
+    return None
+
+
+@dataclass(slots=True)
+class _Replies:
+    """All that was said of one row."""
+
+    score: float | None = None
+    winners: dict[Order, Winner] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """What a judge said of the rows of a corpus.
+
+    Attributes:
+        unreadable: tasks whose reply names no verdict, also after a repair.
+        repaired: replies that were read only after the judge was asked for JSON once more.
+        firsts, seconds: how often the answer shown first, or second, won.
+    """
+
+    unreadable: set[Task] = field(default_factory=set)
+    repaired: int = 0
+    firsts: int = 0
+    seconds: int = 0
+    _rows: dict[str, _Replies] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(self.score(row) is not None or self.winner(row) is not None for row in self._rows)
+
+    def score(self, row: str) -> float | None:
+        """Return the score of a row; None without one."""
+        replies = self._rows.get(row)
+        return replies.score if replies else None
+
+    def winner(self, row: str) -> Winner | None:
+        """Return how the row's answer did against the other one; None unless both orders were judged.
+
+        An answer that wins in one order and loses in the other ties; one that wins and ties wins.
+        """
+        replies = self._rows.get(row)
+        if replies is None or len(replies.winners) < 2:
+            return None
+        total = sum(_POINTS[winner] for winner in replies.winners.values())
+        return "tie" if total == 0 else ("win" if total > 0 else "loss")
+
+    def add(self, task: Task, verdict: float | Winner) -> None:
+        """Note one verdict."""
+        replies = self._rows.setdefault(task.row, _Replies())
+        if isinstance(verdict, float):
+            replies.score = verdict
+            return
+        replies.winners[task.order] = verdict
+        if verdict != "tie":
+            is_first = (verdict == "win") == (task.order == "ab")
+            self.firsts += is_first
+            self.seconds += not is_first
+
+    def facts(self) -> dict[str, Any]:
+        """Return counts for people and cards: scores or wins, and with pairs the bias to a position."""
+        facts: dict[str, Any] = {
+            "judged": len(self),
+            "unreadable": len(self.unreadable),
+            "repaired": self.repaired,
+        }
+        scores = sorted(score for row in self._rows if (score := self.score(row)) is not None)
+        if scores:
+            facts["mean_score"] = round(sum(scores) / len(scores), 4)
+            facts["scores"] = dict(sorted(Counter(math.floor(score) for score in scores).items()))
+        winners = Counter(winner for row in self._rows if (winner := self.winner(row)) is not None)
+        if winners:
+            facts |= {"win": winners["win"], "tie": winners["tie"], "loss": winners["loss"]}
+            facts["first_wins"] = _share(self.firsts, self.firsts + self.seconds)
+            facts["order_decided"] = sum(self._is_decided_by_order(row) for row in self._rows)
+        return facts
+
+    def _is_decided_by_order(self, row: str) -> bool:
+        """Whether the answer shown first, or the one shown second, won in both orders."""
+        return set(self._rows[row].winners.values()) == {"win", "loss"}
+
+
+def _share(count: int, total: int) -> dict[str, float] | None:
+    """Return a share with its 95 % interval (Wilson 1927); None of nothing."""
+    if not total:
+        return None
+    share, square = count / total, _Z * _Z / total
+    middle = (share + square / 2) / (1 + square)
+    half = _Z / (1 + square) * math.sqrt(share * (1 - share) / total + square / (4 * total))
+    return {"share": round(share, 4), "low": round(middle - half, 4), "high": round(middle + half, 4)}
+
+
+def read_verdicts(config: HarvestConfig, root: Path) -> Verdicts:
+    """Read the store of a judge. In memory there are the verdicts of each row.
+
+    Raises:
+        ConfigError: no `[judge]`, or the rubric can't be read. StoreError: the store can't be read.
+    """
+    section = required_section(config)
+    verdicts, rubric = Verdicts(), rubric_id(section, root)
+    store = root / config.store.path
+    if not holds_answers(store):
+        return verdicts
+    for task, sample in _replies(Corpus.open(store), rubric, config.teacher.model):
+        verdict = None
+        if sample.outcome == "ok" and sample.completion:
+            verdict = read_reply(sample.completion, section, task.order)
+        if verdict is None:
+            if not task.is_repair:
+                verdicts.unreadable.add(task)
+            continue
+        verdicts.add(task, verdict)
+        if task.is_repair:
+            verdicts.repaired += 1
+            verdicts.unreadable.discard(replace(task, is_repair=False))
+    return verdicts
+
+
+def _replies(corpus: Corpus, rubric: str, model: str) -> Iterator[tuple[Task, Sample]]:
+    """Yield the replies to this rubric by this model; those to repairs after all others."""
+    for is_repair in (False, True):
+        for sample in corpus.samples(_COLUMNS):
+            task = Task.of(sample)
+            if task is None or task.is_repair != is_repair:
+                continue
+            if task.rubric == rubric and sample.request_model == model:
+                yield task, sample
+
+
+def required_section(config: HarvestConfig) -> JudgeSection:
+    """Return `[judge]`.
+
+    Raises:
+        ConfigError: the configuration has none.
+    """
+    if config.judge is None:
+        raise ConfigError(
+            "the configuration has no table [judge]",
+            place="judge",
+            remedy='[judge] corpus = "store" names the answers to judge',
+        )
+    return config.judge
+
+
+def judged(verdicts: Verdicts, *, at_least: float | None, keep: frozenset[Winner]) -> Filter:
+    """Build a filter that keeps rows with a score of `at_least`, or whose comparison ended as `keep` says.
+
+    Rows without a verdict are dropped under a reason of their own.
+    """
+
+    def check(sample: Sample) -> Drop | None:
+        if at_least is not None:
+            score = verdicts.score(sample.key)
+            if score is None:
+                return Drop("not_judged")
+            return None if score >= at_least else Drop("judged_too_low", f"{score:g}")
+        winner = verdicts.winner(sample.key)
+        if winner is None:
+            return Drop("not_judged")
+        return None if winner in keep else Drop(f"judged_{winner}")
+
+    return check
