@@ -32,8 +32,8 @@ def judge(
 ) -> None:
     """Ask a teacher to score answers, or to compare them with others, in both orders.
 
-    CONFIG is a harvest.toml with a table \\[judge] instead of prompts. Run it again to resume: what is stored is
-    never asked again. A reply without a verdict is asked for once more. curate.toml filters by the verdicts.
+    CONFIG is a harvest.toml with a table \\[judge] instead of prompts. Run it again to resume: what is stored
+    is never asked again. A reply without a verdict is asked for once more. curate.toml filters by verdicts.
     """
     from harvester.cli import malloc
 
@@ -78,7 +78,8 @@ def _lines(config: HarvestConfig, written: Written, facts: dict[str, Any]) -> li
         lines.append(f"left out  {reasons}")
     if facts["repaired"] or facts["unreadable"]:
         lines.append(
-            f"replies   {facts['repaired']:,} were read after one repair, {facts['unreadable']:,} name no verdict"
+            f"replies   {facts['repaired']:,} were read after one repair, "
+            f"{facts['unreadable']:,} name no verdict"
         )
     if "mean_score" in facts:
         counts = ", ".join(f"{score}: {count:,}" for score, count in facts["scores"].items())
@@ -88,7 +89,7 @@ def _lines(config: HarvestConfig, written: Written, facts: dict[str, Any]) -> li
     if first := facts.get("first_wins"):
         lines.append(
             f"order     the answer shown first won {first['share']:.1%} of the decided comparisons "
-            f"({first['low']:.1%} to {first['high']:.1%}; 50 % is fair); {facts['order_decided']:,} pairs were "
-            "decided by the order alone and count as ties"
+            f"({first['low']:.1%} to {first['high']:.1%}; 50 % is fair); {facts['order_decided']:,} pairs "
+            "were decided by the order alone and count as ties"
         )
     return lines

@@ -24,6 +24,7 @@ from harvester.errors import ConfigError, StoreCorrupt
 from harvester.export.cards.curation import CURATION_NAME
 from harvester.export.decontaminate import HITS_NAME, RowLeaks
 from harvester.export.filters import Filter, chain, chosen_by, named
+from harvester.export.verdicts import judge_filter
 from harvester.similarity import settings as similarity_settings
 from harvester.similarity.settings import DecontaminateSection
 from harvester.store import paths, terms_check
@@ -76,6 +77,7 @@ class CurateConfig:
     root: Path = Path()
     decontaminate: DecontaminateSection | None = None
     where: Where | None = None
+    judges: tuple[Mapping[str, Any], ...] = ()
 
 
 def load(path: Path) -> CurateConfig:
@@ -107,8 +109,10 @@ def load(path: Path) -> CurateConfig:
         )
     verifiers = Verifiers(verify_settings.load(path) if "verify" in data else {}, path.parent)
     verifiers.require_functions()
+    judges: list[Mapping[str, Any]] = []
     filters = [
-        _filter_of(entry, file.place_of(("filters", at)), verifiers) for at, entry in enumerate(entries)
+        _filter_of(entry, file.place_of(("filters", at)), verifiers, path.parent, judges)
+        for at, entry in enumerate(entries)
     ]
     corpus, out = path.parent / data["corpus"], path.parent / data["out"]
     if not holds_answers(corpus):
@@ -123,11 +127,16 @@ def load(path: Path) -> CurateConfig:
     where = None
     if "where" in data:
         where = Where.parse(data["where"], file.place_of(("where",))).bind(corpus)
-    return CurateConfig(corpus, out, tuple(filters), path.parent, section, where)
+    return CurateConfig(corpus, out, tuple(filters), path.parent, section, where, tuple(judges))
 
 
-def _filter_of(entry: Any, place: str, verifiers: Verifiers) -> Filter:
-    """The filter of one entry of `filters`; `place` is its file and line, for errors."""
+def _filter_of(
+    entry: Any, place: str, verifiers: Verifiers, root: Path, judges: list[Mapping[str, Any]]
+) -> Filter:
+    """The filter of one entry of `filters`; `place` is its file and line, for errors.
+
+    What is to be said of a judge is added to `judges`.
+    """
     if isinstance(entry, str):
         name, value = entry, None
     elif isinstance(entry, dict) and len(entry) == 1:
@@ -135,9 +144,13 @@ def _filter_of(entry: Any, place: str, verifiers: Verifiers) -> Filter:
     else:
         raise ConfigError("a filter is a name, or one name = value", place=place)
     try:
+        if name == "judge":
+            judge = judge_filter(value, root)
+            judges.append(judge.facts)
+            return judge.check
         return named(name, value, verifiers)
     except ConfigError as error:
-        raise ConfigError(error.message, place=place, remedy=error.remedy) from None
+        raise ConfigError(error.message, place=error.place or place, remedy=error.remedy) from None
 
 
 def curate(config: CurateConfig) -> CurateCounts:
@@ -179,6 +192,8 @@ def curate(config: CurateConfig) -> CurateCounts:
         }
         if config.where is not None:
             summary["where"] = config.where.text
+        if config.judges:
+            summary["judges"] = [dict(facts) for facts in config.judges]
         if leaks is not None:
             summary["decontamination"] = leaks.facts()
             leaks.write_hits(hidden / HITS_NAME)

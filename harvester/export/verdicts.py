@@ -10,17 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from harvester.config import config as settings
 from harvester.config.config import HarvestConfig
 from harvester.config.judge_section import JudgeSection
 from harvester.errors import ConfigError
 from harvester.export.filters import Drop, Filter
+from harvester.store import terms_check
 from harvester.store.reader import Corpus, holds_answers
 from harvester.store.shards.schema import Sample
 from harvester.system.files import sha256_of
@@ -30,13 +31,16 @@ FIELD = "judges"
 Order = Literal["", "ab", "ba"]
 Winner = Literal["win", "tie", "loss"]
 _COLUMNS = ("key", "completion", "outcome", "metadata_json", "request_model", "sample_index")
-_OBJECT = re.compile(r"\{[^{}]*\}", re.DOTALL)
+_DECODER = json.JSONDecoder()
+# Places of a reply where an object may begin; the rest of a reply with more is not looked at.
+_MOST_TRIES = 1000
 _WINNERS: Mapping[str, Mapping[Order, Winner]] = {
     "A": {"ab": "win", "ba": "loss"},
     "B": {"ab": "loss", "ba": "win"},
     "TIE": {"ab": "tie", "ba": "tie"},
 }
 _POINTS: Mapping[Winner, int] = {"win": 1, "tie": 0, "loss": -1}
+_FILTER_REMEDY = '{judge = {config = "judge.toml", at_least = 7}}, or keep = ["win", "tie"] for pairs'
 # Quantile of the normal distribution for intervals of 95 %.
 _Z = 1.959964
 
@@ -98,25 +102,34 @@ def rubric_id(section: JudgeSection, root: Path) -> str:
 def read_reply(text: str, section: JudgeSection, order: Order) -> float | Winner | None:
     """Return the score or the winner that a reply names; None if it names none.
 
-    The reply is the JSON object that was asked for, also in a code block or after some words. A score
-    outside the scale is none.
+    The reply is the JSON object that was asked for, also in a code block or after some words; of several the
+    last one counts. A score outside the scale is none.
     """
-    for candidate in (text.strip(), *reversed(_OBJECT.findall(text))):
+    member = "winner" if order else "score"
+    named = [value[member] for value in _objects(text) if member in value]
+    if not named:
+        return None
+    value = named[-1]
+    if order:
+        return _WINNERS.get(value.strip().upper(), {}).get(order) if isinstance(value, str) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if section.lowest <= value <= section.highest else None
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects in a text, from the first on; none that lies within another."""
+    at, tries = text.find("{"), 0
+    while at >= 0 and tries < _MOST_TRIES:
+        tries += 1
         try:
-            value = json.loads(candidate)
-        except ValueError:
-            continue
-        if not isinstance(value, dict):
-            continue
-        if order:
-            winner = value.get("winner")
-            if isinstance(winner, str) and winner.strip().upper() in _WINNERS:
-                return _WINNERS[winner.strip().upper()][order]
+            value, end = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            end = at + 1
         else:
-            score = value.get("score")
-            if isinstance(score, int | float) and not isinstance(score, bool):
-                return float(score) if section.lowest <= score <= section.highest else None
-    return None
+            if isinstance(value, dict):
+                yield value
+        at = text.find("{", end)
 
 
 @dataclass(slots=True)
@@ -257,6 +270,58 @@ def required_section(config: HarvestConfig) -> JudgeSection:
             remedy='[judge] corpus = "store" names the answers to judge',
         )
     return config.judge
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeFilter:
+    """The filter `judge` of a curate.toml.
+
+    Attributes:
+        check: the filter itself.
+        facts: who judged by which rubric, and what came out; for curation.json and the cards.
+    """
+
+    check: Filter
+    facts: Mapping[str, Any]
+
+
+def judge_filter(value: Any, root: Path) -> JudgeFilter:
+    """Build the filter from its table: `config` of the judge, and `at_least` or `keep`.
+
+    Args:
+        root: folder of curate.toml, which `config` is relative to.
+
+    Raises:
+        ConfigError: a table of another form, or a judge that has not judged.
+        TermsRefused: the terms of the judge do not permit that training rests on its verdicts.
+    """
+    names = {"config", "at_least", "keep"}
+    if not isinstance(value, dict) or not isinstance(value.get("config"), str) or set(value) - names:
+        raise ConfigError("filter 'judge' needs the configuration of the judge", remedy=_FILTER_REMEDY)
+    path = root / value["config"]
+    config = settings.load(path)
+    section = required_section(config)
+    wanted = "at_least" if section.against is None else "keep"
+    if set(value) - {"config", wanted} or wanted not in value:
+        raise ConfigError(f"filter 'judge' needs {wanted!r} for this judge", remedy=_FILTER_REMEDY)
+    at_least, keep = value.get("at_least"), value.get("keep", [])
+    if wanted == "at_least" and (isinstance(at_least, bool) or not isinstance(at_least, int | float)):
+        raise ConfigError("filter 'judge': 'at_least' is a score", remedy=_FILTER_REMEDY)
+    if not isinstance(keep, list) or not all(kept in _POINTS for kept in keep):
+        raise ConfigError("filter 'judge': 'keep' lists win, tie or loss", remedy=_FILTER_REMEDY)
+    verdicts = read_verdicts(config, path.parent)
+    if not len(verdicts):
+        remedy = f"run `harvester judge {path}` first"
+        raise ConfigError("the judge has judged no answer by this rubric", place=str(path), remedy=remedy)
+    store = path.parent / config.store.path
+    terms_check.require_permitted(Corpus.open(store), "train", path.parent)
+    facts = {
+        "judge": config.teacher.identity,
+        "rubric_sha256": sha256_of(section.rubric_path(path.parent)),
+        wanted: value[wanted],
+        **verdicts.facts(),
+    }
+    return JudgeFilter(judged(verdicts, at_least=at_least, keep=frozenset(keep)), facts)
 
 
 def judged(verdicts: Verdicts, *, at_least: float | None, keep: frozenset[Winner]) -> Filter:

@@ -26,7 +26,19 @@ def curation_lines(folder: Path) -> tuple[str, ...]:
         lines.append(f"{record['kept']:,} rows were kept; dropped were: {counts}.")
     if isinstance(facts := record.get("decontamination"), dict):
         lines.append(decontamination_line(facts))
+    judges = record.get("judges")
+    if isinstance(judges, list):
+        lines += [_judge_line(facts) for facts in judges if isinstance(facts, dict)]
     return tuple(lines)
+
+
+def _judge_line(facts: Mapping[str, Any]) -> str:
+    """Return a sentence on who judged the answers, by which rubric."""
+    kept = f"a score of at least {facts['at_least']:g}" if "at_least" in facts else " or ".join(facts["keep"])
+    return (
+        f"Judged by {facts['judge']} (rubric SHA-256 {str(facts['rubric_sha256'])[:12]}): kept were rows "
+        f"with {kept}; {facts['judged']:,} answers had a verdict."
+    )
 
 
 def decontamination_line(facts: Mapping[str, Any]) -> str:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from harvester.mock_teacher.tasks import judging
 from harvester.mock_teacher.tasks.phrasings import DOUBLE, MONTHS, read
 from harvester.mock_teacher.tasks.sql_grammar import NUMBER_COLUMNS, OPERATORS, to_sql
 
 Slots = Mapping[str, str]
 
+JUDGE: Final = "judge"
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -33,9 +35,20 @@ def solve(text: str) -> Solved | None:
     """Solve a prompt; return None if it is no rule task or its content is invalid (31 June)."""
     task = read(text)
     if task is None:
-        return None
+        return _judged(text)
     answer = SOLVERS[task.task](task.slots)
     return None if answer is None else Solved(task.task, answer, task.phrasing, task.slots)
+
+
+def _judged(text: str) -> Solved | None:
+    """Solve a prompt that asks to judge an answer to a rule task."""
+
+    def right_answer(request: str) -> str | None:
+        solved = solve(request) if request != text else None
+        return solved.answer if solved else None
+
+    verdict = judging.verdict(text, right_answer)
+    return None if verdict is None else Solved(JUDGE, verdict[0], "", {"opposite": verdict[1]})
 
 
 def wrong_answer(solved: Solved, rng: random.Random) -> str:
@@ -129,4 +142,5 @@ _SLIPS: Final[Mapping[str, Callable[[Solved, random.Random], str]]] = {
     "count": _miscounted,
     "date": _misdated,
     "sql": _misqueried,
+    JUDGE: lambda solved, _: solved.slots["opposite"],
 }
