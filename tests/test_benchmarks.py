@@ -18,6 +18,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
         ("throughput.py --case fast --rounds 1 --seconds 1 --own-server", "harvest, everything on"),
         ("cancelled.py --cancelled 200", "200 cancelled, then 64 of 64 served"),
         ("several_choices.py --prompts 10 --samples 4", "0 answers paid twice"),
+        ("batches.py --prompts 20", "0 keys paid twice"),
         ("memory.py --prompts 2000 --in-flight 16 --own-server", "harvest, 2,000 rows"),
         ("limit_share.py --case configured --seconds 4", "share of limit"),
         ("limit_share.py --case halved --seconds 6", "settled at"),

@@ -49,6 +49,7 @@ tokens = 1_000_000
 
 [run]
 max_failed = 0
+# transport = "batch"                    # the provider's Batch API: half price, in up to a day; or "hybrid"
 """
 
 PROMPTS = """\

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harvester.api.types import Request
 from harvester.cli.store import verify_lines
 from harvester.errors import HarvesterError, StoreCorrupt, StoreError
 from harvester.export.curate import CurateConfig, curate
 from harvester.observe.report.census import census_of_store
 from harvester.observe.report.samples import search
 from harvester.observe.status import current_status
+from harvester.store.journal.batches import BatchRow, BatchState, StoredBatch, enter_batch
 from harvester.store.journal.checksums import COVERED, changed_index_keys, changed_rows, checksum
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import DeadLetter, Failure, SharedAnswer
@@ -323,6 +325,14 @@ TABLES: dict[str, tuple[str, str]] = {
         "UPDATE intents SET reserved_tokens = 77777",
         "UPDATE intents SET reserved_tokens = reserved_tokens + 4",
     ),
+    "batches": (
+        "UPDATE batches SET name = 'another'",
+        "UPDATE batches SET rows = rows + 4",
+    ),
+    "batch_rows": (
+        "UPDATE batch_rows SET body_json = '{}'",
+        "UPDATE batch_rows SET reserved_tokens = reserved_tokens + 4",
+    ),
     "manifest": ("UPDATE manifest SET rows = 7", "UPDATE manifest SET rows = rows + 1"),
     "keys": ("UPDATE keys SET outcome = 7, asker = x'00'", "UPDATE keys SET max_tokens = 65"),
     "answers": ("UPDATE answers SET raw = x'00'", "UPDATE answers SET attempts = attempts - 1"),
@@ -350,6 +360,11 @@ def make_all_tables(store: Path) -> Path:
             ]
         )
         journal.end_run("run-1", "complete", 0, 5.0)
+        batch = StoredBatch(
+            0, 0, "b", BatchState.CREATED, "in_progress", 1.0, 1, False, "f", "b1", "http://t"
+        )
+        request = Request(key_of(50), prompt_of(50), {"messages": []})
+        enter_batch(journal, batch, [BatchRow(request, 0, 99, 1, (8, 2))])
     proved._proved.clear()
     return store
 
@@ -364,6 +379,7 @@ def dump(store: Path) -> dict[str, list[tuple[object, ...]]]:
 
 
 OTHERS = ("counters", "meta", "checks")
+BATCH_TABLES = ("batches", "batch_rows")
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -397,7 +413,9 @@ def test_more_damage_in_any_table_reaches_a_clean_state_that_says_what_is_lost(
     done = report.repaired
     lost = {"answers": {key_of(n).hex() for n in range(20, 25)}, "dead": {key_of(30).hex()}}
     assert set(done.lost) == lost.get(table, set())
-    assert bool(done.notes) == (table in {"runs", "dead", "asks", "failures", "intents", "meta"})
+    assert bool(done.notes) == (
+        table in {"runs", "dead", "asks", "failures", "intents", "meta", *BATCH_TABLES}
+    )
     assert read_all(store) == 26 - 5 * (table == "answers") - (table == "asks")
     assert verify_with_bill(store, repair=True).repaired == RepairResult((), 0, ())
 
