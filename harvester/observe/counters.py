@@ -203,9 +203,12 @@ class Counters:
         int,
         Metric("Attempts after the first of their row.", "{attempt}", trace="retries", shown=Shown.PROGRESS),
     ] = 0
-    requests_answered: Annotated[
+    requests_joined: Annotated[
         int,
-        Metric("Requests whose answers are durable: fewer than answers with n.", "{request}", shown=RUN),
+        Metric("Requests for several answers (n) that were answered.", "{request}", shown=Shown.SUMMARY),
+    ] = 0
+    answers_joined: Annotated[
+        int, Metric("Answers that came in such requests.", "{answer}", shown=Shown.SUMMARY)
     ] = 0
     choices_missing: Annotated[
         int,
@@ -302,8 +305,7 @@ class Counters:
     )
 
     def note_request(self, latency_s: float) -> None:
-        """Count one request that was answered, with its latency."""
-        self.requests_answered += 1
+        """Count one request that was answered, by its latency."""
         self.latency_sum_s += latency_s
         self.latency_counts[bisect_left(LATENCY_EDGES_S, latency_s)] += 1
 
@@ -399,13 +401,13 @@ def several_text(counts: Mapping[str, Any]) -> str:
     Args:
         counts: by their names in status.json.
     """
-    answers, requests = counts.get("answers_stored", 0), counts.get("requests_answered", 0)
+    answers, requests = counts.get("answers_joined", 0), counts.get("requests_joined", 0)
     missing, surplus = counts.get("choices_missing", 0), counts.get("choices_surplus", 0)
-    if not missing and not surplus and not 0 < requests < answers:
+    if not requests:
         return ""
     notes = [f"{missing:,} were short of what was asked, and asked again"] if missing else []
     notes += [f"{surplus:,} came beyond what was asked, and are paid but not kept"] if surplus else []
-    return "; ".join([f"{answers:,} answers came in {requests:,} requests", *notes])
+    return "; ".join([f"{answers:,} answers came in {requests:,} requests for several", *notes])
 
 
 def judged_text(counts: Mapping[str, Any]) -> str:

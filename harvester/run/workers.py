@@ -136,6 +136,9 @@ class Worker:
         def stored() -> None:
             tally = self.tally
             tally.note_request(answered.raw.latency_s)
+            if choices is not None:
+                tally.requests_joined += 1
+                tally.answers_joined += len(pairs)
             for row, completion, answer in pairs:
                 tally.answers_stored += 1
                 tally.cost_microusd += answer.cost_microusd
