@@ -22,7 +22,7 @@ from harvester.api.choices import ChoiceAnswer, Choices
 from harvester.api.error_body import RAW_KEPT_BYTES, classify
 from harvester.api.redaction import Redactor
 from harvester.api.response_format import has_costly_schema
-from harvester.api.scoring.replies import parse_or_unknown, parse_scored
+from harvester.api.scoring.replies import parse_or_unscored, parse_scored, unread
 from harvester.api.sse import is_stream
 from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.api.usage import estimate_tokens
@@ -147,23 +147,23 @@ async def parse_score(raw: bytes, body: Mapping[str, Any], input_tokens: int) ->
             "harvester.api.heavy:score_facts", raw, orjson.dumps(body), input_tokens, False
         )
     except (TimeoutError, MemoryError, ChildError):
-        return _unread(raw, input_tokens)
+        return unread(body, input_tokens)
     return _completion_of(facts, raw)
 
 
 def parse_stored_score(
     raw: bytes, body: Mapping[str, Any], input_tokens: int, *, logprobs: bool
 ) -> Completion:
-    """Read the stored reply to a scoring request, for a caller that may wait; unreadable: `unknown`."""
+    """Read the stored reply to a scoring request, for a caller that may wait; unreadable: `unscored`."""
     if len(raw) <= STORED_INLINE_BYTES:
-        parsed = parse_or_unknown(raw, body, input_tokens)
+        parsed = parse_or_unscored(raw, body, input_tokens)
         return parsed if logprobs else replace(parsed, logprobs=())
     args = (raw, orjson.dumps(body), input_tokens, logprobs)
     try:
         facts = for_text.call("harvester.api.heavy:score_facts", *args, timeout_s=TIMEOUT_S)
         return _completion_of(facts, raw)
     except (TimeoutError, MemoryError, ChildError, TeacherError):
-        return _unread(raw, input_tokens)
+        return unread(body, input_tokens)
 
 
 async def is_complete(raw: bytes) -> bool:

@@ -87,11 +87,21 @@ class Outcome(StrEnum):
     EMPTY = "empty"  # no content, or white space only, and nothing else
     INVALID = "invalid"  # not the JSON that response_format asked for, or a tool call that was not asked for
     SCORED = "scored"  # no answer: the log-probabilities of a given text
+    UNSCORED = "unscored"  # a reply that was to be such and lacks them
     UNKNOWN = "unknown"  # a finish_reason that is not in our list, or a part that was not understood
 
 
 # Outcomes of answers that hold nothing to learn from. They can be asked again: `harvester run --retry`.
-UNUSABLE = (Outcome.EMPTY, Outcome.INVALID, Outcome.FILTERED, Outcome.REFUSED, Outcome.UNKNOWN)
+UNUSABLE = (
+    Outcome.EMPTY,
+    Outcome.INVALID,
+    Outcome.FILTERED,
+    Outcome.REFUSED,
+    Outcome.UNSCORED,
+    Outcome.UNKNOWN,
+)
+# Outcomes of replies to [score]. Their rows are no answers: whoever reads answers passes them over.
+OF_TEXTS = frozenset({Outcome.SCORED, Outcome.UNSCORED})
 
 # Where the token counts of an answer come from.
 USAGE_REPORTED = "reported"  # by the teacher

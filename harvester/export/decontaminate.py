@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import IO, Any
 
+from harvester.api.types import OF_TEXTS
 from harvester.export.filters import Drop
 from harvester.similarity.leaks import leak_label, parse_label, user_texts
 from harvester.similarity.settings import DecontaminateSection, load_sets
@@ -39,7 +40,9 @@ class RowLeaks:
         self._list: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         weakref.finalize(self, self._list.close)
         seen: set[str] = set()
-        for sample in corpus.samples(["prompt_id", "messages", "metadata_json", "purpose"]):
+        for sample in corpus.samples(["prompt_id", "messages", "metadata_json", "purpose", "outcome"]):
+            if sample.outcome in OF_TEXTS:
+                continue
             if self._is_held_out(sample) and sample.prompt_id not in seen:
                 seen.add(sample.prompt_id)
                 for text in user_texts(sample.messages):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harvester.api.types import OF_TEXTS
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
 from harvester.verify.pass_rates import TaskTally
@@ -40,6 +41,8 @@ def score(store: Path, verifiers: Verifiers, *, first: int | None = None) -> dic
     tasks: dict[str, TaskTally] = {}
     for sample in Corpus.open(store).samples(COLUMNS):
         if first is not None and sample.sample_index >= first:
+            continue
+        if sample.outcome in OF_TEXTS:
             continue
         candidate = candidate_of(sample)
         tally = tasks.setdefault(candidate.task or NO_TASK, TaskTally())

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from harvester.api.request_builder import TOKENS_PER_MESSAGE, estimated_tokens_of
+from harvester.api.scoring.ways import way_of
 from harvester.api.types import USAGE_REPORTED
 from harvester.api.usage import BYTES_PER_TOKEN
 from harvester.config.config import HarvestConfig
@@ -65,9 +66,12 @@ def learn(store: Path, config: HarvestConfig) -> InputCorrection:
     with contextlib.suppress(StoreError):
         for sample in itertools.islice(Corpus.open(store).samples(_COLUMNS), MOST_ANSWERS):
             if (sample.request_model, sample.usage_source) == (config.teacher.model, USAGE_REPORTED):
+                body = json.loads(sample.request_json)
+                if way_of(body) is not None:
+                    continue
                 request = sample.prompt_id, sample.created_at
                 _, tokens = pairs.get(request, (0, 0))
-                estimate = estimated_tokens_of(json.loads(sample.request_json)["messages"])
+                estimate = estimated_tokens_of(body["messages"])
                 pairs[request] = estimate, tokens + sample.input_tokens
     return fit(list(pairs.values()))
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harvester.api.types import Outcome
+from harvester.api.types import OF_TEXTS, Outcome
 from harvester.export.score import candidate_of
 from harvester.store.mixing import COLUMNS as MIXING_COLUMNS
 from harvester.store.mixing import Mixing
@@ -233,7 +233,7 @@ def held_out_examples(
 def _read_samples(
     corpus: Corpus, config: TrainConfig, origins: dict[str, str], excluded: Counter[str], mixing: Mixing
 ) -> Iterator[Sample]:
-    """Yield the samples that `[data] where` chooses, and clear the columns that are not needed afterwards.
+    """Yield the answers that `[data] where` chooses, and clear the columns that are not needed afterwards.
 
     Args:
         origins: gets the hash of each one's origin. excluded: counts those that are not chosen. mixing:
@@ -243,6 +243,8 @@ def _read_samples(
     where = Where.parse(data.where).bind(store) if data.where else None
     wanted = (*COLUMNS, *fingerprint.ORIGIN_COLUMNS, *MIXING_COLUMNS, *(where.columns if where else ()))
     for sample in corpus.samples(list(dict.fromkeys(wanted))):
+        if sample.outcome in OF_TEXTS:
+            continue
         if where is not None and not where.matches(sample):
             excluded["not chosen by where"] += 1
             continue

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from harvester.api.types import OF_TEXTS
 from harvester.export.score import candidate_of
 from harvester.store.reader import Corpus
 from harvester.verify.verifiers import AnswerVerdict, Verifiers
@@ -129,6 +130,8 @@ class Loop:
         rows: list[StoredRow] = []
         held_out: set[str] = set()
         for sample in Corpus.open(self._files.train.corpus).samples(_COLUMNS):
+            if sample.outcome in OF_TEXTS:
+                continue
             prompt = dataset.prompt_key(sample.messages)
             if dataset.split_of(sample, prompt, self._files.train.data) != "train":
                 held_out.add(prompt)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harvester.api.types import OF_TEXTS
 from harvester.store.reader import Corpus
 from trainer.config import TrainConfig
 from trainer.data import dataset
@@ -21,7 +22,7 @@ from trainer.experiments.power_law import FEWEST_SIZES
 
 # Number of sizes where curve.toml names none: all rows, and each time half of them.
 DEFAULT_SIZES = 6
-_COLUMNS = ("key", "messages", "metadata_json", "purpose", "cost_microusd")
+_COLUMNS = ("key", "messages", "metadata_json", "purpose", "cost_microusd", "outcome")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ def read_paid_rows(config: TrainConfig) -> PaidRows:
     keys: dict[str, dict[str, None]] = {}
     held_out: set[str] = set()
     for sample in Corpus.open(config.corpus).samples(_COLUMNS):
+        if sample.outcome in OF_TEXTS:
+            continue
         prompt = dataset.prompt_key(sample.messages)
         if dataset.split_of(sample, prompt, config.data) != "train":
             held_out.add(prompt)

@@ -37,11 +37,12 @@ def interval_text(facts: Mapping[str, float]) -> str:
 
 def verdict_text(result: Mapping[str, Any]) -> str:
     """Return what the first and the last measurement say."""
-    first, last = result["held_out"][0], result["held_out"][-1]
-    falls = "fell" if last["high"] < first["low"] else "did not clearly fall"
+    first, last, fall = result["held_out"][0], result["held_out"][-1], result["fall"]
+    falls = "fell" if fall["low"] > 0 else "rose" if fall["high"] < 0 else "did not clearly change"
     return (
-        f"held-out reverse KL {falls}: {interval_text(first)} before, {interval_text(last)} nats per token "
-        f"after round {last['round']}; {_ENDINGS[result['ending']]}"
+        f"held-out reverse KL {falls}: from {nats(first['reverse_kl'])} to {nats(last['reverse_kl'])} nats "
+        f"per token after round {last['round']}, a fall of {nats(fall['value'])} "
+        f"({nats(fall['low'])} to {nats(fall['high'])}); {_ENDINGS[result['ending']]}"
     )
 
 
@@ -101,7 +102,7 @@ def page(result: Mapping[str, Any], name: str) -> str:
         lead=f"{len(rounds)} rounds on {result['prompts']:,} prompts, measured on "
         f"{result['held_out_prompts']:,} held-out ones",
         verdict=verdict_text(result),
-        stops=last["high"] >= first["low"],
+        stops=result["fall"]["low"] <= 0,
         tiles=[
             (nats(first["reverse_kl"]), "reverse KL before, nats per token"),
             (nats(last["reverse_kl"]), f"after round {last['round']}"),

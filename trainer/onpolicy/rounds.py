@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from harvester.store.reader import Corpus
 from harvester.system import failpoints
@@ -32,6 +31,7 @@ from trainer.errors import DataError
 from trainer.experiments.files import read_json, write_json, write_text
 from trainer.experiments.harvests import Harvests
 from trainer.experiments.pool import PoolPrompt
+from trainer.experiments.power_law import Floats, percentiles
 from trainer.experiments.stages import Note, Progress, digest, no_progress
 from trainer.model import model, weights
 from trainer.model.generate import Answer
@@ -51,6 +51,8 @@ from trainer.provenance import fingerprint, terms_check
 from trainer.publish.adapter import write_adapter
 
 SCHEMA = "trainer.onpolicy/1"
+# Member of a measurement in the checkpoint: sums of log-ratios and scored tokens of each held-out prompt.
+BY_PROMPT = "by_prompt"
 # Version of what a run is known by: a new one repeats everything.
 FORMAT = 1
 # Settings that change no weight.
@@ -225,15 +227,12 @@ class OnPolicy:
                 place=str(self._files.train.corpus),
                 remedy="`harvester report` shows the replies; does teacher_tokenizer belong to the teacher?",
             )
-        interval = _bootstrap(
-            sums.reshape(-1, settings.held_out_samples).sum(axis=1),
-            tokens.reshape(-1, settings.held_out_samples).sum(axis=1),
-            settings.resamples,
-            settings.seed,
-        )
+        by_prompt = [part.reshape(-1, settings.held_out_samples).sum(axis=1) for part in (sums, tokens)]
+        means = _resampled(by_prompt, settings.resamples, settings.seed)
         value = float(sums.sum() / tokens.sum())
         counts = count_answers(answers, groups)
-        self._measured.append({"round": number, "reverse_kl": value, **interval, **counts})
+        entry = {"round": number, "reverse_kl": value, **_interval(means), **counts}
+        self._measured.append({**entry, BY_PROMPT: [part.tolist() for part in by_prompt]})
         self._on_note(f"round {number}: held-out reverse KL {value:.4f} nats per token")
 
     def _scored(
@@ -332,7 +331,6 @@ class OnPolicy:
             for sample in corpus.samples(["outcome", "cost_microusd", "key"])
             if sample.outcome == "scored"
         )
-        first, last = self._measured[0], self._measured[-1]
         return {
             "schema": SCHEMA,
             "ending": ending,
@@ -341,12 +339,25 @@ class OnPolicy:
             "held_out_prompts": len(self._held_out),
             "left_out": self._left_out,
             "rounds": self._rounds,
-            "held_out": self._measured,
-            "fall": first["reverse_kl"] - last["reverse_kl"],
+            "held_out": [{k: v for k, v in row.items() if k != BY_PROMPT} for row in self._measured],
+            "fall": self._fall(),
             "dollars": microusd / 1e6 if microusd else None,
             "adapter": adapter,
             "adapter_sha256": self._student.sha256(),
         }
+
+    def _fall(self) -> dict[str, float]:
+        """Return by how much the held-out divergence fell, with its interval over the same prompts."""
+        first, last = self._measured[0], self._measured[-1]
+        drawn = [
+            _resampled(
+                [np.asarray(part, dtype=np.float64) for part in row[BY_PROMPT]],
+                self._settings.resamples,
+                self._settings.seed,
+            )
+            for row in (first, last)
+        ]
+        return {"value": first["reverse_kl"] - last["reverse_kl"], **_interval(drawn[0] - drawn[1])}
 
 
 def _teacher_renderer(files: OnPolicyFiles) -> Renderer | None:
@@ -354,12 +365,16 @@ def _teacher_renderer(files: OnPolicyFiles) -> Renderer | None:
     return None if folder is None else Renderer(model.load_tokenizer(folder, None))
 
 
-def _bootstrap(
-    sums: npt.NDArray[np.float64], tokens: npt.NDArray[np.float64], resamples: int, seed: int
-) -> dict[str, float]:
-    """Return the 95 % interval of the mean over tokens, by resampling prompts."""
+def _resampled(by_prompt: Sequence[Floats], resamples: int, seed: int) -> Floats:
+    """Return means over tokens of resampled prompts; equal seeds draw the same prompts."""
+    sums, tokens = by_prompt
     draws = np.random.default_rng(seed).integers(0, len(sums), size=(resamples, len(sums)))
     drawn_tokens = tokens[draws].sum(axis=1)
-    means = sums[draws].sum(axis=1) / np.where(drawn_tokens > 0, drawn_tokens, 1.0)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {"low": float(low), "high": float(high)}
+    means: Floats = sums[draws].sum(axis=1) / np.where(drawn_tokens > 0, drawn_tokens, 1.0)
+    return means
+
+
+def _interval(means: Floats) -> dict[str, float]:
+    """Return the 95 % interval."""
+    low, high = percentiles(means)
+    return {"low": low, "high": high}

@@ -1,7 +1,7 @@
 """Read the log-probabilities of a given text from the reply to a scoring request. Pure.
 
 A reply is `scored` only if its tokens spell the text that was sent and every one but the first has a
-log-probability. Anything else that was paid for is `invalid`: a server that ignores the fields, answers
+log-probability. Anything else that was paid for is `unscored`: a server that ignores the fields, answers
 without the text, or with another length.
 """
 
@@ -16,7 +16,7 @@ from harvester.api.error_body import error_inside
 from harvester.api.scoring.spelling import Span, find_end, spell
 from harvester.api.scoring.ways import GENERATED_TOKENS, Way, scored_text_of, way_of
 from harvester.api.shapes.envelopes import choices_of
-from harvester.api.types import Completion, Outcome, TokenLogprob, Usage
+from harvester.api.types import USAGE_ESTIMATED, Completion, Outcome, TokenLogprob, Usage
 from harvester.api.usage import read_usage, usage_members
 from harvester.errors import TeacherError
 
@@ -49,7 +49,7 @@ def parse_scored(raw: bytes, body: Mapping[str, Any], input_tokens: int = 0) -> 
     tokens = _tokens(way, document, text.encode("utf-8", "replace"))
     return Completion(
         text=text,
-        outcome=Outcome.INVALID if tokens is None else Outcome.SCORED,
+        outcome=Outcome.UNSCORED if tokens is None else Outcome.SCORED,
         finish_reason="",
         usage=_usage(document, input_tokens),
         model=str(document.get("model") or ""),
@@ -59,12 +59,18 @@ def parse_scored(raw: bytes, body: Mapping[str, Any], input_tokens: int = 0) -> 
     )
 
 
-def parse_or_unknown(raw: bytes, body: Mapping[str, Any], input_tokens: int) -> Completion:
-    """Do the same for a stored body; one that can't be read has the outcome `unknown`."""
+def parse_or_unscored(raw: bytes, body: Mapping[str, Any], input_tokens: int) -> Completion:
+    """Do the same for a stored body; one that can't be read is `unscored`."""
     try:
         return parse_scored(raw, body, input_tokens)
     except TeacherError:
-        return Completion(None, Outcome.UNKNOWN, "", Usage(input_tokens, 0, source="estimated"))
+        return unread(body, input_tokens)
+
+
+def unread(body: Mapping[str, Any], input_tokens: int) -> Completion:
+    """Return the completion of a body that can't be read within the limits."""
+    usage = Usage(input_tokens, GENERATED_TOKENS, source=USAGE_ESTIMATED)
+    return Completion(scored_text_of(body), Outcome.UNSCORED, "", usage)
 
 
 def _usage(document: Mapping[str, Any], input_tokens: int) -> Usage:

@@ -50,6 +50,7 @@ OUTCOME_CODES: dict[Outcome, int] = {
     Outcome.UNKNOWN: 6,
     Outcome.INVALID: 7,
     Outcome.SCORED: 8,
+    Outcome.UNSCORED: 9,
 }
 OUTCOMES = {code: name for name, code in OUTCOME_CODES.items()}
 

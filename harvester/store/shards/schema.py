@@ -47,7 +47,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
         "outcome",
         pa.string(),
         False,
-        "ok, truncated, filtered, refused, tool_call, empty, invalid, scored, unknown",
+        "ok, truncated, filtered, refused, tool_call, empty, invalid, scored, unscored, unknown",
     ),
     ("finish_reason", pa.string(), False, "the teacher's own word"),
     ("logprobs", pa.list_(_TOKEN), True, "log-probabilities (natural log) of generated tokens"),

@@ -116,17 +116,17 @@ def test_tokens_that_arrive_in_parts_are_one_with_their_sum():
         ([], []),
     ],
 )
-def test_what_does_not_prove_itself_is_invalid(tokens, values):
-    assert parse_scored(echoed(tokens, values), ECHO).outcome is Outcome.INVALID
+def test_what_does_not_prove_itself_is_unscored(tokens, values):
+    assert parse_scored(echoed(tokens, values), ECHO).outcome is Outcome.UNSCORED
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "reply", [{}, {"choices": []}, {"choices": [3]}, {"meta_info": []}, {"prompt_logprobs": 3}]
 )
-def test_replies_of_another_shape_are_invalid(way, reply):
+def test_replies_of_another_shape_are_unscored(way, reply):
     body = body_of(way, "m", prompt_of(**probe_line(way)), {})
-    assert parse_scored(json.dumps(reply).encode(), body).outcome is Outcome.INVALID
+    assert parse_scored(json.dumps(reply).encode(), body).outcome is Outcome.UNSCORED
 
 
 def test_an_error_in_a_200_is_raised():

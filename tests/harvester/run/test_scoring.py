@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harvester.store.reader import Corpus
 from tests.journey.run_process import harvester, running
+from trainer import config as train_config
+from trainer.data import dataset
 
 TEACHER = Path(__file__).resolve().parents[3] / "data" / "skills" / "mock-teacher"
 CONFIG = """\
@@ -158,3 +160,32 @@ def test_settings_for_answers_are_refused(tmp_path, more, named):
     done = harvester("run", write(tmp_path, "http://127.0.0.1:9/v1", more=more))
     assert done.returncode == 2
     assert named in done.stderr
+
+
+def test_scored_texts_are_no_answers_to_anyone(tmp_path, mock_teacher):
+    served = mock_teacher(model_folder=TEACHER)
+    path = write(tmp_path, served.base_url, 25, via="echo")
+    assert harvester("run", path).returncode == 0
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{n} + 1?", "reference": str(n + 1)}) + "\n" for n in range(4))
+    )
+    text = path.read_text().replace("texts.jsonl", "prompts.jsonl")
+    text = text.replace('[score]\nvia = "echo"', "[sampling]")
+    answers = tmp_path / "answers.toml"
+    answers.write_text(text.replace("[sampling]", "[sampling]\nmax_tokens = 16"))
+    plan = json.loads(harvester("plan", answers, "--json").stdout)
+    assert (plan["rows"], plan["cached"]) == (4, 0)
+    assert harvester("run", answers).returncode == 0
+    (tmp_path / "verify.toml").write_text('[verify."*"]\nkind = "exact"\n')
+    judged = harvester("score", tmp_path / "store", "--verify", tmp_path / "verify.toml", "--json")
+    tallies = list(json.loads(judged.stdout)["tasks"].values())
+    assert [tally["answers"] for tally in tallies] == [4]
+
+    config = train_config.parse(
+        {"student": {"base": str(TEACHER)}, "data": {"corpus": "store", "eval_share": 0.0}},
+        root=tmp_path,
+        place="test",
+    )
+    rows = dataset.read(config)
+    assert len(rows.train) + sum(rows.excluded.values()) == 4
+    assert rows.held_out == ()
