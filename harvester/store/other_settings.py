@@ -24,8 +24,8 @@ def notes(store: Path, config: HarvestConfig) -> tuple[str, ...]:
     Raises:
         StoreError: the journal can't be read.
     """
-    if not (store / paths.JOURNAL).exists():
-        return ()
+    if config.score is not None or not (store / paths.JOURNAL).exists():
+        return ()  # scored texts are no answers, and are not mixed with any
     query = (
         "SELECT run_id, config_json FROM runs WHERE EXISTS (SELECT 1 FROM counters"
         " WHERE counters.run = runs.run AND counters.name LIKE 'outcome.%' AND counters.value > 0)"
@@ -35,8 +35,9 @@ def notes(store: Path, config: HarvestConfig) -> tuple[str, ...]:
     now = dict(_settings(orjson.loads(config.model_dump_json())))
     by_difference: dict[str, list[str]] = {}
     for run_id, text in runs:
-        before = dict(_settings(orjson.loads(text)))
-        if not before:  # of a store that another program wrote
+        settings = orjson.loads(text)
+        before = dict(_settings(settings))
+        if settings.get("score") is not None or not before:  # or of a store that another program wrote
             continue
         names = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
         changes = [f"{name} {_shown(before.get(name))}, now {_shown(now.get(name))}" for name in names]
