@@ -22,6 +22,7 @@ HarvesterError                      has a cause, a place, a remedy and an exit c
     │   ├── RateLimited             429/503/529 with a wait; costs no attempt
     │   ├── TeacherUnavailable      5xx, 408, 409, connection refused, DNS failure
     │   ├── AttemptTimeout          no last byte within deadline_s (possibly billed)
+    │   ├── ResultsDeleted          a batch whose results the provider no longer has (possibly billed)
     │   ├── ConnectionBroken        reset, cut body, garbage status line (possibly billed)
     │   └── BrokenAnswer            a 200 without a completion; raw bytes are kept
     └── permanent
@@ -265,6 +266,13 @@ class ConnectionBroken(TeacherError):
     """The connection ended before the answer did: reset, cut body, invalid status line."""
 
     code = "connection"
+    is_permanent = False
+
+
+class ResultsDeleted(TeacherError):
+    """A batch was worked on, and the provider no longer has its results or the batch."""
+
+    code = "results_deleted"
     is_permanent = False
 
 

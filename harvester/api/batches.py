@@ -7,6 +7,8 @@ carries its name in its metadata, by which it is found again after a crash.
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -28,14 +30,17 @@ FINISHED = frozenset({"completed", "failed", "expired", "cancelled"})
 # The member of a batch's metadata that holds its name.
 NAME: Final = "harvester_batch"
 # A line of a result file may have this many bytes; an answer has some kilobytes.
-MAX_LINE_BYTES = 64 * 1024 * 1024
+MAX_LINE_BYTES = 40 * 1024 * 1024
 # The list of batches is read back to this long before the batches that are looked for: clocks differ.
 CLOCK_MARGIN_S = 86_400.0
 # Fields of a body that only say how a single answer travels.
 _ONLY_ONLINE = ("stream", "stream_options")
 # Error codes of a line that was not worked on.
 UNANSWERED_CODES = frozenset({"batch_expired", "batch_cancelled"})
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:,]', re.DOTALL)
+_BODY = re.compile(r'"body"\s*:\s*')
+# Members of that name that are looked at in one line.
+MOST_BODIES = 4
+_decoder = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,35 +129,16 @@ def read_line(line: bytes) -> ResultLine:
 
 def _as_written(line: bytes, content: Any) -> bytes:
     """Return the bytes of `response.body` in a line; encoded again where they can't be told apart."""
-    written = member(line, (b"response", b"body"))
     try:
-        if written is not None and orjson.loads(written) == content:
-            return written
-    except orjson.JSONDecodeError:
+        text = line.decode()
+        for begin in itertools.islice(_BODY.finditer(text), MOST_BODIES):
+            _, end = _decoder.raw_decode(text, begin.end())
+            written = text[begin.end() : end].encode()
+            if orjson.loads(written) == content:
+                return written
+    except (ValueError, RecursionError):
         pass
     return orjson.dumps(content)
-
-
-def member(text: bytes, path: tuple[bytes, ...]) -> bytes | None:
-    """Return the bytes of a nested member's value in a JSON object; None where it is not found."""
-    depth, matched, name, start = 0, 0, b"", None
-    for token in _TOKEN.finditer(text):
-        word = token[0]
-        if word in b"{[":
-            depth += 1
-        elif word in b"}],":
-            if start is not None and depth == len(path):
-                return text[start : token.start()].strip()
-            if start is None and 0 < matched == depth:
-                return None  # the object that should hold the member has ended
-            depth -= word != b","
-        elif word == b":":
-            if start is None and depth == matched + 1 and name == path[matched]:
-                matched += 1
-                start = token.end() if matched == len(path) else None
-        elif depth == matched + 1:
-            name = word[1:-1]
-    return None
 
 
 class BatchClient:
@@ -194,9 +180,9 @@ class BatchClient:
                 purpose=self._api.purpose,  # type: ignore[arg-type]
                 extra_headers=self._headers,
             )
+            return file.id
         except Exception as error:  # noqa: BLE001 - the SDK lets errors of the transport through
             raise self._translated(error) from None
-        return file.id
 
     async def create(self, file_id: str, name: str) -> Ticket:
         """Create a batch of an uploaded file, with its name in its metadata."""
@@ -208,9 +194,9 @@ class BatchClient:
                 metadata={NAME: name},
                 extra_headers=self._headers,
             )
+            return _ticket(batch)
         except Exception as error:  # noqa: BLE001
             raise self._translated(error) from None
-        return _ticket(batch)
 
     async def poll(self, batch_id: str) -> Ticket:
         """Ask for the state of a batch."""

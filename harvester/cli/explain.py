@@ -144,6 +144,11 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "An incomplete answer is not stored. It may have been billed, and is asked again.",
         "Check proxies between you and the teacher; their time limits may be shorter than yours.",
     ),
+    "results_deleted": (
+        "The rows of the batch count as possibly billed and are asked again, unless [run] "
+        "retry_possibly_billed is false. The complaint names the batch.",
+        "Collect batches earlier: providers delete results after some days. `harvester run` collects them.",
+    ),
     "broken_answer": (
         "The first bytes are kept with the attempt. A row is asked again at most twice, and a run makes 3 "
         "such retries and one for every 20 rows; then the row is a dead letter. It counts as possibly "

@@ -112,6 +112,7 @@ class PriceSection(FrozenModel):
         return PriceSection(
             input=self.input if self.batch_input is None else self.batch_input,
             output=self.output if self.batch_output is None else self.batch_output,
+            as_of=self.as_of,
         )
 
     def age_note(self, today: date) -> str:

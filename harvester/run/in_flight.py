@@ -19,6 +19,7 @@ from harvester.errors import (
     PossiblyBilled,
     RateLimited,
     RequestFailed,
+    ResultsDeleted,
     TeacherUnavailable,
 )
 from harvester.observe.counters import Counters
@@ -47,6 +48,7 @@ RE_ASKED = frozenset(
         AttemptTimeout,
         ConnectionBroken,
         RateLimited,
+        ResultsDeleted,
         PossiblyBilled,
     )
 )

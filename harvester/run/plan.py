@@ -317,6 +317,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
     Raises:
         PromptError: the first prompt that can't be used, or two different prompts with one id.
     """
+    config = _at_batch_price(config)
     reading, limit = _PromptReading(config, root), _choice_limit(config, root)
     max_n = limit.size if config.run.transport is Transport.ONLINE else 1
     totals, saved = _totals(config, root, reading, max_n)
@@ -360,6 +361,18 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
             *other_settings.notes(root / config.store.path, config),
         ),
     )
+
+
+def _at_batch_price(config: HarvestConfig) -> HarvestConfig:
+    """Return the configuration with the price of batches where all rows go into batches.
+
+    A hybrid run is planned at the price of single requests, which it can't exceed.
+    """
+    price = config.teacher.price
+    if price is None or config.run.transport is not Transport.BATCH:
+        return config
+    teacher = config.teacher.model_copy(update={"price": price.of_batches})
+    return config.model_copy(update={"teacher": teacher})
 
 
 def warnings(config: HarvestConfig) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from harvester.errors import (
     HarvesterError,
     PromptRejected,
     RequestFailed,
+    ResultsDeleted,
     TeacherError,
     TeacherRefused,
     TeacherUnavailable,
@@ -43,8 +44,6 @@ from harvester.teacher.teacher import AttemptResult
 CHUNK = 256
 # Error code of a batch that would have queued more tokens than the account may.
 TOO_MUCH_QUEUED = "token_limit_exceeded"
-# Code of a row whose results the provider no longer has.
-RESULTS_DELETED = "results_deleted"
 # Called with a row that may be asked again, and with the error that opened it.
 Reopened = Callable[[BatchRow, TeacherError], None]
 
@@ -124,9 +123,7 @@ class Collector:
         message = f"{why}: its {len(rows):,} rows may have been billed, and are asked again"
         name = batch.batch_id or batch.name
         self._context.complain(HarvesterError(message, place=f"batch {name}"))
-        error = TeacherUnavailable(
-            message, error_code=RESULTS_DELETED, status=cause.status, maybe_billed=True, place=batch.endpoint
-        )
+        error = ResultsDeleted(message, status=cause.status, maybe_billed=True, place=batch.endpoint)
         course = _Course(batch, Ticket(batch.batch_id, batch.status, None, None, 0, 0, 0))
         for row in rows:
             self._open_again(course, row, error)
@@ -204,8 +201,6 @@ class Collector:
                     place=f"batch {course.batch.batch_id}",
                 )
             )
-            tally = self._context.worker.tally
-            tally.note(tally.errors, "repeated_line")
         return True
 
     async def _take_line(self, course: _Course, row: BatchRow, line: ResultLine) -> None:
@@ -289,7 +284,7 @@ class Collector:
             key=row.request.key,
             batch=course.batch.ref,
             endpoint=course.batch.endpoint,
-            code=error.error_code if error.error_code == RESULTS_DELETED else error.code,
+            code=error.code,
             at=self._context.clock.wall(),
             status=error.status,
             raw=error.raw,

@@ -9,7 +9,7 @@ import re
 import orjson
 import pytest
 
-from harvester.api.batches import BatchClient, ResultLine, Ticket, batch_line, body_of, member, read_line
+from harvester.api.batches import BatchClient, ResultLine, Ticket, batch_line, body_of, read_line
 from harvester.api.types import Prompt, Request
 from harvester.config.config import TeacherSection
 from harvester.errors import BrokenAnswer, PromptRejected, RateLimited, TeacherRefused, TeacherUnavailable
@@ -64,13 +64,6 @@ def test_the_body_is_kept_byte_for_byte():
     body = rb'{ "a": "\u00e9 } , \"", "n":12345678901234567890123, "z": [1, {"body": {}}], "b":1.10 }'
     line = rb'{"id": "x", "custom_id": "00ff", "error": null, "response": {"x": {"body": 1}, "body": ' + body
     assert read_line(line + rb', "status_code": 200}}').body == body
-
-
-@pytest.mark.parametrize(
-    "text", [b'{"response": null, "error": {"body": 1}}', b'{"a": {"response": {"body": 1}}}', b"{}", b"[]"]
-)
-def test_only_the_member_of_the_response_is_a_body(text: bytes):
-    assert member(text, (b"response", b"body")) is None
 
 
 @pytest.mark.parametrize(

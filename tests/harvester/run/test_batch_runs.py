@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import orjson
@@ -10,7 +11,7 @@ import pytest
 
 from harvester.errors import ConfigError
 from harvester.mock_teacher.settings import BatchSettings
-from harvester.run.prepare import prepare
+from harvester.run.prepare import look_ahead, prepare
 from harvester.store.reader import Corpus
 from tests.harvester.run.batch_bench import (
     HOUR,
@@ -147,6 +148,44 @@ def test_hybrid_asks_online_what_is_late_once_the_batch_is_dead(mock_teacher, tm
     assert mock.state()["admitted"] > 0
     assert batch["request_counts"]["completed"] < ROWS
     assert batches(ended.store) == [("ended", "cancelled")]
+
+
+def test_hybrid_asks_online_before_the_deadline(mock_teacher, tmp_path: Path):
+    """The run ends in half an hour, and needs an hour for what is left: its batch is late from the start."""
+    mock = mock_teacher(batches=BatchSettings(latency_s=10 * HOUR))
+    finish_by = f"{datetime.now(UTC) + timedelta(minutes=30):%Y-%m-%dT%H:%M:%SZ}"
+    schedule = {"finish_by": finish_by}
+    ended = harvest(mock, tmp_path, sums(ROWS), transport="hybrid", schedule=schedule, batch={"lead": "1h"})
+    assert ended.exit_code == 0
+    require_whole(ended.store, mock, ROWS)
+    assert batches(ended.store) == [("ended", "cancelled")]
+
+
+def test_accepting_asks_further_samples_in_further_batches(mock_teacher, tmp_path: Path):
+    mock = mock_teacher(accuracy=0.3)
+    prompts = [{"prompt": text, "reference": str(8 * n), "tags": ["sum"]} for n, text in enumerate(sums(6))]
+    ended = harvest(
+        mock,
+        tmp_path,
+        prompts,
+        sampling={"temperature": 1.0},
+        accept={"per_prompt": 1, "of": 6},
+        **{"verify.sum": {"kind": "exact"}},
+    )
+    assert ended.exit_code == 0
+    assert mock.batches()["served"]["create"] > 1
+    assert 6 < ended.billed["answers"] <= 36
+    assert mock.state()["admitted"] == ended.billed["requests"]
+
+
+def test_plan_counts_the_price_of_batches(mock_teacher, tmp_path: Path):
+    mock = mock_teacher()
+    usd = {}
+    for transport in ("online", "batch"):
+        harvest(mock, tmp_path, sums(2), transport=transport)
+        (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "What is 1 + 2?"}) + "\n")
+        usd[transport] = look_ahead(tmp_path / "harvest.toml").high_usd
+    assert usd["batch"] == pytest.approx(usd["online"] / 2, rel=0.05)
 
 
 def test_budgets_reserve_a_batch_whole_and_count_it_for_the_store(mock_teacher, tmp_path: Path):
