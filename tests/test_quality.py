@@ -184,7 +184,7 @@ def test_the_page_shows_what_was_missed(tmp_path):
     reached = gates(results)
     page = report.write(tmp_path, results, reached, listed, {"all": 1.0}).read_text()
     assert "gates are missed" in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     facts = json.loads((tmp_path / "quality.json").read_text())
     assert facts["gates"][0]["is_held"] is False
     assert facts["accuracy"]["E5"]["low"] == 0.4

@@ -1,32 +1,36 @@
-"""Measure what a student recovers of the small neural teacher, by method: E0 to E11.
+"""Measure what a student recovers of the small neural teacher, by method: E0 to E11 and E13.
 
     python -m benchmarks.quality [--smoke] [--only NAME,...] [--out FOLDER]
 
 The teachers in data/skills are served by the mock teacher; `harvester run`, `trainer train`, `evaluate`,
-`loop` and `curve` do the rest, everything over HTTP. Every harvest, training and score is known by the hash
-of what goes into it: what is there is read instead of made again, and an interrupted run goes on. Writes
-quality.html and quality.json, and ends with exit code 1 if a gate is missed. With --smoke a few small arms
-run, and no gate counts but that the student learned something.
+`loop`, `curve` and `onpolicy` do the rest, everything over HTTP. Every harvest, training and score is known
+by the hash of what goes into it: what is there is read instead of made again, and an interrupted run goes on.
+Writes quality.html and quality.json, and ends with exit code 1 if a gate is missed. With --smoke a few small
+arms run, and no gate counts but that the student learned something.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.quality import cache, commands, report
 from benchmarks.quality.experiments import FULL, SMOKE, SMOKE_ARMS, Arm, Sizes, arms
 from benchmarks.quality.gates import Gate, gates
 from benchmarks.quality.harvests import Harvest, Harvests, serve
+from benchmarks.quality.onpolicy import OnPolicy
 from benchmarks.quality.procedures import Procedures
 from benchmarks.quality.results import Results, compute
 from benchmarks.quality.trainings import Trainings
 
+PROCEDURES = ("E8", "E11", "E13")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -35,7 +39,7 @@ class Run:
 
     Args:
         chosen: the arms.
-        with_loop, with_curve: whether to run E8 and E11.
+        procedures: those of E8, E11 and E13 that run, too.
     """
 
     def __init__(self, out: Path, sizes: Sizes, chosen: dict[str, Arm], procedures: Sequence[str]) -> None:
@@ -46,6 +50,9 @@ class Run:
         self._harvests = Harvests(out)
         self._trainings = Trainings(out, self._harvests, self._pool)
         self._procedures = Procedures(out, self._harvests, self._pool, sizes)
+        self._on_policy = OnPolicy(out, self._harvests, self._trainings, self._pool)
+        small = arms(sizes)["E2 small"].training
+        self._starts = [small.with_seed(seed) for seed in sizes.seeds] if "E13" in procedures else []
         self.seconds: dict[str, float] = {}
 
     def make(self) -> None:
@@ -62,7 +69,7 @@ class Run:
         try:
             self._train()
         except BaseException:
-            self._pool.close(cancels=True)
+            self._pool.close(stops=True)
             raise
         self._pool.close()
         self.seconds["trainings, loops, curve and scores"] = time.monotonic() - began
@@ -88,13 +95,20 @@ class Run:
                 if future is not None:
                     future.result()
                     print(f"{number} of {len(started)}: {what}", flush=True)
+        for future in [self._on_policy.start(start) for start in self._starts]:
+            if future is not None:
+                future.result()
+                print("E13 with one more seed", flush=True)
 
     def folders(self) -> dict[str, list[Path]]:
         """Return the folders of the trainings by arm, one a seed."""
-        return {
+        found = {
             name: [self._trainings.folder_of(arm.training.with_seed(seed)) for seed in self._sizes.seeds]
             for name, arm in self._chosen.items()
         }
+        if self._starts:
+            found["E13"] = [self._on_policy.folder_of(start) / "out" for start in self._starts]
+        return found
 
     def results(self) -> Results:
         """Compute the results."""
@@ -111,12 +125,16 @@ class Run:
             }
         if "E11" in self._with:
             results.curve = cache.read_json(self._procedures.curve_folder() / "out" / "curve.json")
+        if self._starts:
+            measured = [facts["held_out"] for facts in self._on_policy.facts(self._starts)]
+            results.reverse_kl = [(of[0]["reverse_kl"], of[-1]["reverse_kl"]) for of in measured]
         return results
 
     def spent(self) -> dict[str, float]:
         """Return the CPU seconds of what was made, now or before."""
-        cpu = dict.fromkeys(self._chosen, 0.0)
+        cpu = {}
         for name, folders in self.folders().items():
+            folders = [folder.parent for folder in folders] if name == "E13" else folders
             cpu[name] = sum(cache.read_json(folder / "seconds.json")["cpu"] for folder in folders)
         if "E8" in self._with:
             folders = [self._procedures.loop_folder(seed) for seed in self._sizes.seeds]
@@ -146,12 +164,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="experiments to run, such as E2,E8; default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "quality")
     flags = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     sizes = SMOKE if flags.smoke else FULL
     listed = arms(sizes)
-    only = flags.only.split(",") if flags.only else [*(SMOKE_ARMS if flags.smoke else listed), "E8", "E11"]
+    only = flags.only.split(",") if flags.only else [*(SMOKE_ARMS if flags.smoke else listed), *PROCEDURES]
     chosen = {name: listed[name] for name in listed if _is_asked(name, only, whole=not flags.smoke)}
-    procedures = [] if flags.smoke else [name for name in ("E8", "E11") if name in only]
+    procedures = [] if flags.smoke else [name for name in PROCEDURES if name in only]
+    listed["E13"] = replace(listed["E2 small"], name="E13", what="E2 small, then on-policy")
     run = Run(flags.out.resolve(), sizes, chosen, procedures)
     run.make()
     began_report = time.monotonic()
@@ -192,6 +212,8 @@ def show(results: Results, reached: Sequence[Gate], listed: dict[str, Arm]) -> N
         print(f"E8 {name}:", ", ".join(f"{at} {value}" for at, value in rounds.items()))
     if results.curve is not None:
         print("E11", results.curve["prediction"], "next", results.curve["next"], results.curve["verdict"])
+    for before, after in results.reverse_kl:
+        print(f"E13 reverse KL {before:.3f}, then {after:.3f} nats a token")
     for gate in reached:
         print(f"{'held  ' if gate.is_held else 'MISSED'} {gate.name}: {gate.measured}")
 

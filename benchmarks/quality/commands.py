@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +57,36 @@ def trainer(log: Path, *arguments: object) -> None:
 
 
 class Pool:
-    """Run functions in processes of their own, as many at a time as there are cores."""
+    """Run functions in processes of their own, so many at a time."""
 
     def __init__(self, workers: int) -> None:
         # One thread each: two trainings side by side are faster than one with two threads.
         os.environ["OMP_NUM_THREADS"] = "1"
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        self._pool = ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1)
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
+        self._threads = ThreadPoolExecutor(workers)
+        self._is_stopping = False
 
-    def start(self, function: Callable[..., Any], *arguments: object) -> Future[Any]:
+    def start(self, function: Callable[..., None], *arguments: object) -> Future[None]:
         """Start a function when a process is free."""
-        return self._pool.submit(function, *arguments)
+        return self._threads.submit(self._run, function, arguments)
 
-    def close(self, *, cancels: bool = False) -> None:
-        """Wait for what is under way."""
-        self._pool.shutdown(cancel_futures=cancels)
+    def _run(self, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        process = self._context.Process(target=function, args=arguments)
+        if not self._is_stopping:
+            process.start()
+            process.join()
+        if process.exitcode != 0:
+            raise RuntimeError(f"{function.__name__}{arguments} ended with exit code {process.exitcode}")
+
+    def close(self, *, stops: bool = False) -> None:
+        """Wait for what is under way; with `stops` only until it has written a checkpoint."""
+        if stops:
+            self._is_stopping = True
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+        self._threads.shutdown()
 
 
 def toml(values: dict[str, dict[str, Any] | Any]) -> str:

@@ -1,12 +1,12 @@
 """List the experiments E0 to E11: what each arm harvests and how it trains.
 
 An arm is a training that is repeated with each seed. All arms that are compared with each other make about as
-many optimiser steps. E8 and E11 are `trainer loop` and `trainer curve`, see `procedures`.
+many optimiser steps. E8 and E11 are `trainer loop` and `trainer curve`, see `procedures`; E13 is
+`trainer onpolicy`, see `onpolicy`. E12 is what the tests prove, see `report`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from benchmarks.quality.harvests import GOLD, STRONG, WEAK, Harvest
@@ -80,14 +80,14 @@ class Arm:
     training: Training
 
 
-def arms(sizes: Sizes) -> Mapping[str, Arm]:
+def arms(sizes: Sizes) -> dict[str, Arm]:
     """Return all arms by name."""
     each = sizes.test_each
     small = {"batch_tokens": sizes.batch_tokens}
     claim = Harvest(STRONG, sizes.claim, splits=SPLITS, test_each=each)
     gold = Harvest(GOLD, sizes.claim, splits=SPLITS, test_each=each)
     soft = Harvest(WEAK, sizes.soft, top_logprobs=5, splits=CONTENT, test_each=each)
-    two = replace(soft, top_logprobs=2)
+    two, one = replace(soft, top_logprobs=2), replace(soft, top_logprobs=1)
     greedy = Harvest(WEAK, sizes.many, splits=CONTENT, test_each=each)
     budget = Harvest(WEAK, sizes.many * sizes.samples, splits=CONTENT, test_each=each)
     several = Harvest(WEAK, sizes.many, sizes.samples, 0.7, splits=CONTENT, test_each=each)
@@ -117,6 +117,8 @@ def arms(sizes: Sizes) -> Mapping[str, Arm]:
         Arm("E6", "the top 5 renormalised, without a tail", of_soft(**kl, soft_tail="renormalise")),
         Arm("E5 top2", "with the top 2 and a tail", of_soft(harvest=two, **kl)),
         Arm("E6 top2", "the top 2 renormalised", of_soft(harvest=two, **kl, soft_tail="renormalise")),
+        # Renormalised, the top 1 has probability 1, which is text alone.
+        Arm("E5 top1", "with the top 1 and a tail", of_soft(harvest=one, **kl)),
         Arm("E7", "with all 688 probabilities, read from the weights", of_soft(knows_all=True, **kl)),
         Arm("E3 greedy", "weaker teacher, one greedy answer a prompt", of_many(greedy, often)),
         Arm("E3 budget", "weaker teacher, greedy, as many answers as E3", of_many(budget)),

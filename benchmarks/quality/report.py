@@ -25,6 +25,9 @@ E12 = (
     ("merged weights equal base and adapter", "tests/trainer/publish/test_export.py"),
 )
 
+# Arms that are compared by loss and calibration error.
+SURENESS = ("E2 small", "E5", "E6", "E5 top2", "E6 top2", "E5 top1", "E7", "E9 text", "E9", "E13")
+
 
 def write(
     folder: Path,
@@ -86,6 +89,7 @@ def _page(
         ),
         *([_tasks(results)] if "E4" in results.tasks else []),
         *([_loop_table(results)] if results.loop else []),
+        *([_kl_table(results)] if results.reverse_kl else []),
         Table("E12: exactness is proved by tests", ("what", "where"), E12),
         Table("Seconds", ("stage", "seconds"), [(k, f"{v:,.0f}") for k, v in seconds.items()]),
     ]
@@ -127,12 +131,20 @@ def _loop_table(results: Results) -> Table:
     return Table("E8: hard prompts against random ones", ("after", *names), rows)
 
 
+def _kl_table(results: Results) -> Table:
+    rows = [(str(at), f"{a:.3f}", f"{b:.3f}") for at, (a, b) in enumerate(results.reverse_kl)]
+    return Table("E13: reverse KL on held-out prompts, nats a token", ("seed", "before", "after"), rows)
+
+
 def _plots(results: Results) -> list[Markup]:
-    plots = [
-        _titled("Recovery of the teacher by method", _by_arm(results.recovery, "recovery")),
-        _titled("Calibration error on right answers", _by_arm(_some(results.error), "calibration error")),
-        _titled("Loss on right answers", _by_arm(_some(results.loss), "nats a token")),
-    ]
+    others = {name: each for name, each in results.recovery.items() if name not in SURENESS}
+    drawn = (
+        ("Recovery of the teacher by method", others, "recovery"),
+        ("Recovery from few rows, by what is learned", _some(results.recovery), "recovery"),
+        ("Calibration error on right answers", _some(results.error), "calibration error"),
+        ("Loss on right answers", _some(results.loss), "nats a token"),
+    )
+    plots = [_titled(title, _by_arm(values, label)) for title, values, label in drawn if values]
     if results.loop:
         lines = []
         for name, kind in (("hard", "one"), ("random", "two")):
@@ -147,8 +159,7 @@ def _plots(results: Results) -> list[Markup]:
 
 
 def _some(values: Mapping[str, Interval]) -> dict[str, Interval]:
-    named = ("E2 small", "E5", "E6", "E5 top2", "E6 top2", "E7", "E9 text", "E9")
-    return {name: values[name] for name in named if name in values} or dict(values)
+    return {name: values[name] for name in SURENESS if name in values}
 
 
 def _by_arm(values: Mapping[str, Interval], label: str) -> Markup:

@@ -22,19 +22,23 @@ PAIRS = (
     ("E5", "E2 small"),
     ("E5", "E6"),
     ("E5 top2", "E6 top2"),
+    ("E5 top1", "E2 small"),
     ("E7", "E5"),
     ("E9", "E9 text"),
     ("E10 none", "E10 clean"),
     ("E10 majority", "E10 none"),
     ("E10 verified", "E10 none"),
+    ("E13", "E2 small"),
 )
 # Pairs that are compared by loss and calibration error, too.
 SURENESS_PAIRS = (
     ("E5", "E2 small"),
     ("E5", "E6"),
     ("E5 top2", "E6 top2"),
+    ("E5 top1", "E2 small"),
     ("E7", "E5"),
     ("E9", "E9 text"),
+    ("E13", "E2 small"),
 )
 CONTENT, PHRASING, UNTAUGHT = "held_out", "held_out_phrasing", "held_out_task"
 
@@ -52,6 +56,7 @@ class Results:
         differences: by measure and pair.
         loop: hard minus random by round, and accuracies by choice and round.
         curve: the content of curve.json.
+        reverse_kl: of E13 before and after, by seed, in nats per token on held-out prompts.
     """
 
     accuracy: dict[str, Interval] = field(default_factory=dict)
@@ -65,6 +70,7 @@ class Results:
     differences: dict[str, dict[str, Interval]] = field(default_factory=dict)
     loop: dict[str, dict[str, Interval]] = field(default_factory=dict)
     curve: dict[str, Any] | None = None
+    reverse_kl: list[tuple[float, float]] = field(default_factory=list)
     base: Interval | None = None
 
 

@@ -1,0 +1,124 @@
+"""Distil on-policy by `trainer onpolicy` (E13), from the students of "E2 small".
+
+The student answers prompts of the harvest pool, the weaker teacher scores its tokens over HTTP, and each
+round makes one step on the reverse KL divergence. Before and after, the student is scored as all others are.
+
+    onpolicy/KEY/onpolicy.toml, out/adapter, out/answers.jsonl, seconds.json (written last)
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality import cache, calibration, commands
+from benchmarks.quality.harvests import (
+    SKILLS,
+    Harvest,
+    Harvests,
+    free_port,
+    harvest_toml,
+    serve,
+    test_rows,
+    train_rows,
+)
+from benchmarks.quality.trainings import Training, Trainings, train_toml
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How much is answered and scored.
+
+    Attributes:
+        pool: prompts to choose from.
+        lr: a third of that of the other trainings, since a step has no smaller ones after it.
+    """
+
+    pool: int = 4000
+    rounds: int = 15
+    prompts_per_round: int = 96
+    samples: int = 4
+    lr: float = 1e-3
+    held_out_prompts: int = 100
+    held_out_samples: int = 2
+
+
+class OnPolicy:
+    """Runs the on-policy distillations in a folder, in the processes of a pool."""
+
+    def __init__(
+        self,
+        folder: Path,
+        harvests: Harvests,
+        trainings: Trainings,
+        pool: commands.Pool,
+        rounds: Rounds = Rounds(),
+    ) -> None:
+        self._rounds = rounds
+        self._folder = folder / "onpolicy"
+        self._harvests = harvests
+        self._trainings = trainings
+        self._pool = pool
+
+    def folder_of(self, start: Training) -> Path:
+        """Return the folder of a distillation that begins with a trained student."""
+        before = self._trainings.folder_of(start).name
+        teacher = SKILLS / start.harvest.teacher
+        return self._folder / cache.digest(before, asdict(self._rounds), teacher, SKILLS / start.student)
+
+    def start(self, start: Training) -> Future[Any] | None:
+        """Start a distillation; None if it is done already."""
+        folder = self.folder_of(start)
+        if (folder / "seconds.json").exists():
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        before, rounds, teacher = self._trainings.folder_of(start), self._rounds, start.harvest.teacher
+        if not (folder / "port.json").exists():
+            cache.write_json(folder / "port.json", free_port())
+        pool = Harvest(teacher, rounds.pool, splits=start.harvest.splits, test_each=start.harvest.test_each)
+        port = cache.read_json(folder / "port.json")
+        (folder / "harvest.toml").write_text(harvest_toml(pool, port, "prompts.jsonl"))
+        cache.write_lines(folder / "prompts.jsonl", [*train_rows(pool), *test_rows(pool)])
+        settings = {**start.train, "lr": rounds.lr}
+        base = Path(os.path.relpath(SKILLS / start.student, folder))
+        learning = train_toml(replace(start, train=settings), Path("store"), base)
+        (folder / "train.toml").write_text(learning.replace('path = "."', 'path = "student"'))
+        corpus = Path(os.path.relpath(self._harvests.folder_of(start.harvest) / "store", folder))
+        (folder / "evaluate.toml").write_text(
+            train_toml(start, corpus, base).replace('path = "."', 'path = "out"')
+        )
+        values = asdict(rounds)
+        del values["pool"]
+        values |= {
+            "harvest": "harvest.toml",
+            "train": "train.toml",
+            "prompts": ["prompts.jsonl"],
+            "start": os.path.relpath(before / "adapter", folder),
+            "teacher_tokenizer": os.path.relpath(SKILLS / teacher, folder),
+            "max_new_tokens": 16,
+            "seed": start.seed,
+            "held_out_every": 0,
+            "out": "out",
+        }
+        (folder / "onpolicy.toml").write_text(commands.toml(values))
+        return self._pool.start(distil, folder, pool, port)
+
+    def facts(self, starts: Sequence[Training]) -> list[dict[str, Any]]:
+        """Return the content of onpolicy.json of each."""
+        return [cache.read_json(self.folder_of(start) / "out" / "onpolicy.json") for start in starts]
+
+
+def distil(folder: Path, harvest: Harvest, port: int) -> None:
+    """Distil and score in the folder of a distillation. Runs in a process of its own."""
+    began, spent = time.monotonic(), time.process_time()
+    with serve(harvest, port, folder):
+        commands.trainer(folder / "log.txt", "onpolicy", folder / "onpolicy.toml", "--json")
+    commands.trainer(folder / "log.txt", "evaluate", folder / "evaluate.toml", "--json")
+    cache.write_json(folder / "out" / "calibration.json", calibration.measure(folder / "evaluate.toml"))
+    seconds = {"all": round(time.monotonic() - began, 1), "cpu": round(time.process_time() - spent, 1)}
+    cache.write_json(folder / "seconds.json", seconds)
