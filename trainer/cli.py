@@ -267,6 +267,35 @@ def evaluate(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
 
 
 @app.command()
+def audit(
+    config: Path = CONFIG,
+    folds: int = typer.Option(2, min=0, help="Parts of the corpus; 0: no training, the student judges."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Find rows that contradict the others, wrong answers above all; write audit.html beside the adapter.
+
+    For each fold a student is trained on the other folds: two folds cost about one training. The same
+    command resumes.
+
+    Example: trainer audit train.toml
+    """
+    from trainer.config import load
+
+    if folds == 1:
+        raise typer.BadParameter("one fold has no other rows to learn from; name 0, 2 or more")
+    loaded = load(config)
+    print_message("reading corpus")
+    from trainer.evaluation.audit import audit as run_audit
+
+    result = run_audit(loaded, folds, print_message)
+    lines = [
+        f"{result['rows']:,} rows, the most suspicious first: {result['file']}",
+        f"page: {result['page']}",
+    ]
+    print_result(result, lines, as_json=as_json)
+
+
+@app.command()
 def export(
     config: Path = CONFIG,
     out: Path = typer.Argument(..., metavar="OUT", help="Folder for the merged student.", show_default=False),

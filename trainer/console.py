@@ -134,7 +134,7 @@ def text_score_lines(card: Mapping[str, Any]) -> list[str]:
                 lines.append(f"{title}, {name.replace('_', ' ')}: {', '.join(shown)}")
     if increase := (card.get("forgetting") or {}).get("increase"):
         more = f"{increase['value']:+.1%} ({increase['low']:+.1%} to {increase['high']:+.1%})"
-        lines.append(f"forgetting: the student needs {more} bits than its base for general answers")
+        lines.append(f"forgetting: bits for general answers, student against base: {more}")
     if speed := card.get("speed"):
         lines += _speed_lines(speed)
     if missing := card.get("missing_packages"):

@@ -75,7 +75,7 @@ def write_page(
         f"Where {name} and its teacher disagree",
         "Held-out prompts by how much the student's answer differs from the teacher's: 1 - the token F1 of "
         "the two. Below each are the learned rows whose prompts are most like it: what may have taught it. "
-        "answers.jsonl has all answers.",
+        "answers.jsonl has all answers. Green equals the reference once normalised, red does not.",
         [
             (f"{len(ordered):,}", "prompts with a teacher's answer"),
             (f"{equal:,}", "answered alike"),
@@ -89,13 +89,16 @@ def write_page(
 
 
 def _texts(held: HeldOut, base: str, student: str) -> list[Text]:
-    texts = [
-        Text("prompt", prompt_text(held.conversation)),
-        Text("teacher", held.teacher or "", "good"),
-        Text("student", student, "bad"),
-        Text("base", base),
+    answers = {"teacher": held.teacher or "", "student": student, "base": base}
+    prompt = Text("prompt", prompt_text(held.conversation))
+    if held.reference is None:
+        return [prompt, *(Text(name, text) for name, text in answers.items())]
+    normalised = text_metrics.available_metrics()["normalised"]
+    judged = [
+        Text(name, text, "good" if normalised(text, held.reference) == 1.0 else "bad")
+        for name, text in answers.items()
     ]
-    return [*texts, Text("reference", held.reference)] if held.reference is not None else texts
+    return [prompt, *judged, Text("reference", held.reference)]
 
 
 def prompt_text(conversation: Conversation) -> str:
