@@ -156,21 +156,41 @@ def score(
 
 
 def curate(
-    config: Path = typer.Argument(..., metavar="CONFIG", help="Path of a curate.toml."), as_json: bool = JSON
+    config: Path = typer.Argument(..., metavar="CONFIG", help="Path of a curate.toml."),
+    page: Path | None = typer.Option(
+        None,
+        help="Write an HTML page to this file: kept rows beside dropped ones, and what each filter would "
+        "drop by itself, for which every filter looks at every row.",
+    ),
+    as_json: bool = JSON,
 ) -> None:
     """Filter answers into a curated corpus; show how many were dropped for which reason."""
     from harvester.export import curate as curation
+    from harvester.export import curation_page
+    from harvester.system import output_path
 
     settings = curation.load(config)
-    counts = curation.curate(settings)
+    if page is not None:
+        output_path.check(page, settings.corpus)
+    counts = curation.curate(settings, curation.load(config).filters if page is not None else ())
+    if page is not None:
+        with output_path.replacing(page, settings.corpus) as file:
+            file.write(curation_page.render(settings, counts).encode("utf-8", "replace"))
     lines = [f"kept {counts.kept:,} rows in {settings.out}"]
     lines += [f"  dropped {count:,}: {reason}" for reason, count in counts.dropped.items()]
+    if counts.changed:
+        lines.append(f"  masked {counts.changed:,} of the rows that were kept")
     lines += [f"note: {note}" for note in counts.notes]
+    if page is not None:
+        lines.append(f"page: {page}")
     data = {
         "kept": counts.kept,
         "dropped": dict(counts.dropped),
         "out": str(settings.out),
+        "masked": counts.changed,
         "notes": list(counts.notes),
+        "examples": counts.examples,
+        "alone": counts.alone,
     }
     emit(data, lines, as_json=as_json)
     if not counts.kept:

@@ -14,16 +14,20 @@ import stat
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from harvester.errors import ConfigError, StoreCorrupt
+from harvester.export import stratified
 from harvester.export.cards.curation import CURATION_NAME
 from harvester.export.decontaminate import HITS_NAME, RowLeaks
-from harvester.export.filters import Filter, chain, chosen_by, named
+from harvester.export.drops import Drop, Filter, Survey, chain
+from harvester.export.filters import FilterContext, chosen_by, named
+from harvester.export.masking import PRIVATE, mask
+from harvester.export.stratified import SampleSection
 from harvester.export.verdicts import judge_filter
 from harvester.similarity import settings as similarity_settings
 from harvester.similarity.settings import DecontaminateSection
@@ -52,23 +56,42 @@ from harvester.verify.verifiers import Verifiers
 # Files open for writing at a time; each keeps a row group in memory.
 MOST_OPEN = 8
 _SUMMARY = CURATION_NAME
+DEFAULT_FILTERS = ("finished", "not_blank")
+# Dropped and kept rows that are shown for each reason.
+EXAMPLES = 8
+SHOWN_CHARACTERS = 1000
 _HIDDEN = ".curating-"
+# Inside the hidden folder: rows that passed the filters, before a sample of them is drawn.
+_STAGED = "staged"
 
 
 @dataclass(frozen=True, slots=True)
 class CurateCounts:
-    """How many samples were kept, how many were dropped for each reason, and how kept ones differ."""
+    """What a curation did.
+
+    Attributes:
+        kept: rows that were kept; `changed` of them by masking.
+        dropped: rows by reason.
+        notes: settings in which kept rows differ.
+        examples: by reason, and under "kept", some rows: prompt_id, prompt, answer, detail.
+        alone: by filter, rows that it would drop by itself, rows that no other filter drops, and rows that it
+            would mask; empty unless they were counted.
+    """
 
     kept: int
     dropped: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    changed: int = 0
+    examples: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
+    alone: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class CurateConfig:
     """A curate.toml: `corpus` and `out` are paths beside the file, `filters` a list of names or tables.
 
-    Evaluation sets of `decontaminate` are relative to `root`, the folder of the file.
+    Evaluation sets of `decontaminate` are relative to `root`, the folder of the file. `names` are those of
+    the filters.
     """
 
     corpus: Path
@@ -78,6 +101,8 @@ class CurateConfig:
     decontaminate: DecontaminateSection | None = None
     where: Where | None = None
     judges: tuple[Mapping[str, Any], ...] = ()
+    sample: SampleSection | None = None
+    names: tuple[str, ...] = ()
 
 
 def load(path: Path) -> CurateConfig:
@@ -89,7 +114,7 @@ def load(path: Path) -> CurateConfig:
     """
     file = read_toml(path, "a curate.toml needs corpus, out and filters")
     data = file.table
-    unknown = set(data) - {"corpus", "out", "filters", "verify", "decontaminate", "where"}
+    unknown = set(data) - {"corpus", "out", "filters", "verify", "decontaminate", "where", "sample"}
     if unknown or not {"corpus", "out"} <= set(data):
         raise ConfigError(
             f"unknown keys {sorted(unknown)}" if unknown else "'corpus' and 'out' are needed",
@@ -100,7 +125,7 @@ def load(path: Path) -> CurateConfig:
         if not isinstance(data[name], str) or not data[name] or "\0" in data[name]:
             place = file.place_of((name,))
             raise ConfigError(f"{name!r} is the path of a folder, as text", place=place)
-    entries = data.get("filters", ["finished", "not_blank"])
+    entries = data.get("filters", list(DEFAULT_FILTERS))
     if not isinstance(entries, list):
         raise ConfigError(
             "'filters' is a list",
@@ -110,10 +135,11 @@ def load(path: Path) -> CurateConfig:
     verifiers = Verifiers(verify_settings.load(path) if "verify" in data else {}, path.parent)
     verifiers.require_functions()
     judges: list[Mapping[str, Any]] = []
+    context = FilterContext(verifiers, path.parent)
     filters = [
-        _filter_of(entry, file.place_of(("filters", at)), verifiers, path.parent, judges)
-        for at, entry in enumerate(entries)
+        _filter_of(entry, file.place_of(("filters", at)), context, judges) for at, entry in enumerate(entries)
     ]
+    names = tuple(entry if isinstance(entry, str) else next(iter(entry)) for entry in entries)
     corpus, out = path.parent / data["corpus"], path.parent / data["out"]
     if not holds_answers(corpus):
         raise ConfigError(
@@ -127,12 +153,13 @@ def load(path: Path) -> CurateConfig:
     where = None
     if "where" in data:
         where = Where.parse(data["where"], file.place_of(("where",))).bind(corpus)
-    return CurateConfig(corpus, out, tuple(filters), path.parent, section, where, tuple(judges))
+    sample = stratified.parse(data["sample"], file.place_of) if "sample" in data else None
+    return CurateConfig(
+        corpus, out, tuple(filters), path.parent, section, where, tuple(judges), sample, names
+    )
 
 
-def _filter_of(
-    entry: Any, place: str, verifiers: Verifiers, root: Path, judges: list[Mapping[str, Any]]
-) -> Filter:
+def _filter_of(entry: Any, place: str, context: FilterContext, judges: list[Mapping[str, Any]]) -> Filter:
     """The filter of one entry of `filters`; `place` is its file and line, for errors.
 
     What is to be said of a judge is added to `judges`.
@@ -145,16 +172,19 @@ def _filter_of(
         raise ConfigError("a filter is a name, or one name = value", place=place)
     try:
         if name == "judge":
-            judge = judge_filter(value, root)
+            judge = judge_filter(value, context.folder)
             judges.append(judge.facts)
             return judge.check
-        return named(name, value, verifiers)
+        return named(name, value, context)
     except ConfigError as error:
         raise ConfigError(error.message, place=error.place or place, remedy=error.remedy) from None
 
 
-def curate(config: CurateConfig) -> CurateCounts:
+def curate(config: CurateConfig, alone: Sequence[Filter] = ()) -> CurateCounts:
     """Filter a corpus into a new folder of shards, which is renamed into place once it is complete.
+
+    Args:
+        alone: the filters of the configuration once more, unused: count what each would drop by itself.
 
     Raises:
         TermsRefused: the lineage of a row is missing or disagrees with it.
@@ -181,19 +211,35 @@ def curate(config: CurateConfig) -> CurateCounts:
             filters.insert(0, leaks.check)
         if config.where is not None:
             filters.insert(0, chosen_by(config.where))
-        mixing = Mixing(config.corpus)
-        with _Parts(hidden, lineages) as parts:
-            counts = _filter(corpus, chain(filters), parts, mixing)
+        _survey(corpus, config, [*filters, *alone])
+        by_name = dict(zip(_distinct(config.names), alone, strict=True)) if alone else {}
+        tally = _Tally(by_name, Mixing(config.corpus))
+        staged = hidden if config.sample is None else hidden / _STAGED
+        staged.mkdir(exist_ok=True)
+        with _Parts(staged, lineages) as parts:
+            _filter(corpus, chain(filters), parts, tally)
+        if config.sample is not None:
+            with _Parts(hidden, lineages) as parts:
+                _draw(Corpus.open(staged), config.sample, parts, tally)
+            shutil.rmtree(staged)
+        counts = tally.counts()
         fsync(hidden)
         summary: dict[str, Any] = {
             "kept": counts.kept,
             "dropped": counts.dropped,
+            "filters": config.names,
             "corpus": str(config.corpus),
         }
         if config.where is not None:
             summary["where"] = config.where.text
         if config.judges:
             summary["judges"] = [dict(facts) for facts in config.judges]
+        if counts.changed:
+            summary["masked"] = counts.changed
+        if config.sample is not None:
+            summary["sample"] = config.sample.model_dump()
+        summary["notes"] = counts.notes
+        summary["examples"] = counts.examples
         if leaks is not None:
             summary["decontamination"] = leaks.facts()
             leaks.write_hits(hidden / HITS_NAME)
@@ -206,17 +252,110 @@ def curate(config: CurateConfig) -> CurateCounts:
     return counts
 
 
-def _filter(corpus: Corpus, decide: Filter, parts: _Parts, mixing: Mixing) -> CurateCounts:
-    kept, dropped = 0, Counter[str]()
+class _Tally:
+    """Counts what becomes of the rows, with examples, and mixed settings of those that are kept."""
+
+    def __init__(self, alone: Mapping[str, Filter], mixing: Mixing) -> None:
+        self.kept = self.changed = 0
+        self.dropped: Counter[str] = Counter()
+        self._mixing = mixing
+        self._examples: dict[str, list[dict[str, str]]] = {}
+        self._filters = alone
+        self._alone = {name: Counter[str]() for name in alone}
+
+    def add(self, sample: Sample, result: Drop | Sample | None) -> None:
+        """Count a row and what the filters said of it."""
+        self._count_alone(sample)
+        if isinstance(result, Drop):
+            self.dropped[result.reason] += 1
+            self._show(result.reason, sample, result.detail)
+            return
+        self.kept += 1
+        self.changed += result is not None
+        self._mixing.add(sample)
+        self._show("kept", result or sample, "masked" if result is not None else "")
+
+    def not_drawn(self, sample: Sample) -> None:
+        """Count a kept row that the sample leaves out."""
+        self.kept -= 1
+        self.dropped["not_drawn"] += 1
+        self._show("not_drawn", sample, "")
+
+    def counts(self) -> CurateCounts:
+        """Return the sums."""
+        return CurateCounts(
+            self.kept,
+            dict(sorted(self.dropped.items())),
+            self._mixing.notes(),
+            self.changed,
+            self._examples,
+            {name: dict(+counts) for name, counts in self._alone.items()},
+        )
+
+    def _count_alone(self, sample: Sample) -> None:
+        names = []
+        for name, check in self._filters.items():
+            result = check(sample)
+            self._alone[name]["masks"] += isinstance(result, Sample)
+            if isinstance(result, Drop):
+                self._alone[name]["alone"] += 1
+                names.append(name)
+        if len(names) == 1:
+            self._alone[names[0]]["no_other"] += 1
+
+    def _show(self, reason: str, sample: Sample, detail: str) -> None:
+        """Keep a row as an example, with private data masked: the record may be published with the corpus."""
+        examples = self._examples.setdefault(reason, [])
+        if len(examples) < EXAMPLES:
+            prompt = "\n".join(str(message.get("content") or "") for message in sample.messages)
+            answer = sample.completion or ""
+            examples.append(
+                {
+                    "prompt_id": sample.prompt_id,
+                    "prompt": mask(prompt, PRIVATE)[:SHOWN_CHARACTERS],
+                    "answer": mask(answer, PRIVATE)[:SHOWN_CHARACTERS],
+                    "detail": mask(detail, PRIVATE)[:SHOWN_CHARACTERS],
+                }
+            )
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Number the names that occur again, as in `pattern 2`."""
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+    return result
+
+
+def _survey(corpus: Corpus, config: CurateConfig, filters: Sequence[Filter]) -> None:
+    """Show all rows to the filters that must know them before they decide."""
+    surveys = [each for each in filters if isinstance(each, Survey)]
+    if not surveys:
+        return
     for sample in corpus.samples():
-        drop = decide(sample)
-        if drop is None:
+        if config.where is None or config.where.matches(sample):
+            for survey in surveys:
+                survey.observe(sample)
+
+
+def _filter(corpus: Corpus, decide: Filter, parts: _Parts, tally: _Tally) -> None:
+    for sample in corpus.samples():
+        result = decide(sample)
+        tally.add(sample, result)
+        if not isinstance(result, Drop):
+            parts.add(result or sample)
+
+
+def _draw(staged: Corpus, section: SampleSection, parts: _Parts, tally: _Tally) -> None:
+    """Keep the rows of a staged corpus that the sample draws."""
+    drawn = stratified.draw(staged.samples(stratified.COLUMNS), section)
+    for sample in staged.samples():
+        if stratified.identity(sample) in drawn:
             parts.add(sample)
-            mixing.add(sample)
-            kept += 1
         else:
-            dropped[drop.reason] += 1
-    return CurateCounts(kept, dict(sorted(dropped.items())), mixing.notes())
+            tally.not_drawn(sample)
 
 
 def _refuse(out: Path, sources: Collection[Path]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harvester.api.types import OF_TEXTS
-from harvester.export.filters import Drop
+from harvester.export.drops import Drop
 from harvester.similarity.leaks import leak_label, parse_label, user_texts
 from harvester.similarity.settings import DecontaminateSection, load_sets
 from harvester.store.reader import Corpus

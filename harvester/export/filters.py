@@ -1,44 +1,27 @@
-"""Define the filters of `harvester curate`: functions from a Sample to None (keep) or a Drop with a reason.
+"""Name the filters of `harvester curate`, and build them from the values in curate.toml.
 
-A filter with state (duplicates) is built anew for each curation. No filter reads a clock, a file or a random
-number.
+`drops` says what a filter is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError
+from harvester.export import format_filters, masking, own_filters, survey_filters, text_filters
+from harvester.export.drops import Drop, Filter, chain
 from harvester.export.score import candidate_of
 from harvester.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD, Duplicates
 from harvester.store.shards.schema import Sample
 from harvester.store.where import Where
 from harvester.verify.verifiers import AnswerVerdict, Verifiers
 
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Why a sample is dropped; `reason` is a short stable name that is counted, `detail` is for people."""
-
-    reason: str
-    detail: str = ""
-
-
-# Returns None to keep the sample.
-Filter = Callable[[Sample], Drop | None]
-
-
-def chain(filters: Sequence[Filter]) -> Filter:
-    """Combine filters: the first one that drops a sample decides."""
-
-    def chained(sample: Sample) -> Drop | None:
-        return next((drop for each in filters if (drop := each(sample)) is not None), None)
-
-    return chained
+__all__ = ["FILTER_NAMES", "Drop", "Filter", "FilterContext", "chain", "named"]
 
 
 def finished(sample: Sample) -> Drop | None:
@@ -140,46 +123,119 @@ def near_duplicates(threshold: float, of: str = "row") -> Filter:
     return check
 
 
-def named(name: str, value: object = None, verifiers: Verifiers | None = None) -> Filter:
+@dataclass(frozen=True, slots=True)
+class FilterContext:
+    """What filters are built from besides values: verifiers of `[verify]`, folder of the curate.toml."""
+
+    verifiers: Verifiers | None = None
+    folder: Path = Path()
+
+    def require_verifiers(self, name: str) -> Verifiers:
+        """Return the verifiers.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if not self.verifiers:
+            remedy = 'add [verify.TASK] kind = "exact"; `*` is every task'
+            raise ConfigError(f"filter {name!r} needs a table [verify]", remedy=remedy)
+        return self.verifiers
+
+
+def named(name: str, value: object = None, context: FilterContext | Verifiers | None = None) -> Filter:
     """Return the filter of that name in curate.toml.
 
     Args:
         value: the parameter of a filter that has one.
-        verifiers: those of `[verify]`, for `verified`.
+        context: what filters are built from besides their values; or only the verifiers of `[verify]`.
 
     Raises:
-        ConfigError: the name is unknown, `longest` without a positive number, `run` without run ids, or
-            `verified` without a verifier.
+        ConfigError: the name is unknown, a value is missing or impossible, or `[verify]` is absent.
     """
-    if name == "longest":
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise ConfigError("filter 'longest' needs a positive number of characters")
-        return longest(value)
-    if name == "run":
-        run_ids = [value] if isinstance(value, str) else value
-        if not isinstance(run_ids, list) or not run_ids or not all(isinstance(one, str) for one in run_ids):
-            raise ConfigError("filter 'run' needs the id of a run, or a list of them")
-        return of_runs(run_ids)
-    if name == "verified":
-        if not verifiers:
-            remedy = 'add [verify.TASK] kind = "exact"; `*` is every task'
-            raise ConfigError("filter 'verified' needs a table [verify]", remedy=remedy)
-        return verified(verifiers)
-    if name == "no_duplicates":
-        return no_duplicates()
-    if name == "near_duplicates":
-        return _near_duplicates(value)
-    plain: dict[str, Filter] = {
-        "finished": finished,
-        "not_blank": not_blank,
-        "agrees_with_reference": agrees_with_reference,
-    }
-    if name not in plain:
-        raise ConfigError(f"unknown filter {name!r}", remedy=f"known: {', '.join(FILTER_NAMES)}")
-    return plain[name]
+    if not isinstance(context, FilterContext):
+        context = FilterContext(context)
+    if name in _PLAIN:
+        return _PLAIN[name]
+    if name in _BUILDERS:
+        return _BUILDERS[name](value, context)
+    if (found := own_filters.installed(name)) is not None:
+        return found
+    raise ConfigError(f"unknown filter {name!r}", remedy=f"known: {', '.join(FILTER_NAMES)}")
 
 
-def _near_duplicates(value: object) -> Filter:
+def _longest(value: object, _: FilterContext) -> Filter:
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ConfigError("filter 'longest' needs a positive number of characters")
+    return longest(value)
+
+
+def _of_runs(value: object, _: FilterContext) -> Filter:
+    run_ids = [value] if isinstance(value, str) else value
+    if not isinstance(run_ids, list) or not run_ids or not all(isinstance(one, str) for one in run_ids):
+        raise ConfigError("filter 'run' needs the id of a run, or a list of them")
+    return of_runs(run_ids)
+
+
+def _tokens(value: object, _: FilterContext) -> Filter:
+    table: dict[str, Any] = value if isinstance(value, dict) else {"most": value}
+    least, most = table.get("least", 0), table.get("most")
+    numbers = [least, *([] if most is None else [most])]
+    if table.keys() - {"least", "most"} or not all(type(number) is int and number >= 0 for number in numbers):
+        raise ConfigError("filter 'tokens' needs numbers", remedy="{tokens = {least = 5, most = 2000}}")
+    if value is None or (most is not None and most < least):
+        raise ConfigError("filter 'tokens' needs limits", remedy="{tokens = {least = 5, most = 2000}}")
+    return text_filters.tokens(least, most)
+
+
+def _share(name: str, value: object, default: float | None = None) -> float:
+    number = default if value is None else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:
+        raise ConfigError(f"filter {name!r} needs a share from 0 to 1", remedy=f"{{{name} = 0.5}}")
+    return float(number)
+
+
+def _language(value: object, _: FilterContext) -> Filter:
+    codes = [value] if isinstance(value, str) else value
+    if not isinstance(codes, list) or not codes or not all(isinstance(code, str) for code in codes):
+        raise ConfigError("filter 'language' needs codes", remedy='{language = ["en", "de"]}')
+    return text_filters.language(codes)
+
+
+def _difficulty(value: object, context: FilterContext) -> Filter:
+    table = value if isinstance(value, dict) else {}
+    if value is None or table.keys() - {"least", "most"}:
+        remedy = "{difficulty = {least = 0.1, most = 0.9}}"
+        raise ConfigError("filter 'difficulty' needs limits of the pass rate", remedy=remedy)
+    least, most = (_share("difficulty", table.get(key), end) for key, end in (("least", 0), ("most", 1)))
+    return survey_filters.Difficulty(least, most, context.require_verifiers("difficulty"))
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"filter {name!r} needs a text", remedy=f'{{{name} = "..."}}')
+    return value
+
+
+def _json_schema(value: object, _: FilterContext) -> Filter:
+    if not isinstance(value, dict):
+        raise ConfigError("filter 'json_schema' needs a table", remedy='{json_schema = {type = "object"}}')
+    return format_filters.matches_schema(value)
+
+
+def _code(value: object, _: FilterContext) -> Filter:
+    if value not in format_filters.CODE_LANGUAGES:
+        raise ConfigError(f"filter 'code' needs one of {', '.join(format_filters.CODE_LANGUAGES)}")
+    return format_filters.parses(str(value))
+
+
+def _forms(name: str, value: object) -> Filter:
+    action: masking.Action = "mask" if value == "mask" else "drop"
+    if value not in {None, "drop", "mask"}:
+        raise ConfigError(f'filter {name!r} needs "drop" or "mask"', remedy=f'{{{name} = "mask"}}')
+    return masking.without(masking.PII if name == "pii" else masking.SECRETS, name, action)
+
+
+def _near_duplicates(value: object, _: FilterContext) -> Filter:
     given = DEFAULT_THRESHOLD if value is None else value
     table: dict[str, Any] = value if isinstance(value, dict) else {"threshold": given}
     threshold, of = table.get("threshold", DEFAULT_THRESHOLD), table.get("of", "row")
@@ -194,13 +250,32 @@ def _near_duplicates(value: object) -> Filter:
     return near_duplicates(threshold, of)
 
 
-FILTER_NAMES = (
-    "finished",
-    "not_blank",
-    "agrees_with_reference",
-    "verified",
-    "longest",
-    "no_duplicates",
-    "near_duplicates",
-    "run",
-)
+_PLAIN: Mapping[str, Filter] = {
+    "finished": finished,
+    "not_blank": not_blank,
+    "agrees_with_reference": agrees_with_reference,
+    "no_refusals": text_filters.no_refusals,
+    "finished_reasoning": text_filters.finished_reasoning,
+}
+_BUILDERS: Mapping[str, Callable[[object, FilterContext], Filter]] = {
+    "verified": lambda _, context: verified(context.require_verifiers("verified")),
+    "longest": _longest,
+    "tokens": _tokens,
+    "repetition": lambda value, _: text_filters.repetition(
+        _share("repetition", value, text_filters.DEFAULT_REPETITION)
+    ),
+    "language": _language,
+    "json_schema": _json_schema,
+    "pattern": lambda value, _: format_filters.matches_pattern(_text("pattern", value)),
+    "no_pattern": lambda value, _: format_filters.matches_pattern(_text("no_pattern", value), wanted=False),
+    "code": _code,
+    "agreement": lambda value, _: survey_filters.Agreement(_share("agreement", value, 0.5)),
+    "difficulty": _difficulty,
+    "pii": lambda value, _: _forms("pii", value),
+    "secrets": lambda value, _: _forms("secrets", value),
+    "no_duplicates": lambda value, _: no_duplicates(),
+    "near_duplicates": _near_duplicates,
+    "run": _of_runs,
+    "python": lambda value, context: own_filters.load(_text("python", value), context.folder),
+}
+FILTER_NAMES = (*_PLAIN, *_BUILDERS)

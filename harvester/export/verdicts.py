@@ -20,7 +20,7 @@ from harvester.config import config as settings
 from harvester.config.config import HarvestConfig
 from harvester.config.judge_section import JudgeSection
 from harvester.errors import ConfigError
-from harvester.export.filters import Drop, Filter
+from harvester.export.drops import Drop, Filter
 from harvester.store import terms_check
 from harvester.store.reader import Corpus, holds_answers
 from harvester.store.shards.schema import Sample

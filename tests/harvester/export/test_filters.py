@@ -93,7 +93,18 @@ def test_names_are_checked():
         filters.named("longest", -1)
     with pytest.raises(ConfigError, match=r"needs a table \[verify\]"):
         filters.named("verified")
-    parameters = {"longest": 5, "run": "run-1"}
+    parameters: dict[str, object] = {
+        "longest": 5,
+        "run": "run-1",
+        "tokens": 9,
+        "language": "en",
+        "json_schema": {},
+        "pattern": "a",
+        "no_pattern": "a",
+        "code": "python",
+        "difficulty": {"least": 0.1},
+        "python": "json:dumps",
+    }
     verifiers = Verifiers({"*": VerifierSection(kind="exact")}, Path())
     for name in filters.FILTER_NAMES:
         assert filters.named(name, parameters.get(name), verifiers)
