@@ -34,6 +34,8 @@ class OnPolicyConfig(BaseModel):
         samples: answers to each of them.
         max_new_tokens: tokens after which an answer is cut.
         lr: learning rate, constant; absent: `[train] lr`.
+        advantage_clip: largest advantage of a token in nats, of either sign; larger ones count as that.
+            Absent: none is bounded. A bound makes steps less noisy, and no longer unbiased.
         held_out_every: rounds between two measurements on held-out prompts; 0: before and after only.
         held_out_prompts: most held-out prompts that are answered for a measurement.
         held_out_samples: answers to each of them.
@@ -57,6 +59,7 @@ class OnPolicyConfig(BaseModel):
     samples: PositiveInt = 4
     max_new_tokens: PositiveInt = 256
     lr: Annotated[float, Field(gt=0)] | None = None
+    advantage_clip: Annotated[float, Field(gt=0)] | None = None
     held_out_every: int = Field(default=5, ge=0)
     held_out_prompts: PositiveInt = 200
     held_out_samples: PositiveInt = 4

@@ -109,7 +109,9 @@ def log_ratios(groups: Groups, student: npt.NDArray[np.float32]) -> npt.NDArray[
     return mine - groups.teacher
 
 
-def advantages(groups: Groups, student: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def advantages(
+    groups: Groups, student: npt.NDArray[np.float32], most: float | None = None
+) -> npt.NDArray[np.float32]:
     """Return the advantage of each token: minus the log-ratio of its group, 0 where nothing is known.
 
     The gradient of the reverse KL divergence E[log p_student - log p_teacher] over the student's own answers
@@ -117,9 +119,12 @@ def advantages(groups: Groups, student: npt.NDArray[np.float32]) -> npt.NDArray[
     log-ratio. Only the token's own term is kept, without those of later tokens (discount 0), as in
     "On-Policy Distillation" (Thinking Machines Lab 2025); MiniLLM (Gu et al. 2023, arXiv 2306.08543) and
     GKD (Agarwal et al. 2023, arXiv 2306.13649) minimise the same divergence.
+
+    Args:
+        most: bound of its size; None: there is none.
     """
     ratios = log_ratios(groups, student)
     result = np.zeros(len(groups.of_token), dtype=np.float32)
     scored = groups.of_token != UNSCORED
     result[scored] = -ratios[groups.of_token[scored]]
-    return result
+    return result if most is None else result.clip(-most, most)

@@ -198,7 +198,10 @@ class OnPolicy:
         step = self._student.learn(
             number - 1,
             examples,
-            [advantages(each, mine) for each, mine in zip(groups, student, strict=True)],
+            [
+                advantages(each, mine, settings.advantage_clip)
+                for each, mine in zip(groups, student, strict=True)
+            ],
             scored,
         )
         failpoints.reach("onpolicy.learned")

@@ -31,6 +31,7 @@ def test_equal_tokens_are_groups_of_one():
     mine = np.array([-0.5, -0.75, -0.25], dtype=np.float32)
     assert log_ratios(groups, mine).tolist() == [0.5, -0.25, 0.0]
     assert advantages(groups, mine).tolist() == [-0.5, 0.25, 0.0]
+    assert advantages(groups, mine, 0.3).tolist() == pytest.approx([-0.3, 0.25, 0.0])
 
 
 @pytest.mark.parametrize(

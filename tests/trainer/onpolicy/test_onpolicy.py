@@ -110,9 +110,15 @@ def finished(tmp_path_factory, teacher, fork_server) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "place", ["onpolicy.answered:2", "onpolicy.scored:4", "onpolicy.learned:2", "checkpoint.before_rename:2"]
+    "place",
+    [
+        pytest.param("onpolicy.learned:2", marks=pytest.mark.slow),
+        *(
+            pytest.param(place, marks=pytest.mark.long)
+            for place in ("onpolicy.answered:2", "onpolicy.scored:4", "checkpoint.before_rename:2")
+        ),
+    ],
 )
 def test_a_killed_distillation_goes_on_with_the_same_bits(fork_server, finished, teacher, tmp_path, place):
     """The scores of the finished one are in the store, so nothing is sent and all bits are comparable."""
@@ -130,7 +136,7 @@ def test_a_killed_distillation_goes_on_with_the_same_bits(fork_server, finished,
     assert len(teacher.ledger()["entries"]) == sent
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_further_rounds_go_on_from_those_that_are_done(run_trainer, finished, tmp_path):  # noqa: F811
     shutil.copytree(finished, tmp_path / "copy")
     before = figures(finished)
@@ -159,7 +165,7 @@ def test_a_student_with_other_tokens_is_scored_by_bytes(run_trainer, tmp_path, t
     assert row["scored_tokens"] / row["tokens"] > 0.95
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_can_put_the_chat_into_its_own_template(run_trainer, tmp_path, teacher):  # noqa: F811
     """The scores are those of the texts that are rendered here."""
     by_way = {}
@@ -177,6 +183,7 @@ def test_a_server_can_put_the_chat_into_its_own_template(run_trainer, tmp_path, 
         assert chat["reverse_kl"] == pytest.approx(text["reverse_kl"], abs=1e-2)
 
 
+@pytest.mark.slow
 def test_terms_that_permit_no_training_end_it_with_their_code(run_trainer, tmp_path, teacher):  # noqa: F811
     sent = teacher.state()["received"]
     code, _, err = run_trainer("onpolicy", experiment(tmp_path, teacher.base_url, terms="unknown-terms"))
@@ -184,6 +191,7 @@ def test_terms_that_permit_no_training_end_it_with_their_code(run_trainer, tmp_p
     assert teacher.state()["received"] == sent
 
 
+@pytest.mark.slow
 def test_a_budget_that_allows_no_round_says_so(run_trainer, tmp_path, teacher):  # noqa: F811
     code, _, err = run_trainer("onpolicy", experiment(tmp_path, teacher.base_url, max_tokens=200))
     assert (code, "raise max_usd or max_tokens" in err) == (2, True), err
