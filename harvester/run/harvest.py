@@ -206,6 +206,7 @@ async def _batches(setup: PassSetup, parts: PassParts) -> AsyncIterator[BatchTra
             worker=parts.worker,
             ending=parts.ending,
             budget=parts.teacher.endpoints.policies.budget,
+            retries=parts.teacher.endpoints.policies.retry.budget,
             clock=setup.batch_clock or setup.clock,
             complain=setup.complain,
             finish_by=setup.finish_by,

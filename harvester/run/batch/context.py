@@ -14,6 +14,7 @@ from harvester.run.workers import Worker
 from harvester.store.journal.writer import AsyncWriter
 from harvester.system.clock import Clock
 from harvester.teacher.budget import Budget
+from harvester.teacher.retry import RetryBudget
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class BatchContext:
     """The parts of a pass that batches need.
 
     Attributes:
+        retries: bounds how many rows are asked again after replies without an answer.
         clock: governs polls and the age of batches.
         complain: notes an error that ends no run.
         finish_by: deadline of the run in Unix seconds, None for none.
@@ -34,6 +36,7 @@ class BatchContext:
     worker: Worker
     ending: PassEnding
     budget: Budget
+    retries: RetryBudget
     clock: Clock
     complain: Callable[[HarvesterError], None]
     finish_by: float | None

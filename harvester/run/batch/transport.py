@@ -17,6 +17,7 @@ from harvester.api.request_builder import with_estimates
 from harvester.api.types import Request
 from harvester.config.transport import Transport
 from harvester.errors import (
+    BrokenAnswer,
     HarvesterError,
     Parked,
     PromptRejected,
@@ -42,6 +43,7 @@ from harvester.store.journal.batches import (
 from harvester.store.journal.journal import Journal
 from harvester.system.failpoints import reach
 from harvester.teacher.budget import NOTHING, Amounts, Reservation, why_exhausted
+from harvester.teacher.retry import BROKEN_ANSWER_ATTEMPTS
 
 AskOnline = Callable[[Request], Awaitable[None]]
 # While nothing changes, the time between two looks grows by this factor.
@@ -136,6 +138,8 @@ class BatchTransport:
         if not await self._reserve(amounts):
             context.in_flight.release(request)
             return
+        if attempts == 1:
+            context.retries.first_attempt()
         attempt_id = context.writer.next_attempt_id()
         self._rows.append(BatchRow(request, 0, attempt_id, attempts, amounts))
         self._bytes += size
@@ -281,7 +285,7 @@ class BatchTransport:
         failure = RequestFailed(error, row.attempts)
         if isinstance(error, PromptRejected) or is_forbidden(error):
             context.worker.hold(request, failure)
-        elif error.maybe_billed and not context.config.run.retry_possibly_billed:
+        elif not self._may_be_paid_again(row, error):
             context.in_flight.dead_letter(request, failure)
         elif self._mode is not Transport.BATCH:
             await self._ask_online(with_estimates(request, context.config.teacher.price))
@@ -289,6 +293,14 @@ class BatchTransport:
             context.in_flight.dead_letter(request, failure)
         else:
             await self.add(request, row.attempts + 1)
+
+    def _may_be_paid_again(self, row: BatchRow, error: TeacherError) -> bool:
+        """Whether a row is asked again although it may have been paid: few of those without an answer are."""
+        if error.maybe_billed and not self._context.config.run.retry_possibly_billed:
+            return False
+        if not isinstance(error, BrokenAnswer):
+            return True
+        return row.attempts < BROKEN_ANSWER_ATTEMPTS and self._context.retries.take_for_broken_answer()
 
     async def finish(self) -> None:
         """Return when no batch holds rows any more, or when the pass drains.

@@ -178,6 +178,15 @@ def test_lines_that_a_completed_batch_left_out_may_have_been_billed(mock_teacher
     assert {letter["code"] for letter in ended.letters} == {"possibly_billed"}
 
 
+def test_rows_without_a_line_are_paid_again_a_few_times_only(mock_teacher, tmp_path: Path):
+    """As after single replies without an answer: three rows of a small run, and one for every twenty."""
+    mock = mock_teacher(batches=BatchSettings(missing_every=2))
+    ended = harvest(mock, tmp_path, sums(ROWS), run={"max_failed": ROWS, "max_attempts": 9})
+    assert ended.exit_code == 0
+    assert ROWS < ended.billed["requests"] <= ROWS + 3
+    assert {letter["code"] for letter in ended.letters} == {"broken_answer"}
+
+
 def test_a_provider_that_refuses_batches_ends_the_run_or_leaves_it_to_single_requests(
     mock_teacher, tmp_path: Path
 ):
