@@ -203,7 +203,7 @@ def _page(
     near = sum(any("nearly the same prompt" in fact for fact in card.facts) for card in cards)
     scores = [row.score for row in audited]
     return RowPage(
-        f"The rows that {name} believes least",
+        f"Rows of {name} that a student finds improbable",
         "Learned rows by the loss of a student that did not learn them, in nats a token: what contradicts "
         "the other rows comes first. Wrong answers are among them, and rows that are only hard. audit.jsonl "
         "has all rows in this order.",
@@ -228,9 +228,9 @@ def _card(
     prompt = explorer.prompt_text(conversation_of(sample))
     facts = [
         row.task,
-        f"unseen {_shown(row.unseen)}",
-        f"after {_shown(row.after)}",
-        f"before {_shown(row.before)} nats a token",
+        _fact("unseen", row.unseen),
+        _fact("after training on it", row.after),
+        _fact("of the base", row.before),
     ]
     if row.disagreement is not None:
         facts.append(f"disagrees with its other samples {row.disagreement:.2f}")
@@ -243,14 +243,17 @@ def _card(
             facts.append(f"nearly the same prompt as {other.prompt_id}, with another answer")
         text = f"{explorer.prompt_text(conversation_of(other))}\n→ {other.completion or ''}"
         like.append(Text(f"{other.prompt_id}, similarity {neighbour.similarity:.2f}", text, "like"))
-    texts = [Text("prompt", prompt), Text("answer", sample.completion or "")]
+    answer = sample.completion or ""
+    texts = [Text("prompt", prompt), Text("answer", answer)]
     if sample.reference is not None:
+        is_right = text_metrics.available_metrics()["normalised"](answer, sample.reference) == 1.0
+        texts[1] = Text("answer", answer, "good" if is_right else "bad")
         texts.append(Text("reference", sample.reference))
     return RowCard(row.prompt_id, [fact for fact in facts if fact], texts, like)
 
 
-def _shown(loss: float | None) -> str:
-    return "–" if loss is None else f"{loss:.3f}"
+def _fact(name: str, loss: float | None) -> str:
+    return "" if loss is None else f"{name} {loss:.3f} nats a token"
 
 
 def auroc(scores: Sequence[float], is_positive: Sequence[bool]) -> float:
