@@ -41,7 +41,9 @@ class SampleSection(BaseModel):
     seed: int = 0
 
 
-class _File(BaseModel):
+class _SampleFile(BaseModel):
+    """A file of which only `[sample]` is looked at."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sample: SampleSection
@@ -53,7 +55,7 @@ def parse(table: dict[str, Any], place_of: Callable[..., str]) -> SampleSection:
     Raises:
         ConfigError: an unknown key, an impossible value, or an unknown group.
     """
-    section = validate(_File, {"sample": table}, place_of=place_of, missing="rows is needed").sample
+    section = validate(_SampleFile, {"sample": table}, place_of=place_of, missing="rows is needed").sample
     if section.by not in {"", "task", "tag", "model", "file"} and not section.by.startswith(_METADATA):
         raise ConfigError(
             f"sample.by: {section.by!r} groups no rows",

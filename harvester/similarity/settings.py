@@ -48,6 +48,12 @@ class DecontaminateSection(_Frozen):
         return isinstance(split, str) and split not in {"", "train"}
 
 
+class _DecontaminateFile(_Frozen):
+    """A file of which only `[decontaminate]` is looked at."""
+
+    decontaminate: DecontaminateSection
+
+
 def parse(table: dict[str, Any], place_of: Callable[..., str]) -> DecontaminateSection:
     """Validate a table `[decontaminate]`.
 
