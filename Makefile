@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-slow test-long torture torture-trainer soak bench fuzz bench-trainer quality quality-smoke quality-real test-families architectures check lint types layers format clean
+.PHONY: help demo test test-slow test-long torture torture-trainer soak bench fuzz bench-trainer quality quality-smoke quality-real test-families test-harness architectures check lint types layers format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -23,7 +23,7 @@ demo: $(STAMP)  ## everything once, offline: mock teacher -> corpus -> student -
 	$(BIN)/python -m harvester demo
 
 test: $(STAMP)  ## the default test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not long and not torture and not families'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not long and not torture and not families and not harness'
 
 test-slow: $(STAMP)  ## the tests marked `slow`; CI runs them, too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
@@ -67,6 +67,10 @@ test-families: $(STAMP)  ## take a tiny student of every family through every co
 
 architectures: $(STAMP)  ## take every causal model of transformers through every command (about an hour; may be interrupted)
 	$(BIN)/python -m tests.trainer.architectures.sweep trainer/ARCHITECTURES.md build/architectures.json
+
+test-harness: $(STAMP)  ## score a tiny student by lm-evaluation-harness, which it installs (hundreds of MB)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev,harness]'
+	$(BIN)/python -m pytest -m harness
 
 check: lint types layers  ## ruff, mypy, import contracts
 

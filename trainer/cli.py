@@ -234,7 +234,20 @@ def train(
 
 
 @app.command()
-def evaluate(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
+def evaluate(
+    config: Path = CONFIG,
+    harness: list[str] = typer.Option(
+        [], help="Task of lm-evaluation-harness to score, too; may be given several times (extra `harness`)."
+    ),
+    harness_tasks: Path | None = typer.Option(
+        None, help="Folder of task files of your own.", exists=True, file_okay=False
+    ),
+    harness_limit: int | None = typer.Option(None, min=1, help="Examples of each of these tasks."),
+    merged: Path | None = typer.Option(
+        None, help="Exported student to score on these tasks, too.", exists=True, file_okay=False
+    ),
+    as_json: bool = AS_JSON,
+) -> None:
     """Let base and student answer the held-out prompts; write scorecard.json beside the adapter.
 
     Example: trainer evaluate train.toml
@@ -242,6 +255,10 @@ def evaluate(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
     from trainer.config import load
 
     loaded = load(config)
+    if harness:
+        from trainer.evaluation.harness import require_installed
+
+        require_installed()  # before an hour of other work
     print_message("reading corpus and student")
     from trainer.evaluation.evaluate import evaluate as run_evaluation
 
@@ -253,7 +270,15 @@ def evaluate(config: Path = CONFIG, as_json: bool = AS_JSON) -> None:
             print_message,
         )
     path = str(loaded.out_path / "scorecard.json")
+    if harness:
+        from trainer.evaluation import harness as lm_harness
+
+        choice = lm_harness.HarnessChoice(tuple(harness), harness_tasks, harness_limit, merged)
+        results = lm_harness.run(loaded, choice, lambda name: print_message(f"harness: {name}"))
+        card |= {lm_harness.KEY: results}
     print_scorecard(card)
+    for line in lm_harness.lines(results) if harness else ():
+        print_message(line)
     answers = str(loaded.out_path / "answers.jsonl")
     print_result(
         {**card, "scorecard": path},
