@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from harvester.store import paths
+from harvester.store.journal.journal import Journal
 
 # Written beside the shards of a curated corpus.
 CURATION_NAME = "curation.json"
 
 
 def curation_lines(folder: Path) -> tuple[str, ...]:
-    """Return sentences on how the corpus in this folder was curated; none where it was not."""
+    """Return sentences on how the prompts and rows of a corpus were chosen; none where they were not.
+
+    Raises:
+        StoreError: the journal of a store can't be read.
+    """
+    lines = _screening_lines(folder)
     try:
         record = json.loads((folder / CURATION_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return ()
+        return tuple(lines)
     if not isinstance(record, dict):
-        return ()
-    lines = []
+        return tuple(lines)
     dropped = record.get("dropped")
     if isinstance(dropped, dict) and isinstance(record.get("kept"), int):
         counts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or "none"
@@ -39,6 +47,25 @@ def _judge_line(facts: Mapping[str, Any]) -> str:
         f"Judged by {facts['judge']} (rubric SHA-256 {str(facts['rubric_sha256'])[:12]}): kept were rows "
         f"with {kept}; {facts['judged']:,} answers had a verdict."
     )
+
+
+def _screening_lines(store: Path) -> list[str]:
+    """Say which prompts the runs of a store did not ask, by the settings of each run."""
+    if not (store / paths.JOURNAL).exists():
+        return []
+    with Journal.open(store, read_only=True) as journal, journal.reading() as connection:
+        texts = [text for (text,) in connection.execute("SELECT config_json FROM runs ORDER BY run")]
+    runs: Counter[str] = Counter()
+    for text in texts:
+        config = json.loads(text)
+        dedupe = (config.get("prompts") or {}).get("dedupe", "off")
+        if dedupe != "off":
+            runs[f"did not ask {'near ' if dedupe == 'near' else ''}duplicates of earlier prompts"] += 1
+        if (section := config.get("decontaminate")) is not None:
+            sets = [entry if isinstance(entry, str) else entry["path"] for entry in section["sets"]]
+            against = ", ".join(["held-out prompts", *sets])
+            runs[f"did not ask prompts for training that repeat {against}"] += 1
+    return [f"{count:,} of {len(texts):,} runs {what}." for what, count in runs.items()]
 
 
 def decontamination_line(facts: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harvester.export import curate, export
+from harvester.export.cards.curation import curation_lines
 from harvester.mock_teacher.running import RunningMock
 from harvester.similarity.settings import DecontaminateSection
 from harvester.store.reader import Corpus
@@ -24,7 +25,9 @@ PROMPTS = [
 
 
 def test_leaks_are_dropped_listed_and_named_on_the_card(mock_teacher: Mock, tmp_path: Path) -> None:
-    store = run_harvest(mock_teacher(), tmp_path, prompts=PROMPTS).store
+    mock = mock_teacher()
+    store = run_harvest(mock, tmp_path, prompts=PROMPTS).store
+    assert curation_lines(store) == ()
     (tmp_path / "evals.jsonl").write_text(json.dumps({"question": EVAL}) + "\n")
     path = tmp_path / "curate.toml"
     path.write_text('corpus = "store"\nout = "clean"\n[decontaminate]\nsets = ["evals.jsonl"]\n')
@@ -47,6 +50,10 @@ def test_leaks_are_dropped_listed_and_named_on_the_card(mock_teacher: Mock, tmp_
     again = export.export(store, tmp_path / "out2", choice=choice)
     assert (again.rows, dict(again.left_out)) == (2, expected)
     assert len((tmp_path / "out2" / "contamination.jsonl").read_text().splitlines()) == 2
+    only = {"files": ["p.jsonl"]}
+    run_harvest(mock, tmp_path, prompts=PROMPTS, prompt_table=only, decontaminate={"sets": ["evals.jsonl"]})
+    (line,) = curation_lines(store)
+    assert line == "1 of 2 runs did not ask prompts for training that repeat held-out prompts, evals.jsonl."
     for folder in ("out", "out2"):
         card = (tmp_path / folder / "README.md").read_text()
         assert "Decontaminated against" in card
