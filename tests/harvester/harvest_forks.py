@@ -25,6 +25,7 @@ from harvester.store.maintain import seal_task
 from harvester.store.shards import seal
 from harvester.system import failpoints
 from harvester.teacher import window
+from harvester.terms.records import load_registry
 
 pa.array([""])  # the first array looks for pandas
 QUIET_S = float(sys.argv[2]) if len(sys.argv) > 2 else 0.02
@@ -48,6 +49,7 @@ def main() -> None:
     config = Path(sys.argv[1])
     if "transport" in config.read_text(encoding="utf-8"):
         importlib.import_module("harvester.run.batch.opening")  # before the first fork: it loads the SDK
+    load_registry()
     for line in sys.stdin:
         seconds, failpoint = line.split()
         readable, writable = os.pipe()

@@ -80,8 +80,8 @@ def write(folder: Path, base_url: str, rows: int, transport: str, patience: floa
     ("transport", "steps", "patience"), [("batch", STEPS, 86_400), ("hybrid", HYBRID_STEPS, 0.02)]
 )
 def test_a_kill_at_any_step_sends_nothing_twice(mock_teacher, transport, steps, patience):
-    rows = 90
-    settings = BatchSettings(validating_s=HOUR, latency_s=2 * HOUR, tick_s=HOUR / 2, shuffle=True)
+    rows = 60
+    settings = BatchSettings(validating_s=HOUR, latency_s=HOUR, tick_s=HOUR, shuffle=True)
     mock = mock_teacher(batches=settings)
     with quick_folder() as folder:
         config = write(folder, mock.base_url, rows, transport, patience)
