@@ -81,7 +81,7 @@ def read_scorecard(scorecard: Path | None) -> Mapping[str, Any] | None:
         raise ConfigError("not a scorecard", place=str(scorecard), remedy="`trainer evaluate` writes one")
     try:
         scorecard_parts(loaded)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(f"not a scorecard: {error!r}", place=str(scorecard)) from None
     return loaded
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,20 @@ def test_a_card_without_references_has_no_accuracies_but_its_other_figures(tmp_p
     assert parts["tables"]
 
 
+def calibration_with(tokens: float) -> dict[str, Any]:
+    return {"base": {"ece": VALUE, "bins": [{**BINS[0], "tokens": tokens}]}}
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
         json.dumps({**CARD, "calibration": {"base": {"ece": VALUE, "bins": [{}]}}}),
         json.dumps({**CARD, "agreement": {"metrics": {"chrf": {"base": {"value": "x"}}}}}),
+        json.dumps(
+            {**CARD, "calibration": {"base": {"ece": VALUE, "bins": [{**BINS[0], "tokens": math.inf}]}}}
+        ),
+        json.dumps({**CARD, "calibration": {"base": {"ece": VALUE, "bins": [{**BINS[0], "tokens": 0}]}}}),
         json.dumps({**CARD, "tags": {"a": 1}}),
         "[]",
         "{}",

@@ -6,6 +6,7 @@ import pytest
 
 from harvester.verify.refusals import is_refusal
 from harvester.verify.verifiers import Candidate
+from trainer.console import text_score_lines
 from trainer.evaluation import comparison_choice, text_metrics
 
 # F-measures of rougeL by rouge-score 0.1.2, and chrF2 by sacrebleu 2.6.0.
@@ -37,6 +38,14 @@ def test_each_metric_applies_to_its_references_only():
     assert [metrics[name]("(B) cats", "B") for name in ("numeric", "choice")] == [None, 1.0]
     assert [metrics[name]("It is Accra.", "Accra") for name in ("normalised", "contains")] == [0.0, 1.0]
     assert metrics["contains"]("yes", "?!") is None
+
+
+def test_metrics_of_packages_that_are_not_installed_are_left_out_and_named(monkeypatch):
+    monkeypatch.setattr(text_metrics, "find_spec", lambda name: None)
+    assert {"chrf", "rouge_l"}.isdisjoint(text_metrics.available_metrics())
+    assert text_metrics.missing_metrics() == ["sacrebleu", "rapidfuzz"]
+    [line] = text_score_lines({"missing_packages": text_metrics.missing_metrics()})
+    assert "sacrebleu, rapidfuzz" in line
 
 
 @pytest.mark.parametrize(
