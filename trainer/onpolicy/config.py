@@ -36,6 +36,8 @@ class OnPolicyConfig(BaseModel):
         lr: learning rate, constant; absent: `[train] lr`.
         advantage_clip: largest advantage of a token in nats, of either sign; larger ones count as that.
             Absent: none is bounded. A bound makes steps less noisy, and no longer unbiased.
+        baseline: what is subtracted from all advantages of a round: nothing, or their mean. The mean makes
+            steps much less noisy while the student is far from the teacher, and changes no expected gradient.
         held_out_every: rounds between two measurements on held-out prompts; 0: before and after only.
         held_out_prompts: most held-out prompts that are answered for a measurement.
         held_out_samples: answers to each of them.
@@ -60,6 +62,7 @@ class OnPolicyConfig(BaseModel):
     max_new_tokens: PositiveInt = 256
     lr: Annotated[float, Field(gt=0)] | None = None
     advantage_clip: Annotated[float, Field(gt=0)] | None = None
+    baseline: Literal["none", "mean"] = "none"
     held_out_every: int = Field(default=5, ge=0)
     held_out_prompts: PositiveInt = 200
     held_out_samples: PositiveInt = 4

@@ -37,7 +37,7 @@ from trainer.model import model, weights
 from trainer.model.generate import Answer
 from trainer.onpolicy import prompts
 from trainer.onpolicy.config import OnPolicyFiles
-from trainer.onpolicy.groups import Groups, advantages, log_ratios
+from trainer.onpolicy.groups import Groups, advantages, log_ratios, without_mean
 from trainer.onpolicy.student import WEIGHTS, OnPolicyStudent
 from trainer.onpolicy.texts import (
     TeacherTemplate,
@@ -195,15 +195,13 @@ class OnPolicy:
                 place=str(self._files.train.corpus),
                 remedy="`harvester report` shows the replies; does teacher_tokenizer belong to the teacher?",
             )
-        step = self._student.learn(
-            number - 1,
-            examples,
-            [
-                advantages(each, mine, settings.advantage_clip)
-                for each, mine in zip(groups, student, strict=True)
-            ],
-            scored,
-        )
+        values = [
+            advantages(each, mine, settings.advantage_clip)
+            for each, mine in zip(groups, student, strict=True)
+        ]
+        if settings.baseline == "mean":
+            values = without_mean(groups, values)
+        step = self._student.learn(number - 1, examples, values, scored)
         failpoints.reach("onpolicy.learned")
         total = float(sum(log_ratios(each, mine).sum() for each, mine in zip(groups, student, strict=True)))
         counts = count_answers(answers, groups)

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from trainer.model import losses
 from trainer.model.losses import cross_entropy_sum, head_loss
-from trainer.onpolicy.groups import LEAST_LOGPROB, UNSCORED, advantages, group, log_ratios, unscored
+from trainer.onpolicy.groups import (
+    LEAST_LOGPROB,
+    UNSCORED,
+    advantages,
+    group,
+    log_ratios,
+    unscored,
+    without_mean,
+)
 
 
 def tokens(*parts):
@@ -68,6 +76,14 @@ def test_impossible_tokens_count_as_hardly_possible_and_are_counted():
 def test_an_end_that_is_not_scored_has_no_advantage():
     assert group([1], tokens((1, -1.0)), ends=True).of_token.tolist() == [0, UNSCORED]
     assert advantages(unscored(3), np.zeros(3, dtype=np.float32)).tolist() == [0, 0, 0]
+
+
+def test_a_baseline_leaves_unscored_tokens_and_differences_alone():
+    first = group([1, 1], tokens((1, -1.0)))
+    second = group([1], tokens((1, -4.0)))
+    values = [advantages(g, np.zeros(len(g.of_token), dtype=np.float32)) for g in (first, second)]
+    assert [v.tolist() for v in values] == [[-1.0, 0.0], [-4.0]]
+    assert [v.tolist() for v in without_mean([first, second], values)] == [[1.5, 0.0], [-1.5]]
 
 
 @given(
