@@ -217,10 +217,10 @@ def curate(config: CurateConfig, alone: Sequence[Filter] = ()) -> CurateCounts:
         staged = hidden if config.sample is None else hidden / _STAGED
         staged.mkdir(exist_ok=True)
         with _Parts(staged, lineages) as parts:
-            _filter(corpus, chain(filters), parts, tally)
+            changed = _filter(corpus, chain(filters), parts, tally, draws=config.sample is not None)
         if config.sample is not None:
             with _Parts(hidden, lineages) as parts:
-                _draw(Corpus.open(staged), config.sample, parts, tally)
+                _draw(Corpus.open(staged), config.sample, parts, tally, changed)
             shutil.rmtree(staged)
         counts = tally.counts()
         fsync(hidden)
@@ -263,23 +263,17 @@ class _Tally:
         self._filters = alone
         self._alone = {name: Counter[str]() for name in alone}
 
-    def add(self, sample: Sample, result: Drop | Sample | None) -> None:
-        """Count a row and what the filters said of it."""
-        self._count_alone(sample)
-        if isinstance(result, Drop):
-            self.dropped[result.reason] += 1
-            self._show(result.reason, sample, result.detail)
-            return
+    def keep(self, sample: Sample, *, is_changed: bool) -> None:
+        """Count a row as it is written."""
         self.kept += 1
-        self.changed += result is not None
+        self.changed += is_changed
         self._mixing.add(sample)
-        self._show("kept", result or sample, "masked" if result is not None else "")
+        self._show("kept", sample, "masked" if is_changed else "")
 
-    def not_drawn(self, sample: Sample) -> None:
-        """Count a kept row that the sample leaves out."""
-        self.kept -= 1
-        self.dropped["not_drawn"] += 1
-        self._show("not_drawn", sample, "")
+    def drop(self, sample: Sample, why: Drop) -> None:
+        """Count a row that is not written."""
+        self.dropped[why.reason] += 1
+        self._show(why.reason, sample, why.detail)
 
     def counts(self) -> CurateCounts:
         """Return the sums."""
@@ -292,7 +286,8 @@ class _Tally:
             {name: dict(+counts) for name, counts in self._alone.items()},
         )
 
-    def _count_alone(self, sample: Sample) -> None:
+    def count_alone(self, sample: Sample) -> None:
+        """Count what each filter would do with a row by itself."""
         names = []
         for name, check in self._filters.items():
             result = check(sample)
@@ -340,22 +335,40 @@ def _survey(corpus: Corpus, config: CurateConfig, filters: Sequence[Filter]) -> 
                 survey.observe(sample)
 
 
-def _filter(corpus: Corpus, decide: Filter, parts: _Parts, tally: _Tally) -> None:
+def _filter(corpus: Corpus, decide: Filter, parts: _Parts, tally: _Tally, *, draws: bool) -> set[int]:
+    """Write the rows that the filters keep; return the identities of those that were masked.
+
+    Args:
+        draws: a sample is drawn of them later, so they don't count as kept yet.
+    """
+    changed = set()
     for sample in corpus.samples():
         result = decide(sample)
-        tally.add(sample, result)
-        if not isinstance(result, Drop):
-            parts.add(result or sample)
+        tally.count_alone(sample)
+        if isinstance(result, Drop):
+            tally.drop(sample, result)
+            continue
+        row = result or sample
+        parts.add(row)
+        if not draws:
+            tally.keep(row, is_changed=result is not None)
+        elif result is not None:
+            changed.add(stratified.identity(row))
+    return changed
 
 
-def _draw(staged: Corpus, section: SampleSection, parts: _Parts, tally: _Tally) -> None:
-    """Keep the rows of a staged corpus that the sample draws."""
+def _draw(
+    staged: Corpus, section: SampleSection, parts: _Parts, tally: _Tally, changed: Collection[int]
+) -> None:
+    """Keep the rows of a staged corpus that the sample draws; `changed` of them were masked."""
     drawn = stratified.draw(staged.samples(stratified.COLUMNS), section)
     for sample in staged.samples():
-        if stratified.identity(sample) in drawn:
+        identity = stratified.identity(sample)
+        if identity in drawn:
             parts.add(sample)
+            tally.keep(sample, is_changed=identity in changed)
         else:
-            tally.not_drawn(sample)
+            tally.drop(sample, Drop("not_drawn"))
 
 
 def _refuse(out: Path, sources: Collection[Path]) -> None:

@@ -295,6 +295,18 @@ def test_a_sample_is_drawn_from_what_the_filters_keep(tmp_path: Path) -> None:
     assert not list((tmp_path / "out" / "shards").glob("staged*"))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_only_rows_that_are_written_count_as_masked_or_are_shown_as_kept(tmp_path: Path, seed: int) -> None:
+    path = curate_toml(tmp_path, f'filters = [{{pii = "mask"}}]\n[sample]\nrows = 2\nseed = {seed}\n')
+    counts = curate.curate(curate.load(path))
+    written = list(Corpus.open(tmp_path / "out").samples())
+    assert counts.kept == len(written) == 2
+    assert counts.changed == sum("[EMAIL]" in (row.completion or "") for row in written)
+    assert {row["prompt_id"] for row in counts.examples["kept"]} == {row.prompt_id for row in written}
+    record = json.loads((tmp_path / "out" / "curation.json").read_text())
+    assert record.get("masked", 0) == counts.changed
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
