@@ -17,6 +17,8 @@ from harvester.store.shards.schema import Sample
 
 Action = Literal["drop", "mask"]
 _TEXT_COLUMNS = ("completion", "reasoning", "refusal", "reference")
+# Characters of the shortest password that is looked for; shorter ones are mostly words.
+_LEAST_PASSWORD = 8
 _JSON_COLUMNS = ("tool_calls_json", "metadata_json", "request_json")
 
 
@@ -38,6 +40,26 @@ def _iban(text: str) -> bool:
     return 15 <= len(compact) <= 34 and int("".join(str(int(letter, 36)) for letter in moved)) % 97 == 1
 
 
+def _password(text: str) -> bool:
+    """Whether what follows a name such as `password` is no word of a sentence and no code.
+
+    In quotes after `password` everything is one. Otherwise it has a digit, or a sign inside, beside letters.
+    """
+    name, value = re.split(r"[\"']?\s*[:=]=?\s*", text, maxsplit=1)
+    if value[0] in "\"'" and name.lower() not in {"token", "pwd"}:
+        return True
+    value = value.strip("\"'.,;:!?*")
+    is_code = re.search(r"[()\[\]{}<>]|://", value) is not None
+    is_counted = re.fullmatch(r"\d+-[A-Za-z]+", value) is not None  # as in "8-character"
+    return (
+        len(value) >= _LEAST_PASSWORD
+        and not is_code
+        and not is_counted
+        and re.search(r"[A-Za-z]", value) is not None
+        and re.search(r"\d|[@#$%^&!]", value) is not None
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Form:
     """A pattern, and a check of what it finds."""
@@ -49,8 +71,8 @@ class _Form:
 PII: Mapping[str, _Form] = {
     "email": _Form(re.compile(r"\b[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b")),
     "iban": _Form(re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), _iban),
-    "card": _Form(re.compile(r"\b\d(?:[ -]?\d){12,18}\b"), _luhn),
-    "phone": _Form(re.compile(r"(?<![\w+])\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d(?:[ .-]?\d){6,11}\b")),
+    "card": _Form(re.compile(r"(?<!\d\.)(?<![^\w]\.)(?<!\A\.)\b\d(?:[ -]?\d){12,18}\b(?!\.\d)"), _luhn),
+    "phone": _Form(re.compile(r"(?<![\w+])\+[1-9]\d{0,2}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d(?:[ .-]?\d){6,11}\b")),
     "us_ssn": _Form(re.compile(r"\b(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b")),
 }
 SECRETS: Mapping[str, _Form] = {
@@ -65,8 +87,10 @@ SECRETS: Mapping[str, _Form] = {
     "jwt": _Form(re.compile(r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}")),
     "password": _Form(
         re.compile(
-            r"(?i)\b(?:password|passwd|secret|api[_-]?key|auth[_-]?token)\s*[:=]\s*[\"'][^\"'\s]{8,}[\"']"
-        )
+            r"(?i)(?<![A-Za-z])(?:password|passwd|pwd|secret|api[_-]?key|auth[_-]?token|token)[\"']?\s*[:=]=?\s*"
+            r"(?:[\"'][^\"'\s]{8,}[\"']|[^\s\"'`]{8,})"
+        ),
+        _password,
     ),
 }
 
