@@ -65,15 +65,20 @@ def repeated_share(text: str) -> float:
 
 
 def language(wanted: Collection[str]) -> Filter:
-    """Build a filter that drops answers in other languages than these (ISO 639-1 codes).
+    """Build a filter that drops answers in other languages than these (ISO 639-1 codes, in any case).
 
     Answers of fewer than 40 characters are kept: their language can't be told.
 
     Raises:
-        ConfigError: the extra `curate` is not installed.
+        ConfigError: the extra `curate` is not installed, or it knows no such language.
     """
     identify = _identifier()
-    kept = frozenset(wanted)
+    kept = frozenset(code.strip().lower() for code in wanted)
+    if unknown := sorted(kept - _known_languages()):
+        raise ConfigError(
+            f"filter 'language': no code of a language that is known: {', '.join(map(repr, unknown))}",
+            remedy=f"known: {', '.join(sorted(_known_languages()))}",
+        )
 
     def check(sample: Sample) -> Drop | None:
         text = sample.completion or ""
@@ -95,6 +100,13 @@ def _identifier() -> Any:
             "filter 'language' needs py3langid", remedy="pip install 'blackbox-distillation[curate]'"
         ) from None
     return lambda text: str(classify(text)[0])
+
+
+@cache
+def _known_languages() -> frozenset[str]:
+    from py3langid import rank
+
+    return frozenset(str(code) for code, _ in rank(""))
 
 
 def no_refusals(sample: Sample) -> Drop | None:

@@ -119,7 +119,7 @@ def test_answers_are_no_refusals(text: str) -> None:
 
 
 def test_the_language_of_an_answer() -> None:
-    check = filters.named("language", ["en", "de"])
+    check = filters.named("language", ["EN", "de"])
     german = "Der Himmel ist blau, weil die Luft kurzwelliges Licht stärker streut als langwelliges."
     french = "Le ciel est bleu parce que l'air diffuse davantage les courtes longueurs d'onde de la lumière."
     assert [reason(check, sample(text)) for text in (PROSE, german, french, "oui")] == [
@@ -334,6 +334,8 @@ def test_only_rows_that_are_written_count_as_masked_or_are_shown_as_kept(tmp_pat
         ("filters = [{tokens = {lest = 1}}]", "'tokens' needs"),
         ("filters = [{repetition = 2}]", "share from 0 to 1"),
         ("filters = [{language = []}]", "needs codes"),
+        ('filters = [{language = "english"}]', "no code of a language that is known: 'english'"),
+        ('filters = [{language = ["en", "xx"]}]', "no code of a language that is known: 'xx'"),
         ('filters = [{code = "cobol"}]', "needs one of python"),
         ('filters = [{pii = "hide"}]', "drop"),
         ('filters = [{pattern = "("}]', "no regular expression"),
