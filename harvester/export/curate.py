@@ -60,6 +60,10 @@ DEFAULT_FILTERS = ("finished", "not_blank")
 # Dropped and kept rows that are shown for each reason.
 EXAMPLES = 8
 SHOWN_CHARACTERS = 1000
+EXAMPLES_NOTE = (
+    "Private data is hidden in the examples; in the rows themselves only the filters pii and secrets "
+    "change it."
+)
 _HIDDEN = ".curating-"
 # Inside the hidden folder: rows that passed the filters, before a sample of them is drawn.
 _STAGED = "staged"
@@ -239,6 +243,7 @@ def curate(config: CurateConfig, alone: Sequence[Filter] = ()) -> CurateCounts:
         if config.sample is not None:
             summary["sample"] = config.sample.model_dump()
         summary["notes"] = counts.notes
+        summary["examples_note"] = EXAMPLES_NOTE
         summary["examples"] = counts.examples
         if leaks is not None:
             summary["decontamination"] = leaks.facts()

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from harvester.export.curate import CurateConfig, CurateCounts
+from harvester.export.curate import EXAMPLES_NOTE, CurateConfig, CurateCounts
 from harvester.system.safe_text import visible
 
 
@@ -38,6 +38,7 @@ def render(config: CurateConfig, counts: CurateCounts) -> str:
             }
             for name, found in counts.alone.items()
         ],
+        examples_note=EXAMPLES_NOTE,
         kept=[{"name": f"kept ({counts.kept:,})", "rows": [_shown(row) for row in kept]}] if kept else [],
         dropped=[
             {"name": f"{name} ({rows:,})", "rows": [_shown(row) for row in counts.examples[name]]}

@@ -32,6 +32,11 @@ def curation_lines(folder: Path) -> tuple[str, ...]:
     if isinstance(dropped, dict) and isinstance(record.get("kept"), int):
         counts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or "none"
         lines.append(f"{record['kept']:,} rows were kept; dropped were: {counts}.")
+    masked = record.get("masked")
+    if isinstance(masked, int) and masked:
+        lines.append(
+            f"{masked:,} of the rows that were kept had private data masked, or were otherwise changed."
+        )
     if isinstance(facts := record.get("decontamination"), dict):
         lines.append(decontamination_line(facts))
     judges = record.get("judges")

@@ -11,6 +11,7 @@ import pytest
 
 from harvester.errors import ConfigError
 from harvester.export import curate, filters, stratified
+from harvester.export.cards.curation import curation_lines
 from harvester.export.drops import Drop, Filter, Survey
 from harvester.export.masking import PII, SECRETS, mask
 from harvester.export.text_filters import repeated_share
@@ -290,8 +291,11 @@ def test_a_curation_tallies_shows_examples_and_what_each_filter_would_do(tmp_pat
     page = (tmp_path / "page.html").read_text()
     assert "What each filter would drop by itself" in page
     assert "pneumonoultra" in page
+    assert "Private data is hidden in the examples" in page
+    assert "1 of the rows that were kept had private data masked" in "".join(curation_lines(tmp_path / "out"))
     assert "<script" not in page
     record = json.loads((tmp_path / "out" / "curation.json").read_text())
+    assert record["examples_note"].startswith("Private data is hidden")
     assert record["filters"][-2:] == ["python", "longest"]
     assert record["examples"]["refusal"][0]["answer"].startswith("I'm sorry")
 
