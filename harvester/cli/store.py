@@ -172,6 +172,7 @@ def curate(
     settings = curation.load(config)
     if page is not None:
         output_path.check(page, settings.corpus)
+        curation_page.check_target(page)
     counts = curation.curate(settings, curation.load(config).filters if page is not None else ())
     if page is not None:
         with output_path.replacing(page, settings.corpus) as file:

@@ -192,8 +192,8 @@ def curate(config: CurateConfig, alone: Sequence[Filter] = ()) -> CurateCounts:
 
     Raises:
         TermsRefused: the lineage of a row is missing or disagrees with it.
-        ConfigError: the target can't be a folder, is a store or the corpus itself, or holds shards already: a
-            curated corpus is written once.
+        ConfigError: the target can't be a folder, is a store, the corpus itself or inside it, or holds shards
+            already: a curated corpus is written once.
         StoreError: the target can't be written.
     """
     corpus = Corpus.open(config.corpus)
@@ -379,6 +379,10 @@ def _draw(
 def _refuse(out: Path, sources: Collection[Path]) -> None:
     if (out / paths.JOURNAL).exists() or out.resolve() in sources:
         raise ConfigError("is a store or the corpus itself", place=str(out), remedy="name another 'out'")
+    if any(out.resolve().is_relative_to(source) for source in sources):
+        raise ConfigError(
+            "lies inside the corpus that is read", place=str(out), remedy="name another 'out', beside it"
+        )
     try:
         is_used = (out / paths.SHARDS).exists() and any((out / paths.SHARDS).iterdir())
     except OSError as error:

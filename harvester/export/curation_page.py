@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from harvester.errors import ConfigError
 from harvester.export.curate import EXAMPLES_NOTE, CurateConfig, CurateCounts
 from harvester.system.safe_text import visible
+
+# Characters in which an earlier page of ours names itself, and how.
+_HEAD = 2000
+_TITLE = "<title>Curation of "
+
+
+def check_target(path: Path) -> None:
+    """Check that a page may be written there: NAME.html, and no file is there but an earlier page.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    remedy = "name a new file, as in --page page.html"
+    if path.suffix.lower() != ".html":
+        raise ConfigError("a page is written to a file NAME.html", place=str(path), remedy=remedy)
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            is_ours = _TITLE in file.read(_HEAD)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"can't be read: {error.strerror}", place=str(path), remedy=remedy) from None
+    if not is_ours:
+        raise ConfigError("exists, and is no page of an earlier curation", place=str(path), remedy=remedy)
 
 
 def render(config: CurateConfig, counts: CurateCounts) -> str:

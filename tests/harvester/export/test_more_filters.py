@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harvester.errors import ConfigError
-from harvester.export import curate, filters, stratified
+from harvester.export import curate, curation_page, filters, stratified
 from harvester.export.cards.curation import curation_lines
 from harvester.export.drops import Drop, Filter, Survey
 from harvester.export.masking import PII, SECRETS, mask
@@ -305,6 +305,38 @@ def test_examples_of_private_rows_are_masked(tmp_path: Path) -> None:
     assert counts.dropped == {"pii": 1}
     assert counts.examples["pii"][0]["answer"] == "mail [EMAIL]"
     assert "ann@example.org" not in (tmp_path / "out" / "curation.json").read_text()
+
+
+def test_a_page_replaces_no_file_but_an_earlier_page(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.html"
+    path.write_text('{"prompt": "mine"}\n')
+    with pytest.raises(ConfigError, match="no page of an earlier curation"):
+        curation_page.check_target(path)
+    with pytest.raises(ConfigError, match=r"NAME\.html"):
+        curation_page.check_target(tmp_path / "p.jsonl")
+    config = curate.load(curate_toml(tmp_path, ""))
+    curation_page.check_target(tmp_path / "page.html")
+    (tmp_path / "page.html").write_text(curation_page.render(config, curate.curate(config)))
+    curation_page.check_target(tmp_path / "page.html")
+
+
+def test_the_command_refuses_the_path_of_a_page_before_it_curates(tmp_path: Path) -> None:
+    path = curate_toml(tmp_path, "")
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "mine"}\n')
+    done = run_command("harvester", ["curate", path, "--page", prompts], timeout=60)
+    assert done.returncode == 2
+    assert "NAME.html" in done.stderr
+    assert prompts.read_text() == '{"prompt": "mine"}\n'
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_corpus_is_written_inside_the_one_that_is_read(tmp_path: Path) -> None:
+    path = curate_toml(tmp_path, "")
+    path.write_text('corpus = "store"\nout = "store/sub"\n')
+    with pytest.raises(ConfigError, match="inside the corpus"):
+        curate.curate(curate.load(path))
+    assert not (tmp_path / "store" / "sub").exists()
 
 
 def test_a_sample_is_drawn_from_what_the_filters_keep(tmp_path: Path) -> None:
