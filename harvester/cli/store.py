@@ -190,10 +190,13 @@ def curate(
         "out": str(settings.out),
         "masked": counts.changed,
         "notes": list(counts.notes),
+        "warnings": list(counts.warnings),
         "examples": counts.examples,
         "alone": counts.alone,
     }
     emit(data, lines, as_json=as_json)
+    for warning in counts.warnings:
+        message(f"warning: {warning}")
     if not counts.kept:
         message(
             f"warning: no row was kept of {sum(counts.dropped.values()):,}: {settings.out} holds an empty "

@@ -14,7 +14,7 @@ import stat
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ class CurateCounts:
         kept: rows that were kept; `changed` of them by masking.
         dropped: rows by reason.
         notes: settings in which kept rows differ.
+        warnings: settings of the curation that do not fit its rows.
         examples: by reason, and under "kept", some rows: prompt_id, prompt, answer, detail.
         alone: by filter, rows that it would drop by itself, rows that no other filter drops, and rows that it
             would mask; empty unless they were counted.
@@ -88,6 +89,7 @@ class CurateCounts:
     changed: int = 0
     examples: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
     alone: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class CurateConfig:
     """A curate.toml: `corpus` and `out` are paths beside the file, `filters` a list of names or tables.
 
     Evaluation sets of `decontaminate` are relative to `root`, the folder of the file. `names` are those of
-    the filters.
+    the filters, `runs` what the filters `run` name.
     """
 
     corpus: Path
@@ -107,6 +109,7 @@ class CurateConfig:
     judges: tuple[Mapping[str, Any], ...] = ()
     sample: SampleSection | None = None
     names: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
 
 
 def load(path: Path) -> CurateConfig:
@@ -144,6 +147,8 @@ def load(path: Path) -> CurateConfig:
         _filter_of(entry, file.place_of(("filters", at)), context, judges) for at, entry in enumerate(entries)
     ]
     names = tuple(entry if isinstance(entry, str) else next(iter(entry)) for entry in entries)
+    named_runs = [entry["run"] for entry in entries if isinstance(entry, dict) and "run" in entry]
+    runs = [run for value in named_runs for run in ([value] if isinstance(value, str) else value)]
     corpus, out = path.parent / data["corpus"], path.parent / data["out"]
     if not holds_answers(corpus):
         raise ConfigError(
@@ -159,7 +164,7 @@ def load(path: Path) -> CurateConfig:
         where = Where.parse(data["where"], file.place_of(("where",))).bind(corpus)
     sample = stratified.parse(data["sample"], file.place_of) if "sample" in data else None
     return CurateConfig(
-        corpus, out, tuple(filters), path.parent, section, where, tuple(judges), sample, names
+        corpus, out, tuple(filters), path.parent, section, where, tuple(judges), sample, names, tuple(runs)
     )
 
 
@@ -201,6 +206,11 @@ def curate(config: CurateConfig, alone: Sequence[Filter] = ()) -> CurateCounts:
     _refuse(config.out, {config.corpus.resolve(), corpus.folder.resolve()})
     terms_check.require_lineage(corpus)
     lineages = {lineage.run_id: lineage for lineage in corpus.lineages()}
+    warnings = [
+        f"filter 'run': no run {run!r} is in {config.corpus}; `harvester report` lists the runs"
+        for run in config.runs
+        if run not in lineages
+    ]
     output_path.folder(config.out)
     with (
         translate_disk_errors(config.out),
@@ -224,9 +234,9 @@ def curate(config: CurateConfig, alone: Sequence[Filter] = ()) -> CurateCounts:
             changed = _filter(corpus, chain(filters), parts, tally, draws=config.sample is not None)
         if config.sample is not None:
             with _Parts(hidden, lineages) as parts:
-                _draw(Corpus.open(staged), config.sample, parts, tally, changed)
+                warnings += _draw(Corpus.open(staged), config.sample, parts, tally, changed)
             shutil.rmtree(staged)
-        counts = tally.counts()
+        counts = replace(tally.counts(), warnings=tuple(warnings))
         fsync(hidden)
         summary: dict[str, Any] = {
             "kept": counts.kept,
@@ -243,6 +253,7 @@ def curate(config: CurateConfig, alone: Sequence[Filter] = ()) -> CurateCounts:
         if config.sample is not None:
             summary["sample"] = config.sample.model_dump()
         summary["notes"] = counts.notes
+        summary["warnings"] = counts.warnings
         summary["examples_note"] = EXAMPLES_NOTE
         summary["examples"] = counts.examples
         if leaks is not None:
@@ -364,16 +375,21 @@ def _filter(corpus: Corpus, decide: Filter, parts: _Parts, tally: _Tally, *, dra
 
 def _draw(
     staged: Corpus, section: SampleSection, parts: _Parts, tally: _Tally, changed: Collection[int]
-) -> None:
-    """Keep the rows of a staged corpus that the sample draws; `changed` of them were masked."""
+) -> tuple[str, ...]:
+    """Keep the rows of a staged corpus that the sample draws; return warnings.
+
+    Args:
+        changed: identities of rows that were masked.
+    """
     drawn = stratified.draw(staged.samples(stratified.COLUMNS), section)
     for sample in staged.samples():
         identity = stratified.identity(sample)
-        if identity in drawn:
+        if identity in drawn.rows:
             parts.add(sample)
             tally.keep(sample, is_changed=identity in changed)
         else:
             tally.drop(sample, Drop("not_drawn"))
+    return drawn.warnings
 
 
 def _refuse(out: Path, sources: Collection[Path]) -> None:

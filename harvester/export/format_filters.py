@@ -43,11 +43,16 @@ def matches_schema(schema: Mapping[str, Any]) -> Filter:
 
 
 def matches_pattern(pattern: str, *, wanted: bool = True) -> Filter:
-    """Build a filter that drops answers in which a regular expression does not occur, or does."""
+    """Build a filter that drops answers in which a regular expression does not occur, or does.
+
+    Raises:
+        ConfigError: it is none.
+    """
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError(f"a filter has no regular expression: {error}") from None
+        name = "pattern" if wanted else "no_pattern"
+        raise ConfigError(f"filter {name!r} has no regular expression: {error}") from None
 
     def check(sample: Sample) -> Drop | None:
         try:

@@ -7,7 +7,8 @@ smaller one, and more rows in the corpus change little.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +22,8 @@ COLUMNS = ("key", "prompt_id", "sample_index", "tags", "metadata_json", "request
 # Group of the rows without the field.
 NONE = "none"
 _METADATA = "metadata."
+# Groups that a warning names.
+_SHOWN_GROUPS = 10
 
 
 class SampleSection(BaseModel):
@@ -67,15 +70,42 @@ def parse(table: dict[str, Any], place_of: Callable[..., str]) -> SampleSection:
     return section
 
 
-def draw(samples: Iterable[Sample], section: SampleSection) -> set[int]:
-    """Return the identities of the rows that are drawn. Holds about 100 bytes a row."""
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A sample: the identities of its rows, and warnings about settings that do not fit the rows."""
+
+    rows: Set[int]
+    warnings: tuple[str, ...] = ()
+
+
+def draw(samples: Iterable[Sample], section: SampleSection) -> Drawn:
+    """Draw rows. Holds about 100 bytes a row."""
     groups: dict[str, list[tuple[int, int]]] = {}
     for sample in samples:
         row = _place(sample, section.seed), identity(sample)
         groups.setdefault(group_of(sample, section.by), []).append(row)
     sizes = {name: len(rows) for name, rows in groups.items()}
     shares = deal({name: section.weights.get(name, 1.0) for name in sizes}, sizes, section.rows)
-    return {row for name, rows in groups.items() for _, row in sorted(rows)[: shares[name]]}
+    rows = {row for name, rows in groups.items() for _, row in sorted(rows)[: shares[name]]}
+    return Drawn(rows, tuple(_warnings(section, sizes, len(rows))))
+
+
+def _warnings(section: SampleSection, sizes: Mapping[str, int], drawn: int) -> Iterator[str]:
+    if section.by and sizes.keys() == {NONE}:
+        yield f"[sample] by = {section.by!r}: no kept row has it, so all rows are one group, {NONE!r}"
+    elif unknown := sorted(section.weights.keys() - sizes.keys()):
+        names = ", ".join(repr(name) for name in sorted(sizes)[:_SHOWN_GROUPS])
+        more = ", ..." if len(sizes) > _SHOWN_GROUPS else ""
+        yield (
+            f"[sample] weights: no kept row is of the group {', '.join(map(repr, unknown))}; "
+            f"groups: {names or 'none'}{more}"
+        )
+    if drawn < section.rows:
+        weighted = " in groups with a weight above 0" if 0 in section.weights.values() else ""
+        yield (
+            f"[sample] rows = {section.rows:,}: only {drawn:,} rows were drawn; the filters keep no more"
+            f"{weighted}"
+        )
 
 
 def deal(weights: Mapping[str, float], sizes: Mapping[str, int], rows: int) -> dict[str, int]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harvester.api.types import Outcome
 from harvester.errors import ConfigError
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
@@ -95,13 +96,13 @@ class Where:
             try:
                 value = tomllib.loads(f"where = {{ {value} }}")["where"]
             except tomllib.TOMLDecodeError as error:
-                raise ConfigError(f"is no condition: {error}", place=place, remedy=REMEDY) from None
+                raise ConfigError(f"'where' is no condition: {error}", place=place, remedy=REMEDY) from None
         if not isinstance(value, Mapping):
-            raise ConfigError("is a table of fields", place=place, remedy=REMEDY)
+            raise ConfigError("'where' is a table of fields", place=place, remedy=REMEDY)
         wanted = dict(value)
         unwanted = wanted.pop("not", {})
         if not isinstance(unwanted, Mapping) or "not" in unwanted:
-            raise ConfigError("'not' is a table of fields", place=place, remedy=REMEDY)
+            raise ConfigError("'not' is a table of fields, inside of 'where'", place=place, remedy=REMEDY)
         unwanted = dict(unwanted)
         return cls(
             json.dumps(value, ensure_ascii=False, default=str),
@@ -166,12 +167,20 @@ def _conditions(table: Mapping[str, Any], place: str) -> tuple[_Condition, ...]:
             ]
         elif name in _FIELDS:
             column, read_field = _FIELDS[name]
-            conditions.append(_Condition(column, _values(name, value, place), read_field))
+            values = _values(name, value, place)
+            unknown = [each for each in values if each not in set(Outcome)] if name == "outcome" else []
+            if unknown:
+                raise ConfigError(
+                    f"'where': no outcome is called {unknown[0]!r}",
+                    place=place,
+                    remedy=f"known: {', '.join(Outcome)}",
+                )
+            conditions.append(_Condition(column, values, read_field))
         else:
             known = [*_FIELDS, "epoch", "not", *(f"{table}.NAME" for table in _TABLES)]
             near = difflib.get_close_matches(name, known, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"unknown field {name!r}", place=place, remedy=remedy)
+            raise ConfigError(f"'where' has an unknown field {name!r}", place=place, remedy=remedy)
     return tuple(conditions)
 
 

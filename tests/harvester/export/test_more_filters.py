@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -232,9 +233,10 @@ def test_rows_are_dealt_out_by_weight() -> None:
     small, large = (
         stratified.draw(rows, stratified.SampleSection(rows=count, by="tag")) for count in (20, 60)
     )
-    assert (len(small), len(large)) == (20, 60)
-    assert small < large
-    drawn = Counter(row.tags[0] for row in rows if stratified.identity(row) in small)
+    assert (len(small.rows), len(large.rows)) == (20, 60)
+    assert small.rows < large.rows
+    assert small.warnings == large.warnings == ()
+    drawn = Counter(row.tags[0] for row in rows if stratified.identity(row) in small.rows)
     assert drawn == {"x": 10, "y": 10}
 
 
@@ -331,6 +333,22 @@ def test_the_command_refuses_the_path_of_a_page_before_it_curates(tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ('[sample]\nrows = 2\nby = "tag"\nweights = {nope = 3}', "group 'nope'; groups: 'even', 'odd'"),
+        ('[sample]\nrows = 2\nby = "metadata.nofield"', "'metadata.nofield': no kept row has it"),
+        ("[sample]\nrows = 9", "rows = 9: only 6 rows were drawn; the filters keep no more"),
+        ('[sample]\nrows = 9\nby = "tag"\nweights = {odd = 0}', "only 3 rows .* a weight above 0"),
+        ('filters = [{run = ["nonexistent"]}]', "no run 'nonexistent' is in"),
+    ],
+)
+def test_settings_that_fit_no_row_are_warned_of(tmp_path: Path, text: str, warning: str) -> None:
+    counts = curate.curate(curate.load(curate_toml(tmp_path, text)))
+    assert len(counts.warnings) == 1
+    assert re.search(warning, counts.warnings[0])
+
+
 def test_no_corpus_is_written_inside_the_one_that_is_read(tmp_path: Path) -> None:
     path = curate_toml(tmp_path, "")
     path.write_text('corpus = "store"\nout = "store/sub"\n')
@@ -374,7 +392,10 @@ def test_only_rows_that_are_written_count_as_masked_or_are_shown_as_kept(tmp_pat
         ('filters = [{language = ["en", "xx"]}]', "no code of a language that is known: 'xx'"),
         ('filters = [{code = "cobol"}]', "needs one of python"),
         ('filters = [{pii = "hide"}]', "drop"),
-        ('filters = [{pattern = "("}]', "no regular expression"),
+        ('filters = [{pattern = "("}]', "'pattern' has no regular expression"),
+        ('filters = [{no_pattern = "("}]', "'no_pattern' has no regular expression"),
+        ('where = {outcome = "complete"}', "no outcome is called 'complete'"),
+        ('where = "task = "', "'where' is no condition"),
         ("filters = [{json_schema = {type = 1}}]", "no JSON Schema"),
         ("filters = [{difficulty = {least = 0.1}}]", r"needs a table \[verify\]"),
         ('[sample]\nrows = 3\nby = "colour"', "groups no rows"),
