@@ -60,6 +60,8 @@ DEFAULT_FILTERS = ("finished", "not_blank")
 # Dropped and kept rows that are shown for each reason.
 EXAMPLES = 8
 SHOWN_CHARACTERS = 1000
+# Remedy of errors in a curate.toml that have none of their own.
+_KEYS = "the section curate.toml of trainer/CONFIG.md lists all keys"
 EXAMPLES_NOTE = (
     "Private data is hidden in the examples; in the rows themselves only the filters pii and secrets "
     "change it."
@@ -119,6 +121,15 @@ def load(path: Path) -> CurateConfig:
         ConfigError: missing or broken file, unknown key or filter, or no corpus where `corpus` says. Its
             place is file and line.
     """
+    try:
+        return _load(path)
+    except ConfigError as error:
+        if error.remedy or not error.place.startswith(str(path)):
+            raise
+        raise ConfigError(error.message, place=error.place, remedy=_KEYS) from None
+
+
+def _load(path: Path) -> CurateConfig:
     file = read_toml(path, "a curate.toml needs corpus, out and filters")
     data = file.table
     unknown = set(data) - {"corpus", "out", "filters", "verify", "decontaminate", "where", "sample"}

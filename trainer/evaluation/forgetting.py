@@ -22,6 +22,8 @@ from trainer.model import model, weights
 from trainer.publish.adapter import check_same_base, check_same_tokens
 
 _OWN_FILE = "general_prompts.jsonl"
+_LINE = 'a line is {"prompt": "...", "answer": "..."}, or has "messages" in place of "prompt"'
+_REMEDY = f"name a file of JSON lines in [evaluate] general_prompts: {_LINE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ def load(config: TrainConfig, renderer: Renderer) -> GeneralSet:
     """Read `[evaluate] general_prompts`, or the built-in set; leave out what is longer than `max_length`.
 
     Raises:
-        DataError: the file is missing, or a line has no prompt with an answer.
+        DataError: the file is missing or holds no prompt, or a line has no prompt with an answer.
     """
     path = config.general_prompts
     try:
@@ -46,8 +48,11 @@ def load(config: TrainConfig, renderer: Renderer) -> GeneralSet:
             else path.read_text(encoding="utf-8")
         )
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"general prompts can't be read: {error}", place=str(path)) from None
+        why = error.strerror or str(error) if isinstance(error, OSError) else "is not UTF-8 text"
+        raise DataError(f"general prompts can't be read: {why}", place=str(path), remedy=_REMEDY) from None
     pairs = [_pair(line, n, path) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if not pairs:
+        raise DataError("holds no prompt", place=str(path), remedy=_REMEDY)
     examples = renderer.examples(
         [conversation for conversation, _ in pairs],
         [answer for _, answer in pairs],
@@ -63,7 +68,7 @@ def load(config: TrainConfig, renderer: Renderer) -> GeneralSet:
 
 
 def _pair(line: str, number: int, path: Path | None) -> tuple[Conversation, str]:
-    remedy = 'a line is {"prompt": "...", "answer": "..."}, or has "messages" in place of "prompt"'
+    remedy = _LINE
     place = f"{path or _OWN_FILE}:{number}"
     try:
         row = json.loads(line)

@@ -410,6 +410,14 @@ def test_a_broken_curate_toml_is_refused(tmp_path: Path, text: str, message: str
         curate.load(path)
 
 
+def test_errors_of_a_curate_toml_name_where_its_keys_are_listed(tmp_path: Path) -> None:
+    path = curate_toml(tmp_path, "filters = [{longest = -5}]")
+    done = run_command("harvester", ["curate", path], timeout=60)
+    assert done.returncode == 2
+    assert "curate.toml of trainer/CONFIG.md lists all keys" in done.stderr
+    assert f"{path}:3" in done.stderr
+
+
 def test_a_filter_that_raises_is_named(tmp_path: Path) -> None:
     path = curate_toml(tmp_path, 'filters = [{python = "mine:broken"}]')
     with pytest.raises(ConfigError, match="mine:broken raised NameError"):

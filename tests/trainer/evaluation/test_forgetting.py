@@ -68,6 +68,16 @@ def test_a_line_that_is_no_general_prompt_is_named(trained, line):
     assert caught.value.place.endswith("general.jsonl:2")
 
 
+def test_a_file_without_prompts_is_refused_with_a_remedy(trained):
+    config = general_file(trained, "", " ")
+    renderer = Renderer(model.load_tokenizer(config.base))
+    with pytest.raises(DataError, match=r"holds no prompt .*general_prompts"):
+        forgetting.load(config, renderer)
+    (trained.parent / "general.jsonl").unlink()
+    with pytest.raises(DataError, match=r"No such file .*general_prompts"):
+        forgetting.load(config, renderer)
+
+
 def test_the_built_in_prompts_can_be_read(learned):
     config, _ = learned
     general = forgetting.load(config, Renderer(model.load_tokenizer(config.base)))
