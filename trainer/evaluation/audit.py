@@ -204,9 +204,8 @@ def _page(
     scores = [row.score for row in audited]
     return RowPage(
         f"Rows of {name} that a student finds improbable",
-        "Learned rows by the loss of a student that did not learn them, in nats a token: what contradicts "
-        "the other rows comes first. Wrong answers are among them, and rows that are only hard. audit.jsonl "
-        "has all rows in this order.",
+        f"Learned rows by the loss of {_judge(audited)} comes first. Wrong answers are among them, and rows "
+        "that are only hard. audit.jsonl has all rows in this order.",
         [
             (f"{len(audited):,}", "rows"),
             (f"{len(cards):,}", "shown"),
@@ -216,6 +215,15 @@ def _page(
         cards,
         like_heading="rows with the most similar prompts",
     )
+
+
+def _judge(audited: Sequence[AuditedRow]) -> str:
+    """Say whose loss orders the rows, and what that puts first."""
+    if any(row.unseen is not None for row in audited):
+        return "a student that did not learn them, in nats a token: what contradicts the other rows"
+    if any(row.after is not None for row in audited):
+        return "the finished student, which learned them, in nats a token: what it still finds improbable"
+    return "the untrained base, in nats a token: what it finds improbable"
 
 
 def _card(

@@ -39,6 +39,8 @@ def test_without_folds_the_finished_student_judges(run_trainer, learned, tmp_pat
     assert all(row["unseen"] is None and row["before"] > 0 for row in rows)
     page = Path(result["page"]).read_text()
     assert page.index(f"<h2>{rows[0]['prompt_id']}</h2>") < page.index(f"<h2>{rows[1]['prompt_id']}</h2>")
+    assert "by the loss of the finished student, which learned them" in page
+    assert "did not learn them" not in page
     code, _, err = run_trainer("audit", tmp_path / "copy" / "train.toml", "--folds", 1)
     assert code == 2
     assert "one fold" in err
@@ -70,6 +72,7 @@ def test_a_tenth_of_wrong_answers_is_found(run_trainer, tmp_path):  # noqa: F811
     result = json.loads(out)
     found = lines(Path(result["file"]))
     assert len(found) == 301
+    assert "did not learn them" in Path(result["page"]).read_text()
     wrong_ids = {f"p{n}" for n in wrong}
     scores = [row["unseen"] for row in found if row["key"] != twice.key]
     flags = [row["prompt_id"] in wrong_ids for row in found if row["key"] != twice.key]
