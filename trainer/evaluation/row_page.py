@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from harvester.export.masking import PRIVATE, mask
 from harvester.system import own_files
 from harvester.system.safe_text import visible
 from trainer.errors import StoreError
@@ -77,7 +78,8 @@ class RowPage:
 
 
 def shortened(text: str) -> str:
-    """Return the beginning of a text, and how much more there is."""
+    """Return the beginning of a text, with private data hidden, and how much more there is."""
+    text = mask(text, PRIVATE)
     return (
         text if len(text) <= _LONGEST else f"{text[:_LONGEST]} … ({len(text) - _LONGEST:,} more characters)"
     )

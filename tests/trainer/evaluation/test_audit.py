@@ -15,6 +15,7 @@ from harvester.store.shards.schema import Sample
 from tests.trainer import tiny
 from tests.trainer.command_line import lines, run_trainer  # noqa: F401 - a fixture
 from trainer.evaluation.audit import auroc
+from trainer.evaluation.row_page import RowCard, RowPage, Text
 
 BASE = Path(data_file).parent / "base"
 
@@ -44,6 +45,19 @@ def test_without_folds_the_finished_student_judges(run_trainer, learned, tmp_pat
     code, _, err = run_trainer("audit", tmp_path / "copy" / "train.toml", "--folds", 1)
     assert code == 2
     assert "one fold" in err
+
+
+def test_a_page_of_rows_hides_private_data(tmp_path):
+    secret = f"ghp_{'a1' * 18}"
+    texts = [
+        Text("answer", f"the key is {secret}, ask ann@example.org"),
+        Text("long", "x" * 1490 + f" {secret}"),
+    ]
+    card = RowCard("p1", [], texts, [Text("p2", secret, "like")])
+    page = RowPage("Rows", "All rows.", [], [card]).write(tmp_path / "page.html").read_text()
+    assert "the key is [GITHUB_TOKEN], ask [EMAIL]" in page
+    assert "ghp_" not in page
+    assert "Private data is hidden on this page" in page
 
 
 def upper_rows(count: int, wrong: set[int]) -> list[Sample]:
