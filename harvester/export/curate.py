@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import stat
 import tempfile
@@ -18,11 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from harvester.errors import ConfigError, StoreCorrupt
+from harvester.errors import ConfigError
 from harvester.export import stratified
 from harvester.export.cards.curation import CURATION_NAME
+from harvester.export.curated_files import CuratedFiles
 from harvester.export.decontaminate import HITS_NAME, RowLeaks
 from harvester.export.drops import Drop, Filter, Survey, chain
 from harvester.export.filters import FilterContext, chosen_by, named
@@ -34,27 +32,17 @@ from harvester.similarity.settings import DecontaminateSection
 from harvester.store import paths, terms_check
 from harvester.store.mixing import Mixing
 from harvester.store.reader import Corpus, holds_answers
-from harvester.store.shards import batching
-from harvester.store.shards.parquet_file import (
-    BYTES_PER_GROUP,
-    ROWS_PER_GROUP,
-    lineage_digest,
-    open_writer,
-    translate_disk_errors,
-)
-from harvester.store.shards.schema import Sample, to_table
+from harvester.store.shards.parquet_file import translate_disk_errors
+from harvester.store.shards.schema import Sample
 from harvester.store.shards.swap import if_no_reader
 from harvester.store.where import Where
 from harvester.system import output_path
 from harvester.system.failpoints import reach
 from harvester.system.files import fsync
 from harvester.system.toml_file import read_toml
-from harvester.terms.lineage import Lineage
 from harvester.verify import settings as verify_settings
 from harvester.verify.verifiers import Verifiers
 
-# Files open for writing at a time; each keeps a row group in memory.
-MOST_OPEN = 8
 _SUMMARY = CURATION_NAME
 DEFAULT_FILTERS = ("finished", "not_blank")
 # Dropped and kept rows that are shown for each reason.
@@ -241,10 +229,10 @@ def curate(config: CurateConfig, alone: Sequence[Filter] = ()) -> CurateCounts:
         tally = _Tally(by_name, Mixing(config.corpus))
         staged = hidden if config.sample is None else hidden / _STAGED
         staged.mkdir(exist_ok=True)
-        with _Parts(staged, lineages) as parts:
+        with CuratedFiles(staged, lineages) as parts:
             changed = _filter(corpus, chain(filters), parts, tally, draws=config.sample is not None)
         if config.sample is not None:
-            with _Parts(hidden, lineages) as parts:
+            with CuratedFiles(hidden, lineages) as parts:
                 warnings += _draw(Corpus.open(staged), config.sample, parts, tally, changed)
             shutil.rmtree(staged)
         counts = replace(tally.counts(), warnings=tuple(warnings))
@@ -362,7 +350,7 @@ def _survey(corpus: Corpus, config: CurateConfig, filters: Sequence[Filter]) -> 
                 survey.observe(sample)
 
 
-def _filter(corpus: Corpus, decide: Filter, parts: _Parts, tally: _Tally, *, draws: bool) -> set[int]:
+def _filter(corpus: Corpus, decide: Filter, parts: CuratedFiles, tally: _Tally, *, draws: bool) -> set[int]:
     """Write the rows that the filters keep; return the identities of those that were masked.
 
     Args:
@@ -385,7 +373,7 @@ def _filter(corpus: Corpus, decide: Filter, parts: _Parts, tally: _Tally, *, dra
 
 
 def _draw(
-    staged: Corpus, section: SampleSection, parts: _Parts, tally: _Tally, changed: Collection[int]
+    staged: Corpus, section: SampleSection, parts: CuratedFiles, tally: _Tally, changed: Collection[int]
 ) -> tuple[str, ...]:
     """Keep the rows of a staged corpus that the sample draws; return warnings.
 
@@ -435,96 +423,3 @@ def _hidden_folder(out: Path) -> Iterator[Path]:
         finally:
             if hidden.exists():
                 shutil.rmtree(hidden)
-
-
-class _Part:
-    """One file: rows of runs with one lineage digest, a row group at a time.
-
-    Its lineages are written before its rows, so they are those of all these runs, kept rows or none.
-    """
-
-    def __init__(self, path: Path, lineages: Sequence[Lineage]) -> None:
-        self._samples: list[Sample] = []
-        self._sample_bytes = self._waiting_bytes = self._waiting_rows = 0
-        self._waiting: list[pa.Table] = []
-        self._sink = path.open("xb")
-        self._writer = open_writer(self._sink, lineages)
-
-    def add(self, sample: Sample) -> None:
-        self._samples.append(sample)
-        self._sample_bytes += len(sample.raw) + len(sample.request_json)
-        if len(self._samples) >= batching.MAX_ROWS or self._sample_bytes >= batching.MAX_BYTES:
-            self._to_table()
-        if self._waiting_rows >= ROWS_PER_GROUP or self._waiting_bytes >= BYTES_PER_GROUP:
-            self._write()
-
-    def _to_table(self) -> None:
-        """Convert samples to an Arrow table, where log-probabilities take a fraction of the memory."""
-        try:
-            table = to_table(self._samples)
-        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-            raise StoreCorrupt(f"a row has a value of another type: {error}") from None
-        self._waiting.append(table)
-        self._waiting_rows += len(self._samples)
-        self._waiting_bytes += self._sample_bytes
-        self._samples, self._sample_bytes = [], 0
-
-    def _write(self) -> None:
-        if self._waiting:
-            table = pa.concat_tables(self._waiting).combine_chunks()
-            self._writer.write_table(table.cast(self._writer.schema))
-        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
-
-    def finish(self) -> None:
-        """Write what waits, and make the file durable."""
-        if self._samples:
-            self._to_table()
-        self._write()
-        self._writer.close()
-        self._sink.flush()
-        os.fsync(self._sink.fileno())
-        self._sink.close()
-
-    def drop(self) -> None:
-        """Close the file without finishing it."""
-        with contextlib.suppress(pa.ArrowException, OSError, ValueError):
-            self._writer.close()  # before its sink: closed later, it would write to a closed file
-        self._sink.close()
-
-
-class _Parts:
-    """The files of a curated corpus; a few are open at once, whatever the number of runs and lineages."""
-
-    def __init__(self, folder: Path, lineages: Mapping[str, Lineage]) -> None:
-        self._folder = folder
-        self._digests = {run: lineage_digest(lineage) for run, lineage in lineages.items()}
-        self._alike: dict[str, list[Lineage]] = {}
-        for run, lineage in sorted(lineages.items()):
-            self._alike.setdefault(self._digests[run], []).append(lineage)
-        self._open: dict[str, _Part] = {}  # the last used comes last
-        self._made = 0
-
-    def __enter__(self) -> _Parts:
-        return self
-
-    def add(self, sample: Sample) -> None:
-        """Put a sample where its lineage belongs."""
-        digest = self._digests[sample.run_id]
-        part = self._open.pop(digest, None)
-        if part is None:
-            if len(self._open) >= MOST_OPEN:
-                self._open.pop(next(iter(self._open))).finish()
-            part = _Part(self._folder / f"curated-{self._made:05d}.parquet", self._alike[digest])
-            self._made += 1
-        self._open[digest] = part
-        part.add(sample)
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        waiting = list(self._open.values())
-        try:
-            while kind is None and waiting:
-                waiting[0].finish()
-                waiting.pop(0)
-        finally:
-            for part in waiting:
-                part.drop()

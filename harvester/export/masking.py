@@ -87,8 +87,8 @@ SECRETS: Mapping[str, _Form] = {
     "jwt": _Form(re.compile(r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}")),
     "password": _Form(
         re.compile(
-            r"(?i)(?<![A-Za-z])(?:password|passwd|pwd|secret|api[_-]?key|auth[_-]?token|token)[\"']?\s*[:=]=?\s*"
-            r"(?:[\"'][^\"'\s]{8,}[\"']|[^\s\"'`]{8,})"
+            r"(?i)(?<![A-Za-z])(?:password|passwd|pwd|secret|api[_-]?key|auth[_-]?token|token)[\"']?\s*[:=]=?"
+            r"(?:\s*[\"'][^\"'\s]{8,}[\"']|[ \t]*[^\s\"'`]{8,})"
         ),
         _password,
     ),

@@ -189,6 +189,7 @@ def test_masked_rows_keep_their_form_and_lose_what_shows_the_original() -> None:
         ("password", "password: please choose", False),
         ("password", "password: something that you remember", False),
         ("password", "password: 8-character minimum", False),
+        ("password", "password:\nExample12 comes next", False),
         ("password", "token = tokens[0].strip()", False),
         ("password", '{"token": "international"}', False),
         ("password", "max_tokens: 1024 or token: 12345678", False),
