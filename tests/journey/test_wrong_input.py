@@ -148,7 +148,7 @@ def test_folders_and_files_that_are_in_use_are_wrong_usage(tmp_path: Path, mock_
     [
         ('corpus = "nope"\nout = "c"\n', "curate.toml:1", "no answers are stored in"),
         ('out = "c"\ncorpus = "empty"\n', "curate.toml:2", "no answers are stored in"),
-        ('corpus = "s"\nout = "c"\nfilters = ["judge"]\n', "curate.toml:3", "unknown filter 'judge'"),
+        ('corpus = "s"\nout = "c"\nfilters = ["finishd"]\n', "curate.toml:3", "unknown filter 'finishd'"),
         ('corpus = "s"\nout = "c"\nfilters = [\n "finished",\n "judge",\n]\n', "curate.toml:5", "'judge'"),
         ('corpus = "s"\nout = "c"\nfilters = [{longest = 0}]\n', "curate.toml:3", "positive number"),
         ('corpus = "s"\nout = "c"\nfilters = [\n {run = []},\n]\n', "curate.toml:4", "id of a run"),

@@ -60,8 +60,9 @@ def test_every_key_of_onpolicy_toml_is_in_the_documents():
 
 def test_every_key_of_curate_toml_is_in_the_documents():
     part = CONFIG_MD.partition("## curate.toml")[2]
+    first_cells = " ".join(line.split("|")[1] for line in part.splitlines() if line.startswith("| `"))
     for key in ("corpus", "out", "filters", *FILTER_NAMES):
-        assert f"| `{key}` |" in part
+        assert f"`{key}`" in first_cells
 
 
 def test_the_schema_accepts_what_the_trainer_accepts_and_describes_every_key(run_trainer):  # noqa: F811
