@@ -53,29 +53,44 @@ def judge(
         )
         return
     if not written.rows:
-        emit({"judged": 0, "left_out": dict(written.left_out)}, ["no answer to judge"], as_json=as_json)
+        lines = ["no answer to judge", *_left_out_line(written)]
+        emit({"judged": 0, "left_out": dict(written.left_out)}, lines, as_json=as_json)
         return
-    code = 0
     for _ in range(2):
         prepared = prepare.prepare(config)
         for line in prepared.lines():
             message(line)
-        code = run_prepared(prepared).exit_code
+        summary = run_prepared(prepared)
         unreadable = read_verdicts(loaded, root).unreadable
-        if code not in _DONE or not unreadable:
+        if summary.exit_code not in _DONE or not unreadable:
             break
         judging.write_prompts(loaded, root, frozenset(unreadable))
+    if summary.exit_code not in _DONE:
+        for line in summary.lines()[:-1]:  # its last line is the command that resumes a harvest
+            message(line)
+        message(f"resume with: harvester judge {config}")
     facts = read_verdicts(loaded, root).facts()
-    data = {**facts, "rows": written.rows, "left_out": dict(written.left_out), "exit_code": code}
+    if not facts["judged"] and summary.exit_code in _DONE:
+        message("warning: no reply names a verdict: does the rubric ask for the JSON that is read?")
+    data = {
+        **facts,
+        "rows": written.rows,
+        "left_out": dict(written.left_out),
+        "ending": summary.ending,
+        "exit_code": summary.exit_code,
+    }
     emit(data, _lines(loaded, written, facts), as_json=as_json)
-    raise typer.Exit(code)
+    raise typer.Exit(summary.exit_code)
+
+
+def _left_out_line(written: Written) -> list[str]:
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in written.left_out.items())
+    return [f"left out  {reasons}"] if reasons else []
 
 
 def _lines(config: HarvestConfig, written: Written, facts: dict[str, Any]) -> list[str]:
     lines = [f"judged    {facts['judged']:,} of {written.rows:,} answers by {config.teacher.model}"]
-    if written.left_out:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in written.left_out.items())
-        lines.append(f"left out  {reasons}")
+    lines += _left_out_line(written)
     if facts["repaired"] or facts["unreadable"]:
         lines.append(
             f"replies   {facts['repaired']:,} were read after one repair, "

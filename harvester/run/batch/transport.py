@@ -175,7 +175,7 @@ class BatchTransport:
 
     async def flush(self) -> None:
         """Send what was filled so far as a batch."""
-        while self._is_queue_full and self._open and not self._context.ending.draining.is_set():
+        while self._must_wait_for_others and not self._context.ending.draining.is_set():
             self._changed.clear()
             await self._changed.wait()
         rows, self._rows, self._bytes = self._rows, [], 0
@@ -272,9 +272,14 @@ class BatchTransport:
             self._again.append((row, error))
             self._changed.set()
 
+    @property
+    def _must_wait_for_others(self) -> bool:
+        """Whether the account takes no further batch until one of those at the provider has ended."""
+        return self._is_queue_full and bool(self._open)
+
     async def step(self) -> None:
         """Hand on the rows that left their batches unanswered, then send what was filled."""
-        if self._is_queue_full and self._open:
+        if self._must_wait_for_others:
             return
         while self._again and not self._context.ending.draining.is_set():
             await self._hand_on(*self._again.popleft())
@@ -313,7 +318,7 @@ class BatchTransport:
                 return
             if not self.sends_batches and self._looks and not self._again and not self._unconfirmed:
                 return
-            if not self._again:
+            if not self._again or self._must_wait_for_others:
                 self._changed.clear()
                 await self._changed.wait()
         self._drop(self._rows)

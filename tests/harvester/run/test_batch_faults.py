@@ -44,6 +44,16 @@ def test_what_only_takes_longer_or_repeats_changes_nothing(mock_teacher, tmp_pat
     require_whole(ended.store, mock, ROWS)
 
 
+def test_batches_that_the_account_can_not_queue_yet_wait_for_those_before_them(mock_teacher, tmp_path: Path):
+    """Batches fail their validation while others are worked on, and are sent again after them."""
+    settings = BatchSettings(max_enqueued=7, latency_s=5 * HOUR, tick_s=HOUR / 2, shuffle=True)
+    mock = mock_teacher(batches=settings)
+    ended = harvest(mock, tmp_path, sums(20), run={"max_attempts": 9})
+    assert (ended.exit_code, ended.totals.paid_twice) == (0, 0)
+    require_whole(ended.store, mock, 20)
+    assert ("ended", "failed") in batches(ended.store)
+
+
 @pytest.mark.parametrize("transport", ["batch", "hybrid"])
 def test_the_answers_of_an_expired_batch_are_kept_and_the_rest_goes_on(
     mock_teacher, tmp_path: Path, transport
