@@ -393,8 +393,12 @@ def require_still_permitted(prepared: Prepared, served_models: Collection[str]) 
 
 
 def look_ahead(path: Path) -> plan.Plan:
-    """Return what a run of this configuration would do, also for a teacher that the terms refuse."""
-    config = settings.load(path)
+    """Return what a run of this configuration would do, also for a teacher that the terms refuse.
+
+    Raises:
+        ConfigError: what `run` would refuse before it asks the terms, such as batches that nobody offers.
+    """
+    config = _with_transport(settings.load(path), Overrides())
     root = path.resolve().parent
     _require_folder(root / config.store.path)
     return plan.plan(config, root, gate(config, root), key_note=_key_note(config, root))

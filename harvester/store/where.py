@@ -29,8 +29,10 @@ NONE = "none"
 
 def system_of(sample: Sample) -> str:
     """Return the text of a row's leading system or developer message; "" without one."""
-    first = sample.messages[0] if sample.messages else {}
-    return str(first.get("content") or "") if first.get("role") in {"system", "developer"} else ""
+    first = next(iter(sample.messages or ()), None)
+    if not isinstance(first, Mapping) or first.get("role") not in {"system", "developer"}:
+        return ""
+    return str(first.get("content") or "")
 
 
 # Fields, the column that each needs, and its values in a row.

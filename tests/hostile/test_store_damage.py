@@ -363,7 +363,7 @@ def make_all_tables(store: Path) -> Path:
         batch = StoredBatch(
             0, 0, "b", BatchState.CREATED, "in_progress", 1.0, 1, False, "f", "b1", "http://t"
         )
-        request = Request(key_of(50), prompt_of(50), {"messages": []})
+        request = Request(key_of(9000), prompt_of(9000), {"messages": []})
         enter_batch(journal, batch, [BatchRow(request, 0, 99, 1, (8, 2))])
     proved._proved.clear()
     return store

@@ -22,6 +22,7 @@ from harvester.errors import (
     Parked,
     PromptRejected,
     RequestFailed,
+    ResultsDeleted,
     StoppedAtLimit,
     TeacherError,
     TeacherRefused,
@@ -48,6 +49,8 @@ from harvester.teacher.retry import BROKEN_ANSWER_ATTEMPTS
 AskOnline = Callable[[Request], Awaitable[None]]
 # While nothing changes, the time between two looks grows by this factor.
 POLL_GROWTH = 1.5
+# Attempts at a row of which the provider deleted the results, though it was probably paid.
+DELETED_ATTEMPTS = 2
 CANCELLING = frozenset({"cancelling", "cancelled"})
 
 
@@ -124,8 +127,13 @@ class BatchTransport:
         counts = f"{len(batches):,} batches with {len(self._held):,} rows"
         return f"{counts}; the oldest was sent {hours:.1f} hours ago"
 
-    async def add(self, request: Request, attempts: int = 1) -> None:
-        """Put a row, which is in flight, into the batch that is being filled; send that when it is full."""
+    async def add(self, request: Request, attempts: int = 1, *, is_new: bool = True) -> None:
+        """Put a row, which is in flight, into the batch that is being filled; send that when it is full.
+
+        Args:
+            attempts: of this row, this one included.
+            is_new: it was in no batch before that was refused as a whole.
+        """
         context = self._context
         request = with_estimates(replace(request, body=body_of(request)), context.price)
         size = len(batch_line(request.key, request.body, context.api.path))
@@ -138,7 +146,7 @@ class BatchTransport:
         if not await self._reserve(amounts):
             context.in_flight.release(request)
             return
-        if attempts == 1:
+        if attempts == 1 and is_new:
             context.retries.first_attempt()
         attempt_id = context.writer.next_attempt_id()
         self._rows.append(BatchRow(request, 0, attempt_id, attempts, amounts))
@@ -294,6 +302,8 @@ class BatchTransport:
             context.in_flight.dead_letter(request, failure)
         elif self._mode is not Transport.BATCH:
             await self._ask_online(with_estimates(request, context.config.teacher.price))
+        elif error.error_code == TOO_MUCH_QUEUED:  # the batch was not begun: that is no attempt
+            await self.add(request, row.attempts, is_new=False)
         elif row.attempts >= context.config.run.max_attempts:
             context.in_flight.dead_letter(request, failure)
         else:
@@ -303,6 +313,8 @@ class BatchTransport:
         """Whether a row is asked again although it may have been paid: few of those without an answer are."""
         if error.maybe_billed and not self._context.config.run.retry_possibly_billed:
             return False
+        if isinstance(error, ResultsDeleted):
+            return row.attempts < DELETED_ATTEMPTS
         if not isinstance(error, BrokenAnswer):
             return True
         return row.attempts < BROKEN_ANSWER_ATTEMPTS and self._context.retries.take_for_broken_answer()
@@ -436,9 +448,12 @@ class BatchTransport:
             self._is_queue_full = False
         elif len(self._open) > 1:
             self._is_queue_full = True
-        else:
+        elif batch.rows > 1:
             self._is_queue_full = False
-            self._most_rows = max(1, batch.rows // 2)
+            self._most_rows = batch.rows // 2
+        elif batch.run in self._context.runs:  # one of an earlier run says nothing about now
+            reason = f"the provider queues no batch now, not even one of a single row ({failure})"
+            self._context.ending.park(Parked(self._context.config.batch.poll_max, reason))
 
     def _ended(self, batch: StoredBatch) -> None:
         self._open.pop(batch.number, None)
@@ -502,5 +517,6 @@ def _as_refused(error: TeacherError) -> TeacherError:
         status=error.status,
         error_code=error.error_code,
         place=error.place,
-        remedy="does this provider offer /files and /batches to this key? `--transport online` needs neither",
+        remedy="does this provider offer /files and /batches to this key, and take batches of this size "
+        "([teacher.batch] max_requests, max_bytes)? `--transport online` needs neither",
     )

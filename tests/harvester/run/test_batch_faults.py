@@ -54,6 +54,25 @@ def test_batches_that_the_account_can_not_queue_yet_wait_for_those_before_them(m
     assert ("ended", "failed") in batches(ended.store)
 
 
+def test_an_account_that_queues_no_batch_at_all_parks_the_run_and_uses_up_no_attempt(
+    mock_teacher, tmp_path: Path
+):
+    mock = mock_teacher(batches=BatchSettings(fails_with="token_limit_exceeded"))
+    ended = harvest(mock, tmp_path, sums(4), run={"max_attempts": 2})
+    assert (ended.exit_code, ended.letters, ended.billed["requests"]) == (10, [], 0)
+    assert "queues no batch now" in ended.output
+    mock.set_batches(fails_with="")
+    assert harvest(mock, tmp_path, sums(4), run={"max_attempts": 2}).exit_code == 0
+    require_whole(ended.store, mock, 4)
+
+
+def test_rows_of_which_results_are_deleted_every_time_are_paid_twice_at_most(mock_teacher, tmp_path: Path):
+    mock = mock_teacher(batches=BatchSettings(results_kept_s=0, latency_s=HOUR, tick_s=HOUR))
+    ended = harvest(mock, tmp_path, sums(4), run={"max_attempts": 5})
+    assert [letter["code"] for letter in ended.letters] == ["results_deleted"] * 4
+    assert ended.billed["requests"] <= 2 * 4
+
+
 @pytest.mark.parametrize("transport", ["batch", "hybrid"])
 def test_the_answers_of_an_expired_batch_are_kept_and_the_rest_goes_on(
     mock_teacher, tmp_path: Path, transport
