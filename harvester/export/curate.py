@@ -317,7 +317,9 @@ class _Tally:
         """Keep a row as an example, with private data masked: the record may be published with the corpus."""
         examples = self._examples.setdefault(reason, [])
         if len(examples) < EXAMPLES:
-            prompt = "\n".join(str(message.get("content") or "") for message in sample.messages)
+            # A shard of somebody else may hold text there.
+            turns = [turn for turn in sample.messages if isinstance(turn, Mapping)]
+            prompt = "\n".join(str(turn.get("content") or "") for turn in turns)
             answer = sample.completion or ""
             examples.append(
                 {

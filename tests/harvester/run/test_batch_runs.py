@@ -210,7 +210,11 @@ def test_a_batch_of_an_earlier_run_counts_for_the_budget_of_the_store(mock_teach
     other = harvest(mock, tmp_path, [*sums(4), "What is 5 + 5?"], transport="online", budget=ceiling)
     assert (other.exit_code, other.billed["requests"]) == (10, 0)
     mock.advance(20 * HOUR)
+    # The new row may ask for its budget before the batch is collected: the run then ends as at any ceiling,
+    # and the next one goes on.
     last = harvest(mock, tmp_path, [*sums(4), "What is 5 + 5?"], transport="online", budget=ceiling)
+    if last.exit_code == 10:
+        last = harvest(mock, tmp_path, [*sums(4), "What is 5 + 5?"], transport="online", budget=ceiling)
     assert last.exit_code == 0
     require_whole(last.store, mock, 5)
 
