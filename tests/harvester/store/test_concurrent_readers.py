@@ -63,6 +63,9 @@ def file_by_file(folder: Path) -> list[str]:
     return keys
 
 
+# The longest pause of a reader. A merge waits until nobody has read for 0.2 s, and must be done when the next
+# reader has listed the files.
+PAUSE_S = 1.0
 READERS = [by_arrow, by_duckdb, by_polars, by_pandas, file_by_file]
 
 
@@ -81,7 +84,7 @@ class Looker(threading.Thread):
 
     def run(self) -> None:
         for reader in itertools.cycle(self.readers):
-            if self.ended.wait(self._rng.choice((0, 0, 0.01, 0.5))) or self.trouble:
+            if self.ended.wait(self._rng.choice((0, 0, 0.01, PAUSE_S))) or self.trouble:
                 return
             if any(self._folder.glob("*.parquet")):
                 self._look(reader)
