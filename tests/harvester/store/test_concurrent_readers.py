@@ -105,8 +105,8 @@ def is_there(reader: Callable[[Path], list[str]]) -> bool:
     return reader in {by_arrow, file_by_file} or importlib.util.find_spec(name) is not None
 
 
-# About one run in five fails: after a kill in the middle of a merge the next start puts the files back at once,
-# also beside a reader that has listed the others. Until that is mended it is none of the tests that CI runs.
+# About one run in five fails: after a kill in the middle of a merge the next start puts the files back at
+# once, also beside a reader that has listed the others. Until that is mended, CI does not run it.
 @pytest.mark.long
 def test_readers_beside_kills_sealing_and_merging_see_a_growing_set(
     mock_teacher: Callable[..., RunningMock],
