@@ -25,6 +25,7 @@ from harvester.store import terms_check
 from harvester.store.reader import Corpus, holds_answers
 from harvester.store.shards.schema import Sample
 from harvester.system.files import sha256_of
+from harvester.verify.wilson import wilson_limits
 
 # Field of a judge's prompt that says what it judges; it is metadata, which is never sent.
 FIELD = "judges"
@@ -41,8 +42,6 @@ _WINNERS: Mapping[str, Mapping[Order, Winner]] = {
 }
 _POINTS: Mapping[Winner, int] = {"win": 1, "tie": 0, "loss": -1}
 _FILTER_REMEDY = '{judge = {config = "judge.toml", at_least = 7}}, or keep = ["win", "tie"] for pairs'
-# Quantile of the normal distribution for intervals of 95 %.
-_Z = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +213,8 @@ def _share(count: int, total: int) -> dict[str, float] | None:
     """Return a share with its 95 % interval (Wilson 1927); None of nothing."""
     if not total:
         return None
-    share, square = count / total, _Z * _Z / total
-    middle = (share + square / 2) / (1 + square)
-    half = _Z / (1 + square) * math.sqrt(share * (1 - share) / total + square / (4 * total))
-    return {"share": round(share, 4), "low": round(middle - half, 4), "high": round(middle + half, 4)}
+    low, high = wilson_limits(count, total)
+    return {"share": round(count / total, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def read_verdicts(config: HarvestConfig, root: Path) -> Verdicts:
@@ -231,30 +228,31 @@ def read_verdicts(config: HarvestConfig, root: Path) -> Verdicts:
     store = root / config.store.path
     if not holds_answers(store):
         return verdicts
+    repaired: dict[Task, float | Winner] = {}
     for task, sample in _replies(Corpus.open(store), rubric, config.teacher.model):
         verdict = None
         if sample.outcome == "ok" and sample.completion:
             verdict = read_reply(sample.completion, section, task.order)
-        if verdict is None:
-            if not task.is_repair:
-                verdicts.unreadable.add(task)
-            continue
-        verdicts.add(task, verdict)
         if task.is_repair:
-            verdicts.repaired += 1
-            verdicts.unreadable.discard(replace(task, is_repair=False))
+            if verdict is not None:
+                repaired[replace(task, is_repair=False)] = verdict
+        elif verdict is None:
+            verdicts.unreadable.add(task)
+        else:
+            verdicts.add(task, verdict)
+    for task, verdict in repaired.items():
+        verdicts.add(task, verdict)
+    verdicts.repaired = len(repaired)
+    verdicts.unreadable -= repaired.keys()
     return verdicts
 
 
 def _replies(corpus: Corpus, rubric: str, model: str) -> Iterator[tuple[Task, Sample]]:
-    """Yield the replies to this rubric by this model; those to repairs after all others."""
-    for is_repair in (False, True):
-        for sample in corpus.samples(_COLUMNS):
-            task = Task.of(sample)
-            if task is None or task.is_repair != is_repair:
-                continue
-            if task.rubric == rubric and sample.request_model == model:
-                yield task, sample
+    """Yield the replies to this rubric by this model."""
+    for sample in corpus.samples(_COLUMNS):
+        task = Task.of(sample)
+        if task is not None and task.rubric == rubric and sample.request_model == model:
+            yield task, sample
 
 
 def required_section(config: HarvestConfig) -> JudgeSection:

@@ -36,6 +36,7 @@ from trainer.evaluation.forgetting import GeneralSet
 from trainer.evaluation.judging import ceiling, judge_answers, judged_by, teacher_pass, verifiers_of
 from trainer.evaluation.likelihood import Likelihood
 from trainer.evaluation.scorecard import scorecard
+from trainer.files import write_json
 from trainer.model import generate, model, weights
 from trainer.provenance import fingerprint
 from trainer.publish.adapter import check_same_base, check_same_tokens
@@ -384,6 +385,4 @@ def _write_results(test: HeldOutTest, card: dict[str, Any], answers: Mapping[str
         lines.append(json.dumps(row, ensure_ascii=False))
     out = test.config.out_path
     (out / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary = out / ".scorecard.tmp"
-    temporary.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(out / "scorecard.json")
+    write_json(out / "scorecard.json", card)

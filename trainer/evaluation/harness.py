@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError
+from harvester.verify.wilson import Z95
 from trainer.config import TrainConfig
 from trainer.errors import DataError, StudentError
 from trainer.evaluation.scorecard import wilson_interval
+from trainer.files import write_json
 from trainer.model import model
 from trainer.publish.adapter import check_same_base
 
 KEY = "harness"
-# Quantile of the normal distribution for intervals of 95 %.
-_Z = 1.959964
 # Metrics of the harness that are means of 0 and 1.
 _SHARES = frozenset({"acc", "acc_norm", "exact_match", "em"})
 
@@ -104,9 +104,7 @@ def run(
         on_model(name)
         results["version"], results["models"][name] = _score(config, folders, choice)
     card = json.loads(scorecard.read_text(encoding="utf-8"))
-    temporary = scorecard.with_name(".scorecard.tmp")
-    temporary.write_text(json.dumps({**card, KEY: results}, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(scorecard)
+    write_json(scorecard, {**card, KEY: results})
     return results
 
 
@@ -169,7 +167,7 @@ def metrics(values: Mapping[str, Any], count: int | None) -> dict[str, Any]:
             interval = wilson_interval(round(value * count), count)
             entry |= {"low": interval["low"], "high": interval["high"]}
         elif isinstance(error, int | float) and math.isfinite(error):
-            entry |= {"low": value - _Z * error, "high": value + _Z * error}
+            entry |= {"low": value - Z95 * error, "high": value + Z95 * error}
         found[name] = entry
     return found
 

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from harvester.export.masking import PRIVATE, mask
-from harvester.system import own_files
-from harvester.system.safe_text import visible
-from trainer.errors import StoreError
+from trainer.files import write_text
+from trainer.pages import render
 
 # Characters of a text on the page; the rest is left out and counted.
 _LONGEST = 1500
@@ -58,22 +55,8 @@ class RowPage:
         Raises:
             StoreError: the disk refuses.
         """
-        environment = Environment(
-            loader=PackageLoader("trainer.evaluation", "."),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            finalize=lambda value: visible(value) if type(value) is str else value,
-        )
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        page = environment.get_template("rows.html.j2").render(**values, shortened=shortened)
-        try:
-            with own_files.replacing(path, 0o644, durable=False) as file:
-                file.write(page.encode("utf-8", "backslashreplace"))
-        except OSError as error:
-            raise StoreError(
-                f"can't be written: {error.strerror}", place=str(path), remedy="make room, or set another out"
-            ) from None
+        write_text(path, render("trainer.evaluation", "rows.html.j2", **values, shortened=shortened))
         return path
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from harvester.verify.wilson import wilson_limits
 from trainer.evaluation import intervals
 
 MODELS = ("base", "student", "teacher")
@@ -18,7 +19,6 @@ PAIRS = (("student", "base"), ("student", "teacher"))
 # Tags with an accuracy of their own: the commonest, with so many prompts at least.
 MOST_TAGS, FEWEST_PROMPTS = 40, 5
 HEADLINE_SPLIT = "held_out"
-Z = 1.959964  # two-sided 95 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,8 @@ class JudgedPrompt:
 
 def wilson_interval(right: int, count: int) -> dict[str, float]:
     """Return the accuracy with its 95 % Wilson score interval (Wilson 1927), valid at 0 and 1 too."""
-    if count == 0:
-        return {"accuracy": 0.0, "low": 0.0, "high": 1.0}
-    p, n = right / count, float(count)
-    middle = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return {"accuracy": p, "low": min(p, max(0.0, middle - half)), "high": max(p, min(1.0, middle + half))}
+    low, high = wilson_limits(right, count)
+    return {"accuracy": right / count if count else 0.0, "low": low, "high": high}
 
 
 def macro_average(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.experiments.files import write_report
 from trainer.experiments.page import Page, Table
 from trainer.experiments.plot import Axis, Line, Measured, plot
+from trainer.files import write_report
 
 # Error of the predicted largest size, as a share, above which the page warns.
 LARGE_ERROR = 0.02

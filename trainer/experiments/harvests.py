@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.errors import HarvestFailed
-from trainer.experiments.files import read_json, write_json, write_text
+from trainer.files import read_json, write_json, write_text
 
 # Exit codes of `harvester run` after which the answers are as complete as they will be: all rows done, and
 # all done but more failed than [run] max_failed.

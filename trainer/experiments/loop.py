@@ -20,7 +20,6 @@ from trainer.data import dataset
 from trainer.data.dataset import Rows
 from trainer.errors import DataError
 from trainer.evaluation.judging import verifiers_of
-from trainer.experiments.files import write_text
 from trainer.experiments.harvests import Harvests
 from trainer.experiments.loop_config import LoopFiles
 from trainer.experiments.pool import (
@@ -33,6 +32,7 @@ from trainer.experiments.pool import (
 )
 from trainer.experiments.power_law import Floats, HeldOutScores, percentiles
 from trainer.experiments.stages import Note, Progress, Score, Stages, no_progress, prompt_weights
+from trainer.files import write_text
 
 SCHEMA = "trainer.loop/1"
 # Prompts that the student answers in a round, as a multiple of those that are chosen.

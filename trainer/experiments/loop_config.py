@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from harvester.system.toml_file import read_toml, validate
-from trainer.config import TrainConfig, load
+from trainer.config import TrainConfig
 from trainer.errors import ConfigError
+from trainer.experiments.harvest_file import load_both, system_prompt
 
 _LEAST = "a loop.toml needs harvest, train, pool and rows_per_round"
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -80,8 +81,7 @@ class LoopFiles:
     @property
     def system(self) -> str | None:
         """The system prompt that the harvest adds."""
-        system = self.harvest_table.get("prompts", {}).get("system")
-        return system if isinstance(system, str) else None
+        return system_prompt(self.harvest_table)
 
 
 def load_loop(path: Path) -> LoopFiles:
@@ -98,17 +98,8 @@ def load_loop(path: Path) -> LoopFiles:
             place=file.place_of(("candidates",)),
             remedy="name several times rows_per_round, or leave it out",
         )
-    harvest = path.parent / config.harvest
-    table = read_toml(harvest, "`harvester init` writes one").table
-    train = load(path.parent / config.train)
-    section = table.get("store")
-    store = section.get("path", "store") if isinstance(section, dict) else "store"
-    filled = (harvest.parent / str(store)).resolve()
-    if filled != train.corpus:
-        raise ConfigError(
-            f"harvest.toml fills {filled}, but the training reads another store",
-            place=str(train.corpus),
-            remedy="let [data] corpus of train.toml name the [store] path of harvest.toml",
-        )
+    shared = load_both(path.parent, config.harvest, config.train)
     pool = tuple((path.parent / name).resolve() for name in config.pool)
-    return LoopFiles(config, train, harvest.resolve(), table, pool, (path.parent / config.out).resolve())
+    return LoopFiles(
+        config, shared.train, shared.harvest, shared.harvest_table, pool, (path.parent / config.out).resolve()
+    )

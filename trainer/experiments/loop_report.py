@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.experiments.curve_report import money, score_text
-from trainer.experiments.files import write_report
 from trainer.experiments.page import Page, Table
 from trainer.experiments.plot import Axis, Line, Measured, plot
+from trainer.files import write_report
 
 _ENDINGS = {
     "complete": "all rounds are complete",

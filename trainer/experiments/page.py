@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from harvester.system.safe_text import visible
+from trainer.pages import render
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +43,5 @@ class Page:
 
     def render(self) -> str:
         """Return the page as HTML."""
-        environment = Environment(
-            loader=PackageLoader("trainer.experiments", "."),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            finalize=lambda value: visible(value) if type(value) is str else value,
-        )
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return environment.get_template("page.html.j2").render(**values)
+        return render("trainer.experiments", "page.html.j2", **values)

@@ -32,8 +32,8 @@ from trainer.errors import DataError
 from trainer.evaluation.evaluate import HeldOutTest, answer_limit, generate_answers, judged_text
 from trainer.evaluation.judging import verifiers_of
 from trainer.evaluation.scorecard import HEADLINE_SPLIT
-from trainer.experiments.files import read_json, write_json
 from trainer.experiments.power_law import Floats
+from trainer.files import read_json, write_json
 from trainer.model import model, self_test, weights
 from trainer.training.forward import pack_losses
 from trainer.training.reporter import Callbacks

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from harvester.system.toml_file import read_toml, validate
-from trainer.config import TrainConfig, load
+from trainer.config import TrainConfig
 from trainer.errors import ConfigError
+from trainer.experiments.harvest_file import load_both, system_prompt
 
 _LEAST = "an onpolicy.toml needs harvest, train and prompts"
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -97,8 +98,7 @@ class OnPolicyFiles:
     @property
     def system(self) -> str | None:
         """The system prompt that the harvest adds."""
-        system = self.harvest_table.get("prompts", {}).get("system")
-        return system if isinstance(system, str) else None
+        return system_prompt(self.harvest_table)
 
 
 def load_onpolicy(path: Path) -> OnPolicyFiles:
@@ -115,20 +115,9 @@ def load_onpolicy(path: Path) -> OnPolicyFiles:
             place=file.place_of(("via",)),
             remedy="set teacher_tokenizer to a folder with the teacher's tokenizer and chat template",
         )
-    harvest = path.parent / config.harvest
-    table = read_toml(harvest, "`harvester init` writes one").table
-    train = load(path.parent / config.train)
-    section = table.get("store")
-    store = section.get("path", "store") if isinstance(section, dict) else "store"
-    filled = (harvest.parent / str(store)).resolve()
-    if filled != train.corpus:
-        raise ConfigError(
-            f"harvest.toml fills {filled}, but the training reads another store",
-            place=str(train.corpus),
-            remedy="let [data] corpus of train.toml name the [store] path of harvest.toml",
-        )
+    shared = load_both(path.parent, config.harvest, config.train)
     folder = (path.parent / config.out).resolve()
-    if folder == train.out_path:
+    if folder == shared.train.out_path:
         raise ConfigError(
             "out is the output folder of train.toml",
             place=file.place_of(("out",)),
@@ -136,9 +125,9 @@ def load_onpolicy(path: Path) -> OnPolicyFiles:
         )
     return OnPolicyFiles(
         config,
-        train,
-        harvest.resolve(),
-        table,
+        shared.train,
+        shared.harvest,
+        shared.harvest_table,
         tuple((path.parent / name).resolve() for name in config.prompts),
         (path.parent / config.start).resolve() if config.start else None,
         (path.parent / config.teacher_tokenizer).resolve() if config.teacher_tokenizer else None,

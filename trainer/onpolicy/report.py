@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.experiments.curve_report import money
-from trainer.experiments.files import write_report
 from trainer.experiments.page import Page, Table
 from trainer.experiments.plot import Axis, Line, Measured, plot
+from trainer.files import write_report
 
 _ENDINGS = {"complete": "all rounds are complete", "budget": "the budget ended the distillation"}
 # Most rounds with a number on the axis.

@@ -28,11 +28,11 @@ from trainer.data.conversation import Conversation
 from trainer.data.dataset import COLUMNS, Rows
 from trainer.data.student_tokens import StudentTokens
 from trainer.errors import DataError
-from trainer.experiments.files import read_json, write_json, write_text
 from trainer.experiments.harvests import Harvests
 from trainer.experiments.pool import PoolPrompt
 from trainer.experiments.power_law import Floats, percentiles
 from trainer.experiments.stages import Note, Progress, digest, no_progress
+from trainer.files import read_json, write_json, write_text
 from trainer.model import model, weights
 from trainer.model.generate import Answer
 from trainer.onpolicy import prompts

@@ -1,4 +1,4 @@
-"""Write the files of an experiment completely or not at all, and read them back. Loads no torch."""
+"""Write files of results completely or not at all, and read them back. Loads no torch."""
 
 from __future__ import annotations
 
