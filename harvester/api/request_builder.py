@@ -81,7 +81,7 @@ def input_tokens_of(prompt: Prompt, config: HarvestConfig) -> int:
     """Estimated input tokens of one request for this prompt, without building it."""
     if config.score is not None:
         return score_input_tokens(prompt)
-    own = _field_tokens(prompt.fields) if prompt.fields else 0
+    own = _field_tokens(prompt.fields, canonical(prompt.fields)) if prompt.fields else 0
     messages = _with_system(prompt.messages, config.prompts.system)
     return own + estimated_tokens_of(messages)
 
@@ -169,7 +169,7 @@ class RequestBuilder:
             own = canonical(prompt.fields)
             merged = {**self._fixed, **prompt.fields}
             max_extra = _max_extra_tokens(merged)
-            input_tokens += _field_tokens(prompt.fields)
+            input_tokens += _field_tokens(prompt.fields, own)
             own_seed = prompt.fields.get("seed")
             if "max_tokens" in prompt.fields:
                 output_tokens = max_output = positive_max_tokens_of(merged)
@@ -262,8 +262,14 @@ def score_input_tokens(prompt: Prompt) -> int:
     return estimated_tokens_of(prompt.messages) if text is None else estimate_tokens(len(text.encode()))
 
 
-def _field_tokens(fields: Mapping[str, Any]) -> int:
-    """Estimated input tokens of a prompt's own fields. Settings are no part of what the model reads."""
+def _field_tokens(fields: Mapping[str, Any], encoded: bytes) -> int:
+    """Estimated input tokens of a prompt's own fields. Settings are no part of what the model reads.
+
+    Args:
+        encoded: all of the fields as canonical JSON.
+    """
+    if ROW_SETTINGS.isdisjoint(fields):
+        return estimate_tokens(len(encoded))
     read = {name: value for name, value in fields.items() if name not in ROW_SETTINGS}
     return estimate_tokens(len(canonical(read))) if read else 0
 

@@ -12,6 +12,7 @@ from harvester.cli.harvest import CONFIG, run_prepared
 
 if TYPE_CHECKING:
     from harvester.config.config import HarvestConfig
+    from harvester.run.endings import Summary
     from harvester.run.judging import Written
 
 # Exit codes of a harvest that asked all it could.
@@ -41,7 +42,7 @@ def judge(
 
     from harvester.config import config as settings
     from harvester.export.verdicts import read_verdicts
-    from harvester.run import judging, prepare, signals
+    from harvester.run import judging, signals
 
     signals.end_at_once()
     loaded, root = settings.load(config), config.resolve().parent
@@ -56,20 +57,17 @@ def judge(
         lines = ["no answer to judge", *_left_out_line(written)]
         emit({"judged": 0, "left_out": dict(written.left_out)}, lines, as_json=as_json)
         return
-    for _ in range(2):
-        prepared = prepare.prepare(config)
-        for line in prepared.lines():
-            message(line)
-        summary = run_prepared(prepared)
-        unreadable = read_verdicts(loaded, root).unreadable
-        if summary.exit_code not in _DONE or not unreadable:
-            break
-        judging.write_prompts(loaded, root, frozenset(unreadable))
+    summary = _harvest(config)
+    verdicts = read_verdicts(loaded, root)
+    if summary.exit_code in _DONE and verdicts.unreadable:
+        judging.write_prompts(loaded, root, frozenset(verdicts.unreadable))
+        summary = _harvest(config)
+        verdicts = read_verdicts(loaded, root)
     if summary.exit_code not in _DONE:
         for line in summary.lines()[:-1]:  # its last line is the command that resumes a harvest
             message(line)
         message(f"resume with: harvester judge {config}")
-    facts = read_verdicts(loaded, root).facts()
+    facts = verdicts.facts()
     if not facts["judged"] and summary.exit_code in _DONE:
         message("warning: no reply names a verdict: does the rubric ask for the JSON that is read?")
     data = {
@@ -81,6 +79,16 @@ def judge(
     }
     emit(data, _lines(loaded, written, facts), as_json=as_json)
     raise typer.Exit(summary.exit_code)
+
+
+def _harvest(config: Path) -> Summary:
+    """Ask what the prompt file holds and the store does not."""
+    from harvester.run import prepare
+
+    prepared = prepare.prepare(config)
+    for line in prepared.lines():
+        message(line)
+    return run_prepared(prepared)
 
 
 def _left_out_line(written: Written) -> list[str]:

@@ -16,12 +16,11 @@ import mmap
 import tempfile
 import weakref
 from array import array
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from operator import eq
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Literal, Self
+from typing import IO, TYPE_CHECKING, Literal
 
 from harvester.similarity.hash_table import HashTable
 from harvester.similarity.texts import normalised, numbers_in, shingles_of
@@ -83,9 +82,11 @@ class Duplicates:
         self, how: How = "exact", threshold: float = DEFAULT_THRESHOLD, folder: Path | None = None
     ) -> None:
         self._stack = ExitStack()
-        self._exact = self._stack.enter_context(HashTable(folder))
-        self._labels = self._stack.enter_context(_Labels(folder))
-        self._near = self._stack.enter_context(_NearIndex(threshold, folder)) if how == "near" else None
+        self._exact = self._stack.enter_context(closing(HashTable(folder)))
+        self._labels = self._stack.enter_context(closing(_Labels(folder)))
+        self._near = (
+            self._stack.enter_context(closing(_NearIndex(threshold, folder))) if how == "near" else None
+        )
 
     def match(self, text: str, guard: str = "") -> Match | None:
         """Return the earlier text that this one repeats; None if there is none.
@@ -123,14 +124,6 @@ class Duplicates:
     def close(self) -> None:
         """Give memory and files back."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +170,7 @@ class _NearIndex:
         for band in signature.bands:
             self._bands.add(band, number)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._bands.close()
         self._signatures.close()
 
@@ -255,10 +243,5 @@ class _Labels:
             self._file.write(b"".join(self._waiting))
             self._waiting.clear()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._file.close()

@@ -9,8 +9,6 @@ from __future__ import annotations
 import mmap
 import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 # Slots of a new table. A slot has 16 bytes; the table doubles when half of the slots are in use.
 FIRST_SLOTS = 1 << 12
@@ -67,14 +65,6 @@ class HashTable:
         """Give the memory and the file back."""
         self._slots.release()
         self._map.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open(self, slots: int) -> None:
         with tempfile.TemporaryFile(dir=self._folder) as file:

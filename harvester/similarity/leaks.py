@@ -11,12 +11,11 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from harvester.similarity.duplicates import DEFAULT_THRESHOLD, Duplicates
 from harvester.similarity.hash_table import HashTable
@@ -65,8 +64,8 @@ class LeakIndex:
     ) -> None:
         self._overlap = overlap
         self._stack = ExitStack()
-        self._texts = self._stack.enter_context(Duplicates("near", similarity, folder))
-        self._runs = self._stack.enter_context(HashTable(folder))
+        self._texts = self._stack.enter_context(closing(Duplicates("near", similarity, folder)))
+        self._runs = self._stack.enter_context(closing(HashTable(folder)))
         self._labels: list[str] = []
         self._sizes = array("I")
         self._short: set[int] = set()
@@ -125,14 +124,6 @@ class LeakIndex:
     def close(self) -> None:
         """Give memory and files back."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def leak_label(source: str, place: str, text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -25,14 +26,14 @@ def sentence(rng: random.Random, length: int = 40) -> str:
 
 
 def found(texts: list[str], how: str = "near", threshold: float = 0.8) -> list[Match | None]:
-    with Duplicates(how, threshold) as duplicates:  # type: ignore[arg-type]
+    with closing(Duplicates(how, threshold)) as duplicates:  # type: ignore[arg-type]
         return [duplicates.find(text, str(number)) for number, text in enumerate(texts)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)), max_size=200))
 def test_a_table_returns_what_a_dictionary_would(pairs: list[tuple[int, int]]) -> None:
     expected: dict[int, list[int]] = {}
-    with HashTable() as table:
+    with closing(HashTable()) as table:
         for key, value in pairs:
             expected.setdefault(key or 1, []).append(value)  # 0 marks an empty slot
             table.add(key, value)
@@ -41,7 +42,7 @@ def test_a_table_returns_what_a_dictionary_would(pairs: list[tuple[int, int]]) -
 
 def test_a_table_grows_and_bounds_the_values_of_a_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hash_table, "FIRST_SLOTS", 4)
-    with HashTable() as table:
+    with closing(HashTable()) as table:
         for number in range(1000):
             table.add(number * 7919, number)
             table.add(5, number)
@@ -122,7 +123,7 @@ def test_languages_without_spaces(first: str, second: str, other: str) -> None:
 
 
 def test_guards_keep_texts_apart() -> None:
-    with Duplicates("near") as duplicates:
+    with closing(Duplicates("near")) as duplicates:
         assert duplicates.find("describe the picture in a sentence", "a", guard="picture 1") is None
         assert duplicates.find("describe the picture in a sentence", "b", guard="picture 2") is None
         assert duplicates.match("describe the picture in a sentence.", guard="picture 2") is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,7 +42,7 @@ def test_planted_leaks_are_found_and_clean_prompts_are_not() -> None:
     evals = [sentence(rng) for _ in range(300)]
     kinds = list(LeakKind)
     planted = [(number, kinds[number % 3]) for number in rng.sample(range(300), 150)]
-    with LeakIndex() as index:
+    with closing(LeakIndex()) as index:
         for number, text in enumerate(evals):
             index.add(text, str(number))
         leaks = [index.find([leaked(rng, evals[number], kind)]) for number, kind in planted]
@@ -61,7 +62,7 @@ def test_a_change_that_breaks_every_run_is_a_fuzzy_hit() -> None:
     text = "why do cats land on their feet when they fall from a tall tree or a high roof at night"
     words = text.split()
     words[9] = "drop"
-    with LeakIndex(similarity=0.6) as index:
+    with closing(LeakIndex(similarity=0.6)) as index:
         index.add(text, "cats")
         leak = index.find([" ".join(words)])
         assert leak is not None
@@ -70,7 +71,7 @@ def test_a_change_that_breaks_every_run_is_a_fuzzy_hit() -> None:
 
 
 def test_short_texts_are_hit_as_a_whole_or_when_equal() -> None:
-    with LeakIndex() as index:
+    with closing(LeakIndex()) as index:
         index.add("What is the capital of the republic of Ghana?", "nine words")
         index.add("Who was Ada?", "three words")
         assert index.find(["Tell me: what is the capital of the republic of ghana, in a word"]) is not None
@@ -83,7 +84,7 @@ def test_the_share_of_common_runs_decides() -> None:
     text, other = sentence(rng), sentence(rng)
     half = " ".join([*text.split()[:16], *other.split()])
     for overlap, is_hit in ((0.0, True), (0.9, False)):
-        with LeakIndex(overlap=overlap) as index:
+        with closing(LeakIndex(overlap=overlap)) as index:
             index.add(text, "a")
             assert (index.find([half]) is not None) == is_hit
 
@@ -113,7 +114,7 @@ def test_sets_are_read_from_json_lines_parquet_and_folders(tmp_path: Path) -> No
     assert [entry.text for entry in eval_sets.read(folder / "a.jsonl", ["answer"])] == ["Deep."]
     section = DecontaminateSection(sets=("evals", EvalSetSection(path="evals/a.jsonl", fields=("answer",))))
     index, described = load_sets(section, tmp_path)
-    with index:
+    with closing(index):
         assert len(index) == 8
     assert [entry["file"] for entry in described] == ["a.jsonl", "c.json", "b.parquet", "a.jsonl"]
 
