@@ -247,11 +247,22 @@ def vocabulary_size(folder: Path) -> int:
     return next((size for size in sizes if isinstance(size, int) and size), 0)
 
 
-def query_channels(folder: Path) -> int:
-    """Return heads * head size, the values of a query in one layer, from config.json; 0 if unknown."""
+def context_length(folder: Path) -> int:
+    """Return how many tokens the base can read, from config.json; 0 if it does not say."""
+    length = text_config(folder).get("max_position_embeddings")
+    return length if isinstance(length, int) else 0
+
+
+def text_config(folder: Path) -> Mapping[str, Any]:
+    """Return config.json, or its part about text, which a multimodal model nests."""
     config = read_json(folder / "config.json")
     nested = config.get("text_config")
-    text = nested if isinstance(nested, dict) else config
+    return nested if isinstance(nested, dict) else config
+
+
+def query_channels(folder: Path) -> int:
+    """Return heads * head size, the values of a query in one layer, from config.json; 0 if unknown."""
+    text = text_config(folder)
     heads, hidden = text.get("num_attention_heads"), text.get("hidden_size")
     size = text.get("head_dim")
     if isinstance(heads, int) and isinstance(size, int):

@@ -190,7 +190,12 @@ def _write_documents(
     turns = modelfile.infer_turn_template(
         renderer, thinks=published_template.keeps_reasoning(config, renderer)
     )
-    text = turns.modelfile(stop) if turns else None
+    parameters = modelfile.ollama_parameters(
+        weights.read_json(folder / "generation_config.json"),
+        context=weights.context_length(config.base),
+        longest=config.train.max_length,
+    )
+    text = turns.modelfile(stop, parameters=parameters) if turns else None
     if text is not None:
         (folder / "Modelfile").write_text(text, encoding="utf-8")
     (folder / PARITY_FILE).write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")

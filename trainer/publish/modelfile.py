@@ -7,16 +7,45 @@ is written, because it would render other prompts than were learned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from trainer.data.chat_template import Renderer
 from trainer.data.conversation import Message
 from trainer.errors import StudentError
+from trainer.publish import modelfile_grammar
 
 # Contents of the probing messages: private-use characters, which no template contains, trims or splits.
 _MARKS = tuple(f"\ue0f0turn{number}\ue0f1" for number in range(4))
+
+# Settings of generation_config.json that Ollama has, by its own name for them.
+_SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
+# Tokens of Ollama's context window without `num_ctx`: longer prompts lose their beginning without a word.
+_OLLAMA_CONTEXT = 4096
+
+
+def ollama_parameters(
+    generation: Mapping[str, Any], *, context: int = 0, longest: int = 0
+) -> dict[str, float]:
+    """Return the parameters that let Ollama answer as transformers does with this generation_config.json.
+
+    Ollama's own defaults change answers: a temperature of 0.8 and, in many versions, a repeat penalty of 1.1.
+
+    Args:
+        generation: content of generation_config.json. Without `do_sample` transformers answers greedily.
+        context: tokens that the student can read; 0: not known.
+        longest: tokens of the longest row that may have been learned.
+    """
+    parameters: dict[str, float] = {"repeat_penalty": float(generation.get("repetition_penalty") or 1)}
+    if generation.get("do_sample"):
+        given = {ollama: generation.get(name) for name, ollama in _SAMPLING.items()}
+        parameters |= {name: value for name, value in given.items() if value is not None}
+    else:
+        parameters["temperature"] = 0
+    if longest > _OLLAMA_CONTEXT:
+        parameters["num_ctx"] = min(longest, context or longest)
+    return parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +83,17 @@ class TurnTemplate:
             text += before + message["content"] + after + (self.generation_prompt if is_last else "")
         return text
 
-    def modelfile(self, stop: str) -> str | None:
-        """Return the Modelfile's text; None if the turns contain syntax of Go templates or of Modelfiles.
+    def modelfile(
+        self, stop: str, *, source: str = ".", parameters: Mapping[str, float] | None = None
+    ) -> str | None:
+        """Return the Modelfile's text; None if Ollama would read something else than was meant.
+
+        That is so if the turns contain syntax of Go templates or of Modelfiles, or invisible characters.
 
         Args:
             stop: text of the token that ends an answer.
+            source: the folder of the weights or a GGUF file, relative to the Modelfile.
+            parameters: from `ollama_parameters`.
         """
         first = last = ""
         if self.system_position == "first":
@@ -80,7 +115,15 @@ class TurnTemplate:
         parts = (self.head, *self.system, *self.user, *self.assistant, self.generation_prompt, stop)
         if any(mark in part for part in parts for mark in ("{{", "}}", '"')):
             return None
-        return f'FROM .\nTEMPLATE """{body}"""\nPARAMETER stop "{stop}"\n'
+        wanted = [("from", source), ("template", body), ("stop", stop)]
+        wanted += [(name, f"{value:g}") for name, value in (parameters or {}).items()]
+        text = f'FROM {source}\nTEMPLATE """{body}"""\nPARAMETER stop "{stop}"\n'
+        text += "".join(f"PARAMETER {name} {value}\n" for name, value in wanted[3:])
+        try:
+            is_read_as_meant = modelfile_grammar.parse(text) == wanted
+        except ValueError:
+            return None
+        return text if is_read_as_meant else None
 
 
 def infer_turn_template(renderer: Renderer, *, thinks: bool = False) -> TurnTemplate | None:
