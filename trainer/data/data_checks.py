@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from harvester.store.shards.schema import Sample
 from trainer.config import TrainConfig
 from trainer.data import dataset, published_template
 from trainer.data.chat_template import Example, Renderer
@@ -65,6 +67,56 @@ class RenderedRows:
     trainable_tokens: tuple[str, ...]
     soft: SoftReport | None = None
 
+    def __len__(self) -> int:
+        """Return the number of rows to learn, those too long included."""
+        return len(self.examples)
+
+    def prompt_id(self, number: int) -> str:
+        """Return the prompt id of a row."""
+        return self.rows.train[number].prompt_id
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """[rows] int32, tokens of each row."""
+        return np.array([len(e.ids) for e in self.examples], dtype=np.int32)
+
+    @property
+    def supervised(self) -> npt.NDArray[np.int32]:
+        """[rows] int32, supervised tokens of each row."""
+        return np.array([e.supervised for e in self.examples], dtype=np.int32)
+
+    @property
+    def with_soft_targets(self) -> Sequence[int]:
+        """Numbers of the rows that have soft targets."""
+        return [number for number, example in enumerate(self.examples) if example.soft is not None]
+
+    def kinds(self) -> RowKinds:
+        """Count rows of the kinds that the doctor mentions."""
+        return RowKinds(
+            thinking=sum(map(begins_with_thought, self.rows.train)),
+            with_reasoning=sum(bool(sample.reasoning) for sample in self.rows.train),
+            without_end=sum(not example.terminated for example in self.examples),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RowKinds:
+    """Count rows to learn that are unusual, but not wrong.
+
+    Attributes:
+        thinking: answers that begin with <think>, as text. with_reasoning: rows whose reasoning is in a
+            column of its own. without_end: answers that are learned without an end of turn.
+    """
+
+    thinking: int
+    with_reasoning: int
+    without_end: int
+
+
+def begins_with_thought(sample: Sample) -> bool:
+    """Whether an answer begins with <think>, so that its reasoning is learned as plain text."""
+    return sample.completion is not None and sample.completion.lstrip().startswith("<think>")
+
 
 def render_rows(
     rows: Rows, renderer: Renderer, config: TrainConfig, vocabulary: int = 0
@@ -103,125 +155,204 @@ def run_checks(rendered: RenderedRows, renderer: Renderer, *, vocabulary: int, l
         vocabulary: rows of the student's embedding.
         learned: number of examples that are short enough to be learned.
     """
-    checks = [
-        *_label_checks(rendered.examples, renderer, vocabulary),
-        *_text_checks(rendered, renderer),
-        *_prompt_checks(rendered, renderer),
-        *_corpus_checks(rendered.rows, learned),
-        _token_check(rendered, renderer),
-    ]
-    rows = rendered.rows.train
-    return [c if c.first is None else replace(c, first_prompt=rows[c.first].prompt_id) for c in checks]
-
-
-def _count(items: Sequence[Any], tests: dict[str, Callable[[Any], bool]]) -> Iterator[Check]:
-    for fault, test in tests.items():
-        faulty = [number for number, item in enumerate(items) if test(item)]
-        yield Check(fault, len(faulty), len(items), faulty[0] if faulty else None)
-
-
-def _label_checks(examples: Sequence[Example], renderer: Renderer, vocabulary: int) -> Iterator[Check]:
-    stop = renderer.chat_shape.stop_id
-    bos = renderer.tokenizer.bos_token_id
-    tests: dict[str, Callable[[Example], bool]] = {
-        "no supervised token": lambda e: e.supervised <= 0,
-        "end of turn is not learned": lambda e: e.terminated and int(e.ids[-1]) != stop,
-        "begins with two BOS tokens": lambda e: bos is not None and list(e.ids[:2]) == [bos, bos],
-        f"token ids outside the model's {vocabulary}": lambda e: (
-            int(e.ids.max()) >= vocabulary or int(e.ids.min()) < 0
+    checker = RowChecker(renderer, vocabulary, keeps_reasoning=rendered.keeps_reasoning)
+    held_out = {normalised(held.conversation.messages) for held in rendered.rows.held_out}
+    respelled = [normalised(conversation_of(s).messages) in held_out for s in rendered.rows.train]
+    read = set(np.unique(np.concatenate([e.ids for e in rendered.examples])).tolist())
+    found = RowFaults(
+        checker.bits(
+            rendered.rows.train,
+            rendered.conversations,
+            rendered.answers,
+            rendered.thoughts,
+            rendered.examples,
         ),
-        "labels are not the answer (a token was masked by its id)": lambda e: (
-            e.supervised > 0 and collate([e]).targets.tolist() != e.ids[e.prompt_length :].tolist()
-        ),
-    }
-    yield from _count(examples, tests)
-    ends = any(e.terminated for e in examples)
-    count = 0 if ends else len(examples)
-    yield Check(
-        "no answer has an end of turn, so the student would not learn to stop",
-        count,
-        len(examples),
-        None if ends else 0,
+        np.array(respelled, dtype=bool),
+        frozenset(read & control_ids(renderer)),
+        any(e.terminated for e in rendered.examples),
+        learned,
     )
+    tokens = token_check(found.control, renderer, rendered.base, rendered.trainable_tokens)
+    return found.checks(checker.names, tokens, rendered.prompt_id)
 
 
-def _text_checks(rendered: RenderedRows, renderer: Renderer) -> Iterator[Check]:
-    """Check that the ids of each answer decode to its text and hold no control or unknown token."""
-    tokenizer = renderer.tokenizer
-    control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    unknown = tokenizer.unk_token_id
-    bodies = []
-    for example, answer, thought in zip(rendered.examples, rendered.answers, rendered.thoughts, strict=True):
-        tail = len(renderer.chat_shape.end_of_turn) if example.terminated else 0
+@dataclass(frozen=True, slots=True)
+class RowFaults:
+    """Say what is wrong with each of the rows to learn.
+
+    Attributes:
+        bits: [rows] uint16; bit i is set where a row has the fault `RowChecker.names[i]`.
+        respelled: [rows] bool, whether the prompt is a held-out one in another spelling.
+        control: control tokens that occur in the rows.
+        any_ends: whether any answer has an end of turn.
+        learned: rows that are short enough to be learned.
+    """
+
+    bits: npt.NDArray[np.uint16]
+    respelled: npt.NDArray[np.bool_]
+    control: frozenset[int]
+    any_ends: bool
+    learned: int
+
+    def checks(self, names: Sequence[str], tokens: Check, prompt_id: Callable[[int], str]) -> list[Check]:
+        """Return all checks, also those that found nothing.
+
+        Args:
+            names: of the bits. tokens: the check of control tokens. prompt_id: of a row by its number.
+        """
+        rows = len(self.bits)
+        of_rows = [self._count(name, (self.bits >> bit) & 1) for bit, name in enumerate(names)]
+        stops = Check(
+            "no answer has an end of turn, so the student would not learn to stop",
+            0 if self.any_ends else rows,
+            rows,
+            None if self.any_ends else 0,
+        )
+        respelled = self._count("held-out prompts in another spelling", self.respelled)
+        too_long = rows - self.learned
+        too_many = too_long if too_long > rows * MAX_SHARE_LEFT_OUT else 0
+        length = Check("most rows are too long to learn", too_many, rows, unit="rows")
+        labels, rest, cut = of_rows[:_LABELS], of_rows[_LABELS:-1], of_rows[-1]
+        checks = [*labels, stops, *rest, respelled, cut, length, tokens]
+        return [c if c.first is None else replace(c, first_prompt=prompt_id(c.first)) for c in checks]
+
+    @staticmethod
+    def _count(fault: str, flags: npt.NDArray[Any]) -> Check:
+        count = int(np.count_nonzero(flags))
+        return Check(fault, count, len(flags), int(np.argmax(flags != 0)) if count else None)
+
+
+# Names of `RowChecker` that are about labels; they come first.
+_LABELS = 5
+
+
+class RowChecker:
+    """Look for the faults that a row can have by itself.
+
+    Args:
+        vocabulary: rows of the student's embedding.
+        keeps_reasoning: whether the student is taught to begin its answers with reasoning.
+
+    Attributes:
+        names: the faults, in the order of the bits.
+    """
+
+    def __init__(self, renderer: Renderer, vocabulary: int, *, keeps_reasoning: bool) -> None:
+        self._renderer = renderer
+        self._vocabulary = vocabulary
+        self._keeps_reasoning = keeps_reasoning
+        self._template, _ = published_template.template_to_publish(renderer, thinking=keeps_reasoning)
+        added = renderer.tokenizer.added_tokens_decoder.items()
+        self._special = {i for i, token in added if token.special}
+        shape = renderer.chat_shape
+        self._of_reasoning = _ids_of(renderer.tokenizer, shape.reasoning) if shape.reasoning else frozenset()
+        self.names = (
+            "no supervised token",
+            "end of turn is not learned",
+            "begins with two BOS tokens",
+            f"token ids outside the model's {vocabulary}",
+            "labels are not the answer (a token was masked by its id)",
+            "the teacher's text is not verbatim",
+            "control tokens inside the answer",
+            "unknown tokens in the answer",
+            "the chat template leaves out text of the prompt",
+            "the prompt learned is not the prompt served",
+            "cut by the token limit, but learned as complete",
+        )
+
+    def bits(
+        self,
+        samples: Sequence[Sample],
+        conversations: Sequence[Conversation],
+        answers: Sequence[str],
+        thoughts: Sequence[str | None],
+        examples: Sequence[Example],
+    ) -> npt.NDArray[np.uint16]:
+        """Return [rows] uint16 with a bit for each fault of each row."""
+        texts = published_template.served_texts(self._renderer, self._template, conversations)
+        served = published_template.served_prompts(self._renderer, texts, conversations)
+        rows = np.zeros(len(samples), dtype=np.uint16)
+        for number, (sample, conversation, answer, thought, example) in enumerate(
+            zip(samples, conversations, answers, thoughts, examples, strict=True)
+        ):
+            faults = (
+                *self._label_faults(example),
+                *self._text_faults(example, answer, thought),
+                bool(self._renderer.text_lost(conversation, texts[number])),
+                example.ids[: example.prompt_length].tolist()
+                != self._as_served(served[number], conversation, thought),
+                sample.finish_reason == "length" and sample.outcome != "truncated",
+            )
+            rows[number] = sum(1 << bit for bit, is_faulty in enumerate(faults) if is_faulty)
+        return rows
+
+    def _label_faults(self, example: Example) -> tuple[bool, ...]:
+        ids, bos = example.ids, self._renderer.tokenizer.bos_token_id
+        return (
+            example.supervised <= 0,
+            example.terminated and int(ids[-1]) != self._renderer.chat_shape.stop_id,
+            bos is not None and list(ids[:2]) == [bos, bos],
+            int(ids.max()) >= self._vocabulary or int(ids.min()) < 0,
+            example.supervised > 0
+            and collate([example]).targets.tolist() != ids[example.prompt_length :].tolist(),
+        )
+
+    def _text_faults(self, example: Example, answer: str, thought: str | None) -> tuple[bool, ...]:
+        """Check that the ids of an answer decode to its text and hold no control or unknown token."""
+        shape, unknown = self._renderer.chat_shape, self._renderer.tokenizer.unk_token_id
+        tail = len(shape.end_of_turn) if example.terminated else 0
         ids = example.ids[example.prompt_length : len(example.ids) - tail].tolist()
-        if thought and renderer.chat_shape.reasoning:
-            before, after = renderer.chat_shape.reasoning
-            bodies.append((ids, f"{before}{thought}{after}{answer}", _ids_of(tokenizer, (before, after))))
-        else:
-            bodies.append((ids, renderer.chat_shape.lead + answer, frozenset()))
-    tests: dict[str, Callable[[Any], bool]] = {
-        "the teacher's text is not verbatim": lambda b: renderer.decode(b[0]) != b[1],
-        "control tokens inside the answer": lambda b: bool(control & set(b[0]) - {unknown} - b[2]),
-        "unknown tokens in the answer": lambda b: unknown is not None and unknown in b[0],
-    }
-    yield from _count(bodies, tests)
+        text, allowed = shape.lead + answer, frozenset[int]()
+        if thought and shape.reasoning:
+            before, after = shape.reasoning
+            text, allowed = f"{before}{thought}{after}{answer}", self._of_reasoning
+        return (
+            self._renderer.decode(ids) != text,
+            bool(self._special & set(ids) - {unknown} - allowed),
+            unknown is not None and unknown in ids,
+        )
+
+    def _as_served(
+        self, served: list[int] | None, conversation: Conversation, thought: str | None
+    ) -> list[int]:
+        """Return the ids of a prompt as a server makes them.
+
+        A server can't tell text from control tokens, and a student that was taught to think before some
+        answers only decides so itself: such prompts are compared with our own rendering.
+        """
+        if served is None or (self._keeps_reasoning and not thought):
+            [ids] = self._renderer.prompts([conversation], [bool(thought)])
+            return ids
+        return served
 
 
 def _ids_of(tokenizer: Any, texts: Sequence[str]) -> frozenset[int]:
     return frozenset(i for text in texts if text for i in tokenizer.encode(text, add_special_tokens=False))
 
 
-def _prompt_checks(rendered: RenderedRows, renderer: Renderer) -> Iterator[Check]:
-    """Check that each prompt has all that the teacher was asked, and the ids that a server would send."""
-    template, _ = published_template.template_to_publish(renderer, thinking=rendered.keeps_reasoning)
-    texts = published_template.served_texts(renderer, template, rendered.conversations)
-    prompts = list(zip(rendered.conversations, texts, strict=True))
-    fault = "the chat template leaves out text of the prompt"
-    yield from _count(prompts, {fault: lambda p: bool(renderer.text_lost(*p))})
-    served = published_template.served_prompts(renderer, texts, rendered.conversations)
-    # A server can't tell text from control tokens, and a student that was taught to think before some answers
-    # only decides so itself: such prompts are compared with our own rendering.
-    for number, thought in enumerate(rendered.thoughts):
-        if served[number] is None or (rendered.keeps_reasoning and not thought):
-            [served[number]] = renderer.prompts([rendered.conversations[number]], [bool(thought)])
-    pairs = list(zip(rendered.examples, served, strict=True))
-    fault = "the prompt learned is not the prompt served"
-    yield from _count(pairs, {fault: lambda p: p[0].ids[: p[0].prompt_length].tolist() != p[1]})
+def control_ids(renderer: Renderer) -> frozenset[int]:
+    """Return the control tokens of a tokenizer."""
+    added = renderer.tokenizer.added_tokens_decoder.items()
+    return frozenset(i for i, token in added if token.special) | set(renderer.tokenizer.all_special_ids)
 
 
-def _corpus_checks(rows: Rows, learned: int) -> Iterator[Check]:
-    """Look for leaked held-out prompts, for cut answers, and for too many rows that are too long."""
-    held_out = {_normalised(held.conversation.messages) for held in rows.held_out}
-    tests: dict[str, Callable[[Any], bool]] = {
-        "held-out prompts in another spelling": lambda s: (
-            _normalised(conversation_of(s).messages) in held_out
-        ),
-        "cut by the token limit, but learned as complete": lambda s: (
-            s.finish_reason == "length" and s.outcome != "truncated"
-        ),
-    }
-    yield from _count(rows.train, tests)
-    too_long = len(rows.train) - learned
-    count = too_long if too_long > len(rows.train) * MAX_SHARE_LEFT_OUT else 0
-    yield Check("most rows are too long to learn", count, len(rows.train), unit="rows")
+def token_check(read: Collection[int], renderer: Renderer, base: Path, trained: Collection[str]) -> Check:
+    """Look for control tokens that the student reads or generates, but whose rows were never trained.
 
-
-def _token_check(rendered: RenderedRows, renderer: Renderer) -> Check:
-    """Look for control tokens that the student reads or generates, but whose rows were never trained."""
-    read = set(np.unique(np.concatenate([e.ids for e in rendered.examples])).tolist())
-    control = {i for i, token in renderer.tokenizer.added_tokens_decoder.items() if token.special}
-    control |= set(renderer.tokenizer.all_special_ids)
-    generated = set(renderer.chat_shape.end_of_turn) & control
-    ids = token_rows.untrained_tokens(rendered.base, read & control, generated)
+    Args:
+        read: control tokens that occur in the rows. trained: tokens whose rows the adapter trains.
+    """
+    generated = set(renderer.chat_shape.end_of_turn) & control_ids(renderer)
+    ids = token_rows.untrained_tokens(base, set(read), generated)
     tokens = [str(token) for token in renderer.tokenizer.convert_ids_to_tokens(ids)]
-    tokens = [token for token in tokens if token not in rendered.trainable_tokens]
+    tokens = [token for token in tokens if token not in trained]
     fault = "control tokens whose embedding was never trained"
     if tokens:
         fault += f" ({', '.join(tokens)}: list them in [lora] trainable_tokens, or take a chat model as base)"
-    return Check(fault, len(tokens), len(read & control), unit="control tokens")
+    return Check(fault, len(tokens), len(read), unit="control tokens")
 
 
-def _normalised(messages: Sequence[Any]) -> str:
+def normalised(messages: Sequence[Any]) -> str:
     """Return the text of a prompt with case, white space and Unicode form normalised."""
     text = "\n".join(str(m.get("content") or "") for m in messages)
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

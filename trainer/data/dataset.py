@@ -12,6 +12,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from harvester.api.types import OF_TEXTS, Outcome
 from harvester.export.score import candidate_of
 from harvester.store.mixing import COLUMNS as MIXING_COLUMNS
@@ -42,6 +45,9 @@ COLUMNS = [
     *("key", "prompt_id", "sample_index", "messages", "completion", "reasoning", "outcome", "finish_reason"),
     *("reference", "tags", "metadata_json", "purpose", "terms_id", "teacher_id", "mock", "run_id"),
 ]
+
+# Why a row with an image is left out.
+NOT_TEXT = "content that is not text"
 
 # Columns that log-probabilities are read from.
 LOGPROB_COLUMNS = ("key", "logprobs", "request_json")
@@ -115,19 +121,23 @@ class Dataset:
     """Rendered training examples.
 
     Attributes:
+        lengths: [examples] int32, tokens that each example feeds to the model: its last id is a target only.
+        supervised: supervised tokens of all examples.
         excluded: number of samples that are not learned, by reason.
         sha256: hash of ids, prompt lengths, weights, soft targets and order; a training resumes only if it is
             unchanged.
     """
 
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
+    lengths: npt.NDArray[np.int32]
+    supervised: int
     excluded: Mapping[str, int]
     sha256: str
 
     @property
-    def lengths(self) -> list[int]:
-        """Tokens that each example feeds to the model: its last id is a target only."""
-        return [len(e.ids) - 1 for e in self.examples]
+    def tokens(self) -> int:
+        """Tokens that all examples feed to the model."""
+        return int(self.lengths.sum(dtype=np.int64))
 
 
 def require_folder(config: TrainConfig) -> None:
@@ -183,11 +193,11 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     learned_keys: set[str] = set()
     for sample, key, split in zip(samples, prompts, splits, strict=True):
         if split != "train":
-            excluded["content that is not text"] += not has_text_only(sample)
+            excluded[NOT_TEXT] += not has_text_only(sample)
             continue
         if only is not None and sample.key not in only:
             continue
-        reason = _exclusion_reason(sample, config.data) or ("leaked" if key in held_out_keys else "")
+        reason = exclusion_reason(sample, config.data) or ("leaked" if key in held_out_keys else "")
         reason = reason or ("shared answer" if sample.key in learned_keys else "")
         if reason:
             excluded[reason] += 1
@@ -327,15 +337,22 @@ def select(rows: Rows, examples: Sequence[Example], config: TrainConfig, vocabul
         )
     digest = hashlib.sha256()
     for example in fitting:
-        digest.update(f"{len(example.ids)} {example.prompt_length} ".encode())
-        digest.update(example.ids.tobytes())
-        if example.weight != 1.0:  # rows that count alike keep the hash of earlier versions
-            digest.update(f" weight {example.weight!r} ".encode())
-        if (soft := example.soft) is not None:
-            digest.update(f" soft {soft.ids.shape} ".encode())
-            for array in (soft.positions, soft.ids, soft.log_probs):
-                digest.update(array.tobytes())
-    return Dataset(fitting, excluded, digest.hexdigest())
+        hash_example(digest, example)
+    lengths = np.array([len(example.ids) - 1 for example in fitting], dtype=np.int32)
+    supervised = sum(example.supervised for example in fitting)
+    return Dataset(fitting, lengths, supervised, excluded, digest.hexdigest())
+
+
+def hash_example(digest: hashlib._Hash, example: Example) -> None:
+    """Add one example to the hash of a dataset."""
+    digest.update(f"{len(example.ids)} {example.prompt_length} ".encode())
+    digest.update(example.ids.tobytes())
+    if example.weight != 1.0:  # rows that count alike keep the hash of earlier versions
+        digest.update(f" weight {example.weight!r} ".encode())
+    if (soft := example.soft) is not None:
+        digest.update(f" soft {soft.ids.shape} ".encode())
+        for array in (soft.positions, soft.ids, soft.log_probs):
+            digest.update(array.tobytes())
 
 
 def render_samples(samples: Sequence[Sample], renderer: Renderer, data: DataSection) -> list[Example]:
@@ -400,7 +417,12 @@ def split_of(sample: Sample, key: str, data: DataSection) -> str:
     return "held_out" if sample.purpose == "eval" or drawn < data.eval_share else "train"
 
 
-def _exclusion_reason(sample: Sample, data: DataSection) -> str:
+def exclusion_reason(sample: Sample, data: DataSection, *, has_text: bool | None = None) -> str:
+    """Return why a row can't be learned whatever split it is in; "" if it can.
+
+    Args:
+        has_text: whether all of its messages are text; None: look.
+    """
     if sample.outcome == Outcome.TRUNCATED:
         if data.truncated == "exclude":
             return "truncated"
@@ -408,7 +430,7 @@ def _exclusion_reason(sample: Sample, data: DataSection) -> str:
         return str(sample.outcome)
     if not (sample.completion or "").strip():
         return "empty"
-    return "" if has_text_only(sample) else "content that is not text"
+    return "" if (has_text_only(sample) if has_text is None else has_text) else NOT_TEXT
 
 
 def answer_of(sample: Sample, data: DataSection) -> str:
@@ -444,7 +466,7 @@ def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: DataSectio
         if sample.prompt_id in prompts:
             continue
         task = sample.metadata.get("task")
-        is_usable = not _exclusion_reason(sample, data)
+        is_usable = not exclusion_reason(sample, data)
         is_whole = is_usable and sample.outcome == Outcome.OK
         prompts[sample.prompt_id] = HeldOut(
             sample.prompt_id,

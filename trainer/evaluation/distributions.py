@@ -63,7 +63,7 @@ def compare(rendered: RenderedRows, renderer: Renderer, config: TrainConfig) -> 
     Raises:
         StudentError, ConfigError: the base can't be loaded, or its device is absent.
     """
-    numbers = [n for n, example in enumerate(rendered.examples) if example.soft is not None]
+    numbers = rendered.with_soft_targets
     if not numbers:
         return ()
     places = np.linspace(0, len(numbers) - 1, min(MOST_EXAMPLES, len(numbers))).round().astype(int)
@@ -74,7 +74,7 @@ def compare(rendered: RenderedRows, renderer: Renderer, config: TrainConfig) -> 
     compared = []
     for number in [numbers[place] for place in places]:
         example = shortened(rendered.examples[number])
-        prompt_id = rendered.rows.train[number].prompt_id
+        prompt_id = rendered.prompt_id(number)
         compared += _compare_example(example, prompt_id, student, device, renderer, names)
     return _chosen(compared)
 

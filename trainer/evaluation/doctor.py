@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from trainer.config import TrainConfig
@@ -99,8 +100,8 @@ def diagnose(config: TrainConfig) -> Diagnosis:
         shown=tuple(_pick_samples(rendered, checks, renderer)),
         examples=len(data.examples),
         held_out=len(rows.held_out),
-        tokens=sum(len(e.ids) for e in data.examples),
-        supervised=sum(e.supervised for e in data.examples),
+        tokens=data.tokens + len(data.examples),
+        supervised=data.supervised,
         excluded=dict(data.excluded),
         lengths=_length_histogram(rendered),
         compared=compared,
@@ -156,7 +157,7 @@ def _shortened(tokens: Sequence[ShownToken]) -> tuple[Sequence[ShownToken], int,
 
 def _pick_samples(rendered: RenderedRows, checks: Sequence[Check], renderer: Renderer) -> list[ShownSample]:
     """Pick the first row of every fault, then rows from the shortest to the longest."""
-    by_length = sorted(range(len(rendered.examples)), key=lambda i: len(rendered.examples[i].ids))
+    by_length = np.argsort(rendered.lengths, kind="stable")
     why: dict[int, str] = {}
     for check in checks:
         if check.first is not None and check.first not in why:
@@ -165,14 +166,14 @@ def _pick_samples(rendered: RenderedRows, checks: Sequence[Check], renderer: Ren
     names = ("shortest", "first quartile", "median", "third quartile", "longest")
     for place, name in enumerate(names):
         if len(why) < faulty + SAMPLES_SHOWN:
-            why.setdefault(by_length[(len(by_length) - 1) * place // (SAMPLES_SHOWN - 1)], name)
-    for number in by_length:
+            why.setdefault(int(by_length[(len(by_length) - 1) * place // (SAMPLES_SHOWN - 1)]), name)
+    for number in by_length[:SAMPLES_SHOWN].tolist():
         if len(why) >= SAMPLES_SHOWN:
             break
         why.setdefault(number, "")
     return [
         ShownSample(
-            rendered.rows.train[number].prompt_id,
+            rendered.prompt_id(number),
             reason,
             rank < faulty,
             _tokens(rendered.examples[number], renderer),
@@ -199,15 +200,16 @@ def _tokens(example: Any, renderer: Renderer) -> tuple[ShownToken, ...]:
 
 
 def _length_histogram(rendered: RenderedRows) -> tuple[tuple[int, int, int, float], ...]:
-    longest = max(len(e.ids) for e in rendered.examples)
+    lengths, supervised = rendered.lengths, rendered.supervised
+    longest = int(lengths.max())
     width = max(1, -(-longest // HISTOGRAM_BINS))
     edges = range(0, longest + width, width)
     bins = []
     for low, high in pairwise(edges):
-        inside = [e for e in rendered.examples if low < len(e.ids) <= high]
-        tokens = sum(len(e.ids) for e in inside)
-        share = sum(e.supervised for e in inside) / tokens if tokens else 0.0
-        bins.append((low + 1, high, len(inside), share))
+        inside = (lengths > low) & (lengths <= high)
+        tokens = int(lengths[inside].sum(dtype=np.int64))
+        share = int(supervised[inside].sum(dtype=np.int64)) / tokens if tokens else 0.0
+        bins.append((low + 1, high, int(inside.sum()), share))
     return tuple(bins)
 
 
@@ -222,17 +224,17 @@ def _notices(rendered: RenderedRows, renderer: Renderer, config: TrainConfig) ->
             f"its chat template writes {stop} ({name}); "
             "the files of the student will name both"
         )
-    thinking = sum(
-        s.completion is not None and s.completion.lstrip().startswith("<think>") for s in rendered.rows.train
-    )
-    if thinking:
-        lines.append(f"{thinking:,} answers begin with <think>: this reasoning is learned as plain text")
-    dropped = sum(bool(s.reasoning) for s in rendered.rows.train) if config.data.reasoning == "drop" else 0
-    if dropped:
-        lines.append(f"reasoning is left out of {dropped:,} rows ([data] reasoning)")
+    kinds = rendered.kinds()
+    if kinds.thinking:
+        lines.append(
+            f"{kinds.thinking:,} answers begin with <think>: this reasoning is learned as plain text"
+        )
+    if kinds.with_reasoning and config.data.reasoning == "drop":
+        lines.append(f"reasoning is left out of {kinds.with_reasoning:,} rows ([data] reasoning)")
     if problem := published_template.serving_template(config, renderer)[1]:
         lines.append(problem)
-    unended = sum(not e.terminated for e in rendered.examples)
-    if unended:
-        lines.append(f"{unended:,} answers cut by the token limit are learned without an end of turn")
+    if kinds.without_end:
+        lines.append(
+            f"{kinds.without_end:,} answers cut by the token limit are learned without an end of turn"
+        )
     return lines

@@ -162,7 +162,7 @@ class Checkpointer:
             "train.threads": thread_count(self._config.train) if self._student.device.type == "cpu" else 0,
             "corpus": dataset.sha256,
             "corpus.examples": len(dataset.examples),
-            "corpus.tokens": sum(dataset.lengths),
+            "corpus.tokens": dataset.tokens,
             "base": weights.base_sha256(self._config.base),
             "template": self._inputs.renderer.template_sha256,
         }

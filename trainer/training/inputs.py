@@ -38,7 +38,7 @@ class TrainingInputs:
 
     def hint(self, train: TrainSection) -> str:
         """Return what to change when the training has a handful of steps only; empty otherwise."""
-        steps, tokens = self.order.steps, sum(self.dataset.lengths)
+        steps, tokens = self.order.steps, self.dataset.tokens
         if steps >= FEW_STEPS or train.max_steps is not None:
             return ""
         wanted = max(tokens * train.epochs // 100, train.max_length)

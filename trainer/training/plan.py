@@ -77,7 +77,6 @@ def plan(config: TrainConfig, probe_steps: int = 0, *, processes: int = 1) -> Tr
     config = model.fit_to_device(config, processes)
     model.set_threads(config.train)
     inputs = read_inputs(config)
-    examples = inputs.dataset.examples
     notes = model.check_without_weights(config)
     notes += inputs.soft.notes() if inputs.soft else []
     notes += inputs.rows.mixed
@@ -100,11 +99,11 @@ def plan(config: TrainConfig, probe_steps: int = 0, *, processes: int = 1) -> Tr
             f"[train] pack_tokens (now {config.train.pack_budget:,})"
         )
     counted = TrainPlan(
-        examples=len(examples),
+        examples=len(inputs.dataset.examples),
         held_out=len(inputs.rows.held_out),
         excluded=dict(inputs.dataset.excluded),
-        tokens_per_epoch=sum(inputs.dataset.lengths),
-        supervised_per_epoch=sum(example.supervised for example in examples),
+        tokens_per_epoch=inputs.dataset.tokens,
+        supervised_per_epoch=inputs.dataset.supervised,
         steps=inputs.order.steps,
         packs_per_step=config.train.packs_per_step,
         pack_waste=inputs.order.waste,
