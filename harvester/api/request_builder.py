@@ -141,7 +141,7 @@ class RequestBuilder:
 
     def __init__(self, config: HarvestConfig) -> None:
         sampling = config.sampling
-        self._endpoint, self._epoch = config.teacher.base_url, config.run.epoch
+        self._endpoint, self._epoch = config.teacher.key_name, config.run.epoch
         self._system = config.prompts.system
         self._price = config.teacher.price
         self._fixed = fixed = _fixed_fields(config)
@@ -243,7 +243,7 @@ class ScoreRequestBuilder:
         price, path = config.teacher.price, PATHS[way]
         for sample_index in samples:
             yield Request(
-                key=request_key(f"{config.teacher.base_url}{path}", body, sample_index, config.run.epoch),
+                key=request_key(f"{config.teacher.key_name}{path}", body, sample_index, config.run.epoch),
                 prompt=prompt,
                 body=body,
                 sample_index=sample_index,

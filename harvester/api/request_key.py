@@ -1,8 +1,9 @@
 """Compute request keys (cache keys) over canonical JSON, and which rank owns a key. Pure.
 
 The key is SHA-256 over canonical JSON (RFC 8785) of exactly the body that is sent, defaults included, plus
-the teacher's base URL, the sample number and the epoch. Never the API key, never a timeout. Text is hashed as
-it is, without Unicode normalisation. `data/FORMAT.md` has a worked example, the tests have golden vectors.
+the teacher's base URL or identity, the sample number and the epoch. Never the API key, never a timeout. Text
+is hashed as it is, without Unicode normalisation. `data/FORMAT.md` has a worked example, the tests have
+golden vectors.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def request_key(endpoint: str, body: Mapping[str, Any], sample_index: int, epoch
     """The 32-byte cache key of one request.
 
     Args:
-        endpoint: the teacher's base URL, as configured.
+        endpoint: what stands for the teacher: its base URL as configured, or its identity.
         body: the JSON body after defaults; `stream` and `stream_options` are ignored.
         sample_index: which of the prompt's samples this asks for, counted from 0.
         epoch: a number that is raised to ask all prompts again.

@@ -1,4 +1,4 @@
-"""Commands on a store: `seal`, `verify`, `purge`, `rederive`, `score`, `curate`, `export`."""
+"""Commands on a store: `seal`, `verify`, `purge`, `rederive`, `adopt`, `score`, `curate`, `export`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: harvester verify my-run/store")(verify)
     app.command(epilog="Example: harvester purge my-run/store --prompt-id p17")(purge)
     app.command(epilog="Example: harvester rederive my-run/store")(rederive)
+    app.command(epilog="Example: harvester adopt my-run/store --identity team-llama")(adopt)
     app.command(epilog="Example: harvester score my-run/store --verify my-run/harvest.toml")(score)
     app.command(epilog="Example: harvester curate curate.toml")(curate)
     app.command(epilog="Example: harvester export my-run/store out --to messages")(export)
@@ -128,6 +129,40 @@ def rederive(store: Path = STORE, as_json: bool = JSON) -> None:
         "outcomes": dict(result.outcomes),
     }
     emit(data, lines, as_json=as_json)
+
+
+def adopt(
+    store: Path = STORE,
+    identity: str = typer.Option(
+        ..., help="Name of the teacher, as in \\[teacher] identity.", show_default=False
+    ),
+    from_url: str | None = typer.Option(
+        None, "--from", metavar="URL", help="Its base_url of before. Default: the only one of the store."
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """Let the answers of a teacher count under its identity, wherever it moves. Nothing is asked or paid."""
+    from dataclasses import asdict
+
+    from harvester.store.maintain.adopt import adopt as adopt_answers
+    from harvester.store.maintain.verify_report import verify_with_bill
+
+    adopted = adopt_answers(store, identity, from_url)
+    report = verify_with_bill(store, repair=False)
+    lines = [
+        f"adopted {adopted.rows:,} answers and {adopted.dead:,} failed rows of {adopted.address} by "
+        f"{identity}; {adopted.already:,} answers were adopted before",
+        f'next: [teacher] identity = "{identity}" in harvest.toml',
+    ]
+    if adopted.held:
+        lines.append(f"  {adopted.held:,} keep their key: another answer has the new one")
+    lines += [
+        f"  keeps its key, which is not that of its request: {key}" for key in adopted.unproved[:KEYS_SHOWN]
+    ]
+    lines += [f"  {message}" for message in report.messages]
+    emit({**asdict(adopted), "findings": list(report.messages)}, lines, as_json=as_json)
+    if left := len(report.messages):
+        raise FindingsError(f"{left} findings", place=str(store), remedy=report.remedy)
 
 
 def score(

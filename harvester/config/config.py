@@ -72,6 +72,13 @@ _IdempotencyHeader = Annotated[
 ]
 
 
+# A name and no address: no key that it makes is that of an address.
+TEACHER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+TeacherName = Annotated[
+    str, Matching(TEACHER_NAME, "must be a name of letters, digits, `.`, `_` and `-`, as in team-llama-70b")
+]
+
+
 class LimitsSection(FrozenModel):
     """Limits of the teacher that the operator knows; the others are learned.
 
@@ -172,6 +179,8 @@ class TeacherSection(FrozenModel):
     Attributes:
         preset: provider preset that sets what this table leaves out; a file gives its name. Hashes and keys
             are those of the filled table, so it is not part of the output.
+        identity: a name for the teacher. It stands in the request keys in the place of `base_url`, so that a
+            teacher that moves to another address stays the same. The terms go by the address all the same.
         replicas: further addresses that serve the same model with the same credential.
         allow_http: plain http also outside private networks, and with a credential.
         ca_file: PEM bundle to trust in addition to the public roots. Verification can't be switched off.
@@ -189,6 +198,7 @@ class TeacherSection(FrozenModel):
     ] = Field(default_factory=AppliedPreset, exclude=True)
     base_url: str
     model: str = Field(min_length=1)
+    identity: TeacherName | None = None
     api_key_env: str | None = None
     terms: str = ""
     replicas: tuple[str, ...] = ()
@@ -255,9 +265,14 @@ class TeacherSection(FrozenModel):
         return (self.base_url, *self.replicas)
 
     @property
-    def identity(self) -> str:
-        """`base_url|model`: what the cache key and the rows call this teacher."""
-        return f"{self.base_url}|{self.model}"
+    def key_name(self) -> str:
+        """What stands for this teacher in request keys: its identity, or else its first address."""
+        return self.identity or self.base_url
+
+    @property
+    def teacher_id(self) -> str:
+        """`base_url|model` or `identity|model`: what the rows call this teacher."""
+        return f"{self.key_name}|{self.model}"
 
 
 # Settings that change what is generated for one prompt, and nothing that the terms or the journal rest on.
@@ -337,9 +352,15 @@ class SamplingSection(FrozenModel):
 
 
 class StoreSection(FrozenModel):
-    """Where answers are kept."""
+    """Where answers are kept.
+
+    Attributes:
+        read_also: other stores. What they hold for the prompts of a run is copied into this store, with its
+            lineage, and not asked again.
+    """
 
     path: str = "store"
+    read_also: tuple[str, ...] = ()
     shard_mib: float = Field(default=64, gt=0, le=MAX_MIB)
     min_free_mib: float = Field(default=256, ge=0, le=MAX_MIB)
 

@@ -314,7 +314,7 @@ def judge_filter(value: Any, root: Path) -> JudgeFilter:
     store = path.parent / config.store.path
     terms_check.require_permitted(Corpus.open(store), "train", path.parent)
     facts = {
-        "judge": config.teacher.identity,
+        "judge": config.teacher.teacher_id,
         "rubric_sha256": sha256_of(section.rubric_path(path.parent)),
         wanted: value[wanted],
         **verdicts.facts(),

@@ -55,7 +55,7 @@ def digest_of(config: HarvestConfig, root: Path, rules: RowRules | None = None) 
             return None
     identity = {
         "files": files,
-        "endpoint": config.teacher.base_url,
+        "endpoint": config.teacher.key_name,
         "model": config.teacher.model,
         "system": config.prompts.system,
         "sampling": config.sampling.model_dump_json(),

@@ -11,7 +11,11 @@ the configuration or the endpoint must be wrong: the held requests are released,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from harvester.api.error_fields import MODERATION_CODES
+from harvester.api.request_key import request_key
+from harvester.api.scoring.ways import endpoint_in_key
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import (
@@ -22,6 +26,7 @@ from harvester.errors import (
     TeacherError,
     TeacherRefused,
 )
+from harvester.store.journal.adoptions import read_adoptions
 from harvester.store.journal.journal import Journal
 
 # The pass ends after this many different prompts failed without an answer in between.
@@ -133,11 +138,22 @@ class PossiblyBilledRequests:
 
     Args:
         keys: request keys with an open intent from before this pass.
+        addresses: of this teacher before it was adopted by its identity. Intents hold no body, so those of
+            requests without an answer keep their keys.
         never_resend: `retry_possibly_billed` is false: such requests become dead letters.
     """
 
-    def __init__(self, keys: frozenset[bytes] = frozenset(), *, never_resend: bool = False) -> None:
+    def __init__(
+        self,
+        keys: frozenset[bytes] = frozenset(),
+        addresses: tuple[str, ...] = (),
+        epoch: int = 0,
+        *,
+        never_resend: bool = False,
+    ) -> None:
         self._keys = keys
+        self._addresses = addresses
+        self._epoch = epoch
         self._never_resend = never_resend
 
     @classmethod
@@ -147,15 +163,25 @@ class PossiblyBilledRequests:
             return cls()
         with journal.reading() as connection:
             rows = connection.execute("SELECT DISTINCT key FROM intents").fetchall()
-        return cls(frozenset(key for (key,) in rows), never_resend=True)
+            adoptions = read_adoptions(connection).values()
+        identity = config.teacher.identity
+        addresses = tuple(each.address for each in adoptions if each.identity == identity)
+        keys = frozenset(key for (key,) in rows)
+        return cls(keys, addresses, config.run.epoch, never_resend=True)
 
     def failure_of(self, request: Request) -> RequestFailed | None:
         """Return why this request must not be sent, if an earlier attempt may have been billed."""
-        if request.key not in self._keys:
+        if not self._keys or not self._keys.intersection(self._keys_of(request)):
             return None
         return RequestFailed(
             PossiblyBilled(f"an earlier attempt brought no answer; {WHY}", maybe_billed=True), 0
         )
+
+    def _keys_of(self, request: Request) -> Iterator[bytes]:
+        yield request.key
+        for address in self._addresses:
+            endpoint = endpoint_in_key(address, request.body)
+            yield request_key(endpoint, request.body, request.sample_index, self._epoch)
 
     def relabel(self, failure: RequestFailed) -> RequestFailed:
         """Return the failure as PossiblyBilled, if that is why this pass made no further attempt."""

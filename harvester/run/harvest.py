@@ -147,7 +147,7 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
         clock,
         acceptance,
     )
-    spent = await writer.call(lambda journal: compute_spent(journal, clock.wall(), config.teacher.identity))
+    spent = await writer.call(lambda journal: compute_spent(journal, clock.wall(), config.teacher.teacher_id))
     policies = build_policies(config, setup.limits, clock, spent)
     limiter_state = LimiterState(writer, policies.limiters, config.teacher, clock)
     await limiter_state.restore()

@@ -44,8 +44,10 @@ from harvester.run.in_flight import RE_ASKED
 from harvester.run.operator import OperatorCommands, StoredPauses
 from harvester.run.prepare import Prepared, require_still_permitted
 from harvester.run.retry import reopen_rows
+from harvester.run.shared_answers import copy_shared
 from harvester.run.signals import Signals, handled
 from harvester.store import paths
+from harvester.store.journal.adoptions import require_complete
 from harvester.store.journal.batches import WaitingBatches, waiting_in_batches
 from harvester.store.journal.group_commit import GroupCommit, on_writer
 from harvester.store.journal.journal import Journal
@@ -133,6 +135,8 @@ async def _open(
     record = _record(prepared)
     await on_writer(writer, lambda journal: journal.require_whole_index())
     await on_writer(writer, lambda journal: _check_shards(journal, prepared.store))
+    await on_writer(writer, lambda journal: _require_adopted(journal, prepared.store))
+    shared = await copy_shared(prepared, writer)
     await on_writer(writer, lambda journal: journal.begin_run(record))
     await on_writer(writer, lambda journal: reopen_rows(journal, prepared))
     bad_lines.write_down(prepared.store, prepared.bad)
@@ -168,7 +172,7 @@ async def _open(
         heartbeat=heartbeat,
         operator=OperatorCommands(control, stored_pauses, heartbeat.status, drain),
         drain=drain,
-        warnings=warnings,
+        warnings=(*shared, *warnings),
     )
 
 
@@ -177,7 +181,7 @@ def _record(prepared: Prepared) -> RunRecord:
     return RunRecord(
         run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
         started_at=time.time(),
-        teacher_id=config.teacher.identity,
+        teacher_id=config.teacher.teacher_id,
         host=urlsplit(config.teacher.base_url).netloc,
         model=config.teacher.model,
         terms_id=",".join(verdict.record_ids),
@@ -290,6 +294,11 @@ def _check_shards(journal: Journal, store: Path) -> None:
 
     finish_interrupted(journal, store)
     require_present(folder, read_manifest(journal))
+
+
+def _require_adopted(journal: Journal, store: Path) -> None:
+    with journal.reading() as connection:
+        require_complete(connection, store)
 
 
 async def _seal_meanwhile(prepared: Prepared, writer: GroupCommit) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harvester.api.joining import may_join
 from harvester.api.request_builder import cost_microusd, requests
@@ -41,6 +41,9 @@ from harvester.teacher.limits import Quantity, configured_limits
 from harvester.teacher.policies import build_budget
 from harvester.terms import gate
 from harvester.verify.verifiers import AnswerVerdict, Verifiers
+
+if TYPE_CHECKING:
+    from harvester.store.maintain.other_store import OtherStore
 
 # Requests looked up in the store at once.
 CHUNK = 1000
@@ -320,7 +323,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
     config = _at_batch_price(config)
     reading, limit = _PromptReading(config, root), _choice_limit(config, root)
     max_n = limit.size if config.run.transport is Transport.ONLINE else 1
-    totals, saved = _totals(config, root, reading, max_n)
+    totals, saved = _totals(config, root, reading, max_n, mock=verdict.mock)
     correction = token_estimate.learn(root / config.store.path, config)
     totals = _corrected(totals, correction, config.teacher.price)
     saved = _corrected(saved, correction, config.teacher.price)
@@ -359,6 +362,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
             *([f"`harvester run` {limit.text()}"] if limit.reason else []),
             *(reading.notes.lines() if config.score is None else ()),
             *other_settings.notes(root / config.store.path, config),
+            *other_settings.unadopted_notes(root / config.store.path, config),
         ),
     )
 
@@ -417,7 +421,7 @@ def budgets(
     spent: Mapping[BudgetSpan, Amounts] = {}
     if sqlite.has_journal(store):
         with Journal.open(store, read_only=True) as journal:
-            spent = compute_spent(journal, now, teacher_id=config.teacher.identity)
+            spent = compute_spent(journal, now, teacher_id=config.teacher.teacher_id)
     return build_budget(config, limits, spent, now).as_dict()
 
 
@@ -465,6 +469,8 @@ def _totals(
     root: Path,
     reading: _PromptReading,
     max_n: int,
+    *,
+    mock: bool,
 ) -> tuple[_Totals, _Totals]:
     """Return the sums of the rows that would be asked, and of those that the screen skips.
 
@@ -476,13 +482,16 @@ def _totals(
     feed = requests(reading.prompts(), config, range(config.most_samples))
     with contextlib.ExitStack() as stack:
         journal = None
-        reuse = ReuseIndex(config.teacher.base_url)
+        reuse = ReuseIndex(config.teacher.key_name)
         if sqlite.has_journal(store):
             journal = stack.enter_context(Journal.open(store, read_only=True))
             reuse = ReuseIndex.of(journal, config)
+        others = stack.enter_context(_others(config, root, mock=mock))
         samples = config.most_samples
         while chunk := list(itertools.islice(feed, max(1, CHUNK // samples) * samples)):
-            held = find_answers(journal, chunk, reuse) if journal is not None else {}
+            held = set(find_answers(journal, chunk, reuse) if journal is not None else ())
+            for other in others:
+                held |= other.find([request for request in chunk if request.key not in held]).keys()
             first, joined = None, 0
             for request in chunk:
                 is_skipped = request.prompt in reading.screen.skipped
@@ -500,6 +509,22 @@ def _totals(
                 rows.add(request, config, is_joined=is_joined, is_skipped=is_skipped)
     reading.end()
     return rows.totals()
+
+
+@contextlib.contextmanager
+def _others(config: HarvestConfig, root: Path, *, mock: bool) -> Iterator[list[OtherStore]]:
+    """Open the stores of `[store] read_also`, whose answers a run would copy."""
+    if not config.store.read_also:
+        yield []
+        return
+    from harvester.store.maintain.other_store import open_others
+
+    others = open_others(config, root, mock=mock)
+    try:
+        yield others
+    finally:
+        for other in others:
+            other.close()
 
 
 def _accept(config: HarvestConfig, root: Path, totals: _Totals) -> Mapping[str, float | None]:

@@ -95,7 +95,10 @@ class Prepared:
         others: tuple[str, ...] = ()
         with contextlib.suppress(StoreError):  # the run itself reports it
             budgets = budget_texts(plan.budgets(self.config, self.root, self.limits()))
-            others = other_settings.notes(self.store, self.config)
+            others = (
+                *other_settings.notes(self.store, self.config),
+                *other_settings.unadopted_notes(self.store, self.config),
+            )
         return [
             f"teacher {teacher.model} at {teacher.base_url}",
             *(f"proxy   {host} (from the environment)" for host in proxies),
@@ -122,6 +125,7 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
     config = _with_epoch(_with_ca_file(_with_router_fields(config, verdict), root), flags)
     config = _with_transport(config, flags)
     _check_store(root / config.store.path)
+    _check_read_also(config, watch=flags.watch)
     _check_requests(config, path)
     _check_canaries(config, root)
     rules = rules_of(config.prompts, root)
@@ -169,6 +173,16 @@ def _check_store(store: Path) -> None:
             remedy="rename the folder, or set [store] path to another place",
         )
     require_unsealed_permitted(store)
+
+
+def _check_read_also(config: HarvestConfig, *, watch: bool) -> None:
+    """Refuse to watch prompts with other stores: what these hold is copied once, before the pass."""
+    if watch and config.store.read_also:
+        raise ConfigError(
+            "a run that watches its prompts can't read other stores",
+            place="store.read_also",
+            remedy="run without --watch; run again when there are new prompts",
+        )
 
 
 def _require_folder(store: Path) -> None:

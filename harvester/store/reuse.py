@@ -30,9 +30,13 @@ class ReusableAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ReuseIndex:
-    """The `max_tokens` limits of a store's runs: field of the body and value."""
+    """The `max_tokens` limits of a store's runs: field of the body and value.
 
-    base_url: str
+    Attributes:
+        teacher: what stands for the teacher in request keys.
+    """
+
+    teacher: str
     epoch: int = 0
     seen: frozenset[tuple[str, int]] = frozenset()
 
@@ -42,13 +46,13 @@ class ReuseIndex:
         with journal.reading() as connection:
             configs = connection.execute("SELECT DISTINCT config_json FROM runs").fetchall()
         seen = frozenset(pair for (text,) in configs for pair in _named(orjson.loads(text)))
-        return cls(config.teacher.base_url, config.run.epoch, seen)
+        return cls(config.teacher.key_name, config.run.epoch, seen)
 
     def smaller(self, request: Request) -> list[bytes]:
         """Return the keys of the same request under each smaller limit; no limit is the largest."""
         fields = max_tokens_fields(request.body)
         return [
-            request_key(self.base_url, {**request.body, name: value}, request.sample_index, self.epoch)
+            request_key(self.teacher, {**request.body, name: value}, request.sample_index, self.epoch)
             for name, value in self.seen
             if not fields or (fields.keys() == {name} and value < fields[name])
         ]

@@ -191,7 +191,7 @@ def _is_half_done(
     held = unlisted.read_contents(path)
     return held is not None and (
         unlisted.is_half_sealed(connection, path)
-        or unlisted.is_half_merged(connection, path.parent, held.keys, named)
+        or unlisted.is_half_merged(connection, path.parent, held, named)
     )
 
 

@@ -119,7 +119,7 @@ def _param_of(error: TeacherError) -> str:
 
 
 def _row_name(teacher: TeacherSection) -> str:
-    return f"max_n:{teacher.identity}"
+    return f"max_n:{teacher.teacher_id}"
 
 
 def _write(journal: Journal, name: str, value: str) -> None:

@@ -61,8 +61,13 @@ class Lineage:
 
     @property
     def teacher_id(self) -> str:
-        """`base_url|model` of the teacher that was asked."""
+        """`base_url|model`, or `identity|model`, of the teacher that was asked."""
         return self._text("teacher_id")
+
+    @property
+    def teacher_name(self) -> str:
+        """What stands for the teacher in request keys: an address, or an identity."""
+        return self.teacher_id.removesuffix(f"|{self.model}")
 
     @property
     def host(self) -> str:

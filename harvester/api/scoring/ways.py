@@ -121,6 +121,16 @@ def way_of(body: Mapping[str, Any]) -> Way | None:
     return None
 
 
+def endpoint_in_key(name: str, body: Mapping[str, Any]) -> str:
+    """Return what stands for the endpoint in the key of a stored request; for a scored text with its route.
+
+    Args:
+        name: address or identity of the teacher.
+    """
+    way = way_of(body)
+    return name if way is None else f"{name}{PATHS[way]}"
+
+
 def scored_text_of(body: Mapping[str, Any]) -> str:
     """Return the text that a scoring request asks about: a whole text, or the last turn of a chat."""
     if "messages" in body:

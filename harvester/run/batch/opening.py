@@ -39,7 +39,7 @@ async def open_batches(
     def held(journal: Journal) -> tuple[dict[bytes, int], frozenset[int]]:
         with journal.reading() as connection:
             keys = {key: batch for key, batch in waiting_keys(connection).items() if batch in numbers}
-            run_ids = spending.runs_to_continue(connection, config.teacher.identity)
+            run_ids = spending.runs_to_continue(connection, config.teacher.teacher_id)
             runs = {run_id: run for run, run_id in connection.execute("SELECT run, run_id FROM runs")}
         return keys, frozenset(runs[run_id] for run_id in run_ids)
 

@@ -293,6 +293,7 @@ _PLAIN_COUNTERS = (
     "possibly_billed_microusd",
     "paid_twice",
     "reopened",
+    "copied",
     "input_tokens",
     "output_tokens",
     "cost_microusd",

@@ -13,6 +13,8 @@ from harvester.store.journal.rows import add_counts
 # Number of the run under which counts of the store itself are kept.
 OF_STORE = 0
 PURGED, LOST = "purged", "lost"
+# Counter of a run of another store: its answers that were copied from there.
+COPIED = "copied"
 
 
 def count_missing(connection: sqlite3.Connection) -> int:
@@ -22,12 +24,15 @@ def count_missing(connection: sqlite3.Connection) -> int:
     """
     if not _counts_purges(connection):
         return 0
-    query = "SELECT name, sum(value) FROM counters WHERE name IN ('answers', 'reopened', ?, ?) GROUP BY name"
-    counts = dict(connection.execute(query, (PURGED, LOST)))
+    query = (
+        "SELECT name, sum(value) FROM counters WHERE name IN ('answers', 'reopened', ?, ?, ?) GROUP BY name"
+    )
+    counts = dict(connection.execute(query, (PURGED, LOST, COPIED)))
     query = "SELECT (SELECT count(*) FROM keys) + (SELECT count(*) FROM answers)"
     (stored,) = connection.execute(query).fetchone()
     gone = sum(counts.get(name, 0) for name in ("reopened", PURGED, LOST))
-    return max(0, int(counts.get("answers", 0) - gone - stored))
+    came = counts.get("answers", 0) + counts.get(COPIED, 0)
+    return max(0, int(came - gone - stored))
 
 
 def count_purged(connection: sqlite3.Connection, answers: int) -> None:

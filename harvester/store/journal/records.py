@@ -285,7 +285,8 @@ class Totals:
     `possibly_billed` are attempts that the teacher may have charged without an answer we hold, with what
     was reserved for them; intents without an end are among them once their run has ended. `outcomes`
     counts answers, `errors` failed attempts by code. `reopened` answers were taken out of the store to ask
-    again, by `reopened_outcomes`; they are among `answers` and `outcomes`, for they were paid.
+    again, by `reopened_outcomes`; they are among `answers` and `outcomes`, for they were paid. `copied`
+    answers were paid by other stores; they are among `outcomes` alone.
     """
 
     answers: int = 0
@@ -297,6 +298,7 @@ class Totals:
     possibly_billed_microusd: int = 0
     paid_twice: int = 0
     reopened: int = 0
+    copied: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_microusd: int = 0
@@ -306,8 +308,8 @@ class Totals:
 
     @property
     def held(self) -> int:
-        """Answers that were stored and not taken out to be asked again."""
-        return self.answers - self.reopened
+        """Answers that were stored or copied, and not taken out to be asked again."""
+        return self.answers + self.copied - self.reopened
 
     @property
     def held_outcomes(self) -> dict[str, int]:

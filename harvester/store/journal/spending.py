@@ -21,6 +21,8 @@ Amounts = tuple[int, int]
 
 # Ending of a run that was killed before it could write one.
 KILLED = "killed"
+# Ending of a run of another store some of whose answers were copied here.
+COPIED_ENDING = "copied"
 
 _PREFIX = "spent."
 
@@ -107,7 +109,7 @@ def runs_to_continue(connection: sqlite3.Connection, teacher_id: str) -> list[st
     query = "SELECT run_id, ending, lineage_json FROM runs ORDER BY run DESC"
     run_ids = []
     for run_id, ending, lineage in connection.execute(query):
-        if _teacher(lineage) != teacher_id:
+        if _teacher(lineage) != teacher_id or ending == COPIED_ENDING:
             continue
         if ending not in {"", KILLED}:
             break

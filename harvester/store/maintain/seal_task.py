@@ -131,10 +131,10 @@ def seal_now(store: Path) -> seal.SealResult:
     Journal.open(store, read_only=True).close()  # a folder that is no store must not become one
     terms_check.require_permitted(Corpus.open(store), "seal", store.resolve().parent)
     with StoreLock(store, started_at=time.time()), Journal.open(store) as journal:
-        return seal.seal(journal, store, target_bytes=_last_target_bytes(journal), everything=True)
+        return seal.seal(journal, store, target_bytes=last_target_bytes(journal), everything=True)
 
 
-def _last_target_bytes(journal: Journal) -> int:
+def last_target_bytes(journal: Journal) -> int:
     """Return the shard size in bytes that the configuration of the store's last run set."""
     with journal.reading() as connection:
         row = connection.execute("SELECT config_json FROM runs ORDER BY run DESC LIMIT 1").fetchone()

@@ -6,12 +6,13 @@ Functions that take a connection write inside its open transaction, some hundred
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from harvester.errors import StoreCorrupt
 from harvester.store import paths
 from harvester.store.journal.checksums import (
+    COVERED,
     checksum,
     damaged_row_error,
     is_unchanged,
@@ -105,6 +106,48 @@ def move_keys(connection: sqlite3.Connection, shard: int, keys: Sequence[bytes])
             "UPDATE keys SET shard = ?, checksum = ? WHERE key = ?",
             [(shard, _check(shard, *row), row[0]) for row in _checked(connection, holes, chunk)],
         )
+
+
+def rename_keys(connection: sqlite3.Connection, new_keys: Mapping[bytes, bytes]) -> None:
+    """Give answers other keys, in the index and in what refers to them.
+
+    A dead letter under a new key is removed: its request is answered.
+
+    Raises:
+        StoreCorrupt: a row is damaged.
+    """
+    for holes, chunk in _chunks(list(new_keys)):
+        for table in ("keys", "asks", "intents", "failures"):
+            rename_rows(connection, table, {key: new_keys[key] for key in chunk}, holes)
+        connection.executemany("DELETE FROM dead WHERE key = ?", [(new_keys[key],) for key in chunk])
+
+
+def rename_rows(
+    connection: sqlite3.Connection, table: str, new_keys: Mapping[bytes, bytes], holes: str = ""
+) -> None:
+    """Give the rows of one table other keys.
+
+    Args:
+        holes: SQL placeholders, one for each key; made here where there are few keys.
+
+    Raises:
+        StoreCorrupt: a row is damaged.
+    """
+    columns, short = COVERED[table]
+    at = columns.index("key")
+    holes = holes or ",".join("?" * len(new_keys))
+    query = f"{select_with_checksum(table)} WHERE key IN ({holes})"
+    changes = []
+    for *values, check in connection.execute(query, sorted(new_keys)).fetchall():
+        if not is_unchanged(values, short, check):
+            raise damaged_row_error(table, values[at].hex(), Path(paths.JOURNAL))
+        old, values[at] = values[at], new_keys[values[at]]
+        long = [value.encode() if isinstance(value, str) else value for value in values[short:]]
+        changes.append((values[at], checksum(values[:short], *long), old, check))
+    connection.executemany(
+        f"UPDATE {table} SET key = ?, checksum = ? WHERE key = ? AND checksum = ?",  # noqa: S608
+        changes,
+    )
 
 
 def require_index(journal: Journal, keys: Sequence[bytes]) -> Iterator[None]:

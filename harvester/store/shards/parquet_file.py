@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +30,9 @@ BYTES_PER_GROUP = 16 * 1024 * 1024
 # Most rows of a shard, even below its target size: its keys are held in memory while it is written, and are
 # inserted into the index in one transaction for which a run has to wait.
 ROWS_PER_SHARD = 1 << 17
+
+# Column with the key that a row had before it was adopted by an identity.
+FORMER_KEY = "former_key"
 
 # Runs that differ in any of these lineage fields never share a file.
 APART = ("teacher_id", "host", "model", "terms_id", "permission_sha256", "purpose", "mock", "duties")
@@ -145,6 +148,28 @@ def keys_of(file: pq.ParquetFile) -> list[bytes]:
         for number in range(file.num_row_groups)
         for text in file.read_row_group(number, ["key"]).column("key").to_pylist()
     ]
+
+
+def former_keys_of(file: pq.ParquetFile) -> list[bytes]:
+    """The former keys of a shard's rows, in order; b"" for a row that was never adopted."""
+    if FORMER_KEY not in file.schema_arrow.names:
+        return [b""] * file.metadata.num_rows
+    return [
+        bytes.fromhex(text)
+        for number in range(file.num_row_groups)
+        for text in file.read_row_group(number, [FORMER_KEY]).column(FORMER_KEY).to_pylist()
+    ]
+
+
+def keys_in_index(
+    keys: Sequence[bytes], former_keys: Sequence[bytes], known: Collection[bytes]
+) -> list[bytes]:
+    """Return the keys that an index with the keys `known` lists these rows under.
+
+    That is the former key of a row that was adopted in its file and not yet in the index.
+    """
+    pairs = zip(keys, former_keys, strict=True)
+    return [former if former and key not in known else key for key, former in pairs]
 
 
 def lineage_digest(lineage: Lineage) -> str:

@@ -31,14 +31,17 @@ import pyarrow.parquet as pq
 from harvester.api import completion
 from harvester.api.max_tokens import max_tokens_of
 from harvester.api.request_key import request_key
+from harvester.api.scoring.ways import endpoint_in_key
 from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, USAGE_REPORTED, Outcome, Prompt
 from harvester.errors import TeacherError
 from harvester.store import paths
+from harvester.store.journal.adoptions import read_adoptions
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import ShardEntry, asker_digest, prompt_json
 from harvester.store.journal.rows import micros
 from harvester.store.journal.sqlite import OUTCOMES
 from harvester.store.shards import batching
+from harvester.store.shards.parquet_file import FORMER_KEY
 from harvester.store.shards.sample import PARSED, sample_of
 from harvester.store.shards.schema import ADDED_COLUMNS, SCHEMA, Sample, to_table, with_added_columns
 from harvester.system.files import sha256_of
@@ -95,6 +98,7 @@ class RowVerifier:
             self._outcomes = {key.hex(): OUTCOMES.get(code, "") for key, _, _, code in entries}
             query = "SELECT started_us, lineage_json, config_json FROM runs"
             runs = [(at, Lineage.from_json(text), config) for at, text, config in connection.execute(query)]
+            self._adoptions = read_adoptions(connection)
         self._runs = {lineage.run_id: _Run(lineage, at, _epoch(config)) for at, lineage, config in runs}
 
     def verified_rows(self, table: pa.Table) -> pa.Table:
@@ -136,7 +140,7 @@ class RowVerifier:
             if (
                 self._index[key] != (max_tokens_of(body), asker_digest(prompt, row["sample_index"]))
                 or not -_DAY_US <= at_us - run.started_us <= _LONGEST_RUN_US
-                or not _is_key(key, run, body, row["sample_index"])
+                or not self._is_key(key, run, body, row)
             ):
                 return None
             journalled = {
@@ -150,6 +154,21 @@ class RowVerifier:
             return sample_of(journalled, run.lineage)
         except UNREADABLE:
             return None
+
+    def _is_key(self, key: bytes, run: _Run, body: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+        """Whether the key is that of the request, and the former key too, where the row was adopted."""
+        name = run.lineage.teacher_name
+        former = bytes.fromhex(row[FORMER_KEY])
+        adoption = self._adoptions.get(name)
+        if former and adoption is None:
+            return False
+        epoch = _epoch_of(former or key, name, run, body, row["sample_index"])
+        if epoch is None and not former and adoption is not None:  # a copy of an adopted row
+            return _epoch_of(key, adoption.identity, run, body, row["sample_index"]) is not None
+        if not former or adoption is None or epoch is None:
+            return epoch is not None
+        endpoint = endpoint_in_key(adoption.identity, body)
+        return request_key(endpoint, body, row["sample_index"], epoch) == key
 
 
 def recoverable_rows(journal: Journal, store: Path, entry: ShardEntry) -> Iterator[pa.Table]:
@@ -262,10 +281,11 @@ def _prompt(row: Mapping[str, Any]) -> Prompt:
     )
 
 
-def _is_key(key: bytes, run: _Run, body: Mapping[str, Any], sample_index: int) -> bool:
-    endpoint = run.lineage.teacher_id.removesuffix(f"|{run.lineage.model}")
+def _epoch_of(key: bytes, name: str, run: _Run, body: Mapping[str, Any], sample_index: int) -> int | None:
+    """Return the epoch with which a key is that of the request to the teacher of this name; None for none."""
+    endpoint = endpoint_in_key(name, body)
     epochs = chain([run.epoch], range(EPOCHS))
-    return any(request_key(endpoint, body, sample_index, epoch) == key for epoch in epochs)
+    return next((e for e in epochs if request_key(endpoint, body, sample_index, e) == key), None)
 
 
 def _epoch(config_json: str) -> int:

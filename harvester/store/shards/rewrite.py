@@ -13,7 +13,7 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -31,12 +31,15 @@ from harvester.store.shards.manifest import (
     insert_new_entry,
     move_keys,
     read_manifest,
+    rename_keys,
     require_index,
 )
 from harvester.store.shards.parquet_file import (
     BYTES_PER_GROUP,
     ROWS_PER_GROUP,
     check_written_file,
+    former_keys_of,
+    keys_in_index,
     lineages_in,
     open_writer,
     translate_disk_errors,
@@ -67,7 +70,8 @@ def rewrite(  # noqa: PLR0913 - one value per thing in which merge, purge, repai
 
     Args:
         without: keys to leave out.
-        change: changes columns of the rows; it keeps the rows, their order and their keys.
+        change: changes columns of the rows; it keeps the rows and their order. A row whose key it changes
+            gets the one before as its former key.
         salvage: leave out rows that can't be read or verified (`recover_rows`), with their keys.
         hold: context manager entered before the exchange and left after the commit; it gives whether no
             process reads the folder. Without it readers of this program are waited for.
@@ -97,7 +101,7 @@ def rewrite(  # noqa: PLR0913 - one value per thing in which merge, purge, repai
         with translate_disk_errors(folder):
             swap.exchange(folder)
         reach("compaction.after_exchange")
-        gone = _commit_swap(journal, store, entries, entry, keys)
+        gone = _commit_swap(journal, entries, entry, keys)
         with translate_disk_errors(folder):
             swap.discard(folder)
         return gone
@@ -111,7 +115,7 @@ def _staged(  # noqa: PLR0913 - as `rewrite`
     without: Collection[bytes],
     salvage: bool,
     change: Callable[[pa.Table], pa.Table] | None,
-) -> Generator[str | None, None, tuple[ShardEntry | None, list[bytes]]]:
+) -> Generator[str | None, None, tuple[ShardEntry | None, _Keys]]:
     """Write the new file and build the next folder; return its manifest entry and its keys."""
     folder = store / paths.SHARDS
     lineages = _lineages(journal, folder, entries, salvage)
@@ -121,15 +125,42 @@ def _staged(  # noqa: PLR0913 - as `rewrite`
     )
     if change is not None:
         tables = map(change, tables)
-    keys = yield from _copy(hidden, lineages, _row_groups(tables, {key.hex() for key in without}))
-    entry = None
-    if keys:
-        entry = yield from check_written_file(hidden, journal.next_shard(), keys, entries[0].lineage_digest)
+    written = yield from _copy(hidden, lineages, _row_groups(tables, {key.hex() for key in without}))
+    entry, keys = None, _Keys(written, written)
+    if written:
+        entry = yield from check_written_file(
+            hidden, journal.next_shard(), written, entries[0].lineage_digest
+        )
         note_written(hidden, entry.sha256)
-        yield from require_index(journal, keys)
+        if change is not None:
+            keys = _Keys(_keys_before(journal, hidden, entries, written), written)
+        yield from require_index(journal, keys.before)
     new = None if entry is None else (hidden, entry.name)
     swap.stage(folder, without={shard.name for shard in entries}, new=new)
     return entry, keys
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """The keys of the rows of a new file, in order: in the index before its commit, and afterwards."""
+
+    before: Sequence[bytes]
+    after: Sequence[bytes]
+
+    @property
+    def renamed(self) -> dict[bytes, bytes]:
+        """The keys that change, and what they become."""
+        pairs = zip(self.before, self.after, strict=True)
+        return {before: after for before, after in pairs if before != after}
+
+
+def _keys_before(
+    journal: Journal, path: Path, entries: Sequence[ShardEntry], keys: Sequence[bytes]
+) -> list[bytes]:
+    with pq.ParquetFile(path) as file:
+        former_keys = former_keys_of(file)
+    known = {key for entry in entries for key in indexed_keys(journal, entry)}
+    return keys_in_index(keys, former_keys, known)
 
 
 def _lineages(journal: Journal, folder: Path, entries: Sequence[ShardEntry], salvage: bool) -> list[Lineage]:
@@ -192,20 +223,23 @@ def _tables(path: Path) -> Iterator[pa.Table]:
 
 
 def _commit_swap(
-    journal: Journal, store: Path, old: Sequence[ShardEntry], new: ShardEntry | None, keys: Sequence[bytes]
+    journal: Journal, old: Sequence[ShardEntry], new: ShardEntry | None, keys: _Keys
 ) -> set[bytes]:
     """Update manifest and key index after the exchange; return the keys left out."""
     # The whole index is scanned only where rows were left out: a merge must not delay a run.
     gone = set[bytes]()
-    if sum(entry.rows for entry in old) != len(keys):
-        gone = {key for entry in old for key in indexed_keys(journal, entry)}.difference(keys)
+    if sum(entry.rows for entry in old) != len(keys.before):
+        gone = {key for entry in old for key in indexed_keys(journal, entry)}.difference(keys.before)
     with journal.writing() as connection:
         connection.executemany("DELETE FROM keys WHERE key = ?", [(key,) for key in sorted(gone)])
         if gone:
             forget_finished(connection)
         connection.executemany("DELETE FROM manifest WHERE shard = ?", [(entry.shard,) for entry in old])
         if new is not None:
-            move_keys(connection, new.shard, keys)
+            move_keys(connection, new.shard, keys.before)
+            if renamed := keys.renamed:
+                rename_keys(connection, renamed)
+                forget_finished(connection)
             insert_new_entry(connection, new)
         reach("compaction.before_commit")
     reach("compaction.after_commit")
@@ -229,7 +263,7 @@ def finish_interrupted_rewrite(journal: Journal, store: Path) -> None:
         if old:
             exchanged = _exchanged(journal, folder, old)
             if exchanged is not None:
-                _commit_swap(journal, store, old, *exchanged)
+                _commit_swap(journal, old, *exchanged)
             else:
                 for entry in old:  # no file replaces them: move the old files back
                     swap.locate(folder, entry.name).rename(folder / entry.name)
@@ -238,15 +272,13 @@ def finish_interrupted_rewrite(journal: Journal, store: Path) -> None:
                 swap.discard(folder)
 
 
-def _exchanged(
-    journal: Journal, folder: Path, old: Sequence[ShardEntry]
-) -> tuple[ShardEntry, Sequence[bytes]] | None:
-    """Find the undamaged file that replaced `old`: it has the next shard's number and only their keys."""
+def _exchanged(journal: Journal, folder: Path, old: Sequence[ShardEntry]) -> tuple[ShardEntry, _Keys] | None:
+    """Find the undamaged file that replaced `old`: it has the next shard's number and only their rows."""
     number = journal.next_shard()
     known = {key for entry in old for key in indexed_keys(journal, entry)}
     for file_number, path in unlisted.unlisted_files(folder, number - 1):
         held = unlisted.read_contents(path) if file_number == number else None
-        if held is not None and known.issuperset(held.keys):
+        if held is not None and known.issuperset(before := held.keys_before(known)):
             entry = held.entry(path.stat().st_mtime)
-            return replace(entry, lineage_digest=old[0].lineage_digest), held.keys
+            return replace(entry, lineage_digest=old[0].lineage_digest), _Keys(before, held.keys)
     return None

@@ -85,6 +85,7 @@ def sample_of(row: Mapping[str, Any], lineage: Lineage, columns: Collection[str]
         run_id=lineage.run_id,
         config_sha256=lineage.config_sha256,
         tool_version=lineage.tool_version,
+        former_key=row.get("former_key", ""),
         **parsed_columns(answer),
         **prompt_columns(row["prompt_json"], row["sample_index"]),
     )

@@ -58,7 +58,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
     ("source_line", pa.int32(), False, "line in that file, from 1; 0 where files have no lines"),
     ("request_json", pa.string(), False, "request body exactly as sent"),
     ("raw", pa.binary(), False, "response body exactly as received"),
-    ("teacher_id", pa.string(), False, "endpoint and model that make up the teacher's identity"),
+    ("teacher_id", pa.string(), False, "endpoint, or `[teacher] identity`, and model: who was asked"),
     ("endpoint", pa.string(), False, "base URL that answered"),
     ("request_model", pa.string(), False, "model asked for"),
     ("response_model", pa.string(), False, "model the answer names"),
@@ -81,10 +81,11 @@ COLUMNS: tuple[tuple[str, pa.DataType, bool, str], ...] = (
     ("run_id", pa.string(), False, "run that paid for it"),
     ("config_sha256", pa.string(), False, "hash of that run's configuration"),
     ("tool_version", pa.string(), False, "version of the harvester"),
+    ("former_key", pa.string(), False, "key before the row was adopted by an identity, '' for none"),
 )
 
 # Columns that earlier files of this version may lack; they are read as ''.
-ADDED_COLUMNS = frozenset({"provider"})
+ADDED_COLUMNS = frozenset({"provider", "former_key"})
 
 SCHEMA = pa.schema(
     [
@@ -140,6 +141,7 @@ class Sample:
     run_id: str = ""
     config_sha256: str = ""
     tool_version: str = ""
+    former_key: str = ""
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from harvester.store.journal.checksums import COVERED, is_unchanged
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards.parquet_file import (
     SHARD_NAME,
+    former_keys_of,
+    keys_in_index,
     keys_of,
     lineage_digest,
     lineages_in,
@@ -33,14 +35,19 @@ _UNREADABLE = (StoreError, pa.ArrowException, ValueError, KeyError, IndexError, 
 
 @dataclass(frozen=True, slots=True)
 class ShardContents:
-    """An undamaged shard file: number and name, keys in order, lineage digest, hash and size."""
+    """An undamaged shard file: number, name, keys and former keys in order, lineage digest, hash and size."""
 
     shard: int
     name: str
     keys: tuple[bytes, ...]
+    former_keys: tuple[bytes, ...]
     lineage: str
     sha256: str
     size_bytes: int
+
+    def keys_before(self, known: Collection[bytes]) -> list[bytes]:
+        """Return the keys that an index with the keys `known` lists the rows under."""
+        return keys_in_index(self.keys, self.former_keys, known)
 
     def entry(self, sealed_at: float) -> ShardEntry:
         """Make the manifest entry of the file."""
@@ -63,8 +70,9 @@ def read_contents(path: Path) -> ShardContents | None:
         return None
     try:
         with open_shard(path) as file:
-            keys, lineage = tuple(keys_of(file)), lineage_digest(lineages_in(file)[0])
-            return ShardContents(int(match[1]), path.name, keys, lineage, digest, path.stat().st_size)
+            keys, former_keys = tuple(keys_of(file)), tuple(former_keys_of(file))
+            lineage, size = lineage_digest(lineages_in(file)[0]), path.stat().st_size
+            return ShardContents(int(match[1]), path.name, keys, former_keys, lineage, digest, size)
     except _UNREADABLE:
         return None
 
@@ -110,12 +118,12 @@ def is_half_sealed(connection: sqlite3.Connection, path: Path) -> bool:
 
 
 def is_half_merged(
-    connection: sqlite3.Connection, folder: Path, keys: Collection[bytes], named: Collection[tuple[int, str]]
+    connection: sqlite3.Connection, folder: Path, held: ShardContents, named: Collection[tuple[int, str]]
 ) -> bool:
-    """Return whether all keys belong to shards of the manifest (`named`) that are in the staged folder."""
+    """Return whether all rows belong to shards of the manifest (`named`) that are in the staged folder."""
     known: set[bytes] = set()
     for shard, name in named:
         if locate(folder, name).parent != folder:
             query = "SELECT key FROM keys WHERE shard = ?"
             known |= {key for (key,) in connection.execute(query, (shard,))}
-    return bool(known) and known.issuperset(keys)
+    return bool(known) and known.issuperset(held.keys_before(known))

@@ -24,7 +24,7 @@ def changed(**tables: dict[str, object]) -> dict[str, object]:
 def test_a_minimal_file_gets_defaults_and_a_clean_url():
     read = config.parse(GOOD, place="x")
     assert read.teacher.base_url == "http://127.0.0.1:8000/v1"
-    assert read.teacher.identity == "http://127.0.0.1:8000/v1|m"
+    assert read.teacher.teacher_id == "http://127.0.0.1:8000/v1|m"
     assert (read.sampling.samples, read.run.max_failed, read.store.path) == (1, 0, "store")
 
 

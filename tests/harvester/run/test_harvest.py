@@ -79,7 +79,7 @@ class Bench:
         journal = Journal.open(self.store)
         writer = GroupCommit(journal)
         try:
-            record = RunRecord(run_id, started_at=0.0, teacher_id=chosen.teacher.identity)
+            record = RunRecord(run_id, started_at=0.0, teacher_id=chosen.teacher.teacher_id)
             writer.call(lambda j: j.begin_run(record)).result()
             return asyncio.run(go(writer))
         finally:

@@ -16,7 +16,7 @@ key prompt_id sample_index messages completion reasoning refusal tool_calls_json
 logprobs reference tags metadata_json source_file source_line request_json raw teacher_id endpoint
 request_model response_model system_fingerprint response_id provider terms_id permission_sha256 purpose mock
 input_tokens output_tokens cached_tokens reasoning_tokens usage_source cost_microusd attempts latency_s
-created_at run_id config_sha256 tool_version
+created_at run_id config_sha256 tool_version former_key
 """
 
 text = st.text(max_size=20)
