@@ -31,9 +31,11 @@ from typing import Any
 
 import harvester
 from harvester.cli import malloc
+from harvester.system.unused_imports import skip_unused_imports
 
 # Before Arrow is imported, as `harvester run` does it.
 malloc.use_one_arena()
+skip_unused_imports()
 
 # Modules that load torch and the SDK of OpenAI: four seconds, for what hardly any command needs.
 RARELY_USED = ("harvester.mock_teacher.neural.", "harvester.api.batches", "harvester.run.batch.")

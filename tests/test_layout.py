@@ -152,6 +152,29 @@ def test_what_a_run_imports_before_its_first_request_loads_no_library_of_later_s
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("entry", "command", "skipped"),
+    [
+        ("harvester.cli.main", "run", True),
+        ("harvester.cli.main", "curate", False),
+        ("trainer.cli", "train", True),
+        ("trainer.cli", "evaluate", False),
+    ],
+)
+def test_a_command_makes_pyarrow_and_httpx_import_no_package_that_it_does_not_use(
+    entry: str, command: str, skipped: bool
+):
+    code = (
+        f"import sys; sys.argv=['program', {command!r}, '--help']\n"
+        f"from {entry} import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "import httpx, pyarrow; pyarrow.array([''])\n"
+        "print([m for m in ('pandas', 'httpx._main') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ("[]" if skipped else "['pandas', 'httpx._main']")
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_pickle_no_eval_no_unsafe_loaders(path: Path):
     forbidden_modules = {"pickle", "shelve", "marshal", "joblib", "dill", "cloudpickle"}

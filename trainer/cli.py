@@ -15,6 +15,7 @@ from pathlib import Path
 
 import typer
 
+from harvester.system.unused_imports import skip_unused_imports
 from harvester.system.version import version_option
 from trainer.console import (
     excluded_phrase,
@@ -479,6 +480,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # CUDA's allocator can then grow a block: packs differ in size, and fixed blocks fragment.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if sys.argv[1:2] in (["train"], ["plan"], ["doctor"]):  # lm-evaluation-harness needs pandas
+        skip_unused_imports()
     end_on_sigterm()
     try:
         app()

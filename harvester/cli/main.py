@@ -15,6 +15,7 @@ from harvester.cli import harvest, import_prompts, judge, mock, reference, repor
 from harvester.cli.console import emit, message, stdout_error
 from harvester.errors import HarvesterError, StoreError
 from harvester.system.open_files import SHORTAGE
+from harvester.system.unused_imports import skip_unused_imports
 from harvester.system.version import version_option
 
 EXIT_CODES = """Exit codes: 0 complete; 1 verify or --check found a problem; 2 wrong usage or configuration;
@@ -45,6 +46,11 @@ for commands in (harvest, import_prompts, judge, status, report, store, terms, r
 
 def main() -> None:
     """Run the app. Every HarvesterError becomes one message on stderr and its exit code."""
+    if sys.argv[1:2] in (
+        ["run"],
+        ["judge"],
+    ):  # other commands import functions of users, which may need pandas
+        skip_unused_imports()
     _standard_streams()
     try:
         app()

@@ -48,6 +48,7 @@ def ended(words: tuple[str, ...], config: Path, stdout: TextIO, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["harvester", *values])
         patch.setattr(sys, "stdout", stdout)
+        patch.setattr(main, "skip_unused_imports", lambda: None)  # other tests of this process use pandas
         with pytest.raises(SystemExit) as caught:
             main.main()
     stdout.close()  # flushes what a full disk left in its buffer: that must not fail either

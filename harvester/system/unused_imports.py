@@ -1,0 +1,39 @@
+"""Keep libraries from importing, at a command's start, installed packages that no command uses."""
+
+from __future__ import annotations
+
+import importlib.abc
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+# Who imports it, and what that costs:
+UNUSED = (
+    "pandas",  # pyarrow, at its first array: 0.4 s and 40 MiB
+    "httpx._main",  # httpx, for its own command line: rich, click and pygments, 0.1 s
+)
+
+
+class _Unused(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Find the modules of `UNUSED`, and fail to import them.
+
+    They are found, since `importlib.util.find_spec` must not raise: libraries ask it what is installed.
+    (An entry of None in `sys.modules` would be simpler, but Cython would take None for the module.)
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in UNUSED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        raise ImportError(f"{module.__name__} is not used by this program", name=module.__name__)
+
+
+def skip_unused_imports() -> None:
+    """Make imports of `UNUSED` raise ImportError in this process; what is imported already stays.
+
+    For processes of our own commands that run nobody else's code: anything else may need pandas.
+    """
+    sys.meta_path.insert(0, _Unused())
