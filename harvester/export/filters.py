@@ -9,11 +9,19 @@ import hashlib
 import unicodedata
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError
-from harvester.export import format_filters, masking, own_filters, survey_filters, text_filters
+from harvester.export import (
+    format_filters,
+    masking,
+    own_filters,
+    quality_rules,
+    survey_filters,
+    text_filters,
+)
 from harvester.export.drops import Drop, Filter, chain
 from harvester.export.score import candidate_of
 from harvester.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD, Duplicates
@@ -222,6 +230,10 @@ def _json_schema(value: object, _: FilterContext) -> Filter:
     return format_filters.matches_schema(value)
 
 
+def _quality_rules(name: str, value: object, _: FilterContext) -> Filter:
+    return quality_rules.build(name, value)
+
+
 def _code(value: object, _: FilterContext) -> Filter:
     if value not in format_filters.CODE_LANGUAGES:
         raise ConfigError(f"filter 'code' needs one of {', '.join(format_filters.CODE_LANGUAGES)}")
@@ -269,6 +281,7 @@ _BUILDERS: Mapping[str, Callable[[object, FilterContext], Filter]] = {
     "pattern": lambda value, _: format_filters.matches_pattern(_text("pattern", value)),
     "no_pattern": lambda value, _: format_filters.matches_pattern(_text("no_pattern", value), wanted=False),
     "code": _code,
+    **{name: partial(_quality_rules, name) for name in quality_rules.RULE_SETS},
     "agreement": lambda value, _: survey_filters.Agreement(_share("agreement", value, 0.5)),
     "difficulty": _difficulty,
     "pii": lambda value, _: _forms("pii", value),

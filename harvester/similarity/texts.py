@@ -15,6 +15,7 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U
 _IN_UNSPACED = re.compile(f"[{_UNSPACED}]")
 # A word: a run of letters and digits; a character alone where the script has no spaces.
 _WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+")
+_SPACED_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _OF_LENGTH = {
@@ -35,6 +36,14 @@ def words_of(text: str) -> list[str]:
     A character of a script without spaces, such as Chinese or Thai, is a word.
     """
     return (_ASCII_WORD if text.isascii() else _WORD).findall(text)
+
+
+def spaced_words(text: str) -> list[str]:
+    """Split a text at white space, without removing punctuation.
+
+    A character of a script without spaces is a word.
+    """
+    return _SPACED_WORD.findall(text)
 
 
 def numbers_in(text: str) -> tuple[str, ...]:
