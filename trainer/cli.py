@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -28,10 +29,14 @@ from trainer.console import (
 from trainer.errors import HarvesterError
 from trainer.process import end_on_sigterm, ignore_sigterm
 
+if TYPE_CHECKING:
+    from trainer.config import TrainConfig
+
 EXIT_CODES = """Exit codes: 0 complete, 1 the data has a fatal fault or the training diverged, 2 usage,
 configuration, corpus or student, 5 storage fault, 75 another training holds the output folder or a
 process of this one was lost, 77 the terms do not permit it, 130/143 interrupted and checkpointed (the
-same command resumes). `loop` and `onpolicy` end with the exit code of a harvest that fails."""
+same command resumes). `loop`, `onpolicy` and `evaluate` end
+with the exit code of a harvest or judge that fails."""
 
 app = typer.Typer(
     name="trainer",
@@ -247,6 +252,9 @@ def evaluate(
     merged: Path | None = typer.Option(
         None, help="Exported student to score on these tasks, too.", exists=True, file_okay=False
     ),
+    judge_only: bool = typer.Option(
+        False, "--judge-only", help="Only ask \\[evaluate] judge about the answers of the last evaluation."
+    ),
     as_json: bool = AS_JSON,
 ) -> None:
     """Let base and student answer the held-out prompts; write scorecard.json beside the adapter.
@@ -256,6 +264,13 @@ def evaluate(
     from trainer.config import load
 
     loaded = load(config)
+    if judge_only:
+        _judge_answers(loaded, as_json=as_json)
+        return
+    if loaded.evaluate.judge:
+        from trainer.evaluation.preferences import judge_table
+
+        judge_table(loaded)  # refuses what can't be used before an hour of other work
     if harness:
         from trainer.evaluation.harness import require_installed
 
@@ -277,7 +292,14 @@ def evaluate(
         choice = lm_harness.HarnessChoice(tuple(harness), harness_tasks, harness_limit, merged)
         results = lm_harness.run(loaded, choice, lambda name: print_message(f"harness: {name}"))
         card |= {lm_harness.KEY: results}
+    if loaded.evaluate.judge:
+        from trainer.evaluation import preferences
+
+        print_message("the judge compares answers")
+        card = preferences.judge(loaded)
     print_scorecard(card)
+    for line in preferences.lines(card[preferences.KEY]) if loaded.evaluate.judge else ():
+        print_message(line)
     for line in lm_harness.lines(results) if harness else ():
         print_message(line)
     answers = str(loaded.out_path / "answers.jsonl")
@@ -290,6 +312,20 @@ def evaluate(
         ],
         as_json=as_json,
     )
+    if loaded.evaluate.judge:
+        preferences.require_complete(card)
+
+
+def _judge_answers(config: TrainConfig, *, as_json: bool) -> None:
+    """Let the judge compare the answers of the last evaluation, and print what it says."""
+    from trainer.evaluation import preferences
+
+    card = preferences.judge(config)
+    for line in preferences.lines(card[preferences.KEY]):
+        print_message(line)
+    path = str(config.out_path / "scorecard.json")
+    print_result({**card, "scorecard": path}, [f"scorecard in {path}"], as_json=as_json)
+    preferences.require_complete(card)
 
 
 @app.command()

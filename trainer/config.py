@@ -229,6 +229,9 @@ class EvaluateSection(_Frozen):
         general_prompts: JSON lines with "prompt" (or "messages") and "answer" that tell what the student has
             forgotten; empty: a small set of this program's own.
         machine_usd_per_hour: price of this machine, for the dollars that a thousand answers cost.
+        judge: a harvest.toml whose teacher compares the answers of student and base with the teacher's, each
+            pair in both orders; its prompts don't count. Empty: nobody judges.
+        judge_prompts: most held-out prompts that it is asked about, up to four requests each; 0: all.
     """
 
     every: Every = 0
@@ -241,6 +244,8 @@ class EvaluateSection(_Frozen):
     speed_prompts: int = Field(default=8, ge=0)
     general_prompts: str = ""
     machine_usd_per_hour: Positive | None = None
+    judge: str = ""
+    judge_prompts: int = Field(default=0, ge=0)
 
     def interval(self, steps: int) -> int:
         """Return the steps from one evaluation to the next in a training of `steps` steps; 0: none."""

@@ -149,7 +149,8 @@ def _speed_lines(speed: Mapping[str, Any]) -> list[str]:
         facts = speed[name]
         parts = []
         if facts["tokens_per_s"]:
-            parts.append(f"writes {facts['tokens_per_s']['value']:,.0f} tokens/s alone")
+            how = "alone" if name == "student" else "under the load of its harvest"
+            parts.append(f"writes {facts['tokens_per_s']['value']:,.0f} tokens/s {how}")
         if facts.get("tokens_per_s_in_batches"):
             parts.append(f"{facts['tokens_per_s_in_batches']:,.0f} in batches")
         if facts.get("first_token_s"):

@@ -13,7 +13,7 @@ HarvesterError                       message, place, remedy; knows its exit code
 ├── OutOfMemory                  1   a pack does not fit the device; checkpoints are untouched
 ├── TrainingDiverged             1   loss or gradient kept being NaN or infinite
 ├── ProcessLost                 75   another process of the training ended; the same command resumes
-├── HarvestFailed                     a harvest of `trainer loop` ended early; has its exit code
+├── HarvestFailed                     a harvest or judge that was started ended early; has its exit code
 ├── FindingsError                1   `doctor` found something fatal
 └── Interrupted            130/143   a signal; checkpointed; resumable
 """
@@ -90,14 +90,14 @@ class OutOfMemory(HarvesterError):
 
 
 class HarvestFailed(HarvesterError):
-    """A harvest of `trainer loop` ended early, for another reason than the budget."""
+    """A harvest that a command of the trainer started ended early."""
 
     code = "harvest"
 
-    def __init__(self, exit_code: int) -> None:
+    def __init__(self, exit_code: int, how_to_go_on: str = "the same command goes on") -> None:
         super().__init__(
             f"the harvest ended with exit code {exit_code}",
-            remedy="see the harvester's message above; the same command goes on",
+            remedy=f"see the harvester's message above; {how_to_go_on}",
         )
         self.exit_code = exit_code
 

@@ -29,19 +29,23 @@ def judge(
     prompts_only: bool = typer.Option(
         False, "--prompts-only", help="Only write the judge's prompts: `harvester plan` then shows the cost."
     ),
+    verdicts_file: Path | None = typer.Option(
+        None, "--verdicts", help="Also write a line of JSON for each answer or pair: id, key, verdict."
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Ask a teacher to score answers, or to compare them with others, in both orders.
 
-    CONFIG is a harvest.toml with a table \\[judge] instead of prompts. Run it again to resume: what is stored
-    is never asked again. A reply without a verdict is asked for once more. curate.toml filters by verdicts.
+    CONFIG is a harvest.toml with a table \\[judge] instead of prompts; it names a corpus, or a file of pairs.
+    Run it again to resume: what is stored is never asked again. A reply without a verdict is asked for once
+    more. curate.toml filters by verdicts.
     """
     from harvester.cli import malloc
 
     malloc.use_one_arena()  # before Arrow is imported
 
     from harvester.config import config as settings
-    from harvester.export.verdicts import read_verdicts
+    from harvester.export.verdicts import Verdicts, read_verdicts
     from harvester.run import judging, signals
 
     signals.end_at_once()
@@ -54,8 +58,14 @@ def judge(
         )
         return
     if not written.rows:
+        if verdicts_file is not None:
+            judging.write_verdicts(loaded, root, Verdicts(), verdicts_file)
         lines = ["no answer to judge", *_left_out_line(written)]
-        emit({"judged": 0, "left_out": dict(written.left_out)}, lines, as_json=as_json)
+        emit(
+            {"judge": loaded.teacher.identity, "judged": 0, "left_out": dict(written.left_out)},
+            lines,
+            as_json=as_json,
+        )
         return
     summary = _harvest(config)
     verdicts = read_verdicts(loaded, root)
@@ -63,6 +73,8 @@ def judge(
         judging.write_prompts(loaded, root, frozenset(verdicts.unreadable))
         summary = _harvest(config)
         verdicts = read_verdicts(loaded, root)
+    if verdicts_file is not None:
+        judging.write_verdicts(loaded, root, verdicts, verdicts_file)
     if summary.exit_code not in _DONE:
         for line in summary.lines()[:-1]:  # its last line is the command that resumes a harvest
             message(line)
@@ -71,6 +83,7 @@ def judge(
     if not facts["judged"] and summary.exit_code in _DONE:
         message("warning: no reply names a verdict: does the rubric ask for the JSON that is read?")
     data = {
+        "judge": loaded.teacher.identity,
         **facts,
         "rows": written.rows,
         "left_out": dict(written.left_out),

@@ -1,4 +1,4 @@
-"""Define `[judge]`: a harvest that asks a teacher to judge the answers of a corpus."""
+"""Define `[judge]`: a harvest that asks a teacher to judge answers of a corpus, or pairs of a file."""
 
 from __future__ import annotations
 
@@ -16,30 +16,41 @@ class JudgeSection(FrozenModel):
     """Which answers are judged, and how.
 
     Attributes:
-        corpus: folder of the answers to judge.
+        corpus: folder of the answers to judge; None with `pairs`.
         against: folder of other answers to the same prompts: pairs are compared, in both orders. None: each
-            answer gets a score.
+            answer of a corpus gets a score.
+        pairs: JSON lines with pairs of answers to compare, in both orders; None with `corpus`.
         rubric: jinja2 file that writes the judge's prompt; None: the one that is shipped.
         lowest, highest: the scale of scores.
     """
 
-    corpus: str = Field(min_length=1)
+    corpus: str | None = Field(default=None, min_length=1)
     against: str | None = Field(default=None, min_length=1)
+    pairs: str | None = Field(default=None, min_length=1)
     rubric: str | None = Field(default=None, min_length=1)
     lowest: int = Field(default=1, ge=0, le=1000)
     highest: int = Field(default=10, ge=1, le=1000)
 
     @model_validator(mode="after")
-    def _scale_has_steps(self) -> JudgeSection:
+    def _is_complete(self) -> JudgeSection:
+        if (self.corpus is None) == (self.pairs is None):
+            raise ValueError('[judge] needs either corpus = "store" or pairs = "pairs.jsonl"')
+        if self.pairs is not None and self.against is not None:
+            raise ValueError("[judge] pairs holds both answers: leave out against")
         if self.lowest >= self.highest:
             raise ValueError("lowest must be less than highest")
         return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether pairs of answers are compared, instead of each getting a score."""
+        return self.against is not None or self.pairs is not None
 
     def rubric_path(self, root: Path) -> Path:
         """Return the rubric's file; `root` is the folder of the configuration."""
         if self.rubric is not None:
             return root / self.rubric
-        name = "score.j2" if self.against is None else "pairwise.j2"
+        name = "pairwise.j2" if self.compares else "score.j2"
         return Path(str(files("harvester_data").joinpath("rubrics", name)))
 
 

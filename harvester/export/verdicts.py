@@ -94,7 +94,7 @@ def rubric_id(section: JudgeSection, root: Path) -> str:
         content = sha256_of(path)
     except OSError as error:
         raise ConfigError(f"the rubric can't be read: {error.strerror}", place=str(path)) from None
-    way = [content, section.lowest, section.highest, section.against is not None]
+    way = [content, section.lowest, section.highest, section.compares]
     return hashlib.sha256(json.dumps(way).encode()).hexdigest()[:16]
 
 
@@ -173,6 +173,11 @@ class Verdicts:
             return None
         total = sum(_POINTS[winner] for winner in replies.winners.values())
         return "tie" if total == 0 else ("win" if total > 0 else "loss")
+
+    def orders(self, row: str) -> dict[Order, Winner]:
+        """Return how the row's answer did in each order that was judged."""
+        replies = self._rows.get(row)
+        return dict(replies.winners) if replies else {}
 
     def add(self, task: Task, verdict: float | Winner) -> None:
         """Note one verdict."""
@@ -299,7 +304,7 @@ def judge_filter(value: Any, root: Path) -> JudgeFilter:
     path = root / value["config"]
     config = settings.load(path)
     section = required_section(config)
-    wanted = "at_least" if section.against is None else "keep"
+    wanted = "keep" if section.compares else "at_least"
     if set(value) - {"config", wanted} or wanted not in value:
         raise ConfigError(f"filter 'judge' needs {wanted!r} for this judge", remedy=_FILTER_REMEDY)
     at_least, keep = value.get("at_least"), value.get("keep", [])

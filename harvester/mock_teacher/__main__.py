@@ -13,6 +13,7 @@ from harvester.mock_teacher.faults.script import load_script
 from harvester.mock_teacher.listening import serve
 from harvester.mock_teacher.scoring import SCORE_FORMS
 from harvester.mock_teacher.settings import BatchSettings, MockSettings, parse_accuracy
+from harvester.mock_teacher.tasks.judging import Preference
 from harvester.mock_teacher.wire import MAX_CHOICES
 
 
@@ -68,6 +69,13 @@ def parser(prog: str = "python -m harvester.mock_teacher") -> argparse.ArgumentP
         help=f"ways to score a given text that a model offers: {', '.join(SCORE_FORMS)}, or none; "
         "the fields of the others are ignored",
     )
+    add(
+        "--judge-prefers",
+        default=Preference.RIGHT,
+        type=Preference,
+        choices=tuple(Preference),
+        help="which answer of a pair wins when it is asked to judge",
+    )
     add("--max-n", type=int, default=MAX_CHOICES, metavar="K", help="most choices of one request (n)")
     add(
         "--n-above",
@@ -98,6 +106,7 @@ def settings_from(flags: argparse.Namespace) -> MockSettings:
         model_folder=folder,
         seed=flags.seed,
         accuracy=parse_accuracy(flags.accuracy),
+        judge_prefers=flags.judge_prefers,
         rpm=flags.rpm,
         tpm=flags.tpm,
         burst_s=flags.burst,

@@ -66,7 +66,7 @@ def make_answerer(settings: MockSettings) -> ChatAnswerer:
         ConfigError: a model is asked for and can't be loaded, or the `train` extra is not installed.
     """
     if settings.model_folder is None:
-        return RuleAnswerer(Answerer(settings.seed, settings.accuracy))
+        return RuleAnswerer(Answerer(settings.seed, settings.accuracy, settings.judge_prefers))
     try:
         # Imported only when asked for: torch takes seconds, and an installation without the extra lacks it.
         module = importlib.import_module("harvester.mock_teacher.neural.answerer")

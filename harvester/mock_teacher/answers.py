@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from harvester.mock_teacher.settings import EVERY_TASK
-from harvester.mock_teacher.tasks.rules import Solved, solve, wrong_answer
+from harvester.mock_teacher.tasks.judging import Preference, biased_verdict
+from harvester.mock_teacher.tasks.rules import JUDGE, Solved, solve, wrong_answer
 from harvester.mock_teacher.wire import ChatRequest
 
 UNKNOWN_TASK = "I do not know this task."
@@ -46,9 +47,12 @@ class MockAnswer:
 class Answerer:
     """Choose answers. The only state is how often a body was answered at a temperature above 0."""
 
-    def __init__(self, seed: int, accuracy: Mapping[str, float]) -> None:
+    def __init__(
+        self, seed: int, accuracy: Mapping[str, float], prefers: Preference = Preference.RIGHT
+    ) -> None:
         self._seed = seed
         self._accuracy = accuracy
+        self._prefers = prefers
         self._answered: Counter[bytes] = Counter()
 
     def answers(self, ask: ChatRequest) -> list[MockAnswer]:
@@ -62,6 +66,8 @@ class Answerer:
             self._answered[ask.body_sha256] += 1
 
     def _answer(self, ask: ChatRequest, solved: Solved | None, choice: int) -> MockAnswer:
+        if (biased := biased_verdict(ask.text, self._prefers)) is not None:
+            return MockAnswer(biased, JUDGE, None, ask.body_sha256)
         task = solved.task if solved else ""
         digest = hashlib.sha256(f"{self._seed}\0{task}\0".encode() + ask.prompt_sha256)
         if ask.temperature > 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harvester.errors import ConfigError
 from harvester.mock_teacher.faults.script import Rule
+from harvester.mock_teacher.tasks.judging import Preference
 from harvester.mock_teacher.wire import MAX_CHOICES
 
 EVERY_TASK = "*"
@@ -62,6 +63,7 @@ class MockSettings:
         model_folder: transformers folder that answers instead of the rules, served as `model`.
         seed: decides every answer together with the request; equal seeds give equal answers.
         accuracy: share of right answers by task name; `*` stands for every other task.
+        judge_prefers: which answer of a pair wins when it is asked to judge.
         rpm, tpm: requests and tokens per minute, None = no limit.
         burst_s: how many seconds' worth of a limit are admitted at once.
         window_s: seconds of the fixed windows that the limits count in; None for a rate with a burst.
@@ -87,6 +89,7 @@ class MockSettings:
     model_folder: Path | None = None
     seed: int = 0
     accuracy: Mapping[str, float] = field(default_factory=lambda: {EVERY_TASK: DEFAULT_ACCURACY})
+    judge_prefers: Preference = Preference.RIGHT
     rpm: float | None = None
     tpm: float | None = None
     burst_s: float = 1.0

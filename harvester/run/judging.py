@@ -1,5 +1,7 @@
 """Write the prompts of a judge: one for each answer of a corpus, or two for each pair of answers.
 
+`judged_rows` reads what is judged, `harvester.export.verdicts` the replies.
+
 The file lies beside the judge's store, which `[judge]` in its configuration makes the only prompts of that
 harvest. So `plan`, `run`, `status` and every other command work for a judge as for any teacher, and what was
 asked is never asked again.
@@ -17,17 +19,14 @@ import orjson
 
 from harvester.config.config import HarvestConfig
 from harvester.config.judge_section import JudgeSection
-from harvester.errors import ConfigError, StoreError
-from harvester.export.verdicts import FIELD, Order, Task, required_section, rubric_id
+from harvester.errors import StoreError
+from harvester.export.verdicts import FIELD, Order, Task, Verdicts, required_section, rubric_id
 from harvester.prompts.template import PromptTemplate
-from harvester.store.reader import Corpus, holds_answers
-from harvester.store.shards.schema import Sample
+from harvester.run.judged_rows import JudgedRow, rows_of
+from harvester.store.reader import Corpus
 from harvester.system import own_files
 
-_COLUMNS = (
-    *("key", "prompt_id", "sample_index", "messages"),
-    *("completion", "outcome", "reference", "metadata_json"),
-)
+_REPLY_COLUMNS = ("key", "messages", "completion", "metadata_json", "sample_index")
 _JSON = {
     "": '{"score": NUMBER, "reason": "one sentence"}',
     "pair": '{"winner": "A" or "B" or "tie", "reason": "one sentence"}',
@@ -40,7 +39,7 @@ class Written:
 
     Attributes:
         prompts: lines of the file.
-        rows: answers that are judged.
+        rows: answers, or pairs of them, that are judged.
         left_out: answers that are not, by reason.
     """
 
@@ -56,12 +55,12 @@ def write_prompts(config: HarvestConfig, root: Path, repairs: frozenset[Task] = 
         repairs: tasks whose reply named no verdict; each is followed by a prompt that asks for JSON.
 
     Raises:
-        ConfigError: no `[judge]`, no corpus, or a rubric that can't be read.
+        ConfigError: no `[judge]`, nothing to judge, or a rubric that can't be read.
         PromptError: the rubric can't be filled for a row.
         StoreError: the corpus can't be read, or the file not written.
     """
     section = required_section(config)
-    writer = _Writer(section, root, rubric_id(section, root))
+    writer = _Writer(section, root)
     path = root / config.prompts.files[0]
     prompts = 0
     try:
@@ -80,83 +79,76 @@ def write_prompts(config: HarvestConfig, root: Path, repairs: frozenset[Task] = 
 class _Writer:
     """Renders the rubric for each row, and counts the rows."""
 
-    def __init__(self, section: JudgeSection, root: Path, rubric: str) -> None:
-        self._section, self._rubric = section, rubric
+    def __init__(self, section: JudgeSection, root: Path) -> None:
+        self._section, self._root = section, root
+        self._rubric = rubric_id(section, root)
         self._template = PromptTemplate.load(section.rubric_path(root))
-        self._corpus = _opened(root / section.corpus, "judge.corpus")
-        self._others = {} if section.against is None else _answers(root / section.against)
         self.rows = 0
         self.left_out: Counter[str] = Counter()
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Yield the prompt lines, in the order of the corpus."""
-        for sample in self._corpus.samples(_COLUMNS):
-            if sample.outcome != "ok" or not (sample.completion or "").strip():
-                self.left_out[f"outcome_{sample.outcome}" if sample.outcome != "ok" else "blank"] += 1
-                continue
-            fields = self._fields(sample)
-            if self._section.against is None:
-                self.rows += 1
-                yield self._line(sample, "", {**fields, "answer": sample.completion})
-                continue
-            other = self._others.get((sample.prompt_id, sample.sample_index))
-            if other is None or other == sample.completion:
-                self.left_out["no_other_answer" if other is None else "equal_answers"] += 1
+        """Yield the prompt lines, in the order of the rows. Equal pairs are asked once."""
+        asked: set[str] = set()
+        for row in rows_of(self._section, self._root):
+            if row.left_out:
+                self.left_out[row.left_out] += 1
                 continue
             self.rows += 1
-            yield self._line(sample, "ab", {**fields, "answer_a": sample.completion, "answer_b": other})
-            yield self._line(sample, "ba", {**fields, "answer_a": other, "answer_b": sample.completion})
+            if row.key in asked:
+                continue
+            asked.add(row.key)
+            fields = self._fields(row)
+            if row.other is None:
+                yield self._line(row, "", {**fields, "answer": row.answer})
+                continue
+            yield self._line(row, "ab", {**fields, "answer_a": row.answer, "answer_b": row.other})
+            yield self._line(row, "ba", {**fields, "answer_a": row.other, "answer_b": row.answer})
 
-    def _fields(self, sample: Sample) -> dict[str, Any]:
+    def _fields(self, row: JudgedRow) -> dict[str, Any]:
         return {
-            "question": conversation_text(sample),
-            "messages": sample.messages,
-            "reference": sample.reference,
-            "metadata": sample.metadata,
-            "mark": sample.key[:8],
+            "question": row.question,
+            "messages": row.messages,
+            "reference": row.reference,
+            "metadata": row.metadata,
+            "mark": row.key[:8],
             "lowest": self._section.lowest,
             "highest": self._section.highest,
         }
 
-    def _line(self, sample: Sample, order: Order, fields: Mapping[str, Any]) -> dict[str, Any]:
-        task = Task(sample.key, order, self._rubric)
-        text = self._template.render(fields, f"row {sample.prompt_id}")
+    def _line(self, row: JudgedRow, order: Order, fields: Mapping[str, Any]) -> dict[str, Any]:
+        task = Task(row.key, order, self._rubric)
+        text = self._template.render(fields, f"row {row.id}")
         return {"id": task.prompt_id, "prompt": text, FIELD: task.as_field()}
 
 
-def conversation_text(sample: Sample) -> str:
-    """Return what was asked: a lone user's text as it is, else every turn under its role."""
-    turns = [(str(turn.get("role")), str(turn.get("content") or "")) for turn in sample.messages]
-    if len(turns) == 1:
-        return turns[0][1]
-    return "\n\n".join(f"[{role}]\n{text}" for role, text in turns)
+def write_verdicts(config: HarvestConfig, root: Path, verdicts: Verdicts, path: Path) -> None:
+    """Write a line of JSON for each row: its id and key, and what the judge said of it.
 
+    A line has `score`, or `winner` ("win": the row's own answer won) with `orders`, the winner in each order;
+    null without a verdict. `left_out` says why the judge was not asked.
 
-def _opened(folder: Path, key: str) -> Corpus:
-    if not holds_answers(folder):
-        raise ConfigError(
-            f"no answers are stored in {folder}",
-            place=key,
-            remedy="name a folder that holds journal.db or shards/, relative to the configuration",
-        )
-    return Corpus.open(folder)
-
-
-def _answers(folder: Path) -> dict[tuple[str, int], str]:
-    """Return the complete answers of a corpus by prompt and sample; in memory, as a whole."""
-    columns = ("prompt_id", "sample_index", "completion", "outcome")
-    return {
-        (sample.prompt_id, sample.sample_index): sample.completion
-        for sample in _opened(folder, "judge.against").samples(columns)
-        if sample.outcome == "ok" and sample.completion
-    }
+    Raises:
+        ConfigError: as `judged_rows.rows_of`. StoreError: the file can't be written.
+    """
+    section = required_section(config)
+    try:
+        with own_files.replacing(path) as file:
+            for row in rows_of(section, root):
+                line: dict[str, Any] = {"id": row.id, "sample": row.sample_index, "key": row.key}
+                if section.compares:
+                    line |= {"winner": verdicts.winner(row.key), "orders": verdicts.orders(row.key)}
+                else:
+                    line["score"] = verdicts.score(row.key)
+                file.write(orjson.dumps({**line, "left_out": row.left_out or None}) + b"\n")
+    except OSError as error:
+        raise StoreError(f"can't be written: {error.strerror}", place=str(path)) from None
 
 
 def _repair_lines(config: HarvestConfig, root: Path, repairs: frozenset[Task]) -> Iterator[dict[str, Any]]:
     """Yield a prompt for each reply without a verdict: the conversation so far, and the form once more."""
     if not repairs:
         return
-    for sample in Corpus.open(root / config.store.path).samples(_COLUMNS):
+    for sample in Corpus.open(root / config.store.path).samples(_REPLY_COLUMNS):
         task = Task.of(sample)
         if task is None or task not in repairs:
             continue

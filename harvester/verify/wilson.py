@@ -8,10 +8,10 @@ import math
 Z95 = 1.959964
 
 
-def wilson_limits(right: int, count: int) -> tuple[float, float]:
+def wilson_limits(right: float, count: int) -> tuple[float, float]:
     """Return the limits of the 95 % score interval of `right` out of `count` (Wilson 1927), 0 to 1.
 
-    It is valid for shares of 0 and 1 too; of nothing it is all from 0 to 1.
+    It is valid for shares of 0 and 1 too; of nothing it is all from 0 to 1. `right` may have halves.
     """
     if count == 0:
         return 0.0, 1.0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from harvester.mock_teacher.running import RunningMock
+from harvester.mock_teacher.tasks.judging import Preference
 from harvester.store.reader import Corpus
 from tests.journey.run_process import harvester, write_folder
 
@@ -127,6 +128,41 @@ def test_pairs_are_asked_in_both_orders_and_a_biased_judge_is_shown(
     assert facts["first_wins"]["share"] == 1.0
     shown = harvester("judge", path).stdout
     assert "the answer shown first won 100.0%" in shown
+
+
+def test_pairs_of_a_file_are_compared_and_equal_ones_asked_once(tmp_path: Path, mock_teacher: Mocks) -> None:
+    mock = mock_teacher(judge_prefers=Preference.LONGER)
+    pair = {"prompt": "Say something.", "answer": "a longer answer", "other": "short"}
+    pairs = [
+        {"id": "one", **pair},
+        {"id": "two", **pair},
+        {"id": "even", **pair, "answer": "SHORT", "reference": "short"},
+        {"id": "same", **pair, "answer": "short"},
+        {"id": "empty", **pair, "answer": " "},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in pairs))
+    path = write_judge(tmp_path, mock)
+    path.write_text(path.read_text().replace('corpus = "store"', 'pairs = "pairs.jsonl"'))
+    done = harvester("judge", path, "--verdicts", tmp_path / "verdicts.jsonl", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert (facts["rows"], facts["win"], facts["tie"]) == (3, 1, 1)
+    assert facts["left_out"] == {"blank": 1, "equal_answers": 1}
+    assert mock.state()["received"] == 4
+    verdicts = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    assert [(each["id"], each["winner"], each["left_out"]) for each in verdicts] == [
+        *(("one", "win", None), ("two", "win", None), ("even", "tie", None)),
+        *(("same", None, "equal_answers"), ("empty", None, "blank")),
+    ]
+    assert verdicts[0]["orders"] == {"ab": "win", "ba": "win"}
+    assert verdicts[0]["key"] == verdicts[1]["key"]
+    for line, words in (('{"prompt": "x"}', "pairs.jsonl:1"), ("[", "is no JSON")):
+        (tmp_path / "pairs.jsonl").write_text(line)
+        refused = harvester("judge", path)
+        assert (refused.returncode, words in refused.stderr) == (2, True), refused.stderr
+    path.write_text(path.read_text() + 'corpus = "store"\n')
+    both = harvester("judge", path)
+    assert (both.returncode, "either corpus" in both.stderr) == (2, True)
 
 
 def test_another_rubric_judges_anew_and_the_old_verdicts_do_not_count(

@@ -228,16 +228,24 @@ def held_out_examples(
     held_out: Sequence[HeldOut], renderer: Renderer, config: TrainConfig
 ) -> tuple[Example, ...]:
     """Render the teacher's held-out answers as if they were to be learned; leave out those too long."""
+    return tuple(example for _, example in held_out_targets(held_out, renderer, config))
+
+
+def held_out_targets(
+    held_out: Sequence[HeldOut], renderer: Renderer, config: TrainConfig
+) -> list[tuple[HeldOut, Example]]:
+    """Render the teacher's held-out answers, each with its prompt; leave out those too long."""
     rows = [held for held in held_out if held.target_answer is not None]
     if not rows:
-        return ()
+        return []
     examples = renderer.examples(
         [held.conversation for held in rows],
         [held.target_answer or "" for held in rows],
         [True] * len(rows),
         [held.target_reasoning for held in rows],
     )
-    return tuple(example for example in examples if len(example.ids) <= config.train.max_length)
+    pairs = zip(rows, examples, strict=True)
+    return [(held, example) for held, example in pairs if len(example.ids) <= config.train.max_length]
 
 
 def _read_samples(

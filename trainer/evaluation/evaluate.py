@@ -120,13 +120,14 @@ def evaluate(
         )
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     check_same_tokens(config, renderer, adapter)
-    targets = dataset.held_out_examples(rows.held_out, renderer, config)
+    pairs = dataset.held_out_targets(rows.held_out, renderer, config)
+    targets = tuple(example for _, example in pairs)
     limit = answer_limit(config, rows, targets, renderer)
     for note in limit_notes(limit, rows.held_out, targets, renderer):
         on_note(note)
     general = forgetting.load(config, renderer)
     student = model.load_trained_student(config, adapter, device)
-    test = HeldOutTest(config, renderer, rows.held_out, targets, limit, general)
+    test = HeldOutTest(config, renderer, rows.held_out, targets, limit, general, tuple(h for h, _ in pairs))
     count = len(rows.held_out)
     with student.disable_adapter():
         of_base = test.answers_of(student, on_note, partial(on_batch, "base", count))
@@ -173,6 +174,7 @@ class HeldOutTest:
         targets: the teacher's answers as examples, for the loss.
         limit: tokens after which an answer is cut.
         general: answers to general prompts, for what the student has forgotten.
+        answered: the prompt of each of `targets`; empty: losses are not split by task and tag.
     """
 
     config: TrainConfig
@@ -181,6 +183,7 @@ class HeldOutTest:
     targets: tuple[Example, ...]
     limit: int
     general: GeneralSet = field(default_factory=lambda: GeneralSet((), ()))
+    answered: tuple[HeldOut, ...] = ()
 
     def answers_of(
         self, answering: Any, on_note: Callable[[str], None], on_done: Callable[[int], None]
@@ -356,15 +359,22 @@ def _likelihoods(test: HeldOutTest, answers: Mapping[str, Answers], resamples: i
         for e in test.targets
     ]
     facts = {name: likelihood.summary(each, sizes, resamples) for name, each in measured.items()}
-    fewer_bits = [
-        (ours - theirs) / math.log(2)
-        for ours, theirs in zip(measured["student"].nats, measured["base"].nats, strict=True)
-    ]
+    fewer_bits = (measured["student"].nats - measured["base"].nats) / math.log(2)
     return {
         **facts,
         "answers": len(sizes),
         "bytes": sum(sizes),
-        "student_minus_base": {"bits_per_byte": intervals.ratio(fewer_bits, sizes, resamples)},
+        "student_minus_base": {"bits_per_byte": intervals.ratio(fewer_bits.tolist(), sizes, resamples)},
+        **{
+            kind: {
+                name: likelihood.compared(measured, sizes, numbers, resamples)
+                for name, numbers in groups.items()
+            }
+            for kind, groups in (
+                ("tasks", text_scores.by_task(test.answered)),
+                ("tags", text_scores.by_tag(test.answered)),
+            )
+        },
     }
 
 
@@ -374,7 +384,9 @@ def _write_results(test: HeldOutTest, card: dict[str, Any], answers: Mapping[str
         row = {
             "prompt_id": held.prompt_id,
             "task": held.task,
+            "tags": held.tags,
             "split": held.split,
+            "messages": held.conversation.messages,
             "reference": held.reference,
             "base": answers["base"].texts[i],
             "student": answers["student"].texts[i],

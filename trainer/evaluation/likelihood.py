@@ -7,7 +7,7 @@ often the token that the model thinks likeliest is the teacher's, against how li
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class Likelihood:
         """Nats per supervised token."""
         return float(self.nats.sum() / self.tokens.sum())
 
-    def part(self, examples: slice) -> Likelihood:
+    def part(self, examples: slice | Sequence[int]) -> Likelihood:
         """Return what is known of some of the examples."""
         columns = (self.nats, self.tokens, self.confidence, self.correct, self.counts)
         return Likelihood(*(column[examples] for column in columns))
@@ -208,6 +208,30 @@ def calibration(likelihood: Likelihood, resamples: int) -> dict[str, Any]:
             {"tokens": int(n), "confidence": float(c / n), "correct": float(r / n)}
             for n, c, r in zip(counts[used], confidence[used], correct[used], strict=True)
         ],
+    }
+
+
+def compared(
+    measured: Mapping[str, Likelihood], text_bytes: Sequence[int], numbers: Sequence[int], resamples: int
+) -> dict[str, Any]:
+    """Return the figures of some of the answers for base and student, side by side.
+
+    Args:
+        numbers: of the answers.
+
+    Returns:
+        `answers`; by model what `summary` returns, and `ece`; `student_minus_base.bits_per_byte`.
+    """
+    parts = {name: each.part(numbers) for name, each in measured.items()}
+    sizes = [text_bytes[n] for n in numbers]
+    fewer_bits = (parts["student"].nats - parts["base"].nats) / math.log(2)
+    return {
+        "answers": len(numbers),
+        **{
+            name: {**summary(part, sizes, resamples), "ece": calibration(part, resamples)["ece"]}
+            for name, part in parts.items()
+        },
+        "student_minus_base": {"bits_per_byte": intervals.ratio(fewer_bits.tolist(), sizes, resamples)},
     }
 
 

@@ -119,8 +119,9 @@ def _mean(values: Sequence[float]) -> dict[str, float] | None:
 def teacher_facts(corpus: Path, prompt_ids: frozenset[str]) -> dict[str, Any]:
     """Return what the teacher's stored answers to some prompts took: latency, tokens, dollars.
 
-    Latency is that of the last attempt, from sending to the last byte; the time to the first token, size and
-    memory of a teacher behind an API are not known.
+    Latency is that of the last attempt, from sending to the last byte, while the harvest had other requests
+    in flight; an idle teacher may be faster. The time to the first token, size and memory of a teacher behind
+    an API are not known.
     """
     seconds: list[float] = []
     tokens: list[float] = []
@@ -135,6 +136,7 @@ def teacher_facts(corpus: Path, prompt_ids: frozenset[str]) -> dict[str, Any]:
                 tokens.append(float(row["output_tokens"]))
     return {
         "answers": len(dollars),
+        "measured": "during the harvest, under its load",
         "answer_s": _mean(seconds),
         "tokens_per_s": intervals.ratio(tokens, seconds, _RESAMPLES) if tokens else None,
         "usd_per_1000_answers": _mean(dollars),

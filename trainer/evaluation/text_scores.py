@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from harvester.verify.refusals import is_refusal
 from harvester.verify.verifiers import Candidate
@@ -20,6 +20,18 @@ from trainer.evaluation.scorecard import FEWEST_PROMPTS, MOST_TAGS, wilson_inter
 Texts = Mapping[str, Sequence[str | None]]
 # Differences that are shown with paired intervals.
 DIFFERENCES = (("student", "base"), ("student", "teacher"))
+
+
+class Grouped(Protocol):
+    """Something with a task and tags, such as a prompt."""
+
+    @property
+    def task(self) -> str:
+        """Its task."""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Its tags."""
 
 
 def repeats(held_out: Sequence[HeldOut]) -> list[str | None]:
@@ -101,7 +113,7 @@ def _metrics(
     return metrics
 
 
-def by_task(held_out: Sequence[HeldOut]) -> dict[str, list[int]]:
+def by_task(held_out: Sequence[Grouped]) -> dict[str, list[int]]:
     """Return the places of the prompts by task."""
     groups: dict[str, list[int]] = {}
     for place, held in enumerate(held_out):
@@ -109,7 +121,7 @@ def by_task(held_out: Sequence[HeldOut]) -> dict[str, list[int]]:
     return dict(sorted(groups.items()))
 
 
-def by_tag(held_out: Sequence[HeldOut]) -> dict[str, list[int]]:
+def by_tag(held_out: Sequence[Grouped]) -> dict[str, list[int]]:
     """Return the places of the prompts by tag: the commonest tags, in order of their names."""
     counts = Counter(tag for held in held_out for tag in held.tags)
     shown = sorted(tag for tag, count in counts.most_common(MOST_TAGS) if count >= FEWEST_PROMPTS)

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
-from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.errors import HarvestFailed
 from trainer.files import read_json, write_json, write_text
+from trainer.harvester_process import DONE, run_harvester, toml_text
 
-# Exit codes of `harvester run` after which the answers are as complete as they will be: all rows done, and
-# all done but more failed than [run] max_failed.
-_DONE = frozenset({0, 3})
 _STOPPED_AT_LIMIT = 10
 _BUDGET = "budget"
 
@@ -118,56 +112,16 @@ class Harvests:
         return is_done
 
     def _run(self, config: Path) -> bool:
-        words = [sys.executable, "-m", "harvester", "run", str(config), "--json"]
+        words = ["run", str(config)]
         ceilings = (
             ("--max-usd", self._files.config.max_usd),
             ("--max-tokens", self._files.config.max_tokens),
         )
         for flag, ceiling in ceilings:
             words += [] if ceiling is None else [flag, f"{ceiling}", "--budget-per", "store"]
-        # A session of its own keeps a Ctrl-C of the terminal from it. One signal is passed on below; a second
-        # one would cancel answers that are paid for.
-        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-            try:
-                output, _ = process.communicate()
-            except BaseException:  # a signal to this process: the harvest shall drain and end as well
-                process.terminate()
-                process.wait()
-                raise
-        if process.returncode in _DONE:
+        code, summary = run_harvester(*words)
+        if code in DONE:
             return True
-        if process.returncode == _STOPPED_AT_LIMIT and _ending(output) == _BUDGET:
+        if code == _STOPPED_AT_LIMIT and summary.get("ending") == _BUDGET:
             return False
-        code = process.returncode
-        raise HarvestFailed(code if code > 0 else 128 - code)  # a negative one is a signal's number
-
-
-def _ending(output: str) -> str:
-    """Return the ending that the summary on stdout names."""
-    try:
-        summary = json.loads(output.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        return ""
-    return str(summary.get("ending", "")) if isinstance(summary, dict) else ""
-
-
-def toml_text(table: Mapping[str, Any]) -> str:
-    """Return parsed TOML as text, one line a key of the root."""
-    return "".join(f"{_quoted(key)} = {_toml(value)}\n" for key, value in table.items())
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_quoted(key)} = {_toml(member)}" for key, member in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (datetime, date, time)):
-        return value.isoformat()
-    return repr(value) if isinstance(value, (int, float)) else _quoted(str(value))
-
-
-def _quoted(text: str) -> str:
-    """Return a TOML string: that of JSON, with the one control character that JSON leaves as it is."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+        raise HarvestFailed(code)

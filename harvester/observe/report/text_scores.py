@@ -53,7 +53,9 @@ def text_parts(card: Mapping[str, Any]) -> dict[str, Any]:
     tables = [
         _by_metric("Answers against the reference", "references", card),
         _by_metric("Answers against the teacher's", "agreement", card),
+        _preferences(card),
         _by_model("How likely the teacher's answers are", "likelihood", _LIKELIHOOD, card),
+        _likelihood_by_group(card),
         _forgetting(card),
         _by_model("How they answer", "behaviour", _BEHAVIOUR, card),
         _speed(card),
@@ -64,7 +66,7 @@ def text_parts(card: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "tables": [table for table in tables if table["rows"]],
         "has_repeat": "repeat" in (card.get("behaviour") or {}),
-        "figures": [*_agreement_figures(card), *_calibration_figures(card)],
+        "figures": [*_preference_figures(card), *_agreement_figures(card), *_calibration_figures(card)],
     }
 
 
@@ -136,6 +138,32 @@ def _by_model(title: str, group: str, names: Mapping[str, str], card: Mapping[st
     return {"title": title, "columns": ["", *models], "rows": rows, "note": _EXPLAINED[group]}
 
 
+def _likelihood_by_group(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Show the likelihoods by task and tag; a single task is shown in the table of all answers."""
+    facts = card.get("likelihood") or {}
+    tasks, tags = facts.get("tasks") or {}, facts.get("tags") or {}
+    groups = {**(tasks if len(tasks) > 1 else {}), **{tag: tags[tag] for tag in tags if tag not in tasks}}
+    rows = []
+    for name, group in list(groups.items())[:_MOST_ROWS]:
+        for measure, label in {**_LIKELIHOOD, "ece": "calibration error"}.items():
+            is_first = measure == next(iter(_LIKELIHOOD))
+            difference = group["student_minus_base"].get(measure)
+            rows.append(
+                [
+                    f"{name}, {group['answers']:,} answers" if is_first else "",
+                    label,
+                    *(shown(group[m][measure], percent=measure == "ece") for m in MODELS[:2]),
+                    shown(difference) if difference else "",
+                ]
+            )
+    return {
+        "title": "How likely the teacher's answers are, by task and tag",
+        "columns": ["task or tag", "measure", *MODELS[:2], "student − base"],
+        "rows": rows,
+        "note": "As above. In a small group the calibration error is above 0 by chance.",
+    }
+
+
 def _paired(card: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for pair, facts in (card.get("paired") or {}).items():
@@ -179,6 +207,70 @@ def _forgetting(card: Mapping[str, Any]) -> dict[str, Any]:
     return {"title": "What the student has forgotten", "columns": columns, "rows": rows, "note": note}
 
 
+def _preferences(card: Mapping[str, Any]) -> dict[str, Any]:
+    facts = card.get("preferences") or {}
+    rows = []
+    for model in MODELS[:2][::-1]:
+        of_model = (facts.get("pairs") or {}).get(f"{model}_vs_teacher")
+        if not of_model:
+            continue
+        tasks = of_model["tasks"] if len(of_model["tasks"]) > 1 else {}
+        for name, counts in [("all", of_model), *list(tasks.items())[:_MOST_ROWS]]:
+            rows.append(
+                [
+                    model,
+                    name,
+                    *(f"{counts[key]:,}" for key in ("win", "tie", "loss", "not_judged")),
+                    shown(counts["win_rate"], percent=True),
+                ]
+            )
+    return {
+        "title": "What a judge prefers",
+        "columns": ["model", "task", "won", "tied", "lost", "not judged", "against the teacher"],
+        "rows": rows,
+        "note": _preference_note(facts),
+    }
+
+
+def _preference_note(facts: Mapping[str, Any]) -> str:
+    """Say who judged, how, and how far the judge can be trusted."""
+    if not facts:
+        return ""
+    position = facts["position"]
+    parts = [
+        f"{facts['judge'] or 'A judge'} compared each answer with the teacher's to the same prompt, in both "
+        "orders. Ties count half, so 50 % is as good as the teacher; equal answers tie without being asked."
+    ]
+    if difference := facts["student_minus_base"]:
+        parts.append(f"Student − base: {shown(difference, percent=True)}.")
+    if first := position["first_wins"]:
+        parts.append(
+            f"Bias to a position: the answer shown first won {shown(first, percent=True)} of the comparisons "
+            f"that were decided (50 % is fair); {position['order_decided']:,} of {position['pairs']:,} pairs "
+            "were decided by the order alone and count as ties."
+        )
+    if facts.get("is_teacher"):
+        parts.append("The judge is the teacher itself; models tend to prefer their own answers.")
+    if facts.get("exit_code") not in {0, 3}:
+        parts.append(f"The judge ended early ({facts.get('ending')}).")
+    return " ".join(parts)
+
+
+def _preference_figures(card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    pairs = (card.get("preferences") or {}).get("pairs") or {}
+    drawn: dict[str, dict[str, Any]] = {}
+    for model in MODELS[:2]:
+        of_model = pairs.get(f"{model}_vs_teacher") or {"tasks": {}}
+        tasks = of_model["tasks"] if len(of_model["tasks"]) > 1 else {}
+        for name, counts in [("all", of_model), *list(tasks.items())[:_MOST_ROWS]]:
+            if counts.get("win_rate"):
+                drawn.setdefault(name, {})[model] = counts["win_rate"]
+    if not drawn:
+        return []
+    note = "How often the judge prefers an answer to the teacher's; ties count half, 50 % is as good."
+    return [figure("Preferred to the teacher", share_dots(drawn), note)]
+
+
 def _speed(card: Mapping[str, Any]) -> dict[str, Any]:
     speed = card.get("speed") or {}
     student, teacher = speed.get("student") or {}, speed.get("teacher") or {}
@@ -201,7 +293,8 @@ def _speed(card: Mapping[str, Any]) -> dict[str, Any]:
     note = (
         f"The student on this machine ({student.get('device', 'none')}), "
         f"{student.get('answers_timed', 0)} answers timed alone; the teacher over the network, "
-        f"as stored with {teacher.get('answers', 0):,} answers."
+        f"as stored with {teacher.get('answers', 0):,} answers: under the load of its harvest, with other "
+        "requests in flight, so an idle teacher may be faster."
     )
     return {
         "title": "What an answer takes",

@@ -67,6 +67,64 @@ OF_TEXTS: dict[str, Any] = {
 }
 
 
+def counts(**more: Any) -> dict[str, Any]:
+    return {"prompts": 9, "win": 2, "tie": 1, "loss": 5, "not_judged": 1, "win_rate": VALUE, **more}
+
+
+PREFERENCES = {
+    "judge": "http://127.0.0.1/v1|<judge>",
+    "is_teacher": True,
+    "pairs": {
+        "student_vs_teacher": counts(tasks={"sum": counts(), "date": counts(win_rate=None)}, tags={}),
+        "base_vs_teacher": counts(tasks={"sum": counts(), "date": counts()}, tags={}),
+    },
+    "student_minus_base": VALUE,
+    "position": {"pairs": 8, "comparisons": 16, "decided": 9, "first_wins": VALUE, "order_decided": 3},
+    "ending": "budget",
+    "exit_code": 10,
+}
+
+
+def test_what_a_judge_prefers_is_shown_with_its_bias() -> None:
+    parts = scorecard.scorecard_parts({**CARD, "preferences": PREFERENCES})
+    (table,) = parts["tables"]
+    assert table["rows"][:3] == [
+        ["student", "all", "2", "1", "5", "1", "25.0% (12%–50%)"],
+        ["student", "sum", "2", "1", "5", "1", "25.0% (12%–50%)"],
+        ["student", "date", "2", "1", "5", "1", "–"],
+    ]
+    assert [row[0] for row in table["rows"][3:]] == ["base"] * 3
+    for words in (
+        "<judge> compared each answer",
+        "the answer shown first won 25.0% (12%–50%)",
+        "3 of 8 pairs were decided by the order alone",
+        "The judge is the teacher itself",
+        "ended early (budget)",
+    ):
+        assert words in table["note"]
+    (figure,) = parts["figures"]
+    assert figure["drawing"].count("<circle") == 5
+
+
+def test_likelihoods_are_shown_by_task_and_tag() -> None:
+    of_model = dict.fromkeys(("nats_per_token", "perplexity", "bits_per_byte", "ece"), VALUE)
+    group = {
+        "answers": 4,
+        "base": of_model,
+        "student": of_model,
+        "student_minus_base": {"bits_per_byte": VALUE},
+    }
+    facts = {"tasks": {"sum": group, "date": group}, "tags": {"sum": group, "short": group}}
+    (table,) = scorecard.scorecard_parts({**CARD, "likelihood": facts})["tables"]
+    assert [row[0] for row in table["rows"] if row[0]] == [
+        "sum, 4 answers",
+        "date, 4 answers",
+        "short, 4 answers",
+    ]
+    assert table["rows"][2][1:] == ["bits a byte", *["0.250 (0.125–0.500)"] * 3]
+    assert table["rows"][3][1:] == ["calibration error", "25.0% (12%–50%)", "25.0% (12%–50%)", ""]
+
+
 def test_scores_of_texts_become_tables_and_figures_with_intervals(tmp_path: Path):
     path = tmp_path / "scorecard.json"
     path.write_text(json.dumps({**CARD, **OF_TEXTS}), encoding="utf-8")
@@ -111,6 +169,7 @@ def calibration_with(tokens: float) -> dict[str, Any]:
         ),
         json.dumps({**CARD, "calibration": {"base": {"ece": VALUE, "bins": [{**BINS[0], "tokens": 0}]}}}),
         json.dumps({**CARD, "tags": {"a": 1}}),
+        json.dumps({**CARD, "preferences": {"pairs": {}}}),
         "[]",
         "{}",
         "nonsense",

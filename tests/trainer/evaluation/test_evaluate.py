@@ -154,6 +154,16 @@ def test_any_text_is_scored_next_to_the_teacher_and_its_repeat(run_trainer, trai
     assert bits["student_minus_base"]["bits_per_byte"]["value"] == pytest.approx(
         bits["student"]["bits_per_byte"]["value"] - bits["base"]["bits_per_byte"]["value"]
     )
+    tags = bits["tags"]
+    assert {name: group["answers"] for name, group in tags.items()} == {"a": 5, "b": 5}
+    sizes = [sum(len(r.completion) for r in sentences if tag in r.tags) for tag in tags]
+    # Bits of all answers are those of both tags, which share the prompts.
+    assert bits["base"]["bits_per_byte"]["value"] == pytest.approx(
+        sum(tags[tag]["base"]["bits_per_byte"]["value"] * n for tag, n in zip(tags, sizes, strict=True))
+        / bits["bytes"]
+    )
+    assert bits["tasks"]["reverse"]["student"]["perplexity"] == bits["student"]["perplexity"]
+    assert bits["tasks"]["reverse"]["student"]["ece"] == card["calibration"]["student"]["ece"]
     assert 0 <= card["calibration"]["student"]["ece"]["value"] <= 1
     assert card["missing_packages"] == []
     assert "judged by what the answer contains" in err

@@ -25,8 +25,8 @@ from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from trainer.config import DataSection
 from trainer.data.dataset import prompt_key
 from trainer.errors import DataError
-from trainer.experiments.harvests import toml_text
 from trainer.experiments.pool import PoolPrompt, choose_hard, choose_random, in_order, read_pool
+from trainer.harvester_process import toml_text
 
 ROUNDS, ROWS = 2, 12
 PROMPTS = Path(__file__).parents[3] / "prompts"

@@ -1,0 +1,68 @@
+"""Run commands of the harvester as processes of their own, with configurations written for them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import date, datetime, time
+from typing import Any
+
+# Exit codes of `harvester run` and `harvester judge` after which the answers are as complete as they will be:
+# all rows done, and all done but more failed than [run] max_failed.
+DONE = frozenset({0, 3})
+
+
+def run_harvester(*words: object) -> tuple[int, dict[str, Any]]:
+    """Run a command of the harvester to its end; what it prints on stderr is shown.
+
+    Args:
+        words: the command and its arguments; `--json` is added.
+
+    Returns:
+        The exit code as a shell shows it (128 + N after signal N), and the result that it printed as JSON;
+        an empty one if it printed none.
+    """
+    command = [sys.executable, "-m", "harvester", *map(str, words), "--json"]
+    # A session of its own keeps a Ctrl-C of the terminal from it. One signal is passed on below; a second one
+    # would cancel answers that are paid for.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            output, _ = process.communicate()
+        except BaseException:  # a signal to this process: the harvest shall drain and end as well
+            process.terminate()
+            process.wait()
+            raise
+    code = process.returncode
+    return code if code >= 0 else 128 - code, _last_object(output)
+
+
+def _last_object(output: str) -> dict[str, Any]:
+    try:
+        result = json.loads(output.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        return {}
+    return result if isinstance(result, dict) else {}
+
+
+def toml_text(table: Mapping[str, Any]) -> str:
+    """Return parsed TOML as text, one line a key of the root."""
+    return "".join(f"{_quoted(key)} = {_toml(value)}\n" for key, value in table.items())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_quoted(key)} = {_toml(member)}" for key, member in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (datetime, date, time)):
+        return value.isoformat()
+    return repr(value) if isinstance(value, (int, float)) else _quoted(str(value))
+
+
+def _quoted(text: str) -> str:
+    """Return a TOML string: that of JSON, with the one control character that JSON leaves as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
