@@ -62,7 +62,7 @@ def judge(
             judging.write_verdicts(loaded, root, Verdicts(), verdicts_file)
         lines = ["no answer to judge", *_left_out_line(written)]
         emit(
-            {"judge": loaded.teacher.identity, "judged": 0, "left_out": dict(written.left_out)},
+            {"judge": loaded.teacher.teacher_id, "judged": 0, "left_out": dict(written.left_out)},
             lines,
             as_json=as_json,
         )
@@ -83,7 +83,7 @@ def judge(
     if not facts["judged"] and summary.exit_code in _DONE:
         message("warning: no reply names a verdict: does the rubric ask for the JSON that is read?")
     data = {
-        "judge": loaded.teacher.identity,
+        "judge": loaded.teacher.teacher_id,
         **facts,
         "rows": written.rows,
         "left_out": dict(written.left_out),

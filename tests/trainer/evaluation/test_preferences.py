@@ -90,6 +90,7 @@ def test_win_rates_are_those_of_a_judge_whose_preference_is_known(
     # A judge that looks at the answers has no bias to a position.
     assert found["position"]["first_wins"]["value"] == 0.5
     assert found["position"]["order_decided"] == 0
+    assert found["judge"] == f"{mock.base_url}|mock-teacher"
     assert found["is_teacher"] is False
     assert found["ending"] == "complete"
 
