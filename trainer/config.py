@@ -155,6 +155,8 @@ class TrainSection(_Frozen):
             more than half of a device.
         compile: use torch.compile for the layers and the loss, of students whose rows are packed. The first
             step is slow, and results differ in the last bits.
+        deterministic: on CUDA, use kernels that give the same bits each time: slower, but a training that was
+            resumed then ends as one that was not. On the CPU that always holds.
         soft_targets: learn the teacher's probabilities, too, where rows have log-probabilities ("auto").
         soft_weight: share of the KL divergence in the loss of a token with soft targets; the rest is
             cross-entropy. The log has this loss; the held-out loss stays cross-entropy.
@@ -186,6 +188,7 @@ class TrainSection(_Frozen):
     checkpointing: Literal["never", "always", "planned"] = "planned"
     shard: Literal["never", "always", "planned"] = "planned"
     compile: bool = False
+    deterministic: bool = False
     soft_targets: Literal["off", "auto"] = "off"
     soft_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     soft_temperature: Positive = 1.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,31 @@ def set_threads(train: TrainSection, processes: int = 1) -> None:
         processes: processes of this training on this machine, which divide the cores among them.
     """
     torch.set_num_threads(train.threads or max(1, thread_count(train) // processes))
+
+
+@contextmanager
+def arithmetic(train: TrainSection, device: torch.device) -> Iterator[None]:
+    """Set how CUDA computes during the block; the CPU's arithmetic has no such choice.
+
+    fp32 products (dropout, DoRA, experts: PEFT's own forward) take TF32: its 10 bits are more than the 7 of
+    the bf16 values that they read. With `[train] deterministic` only kernels that add in a fixed order are
+    used, in attention's backward above all; cuBLAS then needs a workspace that the environment sets
+    (https://docs.pytorch.org/docs/stable/notes/randomness.html).
+    """
+    if device.type != "cuda":
+        yield
+        return
+    precision = torch.get_float32_matmul_precision()
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.set_float32_matmul_precision("high")
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(was_deterministic)
 
 
 def base_dtype(device: torch.device) -> torch.dtype:

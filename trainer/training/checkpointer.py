@@ -153,7 +153,10 @@ class Checkpointer:
         }
         for key in _FREE_SETTINGS:
             del settings[key]
-        if self._config.train.soft_targets == "off":  # earlier checkpoints don't know these settings
+        # Earlier checkpoints don't know these settings.
+        if not self._config.train.deterministic:
+            del settings["train.deterministic"]
+        if self._config.train.soft_targets == "off":
             settings = {key: value for key, value in settings.items() if not key.startswith("train.soft_")}
         dataset = self._inputs.dataset
         return {

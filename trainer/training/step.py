@@ -84,7 +84,8 @@ class Stepper:
 
         Raises:
             OutOfMemory: a pack did not fit; the message gives its size.
-            ConfigError: `[train] compile` is set, and torch's compiler fails.
+            ConfigError: `[train] compile` is set and torch's compiler fails, or `deterministic` is set and a
+                kernel can't be.
         """
         supervised = sum(example.supervised for pack in packs for example in pack)
         # Exactly `supervised` where all rows count alike.
@@ -125,6 +126,12 @@ class Stepper:
                     f"torch.compile can't compile this student: {first_line(error)}",
                     place="train.compile",
                     remedy="compile = false",
+                ) from None
+            if self._train.deterministic and "deterministic" in str(error):
+                raise ConfigError(
+                    f"no deterministic kernel for this student: {first_line(error)}",
+                    place="train.deterministic",
+                    remedy="deterministic = false",
                 ) from None
             raise _as_out_of_memory(error, pack, self._remedy(pack)) from None
         return loss, correct

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
 from trainer.config import TrainConfig
@@ -81,6 +81,7 @@ def train(
     with (
         join_world() as world,
         lock_output_folder(config.out_path) if world.is_leader else nullcontext(),
+        ExitStack() as computing,
     ):
         started = time.monotonic()
         with end_before_first_step():
@@ -93,6 +94,8 @@ def train(
                     place=str(config.corpus),
                     remedy="`trainer doctor` shows them by token; repair them, or train with --force-faults",
                 )
+            device = model.select_device(config.train)
+            computing.enter_context(model.arithmetic(config.train, device))
             student = load_student(config, inputs.largest_pack, world)
             run = TrainingRun(config, inputs, student, world, callbacks, allow_change=allow_change)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from itertools import count
 
@@ -19,6 +20,7 @@ from trainer.config import CUDA_PACK_TOKENS, PACK_TOKENS
 from trainer.data import packing
 from trainer.data.collator import collate
 from trainer.data.order import Order
+from trainer.errors import ConfigError
 from trainer.model import compile, lora_forward, losses, model, rows, self_test, varlen_attention
 from trainer.training import checkpoint, distributed, memory, reporter, step, student, train
 from trainer.training.distributed import World
@@ -52,6 +54,33 @@ def test_an_old_gpu_gets_fp32_and_the_attention_that_runs_there(gpu):
     gpu(9, 0)
     assert model.base_dtype(CUDA) == torch.bfloat16
     assert self_test.packed_attention(CUDA, LlamaConfig()) == "distil_varlen"
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cuda_computes_fp32_in_tf32_and_adds_in_a_fixed_order_where_asked(monkeypatch, deterministic):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with model.arithmetic(settings.TrainSection(deterministic=deterministic), CUDA):
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if deterministic else None)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_on_the_cpu_precision_and_kernels_stay_as_they_are():
+    with model.arithmetic(settings.TrainSection(deterministic=True), torch.device("cpu")):
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_kernel_that_cannot_be_deterministic_ends_with_the_setting_to_change(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set ...")
+
+    monkeypatch.setattr(step, "pack_losses", refuse)
+    with pytest.raises(ConfigError, match="cumsum_cuda_kernel") as caught:
+        train.train(made(tmp_path, deterministic=True))
+    assert (caught.value.place, caught.value.remedy) == ("train.deterministic", "deterministic = false")
 
 
 @pytest.mark.parametrize(
