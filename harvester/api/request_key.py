@@ -103,10 +103,7 @@ def short_digest(data: bytes) -> int:
 
 
 def owner(key: bytes, world: int) -> int:
-    """The rank, of `world` ranks, that asks for this key: its first 8 bytes, big-endian, modulo `world`.
-
-    No verb uses it yet: it is for a harvest split over several processes.
-    """
+    """The rank, of `world` ranks, that asks for this key: its first 8 bytes, big-endian, modulo `world`."""
     if world < 1:
         raise ValueError("a world has at least one rank")
     return int.from_bytes(key[:8], "big") % world

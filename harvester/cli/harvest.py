@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from harvester.run.prepare import Prepared
 
 CONFIG = typer.Argument(..., metavar="CONFIG", help="Path of a harvest.toml.", show_default=False)
+SHARD = typer.Option(
+    None,
+    metavar="I/N",
+    help="Ask the I-th of N parts of the prompts, with 1/N of limits and budget, into a store of its own.",
+)
 Value = TypeVar("Value")
 
 
@@ -51,11 +56,12 @@ def init(
     emit({"folder": str(folder), "files": [str(path) for path in files]}, lines, as_json=as_json)
 
 
-def plan(config: Path = CONFIG, as_json: bool = JSON) -> None:
+def plan(config: Path = CONFIG, shard: str | None = SHARD, as_json: bool = JSON) -> None:
     """Show rows, cost, duration and terms of a harvest without sending a request."""
+    from harvester.config.overrides import Overrides
     from harvester.run import prepare
 
-    outlook = prepare.look_ahead(config)
+    outlook = prepare.look_ahead(config, Overrides(shard=shard))
     emit(outlook.as_dict(), outlook.lines(), as_json=as_json)
 
 
@@ -92,6 +98,7 @@ def run(
     transport: Transport | None = typer.Option(
         None, help="Ask one by one (online), in batches (batch), or both (hybrid); \\[run] transport."
     ),
+    shard: str | None = SHARD,
     log_json: bool = typer.Option(False, "--log-json", help="Print JSON records on stderr, one a line."),
     as_json: bool = JSON,
 ) -> None:
@@ -125,6 +132,7 @@ def run(
         retry=_parsed("--retry", retry, _outcomes) or frozenset(),
         retry_dead=retry_dead,
         transport=transport,
+        shard=shard,
     )
     with _saying_when_interrupted():
         prepared = prepare.prepare(config, flags)

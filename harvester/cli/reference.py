@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from harvester.cli.console import JSON, emit
+from harvester.config.shard import MOST_SHARDS
 from harvester.errors import UsageError
 
 config_app = typer.Typer(no_args_is_help=True, help="Describe the keys of harvest.toml.")
@@ -54,11 +55,15 @@ def schedule(
     systemd: bool = typer.Option(False, "--systemd", help="Print a service and its timer."),
     cron: bool = typer.Option(False, "--cron", help="Print lines for a crontab."),
     k8s: bool = typer.Option(False, "--k8s", help="Print a CronJob, or a Job without \\[schedule] hours."),
+    slurm: bool = typer.Option(False, "--slurm", help="Print a job array: one task for each of --shards."),
+    shards: int | None = typer.Option(
+        None, min=2, max=MOST_SHARDS, help="Split the harvest: for --slurm, and for --k8s an indexed Job."
+    ),
     name: str | None = typer.Option(None, help="Name of the units; default: from the folder's name."),
     image: str = typer.Option("harvester", help="Container image, for --k8s; the Containerfile builds it."),
     as_json: bool = JSON,
 ) -> None:
-    """Print the files that let systemd, cron or Kubernetes run this harvest in its hours; write nothing."""
+    """Print the files that let systemd, cron, Kubernetes or Slurm run this harvest; write nothing."""
     import re
     import shutil
     import sys
@@ -67,8 +72,12 @@ def schedule(
     from harvester.config import schedule as opening_hours
     from harvester.config.config import load
 
-    if systemd + cron + k8s != 1:
-        raise UsageError("name exactly one scheduler", remedy="give --systemd, --cron or --k8s")
+    if systemd + cron + k8s + slurm != 1:
+        raise UsageError("name exactly one scheduler", remedy="give --systemd, --cron, --k8s or --slurm")
+    if (shards is None) == slurm or (shards is not None and not slurm and not k8s):
+        raise UsageError(
+            "--slurm needs --shards, and only --k8s takes it too", remedy="as in --slurm --shards 8"
+        )
     if name is not None and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?", name):
         raise UsageError(
             f"{name!r} can't be the name of a unit", remedy="use lower case letters, digits and dashes"
@@ -85,8 +94,18 @@ def schedule(
         openings=[opening_hours.parse(text) for text in settings.schedule.hours],
         key_env=settings.teacher.api_key_env,
         image=image,
+        shards=shards or 1,
     )
-    build = service_units.systemd if systemd else service_units.cron if cron else service_units.kubernetes
+    build = next(
+        make
+        for make, is_chosen in (
+            (service_units.systemd, systemd),
+            (service_units.cron, cron),
+            (service_units.kubernetes, k8s),
+            (service_units.slurm, slurm),
+        )
+        if is_chosen
+    )
     files = build(harvest)
     lines: list[str] = []
     for path, text in files.items():

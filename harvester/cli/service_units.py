@@ -1,4 +1,4 @@
-"""Write the files with which systemd, cron or Kubernetes run a harvest.
+"""Write the files with which systemd, cron, Kubernetes or Slurm run a harvest.
 
 The templates are in data/units. This module fills them and quotes values for each syntax: systemd.syntax(7)
 and systemd.service(5), crontab(5), YAML flow scalars (every JSON string is one).
@@ -48,6 +48,7 @@ class Harvest:
         budget: the ceilings of harvest.toml.
         key_env: name of the environment variable with the API key.
         image: container image, for Kubernetes.
+        shards: number of parts that the harvest is split into; 1 for none.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Harvest:
     budget: BudgetSection = field(default_factory=BudgetSection)
     key_env: str | None = None
     image: str = "harvester"
+    shards: int = 1
 
     @property
     def stop_s(self) -> int:
@@ -180,11 +182,8 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
             "name": harvest.name,
             "stop_s": str(harvest.stop_s),
             "image": _yaml(harvest.image),
-            "arguments": ", ".join(
-                map(_yaml_argument, ("run", str(MOUNT / harvest.config.name), *harvest.options))
-            ),
+            **_pod_commands(harvest, str(MOUNT / store)),
             "budget": harvest.budget_comment,
-            "store": _yaml_argument(str(MOUNT / store)),
             "env": json.dumps(env),
         },
     )
@@ -210,6 +209,56 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
             },
         )
     return files
+
+
+def _pod_commands(harvest: Harvest, store: str) -> dict[str, str]:
+    """Return what a pod runs and how its store is checked; in an indexed Job it finds out which shard it is.
+
+    The index of a pod is in its environment, from 0. A failed shard does not end the others.
+    """
+    run = ("run", str(MOUNT / harvest.config.name), *harvest.options)
+    check = ("status", store, "--check", "--max-age", "10m")
+    if harvest.shards == 1:
+        return {
+            "completions": "",
+            "retries": "backoffLimit: 6",
+            "failed": "FailJob",
+            "start": f"args: [{', '.join(map(_yaml_argument, run))}]",
+            "check": ", ".join(["harvester", *map(_yaml_argument, check)]),
+        }
+    shard = "$((JOB_COMPLETION_INDEX + 1))"
+    of_shard = f"{shlex.quote(store.rstrip('/'))}-{shard}-of-{harvest.shards}"
+    start = f"exec harvester {shlex.join(run)} --shard {shard}/{harvest.shards}"
+    checked = f"exec harvester status {of_shard} {shlex.join(check[2:])}"
+    return {
+        "completions": "completionMode: Indexed\n"
+        f"completions: {harvest.shards}\nparallelism: {harvest.shards}\n",
+        "retries": "backoffLimitPerIndex: 6",
+        "failed": "FailIndex",
+        "start": f"command: [sh, -c, {_yaml_argument(start)}]",
+        "check": f"sh, -c, {_yaml_argument(checked)}",
+    }
+
+
+def slurm(harvest: Harvest) -> dict[str, str]:
+    """Return a job array with a task for each shard, for `sbatch`.
+
+    Raises:
+        ConfigError: a script can't hold a path.
+    """
+    words = [_checked(word) for word in (*harvest.command, "run", str(harvest.config), *harvest.options)]
+    store = PurePosixPath(harvest.config.parent, harvest.store)
+    values = {
+        "name": harvest.name,
+        "described": _plain(str(harvest.config)),
+        "budget": harvest.budget_comment,
+        "shards": str(harvest.shards),
+        "stop_s": str(harvest.stop_s),
+        "folder": shlex.quote(_checked(str(harvest.config.parent))),
+        "command": shlex.join(words),
+        "store": shlex.quote(_checked(str(store))),
+    }
+    return {f"{harvest.name}.sbatch": _fill("harvest.sbatch", values)}
 
 
 def name_of(config: Path) -> str:

@@ -1,4 +1,4 @@
-"""Commands on a store: `seal`, `verify`, `purge`, `rederive`, `adopt`, `score`, `curate`, `export`."""
+"""Commands on stores: seal, verify, purge, rederive, adopt, merge, score, curate, export."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: harvester purge my-run/store --prompt-id p17")(purge)
     app.command(epilog="Example: harvester rederive my-run/store")(rederive)
     app.command(epilog="Example: harvester adopt my-run/store --identity team-llama")(adopt)
+    app.command(epilog="Example: harvester merge my-run/store-*-of-8 my-run/store")(merge)
     app.command(epilog="Example: harvester score my-run/store --verify my-run/harvest.toml")(score)
     app.command(epilog="Example: harvester curate curate.toml")(curate)
     app.command(epilog="Example: harvester export my-run/store out --to messages")(export)
@@ -163,6 +164,28 @@ def adopt(
     emit({**asdict(adopted), "findings": list(report.messages)}, lines, as_json=as_json)
     if left := len(report.messages):
         raise FindingsError(f"{left} findings", place=str(store), remedy=report.remedy)
+
+
+def merge(
+    folders: list[Path] = typer.Argument(
+        ..., metavar="STORE... OUT", help="Stores to merge, and the new folder.", show_default=False
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """Put the stores of shards together into a new one: each answer once, runs and ledgers kept, verified."""
+    from dataclasses import asdict
+
+    from harvester.store.maintain.merge import merge as merge_stores
+
+    *stores, out = folders
+    merged = merge_stores(stores, out)
+    done = "merged before" if merged.was_there else "merged"
+    lines = [
+        f"{done}: {merged.answers:,} answers and {merged.failed:,} failed rows of "
+        f"{merged.stores} stores in {out}; {merged.repeated:,} were in more than one",
+        *merged.notes,
+    ]
+    emit({**asdict(merged), "out": str(out)}, lines, as_json=as_json)
 
 
 def score(

@@ -19,7 +19,7 @@ class Overrides:
     `rows`, `usd`, `tokens`, `runtime_s` and `finish_by` are ceilings; None leaves the file's value.
     `retry` are outcomes of stored answers that are asked again, `retry_dead` asks failed rows again.
     `budget_span` is the span for which `usd` and `tokens` hold, here and at the top of [budget].
-    `transport` replaces `[run] transport`.
+    `transport` and `shard` replace `[run] transport` and `[run] shard`.
     """
 
     rows: int | None = None
@@ -36,6 +36,7 @@ class Overrides:
     retry: frozenset[str] = frozenset()
     retry_dead: bool = False
     transport: Transport | None = None
+    shard: str | None = None
 
     @property
     def retries(self) -> bool:
@@ -69,6 +70,7 @@ class Overrides:
         """
         words = ["harvester", "run", str(config)]
         for flag, value in (
+            ("--shard", self.shard),
             ("--epoch", self.epoch),
             ("--grace", self.grace_s),
             ("--metrics-file", self.metrics_file),

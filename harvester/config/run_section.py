@@ -19,6 +19,7 @@ from pydantic import (
 from harvester.config import schedule
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.number_limits import MAX_EXACT_INT, MAX_PER_MINUTE, MAX_SAMPLES, MAX_USD, YEAR_S
+from harvester.config.shard import Shard
 from harvester.config.transport import Transport
 
 # Seconds of an attempt's deadline for everything but its tokens: connection, queue of the teacher, prompt.
@@ -104,6 +105,7 @@ class RunSection(FrozenModel):
             such. None: no limit.
         patience_s: how long a run waits for a teacher that answers nothing.
         retry_possibly_billed: false never resends what may have been billed; it becomes a dead letter.
+        shard: which part of the prompts this process asks, as in "2/8"; None for all.
         transport: how requests reach the teacher: one by one, in batches at the batch price, or in batches
             and then one by one what these don't answer in time.
     """
@@ -121,6 +123,12 @@ class RunSection(FrozenModel):
     strict_model: bool = False
     retry_possibly_billed: bool = True
     transport: Transport = Transport.ONLINE
+    shard: str | None = None
+
+    @field_validator("shard")
+    @classmethod
+    def _one_of_several(cls, value: str | None) -> str | None:
+        return None if value is None else str(Shard.parse(value))
 
     def deadline_for(self, max_tokens: int) -> float:
         """Return the seconds that one attempt may take, from connecting to the last byte.

@@ -22,6 +22,7 @@ from harvester.errors import NoPrompts, PromptError
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.completed_files import Finished
+from harvester.prompts.own_prompts import OwnPrompts
 from harvester.prompts.row_rules import RowRules, rules_of
 from harvester.prompts.screen import SkippedPrompts
 from harvester.store.journal.records import asker_digest
@@ -56,6 +57,7 @@ class PromptFeed:
     ) -> None:
         self._skipped = skipped or SkippedPrompts()
         self._config = config
+        self._own = OwnPrompts(config)
         self._root = root
         self._on_error = on_error
         self._files: dict[Path, _File] = {}
@@ -89,7 +91,7 @@ class PromptFeed:
         prompts = self._config.prompts
         bad = BadLines(prompts.max_bad)
         read = reader.read(prompts.files, self._root, bad, rules=self._rules)
-        return (prompt for prompt in read if prompt not in self._skipped)
+        return (prompt for prompt in read if prompt not in self._skipped and prompt in self._own)
 
     def pass_over(self, known: Finished) -> None:
         """Count the rows of a complete set of files without reading them."""
@@ -157,7 +159,8 @@ class PromptFeed:
                     file.digests[number] = digest
                 else:
                     file.digests.append(digest)
-                yield prompt
+                if prompt in self._own:
+                    yield prompt
         except PromptError as error:
             self._on_error(error)
 

@@ -24,6 +24,7 @@ from harvester.observe.status import budget_texts, span
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
+from harvester.prompts.own_prompts import OwnPrompts
 from harvester.prompts.row_rules import rules_of
 from harvester.prompts.screen import PromptScreen, Skip, SkippedPrompts, excerpt
 from harvester.run import token_estimate
@@ -195,13 +196,17 @@ class _PromptReading:
         self._rules = rules_of(config.prompts, root)
         self._ids = DuplicateIds()
         self.bad = BadLines(config.prompts.max_bad)
+        self._own = OwnPrompts(config)
         self.notes, self.screen = PromptNotes(), PromptScreen(config, root, self._rules)
 
     def prompts(self) -> Iterator[Prompt]:
-        """Yield every prompt, also those that are skipped."""
+        """Yield every prompt of this shard, also those that are skipped."""
         for prompt in reader.read(self._prompts.files, self._root, self.bad, rules=self._rules):
             self._ids.note(prompt)
-            if not self.screen.is_skipped(prompt):
+            is_skipped = self.screen.is_skipped(prompt)
+            if prompt not in self._own:
+                continue
+            if not is_skipped:
                 self.notes.add(prompt)
             yield prompt
 

@@ -28,10 +28,12 @@ from harvester.observe.status import budget_texts
 from harvester.prompts import completed_files, reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.duplicate_ids import DuplicateIds
+from harvester.prompts.own_prompts import OwnPrompts
 from harvester.prompts.row_rules import RowRules, rules_of
 from harvester.prompts.screen import PromptScreen, SkippedPrompts
-from harvester.run import canary_task, plan
+from harvester.run import canary_task, plan, sharding
 from harvester.run.prompt_notes import PromptNotes
+from harvester.run.sharding import with_shard
 from harvester.store import other_settings
 from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.hosts import printable
@@ -101,6 +103,7 @@ class Prepared:
             )
         return [
             f"teacher {teacher.model} at {teacher.base_url}",
+            *([f"shard   {sharding.note(self.config)}"] if self.config.run.shard else []),
             *(f"proxy   {host} (from the environment)" for host in proxies),
             f"terms   {self.verdict.summary()}",
             f"rows    {self.rows_total:,} (prompts x samples) into {self.store}",
@@ -123,7 +126,7 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
     verdict = gate(config, root)
     verdict.require()
     config = _with_epoch(_with_ca_file(_with_router_fields(config, verdict), root), flags)
-    config = _with_transport(config, flags)
+    config, flags = with_shard(_with_transport(config, flags), flags)
     _check_store(root / config.store.path)
     _check_read_also(config, watch=flags.watch)
     _check_requests(config, path)
@@ -254,7 +257,7 @@ def _read_prompts(config: HarvestConfig, root: Path, rules: RowRules, *, watch: 
             place="prompts.dedupe" if config.decontaminate is None else "decontaminate",
             remedy="run without --watch",
         )
-    screen = PromptScreen(config, root, rules)
+    screen, own = PromptScreen(config, root, rules), OwnPrompts(config)
     rows, tokens, notes = 0, 0, PromptNotes()
     ids, max_bad = DuplicateIds(), config.prompts.max_bad
     bad = BadLines(max_bad)
@@ -263,7 +266,7 @@ def _read_prompts(config: HarvestConfig, root: Path, rules: RowRules, *, watch: 
         try:
             for prompt in reader.read(files, root, bad, rules=rules):
                 ids.note(prompt)
-                if screen.is_skipped(prompt):
+                if screen.is_skipped(prompt) or prompt not in own:
                     continue
                 rows += 1
                 notes.add(prompt)
@@ -406,13 +409,14 @@ def require_still_permitted(prepared: Prepared, served_models: Collection[str]) 
             replace(first, reasons=tuple(f"{mismatch}: {reason}" for reason in first.reasons)).require()
 
 
-def look_ahead(path: Path) -> plan.Plan:
+def look_ahead(path: Path, flags: Overrides | None = None) -> plan.Plan:
     """Return what a run of this configuration would do, also for a teacher that the terms refuse.
 
     Raises:
         ConfigError: what `run` would refuse before it asks the terms, such as batches that nobody offers.
     """
-    config = _with_transport(settings.load(path), Overrides())
+    flags = flags or Overrides()
+    config, _ = with_shard(_with_transport(settings.load(path), flags), flags)
     root = path.resolve().parent
     _require_folder(root / config.store.path)
     return plan.plan(config, root, gate(config, root), key_note=_key_note(config, root))

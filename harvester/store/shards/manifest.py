@@ -16,6 +16,7 @@ from harvester.store.journal.checksums import (
     checksum,
     damaged_row_error,
     is_unchanged,
+    printable,
     select_with_checksum,
     set_meta,
 )
@@ -95,6 +96,16 @@ def move_answers(connection: sqlite3.Connection, shard: int, keys: Sequence[byte
         connection.execute(f"DELETE FROM answers WHERE key IN ({holes})", chunk)  # noqa: S608
 
 
+def insert_keys(
+    connection: sqlite3.Connection, shard: int, rows: Sequence[tuple[bytes, int, int | None, bytes]]
+) -> None:
+    """Insert index rows of a shard: key, outcome, max_tokens and asker of each."""
+    connection.executemany(
+        "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?)",
+        [(row[0], shard, *row[1:], _check(shard, *row)) for row in sorted(rows)],
+    )
+
+
 def move_keys(connection: sqlite3.Connection, shard: int, keys: Sequence[bytes]) -> None:
     """Point the index rows of sealed keys to another shard.
 
@@ -161,6 +172,20 @@ def require_index(journal: Journal, keys: Sequence[bytes]) -> Iterator[None]:
             _checked(connection, holes, chunk)
         if number % CHUNKS_PER_STEP == CHUNKS_PER_STEP - 1:
             yield
+
+
+def index_rows(connection: sqlite3.Connection, shard: int) -> list[tuple[bytes, int, int | None, bytes]]:
+    """Return key, outcome, max_tokens and asker of the index rows of a shard, after a check of each.
+
+    Raises:
+        StoreCorrupt: one is damaged; names its key.
+    """
+    query = "SELECT key, outcome, max_tokens, asker, checksum FROM keys WHERE shard = ?"
+    rows = connection.execute(query, (shard,)).fetchall()
+    for key, outcome, most_tokens, asker, check in rows:
+        if not is_unchanged((shard, outcome, most_tokens, key, asker), 3, check):
+            raise damaged_row_error("keys", printable(key), Path(paths.JOURNAL))
+    return [row[:4] for row in rows]
 
 
 def _checked(

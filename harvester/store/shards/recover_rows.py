@@ -135,7 +135,7 @@ class RowVerifier:
         try:
             run, key = self._runs[row["run_id"]], bytes.fromhex(row["key"])
             body = orjson.loads(row["request_json"])
-            prompt = _prompt(row)
+            prompt = prompt_of(row)
             at_us = (row["created_at"] - _EPOCH) // timedelta(microseconds=1)
             if (
                 self._index[key] != (max_tokens_of(body), asker_digest(prompt, row["sample_index"]))
@@ -269,7 +269,8 @@ def _texts_of_raw(raw: bytes) -> str:
     return "\n".join(found)
 
 
-def _prompt(row: Mapping[str, Any]) -> Prompt:
+def prompt_of(row: Mapping[str, Any]) -> Prompt:
+    """Return the prompt of a sealed row, without its messages."""
     return Prompt(
         id=row["prompt_id"],
         messages=(),

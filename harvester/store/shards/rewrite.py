@@ -47,6 +47,7 @@ from harvester.store.shards.parquet_file import (
 from harvester.store.shards.proved import note_written, open_entry
 from harvester.store.shards.recover_rows import recoverable_rows
 from harvester.store.shards.schema import with_added_columns
+from harvester.store.shards.steps import run_to_end
 from harvester.system.failpoints import reach
 from harvester.terms.lineage import Lineage
 
@@ -105,6 +106,20 @@ def rewrite(  # noqa: PLR0913 - one value per thing in which merge, purge, repai
         with translate_disk_errors(folder):
             swap.discard(folder)
         return gone
+
+
+def write_without(hidden: Path, path: Path, without: Collection[str]) -> list[bytes]:
+    """Write the rows of one shard but some into a new file under a hidden name; return their keys.
+
+    Args:
+        without: keys to leave out, in hex.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        lineages = lineages_in(file)
+    return run_to_end(_copy(hidden, lineages, _row_groups(_tables(path), without)))
 
 
 def _staged(  # noqa: PLR0913 - as `rewrite`

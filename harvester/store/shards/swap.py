@@ -50,9 +50,9 @@ def stage(folder: Path, *, without: Collection[str], new: tuple[Path, str] | Non
         if path.is_symlink():
             (staged / path.name).symlink_to(path.readlink())
         elif not path.is_dir():
-            _link(path, staged / path.name)
+            link(path, staged / path.name)
     if new is not None:
-        _link(new[0], staged / new[1])
+        link(new[0], staged / new[1])
     fsync(staged)
 
 
@@ -190,11 +190,16 @@ def _renamed_at_once(first: Path, second: Path) -> bool:
     raise OSError(number, os.strerror(number), str(first))
 
 
-def _link(path: Path, target: Path) -> None:
+def link(path: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no such links.
+
+    Raises:
+        OSError: the disk refuses.
+    """
     try:
         target.hardlink_to(path)
     except OSError as error:
-        if error.errno not in {errno.EPERM, errno.EMLINK, *_UNSUPPORTED}:
+        if error.errno not in {errno.EPERM, errno.EMLINK, errno.EXDEV, *_UNSUPPORTED}:
             raise
         with path.open("rb") as source, target.open("xb") as copy:
             shutil.copyfileobj(source, copy)

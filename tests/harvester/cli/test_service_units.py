@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import shlex
 import shutil
@@ -144,6 +145,49 @@ def test_kubernetes_takes_odd_names_literally_and_long_ones_not(tmp_path: Path) 
     with pytest.raises(ConfigError, match="52 characters"):
         service_units.kubernetes(replace(odd, name="x" * 51))
     assert len(service_units.kubernetes(replace(odd, name="x" * 52, openings=NIGHTS[:1]))) == 1
+
+
+def test_a_job_array_runs_one_shard_in_each_task(tmp_path: Path) -> None:
+    split = replace(harvest(tmp_path / "it's"), shards=8)
+    (text,) = service_units.slurm(split).values()
+    script = tmp_path / "job.sbatch"
+    script.write_text(text)
+    assert "#SBATCH --array=1-8\n" in text
+    assert "#SBATCH --signal=B:TERM@85\n" in text
+    (tmp_path / "it's").mkdir()
+    program = tmp_path / "it's" / "show"
+    program.write_text('#!/bin/sh\necho "$PWD" "$@"\n')
+    program.chmod(0o755)
+    script.write_text(service_units.slurm(replace(split, command=[str(program)]))["harvest-x.sbatch"])
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "3"}
+    shown = subprocess.run(["bash", script], capture_output=True, text=True, env=environment, check=True)
+    assert shown.stdout.split() == [str(tmp_path / "it's"), "run", str(split.config), "--shard", "3/8"]
+
+
+def test_an_indexed_job_runs_one_shard_in_each_pod(tmp_path: Path) -> None:
+    split = replace(harvest(tmp_path), openings=(), shards=8, store="st ore")
+    job = yaml.safe_load(service_units.kubernetes(split)["harvest-x.job.yaml"])["spec"]
+    assert [job[name] for name in ("completionMode", "completions", "parallelism")] == ["Indexed", 8, 8]
+    assert (job["backoffLimitPerIndex"], "backoffLimit" in job) == (6, False)
+    assert job["podFailurePolicy"]["rules"][1]["action"] == "FailIndex"
+    (container,) = job["template"]["spec"]["containers"]
+    for command, words in (
+        (container["command"], ["run", "/harvest/harvest.toml", "--shard", "3/8"]),
+        (container["livenessProbe"]["exec"]["command"], ["status", "/harvest/st ore-3-of-8", "--check"]),
+    ):
+        (shell, option, script) = [word.replace("$$", "$") for word in command]
+        assert (shell, option) == ("sh", "-c")
+        shown = subprocess.run(
+            ["sh", "-c", script.replace("exec harvester", "printf '%s\\n'")],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "JOB_COMPLETION_INDEX": "2"},
+            check=True,
+        )
+        assert shown.stdout.splitlines()[: len(words)] == words
+    assert len(service_units.kubernetes(replace(split, openings=NIGHTS))) == 2
+    alone = yaml.safe_load(service_units.kubernetes(replace(split, shards=1))["harvest-x.job.yaml"])["spec"]
+    assert (alone["backoffLimit"], alone["podFailurePolicy"]["rules"][1]["action"]) == (6, "FailJob")
 
 
 def test_cron_lines_name_minute_hour_days_and_zone(tmp_path: Path) -> None:
