@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-slow test-long torture torture-trainer soak bench fuzz bench-trainer quality quality-smoke quality-real test-families test-harness architectures check lint types layers format clean
+.PHONY: help demo test test-slow test-long torture torture-trainer soak bench fuzz bench-trainer quality quality-smoke quality-real test-families test-harness test-gguf architectures check lint types layers format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -23,7 +23,7 @@ demo: $(STAMP)  ## everything once, offline: mock teacher -> corpus -> student -
 	$(BIN)/python -m harvester demo
 
 test: $(STAMP)  ## the default test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not long and not torture and not families and not harness'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not long and not torture and not families and not harness and not gguf'
 
 test-slow: $(STAMP)  ## the tests marked `slow`; CI runs them, too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
@@ -71,6 +71,12 @@ architectures: $(STAMP)  ## take every causal model of transformers through ever
 test-harness: $(STAMP)  ## score a tiny student by lm-evaluation-harness, which it installs (hundreds of MB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev,harness]'
 	$(BIN)/python -m pytest -m harness
+
+GGUF := build/gguf
+
+test-gguf: $(STAMP)  ## serve GGUF files of small students by llama.cpp, which it installs into build/gguf (140 MB)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(GGUF) -c constraints.txt cyllama xllamacpp
+	PYTHONPATH=$(GGUF) $(BIN)/python -m pytest -m gguf
 
 check: lint types layers  ## ruff, mypy, import contracts
 

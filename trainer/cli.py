@@ -362,35 +362,43 @@ def export(
     config: Path = CONFIG,
     out: Path = typer.Argument(..., metavar="OUT", help="Folder for the merged student.", show_default=False),
     dtype: str = typer.Option("", help="float32, bfloat16 or float16; default: the base's own."),
+    gguf: list[str] = typer.Option(
+        [],
+        help="f16, q8_0 or q4_k_m: write a GGUF file, too; may be given several times (extra `gguf`).",
+    ),
     as_json: bool = AS_JSON,
 ) -> None:
     """Merge the adapter into the base in fp32, check that outputs agree, print commands that serve it.
 
-    Example: trainer export train.toml merged/
+    Example: trainer export train.toml merged/ --gguf q8_0
     """
     from trainer.config import load
 
     loaded = load(config)
     from trainer.data.chat_template import Renderer
     from trainer.evaluation.forgetting import require_kept
-    from trainer.model import model
-    from trainer.publish import serving
-    from trainer.publish.export import export_merged
+    from trainer.model import model, weights
+    from trainer.publish import gguf_files, server_checks, serving
+    from trainer.publish.export import EXPORT_FILE, export_merged
 
     forgotten = require_kept(loaded)
     kept = [f"forgetting: {forgotten['increase']['value']:+.1%} bits on general answers"] if forgotten else []
-    parity = export_merged(loaded, out, dtype)
+    parity = export_merged(loaded, out, dtype, gguf)
     renderer = Renderer(model.load_tokenizer(loaded.base, loaded.template))
     commands = serving.commands(loaded, renderer, out.resolve())
     figures = ", ".join(
         f"{name.replace('_', ' ')} {value:.3g}" for name, value in parity.items() if isinstance(value, float)
     )
+    facts = dict(weights.read_json(out / EXPORT_FILE))
     print_result(
-        {**parity, "forgetting": forgotten, "merged": str(out), "serving": asdict(commands)},
+        {**parity, "forgetting": forgotten, "merged": str(out), "serving": asdict(commands), **facts},
         [
             *kept,
             f"merged student in {out}, {parity['dtype']}: {figures}",
+            *gguf_files.describe(facts["gguf"]),
+            *facts["notes"],
             *serving.describe(commands),
+            *server_checks.table(facts["checks"]),
         ],
         as_json=as_json,
     )

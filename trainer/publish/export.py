@@ -10,6 +10,8 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,11 @@ from trainer.data.chat_template import Renderer
 from trainer.errors import ConfigError, StoreFull, StudentError
 from trainer.model import model, self_test, weights
 from trainer.provenance import fingerprint, model_card, terms_check
-from trainer.publish import adapted_weights, merge, modelfile
+from trainer.publish import adapted_weights, gguf_files, merge, modelfile, server_checks
 from trainer.publish.adapter import card_facts, check_same_base, check_same_tokens, write_serving_files
 
 PARITY_FILE = "parity.json"
+EXPORT_FILE = "export.json"
 # Largest difference as a share of the largest logit: fp32 sums in another order make 1e-6, a wrong merge 1.
 MAX_LOGIT_DIFFERENCE = 1e-3
 # The same if a 16-bit base is written in another dtype: constants of the classes are rounded otherwise.
@@ -36,11 +39,16 @@ _CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def export_merged(config: TrainConfig, folder: Path, dtype: str = "") -> dict[str, Any]:
+def export_merged(
+    config: TrainConfig, folder: Path, dtype: str = "", gguf: Sequence[str] = ()
+) -> dict[str, Any]:
     """Merge the adapter into the base and write a folder that needs neither PEFT nor this program.
+
+    `EXPORT_FILE` in the folder says which servers can serve it, and what its GGUF files hold.
 
     Args:
         dtype: of the written weights: float32, bfloat16, float16; empty: the base's own.
+        gguf: types of the GGUF files to write: `gguf_files.KINDS`.
 
     Returns:
         Parity on random token ids. `max_logit_difference`, `mean_logit_difference`, `greedy_agreement`
@@ -52,7 +60,8 @@ def export_merged(config: TrainConfig, folder: Path, dtype: str = "") -> dict[st
         FindingsError: the adapter or its lineage was changed after the training.
         StudentError: no adapter, another base, or the written weights don't reproduce the adapter's logits;
             nothing is left behind.
-        ConfigError: `folder` holds something else, or there is no such dtype.
+        ConfigError: `folder` holds something else, there is no such dtype or GGUF type, or a package that
+            writes GGUF is not installed.
         StoreFull: the folder can't be written.
     """
     adapter = config.out_path / "adapter"
@@ -67,11 +76,12 @@ def export_merged(config: TrainConfig, folder: Path, dtype: str = "") -> dict[st
     _check_destination(folder)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     check_same_tokens(config, renderer, adapter)
+    gguf_files.check_kinds(gguf, config, renderer)
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         parity = _merge(config, adapter, temporary, dtype, _probe(config, renderer))
-        _write_documents(config, adapter, temporary, renderer, parity)
+        _write_documents(config, adapter, temporary, renderer, parity, gguf)
         fsync_tree(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
@@ -183,21 +193,15 @@ def _probe(config: TrainConfig, renderer: Renderer) -> torch.Tensor:
 
 
 def _write_documents(
-    config: TrainConfig, adapter: Path, folder: Path, renderer: Renderer, parity: dict[str, Any]
+    config: TrainConfig,
+    adapter: Path,
+    folder: Path,
+    renderer: Renderer,
+    parity: dict[str, Any],
+    gguf: Sequence[str],
 ) -> None:
+    """Write all files of the folder but the weights; the hash tree, which covers the others, at the end."""
     write_serving_files(folder, renderer, config)
-    stop = str(renderer.tokenizer.convert_ids_to_tokens(renderer.chat_shape.stop_id))
-    turns = modelfile.infer_turn_template(
-        renderer, thinks=published_template.keeps_reasoning(config, renderer)
-    )
-    parameters = modelfile.ollama_parameters(
-        weights.read_json(folder / "generation_config.json"),
-        context=weights.context_length(config.base),
-        longest=config.train.max_length,
-    )
-    text = turns.modelfile(stop, parameters=parameters) if turns else None
-    if text is not None:
-        (folder / "Modelfile").write_text(text, encoding="utf-8")
     (folder / PARITY_FILE).write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
     tree, leaves = fingerprint.read(adapter)
     shutil.copyfile(adapter / "lineage.json", folder / "lineage.json")
@@ -210,4 +214,29 @@ def _write_documents(
     facts = [fact for fact in of_adapter if fact[0] != "load with"]
     lineages = [Lineage(each) for each in tree["lineages"]]
     model_card.write(folder, config, lineages, [*facts, ("merged", figures)], merged=True)
+    files, notes = gguf_files.write(gguf, config, renderer, folder, lineages) if gguf else ([], [])
+    _write_modelfiles(config, folder, renderer, [each for each in files if each["kind"] != "adapter"])
+    checks = server_checks.check_servers(config, renderer, adapter, folder)
+    facts_of_export = {"checks": [asdict(check) for check in checks], "gguf": files, "notes": notes}
+    (folder / EXPORT_FILE).write_text(json.dumps(facts_of_export, indent=1) + "\n", encoding="utf-8")
     fingerprint.write_tree(folder, leaves, lineages)
+
+
+def _write_modelfiles(
+    config: TrainConfig, folder: Path, renderer: Renderer, gguf: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write Ollama's Modelfile for the folder, and one for each GGUF file: Modelfile.q8_0 and so on."""
+    stop = str(renderer.tokenizer.convert_ids_to_tokens(renderer.chat_shape.stop_id))
+    turns = modelfile.infer_turn_template(
+        renderer, thinks=published_template.keeps_reasoning(config, renderer)
+    )
+    parameters = modelfile.ollama_parameters(
+        weights.read_json(folder / "generation_config.json"),
+        context=weights.context_length(config.base),
+        longest=config.train.max_length,
+    )
+    sources = {"Modelfile": ".", **{f"Modelfile.{each['kind']}": f"./{each['file']}" for each in gguf}}
+    for name, source in sources.items():
+        text = turns.modelfile(stop, source=source, parameters=parameters) if turns else None
+        if text is not None:
+            (folder / name).write_text(text, encoding="utf-8")

@@ -32,8 +32,14 @@ from trainer.publish.adapted_weights import (
 
 _NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
-# Files of a multimodal base that a server needs beside config, weights and tokenizer.
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+# Files of a base that a server needs beside config, weights and the files that a tokenizer saves: of
+# multimodal ones, and the model of SentencePiece, from which llama.cpp's converter reads the pieces' scores.
+_COPIED_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer.model",
+)
 
 
 @contextmanager
@@ -270,7 +276,7 @@ def _write_config(base: Path, folder: Path, dtype: torch.dtype) -> None:
             part.pop("torch_dtype", None)  # the name that older versions of transformers wrote
             part["dtype"] = name
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for file in _PROCESSOR_FILES:
+    for file in _COPIED_FILES:
         if (base / file).is_file():
             shutil.copyfile(base / file, folder / file)
 

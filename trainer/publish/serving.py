@@ -1,6 +1,6 @@
 """Prepare what a server needs to serve a student: chat template, stop tokens, and the commands to paste.
 
-The limits on adapters are vLLM's (`vllm/config/lora.py`, `vllm/lora/peft_helper.py`).
+`trainer.publish.server_checks` says what was checked for each server.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Renderer
 from trainer.data.published_template import keeps_reasoning, serving_template
-
-# Values that vLLM's --max-lora-rank accepts; its default is 16.
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+from trainer.model import weights
+from trainer.publish.server_checks import VLLM_RANKS, adapter_obstacles
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,9 @@ class ServingCommands:
         adapter: vLLM's command for base and adapter; empty if vLLM can't serve this adapter.
         why_merge: why `adapter` is empty.
         merged: vLLM's command for the merged folder. ollama: Ollama's; both empty without such a folder.
-        llama_cpp: commands that convert the merged folder with llama.cpp's own script, and serve the file.
+        others: commands of SGLang, transformers and MLX for the merged folder, by the server's name.
+        llama_cpp: commands that serve the GGUF files; without such files, that convert the folder with
+            llama.cpp's own script and serve the result.
         stops: texts of the tokens that end an answer.
         notes: where a server would differ from what was learned.
     """
@@ -36,6 +37,7 @@ class ServingCommands:
     why_merge: str
     merged: str
     ollama: str
+    others: Mapping[str, str]
     llama_cpp: tuple[str, ...]
     stops: tuple[str, ...]
     notes: tuple[str, ...]
@@ -66,12 +68,8 @@ def commands(config: TrainConfig, renderer: Renderer, merged: Path | None = None
     notes = [problem] if (problem := serving_template(config, renderer)[1]) else []
     if keeps_reasoning(config, renderer):
         notes.append("answers begin with reasoning: give vLLM the --reasoning-parser of the base's family")
-    ollama = ""
-    if merged is not None:
-        if (merged / "Modelfile").is_file():
-            ollama = _shell_line("ollama", "create", config.name, "-f", str(merged / "Modelfile"))
-        else:
-            notes.append("no Modelfile: the chat template does more than put text around turns")
+    if merged is not None and not (merged / "Modelfile").is_file():
+        notes.append("no Modelfile: the chat template does more than put text around turns")
     return ServingCommands(
         adapter=""
         if why_merge
@@ -79,16 +77,44 @@ def commands(config: TrainConfig, renderer: Renderer, merged: Path | None = None
             *("vllm", "serve", str(config.base), "--enable-lora", "--max-lora-rank", str(rank)),
             *("--lora-modules", f"{config.name}={adapter}"),
             *("--chat-template", str(adapter / "chat_template.jinja"), "--generation-config", str(adapter)),
+            *_dtype_option(config.base),
         ),
         why_merge=why_merge,
         merged=""
         if merged is None
-        else _shell_line("vllm", "serve", str(merged), "--served-model-name", config.name),
-        ollama=ollama,
-        llama_cpp=() if merged is None else _llama_cpp(merged, config.name),
+        else _shell_line(
+            *("vllm", "serve", str(merged), "--served-model-name", config.name, *_dtype_option(merged))
+        ),
+        ollama="" if merged is None else _ollama(merged, config.name),
+        others={} if merged is None else _others(merged, config.name),
+        llama_cpp=() if merged is None else _llama_cpp(config, merged),
         stops=(stop,),
         notes=tuple(notes),
     )
+
+
+def _dtype_option(folder: Path) -> tuple[str, ...]:
+    """Return the option that keeps a folder in fp32; vLLM and SGLang make fp16 of it otherwise."""
+    config = weights.read_json(folder / "config.json")
+    is_float32 = (config.get("dtype") or config.get("torch_dtype")) == "float32"
+    return ("--dtype", "float32") if is_float32 else ()
+
+
+def _ollama(merged: Path, name: str) -> str:
+    """Return Ollama's command for the first GGUF file, else for the folder; "" without a Modelfile."""
+    kinds = [file["kind"] for file in _gguf_files(merged)]
+    files = [merged / f"Modelfile.{kind}" for kind in kinds] + [merged / "Modelfile"]
+    file = next((file for file in files if file.is_file()), None)
+    return "" if file is None else _shell_line("ollama", "create", name, "-f", str(file))
+
+
+def _others(merged: Path, name: str) -> dict[str, str]:
+    sglang = ("python", "-m", "sglang.launch_server", "--model-path", str(merged))
+    return {
+        "SGLang": _shell_line(*sglang, "--served-model-name", name, *_dtype_option(merged)),
+        "transformers": _shell_line("transformers", "serve", str(merged)),
+        "MLX": _shell_line("mlx_lm.server", "--model", str(merged)),
+    }
 
 
 def describe(serving: ServingCommands) -> list[str]:
@@ -98,32 +124,47 @@ def describe(serving: ServingCommands) -> list[str]:
         lines += ["serve base and adapter:", f"  {serving.adapter}"]
     elif serving.why_merge:
         lines.append(f"serve the merged folder: {serving.why_merge}")
-    for command in (serving.merged, serving.ollama):
+    for server, command in {"vLLM": serving.merged, **serving.others, "Ollama": serving.ollama}.items():
         if command:
-            lines += [f"serve with {'Ollama' if command.startswith('ollama') else 'vLLM'}:", f"  {command}"]
+            lines += [f"serve with {server}:", f"  {command}"]
     if serving.llama_cpp:
         lines += ["serve with llama.cpp:", *(f"  {command}" for command in serving.llama_cpp)]
     return [*lines, *serving.notes]
 
 
-def _llama_cpp(merged: Path, name: str) -> tuple[str, ...]:
-    file = f"{merged.parent / name}.gguf"
+def _llama_cpp(config: TrainConfig, merged: Path) -> tuple[str, ...]:
+    files = {file["kind"]: str(merged / file["file"]) for file in _gguf_files(merged)}
+    adapter = files.pop("adapter", "")
+    commands = [_shell_line("llama-server", "-m", file, "--jinja") for file in files.values()]
+    if adapter:
+        template = str(merged / "chat_template.jinja")
+        line = ("llama-server", "-m", "BASE.gguf", "--lora", adapter, "--jinja")
+        commands.append(_shell_line(*line, "--chat-template-file", template))
+    if commands:
+        return tuple(commands)
+    file = f"{merged.parent / config.name}.gguf"
     return (
         _shell_line("python", "convert_hf_to_gguf.py", str(merged), "--outfile", file),
         _shell_line("llama-server", "-m", file, "--jinja"),
     )
 
 
+def _gguf_files(merged: Path) -> list[Mapping[str, Any]]:
+    files = weights.read_json(merged / "export.json").get("gguf", [])
+    return files if isinstance(files, list) else []
+
+
 def _why_vllm_needs_merge(config: TrainConfig) -> str:
-    if config.lora.dora:
-        return "vLLM does not support DoRA"
-    if config.lora.trainable_tokens:
-        return "vLLM does not support adapters with rows of tokens"
-    if config.lora.rank > VLLM_RANKS[-1]:
-        return f"vLLM supports ranks up to {VLLM_RANKS[-1]}"
-    targets = () if isinstance(config.lora.target, str) else config.lora.target
-    unsupported = [name for name in targets if name.split(".")[-1] in ("lm_head", "embed_tokens")]
-    return f"vLLM does not support adapters on {unsupported[0]}" if unsupported else ""
+    """Return why vLLM can't serve the adapter beside its base; "" if it can."""
+    lora = config.lora
+    settings = {
+        "r": lora.rank,
+        "target_modules": () if isinstance(lora.target, str) else lora.target,
+        "use_dora": lora.dora,
+        "trainable_token_indices": lora.trainable_tokens,
+    }
+    obstacle = adapter_obstacles(settings).get("vLLM")
+    return f"vLLM {obstacle}" if obstacle else ""
 
 
 def _shell_line(*words: str) -> str:
