@@ -74,7 +74,7 @@ async def one_pass(
     with tempfile.TemporaryDirectory(prefix="store-") as folder:
         writer = GroupCommit(Journal.open(Path(folder)))
         try:
-            run = RunRecord("r", time.time(), config.teacher.identity)
+            run = RunRecord("r", time.time(), config.teacher.teacher_id)
             await asyncio.wrap_future(writer.call(lambda journal: journal.begin_run(run)))
             await harvest(
                 requests(questions(), config),

@@ -72,7 +72,7 @@ def make(folder: Path, rows: int) -> HarvestConfig:
     run = RunRecord(
         "scale",
         AT_US / 1e6,
-        config.teacher.identity,
+        config.teacher.teacher_id,
         host="127.0.0.1:8000",
         model=config.teacher.model,
         terms_id="mock-teacher",
