@@ -36,8 +36,10 @@ FULL_CHECK_TURNS = 24
 GROWTH_CHECK_FACTOR = 0.9
 # A folder without access for this long has no reader between listing it and opening its files.
 QUIET_S = 3.0
-# How many times a merge waits for such a quiet time before it is given up.
+# How many times as long a merge waits for such a quiet time before it is given up.
 QUIET_TRIES = 5
+# How often it looks whether somebody read meanwhile, in one quiet time.
+LOOKS = 8
 
 
 async def seal_periodically(store: Path, writer: GroupCommit, target_bytes: int) -> None:
@@ -64,20 +66,20 @@ async def merge(store: Path, writer: GroupCommit, target_bytes: int, *, tries: i
     """
     if not await on_writer(writer, lambda j: compact.mergeable_batches(j, target_bytes)):
         return
-    with contextlib.closing(ReaderWatch(store / paths.SHARDS)) as watch:
+    with contextlib.closing(ReaderWatch(store / paths.SHARDS, QUIET_S)) as readers:
         steps = await on_writer(
             writer,
-            lambda j: compact.compact_steps(j, store, target_bytes=target_bytes, is_quiet=watch.is_quiet),
+            lambda j: compact.compact_steps(j, store, target_bytes=target_bytes, readers=readers),
         )
-        await _in_slices(writer, steps, lambda: _wait_for_quiet(watch, tries))
+        await _in_slices(writer, steps, lambda: _wait_for_quiet(readers, tries))
 
 
-async def _wait_for_quiet(watch: ReaderWatch, tries: int) -> None:
-    watch.renew()
-    for _ in range(tries):
-        await asyncio.sleep(QUIET_S)
-        if watch.is_quiet():
+async def _wait_for_quiet(readers: ReaderWatch, tries: int) -> None:
+    readers.renew()
+    for _ in range(tries * LOOKS + 1):
+        if readers.is_quiet():
             return
+        await asyncio.sleep(QUIET_S / LOOKS)
 
 
 async def _in_slices(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from harvester.errors import ShardsInUse
-from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import ShardEntry
-from harvester.store.shards import swap
 from harvester.store.shards.manifest import read_manifest
 from harvester.store.shards.parquet_file import ROWS_PER_SHARD
 from harvester.store.shards.rewrite import finish_interrupted_rewrite, rewrite
+from harvester.store.shards.swap import ReaderWatch
 
 # A shard smaller than the target by this factor, in bytes and in rows, is merged.
 SMALL_FACTOR = 2
@@ -23,7 +21,7 @@ MIN_SMALL_SHARDS = 4
 
 
 def compact_steps(
-    journal: Journal, store: Path, *, target_bytes: int, is_quiet: Callable[[], bool] = lambda: True
+    journal: Journal, store: Path, *, target_bytes: int, readers: ReaderWatch | None = None
 ) -> Generator[str | None, None, int]:
     """Merge small neighbours of one lineage digest into shards of about `target_bytes`, in slices.
 
@@ -31,7 +29,7 @@ def compact_steps(
     between. Returns the number of files merged.
 
     Args:
-        is_quiet: called right before each exchange; with False the small shards stay as they are.
+        readers: watches the folder; unless it is quiet the small shards stay as they are.
 
     Raises:
         StoreError, StoreFull, StoreCorrupt: the old files stay in the manifest.
@@ -40,7 +38,7 @@ def compact_steps(
     finish_interrupted_rewrite(journal, store)
     for batch in mergeable_batches(journal, target_bytes):
         try:
-            yield from rewrite(journal, store, batch, hold=lambda: _alone(store, is_quiet))
+            yield from rewrite(journal, store, batch, patience_s=0.0, readers=readers)
         except ShardsInUse:
             break
         merged += len(batch)
@@ -67,12 +65,3 @@ def mergeable_batches(journal: Journal, target_bytes: int) -> list[list[ShardEnt
         if len(batch) >= MIN_SMALL_SHARDS:
             groups.append(batch)
     return [batch for batch in groups if len(batch) > 1]
-
-
-@contextlib.contextmanager
-def _alone(store: Path, is_quiet: Callable[[], bool]) -> Iterator[bool]:
-    if not is_quiet():  # first, because `if_no_reader` opens the folder as well
-        yield False
-        return
-    with swap.if_no_reader(store / paths.SHARDS) as is_free:
-        yield is_free

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -65,7 +64,8 @@ def rewrite(  # noqa: PLR0913 - one value per thing in which merge, purge, repai
     without: Collection[bytes] = frozenset(),
     salvage: bool = False,
     change: Callable[[pa.Table], pa.Table] | None = None,
-    hold: Callable[[], AbstractContextManager[bool]] | None = None,
+    patience_s: float | None = None,
+    readers: swap.ReaderWatch | None = None,
 ) -> Generator[str | None, None, set[bytes]]:
     """Write the rows of some shards, in their order, into one new shard; return the keys left out.
 
@@ -74,11 +74,12 @@ def rewrite(  # noqa: PLR0913 - one value per thing in which merge, purge, repai
         change: changes columns of the rows; it keeps the rows and their order. A row whose key it changes
             gets the one before as its former key.
         salvage: leave out rows that can't be read or verified (`recover_rows`), with their keys.
-        hold: context manager entered before the exchange and left after the commit; it gives whether no
-            process reads the folder. Without it readers of this program are waited for.
+        patience_s: how long to wait for readers of this program; None: `PATIENCE_S`.
+        readers: exchange the folder only while this watch is quiet. Without it, readers of other programs
+            are disregarded.
 
     Raises:
-        ShardsInUse: another process reads the shards.
+        ShardsInUse: another process reads the shards; nothing has changed.
         StoreError, StoreFull, StoreCorrupt: nothing has changed.
     """
     folder = store / paths.SHARDS
@@ -92,15 +93,18 @@ def rewrite(  # noqa: PLR0913 - one value per thing in which merge, purge, repai
                 entry, keys = yield from _staged(journal, store, entries, hidden, without, salvage, change)
             yield READY
             reach("compaction.before_exchange")
-            if not held.enter_context(swap.if_no_reader(folder, PATIENCE_S) if hold is None else hold()):
+            patience_s = PATIENCE_S if patience_s is None else patience_s
+            is_free = held.enter_context(swap.if_no_reader(folder, patience_s, readers))
+            if not is_free or not (readers is None or readers.is_quiet()):
                 raise ShardsInUse(folder)
         except BaseException:
-            with contextlib.suppress(OSError):
-                hidden.unlink(missing_ok=True)
-                swap.discard(folder)
+            _undo(folder, hidden)
             raise
         with translate_disk_errors(folder):
-            swap.exchange(folder)
+            is_exchanged = swap.exchange(folder, readers)
+        if not is_exchanged:
+            _undo(folder, hidden)
+            raise ShardsInUse(folder)
         reach("compaction.after_exchange")
         gone = _commit_swap(journal, entries, entry, keys)
         with translate_disk_errors(folder):
@@ -120,6 +124,12 @@ def write_without(hidden: Path, path: Path, without: Collection[str]) -> list[by
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         lineages = lineages_in(file)
     return run_to_end(_copy(hidden, lineages, _row_groups(_tables(path), without)))
+
+
+def _undo(folder: Path, hidden: Path) -> None:
+    with contextlib.suppress(OSError):
+        hidden.unlink(missing_ok=True)
+        swap.discard(folder)
 
 
 def _staged(  # noqa: PLR0913 - as `rewrite`

@@ -4,7 +4,7 @@ A reader lists the folder and then opens the files. If files were replaced one b
 or not at all. So the next folder is built from hard links, and the two folders exchange their names in one
 system call; after a kill there is one or the other. A reader may still have listed the old folder:
 `ReaderWatch` detects readers of any program, `hold_for_reading` is the lock that readers of this program
-take.
+take. What a reader that takes no lock can rely on is written in FORMAT.md, under Merging.
 """
 
 from __future__ import annotations
@@ -56,25 +56,27 @@ def stage(folder: Path, *, without: Collection[str], new: tuple[Path, str] | Non
     fsync(staged)
 
 
-def exchange(folder: Path) -> None:
-    """Exchange the names of the folder and the staged one, durably.
+def exchange(folder: Path, readers: ReaderWatch | None = None) -> bool:
+    """Exchange the names of the folder and the staged one, durably; return whether the exchange stands.
+
+    Args:
+        readers: watches the folder and was quiet just now. If somebody opened the folder since, the exchange
+            is undone at once: that reader finds the files that it has listed.
 
     Raises:
         OSError: the disk refuses.
     """
     staged = folder.with_name(STAGED)
-    if not _renamed_at_once(folder, staged):
-        # Not every file system can exchange names. Between the renames there is no folder;
-        # `finish_interrupted` completes them after a kill.
-        aside = folder.with_name(ASIDE)
-        folder.rename(aside)
-        staged.rename(folder)
-        aside.rename(staged)
+    _exchange_names(folder, staged)
+    if readers is not None and not readers.is_quiet():
+        _exchange_names(folder, staged)
+        return False
     for path in staged.iterdir():
         is_new = not (folder / path.name).exists() and not (folder / path.name).is_symlink()
         if is_new and not _is_half(path) and SHARD_NAME.match(path.name) is None:
             path.rename(folder / path.name)  # a directory, which has no hard links, or one that came just now
     fsync(folder.parent)
+    return True
 
 
 def finish_interrupted(folder: Path) -> bool:
@@ -118,21 +120,26 @@ def hold_for_reading(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def if_no_reader(folder: Path, patience_s: float = 0.0) -> Iterator[bool]:
+def if_no_reader(folder: Path, patience_s: float = 0.0, readers: ReaderWatch | None = None) -> Iterator[bool]:
     """Give whether no reader of this program holds the folder; new readers wait until the block ends.
 
     The staged folder is locked too, because inside the block it may get the folder's name.
 
     Args:
         patience_s: how long to wait for readers to end.
+        readers: watches the folder, which is then locked without opening it: the watch would see that.
     """
     until = time.monotonic() + patience_s
     with contextlib.ExitStack() as held:
         for directory in (folder, folder.with_name(STAGED)):
             if directory != folder and not directory.exists():
                 continue
-            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            held.callback(os.close, handle)
+            if readers is not None and readers.directory >= 0 and directory == folder:
+                handle = readers.directory
+                held.callback(fcntl.flock, handle, fcntl.LOCK_UN)
+            else:
+                handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                held.callback(os.close, handle)
             if not _locked(handle, until):
                 held.close()
                 yield False
@@ -141,40 +148,62 @@ def if_no_reader(folder: Path, patience_s: float = 0.0) -> Iterator[bool]:
 
 
 class ReaderWatch:
-    """Detects that any process opens or reads a file of a folder, until `close` (inotify, Linux)."""
+    """Detects that any process opens or reads a file of a folder, until `close` (inotify, Linux).
 
-    def __init__(self, folder: Path) -> None:
+    Attributes:
+        directory: open handle of the folder, which has been open since before the watch began.
+    """
+
+    def __init__(self, folder: Path, quiet_s: float) -> None:
+        """Watch a folder; it counts as quiet after `quiet_s` seconds without access."""
         self._folder = folder
-        self._handle = -1
+        self._quiet_s = quiet_s
+        self._handle = self.directory = -1
         self.renew()
 
     def renew(self) -> None:
         """Begin again, with the folder that has the name now."""
         self.close()
-        with contextlib.suppress(AttributeError):
+        with contextlib.suppress(AttributeError, OSError):  # a system without inotify, no folder
+            self.directory = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._handle = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
             if self._handle >= 0:
                 _libc.inotify_add_watch(self._handle, os.fsencode(self._folder), _IN_OPEN | _IN_ACCESS)
+        self._last_access = time.monotonic()
 
     def close(self) -> None:
         """Stop watching. Safe to call twice."""
-        if self._handle >= 0:
-            os.close(self._handle)
-        self._handle = -1
+        for handle in (self._handle, self.directory):
+            if handle >= 0:
+                os.close(handle)
+        self._handle = self.directory = -1
 
     def is_quiet(self) -> bool:
-        """Return whether there was no access since the last call; False where inotify is not available."""
+        """Return whether nobody has opened or read anything for `quiet_s`; False where inotify is missing.
+
+        The kernel does not say when an access was: it counts as of the call that sees it.
+        """
         if self._handle < 0:
             return False
-        try:
-            return not os.read(self._handle, 1 << 16)
-        except BlockingIOError:
-            return True
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._handle, 1 << 16):
+                self._last_access = time.monotonic()
+        return time.monotonic() - self._last_access >= self._quiet_s
 
 
 def _is_half(path: Path) -> bool:
     """Return whether it is an unfinished shard; other hidden files belong to other programs."""
     return path.name.startswith(".part-") and path.suffix == ".tmp"
+
+
+def _exchange_names(folder: Path, staged: Path) -> None:
+    if not _renamed_at_once(folder, staged):
+        # Not every file system can exchange names. Between the renames there is no folder;
+        # `finish_interrupted` completes them after a kill.
+        aside = folder.with_name(ASIDE)
+        folder.rename(aside)
+        staged.rename(folder)
+        aside.rename(staged)
 
 
 def _renamed_at_once(first: Path, second: Path) -> bool:
