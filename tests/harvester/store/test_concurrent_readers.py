@@ -139,7 +139,7 @@ def test_readers_beside_kills_sealing_and_merging_see_a_growing_set(
                 if status == 0:
                     break
                 killed += 1
-            status, _ = runs.run(120)
+            status, _ = runs.run(600)
         looker.ended.set()
         looker.join()
         assert status == 0
