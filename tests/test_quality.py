@@ -18,6 +18,7 @@ from benchmarks.quality.gates import gates
 from benchmarks.quality.harvests import (
     GOLD,
     STRONG,
+    UNSURE,
     WEAK,
     Harvest,
     Harvests,
@@ -105,7 +106,7 @@ def results_with(recovery, *, untaught=0.0, loss=-0.1, loop=0.02, curve=0.01):
         differences={
             measure: {pair: held(loss - 0.01, loss, loss + 0.01)}
             for measure in ("loss", "error")
-            for pair in ("E5 - E2 small", "E5 top2 - E6 top2")
+            for pair in ("E5 - E2 small", "E5 unsure - E6 unsure")
         },
         loop={"difference": {"round 3": held(loop - 0.01, loop, loop + 0.01)}},
         curve={"prediction": {"error": curve}},
@@ -127,7 +128,7 @@ def test_every_arm_of_an_experiment_has_a_harvest_and_a_training_of_its_own():
     listed = arms(FULL)
     trainings = {repr(arm.training) for arm in listed.values()}
     assert len(trainings) == len(listed)
-    assert {arm.training.harvest.teacher for arm in listed.values()} == {STRONG, WEAK, GOLD}
+    assert {arm.training.harvest.teacher for arm in listed.values()} == {STRONG, WEAK, UNSURE, GOLD}
     kinds = {name.split()[0] for name in listed}
     assert kinds | {"E0", "E8", "E11"} == {f"E{number}" for number in range(12)}
 

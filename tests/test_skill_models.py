@@ -7,7 +7,9 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 from harvester_data import make_neural_teacher, skill_rows
+from harvester_data.make_base import prompt_ids
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harvester.mock_teacher.neural.worker import load
@@ -15,6 +17,7 @@ from harvester.mock_teacher.neural.worker import load
 SKILLS = Path(__file__).resolve().parents[1] / "data" / "skills"
 TEACHER = SKILLS / make_neural_teacher.NAME
 WEAK = SKILLS / "weaker" / "mock-teacher"
+UNSURE = SKILLS / "unsure" / "mock-teacher"
 STUDENTS = (SKILLS / "student", SKILLS / "student_bpe")
 
 
@@ -23,7 +26,7 @@ def card_of(folder):
 
 
 @pytest.mark.parametrize(
-    "folder", [TEACHER, WEAK, *STUDENTS], ids=lambda folder: str(folder.relative_to(SKILLS))
+    "folder", [TEACHER, WEAK, UNSURE, *STUDENTS], ids=lambda folder: str(folder.relative_to(SKILLS))
 )
 def test_a_card_belongs_to_its_model_and_to_the_rows_of_today(folder):
     card = card_of(folder)
@@ -49,6 +52,20 @@ def test_a_teacher_is_as_accurate_as_its_card_says(folder):
 
 def test_the_weaker_teacher_leaves_errors_to_remove():
     assert card_of(WEAK)["accuracy"]["held_out"]["macro"] <= 0.97
+
+
+def test_the_unsure_teacher_leaves_much_beside_its_top_five():
+    model, _ = load(UNSURE)
+    model.requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(UNSURE)
+    rows = [row for row in skill_rows.held_out_rows() if row["split"] == "held_out"][::32]
+    left = []
+    for row in rows:
+        question = prompt_ids(row["prompt"], tokenizer)
+        answer = tokenizer(row["reference"], add_special_tokens=False)["input_ids"]
+        logits = model(torch.tensor([[*question, *answer]])).logits[0, len(question) - 1 :]
+        left += (1 - logits.softmax(dim=-1).topk(5).values.sum(dim=-1)).tolist()
+    assert sum(left) / len(left) > 0.05
 
 
 @pytest.mark.parametrize("folder", STUDENTS, ids=lambda folder: str(folder.relative_to(SKILLS)))

@@ -7,9 +7,9 @@ many optimiser steps. E8 and E11 are `trainer loop` and `trainer curve`, see `pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from benchmarks.quality.harvests import GOLD, STRONG, WEAK, Harvest
+from benchmarks.quality.harvests import GOLD, STRONG, UNSURE, WEAK, Harvest
 from benchmarks.quality.trainings import Training
 
 SPLITS = ("held_out", "held_out_phrasing", "held_out_task")
@@ -27,7 +27,7 @@ class Sizes:
         many, samples, many_epochs: of E3, E4 and E10: prompts, answers to each, passes over the answers.
         batch_tokens: of the smaller experiments.
         loop_rows, loop_rounds, loop_epochs: of E8.
-        curve, curve_epochs: sizes of E11 (empty: none), and passes over each.
+        curve, curve_epochs: sizes of E11 (empty: none), and passes over the largest; all make as many steps.
         test_each: every so manieth held-out row is scored.
         seeds: of every claim.
     """
@@ -44,8 +44,9 @@ class Sizes:
     loop_rows: int = 300
     loop_rounds: int = 3
     loop_epochs: int = 16
-    curve: tuple[int, ...] = (250, 500, 1000, 2000, 4000)
-    curve_epochs: int = 8
+    # The largest are the rows of E2; its steps are three epochs, the default of train.toml.
+    curve: tuple[int, ...] = (500, 1000, 2000, 4000, 8000)
+    curve_epochs: int = 3
     test_each: int = 1
     seeds: tuple[int, ...] = (0, 1, 2)
 
@@ -87,7 +88,8 @@ def arms(sizes: Sizes) -> dict[str, Arm]:
     claim = Harvest(STRONG, sizes.claim, splits=SPLITS, test_each=each)
     gold = Harvest(GOLD, sizes.claim, splits=SPLITS, test_each=each)
     soft = Harvest(WEAK, sizes.soft, top_logprobs=5, splits=CONTENT, test_each=each)
-    two, one = replace(soft, top_logprobs=2), replace(soft, top_logprobs=1)
+    # Text and tail of this one are unbiased, since it is sampled at temperature 1; renormalising is not.
+    unsure = Harvest(UNSURE, sizes.soft, temperature=1.0, top_logprobs=5, splits=CONTENT, test_each=each)
     greedy = Harvest(WEAK, sizes.many, splits=CONTENT, test_each=each)
     budget = Harvest(WEAK, sizes.many * sizes.samples, splits=CONTENT, test_each=each)
     several = Harvest(WEAK, sizes.many, sizes.samples, 0.7, splits=CONTENT, test_each=each)
@@ -115,11 +117,10 @@ def arms(sizes: Sizes) -> dict[str, Arm]:
         Arm("E2 small", "weaker teacher, few rows, text alone", of_soft()),
         Arm("E5", "with the top 5 probabilities and a tail", of_soft(**kl)),
         Arm("E6", "the top 5 renormalised, without a tail", of_soft(**kl, soft_tail="renormalise")),
-        Arm("E5 top2", "with the top 2 and a tail", of_soft(harvest=two, **kl)),
-        Arm("E6 top2", "the top 2 renormalised", of_soft(harvest=two, **kl, soft_tail="renormalise")),
-        # Renormalised, the top 1 has probability 1, which is text alone.
-        Arm("E5 top1", "with the top 1 and a tail", of_soft(harvest=one, **kl)),
         Arm("E7", "with all 688 probabilities, read from the weights", of_soft(knows_all=True, **kl)),
+        Arm("E2 unsure", "unsure teacher, sampled, text alone", of_soft(harvest=unsure)),
+        Arm("E5 unsure", "with its top 5 and a tail", of_soft(harvest=unsure, **kl)),
+        Arm("E6 unsure", "its top 5 renormalised", of_soft(harvest=unsure, **kl, soft_tail="renormalise")),
         Arm("E3 greedy", "weaker teacher, one greedy answer a prompt", of_many(greedy, often)),
         Arm("E3 budget", "weaker teacher, greedy, as many answers as E3", of_many(budget)),
         Arm("E3", "weaker teacher, four answers a prompt at temperature 0.7", of_many(several)),

@@ -31,9 +31,9 @@ def gates(results: Results) -> list[Gate]:
     if untaught := results.splits.get(UNTAUGHT, {}).get("E2", {}).get("accuracy"):
         found.append(Gate("a task never taught stays below 0.05", str(untaught), untaught.high < 0.05))
     for measure, unit in (("loss", "nats a token"), ("error", "calibration error")):
-        # The bias of renormalising grows with the probability that isn't listed: 0.001 with the top 5 of this
-        # teacher, 0.006 with the top 2.
-        for pair in ("E5 - E2 small", "E5 top2 - E6 top2"):
+        # The bias of renormalising is that of the probability that isn't listed. The weaker teacher leaves
+        # 0.001 beside its top 5, so E6 is judged with a teacher that leaves 0.13 beside its top 5.
+        for pair in ("E5 - E2 small", "E5 unsure - E6 unsure"):
             if difference := results.differences.get(measure, {}).get(pair):
                 name = f"{pair}: lower {unit}"
                 found.append(Gate(name, str(difference), difference.high < 0))

@@ -30,7 +30,7 @@ from harvester.mock_teacher.tasks.rules import Solved, wrong_answer
 
 SKILLS = Path(__file__).resolve().parents[2] / "data" / "skills"
 # Folders in data/skills. All teachers are served under the name that the terms record of the mock explains.
-STRONG, WEAK = "mock-teacher", "weaker/mock-teacher"
+STRONG, WEAK, UNSURE = "mock-teacher", "weaker/mock-teacher", "unsure/mock-teacher"
 # Right answers, from `answer_server`.
 GOLD = "gold"
 MODEL = "mock-teacher"

@@ -36,6 +36,7 @@ class Rounds:
 
     Attributes:
         pool: prompts to choose from.
+        top_logprobs: tokens that the teacher lists at each token of the student.
         lr: a third of that of the other trainings, since a step has no smaller ones after it.
     """
 
@@ -43,6 +44,7 @@ class Rounds:
     rounds: int = 15
     prompts_per_round: int = 96
     samples: int = 4
+    top_logprobs: int = 20
     lr: float = 1e-3
     held_out_prompts: int = 100
     held_out_samples: int = 2

@@ -93,7 +93,7 @@ class Procedures:
     def curve_folder(self) -> Path:
         """Return the folder of the curve."""
         rows = self._harvests.folder_of(self._claim()).name
-        settings = (self._sizes.curve, self._sizes.seeds, self._curve_training())
+        settings = (self._sizes.curve, "equal steps", self._sizes.seeds, self._curve_training())
         return self._folder / "curves" / cache.digest(SKILLS / "student", rows, *settings)
 
     def _claim(self) -> Harvest:
@@ -119,6 +119,7 @@ class Procedures:
         curve = {
             "train": "train.toml",
             "rows": self._sizes.curve,
+            "steps": "equal",
             "seeds": self._sizes.seeds,
             "out": "out",
         }

@@ -26,7 +26,7 @@ E12 = (
 )
 
 # Arms with one tokenizer that are drawn by loss and calibration error.
-SURENESS = ("E2 small", "E5", "E6", "E5 top2", "E6 top2", "E5 top1", "E7", "E13")
+SURENESS = ("E2 small", "E5", "E6", "E7", "E13", "E2 unsure", "E5 unsure", "E6 unsure")
 
 
 def write(

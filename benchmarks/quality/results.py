@@ -21,8 +21,8 @@ PAIRS = (
     ("E4", "E3"),
     ("E5", "E2 small"),
     ("E5", "E6"),
-    ("E5 top2", "E6 top2"),
-    ("E5 top1", "E2 small"),
+    ("E5 unsure", "E6 unsure"),
+    ("E5 unsure", "E2 unsure"),
     ("E7", "E5"),
     ("E9", "E9 text"),
     ("E10 none", "E10 clean"),
@@ -34,8 +34,8 @@ PAIRS = (
 SURENESS_PAIRS = (
     ("E5", "E2 small"),
     ("E5", "E6"),
-    ("E5 top2", "E6 top2"),
-    ("E5 top1", "E2 small"),
+    ("E5 unsure", "E6 unsure"),
+    ("E5 unsure", "E2 unsure"),
     ("E7", "E5"),
     ("E9", "E9 text"),
     ("E13", "E2 small"),
@@ -162,8 +162,9 @@ def compute(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Students]:
         results.differences[measure] = {
             f"{a} - {b}": interval(of[a] - of[b]) for a, b in pairs if a in of and b in of
         }
-    for split in (PHRASING, UNTAUGHT):
-        results.splits[split] = _on_split({n: f for n, f in folders.items() if n in ("E1", "E2")}, split)
+    claimed = {name: of for name, of in folders.items() if name in ("E1", "E2")}
+    for split in (PHRASING, UNTAUGHT) if claimed else ():
+        results.splits[split] = _on_split(claimed, split)
     return results, students
 
 

@@ -228,6 +228,7 @@ class ScoreRequestBuilder:
         assert config.score is not None
         self._config = config
         self._via = config.score.via
+        self._listed = config.score.top_logprobs
 
     def build(self, prompt: Prompt, samples: Iterable[int]) -> Iterator[Request]:
         """Yield the requests of one prompt, by sample number.
@@ -237,7 +238,7 @@ class ScoreRequestBuilder:
         """
         config = self._config
         way = way_named(self._via, prompt)
-        body = body_of(way, config.teacher.model, prompt, config.sampling.extra)
+        body = body_of(way, config.teacher.model, prompt, config.sampling.extra, self._listed)
         input_tokens = score_input_tokens(prompt)
         max_input = MAX_FRAME_TOKENS + _json_bytes(body)
         price, path = config.teacher.price, PATHS[way]

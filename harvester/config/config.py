@@ -370,9 +370,12 @@ class ScoreSection(FrozenModel):
 
     Attributes:
         via: how the server is asked (`api.scoring.ways`); "auto" takes the first way that a probe proves.
+        top_logprobs: likeliest tokens that are kept at each token of the text; None: that of the text alone.
     """
 
     via: Literal["auto", "prompt_logprobs", "echo", "generate", "chat"] = "auto"
+    # A server can't be asked for fewer than one; a single one would be no distribution.
+    top_logprobs: int | None = Field(default=None, ge=2, le=20)
 
 
 # Rules of `[prompts]` for what is asked, with their defaults.

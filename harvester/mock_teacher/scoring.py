@@ -91,4 +91,9 @@ def _generate_reply(
     }
     if ask.scoring.input_logprobs:
         about["input_token_logprobs"] = [[token.logprob, token.number, token.text] for token in answer.prompt]
+        if ask.scoring.input_top:
+            about["input_top_logprobs"] = [
+                [[value, number, text] for number, text, value in token.top] or None
+                for token in answer.prompt
+            ]
     return {"text": "".join(answer.pieces), "meta_info": about}

@@ -47,7 +47,7 @@ class ScoreAsk:
         echo: repeat the prompt before the answer.
         prompt_logprobs: alternatives for each token of the prompt (vLLM); None: not asked for.
         legacy_logprobs: alternatives for each token in the lists of the older completions.
-        input_logprobs: SGLang's `return_logprob`.
+        input_logprobs: SGLang's `return_logprob`; input_top: alternatives for each of these tokens.
         special: add the tokenizer's special tokens to `text`.
         opens_answer: let the chat template begin an answer after the last turn.
         continues: leave the last turn open.
@@ -59,6 +59,7 @@ class ScoreAsk:
     prompt_logprobs: int | None = None
     legacy_logprobs: int | None = None
     input_logprobs: bool = False
+    input_top: int = 0
     special: bool = True
     opens_answer: bool = True
     continues: bool = False
@@ -170,7 +171,8 @@ def read_text_ask(raw: bytes, route: str, *, model: str, context_tokens: int) ->
     else:
         listed = None
         wants = _boolean(body, "return_logprob") and body.get("logprob_start_len") == 0
-        scoring = ScoreAsk(route=route, text=text, input_logprobs=wants)
+        top = _integer(body, "top_logprobs_num", 0, MAX_TOP_LOGPROBS) or 0
+        scoring = ScoreAsk(route=route, text=text, input_logprobs=wants, input_top=top)
         sampling = body.get("sampling_params") or {}
         chat |= {"model": model, "max_tokens": sampling.get("max_new_tokens")}
     if chat.get("max_tokens") == 0:  # vLLM generates a token then too, and leaves it out

@@ -37,7 +37,7 @@ class Order:
         kept_in: folder in which the packs of each epoch are kept for the next start; None: they are not.
 
     Attributes:
-        waste: share of the packs' token budget that stays empty, mean over the epochs.
+        waste: share of the packs' token budget that stays empty, mean over the epochs that are reached.
     """
 
     def __init__(
@@ -54,11 +54,13 @@ class Order:
         self._kept_in = kept_in
         self._epoch = lru_cache(maxsize=2)(self._pack_epoch)
         self._first = [0]
-        self.waste = 0.0
-        for epoch in range(train.epochs):
-            packing = self._epoch(epoch).packing
-            self.waste += packing.waste / train.epochs
+        wastes: list[float] = []
+        # Epochs that `max_steps` leaves out are not packed.
+        while len(wastes) < train.epochs and (train.max_steps is None or self._first[-1] < train.max_steps):
+            packing = self._epoch(len(wastes)).packing
+            wastes.append(packing.waste)
             self._first.append(self._first[-1] + -(-len(packing) // train.packs_per_step))
+        self.waste = sum(wastes) / len(wastes)
 
     @property
     def steps(self) -> int:
@@ -67,7 +69,7 @@ class Order:
 
     def epoch_of(self, step: int) -> int:
         """Return the epoch of a step; both count from 0."""
-        return next(e for e in range(self._train.epochs) if step < self._first[e + 1])
+        return next(e for e, end in enumerate(self._first[1:]) if step < end)
 
     def packs(self, step: int) -> tuple[tuple[int, ...], ...]:
         """Return the example numbers of each pack of a step (from 0)."""

@@ -1,7 +1,7 @@
 """Measure how the quality of a student grows with the rows paid for (`trainer curve`), and predict the next.
 
-Students are trained on nested subsets of a corpus and scored on one held-out set. A saturating power law is
-fitted to the scores; it predicts what further rows bring.
+Students are trained on nested subsets of a corpus, with as many steps as the largest, and scored on one
+held-out set. A saturating power law is fitted to the scores; it predicts what further rows bring.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ def measure_curve(
     """
     stages: Stages | None = None
     scores: dict[tuple[int, int], Score] = {}
-    learned: dict[tuple[int, int], int] = {}
+    trained: dict[tuple[int, int], dict[str, Any]] = {}
     count = len(plan.sizes) * len(plan.seeds)
+    largest = len(plan.sizes) - 1
+    is_equal = plan.config.steps == "equal"
     # The largest first: what stands in the way of a training shows before hours were spent on small ones.
     for at in reversed(range(len(plan.sizes))):
         for number, seed in enumerate(plan.seeds):
@@ -64,18 +66,18 @@ def measure_curve(
                 on_progress=on_progress,
             )
             title = f"training {len(scores) + 1} of {count}, {len(keys):,} rows, seed {seed}"
-            training, summary = stages.train(rows, seed, title)
-            learned[at, number] = int(summary["examples"])
+            steps = int(trained[largest, number]["steps"]) if is_equal and at < largest else None
+            training, trained[at, number] = stages.train(rows, seed, title, steps)
             scores[at, number] = stages.score(training, title)
     assert stages is not None
-    return _result(plan, stages, scores, learned)
+    return _result(plan, stages, scores, trained)
 
 
 def _result(
     plan: CurvePlan,
     stages: Stages,
     scores: dict[tuple[int, int], Score],
-    learned: dict[tuple[int, int], int],
+    trained: dict[tuple[int, int], dict[str, Any]],
 ) -> dict[str, Any]:
     """Fit the curve to the scores and return the content of curve.json."""
     sizes = [float(np.mean([len(of[at]) for of in plan.subsets])) for at in range(len(plan.sizes))]
@@ -96,6 +98,7 @@ def _result(
     return {
         "schema": SCHEMA,
         "measure": plan.config.measure,
+        "steps": plan.config.steps,
         "seeds": list(plan.seeds),
         "held_out": {
             "split": stages.held_out[0].split,
@@ -107,7 +110,7 @@ def _result(
             "rows": len(plan.paid.costs),
             "unpriced": plan.paid.unpriced,
         },
-        "points": _points(plan, sizes, learned, fitted, table.means()),
+        "points": _points(plan, sizes, trained, fitted, table.means()),
         "base": _mean_of(stages.score(None, "the base"), table, scored),
         "teacher": None if teacher is None else _mean_of(teacher, table, scored),
         "fit": _fit_facts(fitted),
@@ -121,21 +124,26 @@ def _result(
 def _points(
     plan: CurvePlan,
     sizes: Sequence[float],
-    learned: dict[tuple[int, int], int],
+    trained: dict[tuple[int, int], dict[str, Any]],
     fitted: Fit,
     means: Floats,
 ) -> list[dict[str, Any]]:
     """Return the measured sizes.
 
     Args:
-        learned: examples by number of the size and of the seed.
+        trained: summary of the training by number of the size and of the seed.
         means: scores [sizes, seeds].
     """
+
+    def mean_of(what: str, at: int) -> float:
+        return float(np.mean([trained[at, number][what] for number in range(len(plan.seeds))]))
+
     return [
         {
             "asked": plan.sizes[at],
             "rows": rows,
-            "learned": float(np.mean([learned[at, number] for number in range(len(plan.seeds))])),
+            "learned": mean_of("examples", at),
+            "steps": mean_of("steps", at),
             "dollars": _mean_dollars(plan, at),
             "score": float(fitted.scores[at]),
             "low": float(fitted.intervals[at, 0]),

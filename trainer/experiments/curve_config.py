@@ -24,6 +24,9 @@ class CurveConfig(BaseModel):
         train: the train.toml with base, corpus, held-out split, training settings and `[verify]`.
         rows: sizes of the subsets in rows of the corpus, four different ones at least. Absent: all rows of
             the training split, and five times half of it.
+        steps: optimiser steps of each size: as many as the largest makes ("equal"), so that sizes differ in
+            their rows alone, or as many as `[train] epochs` passes over its own rows take ("epochs"), which
+            gives fewer rows fewer steps, too, and so lets further rows seem worth more.
         seeds: seeds of the order of the prompts and of the training; each size is trained once for each.
             Absent: `[train] seed`. With several, the intervals include the noise between trainings directly.
         measure: what is scored on the held-out prompts: the accuracy (mean over the tasks), or the loss on
@@ -39,6 +42,7 @@ class CurveConfig(BaseModel):
 
     train: str = Field(min_length=1)
     rows: tuple[PositiveInt, ...] | None = None
+    steps: Literal["equal", "epochs"] = "equal"
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     measure: Literal["accuracy", "loss"] = "accuracy"
     next_dollars: Positive = 1.0

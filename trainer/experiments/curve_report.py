@@ -91,6 +91,11 @@ def notes(curve: Mapping[str, Any]) -> list[str]:
         f"scatter about the curve, beyond what the held-out prompts explain: "
         f"{scale * fit['scatter']:.2f} {unit}"
     )
+    if curve["steps"] == "epochs":
+        lines.append(
+            "fewer rows had fewer steps as well, so a part of what further rows bring is that of steps; "
+            'steps = "equal" tells them apart'
+        )
     if len(curve["seeds"]) == 1:
         lines.append("each size was trained once; several seeds would measure the noise between trainings")
     held_out = curve["held_out"]
@@ -197,11 +202,12 @@ def _x_ticks(rows: Sequence[float]) -> list[float]:
 
 
 def _table(curve: Mapping[str, Any], measure: str) -> Table:
-    columns = ["rows", "rows learned", "dollars", measure, "95 % interval", "by seed"]
+    columns = ["rows", "rows learned", "steps", "dollars", measure, "95 % interval", "by seed"]
     rows = [
         [
             f"{point['rows']:,.0f}",
             f"{point['learned']:,.0f}",
+            f"{point['steps']:,.0f}",
             "–" if point["dollars"] is None else money(point["dollars"]),
             score_text(point["score"], measure),
             f"{score_text(point['low'], measure)} to {score_text(point['high'], measure)}",

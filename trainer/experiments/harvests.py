@@ -74,10 +74,13 @@ class Harvests:
         prompts = {**self._files.harvest_table.get("prompts", {}), "files": [self._relative(chosen)]}
         return self._run_once(chosen, {**self._files.harvest_table, "prompts": prompts}, "loop")
 
-    def run_scoring(self, texts: Path, via: str) -> bool:
+    def run_scoring(self, texts: Path, via: str, top_logprobs: int | None = None) -> bool:
         """Ask for the log-probabilities of a file of texts; return whether all are done, as `run_chosen`.
 
         The configuration is that of harvest.toml without what only concerns answers.
+
+        Args:
+            via, top_logprobs: as in `[score]`.
 
         Raises:
             HarvestFailed: it ended early, for another reason than the budget.
@@ -91,6 +94,8 @@ class Harvests:
             table["run"] = {key: value for key, value in table["run"].items() if key != "transport"}
         extra = self._files.harvest_table.get("sampling", {}).get("extra", {})
         table |= {"prompts": {"files": [self._relative(texts)]}, "score": {"via": via}}
+        if top_logprobs is not None:
+            table["score"]["top_logprobs"] = top_logprobs
         return self._run_once(texts, table | ({"sampling": {"extra": extra}} if extra else {}), "onpolicy")
 
     def _relative(self, path: Path) -> str:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from harvester.system import failpoints
 from harvester.verify.verifiers import AnswerVerdict
-from trainer.config import OutSection, TrainConfig
+from trainer.config import OutSection, TrainConfig, TrainSection
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
 from trainer.data.dataset import HeldOut, Rows
@@ -178,10 +178,18 @@ class Stages:
         path = self._config.root / f"{module}.py"
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
-    def training_key(self, rows: Rows, seed: int) -> str:
+    def _settings(self, seed: int, steps: int | None) -> TrainSection:
+        """Return `[train]` for a seed and, if they are given, for exactly so many steps."""
+        settings: dict[str, Any] = {"seed": seed}
+        if steps is not None:
+            # An epoch has a step at least.
+            settings |= {"epochs": steps, "max_steps": steps}
+        return self._config.train.model_copy(update=settings)
+
+    def training_key(self, rows: Rows, seed: int, steps: int | None = None) -> str:
         """Return what a training is known by: the hash of its base, template, settings and rows."""
         config = self._config
-        settings = config.train.model_dump(mode="json", exclude=set(_FREE_SETTINGS))
+        settings = self._settings(seed, steps).model_dump(mode="json", exclude=set(_FREE_SETTINGS))
         chooses = config.evaluate.every != 0  # then evaluations choose the adapter
         return digest(
             {
@@ -190,7 +198,7 @@ class Stages:
                 "template": self._renderer.template_sha256,
                 "data": config.data.model_dump(mode="json", exclude={"corpus"}),
                 "lora": config.lora.model_dump(mode="json"),
-                "train": {**settings, "seed": seed},
+                "train": settings,
                 "evaluate": config.evaluate.model_dump(mode="json", exclude=_SCORECARD_ONLY)
                 if chooses
                 else None,
@@ -199,11 +207,14 @@ class Stages:
             }
         )
 
-    def train(self, rows: Rows, seed: int, title: str) -> tuple[str, dict[str, Any]]:
+    def train(
+        self, rows: Rows, seed: int, title: str, steps: int | None = None
+    ) -> tuple[str, dict[str, Any]]:
         """Train a student, go on with one that was interrupted, or find the finished one.
 
         Args:
             title: of the training, for the operator.
+            steps: optimiser steps, over as many passes as they take; None: those of train.toml.
 
         Returns:
             the key of the training, and its summary (`trainer.training.train.Trained`).
@@ -211,7 +222,7 @@ class Stages:
         Raises:
             What `trainer.training.train.train` raises.
         """
-        key = self.training_key(rows, seed)
+        key = self.training_key(rows, seed, steps)
         folder = self._folder / "trainings" / key[:16]
         done = read_json(folder / "trained.json")
         if isinstance(done, dict) and done.get("key") == key:
@@ -219,8 +230,7 @@ class Stages:
             return key, done
         self._on_note(title)
         out = OutSection(path=str(folder), name=self._config.name, licence=self._config.out.licence)
-        settings = self._config.train.model_copy(update={"seed": seed})
-        config = self._config.model_copy(update={"train": settings, "out": out})
+        config = self._config.model_copy(update={"train": self._settings(seed, steps), "out": out})
         # The folder is named after the content, so only the number of cores can have changed.
         callbacks = Callbacks(
             on_step=lambda log: self._on_progress(log.step, log.steps, f"{title}, loss {log.loss:.3f}")

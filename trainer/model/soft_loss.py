@@ -13,6 +13,11 @@ tokens instead (`tail = "renormalise"`) is biased: it teaches a confidence that 
 The temperature T acts on the events. A temperature on the whole vocabulary would need the probability of each
 unlisted token, which nobody knows; at T = 1 the two are the same.
 
+`direction = "reverse"` is KL(q || p) instead, for text that the student itself wrote: the divergence that
+on-policy distillation minimises, summed over the events instead of estimated from the one token that was
+sampled. Its expectation is the same but for what the tail takes together, its variance far lower (Rao and
+Blackwell; Amini et al. 2025, arXiv 2504.10637). For log q_e the gradient is q_e (log q_e - log p_e - KL).
+
 The student's tail is summed over the unlisted tokens. This equals log1mexp(logsumexp(listed)), without its
 cancellation when the listed tokens hold almost everything.
 """
@@ -25,6 +30,12 @@ from typing import Literal, NamedTuple
 import torch
 
 Tail = Literal["bucket", "renormalise"]
+Direction = Literal["forward", "reverse"]
+
+# Least log-probability of a teacher's event in the reverse direction, which has no finite value at zero. The
+# tail is one minus a sum of float16 values, whose rounding is about 1e-4.
+LEAST_TAIL = 1e-4
+LEAST_LOG_PROB = -30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +46,14 @@ class SoftMix:
         weight: w, share of the KL divergence at positions with soft targets, 0 to 1.
         temperature: T; 1 for `tail` "renormalise".
         tail: "bucket" for k + 1 events, "renormalise" for the biased variant without the tail.
+        direction: "forward" for KL(teacher || student), "reverse" for KL(student || teacher), which needs the
+            tail.
     """
 
     weight: float = 0.5
     temperature: float = 1.0
     tail: Tail = "bucket"
+    direction: Direction = "forward"
 
 
 class SoftRows(NamedTuple):
@@ -67,6 +81,8 @@ def teacher_events(log_probs: torch.Tensor, mix: SoftMix) -> torch.Tensor:
     left = (1 - log_probs.exp().sum(dim=-1, keepdim=True)).clamp_min(0)
     if mix.tail == "renormalise":
         left = torch.where(torch.isinf(log_probs[:, :1]), 1.0, 0.0)  # rows without soft targets stay finite
+    if mix.direction == "reverse":
+        left = left.clamp_min(LEAST_TAIL)
     events = torch.cat([log_probs, left.log()], dim=-1)
     return torch.log_softmax(events / mix.temperature, dim=-1)
 
@@ -76,7 +92,8 @@ def soft_losses_and_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the mixed loss of a block of logits, together with its gradient.
 
-    For an event e, T^2 KL has the gradient T (q_e - p_e) for log q_e, p and q at temperature T. A listed
+    For an event e, T^2 KL has the gradient T (q_e - p_e) for log q_e, p and q at temperature T; that of the
+    reverse direction is T q_e (log q_e - log p_e - KL). A listed
     token is an event of its own; an unlisted token j of probability s_j takes s_j / s_tail of the tail's.
 
     Args:
@@ -98,16 +115,21 @@ def soft_losses_and_gradient(
     p_log = teacher_events(log_probs, mix)
     if mix.tail == "renormalise":
         p_log, q_log = p_log[:, :-1], log_listed
+        terms = _terms(p_log, q_log)
         slope = log_listed.exp() - p_log.exp()
         tail_slope = torch.ones_like(rest)
     else:
         events = torch.cat([log_listed.masked_fill(~listed, -torch.inf), rest.log()], dim=-1)
         q_log = torch.log_softmax(events / mix.temperature, dim=-1)
-        slope = mix.temperature * (q_log.exp() - p_log.exp())
+        if mix.direction == "reverse":
+            p_log = p_log.clamp_min(LEAST_LOG_PROB)
+            terms = _terms(q_log, p_log)
+            slope = mix.temperature * (terms - q_log.exp() * terms.sum(dim=-1, keepdim=True))
+        else:
+            terms = _terms(p_log, q_log)
+            slope = mix.temperature * (q_log.exp() - p_log.exp())
         tail_slope = slope[:, -1:] / rest
         slope = slope[:, :-1]
-    p = p_log.exp()
-    terms = torch.where(p > 0, p * (p_log - q_log), torch.zeros_like(p))
     divergence = mix.temperature**2 * terms.sum(dim=-1)
     losses = (1 - weight) * entropy + torch.where(weight > 0, weight * divergence, 0.0)
 
@@ -120,3 +142,9 @@ def soft_losses_and_gradient(
     q.scatter_add_(1, soft.ids, torch.where(listed | is_first, of_listed, 0.0))
     q.scatter_add_(1, targets[:, None], -(1 - share))
     return losses[:, None], q
+
+
+def _terms(of_log: torch.Tensor, other_log: torch.Tensor) -> torch.Tensor:
+    """Return the terms of KL(a || b), [rows, events], from log a and log b; 0 where a is 0."""
+    a = of_log.exp()
+    return torch.where(a > 0, a * (of_log - other_log), torch.zeros_like(a))

@@ -110,6 +110,22 @@ def log_ratios(groups: Groups, student: npt.NDArray[np.float32]) -> npt.NDArray[
     return mine - groups.teacher
 
 
+def divergence(groups: Groups, student: Floats32, listed: Floats32) -> float:
+    """Return the sum over an answer of what its tokens add to the reverse KL divergence, in nats.
+
+    A token with a listed distribution adds its divergence from it, another group its log-ratio.
+
+    Args:
+        student: [tokens], the student's log-probability of each of its tokens.
+        listed: [tokens], divergence from the teacher's listed distribution; NaN where there is none. Such a
+            token is a group of its own.
+    """
+    ratios = log_ratios(groups, student)
+    known = ~np.isnan(listed)
+    ratios[groups.of_token[known]] = listed[known]
+    return float(ratios.sum())
+
+
 def without_mean(groups: Sequence[Groups], values: Sequence[Floats32]) -> list[Floats32]:
     """Return the advantages of a round less their mean over the scored tokens; others stay 0.
 

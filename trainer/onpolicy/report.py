@@ -49,9 +49,19 @@ def verdict_text(result: Mapping[str, Any]) -> str:
 def notes(result: Mapping[str, Any]) -> list[str]:
     """Return what a reader has to know to judge the figures."""
     last = result["held_out"][-1]
-    lines = [
+    how = (
         "reverse KL is the mean over the student's own tokens of log p(student) - log p(teacher), estimated "
-        "from samples at temperature 1; it can be below 0 by chance",
+        "from samples at temperature 1; it can be below 0 by chance"
+    )
+    if (most := result.get("top_logprobs")) is not None:
+        how = (
+            "reverse KL is the mean over the student's own tokens, sampled at temperature 1, of the "
+            f"divergence over the {most} tokens that the teacher lists and all others together, known for "
+            f"{last['listed_tokens']:,} of {last['scored_tokens']:,} tokens; elsewhere of log p(student) - "
+            "log p(teacher)"
+        )
+    lines = [
+        how,
         "held-out prompts are answered with the same seeds each time; intervals resample the prompts",
     ]
     unknown = last["tokens"] - last["scored_tokens"]

@@ -27,6 +27,7 @@ from trainer.data.chat_template import Example, Renderer
 from trainer.data.conversation import Conversation
 from trainer.data.dataset import COLUMNS, Rows
 from trainer.data.student_tokens import StudentTokens
+from trainer.data.teacher_tokens import TokenTable
 from trainer.errors import DataError
 from trainer.experiments.harvests import Harvests
 from trainer.experiments.pool import PoolPrompt
@@ -37,7 +38,8 @@ from trainer.model import model, weights
 from trainer.model.generate import Answer
 from trainer.onpolicy import prompts
 from trainer.onpolicy.config import OnPolicyFiles
-from trainer.onpolicy.groups import Groups, advantages, log_ratios, without_mean
+from trainer.onpolicy.distributions import with_distributions
+from trainer.onpolicy.groups import Groups, advantages, divergence, without_mean
 from trainer.onpolicy.student import WEIGHTS, OnPolicyStudent
 from trainer.onpolicy.texts import (
     TeacherTemplate,
@@ -49,6 +51,7 @@ from trainer.onpolicy.texts import (
 )
 from trainer.provenance import fingerprint, terms_check
 from trainer.publish.adapter import write_adapter
+from trainer.training.forward import TokenScores
 
 SCHEMA = "trainer.onpolicy/1"
 # Member of a measurement in the checkpoint: sums of log-ratios and scored tokens of each held-out prompt.
@@ -117,13 +120,17 @@ class OnPolicy:
                 "template": self._renderer.template_sha256,
                 "teacher": [table.get("preset"), table.get("base_url"), table.get("model")],
                 "start": None if start is None else sha256_of(start / WEIGHTS),
-                "settings": self._settings.model_dump(mode="json", exclude=set(_FREE)),
+                "settings": self._settings.model_dump(mode="json", exclude=self._not_hashed()),
                 "lr": self._config.train.lr,
                 "lora": self._config.lora.model_dump(mode="json"),
                 "train": self._config.train.model_dump(mode="json", exclude=_FREE_TRAIN),
                 "prompts": [[prompt.key for prompt in part] for part in (self._learned, self._held_out)],
             }
         )
+
+    def _not_hashed(self) -> set[str]:
+        """Return settings that change no weight, and a `top_logprobs` that earlier versions did not have."""
+        return set(_FREE) if self._settings.top_logprobs is not None else {*_FREE, "top_logprobs"}
 
     def run(self) -> dict[str, Any]:
         """Run all rounds; return the content of onpolicy.json (see trainer/CONFIG.md).
@@ -187,7 +194,7 @@ class OnPolicy:
             for at, prompt in enumerate(chosen)
         ]
         examples, answers, groups = self._scored(f"round-{number:06d}", chosen, seeds)
-        student = self._student.log_probs(examples)
+        student = self._student.scores(examples)
         scored = sum(each.scored for each in groups)
         if not scored:
             raise DataError(
@@ -196,15 +203,19 @@ class OnPolicy:
                 remedy="`harvester report` shows the replies; does teacher_tokenizer belong to the teacher?",
             )
         values = [
-            advantages(each, mine, settings.advantage_clip)
+            advantages(each, mine.log_probs, settings.advantage_clip)
             for each, mine in zip(groups, student, strict=True)
         ]
         if settings.baseline == "mean":
             values = without_mean(groups, values)
+        values = [
+            np.where(np.isnan(mine.divergences), value, np.float32(1.0))
+            for value, mine in zip(values, student, strict=True)
+        ]
         step = self._student.learn(number - 1, examples, values, scored)
         failpoints.reach("onpolicy.learned")
-        total = float(sum(log_ratios(each, mine).sum() for each, mine in zip(groups, student, strict=True)))
-        counts = count_answers(answers, groups)
+        total = sum(divergence(each, *mine) for each, mine in zip(groups, student, strict=True))
+        counts = self._counts(answers, groups, student)
         self._rounds.append(
             {"round": number, "reverse_kl": total / scored, "gradient_norm": float(step.norm), **counts}
         )
@@ -219,8 +230,8 @@ class OnPolicy:
             for at, prompt in enumerate(chosen)
         ]
         examples, answers, groups = self._scored(f"held-out-{number:06d}", chosen, seeds)
-        student = self._student.log_probs(examples)
-        sums = np.array([log_ratios(g, mine).sum() for g, mine in zip(groups, student, strict=True)])
+        student = self._student.scores(examples)
+        sums = np.array([divergence(each, *mine) for each, mine in zip(groups, student, strict=True)])
         tokens = np.array([g.scored for g in groups], dtype=np.float64)
         if not tokens.sum():
             raise DataError(
@@ -231,10 +242,18 @@ class OnPolicy:
         by_prompt = [part.reshape(-1, settings.held_out_samples).sum(axis=1) for part in (sums, tokens)]
         means = _resampled(by_prompt, settings.resamples, settings.seed)
         value = float(sums.sum() / tokens.sum())
-        counts = count_answers(answers, groups)
+        counts = self._counts(answers, groups, student)
         entry = {"round": number, "reverse_kl": value, **_interval(means), **counts}
         self._measured.append({**entry, BY_PROMPT: [part.tolist() for part in by_prompt]})
         self._on_note(f"round {number}: held-out reverse KL {value:.4f} nats per token")
+
+    def _counts(
+        self, answers: Sequence[Answer], groups: Sequence[Groups], student: Sequence[TokenScores]
+    ) -> dict[str, int]:
+        counts = count_answers(answers, groups)
+        if self._settings.top_logprobs is not None:
+            counts["listed_tokens"] = sum(int((~np.isnan(each.divergences)).sum()) for each in student)
+        return counts
 
     def _scored(
         self, name: str, chosen: Sequence[PoolPrompt], seeds: Sequence[int]
@@ -252,14 +271,17 @@ class OnPolicy:
         failpoints.reach("onpolicy.scored")
         corpus = Corpus.open(self._files.train.corpus)
         self._require_permission(corpus)
-        scores = read_scores(corpus, [text for text in texts if text is not None])
+        table = None if self._settings.top_logprobs is None else TokenTable()
+        by_text = read_scores(corpus, [text for text in texts if text is not None], table)
+        scores = [None if text is None else by_text.get(text.asked) for text in texts]
         stop = self._renderer.chat_shape.stop_id
         examples, groups = [], []
-        for ids, answer, text in zip(prompt_ids, answers, texts, strict=True):
+        for ids, answer, text, scored in zip(prompt_ids, answers, texts, scores, strict=True):
             whole = [*ids, *answer.ids, *([] if answer.is_cut else [stop])]
             examples.append(Example(np.asarray(whole, dtype=np.int32), len(ids), not answer.is_cut))
-            scored = None if text is None else scores.get(text.asked)
             groups.append(groups_of(answer, text, scored, self._tokens))
+        if table is not None:
+            examples = with_distributions(examples, texts, scores, groups, table, self._renderer)
         return examples, answers, groups
 
     def _id(self, name: str) -> str:
@@ -292,7 +314,7 @@ class OnPolicy:
         path = self._folder / "texts" / f"{name}.jsonl"
         lines = [json.dumps(text.line, ensure_ascii=False) for text in unique.values()]
         write_text(path, "".join(f"{line}\n" for line in lines))
-        if not self._harvests.run_scoring(path, self._settings.via):
+        if not self._harvests.run_scoring(path, self._settings.via, self._settings.top_logprobs):
             raise BudgetEnded
 
     def _require_permission(self, corpus: Corpus) -> None:
@@ -336,6 +358,7 @@ class OnPolicy:
             "schema": SCHEMA,
             "ending": ending,
             "seed": self._settings.seed,
+            "top_logprobs": self._settings.top_logprobs,
             "prompts": len(self._learned),
             "held_out_prompts": len(self._held_out),
             "left_out": self._left_out,

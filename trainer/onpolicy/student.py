@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,19 @@ from trainer.data.packing import pack
 from trainer.errors import StudentError
 from trainer.model import model, weights
 from trainer.model.generate import Answer, Limits, generate
+from trainer.model.soft_loss import SoftMix
 from trainer.publish.adapter import check_same_base, check_same_tokens
 from trainer.training import checkpoint, optim
 from trainer.training.distributed import World
-from trainer.training.forward import target_log_probs
+from trainer.training.forward import TokenScores, token_scores
 from trainer.training.step import Stepper, StepResult
 from trainer.training.student import load_student
 from trainer.training.validation import attention_for_generation
 
 # File with an adapter's weights.
 WEIGHTS = "adapter_model.safetensors"
+# The student's own text is learned by KL(student || teacher) alone.
+REVERSE = SoftMix(weight=1.0, direction="reverse")
 # Keys of an adapter's configuration that have to be those of `[lora]`.
 _SHAPE = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}
 
@@ -49,7 +53,9 @@ class OnPolicyStudent:
         self._config = config
         self._renderer = renderer
         longest = Example(np.zeros(config.train.max_length + 1, dtype=np.int32), 1)
-        self._student = load_student(config, [longest], World())
+        student = load_student(config, [longest], World())
+        # Only examples with soft targets are learned by them.
+        self._student = replace(student, row_loss=partial(student.row_loss, mix=REVERSE))
         self._student.model.eval()
         if start is not None:
             _load_adapter(self._student.model, config, renderer, start)
@@ -87,12 +93,12 @@ class OnPolicyStudent:
         with attention_for_generation(self.model), torch.compiler.set_stance("force_eager"):
             return generate(self.model, prompts, limits, seeds=seeds, on_done=on_done, on_note=on_note)
 
-    def log_probs(self, examples: Sequence[Example]) -> list[npt.NDArray[np.float32]]:
-        """Return the log-probability of each supervised token, as the training computes it."""
-        found: dict[int, npt.NDArray[np.float32]] = {}
+    def scores(self, examples: Sequence[Example]) -> list[TokenScores]:
+        """Return log-probability and divergence of each supervised token, as the training computes them."""
+        found: dict[int, TokenScores] = {}
         for numbers in self._packs(examples):
             part = [examples[number] for number in numbers]
-            values = target_log_probs(self.model, part, self._student.device, self._student.forward)
+            values = token_scores(self.model, part, self._student.device, self._student.forward, REVERSE)
             found.update(zip(numbers, values, strict=True))
         return [found[number] for number in range(len(examples))]
 
@@ -100,16 +106,18 @@ class OnPolicyStudent:
         self,
         step: int,
         examples: Sequence[Example],
-        advantages: Sequence[npt.NDArray[np.float32]],
+        token_weights: Sequence[npt.NDArray[np.float32]],
         scored: int,
     ) -> StepResult:
-        """Make one optimiser step on minus the mean over scored tokens of advantage times log-probability.
+        """Make one optimiser step on the mean over scored tokens of what each adds to the divergence.
 
-        That is cross-entropy on the student's own tokens, each with its advantage as its weight.
+        A token with a soft target adds its divergence, times its weight; another one minus its
+        log-probability times its advantage: cross-entropy on the student's own tokens, weighed by advantages.
 
         Args:
             step: number of the step, from 0.
-            scored: tokens that have an advantage.
+            token_weights: [supervised] of each example: advantages, or 1 for a token with a soft target.
+            scored: tokens that count.
 
         Raises:
             OutOfMemory: a pack did not fit. TrainingDiverged: several steps had no finite gradient.
@@ -117,8 +125,8 @@ class OnPolicyStudent:
         supervised = sum(example.supervised for example in examples)
         factor = np.float32(supervised / scored)  # the step divides by all supervised tokens
         weighed = [
-            replace(example, token_weights=advantage * factor)
-            for example, advantage in zip(examples, advantages, strict=True)
+            replace(example, token_weights=values * factor)
+            for example, values in zip(examples, token_weights, strict=True)
         ]
         optim.set_lr(self._optimiser, 1.0)
         packs = [[weighed[number] for number in numbers] for numbers in self._packs(weighed)]

@@ -6,16 +6,19 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from harvester.api.scoring.ways import listed_of
 from harvester.api.types import Outcome
 from harvester.store.reader import Corpus
 from trainer.data.chat_template import Renderer
 from trainer.data.conversation import Conversation
 from trainer.data.student_tokens import StudentTokens
+from trainer.data.teacher_tokens import TeacherTokens, TokenTable, read_column
 from trainer.experiments.pool import PoolPrompt
 from trainer.model.generate import Answer
 from trainer.onpolicy.groups import Groups, TeacherToken, group, unscored
@@ -124,14 +127,29 @@ def _chat_key(messages: Sequence[Mapping[str, Any]]) -> str:
     return json.dumps(messages, sort_keys=True)
 
 
-# Tokens of a scored text: bytes (None where unknown) and log-probability.
-Scored = tuple[tuple[bytes | None, float | None], ...]
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the teacher says of a text.
+
+    Attributes:
+        tokens: bytes (None where unknown) and log-probability of each.
+        listed: the likeliest tokens at each of them; None where none were asked for.
+    """
+
+    tokens: tuple[tuple[bytes | None, float | None], ...]
+    listed: TeacherTokens | None = None
 
 
-def read_scores(corpus: Corpus, texts: Sequence[TextToScore]) -> dict[str, Scored]:
+def read_scores(
+    corpus: Corpus, texts: Sequence[TextToScore], table: TokenTable | None = None
+) -> dict[str, Scored]:
     """Return what the store holds of these texts, by `TextToScore.asked`.
 
     Log-probabilities are as shards hold them (float16), sealed or not, so that sealing changes nothing.
+
+    Args:
+        table: takes the teacher's tokens; None: the likeliest tokens are not read. With a table only replies
+            to requests for several of them count.
 
     Raises:
         StoreError, StoreCorrupt: a shard is missing or damaged.
@@ -140,15 +158,20 @@ def read_scores(corpus: Corpus, texts: Sequence[TextToScore]) -> dict[str, Score
     scores: dict[str, Scored] = {}
     for batch in corpus.batches(SCORED_COLUMNS):
         scored = batch.filter(pc.equal(batch.column("outcome"), Outcome.SCORED.value))
+        asked_at: dict[int, str] = {}
         for at, request in enumerate(scored.column("request_json").to_pylist()):
             body = json.loads(request)
             asked = _chat_key(body["messages"]) if "messages" in body else body.get("prompt") or body["text"]
-            if asked in wanted:
-                listed = scored.column("logprobs")[at].as_py() or ()
-                scores[asked] = tuple(
-                    (token["bytes"], None if token["logprob"] is None else float(token["logprob"]))
-                    for token in listed
-                )
+            if asked in wanted and (listed_of(body) > 0) == (table is not None):
+                asked_at[at] = asked
+        column = scored.column("logprobs").take(pa.array(list(asked_at), pa.int64()))
+        arrays = [None] * len(column) if table is None else read_column(column, table)
+        for asked, entries, array in zip(asked_at.values(), column.to_pylist(), arrays, strict=True):
+            tokens = tuple(
+                (token["bytes"], None if token["logprob"] is None else float(token["logprob"]))
+                for token in entries or ()
+            )
+            scores[asked] = Scored(tokens, None if array is None else TeacherTokens(*array))
     return scores
 
 
@@ -159,30 +182,55 @@ def groups_of(
     ends = not answer.is_cut
     if text is None or scored is None:
         return unscored(len(answer.ids) + ends)
-    inside, end_logprob = _in_answer(text, scored)
-    inside = [(first + text.skipped, stop + text.skipped, value) for first, stop, value in inside]
+    part = _in_answer(text, scored)
+    inside = [(first + text.skipped, stop + text.skipped, value) for first, stop, value in part.tokens]
     sizes = [len(tokens.data[token]) for token in answer.ids]
-    return group(sizes, inside, ends=ends, end_logprob=end_logprob if text.is_whole else None)
+    return group(sizes, inside, ends=ends, end_logprob=part.end_logprob if text.is_whole else None)
 
 
-def _in_answer(text: TextToScore, scored: Scored) -> tuple[list[TeacherToken], float | None]:
-    """Return the teacher's tokens that lie in the answer, and the log-probability of its end of the turn."""
+def listed_of_answer(text: TextToScore, scored: Scored) -> TeacherTokens | None:
+    """Return the likeliest tokens at each teacher's token of an answer and at its end; None: none."""
+    if scored.listed is None:
+        return None
+    numbers = _in_answer(text, scored).numbers
+    return TeacherTokens(scored.listed.tokens[numbers], scored.listed.log_probs[numbers])
+
+
+class _Part(NamedTuple):
+    """The part of a scored text that is the answer.
+
+    Attributes:
+        tokens: the teacher's tokens that lie in the answer.
+        numbers: of these among all tokens of the text, and of the first one after them.
+        end_logprob: log-probability of its end of the turn; None: it is unknown.
+    """
+
+    tokens: list[TeacherToken]
+    numbers: list[int]
+    end_logprob: float | None
+
+
+def _in_answer(text: TextToScore, scored: Scored) -> _Part:
     inside: list[TeacherToken] = []
+    numbers: list[int] = []
     at = -len(text.before) if text.before is not None else 0
     size = len(text.answer)
     end: list[float | None] = []
-    for data, logprob in scored:
+    for number, (data, logprob) in enumerate(scored.tokens):
         if at >= size:
             end.append(logprob)
+            if len(end) == 1:
+                numbers.append(number)
             if text.before is None:
                 break  # what the template writes after the end of the turn is not the model's
             continue
         stop = at + len(data or b"")
         if at >= 0 and stop <= size and data:
             inside.append((at, stop, logprob))
+            numbers.append(number)
         at = stop
     known = [value for value in end if value is not None]
-    return inside, float(np.sum(known)) if end and len(known) == len(end) else None
+    return _Part(inside, numbers, float(np.sum(known)) if end and len(known) == len(end) else None)
 
 
 def count_answers(answers: Sequence[Answer], groups: Sequence[Groups]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from harvester.system.files import fsync_tree
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, TrainSection
 from trainer.data import published_template
 from trainer.data.chat_template import Renderer
 from trainer.data.dataset import Rows
@@ -248,12 +248,17 @@ def card_facts(
         ("load with", "peft.PeftModel.from_pretrained(base, this folder)"),
         ("base SHA-256 (config and weights)", weights.content_sha256(config.base)),
         ("answers learned", f"{rows:,}; their hashes are in {fingerprint.ROWS_FILE}"),
-        (
-            "seed, epochs, peak learning rate",
-            f"{config.train.seed}, {config.train.epochs}, {config.train.lr:g}",
-        ),
+        _passes(config.train),
         ("end of a turn", f"token {renderer.chat_shape.stop_id}"),
         ("chat template SHA-256", renderer.template_sha256),
         *([("soft targets", soft)] if soft else []),
         *(("fault in the data, learned with --force-faults", fault) for fault in faults),
     ]
+
+
+def _passes(train: TrainSection) -> tuple[str, str]:
+    """Return the row of a card with seed, length and learning rate of the training."""
+    if train.max_steps is None:
+        return "seed, epochs, peak learning rate", f"{train.seed}, {train.epochs}, {train.lr:g}"
+    most = f"{train.epochs:,} at most, {train.max_steps:,} at most"
+    return "seed, epochs, steps, peak learning rate", f"{train.seed}, {most}, {train.lr:g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from trainer.model.losses import (
     loss_and_gradient,
 )
 from trainer.model.self_test import StudentForward
-from trainer.model.soft_loss import SoftMix, SoftRows
+from trainer.model.soft_loss import SoftMix, SoftRows, soft_losses_and_gradient
 
 
 def pack_losses(
@@ -79,32 +79,49 @@ def pack_loss(
     return head_loss(hidden, layer.weight, layer.bias, *compared)
 
 
+class TokenScores(NamedTuple):
+    """What a student says of the supervised tokens of an example.
+
+    Attributes:
+        log_probs: [supervised] fp32, log-probability of each.
+        divergences: [supervised] fp32, loss of each by a `SoftMix`; NaN where there is no soft target.
+    """
+
+    log_probs: npt.NDArray[np.float32]
+    divergences: npt.NDArray[np.float32]
+
+
 @torch.no_grad()
-def target_log_probs(
-    student: Any, examples: Sequence[Example], device: torch.device, forward: StudentForward
-) -> list[npt.NDArray[np.float32]]:
-    """Compute the log-probability of each supervised token of a pack.
+def token_scores(
+    student: Any,
+    examples: Sequence[Example],
+    device: torch.device,
+    forward: StudentForward,
+    mix: SoftMix = DEFAULT_MIX,
+) -> list[TokenScores]:
+    """Compute the log-probability of each supervised token of a pack, and its divergence from soft targets.
 
     Returns:
-        [supervised] fp32 for each example, in their order.
+        one for each example, in their order.
     """
     layer = structure.base_model_of(student).get_output_embeddings()
     found: list[torch.Tensor] = []
     for batch in batches(examples, device, forward.layout):
         if forward.head is None or layer.weight.requires_grad:
-            found.append(_log_probs(supervised_logits(student, batch).float(), batch.targets))
+            logits = supervised_logits(student, batch).float()
+            found.append(_scores(logits, batch.targets, batch.soft, mix))
             continue
-        pack_loss(student, batch, _collecting(found), head=forward.head)
-    every = torch.cat(found).cpu().numpy() if found else np.zeros(0, dtype=np.float32)
+        pack_loss(student, batch, _collecting(found, mix), head=forward.head)
+    every = torch.cat(found).cpu().numpy() if found else np.zeros((0, 2), dtype=np.float32)
     # Batches lay documents out longest first, as `collator.batches` does.
     order = sorted(range(len(examples)), key=lambda number: -len(examples[number].ids))
     ends = np.cumsum([examples[number].supervised for number in order])
     parts = dict(zip(order, np.split(every, ends[:-1]), strict=True)) if order else {}
-    return [parts[number] for number in range(len(examples))]
+    return [TokenScores(*parts[number].T) for number in range(len(examples))]
 
 
-def _collecting(found: list[torch.Tensor]) -> RowLoss:
-    """Return a loss of a block of logits that keeps the log-probabilities of the targets."""
+def _collecting(found: list[torch.Tensor], mix: SoftMix) -> RowLoss:
+    """Return a loss of a block of logits that keeps the scores of the targets."""
 
     def collect(  # noqa: PLR0913 - as `loss_and_gradient`
         outputs: torch.Tensor,
@@ -113,20 +130,29 @@ def _collecting(found: list[torch.Tensor]) -> RowLoss:
         head: Head = PLAIN_HEAD,
         weights: torch.Tensor | None = None,
         soft: SoftRows | None = None,
-        mix: SoftMix = DEFAULT_MIX,
+        mix: SoftMix = mix,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits = outputs * head.scale
         if head.cap is not None:
             logits = (logits / head.cap).tanh() * head.cap
-        log_probs = _log_probs(logits, targets)
-        found.append(log_probs)
-        return -log_probs.sum(), (logits.argmax(dim=-1) == targets).sum(), outputs.to(dtype)
+        correct = (logits.argmax(dim=-1) == targets).sum()
+        scores = _scores(logits, targets, soft, mix)
+        found.append(scores)
+        return -scores[:, 0].sum(), correct, outputs.to(dtype)
 
     return collect
 
 
-def _log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return logits.gather(1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
+def _scores(logits: torch.Tensor, targets: torch.Tensor, soft: SoftRows | None, mix: SoftMix) -> torch.Tensor:
+    """Return [rows, 2]: log-probability of the target, divergence. The logits are overwritten."""
+    log_total = torch.logsumexp(logits, dim=-1, keepdim=True)
+    log_probs = logits.gather(1, targets[:, None]) - log_total
+    unknown = torch.full_like(log_probs, torch.nan)
+    if soft is None:
+        return torch.cat([log_probs, unknown], dim=-1)
+    losses, _ = soft_losses_and_gradient(logits, log_total, targets, soft, mix)
+    divergences = torch.where(torch.isinf(soft.log_probs[:, :1]), unknown, losses)
+    return torch.cat([log_probs, divergences], dim=-1)
 
 
 def supervised_logits(student: Any, batch: Batch) -> torch.Tensor:

@@ -8,15 +8,16 @@ without the text, or with another length.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from harvester.api import completion
 from harvester.api.error_body import error_inside
 from harvester.api.scoring.spelling import Span, find_end, spell
-from harvester.api.scoring.ways import GENERATED_TOKENS, Way, scored_text_of, way_of
+from harvester.api.scoring.ways import GENERATED_TOKENS, Way, listed_of, scored_text_of, way_of
 from harvester.api.shapes.envelopes import choices_of
-from harvester.api.types import USAGE_ESTIMATED, Completion, Outcome, TokenLogprob, Usage
+from harvester.api.types import USAGE_ESTIMATED, Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.api.usage import read_usage, usage_members
 from harvester.errors import TeacherError
 
@@ -24,14 +25,24 @@ from harvester.errors import TeacherError
 MOST_LOGPROB = 1e-3
 
 # Text and log-probability of a token, as the server sent them.
-_Listed = tuple[str, float | None]
+_Pair = tuple[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """One token of the text as the server sent it, and the likeliest tokens at its position."""
+
+    text: str
+    logprob: float | None
+    top: tuple[_Pair, ...] = ()
 
 
 def parse_scored(raw: bytes, body: Mapping[str, Any], input_tokens: int = 0) -> Completion:
     """Return the tokens of the text that a scoring request asked about, as a completion.
 
     `text` is the text asked about, and `logprobs` spell it. For a chat they go on behind it, with what the
-    template adds. `data` is None for a token whose bytes are unknown.
+    template adds. `data` is None for a token whose bytes are unknown. Where the request asked for several
+    of the likeliest tokens, they are kept for each token that arrived as exactly its bytes.
 
     Args:
         body: of the request.
@@ -46,7 +57,7 @@ def parse_scored(raw: bytes, body: Mapping[str, Any], input_tokens: int = 0) -> 
     error = error_inside(document, raw, is_stream=False)
     if error is not None:
         raise error
-    tokens = _tokens(way, document, text.encode("utf-8", "replace"))
+    tokens = _tokens(way, document, text.encode("utf-8", "replace"), listed_of(body))
     return Completion(
         text=text,
         outcome=Outcome.UNSCORED if tokens is None else Outcome.SCORED,
@@ -81,11 +92,11 @@ def _usage(document: Mapping[str, Any], input_tokens: int) -> Usage:
     return read_usage(usage_members(holder, document), input_tokens, "")
 
 
-def _tokens(way: Way, document: Mapping[str, Any], text: bytes) -> tuple[TokenLogprob, ...] | None:
-    listed = _listed(way, document)
+def _tokens(way: Way, document: Mapping[str, Any], text: bytes, most: int) -> tuple[TokenLogprob, ...] | None:
+    listed = _listed(way, document, most)
     if listed is None or not text:
         return None
-    pieces = [piece for piece, _ in listed]
+    pieces = [entry.text for entry in listed]
     if way == "chat":
         spans = find_end(pieces, text)
         if spans is None:
@@ -100,15 +111,19 @@ def _merged(listed: Sequence[_Listed], spans: Sequence[Span], text: bytes) -> tu
     """Return one token for each span; None if one but the first of all has no log-probability."""
     tokens = []
     for first, end, start, stop in spans:
-        values = [value for _, value in listed[first:end]]
+        values = [entry.logprob for entry in listed[first:end]]
         if first == 0:  # nothing comes before it
             values[0] = values[0] if _is_logprob(values[0]) else 0.0
         if not all(map(_is_logprob, values)):
             return None
-        piece = "".join(piece for piece, _ in listed[first:end])
+        piece = "".join(entry.text for entry in listed[first:end])
         data = text[start:stop] if start >= 0 else _own_bytes(piece)
         logprob = min(0.0, math.fsum(value for value in values if value is not None))
-        tokens.append(TokenLogprob(piece, data, None if first == 0 and end == 1 else logprob))
+        # Where a token's text is not exactly its bytes, those of the others are not known either.
+        is_exact = end - first == 1 and data is not None and piece.encode("utf-8", "replace") == data
+        top = listed[first].top if is_exact else ()
+        alternatives = tuple(Alternative(other, _own_bytes(other), value) for other, value in top)
+        tokens.append(TokenLogprob(piece, data, None if first == 0 and end == 1 else logprob, alternatives))
     return tuple(tokens)
 
 
@@ -120,52 +135,88 @@ def _is_logprob(value: float | None) -> bool:
     return value is not None and math.isfinite(value) and value <= MOST_LOGPROB
 
 
-def _listed(way: Way, document: Mapping[str, Any]) -> list[_Listed] | None:
-    """Return the tokens of the prompt in the order of the text; None where the reply has none."""
+def _listed(way: Way, document: Mapping[str, Any], most: int) -> list[_Listed] | None:
+    """Return the tokens of the prompt in the order of the text; None where the reply has none.
+
+    Args:
+        most: likeliest tokens that are kept at each of them; 0: none.
+    """
     if way == "generate":
         about = document.get("meta_info")
-        rows = about.get("input_token_logprobs") if isinstance(about, Mapping) else None
-        return _triples(rows)
+        if not isinstance(about, Mapping):
+            return None
+        return _triples(about.get("input_token_logprobs"), about.get("input_top_logprobs") if most else None)
     choices, _ = choices_of(dict(document))
     choice = choices[0] if choices and isinstance(choices[0], Mapping) else {}
     if way == "echo":
-        return _lists(choice.get("logprobs"))
-    return _by_id(choice.get("prompt_logprobs") or document.get("prompt_logprobs"))
+        return _lists(choice.get("logprobs"), keeps=most > 0)
+    return _by_id(choice.get("prompt_logprobs") or document.get("prompt_logprobs"), keeps=most > 0)
 
 
-def _by_id(rows: Any) -> list[_Listed] | None:
+def _by_id(rows: Any, *, keeps: bool) -> list[_Listed] | None:
     """Read vLLM's form: an object for each token, by token id; the token of the text is the first member."""
     if not isinstance(rows, list) or not rows:
         return None
     listed: list[_Listed] = []
     for row in rows:
-        entry = next(iter(row.values()), None) if isinstance(row, Mapping) else None
-        if not isinstance(entry, Mapping):
-            listed.append(("", None))
+        entries = list(row.values()) if isinstance(row, Mapping) else []
+        pairs = [_entry(entry) for entry in entries if isinstance(entry, Mapping)]
+        if not entries or not isinstance(entries[0], Mapping):
+            listed.append(_Listed("", None))
             continue
-        text = entry.get("decoded_token")
-        listed.append((text if isinstance(text, str) else "", _number(entry.get("logprob"))))
+        listed.append(_Listed(*pairs[0], _known(pairs) if keeps else ()))
     return listed
 
 
-def _lists(value: Any) -> list[_Listed] | None:
+def _entry(entry: Mapping[str, Any]) -> _Pair:
+    text = entry.get("decoded_token")
+    return text if isinstance(text, str) else "", _number(entry.get("logprob"))
+
+
+def _known(pairs: Iterable[_Pair]) -> tuple[_Pair, ...]:
+    """Return the pairs that have a log-probability."""
+    return tuple((text, value) for text, value in pairs if _is_logprob(value))
+
+
+def _lists(value: Any, *, keeps: bool) -> list[_Listed] | None:
     """Read the parallel lists of the older completions."""
     if not isinstance(value, Mapping):
         return None
     texts, numbers = value.get("tokens"), value.get("token_logprobs")
     if not isinstance(texts, list) or not isinstance(numbers, list) or len(texts) != len(numbers):
         return None
+    others = value.get("top_logprobs") if keeps else None
+    tops = others if isinstance(others, list) and len(others) == len(texts) else [None] * len(texts)
     return [
-        (text if isinstance(text, str) else "", _number(number))
-        for text, number in zip(texts, numbers, strict=True)
+        _Listed(
+            text if isinstance(text, str) else "",
+            _number(number),
+            _known((other, _number(each)) for other, each in top.items()) if isinstance(top, Mapping) else (),
+        )
+        for text, number, top in zip(texts, numbers, tops, strict=True)
     ]
 
 
-def _triples(rows: Any) -> list[_Listed] | None:
-    """Read SGLang's form: log-probability, token id and text of each token."""
-    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 3 for row in rows):
+def _triples(rows: Any, others: Any) -> list[_Listed] | None:
+    """Read SGLang's form: log-probability, token id and text of each token, and lists of the likeliest."""
+    if not isinstance(rows, list) or not all(_is_triple(row) for row in rows):
         return None
-    return [(row[2] if isinstance(row[2], str) else "", _number(row[0])) for row in rows]
+    tops = others if isinstance(others, list) and len(others) == len(rows) else [None] * len(rows)
+    return [
+        _Listed(
+            *_pair(row),
+            _known(_pair(each) for each in top if _is_triple(each)) if isinstance(top, list) else (),
+        )
+        for row, top in zip(rows, tops, strict=True)
+    ]
+
+
+def _is_triple(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == 3
+
+
+def _pair(row: list[Any]) -> _Pair:
+    return row[2] if isinstance(row[2], str) else "", _number(row[0])
 
 
 def _number(value: Any) -> float | None:

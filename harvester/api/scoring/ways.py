@@ -25,6 +25,8 @@ PATHS: Mapping[Way, str] = {
 }
 # One token is generated: some servers refuse to generate none.
 GENERATED_TOKENS = 1
+# Servers list the token of the text only beside one likeliest token at least; that one alone is not kept.
+LEAST_LISTED = 1
 # Fields of a prompt's line: the text for `TEXT_WAYS`, and whether the last turn of a chat is left open.
 TEXT_FIELD, OPEN_FIELD = "text", "open"
 
@@ -67,8 +69,13 @@ def _ends_with_answer(messages: tuple[Message, ...]) -> bool:
     return len(messages) > 1 and last["role"] == "assistant" and bool(last.get("content"))
 
 
-def body_of(way: Way, model: str, prompt: Prompt, extra: Mapping[str, Any]) -> dict[str, Any]:
+def body_of(
+    way: Way, model: str, prompt: Prompt, extra: Mapping[str, Any], listed: int | None = None
+) -> dict[str, Any]:
     """Return the body of a scoring request.
+
+    Args:
+        listed: likeliest tokens asked for at each token of the text; None: only that of the text is kept.
 
     Raises:
         ValueError: the prompt can't be scored in this way.
@@ -79,20 +86,21 @@ def body_of(way: Way, model: str, prompt: Prompt, extra: Mapping[str, Any]) -> d
         )
         raise ValueError(f"a line that is scored by {way!r} needs {needed}")
     shared = {"model": model, "max_tokens": GENERATED_TOKENS, **extra}
+    least = listed or LEAST_LISTED
     if way == "chat":
         is_open = prompt.metadata.get(OPEN_FIELD) is True
         return shared | {
             "messages": list(prompt.messages),
-            "prompt_logprobs": 1,
+            "prompt_logprobs": least,
             "add_generation_prompt": False,
             "continue_final_message": is_open,
         }
     text = text_of(prompt)
     if way == "prompt_logprobs":
         # The text comes out of a chat template, which has written what begins a text.
-        return shared | {"prompt": text, "prompt_logprobs": 1, "add_special_tokens": False}
+        return shared | {"prompt": text, "prompt_logprobs": least, "add_special_tokens": False}
     if way == "echo":
-        return shared | {"prompt": text, "echo": True, "logprobs": 1}
+        return shared | {"prompt": text, "echo": True, "logprobs": least}
     sampling = {"max_new_tokens": GENERATED_TOKENS, "temperature": 0}
     return {"model": model, **extra} | {
         "text": text,
@@ -100,7 +108,14 @@ def body_of(way: Way, model: str, prompt: Prompt, extra: Mapping[str, Any]) -> d
         "return_logprob": True,
         "logprob_start_len": 0,
         "return_text_in_logprobs": True,
+        **({} if listed is None else {"top_logprobs_num": listed}),
     }
+
+
+def listed_of(body: Mapping[str, Any]) -> int:
+    """Return how many likeliest tokens a stored scoring request asks to keep at each token; 0: none."""
+    values = [body.get(name) for name in ("prompt_logprobs", "logprobs", "top_logprobs_num")]
+    return max((value for value in values if isinstance(value, int) and value > LEAST_LISTED), default=0)
 
 
 def way_named(via: str, prompt: Prompt) -> Way:

@@ -119,7 +119,8 @@ class ModelAnswerer:
         def failed(error: Exception) -> None:
             loop.call_soon_threadsafe(_fail, future, error)
 
-        top = max(ask.scoring.prompt_logprobs or 0, ask.scoring.legacy_logprobs or 0)
+        scoring = ask.scoring
+        top = max(scoring.prompt_logprobs or 0, scoring.legacy_logprobs or 0, scoring.input_top)
         return ScoredRow(prompt, top, done, failed)
 
     def _prompt_tokens(self, prompt: list[int], scores: list[TokenScore]) -> tuple[PromptToken, ...]:

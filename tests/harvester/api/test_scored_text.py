@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from harvester.api.scoring.replies import parse_scored
 from harvester.api.scoring.spelling import find_end, spell
-from harvester.api.scoring.ways import PATHS, WAYS, body_of, offered_by_prompt, probe_line, url_of, way_of
+from harvester.api.scoring.ways import (
+    PATHS,
+    WAYS,
+    body_of,
+    listed_of,
+    offered_by_prompt,
+    probe_line,
+    url_of,
+    way_of,
+)
 from harvester.api.types import Outcome
 from harvester.errors import TeacherError
 from harvester.prompts.reader import to_prompt
@@ -127,6 +136,56 @@ def test_what_does_not_prove_itself_is_unscored(tokens, values):
 def test_replies_of_another_shape_are_unscored(way, reply):
     body = body_of(way, "m", prompt_of(**probe_line(way)), {})
     assert parse_scored(json.dumps(reply).encode(), body).outcome is Outcome.UNSCORED
+
+
+def test_several_likeliest_tokens_are_asked_for_only_on_request():
+    line = prompt_of(
+        messages=[{"role": "user", "content": "2?"}, {"role": "assistant", "content": "2"}], text="<u>2?<a>2"
+    )
+    names = {"prompt_logprobs": "prompt_logprobs", "chat": "prompt_logprobs", "echo": "logprobs"}
+    for way in WAYS:
+        plain, several = body_of(way, "m", line, {}), body_of(way, "m", line, {}, 5)
+        name = names.get(way, "top_logprobs_num")
+        assert plain.get(name) == (None if way == "generate" else 1)
+        assert {**plain, name: 5} == several
+        assert (listed_of(plain), listed_of(several)) == (0, 5)
+
+
+def reply_of(way, pieces, values, tops):
+    """A reply whose tokens have these alternatives: lists of (text, log-probability)."""
+    if way == "echo":
+        lists = {"tokens": pieces, "token_logprobs": values, "top_logprobs": [t and dict(t) for t in tops]}
+        return {"choices": [{"logprobs": lists}]}
+    if way == "generate":
+        triples = [[value, 7, piece] for piece, value in zip(pieces, values, strict=True)]
+        others = [top and [[value, 7, piece] for piece, value in top] for top in tops]
+        return {"meta_info": {"input_token_logprobs": triples, "input_top_logprobs": others}}
+    rows = [
+        top and {str(n): {"decoded_token": piece, "logprob": value} for n, (piece, value) in enumerate(top)}
+        for top in tops
+    ]
+    return {"choices": [{"prompt_logprobs": rows}]}
+
+
+@pytest.mark.parametrize("way", ["echo", "generate", "prompt_logprobs"])
+def test_the_likeliest_tokens_are_kept_where_they_were_asked_for(way):
+    pieces, values = ["a", "b", "\ufffd", "\ufffd", "."], [None, -0.5, -1.0, -2.0, -0.25]
+    tops = [None, [("b", -0.5), ("c", -1.5)], *([(p, -1.0), ("x", -9)] for p in pieces[2:4])]
+    tops.append([(".", -0.25), ("\ufffd", -2.0), ("!", math.nan), ("?", "-1")])
+    if way == "prompt_logprobs":
+        pieces, tops = ["b", *pieces[2:]], [None, *tops[1:]]
+        text = "bé."
+    else:
+        text = "abé."
+    raw = json.dumps(reply_of(way, pieces, values[-len(pieces) :], tops)).encode()
+    tokens = parse_scored(raw, body_of(way, "m", prompt_of(prompt=text), {}, 4)).logprobs
+    kept = {t.data: [(o.token, o.data, o.logprob) for o in t.top] for t in tokens}
+    assert kept[b"b"] == [("b", b"b", -0.5), ("c", b"c", -1.5)]
+    assert kept["é".encode()] == []  # it arrived in parts
+    assert kept[b"."] == [(".", b".", -0.25), ("\ufffd", None, -2.0)]
+    plain = parse_scored(raw, body_of(way, "m", prompt_of(prompt=text), {})).logprobs
+    assert [t.top for t in plain] == [()] * len(tokens)
+    assert [(t.data, t.logprob) for t in plain] == [(t.data, t.logprob) for t in tokens]
 
 
 def test_an_error_in_a_200_is_raised():

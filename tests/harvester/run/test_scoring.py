@@ -50,19 +50,22 @@ def scored(root):
 
 
 @pytest.mark.parametrize(
-    ("way", "via"),
+    ("way", "via", "listed"),
     [
-        ("prompt_logprobs", "auto"),
-        ("echo", "auto"),
-        ("generate", "generate"),
-        ("chat", "chat"),
-        pytest.param("generate", "auto", marks=pytest.mark.slow),
-        pytest.param("chat", "auto", marks=pytest.mark.slow),
+        ("prompt_logprobs", "auto", 4),
+        ("echo", "auto", 0),
+        ("generate", "generate", 4),
+        ("chat", "chat", 4),
+        pytest.param("echo", "echo", 4, marks=pytest.mark.slow),
+        pytest.param("generate", "auto", 0, marks=pytest.mark.slow),
+        pytest.param("chat", "auto", 0, marks=pytest.mark.slow),
     ],
 )
-def test_the_way_that_a_server_offers_is_found_and_asked_once(tmp_path, mock_teacher, way, via):
+def test_the_way_that_a_server_offers_is_found_and_asked_once(tmp_path, mock_teacher, way, via, listed):
     served = mock_teacher(model_folder=TEACHER, scores=(way,))
     path = write(tmp_path, served.base_url, via=via)
+    if listed:
+        path.write_text(path.read_text().replace("[score]", f"[score]\ntop_logprobs = {listed}"))
     done = harvester("run", path, "--json")
     assert done.returncode == 0, done.stderr
     rows = scored(tmp_path)
@@ -85,6 +88,13 @@ def test_the_way_that_a_server_offers_is_found_and_asked_once(tmp_path, mock_tea
         answer = [t["logprob"] for t in row.logprobs if t["bytes"] != b"\n"][-2:]
         # float16 in shards: 11 significant bits.
         assert answer == pytest.approx(expected[-2:], rel=1e-3, abs=1e-3)
+        tops = [t["top"] for t in row.logprobs if t["bytes"] != b"\n"][-2:]
+        for top, values in zip(tops, every[-3:-1], strict=True):
+            likeliest = values.topk(listed).values.tolist()
+            assert sorted((t["logprob"] for t in top), reverse=True)[:listed] == pytest.approx(
+                likeliest, rel=1e-3, abs=1e-3
+            )
+            assert len(top) in ((listed, listed + 1) if listed else (0,))
 
     sent = served.state()["received"]
     again = harvester("run", path, "--json")

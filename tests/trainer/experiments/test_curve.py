@@ -90,6 +90,8 @@ def test_the_figures_are_those_of_evaluate_and_of_the_ledger(finished):
     for point in curve["points"]:
         assert point["low"] <= point["score"] <= point["high"]
         assert 0 < point["score"] < curve["base"]
+    assert len({point["steps"] for point in curve["points"]}) == 1  # sizes differ in their rows alone
+    assert curve["points"][0]["steps"] > 1
     stops = curve["next"]["gain"]["low"] <= 0
     assert (curve["verdict"] == "stop here") is stops
 
@@ -143,6 +145,18 @@ def test_a_change_repeats_only_what_depends_on_it(run_trainer, copied):  # noqa:
     assert all(0 <= point["score"] <= 1 for point in curve["points"])
     assert curve["teacher"] == 1.0  # its answers are the references
     assert curve["next"]["dollars"] == pytest.approx(0.01)
+
+
+def test_steps_can_follow_the_rows_of_each_size(run_trainer, copied):  # noqa: F811
+    before = trainings(copied)
+    code, out, err = run_trainer("curve", curve_toml(copied, steps="epochs"), "--json")
+    assert code == 0, err
+    curve = json.loads(out)
+    steps = [point["steps"] for point in curve["points"]]
+    assert steps == sorted(steps)
+    assert steps[0] < steps[-1]
+    assert len(trainings(copied)) == len(before) + len({s for s in steps if s < steps[-1]})
+    assert "fewer rows had fewer steps" in (copied / "curve" / "curve.html").read_text()
 
 
 def test_a_gain_below_the_least_gain_stops_too(run_trainer, copied):  # noqa: F811

@@ -11,9 +11,12 @@ from torch.nn import functional
 from trainer.model import losses
 from trainer.model.head import Head
 from trainer.model.losses import cross_entropy_sum, head_loss, logits_loss, loss_and_gradient
-from trainer.model.soft_loss import SoftMix, SoftRows
+from trainer.model.soft_loss import LEAST_LOG_PROB, LEAST_TAIL, SoftMix, SoftRows
 
-MIXES = [SoftMix(), SoftMix(1.0), SoftMix(0.3, 2.0), SoftMix(0.7, 1.0, "renormalise")]
+MIXES = [
+    *(SoftMix(), SoftMix(1.0), SoftMix(0.3, 2.0), SoftMix(0.7, 1.0, "renormalise")),
+    *(SoftMix(1.0, direction="reverse"), SoftMix(0.4, 2.0, direction="reverse")),
+]
 
 
 def rows(count=9, vocabulary=30, k=4, seed=1):
@@ -46,9 +49,12 @@ def formula(logits, targets, soft, mix):
             p = torch.log_softmax(p, dim=0)
         else:
             q = torch.cat([q, torch.log1p(-q.exp().sum())[None]])
-            p = torch.cat([p, (1 - p.exp().sum()).clamp_min(0).log()[None]])
+            least = LEAST_TAIL if mix.direction == "reverse" else 0.0
+            p = torch.cat([p, (1 - p.exp().sum()).clamp_min(least).log()[None]])
             q = torch.log_softmax(q / mix.temperature, dim=0)
             p = torch.log_softmax(p / mix.temperature, dim=0)
+        if mix.direction == "reverse":
+            p, q = q, p.clamp_min(LEAST_LOG_PROB)
         known = p > -torch.inf
         divergence = (p.exp()[known] * (p[known] - q[known])).sum()
         total = total + (1 - mix.weight) * entropy + mix.weight * mix.temperature**2 * divergence
@@ -137,6 +143,34 @@ def test_a_student_equal_to_the_teacher_has_no_divergence_only_with_the_tail():
     mix = SoftMix(1.0, 1.0, "renormalise")
     gradient = loss_and_gradient(logits.clone(), targets, torch.float64, soft=equal, mix=mix)[2]
     assert gradient.gather(1, soft.ids).max() < 0  # every listed token is pushed up, though nothing is wrong
+
+
+def test_the_reverse_direction_is_the_divergence_of_all_tokens_where_all_are_listed():
+    """In fp64, value and gradient, against KL(student || teacher) over the whole vocabulary."""
+    draw = torch.Generator().manual_seed(3)
+    logits = torch.randn(5, 12, generator=draw, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(5, 12, generator=draw, dtype=torch.float64).log_softmax(dim=-1)
+    log_probs = logits.log_softmax(dim=-1)
+    exact = (log_probs.exp() * (log_probs - teacher)).sum()
+    exact.backward()
+    other = logits.detach().clone().requires_grad_()
+    soft = SoftRows(torch.arange(12).repeat(5, 1), teacher)
+    row_loss = partial(loss_and_gradient, mix=SoftMix(1.0, direction="reverse"))
+    loss, _ = logits_loss(other, torch.zeros(5, dtype=torch.int64), row_loss, soft)
+    loss.backward()
+    # The teacher's tail counts as LEAST_TAIL, so its listed tokens have a ten thousandth less.
+    assert loss.item() == pytest.approx(exact.item(), abs=5 * 2 * LEAST_TAIL)
+    torch.testing.assert_close(other.grad, logits.grad, atol=2 * LEAST_TAIL, rtol=0)
+
+
+def test_the_reverse_direction_is_finite_where_the_teacher_has_no_probability():
+    logits = torch.tensor([[0.0, 30.0, -30.0]], dtype=torch.float64, requires_grad=True)
+    soft = SoftRows(torch.tensor([[0, 1]]), torch.tensor([[0.0, -800.0]]))
+    row_loss = partial(loss_and_gradient, mix=SoftMix(1.0, direction="reverse"))
+    loss, _ = logits_loss(logits, torch.tensor([0]), row_loss, soft)
+    loss.backward()
+    assert loss.item() == pytest.approx(-LEAST_LOG_PROB, rel=1e-6)
+    assert torch.isfinite(logits.grad).all()
 
 
 @pytest.mark.slow  # the compiler takes seconds

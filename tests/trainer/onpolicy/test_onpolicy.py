@@ -72,6 +72,7 @@ def teacher() -> Iterator[RunningMock]:
         yield mock
 
 
+@pytest.mark.slow
 def test_a_round_answers_scores_and_learns_and_is_not_repeated(run_trainer, tmp_path, teacher):  # noqa: F811
     toml = experiment(tmp_path, teacher.base_url)
     code, out, err = run_trainer("onpolicy", toml, "--json")
@@ -103,10 +104,14 @@ def test_a_round_answers_scores_and_learns_and_is_not_repeated(run_trainer, tmp_
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, teacher, fork_server) -> Path:
-    """Folder of a finished distillation of two rounds. Look, don't touch."""
+    """Folder of a finished distillation of two rounds from listed tokens. Look, don't touch."""
     folder = tmp_path_factory.mktemp("onpolicy")
-    ended = fork_server("command", words=["onpolicy", experiment(folder, teacher.base_url, rounds=2)])
+    toml = experiment(folder, teacher.base_url, rounds=2, top_logprobs=5)
+    ended = fork_server("command", words=["onpolicy", toml])
     assert ended["code"] == 0, ended["err"]
+    for row in figures(folder)["rounds"]:
+        assert row["listed_tokens"] == row["scored_tokens"] == row["tokens"]  # equal tokenizers
+        assert row["reverse_kl"] > 0
     return folder
 
 
@@ -122,7 +127,7 @@ def finished(tmp_path_factory, teacher, fork_server) -> Path:
 )
 def test_a_killed_distillation_goes_on_with_the_same_bits(fork_server, finished, teacher, tmp_path, place):
     """The scores of the finished one are in the store, so nothing is sent and all bits are comparable."""
-    toml = experiment(tmp_path, teacher.base_url, rounds=2)
+    toml = experiment(tmp_path, teacher.base_url, rounds=2, top_logprobs=5)
     shutil.copytree(finished / "store", tmp_path / "store")
     sent = len(teacher.ledger()["entries"])
     ended = fork_server("command", words=["onpolicy", toml], env={"HARVESTER_FAILPOINT": place})
@@ -140,16 +145,17 @@ def test_a_killed_distillation_goes_on_with_the_same_bits(fork_server, finished,
 def test_further_rounds_go_on_from_those_that_are_done(run_trainer, finished, tmp_path):  # noqa: F811
     shutil.copytree(finished, tmp_path / "copy")
     before = figures(finished)
-    code, _, err = run_trainer("onpolicy", onpolicy_toml(tmp_path / "copy", rounds=3))
+    code, _, err = run_trainer("onpolicy", onpolicy_toml(tmp_path / "copy", rounds=3, top_logprobs=5))
     assert code == 0, err
     assert "2 rounds are done before" in err
     assert figures(tmp_path / "copy")["rounds"][:2] == before["rounds"]
 
 
 @pytest.mark.long
-def test_the_reverse_kl_falls_on_held_out_prompts(run_trainer, tmp_path, teacher):  # noqa: F811
+@pytest.mark.parametrize("how", [{"baseline": "mean"}, {"top_logprobs": 20}], ids=["sampled", "listed"])
+def test_the_reverse_kl_falls_on_held_out_prompts(run_trainer, tmp_path, teacher, how):  # noqa: F811
     keys = {"rounds": 6, "prompts_per_round": 64, "samples": 4, "held_out_every": 0, "held_out_samples": 8}
-    toml = experiment(tmp_path, teacher.base_url, base="student", baseline="mean", **keys)
+    toml = experiment(tmp_path, teacher.base_url, base="student", **keys, **how)
     code, out, err = run_trainer("onpolicy", toml, "--json")
     assert code == 0, err
     first, last = json.loads(out)["held_out"]
@@ -158,11 +164,12 @@ def test_the_reverse_kl_falls_on_held_out_prompts(run_trainer, tmp_path, teacher
 
 @pytest.mark.slow
 def test_a_student_with_other_tokens_is_scored_by_bytes(run_trainer, tmp_path, teacher):  # noqa: F811
-    toml = experiment(tmp_path, teacher.base_url, base="student_bpe")
+    toml = experiment(tmp_path, teacher.base_url, base="student_bpe", top_logprobs=5)
     code, out, err = run_trainer("onpolicy", toml, "--json")
     assert code == 0, err
     [row] = json.loads(out)["rounds"]
     assert row["scored_tokens"] / row["tokens"] > 0.95
+    assert 0 < row["listed_tokens"] < row["scored_tokens"]
 
 
 @pytest.mark.long
@@ -205,6 +212,7 @@ def test_a_budget_that_allows_no_round_says_so(run_trainer, tmp_path, teacher): 
         ({"train": "absent.toml"}, "no such file"),
         ({"prompts": ["absent.jsonl"]}, "can't be read"),
         ({"out": "out"}, "output folder of train.toml"),
+        ({"top_logprobs": 5, "baseline": "mean"}, "leave out baseline or top_logprobs"),
         ({"start": "absent"}, "absent"),
     ],
 )

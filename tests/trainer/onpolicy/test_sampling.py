@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trainer.data.chat_template import Example
 from trainer.model import self_test
 from trainer.model.generate import Limits, SeededNoise, generate
-from trainer.training.forward import target_log_probs
+from trainer.training.forward import token_scores
 
 BASE = Path(__file__).resolve().parents[3] / "data" / "skills" / "student"
 
@@ -62,10 +62,11 @@ def test_log_probabilities_by_token_are_those_of_the_plain_forward(student, prom
     student.requires_grad_(False)
     forward = self_test.check_student(student, BASE)
     with self_test.attention_of(student, forward.layout):
-        values = target_log_probs(student, examples, torch.device("cpu"), forward)
+        values = token_scores(student, examples, torch.device("cpu"), forward)
     for example, found in zip(examples, values, strict=True):
         ids = torch.tensor(example.ids.astype(np.int64))[None]
         with torch.inference_mode():
             every = student(ids[:, :-1]).logits[0].log_softmax(dim=-1)
         expected = every.gather(1, ids[0, 1:, None])[example.prompt_length - 1 :, 0]
-        assert found == pytest.approx(expected.numpy(), abs=1e-4)
+        assert found.log_probs == pytest.approx(expected.numpy(), abs=1e-4)
+        assert np.isnan(found.divergences).all()

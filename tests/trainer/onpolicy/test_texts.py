@@ -11,7 +11,7 @@ from trainer.data.student_tokens import StudentTokens
 from trainer.experiments.pool import PoolPrompt
 from trainer.model.generate import Answer
 from trainer.onpolicy.groups import UNSCORED
-from trainer.onpolicy.texts import TeacherTemplate, groups_of, text_to_score
+from trainer.onpolicy.texts import Scored, TeacherTemplate, groups_of, text_to_score
 
 LLAMA = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
@@ -51,7 +51,7 @@ def test_a_cut_answer_is_left_open_and_its_end_is_not_scored(student, template):
     assert text.line["text"].endswith("assistant: it is")
     assert text.line["open"] is True
     scored = [(b"<s>user: say \xc3\xbc</s><s>assistant: ", None), (b"it", -1.0), (b" is", -2.0)]
-    groups = groups_of(answer, text, tuple(scored), StudentTokens(student))
+    groups = groups_of(answer, text, Scored(tuple(scored)), StudentTokens(student))
     assert groups.scored == len(groups.of_token) == len(answer.ids)
 
 
@@ -60,7 +60,7 @@ def test_an_answer_that_breaks_off_inside_a_character_is_scored_up_to_it(student
     answer = Answer(whole[:-1], True)
     text = made(student, template, answer)
     assert text.answer == b"a"
-    groups = groups_of(answer, text, ((text.before, None), (b"a", -1.0)), StudentTokens(student))
+    groups = groups_of(answer, text, Scored(((text.before, None), (b"a", -1.0))), StudentTokens(student))
     assert groups.of_token.tolist()[0] == 0
     assert groups.of_token.tolist()[-1] == UNSCORED
 
@@ -69,7 +69,7 @@ def test_the_end_of_a_turn_is_compared_by_its_role(student, template):
     answer = answer_of(student, "hi")
     text = made(student, template, answer)
     scored = ((text.before, None), (b"hi", -1.0), (b"</s>", -0.125))
-    groups = groups_of(answer, text, scored, StudentTokens(student))
+    groups = groups_of(answer, text, Scored(scored), StudentTokens(student))
     assert groups.teacher.tolist() == [-1.0, -0.125]
     assert groups.of_token.tolist()[-1] == 1
 
@@ -78,7 +78,7 @@ def test_a_token_across_the_beginning_of_the_answer_scores_nothing_before_the_ne
     answer = answer_of(student, "hi you", is_cut=True)
     text = made(student, template, answer)
     scored = ((text.before[:-1], None), (text.before[-1:] + b"hi", -9.0), (b" you", -1.0))
-    groups = groups_of(answer, text, scored, StudentTokens(student))
+    groups = groups_of(answer, text, Scored(scored), StudentTokens(student))
     assert groups.teacher.tolist() == [-1.0]
 
 
@@ -87,7 +87,9 @@ def test_without_the_teachers_template_the_server_renders(student):
     answer = answer_of(student, "hi")
     text = made(student, template, answer)
     assert "text" not in text.line
-    groups = groups_of(answer, text, ((b"hi", -1.0), (b"<end>", -0.5), (b"\n", -7.0)), StudentTokens(student))
+    groups = groups_of(
+        answer, text, Scored(((b"hi", -1.0), (b"<end>", -0.5), (b"\n", -7.0))), StudentTokens(student)
+    )
     assert groups.teacher.tolist() == [-1.0, -0.5]  # what follows the end is the template's
     assert made(student, template, Answer((), False)) is None
 
@@ -95,7 +97,7 @@ def test_without_the_teachers_template_the_server_renders(student):
 def test_an_empty_answer_is_scored_by_its_end(student, template):
     text = made(student, template, Answer((), False))
     groups = groups_of(
-        Answer((), False), text, ((text.before, None), (b"</s>", -3.0)), StudentTokens(student)
+        Answer((), False), text, Scored(((text.before, None), (b"</s>", -3.0))), StudentTokens(student)
     )
     assert groups.teacher.tolist() == [-3.0]
 

@@ -267,3 +267,14 @@ def test_the_order_is_a_function_of_seed_and_step():
         assert sorted(seen) == list(range(100))
     other = Order(lengths, shape.model_copy(update={"seed": 1}))
     assert first.packs(0) != other.packs(0)
+
+
+def test_steps_go_on_over_as_many_epochs_as_they_take():
+    shape = settings.TrainSection(epochs=3, batch_tokens=64, max_length=32)
+    lengths = [8 + i % 9 for i in range(100)]
+    whole = Order(lengths, shape)
+    # Epochs that are never reached cost nothing.
+    limited = Order(lengths, shape.model_copy(update={"epochs": 10**9, "max_steps": whole.steps - 2}))
+    assert limited.steps == whole.steps - 2
+    assert limited.epoch_of(limited.steps - 1) == 2
+    assert all(limited.packs(s) == whole.packs(s) for s in range(limited.steps))
