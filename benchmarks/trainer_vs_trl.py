@@ -32,31 +32,9 @@ sys.path[:0] = [str(LORA), str(ROOT)]
 
 import lora_task  # noqa: E402
 import rows  # noqa: E402
+from shapes import GOAL, PEAK, lay, task_of  # noqa: E402
 
 PARITY = 1e-2
-PEAK = 989e12  # dense bf16 FLOP/s of H100 and H200, vendor's sheet
-
-
-def qwen(*sizes: int) -> dict[str, Any]:
-    """A Qwen2Config of the Qwen2.5 family."""
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    family = {"max_position_embeddings": 32_768, "vocab_size": 151_936, "tie_word_embeddings": True}
-    return {**family, **dict(zip((*names, "num_key_value_heads"), sizes, strict=True))}
-
-
-SHAPES: dict[str, dict[str, Any]] = {  # width, inner width, layers, heads, key-value heads
-    "0.5b": qwen(896, 4864, 24, 14, 2),
-    "1.5b": qwen(1536, 8960, 28, 12, 2),
-    "7b": {**qwen(3584, 18_944, 28, 28, 4), "vocab_size": 152_064, "tie_word_embeddings": False},
-    "tiny": {**qwen(64, 128, 2, 4, 2), "vocab_size": 1024},
-}
-STEPS = {
-    "0.5b": (20, 50),
-    "1.5b": (10, 30),
-    "7b": (4, 16),
-    "tiny": (4, 16),
-}  # warm, timed: ten minutes in all
-GOAL = {"0.5b": (35, 1.35), "1.5b": (45, 1.25), "7b": (52, 1.12)}  # MFU in %, ratio to tuned TRL
 
 
 def trl_python(named: str | None) -> str:
@@ -108,13 +86,6 @@ def attempt(name: str, python: str, script: str, task: lora_task.Task) -> list[d
         return []
     line(name, runs)
     return runs
-
-
-def lay(folder: Path, steps: list[rows.Step]) -> str:
-    """Write the steps where both sides look; returns the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "steps.json").write_text(json.dumps(steps), encoding="utf-8")
-    return str(folder)
 
 
 def merged(steps: list[rows.Step]) -> list[rows.Step]:
@@ -201,28 +172,12 @@ def on_gpu(options: argparse.Namespace) -> bool:
 
 def shape(name: str, where: tuple[str, str], python: str, ends: float, options: argparse.Namespace) -> bool:
     """One shape: ours, ours compiled, tuned TRL, TRL as it comes."""
-    (device, dtype), (warm, timed) = where, STEPS[name]
-    pack, mean = (512, 48) if name == "tiny" else (options.pack_tokens, 1024)
-    values = SHAPES[name]
-    examples = rows.drawn(
-        (warm + timed + 2) * pack * 11 // 10, mean=mean, longest=4 * mean, vocabulary=values["vocab_size"]
+    device, dtype = where
+    task = task_of(name, OUT / f"gpu/{name}", device, pack_tokens=options.pack_tokens, tokenizer=str(BASE))
+    print(
+        f"{name}: {device}, {dtype}, packs of {task.pack_tokens}, {task.warm} + {task.timed} steps",
+        flush=True,
     )
-    task = lora_task.Task(
-        lay(OUT / f"gpu/{name}", rows.steps(examples, warm + timed, pack_tokens=pack, packs_per_step=1)),
-        shape=values,
-        rank=16,
-        alpha=32,
-        lr=2e-4,
-        warm=warm,
-        timed=timed,
-        pack_tokens=pack,
-        device=device,
-        dtype=dtype,
-        threads=2 if device == "cpu" else 8,
-        tokenizer=str(BASE),
-        attention="sdpa" if device == "cpu" else "varlen",
-    )
-    print(f"{name}: {device}, {dtype}, packs of {pack}, {warm} + {timed} steps", flush=True)
     ours = attempt("ours", sys.executable, "our_side.py", task)
     tuned = attempt(f"TRL tuned, {task.attention}", python, "trl_side.py", task)
     good = bool(ours and tuned) and compared(ours, tuned, on_cpu=device == "cpu")[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,39 @@ def test_a_benchmark_runs(script: str, says: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert says in done.stdout
+
+
+@pytest.mark.long  # trains five times
+def test_the_first_ten_minutes_on_a_gpu_walk_through_on_the_cpu(tmp_path: Path) -> None:
+    script = BENCHMARKS / "gpu_first_light.sh"
+    done = subprocess.run(
+        ["bash", str(script), "--dry-run", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    results = json.loads((tmp_path / "first_light.json").read_text(encoding="utf-8"))
+    assert [result["stage"] for result in results if "result" not in result] == []
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stage_that_fails_or_hangs_is_written_down_and_the_next_ones_run(tmp_path: Path) -> None:
+    code = f"""
+import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
+from pathlib import Path
+import gpu_first_light as first, time
+walk = first.Walk(Path({str(tmp_path)!r}), time.monotonic() + 600)
+walk.stage("fails", lambda: walk.json_of(["-c", "import absent_module"], 60))
+walk.stage("hangs", lambda: walk.json_of(["-c", "import time; time.sleep(600)"], 1))
+walk.stage("works", lambda: walk.json_of(["-c", "print('text'); print('{{}}')"], 60))
+walk.stage("is late", dict, needs_s=700)
+assert walk.failed
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+    results = {
+        r.pop("stage"): r for r in json.loads((tmp_path / "first_light.json").read_text(encoding="utf-8"))
+    }
+    assert "No module named 'absent_module'" in results["fails"]["error"]
+    assert results["hangs"]["error"] == "killed after 1 s"
+    assert results["works"]["result"] == {}
+    assert results["is late"] == {"skipped": "no time left"}

@@ -1,0 +1,336 @@
+"""Check and measure the trainer on a GPU within ten minutes, unattended, without a network.
+
+    bash benchmarks/gpu_first_light.sh [--minutes 9.5] [--out build/gpu] [--dry-run]
+
+Each stage is a process with a limit of its own. After each one first_light.json is replaced, so whatever ends
+the walk, what was measured before is kept. A stage that fails is recorded with the end of its error output,
+and the next one begins. In the order of their worth:
+
+- `facts`: device, driver, versions.
+- `kernels`: attention, loss and LoRA against fp32 references, forward and backward.
+- `0.5b`: steps of a Qwen2.5 shape with random bf16 weights: tokens/s, MFU, memory.
+- `harvest`, `train_cpu`, `train`: a small student learns the same rows on the CPU in fp32 and on the device;
+  the losses of their log lines are compared.
+- `killed`: the same training with `[train] deterministic`, once whole and once killed and resumed: the two
+  adapters must have the same bytes.
+- `evaluate`, `export`: score and merge on the device.
+- `1.5b`, `7b`: as 0.5b; then each compiled, and by tuned TRL where that is installed.
+
+Exit 0 if no stage failed and no check was missed, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LORA, BASE = ROOT / "benchmarks/lora", ROOT / "data/base"
+sys.path[:0] = [str(LORA), str(ROOT)]
+
+# Largest relative difference between the losses of a log line on the CPU (fp32) and on the device (bf16).
+PARITY = 3e-2
+STEPS, SAVE_EVERY = 14, 4
+ROWS, HELD_OUT_ROWS = 400, 40
+TAIL = 2_000  # characters of a failed stage's output that are kept
+
+FACTS = """
+import json, platform, torch, transformers, peft
+facts = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
+         "transformers": transformers.__version__, "peft": peft.__version__, "device": "cpu"}
+if torch.cuda.is_available():
+    free, whole = torch.cuda.mem_get_info()
+    facts |= {"device": torch.cuda.get_device_name(), "capability": torch.cuda.get_device_capability(),
+              "free_bytes": free, "bytes": whole}
+print(json.dumps(facts))
+"""
+
+TOML = """
+[student]
+base = {base}
+[data]
+corpus = {corpus}
+[lora]
+rank = 16
+alpha = 32
+[train]
+device = "{device}"
+deterministic = {deterministic}
+max_steps = {steps}
+batch_tokens = 2048
+max_length = 256
+lr = 1e-3
+log_every = 1
+save_every = {save_every}
+[evaluate]
+max_new_tokens = 48
+[out]
+path = {out}
+"""
+
+
+class StageFailed(Exception):
+    """A stage did not do what it should; the message says why."""
+
+
+class Walk:
+    """Run stages one after the other, and write down what each one gave.
+
+    Args:
+        out: folder of first_light.json and of what the stages write.
+        ends: time of `time.monotonic` after which no stage begins.
+    """
+
+    def __init__(self, out: Path, ends: float) -> None:
+        self.out = out
+        self.failed = False
+        self._ends = ends
+        self._results: list[dict[str, Any]] = []
+        out.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left for stages."""
+        return self._ends - time.monotonic()
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any]], *, needs_s: float = 10) -> None:
+        """Run one stage, unless less than `needs_s` seconds are left; whatever it raises is written down."""
+        if self.left_s < needs_s:
+            self._write({"stage": name, "skipped": "no time left"})
+            return
+        began = time.monotonic()
+        try:
+            result: dict[str, Any] = {"stage": name, "result": work()}
+        except Exception as error:  # noqa: BLE001 - the walk goes on
+            result = {"stage": name, "error": str(error) or type(error).__name__}
+            self.failed = True
+        self._write({**result, "seconds": round(time.monotonic() - began, 1)})
+
+    def _write(self, result: dict[str, Any]) -> None:
+        self._results.append(result)
+        print(json.dumps(result), flush=True)
+        hidden = self.out / ".first_light.json"
+        hidden.write_text(json.dumps(self._results, indent=1) + "\n", encoding="utf-8")
+        hidden.replace(self.out / "first_light.json")
+
+    def run(self, arguments: list[str], limit_s: float, *, threads: int = 8) -> str:
+        """Run Python with these arguments; return its standard output.
+
+        Raises:
+            StageFailed: it failed or took longer than the limit, or than what is left of the walk.
+        """
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+        with subprocess.Popen(
+            [sys.executable, "-W", "ignore", *arguments],
+            env=environment,
+            cwd=self.out,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                output, errors = process.communicate(timeout=max(1.0, min(limit_s, self.left_s)))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise StageFailed(f"killed after {min(limit_s, self.left_s):.0f} s") from None
+        if process.returncode != 0:
+            raise StageFailed(f"exit {process.returncode}: {(output + errors)[-TAIL:]}")
+        return output
+
+    def json_of(self, arguments: list[str], limit_s: float) -> dict[str, Any]:
+        """Run Python as `run`; return the JSON object in the last line that it prints."""
+        result: dict[str, Any] = json.loads(self.run(arguments, limit_s).strip().splitlines()[-1])
+        return result
+
+
+def measured(walk: Walk, script: str, name: str, device: str, **changes: Any) -> dict[str, Any]:
+    """Run one trainer's steps on a shape; return rates, MFU (of an H100's or H200's peak) and memory."""
+    import shapes  # imports torch, without which the walk can still say what is missing
+
+    folder = walk.out / f"shape-{name}"
+    task = shapes.task_of(name, folder, device, pack_tokens=16_384, tokenizer=str(BASE))
+    task = dataclasses.replace(task, **changes)
+    path = folder / f"{Path(script).stem}.json"
+    task.save(path)
+    result = walk.json_of([str(LORA / script), str(path)], limit_s=240)
+    flop = result.pop("flop", None)
+    if flop and device == "cuda":
+        result["mfu"] = flop / result["seconds"] / shapes.PEAK
+    goal = shapes.GOAL.get(name)
+    return {**result, "goal_mfu": goal[0] / 100 if goal else None}
+
+
+def harvest(walk: Walk) -> dict[str, Any]:
+    """Harvest rows from a mock teacher on loopback."""
+    counts = {"skills-train": ROWS, "skills-held-out": HELD_OUT_ROWS}
+    lines = [
+        line
+        for name, count in counts.items()
+        for line in (ROOT / f"prompts/{name}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+    ]
+    (walk.out / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with mock_teacher(walk.out) as base_url:
+        (walk.out / "harvest.toml").write_text(
+            f'[teacher]\nbase_url = "{base_url}"\nmodel = "mock-teacher"\nterms = "mock-teacher"\n'
+            '[prompts]\nfiles = ["prompts.jsonl"]\n[sampling]\nmax_tokens = 64\n',
+            encoding="utf-8",
+        )
+        return walk.json_of(["-m", "harvester", "run", "harvest.toml", "--json"], limit_s=60)
+
+
+@contextlib.contextmanager
+def mock_teacher(folder: Path) -> Iterator[str]:
+    """Run the mock teacher as a process; yield its base URL."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "harvester", "mock-teacher", "--port", "0"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            words = process.stdout.readline().split()
+            urls = [word for word in words if word.startswith("http://")]
+            if not urls:
+                raise StageFailed(f"the mock teacher did not start: {' '.join(words)[-TAIL:]}")
+            yield urls[0]
+        finally:
+            process.terminate()
+
+
+def configured(walk: Walk, name: str, device: str, *, deterministic: bool = False) -> list[str]:
+    """Write the train.toml of one training; return the arguments of Python that train it."""
+    path = walk.out / f"{name}.toml"
+    path.write_text(
+        TOML.format(
+            base=json.dumps(str(BASE)),
+            corpus=json.dumps(str(walk.out / "store")),
+            device=device,
+            deterministic=str(deterministic).lower(),
+            steps=STEPS,
+            save_every=SAVE_EVERY,
+            out=json.dumps(str(walk.out / name)),
+        ),
+        encoding="utf-8",
+    )
+    return ["-m", "trainer", "train", str(path), "--json"]
+
+
+def losses(folder: Path) -> list[float]:
+    """Return the loss of each step from the log of a training."""
+    lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    whole = lines if not lines or lines[-1].endswith("}") else lines[:-1]  # it may be written just now
+    return [line["loss"] for line in map(json.loads, whole) if "loss" in line]
+
+
+def trained(walk: Walk, name: str, device: str) -> dict[str, Any]:
+    """Train the small student; return rates and losses."""
+    result = walk.json_of(configured(walk, name, device), limit_s=120)
+    return {key: result[key] for key in ("loss", "tokens_per_s", "wall_s", "notes")}
+
+
+def compared(walk: Walk) -> dict[str, Any]:
+    """Compare the losses of the training on the device with those on the CPU."""
+    there, here = losses(walk.out / "train_cpu"), losses(walk.out / "train")
+    worst = max(abs(a - b) / abs(b) for a, b in zip(here, there, strict=True))
+    if worst > PARITY:
+        raise StageFailed(f"losses differ by {worst:.2%}, more than {PARITY:.0%}: {here} and {there}")
+    return {"largest_difference": worst, "steps": len(here)}
+
+
+def killed(walk: Walk, device: str) -> dict[str, Any]:
+    """Train whole, and killed and resumed; the adapters must have the same bytes."""
+    walk.run(configured(walk, "whole", device, deterministic=True), limit_s=120)
+    arguments = configured(walk, "resumed", device, deterministic=True)
+    log = walk.out / "resumed/train.jsonl"
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        # The line of a step that comes after a checkpoint and before the last one.
+        while process.poll() is None and not (log.exists() and len(losses(log.parent)) > STEPS // 2):
+            if walk.left_s < 0:
+                process.kill()
+                raise StageFailed("no time left")
+            time.sleep(0.01)
+        process.kill()
+    if process.returncode != -signal.SIGKILL:
+        raise StageFailed(f"the training ended with {process.returncode} before it was killed")
+    result = walk.json_of(arguments, limit_s=120)
+    digests = {
+        hashlib.sha256((walk.out / name / "adapter/adapter_model.safetensors").read_bytes()).hexdigest()
+        for name in ("whole", "resumed")
+    }
+    if len(digests) > 1:
+        raise StageFailed("the resumed training ended with another adapter than the uninterrupted one")
+    return {"steps_after_resume": result["steps_now"], "adapter_sha256": digests.pop()}
+
+
+def main() -> None:
+    """Run the walk."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=9.5)
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "build/gpu"))
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, with a tiny shape")
+    options = parser.parse_args()
+    walk = Walk(options.out.resolve(), time.monotonic() + options.minutes * 60)
+    if options.dry_run:
+        walk_all(walk, "cpu", "float32", ["tiny"])
+    else:
+        walk_all(walk, "cuda", "bfloat16", ["0.5b", "1.5b", "7b"])
+    sys.exit(1 if walk.failed else 0)
+
+
+def walk_all(walk: Walk, device: str, dtype: str, names: list[str]) -> None:
+    """Run all stages in the order of their worth."""
+    first, *larger = names
+    walk.stage("facts", lambda: walk.json_of(["-c", FACTS], 60))
+    walk.stage("kernels", lambda: walk.json_of([str(LORA / "kernel_checks.py"), device, dtype], 90))
+    walk.stage(first, lambda: measured(walk, "our_side.py", first, device), needs_s=30)
+    walk.stage("harvest", lambda: harvest(walk))
+    walk.stage("train_cpu", lambda: trained(walk, "train_cpu", "cpu"))
+    walk.stage("train", lambda: trained(walk, "train", device))
+    walk.stage("parity", lambda: compared(walk))
+    walk.stage("killed", lambda: killed(walk, device), needs_s=30)
+    configured_as = str(walk.out / "train.toml")
+    scored = ["-m", "trainer", "evaluate", configured_as, "--json"]
+    walk.stage("evaluate", lambda: walk.json_of(scored, 90))
+    merged = ["-m", "trainer", "export", configured_as, str(walk.out / "merged"), "--json"]
+    walk.stage("export", lambda: walk.json_of(merged, 90))
+    for name in larger:
+        walk.stage(name, lambda name=name: measured(walk, "our_side.py", name, device), needs_s=60)
+    for name in names:
+        walk.stage(
+            f"{name} compiled",
+            lambda name=name: measured(walk, "our_side.py", name, device, compile=True),
+            needs_s=60,
+        )
+    if importlib.util.find_spec("trl") is not None:
+        for name in names:
+            walk.stage(
+                f"{name} TRL", lambda name=name: measured(walk, "trl_side.py", name, device), needs_s=60
+            )
+
+
+if __name__ == "__main__":
+    main()
