@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from harvester.errors import ConfigError as HarvestConfigError
+from harvester.similarity.split import DEFAULT_EVAL_SHARE
 from harvester.system.toml_file import Matching, read_toml, suggest_key, validate
 from harvester.verify.settings import VerifySection
 from trainer.errors import ConfigError
@@ -83,7 +84,7 @@ class DataSection(_Frozen):
 
     corpus: str = Field(min_length=1)
     split_field: str = "split"
-    eval_share: Share = 0.1
+    eval_share: Share = DEFAULT_EVAL_SHARE
     truncated: Literal["exclude", "unterminated"] = "exclude"
     reasoning: Literal["drop", "inline", "keep"] = "drop"
     where: str | dict[str, Any] = ""

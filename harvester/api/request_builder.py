@@ -82,7 +82,7 @@ def input_tokens_of(prompt: Prompt, config: HarvestConfig) -> int:
     if config.score is not None:
         return score_input_tokens(prompt)
     own = _field_tokens(prompt.fields, canonical(prompt.fields)) if prompt.fields else 0
-    messages = _with_system(prompt.messages, config.prompts.system)
+    messages = with_system(prompt.messages, config.prompts.system)
     return own + estimated_tokens_of(messages)
 
 
@@ -161,7 +161,7 @@ class RequestBuilder:
         Raises:
             ValueError: the prompt has no canonical JSON.
         """
-        messages = _with_system(prompt.messages, self._system)
+        messages = with_system(prompt.messages, self._system)
         input_tokens = estimated_tokens_of(messages)
         max_extra, own, own_seed = self._max_extra, b"", None
         output_tokens, max_output = self._output_tokens, self._max_output
@@ -281,8 +281,8 @@ def _max_extra_tokens(fields: Mapping[str, Any]) -> int:
     return MAX_FRAME_TOKENS + sum(_json_bytes(extra) for extra in extras)
 
 
-def _with_system(messages: tuple[Message, ...], system: str | None) -> list[Message]:
-    """The messages to send. A prompt that has its own system message keeps it."""
+def with_system(messages: tuple[Message, ...], system: str | None) -> list[Message]:
+    """Return the messages to send. A prompt that has its own system message keeps it."""
     if system is None or (messages and messages[0].get("role") in {"system", "developer"}):
         return list(messages)
     return [{"role": "system", "content": system}, *messages]

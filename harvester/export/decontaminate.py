@@ -35,7 +35,8 @@ class RowLeaks:
     def __init__(self, section: DecontaminateSection, corpus: Corpus, folder: Path) -> None:
         self._section = section
         self._index, self._sets = load_sets(section, folder)
-        self._set_texts = len(self._index)
+        self._held_out = section.empty_index()
+        self._drawn: set[str] = set()
         self._hits: Counter[str] = Counter()
         self._list: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         weakref.finalize(self, self._list.close)
@@ -43,17 +44,27 @@ class RowLeaks:
         for sample in corpus.samples(["prompt_id", "messages", "metadata_json", "purpose", "outcome"]):
             if sample.outcome in OF_TEXTS:
                 continue
-            if self._is_held_out(sample) and sample.prompt_id not in seen:
+            is_held_out, is_drawn = self._is_held_out(sample), self._is_drawn(sample)
+            if is_drawn:
+                self._drawn.add(sample.prompt_id)
+            if (is_held_out or is_drawn) and sample.prompt_id not in seen:
                 seen.add(sample.prompt_id)
                 for text in user_texts(sample.messages):
-                    self._index.add(text, leak_label("held out", sample.prompt_id, text))
+                    self._held_out.add(text, leak_label("held out", sample.prompt_id, text))
 
     def check(self, sample: Sample) -> Drop | None:
-        """Drop a row for training whose prompt or answer repeats one of the texts."""
+        """Drop a row for training whose prompt or answer repeats one of the texts.
+
+        A row whose prompt is drawn for evaluation is compared with the sets only: another training may learn
+        it.
+        """
         if self._is_held_out(sample):
             return None
         asked = user_texts(sample.messages)
-        leak = self._index.find([*asked, sample.completion or ""])
+        texts = [*asked, sample.completion or ""]
+        leak = self._index.find(texts)
+        if leak is None and not self._is_drawn(sample):
+            leak = self._held_out.find(texts)
         if leak is None:
             return None
         place, text = parse_label(leak.label)
@@ -79,8 +90,10 @@ class RowLeaks:
         """Return what was compared and how many rows were dropped, for the record and the cards."""
         return {
             "sets": self._sets,
-            "set_texts": self._set_texts,
-            "held_out_texts": len(self._index) - self._set_texts,
+            "set_texts": len(self._index),
+            "held_out_texts": len(self._held_out),
+            "eval_share": self._section.eval_share,
+            "drawn_prompts": len(self._drawn),
             "overlap": self._section.overlap,
             "similarity": self._section.similarity,
             "dropped": dict(sorted(self._hits.items())),
@@ -89,7 +102,11 @@ class RowLeaks:
     def close(self) -> None:
         """Give memory and files back."""
         self._index.close()
+        self._held_out.close()
         self._list.close()
 
     def _is_held_out(self, sample: Sample) -> bool:
         return sample.purpose == "eval" or self._section.is_held_out(sample.metadata)
+
+    def _is_drawn(self, sample: Sample) -> bool:
+        return sample.purpose != "eval" and self._section.is_drawn(sample.metadata, sample.messages)

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import orjson
 
+from harvester.api import request_builder
 from harvester.api.request_key import short_digest
 from harvester.api.types import Message, Prompt
 from harvester.config.config import HarvestConfig
@@ -136,15 +137,18 @@ class PromptScreen:
     def __init__(self, config: HarvestConfig, root: Path, rules: RowRules) -> None:
         self.skipped = SkippedPrompts()
         self._leaks: LeakIndex | None = None
+        self._held_out: LeakIndex | None = None
+        self._system = config.prompts.system
         self._decontaminate = config.decontaminate
         # Rows harvested for evaluation are never learned from, so nothing leaks into them.
         if config.decontaminate is not None and config.run.purpose == "train":
             self._leaks, _ = load_sets(config.decontaminate, root)
+            self._held_out = config.decontaminate.empty_index()
             for prompt in _read(config, root, rules):
-                if config.decontaminate.is_held_out(prompt.metadata):
+                if config.decontaminate.is_held_out(prompt.metadata) or self._is_drawn(prompt):
                     place = f"{prompt.file}:{prompt.line}"
                     for text in user_texts(prompt.messages):
-                        self._leaks.add(text, leak_label("held out", place, text))
+                        self._held_out.add(text, leak_label("held out", place, text))
         section = config.prompts
         self._duplicates = (
             None if section.dedupe == "off" else Duplicates(section.dedupe, section.dedupe_threshold)
@@ -158,18 +162,30 @@ class PromptScreen:
         return skip is not None
 
     def _leak(self, prompt: Prompt) -> Skip | None:
-        if self._leaks is None or self._decontaminate is None:
+        if self._leaks is None or self._held_out is None or self._decontaminate is None:
             return None
         if self._decontaminate.is_held_out(prompt.metadata):
             return None
         texts = user_texts(prompt.messages)
         leak = self._leaks.find(texts)
+        if leak is None and not self._is_drawn(prompt):
+            leak = self._held_out.find(texts)
         if leak is None:
             return None
         hit_place, hit_text = parse_label(leak.label)
         place, shown = f"{prompt.file}:{prompt.line}", excerpt("\n".join(texts))
         reason = f"{CONTAMINATED}_{leak.kind}"
         return Skip(reason, prompt.id, place, shown, hit_place, excerpt(hit_text), leak.score)
+
+    def _is_drawn(self, prompt: Prompt) -> bool:
+        """Whether a training draws a prompt without a split for evaluation; as its row will be stored."""
+        if self._decontaminate is None:
+            return False
+        from harvester.store.shards.schema import text_of  # loads pyarrow, which a run needs later
+
+        messages = request_builder.with_system(prompt.messages, self._system)
+        stored = [{"role": turn.get("role"), "content": text_of(turn.get("content"))} for turn in messages]
+        return self._decontaminate.is_drawn(prompt.metadata, stored)
 
     def _duplicate(self, prompt: Prompt) -> Skip | None:
         if self._duplicates is None:
@@ -188,7 +204,7 @@ class PromptScreen:
 
     def close(self) -> None:
         """Give back what the decisions needed; the list of skipped prompts stays."""
-        for index in (self._duplicates, self._leaks):
+        for index in (self._duplicates, self._leaks, self._held_out):
             if index is not None:
                 index.close()
 

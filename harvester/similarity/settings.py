@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from harvester.errors import ConfigError
 from harvester.similarity import eval_sets
 from harvester.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD
 from harvester.similarity.leaks import DEFAULT_OVERLAP, LeakIndex, leak_label
+from harvester.similarity.split import DEFAULT_EVAL_SHARE, is_drawn, named_split, prompt_key
 from harvester.system.files import sha256_of
 from harvester.system.toml_file import validate
 
@@ -35,17 +36,29 @@ class DecontaminateSection(_Frozen):
         overlap: least share of common runs of 13 words that is a hit, of the shorter text; 0: any.
         similarity: least similarity of a fuzzy hit.
         split_field: metadata field with a row's split; rows with another split than "train" are held out.
+        eval_share: share of the prompts without a split that the training holds out, as `[data] eval_share`
+            of train.toml; 0: none.
     """
 
     sets: tuple[str | EvalSetSection, ...] = ()
     overlap: float = Field(default=DEFAULT_OVERLAP, ge=0, le=1)
     similarity: float = Field(default=DEFAULT_THRESHOLD, ge=LEAST_THRESHOLD, le=1)
     split_field: str = "split"
+    eval_share: float = Field(default=DEFAULT_EVAL_SHARE, ge=0, le=1)
 
-    def is_held_out(self, metadata: Any) -> bool:
+    def is_held_out(self, metadata: Mapping[str, Any]) -> bool:
         """Whether a row's metadata puts it into another split than "train"."""
-        split = metadata.get(self.split_field)
-        return isinstance(split, str) and split not in {"", "train"}
+        return named_split(metadata, self.split_field) not in {"", "train"}
+
+    def is_drawn(self, metadata: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a training draws a row without a split for evaluation; `messages` are as stored."""
+        if named_split(metadata, self.split_field) or not self.eval_share:
+            return False
+        return is_drawn(prompt_key(messages), self.eval_share)
+
+    def empty_index(self) -> LeakIndex:
+        """Return an index of texts that must not be in training data, without a text so far."""
+        return LeakIndex(self.overlap, self.similarity)
 
 
 class _DecontaminateFile(_Frozen):
@@ -75,7 +88,7 @@ def load_sets(section: DecontaminateSection, root: Path) -> tuple[LeakIndex, lis
     Raises:
         ConfigError: a set can't be read.
     """
-    index = LeakIndex(section.overlap, section.similarity)
+    index = section.empty_index()
     described = []
     for entry in section.sets:
         named = EvalSetSection(path=entry) if isinstance(entry, str) else entry

@@ -6,7 +6,6 @@ A prompt is identified by its content, so the same text under two ids is never b
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from harvester.api.types import OF_TEXTS, Outcome
+from harvester.export.cards.curation import decontaminated_share
 from harvester.export.score import candidate_of
+from harvester.similarity.split import is_drawn, named_split, prompt_key
 from harvester.store.mixing import COLUMNS as MIXING_COLUMNS
 from harvester.store.mixing import Mixing
 from harvester.store.reader import Corpus
@@ -103,7 +104,8 @@ class Rows:
         origins: hash of each row's origin, by key (`fingerprint.origin_sha256`).
         weights: of the samples of `train` in the loss; empty: all count alike.
         signal: log-probabilities of the samples of `train`; None: they were not read.
-        mixed: settings in which the rows differ, a line each.
+        mixed: what should not be together, a line each: settings in which the rows differ, and rows that may
+            repeat held-out prompts.
     """
 
     train: tuple[Sample, ...]
@@ -220,8 +222,19 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     signal = None
     if learns and config.train.soft_targets == "auto":
         signal = read_signal(corpus.batches(LOGPROB_COLUMNS), {sample.key for sample in chosen.samples})
-    mixed = mixing.notes()
+    mixed = (*mixing.notes(), *_unknown_split(config))
     return Rows(chosen.samples, held_out, +excluded, lineages, origins, chosen.weights, signal, mixed)
+
+
+def _unknown_split(config: TrainConfig) -> Iterator[str]:
+    """Say that more prompts are held out than those against which the corpus was decontaminated."""
+    share, drawn = decontaminated_share(config.corpus), config.data.eval_share
+    if share is not None and drawn > share:
+        yield (
+            f"the corpus was decontaminated against {share:.0%} of the prompts, which a draw holds out, and "
+            f"[data] eval_share holds out {drawn:.0%}: rows may repeat held-out prompts; set [decontaminate] "
+            f"eval_share = {drawn:g} in curate.toml and curate again"
+        )
 
 
 def held_out_examples(
@@ -404,12 +417,6 @@ def _unlearnable(example: Example, max_length: int) -> str:
     return "" if example.supervised > 0 and example.prompt_length > 0 else "nothing supervised"
 
 
-def prompt_key(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return the SHA-256 of a prompt's content: role and text of each message."""
-    content = [[m.get("role"), m.get("content")] for m in messages]
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
-
-
 def split_of(sample: Sample, key: str, data: DataSection) -> str:
     """Return the split that a row names, else one drawn from its prompt's content.
 
@@ -418,11 +425,9 @@ def split_of(sample: Sample, key: str, data: DataSection) -> str:
     Args:
         key: `prompt_key` of the row's messages.
     """
-    named = sample.metadata.get(data.split_field)
-    if isinstance(named, str) and named:
+    if named := named_split(sample.metadata, data.split_field):
         return "held_out" if named == "train" and sample.purpose == "eval" else named
-    drawn = int(key[:12], 16) / 16**12
-    return "held_out" if sample.purpose == "eval" or drawn < data.eval_share else "train"
+    return "held_out" if sample.purpose == "eval" or is_drawn(key, data.eval_share) else "train"
 
 
 def exclusion_reason(sample: Sample, data: DataSection, *, has_text: bool | None = None) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from harvester.similarity.split import prompt_key
 from harvester.store.shards.schema import Sample
 from trainer.config import OutSection, TrainConfig
 from trainer.data import dataset
@@ -147,7 +148,7 @@ def _losses(answering: Any, examples: Sequence[Example], config: TrainConfig) ->
 
 def fold_of(sample: Sample, folds: int) -> int:
     """Return the fold of a row, drawn from its prompt's content, so that a prompt is in one fold only."""
-    return int(dataset.prompt_key(sample.messages)[:12], 16) % folds
+    return int(prompt_key(sample.messages)[:12], 16) % folds
 
 
 def _unseen_losses(
@@ -183,7 +184,7 @@ def _disagreements(samples: Sequence[Sample]) -> Losses:
     """Return how much each answer differs from the others to the same prompt."""
     by_prompt: dict[str, list[int]] = defaultdict(list)
     for n, sample in enumerate(samples):
-        by_prompt[dataset.prompt_key(sample.messages)].append(n)
+        by_prompt[prompt_key(sample.messages)].append(n)
     found: Losses = [None] * len(samples)
     for numbers in by_prompt.values():
         for n in numbers if len(numbers) > 1 else ():

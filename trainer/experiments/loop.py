@@ -14,6 +14,7 @@ import numpy as np
 
 from harvester.api.types import OF_TEXTS
 from harvester.export.score import candidate_of
+from harvester.similarity.split import prompt_key
 from harvester.store.reader import Corpus
 from harvester.verify.verifiers import AnswerVerdict, Verifiers
 from trainer.data import dataset
@@ -132,7 +133,7 @@ class Loop:
         for sample in Corpus.open(self._files.train.corpus).samples(_COLUMNS):
             if sample.outcome in OF_TEXTS:
                 continue
-            prompt = dataset.prompt_key(sample.messages)
+            prompt = prompt_key(sample.messages)
             if dataset.split_of(sample, prompt, self._files.train.data) != "train":
                 held_out.add(prompt)
                 continue

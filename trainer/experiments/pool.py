@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harvester.similarity.split import prompt_key
 from harvester.store.shards.schema import Sample
 from harvester.verify.verifiers import AnswerVerdict, Candidate, Verifiers
 from trainer.config import DataSection
@@ -35,7 +36,7 @@ class PoolPrompt:
     """A prompt to choose from.
 
     Attributes:
-        key: hash of the content that is sent (`dataset.prompt_key`).
+        key: hash of the content that is sent (`similarity.split.prompt_key`).
         line: the line of the prompt file, as it is harvested.
     """
 
@@ -153,7 +154,7 @@ def pool_prompt(text: str, fields: Mapping[str, Any], system: str | None, place:
         tuple(map(str, tags)),
         {name: value for name, value in fields.items() if name not in _OWN_FIELDS},
     )
-    return PoolPrompt(dataset.prompt_key(messages), text, tuple(messages), candidate)
+    return PoolPrompt(prompt_key(messages), text, tuple(messages), candidate)
 
 
 def _is_plain(message: Mapping[str, Any]) -> bool:

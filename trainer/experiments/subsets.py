@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harvester.api.types import OF_TEXTS
+from harvester.similarity.split import prompt_key
 from harvester.store.reader import Corpus
 from trainer.config import TrainConfig
 from trainer.data import dataset
@@ -68,7 +69,7 @@ def read_paid_rows(config: TrainConfig) -> PaidRows:
     for sample in Corpus.open(config.corpus).samples(_COLUMNS):
         if sample.outcome in OF_TEXTS:
             continue
-        prompt = dataset.prompt_key(sample.messages)
+        prompt = prompt_key(sample.messages)
         if dataset.split_of(sample, prompt, config.data) != "train":
             held_out.add(prompt)
             continue

@@ -45,6 +45,23 @@ def curation_lines(folder: Path) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def decontaminated_share(folder: Path) -> float | None:
+    """Return the share of prompts without a split that a curation took for held out.
+
+    Returns:
+        None: the corpus was not decontaminated by a curation.
+    """
+    try:
+        record = json.loads((folder / CURATION_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    facts = record.get("decontamination") if isinstance(record, dict) else None
+    if not isinstance(facts, dict):
+        return None
+    share = facts.get("eval_share", 0.0)  # earlier versions knew no drawn split
+    return float(share) if isinstance(share, int | float) else None
+
+
 def _judge_line(facts: Mapping[str, Any]) -> str:
     """Return a sentence on who judged the answers, by which rubric."""
     kept = f"a score of at least {facts['at_least']:g}" if "at_least" in facts else " or ".join(facts["keep"])

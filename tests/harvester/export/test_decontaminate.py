@@ -10,8 +10,11 @@ from harvester.export import curate, export
 from harvester.export.cards.curation import curation_lines
 from harvester.mock_teacher.running import RunningMock
 from harvester.similarity.settings import DecontaminateSection
+from harvester.similarity.split import is_drawn, prompt_key
 from harvester.store.reader import Corpus
 from tests.faults.bench import run_harvest
+from trainer.config import load as load_training
+from trainer.data import dataset
 
 Mock = Callable[..., RunningMock]
 EVAL = "How many legs do three spiders and two ants have together, and why is that so?"
@@ -58,3 +61,55 @@ def test_leaks_are_dropped_listed_and_named_on_the_card(mock_teacher: Mock, tmp_
         card = (tmp_path / folder / "README.md").read_text()
         assert "Decontaminated against" in card
         assert "1 exact, 1 overlap" in card
+
+
+def drawn_and_other(share: float) -> tuple[str, str]:
+    """Return a question that a training draws for evaluation, and one nearly the same that it learns."""
+    for number in range(1000):
+        text = f"{LONG} Take the voice of a {'very ' * (number % 40)}kind aunt{'!' * (number // 40)}"
+        near = f"{text} please"
+        keys = [prompt_key([{"role": "user", "content": each}]) for each in (text, near)]
+        if is_drawn(keys[0], share) and not is_drawn(keys[1], share):
+            return text, near
+    raise AssertionError("no question is drawn")
+
+
+def test_prompts_that_a_training_draws_for_evaluation_are_known_before_and_after_asking(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    drawn, near = drawn_and_other(0.1)
+    prompts = [{"id": "drawn", "prompt": drawn}, {"id": "near", "prompt": near}, PROMPTS[0]]
+    store = run_harvest(mock_teacher(), tmp_path, prompts=prompts).store
+    path = tmp_path / "curate.toml"
+    table = 'corpus = "store"\nout = "{out}"\n[decontaminate]\neval_share = {share}\n'
+    kept = {}
+    for out, share in (("alike", 0.1), ("none", 0.0)):
+        path.write_text(table.format(out=out, share=share))
+        curate.curate(curate.load(path))
+        rows = Corpus.open(tmp_path / out).samples(["prompt_id"])
+        kept[out] = {sample.prompt_id for sample in rows}
+    assert kept == {"alike": {"clean", "drawn"}, "none": {"clean", "drawn", "near"}}
+    record = json.loads((tmp_path / "alike" / "curation.json").read_text())["decontamination"]
+    assert (record["eval_share"], record["drawn_prompts"], record["held_out_texts"]) == (0.1, 1, 1)
+    # A drawn prompt that repeats an evaluation set is dropped all the same: another training may learn it.
+    (tmp_path / "evals.jsonl").write_text(json.dumps({"question": drawn}) + "\n")
+    choice = export.RowChoice(decontaminate=DecontaminateSection(sets=(str(tmp_path / "evals.jsonl"),)))
+    exported = export.export(store, tmp_path / "out", choice=choice)
+    assert (exported.rows, exported.left_out["contaminated_exact"]) == (1, 1)
+    # Before asking, the same rule skips the same prompt.
+    other = tmp_path / "other"
+    other.mkdir()
+    run = run_harvest(mock_teacher(), other, prompts=prompts, decontaminate={"eval_share": 0.1})
+    asked = {sample.prompt_id for sample in Corpus.open(run.store).samples(["prompt_id"])}
+    assert asked == {"drawn", "clean"}
+    # A training that holds out more than was known says so; one that holds out less does not.
+    (tmp_path / "base").mkdir()
+    lines = {}
+    for share in (0.05, 0.3):
+        (tmp_path / "train.toml").write_text(
+            f'[student]\nbase = "base"\n[data]\ncorpus = "alike"\neval_share = {share}\n'
+        )
+        config = load_training(tmp_path / "train.toml")
+        lines[share] = [line for line in dataset.read(config).mixed if "decontaminated" in line]
+    assert lines[0.05] == []
+    assert "eval_share = 0.3 in curate.toml" in lines[0.3][0]

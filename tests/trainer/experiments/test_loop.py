@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import EVERY_TASK, MockSettings
+from harvester.similarity.split import prompt_key
 from harvester.store.reader import Corpus
 from harvester.verify.settings import VerifierSection
 from harvester.verify.verifiers import Candidate, Verifiers
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from trainer.config import DataSection
-from trainer.data.dataset import prompt_key
 from trainer.errors import DataError
 from trainer.experiments.pool import PoolPrompt, choose_hard, choose_random, in_order, read_pool
 from trainer.harvester_process import toml_text
