@@ -19,12 +19,12 @@ from typing import Any, Final, Self
 import openai
 import orjson
 
-from harvester import __version__
 from harvester.api.error_body import RAW_KEPT_BYTES, classify, describe, error_inside, excerpt
 from harvester.api.redaction import Redactor
 from harvester.api.types import Request
 from harvester.config.config import BatchApiSection, TeacherSection
 from harvester.errors import BrokenAnswer, TeacherError, TeacherUnavailable
+from harvester.system.version import __version__
 
 FINISHED = frozenset({"completed", "failed", "expired", "cancelled"})
 # The member of a batch's metadata that holds its name.

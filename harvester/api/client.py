@@ -31,7 +31,6 @@ import httpx
 import orjson
 from httpx_aiohttp import AiohttpTransport
 
-from harvester import __version__
 from harvester.api import completion, heavy, model_list
 from harvester.api.body_memory import BodyMemory, BodyShare
 from harvester.api.content_encoding import Decoder, EncodingError
@@ -53,6 +52,7 @@ from harvester.errors import (
     TeacherUnavailable,
 )
 from harvester.system import open_files
+from harvester.system.version import __version__
 
 _Headers = list[tuple[bytes, bytes]]
 MAX_BODY_BYTES = 32 * 1024 * 1024

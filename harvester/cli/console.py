@@ -18,9 +18,9 @@ from typing import Any
 
 import typer
 
-from harvester.errors import StoreError, UsageError
+from harvester.errors import StoreError
+from harvester.library import folder_of_run, store_folder
 from harvester.observe.metrics import PROGRESS_FIELDS
-from harvester.store import paths
 from harvester.system.safe_text import one_line
 
 # Seconds between two progress lines where stderr is no terminal.
@@ -28,53 +28,6 @@ PLAIN_EVERY_S = 30.0
 
 
 Status = Mapping[str, Any]
-
-_STORE_REMEDY = "name the folder of a store, or the harvest.toml that sets it"
-
-
-def _folder_of_run(path: Path) -> Path:
-    """Return the store that `path` means: a store itself, a harvest.toml, or a folder with a harvest.toml.
-
-    Raises:
-        UsageError: nothing is at `path`, or the store of a harvest.toml does not exist.
-    """
-    if not path.exists():
-        raise UsageError("no such folder", place=str(path), remedy=_STORE_REMEDY)
-    config_file = path if path.suffix == ".toml" else path / "harvest.toml"
-    if not config_file.is_file() or _is_store(path):
-        return path
-    from harvester.config import config
-
-    store = config_file.parent / config.load(config_file).store.path
-    if not store.exists():
-        raise UsageError(
-            f"its store {store} does not exist yet",
-            place=str(config_file),
-            remedy="`harvester run` with this file makes it",
-        )
-    return store
-
-
-def _store_folder(path: Path) -> Path:
-    """Return the store that `path` means.
-
-    Raises:
-        UsageError: no store is there.
-    """
-    store = _folder_of_run(path)
-    if not _is_store(store):
-        raise UsageError("no store is here", place=str(store), remedy=_STORE_REMEDY)
-    return store
-
-
-def _is_store(path: Path) -> bool:
-    """Whether a folder holds a part of a store, or shards. True where that can't be seen."""
-    parts = (paths.JOURNAL, paths.SHARDS, paths.STATUS, paths.LOCK, paths.QUARANTINE)
-    try:
-        return any((path / part).exists() for part in parts) or any(path.glob("*.parquet"))
-    except OSError:
-        return True
-
 
 # The `--json` option of every command.
 JSON = typer.Option(False, "--json", help="Print the result as one line of JSON.")
@@ -91,7 +44,7 @@ def _store_argument(callback: Callable[[Path], Path]) -> Any:
 
 
 # The STORE argument of every command that reads or changes a store, and of those that talk to its run.
-STORE, STORE_OF_RUN = _store_argument(_store_folder), _store_argument(_folder_of_run)
+STORE, STORE_OF_RUN = _store_argument(store_folder), _store_argument(folder_of_run)
 
 
 def emit(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
@@ -163,7 +116,7 @@ def progress_display(total: int, title: str) -> Iterator[Callable[[Status], None
     On a terminal it draws two bars. Elsewhere it prints a line (or a JSON record) every 30 s, at the end, and
     at once when something delays the first request.
     """
-    from harvester.cli import progress
+    from harvester.observe import progress
 
     if not _logging and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         with progress.live(title) as update:
@@ -203,7 +156,7 @@ class _ProgressLines:
             self._print()
 
     def _print(self) -> None:
-        from harvester.cli import progress
+        from harvester.observe import progress
 
         status = self._status
         self._printed_at, self._printed_state = time.monotonic(), str(status.get("state", ""))

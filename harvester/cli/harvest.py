@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import typer
 
-from harvester.cli.console import JSON, Status, emit, log_as_json, message, progress_display
+from harvester import library
+from harvester.cli.console import JSON, emit, log_as_json, message, progress_display
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.number_limits import MAX_EXACT_INT, MAX_USD, YEAR_S
 from harvester.config.transport import Transport
@@ -25,7 +26,6 @@ SHARD = typer.Option(
     metavar="I/N",
     help="Ask the I-th of N parts of the prompts, with 1/N of limits and budget, into a store of its own.",
 )
-Value = TypeVar("Value")
 
 
 def register(app: typer.Typer) -> None:
@@ -58,10 +58,7 @@ def init(
 
 def plan(config: Path = CONFIG, shard: str | None = SHARD, as_json: bool = JSON) -> None:
     """Show rows, cost, duration and terms of a harvest without sending a request."""
-    from harvester.config.overrides import Overrides
-    from harvester.run import prepare
-
-    outlook = prepare.look_ahead(config, Overrides(shard=shard))
+    outlook = library.plan(config, shard=shard)
     emit(outlook.as_dict(), outlook.lines(), as_json=as_json)
 
 
@@ -110,32 +107,30 @@ def run(
 
     malloc.use_one_arena()  # before threads start and Arrow is imported
 
-    from harvester.config import schedule
-    from harvester.config.overrides import Overrides
-    from harvester.run import prepare, signals
+    from harvester.run import signals
 
     if log_json:
         log_as_json()
     signals.end_at_once()
-    flags = Overrides(
-        rows=limit,
-        usd=max_usd,
-        tokens=max_tokens,
-        runtime_s=_parsed("--max-runtime", max_runtime, schedule.seconds),
-        grace_s=grace,
+    options = library.HarvestOptions(
+        limit=limit,
+        max_usd=max_usd,
+        max_tokens=max_tokens,
+        budget_per=budget_per.value,
+        max_runtime=max_runtime,
+        grace=grace,
         epoch=epoch,
+        retry=retry,
+        retry_dead=retry_dead,
         watch=watch,
-        finish_by=_parsed("--finish-by", finish_by, schedule.instant),
+        finish_by=finish_by,
         metrics_file=metrics_file,
         otel=otel,
-        budget_span=budget_per,
-        retry=_parsed("--retry", retry, _outcomes) or frozenset(),
-        retry_dead=retry_dead,
-        transport=transport,
+        transport=None if transport is None else transport.value,
         shard=shard,
     )
     with _saying_when_interrupted():
-        prepared = prepare.prepare(config, flags)
+        prepared = library.prepared(config, options, _flag)
     for line in prepared.lines():
         message(line)
     summary = run_prepared(prepared)
@@ -164,56 +159,11 @@ def _saying_when_interrupted() -> Iterator[None]:
         raise typer.Exit(code if isinstance(code, int) else Interrupted.exit_code) from None
 
 
-def _parsed(option: str, text: str | None, parse: Callable[[str], Value]) -> Value | None:
-    if text is None:
-        return None
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise UsageError(str(error), place=option) from None
-
-
-def _outcomes(text: str) -> frozenset[str]:
-    """The outcomes in a list with commas.
-
-    Raises:
-        ValueError: one of them is not an outcome that can be asked again.
-    """
-    from harvester.api.types import Outcome
-
-    known = [outcome.value for outcome in Outcome if outcome not in (Outcome.OK, Outcome.SCORED)]
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{name!r} is no outcome to ask again for; those are {', '.join(known)}")
-    if not names:
-        raise ValueError(f"name at least one outcome of {', '.join(known)}")
-    return frozenset(names)
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def run_prepared(prepared: Prepared) -> Summary:
-    """Run the harvest; show its status on stderr and, where asked for, export its metrics meanwhile."""
-    import asyncio
-    import contextlib
-
-    from harvester.run import job, scoring
-
-    flags, teacher = prepared.flags, prepared.config.teacher
-    with contextlib.ExitStack() as stack:
-        observers = [stack.enter_context(progress_display(prepared.rows_total, "harvest"))]
-        if flags.metrics_file is not None:
-            from harvester.observe.report.prometheus import updating_textfile
-
-            stack.enter_context(updating_textfile(prepared.store, flags.metrics_file, message))
-        if flags.otel:
-            from harvester.observe.otel import exporting
-
-            observers.append(stack.enter_context(exporting(teacher.base_url, teacher.model, message)))
-
-        def notify(status: Status) -> None:
-            for observer in observers:
-                observer(status)
-
-        if prepared.config.score is not None:
-            return asyncio.run(scoring.run(prepared, notify))
-        return asyncio.run(job.run(prepared, notify))
+    """Run the harvest; show its status on stderr meanwhile."""
+    with progress_display(prepared.rows_total, "harvest") as show:
+        return library.run_prepared(prepared, show, note=message)

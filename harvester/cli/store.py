@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from harvester import library
 from harvester.cli.console import JSON, STORE, emit, message
 from harvester.errors import FindingsError, UsageError
 from harvester.store import paths
@@ -215,6 +216,7 @@ def score(
 
 def curate(
     config: Path = typer.Argument(..., metavar="CONFIG", help="Path of a curate.toml."),
+    out: Path | None = typer.Option(None, help="Folder of the curated corpus; default: that in the file."),
     page: Path | None = typer.Option(
         None,
         help="Write an HTML page to this file: kept rows beside dropped ones, and what each filter would "
@@ -223,19 +225,8 @@ def curate(
     as_json: bool = JSON,
 ) -> None:
     """Filter answers into a curated corpus; show how many were dropped for which reason."""
-    from harvester.export import curate as curation
-    from harvester.export import curation_page
-    from harvester.system import output_path
-
-    settings = curation.load(config)
-    if page is not None:
-        output_path.check(page, settings.corpus)
-        curation_page.check_target(page)
-    counts = curation.curate(settings, curation.load(config).filters if page is not None else ())
-    if page is not None:
-        with output_path.replacing(page, settings.corpus) as file:
-            file.write(curation_page.render(settings, counts).encode("utf-8", "replace"))
-    lines = [f"kept {counts.kept:,} rows in {settings.out}"]
+    counts = library.curate(config, out=out, page=page)
+    lines = [f"kept {counts.kept:,} rows in {counts.out}"]
     lines += [f"  dropped {count:,}: {reason}" for reason, count in counts.dropped.items()]
     if counts.changed:
         lines.append(f"  masked {counts.changed:,} of the rows that were kept")
@@ -245,7 +236,7 @@ def curate(
     data = {
         "kept": counts.kept,
         "dropped": dict(counts.dropped),
-        "out": str(settings.out),
+        "out": str(counts.out),
         "masked": counts.changed,
         "notes": list(counts.notes),
         "warnings": list(counts.warnings),
@@ -257,7 +248,7 @@ def curate(
         message(f"warning: {warning}")
     if not counts.kept:
         message(
-            f"warning: no row was kept of {sum(counts.dropped.values()):,}: {settings.out} holds an empty "
+            f"warning: no row was kept of {sum(counts.dropped.values()):,}: {counts.out} holds an empty "
             f"corpus; check the filters in {config}"
         )
 

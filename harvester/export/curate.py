@@ -69,6 +69,7 @@ class CurateCounts:
         notes: settings in which kept rows differ.
         warnings: settings of the curation that do not fit its rows.
         examples: by reason, and under "kept", some rows: prompt_id, prompt, answer, detail.
+        out: folder of the curated corpus.
         alone: by filter, rows that it would drop by itself, rows that no other filter drops, and rows that it
             would mask; empty unless they were counted.
     """
@@ -80,6 +81,7 @@ class CurateCounts:
     examples: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
     alone: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    out: Path = Path()
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +237,7 @@ def curate(config: CurateConfig, alone: Sequence[Filter] = ()) -> CurateCounts:
             with CuratedFiles(hidden, lineages) as parts:
                 warnings += _draw(Corpus.open(staged), config.sample, parts, tally, changed)
             shutil.rmtree(staged)
-        counts = replace(tally.counts(), warnings=tuple(warnings))
+        counts = replace(tally.counts(), warnings=tuple(warnings), out=config.out)
         fsync(hidden)
         summary: dict[str, Any] = {
             "kept": counts.kept,

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import orjson
 
-from harvester import __version__
 from harvester.api.request_key import KEY_VERSION
 from harvester.config.config import HarvestConfig
 from harvester.observe.counters import Snapshot
@@ -25,6 +24,7 @@ from harvester.store.journal import sqlite
 from harvester.store.journal.checksums import checksum
 from harvester.store.journal.journal import Journal
 from harvester.system.files import sha256_of
+from harvester.system.version import __version__
 
 
 @dataclass(frozen=True, slots=True)

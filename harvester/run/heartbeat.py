@@ -70,9 +70,10 @@ class Heartbeat:
         store: folder of status.json and of the time line.
         sources: the rest of the status.
         watch: is shown the status at every snapshot.
+        notifier: tells the service manager.
     """
 
-    def __init__(self, store: Path, sources: StatusSources, watch: Watch) -> None:
+    def __init__(self, store: Path, sources: StatusSources, watch: Watch, notifier: ServiceNotifier) -> None:
         self.latest = Snapshot()
         self._state: RunState | Ending = RunState.RUNNING
         self._store = store
@@ -81,7 +82,7 @@ class Heartbeat:
         self._forecast = Forecast()
         self._process_stats = ProcessStats()
         self._timeline = TimelineWriter(store, str(sources.facts["run_id"]))
-        self._notifier = ServiceNotifier()
+        self._notifier = notifier
         self._active_s = 0.0
         self._noted_at = time.monotonic()
         self._facts = {

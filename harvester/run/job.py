@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from harvester import __version__
 from harvester.errors import (
     Ending,
     HarvesterError,
@@ -30,6 +29,7 @@ from harvester.errors import (
     TermsRefused,
 )
 from harvester.observe.counters import PassResult, Snapshot
+from harvester.observe.sd_notify import ServiceNotifier
 from harvester.prompts import bad_lines, completed_files, file_versions
 from harvester.prompts.feed import PromptFeed
 from harvester.run import endings, schedule_watch, terms_watch
@@ -55,11 +55,18 @@ from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import RunRecord
 from harvester.store.shards.manifest import read_manifest
 from harvester.store.terms_check import require_unsealed_permitted
+from harvester.system.background import StopRequests
 from harvester.system.clock import Clock, SystemClock
+from harvester.system.version import __version__
 
 
 async def run(
-    prepared: Prepared, watch: Watch, clock: Clock | None = None, batch_clock: Clock | None = None
+    prepared: Prepared,
+    watch: Watch,
+    clock: Clock | None = None,
+    batch_clock: Clock | None = None,
+    *,
+    requests: StopRequests | None = None,
 ) -> Summary:
     """Harvest until an ending; every ending is recorded, sealed and reported.
 
@@ -67,6 +74,8 @@ async def run(
         watch: gets the status, as status.json has it, five times a second.
         clock: governs every wait of the pass and of the schedule; None is the machine's.
         batch_clock: governs polls and the age of batches; None is `clock`.
+        requests: how the program around the run ends it, which then leaves that program's signal handlers,
+            garbage collection and service manager alone. None: the process is the run's own.
 
     Raises:
         HarvesterError: nothing could start (store held, disk unfit, teacher unreachable), the teacher
@@ -75,7 +84,8 @@ async def run(
     with StoreLock(prepared.store, started_at=time.time()):
         writer = GroupCommit(Journal.open(prepared.store))
         try:
-            parts = await _open(prepared, writer, watch, clock or SystemClock(), batch_clock)
+            host = Host(prepared, watch, requests)
+            parts = await _open(host, writer, clock or SystemClock(), batch_clock)
             return await _run(parts)
         finally:
             await asyncio.to_thread(writer.close)
@@ -83,7 +93,7 @@ async def run(
 
 async def _run(parts: RunParts) -> Summary:
     """Pass, check the terms, seal, report; the background tasks live until sealing has ended."""
-    with handled(partial(parts.drain, Ending.INTERRUPTED, "")) as signals:
+    with handled(partial(parts.drain, Ending.INTERRUPTED, ""), parts.host.requests) as signals:
         commands = server.served(parts.prepared.store, parts.operator.act, parts.errors.add)
         async with background_tasks(_watches(parts)), commands:
             result, error = await _pass(parts, signals)
@@ -106,13 +116,26 @@ async def _run(parts: RunParts) -> Summary:
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """What a run is given: see `run`."""
+
+    prepared: Prepared
+    watch: Watch
+    requests: StopRequests | None
+
+    def notifier(self) -> ServiceNotifier:
+        """Return what tells the service manager of the process; nothing if the process is another's."""
+        return ServiceNotifier() if self.requests is None else ServiceNotifier({})
+
+
+@dataclass(frozen=True, slots=True)
 class RunParts:
     """The finished parts of one run.
 
     `drain` ends the pass for a reason; after the pass it does nothing. `warnings` are for the summary.
     """
 
-    prepared: Prepared
+    host: Host
     run_id: str
     clock: Clock
     batch_clock: Clock | None
@@ -127,11 +150,15 @@ class RunParts:
     drain: Callable[[Ending, str], None]
     warnings: tuple[str, ...]
 
+    @property
+    def prepared(self) -> Prepared:
+        """What is run."""
+        return self.host.prepared
 
-async def _open(
-    prepared: Prepared, writer: GroupCommit, watch: Watch, clock: Clock, batch_clock: Clock | None
-) -> RunParts:
+
+async def _open(host: Host, writer: GroupCommit, clock: Clock, batch_clock: Clock | None) -> RunParts:
     """Begin the run in the journal and build its parts, each from those before it."""
+    prepared = host.prepared
     record = _record(prepared)
     await on_writer(writer, lambda journal: journal.require_whole_index())
     await on_writer(writer, lambda journal: _check_shards(journal, prepared.store))
@@ -151,7 +178,7 @@ async def _open(
     canary = _canary(prepared, record, stored_pauses, errors, clock)
     canary_news = canary.news if canary is not None else {}
     sources = StatusSources(_facts(prepared, record), feed, control, errors, canary_news, prepared.hours)
-    heartbeat = Heartbeat(prepared.store, sources, watch)
+    heartbeat = Heartbeat(prepared.store, sources, host.watch, host.notifier())
 
     def drain(ending: Ending, detail: str) -> None:
         if not control.is_over:
@@ -159,7 +186,7 @@ async def _open(
             heartbeat.set_state(RunState.DRAINING)
 
     return RunParts(
-        prepared=prepared,
+        host=host,
         run_id=record.run_id,
         clock=clock,
         batch_clock=batch_clock,
@@ -301,12 +328,15 @@ def _require_adopted(journal: Journal, store: Path) -> None:
         require_complete(connection, store)
 
 
-async def _seal_meanwhile(prepared: Prepared, writer: GroupCommit) -> None:
+async def _seal_meanwhile(parts: RunParts) -> None:
     """Seal while the pass runs. Arrow is loaded beside the first requests, which need not wait for it."""
     await asyncio.to_thread(_load_arrow)
+    if parts.host.requests is None:
+        _exempt_modules_from_collection()
     from harvester.store.maintain import seal_task
 
-    await seal_task.seal_periodically(prepared.store, writer, _shard_bytes(prepared))
+    prepared = parts.prepared
+    await seal_task.seal_periodically(prepared.store, parts.writer, _shard_bytes(prepared))
 
 
 def _load_arrow() -> None:
@@ -315,7 +345,6 @@ def _load_arrow() -> None:
     from harvester.store.maintain import seal_task  # noqa: F401
 
     pa.array([""])  # the first array looks for pandas
-    _exempt_modules_from_collection()
 
 
 @functools.cache
@@ -340,7 +369,7 @@ async def _pass(parts: RunParts, signals: Signals) -> tuple[PassResult, Harveste
     signals.cancel_at_second(work)
     if signals.count > 1:  # before there was anything to cancel
         work.cancel()
-    sealing = _seal_meanwhile(prepared, parts.writer)
+    sealing = _seal_meanwhile(parts)
     async with background_tasks([BackgroundTask("sealing", sealing, parts.errors.add)]):
         try:
             return parts.stop.named(await work), None

@@ -26,6 +26,7 @@ from harvester.store.journal import sqlite
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import HeldAnswer
 from harvester.system import own_files
+from harvester.system.background import StopRequests
 
 # File of the probe, in the store's folder.
 PROBE_FILE = "score-probe.jsonl"
@@ -33,8 +34,11 @@ PROBE_FILE = "score-probe.jsonl"
 _NOT_OFFERED = frozenset({400, 404, 405, 415, 422, 501})
 
 
-async def run(prepared: Prepared, watch: Watch) -> Summary:
+async def run(prepared: Prepared, watch: Watch, requests: StopRequests | None = None) -> Summary:
     """Probe the ways in turn, then score all texts by the first that is proved.
+
+    Args:
+        watch, requests: as of `job.run`.
 
     Raises:
         TeacherRefused: the server offers none of them; the message says what was tried.
@@ -48,7 +52,7 @@ async def run(prepared: Prepared, watch: Watch) -> Summary:
         if held is None:
             probe = _probe(prepared, way)
             try:
-                summary = await job.run(probe, watch)
+                summary = await job.run(probe, watch, requests=requests)
             except TeacherRefused as error:
                 if error.status not in _NOT_OFFERED:
                     raise
@@ -68,7 +72,8 @@ async def run(prepared: Prepared, watch: Watch) -> Summary:
             remedy="vLLM and SGLang can; llama.cpp and most hosted APIs can't, and a text needs a line with "
             "'text' or a last turn of the assistant",
         )
-    return await job.run(replace(prepared, config=with_way(prepared.config, proved)), watch)
+    settled = replace(prepared, config=with_way(prepared.config, proved))
+    return await job.run(settled, watch, requests=requests)
 
 
 def with_way(config: HarvestConfig, way: Way) -> HarvestConfig:

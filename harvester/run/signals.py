@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from harvester.system.background import StopRequests
+
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -36,22 +38,29 @@ class Signals:
 
 
 @contextmanager
-def handled(on_first: Callable[[], object]) -> Iterator[Signals]:
+def handled(on_first: Callable[[], object], requests: StopRequests | None = None) -> Iterator[Signals]:
     """Install handlers on the running loop until the block ends; `on_first` is called at the first signal.
 
     SIGHUP is ignored: a closed terminal is no reason to lose a harvest. On a loop of another thread than the
     main one nothing is installed, because Python delivers signals to the main thread alone.
+
+    Args:
+        requests: take these for signals, and install nothing: the program around the run handles signals.
     """
     loop = asyncio.get_running_loop()
     signals = Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield signals  # signals come to the main thread, whose program decides about them
-        return
 
     def on_signal(number: int) -> None:
         if signals.note(number):
             on_first()
 
+    if requests is not None:
+        with requests.heard_by(lambda: loop.call_soon_threadsafe(on_signal, int(signal.SIGINT))):
+            yield signals
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield signals  # signals come to the main thread, whose program decides about them
+        return
     for number in ENDING:
         loop.add_signal_handler(number, on_signal, number)
     hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +30,7 @@ from harvester.store.journal.checksums import (
 )
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards import batching
+from harvester.store.shards.chosen_rows import read_chosen
 from harvester.store.shards.manifest import manifest_rows
 from harvester.store.shards.parquet_file import lineages_in
 from harvester.store.shards.proved import open_entry, open_unlisted
@@ -66,6 +67,21 @@ def holds_answers(store: Path) -> bool:
         )
     except OSError:
         return True
+
+
+class RowFilter(Protocol):
+    """A condition on samples."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Columns that `matches` looks at."""
+
+    @property
+    def required_texts(self) -> Mapping[str, Collection[str]]:
+        """Texts of which a column has one in every sample that matches, by column."""
+
+    def matches(self, sample: Sample) -> bool:
+        """Whether a sample is wanted."""
 
 
 class Corpus:
@@ -110,7 +126,11 @@ class Corpus:
         )
 
     def samples(
-        self, columns: Sequence[str] | None = None, *, include_unsealed: bool = True
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        include_unsealed: bool = True,
+        where: RowFilter | None = None,
     ) -> Iterator[Sample]:
         """Yield every sample, once for each prompt that asked for it, in bounded memory.
 
@@ -120,6 +140,7 @@ class Corpus:
         Args:
             columns: fields to fill; the others keep their defaults. None fills all.
             include_unsealed: also answers that are not sealed yet.
+            where: which samples; of shards, row groups without a match are not read beyond its columns.
 
         Raises:
             StoreError, StoreCorrupt: a file is missing or is not what was sealed, or an unsealed row is not
@@ -129,8 +150,20 @@ class Corpus:
         unknown = set(wanted) - set(SCHEMA.names)
         if unknown:
             raise KeyError(f"no such columns: {sorted(unknown)}")
+        if where is None:
+            yield from self._samples(wanted, {}, include_unsealed=include_unsealed)
+            return
+        needed = list(dict.fromkeys([*wanted, *where.columns]))
+        for sample in self._samples(needed, where.required_texts, include_unsealed=include_unsealed):
+            if where.matches(sample):
+                yield sample if len(needed) == len(wanted) else _projected(sample, wanted)
+
+    def _samples(
+        self, wanted: Sequence[str], texts: Mapping[str, Collection[str]], *, include_unsealed: bool
+    ) -> Iterator[Sample]:
+        """Yield the samples; of shards only those that have one of these texts in each of these columns."""
         if not self._has_journal:
-            yield from self._sealed(self.manifest, wanted, None)
+            yield from self._sealed(self.manifest, wanted, None, texts)
             return
         with (
             hold_for_reading(self.folder),
@@ -143,7 +176,7 @@ class Corpus:
                 if include_unsealed:
                     yield from self._tail(connection, wanted)
                 connection.execute("COMMIT")  # a reader that stays open would keep the WAL growing
-            yield from self._sealed(manifest, wanted, connection)
+            yield from self._sealed(manifest, wanted, connection, texts)
 
     @contextlib.contextmanager
     def snapshot(
@@ -280,20 +313,25 @@ class Corpus:
             yield from asks.fan_out([_projected(sample, wanted) for sample in samples], samples)
 
     def _sealed(
-        self, manifest: Sequence[ShardEntry], wanted: Sequence[str], connection: sqlite3.Connection | None
+        self,
+        manifest: Sequence[ShardEntry],
+        wanted: Sequence[str],
+        connection: sqlite3.Connection | None,
+        texts: Mapping[str, Collection[str]],
     ) -> Iterator[Sample]:
         asks = None if connection is None else _Asks(connection, wanted)
         needed = list(wanted)
         if asks is not None and asks.are_any:
             needed = sorted({*wanted, "key", "prompt_id", "sample_index"})
+            texts = {name: values for name, values in texts.items() if name not in _ASKED}
         for entry in manifest:
             with open_entry(self.folder, entry) as file:
                 _require_columns(file, needed, entry.name)
                 left = entry.rows
-                for batch in batching.batch_file(file, needed):
-                    left -= batch.num_rows
-                    _require_values(batch, entry.name)
-                    samples = [from_row(row) for row in batch.to_pylist()]
+                for chosen in read_chosen(file, needed, texts):
+                    left -= chosen.passed_over + chosen.batch.num_rows
+                    _require_values(chosen.batch, entry.name)
+                    samples = [from_row(row) for row in chosen.rows().to_pylist()]
                     if asks is None or not asks.are_any:
                         yield from samples
                         continue

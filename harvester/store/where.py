@@ -59,6 +59,14 @@ _TABLES: Mapping[str, tuple[str, Callable[[Sample], Mapping[str, Any]]]] = {
     "metadata": ("metadata_json", lambda sample: sample.metadata),
 }
 
+# Columns whose text is the value itself.
+_PLAIN_COLUMNS = frozenset(
+    {
+        *("run_id", "config_sha256", "request_model", "response_model", "teacher_id", "provider"),
+        *("outcome", "purpose", "prompt_id", "source_file"),
+    }
+)
+
 
 @dataclass(frozen=True, slots=True)
 class _Condition:
@@ -141,6 +149,16 @@ class Where:
     def columns(self) -> tuple[str, ...]:
         """The columns that `matches` looks at."""
         return tuple(dict.fromkeys(condition.column for condition in (*self.conditions, *self.without)))
+
+    @property
+    def required_texts(self) -> Mapping[str, Collection[str]]:
+        """Texts of which a column has one in every row that is chosen, by column."""
+        texts: dict[str, Collection[str]] = {}
+        for condition in self.conditions:
+            values = [value for value in condition.values if isinstance(value, str)]
+            if condition.column in _PLAIN_COLUMNS and condition.column not in texts:
+                texts[condition.column] = values
+        return texts
 
     def matches(self, sample: Sample) -> bool:
         """Whether a row is chosen."""

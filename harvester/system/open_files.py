@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import resource
+from collections.abc import Iterator
 
 # File descriptors kept for the journal, shards, prompt files, the control socket and the runtime.
 SPARE = 64
@@ -20,3 +22,14 @@ def connections_allowed(wanted: int) -> int:
         soft = need if hard == resource.RLIM_INFINITY else min(need, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - SPARE))
+
+
+@contextlib.contextmanager
+def limit_kept() -> Iterator[None]:
+    """Set RLIMIT_NOFILE back to what it was when the block ends."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        yield
+    finally:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

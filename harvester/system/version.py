@@ -1,14 +1,11 @@
-"""Build the option `--version` of both commands, which have one version."""
+"""Hold the version of both commands, and build their option `--version`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import typer
-
-from harvester import __version__
-
+__version__ = "0.1.0"
 VERSION = __version__
 
 
@@ -18,6 +15,7 @@ def version_option(command: str, print_line: Callable[[str], None]) -> Any:
     Args:
         print_line: prints a line on stdout.
     """
+    import typer
 
     def show(wanted: bool) -> None:
         if wanted:

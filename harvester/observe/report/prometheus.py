@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harvester import __version__
 from harvester.errors import HarvesterError
 from harvester.observe.counters import Kind, Metric
 from harvester.observe.metrics import METRICS, value_in
 from harvester.observe.report import report
 from harvester.store.journal.records import Totals
 from harvester.system import output_path
+from harvester.system.version import __version__
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TEXTFILE_EVERY_S = 15.0

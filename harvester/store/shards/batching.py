@@ -36,18 +36,21 @@ def batch_answers(cursor: sqlite3.Cursor, most_rows: int = MAX_ROWS) -> Iterator
 
 def batch_file(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Yield some columns of a file in batches; a row larger than a batch comes alone."""
-    wanted = set(columns)
     for number in range(file.num_row_groups):
-        group = file.metadata.row_group(number)
-        chunks = (group.column(place) for place in range(group.num_columns))
-        size = sum(
-            chunk.total_uncompressed_size
-            for chunk in chunks
-            if chunk.path_in_schema.partition(".")[0] in wanted
-        )
-        rows = max(1, min(MAX_ROWS, MAX_BYTES * group.num_rows // max(1, size)))
-        for batch in file.iter_batches(batch_size=rows, row_groups=[number], columns=list(columns)):
-            yield from split_batch(batch)
+        yield from batch_group(file, number, columns)
+
+
+def batch_group(file: pq.ParquetFile, number: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield some columns of one row group of a file in batches, as `batch_file`."""
+    wanted = set(columns)
+    group = file.metadata.row_group(number)
+    chunks = (group.column(place) for place in range(group.num_columns))
+    size = sum(
+        chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in wanted
+    )
+    rows = max(1, min(MAX_ROWS, MAX_BYTES * group.num_rows // max(1, size)))
+    for batch in file.iter_batches(batch_size=rows, row_groups=[number], columns=list(columns)):
+        yield from split_batch(batch)
 
 
 def split_batch(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harvester.cli import console, progress
+from harvester.cli import console
+from harvester.observe import progress
 from tests import commands
 from tests.faults import bench
 from tests.pages import hostile

@@ -17,8 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvester.cli import progress
-from harvester.observe import status
+from harvester.observe import progress, status
 from harvester.observe.report import prometheus, report
 from harvester.observe.status_schema import StatusFile, validated_status
 from harvester.store.journal.lock import StoreLock

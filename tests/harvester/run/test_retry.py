@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harvester.cli.harvest import _outcomes
+from harvester import library
 from harvester.config.overrides import Overrides
 from harvester.mock_teacher.running import RunningMock
 from harvester.observe.status import current_status, status_lines
@@ -143,8 +143,8 @@ def test_a_complete_run_with_too_many_unusable_answers_exits_with_3(
 @pytest.mark.parametrize("text", ["ok", "empty,good", "", ","])
 def test_only_outcomes_can_be_asked_again(text: str) -> None:
     with pytest.raises(ValueError, match="empty"):
-        _outcomes(text)
-    assert _outcomes("empty, invalid") == {"empty", "invalid"}
+        library.outcomes(text)
+    assert library.outcomes("empty, invalid") == {"empty", "invalid"}
 
 
 @pytest.mark.parametrize("status", [498, 499, 460])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +38,24 @@ def live(title: str, console: Console | None = None) -> Iterator[Callable[[Statu
     started = time.monotonic()
     with Live(console=console, refresh_per_second=4, vertical_overflow="crop") as display:
         yield lambda status: display.update(render(title, status, time.monotonic() - started))
+
+
+@contextmanager
+def where_it_can_be_shown(title: str) -> Iterator[Callable[[Status], None]]:
+    """Draw as `live` does, in a notebook (which needs ipywidgets) or on a terminal; elsewhere nothing."""
+    notebook = Console(markup=False, highlight=False)
+    if notebook.is_jupyter:
+        if importlib.util.find_spec("ipywidgets") is None:
+            yield lambda _: None
+            return
+        with live(title, notebook) as show:
+            yield show
+        return
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield lambda _: None
+        return
+    with live(title) as show:
+        yield show
 
 
 class TolerantStream:

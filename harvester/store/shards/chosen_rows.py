@@ -1,0 +1,84 @@
+"""Read the rows of a shard that have given values in some columns, and no more of the others than needed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from harvester.store.shards import batching
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenRows:
+    """A batch, and which of its rows have the values: None for all of them.
+
+    Attributes:
+        passed_over: rows of the file before this batch that were not read, because none has the values.
+    """
+
+    batch: pa.RecordBatch
+    is_chosen: pa.Array | None
+    passed_over: int = 0
+
+    def rows(self) -> pa.RecordBatch:
+        """Return the rows that have the values."""
+        return self.batch if self.is_chosen is None else self.batch.filter(self.is_chosen)
+
+
+def read_chosen(
+    file: pq.ParquetFile, columns: Sequence[str], values: Mapping[str, Collection[str]]
+) -> Iterator[ChosenRows]:
+    """Yield the row groups that have a row with these values, in batches of limited size.
+
+    Of each group the columns of `values` are read first. A group without a match is passed over, and the
+    other columns are not read.
+
+    Args:
+        columns: that are read; those of `values` are among them.
+        values: the values that each of these text columns may have. A column that the file lacks, or that
+            holds no text, decides nothing.
+    """
+    tested = [name for name in values if _is_text(file.schema_arrow, name)]
+    passed_over = 0
+    for number in range(file.num_row_groups):
+        if tested and not _has_match(file, number, tested, values):
+            passed_over += file.metadata.row_group(number).num_rows
+            continue
+        for batch in batching.batch_group(file, number, columns):
+            yield ChosenRows(batch, _mask(batch, tested, values) if tested else None, passed_over)
+            passed_over = 0
+    if passed_over:
+        empty = pa.RecordBatch.from_pylist([], schema=pa.schema([]))
+        yield ChosenRows(empty, None, passed_over)
+
+
+def _is_text(schema: pa.Schema, name: str) -> bool:
+    if schema.names.count(name) != 1:
+        return False
+    kind = schema.field(name).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _has_match(
+    file: pq.ParquetFile, number: int, tested: Sequence[str], values: Mapping[str, Collection[str]]
+) -> bool:
+    table = file.read_row_group(number, columns=list(tested))
+    return any(pc.any(_mask(batch, tested, values)).as_py() for batch in table.to_batches())
+
+
+def _mask(batch: pa.RecordBatch, tested: Sequence[str], values: Mapping[str, Collection[str]]) -> pa.Array:
+    """Return for each row whether all of its tested columns have one of their values."""
+    mask = None
+    for name in tested:
+        column = batch.column(name)
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        matches = pc.is_in(column, value_set=pa.array(list(values[name]), column.type))
+        mask = matches if mask is None else pc.and_(mask, matches)
+    return mask
