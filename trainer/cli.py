@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -192,36 +191,15 @@ def train(
     is_leader = os.environ.get("RANK", "0") == "0"
     if is_leader:
         print_message("reading corpus and student")
-    from trainer.data import dataset
-
-    rows = dataset.read(loaded)  # a fault in the corpus is reported before torch is loaded
-    from trainer.training.logbook import Evaluation, StepLog
-    from trainer.training.reporter import Callbacks
-    from trainer.training.train import train as run_training
+    from trainer import actions
 
     with progress_bar("train", "steps") as update:
 
-        def show_start(done: int, steps: int, notes: Sequence[str]) -> None:
+        def show(event: actions.TrainingEvent) -> None:
             if is_leader:
-                for note in notes:
-                    print_message(note)
-                update(done, steps, "first step")
+                actions.show(event, update, print_message)
 
-        def show_step(log: StepLog) -> None:
-            description = f"epoch {log.epoch + 1}, loss {log.loss:.3f}, {log.tokens_per_s:,.0f} tokens/s"
-            update(log.step, log.steps, description)
-
-        def show_evaluation(evaluation: Evaluation) -> None:
-            best = ", the lowest so far" if evaluation.best_step == evaluation.step else ""
-            print_message(f"step {evaluation.step:,}: held-out loss {evaluation.held_out_loss:.4f}{best}")
-
-        trained = run_training(
-            loaded,
-            Callbacks(show_start, show_step, show_evaluation),
-            rows=rows,
-            allow_change=allow_change,
-            force_faults=force_faults,
-        )
+        trained = actions.train(loaded, show, allow_change=allow_change, force_faults=force_faults)
     if not is_leader:
         return  # only the first process of a fleet prints
     loss = f", loss {trained.loss:.3f}" if trained.loss is not None else ""
@@ -267,41 +245,19 @@ def evaluate(
     if judge_only:
         _judge_answers(loaded, as_json=as_json)
         return
-    if loaded.evaluate.judge:
-        from trainer.evaluation.preferences import judge_table
+    from trainer import actions
+    from trainer.evaluation import harness as lm_harness
+    from trainer.evaluation import preferences
 
-        judge_table(loaded)  # refuses what can't be used before an hour of other work
-    if harness:
-        from trainer.evaluation.harness import require_installed
-
-        require_installed()  # before an hour of other work
-    print_message("reading corpus and student")
-    from trainer.evaluation.evaluate import evaluate as run_evaluation
-
+    tasks = actions.HarnessTasks(tuple(harness), harness_tasks, harness_limit, merged)
     with progress_bar("score", "prompts") as update:
-        models_before = {"base": 0, "student": 1}
-        card = run_evaluation(
-            loaded,
-            lambda name, total, done: update(models_before[name] * total + done, 2 * total, name),
-            print_message,
-        )
-    path = str(loaded.out_path / "scorecard.json")
-    if harness:
-        from trainer.evaluation import harness as lm_harness
-
-        choice = lm_harness.HarnessChoice(tuple(harness), harness_tasks, harness_limit, merged)
-        results = lm_harness.run(loaded, choice, lambda name: print_message(f"harness: {name}"))
-        card |= {lm_harness.KEY: results}
-    if loaded.evaluate.judge:
-        from trainer.evaluation import preferences
-
-        print_message("the judge compares answers")
-        card = preferences.judge(loaded)
+        card = actions.evaluate(loaded, tasks, update, print_message)
     print_scorecard(card)
     for line in preferences.lines(card[preferences.KEY]) if loaded.evaluate.judge else ():
         print_message(line)
-    for line in lm_harness.lines(results) if harness else ():
+    for line in lm_harness.lines(card[lm_harness.KEY]) if harness else ():
         print_message(line)
+    path = str(loaded.out_path / "scorecard.json")
     answers = str(loaded.out_path / "answers.jsonl")
     print_result(
         {**card, "scorecard": path},
@@ -375,29 +331,23 @@ def export(
     from trainer.config import load
 
     loaded = load(config)
-    from trainer.data.chat_template import Renderer
-    from trainer.evaluation.forgetting import require_kept
-    from trainer.model import model, weights
+    from trainer import actions
     from trainer.publish import gguf_files, server_checks, serving
-    from trainer.publish.export import EXPORT_FILE, export_merged
 
-    forgotten = require_kept(loaded)
+    exported = actions.export(loaded, out, dtype, gguf)
+    parity, facts, forgotten = exported.parity, exported.facts, exported.forgetting
     kept = [f"forgetting: {forgotten['increase']['value']:+.1%} bits on general answers"] if forgotten else []
-    parity = export_merged(loaded, out, dtype, gguf)
-    renderer = Renderer(model.load_tokenizer(loaded.base, loaded.template))
-    commands = serving.commands(loaded, renderer, out.resolve())
     figures = ", ".join(
         f"{name.replace('_', ' ')} {value:.3g}" for name, value in parity.items() if isinstance(value, float)
     )
-    facts = dict(weights.read_json(out / EXPORT_FILE))
     print_result(
-        {**parity, "forgetting": forgotten, "merged": str(out), "serving": asdict(commands), **facts},
+        exported.as_dict(),
         [
             *kept,
             f"merged student in {out}, {parity['dtype']}: {figures}",
             *gguf_files.describe(facts["gguf"]),
             *facts["notes"],
-            *serving.describe(commands),
+            *serving.describe(exported.serving),
             *server_checks.table(facts["checks"]),
         ],
         as_json=as_json,

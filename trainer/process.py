@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from harvester.system.background import StopRequests
 from harvester.system.files import try_lock
 from trainer.errors import Interrupted, StoreError, StoreLocked
 
@@ -92,12 +93,20 @@ class _Stopped(BaseException):
 
 
 @contextmanager
-def end_before_first_step() -> Iterator[None]:
+def end_before_first_step(requests: StopRequests | None = None) -> Iterator[None]:
     """End the training at once if SIGTERM or SIGINT comes during the block; nothing is to be saved yet.
 
+    Args:
+        requests: heed these after the block instead, and leave signals alone.
+
     Raises:
-        Interrupted: a signal came.
+        Interrupted: a signal or a request came.
     """
+    if requests is not None:
+        yield
+        if requests.count:
+            raise _stopped_early(signal.SIGINT)
+        return
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         raise _Stopped(number)
@@ -106,21 +115,32 @@ def end_before_first_step() -> Iterator[None]:
         with handling(on_signal):
             yield
     except _Stopped as stopped:
-        raise Interrupted(
-            "stopped before the first step",
-            signal_number=stopped.number,
-            remedy="the same command goes on from the last checkpoint, if there is one",
-        ) from None
+        raise _stopped_early(stopped.number) from None
+
+
+def _stopped_early(number: int) -> Interrupted:
+    return Interrupted(
+        "stopped before the first step",
+        signal_number=number,
+        remedy="the same command goes on from the last checkpoint, if there is one",
+    )
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
+def stop_signals(requests: StopRequests | None = None) -> Iterator[list[int]]:
     """Collect SIGTERM and SIGINT during the block, so that a training can finish its step first.
+
+    Args:
+        requests: take these for SIGINT instead, and leave signals alone.
 
     Yields:
         Numbers of the signals received so far: empty, or one. A second signal raises KeyboardInterrupt.
     """
     received: list[int] = []
+    if requests is not None:
+        with requests.heard_by(lambda: received.append(signal.SIGINT)):
+            yield received
+        return
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if received:

@@ -21,6 +21,7 @@ import typer
 from harvester.errors import StoreError
 from harvester.library import folder_of_run, store_folder
 from harvester.observe.metrics import PROGRESS_FIELDS
+from harvester.system.displays import can_draw
 from harvester.system.safe_text import one_line
 
 # Seconds between two progress lines where stderr is no terminal.
@@ -118,7 +119,7 @@ def progress_display(total: int, title: str) -> Iterator[Callable[[Status], None
     """
     from harvester.observe import progress
 
-    if not _logging and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if not _logging and can_draw():
         with progress.live(title) as update:
             yield update
         return

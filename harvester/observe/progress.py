@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +17,7 @@ from rich.text import Text
 
 from harvester.errors import RunState
 from harvester.observe.status import budget_texts, calendar, rows_done, span
+from harvester.system.displays import can_draw, in_notebook
 from harvester.system.safe_text import one_line
 
 Status = Mapping[str, Any]
@@ -42,19 +41,11 @@ def live(title: str, console: Console | None = None) -> Iterator[Callable[[Statu
 
 @contextmanager
 def where_it_can_be_shown(title: str) -> Iterator[Callable[[Status], None]]:
-    """Draw as `live` does, in a notebook (which needs ipywidgets) or on a terminal; elsewhere nothing."""
-    notebook = Console(markup=False, highlight=False)
-    if notebook.is_jupyter:
-        if importlib.util.find_spec("ipywidgets") is None:
-            yield lambda _: None
-            return
-        with live(title, notebook) as show:
-            yield show
-        return
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    """Draw as `live` does, in a notebook or on a terminal; elsewhere do nothing."""
+    if not can_draw():
         yield lambda _: None
         return
-    with live(title) as show:
+    with live(title, Console(markup=False, highlight=False) if in_notebook() else None) as show:
         yield show
 
 

@@ -114,7 +114,7 @@ class Running(Generic[Event, Result]):
         return self._is_over
 
     def stop(self) -> None:
-        """Ask the work to end once what is under way is done; a second call ends it at once."""
+        """Ask the work to end once what is under way is done; a second call ends a harvest at once."""
         self._requests.ask()
 
     def result(self, timeout_s: float | None = None) -> Result:

@@ -13,6 +13,20 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingStarted:
+    """The first step is about to be made.
+
+    Attributes:
+        steps_done: by earlier calls; steps: of the whole training.
+        notes: lines for the operator: device, resumed step, warnings.
+    """
+
+    steps_done: int
+    steps: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepLog:
     """One line of train.jsonl: a step and the rates since the line before.
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
+from harvester.system.background import StopRequests
 from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.errors import FindingsError, Interrupted, ProcessLost
@@ -61,6 +62,7 @@ def train(
     rows: dataset.Rows | None = None,
     allow_change: bool = False,
     force_faults: bool = False,
+    requests: StopRequests | None = None,
 ) -> Trained:
     """Train the adapter, or continue where the last run stopped.
 
@@ -69,12 +71,13 @@ def train(
         rows: the corpus, if it has been read already.
         allow_change: resume although settings differ from those of the checkpoint.
         force_faults: train although the data has fatal faults; the model card names them.
+        requests: how another thread ends the training; signals are left alone then.
 
     Raises:
         FindingsError: the data has fatal faults; nothing was started.
         DataError, StudentError, ConfigError, TermsRefused: nothing was started.
         ResumeRefused: the output folder holds a training with another configuration or corpus.
-        Interrupted: SIGTERM or SIGINT; the step was finished and checkpointed, if one had begun.
+        Interrupted: SIGTERM, SIGINT or a request; the step was finished and checkpointed, if one had begun.
         TrainingDiverged, OutOfMemory: the last checkpoint is good.
         ProcessLost: another process of the training ended; the steps done were checkpointed.
     """
@@ -84,7 +87,7 @@ def train(
         ExitStack() as computing,
     ):
         started = time.monotonic()
-        with end_before_first_step():
+        with end_before_first_step(requests):
             config = model.fit_to_device(config, world.size)
             model.set_threads(config.train, world.size)
             inputs = read_inputs(config, rows, rehearses=world.is_leader)
@@ -99,7 +102,7 @@ def train(
             student = load_student(config, inputs.largest_pack, world)
             run = TrainingRun(config, inputs, student, world, callbacks, allow_change=allow_change)
         try:
-            with stop_signals() as signals:
+            with stop_signals(requests) as signals:
                 callbacks.on_start(run.steps_done, run.steps, run.notes)
                 run.make_steps(signals)
                 run.finish()
