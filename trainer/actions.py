@@ -84,14 +84,26 @@ class HarnessTasks:
     merged: Path | None = None
 
 
-def evaluate(config: TrainConfig, tasks: HarnessTasks, update: Update, note: Note) -> dict[str, Any]:
+def evaluate(
+    config: TrainConfig,
+    tasks: HarnessTasks,
+    update: Update,
+    note: Note,
+    *,
+    gguf: Path | None = None,
+    gguf_limit: int | None = None,
+) -> dict[str, Any]:
     """Let base and student answer the held-out prompts; ask the judge of `[evaluate]`, if there is one.
+
+    Args:
+        gguf: folder of `trainer export` whose GGUF files llama.cpp's server answers from; None: none.
+        gguf_limit: held-out prompts for each of these files; None: all.
 
     Returns:
         The content of scorecard.json.
 
     Raises:
-        What `trainer.evaluation.evaluate.evaluate`, the harness and the judge raise.
+        What `trainer.evaluation.evaluate.evaluate`, the harness, the server and the judge raise.
     """
     if config.evaluate.judge:
         from trainer.evaluation.preferences import judge_table
@@ -101,6 +113,11 @@ def evaluate(config: TrainConfig, tasks: HarnessTasks, update: Update, note: Not
         from trainer.evaluation.harness import require_installed
 
         require_installed()  # before an hour of other work
+    if gguf is not None:
+        from trainer.evaluation import limited_devices
+
+        files = limited_devices.GgufChoice(gguf, gguf_limit)
+        limited_devices.check_choice(files)
     note("reading corpus and student")
     from trainer.evaluation.evaluate import evaluate as run_evaluation
 
@@ -114,6 +131,9 @@ def evaluate(config: TrainConfig, tasks: HarnessTasks, update: Update, note: Not
 
         choice = harness.HarnessChoice(tasks.names, tasks.folder, tasks.limit, tasks.merged)
         card |= {harness.KEY: harness.run(config, choice, lambda name: note(f"harness: {name}"))}
+    if gguf is not None:
+        served = limited_devices.run(config, files, lambda name: note(f"llama.cpp: {name}"))
+        card |= {limited_devices.KEY: served}
     if config.evaluate.judge:
         from trainer.evaluation import preferences
 

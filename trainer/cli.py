@@ -230,6 +230,13 @@ def evaluate(
     merged: Path | None = typer.Option(
         None, help="Exported student to score on these tasks, too.", exists=True, file_okay=False
     ),
+    gguf: Path | None = typer.Option(
+        None,
+        help="Exported folder whose GGUF files to score, too (extra `gguf`).",
+        exists=True,
+        file_okay=False,
+    ),
+    gguf_limit: int | None = typer.Option(None, min=1, help="Held-out prompts for each of these files."),
     judge_only: bool = typer.Option(
         False, "--judge-only", help="Only ask \\[evaluate] judge about the answers of the last evaluation."
     ),
@@ -251,11 +258,16 @@ def evaluate(
 
     tasks = actions.HarnessTasks(tuple(harness), harness_tasks, harness_limit, merged)
     with progress_bar("score", "prompts") as update:
-        card = actions.evaluate(loaded, tasks, update, print_message)
+        card = actions.evaluate(loaded, tasks, update, print_message, gguf=gguf, gguf_limit=gguf_limit)
     print_scorecard(card)
-    for line in preferences.lines(card[preferences.KEY]) if loaded.evaluate.judge else ():
-        print_message(line)
-    for line in lm_harness.lines(card[lm_harness.KEY]) if harness else ():
+    lines: list[str] = []
+    lines += preferences.lines(card[preferences.KEY]) if loaded.evaluate.judge else ()
+    lines += lm_harness.lines(card[lm_harness.KEY]) if harness else ()
+    if gguf is not None:
+        from trainer.evaluation import limited_devices
+
+        lines += limited_devices.lines(card[limited_devices.KEY])
+    for line in lines:
         print_message(line)
     path = str(loaded.out_path / "scorecard.json")
     answers = str(loaded.out_path / "answers.jsonl")

@@ -100,6 +100,8 @@ def evaluate(
     harness_tasks: FilePath | None = None,
     harness_limit: int | None = None,
     merged: FilePath | None = None,
+    gguf: FilePath | None = None,
+    gguf_limit: int | None = None,
     on_note: Callable[[str], None] = lambda _: None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
@@ -110,6 +112,8 @@ def evaluate(
         harness: tasks of lm-evaluation-harness to score, too; harness_tasks: folder of tasks of your own;
             harness_limit: examples of each.
         merged: exported student to score on these tasks, too.
+        gguf: folder of an export whose GGUF files llama.cpp's server answers from, too; gguf_limit: held-out
+            prompts for each of these files.
         on_note: is called with lines for people.
         progress: as of `train`.
 
@@ -131,7 +135,8 @@ def evaluate(
 
         loaded = load(Path(config))
         with _bar(progress, "score", "prompts") as update:
-            return actions.evaluate(loaded, tasks, update, on_note)
+            folder = None if gguf is None else Path(gguf)
+            return actions.evaluate(loaded, tasks, update, on_note, gguf=folder, gguf_limit=gguf_limit)
 
     return _in_thread("evaluate", work)
 

@@ -6,7 +6,7 @@ template itself, and the result is compared with what training renders. Loads no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, combinations
 
 from trainer.config import TrainConfig
@@ -17,6 +17,8 @@ from trainer.process import time_limit
 
 # Assignments written before a template for the variables that training passes to it and a server does not.
 _FIXED_CHOICES = (f'{{%- set date_string = "{TEMPLATE_DATE}" -%}}', "{%- set enable_thinking = false -%}")
+# Variables that a server passes all the same: llama.cpp's gives the template the day's date.
+_PASSED_BY_SERVERS: tuple[dict[str, str], ...] = ({}, {"date_string": "01 Jan 1970"})
 _QUESTION = {"role": "user", "content": "hi"}
 _TURNS = [_QUESTION, {"role": "assistant", "content": "ho"}, {"role": "user", "content": "and?"}]
 _SYSTEM = {"role": "system", "content": "Be brief."}
@@ -46,8 +48,8 @@ def keeps_reasoning(config: TrainConfig, renderer: Renderer) -> bool:
 def pinned_template(renderer: Renderer, *, thinking: bool) -> str:
     """Return a chat template that renders the learned prompts without being given any variable.
 
-    A server passes no date and no `enable_thinking` to the template, and its clock runs. If its prompts would
-    then differ from those that were learned, they are set at the start of the template.
+    A server passes today's date or none, and no `enable_thinking`, to the template, and its clock runs. If
+    its prompts would then differ from those that were learned, they are set at the start of the template.
 
     Raises:
         StudentError: no assignment makes the template render the prompts that were learned.
@@ -58,7 +60,10 @@ def pinned_template(renderer: Renderer, *, thinking: bool) -> str:
     sizes = range(len(_FIXED_CHOICES) + 1)
     for chosen in chain.from_iterable(combinations(_FIXED_CHOICES, size) for size in sizes):
         template = renderer.fixed_clock + "".join(chosen) + original
-        if [_as_served(renderer, template, probe) for probe in probes] == wanted:
+        if all(
+            [_as_served(renderer, template, probe, passed) for probe in probes] == wanted
+            for passed in _PASSED_BY_SERVERS
+        ):
             return template
     raise StudentError(
         "a server would render other prompts than were learned: the template puts text before the answer",
@@ -121,8 +126,14 @@ def _is_rendered(renderer: Renderer, probe: Conversation) -> bool:
     return True
 
 
-def _as_served(renderer: Renderer, template: str, prompt: Conversation) -> str:
-    """Render a prompt as a server does; "" if the template refuses it."""
+def _as_served(
+    renderer: Renderer, template: str, prompt: Conversation, passed: Mapping[str, str] | None = None
+) -> str:
+    """Render a prompt as a server does; "" if the template refuses it.
+
+    Args:
+        passed: variables that the server gives the template.
+    """
     try:
         with time_limit(TEMPLATE_TIMEOUT_S):
             text = renderer.tokenizer.apply_chat_template(
@@ -131,6 +142,7 @@ def _as_served(renderer: Renderer, template: str, prompt: Conversation) -> str:
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=True,
+                **(passed or {}),
             )
     except Exception:  # noqa: BLE001 - jinja raises whatever the template's author chose
         return ""

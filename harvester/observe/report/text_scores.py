@@ -59,6 +59,7 @@ def text_parts(card: Mapping[str, Any]) -> dict[str, Any]:
         _forgetting(card),
         _by_model("How they answer", "behaviour", _BEHAVIOUR, card),
         _speed(card),
+        _limited_devices(card),
         _paired(card),
         _tags(card),
         _teacher_pass(card),
@@ -302,6 +303,32 @@ def _speed(card: Mapping[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "note": note,
     }
+
+
+def _limited_devices(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Show size, speed and accuracy of the GGUF files, as llama.cpp's server answered from them."""
+    facts = card.get("limited_devices") or {}
+    rows = [
+        [
+            file["kind"],
+            f"{file['bytes'] / 2**20:,.1f}",
+            f"{file['bits_per_weight']:.2f}",
+            _scaled(file["tokens_per_s"], 1.0),
+            shown({**file["accuracy"], "value": file["accuracy"]["accuracy"]}, percent=True)
+            if file["accuracy"]
+            else "–",
+            shown({**file["equal"], "value": file["equal"]["accuracy"]}, percent=True),
+            f"{file['cut']:,}",
+        ]
+        for file in facts.get("files", ())
+    ]
+    note = (
+        f"GGUF files of the student behind llama.cpp's server, {facts.get('threads', 0)} CPU threads, one of "
+        f"{facts.get('prompts', 0):,} held-out prompts at a time. Equal: the same string as the student's "
+        "answer in transformers."
+    )
+    columns = ["type", "MiB", "bits a weight", "tokens/s", "accuracy", "equal answers", "cut"]
+    return {"title": "On limited devices", "columns": columns, "rows": rows, "note": note}
 
 
 def _scaled(value: Mapping[str, float] | float | None, scale: float) -> str:
