@@ -28,6 +28,7 @@ _MODELS_BEFORE = {"base": 0, "student": 1}
 def train(
     config: TrainConfig,
     emit: Callable[[TrainingEvent], object],
+    on_rows: Update | None = None,
     *,
     allow_change: bool = False,
     force_faults: bool = False,
@@ -37,10 +38,11 @@ def train(
 
     Args:
         emit: is called with each event.
+        on_rows: is called while the token store of a large corpus is made.
     """
     from trainer.data import dataset
 
-    rows = dataset.read(config)
+    rows = None if dataset.is_stored(config) else dataset.read(config)
     from trainer.training.reporter import Callbacks
     from trainer.training.train import train as run_training
 
@@ -49,7 +51,7 @@ def train(
 
     return run_training(
         config,
-        Callbacks(started, emit, emit),  # type: ignore[arg-type]
+        Callbacks(started, emit, emit, on_rows or (lambda _done, _rows, _doing: None)),  # type: ignore[arg-type]
         rows=rows,
         allow_change=allow_change,
         force_faults=force_faults,

@@ -24,6 +24,7 @@ from trainer.console import (
     print_result,
     print_scorecard,
     progress_bar,
+    progress_lines,
 )
 from trainer.errors import HarvesterError
 from trainer.process import end_on_sigterm, ignore_sigterm
@@ -101,7 +102,9 @@ def plan(
     processes: int = PROCESSES,
     as_json: bool = AS_JSON,
 ) -> None:
-    """Estimate rows, tokens, steps, memory and time; time comes from a few real steps. Writes nothing.
+    """Estimate rows, tokens, steps, memory and time; time comes from a few real steps.
+
+    Writes nothing but the token store of a large corpus.
 
     Example: trainer plan train.toml
     """
@@ -110,7 +113,7 @@ def plan(
     loaded = load(config)
     from trainer.training.plan import plan as make_plan
 
-    estimate = make_plan(loaded, probe, processes=processes)
+    estimate = make_plan(loaded, probe, progress_lines("tokens", "rows"), processes=processes)
     memory = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in estimate.memory.items())
     recomputed = "; activations are recomputed" if estimate.checkpointing else ""
     of_each = f" of each of {estimate.processes} processes" if estimate.processes > 1 else ""
@@ -149,7 +152,7 @@ def doctor(
     from trainer.errors import FindingsError
     from trainer.evaluation.doctor import diagnose, write_page
 
-    diagnosis = diagnose(loaded)
+    diagnosis = diagnose(loaded, progress_lines("tokens", "rows"))
     path = str(write_page(diagnosis, loaded, page or loaded.out_path / "doctor.html"))
     if not as_json:
         for shown in diagnosis.shown:
@@ -199,7 +202,8 @@ def train(
             if is_leader:
                 actions.show(event, update, print_message)
 
-        trained = actions.train(loaded, show, allow_change=allow_change, force_faults=force_faults)
+        on_rows = progress_lines("tokens", "rows") if is_leader else None
+        trained = actions.train(loaded, show, on_rows, allow_change=allow_change, force_faults=force_faults)
     if not is_leader:
         return  # only the first process of a fleet prints
     loss = f", loss {trained.loss:.3f}" if trained.loss is not None else ""

@@ -78,11 +78,14 @@ class DataSection(_Frozen):
             those equal to the most frequent one, once normalised.
         per_prompt: most answers of a prompt that are learned, the first or the best ones. Absent: all that
             `answers` leaves, and 1 for "best".
+        cache: folder for the token store of a large corpus, which several configurations may share. Empty:
+            `tokens` in `[out] path`.
         weights: how much a row counts in the loss: each row alike; each prompt alike, so that its rows share
             its weight; or by the share of the prompt's answers that agree with the row's.
     """
 
     corpus: str = Field(min_length=1)
+    cache: str = ""
     split_field: str = "split"
     eval_share: Share = DEFAULT_EVAL_SHARE
     truncated: Literal["exclude", "unterminated"] = "exclude"
@@ -333,6 +336,11 @@ class TrainConfig(_Frozen):
         return (self.root / self.data.corpus).resolve()
 
     @property
+    def cache(self) -> Path:
+        """Folder of token stores."""
+        return (self.root / self.data.cache).resolve() if self.data.cache else self.out_path / "tokens"
+
+    @property
     def out_path(self) -> Path:
         """Folder that everything is written to."""
         return (self.root / self.out.path).resolve()
@@ -345,7 +353,7 @@ class TrainConfig(_Frozen):
     @property
     def sha256(self) -> str:
         """SHA-256 of the values, without the folder that they were read from."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return hashlib.sha256(self.model_dump_json(exclude={"data": {"cache"}}).encode()).hexdigest()
 
 
 def load(path: Path) -> TrainConfig:
@@ -366,6 +374,12 @@ def _check_out_path(config: TrainConfig, place: str) -> None:
     for folder, words in ((config.base, "the untouched base"), (config.corpus, "the corpus")):
         if out.is_relative_to(folder):
             raise ConfigError(f"out.path: {out} would write into {words}", place=place, remedy=remedy)
+        if config.cache.is_relative_to(folder):
+            raise ConfigError(
+                f"data.cache: {config.cache} would write into {words}",
+                place=place,
+                remedy="set [data] cache to a folder of its own",
+            )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out.path: {out} is not a folder", place=place, remedy=remedy)
 

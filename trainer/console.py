@@ -17,6 +17,9 @@ from harvester.system.safe_text import one_line, visible
 # Longest time without a line of progress, in seconds, where there is no terminal.
 QUIET_S = 30.0
 
+# Longest time without a line of `progress_lines`, in seconds.
+LINE_S = 5.0
+
 MODELS = ("base", "student", "teacher")
 
 # Reports progress: units done, units in all, a short text about the current one.
@@ -225,6 +228,29 @@ def progress_bar(title: str, unit: str) -> Iterator[Update]:
             progress.update(task, completed=done, total=total, detail=detail)
 
         yield update
+
+
+def progress_lines(title: str, unit: str) -> Update:
+    """Print progress on stderr as lines: when what is done changes, at the end, and each `LINE_S`.
+
+    Args:
+        unit: plural noun of what is counted, e.g. "rows".
+    """
+    last_doing, last_line_at, begun = "", 0.0, (0, 0.0)
+
+    def update(done: int, total: int, doing: str) -> None:
+        nonlocal last_doing, last_line_at, begun
+        now = time.monotonic()
+        if doing == last_doing and done < total and now - last_line_at < LINE_S:
+            return
+        if not last_doing:
+            begun = (done, now)
+        last_doing, last_line_at = doing, now
+        seconds = now - begun[1]
+        rate = f", {(done - begun[0]) / seconds:,.0f} {unit}/s" if done > begun[0] and seconds > 0 else ""
+        print_message(f"{title}: {done:,}/{total:,} {unit}, {doing}{rate}" if total else f"{title}: {doing}")
+
+    return update
 
 
 def _fifth_printer(title: str, unit: str) -> Update:

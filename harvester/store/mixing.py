@@ -61,6 +61,18 @@ class Mixing:
             counts = self._counts[name]
             counts[value if value in counts or len(counts) < _COUNTED else _OTHERS] += 1
 
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many rows have each value of each setting."""
+        return {name: dict(counts) for name, counts in self._counts.items()}
+
+    def add_counts(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Count the rows of another `Mixing`, by its `counts`."""
+        for name, by_value in counts.items():
+            of_name = self._counts[name]
+            for value, rows in by_value.items():
+                of_name[value if value in of_name or len(of_name) < _COUNTED else _OTHERS] += rows
+
     def notes(self) -> tuple[str, ...]:
         """Return a line for each setting in which rows differ."""
         return tuple(_note(name, counts) for name, counts in self._counts.items() if len(counts) > 1)

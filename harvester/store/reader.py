@@ -7,12 +7,13 @@ a curated corpus) is a corpus too. Imports pyarrow, orjson and the standard libr
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +29,7 @@ from harvester.store.journal.checksums import (
     select_with_checksum,
     translate_value_errors,
 )
-from harvester.store.journal.records import ShardEntry
+from harvester.store.journal.records import ShardEntry as ShardEntry
 from harvester.store.shards import batching
 from harvester.store.shards.chosen_rows import read_chosen
 from harvester.store.shards.manifest import manifest_rows
@@ -67,6 +68,24 @@ def holds_answers(store: Path) -> bool:
         )
     except OSError:
         return True
+
+
+class CorpusView(NamedTuple):
+    """One snapshot of a corpus.
+
+    Attributes:
+        manifest: the sealed files.
+        tail_sha256: of what the unsealed answers are known by; "" without any.
+        asks_sha256: of what the prompts that share an answer are known by; "" without any.
+        unsealed_rows: unsealed answers; prompts that share one are not counted.
+        unsealed: the unsealed answers, once for each prompt that asked for them.
+    """
+
+    manifest: tuple[ShardEntry, ...]
+    tail_sha256: str
+    asks_sha256: str
+    unsealed_rows: int
+    unsealed: Iterator[Sample]
 
 
 class RowFilter(Protocol):
@@ -177,6 +196,85 @@ class Corpus:
                     yield from self._tail(connection, wanted)
                 connection.execute("COMMIT")  # a reader that stays open would keep the WAL growing
             yield from self._sealed(manifest, wanted, connection, texts)
+
+    @contextlib.contextmanager
+    def view(self, columns: Sequence[str]) -> Iterator[CorpusView]:
+        """Give one snapshot that can be read part by part, the sealed parts by other processes too.
+
+        No shard is replaced inside the block. Read the unsealed answers first: they end the transaction.
+        """
+        if not self._has_journal:
+            yield CorpusView(self.manifest, "", "", 0, iter(()))
+            return
+        place = self._store / paths.JOURNAL
+        with (
+            hold_for_reading(self.folder),
+            contextlib.closing(sqlite.open_for_reading(self._store)) as connection,
+        ):
+            with sqlite.translate_errors(place), translate_value_errors(place):
+                connection.execute("BEGIN")
+                unsealed = connection.execute("SELECT count(*) FROM answers").fetchone()[0]
+                view = CorpusView(
+                    tuple(manifest_rows(connection)),
+                    _digest(connection, _TAIL_STATE) if unsealed else "",
+                    _digest(connection, _ASKS_STATE),
+                    int(unsealed),
+                    self._tail_of_snapshot(connection, columns),
+                )
+            yield view
+
+    def _tail_of_snapshot(self, connection: sqlite3.Connection, columns: Sequence[str]) -> Iterator[Sample]:
+        place = self._store / paths.JOURNAL
+        with sqlite.translate_errors(place), translate_value_errors(place):
+            yield from self._tail(connection, columns)
+            connection.execute("COMMIT")  # a reader that stays open would keep the WAL growing
+
+    def parts(self, entry: ShardEntry, most_rows: int) -> list[tuple[range, int]]:
+        """Return row groups of a shard that are read together, and their rows.
+
+        Args:
+            most_rows: rows of a part, at most, unless a row group has more.
+        """
+        with open_entry(self.folder, entry) as file:
+            sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        parts: list[tuple[range, int]] = []
+        begin = rows = 0
+        for number, size in enumerate(sizes):
+            if rows and rows + size > most_rows:
+                parts.append((range(begin, number), rows))
+                begin, rows = number, 0
+            rows += size
+        return [*parts, (range(begin, len(sizes)), rows)] if rows else parts
+
+    def part(
+        self, entry: ShardEntry, groups: range, columns: Sequence[str], asks_sha256: str = ""
+    ) -> Iterator[Sample]:
+        """Yield the samples of some row groups of a shard, once for each prompt that asked for them.
+
+        Args:
+            asks_sha256: `CorpusView.asks_sha256` of the snapshot that the part belongs to.
+
+        Raises:
+            StoreError: further prompts were asked since that snapshot; and as `samples`.
+        """
+        with contextlib.ExitStack() as reading:
+            asks = None
+            if self._has_journal:
+                connection = reading.enter_context(self._reading())
+                if _digest(connection, _ASKS_STATE) != asks_sha256:
+                    raise StoreError(
+                        "prompts were asked while the corpus was read",
+                        place=str(self._store),
+                        remedy="try again when the harvest has ended",
+                    )
+                asks = _Asks(connection, columns)
+            needed = sorted({*columns, "key", "prompt_id", "sample_index"})
+            file = reading.enter_context(open_entry(self.folder, entry))
+            _require_columns(file, needed, entry.name)
+            for batch in chain.from_iterable(batching.batch_group(file, group, needed) for group in groups):
+                _require_values(batch, entry.name)
+                samples = [from_row(row) for row in batch.to_pylist()]
+                yield from asks.fan_out(samples, samples) if asks is not None and asks.are_any else samples
 
     @contextlib.contextmanager
     def snapshot(
@@ -341,6 +439,23 @@ class Corpus:
                     yield from asks.fan_out(shown, samples)
                 if left:
                     raise StoreCorrupt(f"{left} of {entry.rows} rows are missing", place=entry.name)
+
+
+# What the unsealed answers, and the prompts that share an answer, are known by.
+_TAIL_STATE = (
+    "SELECT id, checksum, '' FROM answers UNION ALL"
+    " SELECT 0, 0, lineage_json FROM runs WHERE run IN (SELECT run FROM answers) ORDER BY 1, 3"
+)
+_ASKS_STATE = "SELECT id, checksum, '' FROM asks ORDER BY id"
+
+
+def _digest(connection: sqlite3.Connection, query: str) -> str:
+    """Return the SHA-256 of a query's rows; "" without rows."""
+    digest, count = hashlib.sha256(), 0
+    for row in connection.execute(query):
+        digest.update(repr(tuple(row)).encode())
+        count += 1
+    return digest.hexdigest() if count else ""
 
 
 class _Asks:

@@ -7,7 +7,7 @@ A prompt may have many answers (`samples` of the harvest). `[data] answers` says
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harvester.export.score import candidate_of
@@ -32,6 +32,11 @@ class Chosen:
     excluded: Mapping[str, int]
 
 
+def compares_answers(data: DataSection) -> bool:
+    """Whether the answers to a prompt are chosen or weighed by comparing them."""
+    return data.answers != "all" or data.per_prompt is not None or data.weights != "row"
+
+
 def choose(
     samples: Sequence[Sample], prompts: Sequence[str], data: DataSection, verifiers: Verifiers
 ) -> Chosen:
@@ -41,7 +46,7 @@ def choose(
         samples: usable answers, those of a prompt in order of their sample numbers.
         prompts: what identifies the prompt of each sample.
     """
-    if data.answers == "all" and data.per_prompt is None and data.weights == "row":
+    if not compares_answers(data):
         return Chosen(tuple(samples), (), {})
     by_prompt: dict[str, list[int]] = {}
     for number, prompt in enumerate(prompts):
@@ -60,23 +65,37 @@ def _choose_of_prompt(
     answers: Sequence[Sample], data: DataSection, verifiers: Verifiers
 ) -> tuple[dict[int, float], Counter[str]]:
     """Return the weights of the answers of one prompt that are learned, and the reasons for the others."""
-    shares = agreement([answer.completion or "" for answer in answers])
-    places = list(range(len(answers)))
+    texts = [normalise(answer.completion or "") for answer in answers]
+    needs_verdicts = data.answers in {"verified", "best"}
+    verdicts = [verifiers.judge(candidate_of(answer)).verdict for answer in answers] if needs_verdicts else ()
+    return choose_of_prompt(texts, verdicts, data)
+
+
+def choose_of_prompt(
+    texts: Sequence[Hashable], verdicts: Sequence[AnswerVerdict], data: DataSection
+) -> tuple[dict[int, float], Counter[str]]:
+    """Choose among the answers to one prompt, by their normalised texts or hashes of these.
+
+    Args:
+        verdicts: of the verifiers, where `[data] answers` is "verified" or "best".
+
+    Returns:
+        The weights by place of the answers that are learned, and the reasons for the others.
+    """
+    shares = _shares(texts)
+    places = list(range(len(texts)))
     excluded: Counter[str] = Counter()
     if data.answers == "majority":
         # The first of several texts that are equally frequent.
-        most = max(shares)
-        text = normalise(answers[shares.index(most)].completion or "")
-        places = [place for place in places if normalise(answers[place].completion or "") == text]
-        excluded["minority answer"] = len(answers) - len(places)
-    elif data.answers in {"verified", "best"}:
-        verdicts = [verifiers.judge(candidate_of(answer)).verdict for answer in answers]
-        if data.answers == "verified":
-            places = [place for place in places if verdicts[place] == AnswerVerdict.PASSED]
-            excluded.update(f"verification: {verdict}" for verdict in verdicts)
-            excluded[f"verification: {AnswerVerdict.PASSED}"] = 0
-        else:
-            places.sort(key=lambda place: (_RANK[verdicts[place]], -shares[place], place))
+        most_frequent = texts[shares.index(max(shares))]
+        places = [place for place in places if texts[place] == most_frequent]
+        excluded["minority answer"] = len(texts) - len(places)
+    elif data.answers == "verified":
+        places = [place for place in places if verdicts[place] == AnswerVerdict.PASSED]
+        excluded.update(f"verification: {verdict}" for verdict in verdicts)
+        excluded[f"verification: {AnswerVerdict.PASSED}"] = 0
+    elif data.answers == "best":
+        places.sort(key=lambda place: (_RANK[verdicts[place]], -shares[place], place))
     most_rows = data.per_prompt or (1 if data.answers == "best" else len(places))
     excluded["beyond per_prompt"] = max(0, len(places) - most_rows)
     places = places[:most_rows]
@@ -91,6 +110,9 @@ def _weight(data: DataSection, share: float, rows: int) -> float:
 
 def agreement(texts: Sequence[str]) -> list[float]:
     """Return for each text the share of the texts that are equal to it once normalised, in (0, 1]."""
-    normalised = [normalise(text) for text in texts]
-    counts = Counter(normalised)
-    return [counts[text] / len(texts) for text in normalised]
+    return _shares([normalise(text) for text in texts])
+
+
+def _shares(texts: Sequence[Hashable]) -> list[float]:
+    counts = Counter(texts)
+    return [counts[text] / len(texts) for text in texts]

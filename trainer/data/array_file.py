@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from harvester.system.files import fsync
+
+# What reading a damaged file may raise.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+    zipfile.BadZipFile,
+    struct.error,
+    zlib.error,
+)
 
 
 def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -33,7 +49,11 @@ def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 def read(path: Path, names: Collection[str]) -> dict[str, npt.NDArray[Any]] | None:
     """Read the arrays of a file; None where it is absent, damaged, or lacks one of them."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with path.open("rb") as file, zipfile.ZipFile(file) as members:
+            if members.testzip() is not None:
+                return None
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in names}
+    except _UNREADABLE:
         return None

@@ -68,13 +68,16 @@ def request_beyond_columns(sample: Sample) -> str:
     return json.dumps({"messages": messages, "tools": tools or []}, ensure_ascii=False)
 
 
-def conversation_of(sample: Sample) -> Conversation:
+def conversation_of(sample: Sample, request_json: str | None = None) -> Conversation:
     """Restore what the teacher was asked for this row.
+
+    Args:
+        request_json: the row's request, or what `request_beyond_columns` leaves of it; None: its column.
 
     Raises:
         UnsupportedContent: a message holds something other than text.
     """
-    request = _load_object(sample.request_json)
+    request = _load_object(sample.request_json if request_json is None else request_json)
     messages = request.get("messages")
     if isinstance(messages, list) and _columns(messages) == _columns(sample.messages):
         tools = tuple(tool for tool in request.get("tools") or () if isinstance(tool, Mapping))

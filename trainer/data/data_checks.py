@@ -173,7 +173,7 @@ def run_checks(rendered: RenderedRows, renderer: Renderer, *, vocabulary: int, l
         learned,
     )
     tokens = token_check(found.control, renderer, rendered.base, rendered.trainable_tokens)
-    return found.checks(checker.names, tokens, rendered.prompt_id)
+    return [*found.checks(checker.names, rendered.prompt_id), tokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +194,11 @@ class RowFaults:
     any_ends: bool
     learned: int
 
-    def checks(self, names: Sequence[str], tokens: Check, prompt_id: Callable[[int], str]) -> list[Check]:
-        """Return all checks, also those that found nothing.
+    def checks(self, names: Sequence[str], prompt_id: Callable[[int], str]) -> list[Check]:
+        """Return all checks but `token_check`, also those that found nothing.
 
         Args:
-            names: of the bits. tokens: the check of control tokens. prompt_id: of a row by its number.
+            names: of the bits. prompt_id: of a row by its number.
         """
         rows = len(self.bits)
         of_rows = [self._count(name, (self.bits >> bit) & 1) for bit, name in enumerate(names)]
@@ -213,7 +213,7 @@ class RowFaults:
         too_many = too_long if too_long > rows * MAX_SHARE_LEFT_OUT else 0
         length = Check("most rows are too long to learn", too_many, rows, unit="rows")
         labels, rest, cut = of_rows[:_LABELS], of_rows[_LABELS:-1], of_rows[-1]
-        checks = [*labels, stops, *rest, respelled, cut, length, tokens]
+        checks = [*labels, stops, *rest, respelled, cut, length]
         return [c if c.first is None else replace(c, first_prompt=prompt_id(c.first)) for c in checks]
 
     @staticmethod
@@ -272,11 +272,13 @@ class RowChecker:
         texts = published_template.served_texts(self._renderer, self._template, conversations)
         served = published_template.served_prompts(self._renderer, texts, conversations)
         rows = np.zeros(len(samples), dtype=np.uint16)
+        are_labels_right = _are_labels_right(examples)
         for number, (sample, conversation, answer, thought, example) in enumerate(
             zip(samples, conversations, answers, thoughts, examples, strict=True)
         ):
             faults = (
                 *self._label_faults(example),
+                not are_labels_right and example.supervised > 0 and not _are_labels_right([example]),
                 *self._text_faults(example, answer, thought),
                 bool(self._renderer.text_lost(conversation, texts[number])),
                 example.ids[: example.prompt_length].tolist()
@@ -293,8 +295,6 @@ class RowChecker:
             example.terminated and int(ids[-1]) != self._renderer.chat_shape.stop_id,
             bos is not None and list(ids[:2]) == [bos, bos],
             int(ids.max()) >= self._vocabulary or int(ids.min()) < 0,
-            example.supervised > 0
-            and collate([example]).targets.tolist() != ids[example.prompt_length :].tolist(),
         )
 
     def _text_faults(self, example: Example, answer: str, thought: str | None) -> tuple[bool, ...]:
@@ -324,6 +324,15 @@ class RowChecker:
             [ids] = self._renderer.prompts([conversation], [bool(thought)])
             return ids
         return served
+
+
+def _are_labels_right(examples: Sequence[Example]) -> bool:
+    """Whether the collator predicts every id after the prompts of all examples, and nothing else."""
+    longest_first = sorted((e for e in examples if e.supervised > 0), key=lambda e: -len(e.ids))
+    if not longest_first:
+        return True
+    expected = np.concatenate([e.ids[e.prompt_length :] for e in longest_first])
+    return np.array_equal(collate(longest_first).targets.numpy(), expected)
 
 
 def _ids_of(tokenizer: Any, texts: Sequence[str]) -> frozenset[int]:

@@ -40,12 +40,16 @@ from trainer.data.teacher_tokens import TeacherSignal, read_signal
 from trainer.data.token_alignment import TeacherText
 from trainer.errors import DataError, StudentError
 from trainer.provenance import fingerprint, terms_check
+from trainer.provenance.fingerprint import Leaf
 
 # Columns that are kept in memory.
 COLUMNS = [
     *("key", "prompt_id", "sample_index", "messages", "completion", "reasoning", "outcome", "finish_reason"),
     *("reference", "tags", "metadata_json", "purpose", "terms_id", "teacher_id", "mock", "run_id"),
 ]
+
+# Rows from which a corpus has a token store. Fewer are rendered anew by each command, in some seconds.
+STORED_ROWS = 10_000
 
 # Why a row with an image is left out.
 NOT_TEXT = "content that is not text"
@@ -117,6 +121,32 @@ class Rows:
     signal: TeacherSignal | None = None
     mixed: tuple[str, ...] = ()
 
+    @property
+    def learned(self) -> int:
+        """Number of the samples to learn, those too long included."""
+        return len(self.train)
+
+    def leaves(self) -> Iterator[Leaf]:
+        """Yield the leaves of the samples to learn, in the order of the hash tree."""
+        yield from fingerprint.sorted_leaves(self.train, self.origins)
+
+    def teachers(self) -> Mapping[tuple[str, str, bool], int]:
+        """Return the number of samples by teacher, terms record and whether the teacher is a mock."""
+        return Counter((s.teacher_id, s.terms_id, s.mock) for s in self.train)
+
+    def first(self, count: int) -> Rows:
+        """Return the first samples only."""
+        return replace(self, train=self.train[:count])
+
+    @property
+    def answered(self) -> Sequence[HeldOut]:
+        """Held-out prompts to which the teacher has a usable answer."""
+        return [held for held in self.held_out if held.teacher is not None]
+
+    def held_out_examples(self, renderer: Renderer, config: TrainConfig) -> Sequence[Example]:
+        """Render the teacher's held-out answers, those that are not too long."""
+        return held_out_examples(self.held_out, renderer, config)
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -140,6 +170,17 @@ class Dataset:
     def tokens(self) -> int:
         """Tokens that all examples feed to the model."""
         return int(self.lengths.sum(dtype=np.int64))
+
+
+def is_stored(config: TrainConfig) -> bool:
+    """Whether a corpus is so large that it has a token store (`trainer.data.tokens`).
+
+    Raises:
+        DataError: there is no corpus. StoreError: it can't be read.
+    """
+    require_folder(config)
+    # Soft targets depend on all answers together, and are made in memory.
+    return config.train.soft_targets == "off" and Corpus.open(config.corpus).count() >= STORED_ROWS
 
 
 def require_folder(config: TrainConfig) -> None:
@@ -175,16 +216,8 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     mixing = Mixing(config.corpus)
     read_samples = _read_samples(corpus, config, origins, excluded, mixing)
     samples = sorted(read_samples, key=lambda s: (s.prompt_id, s.sample_index, s.key))
-    if excluded and not samples:
-        raise DataError(
-            f"[data] where chooses none of {excluded.total():,} rows",
-            place=str(config.corpus),
-            remedy=WHERE_REMEDY,
-        )
     if not samples:
-        raise DataError(
-            "the corpus is empty", place=str(config.corpus), remedy="`harvester run harvest.toml` fills it"
-        )
+        raise nothing_chosen(config, excluded.total())
     lineages = tuple(corpus.lineages())
     terms_check.require_permission(config, lineages, corpus.distinct(FACT_COLUMNS))
     prompts = [prompt_key(s.messages) for s in samples]
@@ -212,21 +245,16 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     chosen = answers.choose(train, train_prompts, config.data, verifiers)
     excluded.update(chosen.excluded)
     if not chosen.samples:
-        counts = ", ".join(f"{n} {reason}" for reason, n in sorted(excluded.items()))
-        raise DataError(
-            f"no row can be learned: {counts or 'all rows are held out'}",
-            place=str(config.corpus),
-            remedy=f"rows need a completion and {config.data.split_field!r} = 'train' (or none)",
-        )
+        raise nothing_to_learn(config, excluded)
     held_out = _held_out(samples, splits, config.data)
     signal = None
     if learns and config.train.soft_targets == "auto":
         signal = read_signal(corpus.batches(LOGPROB_COLUMNS), {sample.key for sample in chosen.samples})
-    mixed = (*mixing.notes(), *_unknown_split(config))
+    mixed = (*mixing.notes(), *unknown_split(config))
     return Rows(chosen.samples, held_out, +excluded, lineages, origins, chosen.weights, signal, mixed)
 
 
-def _unknown_split(config: TrainConfig) -> Iterator[str]:
+def unknown_split(config: TrainConfig) -> Iterator[str]:
     """Say that more prompts are held out than those against which the corpus was decontaminated."""
     share, drawn = decontaminated_share(config.corpus), config.data.eval_share
     if share is not None and drawn > share:
@@ -235,6 +263,31 @@ def _unknown_split(config: TrainConfig) -> Iterator[str]:
             f"[data] eval_share holds out {drawn:.0%}: rows may repeat held-out prompts; set [decontaminate] "
             f"eval_share = {drawn:g} in curate.toml and curate again"
         )
+
+
+def nothing_chosen(config: TrainConfig, left_out: int) -> DataError:
+    """Return the error of a corpus without rows.
+
+    Args:
+        left_out: rows that `[data] where` doesn't choose.
+    """
+    if left_out:
+        return DataError(
+            f"[data] where chooses none of {left_out:,} rows", place=str(config.corpus), remedy=WHERE_REMEDY
+        )
+    return DataError(
+        "the corpus is empty", place=str(config.corpus), remedy="`harvester run harvest.toml` fills it"
+    )
+
+
+def nothing_to_learn(config: TrainConfig, excluded: Mapping[str, int]) -> DataError:
+    """Return the error of a corpus of which no row can be learned."""
+    counts = ", ".join(f"{n} {reason}" for reason, n in sorted(excluded.items()))
+    return DataError(
+        f"no row can be learned: {counts or 'all rows are held out'}",
+        place=str(config.corpus),
+        remedy=f"rows need a completion and {config.data.split_field!r} = 'train' (or none)",
+    )
 
 
 def held_out_examples(
@@ -349,19 +402,30 @@ def select(rows: Rows, examples: Sequence[Example], config: TrainConfig, vocabul
             place=str(config.corpus),
             remedy="raise [train] max_length",
         )
-    highest = max(int(e.ids.max()) for e in fitting)
-    if vocabulary and highest >= vocabulary:
-        raise StudentError(
-            f"the tokenizer produces id {highest}, but the student embeds ids below {vocabulary} only",
-            place=str(config.base),
-            remedy="use the tokenizer that belongs to these weights",
-        )
+    require_embedded(max(int(e.ids.max()) for e in fitting), vocabulary, config)
     digest = hashlib.sha256()
     for example in fitting:
         hash_example(digest, example)
     lengths = np.array([len(example.ids) - 1 for example in fitting], dtype=np.int32)
     supervised = sum(example.supervised for example in fitting)
     return Dataset(fitting, lengths, supervised, excluded, digest.hexdigest())
+
+
+def require_embedded(highest: int, vocabulary: int, config: TrainConfig) -> None:
+    """Refuse token ids that the student has no embedding for.
+
+    Args:
+        highest: largest id. vocabulary: rows of the student's embedding; 0: unknown.
+
+    Raises:
+        StudentError: names both.
+    """
+    if vocabulary and highest >= vocabulary:
+        raise StudentError(
+            f"the tokenizer produces id {highest}, but the student embeds ids below {vocabulary} only",
+            place=str(config.base),
+            remedy="use the tokenizer that belongs to these weights",
+        )
 
 
 def hash_example(digest: hashlib._Hash, example: Example) -> None:

@@ -13,7 +13,7 @@ from harvester.system.token_bytes import token_bytes
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.collator import batches
-from trainer.data.data_checks import RenderedRows
+from trainer.data.tokens.stored_rows import Rendered
 from trainer.model import model
 from trainer.model.rows import RowLayout
 from trainer.model.soft_loss import SoftMix, teacher_events
@@ -57,7 +57,7 @@ class ComparedToken:
     tail: Share
 
 
-def compare(rendered: RenderedRows, renderer: Renderer, config: TrainConfig) -> tuple[ComparedToken, ...]:
+def compare(rendered: Rendered, renderer: Renderer, config: TrainConfig) -> tuple[ComparedToken, ...]:
     """Let the untrained student read some answers, and choose tokens at which to show both distributions.
 
     Raises:

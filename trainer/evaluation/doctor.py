@@ -14,7 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from trainer.config import TrainConfig
 from trainer.data import data_checks, dataset, published_template
 from trainer.data.chat_template import Renderer
-from trainer.data.data_checks import Check, RenderedRows
+from trainer.data.data_checks import Check
+from trainer.data.tokens import builder
+from trainer.data.tokens.builder import Progress, no_progress
+from trainer.data.tokens.stored_rows import Rendered
 from trainer.errors import ConfigError, StudentError
 from trainer.evaluation.distributions import ComparedToken, compare
 from trainer.model import model, weights
@@ -76,21 +79,33 @@ class Diagnosis:
     compared: tuple[ComparedToken, ...] = ()
 
 
-def diagnose(config: TrainConfig) -> Diagnosis:
+def diagnose(config: TrainConfig, on_progress: Progress = no_progress) -> Diagnosis:
     """Render the corpus and check every example. The student's weights are loaded for soft targets only.
+
+    Args:
+        on_progress: called while the token store of a large corpus is made.
 
     Raises:
         DataError: no corpus, or no row to learn from.
         StudentError: the base's tokenizer or chat template can't be used.
     """
     weights.check_base(config.base, config.student.sha256)
-    rows = dataset.read(config)
-    renderer = Renderer(model.load_tokenizer(config.base, config.template))
+    renderer: Renderer | None = None
+    if dataset.is_stored(config):
+        renderer = Renderer(model.load_tokenizer(config.base, config.template))
+        store = builder.prepare(config, renderer, on_progress)
+        trained = config.lora.trainable_tokens
+        checks = [*store.checks, data_checks.token_check(store.control, renderer, config.base, trained)]
+        rendered: Rendered = store.rendered
+        data, soft = store.data, None
+    else:
+        rows = dataset.read(config)
+        renderer = Renderer(model.load_tokenizer(config.base, config.template))
+        rendered, data = data_checks.render_rows(rows, renderer, config)
+        vocabulary = weights.vocabulary_size(config.base)
+        checks = data_checks.run_checks(rendered, renderer, vocabulary=vocabulary, learned=len(data.examples))
+        soft = rendered.soft
     student_notes, refusals = _check_student(config)
-    rendered, data = data_checks.render_rows(rows, renderer, config)
-    vocabulary = weights.vocabulary_size(config.base)
-    checks = data_checks.run_checks(rendered, renderer, vocabulary=vocabulary, learned=len(data.examples))
-    soft = rendered.soft
     faults = (*(str(check) for check in checks if check.count), *(soft.faults if soft else ()))
     compared = compare(rendered, renderer, config) if soft and not refusals else ()
     return Diagnosis(
@@ -99,7 +114,7 @@ def diagnose(config: TrainConfig) -> Diagnosis:
         checks=tuple(checks),
         shown=tuple(_pick_samples(rendered, checks, renderer)),
         examples=len(data.examples),
-        held_out=len(rows.held_out),
+        held_out=len(rendered.rows.held_out),
         tokens=data.tokens + len(data.examples),
         supervised=data.supervised,
         excluded=dict(data.excluded),
@@ -155,7 +170,7 @@ def _shortened(tokens: Sequence[ShownToken]) -> tuple[Sequence[ShownToken], int,
     return tokens[:head], begin - head, tokens[begin : begin + MAX_TOKENS_SHOWN - head]
 
 
-def _pick_samples(rendered: RenderedRows, checks: Sequence[Check], renderer: Renderer) -> list[ShownSample]:
+def _pick_samples(rendered: Rendered, checks: Sequence[Check], renderer: Renderer) -> list[ShownSample]:
     """Pick the first row of every fault, then rows from the shortest to the longest."""
     by_length = np.argsort(rendered.lengths, kind="stable")
     why: dict[int, str] = {}
@@ -199,7 +214,7 @@ def _tokens(example: Any, renderer: Renderer) -> tuple[ShownToken, ...]:
     )
 
 
-def _length_histogram(rendered: RenderedRows) -> tuple[tuple[int, int, int, float], ...]:
+def _length_histogram(rendered: Rendered) -> tuple[tuple[int, int, int, float], ...]:
     lengths, supervised = rendered.lengths, rendered.supervised
     longest = int(lengths.max())
     width = max(1, -(-longest // HISTOGRAM_BINS))
@@ -213,7 +228,7 @@ def _length_histogram(rendered: RenderedRows) -> tuple[tuple[int, int, int, floa
     return tuple(bins)
 
 
-def _notices(rendered: RenderedRows, renderer: Renderer, config: TrainConfig) -> list[str]:
+def _notices(rendered: Rendered, renderer: Renderer, config: TrainConfig) -> list[str]:
     lines = []
     stop = renderer.chat_shape.stop_id
     eos = weights.read_json(config.base / "generation_config.json").get("eos_token_id")

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
@@ -77,6 +78,16 @@ def origin_sha256(sample: Sample) -> str:
     return hashlib.sha256(_canonical({**values, "created_at": sample.created_at.isoformat()})).hexdigest()
 
 
+def sorted_leaves(samples: Iterable[Sample], origins: Mapping[str, str]) -> list[Leaf]:
+    """Return the leaves of learned rows in the order of the tree.
+
+    Args:
+        origins: `origin_sha256` of rows, by key, where it was computed before.
+    """
+    leaves = (leaf_of(sample, origins.get(sample.key, "")) for sample in samples)
+    return sorted(leaves, key=lambda leaf: (leaf.key, leaf.prompt_id, leaf.sample_index))
+
+
 def leaf_of(sample: Sample, origin: str = "") -> Leaf:
     """Return the leaf of a learned row.
 
@@ -93,44 +104,101 @@ def leaf_of(sample: Sample, origin: str = "") -> Leaf:
     )
 
 
-def merkle_root(digests: Sequence[bytes]) -> bytes:
-    """Return the root of the tree over leaf hashes (RFC 6962 section 2.1); SHA-256("") without leaves."""
-    if not digests:
-        return hashlib.sha256(b"").digest()
-    if len(digests) == 1:
-        return digests[0]
-    split = 1 << (len(digests) - 1).bit_length() - 1
-    return hashlib.sha256(b"\x01" + merkle_root(digests[:split]) + merkle_root(digests[split:])).digest()
+class LearnedRows(Protocol):
+    """Say which rows a student learned, for its documents."""
+
+    @property
+    def lineages(self) -> Sequence[Lineage]:
+        """Teachers of the corpus, and the terms they were asked under."""
+
+    @property
+    def learned(self) -> int:
+        """Number of the rows, those too long to be learned included."""
+
+    def leaves(self) -> Iterator[Leaf]:
+        """Yield the leaf of each row, sorted by key, prompt id and sample number."""
+
+    def teachers(self) -> Mapping[tuple[str, str, bool], int]:
+        """Return the number of rows by teacher, terms record and whether the teacher is a mock."""
+
+    def first(self, count: int) -> LearnedRows:
+        """Return at most some of the rows, to see whether they can be written."""
 
 
-def write_rows(folder: Path, leaves: Iterable[Leaf]) -> list[Leaf]:
-    """Write the learned rows to `ROWS_FILE`, sorted by key; return them in that order."""
-    ordered = sorted(leaves, key=lambda leaf: (leaf.key, leaf.prompt_id, leaf.sample_index))
-    (folder / ROWS_FILE).write_bytes(_rows_text(ordered))
-    return ordered
+class MerkleTree:
+    """Compute the root of the tree over leaf hashes (RFC 6962 section 2.1), one leaf after the other.
+
+    Attributes:
+        leaves: leaves so far.
+    """
+
+    def __init__(self) -> None:
+        self.leaves = 0
+        # Roots of the full trees that the leaves so far make, the largest first.
+        self._full: list[bytes] = []
+
+    def add(self, digest: bytes) -> None:
+        """Add the hash of a leaf."""
+        self.leaves += 1
+        size = self.leaves
+        while size % 2 == 0:
+            digest = _node(self._full.pop(), digest)
+            size //= 2
+        self._full.append(digest)
+
+    @property
+    def root(self) -> bytes:
+        """The root over the leaves so far; SHA-256("") without leaves."""
+        if not self._full:
+            return hashlib.sha256(b"").digest()
+        return reduce(lambda right, left: _node(left, right), reversed(self._full))
 
 
-def write_tree(folder: Path, leaves: Sequence[Leaf], lineages: Sequence[Lineage]) -> str:
-    """Write `TREE_FILE` over rows, lineages and all files in the folder; return the root, 64 hex digits."""
+def _node(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def write_rows(folder: Path, leaves: Iterable[Leaf]) -> MerkleTree:
+    """Write the learned rows, which are sorted by key, to `ROWS_FILE`; return the tree over them."""
+    tree = MerkleTree()
+    with (folder / ROWS_FILE).open("wb") as file:
+        for leaf in leaves:
+            file.write(_line(leaf))
+            tree.add(leaf.digest)
+    return tree
+
+
+def write_tree(folder: Path, rows: MerkleTree, lineages: Sequence[Lineage]) -> str:
+    """Write `TREE_FILE` over rows, lineages and all files in the folder; return the root, 64 hex digits.
+
+    Args:
+        rows: the tree over the rows, from `write_rows`; lineages and files are added to it.
+    """
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name not in _NOT_HASHED}
     content = {
         "version": VERSION,
-        "rows": len(leaves),
+        "rows": rows.leaves,
         "lineages": [dict(lineage.stored) for lineage in lineages],
         "files": files,
     }
-    root = _root(leaves, content)
+    root = _root(rows, content)
     (folder / TREE_FILE).write_bytes(_tree_text({**content, "root": root}))
     return root
 
 
-def _root(leaves: Sequence[Leaf], tree: Mapping[str, Any]) -> str:
-    lineages = [hashlib.sha256(b"\x00" + _canonical(each)).digest() for each in tree["lineages"]]
-    files = [
-        hashlib.sha256(b"\x00" + name.encode() + b"\x00" + bytes.fromhex(digest)).digest()
-        for name, digest in sorted(tree["files"].items())
-    ]
-    return merkle_root([*(leaf.digest for leaf in leaves), *lineages, *files]).hex()
+def _root(tree: MerkleTree, content: Mapping[str, Any]) -> str:
+    for lineage in content["lineages"]:
+        tree.add(hashlib.sha256(b"\x00" + _canonical(lineage)).digest())
+    for name, digest in sorted(content["files"].items()):
+        tree.add(hashlib.sha256(b"\x00" + name.encode() + b"\x00" + bytes.fromhex(digest)).digest())
+    return tree.root.hex()
+
+
+def _tree_of(leaves: Iterable[Leaf]) -> MerkleTree:
+    tree = MerkleTree()
+    for leaf in leaves:
+        tree.add(leaf.digest)
+    return tree
 
 
 def _is_lowercase_hex(leaf: Leaf) -> bool:
@@ -143,8 +211,8 @@ def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _rows_text(leaves: Sequence[Leaf]) -> bytes:
-    return "".join(json.dumps(asdict(leaf)) + "\n" for leaf in leaves).encode()
+def _line(leaf: Leaf) -> bytes:
+    return f"{json.dumps(asdict(leaf))}\n".encode()
 
 
 def _tree_text(tree: Mapping[str, Any]) -> bytes:
@@ -170,9 +238,9 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Leaf]]:
         tree = json.loads(tree_bytes)
         version = tree["version"]
         leaves = [Leaf(**json.loads(line)) for line in rows_bytes.splitlines()]
-        is_whole = _tree_text(tree) == tree_bytes and _rows_text(leaves) == rows_bytes
+        is_whole = _tree_text(tree) == tree_bytes and b"".join(map(_line, leaves)) == rows_bytes
         is_whole = is_whole and all(_is_lowercase_hex(leaf) for leaf in leaves)
-        _root(leaves, tree)
+        _root(_tree_of(leaves), tree)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise FindingsError(
             f"the hash tree was changed: {error}", place=str(folder), remedy=CHANGED_REMEDY
@@ -201,7 +269,7 @@ def verify(folder: Path, corpus: Path | None = None) -> list[str]:
     """
     tree, leaves = read(folder)
     findings = []
-    if _root(leaves, tree) != tree.get("root") or len(leaves) != tree.get("rows"):
+    if _root(_tree_of(leaves), tree) != tree.get("root") or len(leaves) != tree.get("rows"):
         findings.append(f"{ROWS_FILE} and the lineages do not give the root in {TREE_FILE}")
     present = {path.name for path in folder.iterdir()} - _NOT_HASHED
     findings += [f"{name} was added after the training" for name in sorted(present - set(tree["files"]))]

@@ -6,7 +6,6 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,21 @@ from harvester.system.files import fsync_tree
 from trainer.config import TrainConfig, TrainSection
 from trainer.data import published_template
 from trainer.data.chat_template import Renderer
-from trainer.data.dataset import Rows
 from trainer.errors import HarvesterError, StoreFull, StudentError
 from trainer.model import weights
 from trainer.provenance import fingerprint, model_card
+from trainer.provenance.fingerprint import LearnedRows
 from trainer.publish import serving
+
+# Rows that `rehearse` writes.
+REHEARSED_ROWS = 1000
 
 
 def write_adapter(  # noqa: PLR0913 - the student, and what its documents say
     student: Any,
     renderer: Renderer,
     config: TrainConfig,
-    rows: Rows,
+    rows: LearnedRows,
     faults: Sequence[str] = (),
     soft: str = "",
     *,
@@ -129,7 +131,7 @@ def _fill(  # noqa: PLR0913 - as `write_adapter`
     student: Any,
     renderer: Renderer,
     config: TrainConfig,
-    rows: Rows,
+    rows: LearnedRows,
     faults: Sequence[str],
     soft: str,
     on_policy: str,
@@ -145,7 +147,7 @@ def _write_companions(  # noqa: PLR0913 - as `write_adapter`
     folder: Path,
     renderer: Renderer,
     config: TrainConfig,
-    rows: Rows,
+    rows: LearnedRows,
     faults: Sequence[str],
     soft: str = "",
     on_policy: str = "",
@@ -162,14 +164,12 @@ def _write_companions(  # noqa: PLR0913 - as `write_adapter`
         **({"on_policy": on_policy} if on_policy else {}),
     }
     (folder / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n", encoding="utf-8")
-    leaves = fingerprint.write_rows(
-        folder, (fingerprint.leaf_of(s, rows.origins.get(s.key, "")) for s in rows.train)
-    )
-    facts = card_facts(config, renderer, len(rows.train), faults, soft)
+    tree = fingerprint.write_rows(folder, rows.leaves())
+    facts = card_facts(config, renderer, rows.learned, faults, soft)
     if on_policy:
         facts.append(("on-policy distillation", on_policy))
     model_card.write(folder, config, rows.lineages, facts)
-    fingerprint.write_tree(folder, leaves, rows.lineages)
+    fingerprint.write_tree(folder, tree, rows.lineages)
 
 
 def write_serving_files(folder: Path, renderer: Renderer, config: TrainConfig) -> None:
@@ -199,7 +199,7 @@ def _record_bos(path: Path, renderer: Renderer) -> None:
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def rehearse(renderer: Renderer, config: TrainConfig, rows: Rows, faults: Sequence[str] = ()) -> None:
+def rehearse(renderer: Renderer, config: TrainConfig, rows: LearnedRows, faults: Sequence[str] = ()) -> None:
     """Write all that accompanies an adapter's weights to a temporary folder: tokenizer, documents, hash tree.
 
     `train` does this before its first step: what would fail at the end must fail at the start.
@@ -209,7 +209,7 @@ def rehearse(renderer: Renderer, config: TrainConfig, rows: Rows, faults: Sequen
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
-            _write_companions(Path(folder), renderer, config, rows, faults)
+            _write_companions(Path(folder), renderer, config, rows.first(REHEARSED_ROWS), faults)
     except HarvesterError:
         raise
     except Exception as error:  # noqa: BLE001 - tokenizers raise their own kinds
@@ -220,13 +220,12 @@ def rehearse(renderer: Renderer, config: TrainConfig, rows: Rows, faults: Sequen
         ) from None
 
 
-def lineage_summary(rows: Rows) -> dict[str, Any]:
+def lineage_summary(rows: LearnedRows) -> dict[str, Any]:
     """Return the content of lineage.json: rows per teacher and terms record, and the corpus's lineages."""
-    counts = Counter((s.teacher_id, s.terms_id, s.mock) for s in rows.train)
     return {
         "teachers": [
             {"teacher": teacher, "terms": terms, "mock": mock, "rows": count}
-            for (teacher, terms, mock), count in sorted(counts.items())
+            for (teacher, terms, mock), count in sorted(rows.teachers().items())
         ],
         "lineages": [dict(lineage.stored) for lineage in rows.lineages],
     }

@@ -205,7 +205,7 @@ def _write_documents(
     (folder / PARITY_FILE).write_text(json.dumps(parity, indent=1) + "\n", encoding="utf-8")
     tree, leaves = fingerprint.read(adapter)
     shutil.copyfile(adapter / "lineage.json", folder / "lineage.json")
-    fingerprint.write_rows(folder, leaves)
+    learned = fingerprint.write_rows(folder, leaves)
     figures = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in parity.items())
     lineage = weights.read_json(adapter / "lineage.json")
     of_adapter = card_facts(
@@ -219,7 +219,7 @@ def _write_documents(
     checks = server_checks.check_servers(config, renderer, adapter, folder)
     facts_of_export = {"checks": [asdict(check) for check in checks], "gguf": files, "notes": notes}
     (folder / EXPORT_FILE).write_text(json.dumps(facts_of_export, indent=1) + "\n", encoding="utf-8")
-    fingerprint.write_tree(folder, leaves, lineages)
+    fingerprint.write_tree(folder, learned, lineages)
 
 
 def _write_modelfiles(

@@ -9,6 +9,9 @@ from trainer.data import data_checks, dataset
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.order import Order
 from trainer.data.soft_targets import SoftReport
+from trainer.data.tokens import builder
+from trainer.data.tokens.builder import Progress, no_progress
+from trainer.data.tokens.stored_rows import StoredRows
 from trainer.model import model, weights
 from trainer.publish.adapter import rehearse
 
@@ -25,7 +28,7 @@ class TrainingInputs:
         soft: how much of the teacher's log-probabilities is learned; None without `[train] soft_targets`.
     """
 
-    rows: dataset.Rows
+    rows: dataset.Rows | StoredRows
     renderer: Renderer
     dataset: dataset.Dataset
     order: Order
@@ -61,11 +64,16 @@ class TrainingInputs:
 
 
 def read_inputs(
-    config: TrainConfig, rows: dataset.Rows | None = None, *, rehearses: bool = True
+    config: TrainConfig,
+    rows: dataset.Rows | None = None,
+    on_progress: Progress = no_progress,
+    *,
+    rehearses: bool = True,
 ) -> TrainingInputs:
     """Read the corpus (unless `rows` has been read already), render it and look for fatal faults.
 
     Args:
+        on_progress: called while the token store of a large corpus is made.
         rehearses: write what accompanies an adapter once, to a temporary folder, to see that it can be.
 
     Raises:
@@ -75,6 +83,8 @@ def read_inputs(
         TermsRefused: a teacher's terms do not permit training.
     """
     weights.check_base(config.base, config.student.sha256)
+    if rows is None and dataset.is_stored(config):
+        return _stored_inputs(config, on_progress, rehearses=rehearses)
     rows = rows or dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     vocabulary = weights.vocabulary_size(config.base)
@@ -86,3 +96,17 @@ def read_inputs(
         rehearse(renderer, config, rows, faults)
     order = Order(data.lengths, config.train, weights.query_channels(config.base))
     return TrainingInputs(rows, renderer, data, order, faults, soft)
+
+
+def _stored_inputs(config: TrainConfig, on_progress: Progress, *, rehearses: bool) -> TrainingInputs:
+    """Read a large corpus from its token store, which is made first where it is absent."""
+    renderer = Renderer(model.load_tokenizer(config.base, config.template))
+    store = builder.prepare(config, renderer, on_progress)
+    dataset.require_embedded(store.highest_id, weights.vocabulary_size(config.base), config)
+    tokens = data_checks.token_check(store.control, renderer, config.base, config.lora.trainable_tokens)
+    faults = tuple(str(check) for check in (*store.checks, tokens) if check.count)
+    if rehearses:
+        rehearse(renderer, config, store.rows, faults)
+    channels = weights.query_channels(config.base)
+    order = Order(store.data.lengths, config.train, channels, kept_in=store.folder)
+    return TrainingInputs(store.rows, renderer, store.data, order, faults)

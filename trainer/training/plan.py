@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from trainer.config import TrainConfig
+from trainer.data.tokens.builder import Progress, no_progress
 from trainer.model import model
 from trainer.model.weights import base_sha256, tensor_shapes
 from trainer.training import flops, memory, optim
@@ -64,10 +65,15 @@ class TrainPlan:
     flop_per_s: float | None = None
 
 
-def plan(config: TrainConfig, probe_steps: int = 0, *, processes: int = 1) -> TrainPlan:
-    """Estimate a training from the corpus and the shapes of the student. Nothing is written.
+def plan(
+    config: TrainConfig, probe_steps: int = 0, on_progress: Progress = no_progress, *, processes: int = 1
+) -> TrainPlan:
+    """Estimate a training from the corpus and the shapes of the student.
+
+    Nothing is written but the token store of a large corpus, which `trainer train` then finds.
 
     Args:
+        on_progress: called while the token store of a large corpus is made.
         probe_steps: real steps to measure time with; 0 loads no weights.
         processes: processes of the training. The time of several is not measured.
 
@@ -76,7 +82,7 @@ def plan(config: TrainConfig, probe_steps: int = 0, *, processes: int = 1) -> Tr
     """
     config = model.fit_to_device(config, processes)
     model.set_threads(config.train)
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, None, on_progress)
     notes = model.check_without_weights(config)
     notes += inputs.soft.notes() if inputs.soft else []
     notes += inputs.rows.mixed

@@ -23,17 +23,20 @@ from trainer.training.student import TrainableStudent
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """Callbacks for a caller that shows progress. All but `on_start` are called on the leading process only.
+    """Callbacks for a caller that shows progress.
 
     Attributes:
         on_start: called before the first step, with the steps done, the steps in all, and notes.
         on_step: called with each line of the log.
-        on_evaluation: called after each evaluation that `[evaluate] every` asks for.
+        on_evaluation: called after each evaluation that `[evaluate] every` asks for. This one and `on_step`
+            are called on the leading process only.
+        on_rows: called while a large corpus is tokenised, with the rows done, all rows, and what is done.
     """
 
     on_start: Callable[[int, int, Sequence[str]], None] = lambda _done, _steps, _notes: None
     on_step: Callable[[StepLog], None] = lambda _: None
     on_evaluation: Callable[[Evaluation], None] = lambda _: None
+    on_rows: Callable[[int, int, str], None] = lambda _done, _rows, _doing: None
 
 
 NO_CALLBACKS = Callbacks()

@@ -90,7 +90,7 @@ def train(
         with end_before_first_step(requests):
             config = model.fit_to_device(config, world.size)
             model.set_threads(config.train, world.size)
-            inputs = read_inputs(config, rows, rehearses=world.is_leader)
+            inputs = read_inputs(config, rows, callbacks.on_rows, rehearses=world.is_leader)
             if inputs.faults and not force_faults:
                 raise FindingsError(
                     "; ".join(inputs.faults),

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from trainer.config import TrainConfig
-from trainer.data import dataset, published_template
+from trainer.data import published_template
 from trainer.data.chat_template import Example
 from trainer.data.dataset import HeldOut
 from trainer.data.packing import pack
@@ -104,12 +104,11 @@ class Validation:
         self._asked: list[HeldOut] = []
         if self._interval:
             self._packs = self._select_rows()
-            answerable = [held for held in inputs.rows.held_out if held.teacher is not None]
-            self._asked = _spread(answerable, config.evaluate.sample_answers)
+            self._asked = _spread(inputs.rows.answered, config.evaluate.sample_answers)
 
     def _select_rows(self) -> list[list[Example]]:
         config = self._config
-        every = dataset.held_out_examples(self._inputs.rows.held_out, self._inputs.renderer, config)
+        every = self._inputs.rows.held_out_examples(self._inputs.renderer, config)
         if not every:
             raise DataError(
                 "no held-out answer to evaluate with during the training",

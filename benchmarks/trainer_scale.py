@@ -1,0 +1,246 @@
+"""Measure the trainer's token store on corpora of a hundred thousand, one and ten million rows.
+
+    python benchmarks/trainer_scale.py [--rows 100000 1000000] [--folder build/scale] [--keep]
+
+Each corpus is made once: sealed shards of rows of about 120 tokens, a tenth of them held out. For each one:
+`trainer plan` without a store in one process and in several, again with the store, and the start of `trainer
+train` with it (two steps of the small student that this project ships, less the same start on a corpus of 100
+rows). Baseline in the same run: `datasets.Dataset.map` with the same template and tokenizer on the first
+100,000 rows, in one process and in several, which makes token ids and checks nothing. Seconds are wall time
+and, beside them, CPU seconds of all processes: on a busy machine only these say much. Memory is the largest
+process's. Prints one table and writes FOLDER/trainer_scale.json. Ten million rows need 12 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from harvester.store.journal.records import RunRecord  # noqa: E402
+from harvester.store.shards.parquet_file import ROWS_PER_GROUP, open_writer  # noqa: E402
+from harvester.store.shards.schema import SCHEMA  # noqa: E402
+
+ROWS_PER_SHARD = 50_000
+BASELINE_ROWS = 100_000
+START_ROWS = 100
+TEACHER = "http://127.0.0.1:8000/v1|mock-teacher"
+RUN = RunRecord(
+    *("scale", 1_790_000_000.0, TEACHER),
+    host="127.0.0.1:8000",
+    model="mock-teacher",
+    terms_id="mock-teacher",
+    mock=True,
+    config_sha256="",
+    config_json="{}",
+)
+# `python -c` takes these as its program.
+PLAN = "import sys; from trainer.__main__ import main; sys.argv = ['trainer', *sys.argv[1:]]; main()"
+ONE_PROCESS = "from trainer.data.tokens import builder; builder.PARALLEL_ROWS = 1 << 40; "
+MAP = """
+import json, sys
+from pathlib import Path
+from datasets import load_dataset
+from trainer.model.model import load_tokenizer
+folder, rows, processes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+tokenizer = load_tokenizer(Path(sys.argv[4]))
+files = sorted(str(path) for path in Path(folder).glob("*.parquet"))[: -(-rows // 50_000)]
+data = load_dataset("parquet", data_files=files, split="train", cache_dir=sys.argv[5])
+data = data.select_columns(["messages", "completion"]).select(range(rows))
+def encode(batch):
+    texts = [
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        for messages in batch["messages"]
+    ]
+    prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    answers = tokenizer(batch["completion"], add_special_tokens=False)["input_ids"]
+    return {"ids": [p + a for p, a in zip(prompts, answers)], "prompt_length": [len(p) for p in prompts]}
+data.map(encode, batched=True, num_proc=processes, remove_columns=data.column_names)
+"""
+
+
+def row(number: int) -> tuple[str, str]:
+    """Prompt and answer of one row, about 120 tokens with the template."""
+    dice = random.Random(number)
+    a, b = dice.randrange(10**6), dice.randrange(10**6)
+    return (
+        f"What is {a} + {b}? Add digit by digit ({number}).",
+        f"{a} + {b}: with what is carried over, place by place from the right, that makes {a + b}.",
+    )
+
+
+def table_of(numbers: range) -> pa.Table:
+    """Rows as a harvest stores them."""
+    texts = [row(number) for number in numbers]
+    values: dict[str, Any] = {
+        "key": [hashlib.sha256(str(number).encode()).hexdigest() for number in numbers],
+        "prompt_id": [f"p{number:09d}" for number in numbers],
+        "messages": [[{"role": "user", "content": prompt}] for prompt, _ in texts],
+        "completion": [answer for _, answer in texts],
+        "request_json": [
+            json.dumps({"model": "mock", "messages": [{"role": "user", "content": prompt}]})
+            for prompt, _ in texts
+        ],
+        "outcome": ["ok"] * len(texts),
+        "finish_reason": ["stop"] * len(texts),
+        "metadata_json": ["{}"] * len(texts),
+        "teacher_id": [TEACHER] * len(texts),
+        "request_model": ["mock-teacher"] * len(texts),
+        "terms_id": ["mock-teacher"] * len(texts),
+        "purpose": ["train"] * len(texts),
+        "run_id": ["scale"] * len(texts),
+        "mock": [True] * len(texts),
+        "tags": [[]] * len(texts),
+    }
+    defaults: dict[pa.DataType, Any] = {pa.string(): "", pa.binary(): b"", pa.bool_(): False}
+    columns = []
+    for field in SCHEMA:
+        default = None if field.nullable else defaults.get(field.type, 0)
+        column = values.get(field.name) or [default] * len(texts)
+        columns.append(pa.array(column, field.type))
+    return pa.table(columns, schema=SCHEMA)
+
+
+def make_corpus(folder: Path, rows: int) -> None:
+    """Write the shards of a corpus, unless they are there."""
+    done = folder / "complete"
+    if done.exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for shard, begin in enumerate(range(0, rows, ROWS_PER_SHARD), start=1):
+        hidden = folder / "shard.tmp"
+        with hidden.open("wb") as sink, open_writer(sink, [RUN.lineage()]) as writer:
+            table = table_of(range(begin, min(begin + ROWS_PER_SHARD, rows)))
+            writer.write_table(table.cast(writer.schema), row_group_size=ROWS_PER_GROUP)
+        digest = hashlib.sha256(hidden.read_bytes()).hexdigest()
+        hidden.rename(folder / f"part-{shard:08d}-{digest[:16]}.parquet")
+    done.touch()
+
+
+def write_toml(folder: Path, corpus: Path, base: Path) -> Path:
+    """Write the configuration of a training of two steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "train.toml"
+    path.write_text(
+        f'[student]\nbase = "{base}"\n[data]\ncorpus = "{corpus}"\ncache = "{folder / "cache"}"\n'
+        '[train]\nepochs = 1\nmax_steps = 2\nlog_every = 1\ndevice = "cpu"\nmax_length = 256\n'
+        f'[out]\npath = "{folder / "out"}"\n'
+    )
+    return path
+
+
+def measured(program: str, *arguments: object) -> dict[str, float]:
+    """Run a Python program; return its wall and CPU seconds, and the memory of its largest process."""
+    started = time.monotonic()
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    output = os.open(os.devnull, os.O_WRONLY)
+    actions = [(os.POSIX_SPAWN_DUP2, output, 1)]
+    if os.environ.get("QUIET", "1") == "1":
+        actions.append((os.POSIX_SPAWN_DUP2, output, 2))
+    process = os.posix_spawn(
+        sys.executable, command, {**os.environ, "PYTHONPATH": str(ROOT)}, file_actions=actions
+    )
+    _, status, usage = os.wait4(process, 0)
+    os.close(output)
+    if status:
+        raise SystemExit(f"{' '.join(map(str, arguments))} failed: {os.waitstatus_to_exitcode(status)}")
+    return {
+        "wall_s": time.monotonic() - started,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "mib": usage.ru_maxrss / 1024,
+    }
+
+
+def scale(folder: Path, rows: int, base: Path, processes: int) -> dict[str, Any]:
+    """Measure one size."""
+    corpus, work = folder / f"corpus-{rows}", folder / f"work-{rows}"
+    make_corpus(corpus, rows)
+    toml = write_toml(work, corpus, base)
+    results: dict[str, Any] = {"rows": rows}
+
+    def run(name: str, program: str, *arguments: object) -> None:
+        results[name] = measured(program, *arguments)
+        print(f"{rows:>10,} rows  {name:<28}" + seconds(results[name]), flush=True)
+
+    plan = ("plan", toml, "--probe", 0)
+    if rows <= 1_000_000:
+        shutil.rmtree(work / "cache", ignore_errors=True)
+        run("plan, one process", ONE_PROCESS + PLAN, *plan)
+    shutil.rmtree(work / "cache", ignore_errors=True)
+    run(f"plan, {processes} processes", PLAN, *plan)
+    run("plan, second", PLAN, *plan)
+    if rows <= 1_000_000:
+        shutil.rmtree(work / "out", ignore_errors=True)
+        run("train, second start", PLAN, "train", toml)
+    results["store_mib"] = sum(p.stat().st_size for p in (work / "cache").rglob("*") if p.is_file()) / 2**20
+    shutil.rmtree(work)
+    return results
+
+
+def seconds(result: dict[str, float]) -> str:
+    """Write a measurement as text."""
+    return f"{result['wall_s']:9.1f} s wall {result['cpu_s']:9.1f} s CPU {result['mib']:8,.0f} MiB"
+
+
+def main() -> None:
+    """Measure all sizes and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[BASELINE_ROWS, 1_000_000])
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "scale")
+    parser.add_argument("--base", type=Path, default=ROOT / "data" / "base")
+    parser.add_argument("--keep", action="store_true", help="keep the corpora")
+    options = parser.parse_args()
+    folder, processes = options.folder.resolve(), len(os.sched_getaffinity(0))
+    print(f"load {os.getloadavg()[0]:.1f}, {processes} cores", flush=True)
+    results: dict[str, Any] = {"load": os.getloadavg(), "cores": processes, "baseline": {}, "sizes": []}
+    make_corpus(folder / f"corpus-{BASELINE_ROWS}", BASELINE_ROWS)
+    for count in sorted({1, processes}):
+        cache = folder / "datasets"
+        shutil.rmtree(cache, ignore_errors=True)
+        arguments = (folder / f"corpus-{BASELINE_ROWS}", BASELINE_ROWS, count, options.base, cache)
+        results["baseline"][count] = result = measured(MAP, *arguments)
+        print(f"{BASELINE_ROWS:>10,} rows  datasets.map, {count} processes   " + seconds(result), flush=True)
+        shutil.rmtree(cache, ignore_errors=True)
+    for rows in [START_ROWS, *options.rows]:
+        results["sizes"].append(scale(folder, rows, options.base, processes))
+        if not options.keep and rows != BASELINE_ROWS:
+            shutil.rmtree(folder / f"corpus-{rows}")
+    print_ratios(results, processes)
+    (folder / "trainer_scale.json").write_text(json.dumps(results, indent=1) + "\n")
+    if not options.keep:
+        shutil.rmtree(folder / f"corpus-{BASELINE_ROWS}")
+
+
+def print_ratios(results: dict[str, Any], processes: int) -> None:
+    """Print rates against the baseline, speed-up, second starts and memory."""
+    smallest, *sizes = results["sizes"]
+    for size in sizes:
+        rows, many = size["rows"], size[f"plan, {processes} processes"]
+        base = results["baseline"][processes]["wall_s"] / BASELINE_ROWS
+        line = f"{rows:>10,} rows: {rows / many['wall_s']:,.0f} rows/s"
+        line += f", {many['wall_s'] / rows / base:.2f} times the seconds of datasets.map"
+        if (one := size.get("plan, one process")) is not None:
+            line += f"; {one['wall_s'] / many['wall_s']:.2f} x one process"
+        if (train := size.get("train, second start")) is not None:
+            more = train["wall_s"] - smallest["train, second start"]["wall_s"]
+            line += f"; second start +{more:.1f} s over {START_ROWS} rows"
+        print(line + f"; store {size['store_mib']:,.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,406 @@
+"""Test the token store: the same rows as in memory, found again, made again where it is damaged."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harvester.store.shards import schema
+from harvester.store.shards.parquet_file import open_writer
+from harvester.system import failpoints
+from harvester.terms.lineage import Lineage
+from tests.trainer import tiny
+from tests.trainer.command_line import run_trainer, toml  # noqa: F401
+from trainer import config as settings
+from trainer.data import array_file, dataset
+from trainer.data.chat_template import Renderer
+from trainer.data.order import Order
+from trainer.data.tokens import builder, part
+from trainer.errors import DataError, Interrupted, StoreError, StoreFull, StudentError
+from trainer.evaluation.doctor import diagnose
+from trainer.model import model
+from trainer.provenance import fingerprint
+from trainer.training.inputs import TrainingInputs, read_inputs
+from trainer.training.reporter import Callbacks
+from trainer.training.train import train
+
+TRAIN = {"metadata_json": '{"split": "train"}'}
+
+
+@pytest.fixture
+def stored(monkeypatch) -> None:
+    """Let every corpus have a token store."""
+    monkeypatch.setattr(dataset, "STORED_ROWS", 0)
+
+
+def mixed_rows() -> list[schema.Sample]:
+    """Rows of every kind: learned, held out, leaked, shared, respelled, cut, empty, too long, not text."""
+    rows = tiny.skill(30, held_out=6)
+    asked = rows[32].messages[0]["content"]
+    image = json.dumps({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]})
+    return [
+        *rows,
+        replace(rows[3], prompt_id="p3b"),  # one answer for two prompts
+        tiny.sample(100, asked, "leaked", **TRAIN),
+        tiny.sample(101, f"  {asked.upper()} ", "respelled", **TRAIN),
+        tiny.sample(102, "a", None, outcome="empty"),
+        tiny.sample(103, "b", "cut of", outcome="truncated", finish_reason="length"),
+        tiny.sample(104, "c", "cut", finish_reason="length", **TRAIN),
+        tiny.sample(105, "d", "x" * 400, **TRAIN),
+        tiny.sample(106, "e", "<think>hm</think>so", reasoning="hm", **TRAIN),
+        tiny.sample(107, '[{"type":"image_url","image_url":{}}]', "a cat", request_json=image, **TRAIN),
+        tiny.sample(108, "f", "bye<|im_end|>", request_json='{"temperature": 0.5}', **TRAIN),
+        *(tiny.sample(110 + n, "g", text, sample_index=n, **TRAIN) for n, text in enumerate("4556")),
+        tiny.sample(120, "h", "held", metadata_json='{"split": "held_out", "task": "t"}', outcome="refused"),
+    ]
+
+
+def write_shards(folder: Path, *shards: list[schema.Sample]) -> None:
+    """Write the rows of each shard; rows in groups of 16."""
+    (folder / "shards").mkdir(parents=True, exist_ok=True)
+    for number, rows in enumerate(shards):
+        path = folder / "shards" / f"{number:05d}.parquet"
+        with path.open("wb") as sink, open_writer(sink, [Lineage(tiny.lineage())]) as writer:
+            writer.write_table(schema.to_table(rows).cast(writer.schema), row_group_size=16)
+
+
+def inputs_of(config: settings.TrainConfig, progress: list[tuple[int, int, str]] | None = None):
+    seen = [] if progress is None else progress
+    return read_inputs(config, None, lambda *step: seen.append(step), rehearses=False)
+
+
+def described(inputs: TrainingInputs, config: settings.TrainConfig) -> dict[str, object]:
+    """All that a training takes from its inputs."""
+    rows, renderer = inputs.rows, inputs.renderer
+    return {
+        "sha256": inputs.dataset.sha256,
+        "excluded": dict(inputs.dataset.excluded),
+        "lengths": inputs.dataset.lengths.tolist(),
+        "supervised": inputs.dataset.supervised,
+        "weights": [example.weight for example in inputs.dataset.examples],
+        "faults": inputs.faults,
+        "leaves": list(rows.leaves()),
+        "teachers": dict(rows.teachers()),
+        "lineages": [dict(lineage.stored) for lineage in rows.lineages],
+        "mixed": rows.mixed,
+        "held out": [
+            (h.prompt_id, h.conversation, h.reference, h.task, h.split, h.teacher) for h in rows.held_out
+        ],
+        "answered": [h.prompt_id for h in rows.answered],
+        "targets": [e.ids.tolist() for e in rows.held_out_examples(renderer, config)],
+        "first": list(rows.first(3).leaves()),
+        "packs": [inputs.order.packs(step) for step in range(inputs.order.steps)],
+        "largest": inputs.order.largest(),
+    }
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"truncated": "unterminated", "reasoning": "inline"},
+        {"where": "outcome = ['ok', 'truncated']", "eval_share": 0.4, "weights": "prompt"},
+        {"answers": "majority", "weights": "agreement"},
+        {"per_prompt": 2},
+    ],
+)
+def test_a_store_gives_what_reading_in_memory_gives(tmp_path, monkeypatch, data):
+    path = tiny.train_toml(tmp_path, [], data=data, evaluate={"every": 1})
+    rows = mixed_rows()
+    write_shards(tmp_path / "store", rows[20:], rows[:20])
+    config = settings.load(path)
+    expected = described(inputs_of(config), config)
+    monkeypatch.setattr(dataset, "STORED_ROWS", 0)
+    monkeypatch.setattr("trainer.data.tokens.unit.PART_ROWS", 16)
+    progress: list[tuple[int, int, str]] = []
+    assert described(inputs_of(config, progress), config) == expected
+    assert progress[0] == (0, len(rows), "tokenising")
+    assert described(inputs_of(config, progress := []), config) == expected
+    assert not progress, "the second time nothing is tokenised"
+
+
+def test_verdicts_choose_the_same_answers_as_in_memory(tmp_path, monkeypatch):
+    section = {"answers": "best", "weights": "agreement"}
+    path = tiny.train_toml(tmp_path, mixed_rows(), data=section)
+    path.write_text(path.read_text() + '[verify."*"]\nkind = "exact"\n')
+    config = settings.load(path)
+    expected = described(inputs_of(config), config)
+    monkeypatch.setattr(dataset, "STORED_ROWS", 0)
+    assert described(inputs_of(config), config) == expected
+
+
+def test_the_doctor_finds_the_same_in_a_store(tmp_path, monkeypatch):
+    config = settings.load(tiny.train_toml(tmp_path, mixed_rows()))
+    expected = diagnose(config)
+    monkeypatch.setattr(dataset, "STORED_ROWS", 0)
+    assert diagnose(config) == expected
+    assert expected.findings, "there are faults to find"
+
+
+def test_a_training_in_memory_resumes_with_a_store_to_the_same_bits(tmp_path, monkeypatch):
+    def trained(folder: str, *, stops: bool) -> bytes:
+        path = tiny.train_toml(tmp_path / folder, tiny.skill(40, held_out=4), train={"log_every": 1})
+        config = settings.load(path)
+        if stops:
+            with pytest.raises(Interrupted):
+                train(config, Callbacks(on_step=lambda log: os.kill(os.getpid(), signal.SIGTERM)))
+            monkeypatch.setattr(dataset, "STORED_ROWS", 0)
+        done = train(config)
+        assert any("resumed at step 1" in note for note in done.notes) is stops
+        return (config.out_path / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    assert trained("whole", stops=False) == trained("resumed", stops=True)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in {"LOCK", "IN_USE"})
+
+
+@pytest.mark.usefixtures("stored")
+def test_every_damaged_file_is_found_and_made_again(tmp_path):
+    config = settings.load(tiny.train_toml(tmp_path, tiny.skill(40, held_out=4)))
+    expected = described(inputs_of(config), config)
+    names = {path.name for path in files_of(config.cache)}
+    assert names >= {*part.FILES, part.FACTS, "selection.json", "learned.npz", "chosen.npz", "held_out.npz"}
+    for number, path in enumerate(files_of(config.cache)):
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        kinds = (bytes(flipped), whole[: len(whole) // 2], b"", None)
+        for damaged in kinds[:2] if path.name == part.IDS else (kinds[number % 4],):
+            if damaged is None:
+                path.unlink()
+            else:
+                path.write_bytes(damaged)
+            progress: list[tuple[int, int, str]] = []
+            assert described(inputs_of(config, progress), config) == expected, path
+            is_part = path.parent.parent.name == "parts"
+            assert path.name.startswith("packs-") or progress, f"{path} was taken as it was"
+            assert not is_part or progress[0][0] == 0, f"{path} was not rendered again"
+            assert path.read_bytes() == whole or path.suffix == ".npz"
+
+
+def test_no_flipped_byte_of_an_array_file_changes_an_array(tmp_path):
+    path, array = tmp_path / "arrays.npz", np.arange(40, dtype=np.int32)
+    array_file.write(path, {"a": array, "b": array[:1]})
+    whole = path.read_bytes()
+    damaged = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+        read = array_file.read(path, ("a", "b"))
+        damaged += read is None
+        assert read is None or (read["a"].tolist(), read["b"].tolist()) == (array.tolist(), [0])
+    assert damaged > len(whole) / 2
+
+
+@pytest.mark.usefixtures("stored")
+def test_another_tokenizer_template_or_setting_takes_no_store(tmp_path):
+    path = tiny.train_toml(tmp_path, tiny.skill(20))
+    config = settings.load(path)
+    inputs_of(config)
+    stores = {p.parent.name for p in config.cache.glob("*/LOCK")}
+    tiny.base(tmp_path / "base", speech=tiny.tokenizer(more=("<|more|>",)))
+    inputs_of(config)
+    (tmp_path / "mine.jinja").write_text(tiny.CHATML + "{# mine #}")
+    inputs_of(
+        config.model_copy(update={"student": config.student.model_copy(update={"template": "mine.jinja"})})
+    )
+    kept = config.data.model_copy(update={"reasoning": "inline"})
+    inputs_of(config.model_copy(update={"data": kept}))
+    now = {p.parent.name for p in config.cache.glob("*/LOCK")}
+    assert (len(stores), len(now)) == (1, 4)
+
+
+@pytest.mark.usefixtures("stored")
+def test_only_new_shards_are_tokenised(tmp_path):
+    config = settings.load(tiny.train_toml(tmp_path, tiny.skill(20)))
+    first = inputs_of(config).dataset
+    rows = tiny.skill(36)
+    write_shards(tmp_path / "store", rows[:20])
+    inputs_of(config)
+    write_shards(tmp_path / "store", rows[:20], rows[20:])
+    progress: list[tuple[int, int, str]] = []
+    both = inputs_of(config, progress).dataset
+    assert progress[0] == (20, 36, "tokenising")
+    assert (len(first.examples), len(both.examples)) == (20, 36)
+
+
+@pytest.mark.usefixtures("stored")
+@pytest.mark.parametrize(
+    ("place", "whole_parts"),
+    [
+        ("tokens.locked", 0),
+        ("tokens.files_written", 0),
+        ("tokens.before_rename", 0),
+        ("tokens.part_written", 1),
+        ("tokens.before_selection", 3),
+        ("tokens.selection_written", 3),
+    ],
+)
+def test_a_killed_builder_is_gone_on_with(tmp_path, monkeypatch, place, whole_parts):
+    monkeypatch.setattr("trainer.data.tokens.unit.PART_ROWS", 16)
+    config = settings.load(tiny.train_toml(tmp_path, []))
+    write_shards(tmp_path / "store", tiny.skill(40))
+    child = os.fork()
+    if child == 0:
+        failpoints._armed, failpoints._left = place, 1
+        inputs_of(config)
+        os._exit(1)  # the kill did not fire
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    [home] = [lock.parent for lock in config.cache.glob("*/LOCK")]
+    assert len(list((home / "parts").glob("[!.]*"))) == whole_parts
+    progress: list[tuple[int, int, str]] = []
+    again = described(inputs_of(config, progress), config)
+    assert not progress or progress[0][0] == min(40, 16 * whole_parts), "whole parts are kept"
+    assert bool(progress) is (place != "tokens.selection_written")
+    assert not list(home.rglob("*/.*")), "half-written files are gone"
+    monkeypatch.setattr(dataset, "STORED_ROWS", 1 << 40)
+    assert described(inputs_of(config), config) == again
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_second_builder_waits_for_the_first(tmp_path):
+    config = settings.load(tiny.train_toml(tmp_path, tiny.skill(20)))
+    inputs_of(config)
+    [lock] = config.cache.glob("*/LOCK")
+    [facts] = config.cache.glob("*/selections/*/selection.json")
+    whole = facts.read_bytes()
+    facts.unlink()
+    waiting = threading.Event()
+    result = []
+
+    def build() -> None:
+        on_progress = lambda _done, _rows, doing: waiting.set() if "waiting" in doing else None  # noqa: E731
+        renderer = Renderer(model.load_tokenizer(config.base))
+        result.append(builder.prepare(config, renderer, on_progress))
+
+    with lock.open() as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        second = threading.Thread(target=build)
+        second.start()
+        assert waiting.wait(60)
+        facts.write_bytes(whole)  # the first one completes
+    second.join(60)
+    assert len(result[0].data.examples) == 20
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_full_disk_and_a_folder_that_is_no_folder_are_named(tmp_path, monkeypatch):
+    config = settings.load(tiny.train_toml(tmp_path, tiny.skill(20)))
+    original = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.name == part.IDS:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return original(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(StoreFull, match=r"No space left .*\[data\] cache") as caught:
+            inputs_of(config)
+    assert caught.value.exit_code == 5
+    assert not list(config.cache.rglob(part.FACTS))
+    (tmp_path / "file").write_text("")
+    elsewhere = config.model_copy(update={"data": config.data.model_copy(update={"cache": "file/tokens"})})
+    with pytest.raises(StoreError, match=r"Not a directory .*\[data\] cache"):
+        inputs_of(elsewhere)
+    assert len(inputs_of(config).dataset.examples) == 20
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_file_that_vanishes_while_it_is_read_is_an_error_in_words(tmp_path):
+    inputs = inputs_of(settings.load(tiny.train_toml(tmp_path, tiny.skill(20))))
+    [ids] = (tmp_path / "out" / "tokens").rglob(part.IDS)
+    os.truncate(ids, 8)
+    with pytest.raises(StoreError, match="shorter than it was"):
+        list(inputs.dataset.examples)
+
+
+@pytest.mark.usefixtures("stored")
+def test_errors_are_those_of_reading_in_memory(tmp_path):
+    config = settings.load(
+        tiny.train_toml(tmp_path / "a", [tiny.sample(1, "a", None, outcome="empty", **TRAIN)])
+    )
+    with pytest.raises(DataError, match="1 empty"):
+        inputs_of(config)
+    config = settings.load(tiny.train_toml(tmp_path / "b", tiny.skill(3), data={"where": "model = 'x'"}))
+    with pytest.raises(DataError, match="chooses none of 3 rows"):
+        inputs_of(config)
+    config = settings.load(tiny.train_toml(tmp_path / "c", tiny.skill(3), train={"max_length": 4}))
+    with pytest.raises(DataError, match="more than 4 tokens"):
+        inputs_of(config)
+    refusing = (
+        "{% if 'bbbb' in messages[0]['content'] %}{{ raise_exception('no b') }}{% endif %}" + tiny.CHATML
+    )
+    config = settings.load(
+        tiny.train_toml(tmp_path / "d", [*tiny.skill(8), tiny.sample(9, "bbbb", "b", **TRAIN)])
+    )
+    (config.base / "chat_template.jinja").write_text(refusing)
+    with pytest.raises(StudentError, match=r"no b: 1 of 9 rows, the first is 'p9'"):
+        inputs_of(config)
+    config = settings.load(tiny.train_toml(tmp_path / "e", tiny.skill(3)))
+    file = config.base / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": 50}))
+    with pytest.raises(StudentError, match="embeds ids below 50"):
+        inputs_of(config)
+
+
+@pytest.mark.usefixtures("stored")
+def test_stores_and_selections_used_longest_ago_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, "KEPT_STORES", 2)
+    monkeypatch.setattr(builder, "KEPT_SELECTIONS", 2)
+    config = settings.load(tiny.train_toml(tmp_path, tiny.skill(20)))
+    for number, share in enumerate((0.0, 0.1, 0.2)):
+        data = config.data.model_copy(update={"eval_share": share})
+        changed = config.model_copy(update={"data": data})
+        for length in (64, 65, 66):
+            train_section = config.train.model_copy(update={"max_length": length})
+            inputs_of(changed.model_copy(update={"train": train_section}))
+            for path in config.cache.rglob("*"):
+                if path.name in {"LOCK", "selection.json"}:
+                    past = path.stat().st_mtime - 10
+                    os.utime(path, (past, past))
+        stores = list(config.cache.glob("*/LOCK"))
+        assert len(stores) == min(number + 1, 2)
+    for store in stores:
+        assert len(list(store.parent.glob("selections/*"))) == 2
+        assert len(list(store.parent.glob("parts/*"))) == 1
+
+
+def test_packs_are_kept_and_found_only_whole(tmp_path):
+    section = settings.TrainSection(epochs=2, batch_tokens=64, max_length=32)
+    lengths = [8 + i % 9 for i in range(100)]
+    expected = [Order(lengths, section).packs(step) for step in range(Order(lengths, section).steps)]
+    for damage in (None, b"", b"PK"):
+        order = Order(lengths, section, kept_in=tmp_path)
+        assert [order.packs(step) for step in range(order.steps)] == expected
+        files = list(tmp_path.glob("packs-*.npz"))
+        assert len(files) == 2
+        for file in files:
+            if damage is None:
+                assert array_file.read(file, ("items", "bounds", "order")) is not None
+            file.write_bytes(file.read_bytes()[:100] if damage is None else damage)
+    assert array_file.read(files[0], ("items",)) is None
+
+
+@pytest.mark.usefixtures("stored")
+def test_commands_say_what_they_tokenise_and_go_the_same_way(run_trainer, toml):  # noqa: F811
+    code, out, err = run_trainer("plan", toml, "--probe", 0, "--json")
+    assert code == 0
+    assert "44/44 rows, tokenising" in err
+    assert json.loads(out)["examples"] == 40
+    code, _, err = run_trainer("doctor", toml)
+    assert (code, "tokenising" in err) == (0, False)
+    code, out, err = run_trainer("train", toml, "--json")
+    assert (code, "tokenising" in err) == (0, False)
+    assert json.loads(out)["examples"] == 40
+    assert not fingerprint.verify(toml.parent / "out" / "adapter", toml.parent / "store")

@@ -1,0 +1,213 @@
+"""Choose the rows of the token store that are learned, and the held-out prompts. Loads no torch.
+
+The rules are those of `dataset.read` and `dataset.select`, on arrays: which split, which prompt was held out
+under another id, which answer is shared, which answers of a prompt count. Ten million rows take some 600 MB.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from harvester.verify.verifiers import AnswerVerdict
+from trainer.config import DataSection
+from trainer.data import answers
+from trainer.data.tokens.part_reader import PartReader, RowNumbers
+from trainer.data.tokens.row_record import RowFlag, has
+
+_VERDICTS = tuple(AnswerVerdict)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Rows by number, in the order in which they are counted: by prompt id, sample number and key.
+
+    Attributes:
+        chosen: rows to learn, those too long included.
+        weights: [chosen] of the rows in the loss; None: all count alike.
+        respelled: [chosen] whether the prompt is a held-out one in another spelling.
+        held_out: the first row of each held-out prompt that is text.
+        excluded: rows in neither part, by reason.
+    """
+
+    chosen: RowNumbers
+    weights: npt.NDArray[np.float64] | None
+    respelled: npt.NDArray[np.bool_]
+    held_out: RowNumbers
+    excluded: Mapping[str, int]
+
+
+def select(reader: PartReader, data: DataSection) -> Selection:
+    """Choose rows; `chosen` is empty where none can be learned."""
+    flags = reader.column("flags")
+    excluded = _reasons(reader)
+    excluded["not chosen by where"] += sum(facts.left_out for facts in reader.facts)
+    order = sorted_rows(reader)
+    is_candidate = (flags & RowFlag.LEARNABLE) != 0
+    leaked = _mask_of(reader, is_candidate, _leaked(reader))
+    excluded["leaked"] += int(leaked.sum())
+    is_candidate &= ~leaked
+    del leaked
+    chosen = order[is_candidate[order]]
+    shared = _shared(reader, chosen)
+    excluded["shared answer"] += int(shared.sum())
+    chosen = chosen[~shared]
+    is_text = (flags & (RowFlag.HELD_OUT | RowFlag.TEXT)) == (RowFlag.HELD_OUT | RowFlag.TEXT)
+    held_out = order[is_text[order]]
+    held_out = held_out[_is_first_of_id(reader, held_out)]
+    del order, flags, is_candidate, is_text
+    weights = None
+    if answers.compares_answers(data) and len(chosen):
+        chosen, weights, reasons = _compared(reader, chosen, data)
+        excluded.update(reasons)
+    return Selection(chosen, weights, _respelled(reader, chosen, held_out), held_out, +excluded)
+
+
+def sorted_rows(reader: PartReader) -> RowNumbers:
+    """Return all rows in order of prompt id, sample number and key."""
+    columns, hashes, samples = [], [], []
+    for records, prompt_ids in reader.prompt_ids():
+        offsets = np.zeros(len(records) + 1, dtype=np.int32)
+        np.cumsum(records["id_bytes"], out=offsets[1:])
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(prompt_ids)]
+        columns.append(pa.Array.from_buffers(pa.binary(), len(records), buffers))
+        hashes.append(_first_64_bits(records["id"], 16))
+        samples.append(records["sample_index"].copy())
+    if not columns:
+        return np.zeros(0, dtype=np.uint32)
+    table = pa.table({"id": pa.chunked_array(columns), "sample": pa.chunked_array(samples)})
+    sort_keys = [("id", "ascending"), ("sample", "ascending")]
+    order: RowNumbers = pc.sort_indices(table, sort_keys=sort_keys).to_numpy().astype(np.uint32)
+    del table, columns
+    hash_of, sample_of = np.concatenate(hashes)[order], np.concatenate(samples)[order]
+    is_tie = (hash_of[1:] == hash_of[:-1]) & (sample_of[1:] == sample_of[:-1])
+    if is_tie.any():
+        _sort_ties(reader, order, is_tie)
+    return order
+
+
+def _sort_ties(reader: PartReader, order: RowNumbers, is_tie: npt.NDArray[np.bool_]) -> None:
+    """Sort rows with one prompt id and sample number by key, in place.
+
+    Args:
+        is_tie: [rows - 1] whether a row has both in common with the next one.
+    """
+    tied = np.zeros(len(order), dtype=bool)
+    tied[:-1] |= is_tie
+    tied[1:] |= is_tie
+    places = np.flatnonzero(tied)
+    # Consecutive ties are one group; a place that has nothing in common with the one before begins the next.
+    begins = np.ones(len(places), dtype=bool)
+    begins[1:] = ~is_tie[places[1:] - 1]
+    keys = reader.gather(order[places], "key")
+    order[places] = order[places][np.lexsort((keys, np.cumsum(begins)))]
+
+
+def _reasons(reader: PartReader) -> Counter[str]:
+    """Count the rows that something in themselves keeps from being learned, by reason."""
+    excluded: Counter[str] = Counter()
+    for number, _, records in reader.records():
+        counts = np.bincount(records["reason"], minlength=len(reader.facts[number].reasons))
+        excluded.update(dict(zip(reader.facts[number].reasons, counts.tolist(), strict=True)))
+    del excluded[""]
+    return excluded
+
+
+def _mask_of(
+    reader: PartReader, candidates: npt.NDArray[np.bool_], held_out: npt.NDArray[Any]
+) -> npt.NDArray[np.bool_]:
+    """Return for each row whether it is a candidate whose prompt is among the held-out ones."""
+    mask = np.zeros(len(reader), dtype=bool)
+    for _, first, records in reader.records():
+        part = slice(first, first + len(records))
+        mask[part] = candidates[part] & _is_in(records["prompt"], held_out)
+    return mask
+
+
+def _leaked(reader: PartReader) -> npt.NDArray[Any]:
+    """Return the prompts of all held-out rows, sorted."""
+    parts = [records["prompt"][has(records, RowFlag.HELD_OUT)] for _, _, records in reader.records()]
+    return np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype="S16")
+
+
+def _is_in(values: npt.NDArray[Any], known: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return which values are among sorted ones."""
+    if not len(known):
+        return np.zeros(len(values), dtype=bool)
+    places = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    return np.asarray(known[places] == values)
+
+
+def _shared(reader: PartReader, rows: RowNumbers) -> npt.NDArray[np.bool_]:
+    """Return which rows have the key of an earlier one."""
+    short = np.empty(len(reader), dtype=np.uint64)
+    for _, first, records in reader.records():
+        short[first : first + len(records)] = _first_64_bits(records["key"], 32)
+    short = short[rows]
+    ordered = np.sort(short)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    is_shared = np.zeros(len(rows), dtype=bool)
+    if not len(repeated):
+        return is_shared
+    places = np.flatnonzero(_is_in(short, repeated))
+    _, firsts = np.unique(reader.gather(rows[places], "key"), return_index=True)
+    is_shared[places] = True
+    is_shared[places[firsts]] = False
+    return is_shared
+
+
+def _first_64_bits(hashes: npt.NDArray[Any], size: int) -> npt.NDArray[np.uint64]:
+    """Return the first 8 bytes of hashes of `size` bytes as numbers."""
+    words = np.ascontiguousarray(hashes).view(np.uint64).reshape(len(hashes), size // 8)
+    return np.ascontiguousarray(words[:, 0])
+
+
+def _is_first_of_id(reader: PartReader, rows: RowNumbers) -> npt.NDArray[np.bool_]:
+    """Return which of the sorted rows is the first with its prompt id."""
+    ids = reader.gather(rows, "id")
+    is_first = np.ones(len(rows), dtype=bool)
+    is_first[1:] = ids[1:] != ids[:-1]
+    return is_first
+
+
+def _respelled(reader: PartReader, chosen: RowNumbers, held_out: RowNumbers) -> npt.NDArray[np.bool_]:
+    known = np.unique(reader.gather(held_out, "spelling"))
+    if not len(known):
+        return np.zeros(len(chosen), dtype=bool)
+    mask = np.zeros(len(reader), dtype=bool)
+    for _, first, records in reader.records():
+        mask[first : first + len(records)] = _is_in(records["spelling"], known)
+    return np.asarray(mask[chosen])
+
+
+def _compared(
+    reader: PartReader, chosen: RowNumbers, data: DataSection
+) -> tuple[RowNumbers, npt.NDArray[np.float64], Counter[str]]:
+    """Choose among the answers to each prompt; return the rows, their weights, and the others by reason."""
+    weights = np.zeros(len(chosen), dtype=np.float64)
+    excluded: Counter[str] = Counter()
+    texts, verdicts = reader.gather(chosen, "answer"), reader.gather(chosen, "verdict")
+    for places in _prompts(reader.gather(chosen, "prompt")):
+        of_rows = [_VERDICTS[number] for number in verdicts[places].tolist() if number < len(_VERDICTS)]
+        of_prompt, reasons = answers.choose_of_prompt(texts[places].tolist(), of_rows, data)
+        excluded.update(reasons)
+        for place, weight in of_prompt.items():
+            weights[places[place]] = weight
+    is_kept = weights > 0
+    return chosen[is_kept], weights[is_kept], excluded
+
+
+def _prompts(prompts: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the places of the rows of each prompt, in their order."""
+    order = np.argsort(prompts, kind="stable")
+    ordered = prompts[order]
+    bounds = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+    for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        yield order[begin:end]

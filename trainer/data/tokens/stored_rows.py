@@ -1,0 +1,167 @@
+"""Give the rows of a token store in the form that a training, its documents and the doctor ask for."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harvester.terms.lineage import Lineage
+from trainer.config import TrainConfig
+from trainer.data.chat_template import Example, Renderer
+from trainer.data.conversation import Conversation
+from trainer.data.data_checks import RenderedRows, RowKinds
+from trainer.data.dataset import HeldOut
+from trainer.data.tokens.part_reader import PartReader, RowNumbers, StoredExamples
+from trainer.data.tokens.row_record import RowFlag
+from trainer.errors import StudentError
+from trainer.provenance.fingerprint import Leaf
+
+
+class StoredHeldOut(Sequence[HeldOut]):
+    """Held-out prompts that are read when they are asked for; the teacher's further answers are left out.
+
+    Args:
+        rows: numbers of their rows.
+    """
+
+    def __init__(self, reader: PartReader, rows: RowNumbers) -> None:
+        self._reader = reader
+        self._rows = rows
+
+    def __len__(self) -> int:
+        """Return the number of prompts."""
+        return len(self._rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        """Return one prompt, or the prompts of a slice."""
+        if isinstance(place, slice):
+            return StoredHeldOut(self._reader, self._rows[place])
+        row = int(self._rows[place])
+        asked = json.loads(self._reader.text(row))
+        return HeldOut(
+            self._reader.prompt_id(row),
+            Conversation(tuple(asked["messages"]), tuple(asked["tools"])),
+            asked["reference"],
+            asked["task"],
+            asked["split"],
+            asked["teacher"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """The corpus split into rows to learn and held-out prompts, as `dataset.Rows`, but read when asked for.
+
+    Attributes:
+        chosen: numbers of the rows to learn, those too long included, by prompt id, sample number and key.
+        held_out_rows: numbers of the held-out prompts.
+        counts: rows to learn by (teacher, terms, mock).
+        mixed: settings in which the rows differ, a line each.
+    """
+
+    reader: PartReader
+    chosen: RowNumbers
+    held_out_rows: RowNumbers
+    lineages: tuple[Lineage, ...]
+    counts: Mapping[tuple[str, str, bool], int]
+    mixed: tuple[str, ...] = ()
+
+    @property
+    def held_out(self) -> Sequence[HeldOut]:
+        """Prompts kept for evaluation."""
+        return StoredHeldOut(self.reader, self.held_out_rows)
+
+    @property
+    def answered(self) -> Sequence[HeldOut]:
+        """Held-out prompts to which the teacher has a usable answer."""
+        flags = self.reader.gather(self.held_out_rows, "flags")
+        return StoredHeldOut(self.reader, self.held_out_rows[(flags & RowFlag.ANSWERED) != 0])
+
+    @property
+    def learned(self) -> int:
+        """Number of the rows to learn, those too long included."""
+        return len(self.chosen)
+
+    def teachers(self) -> Mapping[tuple[str, str, bool], int]:
+        """Return the number of rows by teacher, terms record and whether the teacher is a mock."""
+        return self.counts
+
+    def leaves(self) -> Iterator[Leaf]:
+        """Yield the leaves of the rows to learn, in the order of the hash tree."""
+        # Stable, so rows with one key stay in order of prompt id and sample number.
+        order = np.argsort(self.reader.gather(self.chosen, "key"), kind="stable")
+        for row in self.chosen[order]:
+            yield self._leaf(int(row))
+
+    def _leaf(self, row: int) -> Leaf:
+        _, record = self.reader.record(row)
+        key, completion, origin = (
+            self.reader.digest(record, name) for name in ("key", "completion", "origin")
+        )
+        return Leaf(key, completion, origin, self.reader.prompt_id(row), int(record["sample_index"]))
+
+    def first(self, count: int) -> StoredRows:
+        """Return the first rows only."""
+        chosen = self.chosen[:count]
+        counts: Counter[tuple[str, str, bool]] = Counter()
+        for row in chosen:
+            part, record = self.reader.record(int(row))
+            counts[self.reader.facts[part].teachers[record["teacher"]]] += 1
+        return StoredRows(self.reader, chosen, self.held_out_rows[:0], self.lineages, counts, self.mixed)
+
+    def held_out_examples(self, renderer: Renderer, config: TrainConfig) -> Sequence[Example]:
+        """Return the teacher's held-out answers, those that are not too long.
+
+        Raises:
+            StudentError: the chat template refuses a held-out prompt.
+        """
+        flags = self.reader.gather(self.held_out_rows, "flags")
+        refused = self.held_out_rows[(flags & RowFlag.REFUSED) != 0]
+        if len(refused):
+            raise StudentError(
+                self.reader.text(int(refused[0])),
+                place=str(config.base),
+                remedy="roles must be those the student's template knows",
+            )
+        lengths = self.reader.gather(self.held_out_rows, "length")
+        is_target = ((flags & RowFlag.RENDERED) != 0) & (lengths <= config.train.max_length)
+        return StoredExamples(self.reader, self.held_out_rows[is_target])
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRendered:
+    """All rows to learn as examples, those too long included, for the doctor's page.
+
+    Attributes:
+        examples: of the rows, in the order of `StoredRows.chosen`.
+        lengths: [rows] int32, tokens of each row. supervised: [rows] int32, supervised tokens of each row.
+    """
+
+    rows: StoredRows
+    examples: Sequence[Example]
+    lengths: npt.NDArray[np.int32]
+    supervised: npt.NDArray[np.int32]
+    of_kinds: RowKinds
+    with_soft_targets: Sequence[int] = ()
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.lengths)
+
+    def prompt_id(self, number: int) -> str:
+        """Return the prompt id of a row."""
+        return self.rows.reader.prompt_id(int(self.rows.chosen[number]))
+
+    def kinds(self) -> RowKinds:
+        """Count rows of the kinds that the doctor mentions."""
+        return self.of_kinds
+
+
+# Rows to learn with their examples, in memory or in a store.
+Rendered = RenderedRows | StoredRendered

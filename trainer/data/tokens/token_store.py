@@ -1,0 +1,281 @@
+"""Open a token store, and write the file that says which of its rows a training learns. Loads no torch.
+
+A store is a folder for one way of rendering: one tokenizer, one template, the same settings. `parts/` has the
+rendered rows of each part of a corpus (`part`). `selections/` has a folder for each corpus and each way of
+choosing among its rows: arrays of row numbers, and `selection.json`, written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harvester.store.mixing import Mixing
+from harvester.system import failpoints
+from harvester.terms.lineage import Lineage
+from trainer.config import TrainConfig
+from trainer.data import array_file, dataset
+from trainer.data.data_checks import Check, RowFaults, RowKinds
+from trainer.data.dataset import Dataset
+from trainer.data.tokens import part
+from trainer.data.tokens.part_reader import PartReader, RowNumbers, StoredExamples
+from trainer.data.tokens.row_record import RowFlag
+from trainer.data.tokens.selection import Selection, select
+from trainer.data.tokens.stored_rows import StoredRendered, StoredRows
+from trainer.errors import DataError, StudentError
+
+PARTS, SELECTIONS, FACTS = "parts", "selections", "selection.json"
+# Threads that compare the files of parts with their hashes; hashing gives other threads time to run.
+_HASHING_THREADS = 8
+_ARRAYS = {
+    "learned.npz": ("rows", "lengths", "weights"),
+    "chosen.npz": ("rows", "lengths", "supervised"),
+    "held_out.npz": ("rows",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStore:
+    """A corpus as token ids, with what its rows were found to be.
+
+    Attributes:
+        data: the examples that are learned, read when they are asked for.
+        rows: all rows to learn, and the held-out prompts.
+        checks: what `data_checks.run_checks` finds, but for control tokens.
+        control: control tokens that occur in the rows.
+        highest_id: largest token id, where one is outside the student's vocabulary; else 0.
+        folder: of the selection; packs are kept there, too.
+    """
+
+    data: Dataset
+    rows: StoredRows
+    rendered: StoredRendered
+    checks: tuple[Check, ...]
+    control: frozenset[int]
+    highest_id: int
+    terms: CorpusTerms
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusTerms:
+    """What the terms of a corpus are checked by: teachers, and distinct values of `FACT_COLUMNS`."""
+
+    lineages: Sequence[Lineage]
+    facts: Sequence[dict[str, Any]]
+
+
+def open_selection(home: Path, key: str) -> TokenStore | None:
+    """Open a selection of a store; every byte of it is compared with its checksum.
+
+    Returns:
+        None where it is absent or damaged.
+    """
+    folder = home / SELECTIONS / key
+    stored = part.read_checked(folder / FACTS)
+    if stored is None:
+        return None
+    folders = [home / PARTS / name for name in stored["parts"]]
+    facts = read_parts(folders)
+    arrays = {name: array_file.read(folder / name, fields) for name, fields in _ARRAYS.items()}
+    if any(each is None for each in facts) or any(each is None for each in arrays.values()):
+        return None
+    reader = PartReader(folders, [each for each in facts if each is not None])
+    learned, chosen, held_out = (arrays[name] or {} for name in _ARRAYS)
+    weights = learned["weights"] if len(learned["weights"]) else None
+    counts = {(teacher, terms, mock): rows for teacher, terms, mock, rows in stored["teachers"]}
+    lineages = tuple(Lineage(lineage) for lineage in stored["lineages"])
+    rows = StoredRows(
+        reader,
+        chosen["rows"],
+        held_out["rows"],
+        lineages,
+        counts,
+        tuple(stored["mixed"]),
+    )
+    return TokenStore(
+        Dataset(
+            StoredExamples(reader, learned["rows"], weights),
+            learned["lengths"],
+            stored["supervised"],
+            Counter(stored["excluded"]),
+            stored["sha256"],
+        ),
+        rows,
+        StoredRendered(
+            rows,
+            StoredExamples(reader, chosen["rows"]),
+            chosen["lengths"],
+            chosen["supervised"],
+            RowKinds(**stored["kinds"]),
+        ),
+        tuple(Check(**check) for check in stored["checks"]),
+        frozenset(stored["control"]),
+        stored["highest_id"],
+        CorpusTerms(lineages, stored["terms_facts"]),
+        folder,
+    )
+
+
+def read_parts(folders: Sequence[Path]) -> list[part.PartFacts | None]:
+    """Check parts, several at a time; None for each that is absent or damaged."""
+    with ThreadPoolExecutor(min(_HASHING_THREADS, os.cpu_count() or 1)) as threads:
+        return list(threads.map(part.read_facts, folders))
+
+
+def write_selection(
+    home: Path,
+    key: str,
+    names: Sequence[str],
+    config: TrainConfig,
+    fault_names: Sequence[str],
+    terms: CorpusTerms,
+) -> None:
+    """Choose the rows of a corpus and write the selection.
+
+    Args:
+        names: of the corpus's parts, in their order; all are whole.
+        fault_names: `RowChecker.names`.
+
+    Raises:
+        DataError: no row can be learned. StudentError: the chat template refuses rows.
+        OSError: the disk is full or refuses.
+    """
+    folders = [home / PARTS / name for name in names]
+    reader = PartReader(folders, [facts for facts in read_parts(folders) if facts is not None])
+    assert len(reader.facts) == len(names), "parts were checked before"
+    _require_rows(reader, config)
+    selection = select(reader, config.data)
+    _require_learnable(reader, selection, config)
+    lengths = reader.column("length")[selection.chosen]
+    prompts = reader.column("prompt_length")[selection.chosen]
+    too_long = lengths > config.train.max_length
+    nothing = ~too_long & ~((lengths > prompts) & (prompts > 0))
+    fits = ~(too_long | nothing)
+    excluded = Counter(selection.excluded)
+    excluded.update({"too long": int(too_long.sum()), "nothing supervised": int(nothing.sum())})
+    if not fits.any():
+        raise DataError(
+            f"no row can be learned: all have more than {config.train.max_length} tokens, or none to learn",
+            place=str(config.corpus),
+            remedy="raise [train] max_length",
+        )
+    weights = None if selection.weights is None else selection.weights[fits]
+    examples = StoredExamples(reader, selection.chosen[fits], weights)
+    digest = hashlib.sha256()
+    for example in examples:
+        dataset.hash_example(digest, example)
+    flags = reader.column("flags")[selection.chosen]
+    bits = reader.column("faults")[selection.chosen]
+    control = _control_tokens(reader, selection.chosen)
+    ends = (flags & RowFlag.TERMINATED) != 0
+    faults = RowFaults(bits, selection.respelled, control, bool(ends.any()), int(fits.sum()))
+    checks = faults.checks(fault_names, lambda place: reader.prompt_id(int(selection.chosen[place])))
+    settings = Mixing(config.corpus)
+    for facts in reader.facts:
+        settings.add_counts(facts.settings)
+    kinds = RowKinds(
+        int(((flags & RowFlag.THINKING) != 0).sum()),
+        int(((flags & RowFlag.REASONING) != 0).sum()),
+        int((~ends).sum()),
+    )
+    folder = home / SELECTIONS / key
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    array_file.write(
+        folder / "learned.npz",
+        {
+            "rows": selection.chosen[fits],
+            "lengths": lengths[fits] - 1,
+            "weights": np.zeros(0) if weights is None else weights,
+        },
+    )
+    array_file.write(
+        folder / "chosen.npz",
+        {"rows": selection.chosen, "lengths": lengths, "supervised": lengths - prompts},
+    )
+    array_file.write(folder / "held_out.npz", {"rows": selection.held_out})
+    failpoints.reach("tokens.before_selection")
+    part.write_checked(
+        folder / FACTS,
+        {
+            "parts": list(names),
+            "sha256": digest.hexdigest(),
+            "supervised": int((lengths - prompts)[fits].sum(dtype=np.int64)),
+            "excluded": +excluded,
+            "teachers": [[*teacher, rows] for teacher, rows in _teachers(reader, selection.chosen).items()],
+            "lineages": [dict(lineage.stored) for lineage in terms.lineages],
+            "terms_facts": list(terms.facts),
+            "mixed": settings.notes(),
+            "kinds": asdict(kinds),
+            "checks": [asdict(check) for check in checks],
+            "control": sorted(control),
+            "highest_id": _highest_outside(reader, selection.chosen[fits], bits[fits], fault_names),
+        },
+    )
+    failpoints.reach("tokens.selection_written")
+
+
+def _require_rows(reader: PartReader, config: TrainConfig) -> None:
+    """Refuse a corpus of which no row was chosen, as `dataset.read` does."""
+    if not len(reader):
+        left_out = sum(facts.left_out for facts in reader.facts)
+        raise dataset.nothing_chosen(config, left_out)
+
+
+def _require_learnable(reader: PartReader, selection: Selection, config: TrainConfig) -> None:
+    """Refuse a selection without a row to learn, or with rows that the chat template refuses."""
+    if not len(selection.chosen):
+        raise dataset.nothing_to_learn(config, selection.excluded)
+    refused = selection.chosen[(reader.gather(selection.chosen, "flags") & RowFlag.REFUSED) != 0]
+    if len(refused):
+        first = int(refused[0])
+        raise StudentError(
+            f"{reader.text(first)}: {len(refused):,} of {len(selection.chosen):,} rows, "
+            f"the first is {reader.prompt_id(first)!r}",
+            place=str(config.base),
+            remedy="roles must be those the student's template knows",
+        )
+
+
+def _teachers(reader: PartReader, rows: RowNumbers) -> Counter[tuple[str, str, bool]]:
+    """Count rows by teacher, terms record and whether the teacher is a mock."""
+    is_chosen = _mask(reader, rows)
+    counts: Counter[tuple[str, str, bool]] = Counter()
+    for number, first, records in reader.records():
+        teachers = reader.facts[number].teachers
+        chosen = records["teacher"][is_chosen[first : first + len(records)]]
+        counts.update(dict(zip(teachers, np.bincount(chosen, minlength=len(teachers)).tolist(), strict=True)))
+    return +counts
+
+
+def _control_tokens(reader: PartReader, rows: RowNumbers) -> frozenset[int]:
+    """Return the control tokens that occur in rows."""
+    is_chosen = _mask(reader, rows)
+    tokens: set[int] = set()
+    for number, first, records in reader.records():
+        for place in np.unique(records["control"][is_chosen[first : first + len(records)]]).tolist():
+            tokens.update(reader.facts[number].controls[place])
+    return frozenset(tokens)
+
+
+def _mask(reader: PartReader, rows: RowNumbers) -> Any:
+    mask = np.zeros(len(reader), dtype=bool)
+    mask[rows] = True
+    return mask
+
+
+def _highest_outside(reader: PartReader, rows: RowNumbers, bits: Any, fault_names: Sequence[str]) -> int:
+    """Return the largest id of the rows with an id outside the vocabulary; 0 if there are none."""
+    [bit] = [bit for bit, name in enumerate(fault_names) if name.startswith("token ids outside")]
+    outside = StoredExamples(reader, rows[(bits >> bit) & 1 != 0])
+    return max((int(example.ids.max()) for example in outside), default=0)
