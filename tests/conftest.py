@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +23,11 @@ from tests.harvester import faulty_disk
 # torch reads it when it is imported. The students of the tests are so small that a second thread only waits,
 # and several test processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Runs share limits through a file in the user's state folder: tests have one of their own.
+_STATE = tempfile.mkdtemp(prefix="harvester-state-")
+atexit.register(shutil.rmtree, _STATE, ignore_errors=True)
+os.environ["XDG_STATE_HOME"] = _STATE
 
 # No deadline for a single example: on a busy machine one may take seconds without being wrong.
 settings.register_profile("suite", deadline=None)

@@ -106,6 +106,9 @@ class RunSection(FrozenModel):
         patience_s: how long a run waits for a teacher that answers nothing.
         retry_possibly_billed: false never resends what may have been billed; it becomes a dead letter.
         shard: which part of the prompts this process asks, as in "2/8"; None for all.
+        share_limits: share the teacher's limits with other harvests of this machine that use the same host
+            and credential.
+        priority: weight among them; a harvest with 2 gets twice the share of one with 1.
         transport: how requests reach the teacher: one by one, in batches at the batch price, or in batches
             and then one by one what these don't answer in time.
     """
@@ -124,6 +127,8 @@ class RunSection(FrozenModel):
     retry_possibly_billed: bool = True
     transport: Transport = Transport.ONLINE
     shard: str | None = None
+    share_limits: bool = True
+    priority: int = Field(default=1, ge=1, le=100)
 
     @field_validator("shard")
     @classmethod

@@ -173,6 +173,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     if status.get("waiting"):
         lines.append(f"waiting   {status['waiting']}")
     lines += [f"learned   {text}" for text in status.get("learned") or []]
+    lines += [f"shared    {text}" for text in _shared_texts(status)]
     if text := several_text(status):
         lines.append(f"n         {text}")
     if text := judged_text(status):
@@ -330,6 +331,22 @@ def _batches(status: Mapping[str, Any]) -> list[str]:
         f"batches   {waiting['batches']:,} with {waiting['rows']:,} rows, the oldest {age} old ({words}); "
         f"they may cost up to ${waiting['reserved_microusd'] / 1e6:.4f}"
     ]
+
+
+def _shared_texts(status: Mapping[str, Any]) -> list[str]:
+    """Say which other harvests share the limits, for each address; nothing once the run has ended."""
+    texts = []
+    for lease in (status.get("shared") or []) if status.get("state") in set(RunState) else []:
+        others = [
+            f"{other.get('config') or 'a harvest'} (pid {other.get('pid', 0):.0f}) has "
+            f"{other.get('share', 0.0):.0%}"
+            for other in lease.get("others") or []
+        ]
+        texts.append(
+            f"the limits of {lease.get('endpoint', '')}: {lease.get('share', 0.0):.0%} are ours; "
+            f"{'; '.join(others)}"
+        )
+    return texts
 
 
 def _ledger(status: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ are strict: a bool is no number, a number is no text, and a number must be finit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import GenericAlias
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, create_model
@@ -101,6 +102,11 @@ def canary_model(counters: type[Counters]) -> type[_Lenient]:
 
 def status_model(counters: type[Counters]) -> type[_Lenient]:
     """The model of status.json, with the fields of these counters."""
+    other = lenient_model("OtherHarvest", dict([*_all("pid share priority", Number), *_all("config", Text)]))
+    lease = lenient_model(
+        "SharedLimit",
+        dict([*_all("share", Number), *_all("endpoint", Text), ("others", GenericAlias(list, (other,)))]),
+    )
     limits = lenient_model("Limits", dict(_all("requests_per_minute tokens_per_minute", Number | None)))
     return lenient_model(
         "StatusFile",
@@ -116,6 +122,7 @@ def status_model(counters: type[Counters]) -> type[_Lenient]:
                 ("done_at", OpenRange | None),
                 ("complaints", list[Text]),
                 ("learned", list[Text]),
+                ("shared", GenericAlias(list, (lease,))),
                 ("holds", dict[str, _TextOrOmitted]),
                 ("limits", limits),
                 ("budget", dict[str, _NullableOrOmitted]),

@@ -40,6 +40,7 @@ from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limiter_state import LimiterState
 from harvester.teacher.policies import build_policies
 from harvester.teacher.preflight import Preflight
+from harvester.teacher.shared_limits import SharedLimits
 from harvester.teacher.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class PassSetup:
     addition to those of `config`. Setting `stop` drains the pass: requests in flight get `limits.grace_s`.
     `accept` is None without `[accept]`. `finish_by` is the deadline in Unix seconds, None for none.
     `complain` notes an error that does not end the pass. `batch_clock` governs polls and the age of batches;
-    None is `clock`.
+    None is `clock`. `config_path` is the path of harvest.toml, which other harvests show.
     """
 
     config: HarvestConfig
@@ -82,6 +83,7 @@ class PassSetup:
     finish_by: float | None = None
     complain: Callable[[HarvesterError], None] = lambda _: None
     batch_clock: Clock | None = None
+    config_path: str = ""
 
 
 async def harvest(
@@ -109,10 +111,12 @@ async def harvest(
     """
     async with Client(setup.config.teacher, setup.config.run, setup.key) as client:
         parts = await open_parts(setup, client)
-        async with _batches(setup, parts) as batches:
+        async with _batches(setup, parts) as batches, _shared_limits(setup, parts) as shared:
             cancel_batches = None if batches is None else batches.cancel_at_end
             limit = parts.worker.choice_limit
-            on_settings(RuntimeSettings(parts.teacher.endpoints, parts.workers.resize, limit, cancel_batches))
+            others = None if shared is None else shared.gauges
+            endpoints, resize = parts.teacher.endpoints, parts.workers.resize
+            on_settings(RuntimeSettings(endpoints, resize, limit, cancel_batches, others))
             return await _Pass(setup, parts, batches, on_progress).run(feed, canary)
 
 
@@ -179,6 +183,32 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
         WorkerPool(config.teacher.limits.max_concurrency * len(config.teacher.base_urls), worker.serve),
         acceptance,
     )
+
+
+@contextlib.asynccontextmanager
+async def _shared_limits(setup: PassSetup, parts: PassParts) -> AsyncIterator[SharedLimits | None]:
+    """Share the limits with other harvests during the block; None where that is switched off."""
+    if not setup.config.run.share_limits:
+        yield None
+        return
+    endpoints = parts.teacher.endpoints
+    shared = SharedLimits(
+        endpoints.policies.limiters,
+        setup.key,
+        priority=setup.config.run.priority,
+        config=setup.config_path,
+        clock=setup.clock,
+        changed=endpoints.recheck,
+    )
+    await shared.join()
+    renewing = asyncio.create_task(shared.watch())
+    try:
+        yield shared
+    finally:
+        renewing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await renewing
+        await shared.leave()
 
 
 @contextlib.asynccontextmanager

@@ -394,6 +394,7 @@ async def _harvest(parts: RunParts) -> PassResult:
         finish_by=prepared.hours.finish_by,
         complain=parts.errors.add,
         batch_clock=parts.batch_clock,
+        config_path=str(prepared.path.resolve()),
     )
 
     def on_settings(settings: RuntimeSettings) -> None:

@@ -176,6 +176,8 @@ class LearnedRate:
     Attributes:
         rate: requests per second that we send at most, None where nothing shows a limit.
         unrelated: share of requests that is refused whatever the rate.
+        learned_at: when a rate was last found, here or by another harvest; minus infinity for never.
+        is_own: whether it was found here.
         refused_for_s: how long everything was refused when the teacher's window of time was last used up, 0
             where that has not happened.
     """
@@ -184,6 +186,10 @@ class LearnedRate:
         self.rate: float | None = None
         self.unrelated = 0.0
         self.refused_for_s = 0.0
+        self.learned_at = -math.inf
+        self.is_own = False
+        # Our part of the limit, as other harvests use the rest.
+        self._part = 1.0
         self._sends = sends
         self._burst = burst
         self._full = FullRefusal()
@@ -297,7 +303,7 @@ class LearnedRate:
             return self.rate
         sends = float(SENDS_PER_UNIT if self._is_confirmed else SENDS_PER_FIRST_UNIT)
         sends *= 1 + UNRELATED_SLOWDOWN * self.unrelated
-        slower = GROWTH_UNIT_S / max(GROWTH_UNIT_S, sends / self.rate, self._period_s)
+        slower = GROWTH_UNIT_S / max(GROWTH_UNIT_S, sends * self._part / self.rate, self._period_s)
         since, until = (self._grown_at - self._cut_at) * slower, (now - self._cut_at) * slower
         # The integral of the growth per second from `since` to `until`.
         step = GROWTH_PER_S * (until - since) + ACCELERATION * (until**3 - since**3) / 3
@@ -322,6 +328,50 @@ class LearnedRate:
             rate = float(saved["rate"])
             self._set(rate, now)
             self._limit = Estimate(rate, TRUSTED_SUPPORT)
+
+    def scale(self, ratio: float) -> None:
+        """Multiply the rate and the limit that was found: our part of it has changed.
+
+        What was accepted before shows nothing any more, and a trial can't be judged.
+        """
+        self._part *= ratio
+        if self._trial is not None:
+            self.rate, self._trial = self._trial.rate, None
+        if self.rate is not None:
+            self.rate = max(self.rate * ratio, LEAST_RATE)
+        if self._limit is not None:
+            self._limit = Estimate(self._limit.per_s * ratio, self._limit.support)
+        self._cap *= ratio
+        self._used_up.clear()
+
+    def lesson(self) -> tuple[float, float]:
+        """Return the rate now, and the limit that was found, in requests per second of all harvests together.
+
+        0 for unknown.
+        """
+        rate = self.rate if self._trial is None else self._trial.rate
+        limit = 0.0 if self._limit is None else self._limit.per_s
+        return (rate or 0.0) / self._part, limit / self._part
+
+    def adopt(self, rate: float, limit: float, learned_at: float, now: float) -> None:
+        """Go on from what another harvest has found.
+
+        Args:
+            rate, limit: as `lesson` returns them.
+            learned_at: when it found the limit: the allowance was used up then, for all.
+        """
+        self._trial = None
+        self._limit = Estimate(limit * self._part, TRUSTED_SUPPORT)
+        self._is_known = True
+        self._used_up.append(learned_at)
+        self._surplus.reset()
+        self._set(rate * self._part, now)
+        self.learned_at, self.is_own = learned_at, False
+
+    def follow(self, rate: float, now: float) -> None:
+        """Take over how the rate of the harvest has grown whose limit was adopted."""
+        if self._trial is None and not self.is_own:
+            self.rate, self._grown_at = max(rate * self._part, LEAST_RATE), now
 
     # Counts
 
@@ -363,7 +413,7 @@ class LearnedRate:
             return Estimate(accepted / (until - since), accepted)
         lookback_s = max(
             LOOKBACK_S,
-            until - self._sends.begin_of(LOOKBACK_SENDS, until),
+            until - self._sends.begin_of(max(PRECISE_SUPPORT, int(LOOKBACK_SENDS * self._part)), until),
             LOOKBACK_WAITS * self._period_s,
         )
         earliest = until - lookback_s / 2**self._unexpected
@@ -472,6 +522,7 @@ class LearnedRate:
         self._limit = found
         self._used_up.append(used_up_at)
         self._surplus.reset()
+        self.learned_at, self.is_own = now, True
         self._set(CUT_TO * min(found.per_s, self.rate or math.inf), now)
         growth = GROWTH if self._is_confirmed else FIRST_GROWTH
         self._growth_per_send = min(MOST_GROWTH, growth / found.support**2)
@@ -517,6 +568,8 @@ class LearnedRate:
             if sends >= TRIAL_SENDS:
                 self._end_trial(trial, trial.rate, now)
             return
+        # Others went on as before: all sends together became less faster than ours.
+        speed_up = 1 + (speed_up - 1) * self._part
         share = 1 - (1 - trial.share) / speed_up
         ratio = refused * math.log(share / trial.share)
         ratio += accepted * math.log((1 - share) / (1 - trial.share))

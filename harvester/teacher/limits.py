@@ -61,6 +61,11 @@ class LimitKey:
     is_learned: bool = False
 
     @property
+    def lasts_longer(self) -> bool:
+        """Whether the period is longer than a minute: what was used of it shows little of the rate."""
+        return self.period_s > MINUTE_S
+
+    @property
     def label(self) -> str:
         """Name for people, status.json and the journal, as in "tokens per minute"."""
         period = _PERIOD_NAMES.get(self.period_s) or f"{self.period_s:g} s"

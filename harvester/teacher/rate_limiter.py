@@ -57,12 +57,16 @@ class Bucket:
         rate: units per second.
         now: monotonic seconds.
         full_at: units that may be saved up and are there from the start; None for BURST_S of the rate.
+
+    Attributes:
+        taken: units taken so far, less those given back.
     """
 
     def __init__(self, rate: float, now: float, *, full_at: float | None = None) -> None:
         self.rate = rate
         self.capacity = max(1.0, rate * BURST_S if full_at is None else full_at)
         self.level = 1.0 if full_at is None else self.capacity
+        self.taken = 0.0
         self._refilled_at = now
 
     @classmethod
@@ -75,6 +79,15 @@ class Bucket:
         self.refill(now)
         self.rate = rate
         self.capacity = max(1.0, rate * BURST_S)
+        self.level = min(self.level, self.capacity)
+
+    def scale(self, ratio: float, now: float) -> None:
+        """Multiply rate and capacity. Of savings the part beyond a smaller share is lost; debt stays."""
+        self.refill(now)
+        self.rate *= ratio
+        self.capacity = max(1.0, self.capacity * ratio)
+        if ratio < 1 and self.level > 0:
+            self.level *= ratio
         self.level = min(self.level, self.capacity)
 
     def refill(self, now: float) -> None:
@@ -101,6 +114,7 @@ class Bucket:
 
     def take(self, amount: float) -> None:
         """Take `amount` units, into debt if need be. A negative amount gives back, up to the capacity."""
+        self.taken += amount
         self.level = min(self.capacity, self.level - amount)
 
 
@@ -135,6 +149,7 @@ class Limiter:
     Attributes:
         buckets: by limit; rates are in units per second.
         learned_rate: requests per second where the teacher states no limit.
+        share: part of every limit that this harvest may use, as others use the rest (`shared_limits`).
         output_estimate: tokens that 95 % of the answers stay below, None before the first answer.
     """
 
@@ -158,6 +173,7 @@ class Limiter:
         self._disproved: set[LimitKey] = set()
         self._guessed: dict[tuple[Quantity, float], LimitKey] = {}
         self.output_estimate: float | None = None
+        self.share = 1.0
         self.pause_now = Pause()
         # Units per second; a limit that a header names never raises these.
         self._configured: dict[LimitKey, float] = {}
@@ -386,9 +402,7 @@ class Limiter:
                     self._disprove(header.key, now)
                     continue
             rate = min(header.rate, self._configured.get(header.key, math.inf))
-            bucket = self.buckets.get(header.key)
-            if bucket is None or bucket.rate != rate:
-                self._set_bucket(header.key, rate, now)
+            self._set_bucket(header.key, rate, now)
 
     def _disprove(self, key: LimitKey, now: float) -> None:
         """Drop a limit whose period was guessed wrongly; what is configured stays."""
@@ -413,7 +427,30 @@ class Limiter:
         self._configured[key] = rate
         self._set_bucket(key, rate, now)
 
+    def set_share(self, share: float, now: float) -> None:
+        """Use this part of every limit from now on."""
+        ratio = share / self.share
+        if ratio == 1:
+            return
+        self.share = share
+        for key, bucket in self.buckets.items():
+            if not key.is_learned:
+                bucket.scale(ratio, now)
+        self.learned_rate.scale(ratio)
+        self._apply_learned_rate(now)
+
+    def adopt_rate(self, rate: float, limit: float, learned_at: float, now: float, *, is_new: bool) -> None:
+        """Go on from what another harvest learned, or follow how its rate has grown since."""
+        if is_new:
+            self.learned_rate.adopt(rate, limit, learned_at, now)
+        else:
+            self.learned_rate.follow(rate, now)
+        self._apply_learned_rate(now)
+
     def _set_bucket(self, key: LimitKey, rate: float, now: float) -> None:
+        """Set the rate of a limit, in units per second: the whole one, or of LEARNED_REQUESTS our share."""
+        if not key.is_learned:
+            rate *= self.share
         bucket = self.buckets.get(key)
         if bucket is None:
             self.buckets[key] = Bucket(rate, now)
@@ -450,8 +487,11 @@ class Limiter:
 
     def saved(self) -> dict[str, Any]:
         """Return what was learned, as JSON values, for `resume` in a later process."""
+        learned = self.learned_rate.saved()
+        if learned["rate"] is not None:
+            learned["rate"] /= self.share
         return {
-            **self.learned_rate.saved(),
+            **learned,
             "burst_s": self.learned_burst.seconds,
             "window": self.window.saved(),
         }
@@ -482,7 +522,7 @@ class Limiter:
         trusted = self._trusted_rate()
         rate = min(trusted, learned.rate or math.inf)
         if learned.rate is not None and learned.rate < trusted:
-            clauses.append(f"it accepts about {60 * learned.rate:,.0f} requests/min")
+            clauses.append(f"it accepts about {60 * learned.rate / self.share:,.0f} requests/min")
         if rate < math.inf and burst.seconds < FIRST_BURST_S:
             clauses.append(f"no more than {max(1, round(burst.seconds * rate)):,} of them at a time")
         if learned.refused_for_s:

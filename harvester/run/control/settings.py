@@ -99,6 +99,7 @@ class RuntimeSettings:
         resize: sets the number of workers.
         choice_limit: how many answers a request asks for, as learned.
         cancel_batches: lets the pass cancel its batches when it ends; None where it has none.
+        others: returns which other harvests share the limits; None where none can.
     """
 
     def __init__(
@@ -107,7 +108,9 @@ class RuntimeSettings:
         resize: Callable[[int], None],
         choice_limit: ChoiceLimit,
         cancel_batches: Callable[[], None] | None = None,
+        others: Callable[[], list[dict[str, Any]]] | None = None,
     ) -> None:
+        self._others = others
         self._endpoints = endpoints
         self._resize = resize
         self._choice_limit = choice_limit
@@ -189,7 +192,7 @@ class RuntimeSettings:
         `limits`: units per minute over all endpoints, None where no limit is known. `budget`: ceilings (None
         for none), what was spent, and what requests in flight have reserved, of this run. `budgets`: the
         same for every span that has a ceiling, and what is left. `learned`: what was learned about each
-        endpoint, in words.
+        endpoint, in words. `shared`: which other harvests share the limits of each endpoint.
         """
         rates: dict[LimitKey, float] = {}
         for queue in self._endpoints.queues:
@@ -206,6 +209,7 @@ class RuntimeSettings:
                 "by_name": {key.label: rate for key, rate in rates.items()},
             },
             "learned": self._learned(),
+            "shared": [] if self._others is None else self._others(),
             "budget": {
                 "tokens": of_run.tokens,
                 "microusd": of_run.microusd,

@@ -1,0 +1,299 @@
+"""Harvests that share a limit use all of it; a dead one gives its share back."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester.config.config import LimitsSection
+from harvester.mock_teacher.running import RunningMock
+from harvester.observe.status import read_status, status_lines
+from harvester.system.clock import SystemClock
+from harvester.teacher.fair_shares import Want, divide
+from harvester.teacher.limit_ledger import EXPIRY_S, LedgerRow, LimitLedger, state_file, teacher_digest
+from harvester.teacher.rate_limiter import Limiter
+from harvester.teacher.sends import Entry
+from harvester.teacher.shared_limits import RENEW_EVERY_S, SharedLimits
+from tests.faults.bench import run_harvest
+from tests.harvester.teacher.simulation import CHARGE, Reply, Server, TokenBucket
+
+RATE = 200.0
+URL = "http://127.0.0.1:8000/v1"
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+class Time(SystemClock):
+    """A clock of numbers, which all simulated harvests share."""
+
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def now(self) -> float:
+        return self.at
+
+
+@dataclass(eq=False)
+class Client:
+    """One simulated harvest. It sends as fast as it may, or `most_per_s` requests a second."""
+
+    limiter: Limiter
+    shared: SharedLimits
+    most_per_s: float = math.inf
+    is_alive: bool = True
+    wakes_at: float = math.inf
+    due_at: float = 0.0
+    replies: list[tuple[float, int]] = field(default_factory=list)
+
+    def rate(self, since: float, until: float) -> float:
+        return sum(status == 200 and since < at <= until for at, status in self.replies) / (until - since)
+
+
+class Simulation:
+    """Several harvests and one server, on one clock."""
+
+    def __init__(self, server: Server, count: int, **limits: float) -> None:
+        self.clock, self.server = Time(), server
+        self.begun = self.clock.at
+        self.clients: list[Client] = []
+        self.events: list[tuple[float, int, tuple[Any, ...]]] = []
+        self.order = itertools.count()
+        self.limits = LimitsSection.model_validate({"max_concurrency": 512, **limits})
+        self.count = count
+
+    def later(self, at: float, *what: object) -> None:
+        heapq.heappush(self.events, (at, next(self.order), what))
+
+    async def join(self, priority: int = 1, most_per_s: float = math.inf) -> Client:
+        limiter = Limiter(self.limits, self.clock.at)
+        shared = SharedLimits(
+            {URL: limiter},
+            "key",
+            priority=priority,
+            config=f"h{len(self.clients)}.toml",
+            clock=self.clock,
+            changed=lambda: None,
+        )
+        await shared.join()
+        client = Client(limiter, shared, most_per_s)
+        self.clients.append(client)
+        client.wakes_at = self.clock.at
+        self.later(self.clock.at, "try", client)
+        self.later(self.clock.at + RENEW_EVERY_S * random.Random(len(self.clients)).random(), "renew", client)
+        return client
+
+    async def run(self, until: float) -> None:
+        while self.events and self.events[0][0] < self.begun + until:
+            self.clock.at, _, (kind, client, *rest) = heapq.heappop(self.events)
+            if kind == "try" and self.clock.at == client.wakes_at:
+                client.wakes_at = math.inf
+            if kind == "reply":
+                self._reply(client, *rest)
+            if kind == "renew" and client.is_alive:
+                await client.shared.renew()
+                self.later(self.clock.at + RENEW_EVERY_S, "renew", client)
+            if client.is_alive:
+                self._send(client)
+        self.clock.at = self.begun + until
+
+    def _send(self, client: Client) -> None:
+        limiter, now = client.limiter, self.clock.at
+        while (wait_s := max(limiter.wait_s(CHARGE, now), client.due_at - now)) <= 0:
+            entry = limiter.enter(CHARGE, now)
+            if limiter.departure_wait_s(now) > 0:  # it comes back when it may leave
+                limiter.leave(entry)
+                limiter.refund(CHARGE, now)
+                wait_s = limiter.departure_wait_s(now)
+                break
+            limiter.departed(entry, now)
+            client.due_at = max(client.due_at, now - 0.05) + 1 / client.most_per_s
+            reply = self.server.send(now, 0)
+            self.later(reply.at, "reply", client, entry, reply)
+        at = now + max(wait_s, 1e-3)
+        if at < client.wakes_at:  # one look ahead at a time
+            client.wakes_at = at
+            self.later(at, "try", client)
+
+    def _reply(self, client: Client, entry: Entry, reply: Reply) -> None:
+        limiter, now = client.limiter, self.clock.at
+        limiter.learn_from_headers(reply.headers, now)
+        if reply.status == 200:
+            limiter.settle(CHARGE, CHARGE, now)
+            limiter.answered(b"", entry, now, 10)
+        else:
+            limiter.refused(b"%d" % next(self.order), entry, reply.retry_after_s, now)
+        limiter.leave(entry)
+        client.replies.append((now - self.begun, reply.status))
+
+    def used(self, since: float, until: float) -> float:
+        return sum(client.rate(since, until) for client in self.clients) / RATE
+
+    def refused(self, since: float, until: float) -> float:
+        statuses = [s for client in self.clients for at, s in client.replies if since < at <= until]
+        return statuses.count(429) / len(statuses)
+
+
+def told(**more: float) -> dict[str, float]:
+    return {"requests_per_minute": RATE * 60, **more}
+
+
+def server(burst_s: float = 1.0) -> TokenBucket:
+    bucket = TokenBucket(random.Random(1), RATE, RATE * burst_s)
+    bucket.at = 1000.0
+    return bucket
+
+
+@pytest.mark.parametrize(
+    ("count", "is_stated"),
+    [(2, False), (5, False), *(pytest.param(n, True, marks=pytest.mark.slow) for n in (2, 5))],
+)
+def test_all_of_a_limit_is_used_and_a_dead_one_gives_its_share_back(count: int, is_stated: bool) -> None:
+    async def simulate() -> Simulation:
+        simulation = Simulation(server(), count, **({} if is_stated else told()))
+        if is_stated:
+            headers = {"x-ratelimit-limit-requests": f"{RATE * 60:.0f}"}
+            simulation.server.headers = lambda now: headers
+        for _ in range(count):
+            await simulation.join()
+        await simulation.run(10.0)
+        simulation.clients[0].is_alive = False
+        await simulation.run(18.0)
+        return simulation
+
+    simulation = asyncio.run(simulate())
+    assert simulation.used(3.0, 10.0) >= 0.95
+    assert simulation.refused(0.0, 10.0) < 0.01
+    rates = [client.rate(4.0, 10.0) for client in simulation.clients]
+    assert min(rates) >= 0.85 * max(rates)
+    assert simulation.used(10.0 + 5.0, 18.0) >= 0.95
+    assert simulation.refused(10.0, 18.0) < 0.01
+
+
+def test_priority_and_what_one_does_not_need() -> None:
+    async def simulate() -> Simulation:
+        simulation = Simulation(server(), 3, **told())
+        await simulation.join(priority=3)
+        await simulation.join()
+        await simulation.run(10.0)
+        await simulation.join(most_per_s=10.0)
+        await simulation.run(25.0)
+        return simulation
+
+    simulation = asyncio.run(simulate())
+    first, second, third = simulation.clients
+    assert first.rate(4.0, 10.0) / second.rate(4.0, 10.0) == pytest.approx(3.0, rel=0.1)
+    assert third.rate(15.0, 25.0) == pytest.approx(10.0, rel=0.1)
+    assert simulation.used(15.0, 25.0) >= 0.95
+
+
+def test_a_limit_that_nobody_was_told_is_learned_by_all() -> None:
+    async def simulate() -> Simulation:
+        simulation = Simulation(server(), 3)
+        for _ in range(3):
+            await simulation.join()
+        await simulation.run(40.0)
+        return simulation
+
+    simulation = asyncio.run(simulate())
+    assert simulation.used(10.0, 40.0) >= 0.92
+    assert simulation.refused(10.0, 40.0) < 0.03
+    totals = [client.limiter.learned_rate.lesson()[0] for client in simulation.clients]
+    assert max(totals) <= 2 * min(totals)
+
+
+def test_shares_are_fair_and_whole() -> None:
+    assert divide({"a": Want(1), "b": Want(1)}) == {"a": 0.5, "b": 0.5}
+    assert divide({"a": Want(3), "b": Want(1)}) == {"a": 0.75, "b": 0.25}
+    assert divide({"a": Want(1, 0.1), "b": Want(1), "c": Want(1)}) == pytest.approx(
+        {"a": 0.1, "b": 0.45, "c": 0.45}
+    )
+    assert sum(divide({"a": Want(1, 0.1), "b": Want(2, 0.2)}).values()) == pytest.approx(1.0)
+    for seed in range(50):
+        chance = random.Random(seed)
+        wants = {
+            str(n): Want(chance.randint(1, 5), chance.choice([math.inf, chance.random()])) for n in range(6)
+        }
+        shares = divide(wants)
+        assert sum(shares.values()) == pytest.approx(1.0)
+        assert all(shares[name] >= 0 for name in wants)
+
+
+def row(name: str, at: float, **changes: Any) -> LedgerRow:
+    return LedgerRow(
+        **{"teacher": "t", "id": name, "pid": 1, "config": "c", "at": at, "weight": 1.0, **changes}
+    )
+
+
+def test_granted_shares_never_add_up_to_more_than_the_whole() -> None:
+    ledger = LimitLedger(state_file())
+    try:
+        alone, others = ledger.renew(row("a", 0.0))
+        assert (alone, others) == (1.0, [])
+        second, (other,) = ledger.renew(row("b", 0.1))
+        assert (second, other.share) == (pytest.approx(0.05), 1.0)  # a tenth of its part, until a gives way
+        first, _ = ledger.renew(row("a", 0.5, share=alone))
+        second, _ = ledger.renew(row("b", 0.6, share=second))
+        assert (first, second) == (0.5, 0.5)
+        # Another teacher is no concern, and one that is not renewed is dead.
+        assert ledger.renew(row("c", 1.0, teacher="u"))[0] == 1.0
+        first, others = ledger.renew(row("a", 0.7 + EXPIRY_S, share=first))
+        assert (first, others) == (1.0, [])
+        ledger.remove("a")
+        assert ledger.renew(row("d", 1.0 + EXPIRY_S))[1] == []
+    finally:
+        ledger.close()
+
+
+def test_a_damaged_ledger_is_made_anew_and_an_unusable_one_stops_no_run(
+    state: Path, mock_teacher: Callable[..., RunningMock], tmp_path: Path
+) -> None:
+    path = state_file()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no database" * 100)
+    ledger = LimitLedger(path)
+    assert ledger.renew(row("a", 0.0))[0] == 1.0
+    ledger.close()
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    assert run_harvest(mock_teacher(accuracy=1.0), tmp_path).exit_code == 0
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_run_shares_and_says_with_whom(mock_teacher: Callable[..., RunningMock], tmp_path: Path) -> None:
+    mock = mock_teacher(accuracy=1.0)
+    name = teacher_digest(mock.base_url, None)
+    assert teacher_digest(mock.base_url, "key") != name
+    clock = SystemClock()
+    ledger = LimitLedger(state_file())
+    ledger.renew(row("other", clock.now(), teacher=name, pid=7, config="/h/other.toml", weight=3.0))
+    seen: list[dict[str, Any]] = []
+    assert (
+        run_harvest(mock, tmp_path, clock=clock, watch=lambda status: seen.append(dict(status))).exit_code
+        == 0
+    )
+    leases = [status["shared"] for status in seen if status.get("shared")]
+    (lease,) = leases[0]
+    (other,) = lease["others"]
+    assert (other["pid"], other["config"], other["priority"]) == (7, "/h/other.toml", 3.0)
+    assert lease["share"] < 1
+    living = {**read_status(tmp_path / "store"), "state": "running", "shared": leases[0]}
+    assert any("/h/other.toml (pid 7) has" in line for line in status_lines(living))
+    # It has left, and its own rows with it.
+    assert [each.id for each in ledger.renew(row("x", clock.now(), teacher=name))[1]] == ["other"]
+    seen.clear()
+    ended = run_harvest(mock, tmp_path, prompts=["What is 1 + 2?"], run={"share_limits": False}, clock=clock)
+    assert ended.exit_code == 0
+    ledger.close()
