@@ -27,6 +27,12 @@ PRELOADED = [
 ]
 
 
+def cpu_s() -> float:
+    """Return the CPU seconds of this process and of its children that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
 def harvester(*arguments: object) -> dict[str, Any]:
     """Run `harvester ... --json`; return the JSON of its last line."""
     command = [sys.executable, "-m", "harvester", *map(str, arguments), "--json"]

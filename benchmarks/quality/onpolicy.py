@@ -37,7 +37,8 @@ class Rounds:
     Attributes:
         pool: prompts to choose from.
         top_logprobs: tokens that the teacher lists at each token of the student.
-        lr: a third of that of the other trainings, since a step has no smaller ones after it.
+        lr: constant; the one of 3e-3, 1e-3 and 3e-4 with the lowest divergence on the prompts that were
+            learned, in a trial with a seed of its own.
     """
 
     pool: int = 4000
@@ -45,7 +46,7 @@ class Rounds:
     prompts_per_round: int = 96
     samples: int = 4
     top_logprobs: int = 20
-    lr: float = 1e-3
+    lr: float = 3e-4
     held_out_prompts: int = 100
     held_out_samples: int = 2
 
@@ -117,10 +118,10 @@ class OnPolicy:
 
 def distil(folder: Path, harvest: Harvest, port: int) -> None:
     """Distil and score in the folder of a distillation. Runs in a process of its own."""
-    began, spent = time.monotonic(), time.process_time()
+    began, spent = time.monotonic(), commands.cpu_s()
     with serve(harvest, port, folder):
         commands.trainer(folder / "log.txt", "onpolicy", folder / "onpolicy.toml", "--json")
     commands.trainer(folder / "log.txt", "evaluate", folder / "evaluate.toml", "--json")
     cache.write_json(folder / "out" / "calibration.json", calibration.measure(folder / "evaluate.toml"))
-    seconds = {"all": round(time.monotonic() - began, 1), "cpu": round(time.process_time() - spent, 1)}
+    seconds = {"all": round(time.monotonic() - began, 1), "cpu": round(commands.cpu_s() - spent, 1)}
     cache.write_json(folder / "seconds.json", seconds)

@@ -153,10 +153,10 @@ class Procedures:
 
 def run(folder: Path, verb: str) -> None:
     """Run `trainer VERB` in its folder. Runs in a process of its own."""
-    began, spent = time.monotonic(), time.process_time()
+    began, spent = time.monotonic(), commands.cpu_s()
     commands.trainer(folder / "log.txt", verb, folder / f"{verb}.toml", "--json")
     times = {
         "all": round(time.monotonic() - began, 1),
-        "cpu": round(time.process_time() - spent, 1),
+        "cpu": round(commands.cpu_s() - spent, 1),
     }
     cache.write_json(folder / "seconds.json", times)

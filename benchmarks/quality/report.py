@@ -25,8 +25,9 @@ E12 = (
     ("merged weights equal base and adapter", "tests/trainer/publish/test_export.py"),
 )
 
-# Arms with one tokenizer that are drawn by loss and calibration error.
-SURENESS = ("E2 small", "E5", "E6", "E7", "E13", "E2 unsure", "E5 unsure", "E6 unsure")
+# Arms with one tokenizer that are drawn by loss and calibration error, those of one teacher together.
+SURENESS = ("E2 small", "E5", "E6", "E7", "E13")
+UNSURE = ("E2 unsure", "E5 unsure", "E6 unsure")
 
 
 def write(
@@ -71,10 +72,17 @@ def _page(
 ) -> Page:
     missed = [gate for gate in gates if not gate.is_held]
     verdict = "all gates are held" if not missed else f"{len(missed)} of {len(gates)} gates are missed"
-    columns = ("arm", "student", "accuracy", "recovery", "by seed", "nats a token", "calibration error")
+    shown, sureness = (
+        ("arm", "student", "accuracy", "recovery"),
+        ("by seed", "nats a token", "calibration error"),
+    )
+    rows = table_of(results, arms)
     tables = [
         Table("Gates", ("gate", "measured", ""), [(g.name, g.measured, _word(g)) for g in gates]),
-        Table("Students", columns, table_of(results, arms)),
+        Table("Students", shown, [row[: len(shown)] for row in rows]),
+        Table(
+            "Seeds, loss and calibration", ("arm", *sureness), [(row[0], *row[len(shown) :]) for row in rows]
+        ),
         *(
             Table(f"Differences: {measure}", ("pair", "difference"), [(k, str(v)) for k, v in pairs.items()])
             for measure, pairs in results.differences.items()
@@ -95,7 +103,7 @@ def _page(
     ]
     tiles = [
         (f"{results.recovery[name].value:.3f}", f"{name}: recovery, {arms[name].what}")
-        for name in ("E2", "E5", "E4")
+        for name in ("E2", "E5", "E4", "E13")
         if name in results.recovery
     ]
     return Page(
@@ -137,12 +145,18 @@ def _kl_table(results: Results) -> Table:
 
 
 def _plots(results: Results) -> list[Markup]:
-    others = {name: each for name, each in results.recovery.items() if name not in SURENESS}
+    others = {name: each for name, each in results.recovery.items() if name not in (*SURENESS, *UNSURE)}
     drawn = (
         ("Recovery of the teacher by method", others, "recovery"),
-        ("Recovery from few rows, by what is learned", _some(results.recovery), "recovery"),
-        ("Calibration error on right answers", _some(results.error), "calibration error"),
-        ("Loss on right answers", _some(results.loss), "nats a token"),
+        ("Recovery from few rows, by what is learned", _some(results.recovery, SURENESS), "recovery"),
+        ("Calibration error on right answers", _some(results.error, SURENESS), "calibration error"),
+        ("Loss on right answers", _some(results.loss, SURENESS), "nats a token"),
+        (
+            "Calibration error of an unsure teacher's students",
+            _some(results.error, UNSURE),
+            "calibration error",
+        ),
+        ("Loss of an unsure teacher's students", _some(results.loss, UNSURE), "nats a token"),
     )
     plots = [_titled(title, _by_arm(values, label)) for title, values, label in drawn if values]
     if results.loop:
@@ -158,8 +172,8 @@ def _plots(results: Results) -> list[Markup]:
     return plots
 
 
-def _some(values: Mapping[str, Interval]) -> dict[str, Interval]:
-    return {name: values[name] for name in SURENESS if name in values}
+def _some(values: Mapping[str, Interval], names: Sequence[str]) -> dict[str, Interval]:
+    return {name: values[name] for name in names if name in values}
 
 
 def _by_arm(values: Mapping[str, Interval], label: str) -> Markup:

@@ -111,7 +111,7 @@ def train_toml(training: Training, corpus: Path, base: Path) -> str:
 def train_and_score(folder: Path, teacher: Path | None) -> None:
     """Do what is missing in the folder of a training. Runs in a process of its own."""
     config, log = folder / "train.toml", folder / "log.txt"
-    began, spent = time.monotonic(), time.process_time()
+    began, spent = time.monotonic(), commands.cpu_s()
     if teacher is not None:
         full_divergence.train(config, teacher)
     else:
@@ -123,7 +123,7 @@ def train_and_score(folder: Path, teacher: Path | None) -> None:
     seconds = {
         "train": round(trained - began, 1),
         "all": round(time.monotonic() - began, 1),
-        "cpu": round(time.process_time() - spent, 1),
+        "cpu": round(commands.cpu_s() - spent, 1),
     }
     cache.write_json(folder / "seconds.json", seconds)
 

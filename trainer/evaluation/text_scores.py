@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 from harvester.verify.refusals import is_refusal
@@ -70,8 +71,10 @@ def _compare(
         return {"prompts": 0, "metrics": {}, "tasks": {}, "tags": {}}
     columns: dict[tuple[str, str], list[float | None]] = {}
     for metric, compare in text_metrics.available_metrics().items():
+        # Right answers of several models are the same pair of texts.
+        compare_once = cache(compare)
         for model, answers in texts.items():
-            values = [_value(compare, model, answers[n], references[n] or "") for n in numbers]
+            values = [_value(compare_once, model, answers[n], references[n] or "") for n in numbers]
             if any(value is not None for value in values):
                 columns[metric, model] = values
         for first, second in DIFFERENCES:
