@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-slow test-long torture torture-trainer soak bench fuzz bench-trainer quality quality-smoke quality-real test-families test-harness test-gguf architectures check lint types layers format clean
+.PHONY: help demo test test-slow test-all test-long torture torture-trainer soak bench fuzz bench-trainer quality quality-smoke quality-real test-families test-harness test-gguf architectures check lint types layers format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -25,8 +25,11 @@ demo: $(STAMP)  ## everything once, offline: mock teacher -> corpus -> student -
 test: $(STAMP)  ## the default test suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not long and not torture and not families and not harness and not gguf'
 
-test-slow: $(STAMP)  ## the tests marked `slow`; CI runs them, too
+test-slow: $(STAMP)  ## the tests marked `slow`
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
+
+test-all: $(STAMP)  ## both in one session, as CI does: what the tests share is loaded once
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not long and not torture and not families and not harness'
 
 test-long: $(STAMP)  ## the tests marked `long`: a soak, fifty kills, a compiler, 200 simulated servers; minutes each
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m long

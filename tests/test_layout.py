@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -119,14 +120,23 @@ def test_architecture_lists_every_package():
     assert {name.replace("/", ".") for name in listed} == _packages()
 
 
+@cache
+def _nodes(package: str) -> list[tuple[Path, list[ast.AST]]]:
+    """Return the syntax nodes of each source file of a package."""
+    return [
+        (path, list(ast.walk(ast.parse(path.read_text(encoding="utf-8")))))
+        for path in SOURCES
+        if path.is_relative_to(ROOT / package)
+    ]
+
+
 @pytest.mark.parametrize("package", TOP_PACKAGES)
 def test_no_class_name_is_defined_twice(package: str):
     places = defaultdict(list)
-    for path in SOURCES:
-        if path.is_relative_to(ROOT / package):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ClassDef):
-                    places[node.name].append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    for path, nodes in _nodes(package):
+        for node in nodes:
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
@@ -154,12 +164,15 @@ def test_what_a_run_imports_before_its_first_request_loads_no_library_of_later_s
 
 @pytest.mark.parametrize(
     ("entry", "command", "skipped"),
-    [
-        ("harvester.cli.main", "run", True),
-        ("harvester.cli.main", "curate", False),
-        ("trainer.cli", "train", True),
-        ("trainer.cli", "evaluate", False),
-    ],
+    rest_is_slow(
+        [
+            ("harvester.cli.main", "run", True),
+            ("harvester.cli.main", "curate", False),
+            ("trainer.cli", "train", True),
+            ("trainer.cli", "evaluate", False),
+        ],
+        first=2,
+    ),
 )
 def test_a_command_makes_pyarrow_and_httpx_import_no_package_that_it_does_not_use(
     entry: str, command: str, skipped: bool
@@ -175,20 +188,45 @@ def test_a_command_makes_pyarrow_and_httpx_import_no_package_that_it_does_not_us
     assert done.stderr.strip() == ("[]" if skipped else "['pandas', 'httpx._main']")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_pickle_no_eval_no_unsafe_loaders(path: Path):
-    forbidden_modules = {"pickle", "shelve", "marshal", "joblib", "dill", "cloudpickle"}
-    forbidden_calls = {"eval", "exec", "__import__"}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            assert not forbidden_modules & {alias.name.split(".")[0] for alias in node.names}
-        if isinstance(node, ast.ImportFrom) and node.module:
-            assert node.module.split(".")[0] not in forbidden_modules
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in forbidden_calls
-        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
-            assert isinstance(node.value, ast.Constant)
-            assert node.value.value is False
+FORBIDDEN_MODULES = {"pickle", "shelve", "marshal", "joblib", "dill", "cloudpickle"}
+FORBIDDEN_CALLS = {"eval", "exec", "__import__"}
+
+
+def _is_forbidden(node: ast.AST) -> bool:
+    if isinstance(node, ast.Import):
+        return bool(FORBIDDEN_MODULES & {alias.name.split(".")[0] for alias in node.names})
+    if isinstance(node, ast.ImportFrom):
+        return node.module is not None and node.module.split(".")[0] in FORBIDDEN_MODULES
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS
+    if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+        return not (isinstance(node.value, ast.Constant) and node.value.value is False)
+    return False
+
+
+@pytest.mark.parametrize("package", TOP_PACKAGES)
+def test_no_pickle_no_eval_no_unsafe_loaders(package: str):
+    places = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
+        for path, nodes in _nodes(package)
+        for node in nodes
+        if _is_forbidden(node)
+    ]
+    assert places == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import json, pickle",
+        "from joblib.externals import loky",
+        "value = eval(text)",
+        "load(path, trust_remote_code=True)",
+        "load(path, trust_remote_code=chosen)",
+    ],
+)
+def test_each_unsafe_loader_is_found(line: str):
+    assert any(map(_is_forbidden, ast.walk(ast.parse(line))))
 
 
 def test_what_the_trainer_imports_loads_no_network_stack():

@@ -48,7 +48,9 @@ def live(config: Path, failpoint: str, pipe: int) -> None:
 def main() -> None:
     config = Path(sys.argv[1])
     if "transport" in config.read_text(encoding="utf-8"):
-        importlib.import_module("harvester.run.batch.opening")  # before the first fork: it loads the SDK
+        # Before the first fork: the SDK, and what its client loads when it is made.
+        importlib.import_module("harvester.run.batch.opening")
+        importlib.import_module("httpcore2")
     load_registry()
     for line in sys.stdin:
         seconds, failpoint = line.split()

@@ -77,7 +77,8 @@ def write(folder: Path, base_url: str, rows: int, transport: str, patience: floa
 
 
 @pytest.mark.parametrize(
-    ("transport", "steps", "patience"), [("batch", STEPS, 86_400), ("hybrid", HYBRID_STEPS, 0.02)]
+    ("transport", "steps", "patience"),
+    [("batch", STEPS, 86_400), pytest.param("hybrid", HYBRID_STEPS, 0.02, marks=pytest.mark.slow)],
 )
 def test_a_kill_at_any_step_sends_nothing_twice(mock_teacher, transport, steps, patience):
     rows = 60
