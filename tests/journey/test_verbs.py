@@ -25,6 +25,7 @@ NEEDS = {
     ("harvester", "schedule"): ["--cron"],
     ("harvester", "view"): ["--port", "0"],
     ("harvester", "export"): ["OUT"],
+    ("harvester", "merge"): ["another", "OUT"],
     ("trainer", "export"): ["OUT"],
 }
 TAKES_NO_FILE = {("harvester", "explain"), ("harvester", "terms", "show"), ("harvester", "terms", "review")}
