@@ -115,6 +115,7 @@ def measure(harvests: int, seconds: float, rate: int, *, is_told: bool) -> None:
         used = answers / (ended - begun) / rate
         share = refusals / max(1, answers + refusals)
         os.kill(processes[0].pid, signal.SIGKILL)
+        processes[0].wait()
         back_s = seconds_until_used(mock, rate, 20.0)
     known = "told" if is_told else "unknown"
     print(

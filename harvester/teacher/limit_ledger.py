@@ -3,7 +3,8 @@
 Every harvest has a row for each address that it asks: which share of the limit it has, what it wants, and
 what it learned. It renews its row twice a second, in one transaction that sees all other rows, so shares
 never add up to more than the whole: who has too much lowers its share first, then others raise theirs. A row
-that was not renewed for EXPIRY_S belongs to a process that died, and its share is free again.
+that was not renewed for EXPIRY_S belongs to a process that died, and its share is free again: after SILENT_S
+if no process has its number any more.
 
 The file holds no key and no answer. It is not synced: after a power failure nobody is left to share with. A
 file that can't be read is made anew.
@@ -23,8 +24,9 @@ from urllib.parse import urlsplit
 
 from harvester.teacher.fair_shares import Want, divide
 
-# Seconds after which a row counts as that of a dead process.
+# Seconds after which a row counts as that of a dead process; sooner, where there is no process of its number.
 EXPIRY_S = 3.0
+SILENT_S = 1.0
 # A share is changed when it is to change by more than this part of itself.
 HYSTERESIS = 0.02
 # Part of an equal share that everybody has from the start, until the others have lowered theirs.
@@ -127,7 +129,13 @@ class LimitLedger:
             stale = "DELETE FROM harvests WHERE at < ? OR at > ?"
             connection.execute(stale, (row.at - EXPIRY_S, row.at + EXPIRY_S))
             query = "SELECT * FROM harvests WHERE teacher = ? AND id <> ? ORDER BY id"
-            others = [LedgerRow(*values) for values in connection.execute(query, (row.teacher, row.id))]
+            others = []
+            for values in connection.execute(query, (row.teacher, row.id)).fetchall():
+                other = LedgerRow(*values)
+                if other.at < row.at - SILENT_S and not _is_process(other.pid):
+                    self.remove(other.id)
+                else:
+                    others.append(other)
             share = _share(row, others)
             values = (row.teacher, row.id, row.pid, row.config, row.at, row.weight, row.demand, share)
             connection.execute(
@@ -148,6 +156,17 @@ class LimitLedger:
             sqlite3.Error: they stay until they expire.
         """
         self._connection.execute("DELETE FROM harvests WHERE id = ?", (harvest_id,))
+
+
+def _is_process(pid: int) -> bool:
+    """Whether there is a process of this number; True where that can't be seen."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _share(row: LedgerRow, others: Sequence[LedgerRow]) -> float:

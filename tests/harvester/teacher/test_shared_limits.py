@@ -7,6 +7,7 @@ import heapq
 import itertools
 import math
 import random
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,6 +232,13 @@ def test_shares_are_fair_and_whole() -> None:
         assert all(shares[name] >= 0 for name in wants)
 
 
+def dead_process() -> int:
+    """Return the number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
 def row(name: str, at: float, **changes: Any) -> LedgerRow:
     return LedgerRow(
         **{"teacher": "t", "id": name, "pid": 1, "config": "c", "at": at, "weight": 1.0, **changes}
@@ -251,8 +259,11 @@ def test_granted_shares_never_add_up_to_more_than_the_whole() -> None:
         assert ledger.renew(row("c", 1.0, teacher="u"))[0] == 1.0
         first, others = ledger.renew(row("a", 0.7 + EXPIRY_S, share=first))
         assert (first, others) == (1.0, [])
+        ledger.renew(row("b", 4.0, pid=dead_process()))
+        assert ledger.renew(row("a", 4.5, share=first))[0] < 1.0
+        assert ledger.renew(row("a", 5.1, share=first)) == (1.0, [])
         ledger.remove("a")
-        assert ledger.renew(row("d", 1.0 + EXPIRY_S))[1] == []
+        assert ledger.renew(row("d", 5.2))[1] == []
     finally:
         ledger.close()
 
