@@ -125,6 +125,21 @@ def test_likelihoods_are_shown_by_task_and_tag() -> None:
     assert table["rows"][3][1:] == ["calibration error", "25.0% (12%–50%)", "25.0% (12%–50%)", ""]
 
 
+def test_the_gguf_files_of_a_student_become_a_table() -> None:
+    file = {"kind": "q8_0", "bytes": 3 << 20, "bits_per_weight": 8.5, "cut": 2, "equal": POINT}
+    files = [
+        {**file, "tokens_per_s": 91.5, "accuracy": POINT},
+        {**file, "kind": "q4_k_m", "tokens_per_s": None, "accuracy": None},
+    ]
+    facts = {"prompts": 60, "threads": 2, "files": files}
+    (table,) = scorecard.scorecard_parts({**CARD, "limited_devices": facts})["tables"]
+    assert table["rows"] == [
+        ["q8_0", "3.0", "8.50", "91.5", "50.0% (40%–60%)", "50.0% (40%–60%)", "2"],
+        ["q4_k_m", "3.0", "8.50", "–", "–", "50.0% (40%–60%)", "2"],
+    ]
+    assert "2 CPU threads" in table["note"]
+
+
 def test_scores_of_texts_become_tables_and_figures_with_intervals(tmp_path: Path):
     path = tmp_path / "scorecard.json"
     path.write_text(json.dumps({**CARD, **OF_TEXTS}), encoding="utf-8")
