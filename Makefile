@@ -29,7 +29,7 @@ test-slow: $(STAMP)  ## the tests marked `slow`
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
 
 test-all: $(STAMP)  ## both in one session, as CI does: what the tests share is loaded once
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not long and not torture and not families and not harness'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not long and not torture and not families and not harness and not gguf'
 
 test-long: $(STAMP)  ## the tests marked `long`: a soak, fifty kills, a compiler, 200 simulated servers; minutes each
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m long
