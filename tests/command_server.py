@@ -37,8 +37,8 @@ from harvester.system.unused_imports import skip_unused_imports
 malloc.use_one_arena()
 skip_unused_imports()
 
-# Modules that load torch and the SDK of OpenAI: four seconds, for what hardly any command needs.
-RARELY_USED = ("harvester.mock_teacher.neural.", "harvester.api.batches", "harvester.run.batch.")
+# Modules that load torch: three seconds, for what hardly any command needs.
+RARELY_USED = "harvester.mock_teacher.neural."
 
 
 def main() -> None:

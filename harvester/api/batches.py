@@ -1,8 +1,9 @@
 """Talk to the Files and Batches endpoints of a provider: answers in up to a day, at the batch price.
 
 It is the only module that imports `openai`: the SDK is good at files and batches, and single requests don't
-go through it. Custom ids are request keys, so a result finds its row in whatever order it comes. A batch
-carries its name in its metadata, by which it is found again after a crash.
+go through it. Loading it takes a second, so that waits for the first client. Custom ids are request keys, so
+a result finds its row in whatever order it comes. A batch carries its name in its metadata, by which it is
+found again after a crash.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-import openai
 import orjson
 
 from harvester.api.error_body import RAW_KEPT_BYTES, classify, describe, error_inside, excerpt
@@ -25,6 +25,9 @@ from harvester.api.types import Request
 from harvester.config.config import BatchApiSection, TeacherSection
 from harvester.errors import BrokenAnswer, TeacherError, TeacherUnavailable
 from harvester.system.version import __version__
+
+if TYPE_CHECKING:
+    import openai
 
 FINISHED = frozenset({"completed", "failed", "expired", "cancelled"})
 # The member of a batch's metadata that holds its name.
@@ -149,6 +152,8 @@ class BatchClient:
     """
 
     def __init__(self, teacher: TeacherSection, key: str | None, *, trust_env: bool = False) -> None:
+        import openai
+
         self._headers: dict[str, Any] = {"User-Agent": f"blackbox-distillation/{__version__}"}
         if key is None:
             self._headers["Authorization"] = openai.Omit()  # how the SDK leaves a header out
@@ -259,6 +264,8 @@ class BatchClient:
 
     def _translated(self, error: Exception) -> TeacherError:
         """Our error for one of the SDK. It keeps no reference to it: the SDK's has the request's headers."""
+        import openai
+
         if isinstance(error, openai.APIStatusError):
             headers = {name.lower(): value for name, value in error.response.headers.items()}
             try:
@@ -272,6 +279,8 @@ class BatchClient:
 
 def _http_client(teacher: TeacherSection, trust_env: bool) -> Any:
     """An HTTP client for the SDK that follows no redirects: the SDK's own would send the key along."""
+    import openai
+
     verify: ssl.SSLContext | bool = True
     if not teacher.base_url.startswith("https:"):
         verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # reading the public roots takes time

@@ -225,7 +225,7 @@ async def _batches(setup: PassSetup, parts: PassParts) -> AsyncIterator[BatchTra
         yield None
         return
     from harvester.run.batch.context import BatchContext
-    from harvester.run.batch.opening import open_batches  # loads the SDK, which takes a second
+    from harvester.run.batch.opening import open_batches
 
     def make_context(client: BatchClient, runs: frozenset[int]) -> BatchContext:
         return BatchContext(

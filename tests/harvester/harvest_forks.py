@@ -49,8 +49,8 @@ def main() -> None:
     config = Path(sys.argv[1])
     if "transport" in config.read_text(encoding="utf-8"):
         # Before the first fork: the SDK, and what its client loads when it is made.
-        importlib.import_module("harvester.run.batch.opening")
-        importlib.import_module("httpcore2")
+        for module in ("harvester.run.batch.opening", "openai", "httpcore2"):
+            importlib.import_module(module)
     load_registry()
     for line in sys.stdin:
         seconds, failpoint = line.split()

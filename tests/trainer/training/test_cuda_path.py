@@ -8,7 +8,6 @@ from itertools import count
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import LlamaConfig
 
 from tests.trainer import tiny
@@ -145,6 +144,8 @@ def test_compiled_layers_are_really_compiled_and_only_once(tmp_path, checkpointi
 
     with torch.compiler.set_stance("force_eager"):
         eager = [learned(pack) for pack in packs]
+    from torch._dynamo.testing import CompileCounterWithBackend  # loads half of the compiler
+
     counter = CompileCounterWithBackend("eager")
     compile.compile_student(made_student, checkpointing=checkpointing, backend=counter)
     graphs = []
