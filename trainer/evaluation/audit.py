@@ -5,6 +5,12 @@ trained on all but one fold, and reads that one (cross-fitting; the idea of conf
 al. 2021, arXiv 1911.00068). A row whose answer such a student finds improbable contradicts what all others
 teach, or is hard. The loss of the finished student says less: given enough epochs it knows wrong answers by
 heart.
+
+Forgetting events (Toneva et al. 2019) are not counted. They are defined for examples with one right class:
+how often a learned example turns from right to wrong. A text has no such class. Whether greedy decoding gives
+all of its tokens depends on its length more than on its truth, and trainings of few epochs have few events.
+They would also cost a reading of all rows in every epoch, while a row that no student saw can't have been
+learned by heart in the first place.
 """
 
 from __future__ import annotations

@@ -47,6 +47,8 @@ _MOST_ROWS = 40
 def text_parts(card: Mapping[str, Any]) -> dict[str, Any]:
     """Return tables and figures of a scorecard; each is empty where the card has no such figures.
 
+    The first column of a table, or the first `texts` of them, are text; the others are figures.
+
     Raises:
         KeyError, TypeError, ValueError, AttributeError: the card has another shape.
     """
@@ -160,6 +162,7 @@ def _likelihood_by_group(card: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": "How likely the teacher's answers are, by task and tag",
         "columns": ["task or tag", "measure", *MODELS[:2], "student − base"],
+        "texts": 2,
         "rows": rows,
         "note": "As above. In a small group the calibration error is above 0 by chance.",
     }
@@ -186,7 +189,13 @@ def _paired(card: Mapping[str, Any]) -> dict[str, Any]:
         "test that they are equally good, and the paired difference."
     )
     columns = ["models", "task", "only first", "only second", "p", "difference"]
-    return {"title": "Who is right where the other is wrong", "columns": columns, "rows": rows, "note": note}
+    return {
+        "title": "Who is right where the other is wrong",
+        "columns": columns,
+        "texts": 2,
+        "rows": rows,
+        "note": note,
+    }
 
 
 def _forgetting(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,6 +237,7 @@ def _preferences(card: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": "What a judge prefers",
         "columns": ["model", "task", "won", "tied", "lost", "not judged", "against the teacher"],
+        "texts": 2,
         "rows": rows,
         "note": _preference_note(facts),
     }
