@@ -87,6 +87,12 @@ def notes(curve: Mapping[str, Any]) -> list[str]:
             "that error is large: these scores don't follow the curve, so its predictions are rough; "
             "name larger sizes, where the score has begun to flatten, or more seeds"
         )
+    base = curve["base"]
+    if not any(p["low"] > base if measure == "accuracy" else p["high"] < base for p in curve["points"]):
+        lines.append(
+            "no size scores clearly better than the untrained base, so this says nothing about further rows: "
+            "make more steps ([train] epochs)" + (', or measure = "loss"' if measure == "accuracy" else "")
+        )
     lines.append(
         f"scatter about the curve, beyond what the held-out prompts explain: "
         f"{scale * fit['scatter']:.2f} {unit}"

@@ -88,6 +88,26 @@ def test_the_verdict_names_the_reason():
     assert "$" not in text
 
 
+@pytest.mark.parametrize(("measure", "interval"), [("accuracy", (0.4, 0.5)), ("loss", (0.2, 0.3))])
+def test_a_curve_whose_students_are_no_better_than_their_base_says_so(measure, interval):
+    low, high = interval
+    facts = {
+        "measure": measure,
+        "steps": "equal",
+        "seeds": [0, 1],
+        "base": 0.3 if measure == "accuracy" else 0.35,
+        "points": [{"low": low, "high": high}],
+        "price": {"dollars_per_row": 0.001, "rows": 9, "unpriced": 0},
+        "fit": {"scatter": 0.0},
+        "prediction": {"rows": 9, "predicted": 0.5, "measured": 0.5, "error": 0.0},
+        "held_out": {"prompts": 8, "scored": 8},
+    }
+    word = "no size scores clearly better"
+    assert not any(word in line for line in curve_report.notes(facts))
+    worse = facts | {"base": 0.45 if measure == "accuracy" else 0.25}
+    assert any(word in line for line in curve_report.notes(worse))
+
+
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [(0.01, 0.03, "teach more"), (-0.03, -0.01, "teach less"), (-0.01, 0.01, "no difference shown")],
