@@ -15,6 +15,7 @@ from harvester.mock_teacher.running import RunningMock
 from harvester.run import prepare
 from harvester.store import terms_check
 from harvester.store.journal.journal import Journal
+from harvester.store.maintain.merge import merge
 from harvester.store.reader import Corpus
 from tests.faults.bench import PROMPTS, Ended, run_harvest
 from tests.harvester.store_rows import verified
@@ -140,3 +141,20 @@ def test_what_is_no_other_store_is_refused(
     assert words in ended.output
     with pytest.raises(ConfigError, match=words):
         prepare.look_ahead(tmp_path / "harvest.toml")
+
+
+@pytest.mark.parametrize("order", [("first", "second"), ("second", "first")])
+def test_a_store_and_one_with_copies_of_it_are_merged_with_one_ledger(
+    mock_teacher: Mock, tmp_path: Path, order: tuple[str, str]
+) -> None:
+    mock = mock_teacher(accuracy=1.0)
+    first, second = two_folders(tmp_path)
+    run_harvest(mock, first)
+    borrow(mock, second)
+    merged = merge([tmp_path / name / "store" for name in order], tmp_path / "out")
+    assert (merged.answers, merged.repeated) == (4, 3)
+    with Journal.open(tmp_path / "out", read_only=True) as journal:
+        totals = journal.totals()
+    assert (totals.answers, totals.copied, dict(totals.held_outcomes)) == (4, 0, {"ok": 4})
+    report, findings = verified(tmp_path / "out", repair=False)
+    assert (findings, report["billed"]) == (0, 4)
