@@ -143,7 +143,9 @@ def test_what_is_no_other_store_is_refused(
         prepare.look_ahead(tmp_path / "harvest.toml")
 
 
-@pytest.mark.parametrize("order", [("first", "second"), ("second", "first")])
+@pytest.mark.parametrize(
+    "order", [("first", "second"), pytest.param(("second", "first"), marks=pytest.mark.slow)]
+)
 def test_a_store_and_one_with_copies_of_it_are_merged_with_one_ledger(
     mock_teacher: Mock, tmp_path: Path, order: tuple[str, str]
 ) -> None:

@@ -19,6 +19,7 @@ from harvester.errors import ConfigError, StoreError
 from harvester.mock_teacher.running import RunningMock
 from harvester.run import prepare
 from harvester.store import paths
+from harvester.store.journal.adoptions import Adoption, note_adoption
 from harvester.store.journal.journal import Journal
 from harvester.store.maintain.adopt import adopt
 from harvester.store.reader import Corpus
@@ -114,9 +115,8 @@ KILL_POINTS = (
 )
 
 
-@pytest.mark.parametrize(
-    "point", [pytest.param(point, marks=pytest.mark.slow) for point in KILL_POINTS[:-1]] + [KILL_POINTS[-1]]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("point", KILL_POINTS)
 def test_a_kill_at_any_instant_loses_nothing_and_the_next_call_completes(store: Path, point: str) -> None:
     code = "import sys; from pathlib import Path; from harvester.store.maintain.adopt import adopt\n"
     code += f"adopt(Path(sys.argv[1]), {NAME!r})"
@@ -178,11 +178,9 @@ def write_identity(root: Path, mock: RunningMock) -> None:
 def test_an_interrupted_adoption_stops_runs(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher(accuracy=1.0)
     run_harvest(mock, tmp_path)
-    code = "import sys; from pathlib import Path; from harvester.store.maintain.adopt import adopt\n"
-    code += f"adopt(Path(sys.argv[1]), {NAME!r})"
-    environment = {**os.environ, "HARVESTER_FAILPOINT": "adopt.after_note"}
-    arguments = [sys.executable, "-c", code, str(tmp_path / "store")]
-    assert subprocess.run(arguments, check=False, env=environment, timeout=60).returncode == -9
+    begun = Adoption(mock.base_url, NAME, 0.0, is_complete=False)  # as a kill leaves it
+    with Journal.open(tmp_path / "store") as journal, journal.writing() as connection:
+        note_adoption(connection, begun)
     ended = run_harvest(mock, tmp_path, teacher={"identity": NAME})
     assert (ended.exit_code, ended.billed["answers"]) == (5, 0)
     assert "was interrupted" in ended.output

@@ -127,8 +127,12 @@ def merge_into_third(stores: list[Path], out: Path, root: Path) -> Path:
     [
         ({"teacher_id": "http://b/v1|mock"}, "teacher http://b/v1, not http://127.0.0.1:8000/v1"),
         ({"purpose": "eval"}, "purpose eval, not train"),
-        ({"terms_id": "other"}, "terms other, not mock-teacher"),
-        ({"mock": True, "duties": ("notice",)}, "mock yes, not no; duties notice, not none"),
+        pytest.param({"terms_id": "other"}, "terms other, not mock-teacher", marks=pytest.mark.slow),
+        pytest.param(
+            {"mock": True, "duties": ("notice",)},
+            "mock yes, not no; duties notice, not none",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_must_not_mix_is_refused_by_name(

@@ -200,6 +200,7 @@ def test_priority_and_what_one_does_not_need() -> None:
     assert simulation.used(15.0, 25.0) >= 0.95
 
 
+@pytest.mark.slow
 def test_a_limit_that_nobody_was_told_is_learned_by_all() -> None:
     async def simulate() -> Simulation:
         simulation = Simulation(server(), 3)
