@@ -26,7 +26,7 @@ test: $(STAMP)  ## the default test suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not long and not torture and not families and not harness and not gguf'
 
 test-slow: $(STAMP)  ## the tests marked `slow`
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'slow and not long'
 
 test-all: $(STAMP)  ## both in one session, as CI does: what the tests share is loaded once
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not long and not torture and not families and not harness and not gguf'

@@ -22,7 +22,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
         ("batches.py --prompts 20", "0 keys paid twice"),
         ("memory.py --prompts 2000 --in-flight 16 --own-server", "harvest, 2,000 rows"),
         ("limit_share.py --case configured --seconds 4", "share of limit"),
-        ("limit_share.py --case halved --seconds 6", "settled at"),
+        pytest.param("limit_share.py --case halved --seconds 6", "settled at", marks=pytest.mark.long),
     ],
 )
 def test_a_benchmark_runs(script: str, says: str) -> None:

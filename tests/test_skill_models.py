@@ -13,6 +13,7 @@ from harvester_data.make_base import prompt_ids
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harvester.mock_teacher.neural.worker import load
+from tests.tiers import rest_is_slow
 
 SKILLS = Path(__file__).resolve().parents[1] / "data" / "skills"
 TEACHER = SKILLS / make_neural_teacher.NAME
@@ -38,7 +39,9 @@ def test_a_card_belongs_to_its_model_and_to_the_rows_of_today(folder):
     assert sum(file.stat().st_size for file in folder.iterdir()) < 2_500_000
 
 
-@pytest.mark.parametrize("folder", [TEACHER, WEAK], ids=lambda folder: str(folder.relative_to(SKILLS)))
+@pytest.mark.parametrize(
+    "folder", rest_is_slow([TEACHER, WEAK], first=1), ids=lambda folder: str(folder.relative_to(SKILLS))
+)
 def test_a_teacher_is_as_accurate_as_its_card_says(folder):
     card = card_of(folder)["accuracy"]["held_out"]
     assert 0.85 <= card["macro"] < 1
@@ -68,7 +71,9 @@ def test_the_unsure_teacher_leaves_much_beside_its_top_five():
     assert sum(left) / len(left) > 0.05
 
 
-@pytest.mark.parametrize("folder", STUDENTS, ids=lambda folder: str(folder.relative_to(SKILLS)))
+@pytest.mark.parametrize(
+    "folder", rest_is_slow(STUDENTS, first=1), ids=lambda folder: str(folder.relative_to(SKILLS))
+)
 def test_a_student_base_answers_nothing_before_it_is_taught(folder):
     accuracy = card_of(folder)["accuracy"]
     assert all(

@@ -40,6 +40,7 @@ def test_every_command_has_help_with_an_example():
         assert "--json" in shown.output
 
 
+@pytest.mark.slow
 def test_the_walk_from_plan_to_export(folder, monkeypatch, capsys):
     toml = str(folder / "train.toml")
     for words in (

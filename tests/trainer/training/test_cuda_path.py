@@ -127,7 +127,7 @@ def test_packs_are_large_on_cuda_and_each_process_has_one(tmp_path, gpu, process
 # torch asks tensors inside a graph for their gradient, and hides the warning that it causes by itself. It
 # can't hide a warning that pytest turns into an error.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.long), True])
 def test_compiled_layers_are_really_compiled_and_only_once(tmp_path, checkpointing):
     """Counts graphs: checkpointed layers had none, and each new number of groups made new ones."""
     made_student = model.load_new_student(made(tmp_path), torch.device("cpu"))

@@ -176,6 +176,7 @@ def test_09_10_11_stopped_after_any_step_the_end_has_the_same_bits(tmp_path):
         assert all(torch.equal(wanted[name], mine[name]) for name in wanted)
 
 
+@pytest.mark.slow
 def test_weighted_rows_resume_to_the_same_bits_and_change_what_is_learned(tmp_path):
     rows = [
         tiny.sample(2 * n + extra, f"backwards: {n:03}", text, prompt_id=f"p{n}", sample_index=extra)
@@ -280,6 +281,7 @@ def test_25_a_torn_shard_is_named_before_the_first_step(run_trainer, toml):  # n
     assert not (toml.parent / "out" / "train.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_26_a_corpus_that_grows_meanwhile_is_learned_as_it_was(toml):  # noqa: F811
     config = settings.load(toml)
     alone = tiny.train_toml(

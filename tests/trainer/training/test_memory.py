@@ -200,6 +200,7 @@ def test_processes_share_the_memory_of_the_host():
     assert memory.available_bytes(torch.device("cpu"), 4) == pytest.approx(free / 4, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_plan_of_several_processes_is_that_of_their_training(tmp_path, run_trainer, fork_server):  # noqa: F811
     """Each holds half of the layers; the training says how much, the plan says it before."""
     shape = {"shard": "always", "batch_tokens": 512, "pack_tokens": 128, "max_steps": 1}
