@@ -7,13 +7,12 @@ a curated corpus) is a corpus too. Imports pyarrow, orjson and the standard libr
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +28,7 @@ from harvester.store.journal.checksums import (
     select_with_checksum,
     translate_value_errors,
 )
-from harvester.store.journal.records import ShardEntry as ShardEntry
+from harvester.store.journal.records import ShardEntry
 from harvester.store.shards import batching
 from harvester.store.shards.chosen_rows import read_chosen
 from harvester.store.shards.manifest import manifest_rows
@@ -52,6 +51,7 @@ from harvester.store.shards.schema import (
 )
 from harvester.store.shards.swap import hold_for_reading
 from harvester.store.verify import Finding, verify_store
+from harvester.store.view import CorpusView, asks_sha256_of, tail_sha256
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
 
 # Unsealed rows that are converted to Arrow together; each may have a megabyte of log-probabilities.
@@ -68,24 +68,6 @@ def holds_answers(store: Path) -> bool:
         )
     except OSError:
         return True
-
-
-class CorpusView(NamedTuple):
-    """One snapshot of a corpus.
-
-    Attributes:
-        manifest: the sealed files.
-        tail_sha256: of what the unsealed answers are known by; "" without any.
-        asks_sha256: of what the prompts that share an answer are known by; "" without any.
-        unsealed_rows: unsealed answers; prompts that share one are not counted.
-        unsealed: the unsealed answers, once for each prompt that asked for them.
-    """
-
-    manifest: tuple[ShardEntry, ...]
-    tail_sha256: str
-    asks_sha256: str
-    unsealed_rows: int
-    unsealed: Iterator[Sample]
 
 
 class RowFilter(Protocol):
@@ -216,8 +198,8 @@ class Corpus:
                 unsealed = connection.execute("SELECT count(*) FROM answers").fetchone()[0]
                 view = CorpusView(
                     tuple(manifest_rows(connection)),
-                    _digest(connection, _TAIL_STATE) if unsealed else "",
-                    _digest(connection, _ASKS_STATE),
+                    tail_sha256(connection),
+                    asks_sha256_of(connection),
                     int(unsealed),
                     self._tail_of_snapshot(connection, columns),
                 )
@@ -261,7 +243,7 @@ class Corpus:
             asks = None
             if self._has_journal:
                 connection = reading.enter_context(self._reading())
-                if _digest(connection, _ASKS_STATE) != asks_sha256:
+                if asks_sha256_of(connection) != asks_sha256:
                     raise StoreError(
                         "prompts were asked while the corpus was read",
                         place=str(self._store),
@@ -439,23 +421,6 @@ class Corpus:
                     yield from asks.fan_out(shown, samples)
                 if left:
                     raise StoreCorrupt(f"{left} of {entry.rows} rows are missing", place=entry.name)
-
-
-# What the unsealed answers, and the prompts that share an answer, are known by.
-_TAIL_STATE = (
-    "SELECT id, checksum, '' FROM answers UNION ALL"
-    " SELECT 0, 0, lineage_json FROM runs WHERE run IN (SELECT run FROM answers) ORDER BY 1, 3"
-)
-_ASKS_STATE = "SELECT id, checksum, '' FROM asks ORDER BY id"
-
-
-def _digest(connection: sqlite3.Connection, query: str) -> str:
-    """Return the SHA-256 of a query's rows; "" without rows."""
-    digest, count = hashlib.sha256(), 0
-    for row in connection.execute(query):
-        digest.update(repr(tuple(row)).encode())
-        count += 1
-    return digest.hexdigest() if count else ""
 
 
 class _Asks:

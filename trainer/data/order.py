@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -106,7 +107,10 @@ class Order:
         packing = pack(self._lengths, self._train.pack_budget, seed=seed, max_documents=self._max_documents)
         made = _Epoch(packing, shuffled(len(packing), seed))
         if path:
-            array_file.write(path, {"items": packing.items, "bounds": packing.bounds, "order": made.order})
+            with suppress(OSError):  # a disk that is full or can't be written: they are made again next time
+                array_file.write(
+                    path, {"items": packing.items, "bounds": packing.bounds, "order": made.order}
+                )
         return made
 
     def _kept_path(self, epoch: int) -> Path | None:

@@ -378,3 +378,35 @@ def everything(store: Path) -> str:
     finally:
         connection.close()
     return repr((rows, sorted(json.dumps(to_row(sample), default=str) for sample in corpus.samples())))
+
+
+def test_a_view_read_part_by_part_gives_the_same_samples(tmp_path):
+    make(tmp_path)
+    columns = ["key", "prompt_id", "sample_index", "completion", "metadata_json"]
+
+    def by_parts() -> tuple[list, tuple[str, str, int]]:
+        corpus = Corpus.open(tmp_path)
+        with corpus.view(columns) as view:
+            samples = list(view.unsealed)
+            for entry in view.manifest:
+                parts = corpus.parts(entry, 8)
+                assert sum(rows for _, rows in parts) == entry.rows
+                for groups, _ in parts:
+                    samples += corpus.part(entry, groups, columns, view.asks_sha256)
+            return samples, (view.tail_sha256, view.asks_sha256, view.unsealed_rows)
+
+    samples, (tail, asks, unsealed) = by_parts()
+    assert samples == list(Corpus.open(tmp_path).samples(columns))
+    assert (bool(tail), asks, unsealed) == (True, "", 10)
+    with open_store(tmp_path, run_id="run-2") as journal:
+        for number in (3, 25):  # one sealed, one in the tail
+            journal.apply([SharedAnswer(key_of(number), prompt_of(number, id=f"twin{number}"), 1)])
+    samples, (same_tail, asks, _) = by_parts()
+    assert samples == list(Corpus.open(tmp_path).samples(columns))
+    assert (same_tail == tail, bool(asks)) == (True, True)
+    corpus = Corpus.open(tmp_path)
+    with pytest.raises(StoreError, match="prompts were asked while the corpus was read"):
+        list(corpus.part(corpus.manifest[0], range(1), columns))
+    with open_store(tmp_path, run_id="run-3") as journal:
+        seal(journal, tmp_path, target_bytes=MIB, everything=True)
+    assert by_parts()[1] == ("", asks, 0)

@@ -7,6 +7,8 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -404,3 +406,48 @@ def test_commands_say_what_they_tokenise_and_go_the_same_way(run_trainer, toml):
     assert (code, "tokenising" in err) == (0, False)
     assert json.loads(out)["examples"] == 40
     assert not fingerprint.verify(toml.parent / "out" / "adapter", toml.parent / "store")
+
+
+BUILD = """
+import os, sys
+from pathlib import Path
+from trainer import config as settings
+from trainer.data.chat_template import Renderer
+from trainer.data.tokens import builder, unit
+from trainer.errors import HarvesterError
+from trainer.model import model
+
+if __name__ == "__main__":
+    os.environ["HARVESTER_FAILPOINT"] = sys.argv[2]  # of the processes that are started
+    unit.PART_ROWS = 16
+    config = settings.load(Path(sys.argv[1]))
+    show = lambda done, rows, doing: print(done, rows, doing, flush=True)
+    try:
+        store = builder.prepare(config, Renderer(model.load_tokenizer(config.base)), show, processes=2)
+        print(store.data.sha256)
+    except HarvesterError as error:
+        print(type(error).__name__, error.exit_code, error)
+"""
+
+
+@pytest.mark.long
+def test_several_processes_make_the_same_store_and_one_that_is_killed_is_named(tmp_path):
+    path = tiny.train_toml(tmp_path, [])
+    write_shards(tmp_path / "store", tiny.skill(128)[:32], tiny.skill(128)[32:])
+    config = settings.load(path)
+    script = tmp_path / "build.py"
+    script.write_text(BUILD)
+
+    def build(failpoint: str) -> list[str]:
+        command = [sys.executable, str(script), str(path), failpoint]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    lost = build("tokens.worker:2")
+    assert lost[-1].startswith("ProcessLost 75 "), lost
+    assert "exit code -9" in lost[-1]
+    again = build("")
+    assert int(again[0].split()[0]) >= 16, "what was done is kept"
+    assert any("tokenising in 2 processes" in line for line in again)
+    assert again[-1] == inputs_of(config).dataset.sha256

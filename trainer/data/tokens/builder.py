@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harvester.store.reader import Corpus, CorpusView
+from harvester.store.reader import Corpus
+from harvester.store.view import CorpusView
 from harvester.system import failpoints
 from harvester.system.files import try_lock
 from harvester.terms.lineage import FACT_COLUMNS

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harvester.store.reader import Corpus, CorpusView, ShardEntry
+from harvester.store.reader import Corpus
+from harvester.store.view import CorpusView, ShardEntry
 from harvester.system.files import sha256_of
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Renderer

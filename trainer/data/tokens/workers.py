@@ -91,4 +91,7 @@ def _work(connection: Connection, config: TrainConfig, parts: Path) -> None:
             failpoints.reach("tokens.worker")
         except (HarvesterError, OSError) as error:
             problem = error
-        connection.send(problem)
+        try:
+            connection.send(problem)
+        except ConnectionError:
+            return  # the first process is gone
