@@ -11,7 +11,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 EXIT_CODES = """Exit codes: 0 complete, 1 the data has a fatal fault or the training diverged, 2 usage,
 configuration, corpus or student, 5 storage fault, 75 another training holds the output folder or a
 process of this one was lost, 77 the terms do not permit it, 130/143 interrupted and checkpointed (the
-same command resumes). `loop`, `onpolicy` and `evaluate` end
+same command resumes). `distil`, `loop`, `onpolicy` and `evaluate` end
 with the exit code of a harvest or judge that fails."""
 
 app = typer.Typer(
@@ -49,6 +49,8 @@ app = typer.Typer(
 config_app = typer.Typer(help="Describe train.toml.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 CONFIG = typer.Argument(..., metavar="CONFIG", help="train.toml", show_default=False)
+# The stages of `trainer distil`, in order.
+Stage = Literal["harvest", "curate", "plan", "train", "evaluate", "export", "report"]
 PROCESSES = typer.Option(1, min=1, help="Processes on this machine, one per device.")
 AS_JSON = typer.Option(False, "--json", help="Print the result as one JSON line on stdout.")
 
@@ -65,20 +67,25 @@ def init(
     corpus: Path | None = typer.Option(None, help="Folder of the corpus; default: store in FOLDER."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Write a train.toml to start from.
+    """Write a folder that `trainer distil` runs at once, offline; with --corpus a train.toml alone.
 
-    Example: trainer init my-student --base models/my-base --corpus my-run/store
+    Example: trainer init my-student
     """
     import shlex
 
     from trainer.starter import write_starter
 
-    path = write_starter(folder, base, corpus)
+    written = write_starter(folder, base, corpus)
     for option, path_given, holds in (("--base", base, "the student"), ("--corpus", corpus, "the corpus")):
         if path_given is not None and not path_given.exists():
             print_message(f"note: {option} {path_given} does not exist yet; put {holds} there before `plan`")
-    lines = [f"created {path}", f"next: trainer plan {shlex.quote(str(path))}"]
-    print_result({"folder": str(folder), "files": [str(path)]}, lines, as_json=as_json)
+    command, file = ("distil", "distil.toml") if corpus is None else ("plan", "train.toml")
+    shown = [str(path.relative_to(folder)) for path in written if path.parent.name != "base"]
+    lines = [
+        f"created {folder}: {', '.join(shown)}",
+        f"next: trainer {command} {shlex.quote(str(folder / file))}",
+    ]
+    print_result({"folder": str(folder), "files": [str(path) for path in written]}, lines, as_json=as_json)
 
 
 @config_app.command()
@@ -368,6 +375,35 @@ def export(
         ],
         as_json=as_json,
     )
+
+
+@app.command()
+def distil(
+    config: Path = typer.Argument(..., metavar="DISTIL", help="distil.toml", show_default=False),
+    until: Stage = typer.Option("report", help="Last stage to run."),
+    first: Stage = typer.Option(
+        "harvest", "--from", help="First stage to run; what those before it made last is used as it is."
+    ),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Go from prompts to a student: harvest, curate, plan, train, evaluate, export, report.
+
+    A stage whose input did not change is not repeated, and an interrupted one goes on: the same command
+    resumes. distil.html shows all of it.
+
+    Example: trainer distil my-student/distil.toml
+    """
+    from trainer.distil.config import load_distil
+
+    files = load_distil(config)
+    from trainer.distil import report
+    from trainer.distil.pipeline import Distillation
+    from trainer.process import lock_output_folder
+
+    with lock_output_folder(files.folder), progress_bar("distil", "steps or prompts") as update:
+        result = Distillation(files, print_message, update).run(first, until)
+    lines = [*report.text_lines(result), f"page in {result['page']}"]
+    print_result(result, lines, as_json=as_json)
 
 
 @app.command()

@@ -14,6 +14,7 @@ HarvesterError                       message, place, remedy; knows its exit code
 ├── TrainingDiverged             1   loss or gradient kept being NaN or infinite
 ├── ProcessLost                 75   another process of the training ended; the same command resumes
 ├── HarvestFailed                     a harvest or judge that was started ended early; has its exit code
+├── CommandFailed                     a command that `trainer distil` started failed; has its exit code
 ├── FindingsError                1   `doctor` found something fatal
 └── Interrupted            130/143   a signal; checkpointed; resumable
 """
@@ -33,6 +34,7 @@ from harvester.errors import (
 
 __all__ = [
     "CheckpointError",
+    "CommandFailed",
     "ConfigError",
     "DataError",
     "FindingsError",
@@ -98,6 +100,18 @@ class HarvestFailed(HarvesterError):
         super().__init__(
             f"the harvest ended with exit code {exit_code}",
             remedy=f"see the harvester's message above; {how_to_go_on}",
+        )
+        self.exit_code = exit_code
+
+
+class CommandFailed(HarvesterError):
+    """A command that `trainer distil` started failed."""
+
+    code = "command"
+
+    def __init__(self, command: str, exit_code: int) -> None:
+        super().__init__(
+            f"`{command}` ended with exit code {exit_code}", remedy="see its message above; then run it again"
         )
         self.exit_code = exit_code
 

@@ -15,6 +15,7 @@ from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from trainer import config as settings
 from trainer import reference
+from trainer.distil.config import DistilConfig
 from trainer.experiments.curve_config import CurveConfig
 from trainer.experiments.loop_config import LoopConfig
 from trainer.onpolicy.config import OnPolicyConfig
@@ -46,6 +47,11 @@ def test_every_key_of_train_toml_is_in_the_documents(name):
 def test_every_key_of_curve_toml_is_in_the_documents():
     section = CONFIG_MD.partition("## curve.toml")[2].partition("\n**Subsets.**")[0]
     assert [line for line in section.splitlines() if line.startswith("| `")] == rows(CurveConfig)
+
+
+def test_every_key_of_distil_toml_is_in_the_documents():
+    section = CONFIG_MD.partition("## distil.toml")[2].partition("\n**Done once.**")[0]
+    assert [line for line in section.splitlines() if line.startswith("| `")] == rows(DistilConfig)
 
 
 def test_every_key_of_loop_toml_is_in_the_documents():

@@ -1,0 +1,117 @@
+"""Go with `trainer distil` from prompts to a student: once, again, after kills, and with changed files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harvester.mock_teacher.running import RunningMock
+from harvester.store.reader import Corpus
+from tests.trainer import tiny
+from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
+from trainer.distil.pipeline import STAGES
+from trainer.starter import write_starter
+
+ROWS, HELD_OUT = 24, 6
+
+
+def write_run(folder: Path, mock: RunningMock) -> Path:
+    """The folder of `trainer init` with another teacher, a tinier base, and fewer prompts."""
+    write_starter(folder)
+    shutil.rmtree(folder / "base")
+    tiny.base(folder / "base")
+    for name, count in (("train", ROWS), ("held-out", HELD_OUT)):
+        path = folder / "prompts" / f"{name}.jsonl"
+        path.write_text("\n".join(path.read_text().splitlines()[:count]) + "\n")
+    text = (folder / "harvest.toml").read_text()
+    address = next(line for line in text.splitlines() if line.startswith("base_url"))
+    (folder / "harvest.toml").write_text(text.replace(address, f'base_url = "{mock.base_url}"'))
+    replace(folder / "distil.toml", "mock_teacher = true", "mock_teacher = false")
+    replace(folder / "train.toml", "epochs = 6", "epochs = 2")
+    return folder / "distil.toml"
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def made_now(result: dict[str, Any]) -> list[str]:
+    return [stage["stage"] for stage in result["stages"] if stage["is_new"]]
+
+
+@pytest.mark.slow
+def test_every_stage_is_made_once_through_kills_and_changes(
+    run_trainer,  # noqa: F811
+    fork_server,
+    mock_teacher,
+    tmp_path: Path,
+) -> None:
+    mock = mock_teacher(accuracy=1.0)
+    toml = write_run(tmp_path / "run", mock)
+    out = toml.parent / "distil"
+    for place in ("distil.harvest", "distil.curate", "stages.trained"):
+        ended = fork_server("command", words=["distil", toml], env={"HARVESTER_FAILPOINT": place})
+        assert ended["signal"] == signal.SIGKILL, ended["err"]
+        assert not (out / "distil.html").exists()
+    steps = [path.read_text() for path in out.glob("trainings/*/train.jsonl")]
+    ended = fork_server("command", words=["distil", toml, "--json"], env={"HARVESTER_FAILPOINT": ""})
+    assert ended["code"] == 0, ended["err"]
+    assert mock.totals()["requests"] == ROWS + HELD_OUT
+    assert [
+        path.read_text() for path in out.glob("trainings/*/train.jsonl")
+    ] == steps  # nothing was learned twice
+    first = json.loads((out / "distil.json").read_text())
+    assert [stage["stage"] for stage in first["stages"]] == list(STAGES)
+    made = {stage["stage"]: stage["result"] for stage in first["stages"]}
+    assert made["curate"]["kept"] == made["harvest"]["rows_total"] == ROWS + HELD_OUT
+    assert made["evaluate"]["macro"]["teacher"]["accuracy"] == 1.0
+    assert (out / "student" / "model.safetensors").is_file()
+    page = (out / "distil.html").read_text()
+    assert all(name in page for name in ("report.html", "disagreements.html", "<svg"))
+    assert "<script" not in page
+
+    code, printed, err = run_trainer("distil", toml, "--json")
+    assert code == 0, err
+    assert made_now(json.loads(printed)) == []
+    assert mock.totals()["requests"] == ROWS + HELD_OUT
+
+    replace(toml.parent / "train.toml", "epochs = 2", "epochs = 1")
+    replace(toml.parent / "curate.toml", '"not_blank"]', '"not_blank", {longest = 2000}]')
+    code, printed, err = run_trainer("distil", toml, "--until", "train", "--json")
+    assert code == 0, err
+    assert made_now(json.loads(printed)) == ["curate", "plan", "train"]
+    assert len(list(out.glob("trainings/*/adapter"))) == 2  # the earlier student stays
+    replace(toml.parent / "curate.toml", ", {longest = 2000}]", "]")
+    replace(toml.parent / "train.toml", "epochs = 1", "epochs = 2")
+    code, printed, err = run_trainer("distil", toml, "--from", "train", "--json")
+    assert code == 0, err
+    # --from takes what was curated last: other shards with the same rows, which are not learned again
+    assert "done before" in err
+    assert len(list(out.glob("trainings/*/adapter"))) == 2
+    assert mock.totals()["requests"] == ROWS + HELD_OUT
+
+
+@pytest.mark.slow
+def test_a_harvest_that_its_budget_ends_goes_on_with_a_higher_one(
+    run_trainer,  # noqa: F811
+    mock_teacher,
+    tmp_path: Path,
+) -> None:
+    mock = mock_teacher()
+    toml = write_run(tmp_path / "run", mock)
+    replace(toml.parent / "harvest.toml", "tokens = 1_000_000", "tokens = 600")
+    code, _, err = run_trainer("distil", toml, "--until", "harvest")
+    assert (code, "--from curate" in err) == (10, True)
+    stored = Corpus.open(toml.parent / "store").count()
+    assert 0 < stored < ROWS + HELD_OUT
+    replace(toml.parent / "harvest.toml", "tokens = 600", "tokens = 1_000_000")
+    code, _, err = run_trainer("distil", toml, "--until", "harvest")
+    assert code == 0, err
+    assert mock.totals()["requests"] == ROWS + HELD_OUT

@@ -1,0 +1,230 @@
+"""Run the stages from prompts to a student (`trainer distil`), each once for what it reads.
+
+    stages/NAME-KEY.json        what a stage did; written when it is complete
+    curated/KEY/                curated corpora
+    trainings/KEY/              students, with scorecard.json and merged/; see `trainer.experiments.stages`
+    student                     link to the merged student that was exported last
+
+A stage that was killed is made again. A harvest asks only for what its store lacks, and a training goes on
+from its checkpoint, so nothing is paid or learned twice.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harvester.export.cards.curation import CURATION_NAME
+from harvester.store.reader import holds_answers
+from trainer import actions
+from trainer.actions import HarnessTasks, Note, Update
+from trainer.config import OutSection, TrainConfig
+from trainer.distil import report
+from trainer.distil.config import DistilFiles
+from trainer.distil.inputs import content_of, key_of, rows_of
+from trainer.distil.mock import mock_teacher
+from trainer.distil.records import Records, StageResult
+from trainer.errors import CommandFailed, ConfigError, HarvestFailed
+from trainer.files import read_json
+from trainer.harvester_process import DONE, run_harvester
+
+SCHEMA = "trainer.distil/1"
+STAGES = ("harvest", "curate", "plan", "train", "evaluate", "export", "report")
+# Fields of the summary of a harvest that are kept.
+_HARVEST_FACTS = (
+    *("ending", "exit_code", "rows_total", "requests_sent", "answers_stored", "from_cache", "dead"),
+    *("cost_microusd", "input_tokens", "output_tokens", "warnings"),
+)
+_CARD_FACTS = ("split", "macro", "recovery", "recovery_low", "recovery_high", "loss")
+
+
+class Distillation:
+    """Runs the stages of one distil.toml."""
+
+    def __init__(self, files: DistilFiles, note: Note, update: Update) -> None:
+        self._files = files
+        self._note = note
+        self._update = update
+        self._records = Records(files.folder)
+        self._done: dict[str, StageResult] = {}
+
+    def run(self, first: str = STAGES[0], last: str = STAGES[-1]) -> dict[str, Any]:
+        """Run the stages from `first` to `last`; write the page of all that is done.
+
+        Args:
+            first: those before it are not run: what they made last is used as it is.
+
+        Returns:
+            The content of distil.json.
+
+        Raises:
+            ConfigError: `last` comes before `first`, or a stage before `first` was never done.
+            HarvestFailed, CommandFailed: a command of the harvester ended early; has its exit code.
+            What the commands of the trainer raise.
+        """
+        if STAGES.index(last) < STAGES.index(first):
+            raise ConfigError(
+                f"{last} comes before {first}", place="--until", remedy=f"the order is {', '.join(STAGES)}"
+            )
+        for name in STAGES[: STAGES.index(last) + 1]:
+            if name == "curate" and self._files.curate is None:
+                continue
+            if STAGES.index(name) < STAGES.index(first):
+                self._done[name] = self._made_before(name)
+                continue
+            self._done[name] = self._stage(name)
+        facts = {
+            "schema": SCHEMA,
+            "name": self._files.name,
+            "stages": [done.as_dict() for done in self._done.values()],
+        }
+        page, file = report.write(facts, self._files.folder)
+        return {**facts, "page": page, "file": file}
+
+    def _made_before(self, name: str) -> StageResult:
+        newest = self._records.newest(name)
+        if newest is not None:
+            return newest
+        if name == "harvest" and holds_answers(self._files.store):
+            return StageResult(name, "", {}, 0.0, is_new=False)  # by `harvester run`
+        raise ConfigError(
+            f"the stage {name} was never done",
+            place="--from",
+            remedy=f"start with --from {name}, or leave it out",
+        )
+
+    def _stage(self, name: str) -> StageResult:
+        """Make a stage, or find that it is done."""
+        key, make, is_there = self._plan_of(name)
+        found = self._records.find(name, key)
+        if found is not None and is_there(found.result):
+            self._note(f"{name}: done before")
+            self._records.add(found)
+            return found
+        self._note(f"{name}:")
+        began = time.monotonic()
+        result = make(key)
+        done = StageResult(name, key, result, time.monotonic() - began, is_new=True)
+        self._records.add(done)
+        return done
+
+    def _plan_of(
+        self, name: str
+    ) -> tuple[str, Callable[[str], dict[str, Any]], Callable[[Mapping[str, Any]], bool]]:
+        """Return the key of a stage, the function that makes it, and whether what it made is still there."""
+        files, keys = self._files, {name: done.key for name, done in self._done.items()}
+        outputs = [files.store, files.folder, files.train.corpus, files.train.out_path]
+        match name:
+            case "harvest":
+                key = key_of(harvest=content_of(files.harvest, outputs))
+                return key, self._harvest, lambda _: holds_answers(files.store)
+            case "curate":
+                assert files.curate is not None
+                content = content_of(files.curate, outputs)
+                key = key_of(harvest=keys["harvest"], curate=content, rows=rows_of(files.store))
+                return key, self._curate, lambda made: holds_answers(Path(made["out"]))
+            case "plan" | "train":
+                content = content_of(files.train_file, outputs)
+                key = key_of(stage=name, train=content, rows=rows_of(self._corpus()))
+                if name == "plan":
+                    return key, self._plan, lambda _: True
+                return key, self._train, lambda made: Path(made["adapter"]).is_dir()
+            case "evaluate":
+                key = key_of(train=keys["train"])
+                return key, self._evaluate, lambda made: Path(made["scorecard"]).is_file()
+            case "export":
+                key = key_of(train=keys["train"], dtype=files.config.dtype, gguf=files.config.gguf)
+                return key, self._export, lambda made: Path(made["merged"]).is_dir()
+            case _:
+                return key_of(stages=keys), self._report, lambda made: Path(made["report"]).is_file()
+
+    def _corpus(self) -> Path:
+        """Return the folder that is learned from."""
+        return self._files.store if self._files.curate is None else Path(self._done["curate"].result["out"])
+
+    def _train_config(self, folder: Path | None = None) -> TrainConfig:
+        """Return train.toml with the corpus of this call, and with the folder of a training as [out]."""
+        config, name = self._files.train, self._files.name
+        data = config.data.model_copy(update={"corpus": str(self._corpus())})
+        path = config.out.path if folder is None else str(folder)
+        out = OutSection(path=path, name=name, licence=config.out.licence)
+        return config.model_copy(update={"data": data, "out": out})
+
+    def _trained(self) -> TrainConfig:
+        return self._train_config(Path(self._done["train"].result["adapter"]).parent)
+
+    def _harvest(self, _key: str) -> dict[str, Any]:
+        files = self._files
+        teacher = mock_teacher(files.harvest, files.folder / "mock-teacher.log", self._note)
+        with teacher if files.config.mock_teacher else nullcontext():
+            code, summary = run_harvester("run", files.harvest.path)
+        if code not in DONE:
+            raise HarvestFailed(code, "the same command goes on, `--from curate` goes on with what is stored")
+        return {name: summary.get(name) for name in _HARVEST_FACTS}
+
+    def _curate(self, key: str) -> dict[str, Any]:
+        assert self._files.curate is not None
+        out = self._files.folder / "curated" / key[:16]
+        if not holds_answers(out):  # it was complete, and the command killed before the record was written
+            _run("curate", self._files.curate.path, "--out", out)
+        facts = read_json(out / CURATION_NAME)
+        return {"out": str(out), "kept": facts["kept"], "dropped": facts["dropped"]}
+
+    def _plan(self, _key: str) -> dict[str, Any]:
+        from trainer.training.plan import plan
+
+        return asdict(plan(self._train_config()))
+
+    def _train(self, _key: str) -> dict[str, Any]:
+        from trainer.data import dataset
+        from trainer.experiments.stages import Stages
+
+        config = self._train_config()
+        rows = dataset.read(config)
+        stages = Stages(
+            config, self._files.folder, rows, "accuracy", on_note=self._note, on_progress=self._update
+        )
+        training, made = stages.train(rows, config.train.seed, f"training on {len(rows.train):,} rows")
+        return {**made, "adapter": str(stages.adapter_of(training))}  # the folder may have been moved
+
+    def _evaluate(self, _key: str) -> dict[str, Any]:
+        config = self._trained()
+        card = actions.evaluate(config, HarnessTasks(), self._update, self._note)
+        facts = {name: card[name] for name in _CARD_FACTS if name in card}
+        return {**facts, "scorecard": str(config.out_path / "scorecard.json")}
+
+    def _export(self, _key: str) -> dict[str, Any]:
+        config = self._trained()
+        exported = actions.export(
+            config, config.out_path / "merged", self._files.config.dtype, self._files.config.gguf
+        )
+        link = self._files.folder / "student"
+        aside = link.with_name(".student")
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(os.path.relpath(exported.merged, link.parent))
+        aside.replace(link)
+        return {**exported.as_dict(), "student": str(link)}
+
+    def _report(self, _key: str) -> dict[str, Any]:
+        files, config = self._files, self._trained()
+        page = files.folder / "report.html"
+        scorecard = self._done["evaluate"].result["scorecard"]
+        training = ("--training", config.out_path / "train.jsonl")
+        _run("report", files.store, "--out", page, "--scorecard", scorecard, *training)
+        return {"report": str(page)}
+
+
+def _run(*words: object) -> None:
+    """Run a command of the harvester.
+
+    Raises:
+        CommandFailed: it failed; has its exit code.
+    """
+    code, _ = run_harvester(*words)
+    if code:
+        raise CommandFailed(f"harvester {words[0]}", code)
