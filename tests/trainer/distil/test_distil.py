@@ -32,7 +32,10 @@ def write_run(folder: Path, mock: RunningMock) -> Path:
     address = next(line for line in text.splitlines() if line.startswith("base_url"))
     (folder / "harvest.toml").write_text(text.replace(address, f'base_url = "{mock.base_url}"'))
     replace(folder / "distil.toml", "mock_teacher = true", "mock_teacher = false")
-    replace(folder / "train.toml", "epochs = 6", "epochs = 2")
+    replace(folder / "train.toml", "epochs = 6", "epochs = 2\nthreads = 1\nlog_every = 1")
+    quick = "every = 0\nmax_new_tokens = 8\nspeed_prompts = 0"
+    replace(folder / "train.toml", 'every = "10%"', quick)
+    replace(folder / "train.toml", "patience = 3", "patience = 0")
     return folder / "distil.toml"
 
 
