@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from harvester.export.curate import CurateCounts
     from harvester.library import HarvestEvent, curate, harvest, open, plan, start
     from harvester.run.endings import Summary
-    from harvester.run.plan import Plan
+    from harvester.run.planning.plan_result import Plan
     from harvester.store.samples import Samples
     from harvester.store.shards.schema import Sample
     from harvester.system.background import Running
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "CurateCounts": "harvester.export.curate",
     "HarvestEvent": "harvester.library",
-    "Plan": "harvester.run.plan",
+    "Plan": "harvester.run.planning.plan_result",
     "Running": "harvester.system.background",
     "Sample": "harvester.store.shards.schema",
     "Samples": "harvester.store.samples",

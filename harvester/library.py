@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harvester.config.overrides import Overrides
     from harvester.export.curate import CurateCounts
     from harvester.run.endings import Summary
-    from harvester.run.plan import Plan
+    from harvester.run.planning.plan_result import Plan
     from harvester.run.prepare import Prepared
     from harvester.store.samples import Samples
 

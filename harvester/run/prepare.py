@@ -31,8 +31,10 @@ from harvester.prompts.duplicate_ids import DuplicateIds
 from harvester.prompts.own_prompts import OwnPrompts
 from harvester.prompts.row_rules import RowRules, rules_of
 from harvester.prompts.screen import PromptScreen, SkippedPrompts
-from harvester.run import canary_task, plan, sharding
-from harvester.run.prompt_notes import PromptNotes
+from harvester.run import canary_task, sharding
+from harvester.run.planning import plan
+from harvester.run.planning.plan_result import Plan
+from harvester.run.planning.prompt_notes import PromptNotes
 from harvester.run.sharding import with_shard
 from harvester.store import other_settings
 from harvester.store.terms_check import require_unsealed_permitted
@@ -409,7 +411,7 @@ def require_still_permitted(prepared: Prepared, served_models: Collection[str]) 
             replace(first, reasons=tuple(f"{mismatch}: {reason}" for reason in first.reasons)).require()
 
 
-def look_ahead(path: Path, flags: Overrides | None = None) -> plan.Plan:
+def look_ahead(path: Path, flags: Overrides | None = None) -> Plan:
     """Return what a run of this configuration would do, also for a teacher that the terms refuse.
 
     Raises:

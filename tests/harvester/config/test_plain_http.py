@@ -9,7 +9,7 @@ import pytest
 
 from harvester.config.config import parse
 from harvester.errors import ConfigError, TermsRefused
-from harvester.run import plan
+from harvester.run.planning import plan
 from harvester.run.prepare import prepare
 from harvester.system.hosts import is_private
 

@@ -13,7 +13,7 @@ import pytest
 
 from harvester.mock_teacher.running import RunningMock
 from harvester.observe.status import current_status, status_lines
-from harvester.run.plan import Plan
+from harvester.run.planning.plan_result import Plan
 from harvester.run.prepare import look_ahead
 from harvester.store.journal.journal import Journal
 from harvester.store.maintain.rederive import rederive

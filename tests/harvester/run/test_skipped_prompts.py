@@ -12,7 +12,7 @@ from harvester.config.overrides import Overrides
 from harvester.errors import ConfigError
 from harvester.mock_teacher.running import RunningMock
 from harvester.run import prepare
-from harvester.run.plan import Plan
+from harvester.run.planning.plan_result import Plan
 from harvester.store.reader import Corpus
 from tests.faults.bench import Ended, run_harvest
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.mock_teacher.running import RunningMock
-from harvester.run.plan import RECEIVED_LOGPROB_BYTES
-from harvester.run.token_estimate import FEWEST_ANSWERS, InputCorrection, fit
+from harvester.run.planning.plan import RECEIVED_LOGPROB_BYTES
+from harvester.run.planning.token_estimate import FEWEST_ANSWERS, InputCorrection, fit
 from harvester.store.reader import Corpus
 from tests import commands
 from tests.faults.bench import run_harvest

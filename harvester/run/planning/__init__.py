@@ -1,0 +1,1 @@
+"""What a harvest would do, cost and take: `harvester plan`."""
