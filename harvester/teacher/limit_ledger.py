@@ -12,12 +12,13 @@ file that can't be read is made anew.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
 import sqlite3
+import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -80,7 +81,7 @@ def teacher_digest(base_url: str, key: str | None) -> str:
 
 
 class LimitLedger:
-    """The ledger file of one process.
+    """The ledger file of one process. Its methods may be called in any thread: one waits for the other.
 
     Raises:
         OSError, sqlite3.Error: it can't be used.
@@ -88,6 +89,8 @@ class LimitLedger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        # A renewal that was cancelled goes on in its thread; a connection bears one thread at a time.
+        self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             self._connection = self._open()
@@ -113,15 +116,29 @@ class LimitLedger:
         return connection
 
     def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
+        """Close the file: a renewal after that raises."""
+        with self._lock:
+            self._connection.close()
+
+    def leave(self, harvest_id: str) -> None:
+        """Remove the rows of a harvest that has ended, and close the file: no renewal may bring them back.
+
+        Raises:
+            sqlite3.Error: the rows stay until they expire.
+        """
+        with self._lock, contextlib.closing(self._connection):
+            self._remove(harvest_id)
 
     def renew(self, row: LedgerRow) -> tuple[float, list[LedgerRow]]:
         """Write a row, with the share that is free for it; return this share, and the rows of the others.
 
         Raises:
-            sqlite3.Error: the file is busy or can't be used; nothing was changed.
+            sqlite3.Error: the file is busy, closed or can't be used; nothing was changed.
         """
+        with self._lock:
+            return self._renew(row)
+
+    def _renew(self, row: LedgerRow) -> tuple[float, list[LedgerRow]]:
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -133,7 +150,7 @@ class LimitLedger:
             for values in connection.execute(query, (row.teacher, row.id)).fetchall():
                 other = LedgerRow(*values)
                 if other.at < row.at - SILENT_S and not _is_process(other.pid):
-                    self.remove(other.id)
+                    self._remove(other.id)
                 else:
                     others.append(other)
             share = _share(row, others)
@@ -144,17 +161,12 @@ class LimitLedger:
             )
             connection.execute("COMMIT")
         except BaseException:
-            with suppress(sqlite3.Error):
+            with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             raise
         return share, others
 
-    def remove(self, harvest_id: str) -> None:
-        """Remove the rows of a harvest that has ended.
-
-        Raises:
-            sqlite3.Error: they stay until they expire.
-        """
+    def _remove(self, harvest_id: str) -> None:
         self._connection.execute("DELETE FROM harvests WHERE id = ?", (harvest_id,))
 
 

@@ -100,8 +100,7 @@ class SharedLimits:
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
             with contextlib.suppress(sqlite3.Error):
-                await asyncio.to_thread(ledger.remove, self._id)
-            ledger.close()
+                await asyncio.to_thread(ledger.leave, self._id)
 
     async def renew(self) -> None:
         """Renew the leases once.

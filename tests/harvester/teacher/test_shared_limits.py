@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import math
 import random
+import sqlite3
 import subprocess
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -263,10 +267,28 @@ def test_granted_shares_never_add_up_to_more_than_the_whole() -> None:
         ledger.renew(row("b", 4.0, pid=dead_process()))
         assert ledger.renew(row("a", 4.5, share=first))[0] < 1.0
         assert ledger.renew(row("a", 5.1, share=first)) == (1.0, [])
-        ledger.remove("a")
-        assert ledger.renew(row("d", 5.2))[1] == []
     finally:
-        ledger.close()
+        ledger.leave("a")
+    with contextlib.closing(LimitLedger(state_file())) as ledger:
+        assert ledger.renew(row("d", 5.2))[1] == []
+
+
+def test_a_renewal_that_goes_on_in_its_thread_does_not_bring_back_a_harvest_that_has_left() -> None:
+    for _ in range(20):  # which of the two comes first is up to the system
+        ledger = LimitLedger(state_file())
+        with (
+            contextlib.closing(sqlite3.connect(state_file(), isolation_level=None)) as other,
+            ThreadPoolExecutor(max_workers=1) as threads,
+        ):
+            other.execute("BEGIN IMMEDIATE")
+            renewal = threads.submit(ledger.renew, row("a", 0.0))
+            while not renewal.running():
+                time.sleep(0.001)
+            other.execute("COMMIT")
+            ledger.leave("a")
+            with contextlib.suppress(sqlite3.Error):  # it came too late, or was busy for too long
+                renewal.result()
+            assert other.execute("SELECT count(*) FROM harvests").fetchone() == (0,)
 
 
 def test_a_damaged_ledger_is_made_anew_and_an_unusable_one_stops_no_run(
