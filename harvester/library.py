@@ -13,6 +13,8 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 FilePath = str | os.PathLike[str]
 Status = Mapping[str, Any]
 Value = TypeVar("Value")
+Choice = TypeVar("Choice", bound=Enum)
 
 _STORE_REMEDY = "name the folder of a store, or the harvest.toml that sets it"
 
@@ -153,10 +156,14 @@ def start(
         `running.stop()`.
     """
 
+    path = _path(config)
+    if on_event is not None and not callable(on_event):
+        raise UsageError(f"{on_event!r} can't be called", place="on_event", remedy="give a function")
+
     def work(emit: Callable[[HarvestEvent], None], requests: StopRequests) -> Summary:
         from harvester.system.open_files import limit_kept
 
-        ready = prepared(Path(config), options)
+        ready = prepared(path, options)
         with limit_kept(), _bars(progress) as show:
 
             def watch(status: Status) -> None:
@@ -191,7 +198,7 @@ def plan(config: FilePath, *, shard: str | None = None) -> Plan:
     """
     from harvester.run import prepare
 
-    return prepare.look_ahead(Path(config), overrides(HarvestOptions(shard=shard)))
+    return prepare.look_ahead(_path(config), overrides(HarvestOptions(shard=shard)))
 
 
 def open(
@@ -218,7 +225,9 @@ def open(
     """
     from harvester.store.samples import Samples
 
-    folder = store_folder(Path(store))
+    if isinstance(columns, str):
+        raise UsageError(f"{columns!r} is a text", place="columns", remedy=f"name a list: [{columns!r}]")
+    folder = store_folder(_path(store))
     return Samples(folder, columns=columns, where=where, include_unsealed=include_unsealed)
 
 
@@ -242,7 +251,7 @@ def curate(config: FilePath, *, out: FilePath | None = None, page: FilePath | No
     from harvester.export import curation_page
     from harvester.system import output_path
 
-    path = Path(config)
+    path = _path(config)
     settings = curation.load(path)
     if out is not None:
         settings = replace(settings, out=Path(out))
@@ -255,6 +264,18 @@ def curate(config: FilePath, *, out: FilePath | None = None, page: FilePath | No
     with output_path.replacing(page, settings.corpus) as file:
         file.write(curation_page.render(settings, counts).encode("utf-8", "replace"))
     return counts
+
+
+def _path(value: FilePath) -> Path:
+    """Return a path.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return Path(value)
+    except TypeError:
+        raise UsageError(f"{value!r} is no path", remedy="give the path of a file or folder") from None
 
 
 def prepared(config: Path, options: HarvestOptions, name_of: Callable[[str], str] = str) -> Prepared:
@@ -322,6 +343,9 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 }
 
 
+_WHOLE = frozenset({"limit", "max_tokens", "epoch"})
+
+
 def overrides(options: HarvestOptions, name_of: Callable[[str], str] = str) -> Overrides:
     """Return options as what overrides the file.
 
@@ -331,21 +355,12 @@ def overrides(options: HarvestOptions, name_of: Callable[[str], str] = str) -> O
     Raises:
         UsageError: an option is unknown, of another type, or out of its range.
     """
-    from harvester.config import schedule
     from harvester.config.budget_spans import BudgetSpan
     from harvester.config.overrides import Overrides
     from harvester.config.transport import Transport
 
     values: dict[str, Any] = dict(options)
-    for name in values:
-        if name not in HarvestOptions.__annotations__:
-            known = ", ".join(HarvestOptions.__annotations__)
-            raise UsageError("there is no such option", place=name_of(name), remedy=f"known: {known}")
-    for name, (least, most) in _RANGES.items():
-        value = values.get(name)
-        if value is not None and not (isinstance(value, int | float) and least <= value <= most):
-            remedy = f"name a number from {least:,} to {most:,}"
-            raise UsageError(f"{value!r} can't be used", place=name_of(name), remedy=remedy)
+    _check_names_and_numbers(values, name_of)
 
     def parsed(name: str, parse: Callable[[Any], Value]) -> Value | None:
         value = values.get(name)
@@ -355,30 +370,66 @@ def overrides(options: HarvestOptions, name_of: Callable[[str], str] = str) -> O
             return parse(value)
         except ValueError as error:
             raise UsageError(str(error), place=name_of(name)) from None
-
-    def seconds(value: float | str) -> float:
-        return schedule.seconds(value) if isinstance(value, str) else float(value)
-
-    def instant(value: str | datetime) -> float:
-        return schedule.instant(value if isinstance(value, str) else value.isoformat())
+        except (TypeError, AttributeError):  # of another type
+            raise UsageError(f"{value!r} can't be used", place=name_of(name)) from None
 
     return Overrides(
         rows=values.get("limit"),
         usd=values.get("max_usd"),
         tokens=values.get("max_tokens"),
-        runtime_s=parsed("max_runtime", seconds),
+        runtime_s=parsed("max_runtime", _seconds),
         grace_s=values.get("grace"),
         epoch=values.get("epoch"),
         watch=values.get("watch", False),
-        finish_by=parsed("finish_by", instant),
+        finish_by=parsed("finish_by", _instant),
         metrics_file=parsed("metrics_file", Path),
         otel=values.get("otel", False),
-        budget_span=parsed("budget_per", BudgetSpan) or BudgetSpan.RUN,
+        budget_span=parsed("budget_per", partial(_member, BudgetSpan)) or BudgetSpan.RUN,
         retry=parsed("retry", outcomes) or frozenset(),
         retry_dead=values.get("retry_dead", False),
-        transport=parsed("transport", Transport),
-        shard=values.get("shard"),
+        transport=parsed("transport", partial(_member, Transport)),
+        shard=parsed("shard", _text),
     )
+
+
+def _check_names_and_numbers(values: Mapping[str, Any], name_of: Callable[[str], str]) -> None:
+    for name in values:
+        if name not in HarvestOptions.__annotations__:
+            known = ", ".join(HarvestOptions.__annotations__)
+            raise UsageError("there is no such option", place=name_of(name), remedy=f"known: {known}")
+    for name, (least, most) in _RANGES.items():
+        value = values.get(name)
+        kind: Any = int if name in _WHOLE else int | float
+        is_number = isinstance(value, kind) and not isinstance(value, bool)
+        if value is not None and not (is_number and least <= value <= most):
+            number = "a whole number" if name in _WHOLE else "a number"
+            remedy = f"name {number} from {least:,} to {most:,}"
+            raise UsageError(f"{value!r} can't be used", place=name_of(name), remedy=remedy)
+
+
+def _member(kind: type[Choice], value: object) -> Choice:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is none of {', '.join(each.value for each in kind)}") from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _seconds(value: float | str) -> float:
+    from harvester.config import schedule
+
+    return schedule.seconds(value) if isinstance(value, str) else float(value)
+
+
+def _instant(value: str | datetime) -> float:
+    from harvester.config import schedule
+
+    return schedule.instant(value if isinstance(value, str) else value.isoformat())
 
 
 def outcomes(value: str | Collection[str]) -> frozenset[str]:

@@ -74,9 +74,11 @@ def schedule(
 
     if systemd + cron + k8s + slurm != 1:
         raise UsageError("name exactly one scheduler", remedy="give --systemd, --cron, --k8s or --slurm")
-    if (shards is None) == slurm or (shards is not None and not slurm and not k8s):
+    if slurm and shards is None:
+        raise UsageError("--slurm needs --shards", remedy="as in --slurm --shards 8")
+    if shards is not None and not (slurm or k8s):
         raise UsageError(
-            "--slurm needs --shards, and only --k8s takes it too", remedy="as in --slurm --shards 8"
+            "--shards is for job arrays", remedy="give --slurm or --k8s with it, or leave it out"
         )
     if name is not None and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?", name):
         raise UsageError(

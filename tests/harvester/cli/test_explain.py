@@ -106,6 +106,10 @@ def test_schedule_prints_units_and_wants_one_scheduler(tmp_path: Path) -> None:
     assert "22:00:00 Europe/Berlin" in files["night.timer"]
     assert harvester("schedule", config).returncode == 2
     assert harvester("schedule", "--cron", config, "--name", "no good").returncode == 2
+    assert "--slurm needs --shards" in harvester("schedule", "--slurm", config).stderr
+    assert "--shards is for job arrays" in harvester("schedule", "--cron", "--shards", "8", config).stderr
+    for scheduler, word in (("--slurm", "#SBATCH --array=1-8"), ("--k8s", "completionMode: Indexed")):
+        assert word in harvester("schedule", scheduler, "--shards", "8", config).stdout
     config.write_text(init_config.HARVEST_TOML + '\n[schedule]\nhours = ["22-7 Berlin"]\n', encoding="utf-8")
     wrong = harvester("schedule", "--k8s", config)
     assert (wrong.returncode, "schedule.hours" in wrong.stderr) == (2, True)
