@@ -108,15 +108,58 @@ def merge(stores: Sequence[Path], out: Path) -> Merged:
 
 
 def _require_different(stores: Sequence[Path], out: Path) -> None:
-    resolved = [store.resolve() for store in stores]
+    """Refuse arguments that name no store, a store twice, or no place for a new folder.
+
+    Raises:
+        ConfigError: names the argument, and what to do.
+    """
     if len(stores) < 2:
         raise ConfigError("name at least two stores, and OUT", remedy="harvester merge store-*-of-8 store")
-    for path in (*resolved, out.resolve()):
-        if [*resolved, out.resolve()].count(path) > 1:
-            raise ConfigError("is named twice", place=str(path), remedy="OUT is a new folder")
+    for store in stores:
+        if not store.is_dir():  # a file, a link to nothing, or nothing
+            problem = "is a file, and a store is a folder" if store.is_file() else "no store is here"
+            raise ConfigError(problem, place=f"STORE {store}", remedy="name folders with a journal.db")
+    _require_place(out)
+    resolved, new = [store.resolve() for store in stores], out.resolve()
+    for store, path in zip(stores, resolved, strict=True):
+        if resolved.count(path) > 1:
+            raise ConfigError(
+                "is named twice",
+                place=f"STORE {store}",
+                remedy="name each store once, then OUT, a new folder",
+            )
+        if path == new or path in new.parents:
+            where = "is one of the stores" if path == new else f"lies inside the store {store}"
+            raise ConfigError(
+                f"{where}, and OUT is a new folder",
+                place=f"OUT {out}",
+                remedy="name a new folder outside of every store; OUT is the last argument",
+            )
     for store in stores:
         if not sqlite.has_journal(store):
-            raise ConfigError("no store is here", place=str(store), remedy="name folders with a journal.db")
+            raise ConfigError(
+                "no store is here", place=f"STORE {store}", remedy="name folders with a journal.db"
+            )
+
+
+def _require_place(out: Path) -> None:
+    """Refuse an OUT where no folder can be made: a file or a link to nothing lies there, or above it.
+
+    Raises:
+        ConfigError: names OUT and what lies there.
+    """
+    remedy = "OUT, the last argument, is a new folder"
+    if out.is_symlink() and not out.exists():
+        raise ConfigError(
+            "is a link to nothing", place=f"OUT {out}", remedy=f"{remedy}: remove the link, or name another"
+        )
+    if out.exists() and not out.is_dir():
+        raise ConfigError("is a file", place=f"OUT {out}", remedy=f"{remedy}: name another path")
+    above = next(
+        (folder for folder in out.absolute().parents if folder.is_symlink() or folder.exists()), None
+    )
+    if above is not None and not above.is_dir():
+        raise ConfigError(f"{above} is no folder", place=f"OUT {out}", remedy=f"{remedy}: name another path")
 
 
 def _opened(store: Path, stack: contextlib.ExitStack) -> Source:
