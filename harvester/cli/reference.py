@@ -71,6 +71,8 @@ def schedule(
     from harvester.cli import service_units
     from harvester.config import schedule as opening_hours
     from harvester.config.config import load
+    from harvester.config.overrides import Overrides
+    from harvester.run.sharding import with_shard
 
     if systemd + cron + k8s + slurm != 1:
         raise UsageError("name exactly one scheduler", remedy="give --systemd, --cron, --k8s or --slurm")
@@ -85,6 +87,8 @@ def schedule(
             f"{name!r} can't be the name of a unit", remedy="use lower case letters, digits and dashes"
         )
     settings = load(config)
+    if shards is not None:
+        with_shard(settings, Overrides(shard=f"1/{shards}"))  # refuses what so many shards can't share
     program = shutil.which("harvester", path=str(Path(sys.executable).parent))
     harvest = service_units.Harvest(
         name=name or service_units.name_of(config),

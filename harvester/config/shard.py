@@ -43,5 +43,5 @@ class Shard:
         return f"{path.rstrip('/')}-{self.number}-of-{self.of}"
 
     def count(self, whole: int) -> int:
-        """Return its part of a count, at least 1. The parts of a count of `of` or more add up to it."""
-        return max(1, whole // self.of + (self.rank < whole % self.of))
+        """Return its part of a count: 0 for some shards if it is below `of`. All parts add up to it."""
+        return whole // self.of + (self.rank < whole % self.of)

@@ -421,7 +421,8 @@ def look_ahead(path: Path, flags: Overrides | None = None) -> Plan:
     config, _ = with_shard(_with_transport(settings.load(path), flags), flags)
     root = path.resolve().parent
     _require_folder(root / config.store.path)
-    return plan.plan(config, root, gate(config, root), key_note=_key_note(config, root))
+    outlook = plan.plan(config, root, gate(config, root), key_note=_key_note(config, root))
+    return replace(outlook, shard=sharding.note(config) if config.run.shard else "")
 
 
 def _key_note(config: HarvestConfig, root: Path) -> str:

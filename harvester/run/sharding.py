@@ -1,27 +1,33 @@
 """Give one shard of a harvest a store of its own, and its part of the limits and the budget.
 
 Each of n shards gets 1/n of the rate limits, of the requests in flight, and of every ceiling in tokens and
-USD, on the command line too. Limits that the teacher does not state are learned by each. Time, hours, and
-`--limit` hold for each shard as they are.
+USD, on the command line too. The parts never add up to more than the whole: what n shards can't share is
+refused. Limits that the teacher does not state are learned by each. Time, hours, and `--limit` hold for each
+shard as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from harvester.api.max_tokens import positive_max_tokens_of
 from harvester.config.config import HarvestConfig, LimitsSection
 from harvester.config.overrides import Overrides
 from harvester.config.run_section import CeilingSection
 from harvester.config.shard import Shard
 from harvester.errors import ConfigError
 
+# Tables of [budget] that hold a ceiling each, beside the one of a run at its top.
+_SPANS = ("run", "store", "day", "month")
+
 
 def with_shard(config: HarvestConfig, flags: Overrides) -> tuple[HarvestConfig, Overrides]:
     """Return configuration and options of the shard that `--shard` or `[run] shard` names.
 
     Raises:
-        ConfigError: the harvest can't be split.
+        ConfigError: the harvest can't be split, or not into so many shards.
     """
     text = flags.shard or config.run.shard
     if text is None:
@@ -36,9 +42,8 @@ def with_shard(config: HarvestConfig, flags: Overrides) -> tuple[HarvestConfig, 
             place="score.via",
             remedy='name the way, as in via = "echo", before the harvest is split',
         )
-    budget: dict[str, Any] = {
-        name: _ceiling(getattr(config.budget, name), shard) for name in ("run", "store", "day", "month")
-    }
+    _require_parts(config, flags, shard)
+    budget: dict[str, Any] = {name: _ceiling(getattr(config.budget, name), shard) for name in _SPANS}
     top = _ceiling(config.budget, shard)
     changes: dict[str, Any] = {
         "teacher": config.teacher.model_copy(update={"limits": _limits(config.teacher.limits, shard)}),
@@ -52,6 +57,55 @@ def with_shard(config: HarvestConfig, flags: Overrides) -> tuple[HarvestConfig, 
     tokens = None if flags.tokens is None else shard.count(flags.tokens)
     usd = None if flags.usd is None else flags.usd / shard.of
     return config.model_copy(update=changes), replace(flags, shard=str(shard), tokens=tokens, usd=usd)
+
+
+def _require_parts(config: HarvestConfig, flags: Overrides, shard: Shard) -> None:
+    """Refuse counts below the number of shards, and parts of a budget that are too small for one answer.
+
+    Every shard of a harvest is refused alike, whatever its number.
+
+    Raises:
+        ConfigError: names the limit or the ceiling, the number of shards, and the remedy.
+    """
+    in_flight = config.teacher.limits.max_concurrency
+    if in_flight < shard.of:
+        raise ConfigError(
+            f"max_concurrency = {in_flight:,} can't be shared by {shard.of:,} shards: each needs one request "
+            "in flight",
+            place="teacher.limits.max_concurrency",
+            remedy=f"use {in_flight:,} shards or fewer, or raise max_concurrency to {shard.of:,} or more",
+        )
+    if config.accept is not None and config.accept.until is not None and config.accept.until < shard.of:
+        raise ConfigError(
+            f"until = {config.accept.until:,} can't be shared by {shard.of:,} shards",
+            place="accept.until",
+            remedy="use fewer shards, or raise until",
+        )
+    sampling = config.sampling
+    limit = {} if sampling.max_tokens is None else {"max_tokens": sampling.max_tokens}
+    # What the answer to one request may take, where the file says so. A scored text has no answer.
+    answer = 0 if config.score is not None else positive_max_tokens_of({**limit, **sampling.extra})
+    for place, tokens in _token_ceilings(config, flags):
+        part = tokens // shard.of
+        if shard.of > 1 and part < max(1, answer):
+            needed = f"one answer may take {answer:,} ([sampling] max_tokens)" if answer else "it is below 1"
+            raise ConfigError(
+                f"the part of one of {shard.of:,} shards is {part:,} of {tokens:,} tokens, and {needed}: it "
+                "could send nothing",
+                place=place,
+                remedy="use fewer shards, or a larger budget",
+            )
+
+
+def _token_ceilings(config: HarvestConfig, flags: Overrides) -> Iterator[tuple[str, int]]:
+    """Yield each ceiling in tokens and where it stands."""
+    budget = config.budget
+    sections = [("budget", budget), *((f"budget.{span}", getattr(budget, span)) for span in _SPANS)]
+    for name, section in sections:
+        if section.tokens is not None:
+            yield f"{name}.tokens", section.tokens
+    if flags.tokens is not None:
+        yield "--max-tokens", flags.tokens
 
 
 def _limits(limits: LimitsSection, shard: Shard) -> LimitsSection:

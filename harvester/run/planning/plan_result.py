@@ -31,6 +31,7 @@ class Plan:
         first_prompts: with [prompts] template, the texts that it writes from the first rows.
         skipped: `prompts` that will not be asked, `by_reason`; `rows` and money that are saved by it
             (`low_usd`, `high_usd`); `examples`. Empty where every prompt is asked.
+        shard: which part of the harvest this is, and its part of limits and budget; "" for the whole.
     """
 
     rows: int
@@ -58,6 +59,7 @@ class Plan:
     saved_usd: float | None = None
     skipped: Mapping[str, Any] = field(default_factory=dict)
     first_prompts: tuple[str, ...] = ()
+    shard: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for --json."""
@@ -72,6 +74,8 @@ class Plan:
             f"tokens    about {self.input_tokens:,} in ({self.input_basis}), at most "
             f"{self.max_output_tokens:,} out",
         ]
+        if self.shard:
+            lines.insert(0, f"shard     {self.shard}")
         if self.high_usd is None or self.low_usd is None:
             lines.append("cost      unknown: no [teacher.price]; set [budget] tokens to cap it")
         else:

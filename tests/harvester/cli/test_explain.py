@@ -110,6 +110,8 @@ def test_schedule_prints_units_and_wants_one_scheduler(tmp_path: Path) -> None:
     assert "--shards is for job arrays" in harvester("schedule", "--cron", "--shards", "8", config).stderr
     for scheduler, word in (("--slurm", "#SBATCH --array=1-8"), ("--k8s", "completionMode: Indexed")):
         assert word in harvester("schedule", scheduler, "--shards", "8", config).stdout
+    too_many = harvester("schedule", "--slurm", "--shards", "9000", config)
+    assert (too_many.returncode, "shared by 9,000 shards" in too_many.stderr) == (2, True)
     config.write_text(init_config.HARVEST_TOML + '\n[schedule]\nhours = ["22-7 Berlin"]\n', encoding="utf-8")
     wrong = harvester("schedule", "--k8s", config)
     assert (wrong.returncode, "schedule.hours" in wrong.stderr) == (2, True)

@@ -106,6 +106,8 @@ def test_a_shard_has_its_part_of_limits_and_budget(mock_teacher: Mock, tmp_path:
     plans = [prepare.look_ahead(path, Overrides(shard=f"{n}/4")).rows for n in range(1, 5)]
     assert sum(plans) == prepare.look_ahead(path).rows
     assert any(line.startswith("shard   2/4: 1/4 of") for line in parts[1].lines())
+    assert prepare.look_ahead(path, Overrides(shard="2/4")).lines()[0].startswith("shard     2/4: 1/4 of")
+    assert not any(line.startswith("shard") for line in prepare.look_ahead(path).lines())
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "2", "a/b", "1/10001", "-1/4"])
@@ -131,7 +133,42 @@ def test_a_shard_of_the_file_counts_and_scoring_needs_a_way(mock_teacher: Mock, 
 def test_parts_add_up() -> None:
     for whole in (8, 9, 100, 10**9 + 7):
         assert sum(Shard(number, 8).count(whole) for number in range(1, 9)) == whole
-    assert [Shard(number, 3).count(2) for number in (1, 2, 3)] == [1, 1, 1]
+    assert [Shard(number, 3).count(2) for number in (1, 2, 3)] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("more", "shards", "place", "words"),
+    [
+        ("[teacher.limits]\nmax_concurrency = 2\n", 20, "teacher.limits.max_concurrency", "by 20 shards"),
+        ("[budget]\ntokens = 2\n", 3, "budget.tokens", "0 of 2 tokens"),
+        ("[budget]\nday = {tokens = 2}\n", 3, "budget.day.tokens", "0 of 2 tokens"),
+        ("[budget]\ntokens = 299\n[sampling]\nmax_tokens = 100\n", 3, "budget.tokens", "99 of 299 tokens"),
+        (
+            '[accept]\nper_prompt = 1\nof = 2\nuntil = 2\n[verify.sum]\nkind = "exact"\n',
+            3,
+            "accept.until",
+            "until = 2",
+        ),
+    ],
+)
+def test_what_the_shards_cannot_share_is_refused_by_run_and_plan(
+    mock_teacher: Mock, tmp_path: Path, more: str, shards: int, place: str, words: str
+) -> None:
+    path = write(tmp_path, mock_teacher(), 3, more)
+    for number in (1, shards):
+        for ask in (prepare.prepare, prepare.look_ahead):
+            with pytest.raises(ConfigError, match=words) as caught:
+                ask(path, Overrides(shard=f"{number}/{shards}"))
+            assert (caught.value.place, "fewer" in caught.value.remedy) == (place, True)
+    assert prepare.prepare(path, Overrides(shard="2/2")).store.name == "store-2-of-2"
+
+
+def test_a_ceiling_of_the_command_line_is_shared_too(mock_teacher: Mock, tmp_path: Path) -> None:
+    path = write(tmp_path, mock_teacher(), 3)
+    with pytest.raises(ConfigError, match="one answer may take 64") as caught:
+        prepare.prepare(path, Overrides(shard="2/3", tokens=191))
+    assert caught.value.place == "--max-tokens"
+    assert prepare.prepare(path, Overrides(shard="2/3", tokens=192)).flags.tokens == 64
 
 
 def test_failed_rows_and_pauses_come_along(mock_teacher: Mock, tmp_path: Path) -> None:
