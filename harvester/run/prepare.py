@@ -101,7 +101,7 @@ class Prepared:
             budgets = budget_texts(plan.budgets(self.config, self.root, self.limits()))
             others = (
                 *other_settings.notes(self.store, self.config),
-                *other_settings.unadopted_notes(self.store, self.config),
+                *other_settings.teacher_notes(self.root, self.config),
             )
         return [
             f"teacher {teacher.model} at {teacher.base_url}",

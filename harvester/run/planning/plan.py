@@ -101,7 +101,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
             *([f"`harvester run` {limit.text()}"] if limit.reason else []),
             *(reading.notes.lines() if config.score is None else ()),
             *other_settings.notes(root / config.store.path, config),
-            *other_settings.unadopted_notes(root / config.store.path, config),
+            *other_settings.teacher_notes(root, config),
         ),
     )
 
