@@ -10,6 +10,7 @@ datatrove uses a tokenizer for each language instead.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,15 +81,34 @@ def build(name: str, value: object) -> Filter:
             f"filter {name!r} has no threshold {unknown[0]!r}",
             remedy=f"known: {', '.join(rule_set.limits)}, without",
         )
-    for key, number in given.items():
-        if isinstance(number, bool) or not isinstance(number, int | float) or number < 0:
-            raise ConfigError(f"filter {name!r}: {key!r} is a number", remedy=_remedy(name))
-    known = without if isinstance(without, list) else [without]
+    limits = {**rule_set.limits, **given}
+    _check_limits(name, limits)
+    if not isinstance(without, list):
+        raise ConfigError(f"filter {name!r}: 'without' is a list of rules", remedy=_remedy(name))
+    known = without
     if unknown := [str(rule) for rule in known if rule not in rule_set.names]:
         raise ConfigError(
             f"filter {name!r} has no rule {unknown[0]!r}", remedy=f"known: {', '.join(rule_set.names)}"
         )
-    return _filter(name, rule_set, {**rule_set.limits, **given}, frozenset(known))
+    return _filter(name, rule_set, limits, frozenset(known))
+
+
+def _check_limits(name: str, limits: Mapping[str, Any]) -> None:
+    """Require numbers from 0 on, and no range that is empty.
+
+    Raises:
+        ConfigError: names the threshold.
+    """
+    for key, number in limits.items():
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or not 0 <= number < math.inf:  # not a number is not in there either
+            raise ConfigError(f"filter {name!r}: {key!r} is a number from 0 on", remedy=_remedy(name))
+    for key, number in limits.items():
+        most = key.replace("least_", "most_", 1)
+        if most != key and number > limits.get(most, math.inf):
+            raise ConfigError(
+                f"filter {name!r}: {key!r} is above {most!r}, so nothing would be kept", remedy=_remedy(name)
+            )
 
 
 def _remedy(name: str) -> str:

@@ -95,8 +95,13 @@ def shown(value: Mapping[str, float] | None, *, percent: bool = False) -> str:
         return "–"
     numbers = (float(value["value"]), float(value["low"]), float(value["high"]))
     if percent:
-        return f"{numbers[0]:.1%} ({numbers[1]:.0%}–{numbers[2]:.0%})"
-    return "{:.3f} ({:.3f}–{:.3f})".format(*numbers)
+        return f"{numbers[0]:.1%} ({numbers[1]:.0%}{_until(numbers[1])}{numbers[2]:.0%})"
+    return f"{numbers[0]:.3f} ({numbers[1]:.3f}{_until(numbers[1])}{numbers[2]:.3f})"
+
+
+def _until(low: float) -> str:
+    """Return what stands between the ends of an interval; a dash before a minus is hard to read."""
+    return "–" if low >= 0 else " to "
 
 
 def _by_metric(title: str, group: str, card: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,7 +352,8 @@ def _scaled(value: Mapping[str, float] | float | None, scale: float) -> str:
         return "–"
     if not isinstance(value, Mapping):
         return f"{float(value) * scale:,.4g}"
-    return "{:,.4g} ({:,.4g}–{:,.4g})".format(*(float(value[k]) * scale for k in ("value", "low", "high")))
+    number, low, high = (float(value[key]) * scale for key in ("value", "low", "high"))
+    return f"{number:,.4g} ({low:,.4g}{_until(low)}{high:,.4g})"
 
 
 def _tags(card: Mapping[str, Any]) -> dict[str, Any]:

@@ -178,7 +178,10 @@ def test_thresholds_are_set_and_rules_left_out_in_curate_toml() -> None:
     [
         (5, "needs a table"),
         ({"least_word": 5}, "no threshold 'least_word'"),
-        ({"least_words": "many"}, "'least_words' is a number"),
+        ({"least_words": "many"}, "'least_words' is a number from 0 on"),
+        ({"most_symbols": math.nan}, "'most_symbols' is a number from 0 on"),
+        ({"least_words": 10, "most_words": 2}, "'least_words' is above 'most_words'"),
+        ({"without": "curly"}, "'without' is a list"),
         ({"without": ["curly"]}, "no rule 'curly'"),
     ],
 )
