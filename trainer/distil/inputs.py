@@ -15,7 +15,7 @@ from harvester.store.reader import Corpus
 from trainer.distil.config import NamedFile
 
 # Version of what the keys are computed from: a new one repeats every stage.
-FORMAT = 1
+FORMAT = 2
 # Larger files, such as the weights of a base, count by size and time of their last change. The trainings
 # themselves are known by the hash of the base (`trainer.experiments.stages`).
 MOST_BYTES = 64 << 20

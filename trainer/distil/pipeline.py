@@ -5,15 +5,17 @@
     trainings/KEY/              students, with scorecard.json and merged/; see `trainer.experiments.stages`
     student                     link to the merged student that was exported last
 
-A stage that was killed is made again. A harvest asks only for what its store lacks, and a training goes on
-from its checkpoint, so nothing is paid or learned twice.
+A stage is done if it has a record of what it reads now, and the files that it made are as it made them. A
+stage whose files another setting overwrote, or that are damaged, or that was killed, is made again. A harvest
+asks only for what its store lacks, and a training goes on from its checkpoint.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +34,7 @@ from trainer.distil.records import Records, StageResult
 from trainer.errors import CommandFailed, ConfigError, HarvestFailed
 from trainer.files import read_json
 from trainer.harvester_process import DONE, run_harvester
+from trainer.model.made_files import made_files
 
 SCHEMA = "trainer.distil/1"
 STAGES = ("harvest", "curate", "plan", "train", "evaluate", "export", "report")
@@ -89,7 +92,13 @@ class Distillation:
     def _made_before(self, name: str) -> StageResult:
         newest = self._records.newest(name)
         if newest is not None:
-            return newest
+            if self._records.is_whole(newest):
+                return newest
+            raise ConfigError(
+                f"the files that the stage {name} made last are damaged, or another setting's",
+                place="--from",
+                remedy=f"start with --from {name}, or leave it out",
+            )
         if name == "harvest" and holds_answers(self._files.store):
             return StageResult(name, "", {}, 0.0, is_new=False)  # by `harvester run`
         raise ConfigError(
@@ -100,48 +109,50 @@ class Distillation:
 
     def _stage(self, name: str) -> StageResult:
         """Make a stage, or find that it is done."""
-        key, make, is_there = self._plan_of(name)
+        key, make = self._plan_of(name)
         found = self._records.find(name, key)
-        if found is not None and is_there(found.result):
+        if found is not None and (name != "harvest" or holds_answers(self._files.store)):
             self._note(f"{name}: done before")
-            self._records.add(found)
-            return found
-        self._note(f"{name}:")
-        began = time.monotonic()
-        result = make(key)
-        done = StageResult(name, key, result, time.monotonic() - began, is_new=True)
+            done = found
+        else:
+            self._note(f"{name}:")
+            began = time.monotonic()
+            result = make(key)
+            seconds = time.monotonic() - began
+            files = made_files(self._files.folder, _made(name, result))
+            done = StageResult(name, key, result, seconds, is_new=True, files=files)
         self._records.add(done)
+        if name == "export":
+            self._link_student(Path(done.result["merged"]))
         return done
 
-    def _plan_of(
-        self, name: str
-    ) -> tuple[str, Callable[[str], dict[str, Any]], Callable[[Mapping[str, Any]], bool]]:
-        """Return the key of a stage, the function that makes it, and whether what it made is still there."""
-        files, keys = self._files, {name: done.key for name, done in self._done.items()}
+    def _plan_of(self, name: str) -> tuple[str, Callable[[str], dict[str, Any]]]:
+        """Return the key of a stage, and the function that makes it."""
+        files = self._files
+        # What a stage made counts, too: one that was made again need not have made the same.
+        keys = {name: key_of(key=done.key, files=done.files) for name, done in self._done.items()}
         outputs = [files.store, files.folder, files.train.corpus, files.train.out_path]
         match name:
             case "harvest":
-                key = key_of(harvest=content_of(files.harvest, outputs))
-                return key, self._harvest, lambda _: holds_answers(files.store)
+                return key_of(harvest=content_of(files.harvest, outputs)), self._harvest
             case "curate":
                 assert files.curate is not None
                 content = content_of(files.curate, outputs)
                 key = key_of(harvest=keys["harvest"], curate=content, rows=rows_of(files.store))
-                return key, self._curate, lambda made: holds_answers(Path(made["out"]))
+                return key, self._curate
             case "plan" | "train":
                 content = content_of(files.train_file, outputs)
                 key = key_of(stage=name, train=content, rows=rows_of(self._corpus()))
-                if name == "plan":
-                    return key, self._plan, lambda _: True
-                return key, self._train, lambda made: Path(made["adapter"]).is_dir()
+                return key, self._plan if name == "plan" else self._train
             case "evaluate":
-                key = key_of(train=keys["train"])
-                return key, self._evaluate, lambda made: Path(made["scorecard"]).is_file()
+                return key_of(train=keys["train"]), self._evaluate
             case "export":
-                key = key_of(train=keys["train"], dtype=files.config.dtype, gguf=files.config.gguf)
-                return key, self._export, lambda made: Path(made["merged"]).is_dir()
+                # Its commands for servers name folders of this machine.
+                config, places = files.config, [str(files.folder), str(files.train.base)]
+                key = key_of(train=keys["train"], dtype=config.dtype, gguf=config.gguf, places=places)
+                return key, self._export
             case _:
-                return key_of(stages=keys), self._report, lambda made: Path(made["report"]).is_file()
+                return key_of(stages=keys), self._report
 
     def _corpus(self) -> Path:
         """Return the folder that is learned from."""
@@ -170,8 +181,8 @@ class Distillation:
     def _curate(self, key: str) -> dict[str, Any]:
         assert self._files.curate is not None
         out = self._files.folder / "curated" / key[:16]
-        if not holds_answers(out):  # it was complete, and the command killed before the record was written
-            _run("curate", self._files.curate.path, "--out", out)
+        shutil.rmtree(out, ignore_errors=True)  # without a record, or damaged
+        _run("curate", self._files.curate.path, "--out", out)
         facts = read_json(out / CURATION_NAME)
         return {"out": str(out), "kept": facts["kept"], "dropped": facts["dropped"]}
 
@@ -203,12 +214,14 @@ class Distillation:
         exported = actions.export(
             config, config.out_path / "merged", self._files.config.dtype, self._files.config.gguf
         )
+        return {**exported.as_dict(), "student": str(self._files.folder / "student")}
+
+    def _link_student(self, merged: Path) -> None:
         link = self._files.folder / "student"
         aside = link.with_name(".student")
         aside.unlink(missing_ok=True)
-        aside.symlink_to(os.path.relpath(exported.merged, link.parent))
+        aside.symlink_to(os.path.relpath(merged, link.parent))
         aside.replace(link)
-        return {**exported.as_dict(), "student": str(link)}
 
     def _report(self, _key: str) -> dict[str, Any]:
         files, config = self._files, self._trained()
@@ -217,6 +230,25 @@ class Distillation:
         training = ("--training", config.out_path / "train.jsonl")
         _run("report", files.store, "--out", page, "--scorecard", scorecard, *training)
         return {"report": str(page)}
+
+
+def _made(name: str, result: Mapping[str, Any]) -> Sequence[Path]:
+    """Return the files and folders that a stage made in the output folder."""
+    match name:
+        case "curate":
+            return [Path(result["out"])]
+        case "train":
+            adapter = Path(result["adapter"])
+            return [adapter, adapter.parent / "train.jsonl"]
+        case "evaluate":
+            folder = Path(result["scorecard"]).parent
+            return [folder / file for file in ("scorecard.json", "answers.jsonl", "disagreements.html")]
+        case "export":
+            return [Path(result["merged"])]
+        case "report":
+            return [Path(result["report"])]
+        case _:
+            return []
 
 
 def _run(*words: object) -> None:

@@ -35,6 +35,7 @@ from trainer.evaluation.scorecard import HEADLINE_SPLIT
 from trainer.experiments.power_law import Floats
 from trainer.files import read_json, write_json
 from trainer.model import model, self_test, weights
+from trainer.model.made_files import are_unchanged, made_files
 from trainer.training.forward import pack_losses
 from trainer.training.reporter import Callbacks
 from trainer.training.train import train
@@ -225,7 +226,8 @@ class Stages:
         key = self.training_key(rows, seed, steps)
         folder = self._folder / "trainings" / key[:16]
         done = read_json(folder / "trained.json")
-        if isinstance(done, dict) and done.get("key") == key:
+        # Earlier versions did not record the files.
+        if isinstance(done, dict) and done.get("key") == key and are_unchanged(folder, done.pop("files", {})):
             self._on_note(f"{title}: done before")
             return key, done
         self._on_note(title)
@@ -238,7 +240,7 @@ class Stages:
         trained = train(config, callbacks, rows=rows, allow_change=True)
         summary = {"key": key, **asdict(trained)}
         failpoints.reach("stages.trained")
-        write_json(folder / "trained.json", summary)
+        write_json(folder / "trained.json", {**summary, "files": made_files(folder, [folder / "adapter"])})
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return key, summary
 

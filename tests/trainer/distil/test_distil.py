@@ -102,6 +102,54 @@ def test_every_stage_is_made_once_through_kills_and_changes(
 
 
 @pytest.mark.slow
+def test_what_another_setting_overwrote_or_a_fault_damaged_is_made_again(
+    run_trainer,  # noqa: F811
+    mock_teacher,
+    tmp_path: Path,
+) -> None:
+    mock = mock_teacher(accuracy=1.0)
+    toml = write_run(tmp_path / "run", mock)
+    out = toml.parent / "distil"
+
+    def distil(folder: Path = toml.parent) -> dict[str, Any]:
+        code, printed, err = run_trainer("distil", folder / "distil.toml", "--json")
+        assert code == 0, err
+        result: dict[str, Any] = json.loads(printed)
+        return result
+
+    results = {stage["stage"]: stage["result"] for stage in distil()["stages"]}
+    student, merged = (out / "student").resolve(), Path(results["export"]["merged"])
+    assert student == merged
+    weights, page = (merged / "model.safetensors").read_bytes(), (out / "report.html").read_bytes()
+    replace(toml.parent / "train.toml", "epochs = 2", "epochs = 1")
+    distil()
+    assert (out / "student").resolve() != student
+    assert (out / "report.html").read_bytes() != page
+    replace(toml.parent / "train.toml", "epochs = 1", "epochs = 2")
+    assert made_now(distil()) == ["report"]  # the only file that both settings write
+    assert (out / "student").resolve() == student
+    assert (merged / "model.safetensors").read_bytes() == weights
+
+    (merged / "model.safetensors").write_bytes(b"")
+    code, _, err = run_trainer("distil", toml, "--from", "report")
+    assert (code, "start with --from export" in err) == (2, True)
+    assert "export" in made_now(distil())
+    assert (merged / "model.safetensors").read_bytes() == weights
+    (merged.parent / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    assert "train" in made_now(distil())
+    assert (merged / "model.safetensors").read_bytes() == weights
+    assert made_now(distil()) == []
+
+    shutil.copytree(toml.parent, tmp_path / "copy", symlinks=True)
+    shutil.rmtree(toml.parent)
+    again = distil(tmp_path / "copy")
+    assert made_now(again) == ["export", "report"]  # its commands name folders
+    results = {stage["stage"]: stage["result"] for stage in again["stages"]}
+    assert str(toml.parent) not in json.dumps(results)
+    assert (tmp_path / "copy" / "distil" / "student" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
 def test_a_harvest_that_its_budget_ends_goes_on_with_a_higher_one(
     run_trainer,  # noqa: F811
     mock_teacher,
