@@ -24,7 +24,7 @@ WINDOW = 10_000
 
 
 async def copy_shared(prepared: Prepared, writer: GroupCommit) -> tuple[str, ...]:
-    """Copy the answers of `[store] read_also`; return a line for each store that some were copied from.
+    """Copy the answers of `[store] read_also`; return a line for each store: how many, or that none fits.
 
     Raises:
         PromptError: a prompt that can't be used. TermsRefused: the terms of an answer do not permit it.
@@ -48,14 +48,18 @@ async def copy_shared(prepared: Prepared, writer: GroupCommit) -> tuple[str, ...
                 by_key = {keys[request.key]: request for request in wanted if request.key in keys}
                 if by_key:
                     copied[other] += await on_writer(writer, partial(other.copy, by_key, recorded))
+        totals = await on_writer(writer, lambda journal: journal.totals())
+        # Where copies lie here, an earlier run took what fits, and rows that are left are no surprise.
+        notes = [other.note() for other in others] if not totals.copied else []
     finally:
         for other in others:
             other.close()
-    return tuple(
+    lines = (
         f"{count:,} answers were copied from {other.path}, and not asked"
         for other, count in copied.items()
         if count
     )
+    return (*lines, *(note for note in notes if note))
 
 
 def _windows(prepared: Prepared) -> Iterator[list[Request]]:

@@ -122,24 +122,41 @@ def _own_notes(store: Path, config: HarvestConfig) -> tuple[str, ...]:
 
 def _read_also_notes(root: Path, config: HarvestConfig) -> tuple[str, ...]:
     """Return a line for each store of `[store] read_also` whose runs asked other teachers."""
-    teacher, purpose = config.teacher, config.run.purpose
-    notes = []
-    for other in config.store.read_also:
-        held = _TeacherNames.of(root / other)
-        fits = any(
-            lineage.model == teacher.model
-            and lineage.purpose == purpose
-            and (lineage.run_id in held.copied or held.key_name(lineage) == teacher.key_name)
-            for lineage in held.lineages
-        )
-        if not fits:
-            kinds = {f"{each.model} under {held.key_name(each)} for {each.purpose}" for each in held.lineages}
-            notes.append(
-                f"no answer of {other} ([store] read_also) fits: it holds "
-                f"{_listed(sorted(kinds)) or 'no answers'}, and this run asks {teacher.model} under "
-                f"{teacher.key_name} for {purpose}"
-            )
+    notes = (
+        f"no answer of {name} ([store] read_also) fits: {kinds_text(root / name, config)}"
+        for name in config.store.read_also
+        if not may_fit(root / name, config)
+    )
     return tuple(notes)
+
+
+def may_fit(store: Path, config: HarvestConfig) -> bool:
+    """Whether a run of another store asked this teacher, under the name of now, for the same purpose.
+
+    Raises:
+        StoreError: its journal can't be read.
+    """
+    teacher, held = config.teacher, _TeacherNames.of(store)
+    return any(
+        lineage.model == teacher.model
+        and lineage.purpose == config.run.purpose
+        and (lineage.run_id in held.copied or held.key_name(lineage) == teacher.key_name)
+        for lineage in held.lineages
+    )
+
+
+def kinds_text(store: Path, config: HarvestConfig) -> str:
+    """Say which teachers another store holds answers of, and which this run asks.
+
+    Raises:
+        StoreError: its journal can't be read.
+    """
+    teacher, held = config.teacher, _TeacherNames.of(store)
+    kinds = {f"{each.model} under {held.key_name(each)} for {each.purpose}" for each in held.lineages}
+    return (
+        f"it holds {f'answers of {_listed(sorted(kinds))}' if kinds else 'no answers'}, and this run asks "
+        f"{teacher.model} under {teacher.key_name} for {config.run.purpose}"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
     config = _at_batch_price(config)
     reading, limit = PromptReading(config, root), _choice_limit(config, root)
     max_n = limit.size if config.run.transport is Transport.ONLINE else 1
-    totals, saved = _totals(config, root, reading, max_n, mock=verdict.mock)
+    totals, saved, other_notes = _totals(config, root, reading, max_n, mock=verdict.mock)
     correction = token_estimate.learn(root / config.store.path, config)
     totals = _corrected(totals, correction, config.teacher.price)
     saved = _corrected(saved, correction, config.teacher.price)
@@ -102,6 +102,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
             *(reading.notes.lines() if config.score is None else ()),
             *other_settings.notes(root / config.store.path, config),
             *other_settings.teacher_notes(root, config),
+            *other_notes,
         ),
     )
 
@@ -194,8 +195,10 @@ def _totals(
     max_n: int,
     *,
     mock: bool,
-) -> tuple[PlanTotals, PlanTotals]:
-    """Return the sums of the rows that would be asked, and of those that the screen skips.
+) -> tuple[PlanTotals, PlanTotals, tuple[str, ...]]:
+    """Return the sums of the rows that would be asked, those of rows that the screen skips, and notes.
+
+    A note names a store of `[store] read_also` that has no answer to them.
 
     Only the samples that are asked in any case count as joined: how many further ones `[accept]` asks at once
     depends on the answers.
@@ -230,8 +233,10 @@ def _totals(
                 )
                 first, joined = (first, joined + 1) if is_joined else (request, 1)
                 rows.add(request, config, is_joined=is_joined, is_skipped=is_skipped)
+        is_first = journal is None or not journal.totals().copied
+        notes = tuple(note for other in others if is_first and (note := other.note()))
     reading.end()
-    return rows.totals()
+    return *rows.totals(), notes
 
 
 @contextlib.contextmanager

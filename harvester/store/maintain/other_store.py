@@ -19,7 +19,7 @@ from harvester.api.max_tokens import max_tokens_of
 from harvester.api.types import Outcome, Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import ConfigError, TermsRefused
-from harvester.store import paths
+from harvester.store import other_settings, paths
 from harvester.store.journal import sqlite
 from harvester.store.journal.checksums import checked_rows, require_unchanged, translate_value_errors
 from harvester.store.journal.copies import CopiedAnswer, write_copies
@@ -86,7 +86,8 @@ class OtherStore:
     def __init__(self, store: Path, config: HarvestConfig, *, mock: bool) -> None:
         self.path = store
         self._journal = Journal.open(store, read_only=True)
-        self._purpose, self._mock = config.run.purpose, mock
+        self._config, self._purpose, self._mock = config, config.run.purpose, mock
+        self._looked_up = self._found = 0
         self._judged: set[tuple[Any, ...]] = set()
         try:
             self._reuse = ReuseIndex.of(self._journal, config)
@@ -105,10 +106,25 @@ class OtherStore:
             for key, answer in find_answers(self._journal, requests, self._reuse).items()
             if answer.held.state == "answered"
         }
-        if not found:
-            return {}
-        usable = self._usable(list(found.values()))
-        return {wanted: key for wanted, key in found.items() if key in usable}
+        usable = self._usable(list(found.values())) if found else set()
+        found = {wanted: key for wanted, key in found.items() if key in usable}
+        self._looked_up += len(requests)
+        self._found += len(found)
+        return found
+
+    def note(self) -> str:
+        """Say that nothing fitted so far, although the teacher does; "" otherwise.
+
+        Raises:
+            StoreError: the journal can't be read.
+        """
+        if self._found or not self._looked_up or not other_settings.may_fit(self.path, self._config):
+            return ""
+        kinds = other_settings.kinds_text(self.path, self._config)
+        return (
+            f"{self.path} ([store] read_also) holds no usable answer to the {self._looked_up:,} requests "
+            f"that the store lacks: other prompts or settings; {kinds}"
+        )
 
     def _usable(self, keys: Sequence[bytes]) -> set[bytes]:
         """Return the keys whose answers were asked for the same purpose."""

@@ -99,7 +99,7 @@ def test_a_store_to_read_of_which_nothing_fits_is_named(mock_teacher: Mock, tmp_
     shutil.rmtree(mine / "store")
     (note,) = teacher_notes_of(mine, held=0)
     assert (
-        "no answer of ../store ([store] read_also) fits: it holds mock-teacher under team for train" in note
+        "no answer of ../store ([store] read_also) fits: it holds answers of mock-teacher under team" in note
     )
     assert "this run asks mock-teacher under team2 for train" in note
 

@@ -66,6 +66,7 @@ def test_answers_of_another_store_are_copied_and_not_paid(
     again = borrow(mock, second)
     assert (again.exit_code, again.billed["answers"], again.totals.copied) == (0, 0, 3)
     assert "were copied" not in again.output
+    assert "no usable answer" not in ended.output + again.output
     shutil.rmtree(first)
     assert run_harvest(mock, second, prompts=MORE).billed["answers"] == 0
 
@@ -106,6 +107,20 @@ def test_a_copy_is_stored_under_the_prompt_that_needs_it(mock_teacher: Mock, tmp
     samples = list(Corpus.open(second / "store").samples())
     assert sorted(row.prompt_id for row in samples) == ["again", "own0", "own1", "own2"]
     assert {row.metadata["split"] for row in samples} == {"test"}
+
+
+def test_a_store_without_an_answer_to_these_requests_is_named(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(accuracy=1.0)
+    first, second = two_folders(tmp_path)
+    run_harvest(mock, first)
+    ended = borrow(mock, second, sampling={"temperature": 0.7})
+    assert (ended.billed["answers"], ended.totals.copied) == (4, 0)
+    words = "no usable answer to the 4 requests that the store lacks"
+    assert words in ended.output
+    path = second / "harvest.toml"
+    assert not any(words in note for note in prepare.look_ahead(path).warnings)  # all are held now
+    shutil.rmtree(second / "store")
+    assert any(words in note for note in prepare.look_ahead(path).warnings)
 
 
 def test_other_purposes_are_not_used(mock_teacher: Mock, tmp_path: Path) -> None:
