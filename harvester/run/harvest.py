@@ -40,7 +40,7 @@ from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limiter_state import LimiterState
 from harvester.teacher.policies import build_policies
 from harvester.teacher.preflight import Preflight
-from harvester.teacher.shared_limits import SharedLimits
+from harvester.teacher.shared_limits import Participant, SharedLimits
 from harvester.teacher.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -194,11 +194,10 @@ async def _shared_limits(setup: PassSetup, parts: PassParts) -> AsyncIterator[Sh
     endpoints = parts.teacher.endpoints
     shared = SharedLimits(
         endpoints.policies.limiters,
-        setup.key,
-        priority=setup.config.run.priority,
-        config=setup.config_path,
+        Participant(setup.key, setup.config.run.priority, setup.config_path),
         clock=setup.clock,
         changed=endpoints.recheck,
+        complain=setup.complain,
     )
     await shared.join()
     renewing = asyncio.create_task(shared.watch())

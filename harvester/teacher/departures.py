@@ -65,6 +65,15 @@ class Departures:
             rate = max(FIRST_DEPARTURES, self.count) / RAMP_S
         self._due_at = max(self._due_at, now) + 1 / rate
 
+    def scale(self, ratio: float, now: float, burst_s: float) -> None:
+        """Divide the wait for the next departure by this ratio: the rate has become so much higher.
+
+        Without that a departure at a low rate would delay the next one by the time that the low rate needs.
+        """
+        earliest = now + burst_s
+        if self._due_at > earliest:
+            self._due_at = earliest + (self._due_at - earliest) / ratio
+
     def end_burst(self, now: float, burst_s: float) -> None:
         """Let the next requests depart one by one, after a pause or a refusal."""
         self._due_at = max(self._due_at, now + burst_s)

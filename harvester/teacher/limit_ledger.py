@@ -70,9 +70,18 @@ class LedgerRow:
 
 
 def state_file() -> Path:
-    """Return the path of the ledger in the user's state folder."""
-    folder = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(folder) / "harvester" / "shared_limits.db"
+    """Return the path of the ledger in the user's state folder.
+
+    A relative XDG_STATE_HOME is ignored, as the XDG Base Directory Specification demands: harvests that were
+    started in different folders would not meet.
+
+    Raises:
+        RuntimeError: the user has no home folder.
+    """
+    folder = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if not folder.is_absolute():
+        folder = Path.home() / ".local" / "state"
+    return folder / "harvester" / "shared_limits.db"
 
 
 def teacher_digest(base_url: str, key: str | None) -> str:

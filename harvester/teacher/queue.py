@@ -8,8 +8,9 @@ large one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from harvester.errors import (
     AttemptTimeout,
@@ -172,7 +173,8 @@ class EndpointQueue:
                         raise FreeElsewhere(other)
                     self._require_useful_wait(wait_s)
                     self.changed.clear()
-                    await self.clock.wait(self.changed, wait_s)
+                    with self._waiting(wait_s, charge):
+                        await self.clock.wait(self.changed, wait_s)
                     if self.draining.is_set():
                         raise NotSent
         finally:
@@ -180,6 +182,19 @@ class EndpointQueue:
 
     def _wait_s(self, charge: Charge) -> float:
         return math.inf if self.hold_reason else self.limiter.wait_s(charge, self.clock.now())
+
+    @contextlib.contextmanager
+    def _waiting(self, wait_s: float, charge: Charge) -> Iterator[None]:
+        """Count the time of the block where the rate is what this charge waits for."""
+        limiter = self.limiter
+        if not limiter.is_rate_reason(wait_s, charge, self.clock.now()):
+            yield
+            return
+        limiter.rate_waits.begin(self.clock.now())
+        try:
+            yield
+        finally:
+            limiter.rate_waits.end(self.clock.now())
 
     def _require_useful_wait(self, wait_s: float) -> None:
         """Raise EndpointDown or Parked when there is no point in waiting here."""
@@ -217,7 +232,8 @@ class EndpointQueue:
                 if wait_s <= 0:
                     break
                 self.changed.clear()
-                await self.clock.wait(self.changed, wait_s)
+                with self._waiting(wait_s, Charge(0, 0)):
+                    await self.clock.wait(self.changed, wait_s)
             self.limiter.departed(entry, self.clock.now())
         self.changed.set()
 

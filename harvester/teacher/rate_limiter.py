@@ -36,6 +36,7 @@ from harvester.teacher.limits import (
     configured_limits,
 )
 from harvester.teacher.rate_headers import HeaderPeriods, RateHeader, parse_rate_headers
+from harvester.teacher.rate_waits import RateWaits
 from harvester.teacher.refused_rows import LONGEST_NAMED_WAIT_S, RefusedRows
 from harvester.teacher.sends import Entry, Reception, SendLog
 from harvester.teacher.window import Window
@@ -150,6 +151,7 @@ class Limiter:
         buckets: by limit; rates are in units per second.
         learned_rate: requests per second where the teacher states no limit.
         share: part of every limit that this harvest may use, as others use the rest (`shared_limits`).
+        rate_waits: how long requests waited for the rate, which is when a larger share would be used.
         output_estimate: tokens that 95 % of the answers stay below, None before the first answer.
     """
 
@@ -167,6 +169,7 @@ class Limiter:
         self.learned_burst = LearnedBurst()
         self.learned_rate = LearnedRate(self.sends, self.learned_burst, now)
         self.departures = Departures(now)
+        self.rate_waits = RateWaits()
         self._rows = RefusedRows(patience_s)
         self._periods = HeaderPeriods()
         # Limits whose period was guessed, and wrongly.
@@ -205,6 +208,16 @@ class Limiter:
         rate, burst_s = self._pace(now)
         line_s = self.departures.wait_s(now, rate, burst_s) + self.departures.waiting / rate
         return max(wait, line_s - BURST_S)
+
+    def is_rate_reason(self, wait_s: float, charge: Charge, now: float) -> bool:
+        """Whether a wait that `wait_s` or `departure_wait_s` returned would be shorter with a larger share.
+
+        A pause, the window and a limit per hour or day delay a request whatever its share of the rate.
+        """
+        if not 0 < wait_s < math.inf or self.paused_until > now or self.learned_rate.probe_wait_s(now) > 0:
+            return False
+        longer = (key for key in self.buckets if key.lasts_longer)
+        return all(self.buckets[key].wait_s(key.quantity.amount(charge), now) <= 0 for key in longer)
 
     def enter(self, charge: Charge, now: float) -> Entry:
         """Take the charge and a place in the window. Call it only after `wait_s` returned 0."""
@@ -433,6 +446,7 @@ class Limiter:
         if ratio == 1:
             return
         self.share = share
+        self.departures.scale(ratio, max(now, self.paused_until), self.learned_burst.seconds)
         for key, bucket in self.buckets.items():
             if not key.is_learned:
                 bucket.scale(ratio, now)

@@ -1,8 +1,9 @@
 """Share the limits of a teacher with other harvests of this machine that use the same host and credential.
 
 Each harvest leases a share of the limit (`limit_ledger`) and multiplies with it what is configured, stated by
-headers or learned. It renews the lease twice a second, by what it used of its share, so what one does not
-need the others get. What one learns about the rate holds for all.
+headers or learned. It renews the lease twice a second. While its requests wait for the rate it wants all that
+it gets, else a little more than it uses, so what one does not need the others get. What one learns about the
+rate holds for all.
 """
 
 from __future__ import annotations
@@ -17,36 +18,74 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from harvester.errors import HarvesterError
 from harvester.system.clock import Clock
-from harvester.teacher.limit_ledger import LedgerRow, LimitLedger, state_file, teacher_digest
+from harvester.teacher.limit_ledger import EXPIRY_S, LedgerRow, LimitLedger, state_file, teacher_digest
 from harvester.teacher.rate_limiter import Limiter
 
 RENEW_EVERY_S = 0.5
-# Who uses at least this part of its share wants more; else what it uses and this much more.
-HUNGRY = 0.85
+# A harvest whose requests waited for the rate in at least this part of the time could use any larger share.
+# How much it used of a small share says nothing about that: below a request per renewal it used nothing of
+# it in most of them.
+WAITED_PART = 0.5
+# Any other harvest wants this many times what it uses, on an average over USE_S.
 HEADROOM = 1.3
+USE_S = 2.0
 
 
 @dataclass(slots=True)
 class _Lease:
-    """The share of one address, and what was used of it since the last renewal."""
+    """The share of one address, and what was used of it.
+
+    Attributes:
+        taken: units taken so far, by limit, at the last renewal.
+        used: the part of each whole limit that is used, on an average over USE_S.
+        waited_s: how long requests had waited for the rate at the last renewal.
+        others: the other harvests that share.
+        adopted: what was learned elsewhere and is used here: by whom, and when.
+    """
 
     limiter: Limiter
     row: LedgerRow
-    used: Mapping[str, float] = field(default_factory=dict)
-    used_at: float = 0.0
+    renewed_at: float = 0.0
+    taken: Mapping[str, float] = field(default_factory=dict)
+    used: dict[str, float] = field(default_factory=dict)
+    waited_s: float = 0.0
     others: list[LedgerRow] = field(default_factory=list)
     adopted: tuple[str, float] = ("", -math.inf)
 
     def demand(self, now: float) -> float:
         """Return the share that the harvest could use, infinity for all that it gets."""
+        seconds, self.renewed_at = now - self.renewed_at, now
+        total_s = self.limiter.rate_waits.total_s(now)
+        waited_s, self.waited_s = total_s - self.waited_s, total_s
         buckets = {key.label: bucket for key, bucket in self.limiter.buckets.items() if not key.lasts_longer}
-        used, self.used = self.used, {name: bucket.taken for name, bucket in buckets.items()}
-        seconds, self.used_at = now - self.used_at, now
-        if not buckets or seconds <= 0 or used.keys() != buckets.keys():
+        before, self.taken = self.taken, {name: bucket.taken for name, bucket in buckets.items()}
+        if not buckets or seconds <= 0 or before.keys() != buckets.keys():
+            self.used = {}
             return math.inf
-        part = max((self.used[name] - used[name]) / (buckets[name].rate * seconds) for name in buckets)
-        return math.inf if part >= HUNGRY else max(0.0, part) * HEADROOM * self.limiter.share
+        for name, bucket in buckets.items():
+            part = max(0.0, self.taken[name] - before[name]) / (bucket.rate * seconds) * self.limiter.share
+            weight = 1 - math.exp(-seconds / USE_S)
+            self.used[name] = self.used.get(name, part) * (1 - weight) + part * weight
+        if waited_s >= WAITED_PART * seconds:
+            return math.inf
+        return max(self.used.values()) * HEADROOM
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """The harvest that shares.
+
+    Attributes:
+        key: the credential, None for none; only its digest is written.
+        priority: weight among the harvests that share.
+        config: path of harvest.toml, for the others to show.
+    """
+
+    key: str | None
+    priority: int
+    config: str
 
 
 class SharedLimits:
@@ -54,46 +93,70 @@ class SharedLimits:
 
     Args:
         limiters: by base URL.
-        key: the credential; only its digest is written.
-        priority: weight among the harvests that share.
-        config: path of harvest.toml, for the others to show.
+        participant: the harvest.
         clock: that of the limiters. That of the machine is the same for all its processes.
         changed: called when a share has changed.
+        complain: gets the error if limits can't be shared, at most once.
     """
 
     def __init__(
         self,
         limiters: Mapping[str, Limiter],
-        key: str | None,
+        participant: Participant,
         *,
-        priority: int,
-        config: str,
         clock: Clock,
         changed: Callable[[], None],
+        complain: Callable[[HarvesterError], None],
     ) -> None:
         self._clock = clock
         self._changed = changed
+        self._complain = complain
+        self._is_reported = False
+        self._renewed_at = clock.now()
         self._ledger: LimitLedger | None = None
         self._id = f"{os.getpid()}-{secrets.token_hex(4)}"
         pid = os.getpid()
         rows = {
-            url: LedgerRow(teacher_digest(url, key), self._id, pid, config, -math.inf, priority)
+            url: LedgerRow(
+                teacher_digest(url, participant.key),
+                self._id,
+                pid,
+                participant.config,
+                -math.inf,
+                participant.priority,
+            )
             for url in limiters
         }
         self._leases = {url: _Lease(limiter, rows[url]) for url, limiter in limiters.items()}
 
     async def join(self) -> None:
-        """Take part, before anything is sent. Where the ledger can't be used, limits are not shared."""
-        with contextlib.suppress(OSError, sqlite3.Error, RuntimeError):
-            self._ledger = await asyncio.to_thread(LimitLedger, state_file())
+        """Take part, before anything is sent. While the ledger can't be used, limits are not shared."""
+        try:
+            if self._ledger is None:
+                self._ledger = await asyncio.to_thread(LimitLedger, state_file())
             await self.renew()
+        except (OSError, sqlite3.Error, RuntimeError) as error:
+            self._report(error)
 
     async def watch(self) -> None:
         """Renew the leases until cancelled."""
-        while self._ledger is not None:
+        while True:
             await self._clock.sleep(RENEW_EVERY_S)
-            with contextlib.suppress(sqlite3.Error):  # busy for once; the lease lasts longer than that
-                await self.renew()
+            await self.join()
+
+    def _report(self, error: Exception) -> None:
+        """Complain once that limits are not shared; not before the lease has expired if the file was busy."""
+        is_busy = getattr(error, "sqlite_errorcode", None) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+        if self._is_reported or (is_busy and self._clock.now() - self._renewed_at <= EXPIRY_S):
+            return
+        self._is_reported = True
+        reason = f"{state_file()}: {error}" if isinstance(error, sqlite3.Error) else str(error)
+        self._complain(
+            HarvesterError(
+                f"limits are not shared with other harvests of this machine: {reason}",
+                remedy="set XDG_STATE_HOME to a folder that can be written, or [run] share_limits = false",
+            )
+        )
 
     async def leave(self) -> None:
         """Give the shares back."""
@@ -115,6 +178,7 @@ class SharedLimits:
             lease.row = _renewed(lease, self._clock.now())
             share, lease.others = await asyncio.to_thread(ledger.renew, lease.row)
             self._apply(lease, share, self._clock.now())
+        self._renewed_at = self._clock.now()
 
     def _apply(self, lease: _Lease, share: float, now: float) -> None:
         limiter = lease.limiter

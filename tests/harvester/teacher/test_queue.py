@@ -125,6 +125,55 @@ def test_the_reason_is_that_of_the_head_of_the_queue() -> None:
     assert pause == "the teacher's Retry-After, 90 s"
 
 
+def test_only_waits_for_the_rate_show_that_a_larger_share_would_be_used() -> None:
+    async def waited(reason: str) -> tuple[float, float, float]:
+        """Return how long two requests waited for the rate, after 5 s, at the end, and a minute later."""
+        clock = VirtualClock()
+        limits: dict[str, float] = {"requests_per_minute": 6.0} if reason in {"rate", "drain"} else {}
+        if reason == "day":
+            limits = {"requests_per_day": 2.0}
+        queue = endpoint_queue(clock, max_concurrency=1 if reason == "window" else 8, **limits)
+        if reason == "pause":
+            queue.limiter.pause(10.0, clock.now(), "a pause")
+        total_s = queue.limiter.rate_waits.total_s
+
+        async def ask() -> None:
+            entry = await queue.enter(Charge(1, 1))
+            try:
+                await queue.depart(entry)
+                await clock.sleep(10.0)
+            finally:
+                queue.leave(entry)
+
+        async def watch() -> float:
+            await clock.sleep(5.0)
+            seconds = total_s(clock.now())
+            if reason == "drain":
+                queue.draining.set()
+                queue.changed.set()
+            return seconds
+
+        *_, halfway = await clock.run(ask(), ask(), watch())
+        return halfway, total_s(clock.now()), total_s(clock.now() + 60.0)
+
+    assert asyncio.run(waited("rate")) == (pytest.approx(5.0), pytest.approx(10.0), pytest.approx(10.0))
+    assert asyncio.run(waited("drain")) == (pytest.approx(5.0), pytest.approx(5.0), pytest.approx(5.0))
+    for reason in ("window", "pause", "day"):
+        assert asyncio.run(waited(reason)) == (0.0, 0.0, 0.0), reason
+
+
+def test_a_larger_share_holds_for_the_next_request_at_once() -> None:
+    limiter = Limiter(LimitsSection(requests_per_minute=600), 0.0)
+    limiter.set_share(0.05, 0.0)
+    limiter.departed(limiter.enter(Charge(1, 1), 0.0), 0.0)
+    assert limiter.departure_wait_s(0.1) == pytest.approx(1.9, abs=0.15)  # one request in two seconds
+    limiter.set_share(0.6, 0.1)
+    assert limiter.departure_wait_s(0.1) < 1 / 6  # six a second
+    limiter.pause(5.0, 0.1, "a pause")
+    limiter.set_share(1.0, 0.1)
+    assert limiter.departure_wait_s(0.1) >= 5.0
+
+
 def test_a_drain_raises_not_sent_for_all_queued_requests() -> None:
     async def scenario(clock: VirtualClock) -> list[Any]:
         queue = endpoint_queue(clock, requests_per_minute=1)
