@@ -397,9 +397,11 @@ def distil(
 
     files = load_distil(config)
     from trainer.distil import report
+    from trainer.distil.inputs import require_own_folder
     from trainer.distil.pipeline import Distillation
     from trainer.process import lock_output_folder
 
+    require_own_folder(files)
     with lock_output_folder(files.folder), progress_bar("distil", "steps or prompts") as update:
         result = Distillation(files, print_message, update).run(first, until)
     lines = [*report.text_lines(result), f"page in {result['page']}"]

@@ -96,10 +96,14 @@ class HarvestFailed(HarvesterError):
 
     code = "harvest"
 
-    def __init__(self, exit_code: int, how_to_go_on: str = "the same command goes on") -> None:
+    def __init__(
+        self, exit_code: int, how_to_go_on: str = "the same command goes on", ending: str = "", why: str = ""
+    ) -> None:
+        """Name the ending of a harvest (`budget`, `parked`) and why it ended so, where they are known."""
+        facts = ": ".join(each for each in (ending, why) if each)
         super().__init__(
-            f"the harvest ended with exit code {exit_code}",
-            remedy=f"see the harvester's message above; {how_to_go_on}",
+            f"the harvest ended with exit code {exit_code}{f' ({facts})' if facts else ''}",
+            remedy=how_to_go_on if facts else f"see the harvester's message above; {how_to_go_on}",
         )
         self.exit_code = exit_code
 

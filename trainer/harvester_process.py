@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from typing import Any
 
 # Exit codes of `harvester run` and `harvester judge` after which the answers are as complete as they will be:
 # all rows done, and all done but more failed than [run] max_failed.
 DONE = frozenset({0, 3})
+
+# Number of the operation of prctl(2) that asks for a signal when the parent ends; <linux/prctl.h>.
+_PR_SET_PDEATHSIG = 1
 
 
 def run_harvester(*words: object) -> tuple[int, dict[str, Any]]:
@@ -27,7 +33,9 @@ def run_harvester(*words: object) -> tuple[int, dict[str, Any]]:
     command = [sys.executable, "-m", "harvester", *map(str, words), "--json"]
     # A session of its own keeps a Ctrl-C of the terminal from it. One signal is passed on below; a second one
     # would cancel answers that are paid for.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=end_with(os.getpid())
+    ) as process:
         try:
             output, _ = process.communicate()
         except BaseException:  # a signal to this process: the harvest shall drain and end as well
@@ -36,6 +44,29 @@ def run_harvester(*words: object) -> tuple[int, dict[str, Any]]:
             raise
     code = process.returncode
     return code if code >= 0 else 128 - code, _last_object(output)
+
+
+def end_with(parent: int) -> Callable[[], None] | None:
+    """Return what a child calls before it starts its program, to get SIGTERM when its parent is killed.
+
+    None where the system has no such signal: it is one of Linux (prctl(2), PR_SET_PDEATHSIG). It comes when
+    the thread that started the child ends, so this thread has to wait for the child.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork: the child does as little as it can
+
+    def ask_for_signal() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was killed before the call
+            os._exit(128 + signal.SIGTERM)
+
+    return ask_for_signal
+
+
+def ending_of(summary: Mapping[str, Any]) -> tuple[str, str]:
+    """Return how a harvest ended and why, from the result that it printed; empty texts if it printed none."""
+    return str(summary.get("ending", "")), str(summary.get("detail", ""))
 
 
 def _last_object(output: str) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def judge(
         "rows": written.rows,
         "left_out": dict(written.left_out),
         "ending": summary.ending,
+        "detail": summary.detail,
         "exit_code": summary.exit_code,
     }
     emit(data, _lines(loaded, written, facts), as_json=as_json)

@@ -25,7 +25,8 @@ class DistilConfig(BaseModel):
         dtype: of the exported weights: float32, bfloat16 or float16. Empty: the base's own.
         gguf: GGUF files to export, too: f16, q8_0, q4_k_m (extra `gguf`).
         mock_teacher: start `harvester mock-teacher` at the address of harvest.toml while it is harvested.
-        out: folder of distil.html, the curated corpora, the trainings and the student.
+        out: folder of distil.html, the curated corpora, the trainings and the student. It has no
+            input in it, and lies in none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,11 +58,13 @@ class DistilFiles:
     """Hold distil.toml with what it names.
 
     Attributes:
+        path: of distil.toml.
         train_file: train.toml; `train` is what it means.
         store: the store that is harvested.
         folder: the output folder.
     """
 
+    path: Path
     config: DistilConfig
     harvest: NamedFile
     curate: NamedFile | None
@@ -99,7 +102,8 @@ def load_distil(path: Path) -> DistilFiles:
     wanted = "out of curate.toml" if curate is not None else "[store] path of harvest.toml"
     _require_same(learned, train.corpus, f"{config.train}: [data] corpus", wanted)
     train_file = _named(root / config.train)
-    return DistilFiles(config, harvest, curate, train_file, train, filled, (root / config.out).resolve())
+    out = (root / config.out).resolve()
+    return DistilFiles(path.resolve(), config, harvest, curate, train_file, train, filled, out)
 
 
 def _named(path: Path) -> NamedFile:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from harvester.store.reader import Corpus
-from trainer.distil.config import NamedFile
+from trainer.distil.config import DistilFiles, NamedFile
+from trainer.errors import ConfigError
 
 # Version of what the keys are computed from: a new one repeats every stage.
 FORMAT = 2
@@ -37,17 +38,38 @@ def content_of(file: NamedFile, outputs: Collection[Path]) -> dict[str, Any]:
     Args:
         outputs: folders that stages write; neither they nor what contains them is read.
     """
-    files = {}
-    for text in _texts(file.table):
-        for path in _paths(text, file.folder, outputs):
-            files[os.path.relpath(path, file.folder)] = _fingerprint(path)
+    files = {os.path.relpath(path, file.folder): _fingerprint(path) for path in _named_files(file, outputs)}
     return {"table": file.table, "files": files}
+
+
+def require_own_folder(files: DistilFiles) -> None:
+    """Do nothing if the output folder is one of its own: what lies in it is no input of a stage.
+
+    Raises:
+        ConfigError: it holds an input, or lies in one.
+    """
+    out, outputs = files.folder, [files.folder, files.store, files.train.corpus, files.train.out_path]
+    tables = [file for file in (files.harvest, files.curate, files.train_file) if file is not None]
+    inputs = [files.path, *(file.path for file in tables), files.train.base, files.store, files.train.corpus]
+    inputs += [path for file in tables for path in _named_files(file, outputs)]
+    for path in inputs:
+        if path.resolve().is_relative_to(out) or out.is_relative_to(path.resolve()):
+            raise ConfigError(
+                f"the folder {out} has, or lies in, what is read: {path}",
+                place="out of distil.toml",
+                remedy='give it a folder of its own, such as out = "distil"',
+            )
 
 
 def rows_of(store: Path) -> list[Any]:
     """Return what stands for the rows of a store: the sealed files with their hashes, and the count."""
     corpus = Corpus.open(store)
     return [corpus.count(), *sorted((entry.sha256, entry.rows) for entry in corpus.manifest)]
+
+
+def _named_files(file: NamedFile, outputs: Collection[Path]) -> Iterator[Path]:
+    for text in _texts(file.table):
+        yield from _paths(text, file.folder, outputs)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 from trainer.distil.config import NamedFile
 from trainer.errors import ConfigError
+from trainer.harvester_process import end_with
 
 # Seconds that the mock teacher may take to start, and to end.
 START_S, END_S = 30.0, 10.0
@@ -43,7 +45,9 @@ def mock_teacher(harvest: NamedFile, log: Path, note: Callable[[str], None]) -> 
     command = [sys.executable, "-m", "harvester", "mock-teacher", "--port", str(url.port)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, start_new_session=True, preexec_fn=end_with(os.getpid())
+        )
         try:
             _wait_until_it_answers(process, url.port, log)
             yield

@@ -31,9 +31,10 @@ from trainer.distil.config import DistilFiles
 from trainer.distil.inputs import content_of, key_of, rows_of
 from trainer.distil.mock import mock_teacher
 from trainer.distil.records import Records, StageResult
-from trainer.errors import CommandFailed, ConfigError, HarvestFailed
+from trainer.errors import CommandFailed, ConfigError, DataError, HarvestFailed
+from trainer.evaluation import preferences
 from trainer.files import read_json
-from trainer.harvester_process import DONE, run_harvester
+from trainer.harvester_process import DONE, ending_of, run_harvester
 from trainer.model.made_files import made_files
 
 SCHEMA = "trainer.distil/1"
@@ -43,7 +44,7 @@ _HARVEST_FACTS = (
     *("ending", "exit_code", "rows_total", "requests_sent", "answers_stored", "from_cache", "dead"),
     *("cost_microusd", "input_tokens", "output_tokens", "warnings"),
 )
-_CARD_FACTS = ("split", "macro", "recovery", "recovery_low", "recovery_high", "loss")
+_CARD_FACTS = ("split", "macro", "recovery", "recovery_low", "recovery_high", "loss", "judge_exit_code")
 
 
 class Distillation:
@@ -111,7 +112,7 @@ class Distillation:
         """Make a stage, or find that it is done."""
         key, make = self._plan_of(name)
         found = self._records.find(name, key)
-        if found is not None and (name != "harvest" or holds_answers(self._files.store)):
+        if found is not None and self._is_done(found):
             self._note(f"{name}: done before")
             done = found
         else:
@@ -122,9 +123,17 @@ class Distillation:
             files = made_files(self._files.folder, _made(name, result))
             done = StageResult(name, key, result, seconds, is_new=True, files=files)
         self._records.add(done)
+        if name == "evaluate" and not _is_judged(done):
+            how = "the same command asks the judge again, `--from export` goes on without it"
+            preferences.require_complete(read_json(Path(done.result["scorecard"])), how)
         if name == "export":
             self._link_student(Path(done.result["merged"]))
         return done
+
+    def _is_done(self, found: StageResult) -> bool:
+        if found.name == "harvest":
+            return holds_answers(self._files.store)
+        return found.name != "evaluate" or _is_judged(found)
 
     def _plan_of(self, name: str) -> tuple[str, Callable[[str], dict[str, Any]]]:
         """Return the key of a stage, and the function that makes it."""
@@ -175,7 +184,8 @@ class Distillation:
         with teacher if files.config.mock_teacher else nullcontext():
             code, summary = run_harvester("run", files.harvest.path)
         if code not in DONE:
-            raise HarvestFailed(code, "the same command goes on, `--from curate` goes on with what is stored")
+            how = "the same command goes on, `--from curate` goes on with what is stored"
+            raise HarvestFailed(code, how, *ending_of(summary))
         return {name: summary.get(name) for name in _HARVEST_FACTS}
 
     def _curate(self, key: str) -> dict[str, Any]:
@@ -184,6 +194,13 @@ class Distillation:
         shutil.rmtree(out, ignore_errors=True)  # without a record, or damaged
         _run("curate", self._files.curate.path, "--out", out)
         facts = read_json(out / CURATION_NAME)
+        if not facts["kept"]:
+            dropped = ", ".join(f"{count:,}: {reason}" for reason, count in facts["dropped"].items())
+            raise DataError(
+                f"the filters kept no row; dropped {dropped or 'none, for the corpus has no row'}",
+                place=str(self._files.curate.path),
+                remedy="loosen these filters, or look at the answers (`harvester report STORE`)",
+            )
         return {"out": str(out), "kept": facts["kept"], "dropped": facts["dropped"]}
 
     def _plan(self, _key: str) -> dict[str, Any]:
@@ -203,9 +220,15 @@ class Distillation:
         training, made = stages.train(rows, config.train.seed, f"training on {len(rows.train):,} rows")
         return {**made, "adapter": str(stages.adapter_of(training))}  # the folder may have been moved
 
-    def _evaluate(self, _key: str) -> dict[str, Any]:
+    def _evaluate(self, key: str) -> dict[str, Any]:
         config = self._trained()
-        card = actions.evaluate(config, HarnessTasks(), self._update, self._note)
+        if self._records.find("evaluate", key) is None:
+            card = actions.evaluate(config, HarnessTasks(), self._update, self._note)
+        else:  # only the judge did not end
+            self._note("the judge compares answers")
+            card = preferences.judge(config)
+        if preferences.KEY in card:
+            card |= {"judge_exit_code": card[preferences.KEY]["exit_code"]}
         facts = {name: card[name] for name in _CARD_FACTS if name in card}
         return {**facts, "scorecard": str(config.out_path / "scorecard.json")}
 
@@ -230,6 +253,11 @@ class Distillation:
         training = ("--training", config.out_path / "train.jsonl")
         _run("report", files.store, "--out", page, "--scorecard", scorecard, *training)
         return {"report": str(page)}
+
+
+def _is_judged(evaluated: StageResult) -> bool:
+    """Return whether the judge of an evaluation was asked about all pairs, or there is none."""
+    return evaluated.result.get("judge_exit_code", 0) in DONE
 
 
 def _made(name: str, result: Mapping[str, Any]) -> Sequence[Path]:

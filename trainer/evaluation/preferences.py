@@ -22,7 +22,7 @@ from trainer.config import TrainConfig
 from trainer.errors import ConfigError, DataError, HarvestFailed
 from trainer.evaluation import intervals, neighbours, text_scores
 from trainer.files import read_json, write_json, write_text
-from trainer.harvester_process import DONE, run_harvester, toml_text
+from trainer.harvester_process import DONE, ending_of, run_harvester, toml_text
 
 KEY = "preferences"
 FOLDER = "judge"
@@ -66,7 +66,8 @@ def judge(config: TrainConfig) -> dict[str, Any]:
 
     Returns:
         The whole scorecard. Its "preferences" are what `facts` returns, with `judge`, who it is;
-        `is_teacher`, whether it answered the corpus, too; `ending` and `exit_code` of its harvest.
+        `is_teacher`, whether it answered the corpus, too; `ending`, `detail` (why) and `exit_code` of its
+        harvest.
 
     Raises:
         ConfigError: no judge is named, or its configuration can't be used.
@@ -90,7 +91,7 @@ def judge(config: TrainConfig) -> dict[str, Any]:
     write_text(own, f"# Written by `trainer evaluate`, and overwritten by it.\n{toml_text(own_table)}")
     code, summary = run_harvester("judge", own, "--verdicts", verdicts_file)
     if not verdicts_file.is_file():
-        raise HarvestFailed(code, _HOW_TO_GO_ON)
+        raise HarvestFailed(code, _HOW_TO_GO_ON, *ending_of(summary))
     judged = _with_verdicts(_pairs(rows, chosen), verdicts_file)
     identity = str(summary.get("judge", ""))
     card[KEY] = {
@@ -99,13 +100,14 @@ def judge(config: TrainConfig) -> dict[str, Any]:
         **facts(judged, config.evaluate.resamples),
         "repaired": summary.get("repaired", 0),
         "ending": summary.get("ending", "complete"),
+        "detail": summary.get("detail", ""),
         "exit_code": code,
     }
     write_json(scorecard, card)
     return card
 
 
-def require_complete(card: Mapping[str, Any]) -> None:
+def require_complete(card: Mapping[str, Any], how_to_go_on: str = _HOW_TO_GO_ON) -> None:
     """Do nothing if the judge was asked about all pairs.
 
     Raises:
@@ -113,7 +115,7 @@ def require_complete(card: Mapping[str, Any]) -> None:
     """
     code = int(card[KEY]["exit_code"])
     if code not in DONE:
-        raise HarvestFailed(code, _HOW_TO_GO_ON)
+        raise HarvestFailed(code, how_to_go_on, *ending_of(card[KEY]))
 
 
 def judge_table(config: TrainConfig) -> tuple[dict[str, Any], Path]:

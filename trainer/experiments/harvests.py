@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from trainer.errors import HarvestFailed
 from trainer.files import read_json, write_json, write_text
-from trainer.harvester_process import DONE, run_harvester, toml_text
+from trainer.harvester_process import DONE, ending_of, run_harvester, toml_text
 
 _STOPPED_AT_LIMIT = 10
 _BUDGET = "budget"
@@ -129,4 +129,5 @@ class Harvests:
             return True
         if code == _STOPPED_AT_LIMIT and summary.get("ending") == _BUDGET:
             return False
-        raise HarvestFailed(code)
+        ending, why = ending_of(summary)
+        raise HarvestFailed(code, ending=ending, why=why)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,19 @@ from harvester.mock_teacher.running import RunningMock
 from harvester.store.reader import Corpus
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
+from tests.trainer.training.test_run_workers import alive, wait_until
 from trainer.distil.pipeline import STAGES
 from trainer.starter import write_starter
 
 ROWS, HELD_OUT = 24, 6
 
 
-def write_run(folder: Path, mock: RunningMock) -> Path:
+def write_run(folder: Path, mock: RunningMock, *, is_tiny: bool = True) -> Path:
     """The folder of `trainer init` with another teacher, a tinier base, and fewer prompts."""
     write_starter(folder)
-    shutil.rmtree(folder / "base")
-    tiny.base(folder / "base")
+    if is_tiny:
+        shutil.rmtree(folder / "base")
+        tiny.base(folder / "base")
     for name, count in (("train", ROWS), ("held-out", HELD_OUT)):
         path = folder / "prompts" / f"{name}.jsonl"
         path.write_text("\n".join(path.read_text().splitlines()[:count]) + "\n")
@@ -160,9 +164,61 @@ def test_a_harvest_that_its_budget_ends_goes_on_with_a_higher_one(
     replace(toml.parent / "harvest.toml", "tokens = 1_000_000", "tokens = 600")
     code, _, err = run_trainer("distil", toml, "--until", "harvest")
     assert (code, "--from curate" in err) == (10, True)
+    assert "exit code 10 (budget: " in err
     stored = Corpus.open(toml.parent / "store").count()
     assert 0 < stored < ROWS + HELD_OUT
     replace(toml.parent / "harvest.toml", "tokens = 600", "tokens = 1_000_000")
     code, _, err = run_trainer("distil", toml, "--until", "harvest")
     assert code == 0, err
     assert mock.totals()["requests"] == ROWS + HELD_OUT
+
+
+@pytest.mark.slow
+def test_filters_that_keep_nothing_are_named(run_trainer, mock_teacher, tmp_path: Path) -> None:  # noqa: F811
+    toml = write_run(tmp_path / "run", mock_teacher())
+    replace(toml.parent / "curate.toml", '"not_blank"]', '"not_blank", {longest = 1}]')
+    code, _, err = run_trainer("distil", toml)
+    assert (code, f"kept no row; dropped {ROWS + HELD_OUT}: too_long" in err) == (2, True)
+    assert not list((toml.parent / "distil" / "stages").glob("curate*"))
+
+
+@pytest.mark.slow
+def test_a_judge_that_is_down_is_asked_again(run_trainer, mock_teacher, tmp_path: Path) -> None:  # noqa: F811
+    toml = write_run(tmp_path / "run", mock_teacher(accuracy=1.0), is_tiny=False)  # it has answers to judge
+    judge = mock_teacher()
+    judge.stop()
+    (toml.parent / "judge.toml").write_text(
+        f'[teacher]\nbase_url = "{judge.base_url}"\nmodel = "mock-teacher"\nterms = "mock-teacher"\n'
+        '[store]\npath = "judged"\n[run]\npatience_s = 1\n'
+    )
+    replace(toml.parent / "train.toml", "speed_prompts = 0", 'speed_prompts = 0\njudge = "judge.toml"')
+    code, _, err = run_trainer("distil", toml)
+    assert (code, "(parked: " in err, "asks the judge again" in err) == (10, True, True)
+    answers = next(toml.parent.glob("distil/trainings/*/answers.jsonl"))
+    answered = answers.stat().st_mtime_ns
+    code, _, err = run_trainer("distil", toml)
+    assert code == 10
+    assert "the judge compares answers" in err
+    assert answers.stat().st_mtime_ns == answered  # the models did not answer again
+    code, printed, err = run_trainer("distil", toml, "--from", "export", "--json")
+    assert code == 0, err
+    assert json.loads(printed)["stages"][-1]["stage"] == "report"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl(2) is one of Linux")
+def test_a_killed_command_leaves_no_harvest_running(mock_teacher, tmp_path: Path) -> None:
+    mock = mock_teacher(latency_s=1.0)
+    toml = write_run(tmp_path / "run", mock)
+    with (toml.parent / "harvest.toml").open("a") as file:
+        file.write("\n[teacher.limits]\nmax_concurrency = 2\n")
+    command = subprocess.Popen([sys.executable, "-m", "trainer", "distil", toml], stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: mock.state()["received"] > 0)
+        children = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
+    finally:
+        command.kill()
+        command.wait()
+    assert children
+    wait_until(lambda: not any(alive(int(child)) for child in children))
+    assert mock.state()["received"] < ROWS + HELD_OUT  # it drained, and asked for nothing more

@@ -77,6 +77,17 @@ def test_files_that_do_not_fit_each_other_are_refused(
     assert not (folder / "store").exists()
 
 
+@pytest.mark.parametrize("out", [".", "..", "base", "base/out", "prompts", "store", "curated"])
+def test_an_output_folder_that_would_hide_inputs_is_refused(run_trainer, folder: Path, out: str) -> None:  # noqa: F811
+    text = (folder / "distil.toml").read_text()
+    assert 'out = "distil"' in text
+    (folder / "distil.toml").write_text(text.replace('out = "distil"', f'out = "{out}"'))
+    before = sorted(folder.rglob("*"))
+    code, _, err = run_trainer("distil", folder / "distil.toml")
+    assert (code, "give it a folder of its own" in err) == (2, True)
+    assert sorted(folder.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
