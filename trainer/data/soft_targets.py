@@ -151,7 +151,7 @@ def attach(
     if mapped is None:
         mapped = student.map_by_bytes(table)
         used = {int(i) for n in alignments for i in np.unique(examples[n].ids[examples[n].prompt_length :])}
-        ambiguous = ambiguous_bytes(table, [student.data[i] for i in used])
+        ambiguous = ambiguous_bytes(table, [student.data[i] for i in used - student.special])
     student.map_ends(mapped, table, {alignment.end for alignment in alignments.values()} - {NOTHING})
     mapping = TokenMapping(table, student, mapped, ambiguous, counts)
     result = list(examples)

@@ -41,6 +41,7 @@ class StudentTokens:
 
     Attributes:
         data: bytes of each id.
+        special: ids of control tokens, which no text is made of.
         end_of_turn: ids that end an answer.
     """
 
@@ -48,10 +49,11 @@ class StudentTokens:
         tokenizer = renderer.tokenizer
         self._renderer = renderer
         self.data = token_bytes(tokenizer)
-        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special = frozenset(added | set(tokenizer.all_special_ids))
         names = tokenizer.convert_ids_to_tokens(range(len(self.data)))
         fallbacks = {i for i, name in enumerate(names) if name and is_byte_fallback(name)}
-        self._ids = ids_by_bytes(self.data, special | set(tokenizer.all_special_ids), fallbacks)
+        self._ids = ids_by_bytes(self.data, self.special, fallbacks)
         self._first: dict[bytes, int | None] = {}
         self.end_of_turn = renderer.chat_shape.end_of_turn
 
@@ -122,7 +124,8 @@ def ambiguous_bytes(table: TokenTable, used: Sequence[bytes]) -> set[bytes]:
     """Return the bytes that begin a longer student token which the teacher can't mean by a token of its own.
 
     Args:
-        used: bytes of the student's tokens that occur in the answers.
+        used: bytes of the student's tokens that occur in the answers, without control tokens: "<" in a text
+            does not begin one.
     """
     of_teacher = {data for data in table.data if data}
     return {token[:size] for token in used if token not in of_teacher for size in range(1, len(token))}

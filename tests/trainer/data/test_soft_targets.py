@@ -326,6 +326,15 @@ def test_the_space_that_sentencepiece_writes_before_an_answer_is_aligned(name, a
         assert probabilities[supervised[at]] == pytest.approx(math.exp(-0.25), rel=1e-3)
 
 
+def test_a_character_that_begins_a_control_token_has_its_soft_target(renderer):
+    assert renderer.tokenizer.convert_ids_to_tokens(renderer.chat_shape.end_of_turn[0]).startswith("<")
+    entries = [teacher_logprobs.entry(piece, -0.5) for piece in (b"00", b"<", b"a")]
+    [example], report = attached([row("00<a", entries)], renderer, path="bytes")
+    (less,) = renderer.texts(["<"])[0]
+    assert targets(example)[2] == {less: pytest.approx(math.exp(-0.5), rel=1e-3)}
+    assert report.mapped_mass == 1.0
+
+
 def test_rows_without_log_probabilities_mix_freely(renderer):
     rows = [row("please", None, 1), *teacher_logprobs.skill(3)]
     rows = [replace(r, key=f"{n:064x}") for n, r in enumerate(rows)]
