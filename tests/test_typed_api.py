@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.slow
+@pytest.mark.long  # mypy without its cache
 def test_the_public_api_is_typed() -> None:
     """One run for both files, as mypy reads the whole package; the cache of `make types` serves it."""
     right, wrong = ROOT / "tests" / "typed_api.py", ROOT / "tests" / "typed_api_wrong.py"

@@ -116,7 +116,7 @@ def _require_different(stores: Sequence[Path], out: Path) -> None:
     if len(stores) < 2:
         raise ConfigError("name at least two stores, and OUT", remedy="harvester merge store-*-of-8 store")
     for store in stores:
-        if not store.is_dir():  # a file, a link to nothing, or nothing
+        if not store.is_dir() or not sqlite.has_journal(store):
             problem = "is a file, and a store is a folder" if store.is_file() else "no store is here"
             raise ConfigError(problem, place=f"STORE {store}", remedy="name folders with a journal.db")
     _require_place(out)
@@ -134,11 +134,6 @@ def _require_different(stores: Sequence[Path], out: Path) -> None:
                 f"{where}, and OUT is a new folder",
                 place=f"OUT {out}",
                 remedy="name a new folder outside of every store; OUT is the last argument",
-            )
-    for store in stores:
-        if not sqlite.has_journal(store):
-            raise ConfigError(
-                "no store is here", place=f"STORE {store}", remedy="name folders with a journal.db"
             )
 
 
