@@ -16,7 +16,7 @@ help:  ## list the targets
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev,docs]'
 	@touch $@
 
 demo: $(STAMP)  ## everything once, offline: mock teacher -> corpus -> student -> scorecard -> report
@@ -73,7 +73,7 @@ architectures: $(STAMP)  ## take every causal model of transformers through ever
 	$(BIN)/python -m tests.trainer.architectures.sweep trainer/ARCHITECTURES.md build/architectures.json
 
 test-harness: $(STAMP)  ## score a tiny student by lm-evaluation-harness, which it installs (hundreds of MB)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev,harness]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev,docs,harness]'
 	$(BIN)/python -m pytest -m harness
 
 GGUF := build/gguf

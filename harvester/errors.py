@@ -3,6 +3,7 @@
 HarvesterError                      has a cause, a place, a remedy and an exit code
 ├── UsageError                  2   the operator must change something before we start
 │   ├── ConfigError                 harvest.toml, a teacher row, a flag
+│   ├── MissingPackage              a package of an extra is not installed
 │   └── PromptError                 a prompt file, with file and line
 │       └── NoPrompts                   no file or no prompt; a watching run waits
 ├── TermsRefused               77   the terms do not permit this use
@@ -90,6 +91,12 @@ class ConfigError(UsageError):
     """A configuration value is missing, unknown or impossible."""
 
     code = "config"
+
+
+class MissingPackage(UsageError):
+    """A command needs a package that is not installed; it belongs to an extra of this program."""
+
+    code = "missing_package"
 
 
 class PromptError(UsageError):

@@ -11,10 +11,11 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import typer
 
+from harvester.system.extras import PACKAGES, missing_package, require
 from harvester.system.unused_imports import skip_unused_imports
 from harvester.system.version import version_option
 from trainer.console import (
@@ -115,6 +116,7 @@ def plan(
 
     Example: trainer plan train.toml
     """
+    require("train", "`trainer plan`")
     from trainer.config import load
 
     loaded = load(config)
@@ -152,6 +154,7 @@ def doctor(
 
     Example: trainer doctor train.toml
     """
+    require("train", "`trainer doctor`")
     from trainer.config import load
 
     loaded = load(config)
@@ -189,6 +192,7 @@ def train(
 
     Example: trainer train train.toml
     """
+    require("train", "`trainer train`")
     from trainer.config import load
 
     loaded = load(config)
@@ -263,6 +267,7 @@ def evaluate(
     if judge_only:
         _judge_answers(loaded, as_json=as_json)
         return
+    require("train", "`trainer evaluate`")
     from trainer import actions
     from trainer.evaluation import harness as lm_harness
     from trainer.evaluation import preferences
@@ -320,6 +325,7 @@ def audit(
 
     Example: trainer audit train.toml
     """
+    require("train", "`trainer audit`")
     from trainer.config import load
 
     if folds == 1:
@@ -351,6 +357,7 @@ def export(
 
     Example: trainer export train.toml merged/ --gguf q8_0
     """
+    require("train", "`trainer export`")
     from trainer.config import load
 
     loaded = load(config)
@@ -393,6 +400,7 @@ def distil(
 
     Example: trainer distil my-student/distil.toml
     """
+    require("train", "`trainer distil`")
     from trainer.distil.config import load_distil
 
     files = load_distil(config)
@@ -419,6 +427,7 @@ def curve(
 
     Example: trainer curve curve.toml
     """
+    require("train", "`trainer curve`")
     from trainer.experiments.curve_config import load_curve
 
     settings, loaded, folder = load_curve(config)
@@ -447,6 +456,7 @@ def loop(
 
     Example: trainer loop loop.toml
     """
+    require("train", "`trainer loop`")
     from trainer.experiments.loop_config import load_loop
 
     files = load_loop(config)
@@ -472,6 +482,7 @@ def onpolicy(
 
     Example: trainer onpolicy onpolicy.toml
     """
+    require("train", "`trainer onpolicy`")
     from trainer.onpolicy.config import load_onpolicy
 
     files = load_onpolicy(config)
@@ -534,12 +545,22 @@ def main() -> None:
     try:
         app()
     except HarvesterError as error:
-        ignore_sigterm()
-        print_message(f"error[{error.code}]: {error.message}")
-        if error.place:
-            print_message(f"  where   {error.place}")
-        if error.remedy:
-            print_message(f"  remedy  {error.remedy}")
-        sys.exit(error.exit_code)
+        _end_with(error)
+    except ModuleNotFoundError as error:  # in a command that looks for none of them first
+        package = (error.name or "").partition(".")[0]
+        if package not in PACKAGES["train"]:
+            raise
+        _end_with(missing_package("train", "this command", package))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _end_with(error: HarvesterError) -> NoReturn:
+    """Print an error and end with its exit code."""
+    ignore_sigterm()
+    print_message(f"error[{error.code}]: {error.message}")
+    if error.place:
+        print_message(f"  where   {error.place}")
+    if error.remedy:
+        print_message(f"  remedy  {error.remedy}")
+    sys.exit(error.exit_code)

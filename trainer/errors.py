@@ -3,6 +3,7 @@
 HarvesterError                       message, place, remedy; knows its exit code
 ├── UsageError                   2
 │   ├── ConfigError                  train.toml, a flag
+│   ├── MissingPackage               a package of an extra is not installed
 │   ├── DataError                    the corpus holds nothing to learn from, or to evaluate with
 │   └── StudentError                 base folder, tokenizer or chat template can't be used
 ├── StoreError                   5
@@ -26,6 +27,7 @@ from harvester.errors import (
     FindingsError,
     HarvesterError,
     Interrupted,
+    MissingPackage,
     StoreError,
     StoreFull,
     StoreLocked,
@@ -41,6 +43,7 @@ __all__ = [
     "HarvestFailed",
     "HarvesterError",
     "Interrupted",
+    "MissingPackage",
     "OutOfMemory",
     "ProcessLost",
     "ResumeRefused",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from harvester.system.background import Running, StopRequests
 from harvester.system.displays import can_draw
+from harvester.system.extras import require
 from trainer import actions
 from trainer.actions import Exported, HarnessTasks, TrainingEvent
 
@@ -48,7 +49,7 @@ def train(
         Steps, loss, and the folder of the adapter.
 
     Raises:
-        ConfigError, DataError, StudentError, TermsRefused, FindingsError: nothing was started.
+        MissingPackage, ConfigError, DataError, StudentError, TermsRefused, FindingsError: nothing was started.
         TrainingDiverged, OutOfMemory: the last checkpoint is good.
     """
     running = start(
@@ -75,6 +76,8 @@ def start(
         The training that runs: `async for event in running`, `await running`, `running.result()`,
         `running.stop()`, after which it raises Interrupted.
     """
+
+    require("train", "trainer.train")
 
     def work(emit: Callable[[TrainingEvent], None], requests: StopRequests) -> Trained:
         from trainer.config import load
@@ -123,6 +126,7 @@ def evaluate(
     Raises:
         DataError, StudentError, FindingsError: there is nothing to evaluate, or it was changed.
     """
+    require("train", "trainer.evaluate")
     tasks = HarnessTasks(
         tuple(harness),
         None if harness_tasks is None else Path(harness_tasks),
@@ -153,6 +157,8 @@ def export(config: FilePath, out: FilePath, *, dtype: str = "", gguf: Sequence[s
     Raises:
         TermsRefused, StudentError, FindingsError, ConfigError, StoreFull: nothing was written.
     """
+
+    require("train", "trainer.export")
 
     def work() -> Exported:
         from trainer.config import load

@@ -24,6 +24,7 @@ from harvester.api.redaction import Redactor
 from harvester.api.types import Request
 from harvester.config.config import BatchApiSection, TeacherSection
 from harvester.errors import BrokenAnswer, TeacherError, TeacherUnavailable
+from harvester.system.extras import require
 from harvester.system.version import __version__
 
 if TYPE_CHECKING:
@@ -152,6 +153,12 @@ class BatchClient:
     """
 
     def __init__(self, teacher: TeacherSection, key: str | None, *, trust_env: bool = False) -> None:
+        """Open the client; no request is sent.
+
+        Raises:
+            MissingPackage: the extra `batch` is not installed.
+        """
+        require("batch", "the transport `batch` or `hybrid`")
         import openai
 
         self._headers: dict[str, Any] = {"User-Agent": f"blackbox-distillation/{__version__}"}

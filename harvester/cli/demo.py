@@ -1,7 +1,7 @@
 """Run everything once, offline: mock teacher -> harvest -> Parquet -> student -> scorecard -> report.
 
-The demo runs the commands a user would, each in its own process, from a checkout. A second run finds every
-answer in the store and every step in the checkpoint, and sends nothing.
+The demo runs the commands a user would, each in its own process, from a checkout or an installed wheel. A
+second run finds every answer in the store and every step in the checkpoint, and sends nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError, HarvesterError, TeacherRefused
+from harvester.system.extras import require
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+PROMPT_FILES = ("skills-train.jsonl", "skills-held-out.jsonl")
 
 # Seconds that the mock teacher may take to start.
 START_DEADLINE_S = 30.0
@@ -60,14 +63,15 @@ def run_demo(folder: Path) -> dict[str, Any]:
     """Run all stages in `folder`; return the summary of the harvest, which run.json holds, and `wall_s`.
 
     Raises:
-        ConfigError: this is no checkout, or the port of the demo is taken.
+        MissingPackage: the extra `train` is not installed.
+        ConfigError: the folder can't be created, or the port of the demo is taken.
         HarvesterError: a stage failed; its message was printed.
     """
+    require("train", "`harvester demo`, which trains a student,")
     began = time.monotonic()
-    prompts = [CHECKOUT / "prompts" / name for name in ("skills-train.jsonl", "skills-held-out.jsonl")]
-    base = CHECKOUT / "data" / "base"
-    if not all(path.exists() for path in (*prompts, base)):
-        raise ConfigError("the demo needs a checkout with prompts/ and data/base", place=str(CHECKOUT))
+    data = Path(str(files("harvester_data")))
+    prompts = [_prompt_folder() / name for name in PROMPT_FILES]
+    base = data / "base"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -76,9 +80,9 @@ def run_demo(folder: Path) -> dict[str, Any]:
         ) from None
     harvest_toml, train_toml = folder / "harvest.toml", folder / "train.toml"
     port = _port(harvest_toml)
-    files = ", ".join(json.dumps(os.path.relpath(path, folder)) for path in prompts)
-    harvest_toml.write_text(HARVEST_TOML.format(port=port, prompts=files), encoding="utf-8")
-    template = (CHECKOUT / "data" / "train-demo.toml").read_text(encoding="utf-8")
+    names = ", ".join(json.dumps(os.path.relpath(path, folder)) for path in prompts)
+    harvest_toml.write_text(HARVEST_TOML.format(port=port, prompts=names), encoding="utf-8")
+    template = (data / "train-demo.toml").read_text(encoding="utf-8")
     train_toml.write_text(
         template.replace("BASE", json.dumps(os.path.relpath(base, folder))), encoding="utf-8"
     )
@@ -115,6 +119,20 @@ def summary_lines(folder: Path, summary: dict[str, Any]) -> list[str]:
         "  run.json          requests_sent, answers_stored, from_cache",
         "Run it again: no request is sent, no answer is paid twice.",
     ]
+
+
+def default_folder() -> Path:
+    """Return `data/demo` of the checkout; `distillation-demo` in the current folder without a checkout."""
+    return CHECKOUT / "data" / "demo" if _is_checkout() else Path("distillation-demo")
+
+
+def _prompt_folder() -> Path:
+    """Return the folder of the prompt files: of the checkout, else where a wheel puts them."""
+    return CHECKOUT / "prompts" if _is_checkout() else Path(str(files("harvester_prompts")))
+
+
+def _is_checkout() -> bool:
+    return (CHECKOUT / "prompts" / PROMPT_FILES[0]).is_file()
 
 
 def _port(harvest_toml: Path) -> int:

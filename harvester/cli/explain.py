@@ -67,6 +67,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
         f"{_BEFORE} For an unknown key the message suggests the nearest known one.",
         "Change the key in the message; `harvester config schema` lists all keys, also for an editor.",
     ),
+    "missing_package": (_BEFORE, "Run the `pip install` command that the message shows."),
     "prompt_file": (
         "All lines are checked before the first request; with --watch a file is read again when it grows.",
         'Correct the line or file that is named; a line is {"prompt": "..."} or {"messages": [...]}.',

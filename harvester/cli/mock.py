@@ -32,13 +32,15 @@ def mock_teacher(context: typer.Context) -> None:
 
 def demo(
     folder: Path | None = typer.Argument(
-        None, metavar="FOLDER", help="Folder to work in; default: data/demo of the checkout."
+        None,
+        metavar="FOLDER",
+        help="Folder to work in; default: data/demo of the checkout, else distillation-demo.",
     ),
     as_json: bool = JSON,
 ) -> None:
     """Run everything once, offline: harvest the mock teacher, train a student, score it, write a report."""
-    from harvester.cli.demo import CHECKOUT, run_demo, summary_lines
+    from harvester.cli.demo import default_folder, run_demo, summary_lines
 
-    work_folder = folder or CHECKOUT / "data" / "demo"
+    work_folder = folder or default_folder()
     summary = run_demo(work_folder)
     emit(summary, summary_lines(work_folder, summary), as_json=as_json)

@@ -38,6 +38,7 @@ from harvester.run.planning.prompt_notes import PromptNotes
 from harvester.run.sharding import with_shard
 from harvester.store import other_settings
 from harvester.store.terms_check import require_unsealed_permitted
+from harvester.system.extras import require
 from harvester.system.hosts import printable
 from harvester.teacher import policies
 from harvester.terms import gate as terms
@@ -299,6 +300,7 @@ def _with_transport(config: HarvestConfig, flags: Overrides) -> HarvestConfig:
 
     Raises:
         ConfigError: batches can't be used with this provider, or with --watch.
+        MissingPackage: the extra `batch` is not installed.
     """
     if flags.transport is not None:
         run = config.run.model_copy(update={"transport": flags.transport})
@@ -306,6 +308,7 @@ def _with_transport(config: HarvestConfig, flags: Overrides) -> HarvestConfig:
     if config.run.transport is Transport.ONLINE:
         return config
     teacher, place = config.teacher, f'[run] transport = "{config.run.transport}"'
+    require("batch", f'transport "{config.run.transport}"')
     if flags.watch:
         remedy = "run without --watch, on a timer: `harvester schedule --systemd` prints one"
         raise ConfigError("a run that watches its prompts can't use batches", place=place, remedy=remedy)
