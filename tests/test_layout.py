@@ -109,7 +109,7 @@ def test_pyproject_lists_every_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     listed = project["tool"]["setuptools"]["packages"]
     assert len(listed) == len(set(listed))
-    assert set(listed) == _packages() | {"harvester_data"}
+    assert set(listed) == _packages() | {"harvester_data", "harvester_prompts"}
 
 
 def test_architecture_lists_every_package():

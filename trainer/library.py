@@ -49,7 +49,8 @@ def train(
         Steps, loss, and the folder of the adapter.
 
     Raises:
-        MissingPackage, ConfigError, DataError, StudentError, TermsRefused, FindingsError: nothing was started.
+        MissingPackage, ConfigError, DataError, StudentError, TermsRefused, FindingsError: nothing was
+            started.
         TrainingDiverged, OutOfMemory: the last checkpoint is good.
     """
     running = start(
