@@ -17,6 +17,7 @@ import typer
 
 from harvester.system.extras import PACKAGES, missing_package, require
 from harvester.system.unused_imports import skip_unused_imports
+from harvester.system.verb_command import VerbApp, VerbCommand
 from harvester.system.version import version_option
 from trainer.console import (
     excluded_phrase,
@@ -39,15 +40,20 @@ process of this one was lost, 77 the terms do not permit it, 130/143 interrupted
 same command resumes). `distil`, `loop`, `onpolicy` and `evaluate` end
 with the exit code of a harvest or judge that fails."""
 
-app = typer.Typer(
+
+class TrainerCommand(VerbCommand):
+    """A command of the trainer."""
+
+    program = "TRAINER"
+
+
+app = VerbApp(
+    TrainerCommand,
     name="trainer",
     help="Fine-tune a local student on a corpus of teacher answers, and evaluate it.",
     epilog=EXIT_CODES,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
-config_app = typer.Typer(help="Describe train.toml.", no_args_is_help=True)
+config_app = VerbApp(TrainerCommand, help="Describe train.toml.")
 app.add_typer(config_app, name="config")
 CONFIG = typer.Argument(..., metavar="CONFIG", help="train.toml", show_default=False)
 # The stages of `trainer distil`, in order.
@@ -147,7 +153,7 @@ def plan(
 @app.command()
 def doctor(
     config: Path = CONFIG,
-    page: Path | None = typer.Option(None, help="File of the page; default: doctor.html in \\[out] path."),
+    page: Path | None = typer.Option(None, help="File of the page; default: doctor.html in [out] path."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Show which tokens are supervised and find faults in the labels, before training; write an HTML page.
@@ -253,7 +259,7 @@ def evaluate(
     ),
     gguf_limit: int | None = typer.Option(None, min=1, help="Held-out prompts for each of these files."),
     judge_only: bool = typer.Option(
-        False, "--judge-only", help="Only ask \\[evaluate] judge about the answers of the last evaluation."
+        False, "--judge-only", help="Only ask [evaluate] judge about the answers of the last evaluation."
     ),
     as_json: bool = AS_JSON,
 ) -> None:
@@ -543,7 +549,7 @@ def main() -> None:
         skip_unused_imports()
     end_on_sigterm()
     try:
-        app()
+        app(prog_name="trainer")
     except HarvesterError as error:
         _end_with(error)
     except ModuleNotFoundError as error:  # in a command that looks for none of them first

@@ -12,9 +12,17 @@ from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from typing import Any
 
+from harvester.system import verb_command
+
 # Exit codes of `harvester run` and `harvester judge` after which the answers are as complete as they will be:
 # all rows done, and all done but more failed than [run] max_failed.
 DONE = frozenset({0, 3})
+
+# Variables of `harvester run` that hold for the harvests of a training, too: what bounds their cost and time.
+_CEILINGS = tuple(
+    verb_command.variable_name("harvester", "run", option)
+    for option in ("max-usd", "max-tokens", "budget-per", "max-runtime", "finish-by", "grace")
+)
 
 # Number of the operation of prctl(2) that asks for a signal when the parent ends; <linux/prctl.h>.
 _PR_SET_PDEATHSIG = 1
@@ -31,10 +39,18 @@ def run_harvester(*words: object) -> tuple[int, dict[str, Any]]:
         an empty one if it printed none.
     """
     command = [sys.executable, "-m", "harvester", *map(str, words), "--json"]
+    # A variable for another option would change what is made here, as HARVESTER_CURATE_OUT does.
+    prefix = verb_command.variable_name("harvester", str(words[0]))
+    environment = verb_command.without_variables(os.environ, [prefix], keep=_CEILINGS)
     # A session of its own keeps a Ctrl-C of the terminal from it. One signal is passed on below; a second one
     # would cancel answers that are paid for.
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=end_with(os.getpid())
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=end_with(os.getpid()),
     ) as process:
         try:
             output, _ = process.communicate()

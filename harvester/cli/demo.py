@@ -22,6 +22,7 @@ from typing import Any
 
 from harvester.errors import ConfigError, HarvesterError, TeacherRefused
 from harvester.system.extras import require
+from harvester.system.verb_command import variable_name, without_variables
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROMPT_FILES = ("skills-train.jsonl", "skills-held-out.jsonl")
@@ -159,7 +160,7 @@ def _mock_teacher(port: int, folder: Path) -> Iterator[None]:
     ledger = ("--ledger", str(folder / "ledger.jsonl"))
     command = [sys.executable, "-m", "harvester", "mock-teacher", "--port", str(port), *ledger]
     with (folder / "mock-teacher.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment())
         try:
             _wait_until_ready(process, port, folder)
             yield
@@ -187,10 +188,18 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, folder: Path)
             time.sleep(0.05)  # between two looks at a process that is starting
 
 
+def _environment() -> dict[str, str]:
+    """Return the environment without variables that set options: the demo sets those of its commands."""
+    verbs = [variable_name("harvester", verb) for verb in ("run", "report", "mock-teacher")]
+    return without_variables(os.environ, [*verbs, "TRAINER"])
+
+
 def _stage(title: str, *command: str) -> str:
     """Run one command; its progress appears on our stderr. Return its last line on stdout, which is JSON."""
     _print_title(title)
-    done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, env=_environment(), check=False
+    )
     if done.returncode != 0:
         raise StageFailed(title, done.returncode)
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else "{}"

@@ -12,7 +12,6 @@ import typer
 from harvester import library
 from harvester.cli.console import JSON, emit, log_as_json, message, progress_display
 from harvester.config.budget_spans import BudgetSpan
-from harvester.config.number_limits import MAX_EXACT_INT, MAX_USD, YEAR_S
 from harvester.config.transport import Transport
 from harvester.errors import Interrupted, StoreError, UsageError
 
@@ -64,24 +63,16 @@ def plan(config: Path = CONFIG, shard: str | None = SHARD, as_json: bool = JSON)
 
 def run(
     config: Path = CONFIG,
-    limit: int | None = typer.Option(
-        None, min=1, max=MAX_EXACT_INT, help="Stop after this many new answers."
-    ),
-    max_usd: float | None = typer.Option(None, min=0, max=MAX_USD, help="Most that this run may cost."),
-    max_tokens: int | None = typer.Option(
-        None, min=1, max=MAX_EXACT_INT, help="Most tokens this run may use."
-    ),
+    limit: int | None = typer.Option(None, help="Stop after this many new answers."),
+    max_usd: float | None = typer.Option(None, help="Most that this run may cost."),
+    max_tokens: int | None = typer.Option(None, help="Most tokens this run may use."),
     budget_per: BudgetSpan = typer.Option(
         BudgetSpan.RUN,
-        help="What --max-usd, --max-tokens and the ceilings of one run in \\[budget] hold for instead.",
+        help="What --max-usd, --max-tokens and the ceilings of one run in [budget] hold for instead.",
     ),
     max_runtime: str | None = typer.Option(None, help="Stop after this time: 90s, 30m, 2h."),
-    grace: float | None = typer.Option(
-        None, min=0, max=YEAR_S, help="Seconds to wait for answers in flight after a signal."
-    ),
-    epoch: int | None = typer.Option(
-        None, min=0, max=MAX_EXACT_INT, help="A new number asks every prompt once more, on purpose."
-    ),
+    grace: float | None = typer.Option(None, help="Seconds to wait for answers in flight after a signal."),
+    epoch: int | None = typer.Option(None, help="A new number asks every prompt once more, on purpose."),
     retry: str | None = typer.Option(
         None, help="Ask again for stored answers with these outcomes: empty,invalid,filtered,refused,unknown."
     ),
@@ -93,7 +84,7 @@ def run(
     metrics_file: Path | None = typer.Option(None, help="Write Prometheus text to this file every 15 s."),
     otel: bool = typer.Option(False, "--otel", help="Send metrics by OTLP; needs the extra `otel`."),
     transport: Transport | None = typer.Option(
-        None, help="Ask one by one (online), in batches (batch), or both (hybrid); \\[run] transport."
+        None, help="Ask one by one (online), in batches (batch), or both (hybrid); [run] transport."
     ),
     shard: str | None = SHARD,
     log_json: bool = typer.Option(False, "--log-json", help="Print JSON records on stderr, one a line."),

@@ -36,7 +36,7 @@ def judge(
 ) -> None:
     """Ask a teacher to score answers, or to compare them with others, in both orders.
 
-    CONFIG is a harvest.toml with a table \\[judge] instead of prompts; it names a corpus, or a file of pairs.
+    CONFIG is a harvest.toml with a table [judge] instead of prompts; it names a corpus, or a file of pairs.
     Run it again to resume: what is stored is never asked again. A reply without a verdict is asked for once
     more. curate.toml filters by verdicts.
     """

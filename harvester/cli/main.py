@@ -9,9 +9,8 @@ import io
 import os
 import sys
 
-import typer
-
 from harvester.cli import harvest, import_prompts, judge, mock, reference, report, status, store, terms
+from harvester.cli.commands import HarvesterApp
 from harvester.cli.console import emit, message, stdout_error
 from harvester.errors import HarvesterError, StoreError
 from harvester.system.open_files import SHORTAGE
@@ -23,13 +22,10 @@ EXIT_CODES = """Exit codes: 0 complete; 1 verify or --check found a problem; 2 w
 10 stopped at a limit, resumable; 75 another process uses the store; 77 the terms do not permit it;
 130 or 143 interrupted by a signal, resumable."""
 
-app = typer.Typer(
+app = HarvesterApp(
     name="harvester",
     help="Ask a teacher many prompts, keep every paid answer, write them to Parquet files.",
     epilog=EXIT_CODES,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -53,7 +49,7 @@ def main() -> None:
         skip_unused_imports()
     _standard_streams()
     try:
-        app()
+        app(prog_name="harvester")
     except HarvesterError as error:
         _print_error(error)
         sys.exit(error.exit_code)

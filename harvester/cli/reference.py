@@ -8,11 +8,12 @@ from typing import Any
 
 import typer
 
+from harvester.cli.commands import HarvesterApp
 from harvester.cli.console import JSON, emit
 from harvester.config.shard import MOST_SHARDS
 from harvester.errors import UsageError
 
-config_app = typer.Typer(no_args_is_help=True, help="Describe the keys of harvest.toml.")
+config_app = HarvesterApp(help="Describe the keys of harvest.toml.")
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +55,7 @@ def schedule(
     config: Path = typer.Argument(..., metavar="CONFIG", help="Path of a harvest.toml.", show_default=False),
     systemd: bool = typer.Option(False, "--systemd", help="Print a service and its timer."),
     cron: bool = typer.Option(False, "--cron", help="Print lines for a crontab."),
-    k8s: bool = typer.Option(False, "--k8s", help="Print a CronJob, or a Job without \\[schedule] hours."),
+    k8s: bool = typer.Option(False, "--k8s", help="Print a CronJob, or a Job without [schedule] hours."),
     slurm: bool = typer.Option(False, "--slurm", help="Print a job array: one task for each of --shards."),
     shards: int | None = typer.Option(
         None, min=2, max=MOST_SHARDS, help="Split the harvest: for --slurm, and for --k8s an indexed Job."

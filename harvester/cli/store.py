@@ -136,7 +136,7 @@ def rederive(store: Path = STORE, as_json: bool = JSON) -> None:
 def adopt(
     store: Path = STORE,
     identity: str = typer.Option(
-        ..., help="Name of the teacher, as in \\[teacher] identity.", show_default=False
+        ..., help="Name of the teacher, as in [teacher] identity.", show_default=False
     ),
     from_url: str | None = typer.Option(
         None, "--from", metavar="URL", help="Its base_url of before. Default: the only one of the store."

@@ -10,6 +10,7 @@ from typing import Literal
 
 import typer
 
+from harvester.cli.commands import HarvesterApp
 from harvester.cli.console import JSON, emit
 
 BESIDE = typer.Option(
@@ -22,9 +23,7 @@ BESIDE = typer.Option(
 RECORD = typer.Argument(..., metavar="ID", help="Id of a terms record.", show_default=False)
 Outcome = Literal["unchanged", "changed"]
 
-terms_app = typer.Typer(
-    no_args_is_help=True, help="Show what a teacher's terms permit. Our reading of them, not legal advice."
-)
+terms_app = HarvesterApp(help="Show what a teacher's terms permit. Our reading of them, not legal advice.")
 
 
 def register(app: typer.Typer) -> None:

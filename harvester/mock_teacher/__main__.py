@@ -22,7 +22,7 @@ def parser(prog: str = "python -m harvester.mock_teacher") -> argparse.ArgumentP
     flags = argparse.ArgumentParser(
         prog=prog,
         description="A local OpenAI-compatible teacher with rules, limits, faults and a billing ledger.",
-        epilog=f"example: {prog} --port 8000 --rpm 600 --accuracy 0.9 --ledger billed.jsonl",
+        epilog=f"example: {prog} --port 8000 --rpm 600 --accuracy 0.9",
     )
     add = flags.add_argument
     add("--host", default="127.0.0.1")

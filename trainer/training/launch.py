@@ -79,7 +79,9 @@ def launch(config: Path, processes: int, report: Report, *, flags: Sequence[str]
             place="--processes",
             remedy="leave the option out to train in one process",
         )
-    return run_workers([sys.executable, "-m", "trainer", "train", str(config), *flags], processes, report)
+    # `--processes 1`: TRAINER_TRAIN_PROCESSES, which the workers inherit, is that of the launcher.
+    command = [sys.executable, "-m", "trainer", "train", str(config), "--processes", "1", *flags]
+    return run_workers(command, processes, report)
 
 
 def run_workers(command: Sequence[str], count: int, report: Report) -> int:

@@ -36,8 +36,8 @@ def test_two_processes_learn_what_one_does(tmp_path, dropout):
     train(row, Callbacks(on_step=logs.append))
     toml = tiny.train_toml(tmp_path / "two", rows, **shape)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "trainer", "train", str(toml), "--processes", "2", "--json"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-W", "ignore", "-m", "trainer", "train", str(toml), "--json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TRAINER_TRAIN_PROCESSES": "2"},
         capture_output=True,
         text=True,
         check=False,
